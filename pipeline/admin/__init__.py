@@ -1,0 +1,1 @@
+"""What an operator does: check, migrate, status, a local cluster."""

@@ -1,0 +1,169 @@
+"""Every error that this package raises: one root, each with its fields and whether trying again can help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class PipelineError(Exception):
+    """The root of all errors of this package."""
+
+    #: True where the same call may succeed later, with nothing changed by the caller.
+    retryable = False
+
+
+# configuration ------------------------------------------------------------------------------------------------
+
+
+class ConfigError(PipelineError):
+    """The configuration is not usable; `faults` lists every fault that was found, a sentence each."""
+
+    def __init__(self, faults: Iterable[str]):
+        self.faults = tuple(faults)
+        super().__init__("\n".join(self.faults))
+
+
+# refused at the door: nothing was sent ----------------------------------------------------------------------
+
+
+class BadOp(PipelineError):
+    """The call cannot become an op; nothing was sent. The message says what to change."""
+
+
+class UnknownTable(BadOp):
+    """A table that nobody defined in this process."""
+
+    def __init__(self, table: str, known: Iterable[str] = ()):
+        hint = did_you_mean(table, known)
+        super().__init__(f"table {table!r} is not defined here{hint}; call pipeline.define_tables(db) first")
+        self.table = table
+
+
+class UnknownField(BadOp):
+    """A field that the table does not have."""
+
+    def __init__(self, table: str, field: str, known: Iterable[str]):
+        super().__init__(f"table {table!r} has no field {field!r}{did_you_mean(field, known)}")
+        self.table, self.field = table, field
+
+
+class BadValue(BadOp):
+    """A value that the column cannot hold exactly. The value itself is never repeated in the message."""
+
+    def __init__(self, table: str, field: str, why: str):
+        super().__init__(f"{table}.{field} {why}")
+        self.table, self.field = table, field
+
+
+class BadQuery(BadOp):
+    """A query or an expression that the log cannot carry."""
+
+
+class ShardKeyError(BadOp):
+    """The shard key is missing, or the call would change it."""
+
+
+class CrossBucket(BadOp):
+    """An atomic group, or one op, touches two buckets; it cannot be applied in one transaction."""
+
+
+class BadToken(BadOp):
+    """A text that is not a receipt of this pipeline."""
+
+
+# the pipeline cannot take it now ------------------------------------------------------------------------------
+
+
+class Unavailable(PipelineError):
+    """Something did not answer in time."""
+
+    retryable = True
+
+
+class LogUnavailable(Unavailable):
+    """Redis did not answer in time. Unless `sent` is False the op may or may not be in the log."""
+
+    def __init__(self, why: str, *, sent: bool = True):
+        tail = "; the op may or may not be queued: try again with the same idempotency_key" if sent else ""
+        super().__init__(f"Redis: {why}{tail}")
+        self.sent = sent
+
+
+class ShardUnavailable(Unavailable):
+    """A database server of a shard did not answer in time, or refused the connection."""
+
+    def __init__(self, node: str, why: str):
+        super().__init__(f"node {node!r}: {why}")
+        self.node = node
+
+
+class PipelineFull(Unavailable):
+    """The queue is at its limit; nothing was sent."""
+
+    def __init__(self, why: str):
+        super().__init__(f"the pipeline is full: {why}; nothing was queued, try again later")
+
+
+class OpsLost(PipelineError):
+    """Redis lost ops that it had acknowledged (a failover, a restore); they are recorded as lost."""
+
+    def __init__(self, bucket: int, producer: int, first: int, last: int):
+        super().__init__(
+            f"bucket {bucket}: Redis lost the ops {first} to {last} of producer {producer}; "
+            "they are recorded in pipeline_lost and their receipts say 'lost'"
+        )
+        self.bucket, self.producer, self.first, self.last = bucket, producer, first, last
+
+
+class NoProducerNumber(Unavailable):
+    """All 128 producer numbers are leased."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "all 128 producer numbers are leased: at most 128 processes may enqueue at once; "
+            "a number comes free 60 s after its process has gone"
+        )
+
+
+class NotMigrated(PipelineError):
+    """A shard lacks the pipeline's own tables."""
+
+    def __init__(self, node: str, why: str):
+        super().__init__(f"node {node!r} is not prepared ({why}); run: pipeline migrate")
+        self.node = node
+
+
+class SchemaUnknown(Unavailable):
+    """A worker met an op whose table definition it cannot find, or that the database does not follow yet."""
+
+
+# the fate of an op ----------------------------------------------------------------------------------------------
+
+
+class Rejected(PipelineError):
+    """The database refused the op for good; `reason` is the database's own sentence."""
+
+    def __init__(self, where: str, reason: str, code: int | None = None):
+        super().__init__(f"{where} was rejected: {reason}")
+        self.reason, self.code = reason, code
+
+
+class Lost(PipelineError):
+    """The log lost the op before it was applied."""
+
+
+class WaitTimeout(PipelineError):
+    """The op was not applied in time; it is still queued."""
+
+    retryable = True
+
+    def __init__(self, what: str, waited_s: float, stage: str):
+        super().__init__(f"{what} was still {stage} after {waited_s:.3g} s")
+        self.waited_s, self.stage = waited_s, stage
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the nearest known word, or the empty string."""
+    near = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,1 @@
+"""The log: Redis streams, one per bucket, and what rings a worker."""

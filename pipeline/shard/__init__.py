@@ -1,0 +1,1 @@
+"""The shards: sessions, dialects and the pipeline's own tables, through pyDAL."""
