@@ -1,0 +1,1 @@
+"""The write path of pyDAL: queued writes, applied to shards exactly once and in order."""

@@ -1,0 +1,150 @@
+"""What a log can do. `redis_log.RedisLog` does it over Redis, `memory.MemoryLog` in this process; one suite tests both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from pipeline.ids import Lease
+from pipeline.op import Entry, Position
+
+#: Codes of `Placed`.
+APPENDED, SEEN, HOLE = 0, 1, 2
+
+
+class Append(NamedTuple):
+    """Ops of one bucket, in order, and the producer's sequence of the first of them."""
+
+    bucket: int
+    first: int
+    payloads: Sequence[bytes]
+
+
+class Placed(NamedTuple):
+    """Where the first op of an `Append` stands; after HOLE, `position.seq` is the last producer sequence seen."""
+
+    code: int
+    position: Position
+
+
+class Appended(NamedTuple):
+    """The answer to one call: a place per `Append`, and the shards whose bell the caller now has to ring."""
+
+    placed: list[Placed]
+    ring: list[str]
+    same: str | None = None  # the first call's receipt, where the idempotency key was seen
+
+
+class Scope(NamedTuple):
+    """The logs that share an epoch: those of a shard; the reference log has one of its own, for all shards."""
+
+    name: str
+    shards: tuple[str, ...]
+
+
+class EpochStale(Exception):  # noqa: N818 - a signal between publish and log, never seen by callers
+    """The server is not the one that this epoch was given out on: raise the epoch, then append again."""
+
+
+class Line(Protocol):
+    """A connection of one producer. Not thread-safe."""
+
+    def append(
+        self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], idempotency_key: str, row_id: int
+    ) -> Appended:
+        """Append all; try once more on a new connection if the answer does not come.
+
+        Raises:
+            EpochStale: nothing was written.
+            PipelineFull: nothing was written.
+            LogUnavailable: no answer in time; with `sent` the ops may be in the log.
+        """
+        ...
+
+    def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
+        """Wait until what this line appended is on a Redis replica, or fsynced here; return whether it is."""
+        ...
+
+    def close(self) -> None:
+        """Give the connection back."""
+        ...
+
+
+class Log(Protocol):
+    """The logs of all buckets, the dirty sets and the bells."""
+
+    def line(self) -> Line:
+        """Return a line of its own for one producer."""
+        ...
+
+    def epoch(self, scope: str) -> tuple[int, bool, str]:
+        """Return the scope's epoch (0: none), whether it was given out on this very server, and what to raise it from."""
+        ...
+
+    def raise_epoch(self, scope: str, seen: str, epoch: int) -> bool:
+        """Set the epoch if nobody else did since *seen*."""
+        ...
+
+    def publish_schema(self, name: str, hash: str, text: str) -> None:
+        """Make a table definition known to workers, and the table's newest one known to migrate."""
+        ...
+
+    def schema(self, hash: str) -> str | None:
+        """Return the definition with that hash."""
+        ...
+
+    def tables(self) -> dict[str, str]:
+        """Return the newest definition of every table, by name."""
+        ...
+
+    def due(self, shard: str, limit: int) -> dict[int, int]:
+        """Silence the bell; return the oldest due buckets, each with the bytes of its largest op (0: small)."""
+        ...
+
+    def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:
+        """Return up to *count* entries of each bucket behind a position, in order."""
+        ...
+
+    def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
+        """Publish watermarks, un-dirty what is drained; return whether to ring and how many buckets are dirty."""
+        ...
+
+    def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
+        """Take a bell that nobody rings; return whether to ring and how many buckets are dirty."""
+        ...
+
+    def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
+        """Mark buckets as having unapplied entries."""
+        ...
+
+    def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
+        """Return the last position of each log that has entries."""
+        ...
+
+    def marks(self, shard: str) -> dict[int, Position]:
+        """Return the published watermarks: a copy, perhaps old, never ahead of what was committed somewhere."""
+        ...
+
+    def trim(self, behind: Mapping[int, Position]) -> int:
+        """Delete entries up to and including each position; return how many were deleted, about."""
+        ...
+
+    def lease_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
+        """Lease a producer number, or lengthen a lease; see `ids`."""
+        ...
+
+    def set_full(self, reason: str | None, for_ms: int = 5000) -> None:
+        """Let nothing in for a while, or let everything in again."""
+        ...
+
+    def memory_share(self) -> float:
+        """Return used memory as a share of the limit; 0.0 where there is no limit."""
+        ...
+
+    def claim(self, name: str, for_ms: int) -> bool:
+        """Take a lease on a chore that one worker at a time does; return whether it was free."""
+        ...
+
+    def close(self) -> None:
+        """Close all connections."""
+        ...

@@ -1,0 +1,63 @@
+"""The names of everything in Redis, under one prefix. The scripts in `lua/` document what each holds.
+
+    <prefix>:log:<bucket>       stream  the ops; positions <epoch>-<dense seq>
+    <prefix>:big:<bucket>       string  bytes of the largest op of late, where ops are large
+    <prefix>:epoch:<scope>      string  "<epoch> <master_replid>"
+    <prefix>:dirty:<shard>      zset    bucket -> ms from when on it may be applied
+    <prefix>:bell:<shard>       string  there while a Celery message is on its way
+    <prefix>:marks:<shard>      hash    bucket -> watermark, a copy for readers
+    <prefix>:producer:<id>      hash    bucket -> "<last seq> <epoch> <seq>"; expires when idle
+    <prefix>:same:<bucket>:<k>  string  the receipt of the first op with that idempotency key; expires
+    <prefix>:schemas            hash    hash -> table definition as JSON
+    <prefix>:tables             hash    table -> hash of its newest definition
+    <prefix>:ids                hash    producer number -> lease
+    <prefix>:full               string  why nothing is let in; expires
+    <prefix>:chore:<name>       string  lease of a chore; expires
+"""
+
+from __future__ import annotations
+
+
+class Keys:
+    """Makes the names."""
+
+    def __init__(self, prefix: str):
+        self.prefix = prefix
+        self.schemas, self.tables = f"{prefix}:schemas", f"{prefix}:tables"
+        self.ids, self.full = f"{prefix}:ids", f"{prefix}:full"
+
+    def log(self, bucket: int) -> str:
+        """Return the stream of a bucket."""
+        return f"{self.prefix}:log:{bucket}"
+
+    def big(self, bucket: int | str) -> str:
+        """Return the key of a bucket's largest op."""
+        return f"{self.prefix}:big:{bucket}"
+
+    def epoch(self, scope: str) -> str:
+        """Return the epoch key of a scope."""
+        return f"{self.prefix}:epoch:{scope}"
+
+    def dirty(self, shard: str) -> str:
+        """Return the dirty set of a shard."""
+        return f"{self.prefix}:dirty:{shard}"
+
+    def bell(self, shard: str) -> str:
+        """Return the bell of a shard."""
+        return f"{self.prefix}:bell:{shard}"
+
+    def marks(self, shard: str) -> str:
+        """Return the published watermarks of a shard."""
+        return f"{self.prefix}:marks:{shard}"
+
+    def producer(self, producer: int) -> str:
+        """Return the sequences of a producer."""
+        return f"{self.prefix}:producer:{producer}"
+
+    def same(self, bucket: int, idempotency_key: str) -> str:
+        """Return the key of an idempotency key."""
+        return f"{self.prefix}:same:{bucket}:{idempotency_key}"
+
+    def chore(self, name: str) -> str:
+        """Return the lease of a chore."""
+        return f"{self.prefix}:chore:{name}"

@@ -1,0 +1,128 @@
+"""One producer's own connection: the hot path of enqueue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import redis
+
+from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
+from pipeline.log.connection import script
+from pipeline.log.contract import Append, Appended, EpochStale, Placed, Scope
+from pipeline.log.keys import Keys
+from pipeline.op import Position
+
+#: A Celery message that nobody fetched for this long no longer counts as on its way. Bounds what a lost ring costs.
+BELL_MS = 1500
+#: Redis forgets a producer's sequences after this; a sender that idled half of it starts anew under another number.
+PRODUCER_TTL_MS = 2 * 86_400_000
+#: An idempotency key is remembered this long in Redis (the shard keeps it longer).
+IDEMPOTENCY_TTL_MS = 86_400_000
+#: From this size on the log notes the size of a bucket's ops, so that a worker reads few at a time.
+BIG_BYTES = 16_384
+_TRANSIENT = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.ReadOnlyError, OSError)
+
+
+class RedisLine:
+    """A `contract.Line` over one connection of the pool."""
+
+    def __init__(self, pool: Any, keys: Keys):
+        self._pool, self._keys = pool, keys
+        self._connection: Any = None
+        self._text, self._sha = script("enqueue")
+
+    def append(
+        self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], idempotency_key: str, row_id: int
+    ) -> Appended:
+        """See `contract.Line.append`. A second try is safe: the script knows the producer's sequences."""
+        command = self._command(scope, epoch, producer, appends, idempotency_key, row_id)
+        try:
+            text = self._call(command)
+        except _TRANSIENT:
+            self._drop()
+            try:
+                text = self._call(command)
+            except _TRANSIENT as error:
+                self._drop()
+                raise LogUnavailable(f"{type(error).__name__}: {error}") from error
+        return _read_reply(text, scope)
+
+    def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
+        """See `contract.Line.replicated`. Uses WAITAOF (Redis 7.2, Valkey) or WAIT."""
+        milliseconds = str(max(1, int(timeout_s * 1000)))
+        command = ("WAITAOF", "1", "0", milliseconds) if fsync else ("WAIT", "1", milliseconds)
+        try:
+            reached = self._send(command)
+        except redis.exceptions.ResponseError as error:
+            need = "Redis 7.2 or Valkey with appendonly yes" if fsync else "Redis replication"
+            raise PipelineError(f"this durability needs {need}; the op is queued ({error})") from error
+        except _TRANSIENT:
+            self._drop()
+            return False
+        return int(reached[0] if fsync else reached) >= 1
+
+    def close(self) -> None:
+        """Give the connection back to the pool."""
+        if self._connection is not None:
+            self._pool.release(self._connection)
+            self._connection = None
+
+    def _command(
+        self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], idempotency_key: str, row_id: int
+    ) -> list[Any]:
+        keys = self._keys
+        same = keys.same(appends[0].bucket, idempotency_key) if idempotency_key else ""
+        names: list[Any] = [keys.epoch(scope.name), keys.full, keys.producer(producer), same]
+        for shard in scope.shards:
+            names += (keys.dirty(shard), keys.bell(shard))
+        rest: list[Any] = []
+        biggest = 0
+        for bucket, first, payloads in appends:
+            names += (keys.log(bucket), keys.big(bucket))
+            rest += (bucket, first, len(payloads), *payloads)
+            biggest = max(biggest, max(map(len, payloads)))
+        big = biggest if biggest >= BIG_BYTES else 0
+        fixed = (epoch, len(scope.shards), BELL_MS, producer, PRODUCER_TTL_MS, big, IDEMPOTENCY_TTL_MS, row_id)
+        return ["EVALSHA", self._sha, len(names), *names, *fixed, *rest]
+
+    def _call(self, command: list[Any]) -> bytes:
+        try:
+            return self._send(command)  # type: ignore[no-any-return]
+        except redis.exceptions.NoScriptError:
+            return self._send(["EVAL", self._text, *command[2:]])  # type: ignore[no-any-return]
+        except _TRANSIENT:
+            raise
+        except redis.exceptions.ResponseError as error:
+            if "OOM" in str(error):
+                raise PipelineFull("Redis is at maxmemory") from error
+            raise LogUnavailable(str(error), sent=False) from error
+
+    def _send(self, command: Sequence[Any]) -> Any:
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = self._pool.get_connection()
+        connection.send_command(*command)
+        return connection.read_response()
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.disconnect()
+            self._pool.release(connection)
+
+
+def _read_reply(text: bytes | str, scope: Scope) -> Appended:
+    words = (text.decode() if isinstance(text, bytes) else text).split(" ")
+    if words[0] == "epoch":
+        raise EpochStale
+    if words[0] == "full":
+        raise PipelineFull(" ".join(words[1:]))
+    if words[0] == "same":
+        return Appended([], [], " ".join(words[1:]))
+    ring = [shard for shard, bit in zip(scope.shards, words[1], strict=True) if bit == "1"]
+    numbers = list(map(int, words[2:]))
+    placed = [
+        Placed(numbers[i], Position(numbers[i + 1], numbers[i + 2])) for i in range(0, len(numbers), 3)
+    ]
+    return Appended(placed, ring)

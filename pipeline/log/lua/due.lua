@@ -1,0 +1,15 @@
+#!lua flags=allow-oom
+-- Silence the bell, then list the buckets that may be applied now: in this order no wake-up can be lost.
+--
+-- KEYS  1 dirty  2 bell
+-- ARGV  1 how many at most  2 prefix of the `big` keys
+-- Returns a flat list: bucket, bytes of its largest op of late (0: small) …, oldest first.
+redis.call('DEL', KEYS[2])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local reply = {}
+for _, bucket in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do
+  reply[#reply + 1] = bucket
+  reply[#reply + 1] = redis.call('GET', ARGV[2] .. bucket) or '0'
+end
+return reply

@@ -1,0 +1,28 @@
+#!lua flags=allow-oom
+-- After a commit: publish the watermarks, un-dirty what is drained, and take the bell if anything is left.
+-- May run out of memory limits: draining must never need free memory.
+--
+-- KEYS  1 dirty  2 bell  3 marks (hash bucket -> "<epoch>-<seq>", a copy for readers)  then one log per bucket
+-- ARGV  1 bell ms  2 delay ms of the buckets that are left  then per log: bucket, epoch, seq
+-- Returns "<ring: 0|1> <buckets still dirty>".
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+for i = 4, #KEYS do
+  local at = 3 * (i - 4) + 3
+  local bucket, epoch, seq = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  redis.call('HSET', KEYS[3], bucket, ARGV[at + 1] .. '-' .. ARGV[at + 2])
+  local top = redis.call('XREVRANGE', KEYS[i], '+', '-', 'COUNT', 1)[1]
+  local clean = true
+  if top then
+    local e, s = string.match(top[1], '(%d+)-(%d+)')
+    clean = tonumber(e) < epoch or (tonumber(e) == epoch and tonumber(s) <= seq)
+  end
+  if clean then
+    redis.call('ZREM', KEYS[1], bucket)
+  else
+    redis.call('ZADD', KEYS[1], 'XX', now + tonumber(ARGV[2]), bucket)
+  end
+end
+local left, ring = redis.call('ZCARD', KEYS[1]), 0
+if left > 0 and ARGV[2] == '0' and redis.call('SET', KEYS[2], '1', 'NX', 'PX', ARGV[1]) then ring = 1 end
+return ring .. ' ' .. left

@@ -1,0 +1,209 @@
+"""The log over Redis or Valkey.
+
+Every position in a log was given out by `enqueue.lua` on one lineage of the server (its `master_replid`), under an
+epoch above every watermark; a server that restarted or was promoted takes nothing before a new epoch is raised.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import redis
+
+from pipeline.errors import NoProducerNumber
+from pipeline.ids import PRODUCERS, SPAN_MS, Lease
+from pipeline.log.connection import connect, script, translated
+from pipeline.log.keys import Keys
+from pipeline.log.line import BELL_MS, RedisLine
+from pipeline.op import Entry, Position
+
+#: A producer number comes free this long after its process has gone, ms.
+LEASE_MS = 60_000
+
+
+class RedisLog:
+    """A `contract.Log`.
+
+    Args:
+        url: see `connection.connect`.
+        prefix: of every key.
+        timeout_s: the longest that one append may take in all, its second try included.
+        read_s: the longest that any other call may take.
+    """
+
+    def __init__(self, url: str, *, prefix: str = "pl", timeout_s: float = 0.25, read_s: float = 5.0):
+        self.keys = Keys(prefix)
+        self._client = connect(url, read_s=read_s, connect_s=min(read_s, 2.0))
+        # raw replies: the driver would make a dict of every entry
+        for command in ("XRANGE", "XREVRANGE"):
+            self._client.response_callbacks.pop(command, None)
+        # two tries: read, then connect and read again
+        self._lines = connect(url, read_s=timeout_s * 0.4, connect_s=timeout_s * 0.2).connection_pool
+
+    def line(self) -> RedisLine:
+        """See `contract.Log`; so are all below."""
+        return RedisLine(self._lines, self.keys)
+
+    # epochs -------------------------------------------------------------------------------------------------
+
+    def epoch(self, scope: str) -> tuple[int, bool, str]:
+        with translated():
+            seen = _text(self._client.get(self.keys.epoch(scope)))
+            replid = self._client.info("replication")["master_replid"]
+        epoch, _, given_on = seen.partition(" ")
+        return int(epoch or 0), given_on == replid, f"{replid} {seen}"
+
+    def raise_epoch(self, scope: str, seen: str, epoch: int) -> bool:
+        replid, _, value = seen.partition(" ")
+        return bool(self._run("raise_epoch", [self.keys.epoch(scope)], [value, epoch, replid]))
+
+    # table definitions --------------------------------------------------------------------------------------
+
+    def publish_schema(self, name: str, hash: str, text: str) -> None:
+        with translated():
+            pipe = self._client.pipeline()
+            pipe.hset(self.keys.schemas, hash, text)
+            pipe.hset(self.keys.tables, name, hash)
+            pipe.execute()
+
+    def schema(self, hash: str) -> str | None:
+        with translated():
+            found = self._client.hget(self.keys.schemas, hash)
+        return _text(found) if found is not None else None
+
+    def tables(self) -> dict[str, str]:
+        with translated():
+            names = _hash(self._client.hgetall(self.keys.tables))
+            texts = self._client.hmget(self.keys.schemas, list(names.values())) if names else []
+        return {name: _text(text) for name, text in zip(names, texts, strict=True) if text is not None}
+
+    # draining -----------------------------------------------------------------------------------------------
+
+    def due(self, shard: str, limit: int) -> dict[int, int]:
+        flat = self._run("due", [self.keys.dirty(shard), self.keys.bell(shard)], [limit, self.keys.big("")])
+        return {int(flat[i]): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+
+    def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:
+        with translated():
+            pipe = self._client.pipeline(transaction=False)
+            for bucket, (epoch, seq) in after.items():
+                pipe.execute_command("XRANGE", self.keys.log(bucket), f"{epoch}-{seq + 1}", "+", "COUNT", count[bucket])
+            replies = pipe.execute()
+        return {bucket: _entries(bucket, reply) for bucket, reply in zip(after, replies, strict=True)}
+
+    def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
+        keys = [self.keys.dirty(shard), self.keys.bell(shard), self.keys.marks(shard), *map(self.keys.log, marks)]
+        arguments: list[Any] = [BELL_MS, delay_ms]
+        for bucket, (epoch, seq) in marks.items():
+            arguments += (bucket, epoch, max(seq, 0) if epoch else 0)
+        return _ring(self._run("finish", keys, arguments))
+
+    def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
+        return _ring(self._run("sweep", [self.keys.dirty(shard), self.keys.bell(shard)], [BELL_MS, due_ms]))
+
+    def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
+        scores = dict.fromkeys(map(str, buckets), 0)
+        if scores:
+            with translated():
+                self._client.zadd(self.keys.dirty(shard), scores, nx=True)
+
+    def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
+        buckets = list(buckets)
+        with translated():
+            pipe = self._client.pipeline(transaction=False)
+            for bucket in buckets:
+                pipe.execute_command("XREVRANGE", self.keys.log(bucket), "+", "-", "COUNT", 1)
+            replies = pipe.execute()
+        return {b: _position(reply[0][0]) for b, reply in zip(buckets, replies, strict=True) if reply}
+
+    def marks(self, shard: str) -> dict[int, Position]:
+        with translated():
+            found = _hash(self._client.hgetall(self.keys.marks(shard)))
+        return {int(bucket): Position.parse(text) for bucket, text in found.items()}
+
+    def trim(self, behind: Mapping[int, Position]) -> int:
+        with translated():
+            pipe = self._client.pipeline(transaction=False)
+            for bucket, (epoch, seq) in behind.items():
+                # `~` frees whole nodes only: cheap, and up to 100 entries too many may stay
+                pipe.execute_command("XTRIM", self.keys.log(bucket), "MINID", "~", f"{epoch}-{seq + 1}")
+            return int(sum(pipe.execute()))
+
+    # chores -------------------------------------------------------------------------------------------------
+
+    def lease_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
+        held = lease.number if lease else -1
+        start = random.randrange(PRODUCERS)
+        arguments = [token, held, until_ms, LEASE_MS, PRODUCERS, start, SPAN_MS]
+        reply = self._run("lease_ids", [self.keys.ids], arguments)
+        if not reply:
+            raise NoProducerNumber
+        return Lease(*map(int, reply))
+
+    def set_full(self, reason: str | None, for_ms: int = 5000) -> None:
+        with translated():
+            if reason is None:
+                self._client.delete(self.keys.full)
+            else:
+                self._client.set(self.keys.full, reason, px=for_ms)
+
+    def memory_share(self) -> float:
+        with translated():
+            memory = self._client.info("memory")
+        return memory["used_memory"] / memory["maxmemory"] if memory.get("maxmemory") else 0.0
+
+    def claim(self, name: str, for_ms: int) -> bool:
+        with translated():
+            return bool(self._client.set(self.keys.chore(name), "1", nx=True, px=for_ms))
+
+    def server(self) -> dict[str, Any]:
+        """Return the server's INFO, for `check` and `status`."""
+        with translated():
+            return dict(self._client.info())
+
+    def setting(self, name: str) -> str | None:
+        """Return one CONFIG value, or None where the server does not tell it."""
+        try:
+            return _text(self._client.config_get(name).get(name)) or None
+        except redis.exceptions.ResponseError:
+            return None
+
+    def close(self) -> None:
+        self._client.close()
+        self._client.connection_pool.disconnect()
+        self._lines.disconnect()
+
+    def _run(self, name: str, keys: list[str], arguments: list[Any]) -> Any:
+        text, sha = script(name)
+        with translated():
+            try:
+                return self._client.evalsha(sha, len(keys), *keys, *arguments)
+            except redis.exceptions.NoScriptError:
+                return self._client.eval(text, len(keys), *keys, *arguments)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else value or ""
+
+
+def _hash(found: Mapping[Any, Any]) -> dict[str, str]:
+    return {_text(key): _text(value) for key, value in found.items()}
+
+
+def _ring(reply: Any) -> tuple[bool, int]:
+    ring, dirty = _text(reply).split(" ")
+    return ring == "1", int(dirty)
+
+
+def _position(id: Any) -> Position:
+    return Position.parse(_text(id))
+
+
+def _entries(bucket: int, reply: Any) -> list[Entry]:
+    entries = []
+    for id, fields in reply:
+        # p <producer> s <producer seq> o <op>, always in this order
+        entries.append(Entry(bucket, _position(id), int(fields[1]), int(fields[3]), fields[5]))
+    return entries

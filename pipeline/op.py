@@ -1,0 +1,81 @@
+"""The op: the one frozen value that travels, from the caller to the row.
+
+Log, spool, worker and dead letters carry the same bytes: a JSON array, readable in `redis-cli`. Columns are numbers,
+their place in the table definition that `schema` names; values are in the canonical form of `pipeline.values`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgspec
+
+INSERT, UPDATE, DELETE, UPSERT, GROUP = "insert", "update", "delete", "upsert", "group"
+
+
+class Position(NamedTuple):
+    """A place in a bucket's log. Positions of one log compare as they were given out; across epochs too."""
+
+    epoch: int
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.seq}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """Read what `str` wrote."""
+        epoch, _, seq = text.partition("-")
+        return cls(int(epoch), int(seq))
+
+
+#: The watermark of a bucket to which nothing was ever applied.
+START = Position(0, -1)
+
+
+class Op(msgspec.Struct, frozen=True, array_like=True):
+    """One row write, or an atomic group of them (`kind` group, its members in `ops`).
+
+    An update or delete names its row by `id`, or its rows by `where`; an upsert finds it by the columns `key` and, if
+    it is there, sets only the columns `renew`. An expression is `["+", ["c", column], ["v", value]]` and the like.
+    """
+
+    kind: str
+    table: str
+    schema: str
+    at_ms: int
+    id: int | None = None
+    columns: tuple[int, ...] = ()
+    values: tuple[Any, ...] = ()
+    where: list[Any] | None = None
+    expressions: tuple[tuple[int, list[Any]], ...] = ()
+    key: tuple[int, ...] = ()
+    renew: tuple[int, ...] = ()
+    idempotency_key: str | None = None
+    ops: tuple[Op, ...] = ()
+
+    @property
+    def members(self) -> tuple[Op, ...]:
+        """The row writes in it, in order."""
+        return self.ops or (self,)
+
+
+class Entry(NamedTuple):
+    """One entry of a log: an op, where it stands, and who sent it as its how-manieth."""
+
+    bucket: int
+    position: Position
+    producer: int
+    producer_seq: int
+    payload: bytes
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Op)
+
+encode = _encoder.encode
+
+
+def decode(payload: bytes) -> Op:
+    """Read an op that `encode` wrote."""
+    return _decoder.decode(payload)

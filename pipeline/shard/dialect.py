@@ -1,0 +1,153 @@
+"""What differs between the databases, beyond what pyDAL's own `expand` does: a value per engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+
+class Dialect(Protocol):
+    """SQL of one engine."""
+
+    name: str
+    begin: str
+    #: Behind a SELECT of watermark rows: lock what is free, skip what another worker holds.
+    lock: str
+    #: The server's clock in ms.
+    now_ms: str
+    #: Where the server tells no limit, bytes of one statement.
+    statement_bytes: int
+
+    def uri(self, uri: str) -> str:
+        """Return the URI with what this engine needs added."""
+        ...
+
+    def driver_args(self, connect_s: float, statement_s: float, found_rows: int) -> dict[str, Any]:
+        """Return the driver's arguments: time-outs above all."""
+        ...
+
+    def session(self, read_only: bool) -> Sequence[str]:
+        """Return the statements to run after each connect, after pyDAL's own."""
+        ...
+
+    def quote(self, name: str) -> str:
+        """Quote an identifier."""
+        ...
+
+    def on_conflict(self, key: Iterable[str], renew: Iterable[str]) -> str:
+        """Return the tail that makes an INSERT an upsert; names already quoted."""
+        ...
+
+    def concat(self, left: str, right: str) -> str:
+        """Return the SQL that joins two texts."""
+        ...
+
+    def divide(self, left: str, right: str) -> str:
+        """Return the SQL of a division that fails on zero."""
+        ...
+
+
+class MySQL:
+    """MySQL and MariaDB."""
+
+    name = "mysql"
+    begin = "START TRANSACTION"
+    lock = " FOR UPDATE SKIP LOCKED"
+    now_ms = "CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000 AS SIGNED)"
+    statement_bytes = 1_000_000
+
+    def uri(self, uri: str) -> str:
+        """Ask for utf8mb4: pyDAL's default is three-byte UTF-8, in which an emoji becomes `?`."""
+        if "set_encoding=" in uri:
+            return uri
+        return f"{uri}{'&' if '?' in uri else '?'}set_encoding=utf8mb4"
+
+    def driver_args(self, connect_s: float, statement_s: float, found_rows: int) -> dict[str, Any]:
+        """See `Dialect`."""
+        return {
+            "connect_timeout": connect_s,
+            "read_timeout": statement_s,
+            "write_timeout": statement_s,
+            "client_flag": found_rows,
+        }
+
+    def session(self, read_only: bool) -> Sequence[str]:
+        """Strict, so that what does not fit is refused; and a lock wait that ends before the read time-out."""
+        modes = "STRICT_TRANS_TABLES,NO_BACKSLASH_ESCAPES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE"
+        statements = [
+            f"SET SESSION sql_mode='{modes},NO_ENGINE_SUBSTITUTION'",
+            "SET SESSION time_zone='+00:00', innodb_lock_wait_timeout=5",
+            "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+        ]
+        return [*statements, "SET SESSION TRANSACTION READ ONLY"] if read_only else statements
+
+    def quote(self, name: str) -> str:
+        """See `Dialect`."""
+        return f"`{name.replace('`', '``')}`"
+
+    def on_conflict(self, key: Iterable[str], renew: Iterable[str]) -> str:
+        """See `Dialect`. MySQL takes whichever unique key matches; the applier lets only one exist."""
+        sets = ", ".join(f"{name}=VALUES({name})" for name in renew) or "{0}={0}".format(next(iter(key)))
+        return f" ON DUPLICATE KEY UPDATE {sets}"
+
+    def concat(self, left: str, right: str) -> str:
+        """See `Dialect`."""
+        return f"CONCAT({left}, {right})"
+
+    def divide(self, left: str, right: str) -> str:
+        """See `Dialect`."""
+        return f"({left} / {right})"
+
+
+class SQLite:
+    """SQLite, for development, tests and the demo. It has one writer at a time: workers take turns."""
+
+    name = "sqlite"
+    begin = "BEGIN IMMEDIATE"
+    lock = ""
+    now_ms = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
+    statement_bytes = 500_000
+
+    def uri(self, uri: str) -> str:
+        """See `Dialect`."""
+        return uri
+
+    def driver_args(self, connect_s: float, statement_s: float, found_rows: int) -> dict[str, Any]:
+        """See `Dialect`. The time-out is for the one write lock."""
+        return {"timeout": connect_s}
+
+    def session(self, read_only: bool) -> Sequence[str]:
+        """See `Dialect`."""
+        statements = ["PRAGMA journal_mode=wal", "PRAGMA synchronous=FULL"]
+        return ["PRAGMA query_only=1"] if read_only else statements
+
+    def quote(self, name: str) -> str:
+        """See `Dialect`."""
+        return '"' + name.replace('"', '""') + '"'
+
+    def on_conflict(self, key: Iterable[str], renew: Iterable[str]) -> str:
+        """See `Dialect`."""
+        sets = ", ".join(f"{name}=excluded.{name}" for name in renew)
+        return f" ON CONFLICT ({', '.join(key)}) DO {f'UPDATE SET {sets}' if sets else 'NOTHING'}"
+
+    def concat(self, left: str, right: str) -> str:
+        """See `Dialect`."""
+        return f"({left} || {right})"
+
+    def divide(self, left: str, right: str) -> str:
+        """See `Dialect`. SQLite divides integers without their rest; MySQL does not."""
+        return f"(CAST({left} AS REAL) / {right})"
+
+
+def dialect_of(uri: str) -> Dialect:
+    """Return the dialect that a pyDAL URI names.
+
+    Raises:
+        ValueError: an engine that this package does not speak yet.
+    """
+    scheme = uri.split(":", 1)[0]
+    if scheme == "mysql":
+        return MySQL()
+    if scheme == "sqlite":
+        return SQLite()
+    raise ValueError(f"databases of type {scheme!r} are not supported: use mysql:pymysql:// or sqlite://")

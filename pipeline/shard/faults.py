@@ -1,0 +1,61 @@
+"""What a driver's error means for an op: try again, wait for the schema, or refuse for good.
+
+Unknown is never taken for good: an error that no rule names is retried if it is about the connection or the server,
+and refused only if the driver says that the statement or its data are at fault.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+
+class Fault(Enum):
+    """What to do after an error."""
+
+    TRANSIENT = "try again"
+    SCHEMA = "wait until the database has the column or the table"
+    PERMANENT = "refuse the op"
+
+
+#: Unknown column, unknown table: the shard is behind the op's schema.
+_MYSQL_SCHEMA = {1054, 1146}
+#: Duplicate key, too long, out of range, NULL in NOT NULL, wrong value, foreign keys, no default, bad JSON, out of
+#: range in an expression, CHECK (MySQL, MariaDB), packet too big, column count, division by zero, SIGNAL, syntax.
+_MYSQL_PERMANENT = {
+    1062, 1406, 1264, 1048, 1366, 1265, 1292, 1216, 1217, 1451, 1452, 1364, 3140, 1690, 3819, 4025, 1153, 1136, 1365,
+    1644, 1064, 1110, 1267, 1411, 1415, 1442, 1467, 1586, 1761, 1762,
+}  # fmt: skip
+#: Deadlock, lock wait, snapshot conflict: InnoDB rolled back (part of) the transaction, all of it must be redone.
+_MYSQL_ROLLED_BACK = {1205, 1213, 1020}
+
+
+def fault_of(error: BaseException) -> Fault:
+    """Classify a driver's error; works on any DB-API driver's exceptions by name and code."""
+    code = code_of(error)
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if code is not None:
+        if code in _MYSQL_SCHEMA:
+            return Fault.SCHEMA
+        if code in _MYSQL_PERMANENT:
+            return Fault.PERMANENT
+        if code in _MYSQL_ROLLED_BACK:
+            return Fault.TRANSIENT
+        return Fault.PERMANENT if names & {"IntegrityError", "DataError"} else Fault.TRANSIENT
+    text = str(error)
+    if "no such table" in text or "has no column" in text or "no such column" in text:
+        return Fault.SCHEMA
+    if names & {"IntegrityError", "DataError", "ProgrammingError", "OverflowError", "ValueError"}:
+        return Fault.PERMANENT
+    return Fault.TRANSIENT
+
+
+def code_of(error: BaseException) -> int | None:
+    """Return the server's error number, or None."""
+    first: Any = error.args[0] if error.args else None
+    return first if isinstance(first, int) and not isinstance(first, bool) else None
+
+
+def sentence_of(error: BaseException) -> str:
+    """Return the server's own words."""
+    return str(error.args[1]) if code_of(error) is not None and len(error.args) > 1 else str(error)

@@ -1,0 +1,141 @@
+"""One node's database session: pyDAL's connection, pinned to settings under which nothing is bent or cut.
+
+pyDAL replaces MySQL's `sql_mode` after every connect (strict mode off) and leaves an idle reader frozen in its
+snapshot; a session sets its own mode after pyDAL's, and every read or write ends its transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pydal import DAL
+
+from pipeline.errors import NotMigrated, ShardUnavailable
+from pipeline.settings import redact
+from pipeline.shard.dialect import Dialect, dialect_of
+from pipeline.shard.faults import Fault, fault_of, sentence_of
+
+#: Seconds until a server that does not answer counts as away.
+CONNECT_S, STATEMENT_S = 3, 20
+#: MySQL's CLIENT.FOUND_ROWS: an UPDATE tells the rows it found, not only those it changed.
+_FOUND_ROWS = 2
+_log = logging.getLogger("pipeline.shard")
+
+
+class Session:
+    """A connection per thread and process to one node; reconnects by itself when the last one failed.
+
+    Args:
+        node: its name, for messages: `s0`, `s0-r1`.
+        uri: pyDAL's URI.
+        read_only: refuse every write on the server.
+    """
+
+    def __init__(self, node: str, uri: str, *, read_only: bool = False, connect_s: float = CONNECT_S):
+        self.node, self.read_only = node, read_only
+        self.dialect: Dialect = dialect_of(uri)
+        self.db = DAL(
+            self.dialect.uri(uri),
+            pool_size=0,
+            migrate=False,
+            migrate_enabled=False,
+            attempts=1,
+            bigint_id=True,
+            check_reserved=None,
+            driver_args=self.dialect.driver_args(connect_s, STATEMENT_S, _FOUND_ROWS),
+        )
+        self.adapter: Any = self.db._adapter
+        pydals_own = self.adapter.after_connection
+
+        def after_connection() -> None:
+            pydals_own()
+            for sql in self.dialect.session(read_only):
+                self.adapter.execute(sql)
+
+        self.adapter.after_connection = after_connection
+
+    def execute(self, sql: str) -> int:
+        """Run a statement; return the rows it found. Driver's errors pass through: the applier judges them."""
+        self.adapter.execute(sql)
+        return int(self.adapter.cursor.rowcount)
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Run a query inside the open transaction."""
+        self.adapter.execute(sql)
+        return list(self.adapter.cursor.fetchall())
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """Commit at the end, or roll back and let the error through.
+
+        Raises:
+            ShardUnavailable: no connection. A commit whose answer got lost raises it too; the watermark tells.
+        """
+        self._open()
+        try:
+            yield self
+        except BaseException:
+            self.discard()
+            raise
+        try:
+            self.adapter.commit()
+        except Exception as error:
+            self.discard()
+            raise ShardUnavailable(self.node, f"the answer to COMMIT was lost ({sentence_of(error)})") from error
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Run a query of its own.
+
+        Raises:
+            ShardUnavailable: the node did not answer in time.
+            NotMigrated: a table of the pipeline is missing.
+        """
+        with self.translated():
+            for again in (True, False):
+                try:
+                    found = self.rows(sql)
+                    self.adapter.rollback()
+                except Exception as error:
+                    self.discard()
+                    # an idle connection may have died long ago: one try on a new one
+                    if again and fault_of(error) is Fault.TRANSIENT:
+                        continue
+                    raise
+                return found
+        raise AssertionError
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn the driver's errors into ours."""
+        try:
+            yield
+        except Exception as error:
+            if type(error).__module__.startswith("pipeline."):
+                raise
+            if fault_of(error) is Fault.SCHEMA and "pipeline_" in str(error):
+                raise NotMigrated(self.node, sentence_of(error)) from error
+            raise ShardUnavailable(self.node, f"{type(error).__name__}: {sentence_of(error)}") from error
+
+    def discard(self) -> None:
+        """Close this thread's connection, rolling back; the next use opens another."""
+        try:
+            self.adapter.close("rollback")
+        except Exception as error:
+            _log.debug("closing a dead connection node=%s: %s", self.node, error)
+
+    def _open(self) -> None:
+        """Begin; a connection that died while idle is replaced once."""
+        with self.translated():
+            try:
+                self.adapter.execute(self.dialect.begin)
+            except Exception as error:
+                self.discard()
+                if fault_of(error) is not Fault.TRANSIENT or "locked" in str(error):
+                    raise
+                self.adapter.execute(self.dialect.begin)
+
+    def __repr__(self) -> str:
+        return f"<Session {self.node} {redact(self.dialect.uri(str(self.db._uri)))}>"

@@ -1,0 +1,83 @@
+-- The pipeline's own tables, on every primary (replicas get them by replication). Made by `pipeline migrate`.
+
+-- The one row on which all turns: everything up to (epoch, seq) of this bucket's log has been applied here.
+-- Written in the transaction of the rows themselves. state: active | moved
+CREATE TABLE IF NOT EXISTS pipeline_watermarks (
+  bucket INT NOT NULL PRIMARY KEY,
+  epoch BIGINT NOT NULL,
+  seq BIGINT NOT NULL,
+  state VARCHAR(16) NOT NULL,
+  committed_ms BIGINT NOT NULL
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- The last op of each producer that was applied: the authority on what has been seen, across epochs.
+CREATE TABLE IF NOT EXISTS pipeline_producers (
+  bucket INT NOT NULL,
+  producer BIGINT NOT NULL,
+  seq BIGINT NOT NULL,
+  seen_ms BIGINT NOT NULL,
+  PRIMARY KEY (bucket, producer),
+  KEY (seen_ms)
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- Ops that the database refused for good, whole. state: rejected | parked
+CREATE TABLE IF NOT EXISTS pipeline_rejects (
+  bucket INT NOT NULL,
+  epoch BIGINT NOT NULL,
+  seq BIGINT NOT NULL,
+  producer BIGINT NOT NULL,
+  producer_seq BIGINT NOT NULL,
+  state VARCHAR(16) NOT NULL,
+  table_name VARCHAR(128) NOT NULL,
+  row_key VARCHAR(255) NOT NULL,
+  code INT NULL,
+  reason TEXT NOT NULL,
+  op LONGTEXT NOT NULL,
+  rejected_ms BIGINT NOT NULL,
+  PRIMARY KEY (bucket, epoch, seq),
+  KEY (bucket, producer, producer_seq)
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- Proof of loss: positions that the log skipped (producer 0), or sequences of a producer that Redis forgot.
+CREATE TABLE IF NOT EXISTS pipeline_lost (
+  bucket INT NOT NULL,
+  epoch BIGINT NOT NULL,
+  producer BIGINT NOT NULL,
+  first_seq BIGINT NOT NULL,
+  last_seq BIGINT NOT NULL,
+  seen_ms BIGINT NOT NULL,
+  PRIMARY KEY (bucket, epoch, producer, first_seq)
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- The last epoch that was given out for a scope, committed before its first use, so that none comes twice.
+CREATE TABLE IF NOT EXISTS pipeline_epochs (
+  scope VARCHAR(64) NOT NULL PRIMARY KEY,
+  epoch BIGINT NOT NULL
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- Idempotency keys that were applied; kept longer than Redis keeps them.
+CREATE TABLE IF NOT EXISTS pipeline_idempotency (
+  bucket INT NOT NULL,
+  idempotency_key VARCHAR(190) NOT NULL,
+  seen_ms BIGINT NOT NULL,
+  PRIMARY KEY (bucket, idempotency_key),
+  KEY (seen_ms)
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- The ids that the database gave to rows of tables with ids = "database", so that receipts can tell them.
+CREATE TABLE IF NOT EXISTS pipeline_ids (
+  bucket INT NOT NULL,
+  producer BIGINT NOT NULL,
+  producer_seq BIGINT NOT NULL,
+  row_id BIGINT NOT NULL,
+  seen_ms BIGINT NOT NULL,
+  PRIMARY KEY (bucket, producer, producer_seq),
+  KEY (seen_ms)
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- Table definitions by hash, for the day on which Redis has forgotten them.
+CREATE TABLE IF NOT EXISTS pipeline_schemas (
+  hash CHAR(12) NOT NULL PRIMARY KEY,
+  table_name VARCHAR(128) NOT NULL,
+  definition LONGTEXT NOT NULL
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;

@@ -1,0 +1,70 @@
+-- The pipeline's own tables, for SQLite; see tables.mysql.sql for what each is for. Made by `pipeline migrate`.
+
+CREATE TABLE IF NOT EXISTS pipeline_watermarks (
+  bucket INTEGER NOT NULL PRIMARY KEY,
+  epoch INTEGER NOT NULL,
+  seq INTEGER NOT NULL,
+  state VARCHAR(16) NOT NULL,
+  committed_ms INTEGER NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS pipeline_producers (
+  bucket INTEGER NOT NULL,
+  producer INTEGER NOT NULL,
+  seq INTEGER NOT NULL,
+  seen_ms INTEGER NOT NULL,
+  PRIMARY KEY (bucket, producer)
+);
+
+CREATE TABLE IF NOT EXISTS pipeline_rejects (
+  bucket INTEGER NOT NULL,
+  epoch INTEGER NOT NULL,
+  seq INTEGER NOT NULL,
+  producer INTEGER NOT NULL,
+  producer_seq INTEGER NOT NULL,
+  state VARCHAR(16) NOT NULL,
+  table_name VARCHAR(128) NOT NULL,
+  row_key VARCHAR(255) NOT NULL,
+  code INTEGER NULL,
+  reason TEXT NOT NULL,
+  op TEXT NOT NULL,
+  rejected_ms INTEGER NOT NULL,
+  PRIMARY KEY (bucket, epoch, seq)
+);
+
+CREATE TABLE IF NOT EXISTS pipeline_lost (
+  bucket INTEGER NOT NULL,
+  epoch INTEGER NOT NULL,
+  producer INTEGER NOT NULL,
+  first_seq INTEGER NOT NULL,
+  last_seq INTEGER NOT NULL,
+  seen_ms INTEGER NOT NULL,
+  PRIMARY KEY (bucket, epoch, producer, first_seq)
+);
+
+CREATE TABLE IF NOT EXISTS pipeline_epochs (
+  scope VARCHAR(64) NOT NULL PRIMARY KEY,
+  epoch INTEGER NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS pipeline_idempotency (
+  bucket INTEGER NOT NULL,
+  idempotency_key VARCHAR(190) NOT NULL,
+  seen_ms INTEGER NOT NULL,
+  PRIMARY KEY (bucket, idempotency_key)
+);
+
+CREATE TABLE IF NOT EXISTS pipeline_ids (
+  bucket INTEGER NOT NULL,
+  producer INTEGER NOT NULL,
+  producer_seq INTEGER NOT NULL,
+  row_id INTEGER NOT NULL,
+  seen_ms INTEGER NOT NULL,
+  PRIMARY KEY (bucket, producer, producer_seq)
+);
+
+CREATE TABLE IF NOT EXISTS pipeline_schemas (
+  hash CHAR(12) NOT NULL PRIMARY KEY,
+  table_name VARCHAR(128) NOT NULL,
+  definition TEXT NOT NULL
+);

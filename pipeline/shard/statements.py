@@ -1,0 +1,133 @@
+"""Ops of one shape into one SQL statement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.op import DELETE, INSERT, UPDATE, UPSERT, Op
+from pipeline.shard.dialect import Dialect
+from pipeline.shard.facts import Facts
+
+#: Most rows of one INSERT or DELETE. More gain nothing measurable and cost more to bisect.
+MAX_ROWS = 1000
+#: Most rows of one UPDATE: each is a branch of a CASE that the server walks for every row.
+MAX_BRANCHES = 100
+
+_ARITHMETIC = {"+", "-", "*", "%"}
+_COMPARISONS = {"=", "<>", "<", "<=", ">", ">="}
+
+
+class CannotRender(PipelineError):
+    """The op holds something that this version cannot turn into SQL."""
+
+
+def most(kind: str) -> int:
+    """Return how many ops of a kind may be one statement."""
+    return MAX_BRANCHES if kind == UPDATE else MAX_ROWS
+
+
+def statement(kind: str, ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
+    """Return the SQL of ops that `write.group` found to be of one shape."""
+    return _WRITERS[kind](ops, facts, dialect)
+
+
+def _insert(ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
+    first = ops[0]
+    encode = [facts.encode[column] for column in first.columns]
+    names = [facts.names[column] for column in first.columns]
+    if first.id is not None:
+        names.insert(0, facts.names[facts.schema.id_index])
+        rows = [
+            f"({op.id}, {', '.join([f(v) for f, v in zip(encode, op.values, strict=True)])})" if encode else f"({op.id})"
+            for op in ops
+        ]
+    elif encode:
+        rows = [f"({', '.join([f(v) for f, v in zip(encode, op.values, strict=True)])})" for op in ops]
+    else:
+        names, rows = [facts.names[facts.schema.id_index]], ["(NULL)"] * len(ops)
+    return f"INSERT INTO {facts.table} ({', '.join(names)}) VALUES {', '.join(rows)}"
+
+
+def _upsert(ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
+    first = ops[0]
+    key = [facts.names[column] for column in first.key]
+    renew = [facts.names[column] for column in first.renew]
+    return _insert(ops, facts, dialect) + dialect.on_conflict(key, renew)
+
+
+def _update(ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
+    first, id_name = ops[0], facts.names[facts.schema.id_index]
+    if first.id is None:
+        sets = ", ".join(f"{facts.names[c]}={sql}" for c, sql in _sets(first, facts, dialect))
+        return f"UPDATE {facts.table} SET {sets} WHERE {_condition(first.where, facts)}"
+    per_op = [_sets(op, facts, dialect) for op in ops]
+    parts = []
+    for i, (column, sql) in enumerate(per_op[0]):
+        values = [sets[i][1] for sets in per_op]
+        if any(value != sql for value in values):
+            branches = " ".join(f"WHEN {op.id} THEN {value}" for op, value in zip(ops, values, strict=True))
+            sql = f"CASE {id_name} {branches} END"
+        parts.append(f"{facts.names[column]}={sql}")
+    return f"UPDATE {facts.table} SET {', '.join(parts)} WHERE {id_name} IN ({_ids(ops)})"
+
+
+def _delete(ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
+    first = ops[0]
+    if first.id is None:
+        return f"DELETE FROM {facts.table} WHERE {_condition(first.where, facts)}"
+    return f"DELETE FROM {facts.table} WHERE {facts.names[facts.schema.id_index]} IN ({_ids(ops)})"
+
+
+def _ids(ops: Sequence[Op]) -> str:
+    return ", ".join(str(op.id) for op in ops)
+
+
+def _sets(op: Op, facts: Facts, dialect: Dialect) -> list[tuple[int, str]]:
+    plain = [(column, facts.encode[column](value)) for column, value in zip(op.columns, op.values, strict=True)]
+    return plain + [(column, _expression(tree, column, facts, dialect)) for column, tree in op.expressions]
+
+
+def _expression(tree: Any, column: int, facts: Facts, dialect: Dialect) -> str:
+    """Render `["+", ["c", 3], ["v", 1]]` and the like; a number stands for itself, a text takes the column's encoder."""
+    head, *rest = tree
+    if head == "c":
+        return facts.names[rest[0]]
+    if head == "v":
+        (value,) = rest
+        return repr(value) if isinstance(value, int | float) else facts.encode[column](value)
+    left, right = (_expression(part, column, facts, dialect) for part in rest)
+    if head == "||":
+        return dialect.concat(left, right)
+    if head == "/":
+        return dialect.divide(left, right)
+    if head in _ARITHMETIC:
+        return f"({left} {head} {right})"
+    raise CannotRender(f"unknown expression {head!r}")
+
+
+def _condition(tree: Any, facts: Facts) -> str:
+    """Render `["and", ["=", 3, 7], ["in", 4, [1, 2]]]` and the like."""
+    head, *rest = tree
+    if head in ("and", "or"):
+        return f"({f' {head.upper()} '.join(_condition(part, facts) for part in rest)})"
+    if head == "not":
+        return f"NOT ({_condition(rest[0], facts)})"
+    column = rest[0]
+    name, encode = facts.names[column], facts.encode[column]
+    if head == "null":
+        return f"{name} IS NULL"
+    if head == "in":
+        return f"{name} IN ({', '.join(map(encode, rest[1]))})" if rest[1] else "1=0"
+    if head in _COMPARISONS:
+        return f"{name} {head} {encode(rest[1])}"
+    raise CannotRender(f"unknown condition {head!r}")
+
+
+_WRITERS: dict[str, Callable[[Sequence[Op], Facts, Dialect], str]] = {
+    INSERT: _insert,
+    UPDATE: _update,
+    DELETE: _delete,
+    UPSERT: _upsert,
+}
