@@ -99,7 +99,7 @@ def test_the_dict_form_means_what_the_file_means(file: Path) -> None:
                 "primary": f"mysql:pymysql://app:{SECRET}@db0/shop",
                 "replicas": (f"mysql:pymysql://reader:{SECRET}@db0-r1/shop",),
             },
-            "s1": {"primary": f"mysql:pymysql://app:{SECRET}@db1/shop"},
+            "s1": {"primary": f"mysql:pymysql://app:{SECRET}@db1/shop", "replicas": None},
         },
         "tables": {
             "purchase": {"shard_key": "customer", "unique": [["customer", "day"]]},
@@ -418,6 +418,7 @@ def test_no_fault_of_a_shard_repeats_a_text(key: str, scheme: str) -> None:
         ("oracle://scott/pw@orcl", "oracle://scott:***@orcl"),
         ("sqlite:///var/s0.sqlite", "sqlite:///var/s0.sqlite"),
         ("app:pw@db0/shop", "app:***@db0/shop"),
+        ("app:p://w@db0/shop", "app:***@db0/shop"),
     ],
 )
 def test_redact_hides_the_password_and_nothing_else(uri: str, shown: str) -> None:
