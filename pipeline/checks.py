@@ -1,0 +1,133 @@
+"""What a configured value may be: one small function per kind of value.
+
+A check takes the value and returns None, or the rest of a sentence that begins with the key. No sentence repeats a
+text that was configured, since any text may hold a password; numbers are shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+
+from pipeline.errors import did_you_mean
+
+Check = Callable[[object], str | None]
+
+
+def faults_of(section: str, checks: Mapping[str, Check], record: object) -> list[str]:
+    """Return a sentence for each attribute of *record* that its check refuses."""
+    return [f"[{section}] {key} {fault}" for key, check in checks.items() if (fault := check(getattr(record, key)))]
+
+
+def whole(low: int, high: int) -> Check:
+    """Accept an int from *low* to *high*; a bool is no int."""
+    must = f"a whole number from {low} to {high}"
+
+    def check(value: object) -> str | None:
+        return None if is_whole(value) and low <= value <= high else refused(value, must, show_number=True)  # type: ignore[operator]
+
+    return check
+
+
+def number(low: float, high: float) -> Check:
+    """Accept an int or a float from *low* to *high*; not a bool, not NaN."""
+    must = f"a number from {low:g} to {high:g}"
+
+    def check(value: object) -> str | None:
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+        return None if fits else refused(value, must, show_number=True)
+
+    return check
+
+
+def choice(*words: str) -> Check:
+    """Accept one of *words*."""
+    must = "one of " + ", ".join(words)
+
+    def check(value: object) -> str | None:
+        if value in words:
+            return None
+        return refused(value, must) + (did_you_mean(value, words) if isinstance(value, str) else "")
+
+    return check
+
+
+def flag(value: object) -> str | None:
+    """Accept a bool."""
+    return None if isinstance(value, bool) else refused(value, "true or false")
+
+
+def pattern(regex: str, must: str) -> Check:
+    """Accept a text that matches *regex* as a whole; *must* says it in words."""
+    compiled = re.compile(regex)
+
+    def check(value: object) -> str | None:
+        return None if isinstance(value, str) and compiled.fullmatch(value) else refused(value, must)
+
+    return check
+
+
+def optional(check: Check) -> Check:
+    """Accept None too."""
+    return lambda value: None if value is None else check(value)
+
+
+def each(check: Check, must: str) -> Check:
+    """Accept a tuple whose every item passes *check*; *must* says in words what the list holds."""
+
+    def check_all(value: object) -> str | None:
+        if not isinstance(value, tuple):
+            return refused(value, must)
+        faults = [f"item {at} {fault}" for at, item in enumerate(value, 1) if (fault := check(item))]
+        return "; ".join(faults) or None
+
+    return check_all
+
+
+def ascending(value: object) -> str | None:
+    """Accept a tuple of ints, or of texts, each greater than the one before it."""
+    must = "a list of whole numbers, or of texts, each greater than the one before it"
+    if not isinstance(value, tuple):
+        return refused(value, must)
+    if not (all(map(is_whole, value)) or all(isinstance(item, str) for item in value)):
+        return f"mixes types; it must be {must}"
+    rising = all(low < high for low, high in pairwise(value))
+    return None if rising else f"is not in order; it must be {must}"
+
+
+def bucket_table(value: object) -> str | None:
+    """Accept a mapping from a key (a text or an int) to a bucket number that is not negative."""
+    if not isinstance(value, Mapping):
+        return refused(value, "a table of key = bucket")
+    keys = all(isinstance(key, str) or is_whole(key) for key in value)
+    buckets = all(is_whole(bucket) and bucket >= 0 for bucket in value.values())
+    return None if keys and buckets else "must be a table of key = bucket, each bucket a whole number from 0"
+
+
+def is_whole(value: object) -> bool:
+    """Return whether *value* is an int, and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def refused(value: object, must: str, *, show_number: bool = False) -> str:
+    """Return `is <what is there>; it must be <must>`."""
+    if value is None:
+        return f"is missing; it must be {must}"
+    if isinstance(value, bool) or not (show_number and isinstance(value, int | float)):
+        return f"is {a(value)}; it must be {must}"
+    return f"is {value!r}; it must be {must}"
+
+
+def a(value: object) -> str:
+    """Return the type of *value* in the words of the file: `a text`, `a list`, `a section`."""
+    if isinstance(value, bool):
+        return "a bool"
+    if isinstance(value, str):
+        return "a text" if value else "an empty text"
+    if isinstance(value, Mapping):
+        return "a section"
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return "a list"
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
