@@ -1,4 +1,4 @@
-"""Flower's settings: `celery -A workers flower --conf=deploy/flowerconfig.py`. Read by Flower itself, names are its own."""
+"""Flower's settings: `celery -A workers flower --conf=deploy/flowerconfig.py`. The names are Flower's own."""
 
 import os
 
