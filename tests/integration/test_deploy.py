@@ -341,7 +341,7 @@ def test_the_pipelines_redis_user_has_the_logs_commands_only(secrets: SimpleName
 
 
 REFUSED_BY_LOG = (
-    "FLUSHALL", "FLUSHDB", "CONFIG GET *", "CONFIG SET maxmemory 1", "KEYS *", "SHUTDOWN", 
+    "FLUSHALL", "FLUSHDB", "CONFIG GET *", "CONFIG SET maxmemory 1", "KEYS *", "SHUTDOWN",
     "SCRIPT FLUSH", "ACL LIST", "CLIENT KILL TYPE normal", "REPLICAOF NO ONE", "MONITOR",
 )  # fmt: skip
 
