@@ -48,7 +48,10 @@ class TableSchema:
     def from_json(cls, text: str | bytes) -> TableSchema:
         """Read what `to_json` wrote."""
         shape = json.loads(text)
-        columns = (Column(n, t, length, bool(notnull), bool(unique), rname) for n, t, length, notnull, unique, rname in shape["columns"])
+        columns = (
+            Column(n, t, length, bool(notnull), bool(unique), rname)
+            for n, t, length, notnull, unique, rname in shape["columns"]
+        )
         return cls(shape["table"], tuple(columns), shape["rname"])
 
 

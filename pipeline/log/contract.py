@@ -42,7 +42,7 @@ class Scope(NamedTuple):
     shards: tuple[str, ...]
 
 
-class EpochStale(Exception):  # noqa: N818 - a signal between publish and log, never seen by callers
+class EpochStale(Exception):
     """The server is not the one that this epoch was given out on: raise the epoch, then append again."""
 
 
@@ -115,6 +115,10 @@ class Log(Protocol):
 
     def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
         """Mark buckets as having unapplied entries."""
+        ...
+
+    def postpone(self, shard: str, buckets: Iterable[int], delay_ms: int) -> None:
+        """Let dirty buckets rest for a while: their database does not answer."""
         ...
 
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:

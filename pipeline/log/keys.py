@@ -1,18 +1,18 @@
 """The names of everything in Redis, under one prefix. The scripts in `lua/` document what each holds.
 
-    <prefix>:log:<bucket>       stream  the ops; positions <epoch>-<dense seq>
-    <prefix>:big:<bucket>       string  bytes of the largest op of late, where ops are large
-    <prefix>:epoch:<scope>      string  "<epoch> <master_replid>"
-    <prefix>:dirty:<shard>      zset    bucket -> ms from when on it may be applied
-    <prefix>:bell:<shard>       string  there while a Celery message is on its way
-    <prefix>:marks:<shard>      hash    bucket -> watermark, a copy for readers
-    <prefix>:producer:<id>      hash    bucket -> "<last seq> <epoch> <seq>"; expires when idle
-    <prefix>:same:<bucket>:<k>  string  the receipt of the first op with that idempotency key; expires
-    <prefix>:schemas            hash    hash -> table definition as JSON
-    <prefix>:tables             hash    table -> hash of its newest definition
-    <prefix>:ids                hash    producer number -> lease
-    <prefix>:full               string  why nothing is let in; expires
-    <prefix>:chore:<name>       string  lease of a chore; expires
+<prefix>:log:<bucket>       stream  the ops; positions <epoch>-<dense seq>
+<prefix>:big:<bucket>       string  bytes of the largest op of late, where ops are large
+<prefix>:epoch:<scope>      string  "<epoch> <master_replid>"
+<prefix>:dirty:<shard>      zset    bucket -> ms from when on it may be applied
+<prefix>:bell:<shard>       string  there while a Celery message is on its way
+<prefix>:marks:<shard>      hash    bucket -> watermark, a copy for readers
+<prefix>:producer:<id>      hash    bucket -> "<last seq> <epoch> <seq>"; expires when idle
+<prefix>:same:<bucket>:<k>  string  the receipt of the first op with that idempotency key; expires
+<prefix>:schemas            hash    hash -> table definition as JSON
+<prefix>:tables             hash    table -> hash of its newest definition
+<prefix>:ids                hash    producer number -> lease
+<prefix>:full               string  why nothing is let in; expires
+<prefix>:chore:<name>       string  lease of a chore; expires
 """
 
 from __future__ import annotations

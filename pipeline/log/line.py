@@ -122,7 +122,5 @@ def _read_reply(text: bytes | str, scope: Scope) -> Appended:
         return Appended([], [], " ".join(words[1:]))
     ring = [shard for shard, bit in zip(scope.shards, words[1], strict=True) if bit == "1"]
     numbers = list(map(int, words[2:]))
-    placed = [
-        Placed(numbers[i], Position(numbers[i + 1], numbers[i + 2])) for i in range(0, len(numbers), 3)
-    ]
+    placed = [Placed(numbers[i], Position(numbers[i + 1], numbers[i + 2])) for i in range(0, len(numbers), 3)]
     return Appended(placed, ring)

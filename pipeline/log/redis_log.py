@@ -109,6 +109,12 @@ class RedisLog:
             with translated():
                 self._client.zadd(self.keys.dirty(shard), scores, nx=True)
 
+    def postpone(self, shard: str, buckets: Iterable[int], delay_ms: int) -> None:
+        with translated():
+            seconds, micros = self._client.time()
+            due = seconds * 1000 + micros // 1000 + delay_ms
+            self._client.zadd(self.keys.dirty(shard), dict.fromkeys(map(str, buckets), due), xx=True)
+
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
         buckets = list(buckets)
         with translated():

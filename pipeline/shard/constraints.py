@@ -50,9 +50,7 @@ def _mysql(session: Session, table: str) -> Constraints:
     indexes: dict[str, list[str]] = {}
     for index, column in unique:
         indexes.setdefault(index, []).append(column)
-    return Constraints(
-        tuple(map(tuple, indexes.values())), _foreign_keys(parents), tuple(row[0] for row in children)
-    )
+    return Constraints(tuple(map(tuple, indexes.values())), _foreign_keys(parents), tuple(row[0] for row in children))
 
 
 def _sqlite(session: Session, table: str) -> Constraints:
@@ -61,7 +59,9 @@ def _sqlite(session: Session, table: str) -> Constraints:
     for row in session.rows(f"PRAGMA index_list({quote(table)})"):
         if row[2] and row[3] != "pk":
             unique.append(tuple(column[2] for column in session.rows(f"PRAGMA index_info({quote(row[1])})")))
-    parents = [(row[0], row[3], row[2], row[4] or "id") for row in session.rows(f"PRAGMA foreign_key_list({quote(table)})")]
+    parents = [
+        (row[0], row[3], row[2], row[4] or "id") for row in session.rows(f"PRAGMA foreign_key_list({quote(table)})")
+    ]
     children = []
     for (other,) in session.rows("SELECT name FROM sqlite_master WHERE type = 'table'"):
         if any(row[2].lower() == table.lower() for row in session.rows(f"PRAGMA foreign_key_list({quote(other)})")):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
+
+#: Runs a query inside the open transaction.
+Rows = Callable[[str], list[tuple[Any, ...]]]
 
 
 class Dialect(Protocol):
@@ -15,8 +18,6 @@ class Dialect(Protocol):
     lock: str
     #: The server's clock in ms.
     now_ms: str
-    #: Where the server tells no limit, bytes of one statement.
-    statement_bytes: int
 
     def uri(self, uri: str) -> str:
         """Return the URI with what this engine needs added."""
@@ -32,6 +33,14 @@ class Dialect(Protocol):
 
     def quote(self, name: str) -> str:
         """Quote an identifier."""
+        ...
+
+    def statement_bytes(self, rows: Rows) -> int:
+        """Return the size of the largest statement that the server takes."""
+        ...
+
+    def last_ids(self, rows: Rows, count: int) -> tuple[int, int]:
+        """Return the first id of the last INSERT of *count* rows, and the step to the next."""
         ...
 
     def on_conflict(self, key: Iterable[str], renew: Iterable[str]) -> str:
@@ -54,7 +63,6 @@ class MySQL:
     begin = "START TRANSACTION"
     lock = " FOR UPDATE SKIP LOCKED"
     now_ms = "CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000 AS SIGNED)"
-    statement_bytes = 1_000_000
 
     def uri(self, uri: str) -> str:
         """Ask for utf8mb4: pyDAL's default is three-byte UTF-8, in which an emoji becomes `?`."""
@@ -85,6 +93,15 @@ class MySQL:
         """See `Dialect`."""
         return f"`{name.replace('`', '``')}`"
 
+    def statement_bytes(self, rows: Rows) -> int:
+        """See `Dialect`."""
+        return int(rows("SELECT @@max_allowed_packet")[0][0])
+
+    def last_ids(self, rows: Rows, count: int) -> tuple[int, int]:
+        """See `Dialect`. LAST_INSERT_ID is the first; a simple INSERT's ids are consecutive in lock modes 1 and 2."""
+        first, step = rows("SELECT LAST_INSERT_ID(), @@auto_increment_increment")[0]
+        return int(first), int(step)
+
     def on_conflict(self, key: Iterable[str], renew: Iterable[str]) -> str:
         """See `Dialect`. MySQL takes whichever unique key matches; the applier lets only one exist."""
         sets = ", ".join(f"{name}=VALUES({name})" for name in renew) or "{0}={0}".format(next(iter(key)))
@@ -106,7 +123,6 @@ class SQLite:
     begin = "BEGIN IMMEDIATE"
     lock = ""
     now_ms = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
-    statement_bytes = 500_000
 
     def uri(self, uri: str) -> str:
         """See `Dialect`."""
@@ -124,6 +140,14 @@ class SQLite:
     def quote(self, name: str) -> str:
         """See `Dialect`."""
         return '"' + name.replace('"', '""') + '"'
+
+    def statement_bytes(self, rows: Rows) -> int:
+        """See `Dialect`. SQLite's own default limit."""
+        return 1_000_000
+
+    def last_ids(self, rows: Rows, count: int) -> tuple[int, int]:
+        """See `Dialect`. last_insert_rowid is the last one; one writer at a time, so they are consecutive."""
+        return int(rows("SELECT last_insert_rowid()")[0][0]) - count + 1, 1
 
     def on_conflict(self, key: Iterable[str], renew: Iterable[str]) -> str:
         """See `Dialect`."""

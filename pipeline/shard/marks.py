@@ -81,7 +81,9 @@ def reject(session: Session, rejects: Sequence[Reject]) -> None:
     """Record refused ops, one statement each: an op may be large."""
     now = session.dialect.now_ms
     for entry, table, row_key, code, reason in rejects:
-        numbers = f"{entry.bucket}, {entry.position.epoch}, {entry.position.seq}, {entry.producer}, {entry.producer_seq}"
+        numbers = (
+            f"{entry.bucket}, {entry.position.epoch}, {entry.position.seq}, {entry.producer}, {entry.producer_seq}"
+        )
         texts = f"'rejected', {text(table[:128])}, {text(row_key[:255])}"
         why = f"{'NULL' if code is None else code}, {text(reason[:4000])}, {text(entry.payload.decode())}"
         session.execute(
@@ -139,9 +141,7 @@ def text(value: str) -> str:
 
 def _upsert(session: Session, table: str, columns: str, rows: str, keys: int, renew: Sequence[str]) -> None:
     key = columns.split(", ")[:keys]
-    session.execute(
-        f"INSERT INTO pipeline_{table} ({columns}) VALUES {rows}{session.dialect.on_conflict(key, renew)}"
-    )
+    session.execute(f"INSERT INTO pipeline_{table} ({columns}) VALUES {rows}{session.dialect.on_conflict(key, renew)}")
 
 
 def _list(values: Iterable[int]) -> str:

@@ -36,6 +36,7 @@ class Session:
 
     def __init__(self, node: str, uri: str, *, read_only: bool = False, connect_s: float = CONNECT_S):
         self.node, self.read_only = node, read_only
+        self._statement_bytes = 0
         self.dialect: Dialect = dialect_of(uri)
         self.db = DAL(
             self.dialect.uri(uri),
@@ -52,6 +53,7 @@ class Session:
 
         def after_connection() -> None:
             pydals_own()
+            self._statement_bytes = 0
             for sql in self.dialect.session(read_only):
                 self.adapter.execute(sql)
 
@@ -66,6 +68,16 @@ class Session:
         """Run a query inside the open transaction."""
         self.adapter.execute(sql)
         return list(self.adapter.cursor.fetchall())
+
+    def statement_bytes(self) -> int:
+        """Return the size of the largest statement that the server takes; asked once per connection."""
+        if self._statement_bytes == 0:
+            self._statement_bytes = self.dialect.statement_bytes(self.rows)
+        return self._statement_bytes
+
+    def last_ids(self, rows: int) -> tuple[int, int]:
+        """Return the first id that the last INSERT of so many rows was given, and the step to the next."""
+        return self.dialect.last_ids(self.rows, rows)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:

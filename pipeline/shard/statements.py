@@ -40,7 +40,9 @@ def _insert(ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
     if first.id is not None:
         names.insert(0, facts.names[facts.schema.id_index])
         rows = [
-            f"({op.id}, {', '.join([f(v) for f, v in zip(encode, op.values, strict=True)])})" if encode else f"({op.id})"
+            f"({op.id}, {', '.join([f(v) for f, v in zip(encode, op.values, strict=True)])})"
+            if encode
+            else f"({op.id})"
             for op in ops
         ]
     elif encode:

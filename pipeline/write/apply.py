@@ -1,0 +1,275 @@
+"""Apply what a shard's logs hold: many buckets in one transaction, rows and watermarks in one commit.
+
+Invariant: an entry's effects, its producer's sequence, its refusal and the watermark behind it are committed together
+or not at all; so whoever dies wherever, the next worker reads the watermark and goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from pipeline import clock
+from pipeline.errors import PipelineError, ShardUnavailable, Unavailable
+from pipeline.log.contract import Log
+from pipeline.op import GROUP, Entry, Op, Position, decode
+from pipeline.schema import TableSchema
+from pipeline.settings import ApplySettings
+from pipeline.shard import marks
+from pipeline.shard.facts import FactBook, Facts
+from pipeline.shard.faults import Fault, fault_of, sentence_of
+from pipeline.shard.marks import Loss
+from pipeline.shard.session import Session
+from pipeline.write.execute import Executor, SchemaBehind
+from pipeline.write.group import Item, plan
+from pipeline.write.pace import Pace
+
+#: Deadlocks and snapshot conflicts are tried again at once so many times: InnoDB names them transient.
+TRIES = 4
+#: How long a bucket waits whose op this worker or its shard does not understand yet, ms.
+SCHEMA_DELAY_MS = 1000
+_log = logging.getLogger("pipeline.apply")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one batch did. `left` buckets are still dirty; `ring` asks the caller to ring for them."""
+
+    applied: int = 0
+    rejected: int = 0
+    seen: int = 0
+    lost: int = 0
+    buckets: int = 0
+    ms: int = 0
+    left: int = 0
+    ring: bool = False
+    crowded: bool = False  # more buckets were due than one batch takes: another worker would help
+    waiting: str = ""  # why nothing, or not everything, was applied
+
+    def summary(self) -> dict[str, int | str]:
+        """Return what a person wants to see in Flower; what is nought is left out."""
+        shown: dict[str, int | str] = {"applied": self.applied, "rejected": self.rejected, "ms": self.ms}
+        for name in ("seen", "lost", "buckets", "left", "waiting"):
+            if getattr(self, name):
+                shown[name] = getattr(self, name)
+        return shown
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The entries of one transaction."""
+
+    before: dict[int, Position]
+    after: dict[int, Position] = field(default_factory=dict)
+    items: list[Item] = field(default_factory=list)
+    last: dict[tuple[int, int], int] = field(default_factory=dict)
+    losses: list[Loss] = field(default_factory=list)
+    keys: list[tuple[int, str]] = field(default_factory=list)
+    waiting: dict[int, str] = field(default_factory=dict)  # buckets cut short, and why
+    seen: int = 0
+    size_bytes: int = 0
+
+
+class Applier:
+    """Applies one shard's ops in this process.
+
+    Args:
+        step: called with the name of each step before it is taken; crash tests kill the process in it.
+    """
+
+    def __init__(
+        self,
+        shard: str,
+        session: Session,
+        log: Log,
+        settings: ApplySettings,
+        step: Callable[[str], None] = lambda name: None,
+    ):
+        self.shard, self._session, self._log, self._settings, self._step = shard, session, log, settings, step
+        self._pace = Pace(settings)
+        self._facts = FactBook(session, self._schema)
+        self._failures = 0
+
+    def apply(self) -> Outcome:
+        """Apply one batch of what is due. Never raises for a fault that trying again later may cure."""
+        started = clock.mono_s()
+        self._step("due")
+        limit = self._settings.buckets
+        due = self._log.due(self.shard, 2 * limit)
+        if not due:
+            return Outcome()
+        try:
+            outcome, batch = self._with_retries(due, limit)
+        except Unavailable as error:
+            self._failures += 1
+            self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
+            _log.warning("batch put off shard=%s buckets=%d: %s", self.shard, len(due), error)
+            return Outcome(left=len(due), waiting=str(error), ms=_ms_since(started))
+        self._failures = 0
+        self._step("finish")
+        outcome.ring, outcome.left = self._finish(batch)
+        outcome.crowded = len(due) > limit
+        outcome.ms = _ms_since(started)
+        if batch.items:
+            self._pace.learn(len(batch.items), batch.size_bytes, outcome.ms)
+        return outcome
+
+    def _with_retries(self, due: dict[int, int], limit: int) -> tuple[Outcome, _Batch]:
+        blocked: set[str] = set()
+        for attempt in range(1, TRIES + 1):
+            try:
+                with self._session.transaction():
+                    result = self._transaction(due, limit, blocked)
+                    self._step("commit")
+                self._step("committed")
+                return result
+            except SchemaBehind as error:
+                self._facts.forget()
+                blocked.add(error.table)
+                _log.warning("shard %s is behind the schema of %s: %s", self.shard, error.table, error)
+            except Unavailable:
+                raise
+            except Exception as error:
+                if isinstance(error, PipelineError) or fault_of(error) is not Fault.TRANSIENT:
+                    raise
+                if attempt == TRIES:
+                    raise ShardUnavailable(self.shard, sentence_of(error)) from error
+                clock.sleep_s(clock.backoff_s(attempt, first_s=0.01, most_s=0.1))
+        raise ShardUnavailable(self.shard, f"behind the schema of {', '.join(sorted(blocked))}")
+
+    def _transaction(self, due: dict[int, int], limit: int, blocked: set[str]) -> tuple[Outcome, _Batch]:
+        self._step("lock")
+        locked = marks.lock(self._session, due, limit)
+        mine = {bucket: mark.position for bucket, mark in locked.items() if mark.state == "active"}
+        batch = _Batch(mine)
+        self._step("read")
+        for entries in self._log.read(mine, self._pace.counts(mine, due)).values():
+            self._take(batch, entries, blocked)
+        if not batch.after:
+            return Outcome(buckets=len(mine), waiting=_one_of(batch.waiting)), batch
+        self._skip_seen(batch)
+        self._step("execute")
+        executor = Executor(self._session, self._facts, self._step)
+        executor.run(plan(batch.items, self._known))
+        self._step("mark")
+        marks.remember(self._session, batch.last)
+        marks.reject(self._session, executor.rejects)
+        marks.lose(self._session, batch.losses)
+        if batch.keys:
+            marks.keep_keys(self._session, batch.keys)
+        if executor.ids:
+            marks.keep_ids(self._session, executor.ids)
+        marks.move(self._session, batch.after)
+        return self._outcome(batch, executor), batch
+
+    def _take(self, batch: _Batch, entries: list[Entry], blocked: set[str]) -> None:
+        """Take a bucket's entries up to the batch's limits, or up to an op that is not understood yet."""
+        for entry in entries:
+            full = len(batch.items) >= self._pace.rows or batch.size_bytes >= self._settings.max_bytes
+            if full and batch.items:
+                return
+            op = decode(entry.payload)
+            puzzle = self._puzzle(op, blocked)
+            if puzzle:
+                batch.waiting[entry.bucket] = puzzle
+                return
+            before = batch.after.get(entry.bucket, batch.before[entry.bucket])
+            gap = _gap(entry, before)
+            if gap is not None:
+                batch.losses.append(gap)
+                _log.error("the log of bucket %d lost the positions %d-%d to %d", gap.bucket, *gap[1:2], *gap[3:])
+            batch.after[entry.bucket] = entry.position
+            batch.items.append(Item(entry, op))
+            batch.size_bytes += len(entry.payload)
+
+    def _puzzle(self, op: Op, blocked: set[str]) -> str:
+        """Return why an op must wait, or nothing."""
+        for member in op.members:
+            if member.table in blocked:
+                return f"the shard is behind the schema of {member.table}"
+            if self._facts.of(member) is None:
+                return f"definition {member.schema} of table {member.table} is not known here"
+        return ""
+
+    def _known(self, op: Op) -> Facts:
+        facts = self._facts.of(op)
+        assert facts is not None, "only understood ops are taken into a batch"
+        return facts
+
+    def _skip_seen(self, batch: _Batch) -> None:
+        """Drop what the shard has applied before, under another position: after a failover, or sent twice."""
+        batch.last = marks.seen(self._session, ((i.entry.bucket, i.entry.producer) for i in batch.items))
+        named = [(i.entry.bucket, i.op.idempotency_key) for i in batch.items if i.op.idempotency_key]
+        used = marks.known_keys(self._session, [(b, k) for b, k in named if k]) if named else set()
+        fresh = []
+        for item in batch.items:
+            entry, key = item.entry, item.op.idempotency_key
+            pair = (entry.bucket, entry.producer)
+            if entry.producer_seq <= batch.last[pair]:
+                batch.seen += 1
+                continue
+            batch.last[pair] = entry.producer_seq
+            if key is not None:
+                if (entry.bucket, key) in used:
+                    batch.seen += 1
+                    continue
+                used.add((entry.bucket, key))
+                batch.keys.append((entry.bucket, key))
+            fresh.append(item)
+        batch.items = fresh
+
+    def _outcome(self, batch: _Batch, executor: Executor) -> Outcome:
+        rejected = len(executor.rejects)
+        lost = sum(loss.last - loss.first + 1 for loss in batch.losses)
+        return Outcome(
+            applied=sum(len(i.op.members) if i.op.kind == GROUP else 1 for i in batch.items) - rejected,
+            rejected=rejected,
+            seen=batch.seen,
+            lost=lost,
+            buckets=len(batch.after),
+            waiting=_one_of(batch.waiting),
+        )
+
+    def _finish(self, batch: _Batch) -> tuple[bool, int]:
+        """Un-dirty and publish. Only a courtesy: the commit has happened, the sweeper finds what is left."""
+        done = batch.before | batch.after
+        held = {bucket: done.pop(bucket) for bucket in batch.waiting}
+        try:
+            if held:
+                self._log.finish(self.shard, held, delay_ms=SCHEMA_DELAY_MS)
+            return self._log.finish(self.shard, done)
+        except Unavailable as error:
+            _log.warning("committed, but Redis was not told shard=%s: %s", self.shard, error)
+            return False, 0
+
+    def _schema(self, hash: str) -> TableSchema | None:
+        text = self._log.schema(hash) or inquiry_in(self._session, hash)
+        return TableSchema.from_json(text) if text else None
+
+
+def inquiry_in(session: Session, hash: str) -> str | None:
+    """Look for a definition in the shard, inside the open transaction."""
+    found = session.rows(f"SELECT definition FROM pipeline_schemas WHERE hash = {marks.text(hash)}")
+    return str(found[0][0]) if found else None
+
+
+def _gap(entry: Entry, before: Position) -> Loss | None:
+    """Return what is missing between two positions: positions are dense within an epoch."""
+    first = before.seq + 1 if entry.position.epoch == before.epoch else 0
+    if entry.position.seq == first:
+        return None
+    return Loss(entry.bucket, entry.position.epoch, 0, first, entry.position.seq - 1)
+
+
+def _one_of(waiting: dict[int, str]) -> str:
+    return next(iter(waiting.values()), "")
+
+
+def _ms_since(started: float) -> int:
+    return round((clock.mono_s() - started) * 1000)
+
+
+def unapplied(marks_: Iterable[tuple[int, Position]], tails: dict[int, Position]) -> list[int]:
+    """Return the buckets whose log goes beyond their watermark: the truth of which the dirty set is an index."""
+    return [bucket for bucket, mark in marks_ if bucket in tails and tails[bucket] > mark]

@@ -1,0 +1,291 @@
+"""The door: a call in pyDAL's words becomes an op with its bucket, or an error that says what to change."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pipeline import clock, ids
+from pipeline.errors import BadOp, BadQuery, CrossBucket, ShardKeyError, UnknownTable
+from pipeline.op import DELETE, INSERT, UPDATE, UPSERT, Op
+from pipeline.schema import schema_of, signature_of
+from pipeline.settings import TableSettings
+from pipeline.topology import Topology
+from pipeline.write.gate import Gate, with_values
+from pipeline.write.trees import Tree, condition, is_query, kind_of, pinned, table_of
+
+#: Longest idempotency key; the shard keeps it in an indexed column.
+MAX_KEY = 190
+
+
+class Addressed(NamedTuple):
+    """An op and the bucket whose log it goes to."""
+
+    bucket: int
+    op: Op
+
+
+class Door:
+    """Makes ops. Thread-safe.
+
+    Args:
+        new_id: makes an id of a bucket.
+        publish: called once with each definition before the first op that uses it.
+    """
+
+    def __init__(self, topology: Topology, new_id: Callable[[int], int], publish: Callable[[Gate, Any], None]):
+        self._topology, self._new_id, self._publish = topology, new_id, publish
+        self._gates: dict[tuple[Any, ...], Gate] = {}
+        self._tables = threading.local()
+        self._latest: dict[str, Any] = {}
+        self._turn = random.randrange(topology.buckets)
+
+    # definitions --------------------------------------------------------------------------------------------
+
+    def define(self, db: Any) -> None:
+        """Remember a DAL, so that its tables may be named by text. Lazy tables stay lazy."""
+        self._tables.db = db
+        for name in db.tables:
+            self._latest[name] = db
+
+    def table(self, table: Any) -> Any:
+        """Return the pyDAL table that is meant."""
+        if not isinstance(table, str):
+            if kind_of(table) == "Table":
+                return table
+            raise BadOp(f"expected a pyDAL table or its name, got {type(table).__name__}")
+        db = getattr(self._tables, "db", None)
+        if db is None or table not in db.tables:
+            db = self._latest.get(table)
+        if db is None:
+            raise UnknownTable(table, self._latest)
+        return db[table]
+
+    def gate(self, table: Any) -> Gate:
+        """Return the gate of a table's definition; publish a new one first."""
+        signature = signature_of(table)
+        gate = self._gates.get(signature)
+        if gate is None:
+            gate = Gate(schema_of(table))
+            self._publish(gate, table)
+            self._gates[signature] = gate
+        return gate
+
+    def gates(self) -> list[Gate]:
+        """Return all gates so far."""
+        return list(self._gates.values())
+
+    # ops ----------------------------------------------------------------------------------------------------
+
+    def insert(self, table: Any, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None) -> Addressed:
+        """Make an insert."""
+        table = self.table(table)
+        return self._new_row(table, self.gate(table), self._rules(table), values, shard_key, key)
+
+    def inserts(self, table: Any, rows: Iterable[Mapping[str, Any]], shard_key: Any = None) -> Iterator[Addressed]:
+        """Make an insert of each row."""
+        table = self.table(table)
+        gate, rules = self.gate(table), self._rules(table)
+        for row in rows:
+            yield self._new_row(table, gate, rules, row, shard_key, None)
+
+    def update(
+        self, target: Any, row_id: Any, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None
+    ) -> Addressed:
+        """Make an update of a row or of the rows of a shard key."""
+        if not values:
+            raise BadOp("nothing to update: give at least one field")
+        table, gate, where = self._target(target, row_id)
+        rules = self._rules(table)
+        plain, computed = gate.update_values(table, values)
+        bucket, row = self._place(gate, rules, where, shard_key)
+        self._keeps_its_place(gate, rules, where, plain, computed)
+        return Addressed(bucket, with_values(self._op(UPDATE, gate, row, where, key), gate, plain, computed))
+
+    def delete(self, target: Any, row_id: Any, shard_key: Any = None, key: str | None = None) -> Addressed:
+        """Make a delete of a row or of the rows of a shard key."""
+        table, gate, where = self._target(target, row_id)
+        bucket, row = self._place(gate, self._rules(table), where, shard_key)
+        return Addressed(bucket, self._op(DELETE, gate, row, where, key))
+
+    def upsert(
+        self, table: Any, key_fields: Iterable[str], values: Mapping[str, Any], shard_key: Any = None, key: str | None = None
+    ) -> Addressed:
+        """Make an insert that becomes an update where a row with the same key fields is there."""
+        table = self.table(table)
+        gate, rules = self.gate(table), self._rules(table)
+        fields = (key_fields,) if isinstance(key_fields, str) else tuple(key_fields)
+        self._upsert_key(gate, rules, fields, values)
+        place = self._new_row(table, gate, rules, values, shard_key, key)
+        renewed, _ = gate.update_values(table, {k: v for k, v in values.items() if k not in fields})
+        renew = tuple(sorted(gate.column_of[name] for name in renewed))
+        op = place.op
+        extra = {gate.column_of[name]: value for name, value in renewed.items()}
+        merged = dict(zip(op.columns, op.values, strict=True)) | extra
+        columns = tuple(sorted(merged))
+        return Addressed(
+            place.bucket,
+            Op(
+                UPSERT,
+                op.table,
+                op.schema,
+                op.at_ms,
+                op.id,
+                columns,
+                tuple(merged[column] for column in columns),
+                key=tuple(gate.column_of[name] for name in fields),
+                renew=renew,
+                idempotency_key=key,
+            ),
+        )
+
+    # parts --------------------------------------------------------------------------------------------------
+
+    def _new_row(
+        self, table: Any, gate: Gate, rules: TableSettings, values: Mapping[str, Any], shard_key: Any, key: str | None
+    ) -> Addressed:
+        final = gate.insert_values(table, values)
+        row = final.pop(gate.schema.id_name, None)
+        bucket = self._bucket_of_new(gate, rules, final, row, shard_key)
+        if rules.ids == "pipeline" and row is None:
+            row = self._new_id(bucket if bucket < self._topology.buckets else self._next_bucket())
+        column_of = gate.column_of
+        op = Op(
+            INSERT,
+            gate.schema.name,
+            gate.schema.hash,
+            clock.wall_ms(),
+            row,
+            tuple([column_of[name] for name in final]),
+            tuple(final.values()),
+            idempotency_key=_checked(key),
+        )
+        return Addressed(bucket, op)
+
+    def _bucket_of_new(
+        self, gate: Gate, rules: TableSettings, final: Mapping[str, Any], row: int | None, shard_key: Any
+    ) -> int:
+        name, topology = gate.schema.name, self._topology
+        if rules.reference:
+            return topology.reference_bucket
+        if rules.shard_key is None or rules.shard_key == gate.schema.id_name:
+            if shard_key is not None:
+                raise ShardKeyError(f"table {name!r} is sharded by its own id: leave shard_key= out of an insert")
+            return self._next_bucket() if row is None else topology.bucket_of(name, row)
+        own = final.get(rules.shard_key)
+        if own is None:
+            raise ShardKeyError(f"table {name!r} is sharded by {rules.shard_key!r}: the insert must give it a value")
+        if shard_key is not None and gate.check[rules.shard_key](shard_key) != own:
+            raise ShardKeyError(f"shard_key= differs from the value of {name}.{rules.shard_key}: leave it out")
+        bucket = topology.bucket_of(name, own)
+        if row is not None and ids.carries_bucket(row) and ids.bucket_of(row) != bucket:
+            raise ShardKeyError(
+                f"the id given for {name!r} carries bucket {ids.bucket_of(row)}, its shard key belongs to bucket {bucket}: "
+                "let the pipeline make the id"
+            )
+        return bucket
+
+    def _target(self, target: Any, row_id: Any) -> tuple[Any, Gate, Tree]:
+        """Return table, gate and condition of `query`, or of `table, id`."""
+        if is_query(target):
+            if row_id is not None:
+                raise BadQuery("give a query, or a table and an id, not both")
+            table = table_of(target)
+            gate = self.gate(table)
+            return table, gate, condition(target, gate.schema, gate.check)
+        table = self.table(target)
+        gate = self.gate(table)
+        if row_id is None:
+            raise BadQuery(f"say which rows of {gate.schema.name!r}: pass a query such as db.{gate.schema.name}.id == 5")
+        return table, gate, ["=", gate.schema.id_index, gate.check[gate.schema.id_name](row_id)]
+
+    def _place(self, gate: Gate, rules: TableSettings, where: Tree, shard_key: Any) -> tuple[int, int | None]:
+        """Return the bucket of the rows that a condition names, and the one id if it names just that."""
+        schema, topology, name = gate.schema, self._topology, gate.schema.name
+        row = pinned(where, schema.id_index)
+        only = row if where[0] == "=" and row is not None else None
+        if rules.reference:
+            return topology.reference_bucket, only
+        found: set[int] = set()
+        by_id = rules.shard_key is None or rules.shard_key == schema.id_name
+        if not by_id:
+            assert rules.shard_key is not None
+            if rules.shard_key not in gate.column_of:
+                raise ShardKeyError(f"table {name!r} has no field {rules.shard_key!r}, by which the settings shard it")
+            value = pinned(where, gate.column_of[rules.shard_key])
+            found |= {topology.bucket_of(name, v) for v in (value,) if v is not None}
+            if shard_key is not None:
+                found.add(topology.bucket_of(name, gate.check[rules.shard_key](shard_key)))
+            if row is not None and ids.carries_bucket(row):
+                found.add(ids.bucket_of(row))
+        elif row is not None:
+            found.add(topology.bucket_of(name, row))
+        if len(found) > 1:
+            raise CrossBucket(f"the query on {name!r} names rows of two buckets: its id and its shard key do not belong together")
+        if not found:
+            key = schema.id_name if by_id else rules.shard_key
+            raise ShardKeyError(
+                f"cannot tell the shard of this write to {name!r}: the query must fix {key!r} with =="
+                + ("" if by_id else ", or pass shard_key=")
+            )
+        return found.pop(), only
+
+    def _keeps_its_place(
+        self, gate: Gate, rules: TableSettings, where: Tree, plain: Mapping[str, Any], computed: Mapping[str, Any]
+    ) -> None:
+        name, key = gate.schema.name, rules.shard_key
+        if gate.schema.id_name in plain or gate.schema.id_name in computed:
+            raise BadOp(f"the id of a row of {name!r} cannot be changed: insert a new row and delete the old one")
+        if key is None or rules.reference or (key not in plain and key not in computed):
+            return
+        if key in computed or pinned(where, gate.column_of[key]) != plain[key]:
+            raise ShardKeyError(
+                f"{name}.{key} is the shard key and cannot be changed: the row may live on another shard then; "
+                "insert it anew and delete the old row"
+            )
+
+    def _upsert_key(self, gate: Gate, rules: TableSettings, fields: tuple[str, ...], values: Mapping[str, Any]) -> None:
+        name, schema = gate.schema.name, gate.schema
+        gate.known(dict.fromkeys(fields))
+        absent = [field for field in fields if values.get(field) is None]
+        if not fields or absent:
+            raise BadOp(f"an upsert into {name!r} needs a value for each of its key fields" + (f": {absent}" if absent else ""))
+        single = len(fields) == 1 and (fields[0] == schema.id_name or schema.columns[schema.index[fields[0]]].unique)
+        if not single and set(fields) not in [set(group) for group in rules.unique]:
+            raise BadOp(
+                f"an upsert into {name!r} needs a unique index on ({', '.join(fields)}): add it as "
+                f"[tables.{name}] unique = [{list(fields)}], and run pipeline migrate"
+            )
+        key = rules.shard_key
+        if key and not rules.reference and fields != (schema.id_name,) and key not in fields:
+            raise ShardKeyError(f"the key of an upsert into {name!r} must contain its shard key {key!r}")
+        if not key and not rules.reference and fields != (schema.id_name,):
+            raise ShardKeyError(f"table {name!r} is sharded by its id, so it can be upserted by its id only")
+
+    def _rules(self, table: Any) -> TableSettings:
+        return self._topology.table(table._tablename)
+
+    def _op(self, kind: str, gate: Gate, row: int | None, where: Tree, key: str | None) -> Op:
+        condition_ = None if row is not None else where
+        return Op(
+            kind,
+            gate.schema.name,
+            gate.schema.hash,
+            clock.wall_ms(),
+            row,
+            where=condition_,
+            idempotency_key=_checked(key),
+        )
+
+    def _next_bucket(self) -> int:
+        """Return the bucket of the next row that may live anywhere: each in turn."""
+        self._turn = (self._turn + 1) % self._topology.buckets
+        return self._turn
+
+
+def _checked(key: str | None) -> str | None:
+    if key is not None and (not isinstance(key, str) or not 0 < len(key) <= MAX_KEY):
+        raise BadOp(f"idempotency_key must be a text of 1 to {MAX_KEY} characters")
+    return key
