@@ -28,13 +28,14 @@ class Column:
     def kind(self) -> str:
         """The family of the type, without its parameters: `decimal`, `reference`, `list:reference`, `string`, …
 
-        A reference to a keyed table (`reference t.code`) keeps its whole text: its values are not ids.
+        A reference to a keyed table (`reference t.code`) keeps its whole text: its values are not ids. A decimal
+        without its digits is `decimal(?)`.
         """
         word, _, target = self.type.partition(" ")
         if "." in target:
             return self.type
-        if _DECIMAL.fullmatch(self.type):
-            return "decimal"
+        if word.startswith("decimal"):
+            return "decimal" if _DECIMAL.fullmatch(self.type) else "decimal(?)"
         return SAME_AS.get(word, word)
 
     @property
