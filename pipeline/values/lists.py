@@ -1,0 +1,43 @@
+"""List columns: pyDAL keeps them as one text, `|a|b|`; they travel as JSON lists.
+
+pyDAL's form loses blank items and a unit separator at an item's end, so both are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.column import Column
+from pipeline.values import numbers
+from pipeline.values.refused import Refused
+from pipeline.values.texts import text
+
+#: pyDAL puts this beside a `|` at an item's end, and strips it there on reading.
+UNIT_SEPARATOR = "\x1f"
+
+
+def items(column: Column) -> Callable[[object], list[Any]]:
+    """Return the converter of a list column. One value alone becomes a list of one, as in pyDAL."""
+    convert_item = _item(column)
+
+    def convert(value: object) -> list[Any]:
+        given = value if isinstance(value, list | tuple) else [value]
+        return [convert_item(item) for item in given]
+
+    return convert
+
+
+def _item(column: Column) -> Callable[[object], object]:
+    if column.kind == "list:string":
+        return _string_item
+    return numbers.whole(Column(column.name, "bigint" if column.kind == "list:integer" else "reference"))
+
+
+def _string_item(value: object) -> str:
+    item = text(value)
+    if not item.strip():
+        raise Refused(value, "pyDAL drops blank items of a list:string on reading; leave it out")
+    if item.startswith(UNIT_SEPARATOR) or item.endswith(UNIT_SEPARATOR):
+        raise Refused(value, r"pyDAL drops a '\x1f' at the end of a list item; strip it")
+    return item

@@ -1,0 +1,216 @@
+"""Stored = sent on a real MariaDB in strict mode, for every type of pyDAL and its limits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from datetime import date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pymysql
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydal import DAL, Field
+
+from pipeline.clock import polls
+from pipeline.column import Column
+from pipeline.errors import BadValue
+from pipeline.shard.encode import encoder
+from pipeline.values import checker, python_value
+
+pytestmark = [
+    pytest.mark.mariadb,
+    pytest.mark.filterwarnings("ignore:'(db|passwd)' is deprecated:DeprecationWarning"),  # pyDAL's words to PyMySQL
+]
+
+STRICT = "STRICT_TRANS_TABLES,NO_BACKSLASH_ESCAPES,ERROR_FOR_DIVISION_BY_ZERO"
+OPTIONS = ["--bind-address=127.0.0.1", "--innodb-buffer-pool-size=32M", "--max-allowed-packet=64M", "--skip-log-bin"]
+START_TIMEOUT_S = 60
+COLUMNS = [
+    Column("c_integer", "integer"),
+    Column("c_bigint", "bigint"),
+    Column("c_reference", "reference parent"),
+    Column("c_double", "double"),
+    Column("c_float", "float"),
+    Column("c_money", "decimal(10,2)"),
+    Column("c_tiny", "decimal(20,10)"),
+    Column("c_huge", "decimal(65,30)"),
+    Column("c_boolean", "boolean"),
+    Column("c_string", "string", 40),
+    Column("c_password", "password", 512),
+    Column("c_upload", "upload", 512),
+    Column("c_text", "text"),
+    Column("c_blob", "blob"),
+    Column("c_json", "json"),
+    Column("c_date", "date"),
+    Column("c_time", "time"),
+    Column("c_datetime", "datetime"),
+    Column("c_strings", "list:string"),
+    Column("c_integers", "list:integer"),
+    Column("c_references", "list:reference parent"),
+]
+BY_NAME = {column.name: column for column in COLUMNS}
+AWKWARD = "it's \\' \\ \" ` 100% %s \U0001f600 é \r\n\t \0 \x1a ; -- /* :a ?"
+VALUES: dict[str, list[Any]] = {
+    "c_integer": [0, 1, -1, 2**31 - 1, -(2**31), "42"],
+    "c_bigint": [0, 2**53 + 1, 2**63 - 1, -(2**63)],
+    "c_reference": [1, 2**63 - 1],
+    "c_double": [0.1, -0.0, 1e16, 1e22, 0.004491253662486427, 5e-324, 1.7976931348623157e308, -1.7976931348623157e308],
+    "c_float": [0.1, 123456.0, -1.5, 1.17550e-38, 3.40282e38, 0.333333],
+    "c_money": [Decimal("99999999.99"), Decimal("-99999999.99"), "0.01", 12.5],
+    "c_tiny": ["0.0000000001", "-9999999999.9999999999"],
+    "c_huge": ["9" * 35 + "." + "9" * 30, "-0." + "0" * 29 + "1"],
+    "c_boolean": [True, False, "T", 0],
+    "c_string": ["", " a ", "a ", "\U0001f600" * 40, "'" * 40, "\\" * 40, "a\\", AWKWARD[:40]],
+    "c_password": ["x" * 512],
+    "c_upload": ["t.c.8f3a.6e616d65.txt"],
+    "c_text": [AWKWARD, "\U0001f600" * 20_000, "'" * 70_000],
+    "c_blob": [b"", b"\0\xff", bytes(range(256)), b"'\\" * 50_000, "é"],
+    "c_json": [{"it's": [None, True, 0.1, 2**70, AWKWARD]}, [], {}, "text", "", 0, False, "\ud800"],
+    "c_date": [date(1000, 1, 1), date(2024, 2, 29), date(9999, 12, 31)],
+    "c_time": [time(0, 0), time(23, 59, 59), "7:05"],
+    "c_datetime": [datetime(1000, 1, 1), datetime(2024, 3, 31, 2, 30), datetime(9999, 12, 31, 23, 59, 59)],
+    "c_strings": [[], ["a"], ["|", "||", "a|", "|b", "c|d"], [AWKWARD, "\\"]],
+    "c_integers": [[], [0], [2**63 - 1, -(2**63)]],
+    "c_references": [[], [1, 2**63 - 1]],
+}
+CASES = [
+    pytest.param(name, value, id=f"{name}-{value!r:.30}")
+    for name, values in VALUES.items()
+    for value in [None, *values]
+]
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Start a mariadbd of this test's own, and stop it."""
+    server, install = shutil.which("mariadbd"), shutil.which("mariadb-install-db")
+    if not (server and install) and not os.environ.get("CI"):
+        pytest.skip("mariadbd is not installed")
+    assert server
+    assert install
+    home = tmp_path_factory.mktemp("mariadb")
+    user = f"--user={'root' if os.getuid() == 0 else os.environ.get('USER', '')}"
+    made = [install, "--no-defaults", f"--datadir={home}/data", user, "--auth-root-authentication-method=normal"]
+    subprocess.run([*made, "--skip-test-db"], check=True, capture_output=True, timeout=START_TIMEOUT_S)
+    port = free_port()
+    files = [f"--datadir={home}/data", f"--socket={home}/s"]
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen([server, "--no-defaults", *files, user, *OPTIONS, f"--port={port}"], stderr=log)
+    try:
+        wait_until_it_answers(process, port, home / "log")
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=START_TIMEOUT_S)
+
+
+@pytest.fixture(scope="module")
+def db(port: int) -> Iterator[Any]:
+    """A pyDAL connection in strict mode, and a table that has a column of every type."""
+    db = DAL(f"mysql:pymysql://root@127.0.0.1:{port}/shop?set_encoding=utf8mb4", migrate=False)
+    db.executesql(f"SET SESSION sql_mode='{STRICT}'")
+    db.define_table("parent")
+    db.define_table("t", *(Field(column.name, column.type, length=column.length) for column in COLUMNS))
+    types = ", ".join(f"{column.name} {sql_type(db, column)}" for column in COLUMNS)
+    db.executesql(f"CREATE TABLE t (id BIGINT AUTO_INCREMENT PRIMARY KEY, {types}) ENGINE=InnoDB CHARSET=utf8mb4")
+    yield db
+    db.close()
+
+
+def sql_type(db: Any, column: Column) -> str:
+    """Return the type as pyDAL declares it, with 64-bit references and no foreign key."""
+    if column.kind == "reference":
+        return "BIGINT"
+    sizes: dict[str, Any] = {"length": column.length}
+    if column.kind == "decimal":
+        sizes["precision"], sizes["scale"] = column.digits
+    name = "decimal" if column.kind == "decimal" else column.type.partition(" ")[0]
+    return str(db._adapter.types[name] % sizes)
+
+
+def stored(db: Any, column: Column, literal: str) -> Any:
+    """Insert one literal as the worker does, without a warning, and read it through pyDAL."""
+    db._adapter.execute(f"INSERT INTO t ({column.name}) VALUES ({literal})")
+    row_id = db._adapter.lastrowid(db.t)
+    assert db.executesql("SHOW WARNINGS") == ()
+    return db(db.t.id == row_id).select(db.t[column.name]).first()[column.name]
+
+
+@pytest.mark.parametrize(("name", "value"), CASES)
+def test_a_boundary_value_is_read_back_equal(db: Any, name: str, value: Any):
+    column = BY_NAME[name]
+    canonical = checker("t", column)(value)
+
+    found = stored(db, column, encoder(db._adapter, column)(canonical))
+
+    assert found == python_value(column, canonical)
+
+
+SCALARS = st.one_of(
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.floats(width=16),
+    st.integers(0, 999_999).map(lambda n: n / 1000),
+    st.decimals(-(10**8), 10**8, places=2),
+    st.decimals(-(10**9), 10**9, places=10),
+    st.booleans(),
+    st.text(),
+    st.text("|'\"\\%\0\x1f\r\n ab\U0001f600", max_size=12),
+    st.binary(),
+    st.dates(),
+    st.times().map(lambda moment: moment.replace(microsecond=0)),
+    st.datetimes().map(lambda moment: moment.replace(microsecond=0)),
+)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(value=SCALARS | st.lists(SCALARS, max_size=4) | st.dictionaries(st.text(max_size=5), SCALARS, max_size=3))
+def test_any_value_is_refused_or_read_back_equal(db: Any, name: str, value: Any):
+    column = BY_NAME[name]
+    try:
+        canonical = checker("t", column)(value)
+    except BadValue:
+        return
+
+    found = stored(db, column, encoder(db._adapter, column)(canonical))
+
+    assert found == python_value(column, canonical)
+
+
+@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.name)
+def test_no_column_needs_the_slow_expand(db: Any, column: Column, monkeypatch: pytest.MonkeyPatch):
+    encode = encoder(db._adapter, column)
+    canonical = checker("t", column)(VALUES[column.name][-1])
+    monkeypatch.setattr(db._adapter, "expand", None)
+
+    literal = encode(canonical)
+
+    assert literal
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Create the database as soon as the server answers."""
+    for _ in polls(START_TIMEOUT_S):
+        assert process.poll() is None, log.read_text()[-2000:]
+        try:
+            with pymysql.connect(host="127.0.0.1", port=port, user="root", connect_timeout=2, read_timeout=10) as root:
+                root.cursor().execute("CREATE DATABASE shop CHARACTER SET utf8mb4")
+                return
+        except pymysql.err.OperationalError:
+            continue
+    pytest.fail("mariadbd did not answer: " + log.read_text()[-2000:])
