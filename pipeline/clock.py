@@ -61,4 +61,4 @@ def polls(timeout_s: float, *, first_s: float = 0.001, most_s: float = 0.05) -> 
 
 def backoff_s(attempt: int, *, first_s: float = 0.1, most_s: float = 5.0) -> float:
     """Return the pause before retry *attempt* (1, 2, …): exponential with full jitter's upper half."""
-    return min(most_s, first_s * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+    return float(min(most_s, first_s * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))

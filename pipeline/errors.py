@@ -105,15 +105,14 @@ class PipelineFull(Unavailable):
         super().__init__(f"the pipeline is full: {why}; nothing was queued, try again later")
 
 
-class OpsLost(PipelineError):
-    """Redis lost ops that it had acknowledged (a failover, a restore); they are recorded as lost."""
+class NotDurable(Unavailable):
+    """The op is queued, but did not become as durable as asked in time. Do not send it again: `receipt` tells of it."""
 
-    def __init__(self, bucket: int, producer: int, first: int, last: int):
-        super().__init__(
-            f"bucket {bucket}: Redis lost the ops {first} to {last} of producer {producer}; "
-            "they are recorded in pipeline_lost and their receipts say 'lost'"
-        )
-        self.bucket, self.producer, self.first, self.last = bucket, producer, first, last
+    retryable = False
+
+    def __init__(self, durability: str, waited_s: float, receipt: object):
+        super().__init__(f"the op is queued, but did not become {durability!r}-durable within {waited_s:.3g} s")
+        self.durability, self.waited_s, self.receipt = durability, waited_s, receipt
 
 
 class NoProducerNumber(Unavailable):

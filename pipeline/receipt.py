@@ -53,6 +53,10 @@ class Receipt:
             self._id = self.source.row_id(self)
         return self._id
 
+    def name_row(self, id: int) -> None:
+        """Note the row's id: an earlier call with the same idempotency key had made it."""
+        self._id = id
+
     def status(self) -> str:
         """Return queued, spooled, applied, durable, rejected, parked or lost."""
         return self._asked().status(self)

@@ -40,8 +40,9 @@ def connect(url: str, *, read_s: float, connect_s: float) -> redis.Redis:
             options.pop("socket_keepalive")
         return redis.Redis.from_url(url, **options)
     hosts, master, login = sentinel_parts(url)
-    sentinel = Sentinel(hosts, sentinel_kwargs={"socket_timeout": connect_s}, **options)
-    return sentinel.master_for(master, **login)
+    sentinel: Any = Sentinel(hosts, sentinel_kwargs={"socket_timeout": connect_s}, **options)  # type: ignore[no-untyped-call]
+    client: redis.Redis = sentinel.master_for(master, **login)
+    return client
 
 
 def sentinel_parts(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""What a log can do. `redis_log.RedisLog` does it over Redis, `memory.MemoryLog` in this process; one suite tests both."""
+"""What a log can do. `redis_log.RedisLog` does it over Redis, `memory.MemoryLog` in this process.
+
+One contract suite runs over both.
+"""
 
 from __future__ import annotations
 
@@ -65,6 +68,10 @@ class Line(Protocol):
         """Wait until what this line appended is on a Redis replica, or fsynced here; return whether it is."""
         ...
 
+    def sequences(self, producer: int) -> dict[int, int]:
+        """Return the last sequence that the log knows of a producer, per bucket."""
+        ...
+
     def close(self) -> None:
         """Give the connection back."""
         ...
@@ -78,7 +85,7 @@ class Log(Protocol):
         ...
 
     def epoch(self, scope: str) -> tuple[int, bool, str]:
-        """Return the scope's epoch (0: none), whether it was given out on this very server, and what to raise it from."""
+        """Return the scope's epoch (0: none), whether it was given out on this server, and what to raise it from."""
         ...
 
     def raise_epoch(self, scope: str, seen: str, epoch: int) -> bool:
@@ -129,8 +136,16 @@ class Log(Protocol):
         """Return the published watermarks: a copy, perhaps old, never ahead of what was committed somewhere."""
         ...
 
+    def mark(self, shard: str, bucket: int) -> Position | None:
+        """Return one published watermark."""
+        ...
+
     def trim(self, behind: Mapping[int, Position]) -> int:
         """Delete entries up to and including each position; return how many were deleted, about."""
+        ...
+
+    def note_marks(self, shard: str, now_ms: int, text: str, *, older_than_ms: int) -> str | None:
+        """Note a shard's watermarks, at most once a minute; return the newest note that is old enough."""
         ...
 
     def lease_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:

@@ -50,6 +50,10 @@ class Keys:
         """Return the published watermarks of a shard."""
         return f"{self.prefix}:marks:{shard}"
 
+    def notes(self, shard: str) -> str:
+        """Return the notes of a shard's past watermarks."""
+        return f"{self.prefix}:notes:{shard}"
+
     def producer(self, producer: int) -> str:
         """Return the sequences of a producer."""
         return f"{self.prefix}:producer:{producer}"

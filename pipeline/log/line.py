@@ -7,8 +7,9 @@ from typing import Any
 
 import redis
 
+from pipeline import clock
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
-from pipeline.log.connection import script
+from pipeline.log.connection import script, translated
 from pipeline.log.contract import Append, Appended, EpochStale, Placed, Scope
 from pipeline.log.keys import Keys
 from pipeline.op import Position
@@ -21,6 +22,8 @@ PRODUCER_TTL_MS = 2 * 86_400_000
 IDEMPOTENCY_TTL_MS = 86_400_000
 #: From this size on the log notes the size of a bucket's ops, so that a worker reads few at a time.
 BIG_BYTES = 16_384
+#: One WAIT asks for this long, well below the socket's time-out; it is asked again until the caller's deadline.
+WAIT_MS = 20
 _TRANSIENT = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.ReadOnlyError, OSError)
 
 
@@ -50,10 +53,12 @@ class RedisLine:
 
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
         """See `contract.Line.replicated`. Uses WAITAOF (Redis 7.2, Valkey) or WAIT."""
-        milliseconds = str(max(1, int(timeout_s * 1000)))
-        command = ("WAITAOF", "1", "0", milliseconds) if fsync else ("WAIT", "1", milliseconds)
+        command = ("WAITAOF", "1", "0", WAIT_MS) if fsync else ("WAIT", "1", WAIT_MS)
         try:
-            reached = self._send(command)
+            for deadline in clock.polls(timeout_s):
+                reached = self._send(command)
+                if int(reached[0] if fsync else reached) >= 1 or deadline.passed:
+                    break
         except redis.exceptions.ResponseError as error:
             need = "Redis 7.2 or Valkey with appendonly yes" if fsync else "Redis replication"
             raise PipelineError(f"this durability needs {need}; the op is queued ({error})") from error
@@ -61,6 +66,13 @@ class RedisLine:
             self._drop()
             return False
         return int(reached[0] if fsync else reached) >= 1
+
+    def sequences(self, producer: int) -> dict[int, int]:
+        """See `contract.Line.sequences`."""
+        with translated():
+            flat = self._send(("HGETALL", self._keys.producer(producer)))
+        pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
+        return {int(bucket): int(value.split()[0]) for bucket, value in pairs}
 
     def close(self) -> None:
         """Give the connection back to the pool."""

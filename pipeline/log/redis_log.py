@@ -21,6 +21,8 @@ from pipeline.op import Entry, Position
 
 #: A producer number comes free this long after its process has gone, ms.
 LEASE_MS = 60_000
+#: Time between two notes of a shard's watermarks, ms.
+NOTE_MS = 60_000
 
 
 class RedisLog:
@@ -87,7 +89,7 @@ class RedisLog:
 
     def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:
         with translated():
-            pipe = self._client.pipeline(transaction=False)
+            pipe: Any = self._client.pipeline(transaction=False)
             for bucket, (epoch, seq) in after.items():
                 pipe.execute_command("XRANGE", self.keys.log(bucket), f"{epoch}-{seq + 1}", "+", "COUNT", count[bucket])
             replies = pipe.execute()
@@ -118,7 +120,7 @@ class RedisLog:
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
         buckets = list(buckets)
         with translated():
-            pipe = self._client.pipeline(transaction=False)
+            pipe: Any = self._client.pipeline(transaction=False)
             for bucket in buckets:
                 pipe.execute_command("XREVRANGE", self.keys.log(bucket), "+", "-", "COUNT", 1)
             replies = pipe.execute()
@@ -129,13 +131,29 @@ class RedisLog:
             found = _hash(self._client.hgetall(self.keys.marks(shard)))
         return {int(bucket): Position.parse(text) for bucket, text in found.items()}
 
+    def mark(self, shard: str, bucket: int) -> Position | None:
+        with translated():
+            found = self._client.hget(self.keys.marks(shard), str(bucket))
+        return Position.parse(_text(found)) if found is not None else None
+
     def trim(self, behind: Mapping[int, Position]) -> int:
         with translated():
-            pipe = self._client.pipeline(transaction=False)
+            pipe: Any = self._client.pipeline(transaction=False)
             for bucket, (epoch, seq) in behind.items():
                 # `~` frees whole nodes only: cheap, and up to 100 entries too many may stay
                 pipe.execute_command("XTRIM", self.keys.log(bucket), "MINID", "~", f"{epoch}-{seq + 1}")
             return int(sum(pipe.execute()))
+
+    def note_marks(self, shard: str, now_ms: int, text: str, *, older_than_ms: int) -> str | None:
+        key = self.keys.notes(shard)
+        with translated():
+            notes = [_text(note).partition(" ") for note in self._client.lrange(key, 0, -1)]
+            if not notes or now_ms - int(notes[0][0]) >= NOTE_MS:
+                pipe = self._client.pipeline()
+                pipe.lpush(key, f"{now_ms} {text}")
+                pipe.ltrim(key, 0, older_than_ms // NOTE_MS + 1)
+                pipe.execute()
+        return next((note for at, _, note in notes if now_ms - int(at) >= older_than_ms), None)
 
     # chores -------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ Read from the database, not from the model: an index that somebody added by hand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.shard.marks import text
@@ -69,7 +69,7 @@ def _sqlite(session: Session, table: str) -> Constraints:
     return Constraints(tuple(unique), _foreign_keys(parents), tuple(children))
 
 
-def _foreign_keys(rows: list[tuple[object, ...]]) -> tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...]:
+def _foreign_keys(rows: Sequence[tuple[object, ...]]) -> tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...]:
     keys: dict[object, tuple[list[str], str, list[str]]] = {}
     for name, column, parent, parent_column in rows:
         own, _, theirs = keys.setdefault(name, ([], str(parent), []))

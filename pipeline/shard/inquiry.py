@@ -50,9 +50,10 @@ def fate(session: Session, bucket: int, position: Position, producer: int, produ
     )
 
 
-def marks(session: Session) -> dict[int, Mark]:
-    """Return all watermarks of a node."""
-    found = session.query("SELECT bucket, epoch, seq, state FROM pipeline_watermarks")
+def marks_of(session: Session, buckets: Iterable[int] | None = None) -> dict[int, Mark]:
+    """Return the watermarks of a node, all or some."""
+    some = "" if buckets is None else f" WHERE bucket IN ({', '.join(map(str, buckets))})"
+    found = session.query(f"SELECT bucket, epoch, seq, state FROM pipeline_watermarks{some}")
     return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
 
 
@@ -83,6 +84,17 @@ def give_epoch(session: Session, scope: str, above: int, least: int) -> int:
         tail = session.dialect.on_conflict(["scope"], ["epoch"])
         session.execute(f"INSERT INTO pipeline_epochs (scope, epoch) VALUES ({text(scope)}, {epoch}){tail}")
     return epoch
+
+
+def refused(session: Session, ops: Iterable[tuple[int, int, int]]) -> list[tuple[str, int | None]]:
+    """Return reason and code of those (bucket, producer, producer sequence) that were refused."""
+    wanted = set(ops)
+    producers = ", ".join({str(producer) for _, producer, _ in wanted})
+    found = session.query(
+        "SELECT bucket, producer, producer_seq, reason, code FROM pipeline_rejects"
+        f" WHERE producer IN ({producers}) ORDER BY rejected_ms, bucket, seq"
+    )
+    return [(reason, code) for bucket, producer, seq, reason, code in found if (bucket, producer, seq) in wanted]
 
 
 def counts(session: Session) -> dict[str, int]:

@@ -92,10 +92,10 @@ def _sets(op: Op, facts: Facts, dialect: Dialect) -> list[tuple[int, str]]:
 
 
 def _expression(tree: Any, column: int, facts: Facts, dialect: Dialect) -> str:
-    """Render `["+", ["c", 3], ["v", 1]]` and the like; a number stands for itself, a text takes the column's encoder."""
+    """Render `["+", ["c", 3], ["v", 1]]` and the like; what is no number takes the column's encoder."""
     head, *rest = tree
     if head == "c":
-        return facts.names[rest[0]]
+        return facts.names[int(rest[0])]
     if head == "v":
         (value,) = rest
         return repr(value) if isinstance(value, int | float) else facts.encode[column](value)

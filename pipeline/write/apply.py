@@ -44,7 +44,6 @@ class Outcome:
     ms: int = 0
     left: int = 0
     ring: bool = False
-    crowded: bool = False  # more buckets were due than one batch takes: another worker would help
     waiting: str = ""  # why nothing, or not everything, was applied
 
     def summary(self) -> dict[str, int | str]:
@@ -91,14 +90,21 @@ class Applier:
         self._facts = FactBook(session, self._schema)
         self._failures = 0
 
-    def apply(self) -> Outcome:
-        """Apply one batch of what is due. Never raises for a fault that trying again later may cure."""
+    def apply(self, crowded: Callable[[int], object] = lambda waiting: None) -> Outcome:
+        """Apply one batch of what is due. Never raises for a fault that trying again later may cure.
+
+        Args:
+            crowded: called at the start, with the number of buckets due, if they are more than one batch takes:
+                another worker may start at once, since none waits for another's locks.
+        """
         started = clock.mono_s()
         self._step("due")
         limit = self._settings.buckets
         due = self._log.due(self.shard, 2 * limit)
         if not due:
             return Outcome()
+        if len(due) > limit:
+            crowded(len(due))
         try:
             outcome, batch = self._with_retries(due, limit)
         except Unavailable as error:
@@ -109,7 +115,6 @@ class Applier:
         self._failures = 0
         self._step("finish")
         outcome.ring, outcome.left = self._finish(batch)
-        outcome.crowded = len(due) > limit
         outcome.ms = _ms_since(started)
         if batch.items:
             self._pace.learn(len(batch.items), batch.size_bytes, outcome.ms)

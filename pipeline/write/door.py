@@ -111,7 +111,12 @@ class Door:
         return Addressed(bucket, self._op(DELETE, gate, row, where, key))
 
     def upsert(
-        self, table: Any, key_fields: Iterable[str], values: Mapping[str, Any], shard_key: Any = None, key: str | None = None
+        self,
+        table: Any,
+        key_fields: Iterable[str],
+        values: Mapping[str, Any],
+        shard_key: Any = None,
+        key: str | None = None,
     ) -> Addressed:
         """Make an insert that becomes an update where a row with the same key fields is there."""
         table = self.table(table)
@@ -182,7 +187,7 @@ class Door:
         bucket = topology.bucket_of(name, own)
         if row is not None and ids.carries_bucket(row) and ids.bucket_of(row) != bucket:
             raise ShardKeyError(
-                f"the id given for {name!r} carries bucket {ids.bucket_of(row)}, its shard key belongs to bucket {bucket}: "
+                f"the id given for {name!r} carries bucket {ids.bucket_of(row)}, its shard key belongs to {bucket}: "
                 "let the pipeline make the id"
             )
         return bucket
@@ -198,7 +203,9 @@ class Door:
         table = self.table(target)
         gate = self.gate(table)
         if row_id is None:
-            raise BadQuery(f"say which rows of {gate.schema.name!r}: pass a query such as db.{gate.schema.name}.id == 5")
+            raise BadQuery(
+                f"say which rows of {gate.schema.name!r}: pass a query such as db.{gate.schema.name}.id == 5"
+            )
         return table, gate, ["=", gate.schema.id_index, gate.check[gate.schema.id_name](row_id)]
 
     def _place(self, gate: Gate, rules: TableSettings, where: Tree, shard_key: Any) -> tuple[int, int | None]:
@@ -223,7 +230,9 @@ class Door:
         elif row is not None:
             found.add(topology.bucket_of(name, row))
         if len(found) > 1:
-            raise CrossBucket(f"the query on {name!r} names rows of two buckets: its id and its shard key do not belong together")
+            raise CrossBucket(
+                f"the query on {name!r} names rows of two buckets: its id and its shard key do not belong together"
+            )
         if not found:
             key = schema.id_name if by_id else rules.shard_key
             raise ShardKeyError(
@@ -251,7 +260,9 @@ class Door:
         gate.known(dict.fromkeys(fields))
         absent = [field for field in fields if values.get(field) is None]
         if not fields or absent:
-            raise BadOp(f"an upsert into {name!r} needs a value for each of its key fields" + (f": {absent}" if absent else ""))
+            raise BadOp(
+                f"an upsert into {name!r} needs a value for each of its key fields" + (f": {absent}" if absent else "")
+            )
         single = len(fields) == 1 and (fields[0] == schema.id_name or schema.columns[schema.index[fields[0]]].unique)
         if not single and set(fields) not in [set(group) for group in rules.unique]:
             raise BadOp(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Rejected
 from pipeline.op import INSERT, UPSERT, Entry, Op
 from pipeline.shard.facts import FactBook, Facts
 from pipeline.shard.faults import Fault, code_of, fault_of, sentence_of
@@ -99,7 +99,7 @@ class Executor:
 
     def _judge(self, error: Exception, facts: Facts) -> Fault | None:
         """Return PERMANENT, or None where the error is not the op's fault."""
-        if isinstance(error, CannotRender):
+        if isinstance(error, CannotRender | Rejected):
             return Fault.PERMANENT
         if isinstance(error, PipelineError):
             return None

@@ -41,7 +41,8 @@ class Gate:
         self.known(given)
         final: dict[str, Any] = {}
         if any(f.compute or f.filter_in for f in table):
-            given, explicit = self._computed(table, given, "_fields_and_values_for_insert"), given
+            explicit: Mapping[str, Any] = given
+            given = self._computed(table, given, "_fields_and_values_for_insert")
         else:
             explicit = given
         for name in self.column_of:
@@ -55,7 +56,9 @@ class Gate:
                 final[name] = self.lenient[name](default() if callable(default) else default)
         missing = self.required - final.keys()
         if missing:
-            raise BadValue(self.schema.name, min(missing), "is notnull, has no default, and was not given: give it a value")
+            raise BadValue(
+                self.schema.name, min(missing), "is notnull, has no default, and was not given: give it a value"
+            )
         return final
 
     def update_values(self, table: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
@@ -92,8 +95,8 @@ class Gate:
             if clash:
                 other = self.schema.columns[min(clash)].name
                 raise BadOp(
-                    f"{self.schema.name}.{name} is computed from {other}, which the same call sets; databases differ on "
-                    "which value it then reads: make it two calls, in the order you mean"
+                    f"{self.schema.name}.{name} is computed from {other}, which the same call sets; databases differ "
+                    "on which value it then reads: make it two calls, in the order you mean"
                 )
 
 

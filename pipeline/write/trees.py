@@ -90,7 +90,9 @@ def expression(value: Any, target: str, schema: TableSchema, check: Mapping[str,
     elif kind.startswith(_NUMERIC):
         operators = _ARITHMETIC
     else:
-        raise BadQuery(f"{schema.name}.{target} is of type {kind}: only numbers and texts can be computed by the database")
+        raise BadQuery(
+            f"{schema.name}.{target} is of type {kind}: only numbers and texts can be computed by the database"
+        )
 
     def walk(part: Any) -> Tree:
         if _kind(part) == "Field":

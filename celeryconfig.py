@@ -1,0 +1,46 @@
+"""Celery's settings for the workers and Flower, found by `celery -A workers worker`; each with its reason.
+
+The broker's own settings are shared with the web process that rings: `pipeline.log.broker`. Where the reasons come
+from: docs/notes/03-celery-on-redis.md.
+"""
+
+from __future__ import annotations
+
+from pipeline import settings as _settings
+from pipeline.log.broker import APPLY_TASK as _APPLY
+from pipeline.log.broker import broker_settings as _broker_settings
+
+_loaded = _settings.load()
+globals().update(_broker_settings(_loaded.redis.broker_url, _loaded.redis.prefix, _loaded.shards))
+
+imports = ("workers.tasks",)
+timezone = "UTC"
+
+# delivery: a message is only a hint, so none must be kept back by one worker
+task_acks_late = True  # a killed worker's bell comes back by itself
+task_acks_on_failure = True  # the ops stay in the log; a failed bell need not come back
+task_acks_on_timeout = True
+task_reject_on_worker_lost = False  # would loop for ever on a message that kills its worker; the sweeper rings anyway
+worker_prefetch_multiplier = 1  # with late acks: a worker holds no bell that it is not ringing
+task_track_started = True
+task_default_queue = next(iter(globals()["task_queues"])).name
+
+# limits: a batch aims at 100 ms; whatever takes a minute hangs
+task_soft_time_limit = 60
+task_time_limit = 75
+worker_max_tasks_per_child = 10_000  # a fresh process now and then; connections are made anew by themselves
+worker_max_memory_per_child = 400_000  # KiB
+
+# stopping: finish the batch at hand; with REMAP_SIGTERM=SIGQUIT give it so long, then roll back
+worker_soft_shutdown_timeout = 20
+worker_enable_soft_shutdown_on_idle = False
+worker_cancel_long_running_tasks_on_connection_loss = True  # its bell is rung again, and batches are exact anyway
+
+# staying connected: never give up on Redis
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None
+
+# Flower: one readable task per batch
+worker_send_task_events = True
+task_send_sent_event = True
+task_annotations = {_APPLY: {"resultrepr_maxsize": 512}}

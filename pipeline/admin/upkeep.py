@@ -1,0 +1,78 @@
+"""Upkeep of a shard's logs, done by the workers: reconcile, trim, forget."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from pipeline import clock
+from pipeline.client import Pipeline
+from pipeline.errors import Unavailable
+from pipeline.op import Position
+from pipeline.shard import inquiry, marks
+from pipeline.write.apply import unapplied
+from pipeline.write.follow import REMEMBERED_S
+
+#: A shard without replicas keeps what it applied for so long: a dump of its primary may be that old.
+FLOOR_S = 600
+_log = logging.getLogger("pipeline.upkeep")
+
+
+def reconcile(pipeline: Pipeline, shard: str) -> int:
+    """Mark dirty every bucket whose log goes beyond its watermark; return how many there are.
+
+    The dirty set is an index of this comparison, and can be wrong: a worker that committed to a primary which then
+    died has un-dirtied what the promoted node never saw.
+    """
+    found = inquiry.marks_of(pipeline.nodes.primary(shard))
+    mine = {bucket: mark.position for bucket, mark in found.items() if mark.state == "active"}
+    behind = unapplied(mine.items(), pipeline.log.tails(mine))
+    pipeline.log.mark_dirty(shard, behind)
+    return len(behind)
+
+
+def trim(pipeline: Pipeline, shard: str) -> int:
+    """Delete log entries behind the replicated watermark; return about how many."""
+    behind = _replicated(pipeline, shard)
+    primary = pipeline.nodes.primary(shard)
+    with primary.translated(), primary.transaction():
+        marks.forget(primary, REMEMBERED_S)
+    return pipeline.log.trim(behind) if behind else 0
+
+
+def _replicated(pipeline: Pipeline, shard: str) -> dict[int, Position]:
+    """Return per bucket the position that every node of every shard that applies it has passed."""
+    reference = pipeline.topology.reference_bucket
+    lowest = _on_every_node(pipeline, shard)
+    if reference in lowest:
+        for other in pipeline.topology.shards:
+            if other != shard:
+                there = _on_every_node(pipeline, other).get(reference)
+                if there is None:
+                    lowest.pop(reference, None)
+                    break
+                lowest[reference] = min(lowest[reference], there)
+    return {bucket: position for bucket, position in lowest.items() if position.epoch > 0}
+
+
+def _on_every_node(pipeline: Pipeline, shard: str) -> dict[int, Position]:
+    primary = {b: m.position for b, m in inquiry.marks_of(pipeline.nodes.primary(shard)).items()}
+    replicas = list(pipeline.nodes.replicas(shard))
+    if not replicas:
+        return _as_of(pipeline, shard, primary)
+    for session in replicas:
+        try:
+            there = inquiry.marks_of(session)
+        except Unavailable as error:
+            # a replica that is away may come back and be promoted: keep everything it may still need
+            _log.warning("nothing is trimmed on %s while %s is away: %s", shard, session.node, error)
+            return {}
+        primary = {b: min(p, there[b].position) for b, p in primary.items() if b in there}
+    return primary
+
+
+def _as_of(pipeline: Pipeline, shard: str, now: dict[int, Position]) -> dict[int, Position]:
+    """Return the watermarks as they were `FLOOR_S` ago, from notes in the log; note today's."""
+    text = json.dumps({bucket: str(position) for bucket, position in now.items()})
+    noted = pipeline.log.note_marks(shard, clock.wall_ms(), text, older_than_ms=FLOOR_S * 1000)
+    return {int(b): Position.parse(p) for b, p in json.loads(noted).items()} if noted else {}

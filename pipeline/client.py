@@ -1,0 +1,297 @@
+"""The client: the only place where the parts are wired together. One per process; threads may share it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from pipeline.errors import BadOp, NotDurable
+from pipeline.ids import IdMaker, Lease
+from pipeline.log.bell import Bell, SilentBell
+from pipeline.log.contract import Log
+from pipeline.log.redis_log import RedisLog
+from pipeline.op import UPSERT, Op, encode
+from pipeline.receipt import Receipt, Receipts
+from pipeline.settings import Settings, load
+from pipeline.shard import marks
+from pipeline.shard.nodes import Nodes
+from pipeline.topology import Topology
+from pipeline.write.atomic import Atomic
+from pipeline.write.bulk import Chunk
+from pipeline.write.definitions import Definitions
+from pipeline.write.door import Addressed, Door
+from pipeline.write.follow import Follower
+from pipeline.write.lineage import Lineage
+from pipeline.write.publish import Place, Publisher
+from pipeline.write.sender import Lost, Sender
+
+#: Rows of one round trip of a bulk call. More gain little, and block Redis for longer than 5 ms.
+BULK_ROWS = 1000
+DURABILITIES = ("redis", "replica", "fsync", "spooled", "applied")
+#: How long `durability="applied"` and the Redis-side levels wait, s.
+DURABLE_S = 5.0
+
+
+class Pipeline:
+    """One deployment, seen from this process.
+
+    Args:
+        source: a path, a dict of the same shape, or None: see `settings.load`.
+        log, bell: given by tests; by default Redis and Celery as configured.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Mapping[str, Any] | Settings | None = None,
+        *,
+        log: Log | None = None,
+        bell: Bell | SilentBell | None = None,
+    ):
+        self.settings = source if isinstance(source, Settings) else load(source)
+        self.topology = Topology(self.settings)
+        redis = self.settings.redis
+        self.log: Log = log or RedisLog(redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s)
+        self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
+        self.nodes = Nodes(self.settings)
+        self.follower = Follower(self.topology, self.nodes, self.log)
+        definitions = Definitions(self.log, self.nodes, self.topology)
+        lineage = Lineage(self.log, self.nodes, definitions.republish)
+        self.publisher = Publisher(self.log, self.topology, self.bell, lineage.raise_epoch, self._record_lost)
+        self.door = Door(self.topology, self._new_id, definitions.publish)
+        self._atomic = threading.local()
+        self._start_ids()
+
+    # writes -------------------------------------------------------------------------------------------------
+
+    def define_tables(self, db: Any) -> None:
+        """Make a DAL's tables known, so that ops may name them by text. Cheap enough for every request."""
+        self.door.define(db)
+
+    def enqueue_insert(self, table: Any, values: Mapping[str, Any] | None = None, /, **fields: Any) -> Receipt:
+        """Queue an insert; see the package's `enqueue_insert`."""
+        options, given = _split(values, fields)
+        addressed = self.door.insert(table, given, options.get("shard_key"), options.get("idempotency_key"))
+        return self._enqueue(addressed, options.get("durability", "redis"))
+
+    def enqueue_update(
+        self, target: Any, second: Any = None, third: Mapping[str, Any] | None = None, /, **fields: Any
+    ) -> Receipt:
+        """Queue an update; see the package's `enqueue_update`."""
+        row_id, values = (None, second) if isinstance(second, Mapping) else (second, third)
+        options, given = _split(values, fields)
+        addressed = self.door.update(target, row_id, given, options.get("shard_key"), options.get("idempotency_key"))
+        return self._enqueue(addressed, options.get("durability", "redis"))
+
+    def enqueue_delete(self, target: Any, row_id: Any = None, /, **options: Any) -> Receipt:
+        """Queue a delete; see the package's `enqueue_delete`."""
+        _only_options(options)
+        addressed = self.door.delete(target, row_id, options.get("shard_key"), options.get("idempotency_key"))
+        return self._enqueue(addressed, options.get("durability", "redis"))
+
+    def enqueue_upsert(
+        self, table: Any, values: Mapping[str, Any] | None = None, /, *, key: Iterable[str], **fields: Any
+    ) -> Receipt:
+        """Queue an upsert; see the package's `enqueue_upsert`."""
+        options, given = _split(values, fields)
+        addressed = self.door.upsert(table, key, given, options.get("shard_key"), options.get("idempotency_key"))
+        return self._enqueue(addressed, options.get("durability", "redis"))
+
+    def enqueue_bulk_insert(self, table: Any, rows: Iterable[Mapping[str, Any]], **options: Any) -> Receipts:
+        """Queue an insert of each row; see the package's `enqueue_bulk_insert`."""
+        _only_options(options)
+        durability = _known_durability(options.get("durability", "redis"))
+        if options.get("idempotency_key") is not None:
+            raise BadOp("a bulk insert takes no idempotency_key: each op needs its own, so enqueue them one by one")
+        if self._group() is not None:
+            single = [self.enqueue_insert(table, row, **options) for row in rows]
+            return Receipts(single.__getitem__, len(single))
+        chunks: list[Chunk] = []
+        chunk = Chunk()
+        for bucket, op in self.door.inserts(table, rows, options.get("shard_key")):
+            chunk.add(bucket, op)
+            if len(chunk) == BULK_ROWS:
+                chunks.append(self._sent(chunk, durability))
+                chunk = Chunk()
+        if len(chunk):
+            chunks.append(self._sent(chunk, durability))
+        receipts = Receipts(lambda i: chunks[i // BULK_ROWS].receipt(i % BULK_ROWS, self), sum(map(len, chunks)))
+        if durability == "applied":
+            self.wait_all(receipts)
+        return receipts
+
+    @contextmanager
+    def atomic(self) -> Iterator[None]:
+        """Gather the ops of this thread; apply them together or not at all. They must belong to one bucket.
+
+        Raises:
+            CrossBucket: at the call that would leave the bucket.
+        """
+        if self._group() is not None:
+            yield
+            return
+        group = self._atomic.group = Atomic()
+        try:
+            yield
+        finally:
+            self._atomic.group = None
+        if group.receipts:
+            bucket, op, durability = group.sealed()
+            self._send(bucket, op, durability, group.receipts)
+
+    # receipts -----------------------------------------------------------------------------------------------
+
+    def status(self, receipt: Receipt) -> str:
+        """Return a receipt's status; see `Receipt.status`."""
+        return self.follower.status(receipt)
+
+    def wait(self, receipt: Receipt, timeout_s: float) -> str:
+        """Wait for a receipt; see `Receipt.wait`."""
+        return self.follower.wait(receipt, timeout_s)
+
+    def row_id(self, receipt: Receipt) -> int | None:
+        """Return the id that the database gave, once it has."""
+        return self.follower.row_id(receipt)
+
+    def wait_all(self, receipts: Iterable[Receipt], timeout_s: float = 30.0) -> None:
+        """Wait until all are applied; see `follow.Follower.wait_all`."""
+        self.follower.wait_all(receipts, timeout_s)
+
+    def barrier(self, table: Any, timeout_s: float = 30.0) -> None:
+        """Wait until all that was enqueued for a table before this call is applied."""
+        self.follower.barrier(table if isinstance(table, str) else table._tablename, timeout_s)
+
+    def parse(self, text: str) -> Receipt:
+        """Read a printed receipt."""
+        return Receipt.parse(text, self)
+
+    # databases ----------------------------------------------------------------------------------------------
+
+    def get_db(self, table: Any, shard_key: Any) -> Any:
+        """Return a pyDAL DAL on the primary of a row's shard, with the table defined: for reads that must be fresh."""
+        table = self.door.table(table)
+        bucket = self.topology.bucket_of(table._tablename, shard_key)
+        db = self.nodes.primary(self.topology.shards_of(bucket)[0]).db
+        if table._tablename not in db.tables:
+            db.define_table(table._tablename, table, migrate=False)
+        return db
+
+    def save_data(self, table: Any, shard_key: Any, values: Mapping[str, Any]) -> Receipt:
+        """Queue an insert of a row whose shard key is given apart."""
+        name = self.topology.table(self.door.table(table)._tablename).shard_key
+        return self.enqueue_insert(table, {**values, name: shard_key} if name else dict(values))
+
+    def close(self) -> None:
+        """Ring what is to be rung, and close all connections."""
+        self.bell.close()
+        self.publisher.close()
+        self.nodes.close()
+        self.log.close()
+
+    # parts --------------------------------------------------------------------------------------------------
+
+    def _enqueue(self, addressed: Addressed, durability: str) -> Receipt:
+        bucket, op = addressed
+        _known_durability(durability)
+        # an upsert may find a row that has an id already
+        receipt = Receipt(bucket, None, op.id if op.kind != UPSERT else None, source=self)
+        group = self._group()
+        if group is not None:
+            group.add(bucket, op, receipt, durability)
+        else:
+            self._send(bucket, op, durability, [receipt])
+        return receipt
+
+    def _send(self, bucket: int, op: Op, durability: str, receipts: list[Receipt]) -> None:
+        reached: list[bool] = []
+        place = self.publisher.publish(
+            bucket, encode(op), key=op.idempotency_key or "", row_id=op.id, then=_reaching(durability, reached)
+        )
+        for receipt in receipts:
+            _fill(receipt, place)
+        if reached == [False]:
+            raise NotDurable(durability, DURABLE_S, receipts[0])
+        if durability == "applied":
+            receipts[0].wait(DURABLE_S)
+
+    def _sent(self, chunk: Chunk, durability: str) -> Chunk:
+        reached: list[bool] = []
+        chunk.placed(self.publisher.publish_many(chunk.payloads, then=_reaching(durability, reached)))
+        if False in reached:
+            raise NotDurable(durability, DURABLE_S, chunk.receipt(0, self))
+        return chunk
+
+    def _group(self) -> Atomic | None:
+        return cast("Atomic | None", getattr(self._atomic, "group", None))
+
+    def _record_lost(self, lost: Lost) -> None:
+        bucket, producer, first, last = lost
+        for shard in self.topology.shards_of(bucket):
+            session = self.nodes.primary(shard)
+            with session.translated(), session.transaction():
+                applied = marks.seen(session, [(bucket, producer)])[bucket, producer]
+                if applied < last:
+                    marks.lose(session, [marks.Loss(bucket, 0, producer, max(first, applied + 1), last)])
+
+    # ids ----------------------------------------------------------------------------------------------------
+
+    def _start_ids(self) -> None:
+        self._pid, self._id_lock = os.getpid(), threading.Lock()
+        self._token = os.urandom(8).hex()
+        self._ids = IdMaker(self._lease)
+
+    def _new_id(self, bucket: int) -> int:
+        if self._pid != os.getpid():  # a fork must not go on with its parent's number
+            self._start_ids()
+        with self._id_lock:
+            return self._ids.new(bucket)
+
+    def _lease(self, lease: Lease | None, until_ms: int) -> Lease:
+        return self.log.lease_ids(self._token, lease, until_ms)
+
+
+def _reaching(durability: str, reached: list[bool]) -> Any:
+    """Return what to do on the sender's own line after the append: wait for Redis's replica or disk."""
+    if durability not in ("replica", "fsync"):
+        return None
+
+    def wait(sender: Sender) -> None:
+        reached.append(sender.line.replicated(fsync=durability == "fsync", timeout_s=DURABLE_S))
+
+    return wait
+
+
+def _fill(receipt: Receipt, place: Place) -> None:
+    receipt.position, receipt.producer, receipt.producer_seq = place.position, place.producer, place.seq
+    if place.row_id is not None:
+        receipt.name_row(place.row_id)
+
+
+def _known_durability(durability: str) -> str:
+    if durability not in DURABILITIES:
+        raise BadOp(f"durability is one of {', '.join(DURABILITIES)}; got {durability!r}")
+    if durability == "spooled":
+        raise BadOp('durability="spooled" comes with the spool, which is not built yet; use "fsync" or "replica"')
+    return durability
+
+
+_OPTIONS = frozenset(("shard_key", "idempotency_key", "durability"))
+
+
+def _split(values: Mapping[str, Any] | None, fields: dict[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Tell the options from the fields. In the mapping form every key is a field."""
+    options = {name: fields.pop(name) for name in _OPTIONS if name in fields}
+    if values is None:
+        return options, fields
+    if not isinstance(values, Mapping):
+        raise BadOp(f"expected the fields as a mapping or as keywords, got {type(values).__name__}")
+    return options, {**values, **fields}
+
+
+def _only_options(options: Mapping[str, Any]) -> None:
+    for name in options:
+        if name not in _OPTIONS:
+            raise BadOp(f"unknown option {name!r}; there are {', '.join(sorted(_OPTIONS))}")

@@ -1,0 +1,45 @@
+"""The columns as the database has them: for `check`, for `migrate`, and for the look at an id column."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pipeline.schema import TableSchema
+from pipeline.shard.facts import plain
+from pipeline.shard.marks import text
+from pipeline.shard.session import Session
+
+
+class DatabaseColumn(NamedTuple):
+    """One column of a table: type in lower case as the database writes it, character set or None."""
+
+    name: str
+    type: str
+    nullable: bool
+    charset: str | None
+
+
+def columns_of(session: Session, table: str) -> list[DatabaseColumn]:
+    """Return a table's columns in order; an empty list where there is no such table."""
+    if session.dialect.name == "sqlite":
+        found = session.query(f"PRAGMA table_info({session.dialect.quote(table)})")
+        return [DatabaseColumn(row[1], str(row[2]).lower(), not row[3], None) for row in found]
+    found = session.query(
+        "SELECT column_name, column_type, is_nullable, character_set_name FROM information_schema.columns"
+        f" WHERE table_schema = DATABASE() AND table_name = {text(table)} ORDER BY ordinal_position"
+    )
+    return [DatabaseColumn(name, kind.lower(), nullable == "YES", charset) for name, kind, nullable, charset in found]
+
+
+def id_type(session: Session, schema: TableSchema) -> str | None:
+    """Return the type of a table's id column, or None where the table is not there."""
+    name = plain(schema.columns[schema.id_index].rname or schema.id_name).lower()
+    for column in columns_of(session, plain(schema.rname or schema.name)):
+        if column.name.lower() == name:
+            return column.type
+    return None
+
+
+def holds_64_bits(kind: str) -> bool:
+    """Return whether an id column of this type holds 63-bit ids; every INTEGER of SQLite does."""
+    return kind.startswith("bigint") or kind == "integer"

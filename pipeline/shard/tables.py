@@ -1,0 +1,81 @@
+"""CREATE TABLE of an application's table, as the pipeline wants it: bigint ids, utf8mb4, InnoDB, exact types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.column import Column
+from pipeline.errors import PipelineError
+from pipeline.schema import TableSchema
+from pipeline.settings import TableSettings
+from pipeline.shard.dialect import Dialect
+from pipeline.topology import Topology
+
+#: pyDAL's types. FLOAT is made DOUBLE: MariaDB gives back only 6 digits of a FLOAT.
+_MYSQL = {
+    "string": "VARCHAR({length})", "password": "VARCHAR({length})", "upload": "VARCHAR({length})",
+    "text": "LONGTEXT", "json": "LONGTEXT", "blob": "LONGBLOB", "boolean": "CHAR(1)",
+    "integer": "INT", "bigint": "BIGINT", "float": "DOUBLE", "double": "DOUBLE", "decimal": "DECIMAL({p},{s})",
+    "date": "DATE", "time": "TIME", "datetime": "DATETIME", "reference": "BIGINT", "big-reference": "BIGINT",
+}  # fmt: skip
+_SQLITE = {
+    "string": "CHAR({length})", "password": "CHAR({length})", "upload": "CHAR({length})",
+    "text": "TEXT", "json": "TEXT", "blob": "BLOB", "boolean": "CHAR(1)",
+    "integer": "INTEGER", "bigint": "INTEGER", "float": "DOUBLE", "double": "DOUBLE", "decimal": "DOUBLE",
+    "date": "DATE", "time": "TIME", "datetime": "TIMESTAMP", "reference": "INTEGER", "big-reference": "INTEGER",
+}  # fmt: skip
+
+
+def create_table(schema: TableSchema, topology: Topology, dialect: Dialect) -> Iterator[str]:
+    """Yield the statements that create a table: its unique indexes too, and an index on its shard key.
+
+    No foreign keys: a parent row may live on another shard, and a cascade would write behind the watermark's back.
+
+    Raises:
+        PipelineError: a column has a type that cannot be created here.
+    """
+    mysql, quote, rules = dialect.name == "mysql", dialect.quote, topology.table(schema.name)
+    table = schema.rname or quote(schema.name)
+    lines = [_column(schema, column, dialect) for column in schema.columns]
+    unique = [*rules.unique, *((c.name,) for c in schema.columns if c.unique and (c.name,) not in rules.unique)]
+    indexes = [(_name(schema, "uk", fields), "UNIQUE ", fields) for fields in unique]
+    indexes += [(_name(schema, "ix", fields), "", fields) for fields in _plain_indexes(schema, rules)]
+    tail = " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci" if mysql else ""
+    body = ",\n  ".join(lines)
+    yield f"CREATE TABLE IF NOT EXISTS {table} (\n  {body}\n){tail}"
+    for name, kind, fields in indexes:
+        columns = ", ".join(_quoted(schema, field, dialect) for field in fields)
+        yield f"CREATE {kind}INDEX IF NOT EXISTS {quote(name)} ON {table} ({columns})"
+
+
+def _column(schema: TableSchema, column: Column, dialect: Dialect) -> str:
+    mysql = dialect.name == "mysql"
+    name = _quoted(schema, column.name, dialect)
+    if column.name == schema.id_name:
+        kind = "BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY" if mysql else "INTEGER PRIMARY KEY AUTOINCREMENT"
+        return f"{name} {kind}"
+    types = _MYSQL if mysql else _SQLITE
+    family = "text" if column.type.startswith("list:") else column.type.split("(")[0].split()[0]
+    if family not in types:
+        raise PipelineError(f"{schema.name}.{column.name}: a column of type {column.type!r} cannot be created here")
+    precision, scale = column.digits if family == "decimal" else (0, 0)
+    kind = types[family].format(length=column.length or 512, p=precision, s=scale)
+    return f"{name} {kind}{' NOT NULL' if column.notnull else ''}"
+
+
+def _plain_indexes(schema: TableSchema, rules: TableSettings) -> list[tuple[str, ...]]:
+    """Return what is looked up by: the shard key, and references."""
+    names = [c.name for c in schema.columns if c.type.startswith(("reference ", "big-reference "))]
+    if rules.shard_key and rules.shard_key in schema.index and rules.shard_key != schema.id_name:
+        names.append(rules.shard_key)
+    leading = {fields[0] for fields in rules.unique} | {c.name for c in schema.columns if c.unique}
+    return [(name,) for name in dict.fromkeys(names) if name not in leading]
+
+
+def _name(schema: TableSchema, kind: str, fields: tuple[str, ...]) -> str:
+    return f"{kind}_{schema.name}_{'_'.join(fields)}"[:64]
+
+
+def _quoted(schema: TableSchema, field: str, dialect: Dialect) -> str:
+    column = schema.columns[schema.index[field]]
+    return column.rname or dialect.quote(column.name)

@@ -1,0 +1,57 @@
+"""Table definitions on their way to the workers: published before the first op that uses them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.errors import BadOp, Unavailable
+from pipeline.log.contract import Log
+from pipeline.shard import columns
+from pipeline.shard.nodes import Nodes
+from pipeline.topology import Topology
+from pipeline.write.gate import Gate
+
+
+class Definitions:
+    """Publishes definitions, and looks once whether the ids of a table will fit its id column."""
+
+    def __init__(self, log: Log, nodes: Nodes, topology: Topology):
+        self._log, self._nodes, self._topology = log, nodes, topology
+        self._published: dict[str, Gate] = {}
+
+    def publish(self, gate: Gate, table: Any = None) -> None:
+        """Publish one definition.
+
+        Raises:
+            BadOp: the table keeps its ids in an INT column, where a 64-bit id does not fit.
+            ShardUnavailable: no shard could be asked; nothing was published.
+        """
+        schema = gate.schema
+        if self._topology.table(schema.name).ids == "pipeline":
+            self._check_id(gate)
+        self._log.publish_schema(schema.name, schema.hash, schema.to_json())
+        self._published[schema.hash] = gate
+
+    def republish(self) -> None:
+        """Publish all anew, after Redis may have forgotten them."""
+        for gate in list(self._published.values()):
+            self._log.publish_schema(gate.schema.name, gate.schema.hash, gate.schema.to_json())
+
+    def _check_id(self, gate: Gate) -> None:
+        """Ask one shard that answers; where the table is not there yet, migrate will make it right."""
+        schema, unreachable = gate.schema, None
+        for shard in self._topology.shards:
+            try:
+                kind = columns.id_type(self._nodes.primary(shard), schema)
+            except Unavailable as error:
+                unreachable = error
+                continue
+            if kind is not None and not columns.holds_64_bits(kind):
+                raise BadOp(
+                    f"table {schema.name!r} keeps its ids in a column of type {kind}, which cannot hold a 64-bit id: "
+                    f"run ALTER TABLE {schema.name} MODIFY {schema.id_name} BIGINT NOT NULL AUTO_INCREMENT, "
+                    f'or set [tables.{schema.name}] ids = "database"'
+                )
+            return
+        if unreachable is not None:
+            raise unreachable

@@ -1,0 +1,166 @@
+"""Follow ops: what became of a receipt, and waiting until it is applied. The databases are asked; Redis only hints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pipeline import clock
+from pipeline.errors import Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
+from pipeline.log.contract import Log
+from pipeline.op import Position
+from pipeline.receipt import Receipt
+from pipeline.shard import inquiry
+from pipeline.shard.inquiry import Fate
+from pipeline.shard.nodes import Nodes
+from pipeline.topology import Topology
+
+#: A shard forgets producers it has not heard of for so long; an older receipt of another epoch cannot be told.
+REMEMBERED_S = 90 * 86_400
+#: A waiter asks the database at least this often, whatever Redis says, s.
+ASK_S = 0.25
+_FINAL = ("applied", "durable", "rejected", "parked", "lost")
+
+
+class Follower:
+    """Answers for receipts."""
+
+    def __init__(self, topology: Topology, nodes: Nodes, log: Log):
+        self._topology, self._nodes, self._log = topology, nodes, log
+
+    def status(self, receipt: Receipt) -> str:
+        """Return queued, applied, durable, rejected, parked or lost.
+
+        Raises:
+            ShardUnavailable: the shard's primary does not answer: unknown is never taken for good.
+        """
+        state = self._state(receipt)
+        return "durable" if state == "applied" and self._on_all_replicas(receipt) else state
+
+    def wait(self, receipt: Receipt, timeout_s: float) -> str:
+        """Wait until an op is applied; see `Receipt.wait`."""
+        shards = self._topology.shards_of(receipt.bucket)
+        assert receipt.position is not None
+        asked_at, state = 0.0, "queued"
+        for deadline in clock.polls(timeout_s):
+            hinted = all(self._hint(shard, receipt) for shard in shards)
+            if hinted or deadline.passed or clock.mono_s() - asked_at > ASK_S:
+                asked_at, state = clock.mono_s(), self._state(receipt)
+            if state in _FINAL:
+                return self._told(receipt, state)
+        raise WaitTimeout(f"the op at {receipt.bucket}:{receipt.position}", timeout_s, state)
+
+    def wait_all(self, receipts: Iterable[Receipt], timeout_s: float) -> None:
+        """Wait until all are applied; asks once per producer and bucket, for its last op.
+
+        Raises:
+            Rejected: one of them was refused. WaitTimeout, Lost: as for one receipt.
+        """
+        last: dict[tuple[int, int], Receipt] = {}
+        every = []
+        for receipt in receipts:
+            every.append((receipt.bucket, receipt.producer, receipt.producer_seq))
+            key = (receipt.bucket, receipt.producer)
+            if key not in last or last[key].producer_seq < receipt.producer_seq:
+                last[key] = receipt
+        deadline = clock.Deadline(timeout_s)
+        for receipt in last.values():
+            self.wait(receipt, deadline.left_s)
+        for shard in {s for bucket, *_ in every for s in self._topology.shards_of(bucket)}:
+            refused = inquiry.refused(self._nodes.primary(shard), every)
+            if refused:
+                raise Rejected(f"{len(refused)} of {len(every)} ops; the first", refused[0][0], refused[0][1])
+
+    def barrier(self, table: str, timeout_s: float) -> None:
+        """Wait until all that is in the logs of a table's buckets now is applied.
+
+        Raises:
+            WaitTimeout: it was not, in time.
+        """
+        rules, topology = self._topology.table(table), self._topology
+        whole = (topology.reference_bucket,) if rules.reference else range(topology.buckets)
+        tails = self._log.tails(whole)
+        for _ in clock.polls(timeout_s, first_s=0.005):
+            behind = {b for b in tails if not all(self._passed(s, b, tails[b]) for s in topology.shards_of(b))}
+            if not behind:
+                return
+        raise WaitTimeout(f"the barrier of {table!r}: {len(behind)} buckets", timeout_s, "queued")
+
+    def row_id(self, receipt: Receipt) -> int | None:
+        """Return the id that the database gave to an op's row; None until it is applied."""
+        shard = self._topology.shards_of(receipt.bucket)[0]
+        session = self._nodes.primary(shard)
+        return inquiry.row_id(session, receipt.bucket, receipt.producer, receipt.producer_seq)
+
+    # parts --------------------------------------------------------------------------------------------------
+
+    def _state(self, receipt: Receipt) -> str:
+        """Return the state on the shard that is furthest behind (a reference table's op is applied by all)."""
+        states = [self._state_on(shard, receipt) for shard in self._topology.shards_of(receipt.bucket)]
+        for state in ("lost", "rejected", "parked", "queued"):
+            if state in states:
+                return state
+        return "applied"
+
+    def _state_on(self, shard: str, receipt: Receipt) -> str:
+        fate = self._fate(shard, receipt)
+        if fate.reject is not None:
+            return fate.reject[0]
+        assert receipt.position is not None
+        if fate.reached(receipt.position, receipt.producer_seq):
+            return "applied"
+        if fate.lost:
+            return "lost"
+        if fate.mark is None or fate.mark.epoch <= receipt.position.epoch:
+            return "queued"
+        # the log has gone on in a newer epoch without it: entries of the old one can never come again
+        if fate.applied_seq is None and clock.wall_ms() / 1000 - receipt.position.epoch > REMEMBERED_S:
+            raise PipelineError("this receipt is older than 90 days; its shard no longer remembers its producer")
+        return "lost"
+
+    def _fate(self, shard: str, receipt: Receipt) -> Fate:
+        position = receipt.position
+        assert position is not None
+        session = self._nodes.primary(shard)
+        return inquiry.fate(session, receipt.bucket, position, receipt.producer, receipt.producer_seq)
+
+    def _told(self, receipt: Receipt, state: str) -> str:
+        if state == "lost":
+            raise Lost(f"the op at {receipt.bucket}:{receipt.position} was lost by Redis before it was applied")
+        if state in ("rejected", "parked"):
+            for shard in self._topology.shards_of(receipt.bucket):
+                reject = self._fate(shard, receipt).reject
+                if reject is not None:
+                    raise Rejected(f"the op at {receipt.bucket}:{receipt.position}", reject[1], reject[2])
+        return state
+
+    def _on_all_replicas(self, receipt: Receipt) -> bool:
+        """Whether every replica has the op. One that does not answer counts as one that has it not."""
+        assert receipt.position is not None
+        for shard in self._topology.shards_of(receipt.bucket):
+            if not self._nodes.replica_names(shard):
+                return False
+            for session in self._nodes.replicas(shard):
+                try:
+                    fate = inquiry.fate(
+                        session, receipt.bucket, receipt.position, receipt.producer, receipt.producer_seq
+                    )
+                except (Unavailable, PipelineError):
+                    return False
+                if not fate.reached(receipt.position, receipt.producer_seq):
+                    return False
+        return True
+
+    def _hint(self, shard: str, receipt: Receipt) -> bool:
+        """Whether Redis's copy of the watermark is worth asking the database for."""
+        assert receipt.position is not None
+        try:
+            mark = self._log.mark(shard, receipt.bucket)
+        except Unavailable:
+            return False
+        return mark is not None and mark >= receipt.position
+
+    def _passed(self, shard: str, bucket: int, position: Position) -> bool:
+        found = inquiry.marks_of(self._nodes.primary(shard), [bucket])
+        if bucket not in found:
+            raise ShardUnavailable(shard, f"it has no watermark of bucket {bucket}: run pipeline migrate")
+        return found[bucket].position >= position

@@ -1,0 +1,208 @@
+"""Publish ops: the right scope and epoch, a free sender, the bell; what Redis lost is recorded by name."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from pipeline.errors import LogUnavailable, PipelineError, Unavailable
+from pipeline.log.bell import Bell, SilentBell
+from pipeline.log.contract import HOLE, EpochStale, Log, Scope
+from pipeline.op import Position
+from pipeline.topology import Topology
+from pipeline.write.sender import Lost, Sender
+
+_log = logging.getLogger("pipeline.publish")
+
+
+class Place(NamedTuple):
+    """Where the first op of a bucket's run stands, and its producer's sequence; the others follow densely."""
+
+    position: Position
+    producer: int
+    seq: int
+    row_id: int | None = None  # of an earlier op with the same idempotency key
+
+
+class Publisher:
+    """Appends ops to logs. Thread-safe; after a fork the child starts with senders of its own.
+
+    Args:
+        raise_epoch: returns the epoch of a scope, raising it if the server's lineage has changed.
+        record_lost: writes down what the log lost; may raise `Unavailable`, then it is called again later.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        topology: Topology,
+        bell: Bell | SilentBell,
+        raise_epoch: Callable[[Scope], int],
+        record_lost: Callable[[Lost], None],
+    ):
+        self._log, self._bell = log, bell
+        self._raise_epoch, self._record_lost = raise_epoch, record_lost
+        self._topology = topology
+        self._scopes = {shard: Scope(shard, (shard,)) for shard in topology.shards}
+        self._reference = Scope("*", topology.shards)
+        self._epochs: dict[str, int] = {}
+        self._raising = threading.Lock()
+        self._reset()
+
+    def publish(
+        self,
+        bucket: int,
+        payload: bytes,
+        *,
+        key: str = "",
+        row_id: int | None = None,
+        then: Callable[[Sender], None] | None = None,
+    ) -> Place:
+        """Append one op; *then* may use the sender's line while it is still ours.
+
+        Raises:
+            PipelineFull: nothing was sent.
+            LogUnavailable: no answer in time; the op may be queued or not.
+            ShardUnavailable: a new epoch was due and the shard's primary did not answer; nothing was sent.
+        """
+        return self.publish_many({bucket: [payload]}, key=key, row_id=row_id, then=then)[bucket]
+
+    def publish_many(
+        self,
+        payloads: Mapping[int, Sequence[bytes]],
+        *,
+        key: str = "",
+        row_id: int | None = None,
+        then: Callable[[Sender], None] | None = None,
+    ) -> dict[int, Place]:
+        """Append ops of several buckets, in one round trip per shard; return the place of each bucket's first."""
+        places: dict[int, Place] = {}
+        for scope, share in self._by_scope(payloads).items():
+            sender = self._take()
+            try:
+                share_places, sender = self._send(sender, scope, share, key, row_id)
+                if then is not None:
+                    then(sender)
+            except BaseException:
+                sender.line.close()
+                raise
+            places |= share_places
+            self._free.append(sender)
+        if self._losses:
+            self._report_losses()
+        return places
+
+    def scope_of(self, bucket: int) -> Scope:
+        """Return the scope of a bucket's log."""
+        if bucket == self._topology.reference_bucket:
+            return self._reference
+        return self._scopes[self._topology.shard_of(bucket)]
+
+    def close(self) -> None:
+        """Give all connections back."""
+        while self._free:
+            self._free.pop().line.close()
+
+    # parts --------------------------------------------------------------------------------------------------
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._free: deque[Sender] = deque()
+        self._losses: deque[Lost] = deque(maxlen=10_000)
+
+    def _take(self) -> Sender:
+        if self._pid != os.getpid():
+            self._reset()
+        try:
+            sender = self._free.pop()
+        except IndexError:
+            return Sender(self._log.line())
+        if sender.stale:
+            sender.line.close()
+            return Sender(self._log.line())
+        return sender
+
+    def _by_scope(self, payloads: Mapping[int, Sequence[bytes]]) -> dict[Scope, dict[int, Sequence[bytes]]]:
+        shares: dict[Scope, dict[int, Sequence[bytes]]] = {}
+        for bucket, ops in payloads.items():
+            shares.setdefault(self.scope_of(bucket), {})[bucket] = ops
+        return shares
+
+    def _send(
+        self, sender: Sender, scope: Scope, payloads: dict[int, Sequence[bytes]], key: str, row_id: int | None
+    ) -> tuple[dict[int, Place], Sender]:
+        """Send, and return the places and the sender to go on with."""
+        for _ in range(3):
+            epoch = self._epochs.get(scope.name) or self._raised(scope, 0)
+            try:
+                answer, first = sender.send(scope, epoch, payloads, key, row_id or 0)
+            except EpochStale:
+                self._raised(scope, epoch)
+                continue
+            if answer.ring:
+                self._bell.ring(answer.ring, sum(map(len, payloads.values())))
+            if answer.same is not None:
+                return {bucket: _same(answer.same, sender, bucket) for bucket in payloads}, sender
+            places = {
+                bucket: Place(placed.position, sender.producer, first[bucket])
+                for bucket, placed in zip(payloads, answer.placed, strict=True)
+            }
+            holes = {b for b, placed in zip(payloads, answer.placed, strict=True) if placed.code == HOLE}
+            if not holes:
+                return places, sender
+            # the log knows less of this producer than it acknowledged: name the loss, go on as a new producer
+            fresh = self._replaced(sender)
+            again, fresh = self._send(fresh, scope, {b: payloads[b] for b in holes}, key, row_id)
+            return places | again, fresh
+        raise LogUnavailable("the server's lineage keeps changing", sent=False)
+
+    def _replaced(self, sender: Sender) -> Sender:
+        """Note what the log lost of a sender, and return another in its place."""
+        self._losses.extend(sender.losses())
+        sender.line.close()
+        return Sender(self._log.line())
+
+    def _raised(self, scope: Scope, stale: int) -> int:
+        with self._raising:
+            known = self._epochs.get(scope.name, 0)
+            if known == stale:
+                known = self._epochs[scope.name] = self._raise_epoch(scope)
+                self._audit()
+            return known
+
+    def _audit(self) -> None:
+        """Ask the server of the new lineage what it knows of the idle senders: their next op may never come."""
+        for _ in range(len(self._free)):
+            sender = self._take()
+            losses = sender.losses()
+            self._losses.extend(losses)
+            if losses:
+                sender.line.close()
+            else:
+                self._free.appendleft(sender)
+
+    def _report_losses(self) -> None:
+        while self._losses:
+            lost = self._losses.popleft()
+            _log.error("Redis lost ops: bucket=%d producer=%d seq=%d..%d", *lost)
+            try:
+                self._record_lost(lost)
+            except Unavailable as error:
+                self._losses.append(lost)
+                _log.warning("the loss could not be recorded yet: %s", error)
+                return
+
+
+def _same(text: str, sender: Sender, bucket: int) -> Place:
+    """Read the first call's receipt, as `enqueue.lua` keeps it."""
+    try:
+        epoch, seq, producer, producer_seq, row_id = map(int, text.split(" "))
+    except ValueError as error:
+        raise PipelineError("Redis keeps a receipt that this version cannot read") from error
+    if producer == sender.producer:
+        sender.skip(bucket, producer_seq)
+    return Place(Position(epoch, seq), producer, producer_seq, row_id or None)

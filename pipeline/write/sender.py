@@ -1,0 +1,73 @@
+"""A sender: one producer as the log sees it, with a dense sequence per bucket and a connection of its own.
+
+Used by one thread at a time, so that its ops reach a log in the order of its sequence. After a failure whose outcome
+is unknown a sender is thrown away, never used on: its next sequence number could hide the op in doubt.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from pipeline import clock
+from pipeline.log.contract import HOLE, Append, Appended, Line, Scope
+
+#: A sender that idled longer starts anew under another number: Redis forgets its sequences after two days.
+FRESH_S = 86_400
+
+
+class Lost(NamedTuple):
+    """Ops of one producer that the log had acknowledged and no longer has."""
+
+    bucket: int
+    producer: int
+    first: int
+    last: int
+
+
+class Sender:
+    """Sends ops over one line.
+
+    Attributes:
+        producer: a random 63-bit number, never used twice.
+    """
+
+    __slots__ = ("_next", "line", "producer", "used_at")
+
+    def __init__(self, line: Line):
+        self.line = line
+        self.producer = int.from_bytes(os.urandom(8), "big") >> 1
+        self._next: dict[int, int] = {}
+        self.used_at = clock.mono_s()
+
+    def send(
+        self, scope: Scope, epoch: int, payloads: Mapping[int, Sequence[bytes]], key: str = "", row_id: int = 0
+    ) -> tuple[Appended, dict[int, int]]:
+        """Append ops per bucket; return the log's answer and the first sequence of each bucket."""
+        first = {bucket: self._next.get(bucket, 1) for bucket in payloads}
+        appends = [Append(bucket, first[bucket], ops) for bucket, ops in payloads.items()]
+        answer = self.line.append(scope, epoch, self.producer, appends, key, row_id)
+        for append, placed in zip(appends, answer.placed, strict=False):
+            if placed.code != HOLE:
+                self._next[append.bucket] = append.first + len(append.payloads)
+        self.used_at = clock.mono_s()
+        return answer, first
+
+    def skip(self, bucket: int, seq: int) -> None:
+        """Go on behind a sequence that turned out to be used."""
+        self._next[bucket] = max(self._next.get(bucket, 1), seq + 1)
+
+    def losses(self) -> list[Lost]:
+        """Return what the log acknowledged to this sender and no longer knows; then the sender must not be used on."""
+        known = self.line.sequences(self.producer)
+        return [
+            Lost(bucket, self.producer, known.get(bucket, 0) + 1, seq - 1)
+            for bucket, seq in self._next.items()
+            if known.get(bucket, 0) < seq - 1
+        ]
+
+    @property
+    def stale(self) -> bool:
+        """Whether it idled so long that the log may have forgotten it."""
+        return clock.mono_s() - self.used_at > FRESH_S

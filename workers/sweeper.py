@@ -1,0 +1,86 @@
+"""The sweeper: every worker looks, twice a second, for dirty shards that nobody has been rung for.
+
+It needs no beat process. It runs in the worker's own event loop, so it touches Redis only, with short time-outs; what
+takes longer becomes a task. The dirty set is only an index of the truth, so watermarks and logs are compared too.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import bootsteps
+
+from pipeline.errors import PipelineError
+from pipeline.log.bell import Bell
+from pipeline.log.broker import queue_of
+from pipeline.log.redis_log import RedisLog
+from pipeline.settings import Settings, load
+from pipeline.topology import Topology
+
+SWEEP_S = 0.5
+#: A bucket that has been due for so long was forgotten by its bell, ms.
+DUE_MS = 700
+#: Chores of the whole deployment, done by whichever worker comes first: seconds between them.
+RECONCILE_S, TRIM_S = 30, 10
+#: From this share of Redis's memory on nothing more is let in; the rest is for draining and for the broker.
+FULL_SHARE = 0.70
+_log = logging.getLogger("pipeline.sweeper")
+
+
+class Sweeper(bootsteps.StartStopStep):
+    """A bootstep of the worker."""
+
+    requires = ("celery.worker.components:Timer",)
+
+    def __init__(self, parent: Any, **options: Any):
+        super().__init__(parent, **options)
+        self._timer: Any = None
+        self._sweep: Sweep | None = None
+
+    def start(self, parent: Any) -> None:
+        """Begin to sweep, once a worker is up."""
+        self._sweep = Sweep(load(), parent.app)
+        self._timer = parent.timer.call_repeatedly(SWEEP_S, self._sweep.once)
+
+    def stop(self, parent: Any) -> None:
+        """End sweeping."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._sweep is not None:
+            self._sweep.close()
+
+
+class Sweep:
+    """What is done at each turn."""
+
+    def __init__(self, settings: Settings, app: Any):
+        redis = settings.redis
+        self._shards, self._app = Topology(settings).shards, app
+        self._log = RedisLog(redis.url, prefix=redis.prefix, read_s=1.0)
+        self._bell = Bell(redis.broker_url, redis.prefix, self._shards)
+
+    def once(self) -> None:
+        """Ring for what was forgotten, and hand out the chores that are due. Never raises."""
+        try:
+            for shard in self._shards:
+                ring, dirty = self._log.sweep(shard, due_ms=DUE_MS)
+                if ring:
+                    self._bell.ring_now(shard, dirty)
+                self._chore("reconcile", shard, RECONCILE_S)
+                self._chore("trim", shard, TRIM_S)
+            if self._log.claim("memory", 1000):
+                share = self._log.memory_share()
+                self._log.set_full(f"Redis uses {share:.0%} of its memory" if share > FULL_SHARE else None)
+        except PipelineError as error:
+            _log.warning("sweep failed: %s", error)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._log.close()
+
+    def _chore(self, name: str, shard: str, every_s: int) -> None:
+        if self._log.claim(f"{name}:{shard}", every_s * 1000):
+            self._app.send_task(
+                f"pipeline.{name}", kwargs={"shard": shard}, queue=queue_of(shard), expires=every_s, ignore_result=True
+            )

@@ -1,0 +1,32 @@
+"""The tasks: names that Flower shows, bodies of a few lines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.admin import upkeep
+from pipeline.log.broker import APPLY_TASK
+from workers import app
+from workers.process import applier, client
+
+
+@app.task(name=APPLY_TASK)
+def apply(shard: str, ops: int = 1) -> dict[str, Any]:
+    """Apply one batch of a shard's ops; ring for what is left. *ops* were known to wait when the bell was rung."""
+    bell = client().bell
+    outcome = applier(shard).apply(crowded=lambda waiting: bell.ring_now(shard, waiting))
+    if outcome.ring:
+        bell.ring_now(shard, outcome.left)
+    return outcome.summary()
+
+
+@app.task(name="pipeline.reconcile")
+def reconcile(shard: str) -> dict[str, int]:
+    """Compare each watermark with its log's tail, and mark dirty what the dirty set has lost."""
+    return {"found": upkeep.reconcile(client(), shard)}
+
+
+@app.task(name="pipeline.trim")
+def trim(shard: str) -> dict[str, int]:
+    """Delete from the logs what every node of the shard has, and what nobody asks for any more."""
+    return {"trimmed": upkeep.trim(client(), shard)}
