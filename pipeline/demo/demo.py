@@ -31,7 +31,7 @@ def run(options: Options, screen: Screen) -> Summary:
     """
     dataset = find_dataset(options.rows)
     require_server(options.engine)
-    screen.title(f"pipeline demo · {options.engine} engine · {dataset.count('flight'):,} flights out of New York")
+    screen.title(f"pipeline demo, {options.engine} engine: {dataset.count('flight'):,} flights out of New York")
     with ExitStack() as stack:
         with screen.scene("Cluster") as say:
             system = stack.enter_context(running_system(options, screen.note))

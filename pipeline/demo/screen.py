@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from io import TextIOWrapper
 from pathlib import Path
 
 from rich.console import Console
@@ -29,6 +30,8 @@ class Screen:
         self.console = console or Console()
         if not self.console.is_terminal:
             self.console.width = PLAIN_WIDTH
+        if isinstance(self.console.file, TextIOWrapper):
+            self.console.file.reconfigure(errors="replace")  # a terminal that knows only ASCII is no reason to fail
         self._said_s = mono_s()
         #: Whether bars are on the screen; rich has one live display at a time.
         self._busy = False
@@ -187,7 +190,10 @@ def _lines(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "Celery", f"{summary.batches:,} tasks, {summary.ops / summary.batches:,.0f} ops each on average"
     p50, p99 = summary.single_p50_us, summary.single_p99_us
     if p50 is not None and p99 is not None:
-        yield "one enqueue", f"p50 {p50:,.0f} µs, p99 {p99:,.0f} µs, while the workers use the same processors"
+        yield (
+            "one enqueue",
+            f"p50 {p50 / 1e3:.2f} ms, p99 {p99 / 1e3:.2f} ms, while the workers use the same processors",
+        )
     yield "read", str(summary.reading)
     if summary.flower_url:
         yield "Flower", summary.flower_url

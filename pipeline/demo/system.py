@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pipeline.demo.batches import count_batches
 from pipeline.demo.expected import Place
 from pipeline.demo.flights import DemoDataMissing
 from pipeline.demo.tables import TABLES_TOML
@@ -110,12 +111,12 @@ def require_server(engine: str) -> None:
 
 def _bind(cluster: Any) -> System:
     import pipeline
+    from pipeline.admin.cluster.workforce import import_path
     from pipeline.admin.migrate import migrate
     from pipeline.settings import load
     from pipeline.topology import Topology
 
-    settings = load(cluster.config)
-    topology = Topology(settings)
+    topology = Topology(load(cluster.config))
     pipeline.configure(cluster.config)
     ports = {process.name: process.port for process in cluster.processes}
 
@@ -131,15 +132,5 @@ def _bind(cluster: Any) -> System:
         flower_url=f"http://127.0.0.1:{ports['flower']}" if ports.get("flower") else None,
         place=lambda table, key: topology.shard_of(topology.bucket_of(table, key)),
         create_tables=create_tables,
-        count_batches=lambda: _count_tasks(settings.redis.broker_url),
+        count_batches=lambda: count_batches({**import_path(), "PIPELINE_CONFIG": str(cluster.config)}),
     )
-
-
-def _count_tasks(broker_url: str) -> int | None:
-    """Ask the workers, over Celery's own remote control, how many batches they took."""
-    from celery import Celery
-
-    with Celery(broker=broker_url, set_as_current=False) as app:
-        replies = app.control.inspect(timeout=1.0).stats() or {}
-    counts = [stats.get("total", {}).get("pipeline.apply", 0) for stats in replies.values()]
-    return sum(counts) if counts else None

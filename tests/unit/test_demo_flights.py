@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from pydal import DAL
 from rich.console import Console
 
 from pipeline.cli.demo import demo as command
-from pipeline.demo import demo, flights, meter, system, tables
+from pipeline.demo import batches, demo, flights, meter, system, tables
 from pipeline.demo.corrections import EVERY_NTH, Correction
 from pipeline.demo.expected import expected_fingerprints, final_rows
 from pipeline.demo.fingerprint import Fingerprint
@@ -237,6 +238,18 @@ def test_workers_that_stop_applying_end_the_demo_with_a_sentence(
         played(dataset, Shards(status="queued"))
 
 
+@pytest.mark.parametrize(
+    ("answer", "count"),
+    [
+        ('{"celery@a": {"total": {"pipeline.apply": 5, "other": 9}}, "celery@b": {"total": {}}}', 5),
+        ("Error: No nodes replied within time constraint", None),
+        ('{"celery@a": {"error": "unknown"}}', None),
+    ],
+)
+def test_batches_are_summed_over_workers_or_not_told_at_all(answer: str, count: int | None) -> None:
+    assert batches.total(answer) == count
+
+
 # what the user sees ------------------------------------------------------------------------------------------
 
 
@@ -249,6 +262,15 @@ def test_what_is_no_terminal_gets_plain_lines_of_a_hundred_columns(dataset: Data
     assert "\x1b" not in output.getvalue()
     assert max(map(len, output.getvalue().splitlines())) <= 100
     assert "are exactly what the file says" in output.getvalue()
+
+
+def test_an_ascii_terminal_is_no_reason_to_fail(dataset: Dataset) -> None:
+    written = io.BytesIO()
+    screen = Screen(Console(file=io.TextIOWrapper(written, "ascii", write_through=True)))
+
+    screen.summary(played(dataset, Shards(), screen))
+
+    assert b"  ok Check" in written.getvalue()
 
 
 def test_a_difference_is_printed_in_full_and_makes_the_command_fail(
@@ -303,10 +325,10 @@ class Shards:
     def enqueue_update(self, query: Any, **changes: Any) -> Any:
         db, id = self._shard_of_id[query.second], query.second
         sql = query.db(query)._update(**changes)
-        if "* 2" in sql and self._delay_doublings:
+        if _doubles(sql) and self._delay_doublings:
             self._delayed[id] = sql
             return self._receipt(id)
-        for _ in range(self._doubling() if "* 2" in sql else 1):
+        for _ in range(self._doubling() if _doubles(sql) else 1):
             db.executesql(sql)
         if id in self._delayed:
             db.executesql(self._delayed.pop(id))
@@ -381,6 +403,10 @@ def played(dataset: Dataset, shards: Shards, screen: Screen | None = None) -> Su
 
 def place(table: str, key: str) -> str:
     return SHARDS[crc32(key.encode()) % 2]
+
+
+def _doubles(sql: str) -> bool:
+    return re.search(r"\*\s*2\b", sql) is not None
 
 
 def fingerprint(rows: list[tuple[Any, ...]]) -> Fingerprint:
