@@ -35,6 +35,6 @@ def total(answer: str) -> int | None:
     """Return the sum over all workers of what the command printed."""
     try:
         workers = json.loads(answer)
-        return sum(worker["total"].get("pipeline.apply", 0) for worker in workers.values())
+        return sum(int(worker["total"].get("pipeline.apply", 0)) for worker in workers.values())
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

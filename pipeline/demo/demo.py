@@ -16,7 +16,7 @@ from pipeline.demo.summary import Summary
 from pipeline.demo.system import Options, System, require_server, running_system
 from pipeline.demo.traffic import Traffic
 from pipeline.demo.verify import Comparison, compare
-from pipeline.errors import WaitTimeout
+from pipeline.errors import PipelineError, WaitTimeout
 
 #: Seconds without one op applied after which the demo gives up: thirty times the longest stall of a killed worker.
 STALL_S = 60.0
@@ -36,8 +36,15 @@ def run(options: Options, screen: Screen) -> Summary:
         with screen.scene("Cluster") as say:
             system = stack.enter_context(running_system(options, screen.note))
             say(", ".join(system.processes))
-        summary = play(system, dataset, screen, options.engine)
-        screen.summary(summary)
+        if system.flower_url:
+            screen.note(f"each batch is a task in Flower: {system.flower_url}")
+        try:
+            summary = play(system, dataset, screen, options.engine)
+        except PipelineError:
+            if options.keep:
+                screen.kept(system.directory)
+            raise
+        screen.summary(summary, kept=options.keep)
         if options.keep:
             screen.kept(system.directory)
         return summary

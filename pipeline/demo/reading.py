@@ -28,7 +28,7 @@ class Reading:
 
     def __str__(self) -> str:
         return (
-            f"arr_delay of a flight of {self.tailnum}: wrote {self.written}, read {self.read} from {self.node} "
+            f"arr_delay of {self.tailnum}: wrote {self.written}, read {self.read} from {self.node} "
             f"({self.role}) in {self.waited_s * 1e3:.0f} ms, got {self.got}"
         )
 

@@ -90,12 +90,12 @@ class Screen:
 
             yield move
 
-    def summary(self, summary: Summary) -> None:
+    def summary(self, summary: Summary, *, kept: bool = False) -> None:
         """Print the check, table by table and shard by shard, and the figures."""
         self.console.print()
         self.console.print(self._checked(summary))
         self.console.print()
-        self.console.print(_figures(summary))
+        self.console.print(_figures(summary, kept))
         self.console.print()
         for fault in summary.faults:
             self.console.print(Text(f"  wrong: {fault}", style="bold red"), soft_wrap=True)
@@ -175,15 +175,15 @@ class _Rate(ProgressColumn):
         return Text(f"{task.fields['rate']:>9,.0f}/s", style="cyan")
 
 
-def _figures(summary: Summary) -> Table:
+def _figures(summary: Summary, kept: bool) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim")
-    for name, words in _lines(summary):
+    for name, words in _lines(summary, kept):
         table.add_row(f"  {name}", words)
     return table
 
 
-def _lines(summary: Summary) -> Iterator[tuple[str, str]]:
+def _lines(summary: Summary, kept: bool) -> Iterator[tuple[str, str]]:
     rate = f"{summary.ops_per_s:,.0f}/s from enqueue to committed"
     yield "end to end", f"{summary.ops:,} ops in {summary.seconds:.1f} s, {rate}"
     if summary.batches:
@@ -196,4 +196,4 @@ def _lines(summary: Summary) -> Iterator[tuple[str, str]]:
         )
     yield "read", str(summary.reading)
     if summary.flower_url:
-        yield "Flower", summary.flower_url
+        yield "Flower", summary.flower_url + ("" if kept else " until this command ends; --keep leaves it up")
