@@ -1,0 +1,63 @@
+"""`pipeline demo`: the whole system on this machine with real data, and a checked result."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console
+
+from pipeline.errors import PipelineError
+
+#: Fewer flights than this may not have one that is corrected and one that is cancelled.
+LEAST_ROWS = 1_000
+
+
+@click.command("demo")
+@click.option("--rows", type=click.IntRange(min=LEAST_ROWS), help="Only the first N flights, for a quick look.")
+@click.option(
+    "--engine",
+    type=click.Choice(["embedded", "mariadb"]),
+    default="embedded",
+    show_default=True,
+    help="embedded: SQLite shards and a bundled Valkey; mariadb: real servers, which must be installed.",
+)
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the cluster's files go.  [default: a temporary directory]",
+)
+@click.option("--flower-port", type=click.IntRange(1, 65_535), help="Flower's port.  [default: a free one]")
+@click.option("--keep", is_flag=True, help="Leave the cluster up, to look at it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON; the rest goes to stderr.")
+def demo(
+    rows: int | None, engine: str, directory: Path | None, flower_port: int | None, keep: bool, as_json: bool
+) -> None:
+    """Send a year of flights through the pipeline and check every row.
+
+    Starts two shards with a replica each, Valkey or Redis, two Celery workers and Flower on this machine, sends
+    inserts, updates, upserts and deletes, and compares counts and checksums on each shard with those of the file.
+    Exits with 0 only if all are equal. Everything is stopped and removed at the end, also on Ctrl-C.
+    """
+    from pipeline.demo.demo import run
+    from pipeline.demo.screen import Screen
+    from pipeline.demo.system import Options
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        summary = run(Options(engine, rows, directory, flower_port, keep), Screen(Console(stderr=as_json)))
+    except PipelineError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(summary.as_json(), indent=2))
+    if summary.faults:
+        raise SystemExit(1)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Make SIGTERM clean up as Ctrl-C does."""
+    raise KeyboardInterrupt

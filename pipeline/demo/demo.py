@@ -1,0 +1,149 @@
+"""The demo, scene by scene: real rows go in as four kinds of write, and what comes out is compared with the file."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+
+from pipeline.clock import mono_s, sleep_s
+from pipeline.demo import tables
+from pipeline.demo.corrections import Correction
+from pipeline.demo.expected import expected_fingerprints
+from pipeline.demo.flights import COLUMNS, Dataset, find_dataset, shard_key
+from pipeline.demo.meter import LOOK_S, Meter
+from pipeline.demo.reading import Reading, read_own_write
+from pipeline.demo.screen import Screen
+from pipeline.demo.summary import Summary
+from pipeline.demo.system import Options, System, require_server, running_system
+from pipeline.demo.traffic import Traffic
+from pipeline.demo.verify import Comparison, compare
+from pipeline.errors import PipelineError, WaitTimeout
+
+#: Seconds without one op applied after which the demo gives up: thirty times the longest stall of a killed worker.
+STALL_S = 60.0
+
+
+def run(options: Options, screen: Screen) -> Summary:
+    """Start a system, play the demo on it, and stop it (unless it is to be kept).
+
+    Raises:
+        DemoDataMissing: something of the `demo` extra is not installed; nothing was started.
+        WaitTimeout: the workers stopped applying.
+    """
+    dataset = find_dataset(options.rows)
+    require_server(options.engine)
+    screen.title(f"pipeline demo, {options.engine} engine: {dataset.count('flight'):,} flights out of New York")
+    with ExitStack() as stack:
+        with screen.scene("Cluster") as say:
+            system = stack.enter_context(running_system(options, screen.note))
+            say(", ".join(system.processes))
+        if system.flower_url:
+            screen.note(f"each batch is a task in Flower: {system.flower_url}")
+        try:
+            summary = play(system, dataset, screen, options.engine)
+        except PipelineError:
+            if options.keep:
+                screen.kept(system.directory)
+            raise
+        screen.summary(summary, kept=options.keep)
+        if options.keep:
+            screen.kept(system.directory)
+        return summary
+
+
+def play(system: System, dataset: Dataset, screen: Screen, engine: str) -> Summary:
+    """Play all scenes on a running system and return what came of it."""
+    with closing(tables.define()) as db:
+        with screen.scene("Tables") as say:
+            system.create_tables(db)
+            say(f"flight and plane by tailnum, weather by origin, on {' and '.join(system.shards)}")
+        meter = Meter()
+        traffic = Traffic(system.pipeline, db, meter)
+        flight = _send(traffic, dataset, screen)
+        ops, seconds = meter.enqueued, mono_s() - meter.started_s
+        reading = _read(traffic, flight, screen)
+        comparisons = _check(system, dataset, screen)
+    return Summary(
+        engine=engine,
+        rows=sum(dataset.count(table) for table in COLUMNS),
+        ops=ops,
+        seconds=seconds,
+        batches=system.count_batches(),
+        single_p50_us=meter.quantile_us(0.50),
+        single_p99_us=meter.quantile_us(0.99),
+        flower_url=system.flower_url,
+        reading=reading,
+        comparisons=tuple(comparisons),
+    )
+
+
+def _send(traffic: Traffic, dataset: Dataset, screen: Screen) -> Correction:
+    """Send everything and wait until it is applied; return one correction that was held back."""
+    meter = traffic.meter
+    with screen.bars(meter) as move:
+        traffic.tick = lambda: meter.look() and move(_total(traffic, dataset))
+        with screen.scene("Schedule") as say:
+            traffic.publish(dataset.rows("flight"))
+            say(f"{dataset.count('flight'):,} flights inserted, in bulk, delays not known yet")
+        held_back = traffic.corrections.pop()
+        with screen.scene("Weather") as say:
+            traffic.observe(dataset.rows("weather"))
+            say(f"{dataset.count('weather'):,} hours inserted, in bulk")
+        with screen.scene("Planes") as say:
+            traffic.register(dataset.rows("plane"))
+            traffic.refit(dataset.rows("plane"))
+            say(f"{dataset.count('plane'):,} upserted, every second one twice with other seats")
+        with screen.scene("Corrections") as say:
+            traffic.correct(traffic.corrections)
+            say(f"{len(traffic.corrections):,} delays updated, half of them in three steps: set, * 2, + n")
+        with screen.scene("Cancelled") as say:
+            traffic.cancel()
+            say(f"{len(traffic.cancelled):,} flights deleted")
+        with screen.scene("Applied") as say:
+            _drain(traffic)
+            say(f"all {meter.enqueued:,} ops are in the shards' databases")
+    traffic.tick = lambda: None
+    return held_back
+
+
+def _drain(traffic: Traffic) -> None:
+    """Wait for the workers as long as they advance; the barrier has the last word."""
+    meter = traffic.meter
+    seen, moved_s = meter.applied, mono_s()
+    while not meter.caught_up:
+        sleep_s(LOOK_S)
+        traffic.tick()
+        if meter.applied > seen:
+            seen, moved_s = meter.applied, mono_s()
+        elif mono_s() - moved_s > STALL_S:
+            raise WaitTimeout(f"op {seen + 1:,} of {meter.enqueued:,}", STALL_S, "queued")
+    for table in COLUMNS:
+        traffic.pipeline.barrier(table, timeout_s=STALL_S)
+    meter.settle()
+
+
+def _read(traffic: Traffic, flight: Correction, screen: Screen) -> Reading:
+    with screen.scene("Read") as say:
+        reading = read_own_write(traffic, flight)
+        say(f"one's own write at once, served by {reading.node} ({reading.role})", well=reading.true)
+    return reading
+
+
+def _check(system: System, dataset: Dataset, screen: Screen) -> list[Comparison]:
+    with screen.scene("File") as say:
+        expected = expected_fingerprints(dataset, system.place, system.shards)
+        rows = sum(fingerprint.rows for fingerprint in expected.values())
+        say(f"computed from the file alone what must be there: {rows:,} rows")
+    with screen.scene("Check") as say, screen.pages("check", rows) as tick:
+        keys = (shard_key("plane", plane) for plane in dataset.rows("plane"))
+        comparisons = compare(expected, system.primary(keys), tick)
+        equal = sum(comparison.equal for comparison in comparisons)
+        words = f"{equal} of {len(comparisons)} counts and checksums equal, each table on each shard"
+        say(words, well=equal == len(comparisons))
+    return comparisons
+
+
+def _total(traffic: Traffic, dataset: Dataset) -> int:
+    """Return how many ops there will be; corrections and cancellations as far as the schedule has been read."""
+    bulk = dataset.count("flight") + dataset.count("weather")
+    planes = dataset.count("plane") * 3 // 2
+    return bulk + planes + 2 * len(traffic.corrections) + len(traffic.cancelled)

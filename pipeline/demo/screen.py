@@ -1,0 +1,199 @@
+"""The demo's screen: scenes with two moving bars on a terminal, plain lines of text anywhere else."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from io import TextIOWrapper
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.clock import mono_s
+from pipeline.demo.meter import Meter
+from pipeline.demo.summary import Summary
+
+#: Columns of a screen that is no terminal: rich would fold lines at 80.
+PLAIN_WIDTH = 100
+#: Seconds between two lines of progress where nothing can move.
+PLAIN_EVERY_S = 5.0
+
+
+class Screen:
+    """Shows what happens while it happens."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console()
+        if not self.console.is_terminal:
+            self.console.width = PLAIN_WIDTH
+        if isinstance(self.console.file, TextIOWrapper):
+            self.console.file.reconfigure(errors="replace")  # a terminal that knows only ASCII is no reason to fail
+        self._said_s = mono_s()
+        #: Whether bars are on the screen; rich has one live display at a time.
+        self._busy = False
+
+    @property
+    def tick_mark(self) -> str:
+        """The mark of what is done and well."""
+        return "✓" if self.console.encoding.startswith("utf") else "ok"
+
+    def title(self, text: str) -> None:
+        """Print the first line."""
+        self.console.print(f"\n[bold]{text}[/]\n", highlight=False)
+
+    def note(self, text: str) -> None:
+        """Print a line that belongs to the scene."""
+        self.console.print(Text(f"    {text}", style="dim"), soft_wrap=True)
+
+    @contextmanager
+    def scene(self, name: str) -> Iterator[Callable[..., None]]:
+        """Time a scene; it calls what it is given with the words for its line, and whether all is `well`."""
+        started_s, words, said_well = mono_s(), "", True
+
+        def say(text: str, *, well: bool = True) -> None:
+            nonlocal words, said_well
+            words, said_well = text, well
+
+        with self.console.status(f"{name} …") if self._moves and not self._busy else nullcontext():
+            yield say
+        self._line(name, words, mono_s() - started_s, said_well)
+
+    @contextmanager
+    def bars(self, meter: Meter) -> Iterator[Callable[[int], None]]:
+        """Show enqueued and applied ops side by side; call what is given, with the total, to move them."""
+        with self._progress() as progress:
+            enqueued, applied = (progress.add_task(name, total=None, rate=0.0) for name in ("enqueued", "applied"))
+
+            def move(total: int) -> None:
+                seconds = max(mono_s() - meter.started_s, 1e-3)
+                progress.update(enqueued, total=total, completed=meter.enqueued, rate=meter.enqueued / seconds)
+                progress.update(applied, total=total, completed=meter.applied, rate=meter.applied / seconds)
+                self._say(meter, seconds)
+
+            yield move
+
+    @contextmanager
+    def pages(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show one bar over rows that are read; call what is given with the rows of each page."""
+        with self._progress() as progress:
+            task = progress.add_task(name, total=total, rate=0.0)
+            started_s, done = mono_s(), 0
+
+            def move(rows: int) -> None:
+                nonlocal done
+                done += rows
+                progress.update(task, completed=done, rate=done / max(mono_s() - started_s, 1e-3))
+
+            yield move
+
+    def summary(self, summary: Summary, *, kept: bool = False) -> None:
+        """Print the check, table by table and shard by shard, and the figures."""
+        self.console.print()
+        self.console.print(self._checked(summary))
+        self.console.print()
+        self.console.print(_figures(summary, kept))
+        self.console.print()
+        for fault in summary.faults:
+            self.console.print(Text(f"  wrong: {fault}", style="bold red"), soft_wrap=True)
+        if not summary.faults:
+            rows = sum(one.found.rows for one in summary.comparisons)
+            verdict = f"  {self.tick_mark} {rows:,} rows on {len({one.shard for one in summary.comparisons})} shards"
+            self.console.print(Text(f"{verdict} are exactly what the file says", style="bold green"))
+
+    def kept(self, directory: Path) -> None:
+        """Print how to look at the system that was left up, and how to take it down."""
+        path = shlex.quote(str(directory))
+        self.console.print("\n  The cluster is still up. To look at it, and to take it down:", highlight=False)
+        for command in (
+            f"export PIPELINE_CONFIG={shlex.quote(str(directory / 'pipeline.toml'))}",
+            "pipeline status",
+            "pipeline top",
+            f"pipeline cluster status --dir {path}",
+            f"pipeline cluster down --dir {path}",
+        ):
+            self.console.print(Text(f"    {command}", style="bold"), soft_wrap=True)
+
+    @property
+    def _moves(self) -> bool:
+        return self.console.is_terminal
+
+    @contextmanager
+    def _progress(self) -> Iterator[Progress]:
+        columns = (TextColumn("    {task.description:<9}"), BarColumn(bar_width=34), _Done(), _Rate())
+        with Progress(*columns, console=self.console, transient=True, disable=not self._moves) as progress:
+            self._busy = True
+            try:
+                yield progress
+            finally:
+                self._busy = False
+
+    def _line(self, name: str, words: str, seconds: float, well: bool) -> None:
+        mark = (f"  {self.tick_mark} ", "green") if well else ("  ! ", "bold red")
+        line = Text.assemble(mark, (f"{name:<12}", "bold"), f"{words:<71}", f"{seconds:6.1f} s")
+        self.console.print(line, soft_wrap=True)
+
+    def _say(self, meter: Meter, seconds: float) -> None:
+        if self._moves or mono_s() - self._said_s < PLAIN_EVERY_S:
+            return
+        self._said_s = mono_s()
+        self.note(
+            f"enqueued {meter.enqueued:,} ({meter.enqueued / seconds:,.0f}/s), "
+            f"applied {meter.applied:,} ({meter.applied / seconds:,.0f}/s)"
+        )
+
+    def _checked(self, summary: Summary) -> Table:
+        table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
+        table.add_column("  table")
+        table.add_column("shard")
+        table.add_column("rows", justify="right")
+        table.add_column("in the file", justify="right")
+        table.add_column("checksum")
+        table.add_column("of the file")
+        table.add_column("")
+        for one in summary.comparisons:
+            mark = Text(self.tick_mark, style="green") if one.equal else Text("differs", style="bold red")
+            counts = f"{one.found.rows:,}", f"{one.expected.rows:,}"
+            table.add_row(f"  {one.table}", one.shard, *counts, str(one.found), str(one.expected), mark)
+        return table
+
+
+class _Done(ProgressColumn):
+    """How many of how many."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.completed:>9,.0f} of {task.total or 0:>7,.0f}")
+
+
+class _Rate(ProgressColumn):
+    """Ops a second since the start: a mean, as the summary will say it."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.fields['rate']:>9,.0f}/s", style="cyan")
+
+
+def _figures(summary: Summary, kept: bool) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    for name, words in _lines(summary, kept):
+        table.add_row(f"  {name}", words)
+    return table
+
+
+def _lines(summary: Summary, kept: bool) -> Iterator[tuple[str, str]]:
+    rate = f"{summary.ops_per_s:,.0f}/s from enqueue to committed"
+    yield "end to end", f"{summary.ops:,} ops in {summary.seconds:.1f} s, {rate}"
+    if summary.batches:
+        yield "Celery", f"{summary.batches:,} tasks, {summary.ops / summary.batches:,.0f} ops each on average"
+    p50, p99 = summary.single_p50_us, summary.single_p99_us
+    if p50 is not None and p99 is not None:
+        yield (
+            "one enqueue",
+            f"p50 {p50 / 1e3:.2f} ms, p99 {p99 / 1e3:.2f} ms, while the workers use the same processors",
+        )
+    yield "read", str(summary.reading)
+    if summary.flower_url:
+        yield "Flower", summary.flower_url + ("" if kept else " until this command ends; --keep leaves it up")

@@ -1,0 +1,74 @@
+"""The result of a run, as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.demo.reading import Reading
+from pipeline.demo.verify import Comparison
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What was done, how fast, and whether it is right."""
+
+    engine: str
+    rows: int
+    ops: int
+    #: From the first enqueue to the last op applied.
+    seconds: float
+    batches: int | None
+    single_p50_us: float | None
+    single_p99_us: float | None
+    flower_url: str | None
+    reading: Reading
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def ops_per_s(self) -> float:
+        """Ops a second, from enqueue to committed."""
+        return self.ops / self.seconds if self.seconds else 0.0
+
+    @property
+    def faults(self) -> list[str]:
+        """What is not as it must be, a sentence each."""
+        wrong = [str(comparison) for comparison in self.comparisons if not comparison.equal]
+        return wrong if self.reading.true else [*wrong, f"a read did not see its own write: {self.reading}"]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what a program would read."""
+        return {
+            "ok": not self.faults,
+            "faults": self.faults,
+            "engine": self.engine,
+            "rows": self.rows,
+            "ops": self.ops,
+            "seconds": round(self.seconds, 3),
+            "ops_per_s": round(self.ops_per_s),
+            "batches": self.batches,
+            "single_enqueue_us": {"p50": _rounded(self.single_p50_us), "p99": _rounded(self.single_p99_us)},
+            "flower": self.flower_url,
+            "read_your_writes": {
+                "node": self.reading.node,
+                "role": self.reading.role,
+                "waited_s": round(self.reading.waited_s, 4),
+                "ok": self.reading.true,
+            },
+            "checked": [
+                {
+                    "table": one.table,
+                    "shard": one.shard,
+                    "rows": one.found.rows,
+                    "rows_expected": one.expected.rows,
+                    "checksum": str(one.found),
+                    "checksum_expected": str(one.expected),
+                    "equal": one.equal,
+                }
+                for one in self.comparisons
+            ],
+        }
+
+
+def _rounded(number: float | None) -> int | None:
+    return None if number is None else round(number)

