@@ -1,0 +1,118 @@
+"""`pipeline cluster`: a local cluster, up in the background, and down again."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.admin.cluster.cluster import Cluster
+from pipeline.admin.cluster.errors import ClusterFailed
+from pipeline.admin.cluster.processes import log_path
+
+directory_option = click.option(
+    "--dir", "directory", required=True, type=click.Path(path_type=Path, file_okay=False), help="The cluster's home."
+)
+
+
+@click.group()
+def cluster() -> None:
+    """Run servers, workers and Flower on this machine, in the background."""
+
+
+@cluster.command()
+@directory_option
+@click.option("--engine", type=click.Choice(["embedded", "mariadb"]), default="embedded", show_default=True)
+@click.option("--shards", type=click.IntRange(1, 64), default=2, show_default=True)
+@click.option("--replicas", type=click.IntRange(0, 8), default=1, show_default=True, help="Of each shard.")
+@click.option("--workers", type=click.IntRange(0, 64), default=2, show_default=True)
+@click.option("--flower-port", type=click.IntRange(0, 65535), help="Default: a free port, when there are workers.")
+@click.option("--buckets", type=click.IntRange(1, 1024), default=64, show_default=True)
+def up(
+    directory: Path, engine: str, shards: int, replicas: int, workers: int, flower_port: int | None, buckets: int
+) -> None:
+    """Start a cluster in an empty or new directory."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    if flower_port is None and workers:
+        flower_port = 0
+    err = Console(stderr=True)
+    try:
+        running = Cluster.up(
+            directory,
+            engine,
+            shards=shards,
+            replicas=replicas,
+            workers=workers,
+            flower_port=flower_port,
+            buckets=buckets,
+            report=lambda sentence: err.print(sentence, style="dim", markup=False, highlight=False),
+        )
+    except ClusterFailed as error:
+        raise click.ClickException(str(error)) from error
+    out = Console()
+    out.print(_table(running))
+    out.print(_next_commands(running), markup=False, highlight=False, soft_wrap=True)
+
+
+@cluster.command()
+@directory_option
+@click.option("--json", "as_json", is_flag=True, help="For programs; the pid of a dead process is null.")
+@click.pass_context
+def status(context: click.Context, directory: Path, as_json: bool) -> None:
+    """Show what runs; the exit code is 1 when a process is dead."""
+    try:
+        running = Cluster.at(directory)
+    except ClusterFailed as error:
+        raise click.ClickException(str(error)) from error
+    alive = {process.name: running.is_alive(process.name) for process in running.processes}
+    if as_json:
+        listed = [
+            {"name": process.name, "pid": process.pid if alive[process.name] else None, "port": process.port}
+            for process in running.processes
+        ]
+        click.echo(json.dumps({"config": str(running.config), "processes": listed}))
+    else:
+        Console().print(_table(running))
+    if not all(alive.values()):
+        context.exit(1)
+
+
+@cluster.command()
+@directory_option
+def down(directory: Path) -> None:
+    """End every process and remove every file of a cluster."""
+    try:
+        stopped = Cluster(directory.resolve()).down()
+    except ClusterFailed as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"stopped: {', '.join(stopped)}" if stopped else f"nothing is up in {directory}")
+
+
+def _table(running: Cluster) -> Table:
+    table = Table("process", "pid", "address", "log")
+    for process in running.processes:
+        alive = running.is_alive(process.name)
+        address = f"127.0.0.1:{process.port}" if process.port else ""
+        if process.name == "flower":
+            address = f"http://{address}"
+        log = log_path(running.directory, process.name).relative_to(running.directory)
+        table.add_row(process.name, str(process.pid) if alive else "[red]dead[/red]", address, str(log))
+    return table
+
+
+def _next_commands(running: Cluster) -> str:
+    return (
+        f"export PIPELINE_CONFIG={running.config}\n"
+        "pipeline check\n"
+        f"pipeline cluster status --dir {running.directory}\n"
+        f"pipeline cluster down --dir {running.directory}"
+    )
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
