@@ -61,7 +61,7 @@ class Pipeline:
         definitions = Definitions(self.log, self.nodes, self.topology)
         lineage = Lineage(self.log, self.nodes, definitions.republish)
         self.publisher = Publisher(self.log, self.topology, self.bell, lineage.raise_epoch, self._record_lost)
-        self.door = Door(self.topology, self._new_id, definitions.publish)
+        self.door = Door(self.topology, self._new_id, definitions.publish, definitions.approve)
         self._atomic = threading.local()
         self._start_ids()
 

@@ -66,6 +66,11 @@ class Topology:
         """Return the buckets that *shard* owns as the file would say it: `0-127`."""
         return format_ranges(self._owned[shard])
 
+    @property
+    def configured(self) -> tuple[str, ...]:
+        """The tables that the settings name."""
+        return tuple(self._settings.tables)
+
     def table(self, name: str) -> TableSettings:
         """Return how the table *name* is spread: as configured, else by its own id, with the defaults."""
         return self._settings.tables.get(name) or TableSettings(name)

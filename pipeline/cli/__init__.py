@@ -1,1 +1,31 @@
-"""The pipeline command."""
+"""The `pipeline` command. Exit codes: 0 done, 1 found a fault or failed, 2 wrong usage."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from pipeline.cli.cluster import cluster
+from pipeline.cli.demo import demo
+from pipeline.cli.migrate import migrate
+from pipeline.errors import PipelineError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pydal-write-pipeline")
+def pipeline() -> None:
+    """Queued writes for pyDAL: applied to MariaDB shards exactly once and in order."""
+
+
+for command in (cluster, demo, migrate):
+    pipeline.add_command(command)
+
+
+def main() -> None:
+    """Run the command; an error of ours is a sentence on stderr, not a traceback."""
+    try:
+        pipeline()
+    except PipelineError as error:
+        click.echo(f"{error}", err=True)
+        sys.exit(1)

@@ -122,7 +122,7 @@ def _bind(cluster: Any) -> System:
 
     def create_tables(db: Any) -> None:
         pipeline.define_tables(db)
-        migrate(cluster.config)
+        migrate(pipeline.current())
 
     return System(
         pipeline=pipeline,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pipeline.errors import BadOp, Unavailable
 from pipeline.log.contract import Log
 from pipeline.shard import columns
@@ -19,16 +17,15 @@ class Definitions:
         self._log, self._nodes, self._topology = log, nodes, topology
         self._published: dict[str, Gate] = {}
 
-    def publish(self, gate: Gate, table: Any = None) -> None:
-        """Publish one definition.
+    def publish(self, gate: Gate) -> None:
+        """Publish one definition, once.
 
         Raises:
-            BadOp: the table keeps its ids in an INT column, where a 64-bit id does not fit.
-            ShardUnavailable: no shard could be asked; nothing was published.
+            LogUnavailable: Redis did not answer.
         """
         schema = gate.schema
-        if self._topology.table(schema.name).ids == "pipeline":
-            self._check_id(gate)
+        if schema.hash in self._published:
+            return
         self._log.publish_schema(schema.name, schema.hash, schema.to_json())
         self._published[schema.hash] = gate
 
@@ -37,9 +34,16 @@ class Definitions:
         for gate in list(self._published.values()):
             self._log.publish_schema(gate.schema.name, gate.schema.hash, gate.schema.to_json())
 
-    def _check_id(self, gate: Gate) -> None:
-        """Ask one shard that answers; where the table is not there yet, migrate will make it right."""
+    def approve(self, gate: Gate) -> None:
+        """Ask one shard that answers; where the table is not there yet, migrate will make it right.
+
+        Raises:
+            BadOp: the table keeps its ids in an INT column, where a 64-bit id does not fit.
+            ShardUnavailable: no shard could be asked.
+        """
         schema, unreachable = gate.schema, None
+        if self._topology.table(schema.name).ids != "pipeline":
+            return
         for shard in self._topology.shards:
             try:
                 kind = columns.id_type(self._nodes.primary(shard), schema)

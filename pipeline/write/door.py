@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pipeline import clock, ids
-from pipeline.errors import BadOp, BadQuery, CrossBucket, ShardKeyError, UnknownTable
+from pipeline.errors import BadOp, BadQuery, CrossBucket, ShardKeyError, Unavailable, UnknownTable
 from pipeline.op import DELETE, INSERT, UPDATE, UPSERT, Op
 from pipeline.schema import schema_of, signature_of
 from pipeline.settings import TableSettings
@@ -16,8 +17,13 @@ from pipeline.topology import Topology
 from pipeline.write.gate import Gate, with_values
 from pipeline.write.trees import Tree, condition, is_query, kind_of, pinned, table_of
 
+#: Tables of web2py itself: never published for being defined, only for being written to or configured.
+NOT_OURS = ("auth_", "web2py_session_", "scheduler_")
 #: Longest idempotency key; the shard keeps it in an indexed column.
 MAX_KEY = 190
+
+
+_log = logging.getLogger("pipeline.door")
 
 
 class Addressed(NamedTuple):
@@ -32,11 +38,20 @@ class Door:
 
     Args:
         new_id: makes an id of a bucket.
-        publish: called once with each definition before the first op that uses it.
+        publish: makes a definition known to the workers; cheap where it is known already.
+        approve: called once per definition, before its first op; raises where the database cannot hold the ids.
     """
 
-    def __init__(self, topology: Topology, new_id: Callable[[int], int], publish: Callable[[Gate, Any], None]):
-        self._topology, self._new_id, self._publish = topology, new_id, publish
+    def __init__(
+        self,
+        topology: Topology,
+        new_id: Callable[[int], int],
+        publish: Callable[[Gate], None],
+        approve: Callable[[Gate], None],
+    ):
+        self._topology, self._new_id, self._publish, self._approve = topology, new_id, publish, approve
+        self._configured = frozenset(topology.configured)
+        self._ready: set[Gate] = set()
         self._gates: dict[tuple[Any, ...], Gate] = {}
         self._tables = threading.local()
         self._latest: dict[str, Any] = {}
@@ -49,6 +64,12 @@ class Door:
         self._tables.db = db
         for name in db.tables:
             self._latest[name] = db
+            if name in self._configured or not name.startswith(NOT_OURS):
+                try:
+                    self._publish(self._gate(db[name]))
+                except (Unavailable, BadOp) as error:
+                    # a page that only reads must not fail for it; the first op tries again, and raises
+                    _log.warning("table %s is not published yet: %s", name, error)
 
     def table(self, table: Any) -> Any:
         """Return the pyDAL table that is meant."""
@@ -64,18 +85,20 @@ class Door:
         return db[table]
 
     def gate(self, table: Any) -> Gate:
-        """Return the gate of a table's definition; publish a new one first."""
+        """Return the gate of a table that an op is made for; its definition is published before."""
+        gate = self._gate(table)
+        if gate not in self._ready:
+            self._publish(gate)
+            self._approve(gate)
+            self._ready.add(gate)
+        return gate
+
+    def _gate(self, table: Any) -> Gate:
         signature = signature_of(table)
         gate = self._gates.get(signature)
         if gate is None:
-            gate = Gate(schema_of(table))
-            self._publish(gate, table)
-            self._gates[signature] = gate
+            gate = self._gates[signature] = Gate(schema_of(table))
         return gate
-
-    def gates(self) -> list[Gate]:
-        """Return all gates so far."""
-        return list(self._gates.values())
 
     # ops ----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,26 @@
+"""What the subcommands share: the configuration option, and a client that is closed at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from pipeline.client import Pipeline
+
+config_option = click.option(
+    "--config",
+    type=click.Path(dir_okay=False),
+    help="The configuration; by default $PIPELINE_CONFIG, else ./pipeline.toml.",
+)
+
+
+@contextmanager
+def opened(config: str | None) -> Iterator[Pipeline]:
+    """Yield a client of the configuration."""
+    client = Pipeline(config)
+    try:
+        yield client
+    finally:
+        client.close()
