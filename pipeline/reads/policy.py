@@ -77,14 +77,14 @@ def choose(
         primary_allowed: takes one read from the primary's budget; called only when the answer depends on it.
         jitter: returns a random number in [0, 1).
     """
-    serving = [one for one in candidates if one.weight > 0]
-    fresh = [one for one in serving if not one.out and one.lag_s is not None and one.lag_s <= max_lag_s]
+    everyone = list(candidates)
+    fresh = [one for one in everyone if _answers(one) and one.lag_s is not None and one.lag_s <= max_lag_s]
     ready = [one for one in fresh if one.reached] if token else fresh
     if ready:
         return Choice("replica", least_busy(ready, jitter).node, TOKEN_KNOWN if token else FRESH)
     if fresh:
         return Choice("ask", min(fresh, key=_lag_s).node, TOKEN_ASKED)
-    return fall_back(serving, _why_none(serving), token=token, on_stale=on_stale, primary_allowed=primary_allowed)
+    return fall_back(everyone, _why_none(everyone), token=token, on_stale=on_stale, primary_allowed=primary_allowed)
 
 
 def fall_back(
@@ -102,7 +102,7 @@ def fall_back(
     """
     if not candidates:
         return Choice("primary", None, NO_REPLICA)
-    stale = [one for one in candidates if not one.out and one.lag_s is not None and (one.reached or not token)]
+    stale = [one for one in candidates if _answers(one) and one.lag_s is not None and (one.reached or not token)]
     if on_stale == "error":
         return Choice("error", None, reason)
     if on_stale == "stale" and stale:
@@ -124,8 +124,12 @@ def least_busy(candidates: Sequence[Candidate], jitter: Callable[[], float]) -> 
     return min(candidates, key=lambda one: (one.outstanding / one.weight, -math.log(1.0 - jitter()) / one.weight))
 
 
+def _answers(candidate: Candidate) -> bool:
+    return not candidate.out and candidate.weight > 0
+
+
 def _why_none(candidates: Sequence[Candidate]) -> str:
-    within = [one for one in candidates if not one.out]
+    within = [one for one in candidates if _answers(one)]
     if not within:
         return ALL_OUT
     return NO_READING if all(one.lag_s is None for one in within) else ALL_LAGGING
