@@ -32,14 +32,23 @@ class Prober:
 
     Args:
         out: the nodes that the last prober had taken out.
+        switched: called with the name of a shard that has another primary, once everybody may know it.
     """
 
-    def __init__(self, nodes: Nodes, shards: Iterable[str], log: Log, out: Collection[str] = ()):
-        self._log = log
+    def __init__(
+        self,
+        nodes: Nodes,
+        shards: Iterable[str],
+        log: Log,
+        out: Collection[str] = (),
+        switched: Callable[[str], object] = lambda shard: None,
+    ):
+        self._log, self._switched = log, switched
         self._pictures = [Picture(shard, nodes.names(shard), out) for shard in shards]
         names = [name for picture in self._pictures for name in nodes.names(picture.shard)]
         self._probes = {name: Probe(name, nodes.uri(name), nodes.uri(name, writing=True)) for name in names}
         self._nodes = nodes
+        self._news: list[str] = []
 
     def look(self) -> None:
         """Look at every node, tell what was seen, and let idle primaries' hearts beat.
@@ -48,18 +57,25 @@ class Prober:
             LogUnavailable: nobody could be told.
         """
         deadline = clock.Deadline(LOOK_S)
+        before = {picture.shard: picture.primary for picture in self._pictures}
+        news, self._news = self._news, []
         for probe in self._probes.values():
             probe.ask()
         told: dict[str, str] = {}
         for picture in self._pictures:
             answers = {name: self._probes[name].answer(deadline) for name in self._nodes.names(picture.shard)}
             picture.draw(answers, deadline.started)
+            if picture.primary != before[picture.shard]:
+                self._news.append(picture.shard)
         for picture in self._pictures:
             told |= {name: encode(report) for name, report in picture.reports(clock.mono_s()).items()}
             # at the end of a look: at the next one a healthy replica has had a second to receive it
             if picture.idle:
                 self._probes[picture.primary].beat()
         self._log.publish_health(told, TOLD_MS)
+        # told a look ago, so all processes have fetched it by now
+        for shard in news:
+            self._switched(shard)
 
     def close(self) -> None:
         """Close all connections."""
