@@ -44,7 +44,7 @@ class View(NamedTuple):
 
     lag_s: float | None = None
     out: bool = False
-    marks: Mapping[int, Position] = {}  # noqa: RUF012 - nobody writes to it
+    marks: Mapping[int, Position] = {}
     primary: bool | None = None
     why: str = ""
 
@@ -65,6 +65,7 @@ class Readings:
     def __init__(self, log: Log):
         self._log = log
         self._closed = False
+        self._thread: threading.Thread | None = None
         self._reset()
 
     def view(self, node: str) -> View:
@@ -137,7 +138,7 @@ class Readings:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._changed, self._fetched = threading.Condition(), threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = None
         self._told = _Told(-OLD_S, {})
         self._tried_at_s = -OLD_S
         self._looked_at_s = 0.0
