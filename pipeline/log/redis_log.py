@@ -227,7 +227,7 @@ def _position(id: Any) -> Position:
 
 def _entries(bucket: int, reply: Any) -> list[Entry]:
     entries = []
-    for id, fields in reply:
-        # p <producer> s <producer seq> o <op>, always in this order
-        entries.append(Entry(bucket, _position(id), int(fields[1]), int(fields[3]), fields[5]))
+    for id, (_, producer, _, seq, _, payload) in reply:  # p <producer> s <producer seq> o <op>, always in this order
+        epoch, _, nth = id.partition(b"-")
+        entries.append(Entry(bucket, Position(int(epoch), int(nth)), int(producer), int(seq), payload))
     return entries

@@ -170,23 +170,28 @@ class Applier:
 
     def _take(self, batch: _Batch, entries: list[Entry], blocked: set[str]) -> None:
         """Take a bucket's entries up to the batch's limits, or up to an op that is not understood yet."""
+        if not entries:
+            return
+        bucket = entries[0].bucket
+        before, items = batch.before[bucket], batch.items
         for entry in entries:
-            full = len(batch.items) >= self._pace.rows or batch.size_bytes >= self._settings.max_bytes
-            if full and batch.items:
-                return
+            if items and (len(items) >= self._pace.rows or batch.size_bytes >= self._settings.max_bytes):
+                break
             op = decode(entry.payload)
-            puzzle = self._puzzle(op, blocked)
-            if puzzle:
-                batch.waiting[entry.bucket] = puzzle
-                return
-            before = batch.after.get(entry.bucket, batch.before[entry.bucket])
+            if blocked or op.ops or not self._facts.knows(op.schema):
+                puzzle = self._puzzle(op, blocked)
+                if puzzle:
+                    batch.waiting[bucket] = puzzle
+                    break
             gap = _gap(entry, before)
             if gap is not None:
                 batch.losses.append(gap)
-                _log.error("the log of bucket %d lost the positions %d-%d to %d", gap.bucket, *gap[1:2], *gap[3:])
-            batch.after[entry.bucket] = entry.position
-            batch.items.append(Item(entry, op))
+                _log.error("bucket %d: epoch %d of its log lost %d to %d", bucket, gap.epoch, gap.first, gap.last)
+            before = entry.position
+            items.append(Item(entry, op))
             batch.size_bytes += len(entry.payload)
+        if before is not batch.before[bucket]:
+            batch.after[bucket] = before
 
     def _puzzle(self, op: Op, blocked: set[str]) -> str:
         """Return why an op must wait, or nothing."""
