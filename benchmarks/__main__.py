@@ -31,6 +31,8 @@ from benchmarks.target import Target
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 #: A full run: the pipeline's rows; every slower peer gets a fixed share of them.
 ROWS = 200_000
+#: As many as a new installation has.
+BUCKETS = 256
 
 
 @dataclass(frozen=True, slots=True)

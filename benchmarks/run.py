@@ -57,7 +57,8 @@ def best_of_families(peers: Iterable[Peer], samples: dict[str, list[float]]) -> 
 
 
 def _add_rate(samples: dict[str, list[float]], peer: Peer, target: Target, table: Table, rows: int) -> None:
-    samples.setdefault(peer.name, []).append(measure_rate(peer, target, table, rows))
+    rate = measure_rate(peer, target, table, rows)
+    samples.setdefault(peer.name, []).append(rate)
 
 
 def _add_figures(run: Run, probe: Probe, target: Target, table: Table, rows: int) -> None:

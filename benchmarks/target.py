@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pymysql
-import redis
 from pydal import DAL
+from redis import Redis
 
 from benchmarks.rows import TABLE, define_purchase
 
@@ -86,14 +86,14 @@ class Target:
         parts = urlsplit(self.redis_url)
         return urlunsplit(parts._replace(path=f"/{database}"))
 
-    def redis(self, database: int | None = None) -> redis.Redis:
+    def redis(self, database: int | None = None) -> Redis:
         """Connect to the pipeline's logs, or to a peer's own *database*."""
         url = self.redis_url if database is None else self.peer_url(database)
-        return redis.Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
+        return Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
 
-    def broker(self) -> redis.Redis:
+    def broker(self) -> Redis:
         """Connect to the database that holds the pipeline's Celery queues."""
-        return redis.Redis.from_url(self.broker_url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
+        return Redis.from_url(self.broker_url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
 
 
 def _address(uri: str) -> Any:

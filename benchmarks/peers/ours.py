@@ -39,7 +39,7 @@ def one_by_one(target: Target) -> Iterator[Enqueue]:
 def prepare(target: Target) -> Any:
     """Configure this process, publish the table, migrate the shards, and return the table."""
     pipeline.configure(target.config)
-    db = DAL(target.primaries[0], migrate=False, bigint_id=True, do_connect=False)
+    db = DAL(target.primaries[0], migrate=False, bigint_id=True)
     define_purchase(db)
     pipeline.define_tables(db)
     subprocess.run(
