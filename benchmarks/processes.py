@@ -30,6 +30,18 @@ def running(target: Target, *commands: list[str], log: Path | None = None) -> It
             _stop(started)
 
 
+@contextmanager
+def paused(started: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Stop the process groups for as long as the block lasts."""
+    for process in started:
+        os.killpg(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in started:
+            os.killpg(process.pid, signal.SIGCONT)
+
+
 def kill_group(process_id: int) -> None:
     """Kill the process group of *process_id* with SIGKILL: nobody in it can clean up."""
     with suppress(ProcessLookupError):

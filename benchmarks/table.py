@@ -60,7 +60,9 @@ class Table:
             if found == rows:
                 return asked
             if found > rows:
-                raise NotDrained(f"{found:,} rows were committed, but only {rows:,} sent: some were applied twice")
+                raise NotDrained(
+                    f"{found:,} rows were committed, but only {rows:,} sent: some were applied twice, or were left over"
+                )
             if asked > deadline:
                 raise NotDrained(f"{found:,} of {rows:,} rows were committed after {timeout_s:.0f} s")
             time.sleep(max(_POLL_FIRST_S, (time.perf_counter() - asked) / _POLL_SHARE))
