@@ -23,16 +23,13 @@ class Keys:
 
     def __init__(self, prefix: str):
         self.prefix = prefix
+        self._log = f"{prefix}:log:"
         self.schemas, self.tables = f"{prefix}:schemas", f"{prefix}:tables"
-        self.ids, self.full = f"{prefix}:ids", f"{prefix}:full"
+        self.ids, self.full, self.bigs = f"{prefix}:ids", f"{prefix}:full", f"{prefix}:big:"
 
     def log(self, bucket: int) -> str:
         """Return the stream of a bucket."""
-        return f"{self.prefix}:log:{bucket}"
-
-    def big(self, bucket: int | str) -> str:
-        """Return the key of a bucket's largest op."""
-        return f"{self.prefix}:big:{bucket}"
+        return f"{self._log}{bucket}"
 
     def epoch(self, scope: str) -> str:
         """Return the epoch key of a scope."""

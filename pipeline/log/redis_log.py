@@ -16,9 +16,11 @@ from pipeline.errors import NoProducerNumber
 from pipeline.ids import PRODUCERS, SPAN_MS, Lease
 from pipeline.log.connection import connect, script, translated
 from pipeline.log.keys import Keys
-from pipeline.log.line import BELL_MS, RedisLine
+from pipeline.log.line import RedisLine
 from pipeline.op import Entry, Position
 
+#: As in `enqueue.lua`: a Celery message that nobody fetched for so long no longer counts as on its way, ms.
+BELL_MS = 1500
 #: A producer number comes free this long after its process has gone, ms.
 LEASE_MS = 60_000
 #: Time between two notes of a shard's watermarks, ms.
@@ -84,7 +86,7 @@ class RedisLog:
     # draining -----------------------------------------------------------------------------------------------
 
     def due(self, shard: str, limit: int) -> dict[int, int]:
-        flat = self._run("due", [self.keys.dirty(shard), self.keys.bell(shard)], [limit, self.keys.big("")])
+        flat = self._run("due", [self.keys.dirty(shard), self.keys.bell(shard)], [limit, self.keys.bigs])
         return {int(flat[i]): int(flat[i + 1]) for i in range(0, len(flat), 2)}
 
     def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:

@@ -14,7 +14,7 @@ from pipeline.op import DELETE, INSERT, UPDATE, UPSERT, Op
 from pipeline.schema import schema_of, signature_of
 from pipeline.settings import TableSettings
 from pipeline.topology import Topology
-from pipeline.write.gate import Gate, RowPlan, with_values
+from pipeline.write.gate import Gate, Known, RowPlan, with_values
 from pipeline.write.trees import Tree, condition, is_query, kind_of, pinned, table_of
 
 #: Tables of web2py itself: never published for being defined, only for being written to or configured.
@@ -23,6 +23,8 @@ NOT_OURS = ("auth_", "web2py_session_", "scheduler_")
 MAX_KEY = 190
 
 
+#: Table objects remembered at once; web2py makes new ones at every request.
+MOST_MET = 1000
 _log = logging.getLogger("pipeline.door")
 
 
@@ -52,6 +54,7 @@ class Door:
         self._topology, self._new_id, self._publish, self._approve = topology, new_id, publish, approve
         self._configured = frozenset(topology.configured)
         self._ready: set[Gate] = set()
+        self._met: dict[int, Known] = {}
         self._gates: dict[tuple[Any, ...], Gate] = {}
         self._tables = threading.local()
         self._latest: dict[str, Any] = {}
@@ -93,6 +96,19 @@ class Door:
             self._ready.add(gate)
         return gate
 
+    def _known(self, table: Any) -> tuple[Any, Known]:
+        """Return the pyDAL table that is meant, and what is known of it."""
+        known = self._met.get(id(table))
+        if known is not None and known.table() is table:
+            return table, known
+        table = self.table(table)
+        known = self._met.get(id(table))
+        if known is None or known.table() is not table:
+            if len(self._met) >= MOST_MET:
+                self._met.clear()
+            known = self._met[id(table)] = Known(table, self.gate(table), self._rules(table))
+        return table, known
+
     def _gate(self, table: Any) -> Gate:
         signature = signature_of(table)
         gate = self._gates.get(signature)
@@ -104,15 +120,13 @@ class Door:
 
     def insert(self, table: Any, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None) -> Addressed:
         """Make an insert."""
-        table = self.table(table)
-        gate = self.gate(table)
-        plan = gate.row_plan(table, values)
-        return self._new_row(gate, self._rules(table), plan, values, shard_key, key)
+        table, known = self._known(table)
+        return self._new_row(known.gate, known.rules, known.plan(table, values), values, shard_key, key)
 
     def inserts(self, table: Any, rows: Iterable[Mapping[str, Any]], shard_key: Any = None) -> Iterator[Addressed]:
         """Make an insert of each row."""
-        table = self.table(table)
-        gate, rules = self.gate(table), self._rules(table)
+        table, known = self._known(table)
+        gate, rules = known.gate, known.rules
         plan, keys = None, None
         for row in rows:
             if plan is None or row.keys() != keys:

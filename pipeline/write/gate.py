@@ -5,12 +5,14 @@ Defaults, `update=`, `compute` and filters run here, in the request, since the w
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pipeline.errors import BadOp, BadValue, UnknownField
 from pipeline.op import Op
 from pipeline.schema import TableSchema
+from pipeline.settings import TableSettings
 from pipeline.values import checker, lenient
 from pipeline.write.trees import columns_in, expression, is_expression
 
@@ -93,6 +95,27 @@ class Gate:
                 )
 
 
+class Known:
+    """A table object that has been met: its gate, its rules, and the plans of its rows.
+
+    web2py makes its tables anew at each request; other programs use one for ever, and must not pay each time.
+    """
+
+    __slots__ = ("_plans", "gate", "rules", "table")
+
+    def __init__(self, table: Any, gate: Gate, rules: TableSettings):
+        self.table, self.gate, self.rules = weakref.ref(table), gate, rules
+        self._plans: dict[tuple[str, ...], RowPlan] = {}
+
+    def plan(self, table: Any, values: Mapping[str, Any]) -> RowPlan:
+        """Return the plan of rows that give these fields; made anew if a default, filter or `compute` was replaced."""
+        names = tuple(values)
+        plan = self._plans.get(names)
+        if plan is None or plan.outdated():
+            plan = self._plans[names] = self.gate.row_plan(table, names)
+        return plan
+
+
 class RowPlan:
     """How rows of one shape become new rows: which fields are given, which are defaults; made once per call or more.
 
@@ -101,7 +124,7 @@ class RowPlan:
         id_given: whether the rows bring their own id.
     """
 
-    __slots__ = ("_checks", "_constants", "_gate", "_late", "_names", "_table", "columns", "given", "id_given")
+    __slots__ = ("_checks", "_constants", "_gate", "_late", "_seen", "_table", "columns", "given", "id_given")
 
     def __init__(
         self, gate: Gate, table: Any, given: frozenset[str], defaults: Mapping[str, Any], computed: bool
@@ -109,13 +132,21 @@ class RowPlan:
         self._gate, self._table, self.given = gate, table, given
         id_name = gate.schema.id_name
         self.id_given = id_name in given
-        self._names = sorted(given - {id_name}, key=gate.column_of.__getitem__)
-        self._checks = [(name, gate.check[name]) for name in self._names]
+        names = sorted(given - {id_name}, key=gate.column_of.__getitem__)
+        self._checks = [(name, gate.check[name]) for name in names]
+        self._seen = [(f, f.default, f.compute, f.filter_in) for f in table]
         constant = {n: v for n, v in defaults.items() if not callable(v)}
         self._constants = [gate.lenient[name](value) for name, value in constant.items()]
         self._late = None if computed else [(gate.lenient[n], v) for n, v in defaults.items() if callable(v)]
         late = [n for n in defaults if n not in constant]
-        self.columns = tuple(gate.column_of[name] for name in (*self._names, *constant, *late))
+        self.columns = tuple(gate.column_of[name] for name in (*names, *constant, *late))
+
+    def outdated(self) -> bool:
+        """Return whether the table has got another default, `compute` or filter since: controllers do that."""
+        for f, default, compute, filter_in in self._seen:
+            if f.default is not default or f.compute is not compute or f.filter_in is not filter_in:
+                return True
+        return False
 
     def row(self, values: Mapping[str, Any]) -> tuple[tuple[int, ...], list[Any], int | None]:
         """Return columns, their final values, and the id if the row brings one."""
