@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+#: What a terminal, `kill` and a closed connection send.
+HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
@@ -21,9 +24,7 @@ def uninterrupted() -> Iterator[None]:
         held.append(number)
 
     # A handler that Python does not know (None) could not be put back.
-    numbers = [
-        number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not None
-    ]
+    numbers = [number for number in HELD if signal.getsignal(number) is not None]
     before = {number: signal.signal(number, hold) for number in numbers}
     try:
         yield
