@@ -94,7 +94,8 @@ def end(processes: Sequence[Process], *, grace_s: float = 0.0) -> None:
         left = ", ".join(f"{process.name} ({process.pid})" for process in _left(processes))
         raise ClusterFailed(f"still there 10 s after SIGKILL: {left}")
     for process in processes:
-        _children.pop(process.pid, None)
+        if exit_code(process) is not None:
+            _children.pop(process.pid)
 
 
 def log_path(directory: Path, name: str) -> Path:
