@@ -19,6 +19,8 @@ from pipeline.admin.cluster.ports import free_ports
 from pipeline.clock import polls
 
 START_TIMEOUT_S = 20
+#: What was acknowledged outlives a kill; a replica need not wait for others to join it.
+OPTIONS = ("--appendfsync", "always", "--repl-diskless-sync-delay", "0")
 
 
 class LogServer:
@@ -27,7 +29,7 @@ class LogServer:
     def __init__(self, command: tuple[str, ...], directory: Path):
         [self.port] = free_ports(1)
         (directory / logserver.NAME).mkdir(parents=True, exist_ok=True)
-        self._argv = (*logserver.service(directory, command, self.port).argv, "--appendfsync", "always")
+        self._argv = (*logserver.service(directory, command, self.port).argv, *OPTIONS)
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -39,7 +41,9 @@ class LogServer:
         return redis.Redis(port=self.port, socket_timeout=5, socket_connect_timeout=2, decode_responses=True)
 
     def start(self) -> None:
-        """Start, and wait until it answers."""
+        """Start, and wait until it answers; does nothing while it runs."""
+        if self._process is not None:
+            return
         self._process = subprocess.Popen(self._argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in polls(START_TIMEOUT_S):
             if logserver.answers(self.port):
