@@ -62,6 +62,7 @@ class MemoryLog:
         fault: called with `send` before and `reply` after each try of an append; raise ConnectionError in it, and the
             connection breaks there.
         limit_bytes: the size of all ops at which appends are refused, as Redis does at `maxmemory`; 0: none.
+        published: called with each definition that was not known.
         durable: what a wait for Redis's replica or disk comes to.
         now_ms: the server's clock.
     """
@@ -69,6 +70,7 @@ class MemoryLog:
     def __init__(self, *, now_ms: Callable[[], int] = clock.wall_ms):
         self.now_ms = now_ms
         self.fault: Callable[[str], None] = lambda where: None
+        self.published: Callable[[str], None] = lambda definition: None
         self.limit_bytes = 0
         self.durable = True
         self._server = _Server()
@@ -168,8 +170,11 @@ class MemoryLog:
 
     def publish_schema(self, name: str, hash: str, text: str) -> None:
         with self._lock:
+            new = hash not in self._server.schemas
             self._server.schemas[hash] = text
             self._server.tables[name] = hash
+        if new:
+            self.published(text)
 
     def schema(self, hash: str) -> str | None:
         with self._lock:
