@@ -111,9 +111,9 @@ class RedisLine:
             return self._send(["EVAL", self._text, *command[2:]])  # type: ignore[no-any-return]
         except _TRANSIENT:
             raise
+        except redis.exceptions.OutOfMemoryError as error:
+            raise PipelineFull("Redis is at maxmemory") from error
         except redis.exceptions.ResponseError as error:
-            if "OOM" in str(error):
-                raise PipelineFull("Redis is at maxmemory") from error
             raise LogUnavailable(str(error), sent=False) from error
 
     def _send(self, command: Sequence[Any]) -> Any:

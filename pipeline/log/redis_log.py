@@ -108,16 +108,12 @@ class RedisLog:
         return _ring(self._run("sweep", [self.keys.dirty(shard), self.keys.bell(shard)], [BELL_MS, due_ms]))
 
     def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
-        scores = dict.fromkeys(map(str, buckets), 0)
-        if scores:
-            with translated():
-                self._client.zadd(self.keys.dirty(shard), scores, nx=True)
+        self._rest(shard, "NX", 0, buckets)
 
     def postpone(self, shard: str, buckets: Iterable[int], delay_ms: int) -> None:
         with translated():
             seconds, micros = self._client.time()
-            due = seconds * 1000 + micros // 1000 + delay_ms
-            self._client.zadd(self.keys.dirty(shard), dict.fromkeys(map(str, buckets), due), xx=True)
+        self._rest(shard, "XX", seconds * 1000 + micros // 1000 + delay_ms, buckets)
 
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
         buckets = list(buckets)
@@ -150,11 +146,9 @@ class RedisLog:
         key = self.keys.notes(shard)
         with translated():
             notes = [_text(note).partition(" ") for note in self._client.lrange(key, 0, -1)]
-            if not notes or now_ms - int(notes[0][0]) >= NOTE_MS:
-                pipe = self._client.pipeline()
-                pipe.lpush(key, f"{now_ms} {text}")
-                pipe.ltrim(key, 0, older_than_ms // NOTE_MS + 1)
-                pipe.execute()
+        if not notes or now_ms - int(notes[0][0]) >= NOTE_MS:
+            self._despite_oom("LPUSH", key, f"{now_ms} {text}")
+            self._despite_oom("LTRIM", key, 0, older_than_ms // NOTE_MS + 1)
         return next((note for at, _, note in notes if now_ms - int(at) >= older_than_ms), None)
 
     # chores -------------------------------------------------------------------------------------------------
@@ -169,11 +163,10 @@ class RedisLog:
         return Lease(*map(int, reply))
 
     def set_full(self, reason: str | None, for_ms: int = 5000) -> None:
-        with translated():
-            if reason is None:
-                self._client.delete(self.keys.full)
-            else:
-                self._client.set(self.keys.full, reason, px=for_ms)
+        if reason is None:
+            self._despite_oom("DEL", self.keys.full)
+        else:
+            self._despite_oom("SET", self.keys.full, reason, "PX", for_ms)
 
     def memory_share(self) -> float:
         with translated():
@@ -181,8 +174,7 @@ class RedisLog:
         return memory["used_memory"] / memory["maxmemory"] if memory.get("maxmemory") else 0.0
 
     def claim(self, name: str, for_ms: int) -> bool:
-        with translated():
-            return bool(self._client.set(self.keys.chore(name), "1", nx=True, px=for_ms))
+        return bool(self._despite_oom("SET", self.keys.chore(name), "1", "NX", "PX", for_ms))
 
     def server(self) -> dict[str, Any]:
         """Return the server's INFO, for `check` and `status`."""
@@ -200,6 +192,14 @@ class RedisLog:
         self._client.close()
         self._client.connection_pool.disconnect()
         self._lines.disconnect()
+
+    def _rest(self, shard: str, which: str, until_ms: int, buckets: Iterable[int]) -> None:
+        pairs = [word for bucket in buckets for word in (until_ms, bucket)]
+        if pairs:
+            self._despite_oom("ZADD", self.keys.dirty(shard), which, *pairs)
+
+    def _despite_oom(self, command: str, key: str, *rest: Any) -> Any:
+        return self._run("despite_oom", [key], [command, *rest])
 
     def _run(self, name: str, keys: list[str], arguments: list[Any]) -> Any:
         text, sha = script(name)
