@@ -94,8 +94,8 @@ def end(processes: Sequence[Process], *, grace_s: float = 0.0) -> None:
         left = ", ".join(f"{process.name} ({process.pid})" for process in _left(processes))
         raise ClusterFailed(f"still there 10 s after SIGKILL: {left}")
     for process in processes:
-        if exit_code(process) is not None:
-            _children.pop(process.pid)
+        if child := _children.pop(process.pid, None):
+            child.wait(10)  # ended, but perhaps only just: its exit code is still to be collected
 
 
 def log_path(directory: Path, name: str) -> Path:
