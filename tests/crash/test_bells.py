@@ -7,15 +7,15 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from support import nodes
+from support.chance import SOAK
+from support.producer import environment
+from support.trial import Trial
 
 from pipeline.client import Pipeline
 from pipeline.clock import polls
 from pipeline.log.bell import SilentBell
 from pipeline.log.broker import queue_of
-from support import nodes
-from support.chance import SOAK
-from support.producer import environment
-from support.trial import Trial
 
 pytestmark = pytest.mark.mariadb
 

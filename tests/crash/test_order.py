@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 
 import pytest
-
-from pipeline.clock import polls
 from support.chance import SOAK
 from support.trial import Trial
+
+from pipeline.clock import polls
 
 pytestmark = pytest.mark.mariadb
 

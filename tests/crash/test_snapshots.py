@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pytest
-
-from pipeline.clock import polls
-from pipeline.op import Position
 from support import judge, nodes
 from support.chance import SOAK
 from support.ledger import replay
 from support.trial import Trial
+
+from pipeline.clock import polls
+from pipeline.op import Position
 
 pytestmark = pytest.mark.mariadb
 
