@@ -68,11 +68,12 @@ class Receipt(_Receipt):
         return _Receipt.parse(text, source or current())
 
 
-def configure(source: str | Path | Mapping[str, Any] | None = None) -> Pipeline:
+def configure(source: str | Path | Mapping[str, Any] | Pipeline | None = None) -> Pipeline:
     """Read the configuration and make this process's client of it; an earlier client is closed.
 
     Args:
-        source: a path, a mapping of the same shape; by default `$PIPELINE_CONFIG`, else `./pipeline.toml`.
+        source: a path, a mapping of the same shape; by default `$PIPELINE_CONFIG`, else `./pipeline.toml`. Or a client
+            that is made already, as `pipeline.testing` does.
 
     Raises:
         ConfigError: with every fault there is.
@@ -81,7 +82,7 @@ def configure(source: str | Path | Mapping[str, Any] | None = None) -> Pipeline:
 
     global _client
     with _lock:
-        made = Pipeline(source)
+        made = source if isinstance(source, Pipeline) else Pipeline(source)
         if _client is not None:
             _client.close()
         _client = made

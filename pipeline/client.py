@@ -209,6 +209,11 @@ class Pipeline:
         return receipt
 
     def _send(self, bucket: int, op: Op, durability: str, receipts: list[Receipt]) -> None:
+        if durability == "redis":
+            place = self.publisher.publish(bucket, encode(op), key=op.idempotency_key or "", row_id=op.id)
+            for receipt in receipts:
+                _fill(receipt, place)
+            return
         reached: list[bool] = []
         place = self.publisher.publish(
             bucket, encode(op), key=op.idempotency_key or "", row_id=op.id, then=_reaching(durability, reached)

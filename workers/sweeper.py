@@ -11,7 +11,6 @@ from typing import Any
 
 from celery import bootsteps
 
-from pipeline.errors import PipelineError
 from pipeline.log.bell import Bell
 from pipeline.log.broker import queue_of
 from pipeline.log.redis_log import RedisLog
@@ -72,8 +71,8 @@ class Sweep:
             if self._log.claim("memory", 1000):
                 share = self._log.memory_share()
                 self._log.set_full(f"Redis uses {share:.0%} of its memory" if share > FULL_SHARE else None)
-        except PipelineError as error:
-            _log.warning("sweep failed: %s", error)
+        except Exception as error:  # the outermost loop: a turn may fail, sweeping goes on
+            _log.warning("sweep failed: %s: %s", type(error).__name__, error)
 
     def close(self) -> None:
         """Close the connections."""

@@ -37,7 +37,8 @@ def up(
     directory: Path, engine: str, shards: int, replicas: int, workers: int, flower_port: int | None, buckets: int
 ) -> None:
     """Start a cluster in an empty or new directory."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     if flower_port is None and workers:
         flower_port = 0
     err = Console(stderr=True)
@@ -54,9 +55,14 @@ def up(
         )
     except ClusterFailed as error:
         raise click.ClickException(str(error)) from error
-    out = Console()
-    out.print(_table(running))
-    out.print(_next_commands(running), markup=False, highlight=False, soft_wrap=True)
+    try:
+        out = Console()
+        out.print(_table(running))
+        out.print(_next_commands(running), markup=False, highlight=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        # Whoever interrupts before having been told of the cluster will not take it down.
+        running.down()
+        raise
 
 
 @cluster.command()

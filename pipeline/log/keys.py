@@ -14,6 +14,7 @@
 <prefix>:full               string  why nothing is let in; expires
 <prefix>:chore:<name>       string  lease of a chore, "1" or its holder's token; expires
 <prefix>:health             hash    node -> "<ms> <what the prober knows of it, as JSON>"; expires
+<prefix>:secret             string  what session tokens are signed with, where the settings name no secret
 <prefix>:budget:<shard>     string  reads that its primary may still take for its replicas; expires when idle
 """
 
@@ -25,16 +26,14 @@ class Keys:
 
     def __init__(self, prefix: str):
         self.prefix = prefix
+        self._log = f"{prefix}:log:"
         self.schemas, self.tables = f"{prefix}:schemas", f"{prefix}:tables"
-        self.ids, self.full, self.health = f"{prefix}:ids", f"{prefix}:full", f"{prefix}:health"
+        self.ids, self.full, self.bigs = f"{prefix}:ids", f"{prefix}:full", f"{prefix}:big:"
+        self.health, self.secret = f"{prefix}:health", f"{prefix}:secret"
 
     def log(self, bucket: int) -> str:
         """Return the stream of a bucket."""
-        return f"{self.prefix}:log:{bucket}"
-
-    def big(self, bucket: int | str) -> str:
-        """Return the key of a bucket's largest op."""
-        return f"{self.prefix}:big:{bucket}"
+        return f"{self._log}{bucket}"
 
     def epoch(self, scope: str) -> str:
         """Return the epoch key of a scope."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import redis
+from hiredis import pack_command
 
 from pipeline import clock
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
@@ -14,12 +15,6 @@ from pipeline.log.contract import Append, Appended, EpochStale, Placed, Scope
 from pipeline.log.keys import Keys
 from pipeline.op import Position
 
-#: A Celery message that nobody fetched for this long no longer counts as on its way. Bounds what a lost ring costs.
-BELL_MS = 1500
-#: Redis forgets a producer's sequences after this; a sender that idled half of it starts anew under another number.
-PRODUCER_TTL_MS = 2 * 86_400_000
-#: An idempotency key is remembered this long in Redis (the shard keeps it longer).
-IDEMPOTENCY_TTL_MS = 86_400_000
 #: From this size on the log notes the size of a bucket's ops, so that a worker reads few at a time.
 BIG_BYTES = 16_384
 #: One WAIT asks for this long, well below the socket's time-out; it is asked again until the caller's deadline.
@@ -33,6 +28,7 @@ class RedisLine:
     def __init__(self, pool: Any, keys: Keys):
         self._pool, self._keys = pool, keys
         self._connection: Any = None
+        self._heads: dict[tuple[str, int], list[str]] = {}
         self._text, self._sha = script("enqueue")
 
     def append(
@@ -83,20 +79,30 @@ class RedisLine:
     def _command(
         self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], idempotency_key: str, row_id: int
     ) -> list[Any]:
-        keys = self._keys
-        same = keys.same(appends[0].bucket, idempotency_key) if idempotency_key else ""
-        names: list[Any] = [keys.epoch(scope.name), keys.full, keys.producer(producer), same]
-        for shard in scope.shards:
-            names += (keys.dirty(shard), keys.bell(shard))
+        keys, shards = self._keys, scope.shards
+        names = self._names(scope, producer).copy()
+        if idempotency_key:
+            names[3] = keys.same(appends[0].bucket, idempotency_key)
         rest: list[Any] = []
         biggest = 0
         for bucket, first, payloads in appends:
-            names += (keys.log(bucket), keys.big(bucket))
+            names.append(keys.log(bucket))
             rest += (bucket, first, len(payloads), *payloads)
-            biggest = max(biggest, max(map(len, payloads)))
+            biggest = max(biggest, *map(len, payloads)) if len(payloads) > 1 else max(biggest, len(payloads[0]))
         big = biggest if biggest >= BIG_BYTES else 0
-        fixed = (epoch, len(scope.shards), BELL_MS, producer, PRODUCER_TTL_MS, big, IDEMPOTENCY_TTL_MS, row_id)
+        fixed = (epoch, len(shards), producer, row_id, big, keys.bigs)
         return ["EVALSHA", self._sha, len(names), *names, *fixed, *rest]
+
+    def _names(self, scope: Scope, producer: int) -> list[str]:
+        """Return the keys that are the same at every call: the same producer sends on one line."""
+        names = self._heads.get((scope.name, producer))
+        if names is None:
+            keys = self._keys
+            names = [keys.epoch(scope.name), keys.full, keys.producer(producer), ""]
+            for shard in scope.shards:
+                names += (keys.dirty(shard), keys.bell(shard))
+            self._heads[scope.name, producer] = names
+        return names
 
     def _call(self, command: list[Any]) -> bytes:
         try:
@@ -105,16 +111,17 @@ class RedisLine:
             return self._send(["EVAL", self._text, *command[2:]])  # type: ignore[no-any-return]
         except _TRANSIENT:
             raise
+        except redis.exceptions.OutOfMemoryError as error:
+            raise PipelineFull("Redis is at maxmemory") from error
         except redis.exceptions.ResponseError as error:
-            if "OOM" in str(error):
-                raise PipelineFull("Redis is at maxmemory") from error
             raise LogUnavailable(str(error), sent=False) from error
 
     def _send(self, command: Sequence[Any]) -> Any:
         connection = self._connection
         if connection is None:
             connection = self._connection = self._pool.get_connection()
-        connection.send_command(*command)
+        # packed here and not health-checked: a quarter of the round trip; a dead connection is tried again anyway
+        connection.send_packed_command([pack_command(tuple(command))], check_health=False)
         return connection.read_response()
 
     def _drop(self) -> None:

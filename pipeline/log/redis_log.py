@@ -16,9 +16,11 @@ from pipeline.errors import NoProducerNumber
 from pipeline.ids import PRODUCERS, SPAN_MS, Lease
 from pipeline.log.connection import connect, script, translated
 from pipeline.log.keys import Keys
-from pipeline.log.line import BELL_MS, RedisLine
+from pipeline.log.line import RedisLine
 from pipeline.op import Entry, Position
 
+#: As in `enqueue.lua`: a Celery message that nobody fetched for so long no longer counts as on its way, ms.
+BELL_MS = 1500
 #: A producer number comes free this long after its process has gone, ms.
 LEASE_MS = 60_000
 #: Time between two notes of a shard's watermarks, ms.
@@ -87,7 +89,7 @@ class RedisLog:
     # draining -----------------------------------------------------------------------------------------------
 
     def due(self, shard: str, limit: int) -> dict[int, int]:
-        flat = self._run("due", [self.keys.dirty(shard), self.keys.bell(shard)], [limit, self.keys.big("")])
+        flat = self._run("due", [self.keys.dirty(shard), self.keys.bell(shard)], [limit, self.keys.bigs])
         return {int(flat[i]): int(flat[i + 1]) for i in range(0, len(flat), 2)}
 
     def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:
@@ -109,16 +111,12 @@ class RedisLog:
         return _ring(self._run("sweep", [self.keys.dirty(shard), self.keys.bell(shard)], [BELL_MS, due_ms]))
 
     def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
-        scores = dict.fromkeys(map(str, buckets), 0)
-        if scores:
-            with translated():
-                self._client.zadd(self.keys.dirty(shard), scores, nx=True)
+        self._rest(shard, "NX", 0, buckets)
 
     def postpone(self, shard: str, buckets: Iterable[int], delay_ms: int) -> None:
         with translated():
             seconds, micros = self._client.time()
-            due = seconds * 1000 + micros // 1000 + delay_ms
-            self._client.zadd(self.keys.dirty(shard), dict.fromkeys(map(str, buckets), due), xx=True)
+        self._rest(shard, "XX", seconds * 1000 + micros // 1000 + delay_ms, buckets)
 
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
         buckets = list(buckets)
@@ -151,11 +149,9 @@ class RedisLog:
         key = self.keys.notes(shard)
         with translated():
             notes = [_text(note).partition(" ") for note in self._client.lrange(key, 0, -1)]
-            if not notes or now_ms - int(notes[0][0]) >= NOTE_MS:
-                pipe = self._client.pipeline()
-                pipe.lpush(key, f"{now_ms} {text}")
-                pipe.ltrim(key, 0, older_than_ms // NOTE_MS + 1)
-                pipe.execute()
+        if not notes or now_ms - int(notes[0][0]) >= NOTE_MS:
+            self._despite_oom("LPUSH", key, f"{now_ms} {text}")
+            self._despite_oom("LTRIM", key, 0, older_than_ms // NOTE_MS + 1)
         return next((note for at, _, note in notes if now_ms - int(at) >= older_than_ms), None)
 
     # chores -------------------------------------------------------------------------------------------------
@@ -170,11 +166,10 @@ class RedisLog:
         return Lease(*map(int, reply))
 
     def set_full(self, reason: str | None, for_ms: int = 5000) -> None:
-        with translated():
-            if reason is None:
-                self._client.delete(self.keys.full)
-            else:
-                self._client.set(self.keys.full, reason, px=for_ms)
+        if reason is None:
+            self._despite_oom("DEL", self.keys.full)
+        else:
+            self._despite_oom("SET", self.keys.full, reason, "PX", for_ms)
 
     def memory_share(self) -> float:
         with translated():
@@ -182,8 +177,7 @@ class RedisLog:
         return memory["used_memory"] / memory["maxmemory"] if memory.get("maxmemory") else 0.0
 
     def claim(self, name: str, for_ms: int) -> bool:
-        with translated():
-            return bool(self._client.set(self.keys.chore(name), "1", nx=True, px=for_ms))
+        return bool(self._despite_oom("SET", self.keys.chore(name), "1", "NX", "PX", for_ms))
 
     # reads --------------------------------------------------------------------------------------------------
 
@@ -209,6 +203,13 @@ class RedisLog:
         arguments = [f"{reads:.6f}", f"{most:.6f}", int(take), BUDGET_MS]
         return bool(self._run("earn", [self.keys.budget(shard)], arguments, self._quick))
 
+    def secret(self, proposed: str) -> str:
+        with translated():
+            pipe: Any = self._client.pipeline(transaction=False)
+            pipe.set(self.keys.secret, proposed, nx=True)
+            pipe.get(self.keys.secret)
+            return _text(pipe.execute()[1])
+
     def server(self) -> dict[str, Any]:
         """Return the server's INFO, for `check` and `status`."""
         with translated():
@@ -225,6 +226,14 @@ class RedisLog:
         self._client.close()
         self._client.connection_pool.disconnect()
         self._lines.disconnect()
+
+    def _rest(self, shard: str, which: str, until_ms: int, buckets: Iterable[int]) -> None:
+        pairs = [word for bucket in buckets for word in (until_ms, bucket)]
+        if pairs:
+            self._despite_oom("ZADD", self.keys.dirty(shard), which, *pairs)
+
+    def _despite_oom(self, command: str, key: str, *rest: Any) -> Any:
+        return self._run("despite_oom", [key], [command, *rest])
 
     def _run(self, name: str, keys: list[str], arguments: list[Any], client: redis.Redis | None = None) -> Any:
         client, (text, sha) = client or self._client, script(name)
@@ -254,7 +263,7 @@ def _position(id: Any) -> Position:
 
 def _entries(bucket: int, reply: Any) -> list[Entry]:
     entries = []
-    for id, fields in reply:
-        # p <producer> s <producer seq> o <op>, always in this order
-        entries.append(Entry(bucket, _position(id), int(fields[1]), int(fields[3]), fields[5]))
+    for id, (_, producer, _, seq, _, payload) in reply:  # p <producer> s <producer seq> o <op>, always in this order
+        epoch, _, nth = id.partition(b"-")
+        entries.append(Entry(bucket, Position(int(epoch), int(nth)), int(producer), int(seq), payload))
     return entries

@@ -77,6 +77,10 @@ class FactBook:
         self._session, self._find = session, find
         self._known: dict[str, Facts] = {}
 
+    def knows(self, schema: str) -> bool:
+        """Return whether the definition with that hash has been met."""
+        return schema in self._known
+
     def of(self, op: Op) -> Facts | None:
         """Return the facts of an op's table; None while nobody knows its definition."""
         facts = self._known.get(op.schema)

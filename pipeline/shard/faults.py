@@ -53,6 +53,13 @@ def fault_of(error: BaseException) -> Fault:
     return Fault.TRANSIENT
 
 
+def is_driver_error(error: BaseException) -> bool:
+    """Return whether an error is the database's or its driver's, not ours, and not a time limit of Celery's."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    # sqlite3 raises ValueError for a NUL inside a statement
+    return bool(names & {"DatabaseError", "InterfaceError", "MySQLError"}) or type(error) in (ValueError, OverflowError)
+
+
 def code_of(error: BaseException) -> int | None:
     """Return the server's error number, or None."""
     first: Any = error.args[0] if error.args else None

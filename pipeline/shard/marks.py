@@ -9,8 +9,13 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from pipeline.op import Entry, Position
+from msgspec import structs
+
+from pipeline.op import Entry, Position, decode, encode
 from pipeline.shard.session import Session
+
+#: What a reject's statement may hold beside the op: 4,000 characters of reason, the row's key, names and numbers.
+_REJECT_BYTES = 20_000
 
 
 class Mark(NamedTuple):
@@ -79,17 +84,26 @@ def remember(session: Session, last: Mapping[tuple[int, int], int]) -> None:
 
 def reject(session: Session, rejects: Sequence[Reject]) -> None:
     """Record refused ops, one statement each: an op may be large."""
-    now = session.dialect.now_ms
+    now, limit_bytes = session.dialect.now_ms, session.statement_bytes() - _REJECT_BYTES
     for entry, table, row_key, code, reason in rejects:
         numbers = (
             f"{entry.bucket}, {entry.position.epoch}, {entry.position.seq}, {entry.producer}, {entry.producer_seq}"
         )
         texts = f"'rejected', {text(table[:128])}, {text(row_key[:255])}"
-        why = f"{'NULL' if code is None else code}, {text(reason[:4000])}, {text(entry.payload.decode())}"
+        why = f"{'NULL' if code is None else code}, {text(reason[:4000])}, {_kept(entry.payload, limit_bytes)}"
         session.execute(
             "INSERT INTO pipeline_rejects (bucket, epoch, seq, producer, producer_seq, state, table_name, row_key,"
             f" code, reason, op, rejected_ms) VALUES ({numbers}, {texts}, {why}, {now})"
         )
+
+
+def _kept(payload: bytes, limit_bytes: int) -> str:
+    """Return an op as a literal; without its values where the server takes no statement that holds them."""
+    whole = text(payload.decode())
+    if len(whole.encode()) <= limit_bytes:
+        return whole
+    bare = structs.replace(decode(payload), columns=(), values=(), where=None, expressions=(), ops=())
+    return text(encode(bare).decode())
 
 
 def lose(session: Session, losses: Iterable[Loss]) -> None:

@@ -10,16 +10,18 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from pipeline import clock
-from pipeline.errors import PipelineError, ShardUnavailable, Unavailable
+from pipeline.errors import ShardUnavailable, Unavailable
 from pipeline.log.contract import Log
-from pipeline.op import GROUP, Entry, Op, Position, decode
+from pipeline.op import Entry, Op, Position, decode
 from pipeline.schema import TableSchema
 from pipeline.settings import ApplySettings
 from pipeline.shard import marks
 from pipeline.shard.facts import FactBook, Facts
-from pipeline.shard.faults import Fault, fault_of, sentence_of
-from pipeline.shard.marks import Loss
+from pipeline.shard.faults import Fault, fault_of, is_driver_error, sentence_of
+from pipeline.shard.marks import Loss, Reject
 from pipeline.shard.session import Session
 from pipeline.write.execute import Executor, SchemaBehind
 from pipeline.write.group import Item, plan
@@ -66,6 +68,7 @@ class _Batch:
     losses: list[Loss] = field(default_factory=list)
     keys: list[tuple[int, str]] = field(default_factory=list)
     waiting: dict[int, str] = field(default_factory=dict)  # buckets cut short, and why
+    unreadable: list[Reject] = field(default_factory=list)
     seen: int = 0
     size_bytes: int = 0
 
@@ -114,6 +117,9 @@ class Applier:
             _log.warning("batch put off shard=%s buckets=%d: %s", self.shard, len(due), error)
             return Outcome(left=len(due), waiting=str(error), ms=_ms_since(started))
         self._failures = 0
+        if not batch.before:
+            # whoever holds them rings when it is done; to ring here would go round and round meanwhile
+            return Outcome(left=len(due), waiting="held by another worker", ms=_ms_since(started))
         self._step("finish")
         outcome.ring, outcome.left = self._finish(batch)
         outcome.ms = _ms_since(started)
@@ -137,7 +143,7 @@ class Applier:
             except Unavailable:
                 raise
             except Exception as error:
-                if isinstance(error, PipelineError) or fault_of(error) is not Fault.TRANSIENT:
+                if not is_driver_error(error) or fault_of(error) is not Fault.TRANSIENT:
                     raise
                 if attempt == TRIES:
                     raise ShardUnavailable(self.shard, sentence_of(error)) from error
@@ -159,7 +165,9 @@ class Applier:
         executor = Executor(self._session, self._facts, self._step)
         executor.run(plan(batch.items, self._known))
         self._step("mark")
-        marks.remember(self._session, batch.last)
+        if batch.last:
+            marks.remember(self._session, batch.last)
+        executor.rejects += batch.unreadable
         marks.reject(self._session, executor.rejects)
         marks.lose(self._session, batch.losses)
         if batch.keys:
@@ -171,23 +179,33 @@ class Applier:
 
     def _take(self, batch: _Batch, entries: list[Entry], blocked: set[str]) -> None:
         """Take a bucket's entries up to the batch's limits, or up to an op that is not understood yet."""
+        if not entries:
+            return
+        bucket = entries[0].bucket
+        before, items = batch.before[bucket], batch.items
         for entry in entries:
-            full = len(batch.items) >= self._pace.rows or batch.size_bytes >= self._settings.max_bytes
-            if full and batch.items:
-                return
-            op = decode(entry.payload)
-            puzzle = self._puzzle(op, blocked)
-            if puzzle:
-                batch.waiting[entry.bucket] = puzzle
-                return
-            before = batch.after.get(entry.bucket, batch.before[entry.bucket])
+            if items and (len(items) >= self._pace.rows or batch.size_bytes >= self._settings.max_bytes):
+                break
+            try:
+                op = decode(entry.payload)
+            except msgspec.MsgspecError as error:
+                batch.unreadable.append(Reject(entry, "?", "?", None, f"not an op of this version: {error}"))
+                before = entry.position
+                continue
+            if blocked or op.ops or not self._facts.knows(op.schema):
+                puzzle = self._puzzle(op, blocked)
+                if puzzle:
+                    batch.waiting[bucket] = puzzle
+                    break
             gap = _gap(entry, before)
             if gap is not None:
                 batch.losses.append(gap)
-                _log.error("the log of bucket %d lost the positions %d-%d to %d", gap.bucket, *gap[1:2], *gap[3:])
-            batch.after[entry.bucket] = entry.position
-            batch.items.append(Item(entry, op))
+                _log.error("bucket %d: epoch %d of its log lost %d to %d", bucket, gap.epoch, gap.first, gap.last)
+            before = entry.position
+            items.append(Item(entry, op))
             batch.size_bytes += len(entry.payload)
+        if before is not batch.before[bucket]:
+            batch.after[bucket] = before
 
     def _puzzle(self, op: Op, blocked: set[str]) -> str:
         """Return why an op must wait, or nothing."""
@@ -205,6 +223,8 @@ class Applier:
 
     def _skip_seen(self, batch: _Batch) -> None:
         """Drop what the shard has applied before, under another position: after a failover, or sent twice."""
+        if not batch.items:
+            return
         batch.last = marks.seen(self._session, ((i.entry.bucket, i.entry.producer) for i in batch.items))
         named = [(i.entry.bucket, i.op.idempotency_key) for i in batch.items if i.op.idempotency_key]
         used = marks.known_keys(self._session, [(b, k) for b, k in named if k]) if named else set()
@@ -229,7 +249,7 @@ class Applier:
         rejected = len(executor.rejects)
         lost = sum(loss.last - loss.first + 1 for loss in batch.losses)
         return Outcome(
-            applied=sum(len(i.op.members) if i.op.kind == GROUP else 1 for i in batch.items) - rejected,
+            applied=len(batch.items) + len(batch.unreadable) - rejected,
             rejected=rejected,
             seen=batch.seen,
             lost=lost,

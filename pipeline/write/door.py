@@ -14,7 +14,7 @@ from pipeline.op import DELETE, INSERT, UPDATE, UPSERT, Op
 from pipeline.schema import schema_of, signature_of
 from pipeline.settings import TableSettings
 from pipeline.topology import Topology
-from pipeline.write.gate import Gate, with_values
+from pipeline.write.gate import Gate, Known, RowPlan, with_values
 from pipeline.write.trees import Tree, condition, is_query, kind_of, pinned, table_of
 
 #: Tables of web2py itself: never published for being defined, only for being written to or configured.
@@ -23,6 +23,8 @@ NOT_OURS = ("auth_", "web2py_session_", "scheduler_")
 MAX_KEY = 190
 
 
+#: Table objects remembered at once; web2py makes new ones at every request.
+MOST_MET = 1000
 _log = logging.getLogger("pipeline.door")
 
 
@@ -52,6 +54,7 @@ class Door:
         self._topology, self._new_id, self._publish, self._approve = topology, new_id, publish, approve
         self._configured = frozenset(topology.configured)
         self._ready: set[Gate] = set()
+        self._met: dict[int, Known] = {}
         self._gates: dict[tuple[Any, ...], Gate] = {}
         self._tables = threading.local()
         self._latest: dict[str, Any] = {}
@@ -93,6 +96,19 @@ class Door:
             self._ready.add(gate)
         return gate
 
+    def _known(self, table: Any) -> tuple[Any, Known]:
+        """Return the pyDAL table that is meant, and what is known of it."""
+        known = self._met.get(id(table))
+        if known is not None and known.table() is table:
+            return table, known
+        table = self.table(table)
+        known = self._met.get(id(table))
+        if known is None or known.table() is not table:
+            if len(self._met) >= MOST_MET:
+                self._met.clear()
+            known = self._met[id(table)] = Known(table, self.gate(table), self._rules(table))
+        return table, known
+
     def _gate(self, table: Any) -> Gate:
         signature = signature_of(table)
         gate = self._gates.get(signature)
@@ -104,15 +120,18 @@ class Door:
 
     def insert(self, table: Any, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None) -> Addressed:
         """Make an insert."""
-        table = self.table(table)
-        return self._new_row(table, self.gate(table), self._rules(table), values, shard_key, key)
+        table, known = self._known(table)
+        return self._new_row(known.gate, known.rules, known.plan(table, values), values, shard_key, key)
 
     def inserts(self, table: Any, rows: Iterable[Mapping[str, Any]], shard_key: Any = None) -> Iterator[Addressed]:
         """Make an insert of each row."""
-        table = self.table(table)
-        gate, rules = self.gate(table), self._rules(table)
+        table, known = self._known(table)
+        gate, rules = known.gate, known.rules
+        plan, keys = None, None
         for row in rows:
-            yield self._new_row(table, gate, rules, row, shard_key, None)
+            if plan is None or row.keys() != keys:
+                plan, keys = gate.row_plan(table, row), row.keys()
+            yield self._new_row(gate, rules, plan, row, shard_key, None)
 
     def update(
         self, target: Any, row_id: Any, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None
@@ -146,7 +165,7 @@ class Door:
         gate, rules = self.gate(table), self._rules(table)
         fields = (key_fields,) if isinstance(key_fields, str) else tuple(key_fields)
         self._upsert_key(gate, rules, fields, values)
-        place = self._new_row(table, gate, rules, values, shard_key, key)
+        place = self._new_row(gate, rules, gate.row_plan(table, values), values, shard_key, key)
         renewed, _ = gate.update_values(table, {k: v for k, v in values.items() if k not in fields})
         renew = tuple(sorted(gate.column_of[name] for name in renewed))
         op = place.op
@@ -172,28 +191,32 @@ class Door:
     # parts --------------------------------------------------------------------------------------------------
 
     def _new_row(
-        self, table: Any, gate: Gate, rules: TableSettings, values: Mapping[str, Any], shard_key: Any, key: str | None
+        self,
+        gate: Gate,
+        rules: TableSettings,
+        plan: RowPlan,
+        values: Mapping[str, Any],
+        shard_key: Any,
+        key: str | None,
     ) -> Addressed:
-        final = gate.insert_values(table, values)
-        row = final.pop(gate.schema.id_name, None)
-        bucket = self._bucket_of_new(gate, rules, final, row, shard_key)
-        if rules.ids == "pipeline" and row is None:
+        columns, final, row = plan.row(values)
+        bucket = self._bucket_of_new(gate, rules, columns, final, row, shard_key)
+        if row is None and rules.ids == "pipeline":
             row = self._new_id(bucket if bucket < self._topology.buckets else self._next_bucket())
-        column_of = gate.column_of
-        op = Op(
-            INSERT,
-            gate.schema.name,
-            gate.schema.hash,
-            clock.wall_ms(),
-            row,
-            tuple([column_of[name] for name in final]),
-            tuple(final.values()),
-            idempotency_key=_checked(key),
-        )
+        schema = gate.schema
+        if key is not None:
+            _check_key(key)
+        op = Op(INSERT, schema.name, schema.hash, clock.wall_ms(), row, columns, tuple(final), None, (), (), (), key)
         return Addressed(bucket, op)
 
     def _bucket_of_new(
-        self, gate: Gate, rules: TableSettings, final: Mapping[str, Any], row: int | None, shard_key: Any
+        self,
+        gate: Gate,
+        rules: TableSettings,
+        columns: tuple[int, ...],
+        final: list[Any],
+        row: int | None,
+        shard_key: Any,
     ) -> int:
         name, topology = gate.schema.name, self._topology
         if rules.reference:
@@ -202,7 +225,8 @@ class Door:
             if shard_key is not None:
                 raise ShardKeyError(f"table {name!r} is sharded by its own id: leave shard_key= out of an insert")
             return self._next_bucket() if row is None else topology.bucket_of(name, row)
-        own = final.get(rules.shard_key)
+        column = gate.column_of.get(rules.shard_key)
+        own = final[columns.index(column)] if column in columns else None
         if own is None:
             raise ShardKeyError(f"table {name!r} is sharded by {rules.shard_key!r}: the insert must give it a value")
         if shard_key is not None and gate.check[rules.shard_key](shard_key) != own:
@@ -310,7 +334,7 @@ class Door:
             clock.wall_ms(),
             row,
             where=condition_,
-            idempotency_key=_checked(key),
+            idempotency_key=_check_key(key),
         )
 
     def _next_bucket(self) -> int:
@@ -319,7 +343,7 @@ class Door:
         return self._turn
 
 
-def _checked(key: str | None) -> str | None:
+def _check_key(key: str | None) -> str | None:
     if key is not None and (not isinstance(key, str) or not 0 < len(key) <= MAX_KEY):
         raise BadOp(f"idempotency_key must be a text of 1 to {MAX_KEY} characters")
     return key

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pipeline.errors import PipelineError, Rejected
 from pipeline.op import INSERT, UPSERT, Entry, Op
+from pipeline.shard.dialect import Dialect
 from pipeline.shard.facts import FactBook, Facts
-from pipeline.shard.faults import Fault, code_of, fault_of, sentence_of
+from pipeline.shard.faults import Fault, code_of, fault_of, is_driver_error, sentence_of
 from pipeline.shard.marks import Reject
 from pipeline.shard.session import Session
 from pipeline.shard.statements import CannotRender, most, statement
@@ -91,7 +92,7 @@ class Executor:
     def _statement(self, kind: str, ops: Sequence[Op], facts: Facts) -> None:
         if kind == UPSERT:
             _check_upsert(ops[0], facts)
-        sql = statement(kind, ops, facts, self._session.dialect)
+        sql = _rendered(kind, ops, facts, self._session.dialect)
         # 4 bytes a character at most: count only what may be too long
         if len(sql) * 4 > self._limit and len(sql.encode()) > self._limit:
             raise CannotRender(f"one statement of {len(sql.encode()):,} bytes; the server takes {self._limit:,}")
@@ -102,6 +103,8 @@ class Executor:
         if isinstance(error, CannotRender | Rejected):
             return Fault.PERMANENT
         if isinstance(error, PipelineError):
+            return None
+        if not is_driver_error(error):
             return None
         fault = fault_of(error)
         if fault is Fault.SCHEMA:
@@ -130,6 +133,16 @@ def _chunks(group: Group) -> Iterator[Sequence[Item]]:
             start, size = i, len(item.entry.payload)
     if start < len(items):
         yield items[start:]
+
+
+def _rendered(kind: str, ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
+    """Render; whatever an op does to the renderer is that op's fault, and must not stop the others."""
+    try:
+        return statement(kind, ops, facts, dialect)
+    except PipelineError:
+        raise
+    except Exception as error:
+        raise CannotRender(f"the op does not fit its table definition ({type(error).__name__}: {error})") from error
 
 
 def _check_upsert(op: Op, facts: Facts) -> None:

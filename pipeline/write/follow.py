@@ -15,7 +15,7 @@ from pipeline.shard.nodes import Nodes
 from pipeline.topology import Topology
 
 #: A shard forgets producers it has not heard of for so long; an older receipt of another epoch cannot be told.
-REMEMBERED_S = 90 * 86_400
+REMEMBERED_S = 7 * 86_400
 #: A waiter asks the database at least this often, whatever Redis says, s.
 ASK_S = 0.25
 _FINAL = ("applied", "durable", "rejected", "parked", "lost")
@@ -114,7 +114,7 @@ class Follower:
             return "queued"
         # the log has gone on in a newer epoch without it: entries of the old one can never come again
         if fate.applied_seq is None and clock.wall_ms() / 1000 - receipt.position.epoch > REMEMBERED_S:
-            raise PipelineError("this receipt is older than 90 days; its shard no longer remembers its producer")
+            raise PipelineError("this receipt is older than a week; its shard no longer remembers its producer")
         return "lost"
 
     def _fate(self, shard: str, receipt: Receipt) -> Fate:

@@ -5,12 +5,14 @@ Defaults, `update=`, `compute` and filters run here, in the request, since the w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pipeline.errors import BadOp, BadValue, UnknownField
 from pipeline.op import Op
 from pipeline.schema import TableSchema
+from pipeline.settings import TableSettings
 from pipeline.values import checker, lenient
 from pipeline.write.trees import columns_in, expression, is_expression
 
@@ -36,30 +38,23 @@ class Gate:
             if name not in self.column_of:
                 raise UnknownField(self.schema.name, name, self.column_of)
 
-    def insert_values(self, table: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return all values of a new row, by field, in the definition's order; the id only if it was given."""
-        self.known(given)
-        final: dict[str, Any] = {}
-        if any(f.compute or f.filter_in for f in table):
-            explicit: Mapping[str, Any] = given
-            given = self._computed(table, given, "_fields_and_values_for_insert")
-        else:
-            explicit = given
-        for name in self.column_of:
-            if name in given:
-                value = given[name]
-                check = self.check if name in explicit else self.lenient
-                final[name] = check[name](value() if callable(value) else value)
-                continue
-            default = table[name].default
-            if default is not None and name != self.schema.id_name:
-                final[name] = self.lenient[name](default() if callable(default) else default)
-        missing = self.required - final.keys()
-        if missing:
-            raise BadValue(
-                self.schema.name, min(missing), "is notnull, has no default, and was not given: give it a value"
-            )
-        return final
+    def row_plan(self, table: Any, names: Iterable[str]) -> RowPlan:
+        """Return how rows that give these fields become new rows of this table."""
+        given = frozenset(names)
+        self.known(dict.fromkeys(given))
+        computed = any(f.compute or (_own_filter(f) and f.name in given) for f in table)
+        defaults = {
+            name: table[name].default
+            for name in self.column_of
+            if name not in given and name != self.schema.id_name and table[name].default is not None
+        }
+        if not computed:
+            missing = self.required - given - defaults.keys()
+            if missing:
+                raise BadValue(
+                    self.schema.name, min(missing), "is notnull, has no default, and was not given: give it a value"
+                )
+        return RowPlan(self, table, given, defaults, computed)
 
     def update_values(self, table: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
         """Return the plain values and the expressions of an update, with `update=` and `compute` fields added."""
@@ -70,19 +65,19 @@ class Gate:
             if is_expression(value):
                 computed[name] = expression(value, name, self.schema, self.check)
             else:
-                plain[name] = self.check[name](value() if callable(value) else value)
+                plain[name] = self.check[name](_called(value))
         for name, value in self._renewed(table, given).items():
             if name not in given:
-                plain[name] = self.lenient[name](value() if callable(value) else value)
+                plain[name] = self.lenient[name](_called(value))
         self._independent(plain, computed)
         return plain, computed
 
     def _renewed(self, table: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        if any(f.compute or (f.filter_in and f.name in given) for f in table):
-            return self._computed(table, given, "_fields_and_values_for_update")
+        if any(f.compute or (_own_filter(f) and f.name in given) for f in table):
+            return self.computed(table, given, "_fields_and_values_for_update")
         return {f.name: f.update for f in table if f.update is not None and f.name not in given}
 
-    def _computed(self, table: Any, given: Mapping[str, Any], method: str) -> dict[str, Any]:
+    def computed(self, table: Any, given: Mapping[str, Any], method: str) -> dict[str, Any]:
         """Let pyDAL run filters and `compute`, which may look at the other fields."""
         row = getattr(table, method)(dict(given))
         return {field.name: value for field, value in row.op_values()}
@@ -98,6 +93,93 @@ class Gate:
                     f"{self.schema.name}.{name} is computed from {other}, which the same call sets; databases differ "
                     "on which value it then reads: make it two calls, in the order you mean"
                 )
+
+
+class Known:
+    """A table object that has been met: its gate, its rules, and the plans of its rows.
+
+    web2py makes its tables anew at each request; other programs use one for ever, and must not pay each time.
+    """
+
+    __slots__ = ("_plans", "gate", "rules", "table")
+
+    def __init__(self, table: Any, gate: Gate, rules: TableSettings):
+        self.table, self.gate, self.rules = weakref.ref(table), gate, rules
+        self._plans: dict[tuple[str, ...], RowPlan] = {}
+
+    def plan(self, table: Any, values: Mapping[str, Any]) -> RowPlan:
+        """Return the plan of rows that give these fields; made anew if a default, filter or `compute` was replaced."""
+        names = tuple(values)
+        plan = self._plans.get(names)
+        if plan is None or plan.outdated():
+            plan = self._plans[names] = self.gate.row_plan(table, names)
+        return plan
+
+
+class RowPlan:
+    """How rows of one shape become new rows: which fields are given, which are defaults; made once per call or more.
+
+    Attributes:
+        columns: the columns of the rows that come out, the id left out.
+        id_given: whether the rows bring their own id.
+    """
+
+    __slots__ = ("_checks", "_constants", "_gate", "_late", "_seen", "_table", "columns", "given", "id_given")
+
+    def __init__(
+        self, gate: Gate, table: Any, given: frozenset[str], defaults: Mapping[str, Any], computed: bool
+    ) -> None:
+        self._gate, self._table, self.given = gate, table, given
+        id_name = gate.schema.id_name
+        self.id_given = id_name in given
+        names = sorted(given - {id_name}, key=gate.column_of.__getitem__)
+        self._checks = [(name, gate.check[name]) for name in names]
+        self._seen = [(f, f.default, f.compute, f.filter_in) for f in table]
+        constant = {n: v for n, v in defaults.items() if not callable(v)}
+        self._constants = [gate.lenient[name](value) for name, value in constant.items()]
+        self._late = None if computed else [(gate.lenient[n], v) for n, v in defaults.items() if callable(v)]
+        late = [n for n in defaults if n not in constant]
+        self.columns = tuple(gate.column_of[name] for name in (*names, *constant, *late))
+
+    def outdated(self) -> bool:
+        """Return whether the table has got another default, `compute` or filter since: controllers do that."""
+        for f, default, compute, filter_in in self._seen:
+            if f.default is not default or f.compute is not compute or f.filter_in is not filter_in:
+                return True
+        return False
+
+    def row(self, values: Mapping[str, Any]) -> tuple[tuple[int, ...], list[Any], int | None]:
+        """Return columns, their final values, and the id if the row brings one."""
+        if self._late is None:
+            return self._computed_row(values)
+        final = [check(values[name]) for name, check in self._checks]
+        if self._constants:
+            final += self._constants
+        for check, default in self._late:
+            final.append(check(default()))
+        id_name = self._gate.schema.id_name
+        return self.columns, final, self._gate.check[id_name](values[id_name]) if self.id_given else None
+
+    def _computed_row(self, values: Mapping[str, Any]) -> tuple[tuple[int, ...], list[Any], int | None]:
+        gate = self._gate
+        every = gate.computed(self._table, values, "_fields_and_values_for_insert")
+        row = every.pop(gate.schema.id_name, None)
+        names = sorted(every, key=gate.column_of.__getitem__)
+        final = [(gate.check if n in values else gate.lenient)[n](every[n]) for n in names]
+        missing = gate.required - every.keys()
+        if missing:
+            raise BadValue(gate.schema.name, min(missing), "is notnull and was not computed: give it a value")
+        row_id = gate.check[gate.schema.id_name](row) if row is not None else None
+        return tuple(gate.column_of[name] for name in names), final, row_id
+
+
+def _called(value: Any) -> Any:
+    return value() if callable(value) else value
+
+
+def _own_filter(f: Any) -> bool:
+    """Whether a field has a filter of the application's; pyDAL's own only cut dates, which the checks refuse to."""
+    return f.filter_in is not None and not str(getattr(f.filter_in, "__module__", "")).startswith("pydal.")
 
 
 def with_values(op: Op, gate: Gate, plain: Mapping[str, Any], computed: Mapping[str, list[Any]]) -> Op:

@@ -69,7 +69,7 @@ class Publisher:
             LogUnavailable: no answer in time; the op may be queued or not.
             ShardUnavailable: a new epoch was due and the shard's primary did not answer; nothing was sent.
         """
-        return self.publish_many({bucket: [payload]}, key=key, row_id=row_id, then=then)[bucket]
+        return self._share(self.scope_of(bucket), {bucket: (payload,)}, key, row_id, then)[bucket]
 
     def publish_many(
         self,
@@ -82,18 +82,7 @@ class Publisher:
         """Append ops of several buckets, in one round trip per shard; return the place of each bucket's first."""
         places: dict[int, Place] = {}
         for scope, share in self._by_scope(payloads).items():
-            sender = self._take()
-            try:
-                share_places, sender = self._send(sender, scope, share, key, row_id)
-                if then is not None:
-                    then(sender)
-            except BaseException:
-                sender.line.close()
-                raise
-            places |= share_places
-            self._free.append(sender)
-        if self._losses:
-            self._report_losses()
+            places |= self._share(scope, share, key, row_id, then)
         return places
 
     def scope_of(self, bucket: int) -> Scope:
@@ -113,6 +102,27 @@ class Publisher:
         self._pid = os.getpid()
         self._free: deque[Sender] = deque()
         self._losses: deque[Lost] = deque(maxlen=10_000)
+
+    def _share(
+        self,
+        scope: Scope,
+        payloads: dict[int, Sequence[bytes]],
+        key: str,
+        row_id: int | None,
+        then: Callable[[Sender], None] | None,
+    ) -> dict[int, Place]:
+        sender = self._take()
+        try:
+            places, sender = self._send(sender, scope, payloads, key, row_id)
+            if then is not None:
+                then(sender)
+        except BaseException:
+            sender.line.close()
+            raise
+        self._free.append(sender)
+        if self._losses:
+            self._report_losses()
+        return places
 
     def _take(self) -> Sender:
         if self._pid != os.getpid():
@@ -147,11 +157,11 @@ class Publisher:
                 self._bell.ring(answer.ring, sum(map(len, payloads.values())))
             if answer.same is not None:
                 return {bucket: _same(answer.same, sender, bucket) for bucket in payloads}, sender
-            places = {
-                bucket: Place(placed.position, sender.producer, first[bucket])
-                for bucket, placed in zip(payloads, answer.placed, strict=True)
-            }
-            holes = {b for b, placed in zip(payloads, answer.placed, strict=True) if placed.code == HOLE}
+            places, holes = {}, []
+            for bucket, (code, position) in zip(payloads, answer.placed, strict=True):
+                places[bucket] = Place(position, sender.producer, first[bucket])
+                if code == HOLE:
+                    holes.append(bucket)
             if not holes:
                 return places, sender
             # the log knows less of this producer than it acknowledged: name the loss, go on as a new producer

@@ -74,14 +74,17 @@ class Cluster:
         """
         counts = Options(engine, shards, replicas, workers, worker_concurrency, flower_port, buckets, tables)
         cluster = cls(Path(directory).resolve())
-        with uninterrupted():
-            state.claim(cluster.directory, engine)
-            if owned:
-                cluster._own()
+        claimed = False
         try:
+            with uninterrupted():
+                state.claim(cluster.directory, engine)
+                claimed = True
+                if owned:
+                    cluster._own()
             construct(cluster.directory, counts, report or _silent)
         except BaseException:
-            with uninterrupted():
+            # What could not be claimed belongs to somebody else.
+            if claimed:
                 cluster.down()
             raise
         return cluster

@@ -1,4 +1,4 @@
-"""Hold back Ctrl-C and SIGTERM while something must not be left half done."""
+"""Hold back Ctrl-C, SIGTERM and SIGHUP while something must not be left half done."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+#: What a terminal, `kill` and a closed connection send.
+HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Deliver SIGINT and SIGTERM only after the block. Does nothing in other threads, where no signal arrives."""
+    """Deliver the signals of `HELD` only after the block. Does nothing in other threads, where no signal arrives."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -21,7 +24,7 @@ def uninterrupted() -> Iterator[None]:
         held.append(number)
 
     # A handler that Python does not know (None) could not be put back.
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
+    numbers = [number for number in HELD if signal.getsignal(number) is not None]
     before = {number: signal.signal(number, hold) for number in numbers}
     try:
         yield

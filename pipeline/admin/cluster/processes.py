@@ -94,7 +94,9 @@ def end(processes: Sequence[Process], *, grace_s: float = 0.0) -> None:
         left = ", ".join(f"{process.name} ({process.pid})" for process in _left(processes))
         raise ClusterFailed(f"still there 10 s after SIGKILL: {left}")
     for process in processes:
-        _children.pop(process.pid, None)
+        # ended, but perhaps only just: its exit code may still be on its way
+        if process.pid in _children and any(exit_code(process) is not None for _ in polls(1)):
+            _children.pop(process.pid)
 
 
 def log_path(directory: Path, name: str) -> Path:

@@ -42,13 +42,19 @@ def refresh(source: sqlite3.Connection, target: sqlite3.Connection, seen: int | 
         version: int = source.execute("PRAGMA data_version").fetchone()[0]
         if version == seen:
             return seen
-        source.backup(target)
+        source.backup(target, progress=_stop_when_locked)
     except sqlite3.OperationalError as error:
         print(f"not refreshed: {error}", flush=True)
         return seen
     if seen is None:
         print("copied once, ready.", flush=True)
     return version
+
+
+def _stop_when_locked(status: int, _remaining_pages: int, _total_pages: int) -> None:
+    # Python's backup would try again for ever, deaf to everything, though the lock's time-out has passed already.
+    if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        raise sqlite3.OperationalError("the target is locked")
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -8,9 +8,8 @@
 --       5.. per shard: dirty      zset    bucket -> ms from when on it may be applied
 --                      bell       string  there while a Celery message for this shard is on its way
 --       then per log:  log        stream  entries <epoch>-<dense seq>: p producer, s producer seq, o op
---                      big        string  bytes of the largest op of late; only where ops are large
--- ARGV  1 epoch  2 shards  3 bell ms  4 producer  5 producer ttl ms  6 bytes of the largest op or 0
---       7 idempotency ttl ms  8 row id
+-- ARGV  1 epoch  2 shards  3 producer  4 row id  5 bytes of the largest op if it is large, else 0
+--       6 prefix of the keys that hold the bytes of a bucket's largest op of late
 --       then per log: bucket, first producer seq, count, and the ops themselves
 -- Returns one string:
 --       "epoch"          the lineage changed: raise the epoch first, nothing was written
@@ -18,6 +17,13 @@
 --       "same <receipt>" this idempotency key was seen
 --       "ok <a bit per shard: ring it> <per log: code epoch seq>"
 --            code 0 appended, first position; 1 seen before, first position then; 2 a hole, seq is the last one seen
+-- a message that nobody fetched for 1.5 s no longer counts as on its way: it bounds what a lost ring costs
+local BELL_MS = 1500
+-- a producer's sequences outlive the day after which an idle sender starts anew under another number
+local PRODUCER_TTL_MS = 172800000
+local IDEMPOTENCY_TTL_MS = 86400000
+local BIG_TTL_MS = 86400000
+
 local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
 if redis.call('GET', KEYS[1]) ~= ARGV[1] .. ' ' .. replid then return 'epoch' end
 local full = redis.call('GET', KEYS[2])
@@ -27,11 +33,11 @@ if KEYS[4] ~= '' then
   if seen then return 'same ' .. seen end
 end
 
-local epoch, shards, bell_ms, producer, big = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], tonumber(ARGV[6])
+local epoch, shards, producer, big = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[5])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local prefix = epoch .. '-*'
-local reply, key, at, wrote = {}, 5 + 2 * shards, 9, {}
+local reply, key, at, wrote = {}, 5 + 2 * shards, 7, {}
 while at <= #ARGV do
   local bucket, first, count = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   local log, seen = KEYS[key], redis.call('HGET', KEYS[3], bucket)
@@ -51,28 +57,28 @@ while at <= #ARGV do
     end
     local seq = tonumber(string.match(id, '%-(%d+)$'))
     redis.call('HSET', KEYS[3], bucket, string.format('%d %s %d', first + count - 1, epoch, seq))
-    if big > tonumber(redis.call('GET', KEYS[key + 1]) or 0) then
-      redis.call('SET', KEYS[key + 1], ARGV[6], 'PX', 86400000)
+    if big > 0 and big > tonumber(redis.call('GET', ARGV[6] .. bucket) or 0) then
+      redis.call('SET', ARGV[6] .. bucket, ARGV[5], 'PX', BIG_TTL_MS)
     end
     reply[#reply + 1] = string.format('0 %s %d', epoch, seq - count + 1)
     wrote[#wrote + 1] = bucket
     if KEYS[4] ~= '' then
-      local receipt = string.format('%s %d %s %s %s', epoch, seq, producer, ARGV[at + 1], ARGV[8])
-      redis.call('SET', KEYS[4], receipt, 'PX', ARGV[7])
+      local receipt = string.format('%s %d %s %s %s', epoch, seq, producer, ARGV[at + 1], ARGV[4])
+      redis.call('SET', KEYS[4], receipt, 'PX', IDEMPOTENCY_TTL_MS)
     end
   end
-  at, key = at + 3 + count, key + 2
+  at, key = at + 3 + count, key + 1
 end
 
 local bits = ''
-if #wrote > 0 then redis.call('PEXPIRE', KEYS[3], ARGV[5]) end
+if #wrote > 0 then redis.call('PEXPIRE', KEYS[3], PRODUCER_TTL_MS) end
 for shard = 0, shards - 1 do
   local ring = false
   if #wrote > 0 then
     local dirty = {}
     for i, bucket in ipairs(wrote) do dirty[2 * i - 1], dirty[2 * i] = now, bucket end
     redis.call('ZADD', KEYS[5 + 2 * shard], 'NX', unpack(dirty))
-    ring = redis.call('SET', KEYS[6 + 2 * shard], '1', 'NX', 'PX', bell_ms)
+    ring = redis.call('SET', KEYS[6 + 2 * shard], '1', 'NX', 'PX', BELL_MS)
   end
   bits = bits .. (ring and '1' or '0')
 end

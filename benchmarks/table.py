@@ -1,0 +1,93 @@
+"""The table of a run on all primaries: create, empty, count, wait until it is full."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pymysql
+
+from benchmarks.rows import CREATE_TABLE, TABLE
+from benchmarks.target import Target
+
+#: A count scans the table, so a poll may take at most this share of the time: counting must not slow the counted.
+_POLL_SHARE = 0.2
+_POLL_FIRST_S = 0.01
+
+
+class NotDrained(Exception):
+    """Rows were missing, or too many, when the time was over."""
+
+
+class Table:
+    """The `purchase` table on every primary, seen through connections of its own."""
+
+    def __init__(self, target: Target):
+        self._connections: list[pymysql.Connection[Any]] = [target.connect(n) for n in range(len(target.primaries))]
+
+    def create(self) -> None:
+        """Create the table wherever it is missing."""
+        self._everywhere(CREATE_TABLE)
+
+    def empty(self) -> None:
+        """Remove all rows."""
+        self._everywhere(f"TRUNCATE TABLE {TABLE}")
+
+    def count(self) -> int:
+        """Return the number of committed rows on all primaries."""
+        return sum(int(answer) for answer in self._everywhere(f"SELECT COUNT(*) FROM {TABLE}"))
+
+    def last_id(self) -> int:
+        """Return the highest id on any primary, without a scan; 0 when empty."""
+        return max(int(answer or 0) for answer in self._everywhere(f"SELECT MAX(id) FROM {TABLE}"))
+
+    def has(self, row_id: int) -> bool:
+        """Return whether a row with this id is committed on any primary."""
+        return any(self._everywhere(f"SELECT 1 FROM {TABLE} WHERE id = {int(row_id)}"))
+
+    def drained_at(self, rows: int, timeout_s: float) -> float:
+        """Wait for *rows* rows and return the moment (`perf_counter`) at which the last count began.
+
+        Raises:
+            NotDrained: rows were still missing after *timeout_s*, or there are more than were sent.
+        """
+        deadline = time.perf_counter() + timeout_s
+        while True:
+            asked = time.perf_counter()
+            found = self.count()
+            if found == rows:
+                return asked
+            if found > rows:
+                raise NotDrained(
+                    f"{found:,} rows were committed, but only {rows:,} sent: some were applied twice, or were left over"
+                )
+            if asked > deadline:
+                raise NotDrained(f"{found:,} of {rows:,} rows were committed after {timeout_s:.0f} s")
+            time.sleep(max(_POLL_FIRST_S, (time.perf_counter() - asked) / _POLL_SHARE))
+
+    def close(self) -> None:
+        """Close the connections."""
+        for connection in self._connections:
+            connection.close()
+
+    def _everywhere(self, sql: str) -> list[Any]:
+        answers = []
+        for connection in self._connections:
+            with connection.cursor() as cursor:
+                cursor.execute(sql)
+                row = cursor.fetchone()
+                answers.append(row[0] if row else None)
+        return answers
+
+
+@contextmanager
+def open_table(target: Target) -> Iterator[Table]:
+    """Open the table, created where missing, and close it at the end."""
+    table = Table(target)
+    try:
+        table.create()
+        yield table
+    finally:
+        table.close()

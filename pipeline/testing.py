@@ -1,0 +1,179 @@
+"""Test an application without servers: the whole pipeline in this process, its log in memory, its shards in SQLite.
+
+Nothing is a mock: ops pass the real door, are applied by the real applier, and rejected by a real database. Only the
+servers are missing, and what they do by themselves happens when the test says so: `drain`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import pipeline
+from pipeline.admin.migrate import migrate
+from pipeline.client import Pipeline
+from pipeline.errors import PipelineError
+from pipeline.log.bell import SilentBell
+from pipeline.log.memory import MemoryLog
+from pipeline.op import START, Op, decode
+from pipeline.schema import TableSchema
+from pipeline.shard.tables import create_table
+from pipeline.values import python_value
+from pipeline.write.apply import Applier
+
+
+@contextmanager
+def sandbox(
+    tables: Mapping[str, Mapping[str, Any]] | None = None, *, shards: int = 2, buckets: int = 16
+) -> Iterator[Sandbox]:
+    """Configure `pipeline` with a deployment of its own for the length of a `with` block, and leave nothing behind.
+
+    Args:
+        tables: the section `[tables]` of the configuration.
+        shards: how many SQLite databases.
+        buckets: the number of buckets.
+    """
+    with TemporaryDirectory(prefix="pipeline-sandbox-") as folder:
+        box = Sandbox(Path(folder), tables or {}, shards, buckets)
+        pipeline.configure(box.client)
+        try:
+            yield box
+        finally:
+            pipeline.close()
+
+
+class Drained(NamedTuple):
+    """What became of the ops that were queued; a group counts as its members."""
+
+    applied: int
+    rejected: int
+
+
+class Enqueued(NamedTuple):
+    """One row write that is or was in a log; `values` by field, as pyDAL would read them; expressions as trees."""
+
+    kind: str
+    table: str
+    id: int | None
+    values: dict[str, Any]
+    where: list[Any] | None
+
+    def __str__(self) -> str:
+        target = f" id={self.id}" if self.id is not None else f" where={self.where}" if self.where else ""
+        return f"{self.kind} {self.table}{target} {self.values}"
+
+
+class Sandbox:
+    """A deployment in this process.
+
+    Attributes:
+        client: what the functions of `pipeline` stand for.
+        log: the log, which can be told to fail: see `memory.MemoryLog`.
+        bell: notes which shards were rung.
+    """
+
+    def __init__(self, folder: Path, tables: Mapping[str, Mapping[str, Any]], shards: int, buckets: int):
+        self.log, self.bell = MemoryLog(), SilentBell()
+        configuration = {
+            "pipeline": {"buckets": buckets},
+            "redis": {"url": "redis://sandbox.invalid/0"},  # never connected to
+            "shards": {f"s{n}": {"primary": f"sqlite://{folder}/s{n}.sqlite"} for n in range(shards)},
+            "tables": tables,
+        }
+        self.client = Pipeline(configuration, log=self.log, bell=self.bell)
+        self._appliers = {
+            shard: Applier(shard, self.client.nodes.primary(shard), self.log, self.client.settings.apply)
+            for shard in self.client.topology.shards
+        }
+        migrate(self.client)
+        self.log.published = self._create
+
+    def drain(self) -> Drained:
+        """Apply everything that is queued, as the workers would, and return how many ops were applied and rejected.
+
+        Raises:
+            PipelineError: an op cannot be applied yet, such as after a table's definition has changed.
+        """
+        applied = rejected = 0
+        for applier in self._appliers.values():
+            while True:
+                outcome = applier.apply()
+                applied, rejected = applied + outcome.applied, rejected + outcome.rejected
+                if outcome.waiting:
+                    raise PipelineError(f"ops on shard {applier.shard!r} wait: {outcome.waiting}")
+                if not outcome.left:
+                    break
+        return Drained(applied, rejected)
+
+    def enqueued(self, table: Any = None) -> list[Enqueued]:
+        """Return every row write that was enqueued, applied or not, in order per bucket; groups as their members."""
+        name = self.client.door.table(table)._tablename if table is not None else None
+        buckets = range(self.client.topology.buckets + 1)
+        logs = self.log.read(dict.fromkeys(buckets, START), dict.fromkeys(buckets, 1_000_000))
+        ops = [op for entries in logs.values() for entry in entries for op in decode(entry.payload).members]
+        return [self._shown(op) for op in ops if name in (None, op.table)]
+
+    def assert_enqueued(
+        self, table: Any, values: Mapping[str, Any] | None = None, /, *, times: int | None = None, **fields: Any
+    ) -> list[Enqueued]:
+        """Check that a row write with these values was enqueued, and return those that match.
+
+        Args:
+            table: a pyDAL table or its name.
+            values: fields whose names are words of Python or of this call.
+            times: how many must match; by default at least one.
+            fields: the values to look for, in any form that the column takes.
+
+        Raises:
+            AssertionError: naming what was enqueued instead.
+        """
+        gate = self.client.door.gate(self.client.door.table(table))
+        wanted = {**(values or {}), **fields}
+        gate.known(wanted)
+        columns = gate.schema.columns
+        sought = {n: python_value(columns[gate.column_of[n]], gate.check[n](v)) for n, v in wanted.items()}
+        every = self.enqueued(table)
+        found = [one for one in every if sought.items() <= _visible(one, gate.schema).items()]
+        if len(found) != times if times is not None else not found:
+            shown = "".join(f"\n  {one}" for one in every[:20]) or "\n  nothing"
+            more = f"\n  … and {len(every) - 20} more" if len(every) > 20 else ""
+            count = "no write" if times is None else f"{len(found)} writes, not {times},"
+            raise AssertionError(f"{count} to {gate.schema.name!r} with {sought} was enqueued; there was{shown}{more}")
+        return found
+
+    def rows(self, table: Any) -> list[dict[str, Any]]:
+        """Return a table's rows as they are in the shards, by id; a reference table's as they are in the first."""
+        table = self.client.door.table(table)
+        topology, name = self.client.topology, table._tablename
+        found = []
+        for shard in topology.shards[:1] if topology.table(name).reference else topology.shards:
+            db = self.client.nodes.primary(shard).db
+            if name not in db.tables:
+                db.define_table(name, table, migrate=False)
+            found += db(db[name]).select().as_list()
+            db.rollback()
+        return sorted(found, key=lambda row: row[table._id.name])
+
+    def _create(self, definition: str) -> None:
+        """Create a table on every shard when it is defined."""
+        schema = TableSchema.from_json(definition)
+        for shard in self.client.topology.shards:
+            session = self.client.nodes.primary(shard)
+            with session.translated(), session.transaction():
+                for sql in create_table(schema, self.client.topology, session.dialect):
+                    session.execute(sql)
+
+    def _shown(self, op: Op) -> Enqueued:
+        text = self.log.schema(op.schema)
+        assert text is not None, "a definition is published before its first op"
+        columns = TableSchema.from_json(text).columns
+        values = {columns[c].name: python_value(columns[c], v) for c, v in zip(op.columns, op.values, strict=True)}
+        values |= {columns[c].name: tree for c, tree in op.expressions}
+        return Enqueued(op.kind, op.table, op.id, values, op.where)
+
+
+def _visible(one: Enqueued, schema: TableSchema) -> dict[str, Any]:
+    return one.values if one.id is None else {**one.values, schema.id_name: one.id}

@@ -1,0 +1,116 @@
+"""Servers and databases that the tests start for themselves, on free ports and in directories of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from pipeline.admin.cluster import logserver
+from pipeline.admin.cluster.cluster import Cluster
+from pipeline.admin.cluster.errors import ClusterFailed
+from pipeline.admin.cluster.ports import free_ports
+from pipeline.clock import polls
+
+START_TIMEOUT_S = 20
+#: What was acknowledged outlives a kill; a replica need not wait for others to join it.
+OPTIONS = ("--appendfsync", "always", "--repl-diskless-sync-delay", "0")
+
+
+class LogServer:
+    """A Redis or Valkey server with an append-only file, of which a test may do what it likes."""
+
+    def __init__(self, command: tuple[str, ...], directory: Path):
+        [self.port] = free_ports(1)
+        (directory / logserver.NAME).mkdir(parents=True, exist_ok=True)
+        self._argv = (*logserver.service(directory, command, self.port).argv, *OPTIONS)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port, socket_timeout=5, socket_connect_timeout=2, decode_responses=True)
+
+    def start(self) -> None:
+        """Start, and wait until it answers; does nothing while it runs."""
+        if self._process is not None:
+            return
+        self._process = subprocess.Popen(self._argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in polls(START_TIMEOUT_S):
+            if logserver.answers(self.port):
+                return
+            assert self._process.poll() is None, f"{self._argv[0]} ended with {self._process.returncode}"
+        pytest.fail(f"{self._argv[0]} did not answer within {START_TIMEOUT_S} s")
+
+    def stop(self, how: int = signal.SIGTERM) -> None:
+        """Stop or kill it, and wait until it has gone."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(timeout=START_TIMEOUT_S)
+            self._process = None
+
+    def restart(self, how: int = signal.SIGKILL) -> None:
+        self.stop(how)
+        self.start()
+
+
+def missing(what: str) -> None:
+    """Skip a test that lacks a server, but never under CI, where that would hide it."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what}, and CI must not skip")
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def start_log_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], LogServer]]:
+    """Return a function that starts a server of a kind: `redis` or `valkey`."""
+    started: list[LogServer] = []
+
+    def start(kind: str) -> LogServer:
+        try:
+            command = logserver.installed() if kind == "redis" else logserver.bundled()
+        except ClusterFailed as error:
+            missing(str(error))
+        started.append(LogServer(command, tmp_path_factory.mktemp(kind)))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop(signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def log_server(start_log_server: Callable[[str], LogServer]) -> Callable[[str], LogServer]:
+    """Return a function that gives the shared server of a kind; tests use prefixes of their own on it."""
+    shared: dict[str, LogServer] = {}
+
+    def get(kind: str) -> LogServer:
+        if kind not in shared:
+            shared[kind] = start_log_server(kind)
+        return shared[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def mariadb_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return pyDAL's address of an empty schema on a real MariaDB server; its user is root."""
+    if not (shutil.which("mariadbd") or shutil.which("mariadbd", path="/usr/sbin:/usr/local/sbin")):
+        missing("mariadbd is not installed")
+    cluster = Cluster.up(
+        tmp_path_factory.mktemp("mariadb") / "cluster", "mariadb", shards=1, replicas=0, workers=0, owned=True
+    )
+    try:
+        [port] = [process.port for process in cluster.processes if process.name == "s0"]
+        yield f"mysql:pymysql://root@127.0.0.1:{port}/shop?set_encoding=utf8mb4"
+    finally:
+        cluster.down()

@@ -1,0 +1,250 @@
+"""What only a real server can do: lose a reply, run out of memory, have no replica and no disk, refuse to answer."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
+from pipeline.log.contract import APPENDED, SEEN, Append, Appended, Line, Placed, Scope
+from pipeline.log.redis_log import RedisLog
+from pipeline.op import START, Position
+
+S0 = Scope("s0", ("s0",))
+KINDS = pytest.mark.parametrize("kind", ["redis", "valkey"])
+
+
+class Proxy:
+    """Passes bytes on to a port; the next `lose` replies go astray, and their connections with them."""
+
+    def __init__(self, port: int):
+        self.lose = 0
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
+        self._ends: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._target), timeout=30)
+                self._ends += (client, server)
+                for source, target, replies in ((client, server, False), (server, client, True)):
+                    self._threads.append(threading.Thread(target=self._pass, args=(source, target, replies)))
+                    self._threads[-1].start()
+
+    def _pass(self, source: socket.socket, target: socket.socket, replies: bool) -> None:
+        with suppress(OSError):
+            while passed := source.recv(65_536):
+                if replies and self.lose:
+                    self.lose -= 1
+                    break
+                target.sendall(passed)
+        _shut(source, target)
+
+    def close(self) -> None:
+        _shut(self._listener, *self._ends)
+        for thread in self._threads:
+            thread.join(timeout=30)
+        for end in (self._listener, *self._ends):
+            end.close()
+
+
+def _shut(*ends: socket.socket) -> None:
+    for end in ends:
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def server(kind: str, log_server: Callable[[str], Any]) -> Any:
+    return log_server(kind)
+
+
+@pytest.fixture
+def log(server: Any) -> Iterator[RedisLog]:
+    log = RedisLog(server.url, prefix=f"t{uuid4().hex[:8]}", timeout_s=5)
+    log.raise_epoch("s0", log.epoch("s0")[2], 7)
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def proxy(server: Any) -> Iterator[Proxy]:
+    proxy = Proxy(server.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def far(log: RedisLog, proxy: Proxy) -> Iterator[Line]:
+    """A line whose replies may be lost, that is connected."""
+    distant = RedisLog(proxy.url, prefix=log.keys.prefix, timeout_s=5)
+    line = distant.line()
+    append(line, 1, b"first")
+    yield line
+    line.close()
+    distant.close()
+
+
+def append(line: Line, first: int, *payloads: bytes, key: str = "") -> Appended:
+    return line.append(S0, 7, 5, [Append(3, first, payloads)], key, 0)
+
+
+def payloads(log: RedisLog) -> list[bytes]:
+    return [entry.payload for entry in log.read({3: START}, {3: 1000})[3]]
+
+
+@KINDS
+def test_an_op_whose_reply_was_lost_is_appended_once(log: RedisLog, proxy: Proxy, far: Line):
+    proxy.lose = 1
+
+    answer = append(far, 2, b"a")
+
+    assert answer.placed == [Placed(SEEN, Position(7, 1))]
+    assert payloads(log) == [b"first", b"a"]
+    assert append(far, 3, b"b").placed == [Placed(APPENDED, Position(7, 2))]
+
+
+@KINDS
+def test_an_op_whose_reply_was_lost_twice_is_in_doubt_and_says_so(log: RedisLog, proxy: Proxy, far: Line):
+    proxy.lose = 2
+
+    with pytest.raises(LogUnavailable, match="may or may not be queued") as raised:
+        append(far, 2, b"a")
+
+    assert raised.value.sent
+    assert raised.value.retryable
+    assert payloads(log) == [b"first", b"a"]
+
+
+@KINDS
+def test_an_idempotency_key_survives_a_lost_reply(log: RedisLog, proxy: Proxy, far: Line):
+    proxy.lose = 1
+
+    answer = append(far, 2, b"a", key="k")
+
+    assert answer.same == "7 1 5 2 0"
+    assert payloads(log) == [b"first", b"a"]
+
+
+@KINDS
+def test_a_server_that_forgot_its_scripts_is_told_them_again(server: Any, log: RedisLog):
+    line = log.line()
+    append(line, 1, b"a")
+    server.client().script_flush()
+
+    assert append(line, 2, b"b").placed[0].code == APPENDED
+    server.client().script_flush()
+    assert list(log.due("s0", 10)) == [3]
+    line.close()
+
+
+def test_a_server_that_is_not_there_is_a_retryable_error_that_names_redis():
+    log = RedisLog("redis://127.0.0.1:1/0", timeout_s=0.2, read_s=0.2)
+
+    with pytest.raises(LogUnavailable, match=r"^Redis: "):
+        append(log.line(), 1, b"a")
+    with pytest.raises(LogUnavailable, match=r"^Redis: "):
+        log.due("s0", 1)
+    log.close()
+
+
+def test_a_server_that_accepts_and_never_answers_fails_within_the_time_out():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        log = RedisLog(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", timeout_s=0.1, read_s=0.1)
+
+        with pytest.raises(LogUnavailable):
+            append(log.line(), 1, b"a")
+        with pytest.raises(LogUnavailable):
+            log.tails([3])
+        log.close()
+
+
+@KINDS
+def test_a_wait_for_a_replica_that_is_not_there_ends_and_says_no(log: RedisLog):
+    line = log.line()
+    append(line, 1, b"a")
+
+    assert not line.replicated(fsync=False, timeout_s=0.05)
+    assert append(line, 2, b"b").placed[0].code == APPENDED, "the line goes on"
+    line.close()
+
+
+@pytest.mark.parametrize("kind", ["valkey"])
+def test_a_wait_for_the_disk_ends_with_yes(log: RedisLog):
+    line = log.line()
+    append(line, 1, b"a")
+
+    assert line.replicated(fsync=True, timeout_s=10)
+    line.close()
+
+
+@pytest.mark.parametrize("kind", ["redis"])
+def test_an_old_server_that_cannot_wait_for_its_disk_says_what_it_takes(log: RedisLog):
+    line = log.line()
+    append(line, 1, b"a")
+
+    with pytest.raises(PipelineError, match=r"Redis 7\.2.*the op is queued"):
+        line.replicated(fsync=True, timeout_s=1)
+    line.close()
+
+
+@pytest.fixture
+def crowded(server: Any, log: RedisLog) -> Iterator[Line]:
+    """A line to a server that has no memory left, with work of a hundred ops in it."""
+    line = log.line()
+    append(line, 1, *[b"x" * 100] * 100)
+    log.mark_dirty("s0", [4])
+    client = server.client()
+    client.config_set("maxmemory", client.info("memory")["used_memory"] // 2)
+    yield line
+    client.config_set("maxmemory", 0)
+    line.close()
+
+
+@KINDS
+def test_a_server_without_memory_refuses_an_enqueue_and_nothing_is_written(server: Any, log: RedisLog, crowded: Line):
+    before = server.client().keys(f"{log.keys.prefix}:*")
+
+    with pytest.raises(PipelineFull, match="maxmemory"):
+        append(crowded, 101, b"y", key="k")
+
+    assert len(payloads(log)) == 100
+    assert crowded.sequences(5) == {3: 100}
+    assert sorted(server.client().keys(f"{log.keys.prefix}:*")) == sorted(before)
+    assert log.memory_share() > 1
+
+
+@KINDS
+def test_a_server_without_memory_is_drained_to_the_end(log: RedisLog, crowded: Line):
+    assert list(log.due("s0", 10)) == [4, 3]
+    assert len(payloads(log)) == 100
+    assert log.finish("s0", {3: Position(7, 50), 4: START}) == (True, 1)
+    log.due("s0", 10)
+    assert log.sweep("s0", due_ms=0) == (True, 1)
+    assert log.finish("s0", {3: Position(7, 99)}) == (False, 0)
+    assert log.marks("s0")[3] == Position(7, 99)
+    assert log.trim({3: Position(7, 99)}) > 0
+
+
+@KINDS
+def test_a_server_without_memory_still_lets_the_workers_do_their_chores(log: RedisLog, crowded: Line):
+    log.postpone("s0", [3], 60_000)
+    log.mark_dirty("s0", [9])
+    log.set_full("Redis uses 100% of its memory")
+
+    assert log.claim("trim:s0", 60_000)
+    assert not log.claim("trim:s0", 60_000)
+    assert log.note_marks("s0", 10**6, "note", older_than_ms=0) is None
+    assert log.note_marks("s0", 10**6 + 1, "later", older_than_ms=0) == "note"
+    assert list(log.due("s0", 10)) == [4, 9]

@@ -1,0 +1,89 @@
+"""I2: whatever is killed, cut or sent twice, each op takes effect once. The model counts with `n = n + 1`."""
+
+from __future__ import annotations
+
+import pytest
+from support.chance import SOAK
+from support.proxy import Proxy
+from support.trial import Trial
+
+from pipeline.client import Pipeline
+from pipeline.clock import polls
+
+pytestmark = pytest.mark.mariadb
+
+#: What a worker child is killed before; see `Applier`.
+STEPS = ("due", "lock", "read", "execute", "statement", "mark", "commit", "committed", "finish")
+#: What Celery writes about a killed child.
+KILLED = "signal 9 (SIGKILL)"
+#: MySQL's packet of a COMMIT: its length, its number, COM_QUERY.
+COMMIT = b"\x07\x00\x00\x00\x03COMMIT"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_worker_killed_at_any_step_leaves_each_op_applied_once(trial: Trial, step: str) -> None:
+    rig = trial.rig
+    with rig.frozen("worker-1"), rig.worker(PIPELINE_CRASH_AT=f"{step}:0.5") as fragile:
+        load = trial.load()
+
+        for _ in polls(60):
+            trial.send(load, 25)
+            rig.client.bell.flush()
+            if rig.log_text(fragile).count(KILLED) >= 2 * SOAK:
+                break
+        trial.holds()
+
+        assert rig.log_text(fragile).count(KILLED) >= 2 * SOAK
+
+
+def test_a_commit_whose_answer_is_lost_is_not_done_again(trial: Trial) -> None:
+    rig = trial.rig
+    with Proxy(rig.port("s0")) as s0, Proxy(rig.port("s1")) as s1:
+        config = rig.config_through({rig.port("s0"): s0.port, rig.port("s1"): s1.port})
+        with rig.frozen(), rig.worker(config):
+            load = trial.load()
+            for _ in range(6 * SOAK):
+                for proxy in (s0, s1):
+                    proxy.swallow_answers(COMMIT, 1)
+                trial.send(load, 40)
+                trial.settle()
+
+            trial.holds()
+
+            assert s0.cuts + s1.cuts >= 6
+
+
+def test_a_lost_answer_to_a_producer_neither_loses_nor_doubles_its_op(trial: Trial) -> None:
+    rig = trial.rig
+    with Proxy(rig.port("redis")) as proxy:
+        client = Pipeline(rig.config_through({rig.port("redis"): proxy.port}))
+        client.define_tables(rig.db)
+        load = trial.load(client)
+        sent = trial.send(load, 10)
+        for _ in range(20 * SOAK):
+            proxy.swallow_answers(b"EVALSHA", 1)
+            sent += trial.send(load, 5)
+        client.close()
+
+        trial.holds()
+
+        assert proxy.cuts >= 20
+        assert len({one.op for one in sent}) == len(sent)
+
+
+def test_an_op_in_doubt_may_be_sent_again_under_its_idempotency_key(trial: Trial) -> None:
+    rig = trial.rig
+    with Proxy(rig.port("redis")) as proxy:
+        client = Pipeline(rig.config_through({rig.port("redis"): proxy.port}))
+        client.define_tables(rig.db)
+        load = trial.load(client, sure=True)
+        trial.send(load, 10)
+        for _ in range(15 * SOAK):
+            # the client itself tries twice; a third and a fourth answer are lost to the caller's own retry
+            proxy.swallow_answers(b"EVALSHA", trial.luck.choice((2, 3, 4)))
+            trial.send(load, 3)
+        client.close()
+
+        trial.holds()
+
+        assert proxy.cuts >= 30

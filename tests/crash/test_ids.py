@@ -1,0 +1,60 @@
+"""I16: ids are unique and carry their bucket, also through fork."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from support import nodes
+from support.chance import SOAK
+from support.producer import environment
+from support.trial import Trial
+
+from pipeline import ids
+
+pytestmark = pytest.mark.mariadb
+
+#: The parent makes an id before it forks, so that each child inherits a warm client and a leased number.
+FORKING = """
+import json, os, sys
+from pipeline.client import Pipeline
+from support.tables import define
+
+config, owner, children, each = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+client, db = Pipeline(config), define()
+client.enqueue_insert(db.event, owner=owner, body="parent")
+pids = []
+for child in range(children):
+    pid = os.fork()
+    if pid == 0:
+        made = [client.enqueue_insert(db.event, owner=owner + i % 7, body=str(child)) for i in range(each)]
+        os.write(1, json.dumps([[one.id, one.bucket, str(one)] for one in made]).encode() + b"\\n")
+        client.bell.flush()
+        os._exit(0)
+    pids.append(pid)
+assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
+"""
+
+
+def test_sixteen_forked_processes_never_make_the_same_id(trial: Trial) -> None:
+    rig, children, each = trial.rig, 16, 40 * SOAK
+    owners = rig.owners(7)
+
+    run = subprocess.run(
+        [sys.executable, "-c", FORKING, str(rig.config), str(owners[0]), str(children), str(each)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        timeout=120,
+        check=True,
+    )
+
+    made = [entry for line in run.stdout.splitlines() for entry in json.loads(line)]
+    assert len({id for id, _, _ in made}) == children * each
+    assert all(ids.bucket_of(id) == bucket for id, bucket, _ in made)
+    assert {bucket for _, bucket, _ in made} == {rig.client.topology.bucket_of("event", owner) for owner in owners}
+    rig.client.wait_all([rig.client.parse(text) for _, _, text in made])
+    sql = f"SELECT id FROM event WHERE owner IN ({', '.join(map(str, owners))}) AND body <> 'parent'"
+    stored = [id for uri in rig.primaries.values() for (id,) in nodes.rows(uri, sql)]
+    assert sorted(stored) == sorted(id for id, _, _ in made)

@@ -1,0 +1,82 @@
+"""Databases and workers that die and come back under load; everything goes on by itself."""
+
+from __future__ import annotations
+
+import pytest
+from support.chance import SOAK
+from support.producer import Producer
+from support.trial import Trial
+
+from pipeline.clock import polls
+
+pytestmark = pytest.mark.mariadb
+
+
+def test_a_primary_that_is_killed_under_load_loses_and_doubles_nothing(trial: Trial) -> None:
+    rig = trial.rig
+    trial.choose_owners(6)
+    producers = [trial.producer(500 * SOAK) for _ in range(2)]
+
+    for _ in range(2 * SOAK):
+        wait_for_progress(trial, producers)
+        shard = trial.luck.choice(list(rig.primaries))
+        rig.cluster.kill(shard)
+        rig.cluster.start(shard)
+    trial.join()
+
+    trial.holds()
+
+
+def test_a_worker_that_is_killed_whole_delays_but_loses_and_doubles_nothing(trial: Trial) -> None:
+    rig = trial.rig
+    trial.choose_owners(6)
+    producers = [trial.producer(500 * SOAK) for _ in range(2)]
+
+    for _ in range(2 * SOAK):
+        wait_for_progress(trial, producers)
+        name = trial.luck.choice(("worker-0", "worker-1"))
+        rig.cluster.kill(name)
+        rig.cluster.start(name)
+    trial.join()
+
+    trial.holds()
+
+
+def test_a_worker_that_is_asked_to_stop_finishes_its_batch(trial: Trial) -> None:
+    rig = trial.rig
+    load = trial.load()
+    with rig.frozen(), rig.worker() as worker:
+        trial.send(load, 500 * SOAK)
+        rig.client.bell.flush()
+        for _ in polls(30):
+            if "received" in rig.log_text(worker):
+                break
+
+        rig.cluster.stop(worker)
+
+        log = rig.log_text(worker)
+        assert log.count("received") == log.count("succeeded in") > 0
+    trial.holds()
+
+
+def test_redis_that_is_killed_under_load_and_comes_back_with_its_file_loses_nothing(trial: Trial) -> None:
+    rig = trial.rig
+    trial.choose_owners(6)
+    producers = [trial.producer(400 * SOAK, sure=True) for _ in range(2)]
+
+    for _ in range(2 * SOAK):
+        wait_for_progress(trial, producers)
+        rig.cluster.kill("redis")
+        rig.cluster.start("redis")
+    trial.join()
+
+    assert trial.holds()["lost"] == 0
+
+
+def wait_for_progress(trial: Trial, producers: list[Producer]) -> None:
+    """Wait until more has been acknowledged, at random."""
+    wanted = sum(len(one.noted) for one in producers) + trial.luck.randrange(20, 120)
+    for _ in polls(30):
+        if sum(len(one.noted) for one in producers) >= wanted or all(one.child.poll() is not None for one in producers):
+            return
+    raise AssertionError("the producers make no progress")

@@ -1,0 +1,137 @@
+"""The rig: a cluster of real servers, a client of it, and configurations that lead through proxies."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from pipeline.admin.cluster import construction, processes, state, workforce
+from pipeline.admin.cluster.cluster import Cluster
+from pipeline.admin.cluster.readiness import wait_ready
+from pipeline.admin.migrate import migrate
+from pipeline.client import Pipeline
+from pipeline.log.connection import connect
+from support.tables import TABLES_TOML, define
+
+#: Long enough that a busy machine does not put an op in doubt where a test does not want that.
+PATIENT = "[redis]\ntimeout_s = 5.0\n"
+
+
+class Rig:
+    """What a module's tests share."""
+
+    def __init__(self, cluster: Cluster):
+        self.cluster = cluster
+        self.db = define()
+        self._numbers = count(100)
+        self._owners = count(1)
+        self.config = self.config_through({})
+        self.client = Pipeline(self.config)
+
+    def prepare(self) -> None:
+        """Create the tables on every shard."""
+        self.client.define_tables(self.db)
+        migrate(self.client)
+
+    @cached_property
+    def redis(self) -> Any:
+        """A plain client of the log server."""
+        return connect(f"redis://127.0.0.1:{self.port('redis')}/0", read_s=5, connect_s=5)
+
+    @cached_property
+    def broker(self) -> Any:
+        """A plain client of the broker."""
+        return connect(f"redis://127.0.0.1:{self.port('redis')}/1", read_s=5, connect_s=5)
+
+    @property
+    def primaries(self) -> dict[str, str]:
+        """The URI of each shard's primary."""
+        return {name: shard.primary for name, shard in self.client.settings.shards.items()}
+
+    @property
+    def replicas(self) -> dict[str, str]:
+        """The URI of each shard's first replica."""
+        return {name: shard.replicas[0] for name, shard in self.client.settings.shards.items() if shard.replicas}
+
+    def port(self, name: str) -> int:
+        """Return the port of a process."""
+        [port] = [process.port for process in self.cluster.processes if process.name == name]
+        assert port is not None
+        return port
+
+    def log_text(self, name: str) -> str:
+        """Return what a process has written since it was last started."""
+        [process] = [process for process in self.cluster.processes if process.name == name]
+        return processes.log_text(self.cluster.directory, process)
+
+    def owners(self, count: int) -> list[int]:
+        """Return shard keys that no other test has."""
+        return [next(self._owners) for _ in range(count)]
+
+    def config_through(self, proxies: Mapping[int, int]) -> Path:
+        """Write a configuration in which some ports are others: those of proxies."""
+        text = self.cluster.config.read_text().replace("[redis]\n", PATIENT)
+        for port, proxy in proxies.items():
+            text = re.sub(rf":{port}\b", f":{proxy}", text)
+        path = self.cluster.directory / "run" / f"pipeline-{next(self._numbers)}.toml"
+        path.write_text(text)
+        return path
+
+    @contextmanager
+    def worker(self, config: Path | None = None, *, concurrency: int = 1, **environment: str) -> Iterator[str]:
+        """Start a worker of one's own; at the end it is killed and forgotten."""
+        directory = self.cluster.directory
+        service = workforce.worker(config or self.config, next(self._numbers), concurrency)
+        service = replace(service, environment={**service.environment, **environment})
+        wait_ready(directory, construction.launch(directory, [service]), lambda sentence: None)
+        try:
+            yield service.name
+        finally:
+            self.cluster.kill(service.name)
+            state.write(directory, state.read(directory).without(service.name))
+
+    @property
+    def workers(self) -> list[str]:
+        """The names of all workers."""
+        kinds = {service.name: service.kind for service in state.read(self.cluster.directory).services}
+        return [name for name, kind in kinds.items() if kind == "worker"]
+
+    @contextmanager
+    def frozen(self, *names: str) -> Iterator[None]:
+        """Let processes stand still, their connections open; by default all workers there are now."""
+        names = names or tuple(self.workers)
+        for name in names:
+            self.cluster.stop(name, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for name in names:
+                self.cluster.stop(name, signal.SIGCONT)
+
+    def close(self) -> None:
+        """Take all down."""
+        self.client.close()
+        for client in (self.redis, self.broker):
+            client.close()
+        self.cluster.down()
+
+
+@contextmanager
+def rig_of(directory: Path, engine: str, **options: Any) -> Iterator[Rig]:
+    """Bring a cluster up, and down at the end."""
+    options = {"shards": 2, "replicas": 1, "workers": 2, "buckets": 32, "tables": TABLES_TOML, **options}
+    cluster = Cluster.up(directory, engine, owned=True, **options)
+    try:
+        rig = Rig(cluster)
+        rig.prepare()
+        yield rig
+        rig.close()
+    finally:
+        cluster.down()

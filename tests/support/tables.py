@@ -1,0 +1,41 @@
+"""The tables of the crash tests, and how they are sharded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydal import DAL, Field
+
+TABLES_TOML = """\
+[tables.tally]
+shard_key = "owner"
+unique = [["owner", "name"]]
+on_reject = "skip"
+
+[tables.event]
+shard_key = "owner"
+
+[tables.note]
+shard_key = "owner"
+ids = "database"
+on_reject = "skip"
+
+[tables.country]
+reference = true
+"""
+
+
+def define() -> Any:
+    """Return a DAL that only holds the definitions: the rows live on the shards."""
+    db = DAL("sqlite:memory", bigint_id=True, migrate=False)
+    db.define_table(
+        "tally",
+        Field("owner", "integer", notnull=True),
+        Field("name", length=40, notnull=True),
+        Field("n", "integer", default=0),
+        Field("trace", "text", default=""),
+    )
+    db.define_table("event", Field("owner", "integer", notnull=True), Field("body", "text"))
+    db.define_table("note", Field("owner", "integer", notnull=True), Field("body", length=100, unique=True))
+    db.define_table("country", Field("name", length=60), Field("inhabitants", "bigint"))
+    return db
