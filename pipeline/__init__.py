@@ -235,8 +235,8 @@ def get(table: Any, row_id: Any, after: Any = None, *, pending: bool = False, **
 def select(query: Any, *fields: Any, after: Any = None, partial: bool = False, **options: Any) -> Any:
     """Return rows of all shards as one pyDAL Rows: `select(db.purchase.qty > 1, orderby=~db.purchase.qty)`.
 
-    A query that fixes the shard key goes to its shard alone and may be any query of pyDAL. Over several shards it takes
-    `orderby`, `limitby` (with an orderby), `groupby`, `distinct`, the aggregates sum, avg, min, max, count, and joins by
+    A query that fixes the shard key goes to its shard alone and may be any query of pyDAL. Over several shards it
+    takes `orderby`, `limitby` (with an orderby), `groupby`, `distinct`, the aggregates sum, avg, min, max, count, and joins by
     the shard key or with reference tables. `rows.read_info` lists how each shard was read.
 
     Args:
@@ -251,7 +251,7 @@ def select(query: Any, *fields: Any, after: Any = None, partial: bool = False, *
 
 
 def count(query: Any, distinct: Any = None, after: Any = None, **options: Any) -> int:
-    """Return how many rows of all shards match, or how many distinct values of a field, or of several, there are."""
+    """Return how many rows of all shards match, or how many distinct values there are."""
     return current().count(query, distinct=distinct, after=after, **options)
 
 

@@ -1,4 +1,4 @@
-"""pyDAL's objects by duck type: what both pyDAL lines share is `op.__name__`, `first`, `second`. pyDAL is not imported."""
+"""pyDAL's objects by duck type: both its lines have `op.__name__`, `first`, `second`. Nothing of pyDAL is imported."""
 
 from __future__ import annotations
 

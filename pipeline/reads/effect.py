@@ -223,9 +223,8 @@ def _stored(column: Any, value: Any) -> Any:
         rounded = Decimal(value).quantize(Decimal(1).scaleb(-scale), rounding=ROUND_HALF_UP)
         if abs(rounded) < Decimal(10) ** (digits - scale):
             return rounded
-    elif isinstance(value, str) and column.kind in ("string", "text", "password", "upload"):
-        if column.length is None or len(value) <= column.length:
-            return value
+    elif isinstance(value, str) and column.kind in ("string", "text") and len(value) <= (column.length or len(value)):
+        return value
     raise Unforeseeable("the database will round it, or refuse it")
 
 

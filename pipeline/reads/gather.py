@@ -13,7 +13,7 @@ from pipeline.log.bell import threads_run
 from pipeline.pydal_objects import kind_of, op_name, real_name, tables_in
 from pipeline.reads.bounds import Bounds, seconds
 from pipeline.reads.merge import merged
-from pipeline.reads.node_dal import NodeDAL, ReadInfo
+from pipeline.reads.node_dal import NodeDAL, ReadInfo, callers_names
 from pipeline.reads.place import Place, Places
 from pipeline.reads.router import Router
 from pipeline.reads.session import Session
@@ -61,12 +61,7 @@ class Gather:
         places = self._where(query, fields, options)
         asked = Asked(token, session, bounds, partial, seconds("timeout_s", timeout_s))
         if len(places) == 1:
-
-            def whole(db: NodeDAL) -> Any:
-                own = {name: db.reader.own(value) for name, value in options.items()}
-                return db(query).select(*[db.reader.own(field) for field in fields], **own)
-
-            (part,) = self._parts(places, whole, asked)[0]
+            (part,) = self._parts(places, lambda db: db.select(query, fields, options), asked)[0]
             return _marked(part.value, [part], {})
         check_options(options)
 
@@ -78,7 +73,8 @@ class Gather:
         first: Shape = parts[0].value[0]
         rows = merged((part.value[1] for part in parts), first.merge)
         cacheable = bool(options.get("cacheable"))
-        parsed = parts[0].db.reader.adapter.parse(rows, first.columns, first.names, cacheable=cacheable)
+        names = callers_names(first.names, first.columns, fields)
+        parsed = parts[0].db.reader.adapter.parse(rows, first.columns, names, cacheable=cacheable)
         return _marked(parsed, parts, missing)
 
     def count(

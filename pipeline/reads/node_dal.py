@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pipeline.pydal_objects import kind_of
 from pipeline.reads.readers import Reader
 
 
@@ -28,6 +29,25 @@ class ReadInfo(NamedTuple):
     reason: str
 
 
+def callers_names(names: Sequence[str], columns: Sequence[Any], fields: Sequence[Any]) -> list[str]:
+    """Return the names of a result's columns; an expression's is what the caller's DAL calls it, for `row[expression]`.
+
+    Args:
+        names: what the node's DAL calls the columns.
+        fields: what the caller asked for; a table's ALL stands for as many columns as it has.
+    """
+    renamed = list(names)
+    at = 0
+    for field in fields:
+        if kind_of(field) == "SQLALL":
+            at += len(field._table.fields)
+            continue
+        if kind_of(field) == "Expression" and kind_of(columns[at]) == "Expression":
+            renamed[at] = str(field)
+        at += 1
+    return renamed
+
+
 class NodeDAL:
     """A read-only pyDAL DAL. Tables and queries of the caller's own DAL may be used with it."""
 
@@ -39,6 +59,17 @@ class NodeDAL:
     def define(self, table: Any) -> Any:
         """Return the node's own table for a table of the caller's DAL."""
         return self.reader.table(table)
+
+    def select(self, query: Any, fields: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        """Return the rows that a query of the caller's finds, with expressions named as the caller's own DAL does."""
+        own = {name: self.reader.own(value) for name, value in options.items()}
+        parse = self.reader.adapter.parse
+
+        def named(rows: Any, columns: Any, names: Sequence[str], cacheable: bool = False) -> Any:
+            return parse(rows, columns, callers_names(names, columns, fields), cacheable=cacheable)
+
+        own.setdefault("processor", named)
+        return self(query).select(*[self.reader.own(field) for field in fields], **own)
 
     def __call__(self, query: Any = None, *args: Any, **options: Any) -> Any:
         return self.reader.db(self.reader.own(query), *args, **options)

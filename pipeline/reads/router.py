@@ -19,6 +19,7 @@ from pipeline.reads.bounds import Bounds
 from pipeline.reads.node_dal import NodeDAL, ReadInfo
 from pipeline.reads.policy import Candidate, Choice, choose, fall_back
 from pipeline.reads.readers import Reader
+from pipeline.reads.readings import View
 from pipeline.reads.session import Session, least_marks
 from pipeline.reads.token import Need
 from pipeline.reads.waiting import Waiting
@@ -26,14 +27,6 @@ from pipeline.reads.waiting import Waiting
 #: A node that failed a read of this process is left alone for so long: by then the prober knows.
 SHUN_S = 2.0
 Needs = Mapping[int, Need]
-
-
-class View(Protocol):
-    """What is known of a node: see `readings.View`."""
-
-    lag_s: float | None
-    out: bool
-    marks: Mapping[int, Position]
 
 
 class Readings(Protocol):

@@ -1,7 +1,8 @@
 """A token as text for a cookie: signed, so that nobody can forge one that makes every read wait; bounded in size.
 
 `t` + base64url of: who signed (4 bytes), signature (12 bytes), MessagePack of [rest, epochs, needs]. The needs are one
-flat list: per bucket its distance from the one before, the epoch's index, seq, producers, older sequences.
+flat list: per bucket its distance from the one before, twice its epoch's index (odd: sequences follow), its seq, and the
+producers' and the older sequences, each with how many there are.
 """
 
 from __future__ import annotations
@@ -71,8 +72,9 @@ class Seal:
         before = 0
         for bucket in sorted(token):
             need = token[bucket]
-            flat += (bucket - before, epochs.index(need.position.epoch), need.position.seq)
-            for sequences in (need.producers, need.older):
+            by_sequence = bool(need.producers or need.older)
+            flat += (bucket - before, 2 * epochs.index(need.position.epoch) + by_sequence, need.position.seq)
+            for sequences in (need.producers, need.older) if by_sequence else ():
                 flat.append(len(sequences))
                 for pair in sequences.items():
                     flat += pair
@@ -97,8 +99,9 @@ def _needs(epochs: list[int], flat: Iterator[int]) -> Iterator[tuple[int, Need]]
     bucket = 0
     for step in flat:
         bucket += step
-        position = Position(epochs[next(flat)], next(flat))
-        yield bucket, Need(position, _sequences(flat), _sequences(flat))
+        epoch, by_sequence = divmod(next(flat), 2)
+        position = Position(epochs[epoch], next(flat))
+        yield bucket, Need(position, _sequences(flat), _sequences(flat)) if by_sequence else Need(position)
 
 
 def _sequences(flat: Iterator[int]) -> Sequences:
