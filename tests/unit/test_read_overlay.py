@@ -118,9 +118,7 @@ def test_what_only_the_database_can_tell_is_waited_for_and_not_guessed(box: Sand
     assert pipeline.get(db.sale, row_id, pending=True).qty == 9
 
 
-def test_a_longer_queue_than_is_worth_it_is_waited_for(
-    box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_longer_queue_than_is_worth_it_is_waited_for(box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overlay, "MOST_ENTRIES", 2)
     row_id = [pipeline.enqueue_insert(db.sale, customer=1, name=f"long {n}").id for n in range(4)][0]
 
