@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydal import DAL
+from support.chance import SEED
+from support.reads import ReadRig, define, read_rig
 
 from pipeline.clock import polls
 from pipeline.errors import BadRead, PartialResult, ReadOnly, StaleRead
-from support.chance import SEED
-from support.reads import ReadRig, define, read_rig
 
 pytestmark = pytest.mark.mariadb
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -308,9 +308,9 @@ def test_groups_and_aggregates_are_those_of_one_database(
 
     def ask(table: Any, select: Any, **options: Any) -> list[Any]:
         wanted = [
-            table.id.count(), table.qty.sum(), table.qty.avg(), table.price.sum(), table.price.avg(), table.weight.avg(),
-            table.weight.max(), table.day.max(), table.qty.count(distinct=True), table.remark.count(distinct=True),
-            table.name.count(distinct=True),
+            table.id.count(), table.qty.sum(), table.qty.avg(), table.price.sum(), table.price.avg(),
+            table.weight.avg(), table.weight.max(), table.day.max(), table.qty.count(distinct=True),
+            table.remark.count(distinct=True), table.name.count(distinct=True),
         ]  # fmt: skip
         groups = [table[name] for name in by]
         if groups:

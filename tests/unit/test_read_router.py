@@ -87,7 +87,7 @@ class Deployment:
     def _count(self, shard: str, kind: str, reason: str) -> None:
         self.reasons.append((kind, reason))
 
-    def read(self, needs: Mapping[int, Need] = {}, bounds: Bounds = BOUNDS, **options: Any) -> Any:  # noqa: B006
+    def read(self, needs: Mapping[int, Need] = {}, bounds: Bounds = BOUNDS, **options: Any) -> Any:
         with self.router.open("s0", needs, bounds, **options) as db:
             return db.read_info
 
@@ -164,7 +164,7 @@ def test_a_stale_answer_is_given_only_to_who_chose_it_and_is_marked(there: Deplo
     info = there.read(NEEDS, Bounds(5.0, 0.01, "stale"))
 
     assert (info.role, info.stale) == ("replica", True)
-    with pytest.raises(StaleRead, match="over-budget|token-not-reached"):
+    with pytest.raises(StaleRead, match=r"over-budget|token-not-reached"):
         there.read(NEEDS, Bounds(5.0, 0.01, "error"))
 
 
