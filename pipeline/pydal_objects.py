@@ -52,6 +52,13 @@ def real_name(table: Any) -> str:
     return str(getattr(table, "_dalname", table._tablename))
 
 
+def referee(type_: Any) -> str | None:
+    """Return the table that a field of this type refers to."""
+    if not isinstance(type_, str) or not type_.startswith(("reference ", "big-reference ")):
+        return None
+    return type_.partition(" ")[2].strip().partition(".")[0]
+
+
 def conjuncts(query: Any) -> Iterator[Any]:
     """Yield the parts of a query that must all hold."""
     if kind_of(query) != "Query":

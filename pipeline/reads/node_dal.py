@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pipeline.errors import UnknownTable
 from pipeline.pydal_objects import kind_of
 from pipeline.reads.readers import Reader
 
@@ -51,10 +52,20 @@ def callers_names(names: Sequence[str], columns: Sequence[Any], fields: Sequence
 class NodeDAL:
     """A read-only pyDAL DAL. Tables and queries of the caller's own DAL may be used with it."""
 
-    __slots__ = ("read_info", "reader")
+    __slots__ = ("_find", "read_info", "reader")
 
     def __init__(self, reader: Reader, read_info: ReadInfo):
         self.reader, self.read_info = reader, read_info
+        self._find: Callable[[str], Any] | None = None
+
+    def finding(self, find: Callable[[str], Any]) -> NodeDAL:
+        """Let tables be named that this node has not been asked for yet.
+
+        Args:
+            find: returns the caller's own table, which may have another common filter than the last caller's.
+        """
+        self._find = find
+        return self
 
     def define(self, table: Any) -> Any:
         """Return the node's own table for a table of the caller's DAL."""
@@ -76,9 +87,18 @@ class NodeDAL:
         return self.reader.db(self.reader.own(query), *args, **options)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.reader.db, name)
+        db = self.reader.db
+        if name in db.tables or not hasattr(db, name):
+            return self[name]
+        return getattr(db, name)
 
     def __getitem__(self, name: str) -> Any:
+        if self._find is not None:
+            try:
+                return self.reader.table(self._find(name))
+            except UnknownTable:
+                if name not in self.reader.db.tables:
+                    raise AttributeError(f"table {name!r} is not defined here") from None
         return self.reader.db[name]
 
     def __contains__(self, name: object) -> bool:

@@ -38,7 +38,7 @@ class Overlay:
     def row(self, reader: Reader, table: Any, row_id: int, bucket: int) -> Any:
         """Return a row with the queued ops of its bucket laid over it, or None if it is not there then.
 
-        A row that they touch has `pending` True.
+        A row that they touch has `pending` True (`_pending`, where the table has a field of that name).
 
         Raises:
             CannotOverlay: too many entries, a definition that is not known, an effect that only the database can tell.
@@ -138,5 +138,5 @@ def _row(reader: Reader, table: Any, values: Values) -> Any:
     for field in table:
         value = values.get(field.name)
         row[field.name] = field.filter_out(value) if field.filter_out else value
-    row["pending"] = True
+    row["_pending" if "pending" in table.fields else "pending"] = True
     return row

@@ -10,13 +10,14 @@ import copy
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from pipeline import clock
 from pipeline.errors import ReadOnly, ShardUnavailable
 from pipeline.op import Position
-from pipeline.pydal_objects import real_name, rebuilt
+from pipeline.pydal_objects import real_name, rebuilt, referee
 from pipeline.reads.token import Need
 from pipeline.schema import signature_of
 from pipeline.shard import inquiry
@@ -60,7 +61,7 @@ class Reader:
         self.db: Any = self.session.db
         self.adapter: Any = self.session.adapter
         self._known = _Known()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._defined: dict[str, tuple[Any, ...]] = {}
         self._met: dict[int, tuple[weakref.ref[Any], Any]] = {}
         self._statements: dict[str, _Statement] = {}
@@ -89,9 +90,16 @@ class Reader:
             else:
                 return
 
-    def rely(self, on: bool) -> None:
-        """Let this thread's statements fail from now on if the connection has been replaced; or no longer."""
-        self._known.relied_on = self._known.opened if on else None
+    @contextmanager
+    def relied_on(self, needed: bool) -> Iterator[None]:
+        """Let this thread's statements fail in the block, where that is needed, if the connection has been replaced."""
+        known = self._known
+        before = known.relied_on
+        known.relied_on = known.opened if needed else None
+        try:
+            yield
+        finally:
+            known.relied_on = before
 
     def discard(self) -> None:
         """Close this thread's connection."""
@@ -185,7 +193,7 @@ class Reader:
                 options = {"rname": table._rname} if _given(table) else {}
                 self.db.define_table(
                     name,
-                    *[field.clone() for field in original],
+                    *[self._field(field, original) for field in original],
                     *virtual,
                     migrate=False,
                     redefine=name in self._defined,
@@ -193,7 +201,18 @@ class Reader:
                     **options,
                 )
                 self._defined[name] = signature
+                # pyDAL needs a table's definition to read a reference to it
+                for other in _referred(original):
+                    if other not in self.db.tables:
+                        self._define(original._db[other])
             return self.db[name]
+
+    def _field(self, field: Any, table: Any) -> Any:
+        """Return a field of one's own; a reference to a table that the caller has not defined is a number to him."""
+        target = referee(field.type)
+        if target is None or target in table._db.tables:
+            return field.clone()
+        return field.clone(type="bigint", _itype="bigint")
 
     def _filtered(self, query: Any, tables: Iterable[Any]) -> Any:
         """Add the common filters of the caller's tables, as they are now: they may be this request's user's."""
@@ -293,6 +312,13 @@ def _statement(adapter: Any, table: Any) -> _Statement:
     names, sql = adapter._select_wcols(table._id == 0, fields)
     head, _, tail = sql.rpartition("0")
     return _Statement(table, head, tail, fields, names)
+
+
+def _referred(table: Any) -> Iterator[str]:
+    for field in table:
+        target = referee(field.type)
+        if target is not None and target in table._db.tables:
+            yield target
 
 
 def _given(table: Any) -> bool:

@@ -61,7 +61,7 @@ class Reads:
         needs = self._places.needs(asked.token, place)
         with self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets) as db:
             db.define(table)
-            yield db
+            yield db.finding(self._find_table)
 
     def get(
         self,

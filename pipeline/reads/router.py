@@ -5,8 +5,10 @@ Invariant: a read with a token never answers from a node that is not known to ha
 
 from __future__ import annotations
 
+import os
 import random
 import threading
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
@@ -83,10 +85,9 @@ class Router:
     ):
         self._nodes, self._readers, self._readings, self._budget = nodes, readers, readings, budget
         self._count, self._jitter = count, jitter
-        self._waiting = Waiting()
-        self._lock = threading.Lock()
-        self._outstanding: dict[str, int] = {}
         self._shunned_until_s: dict[str, float] = {}
+        self._reset()
+        after_fork(self)
 
     @contextmanager
     def open(
@@ -110,10 +111,10 @@ class Router:
         """
         reader, info = self._opened(shard, needs, bounds)
         self._runs(info.node, 1)
-        # knowledge belongs to the connection: should it be replaced in the middle, the read must fail
-        reader.rely(bool(needs))
         try:
-            yield NodeDAL(reader, info)
+            # knowledge belongs to the connection: should it be replaced in the middle, the read must fail
+            with reader.relied_on(bool(needs)):
+                yield NodeDAL(reader, info)
             if session is not None:
                 # looked at afterwards: rows may be newer than a mark that was looked at before
                 session.saw(reader.marks(buckets), self.passed(shard), stale=info.stale)
@@ -122,7 +123,6 @@ class Router:
                 self._failed(shard, info.node, SKIP_S)
             raise
         finally:
-            reader.rely(False)
             self._runs(info.node, -1)
 
     def passed(self, shard: str) -> dict[int, Position]:
@@ -135,6 +135,7 @@ class Router:
     def _opened(self, shard: str, needs: Needs, bounds: Bounds) -> Opened:
         deadline = clock.Deadline(bounds.wait_s)
         failure: ShardUnavailable | None = None
+        failed: set[str] = set()
         for _ in range(2 + len(self._nodes.replica_names(shard))):
             candidates = self._candidates(shard, needs)
             choice = choose(
@@ -157,6 +158,9 @@ class Router:
             except ShardUnavailable as error:
                 failure = error
                 self._failed(shard, error.node)
+                if error.node in failed:
+                    break
+                failed.add(error.node)
         assert failure is not None
         raise failure
 
@@ -238,6 +242,10 @@ class Router:
         waited_s = deadline.waited_s if needs else 0.0
         return Opened(reader, ReadInfo(name, "primary", 0.0, waited_s, not has_it, choice.reason))
 
+    def _reset(self) -> None:
+        self._waiting, self._lock = Waiting(), threading.Lock()
+        self._outstanding: dict[str, int] = {}
+
     # failures -----------------------------------------------------------------------------------------------
 
     def _failed(self, shard: str, node: str, for_s: float = SHUN_S) -> None:
@@ -252,3 +260,15 @@ class Router:
     def _runs(self, node: str, more: int) -> None:
         with self._lock:
             self._outstanding[node] = self._outstanding.get(node, 0) + more
+
+
+def after_fork(router: Router) -> None:
+    """Let a fork begin with no reads running, and with locks that nobody holds."""
+    there = weakref.ref(router)
+
+    def reset() -> None:
+        alive = there()
+        if alive is not None:
+            alive._reset()
+
+    os.register_at_fork(after_in_child=reset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -34,7 +35,8 @@ class FakeReader:
         if self.away:
             raise ShardUnavailable(self.node, "it is away")
 
-    def rely(self, on: bool) -> None: ...
+    def relied_on(self, needed: bool) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def has(self, needs: Mapping[int, Need]) -> bool:
         return all(need.reached(self.known.get(b, Position(-1, -1)), {}) for b, need in needs.items())

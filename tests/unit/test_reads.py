@@ -135,6 +135,36 @@ def test_an_id_column_of_another_name_is_kept(box: Sandbox) -> None:
     assert pipeline.get(db.thing, receipt.id).word == "x"
 
 
+def test_references_and_other_tables_are_defined_when_they_are_named(box: Sandbox) -> None:
+    db = DAL("sqlite:memory", migrate=False)
+    db.define_table("country", Field("name"))
+    db.define_table("town", Field("country", "reference country"), Field("name"))
+    db.define_table("street", Field("town", "reference town"), Field("next", "reference street"))
+    pipeline.define_tables(db)
+    chad = pipeline.enqueue_insert(db.country, name="Chad")
+    town = pipeline.enqueue_insert(db.town, country=chad.id, name="Abéché")
+    street = pipeline.enqueue_insert(db.street, town=town.id)
+    box.drain()
+
+    assert pipeline.get(db.street, street.id).town == town.id
+    assert pipeline.get(db.town, town.id).country == chad.id
+    with pipeline.read("country") as node:
+        assert node(node.country).select().first().name == "Chad"
+        assert "town" in node["town"].fields or node.town.name.type == "string"
+        with pytest.raises(AttributeError):
+            node.nonsense  # noqa: B018
+
+
+def test_a_reference_to_a_table_that_nobody_defined_is_a_number(box: Sandbox) -> None:
+    db = DAL("sqlite:memory", migrate=False)
+    db.define_table("thing", Field("maker", "reference auth_user"))
+    pipeline.define_tables(db)
+    receipt = pipeline.enqueue_insert(db.thing, maker=7)
+    box.drain()
+
+    assert pipeline.get(db.thing, receipt.id).maker == 7
+
+
 def test_virtual_fields_come_along(box: Sandbox) -> None:
     db = DAL("sqlite:memory", migrate=False)
     db.define_table("thing", Field("n", "integer"), Field.Virtual("twice", lambda row: row.thing.n * 2))
