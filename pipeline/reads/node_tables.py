@@ -1,0 +1,161 @@
+"""The caller's tables as a node's DAL has them: defined when first asked for, rewritten in the node's own dialect.
+
+A definition is shared by all threads; what belongs to a request, such as a common filter, is asked of the caller's own
+table at each read.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from pipeline.pydal_objects import real_name, rebuilt, referee
+from pipeline.schema import signature_of
+
+#: Tables that are remembered: web2py makes its own anew at each request.
+MOST_MET = 1000
+#: pyDAL's own tenant filter would take the tenant of whoever defined the table here; see `NodeTables.filtered`.
+NO_TENANT = "-"
+
+
+class _Callers(threading.local):
+    """The tables that this thread's callers last came with, by name."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, Any] = {}
+
+
+class NodeTables:
+    """The tables of one node's DAL. Threads may share it.
+
+    Args:
+        rows: runs a query on the node.
+    """
+
+    def __init__(self, db: Any, rows: Callable[[str], list[tuple[Any, ...]]]):
+        self._db, self._rows = db, rows
+        self._lock = threading.RLock()
+        self._callers = _Callers()
+        self._defined: dict[str, tuple[Any, ...]] = {}
+        self._met: dict[int, tuple[weakref.ref[Any], Any]] = {}
+        self._statements: dict[str, _Statement] = {}
+        db._request_tenant = NO_TENANT
+        db._adapter.common_filter = self.filtered
+
+    def table(self, table: Any) -> Any:
+        """Return this node's own table for a table of the caller's DAL, defined when first asked for."""
+        if table._db is self._db:
+            return table
+        self._callers.tables[table._tablename] = table
+        met = self._met.get(id(table))
+        if met is not None and met[0]() is table:
+            return met[1]
+        own = self._define(table)
+        if table._tablename != real_name(table):
+            return own.with_alias(table._tablename)
+        if len(self._met) >= MOST_MET:
+            self._met.clear()
+        self._met[id(table)] = (weakref.ref(table), own)
+        return own
+
+    def row(self, table: Any, row_id: int) -> Any:
+        """Return one row by its id, or None.
+
+        pyDAL takes as long to write the statement as the server to answer it, so it is written once per table.
+        """
+        own = self.table(table)
+        if table._common_filter is not None or table._db._request_tenant in table.fields:
+            return self._db(own._id == row_id).select().first()
+        known = self._statements.get(own._tablename)
+        if known is None or known.table is not own:
+            known = self._statements[own._tablename] = _statement(self._db._adapter, own)
+        found = self._rows(f"{known.head}{row_id}{known.tail}")
+        return self._db._adapter.parse(found, known.fields, known.names).first() if found else None
+
+    def own(self, part: Any) -> Any:
+        """Return a query, field or expression of the caller's DAL as one of this node's."""
+        return rebuilt(part, self._db, self.table)
+
+    def _define(self, table: Any) -> Any:
+        name, signature = real_name(table), signature_of(table)[1:]
+        with self._lock:
+            if self._defined.get(name) != signature:
+                original = getattr(table._db, name, table) if table._tablename != name else table
+                virtual = [_unbound(v) for v in (*original._virtual_fields, *original._virtual_methods)]
+                options = {"rname": original._rname} if _given(original) else {}
+                self._db.define_table(
+                    name,
+                    *[self._field(field, original) for field in original],
+                    *virtual,
+                    migrate=False,
+                    redefine=name in self._defined,
+                    format=original._format,
+                    **options,
+                )
+                self._defined[name] = signature
+                # pyDAL needs a table's definition to read a reference to it
+                for other in _referred(original):
+                    if other not in self._db.tables:
+                        self._define(original._db[other])
+            return self._db[name]
+
+    def _field(self, field: Any, table: Any) -> Any:
+        """Return a field of one's own; a reference to a table that the caller has not defined is a number to him."""
+        target = referee(field.type)
+        if target is None or target in table._db.tables:
+            return field.clone()
+        return field.clone(type="bigint", _itype="bigint")
+
+    def filtered(self, query: Any, tables: Iterable[Any]) -> Any:
+        """Add the common filters of the caller's tables, as they are now: they may be this request's user's."""
+        for table in tables:
+            name = table if isinstance(table, str) else table._tablename
+            caller = self._callers.tables.get(name)
+            if caller is None:
+                continue
+            extra = [caller._common_filter(query)] if caller._common_filter is not None else []
+            tenant = caller._db._request_tenant
+            if tenant in caller.fields and caller[tenant].default is not None:
+                extra.append(caller[tenant] == caller[tenant].default)
+            for part in extra:
+                query = self.own(part) if query is None else query & self.own(part)
+        return query
+
+
+class _Statement(NamedTuple):
+    """The select of one row of a table: its id goes between head and tail."""
+
+    table: Any
+    head: str
+    tail: str
+    fields: list[Any]
+    names: list[str]
+
+
+def _statement(adapter: Any, table: Any) -> _Statement:
+    fields = list(table)
+    names, sql = adapter._select_wcols(table._id == 0, fields)
+    head, _, tail = sql.rpartition("0")
+    return _Statement(table, head, tail, fields, names)
+
+
+def _referred(table: Any) -> Iterator[str]:
+    for field in table:
+        target = referee(field.type)
+        if target is not None and target in table._db.tables:
+            yield target
+
+
+def _given(table: Any) -> bool:
+    return bool(table._rname) and table._rname.strip("\"'`[]") != real_name(table)
+
+
+def _unbound(virtual: Any) -> Any:
+    """Return a virtual field or method that another table may take."""
+    free = copy.copy(virtual)
+    if hasattr(free, "tablename"):
+        free.tablename = None
+    return free
