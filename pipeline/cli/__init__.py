@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from pipeline.cli.check import check
 from pipeline.cli.cluster import cluster
 from pipeline.cli.demo import demo
 from pipeline.cli.migrate import migrate
@@ -18,7 +19,7 @@ def pipeline() -> None:
     """Queued writes for pyDAL: applied to MariaDB shards exactly once and in order."""
 
 
-for command in (cluster, demo, migrate):
+for command in (check, cluster, demo, migrate):
     pipeline.add_command(command)
 
 

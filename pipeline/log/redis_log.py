@@ -118,13 +118,25 @@ class RedisLog:
             self._client.zadd(self.keys.dirty(shard), dict.fromkeys(map(str, buckets), due), xx=True)
 
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
-        buckets = list(buckets)
+        return self._ends("XREVRANGE", dict.fromkeys(buckets, ("+", "-")))
+
+    def queued(self, after: Mapping[int, Position]) -> dict[int, int]:
+        counted = dict.fromkeys(after, 0)
+        # from the tail back, an epoch at a time: within one, positions are dense and need not be counted
+        ends: dict[int, str] = dict.fromkeys(after, "+")
+        while ends:
+            lasts = self._ends("XREVRANGE", {b: (end, "-") for b, end in ends.items()})
+            lasts = {b: last for b, last in lasts.items() if last > after[b]}
+            older = {b: (f"{last.epoch}-0", "+") for b, last in lasts.items() if last.epoch > after[b].epoch}
+            firsts = self._ends("XRANGE", older)
+            for bucket, last in lasts.items():
+                counted[bucket] += last.seq - (firsts[bucket].seq - 1 if bucket in firsts else after[bucket].seq)
+            ends = {bucket: f"({first}" for bucket, first in firsts.items()}
+        return counted
+
+    def dirty(self, shard: str) -> int:
         with translated():
-            pipe: Any = self._client.pipeline(transaction=False)
-            for bucket in buckets:
-                pipe.execute_command("XREVRANGE", self.keys.log(bucket), "+", "-", "COUNT", 1)
-            replies = pipe.execute()
-        return {b: _position(reply[0][0]) for b, reply in zip(buckets, replies, strict=True) if reply}
+            return int(self._client.zcard(self.keys.dirty(shard)))
 
     def marks(self, shard: str) -> dict[int, Position]:
         with translated():
@@ -173,6 +185,11 @@ class RedisLog:
             else:
                 self._client.set(self.keys.full, reason, px=for_ms)
 
+    def full(self) -> str | None:
+        with translated():
+            found = self._client.get(self.keys.full)
+        return _text(found) if found is not None else None
+
     def memory_share(self) -> float:
         with translated():
             memory = self._client.info("memory")
@@ -198,6 +215,17 @@ class RedisLog:
         self._client.close()
         self._client.connection_pool.disconnect()
         self._lines.disconnect()
+
+    def _ends(self, command: str, ranges: Mapping[int, tuple[str, str]]) -> dict[int, Position]:
+        """Return the first position that each log has in a range."""
+        if not ranges:
+            return {}
+        with translated():
+            pipe: Any = self._client.pipeline(transaction=False)
+            for bucket, (start, end) in ranges.items():
+                pipe.execute_command(command, self.keys.log(bucket), start, end, "COUNT", 1)
+            replies = pipe.execute()
+        return {bucket: _position(reply[0][0]) for bucket, reply in zip(ranges, replies, strict=True) if reply}
 
     def _run(self, name: str, keys: list[str], arguments: list[Any]) -> Any:
         text, sha = script(name)
