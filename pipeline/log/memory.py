@@ -19,7 +19,7 @@ from pipeline.log.contract import APPENDED, HOLE, SEEN, Append, Appended, EpochS
 from pipeline.op import START, Entry, Position
 
 #: As in the log over Redis: see `line` and `redis_log` for the reasons.
-BELL_MS, IDEMPOTENCY_TTL_MS, LEASE_MS, NOTE_MS, BIG_BYTES = 1500, 86_400_000, 60_000, 60_000, 16_384
+BELL_MS, IDEMPOTENCY_TTL_MS, LEASE_MS, NOTE_MS, BIG_BYTES = 1000, 86_400_000, 60_000, 60_000, 16_384
 
 
 class _Timed(NamedTuple):
@@ -232,6 +232,19 @@ class MemoryLog:
         with self._lock:
             logs = self._server.logs
             return {bucket: logs[bucket][-1].position for bucket in buckets if logs.get(bucket)}
+
+    def queued(self, after: Mapping[int, Position]) -> dict[int, int]:
+        with self._lock:
+            logs = self._server.logs
+            return {b: sum(entry.position > mark for entry in logs.get(b, [])) for b, mark in after.items()}
+
+    def dirty(self, shard: str) -> int:
+        with self._lock:
+            return len(self._server.dirty.get(shard, {}))
+
+    def full(self) -> str | None:
+        with self._lock:
+            return self._get("full")
 
     def marks(self, shard: str) -> dict[int, Position]:
         with self._lock:

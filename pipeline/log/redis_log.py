@@ -20,7 +20,7 @@ from pipeline.log.line import RedisLine
 from pipeline.op import Entry, Position
 
 #: As in `enqueue.lua`: a Celery message that nobody fetched for so long no longer counts as on its way, ms.
-BELL_MS = 1500
+BELL_MS = 1000
 #: A producer number comes free this long after its process has gone, ms.
 LEASE_MS = 60_000
 #: Time between two notes of a shard's watermarks, ms.
@@ -116,13 +116,25 @@ class RedisLog:
         self._rest(shard, "XX", seconds * 1000 + micros // 1000 + delay_ms, buckets)
 
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
-        buckets = list(buckets)
+        return self._ends("XREVRANGE", dict.fromkeys(buckets, ("+", "-")))
+
+    def queued(self, after: Mapping[int, Position]) -> dict[int, int]:
+        counted = dict.fromkeys(after, 0)
+        # from the tail back, an epoch at a time: within one, positions are dense and need not be counted
+        ends: dict[int, str] = dict.fromkeys(after, "+")
+        while ends:
+            lasts = self._ends("XREVRANGE", {b: (end, "-") for b, end in ends.items()})
+            lasts = {b: last for b, last in lasts.items() if last > after[b]}
+            older = {b: (f"{last.epoch}-0", "+") for b, last in lasts.items() if last.epoch > after[b].epoch}
+            firsts = self._ends("XRANGE", older)
+            for bucket, last in lasts.items():
+                counted[bucket] += last.seq - (firsts[bucket].seq - 1 if bucket in firsts else after[bucket].seq)
+            ends = {bucket: f"({first}" for bucket, first in firsts.items()}
+        return counted
+
+    def dirty(self, shard: str) -> int:
         with translated():
-            pipe: Any = self._client.pipeline(transaction=False)
-            for bucket in buckets:
-                pipe.execute_command("XREVRANGE", self.keys.log(bucket), "+", "-", "COUNT", 1)
-            replies = pipe.execute()
-        return {b: _position(reply[0][0]) for b, reply in zip(buckets, replies, strict=True) if reply}
+            return int(self._client.zcard(self.keys.dirty(shard)))
 
     def marks(self, shard: str) -> dict[int, Position]:
         with translated():
@@ -168,6 +180,11 @@ class RedisLog:
         else:
             self._despite_oom("SET", self.keys.full, reason, "PX", for_ms)
 
+    def full(self) -> str | None:
+        with translated():
+            found = self._client.get(self.keys.full)
+        return _text(found) if found is not None else None
+
     def memory_share(self) -> float:
         with translated():
             memory = self._client.info("memory")
@@ -200,6 +217,17 @@ class RedisLog:
 
     def _despite_oom(self, command: str, key: str, *rest: Any) -> Any:
         return self._run("despite_oom", [key], [command, *rest])
+
+    def _ends(self, command: str, ranges: Mapping[int, tuple[str, str]]) -> dict[int, Position]:
+        """Return the first position that each log has in a range."""
+        if not ranges:
+            return {}
+        with translated():
+            pipe: Any = self._client.pipeline(transaction=False)
+            for bucket, (start, end) in ranges.items():
+                pipe.execute_command(command, self.keys.log(bucket), start, end, "COUNT", 1)
+            replies = pipe.execute()
+        return {bucket: _position(reply[0][0]) for bucket, reply in zip(ranges, replies, strict=True) if reply}
 
     def _run(self, name: str, keys: list[str], arguments: list[Any]) -> Any:
         text, sha = script(name)

@@ -57,6 +57,20 @@ def marks_of(session: Session, buckets: Iterable[int] | None = None) -> dict[int
     return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
 
 
+class Standing(NamedTuple):
+    """How far a node is: its watermarks, and the server's time of the newest commit of ops that it holds, ms."""
+
+    marks: dict[int, Mark]
+    newest_ms: int
+
+
+def standing(session: Session) -> Standing:
+    """Return how far a node is, in one query."""
+    found = session.query("SELECT bucket, epoch, seq, state, committed_ms FROM pipeline_watermarks")
+    marks = {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state, _ in found}
+    return Standing(marks, max((row[4] for row in found), default=0))
+
+
 def row_id(session: Session, bucket: int, producer: int, producer_seq: int) -> int | None:
     """Return the id that the database gave to an op's row, once it is applied."""
     found = session.query(

@@ -32,9 +32,18 @@ class Session:
         node: its name, for messages: `s0`, `s0-r1`.
         uri: pyDAL's URI.
         read_only: refuse every write on the server.
+        connect_s, statement_s: how long the server may take to answer.
     """
 
-    def __init__(self, node: str, uri: str, *, read_only: bool = False, connect_s: float = CONNECT_S):
+    def __init__(
+        self,
+        node: str,
+        uri: str,
+        *,
+        read_only: bool = False,
+        connect_s: float = CONNECT_S,
+        statement_s: float = STATEMENT_S,
+    ):
         self.node, self.read_only = node, read_only
         self._statement_bytes = 0
         self.dialect: Dialect = dialect_of(uri)
@@ -46,7 +55,7 @@ class Session:
             attempts=1,
             bigint_id=True,
             check_reserved=None,
-            driver_args=self.dialect.driver_args(connect_s, STATEMENT_S, _FOUND_ROWS),
+            driver_args=self.dialect.driver_args(connect_s, statement_s, _FOUND_ROWS),
         )
         self.adapter: Any = self.db._adapter
         pydals_own = self.adapter.after_connection

@@ -36,10 +36,10 @@ def create_table(schema: TableSchema, topology: Topology, dialect: Dialect) -> I
     """
     mysql, quote, rules = dialect.name == "mysql", dialect.quote, topology.table(schema.name)
     table = schema.rname or quote(schema.name)
-    lines = [_column(schema, column, dialect) for column in schema.columns]
+    lines = [column_sql(schema, column, dialect) for column in schema.columns]
     unique = [*rules.unique, *((c.name,) for c in schema.columns if c.unique and (c.name,) not in rules.unique)]
-    indexes = [(_name(schema, "uk", fields), "UNIQUE ", fields) for fields in unique]
-    indexes += [(_name(schema, "ix", fields), "", fields) for fields in _plain_indexes(schema, rules)]
+    indexes = [(index_name(schema.name, "uk", fields), "UNIQUE ", fields) for fields in unique]
+    indexes += [(index_name(schema.name, "ix", fields), "", fields) for fields in _plain_indexes(schema, rules)]
     tail = " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci" if mysql else ""
     body = ",\n  ".join(lines)
     yield f"CREATE TABLE IF NOT EXISTS {table} (\n  {body}\n){tail}"
@@ -48,7 +48,12 @@ def create_table(schema: TableSchema, topology: Topology, dialect: Dialect) -> I
         yield f"CREATE {kind}INDEX IF NOT EXISTS {quote(name)} ON {table} ({columns})"
 
 
-def _column(schema: TableSchema, column: Column, dialect: Dialect) -> str:
+def column_sql(schema: TableSchema, column: Column, dialect: Dialect) -> str:
+    """Return a column as it stands in CREATE TABLE.
+
+    Raises:
+        PipelineError: it has a type that cannot be created here.
+    """
     mysql = dialect.name == "mysql"
     name = _quoted(schema, column.name, dialect)
     if column.name == schema.id_name:
@@ -72,8 +77,9 @@ def _plain_indexes(schema: TableSchema, rules: TableSettings) -> list[tuple[str,
     return [(name,) for name in dict.fromkeys(names) if name not in leading]
 
 
-def _name(schema: TableSchema, kind: str, fields: tuple[str, ...]) -> str:
-    return f"{kind}_{schema.name}_{'_'.join(fields)}"[:64]
+def index_name(table: str, kind: str, fields: tuple[str, ...]) -> str:
+    """Return the name that an index gets: `uk_` if it is unique, `ix_` if not."""
+    return f"{kind}_{table}_{'_'.join(fields)}"[:64]
 
 
 def _quoted(schema: TableSchema, field: str, dialect: Dialect) -> str:
