@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 
 from pipeline import clock
-from pipeline.errors import LogUnavailable, Unavailable
+from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.log.contract import Log, Scope
 from pipeline.shard import inquiry
 from pipeline.shard.nodes import Nodes
@@ -54,7 +54,7 @@ class Lineage:
             for replica in self._nodes.replicas(shard):
                 try:
                     known = max(known, inquiry.highest_epoch(replica))
-                except Unavailable as error:
+                except (Unavailable, NotMigrated) as error:  # one without our tables has no watermark either
                     _log.warning("raising the epoch without asking %s: %s", replica.node, error)
         for shard in scope.shards:
             primary = self._nodes.primary(shard)
