@@ -80,8 +80,8 @@ class Line(Protocol):
 class Log(Protocol):
     """The logs of all buckets, the dirty sets and the bells."""
 
-    def line(self) -> Line:
-        """Return a line of its own for one producer."""
+    def line(self, *, patient: bool = False) -> Line:
+        """Return a line of its own for one producer; a patient one waits longer, for many ops at once."""
         ...
 
     def epoch(self, scope: str) -> tuple[int, bool, str]:

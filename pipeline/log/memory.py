@@ -96,7 +96,7 @@ class MemoryLog:
 
     # producers ----------------------------------------------------------------------------------------------
 
-    def line(self) -> MemoryLine:
+    def line(self, *, patient: bool = False) -> MemoryLine:
         """See `contract.Log`; so are all below."""
         return MemoryLine(self)
 

@@ -43,12 +43,13 @@ class RedisLog:
         # raw replies: the driver would make a dict of every entry
         for command in ("XRANGE", "XREVRANGE"):
             self._client.response_callbacks.pop(command, None)
+        self._patient = connect(url, read_s=read_s, connect_s=min(read_s, 2.0)).connection_pool
         # two tries: read, then connect and read again
         self._lines = connect(url, read_s=timeout_s * 0.4, connect_s=timeout_s * 0.2).connection_pool
 
-    def line(self) -> RedisLine:
+    def line(self, *, patient: bool = False) -> RedisLine:
         """See `contract.Log`; so are all below."""
-        return RedisLine(self._lines, self.keys)
+        return RedisLine(self._patient if patient else self._lines, self.keys)
 
     # epochs -------------------------------------------------------------------------------------------------
 
@@ -209,6 +210,7 @@ class RedisLog:
         self._client.close()
         self._client.connection_pool.disconnect()
         self._lines.disconnect()
+        self._patient.disconnect()
 
     def _rest(self, shard: str, which: str, until_ms: int, buckets: Iterable[int]) -> None:
         pairs = [word for bucket in buckets for word in (until_ms, bucket)]

@@ -44,7 +44,8 @@ class Lineage:
                 return epoch
             new = self._new_epoch(scope, epoch)
             if self._log.raise_epoch(scope.name, seen, new):
-                _log.warning("new lineage scope=%s epoch=%d (was %d)", scope.name, new, epoch)
+                level = logging.WARNING if epoch else logging.INFO
+                _log.log(level, "new lineage scope=%s epoch=%d (was %d)", scope.name, new, epoch)
                 self._renewed()
                 return new
         raise LogUnavailable(f"the epoch of {scope.name!r} could not be raised", sent=False)
@@ -54,7 +55,9 @@ class Lineage:
             for replica in self._nodes.replicas(shard):
                 try:
                     known = max(known, inquiry.highest_epoch(replica))
-                except (Unavailable, NotMigrated) as error:  # one without our tables has no watermark either
+                except NotMigrated:
+                    continue  # a replica without our tables has no watermark
+                except Unavailable as error:
                     _log.warning("raising the epoch without asking %s: %s", replica.node, error)
         for shard in scope.shards:
             primary = self._nodes.primary(shard)

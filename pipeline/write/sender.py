@@ -33,10 +33,10 @@ class Sender:
         producer: a random 63-bit number, never used twice.
     """
 
-    __slots__ = ("_next", "line", "producer", "used_at")
+    __slots__ = ("_next", "line", "patient", "producer", "used_at")
 
-    def __init__(self, line: Line):
-        self.line = line
+    def __init__(self, line: Line, patient: bool = False):
+        self.line, self.patient = line, patient
         self.producer = int.from_bytes(os.urandom(8), "big") >> 1
         self._next: dict[int, int] = {}
         self.used_at = clock.mono_s()
