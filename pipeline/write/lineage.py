@@ -2,7 +2,8 @@
 
 A new epoch is above every watermark on every node that can be asked, above every epoch that the primary ever gave out,
 and at least the unix time: so no position comes twice, whatever Redis has forgotten. A replica that does not answer
-holds nothing that a primary did not give it; the clock covers one that was promoted and has died.
+holds nothing that a primary did not give it, one that has no tables yet holds nothing; the clock covers one that was
+promoted and has died.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Lineage:
 
         Raises:
             ShardUnavailable: the primary of a shard in the scope did not answer; nothing changed.
-            NotMigrated: the pipeline's tables are missing there.
+            NotMigrated: the pipeline's tables are missing on a primary.
         """
         for _ in clock.polls(RAISE_S, first_s=0.01):
             epoch, current, seen = self._log.epoch(scope.name)

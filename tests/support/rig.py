@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -124,12 +124,15 @@ class Rig:
 
 
 @contextmanager
-def rig_of(directory: Path, engine: str, **options: Any) -> Iterator[Rig]:
-    """Bring a cluster up, and down at the end."""
+def rig_of(
+    directory: Path, engine: str, before: Callable[[Rig], None] = lambda rig: None, **options: Any
+) -> Iterator[Rig]:
+    """Bring a cluster up, and down at the end; *before* is called when no table has been made yet."""
     options = {"shards": 2, "replicas": 1, "workers": 2, "buckets": 32, "tables": TABLES_TOML, **options}
     cluster = Cluster.up(directory, engine, owned=True, **options)
     try:
         rig = Rig(cluster)
+        before(rig)
         rig.prepare()
         yield rig
         rig.close()
