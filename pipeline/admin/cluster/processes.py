@@ -94,7 +94,9 @@ def end(processes: Sequence[Process], *, grace_s: float = 0.0) -> None:
         left = ", ".join(f"{process.name} ({process.pid})" for process in _left(processes))
         raise ClusterFailed(f"still there 10 s after SIGKILL: {left}")
     for process in processes:
-        _children.pop(process.pid, None)
+        if child := _children.pop(process.pid, None):
+            # gone from the process table may mean that it is a zombie, which only its parent can bury
+            child.wait(timeout=10)
 
 
 def log_path(directory: Path, name: str) -> Path:
