@@ -75,6 +75,25 @@ def test_a_promoted_redis_replica_has_all_that_was_acknowledged_as_replicated(re
     assert accounts["lost"] == len(forgotten)
 
 
+def test_a_promoted_redis_replica_that_is_behind_the_watermarks_makes_nothing_be_skipped(
+    replicated: Replicated,
+) -> None:
+    trial, rig = replicated.trial, replicated.trial.rig
+    load = trial.load(replicated.client, sure=True)
+    with rig.worker(replicated.config):
+        trial.send(load, 40 * SOAK)
+        replicated.catch_up()
+        replicated.stall()
+        trial.send(load, 60 * SOAK)
+        trial.settle()
+
+        rig.cluster.kill("redis")
+        replicated.promote()
+        trial.send(load, 80 * SOAK)
+
+        assert trial.holds()["lost"] == 0
+
+
 def test_the_receipt_of_an_op_that_redis_lost_says_so(replicated: Replicated) -> None:
     rig, client = replicated.trial.rig, replicated.client
     [owner] = rig.owners(1)
@@ -122,6 +141,14 @@ class Replicated:
             if self.trial.rig.redis.info("replication").get("slave0", {}).get("state") == "online":
                 return
         raise AssertionError("the replica does not follow")
+
+    def catch_up(self) -> None:
+        """Wait until the replica has all that was written until now."""
+        wanted = self.trial.rig.redis.info("replication")["master_repl_offset"]
+        for _ in polls(30):
+            if self._redis.info("replication")["slave_repl_offset"] >= wanted:
+                return
+        raise AssertionError("the replica does not catch up")
 
     def stall(self) -> None:
         """Let nothing more reach the replica."""
