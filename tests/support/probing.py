@@ -71,6 +71,7 @@ class Shard:
     def follow(self, replica: str, port: int) -> None:
         """Make a replica follow the server on a port."""
         self.sql(replica, f"STOP SLAVE; CHANGE MASTER TO MASTER_PORT={port}; START SLAVE")
+        until(lambda: mariadb.replicates(self.port(replica)))
 
     def promote(self, replica: str) -> None:
         self.sql(replica, "STOP SLAVE; RESET SLAVE ALL; SET GLOBAL read_only=0")
