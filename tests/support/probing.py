@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from pydal import DAL, Field
 
-from pipeline.admin.cluster import mariadb
+from pipeline.admin.cluster import construction, mariadb, workforce
 from pipeline.admin.cluster.cluster import Cluster
+from pipeline.admin.cluster.readiness import wait_ready
 from pipeline.admin.migrate import migrate
 from pipeline.client import Pipeline
 from pipeline.clock import polls
@@ -46,7 +47,7 @@ class Shard:
         # root is above read_only: only an ordinary user is refused by a replica
         self.config = directory / "app.toml"
         self.config.write_text(self.cluster.config.read_text().replace("root@", "app@"))
-        self.db = DAL(None)
+        self.db = DAL("sqlite:memory", bigint_id=True, migrate=False)
         self.db.define_table("tally", Field("owner", "integer"), Field("n", "integer"))
         self.client = Pipeline(self.config)
         self.client.define_tables(self.db)
@@ -87,8 +88,16 @@ class Shard:
         for node in nodes or REPLICAS:
             until(lambda node=node: self.lag_s(node) < 1.5 and not self.view(node).out)  # type: ignore[misc]
 
+    def start_worker(self, number: int) -> str:
+        """Start a worker that writes as an ordinary user, and return its name."""
+        service = workforce.worker(self.config, number, 1)
+        directory = self.cluster.directory
+        wait_ready(directory, construction.launch(directory, [service]), lambda sentence: None)
+        return service.name
+
     def close(self) -> None:
         self.client.close()
+        self.db.close()
         self.cluster.down()
 
 
