@@ -15,6 +15,7 @@ from pipeline.log.bell import Bell, SilentBell
 from pipeline.log.contract import Log
 from pipeline.log.redis_log import RedisLog
 from pipeline.op import UPSERT, Op, encode
+from pipeline.reads.readings import Readings
 from pipeline.receipt import Receipt, Receipts
 from pipeline.settings import Settings, load
 from pipeline.shard import marks
@@ -56,7 +57,8 @@ class Pipeline:
         redis = self.settings.redis
         self.log: Log = log or RedisLog(redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s)
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
-        self.nodes = Nodes(self.settings)
+        self.readings = Readings(self.log)
+        self.nodes = Nodes(self.settings, self.readings.takes_writes)
         self.follower = Follower(self.topology, self.nodes, self.log)
         definitions = Definitions(self.log, self.nodes, self.topology)
         lineage = Lineage(self.log, self.nodes, definitions.republish)
@@ -191,6 +193,7 @@ class Pipeline:
         """Ring what is to be rung, and close all connections."""
         self.bell.close()
         self.publisher.close()
+        self.readings.close()
         self.nodes.close()
         self.log.close()
 

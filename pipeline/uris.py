@@ -81,6 +81,15 @@ def database_of(uri: str) -> str:
     return f"{engine} {socket.group() if socket else host.lower()} {name}"
 
 
+def with_login_of(uri: str, other: str) -> str:
+    """Return *uri* with the user and password of *other*: a promoted replica is written to as its primary was."""
+    scheme, found, rest = uri.partition("://")
+    login, at, _ = other.partition("://")[2].rpartition("@")
+    if not at:
+        return uri
+    return scheme + found + login + at + rest.rpartition("@")[2]
+
+
 def same_database_faults(nodes: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Yield a fault for each node, given as (key, address), whose database an earlier node has already."""
     first: dict[str, str] = {}

@@ -6,6 +6,8 @@ from celery import Celery
 
 app = Celery("workers", config_source="celeryconfig")
 
-from workers.sweeper import Sweeper  # noqa: E402 - needs the app's settings module to be importable first
+# the app's settings module has to be importable first
+from workers.prober import ProberStep  # noqa: E402
+from workers.sweeper import Sweeper  # noqa: E402
 
-app.steps["worker"].add(Sweeper)
+app.steps["worker"].update((Sweeper, ProberStep))

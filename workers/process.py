@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from pipeline.admin import upkeep
 from pipeline.client import Pipeline
 from pipeline.write.apply import Applier
 from workers.crash import step
@@ -23,15 +24,21 @@ def client() -> Pipeline:
 
 
 def applier(shard: str) -> Applier:
-    """Return this process's applier of a shard.
+    """Return this process's applier of a shard, on the node that is its primary now.
 
     Raises:
         KeyError: the configuration has no such shard.
+        Unavailable: the shard has another primary now, and it could not be asked what it lacks: try again.
     """
     here = client()
-    key = (os.getpid(), shard)
-    if key not in _appliers:
-        if shard not in here.topology.shards:
-            raise KeyError(f"no shard {shard!r} in the configuration; there are {', '.join(here.topology.shards)}")
-        _appliers[key] = Applier(shard, here.nodes.primary(shard), here.log, here.settings.apply, step)
+    if shard not in here.topology.shards:
+        raise KeyError(f"no shard {shard!r} in the configuration; there are {', '.join(here.topology.shards)}")
+    key, primary = (os.getpid(), shard), here.nodes.primary(shard)
+    known = _appliers.get(key)
+    if known is not None and known.node == primary.node:
+        return known
+    if known is not None:
+        # what the old primary committed and did not replicate is to be applied again, and nobody has marked it dirty
+        upkeep.reconcile(here, shard)
+    _appliers[key] = Applier(shard, primary, here.log, here.settings.apply, step)
     return _appliers[key]

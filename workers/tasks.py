@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.admin import upkeep
+from pipeline.errors import Unavailable
 from pipeline.log.broker import APPLY_TASK
 from workers import app
 from workers.process import applier, client
@@ -20,7 +21,8 @@ def apply(shard: str, ops: int = 1) -> dict[str, Any]:
     return outcome.summary()
 
 
-@app.task(name="pipeline.reconcile")
+# a dead primary is found out by failing on it once; the next try asks who is the primary now
+@app.task(name="pipeline.reconcile", autoretry_for=(Unavailable,), max_retries=3, default_retry_delay=1)
 def reconcile(shard: str) -> dict[str, int]:
     """Compare each watermark with its log's tail, and mark dirty what the dirty set has lost."""
     return {"found": upkeep.reconcile(client(), shard)}

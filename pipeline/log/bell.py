@@ -39,7 +39,7 @@ class Bell:
         with self._changed:
             for shard in shards:
                 self._wanted[shard] = self._wanted.get(shard, 0) + ops
-            if _threads_run():
+            if threads_run():
                 self._start()
                 self._changed.notify()
                 return
@@ -161,7 +161,7 @@ class SilentBell:
         """Do nothing."""
 
 
-def _threads_run() -> bool:
+def threads_run() -> bool:
     """Return False inside a uWSGI that was not started with --enable-threads."""
     uwsgi = sys.modules.get("uwsgi")
     return uwsgi is None or bool(getattr(uwsgi, "opt", {}).get("enable-threads"))

@@ -176,6 +176,29 @@ class Log(Protocol):
         """Take a lease on a chore that one worker at a time does; return whether it was free."""
         ...
 
+    def hold(self, name: str, token: str, for_ms: int) -> bool:
+        """Take the lease on a chore, or lengthen one's own; return whether it is held under this token."""
+        ...
+
+    def release(self, name: str, token: str) -> None:
+        """Give up a lease that is held under this token, if it still is."""
+        ...
+
+    def publish_health(self, nodes: Mapping[str, str], for_ms: int) -> None:
+        """Publish what is known of the nodes, at the server's time; what nobody renews is forgotten."""
+        ...
+
+    def health(self) -> tuple[int, dict[str, tuple[int, str]]]:
+        """Return the server's time in ms and, of each node, when it was published and what."""
+        ...
+
+    def earn(self, shard: str, reads: float, most: float, *, take: bool) -> bool:
+        """Add to the budget of a shard's primary, in reads, up to *most*; take one off; return whether it was there.
+
+        A budget that nobody has used for a while is full.
+        """
+        ...
+
     def close(self) -> None:
         """Close all connections."""
         ...

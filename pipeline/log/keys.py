@@ -12,7 +12,9 @@
 <prefix>:tables             hash    table -> hash of its newest definition
 <prefix>:ids                hash    producer number -> lease
 <prefix>:full               string  why nothing is let in; expires
-<prefix>:chore:<name>       string  lease of a chore; expires
+<prefix>:chore:<name>       string  lease of a chore, "1" or its holder's token; expires
+<prefix>:health             hash    node -> "<ms> <what the prober knows of it, as JSON>"; expires
+<prefix>:budget:<shard>     string  reads that its primary may still take for its replicas; expires when idle
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ class Keys:
         self._log = f"{prefix}:log:"
         self.schemas, self.tables = f"{prefix}:schemas", f"{prefix}:tables"
         self.ids, self.full, self.bigs = f"{prefix}:ids", f"{prefix}:full", f"{prefix}:big:"
+        self.health = f"{prefix}:health"
 
     def log(self, bucket: int) -> str:
         """Return the stream of a bucket."""
@@ -62,3 +65,7 @@ class Keys:
     def chore(self, name: str) -> str:
         """Return the lease of a chore."""
         return f"{self.prefix}:chore:{name}"
+
+    def budget(self, shard: str) -> str:
+        """Return the budget of a shard's primary."""
+        return f"{self.prefix}:budget:{shard}"

@@ -20,6 +20,7 @@ from pipeline.op import START, Entry, Position
 
 #: As in the log over Redis: see `line` and `redis_log` for the reasons.
 BELL_MS, IDEMPOTENCY_TTL_MS, LEASE_MS, NOTE_MS, BIG_BYTES = 1000, 86_400_000, 60_000, 60_000, 16_384
+BUDGET_MS = 60_000
 
 
 class _Timed(NamedTuple):
@@ -52,6 +53,8 @@ class _Server:
     schemas: dict[str, str] = field(default_factory=dict)
     tables: dict[str, str] = field(default_factory=dict)
     leases: dict[int, tuple[str, int, int]] = field(default_factory=dict)  # number -> token, last ms, ends at
+    health: dict[str, _Timed] = field(default_factory=dict)  # node -> what is known, and when it was published
+    health_until_ms: int = 0
     keys: dict[str, _Timed] = field(default_factory=dict)  # bells, idempotency keys, chores, full
 
 
@@ -303,6 +306,35 @@ class MemoryLog:
     def claim(self, name: str, for_ms: int) -> bool:
         with self._lock:
             return self._take(f"chore:{name}", for_ms)
+
+    # reads --------------------------------------------------------------------------------------------------
+
+    def hold(self, name: str, token: str, for_ms: int) -> bool:
+        with self._lock:
+            if self._get(f"chore:{name}") not in (None, token):
+                return False
+            self._set(f"chore:{name}", token, for_ms)
+            return for_ms > 0
+
+    def release(self, name: str, token: str) -> None:
+        self.hold(name, token, 0)
+
+    def publish_health(self, nodes: Mapping[str, str], for_ms: int) -> None:
+        with self._lock:
+            self._server.health = {node: _Timed(text, self.now_ms()) for node, text in nodes.items()}
+            self._server.health_until_ms = self.now_ms() + for_ms
+
+    def health(self) -> tuple[int, dict[str, tuple[int, str]]]:
+        with self._lock:
+            known = self._server.health if self.now_ms() < self._server.health_until_ms else {}
+            return self.now_ms(), {node: (said.until_ms, said.value) for node, said in known.items()}
+
+    def earn(self, shard: str, reads: float, most: float, *, take: bool) -> bool:
+        with self._lock:
+            left = min(float(self._get(f"budget:{shard}") or most) + reads, most)
+            taken = take and left >= 1 - 1e-6
+            self._set(f"budget:{shard}", str(left - taken), BUDGET_MS)
+            return taken
 
     def close(self) -> None:
         """Do nothing."""

@@ -25,6 +25,8 @@ BELL_MS = 1000
 LEASE_MS = 60_000
 #: Time between two notes of a shard's watermarks, ms.
 NOTE_MS = 60_000
+#: A budget that nobody has used for so long is full again, ms.
+BUDGET_MS = 60_000
 
 
 class RedisLog:
@@ -45,7 +47,8 @@ class RedisLog:
             self._client.response_callbacks.pop(command, None)
         self._patient = connect(url, read_s=read_s, connect_s=min(read_s, 2.0)).connection_pool
         # two tries: read, then connect and read again
-        self._lines = connect(url, read_s=timeout_s * 0.4, connect_s=timeout_s * 0.2).connection_pool
+        self._quick = connect(url, read_s=timeout_s * 0.4, connect_s=timeout_s * 0.2)
+        self._lines = self._quick.connection_pool
 
     def line(self, *, patient: bool = False) -> RedisLine:
         """See `contract.Log`; so are all below."""
@@ -194,6 +197,30 @@ class RedisLog:
     def claim(self, name: str, for_ms: int) -> bool:
         return bool(self._despite_oom("SET", self.keys.chore(name), "1", "NX", "PX", for_ms))
 
+    # reads --------------------------------------------------------------------------------------------------
+
+    def hold(self, name: str, token: str, for_ms: int) -> bool:
+        return bool(self._run("hold", [self.keys.chore(name)], [token, for_ms]))
+
+    def release(self, name: str, token: str) -> None:
+        self._run("hold", [self.keys.chore(name)], [token, 0])
+
+    def publish_health(self, nodes: Mapping[str, str], for_ms: int) -> None:
+        self._run("publish_health", [self.keys.health], [for_ms, *(part for pair in nodes.items() for part in pair)])
+
+    def health(self) -> tuple[int, dict[str, tuple[int, str]]]:
+        with translated():
+            pipe: Any = self._client.pipeline(transaction=False)
+            pipe.hgetall(self.keys.health)
+            pipe.time()
+            found, (seconds, micros) = pipe.execute()
+        told = {node: text.partition(" ") for node, text in _hash(found).items()}
+        return seconds * 1000 + micros // 1000, {node: (int(at), text) for node, (at, _, text) in told.items()}
+
+    def earn(self, shard: str, reads: float, most: float, *, take: bool) -> bool:
+        arguments = [f"{reads:.6f}", f"{most:.6f}", int(take), BUDGET_MS]
+        return bool(self._run("earn", [self.keys.budget(shard)], arguments, self._quick))
+
     def server(self) -> dict[str, Any]:
         """Return the server's INFO, for `check` and `status`."""
         with translated():
@@ -231,13 +258,13 @@ class RedisLog:
             replies = pipe.execute()
         return {bucket: _position(reply[0][0]) for bucket, reply in zip(ranges, replies, strict=True) if reply}
 
-    def _run(self, name: str, keys: list[str], arguments: list[Any]) -> Any:
-        text, sha = script(name)
+    def _run(self, name: str, keys: list[str], arguments: list[Any], client: redis.Redis | None = None) -> Any:
+        client, (text, sha) = client or self._client, script(name)
         with translated():
             try:
-                return self._client.evalsha(sha, len(keys), *keys, *arguments)
+                return client.evalsha(sha, len(keys), *keys, *arguments)
             except redis.exceptions.NoScriptError:
-                return self._client.eval(text, len(keys), *keys, *arguments)
+                return client.eval(text, len(keys), *keys, *arguments)
 
 
 def _text(value: Any) -> str:

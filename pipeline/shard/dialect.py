@@ -18,6 +18,8 @@ class Dialect(Protocol):
     lock: str
     #: The server's clock in ms.
     now_ms: str
+    #: Whether the server refuses writes, as a replica does; None where the engine knows no such thing.
+    read_only: str | None
 
     def uri(self, uri: str) -> str:
         """Return the URI with what this engine needs added."""
@@ -63,6 +65,7 @@ class MySQL:
     begin = "START TRANSACTION"
     lock = " FOR UPDATE SKIP LOCKED"
     now_ms = "CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000 AS SIGNED)"
+    read_only: str | None = "@@global.read_only"
 
     def uri(self, uri: str) -> str:
         """Ask for utf8mb4: pyDAL's default is three-byte UTF-8, in which an emoji becomes `?`."""
@@ -123,6 +126,7 @@ class SQLite:
     begin = "BEGIN IMMEDIATE"
     lock = ""
     now_ms = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
+    read_only: str | None = None
 
     def uri(self, uri: str) -> str:
         """See `Dialect`."""

@@ -28,6 +28,9 @@ _MYSQL_PERMANENT = {
 }  # fmt: skip
 #: Deadlock, lock wait, snapshot conflict: InnoDB rolled back (part of) the transaction, all of it must be redone.
 _MYSQL_ROLLED_BACK = {1205, 1213, 1020}
+#: The server is read-only (1290, 1836), is going down (1053, 1927), or the connection is gone (2003, 2006, 2013, 0 as
+#: PyMySQL has it): perhaps another node is the primary now.
+NOT_THE_PRIMARY = {1290, 1836, 1053, 1927, 2003, 2006, 2013, 0}
 
 
 def fault_of(error: BaseException) -> Fault:

@@ -1,49 +1,109 @@
-"""The sessions of this process: one per node, made when first used, made anew after a fork."""
+"""The sessions of this process: one per node and role, made when first used, made anew after a fork.
+
+A shard's primary is the node that takes writes now. It is the configured one until the prober says otherwise, or until
+it fails: then the nodes are asked.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from pipeline import clock
 from pipeline.settings import Settings
 from pipeline.shard.session import Session
+from pipeline.shard.writable import ask, writable_of
+from pipeline.uris import with_login_of
+
+#: A failing primary's nodes are asked at most so often, s.
+ASK_AGAIN_S = 1.0
+#: What the nodes said themselves counts for so long; by then the prober has seen it too, s.
+ASKED_COUNTS_S = 5.0
+_log = logging.getLogger("pipeline.shard")
 
 
 class Nodes:
-    """Every node of the deployment by its name: `s0` is a primary, `s0-r0` its first replica."""
+    """Every node of the deployment by its name: `s0` is a configured primary, `s0-r0` its first replica.
 
-    def __init__(self, settings: Settings):
-        self._uris = {name: shard.primary for name, shard in settings.shards.items()}
-        self._replicas: dict[str, tuple[str, ...]] = {}
-        for name, shard in settings.shards.items():
-            replicas = {f"{name}-r{i}": uri for i, uri in enumerate(shard.replicas)}
-            self._uris |= replicas
-            self._replicas[name] = tuple(replicas)
-        self._sessions: dict[str, Session] = {}
+    Args:
+        told: what the prober says: whether a node takes writes, None where it says nothing.
+    """
+
+    def __init__(self, settings: Settings, told: Callable[[str], bool | None] = lambda node: None):
+        self._told = told
+        self._uris: dict[str, str] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
+        self._writing: dict[str, str] = {}
+        for shard, known in settings.shards.items():
+            uris = {shard: known.primary, **{f"{shard}-r{i}": uri for i, uri in enumerate(known.replicas)}}
+            self._uris |= uris
+            self._names[shard] = tuple(uris)
+            self._writing |= {node: with_login_of(uri, known.primary) for node, uri in uris.items()}
+        self._primaries = {shard: shard for shard in settings.shards}
+        self._asked_at_s: dict[str, float] = {}
+        self._sessions: dict[tuple[str, bool], Session] = {}
         self._pid = os.getpid()
 
     def primary(self, shard: str) -> Session:
-        """Return the session of a shard's primary."""
-        return self._session(shard, read_only=False)
+        """Return the session of the node of a shard that takes writes now.
+
+        Raises:
+            ShardUnavailable: two nodes take writes, and neither is the configured primary.
+        """
+        return self._session(self.primary_name(shard), writing=True)
+
+    def primary_name(self, shard: str) -> str:
+        """Return the name of the node of a shard that takes writes now; asks the nodes if it has failed of late.
+
+        Raises:
+            ShardUnavailable: as for `primary`.
+        """
+        names, current = self._names[shard], self._primaries[shard]
+        if len(names) == 1:
+            return current
+        failed = self._sessions.get((current, True))
+        since_s = clock.mono_s() - self._asked_at_s.get(shard, -ASKED_COUNTS_S)
+        if failed is not None and failed.suspect and since_s >= ASK_AGAIN_S:
+            failed.suspect = False
+            found = writable_of(shard, ask({node: self._uris[node] for node in names}))
+            self._asked_at_s[shard] = clock.mono_s()
+        elif since_s >= ASKED_COUNTS_S:
+            found = writable_of(shard, {node: self._told(node) for node in names})
+        else:
+            return current
+        if found is not None and found != current:
+            _log.warning("the primary of shard %s is %s now (was %s)", shard, found, current)
+            self._primaries[shard] = current = found
+        return current
 
     def replicas(self, shard: str) -> Iterator[Session]:
-        """Return the sessions of a shard's replicas; they refuse writes."""
-        return (self._session(name, read_only=True) for name in self._replicas[shard])
+        """Return the sessions of the nodes of a shard that are not its primary; they refuse writes."""
+        return (self._session(name, writing=False) for name in self.replica_names(shard))
 
     def replica_names(self, shard: str) -> tuple[str, ...]:
-        """Return the names of a shard's replicas."""
-        return self._replicas[shard]
+        """Return the names of the nodes of a shard that are not its primary."""
+        return tuple(name for name in self._names[shard] if name != self._primaries[shard])
+
+    def names(self, shard: str) -> tuple[str, ...]:
+        """Return the names of all nodes of a shard, the configured primary's first."""
+        return self._names[shard]
+
+    def uri(self, node: str, *, writing: bool = False) -> str:
+        """Return the address of a node; for writing, with the login of the configured primary."""
+        return (self._writing if writing else self._uris)[node]
 
     def close(self) -> None:
         """Close this thread's connections."""
         for session in self._sessions.values():
             session.discard()
 
-    def _session(self, name: str, *, read_only: bool) -> Session:
+    def _session(self, name: str, *, writing: bool) -> Session:
         if self._pid != os.getpid():
             # the parent's sockets are not ours to use, nor to close
             self._sessions, self._pid = {}, os.getpid()
-        session = self._sessions.get(name)
+        session = self._sessions.get((name, writing))
         if session is None:
-            session = self._sessions[name] = Session(name, self._uris[name], read_only=read_only)
+            session = Session(name, self.uri(name, writing=writing), read_only=not writing)
+            self._sessions[name, writing] = session
         return session

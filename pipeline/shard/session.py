@@ -16,7 +16,7 @@ from pydal import DAL
 from pipeline.errors import NotMigrated, ShardUnavailable
 from pipeline.settings import redact
 from pipeline.shard.dialect import Dialect, dialect_of
-from pipeline.shard.faults import Fault, fault_of, sentence_of
+from pipeline.shard.faults import NOT_THE_PRIMARY, Fault, code_of, fault_of, sentence_of
 
 #: Seconds until a server that does not answer counts as away.
 CONNECT_S, STATEMENT_S = 3, 20
@@ -32,7 +32,8 @@ class Session:
         node: its name, for messages: `s0`, `s0-r1`.
         uri: pyDAL's URI.
         read_only: refuse every write on the server.
-        connect_s, statement_s: how long the server may take to answer.
+        connect_s: how long connecting may take.
+        statement_s: how long the server may take to answer a statement.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class Session:
         statement_s: float = STATEMENT_S,
     ):
         self.node, self.read_only = node, read_only
+        #: Whether the node was away, or refused a write because it is a replica, since somebody last set this back.
+        self.suspect = False
         self._statement_bytes = 0
         self.dialect: Dialect = dialect_of(uri)
         self.db = DAL(
@@ -98,12 +101,14 @@ class Session:
         self._open()
         try:
             yield self
-        except BaseException:
+        except BaseException as error:
+            self.suspect |= code_of(error) in NOT_THE_PRIMARY
             self.discard()
             raise
         try:
             self.adapter.commit()
         except Exception as error:
+            self.suspect = True
             self.discard()
             raise ShardUnavailable(self.node, f"the answer to COMMIT was lost ({sentence_of(error)})") from error
 
@@ -138,6 +143,7 @@ class Session:
                 raise
             if fault_of(error) is Fault.SCHEMA and "pipeline_" in str(error):
                 raise NotMigrated(self.node, sentence_of(error)) from error
+            self.suspect = True
             raise ShardUnavailable(self.node, f"{type(error).__name__}: {sentence_of(error)}") from error
 
     def discard(self) -> None:

@@ -88,7 +88,8 @@ class Applier:
         settings: ApplySettings,
         step: Callable[[str], None] = lambda name: None,
     ):
-        self.shard, self._session, self._log, self._settings, self._step = shard, session, log, settings, step
+        self.shard, self.node = shard, session.node
+        self._session, self._log, self._settings, self._step = session, log, settings, step
         self._pace = Pace(settings)
         self._facts = FactBook(session, self._schema)
         self._failures = 0

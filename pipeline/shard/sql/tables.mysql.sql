@@ -82,3 +82,9 @@ CREATE TABLE IF NOT EXISTS pipeline_schemas (
   table_name VARCHAR(128) NOT NULL,
   definition LONGTEXT NOT NULL
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- One row that the prober renews while nothing is written, so that a stalled replica shows before the next write.
+CREATE TABLE IF NOT EXISTS pipeline_heartbeat (
+  id TINYINT NOT NULL PRIMARY KEY,
+  beat_ms BIGINT NOT NULL
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;

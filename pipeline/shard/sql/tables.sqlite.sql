@@ -68,3 +68,8 @@ CREATE TABLE IF NOT EXISTS pipeline_schemas (
   table_name VARCHAR(128) NOT NULL,
   definition TEXT NOT NULL
 );
+
+CREATE TABLE IF NOT EXISTS pipeline_heartbeat (
+  id INTEGER NOT NULL PRIMARY KEY,
+  beat_ms INTEGER NOT NULL
+);

@@ -1,0 +1,59 @@
+"""When a node is taken out for not answering, and when it comes back. Pure: looks go in, a verdict comes out.
+
+Invariant: only a good look brings a node back. Each relapse doubles the good looks in a row that it takes, so a node
+of which a third of the looks fail does not flap: it stays out.
+"""
+
+from __future__ import annotations
+
+#: Missing looks in a row that take a node out: one alone may be a lost packet.
+BAD_LOOKS = 2
+#: Good looks in a row that bring it back the first time, and at the most.
+GOOD_LOOKS, MOST_GOOD_LOOKS = 5, 40
+#: Looks without a relapse after which one relapse is forgotten: ten minutes, a look a second.
+QUIET_LOOKS = 600
+
+
+class Judge:
+    """Judges one node.
+
+    Args:
+        out: the verdict of the judge before this one, which died.
+    """
+
+    __slots__ = ("_bad", "_good", "_quiet", "needed", "out")
+
+    def __init__(self, *, out: bool = False) -> None:
+        #: Whether the node is out of rotation.
+        self.out = out
+        #: Good looks in a row that the next return takes.
+        self.needed = GOOD_LOOKS
+        self._bad = self._good = self._quiet = 0
+
+    def see(self, good: bool) -> bool:
+        """Take one look; return whether it changed the verdict."""
+        before = self.out
+        if good:
+            self._see_good()
+        else:
+            self._see_bad()
+        return self.out != before
+
+    def _see_good(self) -> None:
+        self._bad = 0
+        if self.out:
+            self._good += 1
+            if self._good >= self.needed:
+                self.out, self._quiet = False, 0
+                self.needed = min(2 * self.needed, MOST_GOOD_LOOKS)
+            return
+        self._quiet += 1
+        if self._quiet >= QUIET_LOOKS:
+            self._quiet = 0
+            self.needed = max(self.needed // 2, GOOD_LOOKS)
+
+    def _see_bad(self) -> None:
+        self._good = 0
+        self._bad += 1
+        if self._bad >= BAD_LOOKS:
+            self.out = True

@@ -1,0 +1,86 @@
+"""The picture of one shard that the prober draws, look by look. Pure: looks go in, reports come out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+
+from pipeline.errors import ShardUnavailable
+from pipeline.reads.health import Judge
+from pipeline.reads.reading import Look, Reading, Yardstick
+from pipeline.reads.report import Report
+from pipeline.shard.writable import writable_of
+
+_log = logging.getLogger("pipeline.prober")
+
+
+class Picture:
+    """What is known of the nodes of one shard.
+
+    Args:
+        shard: also the name of its configured primary.
+        nodes: all its nodes.
+        out: those that the last prober had taken out.
+    """
+
+    def __init__(self, shard: str, nodes: Collection[str], out: Collection[str] = ()):
+        self.shard, self.primary = shard, shard
+        self._judges = {node: Judge(out=node in out) for node in nodes}
+        self._looks: dict[str, Look] = {}
+        self._yardstick = Yardstick()
+        self._horizons_ms: dict[str, int | None] = {}
+
+    def draw(self, looks: Mapping[str, Look], asked_at_s: float) -> None:
+        """Take one look at every node, all of them asked at that moment of this process's clock."""
+        self._looks = dict(looks)
+        for node, look in looks.items():
+            if self._judges[node].see(isinstance(look, Reading)):
+                _log.warning("node %s is %s: %s", node, *self._verdict(node, look))
+        self.primary = self._find_primary()
+        primary = looks[self.primary]
+        if isinstance(primary, Reading) and self._yardstick.add(self.primary, primary, asked_at_s):
+            self._horizons_ms.clear()
+        for node, look in looks.items():
+            if isinstance(look, Reading):
+                self._horizons_ms[node] = self._yardstick.horizon_ms(look)
+
+    def reports(self, at_s: float) -> dict[str, Report]:
+        """Return what to tell of each node at a moment of this process's clock."""
+        return {node: self._report(node, at_s) for node in self._looks}
+
+    @property
+    def idle(self) -> bool:
+        """Whether the primary has committed nothing for a second: then a heartbeat must show that it could have."""
+        look = self._looks.get(self.primary)
+        return isinstance(look, Reading) and look.now_ms - look.written_ms >= 1000
+
+    def _report(self, node: str, at_s: float) -> Report:
+        look, out = self._looks[node], self._judges[node].out
+        lag_ms = self._lag_ms(node, at_s)
+        if not isinstance(look, Reading):
+            return Report(lag_ms, out, why=look.why)
+        marks = {bucket: position for bucket, position in look.marks.items() if position.epoch > 0}
+        return Report(lag_ms, out, look.takes_writes, marks=marks)
+
+    def _lag_ms(self, node: str, at_s: float) -> int | None:
+        horizon_ms = self._horizons_ms.get(node)
+        if horizon_ms is None:
+            return None
+        return max(0, round(self._yardstick.now_ms(at_s) - horizon_ms))
+
+    def _find_primary(self) -> str:
+        told = {node: look.takes_writes if isinstance(look, Reading) else None for node, look in self._looks.items()}
+        try:
+            found = writable_of(self.shard, told)
+        except ShardUnavailable as error:
+            _log.error("%s", error)
+            return self.primary
+        if found is not None and found != self.primary:
+            _log.warning("the primary of shard %s is %s now (was %s)", self.shard, found, self.primary)
+        return found or self.primary
+
+    def _verdict(self, node: str, look: Look) -> tuple[str, str]:
+        judge = self._judges[node]
+        if judge.out:
+            return "out of rotation", look.why if not isinstance(look, Reading) else ""
+        return "back", f"it answers; next time it takes {judge.needed} good looks in a row"

@@ -1,0 +1,139 @@
+"""Which node serves a read: a pure function from what is known of the nodes to a choice and its reason.
+
+Invariants: a read with a token is never sent where the token may not be seen; no reading is never taken for no lag;
+no replica at all is not the same as all replicas being well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+OnStale = Literal["primary", "stale", "error"]
+Kind = Literal["replica", "ask", "primary", "stale", "error"]
+
+#: The reasons, all of them: metrics count by them.
+FRESH, TOKEN_KNOWN, TOKEN_ASKED = "fresh", "token-known", "token-asked"
+NO_REPLICA, NO_READING, ALL_OUT, ALL_LAGGING, NOT_REACHED = (
+    "no-replica",
+    "no-reading",
+    "all-out",
+    "all-lagging",
+    "token-not-reached",
+)
+OVER_BUDGET = "over-budget"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What this process knows of one replica.
+
+    Attributes:
+        lag_s: an upper bound of its lag now: what was read, and the reading's age; None without a reading.
+        out: taken out by the health judge.
+        outstanding: reads of this process that run there now.
+        weight: its share of the reads; a node of weight 0 takes none.
+        reached: whether it has the token: yes, no, or not known here. True where there is no token.
+    """
+
+    node: str
+    lag_s: float | None
+    out: bool = False
+    outstanding: int = 0
+    weight: float = 1.0
+    reached: bool | None = None
+
+
+class Choice(NamedTuple):
+    """What to do, where, and why.
+
+    `replica`: read there. `ask`: go to this replica, but look at its watermark first, waiting a little. `primary`:
+    read there. `stale`: read there, and mark the result as stale. `error`: refuse.
+    """
+
+    kind: Kind
+    node: str | None
+    reason: str
+
+
+def choose(
+    candidates: Iterable[Candidate],
+    *,
+    max_lag_s: float,
+    token: bool,
+    on_stale: OnStale,
+    primary_allowed: Callable[[], bool],
+    jitter: Callable[[], float],
+) -> Choice:
+    """Choose a node for one read.
+
+    Args:
+        candidates: the replicas of the shard.
+        max_lag_s: a replica serves only with a lag of at most that.
+        token: whether the read must see something; then `reached` of the candidates counts.
+        on_stale: what to do where no replica may serve.
+        primary_allowed: takes one read from the primary's budget; called only when the answer depends on it.
+        jitter: returns a random number in [0, 1).
+    """
+    everyone = list(candidates)
+    fresh = [one for one in everyone if _answers(one) and one.lag_s is not None and one.lag_s <= max_lag_s]
+    ready = [one for one in fresh if one.reached] if token else fresh
+    if ready:
+        return Choice("replica", least_busy(ready, jitter).node, TOKEN_KNOWN if token else FRESH)
+    if fresh:
+        return Choice("ask", min(fresh, key=_lag_s).node, TOKEN_ASKED)
+    return fall_back(everyone, _why_none(everyone), token=token, on_stale=on_stale, primary_allowed=primary_allowed)
+
+
+def fall_back(
+    candidates: Sequence[Candidate],
+    reason: str,
+    *,
+    token: bool,
+    on_stale: OnStale,
+    primary_allowed: Callable[[], bool],
+) -> Choice:
+    """Choose for a read that no replica may serve; a router calls it too, after an `ask` came to nothing.
+
+    A shard without replicas reads from its primary: there the budget has nothing to protect. A read with a token takes
+    from the budget like any other, and is refused when that is empty: it may fail, but it may not lie.
+    """
+    if not candidates:
+        return Choice("primary", None, NO_REPLICA)
+    stale = [one for one in candidates if _answers(one) and one.lag_s is not None and (one.reached or not token)]
+    if on_stale == "error":
+        return Choice("error", None, reason)
+    if on_stale == "stale" and stale:
+        return Choice("stale", min(stale, key=_lag_s).node, reason)
+    if primary_allowed():
+        return Choice("primary", None, reason)
+    if stale:
+        return Choice("stale", min(stale, key=_lag_s).node, OVER_BUDGET)
+    return Choice("error", None, OVER_BUDGET)
+
+
+def least_busy(candidates: Sequence[Candidate], jitter: Callable[[], float]) -> Candidate:
+    """Return the candidate with the fewest reads for its weight; among equals a random one, by weight.
+
+    The random part is a race of exponential clocks: each wins with a probability proportional to its weight.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    return min(candidates, key=lambda one: (one.outstanding / one.weight, -math.log(1.0 - jitter()) / one.weight))
+
+
+def _answers(candidate: Candidate) -> bool:
+    return not candidate.out and candidate.weight > 0
+
+
+def _why_none(candidates: Sequence[Candidate]) -> str:
+    within = [one for one in candidates if _answers(one)]
+    if not within:
+        return ALL_OUT
+    return NO_READING if all(one.lag_s is None for one in within) else ALL_LAGGING
+
+
+def _lag_s(candidate: Candidate) -> float:
+    return math.inf if candidate.lag_s is None else candidate.lag_s

@@ -1,0 +1,90 @@
+"""The prober's place in the workers: every worker stands ready, the one that holds the lease looks at the nodes.
+
+It has a thread of the worker's main process, which runs no tasks. The pool has forked before the thread starts, and a
+child that is forked later finds no connection of it in its own threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Collection
+from typing import Any
+
+from celery import bootsteps
+
+from pipeline.log.broker import queue_of
+from pipeline.log.redis_log import RedisLog
+from pipeline.reads.prober import LOOK_EVERY_S, Duty, Prober
+from pipeline.settings import Settings, load
+from pipeline.shard.nodes import Nodes
+
+#: How long a stopping worker waits for the look at hand, s.
+STOP_S = 3.0
+#: How long Redis may take to answer the prober, s: less than its lease lasts.
+READ_S = 0.5
+_log = logging.getLogger("pipeline.prober")
+
+
+class ProberStep(bootsteps.StartStopStep):
+    """A bootstep of the worker."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, parent: Any, **options: Any):
+        super().__init__(parent, **options)
+        self._watch: Watch | None = None
+
+    def start(self, parent: Any) -> None:
+        """Begin, once the pool has forked."""
+        self._watch = Watch(load(), parent.app)
+        self._watch.start()
+
+    def stop(self, parent: Any) -> None:
+        """End, and let another worker take over."""
+        if self._watch is not None:
+            self._watch.stop()
+
+    terminate = stop
+
+
+class Watch:
+    """The thread."""
+
+    def __init__(self, settings: Settings, app: Any):
+        self._settings, self._app = settings, app
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pipeline-prober", daemon=True)
+
+    def start(self) -> None:
+        """Start."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the look at hand."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_S)
+
+    def _run(self) -> None:
+        redis = self._settings.redis
+        log = RedisLog(redis.url, prefix=redis.prefix, read_s=READ_S)
+        nodes = Nodes(self._settings)
+
+        def engage(out: Collection[str]) -> Prober:
+            return Prober(nodes, self._settings.shards, log, out, self._reconcile)
+
+        duty = Duty(log, engage)
+        pause_s = 0.0
+        while not self._ended.wait(pause_s):
+            try:
+                pause_s = duty.turn()
+            except Exception:  # the outermost loop: the thread must outlive whatever it meets
+                _log.exception("a look failed")
+                pause_s = LOOK_EVERY_S
+        duty.end()
+        log.close()
+
+    def _reconcile(self, shard: str) -> None:
+        """Have the new primary's watermarks compared with the logs at once: it may lack what the old one had."""
+        self._app.send_task("pipeline.reconcile", kwargs={"shard": shard}, queue=queue_of(shard), expires=30)
