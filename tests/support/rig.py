@@ -33,7 +33,7 @@ class Rig:
         self._numbers = count(100)
         self._owners = count(1)
         self.config = self.config_through({})
-        self.client = Pipeline(self.config)
+        self.client: Any = Pipeline(self.config)
 
     def prepare(self) -> None:
         """Create the tables on every shard."""
@@ -114,6 +114,11 @@ class Rig:
         finally:
             for name in names:
                 self.cluster.stop(name, signal.SIGCONT)
+
+    def put_off_reconcile(self, for_s: int = 120) -> None:
+        """Let no reconcile come to help for a while; what must not need it shows."""
+        for shard in self.primaries:
+            self.redis.set(self.client.log.keys.chore(f"reconcile:{shard}"), "1", px=for_s * 1000)
 
     def close(self) -> None:
         """Take all down."""
