@@ -6,6 +6,7 @@ Defaults, `update=`, `compute` and filters run here, in the request, since the w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 from pipeline.errors import BadOp, BadValue, UnknownField
@@ -15,6 +16,8 @@ from pipeline.values import checker, lenient
 from pipeline.write.trees import columns_in, expression, is_expression
 
 Check = Callable[[Any], Any]
+#: Values of these types are called, as pyDAL does. Not all that can be called is meant to be: a Row can, too.
+FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
 
 
 class Gate:
@@ -39,21 +42,19 @@ class Gate:
     def insert_values(self, table: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return all values of a new row, by field, in the definition's order; the id only if it was given."""
         self.known(given)
+        given, filtered = _called(given), _filtered(table)
+        checked = {name: self.check[name](value) for name, value in given.items() if name not in filtered}
+        hooked: dict[str, Any] = {}
+        if filtered or any(f.compute for f in table):
+            hooked = self._computed(table, given, "_fields_and_values_for_insert")
         final: dict[str, Any] = {}
-        if any(f.compute or f.filter_in for f in table):
-            explicit: Mapping[str, Any] = given
-            given = self._computed(table, given, "_fields_and_values_for_insert")
-        else:
-            explicit = given
         for name in self.column_of:
-            if name in given:
-                value = given[name]
-                check = self.check if name in explicit else self.lenient
-                final[name] = check[name](value() if callable(value) else value)
-                continue
-            default = table[name].default
-            if default is not None and name != self.schema.id_name:
-                final[name] = self.lenient[name](default() if callable(default) else default)
+            if name in checked:
+                final[name] = checked[name]
+            elif name in hooked:
+                final[name] = (self.check if name in given else self.lenient)[name](hooked[name])
+            elif (default := table[name].default) is not None and name != self.schema.id_name:
+                final[name] = self.lenient[name](default() if isinstance(default, FUNCTIONS) else default)
         missing = self.required - final.keys()
         if missing:
             raise BadValue(
@@ -64,23 +65,29 @@ class Gate:
     def update_values(self, table: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
         """Return the plain values and the expressions of an update, with `update=` and `compute` fields added."""
         self.known(given)
+        given, filtered = _called(given), _filtered(table)
         plain: dict[str, Any] = {}
         computed: dict[str, list[Any]] = {}
-        for name, value in given.items():
+
+        def put(name: str, value: Any) -> None:
             if is_expression(value):
                 computed[name] = expression(value, name, self.schema, self.check)
             else:
-                plain[name] = self.check[name](value() if callable(value) else value)
-        for name, value in self._renewed(table, given).items():
-            if name not in given:
-                plain[name] = self.lenient[name](value() if callable(value) else value)
+                plain[name] = (self.check if name in given else self.lenient)[name](value)
+
+        for name, value in given.items():
+            if name not in filtered:
+                put(name, value)
+        for name, value in self._renewed(table, given, filtered).items():
+            if name in filtered or name not in given:
+                put(name, value)
         self._independent(plain, computed)
         return plain, computed
 
-    def _renewed(self, table: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        if any(f.compute or (f.filter_in and f.name in given) for f in table):
+    def _renewed(self, table: Any, given: Mapping[str, Any], filtered: frozenset[str]) -> dict[str, Any]:
+        if filtered & given.keys() or any(f.compute for f in table):
             return self._computed(table, given, "_fields_and_values_for_update")
-        return {f.name: f.update for f in table if f.update is not None and f.name not in given}
+        return _called({f.name: f.update for f in table if f.update is not None and f.name not in given})
 
     def _computed(self, table: Any, given: Mapping[str, Any], method: str) -> dict[str, Any]:
         """Let pyDAL run filters and `compute`, which may look at the other fields."""
@@ -98,6 +105,17 @@ class Gate:
                     f"{self.schema.name}.{name} is computed from {other}, which the same call sets; databases differ "
                     "on which value it then reads: make it two calls, in the order you mean"
                 )
+
+
+def _filtered(table: Any) -> frozenset[str]:
+    """Return the fields that the application filters. Not pyDAL's own filters of date and time: they cut in silence."""
+    return frozenset(
+        f.name for f in table if f.filter_in and not getattr(f.filter_in, "__module__", "").startswith("pydal.")
+    )
+
+
+def _called(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value() if isinstance(value, FUNCTIONS) else value for name, value in values.items()}
 
 
 def with_values(op: Op, gate: Gate, plain: Mapping[str, Any], computed: Mapping[str, list[Any]]) -> Op:
