@@ -67,7 +67,7 @@ def _table(status: Status, encoding: str) -> Table:
     table.add_column("by", justify="right", no_wrap=True)
     sign = "≤ " if encoding.startswith("utf") else "<= "
     for shard in status.shards:
-        replicas: list[ReplicaStatus | None] = list(shard.replicas) or [None]
+        replicas: list[ReplicaStatus | None] = [*shard.replicas] or [None]
         for i, replica in enumerate(replicas):
             own = _shard_cells(shard, sign) if i == 0 else [Text()] * 8
             table.add_row(*own, *_replica_cells(replica))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from pipeline.op import Position
+from pipeline.shard.dialect import Dialect
 from pipeline.shard.marks import Mark, text
 from pipeline.shard.session import Session
 
@@ -137,14 +138,17 @@ def keep_schemas(session: Session, schemas: Mapping[str, tuple[str, str]]) -> No
 
 def add_buckets(session: Session, buckets: Iterable[int]) -> None:
     """Make the watermark rows of buckets that have none here."""
+    buckets = list(buckets)
+    if buckets:
+        with session.translated(), session.transaction():
+            session.execute(buckets_sql(session.dialect, buckets))
+
+
+def buckets_sql(dialect: Dialect, buckets: Iterable[int]) -> str:
+    """Return the statement that makes watermark rows; those that are there stay as they are."""
     rows = ", ".join(f"({b}, 0, -1, 'active', 0)" for b in buckets)
-    if not rows:
-        return
-    with session.translated(), session.transaction():
-        session.execute(
-            f"INSERT INTO pipeline_watermarks (bucket, epoch, seq, state, committed_ms) VALUES {rows}"
-            + session.dialect.on_conflict(["bucket"], [])
-        )
+    into = "INSERT INTO pipeline_watermarks (bucket, epoch, seq, state, committed_ms)"
+    return f"{into} VALUES {rows}{dialect.on_conflict(['bucket'], [])}"
 
 
 def _for_update(session: Session) -> str:
