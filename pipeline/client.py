@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,14 @@ from pipeline.log.bell import Bell, SilentBell
 from pipeline.log.contract import Log
 from pipeline.log.redis_log import RedisLog
 from pipeline.op import UPSERT, Op, encode
+from pipeline.reads.budget import Budget
+from pipeline.reads.counters import Counters
+from pipeline.reads.node_dal import NodeDAL
+from pipeline.reads.readers import Readers
 from pipeline.reads.readings import Readings
+from pipeline.reads.reads import Reads
+from pipeline.reads.router import Router
+from pipeline.reads.session import Session
 from pipeline.receipt import Receipt, Receipts
 from pipeline.settings import Settings, load
 from pipeline.shard import marks
@@ -64,6 +71,11 @@ class Pipeline:
         lineage = Lineage(self.log, self.nodes, definitions.republish)
         self.publisher = Publisher(self.log, self.topology, self.bell, lineage.raise_epoch, self._record_lost)
         self.door = Door(self.topology, self._new_id, definitions.publish, definitions.approve)
+        self.readers = Readers(self.nodes.uri)
+        self.counters = Counters()
+        budget = Budget(self.log, self.settings.reads.primary_budget)
+        router = Router(self.nodes, self.readers, self.readings, budget, self.counters.count)
+        self._reads = Reads(self.settings, self.topology, self.log, router, self.door.table)
         self._atomic = threading.local()
         self._define_lock = threading.Lock()
         self._start_ids()
@@ -171,6 +183,28 @@ class Pipeline:
         """Read a printed receipt."""
         return Receipt.parse(text, self)
 
+    # reads --------------------------------------------------------------------------------------------------
+
+    def read(self, table: Any, shard_key: Any = None, **options: Any) -> AbstractContextManager[NodeDAL]:
+        """Open a node for reading; see the package's `read`."""
+        return self._reads.read(table, shard_key, **options)
+
+    def get(self, table: Any, row_id: Any, **options: Any) -> Any:
+        """Return one row or None; see the package's `get`."""
+        return self._reads.get(table, row_id, **options)
+
+    def select(self, query: Any, *fields: Any, **options: Any) -> Any:
+        """Return rows of all shards; see the package's `select`."""
+        return self._reads.select(query, *fields, **options)
+
+    def count(self, query: Any, **options: Any) -> int:
+        """Return how many rows of all shards match; see the package's `count`."""
+        return self._reads.count(query, **options)
+
+    def session_token(self, text: str | None = None) -> Session:
+        """Return a reader's session, new or from its text; see the package's `session_token`."""
+        return self._reads.session(text)
+
     # databases ----------------------------------------------------------------------------------------------
 
     def get_db(self, table: Any, shard_key: Any) -> Any:
@@ -193,7 +227,9 @@ class Pipeline:
         """Ring what is to be rung, and close all connections."""
         self.bell.close()
         self.publisher.close()
+        self._reads.close()
         self.readings.close()
+        self.readers.close()
         self.nodes.close()
         self.log.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 
@@ -160,6 +160,51 @@ class WaitTimeout(PipelineError):
     def __init__(self, what: str, waited_s: float, stage: str):
         super().__init__(f"{what} was still {stage} after {waited_s:.3g} s")
         self.waited_s, self.stage = waited_s, stage
+
+
+# reads ----------------------------------------------------------------------------------------------------------
+
+
+class BadRead(PipelineError):
+    """The call cannot become a read; nothing was asked. The message says what to change."""
+
+
+class ReadOnly(PipelineError):
+    """A write was tried through a connection that is for reading."""
+
+    def __init__(self, node: str, why: str):
+        super().__init__(
+            f"node {node!r} was opened for reading and refused a write ({why}): write with pipeline.enqueue_*"
+        )
+        self.node = node
+
+
+class StaleRead(Unavailable):
+    """No node could show what the read had to see, in time; `stage` says how far it had come.
+
+    `queued`: not applied yet. `replicating`: on the primary, not on a replica, and the primary's budget is used up.
+    `lagging`: no replica is as fresh as asked.
+    """
+
+    def __init__(self, shard: str, stage: str, why: str, waited_s: float = 0.0):
+        super().__init__(f"shard {shard!r}: {_STAGES[stage]} after {waited_s:.3g} s ({why})")
+        self.shard, self.stage, self.reason, self.waited_s = shard, stage, why, waited_s
+
+
+class PartialResult(Unavailable):
+    """Some shards did not answer a read over several; `missing` says which, and why each. `partial=True` accepts it."""
+
+    def __init__(self, missing: Mapping[str, BaseException]):
+        shown = "; ".join(f"shard {shard!r}: {error}" for shard, error in missing.items())
+        super().__init__(f"{len(missing)} of the shards did not answer: {shown}")
+        self.missing = dict(missing)
+
+
+_STAGES = {
+    "queued": "what this read must see was still queued",
+    "replicating": "what this read must see is on the primary, but no replica that may serve it had it",
+    "lagging": "no replica may serve this read",
+}
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

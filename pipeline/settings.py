@@ -201,12 +201,14 @@ class ReadSettings:
     wait_s: float = 0.1
     on_stale: str = "primary"
     primary_budget: float = 0.10
+    secret: str = field(default="", repr=False)
 
     CHECKS: ClassVar[Mapping[str, Check]] = {
         "max_lag_s": number(0, 86_400),
         "wait_s": number(0, 60),
         "on_stale": choice("primary", "stale", "error"),
         "primary_budget": number(0, 1),
+        "secret": pattern(r".{16,256}|", "a text of 16 to 256 characters"),
     }
 
     def __post_init__(self) -> None:

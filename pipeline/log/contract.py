@@ -199,6 +199,10 @@ class Log(Protocol):
         """
         ...
 
+    def secret(self, proposed: str) -> str:
+        """Return the secret of this deployment, which is the first that anybody proposed."""
+        ...
+
     def close(self) -> None:
         """Close all connections."""
         ...

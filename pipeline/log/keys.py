@@ -14,6 +14,7 @@
 <prefix>:full               string  why nothing is let in; expires
 <prefix>:chore:<name>       string  lease of a chore, "1" or its holder's token; expires
 <prefix>:health             hash    node -> "<ms> <what the prober knows of it, as JSON>"; expires
+<prefix>:secret             string  what session tokens are signed with, where the settings name no secret
 <prefix>:budget:<shard>     string  reads that its primary may still take for its replicas; expires when idle
 """
 
@@ -28,7 +29,7 @@ class Keys:
         self._log = f"{prefix}:log:"
         self.schemas, self.tables = f"{prefix}:schemas", f"{prefix}:tables"
         self.ids, self.full, self.bigs = f"{prefix}:ids", f"{prefix}:full", f"{prefix}:big:"
-        self.health = f"{prefix}:health"
+        self.health, self.secret = f"{prefix}:health", f"{prefix}:secret"
 
     def log(self, bucket: int) -> str:
         """Return the stream of a bucket."""

@@ -336,6 +336,10 @@ class MemoryLog:
             self._set(f"budget:{shard}", str(left - taken), BUDGET_MS)
             return taken
 
+    def secret(self, proposed: str) -> str:
+        with self._lock:
+            return self._server.keys.setdefault("secret", _Timed(proposed, 1 << 62)).value
+
     def close(self) -> None:
         """Do nothing."""
 

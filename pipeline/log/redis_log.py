@@ -221,6 +221,13 @@ class RedisLog:
         arguments = [f"{reads:.6f}", f"{most:.6f}", int(take), BUDGET_MS]
         return bool(self._run("earn", [self.keys.budget(shard)], arguments, self._quick))
 
+    def secret(self, proposed: str) -> str:
+        with translated():
+            pipe: Any = self._client.pipeline(transaction=False)
+            pipe.set(self.keys.secret, proposed, nx=True)
+            pipe.get(self.keys.secret)
+            return _text(pipe.execute()[1])
+
     def server(self) -> dict[str, Any]:
         """Return the server's INFO, for `check` and `status`."""
         with translated():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 #: Runs a query inside the open transaction.
 Rows = Callable[[str], list[tuple[Any, ...]]]
@@ -18,6 +18,8 @@ class Dialect(Protocol):
     lock: str
     #: The server's clock in ms.
     now_ms: str
+    #: The driver's argument that ends a transaction with each statement.
+    autocommit: ClassVar[dict[str, Any]]
     #: Whether the server refuses writes, as a replica does; None where the engine knows no such thing.
     read_only: str | None
 
@@ -57,6 +59,13 @@ class Dialect(Protocol):
         """Return the SQL of a division that fails on zero."""
         ...
 
+    def weight(self, text: str) -> tuple[str, str] | None:
+        """Return SQL of the bytes by which a text compares, and of what pads the shorter of two (NULL: nothing).
+
+        None where texts compare by code point.
+        """
+        ...
+
 
 class MySQL:
     """MySQL and MariaDB."""
@@ -65,6 +74,7 @@ class MySQL:
     begin = "START TRANSACTION"
     lock = " FOR UPDATE SKIP LOCKED"
     now_ms = "CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000 AS SIGNED)"
+    autocommit: ClassVar[dict[str, Any]] = {"autocommit": True}
     read_only: str | None = "@@global.read_only"
 
     def uri(self, uri: str) -> str:
@@ -118,6 +128,12 @@ class MySQL:
         """See `Dialect`."""
         return f"({left} / {right})"
 
+    def weight(self, text: str) -> tuple[str, str] | None:
+        """See `Dialect`. Whether a collation pads is asked of the server: an empty text of the column has it."""
+        empty = f"LEFT({text}, 0)"
+        space = f"CONCAT({empty}, ' ')"
+        return f"WEIGHT_STRING({text})", f"IF({space} = {empty}, WEIGHT_STRING({space}), NULL)"
+
 
 class SQLite:
     """SQLite, for development, tests and the demo. It has one writer at a time: workers take turns."""
@@ -126,6 +142,7 @@ class SQLite:
     begin = "BEGIN IMMEDIATE"
     lock = ""
     now_ms = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
+    autocommit: ClassVar[dict[str, Any]] = {"isolation_level": None}
     read_only: str | None = None
 
     def uri(self, uri: str) -> str:
@@ -165,6 +182,10 @@ class SQLite:
     def divide(self, left: str, right: str) -> str:
         """See `Dialect`. SQLite divides integers without their rest; MySQL does not."""
         return f"(CAST({left} AS REAL) / {right})"
+
+    def weight(self, text: str) -> tuple[str, str] | None:
+        """See `Dialect`."""
+        return None
 
 
 def dialect_of(uri: str) -> Dialect:

@@ -28,6 +28,8 @@ _MYSQL_PERMANENT = {
 }  # fmt: skip
 #: Deadlock, lock wait, snapshot conflict: InnoDB rolled back (part of) the transaction, all of it must be redone.
 _MYSQL_ROLLED_BACK = {1205, 1213, 1020}
+#: Read-only transaction, server, InnoDB; a command or a column that the account has no right to.
+_MYSQL_MAY_NOT_WRITE = {1792, 1290, 1836, 1142, 1143, 1044, 1227}
 #: The server is read-only (1290, 1836), is going down (1053, 1927), or the connection is gone (2003, 2006, 2013, 0 as
 #: PyMySQL has it): perhaps another node is the primary now.
 NOT_THE_PRIMARY = {1290, 1836, 1053, 1927, 2003, 2006, 2013, 0}
@@ -69,3 +71,18 @@ def code_of(error: BaseException) -> int | None:
 def sentence_of(error: BaseException) -> str:
     """Return the server's own words."""
     return str(error.args[1]) if code_of(error) is not None and len(error.args) > 1 else str(error)
+
+
+def refused_write(error: BaseException) -> bool:
+    """Return whether a statement was refused because the session or the account may only read."""
+    if code_of(error) in _MYSQL_MAY_NOT_WRITE:
+        return not sentence_of(error).startswith("SELECT")  # no right to read is another matter
+    return "readonly database" in str(error)
+
+
+def connection_lost(error: BaseException) -> bool:
+    """Return whether an error says that the server is away, and not that a statement or its values are at fault."""
+    if isinstance(error, OSError):
+        return True
+    from_driver = type(error).__module__.startswith(("pymysql.", "sqlite3"))
+    return from_driver and fault_of(error) is Fault.TRANSIENT and code_of(error) not in _MYSQL_ROLLED_BACK

@@ -72,6 +72,17 @@ def standing(session: Session) -> Standing:
     return Standing(marks, max((row[4] for row in found), default=0))
 
 
+def sequences(session: Session, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
+    """Return the last applied sequence of each (bucket, producer) that a node knows."""
+    wanted = set(pairs)
+    buckets, producers = ({str(pair[i]) for pair in wanted} for i in (0, 1))
+    found = session.query(
+        "SELECT bucket, producer, seq FROM pipeline_producers"
+        f" WHERE bucket IN ({', '.join(buckets)}) AND producer IN ({', '.join(producers)})"
+    )
+    return {(bucket, producer): seq for bucket, producer, seq in found if (bucket, producer) in wanted}
+
+
 def row_id(session: Session, bucket: int, producer: int, producer_seq: int) -> int | None:
     """Return the id that the database gave to an op's row, once it is applied."""
     found = session.query(

@@ -77,6 +77,10 @@ class Nodes:
             self._primaries[shard] = current = found
         return current
 
+    def suspect(self, shard: str) -> None:
+        """Let the nodes be asked who takes writes: the primary has failed somebody."""
+        self._session(self._primaries[shard], writing=True).suspect = True
+
     def replicas(self, shard: str) -> Iterator[Session]:
         """Return the sessions of the nodes of a shard that are not its primary; they refuse writes."""
         return (self._session(name, writing=False) for name in self.replica_names(shard))

@@ -34,6 +34,7 @@ class Session:
         read_only: refuse every write on the server.
         connect_s: how long connecting may take.
         statement_s: how long the server may take to answer a statement.
+        autocommit: leave no transaction open after a statement: for readers, who would else be frozen in a snapshot.
     """
 
     def __init__(
@@ -42,10 +43,11 @@ class Session:
         uri: str,
         *,
         read_only: bool = False,
+        autocommit: bool = False,
         connect_s: float = CONNECT_S,
         statement_s: float = STATEMENT_S,
     ):
-        self.node, self.read_only = node, read_only
+        self.node, self.read_only, self.autocommit = node, read_only, autocommit
         #: Whether the node was away, or refused a write because it is a replica, since somebody last set this back.
         self.suspect = False
         self._statement_bytes = 0
@@ -58,7 +60,8 @@ class Session:
             attempts=1,
             bigint_id=True,
             check_reserved=None,
-            driver_args=self.dialect.driver_args(connect_s, statement_s, _FOUND_ROWS),
+            driver_args=self.dialect.driver_args(connect_s, statement_s, _FOUND_ROWS)
+            | (self.dialect.autocommit if autocommit else {}),
         )
         self.adapter: Any = self.db._adapter
         pydals_own = self.adapter.after_connection
@@ -123,7 +126,8 @@ class Session:
             for again in (True, False):
                 try:
                     found = self.rows(sql)
-                    self.adapter.rollback()
+                    if not self.autocommit:
+                        self.adapter.rollback()
                 except Exception as error:
                     self.discard()
                     # an idle connection may have died long ago: one try on a new one

@@ -9,6 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import BadQuery, UnknownField
+from pipeline.pydal_objects import kind_of as _kind
+from pipeline.pydal_objects import op_name as _op_name
+from pipeline.pydal_objects import table_of as _table
+from pipeline.pydal_objects import tables_in as _tables
 from pipeline.schema import TableSchema
 
 Tree = list[Any]
@@ -145,33 +149,6 @@ def _column(field: Any, schema: TableSchema) -> tuple[int, str]:
 
 def _same_kind(one: str, other: str) -> bool:
     return one.startswith(_NUMERIC) == other.startswith(_NUMERIC)
-
-
-def _tables(part: Any) -> list[Any]:
-    if _kind(part) == "Field":
-        return [_table(part)]
-    if _kind(part) in ("Query", "Expression"):
-        return [*_tables(part.first), *_tables(part.second)]
-    return []
-
-
-def _table(field: Any) -> Any:
-    return field._table if hasattr(field, "_table") else field.table
-
-
-def _op_name(part: Any) -> str:
-    op = getattr(part, "op", None)
-    return getattr(op, "__name__", None) or str(op)
-
-
-def _kind(value: Any) -> str:
-    """Return Table, Field, Query or Expression for pyDAL's objects, by their classes' names; else the empty string."""
-    if isinstance(value, int | str | float | type(None)):
-        return ""
-    for cls in type(value).__mro__:
-        if cls.__name__ in ("Table", "Field", "Query", "Expression") and cls.__module__.startswith("pydal."):
-            return cls.__name__
-    return ""
 
 
 kind_of = _kind

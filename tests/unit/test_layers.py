@@ -22,6 +22,7 @@ LAYERS = {
     "pipeline.config_file": 1,
     "pipeline.op": 1,
     "pipeline.placement": 1,
+    "pipeline.pydal_objects": 1,
     "pipeline.receipt": 1,
     "pipeline.rules": 1,
     "pipeline.schema": 1,

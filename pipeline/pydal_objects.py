@@ -1,0 +1,115 @@
+"""pyDAL's objects by duck type: both its lines have `op.__name__`, `first`, `second`. Nothing of pyDAL is imported."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+_CLASSES = ("Table", "Field", "Query", "Expression", "Select", "SQLALL")
+
+
+def kind_of(value: Any) -> str:
+    """Return Table, Field, Query, Expression, Select or SQLALL for pyDAL's objects; else the empty string."""
+    if isinstance(value, int | str | float | type(None)):
+        return ""
+    for cls in type(value).__mro__:
+        if cls.__name__ in _CLASSES and cls.__module__.startswith("pydal."):
+            return cls.__name__
+    return ""
+
+
+def op_name(part: Any) -> str:
+    """Return the name of a query's or an expression's operator: `eq`, `_and`, `aggregate`, …; or its SQL text."""
+    op = getattr(part, "op", None)
+    return getattr(op, "__name__", None) or str(op)
+
+
+def table_of(field: Any) -> Any:
+    """Return a field's table."""
+    return field._table if hasattr(field, "_table") else field.table
+
+
+def tables_in(part: Any) -> Iterator[Any]:
+    """Yield the tables that a query, an expression, or a list of them names, each as often as it is named."""
+    kind = kind_of(part)
+    if kind == "Table":
+        yield part
+    elif kind == "SQLALL":
+        yield part._table
+    elif kind == "Field":
+        yield table_of(part)
+    elif kind in ("Query", "Expression"):
+        yield from tables_in(part.first)
+        yield from tables_in(part.second)
+    elif isinstance(part, list | tuple | set | frozenset):
+        for item in part:
+            yield from tables_in(item)
+
+
+def real_name(table: Any) -> str:
+    """Return the name under which a table was defined: an alias has another."""
+    return str(getattr(table, "_dalname", table._tablename))
+
+
+def conjuncts(query: Any) -> Iterator[Any]:
+    """Yield the parts of a query that must all hold."""
+    if kind_of(query) != "Query":
+        return
+    if op_name(query) == "_and":
+        yield from conjuncts(query.first)
+        yield from conjuncts(query.second)
+    else:
+        yield query
+
+
+def pinned_values(query: Any, table: Any, field: str) -> list[Any]:
+    """Return the values to which a query fixes a field of a table with `==`, or with `belongs` and one value."""
+    found = []
+    for part in conjuncts(query):
+        first, name = part.first, op_name(part)
+        if kind_of(first) != "Field" or first.name != field or table_of(first)._tablename != table._tablename:
+            continue
+        second = part.second
+        if name == "belongs" and isinstance(second, list | tuple | set | frozenset) and len(second) == 1:
+            (second,) = second
+        elif name != "eq":
+            continue
+        if second is not None and not kind_of(second):
+            found.append(second)
+    return found
+
+
+def rebuilt(part: Any, db: Any, table: Any) -> Any:
+    """Return a query, expression or field as one of another DAL: its tables, its dialect.
+
+    Args:
+        part: from any DAL; what is no pyDAL object comes back as it is.
+        db: the DAL to rebuild for.
+        table: returns db's own table for a table of the other DAL.
+    """
+    kind = kind_of(part)
+    if kind == "Field":
+        return table(table_of(part))[part.name]
+    if kind == "Table":
+        return table(part)
+    if kind == "SQLALL":
+        return table(part._table).ALL
+    if kind in ("Query", "Expression"):
+        made = copy.copy(part)
+        made.db = made._db = db
+        made.op = _op_of(part, db)
+        made.first, made.second = rebuilt(part.first, db, table), rebuilt(part.second, db, table)
+        return made
+    if type(part) in (list, tuple):
+        return type(part)(rebuilt(item, db, table) for item in part)
+    return part
+
+
+def _op_of(part: Any, db: Any) -> Any:
+    op = part.op
+    if isinstance(op, str) or not hasattr(db._adapter.dialect, op_name(part)):
+        return op
+    if type(op).__name__ == "DialectOp":  # of the line 3: bound to a DAL, not to its dialect
+        return type(op)(db, op_name(part))
+    return getattr(db._adapter.dialect, op_name(part))

@@ -1,0 +1,90 @@
+"""What a read hands out: a node's DAL, with word of how it was chosen. The DAL itself is shared by all threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pipeline.pydal_objects import kind_of
+from pipeline.reads.readers import Reader
+
+
+class ReadInfo(NamedTuple):
+    """How a read was routed.
+
+    Attributes:
+        node: its name, such as `s0-r1`.
+        role: primary or replica.
+        lag_s: an upper bound of how old what it shows may be; None where nobody knows. The primary's is 0.
+        waited_s: how long the read waited for what it must see.
+        stale: True where it may lack what was asked for, and the caller chose to have it all the same.
+        reason: of the choice; see `policy`.
+    """
+
+    node: str
+    role: str
+    lag_s: float | None
+    waited_s: float
+    stale: bool
+    reason: str
+
+
+def callers_names(names: Sequence[str], columns: Sequence[Any], fields: Sequence[Any]) -> list[str]:
+    """Return the names of a result's columns; an expression's is what the caller's DAL calls it, for `row[expression]`.
+
+    Args:
+        names: what the node's DAL calls the columns.
+        fields: what the caller asked for; a table's ALL stands for as many columns as it has.
+    """
+    renamed = list(names)
+    at = 0
+    for field in fields:
+        if kind_of(field) == "SQLALL":
+            at += len(field._table.fields)
+            continue
+        if kind_of(field) == "Expression" and kind_of(columns[at]) == "Expression":
+            renamed[at] = str(field)
+        at += 1
+    return renamed
+
+
+class NodeDAL:
+    """A read-only pyDAL DAL. Tables and queries of the caller's own DAL may be used with it."""
+
+    __slots__ = ("read_info", "reader")
+
+    def __init__(self, reader: Reader, read_info: ReadInfo):
+        self.reader, self.read_info = reader, read_info
+
+    def define(self, table: Any) -> Any:
+        """Return the node's own table for a table of the caller's DAL."""
+        return self.reader.table(table)
+
+    def select(self, query: Any, fields: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        """Return the rows that a query of the caller's finds, with expressions named as the caller's own DAL does."""
+        own = {name: self.reader.own(value) for name, value in options.items()}
+        parse = self.reader.adapter.parse
+
+        def named(rows: Any, columns: Any, names: Sequence[str], cacheable: bool = False) -> Any:
+            return parse(rows, columns, callers_names(names, columns, fields), cacheable=cacheable)
+
+        own.setdefault("processor", named)
+        return self(query).select(*[self.reader.own(field) for field in fields], **own)
+
+    def __call__(self, query: Any = None, *args: Any, **options: Any) -> Any:
+        return self.reader.db(self.reader.own(query), *args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.reader.db, name)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.reader.db[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.reader.db
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.reader.db)
+
+    def __repr__(self) -> str:
+        return f"<DAL of node {self.read_info.node}, read-only>"

@@ -1,0 +1,186 @@
+"""The reads of a pipeline: which place a read has, what it must see there, and a second try on another node."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from pipeline.errors import BadOp, BadRead, ShardUnavailable
+from pipeline.log.contract import Log
+from pipeline.pydal_objects import kind_of, real_name
+from pipeline.reads.bounds import Bounds, Defaults
+from pipeline.reads.gather import Gather
+from pipeline.reads.node_dal import NodeDAL
+from pipeline.reads.overlay import CannotOverlay, Overlay
+from pipeline.reads.place import Place, Places
+from pipeline.reads.router import Router
+from pipeline.reads.seal import VERSION, Seal
+from pipeline.reads.session import Session
+from pipeline.reads.token import Token, is_receipt, token_of
+from pipeline.receipt import Receipt
+from pipeline.settings import Settings
+from pipeline.topology import Topology
+
+
+class After(NamedTuple):
+    """What a read must see, and who will remember what it saw."""
+
+    token: Token
+    session: Session | None = None
+
+
+_NOTHING = After(Token())
+
+
+class Reads:
+    """Reads of one deployment. Threads may share it.
+
+    Args:
+        find_table: returns the pyDAL table that a caller means by a table or a name.
+    """
+
+    def __init__(
+        self, settings: Settings, topology: Topology, log: Log, router: Router, find_table: Callable[[Any], Any]
+    ):
+        self._router, self._find_table = router, find_table
+        self._defaults = Defaults(settings.reads)
+        self._places = Places(topology, log)
+        self._seal = Seal(lambda: settings.reads.secret or log.secret(secrets.token_hex(16)))
+        self._overlay = Overlay(log)
+        self._gather = Gather(router, self._places, len(topology.shards))
+
+    # the calls ----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def read(self, table: Any, shard_key: Any = None, after: Any = None, **options: Any) -> Iterator[NodeDAL]:
+        """Open a node for reading; see the package's `read`."""
+        table, bounds = self._table(table), self._defaults.changed(**_known(options))
+        place, asked = self._places.of_key(real_name(table), shard_key), self.after(after)
+        needs = self._places.needs(asked.token, place)
+        with self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets) as db:
+            db.define(table)
+            yield db
+
+    def get(
+        self,
+        table: Any,
+        row_id: Any,
+        after: Any = None,
+        pending: bool = False,
+        shard_key: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Return one row or None; see the package's `get`."""
+        table, bounds = self._table(table), self._defaults.changed(**_known(options))
+        number = _row_id(table, row_id)
+        key_is_id = self._places.key_of(table) == table._id.name
+        place, asked = self._places.of_id(real_name(table), key_is_id, number, shard_key), self.after(after)
+        if pending:
+            try:
+                return self._twice(lambda: self._laid_over(table, number, place, bounds))
+            except CannotOverlay:
+                # what is queued cannot be computed here: wait for it instead
+                asked = After(Token(rest=True), asked.session)
+        return self._twice(lambda: self._row(table, number, place, asked, bounds))
+
+    def select(self, query: Any, *fields: Any, after: Any = None, **options: Any) -> Any:
+        """Return rows of all shards; see the package's `select`."""
+        bounds = self._defaults.changed(**_taken(options))
+        asked = self.after(after)
+        return self._gather.select(self._query(query), fields, asked.token, asked.session, bounds, **options)
+
+    def count(self, query: Any, distinct: Any = None, after: Any = None, **options: Any) -> int:
+        """Return how many rows of all shards match; see the package's `count`."""
+        bounds = self._defaults.changed(**_taken(options))
+        asked = self.after(after)
+        return self._gather.count(self._query(query), distinct, asked.token, asked.session, bounds, **options)
+
+    def session(self, text: str | None = None) -> Session:
+        """Return a session, new or from its printed token."""
+        return Session(self._seal.read(text) if text else Token(), self._seal)
+
+    def after(self, value: Any) -> After:
+        """Return what an `after=` asks for.
+
+        Raises:
+            BadRead: it is nothing of the kind. BadToken: a text that was changed, or is another deployment's.
+        """
+        if value is None:
+            return _NOTHING
+        if isinstance(value, Session):
+            return After(value.token, value)
+        if isinstance(value, Token):
+            return After(value)
+        if isinstance(value, str):
+            is_token = value[:1] == VERSION
+            return After(self._seal.read(value) if is_token else token_of([Receipt.parse(value)]))
+        if is_receipt(value):
+            return After(token_of([value]))
+        try:
+            return After(token_of(value))
+        except (TypeError, AttributeError):
+            raise BadRead(
+                f"after= takes a receipt, several of them, a session or its text, not {type(value).__name__}"
+            ) from None
+
+    def close(self) -> None:
+        """End the threads."""
+        self._gather.close()
+
+    # parts --------------------------------------------------------------------------------------------------
+
+    def _row(self, table: Any, row_id: int, place: Place, asked: After, bounds: Bounds) -> Any:
+        needs = self._places.needs(asked.token, place)
+        with self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets) as db:
+            own = db.define(table)
+            return db(own._id == row_id).select().first()
+
+    def _laid_over(self, table: Any, row_id: int, place: Place, bounds: Bounds) -> Any:
+        if place.buckets is None or len(place.buckets) != 1:
+            raise BadRead(f"pending=True needs an id that tells its bucket: give shard_key= as well for {row_id}")
+        with self._router.open(place.shard, {}, bounds) as db:
+            return self._overlay.row(db.reader, db.define(table), row_id, place.buckets[0])
+
+    def _twice(self, call: Callable[[], Any]) -> Any:
+        """Call, and once more if a node failed: it is left alone then, so another one is chosen."""
+        try:
+            return call()
+        except ShardUnavailable:
+            return call()
+
+    def _table(self, table: Any) -> Any:
+        try:
+            return self._find_table(table)
+        except BadOp as error:
+            if isinstance(table, str) or kind_of(table):
+                raise
+            raise BadRead(f"expected a pyDAL table or its name, got {type(table).__name__}") from error
+
+    def _query(self, query: Any) -> Any:
+        if isinstance(query, str):
+            return self._table(query)
+        if kind_of(query) not in ("Query", "Table"):
+            raise BadRead(f"expected a pyDAL query or a table, got {type(query).__name__}")
+        return query
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    unknown = options.keys() - {"max_lag_s", "wait_s", "on_stale"}
+    if unknown:
+        raise BadRead(f"unknown option {min(unknown)!r}; there are max_lag_s, wait_s and on_stale")
+    return options
+
+
+def _taken(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options.pop(name) for name in ("max_lag_s", "wait_s", "on_stale") if name in options}
+
+
+def _row_id(table: Any, row_id: Any) -> int:
+    try:
+        if isinstance(row_id, bool | float):
+            raise ValueError
+        return int(row_id)
+    except (TypeError, ValueError):
+        raise BadRead(f"the id of a row of {table._tablename!r} is a whole number, not {row_id!r}") from None

@@ -1,0 +1,222 @@
+"""How one read of one shard is routed, with nodes that are fakes of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pytest
+
+from pipeline.errors import ShardUnavailable, StaleRead
+from pipeline.op import Position
+from pipeline.reads.bounds import Bounds
+from pipeline.reads.readings import View
+from pipeline.reads.router import Router
+from pipeline.reads.session import Session
+from pipeline.reads.token import Need, Token
+
+BOUNDS = Bounds(max_lag_s=5.0, wait_s=0.03, on_stale="primary")
+NEEDS = {3: Need(Position(1, 10), {7: 4})}
+HAS, LACKS = {3: Position(1, 10)}, {3: Position(1, 9)}
+
+
+class FakeReader:
+    """A node: `marks` is what it has, `away` makes it fail."""
+
+    def __init__(self, node: str):
+        self.node, self.marks_now, self.away, self.looks = node, dict(LACKS), False, 0
+        self.known: dict[int, Position] = {}
+        self.catches_up_after: int | None = None
+        self.age_s = 0.0
+        self.db: Any = None
+
+    def ready(self) -> None:
+        if self.away:
+            raise ShardUnavailable(self.node, "it is away")
+
+    def rely(self, on: bool) -> None: ...
+
+    def has(self, needs: Mapping[int, Need]) -> bool:
+        return all(need.reached(self.known.get(b, Position(-1, -1)), {}) for b, need in needs.items())
+
+    def look(self, needs: Mapping[int, Need]) -> bool:
+        self.ready()
+        self.looks += 1
+        if self.looks == self.catches_up_after:
+            self.marks_now = dict(HAS)
+        self.known = dict(self.marks_now)
+        return self.has(needs)
+
+    def marks(self, buckets: Iterable[int] | None = None) -> dict[int, Position]:
+        return dict(self.marks_now)
+
+    def connected_for_s(self) -> float:
+        return self.age_s
+
+
+class Deployment:
+    """Two replicas in good health, a primary that has everything, a budget of two reads."""
+
+    def __init__(self) -> None:
+        self.readers = {node: FakeReader(node) for node in ("s0", "s0-r0", "s0-r1")}
+        self.readers["s0"].marks_now = dict(HAS)
+        self.views = {"s0-r0": View(0.1), "s0-r1": View(0.2)}
+        self.left, self.noted, self.suspected = 2, 0, 0
+        self.reasons: list[tuple[str, str]] = []
+        self.router = Router(self, self.readers, self, self, self._count, lambda: 0.5)  # type: ignore[arg-type]
+
+    def primary_name(self, shard: str) -> str:
+        return "s0"
+
+    def replica_names(self, shard: str) -> tuple[str, ...]:
+        return tuple(self.views)
+
+    def suspect(self, shard: str) -> None:
+        self.suspected += 1
+
+    def view(self, node: str) -> View:
+        return self.views.get(node, View())
+
+    def take(self, shard: str) -> bool:
+        self.left -= 1
+        return self.left >= 0
+
+    def note(self, shard: str) -> None:
+        self.noted += 1
+
+    def _count(self, shard: str, kind: str, reason: str) -> None:
+        self.reasons.append((kind, reason))
+
+    def read(self, needs: Mapping[int, Need] = {}, bounds: Bounds = BOUNDS, **options: Any) -> Any:
+        with self.router.open("s0", needs, bounds, **options) as db:
+            return db.read_info
+
+
+@pytest.fixture
+def there() -> Deployment:
+    return Deployment()
+
+
+def test_a_read_without_a_token_asks_no_node_and_goes_to_a_replica(there: Deployment) -> None:
+    info = there.read()
+
+    assert (info.role, info.stale, info.reason, info.waited_s) == ("replica", False, "fresh", 0.0)
+    assert sum(reader.looks for reader in there.readers.values()) == 0
+
+
+def test_of_two_replicas_the_one_that_has_the_token_serves_it(there: Deployment) -> None:
+    there.readers["s0-r1"].marks_now = dict(HAS)
+
+    assert there.read(NEEDS).node == "s0-r1"
+
+
+def test_a_position_that_is_known_to_be_reached_costs_no_look(there: Deployment) -> None:
+    there.readers["s0-r0"].known = dict(HAS)
+
+    info = there.read(NEEDS)
+
+    assert (info.node, info.reason) == ("s0-r0", "token-known")
+    assert there.readers["s0-r0"].looks == 0
+
+
+def test_the_probers_word_counts_only_if_the_connection_is_older_than_it(there: Deployment) -> None:
+    there.views["s0-r0"] = View(0.1, marks=HAS)
+    there.readers["s0-r1"].away = True
+
+    there.readers["s0-r0"].age_s = 0.05
+    asked = there.read(NEEDS)
+    there.readers["s0-r0"].age_s = 0.5
+    known = there.read(NEEDS)
+
+    assert (asked.node, asked.reason) == ("s0", "token-not-reached")
+    assert (known.node, known.reason) == ("s0-r0", "token-known")
+
+
+def test_a_read_waits_for_a_replica_that_catches_up_in_time(there: Deployment) -> None:
+    there.readers["s0-r0"].catches_up_after = 3
+
+    info = there.read(NEEDS)
+
+    assert (info.node, info.role, info.reason) == ("s0-r0", "replica", "token-asked")
+    assert there.left == 2
+
+
+def test_when_no_replica_gets_it_in_time_the_primary_serves_within_its_budget(there: Deployment) -> None:
+    served = [there.read(NEEDS).role for _ in range(2)]
+
+    assert served == ["primary", "primary"]
+    with pytest.raises(StaleRead) as caught:
+        there.read(NEEDS)
+    assert (caught.value.stage, caught.value.reason, caught.value.retryable) == ("replicating", "over-budget", True)
+
+
+def test_what_is_still_queued_is_reported_as_queued_and_never_read_past(there: Deployment) -> None:
+    there.readers["s0"].marks_now = dict(LACKS)
+
+    with pytest.raises(StaleRead) as caught:
+        there.read(NEEDS)
+
+    assert caught.value.stage == "queued"
+    assert there.reasons[-1][0] == "error"
+
+
+def test_a_stale_answer_is_given_only_to_who_chose_it_and_is_marked(there: Deployment) -> None:
+    info = there.read(NEEDS, Bounds(5.0, 0.01, "stale"))
+
+    assert (info.role, info.stale) == ("replica", True)
+    with pytest.raises(StaleRead, match="over-budget|token-not-reached"):
+        there.read(NEEDS, Bounds(5.0, 0.01, "error"))
+
+
+def test_a_stale_answer_of_the_primary_is_marked_too(there: Deployment) -> None:
+    there.views = {}
+    there.readers["s0"].marks_now = dict(LACKS)
+
+    info = there.read(NEEDS, Bounds(5.0, 0.01, "stale"))
+
+    assert (info.role, info.stale) == ("primary", True)
+
+
+def test_lagging_replicas_send_a_read_to_the_primary_until_its_budget_is_spent(there: Deployment) -> None:
+    there.views = {"s0-r0": View(9.0), "s0-r1": View(8.0)}
+
+    infos = [there.read() for _ in range(3)]
+
+    assert [(i.role, i.stale) for i in infos] == [("primary", False), ("primary", False), ("replica", True)]
+    assert (infos[2].node, infos[2].lag_s, infos[2].reason) == ("s0-r1", 8.0, "over-budget")
+
+
+def test_a_replica_that_fails_is_left_alone_and_another_serves(there: Deployment) -> None:
+    there.readers["s0-r0"].away = True
+
+    nodes = {there.read().node for _ in range(5)}
+
+    assert nodes == {"s0-r1"}
+
+
+def test_with_all_nodes_away_the_error_names_one_and_the_primary_is_suspected(there: Deployment) -> None:
+    for reader in there.readers.values():
+        reader.away = True
+
+    with pytest.raises(ShardUnavailable):
+        there.read()
+
+    assert there.suspected > 0
+
+
+def test_a_failure_in_the_middle_of_a_read_keeps_the_next_read_off_that_node(there: Deployment) -> None:
+    with pytest.raises(ShardUnavailable), there.router.open("s0", {}, BOUNDS) as db:
+        raise ShardUnavailable(db.read_info.node, "it went away")
+
+    assert there.read().node != db.read_info.node
+
+
+def test_a_session_takes_up_what_the_node_has_after_the_answer(there: Deployment) -> None:
+    session = Session(Token(), None)
+    there.readers["s0-r0"].marks_now = {3: Position(1, 9)}
+    there.views = {"s0-r0": View(0.1)}
+
+    with there.router.open("s0", {}, BOUNDS, session=session, buckets=(3,)):
+        there.readers["s0-r0"].marks_now = {3: Position(1, 12)}  # applied while the read ran
+
+    assert session.token[3].position == Position(1, 12)

@@ -1,0 +1,231 @@
+"""Reads through the façade, on SQLite shards in this process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydal import DAL, Field
+
+import pipeline
+from pipeline.errors import BadRead, BadToken, PartialResult, ReadOnly, StaleRead, UnknownTable
+from pipeline.testing import Sandbox, sandbox
+
+
+@pytest.fixture
+def box() -> Iterator[Sandbox]:
+    with sandbox({"sale": {"shard_key": "customer"}, "country": {"reference": True}}, shards=2) as made:
+        yield made
+
+
+@pytest.fixture
+def db(box: Sandbox) -> Any:
+    made = DAL("sqlite:memory", migrate=False)
+    made.define_table("sale", Field("customer", "integer", notnull=True), Field("qty", "integer"))
+    made.define_table("country", Field("name"))
+    pipeline.define_tables(made)
+    return made
+
+
+def shard_of(box: Sandbox, customer: int) -> str:
+    topology = box.client.topology
+    return topology.shard_of(topology.bucket_of("sale", customer))
+
+
+def test_a_read_shows_what_its_token_asks_for_or_says_how_far_it_has_come(box: Sandbox, db: Any) -> None:
+    receipt = pipeline.enqueue_insert(db.sale, customer=1, qty=2)
+
+    with pytest.raises(StaleRead) as caught:
+        pipeline.get(db.sale, receipt.id, after=receipt, wait_s=0.01)
+    box.drain()
+    row = pipeline.get("sale", receipt.id, after=str(receipt))
+
+    assert caught.value.stage == "queued"
+    assert row.qty == 2
+
+
+def test_a_token_holds_up_only_reads_of_its_own_bucket(box: Sandbox, db: Any) -> None:
+    receipt = pipeline.enqueue_insert(db.sale, customer=1, qty=2)
+    other = next(n for n in range(2, 99) if box.client.topology.bucket_of("sale", n) != receipt.bucket)
+
+    with pipeline.read("sale", other, after=receipt, wait_s=0.0) as node:
+        assert node(node.sale).count() == 0
+    with pytest.raises(StaleRead), pipeline.read("sale", 1, after=receipt, wait_s=0.0):
+        pass
+
+
+def test_queries_of_the_callers_own_dal_work_on_the_node(box: Sandbox, db: Any) -> None:
+    receipt = pipeline.enqueue_insert(db.sale, customer=1, qty=2)
+    box.drain()
+
+    with pipeline.read(db.sale, 1, after=[receipt]) as node:
+        assert node(db.sale.qty == 2).select(node.sale.qty).first().qty == 2
+        assert node(node.sale.qty == 2).count() == 1
+        assert node.read_info.role == "primary"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda node: node.sale.insert(customer=1),
+        lambda node: node(node.sale.id > 0).update(qty=1),
+        lambda node: node(node.sale.id > 0).delete(),
+        lambda node: node.executesql("CREATE TABLE x (a INTEGER)"),
+        lambda node: node(node.sale.id > 0).select().first().update_record(qty=3),
+    ],
+)
+def test_a_write_through_a_read_is_refused_with_a_word_on_what_to_do(box: Sandbox, db: Any, write: Any) -> None:
+    pipeline.enqueue_insert(db.sale, customer=1, qty=2)
+    box.drain()
+
+    with pipeline.read("sale", 1) as node, pytest.raises(ReadOnly, match=r"pipeline\.enqueue"):
+        write(node)
+
+    assert pipeline.count(db.sale.qty == 2) == 1
+
+
+def test_a_reference_table_is_read_from_any_shard(box: Sandbox, db: Any) -> None:
+    receipt = pipeline.enqueue_insert(db.country, name="Chad")
+    box.drain()
+
+    shards = set()
+    for _ in range(40):
+        rows = pipeline.select(db.country, after=receipt)
+        assert [row.name for row in rows] == ["Chad"]
+        shards |= {info.node for info in rows.read_info}
+    assert shards == {"s0", "s1"}
+    assert pipeline.get(db.country, receipt.id).name == "Chad"
+
+
+def test_common_filters_are_those_of_the_caller_and_of_his_request(box: Sandbox, db: Any) -> None:
+    for qty in (1, 2):
+        pipeline.enqueue_insert(db.sale, customer=1, qty=qty)
+    box.drain()
+
+    seen = []
+    for mine in (1, 2, None):
+        db.sale._common_filter = None if mine is None else lambda query, mine=mine: db.sale.qty == mine
+        seen.append([row.qty for row in pipeline.select(db.sale.id > 0, orderby=db.sale.qty)])
+        seen.append([row.qty for row in pipeline.select(db.sale.customer == 1, orderby=db.sale.qty)])
+
+    assert seen == [[1], [1], [2], [2], [1, 2], [1, 2]]
+
+
+def test_a_tables_new_definition_replaces_the_old_one_on_the_nodes(box: Sandbox, db: Any) -> None:
+    receipt = pipeline.enqueue_insert(db.sale, customer=1, qty=2)
+    box.drain()
+    assert pipeline.get(db.sale, receipt.id).qty == 2
+    fewer = DAL("sqlite:memory", migrate=False)
+    fewer.define_table("sale", Field("customer", "integer", notnull=True))
+
+    assert "qty" not in pipeline.get(fewer.sale, receipt.id)
+    assert pipeline.get(db.sale, receipt.id).qty == 2
+
+
+def test_an_id_column_of_another_name_is_kept(box: Sandbox) -> None:
+    db = DAL("sqlite:memory", migrate=False)
+    db.define_table("thing", Field("code", "id"), Field("word"))
+    pipeline.define_tables(db)
+    receipt = pipeline.enqueue_insert(db.thing, word="x")
+    box.drain()
+
+    assert pipeline.get(db.thing, receipt.id).word == "x"
+
+
+def test_virtual_fields_come_along(box: Sandbox) -> None:
+    db = DAL("sqlite:memory", migrate=False)
+    db.define_table("thing", Field("n", "integer"), Field.Virtual("twice", lambda row: row.thing.n * 2))
+    pipeline.define_tables(db)
+    receipt = pipeline.enqueue_insert(db.thing, n=4)
+    box.drain()
+
+    assert pipeline.get(db.thing, receipt.id).twice == 8
+
+
+def test_a_session_sees_its_own_writes_and_travels_as_text(box: Sandbox, db: Any) -> None:
+    session = pipeline.session_token()
+    receipt = pipeline.enqueue_insert(db.sale, customer=1, qty=2)
+    session.wrote(receipt)
+
+    again = pipeline.session_token(str(session))
+
+    with pytest.raises(PartialResult) as caught:
+        pipeline.select(db.sale, after=again, wait_s=0.01)
+    assert [(shard, error.stage) for shard, error in caught.value.missing.items()] == [(shard_of(box, 1), "queued")]
+    assert [info.node for info in pipeline.select(db.sale, after=again, wait_s=0.01, partial=True).read_info] != []
+    box.drain()
+    assert len(pipeline.select(db.sale, after=again)) == 1
+    assert again.token[receipt.bucket].position == receipt.position
+
+
+def test_a_coarse_token_asks_for_everything_that_stands_in_the_log(box: Sandbox, db: Any) -> None:
+    pipeline.enqueue_insert(db.sale, customer=1, qty=2)
+    coarse = pipeline.session_token(str(pipeline.session_token()))
+    coarse._token = coarse.token.merged(type(coarse.token)(rest=True))
+
+    with pytest.raises(StaleRead), pipeline.read("sale", 1, after=coarse.token, wait_s=0.0):
+        pass
+    box.drain()
+    with pipeline.read("sale", 1, after=coarse.token, wait_s=0.0) as node:
+        assert node(node.sale).count() == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda db: pipeline.get("sail", 1), UnknownTable, "did you mean 'sale'"),
+        (lambda db: pipeline.get(7, 1), BadRead, "expected a pyDAL table"),
+        (lambda db: pipeline.get(db.sale, "x"), BadRead, "whole number"),
+        (lambda db: pipeline.get(db.sale, 5), BadRead, "give shard_key="),
+        (lambda db: pipeline.get(db.sale, 5, shard_key=1, wait_s=-1), BadRead, "wait_s must be a number"),
+        (lambda db: pipeline.get(db.sale, 5, shard_key=1, max_lag=1), BadRead, "unknown option 'max_lag'"),
+        (lambda db: pipeline.get(db.sale, 5, shard_key=1, after=3.5), BadRead, "after= takes"),
+        (lambda db: pipeline.get(db.sale, 5, shard_key=1, after="tX"), BadToken, "not a session token"),
+        (lambda db: pipeline.read("sale").__enter__(), BadRead, "give shard_key="),
+        (lambda db: pipeline.select(3), BadRead, "expected a pyDAL query"),
+        (lambda db: pipeline.session_token("tAAAA"), BadToken, "not a session token"),
+    ],
+)
+def test_a_bad_call_says_what_to_change(box: Sandbox, db: Any, call: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(db)
+
+
+def test_threads_share_a_client_each_with_a_connection_of_its_own(box: Sandbox, db: Any) -> None:
+    receipts = [pipeline.enqueue_insert(db.sale, customer=n, qty=n) for n in range(8)]
+    box.drain()
+    wrong: list[Any] = []
+
+    def read(mine: int) -> None:
+        for _ in range(30):
+            row = pipeline.get(db.sale, receipts[mine].id, after=receipts[mine])
+            total = pipeline.select(db.sale.id > 0, db.sale.qty.sum()).first()[db.sale.qty.sum()]
+            if row.qty != mine or total != 28:
+                wrong.append((mine, row, total))
+
+    threads = [threading.Thread(target=read, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert wrong == []
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_reads_on_connections_of_its_own(box: Sandbox, db: Any) -> None:
+    receipt = pipeline.enqueue_insert(db.sale, customer=1, qty=2)
+    box.drain()
+    assert pipeline.count(db.sale) == 1
+
+    child = os.fork()
+    if child == 0:
+        right = pipeline.get(db.sale, receipt.id, after=receipt).qty == 2 and pipeline.count(db.sale) == 1
+        os._exit(0 if right else 1)
+    _, status = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert pipeline.count(db.sale) == 1
