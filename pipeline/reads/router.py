@@ -24,8 +24,9 @@ from pipeline.reads.session import Session, least_marks
 from pipeline.reads.token import Need
 from pipeline.reads.waiting import Waiting
 
-#: A node that failed a read of this process is left alone for so long: by then the prober knows.
-SHUN_S = 2.0
+#: A node that no connection can be made to is left alone for so long: by then the prober knows. One whose connection
+#: broke in the middle of a read is left alone just until that read has been tried elsewhere, s.
+SHUN_S, SKIP_S = 2.0, 0.02
 Needs = Mapping[int, Need]
 
 
@@ -118,7 +119,7 @@ class Router:
                     session.saw(reader.marks(buckets), self.passed(shard), stale=info.stale)
             except ShardUnavailable as error:
                 if error.node == info.node:
-                    self._failed(shard, info.node)
+                    self._failed(shard, info.node, SKIP_S)
                 raise
             finally:
                 reader.rely(False)
@@ -237,13 +238,14 @@ class Router:
 
     # failures -----------------------------------------------------------------------------------------------
 
-    def _failed(self, shard: str, node: str) -> None:
-        self._shun(node)
+    def _failed(self, shard: str, node: str, for_s: float = SHUN_S) -> None:
+        self._shun(node, for_s)
         if node == self._nodes.primary_name(shard):
             self._nodes.suspect(shard)
 
-    def _shun(self, node: str) -> None:
-        self._shunned_until_s[node] = clock.mono_s() + SHUN_S
+    def _shun(self, node: str, for_s: float = SHUN_S) -> None:
+        until_s = clock.mono_s() + for_s
+        self._shunned_until_s[node] = max(until_s, self._shunned_until_s.get(node, 0.0))
 
     @contextmanager
     def _running(self, node: str) -> Iterator[None]:
