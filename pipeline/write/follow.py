@@ -44,7 +44,12 @@ class Follower:
         for deadline in clock.polls(timeout_s):
             hinted = all(self._hint(shard, receipt) for shard in shards)
             if hinted or deadline.passed or clock.mono_s() - asked_at > ASK_S:
-                asked_at, state = clock.mono_s(), self._state(receipt)
+                try:
+                    asked_at, state = clock.mono_s(), self._state(receipt)
+                except ShardUnavailable:
+                    # a primary that died is followed within seconds; only the last word counts
+                    if deadline.passed:
+                        raise
             if state in _FINAL:
                 return self._told(receipt, state)
         raise WaitTimeout(f"the op at {receipt.bucket}:{receipt.position}", timeout_s, state)
