@@ -38,5 +38,5 @@ def ask_all(questions: Mapping[str, Callable[[], T]], timeout_s: float = ANSWER_
     deadline = Deadline(timeout_s)
     for thread in threads:
         thread.join(deadline.left_s)
-    silent = Unavailable(f"no answer within {timeout_s:g} s")
+    silent = Unavailable(f"nothing came within {timeout_s:g} s")
     return {name: answers.get(name, silent) for name in questions}

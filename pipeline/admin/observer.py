@@ -18,6 +18,9 @@ from pipeline.shard import inquiry
 from pipeline.shard.brief import brief
 from pipeline.topology import Topology
 
+#: Among the questions; no node can have this name.
+_REDIS = "redis "
+
 
 @dataclass(frozen=True, slots=True)
 class _Node:
@@ -37,7 +40,7 @@ class Observer:
         self._log = RedisLog(redis.url, prefix=redis.prefix, read_s=ANSWER_S)
         self._before: dict[str, _Node] = {}
         self._replicas: dict[str, list[str]] = {}
-        self._nodes: dict[str, Callable[[], _Node]] = {}
+        self._nodes: dict[str, Callable[[], _Node | RedisStatus]] = {}
         for shard in settings.shards.values():
             self._nodes[shard.name] = partial(_ask, shard.name, shard.primary, primary=True)
             replicas = {f"{shard.name}-r{i}": uri for i, uri in enumerate(shard.replicas)}
@@ -47,15 +50,18 @@ class Observer:
 
     def look(self) -> Status:
         """Ask everybody."""
-        nodes = ask_all(self._nodes)
-        # after the watermarks, so that an op that is applied meanwhile counts as queued, never as less than none
-        queues = ask_all({shard: partial(self._queue, shard, nodes[shard]) for shard in self._topology.shards})
-        redis = ask_all({"redis": lambda: RedisStatus(self._log.memory_share(), self._log.full())})["redis"]
-        return Status(
-            clock.wall_ms(),
-            RedisStatus(why=str(redis)) if isinstance(redis, PipelineError) else redis,
-            tuple(self._shard(shard, nodes, queues[shard]) for shard in self._topology.shards),
-        )
+        answers = ask_all({**self._nodes, _REDIS: lambda: RedisStatus(self._log.memory_share(), self._log.full())})
+        redis = answers.pop(_REDIS)
+        nodes = {name: found for name, found in answers.items() if not isinstance(found, RedisStatus)}
+        if not isinstance(redis, RedisStatus):
+            redis = RedisStatus(why=str(redis))
+        shards = self._topology.shards
+        queues: dict[str, Queue | PipelineError] = dict.fromkeys(shards, Queue(why=redis.why))
+        if not redis.why:
+            # after the watermarks: what is applied meanwhile then counts as queued, and nothing as less than nought
+            queues = ask_all({shard: partial(self._queue, shard, nodes[shard]) for shard in shards})
+        rows = tuple(self._shard(shard, nodes, queues[shard]) for shard in shards)
+        return Status(clock.wall_ms(), redis, rows)
 
     def close(self) -> None:
         """Close the connection to Redis."""

@@ -85,7 +85,9 @@ class Status:
         """What did not answer, and why."""
         lines = [("redis", self.redis.why)]
         for shard in self.shards:
-            lines += [(shard.shard, shard.why), (f"{shard.shard}'s queue", shard.queue.why)]
+            lines.append((shard.shard, shard.why))
+            if shard.queue.why != self.redis.why:
+                lines.append((f"{shard.shard}'s queue", shard.queue.why))
             lines += [(replica.node, replica.why) for replica in shard.replicas]
         return [(name, why) for name, why in lines if why]
 

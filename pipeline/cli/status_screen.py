@@ -20,7 +20,7 @@ def screen(status: Status, encoding: str, *, live: bool = False) -> RenderableTy
     """Return the table, and below it what is wrong."""
     parts: list[RenderableType] = [Text(), _head(status), Text(), _table(status, encoding), Text()]
     for name, why in status.unknown:
-        parts.append(Text.assemble(("  unknown ", "bold red"), (f"{name}: ", "bold"), why))
+        parts.append(Text.assemble(("  ? unknown ", "bold red"), (f"{name}: ", "bold"), why))
     if status.redis.full is not None:
         parts.append(Text.assemble(("  full ", "bold red"), f"nothing is let in: {status.redis.full}"))
     if refused := sum((shard.rejected or 0) + (shard.parked or 0) for shard in status.shards):
@@ -37,7 +37,7 @@ def screen(status: Status, encoding: str, *, live: bool = False) -> RenderableTy
 def lines(status: Status) -> Iterator[str]:
     """Yield the status as plain lines of key=value."""
     redis = status.redis
-    memory = UNKNOWN if redis.memory is None else f"{redis.memory:.0%}"
+    memory = UNKNOWN if redis.memory is None else f"{redis.memory:.0%}" if redis.memory else "unlimited"
     full = UNKNOWN if redis.why else "no" if redis.full is None else f"yes ({redis.full})"
     yield f"at={_clock(status.at_ms)} redis_memory={memory} full={full}"
     for shard in status.shards:
@@ -55,7 +55,10 @@ def lines(status: Status) -> Iterator[str]:
 
 def _head(status: Status) -> Text:
     redis = status.redis
-    memory = (UNKNOWN, "bold red") if redis.memory is None else (f"{redis.memory:.0%} of its limit", "")
+    if redis.memory is None:
+        memory = (UNKNOWN, "bold red")
+    else:
+        memory = (f"{redis.memory:.0%} of its limit" if redis.memory else "has no limit", "")
     return Text.assemble(("  pipeline ", "bold"), _clock(status.at_ms), ("   Redis' memory ", "dim"), memory)
 
 
@@ -63,8 +66,8 @@ def _table(status: Status, encoding: str) -> Table:
     table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
     for name in ("shard", "queued", "oldest", "applied/s", "dirty", "rejected", "parked", "lost", "replica"):
         table.add_column(name, justify="left" if name in ("shard", "replica") else "right", no_wrap=True)
-    table.add_column("behind", justify="right", no_wrap=True)
-    table.add_column("by", justify="right", no_wrap=True)
+    table.add_column("ops behind", justify="right", no_wrap=True)
+    table.add_column("lag", justify="right", no_wrap=True)
     sign = "≤ " if encoding.startswith("utf") else "<= "
     for shard in status.shards:
         replicas: list[ReplicaStatus | None] = [*shard.replicas] or [None]
@@ -102,7 +105,7 @@ def _replica_cells(replica: ReplicaStatus | None) -> list[Text]:
 
 
 def _cell(text: str, style: str = "") -> Text:
-    return Text(text, style="bold red" if text == UNKNOWN else style)
+    return Text("?", style="bold red") if text == UNKNOWN else Text(text, style=style)
 
 
 def _count(number: int | None, sign: str = "") -> str:

@@ -36,7 +36,8 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _unreachable(node: str, key: str, error: PipelineError) -> Finding:
-    return Finding(ERROR, key, str(error), "start the server, or correct the address", (node,))
+    why = str(error).removeprefix("Redis: ")
+    return Finding(ERROR, "", f"does not answer: {why}", f"start the server, or correct {key}", (node,))
 
 
 def _log(log: Health) -> Iterator[Finding]:

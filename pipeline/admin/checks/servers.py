@@ -23,7 +23,9 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
         if isinstance(found, PipelineError):
             shard = evidence.primary_of.get(node, node)
             why = str(found).removeprefix(f"node {node!r}: ")
-            yield Finding(ERROR, "connection", why, f"start the server, or correct [shards.{shard}]", (node,))
+            yield Finding(
+                ERROR, "", f"does not answer: {why}", f"start the server, or correct [shards.{shard}]", (node,)
+            )
         elif found.engine == "mysql":
             yield from _server(found)
             if node in evidence.primary_of:
