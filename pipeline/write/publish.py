@@ -50,7 +50,6 @@ class Publisher:
         self._scopes = {shard: Scope(shard, (shard,)) for shard in topology.shards}
         self._reference = Scope("*", topology.shards)
         self._epochs: dict[str, int] = {}
-        self._raising = threading.Lock()
         self._reset()
 
     def publish(
@@ -91,7 +90,7 @@ class Publisher:
                 sender.line.close()
                 raise
             places |= share_places
-            self._free.append(sender)
+            self._put_back(sender)
         if self._losses:
             self._report_losses()
         return places
@@ -111,8 +110,10 @@ class Publisher:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
+        self._raising = threading.Lock()  # a fork may have taken place while another thread held it
         self._free: deque[Sender] = deque()
         self._losses: deque[Lost] = deque(maxlen=10_000)
+        self._lineages = 0  # how many epochs were raised or learnt here
 
     def _take(self) -> Sender:
         if self._pid != os.getpid():
@@ -120,11 +121,22 @@ class Publisher:
         try:
             sender = self._free.pop()
         except IndexError:
-            return Sender(self._log.line())
+            return self._fresh()
         if sender.stale:
             sender.line.close()
-            return Sender(self._log.line())
+            return self._fresh()
         return sender
+
+    def _fresh(self) -> Sender:
+        return Sender(self._log.line(), self._lineages)
+
+    def _put_back(self, sender: Sender) -> None:
+        """Let others use a sender; one that missed a change of lineage is asked about now: it may never send again."""
+        try:
+            sender = self._checked(sender)
+        except LogUnavailable as error:
+            _log.warning("a sender will be checked at its next use: %s", error)
+        self._free.append(sender)
 
     def _by_scope(self, payloads: Mapping[int, Sequence[bytes]]) -> dict[Scope, dict[int, Sequence[bytes]]]:
         shares: dict[Scope, dict[int, Sequence[bytes]]] = {}
@@ -138,6 +150,7 @@ class Publisher:
         """Send, and return the places and the sender to go on with."""
         for _ in range(3):
             epoch = self._epochs.get(scope.name) or self._raised(scope, 0)
+            sender = self._checked(sender)
             try:
                 answer, first = sender.send(scope, epoch, payloads, key, row_id or 0)
             except EpochStale:
@@ -155,35 +168,39 @@ class Publisher:
             if not holes:
                 return places, sender
             # the log knows less of this producer than it acknowledged: name the loss, go on as a new producer
-            fresh = self._replaced(sender)
-            again, fresh = self._send(fresh, scope, {b: payloads[b] for b in holes}, key, row_id)
+            again, fresh = self._send(self._replaced(sender), scope, {b: payloads[b] for b in holes}, key, row_id)
             return places | again, fresh
         raise LogUnavailable("the server's lineage keeps changing", sent=False)
+
+    def _checked(self, sender: Sender) -> Sender:
+        """Return a sender of which the log has lost nothing: this one, or after a change of lineage perhaps another."""
+        lineages = self._lineages
+        if sender.lineages != lineages:
+            if sender.losses():
+                return self._replaced(sender)
+            sender.lineages = lineages
+        return sender
 
     def _replaced(self, sender: Sender) -> Sender:
         """Note what the log lost of a sender, and return another in its place."""
         self._losses.extend(sender.losses())
         sender.line.close()
-        return Sender(self._log.line())
+        return self._fresh()
 
     def _raised(self, scope: Scope, stale: int) -> int:
         with self._raising:
             known = self._epochs.get(scope.name, 0)
             if known == stale:
                 known = self._epochs[scope.name] = self._raise_epoch(scope)
+                self._lineages += 1
                 self._audit()
             return known
 
     def _audit(self) -> None:
         """Ask the server of the new lineage what it knows of the idle senders: their next op may never come."""
         for _ in range(len(self._free)):
-            sender = self._take()
-            losses = sender.losses()
-            self._losses.extend(losses)
-            if losses:
-                sender.line.close()
-            else:
-                self._free.appendleft(sender)
+            self._put_back(self._take())
+            self._free.rotate()
 
     def _report_losses(self) -> None:
         while self._losses:
