@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydal import DAL
+from support.chance import SEED
+from support.reads import ReadRig, define, read_rig
 
 from pipeline.clock import polls
 from pipeline.errors import BadRead, PartialResult, ReadOnly, StaleRead
-from support.chance import SEED
-from support.reads import ReadRig, define, read_rig
 
 pytestmark = pytest.mark.mariadb
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

@@ -120,7 +120,7 @@ def test_what_only_the_database_can_tell_is_waited_for_and_not_guessed(box: Sand
 
 def test_a_longer_queue_than_is_worth_it_is_waited_for(box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overlay, "MOST_ENTRIES", 2)
-    row_id = next(pipeline.enqueue_insert(db.sale, customer=1, name=f"long {n}").id for n in range(4))
+    row_id, *_ = [pipeline.enqueue_insert(db.sale, customer=1, name=f"long {n}").id for n in range(4)]
 
     with pytest.raises(StaleRead):
         pipeline.get(db.sale, row_id, pending=True, wait_s=0.01)
