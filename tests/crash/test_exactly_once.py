@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support import nodes
 from support.chance import SOAK
 from support.proxy import Proxy
 from support.trial import Trial
@@ -14,6 +15,8 @@ pytestmark = pytest.mark.mariadb
 
 #: What a worker child is killed before; see `Applier`.
 STEPS = ("due", "lock", "read", "execute", "statement", "mark", "commit", "committed", "finish")
+#: Who waits for a row lock in MariaDB.
+WAITING = "SELECT trx_id FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
 #: How long a killed worker may delay its buckets; the design says 3 s.
 SOON_S = 15
 #: What Celery writes about a killed child.
@@ -108,3 +111,36 @@ def test_an_op_in_doubt_may_be_sent_again_under_its_idempotency_key(trial: Trial
         trial.holds()
 
         assert proxy.cuts >= 30
+
+
+def test_a_batch_that_waits_in_vain_for_a_lock_is_undone_whole_and_done_again(trial: Trial) -> None:
+    rig, topology = trial.rig, trial.rig.client.topology
+    trial.owners += [owner for owner in rig.owners(200) if topology.bucket_of("tally", owner) == 0]
+    free, locked = trial.owners[:2], trial.owners[2:3]
+    uri = rig.primaries[topology.shard_of(0)]
+    bumps = trial.load(owners=locked, weights={"bump": 1})
+    trial.send(bumps, 5)
+    trial.settle()
+
+    with nodes.connection(uri) as other:
+        # no gaps are locked, so that the inserts go through and only the bumps wait
+        nodes.fetch(other, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        nodes.fetch(other, "START TRANSACTION")
+        nodes.fetch(other, f"SELECT id FROM tally WHERE owner = {locked[0]} FOR UPDATE")
+        with rig.frozen():
+            trial.send(trial.load(owners=free, weights={"insert": 1}), 20)
+            trial.send(bumps, 20)
+        first = await_waiters(uri, set())
+        await_waiters(uri, first)
+        nodes.fetch(other, "ROLLBACK")
+
+    assert trial.holds()["rejected"] == 0
+
+
+def await_waiters(uri: str, but: set[int]) -> set[int]:
+    """Wait for a transaction that waits for a lock, other than those given."""
+    for _ in polls(30):
+        found = {id for (id,) in nodes.rows(uri, WAITING)} - but
+        if found:
+            return found
+    raise AssertionError("nobody waits for the lock")
