@@ -69,4 +69,4 @@ def check(source: str | Path | Mapping[str, Any] | None = None) -> Verdict:
         f"{len(topology.shards)} shards, {len(evidence.nodes)} nodes, {topology.buckets} buckets, "
         f"{len(evidence.schemas)} published tables"
     )
-    return Verdict(merged(found, evidence.primary_of), counts)
+    return Verdict(merged(found), counts)

@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 
 #: With fewer buckets than this per shard a new shard cannot get an even part.
 BUCKETS_PER_SHARD = 16
-_KEY = re.compile(r"(\[[^\]]+\](?: [a-z_]+)?)(?: (.*))?")
+_KEY = re.compile(r"(\[[^\]]+\](?: (?!has |is )[a-z_]+)?)(?: (.*))?")
 
 
 def faults(error: ConfigError) -> Iterator[Finding]:

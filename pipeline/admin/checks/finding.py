@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 ERROR, WARNING = "error", "warning"
@@ -41,20 +41,21 @@ class Finding:
         }
 
 
-def merged(findings: Iterable[Finding], replicas: dict[str, str]) -> list[Finding]:
-    """Return errors before warnings, one for what several nodes share.
-
-    A replica's finding is left out where its primary has the same: mending the primary mends both.
-
-    Args:
-        replicas: the primary of each replica.
-    """
+def merged(findings: Iterable[Finding]) -> list[Finding]:
+    """Return errors before warnings, and one finding for what several nodes share."""
     together: dict[Finding, dict[str, None]] = {}
     for finding in findings:
-        nodes = together.setdefault(replace(finding, nodes=()), {})
-        nodes.update(dict.fromkeys(finding.nodes))
-    kept = []
-    for finding, nodes in together.items():
-        own = tuple(node for node in nodes if replicas.get(node) not in nodes)
-        kept.append(replace(finding, nodes=own))
-    return sorted(kept, key=lambda finding: finding.severity != ERROR)
+        together.setdefault(replace(finding, nodes=()), {}).update(dict.fromkeys(finding.nodes))
+    found = [replace(finding, nodes=tuple(nodes)) for finding, nodes in together.items()]
+    return sorted(found, key=lambda finding: finding.severity != ERROR)
+
+
+def without_copies(findings: Iterable[Finding], primary_of: Mapping[str, str]) -> Iterator[Finding]:
+    """Leave out what a replica only has from its primary: mending the primary mends both.
+
+    Args:
+        primary_of: the primary of each replica.
+    """
+    for finding in merged(findings):
+        own = tuple(node for node in finding.nodes if primary_of.get(node) not in finding.nodes)
+        yield replace(finding, nodes=own)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.admin.checks import types
 from pipeline.admin.checks.evidence import Evidence
-from pipeline.admin.checks.finding import ERROR, WARNING, Finding
+from pipeline.admin.checks.finding import ERROR, WARNING, Finding, without_copies
 from pipeline.admin.migrate import own_tables
 from pipeline.column import Column
 from pipeline.schema import TableSchema
@@ -21,6 +21,10 @@ _WIDE_CHARSETS = ("utf8mb4", "utf16", "utf16le", "utf32", "ucs4")
 
 def findings(evidence: Evidence) -> Iterator[Finding]:
     """Yield what is wrong with any table."""
+    return without_copies(_everywhere(evidence), evidence.primary_of)
+
+
+def _everywhere(evidence: Evidence) -> Iterator[Finding]:
     yield from _own_tables(evidence)
     for schema in evidence.schemas:
         yield from _published(evidence, schema)
@@ -29,6 +33,7 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
     for name in unpublished:
         yield from _alike(name, evidence.surveys)
     for node in evidence.surveys:
+        yield from _database(node)
         for name in unpublished:
             if name.lower() in node.tables:
                 yield from _id(evidence, name, "id", node, node.tables[name.lower()])
@@ -36,6 +41,17 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
             yield from _storage(node, table, ERROR)
         for name, engine in node.others.items():
             yield from _engine(node, name, engine, WARNING)
+
+
+def _database(node: Survey) -> Iterator[Finding]:
+    if node.charset in ("utf8", "utf8mb3"):
+        yield Finding(
+            WARNING,
+            f"database {node.database}",
+            f"has the default character set {node.charset}: a new table cannot hold every character",
+            repairs.database_utf8mb4(node.database),
+            (node.node,),
+        )
 
 
 def _own_tables(evidence: Evidence) -> Iterator[Finding]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pipeline.admin.checks.evidence import Evidence
 from pipeline.admin.checks.finding import ERROR, WARNING, Finding
 from pipeline.errors import PipelineError
-from pipeline.shard import repairs
 from pipeline.shard.survey import Survey
 
 #: The first releases with SELECT … FOR UPDATE SKIP LOCKED.
@@ -51,14 +50,6 @@ def _server(node: Survey) -> Iterator[Finding]:
             "sql_mode",
             "is not strict: what other programs write is cut to fit (the pipeline's own sessions are strict)",
             "SET GLOBAL sql_mode = CONCAT(@@GLOBAL.sql_mode, ',STRICT_TRANS_TABLES'), and in my.cnf",
-            (node.node,),
-        )
-    if node.charset in ("utf8", "utf8mb3"):
-        yield Finding(
-            WARNING,
-            f"database {node.database}",
-            f"has the default character set {node.charset}: a new table cannot hold every character",
-            repairs.database_utf8mb4(node.database),
             (node.node,),
         )
     size = int(variables.get("max_allowed_packet", LEAST_PACKET_BYTES))
