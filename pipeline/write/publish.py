@@ -52,7 +52,6 @@ class Publisher:
         self._scopes = {shard: Scope(shard, (shard,)) for shard in topology.shards}
         self._reference = Scope("*", topology.shards)
         self._epochs: dict[str, int] = {}
-        self._raising = threading.Lock()
         self._reset()
 
     def publish(
@@ -104,6 +103,8 @@ class Publisher:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
+        self._raising = threading.Lock()  # a fork may have taken place while another thread held it
+        self._lineages = 0  # how many epochs were raised or learnt here
         self._free: deque[Sender] = deque()
         self._patient: deque[Sender] = deque()
         self._losses: deque[Lost] = deque(maxlen=10_000)
@@ -125,7 +126,7 @@ class Publisher:
         except BaseException:
             sender.line.close()
             raise
-        (self._patient if sender.patient else self._free).append(sender)
+        self._put_back(sender)
         if self._losses:
             self._report_losses()
         return places
@@ -145,7 +146,15 @@ class Publisher:
         return sender
 
     def _made(self, patient: bool) -> Sender:
-        return Sender(self._log.line(patient=patient), patient)
+        return Sender(self._log.line(patient=patient), patient, self._lineages)
+
+    def _put_back(self, sender: Sender) -> None:
+        """Let others use a sender; one that missed a change of lineage is asked about now: it may never send again."""
+        try:
+            sender = self._checked(sender)
+        except LogUnavailable as error:
+            _log.warning("a sender will be checked at its next use: %s", error)
+        (self._patient if sender.patient else self._free).append(sender)
 
     def _by_scope(self, payloads: Mapping[int, Sequence[bytes]]) -> dict[Scope, dict[int, Sequence[bytes]]]:
         shares: dict[Scope, dict[int, Sequence[bytes]]] = {}
@@ -159,6 +168,7 @@ class Publisher:
         """Send, and return the places and the sender to go on with."""
         for _ in range(3):
             epoch = self._epochs.get(scope.name) or self._raised(scope, 0)
+            sender = self._checked(sender)
             try:
                 answer, first = sender.send(scope, epoch, payloads, key, row_id or 0)
             except EpochStale:
@@ -181,6 +191,15 @@ class Publisher:
             return places | again, fresh
         raise LogUnavailable("the server's lineage keeps changing", sent=False)
 
+    def _checked(self, sender: Sender) -> Sender:
+        """Return a sender of which the log has lost nothing: this one, or after a change of lineage perhaps another."""
+        lineages = self._lineages
+        if sender.lineages != lineages:
+            if sender.losses():
+                return self._replaced(sender)
+            sender.lineages = lineages
+        return sender
+
     def _replaced(self, sender: Sender) -> Sender:
         """Note what the log lost of a sender, and return another in its place."""
         self._losses.extend(sender.losses())
@@ -192,6 +211,7 @@ class Publisher:
             known = self._epochs.get(scope.name, 0)
             if known == stale:
                 known = self._epochs[scope.name] = self._raise_epoch(scope)
+                self._lineages += 1
                 self._audit()
             return known
 
@@ -199,13 +219,8 @@ class Publisher:
         """Ask the server of the new lineage what it knows of the idle senders: their next op may never come."""
         for free in (self._free, self._patient):
             for _ in range(len(free)):
-                sender = self._take(free)
-                losses = sender.losses()
-                self._losses.extend(losses)
-                if losses:
-                    sender.line.close()
-                else:
-                    free.appendleft(sender)
+                self._put_back(self._take(free))
+                free.rotate()
 
     def _report_losses(self) -> None:
         while self._losses:

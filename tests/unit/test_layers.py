@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -71,20 +72,22 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    """Yield the modules that a file imports; those for type checkers alone do not count."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    hints = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
-    unreal = {id(part) for node in hints for part in ast.walk(node)}
-    for node in ast.walk(tree):
-        if id(node) in unreal:
-            continue
+@cache
+def imports_of(path: Path) -> tuple[str, ...]:
+    """Return the modules that a file imports; those for type checkers alone do not count."""
+    return tuple(_imports(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute here"
+            assert node.level == 0, "imports are absolute here"
             assert node.module
             yield from (_named(node.module, alias.name) for alias in node.names)
+        elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            yield from _imports(node)
 
 
 def _named(module: str, name: str) -> str:
