@@ -19,9 +19,12 @@ class Fate(NamedTuple):
     applied_seq: int | None  # last applied sequence of the op's producer; None: the row has expired, or never was
     reject: tuple[str, str, int | None] | None  # state, reason, code
     lost: bool
+    gap: bool  # its position was missing when the log was read
 
     def reached(self, position: Position, producer_seq: int) -> bool:
         """Whether the op, or its refusal, is committed on this node."""
+        if self.gap:
+            return False  # later ops of its producer were applied, this one was not there
         if self.applied_seq is not None:
             return self.applied_seq >= producer_seq
         # the producer's row is forgotten after a week: then only the epoch it was sent in can tell
@@ -36,8 +39,9 @@ def fate(session: Session, bucket: int, position: Position, producer: int, produ
         f" UNION ALL SELECT 'p', seq, NULL, NULL, NULL FROM pipeline_producers WHERE {mine}"
         f" UNION ALL SELECT 'r', code, NULL, state, reason FROM pipeline_rejects"
         f" WHERE {mine} AND producer_seq = {producer_seq}"
-        f" UNION ALL SELECT 'l', epoch, NULL, NULL, NULL FROM pipeline_lost WHERE bucket = {bucket} AND"
-        f" ((producer = {producer} AND first_seq <= {producer_seq} AND last_seq >= {producer_seq}) OR (producer = 0"
+        f" UNION ALL SELECT CASE producer WHEN 0 THEN 'g' ELSE 'l' END, epoch, NULL, NULL, NULL FROM pipeline_lost"
+        f" WHERE bucket = {bucket} AND ((producer = {producer}"
+        f" AND first_seq <= {producer_seq} AND last_seq >= {producer_seq}) OR (producer = 0"
         f" AND epoch = {position.epoch} AND first_seq <= {position.seq} AND last_seq >= {position.seq}))"
     )
     rows = {row[0]: row[1:] for row in found}
@@ -47,7 +51,8 @@ def fate(session: Session, bucket: int, position: Position, producer: int, produ
         mark[2] if mark else None,
         producer_row[0] if producer_row else None,
         (reject[2], reject[3], reject[0]) if reject else None,
-        "l" in rows,
+        "l" in rows or "g" in rows,
+        "g" in rows,
     )
 
 
@@ -121,6 +126,14 @@ def refused(session: Session, ops: Iterable[tuple[int, int, int]]) -> list[tuple
         f" WHERE producer IN ({producers}) ORDER BY rejected_ms, bucket, seq"
     )
     return [(reason, code) for bucket, producer, seq, reason, code in found if (bucket, producer, seq) in wanted]
+
+
+def gaps(session: Session, buckets: Iterable[int]) -> list[tuple[int, int, int, int]]:
+    """Return bucket, epoch, first and last sequence of all that was missing in the logs of these buckets."""
+    return session.query(
+        "SELECT bucket, epoch, first_seq, last_seq FROM pipeline_lost"
+        f" WHERE producer = 0 AND bucket IN ({', '.join(map(str, buckets))})"
+    )
 
 
 def counts(session: Session) -> dict[str, int]:
