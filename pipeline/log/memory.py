@@ -212,7 +212,8 @@ class MemoryLog:
                     dirty.pop(bucket, None)
                 elif bucket in dirty:
                     dirty[bucket] = self.now_ms() + delay_ms
-            return bool(dirty) and delay_ms == 0 and self._take(f"bell:{shard}", BELL_MS), len(dirty)
+            due = delay_ms == 0 and any(at <= self.now_ms() for at in dirty.values())
+            return due and self._take(f"bell:{shard}", BELL_MS), len(dirty)
 
     def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
         with self._lock:
