@@ -146,8 +146,9 @@ class ReadRig:
 
 @contextmanager
 def read_rig(directory: Path, **options: Any) -> Iterator[ReadRig]:
-    """Bring a rig up, and down at the end."""
-    options = {"shards": 2, "replicas": 2, "workers": 1, "buckets": 32, "tables": TABLES_TOML, **options}
+    """Bring a rig up, and down at the end; `more` is text for its configuration."""
+    tables = TABLES_TOML + options.pop("more", "")
+    options = {"shards": 2, "replicas": 2, "workers": 1, "buckets": 32, "tables": tables, **options}
     cluster = Cluster.up(directory, "mariadb", owned=True, **options)
     try:
         rig = ReadRig(cluster)
