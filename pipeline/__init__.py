@@ -236,8 +236,8 @@ def select(query: Any, *fields: Any, after: Any = None, partial: bool = False, *
     """Return rows of all shards as one pyDAL Rows: `select(db.purchase.qty > 1, orderby=~db.purchase.qty)`.
 
     A query that fixes the shard key goes to its shard alone and may be any query of pyDAL. Over several shards it
-    takes `orderby`, `limitby` (with an orderby), `groupby`, `distinct`, the aggregates sum, avg, min, max, count, and joins by
-    the shard key or with reference tables. `rows.read_info` lists how each shard was read.
+    takes `orderby`, `limitby` (with an orderby), `groupby`, `distinct`, the aggregates sum, avg, min, max, count, and
+    joins by the shard key or with reference tables. `rows.read_info` lists how each shard was read.
 
     Args:
         after: as for `read`; only the shards that it concerns wait.

@@ -164,7 +164,7 @@ def test_a_stale_answer_is_given_only_to_who_chose_it_and_is_marked(there: Deplo
     info = there.read(NEEDS, Bounds(5.0, 0.01, "stale"))
 
     assert (info.role, info.stale) == ("replica", True)
-    with pytest.raises(StaleRead, match="over-budget|token-not-reached"):
+    with pytest.raises(StaleRead, match=r"over-budget|token-not-reached"):
         there.read(NEEDS, Bounds(5.0, 0.01, "error"))
 
 
