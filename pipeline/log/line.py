@@ -71,8 +71,13 @@ class RedisLine:
 
     def sequences(self, producer: int) -> dict[int, int]:
         """See `contract.Line.sequences`."""
+        command = ("HGETALL", self._keys.producer(producer))
         with translated():
-            flat = self._send(("HGETALL", self._keys.producer(producer)))
+            try:
+                flat = self._send(command)
+            except _TRANSIENT:
+                self._drop()  # idle for long, or from before a restart: once more on a new connection
+                flat = self._send(command)
         pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
         return {int(bucket): int(value.split()[0]) for bucket, value in pairs}
 

@@ -309,8 +309,8 @@ def test_groups_and_aggregates_are_those_of_one_database(
     def ask(table: Any, select: Any, **options: Any) -> list[Any]:
         wanted = [
             table.id.count(), table.qty.sum(), table.qty.avg(), table.price.sum(), table.price.avg(),
-            table.weight.avg(), table.weight.max(), table.day.max(), table.qty.count(distinct=True), table.remark.count(distinct=True),
-            table.name.count(distinct=True),
+            table.weight.avg(), table.weight.max(), table.day.max(), table.qty.count(distinct=True),
+            table.remark.count(distinct=True), table.name.count(distinct=True),
         ]  # fmt: skip
         groups = [table[name] for name in by]
         if groups:
