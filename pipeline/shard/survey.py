@@ -43,7 +43,7 @@ class Survey:
         skew_ms: the server's clock minus this machine's; 0 where the time of asking explains the difference.
         others: engine of each other table in the database that cannot roll back.
         denied: (verb, table) of what the user may not do.
-        marks: None where the pipeline's tables are missing.
+        marks: None where the table is missing or may not be read.
         replication: None on a primary.
     """
 
@@ -81,6 +81,7 @@ def survey(node: str, uri: str, tables: Sequence[str], *, primary: bool) -> Surv
         about = survey_mysql.about(session)
         with session.translated():
             found = {table.lower(): _table(session, table) for table in tables}
+        denied = survey_mysql.denied(session, tables, writes=primary)
         return Survey(
             node,
             "mysql",
@@ -92,8 +93,8 @@ def survey(node: str, uri: str, tables: Sequence[str], *, primary: bool) -> Surv
             skew_ms=_skew_ms(session),
             tables={name: table for name, table in found.items() if table.columns},
             others=survey_mysql.unsafe_engines(session, tables),
-            denied=survey_mysql.denied(session, tables, writes=primary),
-            marks=_marks(session),
+            denied=denied,
+            marks=None if ("SELECT", "pipeline_watermarks") in denied else _marks(session),
             replication=None if primary else survey_mysql.replication(session),
         )
 

@@ -12,6 +12,8 @@ from pipeline.shard.session import Session
 
 #: Access denied: to a database, to a command on a table, to a column, to a statement that needs a global privilege.
 _DENIED = {1044, 1142, 1143, 1227}
+#: From here on the numbers are the client's: no connection, no answer.
+_CLIENT_ERRORS = 2000
 #: No harm is done by asking whether a write would be allowed: EXPLAIN checks privileges and runs nothing.
 _TRIALS = {
     "INSERT": "EXPLAIN INSERT INTO {0} SELECT * FROM {0} WHERE 1=0",
@@ -134,12 +136,13 @@ def _column(session: Session, table: str) -> str | None:
 
 
 def _refused(session: Session, sql: str) -> bool:
-    try:
-        session.query(sql)
-    except PipelineError as error:
-        cause = error.__cause__
-        if cause is not None and code_of(cause) in _DENIED:
-            return True
-        if cause is None or code_of(cause) is None or (code_of(cause) or 0) >= 2000:
-            raise  # the server went away: that is no answer
+    """Return whether the user lacks the privilege; what else is wrong with a table is for another check to find."""
+    with session.translated():
+        try:
+            session.rows(sql)
+        except Exception as error:
+            code = code_of(error)
+            if code is None or code >= _CLIENT_ERRORS:
+                raise  # the server went away: that is no answer
+            return code in _DENIED
     return False

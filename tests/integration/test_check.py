@@ -263,9 +263,18 @@ PLANTS = {
         "s0",
         "SET GLOBAL binlog_format = 'STATEMENT'",
         "SET GLOBAL binlog_format = 'ROW'",
-        "warning",
+        "error",
         "s0: binlog_format",
         "is STATEMENT",
+        "SET GLOBAL binlog_format = ROW",
+    ),
+    "a mixed binary log": Plant(
+        "s0",
+        "SET GLOBAL binlog_format = 'MIXED'",
+        "SET GLOBAL binlog_format = 'ROW'",
+        "warning",
+        "s0: binlog_format",
+        "is MIXED",
         "SET GLOBAL binlog_format = ROW",
     ),
     "commits that a crash forgets": Plant(
@@ -491,7 +500,7 @@ def test_dead_and_silent_servers_are_all_named_and_none_makes_the_command_hang(h
     finally:
         here.cluster.stop("s1", signal.SIGCONT)
 
-    silent = {f.where: f.what for f in found if "does not answer" in f.what}
+    silent = {f.where: f.what for f in found if "cannot be asked" in f.what}
     assert set(silent) == {"broker", "s0-r0", "s1"}
     assert "hush-hush" not in shown(found)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pipeline.admin.checks.evidence import Evidence
 from pipeline.admin.checks.finding import ERROR, WARNING, Finding
-from pipeline.errors import LogUnavailable, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.log.health import Health
 
 #: The first release that gives out `<epoch>-*` positions.
@@ -37,8 +37,7 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
 
 def _unreachable(node: str, key: str, error: PipelineError) -> Finding:
     why = str(error).removeprefix("Redis: ")
-    verb = "refuses" if isinstance(error, LogUnavailable) and not error.sent else "does not answer"
-    return Finding(ERROR, "", f"{verb}: {why}", f"start the server, or correct {key}", (node,))
+    return Finding(ERROR, "", f"cannot be asked: {why}", f"start the server, or correct {key}", (node,))
 
 
 def _log(log: Health) -> Iterator[Finding]:

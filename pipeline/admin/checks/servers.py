@@ -23,7 +23,7 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
             shard = evidence.primary_of.get(node, node)
             why = str(found).removeprefix(f"node {node!r}: ")
             yield Finding(
-                ERROR, "", f"does not answer: {why}", f"start the server, or correct [shards.{shard}]", (node,)
+                ERROR, "", f"cannot be asked: {why}", f"start the server, or correct [shards.{shard}]", (node,)
             )
         elif found.engine == "mysql":
             yield from _server(found)
@@ -76,6 +76,14 @@ def _primary(node: Survey, evidence: Evidence) -> Iterator[Finding]:
         yield Finding(ERROR, "read_only", "is ON: nothing can be applied", "SET GLOBAL read_only = OFF", (node.node,))
     yield from unwise("innodb_flush_log_at_trx_commit", "1", "a crash of the machine forgets commits")
     if variables.get("log_bin") in ("1", "on"):
+        if variables.get("binlog_format") == "statement":
+            yield Finding(
+                ERROR,
+                "binlog_format",
+                "is STATEMENT, with which InnoDB refuses every write under READ COMMITTED (error 1665)",
+                "SET GLOBAL binlog_format = ROW, and in my.cnf",
+                (node.node,),
+            )
         yield from unwise("sync_binlog", "1", "after a crash replicas may have what the primary has not")
     if node.node not in evidence.primary_of.values():
         return
@@ -87,7 +95,8 @@ def _primary(node: Survey, evidence: Evidence) -> Iterator[Finding]:
             "log_bin in my.cnf",
             (node.node,),
         )
-    yield from unwise("binlog_format", "row", "statements may give other rows on a replica")
+    if variables.get("binlog_format") == "mixed":
+        yield from unwise("binlog_format", "row", "a statement may give other rows on a replica")
 
 
 def _replica(node: Survey, evidence: Evidence) -> Iterator[Finding]:
