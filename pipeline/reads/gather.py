@@ -64,17 +64,13 @@ class Gather:
             (part,) = self._parts(places, lambda db: db.select(query, fields, options), asked)[0]
             return _marked(part.value, [part], {})
         check_options(options)
-
-        def shard(db: NodeDAL) -> tuple[Shape, Any]:
-            shape = shape_of(db.reader, query, tuple(fields), options)
-            return shape, db.reader.rows(shape.sql)
-
-        parts, missing = self._parts(places, shard, asked)
+        parts, missing = self._parts(places, _shaped(query, tuple(fields), options), asked)
         first: Shape = parts[0].value[0]
+        reader = parts[0].db.reader
         rows = merged((part.value[1] for part in parts), first.merge)
         cacheable = bool(options.get("cacheable"))
         names = callers_names(first.names, first.columns, fields)
-        parsed = parts[0].db.reader.adapter.parse(rows, first.columns, names, cacheable=cacheable)
+        parsed = reader.adapter.parse(rows, first.columns, names, cacheable=cacheable)
         return _marked(parsed, parts, missing)
 
     def count(
@@ -96,13 +92,10 @@ class Gather:
         if not fields:
             parts, _ = self._parts(places, lambda db: db(query).count(), asked)
             return sum(part.value for part in parts)
-        options = {"distinct": True}
-
-        def shard(db: NodeDAL) -> tuple[Shape, Any]:
-            shape = shape_of(db.reader, query, fields, options)
-            return shape, db.reader.rows(shape.sql)
-
-        parts, _ = self._parts(places, shard, asked)
+        if len(places) == 1:
+            parts, _ = self._parts(places, lambda db: db(query).count(distinct=db.reader.own(fields)), asked)
+            return int(parts[0].value)
+        parts, _ = self._parts(places, _shaped(query, fields, {"distinct": True}), asked)
         rows = merged((part.value[1] for part in parts), parts[0].value[0].merge)
         # as COUNT(DISTINCT a, b) does, leave out what has a NULL
         return sum(None not in row for row in rows)
@@ -193,6 +186,22 @@ class Asked(NamedTuple):
     bounds: Bounds
     partial: bool
     timeout_s: float
+
+
+def _shaped(
+    query: Any, fields: tuple[Any, ...], options: dict[str, Any]
+) -> Callable[[NodeDAL], tuple[Shape, list[tuple[Any, ...]]]]:
+    """Return what each shard has to do; the statement is written once for all shards of a kind."""
+    shapes: dict[str, Shape] = {}
+
+    def read(db: NodeDAL) -> tuple[Shape, list[tuple[Any, ...]]]:
+        kind = db.reader.dialect.name
+        shape = shapes.get(kind)
+        if shape is None:
+            shape = shapes[kind] = shape_of(db.reader, query, fields, options)
+        return shape, db.reader.rows(shape.sql)
+
+    return read
 
 
 def _outcome(call: Callable[[], Part]) -> Part | Unavailable:

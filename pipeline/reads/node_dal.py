@@ -72,7 +72,7 @@ class NodeDAL:
         return self(query).select(*[self.reader.own(field) for field in fields], **own)
 
     def __call__(self, query: Any = None, *args: Any, **options: Any) -> Any:
-        """Return pyDAL's Set of a query on this node."""
+        """Return pyDAL's Set of a query."""
         return self.reader.db(self.reader.own(query), *args, **options)
 
     def __getattr__(self, name: str) -> Any:

@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import clock
 from pipeline.errors import ReadOnly, ShardUnavailable
@@ -63,6 +63,7 @@ class Reader:
         self._lock = threading.Lock()
         self._defined: dict[str, tuple[Any, ...]] = {}
         self._met: dict[int, tuple[weakref.ref[Any], Any]] = {}
+        self._statements: dict[str, _Statement] = {}
         self.db._request_tenant = NO_TENANT
         self._watch()
 
@@ -156,6 +157,20 @@ class Reader:
             self._met.clear()
         self._met[id(table)] = (weakref.ref(table), own)
         return own
+
+    def row(self, table: Any, row_id: int) -> Any:
+        """Return one row by its id, or None.
+
+        pyDAL takes as long to write the statement as the server to answer it, so it is written once per table.
+        """
+        own = self.table(table)
+        if table._common_filter is not None or table._db._request_tenant in table.fields:
+            return self.db(own._id == row_id).select().first()
+        known = self._statements.get(own._tablename)
+        if known is None or known.table is not own:
+            known = self._statements[own._tablename] = _statement(self.adapter, own)
+        found = self.rows(f"{known.head}{row_id}{known.tail}")
+        return self.adapter.parse(found, known.fields, known.names).first() if found else None
 
     def own(self, part: Any) -> Any:
         """Return a query, field or expression of the caller's DAL as one of this node's."""
@@ -261,6 +276,23 @@ class Readers:
     def _reset(self) -> None:
         self._pid, self._lock = os.getpid(), threading.Lock()
         self._readers: dict[str, Reader] = {}
+
+
+class _Statement(NamedTuple):
+    """The select of one row of a table: its id goes between head and tail."""
+
+    table: Any
+    head: str
+    tail: str
+    fields: list[Any]
+    names: list[str]
+
+
+def _statement(adapter: Any, table: Any) -> _Statement:
+    fields = list(table)
+    names, sql = adapter._select_wcols(table._id == 0, fields)
+    head, _, tail = sql.rpartition("0")
+    return _Statement(table, head, tail, fields, names)
 
 
 def _given(table: Any) -> bool:

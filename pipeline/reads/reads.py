@@ -134,8 +134,7 @@ class Reads:
     def _row(self, table: Any, row_id: int, place: Place, asked: After, bounds: Bounds) -> Any:
         needs = self._places.needs(asked.token, place)
         with self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets) as db:
-            own = db.define(table)
-            return db(own._id == row_id).select().first()
+            return db.reader.row(table, row_id)
 
     def _laid_over(self, table: Any, row_id: int, place: Place, bounds: Bounds) -> Any:
         if place.buckets is None or len(place.buckets) != 1:

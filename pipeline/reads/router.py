@@ -109,20 +109,21 @@ class Router:
             ShardUnavailable: no node answers.
         """
         reader, info = self._opened(shard, needs, bounds)
-        with self._running(info.node):
-            # knowledge belongs to the connection: should it be replaced in the middle, the read must fail
-            reader.rely(bool(needs))
-            try:
-                yield NodeDAL(reader, info)
-                if session is not None:
-                    # looked at afterwards: rows may be newer than a mark that was looked at before
-                    session.saw(reader.marks(buckets), self.passed(shard), stale=info.stale)
-            except ShardUnavailable as error:
-                if error.node == info.node:
-                    self._failed(shard, info.node, SKIP_S)
-                raise
-            finally:
-                reader.rely(False)
+        self._runs(info.node, 1)
+        # knowledge belongs to the connection: should it be replaced in the middle, the read must fail
+        reader.rely(bool(needs))
+        try:
+            yield NodeDAL(reader, info)
+            if session is not None:
+                # looked at afterwards: rows may be newer than a mark that was looked at before
+                session.saw(reader.marks(buckets), self.passed(shard), stale=info.stale)
+        except ShardUnavailable as error:
+            if error.node == info.node:
+                self._failed(shard, info.node, SKIP_S)
+            raise
+        finally:
+            reader.rely(False)
+            self._runs(info.node, -1)
 
     def passed(self, shard: str) -> dict[int, Position]:
         """Return the watermarks that every node of a shard is known to have passed."""
@@ -186,7 +187,8 @@ class Router:
 
     def _still_has(self, node: str, needs: Needs) -> bool:
         """Whether a node still has it, once `ready` may have replaced the connection that had shown it."""
-        return not needs or self._knows(node, self._readings.view(node), needs) or self._readers[node].look(needs)
+        reader = self._readers[node]
+        return not needs or self._knows(node, self._readings.view(node), needs) or reader.look(needs)
 
     def _after_waiting(self, shard: str, needs: Needs, bounds: Bounds) -> Choice:
         asked = [Candidate(one.node, one.lag_s, one.out, reached=False) for one in self._candidates(shard, needs)]
@@ -247,12 +249,6 @@ class Router:
         until_s = clock.mono_s() + for_s
         self._shunned_until_s[node] = max(until_s, self._shunned_until_s.get(node, 0.0))
 
-    @contextmanager
-    def _running(self, node: str) -> Iterator[None]:
+    def _runs(self, node: str, more: int) -> None:
         with self._lock:
-            self._outstanding[node] = self._outstanding.get(node, 0) + 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._outstanding[node] -= 1
+            self._outstanding[node] = self._outstanding.get(node, 0) + more

@@ -1,7 +1,7 @@
 """A token as text for a cookie: signed, so that nobody can forge one that makes every read wait; bounded in size.
 
 `t` + base64url of: who signed (4 bytes), signature (12 bytes), MessagePack of [rest, epochs, needs]. The needs are one
-flat list: per bucket its distance from the one before, twice its epoch's index (odd: sequences follow), its seq, and
+flat list: per bucket its distance from the one before, twice its epoch's index (odd: sequences follow), its seq; then
 the producers' and the older sequences, each with how many there are.
 """
 

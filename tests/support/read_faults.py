@@ -1,6 +1,6 @@
 """Write → own read, over and over, while replication is slowed, stalled, stopped and killed: no answer may be stale.
 
-`python -m support.read_faults --pairs 100000` (with `tests` on the path) is the long run; the suite runs a short one.
+`python -m support.read_faults --pairs 100000`, with `tests` on the path, is the long run; the suite runs a short one.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ class ReadRig:
         return mariadb.ask(self.port(node), sql)
 
     def replicas(self, shard: str) -> list[str]:
-        """Return the names of a shard's replicas."""
-        return [f"{shard}-r0", f"{shard}-r1"]
+        """Return the names of a shard's replicas, as they were at first."""
+        return [f"{shard}-r{at}" for at, _ in enumerate(self.client.settings.shards[shard].replicas)]
 
     @property
     def all_replicas(self) -> list[str]:

@@ -1,0 +1,172 @@
+"""What routing costs: ratios of times taken alternately in one run, on MariaDB with two replicas per shard.
+
+    python -m benchmarks.reads [--rounds 2000]
+
+Each pair of figures is taken in turn, call by call, so that whatever else the machine does meets both alike. For the
+last row every shard is also read alone; the slowest of them is what a select over all is measured against.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from pydal import DAL
+from pydal.objects import Query
+from support.reads import ReadRig, read_rig
+
+Call = Callable[[], object]
+SHARDS = 4
+#: Rows that a gathered select sorts on each shard.
+ROWS = 4000
+#: As if each server were some way off: then the cores of this machine are not what is measured, s.
+WAIT_S = 0.02
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=2000)
+    rounds = parser.parse_args().rounds
+    with (
+        tempfile.TemporaryDirectory(prefix="pipeline-bench-") as folder,
+        read_rig(Path(folder) / "cluster", shards=SHARDS, replicas=1) as rig,
+    ):
+        receipts = fill(rig)
+        print("| what | ours p50 / p99 ms | beside p50 / p99 ms | ratio or difference of p50 | goal |")
+        print("|---|---|---|---|---|")
+        single_row(rig, receipts, rounds)
+        routing(rig, rounds)
+        own_write(rig, min(rounds, 1000))
+        gathered(rig, max(20, rounds // 20))
+
+
+def fill(rig: ReadRig) -> list[Any]:
+    rows = [{"customer": n, "qty": n * 7919 % 10007, "name": f"name {n}"} for n in range(SHARDS * ROWS)]
+    receipts = list(rig.client.enqueue_bulk_insert(rig.db.sale, rows))
+    rig.client.wait_all(receipts, 120)
+    rig.settle()
+    return receipts
+
+
+def single_row(rig: ReadRig, receipts: list[Any], rounds: int) -> None:
+    """A routed read of one row against the same pyDAL select on a plain DAL, on the same node."""
+    receipt = receipts[5]
+    uri = rig.client.nodes.uri(f"{rig.shard_of(5)}-r0")
+    plain = DAL(uri, migrate=False, check_reserved=None, driver_args={"autocommit": True})
+    plain.define_table("sale", *[field.clone() for field in rig.db.sale], migrate=False)
+    routed, alone = in_turn(
+        rounds,
+        lambda: rig.client.get(rig.db.sale, receipt.id),
+        lambda: plain(plain.sale.id == receipt.id).select().first(),
+    )
+    report("one row by id, routed / a plain DAL", routed, alone, "≤ 1.15 ×")
+    known, alone = in_turn(
+        rounds,
+        lambda: rig.client.get(rig.db.sale, receipt.id, after=receipt),
+        lambda: plain(plain.sale.id == receipt.id).select().first(),
+    )
+    report("the same after a receipt that is known to be reached", known, alone, "0 round trips")
+    plain.close()
+
+
+def routing(rig: ReadRig, rounds: int) -> None:
+    """The decision alone: no token, nothing asked."""
+
+    def decide() -> None:
+        with rig.client.read("sale", 5):
+            pass
+
+    (spent,) = in_turn(5 * rounds, decide)
+    report("the decision alone, no token", spent, None, "p99 ≤ 0.05 ms")
+
+
+def own_write(rig: ReadRig, rounds: int) -> None:
+    """A read of one's own write once it is applied, against the same read without a token."""
+    ours, free = [], []
+    for number in range(rounds):
+        receipt = rig.client.enqueue_insert(rig.db.sale, customer=number, qty=1)
+        receipt.wait(30)
+        ours.append(timed(lambda receipt=receipt: rig.client.get(rig.db.sale, receipt.id, after=receipt, wait_s=5)))
+        free.append(timed(lambda receipt=receipt: rig.client.get(rig.db.sale, receipt.id)))
+    report("own write, just applied / the same read without a token", ours, free, "+ ≤ 0.5 / + ≤ 5 ms")
+
+
+def gathered(rig: ReadRig, rounds: int) -> None:
+    """A sorted page over all shards against each shard alone."""
+    sale = rig.db.sale
+    options = {"orderby": ~sale.qty | sale.customer, "limitby": (0, 20)}
+
+    def alone(shard: str, query: Any) -> Call:
+        customer = rig.customer_on(shard)
+
+        def call() -> None:
+            with rig.client.read("sale", customer) as db:
+                terms = db.reader.own(options["orderby"])
+                db(query).select(orderby=terms, limitby=(0, 20))
+
+        return call
+
+    late = Query(rig.db, f"(SELECT SLEEP({WAIT_S}))=0") & sale.id.belongs(one_row_each(rig))
+    notes = {
+        "the servers share this machine's cores": sale.qty < 9000,
+        f"each answers {WAIT_S * 1000:.0f} ms later": late,
+    }
+    for note, query in notes.items():
+        select = partial(rig.client.select, query, **options)
+        times = in_turn(rounds, select, *[alone(shard, query) for shard in rig.client.topology.shards])
+        slowest = max(times[1:], key=median)
+        report(f"select over {SHARDS} shards / the slowest of them alone; {note}", times[0], slowest, "≤ 1.5 ×")
+
+
+def one_row_each(rig: ReadRig) -> list[int]:
+    """Return the id of one row of each shard: the server sleeps once for it."""
+    ids = []
+    for shard in rig.client.topology.shards:
+        with rig.client.read("sale", rig.customer_on(shard)) as db:
+            ids.append(db(db.sale.id > 0).select(limitby=(0, 1)).first().id)
+    return ids
+
+
+def in_turn(rounds: int, *calls: Call) -> list[list[float]]:
+    """Return the times of each call, one of each in every round."""
+    for call in calls:
+        for _ in range(5):
+            call()
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for spent, call in zip(times, calls, strict=True):
+            spent.append(timed(call))
+    return times
+
+
+def timed(call: Call) -> float:
+    started = perf_counter()
+    call()
+    return perf_counter() - started
+
+
+def median(times: list[float]) -> float:
+    return sorted(times)[len(times) // 2]
+
+
+def report(what: str, ours: list[float], beside: list[float] | None, goal: str) -> None:
+    def shown(times: list[float]) -> str:
+        return f"{median(times) * 1000:.3f} / {sorted(times)[int(len(times) * 0.99)] * 1000:.3f}"
+
+    if beside is None:
+        print(f"| {what} | {shown(ours)} | | | {goal} |", flush=True)
+        return
+    ratio, more = median(ours) / median(beside), (median(ours) - median(beside)) * 1000
+    print(f"| {what} | {shown(ours)} | {shown(beside)} | {ratio:.2f} ×, {more:+.3f} ms | {goal} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
