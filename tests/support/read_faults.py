@@ -25,6 +25,8 @@ from support.proxy import Proxy
 from support.reads import ReadRig, read_rig
 
 WRITERS = 4
+#: How long a read may wait; one of them for each pair.
+WAITS_S = (0.01, 0.02, 0.05, 0.25)
 #: An own read that nobody has answered after so long is a failure of its own kind.
 PATIENCE_S = 120.0
 #: As much as there is: every node shall be asked, and every answer judged.
@@ -154,19 +156,19 @@ class Readers:
             else:
                 receipt = writer.enqueue_delete(sale.id == row_id, shard_key=customer)
                 del rows[row_id]
-        row, info = self._answer(reader, row_id, customer, receipt)
+        row, info = self._answer(reader, row_id, customer, receipt, chance.choice(WAITS_S))
         right = row is None if kind == "delete" else row is not None and row.qty >= least
         with self._lock:
             self.counts[f"{info.role}, {info.reason}"] += 1
             if not right:
                 self.stale.append(f"{kind} of row {row_id}, wanted {least}: {row} from {info}; {receipt!r}")
 
-    def _answer(self, reader: Any, row_id: int, customer: int, receipt: Any) -> tuple[Any, Any]:
+    def _answer(self, reader: Any, row_id: int, customer: int, receipt: Any, wait_s: float) -> tuple[Any, Any]:
         """Read until somebody answers; a refusal is right, but no answer."""
         deadline = Deadline(PATIENCE_S)
         while True:
             try:
-                with reader.read("sale", customer, after=receipt, wait_s=0.25) as db:
+                with reader.read("sale", customer, after=receipt, wait_s=wait_s) as db:
                     row = db(db.sale.id == row_id).select().first()
                     assert not db.read_info.stale
                     break
