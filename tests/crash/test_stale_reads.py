@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from support import read_faults
 from support.chance import SOAK
 from support.fixtures import missing
