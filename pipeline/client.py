@@ -77,6 +77,7 @@ class Pipeline:
         router = Router(self.nodes, self.readers, self.readings, budget, self.counters.count)
         self._reads = Reads(self.settings, self.topology, self.log, router, self.door.table)
         self._atomic = threading.local()
+        self._define_lock = threading.Lock()
         self._start_ids()
 
     # writes -------------------------------------------------------------------------------------------------
@@ -211,8 +212,10 @@ class Pipeline:
         table = self.door.table(table)
         bucket = self.topology.bucket_of(table._tablename, shard_key)
         db = self.nodes.primary(self.topology.shards_of(bucket)[0]).db
-        if table._tablename not in db.tables:
-            db.define_table(table._tablename, table, migrate=False)
+        with self._define_lock:
+            for other in self.door.siblings(table):
+                if other._tablename not in db.tables:
+                    db.define_table(other._tablename, other, migrate=False)
         return db
 
     def save_data(self, table: Any, shard_key: Any, values: Mapping[str, Any]) -> Receipt:

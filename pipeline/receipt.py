@@ -81,7 +81,8 @@ class Receipt:
     def __str__(self) -> str:
         if self.position is None:
             raise PipelineError("the op has not been sent yet, so its receipt cannot be printed")
-        numbers = (self.bucket, *self.position, self.producer, self.producer_seq, (self._id or -1) + 1)
+        row = self._id + 1 if self._id is not None and self._id > 0 else 0
+        numbers = (self.bucket, *self.position, self.producer, self.producer_seq, row)
         body = ".".join(_base36(n) for n in numbers)
         return f"{VERSION}{body}.{_check(body)}"
 

@@ -88,6 +88,9 @@ class Sandbox:
             shard: Applier(shard, self.client.nodes.primary(shard), self.log, self.client.settings.apply)
             for shard in self.client.topology.shards
         }
+        for shard in self.client.topology.shards:
+            # these files need not outlive a power cut
+            self.client.nodes.primary(shard).query("PRAGMA synchronous=OFF")
         migrate(self.client)
         self.log.published = self._create
 

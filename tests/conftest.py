@@ -18,6 +18,9 @@ from pipeline.admin.cluster.errors import ClusterFailed
 from pipeline.admin.cluster.ports import free_ports
 from pipeline.clock import polls
 
+# a background job is started with SIGINT ignored, and would hand that on to every process that a test starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 START_TIMEOUT_S = 20
 #: What was acknowledged outlives a kill; a replica need not wait for others to join it.
 OPTIONS = ("--appendfsync", "always", "--repl-diskless-sync-delay", "0")

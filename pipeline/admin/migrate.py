@@ -1,6 +1,7 @@
 """Create tables on every primary, shard by shard: the pipeline's own, and those that were published.
 
-Creates only; altering is not built yet. Running it twice changes nothing. Replicas follow by replication.
+Creates only: tables, and indexes that a table lacks. Altering a column is not built yet. Running it twice changes
+nothing. Replicas follow by replication.
 """
 
 from __future__ import annotations
@@ -11,10 +12,17 @@ from typing import NamedTuple
 
 from pipeline.client import Pipeline
 from pipeline.errors import PipelineError
+from pipeline.placement import format_ranges
 from pipeline.schema import TableSchema
 from pipeline.shard import columns, inquiry
+from pipeline.shard.brief import brief
 from pipeline.shard.facts import plain
-from pipeline.shard.tables import create_table
+from pipeline.shard.session import Session
+from pipeline.shard.tables import create_index, create_table, indexes, own_name
+from pipeline.topology import Topology
+
+#: An index on a large table takes its time, s.
+STATEMENT_S = 3_600
 
 
 class Step(NamedTuple):
@@ -26,44 +34,58 @@ class Step(NamedTuple):
 
 
 def plan(pipeline: Pipeline) -> Iterator[Step]:
-    """Return what is missing, in order.
+    """Return what is missing, in order: tables, indexes, and the watermark rows of each shard's buckets.
 
     Raises:
         ShardUnavailable: a primary did not answer; nothing has been done.
     """
-    schemas = [TableSchema.from_json(text) for _, text in sorted(pipeline.log.tables().items())]
-    for shard in pipeline.topology.shards:
+    topology = pipeline.topology
+    schemas = _parents_first([TableSchema.from_json(text) for _, text in sorted(pipeline.log.tables().items())])
+    for shard in topology.shards:
         session = pipeline.nodes.primary(shard)
+        fresh = set()
         for name, sql in own_tables(session.dialect.name):
             if not columns.columns_of(session, name):
+                fresh.add(name)
                 yield Step(shard, name, sql)
-        for schema in _parents_first(schemas):
-            if not columns.columns_of(session, plain(schema.rname or schema.name)):
-                for sql in create_table(schema, pipeline.topology, session.dialect):
-                    yield Step(shard, schema.name, sql)
+        marks = {} if "pipeline_watermarks" in fresh else inquiry.marks_of(session)
+        lacking = sorted({*topology.buckets_of(shard), topology.reference_bucket} - marks.keys())
+        if lacking:
+            yield Step(shard, f"buckets {format_ranges(lacking)}", inquiry.buckets_sql(session.dialect, lacking))
+        for schema in schemas:
+            yield from _table(session, shard, schema, topology)
 
 
 def migrate(pipeline: Pipeline, report: Callable[[Step], None] = lambda step: None) -> int:
     """Create what is missing and give each shard its buckets; return how many statements ran.
 
+    May be killed anywhere and run again: it looks at what is there, and does the rest.
+
     Raises:
-        PipelineError: a bucket is active on another shard than the map says; nothing is changed then.
+        PipelineError: a bucket is active on another shard than the map says, or a primary does not answer: nothing is
+            changed then. Or a statement failed: the message says which, and which shards are finished.
     """
     _refuse_moved(pipeline)
-    done = 0
-    for step in list(plan(pipeline)):
-        report(step)
-        session = pipeline.nodes.primary(step.shard)
-        with session.translated(), session.transaction():
-            session.execute(step.sql)
-        done += 1
-    schemas = {s.hash: (s.name, s.to_json()) for s in map(TableSchema.from_json, pipeline.log.tables().values())}
-    for shard in pipeline.topology.shards:
-        session = pipeline.nodes.primary(shard)
-        inquiry.add_buckets(session, (*pipeline.topology.buckets_of(shard), pipeline.topology.reference_bucket))
-        if schemas:
-            inquiry.keep_schemas(session, schemas)
-    return done
+    steps = list(plan(pipeline))
+    texts = list(map(TableSchema.from_json, pipeline.log.tables().values()))
+    kept = {schema.hash: (schema.name, schema.to_json()) for schema in texts}
+    finished: list[str] = []
+    for shard, uri in ((name, shard.primary) for name, shard in pipeline.settings.shards.items()):
+        what = "its table definitions"
+        try:
+            with brief(shard, uri, read_only=False, statement_s=STATEMENT_S) as session:
+                for step in (step for step in steps if step.shard == shard):
+                    what = step.what
+                    report(step)
+                    with session.translated(), session.transaction():
+                        session.execute(step.sql)
+                what = "its table definitions"
+                if kept:
+                    inquiry.keep_schemas(session, kept)
+        except PipelineError as error:
+            raise PipelineError(_stopped(shard, what, error, finished)) from error
+        finished.append(shard)
+    return len(steps)
 
 
 def own_tables(dialect: str) -> Iterator[tuple[str, str]]:
@@ -73,6 +95,29 @@ def own_tables(dialect: str) -> Iterator[tuple[str, str]]:
     for sql in "\n".join(lines).split(";"):
         if sql.strip():
             yield sql.split("EXISTS", 1)[1].split()[0], sql.strip()
+
+
+def _table(session: Session, shard: str, schema: TableSchema, topology: Topology) -> Iterator[Step]:
+    """Yield what a published table lacks: all of it, or indexes that a killed migrate or a new rule left undone."""
+    name, dialect = plain(schema.rname or schema.name), session.dialect
+    if not columns.columns_of(session, name):
+        for sql in create_table(schema, topology, dialect):
+            yield Step(shard, schema.name, sql)
+        return
+    there = columns.indexes_of(session, name)
+    for index in indexes(schema, topology):
+        wanted = tuple(own_name(schema, field).lower() for field in index.fields)
+        unique = any(one and set(found) == set(wanted) for one, found in there)
+        leading = not index.unique and any(found[: len(wanted)] == wanted for _, found in there)
+        if not (unique or leading):
+            kind = "unique index" if index.unique else "index"
+            what = f"{schema.name}: {kind} on {', '.join(index.fields)}"
+            yield Step(shard, what, create_index(schema, index, dialect))
+
+
+def _stopped(shard: str, what: str, error: PipelineError, finished: list[str]) -> str:
+    done = f"finished before: {', '.join(finished)}" if finished else "no shard was finished"
+    return f"shard {shard!r} stopped at {what}: {error}; {done}; mend it and run pipeline migrate again"
 
 
 def _refuse_moved(pipeline: Pipeline) -> None:

@@ -7,7 +7,7 @@ import logging
 
 from pipeline import clock
 from pipeline.client import Pipeline
-from pipeline.errors import Unavailable
+from pipeline.errors import NotMigrated, Unavailable
 from pipeline.op import Position
 from pipeline.shard import inquiry, marks
 from pipeline.write.apply import unapplied
@@ -63,7 +63,7 @@ def _on_every_node(pipeline: Pipeline, shard: str) -> dict[int, Position]:
     for session in replicas:
         try:
             there = inquiry.marks_of(session)
-        except Unavailable as error:
+        except (Unavailable, NotMigrated) as error:
             # a replica that is away may come back and be promoted: keep everything it may still need
             _log.warning("nothing is trimmed on %s while %s is away: %s", shard, session.node, error)
             return {}

@@ -6,9 +6,11 @@ import sys
 
 import click
 
+from pipeline.cli.check import check
 from pipeline.cli.cluster import cluster
 from pipeline.cli.demo import demo
 from pipeline.cli.migrate import migrate
+from pipeline.cli.status import status, top
 from pipeline.errors import PipelineError
 
 
@@ -18,7 +20,7 @@ def pipeline() -> None:
     """Queued writes for pyDAL: applied to MariaDB shards exactly once and in order."""
 
 
-for command in (cluster, demo, migrate):
+for command in (check, cluster, demo, migrate, status, top):
     pipeline.add_command(command)
 
 

@@ -30,9 +30,9 @@ class Correction:
 
     @property
     def late_min(self) -> int:
-        """What the last step adds; of the same parity as the result, and never so that the estimate were zero."""
+        """What the last step adds; of the result's parity, and never so that the estimate were zero or the result."""
         late = 7 + (self.arr_delay + 1) % 2
-        return late if late != self.arr_delay else late + 2
+        return late if late != abs(self.arr_delay) else late + 2
 
     @property
     def estimate(self) -> int:

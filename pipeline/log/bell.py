@@ -62,6 +62,16 @@ class Bell:
             return False
         return True
 
+    def listened(self, timeout_s: float = 1.0) -> set[str] | None:
+        """Ask the workers which shards they listen for; None if the broker does not answer."""
+        try:
+            replies = self._celery().control.inspect(timeout=timeout_s).active_queues() or {}
+        except Exception as error:  # the broker may fail in many ways
+            _log.debug("no answer from the broker: %s: %s", type(error).__name__, error)
+            return None
+        queues = {queue["name"] for listening in replies.values() for queue in listening or ()}
+        return {shard for shard in self._shards if queue_of(shard) in queues}
+
     def flush(self, timeout_s: float = 0.5) -> None:
         """Wait until what was asked for has been rung; a script calls this by itself as it ends."""
         if self._pid == os.getpid():

@@ -34,6 +34,7 @@ def connect(url: str, *, read_s: float, connect_s: float) -> redis.Redis:
         "retry": Retry(NoBackoff(), 0),
         "client_name": "pipeline",
     }
+    url = url.replace("redis+socket://", "unix://", 1)  # kombu's word for the same
     if not url.startswith("sentinel://"):
         if url.startswith("unix://"):
             options.pop("socket_connect_timeout")

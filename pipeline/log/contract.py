@@ -80,8 +80,8 @@ class Line(Protocol):
 class Log(Protocol):
     """The logs of all buckets, the dirty sets and the bells."""
 
-    def line(self) -> Line:
-        """Return a line of its own for one producer."""
+    def line(self, *, patient: bool = False) -> Line:
+        """Return a line of its own for one producer; a patient one waits longer, for many ops at once."""
         ...
 
     def epoch(self, scope: str) -> tuple[int, bool, str]:
@@ -132,6 +132,14 @@ class Log(Protocol):
         """Return the last position of each log that has entries."""
         ...
 
+    def queued(self, after: Mapping[int, Position]) -> dict[int, int]:
+        """Return how many entries each log has behind a position: exact, and also across epochs."""
+        ...
+
+    def dirty(self, shard: str) -> int:
+        """Return how many buckets are marked dirty."""
+        ...
+
     def marks(self, shard: str) -> dict[int, Position]:
         """Return the published watermarks: a copy, perhaps old, never ahead of what was committed somewhere."""
         ...
@@ -154,6 +162,10 @@ class Log(Protocol):
 
     def set_full(self, reason: str | None, for_ms: int = 5000) -> None:
         """Let nothing in for a while, or let everything in again."""
+        ...
+
+    def full(self) -> str | None:
+        """Return why nothing is let in, or None while everything is."""
         ...
 
     def memory_share(self) -> float:

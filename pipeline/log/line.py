@@ -15,6 +15,8 @@ from pipeline.log.contract import Append, Appended, EpochStale, Placed, Scope
 from pipeline.log.keys import Keys
 from pipeline.op import Position
 
+#: How often a producer's expiry is put off, s; it is two days.
+RENEW_S = 3600
 #: From this size on the log notes the size of a bucket's ops, so that a worker reads few at a time.
 BIG_BYTES = 16_384
 #: One WAIT asks for this long, well below the socket's time-out; it is asked again until the caller's deadline.
@@ -28,6 +30,7 @@ class RedisLine:
     def __init__(self, pool: Any, keys: Keys):
         self._pool, self._keys = pool, keys
         self._connection: Any = None
+        self._renew_at = 0.0
         self._heads: dict[tuple[str, int], list[str]] = {}
         self._text, self._sha = script("enqueue")
 
@@ -40,11 +43,14 @@ class RedisLine:
             text = self._call(command)
         except _TRANSIENT:
             self._drop()
+            self._renew_at = 0.0
             try:
                 text = self._call(command)
             except _TRANSIENT as error:
                 self._drop()
                 raise LogUnavailable(f"{type(error).__name__}: {error}") from error
+        if not text.startswith(b"ok"):
+            self._renew_at = 0.0  # nothing was written, so nothing was put off
         return _read_reply(text, scope)
 
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
@@ -65,8 +71,13 @@ class RedisLine:
 
     def sequences(self, producer: int) -> dict[int, int]:
         """See `contract.Line.sequences`."""
+        command = ("HGETALL", self._keys.producer(producer))
         with translated():
-            flat = self._send(("HGETALL", self._keys.producer(producer)))
+            try:
+                flat = self._send(command)
+            except _TRANSIENT:
+                self._drop()  # idle for long, or from before a restart: once more on a new connection
+                flat = self._send(command)
         pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
         return {int(bucket): int(value.split()[0]) for bucket, value in pairs}
 
@@ -90,8 +101,15 @@ class RedisLine:
             rest += (bucket, first, len(payloads), *payloads)
             biggest = max(biggest, *map(len, payloads)) if len(payloads) > 1 else max(biggest, len(payloads[0]))
         big = biggest if biggest >= BIG_BYTES else 0
-        fixed = (epoch, len(shards), producer, row_id, big, keys.bigs)
+        fixed = (epoch, len(shards), producer, row_id, big, keys.bigs, self._renewal())
         return ["EVALSHA", self._sha, len(names), *names, *fixed, *rest]
+
+    def _renewal(self) -> int:
+        """Return 1 when the producer's expiry in Redis is to be put off: at first, then once an hour."""
+        if clock.mono_s() < self._renew_at:
+            return 0
+        self._renew_at = clock.mono_s() + RENEW_S
+        return 1
 
     def _names(self, scope: Scope, producer: int) -> list[str]:
         """Return the keys that are the same at every call: the same producer sends on one line."""

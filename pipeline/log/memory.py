@@ -19,7 +19,8 @@ from pipeline.log.contract import APPENDED, HOLE, SEEN, Append, Appended, EpochS
 from pipeline.op import START, Entry, Position
 
 #: As in the log over Redis: see `line` and `redis_log` for the reasons.
-BELL_MS, IDEMPOTENCY_TTL_MS, LEASE_MS, NOTE_MS, BIG_BYTES = 1500, 86_400_000, 60_000, 60_000, 16_384
+BELL_MS, IDEMPOTENCY_TTL_MS, LEASE_MS, NOTE_MS, BIG_BYTES = 1000, 86_400_000, 60_000, 60_000, 16_384
+BUDGET_MS = 60_000
 
 
 class _Timed(NamedTuple):
@@ -52,6 +53,8 @@ class _Server:
     schemas: dict[str, str] = field(default_factory=dict)
     tables: dict[str, str] = field(default_factory=dict)
     leases: dict[int, tuple[str, int, int]] = field(default_factory=dict)  # number -> token, last ms, ends at
+    health: dict[str, _Timed] = field(default_factory=dict)  # node -> what is known, and when it was published
+    health_until_ms: int = 0
     keys: dict[str, _Timed] = field(default_factory=dict)  # bells, idempotency keys, chores, full
 
 
@@ -96,7 +99,7 @@ class MemoryLog:
 
     # producers ----------------------------------------------------------------------------------------------
 
-    def line(self) -> MemoryLine:
+    def line(self, *, patient: bool = False) -> MemoryLine:
         """See `contract.Log`; so are all below."""
         return MemoryLine(self)
 
@@ -209,7 +212,8 @@ class MemoryLog:
                     dirty.pop(bucket, None)
                 elif bucket in dirty:
                     dirty[bucket] = self.now_ms() + delay_ms
-            return bool(dirty) and delay_ms == 0 and self._take(f"bell:{shard}", BELL_MS), len(dirty)
+            due = delay_ms == 0 and any(at <= self.now_ms() for at in dirty.values())
+            return due and self._take(f"bell:{shard}", BELL_MS), len(dirty)
 
     def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
         with self._lock:
@@ -232,6 +236,19 @@ class MemoryLog:
         with self._lock:
             logs = self._server.logs
             return {bucket: logs[bucket][-1].position for bucket in buckets if logs.get(bucket)}
+
+    def queued(self, after: Mapping[int, Position]) -> dict[int, int]:
+        with self._lock:
+            logs = self._server.logs
+            return {b: sum(entry.position > mark for entry in logs.get(b, [])) for b, mark in after.items()}
+
+    def dirty(self, shard: str) -> int:
+        with self._lock:
+            return len(self._server.dirty.get(shard, {}))
+
+    def full(self) -> str | None:
+        with self._lock:
+            return self._get("full")
 
     def marks(self, shard: str) -> dict[int, Position]:
         with self._lock:
@@ -295,35 +312,30 @@ class MemoryLog:
 
     def hold(self, name: str, token: str, for_ms: int) -> bool:
         with self._lock:
-            key = f"chore:{name}"
-            if self._get(key) not in (None, token):
+            if self._get(f"chore:{name}") not in (None, token):
                 return False
-            self._set(key, token, for_ms)
-            return True
+            self._set(f"chore:{name}", token, for_ms)
+            return for_ms > 0
 
     def release(self, name: str, token: str) -> None:
-        with self._lock:
-            if self._get(f"chore:{name}") == token:
-                self._server.keys.pop(f"chore:{name}", None)
+        self.hold(name, token, 0)
 
     def publish_health(self, nodes: Mapping[str, str], for_ms: int) -> None:
         with self._lock:
-            for node, text in nodes.items():
-                self._set(f"health:{node}", f"{self.now_ms()} {text}", for_ms)
+            self._server.health = {node: _Timed(text, self.now_ms()) for node, text in nodes.items()}
+            self._server.health_until_ms = self.now_ms() + for_ms
 
     def health(self) -> tuple[int, dict[str, tuple[int, str]]]:
         with self._lock:
-            names = [key.partition(":")[2] for key in self._server.keys if key.startswith("health:")]
-            told = {node: (self._get(f"health:{node}") or "").partition(" ") for node in names}
-            return self.now_ms(), {node: (int(at), text) for node, (at, _, text) in told.items() if at}
+            known = self._server.health if self.now_ms() < self._server.health_until_ms else {}
+            return self.now_ms(), {node: (said.until_ms, said.value) for node, said in known.items()}
 
     def earn(self, shard: str, reads: float, most: float, *, take: bool) -> bool:
         with self._lock:
-            key = f"budget:{shard}"
-            left = min(most, float(self._get(key) or most) + reads)
-            taken = take and left >= 0.999999
-            self._set(key, repr(left - 1 if taken else left), 60_000)
-            return taken or not take
+            left = min(float(self._get(f"budget:{shard}") or most) + reads, most)
+            taken = take and left >= 1 - 1e-6
+            self._set(f"budget:{shard}", str(left - taken), BUDGET_MS)
+            return taken
 
     def secret(self, proposed: str) -> str:
         with self._lock:

@@ -20,7 +20,7 @@ from pipeline.log.line import RedisLine
 from pipeline.op import Entry, Position
 
 #: As in `enqueue.lua`: a Celery message that nobody fetched for so long no longer counts as on its way, ms.
-BELL_MS = 1500
+BELL_MS = 1000
 #: A producer number comes free this long after its process has gone, ms.
 LEASE_MS = 60_000
 #: Time between two notes of a shard's watermarks, ms.
@@ -45,13 +45,14 @@ class RedisLog:
         # raw replies: the driver would make a dict of every entry
         for command in ("XRANGE", "XREVRANGE"):
             self._client.response_callbacks.pop(command, None)
+        self._patient = connect(url, read_s=read_s, connect_s=min(read_s, 2.0)).connection_pool
         # two tries: read, then connect and read again
         self._quick = connect(url, read_s=timeout_s * 0.4, connect_s=timeout_s * 0.2)
         self._lines = self._quick.connection_pool
 
-    def line(self) -> RedisLine:
+    def line(self, *, patient: bool = False) -> RedisLine:
         """See `contract.Log`; so are all below."""
-        return RedisLine(self._lines, self.keys)
+        return RedisLine(self._patient if patient else self._lines, self.keys)
 
     # epochs -------------------------------------------------------------------------------------------------
 
@@ -119,13 +120,25 @@ class RedisLog:
         self._rest(shard, "XX", seconds * 1000 + micros // 1000 + delay_ms, buckets)
 
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
-        buckets = list(buckets)
+        return self._ends("XREVRANGE", dict.fromkeys(buckets, ("+", "-")))
+
+    def queued(self, after: Mapping[int, Position]) -> dict[int, int]:
+        counted = dict.fromkeys(after, 0)
+        # from the tail back, an epoch at a time: within one, positions are dense and need not be counted
+        ends: dict[int, str] = dict.fromkeys(after, "+")
+        while ends:
+            lasts = self._ends("XREVRANGE", {b: (end, "-") for b, end in ends.items()})
+            lasts = {b: last for b, last in lasts.items() if last > after[b]}
+            older = {b: (f"{last.epoch}-0", "+") for b, last in lasts.items() if last.epoch > after[b].epoch}
+            firsts = self._ends("XRANGE", older)
+            for bucket, last in lasts.items():
+                counted[bucket] += last.seq - (firsts[bucket].seq - 1 if bucket in firsts else after[bucket].seq)
+            ends = {bucket: f"({first}" for bucket, first in firsts.items()}
+        return counted
+
+    def dirty(self, shard: str) -> int:
         with translated():
-            pipe: Any = self._client.pipeline(transaction=False)
-            for bucket in buckets:
-                pipe.execute_command("XREVRANGE", self.keys.log(bucket), "+", "-", "COUNT", 1)
-            replies = pipe.execute()
-        return {b: _position(reply[0][0]) for b, reply in zip(buckets, replies, strict=True) if reply}
+            return int(self._client.zcard(self.keys.dirty(shard)))
 
     def marks(self, shard: str) -> dict[int, Position]:
         with translated():
@@ -170,6 +183,11 @@ class RedisLog:
             self._despite_oom("DEL", self.keys.full)
         else:
             self._despite_oom("SET", self.keys.full, reason, "PX", for_ms)
+
+    def full(self) -> str | None:
+        with translated():
+            found = self._client.get(self.keys.full)
+        return _text(found) if found is not None else None
 
     def memory_share(self) -> float:
         with translated():
@@ -226,6 +244,7 @@ class RedisLog:
         self._client.close()
         self._client.connection_pool.disconnect()
         self._lines.disconnect()
+        self._patient.disconnect()
 
     def _rest(self, shard: str, which: str, until_ms: int, buckets: Iterable[int]) -> None:
         pairs = [word for bucket in buckets for word in (until_ms, bucket)]
@@ -234,6 +253,17 @@ class RedisLog:
 
     def _despite_oom(self, command: str, key: str, *rest: Any) -> Any:
         return self._run("despite_oom", [key], [command, *rest])
+
+    def _ends(self, command: str, ranges: Mapping[int, tuple[str, str]]) -> dict[int, Position]:
+        """Return the first position that each log has in a range."""
+        if not ranges:
+            return {}
+        with translated():
+            pipe: Any = self._client.pipeline(transaction=False)
+            for bucket, (start, end) in ranges.items():
+                pipe.execute_command(command, self.keys.log(bucket), start, end, "COUNT", 1)
+            replies = pipe.execute()
+        return {bucket: _position(reply[0][0]) for bucket, reply in zip(ranges, replies, strict=True) if reply}
 
     def _run(self, name: str, keys: list[str], arguments: list[Any], client: redis.Redis | None = None) -> Any:
         client, (text, sha) = client or self._client, script(name)

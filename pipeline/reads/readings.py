@@ -20,8 +20,8 @@ from pipeline.op import Position
 from pipeline.reads.prober import LOOK_EVERY_S
 from pipeline.reads.report import Report, decode
 
-#: How long after the prober is due its word is fetched, s: a look takes a few ms.
-AFTER_S = 0.05
+#: How long after the prober is due its word is fetched, s: a look takes a few ms. All of it counts as lag.
+AFTER_S = 0.02
 #: The shortest time between two fetches, for when the prober is late, s.
 LEAST_S = 0.25
 #: Without anybody looking for so long, the thread ends, s.

@@ -31,6 +31,25 @@ def columns_of(session: Session, table: str) -> list[DatabaseColumn]:
     return [DatabaseColumn(name, kind.lower(), nullable == "YES", charset) for name, kind, nullable, charset in found]
 
 
+def indexes_of(session: Session, table: str) -> list[tuple[bool, tuple[str, ...]]]:
+    """Return of each index, the primary key too, whether it is unique, and its columns in lower case."""
+    if session.dialect.name == "sqlite":
+        quote = session.dialect.quote
+        names = [(bool(row[2]), str(row[1])) for row in session.query(f"PRAGMA index_list({quote(table)})")]
+        return [
+            (unique, tuple(str(row[2]).lower() for row in session.query(f"PRAGMA index_info({quote(name)})")))
+            for unique, name in names
+        ]
+    found = session.query(
+        "SELECT index_name, non_unique, column_name FROM information_schema.statistics"
+        f" WHERE table_schema = DATABASE() AND table_name = {text(table)} ORDER BY index_name, seq_in_index"
+    )
+    indexes: dict[str, tuple[bool, list[str]]] = {}
+    for name, many, column in found:
+        indexes.setdefault(name, (not int(many), []))[1].append(str(column).lower())
+    return [(unique, tuple(columns)) for unique, columns in indexes.values()]
+
+
 def id_type(session: Session, schema: TableSchema) -> str | None:
     """Return the type of a table's id column, or None where the table is not there."""
     name = plain(schema.columns[schema.id_index].rname or schema.id_name).lower()

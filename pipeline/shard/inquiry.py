@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from pipeline.op import Position
+from pipeline.shard.dialect import Dialect
 from pipeline.shard.marks import Mark, text
 from pipeline.shard.session import Session
 
@@ -18,9 +19,12 @@ class Fate(NamedTuple):
     applied_seq: int | None  # last applied sequence of the op's producer; None: the row has expired, or never was
     reject: tuple[str, str, int | None] | None  # state, reason, code
     lost: bool
+    gap: bool  # its position was missing when the log was read
 
     def reached(self, position: Position, producer_seq: int) -> bool:
         """Whether the op, or its refusal, is committed on this node."""
+        if self.gap:
+            return False  # later ops of its producer were applied, this one was not there
         if self.applied_seq is not None:
             return self.applied_seq >= producer_seq
         # the producer's row is forgotten after a week: then only the epoch it was sent in can tell
@@ -35,8 +39,9 @@ def fate(session: Session, bucket: int, position: Position, producer: int, produ
         f" UNION ALL SELECT 'p', seq, NULL, NULL, NULL FROM pipeline_producers WHERE {mine}"
         f" UNION ALL SELECT 'r', code, NULL, state, reason FROM pipeline_rejects"
         f" WHERE {mine} AND producer_seq = {producer_seq}"
-        f" UNION ALL SELECT 'l', epoch, NULL, NULL, NULL FROM pipeline_lost WHERE bucket = {bucket} AND"
-        f" ((producer = {producer} AND first_seq <= {producer_seq} AND last_seq >= {producer_seq}) OR (producer = 0"
+        f" UNION ALL SELECT CASE producer WHEN 0 THEN 'g' ELSE 'l' END, epoch, NULL, NULL, NULL FROM pipeline_lost"
+        f" WHERE bucket = {bucket} AND ((producer = {producer}"
+        f" AND first_seq <= {producer_seq} AND last_seq >= {producer_seq}) OR (producer = 0"
         f" AND epoch = {position.epoch} AND first_seq <= {position.seq} AND last_seq >= {position.seq}))"
     )
     rows = {row[0]: row[1:] for row in found}
@@ -46,7 +51,8 @@ def fate(session: Session, bucket: int, position: Position, producer: int, produ
         mark[2] if mark else None,
         producer_row[0] if producer_row else None,
         (reject[2], reject[3], reject[0]) if reject else None,
-        "l" in rows,
+        "l" in rows or "g" in rows,
+        "g" in rows,
     )
 
 
@@ -55,6 +61,20 @@ def marks_of(session: Session, buckets: Iterable[int] | None = None) -> dict[int
     some = "" if buckets is None else f" WHERE bucket IN ({', '.join(map(str, buckets))})"
     found = session.query(f"SELECT bucket, epoch, seq, state FROM pipeline_watermarks{some}")
     return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
+
+
+class Standing(NamedTuple):
+    """How far a node is: its watermarks, and the server's time of the newest commit of ops that it holds, ms."""
+
+    marks: dict[int, Mark]
+    newest_ms: int
+
+
+def standing(session: Session) -> Standing:
+    """Return how far a node is, in one query."""
+    found = session.query("SELECT bucket, epoch, seq, state, committed_ms FROM pipeline_watermarks")
+    marks = {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state, _ in found}
+    return Standing(marks, max((row[4] for row in found), default=0))
 
 
 def sequences(session: Session, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
@@ -108,6 +128,14 @@ def refused(session: Session, ops: Iterable[tuple[int, int, int]]) -> list[tuple
     return [(reason, code) for bucket, producer, seq, reason, code in found if (bucket, producer, seq) in wanted]
 
 
+def gaps(session: Session, buckets: Iterable[int]) -> list[tuple[int, int, int, int]]:
+    """Return bucket, epoch, first and last sequence of all that was missing in the logs of these buckets."""
+    return session.query(
+        "SELECT bucket, epoch, first_seq, last_seq FROM pipeline_lost"
+        f" WHERE producer = 0 AND bucket IN ({', '.join(map(str, buckets))})"
+    )
+
+
 def counts(session: Session) -> dict[str, int]:
     """Return how many ops are rejected, parked and lost."""
     found = dict(session.query("SELECT state, COUNT(*) FROM pipeline_rejects GROUP BY state"))
@@ -134,14 +162,17 @@ def keep_schemas(session: Session, schemas: Mapping[str, tuple[str, str]]) -> No
 
 def add_buckets(session: Session, buckets: Iterable[int]) -> None:
     """Make the watermark rows of buckets that have none here."""
+    buckets = list(buckets)
+    if buckets:
+        with session.translated(), session.transaction():
+            session.execute(buckets_sql(session.dialect, buckets))
+
+
+def buckets_sql(dialect: Dialect, buckets: Iterable[int]) -> str:
+    """Return the statement that makes watermark rows; those that are there stay as they are."""
     rows = ", ".join(f"({b}, 0, -1, 'active', 0)" for b in buckets)
-    if not rows:
-        return
-    with session.translated(), session.transaction():
-        session.execute(
-            f"INSERT INTO pipeline_watermarks (bucket, epoch, seq, state, committed_ms) VALUES {rows}"
-            + session.dialect.on_conflict(["bucket"], [])
-        )
+    into = "INSERT INTO pipeline_watermarks (bucket, epoch, seq, state, committed_ms)"
+    return f"{into} VALUES {rows}{dialect.on_conflict(['bucket'], [])}"
 
 
 def _for_update(session: Session) -> str:

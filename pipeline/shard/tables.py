@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from pipeline.column import Column
 from pipeline.errors import PipelineError
 from pipeline.schema import TableSchema
-from pipeline.settings import TableSettings
 from pipeline.shard.dialect import Dialect
+from pipeline.shard.facts import plain
 from pipeline.topology import Topology
 
 #: pyDAL's types. FLOAT is made DOUBLE: MariaDB gives back only 6 digits of a FLOAT.
@@ -34,21 +35,46 @@ def create_table(schema: TableSchema, topology: Topology, dialect: Dialect) -> I
     Raises:
         PipelineError: a column has a type that cannot be created here.
     """
-    mysql, quote, rules = dialect.name == "mysql", dialect.quote, topology.table(schema.name)
-    table = schema.rname or quote(schema.name)
-    lines = [_column(schema, column, dialect) for column in schema.columns]
+    lines = ",\n  ".join(column_sql(schema, column, dialect) for column in schema.columns)
+    tail = " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci" if dialect.name == "mysql" else ""
+    yield f"CREATE TABLE IF NOT EXISTS {schema.rname or dialect.quote(schema.name)} (\n  {lines}\n){tail}"
+    for index in indexes(schema, topology):
+        yield create_index(schema, index, dialect)
+
+
+class Index(NamedTuple):
+    """An index of a table, its columns by their names in the model."""
+
+    unique: bool
+    fields: tuple[str, ...]
+
+
+def indexes(schema: TableSchema, topology: Topology) -> list[Index]:
+    """Return what a table needs: the unique ones of model and configuration, and what rows are looked up by."""
+    rules = topology.table(schema.name)
     unique = [*rules.unique, *((c.name,) for c in schema.columns if c.unique and (c.name,) not in rules.unique)]
-    indexes = [(_name(schema, "uk", fields), "UNIQUE ", fields) for fields in unique]
-    indexes += [(_name(schema, "ix", fields), "", fields) for fields in _plain_indexes(schema, rules)]
-    tail = " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci" if mysql else ""
-    body = ",\n  ".join(lines)
-    yield f"CREATE TABLE IF NOT EXISTS {table} (\n  {body}\n){tail}"
-    for name, kind, fields in indexes:
-        columns = ", ".join(_quoted(schema, field, dialect) for field in fields)
-        yield f"CREATE {kind}INDEX IF NOT EXISTS {quote(name)} ON {table} ({columns})"
+    names = [c.name for c in schema.columns if c.type.startswith(("reference ", "big-reference "))]
+    if rules.shard_key and rules.shard_key in schema.index and rules.shard_key != schema.id_name:
+        names.append(rules.shard_key)
+    leading = {fields[0] for fields in unique}
+    plain = [(name,) for name in dict.fromkeys(names) if name not in leading]
+    return [*(Index(True, fields) for fields in unique), *(Index(False, fields) for fields in plain)]
 
 
-def _column(schema: TableSchema, column: Column, dialect: Dialect) -> str:
+def create_index(schema: TableSchema, index: Index, dialect: Dialect) -> str:
+    """Return the statement that creates an index. MySQL has no IF NOT EXISTS here, unlike MariaDB."""
+    kind, maybe = "UNIQUE " if index.unique else "", "" if dialect.name == "mysql" else "IF NOT EXISTS "
+    name = dialect.quote(index_name(schema.name, "uk" if index.unique else "ix", index.fields))
+    columns = ", ".join(_quoted(schema, field, dialect) for field in index.fields)
+    return f"CREATE {kind}INDEX {maybe}{name} ON {schema.rname or dialect.quote(schema.name)} ({columns})"
+
+
+def column_sql(schema: TableSchema, column: Column, dialect: Dialect) -> str:
+    """Return a column as it stands in CREATE TABLE.
+
+    Raises:
+        PipelineError: it has a type that cannot be created here.
+    """
     mysql = dialect.name == "mysql"
     name = _quoted(schema, column.name, dialect)
     if column.name == schema.id_name:
@@ -63,17 +89,14 @@ def _column(schema: TableSchema, column: Column, dialect: Dialect) -> str:
     return f"{name} {kind}{' NOT NULL' if column.notnull else ''}"
 
 
-def _plain_indexes(schema: TableSchema, rules: TableSettings) -> list[tuple[str, ...]]:
-    """Return what is looked up by: the shard key, and references."""
-    names = [c.name for c in schema.columns if c.type.startswith(("reference ", "big-reference "))]
-    if rules.shard_key and rules.shard_key in schema.index and rules.shard_key != schema.id_name:
-        names.append(rules.shard_key)
-    leading = {fields[0] for fields in rules.unique} | {c.name for c in schema.columns if c.unique}
-    return [(name,) for name in dict.fromkeys(names) if name not in leading]
+def index_name(table: str, kind: str, fields: tuple[str, ...]) -> str:
+    """Return the name that an index gets: `uk_` if it is unique, `ix_` if not."""
+    return f"{kind}_{table}_{'_'.join(fields)}"[:64]
 
 
-def _name(schema: TableSchema, kind: str, fields: tuple[str, ...]) -> str:
-    return f"{kind}_{schema.name}_{'_'.join(fields)}"[:64]
+def own_name(schema: TableSchema, field: str) -> str:
+    """Return a field's name in the database."""
+    return plain(schema.columns[schema.index[field]].rname or field)
 
 
 def _quoted(schema: TableSchema, field: str, dialect: Dialect) -> str:

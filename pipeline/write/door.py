@@ -87,6 +87,11 @@ class Door:
             raise UnknownTable(table, self._latest)
         return db[table]
 
+    def siblings(self, table: Any) -> list[Any]:
+        """Return the tables of the same DAL, so that they can be joined; a lazy one only if it is the one asked for."""
+        db, lazy = table._db, getattr(table._db, "_LAZY_TABLES", {})
+        return [db[name] for name in db.tables if name not in lazy or name == table._tablename]
+
     def gate(self, table: Any) -> Gate:
         """Return the gate of a table that an op is made for; its definition is published before."""
         gate = self._gate(table)

@@ -44,7 +44,12 @@ class Follower:
         for deadline in clock.polls(timeout_s):
             hinted = all(self._hint(shard, receipt) for shard in shards)
             if hinted or deadline.passed or clock.mono_s() - asked_at > ASK_S:
-                asked_at, state = clock.mono_s(), self._state(receipt)
+                try:
+                    asked_at, state = clock.mono_s(), self._state(receipt)
+                except ShardUnavailable:
+                    # a primary that died is followed within seconds; only the last word counts
+                    if deadline.passed:
+                        raise
             if state in _FINAL:
                 return self._told(receipt, state)
         raise WaitTimeout(f"the op at {receipt.bucket}:{receipt.position}", timeout_s, state)
@@ -56,19 +61,30 @@ class Follower:
             Rejected: one of them was refused. WaitTimeout, Lost: as for one receipt.
         """
         last: dict[tuple[int, int], Receipt] = {}
-        every = []
+        every: list[tuple[int, int, int]] = []
+        places: dict[int, list[Position]] = {}
         for receipt in receipts:
             every.append((receipt.bucket, receipt.producer, receipt.producer_seq))
+            assert receipt.position is not None
+            places.setdefault(receipt.bucket, []).append(receipt.position)
             key = (receipt.bucket, receipt.producer)
             if key not in last or last[key].producer_seq < receipt.producer_seq:
                 last[key] = receipt
         deadline = clock.Deadline(timeout_s)
         for receipt in last.values():
             self.wait(receipt, deadline.left_s)
-        for shard in {s for bucket, *_ in every for s in self._topology.shards_of(bucket)}:
-            refused = inquiry.refused(self._nodes.primary(shard), every)
+        for shard in {shard for bucket in places for shard in self._topology.shards_of(bucket)}:
+            session = self._nodes.primary(shard)
+            refused = inquiry.refused(session, every)
             if refused:
                 raise Rejected(f"{len(refused)} of {len(every)} ops; the first", refused[0][0], refused[0][1])
+            lost = sum(
+                position.epoch == epoch and first <= position.seq <= last
+                for bucket, epoch, first, last in inquiry.gaps(session, places)
+                for position in places[bucket]
+            )
+            if lost:
+                raise Lost(f"{lost} of {len(every)} ops were lost by Redis before they were applied")
 
     def barrier(self, table: str, timeout_s: float) -> None:
         """Wait until all that is in the logs of a table's buckets now is applied.

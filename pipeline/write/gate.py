@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 from pipeline.errors import BadOp, BadValue, UnknownField
@@ -17,6 +18,8 @@ from pipeline.values import checker, lenient
 from pipeline.write.trees import columns_in, expression, is_expression
 
 Check = Callable[[Any], Any]
+#: Values of these types are called, as pyDAL does. Not all that can be called is meant to be: a Row can, too.
+FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
 
 
 class Gate:
@@ -42,7 +45,8 @@ class Gate:
         """Return how rows that give these fields become new rows of this table."""
         given = frozenset(names)
         self.known(dict.fromkeys(given))
-        computed = any(f.compute or (_own_filter(f) and f.name in given) for f in table)
+        filtered = _filtered(table) & given
+        computed = bool(filtered) or any(f.compute for f in table)
         defaults = {
             name: table[name].default
             for name in self.column_of
@@ -54,28 +58,34 @@ class Gate:
                 raise BadValue(
                     self.schema.name, min(missing), "is notnull, has no default, and was not given: give it a value"
                 )
-        return RowPlan(self, table, given, defaults, computed)
+        return RowPlan(self, table, given, defaults, filtered if computed else None)
 
     def update_values(self, table: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
         """Return the plain values and the expressions of an update, with `update=` and `compute` fields added."""
         self.known(given)
+        given, filtered = _called(given), _filtered(table)
         plain: dict[str, Any] = {}
         computed: dict[str, list[Any]] = {}
-        for name, value in given.items():
+
+        def put(name: str, value: Any) -> None:
             if is_expression(value):
                 computed[name] = expression(value, name, self.schema, self.check)
             else:
-                plain[name] = self.check[name](_called(value))
-        for name, value in self._renewed(table, given).items():
-            if name not in given:
-                plain[name] = self.lenient[name](_called(value))
+                plain[name] = (self.check if name in given else self.lenient)[name](value)
+
+        for name, value in given.items():
+            if name not in filtered:
+                put(name, value)
+        for name, value in self._renewed(table, given, filtered).items():
+            if name in filtered or name not in given:
+                put(name, value)
         self._independent(plain, computed)
         return plain, computed
 
-    def _renewed(self, table: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        if any(f.compute or (_own_filter(f) and f.name in given) for f in table):
+    def _renewed(self, table: Any, given: Mapping[str, Any], filtered: frozenset[str]) -> dict[str, Any]:
+        if filtered & given.keys() or any(f.compute for f in table):
             return self.computed(table, given, "_fields_and_values_for_update")
-        return {f.name: f.update for f in table if f.update is not None and f.name not in given}
+        return _called({f.name: f.update for f in table if f.update is not None and f.name not in given})
 
     def computed(self, table: Any, given: Mapping[str, Any], method: str) -> dict[str, Any]:
         """Let pyDAL run filters and `compute`, which may look at the other fields."""
@@ -124,10 +134,26 @@ class RowPlan:
         id_given: whether the rows bring their own id.
     """
 
-    __slots__ = ("_checks", "_constants", "_gate", "_late", "_seen", "_table", "columns", "given", "id_given")
+    __slots__ = (
+        "_checks",
+        "_constants",
+        "_filtered",
+        "_gate",
+        "_late",
+        "_seen",
+        "_table",
+        "columns",
+        "given",
+        "id_given",
+    )
 
     def __init__(
-        self, gate: Gate, table: Any, given: frozenset[str], defaults: Mapping[str, Any], computed: bool
+        self,
+        gate: Gate,
+        table: Any,
+        given: frozenset[str],
+        defaults: Mapping[str, Any],
+        filtered: frozenset[str] | None,  # None: neither filters nor `compute`
     ) -> None:
         self._gate, self._table, self.given = gate, table, given
         id_name = gate.schema.id_name
@@ -135,9 +161,10 @@ class RowPlan:
         names = sorted(given - {id_name}, key=gate.column_of.__getitem__)
         self._checks = [(name, gate.check[name]) for name in names]
         self._seen = [(f, f.default, f.compute, f.filter_in) for f in table]
-        constant = {n: v for n, v in defaults.items() if not callable(v)}
+        self._filtered = filtered
+        constant = {n: v for n, v in defaults.items() if not isinstance(v, FUNCTIONS)}
         self._constants = [gate.lenient[name](value) for name, value in constant.items()]
-        self._late = None if computed else [(gate.lenient[n], v) for n, v in defaults.items() if callable(v)]
+        self._late = [(gate.lenient[n], v) for n, v in defaults.items() if n not in constant]
         late = [n for n in defaults if n not in constant]
         self.columns = tuple(gate.column_of[name] for name in (*names, *constant, *late))
 
@@ -150,9 +177,14 @@ class RowPlan:
 
     def row(self, values: Mapping[str, Any]) -> tuple[tuple[int, ...], list[Any], int | None]:
         """Return columns, their final values, and the id if the row brings one."""
-        if self._late is None:
-            return self._computed_row(values)
-        final = [check(values[name]) for name, check in self._checks]
+        if self._filtered is not None:
+            return self._computed_row(_called(values), self._filtered)
+        try:
+            final = [check(values[name]) for name, check in self._checks]
+        except BadValue:
+            if not any(isinstance(value, FUNCTIONS) for value in values.values()):
+                raise
+            return self.row(_called(values))
         if self._constants:
             final += self._constants
         for check, default in self._late:
@@ -160,26 +192,34 @@ class RowPlan:
         id_name = self._gate.schema.id_name
         return self.columns, final, self._gate.check[id_name](values[id_name]) if self.id_given else None
 
-    def _computed_row(self, values: Mapping[str, Any]) -> tuple[tuple[int, ...], list[Any], int | None]:
-        gate = self._gate
-        every = gate.computed(self._table, values, "_fields_and_values_for_insert")
-        row = every.pop(gate.schema.id_name, None)
-        names = sorted(every, key=gate.column_of.__getitem__)
-        final = [(gate.check if n in values else gate.lenient)[n](every[n]) for n in names]
-        missing = gate.required - every.keys()
+    def _computed_row(
+        self, values: Mapping[str, Any], filtered: frozenset[str]
+    ) -> tuple[tuple[int, ...], list[Any], int | None]:
+        """Check what was given; let pyDAL filter and compute the rest, which may look at the other fields."""
+        gate, id_name = self._gate, self._gate.schema.id_name
+        final = {name: gate.check[name](value) for name, value in values.items() if name not in filtered}
+        for name, value in gate.computed(self._table, values, "_fields_and_values_for_insert").items():
+            if name not in final:
+                final[name] = (gate.check if name in values else gate.lenient)[name](value)
+        row_id = final.pop(id_name, None)
+        missing = gate.required - final.keys()
         if missing:
-            raise BadValue(gate.schema.name, min(missing), "is notnull and was not computed: give it a value")
-        row_id = gate.check[gate.schema.id_name](row) if row is not None else None
-        return tuple(gate.column_of[name] for name in names), final, row_id
+            raise BadValue(
+                gate.schema.name, min(missing), "is notnull, has no default, and was not given: give it a value"
+            )
+        names = sorted(final, key=gate.column_of.__getitem__)
+        return tuple(gate.column_of[name] for name in names), [final[name] for name in names], row_id
 
 
-def _called(value: Any) -> Any:
-    return value() if callable(value) else value
+def _filtered(table: Any) -> frozenset[str]:
+    """Return the fields that the application filters. Not pyDAL's own filters of date and time: they cut in silence."""
+    return frozenset(
+        f.name for f in table if f.filter_in and not getattr(f.filter_in, "__module__", "").startswith("pydal.")
+    )
 
 
-def _own_filter(f: Any) -> bool:
-    """Whether a field has a filter of the application's; pyDAL's own only cut dates, which the checks refuse to."""
-    return f.filter_in is not None and not str(getattr(f.filter_in, "__module__", "")).startswith("pydal.")
+def _called(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value() if isinstance(value, FUNCTIONS) else value for name, value in values.items()}
 
 
 def with_values(op: Op, gate: Gate, plain: Mapping[str, Any], computed: Mapping[str, list[Any]]) -> Op:

@@ -39,17 +39,18 @@ class Group:
 
 @dataclass(slots=True)
 class Footprint:
-    """What an op touches. `claims` are (table, class): ops of different classes on a table never swap."""
+    """What an op touches. `claims` are (thing, class): ops of different classes on a table or an index never swap."""
 
     writes: list[Key] = field(default_factory=list)
     reads: list[Key] = field(default_factory=list)
-    claims: list[tuple[str, Key]] = field(default_factory=list)
+    claims: list[tuple[Key, Key]] = field(default_factory=list)
 
 
 #: The class of ops that know exactly which row they touch.
 ROW = "row"
 #: The class of ops of which nothing is known: they conflict with everything on their table.
 ANY = None
+_TEXTS = frozenset(("string", "text", "json", "list:string"))
 
 
 def plan(items: Iterable[Item], facts_of: Callable[[Op], Facts]) -> list[Group]:
@@ -58,7 +59,7 @@ def plan(items: Iterable[Item], facts_of: Callable[[Op], Facts]) -> list[Group]:
     for item in items:
         op = item.op
         if op.kind == GROUP:
-            planner.add_alone(item, [footprint(member, facts_of(member)) for member in op.ops])
+            planner.add_alone(item, [footprint(member, facts_of(member), alone=True) for member in op.ops])
             continue
         facts = facts_of(op)
         if op.kind == INSERT and op.id is not None and facts.plain:
@@ -74,7 +75,7 @@ class _Planner:
         self._open: dict[Shape, int] = {}
         self._written: dict[Key, int] = {}
         self._touched: dict[Key, int] = {}
-        self._classes: dict[str, dict[Key, int]] = {}
+        self._classes: dict[Key, dict[Key, int]] = {}
 
     def add(self, item: Item, facts: Facts, print_: Footprint, shape: Shape | None) -> None:
         floor = self._floor(print_)
@@ -137,8 +138,8 @@ class _Planner:
             classes[cls] = max(at, classes.get(cls, -1))
 
 
-def footprint(op: Op, facts: Facts) -> Footprint:
-    """Return what an op touches on a shard with these constraints."""
+def footprint(op: Op, facts: Facts, *, alone: bool = False) -> Footprint:
+    """Return what an op touches on a shard with these constraints; *alone*: no other op joins its statement."""
     print_, table = Footprint(), facts.database_name
     if op.id is not None:
         print_.writes.append((table, op.id))
@@ -147,10 +148,10 @@ def footprint(op: Op, facts: Facts) -> Footprint:
     if op.kind != DELETE:
         _parents(print_, facts, given, changed)
     if op.kind == INSERT:
-        print_.claims.append((table, ANY if facts.hidden_unique else ROW))
-        _unique_values(print_, facts, given)
+        print_.claims.append((table, ANY if facts.hidden_unique else _insert_class(op, alone)))
+        _unique_values(print_, facts, op, given, alone)
     elif op.kind == UPSERT:
-        _upsert(print_, facts, op, given)
+        _upsert(print_, facts, op, given, alone)
     elif op.kind == UPDATE:
         known = op.id is not None and not facts.hidden_unique and not changed & facts.unique_columns
         print_.claims.append((table, ROW if known else ANY))
@@ -159,13 +160,22 @@ def footprint(op: Op, facts: Facts) -> Footprint:
     return print_
 
 
-def _upsert(print_: Footprint, facts: Facts, op: Op, given: dict[int, Any]) -> None:
+def _insert_class(op: Op, alone: bool) -> Key:
+    """Return the class of an insert: the database numbers rows in the order in which they come, above all ids given."""
+    if op.id is not None:
+        return ROW
+    return ANY if alone else ("numbered", op.columns)
+
+
+def _upsert(print_: Footprint, facts: Facts, op: Op, given: dict[int, Any], alone: bool) -> None:
     table = facts.database_name
     if op.key == (facts.schema.id_index,):
         print_.claims.append((table, ANY if facts.unique or facts.hidden_unique else ROW))
         return
-    print_.claims.append((table, ("upsert", op.key)))
+    numbered: Key = None if op.id is not None else (op.columns, op.renew)
+    print_.claims.append((table, ANY if numbered and alone else ("upsert", op.key, numbered)))
     print_.writes.append((table, op.key, tuple(_same(given.get(column)) for column in op.key)))
+    _keep_turn(print_, facts, op, op.key, alone)
 
 
 def _delete(print_: Footprint, facts: Facts, op: Op) -> None:
@@ -181,11 +191,21 @@ def _delete(print_: Footprint, facts: Facts, op: Op) -> None:
         print_.claims.append((child, ("cascade", table) if op.id is not None else ANY))
 
 
-def _unique_values(print_: Footprint, facts: Facts, given: dict[int, Any]) -> None:
+def _unique_values(print_: Footprint, facts: Facts, op: Op, given: dict[int, Any], alone: bool) -> None:
     for columns in facts.unique:
         values = tuple(_same(given.get(column)) for column in columns)
         if None not in values:
             print_.writes.append((facts.database_name, columns, values))
+            _keep_turn(print_, facts, op, columns, alone)
+
+
+def _keep_turn(print_: Footprint, facts: Facts, op: Op, columns: tuple[int, ...], alone: bool) -> None:
+    """Let no op of another shape pass where texts are unique: only the collation knows which of them are equal.
+
+    To utf8mb4_unicode_ci all emojis are, and control characters are nothing. Within a shape ops keep their order.
+    """
+    if any(facts.schema.columns[column].kind in _TEXTS for column in columns):
+        print_.claims.append(((facts.database_name, columns), ANY if alone else _shape(op)))
 
 
 def _parents(print_: Footprint, facts: Facts, given: dict[int, Any], changed: set[int]) -> None:
@@ -195,7 +215,8 @@ def _parents(print_: Footprint, facts: Facts, given: dict[int, Any], changed: se
         elif column in changed:
             # an upserted parent's row may have kept an older id: so wait for all upserts of the parent too
             print_.reads.append((parent, given.get(column)))
-            print_.claims.append((parent, ROW))
+            # the id of a parent that is computed is not known
+            print_.claims.append((parent, ROW if column in given else ("child", facts.database_name)))
 
 
 def _shape(op: Op) -> Shape | None:
@@ -213,6 +234,8 @@ def _shape(op: Op) -> Shape | None:
 
 def _same(value: Any) -> Any:
     """Return a key that is equal wherever the database's collation may find two texts equal."""
+    if isinstance(value, list):
+        return tuple(map(_same, value))
     if not isinstance(value, str):
         return value
     bare = unicodedata.normalize("NFKD", value).casefold().rstrip()

@@ -2,7 +2,8 @@
 
 A new epoch is above every watermark on every node that can be asked, above every epoch that the primary ever gave out,
 and at least the unix time: so no position comes twice, whatever Redis has forgotten. A replica that does not answer
-holds nothing that a primary did not give it; the clock covers one that was promoted and has died.
+holds nothing that a primary did not give it, one that has no tables yet holds nothing; the clock covers one that was
+promoted and has died.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 from collections.abc import Callable
 
 from pipeline import clock
-from pipeline.errors import LogUnavailable, Unavailable
+from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.log.contract import Log, Scope
 from pipeline.shard import inquiry
 from pipeline.shard.nodes import Nodes
@@ -36,7 +37,7 @@ class Lineage:
 
         Raises:
             ShardUnavailable: the primary of a shard in the scope did not answer; nothing changed.
-            NotMigrated: the pipeline's tables are missing there.
+            NotMigrated: the pipeline's tables are missing on a primary.
         """
         for _ in clock.polls(RAISE_S, first_s=0.01):
             epoch, current, seen = self._log.epoch(scope.name)
@@ -44,7 +45,8 @@ class Lineage:
                 return epoch
             new = self._new_epoch(scope, epoch)
             if self._log.raise_epoch(scope.name, seen, new):
-                _log.warning("new lineage scope=%s epoch=%d (was %d)", scope.name, new, epoch)
+                level = logging.WARNING if epoch else logging.INFO
+                _log.log(level, "new lineage scope=%s epoch=%d (was %d)", scope.name, new, epoch)
                 self._renewed()
                 return new
         raise LogUnavailable(f"the epoch of {scope.name!r} could not be raised", sent=False)
@@ -54,6 +56,8 @@ class Lineage:
             for replica in self._nodes.replicas(shard):
                 try:
                     known = max(known, inquiry.highest_epoch(replica))
+                except NotMigrated:
+                    continue  # a replica without our tables has no watermark
                 except Unavailable as error:
                     _log.warning("raising the epoch without asking %s: %s", replica.node, error)
         for shard in scope.shards:

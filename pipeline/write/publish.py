@@ -16,6 +16,8 @@ from pipeline.op import Position
 from pipeline.topology import Topology
 from pipeline.write.sender import Lost, Sender
 
+#: Up to so many ops at once are a request's, with its short time-out; more are a bulk load's, which may wait.
+FEW = 20
 _log = logging.getLogger("pipeline.publish")
 
 
@@ -50,7 +52,6 @@ class Publisher:
         self._scopes = {shard: Scope(shard, (shard,)) for shard in topology.shards}
         self._reference = Scope("*", topology.shards)
         self._epochs: dict[str, int] = {}
-        self._raising = threading.Lock()
         self._reset()
 
     def publish(
@@ -69,7 +70,7 @@ class Publisher:
             LogUnavailable: no answer in time; the op may be queued or not.
             ShardUnavailable: a new epoch was due and the shard's primary did not answer; nothing was sent.
         """
-        return self._share(self.scope_of(bucket), {bucket: (payload,)}, key, row_id, then)[bucket]
+        return self._share(self.scope_of(bucket), {bucket: (payload,)}, key, row_id, then, self._free)[bucket]
 
     def publish_many(
         self,
@@ -82,7 +83,8 @@ class Publisher:
         """Append ops of several buckets, in one round trip per shard; return the place of each bucket's first."""
         places: dict[int, Place] = {}
         for scope, share in self._by_scope(payloads).items():
-            places |= self._share(scope, share, key, row_id, then)
+            few = sum(map(len, share.values())) <= FEW
+            places |= self._share(scope, share, key, row_id, then, self._free if few else self._patient)
         return places
 
     def scope_of(self, bucket: int) -> Scope:
@@ -93,14 +95,18 @@ class Publisher:
 
     def close(self) -> None:
         """Give all connections back."""
-        while self._free:
-            self._free.pop().line.close()
+        for free in (self._free, self._patient):
+            while free:
+                free.pop().line.close()
 
     # parts --------------------------------------------------------------------------------------------------
 
     def _reset(self) -> None:
         self._pid = os.getpid()
+        self._raising = threading.Lock()  # a fork may have taken place while another thread held it
+        self._lineages = 0  # how many epochs were raised or learnt here
         self._free: deque[Sender] = deque()
+        self._patient: deque[Sender] = deque()
         self._losses: deque[Lost] = deque(maxlen=10_000)
 
     def _share(
@@ -110,8 +116,9 @@ class Publisher:
         key: str,
         row_id: int | None,
         then: Callable[[Sender], None] | None,
+        free: deque[Sender],
     ) -> dict[int, Place]:
-        sender = self._take()
+        sender = self._take(free)
         try:
             places, sender = self._send(sender, scope, payloads, key, row_id)
             if then is not None:
@@ -119,22 +126,36 @@ class Publisher:
         except BaseException:
             sender.line.close()
             raise
-        self._free.append(sender)
+        self._put_back(sender)
         if self._losses:
             self._report_losses()
         return places
 
-    def _take(self) -> Sender:
+    def _take(self, free: deque[Sender]) -> Sender:
+        patient = free is self._patient
         if self._pid != os.getpid():
             self._reset()
+            free = self._patient if patient else self._free
         try:
-            sender = self._free.pop()
+            sender = free.pop()
         except IndexError:
-            return Sender(self._log.line())
+            return self._made(patient)
         if sender.stale:
             sender.line.close()
-            return Sender(self._log.line())
+            return self._made(patient)
         return sender
+
+    def _made(self, patient: bool) -> Sender:
+        return Sender(self._log.line(patient=patient), patient, self._lineages)
+
+    def _put_back(self, sender: Sender) -> None:
+        """Let others use a sender; one that missed a change of lineage is asked about now: it may never send again."""
+        if sender.lineages != self._lineages:
+            try:
+                sender = self._checked(sender)
+            except LogUnavailable as error:
+                _log.warning("a sender will be checked at its next use: %s", error)
+        (self._patient if sender.patient else self._free).append(sender)
 
     def _by_scope(self, payloads: Mapping[int, Sequence[bytes]]) -> dict[Scope, dict[int, Sequence[bytes]]]:
         shares: dict[Scope, dict[int, Sequence[bytes]]] = {}
@@ -148,6 +169,7 @@ class Publisher:
         """Send, and return the places and the sender to go on with."""
         for _ in range(3):
             epoch = self._epochs.get(scope.name) or self._raised(scope, 0)
+            sender = self._checked(sender)
             try:
                 answer, first = sender.send(scope, epoch, payloads, key, row_id or 0)
             except EpochStale:
@@ -165,35 +187,40 @@ class Publisher:
             if not holes:
                 return places, sender
             # the log knows less of this producer than it acknowledged: name the loss, go on as a new producer
-            fresh = self._replaced(sender)
-            again, fresh = self._send(fresh, scope, {b: payloads[b] for b in holes}, key, row_id)
+            again, fresh = self._send(self._replaced(sender), scope, {b: payloads[b] for b in holes}, key, row_id)
             return places | again, fresh
         raise LogUnavailable("the server's lineage keeps changing", sent=False)
+
+    def _checked(self, sender: Sender) -> Sender:
+        """Return a sender of which the log has lost nothing: this one, or after a change of lineage perhaps another."""
+        lineages = self._lineages
+        if sender.lineages != lineages:
+            if sender.losses():
+                return self._replaced(sender)
+            sender.lineages = lineages
+        return sender
 
     def _replaced(self, sender: Sender) -> Sender:
         """Note what the log lost of a sender, and return another in its place."""
         self._losses.extend(sender.losses())
         sender.line.close()
-        return Sender(self._log.line())
+        return self._made(sender.patient)
 
     def _raised(self, scope: Scope, stale: int) -> int:
         with self._raising:
             known = self._epochs.get(scope.name, 0)
             if known == stale:
                 known = self._epochs[scope.name] = self._raise_epoch(scope)
+                self._lineages += 1
                 self._audit()
             return known
 
     def _audit(self) -> None:
         """Ask the server of the new lineage what it knows of the idle senders: their next op may never come."""
-        for _ in range(len(self._free)):
-            sender = self._take()
-            losses = sender.losses()
-            self._losses.extend(losses)
-            if losses:
-                sender.line.close()
-            else:
-                self._free.appendleft(sender)
+        for free in (self._free, self._patient):
+            for _ in range(len(free)):
+                self._put_back(self._take(free))
+                free.rotate()
 
     def _report_losses(self) -> None:
         while self._losses:

@@ -31,12 +31,14 @@ class Sender:
 
     Attributes:
         producer: a random 63-bit number, never used twice.
+        patient: whether its line waits longer, for many ops at once.
+        lineages: how many changes of the server's lineage its sequences were checked after.
     """
 
-    __slots__ = ("_next", "line", "producer", "used_at")
+    __slots__ = ("_next", "line", "lineages", "patient", "producer", "used_at")
 
-    def __init__(self, line: Line):
-        self.line = line
+    def __init__(self, line: Line, patient: bool = False, lineages: int = 0):
+        self.line, self.patient, self.lineages = line, patient, lineages
         self.producer = int.from_bytes(os.urandom(8), "big") >> 1
         self._next: dict[int, int] = {}
         self.used_at = clock.mono_s()
@@ -60,7 +62,7 @@ class Sender:
 
     def losses(self) -> list[Lost]:
         """Return what the log acknowledged to this sender and no longer knows; then the sender must not be used on."""
-        known = self.line.sequences(self.producer)
+        known = self.line.sequences(self.producer) if self._next else {}
         return [
             Lost(bucket, self.producer, known.get(bucket, 0) + 1, seq - 1)
             for bucket, seq in self._next.items()

@@ -337,6 +337,14 @@ def test_finish_with_a_delay_lets_the_bucket_rest_and_rings_nobody(log: Log, lin
     assert log.due("s0", 10) == {}, "another op does not shorten the rest"
 
 
+def test_finish_rings_nobody_for_what_only_rests(log: Log, line: Line):
+    append(line, (3, 1, [b"a"]), (4, 1, [b"b"]))
+    log.due("s0", 10)
+    log.postpone("s0", [3], MINUTE_MS)
+
+    assert log.finish("s0", {4: Position(EPOCH, 0)}) == (False, 1)
+
+
 def test_finish_of_a_bucket_that_is_clean_leaves_it_clean(log: Log, line: Line):
     append(line, (3, 1, [b"a", b"b"]))
     log.due("s0", 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support import nodes
 from support.chance import SOAK
 from support.proxy import Proxy
 from support.trial import Trial
@@ -14,6 +15,10 @@ pytestmark = pytest.mark.mariadb
 
 #: What a worker child is killed before; see `Applier`.
 STEPS = ("due", "lock", "read", "execute", "statement", "mark", "commit", "committed", "finish")
+#: Who waits for a row lock in MariaDB.
+WAITING = "SELECT trx_id FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+#: How long a killed worker may delay its buckets; the design says 3 s.
+SOON_S = 15
 #: What Celery writes about a killed child.
 KILLED = "signal 9 (SIGKILL)"
 #: MySQL's packet of a COMMIT: its length, its number, COM_QUERY.
@@ -27,13 +32,32 @@ def test_a_worker_killed_at_any_step_leaves_each_op_applied_once(trial: Trial, s
         load = trial.load()
 
         for _ in polls(60):
+            rig.put_off_reconcile()
             trial.send(load, 25)
             rig.client.bell.flush()
+            trial.settle(SOON_S)
             if rig.log_text(fragile).count(KILLED) >= 2 * SOAK:
                 break
-        trial.holds()
-
         assert rig.log_text(fragile).count(KILLED) >= 2 * SOAK
+    trial.holds()
+
+
+def test_an_op_that_stands_in_the_log_twice_is_applied_once(trial: Trial) -> None:
+    rig = trial.rig
+    sent = trial.send(trial.load(), 60 * SOAK)
+    trial.settle()
+
+    # what a producer does that cannot know what a new Redis has kept: it sends all of it again, in order
+    for bucket in {one.bucket for one in sent}:
+        log = rig.client.log.keys.log(bucket)
+        wanted = {b"%d-%d" % one.position for one in sent}
+        for id, fields in rig.redis.xrange(log):
+            if id in wanted:
+                rig.redis.xadd(log, fields, id=id.split(b"-")[0] + b"-*")
+        rig.redis.zadd(rig.client.log.keys.dirty(rig.client.topology.shard_of(bucket)), {str(bucket): 0})
+    rig.client.barrier("tally", 60)
+
+    trial.holds()
 
 
 def test_a_commit_whose_answer_is_lost_is_not_done_again(trial: Trial) -> None:
@@ -87,3 +111,36 @@ def test_an_op_in_doubt_may_be_sent_again_under_its_idempotency_key(trial: Trial
         trial.holds()
 
         assert proxy.cuts >= 30
+
+
+def test_a_batch_that_waits_in_vain_for_a_lock_is_undone_whole_and_done_again(trial: Trial) -> None:
+    rig, topology = trial.rig, trial.rig.client.topology
+    trial.owners += [owner for owner in rig.owners(200) if topology.bucket_of("tally", owner) == 0]
+    free, locked = trial.owners[:2], trial.owners[2:3]
+    uri = rig.primaries[topology.shard_of(0)]
+    bumps = trial.load(owners=locked, weights={"bump": 1})
+    trial.send(bumps, 5)
+    trial.settle()
+
+    with nodes.connection(uri) as other:
+        # no gaps are locked, so that the inserts go through and only the bumps wait
+        nodes.fetch(other, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        nodes.fetch(other, "START TRANSACTION")
+        nodes.fetch(other, f"SELECT id FROM tally WHERE owner = {locked[0]} FOR UPDATE")
+        with rig.frozen():
+            trial.send(trial.load(owners=free, weights={"insert": 1}), 20)
+            trial.send(bumps, 20)
+        first = await_waiters(uri, set())
+        await_waiters(uri, first)
+        nodes.fetch(other, "ROLLBACK")
+
+    assert trial.holds()["rejected"] == 0
+
+
+def await_waiters(uri: str, but: set[int]) -> set[int]:
+    """Wait for a transaction that waits for a lock, other than those given."""
+    for _ in polls(30):
+        found = {id for (id,) in nodes.rows(uri, WAITING)} - but
+        if found:
+            return found
+    raise AssertionError("nobody waits for the lock")

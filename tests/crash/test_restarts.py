@@ -55,7 +55,10 @@ def test_a_worker_that_is_asked_to_stop_finishes_its_batch(trial: Trial) -> None
         rig.cluster.stop(worker)
 
         log = rig.log_text(worker)
-        assert log.count("received") == log.count("succeeded in") > 0
+        # a message that was fetched but not begun is given back
+        assert log.count("received") - log.count("succeeded in") in (0, 1)
+        assert "succeeded in" in log
+        assert "raised unexpected" not in log
     trial.holds()
 
 

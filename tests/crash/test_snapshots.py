@@ -34,7 +34,8 @@ def test_a_snapshot_at_any_moment_on_any_node_is_a_prefix_of_the_log(trial: Tria
     for _ in polls(60, first_s=0.02):
         node = trial.luck.choice(list(uris))
         taken.append(snapshot(node, uris[node], trial.owners))
-        if all(one.child.poll() is not None for one in producers):
+        everywhere = {shot.node for shot in taken if shot.rows} == set(uris)
+        if everywhere and all(one.child.poll() is not None for one in producers):
             break
     trial.join()
     trial.holds()

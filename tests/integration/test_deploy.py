@@ -128,7 +128,9 @@ def mariadb_node(home: Path, port: int, role: str, server_id: int, passwords: di
     home.mkdir()
     options = home / "my.cnf"
     options.write_text(f"!include {DEPLOY}/mariadb/node.cnf\n!include {DEPLOY}/mariadb/{role}.cnf\n")
+    (home / "tmp").mkdir()  # a starting server deletes all temporary tables it finds: not those of another's, in /tmp
     common = [f"--defaults-file={options}", f"--datadir={home}/data", f"--user={getpass.getuser()}"]
+    common.append(f"--tmpdir={home}/tmp")
     install = ["mariadb-install-db", *common, "--auth-root-authentication-method=normal", "--skip-test-db"]
     # As the container image does: else the installation itself is in the binary log, and the replica has it already.
     run(*install, "--skip-log-bin", timeout_s=STARTUP_S)

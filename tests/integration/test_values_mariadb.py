@@ -97,10 +97,18 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     assert install
     home = tmp_path_factory.mktemp("mariadb")
     user = f"--user={'root' if os.getuid() == 0 else os.environ.get('USER', '')}"
-    made = [install, "--no-defaults", f"--datadir={home}/data", user, "--auth-root-authentication-method=normal"]
+    (home / "tmp").mkdir()  # a starting server deletes all temporary tables it finds: not those of another's, in /tmp
+    made = [
+        install,
+        "--no-defaults",
+        f"--datadir={home}/data",
+        f"--tmpdir={home}/tmp",
+        user,
+        "--auth-root-authentication-method=normal",
+    ]
     subprocess.run([*made, "--skip-test-db"], check=True, capture_output=True, timeout=START_TIMEOUT_S)
     port = free_port()
-    files = [f"--datadir={home}/data", f"--socket={home}/s"]
+    files = [f"--datadir={home}/data", f"--tmpdir={home}/tmp", f"--socket={home}/s"]
     with (home / "log").open("wb") as log:
         process = subprocess.Popen([server, "--no-defaults", *files, user, *OPTIONS, f"--port={port}"], stderr=log)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -33,7 +33,7 @@ class Rig:
         self._numbers = count(100)
         self._owners = count(1)
         self.config = self.config_through({})
-        self.client = Pipeline(self.config)
+        self.client: Any = Pipeline(self.config)
 
     def prepare(self) -> None:
         """Create the tables on every shard."""
@@ -115,6 +115,11 @@ class Rig:
             for name in names:
                 self.cluster.stop(name, signal.SIGCONT)
 
+    def put_off_reconcile(self, for_s: int = 120) -> None:
+        """Let no reconcile come to help for a while; what must not need it shows."""
+        for shard in self.primaries:
+            self.redis.set(self.client.log.keys.chore(f"reconcile:{shard}"), "1", px=for_s * 1000)
+
     def close(self) -> None:
         """Take all down."""
         self.client.close()
@@ -124,12 +129,15 @@ class Rig:
 
 
 @contextmanager
-def rig_of(directory: Path, engine: str, **options: Any) -> Iterator[Rig]:
-    """Bring a cluster up, and down at the end."""
+def rig_of(
+    directory: Path, engine: str, before: Callable[[Rig], None] = lambda rig: None, **options: Any
+) -> Iterator[Rig]:
+    """Bring a cluster up, and down at the end; *before* is called when no table has been made yet."""
     options = {"shards": 2, "replicas": 1, "workers": 2, "buckets": 32, "tables": TABLES_TOML, **options}
     cluster = Cluster.up(directory, engine, owned=True, **options)
     try:
         rig = Rig(cluster)
+        before(rig)
         rig.prepare()
         yield rig
         rig.close()

@@ -155,7 +155,7 @@ class Cluster:
         processes.end([process for process in known.processes if process not in polite])
         for entry in known.entries:
             _remove(self.directory / entry)
-        (self.directory / state.STATE_FILE).unlink()
+        state.forget(self.directory)
         for folder in map(Path, known.made_folders):
             # A folder that now holds something of somebody else stays.
             with suppress(OSError):

@@ -21,6 +21,7 @@ SCHEMA = "shop"
 
 #: The data directory that is made once and copied for each node.
 TEMPLATE = "template"
+TMP = "tmp"
 
 #: How long a replica may take to connect to its primary.
 LINK_TIMEOUT_S = 20.0
@@ -64,7 +65,7 @@ def lay_out(directory: Path, shards: int, replicas: int) -> Layout:
         Service(node, "mariadb", _argv(directory / node, ports[node], server_id, primary=node in names), ports[node])
         for server_id, node in enumerate(nodes, start=1)
     )
-    return Layout(services, tuple(uris.values()), (TEMPLATE, *nodes))
+    return Layout(services, tuple(uris.values()), (TEMPLATE, TMP, *nodes))
 
 
 def prepare(directory: Path, layout: Layout, run: RunStep) -> None:
@@ -74,6 +75,7 @@ def prepare(directory: Path, layout: Layout, run: RunStep) -> None:
         _program("mariadb-install-db"),
         "--no-defaults",
         f"--datadir={template}",
+        f"--tmpdir={_tmp(template)}",
         "--auth-root-authentication-method=normal",
         "--skip-test-db",
         "--skip-name-resolve",
@@ -81,6 +83,8 @@ def prepare(directory: Path, layout: Layout, run: RunStep) -> None:
         "--innodb-log-file-size=64M",
         *_user(),
     )
+    for name in (TEMPLATE, *(service.name for service in layout.services)):
+        _tmp(directory / name).mkdir(parents=True)
     run(Service("mariadb-install-db", "step", argv))
     for service in layout.services:
         shutil.copytree(template, directory / service.name)
@@ -143,9 +147,14 @@ def _uri(user: str, port: int) -> str:
 
 
 def _argv(folder: Path, port: int, server_id: int, *, primary: bool) -> tuple[str, ...]:
-    own = (f"--datadir={folder}", f"--port={port}", f"--server-id={server_id}")
+    own = (f"--datadir={folder}", f"--port={port}", f"--server-id={server_id}", f"--tmpdir={_tmp(folder)}")
     role = () if primary else ("--read-only=1",)
     return (_program("mariadbd"), "--no-defaults", *own, *role, *OPTIONS, *_user())
+
+
+def _tmp(folder: Path) -> Path:
+    """Return a node's folder for temporary tables: a starting server deletes all that it finds in its own."""
+    return folder.parent / TMP / folder.name
 
 
 def _user() -> tuple[str, ...]:

@@ -17,6 +17,8 @@ from pipeline.admin.cluster.errors import ClusterFailed
 
 #: The file's name inside the cluster's directory.
 STATE_FILE = "cluster.json"
+#: The next state, until it is whole.
+UNFINISHED = "cluster.json.new"
 
 Kind = Literal["redis", "mariadb", "sqlite-replica", "worker", "flower", "step"]
 
@@ -118,10 +120,16 @@ def read(directory: Path) -> State:
         raise ClusterFailed(f"{directory / STATE_FILE} is not a cluster's state: {error}") from error
 
 
+def forget(directory: Path) -> None:
+    """Remove the state, and one that a signal left half written."""
+    for name in (UNFINISHED, STATE_FILE):
+        (directory / name).unlink(missing_ok=True)
+
+
 def write(directory: Path, state: State, *, new: bool = False) -> None:
     """Write the state so that a reader sees the old one or the new one, readable by its owner only."""
     path = directory / STATE_FILE
-    target = path if new else path.with_suffix(".json.new")
+    target = path if new else directory / UNFINISHED
     text = msgspec.json.format(msgspec.json.encode(state))
     flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL if new else os.O_TRUNC)
     with open(os.open(target, flags, 0o600), "wb") as file:

@@ -9,7 +9,7 @@
 --                      bell       string  there while a Celery message for this shard is on its way
 --       then per log:  log        stream  entries <epoch>-<dense seq>: p producer, s producer seq, o op
 -- ARGV  1 epoch  2 shards  3 producer  4 row id  5 bytes of the largest op if it is large, else 0
---       6 prefix of the keys that hold the bytes of a bucket's largest op of late
+--       6 prefix of the keys that hold the bytes of a bucket's largest op of late  7 1: let the producer live on
 --       then per log: bucket, first producer seq, count, and the ops themselves
 -- Returns one string:
 --       "epoch"          the lineage changed: raise the epoch first, nothing was written
@@ -17,8 +17,8 @@
 --       "same <receipt>" this idempotency key was seen
 --       "ok <a bit per shard: ring it> <per log: code epoch seq>"
 --            code 0 appended, first position; 1 seen before, first position then; 2 a hole, seq is the last one seen
--- a message that nobody fetched for 1.5 s no longer counts as on its way: it bounds what a lost ring costs
-local BELL_MS = 1500
+-- a message that nobody fetched for a second no longer counts as on its way: it bounds what a lost ring costs
+local BELL_MS = 1000
 -- a producer's sequences outlive the day after which an idle sender starts anew under another number
 local PRODUCER_TTL_MS = 172800000
 local IDEMPOTENCY_TTL_MS = 86400000
@@ -37,7 +37,7 @@ local epoch, shards, producer, big = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumb
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local prefix = epoch .. '-*'
-local reply, key, at, wrote = {}, 5 + 2 * shards, 7, {}
+local reply, key, at, wrote = {}, 5 + 2 * shards, 8, {}
 while at <= #ARGV do
   local bucket, first, count = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   local log, seen = KEYS[key], redis.call('HGET', KEYS[3], bucket)
@@ -71,7 +71,7 @@ while at <= #ARGV do
 end
 
 local bits = ''
-if #wrote > 0 then redis.call('PEXPIRE', KEYS[3], PRODUCER_TTL_MS) end
+if #wrote > 0 and ARGV[7] == '1' then redis.call('PEXPIRE', KEYS[3], PRODUCER_TTL_MS) end
 for shard = 0, shards - 1 do
   local ring = false
   if #wrote > 0 then

@@ -24,5 +24,6 @@ for i = 4, #KEYS do
   end
 end
 local left, ring = redis.call('ZCARD', KEYS[1]), 0
-if left > 0 and ARGV[2] == '0' and redis.call('SET', KEYS[2], '1', 'NX', 'PX', ARGV[1]) then ring = 1 end
+-- what only rests is left to the sweepers
+if ARGV[2] == '0' and redis.call('ZCOUNT', KEYS[1], '-inf', now) > 0 and redis.call('SET', KEYS[2], '1', 'NX', 'PX', ARGV[1]) then ring = 1 end
 return ring .. ' ' .. left

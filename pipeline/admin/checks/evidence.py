@@ -1,0 +1,123 @@
+"""Everything that is read before anything is judged: the configuration, Redis, the workers, each node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from pipeline.admin.ask import ask_all
+from pipeline.admin.migrate import own_tables
+from pipeline.errors import PipelineError
+from pipeline.log.bell import Bell
+from pipeline.log.health import ANSWER_S, Health, health_of
+from pipeline.log.redis_log import RedisLog
+from pipeline.op import START
+from pipeline.schema import TableSchema
+from pipeline.settings import Settings
+from pipeline.shard.facts import plain
+from pipeline.shard.survey import Survey, survey
+from pipeline.topology import Topology
+
+#: How long the workers have to say which queues they listen to, s.
+LISTEN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was found. An error stands where there was no answer.
+
+    Attributes:
+        schemas: the newest published definitions.
+        refusal: what Redis does not let this user do; empty if it lets everything be done.
+        listened: the shards that some worker listens for; None if the broker did not answer.
+        nodes: in the order of the file, each primary before its replicas.
+        primary_of: the primary of every replica.
+    """
+
+    settings: Settings
+    topology: Topology
+    log: Health | PipelineError
+    broker: Health | PipelineError
+    schemas: tuple[TableSchema, ...]
+    refusal: str
+    listened: set[str] | None
+    nodes: dict[str, Survey | PipelineError]
+    primary_of: dict[str, str]
+
+    @property
+    def surveys(self) -> list[Survey]:
+        """The nodes that answered."""
+        return [found for found in self.nodes.values() if isinstance(found, Survey)]
+
+    @property
+    def primaries(self) -> list[Survey]:
+        """The primaries that answered."""
+        return [found for found in self.surveys if found.node not in self.primary_of]
+
+
+def gather(settings: Settings) -> Evidence:
+    """Ask all servers, side by side. Raises nothing for a server that does not answer."""
+    topology, redis = Topology(settings), settings.redis
+    seen = ask_all({"log": lambda: _log(settings)})["log"]
+    schemas, refusal = ((), "") if isinstance(seen, PipelineError) else seen[1:]
+    names = [name for name, _ in own_tables("mysql")]
+    names += [plain(schema.rname or schema.name) for schema in schemas]
+    published = {schema.name for schema in schemas}
+    names += [name for name in topology.configured if name not in published]
+    questions: dict[str, Callable[[], object]] = {
+        "broker ": lambda: health_of(redis.broker_url),
+        "workers ": lambda: _listened(settings, topology),
+    }
+    primary_of = {}
+    for shard in settings.shards.values():
+        questions[shard.name] = partial(survey, shard.name, shard.primary, names, primary=True)
+        for i, uri in enumerate(shard.replicas):
+            primary_of[f"{shard.name}-r{i}"] = shard.name
+            questions[f"{shard.name}-r{i}"] = partial(survey, f"{shard.name}-r{i}", uri, names, primary=False)
+    answers = ask_all(questions)
+    broker, listened = answers.pop("broker "), answers.pop("workers ")
+    return Evidence(
+        settings=settings,
+        topology=topology,
+        log=seen if isinstance(seen, PipelineError) else seen[0],
+        broker=broker if isinstance(broker, Health | PipelineError) else PipelineError("no answer"),
+        schemas=schemas,
+        refusal=refusal,
+        listened=listened if isinstance(listened, set) else None,
+        nodes={name: found for name, found in answers.items() if isinstance(found, Survey | PipelineError)},
+        primary_of=primary_of,
+    )
+
+
+def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str]:
+    health = health_of(settings.redis.url)
+    log = RedisLog(settings.redis.url, prefix=settings.redis.prefix, read_s=ANSWER_S)
+    try:
+        refusal = _refusal(log)
+        if refusal:
+            return health, (), refusal
+        texts = log.tables()
+        return health, tuple(TableSchema.from_json(text) for _, text in sorted(texts.items())), ""
+    finally:
+        log.close()
+
+
+def _refusal(log: RedisLog) -> str:
+    """Try what the pipeline does to Redis, on keys that mean nothing; return the server's words if it refuses."""
+    try:
+        log.claim("check", for_ms=1)
+        log.sweep("check", due_ms=0)
+        log.queued({0: START})
+        log.marks("check")
+    except PipelineError as error:
+        return str(error)
+    return ""
+
+
+def _listened(settings: Settings, topology: Topology) -> set[str] | None:
+    bell = Bell(settings.redis.broker_url, settings.redis.prefix, topology.shards)
+    try:
+        return bell.listened(LISTEN_S)
+    finally:
+        bell.close()

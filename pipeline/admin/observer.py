@@ -1,0 +1,142 @@
+"""Asks every node and Redis how far they are, all side by side; what does not answer in time is unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from pipeline import clock
+from pipeline.admin.ask import ask_all
+from pipeline.admin.status import Queue, RedisStatus, ReplicaStatus, ShardStatus, Status
+from pipeline.errors import PipelineError
+from pipeline.log.health import ANSWER_S
+from pipeline.log.redis_log import RedisLog
+from pipeline.op import START, Position, decode
+from pipeline.settings import Settings
+from pipeline.shard import inquiry
+from pipeline.shard.brief import brief
+from pipeline.topology import Topology
+
+#: Among the questions; no node can have this name.
+_REDIS = "redis "
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """One node's answer: where its active buckets stand, and how many ops ended badly."""
+
+    at_s: float
+    marks: Mapping[int, Position]
+    newest_ms: int
+    counts: Mapping[str, int]
+
+
+class Observer:
+    """Looks again and again; from the second look on it knows rates."""
+
+    def __init__(self, settings: Settings):
+        self._topology, redis = Topology(settings), settings.redis
+        self._log = RedisLog(redis.url, prefix=redis.prefix, read_s=ANSWER_S)
+        self._before: dict[str, _Node] = {}
+        self._replicas: dict[str, list[str]] = {}
+        self._nodes: dict[str, Callable[[], _Node | RedisStatus]] = {}
+        for shard in settings.shards.values():
+            self._nodes[shard.name] = partial(_ask, shard.name, shard.primary, primary=True)
+            replicas = {f"{shard.name}-r{i}": uri for i, uri in enumerate(shard.replicas)}
+            self._replicas[shard.name] = list(replicas)
+            for node, uri in replicas.items():
+                self._nodes[node] = partial(_ask, node, uri, primary=False)
+
+    def look(self) -> Status:
+        """Ask everybody."""
+        answers = ask_all({**self._nodes, _REDIS: lambda: RedisStatus(self._log.memory_share(), self._log.full())})
+        redis = answers.pop(_REDIS)
+        nodes = {name: found for name, found in answers.items() if not isinstance(found, RedisStatus)}
+        if not isinstance(redis, RedisStatus):
+            redis = RedisStatus(why=str(redis))
+        shards = self._topology.shards
+        queues: dict[str, Queue | PipelineError] = dict.fromkeys(shards, Queue(why=redis.why))
+        if not redis.why:
+            # after the watermarks: what is applied meanwhile then counts as queued, and nothing as less than nought
+            queues = ask_all({shard: partial(self._queue, shard, nodes[shard]) for shard in shards})
+        rows = tuple(self._shard(shard, nodes, queues[shard]) for shard in shards)
+        return Status(clock.wall_ms(), redis, rows)
+
+    def close(self) -> None:
+        """Close the connection to Redis."""
+        self._log.close()
+
+    def _shard(
+        self, shard: str, nodes: Mapping[str, _Node | PipelineError], queue: Queue | PipelineError
+    ) -> ShardStatus:
+        if isinstance(queue, PipelineError):
+            queue = Queue(why=str(queue))
+        primary = nodes[shard]
+        replicas = tuple(self._replica(node, nodes[node], primary) for node in self._replicas[shard])
+        if isinstance(primary, PipelineError):
+            self._before.pop(shard, None)
+            return ShardStatus(shard, queue, replicas=replicas, why=_why(shard, primary))
+        rate = self._rate(shard, primary)
+        counts = primary.counts
+        return ShardStatus(shard, queue, rate, counts["rejected"], counts["parked"], counts["lost"], replicas)
+
+    def _queue(self, shard: str, primary: _Node | PipelineError) -> Queue:
+        unseen = isinstance(primary, PipelineError)
+        marks = self._published(shard) if isinstance(primary, PipelineError) else primary.marks
+        queued = self._log.queued(marks)
+        behind = {bucket: marks[bucket] for bucket, ops in queued.items() if ops}
+        heads = self._log.read(behind, dict.fromkeys(behind, 1)) if behind else {}
+        sent_ms = [decode(entry.payload).at_ms for entries in heads.values() for entry in entries]
+        oldest_ms = max(0, clock.wall_ms() - min(sent_ms)) if sent_ms else None
+        return Queue(sum(queued.values()), unseen, oldest_ms, self._log.dirty(shard))
+
+    def _published(self, shard: str) -> dict[int, Position]:
+        """Return the watermarks that workers told Redis of: never ahead of what was committed."""
+        mine = (*self._topology.buckets_of(shard), self._topology.reference_bucket)
+        return dict.fromkeys(mine, START) | self._log.marks(shard)
+
+    def _replica(self, node: str, replica: _Node | PipelineError, primary: _Node | PipelineError) -> ReplicaStatus:
+        if isinstance(replica, PipelineError):
+            return ReplicaStatus(node, why=_why(node, replica))
+        if isinstance(primary, PipelineError):
+            return ReplicaStatus(node, why="its primary does not answer, so its lag cannot be told")
+        try:
+            ops = self._between(replica.marks, primary.marks)
+        except PipelineError as error:
+            return ReplicaStatus(node, why=f"its lag spans a failover of Redis, which does not answer ({error})")
+        return ReplicaStatus(node, ops, max(0, primary.newest_ms - replica.newest_ms))
+
+    def _rate(self, shard: str, now: _Node) -> float | None:
+        before = self._before.get(shard)
+        self._before[shard] = now
+        if before is None or now.at_s <= before.at_s:
+            return None
+        try:
+            return self._between(before.marks, now.marks) / (now.at_s - before.at_s)
+        except PipelineError:
+            return None
+
+    def _between(self, low: Mapping[int, Position], high: Mapping[int, Position]) -> int:
+        """Count the ops between two sets of watermarks."""
+        apart = {b: (low.get(b, START), top) for b, top in high.items() if top > low.get(b, START)}
+        ops = sum(top.seq - bottom.seq for bottom, top in apart.values() if top.epoch == bottom.epoch)
+        across = {b: pair for b, pair in apart.items() if pair[0].epoch != pair[1].epoch}
+        if across:
+            behind_low = self._log.queued({b: bottom for b, (bottom, _) in across.items()})
+            behind_high = self._log.queued({b: top for b, (_, top) in across.items()})
+            ops += sum(max(behind_low[b] - behind_high[b], 0) for b in across)
+        return ops
+
+
+def _ask(node: str, uri: str, *, primary: bool) -> _Node:
+    with brief(node, uri) as session:
+        standing = inquiry.standing(session)
+        at_s = clock.mono_s()
+        counts = inquiry.counts(session) if primary else {}
+    marks = {bucket: mark.position for bucket, mark in standing.marks.items() if mark.state == "active"}
+    return _Node(at_s, marks, standing.newest_ms, counts)
+
+
+def _why(node: str, error: PipelineError) -> str:
+    return str(error).removeprefix(f"node {node!r}: ")

@@ -1,0 +1,96 @@
+"""How far each shard is, as values: what is queued, how old, how fast it is applied, how far its replicas are.
+
+What could not be asked is None, "unknown", and is never shown as nought.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """One replica.
+
+    Attributes:
+        lag_ops: ops that the primary has committed and the replica has not.
+        lag_ms: between the newest commits of ops that each of the two holds, by the primary's clock.
+        why: why something is unknown.
+    """
+
+    node: str
+    lag_ops: int | None = None
+    lag_ms: int | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A shard's part of the log.
+
+    Attributes:
+        ops: behind the watermarks.
+        at_most: whether the watermarks are Redis' copy, which may be old: the primary did not answer.
+        oldest_ms: the age of the oldest; None where there is none.
+        dirty: buckets that are marked as having work.
+        why: why it is unknown.
+    """
+
+    ops: int | None = None
+    at_most: bool = False
+    oldest_ms: int | None = None
+    dirty: int | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStatus:
+    """One shard.
+
+    Attributes:
+        rate: ops applied a second between two looks; None at the first look.
+        rejected, parked, lost: ops, since ever.
+        why: why something of the primary is unknown.
+    """
+
+    shard: str
+    queue: Queue = Queue()
+    rate: float | None = None
+    rejected: int | None = None
+    parked: int | None = None
+    lost: int | None = None
+    replicas: tuple[ReplicaStatus, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RedisStatus:
+    """The log's server. `memory` is the used share of its limit, 0.0 without one; `full` why nothing is let in."""
+
+    memory: float | None = None
+    full: str | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The whole deployment at one moment."""
+
+    at_ms: int
+    redis: RedisStatus
+    shards: tuple[ShardStatus, ...]
+
+    @property
+    def unknown(self) -> list[tuple[str, str]]:
+        """What did not answer, and why."""
+        lines = [("redis", self.redis.why)]
+        for shard in self.shards:
+            lines.append((shard.shard, shard.why))
+            if shard.queue.why != self.redis.why:
+                lines.append((f"{shard.shard}'s queue", shard.queue.why))
+            lines += [(replica.node, replica.why) for replica in shard.replicas]
+        return [(name, why) for name, why in lines if why]
+
+    def as_json(self) -> dict[str, object]:
+        """Return the status for programs: these fields by these names, null for what is unknown."""
+        return {"known": not self.unknown, **asdict(self)}

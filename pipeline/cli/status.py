@@ -1,0 +1,80 @@
+"""`pipeline status` and `pipeline top`: how far each shard is, once or live."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from pipeline import clock
+from pipeline.admin.observer import Observer
+from pipeline.cli.keyboard import Pressed, keyboard
+from pipeline.cli.options import config_option
+from pipeline.cli.status_screen import lines, screen
+from pipeline.settings import load
+
+#: Between two looks, s: long enough for a rate, short enough for a person who waits.
+APART_S = 1.0
+
+
+@click.command()
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="For programs; null is unknown.")
+@click.pass_context
+def status(context: click.Context, config: str | None, as_json: bool) -> None:
+    """Show what is queued, how fast it is applied, and how far the replicas are.
+
+    Takes a second, to see a rate. What a server does not tell is shown as unknown, and then the exit code is 1.
+    """
+    console = Console()
+    with _observer(config) as observer:
+        observer.look()
+        clock.sleep_s(APART_S)
+        found = observer.look()
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=2))
+    elif console.is_terminal:
+        console.print(screen(found, console.encoding))
+    else:
+        for line in lines(found):
+            click.echo(line)
+    if found.unknown:
+        context.exit(1)
+
+
+@click.command()
+@config_option
+@click.option("--every", "every_s", type=click.FloatRange(0.2, 60), default=APART_S, show_default=True, help="Seconds.")
+def top(config: str | None, every_s: float) -> None:
+    """Show the status live, until q or Ctrl-C; on what is no terminal, as lines of text."""
+    console = Console()
+    with _observer(config) as observer, keyboard() as pressed:
+        try:
+            if console.is_terminal:
+                _live(observer, console, pressed, every_s)
+            else:
+                while True:
+                    click.echo("\n".join(lines(observer.look())))
+                    clock.sleep_s(every_s)
+        except KeyboardInterrupt:
+            return
+
+
+def _live(observer: Observer, console: Console, pressed: Pressed, every_s: float) -> None:
+    first = screen(observer.look(), console.encoding, live=True)
+    with Live(first, console=console, screen=True, auto_refresh=False) as live:
+        while pressed(every_s) not in ("q", "Q"):
+            live.update(screen(observer.look(), console.encoding, live=True), refresh=True)
+
+
+@contextmanager
+def _observer(config: str | None) -> Iterator[Observer]:
+    observer = Observer(load(config))
+    try:
+        yield observer
+    finally:
+        observer.close()

@@ -1,0 +1,137 @@
+"""How a status looks: a table on a terminal, a line per shard and per replica anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.admin.status import Queue, ReplicaStatus, ShardStatus, Status
+
+UNKNOWN = "unknown"
+#: An op that is older than this, or a replica further behind, deserves a look, ms.
+LATE_MS = 5_000
+
+
+def screen(status: Status, encoding: str, *, live: bool = False) -> RenderableType:
+    """Return the table, and below it what is wrong."""
+    parts: list[RenderableType] = [Text(), _head(status), Text(), _table(status, encoding), Text()]
+    for name, why in status.unknown:
+        parts.append(Text.assemble(("  ? unknown ", "bold red"), (f"{name}: ", "bold"), why))
+    if status.redis.full is not None:
+        parts.append(Text.assemble(("  full ", "bold red"), f"nothing is let in: {status.redis.full}"))
+    if refused := sum((shard.rejected or 0) + (shard.parked or 0) for shard in status.shards):
+        parts.append(Text(f"  {refused:,} ops wait for an operator: pipeline_rejects tells why", style="yellow"))
+    if lost := sum(shard.lost or 0 for shard in status.shards):
+        parts.append(Text(f"  {lost:,} ops were lost by Redis: pipeline_lost names them", style="bold red"))
+    if live:
+        parts.append(Text("  q ends", style="dim"))
+    elif len(parts) > 5:
+        parts.append(Text())
+    return Group(*parts)
+
+
+def lines(status: Status) -> Iterator[str]:
+    """Yield the status as plain lines of key=value."""
+    redis = status.redis
+    memory = UNKNOWN if redis.memory is None else f"{redis.memory:.0%}" if redis.memory else "unlimited"
+    full = UNKNOWN if redis.why else "no" if redis.full is None else f"yes ({redis.full})"
+    yield f"at={_clock(status.at_ms)} redis_memory={memory} full={full}"
+    for shard in status.shards:
+        queue = shard.queue
+        yield (
+            f"shard={shard.shard} queued={_count(queue.ops, '<=' * queue.at_most)} oldest={_age(queue)}"
+            f" rate={_rate(shard)} dirty={_count(queue.dirty)} rejected={_count(shard.rejected)}"
+            f" parked={_count(shard.parked)} lost={_count(shard.lost)}"
+        )
+        for replica in shard.replicas:
+            yield f"replica={replica.node} lag_ops={_count(replica.lag_ops)} lag={_ms(replica.lag_ms)}"
+    for name, why in status.unknown:
+        yield f"{UNKNOWN}: {name}: {why}"
+
+
+def _head(status: Status) -> Text:
+    redis = status.redis
+    if redis.memory is None:
+        memory = (UNKNOWN, "bold red")
+    else:
+        memory = (f"{redis.memory:.0%} of its limit" if redis.memory else "has no limit", "")
+    return Text.assemble(("  pipeline ", "bold"), _clock(status.at_ms), ("   Redis' memory ", "dim"), memory)
+
+
+def _table(status: Status, encoding: str) -> Table:
+    table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
+    for name in ("shard", "queued", "oldest", "applied/s", "dirty", "rejected", "parked", "lost", "replica"):
+        table.add_column(name, justify="left" if name in ("shard", "replica") else "right", no_wrap=True)
+    table.add_column("ops behind", justify="right", no_wrap=True)
+    table.add_column("lag", justify="right", no_wrap=True)
+    sign = "≤ " if encoding.startswith("utf") else "<= "
+    for shard in status.shards:
+        replicas: list[ReplicaStatus | None] = [*shard.replicas] or [None]
+        for i, replica in enumerate(replicas):
+            own = _shard_cells(shard, sign) if i == 0 else [Text()] * 8
+            table.add_row(*own, *_replica_cells(replica))
+    return table
+
+
+def _shard_cells(shard: ShardStatus, sign: str) -> list[Text]:
+    queue = shard.queue
+    late = queue.oldest_ms is not None and queue.oldest_ms > LATE_MS
+    return [
+        Text(shard.shard, style="bold red" if shard.why else "bold"),
+        _cell(_count(queue.ops, sign * queue.at_most)),
+        _cell(_age(queue), "yellow" if late else ""),
+        _cell(_rate(shard), "cyan"),
+        _cell(_count(queue.dirty)),
+        *(
+            _cell(_count(number), style if number else "dim")
+            for number, style in ((shard.rejected, "yellow"), (shard.parked, "yellow"), (shard.lost, "bold red"))
+        ),
+    ]
+
+
+def _replica_cells(replica: ReplicaStatus | None) -> list[Text]:
+    if replica is None:
+        return [Text("none", style="dim"), Text(), Text()]
+    late = "yellow" if (replica.lag_ms or 0) > LATE_MS else ""
+    return [
+        Text(replica.node, style="bold red" if replica.why else ""),
+        _cell(_count(replica.lag_ops)),
+        _cell(_ms(replica.lag_ms), late),
+    ]
+
+
+def _cell(text: str, style: str = "") -> Text:
+    return Text("?", style="bold red") if text == UNKNOWN else Text(text, style=style)
+
+
+def _count(number: int | None, sign: str = "") -> str:
+    return UNKNOWN if number is None else f"{sign}{number:,}"
+
+
+def _age(queue: Queue) -> str:
+    if queue.ops is None:
+        return UNKNOWN
+    return "-" if queue.oldest_ms is None else _ms(queue.oldest_ms)
+
+
+def _rate(shard: ShardStatus) -> str:
+    if shard.why:
+        return UNKNOWN
+    return "-" if shard.rate is None else f"{shard.rate:,.0f}"
+
+
+def _ms(ms: int | None) -> str:
+    if ms is None:
+        return UNKNOWN
+    if ms < 1_000:
+        return f"{ms} ms"
+    seconds = ms / 1_000
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _clock(at_ms: int) -> str:
+    return f"{datetime.fromtimestamp(at_ms / 1000):%H:%M:%S}"

@@ -1,0 +1,76 @@
+"""Statements that an operator may run to mend what `check` finds. None is run from here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pipeline.column import Column
+from pipeline.errors import PipelineError
+from pipeline.schema import TableSchema
+from pipeline.shard.dialect import MySQL, dialect_of
+from pipeline.shard.tables import column_sql, index_name
+
+_quote = MySQL().quote
+
+
+def wide_id(table: str, column: str) -> str:
+    """Make an id column hold 64 bits."""
+    return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} BIGINT NOT NULL AUTO_INCREMENT"
+
+
+def innodb(table: str) -> str:
+    """Make a table transactional."""
+    return f"ALTER TABLE {_quote(table)} ENGINE=InnoDB"
+
+
+def utf8mb4(table: str) -> str:
+    """Make all texts of a table hold every character."""
+    return f"ALTER TABLE {_quote(table)} CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci"
+
+
+def database_utf8mb4(database: str) -> str:
+    """Make tables that are created without saying so hold every character."""
+    return f"ALTER DATABASE {_quote(database)} CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci"
+
+
+def add_column(schema: TableSchema, column: Column, table: str, engine: str) -> str:
+    """Add a column that a table lacks."""
+    return _with_column("ADD COLUMN", schema, column, table, engine)
+
+
+def modify_column(schema: TableSchema, column: Column, table: str) -> str:
+    """Make a column what its definition says."""
+    return _with_column("MODIFY", schema, column, table, "mysql")
+
+
+def double(table: str, column: str) -> str:
+    """Make a FLOAT column give back what was stored."""
+    return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} DOUBLE"
+
+
+def default_for(table: str, column: str, kind: str) -> str:
+    """Let an INSERT leave a column out."""
+    return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} {kind.upper()} NULL"
+
+
+def unique_index(table: str, fields: Iterable[str], engine: str) -> str:
+    """Create a unique index."""
+    quote, fields = dialect_of(f"{engine}:").quote, tuple(fields)
+    columns = ", ".join(map(quote, fields))
+    return f"CREATE UNIQUE INDEX {quote(index_name(table, 'uk', fields))} ON {quote(table)} ({columns})"
+
+
+def grant(verbs: Iterable[str], database: str, account: str) -> str:
+    """Let a user do what the pipeline does."""
+    user, _, host = account.rpartition("@")
+    where = f"{_quote(database.replace('_', chr(92) + '_'))}.*"
+    return f"GRANT {', '.join(verbs)} ON {where} TO '{user}'@'{host}'"
+
+
+def _with_column(verb: str, schema: TableSchema, column: Column, table: str, engine: str) -> str:
+    dialect = dialect_of(f"{engine}:")
+    try:
+        sql = column_sql(schema, column, dialect)
+    except PipelineError as error:
+        return str(error)
+    return f"ALTER TABLE {dialect.quote(table)} {verb} {sql.replace(' PRIMARY KEY', '')}"

@@ -1,0 +1,133 @@
+"""What a node is: version, settings, tables, replication, privileges, read once, for `check` to judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pipeline import clock
+from pipeline.errors import NotMigrated
+from pipeline.shard import inquiry, survey_mysql
+from pipeline.shard.brief import brief
+from pipeline.shard.columns import columns_of
+from pipeline.shard.constraints import Constraints, constraints_of
+from pipeline.shard.marks import Mark
+from pipeline.shard.session import Session
+
+
+class SurveyedColumn(NamedTuple):
+    """One column. `required`: an INSERT that does not name it fails."""
+
+    type: str
+    charset: str | None
+    required: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyedTable:
+    """One table as a node has it; its columns by their names in lower case."""
+
+    name: str
+    engine: str
+    columns: Mapping[str, SurveyedColumn]
+    constraints: Constraints = field(default_factory=Constraints)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """One node. Tables stand under their names in lower case.
+
+    Attributes:
+        variables: global server settings, in lower case both.
+        skew_ms: the server's clock minus this machine's; 0 where the time of asking explains the difference.
+        others: engine of each other table in the database that cannot roll back.
+        denied: (verb, table) of what the user may not do.
+        marks: None where the table is missing or may not be read.
+        replication: None on a primary.
+    """
+
+    node: str
+    engine: str
+    version: str
+    account: str = ""
+    database: str = ""
+    charset: str | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+    skew_ms: int = 0
+    tables: Mapping[str, SurveyedTable] = field(default_factory=dict)
+    others: Mapping[str, str] = field(default_factory=dict)
+    denied: Sequence[tuple[str, str]] = ()
+    marks: Mapping[int, Mark] | None = None
+    replication: survey_mysql.Replication | None = None
+
+    @property
+    def release(self) -> tuple[str, tuple[int, ...]]:
+        """mariadb, mysql or sqlite, and the first two numbers of its version."""
+        numbers = tuple(int(part) for part in self.version.split("-")[0].split(".")[:2] if part.isdigit())
+        return ("mariadb" if "mariadb" in self.version.lower() else self.engine), numbers
+
+
+def survey(node: str, uri: str, tables: Sequence[str], *, primary: bool) -> Survey:
+    """Ask a node; *tables* are those to look at closely, by their names in the database.
+
+    Raises:
+        ShardUnavailable: the node did not answer in time.
+    """
+    # EXPLAIN of a write needs a session that may write
+    with brief(node, uri, read_only=not primary) as session:
+        if session.dialect.name == "sqlite":
+            return _sqlite(session, tables)
+        about = survey_mysql.about(session)
+        with session.translated():
+            found = {table.lower(): _table(session, table) for table in tables}
+        denied = survey_mysql.denied(session, tables, writes=primary)
+        return Survey(
+            node,
+            "mysql",
+            about["version"],
+            account=about["account"],
+            database=about["database"],
+            charset=about["charset"],
+            variables=survey_mysql.variables(session),
+            skew_ms=_skew_ms(session),
+            tables={name: table for name, table in found.items() if table.columns},
+            others=survey_mysql.unsafe_engines(session, tables),
+            denied=denied,
+            marks=None if ("SELECT", "pipeline_watermarks") in denied else _marks(session),
+            replication=None if primary else survey_mysql.replication(session),
+        )
+
+
+def _sqlite(session: Session, tables: Sequence[str]) -> Survey:
+    version = session.query("SELECT sqlite_version()")[0][0]
+    found = {}
+    for table in tables:
+        columns = {c.name.lower(): SurveyedColumn(c.type, None, False) for c in columns_of(session, table)}
+        if columns:
+            with session.translated():
+                found[table.lower()] = SurveyedTable(table, "sqlite", columns, constraints_of(session, table))
+    return Survey(session.node, "sqlite", version, tables=found, marks=_marks(session))
+
+
+def _table(session: Session, table: str) -> SurveyedTable:
+    columns = {
+        name.lower(): SurveyedColumn(kind, charset, required)
+        for name, kind, charset, required in survey_mysql.columns(session, table)
+    }
+    if not columns:
+        return SurveyedTable(table, "", {})
+    return SurveyedTable(table, survey_mysql.engine(session, table), columns, constraints_of(session, table))
+
+
+def _marks(session: Session) -> dict[int, Mark] | None:
+    try:
+        return inquiry.marks_of(session)
+    except NotMigrated:
+        return None
+
+
+def _skew_ms(session: Session) -> int:
+    before = clock.wall_ms()
+    there = int(session.query(f"SELECT {session.dialect.now_ms}")[0][0])
+    return there - min(max(there, before), clock.wall_ms())

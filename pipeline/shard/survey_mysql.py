@@ -1,0 +1,148 @@
+"""What MySQL and MariaDB tell of themselves. Every query runs with an ordinary user's rights, or says it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from pipeline.errors import PipelineError
+from pipeline.shard.faults import code_of, sentence_of
+from pipeline.shard.marks import text
+from pipeline.shard.session import Session
+
+#: Access denied: to a database, to a command on a table, to a column, to a statement that needs a global privilege.
+_DENIED = {1044, 1142, 1143, 1227}
+#: From here on the numbers are the client's: no connection, no answer.
+_CLIENT_ERRORS = 2000
+#: No harm is done by asking whether a write would be allowed: EXPLAIN checks privileges and runs nothing.
+_TRIALS = {
+    "INSERT": "EXPLAIN INSERT INTO {0} SELECT * FROM {0} WHERE 1=0",
+    "UPDATE": "EXPLAIN UPDATE {0} SET {1}={1} WHERE 1=0",
+    "DELETE": "EXPLAIN DELETE FROM {0} WHERE 1=0",
+}
+_VARIABLES = (
+    "binlog_format", "innodb_flush_log_at_trx_commit", "log_bin", "max_allowed_packet", "read_only", "server_id",
+    "sql_mode", "super_read_only", "sync_binlog",
+)  # fmt: skip
+
+
+class Replication(NamedTuple):
+    """Whether a replica follows; None where the user may not see it. `why` are the server's words."""
+
+    running: bool | None
+    why: str = ""
+    source_id: str = ""
+
+
+def about(session: Session) -> dict[str, Any]:
+    """Return version, account, database and the database's character set."""
+    names = ("version", "account", "database", "charset")
+    found = session.query(
+        "SELECT VERSION(), CURRENT_USER(), DATABASE(), (SELECT default_character_set_name"
+        " FROM information_schema.schemata WHERE schema_name = DATABASE())"
+    )
+    return dict(zip(names, found[0], strict=True))
+
+
+def variables(session: Session) -> dict[str, str]:
+    """Return those global settings that matter and that the server has."""
+    names = ", ".join(map(text, _VARIABLES))
+    found = session.query(f"SHOW GLOBAL VARIABLES WHERE Variable_name IN ({names})")
+    return {str(name).lower(): str(value).lower() for name, value in found}
+
+
+def columns(session: Session, table: str) -> list[tuple[str, str, str | None, bool]]:
+    """Return name, type, character set and whether an INSERT must name it, of each column."""
+    found = session.rows(
+        "SELECT column_name, column_type, character_set_name, is_nullable = 'NO' AND column_default IS NULL"
+        " AND extra NOT LIKE '%auto_increment%' AND extra NOT LIKE '%GENERATED%'"
+        f" FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = {text(table)}"
+    )
+    return [(name, str(kind).lower(), charset, bool(required)) for name, kind, charset, required in found]
+
+
+def engine(session: Session, table: str) -> str:
+    """Return a table's storage engine; nothing for a view."""
+    found = session.rows(
+        f"SELECT engine FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = {text(table)}"
+    )
+    return str(found[0][0] or "") if found else ""
+
+
+def unsafe_engines(session: Session, known: Iterable[str]) -> dict[str, str]:
+    """Return the engines of all other tables in the database that cannot roll back."""
+    seen = {table.lower() for table in known}
+    found = session.query(
+        "SELECT table_name, engine FROM information_schema.tables WHERE table_schema = DATABASE()"
+        " AND table_type = 'BASE TABLE' AND engine IN ('MyISAM', 'Aria', 'MEMORY', 'CSV', 'ARCHIVE', 'MRG_MyISAM')"
+    )
+    return {name: kind for name, kind in found if name.lower() not in seen}
+
+
+def denied(session: Session, tables: Sequence[str], *, writes: bool) -> list[tuple[str, str]]:
+    """Return (verb, table) of what this user may not do, of what the pipeline does; nothing is written."""
+    refused = []
+    for table in tables:
+        name = session.dialect.quote(table)
+        if _refused(session, f"SELECT * FROM {name} LIMIT 0"):
+            refused.append(("SELECT", table))
+            continue
+        found = _column(session, table) if writes else None
+        if found is not None:
+            column = session.dialect.quote(found)
+            refused += [(verb, table) for verb, sql in _TRIALS.items() if _refused(session, sql.format(name, column))]
+    return refused
+
+
+def replication(session: Session) -> Replication:
+    """Return whether the server follows another one."""
+    why = ""
+    for sql in ("SHOW REPLICA STATUS", "SHOW SLAVE STATUS"):
+        try:
+            return _judged(_named(session, sql))
+        except PipelineError as error:
+            why = sentence_of(error.__cause__ or error)
+    found = session.query("SHOW GLOBAL STATUS LIKE 'Slave_running'")
+    if found:  # MariaDB tells so much to everybody
+        return Replication(str(found[0][1]).upper() == "ON", "the server says no more to this user")
+    return Replication(None, why)
+
+
+def _judged(rows: list[dict[str, str]]) -> Replication:
+    if not rows:
+        return Replication(False, "no replication is configured")
+    one = rows[0]
+    threads = [
+        one.get(f"{who}_{thread}_running", "").lower() for who in ("slave", "replica") for thread in ("io", "sql")
+    ]
+    errors = [one[key] for key in ("last_io_error", "last_sql_error") if one.get(key)]
+    source = one.get("master_server_id") or one.get("source_server_id") or ""
+    why = "; ".join(errors) or "its threads are stopped"
+    return Replication([state for state in threads if state] == ["yes", "yes"], why, source)
+
+
+def _named(session: Session, sql: str) -> list[dict[str, str]]:
+    rows = session.query(sql)
+    names = [str(column[0]).lower() for column in session.adapter.cursor.description or ()] if rows else []
+    return [{name: str(value or "") for name, value in zip(names, row, strict=True)} for row in rows]
+
+
+def _column(session: Session, table: str) -> str | None:
+    found = session.query(
+        "SELECT column_name FROM information_schema.columns WHERE table_schema = DATABASE()"
+        f" AND table_name = {text(table)} ORDER BY ordinal_position LIMIT 1"
+    )
+    return str(found[0][0]) if found else None
+
+
+def _refused(session: Session, sql: str) -> bool:
+    """Return whether the user lacks the privilege; what else is wrong with a table is for another check to find."""
+    with session.translated():
+        try:
+            session.rows(sql)
+        except Exception as error:
+            code = code_of(error)
+            if code is None or code >= _CLIENT_ERRORS:
+                raise  # the server went away: that is no answer
+            return code in _DENIED
+    return False

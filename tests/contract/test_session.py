@@ -1,0 +1,531 @@
+"""A shard's session, watermarks and inquiries, over SQLite and a real MariaDB: what the applier leans on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from pipeline.admin.migrate import own_tables
+from pipeline.clock import polls
+from pipeline.errors import NotMigrated, ShardUnavailable
+from pipeline.op import START, Entry, Position
+from pipeline.shard import columns, inquiry, marks
+from pipeline.shard.constraints import Constraints, constraints_of
+from pipeline.shard.faults import Fault, code_of, fault_of, sentence_of
+from pipeline.shard.marks import Loss, Mark, Reject
+from pipeline.shard.session import Session
+
+MARIADB = pytest.param("mariadb", marks=pytest.mark.mariadb)
+SERIAL = {"sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT", "mysql": "BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY"}
+PRODUCER = 2**63 - 1
+ENTRY = Entry(3, Position(7, 5), PRODUCER, 9, b'["insert","t"]')
+
+
+@pytest.fixture
+def uri(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of an empty schema."""
+    if kind == "sqlite":
+        return f"sqlite://{tmp_path}/shop.sqlite"
+    uri: str = request.getfixturevalue("mariadb_uri")
+    name = f"t{uuid4().hex[:8]}"
+    root = Session("root", uri)
+    root.query(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+    root.discard()
+    return uri.replace("/shop", f"/{name}")
+
+
+@pytest.fixture
+def session(uri: str) -> Iterator[Session]:
+    session = Session("s0", uri)
+    yield session
+    session.discard()
+
+
+@pytest.fixture
+def other(uri: str) -> Iterator[Session]:
+    """Another worker's session on the same shard."""
+    session = Session("s0", uri, connect_s=1)
+    yield session
+    session.discard()
+
+
+@pytest.fixture
+def shard(session: Session) -> Session:
+    """The session, on a shard that has the pipeline's own tables and eight buckets."""
+    for _, sql in own_tables(session.dialect.name):
+        run(session, sql)
+    inquiry.add_buckets(session, range(8))
+    return session
+
+
+def run(session: Session, *statements: str) -> None:
+    with session.transaction():
+        for sql in statements:
+            session.execute(sql)
+
+
+def table(session: Session, *lines: str) -> None:
+    tail = " ENGINE=InnoDB" if session.dialect.name == "mysql" else ""
+    run(session, f"CREATE TABLE t (id {SERIAL[session.dialect.name]}, {', '.join(lines)}){tail}")
+
+
+def fault(session: Session, sql: str) -> tuple[Fault, int | None]:
+    with pytest.raises(Exception) as raised, session.transaction():  # noqa: PT011 - whatever the driver raises
+        session.execute(sql)
+    assert sentence_of(raised.value)
+    return fault_of(raised.value), code_of(raised.value)
+
+
+both = pytest.mark.parametrize("kind", ["sqlite", MARIADB])
+mariadb = pytest.mark.parametrize("kind", [MARIADB])
+
+
+# transactions -----------------------------------------------------------------------------------------------------
+
+
+@both
+def test_a_transaction_commits_at_its_end_and_rolls_back_on_an_error(session: Session, other: Session):
+    table(session, "n INT")
+    run(session, "INSERT INTO t (n) VALUES (1)")
+
+    with pytest.raises(KeyError), session.transaction():  # noqa: PT012
+        session.execute("INSERT INTO t (n) VALUES (2)")
+        raise KeyError
+
+    assert other.query("SELECT n FROM t") == [(1,)]
+
+
+@both
+def test_a_query_of_its_own_sees_what_others_have_committed_since_the_last(session: Session, other: Session):
+    table(session, "n INT")
+    assert session.query("SELECT COUNT(*) FROM t") == [(0,)]
+
+    run(other, "INSERT INTO t (n) VALUES (1)")
+
+    assert session.query("SELECT COUNT(*) FROM t") == [(1,)]
+
+
+@both
+def test_a_read_only_session_refuses_every_write(uri: str, session: Session):
+    table(session, "n INT")
+    reader = Session("s0-r0", uri, read_only=True)
+
+    with pytest.raises(Exception, match=r"(?i)read.?only"), reader.transaction():
+        reader.execute("INSERT INTO t (n) VALUES (1)")
+
+    assert reader.query("SELECT COUNT(*) FROM t") == [(0,)]
+    reader.discard()
+
+
+@both
+def test_a_missing_table_of_ours_says_to_migrate_and_another_does_not(session: Session):
+    with pytest.raises(NotMigrated, match=r"node 's0' is not prepared.*pipeline migrate"):
+        inquiry.marks_of(session)
+    with pytest.raises(ShardUnavailable):
+        session.query("SELECT * FROM t")
+
+
+@both
+def test_an_update_tells_the_rows_it_found_not_only_those_it_changed(session: Session):
+    table(session, "n INT")
+    run(session, "INSERT INTO t (n) VALUES (1), (1), (2)")
+
+    with session.transaction():
+        assert session.execute("UPDATE t SET n = 1 WHERE n = 1") == 2
+
+
+@both
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_ids_of_one_insert_are_told(session: Session, count: int):
+    table(session, "n INT")
+    run(session, "INSERT INTO t (id, n) VALUES (41, 0)")
+
+    with session.transaction():
+        session.execute(f"INSERT INTO t (n) VALUES {', '.join(['(7)'] * count)}")
+        first, step = session.last_ids(count)
+
+    assert session.query("SELECT id FROM t WHERE n = 7 ORDER BY id") == [(first + i * step,) for i in range(count)]
+
+
+@both
+def test_no_text_is_bent_on_its_way(session: Session):
+    table(session, "s TEXT")
+    text = "it's \\ \\' 100% %s \U0001f600 \r\n -- ;"
+
+    run(session, f"INSERT INTO t (s) VALUES ({marks.text(text)})")
+
+    assert session.query("SELECT s FROM t") == [(text,)]
+
+
+@both
+def test_a_shard_that_is_not_there_is_unavailable_and_no_password_is_shown(kind: str, tmp_path: Path):
+    uri = {
+        "sqlite": f"sqlite://{tmp_path}/no/such/folder.sqlite",
+        "mariadb": "mysql:pymysql://app:secret@127.0.0.1:1/shop",
+    }[kind]
+
+    session = Session("s9", uri, connect_s=1)
+
+    with pytest.raises(ShardUnavailable, match=r"^node 's9': ") as raised:
+        session.query("SELECT 1")
+
+    assert raised.value.retryable
+    assert "secret" not in f"{raised.value!r} {raised.value} {session!r}"
+
+
+# strictness -------------------------------------------------------------------------------------------------------
+
+
+@mariadb
+@pytest.mark.parametrize(
+    ("column", "value", "code"),
+    [
+        ("s VARCHAR(3)", "'abcd'", 1406),
+        ("s INT", "2147483648", 1264),
+        ("s INT", "'seven'", 1366),
+        ("s DATE", "'2024-02-30'", 1292),
+        ("s DATE", "'0000-00-00'", 1292),
+        ("s INT NOT NULL", "NULL", 1048),
+        ("s INT UNIQUE", "5), (5", 1062),
+        ("s INT CHECK (s > 5)", "1", 4025),
+        ("s DECIMAL(5,2)", "1e9", 1264),
+        ("s VARCHAR(9) CHARACTER SET latin1", "'\U0001f600'", 1366),
+    ],
+)
+def test_what_does_not_fit_is_refused_for_good_never_bent(session: Session, column: str, value: str, code: int):
+    table(session, column)
+
+    assert fault(session, f"INSERT INTO t (s) VALUES ({value})") == (Fault.PERMANENT, code)
+    assert session.query("SELECT COUNT(*) FROM t") == [(0,)]
+
+
+@mariadb
+def test_strictness_outlives_a_reconnect_which_pydal_would_undo(session: Session):
+    table(session, "s VARCHAR(3)")
+    session.discard()
+
+    assert fault(session, "INSERT INTO t (s) VALUES ('abcd')") == (Fault.PERMANENT, 1406)
+    assert session.query("SELECT @@tx_isolation, @@time_zone") == [("READ-COMMITTED", "+00:00")]
+
+
+@both
+def test_a_unique_value_taken_is_refused_for_good(session: Session):
+    table(session, "n INT UNIQUE")
+    run(session, "INSERT INTO t (n) VALUES (1)")
+
+    assert fault(session, "INSERT INTO t (n) VALUES (1)")[0] is Fault.PERMANENT
+
+
+@both
+def test_a_parent_that_is_not_there_is_refused_for_good(session: Session):
+    table(session, "up BIGINT", "FOREIGN KEY (up) REFERENCES t (id)")
+
+    assert fault(session, "INSERT INTO t (up) VALUES (99)")[0] is Fault.PERMANENT
+
+
+@both
+@pytest.mark.parametrize("sql", ["INSERT INTO t (missing) VALUES (1)", "INSERT INTO absent (n) VALUES (1)"])
+def test_a_column_or_table_that_is_not_there_yet_waits(session: Session, sql: str):
+    table(session, "n INT")
+
+    assert fault(session, sql)[0] is Fault.SCHEMA
+
+
+@mariadb
+def test_a_lock_that_was_waited_for_too_long_is_tried_again(session: Session, other: Session):
+    table(session, "n INT")
+    run(session, "INSERT INTO t (id, n) VALUES (1, 0), (2, 0)")
+
+    with pytest.raises(Exception) as raised, session.transaction():  # noqa: PT011, PT012
+        session.execute("UPDATE t SET n = 1 WHERE id = 1")
+        with other.transaction():
+            other.execute("SET SESSION innodb_lock_wait_timeout = 0")
+            other.execute("UPDATE t SET n = 2 WHERE id = 1")
+
+    assert (fault_of(raised.value), code_of(raised.value)) == (Fault.TRANSIENT, 1205)
+
+
+@mariadb
+def test_a_deadlock_is_tried_again(session: Session, other: Session):
+    table(session, "n INT")
+    run(session, "INSERT INTO t (id, n) VALUES (1, 0), (2, 0)")
+    both_hold = threading.Barrier(2, timeout=20)
+    errors: list[Exception] = []
+
+    def cross(mine: Session, first: int, second: int) -> None:
+        try:
+            with mine.transaction():
+                mine.execute(f"UPDATE t SET n = n + 1 WHERE id = {first}")
+                both_hold.wait()
+                mine.execute(f"UPDATE t SET n = n + 1 WHERE id = {second}")
+        except Exception as error:
+            errors.append(error)
+        mine.discard()
+
+    there = threading.Thread(target=cross, args=(other, 2, 1))
+    there.start()
+    cross(session, 1, 2)
+    there.join(timeout=20)
+
+    [error] = errors
+    assert (fault_of(error), code_of(error)) == (Fault.TRANSIENT, 1213)
+    assert session.query("SELECT n FROM t") == [(1,), (1,)]
+
+
+# connections ------------------------------------------------------------------------------------------------------
+
+
+def kill(session: Session, other: Session) -> None:
+    """End another session's connection on the server, as a restart of it would."""
+    [(number,)] = session.rows("SELECT CONNECTION_ID()")
+    session.adapter.rollback()
+    other.query(f"KILL {number}")
+    for _ in polls(10):
+        if not other.query(f"SELECT 1 FROM information_schema.processlist WHERE id = {number}"):
+            return
+    pytest.fail("the connection would not die")
+
+
+@mariadb
+def test_a_connection_that_died_while_it_was_idle_is_replaced_without_a_word(session: Session, other: Session):
+    table(session, "n INT")
+
+    kill(session, other)
+    assert session.query("SELECT COUNT(*) FROM t") == [(0,)]
+    kill(session, other)
+    run(session, "INSERT INTO t (n) VALUES (1)")
+
+    assert session.query("SELECT n FROM t") == [(1,)]
+
+
+@mariadb
+def test_a_connection_that_dies_in_a_transaction_is_transient_and_nothing_of_it_stays(session: Session, other: Session):
+    table(session, "n INT")
+
+    with pytest.raises(Exception) as raised, session.transaction():  # noqa: PT011, PT012
+        session.execute("INSERT INTO t (n) VALUES (1)")
+        [(number,)] = session.rows("SELECT CONNECTION_ID()")
+        other.query(f"KILL {number}")
+        session.execute("INSERT INTO t (n) VALUES (2)")
+
+    assert fault_of(raised.value) is Fault.TRANSIENT
+    assert code_of(raised.value) in (2006, 2013, 1927)
+    assert session.query("SELECT COUNT(*) FROM t") == [(0,)]
+
+
+@mariadb
+def test_a_commit_whose_answer_is_lost_is_unavailable_and_the_watermark_tells(shard: Session, other: Session):
+    with pytest.raises(ShardUnavailable, match="answer to COMMIT was lost"), shard.transaction():  # noqa: PT012
+        marks.move(shard, {3: Position(7, 1)})
+        [(number,)] = shard.rows("SELECT CONNECTION_ID()")
+        other.query(f"KILL {number}")
+
+    assert inquiry.marks_of(shard, [3])[3].position in (START, Position(7, 1))
+
+
+# watermarks -------------------------------------------------------------------------------------------------------
+
+
+@both
+def test_a_new_bucket_starts_before_every_position_and_is_not_reset_by_adding_it_again(shard: Session):
+    run_marks(shard, {3: Position(7, 5)})
+
+    inquiry.add_buckets(shard, range(10))
+    inquiry.add_buckets(shard, [])
+
+    found = inquiry.marks_of(shard)
+    assert sorted(found) == list(range(10))
+    assert found[3] == Mark(Position(7, 5), "active")
+    assert found[4] == Mark(START, "active")
+
+
+def run_marks(shard: Session, positions: dict[int, Position]) -> None:
+    with shard.transaction():
+        marks.move(shard, positions)
+
+
+@both
+def test_locked_watermarks_are_those_asked_for_up_to_a_limit(shard: Session):
+    run_marks(shard, {3: Position(7, 5), 5: Position(8, 0)})
+
+    with shard.transaction():
+        found = marks.lock(shard, [3, 5, 99], 10)
+        few = marks.lock(shard, range(8), 3)
+
+    assert found == {3: Mark(Position(7, 5), "active"), 5: Mark(Position(8, 0), "active")}
+    assert len(few) == 3
+
+
+@mariadb
+def test_a_worker_takes_what_another_does_not_hold_and_never_waits(shard: Session, other: Session):
+    with shard.transaction():
+        mine = marks.lock(shard, [0, 1, 2], 10)
+        with other.transaction():
+            theirs = marks.lock(other, range(8), 10)
+
+    assert sorted(mine) == [0, 1, 2]
+    assert sorted(theirs) == [3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_on_sqlite_workers_take_turns(shard: Session, other: Session):
+    with shard.transaction(), pytest.raises(ShardUnavailable, match="locked"), other.transaction():
+        pass
+
+
+@both
+def test_a_producers_last_sequence_is_remembered_per_bucket(shard: Session):
+    with shard.transaction():
+        marks.remember(shard, {(3, PRODUCER): 9, (4, PRODUCER): 1})
+        marks.remember(shard, {(3, PRODUCER): 12})
+
+    with shard.transaction():
+        found = marks.seen(shard, [(3, PRODUCER), (4, PRODUCER), (4, 5), (3, PRODUCER)])
+
+    assert found == {(3, PRODUCER): 12, (4, PRODUCER): 1, (4, 5): 0}
+
+
+@both
+def test_a_reject_is_kept_whole_with_the_databases_reason(shard: Session):
+    entry = ENTRY._replace(payload='["insert","t","é \U0001f600 \\\\ \'"]'.encode())
+
+    with shard.transaction():
+        marks.reject(shard, [Reject(entry, "t", "id 5", 1062, "Duplicate entry 'x'")])
+
+    assert shard.query("SELECT op, reason, code, state FROM pipeline_rejects") == [
+        (entry.payload.decode(), "Duplicate entry 'x'", 1062, "rejected")
+    ]
+    assert inquiry.refused(shard, [(3, PRODUCER, 9), (3, PRODUCER, 10)]) == [("Duplicate entry 'x'", 1062)]
+    assert inquiry.counts(shard) == {"rejected": 1, "parked": 0, "lost": 0}
+
+
+@both
+def test_a_loss_recorded_twice_is_one(shard: Session):
+    for _ in range(2):
+        with shard.transaction():
+            marks.lose(shard, [Loss(3, 7, 0, 5, 6), Loss(3, 0, PRODUCER, 2, 2)])
+            marks.lose(shard, [])
+
+    assert inquiry.counts(shard)["lost"] == 3
+
+
+@both
+def test_idempotency_keys_are_known_per_bucket_and_letter_by_letter(shard: Session):
+    with shard.transaction():
+        marks.keep_keys(shard, [(3, "Order 7"), (4, "it's")])
+
+    with shard.transaction():
+        found = marks.known_keys(shard, [(3, "Order 7"), (4, "it's"), (3, "order 7"), (4, "Order 7"), (3, "Order 7 ")])
+
+    assert found == {(3, "Order 7"), (4, "it's")}
+
+
+@both
+def test_what_nobody_asks_for_any_more_is_forgotten_and_the_rest_kept(shard: Session):
+    with shard.transaction():
+        marks.remember(shard, {(3, 1): 1, (3, 2): 2})
+        marks.keep_keys(shard, [(3, "k")])
+        marks.keep_ids(shard, [(ENTRY, 5)])
+        shard.execute("UPDATE pipeline_producers SET seen_ms = seen_ms - 100000 WHERE producer = 1")
+
+    with shard.transaction():
+        marks.forget(shard, 60)
+
+    assert shard.query("SELECT producer FROM pipeline_producers") == [(2,)]
+    assert inquiry.row_id(shard, 3, PRODUCER, 9) == 5
+    assert shard.query("SELECT COUNT(*) FROM pipeline_idempotency") == [(1,)]
+
+
+# inquiries --------------------------------------------------------------------------------------------------------
+
+
+def fate(shard: Session, position: Position = ENTRY.position, seq: int = ENTRY.producer_seq) -> inquiry.Fate:
+    return inquiry.fate(shard, 3, position, PRODUCER, seq)
+
+
+@both
+def test_the_fate_of_an_op_follows_watermark_producer_rejects_and_losses(shard: Session):
+    assert fate(shard) == inquiry.Fate(START, "active", None, None, False, False)
+
+    with shard.transaction():
+        marks.move(shard, {3: Position(7, 5)})
+        marks.remember(shard, {(3, PRODUCER): 9})
+    assert fate(shard).reached(Position(7, 5), 9)
+    assert not fate(shard, seq=10).reached(Position(7, 6), 10)
+
+    with shard.transaction():
+        marks.reject(shard, [Reject(ENTRY, "t", "5", None, "no")])
+        marks.lose(shard, [Loss(3, 7, 0, 8, 9), Loss(3, 0, PRODUCER, 20, 22)])
+    assert fate(shard).reject == ("rejected", "no", None)
+    assert fate(shard, seq=21).lost
+    assert not fate(shard, seq=23).lost
+    gone = fate(shard, Position(7, 8), 9)
+    assert (gone.lost, gone.gap, gone.reached(Position(7, 8), 9)) == (True, True, False)
+
+
+@both
+def test_without_its_producer_an_op_is_applied_only_if_its_own_epoch_was_passed(shard: Session):
+    run_marks(shard, {3: Position(8, 5)})
+
+    found = fate(shard)
+
+    assert found.reached(Position(8, 5), 9)
+    assert not found.reached(Position(8, 6), 9)
+    assert not found.reached(Position(7, 0), 9)
+
+
+@both
+def test_an_epoch_is_above_all_that_were_ever_seen_or_given_and_at_least_the_time(shard: Session):
+    run_marks(shard, {3: Position(50, 0)})
+
+    assert inquiry.give_epoch(shard, "s0", 0, 0) == 51
+    assert inquiry.give_epoch(shard, "s0", 0, 0) == 52
+    assert inquiry.give_epoch(shard, "s0", 60, 0) == 61
+    assert inquiry.give_epoch(shard, "*", 0, 0) == 62
+    assert inquiry.give_epoch(shard, "s0", 0, 1000) == 1000
+    assert inquiry.highest_epoch(shard) == 1000
+
+
+@both
+def test_definitions_are_kept_in_the_shard(shard: Session):
+    inquiry.keep_schemas(shard, {"0123456789ab": ("t", '{"table":"t"}')})
+    inquiry.keep_schemas(shard, {"0123456789ab": ("t", '{"table":"t"}')})
+
+    assert inquiry.schema(shard, "0123456789ab") == '{"table":"t"}'
+    assert inquiry.schema(shard, "ba9876543210") is None
+
+
+# what the database itself enforces --------------------------------------------------------------------------------
+
+
+@both
+def test_constraints_are_read_from_the_database(session: Session):
+    kinds: dict[str, Any] = {"id": SERIAL[session.dialect.name]}
+    run(
+        session,
+        "CREATE TABLE parent (id {id}, code VARCHAR(9) UNIQUE)".format(**kinds),
+        "CREATE TABLE child (id {id}, up BIGINT, a INT, b INT, UNIQUE (a, b),"
+        " FOREIGN KEY (up) REFERENCES parent (id))".format(**kinds),
+        "CREATE INDEX plain ON child (b)",
+    )
+
+    assert constraints_of(session, "parent") == Constraints((("code",),), (), ("child",))
+    assert constraints_of(session, "child") == Constraints((("a", "b"),), ((("up",), "parent", ("id",)),), ())
+    assert constraints_of(session, "absent") == Constraints()
+
+
+@both
+def test_columns_are_read_as_the_database_has_them(session: Session):
+    table(session, "n INT NOT NULL", "s VARCHAR(9)")
+
+    found = {column.name: column for column in columns.columns_of(session, "t")}
+
+    assert list(found) == ["id", "n", "s"]
+    assert (found["n"].nullable, found["s"].nullable) == (False, True)
+    assert columns.holds_64_bits(found["id"].type)
+    assert columns.columns_of(session, "absent") == []

@@ -1,0 +1,529 @@
+"""`pipeline check` on real servers: each fault is planted, found by name with what to do about it, and removed."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+from admin_servers import Servers, model, servers
+from click.testing import CliRunner
+
+from pipeline import cli, clock
+from pipeline.admin import check as checking
+from pipeline.admin.checks import evidence as gathering
+from pipeline.admin.checks import redis as redis_check
+from pipeline.admin.checks import servers as servers_check
+from pipeline.admin.checks.finding import Finding
+from pipeline.clock import polls
+from pipeline.log.health import Health
+from pipeline.settings import load
+from pipeline.shard.survey import Survey
+
+pytestmark = pytest.mark.mariadb
+
+#: What a healthy cluster without workers, whose Redis may use all memory, is told.
+USUAL = {("warning", "maxmemory"), ("warning", "workers")}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with servers(tmp_path_factory.mktemp("check")) as up:
+        up.publish()
+        for _ in polls(20):
+            if kinds(checking.check(up.config()).findings) == USUAL:
+                break
+        yield up
+
+
+@pytest.fixture(autouse=True)
+def no_long_wait_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "LISTEN_S", 0.1)
+
+
+class Plant(NamedTuple):
+    """A fault made and undone by SQL as root, and how it must be found."""
+
+    node: str
+    sql: str
+    undo: str
+    severity: str
+    where: str
+    what: str
+    fix: str
+
+
+OFF = "SET sql_log_bin = 0; "
+PLANTS = {
+    "an INT id column": Plant(
+        "s0",
+        "ALTER TABLE visit MODIFY id INT NOT NULL AUTO_INCREMENT",
+        "ALTER TABLE visit MODIFY id BIGINT NOT NULL AUTO_INCREMENT",
+        "error",
+        "s0: visit.id",
+        "is int(11), which cannot hold a 64-bit id",
+        "ALTER TABLE `visit` MODIFY `id` BIGINT NOT NULL AUTO_INCREMENT",
+    ),
+    "a published table in MyISAM": Plant(
+        "s1",
+        "ALTER TABLE visit ENGINE=MyISAM",
+        "ALTER TABLE visit ENGINE=InnoDB",
+        "error",
+        "s1: visit",
+        "is MyISAM",
+        "ALTER TABLE `visit` ENGINE=InnoDB",
+    ),
+    "one of our tables in MyISAM": Plant(
+        "s1",
+        "ALTER TABLE pipeline_lost ENGINE=MyISAM",
+        "ALTER TABLE pipeline_lost ENGINE=InnoDB",
+        "error",
+        "s1: pipeline_lost",
+        "is MyISAM",
+        "ALTER TABLE `pipeline_lost` ENGINE=InnoDB",
+    ),
+    "another table in MyISAM": Plant(
+        "s0",
+        "CREATE TABLE hits (id INT) ENGINE=MyISAM",
+        "DROP TABLE hits",
+        "warning",
+        "s0: hits",
+        "is MyISAM",
+        "ALTER TABLE `hits` ENGINE=InnoDB",
+    ),
+    "a server that is not strict": Plant(
+        "s0",
+        "SET GLOBAL sql_mode = ''",
+        "SET GLOBAL sql_mode = 'STRICT_TRANS_TABLES'",
+        "warning",
+        "s0: sql_mode",
+        "is not strict",
+        "SET GLOBAL sql_mode",
+    ),
+    "a utf8mb3 column": Plant(
+        "s0",
+        "ALTER TABLE visit MODIFY note VARCHAR(100) CHARACTER SET utf8mb3",
+        "ALTER TABLE visit MODIFY note VARCHAR(100) CHARACTER SET utf8mb4",
+        "error",
+        "s0: visit.note",
+        "is utf8mb3",
+        "ALTER TABLE `visit` CONVERT TO CHARACTER SET utf8mb4",
+    ),
+    "a utf8mb3 database": Plant(
+        "s1",
+        "ALTER DATABASE shop CHARACTER SET utf8mb3",
+        "ALTER DATABASE shop CHARACTER SET utf8mb4",
+        "warning",
+        "s1: database shop",
+        "character set utf8mb3",
+        "ALTER DATABASE `shop` CHARACTER SET utf8mb4",
+    ),
+    "a table missing on one shard": Plant(
+        "s1",
+        "RENAME TABLE visit TO visit_away",
+        "RENAME TABLE visit_away TO visit",
+        "error",
+        "s1: visit",
+        "missing here",
+        "pipeline migrate",
+    ),
+    "a table missing on one replica": Plant(
+        "s1-r0",
+        OFF + "RENAME TABLE visit TO visit_away",
+        OFF + "RENAME TABLE visit_away TO visit",
+        "error",
+        "s1-r0: visit",
+        "missing here",
+        "its primary has it",
+    ),
+    "a column missing on one shard": Plant(
+        "s0",
+        "ALTER TABLE visit DROP COLUMN note",
+        "ALTER TABLE visit ADD COLUMN note VARCHAR(100)",
+        "error",
+        "s0: visit.note",
+        "is missing here",
+        "ALTER TABLE `visit` ADD COLUMN `note` VARCHAR(100)",
+    ),
+    "a column missing on one replica": Plant(
+        "s0-r0",
+        OFF + "ALTER TABLE visit DROP COLUMN note",
+        OFF + "ALTER TABLE visit ADD COLUMN note VARCHAR(100)",
+        "error",
+        "s0-r0: visit.note",
+        "is missing here",
+        "its primary has it",
+    ),
+    "a column of our own missing on one shard": Plant(
+        "s0",
+        "ALTER TABLE pipeline_rejects DROP COLUMN reason",
+        "ALTER TABLE pipeline_rejects ADD COLUMN reason TEXT NOT NULL",
+        "error",
+        "pipeline_rejects.reason",
+        "is missing here, but not on the other nodes",
+        "ALTER TABLE",
+    ),
+    "a column too short for its definition": Plant(
+        "s1",
+        "ALTER TABLE purchase MODIFY note VARCHAR(50)",
+        "ALTER TABLE purchase MODIFY note VARCHAR(100)",
+        "error",
+        "s1: purchase.note",
+        "is varchar(50), but the published length is 100",
+        "ALTER TABLE `purchase` MODIFY `note` VARCHAR(100)",
+    ),
+    "types that differ between shards": Plant(
+        "s1",
+        "ALTER TABLE purchase MODIFY note VARCHAR(200)",
+        "ALTER TABLE purchase MODIFY note VARCHAR(100)",
+        "error",
+        "purchase.note",
+        "varchar(100) on s0",
+        "ALTER TABLE",
+    ),
+    "a decimal with too few digits": Plant(
+        "s0",
+        "ALTER TABLE purchase MODIFY price DECIMAL(10,1)",
+        "ALTER TABLE purchase MODIFY price DECIMAL(10,2)",
+        "error",
+        "s0: purchase.price",
+        "is decimal(10,1)",
+        "DECIMAL(10,2)",
+    ),
+    "a FLOAT column": Plant(
+        "s0",
+        "ALTER TABLE purchase MODIFY weight FLOAT",
+        "ALTER TABLE purchase MODIFY weight DOUBLE",
+        "warning",
+        "s0: purchase.weight",
+        "is float",
+        "ALTER TABLE `purchase` MODIFY `weight` DOUBLE",
+    ),
+    "a column that nobody fills": Plant(
+        "s0",
+        "ALTER TABLE visit ADD COLUMN source INT NOT NULL",
+        "ALTER TABLE visit DROP COLUMN source",
+        "error",
+        "s0: visit.source",
+        "every insert is rejected",
+        "ALTER TABLE `visit` MODIFY `source` INT(11) NULL",
+    ),
+    "a unique index that is missing": Plant(
+        "s1",
+        "DROP INDEX uk_purchase_customer_day ON purchase",
+        "CREATE UNIQUE INDEX uk_purchase_customer_day ON purchase (customer, day)",
+        "error",
+        "s1: purchase (customer, day)",
+        "is not unique",
+        "CREATE UNIQUE INDEX `uk_purchase_customer_day` ON `purchase` (`customer`, `day`)",
+    ),
+    "two unique indexes on an upserted table": Plant(
+        "s0",
+        "CREATE UNIQUE INDEX once ON purchase (note)",
+        "DROP INDEX once ON purchase",
+        "error",
+        "s0: purchase",
+        "has 2 unique indexes",
+        "DROP INDEX",
+    ),
+    "a foreign key that leaves the shard": Plant(
+        "s0",
+        "ALTER TABLE visit ADD CONSTRAINT away FOREIGN KEY (purchase) REFERENCES purchase (id)",
+        "ALTER TABLE visit DROP FOREIGN KEY away",
+        "error",
+        "s0: visit.purchase",
+        "foreign key to purchase",
+        "drop the foreign key",
+    ),
+    "a replica that takes writes": Plant(
+        "s0-r0",
+        "SET GLOBAL read_only = 0",
+        "SET GLOBAL read_only = 1",
+        "error",
+        "s0-r0: read_only",
+        "is OFF",
+        "SET GLOBAL read_only = ON",
+    ),
+    "a primary that takes none": Plant(
+        "s0",
+        "SET GLOBAL read_only = 1",
+        "SET GLOBAL read_only = 0",
+        "error",
+        "s0: read_only",
+        "is ON",
+        "SET GLOBAL read_only = OFF",
+    ),
+    "replication that stands": Plant(
+        "s1-r0", "STOP SLAVE", "START SLAVE", "error", "s1-r0: replication", "is not running", "START SLAVE"
+    ),
+    "statements in the binary log": Plant(
+        "s0",
+        "SET GLOBAL binlog_format = 'STATEMENT'",
+        "SET GLOBAL binlog_format = 'ROW'",
+        "error",
+        "s0: binlog_format",
+        "is STATEMENT",
+        "SET GLOBAL binlog_format = ROW",
+    ),
+    "a mixed binary log": Plant(
+        "s0",
+        "SET GLOBAL binlog_format = 'MIXED'",
+        "SET GLOBAL binlog_format = 'ROW'",
+        "warning",
+        "s0: binlog_format",
+        "is MIXED",
+        "SET GLOBAL binlog_format = ROW",
+    ),
+    "commits that a crash forgets": Plant(
+        "s0",
+        "SET GLOBAL innodb_flush_log_at_trx_commit = 2",
+        "SET GLOBAL innodb_flush_log_at_trx_commit = 1",
+        "warning",
+        "s0: innodb_flush_log_at_trx_commit",
+        "is 2",
+        "SET GLOBAL innodb_flush_log_at_trx_commit = 1",
+    ),
+    "a binary log that is not synced": Plant(
+        "s1",
+        "SET GLOBAL sync_binlog = 0",
+        "SET GLOBAL sync_binlog = 1",
+        "warning",
+        "s1: sync_binlog",
+        "is 0",
+        "SET GLOBAL sync_binlog = 1",
+    ),
+    "a small packet": Plant(
+        "s0",
+        "SET GLOBAL max_allowed_packet = 524288",
+        "SET GLOBAL max_allowed_packet = 16777216",
+        "warning",
+        "s0: max_allowed_packet",
+        "is 524,288 bytes",
+        "SET GLOBAL max_allowed_packet",
+    ),
+    "a reader that may not read": Plant(
+        "s0-r0",
+        OFF + "REVOKE SELECT ON shop.* FROM reader@'127.0.0.1'; GRANT SELECT ON shop.purchase TO reader@'127.0.0.1'",
+        OFF + "REVOKE SELECT ON shop.purchase FROM reader@'127.0.0.1'; GRANT SELECT ON shop.* TO reader@'127.0.0.1'",
+        "error",
+        "visit",
+        "the user reader@127.0.0.1 may not SELECT",
+        "GRANT SELECT ON `shop`.* TO 'reader'@'127.0.0.1'",
+    ),
+    "a bucket without its row": Plant(
+        "s0",
+        "DELETE FROM pipeline_watermarks WHERE bucket = 3",
+        "INSERT INTO pipeline_watermarks VALUES (3, 0, -1, 'active', 0)",
+        "error",
+        "s0: buckets",
+        "3 have no watermark row here",
+        "pipeline migrate",
+    ),
+    "a bucket on two shards": Plant(
+        "s1",
+        "INSERT INTO pipeline_watermarks VALUES (3, 0, -1, 'active', 0)",
+        "DELETE FROM pipeline_watermarks WHERE bucket = 3",
+        "error",
+        "s0, s1: buckets",
+        "3 are active on more than one shard",
+        "state = 'moved'",
+    ),
+    "a bucket that has moved away": Plant(
+        "s0",
+        "UPDATE pipeline_watermarks SET state = 'moved' WHERE bucket = 3",
+        "UPDATE pipeline_watermarks SET state = 'active' WHERE bucket = 3",
+        "error",
+        "s0: buckets",
+        "3 have moved away",
+        'buckets = "…"',
+    ),
+}
+
+
+def test_a_healthy_cluster_has_no_error(here: Servers) -> None:
+    run = CliRunner().invoke(cli.pipeline, ["check", "--config", str(here.cluster.config)])
+
+    assert run.exit_code == 0, run.output
+    assert "2 warnings in 2 shards, 4 nodes, 32 buckets, 2 published tables" in run.output
+
+
+@pytest.mark.parametrize("plant", PLANTS.values(), ids=PLANTS.keys())
+def test_a_planted_fault_is_found_by_name(here: Servers, plant: Plant) -> None:
+    here.sql(plant.node, plant.sql)
+    try:
+        found = checking.check(here.config()).findings
+    finally:
+        here.sql(plant.node, plant.undo)
+
+    match = [f for f in found if f.severity == plant.severity and plant.where in f.where and plant.what in f.what]
+    assert match, shown(found)
+    assert plant.fix in match[0].fix
+
+
+def test_every_planted_fault_was_removed(here: Servers) -> None:
+    for _ in polls(10):
+        found = checking.check(here.config()).findings
+        if kinds(found) == USUAL:
+            break
+
+    assert kinds(found) == USUAL, shown(found)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "healthy", "place"),
+    [
+        ("maxmemory-policy", "allkeys-lru", "noeviction", "redis: maxmemory-policy"),
+        ("appendonly", "no", "yes", "redis: appendonly"),
+        ("appendfsync", "no", "everysec", "redis: appendfsync"),
+        ("maxmemory", "500mb", "0", "broker: [redis] broker_url"),
+    ],
+)
+def test_a_setting_of_redis_is_found_by_name(here: Servers, setting: str, value: str, healthy: str, place: str) -> None:
+    with here.redis() as client:
+        client.config_set(setting, value)
+        try:
+            found = checking.check(here.config()).findings
+        finally:
+            client.config_set(setting, healthy)
+
+    assert place in {f.where for f in found}
+
+
+def test_a_redis_user_that_may_not_write_is_found_and_its_password_is_not_shown(here: Servers) -> None:
+    config = here.config()
+    config["redis"]["url"] = f"redis://narrow:hush-hush@127.0.0.1:{here.ports['redis']}/0"
+    with here.redis() as client:
+        client.execute_command(
+            "ACL", "SETUSER", "narrow", "on", ">hush-hush", "~*", "+@read", "+@connection", "+info", "+time"
+        )
+        try:
+            found = checking.check(config).findings
+        finally:
+            client.execute_command("ACL", "DELUSER", "narrow")
+
+    assert "redis: permissions" in {f.where for f in found}
+    assert "hush-hush" not in shown(found)
+
+
+def test_a_primary_user_that_may_only_read_is_found_with_the_grant_it_needs(here: Servers) -> None:
+    config = here.config()
+    config["shards"]["s0"]["primary"] = config["shards"]["s0"]["primary"].replace("root@", "reader@")
+
+    found = checking.check(config).findings
+
+    [denied] = [f for f in found if "may not" in f.what]
+    assert denied.nodes == ("s0",)
+    assert "INSERT, UPDATE, DELETE" in denied.what
+    assert denied.fix == "GRANT SELECT, INSERT, UPDATE, DELETE ON `shop`.* TO 'reader'@'127.0.0.1'"
+
+
+def test_a_definition_that_nobody_migrated_is_found(here: Servers) -> None:
+    pipeline = here.client()
+    db = model()
+    db.define_table("voucher")
+    pipeline.define_tables(db)
+    try:
+        found = checking.check(here.config()).findings
+    finally:
+        with here.redis() as client:
+            client.hdel(pipeline.log.keys.tables, "voucher")  # type: ignore[attr-defined]
+        pipeline.close()
+
+    assert [f.fix for f in found if f.where == "voucher"] == ["pipeline migrate"]
+
+
+def test_a_database_that_was_never_migrated_is_one_finding_a_node(here: Servers) -> None:
+    config = here.config()
+    here.sql("s0", "CREATE DATABASE empty")
+    config["shards"]["s0"] = {"primary": config["shards"]["s0"]["primary"].replace("/shop", "/empty")}
+    try:
+        found = checking.check(config).findings
+    finally:
+        here.sql("s0", "DROP DATABASE empty")
+
+    assert len([f for f in found if f.where == "s0: the pipeline's own tables"]) == 1
+
+
+def test_clocks_that_differ_are_found(here: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    true_ms = clock.wall_ms
+    monkeypatch.setattr(clock, "wall_ms", lambda: true_ms() + 10_000)
+
+    found = checking.check(here.config()).findings
+
+    [skewed] = [f for f in found if f.place == "clock"]
+    assert skewed.nodes == ("redis", "s0", "s0-r0", "s1", "s1-r0")
+    assert "behind" in skewed.what
+
+
+def test_few_buckets_are_found(here: Servers) -> None:
+    config = here.config()
+    config["pipeline"]["buckets"] = 31
+
+    found = checking.check(config).findings
+
+    assert ("warning", "[pipeline] buckets") in kinds(found)
+
+
+def test_old_servers_and_settings_that_need_a_restart_are_found(here: Servers) -> None:
+    evidence = gathering.gather(load(here.config()))
+    primary = evidence.nodes["s0"]
+    assert isinstance(primary, Survey)
+    assert isinstance(evidence.log, Health)
+    old_mysql = replace(primary, version="5.7.44-log", variables={**primary.variables, "log_bin": "off"})
+    old_mariadb = replace(primary, node="s1", version="10.5.23-MariaDB")
+    old = replace(
+        evidence,
+        nodes={**evidence.nodes, "s0": old_mysql, "s1": old_mariadb},
+        log=replace(evidence.log, version="6.2.14"),
+    )
+
+    found = [*servers_check.findings(old), *redis_check.findings(old)]
+
+    assert {
+        ("s0: version", "error"),
+        ("s1: version", "error"),
+        ("s0: log_bin", "warning"),
+        ("redis: version", "error"),
+    } <= {(f.where, f.severity) for f in found}
+
+
+def test_dead_and_silent_servers_are_all_named_and_none_makes_the_command_hang(here: Servers) -> None:
+    config = here.config()
+    config["redis"]["broker_url"] = "redis://user:hush-hush@127.0.0.1:1/0"
+    config["shards"]["s0"]["replicas"] = ["mysql:pymysql://reader:hush-hush@127.0.0.1:1/shop"]
+    here.cluster.stop("s1", signal.SIGSTOP)
+    try:
+        found = checking.check(config).findings
+    finally:
+        here.cluster.stop("s1", signal.SIGCONT)
+
+    silent = {f.where: f.what for f in found if "cannot be asked" in f.what}
+    assert set(silent) == {"broker", "s0-r0", "s1"}
+    assert "hush-hush" not in shown(found)
+
+
+def test_every_fault_of_the_configuration_is_printed_at_once_and_no_password(tmp_path: object) -> None:
+    path = tmp_path / "pipeline.toml"  # type: ignore[operator]
+    path.write_text(
+        '[pipeline]\nbuckets = 5000\n[redis]\nurl = "redis://:hush-hush@localhost/0"\ntimeout = 3\n'
+        '[shards.s0]\nprimary = "mysql://app:hush-hush@db0/shop"\n'
+    )
+
+    run = CliRunner().invoke(cli.pipeline, ["check", "--json", "--config", str(path)])
+
+    assert run.exit_code == 1
+    verdict = json.loads(run.output)
+    assert verdict["ok"] is False
+    assert {f["place"] for f in verdict["findings"]} == {"[pipeline] buckets", "[redis]", "[shards.s0] primary"}
+    assert "hush-hush" not in run.output
+
+
+def kinds(found: list[Finding]) -> set[tuple[str, str]]:
+    return {(f.severity, f.place) for f in found}
+
+
+def shown(found: list[Finding]) -> str:
+    return "\n".join(f"{f.severity} {f.where} {f.what} => {f.fix}" for f in found)

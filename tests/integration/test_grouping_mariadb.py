@@ -1,0 +1,47 @@
+"""I18 on a real MariaDB: its collation, its foreign keys, its strict mode; see `unit/test_grouping.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from grouping_model import TWO, Database, ops
+from hypothesis import HealthCheck, given, settings
+
+from pipeline.op import INSERT, Op
+
+pytestmark = pytest.mark.mariadb
+
+MANY = 10_000
+
+
+@pytest.fixture(scope="module")
+def database(mariadb_uri: str) -> Iterator[Database]:
+    database = Database(mariadb_uri)
+    yield database
+    database.close()
+
+
+# InnoDB burns a number for each row of a statement that failed, so ids that the database gives are left out
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(ops=ops(numbered=False))
+def test_grouped_equals_one_by_one(database: Database, ops: list[Op]):
+    one_by_one = database.apply(ops, at_once=1)
+
+    grouped = database.apply(ops, at_once=MANY)
+
+    assert grouped == one_by_one
+
+
+@pytest.mark.parametrize(("first", "second"), [("\U0001f600", "\U0001f601"), ("a\x01", "a"), ("あ", "ア")])
+def test_texts_that_only_the_collation_finds_equal_keep_their_order(database: Database, first: str, second: str):
+    ops = [
+        Op(INSERT, "two", TWO.hash, 0, 1, (1, 3), ("another", 1)),
+        Op(INSERT, "two", TWO.hash, 0, 2, (1, 2, 3), (first, 1, 2)),
+        Op(INSERT, "two", TWO.hash, 0, 3, (1, 3), (second, 3)),
+    ]
+
+    found = database.apply(ops, at_once=MANY)
+
+    assert [row[0] for row in found["two"]] == [1, 2]
+    assert found["rejects"] == [(3,)]

@@ -1,0 +1,134 @@
+"""A MariaDB shard with two replicas, a prober over it, and the ways to break it that reads have to survive."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydal import DAL, Field
+
+from pipeline.admin.cluster import construction, mariadb, workforce
+from pipeline.admin.cluster.cluster import Cluster
+from pipeline.admin.cluster.readiness import wait_ready
+from pipeline.admin.migrate import migrate
+from pipeline.client import Pipeline
+from pipeline.clock import polls
+from pipeline.reads.readings import View
+from pipeline.settings import load
+from workers.prober import Watch
+
+BUCKETS = 8
+REPLICAS = ("s0-r0", "s0-r1")
+
+
+class App:
+    """What the prober wants of Celery."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+
+    def send_task(self, name: str, kwargs: dict[str, Any], **options: Any) -> None:
+        self.sent.append((name, kwargs))
+
+
+class Shard:
+    """A cluster of one shard, and a client of it."""
+
+    def __init__(self, directory: Path):
+        self.cluster = Cluster.up(
+            directory, "mariadb", shards=1, replicas=2, workers=0, buckets=BUCKETS, tables=TABLES, owned=True
+        )
+        # root is above read_only: only an ordinary user is refused by a replica
+        self.config = directory / "app.toml"
+        self.config.write_text(self.cluster.config.read_text().replace("root@", "app@"))
+        self.db = DAL("sqlite:memory", bigint_id=True, migrate=False)
+        self.db.define_table("tally", Field("owner", "integer"), Field("n", "integer"))
+        self.client = Pipeline(self.config)
+        self.client.define_tables(self.db)
+        migrate(self.client)
+
+    def port(self, node: str) -> int:
+        [port] = [process.port for process in self.cluster.processes if process.name == node]
+        assert port is not None
+        return port
+
+    def sql(self, node: str, statements: str) -> str:
+        return mariadb.ask(self.port(node), statements)
+
+    def view(self, node: str) -> View:
+        return self.client.readings.view(node)
+
+    def lag_s(self, node: str) -> float:
+        """Return the known bound of a node's lag; without one, no time at all is short enough."""
+        lag_s = self.view(node).lag_s
+        return float("inf") if lag_s is None else lag_s
+
+    def follow(self, replica: str, port: int) -> None:
+        """Make a replica follow the server on a port."""
+        self.sql(replica, f"STOP SLAVE; CHANGE MASTER TO MASTER_PORT={port}; START SLAVE")
+        until(lambda: mariadb.replicates(self.port(replica)))
+
+    def promote(self, replica: str) -> None:
+        self.sql(replica, "STOP SLAVE; RESET SLAVE ALL; SET GLOBAL read_only=0")
+
+    def seconds_behind(self, replica: str) -> str:
+        """Return what the server itself says of its lag."""
+        found = re.search(r"Seconds_Behind_Master: (\S+)", self.sql(replica, "SHOW SLAVE STATUS\\G"))
+        assert found is not None
+        return found.group(1)
+
+    def healthy(self, *nodes: str) -> None:
+        """Wait until replicas serve."""
+        for node in nodes or REPLICAS:
+            until(lambda node=node: self.lag_s(node) < 1.5 and not self.view(node).out)  # type: ignore[misc]
+
+    def start_worker(self, number: int) -> str:
+        """Start a worker that writes as an ordinary user, and return its name."""
+        service = workforce.worker(self.config, number, 1)
+        directory = self.cluster.directory
+        wait_ready(directory, construction.launch(directory, [service]), lambda sentence: None)
+        return service.name
+
+    def close(self) -> None:
+        self.client.close()
+        self.db.close()
+        self.cluster.down()
+
+
+TABLES = '[tables.tally]\nshard_key = "owner"\n'
+
+
+@contextmanager
+def shard(directory: Path) -> Iterator[Shard]:
+    """Bring a shard up, and down at the end; skip where there are no servers."""
+    if not (shutil.which("mariadbd", path=f"{os.environ['PATH']}:/usr/sbin") and shutil.which("redis-server")):
+        assert not os.environ.get("CI"), "mariadbd or redis-server is not installed"
+        pytest.skip("mariadbd or redis-server is not installed")
+    made = Shard(directory)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextmanager
+def probing(made: Shard) -> Iterator[App]:
+    """Probe as a worker does."""
+    app = App()
+    watch = Watch(load(made.config), app)
+    watch.start()
+    try:
+        yield app
+    finally:
+        watch.stop()
+
+
+def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
+    """Wait until something is so."""
+    assert any(condition() for _ in polls(within_s)), "it did not come to pass in time"

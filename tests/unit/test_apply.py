@@ -1,0 +1,266 @@
+"""Applying in this process: a batch is all or nothing, one bad op stays alone, and what is not understood waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from pydal import DAL, Field
+
+import pipeline
+from pipeline import clock
+from pipeline.errors import ShardUnavailable
+from pipeline.op import START
+from pipeline.settings import ApplySettings
+from pipeline.shard import inquiry
+from pipeline.shard.dialect import SQLite
+from pipeline.testing import Drained, Sandbox, sandbox
+from pipeline.write.apply import Applier, unapplied
+
+STEPS = ("due", "lock", "read", "execute", "statement", "mark", "commit", "committed", "finish")
+
+
+class Killed(BaseException):
+    """The end of a process, as far as a test in this process can tell."""
+
+
+@pytest.fixture
+def db() -> Iterator[Any]:
+    db = DAL("sqlite:memory")
+    db.define_table("event", Field("who", "integer"), Field("n", "integer", default=0), Field("note", unique=True))
+    yield db
+    db.close()
+
+
+@pytest.fixture
+def box(db: Any) -> Iterator[Sandbox]:
+    with sandbox({"event": {"shard_key": "who"}}, shards=1, buckets=4) as box:
+        pipeline.define_tables(db)
+        yield box
+
+
+def applier(box: Sandbox, step: Callable[[str], None] = lambda name: None, **settings: int) -> Applier:
+    return Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(**settings), step)
+
+
+def killed_at(name: str) -> Callable[[str], None]:
+    def step(reached: str) -> None:
+        if reached == name:
+            raise Killed
+
+    return step
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_worker_that_dies_at_any_step_neither_doubles_nor_loses_an_op(db: Any, box: Sandbox, step: str):
+    row = pipeline.enqueue_insert(db.event, who=7).id
+    for _ in range(3):
+        pipeline.enqueue_update(db.event.id == row, n=db.event.n + 1)
+    with pipeline.atomic():
+        pipeline.enqueue_update(db.event.id == row, n=db.event.n * 10)
+        pipeline.enqueue_update(db.event.id == row, n=db.event.n + 5)
+
+    with pytest.raises(Killed):
+        applier(box, killed_at(step)).apply()
+    box.log.mark_dirty("s0", range(4))  # as the reconcile does after a while
+    box.drain()
+
+    assert [row["n"] for row in box.rows("event")] == [35]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_rows_and_watermark_move_together(db: Any, box: Sandbox, step: str):
+    receipts = [pipeline.enqueue_insert(db.event, who=7, note=f"{n}") for n in range(3)]
+    session = box.client.nodes.primary("s0")
+
+    with pytest.raises(Killed):
+        applier(box, killed_at(step)).apply()
+
+    mark = inquiry.marks_of(session)[receipts[0].bucket].position
+    rows = len(box.rows("event"))
+    assert (rows, mark) in [(0, START), (3, receipts[-1].position)]
+    assert rows == (3 if step in ("committed", "finish") else 0)
+
+
+@pytest.mark.parametrize("bad", [0, 1, 50, 98, 99])
+def test_one_bad_op_is_found_and_the_others_are_applied(db: Any, box: Sandbox, bad: int):
+    pipeline.enqueue_insert(db.event, who=7, note="taken")
+    box.drain()
+    notes = [f"{n}" if n != bad else "taken" for n in range(100)]
+    receipts = pipeline.enqueue_bulk_insert(db.event, [{"who": 7, "note": note} for note in notes])
+
+    assert box.drain() == Drained(99, 1)
+
+    assert receipts[bad].status() == "rejected"
+    assert {row["note"] for row in box.rows("event")} == {*notes, "taken"}
+    [reject] = box.client.nodes.primary("s0").query("SELECT table_name, row_key, state, op FROM pipeline_rejects")
+    assert reject[:3] == ("event", str(receipts[bad].id), "rejected")
+    assert '"taken"' in reject[3], "the whole op is kept"
+
+
+def test_an_atomic_group_with_a_bad_op_leaves_nothing_and_stops_nobody(db: Any, box: Sandbox):
+    pipeline.enqueue_insert(db.event, who=7, note="taken")
+    with pipeline.atomic():
+        pipeline.enqueue_insert(db.event, who=7, note="x")
+        pipeline.enqueue_insert(db.event, who=7, note="taken")
+    pipeline.enqueue_insert(db.event, who=7, note="y")
+
+    assert box.drain() == Drained(2, 1)
+
+    assert [row["note"] for row in box.rows("event")] == ["taken", "y"]
+
+
+def test_a_batch_keeps_to_its_rows_and_goes_on_at_the_next_call(db: Any, box: Sandbox):
+    pipeline.enqueue_bulk_insert(db.event, [{"who": 7, "note": f"{n}"} for n in range(25)])
+    worker = applier(box, max_rows=10)
+
+    outcomes = [worker.apply() for _ in range(3)]
+
+    assert [outcome.applied for outcome in outcomes] == [10, 10, 5]
+    assert [outcome.ring for outcome in outcomes] == [True, True, False]
+    assert [row["note"] for row in box.rows("event")] == [f"{n}" for n in range(25)]
+
+
+def test_a_batch_keeps_to_its_bytes_though_one_op_is_larger_than_they_are(db: Any, box: Sandbox):
+    pipeline.enqueue_bulk_insert(db.event, [{"who": 7, "note": f"{n}" * 400} for n in range(4)])
+    worker = applier(box, max_bytes=1000)
+
+    applied = []
+    while outcome := worker.apply():
+        applied.append(outcome.applied)
+        if not outcome.left:
+            break
+
+    assert sum(applied) == 4
+    assert max(applied) < 4
+
+
+def test_a_statement_that_the_server_cannot_take_is_rejected_alone(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(SQLite, "statement_bytes", lambda self, rows: 3024)
+    pipeline.enqueue_insert(db.event, who=7, note="before")
+    big = pipeline.enqueue_insert(db.event, who=7, note="x" * 400 + "é" * 100)
+    for n in range(20):
+        pipeline.enqueue_insert(db.event, who=7, note=f"{n}" * 100)
+    db.define_table("text", Field("who", "integer"), Field("body", "text"))
+    pipeline.define_tables(db)
+    huge = pipeline.enqueue_insert(db.text, {"who": 7, "body": "x" * 5000})
+
+    assert box.drain() == Drained(22, 1)
+
+    assert (big.status(), huge.status()) == ("applied", "rejected")
+
+
+def test_work_that_no_batch_takes_at_once_calls_for_another_worker(db: Any, box: Sandbox):
+    for who in range(40):
+        pipeline.enqueue_insert(db.event, who=who)
+    waiting: list[int] = []
+
+    outcome = applier(box, buckets=1).apply(waiting.append)
+
+    assert waiting == [2]
+    assert outcome.buckets == 1
+
+
+def test_an_op_whose_definition_nobody_knows_waits_and_nothing_passes_it(db: Any, box: Sandbox):
+    first = pipeline.enqueue_insert(db.event, who=7, note="1")
+    box.log._server.schemas.clear()
+
+    outcome = applier(box).apply()
+
+    assert "is not known here" in outcome.waiting
+    assert (outcome.applied, outcome.rejected, outcome.ring) == (0, 0, False)
+    assert first.status() == "queued"
+    assert box.log.due("s0", 9) == {}, "it rests for a while"
+
+
+def test_a_definition_that_redis_forgot_is_found_in_the_shard(db: Any, box: Sandbox):
+    pipeline.enqueue_insert(db.event, who=7, note="1")
+    schemas = {hash: ("event", text) for hash, text in box.log._server.schemas.items()}
+    inquiry.keep_schemas(box.client.nodes.primary("s0"), schemas)
+    box.log._server.schemas.clear()
+
+    assert applier(box).apply().applied == 1
+
+
+def test_an_op_that_the_database_is_behind_waits_and_others_do_not(db: Any, box: Sandbox):
+    """I17: drift defers and never rejects."""
+    db.define_table("other", Field("who", "integer"))
+    pipeline.define_tables(db)
+    ahead = db.define_table(
+        "event", *(Field(f.name, f.type, default=f.default) for f in db.event if f.name != "id"), Field("extra"),
+        redefine=True, migrate=False,
+    )  # fmt: skip
+    waits = pipeline.enqueue_insert(ahead, who=7, extra="x")
+    # one in the same bucket would have to wait behind it
+    others = (pipeline.enqueue_insert(db.other, {"who": 1}) for _ in range(2))
+    goes = next(receipt for receipt in others if receipt.bucket != waits.bucket)
+    worker = applier(box)
+
+    outcome = worker.apply()
+
+    assert "behind the schema of event" in outcome.waiting
+    assert (outcome.applied, outcome.rejected) == (1, 0)
+    assert (waits.status(), goes.status()) == ("queued", "applied")
+    session = box.client.nodes.primary("s0")
+    with session.transaction():
+        session.execute("ALTER TABLE event ADD COLUMN extra CHAR(512)")
+    for _ in clock.polls(10):
+        worker.apply()
+        if waits.status() == "applied":
+            break
+    assert waits.status() == "applied"
+
+
+def test_a_shard_that_does_not_answer_puts_its_buckets_off_and_raises_nothing(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    receipt = pipeline.enqueue_insert(db.event, who=7)
+    worker = applier(box)
+
+    def refuse(*_: Any) -> None:
+        raise ShardUnavailable("s0", "connection refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.shard.session.Session._open", refuse)
+        outcome = worker.apply()
+
+    assert "connection refused" in outcome.waiting
+    assert (outcome.left, outcome.ring) == (1, False)
+    assert box.log.due("s0", 9) == {}
+    assert receipt.status() == "queued"
+
+
+def test_a_bucket_that_moved_away_is_left_alone(db: Any, box: Sandbox):
+    receipt = pipeline.enqueue_insert(db.event, who=7)
+    session = box.client.nodes.primary("s0")
+    with session.transaction():
+        session.execute(f"UPDATE pipeline_watermarks SET state = 'moved' WHERE bucket = {receipt.bucket}")
+
+    assert applier(box).apply().applied == 0
+
+    assert box.rows("event") == []
+
+
+def test_the_truth_of_what_is_unapplied_is_tail_beyond_watermark(db: Any, box: Sandbox):
+    receipt = pipeline.enqueue_insert(db.event, who=7)
+    session = box.client.nodes.primary("s0")
+
+    def behind() -> list[int]:
+        marks = {bucket: mark.position for bucket, mark in inquiry.marks_of(session).items()}
+        return unapplied(marks.items(), box.log.tails(marks))
+
+    assert behind() == [receipt.bucket]
+    box.drain()
+    assert behind() == []
+
+
+def test_a_summary_shows_what_a_person_wants_to_see_and_no_noughts(db: Any, box: Sandbox):
+    pipeline.enqueue_insert(db.event, who=7)
+
+    summary = applier(box).apply().summary()
+
+    assert list(summary) == ["applied", "rejected", "ms", "buckets"]
+    assert (summary["applied"], summary["rejected"], summary["buckets"]) == (1, 0, 1)

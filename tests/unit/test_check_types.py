@@ -1,0 +1,118 @@
+"""Whether a database column holds what a field promises, and whether rows that refer to each other stay together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipeline.admin.checks import constraints, types
+from pipeline.admin.checks.evidence import Evidence
+from pipeline.admin.checks.finding import ERROR, WARNING, Finding, merged, without_copies
+from pipeline.column import Column
+from pipeline.errors import PipelineError
+from pipeline.settings import load
+from pipeline.shard.constraints import Constraints
+from pipeline.shard.survey import Survey, SurveyedTable
+from pipeline.topology import Topology
+
+
+@pytest.mark.parametrize(
+    ("field", "there"),
+    [
+        (Column("a", "string", 100), "varchar(100)"),
+        (Column("a", "string", 100), "varchar(101)"),
+        (Column("a", "string", 100), "text"),
+        (Column("a", "text"), "longtext"),
+        (Column("a", "list:string"), "mediumtext"),
+        (Column("a", "boolean"), "char(1)"),
+        (Column("a", "integer"), "int(11)"),
+        (Column("a", "integer"), "bigint"),
+        (Column("a", "bigint"), "bigint(20)"),
+        (Column("a", "reference b"), "bigint(20) unsigned"),
+        (Column("a", "double"), "double"),
+        (Column("a", "decimal(10,2)"), "decimal(12,3)"),
+        (Column("a", "datetime"), "datetime(6)"),
+        (Column("a", "blob"), "longblob"),
+        (Column("a", "something new"), "geometry"),
+    ],
+)
+def test_a_column_that_holds_all_of_its_field_is_well(field: Column, there: str) -> None:
+    assert types.fault(field, there) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "there"),
+    [
+        (Column("a", "string", 100), "varchar(99)"),
+        (Column("a", "string", 300), "tinytext"),
+        (Column("a", "string", 10), "int(11)"),
+        (Column("a", "text"), "varchar(255)"),
+        (Column("a", "boolean"), "tinyint(1)"),
+        (Column("a", "integer"), "smallint(6)"),
+        (Column("a", "bigint"), "int(11)"),
+        (Column("a", "reference b"), "int(11)"),
+        (Column("a", "decimal(10,2)"), "decimal(10,3)"),
+        (Column("a", "decimal(10,2)"), "decimal(10,1)"),
+        (Column("a", "decimal(10,2)"), "double"),
+        (Column("a", "datetime"), "date"),
+        (Column("a", "blob"), "longtext"),
+    ],
+)
+def test_a_column_that_holds_less_than_its_field_is_told_with_its_type(field: Column, there: str) -> None:
+    assert there in str(types.fault(field, there))
+
+
+def test_the_display_width_of_older_servers_makes_no_difference() -> None:
+    assert types.normal("bigint(20) unsigned") == types.normal("bigint unsigned")
+    assert types.normal("varchar(20)") != types.normal("varchar(30)")
+
+
+@pytest.mark.parametrize(
+    ("tables", "leaves"),
+    [
+        ({}, True),
+        ({"person": {"reference": True}}, False),
+        ({"order": {"shard_key": "person"}}, False),  # a person's id carries its bucket
+        ({"order": {"shard_key": "person"}, "person": {"shard_key": "town"}}, True),
+        ({"order": {"shard_key": "town"}, "person": {"shard_key": "town"}}, False),
+        ({"order": {"shard_key": "town", "rule": "modulo"}, "person": {"shard_key": "town"}}, True),
+        ({"order": {"reference": True}}, True),
+    ],
+)
+def test_a_foreign_key_must_stay_on_its_shard(tables: dict[str, Any], leaves: bool) -> None:
+    found = list(constraints.findings(evidence(tables)))
+
+    assert [f.where for f in found] == (["s0: order.person"] if leaves else [])
+
+
+def test_what_several_nodes_share_is_one_finding_and_errors_come_first() -> None:
+    one = Finding(ERROR, "t.id", "is int", "ALTER", ("s0",))
+    risk = Finding(WARNING, "clock", "is late", "NTP", ("s0",))
+
+    found = merged([risk, one, replace(one, nodes=("s1",))])
+
+    assert [f.where for f in found] == ["s0, s1: t.id", "s0: clock"]
+
+
+def test_a_replica_is_not_named_for_what_it_has_from_its_primary() -> None:
+    narrow = Finding(ERROR, "t.id", "is int", "ALTER", ("s0",))
+
+    found = without_copies([narrow, replace(narrow, nodes=("s0-r0",)), replace(narrow, nodes=("s1-r0",))], PRIMARY_OF)
+
+    assert [f.nodes for f in found] == [("s0", "s1-r0")]
+
+
+PRIMARY_OF = {"s0-r0": "s0", "s1-r0": "s1"}
+
+
+def evidence(tables: dict[str, Any]) -> Evidence:
+    """Return two shards, on the first of which `order.person` refers to `person.id`."""
+    shards = {name: {"primary": f"mysql:pymysql://app@{name}/shop"} for name in ("s0", "s1")}
+    tables = {"order": {}, "person": {}, **tables}
+    settings = load({"redis": {"url": "redis://localhost/0"}, "shards": shards, "tables": tables})
+    order = SurveyedTable("order", "InnoDB", {}, Constraints(parents=((("person",), "person", ("id",)),)))
+    node = Survey("s0", "mysql", "10.11.0-MariaDB", tables={"order": order})
+    away = PipelineError("not asked")
+    return Evidence(settings, Topology(settings), away, away, (), "", None, {"s0": node}, {})

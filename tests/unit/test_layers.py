@@ -1,0 +1,175 @@
+"""DESIGN's layers: a file imports only from layers below its own, and each driver stays behind its fence."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+#: The layer of each module or package, by its longest known name. What is not named here has no place yet.
+LAYERS = {
+    # words
+    "pipeline.errors": 0,
+    "pipeline.clock": 0,
+    "pipeline.ids": 0,
+    # model
+    "pipeline.column": 1,
+    "pipeline.checks": 1,
+    "pipeline.config_file": 1,
+    "pipeline.op": 1,
+    "pipeline.placement": 1,
+    "pipeline.pydal_objects": 1,
+    "pipeline.receipt": 1,
+    "pipeline.rules": 1,
+    "pipeline.schema": 1,
+    "pipeline.settings": 1,
+    "pipeline.topology": 1,
+    "pipeline.uris": 1,
+    "pipeline.values": 1,
+    # stores
+    "pipeline.log": 2,
+    "pipeline.shard": 2,
+    # paths
+    "pipeline.write": 3,
+    "pipeline.reads": 3,
+    # whole
+    "pipeline.client": 4,
+    "pipeline.admin": 4,
+    # faces
+    "pipeline": 5,
+    "pipeline.__main__": 5,
+    "pipeline.cli": 5,
+    "pipeline.demo": 5,
+    "pipeline.testing": 5,
+    "pipeline.web2py": 5,
+    "pipeline.py4web": 5,
+    "pipeline.attach": 5,
+    "workers": 5,
+    "celeryconfig": 5,
+}
+#: Packages of one layer that must not know each other.
+APART = [("pipeline.log", "pipeline.shard"), ("pipeline.write", "pipeline.reads")]
+FACES = ("pipeline.web2py", "pipeline.py4web", "pipeline.attach")
+FENCES = {
+    "redis": ("pipeline.log",),
+    "pydal": ("pipeline.shard", "pipeline.demo", "pipeline.testing", *FACES),
+    "pymysql": ("pipeline.shard", *FACES),
+    "celery": ("pipeline.log.bell", "pipeline.log.broker", "workers"),
+    "kombu": ("pipeline.log.bell", "pipeline.log.broker", "workers"),
+    "click": ("pipeline.cli",),
+    "rich": ("pipeline.cli", "pipeline.demo"),
+}
+FILES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("workers/**/*.py"), ROOT / "celeryconfig.py"])
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def imports_of(path: Path) -> tuple[str, ...]:
+    """Return the modules that a file imports; those for type checkers alone do not count."""
+    return tuple(_imports(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            assert node.module
+            yield from (_named(node.module, alias.name) for alias in node.names)
+        elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            yield from _imports(node)
+
+
+def _named(module: str, name: str) -> str:
+    """Return `pipeline.log.keys` for `from pipeline.log import keys`, and `pipeline.log` for a name that it defines."""
+    path = ROOT.joinpath(*module.split("."), name)
+    return f"{module}.{name}" if path.is_dir() or path.with_suffix(".py").exists() else module
+
+
+def place_of(module: str) -> str:
+    """Return the longest entry of LAYERS that names a module."""
+    while module and module not in LAYERS:
+        module = module.rpartition(".")[0]
+    assert module, "a module without a place"
+    return module
+
+
+def test_every_module_has_a_place():
+    unplaced = [name for name in map(module_of, FILES) if place_of(name) == "pipeline" and name != "pipeline"]
+
+    assert unplaced == []
+    assert len(FILES) > 80
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_a_file_imports_only_from_its_own_layer_and_those_below(path: Path):
+    module = module_of(path)
+    own = LAYERS[place_of(module)]
+
+    above = [name for name in imports_of(path) if name.split(".")[0] in ("pipeline", "workers", "celeryconfig")
+             and LAYERS[place_of(name)] > own]  # fmt: skip
+
+    assert above == []
+
+
+def test_the_words_need_nothing_but_the_standard_library():
+    words = [path for path in FILES if LAYERS[place_of(module_of(path))] == 0]
+
+    roots = {name.split(".")[0] for path in words for name in imports_of(path)}
+
+    assert len(words) == 3
+    assert roots - {"pipeline"} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(("one", "other"), [*APART, *(pair[::-1] for pair in APART)])
+def test_neighbours_do_not_know_each_other(one: str, other: str):
+    found = [
+        (module_of(path), name)
+        for path in FILES
+        if f"{module_of(path)}.".startswith(f"{one}.")
+        for name in imports_of(path)
+        if f"{name}.".startswith(f"{other}.")
+    ]
+
+    assert found == []
+
+
+@pytest.mark.parametrize("driver", FENCES)
+def test_a_driver_stays_behind_its_fence(driver: str):
+    found = [
+        module_of(path)
+        for path in FILES
+        if any(name.split(".")[0] == driver for name in imports_of(path))
+        and not any(f"{module_of(path)}.".startswith(f"{allowed}.") for allowed in FENCES[driver])
+    ]
+
+    assert found == []
+
+
+def test_pydal_is_imported_by_its_top_level_names_only_since_two_lines_of_it_exist():
+    found = [(module_of(p), n) for p in FILES for n in imports_of(p) if n.startswith("pydal.")]
+
+    assert found == []
+
+
+def test_the_package_never_imports_the_workers():
+    found = [module_of(p) for p in FILES if module_of(p).startswith("pipeline") for n in imports_of(p)
+             if n.split(".")[0] in ("workers", "celeryconfig")]  # fmt: skip
+
+    assert found == []
+
+
+def test_only_the_clock_reads_clocks():
+    found = [module_of(p) for p in FILES for n in imports_of(p) if n == "time" and module_of(p) != "pipeline.clock"]
+
+    assert found == []

@@ -1,0 +1,162 @@
+"""The planner's statements: what is grouped, and what keeps its order. That order is right is `test_grouping`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.column import Column
+from pipeline.op import DELETE, GROUP, INSERT, UPDATE, UPSERT, Entry, Op, Position
+from pipeline.schema import TableSchema
+from pipeline.shard.constraints import Constraints
+from pipeline.shard.facts import Facts
+from pipeline.write.group import Item, plan
+
+ID = Column("id", "id")
+ONE = TableSchema("one", (ID, Column("n", "integer"), Column("t", "string", 20)))
+OTHER = TableSchema("other", (ID, Column("n", "integer")))
+CHILD = TableSchema("child", (ID, Column("up", "reference one")))
+FREE = Constraints()
+UNIQUE_N = Constraints(unique=(("n",),))
+UNIQUE_T = Constraints(unique=(("t",),))
+OF_ONE = Constraints(parents=((("up",), "one", ("id",)),))
+
+
+def sizes(ops: Sequence[Op], **constraints: Constraints) -> list[tuple[str, int]]:
+    """Return kind and size of each group that is planned."""
+    known = {schema.name: facts(schema, constraints.get(schema.name, FREE)) for schema in (ONE, OTHER, CHILD)}
+    items = [Item(Entry(0, Position(1, n), 1, n, b""), op) for n, op in enumerate(ops)]
+    groups = plan(items, lambda op: known[op.table])
+    assert sorted(item for group in groups for item in group.items) == sorted(items)
+    return [(group.kind, len(group.items)) for group in groups]
+
+
+def facts(schema: TableSchema, constraints: Constraints) -> Facts:
+    return Facts(schema, constraints, (), (), schema.name)
+
+
+def insert(row: int | None, schema: TableSchema = ONE, **values: Any) -> Op:
+    columns = tuple(schema.index[name] for name in values)
+    return Op(INSERT, schema.name, schema.hash, 0, row, columns, tuple(values.values()))
+
+
+def update(row: int | None, **values: Any) -> Op:
+    columns = tuple(ONE.index[name] for name in values)
+    where = None if row is not None else ["=", 1, 7]
+    return Op(UPDATE, "one", ONE.hash, 0, row, columns, tuple(values.values()), where)
+
+
+def delete(row: int | None, schema: TableSchema = ONE) -> Op:
+    return Op(DELETE, schema.name, schema.hash, 0, row, where=None if row is not None else ["=", 1, 7])
+
+
+def upsert(row: int, n: int) -> Op:
+    return Op(UPSERT, "one", ONE.hash, 0, row, (1, 2), (n, "x"), key=(1,), renew=(2,))
+
+
+def test_ops_of_one_shape_are_one_statement_whatever_lies_between():
+    ops = [
+        op
+        for n in range(100)
+        for op in (insert(n, n=n), insert(n, OTHER, n=n), update(1000 + n, n=1), delete(2000 + n))
+    ]
+
+    assert sizes(ops) == [("insert", 100), ("insert", 100), ("update", 100), ("delete", 100)]
+
+
+def test_ops_on_one_row_keep_their_order():
+    ops = [insert(1, n=1), update(1, n=2), update(1, n=3), delete(1), insert(1, n=4)]
+
+    assert sizes(ops) == [("insert", 1), ("update", 1), ("update", 1), ("delete", 1), ("insert", 1)]
+
+
+def test_inserts_with_other_columns_are_other_statements():
+    assert sizes([insert(1, n=1), insert(2, t="x"), insert(3, n=1)]) == [("insert", 2), ("insert", 1)]
+
+
+def test_an_op_by_condition_parts_what_comes_before_from_what_comes_after():
+    for between in (update(None, n=1), delete(None)):
+        assert sizes([insert(1), between, insert(2)]) == [("insert", 1), (between.kind, 1), ("insert", 1)]
+    assert sizes([insert(1, OTHER), update(None, n=1), insert(2, OTHER)]) == [("insert", 2), ("update", 1)]
+
+
+def test_equal_values_of_a_unique_index_keep_their_order_and_others_group():
+    assert sizes([insert(1, n=1), insert(2, n=2), insert(3, n=2)], one=UNIQUE_N) == [("insert", 2), ("insert", 1)]
+    assert sizes([insert(1, n=None), insert(2, n=None)], one=UNIQUE_N) == [("insert", 2)]
+
+
+def test_texts_that_may_be_equal_to_the_database_keep_their_order():
+    for first, second in (("a", "A"), ("a", "ä"), ("a", "a "), ("ß", "ss"), ("\u212b", "å")):
+        assert sizes([insert(1, t=first), insert(2, t=second)], one=UNIQUE_T) == [("insert", 1), ("insert", 1)]
+
+
+def test_inserts_of_two_shapes_never_swap_on_a_unique_text_since_only_the_collation_knows_what_is_equal():
+    ops = [insert(1, t="x"), insert(2, n=1, t="\U0001f600"), insert(3, t="\U0001f601")]
+
+    assert sizes(ops, one=UNIQUE_T) == [("insert", 1), ("insert", 1), ("insert", 1)]
+    assert sizes(ops) == [("insert", 2), ("insert", 1)]
+
+
+def test_a_list_may_be_a_unique_value():
+    assert sizes([insert(1, t=["a", "b"]), insert(2, t=["A", "b"]), insert(3, t=["c"])], one=UNIQUE_T) == [
+        ("insert", 1),
+        ("insert", 2),
+    ]
+
+
+def test_a_delete_frees_a_unique_value_that_nobody_knows():
+    ops = [delete(1), insert(2, n=1), delete(3), insert(4, n=2)]
+
+    assert sizes(ops, one=UNIQUE_N) == [("delete", 1), ("insert", 1), ("delete", 1), ("insert", 1)]
+    assert sizes(ops) == [("delete", 2), ("insert", 2)]
+
+
+def test_an_update_of_a_unique_column_stands_alone_and_of_another_column_groups():
+    assert sizes([update(1, n=1), update(2, n=2)], one=UNIQUE_N) == [("update", 1), ("update", 1)]
+    assert sizes([update(1, t="x"), update(2, t="y")], one=UNIQUE_N) == [("update", 2)]
+
+
+def test_an_index_on_columns_that_the_definition_lacks_makes_every_insert_stand_alone():
+    hidden = Constraints(unique=(("secret",),))
+
+    assert sizes([insert(1), insert(2)], one=hidden) == [("insert", 1), ("insert", 1)]
+
+
+def test_a_child_waits_for_its_own_parent_only():
+    ops = [insert(1), insert(10, CHILD, up=1), insert(2), insert(11, CHILD, up=2), insert(12, CHILD, up=99)]
+
+    assert sizes(ops, one=Constraints(children=("child",)), child=OF_ONE) == [
+        ("insert", 1), ("insert", 1), ("insert", 1), ("insert", 2)
+    ] or sizes(ops, one=Constraints(children=("child",)), child=OF_ONE) == [("insert", 2), ("insert", 3)]  # fmt: skip
+
+
+def test_a_parents_delete_waits_for_its_children_and_they_for_it():
+    ops = [delete(10, CHILD), delete(1), delete(11, CHILD)]
+
+    assert sizes(ops, one=Constraints(children=("child",)), child=OF_ONE) == [("delete", 1)] * 3
+
+
+def test_upserts_group_by_their_key_and_never_pass_an_insert():
+    assert sizes([upsert(1, 5), upsert(2, 6), upsert(3, 5)], one=UNIQUE_N) == [("upsert", 2), ("upsert", 1)]
+    assert sizes([upsert(1, 5), insert(2, n=5), upsert(3, 6)], one=UNIQUE_N) == [
+        ("upsert", 1),
+        ("insert", 1),
+        ("upsert", 1),
+    ]
+
+
+def test_an_atomic_group_stands_alone_behind_all_and_holds_back_only_what_it_touches():
+    group = Op(GROUP, "one", ONE.hash, 0, ops=(insert(2), update(1, n=1)))
+
+    assert sizes([insert(1), group, insert(3), insert(2)]) == [("insert", 2), ("group", 1), ("insert", 1)]
+
+
+def test_an_op_never_changes_places_with_one_that_it_conflicts_with():
+    ops = [update(1, n=1), insert(5), delete(5), update(1, t="x"), update(5, n=2), insert(6), update(6, n=3)]
+    known = facts(ONE, FREE)
+    items = [Item(Entry(0, Position(1, n), 1, n, b""), op) for n, op in enumerate(ops)]
+
+    order = [item.op for group in plan(items, lambda op: known) for item in group.items]
+
+    for row in (1, 5, 6):
+        assert [op for op in order if op.id == row] == [op for op in ops if op.id == row]

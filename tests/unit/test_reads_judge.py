@@ -1,0 +1,68 @@
+"""When a node is out of rotation."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from pipeline.reads.health import GOOD_LOOKS, MOST_GOOD_LOOKS, QUIET_LOOKS, Judge
+
+HOUR = 3600
+
+
+def test_one_missing_look_is_forgiven_and_two_in_a_row_are_not() -> None:
+    judge = Judge()
+
+    assert not judge.see(False)
+    assert not judge.see(True)
+    assert not judge.see(False)
+    assert judge.see(False)
+    assert judge.out
+
+
+def test_a_node_comes_back_after_good_looks_in_a_row_only() -> None:
+    judge = Judge(out=True)
+
+    for _ in range(GOOD_LOOKS - 1):
+        judge.see(True)
+    judge.see(False)
+    for _ in range(GOOD_LOOKS - 1):
+        judge.see(True)
+
+    assert judge.out
+    assert judge.see(True)
+    assert not judge.out
+
+
+def test_each_relapse_doubles_what_it_takes_to_come_back_and_quiet_halves_it_again() -> None:
+    judge, took = Judge(), []
+
+    for _ in range(5):
+        judge.see(False)
+        judge.see(False)
+        looks = 0
+        while judge.out:
+            judge.see(True)
+            looks += 1
+        took.append(looks)
+    for _ in range(QUIET_LOOKS):
+        judge.see(True)
+
+    assert took == [5, 10, 20, 40, MOST_GOOD_LOOKS]
+    assert judge.needed == MOST_GOOD_LOOKS // 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_node_that_misses_three_looks_in_ten_does_not_flap_and_no_missing_look_brings_it_back(seed: int) -> None:
+    chance, judge, changes = random.Random(seed), Judge(), 0
+
+    for _ in range(4 * HOUR):
+        good = chance.random() >= 0.3
+        before = judge.out
+        changed = judge.see(good)
+        changes += changed
+        assert good or judge.out or not before
+
+    assert changes <= 4 * 60
+    assert changes > 0

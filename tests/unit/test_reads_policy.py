@@ -1,0 +1,146 @@
+"""Which node serves a read."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import count
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.reads.policy import Candidate, Choice, choose
+
+candidates = st.lists(
+    st.builds(
+        Candidate,
+        node=st.uuids().map(str),
+        lag_s=st.none() | st.floats(0, 100),
+        out=st.booleans(),
+        outstanding=st.integers(0, 20),
+        weight=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+        reached=st.sampled_from([True, False, None]),
+    ),
+    max_size=5,
+)
+modes = st.sampled_from(["primary", "stale", "error"])
+
+
+def chosen(found: list[Candidate], max_lag_s: float = 5.0, **asked: object) -> Choice:
+    options = {"token": False, "on_stale": "primary", "primary_allowed": lambda: True, "jitter": lambda: 0.5}
+    return choose(found, max_lag_s=max_lag_s, **{**options, **asked})  # type: ignore[arg-type]
+
+
+@given(candidates, st.floats(0, 100), st.booleans(), modes, st.booleans(), st.floats(0, 0.999))
+def test_a_replica_serves_only_within_the_bound_in_health_and_with_the_token(
+    found: list[Candidate], max_lag_s: float, token: bool, on_stale: str, allowed: bool, jitter: float
+) -> None:
+    choice = chosen(
+        found,
+        max_lag_s,
+        token=token,
+        on_stale=on_stale,
+        primary_allowed=lambda: allowed,
+        jitter=lambda: jitter,
+    )
+
+    node = next((one for one in found if one.node == choice.node), None)
+    if choice.kind in ("replica", "ask"):
+        assert node is not None
+        assert not node.out
+        assert node.lag_s is not None
+        assert node.lag_s <= max_lag_s
+    if choice.kind == "replica" and token:
+        assert node is not None
+        assert node.reached is True
+
+
+@given(candidates, modes, st.booleans())
+def test_a_read_with_a_token_is_never_sent_unasked_where_the_token_is_not_known_to_be(
+    found: list[Candidate], on_stale: str, allowed: bool
+) -> None:
+    choice = chosen(found, token=True, on_stale=on_stale, primary_allowed=lambda: allowed)
+
+    served = [one for one in found if one.node == choice.node and choice.kind in ("replica", "stale")]
+    assert all(one.reached is True for one in served)
+
+
+@given(candidates, modes, st.booleans())
+def test_the_primary_is_asked_only_with_leave_unless_there_is_no_replica(
+    found: list[Candidate], on_stale: str, token: bool
+) -> None:
+    asked = count()
+
+    choice = chosen(found, token=token, on_stale=on_stale, primary_allowed=lambda: next(asked) < 0)
+
+    assert (choice.kind == "primary") == (not found)
+    assert next(asked) <= 1
+
+
+@given(candidates, st.booleans(), modes)
+def test_the_budget_is_not_touched_while_a_replica_serves(found: list[Candidate], token: bool, on_stale: str) -> None:
+    taken: list[int] = []
+
+    choice = chosen(found, token=token, on_stale=on_stale, primary_allowed=lambda: bool(taken.append(1)) or True)
+
+    assert len(taken) == (1 if choice.kind == "primary" and found else 0)
+
+
+def test_no_replica_at_all_is_not_taken_for_all_replicas_being_well() -> None:
+    choice = chosen([], token=True, primary_allowed=lambda: False)
+
+    assert choice == Choice("primary", None, "no-replica")
+
+
+def test_no_reading_is_not_taken_for_no_lag() -> None:
+    choice = chosen([Candidate("r0", None), Candidate("r1", None)])
+
+    assert choice == Choice("primary", None, "no-reading")
+
+
+def test_a_read_over_budget_is_stale_on_the_replica_that_is_least_behind() -> None:
+    found = [Candidate("r0", 60.0), Candidate("r1", 20.0), Candidate("r2", 10.0, out=True)]
+
+    choice = chosen(found, primary_allowed=lambda: False)
+
+    assert choice == Choice("stale", "r1", "over-budget")
+
+
+def test_a_read_with_a_token_over_budget_is_refused_rather_than_answered_wrongly() -> None:
+    found = [Candidate("r0", 60.0, reached=None), Candidate("r1", 20.0, reached=False)]
+
+    for on_stale in ("primary", "stale"):
+        assert chosen(found, token=True, on_stale=on_stale, primary_allowed=lambda: False).kind == "error"
+
+
+def test_where_nobody_is_known_to_have_the_token_the_least_lagged_is_asked() -> None:
+    found = [Candidate("r0", 2.0, reached=None), Candidate("r1", 1.0, reached=False), Candidate("r2", 9.0)]
+
+    choice = chosen(found, token=True)
+
+    assert choice == Choice("ask", "r1", "token-asked")
+
+
+def test_each_on_stale_gets_what_it_asked_for() -> None:
+    found = [Candidate("r0", 60.0)]
+
+    assert chosen(found, on_stale="primary") == Choice("primary", None, "all-lagging")
+    assert chosen(found, on_stale="stale") == Choice("stale", "r0", "all-lagging")
+    assert chosen(found, on_stale="error") == Choice("error", None, "all-lagging")
+
+
+def test_idle_replicas_share_the_reads_by_their_weights() -> None:
+    found = [Candidate("r0", 0.1, weight=1.0), Candidate("r1", 0.1, weight=3.0), Candidate("r2", 0.1, weight=0.0)]
+    chance = random.Random(7)
+
+    shares = Counter(chosen(found, jitter=chance.random).node for _ in range(4000))
+
+    assert 800 < shares["r0"] < 1200
+    assert shares["r0"] + shares["r1"] == 4000
+
+
+def test_a_replica_with_reads_under_way_is_spared() -> None:
+    found = [Candidate("r0", 0.1, outstanding=3), Candidate("r1", 0.2, outstanding=1)]
+    chance = random.Random(7)
+
+    assert {chosen(found, jitter=chance.random).node for _ in range(100)} == {"r1"}

@@ -1,0 +1,136 @@
+"""How far behind a replica is."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.op import Position
+from pipeline.reads.picture import Picture
+from pipeline.reads.reading import NoReading, Reading, Yardstick
+
+NOW = 1_000_000
+
+
+def reading(
+    now_ms: int, seq: int, written_ms: int, beat_ms: int = 0, *, takes_writes: bool | None = False, epoch: int = 9
+) -> Reading:
+    return Reading(now_ms, takes_writes, {1: Position(epoch, seq)}, written_ms, beat_ms)
+
+
+def lag_ms(yardstick: Yardstick, replica: Reading, at_s: float) -> float:
+    horizon = yardstick.horizon_ms(replica)
+    assert horizon is not None
+    return yardstick.now_ms(at_s) - horizon
+
+
+def test_a_replica_with_all_that_the_primary_has_does_not_lag_however_old_that_is() -> None:
+    yardstick = Yardstick()
+    yardstick.add("s0", reading(NOW, seq=5, written_ms=NOW - 500_000), 100.0)
+
+    assert lag_ms(yardstick, reading(0, seq=5, written_ms=NOW - 500_000), 100.0) == 0
+
+
+def test_a_replica_lags_since_the_last_look_at_the_primary_that_it_covers() -> None:
+    yardstick = Yardstick()
+    yardstick.add("s0", reading(NOW, seq=5, written_ms=NOW - 500_000), 100.0)
+    yardstick.add("s0", reading(NOW + 1000, seq=6, written_ms=NOW + 999), 101.0)
+    yardstick.add("s0", reading(NOW + 2000, seq=6, written_ms=NOW + 999), 102.0)
+
+    assert lag_ms(yardstick, reading(0, seq=5, written_ms=NOW - 500_000), 102.0) == 2000
+
+
+def test_while_writes_flow_the_newest_of_them_measures_the_lag_to_the_millisecond() -> None:
+    yardstick = Yardstick()
+    yardstick.add("s0", reading(NOW, seq=5, written_ms=NOW), 100.0)
+    yardstick.add("s0", reading(NOW + 1000, seq=90, written_ms=NOW + 998), 101.0)
+
+    assert lag_ms(yardstick, reading(0, seq=80, written_ms=NOW + 950), 101.0) == 50
+
+
+def test_a_stalled_replica_of_an_idle_primary_lags_more_with_every_heartbeat() -> None:
+    yardstick = Yardstick()
+    for second in range(10):
+        beat_ms = NOW + 1000 * (second - 1)
+        yardstick.add("s0", reading(NOW + 1000 * second, 5, NOW - 9000, beat_ms), 100.0 + second)
+
+    assert lag_ms(yardstick, reading(0, 5, NOW - 9000, beat_ms=NOW + 1000), 109.0) == 7000
+
+
+def test_another_clock_is_never_taken_for_the_primary_s() -> None:
+    ahead_ms = NOW + 60_000
+    yardstick = Yardstick()
+    yardstick.add("s0", reading(ahead_ms, seq=5, written_ms=ahead_ms - 10), 100.0)
+    yardstick.add("s0-r0", reading(NOW, seq=5, written_ms=ahead_ms - 10), 101.0)
+    for second in range(1, 62):
+        yardstick.add("s0-r0", reading(NOW + 1000 * second, 5 + second, NOW + 1000 * second), 101.0 + second)
+
+    stalled = reading(0, seq=6, written_ms=ahead_ms - 10)
+
+    assert lag_ms(yardstick, stalled, 162.0) == 60_000
+
+
+def test_a_replica_of_which_nothing_is_proved_has_no_lag_at_all() -> None:
+    assert Yardstick().horizon_ms(reading(0, seq=5, written_ms=NOW)) is None
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.floats(0, 30))
+def test_missing_looks_only_ever_add_to_the_lag(answers: list[bool], later_s: float) -> None:
+    picture = Picture("s0", ["s0", "s0-r0"])
+    last_good: int | None = None
+
+    for second, answer in enumerate(answers):
+        now_ms = NOW + 1000 * second
+        primary = reading(now_ms, second, now_ms, takes_writes=True)
+        replica = reading(0, second, now_ms) if answer else NoReading("silence")
+        picture.draw({"s0": primary, "s0-r0": replica}, 100.0 + second)
+        last_good = second if answer else last_good
+
+    report = picture.reports(100.0 + len(answers) - 1 + later_s)["s0-r0"]
+    if last_good is None:
+        assert report.lag_ms is None
+    else:
+        assert report.lag_ms == round(1000 * (len(answers) - 1 - last_good + later_s))
+    assert (report.marks != {}) == answers[-1]
+
+
+def test_a_promoted_replica_is_the_primary_and_is_measured_by_its_own_clock() -> None:
+    picture = Picture("s0", ["s0", "s0-r0", "s0-r1"])
+    picture.draw(
+        {
+            "s0": reading(NOW, 5, NOW, takes_writes=True),
+            "s0-r0": reading(0, 5, NOW),
+            "s0-r1": reading(0, 5, NOW),
+        },
+        100.0,
+    )
+
+    picture.draw(
+        {
+            "s0": NoReading("connection refused"),
+            "s0-r0": reading(7000, 6, 6999, takes_writes=True),
+            "s0-r1": reading(0, 5, NOW),
+        },
+        101.0,
+    )
+
+    reports = picture.reports(101.0)
+    assert picture.primary == "s0-r0"
+    assert reports["s0-r0"].lag_ms == 0
+    assert reports["s0-r1"].lag_ms is None
+    assert reports["s0"].takes_writes is None
+
+
+def test_two_that_take_writes_do_not_move_the_primary() -> None:
+    picture = Picture("s0", ["s0", "s0-r0", "s0-r1"])
+
+    picture.draw(
+        {
+            "s0": NoReading("connection refused"),
+            "s0-r0": reading(0, 5, NOW, takes_writes=True),
+            "s0-r1": reading(0, 5, NOW, takes_writes=True),
+        },
+        100.0,
+    )
+
+    assert picture.primary == "s0"
