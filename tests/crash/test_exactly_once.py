@@ -15,8 +15,6 @@ pytestmark = pytest.mark.mariadb
 
 #: What a worker child is killed before; see `Applier`.
 STEPS = ("due", "lock", "read", "execute", "statement", "mark", "commit", "committed", "finish")
-#: Who waits for a row lock in MariaDB.
-WAITING = "SELECT trx_id FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
 #: How long a killed worker may delay its buckets; the design says 3 s.
 SOON_S = 15
 #: What Celery writes about a killed child.
@@ -122,25 +120,11 @@ def test_a_batch_that_waits_in_vain_for_a_lock_is_undone_whole_and_done_again(tr
     trial.send(bumps, 5)
     trial.settle()
 
-    with nodes.connection(uri) as other:
-        # no gaps are locked, so that the inserts go through and only the bumps wait
-        nodes.fetch(other, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        nodes.fetch(other, "START TRANSACTION")
-        nodes.fetch(other, f"SELECT id FROM tally WHERE owner = {locked[0]} FOR UPDATE")
+    with nodes.locked_rows(uri, locked[0]):
         with rig.frozen():
             trial.send(trial.load(owners=free, weights={"insert": 1}), 20)
             trial.send(bumps, 20)
-        first = await_waiters(uri, set())
-        await_waiters(uri, first)
-        nodes.fetch(other, "ROLLBACK")
+        first = nodes.await_waiters(uri)
+        nodes.await_waiters(uri, but=first)
 
     assert trial.holds()["rejected"] == 0
-
-
-def await_waiters(uri: str, but: set[int]) -> set[int]:
-    """Wait for a transaction that waits for a lock, other than those given."""
-    for _ in polls(30):
-        found = {id for (id,) in nodes.rows(uri, WAITING)} - but
-        if found:
-            return found
-    raise AssertionError("nobody waits for the lock")

@@ -10,7 +10,12 @@ from urllib.parse import urlsplit
 
 import pymysql
 
+from pipeline.clock import polls
+
 TIMEOUT_S = 20
+
+#: Who waits for a row lock in MariaDB.
+WAITING = "SELECT trx_id FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
 
 
 @contextmanager
@@ -50,3 +55,23 @@ def fetch(made: Any, sql: str) -> list[tuple[Any, ...]]:
     found = list(cursor.fetchall())
     cursor.close()
     return found
+
+
+@contextmanager
+def locked_rows(uri: str, owner: int) -> Iterator[None]:
+    """Hold the locks of an owner's rows of `tally`."""
+    with connection(uri) as made:
+        # no gaps are locked: inserts of other owners go through
+        fetch(made, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        fetch(made, "START TRANSACTION")
+        assert fetch(made, f"SELECT id FROM tally WHERE owner = {owner} FOR UPDATE")
+        yield
+
+
+def await_waiters(uri: str, but: frozenset[int] = frozenset()) -> frozenset[int]:
+    """Wait for transactions that wait for a lock, other than those given."""
+    for _ in polls(30):
+        found = frozenset(id for (id,) in rows(uri, WAITING)) - but
+        if found:
+            return found
+    raise AssertionError("nobody waits for the lock")

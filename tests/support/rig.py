@@ -62,14 +62,21 @@ class Rig:
 
     def port(self, name: str) -> int:
         """Return the port of a process."""
-        [port] = [process.port for process in self.cluster.processes if process.name == name]
+        port = self._process(name).port
         assert port is not None
         return port
 
     def log_text(self, name: str) -> str:
         """Return what a process has written since it was last started."""
-        [process] = [process for process in self.cluster.processes if process.name == name]
-        return processes.log_text(self.cluster.directory, process)
+        return processes.log_text(self.cluster.directory, self._process(name))
+
+    def ask_to_stop(self, name: str) -> None:
+        """Send SIGTERM, and wait for nothing."""
+        processes.send(self._process(name), signal.SIGTERM)
+
+    def wait_gone(self, name: str, timeout_s: float) -> bool:
+        """Wait until a process has ended; whether it did in time."""
+        return processes.wait_gone(self._process(name), timeout_s)
 
     def owners(self, count: int) -> list[int]:
         """Return shard keys that no other test has."""
@@ -126,6 +133,10 @@ class Rig:
         for client in (self.redis, self.broker):
             client.close()
         self.cluster.down()
+
+    def _process(self, name: str) -> state.Process:
+        [process] = [process for process in self.cluster.processes if process.name == name]
+        return process
 
 
 @contextmanager
