@@ -53,7 +53,8 @@ def test_a_worker_that_is_asked_to_stop_finishes_its_batch(trial: Trial) -> None
 
     with rig.frozen(), rig.worker() as worker:
         with nodes.locked_rows(uri, owner):
-            trial.send(load, 20)
+            with rig.frozen(worker):  # so that all are one batch
+                trial.send(load, 20)
             nodes.await_waiters(uri)
             rig.ask_to_stop(worker)
             for _ in polls(10):
