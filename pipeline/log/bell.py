@@ -1,4 +1,4 @@
-"""The bell: one Celery message says "this shard has work". It is a hint; a lost one costs two seconds at most, never an op.
+"""The bell: one Celery message says "this shard has work". A hint: a lost one costs two seconds at most, never an op.
 
 Ringing takes about as long as three enqueues, so a thread does it, off the caller's path. uWSGI runs no threads unless
 told to: there the caller rings by itself. A process that forked starts anew with its own thread and connections.
