@@ -54,53 +54,67 @@ ID_TYPES = {"sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT", "mysql": "BIGINT NOT 
 #: As `migrate` makes tables. Here every emoji is every other, あ is ア, and control characters are nothing.
 COLLATED = " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci"
 
-IDS = range(1, 9)
 #: Equal under some collation or other: case, accents, kana, signs that have no weight or all the same, trailing blanks.
 TEXTS = ("a", "A", "a ", "ä", "b", "あ", "ア", "\U0001f600", "\U0001f601", "a\x01")
 
 
 class Maker:
-    """Makes ops on a few tables that have to do with each other, so that they are in each other's way."""
+    """Makes ops on a few tables that have to do with each other, so that they are in each other's way.
+
+    Each example has habits of its own: which kinds of ops are frequent, how often rows are named by a condition, which
+    columns are given. Evenly mixed, ops would hardly ever meet in one statement (see "swarm testing", Groce 2012).
+    """
 
     def __init__(self, random: Random, numbered: bool):
         self._random = random
-        self._numbered = numbered  # whether the database gives some rows their ids
         self._tables = random.choice(FAMILIES)
+        self._ids = range(1, random.choice((4, 8, 40)))
+        # an id that is not given comes from the database
+        self._unnumbered = random.choice((0.0, 0.3)) if numbered else 0.0
+        self._by_condition = random.choice((0.0, 0.0, 0.05, 0.3))
+        self._computed = random.choice((0.0, 0.3))
+        self._weights = {kind: random.choice((0, 1, 4)) for kind in (INSERT, UPDATE, DELETE, UPSERT)}
+        self._weights[INSERT] = random.choice((2, 4, 8))
+        self._grouped = random.choice((0.0, 0.0, 0.1))
+        self._shapes = {schema.name: self._two_shapes(schema) for schema in self._tables}
 
     def ops(self) -> list[Op]:
         return [self._any() for _ in range(self._random.randint(6, 40))]
 
+    def _two_shapes(self, schema: TableSchema) -> list[list[int]]:
+        every = range(1, len(schema.columns))
+        return [list(every), sorted(self._random.sample(every, self._random.randint(1, len(every))))]
+
     def _any(self) -> Op:
-        dice = self._random.random()
-        if dice < 0.08:
+        if self._chance(self._grouped):
             members = tuple(self._single() for _ in range(self._random.randint(2, 4)))
             return Op(GROUP, members[0].table, members[0].schema, 0, ops=members)
         op = self._single()
-        if dice < 0.12:
-            key = self._random.choice("xy")
-            return msgspec.structs.replace(op, idempotency_key=key)
-        return op
+        return msgspec.structs.replace(op, idempotency_key=self._random.choice("xy")) if self._chance(0.03) else op
 
     def _single(self) -> Op:
         schema = self._random.choice(self._tables)
-        kinds = [self._insert, self._insert, self._insert, self._update, self._update, self._delete]
+        makers = {INSERT: self._insert, UPDATE: self._update, DELETE: self._delete}
         if schema.name in UPSERT_KEYS:
-            kinds += [self._upsert, self._upsert]
-        return self._random.choice(kinds)(schema)
+            makers[UPSERT] = self._upsert
+        [make] = self._random.choices(list(makers.values()), [self._weights[kind] for kind in makers])
+        return make(schema)
 
     def _insert(self, schema: TableSchema) -> Op:
-        return _op(INSERT, schema, None if self._numbered and self._one_in(4) else self._id(), self._values(schema))
+        return _op(INSERT, schema, None if self._chance(self._unnumbered) else self._id(), self._values(schema))
 
     def _update(self, schema: TableSchema) -> Op:
-        row = None if self._one_in(4) else self._id()
-        where = None if row is not None else self._where(schema)
-        if self._one_in(3):
+        row, where = self._target(schema)
+        if self._chance(self._computed):
             return _op(UPDATE, schema, row, {}, where=where, expressions=(self._expression(schema),))
-        return _op(UPDATE, schema, row, self._values(schema) or {1: None}, where=where)
+        return _op(UPDATE, schema, row, self._values(schema), where=where)
 
     def _delete(self, schema: TableSchema) -> Op:
-        row = None if self._one_in(4) else self._id()
-        return _op(DELETE, schema, row, {}, where=None if row is not None else self._where(schema))
+        row, where = self._target(schema)
+        return _op(DELETE, schema, row, {}, where=where)
+
+    def _target(self, schema: TableSchema) -> tuple[int | None, list[Any] | None]:
+        return (None, self._where(schema)) if self._chance(self._by_condition) else (self._id(), None)
 
     def _upsert(self, schema: TableSchema) -> Op:
         key = UPSERT_KEYS[schema.name]
@@ -109,21 +123,18 @@ class Maker:
             while column and given.get(column) is None:
                 given[column] = self._value(schema.columns[column])
         columns = sorted(given)
-        renew = tuple(column for column in columns if column not in key and not self._one_in(4))
+        renew = tuple(column for column in columns if column not in key and self._chance(0.8))
         if key == (0,):
             row: int | None = self._id()
         else:  # a new row's id is never one that exists
-            row = None if self._numbered and self._one_in(3) else self._random.randint(1000, 10**6)
+            row = None if self._chance(self._unnumbered) else self._random.randint(1000, 10**6)
         return _op(UPSERT, schema, row, {column: given[column] for column in columns}, key=key, renew=renew)
 
     def _values(self, schema: TableSchema) -> dict[int, Any]:
-        """Return values of all columns, most often: ops of one shape are what is grouped."""
-        every = range(1, len(schema.columns))
-        few = self._random.sample(every, self._random.randint(0, len(every)))
-        return {column: self._value(schema.columns[column]) for column in (sorted(few) if self._one_in(3) else every)}
+        return {c: self._value(schema.columns[c]) for c in self._random.choice(self._shapes[schema.name])}
 
     def _value(self, column: Column) -> Any:
-        if self._one_in(6):
+        if self._chance(0.15):
             return None
         if column.kind == "reference":
             return self._id()
@@ -143,10 +154,10 @@ class Maker:
         return self._random.choice([["=", column, value], [">=", column, value], ["in", column, [value]]])
 
     def _id(self) -> int:
-        return self._random.choice(IDS)
+        return self._random.choice(self._ids)
 
-    def _one_in(self, count: int) -> bool:
-        return self._random.randrange(count) == 0
+    def _chance(self, share: float) -> bool:
+        return self._random.random() < share
 
 
 def _op(kind: str, schema: TableSchema, row: int | None, given: dict[int, Any], **more: Any) -> Op:
@@ -155,22 +166,24 @@ def _op(kind: str, schema: TableSchema, row: int | None, given: dict[int, Any], 
 
 def difference(database: Database, ops: list[Op]) -> str:
     """Return where grouped and one by one part, with the fewest ops that show it; the empty string if nowhere."""
-    if not _differ(database, ops):
+    settled = len(ops) // 3
+    if not _differ(database, ops, settled):
         return ""
     at = 0
     while at < len(ops):
-        fewer = ops[:at] + ops[at + 1 :]
-        if _differ(database, fewer):
-            ops = fewer
+        fewer, still = ops[:at] + ops[at + 1 :], settled - (at < settled)
+        if _differ(database, fewer, still):
+            ops, settled = fewer, still
         else:
             at += 1
-    one, all_ = database.apply(ops, at_once=1), database.apply(ops, at_once=MANY)
-    parts = [f"{name}: one by one {one[name]}, grouped {all_[name]}" for name in one if one[name] != all_[name]]
-    return "\n".join([*map(str, ops), *parts])
+    one, many = (database.apply(ops, at_once=most, settled=settled) for most in (1, MANY))
+    parts = [f"{name}: one by one {one[name]}, grouped {many[name]}" for name in one if one[name] != many[name]]
+    return "\n".join([f"{settled} settled", *map(str, ops), *parts])
 
 
-def _differ(database: Database, ops: list[Op]) -> bool:
-    return bool(ops) and database.apply(ops, at_once=1) != database.apply(ops, at_once=MANY)
+def _differ(database: Database, ops: list[Op], settled: int) -> bool:
+    one, many = (database.apply(ops, at_once=most, settled=settled) for most in (1, MANY))
+    return one != many
 
 
 class Database:
@@ -185,10 +198,10 @@ class Database:
             self._run(sql.format(id=ID_TYPES[self.session.dialect.name]) + (COLLATED if self._mysql else ""))
         inquiry.add_buckets(self.session, [BUCKET])
 
-    def apply(self, ops: list[Op], *, at_once: int) -> dict[str, Any]:
-        """Apply ops, so many in one batch at most, and return all that is in the tables afterwards.
+    def apply(self, ops: list[Op], *, at_once: int, settled: int = 0) -> dict[str, Any]:
+        """Apply ops to empty tables, so many in one batch at most; return all that is in the tables afterwards.
 
-        The first third is applied one by one in any case: so there are rows of which the batch knows nothing.
+        The *settled* first ones come one by one in any case: so there are rows of which the batch knows nothing.
         """
         self._empty()
         log = MemoryLog()
@@ -196,7 +209,6 @@ class Database:
             log.publish_schema(schema.name, schema.hash, schema.to_json())
         log.raise_epoch("s0", log.epoch("s0")[2], EPOCH)
         line, first = log.line(), 1
-        settled = len(ops) // 3
         for part, most in ((ops[:settled], 1), (ops[settled:], at_once)):
             if part:
                 line.append(SCOPE, EPOCH, PRODUCER, [Append(BUCKET, first, [encode(op) for op in part])], "", 0)
