@@ -5,9 +5,10 @@ Used over SQLite and over MariaDB. Ids, values and texts come from small pools, 
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
-from hypothesis import strategies as st
+import msgspec
 
 from pipeline.admin.migrate import own_tables
 from pipeline.column import Column
@@ -21,6 +22,8 @@ from pipeline.shard.session import Session
 from pipeline.write.apply import Applier
 
 BUCKET, EPOCH, PRODUCER = 0, 1, 77
+#: More than an example has ops: all in one batch.
+MANY = 10_000
 SCOPE = Scope("s0", ("s0",))
 ID = Column("id", "id")
 PLAIN = TableSchema("plain", (ID, Column("n", "integer"), Column("t", "string", 20)))
@@ -51,111 +54,136 @@ ID_TYPES = {"sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT", "mysql": "BIGINT NOT 
 #: As `migrate` makes tables. Here every emoji is every other, あ is ア, and control characters are nothing.
 COLLATED = " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci"
 
-ids = st.integers(1, 6)
-new_ids = st.integers(1000, 10**6)
-numbers = st.none() | st.integers(0, 9)
-# equal under some collation or other: case, accents, kana, signs that have no weight or all the same, trailing blanks
-texts = st.none() | st.sampled_from(
-    ["a", "A", "a ", "ä", "b", "ae", "æ", "ø", "o", "\U0001f600", "\U0001f601", "a\x01"]
-)
+#: Equal under some collation or other: case, accents, kana, signs that have no weight or all the same, trailing blanks.
+TEXTS = ("a", "A", "a ", "ä", "b", "あ", "ア", "\U0001f600", "\U0001f601", "a\x01")
 
 
-def _value(column: Column) -> st.SearchStrategy[Any]:
-    if column.kind == "reference":
-        return st.none() | ids
-    return texts if column.kind == "string" else numbers
+class Maker:
+    """Makes ops on a few tables that have to do with each other, so that they are in each other's way.
 
+    Each example has habits of its own: which kinds of ops are frequent, how often rows are named by a condition, which
+    columns are given. Evenly mixed, ops would hardly ever meet in one statement (see "swarm testing", Groce 2012).
+    """
 
-@st.composite
-def values(draw: st.DrawFn, schema: TableSchema, least: int = 0) -> dict[int, Any]:
-    """Values of some columns, most often of all."""
-    every = range(1, len(schema.columns))
-    chosen = draw(st.just(list(every)) | st.lists(st.sampled_from(every), unique=True, min_size=least))
-    return {column: draw(_value(schema.columns[column])) for column in sorted(chosen)}
+    def __init__(self, random: Random, numbered: bool):
+        self._random = random
+        self._tables = random.choice(FAMILIES)
+        self._ids = range(1, random.choice((4, 8, 40)))
+        # an id that is not given comes from the database
+        self._unnumbered = random.choice((0.0, 0.3)) if numbered else 0.0
+        self._by_condition = random.choice((0.0, 0.0, 0.05, 0.3))
+        self._computed = random.choice((0.0, 0.3))
+        self._weights = {kind: random.choice((0, 1, 4)) for kind in (INSERT, UPDATE, DELETE, UPSERT)}
+        self._weights[INSERT] = random.choice((2, 4, 8))
+        self._grouped = random.choice((0.0, 0.0, 0.1))
+        self._shapes = {schema.name: self._two_shapes(schema) for schema in self._tables}
 
+    def ops(self) -> list[Op]:
+        return [self._any() for _ in range(self._random.randint(6, 40))]
 
-@st.composite
-def expressions(draw: st.DrawFn, schema: TableSchema) -> tuple[int, list[Any]]:
-    column = draw(st.integers(1, len(schema.columns) - 1))
-    if schema.columns[column].kind == "string":
-        return column, ["||", ["c", column], ["v", draw(st.sampled_from(["a", " ", "x" * 7]))]]
-    return column, [draw(st.sampled_from("+-*")), ["c", column], ["v", draw(st.integers(0, 3))]]
+    def _two_shapes(self, schema: TableSchema) -> list[list[int]]:
+        every = range(1, len(schema.columns))
+        return [list(every), sorted(self._random.sample(every, self._random.randint(1, len(every))))]
 
+    def _any(self) -> Op:
+        if self._chance(self._grouped):
+            members = tuple(self._single() for _ in range(self._random.randint(2, 4)))
+            return Op(GROUP, members[0].table, members[0].schema, 0, ops=members)
+        op = self._single()
+        return msgspec.structs.replace(op, idempotency_key=self._random.choice("xy")) if self._chance(0.03) else op
 
-@st.composite
-def wheres(draw: st.DrawFn, schema: TableSchema) -> list[Any]:
-    column = draw(st.integers(1, len(schema.columns) - 1))
-    value = draw(_value(schema.columns[column]))
-    if value is None:
-        return ["null", column]
-    return draw(st.sampled_from([["=", column, value], [">=", column, value], ["in", column, [value]]]))
+    def _single(self) -> Op:
+        schema = self._random.choice(self._tables)
+        makers = {INSERT: self._insert, UPDATE: self._update, DELETE: self._delete}
+        if schema.name in UPSERT_KEYS:
+            makers[UPSERT] = self._upsert
+        [make] = self._random.choices(list(makers.values()), [self._weights[kind] for kind in makers])
+        return make(schema)
 
+    def _insert(self, schema: TableSchema) -> Op:
+        return _op(INSERT, schema, None if self._chance(self._unnumbered) else self._id(), self._values(schema))
 
-@st.composite
-def inserts(draw: st.DrawFn, tables: tuple[TableSchema, ...], numbered: bool) -> Op:
-    schema = draw(st.sampled_from(tables))
-    given = draw(values(schema))
-    return _op(INSERT, schema, draw(ids | ids | ids | st.none() if numbered else ids), given)
+    def _update(self, schema: TableSchema) -> Op:
+        row, where = self._target(schema)
+        if self._chance(self._computed):
+            return _op(UPDATE, schema, row, {}, where=where, expressions=(self._expression(schema),))
+        return _op(UPDATE, schema, row, self._values(schema), where=where)
 
+    def _delete(self, schema: TableSchema) -> Op:
+        row, where = self._target(schema)
+        return _op(DELETE, schema, row, {}, where=where)
 
-@st.composite
-def updates(draw: st.DrawFn, tables: tuple[TableSchema, ...]) -> Op:
-    schema = draw(st.sampled_from(tables))
-    row = draw(ids | ids | st.none())
-    computed = (draw(expressions(schema)),) if draw(st.booleans()) else ()
-    given = {} if computed else draw(values(schema, least=1))
-    where = None if row is not None else draw(wheres(schema))
-    return _op(UPDATE, schema, row, given, where=where, expressions=computed)
+    def _target(self, schema: TableSchema) -> tuple[int | None, list[Any] | None]:
+        return (None, self._where(schema)) if self._chance(self._by_condition) else (self._id(), None)
 
+    def _upsert(self, schema: TableSchema) -> Op:
+        key = UPSERT_KEYS[schema.name]
+        given = self._values(schema)
+        for column in key:
+            while column and given.get(column) is None:
+                given[column] = self._value(schema.columns[column])
+        columns = sorted(given)
+        renew = tuple(column for column in columns if column not in key and self._chance(0.8))
+        if key == (0,):
+            row: int | None = self._id()
+        else:  # a new row's id is never one that exists
+            row = None if self._chance(self._unnumbered) else self._random.randint(1000, 10**6)
+        return _op(UPSERT, schema, row, {column: given[column] for column in columns}, key=key, renew=renew)
 
-@st.composite
-def deletes(draw: st.DrawFn, tables: tuple[TableSchema, ...]) -> Op:
-    schema = draw(st.sampled_from(tables))
-    row = draw(ids | ids | st.none())
-    return _op(DELETE, schema, row, {}, where=None if row is not None else draw(wheres(schema)))
+    def _values(self, schema: TableSchema) -> dict[int, Any]:
+        return {c: self._value(schema.columns[c]) for c in self._random.choice(self._shapes[schema.name])}
 
+    def _value(self, column: Column) -> Any:
+        if self._chance(0.15):
+            return None
+        if column.kind == "reference":
+            return self._id()
+        return self._random.choice(TEXTS) if column.kind == "string" else self._random.randint(0, 9)
 
-@st.composite
-def upserts(draw: st.DrawFn, tables: tuple[TableSchema, ...], numbered: bool) -> Op:
-    schema = draw(st.sampled_from([table for table in tables if table.name in UPSERT_KEYS]))
-    key = UPSERT_KEYS[schema.name]
-    given = draw(values(schema))
-    for column in key:
-        if column:
-            given[column] = draw(_value(schema.columns[column]).filter(lambda value: value is not None))
-    columns = sorted(given)
-    renew = tuple(column for column in columns if column not in key and draw(st.booleans()))
-    # a new row's id is never one that exists, unless the key is the id
-    row = draw(ids) if key == (0,) else draw(new_ids | st.none() if numbered else new_ids)
-    return _op(UPSERT, schema, row, {column: given[column] for column in columns}, key=key, renew=renew)
+    def _expression(self, schema: TableSchema) -> tuple[int, list[Any]]:
+        column = self._random.randrange(1, len(schema.columns))
+        if schema.columns[column].kind == "string":
+            return column, ["||", ["c", column], ["v", self._random.choice(["a", " ", "x" * 7])]]
+        return column, [self._random.choice("+-*"), ["c", column], ["v", self._random.randint(0, 3)]]
+
+    def _where(self, schema: TableSchema) -> list[Any]:
+        column = self._random.randrange(1, len(schema.columns))
+        value = self._value(schema.columns[column])
+        if value is None:
+            return ["null", column]
+        return self._random.choice([["=", column, value], [">=", column, value], ["in", column, [value]]])
+
+    def _id(self) -> int:
+        return self._random.choice(self._ids)
+
+    def _chance(self, share: float) -> bool:
+        return self._random.random() < share
 
 
 def _op(kind: str, schema: TableSchema, row: int | None, given: dict[int, Any], **more: Any) -> Op:
     return Op(kind, schema.name, schema.hash, 0, row, tuple(given), tuple(given.values()), **more)
 
 
-@st.composite
-def ops(draw: st.DrawFn, numbered: bool = True) -> list[Op]:
-    """Ops on a few tables that have to do with each other; if *numbered*, the database gives some rows their ids."""
-    tables = draw(st.sampled_from(FAMILIES))
-    single = st.one_of(
-        inserts(tables, numbered),
-        inserts(tables, numbered),
-        updates(tables),
-        deletes(tables),
-        upserts(tables, numbered),
-    )
-    group = st.lists(single, min_size=2, max_size=4).map(_group)
-    keyed = st.tuples(inserts(tables, numbered), st.sampled_from("xy")).map(lambda pair: _keyed(*pair))
-    return draw(st.lists(st.one_of(*[single] * 8, group, keyed), min_size=2, max_size=30))
+def difference(database: Database, ops: list[Op]) -> str:
+    """Return where grouped and one by one part, with the fewest ops that show it; the empty string if nowhere."""
+    settled = len(ops) // 3
+    if not _differ(database, ops, settled):
+        return ""
+    at = 0
+    while at < len(ops):
+        fewer, still = ops[:at] + ops[at + 1 :], settled - (at < settled)
+        if _differ(database, fewer, still):
+            ops, settled = fewer, still
+        else:
+            at += 1
+    one, many = (database.apply(ops, at_once=most, settled=settled) for most in (1, MANY))
+    parts = [f"{name}: one by one {one[name]}, grouped {many[name]}" for name in one if one[name] != many[name]]
+    return "\n".join([f"{settled} settled", *map(str, ops), *parts])
 
 
-def _group(ops: list[Op]) -> Op:
-    return Op(GROUP, ops[0].table, ops[0].schema, 0, ops=tuple(ops))
-
-
-def _keyed(op: Op, key: str) -> Op:
-    return Op(op.kind, op.table, op.schema, op.at_ms, op.id, op.columns, op.values, idempotency_key=key)
+def _differ(database: Database, ops: list[Op], settled: int) -> bool:
+    one, many = (database.apply(ops, at_once=most, settled=settled) for most in (1, MANY))
+    return one != many
 
 
 class Database:
@@ -170,18 +198,25 @@ class Database:
             self._run(sql.format(id=ID_TYPES[self.session.dialect.name]) + (COLLATED if self._mysql else ""))
         inquiry.add_buckets(self.session, [BUCKET])
 
-    def apply(self, ops: list[Op], *, at_once: int) -> dict[str, Any]:
-        """Apply ops to empty tables, so many in one batch at most; return all that is in the tables afterwards."""
+    def apply(self, ops: list[Op], *, at_once: int, settled: int = 0) -> dict[str, Any]:
+        """Apply ops to empty tables, so many in one batch at most; return all that is in the tables afterwards.
+
+        The *settled* first ones come one by one in any case: so there are rows of which the batch knows nothing.
+        """
         self._empty()
         log = MemoryLog()
         for schema in TABLES:
             log.publish_schema(schema.name, schema.hash, schema.to_json())
         log.raise_epoch("s0", log.epoch("s0")[2], EPOCH)
-        log.line().append(SCOPE, EPOCH, PRODUCER, [Append(BUCKET, 1, [encode(op) for op in ops])], "", 0)
-        applier = Applier("s0", self.session, log, ApplySettings(max_rows=at_once, target_ms=10_000))
-        while log.due("s0", 1):
-            outcome = applier.apply()
-            assert not outcome.waiting, outcome.waiting
+        line, first = log.line(), 1
+        for part, most in ((ops[:settled], 1), (ops[settled:], at_once)):
+            if part:
+                line.append(SCOPE, EPOCH, PRODUCER, [Append(BUCKET, first, [encode(op) for op in part])], "", 0)
+            first += len(part)
+            applier = Applier("s0", self.session, log, ApplySettings(max_rows=most, target_ms=10_000))
+            while log.due("s0", 1):
+                outcome = applier.apply()
+                assert not outcome.waiting, outcome.waiting
         return self._found()
 
     def _empty(self) -> None:
