@@ -61,8 +61,5 @@ system:
 	  $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq $$missing >/dev/null; \
 	fi
 
-stale: system $(READY)  ## 100,000 own reads while replication is broken in every way
-	PYTHONPATH=tests $(BIN)/python -m support.read_faults --pairs 100000
-
 clean:
 	rm -rf $(VENV) $(VENV3) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
