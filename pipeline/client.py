@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from pipeline.errors import BadOp, NotDurable
+from pipeline.errors import BadOp
 from pipeline.ids import IdMaker, Lease
 from pipeline.log.bell import Bell, SilentBell
 from pipeline.log.contract import Log
 from pipeline.log.redis_log import RedisLog
-from pipeline.op import UPSERT, Op, encode
 from pipeline.reads.budget import Budget
 from pipeline.reads.counters import Counters
 from pipeline.reads.node_dal import NodeDAL
@@ -28,20 +27,15 @@ from pipeline.settings import Settings, load
 from pipeline.shard import marks
 from pipeline.shard.nodes import Nodes
 from pipeline.topology import Topology
-from pipeline.write.atomic import Atomic
 from pipeline.write.bulk import Chunk
 from pipeline.write.definitions import Definitions
-from pipeline.write.door import Addressed, Door
+from pipeline.write.door import Door
 from pipeline.write.follow import Follower
+from pipeline.write.held import Held
 from pipeline.write.lineage import Lineage
-from pipeline.write.publish import Place, Publisher
-from pipeline.write.sender import Lost, Sender
-
-#: Rows of one round trip of a bulk call. More gain little, and block Redis for longer than 5 ms.
-BULK_ROWS = 1000
-DURABILITIES = ("redis", "replica", "fsync", "spooled", "applied")
-#: How long `durability="applied"` and the Redis-side levels wait, s.
-DURABLE_S = 5.0
+from pipeline.write.outgoing import BULK_ROWS, Outgoing, known_durability
+from pipeline.write.publish import Publisher
+from pipeline.write.sender import Lost
 
 
 class Pipeline:
@@ -76,7 +70,7 @@ class Pipeline:
         budget = Budget(self.log, self.settings.reads.primary_budget)
         router = Router(self.nodes, self.readers, self.readings, budget, self.counters.count)
         self._reads = Reads(self.settings, self.topology, self.log, router, self.door.table)
-        self._atomic = threading.local()
+        self._outgoing = Outgoing(self.publisher, self)
         self._define_lock = threading.Lock()
         self._start_ids()
 
@@ -90,7 +84,7 @@ class Pipeline:
         """Queue an insert; see the package's `enqueue_insert`."""
         options, given = _split(values, fields)
         addressed = self.door.insert(table, given, options.get("shard_key"), options.get("idempotency_key"))
-        return self._enqueue(addressed, options.get("durability", "redis"))
+        return self._outgoing.take(addressed, options.get("durability", "redis"))
 
     def enqueue_update(
         self, target: Any, second: Any = None, third: Mapping[str, Any] | None = None, /, **fields: Any
@@ -99,13 +93,13 @@ class Pipeline:
         row_id, values = (None, second) if isinstance(second, Mapping) else (second, third)
         options, given = _split(values, fields)
         addressed = self.door.update(target, row_id, given, options.get("shard_key"), options.get("idempotency_key"))
-        return self._enqueue(addressed, options.get("durability", "redis"))
+        return self._outgoing.take(addressed, options.get("durability", "redis"))
 
     def enqueue_delete(self, target: Any, row_id: Any = None, /, **options: Any) -> Receipt:
         """Queue a delete; see the package's `enqueue_delete`."""
         _only_options(options)
         addressed = self.door.delete(target, row_id, options.get("shard_key"), options.get("idempotency_key"))
-        return self._enqueue(addressed, options.get("durability", "redis"))
+        return self._outgoing.take(addressed, options.get("durability", "redis"))
 
     def enqueue_upsert(
         self, table: Any, values: Mapping[str, Any] | None = None, /, *, key: Iterable[str], **fields: Any
@@ -113,15 +107,15 @@ class Pipeline:
         """Queue an upsert; see the package's `enqueue_upsert`."""
         options, given = _split(values, fields)
         addressed = self.door.upsert(table, key, given, options.get("shard_key"), options.get("idempotency_key"))
-        return self._enqueue(addressed, options.get("durability", "redis"))
+        return self._outgoing.take(addressed, options.get("durability", "redis"))
 
     def enqueue_bulk_insert(self, table: Any, rows: Iterable[Mapping[str, Any]], **options: Any) -> Receipts:
         """Queue an insert of each row; see the package's `enqueue_bulk_insert`."""
         _only_options(options)
-        durability = _known_durability(options.get("durability", "redis"))
+        durability = known_durability(options.get("durability", "redis"))
         if options.get("idempotency_key") is not None:
             raise BadOp("a bulk insert takes no idempotency_key: each op needs its own, so enqueue them one by one")
-        if self._group() is not None:
+        if self._outgoing.gathering:
             single = [self.enqueue_insert(table, row, **options) for row in rows]
             return Receipts(single.__getitem__, len(single))
         chunks: list[Chunk] = []
@@ -129,33 +123,30 @@ class Pipeline:
         for bucket, op in self.door.inserts(table, rows, options.get("shard_key")):
             chunk.add(bucket, op)
             if len(chunk) == BULK_ROWS:
-                chunks.append(self._sent(chunk, durability))
+                chunks.append(self._outgoing.send_chunk(chunk, durability))
                 chunk = Chunk()
         if len(chunk):
-            chunks.append(self._sent(chunk, durability))
+            chunks.append(self._outgoing.send_chunk(chunk, durability))
         receipts = Receipts(lambda i: chunks[i // BULK_ROWS].receipt(i % BULK_ROWS, self), sum(map(len, chunks)))
         if durability == "applied":
             self.wait_all(receipts)
         return receipts
 
-    @contextmanager
-    def atomic(self) -> Iterator[None]:
+    def atomic(self) -> AbstractContextManager[None]:
         """Gather the ops of this thread; apply them together or not at all. They must belong to one bucket.
 
         Raises:
             CrossBucket: at the call that would leave the bucket.
         """
-        if self._group() is not None:
-            yield
-            return
-        group = self._atomic.group = Atomic()
-        try:
-            yield
-        finally:
-            self._atomic.group = None
-        if group.receipts:
-            bucket, op, durability = group.sealed()
-            self._send(bucket, op, durability, group.receipts)
+        return self._outgoing.atomic()
+
+    def held(self) -> Held:
+        """Return an empty collection of ops, to be sent later or dropped: what a request's face needs."""
+        return self._outgoing.held()
+
+    def holding(self, held: Held) -> AbstractContextManager[Held]:
+        """Let this thread's ops go into *held* inside the block. Their receipts have ids, but no position yet."""
+        return self._outgoing.holding(held)
 
     # receipts -----------------------------------------------------------------------------------------------
 
@@ -235,45 +226,6 @@ class Pipeline:
 
     # parts --------------------------------------------------------------------------------------------------
 
-    def _enqueue(self, addressed: Addressed, durability: str) -> Receipt:
-        bucket, op = addressed
-        _known_durability(durability)
-        # an upsert may find a row that has an id already
-        receipt = Receipt(bucket, None, op.id if op.kind != UPSERT else None, source=self)
-        group = self._group()
-        if group is not None:
-            group.add(bucket, op, receipt, durability)
-        else:
-            self._send(bucket, op, durability, [receipt])
-        return receipt
-
-    def _send(self, bucket: int, op: Op, durability: str, receipts: list[Receipt]) -> None:
-        if durability == "redis":
-            place = self.publisher.publish(bucket, encode(op), key=op.idempotency_key or "", row_id=op.id)
-            for receipt in receipts:
-                _fill(receipt, place)
-            return
-        reached: list[bool] = []
-        place = self.publisher.publish(
-            bucket, encode(op), key=op.idempotency_key or "", row_id=op.id, then=_reaching(durability, reached)
-        )
-        for receipt in receipts:
-            _fill(receipt, place)
-        if reached == [False]:
-            raise NotDurable(durability, DURABLE_S, receipts[0])
-        if durability == "applied":
-            receipts[0].wait(DURABLE_S)
-
-    def _sent(self, chunk: Chunk, durability: str) -> Chunk:
-        reached: list[bool] = []
-        chunk.placed(self.publisher.publish_many(chunk.payloads, then=_reaching(durability, reached)))
-        if False in reached:
-            raise NotDurable(durability, DURABLE_S, chunk.receipt(0, self))
-        return chunk
-
-    def _group(self) -> Atomic | None:
-        return cast("Atomic | None", getattr(self._atomic, "group", None))
-
     def _record_lost(self, lost: Lost) -> None:
         bucket, producer, first, last = lost
         for shard in self.topology.shards_of(bucket):
@@ -298,31 +250,6 @@ class Pipeline:
 
     def _lease(self, lease: Lease | None, until_ms: int) -> Lease:
         return self.log.lease_ids(self._token, lease, until_ms)
-
-
-def _reaching(durability: str, reached: list[bool]) -> Any:
-    """Return what to do on the sender's own line after the append: wait for Redis's replica or disk."""
-    if durability not in ("replica", "fsync"):
-        return None
-
-    def wait(sender: Sender) -> None:
-        reached.append(sender.line.replicated(fsync=durability == "fsync", timeout_s=DURABLE_S))
-
-    return wait
-
-
-def _fill(receipt: Receipt, place: Place) -> None:
-    receipt.position, receipt.producer, receipt.producer_seq = place.position, place.producer, place.seq
-    if place.row_id is not None:
-        receipt.name_row(place.row_id)
-
-
-def _known_durability(durability: str) -> str:
-    if durability not in DURABILITIES:
-        raise BadOp(f"durability is one of {', '.join(DURABILITIES)}; got {durability!r}")
-    if durability == "spooled":
-        raise BadOp('durability="spooled" comes with the spool, which is not built yet; use "fsync" or "replica"')
-    return durability
 
 
 _OPTIONS = frozenset(("shard_key", "idempotency_key", "durability"))

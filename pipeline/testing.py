@@ -46,7 +46,7 @@ def sandbox(
 
 
 class Drained(NamedTuple):
-    """What became of the ops that were queued; a group counts as its members."""
+    """What became of the ops that were queued; an atomic group counts once."""
 
     applied: int
     rejected: int

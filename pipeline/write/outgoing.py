@@ -1,0 +1,173 @@
+"""What happens to an op once the door has made it: it joins an atomic group, waits for a commit, or is sent at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pipeline.errors import BadOp, NotDurable
+from pipeline.op import UPSERT, encode
+from pipeline.receipt import Receipt
+from pipeline.write.atomic import Atomic
+from pipeline.write.bulk import Chunk
+from pipeline.write.door import Addressed
+from pipeline.write.held import Held, Waiting
+from pipeline.write.publish import Place, Publisher
+from pipeline.write.sender import Sender
+
+if TYPE_CHECKING:
+    from pipeline.receipt import Source
+
+DURABILITIES = ("redis", "replica", "fsync", "spooled", "applied")
+#: How long `durability="applied"` and the Redis-side levels wait, s.
+DURABLE_S = 5.0
+#: Ops of one round trip of a bulk call. More gain little, and block Redis for longer than 5 ms.
+BULK_ROWS = 1000
+
+
+class Outgoing:
+    """Sends ops, at their time. Threads may share it: each has groups and held ops of its own.
+
+    Args:
+        source: who answers for the receipts.
+    """
+
+    def __init__(self, publisher: Publisher, source: Source):
+        self._publisher, self._source = publisher, source
+        self._here = threading.local()
+
+    # taking -------------------------------------------------------------------------------------------------
+
+    def take(self, addressed: Addressed, durability: str) -> Receipt:
+        """Take an op from the door, and return its receipt."""
+        bucket, op = addressed
+        if durability != "redis":
+            known_durability(durability)
+        # an upsert may find a row that has an id already
+        receipt = Receipt(bucket, None, op.id if op.kind != UPSERT else None, source=self._source)
+        group: Atomic | None = getattr(self._here, "group", None)
+        if group is not None:
+            group.add(bucket, op, receipt, durability)
+        else:
+            self._pass_on(Waiting(bucket, op, durability, [receipt]))
+        return receipt
+
+    @property
+    def gathering(self) -> bool:
+        """Whether this thread's ops are not sent at once."""
+        return getattr(self._here, "group", None) is not None or getattr(self._here, "held", None) is not None
+
+    @contextmanager
+    def atomic(self) -> Iterator[None]:
+        """Gather the ops of this thread; apply them together or not at all. See the package's `atomic`."""
+        if getattr(self._here, "group", None) is not None:
+            yield
+            return
+        group = self._here.group = Atomic()
+        try:
+            yield
+        finally:
+            self._here.group = None
+        if group.receipts:
+            bucket, op, durability = group.sealed()
+            self._pass_on(Waiting(bucket, op, durability, group.receipts))
+
+    def held(self) -> Held:
+        """Return an empty collection of ops to be sent later."""
+        return Held(self._send_all, self._send)
+
+    @contextmanager
+    def holding(self, held: Held) -> Iterator[Held]:
+        """Let this thread's ops go into *held* instead of being sent."""
+        before = getattr(self._here, "held", None)
+        self._here.held = held
+        try:
+            yield held
+        finally:
+            self._here.held = before
+
+    # sending ------------------------------------------------------------------------------------------------
+
+    def send_chunk(self, chunk: Chunk, durability: str) -> Chunk:
+        """Send a bulk call's chunk; its receipts can be made then."""
+        reached: list[bool] = []
+        chunk.placed(self._publisher.publish_many(chunk.payloads, then=_reaching(durability, reached)))
+        if False in reached:
+            raise NotDurable(durability, DURABLE_S, chunk.receipt(0, self._source))
+        return chunk
+
+    def _pass_on(self, entry: Waiting) -> None:
+        held: Held | None = getattr(self._here, "held", None)
+        if held is not None:
+            held.add(entry)
+        else:
+            self._send(entry)
+
+    def _send(self, entry: Waiting) -> None:
+        bucket, op, durability, receipts = entry
+        key = op.idempotency_key or ""
+        if durability == "redis":
+            place = self._publisher.publish(bucket, encode(op), key=key, row_id=op.id)
+            for receipt in receipts:
+                _fill(receipt, place)
+            return
+        reached: list[bool] = []
+        then = _reaching(durability, reached)
+        place = self._publisher.publish(bucket, encode(op), key=key, row_id=op.id, then=then)
+        for receipt in receipts:
+            _fill(receipt, place)
+        if reached == [False]:
+            raise NotDurable(durability, DURABLE_S, receipts[0])
+        if durability == "applied":
+            receipts[0].wait(DURABLE_S)
+
+    def _send_all(self, entries: list[Waiting]) -> None:
+        """Send entries that may share round trips."""
+        if len(entries) == 1:
+            self._send(entries[0])
+            return
+        for start in range(0, len(entries), BULK_ROWS):
+            chunk, part = Chunk(), entries[start : start + BULK_ROWS]
+            for entry in part:
+                chunk.add(entry.bucket, entry.op)
+            chunk.placed(self._publisher.publish_many(chunk.payloads))
+            for nth, entry in enumerate(part):
+                made = chunk.receipt(nth, self._source)
+                for receipt in entry.receipts:
+                    receipt.position, receipt.producer, receipt.producer_seq = (
+                        made.position,
+                        made.producer,
+                        made.producer_seq,
+                    )
+
+
+def known_durability(durability: str) -> str:
+    """Return it, if there is such a level.
+
+    Raises:
+        BadOp: there is not.
+    """
+    if durability not in DURABILITIES:
+        raise BadOp(f"durability is one of {', '.join(DURABILITIES)}; got {durability!r}")
+    if durability == "spooled":
+        raise BadOp('durability="spooled" comes with the spool, which is not built yet; use "fsync" or "replica"')
+    return durability
+
+
+def _reaching(durability: str, reached: list[bool]) -> Callable[[Sender], None] | None:
+    """Return what to do on the sender's own line after the append: wait for Redis's replica or disk."""
+    if durability not in ("replica", "fsync"):
+        return None
+
+    def wait(sender: Sender) -> None:
+        reached.append(sender.line.replicated(fsync=durability == "fsync", timeout_s=DURABLE_S))
+
+    return wait
+
+
+def _fill(receipt: Receipt, place: Place) -> None:
+    receipt.position, receipt.producer, receipt.producer_seq = place.position, place.producer, place.seq
+    if place.row_id is not None:
+        receipt.name_row(place.row_id)
