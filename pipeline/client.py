@@ -82,6 +82,8 @@ class Pipeline:
 
     def enqueue_insert(self, table: Any, values: Mapping[str, Any] | None = None, /, **fields: Any) -> Receipt:
         """Queue an insert; see the package's `enqueue_insert`."""
+        if values is None and _OPTIONS.isdisjoint(fields):  # as most calls are
+            return self._outgoing.take(self.door.insert(table, fields), "redis")
         options, given = _split(values, fields)
         addressed = self.door.insert(table, given, options.get("shard_key"), options.get("idempotency_key"))
         return self._outgoing.take(addressed, options.get("durability", "redis"))
@@ -242,11 +244,11 @@ class Pipeline:
         self._token = os.urandom(8).hex()
         self._ids = IdMaker(self._lease)
 
-    def _new_id(self, bucket: int) -> int:
+    def _new_id(self, bucket: int, now_ms: int) -> int:
         if self._pid != os.getpid():  # a fork must not go on with its parent's number
             self._start_ids()
         with self._id_lock:
-            return self._ids.new(bucket)
+            return self._ids.new(bucket, now_ms)
 
     def _lease(self, lease: Lease | None, until_ms: int) -> Lease:
         return self.log.lease_ids(self._token, lease, until_ms)

@@ -52,8 +52,12 @@ class IdMaker:
             NoProducerNumber: all numbers are leased.
             LogUnavailable: a lease was due and Redis did not answer.
         """
-        now = max((clock.wall_ms() if now_ms is None else now_ms) - EPOCH_MS, _OLDEST_MS)
-        tick = max(now << 5, self._ticks.get(bucket, 0) + 1)
+        now = (clock.wall_ms() if now_ms is None else now_ms) - EPOCH_MS
+        if now < _OLDEST_MS:
+            now = _OLDEST_MS
+        tick = self._ticks.get(bucket, 0) + 1
+        if tick < now << 5:
+            tick = now << 5
         lease = self._lease
         if lease is None or tick >> 5 > lease.until_ms:
             lease = self._lease = self._renew(lease, max(now, tick >> 5) + SPAN_MS)

@@ -11,9 +11,11 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from queue import SimpleQueue
 from typing import Any
 
+from pipeline import clock
 from pipeline.log.broker import APPLY_TASK, broker_settings, queue_of
 from pipeline.log.connection import connect
 
@@ -21,6 +23,8 @@ from pipeline.log.connection import connect
 QUIET_S = 0.005
 #: With this many messages waiting for a shard, another adds nothing; keeps the queue short while no worker is there.
 ENOUGH = 8
+#: What the thread is asked for: to ring shards for so many ops, to say that it has, or to end.
+_Wish = tuple[Iterable[str], int] | threading.Event | None
 _log = logging.getLogger("pipeline.bell")
 
 
@@ -36,14 +40,10 @@ class Bell:
         """Ring soon; never raises, never waits."""
         if self._pid != os.getpid():
             self._reset()
-        with self._changed:
-            for shard in shards:
-                self._wanted[shard] = self._wanted.get(shard, 0) + ops
-            if threads_run():
-                self._start()
-                self._changed.notify()
-                return
-        self._ring_all()
+        if self._thread is None and not self._start():
+            self._ring_all(dict.fromkeys(shards, ops))
+        else:
+            self._asked.put((shards, ops))
 
     def ring_now(self, shard: str, ops: int) -> bool:
         """Send the message and return whether it was sent."""
@@ -74,16 +74,15 @@ class Bell:
 
     def flush(self, timeout_s: float = 0.5) -> None:
         """Wait until what was asked for has been rung; a script calls this by itself as it ends."""
-        if self._pid == os.getpid():
-            with self._changed:
-                self._changed.wait_for(lambda: not self._wanted and not self._ringing, timeout_s)
+        if self._pid == os.getpid() and self._thread is not None:
+            rung = threading.Event()
+            self._asked.put(rung)
+            rung.wait(timeout_s)
 
     def close(self) -> None:
         """Flush, and stop the thread."""
         self.flush()
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._asked.put(None)
         atexit.unregister(self.flush)
         if self._app is not None:
             self._app.close()
@@ -93,36 +92,44 @@ class Bell:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        self._changed = threading.Condition()
-        self._wanted: dict[str, int] = {}
-        self._ringing = self._closed = False
+        self._asked: SimpleQueue[_Wish] = SimpleQueue()  # whose put costs a caller next to nothing
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._app: Any = None
         self._client: Any = None
 
-    def _start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="pipeline-bell", daemon=True)
-            self._thread.start()
-            atexit.register(self.flush)
+    def _start(self) -> bool:
+        """Start the thread, if there may be one; whether there is."""
+        if not threads_run():
+            return False
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._asked,), name="pipeline-bell", daemon=True
+                )
+                self._thread.start()
+                atexit.register(self.flush)
+        return True
 
-    def _run(self) -> None:
-        changed = self._changed
-        while not self._closed and self._changed is changed:
-            with changed:
-                changed.wait_for(lambda: self._wanted or self._closed)
-            self._ring_all()
-            with changed:
-                changed.wait_for(lambda: self._closed, QUIET_S)
+    def _run(self, asked: SimpleQueue[_Wish]) -> None:
+        ended = False
+        while not ended:
+            wishes = [asked.get()]
+            while not asked.empty():
+                wishes.append(asked.get())
+            wanted: dict[str, int] = {}
+            for shards, ops in (wish for wish in wishes if isinstance(wish, tuple)):
+                wanted |= {shard: wanted.get(shard, 0) + ops for shard in shards}
+            self._ring_all(wanted)
+            for wish in wishes:
+                if isinstance(wish, threading.Event):
+                    wish.set()
+            ended = None in wishes
+            clock.sleep_s(QUIET_S)
 
-    def _ring_all(self) -> None:
-        with self._changed:
-            wanted, self._wanted, self._ringing = self._wanted, {}, True
+    def _ring_all(self, wanted: Mapping[str, int]) -> None:
         for shard, ops in wanted.items():
             self.ring_now(shard, ops)
-        with self._changed:
-            self._ringing = False
-            self._changed.notify_all()
 
     def _celery(self) -> Any:
         if self._app is None:

@@ -64,6 +64,19 @@ class Line(Protocol):
         """
         ...
 
+    def append_one(
+        self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes, row_id: int
+    ) -> tuple[Position, bool] | None:
+        """Append one op of a scope with one shard: what a web request does; the same as `append`, but shorter.
+
+        Returns:
+            Its position and whether to ring, or None where nothing was written: `append` tells why.
+
+        Raises:
+            PipelineFull, LogUnavailable: as `append`.
+        """
+        ...
+
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
         """Wait until what this line appended is on a Redis replica, or fsynced here; return whether it is."""
         ...

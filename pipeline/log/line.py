@@ -37,21 +37,21 @@ class RedisLine:
     def append(
         self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], idempotency_key: str, row_id: int
     ) -> Appended:
-        """See `contract.Line.append`. A second try is safe: the script knows the producer's sequences."""
-        command = self._command(scope, epoch, producer, appends, idempotency_key, row_id)
-        try:
-            text = self._call(command)
-        except _TRANSIENT:
-            self._drop()
-            self._renew_at = 0.0
-            try:
-                text = self._call(command)
-            except _TRANSIENT as error:
-                self._drop()
-                raise LogUnavailable(f"{type(error).__name__}: {error}") from error
-        if not text.startswith(b"ok"):
-            self._renew_at = 0.0  # nothing was written, so nothing was put off
+        """See `contract.Line.append`."""
+        text = self._asked(self._command(scope, epoch, producer, appends, idempotency_key, row_id))
         return _read_reply(text, scope)
+
+    def append_one(
+        self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes, row_id: int
+    ) -> tuple[Position, bool] | None:
+        """See `contract.Line.append_one`. Every call of it is in somebody's web request."""
+        command = self._command_of_one(scope, epoch, producer, bucket, seq, payload, row_id)
+        words = self._asked(command).split()
+        if words[0] == b"ok" and words[2] != b"2":
+            return Position(int(words[3]), int(words[4])), words[1] == b"1"
+        if words[0] == b"full":
+            raise PipelineFull(b" ".join(words[1:]).decode())
+        return None
 
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
         """See `contract.Line.replicated`. Uses WAITAOF (Redis 7.2, Valkey) or WAIT."""
@@ -104,6 +104,18 @@ class RedisLine:
         fixed = (epoch, len(shards), producer, row_id, big, keys.bigs, self._renewal())
         return ["EVALSHA", self._sha, len(names), *names, *fixed, *rest]
 
+    def _command_of_one(
+        self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes, row_id: int
+    ) -> list[Any]:
+        keys = self._keys
+        names = self._heads.get((scope.name, producer)) or self._names(scope, producer)
+        size = len(payload)
+        return [
+            "EVALSHA", self._sha, 7, *names, keys.log(bucket),
+            epoch, 1, producer, row_id, size if size >= BIG_BYTES else 0, keys.bigs, self._renewal(),
+            bucket, seq, 1, payload,
+        ]  # fmt: skip
+
     def _renewal(self) -> int:
         """Return 1 when the producer's expiry in Redis is to be put off: at first, then once an hour."""
         if clock.mono_s() < self._renew_at:
@@ -121,6 +133,22 @@ class RedisLine:
                 names += (keys.dirty(shard), keys.bell(shard))
             self._heads[scope.name, producer] = names
         return names
+
+    def _asked(self, command: list[Any]) -> bytes:
+        """Call the script; a second try is safe, since it knows the producer's sequences."""
+        try:
+            text = self._call(command)
+        except _TRANSIENT:
+            self._drop()
+            self._renew_at = 0.0
+            try:
+                text = self._call(command)
+            except _TRANSIENT as error:
+                self._drop()
+                raise LogUnavailable(f"{type(error).__name__}: {error}") from error
+        if not text.startswith(b"ok"):
+            self._renew_at = 0.0  # nothing was written, so nothing was put off
+        return text
 
     def _call(self, command: list[Any]) -> bytes:
         try:

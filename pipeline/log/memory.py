@@ -385,6 +385,17 @@ class MemoryLine:
             except ConnectionError as error:
                 raise LogUnavailable(f"{type(error).__name__}: {error}") from error
 
+    def append_one(
+        self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes, row_id: int
+    ) -> tuple[Position, bool] | None:
+        """See `contract.Line.append_one`."""
+        try:
+            answer = self.append(scope, epoch, producer, [Append(bucket, seq, (payload,))], "", row_id)
+        except EpochStale:
+            return None
+        [(code, position)] = answer.placed
+        return None if code == HOLE else (position, bool(answer.ring))
+
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
         """See `contract.Line.replicated`."""
         return self._log.durable

@@ -122,8 +122,21 @@ def _text_shortcut(column: Column, slow: Check) -> Check:
     longest = sys.maxsize if column.kind == "text" or column.length is None else column.length
 
     def check(value: object) -> Canonical:
-        if type(value) is str and value.isascii() and len(value) <= longest:
+        # what is printable has no lone surrogates, so UTF-8 can carry it
+        if type(value) is str and len(value) <= longest and (value.isascii() or value.isprintable()):
             return value
+        return slow(value)
+
+    return check
+
+
+def _decimal_shortcut(column: Column, slow: Check) -> Check:
+    precision, scale = column.digits
+    unit, end = Decimal(1).scaleb(-scale), Decimal(1).scaleb(precision - scale)
+
+    def check(value: object) -> Canonical:
+        if type(value) is Decimal and value.same_quantum(unit) and value and -end < value < end:
+            return format(value, "f")
         return slow(value)
 
     return check
@@ -174,6 +187,7 @@ _CONVERTERS: Mapping[str, Callable[[Column, bool], Check]] = {
 _SHORTCUTS: Mapping[str, Callable[[Column, Check], Check]] = {
     **dict.fromkeys(numbers.RANGES, _whole_shortcut),
     "double": _double_shortcut,
+    "decimal": _decimal_shortcut,
     "boolean": _boolean_shortcut,
     "string": _text_shortcut,
     "text": _text_shortcut,

@@ -47,11 +47,13 @@ class Outgoing:
             known_durability(durability)
         # an upsert may find a row that has an id already
         receipt = Receipt(bucket, None, op.id if op.kind != UPSERT else None, source=self._source)
-        group: Atomic | None = getattr(self._here, "group", None)
-        if group is not None:
-            group.add(bucket, op, receipt, durability)
-        else:
+        here = self._here.__dict__
+        if here.get("group") is not None:
+            here["group"].add(bucket, op, receipt, durability)
+        elif here.get("held") is not None or durability != "redis":
             self._pass_on(Waiting(bucket, op, durability, [receipt]))
+        else:
+            _fill(receipt, self._publisher.publish(bucket, encode(op), key=op.idempotency_key or "", row_id=op.id))
         return receipt
 
     @property

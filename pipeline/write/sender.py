@@ -12,9 +12,13 @@ from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.log.contract import HOLE, Append, Appended, Line, Scope
+from pipeline.op import Position
 
 #: A sender that idled longer starts anew under another number: Redis forgets its sequences after two days.
 FRESH_S = 86_400
+
+
+OnePlace = tuple[Position, int, bool]
 
 
 class Lost(NamedTuple):
@@ -53,8 +57,20 @@ class Sender:
         for append, placed in zip(appends, answer.placed, strict=False):
             if placed.code != HOLE:
                 self._next[append.bucket] = append.first + len(append.payloads)
-        self.used_at = clock.mono_s()
         return answer, first
+
+    def send_one(self, scope: Scope, epoch: int, bucket: int, payload: bytes, row_id: int) -> OnePlace | None:
+        """Append one op of a scope with one shard; None where nothing was written: `send` tells why.
+
+        Returns:
+            Its position, its sequence, and whether to ring.
+        """
+        seq = self._next.get(bucket, 1)
+        placed = self.line.append_one(scope, epoch, self.producer, bucket, seq, payload, row_id)
+        if placed is None:
+            return None
+        self._next[bucket] = seq + 1
+        return placed[0], seq, placed[1]
 
     def skip(self, bucket: int, seq: int) -> None:
         """Go on behind a sequence that turned out to be used."""
@@ -69,7 +85,7 @@ class Sender:
             if known.get(bucket, 0) < seq - 1
         ]
 
-    @property
-    def stale(self) -> bool:
-        """Whether it idled so long that the log may have forgotten it."""
-        return clock.mono_s() - self.used_at > FRESH_S
+    def awake(self) -> bool:
+        """Note that it is used now; whether it has not idled so long that the log may have forgotten it."""
+        idle_since, self.used_at = self.used_at, clock.mono_s()
+        return self.used_at - idle_since <= FRESH_S

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import clock
 from pipeline.client import Pipeline
 from pipeline.errors import NoProducerNumber
 from pipeline.ids import EPOCH_MS, PRODUCERS, SMALLEST, SPAN_MS, IdMaker, Lease, bucket_of, carries_bucket, time_of
@@ -147,7 +148,7 @@ def pipeline(tmp_path: Any) -> Any:
 
 
 def test_a_fork_does_not_go_on_with_its_parents_number(pipeline: Pipeline):
-    here = pipeline._new_id(1)
+    here = pipeline._new_id(1, clock.wall_ms())
     _parents.append(pipeline)
 
     with multiprocessing.get_context("fork").Pool(1) as pool:
@@ -161,4 +162,4 @@ _parents: list[Pipeline] = []
 
 def _id_of_child() -> int:
     [parent] = _parents
-    return parent._new_id(1)
+    return parent._new_id(1, clock.wall_ms())

@@ -24,62 +24,69 @@ local PRODUCER_TTL_MS = 172800000
 local IDEMPOTENCY_TTL_MS = 86400000
 local BIG_TTL_MS = 86400000
 
-local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
-if redis.call('GET', KEYS[1]) ~= ARGV[1] .. ' ' .. replid then return 'epoch' end
-local full = redis.call('GET', KEYS[2])
+-- called in somebody's web request: few calls, and nothing made that the usual single op does not need
+local call, format = redis.call, string.format
+local epoch, shards, producer, big = ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[5] + 0
+
+local head = call('MGET', KEYS[1], KEYS[2])
+local given_out, full = head[1] or '', head[2]
+local replid = 'master_replid:' .. string.sub(given_out, #epoch + 2)
+if string.sub(given_out, 1, #epoch + 1) ~= epoch .. ' ' or not string.find(call('INFO', 'replication'), replid, 1, true) then
+  return 'epoch'
+end
 if full then return 'full ' .. full end
 if KEYS[4] ~= '' then
-  local seen = redis.call('GET', KEYS[4])
+  local seen = call('GET', KEYS[4])
   if seen then return 'same ' .. seen end
 end
 
-local epoch, shards, producer, big = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[5])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local prefix = epoch .. '-*'
-local reply, key, at, wrote = {}, 5 + 2 * shards, 8, {}
+local reply, wrote
+local key, at = 5 + 2 * shards, 8
 while at <= #ARGV do
-  local bucket, first, count = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
-  local log, seen = KEYS[key], redis.call('HGET', KEYS[3], bucket)
-  local last, last_epoch, last_seq = 0, '0', 0
+  local bucket, first, count = ARGV[at], ARGV[at + 1] + 0, ARGV[at + 2] + 0
+  local seen = call('HGET', KEYS[3], bucket)
+  local last, last_epoch, last_seq, placed = 0, '0', 0, nil
   if seen then
-    local a, b, c = string.match(seen, '(%d+) (%d+) (%d+)')
-    last, last_epoch, last_seq = tonumber(a), b, tonumber(c)
+    last, last_epoch, last_seq = string.match(seen, '(%d+) (%d+) (%d+)')
+    last = last + 0
   end
   if first + count - 1 <= last then
-    reply[#reply + 1] = '1 ' .. last_epoch .. ' ' .. string.format('%d', last_seq - (last - first))
+    placed = '1 ' .. last_epoch .. ' ' .. format('%d', last_seq - (last - first))
   elseif first ~= last + 1 then
-    reply[#reply + 1] = '2 0 ' .. string.format('%d', last)
+    placed = '2 0 ' .. format('%d', last)
   else
     local id
     for i = 0, count - 1 do
-      id = redis.call('XADD', log, prefix, 'p', producer, 's', string.format('%d', first + i), 'o', ARGV[at + 3 + i])
+      id = call('XADD', KEYS[key], prefix, 'p', producer, 's', format('%d', first + i), 'o', ARGV[at + 3 + i])
     end
-    local seq = tonumber(string.match(id, '%-(%d+)$'))
-    redis.call('HSET', KEYS[3], bucket, string.format('%d %s %d', first + count - 1, epoch, seq))
-    if big > 0 and big > tonumber(redis.call('GET', ARGV[6] .. bucket) or 0) then
-      redis.call('SET', ARGV[6] .. bucket, ARGV[5], 'PX', BIG_TTL_MS)
+    local seq = string.sub(id, #epoch + 2)
+    call('HSET', KEYS[3], bucket, format('%d ', first + count - 1) .. epoch .. ' ' .. seq)
+    if big > 0 and big > tonumber(call('GET', ARGV[6] .. bucket) or 0) then
+      call('SET', ARGV[6] .. bucket, ARGV[5], 'PX', BIG_TTL_MS)
     end
-    reply[#reply + 1] = string.format('0 %s %d', epoch, seq - count + 1)
-    wrote[#wrote + 1] = bucket
     if KEYS[4] ~= '' then
-      local receipt = string.format('%s %d %s %s %s', epoch, seq, producer, ARGV[at + 1], ARGV[4])
-      redis.call('SET', KEYS[4], receipt, 'PX', IDEMPOTENCY_TTL_MS)
+      local receipt = format('%s %s %s %s %s', epoch, seq, producer, ARGV[at + 1], ARGV[4])
+      call('SET', KEYS[4], receipt, 'PX', IDEMPOTENCY_TTL_MS)
     end
+    placed = '0 ' .. epoch .. ' ' .. (count == 1 and seq or format('%d', seq - count + 1))
+    if wrote then wrote[#wrote + 1] = bucket else wrote = { bucket } end
   end
+  reply = reply and reply .. ' ' .. placed or placed
   at, key = at + 3 + count, key + 1
 end
 
 local bits = ''
-if #wrote > 0 and ARGV[7] == '1' then redis.call('PEXPIRE', KEYS[3], PRODUCER_TTL_MS) end
-for shard = 0, shards - 1 do
-  local ring = false
-  if #wrote > 0 then
-    local dirty = {}
-    for i, bucket in ipairs(wrote) do dirty[2 * i - 1], dirty[2 * i] = now, bucket end
-    redis.call('ZADD', KEYS[5 + 2 * shard], 'NX', unpack(dirty))
-    ring = redis.call('SET', KEYS[6 + 2 * shard], '1', 'NX', 'PX', BELL_MS)
+if not wrote then
+  bits = string.rep('0', shards)
+else
+  if ARGV[7] == '1' then call('PEXPIRE', KEYS[3], PRODUCER_TTL_MS) end
+  local time = call('TIME')
+  local now, dirty = time[1] * 1000 + math.floor(time[2] / 1000), {}
+  for i, bucket in ipairs(wrote) do dirty[2 * i - 1], dirty[2 * i] = now, bucket end
+  for shard = 0, shards - 1 do
+    call('ZADD', KEYS[5 + 2 * shard], 'NX', unpack(dirty))
+    bits = bits .. (call('SET', KEYS[6 + 2 * shard], '1', 'NX', 'PX', BELL_MS) and '1' or '0')
   end
-  bits = bits .. (ring and '1' or '0')
 end
-return 'ok ' .. bits .. ' ' .. table.concat(reply, ' ')
+return 'ok ' .. bits .. ' ' .. reply
