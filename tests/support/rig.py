@@ -21,7 +21,8 @@ from pipeline.log.connection import connect
 from support.tables import TABLES_TOML, define
 
 #: Long enough that a busy machine does not put an op in doubt where a test does not want that.
-PATIENT = "[redis]\ntimeout_s = 5.0\n"
+#: Without a spool, too: what Redis does to a caller shows; a test of the spool has a configuration of its own.
+PATIENT = "[spool]\nenabled = false\n[redis]\ntimeout_s = 5.0\n"
 
 
 class Rig:
