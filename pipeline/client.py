@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from pipeline.clock import Deadline
 from pipeline.errors import BadOp
 from pipeline.log.bell import Bell, SilentBell
 from pipeline.log.contract import Log
@@ -181,8 +182,11 @@ class Pipeline:
         self.follower.wait_all(receipts, timeout_s)
 
     def barrier(self, table: Any, timeout_s: float = 30.0) -> None:
-        """Wait until all that was enqueued for a table before this call is applied."""
-        self.follower.barrier(table if isinstance(table, str) else table._tablename, timeout_s)
+        """Wait until all that was enqueued for a table before this call is applied, this host's spool included."""
+        deadline = Deadline(timeout_s)
+        if self._courier is not None:
+            self._courier.wait_empty(timeout_s)
+        self.follower.barrier(table if isinstance(table, str) else table._tablename, deadline.left_s)
 
     def parse(self, text: str) -> Receipt:
         """Read a printed receipt."""

@@ -11,7 +11,7 @@ import os
 import threading
 
 from pipeline import clock
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, WaitTimeout
 from pipeline.log.bell import threads_run
 from pipeline.log.spool.store import Spool
 from pipeline.write.breaker import Breaker
@@ -49,6 +49,18 @@ class Courier:
         elif at_once or clock.mono_s() - self._tried_s >= 1.0:
             self._tried_s = clock.mono_s()
             self._pass(CALLER_S, patient=False)
+
+    def wait_empty(self, timeout_s: float) -> None:
+        """Wait until nothing waits in the spool.
+
+        Raises:
+            WaitTimeout: something still does.
+        """
+        for _ in clock.polls(timeout_s):
+            if not self._spool.waiting():
+                return
+            self.wake()
+        raise WaitTimeout(f"the spool {self._spool.path}", timeout_s, "spooled")
 
     def close(self) -> None:
         """Let the thread end."""

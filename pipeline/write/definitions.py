@@ -36,8 +36,8 @@ class Definitions:
             self._log.publish_schema(schema.name, schema.hash, schema.to_json())
         elif self._breaker.open or not self._told(gate):
             # whoever drains the spool publishes it; the ops that need it are behind it in there, or sent later
-            self._published[schema.hash] = gate
-            self.keep_in(self._spool)
+            self._spool.keep_definitions([(schema.hash, schema.name, schema.to_json())], wait=True)
+            self._spooled.add(schema.hash)
         self._published[schema.hash] = gate
 
     def keep_in(self, spool: Spool) -> None:
@@ -45,7 +45,7 @@ class Definitions:
         new = self._published.keys() - self._spooled
         if new:
             schemas = [self._published[hash].schema for hash in new]
-            spool.keep_definitions((schema.hash, schema.name, schema.to_json()) for schema in schemas)
+            spool.keep_definitions([(schema.hash, schema.name, schema.to_json()) for schema in schemas], wait=False)
             self._spooled |= new
 
     def republish(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pipeline import clock
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.log.contract import EpochStale, Log, Scope
-from pipeline.log.spool.store import Spool, Spooled
+from pipeline.log.spool.store import Definition, Spool, Spooled
 from pipeline.shard import inquiry
 from pipeline.shard.nodes import Nodes
 from pipeline.topology import Topology
@@ -54,6 +54,7 @@ class Drainer:
     ):
         self._spool, self._publisher, self._log = spool, publisher, log
         self._nodes, self._topology, self._step = nodes, topology, step
+        self._reminded: dict[str, int] = {}  # scope -> the epoch under which Redis has all definitions
 
     def drain(
         self, for_s: float = 3600.0, *, patient: bool = True, report: Callable[[int], None] = lambda sent: None
@@ -68,9 +69,8 @@ class Drainer:
             if not mine:
                 done.mine = False
                 return done
-            scopes = self._scopes()
-            if scopes and self._announced(done):
-                for scope, buckets in scopes.items():
+            if self._definitions_first(done):
+                for scope, buckets in self._scopes().items():
                     self._drain(scope, buckets, done, deadline, patient, report)
             self._step("settle")
             done.empty = self._spool.settle()
@@ -96,16 +96,27 @@ class Drainer:
             scopes.setdefault(self._publisher.scope_of(bucket), []).append(bucket)
         return scopes
 
-    def _announced(self, done: Drained) -> bool:
-        """Publish the definitions of the ops; whether Redis took them."""
+    def _definitions_first(self, done: Drained) -> bool:
+        """Publish the definitions that Redis has never had; whether it took them."""
         self._step("definitions")
         try:
-            for hash, table, text in self._spool.definitions():
-                if self._log.schema(hash) is None:
-                    self._log.publish_schema(table, hash, text)
+            if waiting := [known for known in self._spool.definitions() if known.waits]:
+                self._announce(waiting)
+                self._spool.published(known.hash for known in waiting)
         except Unavailable as error:
             done.why = str(error)
         return not done.why
+
+    def _announce(self, definitions: Iterable[Definition]) -> None:
+        for known in definitions:
+            if self._log.schema(known.hash) is None:
+                self._log.publish_schema(known.table, known.hash, known.text)
+
+    def _remind(self, scope: Scope, epoch: int) -> None:
+        """Publish what Redis may have forgotten with its last lineage: who drains may not be who defined."""
+        if self._reminded.get(scope.name) != epoch:
+            self._announce(self._spool.definitions())
+            self._reminded[scope.name] = epoch
 
     def _drain(
         self,
@@ -119,6 +130,7 @@ class Drainer:
         for _ in range(TRIES):
             try:
                 epoch = self._publisher.epoch_of(scope)
+                self._remind(scope, epoch)
                 self._spool.renew(buckets, epoch)
                 while not deadline.passed and (head := self._spool.head(buckets)):
                     for producer, runs, ops in _turns(head):

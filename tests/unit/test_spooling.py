@@ -303,6 +303,34 @@ def test_a_process_that_starts_while_redis_is_away_has_ids_and_definitions(shop:
     assert sorted(shop.bought())[-2:] == [2, 3]
 
 
+def test_definitions_that_redis_has_never_had_are_not_overtaken_by_ops(shop: Shop):
+    shop.log.away = True
+    fresh = shop.another()
+    shop.log.fail_over()
+    shop.log.away = False
+    fresh._breaker.close()
+
+    receipt = shop.buy(1, fresh)
+
+    assert receipt.status() == "spooled"
+    shop.drain()
+    assert shop.bought() == [1]
+
+
+def test_a_barrier_waits_for_the_spool_too(shop: Shop):
+    shop.buy(1)
+    shop.log.away = True
+    shop.buy(2)
+
+    with pytest.raises(WaitTimeout, match="spool"):
+        shop.client.barrier("purchase", 0.05)
+
+    shop.log.away = False
+    shop.drain()
+    shop.box.drain()
+    shop.client.barrier("purchase", 5)
+
+
 # durability="spooled" -----------------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,15 @@ class Spooled(NamedTuple):
     payload: bytes
 
 
+class Definition(NamedTuple):
+    """A table definition, and whether Redis has never had it."""
+
+    hash: str
+    table: str
+    text: str
+    waits: bool
+
+
 class Counts(NamedTuple):
     """What is in a spool."""
 
@@ -124,7 +133,8 @@ class Spool:
     def settle(self) -> bool:
         """Remove the marker if nothing waits; whether nothing does."""
         with self.file.writing(room=DRAINING_ROOM) as db:
-            if db.execute("SELECT 1 FROM entries WHERE sent = 0 LIMIT 1").fetchone():
+            waiting = "SELECT 1 FROM entries WHERE sent = 0 UNION ALL SELECT 1 FROM definitions WHERE waits LIMIT 1"
+            if db.execute(waiting).fetchone():
                 self._mark()
                 return False
             Path(self._marker).unlink(missing_ok=True)
@@ -160,15 +170,28 @@ class Spool:
                                     ).fetchone()  # fmt: skip
             return Counts(waiting, kept, size, first)
 
-    def keep_definitions(self, definitions: Iterable[tuple[str, str, str]]) -> None:
-        """Keep table definitions: hash, table, text."""
-        with self.file.writing() as db:
-            db.executemany("INSERT OR REPLACE INTO definitions VALUES (?, ?, ?)", definitions)
+    def keep_definitions(self, definitions: Iterable[tuple[str, str, str]], *, wait: bool) -> None:
+        """Keep table definitions: hash, table, text.
 
-    def definitions(self) -> list[tuple[str, str, str]]:
+        Args:
+            wait: Redis has never had them: until they are published, no op may overtake them.
+        """
+        with self.file.writing() as db:
+            insert = f"INSERT INTO definitions VALUES (?, ?, ?, {int(wait)}) ON CONFLICT (hash) DO NOTHING"
+            db.executemany(insert, definitions)
+            if wait:
+                self._mark()
+
+    def definitions(self) -> list[Definition]:
         """Return the definitions that were kept."""
         with self.file.reading() as db:
-            return db.execute("SELECT hash, table_name, text FROM definitions ORDER BY rowid").fetchall()
+            found = db.execute("SELECT hash, table_name, text, waits FROM definitions ORDER BY rowid")
+            return [Definition(hash, table, text, bool(waits)) for hash, table, text, waits in found]
+
+    def published(self, hashes: Iterable[str]) -> None:
+        """Note that Redis has these definitions."""
+        with self.file.writing(room=DRAINING_ROOM) as db:
+            db.executemany("UPDATE definitions SET waits = 0 WHERE hash = ?", ((hash,) for hash in hashes))
 
     def close(self) -> None:
         """Close this process's connection."""

@@ -31,7 +31,8 @@ CREATE TABLE IF NOT EXISTS producers (
 CREATE TABLE IF NOT EXISTS definitions (
     hash       TEXT PRIMARY KEY,
     table_name TEXT NOT NULL,
-    text       TEXT NOT NULL
+    text       TEXT NOT NULL,
+    waits      INTEGER NOT NULL           -- 1: Redis has never had it
 );
 
 -- A producer number of this host alone, with milliseconds in which its processes may make ids while Redis is away.
