@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sqlite3
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,32 @@ def test_a_clock_that_jumps_never_brings_a_number_twice(spool: Spool, monkeypatc
             spool.sent(spool.head([bucket]), 101)
 
     assert len(set(given)) == len(given)
+
+
+def test_threads_that_come_together_share_a_commit_and_each_gets_its_own_numbers(spool: Spool, monkeypatch: Any):
+    taken: list[int] = []
+    whole = Spool._take_in
+    monkeypatch.setattr(Spool, "_take_in", lambda self: (taken.append(len(self._wishes)), whole(self)))
+    numbers: list[Any] = []
+
+    def produce(name: int) -> None:
+        for n in range(25):
+            numbers.append(spool.add({3: [b"%d %d" % (name, n)]})[3])
+
+    with spool._turn:
+        threads = [threading.Thread(target=produce, args=(name,)) for name in range(8)]
+        for thread in threads:
+            thread.start()
+        assert any(len(spool._wishes) == 8 for _ in clock.polls(20))
+    for thread in threads:
+        thread.join(timeout=30)
+
+    assert taken[0] == 8
+    assert len(taken) < 200
+    assert len(set(numbers)) == 200
+    found = [op.payload.split() for op in spool.head([3])]
+    for name in range(8):
+        assert [int(n) for who, n in found if int(who) == name] == list(range(25))
 
 
 # limits and faults ------------------------------------------------------------------------------------------------

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +68,7 @@ class Spool:
         self.lock = DrainLock(Path(f"{path}.lock"))
         self.reserve = Reserve(self.file)
         self._marker = f"{path}.waiting"
+        self._start()
 
     def waiting(self) -> bool:
         """Whether ops wait to be sent: then all others have to go behind them. About a microsecond."""
@@ -82,18 +86,16 @@ class Spool:
         Raises:
             PipelineFull, SpoolUnavailable: none was taken in.
         """
-        numbers = dict(numbered or {})
-        with self.file.writing() as db:
-            for bucket, payloads in runs.items():
-                if bucket not in numbers:
-                    numbers[bucket] = _next(db, bucket, len(payloads))
-                producer, first = numbers[bucket]
-                db.executemany(
-                    "INSERT INTO entries (bucket, producer, seq, kept, payload) VALUES (?, ?, ?, ?, ?)",
-                    ((bucket, producer, first + nth, kept, payload) for nth, payload in enumerate(payloads)),
-                )
-            self._mark()
-        return {bucket: numbers[bucket] for bucket in runs}
+        wish = _Wish(runs, kept, dict(numbered or {}))
+        if self._pid != os.getpid():
+            self._start()
+        self._wishes.append(wish)
+        with self._turn:
+            if not wish.done:
+                self._take_in()
+        if wish.error is not None:
+            raise wish.error
+        return {bucket: wish.numbers[bucket] for bucket in runs}
 
     def buckets(self) -> list[int]:
         """Return the buckets of all ops in here."""
@@ -197,9 +199,51 @@ class Spool:
         """Close this process's connection."""
         self.file.close()
 
+    def _start(self) -> None:
+        self._pid, self._turn = os.getpid(), threading.Lock()
+        self._wishes: deque[_Wish] = deque()
+
+    def _take_in(self) -> None:
+        """Take in what this and other threads wish, with one fsync for all."""
+        wishes = []
+        while self._wishes:
+            wishes.append(self._wishes.popleft())
+        try:
+            with self.file.writing() as db:
+                for wish in wishes:
+                    wish.insert(db)
+                self._mark()
+        except BaseException as error:
+            for wish in wishes:
+                wish.error = error
+        for wish in wishes:
+            wish.done = True
+
     def _mark(self) -> None:
         if not self.waiting():
             os.close(os.open(self._marker, os.O_CREAT | os.O_WRONLY, MODE))
+
+
+@dataclass(slots=True)
+class _Wish:
+    """What one caller wants to be taken in, and what became of it."""
+
+    runs: Mapping[int, Sequence[bytes]]
+    kept: bool
+    numbers: dict[int, Number]
+    done: bool = False
+    error: BaseException | None = None
+
+    def insert(self, db: sqlite3.Connection) -> None:
+        """Number the ops and insert them."""
+        for bucket, payloads in self.runs.items():
+            if bucket not in self.numbers:
+                self.numbers[bucket] = _next(db, bucket, len(payloads))
+            producer, first = self.numbers[bucket]
+            db.executemany(
+                "INSERT INTO entries (bucket, producer, seq, kept, payload) VALUES (?, ?, ?, ?, ?)",
+                ((bucket, producer, first + nth, self.kept, payload) for nth, payload in enumerate(payloads)),
+            )
 
 
 def _next(db: sqlite3.Connection, bucket: int, count: int) -> Number:

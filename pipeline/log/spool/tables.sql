@@ -2,7 +2,7 @@
 
 -- Ops in the order in which they were taken. Whoever sends one again sends it under the same producer and sequence.
 CREATE TABLE IF NOT EXISTS entries (
-    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    id       INTEGER PRIMARY KEY,
     bucket   INTEGER NOT NULL,
     producer INTEGER NOT NULL,
     seq      INTEGER NOT NULL,
