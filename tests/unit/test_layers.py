@@ -46,6 +46,7 @@ LAYERS = {
     "pipeline.cli": 5,
     "pipeline.demo": 5,
     "pipeline.testing": 5,
+    "pipeline.web": 5,
     "pipeline.web2py": 5,
     "pipeline.py4web": 5,
     "pipeline.attach": 5,
@@ -61,6 +62,7 @@ FENCES = {
     "pymysql": ("pipeline.shard", *FACES),
     "celery": ("pipeline.log.bell", "pipeline.log.broker", "workers"),
     "kombu": ("pipeline.log.bell", "pipeline.log.broker", "workers"),
+    "gluon": ("pipeline.web2py",),
     "click": ("pipeline.cli",),
     "rich": ("pipeline.cli", "pipeline.demo"),
 }
