@@ -127,7 +127,7 @@ def enqueue_insert(table: Any, values: Mapping[str, Any] | None = None, /, **fie
         PipelineFull: nothing was sent, try later.
         LogUnavailable: Redis did not answer in time; the op may be queued or not.
     """
-    return current().enqueue_insert(table, values, **fields)
+    return (_client or configure()).enqueue_insert(table, values, **fields)
 
 
 def enqueue_bulk_insert(table: Any, rows: Iterable[Mapping[str, Any]], **options: Any) -> Receipts:

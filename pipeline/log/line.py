@@ -11,7 +11,7 @@ from hiredis import pack_command
 from pipeline import clock
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.log.connection import script, translated
-from pipeline.log.contract import Append, Appended, EpochStale, Placed, Scope
+from pipeline.log.contract import HOLE, Append, Appended, EpochStale, Placed, Scope
 from pipeline.log.keys import Keys
 from pipeline.op import Position
 
@@ -32,26 +32,30 @@ class RedisLine:
         self._connection: Any = None
         self._renew_at = 0.0
         self._heads: dict[tuple[str, int], list[str]] = {}
+        self._ones: dict[tuple[str, int], tuple[Any, ...]] = {}
         self._text, self._sha = script("enqueue")
+        self._one_text, self._one_sha = script("enqueue_one")
 
     def append(
         self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], idempotency_key: str, row_id: int
     ) -> Appended:
         """See `contract.Line.append`."""
         text = self._asked(self._command(scope, epoch, producer, appends, idempotency_key, row_id))
+        if not text.startswith(b"ok"):
+            self._renew_at = 0.0  # nothing was written, so nothing was put off
         return _read_reply(text, scope)
 
     def append_one(
         self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes, row_id: int
     ) -> tuple[Position, bool] | None:
         """See `contract.Line.append_one`. Every call of it is in somebody's web request."""
-        command = self._command_of_one(scope, epoch, producer, bucket, seq, payload, row_id)
-        words = self._asked(command).split()
-        if words[0] == b"ok" and words[2] != b"2":
-            return Position(int(words[3]), int(words[4])), words[1] == b"1"
+        if len(payload) >= BIG_BYTES or clock.mono_s() >= self._renew_at:
+            return self._append_unusual(scope, epoch, producer, Append(bucket, seq, (payload,)), row_id)
+        head = self._ones.get((scope.name, producer)) or self._head_of_one(scope, producer)
+        words = self._asked((*head, self._keys.log(bucket), epoch, producer, bucket, seq, payload)).split()
         if words[0] == b"full":
             raise PipelineFull(b" ".join(words[1:]).decode())
-        return None
+        return (Position(int(words[1]), int(words[2])), words[0] == b"1") if words[0] != b"no" else None
 
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
         """See `contract.Line.replicated`. Uses WAITAOF (Redis 7.2, Valkey) or WAIT."""
@@ -104,17 +108,21 @@ class RedisLine:
         fixed = (epoch, len(shards), producer, row_id, big, keys.bigs, self._renewal())
         return ["EVALSHA", self._sha, len(names), *names, *fixed, *rest]
 
-    def _command_of_one(
-        self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes, row_id: int
-    ) -> list[Any]:
-        keys = self._keys
-        names = self._heads.get((scope.name, producer)) or self._names(scope, producer)
-        size = len(payload)
-        return [
-            "EVALSHA", self._sha, 7, *names, keys.log(bucket),
-            epoch, 1, producer, row_id, size if size >= BIG_BYTES else 0, keys.bigs, self._renewal(),
-            bucket, seq, 1, payload,
-        ]  # fmt: skip
+    def _append_unusual(
+        self, scope: Scope, epoch: int, producer: int, append: Append, row_id: int
+    ) -> tuple[Position, bool] | None:
+        """Do what `append_one` does with the script that does everything."""
+        try:
+            answer = self.append(scope, epoch, producer, (append,), "", row_id)
+        except EpochStale:
+            return None
+        [(code, position)] = answer.placed
+        return None if code == HOLE else (position, bool(answer.ring))
+
+    def _head_of_one(self, scope: Scope, producer: int) -> tuple[Any, ...]:
+        epoch, full, own, _, dirty, bell = self._names(scope, producer)
+        head = self._ones[scope.name, producer] = ("EVALSHA", self._one_sha, 6, epoch, full, own, dirty, bell)
+        return head
 
     def _renewal(self) -> int:
         """Return 1 when the producer's expiry in Redis is to be put off: at first, then once an hour."""
@@ -134,27 +142,30 @@ class RedisLine:
             self._heads[scope.name, producer] = names
         return names
 
-    def _asked(self, command: list[Any]) -> bytes:
+    def _asked(self, command: Sequence[Any]) -> bytes:
         """Call the script; a second try is safe, since it knows the producer's sequences."""
         try:
-            text = self._call(command)
-        except _TRANSIENT:
-            self._drop()
-            self._renew_at = 0.0
-            try:
-                text = self._call(command)
-            except _TRANSIENT as error:
-                self._drop()
-                raise LogUnavailable(f"{type(error).__name__}: {error}") from error
-        if not text.startswith(b"ok"):
-            self._renew_at = 0.0  # nothing was written, so nothing was put off
+            text: bytes = self._send(command)
+        except (redis.exceptions.RedisError, OSError) as error:
+            text = self._asked_again(command, error)
         return text
 
-    def _call(self, command: list[Any]) -> bytes:
+    def _asked_again(self, command: Sequence[Any], error: Exception) -> bytes:
+        if isinstance(error, _TRANSIENT):
+            self._drop()
+        self._renew_at = 0.0
+        try:
+            return self._call(command)
+        except _TRANSIENT as again:
+            self._drop()
+            raise LogUnavailable(f"{type(again).__name__}: {again}") from again
+
+    def _call(self, command: Sequence[Any]) -> bytes:
         try:
             return self._send(command)  # type: ignore[no-any-return]
         except redis.exceptions.NoScriptError:
-            return self._send(["EVAL", self._text, *command[2:]])  # type: ignore[no-any-return]
+            text = self._text if command[1] == self._sha else self._one_text
+            return self._send(["EVAL", text, *command[2:]])  # type: ignore[no-any-return]
         except _TRANSIENT:
             raise
         except redis.exceptions.OutOfMemoryError as error:

@@ -140,7 +140,8 @@ class RowPlan:
         "_filtered",
         "_gate",
         "_late",
-        "_seen",
+        "_seen_absent",
+        "_seen_given",
         "_table",
         "columns",
         "given",
@@ -160,7 +161,8 @@ class RowPlan:
         self.id_given = id_name in given
         names = sorted(given - {id_name}, key=gate.column_of.__getitem__)
         self._checks = [(name, gate.check[name]) for name in names]
-        self._seen = [(f, f.default, f.compute, f.filter_in) for f in table]
+        self._seen_given = [(f, f.compute, f.filter_in) for f in table if f.name in given]
+        self._seen_absent = [(f, f.compute, f.default) for f in table if f.name not in given]
         self._filtered = filtered
         constant = {n: v for n, v in defaults.items() if not isinstance(v, FUNCTIONS)}
         self._constants = [gate.lenient[name](value) for name, value in constant.items()]
@@ -170,8 +172,11 @@ class RowPlan:
 
     def outdated(self) -> bool:
         """Return whether the table has got another default, `compute` or filter since: controllers do that."""
-        for f, default, compute, filter_in in self._seen:
-            if f.default is not default or f.compute is not compute or f.filter_in is not filter_in:
+        for f, compute, filter_in in self._seen_given:
+            if f.compute is not compute or f.filter_in is not filter_in:
+                return True
+        for f, compute, default in self._seen_absent:  # noqa: SIM110  # once per op: any() costs more
+            if f.compute is not compute or f.default is not default:
                 return True
         return False
 

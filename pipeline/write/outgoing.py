@@ -43,17 +43,21 @@ class Outgoing:
     def take(self, addressed: Addressed, durability: str) -> Receipt:
         """Take an op from the door, and return its receipt."""
         bucket, op = addressed
-        if durability != "redis":
-            known_durability(durability)
-        # an upsert may find a row that has an id already
-        receipt = Receipt(bucket, None, op.id if op.kind != UPSERT else None, source=self._source)
         here = self._here.__dict__
-        if here.get("group") is not None:
-            here["group"].add(bucket, op, receipt, durability)
-        elif here.get("held") is not None or durability != "redis":
-            self._pass_on(Waiting(bucket, op, durability, [receipt]))
+        # an upsert may find a row that has an id already
+        row_id = op.id if op.kind != UPSERT else None
+        if durability == "redis" and here.get("group") is None and here.get("held") is None:
+            place = self._publisher.publish(bucket, encode(op), key=op.idempotency_key or "", row_id=op.id)
+            if place.row_id is not None:
+                row_id = place.row_id
+            return Receipt(bucket, place.position, row_id, place.producer, place.seq, self._source)
+        known_durability(durability)
+        receipt = Receipt(bucket, None, row_id, source=self._source)
+        group: Atomic | None = here.get("group")
+        if group is not None:
+            group.add(bucket, op, receipt, durability)
         else:
-            _fill(receipt, self._publisher.publish(bucket, encode(op), key=op.idempotency_key or "", row_id=op.id))
+            self._pass_on(Waiting(bucket, op, durability, [receipt]))
         return receipt
 
     @property

@@ -75,7 +75,7 @@ class Doorway:
         self.approved: list[str] = []
         number = count(1)
 
-        def make(bucket: int) -> int:
+        def make(bucket: int, now_ms: int) -> int:
             return ids.SMALLEST + (next(number) << 22) + (bucket << 12)
 
         self.door = Door(self.topology, make, self._publish, self._approve)
