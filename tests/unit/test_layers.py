@@ -21,6 +21,7 @@ LAYERS = {
     "pipeline.column": 1,
     "pipeline.checks": 1,
     "pipeline.config_file": 1,
+    "pipeline.ini_config": 1,
     "pipeline.op": 1,
     "pipeline.placement": 1,
     "pipeline.pydal_objects": 1,
@@ -55,7 +56,7 @@ LAYERS = {
 }
 #: Packages of one layer that must not know each other.
 APART = [("pipeline.log", "pipeline.shard"), ("pipeline.write", "pipeline.reads")]
-FACES = ("pipeline.web2py", "pipeline.py4web", "pipeline.attach")
+FACES = ("pipeline.web", "pipeline.web2py", "pipeline.py4web", "pipeline.attach")
 FENCES = {
     "redis": ("pipeline.log",),
     "pydal": ("pipeline.shard", "pipeline.demo", "pipeline.testing", *FACES),
