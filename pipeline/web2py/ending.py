@@ -23,7 +23,7 @@ def attend(request: Request, db: Any, keep: Callable[[str | None], None], *, fro
     Args:
         db: the application's DAL.
         keep: takes the text of the user's session.
-        from_db: the ops stand in a table of *db*: send them while its connection is still open.
+        from_db: the ops stand in a table of *db*, whose connection is used once more after web2py has given it back.
     """
     response = current.response
     commit: Any = response.custom_commit
@@ -35,8 +35,6 @@ def attend(request: Request, db: Any, keep: Callable[[str | None], None], *, fro
         if adapter is not None:
             try:
                 commit(adapter) if commit else adapter.commit()
-                if from_db and adapter is db._adapter:
-                    request.send()
             except Exception as error:  # pyDAL swallows it, and web2py takes the request for a success
                 failed.append(error)
                 raise
@@ -46,7 +44,11 @@ def attend(request: Request, db: Any, keep: Callable[[str | None], None], *, fro
         if failed:
             request.drop()
             raise failed[0]
-        keep(request.finish())
+        try:
+            keep(request.finish())
+        finally:
+            if from_db:
+                db._adapter.close("commit")
 
     def rolled_back() -> None:
         request.drop()
