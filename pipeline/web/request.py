@@ -20,6 +20,7 @@ from pipeline.receipt import Receipts
 from pipeline.web.read_db import ReadDAL, Refusal, table_for
 from pipeline.web.reader import Reader
 from pipeline.write.held import Holder
+from pipeline.write.validated import Validated
 
 #: When the ops of a request are sent: at each call, after its commit, or after its commit from a table in its database.
 MODES = ("now", "on_commit", "outbox")
@@ -78,6 +79,16 @@ class Request:
         """Queue an insert that updates the row with the same key; see the package's `enqueue_upsert`."""
         with self._holding():
             return self._made(self.client.enqueue_upsert(table, values, key=key, **fields))
+
+    def enqueue_validated_insert(
+        self, table: Any, values: Mapping[str, Any] | None = None, /, **fields: Any
+    ) -> Validated:
+        """Validate and queue an insert; see the package's `enqueue_validated_insert`."""
+        with self._holding():
+            found = self.client.enqueue_validated_insert(table, values, **fields)
+        if found.receipt is not None:
+            self._made(found.receipt)
+        return found
 
     def save_data(self, table: Any, shard_key: Any, values: Mapping[str, Any]) -> _Receipt:
         """Queue an insert of a row whose shard key is given apart."""

@@ -7,10 +7,10 @@ from typing import Any
 from gluon import current
 
 from pipeline.errors import ConfigError
+from pipeline.web.configuration import client_for
 from pipeline.web.outbox import Outbox
 from pipeline.web.request import MODES, Request
 from pipeline.web2py import ending, memory
-from pipeline.web2py.configuration import client_for
 from pipeline.write.held import Holder
 
 
