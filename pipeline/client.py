@@ -58,7 +58,8 @@ class Pipeline:
         redis = self.settings.redis
         self.log: Log = log or RedisLog(redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s)
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
-        self.readings = Readings(self.log)
+        self.counters = Counters()
+        self.readings = Readings(self.log, self.counters)
         self.nodes = Nodes(self.settings, self.readings.takes_writes)
         self.follower = Follower(self.topology, self.nodes, self.log)
         definitions = Definitions(self.log, self.nodes, self.topology)
@@ -66,9 +67,10 @@ class Pipeline:
         self.publisher = Publisher(self.log, self.topology, self.bell, lineage.raise_epoch, self._record_lost)
         self.door = Door(self.topology, self._new_id, definitions.publish, definitions.approve)
         self.readers = Readers(self.nodes.uri)
-        self.counters = Counters()
         budget = Budget(self.log, self.settings.reads.primary_budget)
-        router = Router(self.nodes, self.readers, self.readings, budget, self.counters.count)
+        router = Router(
+            self.nodes, self.readers, self.readings, budget, self.counters.count, loads=self.settings.loads()
+        )
         self._reads = Reads(self.settings, self.topology, self.log, router, self.door.table)
         self._outgoing = Outgoing(self.publisher, self)
         self._define_lock = threading.Lock()

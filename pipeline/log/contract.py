@@ -201,8 +201,16 @@ class Log(Protocol):
         """Publish what is known of the nodes, at the server's time; what nobody renews is forgotten."""
         ...
 
-    def health(self) -> tuple[int, dict[str, tuple[int, str]]]:
-        """Return the server's time in ms and, of each node, when it was published and what."""
+    def health(self, counted: Mapping[str, int] = {}) -> tuple[int, dict[str, tuple[int, str]]]:
+        """Return the server's time in ms and, of each node, when it was published and what.
+
+        Args:
+            counted: is added to the counts of `reads`, in the same round trip; a full server drops it.
+        """
+        ...
+
+    def reads(self) -> dict[str, int]:
+        """Return what all processes have counted."""
         ...
 
     def earn(self, shard: str, reads: float, most: float, *, take: bool) -> bool:

@@ -17,6 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.log.bell import threads_run
 from pipeline.log.contract import Log
 from pipeline.op import Position
+from pipeline.reads.counters import Counters
 from pipeline.reads.prober import LOOK_EVERY_S
 from pipeline.reads.report import Report, decode
 
@@ -60,10 +61,14 @@ _NOTHING = View()
 
 
 class Readings:
-    """The view of one process; threads may share it, and a fork starts its own."""
+    """The view of one process; threads may share it, and a fork starts its own.
 
-    def __init__(self, log: Log):
-        self._log = log
+    Args:
+        counters: what the process counts; goes to Redis in the round trip of a fetch, so it costs none of its own.
+    """
+
+    def __init__(self, log: Log, counters: Counters | None = None):
+        self._log, self._counters = log, counters or Counters()
         self._closed = False
         self._thread: threading.Thread | None = None
         self._reset()
@@ -84,7 +89,9 @@ class Readings:
         return self.view(node).primary
 
     def close(self) -> None:
-        """Stop the thread."""
+        """Stop the thread, and leave nothing uncounted that Redis would take."""
+        if not self._closed and self._counters.unsent():
+            self._fetch()
         self._closed = True
         with self._changed:
             self._changed.notify_all()
@@ -125,7 +132,9 @@ class Readings:
         """Fetch what was told; return in how many seconds there will be more."""
         asked_at_s = self._tried_at_s = clock.mono_s()
         try:
-            now_ms, found = self._log.health()
+            counted = self._counters.unsent()
+            now_ms, found = self._log.health(counted)
+            self._counters.sent(counted)
             # the way to Redis counts as age: a bound must not be too small
             nodes = {n: (asked_at_s - (now_ms - at_ms) / 1000, decode(text)) for n, (at_ms, text) in found.items()}
         except (PipelineError, ValueError) as error:

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -432,3 +433,15 @@ def test_a_pending_row_is_the_row_that_will_be_there(rig: ReadRig, data: st.Data
         assert pending is None
     else:
         assert {name: pending[name] for name in sale.fields} == {name: applied[name] for name in sale.fields}
+
+
+def test_replicas_take_reads_by_their_weights_and_none_beyond_its_limit(rig: ReadRig) -> None:
+    rig.settle()
+    customer = rig.customer_on("s0")
+    client = rig.new_client(loads={"s0-r0": {"weight": 3}, "s0-r1": {"limit": 2}})
+
+    with ExitStack() as running:
+        served = [running.enter_context(client.read("sale", customer)).read_info.node for _ in range(12)]
+
+    assert Counter(served) == {"s0-r0": 10, "s0-r1": 2}
+    client.close()
