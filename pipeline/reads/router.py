@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from pipeline import clock
@@ -31,8 +32,8 @@ from pipeline.replica import Load
 #: A node that no connection can be made to is left alone for so long: by then the prober knows. One whose connection
 #: broke in the middle of a read is left alone just until that read has been tried elsewhere, s.
 SHUN_S, SKIP_S = 2.0, 0.02
-_ONE_SHARE = Load()
 Needs = Mapping[int, Need]
+_ONE_SHARE = Load()
 
 
 class Readings(Protocol):
@@ -147,7 +148,7 @@ class Router:
                 max_lag_s=bounds.max_lag_s,
                 token=bool(needs),
                 on_stale=bounds.on_stale,
-                primary_allowed=lambda: self._budget.take(shard),
+                primary_allowed=partial(self._budget.take, shard),
                 jitter=self._jitter,
             )
             if choice.kind == "ask":
@@ -171,10 +172,7 @@ class Router:
                 if error.node in failed:
                     break
                 failed.add(error.node)
-        if failure is None:
-            self._count(shard, "error", policy.ALL_BUSY)
-            raise StaleRead(shard, "lagging", policy.ALL_BUSY, deadline.waited_s)
-        raise failure
+        raise failure or StaleRead(shard, "lagging", policy.ALL_BUSY, deadline.waited_s)
 
     def _candidates(self, shard: str, needs: Needs) -> list[Candidate]:
         now_s = clock.mono_s()
@@ -213,8 +211,8 @@ class Router:
         # where the caller prefers an old answer to the primary's, it is marked
         reached = bounds.on_stale == "stale"
         asked = [replace(one, reached=reached) for one in self._candidates(shard, needs)]
-        take = lambda: self._budget.take(shard)  # noqa: E731
-        return fall_back(asked, policy.NOT_REACHED, token=True, on_stale=bounds.on_stale, primary_allowed=take)
+        allowed = partial(self._budget.take, shard)
+        return fall_back(asked, policy.NOT_REACHED, token=True, on_stale=bounds.on_stale, primary_allowed=allowed)
 
     def _waited(
         self, candidates: Collection[Candidate], needs: Needs, bounds: Bounds, deadline: clock.Deadline
@@ -240,7 +238,8 @@ class Router:
         if choice.kind == "replica" and not self._still_has(node, needs):
             raise ShardUnavailable(node, "it no longer has what it had: was it restored?")
         self._count(node, choice.kind, choice.reason)
-        self._budget.note(shard)
+        if choice.reason != policy.OVER_BUDGET:  # then it was counted when the budget was asked
+            self._budget.note(shard)
         lag_s = self._readings.view(node).lag_s
         return Opened(reader, ReadInfo(node, "replica", lag_s, waited_s, choice.kind == "stale", choice.reason))
 
