@@ -60,7 +60,7 @@ class Pipeline:
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
         self.counters = Counters()
         self.readings = Readings(self.log, self.counters)
-        self.nodes = Nodes(self.settings, self.readings.takes_writes)
+        self.nodes = Nodes(self.settings, self.readings.takes_writes, self.readings.unfit)
         self.follower = Follower(self.topology, self.nodes, self.log)
         definitions = Definitions(self.log, self.nodes, self.topology)
         lineage = Lineage(self.log, self.nodes, definitions.republish)

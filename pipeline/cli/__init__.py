@@ -10,6 +10,7 @@ from pipeline.cli.check import check
 from pipeline.cli.cluster import cluster
 from pipeline.cli.demo import demo
 from pipeline.cli.migrate import migrate
+from pipeline.cli.rebuilt import rebuilt
 from pipeline.cli.status import status, top
 from pipeline.errors import PipelineError
 
@@ -20,7 +21,7 @@ def pipeline() -> None:
     """Queued writes for pyDAL: applied to MariaDB shards exactly once and in order."""
 
 
-for command in (check, cluster, demo, migrate, status, top):
+for command in (check, cluster, demo, migrate, rebuilt, status, top):
     pipeline.add_command(command)
 
 

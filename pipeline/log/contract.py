@@ -213,6 +213,22 @@ class Log(Protocol):
         """Return what all processes have counted."""
         ...
 
+    def seen(self, node: str) -> str | None:
+        """Return what upkeep noted of a node when it last looked at it."""
+        ...
+
+    def note_seen(self, node: str, text: str) -> None:
+        """Note what upkeep saw of a node."""
+        ...
+
+    def unfit(self) -> dict[str, str]:
+        """Return, of each shard of which it is known, which of its nodes are unfit."""
+        ...
+
+    def publish_unfit(self, shard: str, text: str) -> None:
+        """Tell which nodes of a shard are unfit; the shard's database knows it for good."""
+        ...
+
     def earn(self, shard: str, reads: float, most: float, *, take: bool) -> bool:
         """Add to the budget of a shard's primary, in reads, up to *most*; take one off; return whether it was there.
 

@@ -15,8 +15,8 @@
 <prefix>:chore:<name>       string  lease of a chore, "1" or its holder's token; expires
 <prefix>:health             hash    node -> "<ms> <what the prober knows of it, as JSON>"; expires
 <prefix>:reads              hash    "<node> <kind> <reason>" -> reads of all processes; expires when idle
-<prefix>:unfit              hash    node -> "<why>"; see `admin/away`
-<prefix>:seen               hash    node -> ms at which its watermarks were last read by upkeep
+<prefix>:unfit              hash    shard -> its unfit nodes as JSON, a copy of pipeline_unfit
+<prefix>:seen               hash    node -> what upkeep last saw of it, as JSON; see `admin/away`
 <prefix>:secret             string  what session tokens are signed with, where the settings name no secret
 <prefix>:budget:<shard>     string  reads that its primary may still take for its replicas; expires when idle
 """

@@ -56,6 +56,8 @@ class _Server:
     health: dict[str, _Timed] = field(default_factory=dict)  # node -> what is known, and when it was published
     health_until_ms: int = 0
     reads: dict[str, int] = field(default_factory=dict)
+    seen: dict[str, str] = field(default_factory=dict)
+    unfit: dict[str, str] = field(default_factory=dict)
     keys: dict[str, _Timed] = field(default_factory=dict)  # bells, idempotency keys, chores, full
 
 
@@ -336,6 +338,22 @@ class MemoryLog:
     def reads(self) -> dict[str, int]:
         with self._lock:
             return dict(self._server.reads)
+
+    def seen(self, node: str) -> str | None:
+        with self._lock:
+            return self._server.seen.get(node)
+
+    def note_seen(self, node: str, text: str) -> None:
+        with self._lock:
+            self._server.seen[node] = text
+
+    def unfit(self) -> dict[str, str]:
+        with self._lock:
+            return dict(self._server.unfit)
+
+    def publish_unfit(self, shard: str, text: str) -> None:
+        with self._lock:
+            self._server.unfit[shard] = text
 
     def earn(self, shard: str, reads: float, most: float, *, take: bool) -> bool:
         with self._lock:

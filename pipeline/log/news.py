@@ -8,6 +8,7 @@ from typing import Any
 import redis
 
 from pipeline.log.keys import Keys
+from pipeline.log.replies import hash_of
 
 #: Counts of reads are forgotten when no process reads for so long: a day, ms.
 READS_MS = 86_400_000
@@ -30,13 +31,3 @@ def exchange(client: redis.Redis, keys: Keys, counted: Mapping[str, int]) -> tup
     told = {node: text.partition(" ") for node, text in hash_of(found).items()}
     seconds, micros = time
     return seconds * 1000 + micros // 1000, {node: (int(at), text) for node, (at, _, text) in told.items()}
-
-
-def text_of(value: Any) -> str:
-    """Return a reply as text; None is the empty text."""
-    return value.decode() if isinstance(value, bytes) else value or ""
-
-
-def hash_of(found: Mapping[Any, Any]) -> dict[str, str]:
-    """Return a hash as texts."""
-    return {text_of(key): text_of(value) for key, value in found.items()}

@@ -18,7 +18,7 @@ from pipeline.log import news
 from pipeline.log.connection import connect, script, translated
 from pipeline.log.keys import Keys
 from pipeline.log.line import RedisLine
-from pipeline.log.news import hash_of, text_of
+from pipeline.log.replies import entries_of, hash_of, position_of, ring_of, text_of
 from pipeline.op import Entry, Position
 
 #: As in `enqueue.lua`: a Celery message that nobody fetched for so long no longer counts as on its way, ms.
@@ -101,17 +101,17 @@ class RedisLog:
             for bucket, (epoch, seq) in after.items():
                 pipe.execute_command("XRANGE", self.keys.log(bucket), f"{epoch}-{seq + 1}", "+", "COUNT", count[bucket])
             replies = pipe.execute()
-        return {bucket: _entries(bucket, reply) for bucket, reply in zip(after, replies, strict=True)}
+        return {bucket: entries_of(bucket, reply) for bucket, reply in zip(after, replies, strict=True)}
 
     def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
         keys = [self.keys.dirty(shard), self.keys.bell(shard), self.keys.marks(shard), *map(self.keys.log, marks)]
         arguments: list[Any] = [BELL_MS, delay_ms]
         for bucket, (epoch, seq) in marks.items():
             arguments += (bucket, epoch, max(seq, 0) if epoch else 0)
-        return _ring(self._run("finish", keys, arguments))
+        return ring_of(self._run("finish", keys, arguments))
 
     def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
-        return _ring(self._run("sweep", [self.keys.dirty(shard), self.keys.bell(shard)], [BELL_MS, due_ms]))
+        return ring_of(self._run("sweep", [self.keys.dirty(shard), self.keys.bell(shard)], [BELL_MS, due_ms]))
 
     def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
         self._rest(shard, "NX", 0, buckets)
@@ -218,6 +218,20 @@ class RedisLog:
         with translated():
             return {what: int(n) for what, n in hash_of(self._client.hgetall(self.keys.reads)).items()}
 
+    def seen(self, node: str) -> str | None:
+        with translated():
+            return text_of(self._client.hget(self.keys.seen, node)) or None
+
+    def note_seen(self, node: str, text: str) -> None:
+        self._despite_oom("HSET", self.keys.seen, node, text)
+
+    def unfit(self) -> dict[str, str]:
+        with translated():
+            return hash_of(self._client.hgetall(self.keys.unfit))
+
+    def publish_unfit(self, shard: str, text: str) -> None:
+        self._despite_oom("HSET", self.keys.unfit, shard, text)
+
     def earn(self, shard: str, reads: float, most: float, *, take: bool) -> bool:
         arguments = [f"{reads:.6f}", f"{most:.6f}", int(take), BUDGET_MS]
         return bool(self._run("earn", [self.keys.budget(shard)], arguments, self._quick))
@@ -264,7 +278,7 @@ class RedisLog:
             for bucket, (start, end) in ranges.items():
                 pipe.execute_command(command, self.keys.log(bucket), start, end, "COUNT", 1)
             replies = pipe.execute()
-        return {bucket: _position(reply[0][0]) for bucket, reply in zip(ranges, replies, strict=True) if reply}
+        return {bucket: position_of(reply[0][0]) for bucket, reply in zip(ranges, replies, strict=True) if reply}
 
     def _run(self, name: str, keys: list[str], arguments: list[Any], client: redis.Redis | None = None) -> Any:
         client, (text, sha) = client or self._client, script(name)
@@ -273,20 +287,3 @@ class RedisLog:
                 return client.evalsha(sha, len(keys), *keys, *arguments)
             except redis.exceptions.NoScriptError:
                 return client.eval(text, len(keys), *keys, *arguments)
-
-
-def _ring(reply: Any) -> tuple[bool, int]:
-    ring, dirty = text_of(reply).split(" ")
-    return ring == "1", int(dirty)
-
-
-def _position(id: Any) -> Position:
-    return Position.parse(text_of(id))
-
-
-def _entries(bucket: int, reply: Any) -> list[Entry]:
-    entries = []
-    for id, (_, producer, _, seq, _, payload) in reply:  # p <producer> s <producer seq> o <op>, always in this order
-        epoch, _, nth = id.partition(b"-")
-        entries.append(Entry(bucket, Position(int(epoch), int(nth)), int(producer), int(seq), payload))
-    return entries

@@ -37,10 +37,11 @@ class View(NamedTuple):
 
     Attributes:
         lag_s: an upper bound of its lag now; None where it was never measured, or nothing is told.
-        out: whether it is out of rotation.
+        out: whether it is out of rotation, or unfit.
         marks: watermarks that it has passed.
         primary: whether it takes writes; None where that is not known.
         why: why the prober has no news of it; empty where it has.
+        unfit: whether it was away for too long, and is not to serve, nor to be followed, until it was rebuilt.
     """
 
     lag_s: float | None = None
@@ -48,6 +49,7 @@ class View(NamedTuple):
     marks: Mapping[int, Position] = {}
     primary: bool | None = None
     why: str = ""
+    unfit: bool = False
 
 
 class _Told(NamedTuple):
@@ -82,11 +84,16 @@ class Readings:
             return _NOTHING
         at_s, report = told
         lag_s = None if report.lag_ms is None else report.lag_ms / 1000 + max(0.0, now_s - at_s)
-        return View(lag_s, report.out, report.marks, report.takes_writes, report.why)
+        unfit = report.unfit_since_ms is not None
+        return View(lag_s, report.out or unfit, report.marks, report.takes_writes, report.why, unfit)
 
     def takes_writes(self, node: str) -> bool | None:
         """Return whether a node takes writes, as the prober saw it; None where that is not known."""
         return self.view(node).primary
+
+    def unfit(self, node: str) -> bool:
+        """Return whether a node is known to be unfit."""
+        return self.view(node).unfit
 
     def close(self) -> None:
         """Stop the thread, and leave nothing uncounted that Redis would take."""
