@@ -101,6 +101,11 @@ def current() -> Pipeline:
     return _client or configure()
 
 
+def configured() -> bool:
+    """Return whether this process has a client already."""
+    return _client is not None
+
+
 def close() -> None:
     """Ring what is to be rung and close all connections. The next call configures anew."""
     global _client

@@ -19,7 +19,7 @@ from pipeline.reads.counters import Counters
 from pipeline.reads.node_dal import NodeDAL
 from pipeline.reads.readers import Readers
 from pipeline.reads.readings import Readings
-from pipeline.reads.reads import Reads
+from pipeline.reads.reads import After, Reads
 from pipeline.reads.router import Router
 from pipeline.reads.session import Session
 from pipeline.receipt import Receipt, Receipts
@@ -31,7 +31,7 @@ from pipeline.write.bulk import Chunk
 from pipeline.write.definitions import Definitions
 from pipeline.write.door import Door
 from pipeline.write.follow import Follower
-from pipeline.write.held import Held
+from pipeline.write.held import Held, Holder
 from pipeline.write.lineage import Lineage
 from pipeline.write.outgoing import BULK_ROWS, Outgoing, known_durability
 from pipeline.write.publish import Publisher
@@ -148,7 +148,7 @@ class Pipeline:
         """Return an empty collection of ops, to be sent later or dropped: what a request's face needs."""
         return self._outgoing.held()
 
-    def holding(self, held: Held) -> AbstractContextManager[Held]:
+    def holding(self, held: Holder) -> AbstractContextManager[Holder]:
         """Let this thread's ops go into *held* inside the block. Their receipts have ids, but no position yet."""
         return self._outgoing.holding(held)
 
@@ -199,6 +199,10 @@ class Pipeline:
     def session_token(self, text: str | None = None) -> Session:
         """Return a reader's session, new or from its text; see the package's `session_token`."""
         return self._reads.session(text)
+
+    def joined(self, session: Session, after: Any) -> After:
+        """Return an `after=` that asks for what a session does and for more; the answer is noted in the session."""
+        return self._reads.joined(session, after)
 
     # databases ----------------------------------------------------------------------------------------------
 

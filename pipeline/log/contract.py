@@ -85,6 +85,13 @@ class Line(Protocol):
         """Return the last sequence that the log knows of a producer, per bucket."""
         ...
 
+    def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
+        """Let a producer go on behind *last*, if the log still knows its sequences up to *seen* only; whether it does.
+
+        For sequences that the log has lost, once they are accounted for: applied, or recorded as lost.
+        """
+        ...
+
     def close(self) -> None:
         """Give the connection back."""
         ...

@@ -17,6 +17,8 @@ from pipeline.op import Position
 
 #: How often a producer's expiry is put off, s; it is two days.
 RENEW_S = 3600
+#: As in `enqueue.lua`.
+PRODUCER_TTL_MS = 172_800_000
 #: From this size on the log notes the size of a bucket's ops, so that a worker reads few at a time.
 BIG_BYTES = 16_384
 #: One WAIT asks for this long, well below the socket's time-out; it is asked again until the caller's deadline.
@@ -84,6 +86,17 @@ class RedisLine:
                 flat = self._send(command)
         pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
         return {int(bucket): int(value.split()[0]) for bucket, value in pairs}
+
+    def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
+        """See `contract.Line.pass_hole`."""
+        text, _ = script("pass_hole")
+        command = ("EVAL", text, 1, self._keys.producer(producer), bucket, seen, last, PRODUCER_TTL_MS)
+        with translated():
+            try:
+                return bool(self._send(command))
+            except _TRANSIENT:
+                self._drop()
+                return bool(self._send(command))
 
     def close(self) -> None:
         """Give the connection back to the pool."""

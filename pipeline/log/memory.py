@@ -146,6 +146,15 @@ class MemoryLog:
         with self._lock:
             return {bucket: sent.seq for bucket, sent in self._server.producers.get(producer, {}).items()}
 
+    def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
+        """See `contract.Line.pass_hole`."""
+        with self._lock:
+            sent = self._server.producers.setdefault(producer, {})
+            if sent.get(bucket, _Sent(0, START)).seq != seen:
+                return False
+            sent[bucket] = _Sent(last, Position(0, 0))
+            return True
+
     def _place(self, epoch: int, producer: int, append: Append) -> Placed:
         server, (bucket, first, payloads) = self._server, append
         sent = server.producers.setdefault(producer, {})
@@ -428,6 +437,10 @@ class MemoryLine:
     def sequences(self, producer: int) -> dict[int, int]:
         """See `contract.Line.sequences`."""
         return self._log.sequences(producer)
+
+    def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
+        """See `contract.Line.pass_hole`."""
+        return self._log.pass_hole(producer, bucket, seen, last)
 
     def close(self) -> None:
         """Do nothing."""

@@ -7,17 +7,19 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pipeline.errors import LogUnavailable, PipelineError, Unavailable
 from pipeline.log.bell import Bell, SilentBell
-from pipeline.log.contract import HOLE, EpochStale, Log, Scope
+from pipeline.log.contract import HOLE, EpochStale, Line, Log, Scope
 from pipeline.op import Position
 from pipeline.topology import Topology
+from pipeline.write.relay import Run, relay
 from pipeline.write.sender import Lost, Sender
 
 #: Up to so many ops at once are a request's, with its short time-out; more are a bulk load's, which may wait.
 FEW = 20
+Share = TypeVar("Share")
 _log = logging.getLogger("pipeline.publish")
 
 
@@ -91,6 +93,29 @@ class Publisher:
             few = sum(map(len, share.values())) <= FEW
             places |= self._share(scope, share, key, row_id, then, self._free if few else self._patient)
         return places
+
+    def publish_as(self, producer: int, runs: Mapping[int, Run]) -> dict[int, Position]:
+        """Append ops under a producer and sequences that the caller keeps, as often as it likes, from any process.
+
+        The caller gives of each bucket all that it still holds, from the lowest sequence on: what is below has been
+        sent before. Nothing is doubled: the log drops what it has seen, and so does the shard. What the log has lost
+        of what is below is recorded by name, unless it was applied. A producer that has sent nothing to a bucket for
+        a day must not go on there: log and shard may have forgotten it. Take a new random 63-bit number then.
+
+        Returns:
+            Of each bucket, the position at or before which its last op stands.
+
+        Raises:
+            PipelineFull, LogUnavailable, ShardUnavailable: some or all may have been sent; call again.
+        """
+        reached: dict[int, Position] = {}
+        for scope, share in self._by_scope(runs).items():
+            line = self._log.line(patient=True)
+            try:
+                reached |= self._relay(line, scope, producer, share)
+            finally:
+                line.close()
+        return reached
 
     def scope_of(self, bucket: int) -> Scope:
         """Return the scope of a bucket's log."""
@@ -184,11 +209,25 @@ class Publisher:
                 _log.warning("a sender will be checked at its next use: %s", error)
         (self._patient if sender.patient else self._free).append(sender)
 
-    def _by_scope(self, payloads: Mapping[int, Sequence[bytes]]) -> dict[Scope, dict[int, Sequence[bytes]]]:
-        shares: dict[Scope, dict[int, Sequence[bytes]]] = {}
+    def _by_scope(self, payloads: Mapping[int, Share]) -> dict[Scope, dict[int, Share]]:
+        shares: dict[Scope, dict[int, Share]] = {}
         for bucket, ops in payloads.items():
             shares.setdefault(self.scope_of(bucket), {})[bucket] = ops
         return shares
+
+    def _relay(self, line: Line, scope: Scope, producer: int, runs: dict[int, Run]) -> dict[int, Position]:
+        stale = 0
+        for _ in range(3):
+            epoch = self._raised(scope, stale) if stale else self._epochs.get(scope.name) or self._raised(scope, 0)
+            try:
+                reached, ring = relay(line, scope, epoch, producer, runs, self._record_lost)
+            except EpochStale:
+                stale = epoch
+                continue
+            if ring:
+                self._bell.ring(ring, sum(len(run.payloads) for run in runs.values()))
+            return reached
+        raise LogUnavailable("the server's lineage keeps changing")
 
     def _send(
         self, sender: Sender, scope: Scope, payloads: dict[int, Sequence[bytes]], key: str, row_id: int | None

