@@ -54,7 +54,7 @@ def with_news(replica: ReplicaStatus, news: News | None) -> ReplicaStatus:
     else:
         replica = replace(replica, state="no prober")
     if replica.node in news.unfit:
-        return replace(replica, state="unfit", why=why_unfit(replica.node, news.unfit[replica.node]))
+        return replace(replica, state="unfit", unfit=why_unfit(replica.node, news.unfit[replica.node]))
     return replica
 
 

@@ -20,6 +20,7 @@ class ReplicaStatus:
             `unfit` (away for too long, to be rebuilt), `unknown`.
         reading_ms: the prober's bound of its lag when it was told.
         age_ms: how long ago that was.
+        unfit: why it is unfit, and what to do.
     """
 
     node: str
@@ -29,6 +30,7 @@ class ReplicaStatus:
     state: str = "unknown"
     reading_ms: int | None = None
     age_ms: int | None = None
+    unfit: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ def screen(status: Status, encoding: str, *, live: bool = False) -> RenderableTy
         parts += [reads, Text()]
     for name, why in status.unknown:
         parts.append(Text.assemble(("  ? unknown ", "bold red"), (f"{name}: ", "bold"), why))
+    for name, why in _unfit(status):
+        parts.append(Text.assemble(("  ! unfit ", "bold red"), (f"{name}: ", "bold"), why))
     if status.redis.full is not None:
         parts.append(Text.assemble(("  full ", "bold red"), f"nothing is let in: {status.redis.full}"))
     if refused := sum((shard.rejected or 0) + (shard.parked or 0) for shard in status.shards):
@@ -61,6 +63,13 @@ def lines(status: Status) -> Iterator[str]:
         yield f"reads node={count.node} kind={count.kind} reason={count.reason} count={count.reads}"
     for name, why in status.unknown:
         yield f"{UNKNOWN}: {name}: {why}"
+    for name, why in _unfit(status):
+        yield f"unfit: {name}: {why}"
+
+
+def _unfit(status: Status) -> list[tuple[str, str]]:
+    replicas = (replica for shard in status.shards for replica in shard.replicas)
+    return [(replica.node, replica.unfit) for replica in replicas if replica.unfit]
 
 
 def _head(status: Status) -> Text:
