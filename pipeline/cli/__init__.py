@@ -11,6 +11,7 @@ from pipeline.cli.cluster import cluster
 from pipeline.cli.demo import demo
 from pipeline.cli.migrate import migrate
 from pipeline.cli.outbox import outbox
+from pipeline.cli.rebuilt import rebuilt
 from pipeline.cli.status import status, top
 from pipeline.errors import PipelineError
 
@@ -21,7 +22,7 @@ def pipeline() -> None:
     """Queued writes for pyDAL: applied to MariaDB shards exactly once and in order."""
 
 
-for command in (check, cluster, demo, migrate, outbox, status, top):
+for command in (check, cluster, demo, migrate, outbox, rebuilt, status, top):
     pipeline.add_command(command)
 
 
