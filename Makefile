@@ -14,8 +14,8 @@ demo: $(READY)  ## the whole system on this machine with real data and a checked
 	$(BIN)/pipeline demo
 
 test: system $(READY) $(READY3)  ## everything: real MariaDB, real Redis, real workers killed with SIGKILL
-	$(BIN)/python -m pytest tests
-	$(VENV3)/bin/python -m pytest tests/unit tests/contract -q
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest tests
+	HYPOTHESIS_PROFILE=thorough $(VENV3)/bin/python -m pytest tests/unit tests/contract -q
 
 check: $(READY)  ## before each commit, under a minute
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from pipeline.reads.counters import Counters
 from pipeline.reads.node_dal import NodeDAL
 from pipeline.reads.readers import Readers
 from pipeline.reads.readings import Readings
-from pipeline.reads.reads import Reads
+from pipeline.reads.reads import After, Reads
 from pipeline.reads.router import Router
 from pipeline.reads.session import Session
 from pipeline.receipt import Receipt, Receipts
@@ -34,13 +34,14 @@ from pipeline.write.definitions import Definitions
 from pipeline.write.door import Door
 from pipeline.write.drain import Drainer
 from pipeline.write.follow import Follower
-from pipeline.write.held import Held
+from pipeline.write.held import Held, Holder
 from pipeline.write.lineage import Lineage
 from pipeline.write.outgoing import BULK_ROWS, Outgoing
 from pipeline.write.publish import Publisher
 from pipeline.write.row_ids import RowIds
 from pipeline.write.sender import Lost
 from pipeline.write.spooling import Spooling
+from pipeline.write.validated import Validated, validated
 
 
 class Pipeline:
@@ -65,8 +66,9 @@ class Pipeline:
         hasty = self.spool is not None
         self.log: Log = log or RedisLog(redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s, hasty=hasty)
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
-        self.readings = Readings(self.log)
-        self.nodes = Nodes(self.settings, self.readings.takes_writes)
+        self.counters = Counters()
+        self.readings = Readings(self.log, self.counters)
+        self.nodes = Nodes(self.settings, self.readings.takes_writes, self.readings.unfit)
         self._breaker = Breaker(self.spool.waiting) if self.spool else Breaker()
         definitions = Definitions(self.log, self.nodes, self.topology, self.spool, self._breaker)
         self.row_ids = RowIds(self.log, self.spool, self._breaker)
@@ -80,9 +82,10 @@ class Pipeline:
         self._through_spool(definitions)
         self.door = Door(self.topology, self.row_ids.new, definitions.publish, definitions.approve)
         self.readers = Readers(self.nodes.uri)
-        self.counters = Counters()
         budget = Budget(self.log, self.settings.reads.primary_budget)
-        router = Router(self.nodes, self.readers, self.readings, budget, self.counters.count)
+        router = Router(
+            self.nodes, self.readers, self.readings, budget, self.counters.count, loads=self.settings.loads()
+        )
         self._reads = Reads(self.settings, self.topology, self.log, router, self.door.table)
         self._outgoing = Outgoing(self._spooling or self.publisher, self)
         self._define_lock = threading.Lock()
@@ -147,6 +150,14 @@ class Pipeline:
             self.wait_all(receipts)
         return receipts
 
+    def enqueue_validated_insert(
+        self, table: Any, values: Mapping[str, Any] | None = None, /, **fields: Any
+    ) -> Validated:
+        """Validate and queue an insert; see the package's `enqueue_validated_insert`."""
+        options, given = _split(values, fields)
+        table = self.door.table(table)
+        return validated(table, given, lambda final: self.enqueue_insert(table, final, **options))
+
     def atomic(self) -> AbstractContextManager[None]:
         """Gather the ops of this thread; apply them together or not at all. They must belong to one bucket.
 
@@ -159,7 +170,7 @@ class Pipeline:
         """Return an empty collection of ops, to be sent later or dropped: what a request's face needs."""
         return self._outgoing.held()
 
-    def holding(self, held: Held) -> AbstractContextManager[Held]:
+    def holding(self, held: Holder) -> AbstractContextManager[Holder]:
         """Let this thread's ops go into *held* inside the block. Their receipts have ids, but no position yet."""
         return self._outgoing.holding(held)
 
@@ -213,6 +224,10 @@ class Pipeline:
     def session_token(self, text: str | None = None) -> Session:
         """Return a reader's session, new or from its text; see the package's `session_token`."""
         return self._reads.session(text)
+
+    def joined(self, session: Session, after: Any) -> After:
+        """Return an `after=` that asks for what a session does and for more; the answer is noted in the session."""
+        return self._reads.joined(session, after)
 
     # databases ----------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline import ini_config
 from pipeline.checks import a
 from pipeline.errors import ConfigError, did_you_mean
 
@@ -27,11 +28,16 @@ def written(source: str | Path | Mapping[str, Any] | None, environ: Mapping[str,
     """Return the sections as they were written, and where they stand, for people.
 
     Raises:
-        ConfigError: there is no such file, or it is not TOML.
+        ConfigError: there is no such file, or it is not TOML; nor, by its name, an ini file.
     """
     if isinstance(source, Mapping):
         return source, "a dict"
     path, named_by = _find(source, environ)
+    if path.suffix == ".ini" and path.exists():
+        shape, elsewhere = ini_config.read(path)
+        if elsewhere is None:
+            return shape, str(path.absolute())
+        path, named_by = elsewhere, f"{path} [{ini_config.SECTION}] {ini_config.ELSEWHERE} names a file, but"
     try:
         text = path.read_bytes().decode()
         return tomllib.loads(text), str(path.absolute())
@@ -69,7 +75,7 @@ def section(kind: type[T], raw: object, name: str, faults: list[str], /, **given
     if not isinstance(raw, Mapping):
         faults.append(f"[{name}] is {a(raw)}; it must be a section")
         return None
-    keys = {one.name: one for one in fields(kind) if one.name not in given}  # type: ignore[arg-type]
+    keys = {one.name: one for one in fields(kind) if one.init and one.name not in given}  # type: ignore[arg-type]
     faults += [f"[{name}] has an unknown key {key!r}{did_you_mean(key, keys)}" for key in raw if key not in keys]
     values = {key: value for key, value in raw.items() if key in keys and value is not None}
     absent = {key: None for key, one in keys.items() if one.default is MISSING and one.default_factory is MISSING}

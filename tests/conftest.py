@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import support.examples  # noqa: F401  # sets how many examples hypothesis takes
 
 from pipeline.admin.cluster import logserver
 from pipeline.admin.cluster.cluster import Cluster

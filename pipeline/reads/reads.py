@@ -109,6 +109,8 @@ class Reads:
         """
         if value is None:
             return _NOTHING
+        if isinstance(value, After):
+            return value
         if isinstance(value, Session):
             return After(value.token, value)
         if isinstance(value, Token):
@@ -124,6 +126,10 @@ class Reads:
             raise BadRead(
                 f"after= takes a receipt, several of them, a session or its text, not {type(value).__name__}"
             ) from None
+
+    def joined(self, session: Session, value: Any) -> After:
+        """Return what a session and an `after=` ask for together; the session takes up the answer."""
+        return After(session.token.merged(self.after(value).token), session)
 
     def close(self) -> None:
         """End the threads."""

@@ -39,7 +39,7 @@ def checker(table: str, column: Column) -> Check:
 
 
 def lenient(table: str, column: Column) -> Check:
-    """Return a `checker` that cuts microseconds, for `default=`, `update=` and `compute=`: request.now has them."""
+    """Return a `checker` that cuts moments to what the column holds: `default=request.now` has microseconds."""
     return _build(table, column, cut=True)
 
 
@@ -177,7 +177,7 @@ _CONVERTERS: Mapping[str, Callable[[Column, bool], Check]] = {
     "text": lambda column, cut: texts.text,
     "blob": lambda column, cut: texts.blob,
     "json": lambda column, cut: texts.json_text,
-    "date": lambda column, cut: moments.day,
+    "date": lambda column, cut: moments.day(cut),
     "time": lambda column, cut: moments.clock_time(cut),
     "datetime": lambda column, cut: moments.moment(cut),
     "list:string": lambda column, cut: lists.items(column),

@@ -1,6 +1,7 @@
 """Dates and times: what a caller may give, and the ISO text that travels.
 
-pyDAL drops time zones and microseconds in silence; here both are refused, and `cut=True` lets only microseconds go.
+pyDAL drops time zones and microseconds in silence; here both are refused. `cut=True` lets microseconds go, and the time
+of day where the column is a date: for defaults such as `request.now`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ _UTC_ADVICE = "it has a time zone; send value.astimezone(timezone.utc).replace(t
 _CUT_ADVICE = "the column holds whole seconds; send value.replace(microsecond=0)"
 
 
-def day(value: object) -> str:
-    """Convert to 'YYYY-MM-DD'. A datetime is taken at midnight only."""
-    if isinstance(value, date) and not isinstance(value, datetime):
-        return _from_first_year(value, value).isoformat()
-    moment = _datetime(value, cut=False)
-    if moment.time() != time():
-        raise Refused(value, "it has a time of day, which a date column drops; send value.date()")
-    return moment.date().isoformat()
+def day(cut: bool) -> Callable[[object], str]:
+    """Return the converter to 'YYYY-MM-DD'. A datetime is taken at midnight only, or cut, as pyDAL cuts it."""
+
+    def convert(value: object) -> str:
+        if isinstance(value, date) and not isinstance(value, datetime):
+            return _from_first_year(value, value).isoformat()
+        moment = _datetime(value, cut=cut)
+        if not cut and moment.time() != time():
+            raise Refused(value, "it has a time of day, which a date column drops; send value.date()")
+        return moment.date().isoformat()
+
+    return convert
 
 
 def moment(cut: bool) -> Callable[[object], str]:

@@ -56,17 +56,23 @@ class Door:
         self._gates: dict[tuple[Any, ...], Gate] = {}
         self._tables = threading.local()
         self._latest: dict[str, Any] = {}
+        self._seen_lazy: set[str] = set()
         self._placing = Placing(topology)
 
     # definitions --------------------------------------------------------------------------------------------
 
     def define(self, db: Any) -> None:
-        """Remember a DAL, so that its tables may be named by text. Lazy tables stay lazy."""
+        """Remember a DAL, so that its tables may be named by text. Lazy tables are looked at once per process."""
         self._tables.db = db
+        lazy = getattr(db, "_LAZY_TABLES", {})
         for name in db.tables:
             self._latest[name] = db
+            if name in lazy and name in self._seen_lazy:
+                continue
             if name in self._configured or not name.startswith(NOT_OURS):
                 try:
+                    if name in lazy:
+                        self._seen_lazy.add(name)
                     self._publish(self._gate(db[name]))
                 except (Unavailable, BadOp) as error:
                     # a page that only reads must not fail for it; the first op tries again, and raises

@@ -153,6 +153,8 @@ class Drainer:
         """Return the lowest sequence of each pair over all nodes; nothing where one of them does not answer."""
         lowest: dict[tuple[int, int], int] | None = None
         for session in (self._nodes.primary(shard), *self._nodes.replicas(shard)):
+            if self._nodes.unfit(session.node):
+                continue
             try:
                 there = inquiry.sequences(session, pairs)
             except (Unavailable, NotMigrated) as error:

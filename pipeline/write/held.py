@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from pipeline.op import Op
 from pipeline.receipt import Receipt
@@ -21,6 +21,15 @@ class Waiting(NamedTuple):
     def plain(self) -> bool:
         """Whether it may share a round trip with others."""
         return self.durability == "redis" and self.op.idempotency_key is None
+
+
+class Holder(Protocol):
+    """Keeps entries until a commit: `Held`, or an outbox in the request's database."""
+
+    def __len__(self) -> int: ...
+    def add(self, entry: Waiting) -> None: ...  # noqa: D102
+    def send(self) -> list[Receipt]: ...  # noqa: D102
+    def drop(self) -> None: ...  # noqa: D102
 
 
 class Held:

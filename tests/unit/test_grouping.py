@@ -10,6 +10,7 @@ import pytest
 from grouping_model import CHILD, MANY, PARENT, TWO, Database, Maker, difference
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from pipeline.op import GROUP, INSERT, UPDATE, Op
 from pipeline.schema import TableSchema
@@ -26,7 +27,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
         database.close()
 
 
-@settings(max_examples=100, deadline=None, phases=[Phase.reuse, Phase.generate])
+@settings(max_examples=examples(100), deadline=None, phases=[Phase.reuse, Phase.generate])
 @given(seed=st.integers(0, 2**32))
 def test_grouped_equals_one_by_one(database: Database, seed: int):
     ops = Maker(Random(seed), numbered=True).ops()

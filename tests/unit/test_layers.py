@@ -21,10 +21,12 @@ LAYERS = {
     "pipeline.column": 1,
     "pipeline.checks": 1,
     "pipeline.config_file": 1,
+    "pipeline.ini_config": 1,
     "pipeline.op": 1,
     "pipeline.placement": 1,
     "pipeline.pydal_objects": 1,
     "pipeline.receipt": 1,
+    "pipeline.replica": 1,
     "pipeline.rules": 1,
     "pipeline.schema": 1,
     "pipeline.settings": 1,
@@ -46,6 +48,7 @@ LAYERS = {
     "pipeline.cli": 5,
     "pipeline.demo": 5,
     "pipeline.testing": 5,
+    "pipeline.web": 5,
     "pipeline.web2py": 5,
     "pipeline.py4web": 5,
     "pipeline.attach": 5,
@@ -54,13 +57,14 @@ LAYERS = {
 }
 #: Packages of one layer that must not know each other.
 APART = [("pipeline.log", "pipeline.shard"), ("pipeline.write", "pipeline.reads")]
-FACES = ("pipeline.web2py", "pipeline.py4web", "pipeline.attach")
+FACES = ("pipeline.web", "pipeline.web2py", "pipeline.py4web", "pipeline.attach")
 FENCES = {
     "redis": ("pipeline.log",),
     "pydal": ("pipeline.shard", "pipeline.demo", "pipeline.testing", *FACES),
     "pymysql": ("pipeline.shard", *FACES),
     "celery": ("pipeline.log.bell", "pipeline.log.broker", "workers"),
     "kombu": ("pipeline.log.bell", "pipeline.log.broker", "workers"),
+    "gluon": ("pipeline.web2py",),
     "click": ("pipeline.cli",),
     "rich": ("pipeline.cli", "pipeline.demo"),
 }

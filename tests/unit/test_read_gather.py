@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydal import DAL, Field
+from support.examples import examples
 
 import pipeline
 from pipeline.errors import BadRead
@@ -81,7 +82,7 @@ def plain(rows: Any) -> list[Any]:
     return [tuple(row.as_dict().items()) if hasattr(row, "as_dict") else row for row in rows]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS, data=st.data())
 def test_rows_and_their_order_are_those_of_one_database(box: Sandbox, db: Any, rows: Any, data: st.DataObject) -> None:
     fill(box, db, rows)
@@ -107,7 +108,7 @@ def test_rows_and_their_order_are_those_of_one_database(box: Sandbox, db: Any, r
     assert here == there
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS, data=st.data())
 def test_groups_and_aggregates_are_those_of_one_database(box: Sandbox, db: Any, rows: Any, data: st.DataObject) -> None:
     fill(box, db, rows)
@@ -130,7 +131,7 @@ def test_groups_and_aggregates_are_those_of_one_database(box: Sandbox, db: Any, 
     assert here == there, "all numbers here are exact in binary"
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS)
 def test_counts_are_those_of_one_database(box: Sandbox, db: Any, rows: Any) -> None:
     fill(box, db, rows)
@@ -141,7 +142,7 @@ def test_counts_are_those_of_one_database(box: Sandbox, db: Any, rows: Any) -> N
     assert pipeline.count(db.sale, distinct=db.sale.name) == oracle(oracle.sale).count(distinct=oracle.sale.name)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(20), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS)
 def test_without_an_order_the_same_rows_come_in_any_order(box: Sandbox, db: Any, rows: Any) -> None:
     fill(box, db, rows)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydal import DAL, Field
+from support.examples import examples
 
 import pipeline
 from pipeline.errors import StaleRead
@@ -74,7 +75,7 @@ def random_op(db: Any, row_id: int, draw: Any) -> None:
         pipeline.enqueue_update(mine, shard_key=1, **values)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_pending_row_is_the_row_that_will_be_there(box: Sandbox, db: Any, data: st.DataObject) -> None:
     pipeline.enqueue_delete(db.sale.customer == 1)

@@ -263,16 +263,20 @@ def test_an_empty_string_is_none_on_a_notnull_integer_but_a_value_on_a_notnull_s
     assert name("") == ""
 
 
-def test_lenient_cuts_microseconds_and_nothing_else():
+def test_lenient_cuts_microseconds_and_a_days_time_and_nothing_else():
     moment, clock = lenient("t", Column("c", "datetime")), lenient("t", Column("c", "time"))
 
     assert moment(datetime(2024, 2, 29, 1, 2, 3, 999999)) == "2024-02-29 01:02:03"
     assert moment("2024-02-29 01:02:03.9") == "2024-02-29 01:02:03"
     assert clock(time(1, 2, 3, 4)) == "01:02:03"
-    with pytest.raises(BadValue, match="time zone"):
-        moment(datetime(2024, 2, 29, tzinfo=UTC_PLUS_5))
+    assert lenient("t", Column("c", "date"))(datetime(2024, 2, 29, 1, 2, 3, 4)) == "2024-02-29"
+    for kind in ("datetime", "date"):
+        with pytest.raises(BadValue, match="time zone"):
+            lenient("t", Column("c", kind))(datetime(2024, 2, 29, tzinfo=UTC_PLUS_5))
+    with pytest.raises(BadValue, match="HH:MM:SS"):
+        clock(datetime(2024, 2, 29, 1))
     with pytest.raises(BadValue, match="time of day"):
-        lenient("t", Column("c", "date"))(datetime(2024, 2, 29, 1))
+        checker("t", Column("c", "date"))(datetime(2024, 2, 29, 1))
 
 
 def test_an_unsupported_type_is_an_error_at_its_first_use_and_names_the_type():

@@ -1,0 +1,151 @@
+"""The configuration as web2py people write it: the section `[pipeline]` of an `appconfig.ini`, one key a line.
+
+    [pipeline]
+    redis       = redis://localhost:6379/0
+    broker      = redis://localhost:6379/1
+    shard_s0    = mysql:pymysql://app:secret@db0/shop
+    replicas_s0 = mysql:pymysql://reader:secret@db0-r1/shop, mysql:pymysql://reader:secret@db0-r2/shop
+    shard_keys  = purchase: customer, line: customer
+    references  = country
+
+Without a `shard_…` the application's own database is the one shard, and `replicas` are its replicas. What has no key
+here has one in the TOML file, which `config = pipeline.toml` names.
+"""
+
+from __future__ import annotations
+
+import configparser
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, did_you_mean
+
+SECTION = "pipeline"
+#: The name of the one shard that is the application's own database.
+OWN = "s0"
+#: A key that names another file instead; relative to the file that has it.
+ELSEWHERE = "config"
+KEYS = ("config", "redis", "broker", "prefix", "buckets", "replicas", "shard_keys", "references", "mode")
+_OF_A_SHARD = re.compile(r"(shard|replicas)_(?!keys$)([A-Za-z0-9_-]+)")
+_SEPARATOR = re.compile(r"[,\s]+")
+#: How the faults of the settings name a key, and how it is named here.
+_NAMES = (
+    (re.compile(r"\[shards\.([A-Za-z0-9_-]+)\] primary"), r"shard_\1"),
+    (re.compile(r"\[shards\.([A-Za-z0-9_-]+)\] replicas"), r"replicas_\1"),
+    (re.compile(r"\[redis\] url"), "redis"),
+    (re.compile(r"\[redis\] broker_url"), "broker"),
+    (re.compile(r"\[redis\] prefix"), "prefix"),
+    (re.compile(r"\[pipeline\] buckets"), "buckets"),
+    (re.compile(r"\[tables\.(\w+)\] shard_key"), r"shard_keys of \1"),
+)
+
+
+def read(path: Path) -> tuple[Mapping[str, Any], Path | None]:
+    """Return what an ini file says in the TOML file's shape; or the path of the TOML file that it names.
+
+    Raises:
+        ConfigError: it is no ini file, or its section is not there or wrong.
+    """
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string(path.read_text(encoding="utf-8"))
+    except (configparser.Error, UnicodeDecodeError) as error:
+        fault = f"{path} is not an ini file: {type(error).__name__}"
+        raise ConfigError([fault]) from None  # the error carries the file's text, passwords included
+    if SECTION not in parser:
+        raise ConfigError([f"{path} has no section [{SECTION}]"])
+    section = dict(parser[SECTION])
+    if elsewhere := section.get(ELSEWHERE):
+        return {}, path.parent / elsewhere
+    own = parser.get("db", "uri", fallback=None)
+    return sections(section, str(path), own), None
+
+
+def sections(flat: Mapping[str, str], label: str, own_uri: str | None = None) -> dict[str, Any]:
+    """Return the section's keys in the TOML file's shape.
+
+    Args:
+        label: names the file, for people.
+        own_uri: of the application's own database.
+
+    Raises:
+        ConfigError: with every key that is wrong.
+    """
+    faults = [f"{label} [{SECTION}] has an unknown key {key!r}{_hint(key)}" for key in flat if not _known(key)]
+    faults += [] if flat.get("redis") else [f"{label} [{SECTION}] redis is missing; the logs live there"]
+    buckets = str(flat.get("buckets") or "")
+    if buckets and not buckets.isdigit():
+        faults.append(f"{label} [{SECTION}] buckets must be a whole number")
+    shards = _shards(flat, own_uri, label, faults)
+    tables = _tables(flat, label, faults)
+    if faults:
+        raise ConfigError(faults)
+    return {
+        "pipeline": {"buckets": int(buckets)} if buckets else {},
+        "redis": {
+            "url": flat["redis"],
+            **({"broker_url": flat["broker"]} if flat.get("broker") else {}),
+            **({"prefix": flat["prefix"]} if flat.get("prefix") else {}),
+        },
+        "shards": shards,
+        "tables": tables,
+    }
+
+
+def renamed(faults: Iterable[str], label: str) -> list[str]:
+    """Return faults of the settings with the names that the keys have in an ini file."""
+    found = []
+    for fault in faults:
+        for pattern, name in _NAMES:
+            fault = pattern.sub(f"[{SECTION}] {name}", fault)
+        found.append(f"{label}: {fault}")
+    return found
+
+
+def _shards(flat: Mapping[str, str], own_uri: str | None, label: str, faults: list[str]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    replicas: dict[str, list[str]] = {}
+    for key, value in flat.items():
+        if match := _OF_A_SHARD.fullmatch(key):
+            kind, name = match.groups()
+            if kind == "shard":
+                found[name] = {"primary": value}
+            else:
+                replicas[name] = _listed(value)
+    if found and flat.get("replicas"):
+        faults.append(f"{label} [{SECTION}] replicas does not say of which shard: write replicas_{next(iter(found))}")
+    if not found and own_uri:
+        found, replicas = {OWN: {"primary": own_uri}}, {OWN: _listed(flat.get("replicas") or ""), **replicas}
+    for name, uris in replicas.items():
+        if name not in found:
+            faults.append(f"{label} [{SECTION}] replicas_{name} has no shard_{name}{did_you_mean(name, found)}")
+        elif uris:
+            found[name]["replicas"] = uris
+    return found
+
+
+def _tables(flat: Mapping[str, str], label: str, faults: list[str]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for pair in re.split(r"[,\n]", flat.get("shard_keys") or ""):
+        table, colon, key = (part.strip() for part in pair.partition(":"))
+        if table and colon and key:
+            found[table] = {"shard_key": key}
+        elif pair.strip():
+            faults.append(
+                f"{label} [{SECTION}] shard_keys takes TABLE: FIELD, TABLE: FIELD; {pair.strip()!r} is neither"
+            )
+    return found | {table: {"reference": True} for table in _listed(flat.get("references") or "")}
+
+
+def _listed(value: str) -> list[str]:
+    return [part for part in _SEPARATOR.split(value) if part]
+
+
+def _known(key: str) -> bool:
+    return key in KEYS or _OF_A_SHARD.fullmatch(key) is not None
+
+
+def _hint(key: str) -> str:
+    return did_you_mean(key, (*KEYS, "shard_s0", "replicas_s0"))

@@ -1,0 +1,68 @@
+"""The object that a model makes: a request's pipeline, sent after web2py has committed and dropped on a ticket."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gluon import current
+
+from pipeline.errors import ConfigError
+from pipeline.web.configuration import client_for
+from pipeline.web.outbox import Outbox
+from pipeline.web.request import MODES, Request
+from pipeline.web2py import ending, memory
+from pipeline.write.held import Holder
+
+
+class Pipeline:
+    """The pipeline of this request: every function of `pipeline`, and what web2py adds to it.
+
+    Make it in a model, after `db` and its tables. In the scheduler, in cron and in the shell nobody commits for the
+    application, so ops are sent at once there.
+
+    Args:
+        db: the application's DAL; its tables become known.
+        configuration: the application's AppConfig, with a section `[pipeline]`. Without it: `private/pipeline.toml`,
+            else what `pipeline.configure` has read.
+        redis_conn: web2py's `RConn(...)`, instead of the key `redis`.
+        mode: when ops are sent: `on_commit` (after web2py has committed), `outbox` (the same, from a table in *db*,
+            so that nothing is lost if the process dies in between) or `now` (at the call). Also a key of the section.
+
+    Raises:
+        ConfigError: with every fault; each names the file and the key.
+    """
+
+    def __init__(self, db: Any, configuration: Any = None, *, redis_conn: Any = None, mode: str | None = None):
+        web = current.request
+        client = client_for(web.folder, db, configuration, redis_conn)
+        client.define_tables(db)
+        mode = _mode(mode, configuration) if _in_request(web) else "now"
+        self.db, self.mode = db, mode
+        held: Holder | None = None
+        if mode != "now":
+            held = client.held() if mode == "on_commit" else Outbox(db, client.publisher)
+        if not _in_request(web):
+            self.request = Request(client)
+            return
+        self.request = Request(client, held, memory.recalled())
+        ending.attend(self.request, db, memory.keep, from_db=mode == "outbox")
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "request":  # not made yet
+            raise AttributeError(name)
+        return getattr(self.request, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *dir(self.request)})
+
+
+def _in_request(web: Any) -> bool:
+    return not (web.is_shell or web.is_scheduler)
+
+
+def _mode(given: str | None, configuration: Any) -> str:
+    section = dict.get(configuration, "pipeline") if isinstance(configuration, dict) else None
+    mode = given or (section or {}).get("mode") or "on_commit"
+    if mode not in MODES:
+        raise ConfigError([f"mode is one of {', '.join(MODES)}; got {mode!r}"])
+    return str(mode)

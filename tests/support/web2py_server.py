@@ -1,0 +1,241 @@
+"""A real web2py, served over HTTP from a folder of applications, and a browser of few words to ask it.
+
+    with serving(folder) as site:                      # folder/applications/shop/{models,controllers,private}
+        ada = site.browser("/shop/default")
+        assert ada.post("buy", qty=3).json()["id"]     # a ticket is an AssertionError with its traceback
+
+`python -m support.web2py_server FOLDER PORT` is the server itself; `serving` starts it as a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.cookiejar import CookieJar
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from pipeline.admin.cluster.ports import free_ports
+from pipeline.clock import polls
+
+START_S, ANSWER_S = 30, 30
+#: Request threads; web2py's own server keeps its threads too, and thread-locals outlive a request in both.
+THREADS = 8
+TESTS = Path(__file__).parents[1]
+
+
+def needs_web2py() -> None:
+    """Skip the test, with the reason, where web2py cannot run."""
+    if sys.version_info >= (3, 12):
+        pytest.skip("web2py-gluon 2.26.1 needs Python < 3.12: it imports `imp`")
+    if find_spec("gluon") is None:
+        pytest.skip("web2py-gluon is not installed: pip install -e '.[dev]'")
+    if find_spec("pydal.adapters") is None:
+        pytest.skip("web2py-gluon 2.26.1 needs the older pyDAL line: it imports pydal.adapters")
+
+
+class Answer(NamedTuple):
+    """What the server said; redirects are not followed by themselves."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+    @property
+    def location(self) -> str:
+        return self.headers["Location"]
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args: Any) -> None:
+        return None
+
+
+class Browser:
+    """One user: keeps cookies. Paths are below *base*, or absolute."""
+
+    def __init__(self, url: str, base: str, tickets: bool, folder: Path):
+        self.cookies = CookieJar()
+        self._url, self._base, self._tickets, self._folder = url, base, tickets, folder
+        self._opener = urllib.request.build_opener(
+            urllib.request.HTTPCookieProcessor(self.cookies), _NoRedirects, urllib.request.ProxyHandler({})
+        )
+
+    def get(self, path: str, **query: Any) -> Answer:
+        return self._ask(path + (f"?{urllib.parse.urlencode(query, doseq=True)}" if query else ""), None)
+
+    def post(self, path: str, fields: Mapping[str, Any] | None = None, /, **more: Any) -> Answer:
+        return self._ask(path, urllib.parse.urlencode({**(fields or {}), **more}, doseq=True).encode())
+
+    def _ask(self, path: str, body: bytes | None) -> Answer:
+        url = self._url + (path if path.startswith("/") else f"{self._base}/{path}")
+        try:
+            with self._opener.open(url, body, timeout=ANSWER_S) as reply:
+                answer = Answer(reply.status, reply.headers, reply.read().decode())
+        except urllib.error.HTTPError as error:
+            with error:
+                answer = Answer(error.code, error.headers, error.read().decode())
+        if answer.status == 500 and not self._tickets:
+            raise AssertionError("\n".join(tickets(self._folder)) or answer.text)
+        return answer
+
+
+class Site:
+    """A running server and its folder."""
+
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes], port: int):
+        self.folder, self.process = folder, process
+        self.url = f"http://127.0.0.1:{port}"
+
+    def browser(self, base: str = "", *, tickets: bool = False) -> Browser:
+        """Return a new user's browser.
+
+        Args:
+            base: what stands before relative paths: `/shop/default`.
+            tickets: let a ticket be an answer like others; who expects one calls `forget_tickets` then.
+        """
+        return Browser(self.url, base, tickets, self.folder)
+
+    def tickets(self) -> list[str]:
+        """Return the tracebacks of all tickets."""
+        return tickets(self.folder)
+
+    def forget_tickets(self) -> list[str]:
+        """Remove the tickets that were expected, and return their tracebacks."""
+        found = self.tickets()
+        for path in _ticket_files(self.folder):
+            path.unlink()
+        return found
+
+    def kill(self) -> None:
+        """End the server as a crash would."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(START_S)
+
+
+def tickets(folder: Path) -> list[str]:
+    """Return the tracebacks in `applications/*/errors`; the HTTP page hides them."""
+    return [_Ticket(BytesIO(path.read_bytes())).load()["traceback"] for path in _ticket_files(folder)]
+
+
+class _Ticket(pickle.Unpickler):
+    """Reads a ticket without web2py: only its text is wanted, not the objects of its snapshot."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return lambda *args: None
+
+
+def _ticket_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("applications/*/errors/*")) if path.is_file()]
+
+
+@contextmanager
+def serving(folder: Path, **environment: str) -> Iterator[Site]:
+    """Serve `folder/applications` until the end of the block; then no ticket may be left."""
+    needs_web2py()
+    site = start(folder, **environment)
+    try:
+        yield site
+        assert site.tickets() == []
+    finally:
+        site.process.terminate()
+        site.process.wait(START_S)
+
+
+def start(folder: Path, **environment: str) -> Site:
+    """Start a server and wait until it answers; who calls this ends it."""
+    [port] = free_ports(1)
+    log = (folder / "server.log").open("ab")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "support.web2py_server", str(folder), str(port)],
+        env={**os.environ, "PYTHONPATH": str(TESTS), **environment},
+        stdout=log,
+        stderr=log,
+    )
+    log.close()
+    site = Site(folder, process, port)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for _ in polls(START_S):
+        assert process.poll() is None, (folder / "server.log").read_text()
+        try:
+            with opener.open(f"{site.url}/", timeout=ANSWER_S):
+                return site
+        except urllib.error.HTTPError as error:  # it has no such application, but it answers
+            error.close()
+            return site
+        except OSError:
+            continue
+    process.kill()
+    pytest.fail(f"web2py did not answer within {START_S} s: {(folder / 'server.log').read_text()}")
+
+
+# the server process -----------------------------------------------------------------------------------------------
+
+
+def wsgi_application(folder: Path) -> Any:
+    """Return web2py's WSGI application, serving `folder/applications`."""
+    os.environ["web2py_path"] = str(folder)  # noqa: SIM112 - its name; read when gluon.settings is imported
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    # the wheel lacks what a checkout has beside its applications
+    (folder / "VERSION").write_text("Version 2.26.1-stable+timestamp.2023.11.15.00.00.00\n")
+    (folder / "logs").mkdir(exist_ok=True)
+    (folder / "applications" / "__init__.py").touch()
+    import pydal._compat
+
+    if not hasattr(pydal._compat, "FancyURLopener"):  # gluon.tools still asks for it; gone since pyDAL 20251012
+        pydal._compat.FancyURLopener = object  # type: ignore[attr-defined]
+    from gluon.settings import global_settings
+
+    global_settings.web2py_runtime_handler = True  # neither its own server, nor a window, nor cron
+    import gluon.main
+
+    return gluon.main.wsgibase
+
+
+def serve(folder: Path, port: int) -> None:
+    """Serve for ever, by a fixed set of threads."""
+    from concurrent.futures import ThreadPoolExecutor
+    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+    pool = ThreadPoolExecutor(THREADS)
+
+    class Server(WSGIServer):
+        def process_request(self, request: Any, client_address: Any) -> None:
+            pool.submit(self._answer, request, client_address)
+
+        def _answer(self, request: Any, client_address: Any) -> None:
+            try:
+                self.finish_request(request, client_address)
+            except Exception:
+                self.handle_error(request, client_address)
+            finally:
+                self.shutdown_request(request)
+
+    class Quiet(WSGIRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    with make_server("127.0.0.1", port, wsgi_application(folder), Server, Quiet) as server:
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]).resolve(), int(sys.argv[2]))

@@ -1,0 +1,155 @@
+"""One request's pipeline: what it holds, what it drops, and what its user's next request must see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydal import DAL, Field
+
+import pipeline
+from pipeline.errors import UnknownField
+from pipeline.testing import Sandbox, sandbox
+from pipeline.web.request import Request
+
+
+@pytest.fixture
+def box() -> Iterator[Sandbox]:
+    with sandbox({"sale": {"shard_key": "customer"}}) as made:
+        yield made
+
+
+@pytest.fixture
+def db(box: Sandbox) -> Any:
+    db = DAL("sqlite:memory", bigint_id=True, migrate=False)
+    db.define_table("sale", Field("customer", "integer", notnull=True), Field("qty", "integer"))
+    box.client.define_tables(db)
+    return db
+
+
+def holding(box: Sandbox, token: str | None = None) -> Request:
+    return Request(box.client, box.client.held(), token)
+
+
+def test_a_request_has_every_function_of_the_package():
+    missing = [name for name in pipeline.__all__ if not hasattr(Request, name)]
+
+    assert missing == ["configure", "current", "close", "Receipts"]
+
+
+def test_nothing_is_sent_before_the_commit_and_all_in_order_after_it(box: Sandbox, db: Any):
+    request = holding(box)
+
+    receipt = request.enqueue_insert(db.sale, customer=7, qty=1)
+    request.enqueue_update(db.sale.customer == 7, qty=db.sale.qty + 1)
+    with request.atomic():
+        request.enqueue_update(db.sale.customer == 7, qty=db.sale.qty * 5)
+    request.enqueue_bulk_insert(db.sale, [{"customer": 8}, {"customer": 9}])
+
+    assert receipt.id is not None
+    assert receipt.position is None
+    assert request.waiting == 5
+    assert box.enqueued() == []
+    request.finish()
+    assert box.drain().applied == 5
+    assert [row["qty"] for row in box.rows("sale") if row["customer"] == 7] == [10]
+
+
+def test_a_failed_request_sends_nothing(box: Sandbox, db: Any):
+    request = holding(box)
+    request.enqueue_insert(db.sale, customer=7)
+
+    request.drop()
+
+    assert request.finish() is None
+    assert box.enqueued() == []
+
+
+def test_the_next_request_of_the_user_sees_what_this_one_wrote(box: Sandbox, db: Any):
+    request = holding(box)
+    receipt = request.enqueue_insert(db.sale, customer=7, qty=1)
+    text = request.finish()
+    box.drain()
+
+    after = holding(box, text)
+    row = after.get(db.sale, receipt.id)
+
+    assert row.qty == 1
+    assert after.session_token().token[receipt.bucket].reached(receipt.position, {}) is not None
+
+
+def test_a_read_waits_for_the_users_own_write_unless_he_does_without(box: Sandbox, db: Any):
+    request = Request(box.client)
+
+    receipt = request.enqueue_insert(db.sale, customer=7, qty=1)
+
+    with pytest.raises(pipeline.errors.StaleRead):
+        request.get(db.sale, receipt.id)
+    with pytest.raises(pipeline.errors.StaleRead):
+        request.select(db.sale.customer == 7)
+    with pytest.raises(pipeline.errors.StaleRead):
+        request.count(db.sale.customer == 7)
+    assert request.get(db.sale, receipt.id, fresh=False) is None
+    assert len(request.select(db.sale.customer == 7, fresh=False)) == 0
+    assert request.count(db.sale.customer == 7, fresh=False) == 0
+    with request.read("sale", 7, fresh=False) as node:
+        assert node(node.sale).count() == 0
+
+
+def test_what_is_asked_for_besides_is_joined_with_the_users_own(box: Sandbox, db: Any):
+    foreign = box.client.enqueue_insert(db.sale, customer=8)
+    request = Request(box.client)
+
+    with pytest.raises(pipeline.errors.StaleRead):
+        request.count(db.sale.customer == 8, after=str(foreign))
+    assert not request.session_token().token
+    box.drain()
+    assert request.count(db.sale.customer == 8, after=foreign) == 1
+
+
+def test_a_group_that_failed_leaves_nothing_to_be_seen(box: Sandbox, db: Any):
+    request = Request(box.client)
+
+    def group() -> None:
+        with request.atomic():
+            request.enqueue_insert(db.sale, customer=7)
+            request.enqueue_insert(db.sale, customer=7, colour="red")
+
+    with pytest.raises(UnknownField):
+        group()
+
+    assert not request.session_token().token
+    assert box.enqueued() == []
+
+
+def test_a_group_that_was_sent_is_seen(box: Sandbox, db: Any):
+    request = Request(box.client)
+
+    with request.atomic():
+        receipt = request.enqueue_insert(db.sale, customer=7)
+        assert not request.session_token().token
+
+    assert receipt.bucket in request.session_token().token
+
+
+def test_a_session_that_learnt_nothing_need_not_be_kept(box: Sandbox, db: Any):
+    text = str(Request(box.client).session_token())
+
+    assert Request(box.client, None, text).finish() is None
+    assert Request(box.client).finish() is None
+
+
+def test_a_session_of_another_deployment_begins_anew(box: Sandbox, db: Any):
+    request = Request(box.client, None, "tnonsense")
+
+    assert request.count(db.sale.customer == 7) == 0
+
+
+def test_a_request_that_ended_without_a_word_is_heard_of(box: Sandbox, db: Any, caplog: pytest.LogCaptureFixture):
+    request = holding(box)
+    request.enqueue_insert(db.sale, customer=7)
+
+    del request
+
+    assert "1 ops were never sent" in caplog.text
