@@ -12,10 +12,11 @@ from pydal import DAL, Field
 
 from pipeline import clock
 from pipeline.client import Pipeline
-from pipeline.errors import BadOp, LogUnavailable, NotDurable, PipelineFull, WaitTimeout
+from pipeline.errors import BadOp, LogUnavailable, NotDurable, PartialResult, PipelineFull, WaitTimeout
 from pipeline.log.memory import MemoryLog
 from pipeline.op import START
 from pipeline.receipt import Receipt
+from pipeline.shard.session import Session
 from pipeline.testing import Sandbox
 from pipeline.write.courier import Courier
 
@@ -394,6 +395,31 @@ def test_an_op_that_must_be_on_a_second_machine_is_not_said_to_be(shop: Shop):
     assert shop.bought() == [1, 2]
 
 
+def test_what_a_replica_has_not_is_kept(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    nodes, topology = shop.client.nodes, shop.client.topology
+    receipt = shop.buy(1, durability="spooled")
+    shop.drain()
+    shop.box.drain()
+    [behind] = [shard for shard in topology.shards if shard != topology.shard_of(receipt.bucket)]
+    monkeypatch.setattr(nodes, "replicas", lambda shard: [nodes.primary(behind)])
+
+    assert shop.client.drainer.forget() == 0
+
+    monkeypatch.setattr(nodes, "unfit", lambda node: node == behind)
+    assert shop.client.drainer.forget() == 1
+
+
+def test_nothing_is_forgotten_while_a_node_is_away(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    nodes = shop.client.nodes
+    shop.buy(1, durability="spooled")
+    shop.drain()
+    shop.box.drain()
+    gone = Session("s0-r0", f"sqlite://{shop.folder}/not/there.sqlite", read_only=True)
+    monkeypatch.setattr(nodes, "replicas", lambda shard: [gone])
+
+    assert shop.client.drainer.forget() == 0
+
+
 # receipts and reads -------------------------------------------------------------------------------------------------
 
 
@@ -420,6 +446,22 @@ def test_a_read_that_asks_for_a_spooled_op_sees_it_once_it_is_applied(shop: Shop
     shop.box.drain()
 
     assert shop.client.get(shop.db.purchase, receipt.id, after=receipt).qty == 2
+
+
+def test_a_users_session_waits_for_what_he_has_spooled(shop: Shop):
+    shop.buy(1)
+    shop.log.away = True
+    session = shop.client.session_token()
+    session.wrote([shop.buy(2)])
+    shop.log.away = False
+    text = str(session)
+
+    with pytest.raises(PartialResult, match="still queued"):
+        shop.client.count(shop.db.purchase.qty == 2, after=shop.client.session_token(text), on_stale="error")
+
+    shop.drain()
+    shop.box.drain()
+    assert shop.client.count(shop.db.purchase.qty == 2, after=shop.client.session_token(text)) == 1
 
 
 # drainers -----------------------------------------------------------------------------------------------------------
