@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.shop import Shop, shop_of
-from support.web2py_server import THREADS, Browser, Site, needs_web2py, serving
+from support.shop import Shop
+from support.web2py_server import THREADS, Browser, Site
 
 pytestmark = pytest.mark.mariadb
 
@@ -136,19 +136,10 @@ def odd_values():
 """
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    needs_web2py()
-    with shop_of(tmp_path_factory.mktemp("web2py")) as made:
-        made.application("shop", {"default": CONTROLLER}, MODEL)
-        yield made
-
-
-@pytest.fixture(scope="module")
-def site(shop: Shop) -> Iterator[Site]:
-    with serving(shop.folder) as made:
-        shop.prepare(made, "/shop/default/index")
-        yield made
+@pytest.fixture(scope="module", autouse=True)
+def _application(shop: Shop, site: Site) -> None:
+    shop.application("shop", {"default": CONTROLLER}, MODEL)
+    shop.prepare(site, "/shop/default/index")
 
 
 @pytest.fixture
@@ -156,11 +147,6 @@ def ada(site: Site) -> Iterator[Browser]:
     """A user's browser; no ticket may be left behind by it."""
     yield site.browser("/shop/default")
     assert site.tickets() == []
-
-
-@pytest.fixture
-def customer(shop: Shop) -> int:
-    return shop.rig.owners(1)[0]
 
 
 def test_an_op_is_sent_after_the_commit_and_its_id_is_known_before(ada: Browser, shop: Shop, customer: int):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from http.client import RemoteDisconnected
 
 import pytest
-from support.shop import Shop, shop_of
-from support.web2py_server import START_S, Site, needs_web2py, serving, start
+from support.shop import Shop
+from support.web2py_server import START_S, Site, serving, start
 
 from pipeline.clock import polls
 
@@ -64,38 +63,23 @@ pipeline = Pipeline(db, configuration, redis_conn=RConn(host="127.0.0.1", port=R
 BROKEN = "[pipeline]\nredis = http://nowhere\nbrokr = redis://localhost\nshard_keys = sale\n"
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    needs_web2py()
-    with shop_of(tmp_path_factory.mktemp("kinds")) as made:
-        made.application("boxed", {"default": NOTES}, OUTBOX)
-        made.application("kept", {"default": SHOW}, IN_DATABASE)
-        flat = "[pipeline]\n" + "".join(f"shard_{name} = {uri}\n" for name, uri in made.rig.primaries.items())
-        flat += "".join(f"replicas_{name} = {uri}\n" for name, uri in made.rig.replicas.items())
-        flat += f"broker = redis://127.0.0.1:{made.rig.port('redis')}/1\nbuckets = 32\n"
-        flat += "shard_keys = sale: customer\nreferences = country\n"
-        model = RCONN.replace("REDIS_PORT", str(made.rig.port("redis")))
-        made.application("flat", {"default": SHOW}, model, flat)
-        made.application("broken", {"default": SHOW}, "pipeline = Pipeline(db, configuration)\n", BROKEN)
-        yield made
-
-
-@pytest.fixture(scope="module")
-def site(shop: Shop) -> Iterator[Site]:
-    with serving(shop.folder) as made:
-        shop.prepare(made, "/boxed/default/index")
-        yield made
-
-
-@pytest.fixture
-def customer(shop: Shop) -> int:
-    return shop.rig.owners(1)[0]
+@pytest.fixture(scope="module", autouse=True)
+def _applications(shop: Shop, site: Site) -> None:
+    shop.application("boxed", {"default": NOTES}, OUTBOX)
+    shop.application("kept", {"default": SHOW}, IN_DATABASE)
+    flat = "[pipeline]\n" + "".join(f"shard_{name} = {uri}\n" for name, uri in shop.rig.primaries.items())
+    flat += "".join(f"replicas_{name} = {uri}\n" for name, uri in shop.rig.replicas.items())
+    flat += f"broker = redis://127.0.0.1:{shop.rig.port('redis')}/1\nbuckets = 32\n"
+    flat += "shard_keys = sale: customer\nreferences = country\n"
+    model = RCONN.replace("REDIS_PORT", str(shop.rig.port("redis")))
+    shop.application("flat", {"default": SHOW}, model, flat)
+    shop.application("broken", {"default": SHOW}, "pipeline = Pipeline(db, configuration)\n", BROKEN)
+    shop.prepare(site, "/boxed/default/index")
 
 
 # the outbox -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("site")  # which has migrated
 @pytest.mark.parametrize("when", ["before sending", "before deleting"])
 def test_a_server_killed_after_its_commit_loses_and_doubles_nothing(shop: Shop, customer: int, when: str):
     doomed = start(shop.folder)
@@ -126,7 +110,6 @@ def test_a_ticket_leaves_nothing_in_the_outbox(site: Site, shop: Shop, customer:
     assert shop.sales(f"customer={customer}", "name") == [""]
 
 
-@pytest.mark.usefixtures("site")
 def test_the_command_relays_what_a_killed_server_left(shop: Shop, customer: int):
     doomed = start(shop.folder)
     ada = doomed.browser("/boxed/default")

@@ -58,12 +58,15 @@ class Shop:
         """Return the address of an application's own database."""
         return self.rig.primaries["s0"].replace("/shop", f"/web_{name}")
 
-    def application(self, name: str, controllers: Mapping[str, str], pipeline_model: str, ini: str = "") -> Path:
+    def application(
+        self, name: str, controllers: Mapping[str, str], pipeline_model: str, ini: str = "", model: str = MODEL
+    ) -> Path:
         """Write an application, and return its folder.
 
         Args:
             controllers: the text of each.
             pipeline_model: what comes after `db` and its tables.
+            model: `db` and its tables.
             ini: the section `[pipeline]`; by default it names the cluster's TOML file.
         """
         folder = self.folder / "applications" / name
@@ -72,7 +75,7 @@ class Shop:
         self.ask("s0", f"CREATE DATABASE web_{name} CHARACTER SET utf8mb4")
         section = ini or f"[pipeline]\nconfig = {self.rig.config}\n"
         (folder / "private" / "appconfig.ini").write_text(f"[db]\nuri = {self.own_uri(name)}\n{section}")
-        (folder / "models" / "db.py").write_text(MODEL)
+        (folder / "models" / "db.py").write_text(model)
         (folder / "models" / "pipeline.py").write_text(pipeline_model)
         for controller, text in controllers.items():
             (folder / "controllers" / f"{controller}.py").write_text(text)
