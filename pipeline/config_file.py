@@ -75,7 +75,7 @@ def section(kind: type[T], raw: object, name: str, faults: list[str], /, **given
     if not isinstance(raw, Mapping):
         faults.append(f"[{name}] is {a(raw)}; it must be a section")
         return None
-    keys = {one.name: one for one in fields(kind) if one.name not in given}  # type: ignore[arg-type]
+    keys = {one.name: one for one in fields(kind) if one.init and one.name not in given}  # type: ignore[arg-type]
     faults += [f"[{name}] has an unknown key {key!r}{did_you_mean(key, keys)}" for key in raw if key not in keys]
     values = {key: value for key, value in raw.items() if key in keys and value is not None}
     absent = {key: None for key, one in keys.items() if one.default is MISSING and one.default_factory is MISSING}

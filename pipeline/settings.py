@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,7 +29,8 @@ from pipeline.checks import (
 from pipeline.config_file import filled, group, section, written
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.placement import Ranges, parse_ranges, placement_faults, ranges
-from pipeline.uris import broker_address, redact, redis_address, same_database_faults, shard_address
+from pipeline.replica import Load, loads_of, replica_fault, uris_of
+from pipeline.uris import broker_address, redact, redacted, redis_address, same_database_faults, shard_address
 
 __all__ = [
     "ApplySettings",
@@ -112,7 +113,7 @@ class RedisSettings:
         _refuse(faults_of("redis", checks, self))
 
     def __repr__(self) -> str:
-        return _redacted(self)
+        return redacted(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +124,13 @@ class ShardSettings:
     primary: str
     replicas: tuple[str, ...] = ()
     buckets: Ranges | None = None
+    #: What each replica is to carry; the file writes it beside the address, `{ uri = "…", weight = 2, limit = 50 }`.
+    loads: tuple[Load, ...] = field(default=(), init=False)
 
     CHECKS: ClassVar[Mapping[str, Check]] = {
         "name": _SHARD_NAME,
         "primary": shard_address,
-        "replicas": each(shard_address, "a list of addresses"),
+        "replicas": each(replica_fault, "a list of addresses"),
         "buckets": optional(ranges),
     }
 
@@ -136,6 +139,8 @@ class ShardSettings:
             with suppress(ValueError):
                 object.__setattr__(self, "buckets", parse_ranges(self.buckets))
         _refuse(faults_of(f"shards.{self.name}", self.CHECKS, self))
+        object.__setattr__(self, "loads", loads_of(self.replicas))
+        object.__setattr__(self, "replicas", uris_of(self.replicas))
 
     def nodes(self) -> list[tuple[str, str]]:
         """Return the full key and the address of each node, the primary first."""
@@ -143,7 +148,7 @@ class ShardSettings:
         return [(f"[shards.{self.name}] primary", self.primary), *replicas]
 
     def __repr__(self) -> str:
-        return _redacted(self)
+        return redacted(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,18 +222,20 @@ class ReadSettings:
 
 @dataclass(frozen=True, slots=True)
 class ApplySettings:
-    """What one apply transaction aims at (`target_ms`), and what it never exceeds."""
+    """What one apply transaction aims at (`target_ms`), what it never exceeds, and whom the log waits for."""
 
     target_ms: int = 100
     max_rows: int = 5_000
     max_bytes: int = 8_000_000
     buckets: int = 64
+    replica_away_s: int = 21_600
 
     CHECKS: ClassVar[Mapping[str, Check]] = {
         "target_ms": whole(1, 10_000),
         "max_rows": whole(1, 100_000),
         "max_bytes": whole(1_000, 1_000_000_000),
         "buckets": whole(1, MOST_BUCKETS + 1),
+        "replica_away_s": whole(1, 31_536_000),
     }
 
     def __post_init__(self) -> None:
@@ -251,6 +258,10 @@ class Settings:
     def __post_init__(self) -> None:
         head = _Head(self.buckets)
         _refuse(_joint_faults(head.buckets, self.shards, self.tables))
+
+    def loads(self) -> dict[str, Load]:
+        """Return what each replica is to carry, by its node's name."""
+        return {f"{name}-r{i}": load for name, shard in self.shards.items() for i, load in enumerate(shard.loads)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,13 +298,3 @@ def _joint_faults(
 def _refuse(faults: Iterable[str]) -> None:
     if faults := list(faults):
         raise ConfigError(faults)
-
-
-def _redacted(record: RedisSettings | ShardSettings) -> str:
-    def shown(value: object) -> object:
-        if isinstance(value, tuple):
-            return tuple(map(shown, value))
-        return redact(value) if isinstance(value, str) else value
-
-    parts = (f"{one.name}={shown(getattr(record, one.name))!r}" for one in fields(record))
-    return f"{type(record).__name__}({', '.join(parts)})"

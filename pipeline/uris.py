@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from typing import Any
 
 from pipeline.checks import refused
 from pipeline.errors import did_you_mean
@@ -122,3 +124,15 @@ def _redact_one(uri: str) -> str:
     name = re.split("[:/]", user, maxsplit=1)[0]
     hidden = ":***" if name != user else ""
     return head + found + name + hidden + at + _SECRET_ARGUMENT.sub(r"\1***", address)
+
+
+def redacted(record: Any) -> str:
+    """Return the `repr` of a dataclass whose texts are addresses, without their passwords."""
+
+    def shown(value: object) -> object:
+        if isinstance(value, tuple):
+            return tuple(map(shown, value))
+        return redact(value) if isinstance(value, str) else value
+
+    parts = (f"{one.name}={shown(getattr(record, one.name))!r}" for one in fields(record))
+    return f"{type(record).__name__}({', '.join(parts)})"

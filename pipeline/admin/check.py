@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.admin.checks import (
+    away,
     buckets,
     clocks,
     configuration,
@@ -27,6 +28,7 @@ SUBJECTS: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
     configuration.findings,
     redis.findings,
     servers.findings,
+    away.findings,
     privileges.findings,
     buckets.findings,
     schemas.findings,

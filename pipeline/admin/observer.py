@@ -8,6 +8,7 @@ from functools import partial
 
 from pipeline import clock
 from pipeline.admin.ask import ask_all
+from pipeline.admin.news import News, news_of, with_news
 from pipeline.admin.status import Queue, RedisStatus, ReplicaStatus, ShardStatus, Status
 from pipeline.errors import PipelineError
 from pipeline.log.health import ANSWER_S
@@ -55,31 +56,39 @@ class Observer:
         nodes = {name: found for name, found in answers.items() if not isinstance(found, RedisStatus)}
         if not isinstance(redis, RedisStatus):
             redis = RedisStatus(why=str(redis))
+        news = self._news() if not redis.why else None
         shards = self._topology.shards
         queues: dict[str, Queue | PipelineError] = dict.fromkeys(shards, Queue(why=redis.why))
         if not redis.why:
             # after the watermarks: what is applied meanwhile then counts as queued, and nothing as less than nought
             queues = ask_all({shard: partial(self._queue, shard, nodes[shard]) for shard in shards})
-        rows = tuple(self._shard(shard, nodes, queues[shard]) for shard in shards)
-        return Status(clock.wall_ms(), redis, rows)
+        rows = tuple(self._shard(shard, nodes, queues[shard], news) for shard in shards)
+        return Status(clock.wall_ms(), redis, rows, news.reads if news is not None else None)
 
     def close(self) -> None:
         """Close the connection to Redis."""
         self._log.close()
 
     def _shard(
-        self, shard: str, nodes: Mapping[str, _Node | PipelineError], queue: Queue | PipelineError
+        self, shard: str, nodes: Mapping[str, _Node | PipelineError], queue: Queue | PipelineError, news: News | None
     ) -> ShardStatus:
         if isinstance(queue, PipelineError):
             queue = Queue(why=str(queue))
         primary = nodes[shard]
-        replicas = tuple(self._replica(node, nodes[node], primary) for node in self._replicas[shard])
+        found = (self._replica(node, nodes[node], primary) for node in self._replicas[shard])
+        replicas = tuple(with_news(replica, news) for replica in found)
         if isinstance(primary, PipelineError):
             self._before.pop(shard, None)
             return ShardStatus(shard, queue, replicas=replicas, why=_why(shard, primary))
         rate = self._rate(shard, primary)
         counts = primary.counts
         return ShardStatus(shard, queue, rate, counts["rejected"], counts["parked"], counts["lost"], replicas)
+
+    def _news(self) -> News | None:
+        try:
+            return news_of(self._log)
+        except PipelineError:
+            return None
 
     def _queue(self, shard: str, primary: _Node | PipelineError) -> Queue:
         unseen = isinstance(primary, PipelineError)

@@ -16,12 +16,21 @@ class ReplicaStatus:
         lag_ops: ops that the primary has committed and the replica has not.
         lag_ms: between the newest commits of ops that each of the two holds, by the primary's clock.
         why: why something is unknown.
+        state: what readers make of it, by the prober's word: `in`, `out` of rotation, `no reading`, `no prober`,
+            `unfit` (away for too long, to be rebuilt), `unknown`.
+        reading_ms: the prober's bound of its lag when it was told.
+        age_ms: how long ago that was.
+        unfit: why it is unfit, and what to do.
     """
 
     node: str
     lag_ops: int | None = None
     lag_ms: int | None = None
     why: str = ""
+    state: str = "unknown"
+    reading_ms: int | None = None
+    age_ms: int | None = None
+    unfit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +82,23 @@ class RedisStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadCount:
+    """How many reads of all processes went to a node for a reason; of refused ones, the node is their shard."""
+
+    node: str
+    kind: str
+    reason: str
+    reads: int
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
-    """The whole deployment at one moment."""
+    """The whole deployment at one moment. `reads` is None where Redis does not tell."""
 
     at_ms: int
     redis: RedisStatus
     shards: tuple[ShardStatus, ...]
+    reads: tuple[ReadCount, ...] | None = None
 
     @property
     def unknown(self) -> list[tuple[str, str]]:

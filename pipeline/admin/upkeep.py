@@ -6,8 +6,8 @@ import json
 import logging
 
 from pipeline import clock
+from pipeline.admin import away
 from pipeline.client import Pipeline
-from pipeline.errors import NotMigrated, Unavailable
 from pipeline.op import Position
 from pipeline.shard import inquiry, marks
 from pipeline.write.apply import unapplied
@@ -56,19 +56,17 @@ def _replicated(pipeline: Pipeline, shard: str) -> dict[int, Position]:
 
 
 def _on_every_node(pipeline: Pipeline, shard: str) -> dict[int, Position]:
-    primary = {b: m.position for b, m in inquiry.marks_of(pipeline.nodes.primary(shard)).items()}
-    replicas = list(pipeline.nodes.replicas(shard))
-    if not replicas:
-        return _as_of(pipeline, shard, primary)
-    for session in replicas:
-        try:
-            there = inquiry.marks_of(session)
-        except (Unavailable, NotMigrated) as error:
-            # a replica that is away may come back and be promoted: keep everything it may still need
-            _log.warning("nothing is trimmed on %s while %s is away: %s", shard, session.node, error)
+    lowest = {b: m.position for b, m in inquiry.marks_of(pipeline.nodes.primary(shard)).items()}
+    counting = away.fit_replicas(pipeline, shard, lowest)
+    if not counting:
+        return _as_of(pipeline, shard, lowest)
+    for replica, there in counting:
+        if there is None:
+            # it may come back and be promoted: keep everything it may still need
+            _log.warning("nothing is trimmed on %s while %s is away", shard, replica.node)
             return {}
-        primary = {b: min(p, there[b].position) for b, p in primary.items() if b in there}
-    return primary
+        lowest = {b: min(p, there[b]) for b, p in lowest.items() if b in there}
+    return lowest
 
 
 def _as_of(pipeline: Pipeline, shard: str, now: dict[int, Position]) -> dict[int, Position]:

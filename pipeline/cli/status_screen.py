@@ -10,17 +10,24 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.admin.status import Queue, ReplicaStatus, ShardStatus, Status
+from pipeline.cli.reads_table import reads_table
 
 UNKNOWN = "unknown"
 #: An op that is older than this, or a replica further behind, deserves a look, ms.
 LATE_MS = 5_000
+#: States that are too long for the table.
+_SHORT = {UNKNOWN: "?", "no prober": "?", "no reading": "none"}
 
 
 def screen(status: Status, encoding: str, *, live: bool = False) -> RenderableType:
     """Return the table, and below it what is wrong."""
     parts: list[RenderableType] = [Text(), _head(status), Text(), _table(status, encoding), Text()]
+    if (reads := _reads(status)) is not None:
+        parts += [reads, Text()]
     for name, why in status.unknown:
         parts.append(Text.assemble(("  ? unknown ", "bold red"), (f"{name}: ", "bold"), why))
+    for name, why in _unfit(status):
+        parts.append(Text.assemble(("  ! unfit ", "bold red"), (f"{name}: ", "bold"), why))
     if status.redis.full is not None:
         parts.append(Text.assemble(("  full ", "bold red"), f"nothing is let in: {status.redis.full}"))
     if refused := sum((shard.rejected or 0) + (shard.parked or 0) for shard in status.shards):
@@ -29,7 +36,7 @@ def screen(status: Status, encoding: str, *, live: bool = False) -> RenderableTy
         parts.append(Text(f"  {lost:,} ops were lost by Redis: pipeline_lost names them", style="bold red"))
     if live:
         parts.append(Text("  q ends", style="dim"))
-    elif len(parts) > 5:
+    elif not isinstance(parts[-1], Text) or parts[-1].plain:
         parts.append(Text())
     return Group(*parts)
 
@@ -48,9 +55,21 @@ def lines(status: Status) -> Iterator[str]:
             f" parked={_count(shard.parked)} lost={_count(shard.lost)}"
         )
         for replica in shard.replicas:
-            yield f"replica={replica.node} lag_ops={_count(replica.lag_ops)} lag={_ms(replica.lag_ms)}"
+            yield (
+                f"replica={replica.node} lag_ops={_count(replica.lag_ops)} lag={_ms(replica.lag_ms)}"
+                f" state={replica.state.replace(' ', '-')} reading={_ms(replica.reading_ms)} age={_ms(replica.age_ms)}"
+            )
+    for count in status.reads or ():
+        yield f"reads node={count.node} kind={count.kind} reason={count.reason} count={count.reads}"
     for name, why in status.unknown:
         yield f"{UNKNOWN}: {name}: {why}"
+    for name, why in _unfit(status):
+        yield f"unfit: {name}: {why}"
+
+
+def _unfit(status: Status) -> list[tuple[str, str]]:
+    replicas = (replica for shard in status.shards for replica in shard.replicas)
+    return [(replica.node, replica.unfit) for replica in replicas if replica.unfit]
 
 
 def _head(status: Status) -> Text:
@@ -66,8 +85,9 @@ def _table(status: Status, encoding: str) -> Table:
     table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
     for name in ("shard", "queued", "oldest", "applied/s", "dirty", "rejected", "parked", "lost", "replica"):
         table.add_column(name, justify="left" if name in ("shard", "replica") else "right", no_wrap=True)
-    table.add_column("ops behind", justify="right", no_wrap=True)
+    table.add_column("behind", justify="right", no_wrap=True)
     table.add_column("lag", justify="right", no_wrap=True)
+    table.add_column("reading", no_wrap=True)
     sign = "≤ " if encoding.startswith("utf") else "<= "
     for shard in status.shards:
         replicas: list[ReplicaStatus | None] = [*shard.replicas] or [None]
@@ -95,13 +115,29 @@ def _shard_cells(shard: ShardStatus, sign: str) -> list[Text]:
 
 def _replica_cells(replica: ReplicaStatus | None) -> list[Text]:
     if replica is None:
-        return [Text("none", style="dim"), Text(), Text()]
+        return [Text("none", style="dim"), Text(), Text(), Text()]
     late = "yellow" if (replica.lag_ms or 0) > LATE_MS else ""
     return [
         Text(replica.node, style="bold red" if replica.why else ""),
         _cell(_count(replica.lag_ops)),
         _cell(_ms(replica.lag_ms), late),
+        _reading_cell(replica),
     ]
+
+
+def _reading_cell(replica: ReplicaStatus) -> Text:
+    """What readers go by: the prober's bound, or why there is none."""
+    if replica.state == "in" and replica.reading_ms is not None and replica.age_ms is not None:
+        bound_ms = replica.reading_ms + replica.age_ms
+        return Text(f"< {_ms(bound_ms)}", style="yellow" if bound_ms > LATE_MS else "green")
+    return Text(_SHORT.get(replica.state, replica.state), style="bold red")
+
+
+def _reads(status: Status) -> RenderableType | None:
+    """Return the reads of all processes by node and reason, the commonest first."""
+    if not status.reads:
+        return None
+    return reads_table([(one.node, one.kind, one.reason, one.reads) for one in status.reads])
 
 
 def _cell(text: str, style: str = "") -> Text:

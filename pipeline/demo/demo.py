@@ -10,6 +10,7 @@ from pipeline.demo.corrections import Correction
 from pipeline.demo.expected import expected_fingerprints
 from pipeline.demo.flights import COLUMNS, Dataset, find_dataset, shard_key
 from pipeline.demo.meter import LOOK_S, Meter
+from pipeline.demo.mixed import Mixed, read_mixed
 from pipeline.demo.reading import Reading, read_own_write
 from pipeline.demo.screen import Screen
 from pipeline.demo.summary import Summary
@@ -61,6 +62,7 @@ def play(system: System, dataset: Dataset, screen: Screen, engine: str) -> Summa
         flight = _send(traffic, dataset, screen)
         ops, seconds = meter.enqueued, mono_s() - meter.started_s
         reading = _read(traffic, flight, screen)
+        mixed = _read_mixed(system, traffic, flight, screen)
         comparisons = _check(system, dataset, screen)
     return Summary(
         engine=engine,
@@ -72,6 +74,7 @@ def play(system: System, dataset: Dataset, screen: Screen, engine: str) -> Summa
         single_p99_us=meter.quantile_us(0.99),
         flower_url=system.flower_url,
         reading=reading,
+        mixed=mixed,
         comparisons=tuple(comparisons),
     )
 
@@ -126,6 +129,14 @@ def _read(traffic: Traffic, flight: Correction, screen: Screen) -> Reading:
         reading = read_own_write(traffic, flight)
         say(f"one's own write at once, served by {reading.node} ({reading.role})", well=reading.true)
     return reading
+
+
+def _read_mixed(system: System, traffic: Traffic, flight: Correction, screen: Screen) -> Mixed:
+    with screen.scene("Reads") as say:
+        mixed = read_mixed(system, traffic, flight)
+        traffic.pipeline.barrier("flight", timeout_s=STALL_S)
+        say(f"{mixed.reads} reads, some while a replica stands still: {mixed.wrong} wrong", well=not mixed.wrong)
+    return mixed
 
 
 def _check(system: System, dataset: Dataset, screen: Screen) -> list[Comparison]:

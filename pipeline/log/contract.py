@@ -208,8 +208,32 @@ class Log(Protocol):
         """Publish what is known of the nodes, at the server's time; what nobody renews is forgotten."""
         ...
 
-    def health(self) -> tuple[int, dict[str, tuple[int, str]]]:
-        """Return the server's time in ms and, of each node, when it was published and what."""
+    def health(self, counted: Mapping[str, int] = {}) -> tuple[int, dict[str, tuple[int, str]]]:
+        """Return the server's time in ms and, of each node, when it was published and what.
+
+        Args:
+            counted: is added to the counts of `reads`, in the same round trip; a full server drops it.
+        """
+        ...
+
+    def reads(self) -> dict[str, int]:
+        """Return what all processes have counted."""
+        ...
+
+    def seen(self, node: str) -> str | None:
+        """Return what upkeep noted of a node when it last looked at it."""
+        ...
+
+    def note_seen(self, node: str, text: str) -> None:
+        """Note what upkeep saw of a node."""
+        ...
+
+    def unfit(self) -> dict[str, str]:
+        """Return, of each shard of which it is known, which of its nodes are unfit."""
+        ...
+
+    def publish_unfit(self, shard: str, text: str) -> None:
+        """Tell which nodes of a shard are unfit; the shard's database knows it for good."""
         ...
 
     def earn(self, shard: str, reads: float, most: float, *, take: bool) -> bool:

@@ -14,6 +14,9 @@
 <prefix>:full               string  why nothing is let in; expires
 <prefix>:chore:<name>       string  lease of a chore, "1" or its holder's token; expires
 <prefix>:health             hash    node -> "<ms> <what the prober knows of it, as JSON>"; expires
+<prefix>:reads              hash    "<node> <kind> <reason>" -> reads of all processes; expires when idle
+<prefix>:unfit              hash    shard -> its unfit nodes as JSON, a copy of pipeline_unfit
+<prefix>:seen               hash    node -> what upkeep last saw of it, as JSON; see `admin/away`
 <prefix>:secret             string  what session tokens are signed with, where the settings name no secret
 <prefix>:budget:<shard>     string  reads that its primary may still take for its replicas; expires when idle
 """
@@ -29,6 +32,7 @@ class Keys:
         self._log = f"{prefix}:log:"
         self.schemas, self.tables = f"{prefix}:schemas", f"{prefix}:tables"
         self.ids, self.full, self.bigs = f"{prefix}:ids", f"{prefix}:full", f"{prefix}:big:"
+        self.reads, self.unfit, self.seen = f"{prefix}:reads", f"{prefix}:unfit", f"{prefix}:seen"
         self.health, self.secret = f"{prefix}:health", f"{prefix}:secret"
 
     def log(self, bucket: int) -> str:

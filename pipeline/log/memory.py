@@ -55,6 +55,9 @@ class _Server:
     leases: dict[int, tuple[str, int, int]] = field(default_factory=dict)  # number -> token, last ms, ends at
     health: dict[str, _Timed] = field(default_factory=dict)  # node -> what is known, and when it was published
     health_until_ms: int = 0
+    reads: dict[str, int] = field(default_factory=dict)
+    seen: dict[str, str] = field(default_factory=dict)
+    unfit: dict[str, str] = field(default_factory=dict)
     keys: dict[str, _Timed] = field(default_factory=dict)  # bells, idempotency keys, chores, full
 
 
@@ -334,10 +337,32 @@ class MemoryLog:
             self._server.health = {node: _Timed(text, self.now_ms()) for node, text in nodes.items()}
             self._server.health_until_ms = self.now_ms() + for_ms
 
-    def health(self) -> tuple[int, dict[str, tuple[int, str]]]:
+    def health(self, counted: Mapping[str, int] = {}) -> tuple[int, dict[str, tuple[int, str]]]:
         with self._lock:
+            for what, more in counted.items():
+                self._server.reads[what] = self._server.reads.get(what, 0) + more
             known = self._server.health if self.now_ms() < self._server.health_until_ms else {}
             return self.now_ms(), {node: (said.until_ms, said.value) for node, said in known.items()}
+
+    def reads(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._server.reads)
+
+    def seen(self, node: str) -> str | None:
+        with self._lock:
+            return self._server.seen.get(node)
+
+    def note_seen(self, node: str, text: str) -> None:
+        with self._lock:
+            self._server.seen[node] = text
+
+    def unfit(self) -> dict[str, str]:
+        with self._lock:
+            return dict(self._server.unfit)
+
+    def publish_unfit(self, shard: str, text: str) -> None:
+        with self._lock:
+            self._server.unfit[shard] = text
 
     def earn(self, shard: str, reads: float, most: float, *, take: bool) -> bool:
         with self._lock:

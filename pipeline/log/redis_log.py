@@ -14,9 +14,11 @@ import redis
 
 from pipeline.errors import NoProducerNumber
 from pipeline.ids import PRODUCERS, SPAN_MS, Lease
+from pipeline.log import news
 from pipeline.log.connection import connect, script, translated
 from pipeline.log.keys import Keys
 from pipeline.log.line import RedisLine
+from pipeline.log.replies import entries_of, hash_of, position_of, ring_of, text_of
 from pipeline.op import Entry, Position
 
 #: As in `enqueue.lua`: a Celery message that nobody fetched for so long no longer counts as on its way, ms.
@@ -58,7 +60,7 @@ class RedisLog:
 
     def epoch(self, scope: str) -> tuple[int, bool, str]:
         with translated():
-            seen = _text(self._client.get(self.keys.epoch(scope)))
+            seen = text_of(self._client.get(self.keys.epoch(scope)))
             replid = self._client.info("replication")["master_replid"]
         epoch, _, given_on = seen.partition(" ")
         return int(epoch or 0), given_on == replid, f"{replid} {seen}"
@@ -79,13 +81,13 @@ class RedisLog:
     def schema(self, hash: str) -> str | None:
         with translated():
             found = self._client.hget(self.keys.schemas, hash)
-        return _text(found) if found is not None else None
+        return text_of(found) if found is not None else None
 
     def tables(self) -> dict[str, str]:
         with translated():
-            names = _hash(self._client.hgetall(self.keys.tables))
+            names = hash_of(self._client.hgetall(self.keys.tables))
             texts = self._client.hmget(self.keys.schemas, list(names.values())) if names else []
-        return {name: _text(text) for name, text in zip(names, texts, strict=True) if text is not None}
+        return {name: text_of(text) for name, text in zip(names, texts, strict=True) if text is not None}
 
     # draining -----------------------------------------------------------------------------------------------
 
@@ -99,17 +101,17 @@ class RedisLog:
             for bucket, (epoch, seq) in after.items():
                 pipe.execute_command("XRANGE", self.keys.log(bucket), f"{epoch}-{seq + 1}", "+", "COUNT", count[bucket])
             replies = pipe.execute()
-        return {bucket: _entries(bucket, reply) for bucket, reply in zip(after, replies, strict=True)}
+        return {bucket: entries_of(bucket, reply) for bucket, reply in zip(after, replies, strict=True)}
 
     def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
         keys = [self.keys.dirty(shard), self.keys.bell(shard), self.keys.marks(shard), *map(self.keys.log, marks)]
         arguments: list[Any] = [BELL_MS, delay_ms]
         for bucket, (epoch, seq) in marks.items():
             arguments += (bucket, epoch, max(seq, 0) if epoch else 0)
-        return _ring(self._run("finish", keys, arguments))
+        return ring_of(self._run("finish", keys, arguments))
 
     def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
-        return _ring(self._run("sweep", [self.keys.dirty(shard), self.keys.bell(shard)], [BELL_MS, due_ms]))
+        return ring_of(self._run("sweep", [self.keys.dirty(shard), self.keys.bell(shard)], [BELL_MS, due_ms]))
 
     def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
         self._rest(shard, "NX", 0, buckets)
@@ -142,13 +144,13 @@ class RedisLog:
 
     def marks(self, shard: str) -> dict[int, Position]:
         with translated():
-            found = _hash(self._client.hgetall(self.keys.marks(shard)))
+            found = hash_of(self._client.hgetall(self.keys.marks(shard)))
         return {int(bucket): Position.parse(text) for bucket, text in found.items()}
 
     def mark(self, shard: str, bucket: int) -> Position | None:
         with translated():
             found = self._client.hget(self.keys.marks(shard), str(bucket))
-        return Position.parse(_text(found)) if found is not None else None
+        return Position.parse(text_of(found)) if found is not None else None
 
     def trim(self, behind: Mapping[int, Position]) -> int:
         with translated():
@@ -161,7 +163,7 @@ class RedisLog:
     def note_marks(self, shard: str, now_ms: int, text: str, *, older_than_ms: int) -> str | None:
         key = self.keys.notes(shard)
         with translated():
-            notes = [_text(note).partition(" ") for note in self._client.lrange(key, 0, -1)]
+            notes = [text_of(note).partition(" ") for note in self._client.lrange(key, 0, -1)]
         if not notes or now_ms - int(notes[0][0]) >= NOTE_MS:
             self._despite_oom("LPUSH", key, f"{now_ms} {text}")
             self._despite_oom("LTRIM", key, 0, older_than_ms // NOTE_MS + 1)
@@ -187,7 +189,7 @@ class RedisLog:
     def full(self) -> str | None:
         with translated():
             found = self._client.get(self.keys.full)
-        return _text(found) if found is not None else None
+        return text_of(found) if found is not None else None
 
     def memory_share(self) -> float:
         with translated():
@@ -208,14 +210,27 @@ class RedisLog:
     def publish_health(self, nodes: Mapping[str, str], for_ms: int) -> None:
         self._run("publish_health", [self.keys.health], [for_ms, *(part for pair in nodes.items() for part in pair)])
 
-    def health(self) -> tuple[int, dict[str, tuple[int, str]]]:
+    def health(self, counted: Mapping[str, int] = {}) -> tuple[int, dict[str, tuple[int, str]]]:
         with translated():
-            pipe: Any = self._client.pipeline(transaction=False)
-            pipe.hgetall(self.keys.health)
-            pipe.time()
-            found, (seconds, micros) = pipe.execute()
-        told = {node: text.partition(" ") for node, text in _hash(found).items()}
-        return seconds * 1000 + micros // 1000, {node: (int(at), text) for node, (at, _, text) in told.items()}
+            return news.exchange(self._client, self.keys, counted)
+
+    def reads(self) -> dict[str, int]:
+        with translated():
+            return {what: int(n) for what, n in hash_of(self._client.hgetall(self.keys.reads)).items()}
+
+    def seen(self, node: str) -> str | None:
+        with translated():
+            return text_of(self._client.hget(self.keys.seen, node)) or None
+
+    def note_seen(self, node: str, text: str) -> None:
+        self._despite_oom("HSET", self.keys.seen, node, text)
+
+    def unfit(self) -> dict[str, str]:
+        with translated():
+            return hash_of(self._client.hgetall(self.keys.unfit))
+
+    def publish_unfit(self, shard: str, text: str) -> None:
+        self._despite_oom("HSET", self.keys.unfit, shard, text)
 
     def earn(self, shard: str, reads: float, most: float, *, take: bool) -> bool:
         arguments = [f"{reads:.6f}", f"{most:.6f}", int(take), BUDGET_MS]
@@ -226,7 +241,7 @@ class RedisLog:
             pipe: Any = self._client.pipeline(transaction=False)
             pipe.set(self.keys.secret, proposed, nx=True)
             pipe.get(self.keys.secret)
-            return _text(pipe.execute()[1])
+            return text_of(pipe.execute()[1])
 
     def server(self) -> dict[str, Any]:
         """Return the server's INFO, for `check` and `status`."""
@@ -236,7 +251,7 @@ class RedisLog:
     def setting(self, name: str) -> str | None:
         """Return one CONFIG value, or None where the server does not tell it."""
         try:
-            return _text(self._client.config_get(name).get(name)) or None
+            return text_of(self._client.config_get(name).get(name)) or None
         except redis.exceptions.ResponseError:
             return None
 
@@ -263,7 +278,7 @@ class RedisLog:
             for bucket, (start, end) in ranges.items():
                 pipe.execute_command(command, self.keys.log(bucket), start, end, "COUNT", 1)
             replies = pipe.execute()
-        return {bucket: _position(reply[0][0]) for bucket, reply in zip(ranges, replies, strict=True) if reply}
+        return {bucket: position_of(reply[0][0]) for bucket, reply in zip(ranges, replies, strict=True) if reply}
 
     def _run(self, name: str, keys: list[str], arguments: list[Any], client: redis.Redis | None = None) -> Any:
         client, (text, sha) = client or self._client, script(name)
@@ -272,28 +287,3 @@ class RedisLog:
                 return client.evalsha(sha, len(keys), *keys, *arguments)
             except redis.exceptions.NoScriptError:
                 return client.eval(text, len(keys), *keys, *arguments)
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else value or ""
-
-
-def _hash(found: Mapping[Any, Any]) -> dict[str, str]:
-    return {_text(key): _text(value) for key, value in found.items()}
-
-
-def _ring(reply: Any) -> tuple[bool, int]:
-    ring, dirty = _text(reply).split(" ")
-    return ring == "1", int(dirty)
-
-
-def _position(id: Any) -> Position:
-    return Position.parse(_text(id))
-
-
-def _entries(bucket: int, reply: Any) -> list[Entry]:
-    entries = []
-    for id, (_, producer, _, seq, _, payload) in reply:  # p <producer> s <producer seq> o <op>, always in this order
-        epoch, _, nth = id.partition(b"-")
-        entries.append(Entry(bucket, Position(int(epoch), int(nth)), int(producer), int(seq), payload))
-    return entries

@@ -1,15 +1,20 @@
 """When a node is taken out for not answering, and when it comes back. Pure: looks go in, a verdict comes out.
 
-Invariant: only a good look brings a node back. Each relapse doubles the good looks in a row that it takes, so a node
-of which a third of the looks fail does not flap: it stays out.
+Invariant: only a good look brings a node back. A node that keeps failing and answering by turns, as one does of which
+a third of the looks time out, takes many good looks in a row, and each relapse doubles what it takes: it stays out. One
+that was merely restarted has failed once, for long, and is back soon.
 """
 
 from __future__ import annotations
+
+from collections import deque
 
 #: Missing looks in a row that take a node out: one alone may be a lost packet.
 BAD_LOOKS = 2
 #: Good looks in a row that bring it back the first time, and at the most.
 GOOD_LOOKS, MOST_GOOD_LOOKS = 5, 40
+#: A node that has begun to answer again more often than that in the last minute is unsteady.
+STEADY_RETURNS, MINUTE_LOOKS = 1, 60
 #: Looks without a relapse after which one relapse is forgotten: ten minutes, a look a second.
 QUIET_LOOKS = 600
 
@@ -21,18 +26,21 @@ class Judge:
         out: the verdict of the judge before this one, which died.
     """
 
-    __slots__ = ("_bad", "_good", "_quiet", "needed", "out")
+    __slots__ = ("_bad", "_good", "_looks", "_quiet", "_returns", "needed", "out")
 
     def __init__(self, *, out: bool = False) -> None:
         #: Whether the node is out of rotation.
         self.out = out
         #: Good looks in a row that the next return takes.
         self.needed = GOOD_LOOKS
-        self._bad = self._good = self._quiet = 0
+        self._bad = self._good = self._quiet = self._looks = 0
+        #: The looks at which it answered after one that it had not.
+        self._returns: deque[int] = deque(maxlen=STEADY_RETURNS + 1)
 
     def see(self, good: bool) -> bool:
         """Take one look; return whether it changed the verdict."""
         before = self.out
+        self._looks += 1
         if good:
             self._see_good()
         else:
@@ -40,10 +48,12 @@ class Judge:
         return self.out != before
 
     def _see_good(self) -> None:
+        if self._bad:
+            self._returns.append(self._looks)
         self._bad = 0
         if self.out:
             self._good += 1
-            if self._good >= self.needed:
+            if self._good >= (MOST_GOOD_LOOKS if self._unsteady else self.needed):
                 self.out, self._quiet = False, 0
                 self.needed = min(2 * self.needed, MOST_GOOD_LOOKS)
             return
@@ -51,6 +61,10 @@ class Judge:
         if self._quiet >= QUIET_LOOKS:
             self._quiet = 0
             self.needed = max(self.needed // 2, GOOD_LOOKS)
+
+    @property
+    def _unsteady(self) -> bool:
+        return len(self._returns) > STEADY_RETURNS and self._looks - self._returns[0] < MINUTE_LOOKS
 
     def _see_bad(self) -> None:
         self._good = 0

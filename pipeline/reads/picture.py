@@ -29,6 +29,8 @@ class Picture:
         self._looks: dict[str, Look] = {}
         self._yardstick = Yardstick()
         self._horizons_ms: dict[str, int | None] = {}
+        #: The nodes that were away for too long, and since when, wall clock in ms.
+        self.unfit: Mapping[str, int] = {}
 
     def draw(self, looks: Mapping[str, Look], asked_at_s: float) -> None:
         """Take one look at every node, all of them asked at that moment of this process's clock."""
@@ -55,12 +57,14 @@ class Picture:
         return isinstance(look, Reading) and look.now_ms - look.written_ms >= 1000
 
     def _report(self, node: str, at_s: float) -> Report:
-        look, out = self._looks[node], self._judges[node].out
+        look, out, unfit = self._looks[node], self._judges[node].out, self.unfit.get(node)
         lag_ms = self._lag_ms(node, at_s)
         if not isinstance(look, Reading):
-            return Report(lag_ms, out, why=look.why)
+            return Report(lag_ms, out, why=look.why, unfit_since_ms=unfit)
         marks = {bucket: position for bucket, position in look.marks.items() if position.epoch > 0}
-        return Report(lag_ms, out, look.takes_writes, marks=marks)
+        # nobody is to follow an unfit node, whatever it says of itself
+        takes_writes = look.takes_writes if unfit is None else None
+        return Report(lag_ms, out, takes_writes, marks=marks, unfit_since_ms=unfit)
 
     def _lag_ms(self, node: str, at_s: float) -> int | None:
         horizon_ms = self._horizons_ms.get(node)
@@ -69,7 +73,10 @@ class Picture:
         return max(0, round(self._yardstick.now_ms(at_s) - horizon_ms))
 
     def _find_primary(self) -> str:
-        told = {node: look.takes_writes if isinstance(look, Reading) else None for node, look in self._looks.items()}
+        told = {
+            node: look.takes_writes if isinstance(look, Reading) and node not in self.unfit else None
+            for node, look in self._looks.items()
+        }
         try:
             found = writable_of(self.shard, told)
         except ShardUnavailable as error:

@@ -23,7 +23,7 @@ NO_REPLICA, NO_READING, ALL_OUT, ALL_LAGGING, NOT_REACHED = (
     "all-lagging",
     "token-not-reached",
 )
-OVER_BUDGET = "over-budget"
+OVER_BUDGET, ALL_BUSY = "over-budget", "all-busy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class Candidate:
         outstanding: reads of this process that run there now.
         weight: its share of the reads; a node of weight 0 takes none.
         reached: whether it has the token: yes, no, or not known here. True where there is no token.
+        limit: reads of this process that may run there at once; None: any number.
     """
 
     node: str
@@ -44,6 +45,7 @@ class Candidate:
     outstanding: int = 0
     weight: float = 1.0
     reached: bool | None = None
+    limit: int | None = None
 
 
 class Choice(NamedTuple):
@@ -78,13 +80,14 @@ def choose(
         jitter: returns a random number in [0, 1).
     """
     everyone = list(candidates)
-    fresh = [one for one in everyone if _answers(one) and one.lag_s is not None and one.lag_s <= max_lag_s]
+    fresh = fresh_among(everyone, max_lag_s)
     ready = [one for one in fresh if one.reached] if token else fresh
     if ready:
         return Choice("replica", least_busy(ready, jitter).node, TOKEN_KNOWN if token else FRESH)
     if fresh:
         return Choice("ask", min(fresh, key=_lag_s).node, TOKEN_ASKED)
-    return fall_back(everyone, _why_none(everyone), token=token, on_stale=on_stale, primary_allowed=primary_allowed)
+    why = _why_none(everyone, max_lag_s)
+    return fall_back(everyone, why, token=token, on_stale=on_stale, primary_allowed=primary_allowed)
 
 
 def fall_back(
@@ -102,7 +105,7 @@ def fall_back(
     """
     if not candidates:
         return Choice("primary", None, NO_REPLICA)
-    stale = [one for one in candidates if _answers(one) and one.lag_s is not None and (one.reached or not token)]
+    stale = [one for one in candidates if _free(one) and one.lag_s is not None and (one.reached or not token)]
     if on_stale == "error":
         return Choice("error", None, reason)
     if on_stale == "stale" and stale:
@@ -124,14 +127,25 @@ def least_busy(candidates: Sequence[Candidate], jitter: Callable[[], float]) -> 
     return min(candidates, key=lambda one: (one.outstanding / one.weight, -math.log(1.0 - jitter()) / one.weight))
 
 
+def fresh_among(candidates: Iterable[Candidate], max_lag_s: float) -> list[Candidate]:
+    """Return those that may serve a read: in rotation, below their limit, and no further behind than that."""
+    return [one for one in candidates if _free(one) and one.lag_s is not None and one.lag_s <= max_lag_s]
+
+
 def _answers(candidate: Candidate) -> bool:
     return not candidate.out and candidate.weight > 0
 
 
-def _why_none(candidates: Sequence[Candidate]) -> str:
+def _free(candidate: Candidate) -> bool:
+    return _answers(candidate) and (candidate.limit is None or candidate.outstanding < candidate.limit)
+
+
+def _why_none(candidates: Sequence[Candidate], max_lag_s: float) -> str:
     within = [one for one in candidates if _answers(one)]
     if not within:
         return ALL_OUT
+    if any(one.lag_s is not None and one.lag_s <= max_lag_s for one in within):
+        return ALL_BUSY
     return NO_READING if all(one.lag_s is None for one in within) else ALL_LAGGING
 
 

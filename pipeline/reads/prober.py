@@ -6,6 +6,7 @@ read from it.
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable
@@ -59,6 +60,7 @@ class Prober:
         deadline = clock.Deadline(LOOK_S)
         before = {picture.shard: picture.primary for picture in self._pictures}
         news, self._news = self._news, []
+        self._learn_unfit()
         for probe in self._probes.values():
             probe.ask()
         told: dict[str, str] = {}
@@ -76,6 +78,13 @@ class Prober:
         # told a look ago, so all processes have fetched it by now
         for shard in news:
             self._switched(shard)
+
+    def _learn_unfit(self) -> None:
+        """Fetch who is unfit. A shard of which nothing is told keeps what was known: Redis may have forgotten it."""
+        told = self._log.unfit()
+        for picture in self._pictures:
+            if picture.shard in told:
+                picture.unfit = json.loads(told[picture.shard])
 
     def close(self) -> None:
         """Close all connections."""

@@ -17,6 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.log.bell import threads_run
 from pipeline.log.contract import Log
 from pipeline.op import Position
+from pipeline.reads.counters import Counters
 from pipeline.reads.prober import LOOK_EVERY_S
 from pipeline.reads.report import Report, decode
 
@@ -36,10 +37,11 @@ class View(NamedTuple):
 
     Attributes:
         lag_s: an upper bound of its lag now; None where it was never measured, or nothing is told.
-        out: whether it is out of rotation.
+        out: whether it is out of rotation, or unfit.
         marks: watermarks that it has passed.
         primary: whether it takes writes; None where that is not known.
         why: why the prober has no news of it; empty where it has.
+        unfit: whether it was away for too long, and is not to serve, nor to be followed, until it was rebuilt.
     """
 
     lag_s: float | None = None
@@ -47,6 +49,7 @@ class View(NamedTuple):
     marks: Mapping[int, Position] = {}
     primary: bool | None = None
     why: str = ""
+    unfit: bool = False
 
 
 class _Told(NamedTuple):
@@ -60,10 +63,14 @@ _NOTHING = View()
 
 
 class Readings:
-    """The view of one process; threads may share it, and a fork starts its own."""
+    """The view of one process; threads may share it, and a fork starts its own.
 
-    def __init__(self, log: Log):
-        self._log = log
+    Args:
+        counters: what the process counts; goes to Redis in the round trip of a fetch, so it costs none of its own.
+    """
+
+    def __init__(self, log: Log, counters: Counters | None = None):
+        self._log, self._counters = log, counters or Counters()
         self._closed = False
         self._thread: threading.Thread | None = None
         self._reset()
@@ -77,14 +84,21 @@ class Readings:
             return _NOTHING
         at_s, report = told
         lag_s = None if report.lag_ms is None else report.lag_ms / 1000 + max(0.0, now_s - at_s)
-        return View(lag_s, report.out, report.marks, report.takes_writes, report.why)
+        unfit = report.unfit_since_ms is not None
+        return View(lag_s, report.out or unfit, report.marks, report.takes_writes, report.why, unfit)
 
     def takes_writes(self, node: str) -> bool | None:
         """Return whether a node takes writes, as the prober saw it; None where that is not known."""
         return self.view(node).primary
 
+    def unfit(self, node: str) -> bool:
+        """Return whether a node is known to be unfit."""
+        return self.view(node).unfit
+
     def close(self) -> None:
-        """Stop the thread."""
+        """Stop the thread, and leave nothing uncounted that Redis would take."""
+        if not self._closed and self._counters.unsent():
+            self._fetch()
         self._closed = True
         with self._changed:
             self._changed.notify_all()
@@ -125,7 +139,9 @@ class Readings:
         """Fetch what was told; return in how many seconds there will be more."""
         asked_at_s = self._tried_at_s = clock.mono_s()
         try:
-            now_ms, found = self._log.health()
+            counted = self._counters.unsent()
+            now_ms, found = self._log.health(counted)
+            self._counters.sent(counted)
             # the way to Redis counts as age: a bound must not be too small
             nodes = {n: (asked_at_s - (now_ms - at_ms) / 1000, decode(text)) for n, (at_ms, text) in found.items()}
         except (PipelineError, ValueError) as error:

@@ -11,6 +11,8 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from pipeline import clock
@@ -19,17 +21,19 @@ from pipeline.op import Position
 from pipeline.reads import policy
 from pipeline.reads.bounds import Bounds
 from pipeline.reads.node_dal import NodeDAL, ReadInfo
-from pipeline.reads.policy import Candidate, Choice, choose, fall_back
+from pipeline.reads.policy import Candidate, Choice, choose, fall_back, fresh_among
 from pipeline.reads.readers import Reader
 from pipeline.reads.readings import View
 from pipeline.reads.session import Session, least_marks
 from pipeline.reads.token import Need
 from pipeline.reads.waiting import Waiting
+from pipeline.replica import Load
 
 #: A node that no connection can be made to is left alone for so long: by then the prober knows. One whose connection
 #: broke in the middle of a read is left alone just until that read has been tried elsewhere, s.
 SHUN_S, SKIP_S = 2.0, 0.02
 Needs = Mapping[int, Need]
+_ONE_SHARE = Load()
 
 
 class Readings(Protocol):
@@ -70,8 +74,9 @@ class Router:
     """Chooses nodes and opens them. Threads may share it.
 
     Args:
-        count: called with shard, kind and reason of each choice.
+        count: called with node, kind and reason of each choice; see `counters.Chosen`.
         jitter: returns a random number in [0, 1).
+        loads: what each replica is to carry; a node that is not named, such as a former primary, carries one share.
     """
 
     def __init__(
@@ -80,11 +85,12 @@ class Router:
         readers: Source,
         readings: Readings,
         budget: Budget,
-        count: Callable[[str, str, str], None] = lambda shard, kind, reason: None,
+        count: Callable[[str, str, str], None] = lambda node, kind, reason: None,
         jitter: Callable[[], float] = random.random,
+        loads: Mapping[str, Load] = {},
     ):
         self._nodes, self._readers, self._readings, self._budget = nodes, readers, readings, budget
-        self._count, self._jitter = count, jitter
+        self._count, self._jitter, self._loads = count, jitter, loads
         self._shunned_until_s: dict[str, float] = {}
         self._reset()
         after_fork(self)
@@ -109,8 +115,7 @@ class Router:
             StaleRead: no node has what the read must see, in time, or may serve it.
             ShardUnavailable: no node answers.
         """
-        reader, info = self._opened(shard, needs, bounds)
-        self._runs(info.node, 1)
+        reader, info = self._opened(shard, needs, bounds)  # counted as running from here on
         try:
             # knowledge belongs to the connection: should it be replaced in the middle, the read must fail
             with reader.relied_on(bool(needs)):
@@ -123,7 +128,7 @@ class Router:
                 self._failed(shard, info.node, SKIP_S)
             raise
         finally:
-            self._runs(info.node, -1)
+            self._leave(info.node)
 
     def passed(self, shard: str) -> dict[int, Position]:
         """Return the watermarks that every node of a shard is known to have passed."""
@@ -143,7 +148,7 @@ class Router:
                 max_lag_s=bounds.max_lag_s,
                 token=bool(needs),
                 on_stale=bounds.on_stale,
-                primary_allowed=lambda: self._budget.take(shard),
+                primary_allowed=partial(self._budget.take, shard),
                 jitter=self._jitter,
             )
             if choice.kind == "ask":
@@ -153,27 +158,35 @@ class Router:
                     if node is not None
                     else self._after_waiting(shard, needs, bounds)
                 )
+            node = choice.node or self._nodes.primary_name(shard)
+            if not self._entered(node, replica=choice.node is not None):
+                continue  # other threads have just filled it to its limit
             try:
-                return self._chosen(shard, choice, needs, bounds, deadline)
-            except ShardUnavailable as error:
+                return self._chosen(shard, node, choice, needs, bounds, deadline)
+            except BaseException as error:
+                self._leave(node)
+                if not isinstance(error, ShardUnavailable):
+                    raise
                 failure = error
                 self._failed(shard, error.node)
                 if error.node in failed:
                     break
                 failed.add(error.node)
-        assert failure is not None
-        raise failure
+        raise failure or StaleRead(shard, "lagging", policy.ALL_BUSY, deadline.waited_s)
 
     def _candidates(self, shard: str, needs: Needs) -> list[Candidate]:
         now_s = clock.mono_s()
         self._nodes.primary_name(shard)  # notices a failover
-        return [self._candidate(node, needs, now_s) for node in self._nodes.replica_names(shard)]
+        found = [self._candidate(node, needs, now_s) for node in self._nodes.replica_names(shard)]
+        # one of weight 0 is there to be promoted: a shard that has no others reads from its primary
+        return [one for one in found if one.weight > 0]
 
     def _candidate(self, node: str, needs: Needs, now_s: float) -> Candidate:
         view = self._readings.view(node)
         out = view.out or self._shunned_until_s.get(node, 0.0) > now_s
         reached = True if not needs else True if self._knows(node, view, needs) else None
-        return Candidate(node, view.lag_s, out, self._outstanding.get(node, 0), reached=reached)
+        load = self._loads.get(node, _ONE_SHARE)
+        return Candidate(node, view.lag_s, out, self._outstanding.get(node, 0), load.weight, reached, load.limit)
 
     def _knows(self, node: str, view: View, needs: Needs) -> bool:
         """Whether a node is known to have it all, by this thread's own look or by the prober's.
@@ -195,50 +208,52 @@ class Router:
         return not needs or self._knows(node, self._readings.view(node), needs) or reader.look(needs)
 
     def _after_waiting(self, shard: str, needs: Needs, bounds: Bounds) -> Choice:
-        asked = [Candidate(one.node, one.lag_s, one.out, reached=False) for one in self._candidates(shard, needs)]
-        take = lambda: self._budget.take(shard)  # noqa: E731
-        if bounds.on_stale == "stale":
-            # the caller prefers an old answer to the primary's, and it is marked
-            asked = [Candidate(one.node, one.lag_s, one.out, reached=True) for one in asked]
-        return fall_back(asked, policy.NOT_REACHED, token=True, on_stale=bounds.on_stale, primary_allowed=take)
+        # where the caller prefers an old answer to the primary's, it is marked
+        reached = bounds.on_stale == "stale"
+        asked = [replace(one, reached=reached) for one in self._candidates(shard, needs)]
+        allowed = partial(self._budget.take, shard)
+        return fall_back(asked, policy.NOT_REACHED, token=True, on_stale=bounds.on_stale, primary_allowed=allowed)
 
     def _waited(
         self, candidates: Collection[Candidate], needs: Needs, bounds: Bounds, deadline: clock.Deadline
     ) -> str | None:
         """Look at the fresh replicas in turn until one has it all; return which, or None when the time is over."""
-        fresh = [c for c in candidates if not c.out and c.lag_s is not None and c.lag_s <= bounds.max_lag_s]
+        fresh = fresh_among(candidates, bounds.max_lag_s)
         readers = [self._readers[one.node] for one in sorted(fresh, key=lambda c: (c.outstanding, c.lag_s))]
         found = self._waiting.until(readers, needs, deadline, self._shun)
         return found.node if found is not None else None
 
-    def _chosen(self, shard: str, choice: Choice, needs: Needs, bounds: Bounds, deadline: clock.Deadline) -> Opened:
+    def _chosen(
+        self, shard: str, node: str, choice: Choice, needs: Needs, bounds: Bounds, deadline: clock.Deadline
+    ) -> Opened:
         waited_s = deadline.waited_s if needs else 0.0
         if choice.kind == "error":
             self._count(shard, "error", choice.reason)
             stage = "replicating" if needs and choice.reason in (policy.NOT_REACHED, policy.OVER_BUDGET) else "lagging"
             raise StaleRead(shard, stage, choice.reason, waited_s)
         if choice.kind == "primary":
-            return self._on_primary(shard, choice, needs, bounds, deadline)
-        assert choice.node is not None
-        reader = self._readers[choice.node]
+            return self._on_primary(shard, node, choice, needs, bounds, deadline)
+        reader = self._readers[node]
         reader.ready()
-        if choice.kind == "replica" and not self._still_has(choice.node, needs):
-            raise ShardUnavailable(choice.node, "it no longer has what it had: was it restored?")
-        self._count(shard, choice.kind, choice.reason)
-        self._budget.note(shard)
-        lag_s = self._readings.view(choice.node).lag_s
-        return Opened(reader, ReadInfo(choice.node, "replica", lag_s, waited_s, choice.kind == "stale", choice.reason))
+        if choice.kind == "replica" and not self._still_has(node, needs):
+            raise ShardUnavailable(node, "it no longer has what it had: was it restored?")
+        self._count(node, choice.kind, choice.reason)
+        if choice.reason != policy.OVER_BUDGET:  # then it was counted when the budget was asked
+            self._budget.note(shard)
+        lag_s = self._readings.view(node).lag_s
+        return Opened(reader, ReadInfo(node, "replica", lag_s, waited_s, choice.kind == "stale", choice.reason))
 
-    def _on_primary(self, shard: str, choice: Choice, needs: Needs, bounds: Bounds, deadline: clock.Deadline) -> Opened:
+    def _on_primary(
+        self, shard: str, name: str, choice: Choice, needs: Needs, bounds: Bounds, deadline: clock.Deadline
+    ) -> Opened:
         """Open the primary. It too may lack what is still queued, or what a failover lost."""
-        name = self._nodes.primary_name(shard)
         reader = self._readers[name]
         reader.ready()
         has_it = not needs or reader.has(needs) or self._waiting.until([reader], needs, deadline) is not None
         if not has_it and bounds.on_stale != "stale":
             self._count(shard, "error", policy.NOT_REACHED)
             raise StaleRead(shard, "queued", choice.reason, deadline.waited_s)
-        self._count(shard, "primary" if has_it else "stale", choice.reason)
+        self._count(name, "primary" if has_it else "stale", choice.reason)
         waited_s = deadline.waited_s if needs else 0.0
         return Opened(reader, ReadInfo(name, "primary", 0.0, waited_s, not has_it, choice.reason))
 
@@ -257,9 +272,19 @@ class Router:
         until_s = clock.mono_s() + for_s
         self._shunned_until_s[node] = max(until_s, self._shunned_until_s.get(node, 0.0))
 
-    def _runs(self, node: str, more: int) -> None:
+    def _entered(self, node: str, *, replica: bool) -> bool:
+        """Count a read as running on a node, unless that is a replica at its limit: many threads choose at once."""
+        limit = self._loads.get(node, _ONE_SHARE).limit if replica else None
         with self._lock:
-            self._outstanding[node] = self._outstanding.get(node, 0) + more
+            running = self._outstanding.get(node, 0)
+            if limit is not None and running >= limit:
+                return False
+            self._outstanding[node] = running + 1
+            return True
+
+    def _leave(self, node: str) -> None:
+        with self._lock:
+            self._outstanding[node] -= 1
 
 
 def after_fork(router: Router) -> None:

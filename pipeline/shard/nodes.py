@@ -28,10 +28,16 @@ class Nodes:
 
     Args:
         told: what the prober says: whether a node takes writes, None where it says nothing.
+        unfit: whether a node is known to be unfit; then it is never followed, whatever it says of itself.
     """
 
-    def __init__(self, settings: Settings, told: Callable[[str], bool | None] = lambda node: None):
-        self._told = told
+    def __init__(
+        self,
+        settings: Settings,
+        told: Callable[[str], bool | None] = lambda node: None,
+        unfit: Callable[[str], bool] = lambda node: False,
+    ):
+        self._told, self._unfit = told, unfit
         self._uris: dict[str, str] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         self._writing: dict[str, str] = {}
@@ -66,7 +72,7 @@ class Nodes:
         since_s = clock.mono_s() - self._asked_at_s.get(shard, -ASKED_COUNTS_S)
         if failed is not None and failed.suspect and since_s >= ASK_AGAIN_S:
             failed.suspect = False
-            found = writable_of(shard, ask({node: self._uris[node] for node in names}))
+            found = writable_of(shard, ask({node: self._uris[node] for node in names if not self._unfit(node)}))
             self._asked_at_s[shard] = clock.mono_s()
         elif since_s >= ASKED_COUNTS_S:
             found = writable_of(shard, {node: self._told(node) for node in names})
@@ -88,6 +94,10 @@ class Nodes:
     def replica_names(self, shard: str) -> tuple[str, ...]:
         """Return the names of the nodes of a shard that are not its primary."""
         return tuple(name for name in self._names[shard] if name != self._primaries[shard])
+
+    def unfit(self, node: str) -> bool:
+        """Return whether a node was away for too long, and counts for nothing until it is rebuilt."""
+        return self._unfit(node)
 
     def names(self, shard: str) -> tuple[str, ...]:
         """Return the names of all nodes of a shard, the configured primary's first."""

@@ -150,12 +150,13 @@ class Follower:
         return state
 
     def _on_all_replicas(self, receipt: Receipt) -> bool:
-        """Whether every replica has the op. One that does not answer counts as one that has it not."""
+        """Whether every replica that is fit has the op. One that does not answer counts as one that has it not."""
         assert receipt.position is not None
         for shard in self._topology.shards_of(receipt.bucket):
-            if not self._nodes.replica_names(shard):
+            counting = [one for one in self._nodes.replicas(shard) if not self._nodes.unfit(one.node)]
+            if not counting:
                 return False
-            for session in self._nodes.replicas(shard):
+            for session in counting:
                 try:
                     fate = inquiry.fate(
                         session, receipt.bucket, receipt.position, receipt.producer, receipt.producer_seq

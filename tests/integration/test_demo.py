@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,6 +44,13 @@ def test_the_demo_finds_every_row_as_the_file_says_and_leaves_nothing_behind(eng
     }
     assert result["ops"] > 2 * ROWS
     assert result["batches"] > 0
+    counted = Counter[str]()
+    for one in result["reads"]:
+        counted[one["kind"]] += one["reads"]
+        assert one["node"].endswith("-r0") == (one["kind"] in ("replica", "stale"))
+    assert counted["replica"] >= 300
+    assert counted["primary"] > 0
+    assert counted["stale"] > 0
     assert processes_in(folder) == []
     assert not folder.exists()
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
 
 import pytest
-from support.probing import REPLICAS, Shard, probing, shard, until
+from click.testing import CliRunner
+from support.probing import REPLICAS, App, Shard, probing, shard, until
 from support.proxy import Proxy
 
-from pipeline import clock
+from pipeline import cli, clock
+from pipeline.client import Pipeline
+from pipeline.clock import polls
 from pipeline.log.redis_log import RedisLog
 from pipeline.reads.policy import Candidate, choose
 from pipeline.reads.prober import Duty, Prober
 from pipeline.settings import load
 from pipeline.shard.nodes import Nodes
+from pipeline.write.apply import Applier
+from workers.prober import Watch
 
 pytestmark = pytest.mark.mariadb
 BOUND_S = 1.5
@@ -86,6 +95,11 @@ def test_a_killed_replica_is_taken_out_and_comes_back_by_good_looks(mended: Shar
     assert mended.view("s0-r0").why
     assert mended.view("s0-r0").marks == {}
     assert chosen(mended) == "s0-r1"
+    states = {replica["node"]: replica for replica in status(mended)["shards"][0]["replicas"]}
+    assert states["s0-r0"]["state"] == "out"
+    assert states["s0-r1"]["state"] == "in"
+    assert states["s0-r1"]["reading_ms"] is not None
+    assert states["s0-r1"]["age_ms"] is not None
 
     mended.cluster.start("s0-r0")
     mended.healthy("s0-r0")
@@ -161,3 +175,133 @@ def test_the_lease_moves_when_its_holder_dies_and_the_verdicts_move_with_it(one:
     assert dying.held
     dying.end()
     log.close()
+
+
+def test_reads_of_all_processes_are_counted_by_node_and_reason_and_cost_no_round_trip_of_their_own(
+    mended: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Pipeline(mended.config)
+    other.define_tables(mended.db)
+    before = counted(mended)
+    for client in (mended.client, other):
+        client.readings.view("s0-r0")
+        with monkeypatch.context() as away:
+            away.setattr(RedisLog, "earn", None)
+            away.setattr(RedisLog, "tails", None)
+            for _ in range(50):
+                with client.read("tally", 1):
+                    pass
+
+    until(lambda: counted(mended) - before == 100)
+
+    other.close()
+    kinds = {(one["node"], one["kind"], one["reason"]) for one in status(mended)["reads"]}
+    assert {("s0-r0", "replica", "fresh"), ("s0-r1", "replica", "fresh")} <= kinds
+    assert len(kinds) <= 3 * 5 * 13
+
+
+def test_what_a_process_counted_last_is_told_when_it_closes(mended: Shard) -> None:
+    before = counted(mended)
+    client = Pipeline(mended.config)
+    client.define_tables(mended.db)
+    with client.read("tally", 1):
+        pass
+
+    client.close()
+
+    assert counted(mended) - before == 1
+
+
+def status(one: Shard) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        CliRunner().invoke(cli.pipeline, ["status", "--json", "--config", str(one.config)]).output
+    )
+    return found
+
+
+def counted(one: Shard) -> int:
+    """Return how many reads of all processes were counted."""
+    return sum(one.client.log.reads().values())
+
+
+def queries(one: Shard, node: str) -> int:
+    """Return how often a node was looked at: each look is one statement over the watermarks and the heartbeat."""
+    text = one.sql(node, "SELECT SUM(argument LIKE '%UNION ALL%pipeline_watermarks') FROM mysql.general_log")
+    return int(text.split()[-1].replace("NULL", "0"))
+
+
+def test_a_replica_is_looked_at_once_a_second_however_many_processes_read(mended: Shard) -> None:
+    mended.sql("s0-r0", "SET GLOBAL log_output='TABLE'; TRUNCATE mysql.general_log; SET GLOBAL general_log=1")
+    rivals = [Watch(load(mended.config), App()) for _ in range(3)]
+    clients = [Pipeline(mended.config) for _ in range(4)]
+    started = clock.mono_s()
+    for rival in rivals:
+        rival.start()
+
+    def read_until_seven_looks() -> bool:
+        for client in clients:
+            client.readings.view("s0-r0")
+        return queries(mended, "s0-r0") >= 7
+
+    until(read_until_seven_looks)
+    looks, elapsed_s = queries(mended, "s0-r0"), clock.mono_s() - started
+
+    mended.sql("s0-r0", "SET GLOBAL general_log=0")
+    for rival in rivals:
+        rival.stop()
+    for client in clients:
+        client.close()
+    assert looks <= elapsed_s + 2
+
+
+@pytest.mark.parametrize("fault", ["stalled", "stopped"])
+def test_no_read_goes_to_a_replica_two_seconds_after_it_was_stalled_or_stopped(mended: Shard, fault: str) -> None:
+    with Proxy(mended.port("s0")) as link:
+        mended.follow("s0-r1", link.port)
+        mended.healthy()
+        client = mended.client
+        write_some(client)
+        until(lambda: chosen(mended) is not None)
+
+        broken_s = clock.mono_s()
+        link.pause() if fault == "stalled" else mended.sql("s0-r1", "STOP SLAVE")
+
+        served_after: list[str] = []
+        # the bound that a deployment sets decides when it leaves: here 1.2 s of lag, and a heartbeat may be due
+        for _ in polls(6.0):
+            node = chosen(mended, 1.2)
+            if clock.mono_s() - broken_s > 2.5:
+                served_after.append(str(node))
+        assert served_after
+        assert "s0-r1" not in served_after
+
+
+def write_some(client: Pipeline) -> None:
+    client.enqueue_bulk_insert("tally", [{"owner": at, "n": 0} for at in range(8)])
+    applier = Applier("s0", client.nodes.primary("s0"), client.log, client.settings.apply)
+    until(lambda: applier.apply() is not None and not client.log.dirty("s0"))
+
+
+def test_a_replica_of_which_three_looks_in_ten_time_out_changes_at_most_once_a_minute(mended: Shard) -> None:
+    """A minute of looks is made as fast as they go: the judge counts looks, not seconds."""
+    settings = load(mended.config)
+    log = RedisLog(settings.redis.url, prefix="flapping")
+    rng = random.Random(3)
+    with Proxy(mended.port("s0-r1")) as way:
+        text = mended.config.read_text().replace(f":{mended.port('s0-r1')}/", f":{way.port}/")
+        (mended.config.parent / "run" / "flapping.toml").write_text(text)
+        prober = Prober(Nodes(load(mended.config.parent / "run" / "flapping.toml")), ["s0"], log)
+        prober.look()
+        verdicts, failed = [], 0
+        for _ in range(60):
+            missing = rng.random() < 0.3
+            failed += missing
+            way.pause() if missing else way.resume()
+            prober.look()
+            verdicts.append('"out":true' in log.health()[1]["s0-r1"][1])
+        way.resume()
+        prober.close()
+    log.close()
+
+    assert failed >= 8
+    assert sum(one != other for one, other in pairwise(verdicts)) <= 1

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import signal
 import threading
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -18,8 +20,9 @@ from pydal import DAL
 from support.chance import SEED
 from support.reads import ReadRig, define, read_rig
 
+from pipeline.client import Pipeline
 from pipeline.clock import polls
-from pipeline.errors import BadRead, PartialResult, ReadOnly, StaleRead
+from pipeline.errors import BadRead, BadToken, PartialResult, ReadOnly, StaleRead
 
 pytestmark = pytest.mark.mariadb
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -432,3 +435,56 @@ def test_a_pending_row_is_the_row_that_will_be_there(rig: ReadRig, data: st.Data
         assert pending is None
     else:
         assert {name: pending[name] for name in sale.fields} == {name: applied[name] for name in sale.fields}
+
+
+def test_replicas_take_reads_by_their_weights_and_none_beyond_its_limit(rig: ReadRig) -> None:
+    rig.settle()
+    customer = rig.customer_on("s0")
+    client = rig.new_client(loads={"s0-r0": {"weight": 3}, "s0-r1": {"limit": 2}})
+
+    with ExitStack() as running:
+        served = [running.enter_context(client.read("sale", customer)).read_info.node for _ in range(12)]
+
+    assert Counter(served) == {"s0-r0": 10, "s0-r1": 2}
+    client.close()
+
+
+def test_with_all_replicas_lagging_the_primary_takes_its_budget_of_the_reads_of_all_processes(rig: ReadRig) -> None:
+    rig.settle()
+    customer, clients = rig.customer_on("s0"), [rig.new_client() for _ in range(3)]
+    where: Counter[str] = Counter()
+    with rig.stopped(*rig.replicas("s0")):
+        for _ in polls(60):
+            rig.client.enqueue_update(rig.db.sale.customer == customer, qty=1).wait(10)
+            lags_s = [client.readings.view(node).lag_s for client in clients for node in rig.replicas("s0")]
+            if all(lag_s is not None and lag_s > 1 for lag_s in lags_s):
+                break
+
+        for number in range(600):
+            with clients[number % 3].read("sale", customer, max_lag_s=1) as node:
+                where[node.read_info.role] += 1
+                assert node.read_info.stale == (node.read_info.role == "replica")
+
+    for client in clients:
+        client.close()
+    # what may be saved up for a rainy day is 10 reads; the goal is the budget, 10 %, and 5 % more
+    assert 0 < where["primary"] <= 600 * 0.15
+    assert where.total() == 600
+
+
+def test_a_token_of_another_cluster_is_refused_as_such(rig: ReadRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Pipeline({**tomllib.loads(rig.config.read_text()), "reads": {"secret": "another cluster's secret"}})
+    session = other.session_token()
+    session.wrote(rig.client.enqueue_insert(rig.db.sale, customer=1, qty=1))
+    text = str(session)
+    other.close()
+
+    with pytest.raises(BadToken, match="another"):
+        rig.client.session_token(text)
+    with pytest.raises(BadToken, match="another"):
+        rig.client.get(rig.db.sale, 1, shard_key=1, after=text)
+    own = rig.client.session_token()
+    own.wrote(rig.client.enqueue_insert(rig.db.sale, customer=1, qty=1))
+    broken = str(own)
+    with pytest.raises(BadToken):
+        rig.client.count(rig.db.sale, after=broken[:-2] + ("AA" if broken[-2:] != "AA" else "BB"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,13 @@ class ReadRig:
         self.client = self.new_client()
         migrate(self.client)
 
-    def new_client(self) -> Pipeline:
-        """Return another client, as another process would have it."""
-        client = Pipeline(self.config)
+    def new_client(self, loads: Mapping[str, Mapping[str, Any]] = {}) -> Pipeline:
+        """Return another client, as another process would have it; its replicas may carry other loads."""
+        config = tomllib.loads(self.config.read_text())
+        for name, shard in config["shards"].items():
+            uris = enumerate(shard["replicas"])
+            shard["replicas"] = [{"uri": uri, **loads.get(f"{name}-r{i}", {})} for i, uri in uris]
+        client = Pipeline(config)
         client.define_tables(self.db)
         return client
 

@@ -8,7 +8,7 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -298,6 +298,7 @@ class Shards:
         self._bulk, self._doubling, self._deleting = bulk, doubling, deleting
         self._delay_doublings, self._stale_reads, self._status = delay_doublings, stale_reads, status
         self.misplaced: set[str] = set()
+        self.reads = 0
         self._delayed: dict[int, str] = {}
         self._shard_of_id: dict[int, Any] = {}
         self.dals = {shard: DAL("sqlite:memory", bigint_id=True, pool_size=0) for shard in SHARDS}
@@ -351,7 +352,8 @@ class Shards:
         yield db
         db.executesql(f"UPDATE flight SET arr_delay = {delay} WHERE id = {after.id}")
 
-    def get(self, table: Any, id: int, after: Any) -> Any:
+    def get(self, table: Any, id: int, after: Any = None, **bounds: Any) -> Any:
+        self.reads += 1
         self._commit()
         return self._shard_of_id[id].flight[id]
 
@@ -370,7 +372,7 @@ class Shards:
         return self.dals["s1" if shard == "s0" else "s0"] if key in self.misplaced else self.dals[shard]
 
     def _receipt(self, id: int) -> Any:
-        return SimpleNamespace(id=id, status=lambda: self._status)
+        return SimpleNamespace(id=id, status=lambda: self._status, wait=lambda timeout_s: self._status)
 
 
 def played(dataset: Dataset, shards: Shards, screen: Screen | None = None) -> Summary:
@@ -383,6 +385,9 @@ def played(dataset: Dataset, shards: Shards, screen: Screen | None = None) -> Su
         place=place,
         create_tables=lambda db: None,
         count_batches=lambda: 12,
+        held_up=lambda shard: nullcontext(),
+        lags=lambda shard, more_than_s: True,
+        reads=lambda: {("s0-r0", "replica", "fresh"): shards.reads},
     )
     try:
         return demo.play(stage, dataset, screen or Screen(Console(file=io.StringIO())), "embedded")

@@ -26,6 +26,7 @@ LAYERS = {
     "pipeline.placement": 1,
     "pipeline.pydal_objects": 1,
     "pipeline.receipt": 1,
+    "pipeline.replica": 1,
     "pipeline.rules": 1,
     "pipeline.schema": 1,
     "pipeline.settings": 1,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from threading import Barrier, Thread, local
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from pipeline.reads.readings import View
 from pipeline.reads.router import Router
 from pipeline.reads.session import Session
 from pipeline.reads.token import Need, Token
+from pipeline.replica import Load
 
 BOUNDS = Bounds(max_lag_s=5.0, wait_s=0.03, on_stale="primary")
 NEEDS = {3: Need(Position(1, 10), {7: 4})}
@@ -65,7 +68,8 @@ class Deployment:
         self.views = {"s0-r0": View(0.1), "s0-r1": View(0.2)}
         self.left, self.noted, self.suspected = 2, 0, 0
         self.reasons: list[tuple[str, str]] = []
-        self.router = Router(self, self.readers, self, self, self._count, lambda: 0.5)  # type: ignore[arg-type]
+        self.loads: dict[str, Load] = {}
+        self.router = Router(self, self.readers, self, self, self._count, lambda: 0.5, self.loads)  # type: ignore[arg-type]
 
     def primary_name(self, shard: str) -> str:
         return "s0"
@@ -222,3 +226,69 @@ def test_a_session_takes_up_what_the_node_has_after_the_answer(there: Deployment
         there.readers["s0-r0"].marks_now = {3: Position(1, 12)}  # applied while the read ran
 
     assert session.token[3].position == Position(1, 12)
+
+
+def test_a_replica_takes_no_more_reads_at_once_than_its_limit_and_then_again(
+    there: Deployment,
+) -> None:
+    there.loads |= {"s0-r0": Load(limit=1), "s0-r1": Load(limit=2)}
+    with ExitStack() as running:
+        served = [running.enter_context(there.router.open("s0", {}, BOUNDS)).read_info for _ in range(4)]
+
+    assert sorted(info.node for info in served[:3]) == ["s0-r0", "s0-r1", "s0-r1"]
+    assert (served[3].node, served[3].reason) == ("s0", "all-busy")
+    assert there.read().role == "replica"
+
+
+def test_threads_that_choose_at_the_same_time_keep_to_the_limit_together(there: Deployment) -> None:
+    there.loads |= {"s0-r0": Load(limit=1), "s0-r1": Load(limit=1)}
+    there.left = 100
+    all_in, served = Barrier(8), Counter[str]()
+    chose = local()
+
+    def choose_together() -> float:
+        if not hasattr(chose, "once"):
+            chose.once = all_in.wait(10)
+        return 0.5
+
+    there.router._jitter = choose_together
+
+    def read() -> None:
+        with there.router.open("s0", {}, BOUNDS) as db:
+            served[db.read_info.node] += 1
+            all_in.wait(10)
+
+    threads = [Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+
+    assert served == {"s0-r0": 1, "s0-r1": 1, "s0": 6}
+
+
+def test_a_read_that_fails_to_open_frees_its_place(there: Deployment) -> None:
+    there.loads |= {"s0-r0": Load(limit=1), "s0-r1": Load(limit=1)}
+    there.readers["s0-r0"].away = there.readers["s0-r1"].away = True
+    there.read()
+
+    assert sum(there.router._outstanding.values()) == 0
+
+
+def test_a_replica_of_no_weight_takes_no_read_and_a_shard_of_such_reads_from_its_primary(there: Deployment) -> None:
+    there.loads |= {"s0-r0": Load(weight=0)}
+    assert {there.read().node for _ in range(10)} == {"s0-r1"}
+
+    there.loads |= {"s0-r1": Load(weight=0)}
+
+    assert (there.read().node, there.read().reason) == ("s0", "no-replica")
+    assert there.left == 2
+
+
+def test_a_read_over_budget_is_counted_once_so_that_it_does_not_earn_the_primary_two_shares(there: Deployment) -> None:
+    there.views = {"s0-r0": View(60.0)}
+    there.left = 0
+
+    assert there.read().reason == "over-budget"
+
+    assert there.noted == 0

@@ -20,6 +20,7 @@ candidates = st.lists(
         outstanding=st.integers(0, 20),
         weight=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
         reached=st.sampled_from([True, False, None]),
+        limit=st.none() | st.integers(1, 20),
     ),
     max_size=5,
 )
@@ -144,3 +145,38 @@ def test_a_replica_with_reads_under_way_is_spared() -> None:
     chance = random.Random(7)
 
     assert {chosen(found, jitter=chance.random).node for _ in range(100)} == {"r1"}
+
+
+@given(candidates, st.booleans(), modes)
+def test_no_replica_is_given_more_reads_than_its_limit(found: list[Candidate], token: bool, on_stale: str) -> None:
+    node = chosen(found, token=token, on_stale=on_stale).node
+
+    [limits] = [(one.outstanding, one.limit) for one in found if one.node == node] or [(0, None)]
+    assert limits[1] is None or limits[0] < limits[1]
+
+
+def test_a_replica_at_its_limit_is_passed_over_for_a_busier_one() -> None:
+    full = Candidate("r0", 0.1, outstanding=2, limit=2)
+    busier = Candidate("r1", 0.1, outstanding=9)
+
+    assert chosen([full, busier]) == Choice("replica", "r1", "fresh")
+
+
+def test_with_all_replicas_at_their_limits_the_primary_serves_within_its_budget_and_the_reason_tells() -> None:
+    full = [Candidate("r0", 0.1, outstanding=2, limit=2), Candidate("r1", 0.1, outstanding=1, limit=1)]
+
+    assert chosen(full) == Choice("primary", None, "all-busy")
+    assert chosen(full, primary_allowed=lambda: False) == Choice("error", None, "over-budget")
+    assert chosen(full, on_stale="error") == Choice("error", None, "all-busy")
+
+
+def test_a_replica_of_twice_the_weight_takes_twice_the_reads_under_way() -> None:
+    running = {"r0": 0, "r1": 0}
+    rng = random.Random(1)
+
+    for _ in range(90):
+        found = [Candidate("r0", 0.1, outstanding=running["r0"], weight=2.0)]
+        found.append(Candidate("r1", 0.1, outstanding=running["r1"]))
+        running[str(chosen(found, jitter=rng.random).node)] += 1
+
+    assert running == {"r0": 60, "r1": 30}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,7 @@ class Evidence:
         listened: the shards that some worker listens for; None if the broker did not answer.
         nodes: in the order of the file, each primary before its replicas.
         primary_of: the primary of every replica.
+        unfit: the nodes that were away for too long, as upkeep told Redis.
     """
 
     settings: Settings
@@ -44,6 +46,7 @@ class Evidence:
     listened: set[str] | None
     nodes: dict[str, Survey | PipelineError]
     primary_of: dict[str, str]
+    unfit: tuple[str, ...] = ()
 
     @property
     def surveys(self) -> list[Survey]:
@@ -60,7 +63,7 @@ def gather(settings: Settings) -> Evidence:
     """Ask all servers, side by side. Raises nothing for a server that does not answer."""
     topology, redis = Topology(settings), settings.redis
     seen = ask_all({"log": lambda: _log(settings)})["log"]
-    schemas, refusal = ((), "") if isinstance(seen, PipelineError) else seen[1:]
+    schemas, refusal, unfit = ((), "", ()) if isinstance(seen, PipelineError) else seen[1:]
     names = [name for name, _ in own_tables("mysql")]
     names += [plain(schema.rname or schema.name) for schema in schemas]
     published = {schema.name for schema in schemas}
@@ -87,18 +90,19 @@ def gather(settings: Settings) -> Evidence:
         listened=listened if isinstance(listened, set) else None,
         nodes={name: found for name, found in answers.items() if isinstance(found, Survey | PipelineError)},
         primary_of=primary_of,
+        unfit=unfit,
     )
 
 
-def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str]:
+def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, tuple[str, ...]]:
     health = health_of(settings.redis.url)
     log = RedisLog(settings.redis.url, prefix=settings.redis.prefix, read_s=ANSWER_S)
     try:
         refusal = _refusal(log)
         if refusal:
-            return health, (), refusal
-        texts = log.tables()
-        return health, tuple(TableSchema.from_json(text) for _, text in sorted(texts.items())), ""
+            return health, (), refusal, ()
+        schemas = tuple(TableSchema.from_json(text) for _, text in sorted(log.tables().items()))
+        return health, schemas, "", tuple(sorted(node for text in log.unfit().values() for node in json.loads(text)))
     finally:
         log.close()
 

@@ -88,3 +88,9 @@ CREATE TABLE IF NOT EXISTS pipeline_heartbeat (
   id TINYINT NOT NULL PRIMARY KEY,
   beat_ms BIGINT NOT NULL
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- Replicas that were away for too long: the log no longer keeps what they lack. They serve nothing until rebuilt.
+CREATE TABLE IF NOT EXISTS pipeline_unfit (
+  node VARCHAR(80) NOT NULL PRIMARY KEY,
+  since_ms BIGINT NOT NULL
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;

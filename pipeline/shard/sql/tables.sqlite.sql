@@ -73,3 +73,8 @@ CREATE TABLE IF NOT EXISTS pipeline_heartbeat (
   id INTEGER NOT NULL PRIMARY KEY,
   beat_ms INTEGER NOT NULL
 );
+
+CREATE TABLE IF NOT EXISTS pipeline_unfit (
+  node VARCHAR(80) NOT NULL PRIMARY KEY,
+  since_ms INTEGER NOT NULL
+);
