@@ -57,7 +57,8 @@ class Pipeline:
 
 
 def _in_request(web: Any) -> bool:
-    return not (web.is_shell or web.is_scheduler)
+    """Return whether web2py will commit for the application: only its WSGI entry does."""
+    return web.wsgi is not None and not (web.is_shell or web.is_scheduler)
 
 
 def _mode(given: str | None, configuration: Any) -> str:

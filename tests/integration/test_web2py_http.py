@@ -62,9 +62,6 @@ def forgetful():
     receipt = pipeline.enqueue_insert(db.sale, **_fields())
     return response.json(dict(id=str(receipt.id)))
 
-def hooked():
-    return response.json(session.hooked)
-
 def login():
     user = db.auth_user(email=request.vars.email)
     if not user:

@@ -8,7 +8,7 @@ from http.client import RemoteDisconnected
 
 import pytest
 from support.shop import Shop
-from support.web2py_server import START_S, Site, serving, start
+from support.web2py_server import START_S, TESTS, Site, serving, start
 
 from pipeline.clock import polls
 
@@ -56,6 +56,36 @@ def add():
 def show():
     return response.json(bool(pipeline.get(db.sale, request.args(0, cast=int))))
 """
+HOOKED = """\
+import os
+
+def _note(word):
+    with open(os.path.join(request.folder, "private", "hooks.txt"), "a") as log:
+        log.write(word + " ")
+
+def _commit(adapter):
+    if adapter:
+        adapter.commit()
+    else:
+        _note("committed")
+
+def _rollback():
+    _note("rolled-back")
+    type(db._adapter).close_all_instances("rollback")
+
+response.custom_commit, response._custom_rollback = _commit, _rollback
+pipeline = Pipeline(db, configuration)
+"""
+IN_A_SHELL = """\
+import sys
+from pathlib import Path
+from support.web2py_server import wsgi_application
+wsgi_application(Path(sys.argv[1]))
+from gluon.shell import env
+model = env("flat", import_models=True)
+receipt = model["pipeline"].enqueue_insert(model["db"].sale, customer=int(sys.argv[2]), qty=4)
+print(receipt.position is not None, receipt.wait(20))
+"""
 RCONN = """\
 from gluon.contrib.redis_utils import RConn
 pipeline = Pipeline(db, configuration, redis_conn=RConn(host="127.0.0.1", port=REDIS_PORT, db=0))
@@ -73,6 +103,7 @@ def _applications(shop: Shop, site: Site) -> None:
     flat += "shard_keys = sale: customer\nreferences = country\n"
     model = RCONN.replace("REDIS_PORT", str(shop.rig.port("redis")))
     shop.application("flat", {"default": SHOW}, model, flat)
+    shop.application("hooked", {"default": NOTES}, HOOKED)
     shop.application("broken", {"default": SHOW}, "pipeline = Pipeline(db, configuration)\n", BROKEN)
     shop.prepare(site, "/boxed/default/index")
 
@@ -149,6 +180,33 @@ def test_a_session_kept_in_a_database_needs_the_position_that_comes_after_its_co
         if not [cookie for cookie in ada.cookies if cookie.name == "pipeline_kept"]:
             return
     pytest.fail("the token stays for ever")
+
+
+# hooks and other places -----------------------------------------------------------------------------------------
+
+
+def test_hooks_that_were_there_before_are_called(site: Site, shop: Shop, customer: int):
+    ada = site.browser("/hooked/default", tickets=True)
+    hooks = site.folder / "applications" / "hooked" / "private" / "hooks.txt"
+
+    ada.post("add", customer=customer)
+    after_success = hooks.read_text()
+    ada.post("fail", customer=customer, letters="a")
+
+    assert after_success.split()[-1] == "committed"
+    assert hooks.read_text().split()[-1] == "rolled-back"
+    assert len(site.forget_tickets()) == 1
+    assert shop.sales(f"customer={customer}", "name") == [""]
+
+
+def test_in_a_shell_ops_are_sent_at_the_call(site: Site, shop: Shop, customer: int):
+    site.browser().get("/flat/default/index")  # which makes the application's folders
+    command = [sys.executable, "-c", IN_A_SHELL, str(site.folder), str(customer)]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=TESTS)
+
+    assert done.stdout == "True applied\n", done.stderr
+    assert shop.sales(f"customer={customer}") == ["4"]
 
 
 # configuration --------------------------------------------------------------------------------------------------
