@@ -49,6 +49,10 @@ SHOW = """\
 def index():
     return "ready"
 
+def forgetful():
+    session.forget(response)
+    pipeline.enqueue_insert(db.sale, customer=int(request.vars.customer))
+
 def add():
     receipt = pipeline.enqueue_insert(db.sale, customer=int(request.vars.customer))
     redirect(URL("show", args=receipt.id))
@@ -180,6 +184,14 @@ def test_a_session_kept_in_a_database_needs_the_position_that_comes_after_its_co
         if not [cookie for cookie in ada.cookies if cookie.name == "pipeline_kept"]:
             return
     pytest.fail("the token stays for ever")
+
+
+def test_a_session_that_is_forgotten_leaves_no_cookie(site: Site, customer: int):
+    ada = site.browser("/kept/default")
+
+    ada.post("forgetful", customer=customer)
+
+    assert [cookie for cookie in ada.cookies if cookie.name == "pipeline_kept"] == []
 
 
 # hooks and other places -----------------------------------------------------------------------------------------

@@ -173,6 +173,17 @@ def test_a_session_that_learnt_nothing_need_not_be_kept(box: Sandbox, db: Any):
     assert Request(box.client).finish() is None
 
 
+def test_a_session_that_is_as_it_came_need_not_be_stored_again(box: Sandbox, db: Any):
+    first = Request(box.client)
+    first.enqueue_insert(db.sale, customer=7)
+    text = first.finish()
+
+    second = Request(box.client, None, text)
+    assert second.session_token().token
+
+    assert second.finish() is None
+
+
 def test_a_session_of_another_deployment_begins_anew(box: Sandbox, db: Any):
     request = Request(box.client, None, "tnonsense")
 
