@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.client import Pipeline
     from pipeline.reads.node_dal import NodeDAL
     from pipeline.reads.session import Session
+    from pipeline.write.validated import Validated
 
 # grouped by purpose, not sorted
 __all__ = [  # noqa: RUF022
@@ -40,6 +41,7 @@ __all__ = [  # noqa: RUF022
     "enqueue_update",
     "enqueue_delete",
     "enqueue_upsert",
+    "enqueue_validated_insert",
     "atomic",
     "save_data",
     # receipts
@@ -170,6 +172,19 @@ def enqueue_upsert(
     settings makes `pipeline migrate` create it. Only the fields given here are updated; defaults are for new rows.
     """
     return current().enqueue_upsert(table, values, key=key, **fields)
+
+
+def enqueue_validated_insert(table: Any, values: Mapping[str, Any] | None = None, /, **fields: Any) -> Validated:
+    """Run a table's validators and queue the insert if they pass, as pyDAL's `validate_and_insert` does.
+
+    Returns:
+        `id`, `errors` by field and `success`, as keys and as attributes; `receipt` is None where there are errors. A
+        value that the column cannot hold exactly is an error of its field.
+
+    Raises:
+        as `enqueue_insert`, but for such values.
+    """
+    return current().enqueue_validated_insert(table, values, **fields)
 
 
 def atomic() -> AbstractContextManager[None]:

@@ -36,6 +36,7 @@ from pipeline.write.lineage import Lineage
 from pipeline.write.outgoing import BULK_ROWS, Outgoing, known_durability
 from pipeline.write.publish import Publisher
 from pipeline.write.sender import Lost
+from pipeline.write.validated import Validated, validated
 
 
 class Pipeline:
@@ -135,6 +136,14 @@ class Pipeline:
         if durability == "applied":
             self.wait_all(receipts)
         return receipts
+
+    def enqueue_validated_insert(
+        self, table: Any, values: Mapping[str, Any] | None = None, /, **fields: Any
+    ) -> Validated:
+        """Validate and queue an insert; see the package's `enqueue_validated_insert`."""
+        options, given = _split(values, fields)
+        table = self.door.table(table)
+        return validated(table, given, lambda final: self.enqueue_insert(table, final, **options))
 
     def atomic(self) -> AbstractContextManager[None]:
         """Gather the ops of this thread; apply them together or not at all. They must belong to one bucket.

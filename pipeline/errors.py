@@ -53,7 +53,7 @@ class BadValue(BadOp):
 
     def __init__(self, table: str, field: str, why: str):
         super().__init__(f"{table}.{field} {why}")
-        self.table, self.field = table, field
+        self.table, self.field, self.why = table, field, why
 
 
 class BadQuery(BadOp):

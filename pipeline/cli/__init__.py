@@ -6,10 +6,12 @@ import sys
 
 import click
 
+from pipeline.cli.adopt import adopt
 from pipeline.cli.check import check
 from pipeline.cli.cluster import cluster
 from pipeline.cli.demo import demo
 from pipeline.cli.migrate import migrate
+from pipeline.cli.outbox import outbox
 from pipeline.cli.rebuilt import rebuilt
 from pipeline.cli.status import status, top
 from pipeline.errors import PipelineError
@@ -21,7 +23,7 @@ def pipeline() -> None:
     """Queued writes for pyDAL: applied to MariaDB shards exactly once and in order."""
 
 
-for command in (check, cluster, demo, migrate, rebuilt, status, top):
+for command in (adopt, check, cluster, demo, migrate, outbox, rebuilt, status, top):
     pipeline.add_command(command)
 
 

@@ -53,6 +53,51 @@ def default_for(table: str, column: str, kind: str) -> str:
     return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} {kind.upper()} NULL"
 
 
+def wide_reference(table: str, column: str, kind: str, rest: str) -> str:
+    """Make a column hold the ids that it refers to; *rest* is what its definition says besides."""
+    return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} {kind}{rest}"
+
+
+def primary_key(table: str, column: str) -> str:
+    """Make a column that numbers its rows the primary key."""
+    return f"{wide_id(table, column)}, ADD PRIMARY KEY ({_quote(column)})"
+
+
+def new_id(table: str, old: Iterable[str]) -> str:
+    """Number the rows of a table; the columns that were its primary key stay unique."""
+    added = "ADD COLUMN `id` BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY FIRST"
+    old = tuple(old)
+    if not old:
+        return f"ALTER TABLE {_quote(table)} {added}"
+    unique = f"ADD UNIQUE INDEX {_quote(index_name(table, 'uk', old))} ({', '.join(map(_quote, old))})"
+    return f"ALTER TABLE {_quote(table)} DROP PRIMARY KEY, {added}, {unique}"
+
+
+def drop_foreign_key(table: str, name: str) -> str:
+    """Let rows of one table stand without the rows that they refer to."""
+    return f"ALTER TABLE {_quote(table)} DROP FOREIGN KEY {_quote(name)}"
+
+
+def add_foreign_key(table: str, name: str, own: Iterable[str], parent: str, theirs: Iterable[str], rules: str) -> str:
+    """Add a foreign key as it was."""
+    columns, parents = ", ".join(map(_quote, own)), ", ".join(map(_quote, theirs))
+    return (
+        f"ALTER TABLE {_quote(table)} ADD CONSTRAINT {_quote(name)} FOREIGN KEY ({columns})"
+        f" REFERENCES {_quote(parent)} ({parents}){rules}"
+    )
+
+
+def add_key(table: str, column: str, via: str, parent: str, parent_id: str, parent_column: str) -> list[str]:
+    """Add a shard key to a table, filled from the rows that its rows refer to, and index it."""
+    own, key = _quote(table), _quote(column)
+    return [
+        f"ALTER TABLE {own} ADD COLUMN {key} BIGINT",
+        f"UPDATE {own} JOIN {_quote(parent)} ON {own}.{_quote(via)} = {_quote(parent)}.{_quote(parent_id)}"
+        f" SET {own}.{key} = {_quote(parent)}.{_quote(parent_column)}",
+        f"CREATE INDEX {_quote(index_name(table, 'ix', (column,)))} ON {own} ({key})",
+    ]
+
+
 def unique_index(table: str, fields: Iterable[str], engine: str) -> str:
     """Create a unique index."""
     quote, fields = dialect_of(f"{engine}:").quote, tuple(fields)

@@ -65,6 +65,8 @@ class Session:
         )
         self.adapter: Any = self.db._adapter
         pydals_own = self.adapter.after_connection
+        # at a request's end web2py closes every DAL that was first seen in its thread; this one outlives requests
+        self._close, self.adapter.close = self.adapter.close, lambda *args, **options: None
 
         def after_connection() -> None:
             pydals_own()
@@ -153,7 +155,7 @@ class Session:
     def discard(self) -> None:
         """Close this thread's connection, rolling back; the next use opens another."""
         try:
-            self.adapter.close("rollback")
+            self._close("rollback")
         except Exception as error:
             _log.debug("closing a dead connection node=%s: %s", self.node, error)
 

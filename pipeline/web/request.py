@@ -7,17 +7,20 @@ Invariant: what is held is sent by `finish` or never. The face calls `finish` on
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from pipeline.client import Pipeline
+from pipeline.errors import Unavailable
 from pipeline.reads.node_dal import NodeDAL
 from pipeline.reads.session import Session
 from pipeline.receipt import Receipt as _Receipt
 from pipeline.receipt import Receipts
+from pipeline.web.read_db import ReadDAL, Refusal, table_for
 from pipeline.web.reader import Reader
 from pipeline.write.held import Holder
+from pipeline.write.validated import Validated
 
 #: When the ops of a request are sent: at each call, after its commit, or after its commit from a table in its database.
 MODES = ("now", "on_commit", "outbox")
@@ -39,6 +42,7 @@ class Request:
         self._held = held
         self._unsent: list[_Receipt] = []
         self._groups = 0
+        self._at_end: list[Callable[[bool], Any]] = []
 
     # writes -------------------------------------------------------------------------------------------------
 
@@ -75,6 +79,16 @@ class Request:
         """Queue an insert that updates the row with the same key; see the package's `enqueue_upsert`."""
         with self._holding():
             return self._made(self.client.enqueue_upsert(table, values, key=key, **fields))
+
+    def enqueue_validated_insert(
+        self, table: Any, values: Mapping[str, Any] | None = None, /, **fields: Any
+    ) -> Validated:
+        """Validate and queue an insert; see the package's `enqueue_validated_insert`."""
+        with self._holding():
+            found = self.client.enqueue_validated_insert(table, values, **fields)
+        if found.receipt is not None:
+            self._made(found.receipt)
+        return found
 
     def save_data(self, table: Any, shard_key: Any, values: Mapping[str, Any]) -> _Receipt:
         """Queue an insert of a row whose shard key is given apart."""
@@ -133,8 +147,30 @@ class Request:
         return self._reader.session if text is None else self.client.session_token(text)
 
     def get_db(self, table: Any, shard_key: Any) -> Any:
-        """Return a pyDAL DAL on the primary of a row's shard."""
-        return self.client.get_db(table, shard_key)
+        """Return a pyDAL DAL on the primary of a row's shard; its transaction ends with the request."""
+        db = self.client.get_db(table, shard_key)
+        self._at_end.append(lambda well: db.commit() if well else db.rollback())
+        return db
+
+    def read_db(self, db: Any, table: Any = None, shard_key: Any = None, *, fresh: bool = True, **options: Any) -> Any:
+        """Return a DAL with the same tables, for a controller that only reads: `rdb = pipeline.read_db(db)`.
+
+        It is one node, a replica if one may serve, and has what the user has written and seen. It opens no transaction,
+        refuses writes, and is given back with the request; `rdb.read_info` tells which node it is. With several shards
+        it takes reference tables, or the tables of one shard key.
+
+        Args:
+            table, shard_key: whose shard; not needed for reference tables, nor with a single shard.
+            options: `after`, `max_lag_s`, `wait_s`, `on_stale` as for `read`.
+
+        Raises:
+            BadRead: at the use of a table whose rows are on several shards. Else as `read`.
+        """
+        chosen = table if table is not None else table_for(self.client, db)
+        opened = self.read(chosen, shard_key, fresh=fresh, **options)
+        node = opened.__enter__()
+        self._at_end.append(lambda well: opened.__exit__(None, None, None))
+        return ReadDAL(node, Refusal(self.client, shard_key is not None))
 
     def define_tables(self, db: Any) -> None:
         """Make a DAL's tables known; the face does it for the application's own."""
@@ -147,10 +183,8 @@ class Request:
         """How many ops wait for the commit."""
         return len(self._held) if self._held is not None else 0
 
-    def finish(self) -> str | None:
-        """Send what waits, once the framework has committed; return the session's text, None if it is as before.
-
-        An empty text: there is nothing to remember any more.
+    def send(self) -> None:
+        """Send what waits, once the framework has committed.
 
         Raises:
             as the call that made the op would have: the database has committed then, the op is not sent.
@@ -160,19 +194,41 @@ class Request:
                 self._held.send()
         finally:
             self._note_sent()
+
+    def finish(self) -> str | None:
+        """Send what still waits and end; return the session's text, None if it is as before.
+
+        An empty text: there is nothing to remember any more.
+
+        Raises:
+            as `send`.
+        """
+        try:
+            self.send()
+        finally:
+            self._end(well=True)
         return self._reader.text()
 
     def drop(self) -> None:
-        """Forget what waits: the request failed."""
+        """Forget what waits, and end: the request failed."""
         if self._held is not None:
             self._held.drop()
         self._unsent.clear()
+        self._end(well=False)
 
     def __del__(self) -> None:
         if getattr(self, "_held", None) is not None and self.waiting:
             _log.error("%d ops were never sent: the request ended without telling this object", self.waiting)
 
     # parts --------------------------------------------------------------------------------------------------
+
+    def _end(self, *, well: bool) -> None:
+        """Give back what was opened for the request, the last one first."""
+        while self._at_end:
+            try:
+                self._at_end.pop()(well)
+            except Unavailable as error:  # it is gone by itself
+                _log.warning("a node went away before the request's end: %s", error)
 
     @property
     def _waits(self) -> bool:

@@ -7,9 +7,11 @@ from typing import Any
 from gluon import current
 
 from pipeline.errors import ConfigError
+from pipeline.web.configuration import client_for
+from pipeline.web.outbox import Outbox
 from pipeline.web.request import MODES, Request
 from pipeline.web2py import ending, memory
-from pipeline.web2py.configuration import client_for
+from pipeline.write.held import Holder
 
 
 class Pipeline:
@@ -36,10 +38,14 @@ class Pipeline:
         client.define_tables(db)
         mode = _mode(mode, configuration) if _in_request(web) else "now"
         self.db, self.mode = db, mode
-        held = None if mode == "now" else client.held()
-        self.request = Request(client, held, memory.recalled() if _in_request(web) else None)
-        if _in_request(web):
-            ending.attend(self.request, db, memory.keep)
+        held: Holder | None = None
+        if mode != "now":
+            held = client.held() if mode == "on_commit" else Outbox(db, client.publisher)
+        if not _in_request(web):
+            self.request = Request(client)
+            return
+        self.request = Request(client, held, memory.recalled())
+        ending.attend(self.request, db, memory.keep, from_db=mode == "outbox")
 
     def __getattr__(self, name: str) -> Any:
         if name == "request":  # not made yet

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from support.shop import Shop, shop_of
-from support.web2py_server import Browser, Site, needs_web2py, serving
+from support.web2py_server import THREADS, Browser, Site, needs_web2py, serving
 
 pytestmark = pytest.mark.mariadb
 
@@ -71,6 +71,53 @@ def login():
         user = db.auth_user[db.auth_user.insert(email=request.vars.email, first_name="x", last_name="y")]
     auth.login_user(user)
     return response.json(str(user.id))
+
+def add_and_lose_the_database():
+    pipeline.enqueue_insert(db.sale, **_fields())
+    db.auth_user.insert(email="gone@example.com")
+    [[connection]] = db.executesql("SELECT CONNECTION_ID()")
+    other = DAL(db._uri, migrate=False, db_uid="other")
+    other.executesql("KILL %d" % connection)
+    return "committed?"
+
+def only_read():
+    rdb = pipeline.read_db(db, "sale", request.args(0, cast=int))
+    found = rdb(rdb.sale.customer == request.args(0, cast=int)).select(orderby=rdb.sale.id)
+    again = rdb(db.sale.customer == request.args(0, cast=int)).count()
+    [[in_transaction]] = rdb.executesql("SELECT @@in_transaction")
+    return response.json(dict(qty=[row.qty for row in found], count=again, node=rdb.read_info.node,
+        role=rdb.read_info.role, in_transaction=in_transaction))
+
+def read_what_may_not_be_read():
+    refused = []
+    rdb = pipeline.read_db(db)
+    names = [row.name for row in rdb(rdb.country).select()]
+    for attempt in (lambda: rdb.sale, lambda: rdb(db.sale.qty > 0), lambda: rdb.country.insert(name="Utopia"),
+                    lambda: rdb["sale"]):
+        try:
+            attempt()
+            refused.append(None)
+        except Exception as error:
+            refused.append("%s: %s" % (type(error).__name__, error))
+    return response.json(dict(refused=refused, names=names))
+
+def add_country():
+    pipeline.enqueue_insert(db.country, name=request.vars.name)
+
+def fresh_row():
+    pdb = pipeline.get_db("sale", request.args(0, cast=int))
+    return response.json(pdb(pdb.sale.customer == request.args(0, cast=int)).count())
+
+def cost():
+    from pipeline.web2py import Pipeline
+    import sys, timeit
+    before = set(sys.modules)
+    seconds = min(timeit.repeat(lambda: Pipeline(db, configuration), number=20, repeat=5)) / 20
+    return response.json(dict(ms=seconds * 1000, imported=sorted(set(sys.modules) - before), clients=_clients()))
+
+def _clients():
+    from pipeline.web import clients
+    return len(clients._clients)
 
 def odd_values():
     from gluon.contrib.appconfig import AppConfig
@@ -146,6 +193,60 @@ def test_a_redirect_to_the_new_record_shows_it_while_the_replicas_lag(ada: Brows
         shown = ada.get(location).json()
 
     assert (shown["customer"], shown["qty"]) == (customer, 5)
+
+
+def test_a_commit_that_fails_is_a_ticket_and_sends_nothing(site: Site, shop: Shop, customer: int):
+    answer = site.browser("/shop/default", tickets=True).post("add_and_lose_the_database", customer=customer)
+
+    assert answer.status == 500
+    assert len(site.forget_tickets()) == 1
+    assert shop.sales(f"customer={customer}") == []
+
+
+def test_a_page_that_only_reads_gets_a_replica_with_the_users_own_and_no_open_transaction(
+    ada: Browser, shop: Shop, customer: int
+):
+    shop.settle()
+    answers = []
+    for number in range(4):  # in turn by the server's threads, each of which keeps its connections
+        ada.post("add", customer=customer, qty=number)
+        answers.append(ada.get(f"only_read/{customer}").json())
+
+    assert [answer["qty"] for answer in answers] == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
+    assert [answer["count"] for answer in answers] == [1, 2, 3, 4]
+    assert {answer["in_transaction"] for answer in answers} == {0}
+    assert "replica" in {answer["role"] for answer in answers}
+
+
+def test_a_page_on_one_node_is_refused_what_that_node_has_only_a_part_of(ada: Browser):
+    ada.post("add_country", name="Norway")
+
+    answer = ada.get("read_what_may_not_be_read").json()
+
+    assert answer["names"] == ["Norway"]
+    attribute, query, write, item = answer["refused"]
+    for text in (attribute, query, item):
+        assert "BadRead" in text
+        assert "'sale' are on 2 shards" in text
+        assert "pipeline.select" in text
+    assert "ReadOnly" in write
+
+
+def test_the_primarys_own_dal_is_fresh_at_every_request(ada: Browser, shop: Shop, customer: int):
+    counts = []
+    for _ in range(THREADS):
+        ada.post("add", customer=customer)
+        shop.rig.client.barrier("sale", 10)
+        counts.append(ada.get(f"fresh_row/{customer}").json())
+
+    assert counts == list(range(1, THREADS + 1))
+
+
+def test_a_model_costs_little_and_makes_nothing_twice(ada: Browser):
+    first, second = ada.get("cost").json(), ada.get("cost").json()
+
+    assert second["imported"] == []
+    assert first["clients"] == second["clients"]
 
 
 def test_each_user_sees_his_own_and_need_not_wait_for_the_others(ada: Browser, site: Site, shop: Shop, customer: int):

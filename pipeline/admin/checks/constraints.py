@@ -10,6 +10,7 @@ from pipeline.schema import TableSchema
 from pipeline.shard import repairs
 from pipeline.shard.facts import plain
 from pipeline.shard.survey import Survey, SurveyedTable
+from pipeline.topology import Topology
 
 
 def findings(evidence: Evidence) -> Iterator[Finding]:
@@ -57,7 +58,7 @@ def _foreign(
     by_database_name = {plain(schema.rname or schema.name).lower(): schema.name for schema in schemas.values()}
     for own, parent, _ in table.constraints.parents:
         parent_name = by_database_name.get(parent.lower(), parent)
-        if not _together(evidence, name, own, parent_name, schemas.get(name)):
+        if not together(evidence.topology, name, own, parent_name, schemas.get(name)):
             yield Finding(
                 ERROR,
                 f"{table.name}.{', '.join(own)}",
@@ -67,12 +68,12 @@ def _foreign(
             )
 
 
-def _together(
-    evidence: Evidence, name: str, own: tuple[str, ...], parent_name: str, schema: TableSchema | None
+def together(
+    topology: Topology, name: str, own: tuple[str, ...], parent_name: str, schema: TableSchema | None = None
 ) -> bool:
     """Return whether a row always stands on the shard of the row it refers to."""
-    child, parent = evidence.topology.table(name), evidence.topology.table(parent_name)
-    if parent.reference or len(evidence.topology.shards) == 1:
+    child, parent = topology.table(name), topology.table(parent_name)
+    if parent.reference or len(topology.shards) == 1:
         return True
     if child.reference:
         return False

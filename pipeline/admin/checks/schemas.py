@@ -33,17 +33,18 @@ def _everywhere(evidence: Evidence) -> Iterator[Finding]:
     for name in unpublished:
         yield from _alike(name, evidence.surveys)
     for node in evidence.surveys:
-        yield from _database(node)
+        yield from database(node)
         for name in unpublished:
             if name.lower() in node.tables:
                 yield from _id(evidence, name, "id", node, node.tables[name.lower()])
         for table in node.tables.values():
-            yield from _storage(node, table, ERROR)
+            yield from storage(node, table, ERROR)
         for name, engine in node.others.items():
             yield from _engine(node, name, engine, WARNING)
 
 
-def _database(node: Survey) -> Iterator[Finding]:
+def database(node: Survey) -> Iterator[Finding]:
+    """Yield a default character set that new tables should not get."""
     if node.charset in ("utf8", "utf8mb3"):
         yield Finding(
             WARNING,
@@ -153,7 +154,8 @@ def _unlike(table: str, own: str, nodes: Sequence[Survey]) -> Iterator[Finding]:
         yield Finding(ERROR, f"{table}.{own}", f"differs: {listed}", "make it alike on all primaries (ALTER TABLE)")
 
 
-def _storage(node: Survey, table: SurveyedTable, severity: str) -> Iterator[Finding]:
+def storage(node: Survey, table: SurveyedTable, severity: str) -> Iterator[Finding]:
+    """Yield an engine or a character set in which a table cannot stay."""
     if node.engine != "mysql":
         return
     yield from _engine(node, table.name, table.engine, severity)

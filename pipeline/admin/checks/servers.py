@@ -26,14 +26,15 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
                 ERROR, "", f"cannot be asked: {why}", f"start the server, or correct [shards.{shard}]", (node,)
             )
         elif found.engine == "mysql":
-            yield from _server(found)
+            yield from server(found)
             if node in evidence.primary_of:
                 yield from _replica(found, evidence)
             else:
                 yield from _primary(found, evidence)
 
 
-def _server(node: Survey) -> Iterator[Finding]:
+def server(node: Survey) -> Iterator[Finding]:
+    """Yield what is wrong with any MySQL or MariaDB, whatever its role."""
     product, numbers = node.release
     variables, least = node.variables, LEAST[product]
     if numbers < least:

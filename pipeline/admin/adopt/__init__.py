@@ -1,0 +1,1 @@
+"""`pipeline adopt`: what must change in an existing database before the pipeline can take its tables."""

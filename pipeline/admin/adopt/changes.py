@@ -1,0 +1,130 @@
+"""What must change, and what is good to know, each with its SQL; one function per subject, with no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from pipeline.admin.adopt import script
+from pipeline.admin.adopt.case import Case
+from pipeline.admin.checks import schemas, servers
+from pipeline.admin.checks.finding import ERROR, WARNING, Finding
+from pipeline.shard import repairs
+from pipeline.shard.survey import SurveyedTable
+
+
+def findings(case: Case) -> Iterator[Finding]:
+    """Yield all that there is to say about a database, as a person would go through it."""
+    for subject in _SUBJECTS:
+        yield from subject(case)
+
+
+def _server(case: Case) -> Iterator[Finding]:
+    yield from servers.server(case.survey)
+    for finding in schemas.database(case.survey):
+        # a warning for a shard whose tables are made by us; here the application makes them
+        yield Finding(ERROR, finding.place, finding.what, finding.fix)
+
+
+def _storage(case: Case) -> Iterator[Finding]:
+    for table in _taken(case):
+        yield from schemas.storage(case.survey, table, ERROR)
+
+
+def _primary_keys(case: Case) -> Iterator[Finding]:
+    for name in case.kin.taken:
+        table = case.catalog.tables[name]
+        if table.id is not None:
+            continue
+        there = f"its primary key is ({', '.join(table.primary)})" if table.primary else "has no primary key"
+        fix = (
+            "; ".join(script.id_fixes(table))
+            or "make `id` a whole number and the primary key; its meaning is yours to keep"
+        )
+        yield Finding(ERROR, name, f"{there}: the pipeline names each row by one id", fix)
+
+
+def _narrow(case: Case) -> Iterator[Finding]:
+    ids = {(name, table.id) for name, table in case.catalog.tables.items()}
+    refers = {(ref.table, ref.column): ref for ref in case.kin.references}
+    for (table, column), kind in case.narrow().items():
+        found = case.catalog.tables[table].columns[column]
+        ref = refers.get((table, column))
+        what = f"is {found.type}, which cannot hold a 64-bit id"
+        if (table, column) not in ids and ref:
+            what = f"is {found.type}, but refers to {ref.parent}, whose ids have 64 bits"
+            what += "" if ref.declared else " (guessed by its name)"
+        yield Finding(ERROR, f"{table}.{column}", what, script.widened(case.catalog.tables[table], column, kind))
+
+
+def _foreign(case: Case) -> Iterator[Finding]:
+    for key in case.catalog.foreign_keys:
+        if not {key.table, key.parent} & set(case.kin.taken):
+            continue
+        place = f"{key.table}.{', '.join(key.columns)}"
+        if not case.stays(key):
+            left = (
+                "which stays in this database"
+                if key.parent not in case.kin.taken
+                else "whose rows may be on another shard"
+            )
+            what = f"has a foreign key to {key.parent}, {left}: such a row is rejected"
+            yield Finding(ERROR, place, what, repairs.drop_foreign_key(key.table, key.name))
+        elif key.on_delete in ("CASCADE", "SET NULL"):
+            what = (
+                f"is changed by the database when a row of {key.parent} is deleted (ON DELETE {key.on_delete}): "
+                "ops queued for it by then find no row"
+            )
+            yield Finding(WARNING, place, what, "keep it, if the application deletes parents last")
+
+
+def _keys(case: Case) -> Iterator[Finding]:
+    for table, column, via in case.kin.added:
+        steps = script.key_fixes(case).get(table, [])
+        what = f"has no column {column}: its rows could not follow their {via.parent} to a shard"
+        yield Finding(ERROR, table, what, "; ".join(steps) or f"add the column, and fill it from {via.parent}")
+
+
+def _unique(case: Case) -> Iterator[Finding]:
+    for name in case.kin.taken:
+        rules, table = case.topology.table(name), case.catalog.tables[name]
+        if len(case.topology.shards) == 1 or rules.reference:
+            continue
+        for index, columns in table.unique.items():
+            if (rules.shard_key or table.id) not in columns:
+                key = rules.shard_key or "its id"
+                what = f"is unique without {key}, by which the table is sharded: it holds within a shard only"
+                fix = "check it in a table that is not sharded; or let the shard key be one of its columns"
+                yield Finding(WARNING, f"{name} ({', '.join(columns)}), index {index}", what, fix)
+
+
+def _triggers(case: Case) -> Iterator[Finding]:
+    for table, trigger in case.catalog.triggers:
+        if table in case.kin.taken:
+            what = "runs when a worker applies the op, as the worker's user, and on this server only"
+            yield Finding(
+                WARNING,
+                f"trigger {trigger} on {table}",
+                what,
+                "move it into the application; or create it on each primary",
+            )
+
+
+def _counters(case: Case) -> Iterator[Finding]:
+    counted = [n for n in case.kin.taken if (t := case.catalog.tables[n]).id and t.columns[t.id].automatic]
+    if counted:
+        what = "goes on behind the largest id: a direct insert gets one next to the pipeline's, and may take one of its"
+        yield Finding(
+            WARNING,
+            f"AUTO_INCREMENT of {', '.join(counted)}",
+            what,
+            "once the pipeline has inserted into a table, let all inserts come through it (pipeline.attach)",
+        )
+
+
+def _taken(case: Case) -> Iterator[SurveyedTable]:
+    return (case.survey.tables[name.lower()] for name in case.kin.taken if name.lower() in case.survey.tables)
+
+
+_SUBJECTS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
+    _server, _storage, _primary_keys, _narrow, _foreign, _keys, _unique, _triggers, _counters,
+)  # fmt: skip

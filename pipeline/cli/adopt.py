@@ -1,0 +1,102 @@
+"""`pipeline adopt`: what must change in an existing database, with the SQL; nothing is changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import click
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.admin.adopt.adopt import Advice
+from pipeline.admin.checks.finding import ERROR
+from pipeline.cli.check import PLAIN_WIDTH
+from pipeline.cli.options import config_option
+from pipeline.errors import ConfigError, did_you_mean
+from pipeline.settings import TableSettings, load
+
+
+@click.command()
+@click.argument("database", required=False)
+@config_option
+@click.option("--shards", type=click.IntRange(1, 64), help="How many there shall be; default: as configured, else 2.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--sql", "sql_only", is_flag=True, help="Print the SQL alone, to be read and then piped to mariadb.")
+@click.pass_context
+def adopt(
+    context: click.Context, database: str | None, config: str | None, shards: int | None, as_json: bool, sql_only: bool
+) -> None:
+    """Say what must change in an existing MySQL or MariaDB database before the pipeline can take its tables.
+
+    DATABASE is an address such as 'mysql:pymysql://app:${DB_PASSWORD}@db0/shop', or a shard of the configuration; by
+    default its first shard. Reads in a session that refuses every write, and prints the SQL for you to run. Exits with
+    1 if something must change.
+    """
+    from pipeline.admin.adopt.adopt import adopt as look
+
+    uri, count, tables = _target(database, config)
+    advice = look(uri, shards or count, tables)
+    if as_json:
+        click.echo(json.dumps(advice.as_json(), indent=2))
+    elif sql_only:
+        click.echo("".join(f"{sql};\n" for sql in advice.sql), nl=False)
+    else:
+        _show(advice)
+    if not advice.ready:
+        context.exit(1)
+
+
+def _target(database: str | None, config: str | None) -> tuple[str, int, Mapping[str, TableSettings]]:
+    """Return the address, the number of shards and the tables that are decided."""
+    if database and "://" in database:
+        # through the same door as a configuration's: ${NAME} is filled in, and a bad address is told without it
+        alone = {"redis": {"url": "redis://unused.invalid"}, "shards": {"database": {"primary": database}}}
+        uri = load(alone).shards["database"].primary
+        if config is None:
+            return uri, 2, {}
+        settings = load(config)
+        return uri, len(settings.shards), settings.tables
+    settings = load(config)
+    name = database or next(iter(settings.shards))
+    if name not in settings.shards:
+        raise ConfigError([f"there is no shard {name!r}{did_you_mean(name, settings.shards)}"])
+    return settings.shards[name].primary, len(settings.shards), settings.tables
+
+
+def _show(advice: Advice) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    console.print()
+    if advice.findings:
+        console.print(_table(advice))
+    if advice.sql:
+        console.print(Text("\n  The SQL, in order. With the application stopped, and after a backup:\n", style="bold"))
+        # never folded: it is there to be copied
+        console.print(
+            Syntax("\n".join(f"{sql};" for sql in advice.sql), "sql", background_color="default"), soft_wrap=True
+        )
+    if advice.tables:
+        console.print(Text("\n  For pipeline.toml:\n", style="bold"))
+        console.print(Syntax(advice.tables, "toml", background_color="default"), soft_wrap=True)
+    must = sum(finding.severity == ERROR for finding in advice.findings)
+    verdict = (f"{must} things must change", "bold red") if must else ("nothing must change", "bold green")
+    console.print(Text.assemble("\n  ", verdict, (f" in {advice.looked_at}", "dim")))
+    console.print()
+
+
+def _table(advice: Advice) -> Table:
+    table = Table(box=None, pad_edge=True, padding=(0, 2, 0, 0))
+    table.add_column("")
+    table.add_column("where", style="bold", overflow="fold")
+    table.add_column("what is there", ratio=1, overflow="fold")
+    for finding in advice.findings:
+        word = Text("must", style="bold red") if finding.severity == ERROR else Text("note", style="yellow")
+        what = Text(finding.what)
+        if finding.severity != ERROR:
+            what.append(f"\n→ {finding.fix}", style="cyan")
+        table.add_row(word, finding.place, what)
+    return table

@@ -1,0 +1,147 @@
+"""Every table of an existing MySQL or MariaDB database as its information_schema tells it, for `adopt` to judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pipeline.shard.brief import brief
+from pipeline.shard.session import Session
+
+#: A catalog of many tables takes its time, s.
+STATEMENT_S = 30
+
+
+class CatalogColumn(NamedTuple):
+    """One column. `default`: the text behind DEFAULT as this server would take it back, None for none."""
+
+    name: str
+    type: str
+    nullable: bool
+    default: str | None
+    automatic: bool
+    comment: str
+
+
+class ForeignKey(NamedTuple):
+    """One foreign key with a single column or several."""
+
+    name: str
+    table: str
+    columns: tuple[str, ...]
+    parent: str
+    parent_columns: tuple[str, ...]
+    on_delete: str
+    on_update: str
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogTable:
+    """One table. `rows` is the server's estimate; `unique` has the columns of each unique index by its name."""
+
+    name: str
+    rows: int
+    columns: Mapping[str, CatalogColumn]
+    primary: tuple[str, ...]
+    unique: Mapping[str, tuple[str, ...]]
+    indexed: frozenset[str]
+
+    @property
+    def id(self) -> str | None:
+        """The column that pyDAL can use as the id: the only one of the primary key, and a whole number."""
+        [*columns] = self.primary
+        if len(columns) == 1 and "int" in self.columns[columns[0]].type:
+            return columns[0]
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """One database. Tables stand under their names as the server writes them."""
+
+    tables: Mapping[str, CatalogTable]
+    foreign_keys: Sequence[ForeignKey]
+    triggers: Sequence[tuple[str, str]]  # (table, trigger)
+
+
+def catalog(uri: str, node: str = "database") -> Catalog:
+    """Read all of a database's catalog in a session in which the server refuses every write.
+
+    Raises:
+        ShardUnavailable: the node did not answer in time.
+    """
+    with brief(node, uri, statement_s=STATEMENT_S) as session:
+        rows: dict[str, int] = {
+            name: int(count or 0)
+            for name, count in _ask(session, "table_name, table_rows", "tables", "table_type = 'BASE TABLE'")
+        }
+        columns = _columns(session)
+        indexes = _indexes(session)
+        tables = {name: _table(name, rows[name], columns[name], indexes.get(name, {})) for name in sorted(rows)}
+        triggers = _ask(session, "event_object_table, trigger_name", "triggers", "1=1", "trigger_schema")
+        return Catalog(tables, _foreign_keys(session), sorted((str(a), str(b)) for a, b in triggers))
+
+
+def _table(
+    name: str, rows: int, columns: dict[str, CatalogColumn], indexes: dict[str, tuple[bool, list[str]]]
+) -> CatalogTable:
+    unique = {index: tuple(on) for index, (single, on) in indexes.items() if single and index != "PRIMARY"}
+    leading = frozenset(on[0] for _, on in indexes.values())
+    return CatalogTable(name, rows, columns, tuple(indexes.get("PRIMARY", (True, []))[1]), unique, leading)
+
+
+def _columns(session: Session) -> dict[str, dict[str, CatalogColumn]]:
+    what = "table_name, column_name, column_type, is_nullable, column_default, extra, column_comment"
+    is_mariadb = "mariadb" in str(session.query("SELECT VERSION()")[0][0]).lower()
+    found: dict[str, dict[str, CatalogColumn]] = {}
+    for table, name, kind, nullable, default, extra, comment in _ask(
+        session, what, "columns", "1=1 ORDER BY table_name, ordinal_position"
+    ):
+        text = _default(default, is_mariadb)
+        found.setdefault(table, {})[name] = CatalogColumn(
+            name, str(kind).lower(), nullable == "YES", text, "auto_increment" in extra.lower(), comment
+        )
+    return found
+
+
+def _default(default: Any, is_mariadb: bool) -> str | None:
+    """MariaDB writes a default as SQL, MySQL as a bare text; NULL is none for both."""
+    if default is None or default == "NULL":
+        return None
+    return str(default) if is_mariadb else "'" + str(default).replace("'", "''") + "'"
+
+
+def _indexes(session: Session) -> dict[str, dict[str, tuple[bool, list[str]]]]:
+    found: dict[str, dict[str, tuple[bool, list[str]]]] = {}
+    order = "1=1 ORDER BY table_name, index_name, seq_in_index"
+    for table, index, many, column in _ask(
+        session, "table_name, index_name, non_unique, column_name", "statistics", order
+    ):
+        found.setdefault(table, {}).setdefault(index, (not int(many), []))[1].append(column)
+    return found
+
+
+def _foreign_keys(session: Session) -> list[ForeignKey]:
+    rules = {
+        (table, name): (str(on_delete), str(on_update))
+        for table, name, on_delete, on_update in _ask(
+            session, "table_name, constraint_name, delete_rule, update_rule", "referential_constraints", "1=1",
+            "constraint_schema",
+        )
+    }  # fmt: skip
+    found: dict[tuple[str, str], tuple[str, list[str], list[str]]] = {}
+    what = "table_name, constraint_name, referenced_table_name, column_name, referenced_column_name"
+    where = "referenced_table_name IS NOT NULL ORDER BY table_name, constraint_name, ordinal_position"
+    for table, name, parent, column, parent_column in _ask(session, what, "key_column_usage", where):
+        _, own, theirs = found.setdefault((table, name), (parent, [], []))
+        own.append(column)
+        theirs.append(parent_column)
+    return [
+        ForeignKey(name, table, tuple(own), parent, tuple(theirs), *rules[table, name])
+        for (table, name), (parent, own, theirs) in found.items()
+    ]
+
+
+def _ask(session: Session, what: str, view: str, where: str, schema: str = "table_schema") -> list[tuple[Any, ...]]:
+    return session.query(f"SELECT {what} FROM information_schema.{view} WHERE {schema} = DATABASE() AND {where}")

@@ -1,0 +1,198 @@
+"""The outbox: ops as rows in the request's own database, so that they are kept or dropped with its transaction.
+
+A row is written where the op is made, in the request's transaction; after the commit the rows are sent and deleted. A
+process that dies in between leaves them, and the next request, or `pipeline outbox relay`, sends them.
+
+Invariant: each request's ops have a producer of their own and dense sequences per bucket, which stand in the rows. So
+sending them twice, from any process, is harmless; and rows of a bucket are sent in the order of their ids.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from pydal import Field
+
+from pipeline import clock
+from pipeline.errors import BadOp, Unavailable
+from pipeline.op import Position, encode
+from pipeline.receipt import Receipt
+from pipeline.write.held import Waiting
+from pipeline.write.publish import Publisher
+from pipeline.write.relay import Run
+
+TABLE = "pipeline_outbox"
+#: Rows that are sent in one go besides a request's own.
+MOST = 1000
+#: How long `durability="applied"` waits, s.
+APPLIED_S = 5.0
+#: A request sends rows of other buckets too once they are so old that their own process has died, ms.
+ABANDONED_MS = 5_000
+#: Log and shard remember a producer for a day; what is older might be doubled, and is left for people to judge, ms.
+FORGOTTEN_MS = 20 * 3600 * 1000
+#: By producer and bucket.
+Reached = dict[tuple[int, int], Position]
+_log = logging.getLogger("pipeline.web")
+
+
+class Kept(NamedTuple):
+    """A row of the outbox: one op, or one sealed group."""
+
+    id: int
+    producer: int
+    bucket: int
+    seq: int
+    payload: bytes
+
+
+class Outbox:
+    """The ops of one request; see `write.held.Held`.
+
+    Args:
+        db: the application's DAL; the table is defined, and created if it may migrate.
+    """
+
+    def __init__(self, db: Any, publisher: Publisher):
+        self._table, self._publisher = defined(db), publisher
+        self.drop()
+        _watch(db._adapter).outbox = self
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, entry: Waiting) -> None:
+        """Write an op into the outbox.
+
+        Raises:
+            BadOp: it asks for a durability that only a sender has.
+        """
+        if entry.durability not in ("redis", "applied"):
+            raise BadOp(
+                f'durability="{entry.durability}" is for mode now: in an outbox an op is as safe as its database'
+            )
+        seq = self._last[entry.bucket] = self._last.get(entry.bucket, 0) + 1
+        payload = encode(entry.op)
+        row_id = self._table.insert(
+            made_ms=clock.wall_ms(),
+            producer=self._producer,
+            bucket=entry.bucket,
+            seq=seq,
+            payload=b64encode(payload).decode(),
+        )
+        self._waiting.append((entry, Kept(int(row_id), self._producer, entry.bucket, seq, payload)))
+
+    def drop(self) -> None:
+        """Forget the ops: their rows went with the transaction. What comes then has another producer."""
+        self._producer = int.from_bytes(os.urandom(8), "big") >> 1
+        self._last: dict[int, int] = {}
+        self._waiting: list[tuple[Waiting, Kept]] = []
+
+    def send(self) -> list[Receipt]:
+        """Send the rows after their commit, older ones of the same buckets before them, and delete them.
+
+        What cannot be sent now stays, and is sent by a later request; then its receipt has no position.
+        """
+        waiting = self._waiting
+        self.drop()
+        if not waiting:
+            return []
+        own = [kept for _, kept in waiting]
+        before = abandoned(self._table, own)
+        try:
+            reached = sent(self._publisher, before if len(before) == MOST else [*before, *own])
+        except Unavailable as error:
+            _log.warning("%d ops stay in the outbox for now: %s", len(own), error)
+            return []
+        delete(self._table, before if len(before) == MOST else [*before, *own])
+        return [receipt for entry, kept in waiting for receipt in _placed(entry, kept, reached)]
+
+
+def _placed(entry: Waiting, kept: Kept, reached: Reached) -> Iterator[Receipt]:
+    """Yield an entry's receipts with their position: the last of the run's, which is at or behind their own."""
+    position = reached.get((kept.producer, kept.bucket))
+    if position is None:
+        return
+    for receipt in entry.receipts:
+        receipt.position, receipt.producer, receipt.producer_seq = position, kept.producer, kept.seq
+        yield receipt
+    if entry.durability == "applied":
+        entry.receipts[0].wait(APPLIED_S)
+
+
+def _watch(adapter: Any) -> threading.local:
+    """Let the outbox of this thread forget its ops when the application rolls back; return where it is noted."""
+    here: threading.local | None = getattr(adapter, "_pipeline_outbox", None)
+    if here is None:
+        here = adapter._pipeline_outbox = threading.local()
+        there, rollback = here, adapter.rollback
+
+        def forgetting(*args: Any, **options: Any) -> Any:
+            outbox: Outbox | None = getattr(there, "outbox", None)
+            if outbox is not None:
+                outbox.drop()
+            return rollback(*args, **options)
+
+        adapter.rollback = forgetting
+    return here
+
+
+def defined(db: Any) -> Any:
+    """Return the outbox of a database, defined when first asked for."""
+    if TABLE not in db.tables:
+        db.define_table(
+            TABLE,
+            Field("made_ms", "bigint", notnull=True),
+            Field("producer", "bigint", notnull=True),
+            Field("bucket", "integer", notnull=True),
+            Field("seq", "integer", notnull=True),
+            Field("payload", "text", notnull=True),  # base64: pyDAL creates tables that hold no emoji
+        )
+    return db[TABLE]
+
+
+def abandoned(table: Any, own: Sequence[Kept]) -> list[Kept]:
+    """Return the rows that must be sent before a request's own, and those of processes that have died."""
+    now_ms, last = clock.wall_ms(), own[-1]
+    concerned = table.bucket.belongs(sorted({kept.bucket for kept in own})) | (table.made_ms < now_ms - ABANDONED_MS)
+    query = concerned & (table.id < last.id) & (table.producer != last.producer)
+    return kept_rows(table, query & (table.made_ms > now_ms - FORGOTTEN_MS))
+
+
+def kept_rows(table: Any, query: Any) -> list[Kept]:
+    """Return rows in the order of their ids, at most `MOST`."""
+    rows = table._db(query).select(orderby=table.id, limitby=(0, MOST))
+    return [Kept(int(r.id), int(r.producer), r.bucket, r.seq, b64decode(r.payload)) for r in rows]
+
+
+def sent(publisher: Publisher, rows: Iterable[Kept]) -> Reached:
+    """Send rows, and return where the last of each producer and bucket stands, at the latest.
+
+    Raises:
+        Unavailable: some or all may have been sent; send them again later.
+    """
+    runs: dict[int, dict[int, list[Kept]]] = {}
+    for row in rows:
+        runs.setdefault(row.producer, {}).setdefault(row.bucket, []).append(row)
+    reached: Reached = {}
+    for producer, of_buckets in runs.items():
+        shares = {bucket: Run(run[0].seq, [row.payload for row in run]) for bucket, run in of_buckets.items()}
+        for bucket, position in publisher.publish_as(producer, shares).items():
+            reached[producer, bucket] = position
+    return reached
+
+
+def delete(table: Any, rows: Iterable[Kept]) -> bool:
+    """Delete rows that have been sent, and commit; whether that went well. A row that stays is sent again: no harm."""
+    try:
+        table._db(table.id.belongs([row.id for row in rows])).delete()
+        table._db.commit()
+    except Exception as error:  # of any driver: the request has committed, and must not fail for this
+        _log.warning("rows stay in the outbox, to be sent again: %s: %s", type(error).__name__, error)
+        table._db.rollback()
+        return False
+    return True

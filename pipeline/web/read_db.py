@@ -1,0 +1,97 @@
+"""A DAL for a controller that only reads: one node of one shard for the whole request, with the tables of the caller's.
+
+With several shards there is no node that has all rows of a sharded table; such a table is refused here, by name, unless
+the shard key tells which shard is meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.client import Pipeline
+from pipeline.errors import BadRead
+from pipeline.pydal_objects import real_name, tables_in
+from pipeline.reads.node_dal import NodeDAL
+
+
+class ReadDAL:
+    """A node's DAL, read-only. Tables and queries of the caller's own DAL may be used with it.
+
+    Args:
+        node: opened for the request.
+        refuse: raises where the rows of a table are not all there.
+    """
+
+    __slots__ = ("_node", "_refuse")
+
+    def __init__(self, node: NodeDAL, refuse: Refusal):
+        self._node, self._refuse = node, refuse
+
+    def __call__(self, query: Any = None, *args: Any, **options: Any) -> Any:
+        """Return pyDAL's Set of a query."""
+        for table in tables_in(query):
+            self._refuse(real_name(table))
+        return self._node(query, *args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._node:
+            self._refuse(name)
+        return getattr(self._node, name)
+
+    def __getitem__(self, name: str) -> Any:
+        self._refuse(name)
+        return self._node[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._node
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._node)
+
+    def __repr__(self) -> str:
+        return repr(self._node)
+
+
+class Refusal:
+    """Refuses tables whose rows are not all on the node.
+
+    Args:
+        keyed: whether a shard key was given: then the caller means the rows with that key, and its neighbours.
+    """
+
+    def __init__(self, client: Pipeline, keyed: bool):
+        self._topology, self._keyed = client.topology, keyed
+
+    def __call__(self, name: str) -> None:
+        """Refuse a table.
+
+        Raises:
+            BadRead: naming what to use instead.
+        """
+        shards = len(self._topology.shards)
+        if self._keyed or shards == 1 or self._topology.table(name).reference:
+            return
+        key = self._topology.table(name).shard_key or "id"
+        raise BadRead(
+            f"the rows of {name!r} are on {shards} shards, and read_db is one node: use pipeline.select(...) for all "
+            f"of them, or read_db(db, {name!r}, shard_key=…) for those with one {key!r}"
+        )
+
+
+def table_for(client: Pipeline, db: Any) -> Any:
+    """Return a table by which a node may be chosen when the caller has named none: one of which a node has all rows.
+
+    Raises:
+        BadRead: there is none.
+    """
+    lazy = getattr(db, "_LAZY_TABLES", {})
+    names = sorted(db.tables, key=lambda name: name in lazy)
+    shards = len(client.topology.shards)
+    for name in names:
+        if client.topology.table(name).reference or shards == 1:
+            return db[name]
+    raise BadRead(
+        f"there are {shards} shards and no reference table: say which rows are meant, read_db(db, TABLE, shard_key=…), "
+        "or use pipeline.select(...)"
+    )

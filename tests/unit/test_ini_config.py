@@ -1,0 +1,102 @@
+"""An appconfig.ini: few keys stand for a whole configuration, and what is wrong is named by file and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.settings import load
+
+OWN = "mysql:pymysql://app:secret%23@db0/shop"
+FULL = """\
+[db]
+uri = mysql:pymysql://app:x@db9/web
+[pipeline]
+redis = redis://log:6379/0
+broker = redis://log:6379/1
+prefix = shop
+buckets = 64
+shard_s0 = mysql:pymysql://app:secret%23@db0/shop
+replicas_s0 = mysql:pymysql://ro:x@db0-r1/shop, mysql:pymysql://ro:x@db0-r2/shop
+shard_s1 = mysql:pymysql://app:${WORD}@db1/shop
+shard_keys = purchase: customer, Line: customer
+references = country, currency
+mode = outbox
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "appconfig.ini"
+    path.write_text(text)
+    return path
+
+
+def test_flat_keys_are_a_whole_configuration(tmp_path: Path):
+    settings = load(written(tmp_path, FULL), {"WORD": "pass"})
+
+    assert (settings.redis.url, settings.redis.broker_url) == ("redis://log:6379/0", "redis://log:6379/1")
+    assert (settings.redis.prefix, settings.buckets) == ("shop", 64)
+    assert settings.shards["s0"].primary == OWN
+    assert [uri.rpartition("@")[2] for uri in settings.shards["s0"].replicas] == ["db0-r1/shop", "db0-r2/shop"]
+    assert settings.shards["s1"].primary == "mysql:pymysql://app:pass@db1/shop"
+    assert {name: table.shard_key for name, table in settings.tables.items() if table.shard_key} == {
+        "purchase": "customer",
+        "Line": "customer",
+    }
+    assert [name for name, table in settings.tables.items() if table.reference] == ["country", "currency"]
+    assert settings.source.endswith("appconfig.ini")
+
+
+def test_without_shards_the_applications_own_database_is_the_one_shard(tmp_path: Path):
+    text = f"[db]\nuri = {OWN}\n[pipeline]\nredis = redis://log\nreplicas = mysql:pymysql://ro:x@db0-r1/shop\n"
+
+    [shard] = load(written(tmp_path, text), {}).shards.values()
+
+    assert (shard.name, shard.primary) == ("s0", OWN)
+    assert shard.replicas == ("mysql:pymysql://ro:x@db0-r1/shop",)
+
+
+def test_a_toml_file_is_named_relative_to_the_ini_file(tmp_path: Path):
+    (tmp_path / "pipeline.toml").write_text(f'[redis]\nurl = "redis://log"\n[shards.s0]\nprimary = "{OWN}"\n')
+
+    settings = load(written(tmp_path, "[pipeline]\nconfig = pipeline.toml\n"), {})
+
+    assert settings.shards["s0"].primary == OWN
+    assert settings.source.endswith("pipeline.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ("[db]\nuri = x\n", ["has no section [pipeline]"]),
+        ("no section at all", ["is not an ini file"]),
+        (
+            f"[db]\nuri = {OWN}\n[pipeline]\nredis = redis://log\nbrokr = x\nbuckets = many\nshard_keys = a\n",
+            [
+                "[pipeline] has an unknown key 'brokr'; did you mean 'broker'",
+                "[pipeline] buckets must be a whole number",
+                "[pipeline] shard_keys takes TABLE: FIELD, TABLE: FIELD; 'a' is neither",
+            ],
+        ),
+        (
+            f"[pipeline]\nshard_s0 = {OWN}\nreplicas_s1 = {OWN}\nreplicas = {OWN}\n",
+            [
+                "redis is missing",
+                "replicas does not say of which shard: write replicas_s0",
+                "replicas_s1 has no shard_s1",
+            ],
+        ),
+        ("[pipeline]\nconfig = nowhere.toml\n", ["[pipeline] config names a file, but", "nowhere.toml"]),
+    ],
+)
+def test_what_is_wrong_is_named_by_file_and_key_and_no_password_is_shown(tmp_path: Path, text: str, faults: list[str]):
+    path = written(tmp_path, text)
+
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+
+    for fault in (*faults, str(path)):
+        assert fault in str(caught.value)
+    assert "secret" not in str(caught.value)

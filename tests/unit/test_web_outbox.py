@@ -1,0 +1,220 @@
+"""The outbox: rows in the request's own transaction, sent after it, in order and once, by whoever comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydal import DAL, Field
+
+from pipeline import clock
+from pipeline.errors import BadOp
+from pipeline.testing import Sandbox, sandbox
+from pipeline.web.outbox import ABANDONED_MS, FORGOTTEN_MS, Outbox, defined, delete
+from pipeline.web.relaying import relay
+from pipeline.web.request import Request
+
+
+@pytest.fixture
+def box() -> Iterator[Sandbox]:
+    with sandbox({"tally": {"shard_key": "owner"}}) as made:
+        yield made
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return f"sqlite://{tmp_path}/web.sqlite"
+
+
+@pytest.fixture
+def db(box: Sandbox, uri: str) -> Iterator[Any]:
+    db = DAL(uri, bigint_id=True)
+    db.define_table("tally", Field("owner", "integer"), Field("trace", "text", default=""), migrate=False)
+    box.client.define_tables(db)
+    yield db
+    db.close()
+
+
+def request_of(box: Sandbox, db: Any) -> Request:
+    return Request(box.client, Outbox(db, box.client.publisher))
+
+
+def note(request: Request, db: Any, letter: str) -> None:
+    request.enqueue_update(db.tally.owner == 7, trace=db.tally.trace + letter)
+
+
+def died(box: Sandbox, db: Any, *letters: str) -> None:
+    """Commit a request's ops, and end before they are sent."""
+    request = request_of(box, db)
+    for letter in letters:
+        note(request, db, letter)
+    db.commit()
+    request.drop()
+
+
+def trace(box: Sandbox) -> str:
+    box.drain()
+    return str(box.rows("tally")[0]["trace"])
+
+
+def held(db: Any) -> int:
+    count = int(db(defined(db)).count())
+    db.commit()
+    return count
+
+
+@pytest.fixture
+def row(box: Sandbox, db: Any) -> None:
+    box.client.enqueue_insert(db.tally, owner=7)
+    box.drain()
+
+
+def test_ops_are_sent_after_the_commit_and_their_rows_deleted(box: Sandbox, db: Any):
+    request = request_of(box, db)
+
+    receipt = request.enqueue_insert(db.tally, owner=7, trace="a")
+    note(request, db, "b")
+
+    assert (box.enqueued(), held(db)) == ([], 2)
+    text = request.finish()
+    assert held(db) == 0
+    assert trace(box) == "ab"
+    assert receipt.status() == "applied"
+    assert text
+
+
+@pytest.mark.usefixtures("row")
+def test_ops_go_with_the_transaction_that_holds_their_rows(box: Sandbox, db: Any):
+    request = request_of(box, db)
+
+    note(request, db, "a")
+    db.rollback()
+    note(request, db, "b")
+    db.commit()
+    request.finish()
+
+    assert trace(box) == "b"
+    assert held(db) == 0
+
+
+@pytest.mark.usefixtures("row")
+def test_what_a_dead_process_left_goes_before_the_next_ops_of_its_bucket(box: Sandbox, db: Any):
+    died(box, db, "a", "b")
+    died(box, db, "c")
+
+    request = request_of(box, db)
+    note(request, db, "d")
+    db.commit()
+    request.finish()
+
+    assert trace(box) == "abcd"
+    assert held(db) == 0
+
+
+@pytest.mark.usefixtures("row")
+def test_a_row_that_was_sent_but_not_deleted_is_applied_once(
+    box: Sandbox, db: Any, uri: str, monkeypatch: pytest.MonkeyPatch
+):
+    request = request_of(box, db)
+    note(request, db, "a")
+    note(request, db, "b")
+    db.commit()
+    with monkeypatch.context() as dying:
+        dying.setattr("pipeline.web.outbox.delete", lambda table, rows: None)
+        request.finish()
+    assert held(db) == 2
+
+    assert relay(box.client, uri) == (2, 0)
+
+    assert trace(box) == "ab"
+    assert held(db) == 0
+
+
+@pytest.mark.usefixtures("row")
+def test_half_a_request_that_was_deleted_is_no_loss(box: Sandbox, db: Any, uri: str):
+    request = request_of(box, db)
+    note(request, db, "a")
+    note(request, db, "b")
+    [first, _] = [kept for _, kept in request._held._waiting]  # type: ignore[union-attr]
+    db.commit()
+    box.client.publisher.publish_as(first.producer, {first.bucket: _run(first)})
+    delete(defined(db), [first])
+
+    relay(box.client, uri)
+
+    assert trace(box) == "ab"
+
+
+def _run(kept: Any) -> Any:
+    from pipeline.write.relay import Run
+
+    return Run(kept.seq, [kept.payload])
+
+
+@pytest.mark.usefixtures("row")
+def test_while_redis_takes_nothing_ops_stay_and_the_request_succeeds(box: Sandbox, db: Any):
+    request = request_of(box, db)
+    note(request, db, "a")
+    db.commit()
+
+    box.log.set_full("too many ops")
+    assert request.finish() is None
+    box.log.set_full(None)
+
+    assert held(db) == 1
+    died(box, db, "b")
+    request = request_of(box, db)
+    note(request, db, "c")
+    db.commit()
+    request.finish()
+    assert trace(box) == "abc"
+
+
+@pytest.mark.usefixtures("row")
+def test_rows_of_other_buckets_are_sent_once_they_are_abandoned(box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch):
+    died(box, db, "a")
+
+    def other() -> None:
+        request = request_of(box, db)
+        request.enqueue_insert(db.tally, owner=next(_elsewhere(box)))
+        db.commit()
+        request.finish()
+
+    other()
+    assert held(db) == 1
+    now_ms = clock.wall_ms()
+    monkeypatch.setattr("pipeline.clock.wall_ms", lambda: now_ms + ABANDONED_MS + 1)
+    other()
+
+    assert held(db) == 0
+    assert trace(box) == "a"
+
+
+def _elsewhere(box: Sandbox) -> Iterator[int]:
+    of = box.client.topology.bucket_of
+    return (owner for owner in range(8, 1000) if of("tally", owner) != of("tally", 7))
+
+
+@pytest.mark.usefixtures("row")
+def test_what_might_be_doubled_is_left_until_somebody_says_so(
+    box: Sandbox, db: Any, uri: str, monkeypatch: pytest.MonkeyPatch
+):
+    died(box, db, "a")
+    now_ms = clock.wall_ms()
+    monkeypatch.setattr("pipeline.clock.wall_ms", lambda: now_ms + FORGOTTEN_MS + 1)
+
+    assert relay(box.client, uri) == (0, 1)
+    assert relay(box.client, uri, old=True) == (1, 0)
+
+    assert trace(box) == "a"
+
+
+def test_a_durability_that_only_a_sender_has_is_refused(box: Sandbox, db: Any):
+    request = request_of(box, db)
+
+    with pytest.raises(BadOp, match="for mode now"):
+        request.enqueue_insert(db.tally, owner=7, durability="fsync")
+
+    assert held(db) == 0
