@@ -22,19 +22,21 @@ class Reader:
     """What one user has written and seen.
 
     Args:
-        text: of the session, as `text` returned it at the end of an earlier request.
+        text: of the session, as `text` returned it at the end of an earlier request; or what returns it, asked once.
     """
 
-    __slots__ = ("_client", "_session", "_text")
+    __slots__ = ("_client", "_recall", "_session", "_text")
 
-    def __init__(self, client: Pipeline, text: str | None = None):
-        self._client, self._text = client, text
+    def __init__(self, client: Pipeline, text: str | Callable[[], str | None] | None = None):
+        self._client, self._recall = client, text
+        self._text: str | None = None
         self._session: Session | None = None
 
     @property
     def session(self) -> Session:
         """The session; a text that is not of this deployment begins a new one."""
         if self._session is None:
+            self._text = self._recall() if callable(self._recall) else self._recall
             try:
                 self._session = self._client.session_token(self._text)
             except BadToken as error:

@@ -33,10 +33,12 @@ class Request:
     Args:
         client: the process's.
         held: takes the ops until the commit; None sends each at its call.
-        token: the text of the user's session, as the last request left it.
+        token: the text of the user's session, as the last request left it; or what returns it.
     """
 
-    def __init__(self, client: Pipeline, held: Holder | None = None, token: str | None = None):
+    def __init__(
+        self, client: Pipeline, held: Holder | None = None, token: str | Callable[[], str | None] | None = None
+    ):
         self.client = client
         self._reader = Reader(client, token)
         self._held = held

@@ -44,7 +44,7 @@ class Pipeline:
         if not _in_request(web):
             self.request = Request(client)
             return
-        self.request = Request(client, held, memory.recalled())
+        self.request = Request(client, held, memory.recalled)
         ending.attend(self.request, db, memory.keep, from_db=mode == "outbox")
 
     def __getattr__(self, name: str) -> Any:

@@ -121,7 +121,8 @@ def odd_values():
     name = T("a %s text", "translated")
     secret = CRYPT(salt="salty")("swordfish")[0]
     customer = db.auth_user(request.vars.user)
-    first = pipeline.enqueue_insert(db.sale, customer=customer.id, name=name, secret=secret, tags=["a", "b|c"])
+    event = db.auth_event(db.auth_event.insert(user_id=customer.id, description="x"))
+    first = pipeline.enqueue_insert(db.sale, customer=event.user_id, name=name, secret=secret, tags=["a", "b|c"])
     second = pipeline.enqueue_insert(db.sale, customer=lambda: customer, name=lambda: "called")  # a Row is its id
     refused = {}
     for field, value in dict(customer=T("one"), at=db.sale.qty, name=customer, colour="red", day=request.now).items():
@@ -129,7 +130,8 @@ def odd_values():
             pipeline.enqueue_insert(db.sale, {"customer": 1, field: value})
         except BadOp as error:
             refused[field] = str(error)
-    return response.json(dict(ids=[str(first.id), str(second.id)], refused=refused))
+    kinds = [type(value).__name__ for value in (name, secret, event.user_id, customer)]
+    return response.json(dict(ids=[str(first.id), str(second.id)], refused=refused, kinds=kinds))
 """
 
 
@@ -285,6 +287,7 @@ def test_what_web2py_hands_about_is_stored_exactly_or_refused_by_name(ada: Brows
 
     rows = shop.sales(f"id in ({','.join(answer['ids'])})", "customer, name, left(secret, 17), tags")
     assert rows == [f"{user}\ta translated text\tpbkdf2(1000,20,sh\t|a|b||c|", f"{user}\tcalled\tNULL\tNULL"]
+    assert answer["kinds"] == ["lazyT", "LazyCrypt", "Reference", "Row"]
     refused: dict[str, Any] = answer["refused"]
     assert refused.keys() == {"customer", "at", "name", "colour", "day"}
     assert all(f"sale.{field}" in text for field, text in refused.items() if field != "colour")

@@ -42,8 +42,8 @@ def kept():
     return response.json(db(db.pipeline_outbox).count())
 """
 IN_DATABASE = """\
-session.connect(request, response, db)
 pipeline = Pipeline(db, configuration)
+session.connect(request, response, db)
 """
 SHOW = """\
 def index():
