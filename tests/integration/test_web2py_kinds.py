@@ -155,7 +155,7 @@ def test_the_command_relays_what_a_killed_server_left(shop: Shop, customer: int)
 
     command = [sys.executable, "-m", "pipeline", "outbox", "relay", "--config", str(shop.rig.config)]
     done = subprocess.run(
-        [*command, "--uri", shop.own_uri("boxed")], capture_output=True, text=True, timeout=60, check=False
+        [*command, "--uri", shop.uri_of("boxed")], capture_output=True, text=True, timeout=60, check=False
     )
 
     assert (done.returncode, done.stdout) == (0, "3 ops were sent\n"), done.stderr
