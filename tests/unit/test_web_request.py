@@ -38,6 +38,20 @@ def test_a_request_has_every_function_of_the_package():
     assert missing == ["configure", "current", "close", "Receipts"]
 
 
+def test_lazy_tables_are_looked_at_once_per_process_and_may_be_named_all_the_same(box: Sandbox):
+    models = []
+    for _ in range(2):
+        db = DAL("sqlite:memory", bigint_id=True, migrate=False, lazy_tables=True)
+        db.define_table("sale", Field("customer", "integer", notnull=True), Field("qty", "integer"))
+        box.client.define_tables(db)
+        models.append(list(db._LAZY_TABLES))
+
+    Request(box.client).enqueue_insert("sale", customer=7)
+
+    assert models == [[], ["sale"]]
+    box.assert_enqueued("sale", customer=7)
+
+
 def test_nothing_is_sent_before_the_commit_and_all_in_order_after_it(box: Sandbox, db: Any):
     request = holding(box)
 
