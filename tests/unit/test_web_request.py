@@ -155,6 +155,23 @@ def test_what_is_asked_for_besides_is_joined_with_the_users_own(box: Sandbox, db
     assert request.count(db.sale.customer == 8, after=foreign) == 1
 
 
+def test_a_page_on_one_node_is_refused_a_spread_table_by_every_way_to_name_it():
+    with sandbox({"sale": {"shard_key": "customer"}, "country": {"reference": True}}) as box:
+        db = DAL("sqlite:memory", bigint_id=True, migrate=False)
+        db.define_table("sale", Field("customer", "integer"))
+        db.define_table("country", Field("name"))
+        box.client.define_tables(db)
+        request = Request(box.client)
+        rdb = request.read_db(db)  # its node has not met the table yet
+
+        for way in (lambda: rdb.sale, lambda: rdb["sale"], lambda: rdb(db.sale.id > 0), lambda: rdb(db.sale)):
+            with pytest.raises(pipeline.errors.BadRead, match="'sale' are on 2 shards"):
+                way()
+        assert rdb(rdb.country).count() == 0
+        assert request.read_db(db, "sale", 7)(db.sale.customer == 7).count() == 0
+        request.finish()
+
+
 def test_a_group_that_failed_leaves_nothing_to_be_seen(box: Sandbox, db: Any):
     request = Request(box.client)
 
