@@ -186,7 +186,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         folder = made.folder / "apps" / "shop"
         folder.mkdir(parents=True)
         broker = made.rig.client.settings.redis.broker_url
-        text = APPLICATION.format(own=made.own_uri, config=str(made.rig.config), broker=broker)
+        made.ask("s0", "CREATE DATABASE own_py4web CHARACTER SET utf8mb4")
+        text = APPLICATION.format(own=made.uri_of("py4web"), config=str(made.rig.config), broker=broker)
         (folder / "__init__.py").write_text(text)
         yield made
 
