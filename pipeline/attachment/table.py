@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from pipeline.attachment.changes import Changes
-from pipeline.attachment.refusal import VERSIONED, refuse, versioned
+from pipeline.attachment.refusal import VERSIONED, refuse, refuse_large, versioned
 from pipeline.errors import BadOp, Unavailable
 from pipeline.pydal_objects import kind_of, real_name
 from pipeline.receipt import Receipt
@@ -123,7 +123,9 @@ def _insert(sink: Sink, table: Any, fields: Pairs) -> int | None:
 
 
 def _values(table: Any, fields: Pairs) -> Final:
-    return Final((field.name, value) for field, value in fields)
+    values = Final((field.name, value) for field, value in fields)
+    refuse_large(table, values)
+    return values
 
 
 def _refuse_versioned(table: Any) -> None:

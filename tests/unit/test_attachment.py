@@ -300,6 +300,17 @@ def test_a_file_is_stored_by_the_request_and_outlives_the_queued_delete(box: San
     assert (tmp_path / op.values["file"]).read_bytes() == b"bytes"
 
 
+def test_a_file_in_the_row_is_refused_above_a_limit(box: Sandbox, db: Any):
+    db.define_table("scan", Field("file", "upload", uploadfield="content"), Field("content", "blob"))
+    pipeline.attach(db.scan)
+
+    db.scan.insert(file="a.txt", content=b"small")
+    with pytest.raises(BadValue, match="uploadfield=True"):
+        db.scan.insert(file="a.txt", content=b"x" * 1_000_001)
+
+    assert len(box.enqueued("scan")) == 1
+
+
 def test_a_request_holds_what_pydal_writes_until_its_commit(box: Sandbox, db: Any):
     request = Request(box.client, box.client.held())
     request.attach(db.item)
