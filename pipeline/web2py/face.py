@@ -44,7 +44,7 @@ class Pipeline:
         if not _in_request(web):
             self.request = Request(client)
             return
-        self.request = Request(client, held, memory.recalled())
+        self.request = Request(client, held, memory.recalled)
         ending.attend(self.request, db, memory.keep, from_db=mode == "outbox")
 
     def attach(self, table: Any) -> None:
@@ -66,7 +66,8 @@ class Pipeline:
 
 
 def _in_request(web: Any) -> bool:
-    return not (web.is_shell or web.is_scheduler)
+    """Return whether web2py will commit for the application: only its WSGI entry does."""
+    return web.wsgi is not None and not (web.is_shell or web.is_scheduler)
 
 
 def _mode(given: str | None, configuration: Any) -> str:
