@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.client import Pipeline
 from pipeline.errors import BadRead
-from pipeline.pydal_objects import real_name, tables_in
+from pipeline.pydal_objects import kind_of, real_name, tables_in
 from pipeline.reads.node_dal import NodeDAL
 
 
@@ -35,9 +35,10 @@ class ReadDAL:
         return self._node(query, *args, **options)
 
     def __getattr__(self, name: str) -> Any:
-        if name in self._node:
-            self._refuse(name)
-        return getattr(self._node, name)
+        found = getattr(self._node, name)
+        if kind_of(found) == "Table":  # also one that this node has not been asked for before
+            self._refuse(real_name(found))
+        return found
 
     def __getitem__(self, name: str) -> Any:
         self._refuse(name)
