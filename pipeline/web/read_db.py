@@ -6,12 +6,12 @@ the shard key tells which shard is meant.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from pipeline.client import Pipeline
 from pipeline.errors import BadRead
-from pipeline.pydal_objects import kind_of, real_name, tables_in
+from pipeline.pydal_objects import real_name, tables_in
 from pipeline.reads.node_dal import NodeDAL
 
 
@@ -20,13 +20,14 @@ class ReadDAL:
 
     Args:
         node: opened for the request.
+        names: of the caller's tables.
         refuse: raises where the rows of a table are not all there.
     """
 
-    __slots__ = ("_node", "_refuse")
+    __slots__ = ("_names", "_node", "_refuse")
 
-    def __init__(self, node: NodeDAL, refuse: Refusal):
-        self._node, self._refuse = node, refuse
+    def __init__(self, node: NodeDAL, names: Collection[str], refuse: Refusal):
+        self._node, self._names, self._refuse = node, frozenset(names), refuse
 
     def __call__(self, query: Any = None, *args: Any, **options: Any) -> Any:
         """Return pyDAL's Set of a query."""
@@ -35,10 +36,9 @@ class ReadDAL:
         return self._node(query, *args, **options)
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._node, name)
-        if kind_of(found) == "Table":  # also one that this node has not been asked for before
-            self._refuse(real_name(found))
-        return found
+        if name in self._names:  # the node itself may not have been asked for it yet
+            self._refuse(name)
+        return getattr(self._node, name)
 
     def __getitem__(self, name: str) -> Any:
         self._refuse(name)

@@ -189,7 +189,7 @@ class Request:
         opened = self.read(chosen, shard_key, fresh=fresh, **options)
         node = opened.__enter__()
         self._at_end.append(lambda well: opened.__exit__(None, None, None))
-        return ReadDAL(node, Refusal(self.client, shard_key is not None))
+        return ReadDAL(node, db.tables, Refusal(self.client, shard_key is not None))
 
     def define_tables(self, db: Any) -> None:
         """Make a DAL's tables known; the face does it for the application's own."""
