@@ -263,8 +263,8 @@ class Request:
         return receipt
 
     def _note_sent(self) -> None:
-        """Let the next reads see what has been sent by now; what has no position was dropped with its group."""
-        sent = [receipt for receipt in self._unsent if receipt.position is not None]
+        """Let the next reads see what has been sent by now; what was not was dropped with its group."""
+        sent = [receipt for receipt in self._unsent if receipt.sent]
         self._unsent.clear()
         if sent:
             self._reader.wrote(sent)
