@@ -236,7 +236,10 @@ class Pipeline:
         """Return a pyDAL DAL on the primary of a row's shard, with the table defined: for reads that must be fresh."""
         table = self.door.table(table)
         bucket = self.topology.bucket_of(table._tablename, shard_key)
-        db = self.nodes.primary(self.topology.shards_of(bucket)[0]).db
+        return self.define_on(self.nodes.primary(self.topology.shards_of(bucket)[0]).db, table)
+
+    def define_on(self, db: Any, table: Any) -> Any:
+        """Define a table and its siblings on a node's DAL, and return the DAL."""
         with self._define_lock:
             for other in self.door.siblings(table):
                 if other._tablename not in db.tables:
@@ -303,7 +306,7 @@ def _split(values: Mapping[str, Any] | None, fields: dict[str, Any]) -> tuple[di
         return options, fields
     if not isinstance(values, Mapping):
         raise BadOp(f"expected the fields as a mapping or as keywords, got {type(values).__name__}")
-    return options, {**values, **fields}
+    return options, {**values, **fields} if fields else values
 
 
 def _only_options(options: Mapping[str, Any]) -> None:
