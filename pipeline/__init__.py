@@ -195,6 +195,11 @@ def atomic() -> AbstractContextManager[None]:
     return current().atomic()
 
 
+def unsent(table: str) -> bool:
+    """Return whether this thread is in an atomic block that has ops for a table."""
+    return current().unsent(table)
+
+
 def attach(table: Any) -> None:
     """Queue what pyDAL itself writes to a table: `insert`, `update_record`, `db(query).delete()`, forms and grids.
 

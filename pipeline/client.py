@@ -162,6 +162,10 @@ class Pipeline:
         """Let this thread's ops go into *held* inside the block. Their receipts have ids, but no position yet."""
         return self._outgoing.holding(held)
 
+    def unsent(self, table: str) -> bool:
+        """Whether this thread has ops for a table that are not sent yet: in an atomic block, or held."""
+        return self._outgoing.unsent(table)
+
     # receipts -----------------------------------------------------------------------------------------------
 
     def status(self, receipt: Receipt) -> str:

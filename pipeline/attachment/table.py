@@ -33,6 +33,7 @@ class Sink(Protocol):
     def enqueue_bulk_insert(self, table: Any, rows: Iterable[Mapping[str, Any]]) -> Any: ...  # noqa: D102
     def enqueue_update(self, target: Any, second: Any = None, /, **options: Any) -> Receipt: ...  # noqa: D102
     def enqueue_delete(self, target: Any, /, **options: Any) -> Receipt: ...  # noqa: D102
+    def unsent(self, table: str) -> bool: ...  # noqa: D102
 
 
 def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:

@@ -108,6 +108,11 @@ class Request:
         if not self._waits:
             self._note_sent()
 
+    def unsent(self, table: str) -> bool:
+        """Return whether this request has ops for a table that wait for its commit, or for the end of a block."""
+        with self._holding():
+            return self.client.unsent(table)
+
     def attach(self, table: Any) -> None:
         """Queue what pyDAL writes to a table; see the package's `attach`."""
         attachment.attach(table, self, lambda: self.client)
