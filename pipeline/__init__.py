@@ -195,11 +195,6 @@ def atomic() -> AbstractContextManager[None]:
     return current().atomic()
 
 
-def unsent(table: str) -> bool:
-    """Return whether this thread is in an atomic block that has ops for a table."""
-    return current().unsent(table)
-
-
 def attach(table: Any) -> None:
     """Queue what pyDAL itself writes to a table: `insert`, `update_record`, `db(query).delete()`, forms and grids.
 
@@ -210,7 +205,7 @@ def attach(table: Any) -> None:
     """
     from pipeline import attachment
 
-    attachment.attach(table, sys.modules[__name__], current)
+    attachment.attach(table, attachment.Everyone(current), current)
 
 
 def enqueue_form(form: Any) -> _Receipt | None:

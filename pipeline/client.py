@@ -20,7 +20,7 @@ from pipeline.reads.counters import Counters
 from pipeline.reads.node_dal import NodeDAL
 from pipeline.reads.readers import Readers
 from pipeline.reads.readings import Readings
-from pipeline.reads.reads import After, Reads
+from pipeline.reads.reads import After, Reads, Settled
 from pipeline.reads.router import Router
 from pipeline.reads.session import Session
 from pipeline.receipt import Receipt, Receipts
@@ -213,6 +213,14 @@ class Pipeline:
     def session_token(self, text: str | None = None) -> Session:
         """Return a reader's session, new or from its text; see the package's `session_token`."""
         return self._reads.session(text)
+
+    def settle(self, session: Session) -> Settled:
+        """Wait until the primaries have what a session has written and seen, as long as a read would wait.
+
+        Raises:
+            ShardUnavailable, LogUnavailable: it cannot be told.
+        """
+        return self._reads.settle(session, self.settings.reads.wait_s)
 
     def joined(self, session: Session, after: Any) -> After:
         """Return an `after=` that asks for what a session does and for more; the answer is noted in the session."""

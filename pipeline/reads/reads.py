@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from pipeline import clock
 from pipeline.errors import BadOp, BadRead, ShardUnavailable
 from pipeline.log.contract import Log
 from pipeline.pydal_objects import kind_of, real_name
@@ -22,6 +23,9 @@ from pipeline.reads.token import Token, is_receipt, token_of
 from pipeline.receipt import Receipt
 from pipeline.settings import Settings
 from pipeline.topology import Topology
+
+#: Whether primaries have what was asked for: they had it, have got it in time, or have it not yet.
+Settled = Literal["had", "waited", "late"]
 
 
 class After(NamedTuple):
@@ -44,7 +48,7 @@ class Reads:
     def __init__(
         self, settings: Settings, topology: Topology, log: Log, router: Router, find_table: Callable[[Any], Any]
     ):
-        self._router, self._find_table = router, find_table
+        self._router, self._topology, self._find_table = router, topology, find_table
         self._defaults = Defaults(settings.reads)
         self._places = Places(topology, log)
         self._seal = Seal(lambda: settings.reads.secret or log.secret(secrets.token_hex(16)))
@@ -130,6 +134,24 @@ class Reads:
     def joined(self, session: Session, value: Any) -> After:
         """Return what a session and an `after=` ask for together; the session takes up the answer."""
         return After(session.token.merged(self.after(value).token), session)
+
+    def settle(self, session: Session, timeout_s: float) -> Settled:
+        """Wait until the primaries have what a session has written and seen; what they have all is forgotten then.
+
+        Raises:
+            ShardUnavailable, LogUnavailable: it cannot be told.
+        """
+        deadline, waited = clock.Deadline(timeout_s), False
+        for shard in self._topology.shards:
+            needs = self._places.needs(session.token, Place(shard, None))
+            if not needs or self._router.primary_has(shard, needs, clock.Deadline(0)):
+                continue
+            if not self._router.primary_has(shard, needs, deadline):
+                return "late"
+            waited = True
+        for shard in self._topology.shards:
+            session.saw({}, self._router.passed(shard), stale=False)
+        return "waited" if waited else "had"
 
     def close(self) -> None:
         """End the threads."""

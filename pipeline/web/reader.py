@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.client import Pipeline
 from pipeline.errors import BadToken, Unavailable
 from pipeline.reads.session import Session
+from pipeline.reads.token import Token
 
 _log = logging.getLogger("pipeline.web")
 
@@ -35,6 +36,11 @@ class Reader:
                 _log.warning("the user's session begins anew: %s", error)
                 self._session = self._client.session_token()
         return self._session
+
+    @property
+    def known(self) -> Token | None:
+        """What the user has written and seen; None: nothing. The same object as long as nothing is added."""
+        return self.session.token or None if self._text or self._session is not None else None
 
     def wrote(self, receipts: Any) -> None:
         """Let the next reads see these ops."""

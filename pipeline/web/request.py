@@ -16,6 +16,7 @@ from pipeline.client import Pipeline
 from pipeline.errors import Unavailable
 from pipeline.reads.node_dal import NodeDAL
 from pipeline.reads.session import Session
+from pipeline.reads.token import Token
 from pipeline.receipt import Receipt as _Receipt
 from pipeline.receipt import Receipts
 from pipeline.web.read_db import ReadDAL, Refusal, table_for
@@ -43,6 +44,9 @@ class Request:
         self._held = held
         self._unsent: list[_Receipt] = []
         self._groups = 0
+        #: What the primaries are known to have; and whether a read of this request was too early for it.
+        self._settled: Token | None = None
+        self._late = False
         self._at_end: list[Callable[[bool], Any]] = []
 
     # writes -------------------------------------------------------------------------------------------------
@@ -120,6 +124,27 @@ class Request:
     def enqueue_form(self, form: Any) -> _Receipt | None:
         """Queue what an accepted form says; see the package's `enqueue_form`."""
         return attachment.enqueue_form(form, self, lambda: self.client)
+
+    def caught_up(self, snapshot: Callable[[], bool]) -> bool:
+        """Let the primaries get what the user has written before; whether the application's own reads now see it.
+
+        Args:
+            snapshot: tells whether the reader's transaction may show an older state than the database has now.
+        """
+        token = self._reader.known
+        if self._late or token is None or token is self._settled:
+            return not self._late
+        try:
+            found = self.client.settle(self._reader.session)
+        except Unavailable as error:
+            _log.warning("the user may not see his own writes: %s", error)
+            found = "late"
+        else:
+            if found == "late":
+                _log.warning("the user may not see his own writes: the workers are behind")
+        self._settled = self._reader.known
+        self._late = found == "late" or (found == "waited" and snapshot())
+        return not self._late
 
     # receipts -----------------------------------------------------------------------------------------------
 

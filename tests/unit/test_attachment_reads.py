@@ -1,0 +1,177 @@
+"""Reads of an attached table through the application's own DAL, where that stands on the one shard's primary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from pydal import DAL, Field
+
+from pipeline import clock
+from pipeline.attachment.editing import editing
+from pipeline.testing import Sandbox, sandbox
+from pipeline.web.request import Request
+
+
+@pytest.fixture
+def box() -> Iterator[Sandbox]:
+    with sandbox(shards=1) as made:
+        yield made
+
+
+@pytest.fixture
+def db(box: Sandbox, tmp_path: Any) -> Iterator[Any]:
+    db = DAL(box.client.nodes.uri(box.client.nodes.primary_name("s0")), folder=str(tmp_path), bigint_id=True)
+    fields = (Field("name"), Field("qty", "integer"), Field("maker", writable=False), Field("gone", writable=False))
+    db.define_table("item", *fields, migrate=False)
+    box.client.define_tables(db)
+    yield db
+    db.close()
+
+
+@pytest.fixture
+def worker(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apply everything as soon as somebody waits for it, however long that takes."""
+    settings = box.client.settings
+    box.client.settings = replace(settings, reads=replace(settings.reads, wait_s=60))
+    monkeypatch.setattr(clock, "sleep_s", lambda seconds: box.drain())
+
+
+def request_of(box: Sandbox, db: Any, token: str | None = None) -> Request:
+    """Begin a request of the user with that token, as its model would."""
+    request = Request(box.client, box.client.held(), token)
+    request.attach(db.item)
+    return request
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(
+    "found",
+    [
+        lambda db, row_id: db(db.item).count(),
+        lambda db, row_id: not db(db.item).isempty(),
+        lambda db, row_id: db.item[row_id],
+        lambda db, row_id: db.item(qty=1),
+        lambda db, row_id: db().select(db.item.ALL),
+        lambda db, row_id: list(db(db.item).iterselect()),
+        lambda db, row_id: db(db.other).select(left=db.item.on(db.item.qty == db.other.n)).first().item.id,
+    ],
+)
+def test_the_next_page_waits_until_the_database_has_what_the_user_wrote(box: Sandbox, db: Any, found: Any):
+    db.define_table("other", Field("n", "integer"))
+    db.other.insert(n=1)
+    db.commit()
+    request = request_of(box, db)
+    row_id = db.item.insert(qty=1)
+    token = request.finish()
+
+    request_of(box, db, token)
+
+    assert found(db, row_id)
+
+
+def test_who_has_written_nothing_does_not_wait(box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch):
+    request = request_of(box, db)
+    db.item.insert(qty=1)
+    request.finish()
+    asked: list[Any] = []
+    monkeypatch.setattr(box.client, "settle", asked.append)
+
+    request_of(box, db)
+
+    assert db(db.item).count() == 0
+    assert asked == []
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_request_asks_once_for_what_its_user_wrote(box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch):
+    request = request_of(box, db)
+    db.item.insert(qty=1)
+    token = request.finish()
+    settle, asked = box.client.settle, []
+    monkeypatch.setattr(box.client, "settle", lambda session: asked.append(settle(session)) or asked[-1])
+
+    request_of(box, db, token)
+    for _ in range(3):
+        db(db.item).count()
+
+    assert asked == ["waited"]
+
+
+def test_a_page_does_not_fail_when_the_workers_are_behind(box: Sandbox, db: Any, caplog: pytest.LogCaptureFixture):
+    request = request_of(box, db)
+    db.item.insert(qty=1)
+    token = request.finish()
+
+    later = request_of(box, db, token)
+
+    assert db(db.item).count() == 0
+    assert later.caught_up(lambda: False) is False
+    assert "may not see" in caplog.text
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_request_that_writes_at_once_sees_its_own(box: Sandbox, db: Any):
+    Request(box.client).attach(db.item)
+
+    db.item.insert(qty=1)
+    once = db(db.item).count()
+    db.item.insert(qty=2)
+
+    assert (once, db(db.item).count()) == (1, 2)
+
+
+# what an edit form ships ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shown(box: Sandbox, db: Any) -> Any:
+    """A record that is in the database."""
+    box.client.enqueue_insert(db.item, name="pen", qty=1, maker="Ada", gone="no")
+    box.drain()
+    return db(db.item).select().first()
+
+
+def edited(db: Any, record: Any, **changes: Any) -> None:
+    """Update a row as an edit form does: with all its fields."""
+    values = {name: record[name] for name in ("name", "qty", "maker", "gone")}
+    with editing(db.item, record):
+        db(db.item.id == record.id).update(**{**values, **changes})
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_edit_ships_the_fields_that_differ_from_the_record_shown(box: Sandbox, db: Any, shown: Any):
+    request = request_of(box, db)
+
+    edited(db, shown, qty=5)
+
+    request.finish()
+    [op] = [one for one in box.enqueued("item") if one.kind == "update"]
+    assert op.values == {"qty": 5}
+
+
+def test_a_field_that_its_user_sets_back_while_his_edit_is_queued_is_set_back(box: Sandbox, db: Any, shown: Any):
+    first = request_of(box, db)
+    edited(db, shown, qty=5)
+    token = first.finish()
+
+    second = request_of(box, db, token)  # the workers are behind: it still shows a qty of 1
+    edited(db, db.item[shown.id], qty=1)
+    second.finish()
+
+    box.drain()
+    assert box.rows("item")[0]["qty"] == 1
+    assert box.enqueued("item")[-1].values == {"name": "pen", "qty": 1}
+
+
+def test_a_record_that_is_older_than_what_its_own_request_has_queued_hides_nothing(box: Sandbox, db: Any, shown: Any):
+    request = request_of(box, db)
+    db(db.item.id == shown.id).update(qty=5)
+
+    edited(db, shown, qty=1)
+
+    request.finish()
+    box.drain()
+    assert box.rows("item")[0]["qty"] == 1
