@@ -12,6 +12,10 @@ from pipeline.attachment.editing import differing
 from pipeline.errors import BadOp
 from pipeline.pydal_objects import kind_of
 from pipeline.receipt import Receipt
+from pipeline.values import python_value
+
+#: What both frameworks show instead of a password; it comes back where the user left it alone.
+PASSWORD_SHOWN = "********"
 
 
 def enqueue_form(form: Any, sink: Any, client: Callable[[], Any]) -> Receipt | None:
@@ -33,12 +37,14 @@ def enqueue_form(form: Any, sink: Any, client: Callable[[], Any]) -> Receipt | N
     if _is_delete(form):
         return sink.enqueue_delete(*where[0], **where[1]) if where else None
     gate = client().door.gate(table)
-    values = {name: _whole(table[name].type, value) for name, value in _given(form).items()}
+    values = {name: _typed(gate, name, value) for name, value in _given(form).items()}
     if where is None:
         receipt: Receipt = sink.enqueue_insert(table, values)
         form.vars["id"] = receipt.id
         return receipt
     fields = differing(values, record, gate.check)
+    if fields:
+        fields.update(differing(_computed(table, record, values), record, gate.check))
     return sink.enqueue_update(*where[0], dict(fields), **where[1]) if fields else None
 
 
@@ -50,6 +56,12 @@ def _check(form: Any) -> None:
         raise BadOp(f"the form of {table._tablename!r} was not accepted: call enqueue_form only if form.accepted")
     if getattr(form, "dbio", False):  # py4web's tells; web2py's shows it by the id of the row it made
         raise BadOp(f"the form of {table._tablename!r} writes by itself: make it with dbio=False")
+    in_row = [field.name for field in table if field.type == "upload" and isinstance(field.uploadfield, str)]
+    if in_row and getattr(form, "custom", None) is not None:
+        raise BadOp(
+            f"{table._tablename}.{in_row[0]} keeps its file in the row, and SQLFORM forgets it with dbio=False: store "
+            "files in a folder, or attach the table"
+        )
     if not form.record and form.vars.get("id"):
         raise BadOp(f"the form of {table._tablename!r} has inserted by itself: use .process(dbio=False)")
 
@@ -83,11 +95,24 @@ def _counts(table: Any, name: str, posted: Mapping[str, Any]) -> bool:
     if name not in table.fields:
         return False
     field = table[name]
+    if field.type == "password" and posted.get(name) == PASSWORD_SHOWN:
+        return False
     return field.type != table._id.type and not field.compute and (field.writable or name not in posted)
 
 
-def _whole(type_: Any, value: Any) -> Any:
-    """Return a list where the field is one: a form with one item ticked gives the item alone."""
-    if isinstance(type_, str) and type_.startswith("list:") and not isinstance(value, list | tuple):
-        return [value] if value else []
-    return value
+def _typed(gate: Any, name: str, value: Any) -> Any:
+    """Return a form's text as the value that it means, since `compute` looks at it; one ticked item as a list."""
+    column = gate.schema.columns[gate.column_of[name]]
+    if column.kind.startswith("list:") and not isinstance(value, list | tuple):
+        value = [value] if value else []
+    return python_value(column, gate.check[name](value))
+
+
+def _computed(table: Any, record: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the computed fields, from the record as the form leaves it: what they read may be unchanged."""
+    computed = [field.name for field in table if field.compute]
+    if not computed:
+        return {}
+    known = {n: record[n] for n in table.fields if n in record and n not in computed and n != table._id.name}
+    row = table._fields_and_values_for_update({**known, **values})
+    return {field.name: value for field, value in row.op_values() if field.name in computed}

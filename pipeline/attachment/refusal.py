@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from pipeline.errors import BadOp
+from pipeline.errors import BadOp, BadValue
 from pipeline.settings import TableSettings
 
 #: By the start of a table's name: who owns it, and what it would break.
@@ -19,6 +20,9 @@ VERSIONED = (
     "its archive copy is made from the row as it is when the update is applied, which only the database knows then: "
     "leave this table unattached"
 )
+
+#: The largest file of an `uploadfield="…"`: the log keeps every op in Redis's memory until it is replicated.
+MOST_BYTES = 1_000_000
 
 
 def refuse(table: Any, rules: TableSettings) -> None:
@@ -38,6 +42,24 @@ def refuse(table: Any, rules: TableSettings) -> None:
         )
     if versioned(table):
         raise BadOp(f"table {name!r} has record versioning and cannot be attached: {VERSIONED}")
+
+
+def refuse_large(table: Any, values: Mapping[str, Any]) -> None:
+    """Raise for a file in a row that is larger than an op should be.
+
+    Raises:
+        BadValue: it says where such files belong.
+    """
+    for field in table:
+        kept_in = field.uploadfield if field.type == "upload" else None
+        value = values.get(kept_in) if isinstance(kept_in, str) else None
+        if value is not None and len(value) > MOST_BYTES:
+            raise BadValue(
+                table._tablename,
+                str(kept_in),
+                f"takes files of at most {MOST_BYTES:,} bytes through the queue, not {len(value):,}: store files in a "
+                "folder (uploadfield=True), so that only their names travel",
+            )
 
 
 def versioned(table: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.attachment.changes import Changes
 from pipeline.attachment.reading import READS, watch
-from pipeline.attachment.refusal import VERSIONED, refuse, versioned
+from pipeline.attachment.refusal import VERSIONED, refuse, refuse_large, versioned
 from pipeline.attachment.sink import Sink
 from pipeline.errors import BadOp, Unavailable
 from pipeline.pydal_objects import kind_of, real_name
@@ -116,7 +116,9 @@ def _insert(sink: Sink, table: Any, fields: Pairs) -> int | None:
 
 
 def _values(table: Any, fields: Pairs) -> Final:
-    return Final((field.name, value) for field, value in fields)
+    values = Final((field.name, value) for field, value in fields)
+    refuse_large(table, values)
+    return values
 
 
 def _refuse_versioned(table: Any) -> None:
@@ -125,6 +127,13 @@ def _refuse_versioned(table: Any) -> None:
 
 
 def _keep_files(table: Any) -> None:
-    """Take pyDAL's own file deletion away: it comes before the op, which may be rejected or dropped yet."""
+    """Let pyDAL's own file deletion rest: it comes before the op, which may be rejected or dropped yet."""
     for callbacks in (table._before_update, table._before_delete):
-        callbacks[:] = [one for one in callbacks if getattr(one, "__name__", "") != "delete_uploaded_files"]
+        callbacks[:] = [
+            _unless_attached(table, one) if getattr(one, "__name__", "") == "delete_uploaded_files" else one
+            for one in callbacks
+        ]
+
+
+def _unless_attached(table: Any, callback: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: False if attached(table) else callback(*args)

@@ -94,7 +94,7 @@ class Publisher:
             places |= self._share(scope, share, key, row_id, then, self._free if few else self._patient)
         return places
 
-    def publish_as(self, producer: int, runs: Mapping[int, Run]) -> dict[int, Position]:
+    def publish_as(self, producer: int, runs: Mapping[int, Run], *, patient: bool = True) -> dict[int, Position]:
         """Append ops under a producer and sequences that the caller keeps, as often as it likes, from any process.
 
         The caller gives of each bucket all that it still holds, from the lowest sequence on: what is below has been
@@ -110,7 +110,7 @@ class Publisher:
         """
         reached: dict[int, Position] = {}
         for scope, share in self._by_scope(runs).items():
-            line = self._log.line(patient=True)
+            line = self._log.line(patient=patient)
             try:
                 reached |= self._relay(line, scope, producer, share)
             finally:

@@ -85,11 +85,11 @@ def test_a_read_waits_for_the_users_own_write_unless_he_does_without(box: Sandbo
     receipt = request.enqueue_insert(db.sale, customer=7, qty=1)
 
     with pytest.raises(pipeline.errors.StaleRead):
-        request.get(db.sale, receipt.id)
+        request.get(db.sale, receipt.id, wait_s=0)
     with pytest.raises(pipeline.errors.StaleRead):
-        request.select(db.sale.customer == 7)
+        request.select(db.sale.customer == 7, wait_s=0)
     with pytest.raises(pipeline.errors.StaleRead):
-        request.count(db.sale.customer == 7)
+        request.count(db.sale.customer == 7, wait_s=0)
     assert request.get(db.sale, receipt.id, fresh=False) is None
     assert len(request.select(db.sale.customer == 7, fresh=False)) == 0
     assert request.count(db.sale.customer == 7, fresh=False) == 0
@@ -97,12 +97,45 @@ def test_a_read_waits_for_the_users_own_write_unless_he_does_without(box: Sandbo
         assert node(node.sale).count() == 0
 
 
+def test_a_page_waits_longer_for_its_own_op_in_the_queue_than_for_a_replica(
+    box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch
+):
+    request = Request(box.client)
+    receipt = request.enqueue_insert(db.sale, customer=7, qty=1)
+    reads, read = [], box.client.get
+
+    def applied_between(*args: Any, **options: Any) -> Any:
+        reads.append(1)
+        if len(reads) == 3:
+            box.drain()
+        return read(*args, **options)
+
+    monkeypatch.setattr(box.client, "get", applied_between)
+
+    assert request.get(db.sale, receipt.id).qty == 1
+    assert len(reads) == 3
+
+
+def test_a_page_gives_up_when_its_own_op_stays_queued(box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipeline.web.reader.QUEUED_S", 0.2)
+    request = Request(box.client)
+    request.enqueue_insert(db.sale, customer=7, qty=1)
+    request.enqueue_insert(db.sale, customer=8, qty=1)
+
+    with pytest.raises(pipeline.errors.StaleRead):
+        request.count(db.sale.customer == 7)
+    with pytest.raises(pipeline.errors.PartialResult):
+        request.count(db.sale)
+    with pytest.raises(pipeline.errors.StaleRead), request.read("sale", 7):
+        pytest.fail("the block must not be entered")
+
+
 def test_what_is_asked_for_besides_is_joined_with_the_users_own(box: Sandbox, db: Any):
     foreign = box.client.enqueue_insert(db.sale, customer=8)
     request = Request(box.client)
 
     with pytest.raises(pipeline.errors.StaleRead):
-        request.count(db.sale.customer == 8, after=str(foreign))
+        request.count(db.sale.customer == 8, after=str(foreign), wait_s=0)
     assert not request.session_token().token
     box.drain()
     assert request.count(db.sale.customer == 8, after=foreign) == 1
@@ -138,6 +171,17 @@ def test_a_session_that_learnt_nothing_need_not_be_kept(box: Sandbox, db: Any):
 
     assert Request(box.client, None, text).finish() is None
     assert Request(box.client).finish() is None
+
+
+def test_a_session_that_is_as_it_came_need_not_be_stored_again(box: Sandbox, db: Any):
+    first = Request(box.client)
+    first.enqueue_insert(db.sale, customer=7)
+    text = first.finish()
+
+    second = Request(box.client, None, text)
+    assert second.session_token().token
+
+    assert second.finish() is None
 
 
 def test_a_session_of_another_deployment_begins_anew(box: Sandbox, db: Any):
