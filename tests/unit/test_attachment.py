@@ -283,10 +283,11 @@ def test_a_value_that_the_column_cannot_hold_is_refused_and_not_cut(box: Sandbox
 
 
 def test_filters_and_computed_fields_run_once(box: Sandbox, db: Any):
-    computed = []
+    filtered: list[str] = []
+    computed: list[str] = []
     db.define_table(
         "shout",
-        Field("name", filter_in=lambda text: text + "!"),
+        Field("name", filter_in=lambda text: filtered.append(text) or text + "!"),
         Field("length", "integer", compute=lambda row: computed.append(row.name) or len(row.name)),
     )
     pipeline.attach(db.shout)
@@ -295,6 +296,7 @@ def test_filters_and_computed_fields_run_once(box: Sandbox, db: Any):
     db(db.shout.id == row_id).update(name="you")
 
     assert [one.values for one in box.enqueued("shout")] == [{"name": f"{n}!", "length": 4} for n in ("hey", "you")]
+    assert filtered == ["hey", "you"]
     assert computed == ["hey!", "you!"]
 
 
