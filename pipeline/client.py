@@ -214,13 +214,13 @@ class Pipeline:
         """Return a reader's session, new or from its text; see the package's `session_token`."""
         return self._reads.session(text)
 
-    def settle(self, session: Session) -> Settled:
-        """Wait until the primaries have what a session has written and seen, as long as a read would wait.
+    def settle(self, session: Session, timeout_s: float) -> Settled:
+        """Wait until the primaries have what a session has written and seen.
 
         Raises:
             ShardUnavailable, LogUnavailable: it cannot be told.
         """
-        return self._reads.settle(session, self.settings.reads.wait_s)
+        return self._reads.settle(session, timeout_s)
 
     def joined(self, session: Session, after: Any) -> After:
         """Return an `after=` that asks for what a session does and for more; the answer is noted in the session."""

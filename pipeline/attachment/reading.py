@@ -1,7 +1,7 @@
 """Reads of an attached table through the application's own DAL: they see what the user has written before, if they can.
 
-That is where the DAL stands on the primary, as with a single shard. A read waits at most as long as `pipeline.read`
-would, then shows what there is.
+That is where the DAL stands on the primary, as with a single shard. A read waits for its user's own ops as long as a
+page does, then shows what there is.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
+from pipeline.attachment.around import unwarn, warn
 from pipeline.attachment.changes import Changes
 from pipeline.attachment.reading import READS, watch
 from pipeline.attachment.refusal import VERSIONED, refuse, refuse_large, versioned
@@ -46,6 +47,7 @@ def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:
     adapter = table._db._adapter
     if _ATTRIBUTE not in vars(adapter):
         _replace(adapter)
+        warn(table._db, lambda: vars(adapter).get(_ATTRIBUTE, ()))
     getattr(adapter, _ATTRIBUTE)[real_name(table)] = (sink, client)
     _keep_files(table)
 
@@ -57,6 +59,7 @@ def detach(table: Any) -> None:
     tables.pop(real_name(table), None)
     if not tables and _ATTRIBUTE in vars(adapter):
         delattr(adapter, _ATTRIBUTE)
+        unwarn(table._db)
         for name in (*_METHODS, *READS):
             delattr(adapter, name)
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pipeline import clock
 from pipeline.client import Pipeline
 from pipeline.errors import BadToken, PartialResult, StaleRead, Unavailable
+from pipeline.reads.reads import Settled
 from pipeline.reads.session import Session
 from pipeline.reads.token import Token
 
@@ -48,7 +49,15 @@ class Reader:
     @property
     def known(self) -> Token | None:
         """What the user has written and seen; None: nothing. The same object as long as nothing is added."""
-        return self.session.token or None if self._text or self._session is not None else None
+        return self.session.token or None
+
+    def settle(self) -> Settled:
+        """Wait until the primaries have it, as long as a page waits.
+
+        Raises:
+            as `client.Pipeline.settle`.
+        """
+        return self._client.settle(self.session, QUEUED_S)
 
     def wrote(self, receipts: Any) -> None:
         """Let the next reads see these ops."""

@@ -137,7 +137,7 @@ class Request:
         if self._late or token is None or token is self._settled:
             return not self._late
         try:
-            found = self.client.settle(self._reader.session)
+            found = self._reader.settle()
         except Unavailable as error:
             _log.warning("the user may not see his own writes: %s", error)
             found = "late"

@@ -390,3 +390,22 @@ def test_a_request_holds_what_pydal_writes_until_its_commit(box: Sandbox, db: An
     assert box.enqueued() == []
     request.finish()
     assert len(box.enqueued()) == 3
+
+
+@pytest.mark.parametrize(
+    ("sql", "warned"),
+    [
+        ("UPDATE item SET qty = 1", True),
+        ('  delete from "item"', True),
+        ("SELECT qty FROM item", False),
+        ("DELETE FROM items_of_others", False),
+    ],
+)
+def test_sql_that_writes_around_the_pipeline_is_logged(
+    db: Any, sql: str, warned: bool, caplog: pytest.LogCaptureFixture
+):
+    db.executesql('CREATE TABLE "items_of_others" (id INTEGER)')
+
+    db.executesql(sql)
+
+    assert ("executesql writes to 'item' around the pipeline" in caplog.text) == warned

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +11,13 @@ from pydal import DAL, Field
 from pipeline import clock
 from pipeline.attachment.editing import editing
 from pipeline.testing import Sandbox, sandbox
+from pipeline.web import reader
 from pipeline.web.request import Request
+
+
+@pytest.fixture(autouse=True)
+def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "QUEUED_S", 0.01)
 
 
 @pytest.fixture
@@ -34,8 +39,7 @@ def db(box: Sandbox, tmp_path: Any) -> Iterator[Any]:
 @pytest.fixture
 def worker(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Apply everything as soon as somebody waits for it, however long that takes."""
-    settings = box.client.settings
-    box.client.settings = replace(settings, reads=replace(settings.reads, wait_s=60))
+    monkeypatch.setattr(reader, "QUEUED_S", 60)
     monkeypatch.setattr(clock, "sleep_s", lambda seconds: box.drain())
 
 
@@ -77,7 +81,7 @@ def test_who_has_written_nothing_does_not_wait(box: Sandbox, db: Any, monkeypatc
     db.item.insert(qty=1)
     request.finish()
     asked: list[Any] = []
-    monkeypatch.setattr(box.client, "settle", asked.append)
+    monkeypatch.setattr(box.client, "settle", lambda *args: asked.append(args))
 
     request_of(box, db)
 
@@ -91,7 +95,7 @@ def test_a_request_asks_once_for_what_its_user_wrote(box: Sandbox, db: Any, monk
     db.item.insert(qty=1)
     token = request.finish()
     settle, asked = box.client.settle, []
-    monkeypatch.setattr(box.client, "settle", lambda session: asked.append(settle(session)) or asked[-1])
+    monkeypatch.setattr(box.client, "settle", lambda *args: asked.append(settle(*args)) or asked[-1])
 
     request_of(box, db, token)
     for _ in range(3):
