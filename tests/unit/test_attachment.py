@@ -69,6 +69,14 @@ def test_every_insert_of_pydal_is_queued(box: Sandbox, db: Any):
     assert {one.id for one in box.enqueued("item")} >= set(ids)
 
 
+def test_a_whole_database_is_imported_if_ids_are_mapped(box: Sandbox, db: Any):
+    text = "TABLE item\r\nitem.id,item.name\r\n1,a\r\n2,b\r\n\r\nEND\r\n"
+
+    db.import_from_csv_file(io.StringIO(text), id_map={})
+
+    assert sorted(one.values["name"] for one in box.enqueued("item")) == ["a", "b"]
+
+
 def test_update_and_delete_by_id_are_one_op_and_return_one(box: Sandbox, db: Any):
     row_id, gone = db.item.insert(name="pen"), db.item.insert(name="ink")
 
