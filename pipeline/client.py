@@ -20,7 +20,7 @@ from pipeline.reads.counters import Counters
 from pipeline.reads.node_dal import NodeDAL
 from pipeline.reads.readers import Readers
 from pipeline.reads.readings import Readings
-from pipeline.reads.reads import After, Reads, Settled
+from pipeline.reads.reads import After, Reads
 from pipeline.reads.router import Router
 from pipeline.reads.session import Session
 from pipeline.receipt import Receipt, Receipts
@@ -214,8 +214,8 @@ class Pipeline:
         """Return a reader's session, new or from its text; see the package's `session_token`."""
         return self._reads.session(text)
 
-    def settle(self, session: Session, timeout_s: float) -> Settled:
-        """Wait until the primaries have what a session has written and seen.
+    def settle(self, session: Session, timeout_s: float) -> bool:
+        """Wait until the primaries have what a session has written and seen; whether they have.
 
         Raises:
             ShardUnavailable, LogUnavailable: it cannot be told.

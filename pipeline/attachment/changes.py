@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 from pipeline.attachment.editing import changed
-from pipeline.attachment.reading import old_snapshot
 from pipeline.errors import BadOp, ShardKeyError
 from pipeline.ids import carries_bucket
 from pipeline.pydal_objects import conjuncts, op_name, pinned_values, real_name, with_filters
@@ -44,7 +42,7 @@ class Changes:
         Raises:
             BadOp: it would change a row's shard key, or the log cannot carry it; nothing was queued.
         """
-        values = changed(self._table, values, self._fresh)
+        values = changed(self._table, values)
         if not values:
             return 1  # the row that a form shows stays as it is
         if self._key in values and self._key is not None:
@@ -62,11 +60,6 @@ class Changes:
         except ShardKeyError:
             return self._each(query, lambda one, key: self._sink.enqueue_delete(one, **key))
         return 1
-
-    def _fresh(self) -> bool:
-        """Whether what the application has read of the table in this request has all that its user has written."""
-        snapshot = partial(old_snapshot, self._table._db._adapter)
-        return self._sink.caught_up(snapshot) and not self._sink.unsent(real_name(self._table))
 
     def _update_with_key(self, query: Any, values: Final) -> int:
         """Queue an update that gives the shard key too, as `update_record()` does: it may repeat it, not change it."""

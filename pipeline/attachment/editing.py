@@ -29,20 +29,12 @@ def editing(table: Any, record: Any) -> Iterator[None]:
         _shown.reset(before)
 
 
-def changed(table: Any, values: Final, fresh: Callable[[], bool]) -> Final:
-    """Return the values that differ from the record that a form shows; all, where no form is at work.
-
-    Args:
-        fresh: whether the record has all that its user has written before. If not, a field that he has set back
-            may look unchanged, so all that he could edit counts.
-    """
+def changed(table: Any, values: Final) -> Final:
+    """Return the values that differ from the record that a form shows; all, where no form is at work."""
     shown = _shown.get()
     if shown is None or shown[0] != real_name(table):
         return values
-    if fresh():
-        return differing(values, shown[1])
-    fixed = Final((name, value) for name, value in values.items() if not table[name].writable)
-    return Final({name: value for name, value in values.items() if name not in fixed} | differing(fixed, shown[1]))
+    return differing(values, shown[1])
 
 
 def differing(values: Mapping[str, Any], record: Any, check: Mapping[str, Callable[[Any], Any]] | None = None) -> Final:

@@ -1,7 +1,8 @@
 """Reads of an attached table through the application's own DAL: they see what the user has written before, if they can.
 
 That is where the DAL stands on the primary, as with a single shard. A read waits for its user's own ops as long as a
-page does, then shows what there is.
+page does, then shows what there is. MySQL shows the state of a transaction's first read to its end: where the request
+has read other tables before, what is applied after that shows in the next request.
 """
 
 from __future__ import annotations
@@ -22,29 +23,15 @@ def watch(adapter: Any, sink_of: Callable[[str], Sink | None]) -> None:
         sink_of: returns the sink of an attached table.
     """
     for name in READS:
-        setattr(adapter, name, _waiting(adapter, getattr(adapter, name), sink_of))
+        setattr(adapter, name, _waiting(getattr(adapter, name), sink_of))
 
 
-def old_snapshot(adapter: Any) -> bool:
-    """Return whether the DAL's transaction has begun, so that it may show an older state than there is now.
-
-    MySQL's REPEATABLE READ shows the state of a transaction's first read to the end of it.
-    """
-    if adapter.dbengine != "mysql":
-        return False
-    try:
-        adapter.execute("SELECT @@in_transaction")
-        return bool(adapter.cursor.fetchone()[0])
-    except Exception:  # of any driver: MySQL does not tell, MariaDB does
-        return True
-
-
-def _waiting(adapter: Any, own: Callable[..., Any], sink_of: Callable[[str], Sink | None]) -> Callable[..., Any]:
+def _waiting(own: Callable[..., Any], sink_of: Callable[[str], Sink | None]) -> Callable[..., Any]:
     def read(query: Any, *rest: Any, **options: Any) -> Any:
         for name in _names(query, rest):
             sink = sink_of(name)
             if sink is not None:
-                sink.caught_up(lambda: old_snapshot(adapter))
+                sink.catch_up()
         return own(query, *rest, **options)
 
     return read

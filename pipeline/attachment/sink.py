@@ -19,12 +19,8 @@ class Sink(Protocol):
     def unsent(self, table: str) -> bool:
         """Whether it holds ops for a table that are not sent yet."""
 
-    def caught_up(self, snapshot: Callable[[], bool]) -> bool:
-        """Let the primaries get what the user has written before; whether a read now sees all of it.
-
-        Args:
-            snapshot: tells whether the reader's transaction may show an older state than the database has now.
-        """
+    def catch_up(self) -> None:
+        """Give the primaries the time to get what the user has written before, ahead of a read."""
 
 
 class Everyone:
@@ -36,6 +32,5 @@ class Everyone:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client(), name)
 
-    def caught_up(self, snapshot: Callable[[], bool]) -> bool:
-        """Return True."""
-        return True
+    def catch_up(self) -> None:
+        """Do nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline import clock
 from pipeline.errors import BadOp, BadRead, ShardUnavailable
@@ -23,9 +23,6 @@ from pipeline.reads.token import Token, is_receipt, token_of
 from pipeline.receipt import Receipt
 from pipeline.settings import Settings
 from pipeline.topology import Topology
-
-#: Whether primaries have what was asked for: they had it, have got it in time, or have it not yet.
-Settled = Literal["had", "waited", "late"]
 
 
 class After(NamedTuple):
@@ -135,23 +132,22 @@ class Reads:
         """Return what a session and an `after=` ask for together; the session takes up the answer."""
         return After(session.token.merged(self.after(value).token), session)
 
-    def settle(self, session: Session, timeout_s: float) -> Settled:
-        """Wait until the primaries have what a session has written and seen; what they have all is forgotten then.
+    def settle(self, session: Session, timeout_s: float) -> bool:
+        """Wait until the primaries have what a session has written and seen; whether they have.
+
+        What all nodes have is forgotten then.
 
         Raises:
             ShardUnavailable, LogUnavailable: it cannot be told.
         """
-        deadline, waited = clock.Deadline(timeout_s), False
+        deadline = clock.Deadline(timeout_s)
         for shard in self._topology.shards:
             needs = self._places.needs(session.token, Place(shard, None))
-            if not needs or self._router.primary_has(shard, needs, clock.Deadline(0)):
-                continue
-            if not self._router.primary_has(shard, needs, deadline):
-                return "late"
-            waited = True
+            if needs and not self._router.primary_has(shard, needs, deadline):
+                return False
         for shard in self._topology.shards:
             session.saw({}, self._router.passed(shard), stale=False)
-        return "waited" if waited else "had"
+        return True
 
     def close(self) -> None:
         """End the threads."""

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from pipeline import clock
 from pipeline.client import Pipeline
 from pipeline.errors import BadToken, PartialResult, StaleRead, Unavailable
-from pipeline.reads.reads import Settled
 from pipeline.reads.session import Session
 from pipeline.reads.token import Token
 
@@ -51,8 +50,8 @@ class Reader:
         """What the user has written and seen; None: nothing. The same object as long as nothing is added."""
         return self.session.token or None
 
-    def settle(self) -> Settled:
-        """Wait until the primaries have it, as long as a page waits.
+    def settle(self) -> bool:
+        """Wait until the primaries have it, as long as a page waits; whether they have.
 
         Raises:
             as `client.Pipeline.settle`.

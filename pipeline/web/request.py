@@ -46,9 +46,8 @@ class Request:
         self._held = held
         self._unsent: list[_Receipt] = []
         self._groups = 0
-        #: What the primaries are known to have; and whether a read of this request was too early for it.
+        #: What the primaries were given time for.
         self._settled: Token | None = None
-        self._late = False
         self._at_end: list[Callable[[bool], Any]] = []
 
     # writes -------------------------------------------------------------------------------------------------
@@ -127,26 +126,20 @@ class Request:
         """Queue what an accepted form says; see the package's `enqueue_form`."""
         return attachment.enqueue_form(form, self, lambda: self.client)
 
-    def caught_up(self, snapshot: Callable[[], bool]) -> bool:
-        """Let the primaries get what the user has written before; whether the application's own reads now see it.
+    def catch_up(self) -> None:
+        """Give the primaries the time to get what the user has written before, ahead of a read through `db`.
 
-        Args:
-            snapshot: tells whether the reader's transaction may show an older state than the database has now.
+        Once, until he writes again. A page does not fail for it: it may show an older state then.
         """
         token = self._reader.known
-        if self._late or token is None or token is self._settled:
-            return not self._late
+        if token is None or token is self._settled:
+            return
         try:
-            found = self._reader.settle()
+            if not self._reader.settle():
+                _log.warning("the user may not see his own writes: the workers are behind")
         except Unavailable as error:
             _log.warning("the user may not see his own writes: %s", error)
-            found = "late"
-        else:
-            if found == "late":
-                _log.warning("the user may not see his own writes: the workers are behind")
         self._settled = self._reader.known
-        self._late = found == "late" or (found == "waited" and snapshot())
-        return not self._late
 
     # receipts -----------------------------------------------------------------------------------------------
 

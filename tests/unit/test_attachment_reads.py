@@ -101,7 +101,7 @@ def test_a_request_asks_once_for_what_its_user_wrote(box: Sandbox, db: Any, monk
     for _ in range(3):
         db(db.item).count()
 
-    assert asked == ["waited"]
+    assert asked == [True]
 
 
 def test_a_page_does_not_fail_when_the_workers_are_behind(box: Sandbox, db: Any, caplog: pytest.LogCaptureFixture):
@@ -109,10 +109,9 @@ def test_a_page_does_not_fail_when_the_workers_are_behind(box: Sandbox, db: Any,
     db.item.insert(qty=1)
     token = request.finish()
 
-    later = request_of(box, db, token)
+    request_of(box, db, token)
 
     assert db(db.item).count() == 0
-    assert later.caught_up(lambda: False) is False
     assert "may not see" in caplog.text
 
 
@@ -156,26 +155,16 @@ def test_an_edit_ships_the_fields_that_differ_from_the_record_shown(box: Sandbox
     assert op.values == {"qty": 5}
 
 
-def test_a_field_that_its_user_sets_back_while_his_edit_is_queued_is_set_back(box: Sandbox, db: Any, shown: Any):
+def test_edits_of_two_fields_both_stand_though_the_second_form_shows_the_row_as_it_was(
+    box: Sandbox, db: Any, shown: Any
+):
     first = request_of(box, db)
     edited(db, shown, qty=5)
     token = first.finish()
 
-    second = request_of(box, db, token)  # the workers are behind: it still shows a qty of 1
-    edited(db, db.item[shown.id], qty=1)
+    second = request_of(box, db, token)  # the workers are behind
+    edited(db, db.item[shown.id], name="ink")
     second.finish()
 
     box.drain()
-    assert box.rows("item")[0]["qty"] == 1
-    assert box.enqueued("item")[-1].values == {"name": "pen", "qty": 1}
-
-
-def test_a_record_that_is_older_than_what_its_own_request_has_queued_hides_nothing(box: Sandbox, db: Any, shown: Any):
-    request = request_of(box, db)
-    db(db.item.id == shown.id).update(qty=5)
-
-    edited(db, shown, qty=1)
-
-    request.finish()
-    box.drain()
-    assert box.rows("item")[0]["qty"] == 1
+    assert (box.rows("item")[0]["name"], box.rows("item")[0]["qty"]) == ("ink", 5)
