@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pipeline.attachment.editing import changed
+from pipeline.attachment.lookup import primary_rows
 from pipeline.errors import BadOp, ShardKeyError
 from pipeline.ids import carries_bucket
 from pipeline.pydal_objects import conjuncts, op_name, pinned_values, real_name, with_filters
@@ -112,7 +113,7 @@ class Changes:
         name = real_name(table)
         if settle:
             self._settle(name)
-        found = self._client().primary_rows(table, with_filters(query, table), fields, MOST + 1)
+        found = primary_rows(self._client(), table, with_filters(query, table), fields, MOST + 1)
         if len(found) > MOST:
             raise BadOp(
                 f"the query on {name!r} names more than {MOST:,} rows: fix the shard key in it with ==, or change the "

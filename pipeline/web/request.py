@@ -212,7 +212,7 @@ class Request:
         opened = self.read(chosen, shard_key, fresh=fresh, **options)
         node = opened.__enter__()
         self._at_end.append(lambda well: opened.__exit__(None, None, None))
-        return ReadDAL(node, Refusal(self.client, shard_key is not None))
+        return ReadDAL(node, db.tables, Refusal(self.client, shard_key is not None))
 
     def define_tables(self, db: Any) -> None:
         """Make a DAL's tables known; the face does it for the application's own."""
@@ -286,8 +286,8 @@ class Request:
         return receipt
 
     def _note_sent(self) -> None:
-        """Let the next reads see what has been sent by now; what has no position was dropped with its group."""
-        sent = [receipt for receipt in self._unsent if receipt.position is not None]
+        """Let the next reads see what has been sent by now; what was not was dropped with its group."""
+        sent = [receipt for receipt in self._unsent if receipt.sent]
         self._unsent.clear()
         if sent:
             self._reader.wrote(sent)

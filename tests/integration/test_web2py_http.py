@@ -26,6 +26,15 @@ def add():
     receipt = pipeline.enqueue_insert(db.sale, **_fields())
     return response.json(dict(id=str(receipt.id), sent=receipt.position is not None))
 
+def add_twice():
+    from pipeline.web2py import Pipeline
+    pipeline.enqueue_insert(db.sale, customer=int(request.vars.customer))
+    Pipeline(db, configuration).enqueue_insert(db.sale, customer=int(request.vars.customer) + 1000000)
+
+def count_both():
+    customer = request.args(0, cast=int)
+    return response.json(pipeline.count(db.sale.customer.belongs([customer, customer + 1000000])))
+
 def add_and_redirect():
     receipt = pipeline.enqueue_insert(db.sale, **_fields())
     redirect(URL("show", args=receipt.id))
@@ -153,6 +162,15 @@ def test_an_op_is_sent_after_the_commit_and_its_id_is_known_before(ada: Browser,
 
     assert answer["sent"] is False
     assert shop.sales(f"customer={customer}", "id, qty") == [f"{answer['id']}\t3"]
+
+
+def test_a_second_object_of_the_same_request_is_the_same_pipeline(ada: Browser, shop: Shop, customer: int):
+    with shop.lagging():
+        ada.post("add_twice", customer=customer)
+        seen = ada.get(f"count_both/{customer}").json()
+
+    assert seen == 2
+    shop.settle()
 
 
 def test_redirect_and_http_send_as_web2py_commits_for_them(ada: Browser, shop: Shop, customer: int):

@@ -38,6 +38,20 @@ def test_a_request_has_every_function_of_the_package():
     assert missing == ["configure", "current", "close", "Receipts"]
 
 
+def test_lazy_tables_are_looked_at_once_per_process_and_may_be_named_all_the_same(box: Sandbox):
+    models = []
+    for _ in range(2):
+        db = DAL("sqlite:memory", bigint_id=True, migrate=False, lazy_tables=True)
+        db.define_table("sale", Field("customer", "integer", notnull=True), Field("qty", "integer"))
+        box.client.define_tables(db)
+        models.append(list(db._LAZY_TABLES))
+
+    Request(box.client).enqueue_insert("sale", customer=7)
+
+    assert models == [[], ["sale"]]
+    box.assert_enqueued("sale", customer=7)
+
+
 def test_nothing_is_sent_before_the_commit_and_all_in_order_after_it(box: Sandbox, db: Any):
     request = holding(box)
 
@@ -139,6 +153,23 @@ def test_what_is_asked_for_besides_is_joined_with_the_users_own(box: Sandbox, db
     assert not request.session_token().token
     box.drain()
     assert request.count(db.sale.customer == 8, after=foreign) == 1
+
+
+def test_a_page_on_one_node_is_refused_a_spread_table_by_every_way_to_name_it():
+    with sandbox({"sale": {"shard_key": "customer"}, "country": {"reference": True}}) as box:
+        db = DAL("sqlite:memory", bigint_id=True, migrate=False)
+        db.define_table("sale", Field("customer", "integer"))
+        db.define_table("country", Field("name"))
+        box.client.define_tables(db)
+        request = Request(box.client)
+        rdb = request.read_db(db)  # its node has not met the table yet
+
+        for way in (lambda: rdb.sale, lambda: rdb["sale"], lambda: rdb(db.sale.id > 0), lambda: rdb(db.sale)):
+            with pytest.raises(pipeline.errors.BadRead, match="'sale' are on 2 shards"):
+                way()
+        assert rdb(rdb.country).count() == 0
+        assert request.read_db(db, "sale", 7)(db.sale.customer == 7).count() == 0
+        request.finish()
 
 
 def test_a_group_that_failed_leaves_nothing_to_be_seen(box: Sandbox, db: Any):
