@@ -9,8 +9,9 @@ first of a request, its database is given the time to get what the user has writ
 
 from __future__ import annotations
 
+from pipeline.attachment.editing import editing
 from pipeline.attachment.form import enqueue_form
 from pipeline.attachment.sink import Everyone, Sink
 from pipeline.attachment.table import attach, attached, detach
 
-__all__ = ["Everyone", "Sink", "attach", "attached", "detach", "enqueue_form"]
+__all__ = ["Everyone", "Sink", "attach", "attached", "detach", "editing", "enqueue_form"]
