@@ -277,7 +277,8 @@ def get(table: Any, row_id: Any, after: Any = None, *, pending: bool = False, **
     Args:
         after: as for `read`.
         pending: lay ops that are still queued over the row, without waiting; a row that they touch has `pending` True.
-        options: `max_lag_s`, `wait_s`, `on_stale` as for `read`; `shard_key`, where the id does not tell the shard.
+        options: `max_lag_s`, `wait_s`, `on_stale` as for `read`; `shard_key`, where the id does not tell the shard and
+            not all are to be asked.
     """
     return current().get(table, row_id, after=after, pending=pending, **options)
 
