@@ -1,7 +1,7 @@
 """Attaching a table: what pyDAL would tell the database about it goes to the pipeline instead.
 
-pyDAL's writes all end in five methods of the DAL's adapter, after defaults, `compute`, filters and the `_before_*`
-callbacks, and before the `_after_*` ones. Those five are replaced on the one adapter, once; they look at the table.
+pyDAL's writes all end in a few methods of the DAL's adapter, after defaults, `compute`, filters and the `_before_*`
+callbacks, and before the `_after_*` ones. Those are replaced on the one adapter, once; they look at the table.
 
 Invariant: a write to an attached table becomes ops or an error, never SQL. `executesql` alone goes around it.
 """
@@ -23,7 +23,7 @@ from pipeline.write.gate import Final
 
 #: Where the adapter keeps its attached tables and their sinks.
 _ATTRIBUTE = "_pipeline_attached"
-_METHODS = ("insert", "bulk_insert", "update", "delete", "truncate")
+_METHODS = ("insert", "bulk_insert", "update", "delete", "truncate", "drop_table")
 #: A pair of a pyDAL field and its value, as the adapter is given them.
 Pairs = Iterable[tuple[Any, Any]]
 
@@ -107,7 +107,14 @@ def _replace(adapter: Any) -> None:
             "delete its rows, or call detach first when nothing is queued"
         )
 
-    for replaced in (insert, bulk_insert, update, delete, truncate):
+    def drop_table(table: Any, mode: str = "") -> Any:
+        if real_name(table) not in tables:
+            return own["drop_table"](table, mode)
+        raise BadOp(
+            f"table {table._tablename!r} is attached and cannot be dropped: ops may be queued for it; detach it"
+        )
+
+    for replaced in (insert, bulk_insert, update, delete, truncate, drop_table):
         setattr(adapter, replaced.__name__, replaced)
     watch(adapter, lambda name: tables[name][0] if name in tables else None)
     setattr(adapter, _ATTRIBUTE, tables)

@@ -272,9 +272,30 @@ def test_what_goes_around_the_callbacks_is_queued_too(box: Sandbox, db: Any):
     assert [one.kind for one in box.enqueued("item")] == ["insert", "update", "delete"]
 
 
-def test_an_attached_table_cannot_be_truncated(db: Any):
+def test_an_attached_table_cannot_be_truncated_nor_dropped(db: Any):
     with pytest.raises(BadOp, match="delete its rows"):
         db.item.truncate()
+    with pytest.raises(BadOp, match="detach it"):
+        db.item.drop()
+
+    detach(db.item)
+    db.item.truncate()
+    db.item.drop()
+
+
+def test_an_id_above_0_means_all_rows_as_appadmin_asks(box: Sandbox, db: Any):
+    for name in "ab":
+        db.item.insert(name=name)
+    box.drain()
+
+    assert db(db.item.id > 0).update(qty=7) == 2
+    box.drain()
+    rows = box.rows("item")
+
+    assert db((db.item.id > 0) & (db.item.id == rows[0]["id"])).delete() == 1
+    box.drain()
+    assert [row["qty"] for row in rows] == [7, 7]
+    assert len(box.rows("item")) == 1
 
 
 def test_moments_are_cut_as_pydal_cuts_them(box: Sandbox, db: Any):
