@@ -13,6 +13,7 @@ Every function here is a method of one `client.Pipeline` per process, made when 
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -44,6 +45,8 @@ __all__ = [  # noqa: RUF022
     "enqueue_validated_insert",
     "atomic",
     "save_data",
+    "attach",
+    "enqueue_form",
     # receipts
     "Receipt",
     "Receipts",
@@ -190,6 +193,32 @@ def enqueue_validated_insert(table: Any, values: Mapping[str, Any] | None = None
 def atomic() -> AbstractContextManager[None]:
     """Apply all ops of the `with` block together or not at all; they must belong to one bucket."""
     return current().atomic()
+
+
+def attach(table: Any) -> None:
+    """Queue what pyDAL itself writes to a table: `insert`, `update_record`, `db(query).delete()`, forms and grids.
+
+    Where a framework's own object is used (`pipeline.web2py`, `pipeline.py4web`), call its `attach` instead.
+
+    Raises:
+        BadOp: a table that must be written at once, such as `auth_user`; it says why.
+    """
+    from pipeline import attachment
+
+    attachment.attach(table, sys.modules[__name__], current)
+
+
+def enqueue_form(form: Any) -> _Receipt | None:
+    """Queue what a form that was validated and not written says: `SQLFORM(db.purchase).process(dbio=False)`.
+
+    An edit ships the fields that the user has changed, and None is returned if there are none.
+
+    Raises:
+        BadOp: the form was not accepted.
+    """
+    from pipeline import attachment
+
+    return attachment.enqueue_form(form, sys.modules[__name__], current)
 
 
 def save_data(table: Any, shard_key: Any, values: Mapping[str, Any]) -> _Receipt:

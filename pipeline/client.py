@@ -14,6 +14,7 @@ from pipeline.ids import IdMaker, Lease
 from pipeline.log.bell import Bell, SilentBell
 from pipeline.log.contract import Log
 from pipeline.log.redis_log import RedisLog
+from pipeline.pydal_objects import real_name, rebuilt
 from pipeline.reads.budget import Budget
 from pipeline.reads.counters import Counters
 from pipeline.reads.node_dal import NodeDAL
@@ -219,12 +220,26 @@ class Pipeline:
         """Return a pyDAL DAL on the primary of a row's shard, with the table defined: for reads that must be fresh."""
         table = self.door.table(table)
         bucket = self.topology.bucket_of(table._tablename, shard_key)
-        db = self.nodes.primary(self.topology.shards_of(bucket)[0]).db
-        with self._define_lock:
-            for other in self.door.siblings(table):
-                if other._tablename not in db.tables:
-                    db.define_table(other._tablename, other, migrate=False)
-        return db
+        return self._defined(self.nodes.primary(self.topology.shards_of(bucket)[0]).db, table)
+
+    def primary_rows(self, table: Any, query: Any, fields: Iterable[Any], most: int) -> list[Any]:
+        """Return rows as the primaries have them now, at most so many per shard: what a write goes by.
+
+        Raises:
+            ShardUnavailable: a primary did not answer; nothing is left out.
+        """
+        found: list[Any] = []
+        table = self.door.table(table)
+        shards = self.topology.shards[:1] if self.topology.table(real_name(table)).reference else self.topology.shards
+        for shard in shards:
+            session = self.nodes.primary(shard)
+            with session.translated(), session.transaction():
+                own = self._defined(session.db, table)
+                at = rebuilt(query, session.db, lambda other, own=own: own[real_name(other)])
+                names = [own[real_name(table)][field.name] for field in fields]
+                at.ignore_common_filters = True
+                found += session.db(at).select(*names, limitby=(0, most))
+        return found
 
     def save_data(self, table: Any, shard_key: Any, values: Mapping[str, Any]) -> Receipt:
         """Queue an insert of a row whose shard key is given apart."""
@@ -242,6 +257,13 @@ class Pipeline:
         self.log.close()
 
     # parts --------------------------------------------------------------------------------------------------
+
+    def _defined(self, db: Any, table: Any) -> Any:
+        with self._define_lock:
+            for other in self.door.siblings(table):
+                if other._tablename not in db.tables:
+                    db.define_table(other._tablename, other, migrate=False)
+        return db
 
     def _record_lost(self, lost: Lost) -> None:
         bucket, producer, first, last = lost
@@ -279,7 +301,7 @@ def _split(values: Mapping[str, Any] | None, fields: dict[str, Any]) -> tuple[di
         return options, fields
     if not isinstance(values, Mapping):
         raise BadOp(f"expected the fields as a mapping or as keywords, got {type(values).__name__}")
-    return options, {**values, **fields}
+    return options, {**values, **fields} if fields else values
 
 
 def _only_options(options: Mapping[str, Any]) -> None:

@@ -87,6 +87,19 @@ def pinned_values(query: Any, table: Any, field: str) -> list[Any]:
     return found
 
 
+def has_filters(table: Any) -> bool:
+    """Return whether the application limits every query of a table: its `common_filter`, or a tenant's rows."""
+    tenant = getattr(table._db, "_request_tenant", None)
+    return table._common_filter is not None or (tenant in table.fields and table[tenant].default is not None)
+
+
+def with_filters(query: Any, table: Any) -> Any:
+    """Return what pyDAL makes of a query before it asks: narrowed by the table's filters, unless that is ignored."""
+    if getattr(query, "ignore_common_filters", False) or not has_filters(table):
+        return query
+    return table._db._adapter.common_filter(query, [table])
+
+
 def rebuilt(part: Any, db: Any, table: Any) -> Any:
     """Return a query, expression or field as one of another DAL: its tables, its dialect.
 

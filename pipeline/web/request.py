@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+from pipeline import attachment
 from pipeline.client import Pipeline
 from pipeline.errors import Unavailable
 from pipeline.reads.node_dal import NodeDAL
@@ -106,6 +107,14 @@ class Request:
             self._groups -= 1
         if not self._waits:
             self._note_sent()
+
+    def attach(self, table: Any) -> None:
+        """Queue what pyDAL writes to a table; see the package's `attach`."""
+        attachment.attach(table, self, lambda: self.client)
+
+    def enqueue_form(self, form: Any) -> _Receipt | None:
+        """Queue what an accepted form says; see the package's `enqueue_form`."""
+        return attachment.enqueue_form(form, self, lambda: self.client)
 
     # receipts -----------------------------------------------------------------------------------------------
 

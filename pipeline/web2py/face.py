@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.web.configuration import client_for
 from pipeline.web.outbox import Outbox
 from pipeline.web.request import MODES, Request
-from pipeline.web2py import ending, memory
+from pipeline.web2py import ending, forms, memory
 from pipeline.write.held import Holder
 
 
@@ -46,6 +46,15 @@ class Pipeline:
             return
         self.request = Request(client, held, memory.recalled())
         ending.attend(self.request, db, memory.keep, from_db=mode == "outbox")
+
+    def attach(self, table: Any) -> None:
+        """Queue what pyDAL and its forms write to a table; an edit form ships what was changed. See `pipeline.attach`.
+
+        Raises:
+            BadOp: a table that must be written at once, such as `auth_user`; it says why.
+        """
+        forms.watch()
+        self.request.attach(table)
 
     def __getattr__(self, name: str) -> Any:
         if name == "request":  # not made yet

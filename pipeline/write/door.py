@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 from pipeline import clock
 from pipeline.errors import BadOp, BadQuery, Unavailable, UnknownTable
 from pipeline.op import DELETE, INSERT, UPDATE, UPSERT, Op
+from pipeline.pydal_objects import has_filters, with_filters
 from pipeline.schema import schema_of, signature_of
 from pipeline.settings import TableSettings
 from pipeline.topology import Topology
-from pipeline.write.gate import Gate, Known, RowPlan, with_values
+from pipeline.write.gate import Final, Gate, Known, RowPlan, with_values
 from pipeline.write.placing import Placing, check_upsert_key, keeps_its_place
 from pipeline.write.trees import Tree, condition, is_query, kind_of, table_of
 
@@ -130,7 +131,8 @@ class Door:
     def insert(self, table: Any, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None) -> Addressed:
         """Make an insert."""
         table, known = self._known(table)
-        return self._new_row(known.gate, known.rules, known.plan(table, values), values, shard_key, key)
+        plan = known.gate.row_plan(table, values) if isinstance(values, Final) else known.plan(table, values)
+        return self._new_row(known.gate, known.rules, plan, values, shard_key, key)
 
     def inserts(self, table: Any, rows: Iterable[Mapping[str, Any]], shard_key: Any = None) -> Iterator[Addressed]:
         """Make an insert of each row."""
@@ -225,14 +227,17 @@ class Door:
                 raise BadQuery("give a query, or a table and an id, not both")
             table = table_of(target)
             gate = self.gate(table)
-            return table, gate, condition(target, gate.schema, gate.check)
+            return table, gate, condition(with_filters(target, table), gate.schema, gate.check)
         table = self.table(target)
         gate = self.gate(table)
         if row_id is None:
             raise BadQuery(
                 f"say which rows of {gate.schema.name!r}: pass a query such as db.{gate.schema.name}.id == 5"
             )
-        return table, gate, ["=", gate.schema.id_index, gate.check[gate.schema.id_name](row_id)]
+        row = gate.check[gate.schema.id_name](row_id)
+        if has_filters(table):
+            return table, gate, condition(with_filters(table._id == row, table), gate.schema, gate.check)
+        return table, gate, ["=", gate.schema.id_index, row]
 
     def _rules(self, table: Any) -> TableSettings:
         return self._topology.table(table._tablename)

@@ -6,7 +6,7 @@ Defaults, `update=`, `compute` and filters run here, in the request, since the w
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -20,6 +20,13 @@ from pipeline.write.trees import columns_in, expression, is_expression
 Check = Callable[[Any], Any]
 #: Values of these types are called, as pyDAL does. Not all that can be called is meant to be: a Row can, too.
 FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
+
+
+class Final(dict[str, Any]):
+    """Values that pyDAL has made final: defaults, `update=`, `compute` and filters have run, and do not run again.
+
+    Given in the mapping form of a call. Moments are cut to the column, as pyDAL does on its way to a database.
+    """
 
 
 class Gate:
@@ -45,6 +52,9 @@ class Gate:
         """Return how rows that give these fields become new rows of this table."""
         given = frozenset(names)
         self.known(dict.fromkeys(given))
+        if isinstance(names, Final):
+            self._complete(given)
+            return RowPlan(self, (), given, {}, None, self.lenient)
         filtered = _filtered(table) & given
         computed = bool(filtered) or any(f.compute for f in table)
         defaults = {
@@ -53,17 +63,14 @@ class Gate:
             if name not in given and name != self.schema.id_name and table[name].default is not None
         }
         if not computed:
-            missing = self.required - given - defaults.keys()
-            if missing:
-                raise BadValue(
-                    self.schema.name, min(missing), "is notnull, has no default, and was not given: give it a value"
-                )
-        return RowPlan(self, table, given, defaults, filtered if computed else None)
+            self._complete(given | defaults.keys())
+        return RowPlan(self, table, given, defaults, filtered if computed else None, self.check)
 
     def update_values(self, table: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
         """Return the plain values and the expressions of an update, with `update=` and `compute` fields added."""
         self.known(given)
-        given, filtered = _called(given), _filtered(table)
+        final = isinstance(given, Final)
+        given, filtered = _called(given), frozenset() if final else _filtered(table)
         plain: dict[str, Any] = {}
         computed: dict[str, list[Any]] = {}
 
@@ -71,16 +78,23 @@ class Gate:
             if is_expression(value):
                 computed[name] = expression(value, name, self.schema, self.check)
             else:
-                plain[name] = (self.check if name in given else self.lenient)[name](value)
+                plain[name] = (self.check if name in given and not final else self.lenient)[name](value)
 
         for name, value in given.items():
             if name not in filtered:
                 put(name, value)
-        for name, value in self._renewed(table, given, filtered).items():
+        for name, value in ({} if final else self._renewed(table, given, filtered)).items():
             if name in filtered or name not in given:
                 put(name, value)
         self._independent(plain, computed)
         return plain, computed
+
+    def _complete(self, names: Set[str]) -> None:
+        missing = self.required - names
+        if missing:
+            raise BadValue(
+                self.schema.name, min(missing), "is notnull, has no default, and was not given: give it a value"
+            )
 
     def _renewed(self, table: Any, given: Mapping[str, Any], filtered: frozenset[str]) -> dict[str, Any]:
         if filtered & given.keys() or any(f.compute for f in table):
@@ -155,12 +169,13 @@ class RowPlan:
         given: frozenset[str],
         defaults: Mapping[str, Any],
         filtered: frozenset[str] | None,  # None: neither filters nor `compute`
+        check: Mapping[str, Check],
     ) -> None:
         self._gate, self._table, self.given = gate, table, given
         id_name = gate.schema.id_name
         self.id_given = id_name in given
         names = sorted(given - {id_name}, key=gate.column_of.__getitem__)
-        self._checks = [(name, gate.check[name]) for name in names]
+        self._checks = [(name, check[name]) for name in names]
         self._seen_given = [(f, f.compute, f.filter_in) for f in table if f.name in given]
         self._seen_absent = [(f, f.compute, f.default) for f in table if f.name not in given]
         self._filtered = filtered
@@ -207,11 +222,7 @@ class RowPlan:
             if name not in final:
                 final[name] = (gate.check if name in values else gate.lenient)[name](value)
         row_id = final.pop(id_name, None)
-        missing = gate.required - final.keys()
-        if missing:
-            raise BadValue(
-                gate.schema.name, min(missing), "is notnull, has no default, and was not given: give it a value"
-            )
+        gate._complete(final.keys())
         names = sorted(final, key=gate.column_of.__getitem__)
         return tuple(gate.column_of[name] for name in names), [final[name] for name in names], row_id
 

@@ -21,6 +21,9 @@ on_reject = "skip"
 
 [tables.country]
 reference = true
+
+[tables.product]
+reference = true
 """
 #: The application's own database has users, sessions and the outbox; the sharded tables are only defined in it.
 MODEL = """\

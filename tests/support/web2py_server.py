@@ -30,6 +30,7 @@ import pytest
 
 from pipeline.admin.cluster.ports import free_ports
 from pipeline.clock import polls
+from support.web2py_forms import form_fields, multipart
 
 START_S, ANSWER_S = 30, 30
 #: Request threads; web2py's own server keeps its threads too, and thread-locals outlive a request in both.
@@ -83,10 +84,19 @@ class Browser:
     def post(self, path: str, fields: Mapping[str, Any] | None = None, /, **more: Any) -> Answer:
         return self._ask(path, urllib.parse.urlencode({**(fields or {}), **more}, doseq=True).encode())
 
-    def _ask(self, path: str, body: bytes | None) -> Answer:
+    def submit(
+        self, path: str, fields: Mapping[str, Any], files: Mapping[str, tuple[str, bytes]] | None = None
+    ) -> Answer:
+        """Open a page and send its form: what its fields hold, changed by *fields*; None is a box not ticked."""
+        shown = form_fields(self.get(path).text, next(iter(fields), None))
+        sent = {name: value for name, value in {**shown, **fields}.items() if value is not None}
+        return self._ask(path, *multipart(sent, files or {}))
+
+    def _ask(self, path: str, body: bytes | None, content_type: str = "application/x-www-form-urlencoded") -> Answer:
         url = self._url + (path if path.startswith("/") else f"{self._base}/{path}")
+        asked = urllib.request.Request(url, body, {"Content-Type": content_type} if body else {})
         try:
-            with self._opener.open(url, body, timeout=ANSWER_S) as reply:
+            with self._opener.open(asked, timeout=ANSWER_S) as reply:
                 answer = Answer(reply.status, reply.headers, reply.read().decode())
         except urllib.error.HTTPError as error:
             with error:

@@ -51,13 +51,13 @@ LAYERS = {
     "pipeline.web": 5,
     "pipeline.web2py": 5,
     "pipeline.py4web": 5,
-    "pipeline.attach": 5,
+    "pipeline.attachment": 5,
     "workers": 5,
     "celeryconfig": 5,
 }
 #: Packages of one layer that must not know each other.
 APART = [("pipeline.log", "pipeline.shard"), ("pipeline.write", "pipeline.reads")]
-FACES = ("pipeline.web", "pipeline.web2py", "pipeline.py4web", "pipeline.attach")
+FACES = ("pipeline.web", "pipeline.web2py", "pipeline.py4web", "pipeline.attachment")
 FENCES = {
     "redis": ("pipeline.log",),
     "pydal": ("pipeline.shard", "pipeline.demo", "pipeline.testing", *FACES),

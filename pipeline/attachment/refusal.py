@@ -1,0 +1,67 @@
+"""Which tables must not be attached, and why: a function from a table and its settings to an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import BadOp, BadValue
+from pipeline.settings import TableSettings
+
+#: By the start of a table's name: who owns it, and what it would break.
+OWNERS = {
+    "auth_": "a login or a registration reads its row back in the same request",
+    "web2py_session_": "a session is read by the next request, whatever is queued",
+    "py4web_session": "a session is read by the next request, whatever is queued",
+    "scheduler_": "web2py's scheduler locks and reads its rows at once",
+    "pipeline_": "it belongs to the pipeline",
+}
+VERSIONED = (
+    "its archive copy is made from the row as it is when the update is applied, which only the database knows then: "
+    "leave this table unattached"
+)
+
+#: The largest file of an `uploadfield="…"`: the log keeps every op in Redis's memory until it is replicated.
+MOST_BYTES = 1_000_000
+
+
+def refuse(table: Any, rules: TableSettings) -> None:
+    """Raise for a table that cannot be attached.
+
+    Raises:
+        BadOp: it says why, and what to do.
+    """
+    name = table._tablename
+    for start, why in OWNERS.items():
+        if name.startswith(start):
+            raise BadOp(f"table {name!r} cannot be attached: {why}; it stays in its own database")
+    if rules.ids != "pipeline":
+        raise BadOp(
+            f'table {name!r} has ids = "database", so insert() could not return the id: set ids = "pipeline" under '
+            f"[tables.{name}], or call enqueue_insert, whose receipt learns the id once the row is there"
+        )
+    if versioned(table):
+        raise BadOp(f"table {name!r} has record versioning and cannot be attached: {VERSIONED}")
+
+
+def refuse_large(table: Any, values: Mapping[str, Any]) -> None:
+    """Raise for a file in a row that is larger than an op should be.
+
+    Raises:
+        BadValue: it says where such files belong.
+    """
+    for field in table:
+        kept_in = field.uploadfield if field.type == "upload" else None
+        value = values.get(kept_in) if isinstance(kept_in, str) else None
+        if value is not None and len(value) > MOST_BYTES:
+            raise BadValue(
+                table._tablename,
+                str(kept_in),
+                f"takes files of at most {MOST_BYTES:,} bytes through the queue, not {len(value):,}: store files in a "
+                "folder (uploadfield=True), so that only their names travel",
+            )
+
+
+def versioned(table: Any) -> bool:
+    """Return whether pyDAL's record versioning watches a table."""
+    return any("_enable_record_versioning" in getattr(one, "__qualname__", "") for one in table._before_update)

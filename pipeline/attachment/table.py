@@ -1,0 +1,139 @@
+"""Attaching a table: what pyDAL would tell the database about it goes to the pipeline instead.
+
+pyDAL's calls all end in five methods of the DAL's adapter, after defaults, `compute`, filters and the `_before_*`
+callbacks, and before the `_after_*` ones. Those five are replaced on the one adapter, once; they look at the table.
+
+Invariant: a write to an attached table becomes ops or an error, never SQL. `executesql` alone goes around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+from pipeline.attachment.changes import Changes
+from pipeline.attachment.refusal import VERSIONED, refuse, refuse_large, versioned
+from pipeline.errors import BadOp, Unavailable
+from pipeline.pydal_objects import kind_of, real_name
+from pipeline.receipt import Receipt
+from pipeline.write.gate import Final
+
+#: Where the adapter keeps its attached tables and their sinks.
+_ATTRIBUTE = "_pipeline_attached"
+_METHODS = ("insert", "bulk_insert", "update", "delete", "truncate")
+#: A pair of a pyDAL field and its value, as the adapter is given them.
+Pairs = Iterable[tuple[Any, Any]]
+
+
+class Sink(Protocol):
+    """What takes the writes: the package `pipeline`, a client, or a request's own object."""
+
+    def enqueue_insert(self, table: Any, values: Mapping[str, Any] | None = None, /) -> Receipt: ...  # noqa: D102
+    def enqueue_bulk_insert(self, table: Any, rows: Iterable[Mapping[str, Any]]) -> Any: ...  # noqa: D102
+    def enqueue_update(self, target: Any, second: Any = None, /, **options: Any) -> Receipt: ...  # noqa: D102
+    def enqueue_delete(self, target: Any, /, **options: Any) -> Receipt: ...  # noqa: D102
+
+
+def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:
+    """Queue what pyDAL would write to a table. Attaching it again replaces the sink.
+
+    Args:
+        table: a table of the application's DAL.
+        sink: takes its writes; looked up at each.
+        client: returns the client behind the sink.
+
+    Raises:
+        BadOp: a table that must be written at once, or whose rows need what only its database knows; it says why.
+    """
+    if kind_of(table) != "Table":
+        raise BadOp(f"attach takes a table of the DAL, such as db.purchase, not {type(table).__name__}")
+    refuse(table, client().topology.table(real_name(table)))
+    with suppress(Unavailable):  # a page that only reads must not fail for it; the first write asks again
+        client().door.gate(table)
+    adapter = table._db._adapter
+    if _ATTRIBUTE not in vars(adapter):
+        _replace(adapter)
+    getattr(adapter, _ATTRIBUTE)[real_name(table)] = (sink, client)
+    _keep_files(table)
+
+
+def detach(table: Any) -> None:
+    """Let pyDAL write a table to its own database again."""
+    adapter = table._db._adapter
+    tables = vars(adapter).get(_ATTRIBUTE, {})
+    tables.pop(real_name(table), None)
+    if not tables and _ATTRIBUTE in vars(adapter):
+        delattr(adapter, _ATTRIBUTE)
+        for name in _METHODS:
+            delattr(adapter, name)
+
+
+def attached(table: Any) -> bool:
+    """Return whether a table's writes are queued."""
+    return real_name(table) in vars(table._db._adapter).get(_ATTRIBUTE, {})
+
+
+def _replace(adapter: Any) -> None:
+    """Put methods on this adapter that ask first whose table it is."""
+    tables: dict[str, tuple[Sink, Callable[[], Any]]] = {}
+    own = {name: getattr(adapter, name) for name in _METHODS}
+
+    def insert(table: Any, fields: Pairs) -> Any:
+        found = tables.get(real_name(table))
+        return own["insert"](table, fields) if found is None else _insert(found[0], table, fields)
+
+    def bulk_insert(table: Any, items: Iterable[Pairs]) -> Any:
+        found = tables.get(real_name(table))
+        if found is None:
+            return own["bulk_insert"](table, items)
+        _refuse_versioned(table)
+        return [receipt.id for receipt in found[0].enqueue_bulk_insert(table, [_values(table, i) for i in items])]
+
+    def update(table: Any, query: Any, fields: Pairs) -> Any:
+        found = tables.get(real_name(table))
+        if found is None:
+            return own["update"](table, query, fields)
+        _refuse_versioned(table)
+        return Changes(*found, table).update(query, _values(table, fields))
+
+    def delete(table: Any, query: Any) -> Any:
+        found = tables.get(real_name(table))
+        if found is None:
+            return own["delete"](table, query)
+        _refuse_versioned(table)
+        return Changes(*found, table).delete(query)
+
+    def truncate(table: Any, mode: str = "") -> Any:
+        if real_name(table) not in tables:
+            return own["truncate"](table, mode)
+        raise BadOp(
+            f"table {table._tablename!r} is attached and cannot be truncated: ops that are queued would come after it; "
+            "delete its rows, or call detach first when nothing is queued"
+        )
+
+    for replaced in (insert, bulk_insert, update, delete, truncate):
+        setattr(adapter, replaced.__name__, replaced)
+    setattr(adapter, _ATTRIBUTE, tables)
+
+
+def _insert(sink: Sink, table: Any, fields: Pairs) -> int | None:
+    _refuse_versioned(table)
+    return sink.enqueue_insert(table, _values(table, fields)).id
+
+
+def _values(table: Any, fields: Pairs) -> Final:
+    values = Final((field.name, value) for field, value in fields)
+    refuse_large(table, values)
+    return values
+
+
+def _refuse_versioned(table: Any) -> None:
+    if versioned(table):
+        raise BadOp(f"table {table._tablename!r} got record versioning after it was attached; {VERSIONED}")
+
+
+def _keep_files(table: Any) -> None:
+    """Take pyDAL's own file deletion away: it comes before the op, which may be rejected or dropped yet."""
+    for callbacks in (table._before_update, table._before_delete):
+        callbacks[:] = [one for one in callbacks if getattr(one, "__name__", "") != "delete_uploaded_files"]

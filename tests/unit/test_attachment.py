@@ -1,0 +1,324 @@
+"""An attached table: pyDAL's own words become ops, and return what its callers expect."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydal import DAL, Field
+
+import pipeline
+from pipeline.attachment import attached, detach
+from pipeline.errors import BadOp, BadQuery, BadValue, ShardKeyError
+from pipeline.testing import Sandbox, sandbox
+from pipeline.web.request import Request
+
+
+@pytest.fixture
+def box() -> Iterator[Sandbox]:
+    with sandbox({"sale": {"shard_key": "customer"}, "odd": {"ids": "database", "shard_key": "name"}}) as made:
+        yield made
+
+
+@pytest.fixture
+def db(box: Sandbox, tmp_path: Any) -> Iterator[Any]:
+    db = DAL("sqlite:memory", folder=str(tmp_path), bigint_id=True)
+    db.define_table(
+        "item",
+        Field("name", length=20),
+        Field("qty", "integer", default=1),
+        Field("double_qty", "integer", compute=lambda row: row.qty * 2),
+        Field("note", default="new", update="changed"),
+        Field("at", "datetime"),
+    )
+    db.define_table("sale", Field("customer", "integer", notnull=True), Field("qty", "integer"))
+    db.define_table("odd", Field("name"))
+    db.define_table("auth_user", Field("email"))
+    pipeline.define_tables(db)
+    pipeline.attach(db.item)
+    pipeline.attach(db.sale)
+    yield db
+    db.close()
+
+
+def test_insert_returns_the_real_id_and_writes_nothing_to_the_applications_own_database(box: Sandbox, db: Any):
+    row_id = db.item.insert(name="pen", qty=3)
+
+    box.drain()
+    assert [row["id"] for row in box.rows("item")] == [row_id]
+    assert box.rows("item")[0] | {"at": None} == {
+        "id": row_id, "name": "pen", "qty": 3, "double_qty": 6, "note": "new", "at": None
+    }  # fmt: skip
+    assert db(db.item).count() == 0
+
+
+def test_every_insert_of_pydal_is_queued(box: Sandbox, db: Any):
+    ids = db.item.bulk_insert([{"name": "a"}, {"name": "b"}, {"name": "c"}])
+    db.item[None] = {"name": "d"}
+    ids.append(db.item.update_or_insert(db.item.name == "e", name="e"))
+    found = db.item.validate_and_insert(name="f")
+    db.item.import_from_csv_file(io.StringIO("item.name,item.qty\r\ng,5\r\n"))
+
+    assert found["id"] > 2**57
+    assert not found["errors"]
+    assert [one.values["name"] for one in sorted(box.enqueued("item"), key=lambda one: one.values["name"])] == [
+        *"abcdefg"
+    ]
+    assert {one.id for one in box.enqueued("item")} >= set(ids)
+
+
+def test_update_and_delete_by_id_are_one_op_and_return_one(box: Sandbox, db: Any):
+    row_id, gone = db.item.insert(name="pen"), db.item.insert(name="ink")
+
+    assert db(db.item.id == row_id).update(qty=5) == 1
+    assert db(db.item.id == gone).delete() == 1
+
+    box.drain()
+    [row] = box.rows("item")
+    assert (row["name"], row["qty"], row["double_qty"], row["note"]) == ("pen", 5, 10, "changed")
+
+
+def test_the_shortcuts_of_pydal_see_success(box: Sandbox, db: Any):
+    row_id, gone = db.item.insert(name="pen"), db.item.insert(name="ink")
+
+    db.item[row_id] = {"qty": 7}
+    del db.item[gone]
+
+    box.drain()
+    assert [row["qty"] for row in box.rows("item")] == [7]
+
+
+def test_a_selected_row_can_be_updated_and_deleted(box: Sandbox, db: Any):
+    detach(db.item)
+    kept, gone = (db.item(db.item.insert(id=2**57 + (n << 12), name=f"n{n}")) for n in range(2))
+    pipeline.attach(db.item)
+
+    kept.update_record(qty=9)
+    gone.delete_record()
+    db.item.validate_and_update(kept.id, name="new")
+
+    assert [(one.kind, one.id) for one in box.enqueued("item") if one.id == gone.id] == [("delete", gone.id)]
+    assert [one.values.get("name") for one in box.enqueued("item") if one.id == kept.id] == [None, "new"]
+
+
+def test_a_query_without_a_place_becomes_an_op_for_each_row_that_still_matches(box: Sandbox, db: Any):
+    low, high = db.sale.insert(customer=7, qty=1), db.sale.insert(customer=8, qty=5)
+    box.drain()
+
+    assert db(db.sale.qty > 3).update(qty=50) == 1
+    assert db(db.sale.qty > 100).delete() == 0
+
+    # meanwhile the row stops to match: the op must see that
+    [op] = [one for one in box.enqueued("sale") if one.kind == "update"]
+    assert op.where is not None
+    box.drain()
+    assert {row["id"]: row["qty"] for row in box.rows("sale")} == {low: 1, high: 50}
+
+
+def test_a_row_that_no_longer_matches_when_the_op_is_applied_is_left_alone(box: Sandbox, db: Any):
+    row_id = db.sale.insert(customer=8, qty=5)
+    box.drain()
+    pipeline.enqueue_update(db.sale.customer == 8, qty=1)
+
+    db(db.sale.qty > 3).delete()
+
+    box.drain()
+    assert [(row["id"], row["qty"]) for row in box.rows("sale")] == [(row_id, 1)]
+
+
+def test_a_query_that_the_log_cannot_carry_is_refused_by_its_operator(box: Sandbox, db: Any):
+    db.item.insert(name="pen")
+    box.drain()
+
+    with pytest.raises(BadQuery, match="'like'"):
+        db(db.item.name.like("p%")).delete()
+
+
+def test_an_update_may_repeat_the_shard_key_and_not_change_it(box: Sandbox, db: Any):
+    row_id = db.sale.insert(customer=7, qty=1)
+    box.drain()
+
+    db(db.sale.id == row_id).update(customer=7, qty=2)
+    with pytest.raises(ShardKeyError, match="cannot be changed"):
+        db(db.sale.id == row_id).update(customer=8)
+
+    box.drain()
+    assert [(row["customer"], row["qty"]) for row in box.rows("sale")] == [(7, 2)]
+
+
+def test_an_update_that_repeats_the_shard_key_of_a_row_still_queued_comes_after_it(box: Sandbox, db: Any):
+    row_id = db.sale.insert(customer=7, qty=1)
+
+    assert db(db.sale.id == row_id).update(customer=7, qty=2) == 1
+
+    box.drain()
+    assert [row["qty"] for row in box.rows("sale")] == [2]
+
+
+def test_a_row_with_an_id_of_the_databases_own_is_found_by_its_shard_key(box: Sandbox, db: Any):
+    for shard in box.client.topology.shards:  # as rows that were there before the pipeline
+        session = box.client.nodes.primary(shard)
+        session.execute("INSERT INTO sale (id, customer, qty) VALUES (5, 7, 1)")
+        session.adapter.commit()
+
+    assert db(db.sale.id == 5).update(qty=9) == 2
+    [one, *_] = box.enqueued("sale")
+    assert one.values == {"qty": 9}
+
+
+def test_the_callbacks_of_the_application_run_in_the_request_with_the_real_id(box: Sandbox, db: Any):
+    seen: list[Any] = []
+    db.item._before_insert.append(lambda row: seen.append(("before", row["name"])))
+    db.item._after_insert.append(lambda row, row_id: seen.append(("after", row_id)))
+    db.item._after_update.append(lambda dbset, row: seen.append(("updated", row["qty"])))
+    db.item._after_delete.append(lambda dbset: seen.append("deleted"))
+
+    row_id = db.item.insert(name="pen")
+    db(db.item.id == row_id).update(qty=2)
+    db(db.item.id == row_id).delete()
+
+    assert seen == [("before", "pen"), ("after", row_id), ("updated", 2), "deleted"]
+
+
+def test_a_callback_that_forbids_a_write_forbids_the_op(box: Sandbox, db: Any):
+    db.item._before_insert.append(lambda row: True)
+
+    assert db.item.insert(name="pen") == 0
+    assert box.enqueued() == []
+
+
+def test_a_soft_delete_by_callback_is_an_update(box: Sandbox, db: Any):
+    row_id = db.item.insert(name="pen")
+    db.item._before_delete.append(lambda dbset: dbset.update(note="gone"))
+
+    db(db.item.id == row_id).delete()
+
+    box.drain()
+    assert [row["note"] for row in box.rows("item")] == ["gone"]
+
+
+def test_what_goes_around_the_callbacks_is_queued_too(box: Sandbox, db: Any):
+    row_id = db.item.insert(name="pen")
+
+    db(db.item.id == row_id).update_naive(qty=2)
+    db(db.item.id == row_id).delete_naive()
+
+    assert [one.kind for one in box.enqueued("item")] == ["insert", "update", "delete"]
+
+
+def test_an_attached_table_cannot_be_truncated(db: Any):
+    with pytest.raises(BadOp, match="delete its rows"):
+        db.item.truncate()
+
+
+def test_moments_are_cut_as_pydal_cuts_them(box: Sandbox, db: Any):
+    from datetime import datetime
+
+    db.item.insert(name="pen", at=datetime(2026, 5, 6, 7, 8, 9, 123456))
+
+    box.assert_enqueued(db.item, at=datetime(2026, 5, 6, 7, 8, 9))
+
+
+def test_a_value_that_the_column_cannot_hold_is_refused_and_not_cut(box: Sandbox, db: Any):
+    with pytest.raises(BadValue, match="21 characters"):
+        db.item.insert(name="x" * 21)
+
+
+def test_filters_run_once(box: Sandbox, db: Any):
+    db.define_table("shout", Field("name", filter_in=lambda text: text + "!"), Field("qty", "integer"))
+    pipeline.attach(db.shout)
+
+    row_id = db.shout.insert(name="hey")
+    db(db.shout.id == row_id).update(name="you")
+
+    assert [one.values["name"] for one in box.enqueued("shout")] == ["hey!", "you!"]
+
+
+def test_attaching_twice_is_harmless_and_other_tables_are_untouched(box: Sandbox, db: Any):
+    pipeline.attach(db.item)
+    pipeline.attach(db.item)
+
+    db.item.insert(name="pen")
+    db.auth_user.insert(email="a@example.com")
+
+    assert len(box.enqueued()) == 1
+    assert db(db.auth_user).count() == 1
+    assert [attached(db[name]) for name in ("item", "auth_user")] == [True, False]
+
+
+def test_detached_tables_are_pydals_again(box: Sandbox, db: Any):
+    detach(db.item)
+    detach(db.sale)
+
+    db.item.insert(name="pen")
+
+    assert db(db.item).count() == 1
+    assert box.enqueued() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("auth_user", "reads its row back"), ("odd", 'ids = "database"')],
+)
+def test_a_table_that_must_be_written_at_once_is_refused(db: Any, name: str, why: str):
+    with pytest.raises(BadOp, match=why):
+        pipeline.attach(db[name])
+
+    assert not attached(db[name])
+
+
+def test_a_table_with_int_ids_is_refused(box: Sandbox, db: Any):
+    for shard in box.client.topology.shards:
+        box.client.nodes.primary(shard).execute("CREATE TABLE small (id INT PRIMARY KEY, name TEXT)")
+    db.define_table("small", Field("name"), migrate=False)
+
+    with pytest.raises(BadOp, match="cannot hold a 64-bit id"):
+        pipeline.attach(db.small)
+
+
+def test_a_versioned_table_is_refused_before_and_after(db: Any):
+    db.define_table("paper", Field("text", "text"), Field("is_active", "boolean", default=True))
+    pipeline.attach(db.paper)
+    db.paper._enable_record_versioning()
+
+    with pytest.raises(BadOp, match="record versioning"):
+        db.paper.insert(text="x")
+    with pytest.raises(BadOp, match="record versioning"):
+        pipeline.attach(db.paper)
+
+
+def test_a_file_is_stored_by_the_request_and_outlives_the_queued_delete(box: Sandbox, db: Any, tmp_path: Any):
+    db.define_table("picture", Field("file", "upload", autodelete=True, uploadfolder=str(tmp_path)))
+    pipeline.attach(db.picture)
+
+    row_id = db.picture.insert(file=db.picture.file.store(io.BytesIO(b"bytes"), "a.txt"))
+    [op] = box.enqueued("picture")
+    db(db.picture.id == row_id).delete()
+
+    assert (tmp_path / op.values["file"]).read_bytes() == b"bytes"
+
+
+def test_a_file_in_the_row_is_refused_above_a_limit(box: Sandbox, db: Any):
+    db.define_table("scan", Field("file", "upload", uploadfield="content"), Field("content", "blob"))
+    pipeline.attach(db.scan)
+
+    db.scan.insert(file="a.txt", content=b"small")
+    with pytest.raises(BadValue, match="uploadfield=True"):
+        db.scan.insert(file="a.txt", content=b"x" * 1_000_001)
+
+    assert len(box.enqueued("scan")) == 1
+
+
+def test_a_request_holds_what_pydal_writes_until_its_commit(box: Sandbox, db: Any):
+    request = Request(box.client, box.client.held())
+    request.attach(db.item)
+
+    db.item.insert(name="a")
+    db.item.bulk_insert([{"name": "b"}, {"name": "c"}])
+
+    assert request.waiting == 3
+    assert box.enqueued() == []
+    request.finish()
+    assert len(box.enqueued()) == 3
