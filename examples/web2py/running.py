@@ -13,7 +13,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.admin.cluster import mariadb
 from pipeline.admin.cluster.cluster import Cluster
 from pipeline.admin.cluster.ports import free_ports
 from pipeline.admin.migrate import migrate
@@ -65,7 +64,7 @@ def running_shop(
     """
     cluster = Cluster.up(directory / "cluster", engine, workers=workers, tables=TABLES_TOML, report=report, owned=True)
     try:
-        folder = install(directory / "site", cluster, engine)
+        folder = install(directory / "site", cluster)
         port = port or free_ports(1)[0]
         report("web2py")
         server = _start(directory / "site", port)
@@ -82,17 +81,12 @@ def running_shop(
         cluster.down()
 
 
-def install(site: Path, cluster: Cluster, engine: str) -> Path:
-    """Put the application where web2py looks for it, with its configuration; return its folder."""
+def install(site: Path, cluster: Cluster) -> Path:
+    """Put the application where web2py looks for it; its own database is the first shard's. Return its folder."""
     folder = site / "applications" / "shop"
     shutil.copytree(APPLICATION, folder)
-    uri = "sqlite://own.sqlite"
-    if engine == "mariadb":
-        with closing(Pipeline(cluster.config)) as client:
-            primary = client.settings.shards["s0"].primary
-        [port] = [process.port for process in cluster.processes if process.name == "s0"]
-        mariadb.ask(port or 0, "CREATE DATABASE IF NOT EXISTS web_shop CHARACTER SET utf8mb4")
-        uri = primary.replace("/shop", "/web_shop")
+    with closing(Pipeline(cluster.config)) as client:
+        uri = client.settings.shards["s0"].primary
     (folder / "private").mkdir(exist_ok=True)
     text = f"[db]\nuri = {uri}\n\n[pipeline]\nconfig = {cluster.config}\n"
     (folder / "private" / "appconfig.ini").write_text(text)

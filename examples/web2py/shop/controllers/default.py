@@ -54,8 +54,7 @@ def customer_new():
     """A form whose insert is queued; the new page exists at once for whoever wrote it."""
     form = SQLFORM(db.customer, submit_button="Add the customer")
     if form.process(dbio=False).accepted:
-        receipt = pipeline.enqueue_insert(db.customer, _values(form))
-        follow("%s added" % form.vars.name, receipt)
+        receipt = follow("%s added" % form.vars.name, pipeline.enqueue_form(form))
         redirect(URL("customer", args=receipt.id))
     return dict(form=form, title="New customer")
 
@@ -70,12 +69,8 @@ def customer_edit():
     if form.process(dbio=False).accepted:
         if form.deleted:
             pipeline.enqueue_delete(db.purchase.customer == row.id)
-            follow("%s deleted" % row.name, pipeline.enqueue_delete(db.customer.id == row.id))
-            redirect(URL("customers"))
-        changed = {name: value for name, value in _values(form).items() if value != row[name]}
-        if changed:
-            follow("%s edited" % row.name, pipeline.enqueue_update(db.customer.id == row.id, **changed))
-        redirect(URL("customer", args=row.id))
+        follow("%s %s" % (row.name, "deleted" if form.deleted else "edited"), pipeline.enqueue_form(form))
+        redirect(URL("customers") if form.deleted else URL("customer", args=row.id))
     return dict(form=form, title="Edit %s" % row.name)
 
 
@@ -111,13 +106,8 @@ def purchase_edit():
     served(pipeline.read_db(db, "purchase", row.customer).read_info)
     form = SQLFORM(db.purchase, row, deletable=True, showid=False, submit_button="Save")
     if form.process(dbio=False).accepted:
-        if form.deleted:
-            follow("%s deleted" % row.item, pipeline.enqueue_delete(db.purchase.id == row.id))
-            redirect(URL("customer", args=row.customer))
-        changed = {name: value for name, value in _values(form).items() if value != row[name]}
-        if changed:
-            follow("%s edited" % row.item, pipeline.enqueue_update(db.purchase.id == row.id, **changed))
-        redirect(URL("purchase", args=row.id))
+        follow("%s %s" % (row.item, "deleted" if form.deleted else "edited"), pipeline.enqueue_form(form))
+        redirect(URL("customer", args=row.customer) if form.deleted else URL("purchase", args=row.id))
     return dict(form=form, title="Edit the purchase")
 
 
@@ -128,6 +118,18 @@ def purchase_delete():
     if request.env.request_method == "POST":
         follow("%s deleted" % row.item, pipeline.enqueue_delete(db.purchase.id == row.id))
     redirect(URL("customer", args=row.customer))
+
+
+@auth.requires_login()
+def catalogue():
+    """A grid as web2py makes it: the table is attached, so its writes are queued; the list is read from a replica."""
+    source = db
+    if not request.args:
+        source = pipeline.read_db(db, "item")
+        served(source.read_info)
+    db.item.colour.requires = IS_MATCH("#[0-9a-f]{6}", error_message="Like #7aa5d8")
+    grid = SQLFORM.grid(source.item, orderby=source.item.name, csv=False, details=False, searchable=False)
+    return dict(form=grid, title="Catalogue")
 
 
 def writes():
@@ -165,10 +167,6 @@ def _buttons(row):
         TAG.form(TAG.button("Delete", _class="plain"), _method="post", _action=remove),
         _class="links",
     )
-
-
-def _values(form):
-    return {field: form.vars[field] for field in form.table.fields if field in form.vars and form.table[field].writable}
 
 
 def _state(receipt):

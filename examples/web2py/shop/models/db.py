@@ -1,4 +1,4 @@
-"""The application's own database (users, sessions) and its tables. Nothing here knows of the pipeline."""
+"""The application's own database, which is also a shard's, and its tables. Nothing here knows of the pipeline."""
 
 from gluon.contrib.appconfig import AppConfig
 from gluon.tools import Auth
@@ -18,9 +18,9 @@ response.formstyle = "divs"
 # the tables that are on the shards: defined here, created there by `pipeline migrate`
 db.define_table(
     "item",
-    Field("name", length=60),
-    Field("price", "decimal(10,2)"),
-    Field("colour", length=7),
+    Field("name", length=60, requires=IS_NOT_EMPTY()),
+    Field("price", "decimal(10,2)", requires=IS_DECIMAL_IN_RANGE(0, 100000)),
+    Field("colour", length=7, default="#7aa5d8"),
     migrate=False,
 )
 db.define_table(

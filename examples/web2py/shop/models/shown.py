@@ -15,7 +15,8 @@ def served(*infos):
 
 def follow(what, receipt):
     """Show on the user's next pages how far this write has come; a receipt is printed once it has been sent."""
-    _made.append((what, receipt))
+    if receipt is not None:  # a form in which nothing was changed has none
+        _made.append((what, receipt))
     return receipt
 
 
