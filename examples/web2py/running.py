@@ -131,9 +131,14 @@ def _fill(shop: Shop) -> None:
         ask(f"{shop.url}/setup/fill")
         for table in ("item", "customer", "purchase"):
             client.barrier(table, APPLIED_S)
-        for _ in polls(START_S):
-            nodes = [name for shard in client.topology.shards for name in client.nodes.replica_names(shard)]
-            views = [client.readings.view(node) for node in nodes]
-            if all(view.lag_s is not None and view.lag_s < 3 and not view.out for view in views):
-                return
+        in_rotation(client)
+
+
+def in_rotation(client: Pipeline) -> None:
+    """Wait until every replica may serve reads."""
+    nodes = [name for shard in client.topology.shards for name in client.nodes.replica_names(shard)]
+    for _ in polls(START_S):
+        views = [client.readings.view(node) for node in nodes]
+        if all(view.lag_s is not None and view.lag_s < 3 and not view.out for view in views):
+            return
     raise RuntimeError(f"the replicas are not in rotation after {START_S} s: {views}")

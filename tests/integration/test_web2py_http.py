@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from support.shop import Shop, shop_of
-from support.web2py_server import THREADS, Browser, Site, needs_web2py, serving
+from support.web2py_server import Browser, Site, needs_web2py, serving
+
+from examples.web2py.server import THREADS
 
 pytestmark = pytest.mark.mariadb
 

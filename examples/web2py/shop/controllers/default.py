@@ -2,8 +2,12 @@
 
 from uuid import uuid4
 
+from gluon.storage import Storage
+
 #: Customers on a page.
 PAGE = 12
+#: What an edit form of the grid shows is read from the application's own database.
+OWN_DATABASE = Storage(node="s0", role="primary", reason="the application's own database")
 
 
 def index():
@@ -123,10 +127,9 @@ def purchase_delete():
 @auth.requires_login()
 def catalogue():
     """A grid as web2py makes it: the table is attached, so its writes are queued; the list is read from a replica."""
-    source = db
-    if not request.args:
-        source = pipeline.read_db(db, "item")
-        served(source.read_info)
+    source = db if request.args else pipeline.read_db(db, "item")
+    served(OWN_DATABASE if request.args else source.read_info)
+    source.item.id.readable = False
     db.item.colour.requires = IS_MATCH("#[0-9a-f]{6}", error_message="Like #7aa5d8")
     grid = SQLFORM.grid(source.item, orderby=source.item.name, csv=False, details=False, searchable=False)
     return dict(form=grid, title="Catalogue")
