@@ -14,6 +14,8 @@ from support.fixtures import needs_mariadb
 from support.running_shop import ShopRig, shop_rig
 from support.web2py_server import needs_web2py
 
+from examples.web2py.load import drive
+
 pytestmark = pytest.mark.mariadb
 
 #: A picture of one pixel.
@@ -218,3 +220,10 @@ def test_a_guest_may_look_and_not_write(browser: Any, rig: ShopRig):
         page.goto(f"{rig.shop.url}/default/customer_new")
 
         assert page.url.startswith(f"{rig.shop.url}/default/user/login")
+
+
+def test_many_users_get_no_error_and_no_stale_page_of_their_own_and_are_served_by_replicas(rig: ShopRig):
+    load = drive(rig.shop, users=6, seconds=6)
+
+    assert load.faults == []
+    assert load.own_reads >= 6
