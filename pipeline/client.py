@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from pipeline.clock import Deadline
 from pipeline.errors import BadOp
-from pipeline.ids import IdMaker, Lease
 from pipeline.log.bell import Bell, SilentBell
 from pipeline.log.contract import Log
 from pipeline.log.redis_log import RedisLog
-from pipeline.pydal_objects import real_name, rebuilt
+from pipeline.log.spool.store import Spool
 from pipeline.reads.budget import Budget
 from pipeline.reads.counters import Counters
 from pipeline.reads.node_dal import NodeDAL
@@ -28,15 +27,20 @@ from pipeline.settings import Settings, load
 from pipeline.shard import marks
 from pipeline.shard.nodes import Nodes
 from pipeline.topology import Topology
+from pipeline.write.breaker import Breaker
 from pipeline.write.bulk import Chunk
+from pipeline.write.courier import Courier
 from pipeline.write.definitions import Definitions
 from pipeline.write.door import Door
+from pipeline.write.drain import Drainer
 from pipeline.write.follow import Follower
 from pipeline.write.held import Held, Holder
 from pipeline.write.lineage import Lineage
-from pipeline.write.outgoing import BULK_ROWS, Outgoing, known_durability
+from pipeline.write.outgoing import BULK_ROWS, Outgoing
 from pipeline.write.publish import Publisher
+from pipeline.write.row_ids import RowIds
 from pipeline.write.sender import Lost
+from pipeline.write.spooling import Spooling
 from pipeline.write.validated import Validated, validated
 
 
@@ -58,25 +62,33 @@ class Pipeline:
         self.settings = source if isinstance(source, Settings) else load(source)
         self.topology = Topology(self.settings)
         redis = self.settings.redis
-        self.log: Log = log or RedisLog(redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s)
+        self.spool = _spool_of(self.settings)
+        hasty = self.spool is not None
+        self.log: Log = log or RedisLog(redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s, hasty=hasty)
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
         self.counters = Counters()
         self.readings = Readings(self.log, self.counters)
         self.nodes = Nodes(self.settings, self.readings.takes_writes, self.readings.unfit)
-        self.follower = Follower(self.topology, self.nodes, self.log)
-        definitions = Definitions(self.log, self.nodes, self.topology)
-        lineage = Lineage(self.log, self.nodes, definitions.republish)
+        self._breaker = Breaker(self.spool.waiting) if self.spool else Breaker()
+        definitions = Definitions(self.log, self.nodes, self.topology, self.spool, self._breaker)
+        self.row_ids = RowIds(self.log, self.spool, self._breaker)
+
+        def renewed() -> None:
+            definitions.republish()
+            self.row_ids.renewed()
+
+        lineage = Lineage(self.log, self.nodes, renewed)
         self.publisher = Publisher(self.log, self.topology, self.bell, lineage.raise_epoch, self._record_lost)
-        self.door = Door(self.topology, self._new_id, definitions.publish, definitions.approve)
+        self._through_spool(definitions)
+        self.door = Door(self.topology, self.row_ids.new, definitions.publish, definitions.approve)
         self.readers = Readers(self.nodes.uri)
         budget = Budget(self.log, self.settings.reads.primary_budget)
         router = Router(
             self.nodes, self.readers, self.readings, budget, self.counters.count, loads=self.settings.loads()
         )
         self._reads = Reads(self.settings, self.topology, self.log, router, self.door.table)
-        self._outgoing = Outgoing(self.publisher, self)
+        self._outgoing = Outgoing(self._spooling or self.publisher, self)
         self._define_lock = threading.Lock()
-        self._start_ids()
 
     # writes -------------------------------------------------------------------------------------------------
 
@@ -118,7 +130,7 @@ class Pipeline:
     def enqueue_bulk_insert(self, table: Any, rows: Iterable[Mapping[str, Any]], **options: Any) -> Receipts:
         """Queue an insert of each row; see the package's `enqueue_bulk_insert`."""
         _only_options(options)
-        durability = known_durability(options.get("durability", "redis"))
+        durability = self._outgoing.known_durability(options.get("durability", "redis"))
         if options.get("idempotency_key") is not None:
             raise BadOp("a bulk insert takes no idempotency_key: each op needs its own, so enqueue them one by one")
         if self._outgoing.gathering:
@@ -181,8 +193,11 @@ class Pipeline:
         self.follower.wait_all(receipts, timeout_s)
 
     def barrier(self, table: Any, timeout_s: float = 30.0) -> None:
-        """Wait until all that was enqueued for a table before this call is applied."""
-        self.follower.barrier(table if isinstance(table, str) else table._tablename, timeout_s)
+        """Wait until all that was enqueued for a table before this call is applied, this host's spool included."""
+        deadline = Deadline(timeout_s)
+        if self._courier is not None:
+            self._courier.wait_empty(timeout_s)
+        self.follower.barrier(table if isinstance(table, str) else table._tablename, deadline.left_s)
 
     def parse(self, text: str) -> Receipt:
         """Read a printed receipt."""
@@ -220,26 +235,15 @@ class Pipeline:
         """Return a pyDAL DAL on the primary of a row's shard, with the table defined: for reads that must be fresh."""
         table = self.door.table(table)
         bucket = self.topology.bucket_of(table._tablename, shard_key)
-        return self._defined(self.nodes.primary(self.topology.shards_of(bucket)[0]).db, table)
+        return self.define_on(self.nodes.primary(self.topology.shards_of(bucket)[0]).db, table)
 
-    def primary_rows(self, table: Any, query: Any, fields: Iterable[Any], most: int) -> list[Any]:
-        """Return rows as the primaries have them now, at most so many per shard: what a write goes by.
-
-        Raises:
-            ShardUnavailable: a primary did not answer; nothing is left out.
-        """
-        found: list[Any] = []
-        table = self.door.table(table)
-        shards = self.topology.shards[:1] if self.topology.table(real_name(table)).reference else self.topology.shards
-        for shard in shards:
-            session = self.nodes.primary(shard)
-            with session.translated(), session.transaction():
-                own = self._defined(session.db, table)
-                at = rebuilt(query, session.db, lambda other, own=own: own[real_name(other)])
-                names = [own[real_name(table)][field.name] for field in fields]
-                at.ignore_common_filters = True
-                found += session.db(at).select(*names, limitby=(0, most))
-        return found
+    def define_on(self, db: Any, table: Any) -> Any:
+        """Define a table and its siblings on a node's DAL, and return the DAL."""
+        with self._define_lock:
+            for other in self.door.siblings(table):
+                if other._tablename not in db.tables:
+                    db.define_table(other._tablename, other, migrate=False)
+        return db
 
     def save_data(self, table: Any, shard_key: Any, values: Mapping[str, Any]) -> Receipt:
         """Queue an insert of a row whose shard key is given apart."""
@@ -248,6 +252,8 @@ class Pipeline:
 
     def close(self) -> None:
         """Ring what is to be rung, and close all connections."""
+        if self._courier is not None:
+            self._courier.close()
         self.bell.close()
         self.publisher.close()
         self._reads.close()
@@ -255,15 +261,23 @@ class Pipeline:
         self.readers.close()
         self.nodes.close()
         self.log.close()
+        if self.spool is not None:
+            self.spool.close()
 
     # parts --------------------------------------------------------------------------------------------------
 
-    def _defined(self, db: Any, table: Any) -> Any:
-        with self._define_lock:
-            for other in self.door.siblings(table):
-                if other._tablename not in db.tables:
-                    db.define_table(other._tablename, other, migrate=False)
-        return db
+    def _through_spool(self, definitions: Definitions) -> None:
+        """Wire the spool, where there is one."""
+        self.drainer: Drainer | None = None
+        self._courier: Courier | None = None
+        self._spooling: Spooling | None = None
+        if self.spool is None:
+            self.follower = Follower(self.topology, self.nodes, self.log)
+            return
+        self.follower = Follower(self.topology, self.nodes, self.log, self.spool.holds)
+        self.drainer = Drainer(self.spool, self.publisher, self.log, self.nodes, self.topology)
+        self._courier = Courier(self.spool, self.drainer, self._breaker)
+        self._spooling = Spooling(self.publisher, self.spool, self._breaker, self._courier, definitions)
 
     def _record_lost(self, lost: Lost) -> None:
         bucket, producer, first, last = lost
@@ -274,21 +288,10 @@ class Pipeline:
                 if applied < last:
                     marks.lose(session, [marks.Loss(bucket, 0, producer, max(first, applied + 1), last)])
 
-    # ids ----------------------------------------------------------------------------------------------------
 
-    def _start_ids(self) -> None:
-        self._pid, self._id_lock = os.getpid(), threading.Lock()
-        self._token = os.urandom(8).hex()
-        self._ids = IdMaker(self._lease)
-
-    def _new_id(self, bucket: int, now_ms: int) -> int:
-        if self._pid != os.getpid():  # a fork must not go on with its parent's number
-            self._start_ids()
-        with self._id_lock:
-            return self._ids.new(bucket, now_ms)
-
-    def _lease(self, lease: Lease | None, until_ms: int) -> Lease:
-        return self.log.lease_ids(self._token, lease, until_ms)
+def _spool_of(settings: Settings) -> Spool | None:
+    spool = settings.spool
+    return Spool(Path(spool.path), spool.max_mb * 1_000_000) if spool.enabled else None
 
 
 _OPTIONS = frozenset(("shard_key", "idempotency_key", "durability"))

@@ -76,9 +76,15 @@ class BadToken(BadOp):
 
 
 class Unavailable(PipelineError):
-    """Something did not answer in time."""
+    """Something did not answer in time.
+
+    Attributes:
+        numbered: buckets whose ops may be in the log all the same, and under which producer and first sequence: to send
+            them again under these is harmless.
+    """
 
     retryable = True
+    numbered: Mapping[int, tuple[int, int]] = {}
 
 
 class LogUnavailable(Unavailable):
@@ -105,6 +111,16 @@ class PipelineFull(Unavailable):
         super().__init__(f"the pipeline is full: {why}; nothing was queued, try again later")
 
 
+class SpoolUnavailable(Unavailable):
+    """The spool's file cannot be used."""
+
+    def __init__(self, path: object, why: str):
+        super().__init__(
+            f"the spool {path}: {why}; let this process write to the file and its folder, or give another [spool] path"
+        )
+        self.path = path
+
+
 class NotDurable(Unavailable):
     """The op is queued, but did not become as durable as asked in time. Do not send it again: `receipt` tells of it."""
 
@@ -116,13 +132,20 @@ class NotDurable(Unavailable):
 
 
 class NoProducerNumber(Unavailable):
-    """All 128 producer numbers are leased."""
+    """All producer numbers are leased."""
 
     def __init__(self) -> None:
         super().__init__(
-            "all 128 producer numbers are leased: at most 128 processes may enqueue at once; "
+            "all producer numbers are leased: at most 112 processes may enqueue at once, on at most 16 hosts; "
             "a number comes free 60 s after its process has gone"
         )
+
+
+class IdsUsedUp(Unavailable):
+    """A row needs an id, Redis gives none now, and the host has none left in reserve; nothing was sent."""
+
+    def __init__(self, why: str):
+        super().__init__(f"no row ids while Redis is away: {why}; nothing was queued, try again once Redis answers")
 
 
 class NotMigrated(PipelineError):

@@ -20,7 +20,8 @@ EPOCH_MS = 1_704_067_200_000
 SMALLEST = 1 << 57
 #: Milliseconds that one lease grants. Bounds how far ahead of its clock a busy producer may run.
 SPAN_MS = 60_000
-PRODUCERS = 128
+#: Numbers for processes, and behind them those that hosts keep in reserve for when Redis is away: 7 bits in all.
+PRODUCERS, HOSTS = 112, 16
 _OLDEST_MS = SMALLEST >> 22
 
 

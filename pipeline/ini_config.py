@@ -48,18 +48,25 @@ def read(path: Path) -> tuple[Mapping[str, Any], Path | None]:
     Raises:
         ConfigError: it is no ini file, or its section is not there or wrong.
     """
-    parser = configparser.ConfigParser(interpolation=None)
+    parser = configparser.ConfigParser()  # with web2py's own rules for '%'
     try:
         parser.read_string(path.read_text(encoding="utf-8"))
+        section = dict(parser[SECTION]) if SECTION in parser else None
+        own = parser.get("db", "uri", fallback=None)
+    except configparser.InterpolationError as error:
+        fault = f"{path} [{error.section}] {error.option} has a lone '%': write '%%', as web2py wants it"
     except (configparser.Error, UnicodeDecodeError) as error:
         fault = f"{path} is not an ini file: {type(error).__name__}"
-        raise ConfigError([fault]) from None  # the error carries the file's text, passwords included
-    if SECTION not in parser:
-        raise ConfigError([f"{path} has no section [{SECTION}]"])
-    section = dict(parser[SECTION])
+    else:
+        fault = f"{path} has no section [{SECTION}]"
+        if section is not None:
+            return _said(section, path, own)
+    raise ConfigError([fault])  # out here: the errors carry the file's text, passwords included
+
+
+def _said(section: Mapping[str, str], path: Path, own: str | None) -> tuple[Mapping[str, Any], Path | None]:
     if elsewhere := section.get(ELSEWHERE):
         return {}, path.parent / elsewhere
-    own = parser.get("db", "uri", fallback=None)
     return sections(section, str(path), own), None
 
 

@@ -20,14 +20,15 @@ if TYPE_CHECKING:
         def row_id(self, receipt: Receipt) -> int | None: ...  # noqa: D102
 
 
-#: First letter of every printed receipt; a new layout gets a new letter.
-VERSION = "r"
+#: First letter of every printed receipt; a new layout gets a new letter. A spooled op has no position yet.
+VERSION, SPOOLED = "r", "s"
 
 
 class Receipt:
     """The caller's hold on one op.
 
-    `position` is None until the op has been sent (inside `atomic()`, or with the web2py object before the commit).
+    `position` is None until the op has been sent (inside `atomic()`, or with the web2py object before the commit), and
+    stays so for an op that went through the spool: its `producer` and `producer_seq` tell everything.
     The producer's sequence comes with it: after a Redis failover an op may stand elsewhere, and only the sequence
     tells whether it was applied.
     """
@@ -49,9 +50,14 @@ class Receipt:
     @property
     def id(self) -> int | None:
         """The row's id. With `ids = "database"` it is None until the op is applied. Give it to JavaScript as text."""
-        if self._id is None and self.source is not None and self.position is not None:
+        if self._id is None and self.source is not None and self.sent:
             self._id = self.source.row_id(self)
         return self._id
+
+    @property
+    def sent(self) -> bool:
+        """Whether the op is on its way: in the log, or in the spool."""
+        return self.position is not None or self.producer > 0
 
     def name_row(self, id: int) -> None:
         """Note the row's id: an earlier call with the same idempotency key had made it."""
@@ -74,17 +80,17 @@ class Receipt:
     def _asked(self) -> Source:
         if self.source is None:
             raise PipelineError("this receipt belongs to no pipeline; use pipeline.Receipt.parse(text)")
-        if self.position is None:
+        if not self.sent:
             raise PipelineError("the op has not been sent yet: the atomic block or the request is still open")
         return self.source
 
     def __str__(self) -> str:
-        if self.position is None:
+        if not self.sent:
             raise PipelineError("the op has not been sent yet, so its receipt cannot be printed")
         row = self._id + 1 if self._id is not None and self._id > 0 else 0
-        numbers = (self.bucket, *self.position, self.producer, self.producer_seq, row)
+        numbers = (self.bucket, *(self.position or ()), self.producer, self.producer_seq, row)
         body = ".".join(_base36(n) for n in numbers)
-        return f"{VERSION}{body}.{_check(body)}"
+        return f"{SPOOLED if self.position is None else VERSION}{body}.{_check(body)}"
 
     @classmethod
     def parse(cls, text: str, source: Source | None = None) -> Receipt:
@@ -95,13 +101,13 @@ class Receipt:
         """
         body, _, check = text[1:].rpartition(".")
         parts = body.split(".")
-        if text[:1] != VERSION or len(parts) != 6 or check != _check(body):
+        if {VERSION: 6, SPOOLED: 4}.get(text[:1]) != len(parts) or check != _check(body):
             raise BadToken("this text is not a receipt, or was cut on its way; pass the whole of str(receipt)")
         try:
-            bucket, epoch, seq, producer, producer_seq, id = (int(part, 36) for part in parts)
+            bucket, *place, producer, producer_seq, id = (int(part, 36) for part in parts)
         except ValueError as error:
             raise BadToken("this text is not a receipt") from error
-        return cls(bucket, Position(epoch, seq), id - 1 if id else None, producer, producer_seq, source)
+        return cls(bucket, Position(*place) if place else None, id - 1 if id else None, producer, producer_seq, source)
 
     def __repr__(self) -> str:
         return f"<Receipt bucket={self.bucket} position={self.position} id={self._id}>"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,6 +38,7 @@ __all__ = [
     "RedisSettings",
     "Settings",
     "ShardSettings",
+    "SpoolSettings",
     "TableSettings",
     "load",
     "redact",
@@ -51,7 +52,7 @@ _RULE = pattern(
     r"hash|modulo|range|lookup|[A-Za-z_][\w.]*:[A-Za-z_]\w*", "hash, modulo, range, lookup or module:function"
 )
 _SHARD_NAME = pattern(r"[A-Za-z0-9_-]{1,32}", "at most 32 letters, digits, '-' and '_' (it names a queue)")
-_SECTIONS = ("pipeline", "redis", "shards", "tables", "reads", "apply")
+_SECTIONS = ("pipeline", "redis", "shards", "tables", "reads", "apply", "spool")
 
 
 def load(source: str | Path | Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -75,7 +76,8 @@ def load(source: str | Path | Mapping[str, Any] | None = None, environ: Mapping[
     tables = group(TableSettings, raw.get("tables", {}), "tables", faults)
     reads = section(ReadSettings, raw.get("reads", {}), "reads", faults)
     apply = section(ApplySettings, raw.get("apply", {}), "apply", faults)
-    if faults or not (head and redis and reads and apply):
+    spool = section(SpoolSettings, raw.get("spool", {}), "spool", faults)
+    if faults or not (head and redis and reads and apply and spool):
         raise ConfigError([*faults, *_joint_faults(head.buckets if head else None, shards, tables)])
     return Settings(
         buckets=head.buckets,
@@ -84,6 +86,7 @@ def load(source: str | Path | Mapping[str, Any] | None = None, environ: Mapping[
         tables={name: table for name, table in tables.items() if table},
         reads=reads,
         apply=apply,
+        spool=spool.beside(label if label != "a dict" else ""),
         source=label,
     )
 
@@ -243,6 +246,31 @@ class ApplySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SpoolSettings:
+    """The local file that takes ops while Redis does not. Without a `path` it is beside the configuration's file."""
+
+    path: str = ""
+    max_mb: int = 256
+    enabled: bool = True
+
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        "path": pattern(r"[^\0]*", "the path of a file on a local disk"),
+        "max_mb": whole(1, 1_000_000),
+        "enabled": flag,
+    }
+
+    def __post_init__(self) -> None:
+        _refuse(faults_of("spool", self.CHECKS, self))
+
+    def beside(self, configuration: str) -> SpoolSettings:
+        """Return the settings with the whole path; a configuration that is no file needs a path for its spool."""
+        if not configuration:
+            return replace(self, enabled=self.enabled and bool(self.path))
+        path = Path(configuration)
+        return replace(self, path=str(path.parent / (self.path or f"{path.stem}.spool")))
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that is configured. `shards` keeps the order of the file: the even split depends on it."""
 
@@ -252,6 +280,7 @@ class Settings:
     tables: Mapping[str, TableSettings] = field(default_factory=dict, hash=False)
     reads: ReadSettings = field(default_factory=ReadSettings)
     apply: ApplySettings = field(default_factory=ApplySettings)
+    spool: SpoolSettings = field(default_factory=lambda: SpoolSettings(enabled=False))
     buckets: int = 256
     source: str = "a dict"
 

@@ -16,6 +16,7 @@ from pipeline.log.broker import queue_of
 from pipeline.log.redis_log import RedisLog
 from pipeline.settings import Settings, load
 from pipeline.topology import Topology
+from workers.spool import SpoolWatch
 
 SWEEP_S = 0.5
 #: A bucket that has been due for so long was forgotten by its bell, ms.
@@ -58,6 +59,7 @@ class Sweep:
         self._shards, self._app = Topology(settings).shards, app
         self._log = RedisLog(redis.url, prefix=redis.prefix, read_s=1.0)
         self._bell = Bell(redis.broker_url, redis.prefix, self._shards)
+        self._spool = SpoolWatch(settings)
 
     def once(self) -> None:
         """Ring for what was forgotten, and hand out the chores that are due. Never raises."""
@@ -68,6 +70,7 @@ class Sweep:
                     self._bell.ring_now(shard, dirty)
                 self._chore("reconcile", shard, RECONCILE_S)
                 self._chore("trim", shard, TRIM_S)
+            self._spool.look()
             if self._log.claim("memory", 1000):
                 share = self._log.memory_share()
                 self._log.set_full(f"Redis uses {share:.0%} of its memory" if share > FULL_SHARE else None)
@@ -77,6 +80,7 @@ class Sweep:
     def close(self) -> None:
         """Close the connections."""
         self._log.close()
+        self._spool.close()
 
     def _chore(self, name: str, shard: str, every_s: int) -> None:
         if self._log.claim(f"{name}:{shard}", every_s * 1000):

@@ -39,6 +39,7 @@ def wsgi_application(folder: Path) -> Any:
     # the wheel lacks what a checkout has beside its applications
     (folder / "VERSION").write_text("Version 2.26.1-stable+timestamp.2023.11.15.00.00.00\n")
     (folder / "logs").mkdir(exist_ok=True)
+    (folder / "applications").mkdir(exist_ok=True)
     (folder / "applications" / "__init__.py").touch()
     _fit_pydal()
     from gluon.settings import global_settings

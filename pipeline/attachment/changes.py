@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pipeline.attachment.editing import changed
+from pipeline.attachment.lookup import primary_rows
 from pipeline.errors import BadOp, ShardKeyError
 from pipeline.pydal_objects import pinned_values, real_name, with_filters
 from pipeline.write.gate import Final
@@ -88,7 +89,7 @@ class Changes:
         table = self._table
         fields = [table._id] if self._key is None else [table._id, table[self._key]]
         name = real_name(table)
-        found = self._client().primary_rows(table, with_filters(query, table), fields, MOST + 1)
+        found = primary_rows(self._client(), table, with_filters(query, table), fields, MOST + 1)
         if len(found) > MOST:
             raise BadOp(
                 f"the query on {name!r} names more than {MOST:,} rows: fix the shard key in it with ==, or change the "

@@ -134,6 +134,13 @@ def _refuse_versioned(table: Any) -> None:
 
 
 def _keep_files(table: Any) -> None:
-    """Take pyDAL's own file deletion away: it comes before the op, which may be rejected or dropped yet."""
+    """Let pyDAL's own file deletion rest: it comes before the op, which may be rejected or dropped yet."""
     for callbacks in (table._before_update, table._before_delete):
-        callbacks[:] = [one for one in callbacks if getattr(one, "__name__", "") != "delete_uploaded_files"]
+        callbacks[:] = [
+            _unless_attached(table, one) if getattr(one, "__name__", "") == "delete_uploaded_files" else one
+            for one in callbacks
+        ]
+
+
+def _unless_attached(table: Any, callback: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: False if attached(table) else callback(*args)

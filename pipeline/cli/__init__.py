@@ -13,6 +13,7 @@ from pipeline.cli.demo import demo
 from pipeline.cli.migrate import migrate
 from pipeline.cli.outbox import outbox
 from pipeline.cli.rebuilt import rebuilt
+from pipeline.cli.spool import spool
 from pipeline.cli.status import status, top
 from pipeline.errors import PipelineError
 
@@ -23,7 +24,7 @@ def pipeline() -> None:
     """Queued writes for pyDAL: applied to MariaDB shards exactly once and in order."""
 
 
-for command in (adopt, check, cluster, demo, migrate, outbox, rebuilt, status, top):
+for command in (adopt, check, cluster, demo, migrate, outbox, rebuilt, spool, status, top):
     pipeline.add_command(command)
 
 

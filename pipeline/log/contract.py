@@ -180,6 +180,10 @@ class Log(Protocol):
         """Lease a producer number, or lengthen a lease; see `ids`."""
         ...
 
+    def lease_host_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
+        """Lease a number for a whole host, or lengthen its lease; of those that no process gets."""
+        ...
+
     def set_full(self, reason: str | None, for_ms: int = 5000) -> None:
         """Let nothing in for a while, or let everything in again."""
         ...

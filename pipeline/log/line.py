@@ -175,16 +175,20 @@ class RedisLine:
 
     def _call(self, command: Sequence[Any]) -> bytes:
         try:
-            return self._send(command)  # type: ignore[no-any-return]
-        except redis.exceptions.NoScriptError:
-            text = self._text if command[1] == self._sha else self._one_text
-            return self._send(["EVAL", text, *command[2:]])  # type: ignore[no-any-return]
+            return self._evaluated(command)
         except _TRANSIENT:
             raise
         except redis.exceptions.OutOfMemoryError as error:
             raise PipelineFull("Redis is at maxmemory") from error
         except redis.exceptions.ResponseError as error:
             raise LogUnavailable(str(error), sent=False) from error
+
+    def _evaluated(self, command: Sequence[Any]) -> bytes:
+        try:
+            return self._send(command)  # type: ignore[no-any-return]
+        except redis.exceptions.NoScriptError:
+            text = self._text if command[1] == self._sha else self._one_text
+            return self._send(["EVAL", text, *command[2:]])  # type: ignore[no-any-return]
 
     def _send(self, command: Sequence[Any]) -> Any:
         connection = self._connection

@@ -14,13 +14,13 @@ from uuid import uuid4
 
 from pipeline import clock
 from pipeline.errors import LogUnavailable, NoProducerNumber, PipelineFull
-from pipeline.ids import PRODUCERS, SPAN_MS, Lease
+from pipeline.ids import HOSTS, PRODUCERS, SPAN_MS, Lease
 from pipeline.log.contract import APPENDED, HOLE, SEEN, Append, Appended, EpochStale, Placed, Scope
 from pipeline.op import START, Entry, Position
 
 #: As in the log over Redis: see `line` and `redis_log` for the reasons.
 BELL_MS, IDEMPOTENCY_TTL_MS, LEASE_MS, NOTE_MS, BIG_BYTES = 1000, 86_400_000, 60_000, 60_000, 16_384
-BUDGET_MS = 60_000
+BUDGET_MS, HOST_LEASE_MS = 60_000, 2 * 86_400_000
 
 
 class _Timed(NamedTuple):
@@ -289,20 +289,26 @@ class MemoryLog:
     # chores -------------------------------------------------------------------------------------------------
 
     def lease_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
+        return self._leased(token, lease, until_ms, LEASE_MS, range(PRODUCERS))
+
+    def lease_host_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
+        return self._leased(token, lease, until_ms, HOST_LEASE_MS, range(PRODUCERS, PRODUCERS + HOSTS))
+
+    def _leased(self, token: str, lease: Lease | None, until_ms: int, for_ms: int, numbers: Iterable[int]) -> Lease:
         with self._lock:
             leases, now = self._server.leases, self.now_ms()
             if lease is not None and leases.get(lease.number, ("", 0, 0))[0] == token:
-                return Lease(lease.number, 0, self._lease(lease.number, token, until_ms))
-            for number in range(PRODUCERS):
+                return Lease(lease.number, 0, self._lease(lease.number, token, until_ms, for_ms))
+            for number in numbers:
                 _, after, ends = leases.get(number, ("", 0, 0))
                 if ends < now:
-                    return Lease(number, after, self._lease(number, token, until_ms))
+                    return Lease(number, after, self._lease(number, token, until_ms, for_ms))
             raise NoProducerNumber
 
-    def _lease(self, number: int, token: str, until_ms: int) -> int:
+    def _lease(self, number: int, token: str, until_ms: int, for_ms: int) -> int:
         after = self._server.leases.get(number, ("", 0, 0))[1]
         last = max(until_ms, after + SPAN_MS)
-        self._server.leases[number] = token, last, self.now_ms() + LEASE_MS
+        self._server.leases[number] = token, last, self.now_ms() + for_ms
         return last
 
     def set_full(self, reason: str | None, for_ms: int = 5000) -> None:

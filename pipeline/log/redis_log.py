@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from pipeline.errors import NoProducerNumber
-from pipeline.ids import PRODUCERS, SPAN_MS, Lease
+from pipeline.ids import HOSTS, PRODUCERS, SPAN_MS, Lease
 from pipeline.log import news
 from pipeline.log.connection import connect, script, translated
 from pipeline.log.keys import Keys
@@ -25,6 +25,8 @@ from pipeline.op import Entry, Position
 BELL_MS = 1000
 #: A producer number comes free this long after its process has gone, ms.
 LEASE_MS = 60_000
+#: The number that a host has in reserve comes free this long after its last refill: behind all that it may have used.
+HOST_LEASE_MS = 2 * 86_400_000
 #: Time between two notes of a shard's watermarks, ms.
 NOTE_MS = 60_000
 #: A budget that nobody has used for so long is full again, ms.
@@ -39,9 +41,13 @@ class RedisLog:
         prefix: of every key.
         timeout_s: the longest that one append may take in all, its second try included.
         read_s: the longest that any other call may take.
+        hasty: what a web request needs beside appends (definitions, ids, epochs) may take no longer than an append:
+            there is a spool to go to.
     """
 
-    def __init__(self, url: str, *, prefix: str = "pl", timeout_s: float = 0.25, read_s: float = 5.0):
+    def __init__(
+        self, url: str, *, prefix: str = "pl", timeout_s: float = 0.25, read_s: float = 5.0, hasty: bool = False
+    ):
         self.keys = Keys(prefix)
         self._client = connect(url, read_s=read_s, connect_s=min(read_s, 2.0))
         # raw replies: the driver would make a dict of every entry
@@ -51,6 +57,7 @@ class RedisLog:
         # two tries: read, then connect and read again
         self._quick = connect(url, read_s=timeout_s * 0.4, connect_s=timeout_s * 0.2)
         self._lines = self._quick.connection_pool
+        self._asked = self._quick if hasty else self._client
 
     def line(self, *, patient: bool = False) -> RedisLine:
         """See `contract.Log`; so are all below."""
@@ -60,8 +67,8 @@ class RedisLog:
 
     def epoch(self, scope: str) -> tuple[int, bool, str]:
         with translated():
-            seen = text_of(self._client.get(self.keys.epoch(scope)))
-            replid = self._client.info("replication")["master_replid"]
+            seen = text_of(self._asked.get(self.keys.epoch(scope)))
+            replid = self._asked.info("replication")["master_replid"]
         epoch, _, given_on = seen.partition(" ")
         return int(epoch or 0), given_on == replid, f"{replid} {seen}"
 
@@ -73,7 +80,7 @@ class RedisLog:
 
     def publish_schema(self, name: str, hash: str, text: str) -> None:
         with translated():
-            pipe = self._client.pipeline()
+            pipe = self._asked.pipeline()
             pipe.hset(self.keys.schemas, hash, text)
             pipe.hset(self.keys.tables, name, hash)
             pipe.execute()
@@ -172,13 +179,10 @@ class RedisLog:
     # chores -------------------------------------------------------------------------------------------------
 
     def lease_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
-        held = lease.number if lease else -1
-        start = random.randrange(PRODUCERS)
-        arguments = [token, held, until_ms, LEASE_MS, PRODUCERS, start, SPAN_MS]
-        reply = self._run("lease_ids", [self.keys.ids], arguments)
-        if not reply:
-            raise NoProducerNumber
-        return Lease(*map(int, reply))
+        return self._lease(token, lease, until_ms, LEASE_MS, PRODUCERS, 0)
+
+    def lease_host_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
+        return self._lease(token, lease, until_ms, HOST_LEASE_MS, HOSTS, PRODUCERS)
 
     def set_full(self, reason: str | None, for_ms: int = 5000) -> None:
         if reason is None:
@@ -260,6 +264,14 @@ class RedisLog:
         self._client.connection_pool.disconnect()
         self._lines.disconnect()
         self._patient.disconnect()
+
+    def _lease(self, token: str, lease: Lease | None, until_ms: int, for_ms: int, numbers: int, base: int) -> Lease:
+        held, start = lease.number if lease else -1, random.randrange(numbers)
+        arguments = [token, held, until_ms, for_ms, numbers, start, SPAN_MS, base]
+        reply = self._run("lease_ids", [self.keys.ids], arguments, self._asked)
+        if not reply:
+            raise NoProducerNumber
+        return Lease(*map(int, reply))
 
     def _rest(self, shard: str, which: str, until_ms: int, buckets: Iterable[int]) -> None:
         pairs = [word for bucket in buckets for word in (until_ms, bucket)]

@@ -14,7 +14,7 @@ BAD_LOOKS = 2
 #: Good looks in a row that bring it back the first time, and at the most.
 GOOD_LOOKS, MOST_GOOD_LOOKS = 5, 40
 #: A node that has begun to answer again more often than that in the last minute is unsteady.
-STEADY_RETURNS, MINUTE_LOOKS = 1, 60
+STEADY_RETURNS, MINUTE_LOOKS = 2, 60
 #: Looks without a relapse after which one relapse is forgotten: ten minutes, a look a second.
 QUIET_LOOKS = 600
 

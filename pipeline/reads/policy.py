@@ -37,6 +37,7 @@ class Candidate:
         weight: its share of the reads; a node of weight 0 takes none.
         reached: whether it has the token: yes, no, or not known here. True where there is no token.
         limit: reads of this process that may run there at once; None: any number.
+        doubtful: the last look at it came to nothing. It serves only where no other may: one look is no verdict yet.
     """
 
     node: str
@@ -46,6 +47,7 @@ class Candidate:
     weight: float = 1.0
     reached: bool | None = None
     limit: int | None = None
+    doubtful: bool = False
 
 
 class Choice(NamedTuple):
@@ -129,7 +131,8 @@ def least_busy(candidates: Sequence[Candidate], jitter: Callable[[], float]) -> 
 
 def fresh_among(candidates: Iterable[Candidate], max_lag_s: float) -> list[Candidate]:
     """Return those that may serve a read: in rotation, below their limit, and no further behind than that."""
-    return [one for one in candidates if _free(one) and one.lag_s is not None and one.lag_s <= max_lag_s]
+    fresh = [one for one in candidates if _free(one) and one.lag_s is not None and one.lag_s <= max_lag_s]
+    return [one for one in fresh if not one.doubtful] or fresh
 
 
 def _answers(candidate: Candidate) -> bool:

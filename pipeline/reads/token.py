@@ -144,6 +144,9 @@ def is_receipt(value: Any) -> bool:
 
 
 def _need_of(receipt: HasPosition) -> Need:
+    if receipt.position is None and receipt.producer_seq:
+        # it came through the spool: wherever it stands, its producer's sequence tells
+        return Need(Position(0, 0), {}, {receipt.producer: receipt.producer_seq})
     if receipt.position is None:
         raise BadRead(
             "after= has a receipt whose op has not been sent yet: read after the atomic block or the request, or with "

@@ -104,7 +104,7 @@ class Outbox:
         own = [kept for _, kept in waiting]
         before = abandoned(self._table, own)
         try:
-            reached = sent(self._publisher, before if len(before) == MOST else [*before, *own])
+            reached = sent(self._publisher, before if len(before) == MOST else [*before, *own], patient=False)
         except Unavailable as error:
             _log.warning("%d ops stay in the outbox for now: %s", len(own), error)
             return []
@@ -169,8 +169,11 @@ def kept_rows(table: Any, query: Any) -> list[Kept]:
     return [Kept(int(r.id), int(r.producer), r.bucket, r.seq, b64decode(r.payload)) for r in rows]
 
 
-def sent(publisher: Publisher, rows: Iterable[Kept]) -> Reached:
+def sent(publisher: Publisher, rows: Iterable[Kept], *, patient: bool = True) -> Reached:
     """Send rows, and return where the last of each producer and bucket stands, at the latest.
+
+    Args:
+        patient: wait for a slow Redis as a bulk load does; a request must not.
 
     Raises:
         Unavailable: some or all may have been sent; send them again later.
@@ -181,7 +184,7 @@ def sent(publisher: Publisher, rows: Iterable[Kept]) -> Reached:
     reached: Reached = {}
     for producer, of_buckets in runs.items():
         shares = {bucket: Run(run[0].seq, [row.payload for row in run]) for bucket, run in of_buckets.items()}
-        for bucket, position in publisher.publish_as(producer, shares).items():
+        for bucket, position in publisher.publish_as(producer, shares, patient=patient).items():
             reached[producer, bucket] = position
     return reached
 

@@ -6,7 +6,7 @@ the shard key tells which shard is meant.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from pipeline.client import Pipeline
@@ -20,13 +20,14 @@ class ReadDAL:
 
     Args:
         node: opened for the request.
+        names: of the caller's tables.
         refuse: raises where the rows of a table are not all there.
     """
 
-    __slots__ = ("_node", "_refuse")
+    __slots__ = ("_names", "_node", "_refuse")
 
-    def __init__(self, node: NodeDAL, refuse: Refusal):
-        self._node, self._refuse = node, refuse
+    def __init__(self, node: NodeDAL, names: Collection[str], refuse: Refusal):
+        self._node, self._names, self._refuse = node, frozenset(names), refuse
 
     def __call__(self, query: Any = None, *args: Any, **options: Any) -> Any:
         """Return pyDAL's Set of a query."""
@@ -35,7 +36,7 @@ class ReadDAL:
         return self._node(query, *args, **options)
 
     def __getattr__(self, name: str) -> Any:
-        if name in self._node:
+        if name in self._names:  # the node itself may not have been asked for it yet
             self._refuse(name)
         return getattr(self._node, name)
 

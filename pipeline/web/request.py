@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from pipeline import attachment
@@ -34,10 +34,12 @@ class Request:
     Args:
         client: the process's.
         held: takes the ops until the commit; None sends each at its call.
-        token: the text of the user's session, as the last request left it.
+        token: the text of the user's session, as the last request left it; or what returns it.
     """
 
-    def __init__(self, client: Pipeline, held: Holder | None = None, token: str | None = None):
+    def __init__(
+        self, client: Pipeline, held: Holder | None = None, token: str | Callable[[], str | None] | None = None
+    ):
         self.client = client
         self._reader = Reader(client, token)
         self._held = held
@@ -133,23 +135,31 @@ class Request:
 
     # reads: each sees what this user has written and seen, unless `fresh=False` ---------------------------------
 
+    @contextmanager
     def read(
         self, table: Any, shard_key: Any = None, after: Any = None, *, fresh: bool = True, **options: Any
-    ) -> AbstractContextManager[NodeDAL]:
+    ) -> Iterator[NodeDAL]:
         """Open a node for reading; see the package's `read`."""
-        return self.client.read(table, shard_key, after=self._reader.after(after, fresh), **options)
+        with ExitStack() as stack:
+            call = lambda seen: stack.enter_context(  # noqa: E731
+                self.client.read(table, shard_key, after=seen, **options)
+            )
+            yield self._reader.asked(call, after, fresh, options)
 
     def get(self, table: Any, row_id: Any, after: Any = None, *, fresh: bool = True, **options: Any) -> Any:
         """Return one row or None; see the package's `get`."""
-        return self.client.get(table, row_id, after=self._reader.after(after, fresh), **options)
+        call = lambda seen: self.client.get(table, row_id, after=seen, **options)  # noqa: E731
+        return self._reader.asked(call, after, fresh, options)
 
     def select(self, query: Any, *fields: Any, after: Any = None, fresh: bool = True, **options: Any) -> Any:
         """Return rows of all shards; see the package's `select`."""
-        return self.client.select(query, *fields, after=self._reader.after(after, fresh), **options)
+        call = lambda seen: self.client.select(query, *fields, after=seen, **options)  # noqa: E731
+        return self._reader.asked(call, after, fresh, options)
 
     def count(self, query: Any, distinct: Any = None, after: Any = None, *, fresh: bool = True, **options: Any) -> int:
         """Return how many rows of all shards match; see the package's `count`."""
-        return self.client.count(query, distinct=distinct, after=self._reader.after(after, fresh), **options)
+        call = lambda seen: self.client.count(query, distinct=distinct, after=seen, **options)  # noqa: E731
+        return self._reader.asked(call, after, fresh, options)
 
     def session_token(self, text: str | None = None) -> Session:
         """Return this user's session; with a text, the session that the text is of."""
@@ -179,7 +189,7 @@ class Request:
         opened = self.read(chosen, shard_key, fresh=fresh, **options)
         node = opened.__enter__()
         self._at_end.append(lambda well: opened.__exit__(None, None, None))
-        return ReadDAL(node, Refusal(self.client, shard_key is not None))
+        return ReadDAL(node, db.tables, Refusal(self.client, shard_key is not None))
 
     def define_tables(self, db: Any) -> None:
         """Make a DAL's tables known; the face does it for the application's own."""
@@ -253,8 +263,8 @@ class Request:
         return receipt
 
     def _note_sent(self) -> None:
-        """Let the next reads see what has been sent by now; what has no position was dropped with its group."""
-        sent = [receipt for receipt in self._unsent if receipt.position is not None]
+        """Let the next reads see what has been sent by now; what was not was dropped with its group."""
+        sent = [receipt for receipt in self._unsent if receipt.sent]
         self._unsent.clear()
         if sent:
             self._reader.wrote(sent)

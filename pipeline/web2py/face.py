@@ -6,6 +6,7 @@ from typing import Any
 
 from gluon import current
 
+from pipeline.client import Pipeline as Client
 from pipeline.errors import ConfigError
 from pipeline.web.configuration import client_for
 from pipeline.web.outbox import Outbox
@@ -36,16 +37,25 @@ class Pipeline:
         web = current.request
         client = client_for(web.folder, db, configuration, redis_conn)
         client.define_tables(db)
-        mode = _mode(mode, configuration) if _in_request(web) else "now"
-        self.db, self.mode = db, mode
-        held: Holder | None = None
-        if mode != "now":
-            held = client.held() if mode == "on_commit" else Outbox(db, client.publisher)
-        if not _in_request(web):
-            self.request = Request(client)
-            return
-        self.request = Request(client, held, memory.recalled())
-        ending.attend(self.request, db, memory.keep, from_db=mode == "outbox")
+        self.db, self.mode = db, _mode(mode, configuration) if _in_request(web) else "now"
+        self.request = self._begun(client) if _in_request(web) else Request(client)
+
+    def _begun(self, client: Client) -> Request:
+        """Return this request's pipeline, begun when first asked for: a model and a controller may both make one."""
+        response = current.response
+        if response._pipelines is None:
+            response._pipelines = {}
+        begun: dict[tuple[int, str], Request] = response._pipelines
+        made = begun.get((id(client), self.mode))
+        if made is None:
+            made = begun[id(client), self.mode] = Request(client, self._holder(client), memory.recalled)
+            ending.attend(made, self.db, memory.keep, from_db=self.mode == "outbox")
+        return made
+
+    def _holder(self, client: Client) -> Holder | None:
+        if self.mode == "now":
+            return None
+        return client.held() if self.mode == "on_commit" else Outbox(self.db, client.publisher)
 
     def attach(self, table: Any) -> None:
         """Queue what pyDAL and its forms write to a table; an edit form ships what was changed. See `pipeline.attach`.
@@ -66,7 +76,8 @@ class Pipeline:
 
 
 def _in_request(web: Any) -> bool:
-    return not (web.is_shell or web.is_scheduler)
+    """Return whether web2py will commit for the application: only its WSGI entry does."""
+    return web.wsgi is not None and not (web.is_shell or web.is_scheduler)
 
 
 def _mode(given: str | None, configuration: Any) -> str:

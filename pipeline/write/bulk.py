@@ -43,6 +43,6 @@ class Chunk:
         """Return the receipt of a row."""
         bucket, nth = self._at[row]
         position, producer, seq, _ = self._places[bucket]
-        return Receipt(
-            bucket, Position(position.epoch, position.seq + nth), self._ids[row], producer, seq + nth, source
-        )
+        if position is not None:
+            position = Position(position.epoch, position.seq + nth)
+        return Receipt(bucket, position, self._ids[row], producer, seq + nth, source)

@@ -2,37 +2,66 @@
 
 from __future__ import annotations
 
-from pipeline.errors import BadOp, Unavailable
+from pipeline.errors import BadOp, LogUnavailable, PipelineFull, Unavailable
 from pipeline.log.contract import Log
+from pipeline.log.spool.store import Spool
 from pipeline.shard import columns
 from pipeline.shard.nodes import Nodes
 from pipeline.topology import Topology
+from pipeline.write.breaker import Breaker
 from pipeline.write.gate import Gate
 
 
 class Definitions:
     """Publishes definitions, and looks once whether the ids of a table will fit its id column."""
 
-    def __init__(self, log: Log, nodes: Nodes, topology: Topology):
+    def __init__(
+        self, log: Log, nodes: Nodes, topology: Topology, spool: Spool | None = None, breaker: Breaker | None = None
+    ):
         self._log, self._nodes, self._topology = log, nodes, topology
+        self._spool, self._breaker = spool, breaker or Breaker()
         self._published: dict[str, Gate] = {}
+        self._spooled: set[str] = set()
 
     def publish(self, gate: Gate) -> None:
-        """Publish one definition, once.
+        """Publish one definition, once; with a spool, it goes there while Redis is away.
 
         Raises:
-            LogUnavailable: Redis did not answer.
+            LogUnavailable: Redis did not answer, and there is no spool.
         """
         schema = gate.schema
         if schema.hash in self._published:
             return
-        self._log.publish_schema(schema.name, schema.hash, schema.to_json())
+        if self._spool is None:
+            self._log.publish_schema(schema.name, schema.hash, schema.to_json())
+        elif self._breaker.open or not self._told(gate):
+            # whoever drains the spool publishes it; the ops that need it are behind it in there, or sent later
+            self._spool.keep_definitions([(schema.hash, schema.name, schema.to_json())], wait=True)
+            self._spooled.add(schema.hash)
         self._published[schema.hash] = gate
+
+    def keep_in(self, spool: Spool) -> None:
+        """Let the spool know all definitions of this process: who drains it may be another."""
+        new = self._published.keys() - self._spooled
+        if new:
+            schemas = [self._published[hash].schema for hash in new]
+            spool.keep_definitions([(schema.hash, schema.name, schema.to_json()) for schema in schemas], wait=False)
+            self._spooled |= new
 
     def republish(self) -> None:
         """Publish all anew, after Redis may have forgotten them."""
         for gate in list(self._published.values()):
             self._log.publish_schema(gate.schema.name, gate.schema.hash, gate.schema.to_json())
+
+    def _told(self, gate: Gate) -> bool:
+        try:
+            self._log.publish_schema(gate.schema.name, gate.schema.hash, gate.schema.to_json())
+        except LogUnavailable:
+            self._breaker.trip()
+            return False
+        except PipelineFull:
+            return False
+        return True
 
     def approve(self, gate: Gate) -> None:
         """Ask one shard that answers; where the table is not there yet, migrate will make it right.

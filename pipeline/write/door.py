@@ -18,8 +18,8 @@ from pipeline.write.gate import Final, Gate, Known, RowPlan, with_values
 from pipeline.write.placing import Placing, check_upsert_key, keeps_its_place
 from pipeline.write.trees import Tree, condition, is_query, kind_of, table_of
 
-#: Tables of web2py itself: never published for being defined, only for being written to or configured.
-NOT_OURS = ("auth_", "web2py_session_", "scheduler_")
+#: Tables of web2py itself, and our own: never published for being defined, only for being written to or configured.
+NOT_OURS = ("auth_", "web2py_session_", "scheduler_", "pipeline_")
 #: Longest idempotency key; the shard keeps it in an indexed column.
 MAX_KEY = 190
 #: Table objects remembered at once; web2py makes new ones at every request.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pipeline import clock
 from pipeline.errors import Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
 from pipeline.log.contract import Log
-from pipeline.op import Position
+from pipeline.op import START, Position
 from pipeline.receipt import Receipt
 from pipeline.shard import inquiry
 from pipeline.shard.inquiry import Fate
@@ -24,22 +24,29 @@ _FINAL = ("applied", "durable", "rejected", "parked", "lost")
 class Follower:
     """Answers for receipts."""
 
-    def __init__(self, topology: Topology, nodes: Nodes, log: Log):
-        self._topology, self._nodes, self._log = topology, nodes, log
+    def __init__(
+        self,
+        topology: Topology,
+        nodes: Nodes,
+        log: Log,
+        spooled: Callable[[int, int, int], bool] = lambda bucket, producer, seq: False,
+    ):
+        self._topology, self._nodes, self._log, self._spooled = topology, nodes, log, spooled
 
     def status(self, receipt: Receipt) -> str:
-        """Return queued, applied, durable, rejected, parked or lost.
+        """Return spooled, queued, applied, durable, rejected, parked or lost.
 
         Raises:
             ShardUnavailable: the shard's primary does not answer: unknown is never taken for good.
         """
+        if receipt.position is None and self._spooled(receipt.bucket, receipt.producer, receipt.producer_seq):
+            return "spooled"
         state = self._state(receipt)
         return "durable" if state == "applied" and self._on_all_replicas(receipt) else state
 
     def wait(self, receipt: Receipt, timeout_s: float) -> str:
         """Wait until an op is applied; see `Receipt.wait`."""
         shards = self._topology.shards_of(receipt.bucket)
-        assert receipt.position is not None
         asked_at, state = 0.0, "queued"
         for deadline in clock.polls(timeout_s):
             hinted = all(self._hint(shard, receipt) for shard in shards)
@@ -52,6 +59,8 @@ class Follower:
                         raise
             if state in _FINAL:
                 return self._told(receipt, state)
+        if receipt.position is None and self._spooled(receipt.bucket, receipt.producer, receipt.producer_seq):
+            state = "spooled"
         raise WaitTimeout(f"the op at {receipt.bucket}:{receipt.position}", timeout_s, state)
 
     def wait_all(self, receipts: Iterable[Receipt], timeout_s: float) -> None:
@@ -65,8 +74,9 @@ class Follower:
         places: dict[int, list[Position]] = {}
         for receipt in receipts:
             every.append((receipt.bucket, receipt.producer, receipt.producer_seq))
-            assert receipt.position is not None
-            places.setdefault(receipt.bucket, []).append(receipt.position)
+            mine = places.setdefault(receipt.bucket, [])
+            if receipt.position is not None:
+                mine.append(receipt.position)
             key = (receipt.bucket, receipt.producer)
             if key not in last or last[key].producer_seq < receipt.producer_seq:
                 last[key] = receipt
@@ -121,11 +131,12 @@ class Follower:
         fate = self._fate(shard, receipt)
         if fate.reject is not None:
             return fate.reject[0]
-        assert receipt.position is not None
-        if fate.reached(receipt.position, receipt.producer_seq):
+        if self._reached(fate, receipt):
             return "applied"
         if fate.lost:
             return "lost"
+        if receipt.position is None:
+            return "queued"
         if fate.mark is None or fate.mark.epoch <= receipt.position.epoch:
             return "queued"
         # the log has gone on in a newer epoch without it: entries of the old one can never come again
@@ -134,10 +145,14 @@ class Follower:
         return "lost"
 
     def _fate(self, shard: str, receipt: Receipt) -> Fate:
-        position = receipt.position
-        assert position is not None
-        session = self._nodes.primary(shard)
+        session, position = self._nodes.primary(shard), receipt.position or START
         return inquiry.fate(session, receipt.bucket, position, receipt.producer, receipt.producer_seq)
+
+    def _reached(self, fate: Fate, receipt: Receipt) -> bool:
+        """Whether an op, or its refusal, is committed on a node; one that was spooled is known by its sequence only."""
+        if receipt.position is not None:
+            return fate.reached(receipt.position, receipt.producer_seq)
+        return fate.applied_seq is not None and fate.applied_seq >= receipt.producer_seq
 
     def _told(self, receipt: Receipt, state: str) -> str:
         if state == "lost":
@@ -151,25 +166,24 @@ class Follower:
 
     def _on_all_replicas(self, receipt: Receipt) -> bool:
         """Whether every replica that is fit has the op. One that does not answer counts as one that has it not."""
-        assert receipt.position is not None
         for shard in self._topology.shards_of(receipt.bucket):
             counting = [one for one in self._nodes.replicas(shard) if not self._nodes.unfit(one.node)]
             if not counting:
                 return False
             for session in counting:
                 try:
-                    fate = inquiry.fate(
-                        session, receipt.bucket, receipt.position, receipt.producer, receipt.producer_seq
-                    )
+                    position = receipt.position or START
+                    fate = inquiry.fate(session, receipt.bucket, position, receipt.producer, receipt.producer_seq)
                 except (Unavailable, PipelineError):
                     return False
-                if not fate.reached(receipt.position, receipt.producer_seq):
+                if not self._reached(fate, receipt):
                     return False
         return True
 
     def _hint(self, shard: str, receipt: Receipt) -> bool:
         """Whether Redis's copy of the watermark is worth asking the database for."""
-        assert receipt.position is not None
+        if receipt.position is None:
+            return True
         try:
             mark = self._log.mark(shard, receipt.bucket)
         except Unavailable:

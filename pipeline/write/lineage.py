@@ -29,7 +29,7 @@ class Lineage:
         renewed: called after a new epoch was set: the server may have forgotten the table definitions too.
     """
 
-    def __init__(self, log: Log, nodes: Nodes, renewed: Callable[[], None]):
+    def __init__(self, log: Log, nodes: Nodes, renewed: Callable[[], object]):
         self._log, self._nodes, self._renewed = log, nodes, renewed
 
     def raise_epoch(self, scope: Scope) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import BadOp, NotDurable
 from pipeline.op import UPSERT, encode
@@ -16,6 +16,7 @@ from pipeline.write.door import Addressed
 from pipeline.write.held import Held, Holder, Waiting
 from pipeline.write.publish import Place, Publisher
 from pipeline.write.sender import Sender
+from pipeline.write.spooling import Spooling
 
 if TYPE_CHECKING:
     from pipeline.receipt import Source
@@ -34,7 +35,7 @@ class Outgoing:
         source: who answers for the receipts.
     """
 
-    def __init__(self, publisher: Publisher, source: Source):
+    def __init__(self, publisher: Publisher | Spooling, source: Source):
         self._publisher, self._source = publisher, source
         self._here = threading.local()
 
@@ -51,7 +52,7 @@ class Outgoing:
             if place.row_id is not None:
                 row_id = place.row_id
             return Receipt(bucket, place.position, row_id, place.producer, place.seq, self._source)
-        known_durability(durability)
+        self.known_durability(durability)
         receipt = Receipt(bucket, None, row_id, source=self._source)
         group: Atomic | None = here.get("group")
         if group is not None:
@@ -94,13 +95,26 @@ class Outgoing:
         finally:
             self._here.held = before
 
+    def known_durability(self, durability: str) -> str:
+        """Return it, if there is such a level.
+
+        Raises:
+            BadOp: there is not, or it needs the spool, which is not there.
+        """
+        if durability not in DURABILITIES:
+            raise BadOp(f"durability is one of {', '.join(DURABILITIES)}; got {durability!r}")
+        if durability == "spooled" and not isinstance(self._publisher, Spooling):
+            raise BadOp('durability="spooled" needs the spool: set [spool] enabled = true and a path, or use "fsync"')
+        return durability
+
     # sending ------------------------------------------------------------------------------------------------
 
     def send_chunk(self, chunk: Chunk, durability: str) -> Chunk:
         """Send a bulk call's chunk; its receipts can be made then."""
         reached: list[bool] = []
-        chunk.placed(self._publisher.publish_many(chunk.payloads, then=_reaching(durability, reached)))
-        if False in reached:
+        how: Any = {"kept": True} if durability == "spooled" else {"then": _reaching(durability, reached)}
+        chunk.placed(places := self._publisher.publish_many(chunk.payloads, **how))
+        if False in reached or _only_here(durability, places.values()):
             raise NotDurable(durability, DURABLE_S, chunk.receipt(0, self._source))
         return chunk
 
@@ -120,11 +134,11 @@ class Outgoing:
                 _fill(receipt, place)
             return
         reached: list[bool] = []
-        then = _reaching(durability, reached)
-        place = self._publisher.publish(bucket, encode(op), key=key, row_id=op.id, then=then)
+        how: Any = {"kept": True} if durability == "spooled" else {"then": _reaching(durability, reached)}
+        place = self._publisher.publish(bucket, encode(op), key=key, row_id=op.id, **how)
         for receipt in receipts:
             _fill(receipt, place)
-        if reached == [False]:
+        if reached == [False] or _only_here(durability, [place]):
             raise NotDurable(durability, DURABLE_S, receipts[0])
         if durability == "applied":
             receipts[0].wait(DURABLE_S)
@@ -149,17 +163,9 @@ class Outgoing:
                     )
 
 
-def known_durability(durability: str) -> str:
-    """Return it, if there is such a level.
-
-    Raises:
-        BadOp: there is not.
-    """
-    if durability not in DURABILITIES:
-        raise BadOp(f"durability is one of {', '.join(DURABILITIES)}; got {durability!r}")
-    if durability == "spooled":
-        raise BadOp('durability="spooled" comes with the spool, which is not built yet; use "fsync" or "replica"')
-    return durability
+def _only_here(durability: str, places: Iterable[Place]) -> bool:
+    """Whether ops that were to be on a second machine are in this one's spool only."""
+    return durability == "replica" and any(place.position is None for place in places)
 
 
 def _reaching(durability: str, reached: list[bool]) -> Callable[[Sender], None] | None:

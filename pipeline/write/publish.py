@@ -26,7 +26,7 @@ _log = logging.getLogger("pipeline.publish")
 class Place(NamedTuple):
     """Where the first op of a bucket's run stands, and its producer's sequence; the others follow densely."""
 
-    position: Position
+    position: Position | None  # None: in the spool
     producer: int
     seq: int
     row_id: int | None = None  # of an earlier op with the same idempotency key
@@ -89,12 +89,14 @@ class Publisher:
     ) -> dict[int, Place]:
         """Append ops of several buckets, in one round trip per shard; return the place of each bucket's first."""
         places: dict[int, Place] = {}
-        for scope, share in self._by_scope(payloads).items():
+        for scope, share in self.by_scope(payloads).items():
             few = sum(map(len, share.values())) <= FEW
             places |= self._share(scope, share, key, row_id, then, self._free if few else self._patient)
         return places
 
-    def publish_as(self, producer: int, runs: Mapping[int, Run]) -> dict[int, Position]:
+    def publish_as(
+        self, producer: int, runs: Mapping[int, Run], *, epoch: int = 0, patient: bool = True
+    ) -> dict[int, Position]:
         """Append ops under a producer and sequences that the caller keeps, as often as it likes, from any process.
 
         The caller gives of each bucket all that it still holds, from the lowest sequence on: what is below has been
@@ -102,17 +104,21 @@ class Publisher:
         of what is below is recorded by name, unless it was applied. A producer that has sent nothing to a bucket for
         a day must not go on there: log and shard may have forgotten it. Take a new random 63-bit number then.
 
+        Args:
+            epoch: under which the caller thinks that all below stands in the log: the current one if it is not given.
+
         Returns:
             Of each bucket, the position at or before which its last op stands.
 
         Raises:
+            EpochStale: the epoch is not *epoch* any more; some may have been sent.
             PipelineFull, LogUnavailable, ShardUnavailable: some or all may have been sent; call again.
         """
         reached: dict[int, Position] = {}
-        for scope, share in self._by_scope(runs).items():
-            line = self._log.line(patient=True)
+        for scope, share in self.by_scope(runs).items():
+            line = self._log.line(patient=patient)
             try:
-                reached |= self._relay(line, scope, producer, share)
+                reached |= self._relay(line, scope, producer, share, epoch)
             finally:
                 line.close()
         return reached
@@ -122,6 +128,11 @@ class Publisher:
         if bucket == self._topology.reference_bucket:
             return self._reference
         return self._scopes[self._topology.shard_of(bucket)]
+
+    def epoch_of(self, scope: Scope) -> int:
+        """Ask the server for a scope's epoch; raise it if it was given out on another."""
+        epoch, current, _ = self._log.epoch(scope.name)
+        return epoch if epoch and current else self._raised(scope, self._epochs.get(scope.name, 0))
 
     def close(self) -> None:
         """Give all connections back."""
@@ -209,20 +220,22 @@ class Publisher:
                 _log.warning("a sender will be checked at its next use: %s", error)
         (self._patient if sender.patient else self._free).append(sender)
 
-    def _by_scope(self, payloads: Mapping[int, Share]) -> dict[Scope, dict[int, Share]]:
+    def by_scope(self, payloads: Mapping[int, Share]) -> dict[Scope, dict[int, Share]]:
+        """Sort buckets by scope."""
         shares: dict[Scope, dict[int, Share]] = {}
         for bucket, ops in payloads.items():
             shares.setdefault(self.scope_of(bucket), {})[bucket] = ops
         return shares
 
-    def _relay(self, line: Line, scope: Scope, producer: int, runs: dict[int, Run]) -> dict[int, Position]:
-        stale = 0
+    def _relay(self, line: Line, scope: Scope, producer: int, runs: dict[int, Run], only: int) -> dict[int, Position]:
         for _ in range(3):
-            epoch = self._raised(scope, stale) if stale else self._epochs.get(scope.name) or self._raised(scope, 0)
+            epoch = only or self._epochs.get(scope.name) or self._raised(scope, 0)
             try:
                 reached, ring = relay(line, scope, epoch, producer, runs, self._record_lost)
             except EpochStale:
-                stale = epoch
+                if only:
+                    raise
+                self._raised(scope, epoch)
                 continue
             if ring:
                 self._bell.ring(ring, sum(len(run.payloads) for run in runs.values()))
@@ -253,7 +266,12 @@ class Publisher:
             if not holes:
                 return places, sender
             # the log knows less of this producer than it acknowledged: name the loss, go on as a new producer
-            again, fresh = self._send(self._replaced(sender), scope, {b: payloads[b] for b in holes}, key, row_id)
+            try:
+                again, fresh = self._send(self._replaced(sender), scope, {b: payloads[b] for b in holes}, key, row_id)
+            except Unavailable as error:
+                placed = {b: (sender.producer, first[b]) for b in payloads if b not in holes}
+                error.numbered = {**placed, **error.numbered}
+                raise
             return places | again, fresh
         raise LogUnavailable("the server's lineage keeps changing", sent=False)
 

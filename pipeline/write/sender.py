@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline import clock
+from pipeline.errors import LogUnavailable
 from pipeline.log.contract import HOLE, Append, Appended, Line, Scope
 from pipeline.op import Position
 
@@ -53,7 +54,11 @@ class Sender:
         """Append ops per bucket; return the log's answer and the first sequence of each bucket."""
         first = {bucket: self._next.get(bucket, 1) for bucket in payloads}
         appends = [Append(bucket, first[bucket], ops) for bucket, ops in payloads.items()]
-        answer = self.line.append(scope, epoch, self.producer, appends, key, row_id)
+        try:
+            answer = self.line.append(scope, epoch, self.producer, appends, key, row_id)
+        except LogUnavailable as error:
+            self._in_doubt(error, first)
+            raise
         for append, placed in zip(appends, answer.placed, strict=False):
             if placed.code != HOLE:
                 self._next[append.bucket] = append.first + len(append.payloads)
@@ -66,7 +71,11 @@ class Sender:
             Its position, its sequence, and whether to ring.
         """
         seq = self._next.get(bucket, 1)
-        placed = self.line.append_one(scope, epoch, self.producer, bucket, seq, payload, row_id)
+        try:
+            placed = self.line.append_one(scope, epoch, self.producer, bucket, seq, payload, row_id)
+        except LogUnavailable as error:
+            self._in_doubt(error, {bucket: seq})
+            raise
         if placed is None:
             return None
         self._next[bucket] = seq + 1
@@ -84,6 +93,11 @@ class Sender:
             for bucket, seq in self._next.items()
             if known.get(bucket, 0) < seq - 1
         ]
+
+    def _in_doubt(self, error: LogUnavailable, first: Mapping[int, int]) -> None:
+        """Note under which numbers ops may be in the log."""
+        if error.sent:
+            error.numbered = {bucket: (self.producer, seq) for bucket, seq in first.items()}
 
     def awake(self) -> bool:
         """Note that it is used now; whether it has not idled so long that the log may have forgotten it."""

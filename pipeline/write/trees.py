@@ -60,7 +60,7 @@ def condition(query: Any, schema: TableSchema, check: Mapping[str, Any]) -> Tree
     if name not in _COMPARISONS and name != "belongs":
         raise BadQuery(f"a queued write cannot carry the operator {name!r}: use ==, !=, <, <=, >, >=, belongs, & and |")
     column, field = _column(query.first, schema)
-    if is_expression(query.second) or is_query(query.second) or hasattr(query.second, "_select"):
+    if is_expression(query.second) or is_query(query.second) or hasattr(type(query.second), "_select"):
         raise BadQuery("a queued write compares a field with a value, not with another field or a subselect")
     if name == "belongs":
         return ["in", column, [check[field](value) for value in query.second]]

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from support.fixtures import lone_trial, mariadb, pytest_runtest_makereport, trial, valkey
+from support.fixtures import customer, lone_trial, mariadb, pytest_runtest_makereport, shop, site, trial, valkey
 
-__all__ = ["lone_trial", "mariadb", "pytest_runtest_makereport", "trial", "valkey"]
+__all__ = ["customer", "lone_trial", "mariadb", "pytest_runtest_makereport", "shop", "site", "trial", "valkey"]

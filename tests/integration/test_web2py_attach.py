@@ -76,6 +76,18 @@ def edit():
         return response.json(dict(id=str(form.vars.id), queued=receipt is not None))
     return form.xml()
 
+def write():
+    pipeline.attach(db.sale)
+    customers = [int(text) for text in request.args]
+    return response.json([str(db.sale.insert(customer=customer, qty=5)) for customer in customers])
+
+def rewrite():
+    pipeline.attach(db.sale)
+    least, most = int(request.args(0)), int(request.args(1))
+    ours = (db.sale.customer >= least) & (db.sale.customer <= most)
+    updated = db(ours & (db.sale.qty > 4)).update(qty=db.sale.qty + 1)
+    return response.json([updated, db(ours & (db.sale.qty < 3)).delete()])
+
 def not_accepted():
     try:
         pipeline.enqueue_form(SQLFORM(db.sale))
@@ -94,10 +106,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     needs_web2py()
     with shop_of(tmp_path_factory.mktemp("web2py_attach")) as made:
         made.application("shop", {"default": ENQUEUED}, "pipeline = Pipeline(db, configuration)\n")
-        folder = made.application("one", {"default": ATTACHED}, "")
-        (folder / "models" / "db.py").write_text(ONE_DATABASE)
+        folder = made.application("one", {"default": ATTACHED}, "", model=ONE_DATABASE)
         ini = folder / "private" / "appconfig.ini"
-        ini.write_text(ini.read_text().replace(made.own_uri("one"), made.rig.primaries["s0"]))
+        ini.write_text(ini.read_text().replace(made.uri_of("one"), made.rig.primaries["s0"]))
         appadmin(folder)
         yield made
 
@@ -258,6 +269,18 @@ def test_an_enqueued_form_creates_edits_what_was_changed_and_deletes(eve: Browse
     assert still_there == ["9"]
     assert deleted == {"id": row_id, "queued": True}
     assert shop.sales(f"id={row_id}") == []
+
+
+def test_a_table_on_two_shards_can_be_attached_though_the_applications_database_has_it_not(eve: Browser, shop: Shop):
+    customers = sorted(shop.rig.owners(4))
+    ids = eve.get("write/" + "/".join(map(str, customers))).json()
+    written = shop.sales(f"id IN ({','.join(ids)})")
+
+    counts = eve.get(f"rewrite/{customers[0]}/{customers[-1]}").json()
+
+    assert written == ["5"] * 4
+    assert counts == [4, 0]
+    assert shop.sales(f"id IN ({','.join(ids)})") == ["6"] * 4
 
 
 def test_a_form_that_was_not_accepted_is_refused(eve: Browser):

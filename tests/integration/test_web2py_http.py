@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.shop import Shop, shop_of
-from support.web2py_server import Browser, Site, needs_web2py, serving
+from support.shop import Shop
+from support.web2py_server import Browser, Site
 
 from examples.web2py.server import THREADS
 
@@ -27,6 +27,15 @@ def index():
 def add():
     receipt = pipeline.enqueue_insert(db.sale, **_fields())
     return response.json(dict(id=str(receipt.id), sent=receipt.position is not None))
+
+def add_twice():
+    from pipeline.web2py import Pipeline
+    pipeline.enqueue_insert(db.sale, customer=int(request.vars.customer))
+    Pipeline(db, configuration).enqueue_insert(db.sale, customer=int(request.vars.customer) + 1000000)
+
+def count_both():
+    customer = request.args(0, cast=int)
+    return response.json(pipeline.count(db.sale.customer.belongs([customer, customer + 1000000])))
 
 def add_and_redirect():
     receipt = pipeline.enqueue_insert(db.sale, **_fields())
@@ -63,9 +72,6 @@ def forgetful():
     session.forget(response)
     receipt = pipeline.enqueue_insert(db.sale, **_fields())
     return response.json(dict(id=str(receipt.id)))
-
-def hooked():
-    return response.json(session.hooked)
 
 def login():
     user = db.auth_user(email=request.vars.email)
@@ -126,7 +132,8 @@ def odd_values():
     name = T("a %s text", "translated")
     secret = CRYPT(salt="salty")("swordfish")[0]
     customer = db.auth_user(request.vars.user)
-    first = pipeline.enqueue_insert(db.sale, customer=customer.id, name=name, secret=secret, tags=["a", "b|c"])
+    event = db.auth_event(db.auth_event.insert(user_id=customer.id, description="x"))
+    first = pipeline.enqueue_insert(db.sale, customer=event.user_id, name=name, secret=secret, tags=["a", "b|c"])
     second = pipeline.enqueue_insert(db.sale, customer=lambda: customer, name=lambda: "called")  # a Row is its id
     refused = {}
     for field, value in dict(customer=T("one"), at=db.sale.qty, name=customer, colour="red", day=request.now).items():
@@ -134,23 +141,15 @@ def odd_values():
             pipeline.enqueue_insert(db.sale, {"customer": 1, field: value})
         except BadOp as error:
             refused[field] = str(error)
-    return response.json(dict(ids=[str(first.id), str(second.id)], refused=refused))
+    kinds = [type(value).__name__ for value in (name, secret, event.user_id, customer)]
+    return response.json(dict(ids=[str(first.id), str(second.id)], refused=refused, kinds=kinds))
 """
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    needs_web2py()
-    with shop_of(tmp_path_factory.mktemp("web2py")) as made:
-        made.application("shop", {"default": CONTROLLER}, MODEL)
-        yield made
-
-
-@pytest.fixture(scope="module")
-def site(shop: Shop) -> Iterator[Site]:
-    with serving(shop.folder) as made:
-        shop.prepare(made, "/shop/default/index")
-        yield made
+@pytest.fixture(scope="module", autouse=True)
+def _application(shop: Shop, site: Site) -> None:
+    shop.application("shop", {"default": CONTROLLER}, MODEL)
+    shop.prepare(site, "/shop/default/index")
 
 
 @pytest.fixture
@@ -160,16 +159,20 @@ def ada(site: Site) -> Iterator[Browser]:
     assert site.tickets() == []
 
 
-@pytest.fixture
-def customer(shop: Shop) -> int:
-    return shop.rig.owners(1)[0]
-
-
 def test_an_op_is_sent_after_the_commit_and_its_id_is_known_before(ada: Browser, shop: Shop, customer: int):
     answer = ada.post("add", customer=customer, qty=3).json()
 
     assert answer["sent"] is False
     assert shop.sales(f"customer={customer}", "id, qty") == [f"{answer['id']}\t3"]
+
+
+def test_a_second_object_of_the_same_request_is_the_same_pipeline(ada: Browser, shop: Shop, customer: int):
+    with shop.lagging():
+        ada.post("add_twice", customer=customer)
+        seen = ada.get(f"count_both/{customer}").json()
+
+    assert seen == 2
+    shop.settle()
 
 
 def test_redirect_and_http_send_as_web2py_commits_for_them(ada: Browser, shop: Shop, customer: int):
@@ -304,6 +307,7 @@ def test_what_web2py_hands_about_is_stored_exactly_or_refused_by_name(ada: Brows
 
     rows = shop.sales(f"id in ({','.join(answer['ids'])})", "customer, name, left(secret, 17), tags")
     assert rows == [f"{user}\ta translated text\tpbkdf2(1000,20,sh\t|a|b||c|", f"{user}\tcalled\tNULL\tNULL"]
+    assert answer["kinds"] == ["lazyT", "LazyCrypt", "Reference", "Row"]
     refused: dict[str, Any] = answer["refused"]
     assert refused.keys() == {"customer", "at", "name", "colour", "day"}
     assert all(f"sale.{field}" in text for field, text in refused.items() if field != "colour")

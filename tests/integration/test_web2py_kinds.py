@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from http.client import RemoteDisconnected
 
 import pytest
-from support.shop import Shop, shop_of
-from support.web2py_server import START_S, Site, needs_web2py, serving, start
+from support.shop import Shop
+from support.web2py_server import START_S, TESTS, Site, serving, start
 
 from pipeline.clock import polls
 
@@ -43,12 +42,16 @@ def kept():
     return response.json(db(db.pipeline_outbox).count())
 """
 IN_DATABASE = """\
-session.connect(request, response, db)
 pipeline = Pipeline(db, configuration)
+session.connect(request, response, db)
 """
 SHOW = """\
 def index():
     return "ready"
+
+def forgetful():
+    session.forget(response)
+    pipeline.enqueue_insert(db.sale, customer=int(request.vars.customer))
 
 def add():
     receipt = pipeline.enqueue_insert(db.sale, customer=int(request.vars.customer))
@@ -57,6 +60,36 @@ def add():
 def show():
     return response.json(bool(pipeline.get(db.sale, request.args(0, cast=int))))
 """
+HOOKED = """\
+import os
+
+def _note(word):
+    with open(os.path.join(request.folder, "private", "hooks.txt"), "a") as log:
+        log.write(word + " ")
+
+def _commit(adapter):
+    if adapter:
+        adapter.commit()
+    else:
+        _note("committed")
+
+def _rollback():
+    _note("rolled-back")
+    type(db._adapter).close_all_instances("rollback")
+
+response.custom_commit, response._custom_rollback = _commit, _rollback
+pipeline = Pipeline(db, configuration)
+"""
+IN_A_SHELL = """\
+import sys
+from pathlib import Path
+from support.web2py_server import wsgi_application
+wsgi_application(Path(sys.argv[1]))
+from gluon.shell import env
+model = env("flat", import_models=True)
+receipt = model["pipeline"].enqueue_insert(model["db"].sale, customer=int(sys.argv[2]), qty=4)
+print(receipt.position is not None, receipt.wait(20))
+"""
 RCONN = """\
 from gluon.contrib.redis_utils import RConn
 pipeline = Pipeline(db, configuration, redis_conn=RConn(host="127.0.0.1", port=REDIS_PORT, db=0))
@@ -64,38 +97,24 @@ pipeline = Pipeline(db, configuration, redis_conn=RConn(host="127.0.0.1", port=R
 BROKEN = "[pipeline]\nredis = http://nowhere\nbrokr = redis://localhost\nshard_keys = sale\n"
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    needs_web2py()
-    with shop_of(tmp_path_factory.mktemp("kinds")) as made:
-        made.application("boxed", {"default": NOTES}, OUTBOX)
-        made.application("kept", {"default": SHOW}, IN_DATABASE)
-        flat = "[pipeline]\n" + "".join(f"shard_{name} = {uri}\n" for name, uri in made.rig.primaries.items())
-        flat += "".join(f"replicas_{name} = {uri}\n" for name, uri in made.rig.replicas.items())
-        flat += f"broker = redis://127.0.0.1:{made.rig.port('redis')}/1\nbuckets = 32\n"
-        flat += "shard_keys = sale: customer\nreferences = country\n"
-        model = RCONN.replace("REDIS_PORT", str(made.rig.port("redis")))
-        made.application("flat", {"default": SHOW}, model, flat)
-        made.application("broken", {"default": SHOW}, "pipeline = Pipeline(db, configuration)\n", BROKEN)
-        yield made
-
-
-@pytest.fixture(scope="module")
-def site(shop: Shop) -> Iterator[Site]:
-    with serving(shop.folder) as made:
-        shop.prepare(made, "/boxed/default/index")
-        yield made
-
-
-@pytest.fixture
-def customer(shop: Shop) -> int:
-    return shop.rig.owners(1)[0]
+@pytest.fixture(scope="module", autouse=True)
+def _applications(shop: Shop, site: Site) -> None:
+    shop.application("boxed", {"default": NOTES}, OUTBOX)
+    shop.application("kept", {"default": SHOW}, IN_DATABASE)
+    flat = "[pipeline]\n" + "".join(f"shard_{name} = {uri}\n" for name, uri in shop.rig.primaries.items())
+    flat += "".join(f"replicas_{name} = {uri}\n" for name, uri in shop.rig.replicas.items())
+    flat += f"broker = redis://127.0.0.1:{shop.rig.port('redis')}/1\nbuckets = 32\n"
+    flat += "shard_keys = sale: customer\nreferences = country\n"
+    model = RCONN.replace("REDIS_PORT", str(shop.rig.port("redis")))
+    shop.application("flat", {"default": SHOW}, model, flat)
+    shop.application("hooked", {"default": NOTES}, HOOKED)
+    shop.application("broken", {"default": SHOW}, "pipeline = Pipeline(db, configuration)\n", BROKEN)
+    shop.prepare(site, "/boxed/default/index")
 
 
 # the outbox -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("site")  # which has migrated
 @pytest.mark.parametrize("when", ["before sending", "before deleting"])
 def test_a_server_killed_after_its_commit_loses_and_doubles_nothing(shop: Shop, customer: int, when: str):
     doomed = start(shop.folder)
@@ -126,7 +145,6 @@ def test_a_ticket_leaves_nothing_in_the_outbox(site: Site, shop: Shop, customer:
     assert shop.sales(f"customer={customer}", "name") == [""]
 
 
-@pytest.mark.usefixtures("site")
 def test_the_command_relays_what_a_killed_server_left(shop: Shop, customer: int):
     doomed = start(shop.folder)
     ada = doomed.browser("/boxed/default")
@@ -137,7 +155,7 @@ def test_the_command_relays_what_a_killed_server_left(shop: Shop, customer: int)
 
     command = [sys.executable, "-m", "pipeline", "outbox", "relay", "--config", str(shop.rig.config)]
     done = subprocess.run(
-        [*command, "--uri", shop.own_uri("boxed")], capture_output=True, text=True, timeout=60, check=False
+        [*command, "--uri", shop.uri_of("boxed")], capture_output=True, text=True, timeout=60, check=False
     )
 
     assert (done.returncode, done.stdout) == (0, "3 ops were sent\n"), done.stderr
@@ -166,6 +184,41 @@ def test_a_session_kept_in_a_database_needs_the_position_that_comes_after_its_co
         if not [cookie for cookie in ada.cookies if cookie.name == "pipeline_kept"]:
             return
     pytest.fail("the token stays for ever")
+
+
+def test_a_session_that_is_forgotten_leaves_no_cookie(site: Site, customer: int):
+    ada = site.browser("/kept/default")
+
+    ada.post("forgetful", customer=customer)
+
+    assert [cookie for cookie in ada.cookies if cookie.name == "pipeline_kept"] == []
+
+
+# hooks and other places -----------------------------------------------------------------------------------------
+
+
+def test_hooks_that_were_there_before_are_called(site: Site, shop: Shop, customer: int):
+    ada = site.browser("/hooked/default", tickets=True)
+    hooks = site.folder / "applications" / "hooked" / "private" / "hooks.txt"
+
+    ada.post("add", customer=customer)
+    after_success = hooks.read_text()
+    ada.post("fail", customer=customer, letters="a")
+
+    assert after_success.split()[-1] == "committed"
+    assert hooks.read_text().split()[-1] == "rolled-back"
+    assert len(site.forget_tickets()) == 1
+    assert shop.sales(f"customer={customer}", "name") == [""]
+
+
+def test_in_a_shell_ops_are_sent_at_the_call(site: Site, shop: Shop, customer: int):
+    site.browser().get("/flat/default/index")  # which makes the application's folders
+    command = [sys.executable, "-c", IN_A_SHELL, str(site.folder), str(customer)]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=TESTS)
+
+    assert done.stdout == "True applied\n", done.stderr
+    assert shop.sales(f"customer={customer}") == ["4"]
 
 
 # configuration --------------------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ import pytest
 
 from support.chance import SEED
 from support.rig import Rig, rig_of
+from support.shop import Shop, shop_of
 from support.trial import Trial
+from support.web2py_server import Site, needs_web2py, serving
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +24,27 @@ def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     needs_mariadb()
     with rig_of(tmp_path_factory.mktemp("mariadb") / "cluster", "mariadb") as rig:
         yield rig
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """Servers like `mariadb`'s and a folder of web2py applications, to which a module adds its own."""
+    needs_web2py()
+    with shop_of(tmp_path_factory.mktemp("shop")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def site(shop: Shop) -> Iterator[Site]:
+    """A real web2py that serves the shop's applications; whoever causes a ticket forgets it."""
+    with serving(shop.folder) as made:
+        yield made
+
+
+@pytest.fixture
+def customer(shop: Shop) -> int:
+    """A shard key that no other test has."""
+    return shop.rig.owners(1)[0]
 
 
 @pytest.fixture

@@ -104,6 +104,8 @@ class Readers:
 
     def __init__(self, rig: ReadRig, pairs: int):
         self._rig, self._pairs = rig, pairs
+        #: No further pairs are begun before the last promotion, or a quick run would end without it.
+        self.gate = int(pairs * 0.95)
         self._lock = threading.Lock()
         self.started = self.finished = 0
         self.stale: list[str] = []
@@ -133,9 +135,12 @@ class Readers:
         reader.close()
 
     def _next(self) -> bool:
-        with self._lock:
-            self.started += 1
-            return self.started <= self._pairs
+        for _ in polls(24 * 3600, first_s=0.001, most_s=0.05):
+            with self._lock:
+                if self.started < self.gate or self.gate == self._pairs:
+                    self.started += 1
+                    return self.started <= self._pairs
+        return False
 
     def _pair(self, chance: random.Random, writer: Any, reader: Any, number: int, rows: dict[int, Any]) -> None:
         """Write one op and read it: the row must be there, as new as the write, or gone."""
@@ -198,6 +203,8 @@ def run(
                 due = [at for at in promotions if readers.finished >= at]
                 if due:
                     faults.promote(promotions.pop(due[0]))
+                    if not promotions:
+                        readers.gate = pairs
                 elif readers.finished < pairs:
                     faults.one()
                 tell(f"{readers.finished} of {pairs} pairs, {len(readers.stale)} stale, {dict(faults.done)}")

@@ -22,6 +22,8 @@ from support.tables import TABLES_TOML, define
 
 #: Long enough that a busy machine does not put an op in doubt where a test does not want that.
 PATIENT = "[redis]\ntimeout_s = 5.0\n"
+#: What Redis does to a caller shows; a test of the spool has a configuration of its own.
+NO_SPOOL = "[spool]\nenabled = false\n"
 
 
 class Rig:
@@ -82,9 +84,10 @@ class Rig:
         """Return shard keys that no other test has."""
         return [next(self._owners) for _ in range(count)]
 
-    def config_through(self, proxies: Mapping[int, int]) -> Path:
+    def config_through(self, proxies: Mapping[int, int], spool: str = NO_SPOOL, redis: str = PATIENT) -> Path:
         """Write a configuration in which some ports are others: those of proxies."""
-        text = self.cluster.config.read_text().replace("[redis]\n", PATIENT)
+        text = self.cluster.config.read_text().replace("[redis]\n", redis)
+        text = re.sub(r"\[spool\]\npath.*\n", spool, text)
         for port, proxy in proxies.items():
             text = re.sub(rf":{port}\b", f":{proxy}", text)
         path = self.cluster.directory / "run" / f"pipeline-{next(self._numbers)}.toml"

@@ -57,25 +57,33 @@ class Shop:
     def __init__(self, rig: Rig, folder: Path):
         self.rig, self.folder = rig, folder
 
-    def own_uri(self, name: str) -> str:
-        """Return the address of an application's own database."""
-        return self.rig.primaries["s0"].replace("/shop", f"/web_{name}")
+    @property
+    def own_uri(self) -> str:
+        """The address of a database for an application that is alone."""
+        return self.uri_of("web")
 
-    def application(self, name: str, controllers: Mapping[str, str], pipeline_model: str, ini: str = "") -> Path:
+    def uri_of(self, name: str) -> str:
+        """Return the address of an application's own database."""
+        return self.rig.primaries["s0"].replace("/shop", f"/own_{name}")
+
+    def application(
+        self, name: str, controllers: Mapping[str, str], pipeline_model: str, ini: str = "", model: str = MODEL
+    ) -> Path:
         """Write an application, and return its folder.
 
         Args:
             controllers: the text of each.
             pipeline_model: what comes after `db` and its tables.
+            model: `db` and its tables.
             ini: the section `[pipeline]`; by default it names the cluster's TOML file.
         """
         folder = self.folder / "applications" / name
         for part in ("models", "controllers", "private"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-        self.ask("s0", f"CREATE DATABASE web_{name} CHARACTER SET utf8mb4")
+        self.ask("s0", f"CREATE DATABASE own_{name} CHARACTER SET utf8mb4")
         section = ini or f"[pipeline]\nconfig = {self.rig.config}\n"
-        (folder / "private" / "appconfig.ini").write_text(f"[db]\nuri = {self.own_uri(name)}\n{section}")
-        (folder / "models" / "db.py").write_text(MODEL)
+        (folder / "private" / "appconfig.ini").write_text(f"[db]\nuri = {self.uri_of(name)}\n{section}")
+        (folder / "models" / "db.py").write_text(model)
         (folder / "models" / "pipeline.py").write_text(pipeline_model)
         for controller, text in controllers.items():
             (folder / "controllers" / f"{controller}.py").write_text(text)
@@ -124,6 +132,7 @@ def shop_of(directory: Path) -> Iterator[Shop]:
 
     def define(rig: Rig) -> None:
         rig.db = DAL("sqlite:memory", migrate=False)  # the application publishes its own
+        mariadb.ask(rig.port("s0"), "CREATE DATABASE own_web CHARACTER SET utf8mb4")
 
     with rig_of(directory / "cluster", "mariadb", before=define, tables=TABLES_TOML, workers=1) as rig:
         folder = directory / "site"

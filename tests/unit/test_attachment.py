@@ -69,6 +69,14 @@ def test_every_insert_of_pydal_is_queued(box: Sandbox, db: Any):
     assert {one.id for one in box.enqueued("item")} >= set(ids)
 
 
+def test_a_whole_database_is_imported_if_ids_are_mapped(box: Sandbox, db: Any):
+    text = "TABLE item\r\nitem.id,item.name\r\n1,a\r\n2,b\r\n\r\nEND\r\n"
+
+    db.import_from_csv_file(io.StringIO(text), id_map={})
+
+    assert sorted(one.values["name"] for one in box.enqueued("item")) == ["a", "b"]
+
+
 def test_update_and_delete_by_id_are_one_op_and_return_one(box: Sandbox, db: Any):
     row_id, gone = db.item.insert(name="pen"), db.item.insert(name="ink")
 
@@ -226,14 +234,22 @@ def test_a_value_that_the_column_cannot_hold_is_refused_and_not_cut(box: Sandbox
         db.item.insert(name="x" * 21)
 
 
-def test_filters_run_once(box: Sandbox, db: Any):
-    db.define_table("shout", Field("name", filter_in=lambda text: text + "!"), Field("qty", "integer"))
+def test_filters_and_computed_fields_run_once(box: Sandbox, db: Any):
+    filtered: list[str] = []
+    computed: list[str] = []
+    db.define_table(
+        "shout",
+        Field("name", filter_in=lambda text: filtered.append(text) or text + "!"),
+        Field("length", "integer", compute=lambda row: computed.append(row.name) or len(row.name)),
+    )
     pipeline.attach(db.shout)
 
     row_id = db.shout.insert(name="hey")
     db(db.shout.id == row_id).update(name="you")
 
-    assert [one.values["name"] for one in box.enqueued("shout")] == ["hey!", "you!"]
+    assert [one.values for one in box.enqueued("shout")] == [{"name": f"{n}!", "length": 4} for n in ("hey", "you")]
+    assert filtered == ["hey", "you"]
+    assert computed == ["hey!", "you!"]
 
 
 def test_attaching_twice_is_harmless_and_other_tables_are_untouched(box: Sandbox, db: Any):
@@ -289,15 +305,19 @@ def test_a_versioned_table_is_refused_before_and_after(db: Any):
         pipeline.attach(db.paper)
 
 
-def test_a_file_is_stored_by_the_request_and_outlives_the_queued_delete(box: Sandbox, db: Any, tmp_path: Any):
+def test_a_file_outlives_the_delete_that_is_only_queued_yet(box: Sandbox, db: Any, tmp_path: Any):
     db.define_table("picture", Field("file", "upload", autodelete=True, uploadfolder=str(tmp_path)))
+    names = [db.picture.file.store(io.BytesIO(b"bytes"), f"{n}.txt") for n in "ab"]
+    first, second = (db.picture.insert(id=2**57 + n, file=name) for n, name in enumerate(names))
+
     pipeline.attach(db.picture)
+    db(db.picture.id == first).delete()
+    queued = (tmp_path / names[0]).exists()
+    detach(db.picture)
+    db(db.picture.id == second).delete()
 
-    row_id = db.picture.insert(file=db.picture.file.store(io.BytesIO(b"bytes"), "a.txt"))
-    [op] = box.enqueued("picture")
-    db(db.picture.id == row_id).delete()
-
-    assert (tmp_path / op.values["file"]).read_bytes() == b"bytes"
+    assert queued
+    assert not (tmp_path / names[1]).exists()
 
 
 def test_a_file_in_the_row_is_refused_above_a_limit(box: Sandbox, db: Any):

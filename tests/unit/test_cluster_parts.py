@@ -29,6 +29,7 @@ def test_the_configuration_holds_the_servers_and_the_added_tables_exactly():
     assert tomllib.loads(text) == {
         "pipeline": {"buckets": 64},
         "redis": {"url": "redis://127.0.0.1:20001/0", "broker_url": "redis://127.0.0.1:20001/1"},
+        "spool": {"path": "run/pipeline.spool"},
         "shards": {"s0": {"primary": SHARD.primary, "replicas": list(SHARD.replicas)}},
         "tables": {"x": {"shard_key": "é"}},
     }

@@ -132,7 +132,7 @@ def test_without_a_free_number_no_id_is_made():
     for n in range(PRODUCERS):
         maker(log, f"t{n}").new(0)
 
-    with pytest.raises(NoProducerNumber, match="at most 128 processes"):
+    with pytest.raises(NoProducerNumber, match="at most 112 processes"):
         maker(log, "one more").new(0)
 
 
@@ -148,7 +148,7 @@ def pipeline(tmp_path: Any) -> Any:
 
 
 def test_a_fork_does_not_go_on_with_its_parents_number(pipeline: Pipeline):
-    here = pipeline._new_id(1, clock.wall_ms())
+    here = pipeline.row_ids.new(1, clock.wall_ms())
     _parents.append(pipeline)
 
     with multiprocessing.get_context("fork").Pool(1) as pool:
@@ -162,4 +162,4 @@ _parents: list[Pipeline] = []
 
 def _id_of_child() -> int:
     [parent] = _parents
-    return parent._new_id(1, clock.wall_ms())
+    return parent.row_ids.new(1, clock.wall_ms())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.settings import load
 
 OWN = "mysql:pymysql://app:secret%23@db0/shop"
+WRITTEN = OWN.replace("%", "%%")
 FULL = """\
 [db]
 uri = mysql:pymysql://app:x@db9/web
@@ -18,7 +20,7 @@ redis = redis://log:6379/0
 broker = redis://log:6379/1
 prefix = shop
 buckets = 64
-shard_s0 = mysql:pymysql://app:secret%23@db0/shop
+shard_s0 = mysql:pymysql://app:secret%%23@db0/shop
 replicas_s0 = mysql:pymysql://ro:x@db0-r1/shop, mysql:pymysql://ro:x@db0-r2/shop
 shard_s1 = mysql:pymysql://app:${WORD}@db1/shop
 shard_keys = purchase: customer, Line: customer
@@ -50,7 +52,7 @@ def test_flat_keys_are_a_whole_configuration(tmp_path: Path):
 
 
 def test_without_shards_the_applications_own_database_is_the_one_shard(tmp_path: Path):
-    text = f"[db]\nuri = {OWN}\n[pipeline]\nredis = redis://log\nreplicas = mysql:pymysql://ro:x@db0-r1/shop\n"
+    text = f"[db]\nuri = {WRITTEN}\n[pipeline]\nredis = redis://log\nreplicas = mysql:pymysql://ro:x@db0-r1/shop\n"
 
     [shard] = load(written(tmp_path, text), {}).shards.values()
 
@@ -72,8 +74,9 @@ def test_a_toml_file_is_named_relative_to_the_ini_file(tmp_path: Path):
     [
         ("[db]\nuri = x\n", ["has no section [pipeline]"]),
         ("no section at all", ["is not an ini file"]),
+        (f"[pipeline]\nredis = redis://log\nshard_s0 = {OWN}\n", ["[pipeline] shard_s0 has a lone '%'"]),
         (
-            f"[db]\nuri = {OWN}\n[pipeline]\nredis = redis://log\nbrokr = x\nbuckets = many\nshard_keys = a\n",
+            f"[db]\nuri = {WRITTEN}\n[pipeline]\nredis = redis://log\nbrokr = x\nbuckets = many\nshard_keys = a\n",
             [
                 "[pipeline] has an unknown key 'brokr'; did you mean 'broker'",
                 "[pipeline] buckets must be a whole number",
@@ -81,7 +84,7 @@ def test_a_toml_file_is_named_relative_to_the_ini_file(tmp_path: Path):
             ],
         ),
         (
-            f"[pipeline]\nshard_s0 = {OWN}\nreplicas_s1 = {OWN}\nreplicas = {OWN}\n",
+            f"[pipeline]\nshard_s0 = {WRITTEN}\nreplicas_s1 = {WRITTEN}\nreplicas = {WRITTEN}\n",
             [
                 "redis is missing",
                 "replicas does not say of which shard: write replicas_s0",
@@ -100,3 +103,14 @@ def test_what_is_wrong_is_named_by_file_and_key_and_no_password_is_shown(tmp_pat
     for fault in (*faults, str(path)):
         assert fault in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_the_documented_configuration_is_one(tmp_path: Path):
+    page = (Path(__file__).parents[2] / "docs" / "web2py.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```ini\n(.*?)```", page, re.DOTALL)
+
+    settings = load(written(tmp_path, block), {"DB_PASSWORD": "x"})
+
+    assert list(settings.shards) == ["s0", "s1"]
+    assert len(settings.shards["s0"].replicas) == 2
+    assert list(settings.tables) == ["purchase", "line", "country", "currency"]

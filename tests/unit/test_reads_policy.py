@@ -180,3 +180,10 @@ def test_a_replica_of_twice_the_weight_takes_twice_the_reads_under_way() -> None
         running[str(chosen(found, jitter=rng.random).node)] += 1
 
     assert running == {"r0": 60, "r1": 30}
+
+
+def test_a_replica_that_missed_the_last_look_serves_only_where_no_other_may() -> None:
+    doubtful, busy = Candidate("r0", 0.1, doubtful=True), Candidate("r1", 0.1, outstanding=9)
+
+    assert chosen([doubtful, busy]).node == "r1"
+    assert chosen([doubtful, Candidate("r1", 9.0)]).node == "r0"

@@ -146,6 +146,16 @@ def test_what_a_column_cannot_hold_exactly_is_refused_by_name(db: Any, field: st
     assert refused.value.field == field
 
 
+def test_a_reference_in_a_query_is_its_id_and_its_row_is_not_read(box: Sandbox, db: Any):
+    reference = db.person.insert(id=2**57, name="Ada")  # an int that reads its row when it is asked for an attribute
+    pipeline.enqueue_insert(db.person, id=int(reference), name="Ada")
+
+    pipeline.enqueue_update(db.person.id == reference, name="Eve")
+
+    box.drain()
+    assert [row["name"] for row in box.rows("person")] == ["Eve"]
+
+
 def test_an_expression_of_an_insert_is_refused_and_one_of_an_update_computed_by_the_database(box: Sandbox, db: Any):
     receipt = pipeline.enqueue_insert(db.item, qty=1)
     pipeline.enqueue_update(db.item.id == receipt.id, qty=db.item.qty + 1)

@@ -38,6 +38,20 @@ def test_a_request_has_every_function_of_the_package():
     assert missing == ["configure", "current", "close", "Receipts"]
 
 
+def test_lazy_tables_are_looked_at_once_per_process_and_may_be_named_all_the_same(box: Sandbox):
+    models = []
+    for _ in range(2):
+        db = DAL("sqlite:memory", bigint_id=True, migrate=False, lazy_tables=True)
+        db.define_table("sale", Field("customer", "integer", notnull=True), Field("qty", "integer"))
+        box.client.define_tables(db)
+        models.append(list(db._LAZY_TABLES))
+
+    Request(box.client).enqueue_insert("sale", customer=7)
+
+    assert models == [[], ["sale"]]
+    box.assert_enqueued("sale", customer=7)
+
+
 def test_nothing_is_sent_before_the_commit_and_all_in_order_after_it(box: Sandbox, db: Any):
     request = holding(box)
 
@@ -85,11 +99,11 @@ def test_a_read_waits_for_the_users_own_write_unless_he_does_without(box: Sandbo
     receipt = request.enqueue_insert(db.sale, customer=7, qty=1)
 
     with pytest.raises(pipeline.errors.StaleRead):
-        request.get(db.sale, receipt.id)
+        request.get(db.sale, receipt.id, wait_s=0)
     with pytest.raises(pipeline.errors.StaleRead):
-        request.select(db.sale.customer == 7)
+        request.select(db.sale.customer == 7, wait_s=0)
     with pytest.raises(pipeline.errors.StaleRead):
-        request.count(db.sale.customer == 7)
+        request.count(db.sale.customer == 7, wait_s=0)
     assert request.get(db.sale, receipt.id, fresh=False) is None
     assert len(request.select(db.sale.customer == 7, fresh=False)) == 0
     assert request.count(db.sale.customer == 7, fresh=False) == 0
@@ -97,15 +111,65 @@ def test_a_read_waits_for_the_users_own_write_unless_he_does_without(box: Sandbo
         assert node(node.sale).count() == 0
 
 
+def test_a_page_waits_longer_for_its_own_op_in_the_queue_than_for_a_replica(
+    box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch
+):
+    request = Request(box.client)
+    receipt = request.enqueue_insert(db.sale, customer=7, qty=1)
+    reads, read = [], box.client.get
+
+    def applied_between(*args: Any, **options: Any) -> Any:
+        reads.append(1)
+        if len(reads) == 3:
+            box.drain()
+        return read(*args, **options)
+
+    monkeypatch.setattr(box.client, "get", applied_between)
+
+    assert request.get(db.sale, receipt.id).qty == 1
+    assert len(reads) == 3
+
+
+def test_a_page_gives_up_when_its_own_op_stays_queued(box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipeline.web.reader.QUEUED_S", 0.2)
+    request = Request(box.client)
+    request.enqueue_insert(db.sale, customer=7, qty=1)
+    request.enqueue_insert(db.sale, customer=8, qty=1)
+
+    with pytest.raises(pipeline.errors.StaleRead):
+        request.count(db.sale.customer == 7)
+    with pytest.raises(pipeline.errors.PartialResult):
+        request.count(db.sale)
+    with pytest.raises(pipeline.errors.StaleRead), request.read("sale", 7):
+        pytest.fail("the block must not be entered")
+
+
 def test_what_is_asked_for_besides_is_joined_with_the_users_own(box: Sandbox, db: Any):
     foreign = box.client.enqueue_insert(db.sale, customer=8)
     request = Request(box.client)
 
     with pytest.raises(pipeline.errors.StaleRead):
-        request.count(db.sale.customer == 8, after=str(foreign))
+        request.count(db.sale.customer == 8, after=str(foreign), wait_s=0)
     assert not request.session_token().token
     box.drain()
     assert request.count(db.sale.customer == 8, after=foreign) == 1
+
+
+def test_a_page_on_one_node_is_refused_a_spread_table_by_every_way_to_name_it():
+    with sandbox({"sale": {"shard_key": "customer"}, "country": {"reference": True}}) as box:
+        db = DAL("sqlite:memory", bigint_id=True, migrate=False)
+        db.define_table("sale", Field("customer", "integer"))
+        db.define_table("country", Field("name"))
+        box.client.define_tables(db)
+        request = Request(box.client)
+        rdb = request.read_db(db)  # its node has not met the table yet
+
+        for way in (lambda: rdb.sale, lambda: rdb["sale"], lambda: rdb(db.sale.id > 0), lambda: rdb(db.sale)):
+            with pytest.raises(pipeline.errors.BadRead, match="'sale' are on 2 shards"):
+                way()
+        assert rdb(rdb.country).count() == 0
+        assert request.read_db(db, "sale", 7)(db.sale.customer == 7).count() == 0
+        request.finish()
 
 
 def test_a_group_that_failed_leaves_nothing_to_be_seen(box: Sandbox, db: Any):
@@ -138,6 +202,17 @@ def test_a_session_that_learnt_nothing_need_not_be_kept(box: Sandbox, db: Any):
 
     assert Request(box.client, None, text).finish() is None
     assert Request(box.client).finish() is None
+
+
+def test_a_session_that_is_as_it_came_need_not_be_stored_again(box: Sandbox, db: Any):
+    first = Request(box.client)
+    first.enqueue_insert(db.sale, customer=7)
+    text = first.finish()
+
+    second = Request(box.client, None, text)
+    assert second.session_token().token
+
+    assert second.finish() is None
 
 
 def test_a_session_of_another_deployment_begins_anew(box: Sandbox, db: Any):

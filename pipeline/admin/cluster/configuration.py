@@ -19,6 +19,7 @@ def config_text(shards: Iterable[Shard], *, redis_port: int, buckets: int, table
     parts = [
         f"[pipeline]\nbuckets = {buckets}\n",
         f"[redis]\nurl = {_quote(redis + '/0')}\nbroker_url = {_quote(redis + '/1')}\n",
+        '[spool]\npath = "run/pipeline.spool"\n',
     ]
     for shard in shards:
         replicas = ", ".join(map(_quote, shard.replicas))

@@ -2,7 +2,8 @@
 -- Lease a producer number together with a span of milliseconds in which it may make ids.
 --
 -- KEYS  1 producers  hash  number -> "<token> <until ms> <lease ends at, server's ms>"
--- ARGV  1 token  2 number held or -1  3 until ms wanted  4 lease ms  5 numbers  6 where to start looking  7 span ms
+-- ARGV  1 token  2 number held or -1  3 until ms wanted  4 lease ms  5 numbers  6 where to start looking
+--       7 span ms  8 the first of the numbers that are meant: processes and hosts have different ones
 -- Returns {number, after ms, until ms}, or {} when all are leased. The span starts behind the number's last span,
 -- whoever had it and whatever that machine's clock said, so two holders never make the same id.
 local time = redis.call('TIME')
@@ -27,7 +28,7 @@ if ARGV[2] ~= '-1' then
   end
 end
 for i = 0, tonumber(ARGV[5]) - 1 do
-  local number = (tonumber(ARGV[6]) + i) % tonumber(ARGV[5])
+  local number = tonumber(ARGV[8]) + (tonumber(ARGV[6]) + i) % tonumber(ARGV[5])
   local _, last, ends = read(number)
   if ends < now then return grant(number, last) end
 end

@@ -1,0 +1,45 @@
+-- The spool's tables. WAL, synchronous=FULL: what is committed is on the disk. One file per host and deployment.
+
+-- Ops in the order in which they were taken. Whoever sends one again sends it under the same producer and sequence.
+CREATE TABLE IF NOT EXISTS entries (
+    id       INTEGER PRIMARY KEY,
+    bucket   INTEGER NOT NULL,
+    producer INTEGER NOT NULL,
+    seq      INTEGER NOT NULL,
+    kept     INTEGER NOT NULL,            -- 1: stays until every node of its shards has it
+    sent     INTEGER NOT NULL DEFAULT 0,  -- the epoch under which Redis has it; 0: it has it not
+    payload  BLOB NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS entries_numbers ON entries (bucket, producer, seq);
+CREATE INDEX IF NOT EXISTS entries_unsent ON entries (id) WHERE sent = 0;
+
+-- The numbers that the spool itself gives: of each bucket its producer and the next sequence.
+CREATE TABLE IF NOT EXISTS buckets (
+    bucket   INTEGER PRIMARY KEY,
+    producer INTEGER NOT NULL,
+    next     INTEGER NOT NULL,
+    used_ms  INTEGER NOT NULL
+);
+-- The producers that were drawn, the newest last.
+CREATE TABLE IF NOT EXISTS producers (
+    nth      INTEGER PRIMARY KEY AUTOINCREMENT,
+    producer INTEGER NOT NULL,
+    made_ms  INTEGER NOT NULL
+);
+
+-- Table definitions of the ops: Redis may lack them, or have forgotten them.
+CREATE TABLE IF NOT EXISTS definitions (
+    hash       TEXT PRIMARY KEY,
+    table_name TEXT NOT NULL,
+    text       TEXT NOT NULL,
+    waits      INTEGER NOT NULL           -- 1: Redis has never had it
+);
+
+-- A producer number of this host alone, with milliseconds in which its processes may make ids while Redis is away.
+CREATE TABLE IF NOT EXISTS reserve (
+    one      INTEGER PRIMARY KEY CHECK (one = 1),
+    token    TEXT NOT NULL,
+    number   INTEGER NOT NULL,
+    used_ms  INTEGER NOT NULL,  -- up to here they have been given to a process
+    until_ms INTEGER NOT NULL
+);

@@ -1,0 +1,377 @@
+"""The spool's store: what it takes is numbered for good, kept in order, and shared by the processes of a host."""
+
+from __future__ import annotations
+
+import collections
+import multiprocessing
+import os
+import sqlite3
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import clock
+from pipeline.errors import IdsUsedUp, PipelineFull, SpoolUnavailable
+from pipeline.ids import EPOCH_MS, HOSTS, PRODUCERS, SPAN_MS, IdMaker, Lease
+from pipeline.log.memory import MemoryLog
+from pipeline.log.spool.reserve import LEAST_MS, SLICE_MS
+from pipeline.log.spool.store import FRESH_MS, Spool
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    made = Spool(tmp_path / "app.spool", 1_000_000)
+    _shared[:] = [made]  # children inherit it, open connection and all
+    return made
+
+
+_shared: list[Spool] = []
+
+
+def payloads(spool: Spool, *buckets: int) -> list[bytes]:
+    return [op.payload for op in spool.head(buckets)]
+
+
+# taking and sending ------------------------------------------------------------------------------------------------
+
+
+def test_a_spool_that_nobody_needed_makes_no_file(spool: Spool):
+    assert not spool.waiting()
+    assert spool.counts().waiting == 0
+
+    assert list(spool.path.parent.iterdir()) == []
+
+
+def test_ops_come_out_in_the_order_in_which_they_went_in_with_dense_sequences(spool: Spool):
+    first = spool.add({3: [b"a", b"b"], 4: [b"c"]})
+    second = spool.add({3: [b"d"]})
+
+    assert payloads(spool, 3, 4) == [b"a", b"b", b"c", b"d"]
+    assert payloads(spool, 4) == [b"c"]
+    producer = first[3][0]
+    assert first == {3: (producer, 1), 4: (producer, 1)}
+    assert second == {3: (producer, 3)}
+
+
+def test_an_op_in_doubt_keeps_the_number_that_it_was_sent_with(spool: Spool):
+    spool.add({3: [b"mine"]})
+
+    given = spool.add({3: [b"in doubt"], 5: [b"new"]}, numbered={3: (77, 9)})
+
+    assert given[3] == (77, 9)
+    assert [op[1:4] for op in spool.head([3])][1] == (3, 77, 9)
+    assert spool.add({3: [b"mine too"]})[3][1] == 2
+
+
+def test_the_marker_is_there_as_long_as_anything_waits(spool: Spool):
+    spool.add({3: [b"a"]})
+    assert spool.waiting()
+    assert not spool.settle()
+
+    spool.sent(spool.head([3]), 101)
+
+    assert spool.waiting()
+    assert spool.settle()
+    assert not spool.waiting()
+
+
+def test_what_was_sent_is_forgotten_and_what_is_kept_stays_until_it_is_reached(spool: Spool):
+    spool.add({3: [b"plain"]})
+    [(producer, first)] = spool.add({3: [b"kept 1", b"kept 2"]}, kept=True).values()
+
+    spool.sent(spool.head([3]), 101)
+
+    assert spool.settle()
+    assert spool.counts()[:2] == (0, 2)
+    assert spool.pairs() == [(3, producer)]
+    assert spool.forget({(3, producer): first}) == 1
+    assert spool.forget({(3, producer): first + 1}) == 1
+    assert spool.counts()[:2] == (0, 0)
+
+
+def test_nothing_that_waits_is_forgotten(spool: Spool):
+    [(producer, _)] = spool.add({3: [b"kept"]}, kept=True).values()
+
+    assert spool.forget({(3, producer): 99}) == 0
+    assert payloads(spool, 3) == [b"kept"]
+
+
+def test_what_is_kept_waits_again_in_its_old_place_once_the_epoch_is_another(spool: Spool):
+    spool.add({3: [b"a", b"b"]}, kept=True)
+    spool.sent(spool.head([3]), 101)
+    spool.settle()
+    spool.add({3: [b"c"]})
+
+    assert spool.renew([3], 101) == 0
+    assert spool.renew([3], 102) == 2
+
+    assert payloads(spool, 3) == [b"a", b"b", b"c"]
+    assert spool.waiting()
+
+
+def test_an_op_is_held_only_while_it_waits(spool: Spool):
+    [(producer, seq)] = spool.add({3: [b"kept"]}, kept=True).values()
+    assert spool.holds(3, producer, seq)
+    assert not spool.holds(3, producer, seq + 1)
+
+    spool.sent(spool.head([3]), 101)
+
+    assert not spool.holds(3, producer, seq)
+
+
+# numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bucket_that_idled_for_a_day_goes_on_under_a_producer_it_has_never_had(spool: Spool, monkeypatch: Any):
+    old = spool.add({3: [b"a"]})[3]
+    spool.sent(spool.head([3]), 101)
+    now = clock.wall_ms()
+    monkeypatch.setattr(clock, "wall_ms", lambda: now + FRESH_MS + 1000)
+
+    new = spool.add({3: [b"b"]})[3]
+
+    assert new[0] != old[0]
+    assert new[1] == 1
+
+
+def test_a_bucket_that_still_holds_something_goes_on_under_the_same_producer(spool: Spool, monkeypatch: Any):
+    old = spool.add({3: [b"a"]})[3]
+    now = clock.wall_ms()
+    monkeypatch.setattr(clock, "wall_ms", lambda: now + FRESH_MS + 1000)
+
+    assert spool.add({3: [b"b"]})[3] == (old[0], 2)
+
+
+@pytest.mark.parametrize("steps", [(2, 0, 1.5, 3), (5, 0, 1.2, 2.4, 5.1), (0, -3, 0, 1.5)])
+def test_a_clock_that_jumps_never_brings_a_number_twice(spool: Spool, monkeypatch: Any, steps: tuple[float, ...]):
+    now, given = clock.wall_ms(), []
+    for days in steps:
+        monkeypatch.setattr(clock, "wall_ms", lambda days=days: now + int(days * 86_400_000))
+        for bucket in (3, 4, 3):
+            given.append((bucket, *spool.add({bucket: [b"x"]})[bucket]))
+            spool.sent(spool.head([bucket]), 101)
+
+    assert len(set(given)) == len(given)
+
+
+def test_threads_that_come_together_share_a_commit_and_each_gets_its_own_numbers(spool: Spool, monkeypatch: Any):
+    taken: list[int] = []
+    whole = Spool._take_in
+    monkeypatch.setattr(Spool, "_take_in", lambda self: (taken.append(len(self._wishes)), whole(self)))
+    numbers: list[Any] = []
+
+    def produce(name: int) -> None:
+        for n in range(25):
+            numbers.append(spool.add({3: [b"%d %d" % (name, n)]})[3])
+
+    with spool._turn:
+        threads = [threading.Thread(target=produce, args=(name,)) for name in range(8)]
+        for thread in threads:
+            thread.start()
+        assert any(len(spool._wishes) == 8 for _ in clock.polls(20))
+    for thread in threads:
+        thread.join(timeout=30)
+
+    assert taken[0] == 8
+    assert len(taken) < 200
+    assert len(set(numbers)) == 200
+    found = [op.payload.split() for op in spool.head([3])]
+    for name in range(8):
+        assert [int(n) for who, n in found if int(who) == name] == list(range(25))
+
+
+# limits and faults ------------------------------------------------------------------------------------------------
+
+
+def test_a_full_spool_says_which_file_and_setting_and_takes_ops_again_once_drained(spool: Spool):
+    with pytest.raises(PipelineFull, match=r"app\.spool is at \[spool\] max_mb = 1\b"):
+        collections.deque(iter(lambda: spool.add({3: [b"x" * 5000]}, kept=True), None), maxlen=0)
+    taken = spool.counts().waiting
+    assert 100 < taken < 200
+
+    while head := spool.head([3]):
+        spool.sent(head, 101)
+    [(bucket, producer)] = spool.pairs()
+    assert spool.forget({(bucket, producer): 10_000}) == taken
+
+    assert spool.add({3: [b"x" * 5000]})[3] == (producer, taken + 1)
+
+
+def test_a_file_that_is_no_spool_is_named(tmp_path: Path):
+    path = tmp_path / "app.spool"
+    path.write_bytes(b"this is no database, but long enough to be one" * 30)
+
+    with pytest.raises(SpoolUnavailable, match=r"app\.spool"):
+        Spool(path, 1_000_000).add({3: [b"a"]})
+
+
+def test_a_file_that_was_removed_is_made_anew(spool: Spool):
+    spool.add({3: [b"a"]})
+    for file in spool.path.parent.iterdir():
+        file.unlink()
+
+    spool.add({3: [b"b"]})
+
+    assert payloads(spool, 3) == [b"b"]
+
+
+def test_others_cannot_read_the_file(spool: Spool):
+    spool.add({3: [b"secret"]})
+
+    assert not any(stat.S_IMODE(file.stat().st_mode) & 0o007 for file in spool.path.parent.iterdir())
+
+
+# processes ----------------------------------------------------------------------------------------------------------
+
+
+def test_processes_share_one_order_and_one_numbering(spool: Spool):
+    spool.add({3: [b"parent"]})
+
+    with FORK.Pool(4) as pool:
+        numbers = pool.map(_add_some, range(8))
+
+    ops = spool.head([3])
+    assert [op.seq for op in ops] == list(range(1, 8 * 20 + 2))
+    assert len({seq for some in numbers for seq in some}) == 8 * 20
+    for name in range(8):
+        mine = [op.payload for op in ops if op.payload.startswith(b"%d " % name)]
+        assert mine == [b"%d %d" % (name, n) for n in range(20)]
+
+
+def _add_some(name: int) -> list[int]:
+    [spool] = _shared
+    return [spool.add({3: [b"%d %d" % (name, n)]})[3][1] for n in range(20)]
+
+
+def test_a_child_does_not_hurt_its_parents_connection(spool: Spool):
+    spool.add({3: [b"a"]})
+
+    with FORK.Pool(1) as pool:
+        pool.apply(_add_some, (1,))
+
+    assert len(spool.head([3])) == 21
+    assert sqlite3.connect(spool.path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_one_process_drains_at_a_time_and_its_death_lets_the_next_one_in(spool: Spool):
+    spool.add({3: [b"a"]})
+    ready, go = FORK.Event(), FORK.Event()
+    holder = FORK.Process(target=_hold, args=(spool, ready, go))
+    holder.start()
+    assert ready.wait(20)
+
+    with spool.lock.tried() as mine:
+        assert not mine
+    holder.kill()
+    holder.join(20)
+
+    with spool.lock.tried() as mine:
+        assert mine
+        with spool.lock.tried() as again:
+            assert not again
+    with spool.lock.tried() as mine:
+        assert mine
+
+
+def _hold(spool: Spool, ready: Any, go: Any) -> None:
+    with spool.lock.tried():
+        ready.set()
+        go.wait(60)
+
+
+def test_a_child_that_is_forked_while_its_parent_drains_does_not_hold_the_lock(spool: Spool):
+    with spool.lock.tried():
+        child = FORK.Process(target=os.read, args=(os.pipe()[0], 1))
+        child.start()
+    try:
+        with spool.lock.tried() as mine:
+            assert mine
+    finally:
+        child.kill()
+        child.join(20)
+
+
+# ids in reserve ---------------------------------------------------------------------------------------------------
+
+
+def now_ms() -> int:
+    return clock.wall_ms() - EPOCH_MS
+
+
+def test_processes_make_ids_of_the_hosts_reserve_and_none_comes_twice(spool: Spool):
+    log = MemoryLog()
+    spool.reserve.refill(log.lease_host_ids)
+
+    with FORK.Pool(8) as pool:
+        made = pool.map(_make_ids, range(8))
+
+    ids = [id for some in made for id in some]
+    assert len(set(ids)) == len(ids) == 8 * 500
+
+
+def _make_ids(_: int) -> list[int]:
+    [spool] = _shared
+    maker = IdMaker(lambda lease, until: spool.reserve.lease(until))
+    return [maker.new(3) for _ in range(500)]
+
+
+def test_a_hosts_number_is_none_that_a_process_gets(spool: Spool):
+    log = MemoryLog()
+    hosts = [log.lease_host_ids(f"h{n}", None, now_ms()).number for n in range(HOSTS)]
+    processes = [log.lease_ids(f"p{n}", None, now_ms()).number for n in range(PRODUCERS)]
+
+    assert len({*hosts, *processes}) == HOSTS + PRODUCERS == 128
+
+
+def test_processes_that_start_together_lease_one_number_for_their_host(spool: Spool, tmp_path: Path):
+    log = MemoryLog()
+    for _ in range(3):
+        Spool(spool.path, 1_000_000).reserve.refill(log.lease_host_ids)
+
+    assert log.lease_host_ids("another", None, now_ms()).number == PRODUCERS + 1
+
+
+def test_the_reserve_grows_in_time_and_goes_on_from_where_it_was(spool: Spool, monkeypatch: Any):
+    log = MemoryLog()
+    spool.reserve.refill(log.lease_host_ids)
+    before = spool.reserve.lease(now_ms() + SPAN_MS)
+    later = clock.wall_ms() + LEAST_MS + 1000
+    monkeypatch.setattr(clock, "wall_ms", lambda: later)
+
+    spool.reserve.refill(log.lease_host_ids)
+    after = spool.reserve.lease(before.until_ms + SPAN_MS)
+
+    assert after == Lease(before.number, before.until_ms, before.until_ms + SLICE_MS)
+    assert spool.reserve.lease(now_ms() + LEAST_MS + SPAN_MS).number == before.number
+
+
+def test_a_reserve_that_redis_has_forgotten_is_leased_anew(spool: Spool):
+    log = MemoryLog()
+    spool.reserve.refill(log.lease_host_ids)
+    log.fail_over()
+    taken = log.lease_host_ids("another host", None, now_ms() + 1000)
+
+    spool.reserve.doubt()
+    spool.reserve.refill(log.lease_host_ids)
+
+    assert spool.reserve.lease(now_ms() + SPAN_MS).number != taken.number
+
+
+def test_a_host_without_a_reserve_says_so(spool: Spool):
+    with pytest.raises(IdsUsedUp, match="never reached Redis") as raised:
+        spool.reserve.lease(now_ms() + SPAN_MS)
+    assert raised.value.retryable
+
+
+def test_a_reserve_ends_where_redis_let_it_end(spool: Spool):
+    spool.reserve.refill(lambda token, lease, until: Lease(120, 0, now_ms() + 5000))
+
+    leases = iter(lambda: spool.reserve.lease(now_ms() + SPAN_MS), None)
+    assert next(leases).until_ms <= now_ms() + 5000
+    with pytest.raises(IdsUsedUp, match="used up"):
+        collections.deque(leases, maxlen=0)

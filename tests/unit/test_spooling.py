@@ -1,0 +1,558 @@
+"""Enqueueing with a spool: whatever Redis does, a call returns, and each op is in its log once and in order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydal import DAL, Field
+
+from pipeline import clock
+from pipeline.client import Pipeline
+from pipeline.errors import BadOp, LogUnavailable, NotDurable, PartialResult, PipelineFull, WaitTimeout
+from pipeline.log.memory import MemoryLog
+from pipeline.op import START
+from pipeline.receipt import Receipt
+from pipeline.shard.session import Session
+from pipeline.testing import Sandbox
+from pipeline.write.courier import Courier
+
+TABLES = {"purchase": {"shard_key": "customer"}}
+
+
+class Switched(MemoryLog):
+    """A log that can be away: then nothing that a web request needs of it answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = False
+        self.asked = 0
+
+    def _gone(self) -> None:
+        self.asked += 1
+        if self.away:
+            raise LogUnavailable("away on purpose", sent=False)
+
+    def append(self, *arguments: Any) -> Any:
+        self.asked += 1
+        if self.away:
+            raise ConnectionError("away on purpose")
+        return super().append(*arguments)
+
+    def epoch(self, scope: str) -> Any:
+        self._gone()
+        return super().epoch(scope)
+
+    def publish_schema(self, *arguments: Any) -> None:
+        self._gone()
+        super().publish_schema(*arguments)
+
+    def schema(self, hash: str) -> Any:
+        self._gone()
+        return super().schema(hash)
+
+    def lease_ids(self, *arguments: Any) -> Any:
+        self._gone()
+        return super().lease_ids(*arguments)
+
+
+class Shop:
+    """A sandbox whose clients have a spool; nothing drains it but the test."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(Courier, "wake", lambda self, at_once=False: None)
+        monkeypatch.setattr("pipeline.testing.MemoryLog", Switched)
+        self.box = Sandbox(folder, TABLES, 2, 16)
+        self.log: Any = self.box.log
+        self.folder = folder
+        self.db = DAL("sqlite:memory", migrate=False)
+        self.db.define_table("purchase", Field("customer", "integer"), Field("qty", "integer", default=1))
+        self.box.client.define_tables(self.db)
+        self.client = self.another()
+
+    def another(self) -> Pipeline:
+        """Return a client as another process of the host would have it."""
+        settings = self.box.client.settings
+        made = Pipeline(
+            {
+                "pipeline": {"buckets": settings.buckets},
+                "redis": {"url": settings.redis.url},
+                "shards": {name: {"primary": shard.primary} for name, shard in settings.shards.items()},
+                "tables": TABLES,
+                "spool": {"path": str(self.folder / "app.spool"), "max_mb": 1},
+            },
+            log=self.log,
+            bell=self.box.bell,
+        )
+        made.define_tables(self.db)
+        return made
+
+    def buy(self, qty: int, client: Pipeline | None = None, **options: Any) -> Receipt:
+        return (client or self.client).enqueue_insert(self.db.purchase, {"customer": 7, "qty": qty}, **options)
+
+    def drain(self) -> Any:
+        assert self.client.drainer is not None
+        self.client._breaker.close()
+        return self.client.drainer.drain()
+
+    def logged(self) -> int:
+        buckets = range(17)
+        return sum(map(len, self.log.read(dict.fromkeys(buckets, START), dict.fromkeys(buckets, 1000)).values()))
+
+    def bought(self) -> list[int]:
+        """Apply all, and return what was bought, in the order of the rows' ids."""
+        self.box.drain()
+        return [row["qty"] for row in self.box.rows("purchase")]
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    made = Shop(tmp_path, monkeypatch)
+    yield made
+    made.client.close()
+    made.box.client.close()
+    made.db.close()
+
+
+# Redis is away ----------------------------------------------------------------------------------------------------
+
+
+def test_while_all_is_well_nothing_touches_the_spool(shop: Shop):
+    receipt = shop.buy(1)
+
+    assert receipt.position is not None
+    assert not shop.client.spool.waiting()
+    assert shop.client.spool.counts().waiting == 0
+
+
+def test_a_call_succeeds_while_redis_is_away_and_its_op_is_applied_once_it_is_back(shop: Shop):
+    shop.buy(1)
+    shop.log.away = True
+
+    receipt = shop.buy(2)
+    assert receipt.status() == "spooled"
+    assert receipt.id
+    shop.log.away = False
+    assert shop.drain().sent == 1
+
+    assert receipt.status() == "queued"
+    assert shop.bought() == [1, 2]
+    assert receipt.status() == "applied"
+    assert receipt.wait(1) == "applied"
+
+
+def test_once_one_op_waits_nobody_asks_redis_any_more(shop: Shop):
+    shop.buy(1)
+    other = shop.another()
+    shop.buy(0, other)
+    shop.log.away = True
+    shop.buy(2)
+    asked = shop.log.asked
+
+    shop.buy(3)
+    shop.buy(4, other)
+
+    assert shop.log.asked == asked
+
+
+def test_an_op_goes_behind_those_that_wait_though_redis_is_back(shop: Shop):
+    shop.buy(1)
+    shop.log.away = True
+    shop.buy(2)
+    shop.log.away = False
+
+    assert shop.buy(3).position is None
+    shop.client.enqueue_update(shop.db.purchase.customer == 7, qty=shop.db.purchase.qty * 10)
+    shop.drain()
+
+    assert shop.buy(4).position is not None
+    assert shop.bought() == [10, 20, 30, 4]
+
+
+@pytest.mark.parametrize("lost", ["send", "reply"])
+def test_an_op_whose_outcome_is_unknown_is_neither_doubled_nor_lost(shop: Shop, lost: str):
+    shop.buy(1)
+
+    def broken(where: str) -> None:
+        if where == lost:
+            raise ConnectionError("on purpose")
+
+    shop.log.fault = broken
+    receipt = shop.buy(2)
+    shop.log.fault = lambda where: None
+    assert shop.logged() == (2 if lost == "reply" else 1)
+    shop.drain()
+
+    assert receipt.producer_seq == 2
+    assert shop.logged() == 2
+    assert shop.bought() == [1, 2]
+    assert receipt.status() == "applied"
+
+
+def test_of_a_bulk_call_only_what_redis_did_not_take_is_spooled(shop: Shop):
+    shop.buy(0)
+    shop.client.enqueue_insert(shop.db.purchase, customer=8)
+    appends = 0
+
+    def broken(where: str) -> None:
+        nonlocal appends
+        appends += where == "send"
+        if appends > 1:
+            raise ConnectionError("on purpose")
+
+    shop.log.fault = broken
+    rows = [{"customer": n, "qty": n} for n in range(50)]
+    receipts = shop.client.enqueue_bulk_insert(shop.db.purchase, rows)
+    shop.log.fault = lambda where: None
+    states = {receipt.status() for receipt in receipts}
+    assert states == {"queued", "spooled"}
+    shop.drain()
+
+    shop.box.drain()
+    assert {receipt.status() for receipt in receipts} == {"applied"}
+    assert len(shop.box.rows("purchase")) == 52
+    shop.client.wait_all(receipts, 1)
+
+
+@pytest.mark.parametrize("refuse", ["full flag", "maxmemory"])
+def test_a_full_redis_spools_and_a_bad_op_is_still_refused_at_the_door(shop: Shop, refuse: str):
+    shop.buy(1)
+    if refuse == "full flag":
+        shop.log.set_full("on purpose", for_ms=60_000)
+    else:
+        shop.log.limit_bytes = 1
+
+    assert shop.buy(2).status() == "spooled"
+    with pytest.raises(BadOp):
+        shop.client.enqueue_insert(shop.db.purchase, customer=7, qty="many")
+    assert not shop.drain().empty
+
+    shop.log.set_full(None)
+    shop.log.limit_bytes = 0
+    assert shop.drain().empty
+    assert shop.bought() == [1, 2]
+
+
+def test_groups_and_held_ops_are_spooled_too(shop: Shop):
+    shop.buy(1)
+    shop.log.away = True
+    held = shop.client.held()
+    with shop.client.holding(held):
+        shop.buy(2)
+        shop.buy(3)
+    with shop.client.atomic():
+        inside = [shop.buy(4), shop.buy(5)]
+
+    receipts = held.send()
+
+    assert {receipt.status() for receipt in receipts + inside} == {"spooled"}
+    shop.log.away = False
+    shop.drain()
+    assert sorted(shop.bought()) == [1, 2, 3, 4, 5]
+
+
+def test_a_full_spool_is_told_and_names_its_file(shop: Shop):
+    shop.buy(1)
+    shop.log.away = True
+    rows = [{"customer": n % 100, "qty": n} for n in range(20_000)]
+
+    with pytest.raises(PipelineFull, match=r"app\.spool is at \[spool\] max_mb = 1"):
+        shop.client.enqueue_bulk_insert(shop.db.purchase, rows)
+
+
+def test_a_spool_that_cannot_be_written_leaves_the_error_that_redis_gave(shop: Shop):
+    shop.buy(1)
+    broken = shop.another()
+    broken.spool.file.path = Path("/dev/null/nowhere")
+    shop.buy(0, broken)
+    shop.log.away = True
+
+    with pytest.raises(Exception, match="spool") as raised:
+        shop.buy(2, broken)
+
+    assert isinstance(raised.value.__cause__, LogUnavailable)
+
+
+def test_without_a_spool_the_errors_are_as_they_were(shop: Shop):
+    shop.box.client.enqueue_insert(shop.db.purchase, customer=7)
+    shop.log.away = True
+
+    with pytest.raises(LogUnavailable):
+        shop.box.client.enqueue_insert(shop.db.purchase, customer=7)
+    with pytest.raises(BadOp, match=r"\[spool\] enabled"):
+        shop.box.client.enqueue_insert(shop.db.purchase, {"customer": 7}, durability="spooled")
+
+
+# processes that start while Redis is away ----------------------------------------------------------------------------
+
+
+def test_a_process_that_starts_while_redis_is_away_has_ids_and_definitions(shop: Shop):
+    first = shop.buy(1)
+    shop.log.away = True
+
+    second = shop.buy(2, shop.another())
+    third = shop.buy(3, shop.another())
+    shop.log.fail_over()  # Redis comes back empty
+    shop.log.away = False
+    shop.drain()
+
+    assert len({first.id, second.id, third.id}) == 3
+    assert {second.status(), third.status()} == {"queued"}
+    assert sorted(shop.bought())[-2:] == [2, 3]
+
+
+def test_definitions_that_redis_has_never_had_are_not_overtaken_by_ops(shop: Shop):
+    shop.log.away = True
+    fresh = shop.another()
+    shop.log.fail_over()
+    shop.log.away = False
+    fresh._breaker.close()
+
+    receipt = shop.buy(1, fresh)
+
+    assert receipt.status() == "spooled"
+    shop.drain()
+    assert shop.bought() == [1]
+
+
+def test_a_barrier_waits_for_the_spool_too(shop: Shop):
+    shop.buy(1)
+    shop.log.away = True
+    shop.buy(2)
+
+    with pytest.raises(WaitTimeout, match="spool"):
+        shop.client.barrier("purchase", 0.05)
+
+    shop.log.away = False
+    shop.drain()
+    shop.box.drain()
+    shop.client.barrier("purchase", 5)
+
+
+# durability="spooled" -----------------------------------------------------------------------------------------------
+
+
+def test_what_was_spooled_outlives_redis_and_is_forgotten_only_once_it_is_applied(shop: Shop):
+    receipts = [shop.buy(n, durability="spooled") for n in range(3)]
+    shop.drain()
+    shop.log.fail_over()
+
+    assert [receipt.status() for receipt in receipts] == ["queued"] * 3
+    assert shop.client.drainer.forget() == 0
+    receipts.append(shop.buy(3, durability="spooled"))
+    shop.drain()
+
+    assert shop.bought() == [0, 1, 2, 3]
+    assert [receipt.status() for receipt in receipts] == ["applied"] * 4
+    assert shop.client.drainer.forget() == 4
+    assert shop.client.spool.counts().kept == 0
+
+
+def test_what_was_applied_before_redis_was_lost_is_not_applied_twice(shop: Shop):
+    shop.buy(1, durability="spooled")
+    shop.drain()
+    assert shop.bought() == [1]
+    shop.log.fail_over()
+
+    shop.drain()
+    shop.buy(2, durability="spooled")
+    shop.drain()
+
+    assert shop.bought() == [1, 2]
+
+
+def test_a_change_of_lineage_in_the_midst_of_a_drain_sends_everything_again_first(shop: Shop):
+    shop.buy(1, durability="spooled")
+    shop.drain()
+    shop.buy(2, durability="spooled")
+    failing = [True]
+
+    def fails_over(step: str) -> None:
+        if step == "send" and failing:
+            failing.clear()
+            shop.log.fail_over()
+
+    shop.client.drainer._step = fails_over
+    shop.drain()
+
+    assert shop.bought() == [1, 2]
+    assert shop.client.drainer.forget() == 2
+
+
+def test_an_op_that_must_be_on_a_second_machine_is_not_said_to_be(shop: Shop):
+    shop.buy(1)
+    shop.log.away = True
+
+    with pytest.raises(NotDurable) as raised:
+        shop.buy(2, durability="replica")
+
+    assert raised.value.receipt.status() == "spooled"
+    shop.log.away = False
+    shop.drain()
+    assert shop.bought() == [1, 2]
+
+
+def test_what_a_replica_has_not_is_kept(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    nodes, topology = shop.client.nodes, shop.client.topology
+    receipt = shop.buy(1, durability="spooled")
+    shop.drain()
+    shop.box.drain()
+    [behind] = [shard for shard in topology.shards if shard != topology.shard_of(receipt.bucket)]
+    monkeypatch.setattr(nodes, "replicas", lambda shard: [nodes.primary(behind)])
+
+    assert shop.client.drainer.forget() == 0
+
+    monkeypatch.setattr(nodes, "unfit", lambda node: node == behind)
+    assert shop.client.drainer.forget() == 1
+
+
+def test_nothing_is_forgotten_while_a_node_is_away(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    nodes = shop.client.nodes
+    shop.buy(1, durability="spooled")
+    shop.drain()
+    shop.box.drain()
+    gone = Session("s0-r0", f"sqlite://{shop.folder}/not/there.sqlite", read_only=True)
+    monkeypatch.setattr(nodes, "replicas", lambda shard: [gone])
+
+    assert shop.client.drainer.forget() == 0
+
+
+# receipts and reads -------------------------------------------------------------------------------------------------
+
+
+def test_a_spooled_receipt_survives_a_cookie(shop: Shop):
+    shop.buy(1)
+    shop.log.away = True
+    receipt = shop.buy(2)
+
+    again = shop.client.parse(str(receipt))
+
+    assert again == receipt
+    assert again.id == receipt.id
+    assert again.status() == "spooled"
+    with pytest.raises(WaitTimeout, match="spooled"):
+        again.wait(0.05)
+
+
+def test_a_read_that_asks_for_a_spooled_op_sees_it_once_it_is_applied(shop: Shop):
+    shop.buy(1)
+    shop.log.away = True
+    receipt = shop.buy(2)
+    shop.log.away = False
+    shop.drain()
+    shop.box.drain()
+
+    assert shop.client.get(shop.db.purchase, receipt.id, after=receipt).qty == 2
+
+
+def test_a_users_session_waits_for_what_he_has_spooled(shop: Shop):
+    shop.buy(1)
+    shop.log.away = True
+    session = shop.client.session_token()
+    session.wrote([shop.buy(2)])
+    shop.log.away = False
+    text = str(session)
+
+    with pytest.raises(PartialResult, match="still queued"):
+        shop.client.count(shop.db.purchase.qty == 2, after=shop.client.session_token(text), on_stale="error")
+
+    shop.drain()
+    shop.box.drain()
+    assert shop.client.count(shop.db.purchase.qty == 2, after=shop.client.session_token(text)) == 1
+
+
+# drainers -----------------------------------------------------------------------------------------------------------
+
+
+def test_two_that_drain_at_once_double_nothing(shop: Shop):
+    shop.buy(0)
+    shop.log.away = True
+    for n in range(1, 60):
+        shop.buy(n)
+    shop.log.away = False
+    others = [shop.another() for _ in range(4)]
+
+    threads = [threading.Thread(target=other.drainer.drain) for other in others]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+
+    assert shop.drain().empty
+    assert shop.bought() == list(range(60))
+    assert shop.logged() == 60
+
+
+def test_a_drainer_that_lost_its_lock_doubles_nothing_either(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    shop.buy(0)
+    shop.log.away = True
+    for n in range(1, 60):
+        shop.buy(n)
+    shop.log.away = False
+    other = shop.another()
+    other.spool.lock._path = Path(f"{shop.folder}/another.lock")
+
+    def again(step: str) -> None:
+        if step == "sent":
+            other.drainer.drain()
+
+    shop.client.drainer._step = again
+    shop.drain()
+
+    assert shop.bought() == list(range(60))
+    assert shop.logged() == 60
+
+
+@pytest.mark.parametrize("step", ["definitions", "send", "sent", "settle"])
+def test_a_drainer_that_dies_at_any_step_leaves_all_in_order(shop: Shop, step: str):
+    shop.buy(0)
+    shop.log.away = True
+    for n in range(1, 5):
+        shop.buy(n, durability="spooled")
+    shop.log.away = False
+
+    def die(name: str) -> None:
+        if name == step:
+            raise KeyboardInterrupt
+
+    other = shop.another()
+    other.drainer._step = die
+    with pytest.raises(KeyboardInterrupt):
+        other.drainer.drain()
+    shop.drain()
+
+    assert shop.bought() == list(range(5))
+    assert shop.logged() == 5
+
+
+def test_the_courier_drains_by_itself_once_redis_is_back(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    shop.buy(1)
+    monkeypatch.undo()
+    shop.log.away = True
+    receipt = shop.buy(2)
+    assert receipt.status() == "spooled"
+
+    shop.log.away = False
+
+    assert any(receipt.status() == "queued" for _ in clock.polls(20))
+    assert any(not shop.client.spool.waiting() for _ in clock.polls(20))
+    assert shop.bought() == [1, 2]
+
+
+def test_without_threads_a_caller_drains(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    shop.buy(1)
+    monkeypatch.undo()
+    monkeypatch.setattr("pipeline.write.courier.threads_run", lambda: False)
+    shop.log.away = True
+    shop.buy(2)
+    shop.log.away = False
+    now = clock.mono_s()
+    monkeypatch.setattr(clock, "mono_s", lambda: now + 2)
+
+    shop.buy(3)
+
+    assert not shop.client.spool.waiting()
+    assert shop.bought() == [1, 2, 3]
