@@ -41,9 +41,10 @@ def customer():
     rdb = pipeline.read_db(db, "purchase", _number())
     served(rdb.read_info)
     row = rdb(rdb.customer.id == _number()).select().first() or _not_found()
+    rdb.purchase.id.readable = False
     purchases = SQLFORM.grid(
         rdb.purchase.customer == row.id,
-        fields=[rdb.purchase.item, rdb.purchase.qty, rdb.purchase.price, rdb.purchase.created_on],
+        fields=[rdb.purchase.id, rdb.purchase.item, rdb.purchase.qty, rdb.purchase.price, rdb.purchase.created_on],
         links=[_buttons],
         orderby=~rdb.purchase.id,
         paginate=PAGE,
@@ -92,7 +93,7 @@ def buy():
         idempotency_key="buy-%s" % once,
     )
     follow("%s bought" % item.name, receipt)
-    redirect(URL("purchase", args=receipt.id))
+    redirect(URL("customer", args=customer))  # of a form sent twice, only the first receipt's id is a row's
 
 
 def purchase():
@@ -162,10 +163,12 @@ def _items():
 
 def _buttons(row):
     """Return what stands in a line of the grid."""
+    look = A("Look", _href=URL("purchase", args=row.id))
     if not auth.user:
-        return ""
+        return look
     remove = URL("purchase_delete", args=row.id, user_signature=True)
     return DIV(
+        look,
         A("Edit", _href=URL("purchase_edit", args=row.id)),
         TAG.form(TAG.button("Delete", _class="plain"), _method="post", _action=remove),
         _class="links",
