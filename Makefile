@@ -17,7 +17,7 @@ demo: $(READY)  ## the whole system on this machine with real data and a checked
 example-web2py: $(READY)  ## a shop in web2py whose writes go through the pipeline; Ctrl-C takes it down
 	@$(BIN)/python -m examples.web2py
 
-load: $(READY)  ## 50 users for 30 s against the shop: no error, no stale own-read, nine of ten reads on replicas
+load: system $(READY)  ## 50 users for 30 s against the shop: no error, no stale own-read, nine of ten reads on replicas
 	$(BIN)/python -m examples.web2py.load
 
 test: system $(READY) $(READY3)  ## everything: real MariaDB, real Redis, real workers killed with SIGKILL

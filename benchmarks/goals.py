@@ -68,6 +68,7 @@ GOALS: tuple[Goal, ...] = (
     Goal("enqueue p50, ringing / LPUSH p50", ratio("enqueue, ringing p50", "LPUSH p50"), 1.5, "×"),
     Goal("enqueue p50 / .delay() p50", ratio("enqueue p50", ".delay() p50"), 0.5, "×"),
     Goal("enqueue p50, ringing / .delay() p50", ratio("enqueue, ringing p50", ".delay() p50"), 0.5, "×"),
+    Goal("into the spool, bulk", plain("spooled, bulk"), 5_000, "ops/s", True),
     Goal("visible on the primary p50, idle", plain("visible p50"), 10, "ms"),
     Goal("bucket moves again after SIGKILL", plain("killed worker"), 3, "s"),
     Goal("op applied after a lost bell", plain("lost bell"), 2, "s"),

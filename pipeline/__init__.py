@@ -130,12 +130,13 @@ def enqueue_insert(table: Any, values: Mapping[str, Any] | None = None, /, **fie
 
     Defaults, `compute` and filters run now; the row's id is known at once. Besides fields it takes `shard_key`,
     `idempotency_key` (a second call with the same key queues nothing) and `durability`: `redis` (default: in Redis),
-    `replica` (on a Redis replica too), `fsync` (on Redis's disk), `applied` (in the database).
+    `replica` (on a Redis replica too), `fsync` (on Redis's disk), `spooled` (on this host's disk until every replica
+    has it), `applied` (in the database). While Redis is away the op goes to the spool, whatever the durability.
 
     Raises:
         BadOp: a field or value that cannot be stored exactly, a missing shard key; nothing was sent.
-        PipelineFull: nothing was sent, try later.
-        LogUnavailable: Redis did not answer in time; the op may be queued or not.
+        PipelineFull: nothing was sent, try later: Redis takes nothing, and the spool is full.
+        LogUnavailable: only without a spool: Redis did not answer in time; the op may be queued or not.
     """
     return (_client or configure()).enqueue_insert(table, values, **fields)
 
@@ -276,7 +277,8 @@ def get(table: Any, row_id: Any, after: Any = None, *, pending: bool = False, **
     Args:
         after: as for `read`.
         pending: lay ops that are still queued over the row, without waiting; a row that they touch has `pending` True.
-        options: `max_lag_s`, `wait_s`, `on_stale` as for `read`; `shard_key`, where the id does not tell the shard.
+        options: `max_lag_s`, `wait_s`, `on_stale` as for `read`; `shard_key`, where the id does not tell the shard and
+            not all are to be asked.
     """
     return current().get(table, row_id, after=after, pending=pending, **options)
 

@@ -14,6 +14,7 @@ from pipeline.log.bell import Bell, SilentBell
 from pipeline.log.contract import Log
 from pipeline.log.redis_log import RedisLog
 from pipeline.log.spool.store import Spool
+from pipeline.pydal_objects import for_all_threads
 from pipeline.reads.budget import Budget
 from pipeline.reads.counters import Counters
 from pipeline.reads.node_dal import NodeDAL
@@ -242,7 +243,8 @@ class Pipeline:
         with self._define_lock:
             for other in self.door.siblings(table):
                 if other._tablename not in db.tables:
-                    db.define_table(other._tablename, other, migrate=False)
+                    for field in db.define_table(other._tablename, other, migrate=False):
+                        for_all_threads(field)
         return db
 
     def save_data(self, table: Any, shard_key: Any, values: Mapping[str, Any]) -> Receipt:

@@ -133,3 +133,24 @@ def _op_of(part: Any, db: Any) -> Any:
     if type(op).__name__ == "DialectOp":  # of the line 3: bound to a DAL, not to its dialect
         return type(op)(db, op_name(part))
     return getattr(db._adapter.dialect, op_name(part))
+
+
+def for_all_threads(field: Any) -> Any:
+    """Let a field be the same in every thread, and return it.
+
+    py4web keeps `filter_out`, `represent`, `default` and others of every Field per thread, and restores them in each
+    request for the application's own tables only: a table of ours, made in one thread, has none of them in another.
+    """
+    kind = type(field)
+    names = [name for base in kind.__mro__ for name, slot in vars(base).items() if _per_thread(slot)]
+    if names:
+        values = {name: getattr(field, name) for name in names}
+        # values of plain names stay in the object
+        field.__class__ = type(kind.__name__, (kind,), dict.fromkeys(names))
+        for name, value in values.items():
+            setattr(field, name, value)
+    return field
+
+
+def _per_thread(slot: Any) -> bool:
+    return type(slot).__name__ == "ThreadSafeVariable"

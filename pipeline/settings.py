@@ -91,6 +91,15 @@ def load(source: str | Path | Mapping[str, Any] | None = None, environ: Mapping[
     )
 
 
+def with_redis(
+    source: str | Path | Mapping[str, Any] | None, url: str | None, environ: Mapping[str, str] = os.environ
+) -> Mapping[str, Any]:
+    """Return the sections of a configuration as written, with *url* as the Redis where they name none."""
+    raw, _ = written(source, environ)
+    redis = raw.get("redis", {})
+    return {**raw, "redis": {"url": url, **redis}} if url and isinstance(redis, Mapping) else raw
+
+
 @dataclass(frozen=True, slots=True)
 class RedisSettings:
     """Where the logs and Celery's messages are. `timeout_s` bounds one call that a web request makes."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.ids import bucket_of, carries_bucket
 from pipeline.placement import format_ranges, owners
 from pipeline.rules import Rule, compile_rule
 from pipeline.settings import Settings, TableSettings
@@ -38,6 +39,12 @@ class Topology:
             ShardKeyError: the table's rule cannot take the key.
         """
         return (self._rules.get(table) or self._rule(table))(key)
+
+    def bucket_in(self, row_id: Any) -> int | None:
+        """Return the bucket that an id carries; None for one that was not made by this deployment."""
+        if not isinstance(row_id, int) or not carries_bucket(row_id) or bucket_of(row_id) >= self.buckets:
+            return None
+        return bucket_of(row_id)
 
     def shard_of(self, bucket: int) -> str:
         """Return the shard that owns *bucket*.

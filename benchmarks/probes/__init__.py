@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.figure import Figure
-from benchmarks.probes import latency, producer, recovery, visible, worker_memory
+from benchmarks.probes import latency, producer, recovery, spool, visible, worker_memory
 from benchmarks.table import Table
 from benchmarks.target import Target
 
@@ -22,6 +22,7 @@ class Probe:
 PROBES: tuple[Probe, ...] = (
     Probe("producer", producer.measure),
     Probe("latency", latency.measure),
+    Probe("spool", spool.measure),
     Probe("visible", visible.measure),
     Probe("worker memory", worker_memory.measure),
     Probe("killed worker", recovery.measure_killed_worker),

@@ -15,6 +15,7 @@ from pipeline.reads.bounds import Bounds, seconds
 from pipeline.reads.merge import merged
 from pipeline.reads.node_dal import NodeDAL, ReadInfo, callers_names
 from pipeline.reads.place import Place, Places
+from pipeline.reads.readers import Reader
 from pipeline.reads.router import Router
 from pipeline.reads.session import Session
 from pipeline.reads.shape import Shape, check_options, shape_of
@@ -66,7 +67,7 @@ class Gather:
         check_options(options)
         parts, missing = self._parts(places, _shaped(query, tuple(fields), options), asked)
         first: Shape = parts[0].value[0]
-        reader = parts[0].db.reader
+        reader: Reader = parts[0].value[2]
         rows = merged((part.value[1] for part in parts), first.merge)
         cacheable = bool(options.get("cacheable"))
         names = callers_names(first.names, first.columns, fields)
@@ -190,16 +191,20 @@ class Asked(NamedTuple):
 
 def _shaped(
     query: Any, fields: tuple[Any, ...], options: dict[str, Any]
-) -> Callable[[NodeDAL], tuple[Shape, list[tuple[Any, ...]]]]:
-    """Return what each shard has to do; the statement is written once for all shards of a kind."""
-    shapes: dict[str, Shape] = {}
+) -> Callable[[NodeDAL], tuple[Shape, list[tuple[Any, ...]], Reader]]:
+    """Return what each shard has to do; the statement is written once for all shards of a kind.
 
-    def read(db: NodeDAL) -> tuple[Shape, list[tuple[Any, ...]]]:
+    Who has written it comes with it: only that reader is sure to know the tables, and so to read the rows.
+    """
+    shapes: dict[str, tuple[Shape, Reader]] = {}
+
+    def read(db: NodeDAL) -> tuple[Shape, list[tuple[Any, ...]], Reader]:
         kind = db.reader.dialect.name
-        shape = shapes.get(kind)
-        if shape is None:
-            shape = shapes[kind] = shape_of(db.reader, query, fields, options)
-        return shape, db.reader.rows(shape.sql)
+        shaped = shapes.get(kind)
+        if shaped is None:
+            shaped = shapes[kind] = shape_of(db.reader, query, fields, options), db.reader
+        shape, writer = shaped
+        return shape, db.reader.rows(shape.sql), writer
 
     return read
 

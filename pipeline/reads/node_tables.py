@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from pipeline.pydal_objects import real_name, rebuilt, referee
+from pipeline.pydal_objects import for_all_threads, real_name, rebuilt, referee
 from pipeline.schema import signature_of
 
 #: Tables that are remembered: web2py makes its own anew at each request.
@@ -106,8 +106,8 @@ class NodeTables:
         """Return a field of one's own; a reference to a table that the caller has not defined is a number to him."""
         target = referee(field.type)
         if target is None or target in table._db.tables:
-            return field.clone()
-        return field.clone(type="bigint", _itype="bigint")
+            return for_all_threads(field.clone())
+        return for_all_threads(field.clone(type="bigint", _itype="bigint"))
 
     def filtered(self, query: Any, tables: Iterable[Any]) -> Any:
         """Add the common filters of the caller's tables, as they are now: they may be this request's user's."""

@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from pipeline import ids
 from pipeline.errors import BadRead, BadToken, ShardKeyError
 from pipeline.log.contract import Log
 from pipeline.pydal_objects import conjuncts, kind_of, op_name, pinned_values, real_name, table_of
@@ -48,12 +47,8 @@ class Places:
             f"the rows of {table!r} are on {len(topology.shards)} shards: give shard_key=, or use pipeline.select"
         )
 
-    def of_id(self, table: str, key_is_id: bool, row_id: int, shard_key: Any) -> Place:
-        """Return the place of one row.
-
-        Raises:
-            BadRead: the id does not tell.
-        """
+    def of_id(self, table: str, key_is_id: bool, row_id: int, shard_key: Any) -> Place | None:
+        """Return the place of one row; None where the id does not tell, as one from before the pipeline."""
         topology = self._topology
         if topology.table(table).reference:
             return Place(random.choice(topology.shards), (topology.reference_bucket,))
@@ -61,14 +56,10 @@ class Places:
             bucket = _bucket_of(topology, table, shard_key)
         elif key_is_id:
             bucket = _bucket_of(topology, table, row_id)
-        elif ids.carries_bucket(row_id):
-            bucket = ids.bucket_of(row_id)
-            if bucket >= topology.buckets:
-                raise BadRead(f"the id {row_id} was not made by this pipeline: there is no bucket {bucket}")
-        elif len(topology.shards) == 1:
-            return Place(topology.shards[0], None)
+        elif (own := topology.bucket_in(row_id)) is not None:
+            bucket = own
         else:
-            raise BadRead(f"the id {row_id} of {table!r} does not tell its shard: give shard_key= as well")
+            return Place(topology.shards[0], None) if len(topology.shards) == 1 else None
         return Place(topology.shards_of(bucket)[0], (bucket,))
 
     def is_reference(self, table: str) -> bool:
@@ -143,9 +134,8 @@ class Places:
         name, key = real_name(table), self.key_of(table)
         found = {_bucket_of(self._topology, name, value) for value in pinned_values(query, table, key)}
         if not found and key != table._id.name:
-            for row_id in pinned_values(query, table, table._id.name):
-                if isinstance(row_id, int) and ids.carries_bucket(row_id):
-                    found.add(ids.bucket_of(row_id))
+            own = (self._topology.bucket_in(row_id) for row_id in pinned_values(query, table, table._id.name))
+            found = {bucket for bucket in own if bucket is not None}
         if len(found) > 1:
             raise BadRead(f"the query fixes the shard key of {name!r} to two values, of two buckets: no row can match")
         return next(iter(found), None)

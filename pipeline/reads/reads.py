@@ -77,6 +77,8 @@ class Reads:
         number = _row_id(table, row_id)
         key_is_id = self._places.key_of(table) == table._id.name
         place, asked = self._places.of_id(real_name(table), key_is_id, number, shard_key), self.after(after)
+        if place is None:
+            return self._looked_for(table, number, after, pending, options)
         if pending:
             try:
                 return self._twice(lambda: self._laid_over(table, number, place, bounds))
@@ -136,6 +138,17 @@ class Reads:
         self._gather.close()
 
     # parts --------------------------------------------------------------------------------------------------
+
+    def _looked_for(self, table: Any, row_id: int, after: Any, pending: bool, options: dict[str, Any]) -> Any:
+        """Return the row with an id that does not tell its shard: all are asked."""
+        if pending:
+            raise BadRead(f"pending=True needs an id that tells its bucket: give shard_key= as well for {row_id}")
+        rows = self.select(table._id == row_id, after=after, **options)
+        if len(rows) > 1:
+            raise BadRead(
+                f"{len(rows)} shards have a row of {table._tablename!r} with the id {row_id}: give shard_key="
+            )
+        return rows.first()
 
     def _row(self, table: Any, row_id: int, place: Place, asked: After, bounds: Bounds) -> Any:
         needs = self._places.needs(asked.token, place)

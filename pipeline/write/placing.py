@@ -108,8 +108,8 @@ class Placing:
         found = set() if value is None else {self._topology.bucket_of(name, value)}
         if shard_key is not None:
             found.add(self._topology.bucket_of(name, gate.check[key](shard_key)))
-        if row is not None and ids.carries_bucket(row):
-            found.add(ids.bucket_of(row))
+        if (own := self._topology.bucket_in(row)) is not None:
+            found.add(own)
         return found
 
 

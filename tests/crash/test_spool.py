@@ -22,8 +22,8 @@ from pipeline.clock import polls
 from pipeline.receipt import Receipt
 
 SPOOL = '[spool]\npath = "{}"\n'
-#: Much less than a machine under test may do, much more than a call that waits for nothing.
-STALLED_S = 2.0
+#: Less than the 5 s of a call that has the patience of a background job: if a request made one, it would show.
+STALLED_S = 4.0
 
 
 class Spooled:

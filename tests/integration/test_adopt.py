@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,11 @@ from pipeline.admin.check import check
 from pipeline.admin.migrate import migrate
 from pipeline.errors import PipelineError
 from pipeline.shard.session import Session
+from pipeline.write.apply import Applier
 
 pytestmark = pytest.mark.mariadb
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +176,47 @@ def test_a_password_is_never_shown(messy: tuple[str, str]) -> None:
     assert "sesame" not in str(bad.exception)
 
 
+def test_old_rows_stay_where_they_are_and_new_ones_go_to_both_shards(
+    here: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, uri = legacy(here, tidy=True)
+    here.sql("s0", f"USE {name}; {run(uri, '--sql').output}")
+    section = re.search(r"```python\n# placement.py.*?\n(.*?)```", (DOCS / "adopting.md").read_text(), re.DOTALL)
+    assert section
+    (tmp_path / "placement.py").write_text(section[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    rule = {"rule": "placement:keep_old_rows"}
+    keyed = {"shard_key": "customer", **rule}
+    tables_ = {
+        "customer": {"shard_key": "id", **rule},
+        "purchase": keyed,
+        "item": keyed,
+        "country": {"reference": True},
+    }
+
+    assert checked(here, name, tables_) == []
+    config, db = two_shards(here, name, tables_)
+    client = here.client(config)
+    client.define_tables(db)
+    for old in range(1, 6):
+        client.enqueue_update(db.customer, old, {"name": f"renamed {old}"})
+    new = [client.enqueue_insert(db.customer, name=f"new {n}").id for n in range(32)]  # each bucket once
+    orders = [client.enqueue_insert(db.purchase, customer=customer, note="new") for customer in [1, 2, 3, 4, 5, *new]]
+    for shard in client.topology.shards:
+        applier = Applier(shard, client.nodes.primary(shard), client.log, client.settings.apply)
+        while applier.apply().left:
+            pass
+
+    assert {order.status() for order in orders} <= {"applied", "durable"}
+    client.close()
+    ask = f"SELECT name FROM {name}.customer ORDER BY id"
+    on = {shard: here.sql(shard, ask).splitlines()[1:] for shard in ("s0", "s1")}
+    assert [one for one in on["s0"] if not one.startswith("new")] == [f"renamed {old}" for old in range(1, 6)]
+    assert [len([one for one in names if one.startswith("new")]) for names in on.values()] == [16, 16]
+    orphans = "SELECT COUNT(*) FROM {0}.purchase p LEFT JOIN {0}.customer c ON p.customer = c.id WHERE c.id IS NULL"
+    assert [here.sql(shard, orphans.format(name)).split()[1] for shard in ("s0", "s1")] == ["0", "0"]
+
+
 TABLE = """[tables.country]
 reference = true
 [tables.purchase]"""
@@ -183,19 +228,24 @@ def run(*arguments: str) -> Result:
 
 def checked(here: Servers, name: str, tables_toml: dict[str, Any]) -> list[str]:
     """Return the errors of `pipeline check` with the database as the only shard, the model published and migrated."""
-    config = here.config()
-    config["redis"]["prefix"], config["tables"] = name, tables_toml
-    config["shards"]["s0"]["primary"] = config["shards"]["s0"]["primary"].replace("/shop", f"/{name}")
     here.sql("s1", f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
-    config["shards"]["s1"]["primary"] = config["shards"]["s1"]["primary"].replace("/shop", f"/{name}")
+    config, db = two_shards(here, name, tables_toml)
     client = here.client(config)
-    db = DAL(None, migrate=False)
-    tables(db, "adopted")
-    del db.auth_user
     client.define_tables(db)
     migrate(client)
     client.close()
     return [f"{one.where} {one.what}" for one in check(config).findings if one.severity == "error"]
+
+
+def two_shards(here: Servers, name: str, tables_toml: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Return a configuration with the database on s0 and an empty one on s1, and the application's model."""
+    config = here.config()
+    config["redis"]["prefix"], config["tables"] = name, tables_toml
+    for shard in ("s0", "s1"):
+        config["shards"][shard]["primary"] = config["shards"][shard]["primary"].replace("/shop", f"/{name}")
+    db = DAL(None, migrate=False)
+    tables(db, "adopted")
+    return config, db
 
 
 def state(here: Servers, name: str) -> str:
@@ -204,7 +254,8 @@ def state(here: Servers, name: str) -> str:
         1:
     ]
     checksum = here.sql("s0", f"USE {name}; CHECKSUM TABLE {', '.join(listed)}")
-    views = ("columns", "statistics", "key_column_usage", "triggers", "referential_constraints")
+    # the indexes are in SHOW CREATE TABLE; `statistics` also has estimates, which the server renews when it likes
+    views = ("columns", "key_column_usage", "triggers", "referential_constraints")
     schemas = {view: "trigger_schema" if view == "triggers" else "table_schema" for view in views}
     schemas["referential_constraints"] = "constraint_schema"
     catalog = [here.sql("s0", f"SELECT * FROM information_schema.{v} WHERE {s} = '{name}'") for v, s in schemas.items()]

@@ -150,7 +150,7 @@ def eve(site: Site) -> Iterator[Browser]:
 
 def products(shop: Shop, where: str = "1=1", fields: str = "name, qty") -> list[str]:
     shop.rig.client.barrier("product", 30)
-    return shop.ask("s0", f"SELECT {fields} FROM shop.product WHERE {where} ORDER BY id").splitlines()[1:]
+    return shop.ask("s0", f"SELECT {fields} FROM shop.product WHERE {where} ORDER BY name").splitlines()[1:]
 
 
 def created(ada: Browser, shop: Shop, name: str, **fields: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import count
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from admin_servers import Servers
@@ -20,11 +21,12 @@ def legacy(here: Servers, *, tidy: bool = False) -> tuple[str, str]:
     name = f"legacy{next(_numbers)}"
     here.sql("s0", f"CREATE DATABASE {name} CHARACTER SET utf8mb3")
     uri = here.config()["shards"]["s0"]["primary"].replace("/shop", f"/{name}").replace("utf8mb4", "utf8")
-    db = DAL(uri, migrate=True, folder=None)
-    tables(db)
-    fill(db)
-    db.commit()
-    db.close()
+    with TemporaryDirectory() as folder:  # of the .table files
+        db = DAL(uri, folder=folder)
+        tables(db)
+        fill(db)
+        db.commit()
+        db.close()
     if not tidy:
         here.sql("s0", f"USE {name}; {BY_HAND}")
     return name, uri

@@ -65,6 +65,7 @@ FENCES = {
     "celery": ("pipeline.log.bell", "pipeline.log.broker", "workers"),
     "kombu": ("pipeline.log.bell", "pipeline.log.broker", "workers"),
     "gluon": ("pipeline.web2py",),
+    "py4web": ("pipeline.py4web",),
     "click": ("pipeline.cli",),
     "rich": ("pipeline.cli", "pipeline.demo"),
 }

@@ -232,3 +232,21 @@ def test_an_average_has_the_digits_that_a_shard_gives_it() -> None:
     merge = Merge(1, grouped=True, aggregates=(Aggregate("AVG", Key(0), 0, (1, 2)),))
 
     assert merged(parts, merge) == [[Decimal("1.5000")]]
+
+
+def test_whichever_shard_is_first_knows_the_tables_that_its_rows_refer_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def last_first(self: Any, places: Any, read: Any, timeout_s: float) -> list[Any]:
+        return [read(place) for place in reversed(places)][::-1]
+
+    monkeypatch.setattr("pipeline.reads.gather.Gather._all", last_first)
+    with sandbox() as box:
+        db = DAL("sqlite:memory", migrate=False)
+        db.define_table("owner", Field("name"))
+        db.define_table("pet", Field("owner", "reference owner"))
+        pipeline.define_tables(db)
+        pets = [pipeline.enqueue_insert(db.pet, owner=1).id for _ in range(4)]
+        box.drain()
+
+        rows = pipeline.select(db.pet.id > 0, orderby=db.pet.id)
+
+    assert [row.id for row in rows] == sorted(pets)

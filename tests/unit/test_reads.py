@@ -47,6 +47,22 @@ def test_a_read_shows_what_its_token_asks_for_or_says_how_far_it_has_come(box: S
     assert row.qty == 2
 
 
+def test_an_id_that_does_not_tell_its_shard_is_looked_for_on_all(box: Sandbox, db: Any) -> None:
+    customers = [next(n for n in range(1, 99) if shard_of(box, n) == shard) for shard in ("s0", "s1")]
+    for customer, old_id in zip(customers, (5, 6), strict=True):
+        pipeline.enqueue_insert(db.sale, id=old_id, customer=customer, qty=old_id)
+    box.drain()
+
+    assert [pipeline.get(db.sale, old_id).qty for old_id in (5, 6)] == [5, 6]
+    assert pipeline.get(db.sale, 7) is None
+    assert pipeline.get(db.sale, 2**63 - 1) is None
+    pipeline.enqueue_insert(db.sale, id=5, customer=customers[1], qty=7)
+    box.drain()
+    with pytest.raises(BadRead, match="2 shards have a row of 'sale' with the id 5: give shard_key="):
+        pipeline.get(db.sale, 5)
+    assert pipeline.get(db.sale, 5, shard_key=customers[1]).qty == 7
+
+
 def test_a_token_holds_up_only_reads_of_its_own_bucket(box: Sandbox, db: Any) -> None:
     receipt = pipeline.enqueue_insert(db.sale, customer=1, qty=2)
     other = next(n for n in range(2, 99) if box.client.topology.bucket_of("sale", n) != receipt.bucket)
@@ -214,7 +230,7 @@ def test_a_coarse_token_asks_for_everything_that_stands_in_the_log(box: Sandbox,
         (lambda db: pipeline.count(db.sale.qty > 1, wait_s=-1), BadRead, "wait_s must be a number"),
         (lambda db: pipeline.get(7, 1), BadRead, "expected a pyDAL table"),
         (lambda db: pipeline.get(db.sale, "x"), BadRead, "whole number"),
-        (lambda db: pipeline.get(db.sale, 5), BadRead, "give shard_key="),
+        (lambda db: pipeline.get(db.sale, 5, pending=True), BadRead, "give shard_key="),
         (lambda db: pipeline.get(db.sale, 5, shard_key=1, wait_s=-1), BadRead, "wait_s must be a number"),
         (lambda db: pipeline.get(db.sale, 5, shard_key=1, max_lag=1), BadRead, "unknown option 'max_lag'"),
         (lambda db: pipeline.get(db.sale, 5, shard_key=1, after=3.5), BadRead, "after= takes"),

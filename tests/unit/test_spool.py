@@ -220,6 +220,14 @@ def test_a_file_that_was_removed_is_made_anew(spool: Spool):
     assert payloads(spool, 3) == [b"b"]
 
 
+def test_every_commit_is_fsynced(spool: Spool):
+    spool.add({3: [b"a"]})
+
+    with spool.file.reading() as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert db.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
 def test_others_cannot_read_the_file(spool: Spool):
     spool.add({3: [b"secret"]})
 
@@ -246,6 +254,20 @@ def test_processes_share_one_order_and_one_numbering(spool: Spool):
 def _add_some(name: int) -> list[int]:
     [spool] = _shared
     return [spool.add({3: [b"%d %d" % (name, n)]})[3][1] for n in range(20)]
+
+
+def test_no_child_inherits_a_connection(spool: Spool):
+    spool.add({3: [b"a"]})
+
+    with FORK.Pool(1) as pool:
+        assert pool.apply(_inherited, ())
+
+    assert payloads(spool, 3) == [b"a"]
+
+
+def _inherited() -> bool:
+    [spool] = _shared
+    return spool.file._db is None and not spool.file._left_behind
 
 
 def test_a_child_does_not_hurt_its_parents_connection(spool: Spool):

@@ -84,7 +84,7 @@ def together(
         return same_rule
     # an id carries its bucket, and the rule hash reads it from there
     by_parent_id = own == (_column(schema, child.shard_key),)
-    return by_parent_id and parent.shard_key is None and same_rule
+    return by_parent_id and parent.shard_key in (None, "id") and same_rule
 
 
 def _column(schema: TableSchema | None, field: str) -> str:

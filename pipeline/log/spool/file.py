@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from weakref import WeakSet
 
 from pipeline.errors import PipelineFull, SpoolUnavailable
 
@@ -31,6 +32,7 @@ class SpoolFile:
         self._left_behind: list[sqlite3.Connection] = []  # a parent's: to close them here could end its locks
         self._db: sqlite3.Connection | None = None
         self._reset()
+        _files.add(self)
 
     @property
     def there(self) -> bool:
@@ -68,9 +70,25 @@ class SpoolFile:
     def close(self) -> None:
         """Close this process's connection."""
         with self._one_at_a_time():
-            if self._db is not None:
-                self._db.close()
-            self._db = None
+            self._disconnect()
+
+    def before_fork(self) -> None:
+        """Let no thread be inside SQLite, and no connection be open: a child must inherit neither."""
+        self._lock.acquire()
+        if self._pid == os.getpid():
+            self._disconnect()
+
+    def after_fork(self, in_child: bool) -> None:
+        """Go on: in the parent as before, in the child from the beginning."""
+        if in_child:
+            self._reset()
+        else:
+            self._lock.release()
+
+    def _disconnect(self) -> None:
+        if self._db is not None:
+            self._db.close()
+        self._db = None
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
@@ -121,3 +139,28 @@ class SpoolFile:
             raise SpoolUnavailable(self.path, str(error)) from error
         except OSError as error:
             raise SpoolUnavailable(self.path, error.strerror or str(error)) from error
+
+
+#: All files of this process. SQLite's locks do not survive a fork (sqlite.org/howtocorrupt.html, 2.6): when a
+#: connection was left open, children of the test suite died of it.
+_files: WeakSet[SpoolFile] = WeakSet()
+_forking: list[SpoolFile] = []
+
+
+def _before_fork() -> None:
+    _forking[:] = _files
+    for file in _forking:
+        file.before_fork()
+
+
+def _after_fork(in_child: bool) -> None:
+    for file in _forking:
+        file.after_fork(in_child)
+    _forking.clear()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=lambda: _after_fork(in_child=False),
+    after_in_child=lambda: _after_fork(in_child=True),
+)

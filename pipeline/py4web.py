@@ -1,0 +1,188 @@
+"""The pipeline in py4web: a fixture, and actions write through the queue and see their own writes.
+
+    # common.py
+    from pipeline.py4web import Pipeline
+    pipeline = Pipeline(db, os.path.join(settings.APP_FOLDER, "pipeline.toml"), broker=settings.CELERY_BROKER)
+
+    # controllers.py                         pipeline before db: py4web ends fixtures in reverse, so db commits first
+    @action("buy", method="POST")
+    @action.uses(session, pipeline, db)
+    def buy():
+        receipt = pipeline.enqueue_insert(db.purchase, customer=7, qty=3)
+        redirect(URL("show", receipt.id))
+
+Only this module imports py4web.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from py4web import DAL, request, response
+from py4web.core import Fixture, Session
+
+import pipeline
+from pipeline import settings
+from pipeline.client import Pipeline as Client
+from pipeline.errors import ConfigError
+from pipeline.web.clients import client_of
+from pipeline.web.request import MODES, Request
+
+#: The key in py4web's session, and the cookie where no session is listed before the pipeline.
+KEY = "_pipeline"
+#: The scaffold's `SESSION_…` cookies last as long as the browser; so does what one has seen.
+COOKIE = {"path": "/", "httponly": True, "samesite": "Lax"}
+
+
+class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
+    """The pipeline of each request that lists it: every function of `pipeline`, sent after *db* has committed.
+
+    Threads may share it: what belongs to a request is in the fixture's local. An action that does not use it pays
+    nothing. Outside of requests, such as in a Celery task, use `client`, which sends at the call.
+
+    Args:
+        db: the application's DAL; its tables become known.
+        source: a TOML file, or a dict of the same shape; by default what `pipeline.configure` has read.
+        broker: the scaffold's `CELERY_BROKER`: the Redis where *source* names none.
+        mode: when ops are sent: `on_commit` (after db has committed) or `now` (at the call).
+
+    Raises:
+        ConfigError: with every fault there is.
+    """
+
+    def __init__(
+        self,
+        db: Any,
+        source: str | Path | Mapping[str, Any] | None = None,
+        *,
+        broker: str | None = None,
+        mode: str = "on_commit",
+    ):
+        if mode not in MODES or mode == "outbox":
+            raise ConfigError([f"mode is on_commit or now; got {mode!r}"])
+        self.db, self.mode = db, mode
+        #: The process's client.
+        self.client = _client(source, broker)
+        self._watch_commits(db._adapter)
+
+    def on_request(self, context: dict[str, Any]) -> None:
+        """Begin a request; nothing is opened before the first call.
+
+        Raises:
+            RuntimeError: the order of the fixtures would send ops before the database commits.
+        """
+        fixtures = context["fixtures"]
+        earlier = fixtures[: fixtures.index(self)]
+        if any(isinstance(one, DAL) for one in earlier):
+            raise RuntimeError(_order(earlier))
+        Fixture.local_initialize(self)
+        self.local.request = self.local.not_committed = None
+        self.local.session = next((one for one in earlier if isinstance(one, Session)), None)
+
+    def on_success(self, context: dict[str, Any]) -> None:
+        """Send what the action has queued: db has committed, or nothing of its own was to be committed.
+
+        Raises:
+            the database's error, where its commit has failed; nothing is sent then.
+        """
+        made: Request | None = self.local.request
+        if made is not None and self.local.not_committed is not None:
+            made.drop()
+            raise self.local.not_committed
+        if made is not None:
+            self._keep(made.finish())
+
+    def on_error(self, context: dict[str, Any]) -> None:
+        """Drop what the action has queued: db has rolled back, or could not commit."""
+        if self.is_valid() and self.local.request is not None:
+            self.local.request.drop()
+
+    @property
+    def request(self) -> Request:
+        """This request's pipeline, made when first asked for.
+
+        Raises:
+            RuntimeError: the action does not list the fixture, or there is no request.
+        """
+        if not self.is_valid():
+            raise RuntimeError(
+                "the pipeline is not among this action's fixtures: @action.uses(session, pipeline, db); "
+                "outside of a request use pipeline.client"
+            )
+        if self.local.request is None:
+            # not in on_request: what db restores for this thread comes after it
+            self.client.define_tables(self.db)
+            held = None if self.mode == "now" else self.client.held()
+            self.local.request = Request(self.client, held, self._recalled())
+        made: Request = self.local.request
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        # py4web itself asks fixtures for __prerequisites__ and is_hook
+        if name.startswith("_") or not hasattr(Request, name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.request, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *(name for name in dir(Request) if name[0] != "_")})
+
+    def _watch_commits(self, adapter: Any) -> None:
+        """Note a commit that fails: pyDAL swallows it where py4web commits, and the page would say that all is well."""
+        own = adapter.commit
+
+        def commit() -> Any:
+            failed: Exception | None = None
+            try:
+                return own()
+            except Exception as error:
+                failed = error
+                raise
+            finally:
+                if self.is_valid():
+                    self.local.not_committed = failed
+
+        adapter.commit = commit
+
+    def _recalled(self) -> str | None:
+        """Return the text of the user's session as his last request left it."""
+        if self.local.session is not None:
+            text: str | None = self.local.session.get(KEY)
+            return text
+        cookie: str | None = request.get_cookie(_cookie())
+        return cookie
+
+    def _keep(self, text: str | None) -> None:
+        """Let the user's next request find the text. None: nothing has changed."""
+        if text is None:
+            return
+        if self.local.session is None:  # the text is signed
+            age = {} if text else {"max_age": 0}
+            response.set_cookie(_cookie(), text, secure=request.url.startswith("https"), **COOKIE, **age)
+        elif text:
+            self.local.session[KEY] = text
+        else:
+            del self.local.session[KEY]
+
+
+def _cookie() -> str:
+    return f"{request.app_name}{KEY}"
+
+
+def _client(source: str | Path | Mapping[str, Any] | None, broker: str | None) -> Client:
+    if source is None and broker is None:
+        return pipeline.current()
+    key = json.dumps(source, sort_keys=True, default=str) if isinstance(source, Mapping) else str(source)
+    return client_of(("py4web", key, broker), lambda: settings.with_redis(source, broker))
+
+
+def _order(earlier: list[Any]) -> str:
+    stored = any(isinstance(one, Session) and any(isinstance(p, DAL) for p in one.__prerequisites__) for one in earlier)
+    why = "a session that is stored in db brings db with it. " if stored else ""
+    first = "@action.uses(pipeline, session, db)" if stored else "@action.uses(session, pipeline, db)"
+    return (
+        f"list the pipeline before db: {why}py4web ends fixtures in reverse, so as listed now ops would be sent "
+        f"before db commits, also where the commit then fails. Write {first}, and auth or auth.user behind"
+    )

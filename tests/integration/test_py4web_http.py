@@ -1,0 +1,305 @@
+"""A real py4web over HTTP, real shards behind it: what a developer writes in an action, and what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from support.py4web_server import Site, serving
+from support.shop import Shop, shop_of
+from support.web2py_server import Browser
+
+pytest.importorskip("py4web")
+pytestmark = pytest.mark.mariadb
+
+APPLICATION = """
+import json, os
+from py4web import DAL, HTTP, URL, Field, Session, action, redirect, request, response
+from py4web.utils.dbstore import DBStore
+from py4web.utils.form import Form
+from pipeline.errors import PipelineError
+from pipeline.py4web import Pipeline
+
+CELERY_BROKER = {broker!r}
+HERE = os.path.dirname(__file__)
+os.makedirs(os.path.join(HERE, "databases"), exist_ok=True)
+db = DAL({own!r}, folder=os.path.join(HERE, "databases"), pool_size=4, bigint_id=True)
+db.define_table("clerk", Field("name"))
+db.commit()
+SECRET = "1a2b3c4d-5e6f-7a8b-9c0d-PlentyOfEntropy!"
+session = Session(secret=SECRET)
+stored = Session(secret=SECRET, storage=DBStore(db), name="{{app_name}}_stored")
+pipeline = Pipeline(db, {config!r}, broker=CELERY_BROKER)
+now = Pipeline(db, {config!r}, mode="now")
+db.define_table(
+    "sale",
+    Field("customer", "integer", notnull=True),
+    Field("qty", "integer", default=1),
+    Field("name", length=40, default=lambda: "by default", filter_out=lambda name: name and name.upper()),
+    Field("secret", "password", length=255),
+    Field("day", "date"),
+    Field("at", "datetime"),
+    Field("tags", "list:string"),
+    migrate=False,
+)
+db.define_table("country", Field("name", length=60), migrate=False)
+
+
+def fields():
+    return {{name: int(value) if value.isdigit() else value for name, value in request.forms.items()}}
+
+
+def shown(row):
+    return json.dumps(row and {{name: row[name] for name in ("customer", "qty", "name")}})
+
+
+@action("index")
+@action.uses(session, pipeline, db)
+def index():
+    pipeline.session_token()
+    return "ready"
+
+
+@action("add", method="POST")
+@action.uses(session, pipeline, db)
+def add():
+    receipt = pipeline.enqueue_insert(db.sale, **fields())
+    return dict(id=str(receipt.id), sent=receipt.position is not None)
+
+
+@action("add_and_redirect", method="POST")
+@action.uses(session, pipeline, db)
+def add_and_redirect():
+    redirect(URL("show", pipeline.enqueue_insert(db.sale, **fields()).id))
+
+
+@action("add_and_stop", method="POST")
+@action.uses(session, pipeline, db)
+def add_and_stop():
+    pipeline.enqueue_insert(db.sale, **fields())
+    raise HTTP(418, "teapot")
+
+
+@action("add_and_fail", method="POST")
+@action.uses(session, pipeline, db)
+def add_and_fail():
+    db.clerk.insert(name="ghost")
+    pipeline.enqueue_insert(db.sale, **fields())
+    1 / 0
+
+
+@action("add_and_break", method="POST")
+@action.uses(session, pipeline, db)
+def add_and_break():
+    pipeline.enqueue_insert(db.sale, **fields())
+    db.clerk.insert(name="ghost")
+    try:
+        db.executesql("KILL CONNECTION_ID()")
+    except Exception:
+        pass  # the connection is gone: the commit must fail
+
+
+@action("add_now", method="POST")
+@action.uses(session, now, db)
+def add_now():
+    receipt = now.enqueue_insert(db.sale, **fields())
+    return dict(id=str(receipt.id), sent=receipt.position is not None)
+
+
+@action("add_by_form", method=["GET", "POST"])
+@action.uses(session, pipeline, db)
+def add_by_form():
+    fields = [field for field in db.sale if field.name in ("customer", "qty")]
+    form = Form(fields, dbio=False, csrf_session=session, form_name="sale")
+    if form.accepted:
+        redirect(URL("show", pipeline.enqueue_insert(db.sale, form.vars).id))
+    return dict(token=form.formkey, errors=form.errors)
+
+
+@action("show/<sale:int>")
+@action.uses(session, pipeline, db)
+def show(sale):
+    return shown(pipeline.get(db.sale, sale))
+
+
+@action("show_as_it_is/<sale:int>")
+@action.uses(session, pipeline, db)
+def show_as_it_is(sale):
+    return shown(pipeline.get(db.sale, sale, fresh=False))
+
+
+@action("add_without_session", method="POST")
+@action.uses(pipeline, db)
+def add_without_session():
+    return dict(id=str(pipeline.enqueue_insert(db.sale, **fields()).id))
+
+
+@action("show_without_session/<sale:int>")
+@action.uses(pipeline, db)
+def show_without_session(sale):
+    return shown(pipeline.get(db.sale, sale))
+
+
+@action("add_in_stored", method="POST")
+@action.uses(pipeline, stored, db)
+def add_in_stored():
+    stored["seen"] = "yes"
+    return dict(id=str(pipeline.enqueue_insert(db.sale, **fields()).id))
+
+
+@action("show_in_stored/<sale:int>")
+@action.uses(pipeline, stored, db)
+def show_in_stored(sale):
+    return shown(pipeline.get(db.sale, sale))
+
+
+@action("wrong_order", method="POST")
+@action.uses(session, db, pipeline)
+def wrong_order():
+    pipeline.enqueue_insert(db.sale, **fields())
+
+
+@action("wrong_order_by_session", method="POST")
+@action.uses(stored, pipeline, db)
+def wrong_order_by_session():
+    pipeline.enqueue_insert(db.sale, **fields())
+
+
+@action("not_listed", method="POST")
+@action.uses(session, db)
+def not_listed():
+    pipeline.enqueue_insert(db.sale, **fields())
+
+
+@action("clerks")
+@action.uses(db)
+def clerks():
+    return dict(names=[row.name for row in db(db.clerk).select()])
+"""
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    with shop_of(tmp_path_factory.mktemp("py4web")) as made:
+        folder = made.folder / "apps" / "shop"
+        folder.mkdir(parents=True)
+        broker = made.rig.client.settings.redis.broker_url
+        made.ask("s0", "CREATE DATABASE own_py4web CHARACTER SET utf8mb4")
+        text = APPLICATION.format(own=made.uri_of("py4web"), config=str(made.rig.config), broker=broker)
+        (folder / "__init__.py").write_text(text)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def site(shop: Shop) -> Iterator[Site]:
+    with serving(shop.folder) as made:
+        shop.prepare(made, "/shop/index")  # type: ignore[arg-type]  # it wants a browser only
+        yield made
+
+
+@pytest.fixture
+def ada(site: Site) -> Browser:
+    return site.browser("/shop")
+
+
+@pytest.fixture
+def customer(shop: Shop) -> int:
+    return shop.rig.owners(1)[0]
+
+
+def test_an_op_is_sent_after_the_commit_and_its_id_is_known_before(ada: Browser, shop: Shop, customer: int):
+    answer = ada.post("add", customer=customer, qty=3).json()
+
+    assert answer["sent"] is False
+    assert shop.sales(f"customer={customer}", "id, qty, name") == [f"{answer['id']}\t3\tby default"]
+
+
+def test_redirect_and_http_send_as_py4web_commits_for_them(ada: Browser, shop: Shop, customer: int):
+    redirected = ada.post("add_and_redirect", customer=customer, qty=1)
+    stopped = ada.post("add_and_stop", customer=customer, qty=2)
+
+    assert (redirected.status, stopped.status) == (303, 418)
+    assert shop.sales(f"customer={customer}") == ["1", "2"]
+
+
+@pytest.mark.parametrize(("how", "why"), [("add_and_fail", "division by zero"), ("add_and_break", "pymysql.err.")])
+def test_a_ticket_sends_nothing(site: Site, ada: Browser, shop: Shop, customer: int, how: str, why: str):
+    answer = site.browser("/shop", tickets=True).post(how, customer=customer)
+
+    assert answer.status == 500
+    assert why in site.log
+    assert shop.sales(f"customer={customer}") == []
+    assert ada.get("clerks").json() == {"names": []}
+
+
+def test_in_mode_now_an_op_is_sent_at_the_call(ada: Browser, shop: Shop, customer: int):
+    assert ada.post("add_now", customer=customer, qty=4).json()["sent"] is True
+
+    assert shop.sales(f"customer={customer}") == ["4"]
+
+
+def test_a_form_with_dbio_false_is_checked_there_and_written_by_the_pipeline(ada: Browser, shop: Shop, customer: int):
+    token = ada.get("add_by_form").json()["token"]
+
+    refused = ada.post("add_by_form", customer="x", qty=1, _formkey=token, _formname="sale").json()
+    token = refused["token"]
+    accepted = ada.post("add_by_form", customer=customer, qty=6, _formkey=token, _formname="sale")
+
+    assert "customer" in refused["errors"]
+    assert accepted.status == 303
+    assert shop.sales(f"customer={customer}") == ["6"]
+
+
+OWN = {
+    "": "a session in its cookie",
+    "_without_session": "no session: a cookie of the pipeline's own",
+    "_in_stored": "a session that is stored in db",
+}
+
+
+@pytest.mark.parametrize("kind", OWN, ids=OWN.values())
+def test_a_user_sees_his_own_write_while_the_replicas_lag(ada: Browser, shop: Shop, customer: int, kind: str):
+    shop.settle()
+    with shop.lagging():
+        sale = ada.post(f"add{kind}", customer=customer, qty=5).json()["id"]
+        shown = ada.get(f"show{kind}/{sale}").json()
+        careless = ada.get(f"show_as_it_is/{sale}").json()
+
+    assert (shown["customer"], shown["qty"]) == (customer, 5)
+    assert careless is None
+    shop.settle()
+
+
+def test_two_users_at_once_have_each_their_own_ops_and_their_own_memory(site: Site, shop: Shop):
+    users = {owner: site.browser("/shop") for owner in shop.rig.owners(4)}
+
+    def writes_and_reads(owner: int) -> list[Any]:
+        browser = users[owner]
+        return [browser.get(browser.post("add_and_redirect", customer=owner, qty=n).location).json() for n in range(8)]
+
+    with ThreadPoolExecutor(len(users)) as threads:
+        seen = dict(zip(users, threads.map(writes_and_reads, users), strict=True))
+
+    for owner, rows in seen.items():
+        assert [(row["customer"], row["qty"], row["name"]) for row in rows] == [
+            (owner, n, "BY DEFAULT") for n in range(8)
+        ]
+        assert shop.sales(f"customer={owner}") == [str(n) for n in range(8)]
+
+
+MISUSES = {
+    "wrong_order": "Write @action.uses(session, pipeline, db)",
+    "wrong_order_by_session": "a session that is stored in db brings db with it",
+    "not_listed": "the pipeline is not among this action's fixtures",
+}
+
+
+@pytest.mark.parametrize("action", MISUSES)
+def test_a_misuse_is_told_with_what_to_write_and_sends_nothing(site: Site, shop: Shop, customer: int, action: str):
+    answer = site.browser("/shop", tickets=True).post(action, customer=customer)
+
+    assert answer.status == 500
+    assert MISUSES[action] in site.log
+    assert shop.sales(f"customer={customer}") == []
