@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +31,9 @@ def main(engine: str, port: int, workers: int) -> None:
     """Run a web2py shop whose writes go through the pipeline. Ctrl-C takes everything down."""
     if reason := why_not():
         raise click.ClickException(reason)
-    console = Console(highlight=False)
+    if not _free(port):
+        raise click.ClickException(f"port {port} is in use; --port 0 takes one that is free")
+    console = Console(highlight=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, _interrupt)
     with (
         tempfile.TemporaryDirectory(prefix="pipeline-shop-", ignore_cleanup_errors=True) as folder,
@@ -50,6 +53,14 @@ def main(engine: str, port: int, workers: int) -> None:
             shop.server.wait()
             console.print("[red]web2py has ended by itself[/]")
     console.print("everything is down again")
+
+
+def _free(port: int) -> bool:
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            return True
+    except OSError:
+        return False
 
 
 def _installed() -> str:
