@@ -13,9 +13,10 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from pipeline import clock
-from pipeline.errors import LogUnavailable, NoProducerNumber, PipelineFull
+from pipeline.errors import NoProducerNumber, PipelineFull
 from pipeline.ids import HOSTS, PRODUCERS, SPAN_MS, Lease
 from pipeline.log.contract import APPENDED, HOLE, SEEN, Append, Appended, EpochStale, Placed, Scope
+from pipeline.log.memory_line import MemoryLine
 from pipeline.op import START, Entry, Position
 
 #: As in the log over Redis: see `line` and `redis_log` for the reasons.
@@ -405,56 +406,3 @@ class MemoryLog:
 
     def _size_bytes(self) -> int:
         return sum(len(entry.payload) for entries in self._server.logs.values() for entry in entries)
-
-
-class MemoryLine:
-    """A `contract.Line` of a memory log."""
-
-    def __init__(self, log: MemoryLog):
-        self._log = log
-
-    def append(
-        self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], idempotency_key: str, row_id: int
-    ) -> Appended:
-        """See `contract.Line.append`."""
-        try:
-            return self._try(scope, epoch, producer, appends, idempotency_key, row_id)
-        except ConnectionError:
-            try:
-                return self._try(scope, epoch, producer, appends, idempotency_key, row_id)
-            except ConnectionError as error:
-                raise LogUnavailable(f"{type(error).__name__}: {error}") from error
-
-    def append_one(
-        self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes, row_id: int
-    ) -> tuple[Position, bool] | None:
-        """See `contract.Line.append_one`."""
-        try:
-            answer = self.append(scope, epoch, producer, [Append(bucket, seq, (payload,))], "", row_id)
-        except EpochStale:
-            return None
-        [(code, position)] = answer.placed
-        return None if code == HOLE else (position, bool(answer.ring))
-
-    def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
-        """See `contract.Line.replicated`."""
-        return self._log.durable
-
-    def sequences(self, producer: int) -> dict[int, int]:
-        """See `contract.Line.sequences`."""
-        return self._log.sequences(producer)
-
-    def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
-        """See `contract.Line.pass_hole`."""
-        return self._log.pass_hole(producer, bucket, seen, last)
-
-    def close(self) -> None:
-        """Do nothing."""
-
-    def _try(
-        self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], key: str, row_id: int
-    ) -> Appended:
-        self._log.fault("send")
-        answer = self._log.append(scope, epoch, producer, appends, key, row_id)
-        self._log.fault("reply")
-        return answer

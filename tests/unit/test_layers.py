@@ -29,6 +29,7 @@ LAYERS = {
     "pipeline.replica": 1,
     "pipeline.rules": 1,
     "pipeline.schema": 1,
+    "pipeline.sections": 1,
     "pipeline.settings": 1,
     "pipeline.topology": 1,
     "pipeline.uris": 1,
