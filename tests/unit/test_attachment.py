@@ -438,3 +438,25 @@ def test_sql_that_writes_around_the_pipeline_is_logged(
     db.executesql(sql)
 
     assert ("executesql writes to 'item' around the pipeline" in caplog.text) == warned
+
+
+def test_references_of_an_imported_database_follow_their_rows(box: Sandbox, db: Any):
+    source = DAL("sqlite:memory")
+    for one in (source, db):
+        one.define_table("maker", Field("name"))
+        one.define_table("part", Field("maker", "reference maker"), Field("its", "list:reference maker"))
+    ada, bob = source.maker.insert(name="Ada"), source.maker.insert(name="Bob")
+    source.part.insert(maker=bob, its=[ada, bob])
+    file = io.StringIO()
+    source.export_to_csv_file(file)
+    pipeline.define_tables(db)
+    pipeline.attach(db.maker)
+    pipeline.attach(db.part)
+
+    db.import_from_csv_file(io.StringIO(file.getvalue()))
+
+    box.drain()
+    ids = {row["name"]: row["id"] for row in box.rows("maker")}
+    [part] = box.rows("part")
+    assert (part["maker"], part["its"]) == (ids["Bob"], [ids["Ada"], ids["Bob"]])
+    source.close()
