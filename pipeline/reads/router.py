@@ -196,8 +196,8 @@ class Router:
         out = view.out or self._shunned_until_s.get(node, 0.0) > now_s
         reached = True if not needs else True if self._knows(node, view, needs) else None
         load = self._loads.get(node, _ONE_SHARE)
-        running, doubtful = self._outstanding.get(node, 0), bool(view.why)
-        return Candidate(node, view.lag_s, out, running, load.weight, reached, load.limit, doubtful)
+        running = self._outstanding.get(node, 0)
+        return Candidate(node, view.lag_s, out, running, load.weight, reached, load.limit, view.doubtful)
 
     def _knows(self, node: str, view: View, needs: Needs) -> bool:
         """Whether a node is known to have it all, by this thread's own look or by the prober's.

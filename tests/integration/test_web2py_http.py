@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from support.shop import Shop
-from support.web2py_server import THREADS, Browser, Site
+from support.web2py_server import Browser, Site
+
+from examples.web2py.server import THREADS
 
 pytestmark = pytest.mark.mariadb
 

@@ -4,7 +4,7 @@
         ada = site.browser("/shop/default")
         assert ada.post("buy", qty=3).json()["id"]     # a ticket is an AssertionError with its traceback
 
-`python -m support.web2py_server FOLDER PORT` is the server itself; `serving` starts it as a process of its own.
+The server is that of `examples.web2py`; `serving` starts it as a process of its own.
 """
 
 from __future__ import annotations
@@ -21,31 +21,25 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.cookiejar import CookieJar
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from examples.web2py.server import why_not
 from pipeline.admin.cluster.ports import free_ports
 from pipeline.clock import polls
 from support.web2py_forms import form_fields, multipart
 
 START_S, ANSWER_S = 30, 30
-#: Request threads; web2py's own server keeps its threads too, and thread-locals outlive a request in both.
-THREADS = 8
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def needs_web2py() -> None:
     """Skip the test, with the reason, where web2py cannot run."""
-    if sys.version_info >= (3, 12):
-        pytest.skip("web2py-gluon 2.26.1 needs Python < 3.12: it imports `imp`")
-    if find_spec("gluon") is None:
-        pytest.skip("web2py-gluon is not installed: pip install -e '.[dev]'")
-    if find_spec("pydal.adapters") is None:
-        pytest.skip("web2py-gluon 2.26.1 needs the older pyDAL line: it imports pydal.adapters")
+    if reason := why_not():
+        pytest.skip(reason)
 
 
 class Answer(NamedTuple):
@@ -173,8 +167,8 @@ def start(folder: Path, **environment: str) -> Site:
     [port] = free_ports(1)
     log = (folder / "server.log").open("ab")
     process = subprocess.Popen(
-        [sys.executable, "-m", "support.web2py_server", str(folder), str(port)],
-        env={**os.environ, "PYTHONPATH": str(TESTS), **environment},
+        [sys.executable, "-m", "examples.web2py.server", str(folder), str(port)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         stdout=log,
         stderr=log,
     )
@@ -193,60 +187,3 @@ def start(folder: Path, **environment: str) -> Site:
             continue
     process.kill()
     pytest.fail(f"web2py did not answer within {START_S} s: {(folder / 'server.log').read_text()}")
-
-
-# the server process -----------------------------------------------------------------------------------------------
-
-
-def wsgi_application(folder: Path) -> Any:
-    """Return web2py's WSGI application, serving `folder/applications`."""
-    os.environ["web2py_path"] = str(folder)  # noqa: SIM112 - its name; read when gluon.settings is imported
-    os.chdir(folder)
-    sys.path.insert(0, str(folder))
-    # the wheel lacks what a checkout has beside its applications
-    (folder / "VERSION").write_text("Version 2.26.1-stable+timestamp.2023.11.15.00.00.00\n")
-    (folder / "logs").mkdir(exist_ok=True)
-    (folder / "applications").mkdir(exist_ok=True)
-    (folder / "applications" / "__init__.py").touch()
-    import pydal._compat
-
-    if not hasattr(pydal._compat, "FancyURLopener"):  # gluon.tools still asks for it; gone since pyDAL 20251012
-        pydal._compat.FancyURLopener = object  # type: ignore[attr-defined]
-    from gluon.settings import global_settings
-
-    global_settings.web2py_runtime_handler = True  # neither its own server, nor a window, nor cron
-    import gluon.main
-
-    return gluon.main.wsgibase
-
-
-def serve(folder: Path, port: int) -> None:
-    """Serve for ever, by a fixed set of threads."""
-    from concurrent.futures import ThreadPoolExecutor
-    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-
-    pool = ThreadPoolExecutor(THREADS)
-
-    class Server(WSGIServer):
-        def process_request(self, request: Any, client_address: Any) -> None:
-            pool.submit(self._answer, request, client_address)
-
-        def _answer(self, request: Any, client_address: Any) -> None:
-            try:
-                self.finish_request(request, client_address)
-            except Exception:
-                self.handle_error(request, client_address)
-            finally:
-                self.shutdown_request(request)
-
-    class Quiet(WSGIRequestHandler):
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    with make_server("127.0.0.1", port, wsgi_application(folder), Server, Quiet) as server:
-        server.serve_forever()
-
-
-if __name__ == "__main__":
-    serve(Path(sys.argv[1]).resolve(), int(sys.argv[2]))

@@ -1,0 +1,1 @@
+"""Applications to look at, each started by one command on a cluster of this machine."""
