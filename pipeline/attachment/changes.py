@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import reduce
+from operator import and_
 from typing import Any, NamedTuple
 
 from pipeline.attachment.editing import changed
@@ -46,11 +48,11 @@ class Changes:
         values = changed(self._table, values)
         if not values:
             return 1  # the row that a form shows stays as it is
-        if self._key in values and self._key is not None:
-            return self._update_with_key(query, values)
         try:
             self._sink.enqueue_update(query, values)
         except ShardKeyError:
+            if self._key is not None and self._key in values:
+                return self._update_with_key(query, values)
             return self._each(query, lambda one, key: self._sink.enqueue_update(one, values, **key))
         return 1
 
@@ -76,27 +78,37 @@ class Changes:
             )
         if not rows and named:
             # it may be queued still: its op comes first
-            self._sink.enqueue_update(_narrowed(query, field == new), values)
+            self._sink.enqueue_update(_narrowed(query, (field == new) & query), values)
             return 1
         return self._enqueue(rows, query, lambda one, key: self._sink.enqueue_update(one, rest, **key)) if rest else 1
 
     def _each(self, query: Any, enqueue: Callable[[Any, dict[str, Any]], Any]) -> int:
-        return self._enqueue(self._named(query) or self._found(query, settle=True), query, enqueue)
+        listed = self._listed(query)
+        if listed is None:
+            return self._enqueue(self._found(query, settle=True), query, enqueue)
+        part, ids = listed
+        rest = [one for one in conjuncts(query) if one is not part]
+        for row_id in ids:  # each op carries its own id, not the whole list
+            enqueue(_narrowed(query, reduce(and_, rest, self._table._id == row_id)), {})
+        return len(ids)
 
     def _enqueue(self, rows: list[Found], query: Any, enqueue: Callable[[Any, dict[str, Any]], Any]) -> int:
         for row in rows:
-            enqueue(_narrowed(query, self._table._id == row.id), {} if row.key is None else {"shard_key": row.key})
+            enqueue(
+                _narrowed(query, (self._table._id == row.id) & query), {} if row.key is None else {"shard_key": row.key}
+            )
         return len(rows)
 
-    def _named(self, query: Any) -> list[Found]:
-        """Return the rows of `id.belongs([5, 6])` if their ids tell the shard: then nobody need look for them."""
+    def _listed(self, query: Any) -> tuple[Any, list[int]] | None:
+        """Return the part `id.belongs([5, 6])` of a query, and its ids if they tell the shard: nobody looks then."""
         table = self._table
         for part in conjuncts(query):
             if op_name(part) == "belongs" and part.first is table._id and isinstance(part.second, list | tuple | set):
-                named = sorted({int(one) for one in part.second})
-                if self._key is None or all(map(carries_bucket, named)):
-                    return [Found(one, None) for one in named]
-        return []
+                ids = sorted({int(one) for one in part.second})
+                if self._key is None or all(map(carries_bucket, ids)):
+                    self._check_count(len(ids))
+                    return part, ids
+        return None
 
     def _found(self, query: Any, *, settle: bool) -> list[Found]:
         """Return the rows that a query names, as the primaries have them now.
@@ -114,12 +126,15 @@ class Changes:
         if settle:
             self._settle(name)
         found = primary_rows(self._client(), table, with_filters(query, table), fields, MOST + 1)
-        if len(found) > MOST:
-            raise BadOp(
-                f"the query on {name!r} names more than {MOST:,} rows: fix the shard key in it with ==, or change the "
-                "rows in smaller parts"
-            )
+        self._check_count(len(found))
         return [Found(int(row[table._id.name]), row[self._key] if self._key else None) for row in found]
+
+    def _check_count(self, rows: int) -> None:
+        if rows > MOST:
+            raise BadOp(
+                f"the query on {real_name(self._table)!r} names more than {MOST:,} rows: fix the shard key in it with "
+                "==, or change the rows in smaller parts"
+            )
 
     def _settle(self, name: str) -> None:
         if self._sink.unsent(name):
@@ -130,8 +145,8 @@ class Changes:
         self._client().barrier(name, SETTLE_S)
 
 
-def _narrowed(query: Any, part: Any) -> Any:
-    """Return a query and one part more; its filters are ignored if the query's were."""
-    both = copy.copy(part & query)
-    both.ignore_common_filters = getattr(query, "ignore_common_filters", False)
-    return both
+def _narrowed(query: Any, narrower: Any) -> Any:
+    """Return a query that is made of another: the table's filters are ignored if they were."""
+    made = copy.copy(narrower)
+    made.ignore_common_filters = getattr(query, "ignore_common_filters", False)
+    return made

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.attachment.around import unwarn, warn
 from pipeline.attachment.changes import Changes
+from pipeline.attachment.imports import map_ids, unmap
 from pipeline.attachment.reading import READS, watch
 from pipeline.attachment.refusal import VERSIONED, refuse, refuse_large, versioned
 from pipeline.attachment.sink import Sink
@@ -48,6 +49,7 @@ def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:
     if _ATTRIBUTE not in vars(adapter):
         _replace(adapter)
         warn(table._db, lambda: vars(adapter).get(_ATTRIBUTE, ()))
+        map_ids(table._db)
     getattr(adapter, _ATTRIBUTE)[real_name(table)] = (sink, client)
     _keep_files(table)
 
@@ -60,6 +62,7 @@ def detach(table: Any) -> None:
     if not tables and _ATTRIBUTE in vars(adapter):
         delattr(adapter, _ATTRIBUTE)
         unwarn(table._db)
+        unmap(table._db)
         for name in (*_METHODS, *READS):
             delattr(adapter, name)
 

@@ -187,7 +187,9 @@ def test_ids_in_a_list_are_an_op_each_and_nobody_looks_for_their_rows(box: Sandb
 
     assert db(db.sale.id.belongs(ids[:2])).delete() == 2
     assert db(db.sale.id.belongs(ids[2:]) & (db.sale.qty > 2)).update(qty=9) == 2
+    assert db(db.sale.id.belongs([])).delete() == 0
 
+    assert {one.id for one in box.enqueued("sale") if one.kind == "delete"} == set(ids[:2])
     box.drain()
     assert {row["id"]: row["qty"] for row in box.rows("sale")} == {ids[2]: 2, ids[3]: 9}
 
@@ -210,6 +212,15 @@ def test_an_update_may_repeat_the_shard_key_and_not_change_it(box: Sandbox, db: 
 
     box.drain()
     assert [(row["customer"], row["qty"]) for row in box.rows("sale")] == [(7, 2)]
+
+
+def test_an_update_by_the_shard_key_may_repeat_it_and_is_one_op(box: Sandbox, db: Any):
+    db.sale.bulk_insert([{"customer": 7, "qty": 1}, {"customer": 7, "qty": 2}])
+
+    assert db(db.sale.customer == 7).update(customer=7, qty=9) == 1
+
+    box.drain()
+    assert [row["qty"] for row in box.rows("sale")] == [9, 9]
 
 
 def test_an_update_that_repeats_the_shard_key_of_a_row_still_queued_comes_after_it(box: Sandbox, db: Any):
@@ -438,3 +449,25 @@ def test_sql_that_writes_around_the_pipeline_is_logged(
     db.executesql(sql)
 
     assert ("executesql writes to 'item' around the pipeline" in caplog.text) == warned
+
+
+def test_references_of_an_imported_database_follow_their_rows(box: Sandbox, db: Any):
+    source = DAL("sqlite:memory")
+    for one in (source, db):
+        one.define_table("maker", Field("name"))
+        one.define_table("part", Field("maker", "reference maker"), Field("its", "list:reference maker"))
+    ada, bob = source.maker.insert(name="Ada"), source.maker.insert(name="Bob")
+    source.part.insert(maker=bob, its=[ada, bob])
+    file = io.StringIO()
+    source.export_to_csv_file(file)
+    pipeline.define_tables(db)
+    pipeline.attach(db.maker)
+    pipeline.attach(db.part)
+
+    db.import_from_csv_file(io.StringIO(file.getvalue()))
+
+    box.drain()
+    ids = {row["name"]: row["id"] for row in box.rows("maker")}
+    [part] = box.rows("part")
+    assert (part["maker"], part["its"]) == (ids["Bob"], [ids["Ada"], ids["Bob"]])
+    source.close()
