@@ -206,7 +206,7 @@ def attach(table: Any) -> None:
     """
     from pipeline import attachment
 
-    attachment.attach(table, sys.modules[__name__], current)
+    attachment.attach(table, attachment.Everyone(current), current)
 
 
 def enqueue_form(form: Any) -> _Receipt | None:

@@ -175,6 +175,10 @@ class Pipeline:
         """Let this thread's ops go into *held* inside the block. Their receipts have ids, but no position yet."""
         return self._outgoing.holding(held)
 
+    def unsent(self, table: str) -> bool:
+        """Whether this thread has ops for a table that are not sent yet: in an atomic block, or held."""
+        return self._outgoing.unsent(table)
+
     # receipts -----------------------------------------------------------------------------------------------
 
     def status(self, receipt: Receipt) -> str:
@@ -225,6 +229,14 @@ class Pipeline:
     def session_token(self, text: str | None = None) -> Session:
         """Return a reader's session, new or from its text; see the package's `session_token`."""
         return self._reads.session(text)
+
+    def settle(self, session: Session, timeout_s: float) -> bool:
+        """Wait until the primaries have what a session has written and seen; whether they have.
+
+        Raises:
+            ShardUnavailable, LogUnavailable: it cannot be told.
+        """
+        return self._reads.settle(session, timeout_s)
 
     def joined(self, session: Session, after: Any) -> After:
         """Return an `after=` that asks for what a session does and for more; the answer is noted in the session."""

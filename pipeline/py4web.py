@@ -23,9 +23,10 @@ from typing import Any
 
 from py4web import DAL, request, response
 from py4web.core import Fixture, Session
+from py4web.utils.form import Form
 
 import pipeline
-from pipeline import settings
+from pipeline import attachment, settings
 from pipeline.client import Pipeline as Client
 from pipeline.errors import ConfigError
 from pipeline.web.clients import client_of
@@ -120,6 +121,11 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         made: Request = self.local.request
         return made
 
+    def attach(self, table: Any) -> None:
+        """Queue what pyDAL writes to a table; once, at import, for all requests. See the package's `attach`."""
+        attachment.attach(table, _Attached(self), lambda: self.client)
+        _watch_forms()
+
     def __getattr__(self, name: str) -> Any:
         # py4web itself asks fixtures for __prerequisites__ and is_hook
         if name.startswith("_") or not hasattr(Request, name):
@@ -165,6 +171,43 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
             self.local.session[KEY] = text
         else:
             del self.local.session[KEY]
+
+
+class _Attached:
+    """Takes the writes of a table that is attached for all requests, and outside of any.
+
+    A request that writes must list the fixture: without it nobody would wait for its commit. One that reads need not.
+    """
+
+    def __init__(self, face: Pipeline):
+        self._face = face
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._face.request if self._face.is_valid() or _in_request() else self._face.client, name)
+
+    def catch_up(self) -> None:
+        """Give the primaries the time to get what the request's user has written before."""
+        if self._face.is_valid():
+            self._face.request.catch_up()
+
+
+def _in_request() -> bool:
+    # the thread that imported py4web has an environment that is nobody's; one that has never served has none
+    return "REQUEST_METHOD" in (request.environ or {})
+
+
+def _watch_forms() -> None:
+    """Let every form of this process tell which record it shows: it hands all its fields to `update_record`."""
+    own = Form.update_or_insert
+    if hasattr(own, "_pipeline_watched"):
+        return
+
+    def update_or_insert(self: Any, validated_vars: Any) -> Any:
+        with attachment.editing(self.table, self.record):
+            return own(self, validated_vars)
+
+    update_or_insert._pipeline_watched = True  # type: ignore[attr-defined]  # a mark: replaced once
+    Form.update_or_insert = update_or_insert
 
 
 def _cookie() -> str:

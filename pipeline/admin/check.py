@@ -16,6 +16,7 @@ from pipeline.admin.checks import (
     redis,
     schemas,
     servers,
+    spool,
     workers,
 )
 from pipeline.admin.checks.evidence import Evidence, gather
@@ -27,6 +28,7 @@ from pipeline.settings import load
 SUBJECTS: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
     configuration.findings,
     redis.findings,
+    spool.findings,
     servers.findings,
     away.findings,
     privileges.findings,

@@ -3,12 +3,15 @@
     db.purchase.insert(customer=7)        # queued; returns the real id
     db(db.purchase.id == 5).update(qty=2) # queued; returns how many ops
 
-Forms, grids, appadmin and CSV import use the same words, so they work unchanged. Reads are not touched.
+Forms, grids, appadmin and CSV import use the same words, so they work unchanged. Reads go where they went; before the
+first of a request, its database is given the time to get what the user has written before.
 """
 
 from __future__ import annotations
 
+from pipeline.attachment.editing import editing
 from pipeline.attachment.form import enqueue_form
-from pipeline.attachment.table import Sink, attach, attached, detach
+from pipeline.attachment.sink import Everyone, Sink
+from pipeline.attachment.table import attach, attached, detach
 
-__all__ = ["Sink", "attach", "attached", "detach", "enqueue_form"]
+__all__ = ["Everyone", "Sink", "attach", "attached", "detach", "editing", "enqueue_form"]

@@ -1,38 +1,31 @@
 """Attaching a table: what pyDAL would tell the database about it goes to the pipeline instead.
 
-pyDAL's calls all end in five methods of the DAL's adapter, after defaults, `compute`, filters and the `_before_*`
-callbacks, and before the `_after_*` ones. Those five are replaced on the one adapter, once; they look at the table.
+pyDAL's writes all end in a few methods of the DAL's adapter, after defaults, `compute`, filters and the `_before_*`
+callbacks, and before the `_after_*` ones. Those are replaced on the one adapter, once; they look at the table.
 
 Invariant: a write to an attached table becomes ops or an error, never SQL. `executesql` alone goes around it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
+from pipeline.attachment.around import unwarn, warn
 from pipeline.attachment.changes import Changes
+from pipeline.attachment.reading import READS, watch
 from pipeline.attachment.refusal import VERSIONED, refuse, refuse_large, versioned
+from pipeline.attachment.sink import Sink
 from pipeline.errors import BadOp, Unavailable
 from pipeline.pydal_objects import kind_of, real_name
-from pipeline.receipt import Receipt
 from pipeline.write.gate import Final
 
 #: Where the adapter keeps its attached tables and their sinks.
 _ATTRIBUTE = "_pipeline_attached"
-_METHODS = ("insert", "bulk_insert", "update", "delete", "truncate")
+_METHODS = ("insert", "bulk_insert", "update", "delete", "truncate", "drop_table")
 #: A pair of a pyDAL field and its value, as the adapter is given them.
 Pairs = Iterable[tuple[Any, Any]]
-
-
-class Sink(Protocol):
-    """What takes the writes: the package `pipeline`, a client, or a request's own object."""
-
-    def enqueue_insert(self, table: Any, values: Mapping[str, Any] | None = None, /) -> Receipt: ...  # noqa: D102
-    def enqueue_bulk_insert(self, table: Any, rows: Iterable[Mapping[str, Any]]) -> Any: ...  # noqa: D102
-    def enqueue_update(self, target: Any, second: Any = None, /, **options: Any) -> Receipt: ...  # noqa: D102
-    def enqueue_delete(self, target: Any, /, **options: Any) -> Receipt: ...  # noqa: D102
 
 
 def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:
@@ -54,6 +47,7 @@ def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:
     adapter = table._db._adapter
     if _ATTRIBUTE not in vars(adapter):
         _replace(adapter)
+        warn(table._db, lambda: vars(adapter).get(_ATTRIBUTE, ()))
     getattr(adapter, _ATTRIBUTE)[real_name(table)] = (sink, client)
     _keep_files(table)
 
@@ -65,7 +59,8 @@ def detach(table: Any) -> None:
     tables.pop(real_name(table), None)
     if not tables and _ATTRIBUTE in vars(adapter):
         delattr(adapter, _ATTRIBUTE)
-        for name in _METHODS:
+        unwarn(table._db)
+        for name in (*_METHODS, *READS):
             delattr(adapter, name)
 
 
@@ -112,8 +107,16 @@ def _replace(adapter: Any) -> None:
             "delete its rows, or call detach first when nothing is queued"
         )
 
-    for replaced in (insert, bulk_insert, update, delete, truncate):
+    def drop_table(table: Any, mode: str = "") -> Any:
+        if real_name(table) not in tables:
+            return own["drop_table"](table, mode)
+        raise BadOp(
+            f"table {table._tablename!r} is attached and cannot be dropped: ops may be queued for it; detach it"
+        )
+
+    for replaced in (insert, bulk_insert, update, delete, truncate, drop_table):
         setattr(adapter, replaced.__name__, replaced)
+    watch(adapter, lambda name: tables[name][0] if name in tables else None)
     setattr(adapter, _ATTRIBUTE, tables)
 
 

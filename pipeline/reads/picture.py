@@ -29,6 +29,7 @@ class Picture:
         self._looks: dict[str, Look] = {}
         self._yardstick = Yardstick()
         self._horizons_ms: dict[str, int | None] = {}
+        self._still: set[str] = set()
         #: The nodes that were away for too long, and since when, wall clock in ms.
         self.unfit: Mapping[str, int] = {}
 
@@ -42,9 +43,14 @@ class Picture:
         primary = looks[self.primary]
         if isinstance(primary, Reading) and self._yardstick.add(self.primary, primary, asked_at_s):
             self._horizons_ms.clear()
+        self._still.clear()
         for node, look in looks.items():
             if isinstance(look, Reading):
-                self._horizons_ms[node] = self._yardstick.horizon_ms(look)
+                before, horizon_ms = self._horizons_ms.get(node), self._yardstick.horizon_ms(look)
+                if isinstance(primary, Reading) and before is not None and horizon_ms is not None:
+                    # a healthy one has got the heartbeat since, or the writes that made it needless
+                    self._still |= {node} if horizon_ms <= before else set()
+                self._horizons_ms[node] = horizon_ms
 
     def reports(self, at_s: float) -> dict[str, Report]:
         """Return what to tell of each node at a moment of this process's clock."""
@@ -64,7 +70,7 @@ class Picture:
         marks = {bucket: position for bucket, position in look.marks.items() if position.epoch > 0}
         # nobody is to follow an unfit node, whatever it says of itself
         takes_writes = look.takes_writes if unfit is None else None
-        return Report(lag_ms, out, takes_writes, marks=marks, unfit_since_ms=unfit)
+        return Report(lag_ms, out, takes_writes, marks=marks, unfit_since_ms=unfit, still=node in self._still)
 
     def _lag_ms(self, node: str, at_s: float) -> int | None:
         horizon_ms = self._horizons_ms.get(node)

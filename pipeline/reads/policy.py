@@ -37,7 +37,8 @@ class Candidate:
         weight: its share of the reads; a node of weight 0 takes none.
         reached: whether it has the token: yes, no, or not known here. True where there is no token.
         limit: reads of this process that may run there at once; None: any number.
-        doubtful: the last look at it came to nothing. It serves only where no other may: one look is no verdict yet.
+        doubtful: the last look at it came to nothing, or showed that it stands still. It serves only where no other
+            may: one look is no verdict yet.
     """
 
     node: str
@@ -104,19 +105,20 @@ def fall_back(
 
     A shard without replicas reads from its primary: there the budget has nothing to protect. A read with a token takes
     from the budget like any other, and is refused when that is empty: it may fail, but it may not lie.
+
+    A replica of which there is no reading, as where no worker runs a prober, is the last resort of a read without a
+    token: its answer is marked, and its lag not known. Else an application could not be read while its workers rest.
     """
     if not candidates:
         return Choice("primary", None, NO_REPLICA)
-    stale = [one for one in candidates if _free(one) and one.lag_s is not None and (one.reached or not token)]
     if on_stale == "error":
         return Choice("error", None, reason)
-    if on_stale == "stale" and stale:
-        return Choice("stale", min(stale, key=_lag_s).node, reason)
+    stale = sorted((one for one in candidates if _free(one) and (one.reached or not token)), key=_lag_s)
+    if on_stale == "stale" and stale and stale[0].lag_s is not None:
+        return Choice("stale", stale[0].node, reason)
     if primary_allowed():
         return Choice("primary", None, reason)
-    if stale:
-        return Choice("stale", min(stale, key=_lag_s).node, OVER_BUDGET)
-    return Choice("error", None, OVER_BUDGET)
+    return Choice("stale", stale[0].node, OVER_BUDGET) if stale else Choice("error", None, OVER_BUDGET)
 
 
 def least_busy(candidates: Sequence[Candidate], jitter: Callable[[], float]) -> Candidate:

@@ -41,6 +41,7 @@ class View(NamedTuple):
         marks: watermarks that it has passed.
         primary: whether it takes writes; None where that is not known.
         why: why the prober has no news of it; empty where it has.
+        doubtful: whether it serves only where no other may: the last look came to nothing, or showed it standing still.
         unfit: whether it was away for too long, and is not to serve, nor to be followed, until it was rebuilt.
     """
 
@@ -50,6 +51,7 @@ class View(NamedTuple):
     primary: bool | None = None
     why: str = ""
     unfit: bool = False
+    doubtful: bool = False
 
 
 class _Told(NamedTuple):
@@ -85,7 +87,8 @@ class Readings:
         at_s, report = told
         lag_s = None if report.lag_ms is None else report.lag_ms / 1000 + max(0.0, now_s - at_s)
         unfit = report.unfit_since_ms is not None
-        return View(lag_s, report.out or unfit, report.marks, report.takes_writes, report.why, unfit)
+        doubtful = report.still or bool(report.why)
+        return View(lag_s, report.out or unfit, report.marks, report.takes_writes, report.why, unfit, doubtful)
 
     def takes_writes(self, node: str) -> bool | None:
         """Return whether a node takes writes, as the prober saw it; None where that is not known."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from pipeline import clock
 from pipeline.errors import BadOp, BadRead, ShardUnavailable
 from pipeline.log.contract import Log
 from pipeline.pydal_objects import kind_of, real_name
@@ -44,7 +45,7 @@ class Reads:
     def __init__(
         self, settings: Settings, topology: Topology, log: Log, router: Router, find_table: Callable[[Any], Any]
     ):
-        self._router, self._find_table = router, find_table
+        self._router, self._topology, self._find_table = router, topology, find_table
         self._defaults = Defaults(settings.reads)
         self._places = Places(topology, log)
         self._seal = Seal(lambda: settings.reads.secret or log.secret(secrets.token_hex(16)))
@@ -132,6 +133,23 @@ class Reads:
     def joined(self, session: Session, value: Any) -> After:
         """Return what a session and an `after=` ask for together; the session takes up the answer."""
         return After(session.token.merged(self.after(value).token), session)
+
+    def settle(self, session: Session, timeout_s: float) -> bool:
+        """Wait until the primaries have what a session has written and seen; whether they have.
+
+        What all nodes have is forgotten then.
+
+        Raises:
+            ShardUnavailable, LogUnavailable: it cannot be told.
+        """
+        deadline = clock.Deadline(timeout_s)
+        for shard in self._topology.shards:
+            needs = self._places.needs(session.token, Place(shard, None))
+            if needs and not self._router.primary_has(shard, needs, deadline):
+                return False
+        for shard in self._topology.shards:
+            session.saw({}, self._router.passed(shard), stale=False)
+        return True
 
     def close(self) -> None:
         """End the threads."""

@@ -15,6 +15,7 @@ class Report(msgspec.Struct, frozen=True):
         out: whether the health judge has taken it out.
         takes_writes: whether it is a primary; None where its engine cannot tell, or it does not answer.
         why: why the last look came to nothing; empty after a good one.
+        still: since the look before it has got nothing, though the primary went on: its link or its replication stands.
         unfit_since_ms: when it was last with its primary, if it was away for too long since; it takes no part then.
         marks: its watermarks; empty where the last look came to nothing, since the node may be a rebuilt one.
     """
@@ -25,6 +26,7 @@ class Report(msgspec.Struct, frozen=True):
     why: str = ""
     marks: dict[int, Position] = msgspec.field(default_factory=dict)
     unfit_since_ms: int | None = None
+    still: bool = False
 
 
 _decoder = msgspec.json.Decoder(Report)

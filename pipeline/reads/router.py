@@ -130,6 +130,16 @@ class Router:
         finally:
             self._leave(info.node)
 
+    def primary_has(self, shard: str, needs: Needs, deadline: clock.Deadline) -> bool:
+        """Wait until the primary of a shard has it all, as far as there is time; whether it has.
+
+        Raises:
+            ShardUnavailable: it does not answer.
+        """
+        reader = self._readers[self._nodes.primary_name(shard)]
+        reader.ready()
+        return reader.has(needs) or self._waiting.until([reader], needs, deadline) is not None
+
     def passed(self, shard: str) -> dict[int, Position]:
         """Return the watermarks that every node of a shard is known to have passed."""
         names = (self._nodes.primary_name(shard), *self._nodes.replica_names(shard))
@@ -186,8 +196,8 @@ class Router:
         out = view.out or self._shunned_until_s.get(node, 0.0) > now_s
         reached = True if not needs else True if self._knows(node, view, needs) else None
         load = self._loads.get(node, _ONE_SHARE)
-        running, doubtful = self._outstanding.get(node, 0), bool(view.why)
-        return Candidate(node, view.lag_s, out, running, load.weight, reached, load.limit, doubtful)
+        running = self._outstanding.get(node, 0)
+        return Candidate(node, view.lag_s, out, running, load.weight, reached, load.limit, view.doubtful)
 
     def _knows(self, node: str, view: View, needs: Needs) -> bool:
         """Whether a node is known to have it all, by this thread's own look or by the prober's.
@@ -250,7 +260,7 @@ class Router:
         """Open the primary. It too may lack what is still queued, or what a failover lost."""
         reader = self._readers[name]
         reader.ready()
-        has_it = not needs or reader.has(needs) or self._waiting.until([reader], needs, deadline) is not None
+        has_it = not needs or self.primary_has(shard, needs, deadline)
         if not has_it and bounds.on_stale != "stale":
             self._count(shard, "error", policy.NOT_REACHED)
             raise StaleRead(shard, "queued", choice.reason, deadline.waited_s)

@@ -86,6 +86,10 @@ class Outbox:
         )
         self._waiting.append((entry, Kept(int(row_id), self._producer, entry.bucket, seq, payload)))
 
+    def holds(self, table: str) -> bool:
+        """Return whether an op for a table is among them."""
+        return any(op.table == table for entry, _ in self._waiting for op in entry.op.members)
+
     def drop(self) -> None:
         """Forget the ops: their rows went with the transaction. What comes then has another producer."""
         self._producer = int.from_bytes(os.urandom(8), "big") >> 1

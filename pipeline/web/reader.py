@@ -10,6 +10,7 @@ from pipeline import clock
 from pipeline.client import Pipeline
 from pipeline.errors import BadToken, PartialResult, StaleRead, Unavailable
 from pipeline.reads.session import Session
+from pipeline.reads.token import Token
 
 T = TypeVar("T")
 #: How long a page waits until its user's own ops are applied, s. A replica is waited for as the settings say: then the
@@ -43,6 +44,19 @@ class Reader:
                 _log.warning("the user's session begins anew: %s", error)
                 self._session = self._client.session_token()
         return self._session
+
+    @property
+    def known(self) -> Token | None:
+        """What the user has written and seen; None: nothing. The same object as long as nothing is added."""
+        return self.session.token or None
+
+    def settle(self) -> bool:
+        """Wait until the primaries have it, as long as a page waits; whether they have.
+
+        Raises:
+            as `client.Pipeline.settle`.
+        """
+        return self._client.settle(self.session, QUEUED_S)
 
     def wrote(self, receipts: Any) -> None:
         """Let the next reads see these ops."""

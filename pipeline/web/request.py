@@ -16,6 +16,7 @@ from pipeline.client import Pipeline
 from pipeline.errors import Unavailable
 from pipeline.reads.node_dal import NodeDAL
 from pipeline.reads.session import Session
+from pipeline.reads.token import Token
 from pipeline.receipt import Receipt as _Receipt
 from pipeline.receipt import Receipts
 from pipeline.web.read_db import ReadDAL, Refusal, table_for
@@ -45,6 +46,8 @@ class Request:
         self._held = held
         self._unsent: list[_Receipt] = []
         self._groups = 0
+        #: What the primaries were given time for.
+        self._settled: Token | None = None
         self._at_end: list[Callable[[bool], Any]] = []
 
     # writes -------------------------------------------------------------------------------------------------
@@ -110,6 +113,11 @@ class Request:
         if not self._waits:
             self._note_sent()
 
+    def unsent(self, table: str) -> bool:
+        """Return whether this request has ops for a table that wait for its commit, or for the end of a block."""
+        with self._holding():
+            return self.client.unsent(table)
+
     def attach(self, table: Any) -> None:
         """Queue what pyDAL writes to a table; see the package's `attach`."""
         attachment.attach(table, self, lambda: self.client)
@@ -117,6 +125,21 @@ class Request:
     def enqueue_form(self, form: Any) -> _Receipt | None:
         """Queue what an accepted form says; see the package's `enqueue_form`."""
         return attachment.enqueue_form(form, self, lambda: self.client)
+
+    def catch_up(self) -> None:
+        """Give the primaries the time to get what the user has written before, ahead of a read through `db`.
+
+        Once, until he writes again. A page does not fail for it: it may show an older state then.
+        """
+        token = self._reader.known
+        if token is None or token is self._settled:
+            return
+        try:
+            if not self._reader.settle():
+                _log.warning("the user may not see his own writes: the workers are behind")
+        except Unavailable as error:
+            _log.warning("the user may not see his own writes: %s", error)
+        self._settled = self._reader.known
 
     # receipts -----------------------------------------------------------------------------------------------
 

@@ -35,6 +35,10 @@ class Atomic:
         if durability != "redis":
             self._durability = durability
 
+    def holds(self, table: str) -> bool:
+        """Return whether an op for a table is in the group."""
+        return any(op.table == table for op in self._ops)
+
     def sealed(self) -> tuple[int, Op, str]:
         """Return the bucket, the one op that is the group, and the durability its members asked for."""
         assert self._bucket is not None, "only a group with ops is sealed"

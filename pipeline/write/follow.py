@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from pipeline import clock
 from pipeline.errors import Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
@@ -105,10 +105,15 @@ class Follower:
         rules, topology = self._topology.table(table), self._topology
         whole = (topology.reference_bucket,) if rules.reference else range(topology.buckets)
         tails = self._log.tails(whole)
+        ahead: dict[str, set[int]] = {}
+        for bucket in tails:
+            for shard in topology.shards_of(bucket):
+                ahead.setdefault(shard, set()).add(bucket)
         for _ in clock.polls(timeout_s, first_s=0.005):
-            behind = {b for b in tails if not all(self._passed(s, b, tails[b]) for s in topology.shards_of(b))}
-            if not behind:
+            ahead = {shard: left for shard, own in ahead.items() if (left := self._behind(shard, own, tails))}
+            if not ahead:
                 return
+        behind = set().union(*ahead.values())
         raise WaitTimeout(f"the barrier of {table!r}: {len(behind)} buckets", timeout_s, "queued")
 
     def row_id(self, receipt: Receipt) -> int | None:
@@ -190,8 +195,9 @@ class Follower:
             return False
         return mark is not None and mark >= receipt.position
 
-    def _passed(self, shard: str, bucket: int, position: Position) -> bool:
-        found = inquiry.marks_of(self._nodes.primary(shard), [bucket])
-        if bucket not in found:
-            raise ShardUnavailable(shard, f"it has no watermark of bucket {bucket}: run pipeline migrate")
-        return found[bucket].position >= position
+    def _behind(self, shard: str, buckets: set[int], tails: Mapping[int, Position]) -> set[int]:
+        """Return those of a shard's buckets that its primary has not applied so far."""
+        found = inquiry.marks_of(self._nodes.primary(shard), buckets)
+        if missing := buckets - found.keys():
+            raise ShardUnavailable(shard, f"it has no watermark of bucket {min(missing)}: run pipeline migrate")
+        return {bucket for bucket in buckets if found[bucket].position < tails[bucket]}

@@ -15,6 +15,7 @@ from pipeline.op import Op
 from pipeline.schema import TableSchema
 from pipeline.settings import TableSettings
 from pipeline.values import checker, lenient
+from pipeline.values.texts import LAZY_TEXTS
 from pipeline.write.trees import columns_in, expression, is_expression
 
 Check = Callable[[Any], Any]
@@ -179,10 +180,10 @@ class RowPlan:
         self._seen_given = [(f, f.compute, f.filter_in) for f in table if f.name in given]
         self._seen_absent = [(f, f.compute, f.default) for f in table if f.name not in given]
         self._filtered = filtered
-        constant = {n: v for n, v in defaults.items() if not isinstance(v, FUNCTIONS)}
+        late = {name: call for name, value in defaults.items() if (call := _call_of(value)) is not None}
+        constant = {name: value for name, value in defaults.items() if name not in late}
         self._constants = [gate.lenient[name](value) for name, value in constant.items()]
-        self._late = [(gate.lenient[n], v) for n, v in defaults.items() if n not in constant]
-        late = [n for n in defaults if n not in constant]
+        self._late = [(gate.lenient[name], call) for name, call in late.items()]
         self.columns = tuple(gate.column_of[name] for name in (*names, *constant, *late))
 
     def outdated(self) -> bool:
@@ -232,6 +233,13 @@ def _filtered(table: Any) -> frozenset[str]:
     return frozenset(
         f.name for f in table if f.filter_in and not getattr(f.filter_in, "__module__", "").startswith("pydal.")
     )
+
+
+def _call_of(value: Any) -> Callable[[], Any] | None:
+    """Return what gives a default's value anew for each row: a function, or a translation's text; None: nothing."""
+    if isinstance(value, FUNCTIONS):
+        return value
+    return value.__str__ if type(value).__name__ in LAZY_TEXTS else None
 
 
 def _called(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class Holder(Protocol):
 
     def __len__(self) -> int: ...
     def add(self, entry: Waiting) -> None: ...  # noqa: D102
+    def holds(self, table: str) -> bool: ...  # noqa: D102
     def send(self) -> list[Receipt]: ...  # noqa: D102
     def drop(self) -> None: ...  # noqa: D102
 
@@ -58,6 +59,10 @@ class Held:
     def add(self, entry: Waiting) -> None:
         """Take an entry in."""
         self._waiting.append(entry)
+
+    def holds(self, table: str) -> bool:
+        """Return whether an op for a table is among them."""
+        return any(op.table == table for entry in self._waiting for op in entry.op.members)
 
     def drop(self) -> None:
         """Forget all: the request failed."""

@@ -66,6 +66,11 @@ class Outgoing:
         """Whether this thread's ops are not sent at once."""
         return getattr(self._here, "group", None) is not None or getattr(self._here, "held", None) is not None
 
+    def unsent(self, table: str) -> bool:
+        """Whether this thread has ops for a table that are not sent yet."""
+        gathered = (getattr(self._here, "group", None), getattr(self._here, "held", None))
+        return any(one is not None and one.holds(table) for one in gathered)
+
     @contextmanager
     def atomic(self) -> Iterator[None]:
         """Gather the ops of this thread; apply them together or not at all. See the package's `atomic`."""

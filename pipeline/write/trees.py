@@ -63,9 +63,13 @@ def condition(query: Any, schema: TableSchema, check: Mapping[str, Any]) -> Tree
     if is_expression(query.second) or is_query(query.second) or hasattr(type(query.second), "_select"):
         raise BadQuery("a queued write compares a field with a value, not with another field or a subselect")
     if name == "belongs":
+        if not isinstance(query.second, list | tuple | set | frozenset):
+            raise BadQuery("a queued write cannot carry a subselect: select the values first, and give them as a list")
         return ["in", column, [check[field](value) for value in query.second]]
     if query.second is None:
         return ["null", column] if name == "eq" else ["not", ["null", column]]
+    if name != "eq" and schema.columns[column].kind in ("id", "reference") and _whole(query.second):
+        return [_COMPARISONS[name], column, query.second]  # `id > 0` means all rows, though no id is 0
     return [_COMPARISONS[name], column, check[field](query.second)]
 
 
@@ -129,7 +133,7 @@ def columns_in(tree: Tree) -> set[int]:
 
 def _operand(value: Any, kind: str, check: Any) -> Any:
     """Return a number as it is, where it is exact; anything else as the column's own canonical value."""
-    if kind.startswith(_NUMERIC) and type(value) is int and abs(value) < 2**63:
+    if kind.startswith(_NUMERIC) and _whole(value):
         return value
     if kind.startswith(("integer", "bigint", "double", "float")) and type(value) is float and value - value == 0:
         return value
@@ -137,6 +141,10 @@ def _operand(value: Any, kind: str, check: Any) -> Any:
     if canonical is None:
         raise BadQuery("None has no place in an expression")
     return canonical
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**63
 
 
 def _column(field: Any, schema: TableSchema) -> tuple[int, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -44,7 +44,12 @@ db.define_table(
     Field("tags", "list:string"),
     migrate=False,
 )
-db.define_table("country", Field("name", length=60), migrate=False)
+db.define_table("country", Field("name", length=60), Field("capital", length=60), migrate=False)
+# a first step with one database: db is a shard's primary, and has all of a reference table
+one = DAL({primary!r}, folder=os.path.join(HERE, "databases"), pool_size=4, bigint_id=True, migrate=False)
+one.define_table("country", Field("name", length=60), Field("capital", length=60, requires=[]))
+attached = Pipeline(one, {config!r}, broker=CELERY_BROKER)
+attached.attach(one.country)
 
 
 def fields():
@@ -118,6 +123,34 @@ def add_by_form():
     return dict(token=form.formkey, errors=form.errors)
 
 
+@action("country", method=["GET", "POST"])
+@action("country/<country:int>", method=["GET", "POST"])
+@action.uses(session, attached, one)
+def country(country=None):
+    form = Form(one.country, country, csrf_protection=False)
+    if form.accepted:
+        return dict(id=str(form.vars.get("id")), deleted=form.deleted)
+    return dict(vars={{name: str(value) for name, value in form.vars.items()}})
+
+
+@action("countries")
+@action.uses(session, attached, one)
+def countries():
+    return dict(names=[row.name for row in one(one.country).select()])
+
+
+@action("countries_of_all")
+@action.uses(one)
+def countries_of_all():
+    return dict(names=[row.name for row in one(one.country).select()])
+
+
+@action("country_not_listed", method="POST")
+@action.uses(session, one)
+def country_not_listed():
+    one.country.insert(name="Utopia")
+
+
 @action("show/<sale:int>")
 @action.uses(session, pipeline, db)
 def show(sale):
@@ -187,7 +220,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         folder.mkdir(parents=True)
         broker = made.rig.client.settings.redis.broker_url
         made.ask("s0", "CREATE DATABASE own_py4web CHARACTER SET utf8mb4")
-        text = APPLICATION.format(own=made.uri_of("py4web"), config=str(made.rig.config), broker=broker)
+        text = APPLICATION.format(
+            own=made.uri_of("py4web"), config=str(made.rig.config), broker=broker, primary=made.rig.primaries["s0"]
+        )
         (folder / "__init__.py").write_text(text)
         yield made
 
@@ -303,3 +338,51 @@ def test_a_misuse_is_told_with_what_to_write_and_sends_nothing(site: Site, shop:
     assert answer.status == 500
     assert MISUSES[action] in site.log
     assert shop.sales(f"customer={customer}") == []
+
+
+# attached at import -----------------------------------------------------------------------------------------------
+
+
+def countries(shop: Shop, row_id: str) -> list[str]:
+    shop.rig.client.barrier("country", 30)
+    return [
+        shop.ask(shard, f"SELECT name, capital FROM shop.country WHERE id={row_id}") for shard in shop.rig.primaries
+    ]
+
+
+def test_forms_of_an_attached_table_create_edit_what_was_changed_and_delete(ada: Browser, shop: Shop):
+    row_id = ada.post("country", name="Norway", capital="Oslo", _formname="country").json()["id"]
+    created = countries(shop, row_id)
+
+    with shop.rig.frozen():  # the second form shows the row as it was
+        ada.post(f"country/{row_id}", name="Norge", capital="Oslo", _formname="country")
+        ada.post(f"country/{row_id}", name="Norway", capital="Bergen", _formname="country")
+    edited = countries(shop, row_id)
+    ada.post(f"country/{row_id}", _delete="on", _formname="country")
+
+    assert created == ["name\tcapital\nNorway\tOslo\n"] * 2
+    assert edited == ["name\tcapital\nNorge\tBergen\n"] * 2
+    assert countries(shop, row_id) == ["", ""]
+
+
+def test_a_page_waits_for_its_users_own_row_and_one_without_the_fixture_just_reads(
+    ada: Browser, site: Site, shop: Shop
+):
+    with ThreadPoolExecutor(1) as pool:
+        with shop.rig.frozen():
+            ada.post("country", name="Sweden", capital="Stockholm", _formname="country")
+            for_all = ada.get("countries_of_all").json()["names"]
+            page = pool.submit(ada.get, "countries")
+            waits = not wait([page], 0.3).done
+        for_ada = page.result().json()["names"]
+
+    assert waits
+    assert "Sweden" in for_ada
+    assert "Sweden" not in for_all
+
+
+def test_a_write_to_an_attached_table_without_the_fixture_is_an_error(site: Site, shop: Shop):
+    answer = site.browser("/shop", tickets=True).post("country_not_listed")
+
+    assert answer.status == 500
+    assert "not among this action's fixtures" in site.log

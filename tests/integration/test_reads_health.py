@@ -49,7 +49,7 @@ def mended(one: Shard) -> Iterator[Shard]:
 
 def chosen(one: Shard, bound_s: float = BOUND_S) -> str | None:
     views = {name: one.view(name) for name in REPLICAS}
-    found = [Candidate(name, view.lag_s, view.out, doubtful=bool(view.why)) for name, view in views.items()]
+    found = [Candidate(name, view.lag_s, view.out, doubtful=view.doubtful) for name, view in views.items()]
     choice = choose(
         found, max_lag_s=bound_s, token=False, on_stale="error", primary_allowed=lambda: False, jitter=lambda: 0.5
     )
@@ -256,15 +256,13 @@ def test_a_replica_is_looked_at_once_a_second_however_many_processes_read(mended
 
 
 @pytest.mark.parametrize("fault", ["stalled", "stopped", "frozen"])
-def test_no_read_goes_to_a_replica_soon_after_it_was_stalled_stopped_or_frozen(mended: Shard, fault: str) -> None:
+def test_a_replica_that_stands_still_leaves_however_much_lag_is_allowed(mended: Shard, fault: str) -> None:
     with Proxy(mended.port("s0")) as link:
         mended.follow("s0-r1", link.port)
         mended.healthy()
-        client = mended.client
-        write_some(client)
-        until(lambda: chosen(mended) is not None)
+        write_some(mended.client)
+        until(lambda: chosen(mended, 60.0) is not None)
 
-        broken_s = clock.mono_s()
         if fault == "stalled":
             link.pause()
         elif fault == "stopped":
@@ -272,16 +270,13 @@ def test_no_read_goes_to_a_replica_soon_after_it_was_stalled_stopped_or_frozen(m
         else:
             mended.cluster.stop("s0-r1", signal.SIGSTOP)
 
-        served_after: list[str] = []
-        # the bound that a deployment sets decides when it leaves: here 1.2 s of lag, and a heartbeat may be due
-        for _ in polls(5.0):
-            node = chosen(mended, 1.2 if fault != "frozen" else 60.0)
-            if clock.mono_s() - broken_s > 3.0:  # 2 s is the goal; the rest is for a machine that is busy
-                served_after.append(str(node))
+        until(lambda: mended.view("s0-r1").doubtful)
+        # it does not come back by the passing of time, though its lag is far below the bound
+        served = {chosen(mended, 60.0) for _ in polls(3.0)}
         if fault == "frozen":
             mended.cluster.stop("s0-r1", signal.SIGCONT)
-        assert served_after
-        assert "s0-r1" not in served_after
+        assert "s0-r1" not in served
+        assert "s0-r0" in served
 
 
 def write_some(client: Pipeline) -> None:

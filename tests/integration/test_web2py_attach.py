@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -53,6 +54,9 @@ def edit():
 def grid():
     return SQLFORM.grid(db.product, user_signature=False, csv=False, paginate=5).xml()
 
+def names():
+    return response.json([row.name for row in db(db.product).select()])
+
 def bulk():
     ids = db.product.bulk_insert([dict(name=name) for name in request.args])
     return response.json([[str(id) for id in ids], pipeline.waiting])
@@ -85,8 +89,8 @@ def rewrite():
     pipeline.attach(db.sale)
     least, most = int(request.args(0)), int(request.args(1))
     ours = (db.sale.customer >= least) & (db.sale.customer <= most)
-    updated = db(ours & (db.sale.qty > 4)).update(qty=db.sale.qty + 1)
-    return response.json([updated, db(ours & (db.sale.qty < 3)).delete()])
+    found = db(ours & (db.sale.qty > 4))
+    return response.json(found.delete() if request.get_vars.delete else found.update(qty=db.sale.qty + 1))
 
 def not_accepted():
     try:
@@ -189,6 +193,22 @@ def test_an_edit_form_ships_what_was_changed_so_two_edits_in_the_queue_both_stan
     assert products(shop, f"id={row_id}") == ["second\t9"]
 
 
+def test_a_page_of_an_attached_table_waits_for_its_users_own_row_and_for_nobody_elses(
+    ada: Browser, site: Site, shop: Shop
+):
+    with ThreadPoolExecutor(1) as pool:
+        with shop.rig.frozen():
+            ada.submit("create", {"name": "fresh"})
+            for_another = site.browser("/one/default").get("names").json()
+            page = pool.submit(ada.get, "names")
+            waits = not wait([page], 0.3).done
+        for_ada = page.result().json()
+
+    assert waits
+    assert "fresh" in for_ada
+    assert "fresh" not in for_another
+
+
 def test_a_form_deletes_its_row(ada: Browser, shop: Shop):
     row_id = created(ada, shop, "short-lived")
 
@@ -276,11 +296,14 @@ def test_a_table_on_two_shards_can_be_attached_though_the_applications_database_
     ids = eve.get("write/" + "/".join(map(str, customers))).json()
     written = shop.sales(f"id IN ({','.join(ids)})")
 
-    counts = eve.get(f"rewrite/{customers[0]}/{customers[-1]}").json()
+    path = f"rewrite/{customers[0]}/{customers[-1]}"
+    updated = eve.get(path).json()
+    rewritten = shop.sales(f"id IN ({','.join(ids)})")
+    deleted = eve.get(path, delete=1).json()
 
-    assert written == ["5"] * 4
-    assert counts == [4, 0]
-    assert shop.sales(f"id IN ({','.join(ids)})") == ["6"] * 4
+    assert (written, updated) == (["5"] * 4, 4)
+    assert (rewritten, deleted) == (["6"] * 4, 4)
+    assert shop.sales(f"id IN ({','.join(ids)})") == []
 
 
 def test_a_form_that_was_not_accepted_is_refused(eve: Browser):

@@ -10,7 +10,7 @@ import pytest
 from pydal import DAL, Field
 
 import pipeline
-from pipeline.attachment import attached, detach
+from pipeline.attachment import attached, changes, detach
 from pipeline.errors import BadOp, BadQuery, BadValue, ShardKeyError
 from pipeline.testing import Sandbox, sandbox
 from pipeline.web.request import Request
@@ -116,24 +116,80 @@ def test_a_query_without_a_place_becomes_an_op_for_each_row_that_still_matches(b
     box.drain()
 
     assert db(db.sale.qty > 3).update(qty=50) == 1
+    box.drain()
     assert db(db.sale.qty > 100).delete() == 0
 
     # meanwhile the row stops to match: the op must see that
     [op] = [one for one in box.enqueued("sale") if one.kind == "update"]
     assert op.where is not None
-    box.drain()
     assert {row["id"]: row["qty"] for row in box.rows("sale")} == {low: 1, high: 50}
 
 
-def test_a_row_that_no_longer_matches_when_the_op_is_applied_is_left_alone(box: Sandbox, db: Any):
+def test_a_row_that_no_longer_matches_when_the_op_is_applied_is_left_alone(
+    box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch
+):
     row_id = db.sale.insert(customer=8, qty=5)
     box.drain()
-    pipeline.enqueue_update(db.sale.customer == 8, qty=1)
+    look = changes.primary_rows
 
-    db(db.sale.qty > 3).delete()
+    def look_and_be_overtaken(*args: Any) -> Any:
+        found = look(*args)
+        pipeline.enqueue_update(db.sale.customer == 8, qty=1)
+        return found
+
+    monkeypatch.setattr(changes, "primary_rows", look_and_be_overtaken)
+    assert db(db.sale.qty > 3).delete() == 1
 
     box.drain()
     assert [(row["id"], row["qty"]) for row in box.rows("sale")] == [(row_id, 1)]
+
+
+def test_a_row_that_is_still_queued_is_waited_for_and_never_overlooked(
+    box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch
+):
+    db.sale.insert(customer=8, qty=5)
+    barrier = box.client.barrier
+    monkeypatch.setattr(box.client, "barrier", lambda *args: (box.drain(), barrier(*args)))
+
+    assert db(db.sale.qty > 3).update(qty=6) == 1
+
+    box.drain()
+    assert [row["qty"] for row in box.rows("sale")] == [6]
+
+
+def test_a_write_that_would_overlook_what_its_own_request_has_queued_is_refused(box: Sandbox, db: Any):
+    request = Request(box.client, box.client.held())
+    request.attach(db.sale)
+    request.attach(db.item)
+    row_id = db.sale.insert(customer=8, qty=5)
+
+    with pytest.raises(BadOp, match="same request has queued"):
+        db(db.sale.qty > 3).update(qty=6)
+    assert db(db.item.qty > 3).update(qty=6) == 0  # of another table: nothing can be overlooked
+    assert db((db.sale.id == row_id) & (db.sale.qty > 3)).update(qty=7) == 1
+
+    request.finish()
+    box.drain()
+    assert [row["qty"] for row in box.rows("sale")] == [7]
+
+
+def test_a_write_in_an_atomic_block_that_would_overlook_the_blocks_own_is_refused(box: Sandbox, db: Any):
+    with pipeline.atomic():
+        db.sale.insert(customer=8, qty=5)
+        with pytest.raises(BadOp, match="same request has queued"):
+            db(db.sale.qty > 3).update(qty=6)
+
+    assert [one.kind for one in box.enqueued()] == ["insert"]
+
+
+def test_ids_in_a_list_are_an_op_each_and_nobody_looks_for_their_rows(box: Sandbox, db: Any):
+    ids = [db.sale.insert(customer=n, qty=n) for n in range(4)]
+
+    assert db(db.sale.id.belongs(ids[:2])).delete() == 2
+    assert db(db.sale.id.belongs(ids[2:]) & (db.sale.qty > 2)).update(qty=9) == 2
+
+    box.drain()
+    assert {row["id"]: row["qty"] for row in box.rows("sale")} == {ids[2]: 2, ids[3]: 9}
 
 
 def test_a_query_that_the_log_cannot_carry_is_refused_by_its_operator(box: Sandbox, db: Any):
@@ -216,9 +272,30 @@ def test_what_goes_around_the_callbacks_is_queued_too(box: Sandbox, db: Any):
     assert [one.kind for one in box.enqueued("item")] == ["insert", "update", "delete"]
 
 
-def test_an_attached_table_cannot_be_truncated(db: Any):
+def test_an_attached_table_cannot_be_truncated_nor_dropped(db: Any):
     with pytest.raises(BadOp, match="delete its rows"):
         db.item.truncate()
+    with pytest.raises(BadOp, match="detach it"):
+        db.item.drop()
+
+    detach(db.item)
+    db.item.truncate()
+    db.item.drop()
+
+
+def test_an_id_above_0_means_all_rows_as_appadmin_asks(box: Sandbox, db: Any):
+    for name in "ab":
+        db.item.insert(name=name)
+    box.drain()
+
+    assert db(db.item.id > 0).update(qty=7) == 2
+    box.drain()
+    rows = box.rows("item")
+
+    assert db((db.item.id > 0) & (db.item.id == rows[0]["id"])).delete() == 1
+    box.drain()
+    assert [row["qty"] for row in rows] == [7, 7]
+    assert len(box.rows("item")) == 1
 
 
 def test_moments_are_cut_as_pydal_cuts_them(box: Sandbox, db: Any):
@@ -342,3 +419,22 @@ def test_a_request_holds_what_pydal_writes_until_its_commit(box: Sandbox, db: An
     assert box.enqueued() == []
     request.finish()
     assert len(box.enqueued()) == 3
+
+
+@pytest.mark.parametrize(
+    ("sql", "warned"),
+    [
+        ("UPDATE item SET qty = 1", True),
+        ('  delete from "item"', True),
+        ("SELECT qty FROM item", False),
+        ("DELETE FROM items_of_others", False),
+    ],
+)
+def test_sql_that_writes_around_the_pipeline_is_logged(
+    db: Any, sql: str, warned: bool, caplog: pytest.LogCaptureFixture
+):
+    db.executesql('CREATE TABLE "items_of_others" (id INTEGER)')
+
+    db.executesql(sql)
+
+    assert ("executesql writes to 'item' around the pipeline" in caplog.text) == warned

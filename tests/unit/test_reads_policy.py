@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import count
 
 from hypothesis import given
@@ -187,3 +188,22 @@ def test_a_replica_that_missed_the_last_look_serves_only_where_no_other_may() ->
 
     assert chosen([doubtful, busy]).node == "r1"
     assert chosen([doubtful, Candidate("r1", 9.0)]).node == "r0"
+
+
+@given(st.lists(st.builds(Candidate, node=st.uuids().map(str), lag_s=st.none()), min_size=1, max_size=3))
+def test_an_application_can_be_read_while_no_prober_runs_and_its_answers_are_marked(found: list[Candidate]) -> None:
+    spent = {"primary_allowed": lambda: False}
+
+    assert chosen(found).kind == "primary"
+    assert chosen(found, **spent)[::2] == ("stale", "over-budget")
+    assert chosen(found, on_stale="stale", **spent).kind == "stale"
+    assert chosen(found, on_stale="error", **spent).kind == "error"
+    for one in found:
+        assert chosen([replace(one, out=True)], **spent).kind == "error"
+        assert chosen([replace(one, reached=None)], token=True, **spent).kind == "error"
+
+
+def test_of_old_answers_the_one_that_is_known_to_be_less_old_is_given() -> None:
+    unknown, old = Candidate("r0", None), Candidate("r1", 90.0)
+
+    assert chosen([unknown, old], primary_allowed=lambda: False) == ("stale", "r1", "over-budget")

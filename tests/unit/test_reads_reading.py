@@ -94,6 +94,35 @@ def test_missing_looks_only_ever_add_to_the_lag(answers: list[bool], later_s: fl
     assert (report.marks != {}) == answers[-1]
 
 
+def test_a_replica_that_has_got_nothing_since_the_look_before_stands_still() -> None:
+    picture = Picture("s0", ["s0", "s0-r0", "s0-r1"])
+    still = []
+
+    for second in range(4):
+        # r1 is three seconds behind but goes on; r0 stands still from the second look on
+        picture.draw(
+            {
+                "s0": reading(NOW + 1000 * second, 5 + second, NOW + 1000 * second, takes_writes=True),
+                "s0-r0": reading(0, 5 + min(second, 1), NOW + 1000 * min(second, 1)),
+                "s0-r1": reading(0, 2 + second, NOW + 1000 * (second - 3)),
+            },
+            100.0 + second,
+        )
+        reports = picture.reports(100.0 + second)
+        still.append((reports["s0-r0"].still, reports["s0-r1"].still))
+
+    assert still == [(False, False), (False, False), (True, False), (True, False)]
+
+
+def test_nobody_stands_still_while_the_primary_says_nothing() -> None:
+    picture = Picture("s0", ["s0", "s0-r0"])
+    picture.draw({"s0": reading(NOW, 5, NOW, takes_writes=True), "s0-r0": reading(0, 5, NOW)}, 100.0)
+
+    picture.draw({"s0": NoReading("silence"), "s0-r0": reading(0, 5, NOW)}, 101.0)
+
+    assert not picture.reports(101.0)["s0-r0"].still
+
+
 def test_a_promoted_replica_is_the_primary_and_is_measured_by_its_own_clock() -> None:
     picture = Picture("s0", ["s0", "s0-r0", "s0-r1"])
     picture.draw(

@@ -69,6 +69,8 @@ def computed(db: Any, gate: Gate, **given: Any) -> dict[str, list[Any]]:
         (lambda t: t.day == "2024-05-01", ["=", 7, "2024-05-01"]),
         (lambda t: t.flag == True, ["=", 8, True]),  # noqa: E712
         (lambda t: t.id == 7, ["=", 0, 7]),
+        (lambda t: t.id > 0, [">", 0, 0]),
+        (lambda t: t.id != -1, ["<>", 0, -1]),
     ],
 )
 def test_a_comparison_becomes_a_tree_with_canonical_values(
@@ -86,7 +88,7 @@ def test_a_comparison_becomes_a_tree_with_canonical_values(
         (lambda db: db.t.n == db.t.m, "compares a field with a value"),
         (lambda db: db.t.n + 1 == 2, "its own fields only"),
         (lambda db: db.t.name.upper() == "A", "its own fields only"),
-        (lambda db: db.t.n.belongs(db(db.other.n > 1)._select(db.other.n)), "subselect|str"),
+        (lambda db: db.t.n.belongs(db(db.other.n > 1)._select(db.other.n)), "a subselect: select the values first"),
     ],
 )
 def test_what_a_queued_write_cannot_carry_is_refused(db: Any, gate: Gate, build: Callable[[Any], Any], advice: str):

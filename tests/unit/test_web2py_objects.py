@@ -117,6 +117,18 @@ def test_a_translation_may_be_a_default_or_what_an_update_sets(box: Sandbox, db:
     assert [row["name"] for row in box.rows("item")] == ["new"]
 
 
+def test_a_translation_that_is_a_default_is_of_the_language_of_each_call(box: Sandbox, db: Any):
+    languages = ["new", "neu", "nouveau"]
+    lazy = type("lazyT", (), {"__str__": lambda self: languages[0]})
+    db.item.name.default = lazy()
+
+    while languages:
+        pipeline.enqueue_insert(db.item, qty=1)
+        languages.pop(0)
+
+    assert {one.values["name"] for one in box.enqueued("item")} == {"new", "neu", "nouveau"}
+
+
 def test_an_upload_is_stored_by_the_web_side_and_its_name_travels(box: Sandbox, db: Any, tmp_path: Any):
     name = db.item.photo.store(io.BytesIO(b"bytes"), "a.png")
 
