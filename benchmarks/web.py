@@ -1,6 +1,6 @@
 """A POST that writes through the pipeline against the same POST with a pyDAL insert + commit: real web2py over HTTP.
 
-    python -m benchmarks.web [--rounds 1000] [--commit-ms 5]
+    python -m benchmarks.web [--rounds 2000] [--commit-ms 5]
 
 The primaries take 5 ms for each commit, as one does that waits for a disk or for a semi-synchronous replica: MariaDB
 itself holds a commit back for others to join it (`binlog_commit_wait_usec`), and nothing else. Workers wait alike.
@@ -59,16 +59,18 @@ Times = dict[str, list[float]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=1000, help="POSTs to each application, for each row")
+    parser.add_argument("--rounds", type=int, default=2000, help="POSTs to each application, for each row")
     parser.add_argument("--commit-ms", type=float, default=5.0, help="how long a primary takes for a commit")
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, help="one row for each")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pipeline-bench-") as folder, running(Path(folder)) as (shop, site):
+        alone_ms = median_commit_ms(shop)
         with slow_commits(shop, given.commit_ms):
-            print(f"a commit takes {median_commit_ms(shop):.1f} ms on a primary\n")
+            print(f"a commit on a primary takes {median_commit_ms(shop):.1f} ms, {alone_ms:.1f} ms without the wait\n")
             print("| clients | through the pipeline p50 / p99 ms | insert + commit p50 / p99 ms | p50, p99 | goal |")
             print("|---|---|---|---|---|")
             sent, well = 0, True
-            for clients in CLIENTS:
+            for clients in given.clients:
                 times = post_in_turn(site, clients, given.rounds)
                 sent += sum(map(len, times.values())) + len(WRITES) * WARM_UP * clients
                 well = report(clients, times) and well
@@ -83,12 +85,10 @@ def running(folder: Path) -> Iterator[tuple[Shop, Site]]:
     """Bring both applications up; the database of both is a shard's primary."""
     with shop_of(folder) as shop:
         for name, write in WRITES.items():
-            application = shop.application(
-                name, {"default": CONTROLLER.format(write=write)}, PIPELINE if name == "queued" else ""
-            )
-            (application / "models" / "db.py").write_text(MODEL)
+            controllers = {"default": CONTROLLER.format(write=write)}
+            application = shop.application(name, controllers, PIPELINE if name == "queued" else "", model=MODEL)
             ini = application / "private" / "appconfig.ini"
-            ini.write_text(ini.read_text().replace(shop.own_uri(name), shop.rig.primaries["s0"]))
+            ini.write_text(ini.read_text().replace(shop.uri_of(name), shop.rig.primaries["s0"]))
         with serving(shop.folder) as site:
             shop.prepare(site, "/queued/default/index")
             site.browser().get("/direct/default/index")
@@ -111,7 +111,7 @@ def slow_commits(shop: Shop, by_ms: float) -> Iterator[None]:
 
 
 def median_commit_ms(shop: Shop, count: int = 50) -> float:
-    """Return how long an insert + commit takes now, from outside of web2py."""
+    """Return how long a commit takes now, from outside of web2py."""
     db = DAL(shop.rig.primaries["s0"], migrate=False)
     times = []
     for _ in range(count):

@@ -223,6 +223,23 @@ def test_a_ticket_sends_nothing(ada: User, rig: ShopRig):
         assert rig.rows("purchase", f"customer={customer}") == []
 
 
+def test_who_signs_up_is_logged_in_and_signs_what_he_writes(browser: Any, rig: ShopRig):
+    with visitor(browser) as page:
+        page.goto(f"{rig.shop.url}/default/user/register")
+        for name, value in {"first_name": "Cleo", "last_name": "C", "email": "cleo@example.com"}.items():
+            page.fill(f"[name={name}]", value)
+        page.fill("[name=password]", "swordfish-7")
+        page.fill("[name=password_two]", "swordfish-7")
+        page.click("[type=submit]")
+        page.wait_for_selector(".who:has-text('Cleo')")
+        page.goto(f"{rig.shop.url}/default/customer_new")
+        page.fill("main [name=name]", "Of Cleo")
+        page.click("main [type=submit]")
+        page.wait_for_selector("h1:has-text('Of Cleo')")
+
+    assert rig.rows("customer", "name='Of Cleo'", "created_by") == ["3"]
+
+
 def test_a_guest_may_look_and_not_write(browser: Any, rig: ShopRig):
     with visitor(browser) as page:
         page.goto(f"{rig.shop.url}/default/customer_new")

@@ -131,7 +131,8 @@ def catalogue():
     source = db if request.args else pipeline.read_db(db, "item")
     served(OWN_DATABASE if request.args else source.read_info)
     source.item.id.readable = False
-    db.item.colour.requires = IS_MATCH("#[0-9a-f]{6}", error_message="Like #7aa5d8")
+    source.item.colour.represent = lambda colour, row: SPAN(colour, _class="dot", _style="--ink: %s" % colour)
+    db.item.colour.requires = IS_MATCH("#[0-9a-f]{6}", strict=True, error_message="Like #7aa5d8")
     grid = SQLFORM.grid(source.item, orderby=source.item.name, csv=False, details=False, searchable=False)
     return dict(form=grid, title="Catalogue")
 

@@ -10,7 +10,7 @@ auth = Auth(db)
 auth.settings.formstyle = "divs"
 auth.settings.actions_disabled = ["request_reset_password", "retrieve_username", "profile", "change_password"]
 auth.settings.login_next = auth.settings.register_next = URL("default", "index")
-auth.settings.logout_next = URL("default", "index")
+auth.settings.logout_next = auth.settings.logged_url = URL("default", "index")
 auth.define_tables(username=False, signature=False)
 
 response.formstyle = "divs"
