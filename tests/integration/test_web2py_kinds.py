@@ -8,7 +8,7 @@ from http.client import RemoteDisconnected
 
 import pytest
 from support.shop import Shop
-from support.web2py_server import START_S, TESTS, Site, serving, start
+from support.web2py_server import ROOT, START_S, Site, serving, start
 
 from pipeline.clock import polls
 
@@ -83,7 +83,7 @@ pipeline = Pipeline(db, configuration)
 IN_A_SHELL = """\
 import sys
 from pathlib import Path
-from support.web2py_server import wsgi_application
+from examples.web2py.server import wsgi_application
 wsgi_application(Path(sys.argv[1]))
 from gluon.shell import env
 model = env("flat", import_models=True)
@@ -215,7 +215,7 @@ def test_in_a_shell_ops_are_sent_at_the_call(site: Site, shop: Shop, customer: i
     site.browser().get("/flat/default/index")  # which makes the application's folders
     command = [sys.executable, "-c", IN_A_SHELL, str(site.folder), str(customer)]
 
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=TESTS)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
 
     assert done.stdout == "True applied\n", done.stderr
     assert shop.sales(f"customer={customer}") == ["4"]
