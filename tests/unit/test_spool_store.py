@@ -17,7 +17,7 @@ from pipeline import clock
 from pipeline.errors import IdsUsedUp, PipelineFull, SpoolUnavailable
 from pipeline.ids import EPOCH_MS, HOSTS, PRODUCERS, SPAN_MS, IdMaker, Lease
 from pipeline.log.memory import MemoryLog
-from pipeline.log.spool import file
+from pipeline.log.spool import file as spool_file
 from pipeline.log.spool.reserve import LEAST_MS, SLICE_MS
 from pipeline.log.spool.store import FRESH_MS, Spool
 
@@ -327,7 +327,7 @@ def now_ms() -> int:
 
 
 def test_processes_make_ids_of_the_hosts_reserve_and_none_comes_twice(spool: Spool, monkeypatch: Any):
-    monkeypatch.setattr(file, "BUSY_S", 60.0)  # a disk that is slow for others is not what this is about
+    monkeypatch.setattr(spool_file, "BUSY_S", 60.0)  # a disk that is slow for others is not what this is about
     log = MemoryLog()
     spool.reserve.refill(log.lease_host_ids)
 
