@@ -50,7 +50,10 @@ class Servers:
 
     def config(self) -> dict[str, Any]:
         """Return the configuration as a dict, for a test to change."""
-        return tomllib.loads(self.cluster.config.read_text(encoding="utf-8"))
+        config = tomllib.loads(self.cluster.config.read_text(encoding="utf-8"))
+        # a dict has no folder of its own, from which the spool's path would be read
+        config["spool"] = {**config.get("spool", {}), "path": str(self.cluster.directory / "run" / "pipeline.spool")}
+        return config
 
     def sql(self, node: str, statements: str) -> str:
         """Run statements on a node as root, in the application's database."""
