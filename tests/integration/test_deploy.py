@@ -6,6 +6,7 @@ import base64
 import getpass
 import json
 import os
+import re
 import runpy
 import shutil
 import socket
@@ -513,7 +514,7 @@ def test_prepare_never_overwrites_a_password(secrets: SimpleNamespace) -> None:
 def test_the_example_configuration_is_toml_with_the_sections_of_the_manual() -> None:
     example = tomllib.loads((DEPLOY / "pipeline.example.toml").read_text())
 
-    assert set(example) == {"pipeline", "redis", "shards", "tables", "reads", "apply"}
+    assert set(example) == {"pipeline", "redis", "shards", "tables", "reads", "apply", "spool"}
 
 
 def test_the_example_configuration_is_accepted_and_shows_every_key(secrets: SimpleNamespace) -> None:
@@ -522,10 +523,12 @@ def test_the_example_configuration_is_accepted_and_shows_every_key(secrets: Simp
 
     loaded = settings.load(path, environ=secrets.words)
 
-    shown = {line.lstrip("# ").partition(" = ")[0] for line in path.read_text().splitlines() if " = " in line}
+    shown = set(re.findall(r"^(?:# )?([a-z_]+) = ", path.read_text(), re.MULTILINE))
     records = (settings.RedisSettings, settings.ShardSettings, settings.TableSettings, settings.ReadSettings)
-    keys = {field.name for record in (*records, settings.ApplySettings) for field in fields(record)} - {"name"}
-    assert keys - shown == set()
+    more = (settings.ApplySettings, settings.SpoolSettings)
+    # a replica's load is written beside its address
+    keys = {field.name for record in (*records, *more) for field in fields(record)} - {"name", "loads"}
+    assert shown == keys
     assert list(loaded.shards) == ["s0", "s1"]
 
 
