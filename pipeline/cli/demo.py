@@ -47,11 +47,13 @@ def demo(
     from pipeline.demo.screen import Screen
     from pipeline.demo.system import Options
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         summary = run(Options(engine, rows, directory, flower_port, keep), Screen(Console(stderr=as_json)))
     except PipelineError as error:
         raise click.ClickException(str(error)) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if as_json:
         click.echo(json.dumps(summary.as_json(), indent=2))
     if summary.faults:
