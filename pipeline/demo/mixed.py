@@ -18,6 +18,8 @@ PLAIN, OWN, LAGGING, OWN_LAGGING = 300, 10, 60, 5
 WAIT_S = 2.0
 #: What counts as lagging in this scene, and how long the scene waits for the replica to lag so much, s.
 LAG_S, LAGS_WITHIN_S = 1.0, 15.0
+#: What a reading's own age may add to the lag of a replica that does not lag, s: a second, and some for its way.
+AGE_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def read_mixed(system: System, traffic: Traffic, flight: Correction) -> Mixed:
     shard = system.place("flight", flight.tailnum)
     with system.held_up(shard):
         traffic.update(flight.id, arr_delay=flight.arr_delay)
-        if any(system.lags(shard, LAG_S) for _ in polls(LAGS_WITHIN_S)):
+        if any(system.lags(shard, LAG_S + AGE_S) for _ in polls(LAGS_WITHIN_S)):
             for _ in range(LAGGING):
                 read(table, flight.id, max_lag_s=LAG_S)
             for number in range(OWN_LAGGING):

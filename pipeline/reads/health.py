@@ -26,7 +26,7 @@ class Judge:
         out: the verdict of the judge before this one, which died.
     """
 
-    __slots__ = ("_bad", "_good", "_looks", "_quiet", "_returns", "needed", "out")
+    __slots__ = ("_bad", "_good", "_looks", "_new", "_quiet", "_returns", "needed", "out")
 
     def __init__(self, *, out: bool = False) -> None:
         #: Whether the node is out of rotation.
@@ -34,6 +34,8 @@ class Judge:
         #: Good looks in a row that the next return takes.
         self.needed = GOOD_LOOKS
         self._bad = self._good = self._quiet = self._looks = 0
+        #: It has never answered yet: then it is being set up, and cannot flap.
+        self._new = not out
         #: The looks at which it answered after one that it had not.
         self._returns: deque[int] = deque(maxlen=STEADY_RETURNS + 1)
 
@@ -48,6 +50,8 @@ class Judge:
         return self.out != before
 
     def _see_good(self) -> None:
+        if self._new:
+            self._new, self.out, self._bad = False, False, 0
         if self._bad:
             self._returns.append(self._looks)
         self._bad = 0

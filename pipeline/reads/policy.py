@@ -39,6 +39,7 @@ class Candidate:
         limit: reads of this process that may run there at once; None: any number.
         doubtful: the last look at it came to nothing, or showed that it stands still. It serves only where no other
             may: one look is no verdict yet.
+        recovering: it is out, but answered the last look: the last resort before a read is refused.
     """
 
     node: str
@@ -49,6 +50,7 @@ class Candidate:
     reached: bool | None = None
     limit: int | None = None
     doubtful: bool = False
+    recovering: bool = False
 
 
 class Choice(NamedTuple):
@@ -113,7 +115,8 @@ def fall_back(
         return Choice("primary", None, NO_REPLICA)
     if on_stale == "error":
         return Choice("error", None, reason)
-    stale = sorted((one for one in candidates if _free(one) and (one.reached or not token)), key=_lag_s)
+    able = [one for one in candidates if (_free(one) or one.recovering) and (one.reached or not token)]
+    stale = sorted(able, key=lambda one: (one.recovering, _lag_s(one)))
     if on_stale == "stale" and stale and stale[0].lag_s is not None:
         return Choice("stale", stale[0].node, reason)
     if primary_allowed():

@@ -193,11 +193,13 @@ class Router:
 
     def _candidate(self, node: str, needs: Needs, now_s: float) -> Candidate:
         view = self._readings.view(node)
-        out = view.out or self._shunned_until_s.get(node, 0.0) > now_s
+        shunned = self._shunned_until_s.get(node, 0.0) > now_s
+        recovering = view.out and not (shunned or view.unfit or view.doubtful)
         reached = True if not needs else True if self._knows(node, view, needs) else None
         load = self._loads.get(node, _ONE_SHARE)
         running = self._outstanding.get(node, 0)
-        return Candidate(node, view.lag_s, out, running, load.weight, reached, load.limit, view.doubtful)
+        out = view.out or shunned
+        return Candidate(node, view.lag_s, out, running, load.weight, reached, load.limit, view.doubtful, recovering)
 
     def _knows(self, node: str, view: View, needs: Needs) -> bool:
         """Whether a node is known to have it all, by this thread's own look or by the prober's.

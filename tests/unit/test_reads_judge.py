@@ -37,6 +37,7 @@ def test_a_node_comes_back_after_good_looks_in_a_row_only() -> None:
 
 def test_each_relapse_doubles_what_it_takes_to_come_back_and_quiet_halves_it_again() -> None:
     judge, took = Judge(), []
+    judge.see(True)
 
     for _ in range(5):
         judge.see(False)
@@ -71,11 +72,23 @@ def test_a_node_that_misses_three_looks_in_ten_does_not_flap_and_no_missing_look
 
 def test_a_node_that_fails_and_answers_by_turns_takes_many_good_looks_at_once_and_a_restarted_one_few() -> None:
     restarted, unsteady = Judge(), Judge()
+    restarted.see(True)
     for _ in range(20):
         restarted.see(False)
-    for good in (False, True, False, True, False, False):
+    for good in (True, False, True, False, True, False, False):
         unsteady.see(good)
 
     took = [sum(1 for _ in range(100) if judge.out and not judge.see(True)) for judge in (restarted, unsteady)]
 
     assert took == [GOOD_LOOKS - 1, MOST_GOOD_LOOKS - 1]
+
+
+def test_a_node_that_has_never_answered_is_in_with_its_first_answer() -> None:
+    judge = Judge()
+    for _ in range(10):
+        judge.see(False)
+    assert judge.out
+
+    judge.see(True)
+
+    assert not judge.out

@@ -207,3 +207,12 @@ def test_of_old_answers_the_one_that_is_known_to_be_less_old_is_given() -> None:
     unknown, old = Candidate("r0", None), Candidate("r1", 90.0)
 
     assert chosen([unknown, old], primary_allowed=lambda: False) == ("stale", "r1", "over-budget")
+
+
+def test_a_replica_that_answers_again_is_better_than_no_answer_and_worse_than_one_in_rotation() -> None:
+    back, old = Candidate("r0", 0.1, out=True, recovering=True), Candidate("r1", 90.0)
+
+    assert chosen([back], primary_allowed=lambda: True) == ("primary", None, "all-out")
+    assert chosen([back], primary_allowed=lambda: False) == ("stale", "r0", "over-budget")
+    assert chosen([back, old], primary_allowed=lambda: False) == ("stale", "r1", "over-budget")
+    assert chosen([replace(back, recovering=False)], primary_allowed=lambda: False).kind == "error"
