@@ -70,6 +70,7 @@ def running_system(options: Options, report: Callable[[str], None]) -> Iterator[
 
     With `keep` it stays when the run ends, well or not, but not when it is interrupted.
     """
+    from pipeline import close
     from pipeline.admin.cluster.cluster import Cluster
 
     with _folder(options.directory) as folder:
@@ -92,6 +93,7 @@ def running_system(options: Options, report: Callable[[str], None]) -> Iterator[
             keep = False
             raise
         finally:
+            close()  # before its servers go
             if not keep:
                 cluster.down()
 
