@@ -2,7 +2,7 @@
 
 Invariant: only a good look brings a node back. A node that keeps failing and answering by turns, as one does of which
 a third of the looks time out, takes many good looks in a row, and each relapse doubles what it takes: it stays out. One
-that was merely restarted has failed once, for long, and is back soon.
+that was restarted has failed once, for some seconds, and is back soon.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections import deque
 BAD_LOOKS = 2
 #: Good looks in a row that bring it back the first time, and at the most.
 GOOD_LOOKS, MOST_GOOD_LOOKS = 5, 40
+#: A failure of fewer looks than that may be lost packets, and there will be more: then it takes so many good looks.
+SHORT_LOOKS, AFTER_SHORT_LOOKS = 5, 20
 #: A node that has begun to answer again more often than that in the last minute is unsteady.
 STEADY_RETURNS, MINUTE_LOOKS = 2, 60
 #: Looks without a relapse after which one relapse is forgotten: ten minutes, a look a second.
@@ -26,7 +28,7 @@ class Judge:
         out: the verdict of the judge before this one, which died.
     """
 
-    __slots__ = ("_bad", "_good", "_looks", "_new", "_quiet", "_returns", "needed", "out")
+    __slots__ = ("_bad", "_good", "_looks", "_new", "_quiet", "_returns", "_short", "needed", "out")
 
     def __init__(self, *, out: bool = False) -> None:
         #: Whether the node is out of rotation.
@@ -34,6 +36,8 @@ class Judge:
         #: Good looks in a row that the next return takes.
         self.needed = GOOD_LOOKS
         self._bad = self._good = self._quiet = self._looks = 0
+        #: Whether its last failure was short.
+        self._short = False
         #: It has never answered yet: then it is being set up, and cannot flap.
         self._new = not out
         #: The looks at which it answered after one that it had not.
@@ -54,10 +58,11 @@ class Judge:
             self._new, self.out, self._bad = False, False, 0
         if self._bad:
             self._returns.append(self._looks)
+            self._short = self._bad < SHORT_LOOKS
         self._bad = 0
         if self.out:
             self._good += 1
-            if self._good >= (MOST_GOOD_LOOKS if self._unsteady else self.needed):
+            if self._good >= self._needed_now:
                 self.out, self._quiet = False, 0
                 self.needed = min(2 * self.needed, MOST_GOOD_LOOKS)
             return
@@ -65,6 +70,12 @@ class Judge:
         if self._quiet >= QUIET_LOOKS:
             self._quiet = 0
             self.needed = max(self.needed // 2, GOOD_LOOKS)
+
+    @property
+    def _needed_now(self) -> int:
+        if self._unsteady:
+            return MOST_GOOD_LOOKS
+        return max(self.needed, AFTER_SHORT_LOOKS) if self._short else self.needed
 
     @property
     def _unsteady(self) -> bool:

@@ -6,7 +6,15 @@ import random
 
 import pytest
 
-from pipeline.reads.health import GOOD_LOOKS, MINUTE_LOOKS, MOST_GOOD_LOOKS, QUIET_LOOKS, Judge
+from pipeline.reads.health import (
+    AFTER_SHORT_LOOKS,
+    GOOD_LOOKS,
+    MINUTE_LOOKS,
+    MOST_GOOD_LOOKS,
+    QUIET_LOOKS,
+    SHORT_LOOKS,
+    Judge,
+)
 
 HOUR = 3600
 
@@ -27,7 +35,7 @@ def test_a_node_comes_back_after_good_looks_in_a_row_only() -> None:
     for _ in range(GOOD_LOOKS - 1):
         judge.see(True)
     judge.see(False)
-    for _ in range(GOOD_LOOKS - 1):
+    for _ in range(AFTER_SHORT_LOOKS - 1):
         judge.see(True)
 
     assert judge.out
@@ -40,8 +48,8 @@ def test_each_relapse_doubles_what_it_takes_to_come_back_and_quiet_halves_it_aga
     judge.see(True)
 
     for _ in range(5):
-        judge.see(False)
-        judge.see(False)
+        for _ in range(SHORT_LOOKS):
+            judge.see(False)
         looks = 0
         while judge.out:
             judge.see(True)
@@ -54,6 +62,20 @@ def test_each_relapse_doubles_what_it_takes_to_come_back_and_quiet_halves_it_aga
 
     assert took == [5, 10, 20, 40, MOST_GOOD_LOOKS]
     assert judge.needed == MOST_GOOD_LOOKS // 2
+
+
+def test_with_three_looks_in_ten_missing_a_second_change_within_a_minute_is_next_to_never() -> None:
+    chance, minutes, twice = random.Random(1), 0, 0
+
+    for _ in range(100):
+        judge = Judge()
+        judge.see(True)
+        for _ in range(60):
+            minutes += 1
+            twice += sum(judge.see(chance.random() >= 0.3) for _ in range(MINUTE_LOOKS)) > 1
+
+    assert minutes == 6000
+    assert twice <= 3
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -71,16 +93,18 @@ def test_a_node_that_misses_three_looks_in_ten_does_not_flap_and_no_missing_look
 
 
 def test_a_node_that_fails_and_answers_by_turns_takes_many_good_looks_at_once_and_a_restarted_one_few() -> None:
-    restarted, unsteady = Judge(), Judge()
+    restarted, unsteady, hiccup = Judge(), Judge(), Judge()
     restarted.see(True)
+    for good in (True, False, False):
+        hiccup.see(good)
     for _ in range(20):
         restarted.see(False)
     for good in (True, False, True, False, True, False, False):
         unsteady.see(good)
 
-    took = [sum(1 for _ in range(100) if judge.out and not judge.see(True)) for judge in (restarted, unsteady)]
+    took = [sum(1 for _ in range(100) if judge.out and not judge.see(True)) for judge in (restarted, hiccup, unsteady)]
 
-    assert took == [GOOD_LOOKS - 1, MOST_GOOD_LOOKS - 1]
+    assert took == [GOOD_LOOKS - 1, AFTER_SHORT_LOOKS - 1, MOST_GOOD_LOOKS - 1]
 
 
 def test_a_node_that_has_never_answered_is_in_with_its_first_answer() -> None:
