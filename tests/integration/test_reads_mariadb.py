@@ -457,7 +457,8 @@ def test_with_all_replicas_lagging_the_primary_takes_its_budget_of_the_reads_of_
         for _ in polls(60):
             rig.client.enqueue_update(rig.db.sale.customer == customer, qty=1).wait(10)
             lags_s = [client.readings.view(node).lag_s for client in clients for node in rig.replicas("s0")]
-            if all(lag_s is not None and lag_s > 1 for lag_s in lags_s):
+            # more than the age of a reading, which counts as lag, can be where nothing lags
+            if all(lag_s is not None and lag_s > 2.5 for lag_s in lags_s):
                 break
 
         for number in range(600):
