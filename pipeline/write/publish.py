@@ -50,9 +50,10 @@ class Publisher:
     ):
         self._log, self._bell = log, bell
         self._raise_epoch, self._record_lost = raise_epoch, record_lost
-        self._topology = topology
-        self._scopes = {shard: Scope(shard, (shard,)) for shard in topology.shards}
+        scopes = {shard: Scope(shard, (shard,)) for shard in topology.shards}
         self._reference = Scope("*", topology.shards)
+        self._scope_of = [scopes[topology.shard_of(bucket)] for bucket in range(topology.buckets)]
+        self._scope_of.append(self._reference)
         self._epochs: dict[str, int] = {}
         self._reset()
 
@@ -72,7 +73,7 @@ class Publisher:
             LogUnavailable: no answer in time; the op may be queued or not.
             ShardUnavailable: a new epoch was due and the shard's primary did not answer; nothing was sent.
         """
-        scope = self.scope_of(bucket)
+        scope = self._scope_of[bucket]
         if not key and then is None and scope is not self._reference:
             place = self._publish_one(scope, bucket, payload, row_id or 0)
             if place is not None:
@@ -125,9 +126,7 @@ class Publisher:
 
     def scope_of(self, bucket: int) -> Scope:
         """Return the scope of a bucket's log."""
-        if bucket == self._topology.reference_bucket:
-            return self._reference
-        return self._scopes[self._topology.shard_of(bucket)]
+        return self._scope_of[bucket]
 
     def epoch_of(self, scope: Scope) -> int:
         """Ask the server for a scope's epoch; raise it if it was given out on another."""
