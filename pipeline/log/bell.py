@@ -119,7 +119,8 @@ class Bell:
                 wishes.append(asked.get())
             wanted: dict[str, int] = {}
             for shards, ops in (wish for wish in wishes if isinstance(wish, tuple)):
-                wanted |= {shard: wanted.get(shard, 0) + ops for shard in shards}
+                for shard in shards:
+                    wanted[shard] = wanted.get(shard, 0) + ops
             self._ring_all(wanted)
             for wish in wishes:
                 if isinstance(wish, threading.Event):

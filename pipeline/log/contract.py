@@ -65,7 +65,7 @@ class Line(Protocol):
         ...
 
     def append_one(
-        self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes, row_id: int
+        self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes
     ) -> tuple[Position, bool] | None:
         """Append one op of a scope with one shard: what a web request does; the same as `append`, but shorter.
 
@@ -95,6 +95,18 @@ class Line(Protocol):
     def close(self) -> None:
         """Give the connection back."""
         ...
+
+
+def one_by_append(
+    line: Line, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes
+) -> tuple[Position, bool] | None:
+    """Do by `append` what `append_one` does."""
+    try:
+        answer = line.append(scope, epoch, producer, [Append(bucket, seq, (payload,))], "", 0)
+    except EpochStale:
+        return None
+    [(code, position)] = answer.placed
+    return None if code == HOLE else (position, bool(answer.ring))
 
 
 class Log(Protocol):

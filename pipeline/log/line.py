@@ -11,7 +11,7 @@ from hiredis import pack_command
 from pipeline import clock
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.log.connection import script, translated
-from pipeline.log.contract import HOLE, Append, Appended, EpochStale, Placed, Scope
+from pipeline.log.contract import Append, Appended, EpochStale, Placed, Scope, one_by_append
 from pipeline.log.keys import Keys
 from pipeline.op import Position
 
@@ -48,11 +48,11 @@ class RedisLine:
         return _read_reply(text, scope)
 
     def append_one(
-        self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes, row_id: int
+        self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes
     ) -> tuple[Position, bool] | None:
         """See `contract.Line.append_one`. Every call of it is in somebody's web request."""
         if len(payload) >= BIG_BYTES or clock.mono_s() >= self._renew_at:
-            return self._append_unusual(scope, epoch, producer, Append(bucket, seq, (payload,)), row_id)
+            return one_by_append(self, scope, epoch, producer, bucket, seq, payload)
         head = self._ones.get((scope.name, producer)) or self._head_of_one(scope, producer)
         words = self._asked((*head, self._keys.log(bucket), epoch, producer, bucket, seq, payload)).split()
         if words[0] == b"full":
@@ -120,17 +120,6 @@ class RedisLine:
         big = biggest if biggest >= BIG_BYTES else 0
         fixed = (epoch, len(shards), producer, row_id, big, keys.bigs, self._renewal())
         return ["EVALSHA", self._sha, len(names), *names, *fixed, *rest]
-
-    def _append_unusual(
-        self, scope: Scope, epoch: int, producer: int, append: Append, row_id: int
-    ) -> tuple[Position, bool] | None:
-        """Do what `append_one` does with the script that does everything."""
-        try:
-            answer = self.append(scope, epoch, producer, (append,), "", row_id)
-        except EpochStale:
-            return None
-        [(code, position)] = answer.placed
-        return None if code == HOLE else (position, bool(answer.ring))
 
     def _head_of_one(self, scope: Scope, producer: int) -> tuple[Any, ...]:
         epoch, full, own, _, dirty, bell = self._names(scope, producer)

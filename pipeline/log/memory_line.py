@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.errors import LogUnavailable
-from pipeline.log.contract import HOLE, Append, Appended, EpochStale, Scope
+from pipeline.log.contract import Append, Appended, Scope, one_by_append
 from pipeline.op import Position
 
 if TYPE_CHECKING:
@@ -32,15 +32,10 @@ class MemoryLine:
                 raise LogUnavailable(f"{type(error).__name__}: {error}") from error
 
     def append_one(
-        self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes, row_id: int
+        self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes
     ) -> tuple[Position, bool] | None:
         """See `contract.Line.append_one`."""
-        try:
-            answer = self.append(scope, epoch, producer, [Append(bucket, seq, (payload,))], "", row_id)
-        except EpochStale:
-            return None
-        [(code, position)] = answer.placed
-        return None if code == HOLE else (position, bool(answer.ring))
+        return one_by_append(self, scope, epoch, producer, bucket, seq, payload)
 
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
         """See `contract.Line.replicated`."""

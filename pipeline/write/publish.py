@@ -75,7 +75,7 @@ class Publisher:
         """
         scope = self._scope_of[bucket]
         if not key and then is None and scope is not self._reference:
-            place = self._publish_one(scope, bucket, payload, row_id or 0)
+            place = self._publish_one(scope, bucket, payload)
             if place is not None:
                 return place
         return self._share(scope, {bucket: (payload,)}, key, row_id, then, self._free)[bucket]
@@ -149,7 +149,7 @@ class Publisher:
         self._patient: deque[Sender] = deque()
         self._losses: deque[Lost] = deque(maxlen=10_000)
 
-    def _publish_one(self, scope: Scope, bucket: int, payload: bytes, row_id: int) -> Place | None:
+    def _publish_one(self, scope: Scope, bucket: int, payload: bytes) -> Place | None:
         """Append one op when nothing is unusual, with half the work; None where nothing was written."""
         sender = self._take(self._free)
         epoch = self._epochs.get(scope.name)
@@ -157,7 +157,7 @@ class Publisher:
             self._put_back(sender)
             return None
         try:
-            placed = sender.send_one(scope, epoch, bucket, payload, row_id)
+            placed = sender.send_one(scope, epoch, bucket, payload)
         except BaseException:
             sender.line.close()
             raise

@@ -64,7 +64,7 @@ class Sender:
                 self._next[append.bucket] = append.first + len(append.payloads)
         return answer, first
 
-    def send_one(self, scope: Scope, epoch: int, bucket: int, payload: bytes, row_id: int) -> OnePlace | None:
+    def send_one(self, scope: Scope, epoch: int, bucket: int, payload: bytes) -> OnePlace | None:
         """Append one op of a scope with one shard; None where nothing was written: `send` tells why.
 
         Returns:
@@ -72,7 +72,7 @@ class Sender:
         """
         seq = self._next.get(bucket, 1)
         try:
-            placed = self.line.append_one(scope, epoch, self.producer, bucket, seq, payload, row_id)
+            placed = self.line.append_one(scope, epoch, self.producer, bucket, seq, payload)
         except LogUnavailable as error:
             self._in_doubt(error, {bucket: seq})
             raise

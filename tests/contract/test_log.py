@@ -210,7 +210,7 @@ def test_a_refused_hole_does_not_use_up_its_idempotency_key(log: Log, line: Line
 def one(
     line: Line, seq: int, payload: bytes = b"op", *, bucket: int = 3, epoch: int = EPOCH
 ) -> tuple[Position, bool] | None:
-    return line.append_one(S0, epoch, PRODUCER, bucket, seq, payload, 0)
+    return line.append_one(S0, epoch, PRODUCER, bucket, seq, payload)
 
 
 def test_a_single_op_is_appended_and_dirties_and_rings_as_by_append(log: Log, line: Line):
