@@ -78,10 +78,6 @@ class Spooling:
                 places |= self._instead(share, error)
         return places
 
-    def publish_as(self, *arguments: object, **options: object) -> object:
-        """See `Publisher.publish_as`: what its caller keeps needs no spool."""
-        return self._publisher.publish_as(*arguments, **options)  # type: ignore[arg-type]  # passed on as it is
-
     def _instead(self, runs: Mapping[int, Sequence[bytes]], error: Unavailable) -> dict[int, Place]:
         if isinstance(error, LogUnavailable):
             self._breaker.trip()
