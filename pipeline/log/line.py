@@ -155,7 +155,7 @@ class RedisLine:
     def _asked_again(self, command: Sequence[Any], error: Exception) -> bytes:
         if isinstance(error, _TRANSIENT):
             self._drop()
-        self._renew_at = 0.0
+            self._renew_at = 0.0
         try:
             return self._call(command)
         except _TRANSIENT as again:

@@ -162,6 +162,22 @@ def test_a_restarted_server_keeps_everything_and_takes_nothing_before_its_epoch_
     assert append(log, 8, 2, b"b").placed[0].code == SEEN
 
 
+def test_a_line_in_use_takes_no_single_op_on_a_restarted_server_before_its_epoch_is_raised(system: System):
+    line = system.log.line()
+    for seq in (1, 2):  # the second goes the short way
+        assert line.append_one(S0, 7, PRODUCER, 3, seq, b"%d" % seq) is not None
+
+    system.restart()
+
+    assert line.append_one(S0, 7, PRODUCER, 3, 3, b"3") is None
+    assert line.append_one(S0, 7, PRODUCER, 3, 3, b"3") is None
+    assert payloads(system.log) == [b"1", b"2"]
+    assert raise_to(system.log, 8)
+    position, _ = line.append_one(S0, 8, PRODUCER, 3, 3, b"3") or (None, False)
+    assert position == Position(8, 0)
+    line.close()
+
+
 def test_a_promoted_replica_takes_nothing_before_its_epoch_is_raised(system: System):
     system.start_replicating()
     append(system.log, 7, 1, b"a")
