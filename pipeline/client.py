@@ -32,7 +32,7 @@ from pipeline.write.breaker import Breaker
 from pipeline.write.bulk import Chunk
 from pipeline.write.courier import Courier
 from pipeline.write.definitions import Definitions
-from pipeline.write.door import Door
+from pipeline.write.door import Addressed, Door
 from pipeline.write.drain import Drainer
 from pipeline.write.follow import Follower
 from pipeline.write.held import Held, Holder
@@ -158,6 +158,11 @@ class Pipeline:
         options, given = _split(values, fields)
         table = self.door.table(table)
         return validated(table, given, lambda final: self.enqueue_insert(table, final, **options))
+
+    def take_together(self, made: Iterable[Addressed]) -> Receipt:
+        """Queue ops that the door has made, all of one bucket, in one atomic group; return the last one's receipt."""
+        with self.atomic():
+            return [self._outgoing.take(one, "redis") for one in made][-1]
 
     def atomic(self) -> AbstractContextManager[None]:
         """Gather the ops of this thread; apply them together or not at all. They must belong to one bucket.

@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 INSERT, UPDATE, DELETE, UPSERT, GROUP = "insert", "update", "delete", "upsert", "group"
+#: An insert of what a row of another table is when the op is applied; nothing, where that row is not there.
+COPY = "copy"
+#: What a copy reads: names a row or rows as an update does. Never an op by itself.
+READ = "read"
 
 
 class Position(NamedTuple):
@@ -38,6 +42,9 @@ class Op(msgspec.Struct, frozen=True, array_like=True):
 
     An update or delete names its row by `id`, or its rows by `where`; an upsert finds it by the columns `key` and, if
     it is there, sets only the columns `renew`. An expression is `["+", ["c", column], ["v", value]]` and the like.
+
+    A copy inserts the row `id` of its own table: `values` as they are, and `expressions` of the columns of the row that
+    `source` names, a READ of another table.
     """
 
     kind: str
@@ -53,11 +60,18 @@ class Op(msgspec.Struct, frozen=True, array_like=True):
     renew: tuple[int, ...] = ()
     idempotency_key: str | None = None
     ops: tuple[Op, ...] = ()
+    # fields are only ever added at the end: older entries of a log decode without them
+    source: Op | None = None
 
     @property
     def members(self) -> tuple[Op, ...]:
         """The row writes in it, in order."""
         return self.ops or (self,)
+
+    @property
+    def named(self) -> tuple[Op, ...]:
+        """The members, and what copies among them read: each names a table and its definition."""
+        return tuple(one for member in self.members for one in (member, member.source) if one is not None)
 
 
 class Entry(NamedTuple):

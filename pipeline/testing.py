@@ -153,9 +153,8 @@ class Sandbox:
         topology, name = self.client.topology, table._tablename
         found = []
         for shard in topology.shards[:1] if topology.table(name).reference else topology.shards:
-            db = self.client.nodes.primary(shard).db
-            if name not in db.tables:
-                db.define_table(name, table, migrate=False)
+            # what it refers to is defined too: pyDAL reads a reference by its table
+            db = self.client.define_on(self.client.nodes.primary(shard).db, table)
             found += db(db[name], ignore_common_filters=True).select().as_list()
             db.rollback()
         return sorted(found, key=lambda row: row[table._id.name])

@@ -14,7 +14,7 @@ from pipeline.admin.migrate import own_tables
 from pipeline.column import Column
 from pipeline.log.contract import Append, Scope
 from pipeline.log.memory import MemoryLog
-from pipeline.op import DELETE, GROUP, INSERT, UPDATE, UPSERT, Op, encode
+from pipeline.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op, encode
 from pipeline.schema import TableSchema
 from pipeline.settings import ApplySettings
 from pipeline.shard import inquiry
@@ -33,10 +33,20 @@ ITEM = TableSchema("item", (ID, Column("up", "reference parent"), Column("n", "i
 NODE = TableSchema("node", (ID, Column("up", "reference node"), Column("n", "integer")))
 TWO = TableSchema("two", (ID, Column("a", "string", 20), Column("b", "integer"), Column("n", "integer")))
 DAY = TableSchema("day", (ID, Column("who", "string", 20), Column("d", "integer"), Column("n", "integer")))
+#: Copies of rows of `plain`: with a foreign key to their source, and with a unique value of their own.
+PAST = TableSchema("past", (ID, Column("up", "reference plain"), Column("n", "integer"), Column("t", "string", 20)))
+ONCE = TableSchema("once", (ID, Column("up", "bigint"), Column("a", "string", 10, unique=True), Column("n", "integer")))
 #: Parents first, so that they are dropped last.
-TABLES = (PLAIN, PARENT, CHILD, ITEM, NODE, TWO, DAY)
+TABLES = (PLAIN, PARENT, CHILD, ITEM, NODE, TWO, DAY, PAST, ONCE)
 #: What an example is about.
-FAMILIES = ((PLAIN,), (PARENT, CHILD), (PARENT, ITEM), (PARENT, NODE), (TWO,), (DAY,), TABLES)
+FAMILIES = (
+    (PLAIN,), (PARENT, CHILD), (PARENT, ITEM), (PARENT, NODE), (TWO,), (DAY,), (PLAIN, PAST), (PLAIN, ONCE), TABLES
+)  # fmt: skip
+#: Of which table another keeps copies, and which of its columns go where.
+COPIES = {
+    "past": (PLAIN, ((1, ["c", 0]), (2, ["c", 1]), (3, ["c", 2]))),
+    "once": (PLAIN, ((1, ["c", 0]), (2, ["c", 2]), (3, ["c", 1]))),
+}
 #: By which columns a table's rows are upserted; into `two` that is ambiguous, and rejected.
 UPSERT_KEYS = {"plain": (0,), "parent": (1,), "two": (1,), "day": (1, 2)}
 #: `plain` refuses an n of 9, so that the database rejects updates too.
@@ -48,6 +58,9 @@ CREATE = (
     "CREATE TABLE node (id {id}, up BIGINT, n INT, FOREIGN KEY (up) REFERENCES node (id))",
     "CREATE TABLE two (id {id}, a VARCHAR(20) UNIQUE, b INT UNIQUE, n INT)",
     "CREATE TABLE day (id {id}, who VARCHAR(20), d INT, n INT, UNIQUE (who, d))",
+    "CREATE TABLE past (id {id}, up BIGINT, n INT, t VARCHAR(20), "
+    "FOREIGN KEY (up) REFERENCES plain (id) ON DELETE CASCADE, CHECK (n <> 7))",
+    "CREATE TABLE once (id {id}, up BIGINT, a VARCHAR(10) UNIQUE, n INT)",
 )
 ID_TYPES = {"sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT", "mysql": "BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY"}
 
@@ -75,7 +88,10 @@ class Maker:
         self._computed = random.choice((0.0, 0.3))
         self._weights = {kind: random.choice((0, 1, 4)) for kind in (INSERT, UPDATE, DELETE, UPSERT)}
         self._weights[INSERT] = random.choice((2, 4, 8))
+        self._weights[COPY] = random.choice((1, 4))
         self._grouped = random.choice((0.0, 0.0, 0.1))
+        kept = any(schema.name in COPIES for schema in self._tables)
+        self._versioned = random.choice((0.0, 0.2)) if kept else 0.0
         self._shapes = {schema.name: self._two_shapes(schema) for schema in self._tables}
 
     def ops(self) -> list[Op]:
@@ -89,6 +105,9 @@ class Maker:
         if self._chance(self._grouped):
             members = tuple(self._single() for _ in range(self._random.randint(2, 4)))
             return Op(GROUP, members[0].table, members[0].schema, 0, ops=members)
+        if self._chance(self._versioned):
+            copy = self._copy(self._random.choice([schema for schema in self._tables if schema.name in COPIES]))
+            return Op(GROUP, copy.table, copy.schema, 0, ops=(copy, self._update_of(copy)))
         op = self._single()
         return msgspec.structs.replace(op, idempotency_key=self._random.choice("xy")) if self._chance(0.03) else op
 
@@ -97,6 +116,8 @@ class Maker:
         makers = {INSERT: self._insert, UPDATE: self._update, DELETE: self._delete}
         if schema.name in UPSERT_KEYS:
             makers[UPSERT] = self._upsert
+        if schema.name in COPIES:
+            makers[COPY] = self._copy
         [make] = self._random.choices(list(makers.values()), [self._weights[kind] for kind in makers])
         return make(schema)
 
@@ -129,6 +150,17 @@ class Maker:
         else:  # a new row's id is never one that exists
             row = None if self._chance(self._unnumbered) else self._random.randint(1000, 10**6)
         return _op(UPSERT, schema, row, {column: given[column] for column in columns}, key=key, renew=renew)
+
+    def _copy(self, schema: TableSchema) -> Op:
+        source, expressions = COPIES[schema.name]
+        row, where = self._target(source)
+        read = Op(READ, source.name, source.hash, 0, row, where=where)
+        return Op(COPY, schema.name, schema.hash, 0, self._id(), expressions=expressions, source=read)
+
+    def _update_of(self, copy: Op) -> Op:
+        source, _ = COPIES[copy.table]
+        assert copy.source is not None
+        return _op(UPDATE, source, copy.source.id, self._values(source), where=copy.source.where)
 
     def _values(self, schema: TableSchema) -> dict[int, Any]:
         return {c: self._value(schema.columns[c]) for c in self._random.choice(self._shapes[schema.name])}

@@ -16,6 +16,7 @@ from pipeline.attachment.lookup import primary_rows
 from pipeline.errors import BadOp, ShardKeyError
 from pipeline.ids import carries_bucket
 from pipeline.pydal_objects import conjuncts, op_name, pinned_values, real_name, with_filters
+from pipeline.write.copying import Archive
 from pipeline.write.gate import Final
 
 #: How long a write that must look for its rows waits for what was queued before it, s.
@@ -32,10 +33,14 @@ class Found(NamedTuple):
 
 
 class Changes:
-    """Writes to the rows of one attached table."""
+    """Writes to the rows of one attached table.
 
-    def __init__(self, sink: Any, client: Callable[[], Any], table: Any):
-        self._sink, self._client, self._table = sink, client, table
+    Args:
+        archive: where an update keeps each row as it was before. Then it is one op for each row, for each needs an id.
+    """
+
+    def __init__(self, sink: Any, client: Callable[[], Any], table: Any, archive: Archive | None = None):
+        self._sink, self._client, self._table, self._archive = sink, client, table, archive
         key = client().topology.table(real_name(table)).shard_key
         self._key: str | None = None if key == table._id.name else key
 
@@ -49,11 +54,11 @@ class Changes:
         if not values:
             return 1  # the row that a form shows stays as it is
         try:
-            self._sink.enqueue_update(query, values)
+            self._put(query, values)
         except ShardKeyError:
             if self._key is not None and self._key in values:
                 return self._update_with_key(query, values)
-            return self._each(query, lambda one, key: self._sink.enqueue_update(one, values, **key))
+            return self._each(query, lambda one, key: self._put(one, values, **key))
         return 1
 
     def delete(self, query: Any) -> int:
@@ -63,6 +68,13 @@ class Changes:
         except ShardKeyError:
             return self._each(query, lambda one, key: self._sink.enqueue_delete(one, **key))
         return 1
+
+    def _put(self, query: Any, values: Final, **key: Any) -> None:
+        """Queue one op; with an archive, a copy and an update in one group."""
+        if self._archive is None:
+            self._sink.enqueue_update(query, values, **key)
+        else:
+            self._sink.take_together(self._client().door.versioned_update(query, values, self._archive, **key))
 
     def _update_with_key(self, query: Any, values: Final) -> int:
         """Queue an update that gives the shard key too, as `update_record()` does: it may repeat it, not change it."""
@@ -78,9 +90,9 @@ class Changes:
             )
         if not rows and named:
             # it may be queued still: its op comes first
-            self._sink.enqueue_update(_narrowed(query, (field == new) & query), values)
+            self._put(_narrowed(query, (field == new) & query), values)
             return 1
-        return self._enqueue(rows, query, lambda one, key: self._sink.enqueue_update(one, rest, **key)) if rest else 1
+        return self._enqueue(rows, query, lambda one, key: self._put(one, rest, **key)) if rest else 1
 
     def _each(self, query: Any, enqueue: Callable[[Any, dict[str, Any]], Any]) -> int:
         listed = self._listed(query)

@@ -16,10 +16,6 @@ OWNERS = {
     "scheduler_": "web2py's scheduler locks and reads its rows at once",
     "pipeline_": "it belongs to the pipeline",
 }
-VERSIONED = (
-    "its archive copy is made from the row as it is when the update is applied, which only the database knows then: "
-    "leave this table unattached"
-)
 
 #: The largest file of an `uploadfield="…"`: the log keeps every op in Redis's memory until it is replicated.
 MOST_BYTES = 1_000_000
@@ -40,8 +36,6 @@ def refuse(table: Any, rules: TableSettings) -> None:
             f'table {name!r} has ids = "database", so insert() could not return the id: set ids = "pipeline" under '
             f"[tables.{name}], or call enqueue_insert, whose receipt learns the id once the row is there"
         )
-    if versioned(table):
-        raise BadOp(f"table {name!r} has record versioning and cannot be attached: {VERSIONED}")
 
 
 def refuse_large(table: Any, values: Mapping[str, Any]) -> None:
@@ -60,8 +54,3 @@ def refuse_large(table: Any, values: Mapping[str, Any]) -> None:
                 f"takes files of at most {MOST_BYTES:,} bytes through the queue, not {len(value):,}: store files in a "
                 "folder (uploadfield=True), so that only their names travel",
             )
-
-
-def versioned(table: Any) -> bool:
-    """Return whether pyDAL's record versioning watches a table."""
-    return any("_enable_record_versioning" in getattr(one, "__qualname__", "") for one in table._before_update)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from pipeline.receipt import Receipt
+from pipeline.write.door import Addressed
 
 
 class Sink(Protocol):
@@ -15,6 +16,7 @@ class Sink(Protocol):
     def enqueue_bulk_insert(self, table: Any, rows: Iterable[Mapping[str, Any]]) -> Any: ...  # noqa: D102
     def enqueue_update(self, target: Any, second: Any = None, /, **options: Any) -> Receipt: ...  # noqa: D102
     def enqueue_delete(self, target: Any, /, **options: Any) -> Receipt: ...  # noqa: D102
+    def take_together(self, made: Iterable[Addressed]) -> Receipt: ...  # noqa: D102
 
     def unsent(self, table: str) -> bool:
         """Whether it holds ops for a table that are not sent yet."""

@@ -16,10 +16,12 @@ from pipeline.attachment.around import unwarn, warn
 from pipeline.attachment.changes import Changes
 from pipeline.attachment.imports import map_ids, unmap
 from pipeline.attachment.reading import READS, watch
-from pipeline.attachment.refusal import VERSIONED, refuse, refuse_large, versioned
+from pipeline.attachment.refusal import refuse, refuse_large
 from pipeline.attachment.sink import Sink
+from pipeline.attachment.versions import adopt, archives_of, noted, refuse_callbacks, refuse_unadopted
 from pipeline.errors import BadOp, Unavailable
 from pipeline.pydal_objects import kind_of, real_name
+from pipeline.write.copying import Archive
 from pipeline.write.gate import Final
 
 #: Where the adapter keeps its attached tables and their sinks.
@@ -30,7 +32,7 @@ Pairs = Iterable[tuple[Any, Any]]
 
 
 def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:
-    """Queue what pyDAL would write to a table. Attaching it again replaces the sink.
+    """Queue what pyDAL would write to a table and to the archive of its versions. Again: the sink is replaced.
 
     Args:
         table: a table of the application's DAL.
@@ -43,6 +45,13 @@ def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:
     if kind_of(table) != "Table":
         raise BadOp(f"attach takes a table of the DAL, such as db.purchase, not {type(table).__name__}")
     refuse(table, client().topology.table(real_name(table)))
+
+    def take_archive(table: Any, archive: Archive) -> None:
+        client().door.check_archive(table, archive)
+        refuse_callbacks(table, archive.table)
+        attach(archive.table, sink, client)
+
+    adopt(table, attached, take_archive)
     with suppress(Unavailable):  # a page that only reads must not fail for it; the first write asks again
         client().door.gate(table)
     adapter = table._db._adapter
@@ -55,7 +64,9 @@ def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:
 
 
 def detach(table: Any) -> None:
-    """Let pyDAL write a table to its own database again."""
+    """Let pyDAL write a table, and the archive of its versions, to its own database again."""
+    for archive in archives_of(table):
+        detach(archive)
     adapter = table._db._adapter
     tables = vars(adapter).get(_ATTRIBUTE, {})
     tables.pop(real_name(table), None)
@@ -85,21 +96,22 @@ def _replace(adapter: Any) -> None:
         found = tables.get(real_name(table))
         if found is None:
             return own["bulk_insert"](table, items)
-        _refuse_versioned(table)
+        refuse_unadopted(table)
         return [receipt.id for receipt in found[0].enqueue_bulk_insert(table, [_values(table, i) for i in items])]
 
     def update(table: Any, query: Any, fields: Pairs) -> Any:
         found = tables.get(real_name(table))
         if found is None:
             return own["update"](table, query, fields)
-        _refuse_versioned(table)
-        return Changes(*found, table).update(query, _values(table, fields))
+        refuse_unadopted(table)
+        pairs = list(fields)
+        return Changes(*found, table, noted(query, pairs)).update(query, _values(table, pairs))
 
     def delete(table: Any, query: Any) -> Any:
         found = tables.get(real_name(table))
         if found is None:
             return own["delete"](table, query)
-        _refuse_versioned(table)
+        refuse_unadopted(table)
         return Changes(*found, table).delete(query)
 
     def truncate(table: Any, mode: str = "") -> Any:
@@ -124,7 +136,7 @@ def _replace(adapter: Any) -> None:
 
 
 def _insert(sink: Sink, table: Any, fields: Pairs) -> int | None:
-    _refuse_versioned(table)
+    refuse_unadopted(table)
     return sink.enqueue_insert(table, _values(table, fields)).id
 
 
@@ -132,11 +144,6 @@ def _values(table: Any, fields: Pairs) -> Final:
     values = Final((field.name, value) for field, value in fields)
     refuse_large(table, values)
     return values
-
-
-def _refuse_versioned(table: Any) -> None:
-    if versioned(table):
-        raise BadOp(f"table {table._tablename!r} got record versioning after it was attached; {VERSIONED}")
 
 
 def _keep_files(table: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import Any
 
-from pipeline.op import DELETE, INSERT, UPDATE, UPSERT, Op
+from pipeline.op import COPY, DELETE, INSERT, UPDATE, UPSERT, Op
 from pipeline.schema import TableSchema
 from pipeline.values import python_value
 from pipeline.values.numbers import RANGES
@@ -70,11 +70,18 @@ def _upserted(op: Op, schema: TableSchema, row_id: int, values: Values) -> Value
     return values | _given(op, schema, only=op.renew)
 
 
+def _copied(op: Op, schema: TableSchema, row_id: int, values: Values) -> Values:
+    if op.id != row_id or values is not None:
+        return values
+    raise Unforeseeable("what a copy will find in its source is for the database to say")
+
+
 _EFFECTS: Mapping[str, Callable[[Op, TableSchema, int, Values], Values]] = {
     INSERT: _inserted,
     UPDATE: _updated,
     DELETE: _deleted,
     UPSERT: _upserted,
+    COPY: _copied,
 }
 
 

@@ -16,6 +16,8 @@ class Dialect(Protocol):
     begin: str
     #: Behind a SELECT of watermark rows: lock what is free, skip what another worker holds.
     lock: str
+    #: Behind a SELECT whose rows must not change before the transaction ends.
+    hold: str
     #: The server's clock in ms.
     now_ms: str
     #: The driver's argument that ends a transaction with each statement.
@@ -59,6 +61,10 @@ class Dialect(Protocol):
         """Return the SQL of a division that fails on zero."""
         ...
 
+    def same(self, name: str, literal: str, *, text: bool) -> str:
+        """Return the SQL of whether a column holds just this, NULL too; a text byte by byte."""
+        ...
+
     def weight(self, text: str) -> tuple[str, str] | None:
         """Return SQL of the bytes by which a text compares, and of what pads the shorter of two (NULL: nothing).
 
@@ -73,6 +79,7 @@ class MySQL:
     name = "mysql"
     begin = "START TRANSACTION"
     lock = " FOR UPDATE SKIP LOCKED"
+    hold = " FOR UPDATE"
     now_ms = "CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000 AS SIGNED)"
     autocommit: ClassVar[dict[str, Any]] = {"autocommit": True}
     read_only: str | None = "@@global.read_only"
@@ -128,6 +135,10 @@ class MySQL:
         """See `Dialect`."""
         return f"({left} / {right})"
 
+    def same(self, name: str, literal: str, *, text: bool) -> str:
+        """See `Dialect`. To a collation `a` may be `A`."""
+        return f"CAST({name} AS BINARY) <=> CAST({literal} AS BINARY)" if text else f"{name} <=> {literal}"
+
     def weight(self, text: str) -> tuple[str, str] | None:
         """See `Dialect`. Whether a collation pads is asked of the server: an empty text of the column has it."""
         empty = f"LEFT({text}, 0)"
@@ -140,7 +151,7 @@ class SQLite:
 
     name = "sqlite"
     begin = "BEGIN IMMEDIATE"
-    lock = ""
+    lock = hold = ""
     now_ms = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
     autocommit: ClassVar[dict[str, Any]] = {"isolation_level": None}
     read_only: str | None = None
@@ -182,6 +193,10 @@ class SQLite:
     def divide(self, left: str, right: str) -> str:
         """See `Dialect`. SQLite divides integers without their rest; MySQL does not."""
         return f"(CAST({left} AS REAL) / {right})"
+
+    def same(self, name: str, literal: str, *, text: bool) -> str:
+        """See `Dialect`. The collation is named: a column may be made with NOCASE."""
+        return f"{name} IS {literal} COLLATE BINARY" if text else f"{name} IS {literal}"
 
     def weight(self, text: str) -> tuple[str, str] | None:
         """See `Dialect`."""

@@ -17,6 +17,8 @@ MAX_BRANCHES = 100
 
 _ARITHMETIC = {"+", "-", "*", "%"}
 _COMPARISONS = {"=", "<>", "<", "<=", ">", ">="}
+#: What the databases compare as it is; texts they compare by a collation.
+_EXACT = ("integer", "bigint", "id", "reference", "double", "float", "decimal", "boolean", "date", "time", "datetime")
 
 
 class CannotRender(PipelineError):
@@ -31,6 +33,33 @@ def most(kind: str) -> int:
 def statement(kind: str, ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
     """Return the SQL of ops that `write.group` found to be of one shape."""
     return _WRITERS[kind](ops, facts, dialect)
+
+
+def copy_statement(op: Op, facts: Facts, source: Facts, dialect: Dialect) -> str:
+    """Return the SQL of a copy: a row of one table from a row of another, which stays as it is until the commit.
+
+    Args:
+        source: of the table that is read.
+    """
+    read = op.source
+    if read is None or op.id is None:
+        raise CannotRender("a copy names the row that it makes and the row that it reads")
+    given = [(column, facts.encode[column](value)) for column, value in zip(op.columns, op.values, strict=True)]
+    given += [(column, _copied(tree, source)) for column, tree in op.expressions]
+    names = [facts.names[facts.schema.id_index], *(facts.names[column] for column, _ in given)]
+    id_name = source.names[source.schema.id_index]
+    where = f"{id_name} = {read.id}" if read.id is not None else _condition(read.where, source, dialect)
+    return (
+        f"INSERT INTO {facts.table} ({', '.join(names)}) "
+        f"SELECT {', '.join([str(op.id), *(sql for _, sql in given)])} FROM {source.table} WHERE {where}{dialect.hold}"
+    )
+
+
+def _copied(tree: Any, source: Facts) -> str:
+    head, column = tree
+    if head != "c":
+        raise CannotRender(f"a copy takes columns as they are, not {head!r}")
+    return source.names[int(column)]
 
 
 def _insert(ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
@@ -63,7 +92,7 @@ def _update(ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
     first, id_name = ops[0], facts.names[facts.schema.id_index]
     if first.id is None:
         sets = ", ".join(f"{facts.names[c]}={sql}" for c, sql in _sets(first, facts, dialect))
-        return f"UPDATE {facts.table} SET {sets} WHERE {_condition(first.where, facts)}"
+        return f"UPDATE {facts.table} SET {sets} WHERE {_condition(first.where, facts, dialect)}"
     per_op = [_sets(op, facts, dialect) for op in ops]
     parts = []
     for i, (column, sql) in enumerate(per_op[0]):
@@ -78,7 +107,7 @@ def _update(ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
 def _delete(ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
     first = ops[0]
     if first.id is None:
-        return f"DELETE FROM {facts.table} WHERE {_condition(first.where, facts)}"
+        return f"DELETE FROM {facts.table} WHERE {_condition(first.where, facts, dialect)}"
     return f"DELETE FROM {facts.table} WHERE {facts.names[facts.schema.id_index]} IN ({_ids(ops)})"
 
 
@@ -109,19 +138,21 @@ def _expression(tree: Any, column: int, facts: Facts, dialect: Dialect) -> str:
     raise CannotRender(f"unknown expression {head!r}")
 
 
-def _condition(tree: Any, facts: Facts) -> str:
-    """Render `["and", ["=", 3, 7], ["in", 4, [1, 2]]]` and the like."""
+def _condition(tree: Any, facts: Facts, dialect: Dialect) -> str:
+    """Render `["and", ["=", 3, 7], ["in", 4, [1, 2]]]` and the like; `["same", 3, null]` is "just this value"."""
     head, *rest = tree
     if head in ("and", "or"):
-        return f"({f' {head.upper()} '.join(_condition(part, facts) for part in rest)})"
+        return f"({f' {head.upper()} '.join(_condition(part, facts, dialect) for part in rest)})"
     if head == "not":
-        return f"NOT ({_condition(rest[0], facts)})"
+        return f"NOT ({_condition(rest[0], facts, dialect)})"
     column = rest[0]
     name, encode = facts.names[column], facts.encode[column]
     if head == "null":
         return f"{name} IS NULL"
     if head == "in":
         return f"{name} IN ({', '.join(map(encode, rest[1]))})" if rest[1] else "1=0"
+    if head == "same":
+        return dialect.same(name, encode(rest[1]), text=facts.schema.columns[column].kind not in _EXACT)
     if head in _COMPARISONS:
         return f"{name} {head} {encode(rest[1])}"
     raise CannotRender(f"unknown condition {head!r}")

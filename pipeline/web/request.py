@@ -21,6 +21,7 @@ from pipeline.receipt import Receipt as _Receipt
 from pipeline.receipt import Receipts
 from pipeline.web.read_db import ReadDAL, Refusal, table_for
 from pipeline.web.reader import Reader
+from pipeline.write.door import Addressed
 from pipeline.write.held import Holder
 from pipeline.write.validated import Validated
 
@@ -100,6 +101,11 @@ class Request:
         """Queue an insert of a row whose shard key is given apart."""
         with self._holding():
             return self._made(self.client.save_data(table, shard_key, values))
+
+    def take_together(self, made: Iterable[Addressed]) -> _Receipt:
+        """Queue ops that the door has made in one atomic group; what attached tables need."""
+        with self._holding():
+            return self._made(self.client.take_together(made))
 
     @contextmanager
     def atomic(self) -> Iterator[None]:

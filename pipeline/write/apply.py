@@ -192,7 +192,7 @@ class Applier:
                 batch.unreadable.append(Reject(entry, "?", "?", None, f"not an op of this version: {error}"))
                 before = entry.position
                 continue
-            if blocked or op.ops or not self._facts.knows(op.schema):
+            if blocked or op.ops or op.source or not self._facts.knows(op.schema):
                 puzzle = self._puzzle(op, blocked)
                 if puzzle:
                     batch.waiting[bucket] = puzzle
@@ -209,11 +209,11 @@ class Applier:
 
     def _puzzle(self, op: Op, blocked: set[str]) -> str:
         """Return why an op must wait, or nothing."""
-        for member in op.members:
-            if member.table in blocked:
-                return f"the shard is behind the schema of {member.table}"
-            if self._facts.of(member) is None:
-                return f"definition {member.schema} of table {member.table} is not known here"
+        for one in op.named:
+            if one.table in blocked:
+                return f"the shard is behind the schema of {one.table}"
+            if self._facts.of(one) is None:
+                return f"definition {one.schema} of table {one.table} is not known here"
         return ""
 
     def _known(self, op: Op) -> Facts:

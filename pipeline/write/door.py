@@ -14,6 +14,7 @@ from pipeline.pydal_objects import has_filters, with_filters
 from pipeline.schema import schema_of, signature_of
 from pipeline.settings import TableSettings
 from pipeline.topology import Topology
+from pipeline.write.copying import Archive, check_archive, copy_before
 from pipeline.write.gate import Final, Gate, Known, RowPlan, with_values
 from pipeline.write.placing import Placing, check_upsert_key, keeps_its_place
 from pipeline.write.trees import Tree, condition, is_query, kind_of, table_of
@@ -156,6 +157,25 @@ class Door:
         bucket, row = self._placing.of_rows(gate, rules, where, shard_key)
         keeps_its_place(gate, rules, where, plain, computed)
         return Addressed(bucket, with_values(self._op(UPDATE, gate, row, where, key), gate, plain, computed))
+
+    def versioned_update(
+        self, query: Any, values: Mapping[str, Any], archive: Archive, shard_key: Any = None
+    ) -> tuple[Addressed, Addressed]:
+        """Make an update of one row, and before it the copy that keeps the row as it was: send them in one group.
+
+        Raises:
+            ShardKeyError: the query does not name the row by its id, or copies do not stand by their rows.
+        """
+        table = table_of(query)
+        self.check_archive(table, archive)
+        bucket, op = update = self.update(query, None, values, shard_key)
+        row = self._new_id(bucket if bucket < self._topology.buckets else self._placing.next(), op.at_ms)
+        return Addressed(bucket, copy_before(op, self.gate(table), self.gate(archive.table), archive, row)), update
+
+    def check_archive(self, table: Any, archive: Archive) -> None:
+        """Refuse an archive that cannot keep the versions of a table; asks nobody."""
+        source, its = self._gate(table).schema, self._gate(archive.table).schema
+        check_archive(source, self._rules(table), its, self._rules(archive.table), archive.link)
 
     def delete(self, target: Any, row_id: Any, shard_key: Any = None, key: str | None = None) -> Addressed:
         """Make a delete of a row or of the rows of a shard key."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pipeline.errors import PipelineError, Rejected
-from pipeline.op import INSERT, UPSERT, Entry, Op
-from pipeline.shard.dialect import Dialect
+from pipeline.op import COPY, INSERT, UPSERT, Entry, Op
 from pipeline.shard.facts import FactBook, Facts
 from pipeline.shard.faults import Fault, code_of, fault_of, is_driver_error, sentence_of
 from pipeline.shard.marks import Reject
 from pipeline.shard.session import Session
-from pipeline.shard.statements import CannotRender, most, statement
+from pipeline.shard.statements import CannotRender, copy_statement, most, statement
 from pipeline.write.group import Group, Item
 
 #: A statement is aimed at this size; larger gains nothing.
@@ -90,13 +89,21 @@ class Executor:
         session.execute("RELEASE SAVEPOINT pipeline_group")
 
     def _statement(self, kind: str, ops: Sequence[Op], facts: Facts) -> None:
+        dialect = self._session.dialect
         if kind == UPSERT:
             _check_upsert(ops[0], facts)
-        sql = _rendered(kind, ops, facts, self._session.dialect)
+        render = (lambda: self._copy(ops[0], facts)) if kind == COPY else lambda: statement(kind, ops, facts, dialect)
+        sql = _rendered(render)
         # 4 bytes a character at most: count only what may be too long
         if len(sql) * 4 > self._limit and len(sql.encode()) > self._limit:
             raise CannotRender(f"one statement of {len(sql.encode()):,} bytes; the server takes {self._limit:,}")
         self._session.execute(sql)
+
+    def _copy(self, op: Op, facts: Facts) -> str:
+        source = None if op.source is None else self._book.of(op.source)
+        if source is None:
+            raise CannotRender("a copy whose source is not known")
+        return copy_statement(op, facts, source, self._session.dialect)
 
     def _judge(self, error: Exception, facts: Facts) -> Fault | None:
         """Return PERMANENT, or None where the error is not the op's fault."""
@@ -135,10 +142,10 @@ def _chunks(group: Group) -> Iterator[Sequence[Item]]:
         yield items[start:]
 
 
-def _rendered(kind: str, ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
+def _rendered(render: Callable[[], str]) -> str:
     """Render; whatever an op does to the renderer is that op's fault, and must not stop the others."""
     try:
-        return statement(kind, ops, facts, dialect)
+        return render()
     except PipelineError:
         raise
     except Exception as error:

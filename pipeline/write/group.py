@@ -2,7 +2,8 @@
 
 An op joins the newest open group of its shape only if no group from there on touches what it touches. Ops conflict on
 a row (table and id), on a value of a unique index, and on a row that a foreign key points to; where what an op touches
-is not known (an update by query, an old unique value) it conflicts with all of its table. Pure: no I/O.
+is not known (an update by query, an old unique value) it conflicts with all of its table. A copy also reads a row of
+another table, so it conflicts with whatever writes to that. Pure: no I/O.
 
 The rule is Debezium's and Confluent's lesson turned round: they batch by kind and reorder (kafka-connect-jdbc#1562).
 """
@@ -14,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pipeline.op import DELETE, GROUP, INSERT, UPDATE, UPSERT, Entry, Op
+from pipeline.op import COPY, DELETE, GROUP, INSERT, UPDATE, UPSERT, Entry, Op
 from pipeline.shard.facts import Facts
 
 Key = Hashable
@@ -58,8 +59,9 @@ def plan(items: Iterable[Item], facts_of: Callable[[Op], Facts]) -> list[Group]:
     planner = _Planner()
     for item in items:
         op = item.op
-        if op.kind == GROUP:
-            planner.add_alone(item, [footprint(member, facts_of(member), alone=True) for member in op.ops])
+        if op.kind in (GROUP, COPY):
+            prints = [print_ for member in op.members for print_ in _prints(member, facts_of)]
+            planner.add_alone(item, None if op.ops else facts_of(op), prints)
             continue
         facts = facts_of(op)
         if op.kind == INSERT and op.id is not None and facts.plain:
@@ -102,9 +104,9 @@ class _Planner:
         if classes.get(ROW, -1) < at:
             classes[ROW] = at
 
-    def add_alone(self, item: Item, prints: list[Footprint]) -> None:
-        """Add an atomic group: a group of its own, behind all that it conflicts with."""
-        at = self._new(Group(GROUP, None, [item]), None)
+    def add_alone(self, item: Item, facts: Facts | None, prints: list[Footprint]) -> None:
+        """Add an atomic group or a copy: a group of its own, behind all that it conflicts with."""
+        at = self._new(Group(item.op.kind, facts, [item]), None)
         for print_ in prints:
             self._record(print_, at)
 
@@ -138,6 +140,20 @@ class _Planner:
             classes[cls] = max(at, classes.get(cls, -1))
 
 
+def _prints(op: Op, facts_of: Callable[[Op], Facts]) -> list[Footprint]:
+    """Return what an op that stands alone touches, and what it reads if it is a copy."""
+    prints = [footprint(op, facts_of(op), alone=True)]
+    return prints if op.source is None else [*prints, _read(op.source, facts_of(op.source))]
+
+
+def _read(read: Op, facts: Facts) -> Footprint:
+    """Return what a copy touches of its source: whoever changes the row, or may, must not pass it."""
+    table = facts.database_name
+    if read.id is None:
+        return Footprint(claims=[(table, ANY)])
+    return Footprint(reads=[(table, read.id)], claims=[(table, ROW)])
+
+
 def footprint(op: Op, facts: Facts, *, alone: bool = False) -> Footprint:
     """Return what an op touches on a shard with these constraints; *alone*: no other op joins its statement."""
     print_, table = Footprint(), facts.database_name
@@ -147,7 +163,10 @@ def footprint(op: Op, facts: Facts, *, alone: bool = False) -> Footprint:
     changed = set(given) | {column for column, _ in op.expressions}
     if op.kind != DELETE:
         _parents(print_, facts, given, changed)
-    if op.kind == INSERT:
+    if op.kind == COPY:
+        # its values are known to the database only
+        print_.claims.append((table, ANY if facts.unique or facts.hidden_unique else ROW))
+    elif op.kind == INSERT:
         print_.claims.append((table, ANY if facts.hidden_unique else _insert_class(op, alone)))
         _unique_values(print_, facts, op, given, alone)
     elif op.kind == UPSERT:

@@ -382,17 +382,6 @@ def test_a_table_with_int_ids_is_refused(box: Sandbox, db: Any):
         pipeline.attach(db.small)
 
 
-def test_a_versioned_table_is_refused_before_and_after(db: Any):
-    db.define_table("paper", Field("text", "text"), Field("is_active", "boolean", default=True))
-    pipeline.attach(db.paper)
-    db.paper._enable_record_versioning()
-
-    with pytest.raises(BadOp, match="record versioning"):
-        db.paper.insert(text="x")
-    with pytest.raises(BadOp, match="record versioning"):
-        pipeline.attach(db.paper)
-
-
 def test_a_file_outlives_the_delete_that_is_only_queued_yet(box: Sandbox, db: Any, tmp_path: Any):
     db.define_table("picture", Field("file", "upload", autodelete=True, uploadfolder=str(tmp_path)))
     names = [db.picture.file.store(io.BytesIO(b"bytes"), f"{n}.txt") for n in "ab"]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.op import DELETE, GROUP, INSERT, UPDATE, UPSERT, Op, decode, encode
+from pipeline.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op, decode, encode
 
 whole = st.integers(-(2**63), 2**63 - 1)
 scalars = st.none() | st.booleans() | whole | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -64,6 +64,16 @@ def test_a_group_is_read_back_with_its_members_in_order(members: list[Op]):
     assert decode(encode(group)).members == tuple(members)
 
 
+@given(source=ops(), member=ops())
+def test_a_copy_is_read_back_with_its_source_and_names_both_tables(source: Op, member: Op):
+    read = msgspec.structs.replace(source, kind=READ)
+    copy = Op(COPY, "past", "h", 1, 5, expressions=((1, ["c", 0]),), source=read)
+    group = Op(GROUP, "past", "h", 1, ops=(copy, member))
+
+    assert decode(encode(copy)) == copy
+    assert decode(encode(group)).named == (copy, read, member)
+
+
 def test_a_single_op_is_its_own_member():
     op = Op(INSERT, "t", "h", 1)
 
@@ -84,3 +94,5 @@ def test_bytes_that_are_no_op_are_an_error(payload: bytes):
 
 def test_an_op_of_an_older_version_that_lacks_the_last_fields_is_read():
     assert decode(b'["delete", "t", "h", 1, 5]') == Op(DELETE, "t", "h", 1, 5)
+    before_copies = b'["insert", "t", "h", 1, 5, [1], ["x"], null, [], [], [], null, []]'
+    assert decode(before_copies) == Op(INSERT, "t", "h", 1, 5, (1,), ("x",))

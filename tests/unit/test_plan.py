@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.column import Column
-from pipeline.op import DELETE, GROUP, INSERT, UPDATE, UPSERT, Entry, Op, Position
+from pipeline.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Entry, Op, Position
 from pipeline.schema import TableSchema
 from pipeline.shard.constraints import Constraints
 from pipeline.shard.facts import Facts
@@ -48,6 +48,11 @@ def update(row: int | None, **values: Any) -> Op:
 
 def delete(row: int | None, schema: TableSchema = ONE) -> Op:
     return Op(DELETE, schema.name, schema.hash, 0, row, where=None if row is not None else ["=", 1, 7])
+
+
+def copy(row: int, of: int | None, into: TableSchema = OTHER) -> Op:
+    read = Op(READ, "one", ONE.hash, 0, of, where=None if of is not None else ["=", 1, 7])
+    return Op(COPY, into.name, into.hash, 0, row, expressions=((1, ["c", 1]),), source=read)
 
 
 def upsert(row: int, n: int) -> Op:
@@ -114,6 +119,35 @@ def test_a_delete_frees_a_unique_value_that_nobody_knows():
 def test_an_update_of_a_unique_column_stands_alone_and_of_another_column_groups():
     assert sizes([update(1, n=1), update(2, n=2)], one=UNIQUE_N) == [("update", 1), ("update", 1)]
     assert sizes([update(1, t="x"), update(2, t="y")], one=UNIQUE_N) == [("update", 2)]
+
+
+def test_a_copy_is_passed_by_what_it_does_not_touch_only():
+    passing = [insert(1), copy(10, of=1), insert(2)]
+    of_its_source = [update(1, n=1), copy(10, of=1), update(1, n=2)]
+    of_its_row = [update(2, n=1), delete(10, OTHER), copy(10, of=1), delete(10, OTHER)]
+    unknown = [insert(1), update(None, n=1), copy(10, of=1), insert(2)]
+    by_query = [insert(1), copy(10, of=None), insert(2)]
+
+    assert sizes(passing) == [("insert", 2), ("copy", 1)]
+    assert sizes(of_its_source) == [("update", 1), ("copy", 1), ("update", 1)]
+    assert sizes(of_its_row) == [("update", 1), ("delete", 1), ("copy", 1), ("delete", 1)]
+    assert sizes(unknown) == [("insert", 1), ("update", 1), ("copy", 1), ("insert", 1)]
+    assert sizes(by_query) == [("insert", 1), ("copy", 1), ("insert", 1)]
+
+
+def test_a_copy_in_an_atomic_group_holds_its_source_too():
+    group = Op(GROUP, "other", OTHER.hash, 0, ops=(copy(10, of=1), insert(20, OTHER)))
+    ops = [update(2, n=1), group, update(1, n=2), update(3, n=1)]
+
+    # 3 joins 1, behind the group: the newest statement of its shape
+    assert sizes(ops) == [("update", 1), ("group", 1), ("update", 2)]
+
+
+def test_the_value_that_a_copy_brings_into_a_unique_index_is_not_known():
+    ops = [insert(1, OTHER, n=1), copy(10, of=1), insert(2, OTHER, n=2)]
+
+    assert sizes(ops, other=UNIQUE_N) == [("insert", 1), ("copy", 1), ("insert", 1)]
+    assert sizes(ops) == [("insert", 2), ("copy", 1)]
 
 
 def test_an_index_on_columns_that_the_definition_lacks_makes_every_insert_stand_alone():

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from pipeline.column import Column
-from pipeline.op import DELETE, INSERT, UPDATE, UPSERT, Op
+from pipeline.op import COPY, DELETE, INSERT, READ, UPDATE, UPSERT, Op
 from pipeline.schema import TableSchema
 from pipeline.shard.constraints import Constraints
 from pipeline.shard.dialect import Dialect, MySQL, SQLite
 from pipeline.shard.encode import encoder
 from pipeline.shard.facts import Facts
 from pipeline.shard.session import Session
-from pipeline.shard.statements import MAX_BRANCHES, MAX_ROWS, CannotRender, most, statement
+from pipeline.shard.statements import MAX_BRANCHES, MAX_ROWS, CannotRender, copy_statement, most, statement
 
 SCHEMA = TableSchema(
     "t", (Column("id", "id"), Column("n", "integer"), Column("name", "string", 20), Column("price", "decimal(10,2)"))
@@ -123,3 +123,30 @@ def test_a_statement_has_as_many_rows_as_its_kind_bears():
 @pytest.mark.parametrize(("dialect", "quoted"), [(MYSQL, "`a``b`"), (SQLITE, '"a`b"')])
 def test_a_name_cannot_leave_its_quotes(dialect: Dialect, quoted: str):
     assert dialect.quote("a`b") == quoted
+
+
+def test_a_copy_reads_the_row_as_it_is_and_holds_it(facts: Facts):
+    one = op(COPY, 9, (3,), ("1.50",), expressions=((1, ["c", 0]), (2, ["c", 2])), source=op(READ, 5))
+    same = ["not", ["and", ["same", 1, None], ["same", 2, "a"]]]
+    changed = op(COPY, 9, expressions=((1, ["c", 0]),), source=op(READ, None, where=["and", ["=", 0, 5], same]))
+
+    assert copy_statement(one, facts, facts, MYSQL) == (
+        "INSERT INTO t (id, price, n, name) SELECT 9, 1.50, id, name FROM t WHERE id = 5 FOR UPDATE"
+    )
+    assert copy_statement(changed, facts, facts, SQLITE) == (
+        "INSERT INTO t (id, n) SELECT 9, id FROM t WHERE (id = 5 AND NOT ((n IS NULL AND name IS 'a' COLLATE BINARY)))"
+    )
+    assert "CAST(name AS BINARY) <=> CAST('a' AS BINARY)" in copy_statement(changed, facts, facts, MYSQL)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        op(COPY, 9),
+        op(COPY, None, source=op(READ, 5)),
+        op(COPY, 9, expressions=((1, ["+", ["c", 1], ["v", 1]]),), source=op(READ, 5)),
+    ],
+)
+def test_a_copy_that_this_version_does_not_know_is_refused(facts: Facts, bad: Op):
+    with pytest.raises((CannotRender, ValueError)):
+        copy_statement(bad, facts, facts, SQLITE)

@@ -1,0 +1,145 @@
+"""Record versioning of an attached table: where pyDAL reads the row and writes its copy, the worker does both.
+
+`_enable_record_versioning` puts two callbacks on a table: one keeps a row before an update, one makes of a delete an
+update of `is_active`. Both are replaced by their like: the first only notes that the update that follows is to keep its
+rows, for whoever takes it. Off again as soon as the table is detached.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from itertools import chain
+from typing import Any
+
+from pipeline.errors import BadOp
+from pipeline.write.copying import Archive
+
+_ENABLE = "_enable_record_versioning"
+#: The query and the row of the update that is under way, and where its rows are kept.
+_noted: ContextVar[tuple[Any, Any, Archive] | None] = ContextVar("pipeline_versioned", default=None)
+
+
+def adopt(table: Any, attached: Callable[[Any], bool], take_archive: Callable[[Any, Archive], None]) -> None:
+    """Keep a table's versions through the pipeline, whether versioning is on already or comes later.
+
+    Args:
+        attached: whether a table is.
+        take_archive: called with a table and its archive; raises where the pipeline cannot fill it.
+
+    Raises:
+        BadOp: the versions cannot be kept; it says why. Nothing has changed then.
+    """
+    kept = [_Keeping(table, one, attached) if _is_of_pydal(one) else one for one in table._before_update]
+    for one in kept:
+        if isinstance(one, _Keeping):
+            take_archive(table, one.archive)
+    table._before_update[:] = kept
+    table._before_delete[:] = [
+        _soft(table, one, attached) if _is_of_pydal(one) else one for one in table._before_delete
+    ]
+    if _ENABLE not in vars(table):
+        _watch(table, attached, take_archive)
+
+
+def archives_of(table: Any) -> list[Any]:
+    """Return the tables that keep the versions of a table's rows."""
+    return [one.archive.table for one in table._before_update if isinstance(one, _Keeping)]
+
+
+def noted(query: Any, pairs: Iterable[tuple[Any, Any]]) -> Archive | None:
+    """Return where just this update keeps its rows, and forget it.
+
+    It may be another than the one that was noted, which a later callback has forbidden.
+    """
+    found = _noted.get()
+    _noted.set(None)
+    if found is None or found[0] is not query:
+        return None
+    _, row, archive = found
+    theirs = list(map(id, chain.from_iterable(row.op_values())))
+    return archive if theirs == list(map(id, chain.from_iterable(pairs))) else None
+
+
+def refuse_unadopted(table: Any) -> None:
+    """Raise where versioning came to an attached table past the method that was watched.
+
+    Raises:
+        BadOp: it says what to do.
+    """
+    if any(map(_is_of_pydal, table._before_update)):
+        raise BadOp(
+            f"table {table._tablename!r} got record versioning after it was attached, in a way that nobody was told "
+            "of: attach it again after that"
+        )
+
+
+class _Keeping:
+    """Stands for pyDAL's callback that keeps a row before an update."""
+
+    def __init__(self, table: Any, own: Callable[..., Any], attached: Callable[[Any], bool]):
+        self._table, self._own, self._attached = table, own, attached
+        given = {name: one.default for name, one in inspect.signature(own).parameters.items()}
+        if not {"db", "an", "cn"} <= given.keys():
+            raise BadOp(f"table {table._tablename!r}: this pyDAL keeps versions in a way that is not known here")
+        if given["db"] is not table._db:
+            raise BadOp(
+                f"table {table._tablename!r} keeps its versions in another database (archive_db); through the pipeline "
+                "they stand by their rows, in one transaction: leave archive_db out"
+            )
+        self._name, self._link = given["an"], given["cn"]
+
+    @property
+    def archive(self) -> Archive:
+        """Where they go."""
+        return Archive(self._table._db[self._name], self._link)
+
+    def __call__(self, dbset: Any, fields: Any) -> Any:
+        if not self._attached(self._table):
+            return self._own(dbset, fields)
+        archive = self.archive
+        refuse_callbacks(self._table, archive.table)
+        _noted.set((dbset.query, fields, archive))
+        return False
+
+
+def refuse_callbacks(table: Any, archive: Any) -> None:
+    """Raise for an archive with callbacks of the application's own: nobody could call them.
+
+    Raises:
+        BadOp: it says which.
+    """
+    for name in ("_before_insert", "_after_insert"):
+        own = [one for one in getattr(archive, name) if not getattr(one, "__module__", "").startswith("pydal.")]
+        if own:
+            raise BadOp(
+                f"{archive._tablename}.{name} has callbacks, and the versions of {table._tablename!r} are made by a "
+                "worker, which has none: remove them, or leave the table unattached"
+            )
+
+
+def _soft(table: Any, own: Callable[..., Any], attached: Callable[[Any], bool]) -> Callable[..., Any]:
+    """Return the callback that makes of a delete an update, and never a delete for all that no row was found."""
+
+    def softly(dbset: Any) -> Any:
+        gone = own(dbset)
+        return True if attached(table) else gone
+
+    return softly
+
+
+def _watch(table: Any, attached: Callable[[Any], bool], take_archive: Callable[[Any, Archive], None]) -> None:
+    enable = getattr(table, _ENABLE)
+
+    def enable_and_adopt(*args: Any, **options: Any) -> Any:
+        made = enable(*args, **options)
+        if attached(table):
+            adopt(table, attached, take_archive)
+        return made
+
+    object.__setattr__(table, _ENABLE, enable_and_adopt)
+
+
+def _is_of_pydal(callback: Any) -> bool:
+    return _ENABLE in getattr(callback, "__qualname__", "")
