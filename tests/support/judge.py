@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.topology import Topology
 from support import nodes
 from support.ledger import Acknowledged, set_of
-from support.model import Model
+from support.model import Model, Row
 
 Op = tuple[int, int, int]
 
@@ -66,6 +66,13 @@ def tally_of(made: Any, owners: Iterable[int]) -> dict[tuple[int, str], tuple[in
     rows = {(owner, name): (n, trace, id) for owner, name, n, trace, id in found}
     assert len(rows) == len(found), "two rows with one unique key"
     return rows
+
+
+def versions_of(made: Any, owners: Iterable[int]) -> dict[int, tuple[int, Row]]:
+    """Return the versions of these owners' rows on one node: id -> (row id, the row as it was)."""
+    chosen = ", ".join(map(str, owners))
+    sql = f"SELECT id, current_record, owner, name, n, trace FROM tally_archive WHERE owner IN ({chosen})"
+    return {id: (row_id, Row(*row)) for id, row_id, *row in nodes.fetch(made, sql)}
 
 
 def differences(model: Model, rows: dict[tuple[int, str], tuple[int, str, int]]) -> list[str]:

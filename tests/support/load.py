@@ -10,13 +10,14 @@ from pipeline import clock
 from pipeline.client import Pipeline
 from pipeline.errors import PipelineError
 from pipeline.receipt import Receipt
+from pipeline.write.copying import Archive
 from support.ledger import Acknowledged
 from support.model import Deed
 
 #: How long a sure load tries one op, through whatever happens to Redis.
 SURE_S = 60
 #: Deeds and their weights: mostly what shows an op done twice or out of order.
-MIXED = {"insert": 4, "bump": 8, "bump_all": 2, "upsert": 3, "delete": 1, "clash": 1, "group": 1}
+MIXED = {"insert": 4, "bump": 8, "version": 3, "bump_all": 2, "upsert": 3, "delete": 1, "clash": 1, "group": 1}
 
 
 class Load:
@@ -46,6 +47,8 @@ class Load:
         self._weights = dict(weights or MIXED)
         if sure:
             self._weights.pop("group", None)  # a group takes no idempotency key
+        if sure or durability != "redis":
+            self._weights.pop("version", None)  # what a table's own words queue has neither key nor level
         self._mine: dict[int, list[tuple[int, str]]] = {owner: [] for owner in owners}
         self._count = 0
 
@@ -54,7 +57,7 @@ class Load:
         self._count += 1
         owner = self._luck.choice(self._owners)
         [kind] = self._luck.choices(list(self._weights), list(self._weights.values()))
-        if kind in ("bump", "delete", "clash", "group") and not self._mine[owner]:
+        if kind in ("bump", "version", "delete", "clash", "group") and not self._mine[owner]:
             kind = "insert"
         receipt, deed = getattr(self, f"_{kind}")(owner)
         return Acknowledged.of(receipt, deed)
@@ -75,6 +78,14 @@ class Load:
         query = self._db.tally.id == row
         receipt = self._again(lambda **how: self._client.enqueue_update(query, **self._bumped(), **how))
         return receipt, ["bump", owner, row, self._token]
+
+    def _version(self, owner: int) -> tuple[Receipt, Deed]:
+        """Update as an attached table that keeps versions does."""
+        row, _ = self._pick(owner)
+        archive = Archive(self._db.tally_archive, "current_record")
+        made = self._client.door.versioned_update(self._db.tally.id == row, self._bumped(), archive)
+        receipt = self._client.take_together(made)
+        return receipt, ["version", owner, row, self._token, made[0].op.id]
 
     def _bump_all(self, owner: int) -> tuple[Receipt, Deed]:
         query = self._db.tally.owner == owner

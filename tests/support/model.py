@@ -1,7 +1,8 @@
 """The model: what the rows of `tally` must be after a list of deeds, done one after the other in a plain dict.
 
 A deed is what one op does, as JSON: `["insert", owner, name, id]`, `["bump", owner, id, token]`,
-`["bump_all", owner, token]`, `["upsert", owner, name, token]`, `["delete", owner, id]`, `["group", deed, …]`.
+`["bump_all", owner, token]`, `["upsert", owner, name, token]`, `["delete", owner, id]`, `["group", deed, …]`,
+`["version", owner, id, token, kept id]`: a bump that keeps the row as it was, under another id.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class Model:
 
     rows: dict[Any, Row] = field(default_factory=dict)
     names: dict[tuple[int, str], Any] = field(default_factory=dict)
+    #: By id: whose they are, and the row as it was.
+    versions: dict[int, tuple[int, Row]] = field(default_factory=dict)
 
     def do(self, deed: Deed) -> None:
         """Do one deed.
@@ -57,6 +60,12 @@ class Model:
             if row.owner == owner:
                 self._bump(owner, id, token)
 
+    def _version(self, owner: int, id: int, token: str, kept: int) -> None:
+        row = self.rows.get(id)
+        if row is not None:
+            self.versions[kept] = (id, row)
+        self._bump(owner, id, token)
+
     def _upsert(self, owner: int, name: str, token: str) -> None:
         id = self.names.setdefault((owner, name), ("upserted", owner, name, token))
         self.rows[id] = Row(owner, name, 1, token)
@@ -67,10 +76,10 @@ class Model:
             del self.names[row.owner, row.name]
 
     def _group(self, *deeds: Deed) -> None:
-        before = dict(self.rows), dict(self.names)
+        before = dict(self.rows), dict(self.names), dict(self.versions)
         try:
             for deed in deeds:
                 self.do(deed)
         except Refused:
-            self.rows, self.names = before
+            self.rows, self.names, self.versions = before
             raise

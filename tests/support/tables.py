@@ -35,6 +35,8 @@ def define() -> Any:
         Field("n", "integer", default=0),
         Field("trace", "text", default=""),
     )
+    # versions of rows of `tally`: the only table here without a shard key, as an archive is if nobody configures it
+    db.define_table("tally_archive", Field("current_record", "reference tally"), db.tally)
     db.define_table("event", Field("owner", "integer", notnull=True), Field("body", "text"))
     db.define_table("note", Field("owner", "integer", notnull=True), Field("body", length=100, unique=True))
     db.define_table("country", Field("name", length=60), Field("inhabitants", "bigint"))

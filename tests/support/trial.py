@@ -14,6 +14,7 @@ from support import judge, nodes, producer
 from support.chance import chance
 from support.ledger import Acknowledged, in_order, replay, set_of
 from support.load import Load
+from support.model import Row
 from support.producer import Producer
 from support.rig import Rig
 
@@ -98,6 +99,9 @@ class Trial:
         rejected = {op for op, state in states.items() if state == "rejected"}
         assert verdict.refused == rejected, f"{self} refused wrongly: {list(verdict.refused ^ rejected)[: judge.SHOWN]}"
         said = judge.differences(verdict.model, self.rows(self.rig.primaries))
+        kept, wanted = self.versions(self.rig.primaries), verdict.model.versions
+        said += [f"version {id} is {kept.get(id)}, must be {wanted.get(id)}" for id in kept.keys() ^ wanted.keys()]
+        said += [f"version {id} is {kept[id]}, must be {w}" for id, w in wanted.items() if kept.get(id, w) != w]
         assert not said, f"{len(said)} rows differ:\n" + "\n".join(said[: judge.SHOWN])
         assert in_order(self.ledger), "a log has a producer's ops in another order than it was told"
         return accounts
@@ -116,6 +120,21 @@ class Trial:
                 here = judge.tally_of(made, self.owners or [0])
             stray = [key for key in here if topology.shard_of(topology.bucket_of("tally", key[0])) != shard]
             assert not stray, f"rows of other shards on {shard}: {stray[: judge.SHOWN]}"
+            found |= here
+        return found
+
+    def versions(self, uris: dict[str, str]) -> dict[int, tuple[int, Row]]:
+        """Return what all nodes given have kept of this trial's rows, by id; each must be on its row's shard."""
+        topology, found = self.rig.client.topology, {}
+        for shard, uri in uris.items():
+            with nodes.connection(uri) as made:
+                here = judge.versions_of(made, self.owners or [0])
+            stray = [
+                id
+                for id, (_, row) in here.items()
+                if shard != topology.shard_of(topology.bucket_of("tally", row.owner))
+            ]
+            assert not stray, f"versions of rows of other shards on {shard}: {stray[: judge.SHOWN]}"
             found |= here
         return found
 
