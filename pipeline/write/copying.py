@@ -54,17 +54,26 @@ def check_archive(
         )
 
 
-def copy_before(update: Op, source: Gate, archive: Gate, into: Archive, row_id: int) -> Op:
-    """Return the copy that keeps what an update is about to change; it copies nothing where nothing would change.
+def row_of(update: Op, schema: TableSchema) -> int:
+    """Return the id of the one row that an update is about.
 
     Raises:
-        ShardKeyError: the update does not name its row by its id, so it may be about many, and each needs an id.
+        ShardKeyError: it does not name its row by its id, so it may be about many, and each version needs an id.
     """
-    schema = source.schema
-    where: list[Any] | None = ["=", schema.id_index, update.id] if update.id is not None else update.where
-    if where is None or pinned(where, schema.id_index) is None:
+    row = update.id if update.where is None else pinned(update.where, schema.id_index)
+    if row is None:
         raise ShardKeyError(f"an update of {schema.name!r} that keeps versions names its row by {schema.id_name!r}")
-    row = update.id
+    return int(row)
+
+
+def copy_before(update: Op, schema: TableSchema, archive: Gate, into: Archive, row_id: int) -> Op:
+    """Return the copy that keeps what an update is about to change; it copies nothing where nothing would change.
+
+    Args:
+        schema: of the table that is updated.
+        row_id: of the copy.
+    """
+    row, where = update.id, update.where or ["=", schema.id_index, update.id]
     if not update.expressions:
         same = [["same", column, value] for column, value in zip(update.columns, update.values, strict=True)]
         where, row = ["and", where, ["not", ["and", *same]]], None

@@ -14,7 +14,7 @@ from pipeline.pydal_objects import has_filters, with_filters
 from pipeline.schema import schema_of, signature_of
 from pipeline.settings import TableSettings
 from pipeline.topology import Topology
-from pipeline.write.copying import Archive, check_archive, copy_before
+from pipeline.write.copying import Archive, check_archive, copy_before, row_of
 from pipeline.write.gate import Final, Gate, Known, RowPlan, with_values
 from pipeline.write.placing import Placing, check_upsert_key, keeps_its_place
 from pipeline.write.trees import Tree, condition, is_query, kind_of, table_of
@@ -169,8 +169,11 @@ class Door:
         table = table_of(query)
         self.check_archive(table, archive)
         bucket, op = update = self.update(query, None, values, shard_key)
-        row = self._new_id(bucket if bucket < self._topology.buckets else self._placing.next(), op.at_ms)
-        return Addressed(bucket, copy_before(op, self.gate(table), self.gate(archive.table), archive, row)), update
+        schema, buckets = self.gate(table).schema, self._topology.buckets
+        # ids of one bucket grow: so the versions of a row have the order in which they were made
+        whose = row_of(op, schema)
+        row = self._new_id(bucket if bucket < buckets else whose % buckets, op.at_ms)
+        return Addressed(bucket, copy_before(op, schema, self.gate(archive.table), archive, row)), update
 
     def check_archive(self, table: Any, archive: Archive) -> None:
         """Refuse an archive that cannot keep the versions of a table; asks nobody."""

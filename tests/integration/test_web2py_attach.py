@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
+from support.appadmin import appadmin
 from support.shop import Shop, shop_of
 from support.web2py_server import Browser, Site, needs_web2py, serving
 
@@ -100,9 +99,6 @@ def not_accepted():
 """
 #: web2py shows the microseconds of a default, and does not take them back.
 MOMENTS = {"day": "2026-05-06", "at": "2026-05-06 07:08:09"}
-#: It reads bytes where Python 3's csv wants text, so web2py 2.26.1 cannot import a file at all.
-CSV_OF_PYTHON_2 = "table.import_from_csv_file(file)"
-APPADMIN_VIEW = "{{=response.flash or ''}}{{=form}}{{if globals().get('formcsv'):}}{{=formcsv}}{{pass}}"
 
 
 @pytest.fixture(scope="module")
@@ -115,20 +111,6 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         ini.write_text(ini.read_text().replace(made.uri_of("one"), made.rig.primaries["s0"]))
         appadmin(folder)
         yield made
-
-
-def appadmin(folder: Path) -> None:
-    """Give an application web2py's own appadmin, with a view of few words."""
-    spec = find_spec("gluon")
-    assert spec is not None
-    assert spec.origin
-    welcome = Path(spec.origin).parents[1] / "applications" / "welcome"
-    text = (welcome / "controllers" / "appadmin.py").read_text()
-    assert CSV_OF_PYTHON_2 in text
-    text = text.replace(CSV_OF_PYTHON_2, "import io; table.import_from_csv_file(io.TextIOWrapper(file))")
-    (folder / "controllers" / "appadmin.py").write_text(text)
-    (folder / "views").mkdir()
-    (folder / "views" / "appadmin.html").write_text(APPADMIN_VIEW)
 
 
 @pytest.fixture(scope="module")

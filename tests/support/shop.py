@@ -24,6 +24,12 @@ reference = true
 
 [tables.product]
 reference = true
+
+[tables.paper]
+reference = true
+
+[tables.paper_archive]
+reference = true
 """
 #: The application's own database has users, sessions and the outbox; the sharded tables are only defined in it.
 MODEL = """\

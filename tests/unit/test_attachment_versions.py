@@ -407,3 +407,15 @@ def test_the_whole_of_a_request_is_kept_or_dropped_with_its_versions(box: Sandbo
         request.finish() if send else request.drop()
 
     assert history(box, "paper_archive", row_id, "title") == ["a"]
+
+
+def test_the_ids_of_a_rows_versions_grow_on_every_shard_and_in_a_reference_table(box: Sandbox, db: Any):
+    db.country._enable_record_versioning()
+    pipeline.attach(db.country)
+    row_id = db.country.insert(name="a")
+
+    for n in range(50):
+        db(db.country.id == row_id).update(price=n)
+
+    # `rows` are by id
+    assert history(box, "country_archive", row_id, "price") == [None, *range(49)]
