@@ -16,6 +16,7 @@ from pipeline.attachment.lookup import primary_rows
 from pipeline.errors import BadOp, ShardKeyError
 from pipeline.ids import carries_bucket
 from pipeline.pydal_objects import conjuncts, op_name, pinned_values, real_name, with_filters
+from pipeline.receipt import Receipt
 from pipeline.write.copying import Archive
 from pipeline.write.gate import Final
 
@@ -41,6 +42,8 @@ class Changes:
 
     def __init__(self, sink: Any, client: Callable[[], Any], table: Any, archive: Archive | None = None):
         self._sink, self._client, self._table, self._archive = sink, client, table, archive
+        #: Of what was queued.
+        self.receipts: list[Receipt] = []
         key = client().topology.table(real_name(table)).shard_key
         self._key: str | None = None if key == table._id.name else key
 
@@ -64,17 +67,21 @@ class Changes:
     def delete(self, query: Any) -> int:
         """Queue a delete; return how many ops it became."""
         try:
-            self._sink.enqueue_delete(query)
+            self._remove(query)
         except ShardKeyError:
-            return self._each(query, lambda one, key: self._sink.enqueue_delete(one, **key))
+            return self._each(query, lambda one, key: self._remove(one, **key))
         return 1
 
     def _put(self, query: Any, values: Final, **key: Any) -> None:
         """Queue one op; with an archive, a copy and an update in one group."""
         if self._archive is None:
-            self._sink.enqueue_update(query, values, **key)
-        else:
-            self._sink.take_together(self._client().door.versioned_update(query, values, self._archive, **key))
+            self.receipts.append(self._sink.enqueue_update(query, values, **key))
+            return
+        made = self._client().door.versioned_update(query, values, self._archive, **key)
+        self.receipts.append(self._sink.take_together(made))
+
+    def _remove(self, query: Any, **key: Any) -> None:
+        self.receipts.append(self._sink.enqueue_delete(query, **key))
 
     def _update_with_key(self, query: Any, values: Final) -> int:
         """Queue an update that gives the shard key too, as `update_record()` does: it may repeat it, not change it."""

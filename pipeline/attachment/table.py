@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
+from pipeline.attachment import files
 from pipeline.attachment.around import unwarn, warn
 from pipeline.attachment.changes import Changes
 from pipeline.attachment.imports import map_ids, unmap
@@ -60,7 +61,8 @@ def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:
         warn(table._db, lambda: vars(adapter).get(_ATTRIBUTE, ()))
         map_ids(table._db)
     getattr(adapter, _ATTRIBUTE)[real_name(table)] = (sink, client)
-    _keep_files(table)
+    files.watch(table, attached)
+    files.sweep()
 
 
 def detach(table: Any) -> None:
@@ -105,14 +107,22 @@ def _replace(adapter: Any) -> None:
             return own["update"](table, query, fields)
         refuse_unadopted(table)
         pairs = list(fields)
-        return Changes(*found, table, noted(query, pairs)).update(query, _values(table, pairs))
+        changes = Changes(*found, table, noted(query, pairs))
+        count = changes.update(query, _values(table, pairs))
+        files.leave(query, pairs, changes.receipts)
+        files.sweep()
+        return count
 
     def delete(table: Any, query: Any) -> Any:
         found = tables.get(real_name(table))
         if found is None:
             return own["delete"](table, query)
         refuse_unadopted(table)
-        return Changes(*found, table).delete(query)
+        changes = Changes(*found, table)
+        count = changes.delete(query)
+        files.leave(query, None, changes.receipts)
+        files.sweep()
+        return count
 
     def truncate(table: Any, mode: str = "") -> Any:
         if real_name(table) not in tables:
@@ -144,16 +154,3 @@ def _values(table: Any, fields: Pairs) -> Final:
     values = Final((field.name, value) for field, value in fields)
     refuse_large(table, values)
     return values
-
-
-def _keep_files(table: Any) -> None:
-    """Let pyDAL's own file deletion rest: it comes before the op, which may be rejected or dropped yet."""
-    for callbacks in (table._before_update, table._before_delete):
-        callbacks[:] = [
-            _unless_attached(table, one) if getattr(one, "__name__", "") == "delete_uploaded_files" else one
-            for one in callbacks
-        ]
-
-
-def _unless_attached(table: Any, callback: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args: False if attached(table) else callback(*args)

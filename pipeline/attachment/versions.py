@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from contextvars import ContextVar
-from itertools import chain
 from typing import Any
 
+from pipeline.attachment.notes import Notes
 from pipeline.errors import BadOp
 from pipeline.write.copying import Archive
 
 _ENABLE = "_enable_record_versioning"
-#: The query and the row of the update that is under way, and where its rows are kept.
-_noted: ContextVar[tuple[Any, Any, Archive] | None] = ContextVar("pipeline_versioned", default=None)
+_notes: Notes[Archive] = Notes("versions")
 
 
 def adopt(table: Any, attached: Callable[[Any], bool], take_archive: Callable[[Any, Archive], None]) -> None:
@@ -49,17 +47,8 @@ def archives_of(table: Any) -> list[Any]:
 
 
 def noted(query: Any, pairs: Iterable[tuple[Any, Any]]) -> Archive | None:
-    """Return where just this update keeps its rows, and forget it.
-
-    It may be another than the one that was noted, which a later callback has forbidden.
-    """
-    found = _noted.get()
-    _noted.set(None)
-    if found is None or found[0] is not query:
-        return None
-    _, row, archive = found
-    theirs = list(map(id, chain.from_iterable(row.op_values())))
-    return archive if theirs == list(map(id, chain.from_iterable(pairs))) else None
+    """Return where just this update keeps its rows, and forget it."""
+    return _notes.take(query, pairs)
 
 
 def refuse_unadopted(table: Any) -> None:
@@ -100,7 +89,7 @@ class _Keeping:
             return self._own(dbset, fields)
         archive = self.archive
         refuse_callbacks(self._table, archive.table)
-        _noted.set((dbset.query, fields, archive))
+        _notes.put(dbset.query, fields, archive)
         return False
 
 

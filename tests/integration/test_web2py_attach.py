@@ -156,6 +156,23 @@ def test_a_form_creates_a_row_and_redirects_to_its_real_id(ada: Browser, shop: S
     assert (shop.folder / "applications" / "one" / "uploads" / photo).read_bytes() == b"a photo"
 
 
+def test_a_replaced_photo_goes_with_a_request_after_its_op_is_applied(ada: Browser, shop: Shop):
+    row_id = ada.submit("create", {"name": "seen"}, {"photo": ("a.txt", b"old")}).location.rpartition("/")[2]
+    [old] = products(shop, f"id={row_id}", "photo")
+    uploads = shop.folder / "applications" / "one" / "uploads"
+
+    with shop.rig.frozen():
+        ada.submit(f"edit/{row_id}", {}, {"photo": ("b.txt", b"new")})
+        ada.get("index")
+        while_queued = (uploads / old).exists()
+    [new] = products(shop, f"id={row_id}", "photo")
+    ada.get("index")
+
+    assert while_queued
+    assert not (uploads / old).exists()
+    assert (uploads / new).read_bytes() == b"new"
+
+
 def test_a_form_with_a_fault_queues_nothing(ada: Browser, shop: Shop):
     before = products(shop)
 

@@ -382,21 +382,6 @@ def test_a_table_with_int_ids_is_refused(box: Sandbox, db: Any):
         pipeline.attach(db.small)
 
 
-def test_a_file_outlives_the_delete_that_is_only_queued_yet(box: Sandbox, db: Any, tmp_path: Any):
-    db.define_table("picture", Field("file", "upload", autodelete=True, uploadfolder=str(tmp_path)))
-    names = [db.picture.file.store(io.BytesIO(b"bytes"), f"{n}.txt") for n in "ab"]
-    first, second = (db.picture.insert(id=2**57 + n, file=name) for n, name in enumerate(names))
-
-    pipeline.attach(db.picture)
-    db(db.picture.id == first).delete()
-    queued = (tmp_path / names[0]).exists()
-    detach(db.picture)
-    db(db.picture.id == second).delete()
-
-    assert queued
-    assert not (tmp_path / names[1]).exists()
-
-
 def test_a_file_in_the_row_is_refused_above_a_limit(box: Sandbox, db: Any):
     db.define_table("scan", Field("file", "upload", uploadfield="content"), Field("content", "blob"))
     pipeline.attach(db.scan)

@@ -36,3 +36,28 @@ def test_a_script_writes_at_once_and_reads_without_waiting(box: Sandbox, tmp_pat
     assert db(db.item.id.belongs([row_id])).delete() == 1
     assert box.drain().applied == 3
     db.close()
+
+
+def test_a_table_that_all_threads_share_keeps_each_threads_versions(box: Sandbox, tmp_path: Any):
+    db = DAL(box.client.nodes.uri(box.client.nodes.primary_name("s0")), folder=str(tmp_path), bigint_id=True)
+    db.define_table("item", Field("name"), Field("is_active", "boolean", default=True), migrate=False)
+    db._migrate = False
+    db.item._enable_record_versioning()
+    pipeline.define_tables(db)
+    face.Pipeline(db).attach(db.item)
+    ids = [db.item.insert(name=f"{n}") for n in range(4)]
+
+    def write(row_id: int) -> None:
+        for n in range(10):
+            db(db.item.id == row_id).update(name=f"v{n}")
+        db(db.item.id == row_id).delete()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, ids))
+
+    assert box.drain().rejected == 0
+    assert [row["is_active"] for row in box.rows("item")] == [False] * 4
+    for start, row_id in enumerate(ids):
+        kept = [row["name"] for row in box.rows("item_archive") if row["current_record"] == row_id]
+        assert kept == [f"{start}", *(f"v{n}" for n in range(10))]
+    db.close()
