@@ -53,17 +53,22 @@ class Drained(NamedTuple):
 
 
 class Enqueued(NamedTuple):
-    """One row write that is or was in a log; `values` by field, as pyDAL would read them; expressions as trees."""
+    """One row write that is or was in a log; `values` by field, as pyDAL would read them; expressions as trees.
+
+    A `copy` keeps the version of a row: `where` is the condition on that row, and `source` its table.
+    """
 
     kind: str
     table: str
     id: int | None
     values: dict[str, Any]
     where: list[Any] | None
+    source: str | None = None
 
     def __str__(self) -> str:
         target = f" id={self.id}" if self.id is not None else f" where={self.where}" if self.where else ""
-        return f"{self.kind} {self.table}{target} {self.values}"
+        source = f" of {self.source}" if self.source else ""
+        return f"{self.kind} {self.table}{target}{source} {self.values}"
 
 
 class Sandbox:
@@ -174,7 +179,15 @@ class Sandbox:
         columns = TableSchema.from_json(text).columns
         values = {columns[c].name: python_value(columns[c], v) for c, v in zip(op.columns, op.values, strict=True)}
         values |= {columns[c].name: tree for c, tree in op.expressions}
+        if (read := op.source) is not None:
+            where = read.where or ["=", _id_index(self.log.schema(read.schema)), read.id]
+            return Enqueued(op.kind, op.table, op.id, values, where, read.table)
         return Enqueued(op.kind, op.table, op.id, values, op.where)
+
+
+def _id_index(text: str | None) -> int:
+    assert text is not None, "a definition is published before its first op"
+    return TableSchema.from_json(text).id_index
 
 
 def _visible(one: Enqueued, schema: TableSchema) -> dict[str, Any]:

@@ -419,3 +419,37 @@ def test_the_ids_of_a_rows_versions_grow_on_every_shard_and_in_a_reference_table
 
     # `rows` are by id
     assert history(box, "country_archive", row_id, "price") == [None, *range(49)]
+
+
+def test_a_row_shows_its_queued_updates_and_their_copies_change_nothing_of_it(box: Sandbox, db: Any, paper: Any):
+    row_id = paper.insert(title="a")
+    box.drain()
+    db(paper.id == row_id).update(title="b")
+    db(paper.id == row_id).update(n=paper.n + 1)
+
+    found = pipeline.get(paper, row_id, pending=True)
+
+    assert (found.title, found.n, found.pending) == ("b", 1, True)
+
+
+def test_a_row_that_the_database_numbered_is_kept_beside_it(box: Sandbox, db: Any):
+    db.sale._enable_record_versioning()
+    pipeline.attach(db.sale)
+    bucket = box.client.topology.bucket_of("sale", 7)
+    session = box.client.nodes.primary(box.client.topology.shard_of(bucket))
+    session.execute("INSERT INTO sale (id, customer, qty) VALUES (5, 7, 1)")
+    session.adapter.commit()
+
+    assert db(db.sale.id == 5).update(qty=9) == 1
+
+    assert history(box, "sale_archive", 5, "qty") == [1]
+    assert [box.client.topology.bucket_of("sale_archive", row["id"]) for row in box.rows("sale_archive")] == [bucket]
+
+
+def test_a_queued_copy_tells_what_it_reads(box: Sandbox, db: Any, paper: Any):
+    db(paper.id == 5).update(n=paper.n + 1)
+
+    [copy] = box.assert_enqueued("paper_archive", times=1)
+
+    assert (copy.kind, copy.source) == ("copy", "paper")
+    assert str(copy).startswith(f"copy paper_archive id={copy.id} of paper ")
