@@ -19,7 +19,7 @@ from pipeline.attachment.imports import map_ids, unmap
 from pipeline.attachment.reading import READS, watch
 from pipeline.attachment.refusal import refuse, refuse_large
 from pipeline.attachment.sink import Sink
-from pipeline.attachment.versions import adopt, archives_of, noted, refuse_callbacks, refuse_unadopted
+from pipeline.attachment.versions import adopt, archives_of, noted, refuse_callbacks, refuse_unadopted, watch_enabling
 from pipeline.errors import BadOp, Unavailable
 from pipeline.pydal_objects import kind_of, real_name
 from pipeline.write.copying import Archive
@@ -46,21 +46,22 @@ def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:
     if kind_of(table) != "Table":
         raise BadOp(f"attach takes a table of the DAL, such as db.purchase, not {type(table).__name__}")
     refuse(table, client().topology.table(real_name(table)))
+    with suppress(Unavailable):  # a page that only reads must not fail for it; the first write asks again
+        client().door.gate(table)
 
-    def take_archive(table: Any, archive: Archive) -> None:
+    def take_archive(archive: Archive) -> None:
         client().door.check_archive(table, archive)
         refuse_callbacks(table, archive.table)
         attach(archive.table, sink, client)
 
     adopt(table, attached, take_archive)
-    with suppress(Unavailable):  # a page that only reads must not fail for it; the first write asks again
-        client().door.gate(table)
     adapter = table._db._adapter
     if _ATTRIBUTE not in vars(adapter):
         _replace(adapter)
         warn(table._db, lambda: vars(adapter).get(_ATTRIBUTE, ()))
         map_ids(table._db)
     getattr(adapter, _ATTRIBUTE)[real_name(table)] = (sink, client)
+    watch_enabling(table, _attach_again)
     files.watch(table, attached)
     files.sweep()
 
@@ -83,6 +84,11 @@ def detach(table: Any) -> None:
 def attached(table: Any) -> bool:
     """Return whether a table's writes are queued."""
     return real_name(table) in vars(table._db._adapter).get(_ATTRIBUTE, {})
+
+
+def _attach_again(table: Any) -> None:
+    if attached(table):
+        attach(table, *getattr(table._db._adapter, _ATTRIBUTE)[real_name(table)])
 
 
 def _replace(adapter: Any) -> None:

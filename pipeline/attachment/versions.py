@@ -19,12 +19,12 @@ _ENABLE = "_enable_record_versioning"
 _notes: Notes[Archive] = Notes("versions")
 
 
-def adopt(table: Any, attached: Callable[[Any], bool], take_archive: Callable[[Any, Archive], None]) -> None:
-    """Keep a table's versions through the pipeline, whether versioning is on already or comes later.
+def adopt(table: Any, attached: Callable[[Any], bool], take_archive: Callable[[Archive], None]) -> None:
+    """Keep a table's versions through the pipeline, if versioning is on.
 
     Args:
         attached: whether a table is.
-        take_archive: called with a table and its archive; raises where the pipeline cannot fill it.
+        take_archive: called with its archive; raises where the pipeline cannot fill it.
 
     Raises:
         BadOp: the versions cannot be kept; it says why. Nothing has changed then.
@@ -32,13 +32,25 @@ def adopt(table: Any, attached: Callable[[Any], bool], take_archive: Callable[[A
     kept = [_Keeping(table, one, attached) if _is_of_pydal(one) else one for one in table._before_update]
     for one in kept:
         if isinstance(one, _Keeping):
-            take_archive(table, one.archive)
+            take_archive(one.archive)
     table._before_update[:] = kept
     table._before_delete[:] = [
         _soft(table, one, attached) if _is_of_pydal(one) else one for one in table._before_delete
     ]
-    if _ENABLE not in vars(table):
-        _watch(table, attached, take_archive)
+
+
+def watch_enabling(table: Any, enabled: Callable[[Any], None]) -> None:
+    """Call *enabled* with the table whenever versioning is put on it."""
+    if _ENABLE in vars(table):
+        return
+    enable = getattr(table, _ENABLE)
+
+    def enable_and_tell(*args: Any, **options: Any) -> Any:
+        made = enable(*args, **options)
+        enabled(table)
+        return made
+
+    object.__setattr__(table, _ENABLE, enable_and_tell)
 
 
 def archives_of(table: Any) -> list[Any]:
@@ -116,18 +128,6 @@ def _soft(table: Any, own: Callable[..., Any], attached: Callable[[Any], bool]) 
         return True if attached(table) else gone
 
     return softly
-
-
-def _watch(table: Any, attached: Callable[[Any], bool], take_archive: Callable[[Any, Archive], None]) -> None:
-    enable = getattr(table, _ENABLE)
-
-    def enable_and_adopt(*args: Any, **options: Any) -> Any:
-        made = enable(*args, **options)
-        if attached(table):
-            adopt(table, attached, take_archive)
-        return made
-
-    object.__setattr__(table, _ENABLE, enable_and_adopt)
 
 
 def _is_of_pydal(callback: Any) -> bool:

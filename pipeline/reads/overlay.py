@@ -91,9 +91,11 @@ class Overlay:
 
 def _snapshot(reader: Reader, table: Any, row_id: int, bucket: int) -> tuple[Position, tuple[Any, ...] | None]:
     """Return the watermark and the row, raw, in one statement."""
-    _, sql = reader.adapter._select_wcols(table._id == row_id, list(table))
+    # not pyDAL's own SELECT: the line 3 leaves values out of its text
+    columns, own_id = ", ".join(field.sqlsafe for field in table), table._id.sqlsafe
+    row = f"SELECT {columns} FROM {table.sql_fullref} WHERE {own_id} = {int(row_id)}"
     found = reader.rows(
-        f"SELECT w.epoch, w.seq, r.* FROM pipeline_watermarks AS w LEFT JOIN ({sql.rstrip(';')}) AS r ON 1=1"
+        f"SELECT w.epoch, w.seq, r.* FROM pipeline_watermarks AS w LEFT JOIN ({row}) AS r ON 1=1"
         f" WHERE w.bucket = {bucket}"
     )
     if not found:

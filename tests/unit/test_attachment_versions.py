@@ -219,6 +219,19 @@ def test_versioning_may_come_after_attaching(box: Sandbox, db: Any):
     assert attached(db.paper_archive)
 
 
+def test_versioning_that_comes_late_goes_to_the_request_that_has_the_table_now(box: Sandbox, db: Any):
+    pipeline.attach(db.paper)
+    request = Request(box.client, box.client.held())
+    request.attach(db.paper)
+    db.paper._enable_record_versioning()
+
+    db.paper_archive.insert(title="mine")
+    db(db.paper.id == 2**57).update(title="b")
+
+    assert request.waiting == 2
+    request.drop()
+
+
 def test_archive_and_link_may_have_names_of_their_own(box: Sandbox, db: Any):
     db.paper._enable_record_versioning(archive_name="old_%(tablename)s", current_record="now", is_active=None)
     pipeline.attach(db.paper)
