@@ -172,7 +172,8 @@ class Door:
         """
         table = table_of(query)
         self.check_archive(table, archive)
-        bucket, op = update = self.update(query, None, values, shard_key)
+        update = self.update(query, None, values, shard_key)
+        bucket, op = update.bucket, update.op
         schema, buckets = self.gate(table).schema, self._topology.buckets
         # ids of one bucket grow: so the versions of a row have the order in which they were made
         whose = row_of(op, schema)
