@@ -12,6 +12,7 @@ import pipeline
 from pipeline.attachment import attached, detach
 from pipeline.errors import BadOp, ShardKeyError
 from pipeline.testing import Sandbox, sandbox
+from pipeline.web.outbox import Outbox
 from pipeline.web.request import Request
 
 TABLES: dict[str, dict[str, Any]] = {
@@ -466,3 +467,19 @@ def test_a_queued_copy_tells_what_it_reads(box: Sandbox, db: Any, paper: Any):
 
     assert (copy.kind, copy.source) == ("copy", "paper")
     assert str(copy).startswith(f"copy paper_archive id={copy.id} of paper ")
+
+
+def test_a_version_goes_through_the_outbox_in_one_row_with_its_update(box: Sandbox, db: Any, paper: Any):
+    row_id = paper.insert(title="a")
+    request = Request(box.client, Outbox(db, box.client.publisher))
+    request.attach(paper)
+
+    db(paper.id == row_id).update(title="b")
+    db(paper.id == row_id).delete()
+    kept = db(db.pipeline_outbox).count()
+    db.commit()
+    request.finish()
+
+    assert kept == 2
+    assert history(box, "paper_archive", row_id, "title", "is_active") == [("a", True), ("b", True)]
+    assert db(db.pipeline_outbox).count() == 0
