@@ -31,6 +31,7 @@ from pipeline.client import Pipeline as Client
 from pipeline.errors import ConfigError
 from pipeline.web.clients import client_of
 from pipeline.web.request import MODES, Request
+from pipeline.web.warming import warm_up
 
 #: The key in py4web's session, and the cookie where no session is listed before the pipeline.
 KEY = "_pipeline"
@@ -116,6 +117,7 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         if self.local.request is None:
             # not in on_request: what db restores for this thread comes after it
             self.client.define_tables(self.db)
+            warm_up(self.client)
             held = None if self.mode == "now" else self.client.held()
             self.local.request = Request(self.client, held, self._recalled())
         made: Request = self.local.request

@@ -123,6 +123,12 @@ def cost():
     seconds = min(timeit.repeat(lambda: Pipeline(db, configuration), number=20, repeat=5)) / 20
     return response.json(dict(ms=seconds * 1000, imported=sorted(set(sys.modules) - before), clients=_clients()))
 
+def memory():
+    import gc
+    gc.collect()
+    alive = sum(type(one).__name__ == "Table" for one in gc.get_objects())
+    return response.json(dict(tables=alive, of_a_request=len(db.tables), frozen=gc.get_freeze_count()))
+
 def _clients():
     from pipeline.web import clients
     return len(clients._clients)
@@ -252,6 +258,16 @@ def test_a_model_costs_little_and_makes_nothing_twice(ada: Browser):
 
     assert second["imported"] == []
     assert first["clients"] == second["clients"]
+
+
+def test_a_requests_tables_end_with_it_and_what_stays_is_no_garbage_to_look_for(ada: Browser, customer: int):
+    for _ in range(3 * THREADS):
+        ada.post("add", customer=customer)
+
+    found = ada.get("memory").json()
+
+    assert found["tables"] <= found["of_a_request"] * (THREADS + 2)  # each thread knows its last ones
+    assert found["frozen"] > 10_000
 
 
 def test_each_user_sees_his_own_and_need_not_wait_for_the_others(ada: Browser, site: Site, shop: Shop, customer: int):

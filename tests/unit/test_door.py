@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -143,6 +145,29 @@ def test_a_callable_default_is_called_for_each_row(db: Any, door: Door):
     found = [named(db, one.op)["qty"] for one in door.inserts(db.purchase, [{"customer": 1}, {"customer": 1}])]
 
     assert found == [5, 6]
+
+
+def test_what_is_known_of_a_table_ends_with_it_since_web2py_makes_its_tables_anew_at_each_request(door: Door):
+    def request() -> weakref.ref[Any]:
+        db = DAL(None)
+        db.define_table("purchase", Field("customer", "integer"), Field("qty", "integer", default=1))
+        door.insert(db.purchase, {"customer": 7})
+        db.close()  # pyDAL keeps what is not closed
+        return weakref.ref(db.purchase)
+
+    tables = [request() for _ in range(3)]
+    gc.collect()
+
+    assert [table() for table in tables] == [None] * 3
+
+
+def test_two_clients_may_share_a_table(db: Any, doorway: Doorway):
+    other = Doorway()
+
+    for one in (doorway, other, doorway):
+        one.door.insert(db.purchase, {"customer": 7})
+
+    assert other.approved == doorway.approved == ["purchase"]
 
 
 def test_a_callable_value_is_called(db: Any, door: Door):
