@@ -55,10 +55,11 @@ class Outbox:
 
     Args:
         db: the application's DAL; the table is defined, and created if it may migrate.
+        committed: whether the request's framework will commit *db*.
     """
 
-    def __init__(self, db: Any, publisher: Publisher):
-        self._table, self._publisher = defined(db), publisher
+    def __init__(self, db: Any, publisher: Publisher, *, committed: bool = True):
+        self._table, self._publisher, self._committed = defined(db), publisher, committed
         self.drop()
         _watch(db._adapter).outbox = self
 
@@ -69,8 +70,10 @@ class Outbox:
         """Write an op into the outbox.
 
         Raises:
-            BadOp: it asks for a durability that only a sender has.
+            BadOp: it asks for a durability that only a sender has, or nobody would commit the row.
         """
+        if not self._committed:
+            raise BadOp("in mode outbox list db too, @action.uses(session, pipeline, db): nobody commits the op's row")
         if entry.durability not in ("redis", "applied"):
             raise BadOp(
                 f'durability="{entry.durability}" is for mode now: in an outbox an op is as safe as its database'
