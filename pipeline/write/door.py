@@ -212,7 +212,7 @@ class Door:
         key: str | None,
     ) -> Addressed:
         columns, final, row = plan.row(values)
-        bucket, now_ms = self._placing.of_new(gate, rules, columns, final, row, shard_key), clock.wall_ms()
+        bucket, now_ms = self._placing.of_new(gate, rules, columns, final, row, shard_key, key), clock.wall_ms()
         if row is None and rules.ids == "pipeline":
             row = self._new_id(bucket if bucket < self._topology.buckets else self._placing.next(), now_ms)
         schema = gate.schema

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from pipeline.errors import LogUnavailable, PipelineError, Unavailable
+from pipeline.errors import LogUnavailable, PipelineError, PipelineFull, Unavailable
 from pipeline.log.bell import Bell, SilentBell
 from pipeline.log.contract import HOLE, EpochStale, Line, Log, Scope
 from pipeline.op import Position
@@ -123,6 +123,23 @@ class Publisher:
             finally:
                 line.close()
         return reached
+
+    def earlier(self, bucket: int, key: str) -> Place | None:
+        """Return the place of an op that an idempotency key was used for, if Redis is there and knows of one."""
+        try:
+            text = self._log.earlier(bucket, key)
+        except LogUnavailable as error:
+            _log.warning("whether an idempotency key was used before cannot be told now: %s", error)
+            return None
+        return _kept(text) if text is not None else None
+
+    def note_earlier(self, bucket: int, key: str, place: Place) -> None:
+        """Let `earlier` find an op that `publish_as` has sent; a hint, so that nothing is raised."""
+        assert place.position is not None, "the op was sent"
+        try:
+            self._log.note_earlier(bucket, key, " ".join(map(str, (*place.position, *place[1:3], place.row_id or 0))))
+        except (LogUnavailable, PipelineFull) as error:
+            _log.warning("the id of a row with an idempotency key may not be found again: %s", error)
 
     def scope_of(self, bucket: int) -> Scope:
         """Return the scope of a bucket's log."""
@@ -318,11 +335,16 @@ class Publisher:
 
 
 def _same(text: str, sender: Sender, bucket: int) -> Place:
+    place = _kept(text)
+    if place.producer == sender.producer:
+        sender.skip(bucket, place.seq)
+    return place
+
+
+def _kept(text: str) -> Place:
     """Read the first call's receipt, as `enqueue.lua` keeps it."""
     try:
         epoch, seq, producer, producer_seq, row_id = map(int, text.split(" "))
     except ValueError as error:
         raise PipelineError("Redis keeps a receipt that this version cannot read") from error
-    if producer == sender.producer:
-        sender.skip(bucket, producer_seq)
     return Place(Position(epoch, seq), producer, producer_seq, row_id or None)

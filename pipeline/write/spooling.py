@@ -78,6 +78,10 @@ class Spooling:
                 places |= self._instead(share, error)
         return places
 
+    def earlier(self, bucket: int, key: str) -> Place | None:
+        """See `Publisher.earlier`; while Redis is known to be away, nobody is asked."""
+        return None if self._breaker.open else self._publisher.earlier(bucket, key)
+
     def _instead(self, runs: Mapping[int, Sequence[bytes]], error: Unavailable) -> dict[int, Place]:
         if isinstance(error, LogUnavailable):
             self._breaker.trip()

@@ -538,6 +538,13 @@ def test_an_idempotency_key_that_the_shard_cannot_keep_is_refused(db: Any, door:
             call()
 
 
+def test_the_same_idempotency_key_finds_the_same_bucket_also_where_a_row_may_live_anywhere(db: Any, door: Door):
+    buckets = [[door.insert(db.person, {"name": "Ada"}, None, f"form {n}").bucket for n in range(40)] for _ in range(2)]
+
+    assert buckets[0] == buckets[1]
+    assert len(set(buckets[0])) > BUCKETS // 2
+
+
 def test_an_op_carries_its_idempotency_key(db: Any, door: Door):
     found: list[Addressed] = [
         door.insert(db.person, {"name": "Ada"}, None, "k"),
