@@ -80,7 +80,15 @@ class Pipeline:
             self.row_ids.renewed()
 
         lineage = Lineage(self.log, self.nodes, renewed)
-        self.publisher = Publisher(self.log, self.topology, self.bell, lineage.raise_epoch, self._record_lost)
+        self.publisher = Publisher(
+            self.log,
+            self.topology,
+            self.bell,
+            lineage.raise_epoch,
+            self._record_lost,
+            hasty_s=redis.timeout_s / 2 if hasty else None,
+            ended=self.nodes.close,
+        )
         self._through_spool(definitions)
         self.door = Door(self.topology, self.row_ids.new, definitions.publish, definitions.approve)
         self.readers = Readers(self.nodes.uri)

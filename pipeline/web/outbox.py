@@ -22,8 +22,9 @@ from pipeline import clock
 from pipeline.errors import BadOp, Unavailable
 from pipeline.op import Position, encode
 from pipeline.receipt import Receipt
+from pipeline.write.earlier import Place
 from pipeline.write.held import Waiting
-from pipeline.write.publish import Place, Publisher
+from pipeline.write.publish import Publisher
 from pipeline.write.relay import Run
 
 TABLE = "pipeline_outbox"

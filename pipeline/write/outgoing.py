@@ -13,8 +13,9 @@ from pipeline.receipt import Receipt
 from pipeline.write.atomic import Atomic
 from pipeline.write.bulk import Chunk
 from pipeline.write.door import Addressed
+from pipeline.write.earlier import Place
 from pipeline.write.held import Held, Holder, Waiting
-from pipeline.write.publish import Place, Publisher
+from pipeline.write.publish import Publisher
 from pipeline.write.sender import Sender
 from pipeline.write.spooling import Spooling
 

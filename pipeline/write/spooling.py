@@ -13,7 +13,8 @@ from pipeline.log.spool.store import Number, Spool
 from pipeline.write.breaker import Breaker
 from pipeline.write.courier import Courier
 from pipeline.write.definitions import Definitions
-from pipeline.write.publish import Place, Publisher
+from pipeline.write.earlier import Place
+from pipeline.write.publish import Publisher
 from pipeline.write.sender import Sender
 
 
