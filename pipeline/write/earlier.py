@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
+
+import msgspec
 
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.log.contract import Log
@@ -12,7 +13,7 @@ from pipeline.op import Position
 _log = logging.getLogger("pipeline.publish")
 
 
-class Place(NamedTuple):
+class Place(msgspec.Struct, frozen=True):
     """Where the first op of a bucket's run stands, and its producer's sequence; the others follow densely."""
 
     position: Position | None  # None: in the spool
