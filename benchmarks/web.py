@@ -19,6 +19,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
 
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--commit-ms", type=float, default=5.0, help="how long a primary takes for a commit")
     parser.add_argument("--rates", type=float, nargs="*", default=RATES, help="requests per second, one row for each")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each application, for each row")
+    parser.add_argument("--together", type=int, default=0, help="also so many users who ask without a pause")
     parser.add_argument("--alone", type=int, default=2000, help="POSTs of the single user to each application")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pipeline-bench-") as folder, running(Path(folder)) as (shop, users):
@@ -63,6 +65,8 @@ def measured(shop: Shop, users: dict[str, Users], given: argparse.Namespace) -> 
     rows: list[tuple[str, int, Callable[[Users, int], list[float]]]] = [
         ("one user", given.alone // ALONE, lambda of, turn: one_after_the_other(of, ALONE))
     ]
+    if given.together:
+        rows.append((f"{given.together} users, no pause", given.alone // ALONE, at_once(given.together)))
     for rate in given.rates:
         rows.append((f"{rate:g} / s", round(given.seconds / TURN_S), by_plan(rate)))
     for load, turns, ask in rows:
@@ -82,12 +86,23 @@ def in_turns(shop: Shop, users: dict[str, Users], turns: int, ask: Callable[[Use
     return times
 
 
-def one_after_the_other(of: Users, count: int) -> list[float]:
+def at_once(users: int) -> Callable[[Users, int], list[float]]:
+    """Return what lets so many users post, each again when he has his answer: as much as the server can take."""
+
+    def ask(of: Users, turn: int) -> list[float]:
+        with ThreadPoolExecutor(users) as pool:
+            shares = pool.map(lambda user: one_after_the_other(of, ALONE // users, user), range(users))
+            return [spent for share in shares for spent in share]
+
+    return ask
+
+
+def one_after_the_other(of: Users, count: int, user: int = 0) -> list[float]:
     """Return how long each POST of one user takes."""
     times = []
     for _ in range(count):
         started = perf_counter()
-        of.post(0)
+        of.post(user)
         times.append(perf_counter() - started)
     return times
 
