@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from pipeline.callers_filters import CallersFilters
 from pipeline.clock import Deadline
 from pipeline.errors import BadOp
 from pipeline.log.bell import Bell, SilentBell
@@ -79,7 +80,15 @@ class Pipeline:
             self.row_ids.renewed()
 
         lineage = Lineage(self.log, self.nodes, renewed)
-        self.publisher = Publisher(self.log, self.topology, self.bell, lineage.raise_epoch, self._record_lost)
+        self.publisher = Publisher(
+            self.log,
+            self.topology,
+            self.bell,
+            lineage.raise_epoch,
+            self._record_lost,
+            hasty_s=redis.timeout_s / 2 if hasty else None,
+            ended=self.nodes.close,
+        )
         self._through_spool(definitions)
         self.door = Door(self.topology, self.row_ids.new, definitions.publish, definitions.approve)
         self.readers = Readers(self.nodes.uri)
@@ -250,10 +259,15 @@ class Pipeline:
     # databases ----------------------------------------------------------------------------------------------
 
     def get_db(self, table: Any, shard_key: Any) -> Any:
-        """Return a pyDAL DAL on the primary of a row's shard, with the table defined: for reads that must be fresh."""
+        """Return a pyDAL DAL on the primary of a row's shard, with the table defined: for reads that must be fresh.
+
+        All callers share it. Common filters are those of the table's own DAL, in this thread, until its next call.
+        """
         table = self.door.table(table)
         bucket = self.topology.bucket_of(table._tablename, shard_key)
-        return self.define_on(self.nodes.primary(self.topology.shards_of(bucket)[0]).db, table)
+        db = self.define_on(self.nodes.primary(self.topology.shards_of(bucket)[0]).db, table)
+        CallersFilters.on(db).of(table._db)
+        return db
 
     def define_on(self, db: Any, table: Any) -> Any:
         """Define a table and its siblings on a node's DAL, and return the DAL."""

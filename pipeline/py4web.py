@@ -29,8 +29,11 @@ import pipeline
 from pipeline import attachment, settings
 from pipeline.client import Pipeline as Client
 from pipeline.errors import ConfigError
+from pipeline.web import outbox
 from pipeline.web.clients import client_of
 from pipeline.web.request import MODES, Request
+from pipeline.web.warming import warm_up
+from pipeline.write.held import Holder
 
 #: The key in py4web's session, and the cookie where no session is listed before the pipeline.
 KEY = "_pipeline"
@@ -48,7 +51,8 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         db: the application's DAL; its tables become known.
         source: a TOML file, or a dict of the same shape; by default what `pipeline.configure` has read.
         broker: the scaffold's `CELERY_BROKER`: the Redis where *source* names none.
-        mode: when ops are sent: `on_commit` (after db has committed) or `now` (at the call).
+        mode: when ops are sent: `on_commit` (after db has committed), `outbox` (the same, from a table in *db*, so that
+            nothing is lost if the process dies in between) or `now` (at the call).
 
     Raises:
         ConfigError: with every fault there is.
@@ -62,11 +66,13 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         broker: str | None = None,
         mode: str = "on_commit",
     ):
-        if mode not in MODES or mode == "outbox":
-            raise ConfigError([f"mode is on_commit or now; got {mode!r}"])
+        if mode not in MODES:
+            raise ConfigError([f"mode is one of {', '.join(MODES)}; got {mode!r}"])
         self.db, self.mode = db, mode
         #: The process's client.
         self.client = _client(source, broker)
+        if mode == "outbox":  # at import: what one thread defines in a request, others have not got
+            outbox.defined(db)
         self._watch_commits(db._adapter)
 
     def on_request(self, context: dict[str, Any]) -> None:
@@ -82,6 +88,7 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         Fixture.local_initialize(self)
         self.local.request = self.local.not_committed = None
         self.local.session = next((one for one in earlier if isinstance(one, Session)), None)
+        self.local.commits = any(one is self.db for one in fixtures)
 
     def on_success(self, context: dict[str, Any]) -> None:
         """Send what the action has queued: db has committed, or nothing of its own was to be committed.
@@ -94,7 +101,7 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
             made.drop()
             raise self.local.not_committed
         if made is not None:
-            self._keep(made.finish())
+            self._keep(self._finished(made))
 
     def on_error(self, context: dict[str, Any]) -> None:
         """Drop what the action has queued: db has rolled back, or could not commit."""
@@ -116,8 +123,8 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         if self.local.request is None:
             # not in on_request: what db restores for this thread comes after it
             self.client.define_tables(self.db)
-            held = None if self.mode == "now" else self.client.held()
-            self.local.request = Request(self.client, held, self._recalled())
+            warm_up(self.client)
+            self.local.request = Request(self.client, self._holder(), self._recalled())
         made: Request = self.local.request
         return made
 
@@ -134,6 +141,23 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
 
     def __dir__(self) -> list[str]:
         return sorted({*object.__dir__(self), *(name for name in dir(Request) if name[0] != "_")})
+
+    def _holder(self) -> Holder | None:
+        if self.mode == "now":
+            return None
+        if self.mode == "on_commit":
+            return self.client.held()
+        return outbox.Outbox(self.db, self.client.publisher, committed=self.local.commits)
+
+    def _finished(self, made: Request) -> str | None:
+        """Send what waits; rows of an outbox over a connection of db's pool, since db has given its own back."""
+        if self.mode != "outbox" or not made.waiting:
+            return made.finish()
+        self.db.get_connection_from_pool_or_new()
+        try:
+            return made.finish()
+        finally:
+            self.db.recycle_connection_in_pool_or_close("rollback")
 
     def _watch_commits(self, adapter: Any) -> None:
         """Note a commit that fails: pyDAL swallows it where py4web commits, and the page would say that all is well."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,21 +18,25 @@ from pipeline.log.spool.store import Spool
 PAYLOAD, BUCKETS = b"x" * 250, 256
 #: Shares of the run's rows: 2,000 calls and 40,000 ops of a full run.
 CALLS_SHARE, BULK_SHARE = 0.01, 0.2
-THREADS, CHUNK = 8, 1000
+THREADS, CHUNK = 16, 1000
+#: What one op adds to the file's journal at least, bytes: a page.
+PAGE = b"x" * 4096
 
 
 def measure(target: Target, table: Table, rows: int) -> list[Figure]:
-    """Return the rates of one caller, of some threads, and of a bulk call; touches neither Redis nor a database."""
+    """Return the rates of bare fsyncs, one caller, threads, and a bulk call; touches neither Redis nor a database."""
     calls, bulk = max(200, round(rows * CALLS_SHARE)), max(CHUNK, round(rows * BULK_SHARE))
     with TemporaryDirectory(prefix="pipeline-spool-", dir=".") as folder:
         spool = Spool(Path(folder) / "bench.spool", 1_000_000_000)
         spool.add({0: [PAYLOAD]})
+        bare = _rate(calls, lambda: _bare(Path(folder) / "bare", calls))
         alone = _rate(calls, lambda: _call(spool, calls))
         together = _rate(calls, lambda: _call_in_threads(spool, calls))
         chunks = bulk // CHUNK
         many = _rate(chunks * CHUNK, lambda: _bulk(spool, chunks))
         spool.close()
     return [
+        Figure("bare fsyncs", bare, "/ s", "append 4 KiB + fsync, no database: what one caller cannot do without"),
         Figure("spooled, one caller", alone, "ops/s", f"{calls:,} ops, an fsync each"),
         Figure(f"spooled, {THREADS} threads", together, "ops/s", f"{calls:,} ops, threads share an fsync"),
         Figure("spooled, bulk", many, "ops/s", f"{chunks * CHUNK:,} ops, an fsync per {CHUNK:,}"),
@@ -42,6 +47,13 @@ def _rate(ops: int, work: Callable[[], None]) -> float:
     started = time.perf_counter()
     work()
     return ops / (time.perf_counter() - started)
+
+
+def _bare(path: Path, calls: int) -> None:
+    with path.open("wb", buffering=0) as file:
+        for _ in range(calls):
+            file.write(PAGE)
+            os.fsync(file.fileno())
 
 
 def _call(spool: Spool, calls: int) -> None:

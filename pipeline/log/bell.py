@@ -62,6 +62,10 @@ class Bell:
             return False
         return True
 
+    def prepare(self) -> None:
+        """Import what the first ring needs: 0.1 s that no request need wait for the processor then."""
+        self._celery()
+
     def listened(self, timeout_s: float = 1.0) -> set[str] | None:
         """Ask the workers which shards they listen for; None if the broker does not answer."""
         try:
@@ -161,6 +165,9 @@ class SilentBell:
         """Note the shard."""
         self.rung.append(shard)
         return True
+
+    def prepare(self) -> None:
+        """Do nothing."""
 
     def flush(self, timeout_s: float = 0.5) -> None:
         """Do nothing."""

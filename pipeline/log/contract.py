@@ -124,6 +124,14 @@ class Log(Protocol):
         """Set the epoch if nobody else did since *seen*."""
         ...
 
+    def earlier(self, bucket: int, idempotency_key: str) -> str | None:
+        """Return what `Appended.same` would hold: the receipt of the first op with that key in that bucket."""
+        ...
+
+    def note_earlier(self, bucket: int, idempotency_key: str, receipt: str) -> None:
+        """Let `earlier` know of an op that was appended without its key, unless it knows of one."""
+        ...
+
     def publish_schema(self, name: str, hash: str, text: str) -> None:
         """Make a table definition known to workers, and the table's newest one known to migrate."""
         ...

@@ -182,6 +182,15 @@ class MemoryLog:
             dirty.setdefault(bucket, now)
         return self._take(f"bell:{shard}", BELL_MS)
 
+    def earlier(self, bucket: int, idempotency_key: str) -> str | None:
+        with self._lock:
+            return self._get(f"same:{bucket}:{idempotency_key}")
+
+    def note_earlier(self, bucket: int, idempotency_key: str, receipt: str) -> None:
+        with self._lock:
+            if self.earlier(bucket, idempotency_key) is None:
+                self._set(f"same:{bucket}:{idempotency_key}", receipt, IDEMPOTENCY_TTL_MS)
+
     # table definitions --------------------------------------------------------------------------------------
 
     def publish_schema(self, name: str, hash: str, text: str) -> None:

@@ -23,6 +23,8 @@ from pipeline.op import Entry, Position
 
 #: As in `enqueue.lua`: a Celery message that nobody fetched for so long no longer counts as on its way, ms.
 BELL_MS = 1000
+#: As in `enqueue.lua`.
+IDEMPOTENCY_TTL_MS = 86_400_000
 #: A producer number comes free this long after its process has gone, ms.
 LEASE_MS = 60_000
 #: The number that a host has in reserve comes free this long after its last refill: behind all that it may have used.
@@ -75,6 +77,15 @@ class RedisLog:
     def raise_epoch(self, scope: str, seen: str, epoch: int) -> bool:
         replid, _, value = seen.partition(" ")
         return bool(self._run("raise_epoch", [self.keys.epoch(scope)], [value, epoch, replid]))
+
+    def earlier(self, bucket: int, idempotency_key: str) -> str | None:
+        with translated():
+            found = self._asked.get(self.keys.same(bucket, idempotency_key))
+        return text_of(found) if found is not None else None
+
+    def note_earlier(self, bucket: int, idempotency_key: str, receipt: str) -> None:
+        with translated():
+            self._asked.set(self.keys.same(bucket, idempotency_key), receipt, nx=True, px=IDEMPOTENCY_TTL_MS)
 
     # table definitions --------------------------------------------------------------------------------------
 

@@ -109,7 +109,7 @@ class Nodes:
 
     def close(self) -> None:
         """Close this thread's connections."""
-        for session in self._sessions.values():
+        for session in list(self._sessions.values()):  # another thread may open one
             session.discard()
 
     def _session(self, name: str, *, writing: bool) -> Session:

@@ -22,6 +22,7 @@ from pipeline import clock
 from pipeline.errors import BadOp, Unavailable
 from pipeline.op import Position, encode
 from pipeline.receipt import Receipt
+from pipeline.write.earlier import Place
 from pipeline.write.held import Waiting
 from pipeline.write.publish import Publisher
 from pipeline.write.relay import Run
@@ -55,10 +56,11 @@ class Outbox:
 
     Args:
         db: the application's DAL; the table is defined, and created if it may migrate.
+        committed: whether the request's framework will commit *db*.
     """
 
-    def __init__(self, db: Any, publisher: Publisher):
-        self._table, self._publisher = defined(db), publisher
+    def __init__(self, db: Any, publisher: Publisher, *, committed: bool = True):
+        self._table, self._publisher, self._committed = defined(db), publisher, committed
         self.drop()
         _watch(db._adapter).outbox = self
 
@@ -69,8 +71,10 @@ class Outbox:
         """Write an op into the outbox.
 
         Raises:
-            BadOp: it asks for a durability that only a sender has.
+            BadOp: it asks for a durability that only a sender has, or nobody would commit the row.
         """
+        if not self._committed:
+            raise BadOp("in mode outbox list db too, @action.uses(session, pipeline, db): nobody commits the op's row")
         if entry.durability not in ("redis", "applied"):
             raise BadOp(
                 f'durability="{entry.durability}" is for mode now: in an outbox an op is as safe as its database'
@@ -113,7 +117,16 @@ class Outbox:
             _log.warning("%d ops stay in the outbox for now: %s", len(own), error)
             return []
         delete(self._table, before if len(before) == MOST else [*before, *own])
+        self._note_keys(waiting, reached)
         return [receipt for entry, kept in waiting for receipt in _placed(entry, kept, reached)]
+
+    def _note_keys(self, waiting: list[tuple[Waiting, Kept]], reached: Reached) -> None:
+        """Let a second call with an idempotency key find the row of this one: `publish_as` takes no key."""
+        for entry, kept in waiting:
+            position = reached.get((kept.producer, kept.bucket))
+            if entry.op.idempotency_key is not None and position is not None:
+                place = Place(position, kept.producer, kept.seq, entry.op.id)
+                self._publisher.note_earlier(kept.bucket, entry.op.idempotency_key, place)
 
 
 def _placed(entry: Waiting, kept: Kept, reached: Reached) -> Iterator[Receipt]:

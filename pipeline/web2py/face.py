@@ -11,6 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.web.configuration import client_for
 from pipeline.web.outbox import Outbox
 from pipeline.web.request import MODES, Request
+from pipeline.web.warming import warm_up
 from pipeline.web2py import ending, forms, memory
 from pipeline.write.held import Holder
 
@@ -36,6 +37,7 @@ class Pipeline:
     def __init__(self, db: Any, configuration: Any = None, *, redis_conn: Any = None, mode: str | None = None):
         web = current.request
         client = client_for(web.folder, db, configuration, redis_conn)
+        warm_up(client)
         client.define_tables(db)
         self.db, self.mode = db, _mode(mode, configuration) if _in_request(web) else "now"
         self.request = self._begun(client) if _in_request(web) else Request(client)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.op import Op, Position, encode
 from pipeline.receipt import Receipt
-from pipeline.write.publish import Place
+from pipeline.write.earlier import Place
 
 if TYPE_CHECKING:
     from pipeline.receipt import Source

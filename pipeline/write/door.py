@@ -25,8 +25,9 @@ from pipeline.write.trees import Tree, condition, is_query, kind_of, table_of
 NOT_OURS = ("auth_", "web2py_session_", "scheduler_", "pipeline_")
 #: Longest idempotency key; the shard keeps it in an indexed column.
 MAX_KEY = 190
-#: Table objects remembered at once; web2py makes new ones at every request.
-MOST_MET = 1000
+#: Where a table object carries what is known of it. web2py makes its tables anew at each request: with the door, they
+#: would outlive it. A thousand of them made each of web2py's garbage collections, one per 100 requests, take 50 ms.
+KNOWN = "_pipeline_known"
 _log = logging.getLogger("pipeline.door")
 
 
@@ -56,7 +57,7 @@ class Door:
         self._topology, self._new_id, self._publish, self._approve = topology, new_id, publish, approve
         self._configured = frozenset(topology.configured)
         self._ready: set[Gate] = set()
-        self._met: dict[int, Known] = {}
+        self._sign = object()  # tells this door from others
         self._gates: dict[tuple[Any, ...], Gate] = {}
         self._tables = threading.local()
         self._latest: dict[str, Any] = {}
@@ -111,17 +112,16 @@ class Door:
 
     def _known(self, table: Any) -> tuple[Any, Known]:
         """Return the pyDAL table that is meant, and what is known of it."""
-        known = self._met.get(id(table))
-        if known is not None and known.table() is table:
+        known: Known | None = getattr(table, KNOWN, None)
+        if known is not None and known.table is table and known.door is self._sign:
             return table, known
         table = self.table(table)
-        known = self._met.get(id(table))
-        if known is None or known.table() is not table:
-            if len(self._met) >= MOST_MET:
-                self._met.clear()
-            known = self._met[id(table)] = Known(
-                table, self.gate(table), self._rules(table), self._topology.rule_of(table._tablename)
-            )
+        known = getattr(table, KNOWN, None)
+        # an alias is a copy that has its table's; and two clients may share a table
+        if known is None or known.table is not table or known.door is not self._sign:
+            rule = self._topology.rule_of(table._tablename)
+            known = Known(table, self.gate(table), self._rules(table), rule, self._sign)
+            setattr(table, KNOWN, known)
         return table, known
 
     def _gate(self, table: Any) -> Gate:
@@ -236,7 +236,7 @@ class Door:
         if at is not None and row is None and shard_key is None and final[at] is not None:
             bucket = known.rule(final[at])  # nearly always
         else:
-            bucket = self._placing.of_new(known.gate, known.rules, columns, final, row, shard_key)
+            bucket = self._placing.of_new(known.gate, known.rules, columns, final, row, shard_key, key)
         if row is None and known.rules.ids == "pipeline":
             row = self._new_id(bucket if bucket < self._topology.buckets else self._placing.next(), now_ms)
         schema = known.gate.schema

@@ -5,7 +5,6 @@ Defaults, `update=`, `compute` and filters run here, in the request, since the w
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Set
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
@@ -124,13 +123,17 @@ class Gate:
 class Known:
     """A table object that has been met: its gate, its rules, and the plans of its rows.
 
-    web2py makes its tables anew at each request; other programs use one for ever, and must not pay each time.
+    web2py makes its tables anew at each request; other programs use one for ever, and must not pay each time. It refers
+    to its table and is referred to by nothing else, so they end together.
+
+    Args:
+        door: whose gate and rules these are.
     """
 
-    __slots__ = ("_plans", "gate", "rule", "rules", "table")
+    __slots__ = ("_plans", "door", "gate", "rule", "rules", "table")
 
-    def __init__(self, table: Any, gate: Gate, rules: TableSettings, rule: Rule):
-        self.table, self.gate, self.rules, self.rule = weakref.ref(table), gate, rules, rule
+    def __init__(self, table: Any, gate: Gate, rules: TableSettings, rule: Rule, door: object):
+        self.table, self.gate, self.rules, self.rule, self.door = table, gate, rules, rule, door
         self._plans: dict[tuple[str, ...], RowPlan] = {}
 
     def plan(self, table: Any, values: Mapping[str, Any]) -> RowPlan:

@@ -13,8 +13,9 @@ from pipeline.receipt import Receipt
 from pipeline.write.atomic import Atomic
 from pipeline.write.bulk import Chunk
 from pipeline.write.door import Addressed
+from pipeline.write.earlier import Place
 from pipeline.write.held import Held, Holder, Waiting
-from pipeline.write.publish import Place, Publisher
+from pipeline.write.publish import Publisher
 from pipeline.write.sender import Sender
 from pipeline.write.spooling import Spooling
 
@@ -58,6 +59,8 @@ class Outgoing:
         if group is not None:
             group.add(bucket, op, receipt, durability)
         else:
+            if op.idempotency_key is not None:
+                self._name_earlier(receipt, op.idempotency_key)
             self._pass_on(Waiting(bucket, op, durability, [receipt]))
         return receipt
 
@@ -122,6 +125,12 @@ class Outgoing:
         if False in reached or _only_here(durability, places.values()):
             raise NotDurable(durability, DURABLE_S, chunk.receipt(0, self._source))
         return chunk
+
+    def _name_earlier(self, receipt: Receipt, key: str) -> None:
+        """Let a receipt have the id of an earlier call's row now: its request may redirect to it before it is sent."""
+        earlier = self._publisher.earlier(receipt.bucket, key)
+        if earlier is not None and earlier.row_id is not None:
+            receipt.name_row(earlier.row_id)
 
     def _pass_on(self, entry: Waiting) -> None:
         held: Holder | None = getattr(self._here, "held", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,13 +30,14 @@ class Placing:
         final: list[Any],
         row: int | None,
         shard_key: Any,
+        idempotency_key: str | None = None,
     ) -> int:
         """Return the bucket of a new row.
 
         Args:
             columns, final: its columns and their values.
             row: its id, if it brings one.
-            shard_key: what the caller gave beside the values.
+            shard_key, idempotency_key: what the caller gave beside the values.
 
         Raises:
             ShardKeyError: it has no shard key, or two.
@@ -44,7 +46,7 @@ class Placing:
         if rules.reference:
             return self._topology.reference_bucket
         if key is None or key == gate.schema.id_name:
-            return self._of_new_id(gate.schema.name, row, shard_key)
+            return self._of_new_id(gate.schema.name, row, shard_key, idempotency_key)
         column = gate.column_of.get(key)
         own = final[columns.index(column)] if column in columns else None
         if own is None:
@@ -91,10 +93,14 @@ class Placing:
         self._turn = (self._turn + 1) % self._topology.buckets
         return self._turn
 
-    def _of_new_id(self, name: str, row: int | None, shard_key: Any) -> int:
+    def _of_new_id(self, name: str, row: int | None, shard_key: Any, idempotency_key: str | None) -> int:
         if shard_key is not None:
             raise ShardKeyError(f"table {name!r} is sharded by its own id: leave shard_key= out of an insert")
-        return self.next() if row is None else self._topology.bucket_of(name, row)
+        if row is not None:
+            return self._topology.bucket_of(name, row)
+        if idempotency_key is not None:  # a bucket knows its own keys only: the same key must find the same one
+            return zlib.crc32(f"{name} {idempotency_key}".encode()) % self._topology.buckets
+        return self.next()
 
     def _named_by_id(self, name: str, row: Any) -> set[int]:
         return set() if row is None else {self._topology.bucket_of(name, row)}

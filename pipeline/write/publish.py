@@ -9,13 +9,14 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-import msgspec
-
-from pipeline.errors import LogUnavailable, PipelineError, Unavailable
+from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.log.bell import Bell, SilentBell
 from pipeline.log.contract import HOLE, EpochStale, Line, Log, Scope
 from pipeline.op import Position
 from pipeline.topology import Topology
+from pipeline.write import earlier
+from pipeline.write.earlier import Place
+from pipeline.write.elsewhere import Elsewhere
 from pipeline.write.relay import Run, relay
 from pipeline.write.sender import Lost, Sender
 
@@ -25,21 +26,15 @@ Share = TypeVar("Share")
 _log = logging.getLogger("pipeline.publish")
 
 
-class Place(msgspec.Struct, frozen=True):
-    """Where the first op of a bucket's run stands, and its producer's sequence; the others follow densely."""
-
-    position: Position | None  # None: in the spool
-    producer: int
-    seq: int
-    row_id: int | None = None  # of an earlier op with the same idempotency key
-
-
 class Publisher:
     """Appends ops to logs. Thread-safe; after a fork the child starts with senders of its own.
 
     Args:
         raise_epoch: returns the epoch of a scope, raising it if the server's lineage has changed.
         record_lost: writes down what the log lost; may raise `Unavailable`, then it is called again later.
+        hasty_s: how long a request may wait for a new epoch, whose raising asks databases; then it goes on without, and
+            there is a spool for its ops to go to. None: as long as it takes.
+        ended: called in a thread that has raised an epoch, to close what is its own.
     """
 
     def __init__(
@@ -49,8 +44,12 @@ class Publisher:
         bell: Bell | SilentBell,
         raise_epoch: Callable[[Scope], int],
         record_lost: Callable[[Lost], None],
+        *,
+        hasty_s: float | None = None,
+        ended: Callable[[], object] = lambda: None,
     ):
         self._log, self._bell = log, bell
+        self._hasty_s, self._ended = hasty_s, ended
         self._raise_epoch, self._record_lost = raise_epoch, record_lost
         scopes = {shard: Scope(shard, (shard,)) for shard in topology.shards}
         self._reference = Scope("*", topology.shards)
@@ -126,10 +125,18 @@ class Publisher:
         for scope, share in self.by_scope(runs).items():
             line = self._log.line(patient=patient)
             try:
-                reached |= self._relay(line, scope, producer, share, epoch)
+                reached |= self._relay(line, scope, producer, share, epoch, patient)
             finally:
                 line.close()
         return reached
+
+    def earlier(self, bucket: int, key: str) -> Place | None:
+        """Return the place of an op that an idempotency key was used for, if Redis is there and knows of one."""
+        return earlier.found(self._log, bucket, key)
+
+    def note_earlier(self, bucket: int, key: str, place: Place) -> None:
+        """Let `earlier` find an op that `publish_as` has sent; a hint, so that nothing is raised."""
+        earlier.note(self._log, bucket, key, place)
 
     def scope_of(self, bucket: int) -> Scope:
         """Return the scope of a bucket's log."""
@@ -151,6 +158,7 @@ class Publisher:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._raising = threading.Lock()  # a fork may have taken place while another thread held it
+        self._elsewhere: Elsewhere[int] = Elsewhere("pipeline-epochs", self._ended)
         self._lineages = 0  # how many epochs were raised or learnt here
         self._free: deque[Sender] = deque()
         self._patient: deque[Sender] = deque()
@@ -231,15 +239,17 @@ class Publisher:
             shares.setdefault(self.scope_of(bucket), {})[bucket] = ops
         return shares
 
-    def _relay(self, line: Line, scope: Scope, producer: int, runs: dict[int, Run], only: int) -> dict[int, Position]:
+    def _relay(
+        self, line: Line, scope: Scope, producer: int, runs: dict[int, Run], only: int, patient: bool
+    ) -> dict[int, Position]:
         for _ in range(3):
-            epoch = only or self._epochs.get(scope.name) or self._raised(scope, 0)
+            epoch = only or self._epochs.get(scope.name) or self._raised(scope, 0, patient)
             try:
                 reached, ring = relay(line, scope, epoch, producer, runs, self._record_lost)
             except EpochStale:
                 if only:
                     raise
-                self._raised(scope, epoch)
+                self._raised(scope, epoch, patient)
                 continue
             if ring:
                 self._bell.ring(ring, sum(len(run.payloads) for run in runs.values()))
@@ -251,12 +261,12 @@ class Publisher:
     ) -> tuple[dict[int, Place], Sender]:
         """Send, and return the places and the sender to go on with."""
         for _ in range(3):
-            epoch = self._epochs.get(scope.name) or self._raised(scope, 0)
+            epoch = self._epochs.get(scope.name) or self._raised(scope, 0, sender.patient)
             sender = self._checked(sender)
             try:
                 answer, first = sender.send(scope, epoch, payloads, key, row_id or 0)
             except EpochStale:
-                self._raised(scope, epoch)
+                self._raised(scope, epoch, sender.patient)
                 continue
             if answer.ring:
                 self._bell.ring(answer.ring, sum(map(len, payloads.values())))
@@ -294,7 +304,16 @@ class Publisher:
         sender.line.close()
         return self._made(sender.patient)
 
-    def _raised(self, scope: Scope, stale: int) -> int:
+    def _raised(self, scope: Scope, stale: int, patient: bool = True) -> int:
+        """Return an epoch that is not *stale*.
+
+        Raises:
+            LogUnavailable: there is none as soon as a request needs it; it is being raised, and nothing was sent.
+        """
+        wait_s = None if patient else self._hasty_s
+        return self._elsewhere.result(scope.name, lambda: self._renewed(scope, stale), wait_s)
+
+    def _renewed(self, scope: Scope, stale: int) -> int:
         with self._raising:
             known = self._epochs.get(scope.name, 0)
             if known == stale:
@@ -323,11 +342,7 @@ class Publisher:
 
 
 def _same(text: str, sender: Sender, bucket: int) -> Place:
-    """Read the first call's receipt, as `enqueue.lua` keeps it."""
-    try:
-        epoch, seq, producer, producer_seq, row_id = map(int, text.split(" "))
-    except ValueError as error:
-        raise PipelineError("Redis keeps a receipt that this version cannot read") from error
-    if producer == sender.producer:
-        sender.skip(bucket, producer_seq)
-    return Place(Position(epoch, seq), producer, producer_seq, row_id or None)
+    place = earlier.kept(text)
+    if place.producer == sender.producer:
+        sender.skip(bucket, place.seq)
+    return place

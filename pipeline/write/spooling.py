@@ -13,7 +13,8 @@ from pipeline.log.spool.store import Number, Spool
 from pipeline.write.breaker import Breaker
 from pipeline.write.courier import Courier
 from pipeline.write.definitions import Definitions
-from pipeline.write.publish import Place, Publisher
+from pipeline.write.earlier import Place
+from pipeline.write.publish import Publisher
 from pipeline.write.sender import Sender
 
 
@@ -77,6 +78,10 @@ class Spooling:
             except Unavailable as error:
                 places |= self._instead(share, error)
         return places
+
+    def earlier(self, bucket: int, key: str) -> Place | None:
+        """See `Publisher.earlier`; while Redis is known to be away, nobody is asked."""
+        return None if self._breaker.open else self._publisher.earlier(bucket, key)
 
     def _instead(self, runs: Mapping[int, Sequence[bytes]], error: Unavailable) -> dict[int, Place]:
         if isinstance(error, LogUnavailable):

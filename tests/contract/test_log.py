@@ -196,6 +196,18 @@ def test_an_idempotency_key_belongs_to_its_bucket(log: Log, line: Line):
     assert [placed.code for placed in answer.placed] == [APPENDED]
 
 
+def test_who_asks_for_an_idempotency_key_gets_the_first_receipt_and_writes_nothing(log: Log, line: Line):
+    before = log.earlier(3, "k")
+    append(line, (3, 1, [b"a"]), key="k", row_id=2**62)
+    log.note_earlier(3, "k", "too late")
+    log.note_earlier(4, "k", "of another bucket")
+
+    assert before is None
+    assert log.earlier(3, "k") == f"{EPOCH} 0 {PRODUCER} 1 {2**62}"
+    assert log.earlier(4, "k") == "of another bucket"
+    assert len(entries(log, 3)) == 1
+
+
 def test_a_refused_hole_does_not_use_up_its_idempotency_key(log: Log, line: Line):
     append(line, (3, 5, [b"a"]), key="k")
 

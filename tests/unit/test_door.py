@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -144,6 +146,29 @@ def test_a_callable_default_is_called_for_each_row(db: Any, door: Door):
     found = [named(db, one.op)["qty"] for one in door.inserts(db.purchase, [{"customer": 1}, {"customer": 1}])]
 
     assert found == [5, 6]
+
+
+def test_what_is_known_of_a_table_ends_with_it_since_web2py_makes_its_tables_anew_at_each_request(door: Door):
+    def request() -> weakref.ref[Any]:
+        db = DAL(None)
+        db.define_table("purchase", Field("customer", "integer"), Field("qty", "integer", default=1))
+        door.insert(db.purchase, {"customer": 7})
+        db.close()  # pyDAL keeps what is not closed
+        return weakref.ref(db.purchase)
+
+    tables = [request() for _ in range(3)]
+    gc.collect()
+
+    assert [table() for table in tables] == [None] * 3
+
+
+def test_two_clients_may_share_a_table(db: Any, doorway: Doorway):
+    other = Doorway()
+
+    for one in (doorway, other, doorway):
+        one.door.insert(db.purchase, {"customer": 7})
+
+    assert other.approved == doorway.approved == ["purchase"]
 
 
 def test_a_callable_value_is_called(db: Any, door: Door):
@@ -516,6 +541,13 @@ def test_an_idempotency_key_that_the_shard_cannot_keep_is_refused(db: Any, door:
     ):
         with pytest.raises(BadOp, match="idempotency_key must be a text of 1 to 190 characters"):
             call()
+
+
+def test_the_same_idempotency_key_finds_the_same_bucket_also_where_a_row_may_live_anywhere(db: Any, door: Door):
+    buckets = [[door.insert(db.person, {"name": "Ada"}, None, f"form {n}").bucket for n in range(40)] for _ in range(2)]
+
+    assert buckets[0] == buckets[1]
+    assert len(set(buckets[0])) > BUCKETS // 2
 
 
 def test_an_op_carries_its_idempotency_key(db: Any, door: Door):

@@ -10,7 +10,7 @@ import pytest
 from pydal import DAL, Field
 
 import pipeline
-from pipeline.errors import PipelineError, PipelineFull
+from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.testing import Drained, Sandbox, sandbox
 
 TABLES = {"purchase": {"shard_key": "customer", "unique": [["customer", "day"]]}}
@@ -29,6 +29,39 @@ def box(db: Any) -> Iterator[Sandbox]:
     with sandbox(TABLES) as box:
         pipeline.define_tables(db)
         yield box
+
+
+def test_a_second_request_with_an_idempotency_key_knows_the_first_ones_row_before_it_is_sent(db: Any, box: Sandbox):
+    def requested() -> Any:
+        held = box.client.held()
+        with box.client.holding(held):
+            receipt = pipeline.enqueue_insert(db.purchase, customer=7, idempotency_key="form 1")
+        known = receipt.id
+        held.send()
+        return known, receipt.id
+
+    first, second = requested(), requested()
+
+    assert set(first + second) == {first[0]}
+    assert box.drain() == Drained(1, 0)
+    assert [row["id"] for row in box.rows("purchase")] == [first[0]]
+
+
+def test_while_redis_is_away_an_idempotency_key_is_not_asked_for_and_nothing_is_raised(db: Any, box: Sandbox):
+    held = box.client.held()
+    asked = box.log.earlier
+
+    def away(*args: Any) -> Any:
+        raise LogUnavailable("away", sent=False)
+
+    box.log.earlier = away  # type: ignore[method-assign]  # our own double
+    with box.client.holding(held):
+        receipt = pipeline.enqueue_insert(db.purchase, customer=7, idempotency_key="form 1")
+    box.log.earlier = asked  # type: ignore[method-assign]
+    held.send()
+
+    assert receipt.id
+    assert box.drain() == Drained(1, 0)
 
 
 def test_held_ops_have_ids_at_once_and_positions_when_sent(db: Any, box: Sandbox):

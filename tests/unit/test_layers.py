@@ -18,6 +18,7 @@ LAYERS = {
     "pipeline.clock": 0,
     "pipeline.ids": 0,
     # model
+    "pipeline.callers_filters": 1,
     "pipeline.column": 1,
     "pipeline.checks": 1,
     "pipeline.config_file": 1,

@@ -17,7 +17,8 @@ from pipeline.log.memory import MemoryLog
 from pipeline.op import START, Position
 from pipeline.settings import load
 from pipeline.topology import Topology
-from pipeline.write.publish import Place, Publisher
+from pipeline.write.earlier import Place
+from pipeline.write.publish import Publisher
 from pipeline.write.sender import FRESH_S, Lost, Sender
 
 TOPOLOGY = Topology(

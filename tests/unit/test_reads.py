@@ -130,6 +130,34 @@ def test_common_filters_are_those_of_the_caller_and_of_his_request(box: Sandbox,
     assert seen == [[1], [1], [2], [2], [1, 2], [1, 2]]
 
 
+def test_get_db_narrows_by_the_filters_of_the_present_caller_and_of_nobody_before(box: Sandbox, db: Any) -> None:
+    for qty in (1, 2):
+        pipeline.enqueue_insert(db.sale, customer=1, qty=qty)
+    box.drain()
+
+    def seen_by(mine: int | None, how: str) -> list[int]:
+        callers = DAL("sqlite:memory", migrate=False, lazy_tables=True)
+        callers._request_tenant = "qty"
+        default = mine if how == "tenant" else None
+        callers.define_table("sale", Field("customer", "integer"), Field("qty", "integer", default=default))
+        callers.define_table("other", Field("customer", "integer"))
+        if mine is not None and how == "filter":
+            callers.sale._common_filter = lambda query: callers.sale.qty == mine
+        asked = callers.other if how == "tenant" else callers.sale  # the other way round, it is still a lazy one
+        pdb = pipeline.get_db(asked, 1)
+        alias = pdb.sale.with_alias("s")
+        found = [row.qty for row in pdb(pdb.sale.customer == 1).select(orderby=pdb.sale.qty)]
+        assert found == [row.qty for row in pdb(alias.customer == 1).select(alias.ALL, orderby=alias.qty)]
+        assert len(found) == pdb(pdb.sale).count()
+        assert pdb(pdb.sale.customer == 1, ignore_common_filters=True).count() == 2
+        callers.close()
+        return found
+
+    tries = [(mine, how) for how in ("filter", "tenant") for mine in (1, 2, None)]
+
+    assert [seen_by(*one) for one in tries] == [[1], [2], [1, 2], [1], [2], [1, 2]]
+
+
 def test_a_tables_new_definition_replaces_the_old_one_on_the_nodes(box: Sandbox, db: Any) -> None:
     receipt = pipeline.enqueue_insert(db.sale, customer=1, qty=2)
     box.drain()

@@ -16,6 +16,7 @@ from pipeline.errors import BadOp, LogUnavailable, NotDurable, PartialResult, Pi
 from pipeline.log.memory import MemoryLog
 from pipeline.op import START
 from pipeline.receipt import Receipt
+from pipeline.shard import inquiry
 from pipeline.shard.session import Session
 from pipeline.testing import Sandbox
 from pipeline.write.courier import Courier
@@ -190,6 +191,30 @@ def test_an_op_whose_outcome_is_unknown_is_neither_doubled_nor_lost(shop: Shop, 
     assert shop.logged() == 2
     assert shop.bought() == [1, 2]
     assert receipt.status() == "applied"
+
+
+def test_a_request_that_meets_a_new_lineage_does_not_wait_for_a_primary_that_hangs(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    hanging, go_on, give = threading.Event(), threading.Event(), inquiry.give_epoch
+
+    def slow(*arguments: Any) -> int:
+        hanging.set()
+        assert go_on.wait(30)
+        return give(*arguments)
+
+    shop.buy(1)
+    monkeypatch.setattr(inquiry, "give_epoch", slow)
+    shop.log.restart()
+
+    first, second = shop.buy(2), shop.buy(3)  # it hangs until both are back
+    assert hanging.is_set()
+    assert (first.status(), second.status()) == ("spooled", "spooled")
+    go_on.set()
+    shop.drain()
+
+    assert shop.buy(4).position is not None
+    assert shop.bought() == [1, 2, 3, 4]
 
 
 def test_of_a_bulk_call_only_what_redis_did_not_take_is_spooled(shop: Shop):

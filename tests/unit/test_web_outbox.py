@@ -211,6 +211,21 @@ def test_what_might_be_doubled_is_left_until_somebody_says_so(
     assert trace(box) == "a"
 
 
+def test_a_second_request_with_an_idempotency_key_knows_the_first_ones_row(box: Sandbox, db: Any):
+    def requested() -> Any:
+        request = request_of(box, db)
+        receipt = request.enqueue_insert(db.tally, owner=7, idempotency_key="form 1")
+        db.commit()
+        request.finish()
+        return receipt.id
+
+    first, second = requested(), requested()
+
+    assert first == second
+    box.drain()
+    assert [row["id"] for row in box.rows("tally")] == [first]
+
+
 def test_a_durability_that_only_a_sender_has_is_refused(box: Sandbox, db: Any):
     request = request_of(box, db)
 

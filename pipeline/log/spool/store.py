@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from pipeline import clock
 from pipeline.log.spool.file import DRAINING_ROOM, MODE, SpoolFile
 from pipeline.log.spool.lock import DrainLock
 from pipeline.log.spool.reserve import Reserve
+from pipeline.log.spool.together import Together
 
 #: A bucket that idled longer goes on under another producer: Redis forgets one after two days, a shard after seven.
 FRESH_MS = 86_400_000
@@ -89,10 +88,7 @@ class Spool:
         wish = _Wish(runs, kept, dict(numbered or {}))
         if self._pid != os.getpid():
             self._start()
-        self._wishes.append(wish)
-        with self._turn:
-            if not wish.done:
-                self._take_in()
+        self._together.done(wish)
         if wish.error is not None:
             raise wish.error
         return {bucket: wish.numbers[bucket] for bucket in runs}
@@ -200,14 +196,10 @@ class Spool:
         self.file.close()
 
     def _start(self) -> None:
-        self._pid, self._turn = os.getpid(), threading.Lock()
-        self._wishes: deque[_Wish] = deque()
+        self._pid, self._together = os.getpid(), Together(self._take_in)
 
-    def _take_in(self) -> None:
-        """Take in what this and other threads wish, with one fsync for all."""
-        wishes = []
-        while self._wishes:
-            wishes.append(self._wishes.popleft())
+    def _take_in(self, wishes: Sequence[_Wish]) -> None:
+        """Take in what some threads wish, with one fsync for all."""
         try:
             with self.file.writing() as db:
                 for wish in wishes:
@@ -216,8 +208,6 @@ class Spool:
         except BaseException as error:
             for wish in wishes:
                 wish.error = error
-        for wish in wishes:
-            wish.done = True
 
     def _mark(self) -> None:
         if not self.waiting():
@@ -231,7 +221,6 @@ class _Wish:
     runs: Mapping[int, Sequence[bytes]]
     kept: bool
     numbers: dict[int, Number]
-    done: bool = False
     error: BaseException | None = None
 
     def insert(self, db: sqlite3.Connection) -> None:
@@ -246,12 +235,17 @@ class _Wish:
             )
 
 
+# one text for all buckets: SQLite need not be told it anew, which took longer than to do it
+_MOVE = (
+    "UPDATE buckets SET next = next + ?, used_ms = ? WHERE bucket = ?"
+    " AND (used_ms > ? OR EXISTS (SELECT 1 FROM entries WHERE bucket = ?)) RETURNING producer, next - ?"
+)
+
+
 def _next(db: sqlite3.Connection, bucket: int, count: int) -> Number:
     """Give out the next sequences of a bucket."""
     now = clock.wall_ms()
-    used = f"used_ms > {now - FRESH_MS} OR EXISTS (SELECT 1 FROM entries WHERE bucket = {bucket})"
-    move = f"UPDATE buckets SET next = next + {count}, used_ms = {now} WHERE bucket = {bucket} AND ({used})"
-    row = db.execute(f"{move} RETURNING producer, next - {count}").fetchone()
+    row = db.execute(_MOVE, (count, now, bucket, now - FRESH_MS, bucket, count)).fetchone()
     if row is not None:
         return row[0], row[1]
     producer = _producer(db, bucket, now)

@@ -1,0 +1,68 @@
+"""Group commit: threads that come while another one's commit is on its way to the disk share the next.
+
+One leads at a time: it does what all who wait by then wish for, in the order in which they came, wakes them, and hands
+over to the first who has come meanwhile. Nobody waits for more than the commit under way and his own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+Wish = TypeVar("Wish")
+
+
+class Together(Generic[Wish]):
+    """Does the wishes of all threads, those that come together at once.
+
+    Args:
+        do: does some wishes; must not raise, but note in each what became of it.
+    """
+
+    def __init__(self, do: Callable[[Sequence[Wish]], None]):
+        self._do = do
+        self._mutex = threading.Lock()
+        self._waiting: list[_Turn[Wish]] = []
+        self._led = False
+
+    def done(self, wish: Wish) -> None:
+        """Return once a wish has been done, by this thread or by another."""
+        turn = _Turn(wish)
+        with self._mutex:
+            self._waiting.append(turn)
+            turn.leads, self._led = not self._led, True
+        if not turn.leads:
+            turn.gate.acquire()
+        if turn.leads:
+            self._lead(turn)
+
+    def _lead(self, own: _Turn[Wish]) -> None:
+        with self._mutex:
+            taken, self._waiting = self._waiting, []
+        try:
+            self._do([turn.wish for turn in taken])
+        finally:
+            self._hand_over()
+            for turn in taken:
+                if turn is not own:
+                    turn.gate.release()
+
+    def _hand_over(self) -> None:
+        with self._mutex:
+            heir = self._waiting[0] if self._waiting else None
+            self._led = heir is not None
+        if heir is not None:
+            heir.leads = True
+            heir.gate.release()
+
+
+class _Turn(Generic[Wish]):
+    """One thread's wish, and the gate at which it waits."""
+
+    __slots__ = ("gate", "leads", "wish")
+
+    def __init__(self, wish: Wish):
+        self.wish, self.leads = wish, False
+        self.gate = threading.Lock()
+        self.gate.acquire()

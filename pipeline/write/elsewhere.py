@@ -1,0 +1,68 @@
+"""Raising an epoch asks databases, which may hang: a thread does it, and a request waits for as long as it can."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+from pipeline.errors import LogUnavailable
+from pipeline.log.bell import threads_run
+
+Result = TypeVar("Result")
+
+
+class Elsewhere(Generic[Result]):
+    """Does work in threads, one at a time for each key: callers who want the same wait for the same.
+
+    Args:
+        afterwards: called in the thread at its end: what belongs to it is to be closed.
+    """
+
+    def __init__(self, name: str, afterwards: Callable[[], object] = lambda: None):
+        self._name, self._afterwards = name, afterwards
+        self._lock = threading.Lock()
+        self._running: dict[str, Future[Result]] = {}
+
+    def result(self, key: str, work: Callable[[], Result], wait_s: float | None) -> Result:
+        """Return what the work under way for a key comes to, begun if there is none.
+
+        Args:
+            wait_s: how long the caller can wait. None: he does the work himself, as where no threads may run.
+
+        Raises:
+            LogUnavailable: it has not ended yet, and goes on.
+            what the work raised.
+        """
+        if wait_s is None or not threads_run():
+            return work()
+        with self._lock:
+            future = self._running.get(key)
+            if future is None:
+                future = self._running[key] = Future()
+                threading.Thread(target=self._run, args=(key, work, future), name=self._name, daemon=True).start()
+        try:
+            return future.result(wait_s)
+        except TimeoutError:
+            if future.done():  # the work's own
+                raise
+            why = f"a new epoch of {key!r} was not raised within {wait_s * 1000:.0f} ms; it is being raised"
+            raise LogUnavailable(why, sent=False) from None
+
+    def _run(self, key: str, work: Callable[[], Result], future: Future[Result]) -> None:
+        try:
+            found = work()
+        except BaseException as error:
+            self._ended(key)
+            future.set_exception(error)
+        else:
+            self._ended(key)
+            future.set_result(found)
+        finally:
+            self._afterwards()
+
+    def _ended(self, key: str) -> None:
+        """Let the next caller begin anew: what has ended may not be true any more."""
+        with self._lock:
+            del self._running[key]
