@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pipeline import clock
@@ -14,6 +13,7 @@ from pipeline.pydal_objects import kind_of, real_name
 from pipeline.reads.bounds import Bounds, Defaults
 from pipeline.reads.gather import Gather
 from pipeline.reads.node_dal import NodeDAL
+from pipeline.reads.opening import Opening
 from pipeline.reads.overlay import CannotOverlay, Overlay
 from pipeline.reads.place import Place, Places
 from pipeline.reads.router import Router
@@ -54,15 +54,18 @@ class Reads:
 
     # the calls ----------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def read(self, table: Any, shard_key: Any = None, after: Any = None, **options: Any) -> Iterator[NodeDAL]:
+    def read(self, table: Any, shard_key: Any = None, after: Any = None, **options: Any) -> Opening:
         """Open a node for reading; see the package's `read`."""
-        table, bounds = self._table(table), self._defaults.changed(**_known(options))
+        table = self._table(table)
+        bounds = self._defaults.changed(**_known(options)) if options else self._defaults.bounds
         place, asked = self._places.of_key(real_name(table), shard_key), self.after(after)
         needs = self._places.needs(asked.token, place)
-        with self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets) as db:
+
+        def ready(db: NodeDAL) -> None:
             db.define(table)
-            yield db.finding(self._find_table)
+            db.finding(self._find_table)
+
+        return self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets, ready=ready)
 
     def get(
         self,
