@@ -28,7 +28,8 @@ class Probe:
 
     def __init__(self, node: str, uri: str, writing_uri: str):
         self.node = node
-        self._reader = Session(node, uri, read_only=True, connect_s=TIMEOUT_S, statement_s=TIMEOUT_S)
+        # in autocommit a look is one round trip
+        self._reader = Session(node, uri, read_only=True, autocommit=True, connect_s=TIMEOUT_S, statement_s=TIMEOUT_S)
         self._writer = Session(node, writing_uri, connect_s=TIMEOUT_S, statement_s=TIMEOUT_S)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"pipeline-probe-{node}")
         self._running: Future[object] | None = None
@@ -67,7 +68,7 @@ class Probe:
         try:
             return look_at(self._reader)
         except PipelineError as error:
-            return NoReading(str(error))
+            return NoReading(str(error), refused=True)
 
     def _beat_now(self) -> None:
         try:

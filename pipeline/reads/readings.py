@@ -22,8 +22,8 @@ from pipeline.reads.view import NOTHING, View
 
 #: How long after the prober is due its word is fetched, s: a look takes a few ms. All of it counts as lag.
 AFTER_S = 0.02
-#: The shortest time between two fetches, for when the prober is late, s.
-LEAST_S = 0.25
+#: The time between two fetches while the prober is late, as when a node answers late, s.
+LEAST_S = 0.1
 #: Without anybody looking for so long, the thread ends, s.
 REST_S = 30.0
 #: What is older than this is not worth a look before it is fetched anew, s; and how long that may take.
@@ -120,7 +120,9 @@ class Readings:
             return LOOK_EVERY_S
         self._views, self._told_at_s = views, asked_at_s
         newest_s = max(told_s.values(), default=asked_at_s)
-        return min(max(newest_s + LOOK_EVERY_S + AFTER_S - clock.mono_s(), LEAST_S), LOOK_EVERY_S)
+        due_s = newest_s + LOOK_EVERY_S + AFTER_S - clock.mono_s()
+        # of a prober that is gone nobody need ask so often
+        return LOOK_EVERY_S if due_s < -LOOK_EVERY_S else max(due_s, LEAST_S)
 
     def _reset(self) -> None:
         self._pid = os.getpid()
