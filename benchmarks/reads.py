@@ -2,8 +2,8 @@
 
     python -m benchmarks.reads [--rounds 2000]
 
-Each pair of figures is taken in turn, call by call, so that whatever else the machine does meets both alike. For the
-last row every shard is also read alone; the slowest of them is what a select over all is measured against.
+Each pair of figures is taken in turn, call by call, so that whatever else the machine does meets both alike. At the end
+every shard is also read alone: the slowest of them is what a select over all is measured against, by hand too.
 """
 
 from __future__ import annotations
@@ -11,21 +11,19 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import pymysql
 from pydal import DAL
 from pydal.objects import Query
 from support.reads import ReadRig, read_rig
 
-Call = Callable[[], object]
+from benchmarks.by_hand import own_write_floor, together
+from benchmarks.turns import HEAD, Call, in_turn, median, report, timed
+
 SHARDS = 4
 #: Rows that a gathered select sorts on each shard.
 ROWS = 4000
@@ -42,8 +40,7 @@ def main() -> None:
         read_rig(Path(folder) / "cluster", shards=SHARDS, replicas=1) as rig,
     ):
         receipts = fill(rig)
-        print("| what | ours p50 / p99 ms | beside p50 / p99 ms | ratio or difference of p50 | goal |")
-        print("|---|---|---|---|---|")
+        print(HEAD)
         single_row(rig, receipts, rounds)
         routing(rig, rounds)
         own_write(rig, min(rounds, 1000))
@@ -107,35 +104,6 @@ def own_write(rig: ReadRig, rounds: int) -> None:
     report("own write, just applied / the same read without a token", *times, "+ ≤ 0.5 / + ≤ 5 ms")
 
 
-def own_write_floor(rig: ReadRig, rounds: int) -> None:
-    """The same by hand: a commit on a primary, and a wait for its GTID on the replica before the read."""
-    shard = rig.client.topology.shards[0]
-    rig.ask(shard, "CREATE TABLE shop.floor (id INT PRIMARY KEY, n INT); INSERT INTO shop.floor VALUES (1, 0)")
-    times: tuple[list[float], list[float]] = ([], [])
-    with by_hand(rig.port(shard)) as primary, by_hand(rig.port(f"{shard}-r0")) as replica:
-        for number in range(2 * rounds):
-            primary.execute(f"UPDATE shop.floor SET n = {number}")
-            primary.execute("SELECT @@last_gtid")
-            gtid = primary.fetchone()[0]
-
-            def read(wait: bool = number % 2 == 0, gtid: str = gtid) -> None:
-                if wait:
-                    replica.execute(f"SELECT MASTER_GTID_WAIT('{gtid}', 5)")
-                    replica.fetchall()
-                replica.execute("SELECT * FROM shop.floor WHERE id = 1")
-                replica.fetchall()
-
-            times[number % 2].append(timed(read))
-    report("by hand: MASTER_GTID_WAIT and a read in PyMySQL / that read alone", *times, "")
-
-
-@contextmanager
-def by_hand(port: int) -> Iterator[Any]:
-    """Yield a cursor of the driver's, with nothing between."""
-    with pymysql.connect(host="127.0.0.1", port=port, user="root", autocommit=True) as connection:
-        yield connection.cursor()
-
-
 def gathered(rig: ReadRig, rounds: int) -> None:
     """A sorted page over all shards against each shard alone."""
     sale = rig.db.sale
@@ -158,9 +126,29 @@ def gathered(rig: ReadRig, rounds: int) -> None:
     }
     for note, query in notes.items():
         select = partial(rig.client.select, query, **options)
-        times = in_turn(rounds, select, *[alone(shard, query) for shard in rig.client.topology.shards])
-        slowest = max(times[1:], key=median)
-        report(f"select over {SHARDS} shards / the slowest of them alone; {note}", times[0], slowest, "≤ 1.5 ×")
+        ours = [select, *[alone(shard, query) for shard in rig.client.topology.shards]]
+        with together(rig, statements(rig, query, options)) as by_hand:
+            times = in_turn(rounds, *ours, *by_hand)
+        of_ours, of_hand = times[: len(ours)], times[len(ours) :]
+        what = f"select over {SHARDS} shards"
+        report(f"{what} / the slowest of them alone; {note}", of_ours[0], slowest(of_ours), "≤ 1.5 ×")
+        report("by hand: those statements in threads / the slowest of them alone", of_hand[0], slowest(of_hand), "")
+        report(f"{what} / by hand in threads", of_ours[0], of_hand[0], "")
+
+
+def slowest(times: list[list[float]]) -> list[float]:
+    """Return the times of the slowest shard alone; the first are those of all together."""
+    return max(times[1:], key=median)
+
+
+def statements(rig: ReadRig, query: Any, options: dict[str, Any]) -> dict[str, str]:
+    """Return what each shard's replica is asked for its part, by node."""
+    found = {}
+    for shard in rig.client.topology.shards:
+        with rig.client.read("sale", rig.customer_on(shard)) as db:
+            terms = db.reader.own(options["orderby"])
+            found[f"{shard}-r0"] = db(query)._select(orderby=terms, limitby=options["limitby"])
+    return found
 
 
 def one_row_each(rig: ReadRig) -> list[int]:
@@ -170,39 +158,6 @@ def one_row_each(rig: ReadRig) -> list[int]:
         with rig.client.read("sale", rig.customer_on(shard)) as db:
             ids.append(db(db.sale.id > 0).select(limitby=(0, 1)).first().id)
     return ids
-
-
-def in_turn(rounds: int, *calls: Call) -> list[list[float]]:
-    """Return the times of each call, one of each in every round."""
-    for call in calls:
-        for _ in range(5):
-            call()
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for spent, call in zip(times, calls, strict=True):
-            spent.append(timed(call))
-    return times
-
-
-def timed(call: Call) -> float:
-    started = perf_counter()
-    call()
-    return perf_counter() - started
-
-
-def median(times: list[float]) -> float:
-    return sorted(times)[len(times) // 2]
-
-
-def report(what: str, ours: list[float], beside: list[float] | None, goal: str) -> None:
-    def shown(times: list[float]) -> str:
-        return f"{median(times) * 1000:.3f} / {sorted(times)[int(len(times) * 0.99)] * 1000:.3f}"
-
-    if beside is None:
-        print(f"| {what} | {shown(ours)} | | | {goal} |", flush=True)
-        return
-    ratio, more = median(ours) / median(beside), (median(ours) - median(beside)) * 1000
-    print(f"| {what} | {shown(ours)} | {shown(beside)} | {ratio:.2f} ×, {more:+.3f} ms | {goal} |", flush=True)
 
 
 if __name__ == "__main__":
