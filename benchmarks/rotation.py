@@ -4,7 +4,7 @@
 
 A reader in this process asks all the time which replicas may serve it, and the clock runs from the fault until the
 broken one is none of them, however much lag is allowed. Each fault begins at other moments between two looks, one
-of them right after a look: the worst. Once while nothing is written, and once while writes flow.
+of them right after a look: while nothing is written, while something is now and then, and while writes flow.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from pipeline.write.apply import Applier
 
 BROKEN = "s0-r1"
 FAULTS = ("stalled", "stopped", "frozen")
+#: The seconds between two batches of writes.
+LOADS = {"nothing is written": 1000.0, "a write now and then": 0.7, "writes flow": 0.05}
 #: The goal, s, and how long a reader looks on before he gives up.
 GOAL_S, PATIENCE_S = 2.0, 15.0
 
@@ -40,8 +42,8 @@ def main() -> None:
         print("| fault | load | out of rotation after, s: median | longest | goal | |\n|---|---|---|---|---|---|")
         with probing(one), Proxy(one.port("s0")) as link:
             one.follow(BROKEN, link.port)
-            for load in ("idle", "writes flow"):
-                with writing(one) if load != "idle" else quiet():
+            for load, pause_s in LOADS.items():
+                with writing(one, pause_s):
                     for fault in FAULTS:
                         report(fault, load, [trial(one, link, fault, at / tries) for at in range(tries)])
 
@@ -49,8 +51,8 @@ def main() -> None:
 def trial(one: Shard, link: Proxy, fault: str, phase: float) -> float:
     """Break the replica at a moment between two looks; return after how many seconds nobody would choose it."""
     until(lambda: serves(one), 120)
-    told_s = one.client.readings.views()
-    until(lambda: one.client.readings.views() is not told_s)
+    told = one.client.readings.views()
+    until(lambda: one.client.readings.views() is not told)
     clock.sleep_s(phase)
     breaking, mending = ways(one, link)[fault]
     started = clock.mono_s()
@@ -83,13 +85,13 @@ def serves(one: Shard) -> bool:
 
 
 @contextmanager
-def writing(one: Shard) -> Iterator[None]:
-    """Let twenty batches a second be applied."""
+def writing(one: Shard, pause_s: float) -> Iterator[None]:
+    """Let batches be applied, so many seconds apart."""
     applier = Applier("s0", one.client.nodes.primary("s0"), one.client.log, one.client.settings.apply)
     ended = threading.Event()
 
     def write() -> None:
-        while not ended.wait(0.05):
+        while not ended.wait(pause_s):
             one.client.enqueue_bulk_insert("tally", [{"owner": at, "n": 0} for at in range(8)])
             applier.apply()
 
@@ -100,11 +102,6 @@ def writing(one: Shard) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    yield
 
 
 def report(fault: str, load: str, spent: list[float]) -> None:

@@ -14,9 +14,6 @@ from pipeline.shard.writable import writable_of
 #: A node stands still that has got, since the look before, less than this share of what the primary did meanwhile. With
 #: nothing at all, it could have been stopped a moment after a look, and be seen two looks later only.
 LEAST_SHARE = 1 / 3
-#: A primary that has committed nothing for so long when looked at is sent a heartbeat half a second later, ms: then it
-#: was idle for a second.
-IDLE_MS = 500
 _log = logging.getLogger("pipeline.prober")
 
 
@@ -63,12 +60,6 @@ class Picture:
     def silent(self, node: str) -> bool:
         """Whether a node gave no answer when it was last looked at."""
         return isinstance(self._looks.get(node), NoReading)
-
-    @property
-    def idle(self) -> bool:
-        """Whether the primary commits nothing: then a heartbeat must show that it could."""
-        look = self._looks.get(self.primary)
-        return isinstance(look, Reading) and look.now_ms - look.written_ms >= IDLE_MS
 
     def _stands_still(self, node: str, look: Look, now_ms: int | None) -> bool:
         """Note a node's horizon; return whether it has hardly moved, though the primary went on."""

@@ -86,7 +86,7 @@ class Prober:
     def beat(self) -> None:
         """Let idle primaries' hearts beat: see `BEAT_S`."""
         for picture in self._pictures:
-            if picture.idle:
+            if not picture.silent(picture.primary):
                 self._probes[picture.primary].beat()
 
     def _learn_unfit(self) -> None:
