@@ -140,8 +140,8 @@ class Pipeline:
             return Receipts(single.__getitem__, len(single))
         chunks: list[Chunk] = []
         chunk = Chunk()
-        for bucket, op in self.door.inserts(table, rows, options.get("shard_key")):
-            chunk.add(bucket, op)
+        for addressed in self.door.inserts(table, rows, options.get("shard_key")):
+            chunk.add(addressed.bucket, addressed.op)
             if len(chunk) == BULK_ROWS:
                 chunks.append(self._outgoing.send_chunk(chunk, durability))
                 chunk = Chunk()

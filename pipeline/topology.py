@@ -38,7 +38,13 @@ class Topology:
         Raises:
             ShardKeyError: the table's rule cannot take the key.
         """
-        return (self._rules.get(table) or self._rule(table))(key)
+        return (self._rules.get(table) or self.rule_of(table))(key)
+
+    def rule_of(self, name: str) -> Rule:
+        """Return the function by which `bucket_of` finds the bucket of a key of the table *name*."""
+        table, everywhere = self.table(name), self.reference_bucket
+        rule = (lambda key: everywhere) if table.reference else compile_rule(table, self.buckets)
+        return self._rules.setdefault(name, rule)
 
     def bucket_in(self, row_id: Any) -> int | None:
         """Return the bucket that an id carries; None for one that was not made by this deployment."""
@@ -81,11 +87,6 @@ class Topology:
     def table(self, name: str) -> TableSettings:
         """Return how the table *name* is spread: as configured, else by its own id, with the defaults."""
         return self._settings.tables.get(name) or TableSettings(name)
-
-    def _rule(self, name: str) -> Rule:
-        table, everywhere = self.table(name), self.reference_bucket
-        rule = (lambda key: everywhere) if table.reference else compile_rule(table, self.buckets)
-        return self._rules.setdefault(name, rule)
 
     def __reduce__(self) -> tuple[type[Topology], tuple[Settings]]:
         return Topology, (self._settings,)  # a compiled rule cannot be pickled

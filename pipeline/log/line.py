@@ -13,6 +13,7 @@ from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.log.connection import script, translated
 from pipeline.log.contract import Append, Appended, EpochStale, Placed, Scope, one_by_append
 from pipeline.log.keys import Keys
+from pipeline.log.wire import Wire
 from pipeline.op import Position
 
 #: How often a producer's expiry is put off, s; it is two days.
@@ -31,10 +32,11 @@ class RedisLine:
 
     def __init__(self, pool: Any, keys: Keys):
         self._pool, self._keys = pool, keys
-        self._connection: Any = None
+        self._wire: Wire | None = None
         self._renew_at = 0.0
         self._heads: dict[tuple[str, int], list[str]] = {}
-        self._ones: dict[tuple[str, int], tuple[Any, ...]] = {}
+        #: Of each bucket epoch, producer, and the packed beginning of the usual command.
+        self._ones: dict[int, tuple[int, int, bytes]] = {}
         self._text, self._sha = script("enqueue")
         self._one_text, self._one_sha = script("enqueue_one")
 
@@ -53,8 +55,15 @@ class RedisLine:
         """See `contract.Line.append_one`. Every call of it is in somebody's web request."""
         if len(payload) >= BIG_BYTES or clock.mono_s() >= self._renew_at:
             return one_by_append(self, scope, epoch, producer, bucket, seq, payload)
-        head = self._ones.get((scope.name, producer)) or self._head_of_one(scope, producer)
-        words = self._asked((*head, self._keys.log(bucket), epoch, producer, bucket, seq, payload)).split()
+        at, whose, head = self._ones.get(bucket) or (0, 0, b"")
+        if at != epoch or whose != producer:
+            head = self._head_of_one(scope, epoch, producer, bucket)
+        number = b"%d" % seq
+        packed = b"%b%d\r\n%b\r\n$%d\r\n%b\r\n" % (head, len(number), number, len(payload), payload)
+        try:  # as `_asked`, but for what does not happen
+            words = (self._wire or self._connected()).ask(packed).split()
+        except (redis.exceptions.RedisError, OSError) as error:
+            words = self._asked_again((*self._one(scope, epoch, producer, bucket), seq, payload), error).split()
         if words[0] == b"full":
             raise PipelineFull(b" ".join(words[1:]).decode())
         return (Position(int(words[1]), int(words[2])), words[0] == b"1") if words[0] != b"no" else None
@@ -100,9 +109,9 @@ class RedisLine:
 
     def close(self) -> None:
         """Give the connection back to the pool."""
-        if self._connection is not None:
-            self._pool.release(self._connection)
-            self._connection = None
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
 
     def _command(
         self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], idempotency_key: str, row_id: int
@@ -121,9 +130,17 @@ class RedisLine:
         fixed = (epoch, len(shards), producer, row_id, big, keys.bigs, self._renewal())
         return ["EVALSHA", self._sha, len(names), *names, *fixed, *rest]
 
-    def _head_of_one(self, scope: Scope, producer: int) -> tuple[Any, ...]:
-        epoch, full, own, _, dirty, bell = self._names(scope, producer)
-        head = self._ones[scope.name, producer] = ("EVALSHA", self._one_sha, 6, epoch, full, own, dirty, bell)
+    def _one(self, scope: Scope, epoch: int, producer: int, bucket: int) -> tuple[Any, ...]:
+        """Return the command of `append_one` without its last two words, the sequence and the op."""
+        given_out, full, own, _, dirty, bell = self._names(scope, producer)
+        names = (given_out, full, own, dirty, bell, self._keys.log(bucket))
+        return ("EVALSHA", self._one_sha, len(names), *names, epoch, producer, bucket)
+
+    def _head_of_one(self, scope: Scope, epoch: int, producer: int, bucket: int) -> bytes:
+        """Return these words packed, up to the length of the sequence: they are the same for every op of a bucket."""
+        packed = pack_command((*self._one(scope, epoch, producer, bucket), "", ""))
+        head: bytes = packed.removesuffix(b"0\r\n\r\n$0\r\n\r\n")
+        self._ones[bucket] = epoch, producer, head
         return head
 
     def _renewal(self) -> int:
@@ -180,18 +197,16 @@ class RedisLine:
             return self._send(["EVAL", text, *command[2:]])  # type: ignore[no-any-return]
 
     def _send(self, command: Sequence[Any]) -> Any:
-        connection = self._connection
-        if connection is None:
-            connection = self._connection = self._pool.get_connection()
-        # packed here and not health-checked: a quarter of the round trip; a dead connection is tried again anyway
-        connection.send_packed_command([pack_command(tuple(command))], check_health=False)
-        return connection.read_response()
+        return (self._wire or self._connected()).ask(pack_command(tuple(command)))
+
+    def _connected(self) -> Wire:
+        self._wire = Wire(self._pool)
+        return self._wire
 
     def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.disconnect()
-            self._pool.release(connection)
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.drop()
 
 
 def _read_reply(text: bytes | str, scope: Scope) -> Appended:

@@ -25,6 +25,8 @@ Check = Callable[[object], Canonical]
 
 #: Types on which '' is a value. On every other type it is None, as in pyDAL.
 TEXT_KINDS = frozenset({"string", "text", "json"})
+#: `str` of a Decimal with no more places than this has no exponent.
+EXACT_SCALE = 6
 
 
 def checker(table: str, column: Column) -> Check:
@@ -132,11 +134,12 @@ def _text_shortcut(column: Column, slow: Check) -> Check:
 
 def _decimal_shortcut(column: Column, slow: Check) -> Check:
     precision, scale = column.digits
-    unit, end = Decimal(1).scaleb(-scale), Decimal(1).scaleb(precision - scale)
+    unit, most = Decimal(1).scaleb(-scale), precision - scale
+    text: Callable[[Decimal], str] = str if scale <= EXACT_SCALE else "{:f}".format
 
     def check(value: object) -> Canonical:
-        if type(value) is Decimal and value.same_quantum(unit) and value and -end < value < end:
-            return format(value, "f")
+        if type(value) is Decimal and value.same_quantum(unit) and value and value.adjusted() < most:
+            return text(value)
         return slow(value)
 
     return check
@@ -154,11 +157,14 @@ def _day_shortcut(column: Column, slow: Check) -> Check:
 
 
 def _moment_shortcut(column: Column, slow: Check) -> Check:
-    first = moments.FIRST_YEAR
+    first = f"{moments.FIRST_YEAR:04}"
+    plain = len("2024-05-01 09:30:00")
 
     def check(value: object) -> Canonical:
-        if type(value) is datetime and not value.microsecond and value.tzinfo is None and value.year >= first:
-            return value.isoformat(" ")
+        if type(value) is datetime:
+            text = value.isoformat(" ")
+            if len(text) == plain and text >= first:  # microseconds and a time zone would make it longer
+                return text
         return slow(value)
 
     return check

@@ -25,7 +25,7 @@ class Breaker:
     @property
     def open(self) -> bool:
         """Whether a caller should go to the spool and not to Redis."""
-        return self._waiting() or self.tripped
+        return self._waiting() or (self._until > 0 and self.tripped)
 
     @property
     def tripped(self) -> bool:

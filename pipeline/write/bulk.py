@@ -42,7 +42,8 @@ class Chunk:
     def receipt(self, row: int, source: Source) -> Receipt:
         """Return the receipt of a row."""
         bucket, nth = self._at[row]
-        position, producer, seq, _ = self._places[bucket]
+        place = self._places[bucket]
+        position = place.position
         if position is not None:
             position = Position(position.epoch, position.seq + nth)
-        return Receipt(bucket, position, self._ids[row], producer, seq + nth, source)
+        return Receipt(bucket, position, self._ids[row], place.producer, place.seq + nth, source)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from pipeline import clock
 from pipeline.errors import BadOp, BadQuery, Unavailable, UnknownTable
@@ -27,7 +29,7 @@ MOST_MET = 1000
 _log = logging.getLogger("pipeline.door")
 
 
-class Addressed(NamedTuple):
+class Addressed(msgspec.Struct, frozen=True):
     """An op and the bucket whose log it goes to."""
 
     bucket: int
@@ -116,7 +118,9 @@ class Door:
         if known is None or known.table() is not table:
             if len(self._met) >= MOST_MET:
                 self._met.clear()
-            known = self._met[id(table)] = Known(table, self.gate(table), self._rules(table))
+            known = self._met[id(table)] = Known(
+                table, self.gate(table), self._rules(table), self._topology.rule_of(table._tablename)
+            )
         return table, known
 
     def _gate(self, table: Any) -> Gate:
@@ -132,7 +136,7 @@ class Door:
         """Make an insert."""
         table, known = self._known(table)
         plan = known.gate.row_plan(table, values) if isinstance(values, Final) else known.plan(table, values)
-        return self._new_row(known.gate, known.rules, plan, values, shard_key, key)
+        return self._new_row(known, plan, values, shard_key, key)
 
     def inserts(self, table: Any, rows: Iterable[Mapping[str, Any]], shard_key: Any = None) -> Iterator[Addressed]:
         """Make an insert of each row."""
@@ -141,8 +145,8 @@ class Door:
         plan, keys = None, None
         for row in rows:
             if plan is None or row.keys() != keys:
-                plan, keys = gate.row_plan(table, row), row.keys()
-            yield self._new_row(gate, rules, plan, row, shard_key, None)
+                plan, keys = gate.row_plan(table, row, rules.shard_key), row.keys()
+            yield self._new_row(known, plan, row, shard_key, None)
 
     def update(
         self, target: Any, row_id: Any, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None
@@ -172,11 +176,11 @@ class Door:
         key: str | None = None,
     ) -> Addressed:
         """Make an insert that becomes an update where a row with the same key fields is there."""
-        table = self.table(table)
-        gate, rules = self.gate(table), self._rules(table)
+        table, known = self._known(table)
+        gate, rules = known.gate, known.rules
         fields = (key_fields,) if isinstance(key_fields, str) else tuple(key_fields)
         check_upsert_key(gate, rules, fields, values)
-        place = self._new_row(gate, rules, gate.row_plan(table, values), values, shard_key, key)
+        place = self._new_row(known, gate.row_plan(table, values), values, shard_key, key)
         renewed, _ = gate.update_values(table, {k: v for k, v in values.items() if k not in fields})
         renew = tuple(sorted(gate.column_of[name] for name in renewed))
         op = place.op
@@ -202,19 +206,16 @@ class Door:
     # parts --------------------------------------------------------------------------------------------------
 
     def _new_row(
-        self,
-        gate: Gate,
-        rules: TableSettings,
-        plan: RowPlan,
-        values: Mapping[str, Any],
-        shard_key: Any,
-        key: str | None,
+        self, known: Known, plan: RowPlan, values: Mapping[str, Any], shard_key: Any, key: str | None
     ) -> Addressed:
-        columns, final, row = plan.row(values)
-        bucket, now_ms = self._placing.of_new(gate, rules, columns, final, row, shard_key), clock.wall_ms()
-        if row is None and rules.ids == "pipeline":
+        (columns, final, row), now_ms, at = plan.row(values), clock.wall_ms(), plan.key_at
+        if at is not None and row is None and shard_key is None and final[at] is not None:
+            bucket = known.rule(final[at])  # nearly always
+        else:
+            bucket = self._placing.of_new(known.gate, known.rules, columns, final, row, shard_key)
+        if row is None and known.rules.ids == "pipeline":
             row = self._new_id(bucket if bucket < self._topology.buckets else self._placing.next(), now_ms)
-        schema = gate.schema
+        schema = known.gate.schema
         if key is not None:
             _check_key(key)
         op = Op(INSERT, schema.name, schema.hash, now_ms, row, columns, tuple(final), None, (), (), (), key)

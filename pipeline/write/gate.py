@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.errors import BadOp, BadValue, UnknownField
 from pipeline.op import Op
+from pipeline.rules import Rule
 from pipeline.schema import TableSchema
 from pipeline.settings import TableSettings
 from pipeline.values import checker, lenient
@@ -49,13 +50,13 @@ class Gate:
             if name not in self.column_of:
                 raise UnknownField(self.schema.name, name, self.column_of)
 
-    def row_plan(self, table: Any, names: Iterable[str]) -> RowPlan:
-        """Return how rows that give these fields become new rows of this table."""
+    def row_plan(self, table: Any, names: Iterable[str], key: str | None = None) -> RowPlan:
+        """Return how rows that give these fields, and have that shard key, become new rows of this table."""
         given = frozenset(names)
         self.known(dict.fromkeys(given))
         if isinstance(names, Final):
             self._complete(given)
-            return RowPlan(self, (), given, {}, None, self.lenient)
+            return RowPlan(self, (), given, {}, None, self.lenient, key)
         filtered = _filtered(table) & given
         computed = bool(filtered) or any(f.compute for f in table)
         defaults = {
@@ -65,7 +66,7 @@ class Gate:
         }
         if not computed:
             self._complete(given | defaults.keys())
-        return RowPlan(self, table, given, defaults, filtered if computed else None, self.check)
+        return RowPlan(self, table, given, defaults, filtered if computed else None, self.check, key)
 
     def update_values(self, table: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
         """Return the plain values and the expressions of an update, with `update=` and `compute` fields added."""
@@ -126,10 +127,10 @@ class Known:
     web2py makes its tables anew at each request; other programs use one for ever, and must not pay each time.
     """
 
-    __slots__ = ("_plans", "gate", "rules", "table")
+    __slots__ = ("_plans", "gate", "rule", "rules", "table")
 
-    def __init__(self, table: Any, gate: Gate, rules: TableSettings):
-        self.table, self.gate, self.rules = weakref.ref(table), gate, rules
+    def __init__(self, table: Any, gate: Gate, rules: TableSettings, rule: Rule):
+        self.table, self.gate, self.rules, self.rule = weakref.ref(table), gate, rules, rule
         self._plans: dict[tuple[str, ...], RowPlan] = {}
 
     def plan(self, table: Any, values: Mapping[str, Any]) -> RowPlan:
@@ -137,7 +138,7 @@ class Known:
         names = tuple(values)
         plan = self._plans.get(names)
         if plan is None or plan.outdated():
-            plan = self._plans[names] = self.gate.row_plan(table, names)
+            plan = self._plans[names] = self.gate.row_plan(table, names, self.rules.shard_key)
         return plan
 
 
@@ -147,6 +148,7 @@ class RowPlan:
     Attributes:
         columns: the columns of the rows that come out, the id left out.
         id_given: whether the rows bring their own id.
+        key_at: where among the values the shard key is; None where the rows may differ in that.
     """
 
     __slots__ = (
@@ -161,6 +163,7 @@ class RowPlan:
         "columns",
         "given",
         "id_given",
+        "key_at",
     )
 
     def __init__(
@@ -171,6 +174,7 @@ class RowPlan:
         defaults: Mapping[str, Any],
         filtered: frozenset[str] | None,  # None: neither filters nor `compute`
         check: Mapping[str, Check],
+        key: str | None,
     ) -> None:
         self._gate, self._table, self.given = gate, table, given
         id_name = gate.schema.id_name
@@ -185,6 +189,8 @@ class RowPlan:
         self._constants = [gate.lenient[name](value) for name, value in constant.items()]
         self._late = [(gate.lenient[name], call) for name, call in late.items()]
         self.columns = tuple(gate.column_of[name] for name in (*names, *constant, *late))
+        key_column = gate.column_of.get(key) if key and filtered is None else None
+        self.key_at = self.columns.index(key_column) if key_column in self.columns else None
 
     def outdated(self) -> bool:
         """Return whether the table has got another default, `compute` or filter since: controllers do that."""
@@ -210,8 +216,10 @@ class RowPlan:
             final += self._constants
         for check, default in self._late:
             final.append(check(default()))
+        if not self.id_given:
+            return self.columns, final, None
         id_name = self._gate.schema.id_name
-        return self.columns, final, self._gate.check[id_name](values[id_name]) if self.id_given else None
+        return self.columns, final, self._gate.check[id_name](values[id_name])
 
     def _computed_row(
         self, values: Mapping[str, Any], filtered: frozenset[str]

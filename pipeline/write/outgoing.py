@@ -43,7 +43,7 @@ class Outgoing:
 
     def take(self, addressed: Addressed, durability: str) -> Receipt:
         """Take an op from the door, and return its receipt."""
-        bucket, op = addressed
+        bucket, op = addressed.bucket, addressed.op
         here = self._here.__dict__
         # an upsert may find a row that has an id already
         row_id = op.id if op.kind != UPSERT else None

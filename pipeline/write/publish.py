@@ -7,7 +7,9 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
+
+import msgspec
 
 from pipeline.errors import LogUnavailable, PipelineError, Unavailable
 from pipeline.log.bell import Bell, SilentBell
@@ -23,7 +25,7 @@ Share = TypeVar("Share")
 _log = logging.getLogger("pipeline.publish")
 
 
-class Place(NamedTuple):
+class Place(msgspec.Struct, frozen=True):
     """Where the first op of a bucket's run stands, and its producer's sequence; the others follow densely."""
 
     position: Position | None  # None: in the spool
@@ -75,9 +77,14 @@ class Publisher:
         """
         scope = self._scope_of[bucket]
         if not key and then is None and scope is not self._reference:
-            place = self._publish_one(scope, bucket, payload)
-            if place is not None:
-                return place
+            sender = self._take(self._free)
+            epoch = self._epochs.get(scope.name)
+            if epoch is not None and sender.lineages == self._lineages:
+                place = self._publish_one(sender, scope, epoch, bucket, payload)
+                if place is not None:
+                    return place
+            else:
+                self._put_back(sender)
         return self._share(scope, {bucket: (payload,)}, key, row_id, then, self._free)[bucket]
 
     def publish_many(
@@ -149,19 +156,17 @@ class Publisher:
         self._patient: deque[Sender] = deque()
         self._losses: deque[Lost] = deque(maxlen=10_000)
 
-    def _publish_one(self, scope: Scope, bucket: int, payload: bytes) -> Place | None:
+    def _publish_one(self, sender: Sender, scope: Scope, epoch: int, bucket: int, payload: bytes) -> Place | None:
         """Append one op when nothing is unusual, with half the work; None where nothing was written."""
-        sender = self._take(self._free)
-        epoch = self._epochs.get(scope.name)
-        if epoch is None or sender.lineages != self._lineages:
-            self._put_back(sender)
-            return None
         try:
             placed = sender.send_one(scope, epoch, bucket, payload)
         except BaseException:
             sender.line.close()
             raise
-        self._put_back(sender)
+        if sender.lineages == self._lineages:
+            self._free.append(sender)
+        else:
+            self._put_back(sender)
         if placed is None:
             return None
         position, seq, ring = placed

@@ -109,7 +109,8 @@ def named(db: Any, op: Op) -> dict[str, Any]:
 
 
 def test_an_insert_carries_canonical_values_defaults_and_an_id_of_its_bucket(db: Any, door: Door):
-    bucket, op = door.insert(db.purchase, {"customer": "7", "day": date(2024, 5, 1), "price": Decimal("1.5")})
+    addressed = door.insert(db.purchase, {"customer": "7", "day": date(2024, 5, 1), "price": Decimal("1.5")})
+    bucket, op = addressed.bucket, addressed.op
 
     assert (op.kind, op.table) == (INSERT, "purchase")
     assert named(db, op) == {"customer": 7, "day": "2024-05-01", "qty": 1, "price": "1.50"}
@@ -194,7 +195,8 @@ def test_a_reference_takes_a_row_a_reference_and_an_id(db: Any, door: Door):
 
 
 def test_a_row_may_bring_its_own_id_and_lives_where_that_belongs(db: Any, doorway: Doorway):
-    bucket, op = doorway.door.insert(db.person, {"id": 5, "name": "Ada"})
+    addressed = doorway.door.insert(db.person, {"id": 5, "name": "Ada"})
+    bucket, op = addressed.bucket, addressed.op
 
     assert op.id == 5
     assert bucket == doorway.topology.bucket_of("person", 5)
@@ -352,7 +354,7 @@ def test_an_update_by_id_names_the_row_and_nothing_else(db: Any, door: Door):
         door.update("purchase", str(row.op.id), {"qty": 5}),
     ]
 
-    for bucket, op in found:
+    for bucket, op in ((one.bucket, one.op) for one in found):
         assert (op.kind, op.id, op.where) == (UPDATE, row.op.id, None)
         assert bucket == row.bucket
 
@@ -363,7 +365,8 @@ def test_an_update_by_shard_key_carries_its_condition(db: Any, door: Door):
         (purchase.qty > 1) | ~purchase.note.belongs(["a", "b"]) | purchase.day.belongs([])
     )
 
-    bucket, op = door.update(query, None, {"qty": 5})
+    addressed = door.update(query, None, {"qty": 5})
+    bucket, op = addressed.bucket, addressed.op
 
     assert op.id is None
     assert op.where == [
@@ -375,7 +378,8 @@ def test_an_update_by_shard_key_carries_its_condition(db: Any, door: Door):
 
 
 def test_a_delete_is_an_update_without_values(db: Any, door: Door):
-    bucket, op = door.delete(db.purchase.customer == 7, None)
+    addressed = door.delete(db.purchase.customer == 7, None)
+    bucket, op = addressed.bucket, addressed.op
 
     assert (op.kind, op.where, op.columns) == (DELETE, ["=", 1, 7], ())
     assert bucket == door.insert(db.purchase, {"customer": 7}).bucket
@@ -457,7 +461,8 @@ def test_a_table_alone_does_not_say_which_rows(db: Any, door: Door):
 
 
 def test_an_upsert_renews_what_was_given_and_keeps_defaults_for_new_rows(db: Any, door: Door):
-    bucket, op = door.upsert(db.purchase, ["customer", "day"], {"customer": 7, "day": "2024-05-01", "note": "x"})
+    addressed = door.upsert(db.purchase, ["customer", "day"], {"customer": 7, "day": "2024-05-01", "note": "x"})
+    bucket, op = addressed.bucket, addressed.op
     fields = db.purchase.fields
 
     assert op.kind == UPSERT

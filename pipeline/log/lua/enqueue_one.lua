@@ -10,7 +10,7 @@
 local BELL_MS = 1000
 local call, epoch, bucket, seq = redis.call, ARGV[1], ARGV[3], ARGV[4]
 
-local head = call('MGET', KEYS[1], KEYS[2])
+local head = call('MGET', KEYS[1], KEYS[2], KEYS[5])
 local given_out = head[1] or ''
 local replid = 'master_replid:' .. string.sub(given_out, #epoch + 2)
 if string.sub(given_out, 1, #epoch + 1) ~= epoch .. ' ' or not string.find(call('INFO', 'replication'), replid, 1, true) then
@@ -32,5 +32,5 @@ local at = string.sub(id, #epoch + 2)
 call('HSET', KEYS[3], bucket, seq .. ' ' .. epoch .. ' ' .. at)
 local time = call('TIME')
 call('ZADD', KEYS[4], 'NX', time[1] * 1000 + math.floor(time[2] / 1000), bucket)
-local ring = call('SET', KEYS[5], '1', 'NX', 'PX', BELL_MS)
+local ring = not head[3] and call('SET', KEYS[5], '1', 'NX', 'PX', BELL_MS)
 return (ring and '1 ' or '0 ') .. epoch .. ' ' .. at

@@ -1,0 +1,99 @@
+"""One socket to Redis: a packed command out, one reply in, with half of the driver's work per round trip.
+
+The driver makes the connection (address, TLS, login, database, Sentinel) and closes it; in between it is ours alone.
+"""
+
+from __future__ import annotations
+
+import _socket
+import socket
+import struct
+import sys
+from typing import Any
+
+import hiredis
+import redis
+
+#: More than any reply of the hot path; longer ones take several reads.
+READ_BYTES = 4096
+_INCOMPLETE = object()
+_ERRORS: dict[str, type[redis.exceptions.RedisError]] = {
+    "LOADING": redis.exceptions.BusyLoadingError,
+    "NOSCRIPT": redis.exceptions.NoScriptError,
+    "OOM": redis.exceptions.OutOfMemoryError,
+    "READONLY": redis.exceptions.ReadOnlyError,
+}
+
+
+class Wire:
+    """Speaks over a connection of the driver's pool; one thread at a time.
+
+    Each send and each read waits for the connection's own time-out at most. After an `OSError` or a `ConnectionError`
+    it is unknown what the server has done: drop the wire, never use it on.
+    """
+
+    __slots__ = ("_connection", "_pool", "_reader", "_socket", "_timeout_s")
+
+    def __init__(self, pool: Any):
+        self._pool = pool
+        self._connection = pool.get_connection()
+        self._socket = self._connection._sock
+        self._timeout_s: float | None = self._socket.gettimeout()
+        _let_kernel_wait(self._socket)
+        self._reader = hiredis.Reader(replyError=_error, notEnoughData=_INCOMPLETE)
+
+    def ask(self, packed: bytes) -> Any:
+        """Send a packed command and return its reply.
+
+        Raises:
+            ResponseError: the server refused it; the wire goes on.
+            OSError, ConnectionError: no answer in time, or the connection is gone.
+        """
+        reader, reply = self._reader, _INCOMPLETE
+        try:
+            self._socket.sendall(packed)
+            while reply is _INCOMPLETE:
+                received = self._socket.recv(READ_BYTES)
+                if not received:
+                    raise redis.exceptions.ConnectionError("the server closed the connection")
+                reader.feed(received)
+                reply = reader.gets()
+                while type(reply) is hiredis.PushNotification:  # said unasked
+                    reply = reader.gets()
+        except BaseException:  # an interrupt too: a reply that comes later must not be taken for the next one's
+            self._connection.disconnect()
+            raise
+        if isinstance(reply, redis.exceptions.RedisError):
+            raise reply
+        return reply
+
+    def close(self) -> None:
+        """Give the connection back to the pool."""
+        if self._connection._sock is self._socket:  # not closed since
+            self._socket.settimeout(self._timeout_s)
+        self._pool.release(self._connection)
+
+    def drop(self) -> None:
+        """Close the connection: what is on it is unknown."""
+        self._connection.disconnect()
+        self._pool.release(self._connection)
+
+
+def _let_kernel_wait(sock: Any) -> None:
+    """Leave a socket's time-out to the kernel where it can keep it: Python's own costs a `poll` for each call.
+
+    Not on sockets of gevent or eventlet, which may not block, nor under TLS.
+    """
+    timeout_s = sock.gettimeout()
+    if timeout_s and sys.platform == "linux" and type(sock) is socket.socket and isinstance(sock, _socket.socket):
+        whole, part = divmod(timeout_s, 1)
+        timeval = struct.pack("@ll", int(whole), max(1, int(part * 1e6)))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+        sock.settimeout(None)
+
+
+def _error(text: str) -> redis.exceptions.RedisError:
+    code, _, rest = text.partition(" ")
+    known = _ERRORS.get(code)
+    return known(rest) if known else redis.exceptions.ResponseError(rest if code == "ERR" else text)
