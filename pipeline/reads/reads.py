@@ -24,6 +24,10 @@ from pipeline.receipt import Receipt
 from pipeline.settings import Settings
 from pipeline.topology import Topology
 
+#: A read that failed twice is tried on while no more time than that has gone, s; and how often at most: each of a
+#: primary and two replicas may have closed an idle connection.
+AT_ONCE_S, MOST_TRIES = 0.1, 4
+
 
 class After(NamedTuple):
     """What a read must see, and who will remember what it saw."""
@@ -85,11 +89,11 @@ class Reads:
             return self._looked_for(table, number, after, pending, options)
         if pending:
             try:
-                return self._twice(lambda: self._laid_over(table, number, place, bounds))
+                return tried_on(lambda: self._laid_over(table, number, place, bounds))
             except CannotOverlay:
                 # what is queued cannot be computed here: wait for it instead
                 asked = After(Token(rest=True), asked.session)
-        return self._twice(lambda: self._row(table, number, place, asked, bounds))
+        return tried_on(lambda: self._row(table, number, place, asked, bounds))
 
     def select(self, query: Any, *fields: Any, after: Any = None, **options: Any) -> Any:
         """Return rows of all shards; see the package's `select`."""
@@ -182,13 +186,6 @@ class Reads:
         with self._router.open(place.shard, {}, bounds) as db:
             return self._overlay.row(db.reader, db.define(table), row_id, place.buckets[0])
 
-    def _twice(self, call: Callable[[], Any]) -> Any:
-        """Call, and once more if a node failed: it is left alone then, so another one is chosen."""
-        try:
-            return call()
-        except ShardUnavailable:
-            return call()
-
     def _table(self, table: Any) -> Any:
         try:
             return self._find_table(table)
@@ -203,6 +200,21 @@ class Reads:
         if kind_of(query) not in ("Query", "Table"):
             raise BadRead(f"expected a pyDAL query or a table, got {type(query).__name__}")
         return query
+
+
+def tried_on(call: Callable[[], Any]) -> Any:
+    """Call, and once more if a node failed: it is left alone then, so another one is chosen.
+
+    While failures come at once it is tried on: the connections to all nodes may have died since they were used.
+    """
+    quick = clock.Deadline(AT_ONCE_S)
+    for tried in range(MOST_TRIES - 1):
+        try:
+            return call()
+        except ShardUnavailable:
+            if tried and quick.passed:
+                raise
+    return call()
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:

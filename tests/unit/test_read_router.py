@@ -13,6 +13,7 @@ import pytest
 from pipeline import clock
 from pipeline.errors import ShardUnavailable, StaleRead
 from pipeline.op import Position
+from pipeline.reads import reads
 from pipeline.reads.bounds import Bounds
 from pipeline.reads.router import Router
 from pipeline.reads.session import Session
@@ -321,3 +322,34 @@ def test_a_fork_begins_with_no_reads_running(there: Deployment, monkeypatch: pyt
         assert there.read().role == "replica"
 
     assert set(there.router._running.counts.values()) == {0}
+
+
+def failing(times: int, tries: list[int]) -> Any:
+    def call() -> str:
+        tries.append(1)
+        if len(tries) <= times:
+            raise ShardUnavailable("s0", "the connection had died")
+        return "answer"
+
+    return call
+
+
+def test_a_read_outlives_dead_connections_to_all_nodes_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reads, "AT_ONCE_S", 60.0)
+    tries: list[int] = []
+
+    assert reads.tried_on(failing(3, tries)) == "answer"
+
+    with pytest.raises(ShardUnavailable):
+        reads.tried_on(failing(99, tries))
+    assert len(tries) == 4 + reads.MOST_TRIES
+
+
+def test_a_node_that_fails_slowly_costs_one_more_try_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reads, "AT_ONCE_S", 0.0)
+    tries: list[int] = []
+
+    with pytest.raises(ShardUnavailable):
+        reads.tried_on(failing(3, tries))
+
+    assert len(tries) == 2
