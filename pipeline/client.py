@@ -70,7 +70,8 @@ class Pipeline:
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
         self.counters = Counters()
         self.readings = Readings(self.log, self.counters)
-        self.nodes = Nodes(self.settings, self.readings.takes_writes, self.readings.unfit)
+        readings = self.readings
+        self.nodes = Nodes(self.settings, readings.takes_writes, readings.unfit, readings.views)
         self._breaker = Breaker(self.spool.waiting) if self.spool else Breaker()
         definitions = Definitions(self.log, self.nodes, self.topology, self.spool, self._breaker)
         self.row_ids = RowIds(self.log, self.spool, self._breaker)

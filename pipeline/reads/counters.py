@@ -29,7 +29,7 @@ class Counters:
         """Count one choice."""
         if self._pid != os.getpid():
             self._reset()
-        key = Chosen(node, kind, reason)
+        key = (node, kind, reason)
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + 1
 
@@ -38,7 +38,7 @@ class Counters:
         if self._pid != os.getpid():
             self._reset()
         with self._lock:
-            return dict(self._counts)
+            return {Chosen(*key): n for key, n in self._counts.items()}
 
     def unsent(self) -> dict[str, int]:
         """Return what was counted and not sent yet, each choice as text: `s0-r1 replica fresh`."""
@@ -55,7 +55,7 @@ class Counters:
 
     def _reset(self) -> None:
         self._pid, self._lock = os.getpid(), threading.Lock()
-        self._counts: dict[Chosen, int] = {}
+        self._counts: dict[tuple[str, str, str], int] = {}
         self._sent: dict[Chosen, int] = {}
 
 

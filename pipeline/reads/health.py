@@ -13,8 +13,9 @@ from collections import deque
 BAD_LOOKS = 2
 #: Good looks in a row that bring it back the first time, and at the most.
 GOOD_LOOKS, MOST_GOOD_LOOKS = 5, 40
-#: A failure of fewer looks than that may be lost packets, and there will be more: then it takes so many good looks.
-SHORT_LOOKS, AFTER_SHORT_LOOKS = 5, 20
+#: A silence of fewer looks than that may be lost packets, and there will be more: then it takes so many good looks.
+#: Of nodes that begin to lose 30 % of their looks, one in ten thousand changes twice within a minute.
+SHORT_LOOKS, AFTER_SHORT_LOOKS = 8, 30
 #: A node that has begun to answer again more often than that in the last minute is unsteady.
 STEADY_RETURNS, MINUTE_LOOKS = 2, 60
 #: Looks without a relapse after which one relapse is forgotten: ten minutes, a look a second.
@@ -28,7 +29,7 @@ class Judge:
         out: the verdict of the judge before this one, which died.
     """
 
-    __slots__ = ("_bad", "_good", "_looks", "_new", "_quiet", "_returns", "_short", "needed", "out")
+    __slots__ = ("_bad", "_good", "_looks", "_new", "_quiet", "_refused", "_returns", "_short", "needed", "out")
 
     def __init__(self, *, out: bool = False) -> None:
         #: Whether the node is out of rotation.
@@ -36,21 +37,25 @@ class Judge:
         #: Good looks in a row that the next return takes.
         self.needed = GOOD_LOOKS
         self._bad = self._good = self._quiet = self._looks = 0
-        #: Whether its last failure was short.
-        self._short = False
+        #: Whether it said no in its last failure, and whether that was short, without a word.
+        self._refused = self._short = False
         #: It has never answered yet: then it is being set up, and cannot flap.
         self._new = not out
         #: The looks at which it answered after one that it had not.
         self._returns: deque[int] = deque(maxlen=STEADY_RETURNS + 1)
 
-    def see(self, good: bool) -> bool:
-        """Take one look; return whether it changed the verdict."""
+    def see(self, good: bool, *, refused: bool = False) -> bool:
+        """Take one look; return whether it changed the verdict.
+
+        Args:
+            refused: it was told to be down, which a lost packet does not tell.
+        """
         before = self.out
         self._looks += 1
         if good:
             self._see_good()
         else:
-            self._see_bad()
+            self._see_bad(refused)
         return self.out != before
 
     def _see_good(self) -> None:
@@ -58,8 +63,9 @@ class Judge:
             self._new, self.out, self._bad = False, False, 0
         if self._bad:
             self._returns.append(self._looks)
-            self._short = self._bad < SHORT_LOOKS
+            self._short = self._bad < SHORT_LOOKS and not self._refused
         self._bad = 0
+        self._refused = False
         if self.out:
             self._good += 1
             if self._good >= self._needed_now:
@@ -81,8 +87,9 @@ class Judge:
     def _unsteady(self) -> bool:
         return len(self._returns) > STEADY_RETURNS and self._looks - self._returns[0] < MINUTE_LOOKS
 
-    def _see_bad(self) -> None:
+    def _see_bad(self, refused: bool) -> None:
         self._good = 0
+        self._refused |= refused
         self._bad += 1
         if self._bad >= BAD_LOOKS:
             self.out = True

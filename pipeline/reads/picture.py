@@ -7,10 +7,13 @@ from collections.abc import Collection, Mapping
 
 from pipeline.errors import ShardUnavailable
 from pipeline.reads.health import Judge
-from pipeline.reads.reading import Look, Reading, Yardstick
+from pipeline.reads.reading import Look, NoReading, Reading, Yardstick
 from pipeline.reads.report import Report
 from pipeline.shard.writable import writable_of
 
+#: A node stands still that has got, since the look before, less than this share of what the primary did meanwhile. With
+#: nothing at all, it could have been stopped a moment after a look, and be seen two looks later only.
+LEAST_SHARE = 1 / 3
 _log = logging.getLogger("pipeline.prober")
 
 
@@ -28,7 +31,9 @@ class Picture:
         self._judges = {node: Judge(out=node in out) for node in nodes}
         self._looks: dict[str, Look] = {}
         self._yardstick = Yardstick()
-        self._horizons_ms: dict[str, int | None] = {}
+        self._horizons_ms: dict[str, int] = {}
+        #: The primary's clock at its last look, if that was a good one.
+        self._now_ms: int | None = None
         self._still: set[str] = set()
         #: The nodes that were away for too long, and since when, wall clock in ms.
         self.unfit: Mapping[str, int] = {}
@@ -37,30 +42,39 @@ class Picture:
         """Take one look at every node, all of them asked at that moment of this process's clock."""
         self._looks = dict(looks)
         for node, look in looks.items():
-            if self._judges[node].see(isinstance(look, Reading)):
+            refused = isinstance(look, NoReading) and look.refused
+            if self._judges[node].see(isinstance(look, Reading), refused=refused):
                 _log.warning("node %s is %s: %s", node, *self._verdict(node, look))
         self.primary = self._find_primary()
         primary = looks[self.primary]
         if isinstance(primary, Reading) and self._yardstick.add(self.primary, primary, asked_at_s):
             self._horizons_ms.clear()
-        self._still.clear()
-        for node, look in looks.items():
-            if isinstance(look, Reading):
-                before, horizon_ms = self._horizons_ms.get(node), self._yardstick.horizon_ms(look)
-                if isinstance(primary, Reading) and before is not None and horizon_ms is not None:
-                    # a healthy one has got the heartbeat since, or the writes that made it needless
-                    self._still |= {node} if horizon_ms <= before else set()
-                self._horizons_ms[node] = horizon_ms
+        now_ms = primary.now_ms if isinstance(primary, Reading) else None
+        self._still = {node for node, look in looks.items() if self._stands_still(node, look, now_ms)}
+        self._now_ms = now_ms
 
     def reports(self, at_s: float) -> dict[str, Report]:
         """Return what to tell of each node at a moment of this process's clock."""
         return {node: self._report(node, at_s) for node in self._looks}
 
-    @property
-    def idle(self) -> bool:
-        """Whether the primary has committed nothing for a second: then a heartbeat must show that it could have."""
-        look = self._looks.get(self.primary)
-        return isinstance(look, Reading) and look.now_ms - look.written_ms >= 1000
+    def silent(self, node: str) -> bool:
+        """Whether a node gave no answer when it was last looked at."""
+        return isinstance(self._looks.get(node), NoReading)
+
+    def _stands_still(self, node: str, look: Look, now_ms: int | None) -> bool:
+        """Note a node's horizon; return whether it has hardly moved, though the primary went on."""
+        if not isinstance(look, Reading):
+            return False
+        before, horizon_ms = self._horizons_ms.pop(node, None), self._yardstick.horizon_ms(look)
+        if horizon_ms is None:
+            return False
+        self._horizons_ms[node] = horizon_ms
+        if before is None or now_ms is None:
+            return False
+        # a primary that has just begun to answer again has a longer time behind it, of which nothing is known
+        passed_ms = now_ms - self._now_ms if self._now_ms is not None else 0
+        # a healthy one has got the heartbeat since, or the writes that made it needless
+        return horizon_ms - before <= LEAST_SHARE * passed_ms
 
     def _report(self, node: str, at_s: float) -> Report:
         look, out, unfit = self._looks[node], self._judges[node].out, self.unfit.get(node)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 OnStale = Literal["primary", "stale", "error"]
@@ -26,8 +25,7 @@ NO_REPLICA, NO_READING, ALL_OUT, ALL_LAGGING, NOT_REACHED = (
 OVER_BUDGET, ALL_BUSY = "over-budget", "all-busy"
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """What this process knows of one replica.
 
     Attributes:
@@ -115,7 +113,7 @@ def fall_back(
         return Choice("primary", None, NO_REPLICA)
     if on_stale == "error":
         return Choice("error", None, reason)
-    able = [one for one in candidates if (_free(one) or one.recovering) and (one.reached or not token)]
+    able = [one for one in candidates if _free(one, recovering=True) and (one.reached or not token)]
     stale = sorted(able, key=lambda one: (one.recovering, _lag_s(one)))
     if on_stale == "stale" and stale and stale[0].lag_s is not None:
         return Choice("stale", stale[0].node, reason)
@@ -144,8 +142,10 @@ def _answers(candidate: Candidate) -> bool:
     return not candidate.out and candidate.weight > 0
 
 
-def _free(candidate: Candidate) -> bool:
-    return _answers(candidate) and (candidate.limit is None or candidate.outstanding < candidate.limit)
+def _free(candidate: Candidate, *, recovering: bool = False) -> bool:
+    if candidate.weight <= 0 or (candidate.out and not (recovering and candidate.recovering)):
+        return False
+    return candidate.limit is None or candidate.outstanding < candidate.limit
 
 
 def _why_none(candidates: Sequence[Candidate], max_lag_s: float) -> str:

@@ -19,8 +19,12 @@ from pipeline.reads.probe import Probe
 from pipeline.reads.report import decode, encode
 from pipeline.shard.nodes import Nodes
 
-#: Time between two looks, and how long the answers to one are waited for, s.
-LOOK_EVERY_S, LOOK_S = 1.0, 0.8
+#: Time between two looks, and how long the answers to one are waited for, s; of a node that gave none the last time,
+#: so that it delays no news of the others.
+LOOK_EVERY_S, LOOK_S, SILENT_LOOK_S = 1.0, 0.5, 0.25
+#: How long after a look an idle primary's heart beats, s. A healthy replica has the beat by the next look; of one that
+#: was stopped before the beat that look tells, of one that was stopped after it the next one, 1.5 s later at the most.
+BEAT_S = 0.5
 #: The lease of a prober that has died ends after so long; a live one lengthens it with every look, ms.
 LEASE_MS = 2000
 #: What was told is forgotten when nobody renews it for so long, ms.
@@ -52,12 +56,12 @@ class Prober:
         self._news: list[str] = []
 
     def look(self) -> None:
-        """Look at every node, tell what was seen, and let idle primaries' hearts beat.
+        """Look at every node, and tell what was seen.
 
         Raises:
             LogUnavailable: nobody could be told.
         """
-        deadline = clock.Deadline(LOOK_S)
+        deadline, soon = clock.Deadline(LOOK_S), clock.Deadline(SILENT_LOOK_S)
         before = {picture.shard: picture.primary for picture in self._pictures}
         news, self._news = self._news, []
         self._learn_unfit()
@@ -65,19 +69,25 @@ class Prober:
             probe.ask()
         told: dict[str, str] = {}
         for picture in self._pictures:
-            answers = {name: self._probes[name].answer(deadline) for name in self._nodes.names(picture.shard)}
+            answers = {
+                name: self._probes[name].answer(soon if picture.silent(name) else deadline)
+                for name in self._nodes.names(picture.shard)
+            }
             picture.draw(answers, deadline.started)
             if picture.primary != before[picture.shard]:
                 self._news.append(picture.shard)
         for picture in self._pictures:
             told |= {name: encode(report) for name, report in picture.reports(clock.mono_s()).items()}
-            # at the end of a look: at the next one a healthy replica has had a second to receive it
-            if picture.idle:
-                self._probes[picture.primary].beat()
         self._log.publish_health(told, TOLD_MS)
         # told a look ago, so all processes have fetched it by now
         for shard in news:
             self._switched(shard)
+
+    def beat(self) -> None:
+        """Let idle primaries' hearts beat: see `BEAT_S`."""
+        for picture in self._pictures:
+            if not picture.silent(picture.primary):
+                self._probes[picture.primary].beat()
 
     def _learn_unfit(self) -> None:
         """Fetch who is unfit. A shard of which nothing is told keeps what was known: Redis may have forgotten it."""
@@ -103,6 +113,8 @@ class Duty:
         self._log, self._engage = log, engage
         self._token = secrets.token_hex(8)
         self._prober: Prober | None = None
+        #: When the next look is due, while a beat is to come before it.
+        self._look_due_s = 0.0
 
     @property
     def held(self) -> bool:
@@ -110,8 +122,14 @@ class Duty:
         return self._prober is not None
 
     def turn(self) -> float:
-        """Look, if the lease is ours or free; return in how many seconds the next turn is due. Never raises ours."""
-        started = clock.mono_s()
+        """Look, or beat between two looks, if the lease is ours or free; return in how many seconds to turn again.
+
+        Never raises ours.
+        """
+        started, (due_s, self._look_due_s) = clock.mono_s(), (self._look_due_s, 0.0)
+        if self._prober is not None and started < due_s:
+            self._prober.beat()
+            return max(0.0, due_s - clock.mono_s())
         try:
             if not self._log.hold("probe", self._token, LEASE_MS):
                 self._stand_down()
@@ -122,7 +140,8 @@ class Duty:
             self._prober.look()
         except PipelineError as error:
             _log.warning("nothing was told of the nodes: %s", error)
-        return max(0.0, started + LOOK_EVERY_S - clock.mono_s())
+        self._look_due_s = started + LOOK_EVERY_S
+        return max(0.0, started + BEAT_S - clock.mono_s())
 
     def end(self) -> None:
         """Stop, and let another take over at once."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pipeline import clock
@@ -79,16 +78,20 @@ class Reader:
             else:
                 return
 
-    @contextmanager
-    def relied_on(self, needed: bool) -> Iterator[None]:
-        """Let this thread's statements fail in the block, where that is needed, if the connection has been replaced."""
+    def rely(self, needed: bool) -> int | None:
+        """Let this thread's statements fail from now on, where that is needed, if the connection has been replaced.
+
+        Returns:
+            what `relied` takes to end it.
+        """
         known = self._known
         before = known.relied_on
         known.relied_on = known.opened if needed else None
-        try:
-            yield
-        finally:
-            known.relied_on = before
+        return before
+
+    def relied(self, before: int | None) -> None:
+        """End what `rely` began."""
+        self._known.relied_on = before
 
     def discard(self) -> None:
         """Close this thread's connection."""

@@ -48,9 +48,14 @@ class Reading(NamedTuple):
 
 
 class NoReading(NamedTuple):
-    """A look that came to nothing. It is not a lag of zero; it is not a lag at all."""
+    """A look that came to nothing. It is not a lag of zero; it is not a lag at all.
+
+    Attributes:
+        refused: whether the node, or its machine, said no: it is down, as nobody can tell of one that is silent.
+    """
 
     why: str
+    refused: bool = False
 
 
 Look = Reading | NoReading

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pipeline import clock
@@ -14,6 +13,7 @@ from pipeline.pydal_objects import kind_of, real_name
 from pipeline.reads.bounds import Bounds, Defaults
 from pipeline.reads.gather import Gather
 from pipeline.reads.node_dal import NodeDAL
+from pipeline.reads.opening import Opening
 from pipeline.reads.overlay import CannotOverlay, Overlay
 from pipeline.reads.place import Place, Places
 from pipeline.reads.router import Router
@@ -23,6 +23,10 @@ from pipeline.reads.token import Token, is_receipt, token_of
 from pipeline.receipt import Receipt
 from pipeline.settings import Settings
 from pipeline.topology import Topology
+
+#: A read that failed twice is tried on while no more time than that has gone, s; and how often at most: each of a
+#: primary and two replicas may have closed an idle connection.
+AT_ONCE_S, MOST_TRIES = 0.1, 4
 
 
 class After(NamedTuple):
@@ -54,15 +58,18 @@ class Reads:
 
     # the calls ----------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def read(self, table: Any, shard_key: Any = None, after: Any = None, **options: Any) -> Iterator[NodeDAL]:
+    def read(self, table: Any, shard_key: Any = None, after: Any = None, **options: Any) -> Opening:
         """Open a node for reading; see the package's `read`."""
-        table, bounds = self._table(table), self._defaults.changed(**_known(options))
+        table = self._table(table)
+        bounds = self._defaults.changed(**_known(options)) if options else self._defaults.bounds
         place, asked = self._places.of_key(real_name(table), shard_key), self.after(after)
         needs = self._places.needs(asked.token, place)
-        with self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets) as db:
+
+        def ready(db: NodeDAL) -> None:
             db.define(table)
-            yield db.finding(self._find_table)
+            db.finding(self._find_table)
+
+        return self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets, ready=ready)
 
     def get(
         self,
@@ -82,11 +89,11 @@ class Reads:
             return self._looked_for(table, number, after, pending, options)
         if pending:
             try:
-                return self._twice(lambda: self._laid_over(table, number, place, bounds))
+                return tried_on(lambda: self._laid_over(table, number, place, bounds))
             except CannotOverlay:
                 # what is queued cannot be computed here: wait for it instead
                 asked = After(Token(rest=True), asked.session)
-        return self._twice(lambda: self._row(table, number, place, asked, bounds))
+        return tried_on(lambda: self._row(table, number, place, asked, bounds))
 
     def select(self, query: Any, *fields: Any, after: Any = None, **options: Any) -> Any:
         """Return rows of all shards; see the package's `select`."""
@@ -179,13 +186,6 @@ class Reads:
         with self._router.open(place.shard, {}, bounds) as db:
             return self._overlay.row(db.reader, db.define(table), row_id, place.buckets[0])
 
-    def _twice(self, call: Callable[[], Any]) -> Any:
-        """Call, and once more if a node failed: it is left alone then, so another one is chosen."""
-        try:
-            return call()
-        except ShardUnavailable:
-            return call()
-
     def _table(self, table: Any) -> Any:
         try:
             return self._find_table(table)
@@ -200,6 +200,21 @@ class Reads:
         if kind_of(query) not in ("Query", "Table"):
             raise BadRead(f"expected a pyDAL query or a table, got {type(query).__name__}")
         return query
+
+
+def tried_on(call: Callable[[], Any]) -> Any:
+    """Call, and once more if a node failed: it is left alone then, so another one is chosen.
+
+    While failures come at once it is tried on: the connections to all nodes may have died since they were used.
+    """
+    quick = clock.Deadline(AT_ONCE_S)
+    for tried in range(MOST_TRIES - 1):
+        try:
+            return call()
+        except ShardUnavailable:
+            if tried and quick.passed:
+                raise
+    return call()
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ and blocks until its time-out on a server that was promoted (docs/notes/04-reads
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
@@ -21,10 +22,10 @@ MOST_WAITING = 32
 
 
 class Waiting:
-    """Counts who waits."""
+    """Counts who waits. In a fork nobody does yet."""
 
     def __init__(self) -> None:
-        self._places = threading.BoundedSemaphore(MOST_WAITING)
+        self._reset()
 
     def until(
         self,
@@ -38,16 +39,21 @@ class Waiting:
         Args:
             failed: told of a node that does not answer, which is then left alone; by default the error goes through.
         """
-        left = list(readers)
+        if self._pid != os.getpid():
+            self._reset()
+        left, places = list(readers), self._places
         for reader in readers:
             if self._has(reader, needs, left, failed):
                 return reader
-        if not left or deadline.passed or not self._places.acquire(blocking=False):
+        if not left or deadline.passed or not places.acquire(blocking=False):
             return None
         try:
             return self._poll(left, needs, deadline, failed)
         finally:
-            self._places.release()
+            places.release()
+
+    def _reset(self) -> None:
+        self._pid, self._places = os.getpid(), threading.BoundedSemaphore(MOST_WAITING)
 
     def _poll(
         self,

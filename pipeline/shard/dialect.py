@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
+from pipeline.shard.tls import SharedTLS
+
 #: Runs a query inside the open transaction.
 Rows = Callable[[str], list[tuple[Any, ...]]]
 
@@ -31,6 +33,15 @@ class Dialect(Protocol):
 
     def driver_args(self, connect_s: float, statement_s: float, found_rows: int) -> dict[str, Any]:
         """Return the driver's arguments: time-outs above all."""
+        ...
+
+    def connect(self, pydals_own: Callable[[], Any], args: dict[str, Any]) -> Any:
+        """Return a new connection of the driver.
+
+        Args:
+            pydals_own: makes one as pyDAL does.
+            args: with these arguments, pyDAL's and ours.
+        """
         ...
 
     def session(self, read_only: bool) -> Sequence[str]:
@@ -99,6 +110,10 @@ class MySQL:
             "client_flag": found_rows,
         }
 
+    def connect(self, pydals_own: Callable[[], Any], args: dict[str, Any]) -> Any:
+        """See `Dialect`; without reading the machine's certificates each time."""
+        return SharedTLS(**args)
+
     def session(self, read_only: bool) -> Sequence[str]:
         """Strict, so that what does not fit is refused; and a lock wait that ends before the read time-out."""
         modes = "STRICT_TRANS_TABLES,NO_BACKSLASH_ESCAPES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE"
@@ -163,6 +178,10 @@ class SQLite:
     def driver_args(self, connect_s: float, statement_s: float, found_rows: int) -> dict[str, Any]:
         """See `Dialect`. The time-out is for the one write lock."""
         return {"timeout": connect_s}
+
+    def connect(self, pydals_own: Callable[[], Any], args: dict[str, Any]) -> Any:
+        """See `Dialect`."""
+        return pydals_own()
 
     def session(self, read_only: bool) -> Sequence[str]:
         """See `Dialect`."""

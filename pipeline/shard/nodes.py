@@ -29,6 +29,7 @@ class Nodes:
     Args:
         told: what the prober says: whether a node takes writes, None where it says nothing.
         unfit: whether a node is known to be unfit; then it is never followed, whatever it says of itself.
+        news: returns the same object for as long as the prober says the same.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class Nodes:
         settings: Settings,
         told: Callable[[str], bool | None] = lambda node: None,
         unfit: Callable[[str], bool] = lambda node: False,
+        news: Callable[[], object] = object,
     ):
-        self._told, self._unfit = told, unfit
+        self._told, self._unfit, self._news = told, unfit, news
         self._uris: dict[str, str] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         self._writing: dict[str, str] = {}
@@ -46,7 +48,12 @@ class Nodes:
             self._uris |= uris
             self._names[shard] = tuple(uris)
             self._writing |= {node: with_login_of(uri, known.primary) for node, uri in uris.items()}
-        self._primaries = {shard: shard for shard in settings.shards}
+        self._primaries: dict[str, str] = {}
+        self._replicas: dict[str, tuple[str, ...]] = {}
+        for shard in settings.shards:
+            self._follow(shard, shard)
+        #: The news that each shard's primary was last found by.
+        self._heard: dict[str, object] = {}
         self._asked_at_s: dict[str, float] = {}
         self._sessions: dict[tuple[str, bool], Session] = {}
         self._pid = os.getpid()
@@ -69,18 +76,24 @@ class Nodes:
         if len(names) == 1:
             return current
         failed = self._sessions.get((current, True))
+        suspect, news = failed is not None and failed.suspect, self._news()
+        if not suspect and self._heard.get(shard) is news:
+            return current
         since_s = clock.mono_s() - self._asked_at_s.get(shard, -ASKED_COUNTS_S)
-        if failed is not None and failed.suspect and since_s >= ASK_AGAIN_S:
+        if failed is not None and suspect and since_s >= ASK_AGAIN_S:
             failed.suspect = False
             found = writable_of(shard, ask({node: self._uris[node] for node in names if not self._unfit(node)}))
             self._asked_at_s[shard] = clock.mono_s()
+            self._heard.pop(shard, None)
         elif since_s >= ASKED_COUNTS_S:
             found = writable_of(shard, {node: self._told(node) for node in names})
+            self._heard[shard] = news
         else:
             return current
         if found is not None and found != current:
             _log.warning("the primary of shard %s is %s now (was %s)", shard, found, current)
-            self._primaries[shard] = current = found
+            self._follow(shard, found)
+            return found
         return current
 
     def suspect(self, shard: str) -> None:
@@ -92,8 +105,8 @@ class Nodes:
         return (self._session(name, writing=False) for name in self.replica_names(shard))
 
     def replica_names(self, shard: str) -> tuple[str, ...]:
-        """Return the names of the nodes of a shard that are not its primary."""
-        return tuple(name for name in self._names[shard] if name != self._primaries[shard])
+        """Return the names of the nodes of a shard that are not its primary; the same object until there is another."""
+        return self._replicas[shard]
 
     def unfit(self, node: str) -> bool:
         """Return whether a node was away for too long, and counts for nothing until it is rebuilt."""
@@ -111,6 +124,10 @@ class Nodes:
         """Close this thread's connections."""
         for session in list(self._sessions.values()):  # another thread may open one
             session.discard()
+
+    def _follow(self, shard: str, primary: str) -> None:
+        self._primaries[shard] = primary
+        self._replicas[shard] = tuple(name for name in self._names[shard] if name != primary)
 
     def _session(self, name: str, *, writing: bool) -> Session:
         if self._pid != os.getpid():

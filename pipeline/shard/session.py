@@ -75,6 +75,8 @@ class Session:
                 self.adapter.execute(sql)
 
         self.adapter.after_connection = after_connection
+        pydals_connector = self.adapter.connector
+        self.adapter.connector = lambda: self.dialect.connect(pydals_connector, self.adapter.driver_args)
 
     def execute(self, sql: str) -> int:
         """Run a statement; return the rows it found. Driver's errors pass through: the applier judges them."""

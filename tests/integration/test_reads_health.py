@@ -19,6 +19,7 @@ from pipeline.client import Pipeline
 from pipeline.clock import polls
 from pipeline.log.redis_log import RedisLog
 from pipeline.reads.policy import Candidate, choose
+from pipeline.reads.probe import beat
 from pipeline.reads.prober import Duty, Prober
 from pipeline.settings import load
 from pipeline.shard.nodes import Nodes
@@ -277,6 +278,23 @@ def test_a_replica_that_stands_still_leaves_however_much_lag_is_allowed(mended: 
             mended.cluster.stop("s0-r1", signal.SIGCONT)
         assert "s0-r1" not in served
         assert "s0-r0" in served
+
+
+def test_a_heart_beats_where_nothing_was_written_just_now_and_writes_nothing_where_ops_flow(mended: Shard) -> None:
+    session = mended.client.nodes.primary("s0")
+    query = "SELECT beat_ms FROM pipeline_heartbeat"
+    write_some(mended.client)
+    mended.sql("s0", "UPDATE shop.pipeline_watermarks SET committed_ms = UNIX_TIMESTAMP(SYSDATE(6)) * 1000 + 60000")
+    [(before,)] = session.query(query)
+    position = mended.sql("s0", "SELECT @@gtid_binlog_pos")
+
+    beat(session)
+    assert session.query(query) == [(before,)]
+    assert mended.sql("s0", "SELECT @@gtid_binlog_pos") == position
+    mended.sql("s0", "UPDATE shop.pipeline_watermarks SET committed_ms = committed_ms - 120000")
+    beat(session)
+
+    assert session.query(query)[0][0] > before
 
 
 def write_some(client: Pipeline) -> None:

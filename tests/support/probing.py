@@ -19,7 +19,7 @@ from pipeline.admin.cluster.readiness import wait_ready
 from pipeline.admin.migrate import migrate
 from pipeline.client import Pipeline
 from pipeline.clock import polls
-from pipeline.reads.readings import View
+from pipeline.reads.view import View
 from pipeline.settings import load
 from workers.prober import Watch
 

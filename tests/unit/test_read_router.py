@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from threading import Barrier, Thread, local
 from typing import Any
 
 import pytest
 
+from pipeline import clock
 from pipeline.errors import ShardUnavailable, StaleRead
 from pipeline.op import Position
+from pipeline.reads import reads
 from pipeline.reads.bounds import Bounds
-from pipeline.reads.readings import View
 from pipeline.reads.router import Router
 from pipeline.reads.session import Session
 from pipeline.reads.token import Need, Token
+from pipeline.reads.view import View
 from pipeline.replica import Load
 
 BOUNDS = Bounds(max_lag_s=5.0, wait_s=0.03, on_stale="primary")
 NEEDS = {3: Need(Position(1, 10), {7: 4})}
 HAS, LACKS = {3: Position(1, 10)}, {3: Position(1, 9)}
+
+
+def lagging(lag_s: float, **known: Any) -> View:
+    return View(clock.mono_s() - lag_s, **known)
 
 
 class FakeReader:
@@ -38,8 +44,11 @@ class FakeReader:
         if self.away:
             raise ShardUnavailable(self.node, "it is away")
 
-    def relied_on(self, needed: bool) -> AbstractContextManager[None]:
-        return nullcontext()
+    def rely(self, needed: bool) -> int | None:
+        return None
+
+    def relied(self, before: int | None) -> None:
+        pass
 
     def has(self, needs: Mapping[int, Need]) -> bool:
         return all(need.reached(self.known.get(b, Position(-1, -1)), {}) for b, need in needs.items())
@@ -65,7 +74,7 @@ class Deployment:
     def __init__(self) -> None:
         self.readers = {node: FakeReader(node) for node in ("s0", "s0-r0", "s0-r1")}
         self.readers["s0"].marks_now = dict(HAS)
-        self.views = {"s0-r0": View(0.1), "s0-r1": View(0.2)}
+        self.told = {"s0-r0": lagging(0.1), "s0-r1": lagging(0.2)}
         self.left, self.noted, self.suspected = 2, 0, 0
         self.reasons: list[tuple[str, str]] = []
         self.loads: dict[str, Load] = {}
@@ -75,13 +84,13 @@ class Deployment:
         return "s0"
 
     def replica_names(self, shard: str) -> tuple[str, ...]:
-        return tuple(self.views)
+        return tuple(self.told)
 
     def suspect(self, shard: str) -> None:
         self.suspected += 1
 
-    def view(self, node: str) -> View:
-        return self.views.get(node, View())
+    def views(self) -> Mapping[str, View]:
+        return self.told
 
     def take(self, shard: str) -> bool:
         self.left -= 1
@@ -126,7 +135,7 @@ def test_a_position_that_is_known_to_be_reached_costs_no_look(there: Deployment)
 
 
 def test_the_probers_word_counts_only_if_the_connection_is_older_than_it(there: Deployment) -> None:
-    there.views["s0-r0"] = View(0.1, marks=HAS)
+    there.told["s0-r0"] = lagging(0.1, marks=HAS)
     there.readers["s0-r1"].away = True
 
     there.readers["s0-r0"].age_s = 0.05
@@ -175,7 +184,7 @@ def test_a_stale_answer_is_given_only_to_who_chose_it_and_is_marked(there: Deplo
 
 
 def test_a_stale_answer_of_the_primary_is_marked_too(there: Deployment) -> None:
-    there.views = {}
+    there.told = {}
     there.readers["s0"].marks_now = dict(LACKS)
 
     info = there.read(NEEDS, Bounds(5.0, 0.01, "stale"))
@@ -184,12 +193,12 @@ def test_a_stale_answer_of_the_primary_is_marked_too(there: Deployment) -> None:
 
 
 def test_lagging_replicas_send_a_read_to_the_primary_until_its_budget_is_spent(there: Deployment) -> None:
-    there.views = {"s0-r0": View(9.0), "s0-r1": View(8.0)}
+    there.told = {"s0-r0": lagging(9.0), "s0-r1": lagging(8.0)}
 
     infos = [there.read() for _ in range(3)]
 
     assert [(i.role, i.stale) for i in infos] == [("primary", False), ("primary", False), ("replica", True)]
-    assert (infos[2].node, infos[2].lag_s, infos[2].reason) == ("s0-r1", 8.0, "over-budget")
+    assert (infos[2].node, infos[2].lag_s, infos[2].reason) == ("s0-r1", pytest.approx(8.0, abs=1.0), "over-budget")
 
 
 def test_a_replica_that_fails_is_left_alone_and_another_serves(there: Deployment) -> None:
@@ -220,7 +229,7 @@ def test_a_failure_in_the_middle_of_a_read_keeps_the_next_read_off_that_node(the
 def test_a_session_takes_up_what_the_node_has_after_the_answer(there: Deployment) -> None:
     session = Session(Token(), None)
     there.readers["s0-r0"].marks_now = {3: Position(1, 9)}
-    there.views = {"s0-r0": View(0.1)}
+    there.told = {"s0-r0": lagging(0.1)}
 
     with there.router.open("s0", {}, BOUNDS, session=session, buckets=(3,)):
         there.readers["s0-r0"].marks_now = {3: Position(1, 12)}  # applied while the read ran
@@ -272,7 +281,7 @@ def test_a_read_that_fails_to_open_frees_its_place(there: Deployment) -> None:
     there.readers["s0-r0"].away = there.readers["s0-r1"].away = True
     there.read()
 
-    assert sum(there.router._outstanding.values()) == 0
+    assert sum(there.router._running.counts.values()) == 0
 
 
 def test_a_replica_of_no_weight_takes_no_read_and_a_shard_of_such_reads_from_its_primary(there: Deployment) -> None:
@@ -286,9 +295,61 @@ def test_a_replica_of_no_weight_takes_no_read_and_a_shard_of_such_reads_from_its
 
 
 def test_a_read_over_budget_is_counted_once_so_that_it_does_not_earn_the_primary_two_shares(there: Deployment) -> None:
-    there.views = {"s0-r0": View(60.0)}
+    there.told = {"s0-r0": lagging(60.0)}
     there.left = 0
 
     assert there.read().reason == "over-budget"
 
     assert there.noted == 0
+
+
+def test_a_read_goes_by_the_newest_news_and_by_the_lag_as_it_has_grown_since(there: Deployment) -> None:
+    first = there.read().node
+    there.told = {"s0-r0": lagging(0.1, doubtful=first == "s0-r0"), "s0-r1": lagging(0.1, doubtful=first != "s0-r0")}
+    second = there.read().node
+    there.told = {"s0-r0": lagging(4.99), "s0-r1": lagging(9.0)}
+
+    roles = {there.read(bounds=Bounds(5.0, 0.0, "primary")).role for _ in clock.polls(0.1)}
+
+    assert first != second
+    assert roles == {"replica", "primary"}
+
+
+def test_a_fork_begins_with_no_reads_running(there: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    there.loads |= {"s0-r0": Load(limit=1), "s0-r1": Load(limit=1)}
+    with there.router.open("s0", {}, BOUNDS), there.router.open("s0", {}, BOUNDS):
+        monkeypatch.setattr("os.getpid", lambda: -1)
+        assert there.read().role == "replica"
+
+    assert set(there.router._running.counts.values()) == {0}
+
+
+def failing(times: int, tries: list[int]) -> Any:
+    def call() -> str:
+        tries.append(1)
+        if len(tries) <= times:
+            raise ShardUnavailable("s0", "the connection had died")
+        return "answer"
+
+    return call
+
+
+def test_a_read_outlives_dead_connections_to_all_nodes_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reads, "AT_ONCE_S", 60.0)
+    tries: list[int] = []
+
+    assert reads.tried_on(failing(3, tries)) == "answer"
+
+    with pytest.raises(ShardUnavailable):
+        reads.tried_on(failing(99, tries))
+    assert len(tries) == 4 + reads.MOST_TRIES
+
+
+def test_a_node_that_fails_slowly_costs_one_more_try_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reads, "AT_ONCE_S", 0.0)
+    tries: list[int] = []
+
+    with pytest.raises(ShardUnavailable):
+        reads.tried_on(failing(3, tries))
+
+    assert len(tries) == 2

@@ -114,6 +114,33 @@ def test_a_replica_that_has_got_nothing_since_the_look_before_stands_still() -> 
     assert still == [(False, False), (False, False), (True, False), (True, False)]
 
 
+def test_a_replica_that_was_stopped_soon_after_a_look_is_seen_at_the_next_one_and_a_slow_one_is_not() -> None:
+    picture = Picture("s0", ["s0", "s0-r0", "s0-r1"])
+
+    for second, stopped_ms, slow_ms in ((0, 0, 0), (1, 300, 400)):
+        picture.draw(
+            {
+                "s0": reading(NOW + 1000 * second, 5 + 9 * second, NOW + 999 * second, takes_writes=True),
+                "s0-r0": reading(0, 5 + 2 * second, NOW + stopped_ms),
+                "s0-r1": reading(0, 5 + 3 * second, NOW + slow_ms),
+            },
+            100.0 + second,
+        )
+
+    reports = picture.reports(101.0)
+    assert (reports["s0-r0"].still, reports["s0-r1"].still) == (True, False)
+
+
+def test_after_a_silence_of_the_primary_a_replica_is_not_blamed_for_what_nobody_saw() -> None:
+    picture = Picture("s0", ["s0", "s0-r0"])
+    for second, primary in enumerate((True, False, True)):
+        now_ms = NOW + 1000 * second
+        look = reading(now_ms, 5 + second, now_ms, takes_writes=True) if primary else NoReading("silence")
+        picture.draw({"s0": look, "s0-r0": reading(0, 5, NOW + 100 * second)}, 100.0 + second)
+
+    assert not picture.reports(102.0)["s0-r0"].still
+
+
 def test_nobody_stands_still_while_the_primary_says_nothing() -> None:
     picture = Picture("s0", ["s0", "s0-r0"])
     picture.draw({"s0": reading(NOW, 5, NOW, takes_writes=True), "s0-r0": reading(0, 5, NOW)}, 100.0)

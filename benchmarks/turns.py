@@ -1,0 +1,54 @@
+"""Times of calls that are made in turn, and the table of what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+
+Call = Callable[[], object]
+HEAD = """\
+| what | ours p50 / p99 ms | beside p50 / p99 ms | ratio of p50 | p50, p99 more by ms | goal |
+|---|---|---|---|---|---|"""
+
+
+def in_turn(rounds: int, *calls: Call) -> list[list[float]]:
+    """Return the times of each call, one of each in every round."""
+    for call in calls:
+        for _ in range(5):
+            call()
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for spent, call in zip(times, calls, strict=True):
+            spent.append(timed(call))
+    return times
+
+
+def timed(call: Call) -> float:
+    started = perf_counter()
+    call()
+    return perf_counter() - started
+
+
+def median(times: list[float]) -> float:
+    return sorted(times)[len(times) // 2]
+
+
+def report(what: str, ours: list[float], beside: list[float] | None, goal: str) -> None:
+    """Print one line of the table."""
+    if beside is None:
+        print(f"| {what} | {shown(ours)} | | | | {goal} |", flush=True)
+        return
+    more = [(at(ours) - at(beside)) * 1000 for at in (median, p99)]
+    ratio = f"{median(ours) / median(beside):.2f} ×"
+    print(
+        f"| {what} | {shown(ours)} | {shown(beside)} | {ratio} | {more[0]:+.3f}, {more[1]:+.3f} | {goal} |", flush=True
+    )
+
+
+def shown(times: list[float]) -> str:
+    """Return the median and the 99th percentile, in ms."""
+    return f"{median(times) * 1000:.3f} / {p99(times) * 1000:.3f}"
+
+
+def p99(times: list[float]) -> float:
+    return sorted(times)[int(len(times) * 0.99)]
