@@ -30,7 +30,7 @@ class Breaker:
     @property
     def tripped(self) -> bool:
         """Whether it failed a moment ago."""
-        return self._until > 0 and clock.mono_s() < self._until
+        return clock.mono_s() < self._until
 
     def trip(self) -> None:
         """Note a failure."""

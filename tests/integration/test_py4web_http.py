@@ -239,11 +239,6 @@ def ada(site: Site) -> Browser:
     return site.browser("/shop")
 
 
-@pytest.fixture
-def customer(shop: Shop) -> int:
-    return shop.rig.owners(1)[0]
-
-
 def test_an_op_is_sent_after_the_commit_and_its_id_is_known_before(ada: Browser, shop: Shop, customer: int):
     answer = ada.post("add", customer=customer, qty=3).json()
 

@@ -131,11 +131,6 @@ def ada(site: Site) -> Browser:
     return site.browser("/shop")
 
 
-@pytest.fixture
-def customer(shop: Shop) -> int:
-    return shop.rig.owners(1)[0]
-
-
 @contextmanager
 def killed(shop: Shop) -> Iterator[Browser]:
     """Serve until a request of the block kills the server."""
