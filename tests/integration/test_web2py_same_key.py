@@ -30,7 +30,7 @@ def add():
     redirect(URL("show", args=receipt.id))
 
 def show():
-    row = pipeline.get(db.sale, request.args(0, cast=int))
+    row = pipeline.get(db.sale, request.args(0, cast=int), wait_s=10)
     return response.json(dict(id=str(row.id), qty=row.qty) if row else None)
 """
 MODES = ["now", "on_commit", "outbox"]
