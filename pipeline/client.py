@@ -48,6 +48,9 @@ from pipeline.write.sender import Lost
 from pipeline.write.spooling import Spooling
 from pipeline.write.validated import Validated, validated
 
+#: Of the time that a request may wait; the rest is for the spool, whose file is synced.
+FOR_REDIS = 0.95
+
 
 class Pipeline:
     """One deployment, seen from this process.
@@ -69,7 +72,7 @@ class Pipeline:
         redis = self.settings.redis
         self.spool = _spool_of(self.settings)
         # without a spool an op has nowhere else to go
-        self.patience = Patience(redis.timeout_s if self.spool else math.inf)
+        self.patience = Patience(redis.timeout_s * FOR_REDIS if self.spool else math.inf)
         self.log: Log = log or RedisLog(
             redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s, patience=self.patience if self.spool else None
         )

@@ -101,6 +101,7 @@ class Patience:
         *,
         late: Callable[[Result], object] = lambda result: None,
         ended: Callable[[], object] = lambda: None,
+        share: float = 1.0,
         from_s: float = 0.0,
     ) -> Result:
         """Return what some work comes to; a thread does it if this one has a budget.
@@ -108,10 +109,11 @@ class Patience:
         Args:
             late: gets what comes when the caller has gone.
             ended: called in the thread at its end: what belongs to it is to be closed.
+            share: of what is left, for something that can be done without.
             from_s: what takes less is not counted.
 
         Raises:
-            TimeoutError: the budget is used up; the work may go on, or was not begun.
+            TimeoutError: the budget, or the share, is used up; the work may go on, or was not begun.
             what the work raised.
         """
         budget = self.here.budget
@@ -123,7 +125,7 @@ class Patience:
                 return work()
             future: Future[Result] = Future()
             threading.Thread(target=_do, args=(work, future, ended), name="pipeline-aside", daemon=True).start()
-            return waited(future, budget.left_s, late)
+            return waited(future, budget.left_s * share, late)
 
 
 def waited(future: Future[Result], wait_s: float, late: Callable[[Result], object] = lambda result: None) -> Result:
@@ -138,10 +140,12 @@ def waited(future: Future[Result], wait_s: float, late: Callable[[Result], objec
     """
     try:
         return future.result(wait_s)
-    except BaseException:
+    except BaseException as error:
         if future.done():  # the work's own error, or it ended this moment
             return future.result()
         future.add_done_callback(lambda ended: late(ended.result()) if ended.exception() is None else None)
+        if isinstance(error, TimeoutError):
+            raise TimeoutError(f"no answer within {wait_s * 1000:.0f} ms") from None
         raise
 
 

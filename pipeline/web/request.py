@@ -258,7 +258,8 @@ class Request:
             self.send()
         finally:
             self._end(well=True)
-        return self._reader.text()
+        with self.client.patience.within(self._budget):
+            return self._reader.text()
 
     def drop(self) -> None:
         """Forget what waits, and end: the request failed."""
@@ -306,4 +307,5 @@ class Request:
         sent = [receipt for receipt in self._unsent if receipt.sent]
         self._unsent.clear()
         if sent:
-            self._reader.wrote(sent)
+            with self.client.patience.within(self._budget):
+                self._reader.wrote(sent)

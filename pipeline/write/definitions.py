@@ -72,8 +72,8 @@ class Definitions:
     def approve(self, gate: Gate) -> None:
         """Ask one shard that answers; where the table is not there yet, migrate will make it right.
 
-        Where none answers within the caller's patience, the op is taken: a worker, whose database does, rejects it with
-        the database's reason if the id does not fit.
+        Where none answers within half of the caller's patience, the op is taken: a worker, whose database does answer,
+        rejects it with the database's reason if the id does not fit.
 
         Raises:
             BadOp: the table keeps its ids in an INT column, where a 64-bit id does not fit.
@@ -82,9 +82,11 @@ class Definitions:
         if self._topology.table(schema.name).ids != "pipeline":
             return
         try:
-            kind = self._patience.aside(lambda: self._id_type(schema), ended=self._nodes.close)
+            kind = self._patience.aside(lambda: self._id_type(schema), ended=self._nodes.close, share=0.5)
         except (Unavailable, TimeoutError) as error:
-            _log.warning("whether the ids of %s fit its column is for the workers to tell: %s", schema.name, error)
+            _log.warning(
+                "nobody told whether ids fit the id column of %s; if not, workers reject: %s", schema.name, error
+            )
             return
         if kind is not None and not columns.holds_64_bits(kind):
             raise BadOp(

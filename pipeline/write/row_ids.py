@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 
-from pipeline.errors import IdsUsedUp, LogUnavailable, PipelineFull, Unavailable
+from pipeline.errors import IdsUsedUp, LogUnavailable, NoProducerNumber, PipelineFull, Unavailable
 from pipeline.ids import IdMaker, Lease
 from pipeline.log.contract import Log
 from pipeline.log.patience import Patience
@@ -69,6 +69,11 @@ class RowIds:
             return reserve.lease(until_ms)
         except PipelineFull:
             return reserve.lease(until_ms)
+        except NoProducerNumber as none_free:  # as when more processes start in a minute than there are numbers
+            try:
+                return reserve.lease(until_ms)
+            except IdsUsedUp:
+                raise none_free from None
         try:
             reserve.refill(self._log.lease_host_ids)
         except LogUnavailable as error:
