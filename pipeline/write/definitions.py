@@ -84,9 +84,7 @@ class Definitions:
         try:
             kind = self._patience.aside(lambda: self._id_type(schema), ended=self._nodes.close, share=0.5)
         except (Unavailable, TimeoutError) as error:
-            _log.warning(
-                "nobody told whether ids fit the id column of %s; if not, workers reject: %s", schema.name, error
-            )
+            _log.warning("whether ids fit their column in %s the workers will tell: %s", schema.name, error)
             return
         if kind is not None and not columns.holds_64_bits(kind):
             raise BadOp(

@@ -343,10 +343,15 @@ class Publisher:
             if known == stale:
                 known = self._epochs[scope.name] = learn()
                 self._lineages += 1
-                if stale:
+                if self._lineage_changed(scope, stale):
                     self._renewed()
                 self._audit()
             return known
+
+    def _lineage_changed(self, scope: Scope, stale: int) -> bool:
+        """Whether the server is another than the one that took what this process has sent so far."""
+        other = next((name for name in self._epochs if name != scope.name), None)
+        return stale > 0 or (other is not None and self._log.epoch(other)[:2] != (self._epochs[other], True))
 
     def _audit(self) -> None:
         """Ask the server of the new lineage what it knows of the idle senders: their next op may never come."""
