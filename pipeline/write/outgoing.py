@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import BadOp, NotDurable
 from pipeline.log.contract import IdReserved
+from pipeline.log.patience import Patience, in_all
 from pipeline.op import Op, encode
 from pipeline.receipt import Receipt
 from pipeline.write.addressed import Addressed, id_of, id_of_new, with_id
@@ -35,10 +36,11 @@ class Outgoing:
 
     Args:
         source: who answers for the receipts.
+        patience: how long one call may wait for Redis, beside what its durability asks for.
     """
 
-    def __init__(self, publisher: Publisher | Spooling, source: Source):
-        self._publisher, self._source = publisher, source
+    def __init__(self, publisher: Publisher | Spooling, source: Source, patience: Patience):
+        self._publisher, self._source, self.patience = publisher, source, patience
         self._here = threading.local()
 
     # taking -------------------------------------------------------------------------------------------------
@@ -154,6 +156,7 @@ class Outgoing:
         else:
             self._send(entry)
 
+    @in_all
     def _send(self, entry: Waiting) -> None:
         bucket, op, durability, receipts = entry
         if durability == "redis":
@@ -169,8 +172,10 @@ class Outgoing:
         if reached == [False] or _only_here(durability, [place]):
             raise NotDurable(durability, DURABLE_S, receipts[0])
         if durability == "applied":
-            receipts[0].wait(DURABLE_S)
+            with self.patience.within(None):
+                receipts[0].wait(DURABLE_S)
 
+    @in_all
     def _send_all(self, entries: list[Waiting]) -> None:
         """Send entries that may share round trips."""
         if len(entries) == 1:

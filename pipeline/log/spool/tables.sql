@@ -44,6 +44,12 @@ CREATE TABLE IF NOT EXISTS reserve (
     until_ms INTEGER NOT NULL
 );
 
+-- What signs session tokens, for a process that starts while Redis is away.
+CREATE TABLE IF NOT EXISTS secret (
+    one  INTEGER PRIMARY KEY CHECK (one = 1),
+    text TEXT NOT NULL
+);
+
 -- The ids of rows that were promised under idempotency keys while Redis was away; the newest last.
 CREATE TABLE IF NOT EXISTS promises (
     nth     INTEGER PRIMARY KEY AUTOINCREMENT,
