@@ -267,6 +267,59 @@ def test_a_redis_that_does_not_answer_is_asked_for_a_key_only_now_and_then(
 
 
 @pytest.mark.parametrize("held", [True, False])
+def test_what_was_spooled_by_wish_is_found_though_redis_goes_then(shop: Shop, caller: Make, held: bool):
+    wishing, second = caller(False), caller(held)
+    one = wishing.buys(1, durability="spooled")
+    shop.log.away = True
+
+    other = second.buys(2)
+    second.ends()
+
+    assert other.id == one.id
+    assert of_the_key(shop) == [(one.id, 1)]
+
+
+def test_a_call_that_meets_a_redis_that_is_gone_asks_it_for_the_key_once_at_most(
+    shop: Shop, caller: Make, monkeypatch: pytest.MonkeyPatch
+):
+    asked, reserve = list[str](), shop.log.reserve
+
+    def counted(bucket: int, key: str, row_id: int) -> int:
+        asked.append(key)
+        return int(reserve(bucket, key, row_id))
+
+    monkeypatch.setattr(shop.log, "reserve", counted)
+    now, held = caller(False), caller(True)
+    shop.log.away = True
+
+    now.buys(1)
+    assert asked == []
+    assert shop.drain().sent == 0  # it closes the breaker
+    shop.log.away = False
+    assert shop.drain().empty
+    shop.log.away = True
+    asked.clear()
+    held.buys(2)
+    held.buys(3)
+    held.ends()
+
+    assert asked == ["form 1"]
+
+
+def test_a_drain_tells_a_promise_once(shop: Shop, caller: Make, monkeypatch: pytest.MonkeyPatch):
+    shop.log.away = True
+    caller(False).buys(1)
+    shop.log.away = False
+    assert shop.drain().empty
+    told: list[Any] = []
+    monkeypatch.setattr(shop.log, "reserve", lambda *arguments: told.append(arguments))
+
+    assert shop.drain().empty
+
+    assert told == []
+
+
+@pytest.mark.parametrize("held", [True, False])
 def test_a_promise_is_no_op(shop: Shop, caller: Make, held: bool):
     failing, again = caller(True), caller(held)
     shop.log.away = True

@@ -14,6 +14,7 @@ from pipeline import ids
 from pipeline.errors import BadOp
 from pipeline.log.memory import IDEMPOTENCY_TTL_MS
 from pipeline.receipt import Receipt
+from pipeline.shard.marks import known_keys
 from pipeline.testing import Drained, Sandbox, sandbox
 from pipeline.write.held import Held
 
@@ -272,6 +273,22 @@ def test_an_upsert_with_a_key_never_tells_an_id_that_a_row_found_does_not_have(b
     assert first == second
     assert (first.id, second.id) == (None, None)
     assert [(row["id"], row["qty"]) for row in box.rows("purchase")] == [(there, 5)]
+
+
+def test_an_edit_that_is_applied_while_its_key_is_looked_up_is_shown(
+    box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch
+):
+    row = pipeline.enqueue_insert(db.purchase, customer=7, qty=1).id
+    box.drain()
+    pipeline.enqueue_update(db.purchase.id == row, {"qty": 2}, idempotency_key="k")
+
+    def applied_meanwhile(*arguments: Any) -> Any:
+        box.drain()
+        return known_keys(*arguments)
+
+    monkeypatch.setattr("pipeline.reads.overlay.known_keys", applied_meanwhile)
+
+    assert pipeline.get(db.purchase, row, pending=True).qty == 2
 
 
 @pytest.mark.parametrize("applied", [False, True])
