@@ -45,7 +45,8 @@ def _tell_of_others(pipeline: Pipeline, shard: str, mine: dict[int, Position], t
         if current and epoch < mine[bucket].epoch:
             _log.error(
                 "another deployment applies ops to shard %s: the watermark of bucket %d is of epoch %d, "
-                "this Redis gives out %d. Ops are taken for applied that are not. Give each [redis] url and prefix databases of its own",
+                "this Redis gives out %d. Ops are taken for applied that are not. "
+                "Give each [redis] url and prefix databases of its own",
                 shard, bucket, mine[bucket].epoch, epoch,
             )  # fmt: skip
             return
