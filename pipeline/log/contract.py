@@ -58,6 +58,14 @@ class EpochStale(Exception):
     """The server is not the one that this epoch was given out on: raise the epoch, then append again."""
 
 
+class IdReserved(Exception):
+    """The idempotency key stands for another row's id than the op has: append the op with that one."""
+
+    def __init__(self, row_id: int):
+        super().__init__(row_id)
+        self.row_id = row_id
+
+
 class Line(Protocol):
     """A connection of one producer. Not thread-safe."""
 
@@ -68,6 +76,7 @@ class Line(Protocol):
 
         Raises:
             EpochStale: nothing was written.
+            IdReserved: nothing was written; not where *row_id* is 0.
             PipelineFull: nothing was written.
             LogUnavailable: no answer in time; with `sent` the ops may be in the log.
         """
@@ -133,12 +142,14 @@ class Log(Protocol):
         """Set the epoch if nobody else did since *seen*."""
         ...
 
-    def earlier(self, bucket: int, idempotency_key: str) -> str | None:
-        """Return what `Appended.same` would hold: the receipt of the first op with that key in that bucket."""
-        ...
+    def reserve(self, bucket: int, idempotency_key: str, row_id: int) -> int:
+        """Return the id that a key of a bucket stands for; let it stand for *row_id* where it stands for none.
 
-    def note_earlier(self, bucket: int, idempotency_key: str, receipt: str) -> None:
-        """Let `earlier` know of an op that was appended without its key, unless it knows of one."""
+        A reservation is no op: the next `append` with that key and that id appends.
+
+        Raises:
+            PipelineFull: it stands for none, and there is no room.
+        """
         ...
 
     def publish_schema(self, name: str, hash: str, text: str) -> None:

@@ -15,8 +15,9 @@ from uuid import uuid4
 from pipeline import clock
 from pipeline.errors import NoProducerNumber, PipelineFull
 from pipeline.ids import HOSTS, PRODUCERS, SPAN_MS, Lease
-from pipeline.log.contract import APPENDED, HOLE, SEEN, Append, Appended, EpochStale, Placed, Scope
+from pipeline.log.contract import APPENDED, HOLE, SEEN, Append, Appended, EpochStale, IdReserved, Placed, Scope
 from pipeline.log.memory_line import MemoryLine
+from pipeline.log.same import is_receipt, row_id_in
 from pipeline.op import START, Entry, Position
 
 #: As in the log over Redis: see `line` and `redis_log` for the reasons.
@@ -134,7 +135,10 @@ class MemoryLog:
             if full is not None:
                 raise PipelineFull(full)
             if key and (seen := self._get(same)) is not None:
-                return Appended([], [], seen)
+                if is_receipt(seen):
+                    return Appended([], [], seen)
+                if row_id and row_id_in(seen) != row_id:
+                    raise IdReserved(row_id_in(seen))
             placed = [self._place(epoch, producer, append) for append in appends]
             wrote = [append for append, place in zip(appends, placed, strict=True) if place.code == APPENDED]
             for bucket, first, _ in wrote if key else ():
@@ -182,14 +186,13 @@ class MemoryLog:
             dirty.setdefault(bucket, now)
         return self._take(f"bell:{shard}", BELL_MS)
 
-    def earlier(self, bucket: int, idempotency_key: str) -> str | None:
+    def reserve(self, bucket: int, idempotency_key: str, row_id: int) -> int:
         with self._lock:
-            return self._get(f"same:{bucket}:{idempotency_key}")
-
-    def note_earlier(self, bucket: int, idempotency_key: str, receipt: str) -> None:
-        with self._lock:
-            if self.earlier(bucket, idempotency_key) is None:
-                self._set(f"same:{bucket}:{idempotency_key}", receipt, IDEMPOTENCY_TTL_MS)
+            name = f"same:{bucket}:{idempotency_key}"
+            found = self._get(name)
+            if found is None:
+                self._set(name, str(row_id), IDEMPOTENCY_TTL_MS)
+            return row_id_in(found) or row_id if found else row_id
 
     # table definitions --------------------------------------------------------------------------------------
 

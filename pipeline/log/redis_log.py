@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import redis
 
-from pipeline.errors import NoProducerNumber
+from pipeline.errors import NoProducerNumber, PipelineFull
 from pipeline.ids import HOSTS, PRODUCERS, SPAN_MS, Lease
 from pipeline.log import news
 from pipeline.log.connection import connect, script, translated
@@ -21,6 +21,7 @@ from pipeline.log.line import RedisLine
 from pipeline.log.link import Link
 from pipeline.log.patience import Patience
 from pipeline.log.replies import entries_of, hash_of, position_of, ring_of, text_of
+from pipeline.log.same import row_id_in
 from pipeline.op import Entry, Position
 
 Result = TypeVar("Result")
@@ -90,15 +91,17 @@ class RedisLog:
         replid, _, value = seen.partition(" ")
         return bool(self._run("raise_epoch", [self.keys.epoch(scope)], [value, epoch, replid]))
 
-    def earlier(self, bucket: int, idempotency_key: str) -> str | None:
-        with translated():
-            found = self._soon(lambda redis: redis.get(self.keys.same(bucket, idempotency_key)))
-        return text_of(found) if found is not None else None
-
-    def note_earlier(self, bucket: int, idempotency_key: str, receipt: str) -> None:
-        with translated():
-            key = self.keys.same(bucket, idempotency_key)
-            self._soon(lambda redis: redis.set(key, receipt, nx=True, px=IDEMPOTENCY_TTL_MS))
+    def reserve(self, bucket: int, idempotency_key: str, row_id: int) -> int:
+        name = self.keys.same(bucket, idempotency_key)
+        try:
+            with translated():
+                found = self._soon(lambda redis: redis.set(name, row_id, nx=True, get=True, px=IDEMPOTENCY_TTL_MS))
+        except PipelineFull:
+            with translated():
+                found = self._soon(lambda redis: redis.get(name))
+            if found is None:
+                raise
+        return row_id_in(text_of(found)) or row_id if found is not None else row_id
 
     # table definitions --------------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ class Drainer:
             if not mine:
                 done.mine = False
                 return done
-            if self._definitions_first(done):
+            if self._definitions_first(done) and self._promises_too(done):
                 for scope, buckets in self._scopes().items():
                     self._drain(scope, buckets, done, deadline, patient, report)
             self._step("settle")
@@ -105,6 +105,19 @@ class Drainer:
                 self._spool.published(known.hash for known in waiting)
         except Unavailable as error:
             done.why = str(error)
+        return not done.why
+
+    def _promises_too(self, done: Drained) -> bool:
+        """Tell Redis which ids this host has promised under idempotency keys; whether it took them."""
+        untold = self._spool.promises.untold()
+        try:
+            for bucket, key, row_id in untold:
+                self._log.reserve(bucket, key, row_id)
+        except Unavailable as error:
+            done.why = str(error)
+        else:
+            if untold:
+                self._spool.promises.told(untold)
         return not done.why
 
     def _announce(self, definitions: Iterable[Definition]) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.errors import LogUnavailable, PipelineFull, SpoolUnavailable, Unavailable
+from pipeline.log.contract import IdReserved
 from pipeline.log.spool.store import Number, Spool
 from pipeline.write.breaker import Breaker
 from pipeline.write.courier import Courier
 from pipeline.write.definitions import Definitions
 from pipeline.write.earlier import Place
+from pipeline.write.promising import Promising
 from pipeline.write.publish import Publisher
 from pipeline.write.sender import Sender
 
@@ -26,10 +28,17 @@ class Spooling:
     """
 
     def __init__(
-        self, publisher: Publisher, spool: Spool, breaker: Breaker, courier: Courier, definitions: Definitions
+        self,
+        publisher: Publisher,
+        spool: Spool,
+        breaker: Breaker,
+        courier: Courier,
+        definitions: Definitions,
+        promising: Promising,
     ):
         self._publisher, self._spool, self._breaker = publisher, spool, breaker
-        self._courier, self._definitions = courier, definitions
+        self._courier, self._definitions, self._promising = courier, definitions, promising
+        self.reserve = promising.reserve
 
     def publish(
         self,
@@ -47,14 +56,25 @@ class Spooling:
             kept: spool it first, and keep it there until every node of its shard has it.
 
         Raises:
+            IdReserved: the key stands for another id; it was taken by neither.
             PipelineFull, SpoolUnavailable: Redis did not take it, and neither did the spool.
         """
+        named = row_id if key else None
+        if named is not None:
+            self._promising.agree(bucket, key, named)
         if kept or self._breaker.open:
             return self._spooled({bucket: (payload,)}, kept)[bucket]
         try:
-            return self._publisher.publish(bucket, payload, key=key, row_id=row_id, then=then)
+            place = self._publisher.publish(bucket, payload, key=key, row_id=row_id, then=then)
         except Unavailable as error:
+            if named is not None:
+                promised = self._promising.promise(bucket, key, named)
+                if promised != named and not error.numbered:
+                    raise IdReserved(promised) from error
             return self._instead({bucket: (payload,)}, error)[bucket]
+        if named is not None:
+            self._promising.hear(bucket, key, place.row_id or named)
+        return place
 
     def publish_many(
         self,
@@ -78,10 +98,6 @@ class Spooling:
             except Unavailable as error:
                 places |= self._instead(share, error)
         return places
-
-    def earlier(self, bucket: int, key: str) -> Place | None:
-        """See `Publisher.earlier`; while Redis is known to be away, nobody is asked."""
-        return None if self._breaker.open else self._publisher.earlier(bucket, key)
 
     def _instead(self, runs: Mapping[int, Sequence[bytes]], error: Unavailable) -> dict[int, Place]:
         if isinstance(error, LogUnavailable):

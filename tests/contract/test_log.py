@@ -12,7 +12,19 @@ import pytest
 from pipeline.clock import polls
 from pipeline.errors import NoProducerNumber, PipelineFull
 from pipeline.ids import PRODUCERS, SPAN_MS, Lease
-from pipeline.log.contract import APPENDED, HOLE, SEEN, Append, Appended, EpochStale, Line, Log, Placed, Scope
+from pipeline.log.contract import (
+    APPENDED,
+    HOLE,
+    SEEN,
+    Append,
+    Appended,
+    EpochStale,
+    IdReserved,
+    Line,
+    Log,
+    Placed,
+    Scope,
+)
 from pipeline.log.line import BIG_BYTES
 from pipeline.log.memory import MemoryLog
 from pipeline.log.redis_log import NOTE_MS, RedisLog
@@ -196,16 +208,66 @@ def test_an_idempotency_key_belongs_to_its_bucket(log: Log, line: Line):
     assert [placed.code for placed in answer.placed] == [APPENDED]
 
 
-def test_who_asks_for_an_idempotency_key_gets_the_first_receipt_and_writes_nothing(log: Log, line: Line):
-    before = log.earlier(3, "k")
-    append(line, (3, 1, [b"a"]), key="k", row_id=2**62)
-    log.note_earlier(3, "k", "too late")
-    log.note_earlier(4, "k", "of another bucket")
+def test_the_first_who_reserves_an_id_under_an_idempotency_key_gives_it_to_all_of_that_bucket(log: Log, line: Line):
+    assert log.reserve(3, "k", 2**62) == 2**62
+    assert log.reserve(3, "k", 5) == 2**62
+    assert log.reserve(4, "k", 6) == 6
+    assert entries(log, 3) == []
 
-    assert before is None
-    assert log.earlier(3, "k") == f"{EPOCH} 0 {PRODUCER} 1 {2**62}"
-    assert log.earlier(4, "k") == "of another bucket"
-    assert len(entries(log, 3)) == 1
+
+def test_threads_that_reserve_at_the_same_moment_get_one_id(log: Log):
+    barrier, got = threading.Barrier(8), list[int]()
+
+    def reserve(row_id: int) -> None:
+        barrier.wait(30)
+        got.append(log.reserve(3, "k", row_id))
+
+    threads = [threading.Thread(target=reserve, args=(row_id,)) for row_id in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert len(got) == 8
+    assert len(set(got)) == 1
+
+
+def test_a_reservation_is_no_op_and_the_first_op_with_its_id_is_appended(log: Log, line: Line):
+    log.reserve(3, "k", 77)
+    log.reserve(3, "k", 78)
+
+    first = append(line, (3, 1, [b"a"]), key="k", row_id=77)
+    second = append(line, (3, 2, [b"b"]), key="k", row_id=77)
+
+    assert first.placed == [Placed(APPENDED, Position(EPOCH, 0))]
+    assert second.same == f"{EPOCH} 0 {PRODUCER} 1 77"
+    assert [entry.payload for entry in entries(log, 3)] == [b"a"]
+
+
+def test_an_op_with_another_id_than_the_reserved_one_is_told_it_and_uses_no_sequence_up(log: Log, line: Line):
+    log.reserve(3, "k", 2**62)
+
+    with pytest.raises(IdReserved) as told:
+        append(line, (3, 1, [b"mine"]), key="k", row_id=5)
+
+    assert told.value.row_id == 2**62
+    assert entries(log, 3) == []
+    assert append(line, (3, 1, [b"renamed"]), key="k", row_id=2**62).placed == [Placed(APPENDED, Position(EPOCH, 0))]
+
+
+def test_an_op_that_brings_no_id_does_not_mind_a_reserved_one(log: Log, line: Line):
+    log.reserve(3, "k", 77)
+
+    assert [placed.code for placed in append(line, (3, 1, [b"a"]), key="k").placed] == [APPENDED]
+    assert append(line, (3, 2, [b"b"]), key="k").same == f"{EPOCH} 0 {PRODUCER} 1 0"
+    assert log.reserve(3, "k", 78) == 78  # what stands under the key is an op that has none
+
+
+def test_who_reserves_after_an_op_gets_the_id_of_its_row_and_the_op_stays_known(log: Log, line: Line):
+    append(line, (3, 1, [b"a"]), key="k", row_id=2**62)
+
+    assert log.reserve(3, "k", 5) == 2**62
+    assert append(line, (3, 2, [b"b"]), key="k", row_id=5).same == f"{EPOCH} 0 {PRODUCER} 1 {2**62}"
 
 
 def test_a_refused_hole_does_not_use_up_its_idempotency_key(log: Log, line: Line):
