@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.errors import LogUnavailable, PipelineFull, SpoolUnavailable, Unavailable
-from pipeline.log.contract import IdReserved
 from pipeline.log.spool.store import Number, Spool
 from pipeline.write.breaker import Breaker
 from pipeline.write.courier import Courier
@@ -59,18 +58,17 @@ class Spooling:
             IdReserved: the key stands for another id; it was taken by neither.
             PipelineFull, SpoolUnavailable: Redis did not take it, and neither did the spool.
         """
-        named = row_id if key else None
+        named, spooled = row_id if key else None, kept or self._breaker.open
         if named is not None:
-            self._promising.agree(bucket, key, named)
-        if kept or self._breaker.open:
+            self._promising.agree(bucket, key, named, spooled=spooled)
+        if spooled:
             return self._spooled({bucket: (payload,)}, kept)[bucket]
         try:
             place = self._publisher.publish(bucket, payload, key=key, row_id=row_id, then=then)
         except Unavailable as error:
             if named is not None:
-                promised = self._promising.promise(bucket, key, named)
-                if promised != named and not error.numbered:
-                    raise IdReserved(promised) from error
+                self._failed(error)
+                self._promising.agree(bucket, key, named, spooled=True)
             return self._instead({bucket: (payload,)}, error)[bucket]
         if named is not None:
             self._promising.hear(bucket, key, place.row_id or named)
@@ -100,14 +98,17 @@ class Spooling:
         return places
 
     def _instead(self, runs: Mapping[int, Sequence[bytes]], error: Unavailable) -> dict[int, Place]:
-        if isinstance(error, LogUnavailable):
-            self._breaker.trip()
+        self._failed(error)
         try:
             return self._spooled(runs, numbered=error.numbered)
         except (PipelineFull, SpoolUnavailable) as second:
             if not error.numbered:
                 second.numbered = {}
             raise second from error
+
+    def _failed(self, error: Unavailable) -> None:
+        if isinstance(error, LogUnavailable):
+            self._breaker.trip()
 
     def _spooled(
         self, runs: Mapping[int, Sequence[bytes]], kept: bool = False, numbered: Mapping[int, Number] | None = None
