@@ -18,7 +18,7 @@ from pipeline.log.patience import Patience, in_all
 from pipeline.log.redis_log import RedisLog
 from pipeline.log.secret import Secret
 from pipeline.log.spool.store import Spool
-from pipeline.pydal_objects import for_all_threads
+from pipeline.pydal_objects import for_all_threads, renamed
 from pipeline.reads.budget import Budget
 from pipeline.reads.counters import Counters
 from pipeline.reads.node_dal import NodeDAL
@@ -294,7 +294,9 @@ class Pipeline:
         with self._define_lock:
             for other in self.door.siblings(table):
                 if other._tablename not in db.tables:
-                    for field in db.define_table(other._tablename, other, migrate=False):
+                    rname = {"rname": other._rname} if renamed(other) else {}
+                    fields = [field.clone() for field in other]  # of the table itself pyDAL takes no id of another name
+                    for field in db.define_table(other._tablename, *fields, migrate=False, **rname):
                         for_all_threads(field)
         return db
 

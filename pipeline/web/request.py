@@ -233,8 +233,13 @@ class Request:
         """How many ops wait for the commit."""
         return len(self._held) if self._held is not None else 0
 
+    def forget(self) -> None:
+        """Drop what waits; the request goes on."""
+        if self._held is not None:
+            self._held.drop()
+
     def send(self) -> None:
-        """Send what waits, once the framework has committed.
+        """Send what waits, once its transaction has been committed.
 
         Raises:
             as the call that made the op would have: the database has committed then, the op is not sent.
@@ -249,10 +254,7 @@ class Request:
     def finish(self) -> str | None:
         """Send what still waits and end; return the session's text, None if it is as before.
 
-        An empty text: there is nothing to remember any more.
-
-        Raises:
-            as `send`.
+        An empty text: there is nothing to remember any more. Raises as `send`.
         """
         try:
             self.send()
@@ -263,8 +265,7 @@ class Request:
 
     def drop(self) -> None:
         """Forget what waits, and end: the request failed."""
-        if self._held is not None:
-            self._held.drop()
+        self.forget()
         self._unsent.clear()
         self._end(well=False)
 

@@ -12,6 +12,7 @@ import pipeline
 from pipeline.errors import LogUnavailable, UnknownField
 from pipeline.log.patience import Patience
 from pipeline.testing import Sandbox, sandbox
+from pipeline.web.by_hand import follow
 from pipeline.web.request import Request
 
 
@@ -79,6 +80,27 @@ def test_a_failed_request_sends_nothing(box: Sandbox, db: Any):
 
     assert request.finish() is None
     assert box.enqueued() == []
+
+
+@pytest.mark.parametrize("faces", [1, 2])
+def test_what_was_queued_goes_with_a_transaction_that_the_application_ends_by_hand(box: Sandbox, db: Any, faces: int):
+    here = [holding(box) for _ in range(faces)]
+    for request in here:
+        begun = [request].copy
+        for _ in range(2):  # web2py's models run at each request
+            follow(db, begun)
+
+    for request in here:
+        request.enqueue_insert(db.sale, customer=7, qty=1)
+    db.commit()
+    for request in here:
+        request.enqueue_insert(db.sale, customer=7, qty=2)
+    db.rollback()
+    for request in here:
+        request.enqueue_insert(db.sale, customer=7, qty=3)
+        request.drop()
+
+    assert [one.values["qty"] for one in box.enqueued()] == [1] * faces
 
 
 def test_the_next_request_of_the_user_sees_what_this_one_wrote(box: Sandbox, db: Any):
