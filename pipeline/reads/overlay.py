@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pipeline.errors import ShardUnavailable
-from pipeline.log.contract import Log
+from pipeline.log.contract import Readable
 from pipeline.op import Entry, Op, Position, decode
 from pipeline.pydal_objects import real_name
 from pipeline.reads.effect import Unforeseeable, Values, after
@@ -32,7 +32,7 @@ class CannotOverlay(Exception):
 class Overlay:
     """Computes rows that are not there yet."""
 
-    def __init__(self, log: Log):
+    def __init__(self, log: Readable):
         self._log = log
         self._schemas: dict[str, TableSchema] = {}
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from pipeline import clock
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
-from pipeline.log.contract import EpochStale, Log, Scope
+from pipeline.log.contract import Appending, Definitions, EpochStale, Scope
 from pipeline.log.spool.store import Definition, Spool, Spooled
 from pipeline.shard import inquiry
 from pipeline.shard.nodes import Nodes
@@ -36,6 +37,10 @@ class Drained:
     why: str = ""  # what is in the way
 
 
+class _Log(Appending, Definitions, Protocol):
+    """What draining needs of the log, beside the publisher."""
+
+
 class Drainer:
     """Sends what one host has spooled. Any number may try at once, one does it.
 
@@ -47,7 +52,7 @@ class Drainer:
         self,
         spool: Spool,
         publisher: Publisher,
-        log: Log,
+        log: _Log,
         nodes: Nodes,
         topology: Topology,
         step: Callable[[str], None] = lambda name: None,

@@ -13,7 +13,8 @@ import pytest
 
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.log.contract import APPENDED, SEEN, Append, Appended, Line, Placed, Scope
-from pipeline.log.redis_log import IDEMPOTENCY_TTL_MS, RedisLog
+from pipeline.log.redis_log import RedisLog
+from pipeline.log.spans import IDEMPOTENCY_TTL_MS
 from pipeline.op import START, Position
 
 S0 = Scope("s0", ("s0",))

@@ -12,7 +12,7 @@ from pydal import DAL, Field
 import pipeline
 from pipeline import ids
 from pipeline.errors import BadOp
-from pipeline.log.memory import IDEMPOTENCY_TTL_MS
+from pipeline.log.spans import IDEMPOTENCY_TTL_MS
 from pipeline.receipt import Receipt
 from pipeline.shard.marks import known_keys
 from pipeline.testing import Drained, Sandbox, sandbox
