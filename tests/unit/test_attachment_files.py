@@ -187,7 +187,7 @@ def test_what_nobody_can_tell_now_is_asked_again_and_forgotten_at_last(
         raise ShardUnavailable("s0", "away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(box.client, "status", away)
+        patch.setattr(box.client.follower, "status", away)
         files.sweep()
         assert len(files._waiting) == 1
         patch.setattr(files, "MOST_S", 0.0)
