@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.log.bell import Bell, SilentBell
 from pipeline.log.contract import EVERYWHERE, HOLE, EpochStale, Line, Log, Scope, scopes_of
-from pipeline.log.patience import Patience, threads_run
+from pipeline.log.patience import Patience
 from pipeline.op import Position
 from pipeline.topology import Topology
 from pipeline.write import earlier
 from pipeline.write.earlier import Place
-from pipeline.write.elsewhere import Elsewhere
+from pipeline.write.epochs import CurrentEpochs
 from pipeline.write.relay import Run, relay
 from pipeline.write.sender import Lost, Sender
+from pipeline.write.senders import Senders
 
 #: So many ops at once have the short time-out of a request also where there is none; more are a bulk load's.
 FEW = 20
 Share = TypeVar("Share")
-_log = logging.getLogger("pipeline.publish")
 
 
 class Publisher:
@@ -54,15 +51,14 @@ class Publisher:
         renewed: Callable[[], object] = lambda: None,
         ended: Callable[[], object] = lambda: None,
     ):
-        self._log, self._bell = log, bell
-        self._patience, self._renewed, self._ended = patience or Patience(math.inf), renewed, ended
-        self._raise_epoch, self._record_lost = raise_epoch, record_lost
+        self._log, self._bell, self._record_lost, self._pid = log, bell, record_lost, os.getpid()
+        self._patience = patience or Patience(math.inf)
         self.scopes = scopes_of(topology.shards)
         self._reference = self.scopes[EVERYWHERE]
         self._scope_of = [self.scopes[topology.shard_of(bucket)] for bucket in range(topology.buckets)]
         self._scope_of.append(self._reference)
-        self._epochs: dict[str, int] = {}
-        self._reset()
+        self._senders = Senders(log, lambda: self._epochs.learnt, record_lost, self._patience, ended)
+        self._epochs = CurrentEpochs(log, raise_epoch, self._patience, renewed, self._senders.audit, ended)
 
     def publish(
         self,
@@ -86,15 +82,15 @@ class Publisher:
         """
         scope = self._scope_of[bucket]
         if not key and then is None and scope is not self._reference:
-            sender = self._take(self._free)
-            epoch = self._epochs.get(scope.name)
-            if epoch is not None and sender.lineages == self._lineages:
+            sender = self._take()
+            epoch = self._epochs.known.get(scope.name)
+            if epoch is not None and sender.lineages == self._epochs.learnt:
                 place = self._publish_one(sender, scope, epoch, bucket, payload)
                 if place is not None:
                     return place
             else:
-                self._put_back(sender)
-        return self._share(scope, {bucket: (payload,)}, key, row_id, then, self._free)[bucket]
+                self._senders.put_back(sender)
+        return self._share(scope, {bucket: (payload,)}, key, row_id, then)[bucket]
 
     def publish_many(
         self,
@@ -107,8 +103,8 @@ class Publisher:
         """Append ops of several buckets, in one round trip per shard; return the place of each bucket's first."""
         places: dict[int, Place] = {}
         for scope, share in self.by_scope(payloads).items():
-            hasty = self._patience.here.budget is not None or sum(map(len, share.values())) <= FEW
-            places |= self._share(scope, share, key, row_id, then, self._free if hasty else self._patient)
+            patient = self._patience.here.budget is None and sum(map(len, share.values())) > FEW
+            places |= self._share(scope, share, key, row_id, then, patient=patient)
         return places
 
     def publish_as(
@@ -154,25 +150,27 @@ class Publisher:
         Raises:
             LogUnavailable, ShardUnavailable: it could not be raised, or not within the caller's patience.
         """
-        epoch, current, _ = self._log.epoch(scope.name)
-        return epoch if epoch and current else self._raised(scope, self._epochs.get(scope.name, 0))
+        return self._epochs.asked(scope)
+
+    def by_scope(self, payloads: Mapping[int, Share]) -> dict[Scope, dict[int, Share]]:
+        """Sort buckets by scope."""
+        shares: dict[Scope, dict[int, Share]] = {}
+        for bucket, ops in payloads.items():
+            shares.setdefault(self.scope_of(bucket), {})[bucket] = ops
+        return shares
 
     def close(self) -> None:
         """Give all connections back."""
-        for free in (self._free, self._patient):
-            while free:
-                free.pop().line.close()
+        self._senders.close()
 
     # parts --------------------------------------------------------------------------------------------------
 
-    def _reset(self) -> None:
-        self._pid = os.getpid()
-        self._raising = threading.Lock()  # a fork may have taken place while another thread held it
-        self._elsewhere: Elsewhere[int] = Elsewhere("pipeline-epochs", self._ended)
-        self._lineages = 0  # how many epochs were raised or learnt here
-        self._free: deque[Sender] = deque()
-        self._patient: deque[Sender] = deque()
-        self._losses: deque[Lost] = deque(maxlen=10_000)
+    def _take(self, *, patient: bool = False) -> Sender:
+        if self._pid != os.getpid():  # a fork must not send on its parent's connections, nor wait for its locks
+            self._pid = os.getpid()
+            self._senders.reset()
+            self._epochs.reset()
+        return self._senders.take(patient=patient)
 
     def _publish_one(self, sender: Sender, scope: Scope, epoch: int, bucket: int, payload: bytes) -> Place | None:
         """Append one op when nothing is unusual, with half the work; None where nothing was written."""
@@ -181,17 +179,17 @@ class Publisher:
         except BaseException:
             sender.line.close()
             raise
-        if sender.lineages == self._lineages:
-            self._free.append(sender)
+        if sender.lineages == self._epochs.learnt:
+            self._senders.free.append(sender)
         else:
-            self._put_back(sender)
+            self._senders.put_back(sender)
         if placed is None:
             return None
         position, seq, ring = placed
         if ring:
             self._bell.ring(scope.shards, 1)
-        if self._losses:
-            self._report_losses()
+        if self._senders.losses:
+            self._senders.report_losses()
         return Place(position, sender.producer, seq)
 
     def _share(
@@ -201,9 +199,10 @@ class Publisher:
         key: str,
         row_id: int | None,
         then: Callable[[Sender], None] | None,
-        free: deque[Sender],
+        *,
+        patient: bool = False,
     ) -> dict[int, Place]:
-        sender = self._take(free)
+        sender = self._take(patient=patient)
         try:
             places, sender = self._send(sender, scope, payloads, key, row_id)
             if then is not None:
@@ -211,53 +210,20 @@ class Publisher:
         except BaseException:
             sender.line.close()
             raise
-        self._put_back(sender)
-        if self._losses:
-            self._report_losses()
+        self._senders.put_back(sender)
+        if self._senders.losses:
+            self._senders.report_losses()
         return places
-
-    def _take(self, free: deque[Sender]) -> Sender:
-        patient = free is self._patient
-        if self._pid != os.getpid():
-            self._reset()
-            free = self._patient if patient else self._free
-        try:
-            sender = free.pop()
-        except IndexError:
-            return self._made(patient)
-        if sender.awake():
-            return sender
-        sender.line.close()
-        return self._made(patient)
-
-    def _made(self, patient: bool) -> Sender:
-        return Sender(self._log.line(patient=patient), patient, self._lineages)
-
-    def _put_back(self, sender: Sender) -> None:
-        """Let others use a sender; one that missed a change of lineage is asked about now: it may never send again."""
-        if sender.lineages != self._lineages:
-            try:
-                sender = self._checked(sender)
-            except LogUnavailable as error:
-                _log.warning("a sender will be checked at its next use: %s", error)
-        (self._patient if sender.patient else self._free).append(sender)
-
-    def by_scope(self, payloads: Mapping[int, Share]) -> dict[Scope, dict[int, Share]]:
-        """Sort buckets by scope."""
-        shares: dict[Scope, dict[int, Share]] = {}
-        for bucket, ops in payloads.items():
-            shares.setdefault(self.scope_of(bucket), {})[bucket] = ops
-        return shares
 
     def _relay(self, line: Line, scope: Scope, producer: int, runs: dict[int, Run], only: int) -> dict[int, Position]:
         for _ in range(3):
-            epoch = only or self._epochs.get(scope.name) or self._raised(scope, 0)
+            epoch = only or self._epochs.of(scope)
             try:
                 reached, ring = relay(line, scope, epoch, producer, runs, self._record_lost)
             except EpochStale:
                 if only:
                     raise
-                self._raised(scope, epoch)
+                self._epochs.after(scope, epoch)
                 continue
             if ring:
                 self._bell.ring(ring, sum(len(run.payloads) for run in runs.values()))
@@ -269,12 +235,12 @@ class Publisher:
     ) -> tuple[dict[int, Place], Sender]:
         """Send, and return the places and the sender to go on with."""
         for _ in range(3):
-            epoch = self._epochs.get(scope.name) or self._raised(scope, 0)
-            sender = self._checked(sender)
+            epoch = self._epochs.of(scope)
+            sender = self._senders.checked(sender)
             try:
                 answer, first = sender.send(scope, epoch, payloads, key, row_id or 0)
             except EpochStale:
-                self._raised(scope, epoch)
+                self._epochs.after(scope, epoch)
                 continue
             if answer.ring:
                 self._bell.ring(answer.ring, sum(map(len, payloads.values())))
@@ -289,93 +255,15 @@ class Publisher:
                 return places, sender
             # the log knows less of this producer than it acknowledged: name the loss, go on as a new producer
             try:
-                again, fresh = self._send(self._replaced(sender), scope, {b: payloads[b] for b in holes}, key, row_id)
+                again, fresh = self._send(
+                    self._senders.replaced(sender), scope, {b: payloads[b] for b in holes}, key, row_id
+                )
             except Unavailable as error:
                 placed = {b: (sender.producer, first[b]) for b in payloads if b not in holes}
                 error.numbered = {**placed, **error.numbered}
                 raise
             return places | again, fresh
         raise LogUnavailable("the server's lineage keeps changing", sent=False)
-
-    def _checked(self, sender: Sender) -> Sender:
-        """Return a sender of which the log has lost nothing: this one, or after a change of lineage perhaps another."""
-        lineages = self._lineages
-        if sender.lineages != lineages:
-            if sender.losses():
-                return self._replaced(sender)
-            sender.lineages = lineages
-        return sender
-
-    def _replaced(self, sender: Sender) -> Sender:
-        """Note what the log lost of a sender, and return another in its place."""
-        self._losses.extend(sender.losses())
-        sender.line.close()
-        return self._made(sender.patient)
-
-    def _raised(self, scope: Scope, stale: int) -> int:
-        """Return an epoch that is not *stale*.
-
-        Raises:
-            LogUnavailable: there is none as soon as its caller needs it; it is being raised, and nothing was sent.
-        """
-        patience = self._patience
-        budget = patience.here.budget
-        if budget is None:
-            return self._raise(scope, stale)
-        if not threads_run():
-            return self._found(scope, stale)
-        with patience.spending():
-            return self._elsewhere.result(scope.name, lambda: self._raise(scope, stale), max(0.0, budget.left_s))
-
-    def _found(self, scope: Scope, stale: int) -> int:
-        """Return the epoch that others have raised: the workers do, where a request cannot leave it to a thread."""
-        epoch, current, _ = self._log.epoch(scope.name)
-        if not epoch or not current:
-            raise LogUnavailable(f"the epoch of {scope.name!r} is not raised yet; a worker raises it", sent=False)
-        return self._learnt(scope, stale, lambda: epoch)
-
-    def _raise(self, scope: Scope, stale: int) -> int:
-        return self._learnt(scope, stale, lambda: self._raise_epoch(scope))
-
-    def _learnt(self, scope: Scope, stale: int, learn: Callable[[], int]) -> int:
-        with self._raising:
-            known = self._epochs.get(scope.name, 0)
-            if known == stale:
-                known = self._epochs[scope.name] = learn()
-                self._lineages += 1
-                if self._lineage_changed(scope, stale):
-                    self._renewed()
-                self._audit()
-            return known
-
-    def _lineage_changed(self, scope: Scope, stale: int) -> bool:
-        """Whether the server is another than the one that took what this process has sent so far."""
-        other = next((name for name in self._epochs if name != scope.name), None)
-        return stale > 0 or (other is not None and self._log.epoch(other)[:2] != (self._epochs[other], True))
-
-    def _audit(self) -> None:
-        """Ask the server of the new lineage what it knows of the idle senders: their next op may never come."""
-        for free in (self._free, self._patient):
-            for _ in range(len(free)):
-                self._put_back(self._take(free))
-                free.rotate()
-
-    def _report_losses(self) -> None:
-        try:
-            self._patience.aside(self._record_losses, ended=self._ended)
-        except TimeoutError:
-            _log.warning("the loss is being recorded, or will be: the database has not answered yet")
-
-    def _record_losses(self) -> None:
-        while self._losses:
-            lost = self._losses.popleft()
-            _log.error("Redis lost ops: bucket=%d producer=%d seq=%d..%d", *lost)
-            try:
-                self._record_lost(lost)
-            except Unavailable as error:
-                self._losses.append(lost)
-                _log.warning("the loss could not be recorded yet: %s", error)
-                return
 
 
 def _same(text: str, sender: Sender, bucket: int) -> Place:

@@ -226,11 +226,11 @@ def test_what_was_lost_of_another_shard_is_named_too(shop: Shop):
 
 def test_what_idle_producers_lost_is_named_when_another_finds_the_new_server(shop: Shop):
     idle, busy = Sender(shop.log.line()), Sender(shop.log.line())
-    shop.publisher._free.extend([idle, busy])
+    shop.publisher._senders.free.extend([idle, busy])
     shop.publisher.publish(0, b"by the busy one")
-    shop.publisher._free.rotate()
+    shop.publisher._senders.free.rotate()
     shop.publisher.publish(0, b"by the idle one")
-    shop.publisher._free.rotate()
+    shop.publisher._senders.free.rotate()
     shop.log.fail_over()
 
     shop.publisher.publish(0, b"a")
