@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
+from support.py4web_docs import printed_application
 from support.py4web_server import Site, serving
 from support.shop import Shop, shop_of
 from support.web2py_server import Browser
@@ -236,12 +237,14 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
             own=made.uri_of("py4web"), config=str(made.rig.config), broker=broker, primary=made.rig.primaries["s0"]
         )
         (folder / "__init__.py").write_text(text)
+        printed_application(folder.parent / "docs", made.rig.config, made.uri_of("py4web"), broker)
         yield made
 
 
 @pytest.fixture(scope="module")
 def site(shop: Shop) -> Iterator[Site]:
     with serving(shop.folder) as made:
+        made.browser().get("/docs/index")
         shop.prepare(made, "/shop/index")  # type: ignore[arg-type]  # it wants a browser only
         yield made
 
@@ -401,3 +404,13 @@ def test_a_write_to_an_attached_table_without_the_fixture_is_an_error(site: Site
 
     assert answer.status == 500
     assert "not among this action's fixtures" in site.log
+
+
+def test_the_application_of_the_documentation_runs_as_printed(site: Site, shop: Shop):
+    reader = site.browser("/docs")
+
+    with shop.lagging():
+        bought = reader.submit("buy", {"customer": "7", "qty": "3"})
+        shown = reader.get(bought.location)
+
+    assert (bought.status, shown.text) == (303, "3 of 7")
