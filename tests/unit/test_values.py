@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -270,6 +270,7 @@ def test_lenient_cuts_microseconds_and_a_days_time_and_nothing_else():
     assert moment("2024-02-29 01:02:03.9") == "2024-02-29 01:02:03"
     assert clock(time(1, 2, 3, 4)) == "01:02:03"
     assert lenient("t", Column("c", "date"))(datetime(2024, 2, 29, 1, 2, 3, 4)) == "2024-02-29"
+    assert moment(datetime(2024, 2, 29, 1, 2, 3, 4, tzinfo=UTC)) == "2024-02-29 01:02:03"  # py4web's signature
     for kind in ("datetime", "date"):
         with pytest.raises(BadValue, match="time zone"):
             lenient("t", Column("c", kind))(datetime(2024, 2, 29, tzinfo=UTC_PLUS_5))
