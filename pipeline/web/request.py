@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from pipeline import attachment
@@ -21,7 +21,7 @@ from pipeline.receipt import Receipt as _Receipt
 from pipeline.receipt import Receipts
 from pipeline.web.read_db import ReadDAL, Refusal, table_for
 from pipeline.web.reader import Reader
-from pipeline.write.door import Addressed
+from pipeline.write.addressed import Addressed
 from pipeline.write.held import Holder
 from pipeline.write.validated import Validated
 
@@ -45,6 +45,8 @@ class Request:
         self.client = client
         self._reader = Reader(client, token)
         self._held = held
+        #: A web request waits for Redis so long with all its calls together; in a script each call does.
+        self._budget = client.patience.budget() if held is not None or token is not None else None
         self._unsent: list[_Receipt] = []
         self._groups = 0
         #: What the primaries were given time for.
@@ -244,7 +246,8 @@ class Request:
         """
         try:
             if self._held is not None:
-                self._held.send()
+                with self.client.patience.within(self._budget):
+                    self._held.send()
         finally:
             self._note_sent()
 
@@ -257,7 +260,8 @@ class Request:
             self.send()
         finally:
             self._end(well=True)
-        return self._reader.text()
+        with self.client.patience.within(self._budget):
+            return self._reader.text()
 
     def drop(self) -> None:
         """Forget what waits, and end: the request failed."""
@@ -283,8 +287,15 @@ class Request:
     def _waits(self) -> bool:
         return self._held is not None or self._groups > 0
 
-    def _holding(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._held is None else self.client.holding(self._held)
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        """Let the ops of the block wait for the commit, and its calls wait no longer than this request may."""
+        with self.client.patience.within(self._budget):
+            if self._held is None:
+                yield
+            else:
+                with self.client.holding(self._held):
+                    yield
 
     def _made(self, receipt: _Receipt) -> _Receipt:
         self._unsent.append(receipt)
@@ -297,4 +308,5 @@ class Request:
         sent = [receipt for receipt in self._unsent if receipt.sent]
         self._unsent.clear()
         if sent:
-            self._reader.wrote(sent)
+            with self.client.patience.within(self._budget):
+                self._reader.wrote(sent)

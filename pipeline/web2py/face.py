@@ -80,7 +80,8 @@ class Pipeline:
 
 
 def _begun_here() -> list[Request]:
-    begun: dict[Any, Request] | None = current.response._pipelines
+    response = getattr(current, "response", None)  # a thread of the application's own has none
+    begun: dict[Any, Request] | None = response._pipelines if response is not None else None
     return list((begun or {}).values())
 
 

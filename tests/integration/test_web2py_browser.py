@@ -28,6 +28,18 @@ def buy():
     pipeline.enqueue_insert(db.purchase, customer=request.args(0, cast=int), item="never bought", price=1)
     1 / 0
 """
+#: A form with a key, and what it leads to: the page of the new row. The requests do not wait for each other's session.
+ONCE = """\
+def form():
+    once = INPUT(_type="hidden", _name="once", _value=request.args(1))
+    return FORM(once, _class="buy", _action=URL("buy", args=request.args(0)), _method="post").xml()
+
+def buy():
+    session._unlock(response)
+    receipt = pipeline.enqueue_insert(db.purchase, customer=request.args(0, cast=int), item="once", price=1,
+        idempotency_key=request.post_vars.once)
+    redirect(URL("default", "purchase", args=receipt.id))
+"""
 #: Two answers of the shop to one form: a browser that clicks twice may or may not send twice.
 SEND_TWICE = """() => {
     const form = document.querySelector("form.buy");
@@ -192,6 +204,17 @@ def test_a_form_that_is_sent_twice_makes_one_row(ada: User, rig: ShopRig):
 
     assert answers == [f"{ada.base}/customer/{customer}"] * 2
     assert len(rig.rows("purchase", f"customer={customer}")) == 1
+
+
+def test_a_form_that_is_sent_twice_leads_to_the_page_of_the_one_row_both_times(ada: User, rig: ShopRig):
+    customer = ada.add_customer("Quick Finger")
+    (rig.shop.folder / "controllers" / "once.py").write_text(ONCE)
+    assert ada.page.goto(f"{rig.shop.url}/once/form/{customer}/form-{customer}").ok
+
+    answers = ada.page.evaluate(SEND_TWICE)
+
+    [row] = rig.rows("purchase", f"customer={customer}", "id")
+    assert answers == [f"{ada.base}/purchase/{row}"] * 2
 
 
 def test_a_write_is_shown_as_it_becomes_durable_and_the_page_need_not_be_loaded_again(ada: User):

@@ -28,7 +28,8 @@ from pipeline.errors import (
 from pipeline.op import DELETE, INSERT, UPDATE, UPSERT, Op
 from pipeline.settings import load
 from pipeline.topology import Topology
-from pipeline.write.door import Addressed, Door
+from pipeline.write.addressed import Addressed
+from pipeline.write.door import Door
 from pipeline.write.gate import Gate
 
 BUCKETS = 16
@@ -275,7 +276,7 @@ def test_a_value_that_the_column_cannot_hold_exactly_is_refused_by_name(
         lambda: door.insert(db.purchase, {"customer": 7, field: value}),
         lambda: door.update(db.purchase.customer == 7, None, {field: value}),
     ]
-    if advice not in ("microsecond", "datetime", "(?i)zone"):  # moments of a query are cut, and UTC is taken
+    if field not in ("at", "day"):  # moments of a query are cut, and those in UTC are taken
         calls.append(lambda: door.delete((db.purchase.customer == 7) & (db.purchase[field] == value), None))
     for call in calls:
         with pytest.raises(BadValue, match=advice) as raised:

@@ -46,6 +46,7 @@ LAYERS = {
     "pipeline.admin": 4,
     # faces
     "pipeline": 5,
+    "pipeline.facade": 5,
     "pipeline.__main__": 5,
     "pipeline.cli": 5,
     "pipeline.demo": 5,

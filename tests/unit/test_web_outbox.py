@@ -10,7 +10,7 @@ import pytest
 from pydal import DAL, Field
 
 from pipeline import clock
-from pipeline.errors import BadOp
+from pipeline.errors import BadOp, LogUnavailable
 from pipeline.testing import Sandbox, sandbox
 from pipeline.web.by_hand import follow
 from pipeline.web.outbox import ABANDONED_MS, FORGOTTEN_MS, Outbox, defined, delete
@@ -242,6 +242,46 @@ def test_a_second_request_with_an_idempotency_key_knows_the_first_ones_row(box: 
     assert first == second
     box.drain()
     assert [row["id"] for row in box.rows("tally")] == [first]
+
+
+@pytest.mark.parametrize("ticket", [False, True])
+def test_of_two_requests_in_flight_with_one_key_both_know_the_id_of_the_row(box: Sandbox, uri: str, ticket: bool):
+    dals = [DAL(uri, bigint_id=True) for _ in range(2)]
+    for db in dals:
+        db.define_table("tally", Field("owner", "integer"), Field("trace", "text", default=""), migrate=False)
+    box.client.define_tables(dals[0])
+    first, second = (request_of(box, db) for db in dals)
+    receipts = []
+    for request, db, trace in ((first, dals[0], "first"), (second, dals[1], "second")):
+        receipts.append(request.enqueue_insert(db.tally, owner=7, trace=trace, idempotency_key="form 1").id)
+        (db.rollback if ticket and request is first else db.commit)()
+    for request in (second, first):
+        request.finish()
+
+    box.drain()
+
+    [row] = box.rows("tally")
+    assert receipts == [row["id"]] * 2
+    assert row["trace"] == ("second" if ticket else "first")  # rows of a bucket go in the order of their commits
+    for db in dals:
+        db.close()
+
+
+def test_redis_learns_the_id_under_a_key_with_the_rows_if_it_was_away_at_the_call(box: Sandbox, db: Any):
+    request, reserve = request_of(box, db), box.log.reserve
+
+    def away(*arguments: Any) -> int:
+        raise LogUnavailable("away on purpose", sent=False)
+
+    box.log.reserve = away  # type: ignore[method-assign]  # our own double
+    first = request.enqueue_insert(db.tally, owner=7, idempotency_key="form 1").id
+    box.log.reserve = reserve  # type: ignore[method-assign]
+    db.commit()
+    request.finish()
+
+    second = request_of(box, db).enqueue_insert(db.tally, owner=7, idempotency_key="form 1").id
+
+    assert first == second
 
 
 def test_a_durability_that_only_a_sender_has_is_refused(box: Sandbox, db: Any):

@@ -93,7 +93,7 @@ def buy():
         idempotency_key="buy-%s" % once,
     )
     follow("%s bought" % item.name, receipt)
-    redirect(URL("customer", args=customer))  # of a form sent twice, only the first receipt's id is a row's
+    redirect(URL("customer", args=customer))
 
 
 def purchase():
