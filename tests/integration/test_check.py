@@ -363,6 +363,22 @@ def test_a_planted_fault_is_found_by_name(here: Servers, plant: Plant) -> None:
     assert plant.fix in match[0].fix
 
 
+def test_a_second_deployment_on_the_same_database_is_found(here: Servers) -> None:
+    client = here.client()
+    client.publisher.epoch_of(client.publisher.scope_of(0))  # gives this Redis an epoch, if it has none
+    client.close()
+    before = [f for f in checking.check(here.config()).findings if "another Redis" in f.what]
+    here.sql("s0", "UPDATE pipeline_watermarks SET epoch = epoch + 9000000000 WHERE bucket = 0")
+
+    try:
+        found = [f for f in checking.check(here.config()).findings if "another Redis" in f.what]
+    finally:
+        here.sql("s0", "UPDATE pipeline_watermarks SET epoch = epoch - 9000000000 WHERE bucket = 0")
+
+    assert before == []
+    assert [(f.severity, f.where, f.what.split()[0]) for f in found] == [("error", "s0: buckets", "0")]
+
+
 def test_every_planted_fault_was_removed(here: Servers) -> None:
     for _ in polls(10):
         found = checking.check(here.config()).findings

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
+from support.py4web_docs import printed_application
 from support.py4web_server import Site, serving
 from support.shop import Shop, shop_of
 from support.web2py_server import Browser
@@ -17,8 +18,10 @@ pytestmark = pytest.mark.mariadb
 APPLICATION = """
 import json, os
 from py4web import DAL, HTTP, URL, Field, Session, action, redirect, request, response
+from py4web.utils.auth import Auth
 from py4web.utils.dbstore import DBStore
-from py4web.utils.form import Form
+from py4web.utils.form import Form, FormStyleDefault
+from py4web.utils.grid import Grid, GridClassStyle
 from pipeline.errors import PipelineError
 from pipeline.py4web import Pipeline
 
@@ -31,6 +34,8 @@ db.commit()
 SECRET = "1a2b3c4d-5e6f-7a8b-9c0d-PlentyOfEntropy!"
 session = Session(secret=SECRET)
 stored = Session(secret=SECRET, storage=DBStore(db), name="{{app_name}}_stored")
+auth = Auth(session, db)
+auth.enable()
 pipeline = Pipeline(db, {config!r}, broker=CELERY_BROKER)
 now = Pipeline(db, {config!r}, mode="now")
 db.define_table(
@@ -42,6 +47,7 @@ db.define_table(
     Field("day", "date"),
     Field("at", "datetime"),
     Field("tags", "list:string"),
+    auth.signature,
     migrate=False,
 )
 db.define_table("country", Field("name", length=60), Field("capital", length=60), migrate=False)
@@ -145,6 +151,18 @@ def country(country=None):
     return dict(vars={{name: str(value) for name, value in form.vars.items()}})
 
 
+@action("grid", method=["GET", "POST"])
+@action.uses(session, attached, one)
+def grid():
+    return str(Grid(one.country, grid_class_style=GridClassStyle, formstyle=FormStyleDefault).render())
+
+
+@action("login/<user:int>")
+@action.uses(session)
+def login(user):
+    session["user"] = dict(id=user)
+
+
 @action("countries")
 @action.uses(session, attached, one)
 def countries():
@@ -236,12 +254,14 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
             own=made.uri_of("py4web"), config=str(made.rig.config), broker=broker, primary=made.rig.primaries["s0"]
         )
         (folder / "__init__.py").write_text(text)
+        printed_application(folder.parent / "docs", made.rig.config, made.uri_of("py4web"), broker)
         yield made
 
 
 @pytest.fixture(scope="module")
 def site(shop: Shop) -> Iterator[Site]:
     with serving(shop.folder) as made:
+        made.browser().get("/docs/index")
         shop.prepare(made, "/shop/index")  # type: ignore[arg-type]  # it wants a browser only
         yield made
 
@@ -380,6 +400,29 @@ def test_forms_of_an_attached_table_create_edit_what_was_changed_and_delete(ada:
     assert countries(shop, row_id) == ["", ""]
 
 
+def test_a_grid_of_an_attached_table_creates_edits_and_deletes(ada: Browser, shop: Shop):
+    ada.submit("grid?mode=new", {"name": "by grid", "capital": "A"})
+    shop.rig.client.barrier("country", 30)
+    row_id = shop.ask("s0", "SELECT id FROM shop.country WHERE name='by grid'").split()[1]
+    ada.submit(f"grid?mode=edit&id={row_id}", {"capital": "B"})
+    edited = countries(shop, row_id)
+    shown = ada.get("grid").text
+    ada.submit(f"grid?mode=delete&id={row_id}", {})  # it asks whether that is meant
+
+    assert edited == ["name\tcapital\nby grid\tB\n"] * 2
+    assert "by grid" in shown
+    assert countries(shop, row_id) == ["", ""]
+
+
+def test_a_signature_is_of_the_requests_user_and_time(ada: Browser, shop: Shop, customer: int):
+    ada.get("login/5")
+
+    ada.post("add", customer=customer)
+
+    now = "ABS(TIMESTAMPDIFF(SECOND, created_on, UTC_TIMESTAMP())) < 60"
+    assert shop.sales(f"customer={customer}", f"created_by, modified_by, {now}") == ["5\t5\t1"]
+
+
 def test_a_page_waits_for_its_users_own_row_and_one_without_the_fixture_just_reads(
     ada: Browser, site: Site, shop: Shop
 ):
@@ -401,3 +444,13 @@ def test_a_write_to_an_attached_table_without_the_fixture_is_an_error(site: Site
 
     assert answer.status == 500
     assert "not among this action's fixtures" in site.log
+
+
+def test_the_application_of_the_documentation_runs_as_printed(site: Site, shop: Shop):
+    reader = site.browser("/docs")
+
+    with shop.lagging():
+        bought = reader.submit("buy", {"customer": "7", "qty": "3"})
+        shown = reader.get(bought.location)
+
+    assert (bought.status, shown.text) == (303, "3 of 7")

@@ -145,6 +145,16 @@ def test_a_grid_of_an_attached_table_creates_edits_and_deletes(ada: User, rig: S
     assert rig.rows("item", "name='Aneroid'") == []
 
 
+def test_a_page_is_as_wide_as_a_telephone(ada: User):
+    ada.page.set_viewport_size({"width": 375, "height": 740})
+    wider = {}
+    for path in ("index", "customers", "customer_new", "catalogue", "catalogue/new/item"):
+        ada.page.goto(f"{ada.base}/{path}")
+        wider[path] = ada.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+
+    assert set(wider.values()) == {0}, wider
+
+
 def test_a_row_of_the_grid_stays_if_the_user_thinks_better_of_deleting_it(ada: User, rig: ShopRig):
     ada.open("catalogue")
     ada.page.once("dialog", lambda dialog: dialog.dismiss())

@@ -44,6 +44,14 @@ def fail():
     note()
     1 / 0
 
+def note_by_hand():
+    rows = db.sale.customer == int(request.vars.customer)
+    for letter, end in zip("abc", (db.commit, db.rollback, db.commit)):
+        pipeline.enqueue_update(rows, name=db.sale.name + letter)
+        end()
+    if request.vars.fail:
+        1 / 0
+
 def kept():
     return response.json(db(db.pipeline_outbox).count())
 """
@@ -86,6 +94,14 @@ def _rollback():
 response.custom_commit, response._custom_rollback = _commit, _rollback
 pipeline = Pipeline(db, configuration)
 """
+COMPILE = """\
+import sys
+from pathlib import Path
+from examples.web2py.server import wsgi_application
+wsgi_application(Path(sys.argv[1]))
+from gluon.compileapp import compile_application
+compile_application(sys.argv[2], skip_failed_views=True)
+"""
 IN_A_SHELL = """\
 import sys
 from pathlib import Path
@@ -114,6 +130,7 @@ def _applications(shop: Shop, site: Site) -> None:
     model = RCONN.replace("REDIS_PORT", str(shop.rig.port("redis")))
     shop.application("flat", {"default": SHOW}, model, flat)
     shop.application("hooked", {"default": NOTES}, HOOKED)
+    shop.application("compiled", {"default": NOTES}, "pipeline = Pipeline(db, configuration)\n")
     shop.application("broken", {"default": SHOW}, "pipeline = Pipeline(db, configuration)\n", BROKEN)
     shop.prepare(site, "/boxed/default/index")
 
@@ -139,6 +156,21 @@ def test_a_server_killed_after_its_commit_loses_and_doubles_nothing(
 
         assert bob.get("kept").json() == 0
     assert shop.sales(f"customer={customer}", "name") == ["abcd"]
+
+
+@pytest.mark.parametrize("fails", [{}, {"fail": "yes"}])
+def test_rows_that_were_committed_by_hand_are_sent_and_those_rolled_back_are_not(
+    site: Site, shop: Shop, customer: int, fails: dict[str, str]
+):
+    ada = site.browser("/boxed/default", tickets=True)
+    ada.post("add", customer=customer)
+
+    answer = ada.post("note_by_hand", fails, customer=customer)
+
+    assert answer.status == (500 if fails else 200)
+    assert len(site.forget_tickets()) == len(fails)
+    assert shop.sales(f"customer={customer}", "name") == ["ac"]
+    assert ada.get("kept").json() == 0
 
 
 def test_a_ticket_leaves_nothing_in_the_outbox(site: Site, shop: Shop, customer: int):
@@ -227,6 +259,18 @@ def test_in_a_shell_ops_are_sent_at_the_call(site: Site, shop: Shop, customer: i
 
     assert done.stdout == "True applied\n", done.stderr
     assert shop.sales(f"customer={customer}") == ["4"]
+
+
+def test_a_compiled_application_writes_as_its_sources_do(site: Site, shop: Shop, customer: int):
+    folder = site.folder / "applications" / "compiled"
+    site.browser().get("/compiled/default/index")  # which makes the application's folders
+    command = [sys.executable, "-c", COMPILE, str(site.folder), str(folder)]
+    subprocess.run(command, check=True, timeout=60, cwd=ROOT)
+    (folder / "controllers" / "default.py").unlink()
+
+    site.browser("/compiled/default").post("add", customer=customer)
+
+    assert shop.sales(f"customer={customer}") == ["0"]
 
 
 # configuration --------------------------------------------------------------------------------------------------

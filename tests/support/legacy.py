@@ -69,5 +69,16 @@ CREATE TABLE hits (page VARCHAR(100), n INT) ENGINE=InnoDB;
 INSERT INTO hits VALUES ('/', 7);
 CREATE TABLE audit (what VARCHAR(100), id INT NOT NULL) ENGINE=InnoDB;
 INSERT INTO audit VALUES ('begin', 1);
+SET sql_mode = '';
+CREATE TABLE old (id INT NOT NULL AUTO_INCREMENT PRIMARY KEY, word VARCHAR(255),
+    born DATE NOT NULL DEFAULT '0000-00-00',
+    kind ENUM('a','b') NOT NULL DEFAULT 'b', louder VARCHAR(255) AS (UPPER(word)) STORED, UNIQUE KEY (word))
+    ENGINE=InnoDB ROW_FORMAT=COMPACT CHARACTER SET utf8mb3;
+INSERT INTO old (word) VALUES ('größer');
+CREATE TABLE numbered (page INT NOT NULL, n INT NOT NULL AUTO_INCREMENT, PRIMARY KEY (page, n)) ENGINE=MyISAM;
+INSERT INTO numbered (page) VALUES (1), (1), (2);
+CREATE TABLE odd$name (id INT NOT NULL AUTO_INCREMENT PRIMARY KEY, customer INT);
+CREATE VIEW spent AS SELECT customer.name, purchase.price FROM customer
+    JOIN purchase ON purchase.customer = customer.id;
 CREATE TRIGGER noted AFTER INSERT ON purchase FOR EACH ROW INSERT INTO hits VALUES ('purchase', 1);
 """

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from pipeline.admin.adopt import script
 from pipeline.admin.adopt.case import Case
+from pipeline.admin.adopt.kin import NAME
 from pipeline.admin.checks import schemas, servers
 from pipeline.admin.checks.finding import ERROR, WARNING, Finding
 from pipeline.shard import repairs
@@ -28,6 +29,14 @@ def _server(case: Case) -> Iterator[Finding]:
 def _storage(case: Case) -> Iterator[Finding]:
     for table in _taken(case):
         yield from schemas.storage(case.survey, table, ERROR)
+
+
+def _names(case: Case) -> Iterator[Finding]:
+    for name in case.catalog.tables:
+        if not NAME.fullmatch(name):
+            what = "has a name that pyDAL cannot use as it is: nothing is said of it here"
+            fix = f"rename it; or define it under another name with rname='`{name}`', and look at its columns yourself"
+            yield Finding(WARNING, f"table {name!r}", what, fix)
 
 
 def _primary_keys(case: Case) -> Iterator[Finding]:
@@ -126,5 +135,5 @@ def _taken(case: Case) -> Iterator[SurveyedTable]:
 
 
 _SUBJECTS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
-    _server, _storage, _primary_keys, _narrow, _foreign, _keys, _unique, _triggers, _counters,
+    _server, _names, _storage, _primary_keys, _narrow, _foreign, _keys, _unique, _triggers, _counters,
 )  # fmt: skip

@@ -16,6 +16,8 @@ from pipeline.shard.catalog import Catalog, CatalogTable
 
 #: Tables of web2py, py4web, Celery and of the pipeline itself: they stay where they are, written as ever.
 STAYING = re.compile(r"(auth|scheduler|web2py|py4web|pipeline|celery|plugin)_\w*", re.IGNORECASE)
+#: What a configuration and pyDAL can name; another name in the database needs an `rname` in the model.
+NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 #: More rows than this are a lot to copy to every shard.
 MOST_COPIED_ROWS = 10_000
 
@@ -54,7 +56,9 @@ def kin(catalog: Catalog, decided: Mapping[str, TableSettings], shards: int) -> 
         decided: what the configuration says already; it is not guessed about.
         shards: with a single one nothing has to be spread.
     """
-    taken = tuple(name for name in catalog.tables if name in decided or not STAYING.fullmatch(name))
+    taken = tuple(
+        name for name in catalog.tables if name in decided or (NAME.fullmatch(name) and not STAYING.fullmatch(name))
+    )
     references = tuple(_references(catalog))
     ours = [ref for ref in references if ref.table in taken and ref.parent in taken and ref.table != ref.parent]
     anchor = _anchor(catalog, taken, ours)
@@ -68,7 +72,7 @@ def kin(catalog: Catalog, decided: Mapping[str, TableSettings], shards: int) -> 
         if name in tables or name == anchor:
             continue
         own = [ref for ref in ours if ref.table == name]
-        direct = next((ref.column for ref in own if ref.parent == anchor), None)
+        direct = next((ref.column for ref in own if ref.parent == anchor and NAME.fullmatch(ref.column)), None)
         via = next((ref for ref in own if ref.parent in tables and tables[ref.parent].shard_key), None)
         if direct:
             tables[name] = TableSettings(name, shard_key=direct)

@@ -34,7 +34,10 @@ def table_fixes(case: Case, name: str) -> Iterator[str]:
     """Yield the ALTER TABLE statements of one table."""
     if name in case.kin.taken and (found := case.survey.tables.get(name.lower())):
         # the engine first: its name ends what it alters
-        yield from (finding.fix for finding in schemas.storage(case.survey, found, ERROR) if finding.severity == ERROR)
+        storage = [one.fix for one in schemas.storage(case.survey, found, ERROR) if one.severity == ERROR]
+        yield from storage
+        if storage:
+            yield repairs.dynamic(name)
         yield from id_fixes(case.catalog.tables[name])
     for (table, column), kind in case.narrow().items():
         if table == name:
@@ -46,6 +49,10 @@ def id_fixes(table: CatalogTable) -> Iterator[str]:
     if table.id is None:
         found = table.columns.get("id")
         if found is None:
+            for column in table.columns.values():
+                if column.automatic:  # there can be one only
+                    rest = _rest(column._replace(automatic=False, default=None))
+                    yield repairs.wide_reference(table.name, column.name, column.type, rest)
             yield repairs.new_id(table.name, table.primary)
         elif "int" in found.type and not table.primary:
             yield repairs.primary_key(table.name, "id")

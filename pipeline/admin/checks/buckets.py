@@ -11,6 +11,7 @@ from pipeline.placement import format_ranges
 
 def findings(evidence: Evidence) -> Iterator[Finding]:
     """Yield buckets that no shard, two shards or another shard would apply."""
+    reference = evidence.topology.reference_bucket
     active: dict[int, list[str]] = {}
     for node in evidence.primaries:
         if node.marks is None:
@@ -18,6 +19,16 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
         here = {bucket for bucket, mark in node.marks.items() if mark.state == "active"}
         for bucket in here:
             active.setdefault(bucket, []).append(node.node)
+        own = {bucket: mark.position.epoch for bucket, mark in node.marks.items() if bucket in here - {reference}}
+        if ahead := {bucket for bucket, epoch in own.items() if epoch > evidence.epochs.get(node.node, epoch)}:
+            yield Finding(
+                ERROR,
+                "buckets",
+                f"{format_ranges(ahead)} were applied from another Redis, or under another prefix: both deployments "
+                "take ops for applied that are not",
+                "stop one of them, or give each databases of its own; then enqueue again what receipts call lost",
+                (node.node,),
+            )
         wanted = {*evidence.topology.buckets_of(node.node), evidence.topology.reference_bucket}
         if missing := wanted - node.marks.keys():
             yield Finding(
@@ -43,7 +54,6 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
                 _MAP,
                 (node.node,),
             )
-    reference = evidence.topology.reference_bucket
     doubled: dict[tuple[str, ...], list[int]] = {}
     for bucket, shards in active.items():
         if len(shards) > 1 and bucket != reference:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 from pipeline.admin.ask import ask_all
@@ -35,6 +35,7 @@ class Evidence:
         nodes: in the order of the file, each primary before its replicas.
         primary_of: the primary of every replica.
         unfit: the nodes that were away for too long, as upkeep told Redis.
+        epochs: of each shard's logs, where they are current: Redis is the server that they were given out on.
     """
 
     settings: Settings
@@ -47,6 +48,7 @@ class Evidence:
     nodes: dict[str, Survey | PipelineError]
     primary_of: dict[str, str]
     unfit: tuple[str, ...] = ()
+    epochs: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def surveys(self) -> list[Survey]:
@@ -63,7 +65,7 @@ def gather(settings: Settings) -> Evidence:
     """Ask all servers, side by side. Raises nothing for a server that does not answer."""
     topology, redis = Topology(settings), settings.redis
     seen = ask_all({"log": lambda: _log(settings)})["log"]
-    schemas, refusal, unfit = ((), "", ()) if isinstance(seen, PipelineError) else seen[1:]
+    schemas, refusal, unfit, epochs = ((), "", (), {}) if isinstance(seen, PipelineError) else seen[1:]
     names = [name for name, _ in own_tables("mysql")]
     names += [plain(schema.rname or schema.name) for schema in schemas]
     published = {schema.name for schema in schemas}
@@ -91,18 +93,21 @@ def gather(settings: Settings) -> Evidence:
         nodes={name: found for name, found in answers.items() if isinstance(found, Survey | PipelineError)},
         primary_of=primary_of,
         unfit=unfit,
+        epochs=epochs,
     )
 
 
-def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, tuple[str, ...]]:
+def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, tuple[str, ...], dict[str, int]]:
     health = health_of(settings.redis.url)
     log = RedisLog(settings.redis.url, prefix=settings.redis.prefix, read_s=ANSWER_S)
     try:
         refusal = _refusal(log)
         if refusal:
-            return health, (), refusal, ()
+            return health, (), refusal, (), {}
         schemas = tuple(TableSchema.from_json(text) for _, text in sorted(log.tables().items()))
-        return health, schemas, "", tuple(sorted(node for text in log.unfit().values() for node in json.loads(text)))
+        unfit = tuple(sorted(node for text in log.unfit().values() for node in json.loads(text)))
+        told = {shard: log.epoch(shard) for shard in settings.shards}
+        return health, schemas, "", unfit, {shard: epoch for shard, (epoch, current, _) in told.items() if current}
     finally:
         log.close()
 
