@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline import attachment
 from pipeline.client import Pipeline
 from pipeline.errors import Unavailable
-from pipeline.reads.node_dal import NodeDAL
-from pipeline.reads.session import Session
 from pipeline.reads.token import Token
 from pipeline.receipt import Receipt as _Receipt
 from pipeline.receipt import Receipts
-from pipeline.web.read_db import ReadDAL, Refusal, table_for
-from pipeline.web.reader import Reader
+from pipeline.web.reading import Reading
 from pipeline.write.addressed import Addressed
 from pipeline.write.held import Holder
 from pipeline.write.validated import Validated
@@ -30,7 +27,7 @@ MODES = ("now", "on_commit", "outbox")
 _log = logging.getLogger("pipeline.web")
 
 
-class Request:
+class Request(Reading):
     """The pipeline as one request sees it. Used by one thread at a time.
 
     Args:
@@ -42,8 +39,7 @@ class Request:
     def __init__(
         self, client: Pipeline, held: Holder | None = None, token: str | Callable[[], str | None] | None = None
     ):
-        self.client = client
-        self._reader = Reader(client, token)
+        super().__init__(client, token)
         self._held = held
         #: A web request waits for Redis so long with all its calls together; in a script each call does.
         self._budget = client.patience.budget() if held is not None or token is not None else None
@@ -51,7 +47,6 @@ class Request:
         self._groups = 0
         #: What the primaries were given time for.
         self._settled: Token | None = None
-        self._at_end: list[Callable[[bool], Any]] = []
 
     # writes -------------------------------------------------------------------------------------------------
 
@@ -163,64 +158,6 @@ class Request:
     def barrier(self, table: Any, timeout_s: float = 30.0) -> None:
         """Wait until all that was enqueued for a table before this call is applied."""
         self.client.barrier(table, timeout_s)
-
-    # reads: each sees what this user has written and seen, unless `fresh=False` ---------------------------------
-
-    @contextmanager
-    def read(
-        self, table: Any, shard_key: Any = None, after: Any = None, *, fresh: bool = True, **options: Any
-    ) -> Iterator[NodeDAL]:
-        """Open a node for reading; see the package's `read`."""
-        with ExitStack() as stack:
-            call = lambda seen: stack.enter_context(  # noqa: E731
-                self.client.read(table, shard_key, after=seen, **options)
-            )
-            yield self._reader.asked(call, after, fresh, options)
-
-    def get(self, table: Any, row_id: Any, after: Any = None, *, fresh: bool = True, **options: Any) -> Any:
-        """Return one row or None; see the package's `get`."""
-        call = lambda seen: self.client.get(table, row_id, after=seen, **options)  # noqa: E731
-        return self._reader.asked(call, after, fresh, options)
-
-    def select(self, query: Any, *fields: Any, after: Any = None, fresh: bool = True, **options: Any) -> Any:
-        """Return rows of all shards; see the package's `select`."""
-        call = lambda seen: self.client.select(query, *fields, after=seen, **options)  # noqa: E731
-        return self._reader.asked(call, after, fresh, options)
-
-    def count(self, query: Any, distinct: Any = None, after: Any = None, *, fresh: bool = True, **options: Any) -> int:
-        """Return how many rows of all shards match; see the package's `count`."""
-        call = lambda seen: self.client.count(query, distinct=distinct, after=seen, **options)  # noqa: E731
-        return self._reader.asked(call, after, fresh, options)
-
-    def session_token(self, text: str | None = None) -> Session:
-        """Return this user's session; with a text, the session that the text is of."""
-        return self._reader.session if text is None else self.client.session_token(text)
-
-    def get_db(self, table: Any, shard_key: Any) -> Any:
-        """Return a pyDAL DAL on the primary of a row's shard; its transaction ends with the request."""
-        db = self.client.get_db(table, shard_key)
-        self._at_end.append(lambda well: db.commit() if well else db.rollback())
-        return db
-
-    def read_db(self, db: Any, table: Any = None, shard_key: Any = None, *, fresh: bool = True, **options: Any) -> Any:
-        """Return a DAL with the same tables, for a controller that only reads: `rdb = pipeline.read_db(db)`.
-
-        It is one node, a replica if one may serve, and has what the user has written and seen. It opens no transaction,
-        refuses writes, and is given back with the request; `rdb.read_info` tells which node it is. With several shards
-        it takes reference tables, or the tables of one shard key.
-
-        Args:
-            table, shard_key: whose shard; not needed for reference tables, nor with a single shard.
-            options: `after`, `max_lag_s`, `wait_s`, `on_stale` as for `read`.
-
-        Raises:
-            BadRead: at the use of a table whose rows are on several shards. Else as `read`.
-        """
-        chosen = table if table is not None else table_for(self.client, db)
-        opened = self.read(chosen, shard_key, fresh=fresh, **options)
-        node = opened.__enter__()
-        self._at_end.append(lambda well: opened.__exit__(None, None, None))
-        return ReadDAL(node, db.tables, Refusal(self.client, shard_key is not None))
 
     def define_tables(self, db: Any) -> None:
         """Make a DAL's tables known; the face does it for the application's own."""
