@@ -42,6 +42,8 @@ TABLES = (PLAIN, PARENT, CHILD, ITEM, NODE, TWO, DAY, PAST, ONCE)
 FAMILIES = (
     (PLAIN,), (PARENT, CHILD), (PARENT, ITEM), (PARENT, NODE), (TWO,), (DAY,), (PLAIN, PAST), (PLAIN, ONCE), TABLES
 )  # fmt: skip
+#: What an example of versioned updates is about.
+VERSIONED = ((PLAIN, PAST), (PLAIN, ONCE), (PLAIN, PAST, ONCE))
 #: Of which table another keeps copies, and which of its columns go where.
 COPIES = {
     "past": (PLAIN, ((1, ["c", 0]), (2, ["c", 1]), (3, ["c", 2]))),
@@ -78,20 +80,24 @@ class Maker:
     columns are given. Evenly mixed, ops would hardly ever meet in one statement (see "swarm testing", Groce 2012).
     """
 
-    def __init__(self, random: Random, numbered: bool):
+    def __init__(self, random: Random, numbered: bool, versioned: bool = False):
+        """Args: numbered: the database may give ids. versioned: most ops are versioned updates."""
         self._random = random
-        self._tables = random.choice(FAMILIES)
+        self._tables = random.choice(VERSIONED if versioned else FAMILIES)
         self._ids = range(1, random.choice((4, 8, 40)))
         # an id that is not given comes from the database
         self._unnumbered = random.choice((0.0, 0.3)) if numbered else 0.0
         self._by_condition = random.choice((0.0, 0.0, 0.05, 0.3))
         self._computed = random.choice((0.0, 0.3))
+        self._narrowed = random.choice((0.0, 0.3, 1.0))
+        # how often a version's id is one that other ops name too
+        self._met = random.choice((0.1, 0.8))
         self._weights = {kind: random.choice((0, 1, 4)) for kind in (INSERT, UPDATE, DELETE, UPSERT)}
         self._weights[INSERT] = random.choice((2, 4, 8))
         self._weights[COPY] = random.choice((1, 4))
         self._grouped = random.choice((0.0, 0.0, 0.1))
         kept = any(schema.name in COPIES for schema in self._tables)
-        self._versioned = random.choice((0.0, 0.2)) if kept else 0.0
+        self._versioned = random.choice((0.5, 0.8) if versioned else (0.0, 0.2)) if kept else 0.0
         self._shapes = {schema.name: self._two_shapes(schema) for schema in self._tables}
 
     def ops(self) -> list[Op]:
@@ -106,8 +112,7 @@ class Maker:
             members = tuple(self._single() for _ in range(self._random.randint(2, 4)))
             return Op(GROUP, members[0].table, members[0].schema, 0, ops=members)
         if self._chance(self._versioned):
-            copy = self._copy(self._random.choice([schema for schema in self._tables if schema.name in COPIES]))
-            return Op(GROUP, copy.table, copy.schema, 0, ops=(copy, self._update_of(copy)))
+            return self._version(self._random.choice([schema for schema in self._tables if schema.name in COPIES]))
         op = self._single()
         return msgspec.structs.replace(op, idempotency_key=self._random.choice("xy")) if self._chance(0.03) else op
 
@@ -157,10 +162,23 @@ class Maker:
         read = Op(READ, source.name, source.hash, 0, row, where=where)
         return Op(COPY, schema.name, schema.hash, 0, self._id(), expressions=expressions, source=read)
 
-    def _update_of(self, copy: Op) -> Op:
-        source, _ = COPIES[copy.table]
-        assert copy.source is not None
-        return _op(UPDATE, source, copy.source.id, self._values(source), where=copy.source.where)
+    def _version(self, schema: TableSchema) -> Op:
+        """Return a versioned update as the door makes it; its rows may be narrowed, by a common filter as it were."""
+        source, expressions = COPIES[schema.name]
+        row, where = self._target(source)
+        if row is not None and self._chance(self._narrowed):
+            row, where = None, ["and", ["=", 0, row], self._where(source)]
+        if self._chance(self._computed):
+            update = _op(UPDATE, source, row, {}, where=where, expressions=(self._expression(source),))
+            read = Op(READ, source.name, source.hash, 0, row, where=where)
+        else:
+            update = _op(UPDATE, source, row, self._values(source), where=where)
+            same = [["same", column, value] for column, value in zip(update.columns, update.values, strict=True)]
+            changed = ["and", where or ["=", 0, row], ["not", ["and", *same]]]
+            read = Op(READ, source.name, source.hash, 0, where=changed)
+        made = self._id() if self._chance(self._met) else self._random.randint(1000, 10**6)
+        copy = Op(COPY, schema.name, schema.hash, 0, made, expressions=expressions, source=read)
+        return Op(GROUP, copy.table, copy.schema, 0, ops=(copy, update))
 
     def _values(self, schema: TableSchema) -> dict[int, Any]:
         return {c: self._value(schema.columns[c]) for c in self._random.choice(self._shapes[schema.name])}

@@ -42,6 +42,12 @@ def prepare(target: Target) -> Any:
     db = DAL(target.primaries[0], migrate=False, bigint_id=True)
     define_purchase(db)
     pipeline.define_tables(db)
+    migrate(target)
+    return db.purchase
+
+
+def migrate(target: Target) -> None:
+    """Create on the shards what is published and lacking."""
     subprocess.run(
         [sys.executable, "-m", "pipeline", "migrate"],
         cwd=ROOT,
@@ -50,7 +56,6 @@ def prepare(target: Target) -> Any:
         check=True,
         timeout=MIGRATE_S,
     )
-    return db.purchase
 
 
 def worker_command(concurrency: int = 2, node: str = "bench") -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.op import DELETE, INSERT, UPDATE, UPSERT, Op
+from pipeline.op import DELETE, GROUP, INSERT, UPDATE, UPSERT, Op
 from pipeline.shard.dialect import Dialect
 from pipeline.shard.facts import Facts
 
@@ -26,8 +26,8 @@ class CannotRender(PipelineError):
 
 
 def most(kind: str) -> int:
-    """Return how many ops of a kind may be one statement."""
-    return MAX_BRANCHES if kind == UPDATE else MAX_ROWS
+    """Return how many ops of a kind may be one statement; versioned updates are atomic groups."""
+    return MAX_BRANCHES if kind in (UPDATE, GROUP) else MAX_ROWS
 
 
 def statement(kind: str, ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
@@ -35,23 +35,25 @@ def statement(kind: str, ops: Sequence[Op], facts: Facts, dialect: Dialect) -> s
     return _WRITERS[kind](ops, facts, dialect)
 
 
-def copy_statement(op: Op, facts: Facts, source: Facts, dialect: Dialect) -> str:
-    """Return the SQL of a copy: a row of one table from a row of another, which stays as it is until the commit.
+def copy_statement(ops: Sequence[Op], facts: Facts, source: Facts, dialect: Dialect) -> str:
+    """Return the SQL of copies: rows of one table from rows of another, which stay as they are until the commit.
 
     Args:
+        ops: one, or several that `write.versioned` found to be of one shape and of different rows.
         source: of the table that is read.
     """
-    read = op.source
-    if read is None or op.id is None:
+    first, reads = ops[0], [op.source for op in ops if op.source is not None]
+    if len(reads) < len(ops) or any(op.id is None for op in ops):
         raise CannotRender("a copy names the row that it makes and the row that it reads")
-    given = [(column, facts.encode[column](value)) for column, value in zip(op.columns, op.values, strict=True)]
-    given += [(column, _copied(tree, source)) for column, tree in op.expressions]
+    given = [(column, facts.encode[column](value)) for column, value in zip(first.columns, first.values, strict=True)]
+    given += [(column, _copied(tree, source)) for column, tree in first.expressions]
     names = [facts.names[facts.schema.id_index], *(facts.names[column] for column, _ in given)]
-    id_name = source.names[source.schema.id_index]
-    where = f"{id_name} = {read.id}" if read.id is not None else _condition(read.where, source, dialect)
+    made = [str(op.id) for op in ops]
+    row_id = made[0] if len(ops) == 1 else _by_row(reads, made, source)
+    where = _rows(reads, source, dialect) if reads[0].id is not None else _condition(reads[0].where, source, dialect)
     return (
         f"INSERT INTO {facts.table} ({', '.join(names)}) "
-        f"SELECT {', '.join([str(op.id), *(sql for _, sql in given)])} FROM {source.table} WHERE {where}{dialect.hold}"
+        f"SELECT {', '.join([row_id, *(sql for _, sql in given)])} FROM {source.table} WHERE {where}{dialect.hold}"
     )
 
 
@@ -89,7 +91,7 @@ def _upsert(ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
 
 
 def _update(ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
-    first, id_name = ops[0], facts.names[facts.schema.id_index]
+    first = ops[0]
     if first.id is None:
         sets = ", ".join(f"{facts.names[c]}={sql}" for c, sql in _sets(first, facts, dialect))
         return f"UPDATE {facts.table} SET {sets} WHERE {_condition(first.where, facts, dialect)}"
@@ -98,10 +100,25 @@ def _update(ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
     for i, (column, sql) in enumerate(per_op[0]):
         values = [sets[i][1] for sets in per_op]
         if any(value != sql for value in values):
-            branches = " ".join(f"WHEN {op.id} THEN {value}" for op, value in zip(ops, values, strict=True))
-            sql = f"CASE {id_name} {branches} END"
+            sql = _by_row(ops, values, facts)
         parts.append(f"{facts.names[column]}={sql}")
-    return f"UPDATE {facts.table} SET {', '.join(parts)} WHERE {id_name} IN ({_ids(ops)})"
+    return f"UPDATE {facts.table} SET {', '.join(parts)} WHERE {_rows(ops, facts, dialect)}"
+
+
+def _by_row(ops: Sequence[Op], values: Sequence[str], facts: Facts) -> str:
+    """Return the SQL of a value that each row has for itself."""
+    branches = " ".join(f"WHEN {op.id} THEN {value}" for op, value in zip(ops, values, strict=True))
+    return f"CASE {facts.names[facts.schema.id_index]} {branches} END"
+
+
+def _rows(ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
+    """Return the condition that names the rows of ops by their ids, each narrowed by its condition."""
+    id_name = facts.names[facts.schema.id_index]
+    named = f"{id_name} IN ({_ids(ops)})"
+    if all(op.where is None for op in ops):
+        return named
+    each = [f"{id_name} = {op.id}" + (f" AND {_condition(op.where, facts, dialect)}" if op.where else "") for op in ops]
+    return f"{named} AND ({' OR '.join(f'({one})' for one in each)})"
 
 
 def _delete(ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:

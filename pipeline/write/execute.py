@@ -1,7 +1,7 @@
 """Run groups as statements; find a bad op by halving, and set it aside without stopping the others.
 
 A failed statement changes nothing (InnoDB and SQLite undo it), so a group is split until the op alone remains; about
-2·log2(n) more statements for one bad op. An atomic group runs under a savepoint.
+2·log2(n) more statements for one bad op. An atomic group runs under a savepoint, and so do versioned updates together.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pipeline.errors import PipelineError, Rejected
-from pipeline.op import COPY, INSERT, UPSERT, Entry, Op
+from pipeline.op import COPY, GROUP, INSERT, UPSERT, Entry, Op
 from pipeline.shard.facts import FactBook, Facts
 from pipeline.shard.faults import Fault, code_of, fault_of, is_driver_error, sentence_of
 from pipeline.shard.marks import Reject
 from pipeline.shard.session import Session
 from pipeline.shard.statements import CannotRender, copy_statement, most, statement
 from pipeline.write.group import Group, Item
+from pipeline.write.versioned import versioned
 
 #: A statement is aimed at this size; larger gains nothing.
 AIM_BYTES = 500_000
@@ -54,7 +55,10 @@ class Executor:
                     self._atomic(item)
                 continue
             for chunk in _chunks(group):
-                self._chunk(group.kind, chunk, group.facts)
+                if group.kind == GROUP:
+                    self._versioned(chunk)
+                else:
+                    self._chunk(group.kind, chunk, group.facts)
 
     def _chunk(self, kind: str, items: Sequence[Item], facts: Facts) -> None:
         try:
@@ -72,38 +76,61 @@ class Executor:
         if kind == INSERT and items[0].op.id is None:
             self._learn_ids(items)
 
+    def _versioned(self, items: Sequence[Item]) -> None:
+        """Keep and update rows in two statements; where one fails, find the bad op by halving."""
+        if len(items) == 1:
+            self._atomic(items[0])
+            return
+        pairs = [pair for item in items if (pair := versioned(item.op, self._facts)) is not None]
+        assert len(pairs) == len(items), "the planner joins versioned updates only"
+        if self._all_or_none(([pair.copy for pair in pairs], [pair.update for pair in pairs])):
+            half = len(items) // 2
+            self._versioned(items[:half])
+            self._versioned(items[half:])
+
     def _atomic(self, item: Item) -> None:
+        failed = self._all_or_none([op] for op in item.op.ops)
+        if failed:
+            self._reject(item, *failed)
+
+    def _all_or_none(self, statements: Iterable[Sequence[Op]]) -> tuple[Exception, Op] | None:
+        """Execute statements, each of like ops; where one fails for good undo all, and return why and its first op."""
         session = self._session
         session.execute("SAVEPOINT pipeline_group")
-        for op in item.op.ops:
-            facts = self._book.of(op)
-            assert facts is not None, "only understood ops are taken into a batch"
+        for ops in statements:
+            facts = self._facts(ops[0])
             try:
-                self._statement(op.kind, [op], facts)
+                self._statement(ops[0].kind, ops, facts)
             except Exception as error:
                 if self._judge(error, facts) is None:
                     raise
                 session.execute("ROLLBACK TO SAVEPOINT pipeline_group")
-                self._reject(item, error, op)
-                return
+                return error, ops[0]
         session.execute("RELEASE SAVEPOINT pipeline_group")
+        return None
+
+    def _facts(self, op: Op) -> Facts:
+        facts = self._book.of(op)
+        assert facts is not None, "only understood ops are taken into a batch"
+        return facts
 
     def _statement(self, kind: str, ops: Sequence[Op], facts: Facts) -> None:
         dialect = self._session.dialect
         if kind == UPSERT:
             _check_upsert(ops[0], facts)
-        render = (lambda: self._copy(ops[0], facts)) if kind == COPY else lambda: statement(kind, ops, facts, dialect)
+        render = (lambda: self._copy(ops, facts)) if kind == COPY else lambda: statement(kind, ops, facts, dialect)
         sql = _rendered(render)
         # 4 bytes a character at most: count only what may be too long
         if len(sql) * 4 > self._limit and len(sql.encode()) > self._limit:
             raise CannotRender(f"one statement of {len(sql.encode()):,} bytes; the server takes {self._limit:,}")
         self._session.execute(sql)
 
-    def _copy(self, op: Op, facts: Facts) -> str:
-        source = None if op.source is None else self._book.of(op.source)
+    def _copy(self, ops: Sequence[Op], facts: Facts) -> str:
+        read = ops[0].source
+        source = None if read is None else self._book.of(read)
         if source is None:
             raise CannotRender("a copy whose source is not known")
-        return copy_statement(op, facts, source, self._session.dialect)
+        return copy_statement(ops, facts, source, self._session.dialect)
 
     def _judge(self, error: Exception, facts: Facts) -> Fault | None:
         """Return PERMANENT, or None where the error is not the op's fault."""

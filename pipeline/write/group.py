@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from pipeline.op import COPY, DELETE, GROUP, INSERT, UPDATE, UPSERT, Entry, Op
 from pipeline.shard.facts import Facts
+from pipeline.write.versioned import Versioned, shape, versioned, with_known_link
 
 Key = Hashable
 Shape = Hashable
@@ -34,7 +35,7 @@ class Group:
     """Ops that can be one statement: same kind, table and columns."""
 
     kind: str
-    facts: Facts | None  # None for an atomic group of ops
+    facts: Facts | None  # None for an atomic group of ops that is no versioned update
     items: list[Item]
 
 
@@ -59,6 +60,10 @@ def plan(items: Iterable[Item], facts_of: Callable[[Op], Facts]) -> list[Group]:
     planner = _Planner()
     for item in items:
         op = item.op
+        pair = versioned(op, facts_of)
+        if pair is not None:
+            planner.add(item, facts_of(pair.update), _versioned_print(pair, facts_of), shape(pair))
+            continue
         if op.kind in (GROUP, COPY):
             prints = [print_ for member in op.members for print_ in _prints(member, facts_of)]
             planner.add_alone(item, None if op.ops else facts_of(op), prints)
@@ -144,6 +149,17 @@ def _prints(op: Op, facts_of: Callable[[Op], Facts]) -> list[Footprint]:
     """Return what an op that stands alone touches, and what it reads if it is a copy."""
     prints = [footprint(op, facts_of(op), alone=True)]
     return prints if op.source is None else [*prints, _read(op.source, facts_of(op.source))]
+
+
+def _versioned_print(pair: Versioned, facts_of: Callable[[Op], Facts]) -> Footprint:
+    """Return what a versioned update touches in all."""
+    copy, source = with_known_link(pair, facts_of(pair.update).schema.id_index), facts_of(pair.update)
+    prints = (footprint(copy, facts_of(copy)), footprint(pair.update, source))
+    return Footprint(
+        [key for print_ in prints for key in print_.writes],
+        [key for print_ in prints for key in print_.reads],
+        [claim for print_ in prints for claim in print_.claims],
+    )
 
 
 def _read(read: Op, facts: Facts) -> Footprint:

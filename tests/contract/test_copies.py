@@ -88,7 +88,7 @@ def known(session: Session, schema: TableSchema) -> tuple[Facts, Any]:
 def copy(session: Session, row_id: int, where: list[Any] | None = None, source: int | None = 5) -> None:
     read = Op(READ, "now", NOW.hash, 0, None if where else source, where=where)
     op = Op(COPY, "past", PAST.hash, 0, row_id, expressions=EXPRESSIONS, source=read)
-    run(session, copy_statement(op, known(session, PAST)[0], *known(session, NOW)))
+    run(session, copy_statement([op], known(session, PAST)[0], *known(session, NOW)))
 
 
 def unless_same(*values: tuple[int, Any]) -> list[Any]:

@@ -31,6 +31,14 @@ def test_grouped_equals_one_by_one(database: Database, seed: int):
     assert difference(database, ops) == ""
 
 
+@settings(max_examples=100, deadline=None, phases=[Phase.reuse, Phase.generate])
+@given(seed=st.integers(0, 2**32))
+def test_versioned_updates_together_equal_one_by_one(database: Database, seed: int):
+    ops = Maker(Random(seed), numbered=False, versioned=True).ops()
+
+    assert difference(database, ops) == ""
+
+
 @pytest.mark.parametrize(("first", "second"), [("\U0001f600", "\U0001f601"), ("a\x01", "a"), ("あ", "ア")])
 def test_texts_that_only_the_collation_finds_equal_keep_their_order(database: Database, first: str, second: str):
     ops = [

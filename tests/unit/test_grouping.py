@@ -35,6 +35,14 @@ def test_grouped_equals_one_by_one(database: Database, seed: int):
     assert difference(database, ops) == ""
 
 
+@settings(max_examples=examples(100), deadline=None, phases=[Phase.reuse, Phase.generate])
+@given(seed=st.integers(0, 2**32))
+def test_versioned_updates_together_equal_one_by_one(database: Database, seed: int):
+    ops = Maker(Random(seed), numbered=True, versioned=True).ops()
+
+    assert difference(database, ops) == ""
+
+
 def test_an_update_that_computes_a_reference_stays_before_the_parent_that_it_lacks(database: Database):
     found = database.apply(
         [

@@ -194,3 +194,48 @@ def test_an_op_never_changes_places_with_one_that_it_conflicts_with():
 
     for row in (1, 5, 6):
         assert [op for op in order if op.id == row] == [op for op in ops if op.id == row]
+
+
+def versioned(made: int, row: int, into: TableSchema = OTHER, *, narrowed: bool = False, **values: Any) -> Op:
+    condition = ["and", ["=", 0, row], ["=", 1, 7]] if narrowed else None
+    named = None if narrowed else row
+    keep = Op(READ, "one", ONE.hash, 0, where=["and", condition or ["=", 0, row], ["not", ["same", 1, 3]]])
+    kept = Op(COPY, into.name, into.hash, 0, made, expressions=((1, ["c", 0]),), source=keep)
+    columns = tuple(ONE.index[name] for name in values)
+    changed = Op(UPDATE, "one", ONE.hash, 0, named, columns, tuple(values.values()), condition)
+    return Op(GROUP, kept.table, kept.schema, 0, ops=(kept, changed))
+
+
+def test_versioned_updates_of_different_rows_are_executed_together_also_where_a_filter_narrows_them():
+    assert sizes([versioned(900 + row, row, n=row) for row in range(50)]) == [("group", 50)]
+    assert sizes([versioned(900 + row, row, narrowed=True, n=row) for row in range(50)]) == [("group", 50)]
+
+
+def test_a_row_that_is_updated_again_begins_a_new_run_so_that_each_of_its_states_is_kept():
+    ops = [versioned(901, 1, n=1), versioned(902, 2, n=1), versioned(903, 1, n=2), versioned(904, 3, n=1)]
+
+    assert sizes(ops) == [("group", 2), ("group", 2)]
+
+
+def test_a_versioned_update_passes_no_other_write_of_its_row():
+    assert sizes([versioned(901, 1, n=1), update(2, n=5), versioned(902, 2, n=6)]) == [
+        ("group", 1), ("update", 1), ("group", 1)
+    ]  # fmt: skip
+    assert sizes([versioned(901, 1, n=1), update(2, n=5), versioned(902, 3, n=6)]) == [("group", 2), ("update", 1)]
+    assert sizes([versioned(901, 1, n=1), update(None, n=5), versioned(902, 3, n=6)]) == [
+        ("group", 1), ("update", 1), ("group", 1)
+    ]  # fmt: skip
+
+
+def test_a_foreign_key_of_the_archive_to_its_row_keeps_no_versions_apart():
+    ops = [versioned(901, 1, CHILD, n=1), versioned(902, 2, CHILD, n=1)]
+
+    assert sizes(ops, child=OF_ONE) == [("group", 2)]
+    assert sizes([ops[0], delete(2), ops[1]], child=OF_ONE) == [("group", 1), ("delete", 1), ("group", 1)]
+
+
+def test_versions_with_a_unique_value_stand_alone():
+    ops = [versioned(901, 1, n=1), versioned(902, 2, n=1)]
+
+    assert sizes(ops, other=UNIQUE_N) == [("group", 1), ("group", 1)]
+    assert sizes(ops, one=UNIQUE_N) == [("group", 1), ("group", 1)]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.column import Column
-from pipeline.op import COPY, DELETE, INSERT, READ, UPDATE, UPSERT, Op
+from pipeline.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op
 from pipeline.schema import TableSchema
 from pipeline.shard.constraints import Constraints
 from pipeline.shard.dialect import Dialect, MySQL, SQLite
@@ -117,7 +117,7 @@ def test_what_a_newer_version_wrote_is_refused_not_guessed(facts: Facts, one: Op
 
 def test_a_statement_has_as_many_rows_as_its_kind_bears():
     assert {kind: most(kind) for kind in (INSERT, DELETE, UPSERT)} == dict.fromkeys((INSERT, DELETE, UPSERT), MAX_ROWS)
-    assert most(UPDATE) == MAX_BRANCHES
+    assert most(UPDATE) == most(GROUP) == MAX_BRANCHES
 
 
 @pytest.mark.parametrize(("dialect", "quoted"), [(MYSQL, "`a``b`"), (SQLITE, '"a`b"')])
@@ -130,13 +130,24 @@ def test_a_copy_reads_the_row_as_it_is_and_holds_it(facts: Facts):
     same = ["not", ["and", ["same", 1, None], ["same", 2, "a"]]]
     changed = op(COPY, 9, expressions=((1, ["c", 0]),), source=op(READ, None, where=["and", ["=", 0, 5], same]))
 
-    assert copy_statement(one, facts, facts, MYSQL) == (
-        "INSERT INTO t (id, price, n, name) SELECT 9, 1.50, id, name FROM t WHERE id = 5 FOR UPDATE"
+    assert copy_statement([one], facts, facts, MYSQL) == (
+        "INSERT INTO t (id, price, n, name) SELECT 9, 1.50, id, name FROM t WHERE id IN (5) FOR UPDATE"
     )
-    assert copy_statement(changed, facts, facts, SQLITE) == (
+    assert copy_statement([changed], facts, facts, SQLITE) == (
         "INSERT INTO t (id, n) SELECT 9, id FROM t WHERE (id = 5 AND NOT ((n IS NULL AND name IS 'a' COLLATE BINARY)))"
     )
-    assert "CAST(name AS BINARY) <=> CAST('a' AS BINARY)" in copy_statement(changed, facts, facts, MYSQL)
+    assert "CAST(name AS BINARY) <=> CAST('a' AS BINARY)" in copy_statement([changed], facts, facts, MYSQL)
+
+
+def test_copies_of_several_rows_give_each_its_id_and_hold_each_to_its_condition(facts: Facts):
+    copied = ((1, ["c", 0]), (2, ["c", 2]))
+    first = op(COPY, 9, expressions=copied, source=op(READ, 5, where=["and", ["=", 0, 5], ["=", 1, 3]]))
+    second = op(COPY, 8, expressions=copied, source=op(READ, 6))
+
+    assert copy_statement([first, second], facts, facts, MYSQL) == (
+        "INSERT INTO t (id, n, name) SELECT CASE id WHEN 5 THEN 9 WHEN 6 THEN 8 END, id, name FROM t "
+        "WHERE id IN (5, 6) AND ((id = 5 AND (id = 5 AND n = 3)) OR (id = 6)) FOR UPDATE"
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,4 +160,4 @@ def test_a_copy_reads_the_row_as_it_is_and_holds_it(facts: Facts):
 )
 def test_a_copy_that_this_version_does_not_know_is_refused(facts: Facts, bad: Op):
     with pytest.raises((CannotRender, ValueError)):
-        copy_statement(bad, facts, facts, SQLITE)
+        copy_statement([bad], facts, facts, SQLITE)
