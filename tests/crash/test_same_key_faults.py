@@ -1,0 +1,142 @@
+"""One idempotency key, two processes of a host, and a real Redis that dies, hangs and comes back: one row and one id."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import nodes
+from support.rig import Rig
+from test_spool import Spooled
+
+from pipeline.client import Pipeline
+from pipeline.receipt import Receipt
+
+
+class Doubled(Spooled):
+    """A host with two clients, as two of its processes would have them."""
+
+    def __init__(self, rig: Rig, folder: Path):
+        super().__init__(rig, folder)
+        self.pair = [self.another(), self.another()]
+        for client in self.pair:  # they know the epoch and have ids
+            client.enqueue_insert(rig.db.event, owner=self.owner, body="before")
+
+    def noted(self, client: Pipeline) -> Receipt:
+        values = {"owner": self.owner, "body": "once"}
+        return client.enqueue_insert(self.rig.db.event, values, idempotency_key=f"form {self.owner}")
+
+    def stop(self, how: str) -> None:
+        if how == "dies":
+            self.rig.cluster.kill("redis")
+        else:
+            self.proxy.pause()
+
+    def go_on(self, how: str) -> None:
+        if how == "dies":
+            self.rig.cluster.start("redis")
+        else:
+            self.proxy.resume()
+
+    def once(self) -> list[int]:
+        """Bring everything to the shards; return the ids of the rows that were written with the key."""
+        assert self.drained()
+        self.client.drainer.drain()  # type: ignore[union-attr]  # it has a spool
+        with self.rig.worker(self.rig.config):
+            self.client.barrier("event", 30)
+        shard = self.client.topology.shard_of(self.row.bucket)
+        sql = f"SELECT id FROM event WHERE body = 'once' AND owner = {self.owner}"
+        return [row for (row,) in nodes.rows(self.rig.primaries[shard], sql)]
+
+    def close(self) -> None:
+        for client in self.pair:
+            client.close()
+        super().close()
+
+
+@pytest.fixture
+def doubled(valkey: Rig, tmp_path: Path) -> Iterator[Doubled]:
+    made = Doubled(valkey, tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+FAULTS = pytest.mark.parametrize("how", ["dies", "hangs"])
+
+
+@FAULTS
+def test_while_redis_is_away_both_are_told_the_id_of_the_row(doubled: Doubled, how: str) -> None:
+    first, second = doubled.pair
+    held = first.held()
+    doubled.stop(how)
+
+    with first.holding(held):
+        one = doubled.noted(first)
+    other = doubled.noted(second)
+    held.send()
+    doubled.go_on(how)
+
+    assert doubled.once() == [one.id] == [other.id]
+
+
+@FAULTS
+def test_redis_comes_back_between_the_two_calls(doubled: Doubled, how: str) -> None:
+    first, second = doubled.pair
+    held = first.held()
+    doubled.stop(how)
+    with first.holding(held):
+        one = doubled.noted(first)
+    doubled.go_on(how)
+
+    other = doubled.noted(second)
+    held.send()
+
+    assert doubled.once() == [one.id] == [other.id]
+
+
+@FAULTS
+def test_redis_goes_once_the_first_has_its_id_and_the_first_ends_before_the_second_comes(
+    doubled: Doubled, how: str
+) -> None:
+    first, second = doubled.pair
+    held = first.held()
+    with first.holding(held):
+        one = doubled.noted(first)
+    doubled.stop(how)
+    held.send()
+
+    other = doubled.noted(second)
+    doubled.go_on(how)
+
+    assert doubled.once() == [one.id] == [other.id]
+
+
+@FAULTS
+def test_both_come_at_the_moment_at_which_redis_goes(doubled: Doubled, how: str) -> None:
+    barrier, receipts = threading.Barrier(4), list[Receipt]()
+
+    def call(client: Pipeline, held: bool) -> None:
+        ops = client.held()
+        barrier.wait(30)
+        if held:
+            with client.holding(ops):
+                receipts.append(doubled.noted(client))
+            ops.send()
+        else:
+            receipts.append(doubled.noted(client))
+
+    threads = [threading.Thread(target=call, args=(client, held)) for client in doubled.pair for held in (True, False)]
+    doubled.stop(how)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    doubled.go_on(how)
+
+    assert len(receipts) == 4
+    assert doubled.once() == [receipts[0].id]
+    assert {receipt.id for receipt in receipts} == {receipts[0].id}
