@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.errors import LogUnavailable, PipelineFull, SpoolUnavailable, Unavailable
+from pipeline.log.contract import IdReserved
 from pipeline.log.spool.store import Number, Spool
 from pipeline.write.breaker import Breaker
 from pipeline.write.courier import Courier
@@ -70,8 +71,11 @@ class Spooling:
                 self._failed(error)
                 self._promising.agree(bucket, key, named, spooled=True)
             return self._instead({bucket: (payload,)}, error)[bucket]
-        if named is not None:
-            self._promising.hear(bucket, key, place.row_id or named)
+        except IdReserved as reserved:
+            self._promising.correct(bucket, key, reserved.row_id)
+            raise
+        if named is not None and place.row_id not in (None, named):
+            self._promising.correct(bucket, key, place.row_id)
         return place
 
     def publish_many(

@@ -13,11 +13,13 @@ from test_spooling import Shop
 from pipeline import clock
 from pipeline.client import Pipeline
 from pipeline.errors import SpoolUnavailable
-from pipeline.log.spool import promises
-from pipeline.log.spool.promises import KEPT_MS, Promise
+from pipeline.log.spool.promises import KEPT_MS, ROOM_BYTES, Promise
 from pipeline.log.spool.store import Spool
 from pipeline.receipt import Receipt
-from pipeline.write.promising import AWAY_S, Promising
+from pipeline.write.promising import AWAY_S
+
+#: SQLite's numbers of `PRAGMA synchronous`.
+NORMAL, FULL = 1, 2
 
 
 @pytest.fixture
@@ -144,9 +146,12 @@ def test_a_host_that_has_drained_its_spool_has_told_its_promises_to_the_others(
 
 
 @MODES
-def test_redis_goes_between_two_calls_of_one_process(shop: Shop, caller: Make, held: tuple[bool, bool]):
-    process = shop.another()
-    first, second = (caller(mode, process) for mode in held)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_redis_goes_between_the_two_calls(shop: Shop, caller: Make, held: tuple[bool, bool], processes: int):
+    clients = [shop.another(), shop.another()][:processes]
+    first, second = caller(held[0], clients[0]), caller(held[1], clients[-1])
+    for client in clients:
+        shop.buy(0, client)
     one = first.buys(1)
     shop.log.away = True
 
@@ -156,7 +161,8 @@ def test_redis_goes_between_two_calls_of_one_process(shop: Shop, caller: Make, h
 
     [(row, _)] = of_the_key(shop)
     assert row == one.id == other.id
-    process.close()
+    for client in clients:
+        client.close()
 
 
 @pytest.mark.parametrize("held", [True, False])
@@ -353,6 +359,30 @@ def test_threads_and_processes_that_meet_in_the_spool_at_the_same_moment_are_tol
     assert {receipt.id for receipt in receipts} == {receipts[0].id}
 
 
+# hosts ------------------------------------------------------------------------------------------------------------
+
+
+@MODES
+def test_hosts_agree_through_redis_and_a_host_remembers_what_it_heard(
+    shop: Shop, caller: Make, tmp_path: Path, held: tuple[bool, bool]
+):
+    other_host = elsewhere(shop, tmp_path)
+    shop.buy(0, other_host)
+    first, second, third = caller(held[0]), caller(held[1], other_host), caller(held[0], other_host)
+    one, other = first.buys(1), second.buys(2)
+    shop.log.away = True
+    last = third.buys(3)
+    shop.log.away = False
+    for request in (third, second, first):
+        request.ends()
+    other_host._breaker.close()
+    assert other_host.drainer.drain().empty  # type: ignore[union-attr]  # it has a spool
+
+    [(row, _)] = of_the_key(shop)
+    assert row == one.id == other.id == last.id
+    other_host.close()
+
+
 # what is not promised: one row all the same ------------------------------------------------------------------------
 
 
@@ -379,23 +409,6 @@ def test_hosts_that_cannot_ask_redis_may_tell_two_ids_but_make_one_row(
     other_host.close()
 
 
-@MODES
-def test_redis_goes_between_two_calls_of_two_processes_and_there_is_one_row(
-    shop: Shop, caller: Make, held: tuple[bool, bool]
-):
-    first, second = map(caller, held)
-    one = first.buys(1)
-    shop.log.away = True
-    other = second.buys(2)
-    second.ends()
-    first.ends()
-
-    [(row, _)] = of_the_key(shop)
-
-    assert row in (one.id, other.id)
-    assert {one.status(), other.status()} == {"applied"}
-
-
 def test_a_file_that_cannot_be_written_costs_the_promise_and_not_the_call(
     shop: Shop, caller: Make, monkeypatch: pytest.MonkeyPatch
 ):
@@ -407,7 +420,6 @@ def test_a_file_that_cannot_be_written_costs_the_promise_and_not_the_call(
 
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.log.spool.promises.Promises.made", broken)
-        patch.setattr("pipeline.log.spool.promises.Promises.found", broken)
         receipt = held.buys(1)
     held.ends()
 
@@ -424,58 +436,69 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     made.close()
 
 
-def test_who_only_asks_makes_no_file(spool: Spool):
-    assert spool.promises.found(3, "k") is None
-    assert not spool.file.there
-
-
 def test_a_key_keeps_the_first_id_per_bucket_and_letter_by_letter(spool: Spool):
     assert spool.promises.made(3, "k", 2**62) == 2**62
     assert spool.promises.made(3, "k", 5) == 2**62
     assert spool.promises.made(4, "k", 6) == 6
     assert spool.promises.made(3, "K", 7) == 7
-    assert spool.promises.found(3, "k") == 2**62
+
+
+def test_a_promise_that_another_host_was_before_is_corrected(spool: Spool):
+    spool.promises.made(3, "k", 5)
+    spool.promises.made(4, "k", 6)
+
+    spool.promises.corrected(3, "k", 2**62)
+
+    assert spool.promises.made(3, "k", 7) == 2**62
+    assert spool.promises.made(4, "k", 7) == 6
 
 
 def test_a_promise_ends_with_the_time_that_redis_keeps_a_key(spool: Spool, monkeypatch: pytest.MonkeyPatch):
     spool.promises.made(3, "k", 5)
     now_ms = clock.wall_ms()
-    monkeypatch.setattr("pipeline.clock.wall_ms", lambda: now_ms + KEPT_MS + 1)
+    monkeypatch.setattr("pipeline.clock.wall_ms", lambda: now_ms + KEPT_MS - 60_000)
+    assert spool.promises.made(3, "k", 6) == 5
 
-    assert spool.promises.found(3, "k") is None
-    assert spool.promises.untold() == []
+    monkeypatch.setattr("pipeline.clock.wall_ms", lambda: now_ms + KEPT_MS + 60_000)
     assert spool.promises.made(3, "k", 6) == 6
+    assert spool.promises.made(3, "k", 7) == 6
 
 
-def test_of_too_many_promises_the_newest_stay(spool: Spool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(promises, "MOST", 3)
+def test_of_too_many_promises_the_newest_stay(tmp_path: Path):
+    spool = Spool(tmp_path / "small.spool", 3 * ROOM_BYTES)
     for row_id in range(1, 6):
         spool.promises.made(3, f"k{row_id}", row_id)
 
-    assert [spool.promises.found(3, f"k{row_id}") for row_id in range(1, 6)] == [None, None, 3, 4, 5]
+    assert [spool.promises.made(3, f"k{row_id}", 9) for row_id in (3, 4, 5, 1)] == [3, 4, 5, 9]
+    spool.close()
 
 
-def test_what_redis_was_told_stays_but_is_not_told_again(spool: Spool):
+def test_redis_is_told_once_and_of_what_was_spooled_only(spool: Spool):
+    for bucket in (3, 4, 5):
+        spool.promises.made(bucket, "k", bucket)
+    spool.promises.tell(3, "k")
+    spool.promises.tell(4, "k")
+    assert spool.promises.untold() == [Promise(3, "k", 3), Promise(4, "k", 4)]
+
+    spool.promises.told([Promise(3, "k", 3)])
+
+    assert spool.promises.untold() == [Promise(4, "k", 4)]
+    assert spool.promises.made(3, "k", 9) == 3
+
+
+def test_a_promise_costs_no_fsync_and_an_op_after_it_does(spool: Spool):
+    levels: list[int] = []
+
+    def level(**how: bool) -> None:
+        with spool.file.writing(**how) as db:
+            levels.append(db.execute("PRAGMA synchronous").fetchone()[0])
+
+    level()
     spool.promises.made(3, "k", 5)
-    spool.promises.made(4, "other", 6)
+    level(synced=False)
+    level()
 
-    spool.promises.told([Promise(3, "k", 5)])
-
-    assert spool.promises.untold() == [Promise(4, "other", 6)]
-    assert spool.promises.found(3, "k") == 5
-
-
-def test_what_redis_said_is_forgotten_after_a_day_and_beyond_a_number(shop: Shop, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pipeline.write.promising.MOST", 2)
-    promising = Promising(shop.log, shop.client.spool.promises, shop.client._breaker)
-    for row_id in (1, 2, 3):
-        promising.hear(3, f"k{row_id}", row_id)
-    shop.log.away = True
-
-    assert [promising.reserve(3, f"k{row_id}", 9) for row_id in (1, 2)] == [9, 2]
-    now_s = clock.mono_s()
-    monkeypatch.setattr("pipeline.clock.mono_s", lambda: now_s + KEPT_MS / 1000 + 1)
-    assert promising.reserve(3, "k3", 9) == 9
+    assert levels == [FULL, NORMAL, FULL]
 
 
 def elsewhere(shop: Shop, folder: Path) -> Pipeline:

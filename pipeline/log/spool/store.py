@@ -67,7 +67,7 @@ class Spool:
         self.file = SpoolFile(path, max_bytes)
         self.lock = HostLock(Path(f"{path}.lock"))
         self.reserve = Reserve(self.file, HostLock(Path(f"{path}.reserving")))
-        self.promises = Promises(self.file)
+        self.promises = Promises(self.file, max_bytes)
         self._marker = f"{path}.waiting"
         self._start()
 
