@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,11 +12,7 @@ from pipeline.errors import UnknownField
 from pipeline.testing import Sandbox, sandbox
 from pipeline.web.request import Request
 
-
-@pytest.fixture
-def box() -> Iterator[Sandbox]:
-    with sandbox({"sale": {"shard_key": "customer"}}) as made:
-        yield made
+TABLES = {"sale": {"shard_key": "customer"}}
 
 
 @pytest.fixture
