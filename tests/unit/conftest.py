@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from support.spooled import spool
 
 from pipeline.testing import Sandbox, sandbox
+
+__all__ = ["box", "spool"]
 
 
 @pytest.fixture
