@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from support.demo import dataset
 from support.spooled import spool
 
 from pipeline.testing import Sandbox, sandbox
 
-__all__ = ["box", "spool"]
+__all__ = ["box", "dataset", "spool"]
 
 
 @pytest.fixture
