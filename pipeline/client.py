@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -13,9 +14,11 @@ from pipeline.clock import Deadline
 from pipeline.errors import BadOp
 from pipeline.log.bell import Bell, SilentBell
 from pipeline.log.contract import Log
+from pipeline.log.patience import Patience, in_all
 from pipeline.log.redis_log import RedisLog
+from pipeline.log.secret import Secret
 from pipeline.log.spool.store import Spool
-from pipeline.pydal_objects import for_all_threads
+from pipeline.pydal_objects import for_all_threads, renamed
 from pipeline.reads.budget import Budget
 from pipeline.reads.counters import Counters
 from pipeline.reads.node_dal import NodeDAL
@@ -45,6 +48,9 @@ from pipeline.write.sender import Lost
 from pipeline.write.spooling import Spooling
 from pipeline.write.validated import Validated, validated
 
+#: Of the time that a request may wait; the rest is for the spool, whose file is synced.
+FOR_REDIS = 0.95
+
 
 class Pipeline:
     """One deployment, seen from this process.
@@ -65,16 +71,19 @@ class Pipeline:
         self.topology = Topology(self.settings)
         redis = self.settings.redis
         self.spool = _spool_of(self.settings)
-        hasty = self.spool is not None
-        self.log: Log = log or RedisLog(redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s, hasty=hasty)
+        # without a spool an op has nowhere else to go
+        self.patience = Patience(redis.timeout_s * FOR_REDIS if self.spool else math.inf)
+        self.log: Log = log or RedisLog(
+            redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s, patience=self.patience if self.spool else None
+        )
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
         self.counters = Counters()
         self.readings = Readings(self.log, self.counters)
         readings = self.readings
         self.nodes = Nodes(self.settings, readings.takes_writes, readings.unfit, readings.views)
         self._breaker = Breaker(self.spool.waiting) if self.spool else Breaker()
-        definitions = Definitions(self.log, self.nodes, self.topology, self.spool, self._breaker)
-        self.row_ids = RowIds(self.log, self.spool, self._breaker)
+        definitions = Definitions(self.log, self.nodes, self.topology, self.spool, self._breaker, self.patience)
+        self.row_ids = RowIds(self.log, self.spool, self._breaker, self.patience)
 
         def renewed() -> None:
             definitions.republish()
@@ -87,7 +96,8 @@ class Pipeline:
             self.bell,
             lineage.raise_epoch,
             self._record_lost,
-            hasty_s=redis.timeout_s / 2 if hasty else None,
+            patience=self.patience,
+            renewed=renewed,
             ended=self.nodes.close,
         )
         self._through_spool(definitions)
@@ -97,16 +107,19 @@ class Pipeline:
         router = Router(
             self.nodes, self.readers, self.readings, budget, self.counters.count, loads=self.settings.loads()
         )
-        self._reads = Reads(self.settings, self.topology, self.log, router, self.door.table)
-        self._outgoing = Outgoing(self._spooling or self.publisher, self)
+        secret = Secret(self.log, self.spool, self.patience, lambda: self._breaker.open)
+        self._reads = Reads(self.settings, self.topology, self.log, router, self.door.table, secret)
+        self._outgoing = Outgoing(self._spooling or self.publisher, self, self.patience)
         self._define_lock = threading.Lock()
 
     # writes -------------------------------------------------------------------------------------------------
 
+    @in_all
     def define_tables(self, db: Any) -> None:
         """Make a DAL's tables known, so that ops may name them by text. Cheap enough for every request."""
         self.door.define(db)
 
+    @in_all
     def enqueue_insert(self, table: Any, values: Mapping[str, Any] | None = None, /, **fields: Any) -> Receipt:
         """Queue an insert; see the package's `enqueue_insert`."""
         if values is None and _OPTIONS.isdisjoint(fields):  # as most calls are
@@ -115,6 +128,7 @@ class Pipeline:
         addressed = self.door.insert(table, given, options.get("shard_key"), options.get("idempotency_key"))
         return self._outgoing.take(addressed, options.get("durability", "redis"))
 
+    @in_all
     def enqueue_update(
         self, target: Any, second: Any = None, third: Mapping[str, Any] | None = None, /, **fields: Any
     ) -> Receipt:
@@ -124,12 +138,14 @@ class Pipeline:
         addressed = self.door.update(target, row_id, given, options.get("shard_key"), options.get("idempotency_key"))
         return self._outgoing.take(addressed, options.get("durability", "redis"))
 
+    @in_all
     def enqueue_delete(self, target: Any, row_id: Any = None, /, **options: Any) -> Receipt:
         """Queue a delete; see the package's `enqueue_delete`."""
         _only_options(options)
         addressed = self.door.delete(target, row_id, options.get("shard_key"), options.get("idempotency_key"))
         return self._outgoing.take(addressed, options.get("durability", "redis"))
 
+    @in_all
     def enqueue_upsert(
         self, table: Any, values: Mapping[str, Any] | None = None, /, *, key: Iterable[str], **fields: Any
     ) -> Receipt:
@@ -169,6 +185,7 @@ class Pipeline:
         table = self.door.table(table)
         return validated(table, given, lambda final: self.enqueue_insert(table, final, **options))
 
+    @in_all
     def take_together(self, made: Iterable[Addressed]) -> Receipt:
         """Queue ops that the door has made, all of one bucket, in one atomic group; return the last one's receipt."""
         with self.atomic():
@@ -275,7 +292,9 @@ class Pipeline:
         with self._define_lock:
             for other in self.door.siblings(table):
                 if other._tablename not in db.tables:
-                    for field in db.define_table(other._tablename, other, migrate=False):
+                    rname = {"rname": other._rname} if renamed(other) else {}
+                    fields = [field.clone() for field in other]  # of the table itself pyDAL takes no id of another name
+                    for field in db.define_table(other._tablename, *fields, migrate=False, **rname):
                         for_all_threads(field)
         return db
 

@@ -107,7 +107,7 @@ def renamed(faults: Iterable[str], label: str) -> list[str]:
     for fault in faults:
         for pattern, name in _NAMES:
             fault = pattern.sub(f"[{SECTION}] {name}", fault)
-        found.append(f"{label}: {fault}")
+        found.append(fault if fault.startswith(label) else f"{label}: {fault}")
     return found
 
 

@@ -29,7 +29,7 @@ import pipeline
 from pipeline import attachment, settings
 from pipeline.client import Pipeline as Client
 from pipeline.errors import ConfigError
-from pipeline.web import outbox
+from pipeline.web import by_hand, outbox
 from pipeline.web.clients import client_of
 from pipeline.web.request import MODES, Request
 from pipeline.web.warming import warm_up
@@ -74,6 +74,7 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         if mode == "outbox":  # at import: what one thread defines in a request, others have not got
             outbox.defined(db)
         self._watch_commits(db._adapter)
+        by_hand.follow(db, self._begun_here)
 
     def on_request(self, context: dict[str, Any]) -> None:
         """Begin a request; nothing is opened before the first call.
@@ -141,6 +142,9 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
 
     def __dir__(self) -> list[str]:
         return sorted({*object.__dir__(self), *(name for name in dir(Request) if name[0] != "_")})
+
+    def _begun_here(self) -> list[Request]:
+        return [self.local.request] if self.is_valid() and self.local.request is not None else []
 
     def _holder(self) -> Holder | None:
         if self.mode == "now":

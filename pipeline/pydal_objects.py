@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,11 +53,26 @@ def real_name(table: Any) -> str:
     return str(getattr(table, "_dalname", table._tablename))
 
 
+def renamed(table: Any) -> bool:
+    """Return whether a table has another name in the database; pyDAL fills `rname` with the quoted one if not."""
+    return bool(table._rname) and table._rname.strip("\"'`[]") != real_name(table)
+
+
 def referee(type_: Any) -> str | None:
     """Return the table that a field of this type refers to."""
     if not isinstance(type_, str) or not type_.startswith(("reference ", "big-reference ")):
         return None
     return type_.partition(" ")[2].strip().partition(".")[0]
+
+
+def reference_to(table: Any, row_id: int | None) -> Any:
+    """Return an id as pyDAL's own insert does: a number that reads its row when it is asked for a field."""
+    if row_id is None:
+        return None
+    module = next(cls.__module__ for cls in type(table).__mro__ if cls.__module__.startswith("pydal."))
+    made = sys.modules[module].Reference(row_id)
+    made._table, made._record = table, None
+    return made
 
 
 def conjuncts(query: Any) -> Iterator[Any]:

@@ -13,6 +13,7 @@ from celery import bootsteps
 
 from pipeline.log.bell import Bell
 from pipeline.log.broker import queue_of
+from pipeline.log.contract import scopes_of
 from pipeline.log.redis_log import RedisLog
 from pipeline.settings import Settings, load
 from pipeline.topology import Topology
@@ -23,6 +24,8 @@ SWEEP_S = 0.5
 DUE_MS = 700
 #: Chores of the whole deployment, done by whichever worker comes first: seconds between them.
 RECONCILE_S, TRIM_S = 30, 10
+#: The same for a look whether Redis is still the server that gave out the epochs, ms.
+LINEAGE_MS = 1000
 #: From this share of Redis's memory on nothing more is let in; the rest is for draining and for the broker.
 FULL_SHARE = 0.70
 _log = logging.getLogger("pipeline.sweeper")
@@ -57,6 +60,7 @@ class Sweep:
     def __init__(self, settings: Settings, app: Any):
         redis = settings.redis
         self._shards, self._app = Topology(settings).shards, app
+        self._scopes = scopes_of(self._shards)
         self._log = RedisLog(redis.url, prefix=redis.prefix, read_s=1.0)
         self._bell = Bell(redis.broker_url, redis.prefix, self._shards)
         self._spool = SpoolWatch(settings)
@@ -71,6 +75,8 @@ class Sweep:
                 self._chore("reconcile", shard, RECONCILE_S)
                 self._chore("trim", shard, TRIM_S)
             self._spool.look()
+            if self._log.claim("lineage", LINEAGE_MS):
+                self._look_at_epochs()
             if self._log.claim("memory", 1000):
                 share = self._log.memory_share()
                 self._log.set_full(f"Redis uses {share:.0%} of its memory" if share > FULL_SHARE else None)
@@ -81,6 +87,16 @@ class Sweep:
         """Close the connections."""
         self._log.close()
         self._spool.close()
+
+    def _look_at_epochs(self) -> None:
+        """Let epochs be raised that were given out on another server: a request may not have the time to."""
+        for scope in self._scopes.values():
+            epoch, current, _ = self._log.epoch(scope.name)
+            if not epoch or not current:
+                queue = queue_of(scope.shards[0])
+                self._app.send_task(
+                    "pipeline.raise_epoch", kwargs={"scope": scope.name}, queue=queue, expires=30, ignore_result=True
+                )
 
     def _chore(self, name: str, shard: str, every_s: int) -> None:
         if self._log.claim(f"{name}:{shard}", every_s * 1000):

@@ -32,3 +32,10 @@ def reconcile(shard: str) -> dict[str, int]:
 def trim(shard: str) -> dict[str, int]:
     """Delete from the logs what every node of the shard has, and what nobody asks for any more."""
     return {"trimmed": upkeep.trim(client(), shard)}
+
+
+@app.task(name="pipeline.raise_epoch", autoretry_for=(Unavailable,), max_retries=3, default_retry_delay=1)
+def raise_epoch(scope: str) -> dict[str, int]:
+    """Raise the epoch of a scope whose server has changed: a producer that runs no threads cannot."""
+    publisher = client().publisher
+    return {"epoch": publisher.epoch_of(publisher.scopes[scope])}

@@ -26,9 +26,30 @@ def reconcile(pipeline: Pipeline, shard: str) -> int:
     """
     found = inquiry.marks_of(pipeline.nodes.primary(shard))
     mine = {bucket: mark.position for bucket, mark in found.items() if mark.state == "active"}
-    behind = unapplied(mine.items(), pipeline.log.tails(mine))
+    tails = pipeline.log.tails(mine)
+    behind = unapplied(mine.items(), tails)
     pipeline.log.mark_dirty(shard, behind)
+    _tell_of_others(pipeline, shard, mine, tails)
     return len(behind)
+
+
+def _tell_of_others(pipeline: Pipeline, shard: str, mine: dict[int, Position], tails: dict[int, Position]) -> None:
+    """Log an error if a watermark is of a later epoch than this Redis gives out: who moved it has another Redis.
+
+    A Redis that lost epochs is told from that: its epoch is not current any more, or was raised above all watermarks.
+    """
+    ahead = [bucket for bucket, mark in mine.items() if bucket in tails and tails[bucket].epoch < mark.epoch]
+    epochs = {scope: pipeline.log.epoch(scope.name) for scope in {pipeline.publisher.scope_of(b) for b in ahead}}
+    for bucket in ahead:
+        epoch, current, _ = epochs[pipeline.publisher.scope_of(bucket)]
+        if current and epoch < mine[bucket].epoch:
+            _log.error(
+                "another deployment applies ops to shard %s: the watermark of bucket %d is of epoch %d, "
+                "this Redis gives out %d. Ops are taken for applied that are not. "
+                "Give each [redis] url and prefix databases of its own",
+                shard, bucket, mine[bucket].epoch, epoch,
+            )  # fmt: skip
+            return
 
 
 def trim(pipeline: Pipeline, shard: str) -> int:

@@ -56,6 +56,8 @@ class Changes:
         values = changed(self._table, values)
         if not values:
             return 1  # the row that a form shows stays as it is
+        if self._nobody(query):
+            return 0
         try:
             self._put(query, values)
         except ShardKeyError:
@@ -66,11 +68,21 @@ class Changes:
 
     def delete(self, query: Any) -> int:
         """Queue a delete; return how many ops it became."""
+        if self._nobody(query):
+            return 0
         try:
             self._remove(query)
         except ShardKeyError:
             return self._each(query, lambda one, key: self._remove(one, **key))
         return 1
+
+    def _nobody(self, query: Any) -> bool:
+        """Return whether a query asks for an id that no row has: `request.args(0) or 0`, or one that was not given."""
+        table = self._table
+        for part in conjuncts(query):
+            if op_name(part) == "eq" and part.first is table._id and _no_id(part.second):
+                return True
+        return False
 
     def _put(self, query: Any, values: Final, **key: Any) -> None:
         """Queue one op; with an archive, a copy and an update in one group."""
@@ -159,9 +171,16 @@ class Changes:
         if self._sink.unsent(name):
             raise BadOp(
                 f"this write to {name!r} must look for its rows in the database, where those that the same request has "
-                "queued are not yet: fix the id or the shard key in the query with ==, or write in another request"
+                "queued are not yet: fix the id or the shard key in the query with ==, call db.commit() before, or "
+                "write in another request"
             )
         self._client().barrier(name, SETTLE_S)
+
+
+def _no_id(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value or (value.removeprefix("-").isdecimal() and int(value) < 1)
+    return value is None or (isinstance(value, int) and value < 1)
 
 
 def _narrowed(query: Any, narrower: Any) -> Any:

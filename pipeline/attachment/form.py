@@ -13,6 +13,7 @@ from pipeline.errors import BadOp
 from pipeline.pydal_objects import kind_of
 from pipeline.receipt import Receipt
 from pipeline.values import python_value
+from pipeline.values.lists import is_blank
 
 #: What both frameworks show instead of a password; it comes back where the user left it alone.
 PASSWORD_SHOWN = "********"
@@ -105,6 +106,8 @@ def _typed(gate: Any, name: str, value: Any) -> Any:
     column = gate.schema.columns[gate.column_of[name]]
     if column.kind.startswith("list:") and not isinstance(value, list | tuple):
         value = [value] if value else []
+    if column.kind.startswith("list:"):
+        value = [item for item in value if not is_blank(item)]
     return python_value(column, gate.check[name](value))
 
 

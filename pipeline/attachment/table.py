@@ -21,7 +21,7 @@ from pipeline.attachment.refusal import refuse, refuse_large
 from pipeline.attachment.sink import Sink
 from pipeline.attachment.versions import adopt, archives_of, noted, refuse_callbacks, refuse_unadopted, watch_enabling
 from pipeline.errors import BadOp, Unavailable
-from pipeline.pydal_objects import kind_of, real_name
+from pipeline.pydal_objects import kind_of, real_name, reference_to
 from pipeline.write.copying import Archive
 from pipeline.write.gate import Final
 
@@ -105,7 +105,8 @@ def _replace(adapter: Any) -> None:
         if found is None:
             return own["bulk_insert"](table, items)
         refuse_unadopted(table)
-        return [receipt.id for receipt in found[0].enqueue_bulk_insert(table, [_values(table, i) for i in items])]
+        receipts = found[0].enqueue_bulk_insert(table, [_values(table, i) for i in items])
+        return [reference_to(table, receipt.id) for receipt in receipts]
 
     def update(table: Any, query: Any, fields: Pairs) -> Any:
         found = tables.get(real_name(table))
@@ -151,9 +152,9 @@ def _replace(adapter: Any) -> None:
     setattr(adapter, _ATTRIBUTE, tables)
 
 
-def _insert(sink: Sink, table: Any, fields: Pairs) -> int | None:
+def _insert(sink: Sink, table: Any, fields: Pairs) -> Any:
     refuse_unadopted(table)
-    return sink.enqueue_insert(table, _values(table, fields)).id
+    return reference_to(table, sink.enqueue_insert(table, _values(table, fields)).id)
 
 
 def _values(table: Any, fields: Pairs) -> Final:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import sys
 import threading
 from collections.abc import Iterable, Mapping
 from queue import SimpleQueue
@@ -18,6 +17,7 @@ from typing import Any
 from pipeline import clock
 from pipeline.log.broker import APPLY_TASK, broker_settings, queue_of
 from pipeline.log.connection import connect
+from pipeline.log.patience import threads_run
 
 #: Rings of one process that come faster than this are one, s. Keeps a busy producer's own latency flat.
 QUIET_S = 0.005
@@ -174,9 +174,3 @@ class SilentBell:
 
     def close(self) -> None:
         """Do nothing."""
-
-
-def threads_run() -> bool:
-    """Return False inside a uWSGI that was not started with --enable-threads."""
-    uwsgi = sys.modules.get("uwsgi")
-    return uwsgi is None or bool(getattr(uwsgi, "opt", {}).get("enable-threads"))

@@ -45,6 +45,15 @@ class Scope(NamedTuple):
     shards: tuple[str, ...]
 
 
+#: The name of the reference log's scope.
+EVERYWHERE = "*"
+
+
+def scopes_of(shards: tuple[str, ...]) -> dict[str, Scope]:
+    """Return all scopes of a deployment by name."""
+    return {EVERYWHERE: Scope(EVERYWHERE, shards), **{shard: Scope(shard, (shard,)) for shard in shards}}
+
+
 class EpochStale(Exception):
     """The server is not the one that this epoch was given out on: raise the epoch, then append again."""
 

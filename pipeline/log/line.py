@@ -13,7 +13,7 @@ from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.log.connection import script, translated
 from pipeline.log.contract import Append, Appended, EpochStale, Placed, Scope, one_by_append
 from pipeline.log.keys import Keys
-from pipeline.log.wire import Wire
+from pipeline.log.link import Link
 from pipeline.op import Position
 
 #: How often a producer's expiry is put off, s; it is two days.
@@ -28,11 +28,10 @@ _TRANSIENT = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, r
 
 
 class RedisLine:
-    """A `contract.Line` over one connection of the pool."""
+    """A `contract.Line` over one connection."""
 
-    def __init__(self, pool: Any, keys: Keys):
-        self._pool, self._keys = pool, keys
-        self._wire: Wire | None = None
+    def __init__(self, link: Link, keys: Keys):
+        self._link, self._keys = link, keys
         self._renew_at = 0.0
         self._heads: dict[tuple[str, int], list[str]] = {}
         #: Of each bucket epoch, producer, and the packed beginning of the usual command.
@@ -61,7 +60,7 @@ class RedisLine:
         number = b"%d" % seq
         packed = b"%b%d\r\n%b\r\n$%d\r\n%b\r\n" % (head, len(number), number, len(payload), payload)
         try:  # as `_asked`, but for what does not happen
-            words = (self._wire or self._connected()).ask(packed).split()
+            words = self._link.ask(packed).split()
         except (redis.exceptions.RedisError, OSError) as error:
             words = self._asked_again((*self._one(scope, epoch, producer, bucket), seq, payload), error).split()
         if words[0] == b"full":
@@ -70,17 +69,17 @@ class RedisLine:
 
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
         """See `contract.Line.replicated`. Uses WAITAOF (Redis 7.2, Valkey) or WAIT."""
-        command = ("WAITAOF", "1", "0", WAIT_MS) if fsync else ("WAIT", "1", WAIT_MS)
+        command: tuple[Any, ...] = ("WAITAOF", "1", "0", WAIT_MS) if fsync else ("WAIT", "1", WAIT_MS)
         try:
             for deadline in clock.polls(timeout_s):
-                reached = self._send(command)
+                reached = self._link.ask_at_leisure(pack_command(command))
                 if int(reached[0] if fsync else reached) >= 1 or deadline.passed:
                     break
         except redis.exceptions.ResponseError as error:
             need = "Redis 7.2 or Valkey with appendonly yes" if fsync else "Redis replication"
             raise PipelineError(f"this durability needs {need}; the op is queued ({error})") from error
         except _TRANSIENT:
-            self._drop()
+            self._link.drop()
             return False
         return int(reached[0] if fsync else reached) >= 1
 
@@ -91,7 +90,7 @@ class RedisLine:
             try:
                 flat = self._send(command)
             except _TRANSIENT:
-                self._drop()  # idle for long, or from before a restart: once more on a new connection
+                self._link.drop()  # idle for long, or from before a restart: once more on a new connection
                 flat = self._send(command)
         pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
         return {int(bucket): int(value.split()[0]) for bucket, value in pairs}
@@ -104,14 +103,12 @@ class RedisLine:
             try:
                 return bool(self._send(command))
             except _TRANSIENT:
-                self._drop()
+                self._link.drop()
                 return bool(self._send(command))
 
     def close(self) -> None:
         """Give the connection back to the pool."""
-        if self._wire is not None:
-            self._wire.close()
-            self._wire = None
+        self._link.close()
 
     def _command(
         self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], idempotency_key: str, row_id: int
@@ -171,12 +168,12 @@ class RedisLine:
 
     def _asked_again(self, command: Sequence[Any], error: Exception) -> bytes:
         if isinstance(error, _TRANSIENT):
-            self._drop()
+            self._link.drop()
             self._renew_at = 0.0
         try:
             return self._call(command)
         except _TRANSIENT as again:
-            self._drop()
+            self._link.drop()
             raise LogUnavailable(f"{type(again).__name__}: {again}") from again
 
     def _call(self, command: Sequence[Any]) -> bytes:
@@ -197,16 +194,7 @@ class RedisLine:
             return self._send(["EVAL", text, *command[2:]])  # type: ignore[no-any-return]
 
     def _send(self, command: Sequence[Any]) -> Any:
-        return (self._wire or self._connected()).ask(pack_command(tuple(command)))
-
-    def _connected(self) -> Wire:
-        self._wire = Wire(self._pool)
-        return self._wire
-
-    def _drop(self) -> None:
-        wire, self._wire = self._wire, None
-        if wire is not None:
-            wire.drop()
+        return self._link.ask(pack_command(tuple(command)))
 
 
 def _read_reply(text: bytes | str, scope: Scope) -> Appended:

@@ -7,8 +7,8 @@ epoch above every watermark; a server that restarted or was promoted takes nothi
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import redis
 
@@ -18,9 +18,12 @@ from pipeline.log import news
 from pipeline.log.connection import connect, script, translated
 from pipeline.log.keys import Keys
 from pipeline.log.line import RedisLine
+from pipeline.log.link import Link
+from pipeline.log.patience import Patience
 from pipeline.log.replies import entries_of, hash_of, position_of, ring_of, text_of
 from pipeline.op import Entry, Position
 
+Result = TypeVar("Result")
 #: As in `enqueue.lua`: a Celery message that nobody fetched for so long no longer counts as on its way, ms.
 BELL_MS = 1000
 #: As in `enqueue.lua`.
@@ -43,34 +46,43 @@ class RedisLog:
         prefix: of every key.
         timeout_s: the longest that one append may take in all, its second try included.
         read_s: the longest that any other call may take.
-        hasty: what a web request needs beside appends (definitions, ids, epochs) may take no longer than an append:
-            there is a spool to go to.
+        patience: of the callers, where there is a spool to go to: then also what a web request needs beside appends
+            (definitions, ids, epochs) ends with it.
     """
 
     def __init__(
-        self, url: str, *, prefix: str = "pl", timeout_s: float = 0.25, read_s: float = 5.0, hasty: bool = False
+        self,
+        url: str,
+        *,
+        prefix: str = "pl",
+        timeout_s: float = 0.25,
+        read_s: float = 5.0,
+        patience: Patience | None = None,
     ):
         self.keys = Keys(prefix)
         self._client = connect(url, read_s=read_s, connect_s=min(read_s, 2.0))
         # raw replies: the driver would make a dict of every entry
         for command in ("XRANGE", "XREVRANGE"):
             self._client.response_callbacks.pop(command, None)
-        self._patient = connect(url, read_s=read_s, connect_s=min(read_s, 2.0)).connection_pool
+        self._leisurely = connect(url, read_s=read_s, connect_s=min(read_s, 2.0)).connection_pool
         # two tries: read, then connect and read again
-        self._quick = connect(url, read_s=timeout_s * 0.4, connect_s=timeout_s * 0.2)
+        self._reply_s = timeout_s * 0.4
+        self._quick = connect(url, read_s=self._reply_s, connect_s=timeout_s * 0.2)
         self._lines = self._quick.connection_pool
-        self._asked = self._quick if hasty else self._client
+        self._patience = patience
 
     def line(self, *, patient: bool = False) -> RedisLine:
         """See `contract.Log`; so are all below."""
-        return RedisLine(self._patient if patient else self._lines, self.keys)
+        if patient:
+            return RedisLine(Link(self._leisurely, 0, None), self.keys)
+        return RedisLine(Link(self._lines, self._reply_s, self._patience), self.keys)
 
     # epochs -------------------------------------------------------------------------------------------------
 
     def epoch(self, scope: str) -> tuple[int, bool, str]:
         with translated():
-            seen = text_of(self._asked.get(self.keys.epoch(scope)))
-            replid = self._asked.info("replication")["master_replid"]
+            given, info = self._soon(lambda redis: (redis.get(self.keys.epoch(scope)), redis.info("replication")))
+        seen, replid = text_of(given), info["master_replid"]
         epoch, _, given_on = seen.partition(" ")
         return int(epoch or 0), given_on == replid, f"{replid} {seen}"
 
@@ -80,25 +92,29 @@ class RedisLog:
 
     def earlier(self, bucket: int, idempotency_key: str) -> str | None:
         with translated():
-            found = self._asked.get(self.keys.same(bucket, idempotency_key))
+            found = self._soon(lambda redis: redis.get(self.keys.same(bucket, idempotency_key)))
         return text_of(found) if found is not None else None
 
     def note_earlier(self, bucket: int, idempotency_key: str, receipt: str) -> None:
         with translated():
-            self._asked.set(self.keys.same(bucket, idempotency_key), receipt, nx=True, px=IDEMPOTENCY_TTL_MS)
+            key = self.keys.same(bucket, idempotency_key)
+            self._soon(lambda redis: redis.set(key, receipt, nx=True, px=IDEMPOTENCY_TTL_MS))
 
     # table definitions --------------------------------------------------------------------------------------
 
     def publish_schema(self, name: str, hash: str, text: str) -> None:
-        with translated():
-            pipe = self._asked.pipeline()
+        def publish(redis: redis.Redis) -> None:
+            pipe = redis.pipeline()
             pipe.hset(self.keys.schemas, hash, text)
             pipe.hset(self.keys.tables, name, hash)
             pipe.execute()
 
+        with translated():
+            self._soon(publish)
+
     def schema(self, hash: str) -> str | None:
         with translated():
-            found = self._client.hget(self.keys.schemas, hash)
+            found = self._soon(lambda redis: redis.hget(self.keys.schemas, hash))
         return text_of(found) if found is not None else None
 
     def tables(self) -> dict[str, str]:
@@ -252,11 +268,14 @@ class RedisLog:
         return bool(self._run("earn", [self.keys.budget(shard)], arguments, self._quick))
 
     def secret(self, proposed: str) -> str:
-        with translated():
-            pipe: Any = self._client.pipeline(transaction=False)
+        def first(redis: redis.Redis) -> Any:
+            pipe: Any = redis.pipeline(transaction=False)
             pipe.set(self.keys.secret, proposed, nx=True)
             pipe.get(self.keys.secret)
-            return text_of(pipe.execute()[1])
+            return pipe.execute()[1]
+
+        with translated():
+            return text_of(self._soon(first))
 
     def server(self) -> dict[str, Any]:
         """Return the server's INFO, for `check` and `status`."""
@@ -274,12 +293,20 @@ class RedisLog:
         self._client.close()
         self._client.connection_pool.disconnect()
         self._lines.disconnect()
-        self._patient.disconnect()
+        self._leisurely.disconnect()
+
+    def _soon(self, work: Callable[[redis.Redis], Result]) -> Result:
+        """Do what a web request may be waiting for; then a thread does it, and the request leaves in time."""
+        patience = self._patience
+        if patience is None or patience.here.budget is None:
+            return work(self._client)
+        return patience.aside(lambda: work(self._quick))
 
     def _lease(self, token: str, lease: Lease | None, until_ms: int, for_ms: int, numbers: int, base: int) -> Lease:
         held, start = lease.number if lease else -1, random.randrange(numbers)
         arguments = [token, held, until_ms, for_ms, numbers, start, SPAN_MS, base]
-        reply = self._run("lease_ids", [self.keys.ids], arguments, self._asked)
+        with translated():
+            reply = self._soon(lambda redis: self._run("lease_ids", [self.keys.ids], arguments, redis))
         if not reply:
             raise NoProducerNumber
         return Lease(*map(int, reply))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pipeline import clock
 from pipeline.errors import BadRead, PartialResult, ShardUnavailable, Unavailable
-from pipeline.log.bell import threads_run
+from pipeline.log.patience import threads_run
 from pipeline.pydal_objects import kind_of, op_name, real_name, tables_in
 from pipeline.reads.bounds import Bounds, seconds
 from pipeline.reads.merge import merged

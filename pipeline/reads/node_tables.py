@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from pipeline.pydal_objects import for_all_threads, real_name, rebuilt, referee
+from pipeline.pydal_objects import for_all_threads, real_name, rebuilt, referee, renamed
 from pipeline.schema import signature_of
 
 #: Tables that are remembered: web2py makes its own anew at each request.
@@ -85,7 +85,7 @@ class NodeTables:
             if self._defined.get(name) != signature:
                 original = getattr(table._db, name, table) if table._tablename != name else table
                 virtual = [_unbound(v) for v in (*original._virtual_fields, *original._virtual_methods)]
-                options = {"rname": original._rname} if _given(original) else {}
+                options = {"rname": original._rname} if renamed(original) else {}
                 self._db.define_table(
                     name,
                     *[self._field(field, original) for field in original],
@@ -147,10 +147,6 @@ def _referred(table: Any) -> Iterator[str]:
         target = referee(field.type)
         if target is not None and target in table._db.tables:
             yield target
-
-
-def _given(table: Any) -> bool:
-    return bool(table._rname) and table._rname.strip("\"'`[]") != real_name(table)
 
 
 def _unbound(virtual: Any) -> Any:

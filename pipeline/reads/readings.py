@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 from pipeline import clock
 from pipeline.errors import PipelineError
-from pipeline.log.bell import threads_run
 from pipeline.log.contract import Log
+from pipeline.log.patience import threads_run
 from pipeline.reads.counters import Counters
 from pipeline.reads.prober import LOOK_EVERY_S
 from pipeline.reads.report import Report, decode

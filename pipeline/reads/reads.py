@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,15 +43,22 @@ class Reads:
 
     Args:
         find_table: returns the pyDAL table that a caller means by a table or a name.
+        secret: returns what signs session tokens, where the settings have nothing.
     """
 
     def __init__(
-        self, settings: Settings, topology: Topology, log: Log, router: Router, find_table: Callable[[Any], Any]
+        self,
+        settings: Settings,
+        topology: Topology,
+        log: Log,
+        router: Router,
+        find_table: Callable[[Any], Any],
+        secret: Callable[[], str],
     ):
         self._router, self._topology, self._find_table = router, topology, find_table
         self._defaults = Defaults(settings.reads)
         self._places = Places(topology, log)
-        self._seal = Seal(lambda: settings.reads.secret or log.secret(secrets.token_hex(16)))
+        self._seal = Seal(lambda: settings.reads.secret or secret())
         self._overlay = Overlay(log)
         self._gather = Gather(router, self._places, len(topology.shards))
 

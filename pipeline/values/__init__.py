@@ -41,7 +41,11 @@ def checker(table: str, column: Column) -> Check:
 
 
 def lenient(table: str, column: Column) -> Check:
-    """Return a `checker` that cuts moments to what the column holds: `default=request.now` has microseconds."""
+    """Return a `checker` that bends as pyDAL does where nothing that matters is lost.
+
+    It cuts moments to what the column holds, for `default=request.now` has microseconds; a whole number is a text of
+    its digits; blank items of a list, which pyDAL loses on reading, are left out.
+    """
     return _build(table, column, cut=True)
 
 
@@ -179,16 +183,16 @@ _CONVERTERS: Mapping[str, Callable[[Column, bool], Check]] = {
     "float": lambda column, cut: numbers.single,
     "decimal": lambda column, cut: numbers.decimal(column),
     "boolean": lambda column, cut: texts.boolean,
-    "string": lambda column, cut: texts.string(column),
-    "text": lambda column, cut: texts.text,
+    "string": texts.string,
+    "text": lambda column, cut: texts.plain(cut),
     "blob": lambda column, cut: texts.blob,
     "json": lambda column, cut: texts.json_text,
     "date": lambda column, cut: moments.day(cut),
     "time": lambda column, cut: moments.clock_time(cut),
     "datetime": lambda column, cut: moments.moment(cut),
-    "list:string": lambda column, cut: lists.items(column),
-    "list:integer": lambda column, cut: lists.items(column),
-    "list:reference": lambda column, cut: lists.items(column),
+    "list:string": lists.items,
+    "list:integer": lists.items,
+    "list:reference": lists.items,
 }
 _SHORTCUTS: Mapping[str, Callable[[Column, Check], Check]] = {
     **dict.fromkeys(numbers.RANGES, _whole_shortcut),

@@ -1,6 +1,7 @@
 """List columns: pyDAL keeps them as one text, `|a|b|`; they travel as JSON lists.
 
-pyDAL's form loses blank items and a unit separator at an item's end, so both are refused.
+pyDAL's form loses blank items and a unit separator at an item's end, so both are refused. Where pyDAL itself would have
+written, blank items are left out: web2py's widget for lists sends one for each input that the user left empty.
 """
 
 from __future__ import annotations
@@ -17,15 +18,20 @@ from pipeline.values.texts import text
 UNIT_SEPARATOR = "\x1f"
 
 
-def items(column: Column) -> Callable[[object], list[Any]]:
+def items(column: Column, no_blanks: bool = False) -> Callable[[object], list[Any]]:
     """Return the converter of a list column. One value alone becomes a list of one, as in pyDAL."""
     convert_item = _item(column)
 
     def convert(value: object) -> list[Any]:
         given = value if isinstance(value, list | tuple) else [value]
-        return [convert_item(item) for item in given]
+        return [convert_item(item) for item in given if not (no_blanks and is_blank(item))]
 
     return convert
+
+
+def is_blank(item: object) -> bool:
+    """Return whether pyDAL would drop an item on reading."""
+    return isinstance(item, str) and not item.strip()
 
 
 def _item(column: Column) -> Callable[[object], object]:

@@ -1,14 +1,15 @@
 """Dates and times: what a caller may give, and the ISO text that travels.
 
 pyDAL drops time zones and microseconds in silence; here both are refused. `cut=True` lets microseconds go, and the time
-of day where the column is a date: for defaults such as `request.now`.
+of day where the column is a date: for defaults such as `request.now`. It also takes a moment in UTC, which is what the
+column holds: py4web's `auth.signature` gives such; of any other zone it would be another moment.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import date, datetime, time
+from datetime import date, datetime, time, timedelta
 
 from pipeline.values.refused import Refused
 
@@ -82,7 +83,7 @@ def _datetime(value: object, *, cut: bool) -> datetime:
 
 
 def _check_plain(value: object, moment: datetime | time, cut: bool) -> None:
-    if moment.tzinfo is not None:
+    if moment.tzinfo is not None and not (cut and moment.utcoffset() == timedelta()):
         raise Refused(value, _UTC_ADVICE)
     if not cut and (moment.microsecond or getattr(moment, "nanosecond", 0)):  # pandas keeps nanoseconds
         raise Refused(value, _CUT_ADVICE)

@@ -33,12 +33,21 @@ def text(value: object) -> str:
     return plain
 
 
-def string(column: Column) -> Callable[[object], str]:
+def plain(digits: bool) -> Callable[[object], str]:
+    """Return the converter of a text column; with *digits* a whole number is the text of its digits."""
+    return _or_digits if digits else text
+
+
+def _or_digits(value: object) -> str:
+    return int.__repr__(value) if isinstance(value, int) and not isinstance(value, bool) else text(value)
+
+
+def string(column: Column, digits: bool) -> Callable[[object], str]:
     """Return the converter of a string, password or upload column: a text of at most its length, in characters."""
-    longest = column.length
+    longest, to_text = column.length, plain(digits)
 
     def convert(value: object) -> str:
-        plain = text(value)
+        plain = to_text(value)
         if longest is not None and len(plain) > longest:
             advice = "shorten it, or make the field longer"
             raise Refused(value, f"it has {len(plain)} characters, the column holds {longest}; {advice}")

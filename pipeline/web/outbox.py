@@ -210,9 +210,9 @@ def delete(table: Any, rows: Iterable[Kept]) -> bool:
     """Delete rows that have been sent, and commit; whether that went well. A row that stays is sent again: no harm."""
     try:
         table._db(table.id.belongs([row.id for row in rows])).delete()
-        table._db.commit()
+        table._db._adapter.commit()  # not as if by the application's hand
     except Exception as error:  # of any driver: the request has committed, and must not fail for this
         _log.warning("rows stay in the outbox, to be sent again: %s: %s", type(error).__name__, error)
-        table._db.rollback()
+        table._db._adapter.rollback()
         return False
     return True

@@ -26,12 +26,13 @@ class Reader:
         text: of the session, as `text` returned it at the end of an earlier request; or what returns it, asked once.
     """
 
-    __slots__ = ("_client", "_recall", "_session", "_text")
+    __slots__ = ("_client", "_recall", "_session", "_text", "_unread")
 
     def __init__(self, client: Pipeline, text: str | Callable[[], str | None] | None = None):
         self._client, self._recall = client, text
         self._text: str | None = None
         self._session: Session | None = None
+        self._unread = False
 
     @property
     def session(self) -> Session:
@@ -43,6 +44,9 @@ class Reader:
             except BadToken as error:
                 _log.warning("the user's session begins anew: %s", error)
                 self._session = self._client.session_token()
+            except Unavailable as error:  # a page must not fail for it; what it cannot read it must not replace
+                _log.warning("what the user has written before is not known: %s", error)
+                self._session, self._unread = self._client.session_token(), True
         return self._session
 
     @property
@@ -86,7 +90,7 @@ class Reader:
     def text(self) -> str | None:
         """Return the session's text if it has to be kept, None if it is as it came."""
         session = self._session
-        if session is None:
+        if session is None or self._unread:
             return None
         try:
             text = str(session) if session.token else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from pipeline import attachment
@@ -45,6 +45,8 @@ class Request:
         self.client = client
         self._reader = Reader(client, token)
         self._held = held
+        #: A web request waits for Redis so long with all its calls together; in a script each call does.
+        self._budget = client.patience.budget() if held is not None or token is not None else None
         self._unsent: list[_Receipt] = []
         self._groups = 0
         #: What the primaries were given time for.
@@ -231,36 +233,39 @@ class Request:
         """How many ops wait for the commit."""
         return len(self._held) if self._held is not None else 0
 
+    def forget(self) -> None:
+        """Drop what waits; the request goes on."""
+        if self._held is not None:
+            self._held.drop()
+
     def send(self) -> None:
-        """Send what waits, once the framework has committed.
+        """Send what waits, once its transaction has been committed.
 
         Raises:
             as the call that made the op would have: the database has committed then, the op is not sent.
         """
         try:
             if self._held is not None:
-                self._held.send()
+                with self.client.patience.within(self._budget):
+                    self._held.send()
         finally:
             self._note_sent()
 
     def finish(self) -> str | None:
         """Send what still waits and end; return the session's text, None if it is as before.
 
-        An empty text: there is nothing to remember any more.
-
-        Raises:
-            as `send`.
+        An empty text: there is nothing to remember any more. Raises as `send`.
         """
         try:
             self.send()
         finally:
             self._end(well=True)
-        return self._reader.text()
+        with self.client.patience.within(self._budget):
+            return self._reader.text()
 
     def drop(self) -> None:
         """Forget what waits, and end: the request failed."""
-        if self._held is not None:
-            self._held.drop()
+        self.forget()
         self._unsent.clear()
         self._end(well=False)
 
@@ -282,8 +287,15 @@ class Request:
     def _waits(self) -> bool:
         return self._held is not None or self._groups > 0
 
-    def _holding(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._held is None else self.client.holding(self._held)
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        """Let the ops of the block wait for the commit, and its calls wait no longer than this request may."""
+        with self.client.patience.within(self._budget):
+            if self._held is None:
+                yield
+            else:
+                with self.client.holding(self._held):
+                    yield
 
     def _made(self, receipt: _Receipt) -> _Receipt:
         self._unsent.append(receipt)
@@ -296,4 +308,5 @@ class Request:
         sent = [receipt for receipt in self._unsent if receipt.sent]
         self._unsent.clear()
         if sent:
-            self._reader.wrote(sent)
+            with self.client.patience.within(self._budget):
+                self._reader.wrote(sent)

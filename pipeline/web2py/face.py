@@ -8,6 +8,7 @@ from gluon import current
 
 from pipeline.client import Pipeline as Client
 from pipeline.errors import ConfigError
+from pipeline.web import by_hand
 from pipeline.web.configuration import client_for
 from pipeline.web.outbox import Outbox
 from pipeline.web.request import MODES, Request
@@ -52,6 +53,7 @@ class Pipeline:
         if made is None:
             made = begun[id(client), self.mode] = Request(client, self._holder(client), memory.recalled)
             ending.attend(made, self.db, memory.keep, from_db=self.mode == "outbox")
+            by_hand.follow(self.db, _begun_here)
         return made
 
     def _holder(self, client: Client) -> Holder | None:
@@ -75,6 +77,12 @@ class Pipeline:
 
     def __dir__(self) -> list[str]:
         return sorted({*object.__dir__(self), *dir(self.request)})
+
+
+def _begun_here() -> list[Request]:
+    response = getattr(current, "response", None)  # a thread of the application's own has none
+    begun: dict[Any, Request] | None = response._pipelines if response is not None else None
+    return list((begun or {}).values())
 
 
 def _in_request(web: Any) -> bool:

@@ -12,7 +12,7 @@ import threading
 
 from pipeline import clock
 from pipeline.errors import PipelineError, WaitTimeout
-from pipeline.log.bell import threads_run
+from pipeline.log.patience import threads_run
 from pipeline.log.spool.store import Spool
 from pipeline.write.breaker import Breaker
 from pipeline.write.drain import Drainer

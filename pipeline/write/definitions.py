@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+
 from pipeline.errors import BadOp, LogUnavailable, PipelineFull, Unavailable
 from pipeline.log.contract import Log
+from pipeline.log.patience import Patience
 from pipeline.log.spool.store import Spool
+from pipeline.schema import TableSchema
 from pipeline.shard import columns
 from pipeline.shard.nodes import Nodes
 from pipeline.topology import Topology
 from pipeline.write.breaker import Breaker
 from pipeline.write.gate import Gate
 
+_log = logging.getLogger("pipeline.publish")
+
 
 class Definitions:
     """Publishes definitions, and looks once whether the ids of a table will fit its id column."""
 
     def __init__(
-        self, log: Log, nodes: Nodes, topology: Topology, spool: Spool | None = None, breaker: Breaker | None = None
+        self, log: Log, nodes: Nodes, topology: Topology, spool: Spool | None, breaker: Breaker, patience: Patience
     ):
         self._log, self._nodes, self._topology = log, nodes, topology
-        self._spool, self._breaker = spool, breaker or Breaker()
+        self._spool, self._breaker, self._patience = spool, breaker, patience
         self._published: dict[str, Gate] = {}
         self._spooled: set[str] = set()
 
@@ -66,25 +72,31 @@ class Definitions:
     def approve(self, gate: Gate) -> None:
         """Ask one shard that answers; where the table is not there yet, migrate will make it right.
 
+        Where none answers within half of the caller's patience, the op is taken: a worker, whose database does answer,
+        rejects it with the database's reason if the id does not fit.
+
         Raises:
             BadOp: the table keeps its ids in an INT column, where a 64-bit id does not fit.
-            ShardUnavailable: no shard could be asked.
         """
-        schema, unreachable = gate.schema, None
+        schema = gate.schema
         if self._topology.table(schema.name).ids != "pipeline":
             return
+        try:
+            kind = self._patience.aside(lambda: self._id_type(schema), ended=self._nodes.close, share=0.5)
+        except (Unavailable, TimeoutError) as error:
+            _log.warning("whether ids fit their column in %s the workers will tell: %s", schema.name, error)
+            return
+        if kind is not None and not columns.holds_64_bits(kind):
+            raise BadOp(
+                f"table {schema.name!r} keeps its ids in a column of type {kind}, which cannot hold a 64-bit id: "
+                f"run ALTER TABLE {schema.name} MODIFY {schema.id_name} BIGINT NOT NULL AUTO_INCREMENT, "
+                f'or set [tables.{schema.name}] ids = "database"'
+            )
+
+    def _id_type(self, schema: TableSchema) -> str | None:
         for shard in self._topology.shards:
             try:
-                kind = columns.id_type(self._nodes.primary(shard), schema)
+                return columns.id_type(self._nodes.primary(shard), schema)
             except Unavailable as error:
                 unreachable = error
-                continue
-            if kind is not None and not columns.holds_64_bits(kind):
-                raise BadOp(
-                    f"table {schema.name!r} keeps its ids in a column of type {kind}, which cannot hold a 64-bit id: "
-                    f"run ALTER TABLE {schema.name} MODIFY {schema.id_name} BIGINT NOT NULL AUTO_INCREMENT, "
-                    f'or set [tables.{schema.name}] ids = "database"'
-                )
-            return
-        if unreachable is not None:
-            raise unreachable
+        raise unreachable

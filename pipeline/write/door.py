@@ -252,7 +252,7 @@ class Door:
                 raise BadQuery("give a query, or a table and an id, not both")
             table = table_of(target)
             gate = self.gate(table)
-            return table, gate, condition(with_filters(target, table), gate.schema, gate.check)
+            return table, gate, condition(with_filters(target, table), gate.schema, gate.lenient)
         table = self.table(target)
         gate = self.gate(table)
         if row_id is None:
@@ -261,7 +261,7 @@ class Door:
             )
         row = gate.check[gate.schema.id_name](row_id)
         if has_filters(table):
-            return table, gate, condition(with_filters(table._id == row, table), gate.schema, gate.check)
+            return table, gate, condition(with_filters(table._id == row, table), gate.schema, gate.lenient)
         return table, gate, ["=", gate.schema.id_index, row]
 
     def _rules(self, table: Any) -> TableSettings:

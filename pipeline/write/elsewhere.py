@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from pipeline.errors import LogUnavailable
-from pipeline.log.bell import threads_run
+from pipeline.log.patience import waited
 
 Result = TypeVar("Result")
 
@@ -25,30 +25,25 @@ class Elsewhere(Generic[Result]):
         self._lock = threading.Lock()
         self._running: dict[str, Future[Result]] = {}
 
-    def result(self, key: str, work: Callable[[], Result], wait_s: float | None) -> Result:
+    def result(self, key: str, work: Callable[[], Result], wait_s: float) -> Result:
         """Return what the work under way for a key comes to, begun if there is none.
-
-        Args:
-            wait_s: how long the caller can wait. None: he does the work himself, as where no threads may run.
 
         Raises:
             LogUnavailable: it has not ended yet, and goes on.
             what the work raised.
         """
-        if wait_s is None or not threads_run():
-            return work()
         with self._lock:
             future = self._running.get(key)
             if future is None:
                 future = self._running[key] = Future()
                 threading.Thread(target=self._run, args=(key, work, future), name=self._name, daemon=True).start()
         try:
-            return future.result(wait_s)
-        except TimeoutError:
+            return waited(future, wait_s)
+        except TimeoutError as error:
             if future.done():  # the work's own
                 raise
             why = f"a new epoch of {key!r} was not raised within {wait_s * 1000:.0f} ms; it is being raised"
-            raise LogUnavailable(why, sent=False) from None
+            raise LogUnavailable(why, sent=False) from error
 
     def _run(self, key: str, work: Callable[[], Result], future: Future[Result]) -> None:
         try:

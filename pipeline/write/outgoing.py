@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import BadOp, NotDurable
+from pipeline.log.patience import Patience, in_all
 from pipeline.op import UPSERT, encode
 from pipeline.receipt import Receipt
 from pipeline.write.atomic import Atomic
@@ -34,10 +35,11 @@ class Outgoing:
 
     Args:
         source: who answers for the receipts.
+        patience: how long one call may wait for Redis, beside what its durability asks for.
     """
 
-    def __init__(self, publisher: Publisher | Spooling, source: Source):
-        self._publisher, self._source = publisher, source
+    def __init__(self, publisher: Publisher | Spooling, source: Source, patience: Patience):
+        self._publisher, self._source, self.patience = publisher, source, patience
         self._here = threading.local()
 
     # taking -------------------------------------------------------------------------------------------------
@@ -139,6 +141,7 @@ class Outgoing:
         else:
             self._send(entry)
 
+    @in_all
     def _send(self, entry: Waiting) -> None:
         bucket, op, durability, receipts = entry
         key = op.idempotency_key or ""
@@ -155,8 +158,10 @@ class Outgoing:
         if reached == [False] or _only_here(durability, [place]):
             raise NotDurable(durability, DURABLE_S, receipts[0])
         if durability == "applied":
-            receipts[0].wait(DURABLE_S)
+            with self.patience.within(None):
+                receipts[0].wait(DURABLE_S)
 
+    @in_all
     def _send_all(self, entries: list[Waiting]) -> None:
         """Send entries that may share round trips."""
         if len(entries) == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections import deque
@@ -11,7 +12,8 @@ from typing import TypeVar
 
 from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.log.bell import Bell, SilentBell
-from pipeline.log.contract import HOLE, EpochStale, Line, Log, Scope
+from pipeline.log.contract import EVERYWHERE, HOLE, EpochStale, Line, Log, Scope, scopes_of
+from pipeline.log.patience import Patience, threads_run
 from pipeline.op import Position
 from pipeline.topology import Topology
 from pipeline.write import earlier
@@ -20,7 +22,7 @@ from pipeline.write.elsewhere import Elsewhere
 from pipeline.write.relay import Run, relay
 from pipeline.write.sender import Lost, Sender
 
-#: Up to so many ops at once are a request's, with its short time-out; more are a bulk load's, which may wait.
+#: So many ops at once have the short time-out of a request also where there is none; more are a bulk load's.
 FEW = 20
 Share = TypeVar("Share")
 _log = logging.getLogger("pipeline.publish")
@@ -32,9 +34,12 @@ class Publisher:
     Args:
         raise_epoch: returns the epoch of a scope, raising it if the server's lineage has changed.
         record_lost: writes down what the log lost; may raise `Unavailable`, then it is called again later.
-        hasty_s: how long a request may wait for a new epoch, whose raising asks databases; then it goes on without, and
-            there is a spool for its ops to go to. None: as long as it takes.
-        ended: called in a thread that has raised an epoch, to close what is its own.
+        patience: of the callers. Raising an epoch asks databases, recording a loss does; nobody waits longer for that.
+        renewed: called once this process knows of a new lineage: Redis may have forgotten what it was told.
+        ended: called in a thread that has asked databases, to close what is its own.
+
+    Attributes:
+        scopes: all scopes by name.
     """
 
     def __init__(
@@ -45,15 +50,16 @@ class Publisher:
         raise_epoch: Callable[[Scope], int],
         record_lost: Callable[[Lost], None],
         *,
-        hasty_s: float | None = None,
+        patience: Patience | None = None,
+        renewed: Callable[[], object] = lambda: None,
         ended: Callable[[], object] = lambda: None,
     ):
         self._log, self._bell = log, bell
-        self._hasty_s, self._ended = hasty_s, ended
+        self._patience, self._renewed, self._ended = patience or Patience(math.inf), renewed, ended
         self._raise_epoch, self._record_lost = raise_epoch, record_lost
-        scopes = {shard: Scope(shard, (shard,)) for shard in topology.shards}
-        self._reference = Scope("*", topology.shards)
-        self._scope_of = [scopes[topology.shard_of(bucket)] for bucket in range(topology.buckets)]
+        self.scopes = scopes_of(topology.shards)
+        self._reference = self.scopes[EVERYWHERE]
+        self._scope_of = [self.scopes[topology.shard_of(bucket)] for bucket in range(topology.buckets)]
         self._scope_of.append(self._reference)
         self._epochs: dict[str, int] = {}
         self._reset()
@@ -97,8 +103,8 @@ class Publisher:
         """Append ops of several buckets, in one round trip per shard; return the place of each bucket's first."""
         places: dict[int, Place] = {}
         for scope, share in self.by_scope(payloads).items():
-            few = sum(map(len, share.values())) <= FEW
-            places |= self._share(scope, share, key, row_id, then, self._free if few else self._patient)
+            hasty = self._patience.here.budget is not None or sum(map(len, share.values())) <= FEW
+            places |= self._share(scope, share, key, row_id, then, self._free if hasty else self._patient)
         return places
 
     def publish_as(
@@ -125,7 +131,7 @@ class Publisher:
         for scope, share in self.by_scope(runs).items():
             line = self._log.line(patient=patient)
             try:
-                reached |= self._relay(line, scope, producer, share, epoch, patient)
+                reached |= self._relay(line, scope, producer, share, epoch)
             finally:
                 line.close()
         return reached
@@ -143,7 +149,11 @@ class Publisher:
         return self._scope_of[bucket]
 
     def epoch_of(self, scope: Scope) -> int:
-        """Ask the server for a scope's epoch; raise it if it was given out on another."""
+        """Ask the server for a scope's epoch; raise it if it was given out on another.
+
+        Raises:
+            LogUnavailable, ShardUnavailable: it could not be raised, or not within the caller's patience.
+        """
         epoch, current, _ = self._log.epoch(scope.name)
         return epoch if epoch and current else self._raised(scope, self._epochs.get(scope.name, 0))
 
@@ -239,17 +249,15 @@ class Publisher:
             shares.setdefault(self.scope_of(bucket), {})[bucket] = ops
         return shares
 
-    def _relay(
-        self, line: Line, scope: Scope, producer: int, runs: dict[int, Run], only: int, patient: bool
-    ) -> dict[int, Position]:
+    def _relay(self, line: Line, scope: Scope, producer: int, runs: dict[int, Run], only: int) -> dict[int, Position]:
         for _ in range(3):
-            epoch = only or self._epochs.get(scope.name) or self._raised(scope, 0, patient)
+            epoch = only or self._epochs.get(scope.name) or self._raised(scope, 0)
             try:
                 reached, ring = relay(line, scope, epoch, producer, runs, self._record_lost)
             except EpochStale:
                 if only:
                     raise
-                self._raised(scope, epoch, patient)
+                self._raised(scope, epoch)
                 continue
             if ring:
                 self._bell.ring(ring, sum(len(run.payloads) for run in runs.values()))
@@ -261,12 +269,12 @@ class Publisher:
     ) -> tuple[dict[int, Place], Sender]:
         """Send, and return the places and the sender to go on with."""
         for _ in range(3):
-            epoch = self._epochs.get(scope.name) or self._raised(scope, 0, sender.patient)
+            epoch = self._epochs.get(scope.name) or self._raised(scope, 0)
             sender = self._checked(sender)
             try:
                 answer, first = sender.send(scope, epoch, payloads, key, row_id or 0)
             except EpochStale:
-                self._raised(scope, epoch, sender.patient)
+                self._raised(scope, epoch)
                 continue
             if answer.ring:
                 self._bell.ring(answer.ring, sum(map(len, payloads.values())))
@@ -304,23 +312,46 @@ class Publisher:
         sender.line.close()
         return self._made(sender.patient)
 
-    def _raised(self, scope: Scope, stale: int, patient: bool = True) -> int:
+    def _raised(self, scope: Scope, stale: int) -> int:
         """Return an epoch that is not *stale*.
 
         Raises:
-            LogUnavailable: there is none as soon as a request needs it; it is being raised, and nothing was sent.
+            LogUnavailable: there is none as soon as its caller needs it; it is being raised, and nothing was sent.
         """
-        wait_s = None if patient else self._hasty_s
-        return self._elsewhere.result(scope.name, lambda: self._renewed(scope, stale), wait_s)
+        patience = self._patience
+        budget = patience.here.budget
+        if budget is None:
+            return self._raise(scope, stale)
+        if not threads_run():
+            return self._found(scope, stale)
+        with patience.spending():
+            return self._elsewhere.result(scope.name, lambda: self._raise(scope, stale), max(0.0, budget.left_s))
 
-    def _renewed(self, scope: Scope, stale: int) -> int:
+    def _found(self, scope: Scope, stale: int) -> int:
+        """Return the epoch that others have raised: the workers do, where a request cannot leave it to a thread."""
+        epoch, current, _ = self._log.epoch(scope.name)
+        if not epoch or not current:
+            raise LogUnavailable(f"the epoch of {scope.name!r} is not raised yet; a worker raises it", sent=False)
+        return self._learnt(scope, stale, lambda: epoch)
+
+    def _raise(self, scope: Scope, stale: int) -> int:
+        return self._learnt(scope, stale, lambda: self._raise_epoch(scope))
+
+    def _learnt(self, scope: Scope, stale: int, learn: Callable[[], int]) -> int:
         with self._raising:
             known = self._epochs.get(scope.name, 0)
             if known == stale:
-                known = self._epochs[scope.name] = self._raise_epoch(scope)
+                known = self._epochs[scope.name] = learn()
                 self._lineages += 1
+                if self._lineage_changed(scope, stale):
+                    self._renewed()
                 self._audit()
             return known
+
+    def _lineage_changed(self, scope: Scope, stale: int) -> bool:
+        """Whether the server is another than the one that took what this process has sent so far."""
+        other = next((name for name in self._epochs if name != scope.name), None)
+        return stale > 0 or (other is not None and self._log.epoch(other)[:2] != (self._epochs[other], True))
 
     def _audit(self) -> None:
         """Ask the server of the new lineage what it knows of the idle senders: their next op may never come."""
@@ -330,6 +361,12 @@ class Publisher:
                 free.rotate()
 
     def _report_losses(self) -> None:
+        try:
+            self._patience.aside(self._record_losses, ended=self._ended)
+        except TimeoutError:
+            _log.warning("the loss is being recorded, or will be: the database has not answered yet")
+
+    def _record_losses(self) -> None:
         while self._losses:
             lost = self._losses.popleft()
             _log.error("Redis lost ops: bucket=%d producer=%d seq=%d..%d", *lost)

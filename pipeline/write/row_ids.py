@@ -6,9 +6,10 @@ import logging
 import os
 import threading
 
-from pipeline.errors import IdsUsedUp, LogUnavailable, PipelineFull, Unavailable
+from pipeline.errors import IdsUsedUp, LogUnavailable, NoProducerNumber, PipelineFull, Unavailable
 from pipeline.ids import IdMaker, Lease
 from pipeline.log.contract import Log
+from pipeline.log.patience import Patience
 from pipeline.log.spool.store import Spool
 from pipeline.write.breaker import Breaker
 
@@ -16,10 +17,14 @@ _log = logging.getLogger("pipeline.ids")
 
 
 class RowIds:
-    """Makes ids. Thread-safe; a fork goes on with leases of its own."""
+    """Makes ids. Thread-safe; a fork goes on with leases of its own.
 
-    def __init__(self, log: Log, spool: Spool | None, breaker: Breaker):
-        self._log, self._spool, self._breaker = log, spool, breaker
+    Args:
+        patience: of the callers: the time for which one waits until another has a lease counts too.
+    """
+
+    def __init__(self, log: Log, spool: Spool | None, breaker: Breaker, patience: Patience):
+        self._log, self._spool, self._breaker, self._patience = log, spool, breaker, patience
         self._start()
 
     def new(self, bucket: int, now_ms: int) -> int:
@@ -30,8 +35,12 @@ class RowIds:
         """
         if self._pid != os.getpid():  # a fork must not go on with its parent's number
             self._start()
-        with self._lock:
+        lock = self._lock
+        self._patience.enter(lock)
+        try:
             return self._ids.new(bucket, now_ms)
+        finally:
+            lock.release()
 
     def renewed(self) -> None:
         """Note that Redis may have forgotten whose the host's reserve is."""
@@ -60,8 +69,16 @@ class RowIds:
             return reserve.lease(until_ms)
         except PipelineFull:
             return reserve.lease(until_ms)
+        except NoProducerNumber as none_free:  # as when more processes start in a minute than there are numbers
+            try:
+                return reserve.lease(until_ms)
+            except IdsUsedUp:
+                raise none_free from None
         try:
             reserve.refill(self._log.lease_host_ids)
+        except LogUnavailable as error:
+            breaker.trip()
+            _log.warning("no ids in reserve for when Redis is away: %s", error)
         except Unavailable as error:
             _log.warning("no ids in reserve for when Redis is away: %s", error)
         return leased

@@ -19,6 +19,7 @@ Tree = list[Any]
 
 _COMPARISONS = {"eq": "=", "ne": "<>", "lt": "<", "lte": "<=", "le": "<=", "gt": ">", "gte": ">=", "ge": ">="}
 _ARITHMETIC = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "%"}
+_INSTEAD = "use ==, !=, <, <=, >, >=, belongs, & and |, or select the ids first and name the rows by id.belongs(ids)"
 _NUMERIC = ("integer", "bigint", "float", "double", "decimal", "reference", "id")
 _TEXT = ("string", "text")
 
@@ -58,7 +59,9 @@ def condition(query: Any, schema: TableSchema, check: Mapping[str, Any]) -> Tree
     if name == "_not":
         return ["not", condition(query.first, schema, check)]
     if name not in _COMPARISONS and name != "belongs":
-        raise BadQuery(f"a queued write cannot carry the operator {name!r}: use ==, !=, <, <=, >, >=, belongs, & and |")
+        raise BadQuery(f"a queued write cannot carry the operator {name!r}: {_INSTEAD}")
+    if _kind(query.first) == "Expression":
+        raise BadQuery(f"a queued write cannot carry the operator {_op_name(query.first)!r} in a query: {_INSTEAD}")
     column, field = _column(query.first, schema)
     if is_expression(query.second) or is_query(query.second) or hasattr(type(query.second), "_select"):
         raise BadQuery("a queued write compares a field with a value, not with another field or a subselect")

@@ -24,6 +24,7 @@ from pipeline.receipt import Receipt
 SPOOL = '[spool]\npath = "{}"\n'
 #: Less than the 5 s of a call that has the patience of a background job: if a request made one, it would show.
 STALLED_S = 4.0
+TIMEOUT_S = 0.25
 
 
 class Spooled:
@@ -45,13 +46,34 @@ class Spooled:
         made.define_tables(self.rig.db)
         return made
 
-    def bump(self, **how: Any) -> Receipt:
+    def forget_epochs(self) -> None:
+        """Let Redis be as another server, which has never given out an epoch."""
+        redis = self.rig.redis
+        redis.delete(*redis.scan_iter(match=f"{self.client.log.keys.epoch('*')[:-1]}*"))
+
+    def epochs(self) -> int:
+        """Return how many scopes have an epoch."""
+        return len(list(self.rig.redis.scan_iter(match=f"{self.client.log.keys.epoch('*')[:-1]}*")))
+
+    def run(self, code: str) -> str:
+        """Return what a process of its own prints."""
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PIPELINE_CONFIG": str(self.config), "PYTHONPATH": str(Path(__file__).parents[1])},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    def bump(self, client: Pipeline | None = None, **how: Any) -> Receipt:
         """Send an op that shows when it is doubled, lost or out of order."""
         token = f"{len(self.tokens)},"
         self.tokens.append(token)
         tally = self.rig.db.tally
         values = {"n": tally.n + 1, "trace": tally.trace + token}
-        return self.client.enqueue_update("tally", self.row.id, values, shard_key=self.owner, **how)
+        return (client or self.client).enqueue_update("tally", self.row.id, values, shard_key=self.owner, **how)
 
     def drained(self) -> bool:
         return any(not self.client.spool.waiting() for _ in polls(30))
@@ -119,6 +141,56 @@ def test_while_redis_hangs_only_the_first_call_waits_and_not_for_long(spooled: S
     assert spooled.drained()
     spooled.holds(receipts)
     fresh.close()
+
+
+@pytest.mark.parametrize("step", ["replication", "HGETALL", ":bell:"])
+def test_what_is_done_late_for_a_call_that_has_left_is_done_once(spooled: Spooled, step: str) -> None:
+    receipts = [spooled.bump()]
+    spooled.forget_epochs()
+    spooled.proxy.pause_at(step.encode())
+
+    receipts.append(spooled.bump())
+    left_with = receipts[-1].position
+    spooled.proxy.resume()  # the connections stand: whatever was asked is answered now
+    receipts += [spooled.bump() for _ in range(20)]
+
+    assert left_with is None
+    assert spooled.drained()
+    spooled.holds(receipts)
+
+
+def test_while_each_reply_lingers_ops_are_neither_doubled_nor_reordered(spooled: Spooled) -> None:
+    receipts = [spooled.bump()]
+    spooled.forget_epochs()
+    spooled.proxy.delay_s = 0.35 * TIMEOUT_S  # three round trips are longer than a call may take
+    receipts += [spooled.bump() for _ in range(5)]
+    fresh = spooled.another()
+    receipts += [spooled.bump(client=fresh) for _ in range(5)]
+
+    spooled.proxy.delay_s = 0.0
+    receipts += [spooled.bump() for _ in range(5)]
+
+    assert spooled.drained()
+    spooled.holds(receipts)
+    fresh.close()
+
+
+def test_workers_raise_the_epochs_for_producers_that_run_no_threads(spooled: Spooled) -> None:
+    uwsgi = "import sys, types; sys.modules['uwsgi'] = types.SimpleNamespace(opt={})"
+    receipts = [spooled.bump()]
+    spooled.forget_epochs()
+    enqueue = (
+        f"{uwsgi}\nimport pipeline\nfrom support.tables import define\npipeline.current().define_tables(define())\n"
+        f"print(pipeline.enqueue_insert('event', owner={spooled.owner}, body='no threads').position)"
+    )
+
+    first = spooled.run(enqueue)
+    with spooled.rig.worker(spooled.config):
+        assert any(spooled.epochs() == 3 for _ in polls(20))
+        assert first == "None"
+        assert spooled.drained()
+    assert spooled.run(enqueue) != "None"
+    spooled.holds(receipts)
 
 
 def test_a_reply_that_redis_swallows_doubles_nothing(spooled: Spooled) -> None:

@@ -106,6 +106,18 @@ def add_and_break():
         pass  # the connection is gone: the commit must fail
 
 
+@action("add_by_hand", method="POST")
+@action.uses(session, pipeline, db)
+def add_by_hand():
+    customer = fields()["customer"]
+    pipeline.enqueue_insert(db.sale, customer=customer, qty=1)
+    db.commit()
+    pipeline.enqueue_insert(db.sale, customer=customer, qty=2)
+    db.rollback()
+    pipeline.enqueue_insert(db.sale, customer=customer, qty=3)
+    1 / 0
+
+
 @action("add_now", method="POST")
 @action.uses(session, now, db)
 def add_now():
@@ -262,6 +274,14 @@ def test_a_ticket_sends_nothing(site: Site, ada: Browser, shop: Shop, customer: 
     assert why in site.log
     assert shop.sales(f"customer={customer}") == []
     assert ada.get("clerks").json() == {"names": []}
+
+
+def test_ops_go_the_way_of_a_transaction_that_an_action_ends_by_hand(site: Site, shop: Shop, customer: int):
+    answer = site.browser("/shop", tickets=True).post("add_by_hand", customer=customer)
+
+    assert answer.status == 500
+    assert "division by zero" in site.log
+    assert shop.sales(f"customer={customer}") == ["1"]
 
 
 def test_in_mode_now_an_op_is_sent_at_the_call(ada: Browser, shop: Shop, customer: int):

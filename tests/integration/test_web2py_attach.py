@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import pytest
 from support.appadmin import appadmin
 from support.shop import Shop, shop_of
+from support.web2py_forms import form_fields
 from support.web2py_server import Browser, Site, needs_web2py, serving
 
 pytestmark = pytest.mark.mariadb
@@ -307,3 +308,12 @@ def test_a_table_on_two_shards_can_be_attached_though_the_applications_database_
 
 def test_a_form_that_was_not_accepted_is_refused(eve: Browser):
     assert "was not accepted" in eve.get("not_accepted").text
+
+
+def test_inputs_of_web2pys_list_widget_that_were_left_empty_are_no_items(ada: Browser, shop: Shop):
+    shown = form_fields(ada.get("create").text, "name")
+
+    answer = ada.post("create", shown | {"name": "tagged", "tags": ["red", "", "blue"]})
+
+    row_id = answer.location.rpartition("/")[2]
+    assert products(shop, f"id={row_id}", "tags") == ["|red|blue|"]

@@ -53,6 +53,22 @@ def add_and_break():
     pipeline.enqueue_insert(db.sale, **_fields())
     db.executesql("SELECT no_such_column FROM auth_user")
 
+def add_by_hand():
+    customer = request.vars.customer
+    for qty in (1, 2, 3):
+        try:
+            receipt = pipeline.enqueue_insert(db.sale, customer=customer, qty=qty)
+            if qty == 2:
+                raise ValueError
+            db.commit()
+        except ValueError:
+            db.rollback()
+    seen = pipeline.get(db.sale, receipt.id).qty
+    pipeline.enqueue_insert(db.sale, customer=customer, qty=4)
+    if request.vars.fail:
+        raise RuntimeError(seen)
+    return response.json(seen)
+
 def add_once():
     receipt = pipeline.enqueue_insert(db.sale, _fields(), idempotency_key=request.get_vars.key)
     return response.json(dict(id=str(receipt.id)))
@@ -196,6 +212,19 @@ def test_a_ticket_sends_nothing(site: Site, shop: Shop, customer: int, how: str)
     assert answer.status == 500
     assert len(site.forget_tickets()) == 1
     assert shop.sales(f"customer={customer}") == []
+
+
+def test_ops_go_the_way_of_a_transaction_that_a_controller_ends_by_hand(
+    ada: Browser, site: Site, shop: Shop, customer: int
+):
+    seen = ada.post("add_by_hand", customer=customer).json()
+    kept = shop.sales(f"customer={customer}")
+    failed = site.browser("/shop/default", tickets=True).post("add_by_hand", customer=customer, fail=1)
+
+    assert (seen, kept) == (3, ["1", "3", "4"])
+    assert failed.status == 500
+    assert "RuntimeError: 3" in site.forget_tickets()[0]
+    assert shop.sales(f"customer={customer}") == ["1", "1", "3", "3", "4"]
 
 
 def test_a_redirect_to_the_new_record_shows_it_while_the_replicas_lag(ada: Browser, shop: Shop, customer: int):

@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks a conversation on purpose: it pauses, cuts, or swallows the answer to a chosen request."""
+"""A TCP proxy that breaks a conversation on purpose: it pauses, cuts, lingers, or swallows an answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ class Proxy:
     def __init__(self, target: int):
         self.target = target
         self.cuts = 0
+        #: How long each piece from the server is kept back, s.
+        self.delay_s = 0.0
         self._pattern, self._armed = b"", 0
+        self._pausing_at = b""
         self._flowing = threading.Event()
         self._flowing.set()
         self._closed = threading.Event()
@@ -47,8 +50,13 @@ class Proxy:
         """Keep every byte back, with all connections open: a network that swallows packets."""
         self._flowing.clear()
 
+    def pause_at(self, request: bytes) -> None:
+        """Pause as soon as a request contains the bytes: that one is the first which gets no answer."""
+        self._pausing_at = request
+
     def resume(self) -> None:
         """Let the bytes go that were kept back."""
+        self._pausing_at = b""
         self._flowing.set()
 
     def cut(self) -> None:
@@ -109,9 +117,13 @@ class Proxy:
                 if not piece or (doomed and end is server):
                     return
                 if end is server:
+                    self._closed.wait(self.delay_s)
                     client.sendall(piece)
                     continue
                 asked += piece
+                if self._pausing_at and self._pausing_at in asked:
+                    self.pause()
+                    self._flowing.wait()
                 doomed = doomed or self._dooms(asked)
                 # packets may cut a pattern in two
                 asked = asked[-64:]

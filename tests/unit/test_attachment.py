@@ -84,6 +84,46 @@ def test_update_and_delete_by_id_are_one_op_and_return_one(box: Sandbox, db: Any
     assert (row["name"], row["qty"], row["double_qty"], row["note"]) == ("pen", 5, 10, "changed")
 
 
+def test_insert_returns_a_reference_that_reads_its_row_as_pydals_does(box: Sandbox, db: Any):
+    one = db.item.insert(name="pen")
+    two, three = db.item.bulk_insert([{"name": "ink"}, {"name": "nib"}])
+
+    db.executesql(f"INSERT INTO item (id, name) VALUES ({one:d}, 'pen')")
+    assert one.name == "pen"
+    assert [type(made).__name__ for made in (one, two, three)] == ["Reference"] * 3
+
+
+@pytest.mark.parametrize("row_id", [0, "0", -1, "", None])
+def test_an_id_that_no_row_has_is_no_row_and_no_op(box: Sandbox, db: Any, row_id: Any):
+    assert db(db.item.id == row_id).update(qty=5) == 0
+    assert db((db.item.id == row_id) & (db.item.qty > 0)).delete() == 0
+
+    assert box.enqueued() == []
+
+
+def test_rows_are_found_under_the_names_that_table_and_id_have_in_the_database(box: Sandbox, db: Any):
+    db.define_table("old", Field("number", "id"), Field("order", rname="`the order`"), rname="`tbl_old`")
+    pipeline.define_tables(db)
+    pipeline.attach(db.old)
+    db.old.insert(order="a")
+    box.drain()
+
+    assert db(db.old.order == "a").update(order="b") == 1
+
+    box.drain()
+    assert [row["order"] for row in box.rows("old")] == ["b"]
+
+
+def test_a_whole_number_is_a_text_of_its_digits_as_pydal_stores_it(box: Sandbox, db: Any):
+    row_id = db.item.insert(name=1024)
+    db(db.item.id == row_id).update(note=row_id)
+
+    box.drain()
+    assert [(row["name"], row["note"]) for row in box.rows("item")] == [("1024", f"{row_id:d}")]
+    with pytest.raises(BadValue, match=r"item\.name"):
+        db.item.insert(name=True)
+
+
 def test_the_shortcuts_of_pydal_see_success(box: Sandbox, db: Any):
     row_id, gone = db.item.insert(name="pen"), db.item.insert(name="ink")
 

@@ -66,6 +66,15 @@ def test_an_edit_ships_what_differs_from_the_record_in_stored_form(box: Sandbox,
     assert pipeline.get(db.sale, record.id).qty == 5
 
 
+def test_inputs_of_a_list_that_were_left_empty_are_no_items(box: Sandbox, db: Any):
+    record = sold(box, db, qty=2, tags=["one"])
+
+    pipeline.enqueue_form(py4web_form(db, {"customer": "7", "qty": "5", "tags": ["one", "", " "]}, record))
+
+    [op] = [one for one in box.enqueued("sale") if one.kind == "update"]
+    assert op.values == {"qty": 5, "total": 10}
+
+
 def test_a_password_that_is_left_alone_stays(box: Sandbox, db: Any):
     record = sold(box, db, secret="hash")
 

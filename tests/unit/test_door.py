@@ -271,15 +271,26 @@ def test_a_reference_table_has_a_bucket_of_its_own(db: Any, door: Door):
 def test_a_value_that_the_column_cannot_hold_exactly_is_refused_by_name(
     db: Any, door: Door, field: str, value: object, advice: str
 ):
-    for call in (
+    calls = [
         lambda: door.insert(db.purchase, {"customer": 7, field: value}),
         lambda: door.update(db.purchase.customer == 7, None, {field: value}),
-        lambda: door.delete((db.purchase.customer == 7) & (db.purchase[field] == value), None),
-    ):
+    ]
+    if advice not in ("microsecond", "datetime"):  # moments of a query are cut
+        calls.append(lambda: door.delete((db.purchase.customer == 7) & (db.purchase[field] == value), None))
+    for call in calls:
         with pytest.raises(BadValue, match=advice) as raised:
             call()
         assert str(raised.value).startswith(f"purchase.{field} ")
         assert not raised.value.retryable
+
+
+def test_a_moment_in_a_query_is_cut_as_pydal_cuts_it(db: Any, door: Door):
+    old = (db.purchase.customer == 7) & (db.purchase.at < datetime(2024, 5, 1, 12, 0, 0, 5))
+
+    made = door.delete(old, None)
+
+    at = door.gate(db.purchase).column_of["at"]
+    assert made.op.where[2] == ["<", at, "2024-05-01 12:00:00"]
 
 
 def test_a_text_that_is_no_date_is_refused_and_not_repeated(db: Any, door: Door):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +15,17 @@ from pydal import DAL, Field
 
 from pipeline import clock
 from pipeline.client import Pipeline
-from pipeline.errors import BadOp, LogUnavailable, NotDurable, PartialResult, PipelineFull, WaitTimeout
+from pipeline.errors import (
+    BadOp,
+    LogUnavailable,
+    NoProducerNumber,
+    NotDurable,
+    PartialResult,
+    PipelineFull,
+    ShardUnavailable,
+    WaitTimeout,
+)
+from pipeline.ids import PRODUCERS
 from pipeline.log.memory import MemoryLog
 from pipeline.op import START
 from pipeline.receipt import Receipt
@@ -58,6 +71,10 @@ class Switched(MemoryLog):
     def lease_ids(self, *arguments: Any) -> Any:
         self._gone()
         return super().lease_ids(*arguments)
+
+    def secret(self, proposed: str) -> str:
+        self._gone()
+        return super().secret(proposed)
 
 
 class Shop:
@@ -311,7 +328,125 @@ def test_without_a_spool_the_errors_are_as_they_were(shop: Shop):
         shop.box.client.enqueue_insert(shop.db.purchase, {"customer": 7}, durability="spooled")
 
 
+def test_where_no_threads_run_a_request_leaves_a_new_lineage_to_the_workers(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    shop.buy(1)
+    asked: list[str] = []
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt={}))
+    monkeypatch.setattr(inquiry, "give_epoch", lambda session, scope, *rest: asked.append(scope))
+    shop.log.restart()
+    first = shop.buy(2)
+    assert asked == []
+    monkeypatch.undo()
+
+    worker = shop.another()
+    for scope in worker.publisher.scopes.values():
+        worker.publisher.epoch_of(scope)
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt={}))
+    monkeypatch.setattr(Courier, "wake", lambda self, at_once=False: None)
+    shop.drain()
+
+    assert first.status() == "queued"
+    assert shop.buy(3).position is not None
+    assert shop.bought() == [1, 2, 3]
+
+
+def test_who_learns_of_a_new_lineage_from_others_publishes_his_definitions_anew(shop: Shop):
+    other = shop.another()
+    db = DAL("sqlite:memory", migrate=False)
+    db.define_table("refund", Field("customer", "integer"))
+    other.enqueue_insert(db.refund, customer=7)
+    shop.buy(1)
+    shop.log.fail_over()  # to a server that knows nothing
+    for scope in shop.client.publisher.scopes.values():
+        shop.client.publisher._raised(scope, shop.client.publisher._epochs.get(scope.name, 0))
+    assert "refund" not in shop.log.tables()
+
+    other.enqueue_insert(db.refund, customer=7)
+
+    assert "refund" in shop.log.tables()
+
+
+# the first op of a table ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["hangs", "refuses"])
+def test_a_primary_that_does_not_answer_keeps_no_op_from_being_taken(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, how: str, caplog: pytest.LogCaptureFixture
+):
+    go_on = threading.Event()
+
+    def ask(*arguments: Any) -> Any:
+        assert how == "refuses" or go_on.wait(30)
+        raise ShardUnavailable("s0", "on purpose")
+
+    monkeypatch.setattr("pipeline.shard.columns.id_type", ask)
+
+    receipt = shop.buy(1, shop.another())
+    go_on.set()
+
+    assert receipt.position is not None
+    assert "the workers will" in caplog.text
+
+
+def test_a_refusal_is_the_answer_of_one_primary_and_not_of_one_that_is_away(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    def ask(session: Session, *rest: Any) -> str:
+        if session.node == "s0":
+            raise ShardUnavailable("s0", "on purpose")
+        return "int(11)"
+
+    monkeypatch.setattr("pipeline.shard.columns.id_type", ask)
+
+    with pytest.raises(BadOp, match="cannot hold a 64-bit id"):
+        shop.buy(1, shop.another())
+
+
 # processes that start while Redis is away ----------------------------------------------------------------------------
+
+
+def test_a_process_that_starts_when_all_numbers_are_leased_has_ids_of_the_hosts_reserve(shop: Shop):
+    shop.buy(1)
+    for n in range(PRODUCERS):
+        with suppress(NoProducerNumber):
+            shop.log.lease_ids(f"another {n}", None, 0)
+
+    receipt = shop.buy(2, shop.another())
+
+    assert receipt.position is not None
+    assert shop.bought() == [1, 2]
+
+
+def test_a_process_that_starts_while_redis_is_away_reads_and_prints_session_tokens(shop: Shop):
+    session = shop.client.session_token()
+    session.wrote([shop.buy(1)])
+    text = str(session)
+    shop.log.away = True
+
+    new = shop.another().session_token(text)
+    new.wrote([])
+
+    assert new.token == session.token
+    assert str(new) == text
+
+
+def test_tokens_stay_valid_when_redis_comes_back_empty(shop: Shop):
+    session = shop.client.session_token()
+    session.wrote([shop.buy(1)])
+    text = str(session)
+    shop.log.fail_over()
+
+    assert shop.another().session_token(text).token == session.token
+    assert shop.log.secret("proposed in vain") != "proposed in vain"
+
+
+def test_a_host_that_has_never_reached_redis_cannot_tell_the_secret(shop: Shop):
+    shop.log.away = True
+
+    with pytest.raises(LogUnavailable):
+        str(shop.client.session_token())
 
 
 def test_a_process_that_starts_while_redis_is_away_has_ids_and_definitions(shop: Shop):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -258,6 +258,17 @@ def test_an_empty_string_is_none_on_a_notnull_integer_but_a_value_on_a_notnull_s
         number("")
 
     assert name("") == ""
+
+
+def test_lenient_takes_a_moment_in_utc_as_what_it_is_and_none_of_another_zone():
+    aware = datetime(2024, 2, 29, 1, 2, 3, 999999, tzinfo=UTC)  # as py4web's auth.signature has it
+
+    assert lenient("t", Column("c", "datetime"))(aware) == "2024-02-29 01:02:03"
+    assert lenient("t", Column("c", "date"))(aware) == "2024-02-29"
+    with pytest.raises(BadValue, match="time zone"):
+        lenient("t", Column("c", "datetime"))(aware.astimezone(UTC_PLUS_5))
+    with pytest.raises(BadValue, match="time zone"):
+        checker("t", Column("c", "datetime"))(aware.replace(microsecond=0))
 
 
 def test_lenient_cuts_microseconds_and_a_days_time_and_nothing_else():

@@ -12,6 +12,7 @@ from pydal import DAL, Field
 from pipeline import clock
 from pipeline.errors import BadOp
 from pipeline.testing import Sandbox
+from pipeline.web.by_hand import follow
 from pipeline.web.outbox import ABANDONED_MS, FORGOTTEN_MS, Outbox, defined, delete
 from pipeline.web.relaying import relay
 from pipeline.web.request import Request
@@ -93,6 +94,23 @@ def test_ops_go_with_the_transaction_that_holds_their_rows(box: Sandbox, db: Any
 
     assert trace(box) == "b"
     assert held(db) == 0
+
+
+def test_a_commit_by_hand_sends_the_rows_and_the_users_next_page_waits_for_them(box: Sandbox, db: Any):
+    request = request_of(box, db)
+    follow(db, [request].copy)
+    receipt = request.enqueue_insert(db.tally, owner=7, trace="a")
+
+    db.commit()
+    note(request, db, "b")
+    db.rollback()
+    note(request, db, "c")
+    db.commit()
+
+    assert receipt.position is not None
+    assert request.finish()
+    assert trace(box) == "ac"
+    assert db(defined(db)).count() == 0
 
 
 @pytest.mark.usefixtures("row")

@@ -8,8 +8,10 @@ import pytest
 from pydal import DAL, Field
 
 import pipeline
-from pipeline.errors import UnknownField
+from pipeline.errors import LogUnavailable, UnknownField
+from pipeline.log.patience import Patience
 from pipeline.testing import Sandbox, sandbox
+from pipeline.web.by_hand import follow
 from pipeline.web.request import Request
 
 TABLES = {"sale": {"shard_key": "customer"}}
@@ -73,6 +75,27 @@ def test_a_failed_request_sends_nothing(box: Sandbox, db: Any):
 
     assert request.finish() is None
     assert box.enqueued() == []
+
+
+@pytest.mark.parametrize("faces", [1, 2])
+def test_what_was_queued_goes_with_a_transaction_that_the_application_ends_by_hand(box: Sandbox, db: Any, faces: int):
+    here = [holding(box) for _ in range(faces)]
+    for request in here:
+        begun = [request].copy
+        for _ in range(2):  # web2py's models run at each request
+            follow(db, begun)
+
+    for request in here:
+        request.enqueue_insert(db.sale, customer=7, qty=1)
+    db.commit()
+    for request in here:
+        request.enqueue_insert(db.sale, customer=7, qty=2)
+    db.rollback()
+    for request in here:
+        request.enqueue_insert(db.sale, customer=7, qty=3)
+        request.drop()
+
+    assert [one.values["qty"] for one in box.enqueued()] == [1] * faces
 
 
 def test_the_next_request_of_the_user_sees_what_this_one_wrote(box: Sandbox, db: Any):
@@ -214,6 +237,57 @@ def test_a_session_of_another_deployment_begins_anew(box: Sandbox, db: Any):
     request = Request(box.client, None, "tnonsense")
 
     assert request.count(db.sale.customer == 7) == 0
+
+
+def budgets_of(box: Sandbox, db: Any, *requests: Request) -> list[Any]:
+    """Return the budgets within which ops of requests are sent, two each."""
+    box.client.patience = box.client._outgoing.patience = Patience(30)
+    seen: list[Any] = []
+    box.log.fault = lambda where: seen.append(box.client.patience.here.budget) if where == "send" else None
+    for request in requests:
+        for key in ("first", "second"):  # whoever has a key is sent by himself
+            request.enqueue_insert(db.sale, {"customer": 7}, idempotency_key=f"{id(request)} {key}")
+        request.finish()
+    return seen
+
+
+def test_all_calls_of_a_web_request_and_its_end_wait_within_one_budget(box: Sandbox, db: Any):
+    box.client.patience = Patience(30)
+    requests = holding(box), Request(box.client, None, ""), holding(box)
+
+    seen = budgets_of(box, db, *requests)
+
+    assert seen == [budget for request in requests for budget in [request._budget] * 2]
+    assert len({id(budget) for budget in seen}) == 3
+    assert box.client.patience.here.budget is None
+
+
+def test_in_a_script_each_call_has_a_budget_of_its_own(box: Sandbox, db: Any):
+    first, second = budgets_of(box, db, Request(box.client))
+
+    assert first is not None
+    assert first is not second
+
+
+def test_a_page_whose_users_session_cannot_be_read_now_leaves_it_as_it_is(
+    box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch
+):
+    before = holding(box)
+    before.enqueue_insert(db.sale, customer=7)
+    text = before.finish()
+
+    def away(text: str | None = None) -> Any:
+        if text:
+            raise LogUnavailable("away on purpose")
+        return new()
+
+    new = box.client.session_token
+    monkeypatch.setattr(box.client, "session_token", away)
+    request = holding(box, text)
+    request.enqueue_insert(db.sale, customer=7)
+
+    assert request.finish() is None
+    assert len(box.enqueued("sale")) == 2
 
 
 def test_a_request_that_ended_without_a_word_is_heard_of(box: Sandbox, db: Any, caplog: pytest.LogCaptureFixture):

@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
 import redis
 from hiredis import pack_command
+from support.redis_stub import HANG_UP, Stub
 
 from pipeline.log.wire import READ_BYTES, Wire
 
 PING = pack_command(("PING",))
 TIMEOUT_S = 0.3
-HANG_UP = b""
-
-
-class Stub:
-    """Takes connections; answers each command with the next of its replies, piece by piece."""
-
-    def __init__(self) -> None:
-        self.replies: list[tuple[bytes, ...]] = []
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.port = self._server.getsockname()[1]
-        self.taken = 0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                peer, _ = self._server.accept()
-            except OSError:
-                return
-            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.taken += 1
-            threading.Thread(target=self._answer, args=(peer,), daemon=True).start()
-
-    def _answer(self, peer: socket.socket) -> None:
-        with peer:
-            while asked := peer.recv(65536):
-                greeting = b"+OK\r\n" * asked.count(b"SETINFO")  # the driver's; it may send several at once
-                for piece in self.replies.pop(0) if not greeting and self.replies else (greeting or b"+OK\r\n",):
-                    if piece == HANG_UP:
-                        return
-                    peer.sendall(piece)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The drainer's lock: one per host, and it dies with its process.
+"""A lock of the host: one process at a time does something, and it dies with its process.
 
 A POSIX record lock, since a child that forks off does not inherit it; it does not tell threads apart, so a second lock
 does. Its file is opened once per process and never closed: to close any descriptor of it would end the lock.
@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.log.spool.file import MODE
 
 
-class DrainLock:
+class HostLock:
     """A lock that is tried, never waited for."""
 
     _file: int

@@ -14,6 +14,7 @@ from pipeline import clock
 from pipeline.errors import IdsUsedUp
 from pipeline.ids import EPOCH_MS, SPAN_MS, Lease
 from pipeline.log.spool.file import DRAINING_ROOM, SpoolFile
+from pipeline.log.spool.lock import HostLock
 
 #: How far the reserve reaches, and how much of it must be left at least, ms.
 REACH_MS, LEAST_MS = 86_400_000, 43_200_000
@@ -32,10 +33,14 @@ class _Held(NamedTuple):
 
 
 class Reserve:
-    """The reserve in a spool's file."""
+    """The reserve in a spool's file.
 
-    def __init__(self, file: SpoolFile):
-        self._file = file
+    Args:
+        lock: of the one process that leases.
+    """
+
+    def __init__(self, file: SpoolFile, lock: HostLock):
+        self._file, self._lock = file, lock
         self._full_until_ms = 0  # until then nobody need look
         self._doubted = False
 
@@ -46,16 +51,19 @@ class Reserve:
     def refill(self, lease: HostLease) -> None:
         """See that the reserve reaches far enough. Costs nothing but once in half a day.
 
-        One process leases at a time, inside the transaction: there are few numbers for hosts.
+        One process of the host leases at a time, since there are few numbers for hosts; the others go on without. The
+        file is not locked meanwhile: Redis may hang, and ops have to be spooled.
         """
         now = clock.wall_ms() - EPOCH_MS
         if now + LEAST_MS < self._full_until_ms:
             return
-        with self._file.writing(room=DRAINING_ROOM) as db:
-            held = _held(db)
-            if held is None or self._doubted or held.until_ms <= now + LEAST_MS:
-                held = _renewed(held, lease, now)
-                db.execute("INSERT OR REPLACE INTO reserve VALUES (1, ?, ?, ?, ?)", held)
+        held = self._read()
+        if held is None or self._doubted or held.until_ms <= now + LEAST_MS:
+            with self._lock.tried() as mine:
+                if not mine:
+                    return
+                token, before = _own(self._read())
+                held = self._keep(token, lease(token, before, now + REACH_MS))
         self._full_until_ms, self._doubted = held.until_ms, False
 
     def lease(self, least_until_ms: int) -> Lease:
@@ -75,14 +83,26 @@ class Reserve:
             db.execute("UPDATE reserve SET used_ms = ?", (end,))
         return Lease(held.number, held.used_ms, end)
 
+    def _read(self) -> _Held | None:
+        with self._file.reading() as db:
+            return _held(db)
 
-def _renewed(held: _Held | None, lease: HostLease, now: int) -> _Held:
-    token = held.token if held else os.urandom(8).hex()
-    before = Lease(held.number, held.used_ms, held.until_ms) if held else None
-    new = lease(token, before, now + REACH_MS)
-    if held is not None and new.number == held.number:
-        return held._replace(until_ms=max(held.until_ms, new.until_ms), used_ms=max(held.used_ms, new.after_ms))
-    return _Held(token, new.number, new.after_ms, new.until_ms)
+    def _keep(self, token: str, new: Lease) -> _Held:
+        """Note a lease; meanwhile others may have used more of the one before."""
+        with self._file.writing(room=DRAINING_ROOM) as db:
+            held = _held(db)
+            kept = _Held(token, new.number, new.after_ms, new.until_ms)
+            if held is not None and held.number == new.number:
+                kept = kept._replace(used_ms=max(held.used_ms, new.after_ms), until_ms=max(held.until_ms, new.until_ms))
+            db.execute("INSERT OR REPLACE INTO reserve VALUES (1, ?, ?, ?, ?)", kept)
+        return kept
+
+
+def _own(held: _Held | None) -> tuple[str, Lease | None]:
+    """Return the host's token, and its lease so far."""
+    if held is None:
+        return os.urandom(8).hex(), None
+    return held.token, Lease(held.number, held.used_ms, held.until_ms)
 
 
 def _held(db: sqlite3.Connection) -> _Held | None:

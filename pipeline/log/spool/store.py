@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.log.spool.file import DRAINING_ROOM, MODE, SpoolFile
-from pipeline.log.spool.lock import DrainLock
+from pipeline.log.spool.lock import HostLock
 from pipeline.log.spool.reserve import Reserve
 from pipeline.log.spool.together import Together
 
@@ -64,8 +64,8 @@ class Spool:
     def __init__(self, path: Path, max_bytes: int):
         self.path = path
         self.file = SpoolFile(path, max_bytes)
-        self.lock = DrainLock(Path(f"{path}.lock"))
-        self.reserve = Reserve(self.file)
+        self.lock = HostLock(Path(f"{path}.lock"))
+        self.reserve = Reserve(self.file, HostLock(Path(f"{path}.reserving")))
         self._marker = f"{path}.waiting"
         self._start()
 
@@ -190,6 +190,17 @@ class Spool:
         """Note that Redis has these definitions."""
         with self.file.writing(room=DRAINING_ROOM) as db:
             db.executemany("UPDATE definitions SET waits = 0 WHERE hash = ?", ((hash,) for hash in hashes))
+
+    def secret(self) -> str | None:
+        """Return the secret that was kept."""
+        with self.file.reading() as db:
+            found = db.execute("SELECT text FROM secret").fetchone()
+        return str(found[0]) if found else None
+
+    def keep_secret(self, text: str) -> None:
+        """Keep the deployment's secret."""
+        with self.file.writing(room=DRAINING_ROOM) as db:
+            db.execute("INSERT OR REPLACE INTO secret VALUES (1, ?)", (text,))
 
     def close(self) -> None:
         """Close this process's connection."""

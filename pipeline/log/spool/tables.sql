@@ -43,3 +43,9 @@ CREATE TABLE IF NOT EXISTS reserve (
     used_ms  INTEGER NOT NULL,  -- up to here they have been given to a process
     until_ms INTEGER NOT NULL
 );
+
+-- What signs session tokens, for a process that starts while Redis is away.
+CREATE TABLE IF NOT EXISTS secret (
+    one  INTEGER PRIMARY KEY CHECK (one = 1),
+    text TEXT NOT NULL
+);

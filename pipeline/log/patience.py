@@ -1,0 +1,190 @@
+"""How long a caller may be kept waiting, over all the steps of one call or of one web request.
+
+Invariant: a caller with a budget waits himself only for small replies on a connection that stands. Whatever may hang in
+other ways (a name that is looked up, a connection that is made, a database that is asked) a thread does for him, and he
+leaves when his budget is used up. So the bound holds whatever the time-outs of the parts add up to.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from pipeline import clock
+
+Result = TypeVar("Result")
+Given = ParamSpec("Given")
+#: Where no threads run, a step is begun only if this share of the whole is left: its own time-outs come to no more.
+WHOLE_STEP = 0.6
+#: A reply that took less than this share of the whole is not counted as waiting: a loop of many calls is no hang.
+HARDLY = 0.1
+
+
+class Budget:
+    """What is left of somebody's patience, s."""
+
+    __slots__ = ("left_s",)
+
+    def __init__(self, left_s: float):
+        self.left_s = left_s
+
+
+class _Here(threading.local):
+    budget: Budget | None = None
+
+
+class Patience:
+    """Keeps the budgets of the calls and requests under way, one per thread. A thread without one waits without limit.
+
+    Args:
+        most_s: of one call, or of one request; `math.inf` where there is nowhere to go instead.
+    """
+
+    def __init__(self, most_s: float):
+        self.most_s = most_s
+        self.hardly_s = most_s * HARDLY
+        self.here = _Here()
+
+    def budget(self) -> Budget | None:
+        """Return a whole budget; all calls of a web request share one. None: whoever has this patience never leaves."""
+        return Budget(self.most_s) if self.most_s < math.inf else None
+
+    @contextmanager
+    def within(self, budget: Budget | None) -> Iterator[None]:
+        """Let this thread's calls use a budget instead of one each; with None nothing in the block has a limit."""
+        here = self.here
+        before, here.budget = here.budget, budget
+        try:
+            yield
+        finally:
+            here.budget = before
+
+    @contextmanager
+    def spending(self, from_s: float = 0.0) -> Iterator[None]:
+        """Take the time of the block off this thread's budget; if it goes well, only when it was at least so much."""
+        began, budget = clock.mono_s(), self.here.budget
+        try:
+            yield
+        except BaseException:
+            from_s = 0.0
+            raise
+        finally:
+            took_s = clock.mono_s() - began
+            if budget is not None and took_s >= from_s:
+                budget.left_s -= took_s
+
+    def lasts(self) -> None:
+        """See that there is time for another step.
+
+        Raises:
+            TimeoutError: there is not.
+        """
+        budget = self.here.budget
+        if budget is not None and budget.left_s <= (0 if threads_run() else self.most_s * WHOLE_STEP):
+            raise TimeoutError(f"the {self.most_s * 1000:.0f} ms that a request may wait are used up")
+
+    def enter(self, lock: threading.Lock) -> None:
+        """Acquire a lock whose holder is bounded himself; the time counts."""
+        if not lock.acquire(blocking=False):
+            with self.spending():
+                lock.acquire()
+
+    def aside(
+        self,
+        work: Callable[[], Result],
+        *,
+        late: Callable[[Result], object] = lambda result: None,
+        ended: Callable[[], object] = lambda: None,
+        share: float = 1.0,
+        from_s: float = 0.0,
+    ) -> Result:
+        """Return what some work comes to; a thread does it if this one has a budget.
+
+        Args:
+            late: gets what comes when the caller has gone.
+            ended: called in the thread at its end: what belongs to it is to be closed.
+            share: of what is left, for something that can be done without.
+            from_s: what takes less is not counted.
+
+        Raises:
+            TimeoutError: the budget, or the share, is used up; the work may go on, or was not begun.
+            what the work raised.
+        """
+        budget = self.here.budget
+        if budget is None:
+            return work()
+        self.lasts()
+        with self.spending(from_s):
+            if not threads_run():
+                return work()
+            future: Future[Result] = Future()
+            threading.Thread(target=_do, args=(work, future, ended), name="pipeline-aside", daemon=True).start()
+            return waited(future, budget.left_s * share, late)
+
+
+def waited(future: Future[Result], wait_s: float, late: Callable[[Result], object] = lambda result: None) -> Result:
+    """Return a future's result.
+
+    Args:
+        late: gets it when it comes after all.
+
+    Raises:
+        TimeoutError: it did not come in time.
+        what the work raised.
+    """
+    try:
+        return future.result(wait_s)
+    except BaseException as error:
+        if future.done():  # the work's own error, or it ended this moment
+            return future.result()
+        future.add_done_callback(lambda ended: late(ended.result()) if ended.exception() is None else None)
+        if isinstance(error, TimeoutError):
+            raise TimeoutError(f"no answer within {wait_s * 1000:.0f} ms") from None
+        raise
+
+
+def _do(work: Callable[[], Result], future: Future[Result], ended: Callable[[], object]) -> None:
+    try:
+        found = work()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(found)
+    finally:
+        ended()
+
+
+class _Patient(Protocol):
+    patience: Patience
+
+
+Self = TypeVar("Self", bound=_Patient)
+
+
+def in_all(method: Callable[Concatenate[Self, Given], Result]) -> Callable[Concatenate[Self, Given], Result]:
+    """Let a method, with everything that it calls, wait no longer than its object's patience."""
+
+    @wraps(method)
+    def bounded(self: Self, /, *args: Given.args, **options: Given.kwargs) -> Result:
+        here = self.patience.here
+        if here.budget is not None:  # a request's, or that of the call which called this one
+            return method(self, *args, **options)
+        here.budget = self.patience.budget()
+        try:
+            return method(self, *args, **options)
+        finally:
+            here.budget = None
+
+    return bounded
+
+
+def threads_run() -> bool:
+    """Return False inside a uWSGI that was not started with --enable-threads."""
+    uwsgi: Any = sys.modules.get("uwsgi")
+    return uwsgi is None or bool(getattr(uwsgi, "opt", {}).get("enable-threads"))
