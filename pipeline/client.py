@@ -32,16 +32,18 @@ from pipeline.settings import Settings, load
 from pipeline.shard import marks
 from pipeline.shard.nodes import Nodes
 from pipeline.topology import Topology
+from pipeline.write.addressed import Addressed
 from pipeline.write.breaker import Breaker
 from pipeline.write.bulk import Chunk
 from pipeline.write.courier import Courier
 from pipeline.write.definitions import Definitions
-from pipeline.write.door import Addressed, Door
+from pipeline.write.door import Door
 from pipeline.write.drain import Drainer
 from pipeline.write.follow import Follower
 from pipeline.write.held import Held, Holder
 from pipeline.write.lineage import Lineage
 from pipeline.write.outgoing import BULK_ROWS, Outgoing
+from pipeline.write.promising import Promising
 from pipeline.write.publish import Publisher
 from pipeline.write.row_ids import RowIds
 from pipeline.write.sender import Lost
@@ -330,7 +332,8 @@ class Pipeline:
         self.follower = Follower(self.topology, self.nodes, self.log, self.spool.holds)
         self.drainer = Drainer(self.spool, self.publisher, self.log, self.nodes, self.topology)
         self._courier = Courier(self.spool, self.drainer, self._breaker)
-        self._spooling = Spooling(self.publisher, self.spool, self._breaker, self._courier, definitions)
+        promising = Promising(self.log, self.spool.promises, self._breaker)
+        self._spooling = Spooling(self.publisher, self.spool, self._breaker, self._courier, definitions, promising)
 
     def _record_lost(self, lost: Lost) -> None:
         bucket, producer, first, last = lost

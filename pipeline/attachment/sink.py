@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from pipeline.receipt import Receipt
-from pipeline.write.door import Addressed
+from pipeline.write.addressed import Addressed
 
 
 class Sink(Protocol):

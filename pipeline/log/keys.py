@@ -7,7 +7,7 @@
 <prefix>:bell:<shard>       string  there while a Celery message is on its way
 <prefix>:marks:<shard>      hash    bucket -> watermark, a copy for readers
 <prefix>:producer:<id>      hash    bucket -> "<last seq> <epoch> <seq>"; expires when idle
-<prefix>:same:<bucket>:<k>  string  the receipt of the first op with that idempotency key; expires
+<prefix>:same:<bucket>:<k>  string  of an idempotency key: the first op's receipt, or a row's reserved id; expires
 <prefix>:schemas            hash    hash -> table definition as JSON
 <prefix>:tables             hash    table -> hash of its newest definition
 <prefix>:ids                hash    producer number -> lease

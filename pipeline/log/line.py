@@ -11,7 +11,7 @@ from hiredis import pack_command
 from pipeline import clock
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.log.connection import script, translated
-from pipeline.log.contract import Append, Appended, EpochStale, Placed, Scope, one_by_append
+from pipeline.log.contract import Append, Appended, EpochStale, IdReserved, Placed, Scope, one_by_append
 from pipeline.log.keys import Keys
 from pipeline.log.link import Link
 from pipeline.op import Position
@@ -203,6 +203,8 @@ def _read_reply(text: bytes | str, scope: Scope) -> Appended:
         raise EpochStale
     if words[0] == "full":
         raise PipelineFull(" ".join(words[1:]))
+    if words[0] == "reserved":
+        raise IdReserved(int(words[1]))
     if words[0] == "same":
         return Appended([], [], " ".join(words[1:]))
     ring = [shard for shard, bit in zip(scope.shards, words[1], strict=True) if bit == "1"]

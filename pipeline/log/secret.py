@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable
 
 from pipeline.errors import Unavailable
-from pipeline.log.contract import Log
+from pipeline.log.contract import Secrets
 from pipeline.log.patience import Patience
 from pipeline.log.spool.store import Spool
 
@@ -22,7 +22,7 @@ class Secret:
         away: whether Redis is known not to answer.
     """
 
-    def __init__(self, log: Log, spool: Spool | None, patience: Patience, away: Callable[[], bool]):
+    def __init__(self, log: Secrets, spool: Spool | None, patience: Patience, away: Callable[[], bool]):
         self._log, self._spool, self._patience, self._away = log, spool, patience, away
 
     def __call__(self) -> str:

@@ -12,7 +12,7 @@ import threading
 
 from pipeline import clock
 from pipeline.errors import Unavailable
-from pipeline.log.contract import Log
+from pipeline.log.contract import Budgets
 
 #: What may be saved up, in reads: so that a short hiccup is not felt, and a long one starts with no stampede.
 MOST = 10.0
@@ -27,7 +27,7 @@ class Budget:
         share: of the reads, 0 to 1.
     """
 
-    def __init__(self, log: Log, share: float):
+    def __init__(self, log: Budgets, share: float):
         self._log, self._share = log, share
         self._away_until_s = 0.0
         self._reset()

@@ -6,17 +6,18 @@ exactly the ops that the row has not seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pipeline.errors import ShardUnavailable
-from pipeline.log.contract import Log
+from pipeline.log.contract import Readable
 from pipeline.op import Entry, Op, Position, decode
 from pipeline.pydal_objects import real_name
 from pipeline.reads.effect import Unforeseeable, Values, after
 from pipeline.reads.readers import Reader
 from pipeline.schema import TableSchema, schema_of
 from pipeline.shard import inquiry
+from pipeline.shard.marks import known_keys
 
 #: Entries that are looked through for one row. 1000 take about 5 ms; a longer queue is not worth it.
 MOST_ENTRIES = 1000
@@ -31,7 +32,7 @@ class CannotOverlay(Exception):
 class Overlay:
     """Computes rows that are not there yet."""
 
-    def __init__(self, log: Log):
+    def __init__(self, log: Readable):
         self._log = log
         self._schemas: dict[str, TableSchema] = {}
 
@@ -107,16 +108,28 @@ def _snapshot(reader: Reader, table: Any, row_id: int, bucket: int) -> tuple[Pos
 
 def _not_applied(reader: Reader, mark: Position, bucket: int, entries: Sequence[Entry]) -> list[Op] | None:
     """Return the ops of entries that the node has not applied; None if it moved on while it was asked."""
-    if mark.epoch == 0 or all(entry.position.epoch == mark.epoch for entry in entries):
-        return [decode(entry.payload) for entry in entries]
     # in a new epoch producers send again what may have been applied in the old one
-    seen = inquiry.sequences(reader.session, {(bucket, entry.producer) for entry in entries})
-    if reader.marks([bucket])[bucket] != mark:
-        return None
+    renewed = mark.epoch > 0 and any(entry.position.epoch != mark.epoch for entry in entries)
+    senders = {(bucket, entry.producer) for entry in entries}
+    seen = inquiry.sequences(reader.session, senders) if renewed else {}
     fresh = [decode(e.payload) for e in entries if e.producer_seq > seen.get((bucket, e.producer), 0)]
-    if any(op.idempotency_key is not None for op in fresh):
-        raise CannotOverlay("the log has changed its epoch: an idempotency key may have been used in the old one")
-    return fresh
+    keys = {op.idempotency_key for op in fresh if op.idempotency_key is not None}
+    used = {key for _, key in known_keys(reader.session, ((bucket, key) for key in keys))} if keys else set()
+    if (renewed or keys) and reader.marks([bucket])[bucket] != mark:
+        return None
+    return _once(fresh, used)
+
+
+def _once(ops: Iterable[Op], used: set[str]) -> list[Op]:
+    """Leave out what the shard will: an op whose idempotency key was used before."""
+    found = []
+    for op in ops:
+        key = op.idempotency_key
+        if key is None or key not in used:
+            found.append(op)
+        if key is not None:
+            used.add(key)
+    return found
 
 
 def _values(reader: Reader, table: Any, raw: tuple[Any, ...] | None) -> Values:

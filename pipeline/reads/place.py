@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from pipeline.errors import BadRead, BadToken, ShardKeyError
-from pipeline.log.contract import Log
+from pipeline.log.contract import Entries
 from pipeline.pydal_objects import conjuncts, kind_of, op_name, pinned_values, real_name, table_of
 from pipeline.reads.token import Need, Token
 from pipeline.settings import TableSettings
@@ -24,7 +24,7 @@ class Place(NamedTuple):
 class Places:
     """Finds places by the topology."""
 
-    def __init__(self, topology: Topology, log: Log):
+    def __init__(self, topology: Topology, log: Entries):
         self._topology, self._log = topology, log
 
     def of_key(self, table: str, shard_key: Any) -> Place:

@@ -10,10 +10,11 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable
+from typing import Protocol
 
 from pipeline import clock
 from pipeline.errors import PipelineError
-from pipeline.log.contract import Log
+from pipeline.log.contract import Chores, Fitness, News
 from pipeline.reads.picture import Picture
 from pipeline.reads.probe import Probe
 from pipeline.reads.report import decode, encode
@@ -32,6 +33,14 @@ TOLD_MS = 30_000
 _log = logging.getLogger("pipeline.prober")
 
 
+class _Board(News, Fitness, Protocol):
+    """Where a prober tells what it sees, and learns what upkeep has found."""
+
+
+class _Lease(Chores, News, Protocol):
+    """Who probes, and which nodes the last one had taken out."""
+
+
 class Prober:
     """Looks, judges, tells.
 
@@ -44,7 +53,7 @@ class Prober:
         self,
         nodes: Nodes,
         shards: Iterable[str],
-        log: Log,
+        log: _Board,
         out: Collection[str] = (),
         switched: Callable[[str], object] = lambda shard: None,
     ):
@@ -109,7 +118,7 @@ class Duty:
         engage: returns a prober, given the nodes that are out; called when the lease has been won.
     """
 
-    def __init__(self, log: Log, engage: Callable[[Collection[str]], Prober]):
+    def __init__(self, log: _Lease, engage: Callable[[Collection[str]], Prober]):
         self._log, self._engage = log, engage
         self._token = secrets.token_hex(8)
         self._prober: Prober | None = None

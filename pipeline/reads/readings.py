@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from pipeline import clock
 from pipeline.errors import PipelineError
-from pipeline.log.contract import Log
+from pipeline.log.contract import News
 from pipeline.log.patience import threads_run
 from pipeline.reads.counters import Counters
 from pipeline.reads.prober import LOOK_EVERY_S
@@ -38,7 +38,7 @@ class Readings:
         counters: what the process counts; goes to Redis in the round trip of a fetch, so it costs none of its own.
     """
 
-    def __init__(self, log: Log, counters: Counters | None = None):
+    def __init__(self, log: News, counters: Counters | None = None):
         self._log, self._counters = log, counters or Counters()
         self._closed = False
         self._thread: threading.Thread | None = None

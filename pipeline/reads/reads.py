@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pipeline import clock
 from pipeline.errors import BadOp, BadRead, ShardUnavailable
-from pipeline.log.contract import Log
+from pipeline.log.contract import Readable
 from pipeline.pydal_objects import kind_of, real_name
 from pipeline.reads.bounds import Bounds, Defaults
 from pipeline.reads.gather import Gather
@@ -50,7 +50,7 @@ class Reads:
         self,
         settings: Settings,
         topology: Topology,
-        log: Log,
+        log: Readable,
         router: Router,
         find_table: Callable[[Any], Any],
         secret: Callable[[], str],

@@ -20,9 +20,8 @@ from pydal import Field
 
 from pipeline import clock
 from pipeline.errors import BadOp, Unavailable
-from pipeline.op import Position, encode
+from pipeline.op import INSERT, Position, encode
 from pipeline.receipt import Receipt
-from pipeline.write.earlier import Place
 from pipeline.write.held import Waiting
 from pipeline.write.publish import Publisher
 from pipeline.write.relay import Run
@@ -117,16 +116,14 @@ class Outbox:
             _log.warning("%d ops stay in the outbox for now: %s", len(own), error)
             return []
         delete(self._table, before if len(before) == MOST else [*before, *own])
-        self._note_keys(waiting, reached)
+        self._reserve_keys(entry for entry, _ in waiting)
         return [receipt for entry, kept in waiting for receipt in _placed(entry, kept, reached)]
 
-    def _note_keys(self, waiting: list[tuple[Waiting, Kept]], reached: Reached) -> None:
-        """Let a second call with an idempotency key find the row of this one: `publish_as` takes no key."""
-        for entry, kept in waiting:
-            position = reached.get((kept.producer, kept.bucket))
-            if entry.op.idempotency_key is not None and position is not None:
-                place = Place(position, kept.producer, kept.seq, entry.op.id)
-                self._publisher.note_earlier(kept.bucket, entry.op.idempotency_key, place)
+    def _reserve_keys(self, entries: Iterable[Waiting]) -> None:
+        """Let Redis know the ids under idempotency keys: it may have been away when they were told."""
+        for bucket, op, _, _ in entries:
+            if op.idempotency_key is not None and op.kind == INSERT and op.id is not None:
+                self._publisher.reserve(bucket, op.idempotency_key, op.id)
 
 
 def _placed(entry: Waiting, kept: Kept, reached: Reached) -> Iterator[Receipt]:

@@ -21,7 +21,7 @@ from pipeline.receipt import Receipt as _Receipt
 from pipeline.receipt import Receipts
 from pipeline.web.read_db import ReadDAL, Refusal, table_for
 from pipeline.web.reader import Reader
-from pipeline.write.door import Addressed
+from pipeline.write.addressed import Addressed
 from pipeline.write.held import Holder
 from pipeline.write.validated import Validated
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 
 from pipeline import clock
 from pipeline.errors import ShardUnavailable, Unavailable
-from pipeline.log.contract import Log
+from pipeline.log.contract import Readable, Work
 from pipeline.op import Entry, Op, Position, decode
 from pipeline.schema import TableSchema
 from pipeline.settings import ApplySettings
@@ -73,6 +74,10 @@ class _Batch:
     size_bytes: int = 0
 
 
+class _Log(Readable, Work, Protocol):
+    """What applying needs of the log."""
+
+
 class Applier:
     """Applies one shard's ops in this process.
 
@@ -84,7 +89,7 @@ class Applier:
         self,
         shard: str,
         session: Session,
-        log: Log,
+        log: _Log,
         settings: ApplySettings,
         step: Callable[[str], None] = lambda name: None,
     ):

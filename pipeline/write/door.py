@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import msgspec
-
 from pipeline import clock
 from pipeline.errors import BadOp, BadQuery, Unavailable, UnknownTable
 from pipeline.op import DELETE, INSERT, UPDATE, UPSERT, Op
@@ -16,6 +14,7 @@ from pipeline.pydal_objects import has_filters, with_filters
 from pipeline.schema import schema_of, signature_of
 from pipeline.settings import TableSettings
 from pipeline.topology import Topology
+from pipeline.write.addressed import Addressed
 from pipeline.write.copying import Archive, check_archive, copy_before, row_of
 from pipeline.write.gate import Final, Gate, Known, RowPlan, with_values
 from pipeline.write.placing import Placing, check_upsert_key, keeps_its_place
@@ -29,13 +28,6 @@ MAX_KEY = 190
 #: would outlive it. A thousand of them made each of web2py's garbage collections, one per 100 requests, take 50 ms.
 KNOWN = "_pipeline_known"
 _log = logging.getLogger("pipeline.door")
-
-
-class Addressed(msgspec.Struct, frozen=True):
-    """An op and the bucket whose log it goes to."""
-
-    bucket: int
-    op: Op
 
 
 class Door:
@@ -233,6 +225,7 @@ class Door:
         self, known: Known, plan: RowPlan, values: Mapping[str, Any], shard_key: Any, key: str | None
     ) -> Addressed:
         (columns, final, row), now_ms, at = plan.row(values), clock.wall_ms(), plan.key_at
+        id_given = row is not None
         if at is not None and row is None and shard_key is None and final[at] is not None:
             bucket = known.rule(final[at])  # nearly always
         else:
@@ -243,7 +236,7 @@ class Door:
         if key is not None:
             _check_key(key)
         op = Op(INSERT, schema.name, schema.hash, now_ms, row, columns, tuple(final), None, (), (), (), key)
-        return Addressed(bucket, op)
+        return Addressed(bucket, op, id_given)
 
     def _target(self, target: Any, row_id: Any) -> tuple[Any, Gate, Tree]:
         """Return table, gate and condition of `query`, or of `table, id`."""

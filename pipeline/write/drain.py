@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from pipeline import clock
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
-from pipeline.log.contract import EpochStale, Log, Scope
+from pipeline.log.contract import Appending, Definitions, EpochStale, Scope
 from pipeline.log.spool.store import Definition, Spool, Spooled
 from pipeline.shard import inquiry
 from pipeline.shard.nodes import Nodes
@@ -36,6 +37,10 @@ class Drained:
     why: str = ""  # what is in the way
 
 
+class _Log(Appending, Definitions, Protocol):
+    """What draining needs of the log, beside the publisher."""
+
+
 class Drainer:
     """Sends what one host has spooled. Any number may try at once, one does it.
 
@@ -47,7 +52,7 @@ class Drainer:
         self,
         spool: Spool,
         publisher: Publisher,
-        log: Log,
+        log: _Log,
         nodes: Nodes,
         topology: Topology,
         step: Callable[[str], None] = lambda name: None,
@@ -69,7 +74,7 @@ class Drainer:
             if not mine:
                 done.mine = False
                 return done
-            if self._definitions_first(done):
+            if self._definitions_first(done) and self._promises_too(done):
                 for scope, buckets in self._scopes().items():
                     self._drain(scope, buckets, done, deadline, patient, report)
             self._step("settle")
@@ -105,6 +110,19 @@ class Drainer:
                 self._spool.published(known.hash for known in waiting)
         except Unavailable as error:
             done.why = str(error)
+        return not done.why
+
+    def _promises_too(self, done: Drained) -> bool:
+        """Tell Redis which ids this host has promised under idempotency keys; whether it took them."""
+        untold = self._spool.promises.untold()
+        try:
+            for bucket, key, row_id in untold:
+                self._log.reserve(bucket, key, row_id)
+        except Unavailable as error:
+            done.why = str(error)
+        else:
+            if untold:
+                self._spool.promises.told(untold)
         return not done.why
 
     def _announce(self, definitions: Iterable[Definition]) -> None:

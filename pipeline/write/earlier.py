@@ -1,4 +1,4 @@
-"""Where an earlier op stands that the same idempotency key was used for, as `enqueue.lua`, or a note, keeps it."""
+"""Where an earlier op stands that the same idempotency key was used for, and which id the key stands for."""
 
 from __future__ import annotations
 
@@ -22,25 +22,13 @@ class Place(msgspec.Struct, frozen=True):
     row_id: int | None = None  # of an earlier op with the same idempotency key
 
 
-def found(log: Log, bucket: int, key: str) -> Place | None:
-    """Return the place of an op that a key was used for; None also where Redis does not answer."""
+def reserved(log: Log, bucket: int, key: str, row_id: int) -> int:
+    """Return the id that a key stands for, *row_id* where it stood for none; also where Redis cannot tell."""
     try:
-        text = log.earlier(bucket, key)
-    except LogUnavailable as error:
-        _log.warning("whether an idempotency key was used before cannot be told now: %s", error)
-        return None
-    return kept(text) if text is not None else None
-
-
-def note(log: Log, bucket: int, key: str, place: Place) -> None:
-    """Let `found` find an op that was appended without its key; a hint, so that nothing is raised."""
-    assert place.position is not None, "the op was sent"
-    try:
-        log.note_earlier(
-            bucket, key, " ".join(map(str, (*place.position, place.producer, place.seq, place.row_id or 0)))
-        )
+        return log.reserve(bucket, key, row_id)
     except (LogUnavailable, PipelineFull) as error:
-        _log.warning("the id of a row with an idempotency key may not be found again: %s", error)
+        _log.warning("two calls with one idempotency key may tell two ids: %s", error)
+        return row_id
 
 
 def kept(text: str) -> Place:

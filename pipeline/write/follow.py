@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 from pipeline import clock
 from pipeline.errors import Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
-from pipeline.log.contract import Log
+from pipeline.log.contract import Entries, Watermarks
 from pipeline.op import START, Position
 from pipeline.receipt import Receipt
 from pipeline.shard import inquiry
@@ -21,6 +22,10 @@ ASK_S = 0.25
 _FINAL = ("applied", "durable", "rejected", "parked", "lost")
 
 
+class _Log(Entries, Watermarks, Protocol):
+    """What following needs of the log."""
+
+
 class Follower:
     """Answers for receipts."""
 
@@ -28,7 +33,7 @@ class Follower:
         self,
         topology: Topology,
         nodes: Nodes,
-        log: Log,
+        log: _Log,
         spooled: Callable[[int, int, int], bool] = lambda bucket, producer, seq: False,
     ):
         self._topology, self._nodes, self._log, self._spooled = topology, nodes, log, spooled

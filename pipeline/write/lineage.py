@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from pipeline import clock
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
-from pipeline.log.contract import Log, Scope
+from pipeline.log.contract import Epochs, Scope
 from pipeline.shard import inquiry
 from pipeline.shard.nodes import Nodes
 
@@ -29,7 +29,7 @@ class Lineage:
         renewed: called after a new epoch was set: the server may have forgotten the table definitions too.
     """
 
-    def __init__(self, log: Log, nodes: Nodes, renewed: Callable[[], object]):
+    def __init__(self, log: Epochs, nodes: Nodes, renewed: Callable[[], object]):
         self._log, self._nodes, self._renewed = log, nodes, renewed
 
     def raise_epoch(self, scope: Scope) -> int:

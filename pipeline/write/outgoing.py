@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import BadOp, NotDurable
+from pipeline.log.contract import IdReserved
 from pipeline.log.patience import Patience, in_all
-from pipeline.op import UPSERT, encode
+from pipeline.op import Op, encode
 from pipeline.receipt import Receipt
+from pipeline.write.addressed import Addressed, id_of, id_of_new, with_id
 from pipeline.write.atomic import Atomic
 from pipeline.write.bulk import Chunk
-from pipeline.write.door import Addressed
 from pipeline.write.earlier import Place
 from pipeline.write.held import Held, Holder, Waiting
 from pipeline.write.publish import Publisher
@@ -48,22 +49,23 @@ class Outgoing:
         """Take an op from the door, and return its receipt."""
         bucket, op = addressed.bucket, addressed.op
         here = self._here.__dict__
-        # an upsert may find a row that has an id already
-        row_id = op.id if op.kind != UPSERT else None
         if durability == "redis" and here.get("group") is None and here.get("held") is None:
-            place = self._publisher.publish(bucket, encode(op), key=op.idempotency_key or "", row_id=op.id)
-            if place.row_id is not None:
-                row_id = place.row_id
-            return Receipt(bucket, place.position, row_id, place.producer, place.seq, self._source)
+            if op.idempotency_key is not None:
+                op, place = self._published_under_key(addressed)
+            else:
+                place = self._publisher.publish(bucket, encode(op))
+            return Receipt(bucket, place.position, place.row_id or id_of(op), place.producer, place.seq, self._source)
         self.known_durability(durability)
-        receipt = Receipt(bucket, None, row_id, source=self._source)
         group: Atomic | None = here.get("group")
         if group is not None:
+            receipt = Receipt(bucket, None, id_of(op), source=self._source)
             group.add(bucket, op, receipt, durability)
-        else:
-            if op.idempotency_key is not None:
-                self._name_earlier(receipt, op.idempotency_key)
-            self._pass_on(Waiting(bucket, op, durability, [receipt]))
+            return receipt
+        if op.idempotency_key is not None and (new := id_of_new(op)) is not None:
+            # its request may redirect to the row before the op is sent
+            op = with_id(addressed, self._publisher.reserve(bucket, op.idempotency_key, new))
+        receipt = Receipt(bucket, None, id_of(op), source=self._source)
+        self._pass_on(Waiting(bucket, op, durability, [receipt]))
         return receipt
 
     @property
@@ -128,11 +130,24 @@ class Outgoing:
             raise NotDurable(durability, DURABLE_S, chunk.receipt(0, self._source))
         return chunk
 
-    def _name_earlier(self, receipt: Receipt, key: str) -> None:
-        """Let a receipt have the id of an earlier call's row now: its request may redirect to it before it is sent."""
-        earlier = self._publisher.earlier(receipt.bucket, key)
-        if earlier is not None and earlier.row_id is not None:
-            receipt.name_row(earlier.row_id)
+    def _published_under_key(self, addressed: Addressed) -> tuple[Op, Place]:
+        """Send an op whose id nobody has been told; return it with the id that its key stands for."""
+        bucket, op = addressed.bucket, addressed.op
+        key, row_id = op.idempotency_key or "", id_of_new(op)
+        try:
+            return op, self._publisher.publish(bucket, encode(op), key=key, row_id=row_id)
+        except IdReserved as reserved:
+            op = with_id(addressed, reserved.row_id)
+        return op, self._published(bucket, op)
+
+    def _published(self, bucket: int, op: Op, **how: Any) -> Place:
+        """Send an op whose id may have been told already: it is not changed any more."""
+        payload, key = encode(op), op.idempotency_key or ""
+        try:
+            return self._publisher.publish(bucket, payload, key=key, row_id=id_of_new(op), **how)
+        except IdReserved:
+            # Redis, or the spool, was away when one of two ids was told. The shard takes the first op with that key
+            return self._publisher.publish(bucket, payload, **how)
 
     def _pass_on(self, entry: Waiting) -> None:
         held: Holder | None = getattr(self._here, "held", None)
@@ -144,15 +159,14 @@ class Outgoing:
     @in_all
     def _send(self, entry: Waiting) -> None:
         bucket, op, durability, receipts = entry
-        key = op.idempotency_key or ""
         if durability == "redis":
-            place = self._publisher.publish(bucket, encode(op), key=key, row_id=op.id)
+            place = self._published(bucket, op)
             for receipt in receipts:
                 _fill(receipt, place)
             return
         reached: list[bool] = []
         how: Any = {"kept": True} if durability == "spooled" else {"then": _reaching(durability, reached)}
-        place = self._publisher.publish(bucket, encode(op), key=key, row_id=op.id, **how)
+        place = self._published(bucket, op, **how)
         for receipt in receipts:
             _fill(receipt, place)
         if reached == [False] or _only_here(durability, [place]):

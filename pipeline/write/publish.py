@@ -75,7 +75,11 @@ class Publisher:
     ) -> Place:
         """Append one op; *then* may use the sender's line while it is still ours.
 
+        Args:
+            row_id: of the new row, so that others with that key get to know it.
+
         Raises:
+            IdReserved: the key stands for another id; nothing was sent.
             PipelineFull: nothing was sent.
             LogUnavailable: no answer in time; the op may be queued or not.
             ShardUnavailable: a new epoch was due and the shard's primary did not answer; nothing was sent.
@@ -136,13 +140,9 @@ class Publisher:
                 line.close()
         return reached
 
-    def earlier(self, bucket: int, key: str) -> Place | None:
-        """Return the place of an op that an idempotency key was used for, if Redis is there and knows of one."""
-        return earlier.found(self._log, bucket, key)
-
-    def note_earlier(self, bucket: int, key: str, place: Place) -> None:
-        """Let `earlier` find an op that `publish_as` has sent; a hint, so that nothing is raised."""
-        earlier.note(self._log, bucket, key, place)
+    def reserve(self, bucket: int, key: str, row_id: int) -> int:
+        """Return the id that an idempotency key stands for, *row_id* where it stood for none; raises nothing."""
+        return earlier.reserved(self._log, bucket, key, row_id)
 
     def scope_of(self, bucket: int) -> Scope:
         """Return the scope of a bucket's log."""

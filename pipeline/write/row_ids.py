@@ -8,7 +8,7 @@ import threading
 
 from pipeline.errors import IdsUsedUp, LogUnavailable, NoProducerNumber, PipelineFull, Unavailable
 from pipeline.ids import IdMaker, Lease
-from pipeline.log.contract import Log
+from pipeline.log.contract import Numbers
 from pipeline.log.patience import Patience
 from pipeline.log.spool.store import Spool
 from pipeline.write.breaker import Breaker
@@ -23,7 +23,7 @@ class RowIds:
         patience: of the callers: the time for which one waits until another has a lease counts too.
     """
 
-    def __init__(self, log: Log, spool: Spool | None, breaker: Breaker, patience: Patience):
+    def __init__(self, log: Numbers, spool: Spool | None, breaker: Breaker, patience: Patience):
         self._log, self._spool, self._breaker, self._patience = log, spool, breaker, patience
         self._start()
 

@@ -14,6 +14,7 @@ from pipeline.write.breaker import Breaker
 from pipeline.write.courier import Courier
 from pipeline.write.definitions import Definitions
 from pipeline.write.earlier import Place
+from pipeline.write.promising import Promising
 from pipeline.write.publish import Publisher
 from pipeline.write.sender import Sender
 
@@ -26,10 +27,17 @@ class Spooling:
     """
 
     def __init__(
-        self, publisher: Publisher, spool: Spool, breaker: Breaker, courier: Courier, definitions: Definitions
+        self,
+        publisher: Publisher,
+        spool: Spool,
+        breaker: Breaker,
+        courier: Courier,
+        definitions: Definitions,
+        promising: Promising,
     ):
         self._publisher, self._spool, self._breaker = publisher, spool, breaker
-        self._courier, self._definitions = courier, definitions
+        self._courier, self._definitions, self._promising = courier, definitions, promising
+        self.reserve = promising.reserve
 
     def publish(
         self,
@@ -47,14 +55,24 @@ class Spooling:
             kept: spool it first, and keep it there until every node of its shard has it.
 
         Raises:
+            IdReserved: the key stands for another id; it was taken by neither.
             PipelineFull, SpoolUnavailable: Redis did not take it, and neither did the spool.
         """
-        if kept or self._breaker.open:
+        named, spooled = row_id if key else None, kept or self._breaker.open
+        if named is not None:
+            self._promising.agree(bucket, key, named, spooled=spooled)
+        if spooled:
             return self._spooled({bucket: (payload,)}, kept)[bucket]
         try:
-            return self._publisher.publish(bucket, payload, key=key, row_id=row_id, then=then)
+            place = self._publisher.publish(bucket, payload, key=key, row_id=row_id, then=then)
         except Unavailable as error:
+            if named is not None:
+                self._failed(error)
+                self._promising.agree(bucket, key, named, spooled=True)
             return self._instead({bucket: (payload,)}, error)[bucket]
+        if named is not None:
+            self._promising.hear(bucket, key, place.row_id or named)
+        return place
 
     def publish_many(
         self,
@@ -79,19 +97,18 @@ class Spooling:
                 places |= self._instead(share, error)
         return places
 
-    def earlier(self, bucket: int, key: str) -> Place | None:
-        """See `Publisher.earlier`; while Redis is known to be away, nobody is asked."""
-        return None if self._breaker.open else self._publisher.earlier(bucket, key)
-
     def _instead(self, runs: Mapping[int, Sequence[bytes]], error: Unavailable) -> dict[int, Place]:
-        if isinstance(error, LogUnavailable):
-            self._breaker.trip()
+        self._failed(error)
         try:
             return self._spooled(runs, numbered=error.numbered)
         except (PipelineFull, SpoolUnavailable) as second:
             if not error.numbered:
                 second.numbered = {}
             raise second from error
+
+    def _failed(self, error: Unavailable) -> None:
+        if isinstance(error, LogUnavailable):
+            self._breaker.trip()
 
     def _spooled(
         self, runs: Mapping[int, Sequence[bytes]], kept: bool = False, numbered: Mapping[int, Number] | None = None

@@ -1,7 +1,40 @@
-"""Fixtures that several modules of this folder take."""
+"""Every log there is, in this process, over Redis 7.0 and over Valkey; and a shard's sessions, as `kind` says.
+
+A claim of `contract` is tested over all logs.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from uuid import uuid4
+
+import pytest
+from support.logs import ALL, EPOCH, S0, raise_to
 from support.sessions import other, session, shard, uri
 
-__all__ = ["other", "session", "shard", "uri"]
+from pipeline.log.contract import Line, Log
+from pipeline.log.memory import MemoryLog
+from pipeline.log.redis_log import RedisLog
+
+__all__ = ["line", "log", "other", "session", "shard", "uri"]
+
+
+@pytest.fixture(params=["memory", "redis", "valkey"])
+def log(request: pytest.FixtureRequest, log_server: Callable[[str], object]) -> Iterator[Log]:
+    """An empty log whose epochs are raised."""
+    log: Log
+    if request.param == "memory":
+        log = MemoryLog()
+    else:
+        log = RedisLog(log_server(request.param).url, prefix=f"t{uuid4().hex[:12]}", timeout_s=5)  # type: ignore[attr-defined]
+    for scope in (S0, ALL):
+        raise_to(log, scope, EPOCH)
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def line(log: Log) -> Iterator[Line]:
+    line = log.line()
+    yield line
+    line.close()

@@ -13,7 +13,8 @@ from pipeline.clock import polls
 from pipeline.ids import PRODUCERS, SPAN_MS
 from pipeline.log.contract import APPENDED, HOLE, SEEN, Append, Appended, EpochStale, Log, Placed, Scope
 from pipeline.log.memory import MemoryLog
-from pipeline.log.redis_log import LEASE_MS, RedisLog
+from pipeline.log.redis_log import RedisLog
+from pipeline.log.spans import LEASE_MS
 from pipeline.op import START, Position
 
 S0 = Scope("s0", ("s0",))

@@ -1,18 +1,15 @@
-"""What processes share of their reads through Redis: leases, what the prober tells, the primaries' budgets."""
+"""What processes share of their reads through the log: views of what the prober tells, the primaries' budgets."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from pipeline import clock
-from pipeline.admin.cluster import logserver
 from pipeline.admin.cluster.ports import free_ports
+from pipeline.log.contract import Log
 from pipeline.log.redis_log import RedisLog
 from pipeline.op import Position
 from pipeline.reads.budget import MOST, Budget
@@ -20,28 +17,6 @@ from pipeline.reads.readings import Readings
 from pipeline.reads.report import Report, encode
 
 READS = 2000
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed")
-    directory: Path = tmp_path_factory.mktemp("redis")
-    [port] = free_ports(1)
-    argv = ["redis-server", "--port", str(port), "--dir", str(directory), "--save", "", "--bind", "127.0.0.1"]
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as server:
-        try:
-            assert any(logserver.answers(port) for _ in clock.polls(20))
-            yield f"redis://127.0.0.1:{port}/0"
-        finally:
-            server.kill()
-
-
-@pytest.fixture
-def log(url: str, request: pytest.FixtureRequest) -> Iterator[RedisLog]:
-    made = RedisLog(url, prefix=f"t{abs(hash(request.node.name))}")
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -52,37 +27,7 @@ def away() -> Iterator[RedisLog]:
     made.close()
 
 
-def test_a_lease_is_held_by_one_renewed_by_its_holder_and_free_when_it_ends(log: RedisLog) -> None:
-    assert log.hold("probe", "a", 200)
-    assert not log.hold("probe", "b", 200)
-    assert log.hold("probe", "a", 200)
-
-    assert any(log.hold("probe", "b", 60_000) for _ in clock.polls(5))
-    log.release("probe", "a")
-    assert not log.hold("probe", "a", 200)
-    log.release("probe", "b")
-    assert log.hold("probe", "a", 200)
-
-
-def test_what_was_told_of_a_node_comes_with_the_server_s_time_and_is_replaced_as_a_whole(log: RedisLog) -> None:
-    log.publish_health({"s0": "one", "s0-r0": "two words"}, 60_000)
-    log.publish_health({"s0": "three words more"}, 60_000)
-
-    now_ms, told = log.health()
-
-    assert set(told) == {"s0"}
-    at_ms, text = told["s0"]
-    assert text == "three words more"
-    assert 0 <= now_ms - at_ms < 60_000
-
-
-def test_what_nobody_tells_any_more_is_forgotten(log: RedisLog) -> None:
-    log.publish_health({"s0": "one"}, 50)
-
-    assert any(log.health()[1] == {} for _ in clock.polls(5))
-
-
-def test_a_view_is_what_was_told_grown_older(log: RedisLog) -> None:
+def test_a_view_is_what_was_told_grown_older(log: Log) -> None:
     marks = {3: Position(9, 4)}
     log.publish_health({"s0-r0": encode(Report(1500, False, False, marks=marks))}, 60_000)
     readings = Readings(log)
@@ -98,7 +43,7 @@ def test_a_view_is_what_was_told_grown_older(log: RedisLog) -> None:
     readings.close()
 
 
-def test_news_reaches_a_process_that_goes_on_looking(log: RedisLog) -> None:
+def test_news_reaches_a_process_that_goes_on_looking(log: Log) -> None:
     readings = Readings(log)
     assert readings.view("s0-r0").lag_s is None
 
@@ -117,7 +62,7 @@ def test_without_redis_a_view_is_no_reading(away: RedisLog) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
-def test_the_primary_takes_its_share_of_the_reads_of_all_processes_and_no_more(log: RedisLog, share: float) -> None:
+def test_the_primary_takes_its_share_of_the_reads_of_all_processes_and_no_more(log: Log, share: float) -> None:
     budgets = [Budget(log, share) for _ in range(4)]
     taken: list[int] = []
 
@@ -133,7 +78,7 @@ def test_the_primary_takes_its_share_of_the_reads_of_all_processes_and_no_more(l
     assert READS * share - 1 <= sum(taken) <= READS * share + MOST
 
 
-def test_reads_that_replicas_served_earn_what_another_process_may_use(log: RedisLog) -> None:
+def test_reads_that_replicas_served_earn_what_another_process_may_use(log: Log) -> None:
     serving, wanting = Budget(log, 0.1), Budget(log, 0.1)
     while wanting.take("s0"):
         pass
@@ -152,7 +97,7 @@ def test_while_redis_is_away_each_process_keeps_to_the_share_by_itself(away: Red
     assert READS * 0.1 - 1 <= taken <= READS * 0.1 + MOST
 
 
-def test_the_budgets_of_shards_are_apart(log: RedisLog) -> None:
+def test_the_budgets_of_shards_are_apart(log: Log) -> None:
     budget = Budget(log, 0.1)
     while budget.take("s0"):
         pass

@@ -14,6 +14,7 @@ import pytest
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.log.contract import APPENDED, SEEN, Append, Appended, Line, Placed, Scope
 from pipeline.log.redis_log import RedisLog
+from pipeline.log.spans import IDEMPOTENCY_TTL_MS
 from pipeline.op import START, Position
 
 S0 = Scope("s0", ("s0",))
@@ -96,8 +97,8 @@ def far(log: RedisLog, proxy: Proxy) -> Iterator[Line]:
     distant.close()
 
 
-def append(line: Line, first: int, *payloads: bytes, key: str = "") -> Appended:
-    return line.append(S0, 7, 5, [Append(3, first, payloads)], key, 0)
+def append(line: Line, first: int, *payloads: bytes, key: str = "", row_id: int = 0) -> Appended:
+    return line.append(S0, 7, 5, [Append(3, first, payloads)], key, row_id)
 
 
 def payloads(log: RedisLog) -> list[bytes]:
@@ -223,6 +224,34 @@ def test_a_server_without_memory_refuses_an_enqueue_and_nothing_is_written(serve
     assert crowded.sequences(5) == {3: 100}
     assert sorted(server.client().keys(f"{log.keys.prefix}:*")) == sorted(before)
     assert log.memory_share() > 1
+
+
+@KINDS
+def test_a_server_without_memory_reserves_no_id_but_tells_what_is_reserved(server: Any, log: RedisLog):
+    line = log.line()
+    log.reserve(3, "reserved", 77)
+    append(line, 1, b"x", key="sent", row_id=78)
+    client = server.client()
+    client.config_set("maxmemory", 1)
+    try:
+        assert log.reserve(3, "reserved", 5) == 77
+        assert log.reserve(3, "sent", 5) == 78
+        with pytest.raises(PipelineFull, match="maxmemory"):
+            log.reserve(3, "new", 5)
+    finally:
+        client.config_set("maxmemory", 0)
+        line.close()
+
+
+@KINDS
+def test_a_reservation_is_forgotten_like_the_key_of_an_op(server: Any, log: RedisLog):
+    line = log.line()
+    log.reserve(3, "reserved", 77)
+    append(line, 1, b"x", key="sent")
+
+    for key in ("reserved", "sent"):
+        assert 86_000_000 < server.client().pttl(log.keys.same(3, key)) <= IDEMPOTENCY_TTL_MS
+    line.close()
 
 
 @KINDS

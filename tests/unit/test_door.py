@@ -28,7 +28,8 @@ from pipeline.errors import (
 from pipeline.op import DELETE, INSERT, UPDATE, UPSERT, Op
 from pipeline.settings import load
 from pipeline.topology import Topology
-from pipeline.write.door import Addressed, Door
+from pipeline.write.addressed import Addressed
+from pipeline.write.door import Door
 from pipeline.write.gate import Gate
 
 BUCKETS = 16

@@ -41,17 +41,17 @@ def test_a_second_request_with_an_idempotency_key_knows_the_first_ones_row_befor
     assert [row["id"] for row in box.rows("purchase")] == [first[0]]
 
 
-def test_while_redis_is_away_an_idempotency_key_is_not_asked_for_and_nothing_is_raised(db: Any, box: Sandbox):
+def test_while_redis_is_away_no_id_is_reserved_and_nothing_is_raised(db: Any, box: Sandbox):
     held = box.client.held()
-    asked = box.log.earlier
+    reserve = box.log.reserve
 
     def away(*args: Any) -> Any:
         raise LogUnavailable("away", sent=False)
 
-    box.log.earlier = away  # type: ignore[method-assign]  # our own double
+    box.log.reserve = away  # type: ignore[method-assign]  # our own double
     with box.client.holding(held):
         receipt = pipeline.enqueue_insert(db.purchase, customer=7, idempotency_key="form 1")
-    box.log.earlier = asked  # type: ignore[method-assign]
+    box.log.reserve = reserve  # type: ignore[method-assign]
     held.send()
 
     assert receipt.id

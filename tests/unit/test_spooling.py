@@ -56,6 +56,10 @@ class Switched(MemoryLog):
             raise ConnectionError("away on purpose")
         return super().append(*arguments)
 
+    def reserve(self, *arguments: Any) -> int:
+        self._gone()
+        return super().reserve(*arguments)
+
     def epoch(self, scope: str) -> Any:
         self._gone()
         return super().epoch(scope)

@@ -4,7 +4,7 @@
 -- KEYS  1 epoch of the scope      string  "<epoch> <master_replid>"
 --       2 full                    string  a reason; there while the pipeline takes nothing
 --       3 producer                hash    bucket -> "<last producer seq> <epoch> <seq>"; expires when idle
---       4 idempotency             string  the first call's receipt, or '' for none
+--       4 idempotency             string  the first op's receipt, or a row's id that is only reserved; '' for no key
 --       5.. per shard: dirty      zset    bucket -> ms from when on it may be applied
 --                      bell       string  there while a Celery message for this shard is on its way
 --       then per log:  log        stream  entries <epoch>-<dense seq>: p producer, s producer seq, o op
@@ -15,6 +15,7 @@
 --       "epoch"          the lineage changed: raise the epoch first, nothing was written
 --       "full <reason>"  nothing was written
 --       "same <receipt>" this idempotency key was seen
+--       "reserved <id>"  another row's id is reserved under it: nothing was written; not where the row id is 0
 --       "ok <a bit per shard: ring it> <per log: code epoch seq>"
 --            code 0 appended, first position; 1 seen before, first position then; 2 a hole, seq is the last one seen
 -- a message that nobody fetched for a second no longer counts as on its way: it bounds what a lost ring costs
@@ -37,7 +38,8 @@ end
 if full then return 'full ' .. full end
 if KEYS[4] ~= '' then
   local seen = call('GET', KEYS[4])
-  if seen then return 'same ' .. seen end
+  if seen and string.find(seen, ' ', 1, true) then return 'same ' .. seen end
+  if seen and ARGV[4] ~= '0' and seen ~= ARGV[4] then return 'reserved ' .. seen end
 end
 
 local prefix = epoch .. '-*'

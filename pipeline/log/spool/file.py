@@ -115,7 +115,7 @@ class SpoolFile:
         db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'secret'").fetchone():
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'promises'").fetchone():
             sql = (files("pipeline.log.spool") / "tables.sql").read_text(encoding="utf-8")
             db.executescript(f"BEGIN IMMEDIATE;\n{sql}\nCOMMIT;")
         self._page_bytes = db.execute("PRAGMA page_size").fetchone()[0]

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from pipeline import clock
 from pipeline.log.spool.file import DRAINING_ROOM, MODE, SpoolFile
 from pipeline.log.spool.lock import HostLock
+from pipeline.log.spool.promises import Promises
 from pipeline.log.spool.reserve import Reserve
 from pipeline.log.spool.together import Together
 
@@ -66,6 +67,7 @@ class Spool:
         self.file = SpoolFile(path, max_bytes)
         self.lock = HostLock(Path(f"{path}.lock"))
         self.reserve = Reserve(self.file, HostLock(Path(f"{path}.reserving")))
+        self.promises = Promises(self.file)
         self._marker = f"{path}.waiting"
         self._start()
 

@@ -49,3 +49,14 @@ CREATE TABLE IF NOT EXISTS secret (
     one  INTEGER PRIMARY KEY CHECK (one = 1),
     text TEXT NOT NULL
 );
+
+-- The ids of rows that were promised under idempotency keys while Redis was away; the newest last.
+CREATE TABLE IF NOT EXISTS promises (
+    nth     INTEGER PRIMARY KEY AUTOINCREMENT,
+    bucket  INTEGER NOT NULL,
+    key     TEXT NOT NULL,
+    row_id  INTEGER NOT NULL,
+    made_ms INTEGER NOT NULL,
+    told    INTEGER NOT NULL DEFAULT 0,  -- 1: Redis knows it
+    UNIQUE (bucket, key)
+);

@@ -10,13 +10,13 @@ from pipeline.log.contract import Append, Appended, Scope, one_by_append
 from pipeline.op import Position
 
 if TYPE_CHECKING:
-    from pipeline.log.memory import MemoryLog
+    from pipeline.log.memory.appending import MemoryAppending
 
 
 class MemoryLine:
     """A `contract.Line` of a memory log."""
 
-    def __init__(self, log: MemoryLog):
+    def __init__(self, log: MemoryAppending):
         self._log = log
 
     def append(

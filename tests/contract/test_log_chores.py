@@ -1,0 +1,104 @@
+"""What processes share out: chores, producer numbers, the room that is left, the secret."""
+
+from __future__ import annotations
+
+import pytest
+from support.logs import MINUTE_MS, PRODUCER, append, entries
+
+from pipeline.clock import polls
+from pipeline.errors import NoProducerNumber, PipelineFull
+from pipeline.ids import PRODUCERS, SPAN_MS, Lease
+from pipeline.log.contract import APPENDED, Line, Log
+
+
+def test_a_full_pipeline_refuses_with_its_reason_and_writes_nothing(log: Log, line: Line):
+    log.set_full("Redis uses 80% of its memory", for_ms=MINUTE_MS)
+
+    with pytest.raises(PipelineFull, match="uses 80% of its memory"):
+        append(line, (3, 1, [b"a"]), key="k")
+
+    assert entries(log, 3) == []
+    assert line.sequences(PRODUCER) == {}
+    assert log.due("s0", 10) == {}
+    log.set_full(None)
+    assert append(line, (3, 1, [b"a"]), key="k").placed[0].code == APPENDED
+
+
+def test_full_ends_by_itself(log: Log, line: Line):
+    log.set_full("for a moment", for_ms=20)
+
+    for _ in polls(10):
+        try:
+            append(line, (3, 1, [b"a"]))
+            return
+        except PipelineFull:
+            continue
+    pytest.fail("the pipeline stayed full")
+
+
+def test_a_chore_is_claimed_by_one_at_a_time(log: Log):
+    assert log.claim("trim:s0", MINUTE_MS)
+    assert not log.claim("trim:s0", MINUTE_MS)
+    assert log.claim("trim:s1", MINUTE_MS)
+
+
+def test_a_claim_ends_by_itself(log: Log):
+    log.claim("trim:s0", 20)
+
+    for _ in polls(10):
+        if log.claim("trim:s0", 20):
+            return
+    pytest.fail("the claim never ended")
+
+
+def test_without_a_limit_the_memory_share_is_nought(log: Log):
+    assert log.memory_share() == 0.0
+
+
+def test_a_lease_is_held_by_one_renewed_by_its_holder_and_free_when_it_ends(log: Log):
+    assert log.hold("probe", "a", 200)
+    assert not log.hold("probe", "b", 200)
+    assert log.hold("probe", "a", 200)
+
+    assert any(log.hold("probe", "b", 60_000) for _ in polls(5))
+    log.release("probe", "a")
+    assert not log.hold("probe", "a", 200)
+    log.release("probe", "b")
+    assert log.hold("probe", "a", 200)
+
+
+def test_all_leased_numbers_differ_and_then_there_are_none(log: Log):
+    leases = [log.lease_ids(f"token{n}", None, 1000) for n in range(PRODUCERS)]
+
+    assert {lease.number for lease in leases} == set(range(PRODUCERS))
+    with pytest.raises(NoProducerNumber):
+        log.lease_ids("one more", None, 1000)
+
+
+def test_a_lease_grants_at_least_a_span_of_milliseconds(log: Log):
+    lease = log.lease_ids("token", None, 5)
+
+    assert lease.after_ms == 0
+    assert lease.until_ms == SPAN_MS
+
+
+def test_a_held_number_is_lengthened_from_where_its_holder_is(log: Log):
+    first = log.lease_ids("token", None, 1_000_000)
+
+    again = log.lease_ids("token", first, 1_000_001)
+
+    assert again == Lease(first.number, 0, first.until_ms + SPAN_MS)
+
+
+def test_a_number_that_another_holds_is_not_lengthened(log: Log):
+    theirs = log.lease_ids("theirs", None, 1_000_000)
+
+    mine = log.lease_ids("mine", Lease(theirs.number, 0, 1_000_000), 1_000_000)
+
+    assert mine.number != theirs.number
+
+
+def test_the_secret_of_a_deployment_is_the_first_that_anybody_proposed(log: Log):
+    first = log.secret("one")
+
+    assert (first, log.secret("two")) == ("one", "one")

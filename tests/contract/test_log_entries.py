@@ -1,0 +1,120 @@
+"""What the logs hold, what of it is behind the watermarks, and the definitions that ops name."""
+
+from __future__ import annotations
+
+from support.logs import EPOCH, S0, append, entries, raise_to
+
+from pipeline.log.contract import APPENDED, Line, Log, Placed
+from pipeline.log.spans import NOTE_MS
+from pipeline.op import START, Position
+
+
+def test_read_gives_what_is_behind_a_position_in_order_up_to_a_count_per_bucket(log: Log, line: Line):
+    append(line, (3, 1, [b"%d" % n for n in range(10)]), (4, 1, [b"x"]))
+
+    found = log.read({3: Position(EPOCH, 1), 4: START, 5: START}, {3: 3, 4: 9, 5: 9})
+
+    assert [entry.payload for entry in found[3]] == [b"2", b"3", b"4"]
+    assert [entry.payload for entry in found[4]] == [b"x"]
+    assert found[5] == []
+
+
+def test_read_goes_on_into_the_next_epoch(log: Log, line: Line):
+    append(line, (3, 1, [b"a"]))
+    raise_to(log, S0, EPOCH + 3)
+    append(line, (3, 2, [b"b"]), epoch=EPOCH + 3)
+
+    assert [e.payload for e in entries(log, 3, after=Position(EPOCH, 0))] == [b"b"]
+    assert [e.payload for e in entries(log, 3, after=Position(EPOCH + 1, 5))] == [b"b"]
+    assert entries(log, 3, after=Position(EPOCH + 3, 0)) == []
+
+
+def test_tails_are_the_last_positions_of_logs_that_have_entries(log: Log, line: Line):
+    append(line, (3, 1, [b"a", b"b"]))
+
+    assert log.tails([3, 4]) == {3: Position(EPOCH, 1)}
+    assert log.tails([]) == {}
+
+
+def test_trim_deletes_nothing_beyond_the_position_and_at_most_a_hundred_too_few(log: Log, line: Line):
+    append(line, (3, 1, [b"a"] * 500), (4, 1, [b"b"] * 500))
+
+    trimmed = log.trim({3: Position(EPOCH, 399), 5: Position(EPOCH, 9)})
+
+    left = [entry.position.seq for entry in entries(log, 3)]
+    assert 300 <= trimmed <= 400
+    assert left == list(range(trimmed, 500))
+    assert len(entries(log, 4)) == 500
+
+
+def test_trim_behind_a_mark_of_an_older_epoch_keeps_the_newer_one(log: Log, line: Line):
+    append(line, (3, 1, [b"a"] * 300))
+    raise_to(log, S0, EPOCH + 1)
+    append(line, (3, 301, [b"b"] * 300), epoch=EPOCH + 1)
+
+    log.trim({3: Position(EPOCH, 299)})
+
+    left = [entry.position for entry in entries(log, 3) if entry.position.epoch == EPOCH + 1]
+    assert left == [Position(EPOCH + 1, n) for n in range(300)]
+
+
+def test_positions_go_on_densely_behind_what_was_trimmed(log: Log, line: Line):
+    append(line, (3, 1, [b"a"] * 300))
+    log.trim({3: Position(EPOCH, 299)})
+
+    assert append(line, (3, 301, [b"b"])).placed == [Placed(APPENDED, Position(EPOCH, 300))]
+
+
+def test_finish_publishes_watermarks_per_shard(log: Log):
+    log.finish("s0", {3: Position(EPOCH, 4), 5: Position(EPOCH, 0)})
+    log.finish("s0", {3: Position(EPOCH, 6)})
+
+    assert log.marks("s0") == {3: Position(EPOCH, 6), 5: Position(EPOCH, 0)}
+    assert log.mark("s0", 3) == Position(EPOCH, 6)
+    assert log.mark("s0", 4) is None
+    assert log.marks("s1") == {}
+
+
+def test_the_mark_of_a_bucket_to_which_nothing_was_applied_is_below_every_position(log: Log):
+    log.finish("s0", {3: START})
+
+    mark = log.mark("s0", 3)
+
+    assert mark is not None
+    assert mark < Position(1, 0)
+
+
+def test_notes_are_taken_once_a_minute_and_given_back_when_old_enough(log: Log):
+    ten_minutes = 10 * NOTE_MS
+
+    assert log.note_marks("s0", 1_000_000, "first", older_than_ms=ten_minutes) is None
+    assert log.note_marks("s0", 1_000_000 + NOTE_MS - 1, "too soon", older_than_ms=ten_minutes) is None
+    for minute in range(1, 10):
+        assert log.note_marks("s0", 1_000_000 + minute * NOTE_MS, f"{minute}", older_than_ms=ten_minutes) is None
+
+    assert log.note_marks("s0", 1_000_000 + 10 * NOTE_MS, "10", older_than_ms=ten_minutes) == "first"
+    assert log.note_marks("s0", 1_000_000 + 11 * NOTE_MS, "11", older_than_ms=ten_minutes) == "1"
+    assert log.note_marks("s1", 1_000_000 + 99 * NOTE_MS, "other", older_than_ms=ten_minutes) is None
+
+
+def test_notes_do_not_pile_up_and_a_text_may_hold_blanks(log: Log):
+    for minute in range(40):
+        log.note_marks("s0", minute * NOTE_MS, f"note {minute}", older_than_ms=2 * NOTE_MS)
+
+    assert log.note_marks("s0", 40 * NOTE_MS, "now", older_than_ms=2 * NOTE_MS) == "note 38"
+    assert log.note_marks("s0", 41 * NOTE_MS, "now", older_than_ms=30 * NOTE_MS) is None
+
+
+def test_definitions_are_found_by_hash_and_the_newest_by_table(log: Log):
+    log.publish_schema("purchase", "h1", '{"v": 1}')
+    log.publish_schema("purchase", "h2", '{"v": "é"}')
+    log.publish_schema("person", "h3", "{}")
+
+    assert log.schema("h1") == '{"v": 1}'
+    assert log.schema("h2") == '{"v": "é"}'
+    assert log.schema("h4") is None
+    assert log.tables() == {"purchase": '{"v": "é"}', "person": "{}"}
+
+
+def test_there_are_no_tables_at_first(log: Log):
+    assert log.tables() == {}

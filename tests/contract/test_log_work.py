@@ -1,0 +1,190 @@
+"""Dirty sets and bells: no bucket with work is forgotten, and nobody is rung for nothing."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from support.logs import ALL, EPOCH, MINUTE_MS, append
+
+from pipeline.clock import polls
+from pipeline.log.contract import Line, Log
+from pipeline.log.line import BIG_BYTES
+from pipeline.op import START, Position
+
+
+def test_the_bell_is_to_be_rung_once_until_it_is_answered(log: Log, line: Line):
+    assert append(line, (3, 1, [b"a"])).ring == ["s0"]
+    assert append(line, (4, 1, [b"b"])).ring == []
+    assert append(log.line(), (3, 1, [b"c"]), producer=9).ring == []
+
+    log.due("s0", 10)
+
+    assert append(line, (3, 2, [b"d"])).ring == ["s0"]
+
+
+def test_the_reference_log_rings_every_shard_that_is_silent(log: Log, line: Line):
+    append(line, (3, 1, [b"a"]))
+
+    answer = append(line, (64, 1, [b"b"]), scope=ALL)
+
+    assert answer.ring == ["s1"]
+    assert list(log.due("s0", 10)) == [3, 64]
+    assert list(log.due("s1", 10)) == [64]
+
+
+def test_a_retry_neither_rings_nor_dirties(log: Log, line: Line):
+    append(line, (3, 1, [b"a"]))
+    log.due("s0", 10)
+    log.finish("s0", {3: Position(EPOCH, 0)})
+
+    assert append(line, (3, 1, [b"a"])).ring == []
+    assert log.due("s0", 10) == {}
+
+
+def test_due_gives_the_oldest_first_and_no_more_than_asked_for(log: Log, line: Line):
+    log.mark_dirty("s0", [8])  # as old as can be
+    append(line, (9, 1, [b"a"]), (3, 1, [b"a"]))
+
+    assert list(log.due("s0", 1)) == [8]
+    assert set(log.due("s0", 2)) < {3, 8, 9}
+    assert set(log.due("s0", 10)) == {3, 8, 9}
+
+
+def test_due_tells_the_size_of_a_buckets_largest_op_where_ops_are_large(log: Log, line: Line):
+    append(line, (3, 1, [b"x" * (BIG_BYTES + 5), b"a"]))
+    append(line, (3, 3, [b"x" * BIG_BYTES]))
+    append(line, (4, 1, [b"x" * (BIG_BYTES - 1)]))
+
+    assert log.due("s0", 10) == {3: BIG_BYTES + 5, 4: 0}
+
+
+def test_what_comes_after_due_was_asked_for_rings_again(log: Log, line: Line):
+    append(line, (3, 1, [b"a"]))
+    log.due("s0", 10)
+
+    rung = append(line, (3, 2, [b"late"])).ring
+    log.finish("s0", {3: Position(EPOCH, 0)})
+
+    assert rung == ["s0"]
+    assert log.due("s0", 10) == {3: 0}
+
+
+def test_finish_takes_the_bell_if_anything_is_left_and_nobody_has_it(log: Log, line: Line):
+    append(line, (3, 1, [b"a", b"b"]), (4, 1, [b"c"]))
+    log.due("s0", 10)
+
+    assert log.finish("s0", {3: Position(EPOCH, 0), 4: Position(EPOCH, 0)}) == (True, 1)
+    assert log.finish("s0", {3: Position(EPOCH, 0)}) == (False, 1)
+    log.due("s0", 10)
+    assert log.finish("s0", {3: Position(EPOCH, 1)}) == (False, 0)
+    assert log.due("s0", 10) == {}
+
+
+def test_finish_counts_buckets_that_it_was_not_told_of(log: Log, line: Line):
+    append(line, (3, 1, [b"a"]), (4, 1, [b"b"]))
+    log.due("s0", 1)
+
+    assert log.finish("s0", {3: Position(EPOCH, 0)}) == (True, 1)
+
+
+def test_finish_compares_epochs_before_sequences(log: Log, line: Line):
+    append(line, (3, 1, [b"a"] * 5), (4, 1, [b"a"]))
+    log.due("s0", 10)
+
+    left = log.finish("s0", {3: Position(EPOCH - 1, 99), 4: Position(EPOCH + 1, 0)})[1]
+
+    assert left == 1
+    assert list(log.due("s0", 10)) == [3]
+
+
+def test_finish_with_a_delay_lets_the_bucket_rest_and_rings_nobody(log: Log, line: Line):
+    append(line, (3, 1, [b"a"]))
+    log.due("s0", 10)
+
+    assert log.finish("s0", {3: START}, delay_ms=MINUTE_MS) == (False, 1)
+    assert log.due("s0", 10) == {}
+    assert append(line, (3, 2, [b"b"])).ring == ["s0"]
+    assert log.due("s0", 10) == {}, "another op does not shorten the rest"
+
+
+def test_finish_rings_nobody_for_what_only_rests(log: Log, line: Line):
+    append(line, (3, 1, [b"a"]), (4, 1, [b"b"]))
+    log.due("s0", 10)
+    log.postpone("s0", [3], MINUTE_MS)
+
+    assert log.finish("s0", {4: Position(EPOCH, 0)}) == (False, 1)
+
+
+def test_finish_of_a_bucket_that_is_clean_leaves_it_clean(log: Log, line: Line):
+    append(line, (3, 1, [b"a", b"b"]))
+    log.due("s0", 10)
+    log.finish("s0", {3: Position(EPOCH, 1)})
+
+    log.finish("s0", {3: Position(EPOCH, 0)})
+
+    assert log.due("s0", 10) == {}
+
+
+def test_a_bucket_without_a_log_is_clean(log: Log):
+    log.mark_dirty("s0", [3])
+
+    assert log.finish("s0", {3: START}) == (False, 0)
+
+
+def test_postponed_buckets_rest_and_clean_ones_stay_clean(log: Log, line: Line):
+    append(line, (3, 1, [b"a"]), (4, 1, [b"b"]))
+
+    log.postpone("s0", [3, 5], MINUTE_MS)
+
+    assert list(log.due("s0", 10)) == [4]
+    assert log.finish("s0", {4: Position(EPOCH, 0)})[1] == 1
+
+
+def test_a_rest_ends_by_itself(log: Log, line: Line):
+    append(line, (3, 1, [b"a"]))
+
+    log.postpone("s0", [3], 30)
+
+    for _ in polls(10):
+        if log.due("s0", 10):
+            return
+    pytest.fail("the bucket never became due again")
+
+
+def test_marking_dirty_never_shortens_a_rest(log: Log, line: Line):
+    append(line, (3, 1, [b"a"]))
+    log.postpone("s0", [3], MINUTE_MS)
+
+    log.mark_dirty("s0", [3])
+    log.mark_dirty("s0", [])
+
+    assert log.due("s0", 10) == {}
+
+
+def test_a_sweep_rings_for_what_was_due_long_ago_and_nobody_is_on_the_way(log: Log):
+    log.mark_dirty("s0", [3])
+
+    assert log.sweep("s0", due_ms=700) == (True, 1)
+    assert log.sweep("s0", due_ms=700) == (False, 1)
+    log.due("s0", 10)
+    assert log.sweep("s0", due_ms=700) == (True, 1)
+
+
+def test_a_sweep_leaves_young_and_resting_buckets_to_their_own_bell(log: Log, line: Line):
+    append(line, (3, 1, [b"a"]))
+    log.due("s0", 10)
+
+    assert log.sweep("s0", due_ms=MINUTE_MS) == (False, 1)
+    log.postpone("s0", [3], MINUTE_MS)
+    assert log.sweep("s0", due_ms=0) == (False, 1)
+
+
+def test_a_bell_that_nobody_answers_may_be_rung_again_after_a_while(log: Log, line: Line):
+    append(line, (3, 1, [b"a"]))
+
+    seqs = itertools.count(2)
+    for _ in polls(10):
+        if append(line, (3, next(seqs), [b"a"])).ring:
+            return
+    pytest.fail("the bell stayed taken")

@@ -1,0 +1,79 @@
+"""A form that is sent twice at once to a real web2py, to one process or to two: one row, and both pages show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support.doubled import MEET, sent_at_once
+from support.shop import Shop
+from support.web2py_server import Browser, Site, serving
+
+pytestmark = pytest.mark.mariadb
+
+MODEL = f"""\
+{MEET}
+pipeline = Pipeline(db, configuration, mode=request.get_vars.mode or "on_commit")
+"""
+CONTROLLER = """\
+def index():
+    db(db.pipeline_outbox).count() if "pipeline_outbox" in db.tables else None
+    return "ready"
+
+def add():
+    meet(request.folder, "before", request.get_vars)
+    values = dict(customer=int(request.post_vars.customer), qty=int(request.post_vars.qty))
+    receipt = pipeline.enqueue_insert(db.sale, values, idempotency_key=request.get_vars.key)
+    meet(request.folder, "told", request.get_vars)
+    if request.get_vars.failing == request.get_vars.who:
+        1 / 0
+    redirect(URL("show", args=receipt.id))
+
+def show():
+    row = pipeline.get(db.sale, request.args(0, cast=int))
+    return response.json(dict(id=str(row.id), qty=row.qty) if row else None)
+"""
+MODES = ["now", "on_commit", "outbox"]
+
+
+@pytest.fixture(scope="module")
+def sites(shop: Shop, site: Site) -> Iterator[list[Site]]:
+    """Two processes that serve one application."""
+    shop.application("doubled", {"default": CONTROLLER}, MODEL)
+    with serving(shop.folder) as other:
+        shop.prepare(site, "/doubled/default/index")
+        site.browser().get("/doubled/default/index?mode=outbox")  # it makes its table
+        yield [site, other]
+
+
+def users(sites: list[Site]) -> list[Browser]:
+    return [site.browser("/doubled/default", tickets=True) for site in sites]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("mode", MODES)
+def test_both_are_redirected_to_the_one_row(sites: list[Site], shop: Shop, customer: int, mode: str, processes: int):
+    pair = users([sites[0], sites[processes - 1]])
+
+    answers = sent_at_once(pair, "add", {"customer": customer}, mode=mode, key=f"form-{customer}")
+    shown = [user.get(answer.location).json() for user, answer in zip(pair, answers, strict=True)]
+
+    assert [answer.status for answer in answers] == [303, 303]
+    [row] = shop.sales(f"customer={customer}", "id, qty")
+    assert ["{id}\t{qty}".format(**page) for page in shown] == [row, row]
+
+
+@pytest.mark.parametrize("mode", ["on_commit", "outbox"])
+def test_a_ticket_of_the_first_leaves_the_row_to_the_second_under_the_id_that_both_were_told(
+    sites: list[Site], shop: Shop, customer: int, mode: str
+):
+    pair = users(sites)
+
+    failed, redirected = sent_at_once(
+        pair, "add", {"customer": customer}, mode=mode, key=f"form-{customer}", failing="first"
+    )
+    shown = pair[1].get(redirected.location).json()
+
+    assert (failed.status, redirected.status) == (500, 303)
+    assert len(sites[0].forget_tickets()) == 1
+    assert shop.sales(f"customer={customer}", "id, qty") == [f"{shown['id']}\t2"]

@@ -1,0 +1,32 @@
+"""What the contract suite says to a log, in few words."""
+
+from __future__ import annotations
+
+from pipeline.log.contract import Append, Appended, Line, Log, Scope
+from pipeline.op import START, Entry, Position
+
+S0 = Scope("s0", ("s0",))
+ALL = Scope("*", ("s0", "s1"))
+EPOCH = 7
+PRODUCER = 2**63 - 1
+MINUTE_MS = 60_000
+
+
+def raise_to(log: Log, scope: Scope, epoch: int) -> bool:
+    return log.raise_epoch(scope.name, log.epoch(scope.name)[2], epoch)
+
+
+def append(
+    line: Line,
+    *appends: tuple[int, int, list[bytes]],
+    scope: Scope = S0,
+    epoch: int = EPOCH,
+    producer: int = PRODUCER,
+    key: str = "",
+    row_id: int = 0,
+) -> Appended:
+    return line.append(scope, epoch, producer, [Append(*one) for one in appends], key, row_id)
+
+
+def entries(log: Log, bucket: int, after: Position = START, count: int = 100_000) -> list[Entry]:
+    return log.read({bucket: after}, {bucket: count})[bucket]
