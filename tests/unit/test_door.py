@@ -276,7 +276,7 @@ def test_a_value_that_the_column_cannot_hold_exactly_is_refused_by_name(
         lambda: door.insert(db.purchase, {"customer": 7, field: value}),
         lambda: door.update(db.purchase.customer == 7, None, {field: value}),
     ]
-    if advice not in ("microsecond", "datetime"):  # moments of a query are cut
+    if field not in ("at", "day"):  # moments of a query are cut, and those in UTC are taken
         calls.append(lambda: door.delete((db.purchase.customer == 7) & (db.purchase[field] == value), None))
     for call in calls:
         with pytest.raises(BadValue, match=advice) as raised:
