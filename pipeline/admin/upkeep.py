@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 
 from pipeline import clock
 from pipeline.admin import away
 from pipeline.client import Pipeline
 from pipeline.op import Position
 from pipeline.shard import inquiry, marks
-from pipeline.write.apply import unapplied
 from pipeline.write.follow import REMEMBERED_S
 
 #: A shard without replicas keeps what it applied for so long: a dump of its primary may be that old.
@@ -27,10 +27,15 @@ def reconcile(pipeline: Pipeline, shard: str) -> int:
     found = inquiry.marks_of(pipeline.nodes.primary(shard))
     mine = {bucket: mark.position for bucket, mark in found.items() if mark.state == "active"}
     tails = pipeline.log.tails(mine)
-    behind = unapplied(mine.items(), tails)
+    behind = unapplied(mine, tails)
     pipeline.log.mark_dirty(shard, behind)
     _tell_of_others(pipeline, shard, mine, tails)
     return len(behind)
+
+
+def unapplied(marks: Mapping[int, Position], tails: Mapping[int, Position]) -> list[int]:
+    """Return the buckets whose log goes beyond their watermark: the truth of which the dirty set is an index."""
+    return [bucket for bucket, mark in marks.items() if bucket in tails and tails[bucket] > mark]
 
 
 def _tell_of_others(pipeline: Pipeline, shard: str, mine: dict[int, Position], tails: dict[int, Position]) -> None:

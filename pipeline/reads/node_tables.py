@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from pipeline.callers_filters import limits, narrowed
 from pipeline.pydal_objects import for_all_threads, real_name, rebuilt, referee, renamed
 from pipeline.schema import signature_of
 
@@ -67,7 +68,7 @@ class NodeTables:
         pyDAL takes as long to write the statement as the server to answer it, so it is written once per table.
         """
         own = self.table(table)
-        if table._common_filter is not None or table._db._request_tenant in table.fields:
+        if limits(table):
             return self._db(own._id == row_id).select().first()
         known = self._statements.get(own._tablename)
         if known is None or known.table is not own:
@@ -111,18 +112,9 @@ class NodeTables:
 
     def filtered(self, query: Any, tables: Iterable[Any]) -> Any:
         """Add the common filters of the caller's tables, as they are now: they may be this request's user's."""
-        for table in tables:
-            name = table if isinstance(table, str) else table._tablename
-            caller = self._callers.tables.get(name)
-            if caller is None:
-                continue
-            extra = [caller._common_filter(query)] if caller._common_filter is not None else []
-            tenant = caller._db._request_tenant
-            if tenant in caller.fields and caller[tenant].default is not None:
-                extra.append(caller[tenant] == caller[tenant].default)
-            for part in extra:
-                query = self.own(part) if query is None else query & self.own(part)
-        return query
+        names = (table if isinstance(table, str) else table._tablename for table in tables)
+        met = self._callers.tables
+        return narrowed(query, ((met[name], self.own) for name in names if name in met))
 
 
 class _Statement(NamedTuple):

@@ -139,6 +139,12 @@ def keep_ids(session: Session, ids: Iterable[tuple[Entry, int]]) -> None:
     _upsert(session, "ids", "bucket, producer, producer_seq, row_id, seen_ms", rows, 3, ("row_id",))
 
 
+def definition(session: Session, hash: str) -> str | None:
+    """Return the table definition with that hash, if the shard has been told it."""
+    found = session.rows(f"SELECT definition FROM pipeline_schemas WHERE hash = {text(hash)}")
+    return str(found[0][0]) if found else None
+
+
 def forget(session: Session, older_than_s: int) -> None:
     """Delete producers, idempotency keys and ids not seen for so long, a few at a time."""
     for table in ("producers", "idempotency", "ids"):

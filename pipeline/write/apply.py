@@ -7,25 +7,23 @@ or not at all; so whoever dies wherever, the next worker reads the watermark and
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
-
-import msgspec
 
 from pipeline import clock
 from pipeline.errors import ShardUnavailable, Unavailable
 from pipeline.log.contract import Readable, Work
-from pipeline.op import Entry, Op, Position, decode
+from pipeline.op import Op
 from pipeline.schema import TableSchema
 from pipeline.settings import ApplySettings
 from pipeline.shard import marks
 from pipeline.shard.facts import FactBook, Facts
 from pipeline.shard.faults import Fault, fault_of, is_driver_error, sentence_of
-from pipeline.shard.marks import Loss, Reject
 from pipeline.shard.session import Session
+from pipeline.write.batch import Batch
 from pipeline.write.execute import Executor, SchemaBehind
-from pipeline.write.group import Item, plan
+from pipeline.write.group import plan
 from pipeline.write.pace import Pace
 
 #: Deadlocks and snapshot conflicts are tried again at once so many times: InnoDB names them transient.
@@ -56,22 +54,6 @@ class Outcome:
             if getattr(self, name):
                 shown[name] = getattr(self, name)
         return shown
-
-
-@dataclass(slots=True)
-class _Batch:
-    """The entries of one transaction."""
-
-    before: dict[int, Position]
-    after: dict[int, Position] = field(default_factory=dict)
-    items: list[Item] = field(default_factory=list)
-    last: dict[tuple[int, int], int] = field(default_factory=dict)
-    losses: list[Loss] = field(default_factory=list)
-    keys: list[tuple[int, str]] = field(default_factory=list)
-    waiting: dict[int, str] = field(default_factory=dict)  # buckets cut short, and why
-    unreadable: list[Reject] = field(default_factory=list)
-    seen: int = 0
-    size_bytes: int = 0
 
 
 class _Log(Readable, Work, Protocol):
@@ -132,7 +114,7 @@ class Applier:
             self._pace.learn(len(batch.items), batch.size_bytes, outcome.ms)
         return outcome
 
-    def _with_retries(self, due: dict[int, int], limit: int) -> tuple[Outcome, _Batch]:
+    def _with_retries(self, due: dict[int, int], limit: int) -> tuple[Outcome, Batch]:
         blocked: set[str] = set()
         for attempt in range(1, TRIES + 1):
             try:
@@ -155,17 +137,17 @@ class Applier:
                 clock.sleep_s(clock.backoff_s(attempt, first_s=0.01, most_s=0.1))
         raise ShardUnavailable(self.shard, f"behind the schema of {', '.join(sorted(blocked))}")
 
-    def _transaction(self, due: dict[int, int], limit: int, blocked: set[str]) -> tuple[Outcome, _Batch]:
+    def _transaction(self, due: dict[int, int], limit: int, blocked: set[str]) -> tuple[Outcome, Batch]:
         self._step("lock")
         locked = marks.lock(self._session, due, limit)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.state == "active"}
-        batch = _Batch(mine)
+        batch = Batch(mine, self._facts, blocked, self._pace.rows, self._settings.max_bytes)
         self._step("read")
         for entries in self._log.read(mine, self._pace.counts(mine, due)).values():
-            self._take(batch, entries, blocked)
+            batch.take(entries)
         if not batch.after:
-            return Outcome(buckets=len(mine), waiting=_one_of(batch.waiting)), batch
-        self._skip_seen(batch)
+            return Outcome(buckets=len(mine), waiting=batch.why), batch
+        batch.skip_seen(self._session)
         self._step("execute")
         executor = Executor(self._session, self._facts, self._step)
         executor.run(plan(batch.items, self._known))
@@ -182,87 +164,23 @@ class Applier:
         marks.move(self._session, batch.after)
         return self._outcome(batch, executor), batch
 
-    def _take(self, batch: _Batch, entries: list[Entry], blocked: set[str]) -> None:
-        """Take a bucket's entries up to the batch's limits, or up to an op that is not understood yet."""
-        if not entries:
-            return
-        bucket = entries[0].bucket
-        before, items = batch.before[bucket], batch.items
-        for entry in entries:
-            if items and (len(items) >= self._pace.rows or batch.size_bytes >= self._settings.max_bytes):
-                break
-            try:
-                op = decode(entry.payload)
-            except msgspec.MsgspecError as error:
-                batch.unreadable.append(Reject(entry, "?", "?", None, f"not an op of this version: {error}"))
-                before = entry.position
-                continue
-            if blocked or op.ops or op.source or not self._facts.knows(op.schema):
-                puzzle = self._puzzle(op, blocked)
-                if puzzle:
-                    batch.waiting[bucket] = puzzle
-                    break
-            gap = _gap(entry, before)
-            if gap is not None:
-                batch.losses.append(gap)
-                _log.error("bucket %d: epoch %d of its log lost %d to %d", bucket, gap.epoch, gap.first, gap.last)
-            before = entry.position
-            items.append(Item(entry, op))
-            batch.size_bytes += len(entry.payload)
-        if before is not batch.before[bucket]:
-            batch.after[bucket] = before
-
-    def _puzzle(self, op: Op, blocked: set[str]) -> str:
-        """Return why an op must wait, or nothing."""
-        for one in op.named:
-            if one.table in blocked:
-                return f"the shard is behind the schema of {one.table}"
-            if self._facts.of(one) is None:
-                return f"definition {one.schema} of table {one.table} is not known here"
-        return ""
-
     def _known(self, op: Op) -> Facts:
         facts = self._facts.of(op)
         assert facts is not None, "only understood ops are taken into a batch"
         return facts
 
-    def _skip_seen(self, batch: _Batch) -> None:
-        """Drop what the shard has applied before, under another position: after a failover, or sent twice."""
-        if not batch.items:
-            return
-        batch.last = marks.seen(self._session, ((i.entry.bucket, i.entry.producer) for i in batch.items))
-        named = [(i.entry.bucket, i.op.idempotency_key) for i in batch.items if i.op.idempotency_key]
-        used = marks.known_keys(self._session, [(b, k) for b, k in named if k]) if named else set()
-        fresh = []
-        for item in batch.items:
-            entry, key = item.entry, item.op.idempotency_key
-            pair = (entry.bucket, entry.producer)
-            if entry.producer_seq <= batch.last[pair]:
-                batch.seen += 1
-                continue
-            batch.last[pair] = entry.producer_seq
-            if key is not None:
-                if (entry.bucket, key) in used:
-                    batch.seen += 1
-                    continue
-                used.add((entry.bucket, key))
-                batch.keys.append((entry.bucket, key))
-            fresh.append(item)
-        batch.items = fresh
-
-    def _outcome(self, batch: _Batch, executor: Executor) -> Outcome:
+    def _outcome(self, batch: Batch, executor: Executor) -> Outcome:
         rejected = len(executor.rejects)
-        lost = sum(loss.last - loss.first + 1 for loss in batch.losses)
         return Outcome(
             applied=len(batch.items) + len(batch.unreadable) - rejected,
             rejected=rejected,
             seen=batch.seen,
-            lost=lost,
+            lost=batch.lost,
             buckets=len(batch.after),
-            waiting=_one_of(batch.waiting),
+            waiting=batch.why,
         )
 
-    def _finish(self, batch: _Batch) -> tuple[bool, int]:
+    def _finish(self, batch: Batch) -> tuple[bool, int]:
         """Un-dirty and publish. Only a courtesy: the commit has happened, the sweeper finds what is left."""
         done = batch.before | batch.after
         held = {bucket: done.pop(bucket) for bucket in batch.waiting}
@@ -275,32 +193,9 @@ class Applier:
             return False, 0
 
     def _schema(self, hash: str) -> TableSchema | None:
-        text = self._log.schema(hash) or inquiry_in(self._session, hash)
+        text = self._log.schema(hash) or marks.definition(self._session, hash)
         return TableSchema.from_json(text) if text else None
-
-
-def inquiry_in(session: Session, hash: str) -> str | None:
-    """Look for a definition in the shard, inside the open transaction."""
-    found = session.rows(f"SELECT definition FROM pipeline_schemas WHERE hash = {marks.text(hash)}")
-    return str(found[0][0]) if found else None
-
-
-def _gap(entry: Entry, before: Position) -> Loss | None:
-    """Return what is missing between two positions: positions are dense within an epoch."""
-    first = before.seq + 1 if entry.position.epoch == before.epoch else 0
-    if entry.position.seq == first:
-        return None
-    return Loss(entry.bucket, entry.position.epoch, 0, first, entry.position.seq - 1)
-
-
-def _one_of(waiting: dict[int, str]) -> str:
-    return next(iter(waiting.values()), "")
 
 
 def _ms_since(started: float) -> int:
     return round((clock.mono_s() - started) * 1000)
-
-
-def unapplied(marks_: Iterable[tuple[int, Position]], tails: dict[int, Position]) -> list[int]:
-    """Return the buckets whose log goes beyond their watermark: the truth of which the dirty set is an index."""
-    return [bucket for bucket, mark in marks_ if bucket in tails and tails[bucket] > mark]

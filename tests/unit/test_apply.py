@@ -10,13 +10,14 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline import clock
+from pipeline.admin.upkeep import unapplied
 from pipeline.errors import ShardUnavailable
 from pipeline.op import START
 from pipeline.settings import ApplySettings
 from pipeline.shard import inquiry
 from pipeline.shard.dialect import SQLite
 from pipeline.testing import Drained, Sandbox, sandbox
-from pipeline.write.apply import Applier, unapplied
+from pipeline.write.apply import Applier
 
 STEPS = ("due", "lock", "read", "execute", "statement", "mark", "commit", "committed", "finish")
 
@@ -250,7 +251,7 @@ def test_the_truth_of_what_is_unapplied_is_tail_beyond_watermark(db: Any, box: S
 
     def behind() -> list[int]:
         marks = {bucket: mark.position for bucket, mark in inquiry.marks_of(session).items()}
-        return unapplied(marks.items(), box.log.tails(marks))
+        return unapplied(marks, box.log.tails(marks))
 
     assert behind() == [receipt.bucket]
     box.drain()
