@@ -1,4 +1,7 @@
-"""Every log there is: in this process, over Redis 7.0 and over Valkey. A claim of `contract` is tested over all."""
+"""Every log there is, in this process, over Redis 7.0 and over Valkey; and a shard's sessions, as `kind` says.
+
+A claim of `contract` is tested over all logs.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,13 @@ from uuid import uuid4
 
 import pytest
 from support.logs import ALL, EPOCH, S0, raise_to
+from support.sessions import other, session, shard, uri
 
 from pipeline.log.contract import Line, Log
 from pipeline.log.memory import MemoryLog
 from pipeline.log.redis_log import RedisLog
+
+__all__ = ["line", "log", "other", "session", "shard", "uri"]
 
 
 @pytest.fixture(params=["memory", "redis", "valkey"])

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from support.deploying import secrets
 from support.fixtures import customer, lone_trial, mariadb, pytest_runtest_makereport, shop, site, trial, valkey
 
-__all__ = ["customer", "lone_trial", "mariadb", "pytest_runtest_makereport", "shop", "site", "trial", "valkey"]
+__all__ = [
+    "customer",
+    "lone_trial",
+    "mariadb",
+    "pytest_runtest_makereport",
+    "secrets",
+    "shop",
+    "site",
+    "trial",
+    "valkey",
+]

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
 from collections.abc import Iterator
 from datetime import date, datetime, time
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
-import pymysql
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydal import DAL, Field
 
-from pipeline.clock import polls
 from pipeline.column import Column
 from pipeline.errors import BadValue
 from pipeline.shard.encode import encoder
@@ -30,8 +23,6 @@ pytestmark = [
 ]
 
 STRICT = "STRICT_TRANS_TABLES,NO_BACKSLASH_ESCAPES,ERROR_FOR_DIVISION_BY_ZERO"
-OPTIONS = ["--bind-address=127.0.0.1", "--innodb-buffer-pool-size=32M", "--max-allowed-packet=64M", "--skip-log-bin"]
-START_TIMEOUT_S = 60
 COLUMNS = [
     Column("c_integer", "integer"),
     Column("c_bigint", "bigint"),
@@ -88,41 +79,11 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Start a mariadbd of this test's own, and stop it."""
-    server, install = shutil.which("mariadbd"), shutil.which("mariadb-install-db")
-    if not (server and install) and not os.environ.get("CI"):
-        pytest.skip("mariadbd is not installed")
-    assert server
-    assert install
-    home = tmp_path_factory.mktemp("mariadb")
-    user = f"--user={'root' if os.getuid() == 0 else os.environ.get('USER', '')}"
-    (home / "tmp").mkdir()  # a starting server deletes all temporary tables it finds: not those of another's, in /tmp
-    made = [
-        install,
-        "--no-defaults",
-        f"--datadir={home}/data",
-        f"--tmpdir={home}/tmp",
-        user,
-        "--auth-root-authentication-method=normal",
-    ]
-    subprocess.run([*made, "--skip-test-db"], check=True, capture_output=True, timeout=START_TIMEOUT_S)
-    port = free_port()
-    files = [f"--datadir={home}/data", f"--tmpdir={home}/tmp", f"--socket={home}/s"]
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen([server, "--no-defaults", *files, user, *OPTIONS, f"--port={port}"], stderr=log)
-    try:
-        wait_until_it_answers(process, port, home / "log")
-        yield port
-    finally:
-        process.terminate()
-        process.wait(timeout=START_TIMEOUT_S)
-
-
-@pytest.fixture(scope="module")
-def db(port: int) -> Iterator[Any]:
+def db(mariadb_uri: str) -> Iterator[Any]:
     """A pyDAL connection in strict mode, and a table that has a column of every type."""
-    db = DAL(f"mysql:pymysql://root@127.0.0.1:{port}/shop?set_encoding=utf8mb4", migrate=False)
+    db = DAL(mariadb_uri, migrate=False)
+    db.executesql("CREATE DATABASE typed CHARACTER SET utf8mb4")
+    db.executesql("USE typed")
     db.executesql(f"SET SESSION sql_mode='{STRICT}'")
     db.define_table("parent")
     db.define_table("t", *(Field(column.name, column.type, length=column.length) for column in COLUMNS))
@@ -202,23 +163,3 @@ def test_no_column_needs_the_slow_expand(db: Any, column: Column, monkeypatch: p
     literal = encode(canonical)
 
     assert literal
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Create the database as soon as the server answers."""
-    for _ in polls(START_TIMEOUT_S):
-        assert process.poll() is None, log.read_text()[-2000:]
-        try:
-            with pymysql.connect(host="127.0.0.1", port=port, user="root", connect_timeout=2, read_timeout=10) as root:
-                root.cursor().execute("CREATE DATABASE shop CHARACTER SET utf8mb4")
-                return
-        except pymysql.err.OperationalError:
-            continue
-    pytest.fail("mariadbd did not answer: " + log.read_text()[-2000:])

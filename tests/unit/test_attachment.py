@@ -12,14 +12,10 @@ from pydal import DAL, Field
 import pipeline
 from pipeline.attachment import attached, changes, detach
 from pipeline.errors import BadOp, BadQuery, BadValue, ShardKeyError
-from pipeline.testing import Sandbox, sandbox
+from pipeline.testing import Sandbox
 from pipeline.web.request import Request
 
-
-@pytest.fixture
-def box() -> Iterator[Sandbox]:
-    with sandbox({"sale": {"shard_key": "customer"}, "odd": {"ids": "database", "shard_key": "name"}}) as made:
-        yield made
+TABLES = {"sale": {"shard_key": "customer"}, "odd": {"ids": "database", "shard_key": "name"}}
 
 
 @pytest.fixture

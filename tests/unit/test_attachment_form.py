@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +10,9 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline.errors import BadOp
-from pipeline.testing import Sandbox, sandbox
+from pipeline.testing import Sandbox
 
-
-@pytest.fixture
-def box() -> Iterator[Sandbox]:
-    with sandbox({"sale": {"shard_key": "customer"}}) as made:
-        yield made
+TABLES = {"sale": {"shard_key": "customer"}}
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pydal import DAL, Field
 import pipeline
 from pipeline.attachment import attached, detach
 from pipeline.errors import BadOp, ShardKeyError
-from pipeline.testing import Sandbox, sandbox
+from pipeline.testing import Sandbox
 from pipeline.web.outbox import Outbox
 from pipeline.web.request import Request
 
@@ -25,12 +25,6 @@ TABLES: dict[str, dict[str, Any]] = {
     "odd_archive": {"ids": "database", "shard_key": "current_record"},
     "page_archive": {"shard_key": "current_record"},
 }
-
-
-@pytest.fixture
-def box() -> Iterator[Sandbox]:
-    with sandbox(TABLES) as made:
-        yield made
 
 
 @pytest.fixture

@@ -32,20 +32,14 @@ TABLES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def db() -> Iterator[Any]:
+def db(box: Sandbox) -> Iterator[Any]:
     db = DAL("sqlite:memory")
     db.define_table("purchase", Field("customer", "integer"), Field("day", "integer"), Field("n", "integer"))
     db.define_table("legacy", Field("customer", "integer"))
     db.define_table("country", Field("code", unique=True))
+    pipeline.define_tables(db)
     yield db
     db.close()
-
-
-@pytest.fixture
-def box(db: Any) -> Iterator[Sandbox]:
-    with sandbox(TABLES) as box:
-        pipeline.define_tables(db)
-        yield box
 
 
 def test_an_op_is_queued_until_it_is_applied(db: Any, box: Sandbox):

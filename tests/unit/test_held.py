@@ -11,24 +11,18 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
-from pipeline.testing import Drained, Sandbox, sandbox
+from pipeline.testing import Drained, Sandbox
 
 TABLES = {"purchase": {"shard_key": "customer", "unique": [["customer", "day"]]}}
 
 
 @pytest.fixture
-def db() -> Iterator[Any]:
+def db(box: Sandbox) -> Iterator[Any]:
     db = DAL("sqlite:memory")
     db.define_table("purchase", Field("customer", "integer"), Field("day", "date"), Field("qty", "integer", default=1))
+    pipeline.define_tables(db)
     yield db
     db.close()
-
-
-@pytest.fixture
-def box(db: Any) -> Iterator[Sandbox]:
-    with sandbox(TABLES) as box:
-        pipeline.define_tables(db)
-        yield box
 
 
 def test_a_second_request_with_an_idempotency_key_knows_the_first_ones_row_before_it_is_sent(db: Any, box: Sandbox):

@@ -4,75 +4,22 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support.publishing import REFERENCE, TOPOLOGY, Shop, breaking
 
 from pipeline import clock
-from pipeline.errors import LogUnavailable, PipelineFull, ShardUnavailable
-from pipeline.log.bell import SilentBell
-from pipeline.log.contract import Scope
-from pipeline.log.memory import MemoryLog
+from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.op import START, Position
-from pipeline.settings import load
-from pipeline.topology import Topology
 from pipeline.write.earlier import Place
 from pipeline.write.publish import Publisher
 from pipeline.write.sender import FRESH_S, Lost, Sender
-
-TOPOLOGY = Topology(
-    load(
-        {
-            "pipeline": {"buckets": 4},
-            "redis": {"url": "redis://127.0.0.1:1/0"},
-            "shards": {name: {"primary": f"sqlite:///nowhere/{name}.sqlite"} for name in ("s0", "s1")},
-        }
-    )
-)
-REFERENCE = TOPOLOGY.reference_bucket
-
-
-class Shop:
-    """A publisher over a log in memory, and everything that it told others."""
-
-    def __init__(self) -> None:
-        self.log, self.bell = MemoryLog(), SilentBell()
-        self.lost: list[Lost] = []
-        self.raised: list[str] = []
-        self.away = False
-        self.publisher = Publisher(self.log, TOPOLOGY, self.bell, self._raise_epoch, self._record_lost)
-
-    def _raise_epoch(self, scope: Scope) -> int:
-        self.raised.append(scope.name)
-        _, _, seen = self.log.epoch(scope.name)
-        assert self.log.raise_epoch(scope.name, seen, 100 + len(self.raised))
-        return 100 + len(self.raised)
-
-    def _record_lost(self, lost: Lost) -> None:
-        if self.away:
-            raise ShardUnavailable("s0", "away")
-        self.lost.append(lost)
-
-    def payloads(self, bucket: int) -> list[bytes]:
-        return [entry.payload for entry in self.log.read({bucket: START}, {bucket: 1000})[bucket]]
 
 
 @pytest.fixture
 def shop() -> Shop:
     return Shop()
-
-
-def breaking(*where: str) -> Callable[[str], None]:
-    """Return a fault that breaks the connection at these moments, in turn."""
-    left = list(where)
-
-    def fault(moment: str) -> None:
-        if left and left[0] == moment:
-            left.pop(0)
-            raise ConnectionError("broken on purpose")
-
-    return fault
 
 
 # the ordinary way -------------------------------------------------------------------------------------------------

@@ -3,108 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from threading import Barrier, Thread, local
 from typing import Any
 
 import pytest
+from support.routing import BOUNDS, HAS, LACKS, NEEDS, Deployment, lagging
 
 from pipeline import clock
 from pipeline.errors import ShardUnavailable, StaleRead
 from pipeline.op import Position
 from pipeline.reads import reads
 from pipeline.reads.bounds import Bounds
-from pipeline.reads.router import Router
 from pipeline.reads.session import Session
-from pipeline.reads.token import Need, Token
-from pipeline.reads.view import View
+from pipeline.reads.token import Token
 from pipeline.replica import Load
-
-BOUNDS = Bounds(max_lag_s=5.0, wait_s=0.03, on_stale="primary")
-NEEDS = {3: Need(Position(1, 10), {7: 4})}
-HAS, LACKS = {3: Position(1, 10)}, {3: Position(1, 9)}
-
-
-def lagging(lag_s: float, **known: Any) -> View:
-    return View(clock.mono_s() - lag_s, **known)
-
-
-class FakeReader:
-    """A node: `marks` is what it has, `away` makes it fail."""
-
-    def __init__(self, node: str):
-        self.node, self.marks_now, self.away, self.looks = node, dict(LACKS), False, 0
-        self.known: dict[int, Position] = {}
-        self.catches_up_after: int | None = None
-        self.age_s = 0.0
-        self.db: Any = None
-
-    def ready(self) -> None:
-        if self.away:
-            raise ShardUnavailable(self.node, "it is away")
-
-    def rely(self, needed: bool) -> int | None:
-        return None
-
-    def relied(self, before: int | None) -> None:
-        pass
-
-    def has(self, needs: Mapping[int, Need]) -> bool:
-        return all(need.reached(self.known.get(b, Position(-1, -1)), {}) for b, need in needs.items())
-
-    def look(self, needs: Mapping[int, Need]) -> bool:
-        self.ready()
-        self.looks += 1
-        if self.looks == self.catches_up_after:
-            self.marks_now = dict(HAS)
-        self.known = dict(self.marks_now)
-        return self.has(needs)
-
-    def marks(self, buckets: Iterable[int] | None = None) -> dict[int, Position]:
-        return dict(self.marks_now)
-
-    def connected_for_s(self) -> float:
-        return self.age_s
-
-
-class Deployment:
-    """Two replicas in good health, a primary that has everything, a budget of two reads."""
-
-    def __init__(self) -> None:
-        self.readers = {node: FakeReader(node) for node in ("s0", "s0-r0", "s0-r1")}
-        self.readers["s0"].marks_now = dict(HAS)
-        self.told = {"s0-r0": lagging(0.1), "s0-r1": lagging(0.2)}
-        self.left, self.noted, self.suspected = 2, 0, 0
-        self.reasons: list[tuple[str, str]] = []
-        self.loads: dict[str, Load] = {}
-        self.router = Router(self, self.readers, self, self, self._count, lambda: 0.5, self.loads)  # type: ignore[arg-type]
-
-    def primary_name(self, shard: str) -> str:
-        return "s0"
-
-    def replica_names(self, shard: str) -> tuple[str, ...]:
-        return tuple(self.told)
-
-    def suspect(self, shard: str) -> None:
-        self.suspected += 1
-
-    def views(self) -> Mapping[str, View]:
-        return self.told
-
-    def take(self, shard: str) -> bool:
-        self.left -= 1
-        return self.left >= 0
-
-    def note(self, shard: str) -> None:
-        self.noted += 1
-
-    def _count(self, shard: str, kind: str, reason: str) -> None:
-        self.reasons.append((kind, reason))
-
-    def read(self, needs: Mapping[int, Need] = {}, bounds: Bounds = BOUNDS, **options: Any) -> Any:
-        with self.router.open("s0", needs, bounds, **options) as db:
-            return db.read_info
 
 
 @pytest.fixture

@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import collections
-import multiprocessing
-import os
-import sqlite3
 import stat
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.spooled import payloads
 
 from pipeline import clock
-from pipeline.errors import IdsUsedUp, PipelineFull, SpoolUnavailable
-from pipeline.ids import EPOCH_MS, HOSTS, PRODUCERS, SPAN_MS, IdMaker, Lease
-from pipeline.log.memory import MemoryLog
-from pipeline.log.spool import file as spool_file
-from pipeline.log.spool.reserve import LEAST_MS, SLICE_MS
+from pipeline.errors import PipelineFull, SpoolUnavailable
 from pipeline.log.spool.store import FRESH_MS, Spool
 from pipeline.log.spool.together import Together
-
-FORK = multiprocessing.get_context("fork")
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    made = Spool(tmp_path / "app.spool", 1_000_000)
-    _shared[:] = [made]  # children inherit it, open connection and all
-    return made
-
-
-_shared: list[Spool] = []
-
-
-def payloads(spool: Spool, *buckets: int) -> list[bytes]:
-    return [op.payload for op in spool.head(buckets)]
-
 
 # taking and sending ------------------------------------------------------------------------------------------------
 
@@ -234,169 +211,3 @@ def test_others_cannot_read_the_file(spool: Spool):
     spool.add({3: [b"secret"]})
 
     assert not any(stat.S_IMODE(file.stat().st_mode) & 0o007 for file in spool.path.parent.iterdir())
-
-
-# processes ----------------------------------------------------------------------------------------------------------
-
-
-def test_processes_share_one_order_and_one_numbering(spool: Spool):
-    spool.add({3: [b"parent"]})
-
-    with FORK.Pool(4) as pool:
-        numbers = pool.map(_add_some, range(8))
-
-    ops = spool.head([3])
-    assert [op.seq for op in ops] == list(range(1, 8 * 20 + 2))
-    assert len({seq for some in numbers for seq in some}) == 8 * 20
-    for name in range(8):
-        mine = [op.payload for op in ops if op.payload.startswith(b"%d " % name)]
-        assert mine == [b"%d %d" % (name, n) for n in range(20)]
-
-
-def _add_some(name: int) -> list[int]:
-    [spool] = _shared
-    return [spool.add({3: [b"%d %d" % (name, n)]})[3][1] for n in range(20)]
-
-
-def test_no_child_inherits_a_connection(spool: Spool):
-    spool.add({3: [b"a"]})
-
-    with FORK.Pool(1) as pool:
-        assert pool.apply(_inherited, ())
-
-    assert payloads(spool, 3) == [b"a"]
-
-
-def _inherited() -> bool:
-    [spool] = _shared
-    return spool.file._db is None and not spool.file._left_behind
-
-
-def test_a_child_does_not_hurt_its_parents_connection(spool: Spool):
-    spool.add({3: [b"a"]})
-
-    with FORK.Pool(1) as pool:
-        pool.apply(_add_some, (1,))
-
-    assert len(spool.head([3])) == 21
-    assert sqlite3.connect(spool.path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
-
-
-def test_one_process_drains_at_a_time_and_its_death_lets_the_next_one_in(spool: Spool):
-    spool.add({3: [b"a"]})
-    ready, go = FORK.Event(), FORK.Event()
-    holder = FORK.Process(target=_hold, args=(spool, ready, go))
-    holder.start()
-    assert ready.wait(20)
-
-    with spool.lock.tried() as mine:
-        assert not mine
-    holder.kill()
-    holder.join(20)
-
-    with spool.lock.tried() as mine:
-        assert mine
-        with spool.lock.tried() as again:
-            assert not again
-    with spool.lock.tried() as mine:
-        assert mine
-
-
-def _hold(spool: Spool, ready: Any, go: Any) -> None:
-    with spool.lock.tried():
-        ready.set()
-        go.wait(60)
-
-
-def test_a_child_that_is_forked_while_its_parent_drains_does_not_hold_the_lock(spool: Spool):
-    with spool.lock.tried():
-        child = FORK.Process(target=os.read, args=(os.pipe()[0], 1))
-        child.start()
-    try:
-        with spool.lock.tried() as mine:
-            assert mine
-    finally:
-        child.kill()
-        child.join(20)
-
-
-# ids in reserve ---------------------------------------------------------------------------------------------------
-
-
-def now_ms() -> int:
-    return clock.wall_ms() - EPOCH_MS
-
-
-def test_processes_make_ids_of_the_hosts_reserve_and_none_comes_twice(spool: Spool, monkeypatch: Any):
-    monkeypatch.setattr(spool_file, "BUSY_S", 60.0)  # a disk that is slow for others is not what this is about
-    log = MemoryLog()
-    spool.reserve.refill(log.lease_host_ids)
-
-    with FORK.Pool(8) as pool:
-        made = pool.map(_make_ids, range(8))
-
-    ids = [id for some in made for id in some]
-    assert len(set(ids)) == len(ids) == 8 * 500
-
-
-def _make_ids(_: int) -> list[int]:
-    [spool] = _shared
-    maker = IdMaker(lambda lease, until: spool.reserve.lease(until))
-    return [maker.new(3) for _ in range(500)]
-
-
-def test_a_hosts_number_is_none_that_a_process_gets(spool: Spool):
-    log = MemoryLog()
-    hosts = [log.lease_host_ids(f"h{n}", None, now_ms()).number for n in range(HOSTS)]
-    processes = [log.lease_ids(f"p{n}", None, now_ms()).number for n in range(PRODUCERS)]
-
-    assert len({*hosts, *processes}) == HOSTS + PRODUCERS == 128
-
-
-def test_processes_that_start_together_lease_one_number_for_their_host(spool: Spool, tmp_path: Path):
-    log = MemoryLog()
-    for _ in range(3):
-        Spool(spool.path, 1_000_000).reserve.refill(log.lease_host_ids)
-
-    assert log.lease_host_ids("another", None, now_ms()).number == PRODUCERS + 1
-
-
-def test_the_reserve_grows_in_time_and_goes_on_from_where_it_was(spool: Spool, monkeypatch: Any):
-    log = MemoryLog()
-    spool.reserve.refill(log.lease_host_ids)
-    before = spool.reserve.lease(now_ms() + SPAN_MS)
-    later = clock.wall_ms() + LEAST_MS + 1000
-    monkeypatch.setattr(clock, "wall_ms", lambda: later)
-
-    spool.reserve.refill(log.lease_host_ids)
-    after = spool.reserve.lease(before.until_ms + SPAN_MS)
-
-    assert after == Lease(before.number, before.until_ms, before.until_ms + SLICE_MS)
-    assert spool.reserve.lease(now_ms() + LEAST_MS + SPAN_MS).number == before.number
-
-
-def test_a_reserve_that_redis_has_forgotten_is_leased_anew(spool: Spool):
-    log = MemoryLog()
-    spool.reserve.refill(log.lease_host_ids)
-    log.fail_over()
-    taken = log.lease_host_ids("another host", None, now_ms() + 1000)
-
-    spool.reserve.doubt()
-    spool.reserve.refill(log.lease_host_ids)
-
-    assert spool.reserve.lease(now_ms() + SPAN_MS).number != taken.number
-
-
-def test_a_host_without_a_reserve_says_so(spool: Spool):
-    with pytest.raises(IdsUsedUp, match="never reached Redis") as raised:
-        spool.reserve.lease(now_ms() + SPAN_MS)
-    assert raised.value.retryable
-
-
-def test_a_reserve_ends_where_redis_let_it_end(spool: Spool):
-    spool.reserve.refill(lambda token, lease, until: Lease(120, 0, now_ms() + 5000))
-
-    leases = iter(lambda: spool.reserve.lease(now_ms() + SPAN_MS), None)
-    assert next(leases).until_ms <= now_ms() + 5000
-    with pytest.raises(IdsUsedUp, match="used up"):
-        collections.deque(leases, maxlen=0)

@@ -18,20 +18,14 @@ TABLES = {"purchase": {"shard_key": "customer", "unique": [["customer", "day"]]}
 
 
 @pytest.fixture
-def db() -> Iterator[Any]:
+def db(box: Sandbox) -> Iterator[Any]:
     db = DAL("sqlite:memory")
     db.define_table("purchase", Field("customer", "integer"), Field("day", "date"), Field("qty", "integer", default=1))
     db.define_table("country", Field("code", length=2))
     db.define_table("person", Field("name", notnull=True))
+    pipeline.define_tables(db)
     yield db
     db.close()
-
-
-@pytest.fixture
-def box(db: Any) -> Iterator[Sandbox]:
-    with sandbox(TABLES) as box:
-        pipeline.define_tables(db)
-        yield box
 
 
 def test_what_is_enqueued_is_there_once_drained(db: Any, box: Sandbox):

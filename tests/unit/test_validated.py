@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,14 +11,10 @@ from pydal.validators import CRYPT, IS_INT_IN_RANGE, IS_NOT_EMPTY
 
 import pipeline
 from pipeline.errors import ShardKeyError
-from pipeline.testing import Sandbox, sandbox
+from pipeline.testing import Sandbox
 from pipeline.web.request import Request
 
-
-@pytest.fixture
-def box() -> Iterator[Sandbox]:
-    with sandbox({"sale": {"shard_key": "customer"}}) as made:
-        yield made
+TABLES = {"sale": {"shard_key": "customer"}}
 
 
 @pytest.fixture

@@ -11,17 +11,13 @@ from pydal import DAL, Field
 
 from pipeline import clock
 from pipeline.errors import BadOp, LogUnavailable
-from pipeline.testing import Sandbox, sandbox
+from pipeline.testing import Sandbox
 from pipeline.web.by_hand import follow
 from pipeline.web.outbox import ABANDONED_MS, FORGOTTEN_MS, Outbox, defined, delete
 from pipeline.web.relaying import relay
 from pipeline.web.request import Request
 
-
-@pytest.fixture
-def box() -> Iterator[Sandbox]:
-    with sandbox({"tally": {"shard_key": "owner"}}) as made:
-        yield made
+TABLES = {"tally": {"shard_key": "owner"}}
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,11 +14,7 @@ from pipeline.testing import Sandbox, sandbox
 from pipeline.web.by_hand import follow
 from pipeline.web.request import Request
 
-
-@pytest.fixture
-def box() -> Iterator[Sandbox]:
-    with sandbox({"sale": {"shard_key": "customer"}}) as made:
-        yield made
+TABLES = {"sale": {"shard_key": "customer"}}
 
 
 @pytest.fixture

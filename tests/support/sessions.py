@@ -1,0 +1,78 @@
+"""Sessions on a shard, over SQLite or a real MariaDB as `kind` says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from pipeline.admin.migrate import own_tables
+from pipeline.op import Entry, Position
+from pipeline.shard import inquiry
+from pipeline.shard.faults import Fault, code_of, fault_of, sentence_of
+from pipeline.shard.session import Session
+
+MARIADB = pytest.param("mariadb", marks=pytest.mark.mariadb)
+both = pytest.mark.parametrize("kind", ["sqlite", MARIADB])
+mariadb = pytest.mark.parametrize("kind", [MARIADB])
+
+SERIAL = {"sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT", "mysql": "BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY"}
+PRODUCER = 2**63 - 1
+ENTRY = Entry(3, Position(7, 5), PRODUCER, 9, b'["insert","t"]')
+
+
+@pytest.fixture
+def uri(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of an empty schema."""
+    if kind == "sqlite":
+        return f"sqlite://{tmp_path}/shop.sqlite"
+    uri: str = request.getfixturevalue("mariadb_uri")
+    name = f"t{uuid4().hex[:8]}"
+    root = Session("root", uri)
+    root.query(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+    root.discard()
+    return uri.replace("/shop", f"/{name}")
+
+
+@pytest.fixture
+def session(uri: str) -> Iterator[Session]:
+    session = Session("s0", uri)
+    yield session
+    session.discard()
+
+
+@pytest.fixture
+def other(uri: str) -> Iterator[Session]:
+    """Another worker's session on the same shard."""
+    session = Session("s0", uri, connect_s=1)
+    yield session
+    session.discard()
+
+
+@pytest.fixture
+def shard(session: Session) -> Session:
+    """The session, on a shard that has the pipeline's own tables and eight buckets."""
+    for _, sql in own_tables(session.dialect.name):
+        run(session, sql)
+    inquiry.add_buckets(session, range(8))
+    return session
+
+
+def run(session: Session, *statements: str) -> None:
+    with session.transaction():
+        for sql in statements:
+            session.execute(sql)
+
+
+def table(session: Session, *lines: str) -> None:
+    tail = " ENGINE=InnoDB" if session.dialect.name == "mysql" else ""
+    run(session, f"CREATE TABLE t (id {SERIAL[session.dialect.name]}, {', '.join(lines)}){tail}")
+
+
+def fault(session: Session, sql: str) -> tuple[Fault, int | None]:
+    with pytest.raises(Exception) as raised, session.transaction():  # noqa: PT011 - whatever the driver raises
+        session.execute(sql)
+    assert sentence_of(raised.value)
+    return fault_of(raised.value), code_of(raised.value)
