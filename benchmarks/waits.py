@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -121,9 +122,11 @@ def timed(call: Callable[[], Receipt | list[Receipt]]) -> float:
     return took_s
 
 
-def known_process(break_it: Callable[[Ground], object]) -> Callable[[Ground], float]:
+def one_call(break_it: Callable[[Ground], object], *, known: bool) -> Callable[[Ground], float]:
+    """Measure one call of a process at work, or of a new one."""
+
     def scene(ground: Ground) -> float:
-        with ground.process(known=True) as client:
+        with ground.process(known=known) as client:
             owner = of_the_first(ground)
             break_it(ground)
             return timed(lambda: insert(client, owner))
@@ -131,14 +134,7 @@ def known_process(break_it: Callable[[Ground], object]) -> Callable[[Ground], fl
     return scene
 
 
-def new_process(break_it: Callable[[Ground], object]) -> Callable[[Ground], float]:
-    def scene(ground: Ground) -> float:
-        with ground.process(known=False) as client:
-            owner = of_the_first(ground)
-            break_it(ground)
-            return timed(lambda: insert(client, owner))
-
-    return scene
+known_process, new_process = partial(one_call, known=True), partial(one_call, known=False)
 
 
 def request(break_it: Callable[[Ground], object], ops: int = 8) -> Callable[[Ground], float]:

@@ -26,6 +26,8 @@ DUE_MS = 700
 RECONCILE_S, TRIM_S = 30, 10
 #: The same for a look whether Redis is still the server that gave out the epochs, ms.
 LINEAGE_MS = 1000
+#: How long an epoch may wait for a worker to raise it, s; the look comes again before.
+RAISE_S = 30
 #: From this share of Redis's memory on nothing more is let in; the rest is for draining and for the broker.
 FULL_SHARE = 0.70
 _log = logging.getLogger("pipeline.sweeper")
@@ -93,13 +95,12 @@ class Sweep:
         for scope in self._scopes.values():
             epoch, current, _ = self._log.epoch(scope.name)
             if not epoch or not current:
-                queue = queue_of(scope.shards[0])
-                self._app.send_task(
-                    "pipeline.raise_epoch", kwargs={"scope": scope.name}, queue=queue, expires=30, ignore_result=True
-                )
+                self._order("raise_epoch", scope.shards[0], RAISE_S, scope=scope.name)
 
     def _chore(self, name: str, shard: str, every_s: int) -> None:
         if self._log.claim(f"{name}:{shard}", every_s * 1000):
-            self._app.send_task(
-                f"pipeline.{name}", kwargs={"shard": shard}, queue=queue_of(shard), expires=every_s, ignore_result=True
-            )
+            self._order(name, shard, every_s, shard=shard)
+
+    def _order(self, name: str, to: str, within_s: int, **what: str) -> None:
+        """Send a task to the workers of shard *to*, to be begun within a time or not at all."""
+        self._app.send_task(f"pipeline.{name}", kwargs=what, queue=queue_of(to), expires=within_s, ignore_result=True)

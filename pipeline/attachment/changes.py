@@ -78,11 +78,8 @@ class Changes:
 
     def _nobody(self, query: Any) -> bool:
         """Return whether a query asks for an id that no row has: `request.args(0) or 0`, or one that was not given."""
-        table = self._table
-        for part in conjuncts(query):
-            if op_name(part) == "eq" and part.first is table._id and _no_id(part.second):
-                return True
-        return False
+        row_id = self._table._id
+        return any(op_name(p) == "eq" and p.first is row_id and _no_id(p.second) for p in conjuncts(query))
 
     def _put(self, query: Any, values: Final, **key: Any) -> None:
         """Queue one op; with an archive, a copy and an update in one group."""

@@ -104,10 +104,9 @@ def _counts(table: Any, name: str, posted: Mapping[str, Any]) -> bool:
 def _typed(gate: Any, name: str, value: Any) -> Any:
     """Return a form's text as the value that it means, since `compute` looks at it; one ticked item as a list."""
     column = gate.schema.columns[gate.column_of[name]]
-    if column.kind.startswith("list:") and not isinstance(value, list | tuple):
-        value = [value] if value else []
     if column.kind.startswith("list:"):
-        value = [item for item in value if not is_blank(item)]
+        given = value if isinstance(value, list | tuple) else [value] if value else []
+        value = [item for item in given if not is_blank(item)]
     return python_value(column, gate.check[name](value))
 
 

@@ -93,68 +93,77 @@ def _attach_again(table: Any) -> None:
 
 def _replace(adapter: Any) -> None:
     """Put methods on this adapter that ask first whose table it is."""
-    tables: dict[str, tuple[Sink, Callable[[], Any]]] = {}
-    own = {name: getattr(adapter, name) for name in _METHODS}
+    writes = _Writes(adapter)
+    for name in _METHODS:
+        setattr(adapter, name, getattr(writes, name))
+    watch(adapter, lambda name: writes.tables[name][0] if name in writes.tables else None)
+    setattr(adapter, _ATTRIBUTE, writes.tables)
 
-    def insert(table: Any, fields: Pairs) -> Any:
-        found = tables.get(real_name(table))
-        return own["insert"](table, fields) if found is None else _insert(found[0], table, fields)
 
-    def bulk_insert(table: Any, items: Iterable[Pairs]) -> Any:
-        found = tables.get(real_name(table))
+class _Writes:
+    """The adapter's methods that write, under pyDAL's names: queued for an attached table, else its own."""
+
+    def __init__(self, adapter: Any):
+        self.tables: dict[str, tuple[Sink, Callable[[], Any]]] = {}
+        self._own = {name: getattr(adapter, name) for name in _METHODS}
+
+    def insert(self, table: Any, fields: Pairs) -> Any:
+        found = self._found(table)
         if found is None:
-            return own["bulk_insert"](table, items)
-        refuse_unadopted(table)
-        receipts = found[0].enqueue_bulk_insert(table, [_values(table, i) for i in items])
+            return self._own["insert"](table, fields)
+        return reference_to(table, found[0].enqueue_insert(table, _values(table, fields)).id)
+
+    def bulk_insert(self, table: Any, items: Iterable[Pairs]) -> Any:
+        found = self._found(table)
+        if found is None:
+            return self._own["bulk_insert"](table, items)
+        receipts = found[0].enqueue_bulk_insert(table, [_values(table, item) for item in items])
         return [reference_to(table, receipt.id) for receipt in receipts]
 
-    def update(table: Any, query: Any, fields: Pairs) -> Any:
-        found = tables.get(real_name(table))
+    def update(self, table: Any, query: Any, fields: Pairs) -> Any:
+        found = self._found(table)
         if found is None:
-            return own["update"](table, query, fields)
-        refuse_unadopted(table)
+            return self._own["update"](table, query, fields)
         pairs = list(fields)
         changes = Changes(*found, table, noted(query, pairs))
         count = changes.update(query, _values(table, pairs))
-        files.leave(query, pairs, changes.receipts)
-        files.sweep()
-        return count
+        return _cleared(query, pairs, changes, count)
 
-    def delete(table: Any, query: Any) -> Any:
-        found = tables.get(real_name(table))
+    def delete(self, table: Any, query: Any) -> Any:
+        found = self._found(table)
         if found is None:
-            return own["delete"](table, query)
-        refuse_unadopted(table)
+            return self._own["delete"](table, query)
         changes = Changes(*found, table)
-        count = changes.delete(query)
-        files.leave(query, None, changes.receipts)
-        files.sweep()
-        return count
+        return _cleared(query, None, changes, changes.delete(query))
 
-    def truncate(table: Any, mode: str = "") -> Any:
-        if real_name(table) not in tables:
-            return own["truncate"](table, mode)
+    def truncate(self, table: Any, mode: str = "") -> Any:
+        if real_name(table) not in self.tables:
+            return self._own["truncate"](table, mode)
         raise BadOp(
             f"table {table._tablename!r} is attached and cannot be truncated: ops that are queued would come after it; "
             "delete its rows, or call detach first when nothing is queued"
         )
 
-    def drop_table(table: Any, mode: str = "") -> Any:
-        if real_name(table) not in tables:
-            return own["drop_table"](table, mode)
+    def drop_table(self, table: Any, mode: str = "") -> Any:
+        if real_name(table) not in self.tables:
+            return self._own["drop_table"](table, mode)
         raise BadOp(
             f"table {table._tablename!r} is attached and cannot be dropped: ops may be queued for it; detach it"
         )
 
-    for replaced in (insert, bulk_insert, update, delete, truncate, drop_table):
-        setattr(adapter, replaced.__name__, replaced)
-    watch(adapter, lambda name: tables[name][0] if name in tables else None)
-    setattr(adapter, _ATTRIBUTE, tables)
+    def _found(self, table: Any) -> tuple[Sink, Callable[[], Any]] | None:
+        """Return who takes the writes of a table; None: its own database."""
+        found = self.tables.get(real_name(table))
+        if found is not None:
+            refuse_unadopted(table)
+        return found
 
 
-def _insert(sink: Sink, table: Any, fields: Pairs) -> Any:
-    refuse_unadopted(table)
-    return reference_to(table, sink.enqueue_insert(table, _values(table, fields)).id)
+def _cleared(query: Any, pairs: Any, changes: Changes, count: int) -> int:
+    """Let the files go that a change leaves behind, and return how many ops it became."""
+    files.leave(query, pairs, changes.receipts)
+    files.sweep()
+    return count
 
 
 def _values(table: Any, fields: Pairs) -> Final:

@@ -64,7 +64,7 @@ class Parts:
         # without a spool an op has nowhere else to go
         self.patience = Patience(redis.timeout_s * FOR_REDIS if self.spool else math.inf)
         self.log: Log = log or RedisLog(
-            redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s, patience=self.patience if self.spool else None
+            redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s, patience=self.patience
         )
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
         self.counters = Counters()
@@ -92,13 +92,7 @@ class Parts:
         )
         self._through_spool(definitions)
         self.door = Door(self.topology, self.row_ids.new, definitions.publish, definitions.approve)
-        self.readers = Readers(self.nodes.uri)
-        budget = Budget(self.log, self.settings.reads.primary_budget)
-        router = Router(
-            self.nodes, self.readers, self.readings, budget, self.counters.count, loads=self.settings.loads()
-        )
-        secret = Secret(self.log, self.spool, self.patience, lambda: self._breaker.open)
-        self._reads = Reads(self.settings, self.topology, self.log, router, self.door.table, secret)
+        self._through_replicas()
         self._outgoing = Outgoing(self._spooling or self.publisher, self.follower, self.patience)
         self._define_lock = threading.Lock()
 
@@ -131,6 +125,16 @@ class Parts:
         self._courier = Courier(self.spool, self.drainer, self._breaker)
         promising = Promising(self.log, self.spool.promises, self._breaker)
         self._spooling = Spooling(self.publisher, self.spool, self._breaker, self._courier, definitions, promising)
+
+    def _through_replicas(self) -> None:
+        """Wire the reads."""
+        self.readers = Readers(self.nodes.uri)
+        budget = Budget(self.log, self.settings.reads.primary_budget)
+        router = Router(
+            self.nodes, self.readers, self.readings, budget, self.counters.count, loads=self.settings.loads()
+        )
+        secret = Secret(self.log, self.spool, self.patience, lambda: self._breaker.open)
+        self._reads = Reads(self.settings, self.topology, self.log, router, self.door.table, secret)
 
     def _record_lost(self, lost: Lost) -> None:
         bucket, producer, first, last = lost

@@ -26,6 +26,10 @@ WHOLE_STEP = 0.6
 HARDLY = 0.1
 
 
+class OutOfPatience(TimeoutError):
+    """The time that a caller may wait is over; what he waited for goes on, or was not begun."""
+
+
 class Budget:
     """What is left of somebody's patience, s."""
 
@@ -83,11 +87,11 @@ class Patience:
         """See that there is time for another step.
 
         Raises:
-            TimeoutError: there is not.
+            OutOfPatience: there is not.
         """
         budget = self.here.budget
         if budget is not None and budget.left_s <= (0 if threads_run() else self.most_s * WHOLE_STEP):
-            raise TimeoutError(f"the {self.most_s * 1000:.0f} ms that a request may wait are used up")
+            raise OutOfPatience(f"the {self.most_s * 1000:.0f} ms that a request may wait are used up")
 
     def enter(self, lock: threading.Lock) -> None:
         """Acquire a lock whose holder is bounded himself; the time counts."""
@@ -113,7 +117,7 @@ class Patience:
             from_s: what takes less is not counted.
 
         Raises:
-            TimeoutError: the budget, or the share, is used up; the work may go on, or was not begun.
+            OutOfPatience: the budget, or the share, is used up; the work may go on, or was not begun.
             what the work raised.
         """
         budget = self.here.budget
@@ -124,7 +128,7 @@ class Patience:
             if not threads_run():
                 return work()
             future: Future[Result] = Future()
-            threading.Thread(target=_do, args=(work, future, ended), name="pipeline-aside", daemon=True).start()
+            threading.Thread(target=perform, args=(work, future, ended), name="pipeline-aside", daemon=True).start()
             return waited(future, budget.left_s * share, late)
 
 
@@ -135,7 +139,7 @@ def waited(future: Future[Result], wait_s: float, late: Callable[[Result], objec
         late: gets it when it comes after all.
 
     Raises:
-        TimeoutError: it did not come in time.
+        OutOfPatience: it did not come in time.
         what the work raised.
     """
     try:
@@ -145,11 +149,12 @@ def waited(future: Future[Result], wait_s: float, late: Callable[[Result], objec
             return future.result()
         future.add_done_callback(lambda ended: late(ended.result()) if ended.exception() is None else None)
         if isinstance(error, TimeoutError):
-            raise TimeoutError(f"no answer within {wait_s * 1000:.0f} ms") from None
+            raise OutOfPatience(f"no answer within {wait_s * 1000:.0f} ms") from None
         raise
 
 
-def _do(work: Callable[[], Result], future: Future[Result], ended: Callable[[], object]) -> None:
+def perform(work: Callable[[], Result], future: Future[Result], ended: Callable[[], object]) -> None:
+    """Do some work in this thread for those who wait for a future; then call *ended*."""
     try:
         found = work()
     except BaseException as error:

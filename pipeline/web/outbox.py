@@ -20,8 +20,9 @@ from pydal import Field
 
 from pipeline import clock
 from pipeline.errors import BadOp, Unavailable
-from pipeline.op import INSERT, Position, encode
+from pipeline.op import Position, encode
 from pipeline.receipt import Receipt
+from pipeline.write.addressed import id_of_new
 from pipeline.write.held import Waiting
 from pipeline.write.publish import Publisher
 from pipeline.write.relay import Run
@@ -122,8 +123,8 @@ class Outbox:
     def _reserve_keys(self, entries: Iterable[Waiting]) -> None:
         """Let Redis know the ids under idempotency keys: it may have been away when they were told."""
         for bucket, op, _, _ in entries:
-            if op.idempotency_key is not None and op.kind == INSERT and op.id is not None:
-                self._publisher.reserve(bucket, op.idempotency_key, op.id)
+            if op.idempotency_key is not None and (row_id := id_of_new(op)) is not None:
+                self._publisher.reserve(bucket, op.idempotency_key, row_id)
 
 
 def _placed(entry: Waiting, kept: Kept, reached: Reached) -> Iterator[Receipt]:

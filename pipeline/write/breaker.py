@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipeline import clock
+from pipeline.errors import LogUnavailable, Unavailable
 
 #: After a failure the next try is made so much later, s.
 OPEN_S = 1.0
@@ -35,6 +36,11 @@ class Breaker:
     def trip(self) -> None:
         """Note a failure."""
         self._until = clock.mono_s() + OPEN_S
+
+    def hear(self, error: Unavailable) -> None:
+        """Note why an op was not taken: a failure if Redis did not answer."""
+        if isinstance(error, LogUnavailable):
+            self.trip()
 
     def close(self) -> None:
         """Note that it answers."""

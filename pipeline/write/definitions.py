@@ -6,7 +6,7 @@ import logging
 
 from pipeline.errors import BadOp, LogUnavailable, PipelineFull, Unavailable
 from pipeline.log.contract import Log
-from pipeline.log.patience import Patience
+from pipeline.log.patience import OutOfPatience, Patience
 from pipeline.log.spool.store import Spool
 from pipeline.schema import TableSchema
 from pipeline.shard import columns
@@ -62,10 +62,8 @@ class Definitions:
     def _told(self, gate: Gate) -> bool:
         try:
             self._log.publish_schema(gate.schema.name, gate.schema.hash, gate.schema.to_json())
-        except LogUnavailable:
-            self._breaker.trip()
-            return False
-        except PipelineFull:
+        except (LogUnavailable, PipelineFull) as error:
+            self._breaker.hear(error)
             return False
         return True
 
@@ -83,7 +81,7 @@ class Definitions:
             return
         try:
             kind = self._patience.aside(lambda: self._id_type(schema), ended=self._nodes.close, share=0.5)
-        except (Unavailable, TimeoutError) as error:
+        except (Unavailable, OutOfPatience) as error:
             _log.warning("whether ids fit their column in %s the workers will tell: %s", schema.name, error)
             return
         if kind is not None and not columns.holds_64_bits(kind):

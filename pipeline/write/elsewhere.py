@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from pipeline.errors import LogUnavailable
-from pipeline.log.patience import waited
+from pipeline.log.patience import OutOfPatience, perform, waited
 
 Result = TypeVar("Result")
 
@@ -36,28 +36,17 @@ class Elsewhere(Generic[Result]):
             future = self._running.get(key)
             if future is None:
                 future = self._running[key] = Future()
-                threading.Thread(target=self._run, args=(key, work, future), name=self._name, daemon=True).start()
+                given = (lambda: self._done(key, work), future, self._afterwards)
+                threading.Thread(target=perform, args=given, name=self._name, daemon=True).start()
         try:
             return waited(future, wait_s)
-        except TimeoutError as error:
-            if future.done():  # the work's own
-                raise
+        except OutOfPatience as error:
             why = f"a new epoch of {key!r} was not raised within {wait_s * 1000:.0f} ms; it is being raised"
             raise LogUnavailable(why, sent=False) from error
 
-    def _run(self, key: str, work: Callable[[], Result], future: Future[Result]) -> None:
+    def _done(self, key: str, work: Callable[[], Result]) -> Result:
         try:
-            found = work()
-        except BaseException as error:
-            self._ended(key)
-            future.set_exception(error)
-        else:
-            self._ended(key)
-            future.set_result(found)
+            return work()
         finally:
-            self._afterwards()
-
-    def _ended(self, key: str) -> None:
-        """Let the next caller begin anew: what has ended may not be true any more."""
-        with self._lock:
-            del self._running[key]
+            with self._lock:
+                del self._running[key]  # the next caller begins anew: what has ended may not be true any more

@@ -64,10 +64,8 @@ class RowIds:
                     raise
         try:
             leased = self._log.lease_ids(self._token, lease, until_ms)
-        except LogUnavailable:
-            breaker.trip()
-            return reserve.lease(until_ms)
-        except PipelineFull:
+        except (LogUnavailable, PipelineFull) as error:
+            breaker.hear(error)
             return reserve.lease(until_ms)
         except NoProducerNumber as none_free:  # as when more processes start in a minute than there are numbers
             try:
@@ -76,9 +74,7 @@ class RowIds:
                 raise none_free from None
         try:
             reserve.refill(self._log.lease_host_ids)
-        except LogUnavailable as error:
-            breaker.trip()
-            _log.warning("no ids in reserve for when Redis is away: %s", error)
         except Unavailable as error:
+            breaker.hear(error)
             _log.warning("no ids in reserve for when Redis is away: %s", error)
         return leased

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.log.contract import Appending
-from pipeline.log.patience import Patience
+from pipeline.log.patience import OutOfPatience, Patience
 from pipeline.write.sender import Lost, Sender
 
 _log = logging.getLogger("pipeline.publish")
@@ -91,7 +91,7 @@ class Senders:
         """Record what was lost; what cannot be recorded now is tried again at the next call."""
         try:
             self._patience.aside(self._record_losses, ended=self._ended)
-        except TimeoutError:
+        except OutOfPatience:
             _log.warning("the loss is being recorded, or will be: the database has not answered yet")
 
     def close(self) -> None:

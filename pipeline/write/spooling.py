@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from pipeline.errors import LogUnavailable, PipelineFull, SpoolUnavailable, Unavailable
+from pipeline.errors import PipelineFull, SpoolUnavailable, Unavailable
 from pipeline.log.contract import IdReserved
 from pipeline.log.spool.store import Number, Spool
 from pipeline.write.breaker import Breaker
@@ -68,7 +68,7 @@ class Spooling:
             place = self._publisher.publish(bucket, payload, key=key, row_id=row_id, then=then)
         except Unavailable as error:
             if named is not None:
-                self._failed(error)
+                self._breaker.hear(error)
                 self._promising.agree(bucket, key, named, spooled=True)
             return self._instead({bucket: (payload,)}, error)[bucket]
         except IdReserved as reserved:
@@ -102,17 +102,13 @@ class Spooling:
         return places
 
     def _instead(self, runs: Mapping[int, Sequence[bytes]], error: Unavailable) -> dict[int, Place]:
-        self._failed(error)
+        self._breaker.hear(error)
         try:
             return self._spooled(runs, numbered=error.numbered)
         except (PipelineFull, SpoolUnavailable) as second:
             if not error.numbered:
                 second.numbered = {}
             raise second from error
-
-    def _failed(self, error: Unavailable) -> None:
-        if isinstance(error, LogUnavailable):
-            self._breaker.trip()
 
     def _spooled(
         self, runs: Mapping[int, Sequence[bytes]], kept: bool = False, numbered: Mapping[int, Number] | None = None
