@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,8 @@ class Spooled:
 
 @pytest.fixture
 def spooled(valkey: Rig, tmp_path: Path) -> Iterator[Spooled]:
-    made = Spooled(valkey, tmp_path)
-    try:
+    with closing(Spooled(valkey, tmp_path)) as made:
         yield made
-    finally:
-        made.close()
 
 
 def test_while_redis_is_dead_ops_are_taken_and_applied_in_order_once_it_is_back(spooled: Spooled) -> None:

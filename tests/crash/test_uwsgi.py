@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,8 @@ class Served:
 
 @pytest.fixture(params=[(), ("--enable-threads",)], ids=["no threads", "threads"])
 def served(valkey: Rig, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
-    made = Served(valkey, tmp_path, *request.param)
-    try:
+    with closing(Served(valkey, tmp_path, *request.param)) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.mark.skipif(UWSGI is None, reason="pyuwsgi is not installed")

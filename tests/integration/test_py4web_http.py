@@ -246,14 +246,8 @@ def clerks():
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     with shop_of(tmp_path_factory.mktemp("py4web")) as made:
-        folder = made.folder / "apps" / "shop"
-        folder.mkdir(parents=True)
         broker = made.rig.client.settings.redis.broker_url
-        made.ask("s0", "CREATE DATABASE own_py4web CHARACTER SET utf8mb4")
-        text = APPLICATION.format(
-            own=made.uri_of("py4web"), config=str(made.rig.config), broker=broker, primary=made.rig.primaries["s0"]
-        )
-        (folder / "__init__.py").write_text(text)
+        folder = made.py4web_application(APPLICATION, "py4web", broker=broker, primary=made.rig.primaries["s0"])
         printed_application(folder.parent / "docs", made.rig.config, made.uri_of("py4web"), broker)
         yield made
 

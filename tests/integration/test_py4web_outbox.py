@@ -111,10 +111,7 @@ def kept():
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     with shop_of(tmp_path_factory.mktemp("py4web")) as made:
-        folder = made.folder / "apps" / "shop"
-        folder.mkdir(parents=True)
-        made.ask("s0", "CREATE DATABASE own_boxed CHARACTER SET utf8mb4")
-        (folder / "__init__.py").write_text(APPLICATION.format(own=made.uri_of("boxed"), config=str(made.rig.config)))
+        made.py4web_application(APPLICATION, "boxed")
         with serving(made.folder) as first:
             made.prepare(first, "/shop/index")  # type: ignore[arg-type]  # it wants a browser only
         yield made

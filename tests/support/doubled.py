@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from support.shop import Shop
 from support.web2py_server import Answer, Browser
 
 #: `meet(folder, step, query)` for a model or an application; *query* has `key` and `who`: first or second.
@@ -44,3 +45,21 @@ def sent_at_once(browsers: Sequence[Browser], action: str, fields: dict[str, Any
 
     with ThreadPoolExecutor(2) as threads:
         return Doubled(*threads.map(send, range(2)))
+
+
+def both_show_the_one_row(browsers: Sequence[Browser], answers: Doubled, shop: Shop, customer: int) -> None:
+    """Assert that both were redirected to the page of the one row that a customer has."""
+    shown = [user.get(answer.location).json() for user, answer in zip(browsers, answers, strict=True)]
+
+    assert [answer.status for answer in answers] == [303, 303]
+    [row] = shop.sales(f"customer={customer}", "id, qty")
+    assert ["{id}\t{qty}".format(**page) for page in shown] == [row, row]
+
+
+def the_second_wrote_the_row(browsers: Sequence[Browser], answers: Doubled, shop: Shop, customer: int) -> None:
+    """Assert that the first ended in a ticket, and that the second was redirected to the page of its own row."""
+    failed, redirected = answers
+    shown = browsers[1].get(redirected.location).json()
+
+    assert (failed.status, redirected.status) == (500, 303)
+    assert shop.sales(f"customer={customer}", "id, qty") == [f"{shown['id']}\t2"]

@@ -95,6 +95,19 @@ class Shop:
             (folder / "controllers" / f"{controller}.py").write_text(text)
         return folder
 
+    def py4web_application(self, text: str, own: str, **given: str) -> Path:
+        """Write py4web's application `shop`, and return its folder.
+
+        Args:
+            text: has places for `own`, the address of its own database, for `config`, and for what is given besides.
+            own: the name of that database.
+        """
+        folder = self.folder / "apps" / "shop"
+        folder.mkdir(parents=True)
+        self.ask("s0", f"CREATE DATABASE own_{own} CHARACTER SET utf8mb4")
+        (folder / "__init__.py").write_text(text.format(own=self.uri_of(own), config=str(self.rig.config), **given))
+        return folder
+
     def prepare(self, site: Site, path: str) -> None:
         """Let an application publish its tables, by asking for a page; then create them on the shards."""
         site.browser().get(path)

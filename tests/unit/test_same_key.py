@@ -15,7 +15,7 @@ from pipeline.errors import BadOp
 from pipeline.log.spans import IDEMPOTENCY_TTL_MS
 from pipeline.receipt import Receipt
 from pipeline.shard.marks import known_keys
-from pipeline.testing import Drained, Sandbox, sandbox
+from pipeline.testing import Drained, Sandbox
 from pipeline.write.held import Held
 
 TABLES = {
@@ -26,20 +26,14 @@ TABLES = {
 
 
 @pytest.fixture
-def db() -> Iterator[Any]:
+def db(box: Sandbox) -> Iterator[Any]:
     db = DAL("sqlite:memory")
     for name in ("purchase", "note", "legacy"):
         db.define_table(name, Field("customer", "integer"), Field("day", "string"), Field("qty", "integer"))
     db.define_table("country", Field("code"))
+    pipeline.define_tables(db)
     yield db
     db.close()
-
-
-@pytest.fixture
-def box(db: Any) -> Iterator[Sandbox]:
-    with sandbox(TABLES) as box:
-        pipeline.define_tables(db)
-        yield box
 
 
 class Caller:
