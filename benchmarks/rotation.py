@@ -24,7 +24,7 @@ from support.probing import Shard, probing, shard, until
 from support.proxy import Proxy
 
 from pipeline import clock
-from pipeline.write.apply import Applier
+from pipeline.apply.applier import Applier
 
 BROKEN = "s0-r1"
 FAULTS = ("stalled", "stopped", "frozen")

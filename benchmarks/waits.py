@@ -25,7 +25,7 @@ from support.rig import Rig, rig_of
 
 from pipeline import clock
 from pipeline.client import Pipeline
-from pipeline.receipt import Receipt
+from pipeline.model.receipt import Receipt
 from pipeline.web.request import Request
 
 TIMEOUT_S = 0.25

@@ -29,7 +29,7 @@ from pipeline.facade.writes import (
     enqueue_validated_insert,
     save_data,
 )
-from pipeline.receipt import Receipts
+from pipeline.model.receipt import Receipts
 
 # grouped by purpose, not sorted
 __all__ = [  # noqa: RUF022

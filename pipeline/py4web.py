@@ -26,14 +26,15 @@ from py4web.core import Fixture, Session
 from py4web.utils.form import Form
 
 import pipeline
-from pipeline import attachment, settings
+from pipeline import attachment
 from pipeline.client import Pipeline as Client
+from pipeline.config import settings
+from pipeline.enqueue.held_ops import Holder
 from pipeline.errors import ConfigError
 from pipeline.web import by_hand, outbox
 from pipeline.web.clients import client_of
 from pipeline.web.request import MODES, Request
 from pipeline.web.warming import warm_up
-from pipeline.write.held import Holder
 
 #: The key in py4web's session, and the cookie where no session is listed before the pipeline.
 KEY = "_pipeline"

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 
 import pipeline
 from pipeline.admin.migrate import migrate
+from pipeline.apply.applier import Applier
 from pipeline.client import Pipeline
 from pipeline.errors import PipelineError
-from pipeline.log.bell import SilentBell
-from pipeline.log.memory import MemoryLog
-from pipeline.op import START, Op, decode
-from pipeline.schema import TableSchema
-from pipeline.shard.tables import create_table
-from pipeline.values import python_value
-from pipeline.write.apply import Applier
+from pipeline.model.op import START, Op, decode
+from pipeline.model.schema import TableSchema
+from pipeline.model.values import python_value
+from pipeline.oplog.doorbell import SilentBell
+from pipeline.oplog.memory import MemoryLog
+from pipeline.shard.ddl import create_table
 
 
 @contextmanager

@@ -11,15 +11,15 @@ from typing import Any
 import msgspec
 
 from pipeline.admin.migrate import own_tables
-from pipeline.column import Column
-from pipeline.log.contract import Append, Scope
-from pipeline.log.memory import MemoryLog
-from pipeline.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op, encode
-from pipeline.schema import TableSchema
-from pipeline.settings import ApplySettings
-from pipeline.shard import inquiry
+from pipeline.apply.applier import Applier
+from pipeline.config.settings import ApplySettings
+from pipeline.model.column import Column
+from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op, encode
+from pipeline.model.schema import TableSchema
+from pipeline.oplog.contract import Append, Scope
+from pipeline.oplog.memory import MemoryLog
+from pipeline.shard import ledger_queries as inquiry
 from pipeline.shard.session import Session
-from pipeline.write.apply import Applier
 
 BUCKET, EPOCH, PRODUCER = 0, 1, 77
 #: More than an example has ops: all in one batch.

@@ -13,10 +13,10 @@ from typing import Any
 
 from celery import bootsteps
 
-from pipeline.log.broker import queue_of
-from pipeline.log.redis_log import RedisLog
-from pipeline.reads.prober import LOOK_EVERY_S, Duty, Prober
-from pipeline.settings import Settings, load
+from pipeline.config.settings import Settings, load
+from pipeline.oplog.broker import queue_of
+from pipeline.oplog.redis import RedisLog
+from pipeline.reads.health.prober import LOOK_EVERY_S, Duty, Prober
 from pipeline.shard.nodes import Nodes
 
 #: How long a stopping worker waits for the look at hand, s.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from pipeline.admin import upkeep
+from pipeline.apply.applier import Applier
 from pipeline.client import Pipeline
-from pipeline.write.apply import Applier
 from workers.crash import step
 
 _clients: dict[int, Pipeline] = {}

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from pipeline import clock
-from pipeline.log.spool.store import Spool
-from pipeline.settings import Settings
+from pipeline.config.settings import Settings
+from pipeline.spool.store import Spool
 
 #: Between two drains, s: while ops wait, and to look after those that are kept.
 WAITING_S, KEPT_S = 2.0, 30.0

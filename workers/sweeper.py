@@ -11,12 +11,12 @@ from typing import Any
 
 from celery import bootsteps
 
-from pipeline.log.bell import Bell
-from pipeline.log.broker import queue_of
-from pipeline.log.contract import scopes_of
-from pipeline.log.redis_log import RedisLog
-from pipeline.settings import Settings, load
-from pipeline.topology import Topology
+from pipeline.config.settings import Settings, load
+from pipeline.config.topology import Topology
+from pipeline.oplog.broker import queue_of
+from pipeline.oplog.contract import scopes_of
+from pipeline.oplog.doorbell import Bell
+from pipeline.oplog.redis import RedisLog
 from workers.spool import SpoolWatch
 
 SWEEP_S = 0.5

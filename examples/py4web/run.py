@@ -21,10 +21,10 @@ from types import FrameType
 
 from pydal import DAL
 
-from pipeline.admin.cluster.cluster import Cluster
 from pipeline.admin.migrate import migrate
 from pipeline.client import Pipeline
 from pipeline.clock import polls
+from pipeline.devcluster.cluster import Cluster
 
 HERE = Path(__file__).parent
 START_S = 30

@@ -13,11 +13,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.admin.cluster.cluster import Cluster
-from pipeline.admin.cluster.ports import free_ports
 from pipeline.admin.migrate import migrate
 from pipeline.client import Pipeline
 from pipeline.clock import polls
+from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster.ports import free_ports
 
 HERE = Path(__file__).parent
 APPLICATION = HERE / "shop"

@@ -21,8 +21,8 @@ from pipeline.admin.checks import (
 )
 from pipeline.admin.checks.evidence import Evidence, gather
 from pipeline.admin.checks.finding import ERROR, Finding, merged
+from pipeline.config.settings import load
 from pipeline.errors import ConfigError
-from pipeline.settings import load
 
 #: In the order in which an operator would mend.
 SUBJECTS: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (

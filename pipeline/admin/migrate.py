@@ -11,15 +11,16 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from pipeline.client import Pipeline
+from pipeline.config.bucket_ranges import format_ranges
+from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
-from pipeline.placement import format_ranges
-from pipeline.schema import TableSchema
-from pipeline.shard import columns, inquiry
+from pipeline.model.schema import TableSchema
+from pipeline.shard import columns
+from pipeline.shard import ledger_queries as inquiry
 from pipeline.shard.brief import brief
-from pipeline.shard.facts import plain
+from pipeline.shard.ddl import create_index, create_table, indexes, own_name
 from pipeline.shard.session import Session
-from pipeline.shard.tables import create_index, create_table, indexes, own_name
-from pipeline.topology import Topology
+from pipeline.shard.table_facts import plain
 
 #: An index on a large table takes its time, s.
 STATEMENT_S = 3_600

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from pipeline.admin.away import why_unfit
+from pipeline.admin.replica_absence import why_unfit
 from pipeline.admin.status import ReadCount, ReplicaStatus
-from pipeline.log.redis_log import RedisLog
-from pipeline.reads.counters import chosen
-from pipeline.reads.report import Report, decode
+from pipeline.oplog.redis import RedisLog
+from pipeline.reads.health.report import Report, decode
+from pipeline.reads.routing.accounting import chosen
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,14 @@ from pipeline import clock
 from pipeline.admin.ask import ask_all
 from pipeline.admin.news import News, news_of, with_news
 from pipeline.admin.status import Queue, RedisStatus, ReplicaStatus, ShardStatus, Status
+from pipeline.config.settings import Settings
+from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
-from pipeline.log.health import ANSWER_S
-from pipeline.log.redis_log import RedisLog
-from pipeline.op import START, Position, decode
-from pipeline.settings import Settings
-from pipeline.shard import inquiry
+from pipeline.model.op import START, Position, decode
+from pipeline.oplog.redis import RedisLog
+from pipeline.oplog.redis.server_info import ANSWER_S
+from pipeline.shard import ledger_queries as inquiry
 from pipeline.shard.brief import brief
-from pipeline.topology import Topology
 
 #: Among the questions; no node can have this name.
 _REDIS = "redis "

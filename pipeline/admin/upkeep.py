@@ -7,11 +7,12 @@ import logging
 from collections.abc import Mapping
 
 from pipeline import clock
-from pipeline.admin import away
+from pipeline.admin import replica_absence as away
 from pipeline.client import Pipeline
-from pipeline.op import Position
-from pipeline.shard import inquiry, marks
-from pipeline.write.follow import REMEMBERED_S
+from pipeline.enqueue.receipt_status import REMEMBERED_S
+from pipeline.model.op import Position
+from pipeline.shard import ledger as marks
+from pipeline.shard import ledger_queries as inquiry
 
 #: A shard without replicas keeps what it applied for so long: a dump of its primary may be that old.
 FLOOR_S = 600

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 from pipeline.attachment.editing import changed
 from pipeline.attachment.lookup import primary_rows
+from pipeline.dal.objects import conjuncts, op_name, pinned_values, real_name, with_filters
+from pipeline.enqueue.row_plans import Final
+from pipeline.enqueue.version_copy import Archive
 from pipeline.errors import BadOp, ShardKeyError
-from pipeline.ids import carries_bucket
-from pipeline.pydal_objects import conjuncts, op_name, pinned_values, real_name, with_filters
-from pipeline.receipt import Receipt
-from pipeline.write.copying import Archive
-from pipeline.write.gate import Final
+from pipeline.model.ids import carries_bucket
+from pipeline.model.receipt import Receipt
 
 #: How long a write that must look for its rows waits for what was queued before it, s.
 SETTLE_S = 5.0

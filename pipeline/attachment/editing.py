@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from pipeline.dal.objects import kind_of, real_name
+from pipeline.enqueue.row_plans import Final
 from pipeline.errors import BadValue
-from pipeline.pydal_objects import kind_of, real_name
-from pipeline.write.gate import Final
 
 _shown: ContextVar[tuple[str, Any] | None] = ContextVar("pipeline_shown", default=None)
 _NOTHING = object()

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from pipeline import clock
 from pipeline.attachment.notes import Notes
 from pipeline.attachment.versions import archives_of
+from pipeline.dal.objects import conjuncts, has_filters, kind_of, op_name
 from pipeline.errors import PipelineError
-from pipeline.pydal_objects import conjuncts, has_filters, kind_of, op_name
-from pipeline.receipt import Receipt
+from pipeline.model.receipt import Receipt
 
 _NAME = "delete_uploaded_files"
 #: Removals that wait for their op; the oldest is forgotten first, and its file stays.

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.attachment.editing import differing
+from pipeline.dal.objects import kind_of
 from pipeline.errors import BadOp
-from pipeline.pydal_objects import kind_of
-from pipeline.receipt import Receipt
-from pipeline.values import python_value
-from pipeline.values.lists import is_blank
+from pipeline.model.receipt import Receipt
+from pipeline.model.values import python_value
+from pipeline.model.values.lists import is_blank
 
 #: What both frameworks show instead of a password; it comes back where the user left it alone.
 PASSWORD_SHOWN = "********"

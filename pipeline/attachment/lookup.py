@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipeline.client import Pipeline
-from pipeline.pydal_objects import real_name, rebuilt
+from pipeline.dal.objects import real_name, rebuilt
 
 
 def primary_rows(client: Pipeline, table: Any, query: Any, fields: Iterable[Any], most: int) -> list[Any]:

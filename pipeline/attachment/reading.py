@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.attachment.sink import Sink
-from pipeline.pydal_objects import real_name, tables_in
+from pipeline.dal.objects import real_name, tables_in
 
 READS = ("select", "iterselect", "count")
 

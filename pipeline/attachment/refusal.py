@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.config.settings import TableSettings
 from pipeline.errors import BadOp, BadValue
-from pipeline.settings import TableSettings
 
 #: By the start of a table's name: who owns it, and what it would break.
 OWNERS = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-from pipeline.receipt import Receipt
-from pipeline.write.addressed import Addressed
+from pipeline.model.addressed import Addressed
+from pipeline.model.receipt import Receipt
 
 
 class Sink(Protocol):

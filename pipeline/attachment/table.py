@@ -20,10 +20,10 @@ from pipeline.attachment.reading import READS, watch
 from pipeline.attachment.refusal import refuse, refuse_large
 from pipeline.attachment.sink import Sink
 from pipeline.attachment.versions import adopt, archives_of, noted, refuse_callbacks, refuse_unadopted, watch_enabling
+from pipeline.dal.objects import kind_of, real_name, reference_to
+from pipeline.enqueue.row_plans import Final
+from pipeline.enqueue.version_copy import Archive
 from pipeline.errors import BadOp, Unavailable
-from pipeline.pydal_objects import kind_of, real_name, reference_to
-from pipeline.write.copying import Archive
-from pipeline.write.gate import Final
 
 #: Where the adapter keeps its attached tables and their sinks.
 _ATTRIBUTE = "_pipeline_attached"

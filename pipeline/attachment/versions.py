@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from pipeline.attachment.notes import Notes
+from pipeline.enqueue.version_copy import Archive
 from pipeline.errors import BadOp
-from pipeline.write.copying import Archive
 
 _ENABLE = "_enable_record_versioning"
 _notes: Notes[Archive] = Notes("versions")

@@ -15,8 +15,8 @@ from pipeline.admin.adopt.adopt import Advice
 from pipeline.admin.checks.finding import ERROR
 from pipeline.cli.check import PLAIN_WIDTH
 from pipeline.cli.options import config_option
+from pipeline.config.settings import TableSettings, load
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.settings import TableSettings, load
 
 
 @click.command()

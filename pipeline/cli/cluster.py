@@ -11,9 +11,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.admin.cluster.cluster import Cluster
-from pipeline.admin.cluster.errors import ClusterFailed
-from pipeline.admin.cluster.processes import log_path
+from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster.errors import ClusterFailed
+from pipeline.devcluster.processes import log_path
 
 directory_option = click.option(
     "--dir", "directory", required=True, type=click.Path(path_type=Path, file_okay=False), help="The cluster's home."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pipeline.admin import away
+from pipeline.admin import replica_absence as away
 from pipeline.cli.options import config_option, opened
 
 

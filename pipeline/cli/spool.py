@@ -13,10 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline import clock
 from pipeline.cli.options import config_option, opened
 from pipeline.client import Pipeline
+from pipeline.config.settings import load
+from pipeline.enqueue.drain import Drained
 from pipeline.errors import ConfigError
-from pipeline.log.spool.store import Counts, Spool
-from pipeline.settings import load
-from pipeline.write.drain import Drained
+from pipeline.spool.store import Counts, Spool
 
 
 @click.group()

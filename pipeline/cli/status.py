@@ -15,7 +15,7 @@ from pipeline.admin.observer import Observer
 from pipeline.cli.keyboard import Pressed, keyboard
 from pipeline.cli.options import config_option
 from pipeline.cli.status_screen import lines, screen
-from pipeline.settings import load
+from pipeline.config.settings import load
 
 #: Between two looks, s: long enough for a rate, short enough for a person who waits.
 APART_S = 1.0

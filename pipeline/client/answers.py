@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from pipeline.callers_filters import CallersFilters
 from pipeline.client.parts import Parts
 from pipeline.clock import Deadline
-from pipeline.pydal_objects import for_all_threads, renamed
+from pipeline.dal.filters import CallersFilters
+from pipeline.dal.objects import for_all_threads, renamed
+from pipeline.model.receipt import Receipt
 from pipeline.reads.node_dal import NodeDAL
 from pipeline.reads.reads import After
 from pipeline.reads.session import Session
-from pipeline.receipt import Receipt
 
 
 class Answers(Parts):

@@ -8,35 +8,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.log.bell import Bell, SilentBell
-from pipeline.log.contract import Log
-from pipeline.log.patience import Patience
-from pipeline.log.redis_log import RedisLog
-from pipeline.log.secret import Secret
-from pipeline.log.spool.store import Spool
-from pipeline.reads.budget import Budget
-from pipeline.reads.counters import Counters
-from pipeline.reads.readers import Readers
-from pipeline.reads.readings import Readings
+from pipeline.config.settings import Settings, load
+from pipeline.config.topology import Topology
+from pipeline.enqueue.breaker import Breaker
+from pipeline.enqueue.dispatch import Outgoing
+from pipeline.enqueue.drain import Drainer
+from pipeline.enqueue.drain_thread import Courier
+from pipeline.enqueue.fallback import Spooling
+from pipeline.enqueue.idempotency import Promising
+from pipeline.enqueue.lineage import Lineage
+from pipeline.enqueue.op_builder import Door
+from pipeline.enqueue.producers import Lost
+from pipeline.enqueue.publisher import Publisher
+from pipeline.enqueue.receipt_status import Follower
+from pipeline.enqueue.row_ids import RowIds
+from pipeline.enqueue.schemas import Definitions
+from pipeline.oplog.contract import Log
+from pipeline.oplog.doorbell import Bell, SilentBell
+from pipeline.oplog.redis import RedisLog
+from pipeline.reads.connections import Readers
 from pipeline.reads.reads import Reads
-from pipeline.reads.router import Router
-from pipeline.settings import Settings, load
-from pipeline.shard import marks
+from pipeline.reads.routing.accounting import Counters
+from pipeline.reads.routing.budget import Budget
+from pipeline.reads.routing.health_cache import Readings
+from pipeline.reads.routing.router import Router
+from pipeline.reads.secret import Secret
+from pipeline.shard import ledger as marks
 from pipeline.shard.nodes import Nodes
-from pipeline.topology import Topology
-from pipeline.write.breaker import Breaker
-from pipeline.write.courier import Courier
-from pipeline.write.definitions import Definitions
-from pipeline.write.door import Door
-from pipeline.write.drain import Drainer
-from pipeline.write.follow import Follower
-from pipeline.write.lineage import Lineage
-from pipeline.write.outgoing import Outgoing
-from pipeline.write.promising import Promising
-from pipeline.write.publish import Publisher
-from pipeline.write.row_ids import RowIds
-from pipeline.write.sender import Lost
-from pipeline.write.spooling import Spooling
+from pipeline.spool.store import Spool
+from pipeline.wait_budget import Patience
 
 #: Of the time that a request may wait; the rest is for the spool, whose file is synced.
 FOR_REDIS = 0.95

@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from pipeline.client.parts import Parts
+from pipeline.enqueue.bulk import Chunk
+from pipeline.enqueue.dispatch import BULK_ROWS
+from pipeline.enqueue.held_ops import Held, Holder
+from pipeline.enqueue.validated import Validated, validated
 from pipeline.errors import BadOp
-from pipeline.log.patience import in_all
-from pipeline.receipt import Receipt, Receipts
-from pipeline.write.addressed import Addressed
-from pipeline.write.bulk import Chunk
-from pipeline.write.held import Held, Holder
-from pipeline.write.outgoing import BULK_ROWS
-from pipeline.write.validated import Validated, validated
+from pipeline.model.addressed import Addressed
+from pipeline.model.receipt import Receipt, Receipts
+from pipeline.wait_budget import in_all
 
 #: How long a bulk call waits for `durability="applied"`, s; as `wait_all` does.
 WAIT_S = 30.0

@@ -71,7 +71,7 @@ def running_system(options: Options, report: Callable[[str], None]) -> Iterator[
     With `keep` it stays when the run ends, well or not, but not when it is interrupted.
     """
     from pipeline import close
-    from pipeline.admin.cluster.cluster import Cluster
+    from pipeline.devcluster.cluster import Cluster
 
     with _folder(options.directory) as folder:
         cluster = Cluster.up(
@@ -120,10 +120,10 @@ def require_server(engine: str) -> None:
 
 def _bind(cluster: Any, engine: str) -> System:
     import pipeline
-    from pipeline.admin.cluster.workforce import import_path
     from pipeline.admin.migrate import migrate
-    from pipeline.settings import load
-    from pipeline.topology import Topology
+    from pipeline.config.settings import load
+    from pipeline.config.topology import Topology
+    from pipeline.devcluster.celery import import_path
 
     topology = Topology(load(cluster.config))
     pipeline.configure(cluster.config)
@@ -156,7 +156,7 @@ def _bind(cluster: Any, engine: str) -> System:
 @contextmanager
 def _held_up(cluster: Any, engine: str, replicas: Iterable[str], ports: Mapping[str, int | None]) -> Iterator[None]:
     """Let replicas answer, but take in nothing."""
-    from pipeline.admin.cluster import mariadb
+    from pipeline.devcluster import mariadb
 
     def tell(sql: str, number: signal.Signals) -> None:
         for name in replicas:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipeline.facade.process import current
-from pipeline.receipt import Receipt as _Receipt
+from pipeline.model.receipt import Receipt as _Receipt
 
 
 class Receipt(_Receipt):

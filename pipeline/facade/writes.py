@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.facade import process
 from pipeline.facade.process import configure, current
-from pipeline.receipt import Receipt, Receipts
+from pipeline.model.receipt import Receipt, Receipts
 
 if TYPE_CHECKING:
-    from pipeline.write.validated import Validated
+    from pipeline.enqueue.validated import Validated
 
 
 def enqueue_insert(table: Any, values: Mapping[str, Any] | None = None, /, **fields: Any) -> Receipt:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pipeline.dal.objects import kind_of
 from pipeline.errors import UnknownTable
-from pipeline.pydal_objects import kind_of
-from pipeline.reads.readers import Reader
+from pipeline.reads.connections import Reader
 
 
 class ReadInfo(NamedTuple):

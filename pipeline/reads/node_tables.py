@@ -12,9 +12,9 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from pipeline.callers_filters import limits, narrowed
-from pipeline.pydal_objects import for_all_threads, real_name, rebuilt, referee, renamed
-from pipeline.schema import signature_of
+from pipeline.dal.filters import limits, narrowed
+from pipeline.dal.objects import for_all_threads, real_name, rebuilt, referee, renamed
+from pipeline.model.schema import signature_of
 
 #: Tables that are remembered: web2py makes its own anew at each request.
 MOST_MET = 1000

@@ -6,22 +6,22 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pipeline import clock
+from pipeline.config.settings import Settings
+from pipeline.config.topology import Topology
+from pipeline.dal.objects import kind_of, real_name
 from pipeline.errors import BadOp, BadRead, ShardUnavailable
-from pipeline.log.contract import Readable
-from pipeline.pydal_objects import kind_of, real_name
-from pipeline.reads.bounds import Bounds, Defaults
-from pipeline.reads.gather import Gather
+from pipeline.model.receipt import Receipt
+from pipeline.oplog.contract import Readable
+from pipeline.reads.gather.gather import Gather
 from pipeline.reads.node_dal import NodeDAL
-from pipeline.reads.opening import Opening
-from pipeline.reads.overlay import CannotOverlay, Overlay
-from pipeline.reads.place import Place, Places
-from pipeline.reads.router import Router
-from pipeline.reads.seal import VERSION, Seal
+from pipeline.reads.pending.pending_rows import CannotOverlay, Overlay
+from pipeline.reads.read_place import Place, Places
+from pipeline.reads.routing.bounds import Bounds, Defaults
+from pipeline.reads.routing.opening import Opening
+from pipeline.reads.routing.router import Router
 from pipeline.reads.session import Session
 from pipeline.reads.token import Token, is_receipt, token_of
-from pipeline.receipt import Receipt
-from pipeline.settings import Settings
-from pipeline.topology import Topology
+from pipeline.reads.token_cookie import VERSION, Seal
 
 #: A read that failed twice is tried on while no more time than that has gone, s; and how often at most: each of a
 #: primary and two replicas may have closed an idle connection.

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline.op import Position
+from pipeline.model.op import Position
 from pipeline.reads.token import Need, Token, is_receipt, token_of
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipeline.errors import BadRead
-from pipeline.op import Position
+from pipeline.model.op import Position
 
 #: producer -> its last sequence that must be seen.
 Sequences = Mapping[int, int]

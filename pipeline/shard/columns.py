@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pipeline.schema import TableSchema
-from pipeline.shard.facts import plain
-from pipeline.shard.marks import text
+from pipeline.model.schema import TableSchema
+from pipeline.shard.ledger import text
 from pipeline.shard.session import Session
+from pipeline.shard.table_facts import plain
 
 
 class DatabaseColumn(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.shard.marks import text
+from pipeline.shard.ledger import text
 from pipeline.shard.session import Session
 
 

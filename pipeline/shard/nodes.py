@@ -11,10 +11,10 @@ import os
 from collections.abc import Callable, Iterator
 
 from pipeline import clock
-from pipeline.settings import Settings
+from pipeline.config.settings import Settings
+from pipeline.config.uris import with_login_of
 from pipeline.shard.session import Session
 from pipeline.shard.writable import ask, writable_of
-from pipeline.uris import with_login_of
 
 #: A failing primary's nodes are asked at most so often, s.
 ASK_AGAIN_S = 1.0

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pipeline.column import Column
 from pipeline.errors import PipelineError
-from pipeline.schema import TableSchema
+from pipeline.model.column import Column
+from pipeline.model.schema import TableSchema
+from pipeline.shard.ddl import column_sql, index_name
 from pipeline.shard.dialect import MySQL, dialect_of
-from pipeline.shard.tables import column_sql, index_name
 
 _quote = MySQL().quote
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from pydal import DAL
 
+from pipeline.config.settings import redact
 from pipeline.errors import NotMigrated, ShardUnavailable
-from pipeline.settings import redact
 from pipeline.shard.dialect import Dialect, dialect_of
-from pipeline.shard.faults import NOT_THE_PRIMARY, Fault, code_of, fault_of, sentence_of
+from pipeline.shard.driver_errors import NOT_THE_PRIMARY, Fault, code_of, fault_of, sentence_of
 
 #: Seconds until a server that does not answer counts as away.
 CONNECT_S, STATEMENT_S = 3, 20

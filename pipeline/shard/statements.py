@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.op import DELETE, GROUP, INSERT, UPDATE, UPSERT, Op
+from pipeline.model.op import DELETE, GROUP, INSERT, UPDATE, UPSERT, Op
 from pipeline.shard.dialect import Dialect
-from pipeline.shard.facts import Facts
+from pipeline.shard.table_facts import Facts
 
 #: Most rows of one INSERT or DELETE. More gain nothing measurable and cost more to bisect.
 MAX_ROWS = 1000

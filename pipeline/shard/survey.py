@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.errors import NotMigrated
-from pipeline.shard import inquiry, survey_mysql
+from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard import survey_mysql
 from pipeline.shard.brief import brief
 from pipeline.shard.columns import columns_of
 from pipeline.shard.constraints import Constraints, constraints_of
-from pipeline.shard.marks import Mark
+from pipeline.shard.ledger import Mark
 from pipeline.shard.session import Session
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.errors import PipelineError
-from pipeline.shard.faults import code_of, sentence_of
-from pipeline.shard.marks import text
+from pipeline.shard.driver_errors import code_of, sentence_of
+from pipeline.shard.ledger import text
 from pipeline.shard.session import Session
 
 #: Access denied: to a database, to a command on a table, to a column, to a statement that needs a global privilege.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.shard.marks import text
+from pipeline.shard.ledger import text
 from pipeline.shard.session import Session
 
 

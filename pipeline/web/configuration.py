@@ -11,8 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pipeline
-from pipeline import ini_config
 from pipeline.client import Pipeline
+from pipeline.config import ini as ini_config
 from pipeline.errors import ConfigError
 from pipeline.web.clients import client_of
 

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 from pydal import Field
 
 from pipeline import clock
+from pipeline.enqueue.held_ops import Waiting
+from pipeline.enqueue.publisher import Publisher
+from pipeline.enqueue.resend import Run
 from pipeline.errors import BadOp, Unavailable
-from pipeline.op import Position, encode
-from pipeline.receipt import Receipt
-from pipeline.write.addressed import id_of_new
-from pipeline.write.held import Waiting
-from pipeline.write.publish import Publisher
-from pipeline.write.relay import Run
+from pipeline.model.addressed import id_of_new
+from pipeline.model.op import Position, encode
+from pipeline.model.receipt import Receipt
 
 TABLE = "pipeline_outbox"
 #: Rows that are sent in one go besides a request's own.

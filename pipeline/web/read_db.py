@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from pipeline.client import Pipeline
+from pipeline.dal.objects import real_name, tables_in
 from pipeline.errors import BadRead
-from pipeline.pydal_objects import real_name, tables_in
 from pipeline.reads.node_dal import NodeDAL
 
 

@@ -13,14 +13,14 @@ from typing import Any
 
 from pipeline import attachment
 from pipeline.client import Pipeline
+from pipeline.enqueue.held_ops import Holder
+from pipeline.enqueue.validated import Validated
 from pipeline.errors import Unavailable
+from pipeline.model.addressed import Addressed
+from pipeline.model.receipt import Receipt as _Receipt
+from pipeline.model.receipt import Receipts
 from pipeline.reads.token import Token
-from pipeline.receipt import Receipt as _Receipt
-from pipeline.receipt import Receipts
 from pipeline.web.reading import Reading
-from pipeline.write.addressed import Addressed
-from pipeline.write.held import Holder
-from pipeline.write.validated import Validated
 
 #: When the ops of a request are sent: at each call, after its commit, or after its commit from a table in its database.
 MODES = ("now", "on_commit", "outbox")

@@ -12,7 +12,7 @@ import os
 import threading
 
 from pipeline.client import Pipeline
-from pipeline.log.patience import threads_run
+from pipeline.wait_budget import threads_run
 
 _warmed_in = 0
 

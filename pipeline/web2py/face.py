@@ -7,6 +7,7 @@ from typing import Any
 from gluon import current
 
 from pipeline.client import Pipeline as Client
+from pipeline.enqueue.held_ops import Holder
 from pipeline.errors import ConfigError
 from pipeline.web import by_hand
 from pipeline.web.configuration import client_for
@@ -14,7 +15,6 @@ from pipeline.web.outbox import Outbox
 from pipeline.web.request import MODES, Request
 from pipeline.web.warming import warm_up
 from pipeline.web2py import ending, forms, memory
-from pipeline.write.held import Holder
 
 
 class Pipeline:

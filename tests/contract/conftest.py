@@ -12,9 +12,9 @@ import pytest
 from support.logs import ALL, EPOCH, S0, raise_to
 from support.sessions import other, session, shard, uri
 
-from pipeline.log.contract import Line, Log
-from pipeline.log.memory import MemoryLog
-from pipeline.log.redis_log import RedisLog
+from pipeline.oplog.contract import Line, Log
+from pipeline.oplog.memory import MemoryLog
+from pipeline.oplog.redis import RedisLog
 
 __all__ = ["line", "log", "other", "session", "shard", "uri"]
 

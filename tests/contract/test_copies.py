@@ -11,16 +11,16 @@ from uuid import uuid4
 
 import pytest
 
-from pipeline.column import Column
-from pipeline.op import COPY, INSERT, READ, Op
-from pipeline.schema import TableSchema
-from pipeline.settings import load
-from pipeline.shard.facts import FactBook, Facts
-from pipeline.shard.faults import Fault, fault_of
+from pipeline.config.settings import load
+from pipeline.config.topology import Topology
+from pipeline.model.column import Column
+from pipeline.model.op import COPY, INSERT, READ, Op
+from pipeline.model.schema import TableSchema
+from pipeline.shard.ddl import create_table
+from pipeline.shard.driver_errors import Fault, fault_of
 from pipeline.shard.session import Session
 from pipeline.shard.statements import copy_statement, statement
-from pipeline.shard.tables import create_table
-from pipeline.topology import Topology
+from pipeline.shard.table_facts import FactBook, Facts
 
 #: A column of each kind, a value, and one that is almost it.
 KINDS: dict[str, tuple[Column, Any, Any]] = {

@@ -10,12 +10,12 @@ from uuid import uuid4
 import pytest
 
 from pipeline.clock import polls
-from pipeline.ids import PRODUCERS, SPAN_MS
-from pipeline.log.contract import APPENDED, HOLE, SEEN, Append, Appended, EpochStale, Log, Placed, Scope
-from pipeline.log.memory import MemoryLog
-from pipeline.log.redis_log import RedisLog
-from pipeline.log.spans import LEASE_MS
-from pipeline.op import START, Position
+from pipeline.model.ids import PRODUCERS, SPAN_MS
+from pipeline.model.op import START, Position
+from pipeline.oplog.contract import APPENDED, HOLE, SEEN, Append, Appended, EpochStale, Log, Placed, Scope
+from pipeline.oplog.memory import MemoryLog
+from pipeline.oplog.redis import RedisLog
+from pipeline.oplog.ttls import LEASE_MS
 
 S0 = Scope("s0", ("s0",))
 PRODUCER = 5

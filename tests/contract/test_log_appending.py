@@ -7,8 +7,8 @@ import threading
 import pytest
 from support.logs import EPOCH, PRODUCER, S0, append, entries, raise_to
 
-from pipeline.log.contract import APPENDED, HOLE, SEEN, Appended, EpochStale, Line, Log, Placed, Scope
-from pipeline.op import Entry, Position
+from pipeline.model.op import Entry, Position
+from pipeline.oplog.contract import APPENDED, HOLE, SEEN, Appended, EpochStale, Line, Log, Placed, Scope
 
 
 def test_positions_are_dense_from_nought_within_an_epoch(log: Log, line: Line):

@@ -7,8 +7,8 @@ from support.logs import MINUTE_MS, PRODUCER, append, entries
 
 from pipeline.clock import polls
 from pipeline.errors import NoProducerNumber, PipelineFull
-from pipeline.ids import PRODUCERS, SPAN_MS, Lease
-from pipeline.log.contract import APPENDED, Line, Log
+from pipeline.model.ids import PRODUCERS, SPAN_MS, Lease
+from pipeline.oplog.contract import APPENDED, Line, Log
 
 
 def test_a_full_pipeline_refuses_with_its_reason_and_writes_nothing(log: Log, line: Line):

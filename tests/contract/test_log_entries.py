@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from support.logs import EPOCH, S0, append, entries, raise_to
 
-from pipeline.log.contract import APPENDED, Line, Log, Placed
-from pipeline.log.spans import NOTE_MS
-from pipeline.op import START, Position
+from pipeline.model.op import START, Position
+from pipeline.oplog.contract import APPENDED, Line, Log, Placed
+from pipeline.oplog.ttls import NOTE_MS
 
 
 def test_read_gives_what_is_behind_a_position_in_order_up_to_a_count_per_bucket(log: Log, line: Line):

@@ -7,8 +7,8 @@ import threading
 import pytest
 from support.logs import EPOCH, PRODUCER, append, entries
 
-from pipeline.log.contract import APPENDED, Appended, IdReserved, Line, Log, Placed
-from pipeline.op import Position
+from pipeline.model.op import Position
+from pipeline.oplog.contract import APPENDED, Appended, IdReserved, Line, Log, Placed
 
 
 def test_an_idempotency_key_adds_one_op_and_gives_the_first_receipt_to_any_producer(log: Log, line: Line):

@@ -6,9 +6,9 @@ import pytest
 from support.logs import EPOCH, PRODUCER, S0, append, entries, raise_to
 
 from pipeline.errors import PipelineFull
-from pipeline.log.contract import APPENDED, Line, Log, Placed
-from pipeline.log.line import BIG_BYTES
-from pipeline.op import Position
+from pipeline.model.op import Position
+from pipeline.oplog.contract import APPENDED, Line, Log, Placed
+from pipeline.oplog.redis.line import BIG_BYTES
 
 
 def one(

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline import clock
-from pipeline.admin.cluster.ports import free_ports
-from pipeline.log.contract import Log
-from pipeline.log.redis_log import RedisLog
-from pipeline.op import Position
-from pipeline.reads.budget import MOST, Budget
-from pipeline.reads.readings import Readings
-from pipeline.reads.report import Report, encode
+from pipeline.devcluster.ports import free_ports
+from pipeline.model.op import Position
+from pipeline.oplog.contract import Log
+from pipeline.oplog.redis import RedisLog
+from pipeline.reads.health.report import Report, encode
+from pipeline.reads.routing.budget import MOST, Budget
+from pipeline.reads.routing.health_cache import Readings
 
 READS = 2000
 

@@ -12,10 +12,10 @@ from uuid import uuid4
 import pytest
 
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
-from pipeline.log.contract import APPENDED, SEEN, Append, Appended, Line, Placed, Scope
-from pipeline.log.redis_log import RedisLog
-from pipeline.log.spans import IDEMPOTENCY_TTL_MS
-from pipeline.op import START, Position
+from pipeline.model.op import START, Position
+from pipeline.oplog.contract import APPENDED, SEEN, Append, Appended, Line, Placed, Scope
+from pipeline.oplog.redis import RedisLog
+from pipeline.oplog.ttls import IDEMPOTENCY_TTL_MS
 
 S0 = Scope("s0", ("s0",))
 KINDS = pytest.mark.parametrize("kind", ["redis", "valkey"])

@@ -18,10 +18,12 @@ from support.sessions import (
 
 from pipeline.clock import polls
 from pipeline.errors import NotMigrated, ShardUnavailable
-from pipeline.op import START, Position
-from pipeline.shard import columns, inquiry, marks
+from pipeline.model.op import START, Position
+from pipeline.shard import columns
+from pipeline.shard import ledger as marks
+from pipeline.shard import ledger_queries as inquiry
 from pipeline.shard.constraints import Constraints, constraints_of
-from pipeline.shard.faults import Fault, code_of, fault_of
+from pipeline.shard.driver_errors import Fault, code_of, fault_of
 from pipeline.shard.session import Session
 
 # transactions -----------------------------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ import pytest
 from support.sessions import ENTRY, PRODUCER, both, mariadb
 
 from pipeline.errors import ShardUnavailable
-from pipeline.op import START, Position
-from pipeline.shard import inquiry, marks
-from pipeline.shard.marks import Loss, Mark, Reject
+from pipeline.model.op import START, Position
+from pipeline.shard import ledger as marks
+from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard.ledger import Loss, Mark, Reject
 from pipeline.shard.session import Session
 
 # watermarks -------------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from support.trial import Trial
 
 from pipeline.client import Pipeline
 from pipeline.clock import polls
-from pipeline.log.bell import SilentBell
-from pipeline.log.broker import queue_of
+from pipeline.oplog.broker import queue_of
+from pipeline.oplog.doorbell import SilentBell
 
 pytestmark = pytest.mark.mariadb
 
@@ -26,7 +26,7 @@ SOON_S = 10
 KILLED_AT_THE_BELL = """
 import os, signal, sys
 from pipeline.client import Pipeline
-from pipeline.log.bell import SilentBell
+from pipeline.oplog.doorbell import SilentBell
 from support.tables import define
 
 class Deadly(SilentBell):

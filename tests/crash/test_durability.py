@@ -13,11 +13,11 @@ from support.proxy import Proxy
 from support.rig import Rig
 from support.trial import Trial
 
-from pipeline.admin.cluster import logserver
-from pipeline.admin.cluster.ports import free_ports
 from pipeline.client import Pipeline
 from pipeline.clock import polls
-from pipeline.log.connection import connect
+from pipeline.devcluster import redis_server as logserver
+from pipeline.devcluster.ports import free_ports
+from pipeline.oplog.redis.connection import connect
 
 
 def test_redis_killed_with_its_file_intact_loses_nothing_that_was_acknowledged(lone_trial: Trial) -> None:

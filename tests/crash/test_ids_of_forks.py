@@ -12,7 +12,7 @@ from support.chance import SOAK
 from support.producer import environment
 from support.trial import Trial
 
-from pipeline import ids
+from pipeline.model import ids
 
 pytestmark = pytest.mark.mariadb
 

@@ -10,7 +10,7 @@ from support.chance import SOAK
 from support.trial import Trial
 
 from pipeline.errors import Rejected
-from pipeline.receipt import Receipt
+from pipeline.model.receipt import Receipt
 
 pytestmark = pytest.mark.mariadb
 

@@ -13,7 +13,7 @@ from support.rig import Rig
 from test_spool import Spooled
 
 from pipeline.client import Pipeline
-from pipeline.receipt import Receipt
+from pipeline.model.receipt import Receipt
 
 
 class Doubled(Spooled):

@@ -11,7 +11,7 @@ from support.ledger import replay
 from support.trial import Trial
 
 from pipeline.clock import polls
-from pipeline.op import Position
+from pipeline.model.op import Position
 
 pytestmark = pytest.mark.mariadb
 

@@ -20,7 +20,7 @@ from support.rig import Rig
 from pipeline import clock
 from pipeline.client import Pipeline
 from pipeline.clock import polls
-from pipeline.receipt import Receipt
+from pipeline.model.receipt import Receipt
 
 SPOOL = '[spool]\npath = "{}"\n'
 #: Less than the 5 s of a call that has the patience of a background job: if a request made one, it would show.

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from support.probing import REPLICAS, Shard, shard, until
 
-from pipeline.log.connection import connect
-from pipeline.receipt import Receipt
+from pipeline.model.receipt import Receipt
+from pipeline.oplog.redis.connection import connect
 
 pytestmark = pytest.mark.mariadb
 

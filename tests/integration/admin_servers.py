@@ -14,11 +14,11 @@ import pytest
 import redis
 from pydal import DAL, Field
 
-from pipeline.admin.cluster import mariadb
-from pipeline.admin.cluster.cluster import Cluster
 from pipeline.admin.migrate import migrate
 from pipeline.client import Pipeline
-from pipeline.log.bell import SilentBell
+from pipeline.devcluster import mariadb
+from pipeline.devcluster.cluster import Cluster
+from pipeline.oplog.doorbell import SilentBell
 
 TABLES = """
 [tables.purchase]

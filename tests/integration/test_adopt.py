@@ -19,9 +19,9 @@ from pipeline import cli
 from pipeline.admin.adopt.adopt import adopt
 from pipeline.admin.check import check
 from pipeline.admin.migrate import migrate
+from pipeline.apply.applier import Applier
 from pipeline.errors import PipelineError
 from pipeline.shard.session import Session
-from pipeline.write.apply import Applier
 
 pytestmark = pytest.mark.mariadb
 

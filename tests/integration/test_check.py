@@ -19,8 +19,8 @@ from pipeline.admin.checks import redis as redis_check
 from pipeline.admin.checks import servers as servers_check
 from pipeline.admin.checks.finding import Finding
 from pipeline.clock import polls
-from pipeline.log.health import Health
-from pipeline.settings import load
+from pipeline.config.settings import load
+from pipeline.oplog.redis.server_info import Health
 from pipeline.shard.survey import Survey
 
 pytestmark = pytest.mark.mariadb
@@ -146,7 +146,7 @@ def test_a_definition_that_nobody_migrated_is_found(here: Servers) -> None:
         found = checking.check(here.config()).findings
     finally:
         with here.redis() as client:
-            client.hdel(pipeline.log.keys.tables, "voucher")  # type: ignore[attr-defined]
+            client.hdel(pipeline.oplog.redis.keys.tables, "voucher")  # type: ignore[attr-defined]
         pipeline.close()
 
     assert [f.fix for f in found if f.where == "voucher"] == ["pipeline migrate"]

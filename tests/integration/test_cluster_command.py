@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.admin.cluster.cluster import Cluster
 from pipeline.cli.cluster import cluster as command
+from pipeline.devcluster.cluster import Cluster
 
 
 def run(*words: object) -> Result:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from pipeline.admin.cluster.cluster import Cluster
-from pipeline.admin.cluster.errors import ClusterFailed
 from pipeline.clock import polls
+from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster.errors import ClusterFailed
 
 
 @pytest.fixture

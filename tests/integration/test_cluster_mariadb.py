@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import pymysql
 import pytest
 
-from pipeline.admin.cluster.cluster import Cluster
 from pipeline.clock import polls
+from pipeline.devcluster.cluster import Cluster
 
 pytestmark = pytest.mark.mariadb
 

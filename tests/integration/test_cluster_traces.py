@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.admin.cluster import logserver, state
-from pipeline.admin.cluster.cluster import Cluster
-from pipeline.admin.cluster.errors import ClusterFailed
-from pipeline.admin.cluster.workforce import import_path
 from pipeline.clock import polls
+from pipeline.devcluster import redis_server as logserver
+from pipeline.devcluster import state
+from pipeline.devcluster.celery import import_path
+from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster.errors import ClusterFailed
 
 #: The command as a user runs it, whatever else the main command needs.
 COMMAND = (sys.executable, "-c", "from pipeline.cli.cluster import cluster; cluster()")
@@ -25,7 +26,7 @@ COMMAND = (sys.executable, "-c", "from pipeline.cli.cluster import cluster; clus
 #: An owner that is killed or leaves after it has said that its cluster is up.
 OWNER = """
 import sys
-from pipeline.admin.cluster.cluster import Cluster
+from pipeline.devcluster.cluster import Cluster
 cluster = Cluster.up(sys.argv[1], workers=0, owned=True)
 print("up", flush=True)
 sys.stdin.read()

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from support.web2py_server import Answer, Browser
 
-from pipeline.admin.cluster.ports import free_ports
 from pipeline.clock import polls
+from pipeline.devcluster.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 START_S = 60

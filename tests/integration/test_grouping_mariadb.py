@@ -10,7 +10,7 @@ from grouping_model import MANY, TWO, Database, Maker, difference
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from pipeline.op import INSERT, Op
+from pipeline.model.op import INSERT, Op
 
 pytestmark = pytest.mark.mariadb
 

@@ -26,7 +26,7 @@ KILL = """
 import os, signal, sys
 from pipeline.admin.migrate import migrate
 from pipeline.client import Pipeline
-from pipeline.log.bell import SilentBell
+from pipeline.oplog.doorbell import SilentBell
 steps = iter(range(1_000_000))
 migrate(Pipeline(sys.argv[1], bell=SilentBell()),
         lambda step: os.kill(os.getpid(), signal.SIGKILL) if next(steps) == int(sys.argv[2]) else None)

@@ -9,7 +9,7 @@ from support.rig import Rig
 from pipeline.client import Pipeline
 from pipeline.clock import polls
 from pipeline.errors import PipelineError, WaitTimeout
-from pipeline.receipt import Receipt
+from pipeline.model.receipt import Receipt
 
 pytestmark = pytest.mark.mariadb
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from support.probing import REPLICAS, Shard, probing, shard, until
 
+from pipeline.config.settings import load
 from pipeline.errors import ShardUnavailable
-from pipeline.receipt import Receipt
-from pipeline.settings import load
+from pipeline.model.receipt import Receipt
 from pipeline.shard.nodes import Nodes
 
 pytestmark = pytest.mark.mariadb

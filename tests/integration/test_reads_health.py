@@ -15,15 +15,15 @@ from support.probing import REPLICAS, App, Shard, probing, shard, until
 from support.proxy import Proxy
 
 from pipeline import cli, clock
+from pipeline.apply.applier import Applier
 from pipeline.client import Pipeline
 from pipeline.clock import polls
-from pipeline.log.redis_log import RedisLog
-from pipeline.reads.policy import Candidate, choose
-from pipeline.reads.probe import beat
-from pipeline.reads.prober import Duty, Prober
-from pipeline.settings import load
+from pipeline.config.settings import load
+from pipeline.oplog.redis import RedisLog
+from pipeline.reads.health.probe import beat
+from pipeline.reads.health.prober import Duty, Prober
+from pipeline.reads.routing.policy import Candidate, choose
 from pipeline.shard.nodes import Nodes
-from pipeline.write.apply import Applier
 from workers.prober import Watch
 
 pytestmark = pytest.mark.mariadb

@@ -11,12 +11,13 @@ from click.testing import CliRunner
 from support.probing import Shard, probing, shard, until
 
 from pipeline import cli
-from pipeline.admin import away, upkeep
+from pipeline.admin import replica_absence as away
+from pipeline.admin import upkeep
 from pipeline.admin.check import check
+from pipeline.apply.applier import Applier
 from pipeline.client import Pipeline
+from pipeline.config.settings import load
 from pipeline.errors import PipelineError
-from pipeline.settings import load
-from pipeline.write.apply import Applier
 
 pytestmark = pytest.mark.mariadb
 

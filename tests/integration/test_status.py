@@ -20,12 +20,12 @@ from click.testing import CliRunner
 from pipeline import cli
 from pipeline.admin.observer import Observer
 from pipeline.admin.status import ShardStatus, Status
+from pipeline.apply.applier import Applier
 from pipeline.client import Pipeline
 from pipeline.clock import Deadline, polls
-from pipeline.log.redis_log import RedisLog
-from pipeline.op import START, Position
-from pipeline.settings import load
-from pipeline.write.apply import Applier
+from pipeline.config.settings import load
+from pipeline.model.op import START, Position
+from pipeline.oplog.redis import RedisLog
 
 pytestmark = pytest.mark.mariadb
 

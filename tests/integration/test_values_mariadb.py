@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydal import DAL, Field
 
-from pipeline.column import Column
 from pipeline.errors import BadValue
-from pipeline.shard.encode import encoder
-from pipeline.values import checker, python_value
+from pipeline.model.column import Column
+from pipeline.model.values import checker, python_value
+from pipeline.shard.literals import encoder
 
 pytestmark = [
     pytest.mark.mariadb,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.settings import load
 from pipeline.errors import ConfigError
-from pipeline.settings import load
 
 SECRET = "s3cr3t-pass"
 

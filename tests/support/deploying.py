@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.admin.cluster.ports import free_ports
 from pipeline.clock import polls
+from pipeline.devcluster.ports import free_ports
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 #: mariadbd stands in sbin, which is not on everybody's PATH.

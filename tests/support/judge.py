@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from pipeline.topology import Topology
+from pipeline.config.topology import Topology
 from support import nodes
 from support.ledger import Acknowledged, set_of
 from support.model import Model, Row

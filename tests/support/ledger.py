@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pipeline.op import Position
-from pipeline.receipt import Receipt
+from pipeline.model.op import Position
+from pipeline.model.receipt import Receipt
 from support.model import Deed, Model, Refused
 
 

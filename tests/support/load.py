@@ -8,9 +8,9 @@ from typing import Any
 
 from pipeline import clock
 from pipeline.client import Pipeline
+from pipeline.enqueue.version_copy import Archive
 from pipeline.errors import PipelineError
-from pipeline.receipt import Receipt
-from pipeline.write.copying import Archive
+from pipeline.model.receipt import Receipt
 from support.ledger import Acknowledged
 from support.model import Deed
 

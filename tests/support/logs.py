@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.log.contract import Append, Appended, Line, Log, Scope
-from pipeline.op import START, Entry, Position
+from pipeline.model.op import START, Entry, Position
+from pipeline.oplog.contract import Append, Appended, Line, Log, Scope
 
 S0 = Scope("s0", ("s0",))
 ALL = Scope("*", ("s0", "s1"))

@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 from pydal import DAL, Field
 
-from pipeline.admin.cluster import construction, mariadb, workforce
-from pipeline.admin.cluster.cluster import Cluster
-from pipeline.admin.cluster.readiness import wait_ready
 from pipeline.admin.migrate import migrate
 from pipeline.client import Pipeline
 from pipeline.clock import polls
-from pipeline.reads.view import View
-from pipeline.settings import load
+from pipeline.config.settings import load
+from pipeline.devcluster import celery as workforce
+from pipeline.devcluster import mariadb
+from pipeline.devcluster import startup as construction
+from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster.readiness import wait_ready
+from pipeline.reads.routing.view import View
 from workers.prober import Watch
 
 BUCKETS = 8

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.admin.cluster.workforce import import_path
-from pipeline.receipt import Receipt
+from pipeline.devcluster.celery import import_path
+from pipeline.model.receipt import Receipt
 from support.ledger import Acknowledged
 
 #: The folder that holds the package `support`.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pipeline.config.settings import load
+from pipeline.config.topology import Topology
+from pipeline.enqueue.producers import Lost
+from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import ShardUnavailable
-from pipeline.log.bell import SilentBell
-from pipeline.log.contract import Scope
-from pipeline.log.memory import MemoryLog
-from pipeline.op import START
-from pipeline.settings import load
-from pipeline.topology import Topology
-from pipeline.write.publish import Publisher
-from pipeline.write.sender import Lost
+from pipeline.model.op import START
+from pipeline.oplog.contract import Scope
+from pipeline.oplog.doorbell import SilentBell
+from pipeline.oplog.memory import MemoryLog
 
 TOPOLOGY = Topology(
     load(

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.admin.cluster.ports import free_ports
 from pipeline.clock import polls
+from pipeline.devcluster.ports import free_ports
 from support.web2py_server import ANSWER_S, START_S, Browser
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from pydal import DAL, Field
 
-from pipeline.admin.cluster import mariadb
-from pipeline.admin.cluster.cluster import Cluster
 from pipeline.admin.migrate import migrate
 from pipeline.client import Pipeline
 from pipeline.clock import polls
+from pipeline.devcluster import mariadb
+from pipeline.devcluster.cluster import Cluster
 
 TABLES_TOML = """\
 [tables.sale]

@@ -12,12 +12,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pipeline.admin.cluster import construction, processes, state, workforce
-from pipeline.admin.cluster.cluster import Cluster
-from pipeline.admin.cluster.readiness import wait_ready
 from pipeline.admin.migrate import migrate
 from pipeline.client import Pipeline
-from pipeline.log.connection import connect
+from pipeline.devcluster import celery as workforce
+from pipeline.devcluster import processes, state
+from pipeline.devcluster import startup as construction
+from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster.readiness import wait_ready
+from pipeline.oplog.redis.connection import connect
 from support.tables import TABLES_TOML, define
 
 #: Long enough that a busy machine does not put an op in doubt where a test does not want that.

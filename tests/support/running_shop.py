@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from examples.web2py.running import Shop, in_rotation, running_shop
-from pipeline.admin.cluster import mariadb
 from pipeline.client import Pipeline
+from pipeline.devcluster import mariadb
 from support.web2py_server import tickets
 
 

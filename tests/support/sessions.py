@@ -9,9 +9,9 @@ from uuid import uuid4
 import pytest
 
 from pipeline.admin.migrate import own_tables
-from pipeline.op import Entry, Position
-from pipeline.shard import inquiry
-from pipeline.shard.faults import Fault, code_of, fault_of, sentence_of
+from pipeline.model.op import Entry, Position
+from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard.driver_errors import Fault, code_of, fault_of, sentence_of
 from pipeline.shard.session import Session
 
 MARIADB = pytest.param("mariadb", marks=pytest.mark.mariadb)

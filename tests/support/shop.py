@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydal import DAL
 
-from pipeline.admin.cluster import mariadb
 from pipeline.admin.migrate import migrate
 from pipeline.clock import polls
+from pipeline.devcluster import mariadb
 from support.rig import Rig, rig_of
 from support.web2py_server import Site
 

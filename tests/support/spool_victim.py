@@ -15,7 +15,7 @@ from typing import Any
 def _main(config: str, output: str, step: str, row: int, owner: int) -> None:
     from pipeline import clock
     from pipeline.client import Pipeline
-    from pipeline.log.spool.store import Spool
+    from pipeline.spool.store import Spool
     from support.tables import define
 
     sent = 0

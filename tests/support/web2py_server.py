@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from examples.web2py.server import why_not
-from pipeline.admin.cluster.ports import free_ports
 from pipeline.clock import polls
+from pipeline.devcluster.ports import free_ports
 from support.web2py_forms import form_fields, multipart
 
 START_S, ANSWER_S = 30, 30

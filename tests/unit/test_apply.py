@@ -11,13 +11,13 @@ from pydal import DAL, Field
 import pipeline
 from pipeline import clock
 from pipeline.admin.upkeep import unapplied
+from pipeline.apply.applier import Applier
+from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable
-from pipeline.op import START
-from pipeline.settings import ApplySettings
-from pipeline.shard import inquiry
+from pipeline.model.op import START
+from pipeline.shard import ledger_queries as inquiry
 from pipeline.shard.dialect import SQLite
 from pipeline.testing import Drained, Sandbox, sandbox
-from pipeline.write.apply import Applier
 
 STEPS = ("due", "lock", "read", "execute", "statement", "mark", "commit", "committed", "finish")
 

@@ -9,9 +9,9 @@ import pytest
 
 from pipeline.admin.checks import spool
 from pipeline.admin.checks.evidence import Evidence
+from pipeline.config.settings import load
+from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
-from pipeline.settings import load
-from pipeline.topology import Topology
 
 
 def found(**settings: Any) -> list[tuple[str, str]]:

@@ -10,12 +10,12 @@ import pytest
 from pipeline.admin.checks import constraints, types
 from pipeline.admin.checks.evidence import Evidence
 from pipeline.admin.checks.finding import ERROR, WARNING, Finding, merged, without_copies
-from pipeline.column import Column
+from pipeline.config.settings import load
+from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
-from pipeline.settings import load
+from pipeline.model.column import Column
 from pipeline.shard.constraints import Constraints
 from pipeline.shard.survey import Survey, SurveyedTable
-from pipeline.topology import Topology
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.admin.cluster import ports, state
-from pipeline.admin.cluster.configuration import config_text, write_config
-from pipeline.admin.cluster.construction import Options
-from pipeline.admin.cluster.errors import ClusterFailed
-from pipeline.admin.cluster.interrupts import uninterrupted
-from pipeline.admin.cluster.layout import Shard
-from pipeline.admin.cluster.state import Process, Service
+from pipeline.devcluster import ports, state
+from pipeline.devcluster.configuration import config_text, write_config
+from pipeline.devcluster.errors import ClusterFailed
+from pipeline.devcluster.interrupts import uninterrupted
+from pipeline.devcluster.layout import Shard
+from pipeline.devcluster.startup import Options
+from pipeline.devcluster.state import Process, Service
 
 SHARD = Shard("s0", 'sqlite:///a "b"\\c/shop.sqlite', ("sqlite:///r0", "sqlite:///r1"))
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.admin.cluster import process_table, processes
-from pipeline.admin.cluster.errors import ClusterFailed
-from pipeline.admin.cluster.readiness import wait_done, wait_ready
-from pipeline.admin.cluster.state import Process, Service
 from pipeline.clock import polls
+from pipeline.devcluster import process_table, processes
+from pipeline.devcluster.errors import ClusterFailed
+from pipeline.devcluster.readiness import wait_done, wait_ready
+from pipeline.devcluster.state import Process, Service
 
 FAMILY = ("sh", "-c", "sleep 300 & sleep 300 & echo ready.; wait")
 

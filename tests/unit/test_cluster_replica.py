@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.admin.cluster import replica
+from pipeline.devcluster import replica
 
 
 @pytest.fixture

@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 from pydal import DAL, Field
 
-from pipeline import ids
+from pipeline.config.settings import load
+from pipeline.config.topology import Topology
+from pipeline.enqueue.op_builder import Door
+from pipeline.enqueue.row_plans import Gate
 from pipeline.errors import (
     BadOp,
     BadQuery,
@@ -25,12 +28,9 @@ from pipeline.errors import (
     UnknownField,
     UnknownTable,
 )
-from pipeline.op import DELETE, INSERT, UPDATE, UPSERT, Op
-from pipeline.settings import load
-from pipeline.topology import Topology
-from pipeline.write.addressed import Addressed
-from pipeline.write.door import Door
-from pipeline.write.gate import Gate
+from pipeline.model import ids
+from pipeline.model.addressed import Addressed
+from pipeline.model.op import DELETE, INSERT, UPDATE, UPSERT, Op
 
 BUCKETS = 16
 SETTINGS = load(

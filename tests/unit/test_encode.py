@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from pydal import DAL, Field
 from pydal.validators import CRYPT
 
-from pipeline.column import Column
 from pipeline.errors import BadValue, Rejected
-from pipeline.shard.encode import encoder
-from pipeline.values import checker, python_value
+from pipeline.model.column import Column
+from pipeline.model.values import checker, python_value
+from pipeline.shard.literals import encoder
 
 COLUMNS = [
     Column("c_integer", "integer"),

@@ -14,15 +14,15 @@ from pydal import DAL, Field
 import pipeline
 from pipeline import clock
 from pipeline.admin.migrate import migrate
+from pipeline.apply.applier import Applier
 from pipeline.client import Pipeline
+from pipeline.enqueue.receipt_status import REMEMBERED_S
 from pipeline.errors import Lost, NotDurable, PipelineError, Rejected, ShardUnavailable, WaitTimeout
-from pipeline.log.bell import SilentBell
-from pipeline.log.contract import Append
-from pipeline.log.memory import MemoryLog
-from pipeline.op import Position
+from pipeline.model.op import Position
+from pipeline.oplog.contract import Append
+from pipeline.oplog.doorbell import SilentBell
+from pipeline.oplog.memory import MemoryLog
 from pipeline.testing import Drained, Sandbox, sandbox
-from pipeline.write.apply import Applier
-from pipeline.write.follow import REMEMBERED_S
 
 TABLES: dict[str, dict[str, Any]] = {
     "purchase": {"shard_key": "customer", "unique": [["customer", "day"]]},

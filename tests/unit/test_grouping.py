@@ -12,8 +12,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 
-from pipeline.op import GROUP, INSERT, UPDATE, Op
-from pipeline.schema import TableSchema
+from pipeline.model.op import GROUP, INSERT, UPDATE, Op
+from pipeline.model.schema import TableSchema
 from pipeline.shard.dialect import SQLite
 
 

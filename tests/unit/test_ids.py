@@ -13,10 +13,20 @@ from hypothesis import strategies as st
 from pipeline import clock
 from pipeline.client import Pipeline
 from pipeline.errors import NoProducerNumber
-from pipeline.ids import EPOCH_MS, PRODUCERS, SMALLEST, SPAN_MS, IdMaker, Lease, bucket_of, carries_bucket, time_of
-from pipeline.log.bell import SilentBell
-from pipeline.log.memory import MemoryLog
-from pipeline.log.spans import LEASE_MS
+from pipeline.model.ids import (
+    EPOCH_MS,
+    PRODUCERS,
+    SMALLEST,
+    SPAN_MS,
+    IdMaker,
+    Lease,
+    bucket_of,
+    carries_bucket,
+    time_of,
+)
+from pipeline.oplog.doorbell import SilentBell
+from pipeline.oplog.memory import MemoryLog
+from pipeline.oplog.ttls import LEASE_MS
 
 HOUR_MS = 3_600_000
 NOW_MS = EPOCH_MS + 60 * 86_400_000 * 12

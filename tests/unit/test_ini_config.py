@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.settings import load
 from pipeline.errors import ConfigError
-from pipeline.settings import load
 
 OWN = "mysql:pymysql://app:secret%23@db0/shop"
 WRITTEN = OWN.replace("%", "%%")

@@ -16,57 +16,56 @@ LAYERS = {
     # words
     "pipeline.errors": 0,
     "pipeline.clock": 0,
-    "pipeline.ids": 0,
-    # model
-    "pipeline.callers_filters": 1,
-    "pipeline.column": 1,
-    "pipeline.checks": 1,
-    "pipeline.config_file": 1,
-    "pipeline.ini_config": 1,
-    "pipeline.op": 1,
-    "pipeline.placement": 1,
-    "pipeline.pydal_objects": 1,
-    "pipeline.receipt": 1,
-    "pipeline.replica": 1,
-    "pipeline.rules": 1,
-    "pipeline.schema": 1,
-    "pipeline.sections": 1,
-    "pipeline.settings": 1,
-    "pipeline.topology": 1,
-    "pipeline.uris": 1,
-    "pipeline.values": 1,
+    "pipeline.wait_budget": 0,
+    # values
+    "pipeline.model": 1,
+    # the deployment's settings; pyDAL's objects
+    "pipeline.config": 2,
+    "pipeline.dal": 2,
     # stores
-    "pipeline.log": 2,
-    "pipeline.shard": 2,
+    "pipeline.oplog": 3,
+    "pipeline.spool": 3,
+    "pipeline.shard": 3,
     # paths
-    "pipeline.write": 3,
-    "pipeline.reads": 3,
+    "pipeline.enqueue": 4,
+    "pipeline.apply": 4,
+    "pipeline.reads": 4,
     # whole
-    "pipeline.client": 4,
-    "pipeline.admin": 4,
+    "pipeline.client": 5,
+    "pipeline.devcluster": 5,
+    # operators
+    "pipeline.admin": 6,
     # faces
-    "pipeline": 5,
-    "pipeline.facade": 5,
-    "pipeline.__main__": 5,
-    "pipeline.cli": 5,
-    "pipeline.demo": 5,
-    "pipeline.testing": 5,
-    "pipeline.web": 5,
-    "pipeline.web2py": 5,
-    "pipeline.py4web": 5,
-    "pipeline.attachment": 5,
-    "workers": 5,
-    "celeryconfig": 5,
+    "pipeline": 7,
+    "pipeline.facade": 7,
+    "pipeline.__main__": 7,
+    "pipeline.cli": 7,
+    "pipeline.demo": 7,
+    "pipeline.testing": 7,
+    "pipeline.web": 7,
+    "pipeline.web2py": 7,
+    "pipeline.py4web": 7,
+    "pipeline.attachment": 7,
+    "workers": 7,
+    "celeryconfig": 7,
 }
 #: Packages of one layer that must not know each other.
-APART = [("pipeline.log", "pipeline.shard"), ("pipeline.write", "pipeline.reads")]
+APART = [
+    ("pipeline.config", "pipeline.dal"),
+    ("pipeline.oplog", "pipeline.spool"),
+    ("pipeline.oplog", "pipeline.shard"),
+    ("pipeline.spool", "pipeline.shard"),
+    ("pipeline.enqueue", "pipeline.apply"),
+    ("pipeline.enqueue", "pipeline.reads"),
+    ("pipeline.apply", "pipeline.reads"),
+]
 FACES = ("pipeline.web", "pipeline.web2py", "pipeline.py4web", "pipeline.attachment")
 FENCES = {
-    "redis": ("pipeline.log",),
+    "redis": ("pipeline.oplog.redis",),
     "pydal": ("pipeline.shard", "pipeline.demo", "pipeline.testing", *FACES),
     "pymysql": ("pipeline.shard", *FACES),
-    "celery": ("pipeline.log.bell", "pipeline.log.broker", "workers"),
-    "kombu": ("pipeline.log.bell", "pipeline.log.broker", "workers"),
+    "celery": ("pipeline.oplog.doorbell", "pipeline.oplog.broker", "workers"),
+    "kombu": ("pipeline.oplog.doorbell", "pipeline.oplog.broker", "workers"),
     "gluon": ("pipeline.web2py",),
     "py4web": ("pipeline.py4web",),
     "click": ("pipeline.cli",),
@@ -99,7 +98,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 
 def _named(module: str, name: str) -> str:
-    """Return `pipeline.log.keys` for `from pipeline.log import keys`, and `pipeline.log` for a name that it defines."""
+    """Return `pipeline.spool.store` for `from pipeline.spool import store`; the package, where it defines the name."""
     path = ROOT.joinpath(*module.split("."), name)
     return f"{module}.{name}" if path.is_dir() or path.with_suffix(".py").exists() else module
 

@@ -9,12 +9,12 @@ import pytest
 from pydal import DAL, Field
 
 from pipeline.admin.migrate import own_tables
+from pipeline.config.settings import load
+from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
-from pipeline.schema import TableSchema, schema_of
-from pipeline.settings import load
+from pipeline.model.schema import TableSchema, schema_of
+from pipeline.shard.ddl import create_table, indexes
 from pipeline.shard.dialect import MySQL, SQLite
-from pipeline.shard.tables import create_table, indexes
-from pipeline.topology import Topology
 
 OWN = {
     "pipeline_watermarks",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op, decode, encode
+from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op, decode, encode
 
 whole = st.integers(-(2**63), 2**63 - 1)
 scalars = st.none() | st.booleans() | whole | st.floats(allow_nan=False, allow_infinity=False) | st.text()

@@ -12,8 +12,8 @@ from hiredis import pack_command
 from support.redis_stub import HANG_UP, Stub
 
 from pipeline import clock
-from pipeline.log.link import FITS_BYTES, Link
-from pipeline.log.patience import Budget, Patience, in_all
+from pipeline.oplog.redis.link import FITS_BYTES, Link
+from pipeline.wait_budget import Budget, Patience, in_all
 
 PING = pack_command(("PING",))
 LONG = pack_command(("PING", b"x" * FITS_BYTES))
@@ -144,7 +144,7 @@ def test_time_spent_waiting_for_a_lock_counts(patience: Patience):
 def test_where_no_threads_run_a_step_is_begun_only_if_its_own_time_outs_fit(
     patience: Patience, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pipeline.log.patience.threads_run", lambda: False)
+    monkeypatch.setattr("pipeline.wait_budget.threads_run", lambda: False)
 
     with patience.within(patience.budget()):
         assert patience.aside(threading.current_thread) is threading.current_thread()

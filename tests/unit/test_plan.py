@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.column import Column
-from pipeline.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Entry, Op, Position
-from pipeline.schema import TableSchema
+from pipeline.apply.grouping import Item, plan
+from pipeline.model.column import Column
+from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Entry, Op, Position
+from pipeline.model.schema import TableSchema
 from pipeline.shard.constraints import Constraints
-from pipeline.shard.facts import Facts
-from pipeline.write.group import Item, plan
+from pipeline.shard.table_facts import Facts
 
 ID = Column("id", "id")
 ONE = TableSchema("one", (ID, Column("n", "integer"), Column("t", "string", 20)))

@@ -12,11 +12,11 @@ from test_spooling import Shop
 
 from pipeline import clock
 from pipeline.client import Pipeline
+from pipeline.enqueue.idempotency import AWAY_S
 from pipeline.errors import SpoolUnavailable
-from pipeline.log.spool.promises import KEPT_MS, ROOM_BYTES, Promise
-from pipeline.log.spool.store import Spool
-from pipeline.receipt import Receipt
-from pipeline.write.promising import AWAY_S
+from pipeline.model.receipt import Receipt
+from pipeline.spool.key_promises import KEPT_MS, ROOM_BYTES, Promise
+from pipeline.spool.store import Spool
 
 #: SQLite's numbers of `PRAGMA synchronous`.
 NORMAL, FULL = 1, 2
@@ -419,7 +419,7 @@ def test_a_file_that_cannot_be_written_costs_the_promise_and_not_the_call(
         raise SpoolUnavailable("app.spool", "on purpose")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.log.spool.promises.Promises.made", broken)
+        patch.setattr("pipeline.spool.key_promises.Promises.made", broken)
         receipt = held.buys(1)
     held.ends()
 

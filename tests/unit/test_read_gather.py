@@ -16,7 +16,7 @@ from support.examples import examples
 
 import pipeline
 from pipeline.errors import BadRead
-from pipeline.reads.merge import Aggregate, Key, Merge, Term, merged
+from pipeline.reads.gather.merge import Aggregate, Key, Merge, Term, merged
 from pipeline.testing import Sandbox, sandbox
 
 ROWS = st.lists(
@@ -238,7 +238,7 @@ def test_whichever_shard_is_first_knows_the_tables_that_its_rows_refer_to(monkey
     def last_first(self: Any, places: Any, read: Any, timeout_s: float) -> list[Any]:
         return [read(place) for place in reversed(places)][::-1]
 
-    monkeypatch.setattr("pipeline.reads.gather.Gather._all", last_first)
+    monkeypatch.setattr("pipeline.reads.gather.gather.Gather._all", last_first)
     with sandbox() as box:
         db = DAL("sqlite:memory", migrate=False)
         db.define_table("owner", Field("name"))

@@ -14,7 +14,7 @@ from support.examples import examples
 
 import pipeline
 from pipeline.errors import StaleRead
-from pipeline.reads import overlay
+from pipeline.reads.pending import pending_rows as overlay
 from pipeline.testing import Sandbox, sandbox
 
 TABLES = {"sale": {"shard_key": "customer", "on_reject": "skip"}}

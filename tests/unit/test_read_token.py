@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import BadRead, BadToken
-from pipeline.op import Position
-from pipeline.reads.seal import MOST_CHARACTERS, Seal
+from pipeline.model.op import Position
+from pipeline.model.receipt import Receipt
 from pipeline.reads.session import Session, least_marks
 from pipeline.reads.token import Need, Token, token_of
-from pipeline.receipt import Receipt
+from pipeline.reads.token_cookie import MOST_CHARACTERS, Seal
 
 POSITIONS = st.builds(Position, st.integers(1, 4), st.integers(0, 50))
 SEQUENCES = st.dictionaries(st.integers(1, 2**62), st.integers(1, 2**40), max_size=3)

@@ -9,7 +9,7 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.reads.policy import Candidate, Choice, choose
+from pipeline.reads.routing.policy import Candidate, Choice, choose
 
 candidates = st.lists(
     st.builds(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.op import Position
-from pipeline.reads.picture import Picture
-from pipeline.reads.reading import NoReading, Reading, Yardstick
+from pipeline.model.op import Position
+from pipeline.reads.health.reading import NoReading, Reading, Yardstick
+from pipeline.reads.health.shard_health import Picture
 
 NOW = 1_000_000
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import pipeline
 from pipeline.errors import BadToken, PipelineError
-from pipeline.op import START, Position
-from pipeline.receipt import Receipt, Receipts
+from pipeline.model.op import START, Position
+from pipeline.model.receipt import Receipt, Receipts
 
 receipts = st.builds(
     Receipt,
@@ -66,7 +66,7 @@ def test_what_is_no_receipt_is_refused(text: str):
 
 
 def test_a_text_with_a_right_check_but_no_numbers_is_refused():
-    from pipeline.receipt import _check
+    from pipeline.model.receipt import _check
 
     body = "a.b.c.d.e.%"
 

@@ -7,11 +7,11 @@ import threading
 import pytest
 from test_publish import TOPOLOGY, Shop, breaking
 
+from pipeline.enqueue.producers import Lost
+from pipeline.enqueue.publisher import Publisher
+from pipeline.enqueue.resend import Run
 from pipeline.errors import LogUnavailable, ShardUnavailable
-from pipeline.op import Position
-from pipeline.write.publish import Publisher
-from pipeline.write.relay import Run
-from pipeline.write.sender import Lost
+from pipeline.model.op import Position
 
 MINE = 2**63 - 1
 

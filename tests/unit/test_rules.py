@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.config.bucket_rules import ID_END, ID_SMALLEST, Rule, compile_rule
+from pipeline.config.settings import TableSettings
 from pipeline.errors import ConfigError, ShardKeyError
-from pipeline.rules import ID_END, ID_SMALLEST, Rule, compile_rule
-from pipeline.settings import TableSettings
 
 BUCKETS = st.integers(1, 1024)
 KEYS = st.one_of(

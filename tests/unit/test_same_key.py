@@ -10,13 +10,13 @@ import pytest
 from pydal import DAL, Field
 
 import pipeline
-from pipeline import ids
+from pipeline.enqueue.held_ops import Held
 from pipeline.errors import BadOp
-from pipeline.log.spans import IDEMPOTENCY_TTL_MS
-from pipeline.receipt import Receipt
-from pipeline.shard.marks import known_keys
+from pipeline.model import ids
+from pipeline.model.receipt import Receipt
+from pipeline.oplog.ttls import IDEMPOTENCY_TTL_MS
+from pipeline.shard.ledger import known_keys
 from pipeline.testing import Drained, Sandbox
-from pipeline.write.held import Held
 
 TABLES = {
     "purchase": {"shard_key": "customer", "unique": [["customer", "day"]]},
@@ -280,7 +280,7 @@ def test_an_edit_that_is_applied_while_its_key_is_looked_up_is_shown(
         box.drain()
         return known_keys(*arguments)
 
-    monkeypatch.setattr("pipeline.reads.overlay.known_keys", applied_meanwhile)
+    monkeypatch.setattr("pipeline.reads.pending.pending_rows.known_keys", applied_meanwhile)
 
     assert pipeline.get(db.purchase, row, pending=True).qty == 2
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pydal import DAL, Field
 from pydal.helpers.classes import SQLCustomType
 
-from pipeline.column import Column
 from pipeline.errors import BadOp
-from pipeline.schema import TableSchema, schema_of, signature_of
+from pipeline.model.column import Column
+from pipeline.model.schema import TableSchema, schema_of, signature_of
 
 columns = st.builds(
     Column,

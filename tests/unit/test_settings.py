@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from support.configurations import SECRET, faults_of, shard, small
 
+from pipeline.config.settings import ReadSettings, TableSettings, load
 from pipeline.errors import ConfigError
-from pipeline.settings import ReadSettings, TableSettings, load
 
 TOML = """
 [pipeline]

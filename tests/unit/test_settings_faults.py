@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from support.configurations import only_fault_of, small
 
+from pipeline.config.settings import ReadSettings, RedisSettings, Settings, ShardSettings, load
 from pipeline.errors import ConfigError
-from pipeline.settings import ReadSettings, RedisSettings, Settings, ShardSettings, load
 
 
 def test_every_fault_is_listed_at_once() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from support.configurations import faults_of, small
 
-from pipeline.replica import Load
-from pipeline.settings import load
+from pipeline.config.replica import Load
+from pipeline.config.settings import load
 
 
 def test_a_replica_may_be_written_with_a_weight_and_a_limit() -> None:

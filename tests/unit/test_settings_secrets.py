@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.configurations import SECRET, faults_of
 
-from pipeline.settings import redact
-from pipeline.uris import SHARD_SCHEMES
+from pipeline.config.settings import redact
+from pipeline.config.uris import SHARD_SCHEMES
 
 
 @pytest.mark.parametrize("key", ["url", "broker_url", "prefix", "timeout_s", "unknown"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from support.spooled import FORK, payloads, shared
 
-from pipeline.log.spool.store import Spool
+from pipeline.spool.store import Spool
 
 
 def test_processes_share_one_order_and_one_numbering(spool: Spool):

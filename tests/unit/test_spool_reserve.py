@@ -11,11 +11,11 @@ from support.spooled import FORK, shared
 
 from pipeline import clock
 from pipeline.errors import IdsUsedUp
-from pipeline.ids import EPOCH_MS, HOSTS, PRODUCERS, SPAN_MS, IdMaker, Lease
-from pipeline.log.memory import MemoryLog
-from pipeline.log.spool import file as spool_file
-from pipeline.log.spool.reserve import LEAST_MS, SLICE_MS
-from pipeline.log.spool.store import Spool
+from pipeline.model.ids import EPOCH_MS, HOSTS, PRODUCERS, SPAN_MS, IdMaker, Lease
+from pipeline.oplog.memory import MemoryLog
+from pipeline.spool import sqlite_file as spool_file
+from pipeline.spool.id_reserve import LEAST_MS, SLICE_MS
+from pipeline.spool.store import Spool
 
 
 def now_ms() -> int:

@@ -13,8 +13,8 @@ from support.spooled import payloads
 
 from pipeline import clock
 from pipeline.errors import PipelineFull, SpoolUnavailable
-from pipeline.log.spool.store import FRESH_MS, Spool
-from pipeline.log.spool.together import Together
+from pipeline.spool.group_commit import Together
+from pipeline.spool.store import FRESH_MS, Spool
 
 # taking and sending ------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from pydal import DAL, Field
 
 from pipeline import clock
 from pipeline.client import Pipeline
+from pipeline.enqueue.drain_thread import Courier
 from pipeline.errors import (
     BadOp,
     LogUnavailable,
@@ -25,14 +26,13 @@ from pipeline.errors import (
     ShardUnavailable,
     WaitTimeout,
 )
-from pipeline.ids import PRODUCERS
-from pipeline.log.memory import MemoryLog
-from pipeline.op import START
-from pipeline.receipt import Receipt
-from pipeline.shard import inquiry
+from pipeline.model.ids import PRODUCERS
+from pipeline.model.op import START
+from pipeline.model.receipt import Receipt
+from pipeline.oplog.memory import MemoryLog
+from pipeline.shard import ledger_queries as inquiry
 from pipeline.shard.session import Session
 from pipeline.testing import Sandbox
-from pipeline.write.courier import Courier
 
 TABLES = {"purchase": {"shard_key": "customer"}}
 
@@ -710,7 +710,7 @@ def test_the_courier_drains_by_itself_once_redis_is_back(shop: Shop, monkeypatch
 def test_without_threads_a_caller_drains(shop: Shop, monkeypatch: pytest.MonkeyPatch):
     shop.buy(1)
     monkeypatch.undo()
-    monkeypatch.setattr("pipeline.write.courier.threads_run", lambda: False)
+    monkeypatch.setattr("pipeline.enqueue.drain_thread.threads_run", lambda: False)
     shop.log.away = True
     shop.buy(2)
     shop.log.away = False

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from pipeline.clock import polls
-from pipeline.log.spool.together import Together
+from pipeline.spool.group_commit import Together
 
 THREADS, TIMES = 8, 50
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
+from pipeline.config.settings import Settings, TableSettings, load
+from pipeline.config.topology import Topology
 from pipeline.errors import ConfigError
-from pipeline.placement import format_ranges, numbers, parse_ranges
-from pipeline.settings import Settings, TableSettings, load
-from pipeline.topology import Topology
 
 
 def settings(buckets: int, shards: dict[str, str | None], **tables: dict[str, Any]) -> Settings:

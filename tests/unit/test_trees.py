@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from pydal import DAL, Field
 
+from pipeline.dal.trees import condition, pinned, table_of
+from pipeline.enqueue.row_plans import Gate
 from pipeline.errors import BadOp, BadQuery, BadValue, UnknownField
-from pipeline.schema import schema_of
-from pipeline.write.gate import Gate
-from pipeline.write.trees import condition, pinned, table_of
+from pipeline.model.schema import schema_of
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.column import Column
 from pipeline.errors import BadValue
-from pipeline.values import checker, lenient
+from pipeline.model.column import Column
+from pipeline.model.values import checker, lenient
 
 UTC_PLUS_5 = timezone(timedelta(hours=5))
 SECRET = "correct horse battery staple"

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.column import Column
 from pipeline.errors import BadValue
-from pipeline.values import checker, python_value
+from pipeline.model.column import Column
+from pipeline.model.values import checker, python_value
 
 
 @pytest.mark.parametrize(

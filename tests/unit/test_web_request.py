@@ -9,8 +9,8 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline.errors import LogUnavailable, UnknownField
-from pipeline.log.patience import Patience
 from pipeline.testing import Sandbox, sandbox
+from pipeline.wait_budget import Patience
 from pipeline.web.by_hand import follow
 from pipeline.web.request import Request
 

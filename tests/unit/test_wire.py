@@ -9,7 +9,7 @@ import redis
 from hiredis import pack_command
 from support.redis_stub import HANG_UP, Stub
 
-from pipeline.log.wire import READ_BYTES, Wire
+from pipeline.oplog.redis.wire import READ_BYTES, Wire
 
 PING = pack_command(("PING",))
 TIMEOUT_S = 0.3

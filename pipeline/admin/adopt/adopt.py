@@ -11,12 +11,12 @@ from pipeline.admin.adopt.kin import kin
 from pipeline.admin.adopt.script import script
 from pipeline.admin.adopt.suggestion import suggestion
 from pipeline.admin.checks.finding import ERROR, Finding, merged
+from pipeline.config.settings import RedisSettings, Settings, ShardSettings, TableSettings
+from pipeline.config.topology import Topology
 from pipeline.errors import ConfigError
-from pipeline.settings import RedisSettings, Settings, ShardSettings, TableSettings
 from pipeline.shard.catalog import catalog
 from pipeline.shard.dialect import dialect_of
 from pipeline.shard.survey import survey
-from pipeline.topology import Topology
 
 
 class Advice(NamedTuple):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from pipeline.admin.adopt.kin import Kin
 from pipeline.admin.checks.constraints import together
+from pipeline.config.topology import Topology
 from pipeline.shard.catalog import Catalog, ForeignKey
 from pipeline.shard.columns import holds_64_bits
 from pipeline.shard.survey import Survey
-from pipeline.topology import Topology
 
 
 @dataclass(frozen=True, slots=True)

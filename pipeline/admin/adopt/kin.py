@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from pipeline.settings import TableSettings
+from pipeline.config.settings import TableSettings
 from pipeline.shard.catalog import Catalog, CatalogTable
 
 #: Tables of web2py, py4web, Celery and of the pipeline itself: they stay where they are, written as ever.

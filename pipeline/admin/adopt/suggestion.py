@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 from pipeline.admin.adopt.case import Case
-from pipeline.settings import TableSettings
+from pipeline.config.settings import TableSettings
 
 
 def suggestion(case: Case, decided: Mapping[str, TableSettings]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Set
 
 from pipeline.admin.checks.evidence import Evidence
 from pipeline.admin.checks.finding import ERROR, Finding
-from pipeline.placement import format_ranges
+from pipeline.config.bucket_ranges import format_ranges
 
 
 def findings(evidence: Evidence) -> Iterator[Finding]:

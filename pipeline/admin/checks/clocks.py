@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pipeline.admin.checks.evidence import Evidence
 from pipeline.admin.checks.finding import WARNING, Finding
-from pipeline.log.health import Health
+from pipeline.oplog.redis.server_info import Health
 
 #: More than this is no matter of drift.
 MOST_SKEW_MS = 2_000

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from pipeline.admin.checks.evidence import Evidence
 from pipeline.admin.checks.finding import ERROR, Finding
-from pipeline.schema import TableSchema
+from pipeline.config.topology import Topology
+from pipeline.model.schema import TableSchema
 from pipeline.shard import repairs
-from pipeline.shard.facts import plain
 from pipeline.shard.survey import Survey, SurveyedTable
-from pipeline.topology import Topology
+from pipeline.shard.table_facts import plain
 
 
 def findings(evidence: Evidence) -> Iterator[Finding]:

@@ -9,16 +9,16 @@ from functools import partial
 
 from pipeline.admin.ask import ask_all
 from pipeline.admin.migrate import own_tables
+from pipeline.config.settings import Settings
+from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
-from pipeline.log.bell import Bell
-from pipeline.log.health import ANSWER_S, Health, health_of
-from pipeline.log.redis_log import RedisLog
-from pipeline.op import START
-from pipeline.schema import TableSchema
-from pipeline.settings import Settings
-from pipeline.shard.facts import plain
+from pipeline.model.op import START
+from pipeline.model.schema import TableSchema
+from pipeline.oplog.doorbell import Bell
+from pipeline.oplog.redis import RedisLog
+from pipeline.oplog.redis.server_info import ANSWER_S, Health, health_of
 from pipeline.shard.survey import Survey, survey
-from pipeline.topology import Topology
+from pipeline.shard.table_facts import plain
 
 #: How long the workers have to say which queues they listen to, s.
 LISTEN_S = 1.0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pipeline.admin.checks.evidence import Evidence
 from pipeline.admin.checks.finding import ERROR, WARNING, Finding
 from pipeline.errors import PipelineError
-from pipeline.log.health import Health
+from pipeline.oplog.redis.server_info import Health
 
 #: The first release that gives out `<epoch>-*` positions.
 LEAST = (7, 0)

@@ -8,12 +8,12 @@ from pipeline.admin.checks import types
 from pipeline.admin.checks.evidence import Evidence
 from pipeline.admin.checks.finding import ERROR, WARNING, Finding, without_copies
 from pipeline.admin.migrate import own_tables
-from pipeline.column import Column
-from pipeline.schema import TableSchema
+from pipeline.model.column import Column
+from pipeline.model.schema import TableSchema
 from pipeline.shard import repairs
 from pipeline.shard.columns import holds_64_bits
-from pipeline.shard.facts import plain
 from pipeline.shard.survey import Survey, SurveyedTable
+from pipeline.shard.table_facts import plain
 
 _NOT_REPLICATED = "its primary has it: look at SHOW SLAVE STATUS; rebuild the replica if it was altered by hand"
 _WIDE_CHARSETS = ("utf8mb4", "utf16", "utf16le", "utf32", "ucs4")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.column import Column
+from pipeline.model.column import Column
 
 _TEXTS = {"tinytext": 255, "text": 65_535, "mediumtext": 16_777_215, "longtext": 2**32 - 1}
 _INTEGERS = ("tinyint", "smallint", "mediumint", "int", "bigint")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pipeline.admin.checks.evidence import Evidence
 from pipeline.admin.checks.finding import WARNING, Finding
-from pipeline.log.broker import queue_of
+from pipeline.oplog.broker import queue_of
 
 
 def findings(evidence: Evidence) -> Iterator[Finding]:

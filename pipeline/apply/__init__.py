@@ -1,0 +1,1 @@
+"""In the worker: from the log to rows."""

@@ -1,0 +1,201 @@
+"""Apply what a shard's logs hold: many buckets in one transaction, rows and watermarks in one commit.
+
+Invariant: an entry's effects, its producer's sequence, its refusal and the watermark behind it are committed together
+or not at all; so whoever dies wherever, the next worker reads the watermark and goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline import clock
+from pipeline.apply.batch import Batch
+from pipeline.apply.executor import Executor, SchemaBehind
+from pipeline.apply.grouping import plan
+from pipeline.apply.pace import Pace
+from pipeline.config.settings import ApplySettings
+from pipeline.errors import ShardUnavailable, Unavailable
+from pipeline.model.op import Op
+from pipeline.model.schema import TableSchema
+from pipeline.oplog.contract import Readable, Work
+from pipeline.shard import ledger as marks
+from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
+from pipeline.shard.session import Session
+from pipeline.shard.table_facts import FactBook, Facts
+
+#: Deadlocks and snapshot conflicts are tried again at once so many times: InnoDB names them transient.
+TRIES = 4
+#: How long a bucket waits whose op this worker or its shard does not understand yet, ms.
+SCHEMA_DELAY_MS = 1000
+_log = logging.getLogger("pipeline.apply")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one batch did. `left` buckets are still dirty; `ring` asks the caller to ring for them."""
+
+    applied: int = 0
+    rejected: int = 0
+    seen: int = 0
+    lost: int = 0
+    buckets: int = 0
+    ms: int = 0
+    left: int = 0
+    ring: bool = False
+    waiting: str = ""  # why nothing, or not everything, was applied
+
+    def summary(self) -> dict[str, int | str]:
+        """Return what a person wants to see in Flower; what is nought is left out."""
+        shown: dict[str, int | str] = {"applied": self.applied, "rejected": self.rejected, "ms": self.ms}
+        for name in ("seen", "lost", "buckets", "left", "waiting"):
+            if getattr(self, name):
+                shown[name] = getattr(self, name)
+        return shown
+
+
+class _Log(Readable, Work, Protocol):
+    """What applying needs of the log."""
+
+
+class Applier:
+    """Applies one shard's ops in this process.
+
+    Args:
+        step: called with the name of each step before it is taken; crash tests kill the process in it.
+    """
+
+    def __init__(
+        self,
+        shard: str,
+        session: Session,
+        log: _Log,
+        settings: ApplySettings,
+        step: Callable[[str], None] = lambda name: None,
+    ):
+        self.shard, self.node = shard, session.node
+        self._session, self._log, self._settings, self._step = session, log, settings, step
+        self._pace = Pace(settings)
+        self._facts = FactBook(session, self._schema)
+        self._failures = 0
+
+    def apply(self, crowded: Callable[[int], object] = lambda waiting: None) -> Outcome:
+        """Apply one batch of what is due. Never raises for a fault that trying again later may cure.
+
+        Args:
+            crowded: called at the start, with the number of buckets due, if they are more than one batch takes:
+                another worker may start at once, since none waits for another's locks.
+        """
+        started = clock.mono_s()
+        self._step("due")
+        limit = self._settings.buckets
+        due = self._log.due(self.shard, 2 * limit)
+        if not due:
+            return Outcome()
+        if len(due) > limit:
+            crowded(len(due))
+        try:
+            outcome, batch = self._with_retries(due, limit)
+        except Unavailable as error:
+            self._failures += 1
+            self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
+            _log.warning("batch put off shard=%s buckets=%d: %s", self.shard, len(due), error)
+            return Outcome(left=len(due), waiting=str(error), ms=_ms_since(started))
+        self._failures = 0
+        if not batch.before:
+            # whoever holds them rings when it is done; to ring here would go round and round meanwhile
+            return Outcome(left=len(due), waiting="held by another worker", ms=_ms_since(started))
+        self._step("finish")
+        outcome.ring, outcome.left = self._finish(batch)
+        outcome.ms = _ms_since(started)
+        if batch.items:
+            self._pace.learn(len(batch.items), batch.size_bytes, outcome.ms)
+        return outcome
+
+    def _with_retries(self, due: dict[int, int], limit: int) -> tuple[Outcome, Batch]:
+        blocked: set[str] = set()
+        for attempt in range(1, TRIES + 1):
+            try:
+                with self._session.transaction():
+                    result = self._transaction(due, limit, blocked)
+                    self._step("commit")
+                self._step("committed")
+                return result
+            except SchemaBehind as error:
+                self._facts.forget()
+                blocked.add(error.table)
+                _log.warning("shard %s is behind the schema of %s: %s", self.shard, error.table, error)
+            except Unavailable:
+                raise
+            except Exception as error:
+                if not is_driver_error(error) or fault_of(error) is not Fault.TRANSIENT:
+                    raise
+                if attempt == TRIES:
+                    raise ShardUnavailable(self.shard, sentence_of(error)) from error
+                clock.sleep_s(clock.backoff_s(attempt, first_s=0.01, most_s=0.1))
+        raise ShardUnavailable(self.shard, f"behind the schema of {', '.join(sorted(blocked))}")
+
+    def _transaction(self, due: dict[int, int], limit: int, blocked: set[str]) -> tuple[Outcome, Batch]:
+        self._step("lock")
+        locked = marks.lock(self._session, due, limit)
+        mine = {bucket: mark.position for bucket, mark in locked.items() if mark.state == "active"}
+        batch = Batch(mine, self._facts, blocked, self._pace.rows, self._settings.max_bytes)
+        self._step("read")
+        for entries in self._log.read(mine, self._pace.counts(mine, due)).values():
+            batch.take(entries)
+        if not batch.after:
+            return Outcome(buckets=len(mine), waiting=batch.why), batch
+        batch.skip_seen(self._session)
+        self._step("execute")
+        executor = Executor(self._session, self._facts, self._step)
+        executor.run(plan(batch.items, self._known))
+        self._step("mark")
+        if batch.last:
+            marks.remember(self._session, batch.last)
+        executor.rejects += batch.unreadable
+        marks.reject(self._session, executor.rejects)
+        marks.lose(self._session, batch.losses)
+        if batch.keys:
+            marks.keep_keys(self._session, batch.keys)
+        if executor.ids:
+            marks.keep_ids(self._session, executor.ids)
+        marks.move(self._session, batch.after)
+        return self._outcome(batch, executor), batch
+
+    def _known(self, op: Op) -> Facts:
+        facts = self._facts.of(op)
+        assert facts is not None, "only understood ops are taken into a batch"
+        return facts
+
+    def _outcome(self, batch: Batch, executor: Executor) -> Outcome:
+        rejected = len(executor.rejects)
+        return Outcome(
+            applied=len(batch.items) + len(batch.unreadable) - rejected,
+            rejected=rejected,
+            seen=batch.seen,
+            lost=batch.lost,
+            buckets=len(batch.after),
+            waiting=batch.why,
+        )
+
+    def _finish(self, batch: Batch) -> tuple[bool, int]:
+        """Un-dirty and publish. Only a courtesy: the commit has happened, the sweeper finds what is left."""
+        done = batch.before | batch.after
+        held = {bucket: done.pop(bucket) for bucket in batch.waiting}
+        try:
+            if held:
+                self._log.finish(self.shard, held, delay_ms=SCHEMA_DELAY_MS)
+            return self._log.finish(self.shard, done)
+        except Unavailable as error:
+            _log.warning("committed, but Redis was not told shard=%s: %s", self.shard, error)
+            return False, 0
+
+    def _schema(self, hash: str) -> TableSchema | None:
+        text = self._log.schema(hash) or marks.definition(self._session, hash)
+        return TableSchema.from_json(text) if text else None
+
+
+def _ms_since(started: float) -> int:
+    return round((clock.mono_s() - started) * 1000)

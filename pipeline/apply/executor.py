@@ -1,0 +1,192 @@
+"""Run groups as statements; find a bad op by halving, and set it aside without stopping the others.
+
+A failed statement changes nothing (InnoDB and SQLite undo it), so a group is split until the op alone remains; about
+2·log2(n) more statements for one bad op. An atomic group runs under a savepoint, and so do versioned updates together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from pipeline.apply.grouping import Group, Item
+from pipeline.apply.versioned_update import versioned
+from pipeline.errors import PipelineError, Rejected
+from pipeline.model.op import COPY, GROUP, INSERT, UPSERT, Entry, Op
+from pipeline.shard.driver_errors import Fault, code_of, fault_of, is_driver_error, sentence_of
+from pipeline.shard.ledger import Reject
+from pipeline.shard.session import Session
+from pipeline.shard.statements import CannotRender, copy_statement, most, statement
+from pipeline.shard.table_facts import FactBook, Facts
+
+#: A statement is aimed at this size; larger gains nothing.
+AIM_BYTES = 500_000
+
+
+class SchemaBehind(PipelineError):
+    """The database lacks a column or a table that an op names; its bucket waits."""
+
+    retryable = True
+
+    def __init__(self, table: str, why: str):
+        super().__init__(why)
+        self.table = table
+
+
+class Executor:
+    """Executes one batch inside the open transaction; afterwards `rejects` and `ids` tell what came of it."""
+
+    def __init__(self, session: Session, facts: FactBook, step: Callable[[str], None]):
+        self._session, self._book, self._step = session, facts, step
+        self._limit = min(session.statement_bytes() - 1024, 16_000_000)
+        self.rejects: list[Reject] = []
+        self.ids: list[tuple[Entry, int]] = []
+
+    def run(self, groups: Iterable[Group]) -> None:
+        """Execute the groups in order.
+
+        Raises:
+            SchemaBehind: the transaction must be rolled back; the table's ops wait.
+            Exception: the driver's own, if it is transient.
+        """
+        for group in groups:
+            self._step("statement")
+            if group.facts is None:
+                for item in group.items:
+                    self._atomic(item)
+                continue
+            for chunk in _chunks(group):
+                if group.kind == GROUP:
+                    self._versioned(chunk)
+                else:
+                    self._chunk(group.kind, chunk, group.facts)
+
+    def _chunk(self, kind: str, items: Sequence[Item], facts: Facts) -> None:
+        try:
+            self._statement(kind, [item.op for item in items], facts)
+        except Exception as error:
+            if self._judge(error, facts) is None:
+                raise
+            if len(items) == 1:
+                self._reject(items[0], error)
+                return
+            half = len(items) // 2
+            self._chunk(kind, items[:half], facts)
+            self._chunk(kind, items[half:], facts)
+            return
+        if kind == INSERT and items[0].op.id is None:
+            self._learn_ids(items)
+
+    def _versioned(self, items: Sequence[Item]) -> None:
+        """Keep and update rows in two statements; where one fails, find the bad op by halving."""
+        if len(items) == 1:
+            self._atomic(items[0])
+            return
+        pairs = [pair for item in items if (pair := versioned(item.op, self._facts)) is not None]
+        assert len(pairs) == len(items), "the planner joins versioned updates only"
+        if self._all_or_none(([pair.copy for pair in pairs], [pair.update for pair in pairs])):
+            half = len(items) // 2
+            self._versioned(items[:half])
+            self._versioned(items[half:])
+
+    def _atomic(self, item: Item) -> None:
+        failed = self._all_or_none([op] for op in item.op.ops)
+        if failed:
+            self._reject(item, *failed)
+
+    def _all_or_none(self, statements: Iterable[Sequence[Op]]) -> tuple[Exception, Op] | None:
+        """Execute statements, each of like ops; where one fails for good undo all, and return why and its first op."""
+        session = self._session
+        session.execute("SAVEPOINT pipeline_group")
+        for ops in statements:
+            facts = self._facts(ops[0])
+            try:
+                self._statement(ops[0].kind, ops, facts)
+            except Exception as error:
+                if self._judge(error, facts) is None:
+                    raise
+                session.execute("ROLLBACK TO SAVEPOINT pipeline_group")
+                return error, ops[0]
+        session.execute("RELEASE SAVEPOINT pipeline_group")
+        return None
+
+    def _facts(self, op: Op) -> Facts:
+        facts = self._book.of(op)
+        assert facts is not None, "only understood ops are taken into a batch"
+        return facts
+
+    def _statement(self, kind: str, ops: Sequence[Op], facts: Facts) -> None:
+        dialect = self._session.dialect
+        if kind == UPSERT:
+            _check_upsert(ops[0], facts)
+        render = (lambda: self._copy(ops, facts)) if kind == COPY else lambda: statement(kind, ops, facts, dialect)
+        sql = _rendered(render)
+        # 4 bytes a character at most: count only what may be too long
+        if len(sql) * 4 > self._limit and len(sql.encode()) > self._limit:
+            raise CannotRender(f"one statement of {len(sql.encode()):,} bytes; the server takes {self._limit:,}")
+        self._session.execute(sql)
+
+    def _copy(self, ops: Sequence[Op], facts: Facts) -> str:
+        read = ops[0].source
+        source = None if read is None else self._book.of(read)
+        if source is None:
+            raise CannotRender("a copy whose source is not known")
+        return copy_statement(ops, facts, source, self._session.dialect)
+
+    def _judge(self, error: Exception, facts: Facts) -> Fault | None:
+        """Return PERMANENT, or None where the error is not the op's fault."""
+        if isinstance(error, CannotRender | Rejected):
+            return Fault.PERMANENT
+        if isinstance(error, PipelineError):
+            return None
+        if not is_driver_error(error):
+            return None
+        fault = fault_of(error)
+        if fault is Fault.SCHEMA:
+            raise SchemaBehind(facts.schema.name, sentence_of(error)) from error
+        return fault if fault is Fault.PERMANENT else None
+
+    def _reject(self, item: Item, error: Exception, member: Op | None = None) -> None:
+        op = member or item.op
+        row_key = str(op.id) if op.id is not None else str(op.where or dict(zip(op.columns, op.values, strict=True)))
+        self.rejects.append(Reject(item.entry, op.table, row_key, code_of(error), sentence_of(error)))
+
+    def _learn_ids(self, items: Sequence[Item]) -> None:
+        """Note the ids that the database gave: consecutive within one INSERT of known rows."""
+        first, step = self._session.last_ids(len(items))
+        self.ids.extend((item.entry, first + i * step) for i, item in enumerate(items))
+
+
+def _chunks(group: Group) -> Iterator[Sequence[Item]]:
+    """Cut a group into statements by rows and bytes."""
+    items, rows = group.items, most(group.kind)
+    start, size = 0, 0
+    for i, item in enumerate(items):
+        size += len(item.entry.payload)
+        if i > start and (size > AIM_BYTES or i - start >= rows):
+            yield items[start:i]
+            start, size = i, len(item.entry.payload)
+    if start < len(items):
+        yield items[start:]
+
+
+def _rendered(render: Callable[[], str]) -> str:
+    """Render; whatever an op does to the renderer is that op's fault, and must not stop the others."""
+    try:
+        return render()
+    except PipelineError:
+        raise
+    except Exception as error:
+        raise CannotRender(f"the op does not fit its table definition ({type(error).__name__}: {error})") from error
+
+
+def _check_upsert(op: Op, facts: Facts) -> None:
+    """Refuse an upsert that the database could match by another index than the one that was named."""
+    if op.key == (facts.schema.id_index,):
+        others = facts.unique
+    else:
+        others = tuple(columns for columns in facts.unique if set(columns) != set(op.key))
+        if len(others) == len(facts.unique):
+            names = ", ".join(facts.schema.columns[c].name for c in op.key)
+            raise CannotRender(f"the upsert needs a UNIQUE index on ({names}) of {facts.schema.name}")
+    if others or facts.hidden_unique:
+        raise CannotRender(f"an upsert into {facts.schema.name} is ambiguous: it has another unique index")

@@ -1,0 +1,61 @@
+"""Versioned updates: an atomic group that copies a row and updates just that row. Many of them are two statements.
+
+Of different rows they may change places: neither a copy nor an update of one looks at another. What more they touch is
+the planner's to compare (`group`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from pipeline.dal.trees import pinned
+from pipeline.model.op import COPY, GROUP, UPDATE, Op
+from pipeline.shard.table_facts import Facts
+
+
+class Versioned(NamedTuple):
+    """The two ops of a versioned update. Both name the row by its id, and may narrow it by a condition besides."""
+
+    copy: Op
+    update: Op
+
+
+def versioned(op: Op, facts_of: Callable[[Op], Facts]) -> Versioned | None:
+    """Return the copy and the update of a group that is just these two, about one row with a known id; else None."""
+    if op.kind != GROUP or [member.kind for member in op.ops] != [COPY, UPDATE]:
+        return None
+    copy, update = op.ops
+    if copy.source is None or copy.id is None or copy.source.schema != update.schema:
+        return None
+    id_index = facts_of(update).schema.id_index
+    row = _row(update, id_index)
+    if row is None or row != _row(copy.source, id_index):
+        return None
+    return Versioned(replace(copy, source=replace(copy.source, id=row)), replace(update, id=row))
+
+
+def shape(pair: Versioned) -> Hashable:
+    """Return what versioned updates must share to be two statements together."""
+    copy, update = pair
+    into = (copy.schema, copy.columns, repr((copy.values, copy.expressions)))
+    return (GROUP, into, update.schema, update.columns, tuple(column for column, _ in update.expressions))
+
+
+def with_known_link(pair: Versioned, id_index: int) -> Op:
+    """Return the copy with the row's id as a value where it copies that: so it is known to which parent it refers."""
+    copy, row = pair.copy, pair.update.id
+    links = tuple(column for column, tree in copy.expressions if tree == ["c", id_index])
+    return replace(
+        copy,
+        columns=(*copy.columns, *links),
+        values=(*copy.values, *(row for _ in links)),
+        expressions=tuple(one for one in copy.expressions if one[0] not in links),
+    )
+
+
+def _row(op: Op, id_index: int) -> int | None:
+    row = op.id if op.where is None else pinned(op.where, id_index)
+    return row if type(row) is int else None

@@ -1,0 +1,91 @@
+"""Which shard owns which bucket: an even split in the order of the file, or as the file says.
+
+Bucket numbers are written as ranges, `0-127,200`, here called a text of ranges.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from pipeline.config.validators import is_whole, refused
+
+#: (first, last), both included.
+Ranges = tuple[tuple[int, int], ...]
+#: At most four digits: what is larger is no bucket, and would only make a huge list.
+_RANGE = re.compile(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?")
+
+
+def owners(buckets: int, shards: Mapping[str, Ranges | None]) -> tuple[str, ...]:
+    """Return the owning shard of each bucket from 0 on; *shards* has no `placement_faults`."""
+    if all(ranges is None for ranges in shards.values()):
+        names = tuple(shards)
+        return tuple(names[bucket * len(names) // buckets] for bucket in range(buckets))
+    owner = {bucket: name for name, ranges in shards.items() for bucket in numbers(ranges or ())}
+    return tuple(owner[bucket] for bucket in range(buckets))
+
+
+def placement_faults(buckets: int, shards: Mapping[str, Ranges | None]) -> list[str]:
+    """Return what keeps *shards* from owning each bucket exactly once, a sentence each."""
+    silent = [name for name, ranges in shards.items() if ranges is None]
+    if len(silent) == len(shards):
+        few = f"[pipeline] buckets is {buckets} for {len(shards)} shards; it must be at least one for each shard"
+        return [few] if buckets < len(shards) else []
+    if silent:
+        return [f"[shards.{name}] buckets is missing; give it for every shard, or for none" for name in silent]
+    faults = []
+    times = Counter[int]()
+    for name, ranges in shards.items():
+        own = numbers(ranges or ())
+        times.update(set(own))
+        if beyond := [bucket for bucket in own if bucket >= buckets]:
+            faults.append(f"[shards.{name}] buckets names {format_ranges(beyond)}; the buckets are 0-{buckets - 1}")
+    if doubled := [bucket for bucket, count in times.items() if count > 1]:
+        faults.append(
+            f"[shards.*] buckets: more than one shard has {format_ranges(doubled)}; each bucket has one owner"
+        )
+    if orphans := [bucket for bucket in range(buckets) if bucket not in times]:
+        faults.append(f"[shards.*] buckets: no shard has {format_ranges(orphans)}; each bucket needs an owner")
+    return faults
+
+
+def parse_ranges(text: str) -> Ranges:
+    """Return the ranges of a text such as `0-127,200`; the empty text is no bucket at all.
+
+    Raises:
+        ValueError: the text is not of that form, or a range runs backwards.
+    """
+    if not text.strip():
+        return ()
+    found = [_RANGE.fullmatch(part) for part in text.split(",")]
+    ranges = tuple((int(one[1]), int(one[2] or one[1])) for one in found if one)
+    if not all(found) or any(first > last for first, last in ranges):
+        raise ValueError("not a list of bucket numbers and ranges")
+    return ranges
+
+
+def ranges(value: object) -> str | None:
+    """Accept what `parse_ranges` returns; a check for `checks`."""
+    if isinstance(value, tuple) and all(
+        isinstance(pair, tuple) and len(pair) == 2 and all(map(is_whole, pair)) and 0 <= pair[0] <= pair[1]
+        for pair in value
+    ):
+        return None
+    return refused(value, "bucket numbers and ranges, such as '0-127,200'")
+
+
+def format_ranges(buckets: Iterable[int]) -> str:
+    """Return bucket numbers as the shortest text of ranges."""
+    spans: list[list[int]] = []
+    for bucket in sorted(set(buckets)):
+        if spans and bucket == spans[-1][1] + 1:
+            spans[-1][1] = bucket
+        else:
+            spans.append([bucket, bucket])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+
+
+def numbers(ranges: Ranges) -> list[int]:
+    """Return each number in *ranges*, in their order."""
+    return [bucket for first, last in ranges for bucket in range(first, last + 1)]

@@ -1,0 +1,158 @@
+"""From a shard key to its bucket: pure functions that must never change, since rows already stand by them.
+
+The rule `hash`, in full:
+
+* An int from 2**57 up to 2**63 is an id that this package made, and carries its bucket: `(id >> 12) & 1023`, modulo the
+  number of buckets. So a row whose shard key refers to such an id shares the bucket of the row it refers to.
+* Any other key is taken as text, and its bucket is `crc32(text) % buckets`. Keys of the same text share a bucket,
+  whatever their type: 7, "7" and Decimal("7"); and so an id's decimal digits go where the id goes.
+
+The rules `lookup` and `range` take keys as the file has them, `modulo` takes ints only.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
+from importlib import import_module
+from typing import Any
+from zlib import crc32
+
+from pipeline.config.settings import TableSettings
+from pipeline.errors import ConfigError, ShardKeyError
+
+Rule = Callable[[Any], int]
+
+#: Ids are 41 bits of ms, 10 of bucket, 7 of producer, 5 of sequence; none is smaller than the first of these, and none
+#: needs the 64th bit.
+ID_SMALLEST, ID_END = 1 << 57, 1 << 63
+_BUCKET_SHIFT, _BUCKET_MASK = 12, 1023
+
+
+def compile_rule(table: TableSettings, buckets: int) -> Rule:
+    """Return the function from a shard key of *table* to its bucket, 0 ≤ bucket < *buckets*.
+
+    The function raises `ShardKeyError` for a key that its rule cannot take.
+    """
+    makers = {"hash": _hash, "modulo": _modulo, "range": _range, "lookup": _lookup}
+    return makers.get(table.rule, _own)(table, buckets)
+
+
+def canonical(key: Any, table: TableSettings) -> bytes:
+    """Return the text by which *key* is hashed and looked up.
+
+    An int is its decimal digits, a str is UTF-8 with nothing normalised, bytes are themselves, a date or datetime is
+    ISO 8601, a Decimal is `str` of it.
+
+    Raises:
+        ShardKeyError: the key is of another type, a bool, None, a Decimal that is no number, or a text with a lone
+            surrogate.
+    """
+    if isinstance(key, str):
+        try:
+            return key.encode()
+        except UnicodeEncodeError:
+            raise _refused(table, "is a text that UTF-8 cannot hold") from None
+    if isinstance(key, int) and not isinstance(key, bool):
+        return b"%d" % key
+    if isinstance(key, bytes | bytearray | memoryview):
+        return bytes(key)
+    if isinstance(key, date):  # a datetime is one too
+        return key.isoformat().encode()
+    if isinstance(key, Decimal) and key.is_finite():
+        return str(key).encode()
+    raise _wrong_type(table, key, "an int, str, bytes, date, datetime or finite Decimal")
+
+
+def _hash(table: TableSettings, buckets: int) -> Rule:
+    def of_any(key: Any) -> int:
+        text = canonical(key, table)
+        if 18 <= len(text) <= 19 and text.isdigit() and text[0] != 48 and ID_SMALLEST <= (id := int(text)) < ID_END:
+            return (id >> _BUCKET_SHIFT & _BUCKET_MASK) % buckets
+        return crc32(text) % buckets
+
+    def rule(key: Any) -> int:
+        if type(key) is not int:
+            return of_any(key)
+        if ID_SMALLEST <= key < ID_END:
+            return (key >> _BUCKET_SHIFT & _BUCKET_MASK) % buckets
+        return crc32(b"%d" % key) % buckets
+
+    return rule
+
+
+def _modulo(table: TableSettings, buckets: int) -> Rule:
+    def rule(key: Any) -> int:
+        if not isinstance(key, int) or isinstance(key, bool):
+            raise _wrong_type(table, key, "an int, as rule = 'modulo' needs it")
+        return int(key) % buckets
+
+    return rule
+
+
+def _range(table: TableSettings, buckets: int) -> Rule:
+    bounds = table.bounds
+    kind = int if isinstance(bounds[0], int) else str
+
+    def rule(key: Any) -> int:
+        if not isinstance(key, kind) or isinstance(key, bool):
+            raise _wrong_type(table, key, f"of the bounds' type, {kind.__name__}")
+        return bisect_right(bounds, key)
+
+    return rule
+
+
+def _lookup(table: TableSettings, buckets: int) -> Rule:
+    found = {canonical(key, table): bucket for key, bucket in table.lookup.items()}
+    default = found.pop(b"*", None)
+
+    def rule(key: Any) -> int:
+        bucket = found.get(canonical(key, table), default)
+        if bucket is None:
+            raise _refused(table, f"({type(key).__name__}) is not in its lookup, which has no '*' for the others")
+        return bucket
+
+    return rule
+
+
+def _own(table: TableSettings, buckets: int) -> Rule:
+    function: Callable[[Any, int], Any] | None = None
+
+    def rule(key: Any) -> int:
+        nonlocal function
+        function = function or _imported(table)
+        bucket = function(key, buckets)
+        if type(bucket) is not int:
+            raise _refused(table, f"got a {type(bucket).__name__} from {table.rule}; it must return an int")
+        if not 0 <= bucket < buckets:
+            raise _refused(table, f"got {bucket} from {table.rule}; the buckets are 0-{buckets - 1}")
+        return bucket
+
+    return rule
+
+
+def _imported(table: TableSettings) -> Callable[[Any, int], Any]:
+    module, _, name = table.rule.partition(":")
+    try:
+        function = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError([f"[tables.{table.name}] rule {table.rule!r} cannot be imported: {error}"]) from error
+    if not callable(function):
+        raise ConfigError([f"[tables.{table.name}] rule {table.rule!r} is no function"])
+    return function  # type: ignore[no-any-return]
+
+
+def _wrong_type(table: TableSettings, key: Any, must: str) -> ShardKeyError:
+    return _refused(
+        table, f"is missing (None); it must be {must}" if key is None else f"is {_a(key)}; it must be {must}"
+    )
+
+
+def _refused(table: TableSettings, why: str) -> ShardKeyError:
+    return ShardKeyError(f"table {table.name!r}: the shard key {table.shard_key or 'id'!r} {why}")
+
+
+def _a(key: Any) -> str:
+    return f"of type {type(key).__name__}"

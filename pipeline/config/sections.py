@@ -1,0 +1,233 @@
+"""The sections of a configuration, a frozen record each: one that exists is valid. `settings.load` reads them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pipeline.config.bucket_ranges import Ranges, parse_ranges, ranges
+from pipeline.config.replica import Load, loads_of, replica_fault, uris_of
+from pipeline.config.uris import broker_address, redacted, redis_address, shard_address
+from pipeline.config.validators import (
+    Check,
+    ascending,
+    bucket_table,
+    choice,
+    each,
+    faults_of,
+    flag,
+    number,
+    optional,
+    pattern,
+    whole,
+)
+from pipeline.errors import ConfigError
+
+#: An id has ten bits for its bucket.
+MOST_BUCKETS = 1024
+_NAME = pattern(r"[A-Za-z_][A-Za-z0-9_]*", "a name of letters, digits and underscores")
+_COLUMN_LISTS = each(each(_NAME, "a list of column names"), 'a list of lists of column names, such as [["email"]]')
+_RULE = pattern(
+    r"hash|modulo|range|lookup|[A-Za-z_][\w.]*:[A-Za-z_]\w*", "hash, modulo, range, lookup or module:function"
+)
+_SHARD_NAME = pattern(r"[A-Za-z0-9_-]{1,32}", "at most 32 letters, digits, '-' and '_' (it names a queue)")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The section [pipeline]."""
+
+    buckets: int = 256
+
+    CHECKS: ClassVar[Mapping[str, Check]] = {"buckets": whole(1, MOST_BUCKETS)}
+
+    def __post_init__(self) -> None:
+        refuse(faults_of("pipeline", self.CHECKS, self))
+
+
+@dataclass(frozen=True, slots=True)
+class RedisSettings:
+    """Where the logs and Celery's messages are. `timeout_s` bounds one call that a web request makes."""
+
+    url: str
+    broker_url: str = ""
+    prefix: str = "pl"
+    timeout_s: float = 0.25
+
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        "url": redis_address,
+        "broker_url": broker_address,
+        "prefix": pattern(r"[A-Za-z0-9_.-]{1,32}", "at most 32 letters, digits, '.', '-' and '_'"),
+        "timeout_s": number(0.01, 60),
+    }
+
+    def __post_init__(self) -> None:
+        checks = dict(self.CHECKS)
+        if not self.broker_url:
+            object.__setattr__(self, "broker_url", self.url)
+            if redis_address(self.url):
+                del checks["broker_url"]  # one fault, not the same one twice
+        refuse(faults_of("redis", checks, self))
+
+    def __repr__(self) -> str:
+        return redacted(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSettings:
+    """One shard: the addresses of its nodes and, where the even split is not meant, its buckets."""
+
+    name: str
+    primary: str
+    replicas: tuple[str, ...] = ()
+    buckets: Ranges | None = None
+    #: What each replica is to carry; the file writes it beside the address, `{ uri = "…", weight = 2, limit = 50 }`.
+    loads: tuple[Load, ...] = field(default=(), init=False)
+
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        "name": _SHARD_NAME,
+        "primary": shard_address,
+        "replicas": each(replica_fault, "a list of addresses"),
+        "buckets": optional(ranges),
+    }
+
+    def __post_init__(self) -> None:
+        if isinstance(self.buckets, str):  # as the file has it; what cannot be parsed is left for its check
+            with suppress(ValueError):
+                object.__setattr__(self, "buckets", parse_ranges(self.buckets))
+        refuse(faults_of(f"shards.{self.name}", self.CHECKS, self))
+        object.__setattr__(self, "loads", loads_of(self.replicas))
+        object.__setattr__(self, "replicas", uris_of(self.replicas))
+
+    def nodes(self) -> list[tuple[str, str]]:
+        """Return the full key and the address of each node, the primary first."""
+        replicas = [(f"[shards.{self.name}] replicas item {at}", uri) for at, uri in enumerate(self.replicas, 1)]
+        return [(f"[shards.{self.name}] primary", self.primary), *replicas]
+
+    def __repr__(self) -> str:
+        return redacted(self)
+
+
+@dataclass(frozen=True, slots=True)
+class TableSettings:
+    """How one table is spread and what happens to an op that its database refuses. The defaults hold for any table."""
+
+    name: str
+    shard_key: str | None = None
+    rule: str = "hash"
+    ids: str = "pipeline"
+    on_reject: str = "park"
+    reference: bool = False
+    unique: tuple[tuple[str, ...], ...] = ()
+    bounds: tuple[Any, ...] = ()
+    lookup: Mapping[Any, int] = field(default_factory=dict, hash=False)
+
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        "name": _NAME,
+        "shard_key": optional(_NAME),
+        "rule": _RULE,
+        "ids": choice("pipeline", "database"),
+        "on_reject": choice("park", "skip", "halt"),
+        "reference": flag,
+        "unique": _COLUMN_LISTS,
+        "bounds": ascending,
+        "lookup": bucket_table,
+    }
+
+    def __post_init__(self) -> None:
+        section = f"tables.{self.name}"
+        refuse(faults_of(section, self.CHECKS, self) or [f"[{section}] {fault}" for fault in self._contradictions()])
+
+    def _contradictions(self) -> Iterable[str]:
+        for key, rule in (("bounds", "range"), ("lookup", "lookup")):
+            if self.rule == rule and not getattr(self, key):
+                yield f"{key} is missing or empty; rule = '{rule}' needs it"
+            elif self.rule != rule and getattr(self, key):
+                yield f"{key} is given, but only rule = '{rule}' reads it"
+        if self.reference:
+            if self.ids == "database":
+                yield "ids = 'database' would number each shard's copy differently; reference = true needs 'pipeline'"
+            if self.shard_key is not None or self.rule != "hash":
+                yield "has a shard_key or a rule, but reference = true puts every row on every shard"
+        elif self.shard_key is None and self.ids == "database":
+            yield "ids = 'database' needs a shard_key: the id is not known when the op chooses its bucket"
+        elif self.shard_key is None and self.rule != "hash":
+            yield "rule needs a shard_key: the table's own id already carries its bucket, as rule = 'hash' reads it"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSettings:
+    """How far behind a replica may be, and what a read does when all are further."""
+
+    max_lag_s: float = 5.0
+    wait_s: float = 0.1
+    on_stale: str = "primary"
+    primary_budget: float = 0.10
+    secret: str = field(default="", repr=False)
+
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        "max_lag_s": number(0, 86_400),
+        "wait_s": number(0, 60),
+        "on_stale": choice("primary", "stale", "error"),
+        "primary_budget": number(0, 1),
+        "secret": pattern(r".{16,256}|", "a text of 16 to 256 characters"),
+    }
+
+    def __post_init__(self) -> None:
+        refuse(faults_of("reads", self.CHECKS, self))
+
+
+@dataclass(frozen=True, slots=True)
+class ApplySettings:
+    """What one apply transaction aims at (`target_ms`), what it never exceeds, and whom the log waits for."""
+
+    target_ms: int = 100
+    max_rows: int = 5_000
+    max_bytes: int = 8_000_000
+    buckets: int = 64
+    replica_away_s: int = 21_600
+
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        "target_ms": whole(1, 10_000),
+        "max_rows": whole(1, 100_000),
+        "max_bytes": whole(1_000, 1_000_000_000),
+        "buckets": whole(1, MOST_BUCKETS + 1),
+        "replica_away_s": whole(1, 31_536_000),
+    }
+
+    def __post_init__(self) -> None:
+        refuse(faults_of("apply", self.CHECKS, self))
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolSettings:
+    """The local file that takes ops while Redis does not. Without a `path` it is beside the configuration's file."""
+
+    path: str = ""
+    max_mb: int = 256
+    enabled: bool = True
+
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        "path": pattern(r"[^\0]*", "the path of a file on a local disk"),
+        "max_mb": whole(1, 1_000_000),
+        "enabled": flag,
+    }
+
+    def __post_init__(self) -> None:
+        refuse(faults_of("spool", self.CHECKS, self))
+
+    def beside(self, configuration: str) -> SpoolSettings:
+        """Return the settings with the whole path; a configuration that is no file needs a path for its spool."""
+        if not configuration:
+            return replace(self, enabled=self.enabled and bool(self.path))
+        path = Path(configuration)
+        return replace(self, path=str(path.parent / (self.path or f"{path.stem}.spool")))
+
+
+def refuse(faults: Iterable[str]) -> None:
+    """Raise `ConfigError` if there are faults."""
+    if faults := list(faults):
+        raise ConfigError(faults)

@@ -1,0 +1,92 @@
+"""Where rows and ops belong: table and key → bucket → shard, and back.
+
+There is one log more than there are buckets: the *reference bucket*, whose number is the number of buckets. It holds
+the ops of reference tables, and every shard applies it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config.bucket_ranges import format_ranges, owners
+from pipeline.config.bucket_rules import Rule, compile_rule
+from pipeline.config.settings import Settings, TableSettings
+from pipeline.model.ids import bucket_of, carries_bucket
+
+
+class Topology:
+    """The map of one deployment, as its settings draw it. Never changes; safe to share between threads."""
+
+    __slots__ = ("_owned", "_owners", "_rules", "_settings", "buckets", "reference_bucket", "shards")
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self.buckets = settings.buckets
+        self.reference_bucket = settings.buckets
+        #: In the order of the file.
+        self.shards = tuple(settings.shards)
+        self._owners = owners(self.buckets, {name: shard.buckets for name, shard in settings.shards.items()})
+        owned: dict[str, list[int]] = {name: [] for name in self.shards}
+        for bucket, shard in enumerate(self._owners):
+            owned[shard].append(bucket)
+        self._owned = {name: tuple(own) for name, own in owned.items()}
+        self._rules: dict[str, Rule] = {}
+
+    def bucket_of(self, table: str, key: Any) -> int:
+        """Return the bucket of the rows of *table* whose shard key is *key*; any key will do for a reference table.
+
+        Raises:
+            ShardKeyError: the table's rule cannot take the key.
+        """
+        return (self._rules.get(table) or self.rule_of(table))(key)
+
+    def rule_of(self, name: str) -> Rule:
+        """Return the function by which `bucket_of` finds the bucket of a key of the table *name*."""
+        table, everywhere = self.table(name), self.reference_bucket
+        rule = (lambda key: everywhere) if table.reference else compile_rule(table, self.buckets)
+        return self._rules.setdefault(name, rule)
+
+    def bucket_in(self, row_id: Any) -> int | None:
+        """Return the bucket that an id carries; None for one that was not made by this deployment."""
+        if not isinstance(row_id, int) or not carries_bucket(row_id) or bucket_of(row_id) >= self.buckets:
+            return None
+        return bucket_of(row_id)
+
+    def shard_of(self, bucket: int) -> str:
+        """Return the shard that owns *bucket*.
+
+        Raises:
+            ValueError: there is no such bucket, or it is the reference bucket, which every shard owns.
+        """
+        if 0 <= bucket < self.buckets:
+            return self._owners[bucket]
+        which = "is the reference bucket, of every shard" if bucket == self.reference_bucket else "does not exist"
+        raise ValueError(f"bucket {bucket} {which}; the others are 0-{self.buckets - 1}")
+
+    def shards_of(self, bucket: int) -> tuple[str, ...]:
+        """Return the shards that apply *bucket*: one, or all of them for the reference bucket."""
+        return self.shards if bucket == self.reference_bucket else (self.shard_of(bucket),)
+
+    def buckets_of(self, shard: str) -> tuple[int, ...]:
+        """Return the buckets that *shard* owns, ascending, without the reference bucket.
+
+        Raises:
+            KeyError: there is no such shard.
+        """
+        return self._owned[shard]
+
+    def ranges_of(self, shard: str) -> str:
+        """Return the buckets that *shard* owns as the file would say it: `0-127`."""
+        return format_ranges(self._owned[shard])
+
+    @property
+    def configured(self) -> tuple[str, ...]:
+        """The tables that the settings name."""
+        return tuple(self._settings.tables)
+
+    def table(self, name: str) -> TableSettings:
+        """Return how the table *name* is spread: as configured, else by its own id, with the defaults."""
+        return self._settings.tables.get(name) or TableSettings(name)
+
+    def __reduce__(self) -> tuple[type[Topology], tuple[Settings]]:
+        return Topology, (self._settings,)  # a compiled rule cannot be pickled

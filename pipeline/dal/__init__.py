@@ -1,0 +1,1 @@
+"""pyDAL by duck type."""

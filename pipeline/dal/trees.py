@@ -1,0 +1,165 @@
+"""pyDAL's Query and Expression objects into trees that the log can carry: comparisons and arithmetic on own columns.
+
+Read by duck type, from what both pyDAL lines share: `op.__name__`, `first`, `second`. Nothing of pyDAL is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.dal.objects import kind_of as _kind
+from pipeline.dal.objects import op_name as _op_name
+from pipeline.dal.objects import table_of as _table
+from pipeline.dal.objects import tables_in as _tables
+from pipeline.errors import BadQuery, UnknownField
+from pipeline.model.schema import TableSchema
+
+Tree = list[Any]
+
+_COMPARISONS = {"eq": "=", "ne": "<>", "lt": "<", "lte": "<=", "le": "<=", "gt": ">", "gte": ">=", "ge": ">="}
+_ARITHMETIC = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "%"}
+_INSTEAD = "use ==, !=, <, <=, >, >=, belongs, & and |, or select the ids first and name the rows by id.belongs(ids)"
+_NUMERIC = ("integer", "bigint", "float", "double", "decimal", "reference", "id")
+_TEXT = ("string", "text")
+
+
+def is_query(value: Any) -> bool:
+    """Return whether *value* is a pyDAL Query."""
+    return _kind(value) == "Query"
+
+
+def is_expression(value: Any) -> bool:
+    """Return whether *value* is a pyDAL Field or Expression, to be computed by the database."""
+    return _kind(value) in ("Expression", "Field")
+
+
+def table_of(query: Any) -> Any:
+    """Return the one table that a query is about.
+
+    Raises:
+        BadQuery: it is about none, or several.
+    """
+    tables = {id(t): t for t in _tables(query)}
+    if len(tables) != 1:
+        names = ", ".join(sorted(t._tablename for t in tables.values())) or "none"
+        raise BadQuery(f"a queued write is about one table; this query is about {names}: write one op per table")
+    return next(iter(tables.values()))
+
+
+def condition(query: Any, schema: TableSchema, check: Mapping[str, Any]) -> Tree:
+    """Return a query as a tree; values are checked and made canonical as the column's own.
+
+    Raises:
+        BadQuery: an operator that the log cannot carry.
+    """
+    name = _op_name(query)
+    if name in ("_and", "_or"):
+        return [name[1:], condition(query.first, schema, check), condition(query.second, schema, check)]
+    if name == "_not":
+        return ["not", condition(query.first, schema, check)]
+    if name not in _COMPARISONS and name != "belongs":
+        raise BadQuery(f"a queued write cannot carry the operator {name!r}: {_INSTEAD}")
+    if _kind(query.first) == "Expression":
+        raise BadQuery(f"a queued write cannot carry the operator {_op_name(query.first)!r} in a query: {_INSTEAD}")
+    column, field = _column(query.first, schema)
+    if is_expression(query.second) or is_query(query.second) or hasattr(type(query.second), "_select"):
+        raise BadQuery("a queued write compares a field with a value, not with another field or a subselect")
+    if name == "belongs":
+        if not isinstance(query.second, list | tuple | set | frozenset):
+            raise BadQuery("a queued write cannot carry a subselect: select the values first, and give them as a list")
+        return ["in", column, [check[field](value) for value in query.second]]
+    if query.second is None:
+        return ["null", column] if name == "eq" else ["not", ["null", column]]
+    if name != "eq" and schema.columns[column].kind in ("id", "reference") and _whole(query.second):
+        return [_COMPARISONS[name], column, query.second]  # `id > 0` means all rows, though no id is 0
+    return [_COMPARISONS[name], column, check[field](query.second)]
+
+
+def pinned(tree: Tree, column: int) -> Any:
+    """Return the value that a condition fixes a column to, or None."""
+    head, *rest = tree
+    if head == "=" and rest[0] == column:
+        return rest[1]
+    if head == "and":
+        for part in rest:
+            found = pinned(part, column)
+            if found is not None:
+                return found
+    return None
+
+
+def expression(value: Any, target: str, schema: TableSchema, check: Mapping[str, Any]) -> Tree:
+    """Return an Expression for the column *target* as a tree.
+
+    Raises:
+        BadQuery: something other than arithmetic and concatenation on own columns.
+    """
+    kind = schema.columns[schema.index[target]].type
+    if kind.startswith(_TEXT):
+        operators = {"add": "||", "concat": "||"}
+    elif kind.startswith(_NUMERIC):
+        operators = _ARITHMETIC
+    else:
+        raise BadQuery(
+            f"{schema.name}.{target} is of type {kind}: only numbers and texts can be computed by the database"
+        )
+
+    def walk(part: Any) -> Tree:
+        if _kind(part) == "Field":
+            column, field = _column(part, schema)
+            if field != target and not _same_kind(schema.columns[column].type, kind):
+                raise BadQuery(f"{schema.name}.{field} is of another kind than {target}, so it cannot be part of it")
+            return ["c", column]
+        if _kind(part) == "Expression":
+            sign = operators.get(_op_name(part))
+            if sign is None:
+                raise BadQuery(
+                    f"the expression for {schema.name}.{target} uses {_op_name(part)!r}; the log carries "
+                    "+, -, *, /, % on own number columns and + on own text columns: compute it before you enqueue"
+                )
+            return [sign, walk(part.first), walk(part.second)]
+        return ["v", _operand(part, kind, check[target])]
+
+    return walk(value)
+
+
+def columns_in(tree: Tree) -> set[int]:
+    """Return the columns that an expression reads."""
+    head, *rest = tree
+    if head == "c":
+        return {rest[0]}
+    if head == "v":
+        return set()
+    return set().union(*map(columns_in, rest))
+
+
+def _operand(value: Any, kind: str, check: Any) -> Any:
+    """Return a number as it is, where it is exact; anything else as the column's own canonical value."""
+    if kind.startswith(_NUMERIC) and _whole(value):
+        return value
+    if kind.startswith(("integer", "bigint", "double", "float")) and type(value) is float and value - value == 0:
+        return value
+    canonical = check(value)
+    if canonical is None:
+        raise BadQuery("None has no place in an expression")
+    return canonical
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**63
+
+
+def _column(field: Any, schema: TableSchema) -> tuple[int, str]:
+    if _kind(field) != "Field" or _table(field)._tablename != schema.name:
+        raise BadQuery(f"a queued write to {schema.name!r} can name its own fields only")
+    if field.name not in schema.index:
+        raise UnknownField(schema.name, field.name, schema.index)
+    return schema.index[field.name], field.name
+
+
+def _same_kind(one: str, other: str) -> bool:
+    return one.startswith(_NUMERIC) == other.startswith(_NUMERIC)
+
+
+kind_of = _kind

@@ -1,0 +1,60 @@
+"""The Celery workers and Flower of a cluster, run as the README tells everyone to run them."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from pipeline.devcluster.errors import ClusterFailed
+from pipeline.devcluster.ports import LOOPBACK
+from pipeline.devcluster.state import Service
+
+#: The folder that holds the packages `pipeline` and `workers`, and in a checkout also `deploy`.
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def worker(config: Path, number: int, concurrency: int) -> Service:
+    """Return a worker of all shards with that many child processes."""
+    name = f"worker-{number}"
+    options = ("worker", "-n", f"{name}@%h", "-c", str(concurrency), "-l", "INFO")
+    return Service(name, "worker", (*_celery(), *options), environment=_environment(config))
+
+
+def flower(config: Path, port: int) -> Service:
+    """Return Flower on that port."""
+    options = ["flower", f"--address={LOOPBACK}", f"--port={port}"]
+    settings = ROOT / "deploy" / "flowerconfig.py"
+    if settings.exists():
+        options.append(f"--conf={settings}")
+    return Service("flower", "flower", (*_celery(), *options), port, _environment(config))
+
+
+def flower_answers(port: int) -> bool:
+    """Whether Flower says that it is healthy."""
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=2)
+    try:
+        connection.request("GET", "/healthcheck")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def import_path() -> dict[str, str]:
+    """Return the environment in which a child imports the same packages as this process."""
+    inherited = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join([str(ROOT), *([inherited] if inherited else [])])}
+
+
+def _celery() -> tuple[str, ...]:
+    if importlib.util.find_spec("workers") is None and not (ROOT / "workers").is_dir():
+        raise ClusterFailed(f"the package 'workers' is not installed beside 'pipeline' in {ROOT}")
+    return (sys.executable, "-m", "celery", "-A", "workers")
+
+
+def _environment(config: Path) -> dict[str, str]:
+    return {**import_path(), "PIPELINE_CONFIG": str(config)}

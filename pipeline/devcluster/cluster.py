@@ -1,0 +1,199 @@
+"""A local cluster in a directory: bring it up, break single processes on purpose, take it down without a trace."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import signal as signals
+import subprocess
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline.devcluster import owner_guard as guard
+from pipeline.devcluster import processes, state
+from pipeline.devcluster.configuration import CONFIG_FILE
+from pipeline.devcluster.errors import ClusterFailed
+from pipeline.devcluster.interrupts import uninterrupted
+from pipeline.devcluster.readiness import Report, wait_ready
+from pipeline.devcluster.startup import Options, construct, relaunch
+from pipeline.devcluster.state import Process
+
+#: How long workers may finish their batch when the cluster goes down.
+WORKER_GRACE_S = 5.0
+
+#: How long a single process may take to stop by itself.
+STOP_TIMEOUT_S = 30.0
+
+
+class Cluster:
+    """What runs in a directory. The truth is in its `cluster.json`, so any number of these objects may look at one."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self._lock = threading.RLock()
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._owner_pid: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<Cluster {self.directory}>"
+
+    @classmethod
+    def up(
+        cls,
+        directory: str | os.PathLike[str],
+        engine: str = "embedded",
+        *,
+        shards: int = 2,
+        replicas: int = 1,
+        workers: int = 2,
+        worker_concurrency: int = 1,
+        flower_port: int | None = None,
+        buckets: int = 64,
+        tables: str = "",
+        report: Report | None = None,
+        owned: bool = False,
+    ) -> Cluster:
+        """Start a cluster in an empty or new directory and return when every process of it works.
+
+        Args:
+            directory: Becomes the home of every file of the cluster.
+            engine: `embedded` (SQLite and the bundled Valkey) or `mariadb` (installed servers).
+            shards: How many primaries.
+            replicas: How many replicas each primary has.
+            workers: How many Celery workers.
+            worker_concurrency: How many child processes each worker has.
+            flower_port: None for no Flower, 0 for a free port.
+            buckets: The number of buckets in `pipeline.toml`.
+            tables: TOML text that is appended to `pipeline.toml`.
+            report: Called with a sentence about each step.
+            owned: Whether the cluster goes down with this process, however that ends. Otherwise it stays up.
+
+        Raises:
+            ClusterFailed: Something could not be started; nothing is left behind. Ctrl-C leaves nothing behind either.
+        """
+        counts = Options(engine, shards, replicas, workers, worker_concurrency, flower_port, buckets, tables)
+        cluster = cls(Path(directory).resolve())
+        claimed = False
+        try:
+            with uninterrupted():
+                state.claim(cluster.directory, engine)
+                claimed = True
+                if owned:
+                    cluster._own()
+            construct(cluster.directory, counts, report or _silent)
+        except BaseException:
+            # What could not be claimed belongs to somebody else.
+            if claimed:
+                cluster.down()
+            raise
+        return cluster
+
+    @classmethod
+    def at(cls, directory: str | os.PathLike[str]) -> Cluster:
+        """Return the cluster that is up in the directory."""
+        cluster = cls(Path(directory).resolve())
+        state.read(cluster.directory)
+        return cluster
+
+    @property
+    def config(self) -> Path:
+        """The `pipeline.toml` of this cluster."""
+        return self.directory / CONFIG_FILE
+
+    @property
+    def processes(self) -> list[Process]:
+        """Every process that was started and not taken down, dead or alive; none when the cluster is down."""
+        return list(state.read(self.directory).processes) if state.exists(self.directory) else []
+
+    def is_alive(self, name: str) -> bool:
+        """Whether the process of that name runs."""
+        return processes.is_alive(self._process(name))
+
+    def start(self, name: str) -> None:
+        """Start a process that was stopped or killed, on the same port with the same files, and wait until it works."""
+        with self._lock:
+            service = state.read(self.directory).service(name)
+            before = self._process(name)
+            if processes.is_alive(before):
+                return
+            processes.end([before])
+            wait_ready(self.directory, [(service, relaunch(self.directory, service))], _silent)
+
+    def stop(self, name: str, signal: int = signals.SIGTERM) -> None:
+        """Send a signal that asks a process to stop, and wait until it and its children are gone.
+
+        SIGSTOP and SIGCONT go to its children too, and nothing is waited for.
+        """
+        process = self._process(name)
+        if signal in (signals.SIGSTOP, signals.SIGCONT):
+            processes.send_group(process, signal)
+            return
+        processes.send(process, signal)
+        if not processes.wait_gone(process, STOP_TIMEOUT_S):
+            raise ClusterFailed(f"{name} ({process.pid}) still ran {STOP_TIMEOUT_S:.0f} s after signal {signal}")
+        processes.end([process])
+
+    def kill(self, name: str) -> None:
+        """Kill a process and its children with SIGKILL, as a crash would."""
+        processes.end([self._process(name)])
+
+    def down(self) -> list[str]:
+        """End all processes, remove all files, and return the names of what was running. Does nothing when down."""
+        with self._lock, uninterrupted():
+            names = self._take_down() if state.exists(self.directory) else []
+            self._disown()
+        return names
+
+    def _take_down(self) -> list[str]:
+        known = state.read(self.directory)
+        running = [process.name for process in known.processes if processes.is_alive(process)]
+        kinds = {service.name: service.kind for service in known.services}
+        polite = [process for process in known.processes if kinds[process.name] in ("worker", "flower")]
+        processes.end(polite, grace_s=WORKER_GRACE_S)
+        # Servers need no good-bye: their files go next.
+        processes.end([process for process in known.processes if process not in polite])
+        for entry in known.entries:
+            _remove(self.directory / entry)
+        state.forget(self.directory)
+        for folder in map(Path, known.made_folders):
+            # A folder that now holds something of somebody else stays.
+            with suppress(OSError):
+                folder.rmdir()
+        return running
+
+    def _process(self, name: str) -> Process:
+        known = state.read(self.directory)
+        known.service(name)
+        process = known.process(name)
+        if process is None:
+            raise ClusterFailed(f"{name} was never started")
+        return process
+
+    def _own(self) -> None:
+        self._owner_pid = os.getpid()
+        self._guard = guard.post(self.directory)
+        atexit.register(self._down_at_exit)
+
+    def _disown(self) -> None:
+        if self._guard:
+            guard.dismiss(self._guard)
+            self._guard = None
+            atexit.unregister(self._down_at_exit)
+
+    def _down_at_exit(self) -> None:
+        # A fork of the owner inherits this hook, but not the cluster.
+        if os.getpid() == self._owner_pid:
+            self.down()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _silent(_sentence: str) -> None:
+    pass

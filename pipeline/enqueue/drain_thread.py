@@ -1,0 +1,118 @@
+"""The courier: sees to it that what this process spooled gets into the logs as soon as Redis takes it again.
+
+A thread does it, off the callers' path. uWSGI runs no threads unless told to: there a caller tries, once a second and
+for a short time. Workers and `pipeline spool drain` do the same for the whole host; whoever comes first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+from pipeline import clock
+from pipeline.enqueue.breaker import Breaker
+from pipeline.enqueue.drain import Drainer
+from pipeline.errors import PipelineError, WaitTimeout
+from pipeline.spool.store import Spool
+from pipeline.wait_budget import threads_run
+
+#: Pause between two passes while something waits, s; after failures it grows.
+PAUSE_S, MOST_S = 0.05, 1.0
+#: Kept ops are looked after at this interval, s: whether Redis has lost them, whether every node has them.
+TEND_S = 2.0
+#: What a caller without threads spends on draining, at most once a second, s.
+CALLER_S = 0.05
+_log = logging.getLogger("pipeline.spool")
+
+
+class Courier:
+    """Drains for this process, in a thread that starts when it is first needed."""
+
+    _tried_s: float
+
+    def __init__(self, spool: Spool, drainer: Drainer, breaker: Breaker):
+        self._spool, self._drainer, self._breaker = spool, drainer, breaker
+        self._reset()
+
+    def wake(self, *, at_once: bool = False) -> None:
+        """Note that something waits; never raises.
+
+        Args:
+            at_once: try in the caller's own time, as for an op that goes through the spool while all is well.
+        """
+        if self._pid != os.getpid():
+            self._reset()
+        if threads_run():
+            self._start()
+            self._called.set()
+        elif at_once or clock.mono_s() - self._tried_s >= 1.0:
+            self._tried_s = clock.mono_s()
+            self._pass(CALLER_S, patient=False)
+
+    def wait_empty(self, timeout_s: float) -> None:
+        """Wait until nothing waits in the spool.
+
+        Raises:
+            WaitTimeout: something still does.
+        """
+        for _ in clock.polls(timeout_s):
+            if not self._spool.waiting():
+                return
+            self.wake()
+        raise WaitTimeout(f"the spool {self._spool.path}", timeout_s, "spooled")
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._ended = True
+        self._called.set()
+        if self._thread is not None and self._pid == os.getpid():
+            self._thread.join(timeout=1.0)
+
+    def _reset(self) -> None:
+        self._pid, self._ended = os.getpid(), False
+        self._called, self._starting = threading.Event(), threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._tried_s = -1.0
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="pipeline-spool", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        called, failures, tended_s = self._called, 0, 0.0
+        while not self._ended:
+            called.clear()
+            quiet = self._pass(MOST_S * 10, patient=True)
+            failures = 0 if quiet else failures + 1
+            if quiet and not self._tended(tended_s):
+                called.wait()
+            elif quiet:
+                tended_s = clock.mono_s()
+                called.wait(TEND_S)
+            else:
+                clock.sleep_s(clock.backoff_s(failures, first_s=PAUSE_S, most_s=MOST_S))
+
+    def _pass(self, for_s: float, *, patient: bool) -> bool:
+        """Drain once; whether nothing waits any more."""
+        try:
+            done = self._drainer.drain(for_s, patient=patient)
+        except PipelineError as error:
+            _log.warning("the spool could not be drained: %s", error)
+            return False
+        if done.sent:
+            self._breaker.close()
+            _log.info("spool drained ops=%d", done.sent)
+        return done.empty or (not done.mine and not self._spool.waiting())
+
+    def _tended(self, before_s: float) -> bool:
+        """Forget what every node has; whether something is still kept."""
+        try:
+            if clock.mono_s() - before_s >= TEND_S:
+                self._drainer.forget()
+            return bool(self._spool.pairs())
+        except PipelineError as error:
+            _log.warning("the spool could not be looked after: %s", error)
+            return True

@@ -1,0 +1,119 @@
+"""Publish through the spool where Redis does not take an op, or where the caller asks for it.
+
+Invariant: once an op of this host waits in the spool, every later one goes behind it; and an op whose outcome is
+unknown goes there under the number that it was sent with, so that it cannot be doubled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from pipeline.enqueue.breaker import Breaker
+from pipeline.enqueue.drain_thread import Courier
+from pipeline.enqueue.idempotency import Promising
+from pipeline.enqueue.producers import Sender
+from pipeline.enqueue.publisher import Publisher
+from pipeline.enqueue.schemas import Definitions
+from pipeline.errors import PipelineFull, SpoolUnavailable, Unavailable
+from pipeline.oplog.contract import IdReserved
+from pipeline.oplog.earlier import Place
+from pipeline.spool.store import Number, Spool
+
+
+class Spooling:
+    """A publisher that does not fail with Redis. A spooled op's place has no position.
+
+    Args:
+        courier: told whenever something waits.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        spool: Spool,
+        breaker: Breaker,
+        courier: Courier,
+        definitions: Definitions,
+        promising: Promising,
+    ):
+        self._publisher, self._spool, self._breaker = publisher, spool, breaker
+        self._courier, self._definitions, self._promising = courier, definitions, promising
+        self.reserve = promising.reserve
+
+    def publish(
+        self,
+        bucket: int,
+        payload: bytes,
+        *,
+        key: str = "",
+        row_id: int | None = None,
+        then: Callable[[Sender], None] | None = None,
+        kept: bool = False,
+    ) -> Place:
+        """Append one op, or spool it; see `Publisher.publish`.
+
+        Args:
+            kept: spool it first, and keep it there until every node of its shard has it.
+
+        Raises:
+            IdReserved: the key stands for another id; it was taken by neither.
+            PipelineFull, SpoolUnavailable: Redis did not take it, and neither did the spool.
+        """
+        named, spooled = row_id if key else None, kept or self._breaker.open
+        if named is not None:
+            self._promising.agree(bucket, key, named, spooled=spooled)
+        if spooled:
+            return self._spooled({bucket: (payload,)}, kept)[bucket]
+        try:
+            place = self._publisher.publish(bucket, payload, key=key, row_id=row_id, then=then)
+        except Unavailable as error:
+            if named is not None:
+                self._breaker.hear(error)
+                self._promising.agree(bucket, key, named, spooled=True)
+            return self._instead({bucket: (payload,)}, error)[bucket]
+        except IdReserved as reserved:
+            self._promising.correct(bucket, key, reserved.row_id)
+            raise
+        if named is not None and place.row_id not in (None, named):
+            self._promising.correct(bucket, key, place.row_id)
+        return place
+
+    def publish_many(
+        self,
+        payloads: Mapping[int, Sequence[bytes]],
+        *,
+        key: str = "",
+        row_id: int | None = None,
+        then: Callable[[Sender], None] | None = None,
+        kept: bool = False,
+    ) -> dict[int, Place]:
+        """Append ops of several buckets, or spool those that Redis does not take; see `publish`."""
+        if kept:
+            return self._spooled(payloads, kept)
+        places: dict[int, Place] = {}
+        for share in self._publisher.by_scope(payloads).values():
+            if self._breaker.open:
+                places |= self._spooled(share)
+                continue
+            try:
+                places |= self._publisher.publish_many(share, key=key, row_id=row_id, then=then)
+            except Unavailable as error:
+                places |= self._instead(share, error)
+        return places
+
+    def _instead(self, runs: Mapping[int, Sequence[bytes]], error: Unavailable) -> dict[int, Place]:
+        self._breaker.hear(error)
+        try:
+            return self._spooled(runs, numbered=error.numbered)
+        except (PipelineFull, SpoolUnavailable) as second:
+            if not error.numbered:
+                second.numbered = {}
+            raise second from error
+
+    def _spooled(
+        self, runs: Mapping[int, Sequence[bytes]], kept: bool = False, numbered: Mapping[int, Number] | None = None
+    ) -> dict[int, Place]:
+        self._definitions.keep_in(self._spool)
+        numbers = self._spool.add(runs, kept=kept, numbered=numbered)
+        self._courier.wake(at_once=kept and not self._breaker.tripped)
+        return {bucket: Place(None, *number) for bucket, number in numbers.items()}

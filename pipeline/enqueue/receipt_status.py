@@ -1,0 +1,208 @@
+"""Follow ops: what became of a receipt, and waiting until it is applied. The databases are asked; Redis only hints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from pipeline import clock
+from pipeline.config.topology import Topology
+from pipeline.errors import Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
+from pipeline.model.op import START, Position
+from pipeline.model.receipt import Receipt
+from pipeline.oplog.contract import Entries, Watermarks
+from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard.ledger_queries import Fate
+from pipeline.shard.nodes import Nodes
+
+#: A shard forgets producers it has not heard of for so long; an older receipt of another epoch cannot be told.
+REMEMBERED_S = 7 * 86_400
+#: A waiter asks the database at least this often, whatever Redis says, s.
+ASK_S = 0.25
+_FINAL = ("applied", "durable", "rejected", "parked", "lost")
+
+
+class _Log(Entries, Watermarks, Protocol):
+    """What following needs of the log."""
+
+
+class Follower:
+    """Answers for receipts."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        nodes: Nodes,
+        log: _Log,
+        spooled: Callable[[int, int, int], bool] = lambda bucket, producer, seq: False,
+    ):
+        self._topology, self._nodes, self._log, self._spooled = topology, nodes, log, spooled
+
+    def status(self, receipt: Receipt) -> str:
+        """Return spooled, queued, applied, durable, rejected, parked or lost.
+
+        Raises:
+            ShardUnavailable: the shard's primary does not answer: unknown is never taken for good.
+        """
+        if receipt.position is None and self._spooled(receipt.bucket, receipt.producer, receipt.producer_seq):
+            return "spooled"
+        state = self._state(receipt)
+        return "durable" if state == "applied" and self._on_all_replicas(receipt) else state
+
+    def wait(self, receipt: Receipt, timeout_s: float) -> str:
+        """Wait until an op is applied; see `Receipt.wait`."""
+        shards = self._topology.shards_of(receipt.bucket)
+        asked_at, state = 0.0, "queued"
+        for deadline in clock.polls(timeout_s):
+            hinted = all(self._hint(shard, receipt) for shard in shards)
+            if hinted or deadline.passed or clock.mono_s() - asked_at > ASK_S:
+                try:
+                    asked_at, state = clock.mono_s(), self._state(receipt)
+                except ShardUnavailable:
+                    # a primary that died is followed within seconds; only the last word counts
+                    if deadline.passed:
+                        raise
+            if state in _FINAL:
+                return self._told(receipt, state)
+        if receipt.position is None and self._spooled(receipt.bucket, receipt.producer, receipt.producer_seq):
+            state = "spooled"
+        raise WaitTimeout(f"the op at {receipt.bucket}:{receipt.position}", timeout_s, state)
+
+    def wait_all(self, receipts: Iterable[Receipt], timeout_s: float) -> None:
+        """Wait until all are applied; asks once per producer and bucket, for its last op.
+
+        Raises:
+            Rejected: one of them was refused. WaitTimeout, Lost: as for one receipt.
+        """
+        last: dict[tuple[int, int], Receipt] = {}
+        every: list[tuple[int, int, int]] = []
+        places: dict[int, list[Position]] = {}
+        for receipt in receipts:
+            every.append((receipt.bucket, receipt.producer, receipt.producer_seq))
+            mine = places.setdefault(receipt.bucket, [])
+            if receipt.position is not None:
+                mine.append(receipt.position)
+            key = (receipt.bucket, receipt.producer)
+            if key not in last or last[key].producer_seq < receipt.producer_seq:
+                last[key] = receipt
+        deadline = clock.Deadline(timeout_s)
+        for receipt in last.values():
+            self.wait(receipt, deadline.left_s)
+        for shard in {shard for bucket in places for shard in self._topology.shards_of(bucket)}:
+            session = self._nodes.primary(shard)
+            refused = inquiry.refused(session, every)
+            if refused:
+                raise Rejected(f"{len(refused)} of {len(every)} ops; the first", refused[0][0], refused[0][1])
+            lost = sum(
+                position.epoch == epoch and first <= position.seq <= last
+                for bucket, epoch, first, last in inquiry.gaps(session, places)
+                for position in places[bucket]
+            )
+            if lost:
+                raise Lost(f"{lost} of {len(every)} ops were lost by Redis before they were applied")
+
+    def barrier(self, table: str, timeout_s: float) -> None:
+        """Wait until all that is in the logs of a table's buckets now is applied.
+
+        Raises:
+            WaitTimeout: it was not, in time.
+        """
+        rules, topology = self._topology.table(table), self._topology
+        whole = (topology.reference_bucket,) if rules.reference else range(topology.buckets)
+        tails = self._log.tails(whole)
+        ahead: dict[str, set[int]] = {}
+        for bucket in tails:
+            for shard in topology.shards_of(bucket):
+                ahead.setdefault(shard, set()).add(bucket)
+        for _ in clock.polls(timeout_s, first_s=0.005):
+            ahead = {shard: left for shard, own in ahead.items() if (left := self._behind(shard, own, tails))}
+            if not ahead:
+                return
+        behind = set().union(*ahead.values())
+        raise WaitTimeout(f"the barrier of {table!r}: {len(behind)} buckets", timeout_s, "queued")
+
+    def row_id(self, receipt: Receipt) -> int | None:
+        """Return the id that the database gave to an op's row; None until it is applied."""
+        shard = self._topology.shards_of(receipt.bucket)[0]
+        session = self._nodes.primary(shard)
+        return inquiry.row_id(session, receipt.bucket, receipt.producer, receipt.producer_seq)
+
+    # parts --------------------------------------------------------------------------------------------------
+
+    def _state(self, receipt: Receipt) -> str:
+        """Return the state on the shard that is furthest behind (a reference table's op is applied by all)."""
+        states = [self._state_on(shard, receipt) for shard in self._topology.shards_of(receipt.bucket)]
+        for state in ("lost", "rejected", "parked", "queued"):
+            if state in states:
+                return state
+        return "applied"
+
+    def _state_on(self, shard: str, receipt: Receipt) -> str:
+        fate = self._fate(shard, receipt)
+        if fate.reject is not None:
+            return fate.reject[0]
+        if self._reached(fate, receipt):
+            return "applied"
+        if fate.lost:
+            return "lost"
+        if receipt.position is None:
+            return "queued"
+        if fate.mark is None or fate.mark.epoch <= receipt.position.epoch:
+            return "queued"
+        # the log has gone on in a newer epoch without it: entries of the old one can never come again
+        if fate.applied_seq is None and clock.wall_ms() / 1000 - receipt.position.epoch > REMEMBERED_S:
+            raise PipelineError("this receipt is older than a week; its shard no longer remembers its producer")
+        return "lost"
+
+    def _fate(self, shard: str, receipt: Receipt) -> Fate:
+        session, position = self._nodes.primary(shard), receipt.position or START
+        return inquiry.fate(session, receipt.bucket, position, receipt.producer, receipt.producer_seq)
+
+    def _reached(self, fate: Fate, receipt: Receipt) -> bool:
+        """Whether an op, or its refusal, is committed on a node; one that was spooled is known by its sequence only."""
+        if receipt.position is not None:
+            return fate.reached(receipt.position, receipt.producer_seq)
+        return fate.applied_seq is not None and fate.applied_seq >= receipt.producer_seq
+
+    def _told(self, receipt: Receipt, state: str) -> str:
+        if state == "lost":
+            raise Lost(f"the op at {receipt.bucket}:{receipt.position} was lost by Redis before it was applied")
+        if state in ("rejected", "parked"):
+            for shard in self._topology.shards_of(receipt.bucket):
+                reject = self._fate(shard, receipt).reject
+                if reject is not None:
+                    raise Rejected(f"the op at {receipt.bucket}:{receipt.position}", reject[1], reject[2])
+        return state
+
+    def _on_all_replicas(self, receipt: Receipt) -> bool:
+        """Whether every replica that is fit has the op. One that does not answer counts as one that has it not."""
+        for shard in self._topology.shards_of(receipt.bucket):
+            counting = [one for one in self._nodes.replicas(shard) if not self._nodes.unfit(one.node)]
+            if not counting:
+                return False
+            for session in counting:
+                try:
+                    position = receipt.position or START
+                    fate = inquiry.fate(session, receipt.bucket, position, receipt.producer, receipt.producer_seq)
+                except (Unavailable, PipelineError):
+                    return False
+                if not self._reached(fate, receipt):
+                    return False
+        return True
+
+    def _hint(self, shard: str, receipt: Receipt) -> bool:
+        """Whether Redis's copy of the watermark is worth asking the database for."""
+        if receipt.position is None:
+            return True
+        try:
+            mark = self._log.mark(shard, receipt.bucket)
+        except Unavailable:
+            return False
+        return mark is not None and mark >= receipt.position
+
+    def _behind(self, shard: str, buckets: set[int], tails: Mapping[int, Position]) -> set[int]:
+        """Return those of a shard's buckets that its primary has not applied so far."""
+        found = inquiry.marks_of(self._nodes.primary(shard), buckets)
+        if missing := buckets - found.keys():
+            raise ShardUnavailable(shard, f"it has no watermark of bucket {min(missing)}: run pipeline migrate")
+        return {bucket for bucket in buckets if found[bucket].position < tails[bucket]}

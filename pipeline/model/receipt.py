@@ -1,0 +1,162 @@
+"""The receipt: what a caller holds of an op. It names the op's place; its status is asked of the databases."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+from pipeline.errors import BadToken, PipelineError
+from pipeline.model.op import Position
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Source(Protocol):
+        """Who can tell about a receipt: the client."""
+
+        def status(self, receipt: Receipt) -> str: ...  # noqa: D102
+        def wait(self, receipt: Receipt, timeout_s: float) -> str: ...  # noqa: D102
+        def row_id(self, receipt: Receipt) -> int | None: ...  # noqa: D102
+
+
+#: First letter of every printed receipt; a new layout gets a new letter. A spooled op has no position yet.
+VERSION, SPOOLED = "r", "s"
+
+
+class Receipt:
+    """The caller's hold on one op.
+
+    `position` is None until the op has been sent (inside `atomic()`, or with the web2py object before the commit), and
+    stays so for an op that went through the spool: its `producer` and `producer_seq` tell everything.
+    The producer's sequence comes with it: after a Redis failover an op may stand elsewhere, and only the sequence
+    tells whether it was applied.
+    """
+
+    __slots__ = ("_id", "bucket", "position", "producer", "producer_seq", "source")
+
+    def __init__(
+        self,
+        bucket: int,
+        position: Position | None,
+        id: int | None,
+        producer: int = 0,
+        producer_seq: int = 0,
+        source: Source | None = None,
+    ):
+        self.bucket, self.position, self._id = bucket, position, id
+        self.producer, self.producer_seq, self.source = producer, producer_seq, source
+
+    @property
+    def id(self) -> int | None:
+        """The row's id. With `ids = "database"` it is None until the op is applied. Give it to JavaScript as text."""
+        if self._id is None and self.source is not None and self.sent:
+            self._id = self.source.row_id(self)
+        return self._id
+
+    @property
+    def sent(self) -> bool:
+        """Whether the op is on its way: in the log, or in the spool."""
+        return self.position is not None or self.producer > 0
+
+    def name_row(self, id: int) -> None:
+        """Note the row's id: an earlier call with the same idempotency key had made it."""
+        self._id = id
+
+    def status(self) -> str:
+        """Return queued, spooled, applied, durable, rejected, parked or lost."""
+        return self._asked().status(self)
+
+    def wait(self, timeout_s: float = 2.0) -> str:
+        """Wait until the op is applied, and return its status.
+
+        Raises:
+            Rejected: the database refused it; `reason` is the database's sentence.
+            Lost: Redis lost it before it was applied.
+            WaitTimeout: it was not applied in time; it stays queued.
+        """
+        return self._asked().wait(self, timeout_s)
+
+    def _asked(self) -> Source:
+        if self.source is None:
+            raise PipelineError("this receipt belongs to no pipeline; use pipeline.Receipt.parse(text)")
+        if not self.sent:
+            raise PipelineError("the op has not been sent yet: the atomic block or the request is still open")
+        return self.source
+
+    def __str__(self) -> str:
+        if not self.sent:
+            raise PipelineError("the op has not been sent yet, so its receipt cannot be printed")
+        row = self._id + 1 if self._id is not None and self._id > 0 else 0
+        numbers = (self.bucket, *(self.position or ()), self.producer, self.producer_seq, row)
+        body = ".".join(_base36(n) for n in numbers)
+        return f"{SPOOLED if self.position is None else VERSION}{body}.{_check(body)}"
+
+    @classmethod
+    def parse(cls, text: str, source: Source | None = None) -> Receipt:
+        """Read what `str` wrote.
+
+        Raises:
+            BadToken: the text is not a receipt, or was cut or changed on its way.
+        """
+        body, _, check = text[1:].rpartition(".")
+        parts = body.split(".")
+        if {VERSION: 6, SPOOLED: 4}.get(text[:1]) != len(parts) or check != _check(body):
+            raise BadToken("this text is not a receipt, or was cut on its way; pass the whole of str(receipt)")
+        try:
+            bucket, *place, producer, producer_seq, id = (int(part, 36) for part in parts)
+        except ValueError as error:
+            raise BadToken("this text is not a receipt") from error
+        return cls(bucket, Position(*place) if place else None, id - 1 if id else None, producer, producer_seq, source)
+
+    def __repr__(self) -> str:
+        return f"<Receipt bucket={self.bucket} position={self.position} id={self._id}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Receipt) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.bucket, self.position, self.producer, self.producer_seq
+
+
+class Receipts(Sequence[Receipt]):
+    """The receipts of a bulk call, in the rows' order; each is made only when it is looked at."""
+
+    def __init__(self, make: Callable[[int], Receipt], length: int):
+        self._make, self._length = make, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Receipt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Receipt]: ...
+    def __getitem__(self, index: int | slice) -> Receipt | list[Receipt]:
+        if isinstance(index, slice):
+            return [self._make(i) for i in range(*index.indices(self._length))]
+        if not -self._length <= index < self._length:
+            raise IndexError(index)
+        return self._make(index % self._length)
+
+    def __iter__(self) -> Iterator[Receipt]:
+        return map(self._make, range(self._length))
+
+    def __repr__(self) -> str:
+        return f"<Receipts of {self._length} ops>"
+
+
+def _base36(number: int) -> str:
+    digits = ""
+    while True:
+        number, rest = divmod(number, 36)
+        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[rest] + digits
+        if not number:
+            return digits
+
+
+def _check(body: str) -> str:
+    return _base36(zlib.crc32(body.encode()) % 1296)

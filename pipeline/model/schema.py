@@ -1,0 +1,78 @@
+"""Table definitions as values: taken from a pyDAL table, sent as JSON, named by a hash.
+
+Every op carries the hash of its table's definition. A worker that does not know the hash waits; it never guesses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.errors import BadOp
+from pipeline.model.column import Column
+
+
+@dataclass(frozen=True, slots=True)
+class TableSchema:
+    """One table's definition. `rname` is the table's name in the database, where that differs."""
+
+    name: str
+    columns: tuple[Column, ...]
+    rname: str | None = None
+    hash: str = field(init=False, compare=False)
+    index: Mapping[str, int] = field(init=False, compare=False, repr=False)
+    id_index: int = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        ids = [i for i, column in enumerate(self.columns) if column.type in ("id", "big-id")]
+        if len(ids) != 1:
+            raise BadOp(f"table {self.name!r} has no id column (keyed tables are not supported): give it an 'id' field")
+        object.__setattr__(self, "id_index", ids[0])
+        object.__setattr__(self, "index", {column.name: i for i, column in enumerate(self.columns)})
+        object.__setattr__(self, "hash", hashlib.blake2b(self.to_json().encode(), digest_size=6).hexdigest())
+
+    @property
+    def id_name(self) -> str:
+        """The name of the id column."""
+        return self.columns[self.id_index].name
+
+    def to_json(self) -> str:
+        """Return the definition as JSON, always the same text for the same definition."""
+        rows = [[c.name, c.type, c.length, int(c.notnull), int(c.unique), c.rname] for c in self.columns]
+        return json.dumps({"table": self.name, "rname": self.rname, "columns": rows}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> TableSchema:
+        """Read what `to_json` wrote."""
+        shape = json.loads(text)
+        columns = (
+            Column(n, t, length, bool(notnull), bool(unique), rname)
+            for n, t, length, notnull, unique, rname in shape["columns"]
+        )
+        return cls(shape["table"], tuple(columns), shape["rname"])
+
+
+def signature_of(table: Any) -> tuple[Any, ...]:
+    """Return what identifies a pyDAL table's definition; cheap, since web2py makes its tables anew at each request."""
+    return (table._tablename, table._rname, *((f.name, f.type, f.length, f.notnull, f.unique, f._rname) for f in table))
+
+
+def schema_of(table: Any) -> TableSchema:
+    """Return the definition of a pyDAL table. Works on both pyDAL lines; touches no database."""
+    columns = tuple(_column(f) for f in table)
+    return TableSchema(table._tablename, columns, _own_rname(table._rname, table._tablename))
+
+
+def _column(f: Any) -> Column:
+    if not isinstance(f.type, str):
+        raise BadOp(f"field {f.name!r} has a type made by SQLCustomType, which the log cannot carry")
+    length = f.length if f.type in ("string", "password", "upload") else None
+    return Column(f.name, f.type, length, bool(f.notnull), bool(f.unique), _own_rname(f._rname, f.name))
+
+
+def _own_rname(rname: str | None, name: str) -> str | None:
+    """Return the rname if the user set one; pyDAL fills it with the quoted name in the web side's dialect."""
+    return None if rname is None or rname.strip("\"'`[]") == name else rname

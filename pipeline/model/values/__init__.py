@@ -1,0 +1,224 @@
+"""Exact values: the door of the pipeline. What is sent is what will be stored, or it is refused here.
+
+A value travels in its *canonical* form, which JSON and msgpack can carry: None, bool, int, float, str, or a list of
+int or str. Decimals, dates, blobs and JSON travel as the text that pyDAL stores. On a column that is no text, '' means
+None, as in pyDAL.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from base64 import b64decode
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any
+
+from pipeline.errors import BadValue
+from pipeline.model.column import Column
+from pipeline.model.values import lists, moments, numbers, texts
+from pipeline.model.values.refused import Refused
+
+Canonical = bool | int | float | str | list[Any] | None
+Check = Callable[[object], Canonical]
+
+#: Types on which '' is a value. On every other type it is None, as in pyDAL.
+TEXT_KINDS = frozenset({"string", "text", "json"})
+#: `str` of a Decimal with no more places than this has no exponent.
+EXACT_SCALE = 6
+
+
+def checker(table: str, column: Column) -> Check:
+    """Return the function that turns a caller's value into its canonical form.
+
+    Build it once per column and keep it: the usual exact type costs about 0.1 µs.
+
+    Returns:
+        A function that raises `BadValue` for what the column cannot hold exactly.
+    """
+    return _build(table, column, cut=False)
+
+
+def lenient(table: str, column: Column) -> Check:
+    """Return a `checker` that bends as pyDAL does where nothing that matters is lost.
+
+    It cuts moments to what the column holds, for `default=request.now` has microseconds; a whole number is a text of
+    its digits; blank items of a list, which pyDAL loses on reading, are left out.
+    """
+    return _build(table, column, cut=True)
+
+
+def python_value(column: Column, canonical: Canonical) -> Any:
+    """Return what pyDAL's `select` gives for the stored value: a Decimal, a date, a dict, …
+
+    A blob that is valid UTF-8 comes back as str, because pyDAL does so.
+    """
+    convert = _PYTHON.get(column.kind)
+    return canonical if canonical is None or convert is None else convert(canonical)
+
+
+def _build(table: str, column: Column, cut: bool) -> Check:
+    kind = column.kind
+    if kind not in _CONVERTERS:
+        return _unsupported(table, column)
+    slow = _guarded(table, column, _CONVERTERS[kind](column, cut))
+    shortcut = _SHORTCUTS.get(kind)
+    return slow if shortcut is None else shortcut(column, slow)
+
+
+def _guarded(table: str, column: Column, convert: Check) -> Check:
+    """Wrap *convert* with the rules that all types share: None, '' and the error that names the column."""
+    name, notnull, empty_is_none = column.name, column.notnull, column.kind not in TEXT_KINDS
+
+    def check(value: object) -> Canonical:
+        if value is None or (empty_is_none and isinstance(value, str) and not value):
+            if notnull:
+                raise BadValue(table, name, f"is notnull and cannot take this {type(value).__name__}: send a value")
+            return None
+        try:
+            return convert(value)
+        except Refused as refused:
+            raise BadValue(table, name, str(refused)) from None
+
+    return check
+
+
+def _unsupported(table: str, column: Column) -> Check:
+    def check(value: object) -> Canonical:
+        why = f"has the type {column.type!r}, which the pipeline cannot carry: leave the field out"
+        raise BadValue(table, column.name, why)
+
+    return check
+
+
+# the usual exact types, without a detour: 60,000 rows/s of six columns leave 2.7 µs per value for everything --------
+
+
+def _whole_shortcut(column: Column, slow: Check) -> Check:
+    low, high = numbers.RANGES[column.kind]
+
+    def check(value: object) -> Canonical:
+        if type(value) is int and low <= value <= high:
+            return value
+        return slow(value)
+
+    return check
+
+
+def _double_shortcut(column: Column, slow: Check) -> Check:
+    low, high = -sys.float_info.max, sys.float_info.max
+
+    def check(value: object) -> Canonical:
+        if type(value) is float and low <= value <= high:
+            return value + 0.0
+        return slow(value)
+
+    return check
+
+
+def _boolean_shortcut(column: Column, slow: Check) -> Check:
+    def check(value: object) -> Canonical:
+        return value if value is True or value is False else slow(value)
+
+    return check
+
+
+def _text_shortcut(column: Column, slow: Check) -> Check:
+    longest = sys.maxsize if column.kind == "text" or column.length is None else column.length
+
+    def check(value: object) -> Canonical:
+        # what is printable has no lone surrogates, so UTF-8 can carry it
+        if type(value) is str and len(value) <= longest and (value.isascii() or value.isprintable()):
+            return value
+        return slow(value)
+
+    return check
+
+
+def _decimal_shortcut(column: Column, slow: Check) -> Check:
+    precision, scale = column.digits
+    unit, most = Decimal(1).scaleb(-scale), precision - scale
+    text: Callable[[Decimal], str] = str if scale <= EXACT_SCALE else "{:f}".format
+
+    def check(value: object) -> Canonical:
+        if type(value) is Decimal and value.same_quantum(unit) and value and value.adjusted() < most:
+            return text(value)
+        return slow(value)
+
+    return check
+
+
+def _day_shortcut(column: Column, slow: Check) -> Check:
+    first = date(moments.FIRST_YEAR, 1, 1)
+
+    def check(value: object) -> Canonical:
+        if type(value) is date and value >= first:
+            return value.isoformat()
+        return slow(value)
+
+    return check
+
+
+def _moment_shortcut(column: Column, slow: Check) -> Check:
+    first = f"{moments.FIRST_YEAR:04}"
+    plain = len("2024-05-01 09:30:00")
+
+    def check(value: object) -> Canonical:
+        if type(value) is datetime:
+            text = value.isoformat(" ")
+            if len(text) == plain and text >= first:  # microseconds and a time zone would make it longer
+                return text
+        return slow(value)
+
+    return check
+
+
+_CONVERTERS: Mapping[str, Callable[[Column, bool], Check]] = {
+    "integer": lambda column, cut: numbers.whole(column),
+    "bigint": lambda column, cut: numbers.whole(column),
+    "id": lambda column, cut: numbers.whole(column),
+    "reference": lambda column, cut: numbers.whole(column),
+    "double": lambda column, cut: numbers.double,
+    "float": lambda column, cut: numbers.single,
+    "decimal": lambda column, cut: numbers.decimal(column),
+    "boolean": lambda column, cut: texts.boolean,
+    "string": texts.string,
+    "text": lambda column, cut: texts.plain(cut),
+    "blob": lambda column, cut: texts.blob,
+    "json": lambda column, cut: texts.json_text,
+    "date": lambda column, cut: moments.day(cut),
+    "time": lambda column, cut: moments.clock_time(cut),
+    "datetime": lambda column, cut: moments.moment(cut),
+    "list:string": lists.items,
+    "list:integer": lists.items,
+    "list:reference": lists.items,
+}
+_SHORTCUTS: Mapping[str, Callable[[Column, Check], Check]] = {
+    **dict.fromkeys(numbers.RANGES, _whole_shortcut),
+    "double": _double_shortcut,
+    "decimal": _decimal_shortcut,
+    "boolean": _boolean_shortcut,
+    "string": _text_shortcut,
+    "text": _text_shortcut,
+    "date": _day_shortcut,
+    "datetime": _moment_shortcut,
+}
+
+
+def _blob_as_pydal_reads_it(canonical: str) -> str | bytes:
+    raw = b64decode(canonical)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+_PYTHON: Mapping[str, Callable[[Any], Any]] = {
+    "decimal": Decimal,
+    "date": date.fromisoformat,
+    "time": time.fromisoformat,
+    "datetime": datetime.fromisoformat,
+    "json": json.loads,
+    "blob": _blob_as_pydal_reads_it,
+}

@@ -1,0 +1,102 @@
+"""Texts, blobs, booleans and JSON: what a caller may give, and the exact form that travels."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Callable
+
+from pipeline.model.column import Column
+from pipeline.model.values.refused import Refused
+
+#: Classes of web2py and pyDAL that stand for a text and mean their str(): a translation, a password to be hashed.
+#: Known by name, since a worker or a plain script has neither framework.
+LAZY_TEXTS = frozenset({"lazyT", "LazyCrypt"})
+#: Texts that mean a boolean to pyDAL and to a reader alike. 'on' is an HTML checkbox. 'no' and 'off' are left out:
+#: pyDAL stores them as True.
+BOOLEANS = {"T": True, "True": True, "true": True, "1": True, "on": True}
+BOOLEANS |= {"F": False, "False": False, "false": False, "0": False}
+
+
+def text(value: object) -> str:
+    """Convert to a str that UTF-8 can carry."""
+    if isinstance(value, str):
+        plain = str.__str__(value)  # not str(value): a str Enum would give its name
+    elif type(value).__name__ in LAZY_TEXTS:
+        plain = str(value)
+    elif isinstance(value, bytes | bytearray | memoryview):
+        raise Refused(value, "send bytes(value).decode() if it is text, or declare the field 'blob'")
+    else:
+        raise Refused(value, "send a str; str(value) if that is meant")
+    if not plain.isascii():
+        _utf8(value, plain)
+    return plain
+
+
+def plain(digits: bool) -> Callable[[object], str]:
+    """Return the converter of a text column; with *digits* a whole number is the text of its digits."""
+    return _or_digits if digits else text
+
+
+def _or_digits(value: object) -> str:
+    return int.__repr__(value) if isinstance(value, int) and not isinstance(value, bool) else text(value)
+
+
+def string(column: Column, digits: bool) -> Callable[[object], str]:
+    """Return the converter of a string, password or upload column: a text of at most its length, in characters."""
+    longest, to_text = column.length, plain(digits)
+
+    def convert(value: object) -> str:
+        plain = to_text(value)
+        if longest is not None and len(plain) > longest:
+            advice = "shorten it, or make the field longer"
+            raise Refused(value, f"it has {len(plain)} characters, the column holds {longest}; {advice}")
+        return plain
+
+    return convert
+
+
+def blob(value: object) -> str:
+    """Convert bytes to base64 text, pyDAL's own form. A str stands for its UTF-8, as pyDAL reads it back."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return b64encode(bytes(value)).decode("ascii")
+    if isinstance(value, str):
+        return b64encode(_utf8(value, str.__str__(value))).decode("ascii")
+    raise Refused(value, "send bytes")
+
+
+def boolean(value: object) -> bool:
+    """Convert to a bool what is one beyond doubt."""
+    if type(value).__name__ in ("bool", "bool_"):  # numpy's are not Python's
+        return bool(value)
+    if isinstance(value, str):
+        known = BOOLEANS.get(value)
+    else:
+        known = {0: False, 1: True}.get(value) if isinstance(value, int) else None
+    if known is None:
+        raise Refused(value, "send True or False")
+    return known
+
+
+def json_text(value: object) -> str:
+    """Convert to the JSON text that pyDAL stores; a str is a JSON string, as it is for pyDAL.
+
+    What JSON would bend on the way (a tuple, a date, a key that is no str) is refused: reading must give what was sent.
+    """
+    try:
+        plain = json.dumps(value, allow_nan=False)
+        exact = json.loads(plain) == value
+    except (TypeError, ValueError, RecursionError):
+        exact = False
+    if not exact:
+        made_of = "dict (with str keys), list, str, int, finite float, bool and None"
+        raise Refused(value, f"JSON must be made of {made_of} only, all the way down")
+    return plain
+
+
+def _utf8(value: object, plain: str) -> bytes:
+    try:
+        return plain.encode()
+    except UnicodeEncodeError:
+        why = "it has lone surrogates, which UTF-8 cannot carry; decode it again from its bytes"
+        raise Refused(value, why) from None

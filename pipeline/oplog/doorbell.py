@@ -1,0 +1,176 @@
+"""The bell: one Celery message says "this shard has work". A hint: a lost one costs two seconds at most, never an op.
+
+Ringing takes about as long as three enqueues, so a thread does it, off the caller's path. uWSGI runs no threads unless
+told to: there the caller rings by itself. A process that forked starts anew with its own thread and connections.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from queue import SimpleQueue
+from typing import Any
+
+from pipeline import clock
+from pipeline.oplog.broker import APPLY_TASK, broker_settings, queue_of
+from pipeline.oplog.redis.connection import connect
+from pipeline.wait_budget import threads_run
+
+#: Rings of one process that come faster than this are one, s. Keeps a busy producer's own latency flat.
+QUIET_S = 0.005
+#: With this many messages waiting for a shard, another adds nothing; keeps the queue short while no worker is there.
+ENOUGH = 8
+#: What the thread is asked for: to ring shards for so many ops, to say that it has, or to end.
+_Wish = tuple[Iterable[str], int] | threading.Event | None
+_log = logging.getLogger("pipeline.bell")
+
+
+class Bell:
+    """Rings shards through Celery."""
+
+    def __init__(self, broker_url: str, prefix: str, shards: Iterable[str]):
+        self._broker_url, self._prefix, self._shards = broker_url, prefix, tuple(shards)
+        self._pid = 0
+        self._reset()
+
+    def ring(self, shards: Iterable[str], ops: int = 1) -> None:
+        """Ring soon; never raises, never waits."""
+        if self._pid != os.getpid():
+            self._reset()
+        if self._thread is None and not self._start():
+            self._ring_all(dict.fromkeys(shards, ops))
+        else:
+            self._asked.put((shards, ops))
+
+    def ring_now(self, shard: str, ops: int) -> bool:
+        """Send the message and return whether it was sent."""
+        try:
+            if self._broker().llen(f"{self._prefix}:celery:{queue_of(shard)}") >= ENOUGH:
+                return True
+            self._celery().send_task(
+                APPLY_TASK,
+                kwargs={"shard": shard, "ops": ops},
+                kwargsrepr=repr({"shard": shard, "ops": ops}),
+                argsrepr="()",
+                queue=queue_of(shard),
+            )
+        except Exception as error:  # the broker may fail in many ways, and none may reach a web request
+            _log.warning("ring failed shard=%s error=%s: %s", shard, type(error).__name__, error)
+            return False
+        return True
+
+    def prepare(self) -> None:
+        """Import what the first ring needs: 0.1 s that no request need wait for the processor then."""
+        self._celery()
+
+    def listened(self, timeout_s: float = 1.0) -> set[str] | None:
+        """Ask the workers which shards they listen for; None if the broker does not answer."""
+        try:
+            replies = self._celery().control.inspect(timeout=timeout_s).active_queues() or {}
+        except Exception as error:  # the broker may fail in many ways
+            _log.debug("no answer from the broker: %s: %s", type(error).__name__, error)
+            return None
+        queues = {queue["name"] for listening in replies.values() for queue in listening or ()}
+        return {shard for shard in self._shards if queue_of(shard) in queues}
+
+    def flush(self, timeout_s: float = 0.5) -> None:
+        """Wait until what was asked for has been rung; a script calls this by itself as it ends."""
+        if self._pid == os.getpid() and self._thread is not None:
+            rung = threading.Event()
+            self._asked.put(rung)
+            rung.wait(timeout_s)
+
+    def close(self) -> None:
+        """Flush, and stop the thread."""
+        self.flush()
+        self._asked.put(None)
+        atexit.unregister(self.flush)
+        if self._app is not None:
+            self._app.close()
+        if self._client is not None:
+            self._client.close()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._asked: SimpleQueue[_Wish] = SimpleQueue()  # whose put costs a caller next to nothing
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._app: Any = None
+        self._client: Any = None
+
+    def _start(self) -> bool:
+        """Start the thread, if there may be one; whether there is."""
+        if not threads_run():
+            return False
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._asked,), name="pipeline-bell", daemon=True
+                )
+                self._thread.start()
+                atexit.register(self.flush)
+        return True
+
+    def _run(self, asked: SimpleQueue[_Wish]) -> None:
+        ended = False
+        while not ended:
+            wishes = [asked.get()]
+            while not asked.empty():
+                wishes.append(asked.get())
+            wanted: dict[str, int] = {}
+            for shards, ops in (wish for wish in wishes if isinstance(wish, tuple)):
+                for shard in shards:
+                    wanted[shard] = wanted.get(shard, 0) + ops
+            self._ring_all(wanted)
+            for wish in wishes:
+                if isinstance(wish, threading.Event):
+                    wish.set()
+            ended = None in wishes
+            clock.sleep_s(QUIET_S)
+
+    def _ring_all(self, wanted: Mapping[str, int]) -> None:
+        for shard, ops in wanted.items():
+            self.ring_now(shard, ops)
+
+    def _celery(self) -> Any:
+        if self._app is None:
+            from celery import Celery  # imported on the first ring: 0.1 s that only producers pay
+
+            app = Celery("pipeline-bell", set_as_current=False)
+            app.conf.update(broker_settings(self._broker_url, self._prefix, self._shards))
+            self._app = app
+        return self._app
+
+    def _broker(self) -> Any:
+        if self._client is None:
+            self._client = connect(self._broker_url, read_s=2.0, connect_s=1.0)
+        return self._client
+
+
+class SilentBell:
+    """A bell that only notes who was rung, for tests and for draining in this process."""
+
+    def __init__(self) -> None:
+        self.rung: list[str] = []
+
+    def ring(self, shards: Iterable[str], ops: int = 1) -> None:
+        """Note the shards."""
+        self.rung.extend(shards)
+
+    def ring_now(self, shard: str, ops: int) -> bool:
+        """Note the shard."""
+        self.rung.append(shard)
+        return True
+
+    def prepare(self) -> None:
+        """Do nothing."""
+
+    def flush(self, timeout_s: float = 0.5) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""

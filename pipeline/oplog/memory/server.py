@@ -1,0 +1,113 @@
+"""A server in this process: its state is one `State`, so a replica is a copy and a failover is taking another one."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from uuid import uuid4
+
+from pipeline import clock
+from pipeline.model.op import Entry, Position
+
+
+class Timed(NamedTuple):
+    """A value that is forgotten at a time, in ms."""
+
+    value: str
+    until_ms: int
+
+
+class Sent(NamedTuple):
+    """A producer's last sequence in a bucket, and where it stands."""
+
+    seq: int
+    position: Position
+
+
+@dataclass(slots=True)
+class State:
+    """What a server holds; `lineage` is its identity, as `master_replid` is Redis's."""
+
+    lineage: str = field(default_factory=lambda: uuid4().hex)
+    logs: dict[int, list[Entry]] = field(default_factory=dict)
+    last: dict[int, Position] = field(default_factory=dict)  # given out, trimmed or not
+    big: dict[int, int] = field(default_factory=dict)
+    producers: dict[int, dict[int, Sent]] = field(default_factory=dict)
+    epochs: dict[str, tuple[int, str]] = field(default_factory=dict)
+    dirty: dict[str, dict[int, int]] = field(default_factory=dict)
+    marks: dict[str, dict[int, Position]] = field(default_factory=dict)
+    notes: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    schemas: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, str] = field(default_factory=dict)
+    leases: dict[int, tuple[str, int, int]] = field(default_factory=dict)  # number -> token, last ms, ends at
+    health: dict[str, Timed] = field(default_factory=dict)  # node -> what is known, and when it was published
+    health_until_ms: int = 0
+    reads: dict[str, int] = field(default_factory=dict)
+    seen: dict[str, str] = field(default_factory=dict)
+    unfit: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, Timed] = field(default_factory=dict)  # bells, idempotency keys, chores, full
+
+    def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
+        """Return the last position of each log that has entries."""
+        return {bucket: self.logs[bucket][-1].position for bucket in buckets if self.logs.get(bucket)}
+
+
+class Server:
+    """What every role of the log keeps its state in.
+
+    Attributes:
+        fault: called with `send` before and `reply` after each try of an append; raise ConnectionError in it, and the
+            connection breaks there.
+        limit_bytes: the size of all ops at which appends are refused, as Redis does at `maxmemory`; 0: none.
+        published: called with each definition that was not known.
+        durable: what a wait for Redis's replica or disk comes to.
+        now_ms: the server's clock.
+    """
+
+    def __init__(self, *, now_ms: Callable[[], int] = clock.wall_ms):
+        self.now_ms = now_ms
+        self.fault: Callable[[str], None] = lambda where: None
+        self.published: Callable[[str], None] = lambda definition: None
+        self.limit_bytes = 0
+        self.durable = True
+        self._server = State()
+        self._lock = threading.RLock()
+
+    def restart(self) -> None:
+        """Restart the server: all is still there, under a new lineage."""
+        self.fail_over(self.replica())
+
+    def replica(self) -> object:
+        """Return a copy of the server as it is now, to be promoted later."""
+        with self._lock:
+            return copy.deepcopy(self._server)
+
+    def fail_over(self, replica: object = None) -> None:
+        """Promote a replica; without one, go on with an empty server."""
+        promoted = copy.deepcopy(replica) if isinstance(replica, State) else State()
+        promoted.lineage = uuid4().hex
+        with self._lock:
+            self._server = promoted
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def _get(self, key: str) -> str | None:
+        found = self._server.keys.get(key)
+        return found.value if found is not None and self.now_ms() < found.until_ms else None
+
+    def _set(self, key: str, value: str, for_ms: int) -> None:
+        self._server.keys[key] = Timed(value, self.now_ms() + for_ms)
+
+    def _take(self, key: str, for_ms: int) -> bool:
+        """Set a key that is not there; return whether it was not."""
+        if self._get(key) is not None:
+            return False
+        self._set(key, "1", for_ms)
+        return True
+
+    def _size_bytes(self) -> int:
+        return sum(len(entry.payload) for entries in self._server.logs.values() for entry in entries)

@@ -1,0 +1,213 @@
+"""One producer's own connection: the hot path of enqueue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import redis
+from hiredis import pack_command
+
+from pipeline import clock
+from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
+from pipeline.model.op import Position
+from pipeline.oplog.contract import Append, Appended, EpochStale, IdReserved, Placed, Scope, one_by_append
+from pipeline.oplog.redis.connection import script, translated
+from pipeline.oplog.redis.keys import Keys
+from pipeline.oplog.redis.link import Link
+
+#: How often a producer's expiry is put off, s; it is two days.
+RENEW_S = 3600
+#: As in `enqueue.lua`.
+PRODUCER_TTL_MS = 172_800_000
+#: From this size on the log notes the size of a bucket's ops, so that a worker reads few at a time.
+BIG_BYTES = 16_384
+#: One WAIT asks for this long, well below the socket's time-out; it is asked again until the caller's deadline.
+WAIT_MS = 20
+_TRANSIENT = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.ReadOnlyError, OSError)
+
+
+class RedisLine:
+    """A `contract.Line` over one connection."""
+
+    def __init__(self, link: Link, keys: Keys):
+        self._link, self._keys = link, keys
+        self._renew_at = 0.0
+        self._heads: dict[tuple[str, int], list[str]] = {}
+        #: Of each bucket epoch, producer, and the packed beginning of the usual command.
+        self._ones: dict[int, tuple[int, int, bytes]] = {}
+        self._text, self._sha = script("enqueue")
+        self._one_text, self._one_sha = script("enqueue_one")
+
+    def append(
+        self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], idempotency_key: str, row_id: int
+    ) -> Appended:
+        """See `contract.Line.append`."""
+        text = self._asked(self._command(scope, epoch, producer, appends, idempotency_key, row_id))
+        if not text.startswith(b"ok"):
+            self._renew_at = 0.0  # nothing was written, so nothing was put off
+        return _read_reply(text, scope)
+
+    def append_one(
+        self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes
+    ) -> tuple[Position, bool] | None:
+        """See `contract.Line.append_one`. Every call of it is in somebody's web request."""
+        if len(payload) >= BIG_BYTES or clock.mono_s() >= self._renew_at:
+            return one_by_append(self, scope, epoch, producer, bucket, seq, payload)
+        at, whose, head = self._ones.get(bucket) or (0, 0, b"")
+        if at != epoch or whose != producer:
+            head = self._head_of_one(scope, epoch, producer, bucket)
+        number = b"%d" % seq
+        packed = b"%b%d\r\n%b\r\n$%d\r\n%b\r\n" % (head, len(number), number, len(payload), payload)
+        try:  # as `_asked`, but for what does not happen
+            words = self._link.ask(packed).split()
+        except (redis.exceptions.RedisError, OSError) as error:
+            words = self._asked_again((*self._one(scope, epoch, producer, bucket), seq, payload), error).split()
+        if words[0] == b"full":
+            raise PipelineFull(b" ".join(words[1:]).decode())
+        return (Position(int(words[1]), int(words[2])), words[0] == b"1") if words[0] != b"no" else None
+
+    def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
+        """See `contract.Line.replicated`. Uses WAITAOF (Redis 7.2, Valkey) or WAIT."""
+        command: tuple[Any, ...] = ("WAITAOF", "1", "0", WAIT_MS) if fsync else ("WAIT", "1", WAIT_MS)
+        try:
+            for deadline in clock.polls(timeout_s):
+                reached = self._link.ask_at_leisure(pack_command(command))
+                if int(reached[0] if fsync else reached) >= 1 or deadline.passed:
+                    break
+        except redis.exceptions.ResponseError as error:
+            need = "Redis 7.2 or Valkey with appendonly yes" if fsync else "Redis replication"
+            raise PipelineError(f"this durability needs {need}; the op is queued ({error})") from error
+        except _TRANSIENT:
+            self._link.drop()
+            return False
+        return int(reached[0] if fsync else reached) >= 1
+
+    def sequences(self, producer: int) -> dict[int, int]:
+        """See `contract.Line.sequences`."""
+        command = ("HGETALL", self._keys.producer(producer))
+        with translated():
+            try:
+                flat = self._send(command)
+            except _TRANSIENT:
+                self._link.drop()  # idle for long, or from before a restart: once more on a new connection
+                flat = self._send(command)
+        pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
+        return {int(bucket): int(value.split()[0]) for bucket, value in pairs}
+
+    def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
+        """See `contract.Line.pass_hole`."""
+        text, _ = script("pass_hole")
+        command = ("EVAL", text, 1, self._keys.producer(producer), bucket, seen, last, PRODUCER_TTL_MS)
+        with translated():
+            try:
+                return bool(self._send(command))
+            except _TRANSIENT:
+                self._link.drop()
+                return bool(self._send(command))
+
+    def close(self) -> None:
+        """Give the connection back to the pool."""
+        self._link.close()
+
+    def _command(
+        self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], idempotency_key: str, row_id: int
+    ) -> list[Any]:
+        keys, shards = self._keys, scope.shards
+        names = self._names(scope, producer).copy()
+        if idempotency_key:
+            names[3] = keys.same(appends[0].bucket, idempotency_key)
+        rest: list[Any] = []
+        biggest = 0
+        for bucket, first, payloads in appends:
+            names.append(keys.log(bucket))
+            rest += (bucket, first, len(payloads), *payloads)
+            biggest = max(biggest, *map(len, payloads)) if len(payloads) > 1 else max(biggest, len(payloads[0]))
+        big = biggest if biggest >= BIG_BYTES else 0
+        fixed = (epoch, len(shards), producer, row_id, big, keys.bigs, self._renewal())
+        return ["EVALSHA", self._sha, len(names), *names, *fixed, *rest]
+
+    def _one(self, scope: Scope, epoch: int, producer: int, bucket: int) -> tuple[Any, ...]:
+        """Return the command of `append_one` without its last two words, the sequence and the op."""
+        given_out, full, own, _, dirty, bell = self._names(scope, producer)
+        names = (given_out, full, own, dirty, bell, self._keys.log(bucket))
+        return ("EVALSHA", self._one_sha, len(names), *names, epoch, producer, bucket)
+
+    def _head_of_one(self, scope: Scope, epoch: int, producer: int, bucket: int) -> bytes:
+        """Return these words packed, up to the length of the sequence: they are the same for every op of a bucket."""
+        packed = pack_command((*self._one(scope, epoch, producer, bucket), "", ""))
+        head: bytes = packed.removesuffix(b"0\r\n\r\n$0\r\n\r\n")
+        self._ones[bucket] = epoch, producer, head
+        return head
+
+    def _renewal(self) -> int:
+        """Return 1 when the producer's expiry in Redis is to be put off: at first, then once an hour."""
+        if clock.mono_s() < self._renew_at:
+            return 0
+        self._renew_at = clock.mono_s() + RENEW_S
+        return 1
+
+    def _names(self, scope: Scope, producer: int) -> list[str]:
+        """Return the keys that are the same at every call: the same producer sends on one line."""
+        names = self._heads.get((scope.name, producer))
+        if names is None:
+            keys = self._keys
+            names = [keys.epoch(scope.name), keys.full, keys.producer(producer), ""]
+            for shard in scope.shards:
+                names += (keys.dirty(shard), keys.bell(shard))
+            self._heads[scope.name, producer] = names
+        return names
+
+    def _asked(self, command: Sequence[Any]) -> bytes:
+        """Call the script; a second try is safe, since it knows the producer's sequences."""
+        try:
+            text: bytes = self._send(command)
+        except (redis.exceptions.RedisError, OSError) as error:
+            text = self._asked_again(command, error)
+        return text
+
+    def _asked_again(self, command: Sequence[Any], error: Exception) -> bytes:
+        if isinstance(error, _TRANSIENT):
+            self._link.drop()
+            self._renew_at = 0.0
+        try:
+            return self._call(command)
+        except _TRANSIENT as again:
+            self._link.drop()
+            raise LogUnavailable(f"{type(again).__name__}: {again}") from again
+
+    def _call(self, command: Sequence[Any]) -> bytes:
+        try:
+            return self._evaluated(command)
+        except _TRANSIENT:
+            raise
+        except redis.exceptions.OutOfMemoryError as error:
+            raise PipelineFull("Redis is at maxmemory") from error
+        except redis.exceptions.ResponseError as error:
+            raise LogUnavailable(str(error), sent=False) from error
+
+    def _evaluated(self, command: Sequence[Any]) -> bytes:
+        try:
+            return self._send(command)  # type: ignore[no-any-return]
+        except redis.exceptions.NoScriptError:
+            text = self._text if command[1] == self._sha else self._one_text
+            return self._send(["EVAL", text, *command[2:]])  # type: ignore[no-any-return]
+
+    def _send(self, command: Sequence[Any]) -> Any:
+        return self._link.ask(pack_command(tuple(command)))
+
+
+def _read_reply(text: bytes | str, scope: Scope) -> Appended:
+    words = (text.decode() if isinstance(text, bytes) else text).split(" ")
+    if words[0] == "epoch":
+        raise EpochStale
+    if words[0] == "full":
+        raise PipelineFull(" ".join(words[1:]))
+    if words[0] == "reserved":
+        raise IdReserved(int(words[1]))
+    if words[0] == "same":
+        return Appended([], [], " ".join(words[1:]))
+    ring = [shard for shard, bit in zip(scope.shards, words[1], strict=True) if bit == "1"]
+    numbers = list(map(int, words[2:]))
+    placed = [Placed(numbers[i], Position(numbers[i + 1], numbers[i + 2])) for i in range(0, len(numbers), 3)]
+    return Appended(placed, ring)

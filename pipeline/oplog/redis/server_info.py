@@ -1,0 +1,95 @@
+"""What a Redis or Valkey server is: version, limits, persistence, clock; for `check` to judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import redis
+
+from pipeline import clock
+from pipeline.errors import LogUnavailable
+from pipeline.oplog.redis.connection import connect, translated
+
+#: How long a server may take to answer, s.
+ANSWER_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """One server, seen through one database.
+
+    Attributes:
+        version: of the commands that it speaks; Valkey tells the Redis version that it is compatible with.
+        run_id: equal for two addresses of one server.
+        max_bytes: its memory limit, 0 for none.
+        fsync: when its append-only file is synced, or None where this user may not see it.
+        skew_ms: its clock minus this machine's; 0 where the time of asking explains the difference.
+        cluster: whether it is a node of a Redis Cluster.
+    """
+
+    version: str
+    run_id: str
+    role: str
+    max_bytes: int
+    policy: str
+    append_only: bool
+    fsync: str | None
+    skew_ms: int
+    cluster: bool
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """The first two numbers of the version."""
+        return tuple(int(part) for part in self.version.split(".")[:2] if part.isdigit())
+
+
+def health_of(url: str) -> Health:
+    """Ask the server at an address of the log or of the broker.
+
+    Raises:
+        LogUnavailable: it did not answer in time, or refused.
+    """
+    try:
+        client = connect(_driver_url(url), read_s=ANSWER_S, connect_s=ANSWER_S)
+    except ValueError as error:
+        raise LogUnavailable("its address cannot be read", sent=False) from error
+    try:
+        with translated():
+            facts: dict[str, Any] = dict(client.info())
+            before = clock.wall_ms()
+            seconds, micros = client.time()
+            after = clock.wall_ms()
+        there = seconds * 1000 + micros // 1000
+        return Health(
+            version=str(facts.get("redis_version", "")),
+            run_id=str(facts.get("run_id", "")),
+            role=str(facts.get("role", "")),
+            max_bytes=int(facts.get("maxmemory", 0)),
+            policy=str(facts.get("maxmemory_policy", "")),
+            append_only=bool(int(facts.get("aof_enabled", 0))),
+            fsync=_setting(client, "appendfsync"),
+            skew_ms=there - min(max(there, before), after),
+            cluster=bool(int(facts.get("cluster_enabled", 0))),
+        )
+    finally:
+        client.close()
+
+
+def _setting(client: redis.Redis, name: str) -> str | None:
+    try:
+        found: Any = client.config_get(name)
+        return str(found.get(name) or "") or None
+    except redis.exceptions.RedisError:
+        return None  # managed servers hide their configuration
+
+
+def _driver_url(url: str) -> str:
+    """Turn Celery's word for a socket into the driver's."""
+    if not url.startswith("redis+socket://"):
+        return url
+    parts = urlsplit(url)
+    database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
+    login = f"{parts.netloc}@" if parts.netloc and not parts.netloc.endswith("@") else parts.netloc
+    return f"unix://{login}{parts.path}?db={database}"

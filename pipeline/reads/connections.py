@@ -1,0 +1,207 @@
+"""Read-only connections to the nodes: a pyDAL DAL per node, a connection per thread, with no transaction left open.
+
+Invariant: what a thread knows of a node's watermarks belongs to its one connection. A node that lost its last commits
+has been restarted, so that connection is dead; the knowledge goes with it, and a read that relied on it fails.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pipeline import clock
+from pipeline.errors import ReadOnly, ShardUnavailable
+from pipeline.model.op import Position
+from pipeline.reads.node_tables import NodeTables
+from pipeline.reads.token import Need
+from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard.driver_errors import connection_lost, refused_write, sentence_of
+from pipeline.shard.session import Session
+
+#: A connection that was idle for longer is tried before it is relied on, s.
+IDLE_S = 1.0
+#: How long a read may wait for a server to connect, and to answer, s.
+CONNECT_S, STATEMENT_S = 1.0, 20.0
+
+
+class _Known(threading.local):
+    """What this thread knows of a node through its connection; `opened` counts the connections so far."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.relied_on: int | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        self.connected = False
+        self.opened_at_s = self.used_at_s = 0.0
+        self.marks: dict[int, Position] = {}
+        self.sequences: dict[int, dict[int, int]] = {}
+
+
+class Reader:
+    """One node, for reading. Threads may share it."""
+
+    def __init__(self, node: str, uri: str):
+        self.node = node
+        #: For the questions of `shard.inquiry`.
+        self.session = Session(node, uri, read_only=True, autocommit=True, connect_s=CONNECT_S, statement_s=STATEMENT_S)
+        self.db: Any = self.session.db
+        self.adapter: Any = self.session.adapter
+        self._known = _Known()
+        self._tables = NodeTables(self.db, self.rows)
+        #: The node's own table for one of the caller's; a query, field or expression; a row of a table by its id.
+        self.table, self.own, self.row = self._tables.table, self._tables.own, self._tables.row
+        self._watch()
+
+    # the connection -----------------------------------------------------------------------------------------
+
+    def ready(self) -> None:
+        """Make sure that this thread's connection works; one that has died is replaced.
+
+        Raises:
+            ShardUnavailable: the node does not answer.
+        """
+        known = self._known
+        if known.connected and clock.mono_s() - known.used_at_s < IDLE_S:
+            return
+        for again in (True, False):
+            had = known.connected
+            try:
+                self.adapter.execute("SELECT 1")
+                self.adapter.cursor.fetchall()
+            except ShardUnavailable:
+                if not (again and had):
+                    raise
+            else:
+                return
+
+    def rely(self, needed: bool) -> int | None:
+        """Let this thread's statements fail from now on, where that is needed, if the connection has been replaced.
+
+        Returns:
+            what `relied` takes to end it.
+        """
+        known = self._known
+        before = known.relied_on
+        known.relied_on = known.opened if needed else None
+        return before
+
+    def relied(self, before: int | None) -> None:
+        """End what `rely` began."""
+        self._known.relied_on = before
+
+    def discard(self) -> None:
+        """Close this thread's connection."""
+        self._known.forget()
+        self.session.discard()
+
+    # watermarks ---------------------------------------------------------------------------------------------
+
+    def has(self, needs: Mapping[int, Need]) -> bool:
+        """Whether this thread knows that the node has it all; asks nobody."""
+        known, nothing = self._known, Position(-1, -1)
+        return all(
+            need.reached(known.marks.get(bucket, nothing), known.sequences.get(bucket, {}))
+            for bucket, need in needs.items()
+        )
+
+    def look(self, needs: Mapping[int, Need]) -> bool:
+        """Ask the node for the watermarks; return whether it has it all."""
+        marks = self.marks(needs)
+        asked = {b: need.asks_for(marks[b]) for b, need in needs.items() if b in marks and marks[b] >= need.position}
+        pairs = [(bucket, producer) for bucket, sequences in asked.items() for producer in sequences]
+        if pairs:
+            found = inquiry.sequences(self.session, pairs)
+            for (bucket, producer), seq in found.items():
+                self._known.sequences.setdefault(bucket, {})[producer] = seq
+        return self.has(needs)
+
+    def marks(self, buckets: Iterable[int] | None = None) -> dict[int, Position]:
+        """Ask the node for watermarks, some or all."""
+        found = inquiry.marks_of(self.session, buckets)
+        marks = {bucket: mark.position for bucket, mark in found.items()}
+        self._known.marks.update(marks)
+        return marks
+
+    def connected_for_s(self) -> float:
+        """Return the age of this thread's connection, s; 0 where there is none."""
+        known = self._known
+        return clock.mono_s() - known.opened_at_s if known.connected else 0.0
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Run a query."""
+        return self.session.rows(sql)
+
+    @property
+    def dialect(self) -> Any:
+        """The pipeline's dialect of the node."""
+        return self.session.dialect
+
+    # parts --------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Note when a connection is made and used, and turn the driver's errors into ours, for every statement."""
+        connecting, executing, known = self.adapter.after_connection, self.adapter.execute, self._known
+
+        def after_connection() -> None:
+            known.forget()
+            known.opened += 1
+            connecting()
+            known.connected, known.opened_at_s = True, clock.mono_s()
+
+        def execute(*args: Any, **kwargs: Any) -> Any:
+            try:
+                result = executing(*args, **kwargs)
+            except Exception as error:
+                raise self._translated(error) from error
+            known.used_at_s = clock.mono_s()
+            if known.relied_on is not None and known.relied_on != known.opened:
+                raise ShardUnavailable(self.node, "the connection was replaced in the middle of a read")
+            return result
+
+        self.adapter.after_connection, self.adapter.execute = after_connection, execute
+
+    def _translated(self, error: Exception) -> Exception:
+        if refused_write(error):
+            return ReadOnly(self.node, sentence_of(error))
+        if connection_lost(error):
+            self.discard()
+            return ShardUnavailable(self.node, f"{type(error).__name__}: {sentence_of(error)}")
+        return error
+
+
+class Readers:
+    """The readers of this process by node, made when first used, made anew after a fork.
+
+    Args:
+        uri: returns the address of a node.
+    """
+
+    def __init__(self, uri: Callable[[str], str]):
+        self._uri = uri
+        self._reset()
+
+    def __getitem__(self, node: str) -> Reader:
+        if self._pid != os.getpid():
+            # the parent's sockets are not ours to use, nor to close
+            self._reset()
+        reader = self._readers.get(node)
+        if reader is None:
+            with self._lock:
+                reader = self._readers.get(node)
+                if reader is None:
+                    reader = self._readers[node] = Reader(node, self._uri(node))
+        return reader
+
+    def close(self) -> None:
+        """Close this thread's connections."""
+        if self._pid == os.getpid():
+            for reader in list(self._readers.values()):
+                reader.discard()
+
+    def _reset(self) -> None:
+        self._pid, self._lock = os.getpid(), threading.Lock()
+        self._readers: dict[str, Reader] = {}

@@ -1,0 +1,1 @@
+"""Several shards, one result."""

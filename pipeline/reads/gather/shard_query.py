@@ -1,0 +1,198 @@
+"""What one shard is asked for its part of a result, and how the parts are merged; made of its own pyDAL objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pipeline.dal.objects import kind_of, op_name
+from pipeline.errors import BadRead
+from pipeline.reads.connections import Reader
+from pipeline.reads.gather.merge import Aggregate, Key, Merge, Term
+
+#: Options of `select` that make sense over several shards.
+OPTIONS = frozenset(("orderby", "limitby", "groupby", "distinct", "left", "join", "cacheable", "orderby_on_limitby"))
+_AGGREGATES = ("SUM", "MIN", "MAX", "AVG")
+_TEXTS = ("string", "text", "password", "upload", "json", "list:")
+
+
+class Shape(NamedTuple):
+    """One shard's part.
+
+    Attributes:
+        sql: what it is asked.
+        columns: the expressions of the result, for pyDAL's parser; `names` is what pyDAL calls them.
+    """
+
+    sql: str
+    columns: list[Any]
+    names: list[str]
+    merge: Merge
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse what cannot be done over several shards.
+
+    Raises:
+        BadRead: naming it.
+    """
+    unknown = sorted(name for name, value in options.items() if name not in OPTIONS and value)
+    if unknown:
+        raise BadRead(f"{unknown[0]}= cannot be used over several shards: fix the shard key with ==, or leave it out")
+    limitby = options.get("limitby")
+    if limitby and not options.get("orderby"):
+        raise BadRead("limitby without orderby over several shards would give any rows: add orderby=")
+    if limitby and not (len(limitby) == 2 and 0 <= limitby[0] <= limitby[1]):
+        raise BadRead(f"limitby is (first, behind the last), not {limitby!r}")
+    if options.get("distinct") not in (None, False, True):
+        raise BadRead("distinct= over several shards is True or False")
+    if options.get("distinct") and options.get("groupby"):
+        raise BadRead("distinct and groupby cannot be used together over several shards")
+    for option in ("orderby", "groupby"):
+        if any(isinstance(term, str) for term in _terms(options.get(option))):
+            raise BadRead(f"{option}= over several shards takes fields and expressions, not a text such as '<random>'")
+
+
+def shape_of(reader: Reader, query: Any, fields: tuple[Any, ...], options: dict[str, Any]) -> Shape:
+    """Return what to ask a shard. The arguments are the caller's; every shard gives the same merge."""
+    own = {name: reader.own(options[name]) for name in ("orderby", "groupby", "left", "join") if options.get(name)}
+    query = reader.db(reader.own(query)).query
+    adapter = reader.adapter
+    tables = adapter.tables(query, *(own.get(name) for name in ("join", "left", "orderby", "groupby")))
+    columns = adapter.expand_all([reader.own(field) for field in fields], tables)
+    builder = _Builder(reader, columns)
+    groups = tuple(builder.key(term) for term in _terms(own.get("groupby")))
+    for at, expression in enumerate(columns):
+        builder.aggregate(at, expression)
+    order = tuple(builder.term(term) for term in _terms(own.get("orderby")))
+    distinct = bool(options.get("distinct"))
+    if distinct and any(term.key.at >= len(columns) for term in order):
+        raise BadRead("with distinct, orderby over several shards takes selected fields only")
+    identity = tuple(builder.key(expression) for expression in columns) if distinct else None
+    grouped = bool(groups or builder.aggregates)
+    limitby = options.get("limitby") or None
+    merge = Merge(len(columns), order, grouped, groups, tuple(builder.aggregates), identity, limitby)
+    attributes = dict(own)
+    if grouped:
+        attributes.pop("orderby", None)
+        by = [*_terms(own.get("groupby")), *builder.subgroups]
+        attributes.pop("groupby", None)
+        if by:
+            attributes["groupby"] = by
+    elif limitby:
+        attributes["limitby"] = (0, limitby[1])
+    names, sql = adapter._select_wcols(query, builder.asked, distinct=distinct, **attributes)
+    return Shape(sql, columns, names[: len(columns)], merge)
+
+
+class _Builder:
+    """Collects the columns that a shard is asked for beyond the result's own."""
+
+    def __init__(self, reader: Reader, columns: list[Any]):
+        self._reader = reader
+        self.asked = list(columns)
+        self._at = {self._sql(_bare(column)): at for at, column in reversed(list(enumerate(columns)))}
+        self._weights: dict[int, int] = {}
+        self._merged: dict[int, Aggregate] = {}
+        self.subgroups: list[Any] = []
+
+    @property
+    def aggregates(self) -> list[Aggregate]:
+        return list(self._merged.values())
+
+    def key(self, expression: Any) -> Key:
+        """Return where a row has the value of an expression; it is asked for if it is not yet."""
+        expression = _bare(expression)
+        at = self._at_of(expression)
+        return Key(at, self._weight(at, expression))
+
+    def term(self, term: Any) -> Term:
+        """Return a term of an ORDER BY."""
+        descending = op_name(term) == "invert"
+        expression = _bare(term.first if descending else term)
+        at = self._at_of(expression)
+        merged = self.aggregate(at, expression)
+        if merged is not None and merged.kind not in ("MIN", "MAX"):
+            return Term(Key(at), descending)
+        return Term(Key(at, self._weight(at, expression)), descending)
+
+    def aggregate(self, at: int, expression: Any) -> Aggregate | None:
+        """Note that a column is an aggregate, if it is one."""
+        if at in self._merged:
+            return self._merged[at]
+        expression = _bare(expression)
+        kind = _aggregate_kind(expression)
+        if kind is None:
+            if any(_aggregate_kind(part) for part in _parts(expression)):
+                raise BadRead(
+                    "an expression around an aggregate cannot be merged over several shards: compute it after"
+                )
+            return None
+        if kind == "DISTINCT":
+            value = expression.first
+            self.subgroups.append(value)
+            made = Aggregate(kind, self.key(value), at)
+        elif kind == "AVG":
+            parts = (self._at_of(expression.first.sum()), self._at_of(expression.first.count()))
+            made = Aggregate(kind, Key(at), at, parts)
+        else:
+            weight = self._weight(at, expression) if kind in ("MIN", "MAX") else None
+            made = Aggregate(kind, Key(at, weight), at)
+        self._merged[at] = made
+        return made
+
+    def _at_of(self, expression: Any) -> int:
+        sql = self._sql(expression)
+        at = self._at.get(sql)
+        if at is None:
+            at = self._at[sql] = len(self.asked)
+            self.asked.append(expression)
+        return at
+
+    def _weight(self, at: int, expression: Any) -> int | None:
+        """Return the column of a text's collation weight."""
+        if not str(expression.type).startswith(_TEXTS):
+            return None
+        sql = self._reader.dialect.weight(self._sql(expression))
+        if sql is None:
+            return None
+        if at not in self._weights:
+            self._weights[at] = len(self.asked)
+            self.asked += self._reader.adapter.expand_all(list(sql), {})
+        return self._weights[at]
+
+    def _sql(self, expression: Any) -> str:
+        return str(self._reader.adapter.expand(expression))
+
+
+def _terms(value: Any) -> Iterator[Any]:
+    """Yield the terms of an orderby or a groupby."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _terms(item)
+    elif kind_of(value) == "Expression" and op_name(value) == "comma":
+        yield from _terms(value.first)
+        yield from _terms(value.second)
+    elif value is not None and value is not False:
+        yield value
+
+
+def _bare(expression: Any) -> Any:
+    """Return an expression without its alias."""
+    return expression.first if op_name(expression) == "_as" else expression
+
+
+def _aggregate_kind(expression: Any) -> str | None:
+    name = op_name(expression)
+    if name == "aggregate" and expression.second in _AGGREGATES:
+        return str(expression.second)
+    if name == "count":
+        return "DISTINCT" if expression.second else "COUNT"
+    return None
+
+
+def _parts(expression: Any) -> Iterator[Any]:
+    for part in (getattr(expression, "first", None), getattr(expression, "second", None)):
+        if kind_of(part) == "Expression":
+            yield part
+            yield from _parts(part)

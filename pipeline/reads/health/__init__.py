@@ -1,0 +1,1 @@
+"""How far behind each node is."""

@@ -1,0 +1,1 @@
+"""Queued ops laid over a row."""

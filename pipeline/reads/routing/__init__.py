@@ -1,0 +1,1 @@
+"""Which node serves a read."""

@@ -1,0 +1,179 @@
+"""Route one read of one shard: to a replica that has what it must see, else to one that soon has, else to the primary.
+
+Invariant: a read with a token never answers from a node that is not known to have it, unless it is marked as stale.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+
+from pipeline import clock
+from pipeline.config.replica import Load
+from pipeline.errors import ShardUnavailable, StaleRead
+from pipeline.model.op import Position
+from pipeline.reads.node_dal import NodeDAL, ReadInfo
+from pipeline.reads.routing import policy
+from pipeline.reads.routing.bounds import Bounds
+from pipeline.reads.routing.catch_up import Waiting
+from pipeline.reads.routing.contract import Budget, Needs, Nodes, Opened, Readings, Source
+from pipeline.reads.routing.opening import Opening
+from pipeline.reads.routing.policy import Candidate, Choice, choose, fall_back, fresh_among
+from pipeline.reads.routing.replicas import SHUN_S, SKIP_S, Roster
+from pipeline.reads.routing.running import Running
+from pipeline.reads.session import Session
+
+
+class Router:
+    """Chooses nodes and opens them. Threads may share it.
+
+    Args:
+        count: called with node, kind and reason of each choice; see `counters.Chosen`.
+        jitter: returns a random number in [0, 1).
+        loads: see `roster.Roster`.
+    """
+
+    def __init__(
+        self,
+        nodes: Nodes,
+        readers: Source,
+        readings: Readings,
+        budget: Budget,
+        count: Callable[[str, str, str], None] = lambda node, kind, reason: None,
+        jitter: Callable[[], float] = random.random,
+        loads: Mapping[str, Load] = {},
+    ):
+        self._nodes, self._readers, self._budget = nodes, readers, budget
+        self._count, self._jitter = count, jitter
+        self._running, self._waiting = Running(), Waiting()
+        self._roster = Roster(nodes, readers, readings, self._running, loads)
+
+    def open(
+        self,
+        shard: str,
+        needs: Needs,
+        bounds: Bounds,
+        *,
+        session: Session | None = None,
+        buckets: Iterable[int] | None = None,
+        ready: Callable[[NodeDAL], object] | None = None,
+    ) -> Opening:
+        """Return a node of a shard for one read, to be entered; see `Opening`."""
+        return Opening(self, shard, needs, bounds, session, buckets, ready)
+
+    def primary_has(self, shard: str, needs: Needs, deadline: clock.Deadline) -> bool:
+        """Wait until the primary of a shard has it all, as far as there is time; whether it has.
+
+        Raises:
+            ShardUnavailable: it does not answer.
+        """
+        reader = self._readers[self._nodes.primary_name(shard)]
+        reader.ready()
+        return reader.has(needs) or self._waiting.until([reader], needs, deadline) is not None
+
+    def passed(self, shard: str) -> dict[int, Position]:
+        """Return the watermarks that every node of a shard is known to have passed."""
+        return self._roster.passed(shard)
+
+    def leave(self, shard: str, node: str, failure: BaseException | None) -> None:
+        """End a read that `enter` began, and how."""
+        if isinstance(failure, ShardUnavailable) and failure.node == node:
+            self._failed(shard, node, SKIP_S)
+        self._running.leave(node)
+
+    def enter(self, shard: str, needs: Needs, bounds: Bounds) -> Opened:
+        """Begin a read: choose a node, and another while that fails; see `Opening`."""
+        deadline = clock.Deadline(bounds.wait_s)
+        failure: ShardUnavailable | None = None
+        failed: set[str] = set()
+        for _ in range(2 + len(self._nodes.replica_names(shard))):
+            choice = self._choice(shard, needs, bounds, deadline)
+            node = choice.node or self._nodes.primary_name(shard)
+            if not self._running.enter(node, self._roster.limit(node) if choice.node else None):
+                continue  # other threads have just filled it to its limit
+            try:
+                return self._chosen(shard, node, choice, needs, bounds, deadline)
+            except BaseException as error:
+                self._running.leave(node)
+                if not isinstance(error, ShardUnavailable):
+                    raise
+                failure = error
+                self._failed(shard, error.node)
+                if error.node in failed:
+                    break
+                failed.add(error.node)
+        raise failure or StaleRead(shard, "lagging", policy.ALL_BUSY, deadline.waited_s)
+
+    # choosing -----------------------------------------------------------------------------------------------
+
+    def _choice(self, shard: str, needs: Needs, bounds: Bounds, deadline: clock.Deadline) -> Choice:
+        candidates = self._roster.candidates(shard, needs)
+        choice = choose(
+            candidates,
+            max_lag_s=bounds.max_lag_s,
+            token=bool(needs),
+            on_stale=bounds.on_stale,
+            primary_allowed=partial(self._budget.take, shard),
+            jitter=self._jitter,
+        )
+        if choice.kind != "ask":
+            return choice
+        node = self._waited(candidates, needs, bounds, deadline)
+        return Choice("replica", node, policy.TOKEN_ASKED) if node else self._after_waiting(shard, needs, bounds)
+
+    def _after_waiting(self, shard: str, needs: Needs, bounds: Bounds) -> Choice:
+        # where the caller prefers an old answer to the primary's, it is marked
+        reached = bounds.on_stale == "stale"
+        asked = [one._replace(reached=reached) for one in self._roster.candidates(shard, needs)]
+        allowed = partial(self._budget.take, shard)
+        return fall_back(asked, policy.NOT_REACHED, token=True, on_stale=bounds.on_stale, primary_allowed=allowed)
+
+    def _waited(
+        self, candidates: Collection[Candidate], needs: Needs, bounds: Bounds, deadline: clock.Deadline
+    ) -> str | None:
+        """Look at the fresh replicas in turn until one has it all; return which, or None when the time is over."""
+        fresh = fresh_among(candidates, bounds.max_lag_s)
+        readers = [self._readers[one.node] for one in sorted(fresh, key=lambda c: (c.outstanding, c.lag_s))]
+        found = self._waiting.until(readers, needs, deadline, self._roster.shun)
+        return found.node if found is not None else None
+
+    def _chosen(
+        self, shard: str, node: str, choice: Choice, needs: Needs, bounds: Bounds, deadline: clock.Deadline
+    ) -> Opened:
+        waited_s = deadline.waited_s if needs else 0.0
+        if choice.kind == "error":
+            self._count(shard, "error", choice.reason)
+            stage = "replicating" if needs and choice.reason in (policy.NOT_REACHED, policy.OVER_BUDGET) else "lagging"
+            raise StaleRead(shard, stage, choice.reason, waited_s)
+        if choice.kind == "primary":
+            return self._on_primary(shard, node, choice, needs, bounds, deadline)
+        reader = self._readers[node]
+        reader.ready()
+        # `ready` may have replaced the connection that had shown it
+        if needs and choice.kind == "replica" and not (self._roster.knows(node, needs) or reader.look(needs)):
+            raise ShardUnavailable(node, "it no longer has what it had: was it restored?")
+        self._count(node, choice.kind, choice.reason)
+        if choice.reason != policy.OVER_BUDGET:  # then it was counted when the budget was asked
+            self._budget.note(shard)
+        lag_s = self._roster.lag_s(node)
+        return Opened(reader, ReadInfo(node, "replica", lag_s, waited_s, choice.kind == "stale", choice.reason))
+
+    def _on_primary(
+        self, shard: str, name: str, choice: Choice, needs: Needs, bounds: Bounds, deadline: clock.Deadline
+    ) -> Opened:
+        """Open the primary. It too may lack what is still queued, or what a failover lost."""
+        reader = self._readers[name]
+        reader.ready()
+        has_it = not needs or self.primary_has(shard, needs, deadline)
+        if not has_it and bounds.on_stale != "stale":
+            self._count(shard, "error", policy.NOT_REACHED)
+            raise StaleRead(shard, "queued", choice.reason, deadline.waited_s)
+        self._count(name, "primary" if has_it else "stale", choice.reason)
+        waited_s = deadline.waited_s if needs else 0.0
+        return Opened(reader, ReadInfo(name, "primary", 0.0, waited_s, not has_it, choice.reason))
+
+    def _failed(self, shard: str, node: str, for_s: float = SHUN_S) -> None:
+        self._roster.shun(node, for_s)
+        if node == self._nodes.primary_name(shard):
+            self._nodes.suspect(shard)

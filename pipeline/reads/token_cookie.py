@@ -1,0 +1,108 @@
+"""A token as text for a cookie: signed, so that nobody can forge one that makes every read wait; bounded in size.
+
+`t` + base64url of: who signed (4 bytes), signature (12 bytes), MessagePack of [rest, epochs, needs]. The needs are one
+flat list: per bucket its distance from the one before, twice its epoch's index (odd: sequences follow), its seq; then
+the producers' and the older sequences, each with how many there are.
+"""
+
+from __future__ import annotations
+
+import hmac
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+
+import msgspec
+
+from pipeline.errors import BadToken
+from pipeline.model.op import Position
+from pipeline.reads.token import Need, Sequences, Token
+
+#: First letter of every printed token; a new layout gets a new letter.
+VERSION = "t"
+#: A browser keeps 4 KB per cookie, with its name and attributes.
+MOST_CHARACTERS = 3000
+_WHO_BYTES, _SIGNATURE_BYTES = 4, 12
+
+
+class Seal:
+    """Prints tokens and reads them back.
+
+    Args:
+        secret: returns the deployment's secret; asked once, when first needed.
+    """
+
+    def __init__(self, secret: Callable[[], str]):
+        self._secret = secret
+        self._key = b""
+
+    def print(self, token: Token) -> str:
+        """Return the token as text of at most `MOST_CHARACTERS`; what has no room is asked for more coarsely."""
+        count = len(token)
+        while True:
+            text = self._text(token.newest(count))
+            if len(text) <= MOST_CHARACTERS:
+                return text
+            count = min(count - 1, count * MOST_CHARACTERS // len(text))
+
+    def read(self, text: str) -> Token:
+        """Read what `print` wrote.
+
+        Raises:
+            BadToken: it was cut or changed on its way, or another deployment signed it.
+        """
+        try:
+            raw = urlsafe_b64decode(text[1:] + "=" * (-len(text[1:]) % 4)) if text[:1] == VERSION else b""
+        except ValueError:
+            raw = b""
+        who, raw = raw[:_WHO_BYTES], raw[_WHO_BYTES:]
+        signature, body = raw[:_SIGNATURE_BYTES], raw[_SIGNATURE_BYTES:]
+        if not body:
+            raise BadToken("this text is not a session token, or was cut on its way; pass the whole text")
+        if who != self._who():
+            raise BadToken("this session token was signed by another deployment, or its secret has changed since")
+        if not hmac.compare_digest(signature, self._signature(body)):
+            raise BadToken("this session token was changed on its way: its signature is broken")
+        rest, epochs, flat = msgspec.msgpack.decode(body, type=tuple[bool, list[int], list[int]])
+        return Token(dict(_needs(epochs, iter(flat))), rest=rest)
+
+    def _text(self, token: Token) -> str:
+        epochs = sorted({need.position.epoch for need in token.values()})
+        flat: list[int] = []
+        before = 0
+        for bucket in sorted(token):
+            need = token[bucket]
+            by_sequence = bool(need.producers or need.older)
+            flat += (bucket - before, 2 * epochs.index(need.position.epoch) + by_sequence, need.position.seq)
+            for sequences in (need.producers, need.older) if by_sequence else ():
+                flat.append(len(sequences))
+                for pair in sequences.items():
+                    flat += pair
+            before = bucket
+        body = msgspec.msgpack.encode((token.rest, epochs, flat))
+        raw = self._who() + self._signature(body) + body
+        return VERSION + urlsafe_b64encode(raw).decode().rstrip("=")
+
+    def _who(self) -> bytes:
+        return self._digest(b"who")[:_WHO_BYTES]
+
+    def _signature(self, body: bytes) -> bytes:
+        return self._digest(b"token" + body)[:_SIGNATURE_BYTES]
+
+    def _digest(self, body: bytes) -> bytes:
+        if not self._key:
+            self._key = self._secret().encode()
+        return hmac.digest(self._key, body, sha256)
+
+
+def _needs(epochs: list[int], flat: Iterator[int]) -> Iterator[tuple[int, Need]]:
+    bucket = 0
+    for step in flat:
+        bucket += step
+        epoch, by_sequence = divmod(next(flat), 2)
+        position = Position(epochs[epoch], next(flat))
+        yield bucket, Need(position, _sequences(flat), _sequences(flat)) if by_sequence else Need(position)
+
+
+def _sequences(flat: Iterator[int]) -> Sequences:
+    return {next(flat): next(flat) for _ in range(next(flat))}

@@ -1,0 +1,104 @@
+"""CREATE TABLE of an application's table, as the pipeline wants it: bigint ids, utf8mb4, InnoDB, exact types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pipeline.config.topology import Topology
+from pipeline.errors import PipelineError
+from pipeline.model.column import Column
+from pipeline.model.schema import TableSchema
+from pipeline.shard.dialect import Dialect
+from pipeline.shard.table_facts import plain
+
+#: pyDAL's types. FLOAT is made DOUBLE: MariaDB gives back only 6 digits of a FLOAT.
+_MYSQL = {
+    "string": "VARCHAR({length})", "password": "VARCHAR({length})", "upload": "VARCHAR({length})",
+    "text": "LONGTEXT", "json": "LONGTEXT", "blob": "LONGBLOB", "boolean": "CHAR(1)",
+    "integer": "INT", "bigint": "BIGINT", "float": "DOUBLE", "double": "DOUBLE", "decimal": "DECIMAL({p},{s})",
+    "date": "DATE", "time": "TIME", "datetime": "DATETIME", "reference": "BIGINT", "big-reference": "BIGINT",
+}  # fmt: skip
+_SQLITE = {
+    "string": "CHAR({length})", "password": "CHAR({length})", "upload": "CHAR({length})",
+    "text": "TEXT", "json": "TEXT", "blob": "BLOB", "boolean": "CHAR(1)",
+    "integer": "INTEGER", "bigint": "INTEGER", "float": "DOUBLE", "double": "DOUBLE", "decimal": "DOUBLE",
+    "date": "DATE", "time": "TIME", "datetime": "TIMESTAMP", "reference": "INTEGER", "big-reference": "INTEGER",
+}  # fmt: skip
+
+
+def create_table(schema: TableSchema, topology: Topology, dialect: Dialect) -> Iterator[str]:
+    """Yield the statements that create a table: its unique indexes too, and an index on its shard key.
+
+    No foreign keys: a parent row may live on another shard, and a cascade would write behind the watermark's back.
+
+    Raises:
+        PipelineError: a column has a type that cannot be created here.
+    """
+    lines = ",\n  ".join(column_sql(schema, column, dialect) for column in schema.columns)
+    tail = " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci" if dialect.name == "mysql" else ""
+    yield f"CREATE TABLE IF NOT EXISTS {schema.rname or dialect.quote(schema.name)} (\n  {lines}\n){tail}"
+    for index in indexes(schema, topology):
+        yield create_index(schema, index, dialect)
+
+
+class Index(NamedTuple):
+    """An index of a table, its columns by their names in the model."""
+
+    unique: bool
+    fields: tuple[str, ...]
+
+
+def indexes(schema: TableSchema, topology: Topology) -> list[Index]:
+    """Return what a table needs: the unique ones of model and configuration, and what rows are looked up by."""
+    rules = topology.table(schema.name)
+    unique = [*rules.unique, *((c.name,) for c in schema.columns if c.unique and (c.name,) not in rules.unique)]
+    names = [c.name for c in schema.columns if c.type.startswith(("reference ", "big-reference "))]
+    if rules.shard_key and rules.shard_key in schema.index and rules.shard_key != schema.id_name:
+        names.append(rules.shard_key)
+    leading = {fields[0] for fields in unique}
+    plain = [(name,) for name in dict.fromkeys(names) if name not in leading]
+    return [*(Index(True, fields) for fields in unique), *(Index(False, fields) for fields in plain)]
+
+
+def create_index(schema: TableSchema, index: Index, dialect: Dialect) -> str:
+    """Return the statement that creates an index. MySQL has no IF NOT EXISTS here, unlike MariaDB."""
+    kind, maybe = "UNIQUE " if index.unique else "", "" if dialect.name == "mysql" else "IF NOT EXISTS "
+    name = dialect.quote(index_name(schema.name, "uk" if index.unique else "ix", index.fields))
+    columns = ", ".join(_quoted(schema, field, dialect) for field in index.fields)
+    return f"CREATE {kind}INDEX {maybe}{name} ON {schema.rname or dialect.quote(schema.name)} ({columns})"
+
+
+def column_sql(schema: TableSchema, column: Column, dialect: Dialect) -> str:
+    """Return a column as it stands in CREATE TABLE.
+
+    Raises:
+        PipelineError: it has a type that cannot be created here.
+    """
+    mysql = dialect.name == "mysql"
+    name = _quoted(schema, column.name, dialect)
+    if column.name == schema.id_name:
+        kind = "BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY" if mysql else "INTEGER PRIMARY KEY AUTOINCREMENT"
+        return f"{name} {kind}"
+    types = _MYSQL if mysql else _SQLITE
+    family = "text" if column.type.startswith("list:") else column.type.split("(")[0].split()[0]
+    if family not in types:
+        raise PipelineError(f"{schema.name}.{column.name}: a column of type {column.type!r} cannot be created here")
+    precision, scale = column.digits if family == "decimal" else (0, 0)
+    kind = types[family].format(length=column.length or 512, p=precision, s=scale)
+    return f"{name} {kind}{' NOT NULL' if column.notnull else ''}"
+
+
+def index_name(table: str, kind: str, fields: tuple[str, ...]) -> str:
+    """Return the name that an index gets: `uk_` if it is unique, `ix_` if not."""
+    return f"{kind}_{table}_{'_'.join(fields)}"[:64]
+
+
+def own_name(schema: TableSchema, field: str) -> str:
+    """Return a field's name in the database."""
+    return plain(schema.columns[schema.index[field]].rname or field)
+
+
+def _quoted(schema: TableSchema, field: str, dialect: Dialect) -> str:
+    column = schema.columns[schema.index[field]]
+    return column.rname or dialect.quote(column.name)

@@ -1,0 +1,179 @@
+"""What a shard's tables say about an op, a bucket, the epochs: reads of their own, on the primary or a replica."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from pipeline.model.op import Position
+from pipeline.shard.dialect import Dialect
+from pipeline.shard.ledger import Mark, text
+from pipeline.shard.session import Session
+
+
+class Fate(NamedTuple):
+    """What one node knows of an op."""
+
+    mark: Position | None
+    state: str | None  # of the bucket on this shard
+    applied_seq: int | None  # last applied sequence of the op's producer; None: the row has expired, or never was
+    reject: tuple[str, str, int | None] | None  # state, reason, code
+    lost: bool
+    gap: bool  # its position was missing when the log was read
+
+    def reached(self, position: Position, producer_seq: int) -> bool:
+        """Whether the op, or its refusal, is committed on this node."""
+        if self.gap:
+            return False  # later ops of its producer were applied, this one was not there
+        if self.applied_seq is not None:
+            return self.applied_seq >= producer_seq
+        # the producer's row is forgotten after a week: then only the epoch it was sent in can tell
+        return self.mark is not None and self.mark.epoch == position.epoch and self.mark >= position
+
+
+def fate(session: Session, bucket: int, position: Position, producer: int, producer_seq: int) -> Fate:
+    """Ask one node about one op, in one round trip."""
+    mine = f"bucket = {bucket} AND producer = {producer}"
+    found = session.query(
+        f"SELECT 'm', epoch, seq, state, NULL FROM pipeline_watermarks WHERE bucket = {bucket}"
+        f" UNION ALL SELECT 'p', seq, NULL, NULL, NULL FROM pipeline_producers WHERE {mine}"
+        f" UNION ALL SELECT 'r', code, NULL, state, reason FROM pipeline_rejects"
+        f" WHERE {mine} AND producer_seq = {producer_seq}"
+        f" UNION ALL SELECT CASE producer WHEN 0 THEN 'g' ELSE 'l' END, epoch, NULL, NULL, NULL FROM pipeline_lost"
+        f" WHERE bucket = {bucket} AND ((producer = {producer}"
+        f" AND first_seq <= {producer_seq} AND last_seq >= {producer_seq}) OR (producer = 0"
+        f" AND epoch = {position.epoch} AND first_seq <= {position.seq} AND last_seq >= {position.seq}))"
+    )
+    rows = {row[0]: row[1:] for row in found}
+    mark, producer_row, reject = rows.get("m"), rows.get("p"), rows.get("r")
+    return Fate(
+        Position(mark[0], mark[1]) if mark else None,
+        mark[2] if mark else None,
+        producer_row[0] if producer_row else None,
+        (reject[2], reject[3], reject[0]) if reject else None,
+        "l" in rows or "g" in rows,
+        "g" in rows,
+    )
+
+
+def marks_of(session: Session, buckets: Iterable[int] | None = None) -> dict[int, Mark]:
+    """Return the watermarks of a node, all or some."""
+    some = "" if buckets is None else f" WHERE bucket IN ({', '.join(map(str, buckets))})"
+    found = session.query(f"SELECT bucket, epoch, seq, state FROM pipeline_watermarks{some}")
+    return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
+
+
+class Standing(NamedTuple):
+    """How far a node is: its watermarks, and the server's time of the newest commit of ops that it holds, ms."""
+
+    marks: dict[int, Mark]
+    newest_ms: int
+
+
+def standing(session: Session) -> Standing:
+    """Return how far a node is, in one query."""
+    found = session.query("SELECT bucket, epoch, seq, state, committed_ms FROM pipeline_watermarks")
+    marks = {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state, _ in found}
+    return Standing(marks, max((row[4] for row in found), default=0))
+
+
+def sequences(session: Session, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
+    """Return the last applied sequence of each (bucket, producer) that a node knows."""
+    wanted = set(pairs)
+    buckets, producers = ({str(pair[i]) for pair in wanted} for i in (0, 1))
+    found = session.query(
+        "SELECT bucket, producer, seq FROM pipeline_producers"
+        f" WHERE bucket IN ({', '.join(buckets)}) AND producer IN ({', '.join(producers)})"
+    )
+    return {(bucket, producer): seq for bucket, producer, seq in found if (bucket, producer) in wanted}
+
+
+def row_id(session: Session, bucket: int, producer: int, producer_seq: int) -> int | None:
+    """Return the id that the database gave to an op's row, once it is applied."""
+    found = session.query(
+        f"SELECT row_id FROM pipeline_ids WHERE bucket = {bucket} AND producer = {producer}"
+        f" AND producer_seq = {producer_seq}"
+    )
+    return int(found[0][0]) if found else None
+
+
+def highest_epoch(session: Session) -> int:
+    """Return the highest epoch that any watermark of this node stands in, or that was given out by it."""
+    found = session.query(
+        "SELECT MAX(e) FROM (SELECT MAX(epoch) AS e FROM pipeline_watermarks"
+        " UNION ALL SELECT MAX(epoch) FROM pipeline_epochs) AS epochs"
+    )
+    return int(found[0][0] or 0)
+
+
+def give_epoch(session: Session, scope: str, above: int, least: int) -> int:
+    """Give out a new epoch of *scope*, above all that are known, committed before it is returned."""
+    known = max(above, highest_epoch(session))
+    with session.translated(), session.transaction():
+        row = session.rows(f"SELECT epoch FROM pipeline_epochs WHERE scope = {text(scope)}{_for_update(session)}")
+        epoch = max(known + 1, (row[0][0] if row else 0) + 1, least)
+        tail = session.dialect.on_conflict(["scope"], ["epoch"])
+        session.execute(f"INSERT INTO pipeline_epochs (scope, epoch) VALUES ({text(scope)}, {epoch}){tail}")
+    return epoch
+
+
+def refused(session: Session, ops: Iterable[tuple[int, int, int]]) -> list[tuple[str, int | None]]:
+    """Return reason and code of those (bucket, producer, producer sequence) that were refused."""
+    wanted = set(ops)
+    producers = ", ".join({str(producer) for _, producer, _ in wanted})
+    found = session.query(
+        "SELECT bucket, producer, producer_seq, reason, code FROM pipeline_rejects"
+        f" WHERE producer IN ({producers}) ORDER BY rejected_ms, bucket, seq"
+    )
+    return [(reason, code) for bucket, producer, seq, reason, code in found if (bucket, producer, seq) in wanted]
+
+
+def gaps(session: Session, buckets: Iterable[int]) -> list[tuple[int, int, int, int]]:
+    """Return bucket, epoch, first and last sequence of all that was missing in the logs of these buckets."""
+    return session.query(
+        "SELECT bucket, epoch, first_seq, last_seq FROM pipeline_lost"
+        f" WHERE producer = 0 AND bucket IN ({', '.join(map(str, buckets))})"
+    )
+
+
+def counts(session: Session) -> dict[str, int]:
+    """Return how many ops are rejected, parked and lost."""
+    found = dict(session.query("SELECT state, COUNT(*) FROM pipeline_rejects GROUP BY state"))
+    lost = session.query("SELECT COALESCE(SUM(last_seq - first_seq + 1), 0) FROM pipeline_lost")
+    return {"rejected": int(found.get("rejected", 0)), "parked": int(found.get("parked", 0)), "lost": int(lost[0][0])}
+
+
+def schema(session: Session, hash: str) -> str | None:
+    """Return a table definition that was kept in the shard."""
+    found = session.query(f"SELECT definition FROM pipeline_schemas WHERE hash = {text(hash)}")
+    return str(found[0][0]) if found else None
+
+
+def keep_schemas(session: Session, schemas: Mapping[str, tuple[str, str]]) -> None:
+    """Keep table definitions in the shard: hash -> (table, JSON)."""
+    with session.translated(), session.transaction():
+        for hash, (table, definition) in schemas.items():
+            tail = session.dialect.on_conflict(["hash"], ["definition"])
+            session.execute(
+                "INSERT INTO pipeline_schemas (hash, table_name, definition)"
+                f" VALUES ({text(hash)}, {text(table)}, {text(definition)}){tail}"
+            )
+
+
+def add_buckets(session: Session, buckets: Iterable[int]) -> None:
+    """Make the watermark rows of buckets that have none here."""
+    buckets = list(buckets)
+    if buckets:
+        with session.translated(), session.transaction():
+            session.execute(buckets_sql(session.dialect, buckets))
+
+
+def buckets_sql(dialect: Dialect, buckets: Iterable[int]) -> str:
+    """Return the statement that makes watermark rows; those that are there stay as they are."""
+    rows = ", ".join(f"({b}, 0, -1, 'active', 0)" for b in buckets)
+    into = "INSERT INTO pipeline_watermarks (bucket, epoch, seq, state, committed_ms)"
+    return f"{into} VALUES {rows}{dialect.on_conflict(['bucket'], [])}"
+
+
+def _for_update(session: Session) -> str:
+    return " FOR UPDATE" if session.dialect.lock else ""

@@ -1,0 +1,111 @@
+"""What a worker knows of an op's table on one shard: its definition, the database's constraints, the value encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pipeline.model.op import Op
+from pipeline.model.schema import TableSchema
+from pipeline.shard.constraints import Constraints, constraints_of
+from pipeline.shard.literals import encoder
+from pipeline.shard.session import Session
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One table definition on one shard. Column numbers are those of the definition."""
+
+    schema: TableSchema
+    constraints: Constraints
+    encode: tuple[Callable[[Any], str], ...]
+    names: tuple[str, ...]  # quoted as the database wants them
+    table: str  # quoted
+
+    @cached_property
+    def unique(self) -> tuple[tuple[int, ...], ...]:
+        """The unique indexes whose columns the definition knows, the id left out."""
+        known = [self._numbers(columns) for columns in self.constraints.unique]
+        return tuple(columns for columns in known if columns and columns != (self.schema.id_index,))
+
+    @cached_property
+    def hidden_unique(self) -> bool:
+        """Whether a unique index has columns that the definition does not know."""
+        return any(self._numbers(columns) is None for columns in self.constraints.unique)
+
+    @cached_property
+    def unique_columns(self) -> frozenset[int]:
+        """The columns that take part in a unique index."""
+        return frozenset(column for columns in self.unique for column in columns)
+
+    @cached_property
+    def parents(self) -> tuple[tuple[int | None, str], ...]:
+        """(column, parent table) of each foreign key to a parent's id; column None where it is another kind."""
+        found = []
+        for own, parent, theirs in self.constraints.parents:
+            numbers = self._numbers(own)
+            simple = numbers is not None and len(numbers) == 1 and theirs == ("id",)
+            found.append((numbers[0] if simple and numbers else None, parent))
+        return tuple(found)
+
+    @cached_property
+    def database_name(self) -> str:
+        """The table's name in the database, for conflict keys."""
+        return plain(self.schema.rname or self.schema.name)
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether nothing but the primary key can make two inserts conflict."""
+        return not (self.unique or self.hidden_unique or self.parents)
+
+    def _numbers(self, columns: tuple[str, ...]) -> tuple[int, ...] | None:
+        by_name = {plain(c.rname or c.name).lower(): i for i, c in enumerate(self.schema.columns)}
+        numbers = [by_name.get(column.lower()) for column in columns]
+        return None if None in numbers else tuple(n for n in numbers if n is not None)
+
+
+class FactBook:
+    """The facts of every table definition that a worker has met on one shard.
+
+    Args:
+        find: returns a definition by its hash, or None.
+    """
+
+    def __init__(self, session: Session, find: Callable[[str], TableSchema | None]):
+        self._session, self._find = session, find
+        self._known: dict[str, Facts] = {}
+
+    def knows(self, schema: str) -> bool:
+        """Return whether the definition with that hash has been met."""
+        return schema in self._known
+
+    def of(self, op: Op) -> Facts | None:
+        """Return the facts of an op's table; None while nobody knows its definition."""
+        facts = self._known.get(op.schema)
+        if facts is None:
+            schema = self._find(op.schema)
+            if schema is None:
+                return None
+            facts = self._known[op.schema] = self._learn(schema)
+        return facts
+
+    def forget(self) -> None:
+        """Read all constraints anew: the schema of the database may have changed."""
+        self._known.clear()
+
+    def _learn(self, schema: TableSchema) -> Facts:
+        quote = self._session.dialect.quote
+        return Facts(
+            schema,
+            constraints_of(self._session, plain(schema.rname or schema.name)),
+            tuple(encoder(self._session.adapter, column) for column in schema.columns),
+            tuple(column.rname or quote(column.name) for column in schema.columns),
+            schema.rname or quote(schema.name),
+        )
+
+
+def plain(name: str) -> str:
+    """Return an identifier without its quotes and its schema."""
+    return name.rpartition(".")[2].strip("`\"'[]")

@@ -1,0 +1,281 @@
+"""The ops in the spool: taken in order, numbered for good, sent, forgotten.
+
+Invariant: while an op waits to be sent, the marker file is there; it is made before the op is committed and removed
+only inside a transaction that sees none waiting. So one look for a file tells every process of the host where to go.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline import clock
+from pipeline.spool.group_commit import Together
+from pipeline.spool.id_reserve import Reserve
+from pipeline.spool.key_promises import Promises
+from pipeline.spool.lock import HostLock
+from pipeline.spool.sqlite_file import DRAINING_ROOM, MODE, SpoolFile
+
+#: A bucket that idled longer goes on under another producer: Redis forgets one after two days, a shard after seven.
+FRESH_MS = 86_400_000
+#: A producer is given to further buckets for half of that.
+SHARED_MS = FRESH_MS // 2
+#: Ops and bytes that one look takes.
+HEAD_OPS, HEAD_BYTES = 1000, 4_000_000
+
+#: The producer of a run, and its first sequence.
+Number = tuple[int, int]
+
+
+class Spooled(NamedTuple):
+    """One op in the spool."""
+
+    id: int
+    bucket: int
+    producer: int
+    seq: int
+    payload: bytes
+
+
+class Definition(NamedTuple):
+    """A table definition, and whether Redis has never had it."""
+
+    hash: str
+    table: str
+    text: str
+    waits: bool
+
+
+class Counts(NamedTuple):
+    """What is in a spool."""
+
+    waiting: int
+    kept: int
+    bytes: int
+    oldest_id: int | None
+
+
+class Spool:
+    """One host's spool, shared by its processes and threads. The file is made when it is first needed."""
+
+    def __init__(self, path: Path, max_bytes: int):
+        self.path = path
+        self.file = SpoolFile(path, max_bytes)
+        self.lock = HostLock(Path(f"{path}.lock"))
+        self.reserve = Reserve(self.file, HostLock(Path(f"{path}.reserving")))
+        self.promises = Promises(self.file, max_bytes)
+        self._marker = f"{path}.waiting"
+        self._start()
+
+    def waiting(self) -> bool:
+        """Whether ops wait to be sent: then all others have to go behind them. About a microsecond."""
+        return os.access(self._marker, os.F_OK)
+
+    def add(
+        self, runs: Mapping[int, Sequence[bytes]], *, kept: bool = False, numbered: Mapping[int, Number] | None = None
+    ) -> dict[int, Number]:
+        """Take ops in, fsynced when it returns; return each bucket's producer and first sequence.
+
+        Args:
+            kept: whether they stay until they are forgotten by `forget`.
+            numbered: buckets whose ops were sent already, perhaps in vain, and under which number.
+
+        Raises:
+            PipelineFull, SpoolUnavailable: none was taken in.
+        """
+        wish = _Wish(runs, kept, dict(numbered or {}))
+        if self._pid != os.getpid():
+            self._start()
+        self._together.done(wish)
+        if wish.error is not None:
+            raise wish.error
+        return {bucket: wish.numbers[bucket] for bucket in runs}
+
+    def buckets(self) -> list[int]:
+        """Return the buckets of all ops in here."""
+        with self.file.reading() as db:
+            return [row[0] for row in db.execute("SELECT DISTINCT bucket FROM entries")]
+
+    def head(self, buckets: Iterable[int]) -> list[Spooled]:
+        """Return the first ops of these buckets that wait to be sent."""
+        found: list[Spooled] = []
+        with self.file.reading() as db:
+            query = "SELECT id, bucket, producer, seq, payload FROM entries WHERE sent = 0"
+            size_bytes = 0
+            for row in db.execute(f"{query} AND bucket IN ({_list(buckets)}) ORDER BY id LIMIT {HEAD_OPS}"):
+                found.append(Spooled(*row))
+                size_bytes += len(row[4])
+                if size_bytes >= HEAD_BYTES:
+                    break
+        return found
+
+    def sent(self, ops: Iterable[Spooled], epoch: int) -> None:
+        """Note that Redis has these ops, under *epoch*."""
+        ids = [op.id for op in ops]
+        with self.file.writing(room=DRAINING_ROOM) as db:
+            db.executemany("DELETE FROM entries WHERE id = ? AND kept = 0", ((id,) for id in ids))
+            db.executemany("UPDATE entries SET sent = ? WHERE id = ?", ((epoch, id) for id in ids))
+
+    def renew(self, buckets: Iterable[int], epoch: int) -> int:
+        """Let everything wait again that was sent under another epoch: Redis may have lost it. Return how many."""
+        some = f"bucket IN ({_list(buckets)}) AND sent NOT IN (0, {epoch})"
+        with self.file.reading() as db:
+            if not db.execute(f"SELECT 1 FROM entries WHERE {some} LIMIT 1").fetchone():
+                return 0
+        with self.file.writing(room=DRAINING_ROOM) as db:
+            self._mark()
+            return db.execute(f"UPDATE entries SET sent = 0 WHERE {some}").rowcount
+
+    def settle(self) -> bool:
+        """Remove the marker if nothing waits; whether nothing does."""
+        with self.file.writing(room=DRAINING_ROOM) as db:
+            waiting = "SELECT 1 FROM entries WHERE sent = 0 UNION ALL SELECT 1 FROM definitions WHERE waits LIMIT 1"
+            if db.execute(waiting).fetchone():
+                self._mark()
+                return False
+            Path(self._marker).unlink(missing_ok=True)
+            return True
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Return the (bucket, producer) of all ops that Redis has and that are kept."""
+        with self.file.reading() as db:
+            return db.execute("SELECT DISTINCT bucket, producer FROM entries WHERE sent > 0").fetchall()
+
+    def forget(self, reached: Mapping[tuple[int, int], int]) -> int:
+        """Delete kept ops up to a sequence of each (bucket, producer); return how many."""
+        rows = [(bucket, producer, seq) for (bucket, producer), seq in reached.items()]
+        where = "bucket = ? AND producer = ? AND seq <= ? AND sent > 0"
+        with self.file.writing(room=DRAINING_ROOM) as db:
+            return db.executemany(f"DELETE FROM entries WHERE {where}", rows).rowcount
+
+    def holds(self, bucket: int, producer: int, seq: int) -> bool:
+        """Whether this op waits in here to be sent."""
+        if not self.waiting():
+            return False
+        where = "bucket = ? AND producer = ? AND seq = ? AND sent = 0"
+        with self.file.reading() as db:
+            return bool(db.execute(f"SELECT 1 FROM entries WHERE {where}", (bucket, producer, seq)).fetchone())
+
+    def counts(self) -> Counts:
+        """Return what is in here."""
+        if not self.file.there:
+            return Counts(0, 0, 0, None)
+        with self.file.reading() as db:
+            waiting, first = db.execute("SELECT COUNT(*), MIN(id) FROM entries WHERE sent = 0").fetchone()
+            kept, size = db.execute("SELECT COALESCE(SUM(sent > 0), 0), COALESCE(SUM(LENGTH(payload)), 0) FROM entries"
+                                    ).fetchone()  # fmt: skip
+            return Counts(waiting, kept, size, first)
+
+    def keep_definitions(self, definitions: Iterable[tuple[str, str, str]], *, wait: bool) -> None:
+        """Keep table definitions: hash, table, text.
+
+        Args:
+            wait: Redis has never had them: until they are published, no op may overtake them.
+        """
+        with self.file.writing() as db:
+            insert = f"INSERT INTO definitions VALUES (?, ?, ?, {int(wait)}) ON CONFLICT (hash) DO NOTHING"
+            db.executemany(insert, definitions)
+            if wait:
+                self._mark()
+
+    def definitions(self) -> list[Definition]:
+        """Return the definitions that were kept."""
+        with self.file.reading() as db:
+            found = db.execute("SELECT hash, table_name, text, waits FROM definitions ORDER BY rowid")
+            return [Definition(hash, table, text, bool(waits)) for hash, table, text, waits in found]
+
+    def published(self, hashes: Iterable[str]) -> None:
+        """Note that Redis has these definitions."""
+        with self.file.writing(room=DRAINING_ROOM) as db:
+            db.executemany("UPDATE definitions SET waits = 0 WHERE hash = ?", ((hash,) for hash in hashes))
+
+    def secret(self) -> str | None:
+        """Return the secret that was kept."""
+        with self.file.reading() as db:
+            found = db.execute("SELECT text FROM secret").fetchone()
+        return str(found[0]) if found else None
+
+    def keep_secret(self, text: str) -> None:
+        """Keep the deployment's secret."""
+        with self.file.writing(room=DRAINING_ROOM) as db:
+            db.execute("INSERT OR REPLACE INTO secret VALUES (1, ?)", (text,))
+
+    def close(self) -> None:
+        """Close this process's connection."""
+        self.file.close()
+
+    def _start(self) -> None:
+        self._pid, self._together = os.getpid(), Together(self._take_in)
+
+    def _take_in(self, wishes: Sequence[_Wish]) -> None:
+        """Take in what some threads wish, with one fsync for all."""
+        try:
+            with self.file.writing() as db:
+                for wish in wishes:
+                    wish.insert(db)
+                self._mark()
+        except BaseException as error:
+            for wish in wishes:
+                wish.error = error
+
+    def _mark(self) -> None:
+        if not self.waiting():
+            os.close(os.open(self._marker, os.O_CREAT | os.O_WRONLY, MODE))
+
+
+@dataclass(slots=True)
+class _Wish:
+    """What one caller wants to be taken in, and what became of it."""
+
+    runs: Mapping[int, Sequence[bytes]]
+    kept: bool
+    numbers: dict[int, Number]
+    error: BaseException | None = None
+
+    def insert(self, db: sqlite3.Connection) -> None:
+        """Number the ops and insert them."""
+        for bucket, payloads in self.runs.items():
+            if bucket not in self.numbers:
+                self.numbers[bucket] = _next(db, bucket, len(payloads))
+            producer, first = self.numbers[bucket]
+            db.executemany(
+                "INSERT INTO entries (bucket, producer, seq, kept, payload) VALUES (?, ?, ?, ?, ?)",
+                ((bucket, producer, first + nth, self.kept, payload) for nth, payload in enumerate(payloads)),
+            )
+
+
+# one text for all buckets: SQLite need not be told it anew, which took longer than to do it
+_MOVE = (
+    "UPDATE buckets SET next = next + ?, used_ms = ? WHERE bucket = ?"
+    " AND (used_ms > ? OR EXISTS (SELECT 1 FROM entries WHERE bucket = ?)) RETURNING producer, next - ?"
+)
+
+
+def _next(db: sqlite3.Connection, bucket: int, count: int) -> Number:
+    """Give out the next sequences of a bucket."""
+    now = clock.wall_ms()
+    row = db.execute(_MOVE, (count, now, bucket, now - FRESH_MS, bucket, count)).fetchone()
+    if row is not None:
+        return row[0], row[1]
+    producer = _producer(db, bucket, now)
+    db.execute("INSERT OR REPLACE INTO buckets VALUES (?, ?, ?, ?)", (bucket, producer, 1 + count, now))
+    return producer, 1
+
+
+def _producer(db: sqlite3.Connection, bucket: int, now: int) -> int:
+    """Return a producer that this bucket has never had: the newest, or a new one."""
+    newest = db.execute("SELECT producer, made_ms FROM producers ORDER BY nth DESC LIMIT 1").fetchone()
+    before = db.execute(f"SELECT producer FROM buckets WHERE bucket = {bucket}").fetchone()
+    if newest and abs(now - newest[1]) < SHARED_MS and (before is None or before[0] != newest[0]):
+        return int(newest[0])
+    producer = int.from_bytes(os.urandom(8), "big") >> 1
+    db.execute("INSERT INTO producers (producer, made_ms) VALUES (?, ?)", (producer, now))
+    return producer
+
+
+def _list(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))
