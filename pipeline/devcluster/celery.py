@@ -13,7 +13,7 @@ from pipeline.devcluster.ports import LOOPBACK
 from pipeline.devcluster.state import Service
 
 #: The folder that holds the packages `pipeline` and `workers`, and in a checkout also `deploy`.
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def worker(config: Path, number: int, concurrency: int) -> Service:
