@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from pipeline.admin import upkeep
 from pipeline.apply.applier import Applier
 from pipeline.client import Pipeline
 from workers.crash import step
@@ -28,17 +27,13 @@ def applier(shard: str) -> Applier:
 
     Raises:
         KeyError: the configuration has no such shard.
-        Unavailable: the shard has another primary now, and it could not be asked what it lacks: try again.
+        ShardUnavailable: two nodes take writes, and neither is the configured primary.
     """
     here = client()
     if shard not in here.topology.shards:
         raise KeyError(f"no shard {shard!r} in the configuration; there are {', '.join(here.topology.shards)}")
     key, primary = (os.getpid(), shard), here.nodes.primary(shard)
     known = _appliers.get(key)
-    if known is not None and known.node == primary.node:
-        return known
-    if known is not None:
-        # what the old primary committed and did not replicate is to be applied again, and nobody has marked it dirty
-        upkeep.reconcile(here, shard)
-    _appliers[key] = Applier(shard, primary, here.log, here.settings.apply, step)
-    return _appliers[key]
+    if known is None or known.node != primary.node:
+        known = _appliers[key] = Applier(shard, primary, here.log, here.settings.apply, step)
+    return known

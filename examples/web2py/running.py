@@ -24,12 +24,8 @@ APPLICATION = HERE / "shop"
 START_S, ANSWER_S, APPLIED_S = 60, 60, 60
 #: A purchase is where its customer is: one node can show both.
 TABLES_TOML = """\
-[tables.customer]
-on_reject = "skip"
-
 [tables.purchase]
 shard_key = "customer"
-on_reject = "skip"
 
 [tables.item]
 reference = true

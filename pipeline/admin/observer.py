@@ -82,7 +82,7 @@ class Observer:
             return ShardStatus(shard, queue, replicas=replicas, why=_why(shard, primary))
         rate = self._rate(shard, primary)
         counts = primary.counts
-        return ShardStatus(shard, queue, rate, counts["rejected"], counts["parked"], counts["lost"], replicas)
+        return ShardStatus(shard, queue, rate, counts["rejected"], counts["lost"], replicas)
 
     def _news(self) -> News | None:
         try:

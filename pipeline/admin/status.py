@@ -58,7 +58,7 @@ class ShardStatus:
 
     Attributes:
         rate: ops applied a second between two looks; None at the first look.
-        rejected, parked, lost: ops, since ever.
+        rejected, lost: ops, since ever.
         why: why something of the primary is unknown.
     """
 
@@ -66,7 +66,6 @@ class ShardStatus:
     queue: Queue = Queue()
     rate: float | None = None
     rejected: int | None = None
-    parked: int | None = None
     lost: int | None = None
     replicas: tuple[ReplicaStatus, ...] = ()
     why: str = ""

@@ -29,10 +29,12 @@ class Batch:
         before: the watermarks that it found, of the buckets that are its own.
         facts: of the tables; an op is understood if they know its definition.
         blocked: tables of which the shard is behind the schema.
+        taken: the entries up to `after`, in order per bucket, whether the shard has seen them before or not.
         after: the watermarks that it leaves.
-        last: of each bucket and producer, the last sequence that is applied then.
+        items: of those taken, the ops to apply; filled by `skip_seen`.
+        unreadable: of those taken, the entries to refuse, since this version cannot decode them; filled by `skip_seen`.
+        last: of each bucket and producer, the last sequence that is applied or refused then.
         waiting: the buckets that were cut short, and why.
-        unreadable: what is no op of this version.
     """
 
     before: dict[int, Position]
@@ -40,6 +42,7 @@ class Batch:
     blocked: Collection[str]
     most_rows: int
     most_bytes: int
+    taken: list[Item | Reject] = field(default_factory=list)
     after: dict[int, Position] = field(default_factory=dict)
     items: list[Item] = field(default_factory=list)
     last: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -65,63 +68,76 @@ class Batch:
         if not entries:
             return
         bucket = entries[0].bucket
-        before, items = self.before[bucket], self.items
+        before, taken = self.before[bucket], self.taken
         for entry in entries:
-            if items and (len(items) >= self.most_rows or self.size_bytes >= self.most_bytes):
+            if taken and (len(taken) >= self.most_rows or self.size_bytes >= self.most_bytes):
                 break
-            try:
-                op = decode(entry.payload)
-            except msgspec.MsgspecError as error:
-                self.unreadable.append(Reject(entry, "?", "?", None, f"not an op of this version: {error}"))
-                before = entry.position
-                continue
-            if self.blocked or op.ops or op.source or not self.facts.knows(op.schema):
-                puzzle = self._puzzle(op)
-                if puzzle:
-                    self.waiting[bucket] = puzzle
-                    break
-            gap = _gap(entry, before)
-            if gap is not None:
-                self.losses.append(gap)
-                _log.error("bucket %d: epoch %d of its log lost %d to %d", bucket, gap.epoch, gap.first, gap.last)
+            one = _decoded(entry)
+            if isinstance(one, Item) and (puzzle := self._puzzle(one.op)):
+                self.waiting[bucket] = puzzle
+                break
+            # whether or not it was decoded: what is missing in front of an entry is lost all the same
+            if (gap := _gap(entry, before)) is not None:
+                self._lose(gap)
             before = entry.position
-            items.append(Item(entry, op))
+            taken.append(one)
             self.size_bytes += len(entry.payload)
         if before is not self.before[bucket]:
             self.after[bucket] = before
 
     def skip_seen(self, session: Session) -> None:
-        """Drop what the shard has applied before, under another position: after a failover, or sent twice."""
-        if not self.items:
+        """Keep what the shard has not seen under another position: after a failover, or sent twice."""
+        if not self.taken:
             return
-        self.last = marks.seen(session, ((i.entry.bucket, i.entry.producer) for i in self.items))
-        named = [(i.entry.bucket, i.op.idempotency_key) for i in self.items if i.op.idempotency_key]
-        used = marks.known_keys(session, [(b, k) for b, k in named if k]) if named else set()
-        fresh = []
-        for item in self.items:
-            entry, key = item.entry, item.op.idempotency_key
+        self.last = marks.seen(session, ((one.entry.bucket, one.entry.producer) for one in self.taken))
+        used = self._used_keys(session)
+        for one in self.taken:
+            entry = one.entry
             pair = (entry.bucket, entry.producer)
             if entry.producer_seq <= self.last[pair]:
                 self.seen += 1
                 continue
             self.last[pair] = entry.producer_seq
+            if isinstance(one, Reject):
+                self.unreadable.append(one)
+                continue
+            key = one.op.idempotency_key
             if key is not None:
                 if (entry.bucket, key) in used:
                     self.seen += 1
                     continue
                 used.add((entry.bucket, key))
                 self.keys.append((entry.bucket, key))
-            fresh.append(item)
-        self.items = fresh
+            self.items.append(one)
+
+    def _used_keys(self, session: Session) -> set[tuple[int, str]]:
+        """Return which idempotency keys of the ops taken the shard has applied before."""
+        ops = (one for one in self.taken if isinstance(one, Item))
+        named = [(one.entry.bucket, key) for one in ops if (key := one.op.idempotency_key)]
+        return marks.known_keys(session, named) if named else set()
+
+    def _lose(self, gap: Loss) -> None:
+        self.losses.append(gap)
+        _log.error("bucket %d: epoch %d of its log lost %d to %d", gap.bucket, gap.epoch, gap.first, gap.last)
 
     def _puzzle(self, op: Op) -> str:
         """Return why an op must wait, or nothing."""
+        if not (self.blocked or op.ops or op.source) and self.facts.knows(op.schema):
+            return ""
         for one in op.named:
             if one.table in self.blocked:
                 return f"the shard is behind the schema of {one.table}"
             if self.facts.of(one) is None:
                 return f"definition {one.schema} of table {one.table} is not known here"
         return ""
+
+
+def _decoded(entry: Entry) -> Item | Reject:
+    """Return the op of an entry; what this version cannot decode is to be refused."""
+    try:
+        return Item(entry, decode(entry.payload))
+    except msgspec.MsgspecError as error:
+        return Reject(entry, "?", "?", None, f"not an op of this version: {error}")
 
 
 def _gap(entry: Entry, before: Position) -> Loss | None:

@@ -66,7 +66,7 @@ def sweep() -> None:
             return
         if state in ("applied", "durable"):
             one.remove()
-        elif state in ("queued", "spooled", "parked"):
+        elif state in ("queued", "spooled"):
             _keep(one)
 
 

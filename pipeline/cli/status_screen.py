@@ -30,8 +30,8 @@ def screen(status: Status, encoding: str, *, live: bool = False) -> RenderableTy
         parts.append(Text.assemble(("  ! unfit ", "bold red"), (f"{name}: ", "bold"), why))
     if status.redis.full is not None:
         parts.append(Text.assemble(("  full ", "bold red"), f"nothing is let in: {status.redis.full}"))
-    if refused := sum((shard.rejected or 0) + (shard.parked or 0) for shard in status.shards):
-        parts.append(Text(f"  {refused:,} ops wait for an operator: pipeline_rejects tells why", style="yellow"))
+    if refused := sum(shard.rejected or 0 for shard in status.shards):
+        parts.append(Text(f"  {refused:,} ops were refused for good: pipeline_rejects tells why", style="yellow"))
     if lost := sum(shard.lost or 0 for shard in status.shards):
         parts.append(Text(f"  {lost:,} ops were lost by Redis: pipeline_lost names them", style="bold red"))
     if live:
@@ -52,7 +52,7 @@ def lines(status: Status) -> Iterator[str]:
         yield (
             f"shard={shard.shard} queued={_count(queue.ops, '<=' * queue.at_most)} oldest={_age(queue)}"
             f" rate={_rate(shard)} dirty={_count(queue.dirty)} rejected={_count(shard.rejected)}"
-            f" parked={_count(shard.parked)} lost={_count(shard.lost)}"
+            f" lost={_count(shard.lost)}"
         )
         for replica in shard.replicas:
             yield (
@@ -83,7 +83,7 @@ def _head(status: Status) -> Text:
 
 def _table(status: Status, encoding: str) -> Table:
     table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
-    for name in ("shard", "queued", "oldest", "applied/s", "dirty", "rejected", "parked", "lost", "replica"):
+    for name in ("shard", "queued", "oldest", "applied/s", "dirty", "rejected", "lost", "replica"):
         table.add_column(name, justify="left" if name in ("shard", "replica") else "right", no_wrap=True)
     table.add_column("behind", justify="right", no_wrap=True)
     table.add_column("lag", justify="right", no_wrap=True)
@@ -92,7 +92,7 @@ def _table(status: Status, encoding: str) -> Table:
     for shard in status.shards:
         replicas: list[ReplicaStatus | None] = [*shard.replicas] or [None]
         for i, replica in enumerate(replicas):
-            own = _shard_cells(shard, sign) if i == 0 else [Text()] * 8
+            own = _shard_cells(shard, sign) if i == 0 else [Text()] * 7
             table.add_row(*own, *_replica_cells(replica))
     return table
 
@@ -108,7 +108,7 @@ def _shard_cells(shard: ShardStatus, sign: str) -> list[Text]:
         _cell(_count(queue.dirty)),
         *(
             _cell(_count(number), style if number else "dim")
-            for number, style in ((shard.rejected, "yellow"), (shard.parked, "yellow"), (shard.lost, "bold red"))
+            for number, style in ((shard.rejected, "yellow"), (shard.lost, "bold red"))
         ),
     ]
 

@@ -15,6 +15,7 @@ from pipeline.config.validators import (
     Check,
     ascending,
     bucket_table,
+    built,
     choice,
     each,
     faults_of,
@@ -119,7 +120,7 @@ class TableSettings:
     shard_key: str | None = None
     rule: str = "hash"
     ids: str = "pipeline"
-    on_reject: str = "park"
+    on_reject: str = "skip"
     reference: bool = False
     unique: tuple[tuple[str, ...], ...] = ()
     bounds: tuple[Any, ...] = ()
@@ -130,7 +131,7 @@ class TableSettings:
         "shard_key": optional(_NAME),
         "rule": _RULE,
         "ids": choice("pipeline", "database"),
-        "on_reject": choice("park", "skip", "halt"),
+        "on_reject": built(["skip"], later=["park", "halt"]),
         "reference": flag,
         "unique": _COLUMN_LISTS,
         "bounds": ascending,

@@ -43,12 +43,22 @@ def number(low: float, high: float) -> Check:
 
 def choice(*words: str) -> Check:
     """Accept one of *words*."""
-    must = "one of " + ", ".join(words)
+    must = ("one of " if len(words) > 1 else "") + ", ".join(words)
 
     def check(value: object) -> str | None:
         if value in words:
             return None
         return refused(value, must) + (did_you_mean(value, words) if isinstance(value, str) else "")
+
+    return check
+
+
+def built(words: Sequence[str], later: Sequence[str]) -> Check:
+    """Accept one of *words*; refuse by name one of *later*, which a release to come may accept."""
+    known = choice(*words)
+
+    def check(value: object) -> str | None:
+        return f"= '{value}' is not built yet; use {words[0]}" if value in later else known(value)
 
     return check
 

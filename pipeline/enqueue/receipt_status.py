@@ -19,7 +19,7 @@ from pipeline.shard.nodes import Nodes
 REMEMBERED_S = 7 * 86_400
 #: A waiter asks the database at least this often, whatever Redis says, s.
 ASK_S = 0.25
-_FINAL = ("applied", "durable", "rejected", "parked", "lost")
+_FINAL = ("applied", "durable", "rejected", "lost")
 
 
 class _Log(Entries, Watermarks, Protocol):
@@ -39,7 +39,7 @@ class Follower:
         self._topology, self._nodes, self._log, self._spooled = topology, nodes, log, spooled
 
     def status(self, receipt: Receipt) -> str:
-        """Return spooled, queued, applied, durable, rejected, parked or lost.
+        """Return spooled, queued, applied, durable, rejected or lost.
 
         Raises:
             ShardUnavailable: the shard's primary does not answer: unknown is never taken for good.
@@ -132,7 +132,7 @@ class Follower:
     def _state(self, receipt: Receipt) -> str:
         """Return the state on the shard that is furthest behind (a reference table's op is applied by all)."""
         states = [self._state_on(shard, receipt) for shard in self._topology.shards_of(receipt.bucket)]
-        for state in ("lost", "rejected", "parked", "queued"):
+        for state in ("lost", "rejected", "queued"):
             if state in states:
                 return state
         return "applied"
@@ -167,7 +167,7 @@ class Follower:
     def _told(self, receipt: Receipt, state: str) -> str:
         if state == "lost":
             raise Lost(f"the op at {receipt.bucket}:{receipt.position} was lost by Redis before it was applied")
-        if state in ("rejected", "parked"):
+        if state == "rejected":
             for shard in self._topology.shards_of(receipt.bucket):
                 reject = self._fate(shard, receipt).reject
                 if reject is not None:

@@ -64,7 +64,7 @@ class Receipt:
         self._id = id
 
     def status(self) -> str:
-        """Return queued, spooled, applied, durable, rejected, parked or lost."""
+        """Return queued, spooled, applied, durable, rejected or lost."""
         return self._asked().status(self)
 
     def wait(self, timeout_s: float = 2.0) -> str:

@@ -137,10 +137,10 @@ def gaps(session: Session, buckets: Iterable[int]) -> list[tuple[int, int, int, 
 
 
 def counts(session: Session) -> dict[str, int]:
-    """Return how many ops are rejected, parked and lost."""
-    found = dict(session.query("SELECT state, COUNT(*) FROM pipeline_rejects GROUP BY state"))
+    """Return how many ops are rejected and lost."""
+    rejected = session.query("SELECT COUNT(*) FROM pipeline_rejects")
     lost = session.query("SELECT COALESCE(SUM(last_seq - first_seq + 1), 0) FROM pipeline_lost")
-    return {"rejected": int(found.get("rejected", 0)), "parked": int(found.get("parked", 0)), "lost": int(lost[0][0])}
+    return {"rejected": int(rejected[0][0]), "lost": int(lost[0][0])}
 
 
 def schema(session: Session, hash: str) -> str | None:

@@ -85,7 +85,7 @@ def test_a_reject_is_kept_whole_with_the_databases_reason(shard: Session):
         (entry.payload.decode(), "Duplicate entry 'x'", 1062, "rejected")
     ]
     assert inquiry.refused(shard, [(3, PRODUCER, 9), (3, PRODUCER, 10)]) == [("Duplicate entry 'x'", 1062)]
-    assert inquiry.counts(shard) == {"rejected": 1, "parked": 0, "lost": 0}
+    assert inquiry.counts(shard) == {"rejected": 1, "lost": 0}
 
 
 @both

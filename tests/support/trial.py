@@ -79,7 +79,7 @@ class Trial:
         return judge.states(self.rig.primaries, self.rig.client.topology, self.ledger)
 
     def settle(self, timeout_s: float = SETTLE_S) -> Counter[str]:
-        """Wait until every acknowledged op is applied, rejected, parked or lost; return how many of each."""
+        """Wait until every acknowledged op is applied, rejected or lost; return how many of each."""
         accounts: Counter[str] = Counter()
         for _ in clock.polls(timeout_s, first_s=0.02, most_s=0.2):
             try:
@@ -107,9 +107,9 @@ class Trial:
         return accounts
 
     def balances(self) -> None:
-        """Assert that acknowledged = applied + rejected + parked + lost."""
+        """Assert that acknowledged = applied + rejected + lost."""
         accounts = Counter(self.states().values())
-        whole = sum(accounts[state] for state in ("applied", "rejected", "parked", "lost"))
+        whole = sum(accounts[state] for state in ("applied", "rejected", "lost"))
         assert whole == len(set_of(self.ledger)), f"accounts do not balance: {accounts}"
 
     def rows(self, uris: dict[str, str]) -> dict[tuple[int, str], tuple[int, str, int]]:

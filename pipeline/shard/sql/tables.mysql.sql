@@ -1,7 +1,7 @@
 -- The pipeline's own tables, on every primary (replicas get them by replication). Made by `pipeline migrate`.
 
 -- The one row on which all turns: everything up to (epoch, seq) of this bucket's log has been applied here.
--- Written in the transaction of the rows themselves. state: active | moved
+-- Written in the transaction of the rows themselves. state: always active; a bucket in any other state is left alone.
 CREATE TABLE IF NOT EXISTS pipeline_watermarks (
   bucket INT NOT NULL PRIMARY KEY,
   epoch BIGINT NOT NULL,
@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS pipeline_producers (
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
 -- Ops that the database refused for good, whole (without values where they do not fit into one statement).
--- state: rejected | parked
+-- state: always rejected.
 CREATE TABLE IF NOT EXISTS pipeline_rejects (
   bucket INT NOT NULL,
   epoch BIGINT NOT NULL,

@@ -2,7 +2,7 @@
 "use strict";
 
 const STEPS = ["queued", "applied", "durable"];
-const LAST = ["durable", "rejected", "parked", "lost"];
+const LAST = ["durable", "rejected", "lost"];
 const EVERY_MS = 700;
 const LOOKS = 60;
 

@@ -1,0 +1,101 @@
+"""Trimming: a log keeps what any node may still need, and for ten minutes what a shard without replicas applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from pydal import DAL, Field
+
+import pipeline
+from pipeline import clock
+from pipeline.admin import replica_absence
+from pipeline.admin.upkeep import FLOOR_S, trim
+from pipeline.model.op import START
+from pipeline.testing import Sandbox, sandbox
+
+Forward = Callable[[float], None]
+
+
+@pytest.fixture
+def db() -> Iterator[Any]:
+    db = DAL("sqlite:memory")
+    db.define_table("event", Field("who", "integer"))
+    db.define_table("country", Field("name"))
+    yield db
+    db.close()
+
+
+@pytest.fixture
+def box(db: Any) -> Iterator[Sandbox]:
+    with sandbox({"event": {"shard_key": "who"}, "country": {"reference": True}}, shards=2, buckets=4) as box:
+        pipeline.define_tables(db)
+        yield box
+
+
+@pytest.fixture
+def forward(monkeypatch: pytest.MonkeyPatch) -> Forward:
+    """Let so many seconds pass on the wall clock since the test began."""
+    began_ms = clock.wall_ms()
+    monkeypatch.setattr(clock, "wall_ms", lambda: began_ms)
+    return lambda seconds: monkeypatch.setattr(clock, "wall_ms", lambda: began_ms + round(seconds * 1000))
+
+
+def kept(box: Sandbox, bucket: int) -> int:
+    """Return how many entries a bucket's log holds."""
+    return len(box.log.read({bucket: START}, {bucket: 100})[bucket])
+
+
+def test_a_shard_without_replicas_keeps_what_it_applied_for_ten_minutes(db: Any, box: Sandbox, forward: Forward):
+    assert FLOOR_S == 600, "as the documents say: a dump of the primary may be that old"
+    first = pipeline.enqueue_insert(db.event, who=7)
+    [shard] = box.client.topology.shards_of(first.bucket)
+    box.drain()
+
+    assert trim(box.client, shard) == 0
+    pipeline.enqueue_insert(db.event, who=7)
+    box.drain()
+    forward(599)
+    assert trim(box.client, shard) == 0
+    assert kept(box, first.bucket) == 2
+
+    forward(600)
+    assert trim(box.client, shard) == 1
+    assert kept(box, first.bucket) == 1, "what was applied after the first look is younger"
+
+
+def test_the_log_of_reference_tables_is_trimmed_only_behind_every_shard(db: Any, box: Sandbox, forward: Forward):
+    """I7: one log feeds all shards, so the word of one is not enough."""
+    receipt = pipeline.enqueue_insert(db.country, name="Atlantis")
+    quick, slow = box.client.topology.shards
+    box._appliers[quick].apply()
+    trim(box.client, quick)
+
+    forward(FLOOR_S)
+    assert trim(box.client, quick) == 0
+    assert kept(box, receipt.bucket) == 1
+
+    box.log.mark_dirty(slow, [receipt.bucket])
+    box.drain()
+    forward(FLOOR_S + 60)
+    trim(box.client, quick)
+    forward(2 * FLOOR_S + 60)
+    assert trim(box.client, quick) == 1
+    assert len(box.rows("country")) == 1
+
+
+def test_the_log_of_reference_tables_is_kept_while_a_replica_of_another_shard_is_away(
+    db: Any, box: Sandbox, forward: Forward, monkeypatch: pytest.MonkeyPatch
+):
+    receipt = pipeline.enqueue_insert(db.country, name="Atlantis")
+    box.drain()
+    quick, other = box.client.topology.shards
+    away = [(box.client.nodes.primary(other), None)]
+    monkeypatch.setattr(replica_absence, "fit_replicas", lambda client, shard, marks: away if shard == other else [])
+    trim(box.client, quick)
+
+    forward(FLOOR_S)
+
+    assert trim(box.client, quick) == 0
+    assert kept(box, receipt.bucket) == 1
