@@ -1,14 +1,14 @@
 """Celery's settings for the workers and Flower, found by `celery -A workers worker`; each with its reason.
 
-The broker's own settings are shared with the web process that rings: `pipeline.oplog.broker`. Where the reasons come
+The broker's own settings are shared with the web process that rings: `pipeline.oplog.doorbell`. Where the reasons come
 from: docs/notes/03-celery-on-redis.md.
 """
 
 from __future__ import annotations
 
 from pipeline.config import settings as _settings
-from pipeline.oplog.broker import APPLY_TASK as _APPLY
-from pipeline.oplog.broker import broker_settings as _broker_settings
+from pipeline.oplog.doorbell import APPLY_TASK as _APPLY
+from pipeline.oplog.doorbell import broker_settings as _broker_settings
 
 _loaded = _settings.load()
 globals().update(_broker_settings(_loaded.redis.broker_url, _loaded.redis.prefix, _loaded.shards))

@@ -13,13 +13,16 @@ All errors are in `pipeline.errors`; those of the door (`errors.BadOp`) mean tha
 
 from __future__ import annotations
 
-from pipeline.facade.process import close, configure, current, define_tables
-from pipeline.facade.process import configured as configured
-from pipeline.facade.reads import count, get, get_db, read, select, session_token
-from pipeline.facade.receipts import Receipt, barrier, wait_all
-from pipeline.facade.writes import (
+from pipeline.api import (
+    Receipt,
     atomic,
     attach,
+    barrier,
+    close,
+    configure,
+    count,
+    current,
+    define_tables,
     enqueue_bulk_insert,
     enqueue_delete,
     enqueue_form,
@@ -27,8 +30,15 @@ from pipeline.facade.writes import (
     enqueue_update,
     enqueue_upsert,
     enqueue_validated_insert,
+    get,
+    get_db,
+    read,
     save_data,
+    select,
+    session_token,
+    wait_all,
 )
+from pipeline.api import configured as configured
 from pipeline.model.receipt import Receipts
 
 # grouped by purpose, not sorted

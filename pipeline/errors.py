@@ -1,4 +1,7 @@
-"""Every error that this package raises: one root, each with its fields and whether trying again can help."""
+"""Every error that this package raises: one root, each with its fields and whether trying again can help.
+
+The refusal of one value, before anyone knows which column it was meant for.
+"""
 
 from __future__ import annotations
 
@@ -234,3 +237,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest known word, or the empty string."""
     near = get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+class Refused(Exception):
+    """Why a value is not taken. Names its type and what to do; never the value, which may be a secret."""
+
+    def __init__(self, value: object, advice: str):
+        super().__init__(f"cannot take this {type(value).__name__}: {advice}")

@@ -31,10 +31,9 @@ from pipeline.client import Pipeline as Client
 from pipeline.config import settings
 from pipeline.enqueue.held_ops import Holder
 from pipeline.errors import ConfigError
-from pipeline.web import by_hand, outbox
-from pipeline.web.clients import client_of
+from pipeline.web import manual_commit, outbox
+from pipeline.web.clients import client_of, warm_up
 from pipeline.web.request import MODES, Request
-from pipeline.web.warming import warm_up
 
 #: The key in py4web's session, and the cookie where no session is listed before the pipeline.
 KEY = "_pipeline"
@@ -75,7 +74,7 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         if mode == "outbox":  # at import: what one thread defines in a request, others have not got
             outbox.defined(db)
         self._watch_commits(db._adapter)
-        by_hand.follow(db, self._begun_here)
+        manual_commit.follow(db, self._begun_here)
 
     def on_request(self, context: dict[str, Any]) -> None:
         """Begin a request; nothing is opened before the first call.

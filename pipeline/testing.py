@@ -21,7 +21,7 @@ from pipeline.model.op import START, Op, decode
 from pipeline.model.schema import TableSchema
 from pipeline.model.values import python_value
 from pipeline.oplog.doorbell import SilentBell
-from pipeline.oplog.memory import MemoryLog
+from pipeline.oplog.memory.log import MemoryLog
 from pipeline.shard.ddl import create_table
 
 

@@ -16,8 +16,8 @@ import support.examples  # noqa: F401  # sets how many examples hypothesis takes
 from pipeline.clock import polls
 from pipeline.devcluster import redis_server as logserver
 from pipeline.devcluster.cluster import Cluster
-from pipeline.devcluster.errors import ClusterFailed
-from pipeline.devcluster.ports import free_ports
+from pipeline.devcluster.processes import free_ports
+from pipeline.devcluster.state import ClusterFailed
 
 # a background job is started with SIGINT ignored, and would hand that on to every process that a test starts
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -13,11 +13,10 @@ import msgspec
 from pipeline.admin.migrate import own_tables
 from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
-from pipeline.model.column import Column
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op, encode
-from pipeline.model.schema import TableSchema
+from pipeline.model.schema import Column, TableSchema
 from pipeline.oplog.contract import Append, Scope
-from pipeline.oplog.memory import MemoryLog
+from pipeline.oplog.memory.log import MemoryLog
 from pipeline.shard import ledger_queries as inquiry
 from pipeline.shard.session import Session
 

@@ -14,8 +14,8 @@ from typing import Any
 from celery import bootsteps
 
 from pipeline.config.settings import Settings, load
-from pipeline.oplog.broker import queue_of
-from pipeline.oplog.redis import RedisLog
+from pipeline.oplog.doorbell import queue_of
+from pipeline.oplog.redis.log import RedisLog
 from pipeline.reads.health.prober import LOOK_EVERY_S, Duty, Prober
 from pipeline.shard.nodes import Nodes
 

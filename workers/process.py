@@ -1,12 +1,16 @@
-"""What one worker process holds: a client and an applier per shard, made when first used, anew after a fork."""
+"""What one worker process holds: a client and an applier per shard, made when first used, anew after a fork.
+
+For crash tests: `PIPELINE_CRASH_AT=commit:0.1` kills the process with SIGKILL before one in ten commits.
+"""
 
 from __future__ import annotations
 
 import os
+import random
+import signal
 
 from pipeline.apply.applier import Applier
 from pipeline.client import Pipeline
-from workers.crash import step
 
 _clients: dict[int, Pipeline] = {}
 _appliers: dict[tuple[int, str], Applier] = {}
@@ -37,3 +41,12 @@ def applier(shard: str) -> Applier:
     if known is None or known.node != primary.node:
         known = _appliers[key] = Applier(shard, primary, here.log, here.settings.apply, step)
     return known
+
+
+_at, _, _share = os.environ.get("PIPELINE_CRASH_AT", "").partition(":")
+
+
+def step(name: str) -> None:
+    """Be killed here, perhaps."""
+    if name == _at and random.random() < float(_share or 1):
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.admin import upkeep
 from pipeline.errors import Unavailable
-from pipeline.oplog.broker import APPLY_TASK
+from pipeline.oplog.doorbell import APPLY_TASK
 from workers import app
 from workers.process import applier, client
 

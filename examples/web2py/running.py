@@ -17,7 +17,7 @@ from pipeline.admin.migrate import migrate
 from pipeline.client import Pipeline
 from pipeline.clock import polls
 from pipeline.devcluster.cluster import Cluster
-from pipeline.devcluster.ports import free_ports
+from pipeline.devcluster.processes import free_ports
 
 HERE = Path(__file__).parent
 APPLICATION = HERE / "shop"

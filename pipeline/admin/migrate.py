@@ -17,9 +17,8 @@ from pipeline.errors import PipelineError
 from pipeline.model.schema import TableSchema
 from pipeline.shard import columns
 from pipeline.shard import ledger_queries as inquiry
-from pipeline.shard.brief import brief
 from pipeline.shard.ddl import create_index, create_table, indexes, own_name
-from pipeline.shard.session import Session
+from pipeline.shard.session import Session, brief
 from pipeline.shard.table_facts import plain
 
 #: An index on a large table takes its time, s.

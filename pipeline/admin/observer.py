@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from pipeline import clock
-from pipeline.admin.ask import ask_all
-from pipeline.admin.news import News, news_of, with_news
-from pipeline.admin.status import Queue, RedisStatus, ReplicaStatus, ShardStatus, Status
+from pipeline.admin.check.evidence import ask_all
+from pipeline.admin.status import News, Queue, RedisStatus, ReplicaStatus, ShardStatus, Status, news_of, with_news
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
 from pipeline.model.op import START, Position, decode
-from pipeline.oplog.redis import RedisLog
+from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S
 from pipeline.shard import ledger_queries as inquiry
-from pipeline.shard.brief import brief
+from pipeline.shard.session import brief
 
 #: Among the questions; no node can have this name.
 _REDIS = "redis "

@@ -20,8 +20,8 @@ from pipeline.client import Pipeline
 from pipeline.errors import NotMigrated, PipelineError, Unavailable
 from pipeline.model.op import Position
 from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard.ledger import mark_fit, mark_unfit, unfit_nodes
 from pipeline.shard.session import Session
-from pipeline.shard.unfit import mark_fit, mark_unfit, unfit_nodes
 
 #: Upkeep looks every 10 s; a longer gap between two looks is time in which nobody looked, ms.
 GAP_MS = 60_000

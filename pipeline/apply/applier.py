@@ -2,12 +2,14 @@
 
 Invariant: an entry's effects, its producer's sequence, its refusal and the watermark behind it are committed together
 or not at all; so whoever dies wherever, the next worker reads the watermark and goes on from there.
+
+How much one transaction takes: so many rows that it commits in about the time aimed at, never above the caps.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +17,6 @@ from pipeline import clock
 from pipeline.apply.batch import Batch
 from pipeline.apply.executor import Executor, SchemaBehind
 from pipeline.apply.grouping import plan
-from pipeline.apply.pace import Pace
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable, Unavailable
 from pipeline.model.op import Op
@@ -199,3 +200,38 @@ class Applier:
 
 def _ms_since(started: float) -> int:
     return round((clock.mono_s() - started) * 1000)
+
+
+#: Rows of the first batch of a process, before any commit was timed.
+FIRST_ROWS = 1000
+LEAST_ROWS = 50
+
+
+class Pace:
+    """Additive-increase, multiplicative-decrease on the time of a batch, as TCP does on the loss of a packet."""
+
+    def __init__(self, settings: ApplySettings):
+        self._settings = settings
+        self.rows = min(FIRST_ROWS, settings.max_rows)
+
+    def learn(self, rows: int, size_bytes: int, took_ms: int) -> None:
+        """Take in how long a batch took."""
+        if took_ms > self._settings.target_ms:
+            self.rows = max(LEAST_ROWS, int(self.rows * max(0.5, self._settings.target_ms / took_ms)))
+        elif rows >= self.rows * 0.8:
+            self.rows = min(self._settings.max_rows, self.rows + FIRST_ROWS // 2)
+
+    def counts(self, buckets: Iterable[int], largest_bytes: Mapping[int, int]) -> dict[int, int]:
+        """Return how many entries to read of each bucket.
+
+        Buckets with large ops are read few at a time: the log tells the size of the largest, and entries that do not
+        fit into the batch would be read for nothing.
+        """
+        buckets = list(buckets)
+        share = max(1, -(-self.rows // max(1, len(buckets))))
+        room = self._settings.max_bytes // max(1, len(buckets))
+        counts = {}
+        for bucket in buckets:
+            large = largest_bytes.get(bucket, 0)
+            counts[bucket] = max(1, min(share, room // large)) if large else share
+        return counts

@@ -9,9 +9,8 @@ first of a request, its database is given the time to get what the user has writ
 
 from __future__ import annotations
 
-from pipeline.attachment.editing import editing
-from pipeline.attachment.form import enqueue_form
-from pipeline.attachment.sink import Everyone, Sink
-from pipeline.attachment.table import attach, attached, detach
+from pipeline.attachment.forms import editing, enqueue_form
+from pipeline.attachment.hooks import attach, attached, detach
+from pipeline.attachment.reads import Everyone, Sink
 
 __all__ = ["Everyone", "Sink", "attach", "attached", "detach", "editing", "enqueue_form"]

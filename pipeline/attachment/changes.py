@@ -1,19 +1,21 @@
 """Updates and deletes of an attached table: one op where the query tells its place, else one op for each row it finds.
 
 A row that was found is changed only if it still matches when the op is applied: the op carries the whole query.
+
+The rows that a write's query names, as the primaries have them now: replicas may lack the latest.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from operator import and_
 from typing import Any, NamedTuple
 
-from pipeline.attachment.editing import changed
-from pipeline.attachment.lookup import primary_rows
-from pipeline.dal.objects import conjuncts, op_name, pinned_values, real_name, with_filters
+from pipeline.attachment.forms import changed
+from pipeline.client import Pipeline
+from pipeline.dal.objects import conjuncts, op_name, pinned_values, real_name, rebuilt, with_filters
 from pipeline.enqueue.row_plans import Final
 from pipeline.enqueue.version_copy import Archive
 from pipeline.errors import BadOp, ShardKeyError
@@ -185,3 +187,21 @@ def _narrowed(query: Any, narrower: Any) -> Any:
     made = copy.copy(narrower)
     made.ignore_common_filters = getattr(query, "ignore_common_filters", False)
     return made
+
+
+def primary_rows(client: Pipeline, table: Any, query: Any, fields: Iterable[Any], most: int) -> list[Any]:
+    """Return rows of all shards, at most so many of each.
+
+    Raises:
+        ShardUnavailable: a primary did not answer; nothing is left out.
+    """
+    found: list[Any] = []
+    topology, name, wanted = client.topology, real_name(table), [field.name for field in fields]
+    for shard in topology.shards[:1] if topology.table(name).reference else topology.shards:
+        session = client.nodes.primary(shard)
+        with session.translated(), session.transaction():
+            db = client.define_on(session.db, table)
+            at = rebuilt(query, db, lambda other, db=db: db[real_name(other)])
+            at.ignore_common_filters = True  # the caller's are in the query; this DAL has those of an earlier request
+            found += db(at).select(*(db[name][field] for field in wanted), limitby=(0, most))
+    return found

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pipeline import clock
-from pipeline.attachment.notes import Notes
-from pipeline.attachment.versions import archives_of
+from pipeline.attachment.versions import Notes, archives_of
 from pipeline.dal.objects import conjuncts, has_filters, kind_of, op_name
 from pipeline.errors import PipelineError
 from pipeline.model.receipt import Receipt

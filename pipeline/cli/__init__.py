@@ -10,10 +10,7 @@ from pipeline.cli.adopt import adopt
 from pipeline.cli.check import check
 from pipeline.cli.cluster import cluster
 from pipeline.cli.demo import demo
-from pipeline.cli.migrate import migrate
-from pipeline.cli.outbox import outbox
-from pipeline.cli.rebuilt import rebuilt
-from pipeline.cli.spool import spool
+from pipeline.cli.maintenance import migrate, outbox, rebuilt, spool
 from pipeline.cli.status import status, top
 from pipeline.errors import PipelineError
 

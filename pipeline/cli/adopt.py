@@ -11,8 +11,8 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.admin.adopt.adopt import Advice
-from pipeline.admin.checks.finding import ERROR
+from pipeline.admin.adopt import Advice
+from pipeline.admin.check.finding import ERROR
 from pipeline.cli.check import PLAIN_WIDTH
 from pipeline.cli.options import config_option
 from pipeline.config.settings import TableSettings, load
@@ -35,7 +35,7 @@ def adopt(
     default its first shard. Reads in a session that refuses every write, and prints the SQL for you to run. Exits with
     1 if something must change.
     """
-    from pipeline.admin.adopt.adopt import adopt as look
+    from pipeline.admin.adopt import adopt as look
 
     uri, count, tables = _target(database, config)
     advice = look(uri, shards or count, tables)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.admin.check import Verdict
-from pipeline.admin.checks.finding import Finding
+from pipeline.admin.check.finding import Finding
 from pipeline.cli.options import config_option
 
 #: Columns of what is no terminal.

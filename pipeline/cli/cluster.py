@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.devcluster.cluster import Cluster
-from pipeline.devcluster.errors import ClusterFailed
 from pipeline.devcluster.processes import log_path
+from pipeline.devcluster.state import ClusterFailed
 
 directory_option = click.option(
     "--dir", "directory", required=True, type=click.Path(path_type=Path, file_okay=False), help="The cluster's home."

@@ -1,9 +1,14 @@
-"""`pipeline status` and `pipeline top`: how far each shard is, once or live."""
+"""`pipeline status` and `pipeline top`: how far each shard is, once or live.
+
+Single keys, without Enter; the terminal is as it was afterwards.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import select
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
@@ -12,7 +17,6 @@ from rich.live import Live
 
 from pipeline import clock
 from pipeline.admin.observer import Observer
-from pipeline.cli.keyboard import Pressed, keyboard
 from pipeline.cli.options import config_option
 from pipeline.cli.status_screen import lines, screen
 from pipeline.config.settings import load
@@ -78,3 +82,39 @@ def _observer(config: str | None) -> Iterator[Observer]:
         yield observer
     finally:
         observer.close()
+
+
+try:
+    import termios
+    import tty
+
+    _POSIX = True
+except ImportError:  # Windows
+    _POSIX = False
+
+#: Waits so many seconds for a key, and returns it, or nothing.
+Pressed = Callable[[float], str]
+
+
+@contextmanager
+def keyboard() -> Iterator[Pressed]:
+    """Yield what waits for a key; it only waits where no terminal is at the other end."""
+    if not (_POSIX and sys.stdin.isatty()):
+        yield _wait
+        return
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setcbreak(sys.stdin)
+        yield _key
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _wait(seconds: float) -> str:
+    clock.sleep_s(seconds)
+    return ""
+
+
+def _key(seconds: float) -> str:
+    ready, _, _ = select.select([sys.stdin], [], [], seconds)
+    return sys.stdin.read(1) if ready else ""

@@ -1,8 +1,11 @@
-"""How a status looks: a table on a terminal, a line per shard and per replica anywhere else."""
+"""How a status looks: a table on a terminal, a line per shard and per replica anywhere else.
+
+Reads by node and reason, as a table: `pipeline status` and the demo show it alike.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from rich.console import Group, RenderableType
@@ -10,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.admin.status import Queue, ReplicaStatus, ShardStatus, Status
-from pipeline.cli.reads_table import reads_table
 
 UNKNOWN = "unknown"
 #: An op that is older than this, or a replica further behind, deserves a look, ms.
@@ -171,3 +173,25 @@ def _ms(ms: int | None) -> str:
 
 def _clock(at_ms: int) -> str:
     return f"{datetime.fromtimestamp(at_ms / 1000):%H:%M:%S}"
+
+
+#: What is no plain success stands out.
+_STYLES = {"replica": "green", "primary": "", "stale": "yellow", "error": "bold red"}
+#: What became of a read, in words.
+_WORDS = {"replica": "replica", "primary": "primary", "stale": "stale, marked", "error": "refused"}
+
+
+def reads_table(counts: Iterable[tuple[str, str, str, int]]) -> Table:
+    """Return the table of (node, kind, reason, reads)."""
+    rows = sorted(counts)
+    total = sum(reads for *_, reads in rows)
+    table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
+    for name in ("reads on", "answer", "reason"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("reads", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    for node, kind, reason, reads in rows:
+        style = _STYLES.get(kind, "")
+        answer = Text(_WORDS.get(kind, kind), style=style)
+        table.add_row(Text(node), answer, Text(reason), Text(f"{reads:,}"), Text(f"{reads / total:.1%}", style="dim"))
+    return table

@@ -1,4 +1,7 @@
-"""The sections of a configuration, a frozen record each: one that exists is valid. `settings.load` reads them all."""
+"""The sections of a configuration, a frozen record each: one that exists is valid. `settings.load` reads them all.
+
+What a shard's file says of its replicas: an address each, or a table with an address, a weight and a limit.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.config.bucket_ranges import Ranges, parse_ranges, ranges
-from pipeline.config.replica import Load, loads_of, replica_fault, uris_of
 from pipeline.config.uris import broker_address, redacted, redis_address, shard_address
 from pipeline.config.validators import (
     Check,
@@ -23,9 +25,49 @@ from pipeline.config.validators import (
     number,
     optional,
     pattern,
+    refused,
     whole,
 )
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, did_you_mean
+
+#: The keys of a replica that is written as a table, and what each may be.
+_CHECKS: dict[str, Check] = {"uri": shard_address, "weight": number(0, 1_000), "limit": whole(1, 100_000)}
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one replica is asked to carry.
+
+    Attributes:
+        weight: its share of the reads beside the other replicas; with 0 it takes none, and is there to be promoted.
+        limit: how many reads each process lets run there at once; None: any number.
+    """
+
+    weight: float = 1.0
+    limit: int | None = None
+
+
+def replica_fault(value: object) -> str | None:
+    """Accept an address, or a table with an address and perhaps a weight and a limit."""
+    if not isinstance(value, Mapping):
+        return shard_address(value) if isinstance(value, str) else refused(value, "an address, or a table { uri = … }")
+    faults = [f"has an unknown key {key!r}{did_you_mean(key, _CHECKS)}" for key in value if key not in _CHECKS]
+    given = {"uri": None, **value}
+    faults += [f"{key} {fault}" for key, check in _CHECKS.items() if key in given and (fault := check(given[key]))]
+    return "; ".join(faults) or None
+
+
+def uris_of(replicas: Iterable[str | Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the addresses."""
+    return tuple(one if isinstance(one, str) else one["uri"] for one in replicas)
+
+
+def loads_of(replicas: Iterable[str | Mapping[str, Any]]) -> tuple[Load, ...]:
+    """Return what each is to carry, in the same order."""
+    return tuple(
+        Load() if isinstance(one, str) else Load(**{k: v for k, v in one.items() if k != "uri"}) for one in replicas
+    )
+
 
 #: An id has ten bits for its bucket.
 MOST_BUCKETS = 1024

@@ -5,18 +5,15 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 
 from pipeline.clock import mono_s, sleep_s
-from pipeline.demo import tables
-from pipeline.demo.corrections import Correction
-from pipeline.demo.expected import expected_fingerprints
-from pipeline.demo.flights import COLUMNS, Dataset, find_dataset, shard_key
+from pipeline.demo import data
+from pipeline.demo.data import COLUMNS, Correction, Dataset, find_dataset, shard_key
 from pipeline.demo.meter import LOOK_S, Meter
-from pipeline.demo.mixed import Mixed, read_mixed
-from pipeline.demo.reading import Reading, read_own_write
+from pipeline.demo.reads import Mixed, Reading, read_mixed, read_own_write
 from pipeline.demo.screen import Screen
 from pipeline.demo.summary import Summary
 from pipeline.demo.system import Options, System, require_server, running_system
 from pipeline.demo.traffic import Traffic
-from pipeline.demo.verify import Comparison, compare
+from pipeline.demo.verify import Comparison, compare, expected_fingerprints
 from pipeline.errors import PipelineError, WaitTimeout
 
 #: Seconds without one op applied after which the demo gives up: thirty times the longest stall of a killed worker.
@@ -53,7 +50,7 @@ def run(options: Options, screen: Screen) -> Summary:
 
 def play(system: System, dataset: Dataset, screen: Screen, engine: str) -> Summary:
     """Play all scenes on a running system and return what came of it."""
-    with closing(tables.define()) as db:
+    with closing(data.define()) as db:
         with screen.scene("Tables") as say:
             system.create_tables(db)
             say(f"flight and plane by tailnum, weather by origin, on {' and '.join(system.shards)}")

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cli.reads_table import reads_table
+from pipeline.cli.status_screen import reads_table
 from pipeline.clock import mono_s
 from pipeline.demo.meter import Meter
 from pipeline.demo.summary import Summary

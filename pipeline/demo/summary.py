@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.demo.mixed import Mixed
-from pipeline.demo.reading import Reading
+from pipeline.demo.reads import Mixed, Reading
 from pipeline.demo.verify import Comparison
 
 

@@ -1,8 +1,15 @@
-"""The running system as the demo sees it, and the one place where it is started and stopped."""
+"""The running system as the demo sees it, and the one place where it is started and stopped.
+
+How many batches the workers took: asked with Celery's own command, as an operator would.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -11,10 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.demo.batches import count_batches
-from pipeline.demo.expected import Place
-from pipeline.demo.flights import DemoDataMissing
-from pipeline.demo.tables import TABLES_TOML
+from pipeline.demo.data import TABLES_TOML, DemoDataMissing
+from pipeline.demo.verify import Place
 
 #: Two shards with a replica each and a worker per core of a small machine: the smallest system that shows everything.
 SHARDS, REPLICAS, WORKERS, BUCKETS = 2, 1, 2, 64
@@ -170,3 +175,35 @@ def _held_up(cluster: Any, engine: str, replicas: Iterable[str], ports: Mapping[
         yield
     finally:
         tell("START SLAVE SQL_THREAD", signal.SIGCONT)
+
+
+#: Seconds that workers have to answer. The command waits for all of it: it does not know how many workers there are.
+ANSWER_S = 1.0
+#: Seconds for the whole command; the import of the application takes most of it.
+COMMAND_S = 20.0
+
+
+def count_batches(environment: Mapping[str, str]) -> int | None:
+    """Return the number of `pipeline.apply` tasks that all workers took since their start; None if none answers."""
+    command = [sys.executable, "-m", "celery", "-A", "workers", "inspect", "stats", "--json"]
+    try:
+        answer = subprocess.run(
+            [*command, "--timeout", str(ANSWER_S)],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+            check=True,
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return None
+    return total(answer.stdout)
+
+
+def total(answer: str) -> int | None:
+    """Return the sum over all workers of what the command printed."""
+    try:
+        workers = json.loads(answer)
+        return sum(int(worker["total"].get("pipeline.apply", 0)) for worker in workers.values())
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -10,8 +10,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from pipeline.clock import mono_s
-from pipeline.demo.corrections import Correction, is_cancelled, is_corrected
-from pipeline.demo.flights import Row
+from pipeline.demo.data import Correction, Row, is_cancelled, is_corrected
 from pipeline.demo.meter import Meter
 
 _Item = TypeVar("_Item")

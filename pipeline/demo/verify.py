@@ -1,14 +1,25 @@
-"""The check: what is on each shard against what the file says must be there."""
+"""The check: what is on each shard against what the file says must be there.
+
+The state that must be on the shards at the end, computed from the file alone.
+
+Nothing here knows what was sent, or how: a cancelled flight is gone, a corrected one has the file's delays, any other
+has none yet, and planes and weather are as in the file. Only *where* a key lives is asked of the topology.
+
+The fingerprint of a set of rows: how many, and a checksum that does not depend on their order.
+
+The checksum is the sum of a 64-bit hash of each row, modulo 2**64. A sum, not an exclusive or: a row that is there
+twice changes it. Fingerprints of disjoint sets add up to that of their union.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
 from typing import Any
 
-from pipeline.demo.expected import Fingerprints
-from pipeline.demo.fingerprint import Fingerprint
-from pipeline.demo.flights import COLUMNS
+from pipeline.demo.data import COLUMNS, Dataset, Row, is_cancelled, is_corrected, shard_key
 
 #: Rows of one page of the read: a few MB.
 PAGE_ROWS = 10_000
@@ -64,3 +75,57 @@ def _pages(db: Any, table: str) -> Iterator[list[tuple[Any, ...]]]:
         yield page
         last = page[-1][0]
     db.rollback()
+
+
+_MODULUS = 1 << 64
+
+
+@dataclass(slots=True)
+class Fingerprint:
+    """A count and a checksum that grow row by row."""
+
+    rows: int = 0
+    checksum: int = 0
+
+    def add(self, values: Iterable[object]) -> None:
+        """Add one row: its values in a fixed order, without the id."""
+        text = "\x1f".join(["\\N" if value is None else str(value) for value in values])
+        digest = blake2b(text.encode(), digest_size=8).digest()
+        self.rows += 1
+        self.checksum = (self.checksum + int.from_bytes(digest, "big")) % _MODULUS
+
+    def __add__(self, other: Fingerprint) -> Fingerprint:
+        return Fingerprint(self.rows + other.rows, (self.checksum + other.checksum) % _MODULUS)
+
+    def __str__(self) -> str:
+        return f"{self.checksum:016x}"
+
+
+#: Tells the shard of a (table, shard key).
+Place = Callable[[str, str], str]
+#: By (table, shard).
+Fingerprints = dict[tuple[str, str], Fingerprint]
+
+
+def expected_fingerprints(dataset: Dataset, place: Place, shards: Iterable[str]) -> Fingerprints:
+    """Return what each table on each of *shards* must look like, empty ones included."""
+    found = {(table, shard): Fingerprint() for table in COLUMNS for shard in shards}
+    place = cache(place)
+    for table in COLUMNS:
+        for row in final_rows(dataset, table):
+            found[table, place(table, shard_key(table, row))].add(row.values())
+    return found
+
+
+def final_rows(dataset: Dataset, table: str) -> Iterator[Row]:
+    """Yield the table's rows as they must be at the end."""
+    return _final_flights(dataset) if table == "flight" else dataset.rows(table)
+
+
+def _final_flights(dataset: Dataset) -> Iterator[Row]:
+    for number, flight in enumerate(dataset.rows("flight")):
+        if is_cancelled(flight):
+            continue
+        if not is_corrected(number, flight):
+            flight["dep_delay"] = flight["arr_delay"] = None
+        yield flight

@@ -8,9 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline.devcluster.errors import ClusterFailed
-from pipeline.devcluster.ports import LOOPBACK
-from pipeline.devcluster.state import Service
+from pipeline.devcluster.processes import LOOPBACK
+from pipeline.devcluster.state import ClusterFailed, Service
 
 #: The folder that holds the packages `pipeline` and `workers`, and in a checkout also `deploy`.
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,12 +13,9 @@ from pathlib import Path
 
 from pipeline.devcluster import owner_guard as guard
 from pipeline.devcluster import processes, state
-from pipeline.devcluster.configuration import CONFIG_FILE
-from pipeline.devcluster.errors import ClusterFailed
-from pipeline.devcluster.interrupts import uninterrupted
-from pipeline.devcluster.readiness import Report, wait_ready
-from pipeline.devcluster.startup import Options, construct, relaunch
-from pipeline.devcluster.state import Process
+from pipeline.devcluster.processes import uninterrupted
+from pipeline.devcluster.startup import CONFIG_FILE, Options, Report, construct, relaunch, wait_ready
+from pipeline.devcluster.state import ClusterFailed, Process
 
 #: How long workers may finish their batch when the cluster goes down.
 WORKER_GRACE_S = 5.0

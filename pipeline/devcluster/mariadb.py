@@ -12,10 +12,9 @@ from pathlib import Path
 
 from pipeline.clock import polls
 from pipeline.devcluster import redis_server as logserver
-from pipeline.devcluster.errors import ClusterFailed
 from pipeline.devcluster.layout import Layout, RunStep, Shard, node_names
-from pipeline.devcluster.ports import LOOPBACK, accepts, free_ports
-from pipeline.devcluster.state import Service
+from pipeline.devcluster.processes import LOOPBACK, accepts, free_ports
+from pipeline.devcluster.state import ClusterFailed, Service
 
 SCHEMA = "shop"
 

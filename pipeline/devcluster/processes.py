@@ -2,21 +2,30 @@
 
 Every process leads a session and a group of its own: Ctrl-C in the terminal does not reach it, and its children can be
 ended with it even after it has died itself.
+
+What the operating system says about processes: group, state, and the moment of birth that makes a number unique.
+
+Free loopback ports that stay a cluster's own.
+
+Hold back Ctrl-C, SIGTERM and SIGHUP while something must not be left half done.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import signal
+import socket
 import subprocess
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from pipeline.clock import polls
-from pipeline.devcluster import process_table
-from pipeline.devcluster.errors import ClusterFailed
-from pipeline.devcluster.state import Process, Service
+from pipeline.devcluster.state import ClusterFailed, Process, Service
 
 #: How much of a log an error repeats.
 TAIL_LINES, TAIL_BYTES = 15, 16_384
@@ -43,14 +52,14 @@ def spawn(service: Service, directory: Path) -> Process:
     except OSError as error:
         raise ClusterFailed(f"{service.name}: {service.argv[0]} cannot be started: {error.strerror}") from error
     _children[child.pid] = child
-    entry = process_table.find(child.pid)
+    entry = find(child.pid)
     return Process(service.name, child.pid, service.port, entry.born if entry else "", offset_bytes)
 
 
 def is_alive(process: Process) -> bool:
     """Whether this very process runs."""
     exit_code(process)
-    entry = process_table.find(process.pid)
+    entry = find(process.pid)
     return entry is not None and entry.running and entry.born == process.born
 
 
@@ -70,7 +79,7 @@ def send(process: Process, number: int) -> None:
 def send_group(process: Process, number: int) -> None:
     """Send a signal to the process and its children."""
     # A number is not given again while a group bears it; another process under that number means that ours is all gone.
-    entry = process_table.find(process.pid)
+    entry = find(process.pid)
     if entry is None or entry.born == process.born:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -124,6 +133,127 @@ def _left(processes: Iterable[Process]) -> list[Process]:
 
 
 def _has_children(process: Process) -> bool:
-    entry = process_table.find(process.pid)
+    entry = find(process.pid)
     reused = entry is not None and entry.born != process.born
-    return not reused and bool(process_table.members(process.pid))
+    return not reused and bool(members(process.pid))
+
+
+#: Where Linux shows its processes; elsewhere `ps` is asked.
+PROC = Path("/proc")
+
+#: A process in one of these states has ended and only waits for its parent to look.
+ENDED = ("Z", "X")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the process table."""
+
+    pid: int
+    group: int
+    state: str
+    born: str
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return not self.state.startswith(ENDED)
+
+
+def find(pid: int) -> Entry | None:
+    """Return the process with that number, ended or not."""
+    if (PROC / "self/stat").exists():
+        return _from_proc(PROC / str(pid))
+    return next((entry for entry in _from_ps() if entry.pid == pid), None)
+
+
+def members(group: int) -> list[Entry]:
+    """Return the running processes of a group."""
+    if (PROC / "self/stat").exists():
+        table = [entry for folder in PROC.iterdir() if folder.name.isdigit() and (entry := _from_proc(folder))]
+    else:
+        table = _from_ps()
+    return [entry for entry in table if entry.group == group and entry.running]
+
+
+def _from_proc(folder: Path) -> Entry | None:
+    try:
+        text = (folder / "stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # The command's name stands in brackets and may itself hold brackets and blanks: fields count from the last one.
+    fields = text.rpartition(")")[2].split()
+    return Entry(int(folder.name), group=int(fields[2]), state=fields[0], born=fields[19])
+
+
+def _from_ps() -> list[Entry]:
+    command = ["ps", "-axo", "pid=,pgid=,stat=,lstart="]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+    rows = [line.split(maxsplit=3) for line in lines]
+    return [Entry(int(pid), int(group), state, born.strip()) for pid, group, state, born in rows]
+
+
+LOOPBACK = "127.0.0.1"
+
+#: Below the ranges from which Linux (32768) and macOS (49152) give ports to outgoing connections: a port in those could
+#: be taken by any client while a server that was killed is on its way back.
+FIRST_PORT, LAST_PORT = 20_000, 32_000
+
+
+def free_ports(count: int) -> list[int]:
+    """Return that many different ports on which nothing listens."""
+    found: set[int] = set()
+    for port in random.sample(range(FIRST_PORT, LAST_PORT), LAST_PORT - FIRST_PORT):
+        if len(found) == count:
+            return sorted(found)
+        if is_free(port):
+            found.add(port)
+    raise ClusterFailed(f"fewer than {count} ports are free on {LOOPBACK} between {FIRST_PORT} and {LAST_PORT}")
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on the port."""
+    with socket.socket() as probe:
+        # As servers do: an old connection in TIME_WAIT is no hindrance.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def accepts(port: int, *, timeout_s: float = 1.0) -> bool:
+    """Whether something accepts connections on the port."""
+    try:
+        with socket.create_connection((LOOPBACK, port), timeout=timeout_s):
+            return True
+    except OSError:
+        return False
+
+
+#: What a terminal, `kill` and a closed connection send.
+HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Deliver the signals of `HELD` only after the block. Does nothing in other threads, where no signal arrives."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+
+    def hold(number: int, _frame: FrameType | None) -> None:
+        held.append(number)
+
+    # A handler that Python does not know (None) could not be put back.
+    numbers = [number for number in HELD if signal.getsignal(number) is not None]
+    before = {number: signal.signal(number, hold) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])

@@ -9,9 +9,8 @@ import shutil
 import socket
 from pathlib import Path
 
-from pipeline.devcluster.errors import ClusterFailed
-from pipeline.devcluster.ports import LOOPBACK
-from pipeline.devcluster.state import Service
+from pipeline.devcluster.processes import LOOPBACK
+from pipeline.devcluster.state import ClusterFailed, Service
 
 #: The node's name and its folder in the cluster's directory.
 NAME = "redis"

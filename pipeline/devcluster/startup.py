@@ -1,24 +1,37 @@
-"""The steps that bring a cluster up, in order: servers, then replication, then the configuration, then workers."""
+"""The steps that bring a cluster up, in order: servers, then replication, then the configuration, then workers.
+
+The `pipeline.toml` of a cluster.
+
+Whether a service really does its work yet, asked as its users would ask.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.clock import polls
 from pipeline.devcluster import celery as workforce
 from pipeline.devcluster import mariadb, state
 from pipeline.devcluster import redis_server as logserver
 from pipeline.devcluster import sqlite as embedded
-from pipeline.devcluster.configuration import CONFIG_FILE, config_text, write_config
-from pipeline.devcluster.errors import ClusterFailed
-from pipeline.devcluster.interrupts import uninterrupted
-from pipeline.devcluster.layout import Engine
-from pipeline.devcluster.ports import LOOPBACK, free_ports, is_free
-from pipeline.devcluster.processes import spawn
-from pipeline.devcluster.readiness import Report, wait_done, wait_ready
-from pipeline.devcluster.state import Process, Service
+from pipeline.devcluster.layout import Engine, Shard
+from pipeline.devcluster.processes import (
+    LOOPBACK,
+    exit_code,
+    free_ports,
+    is_alive,
+    is_free,
+    log_tail,
+    log_text,
+    spawn,
+    uninterrupted,
+)
+from pipeline.devcluster.state import ClusterFailed, Process, Service
 
 EngineName = Literal["embedded", "mariadb"]
 
@@ -98,3 +111,77 @@ def _workforce(config: Path, options: Options) -> list[Service]:
     if options.flower_port is not None:
         services.append(workforce.flower(config, options.flower_port or free_ports(1)[0]))
     return services
+
+
+CONFIG_FILE = "pipeline.toml"
+
+
+def config_text(shards: Iterable[Shard], *, redis_port: int, buckets: int, tables: str = "") -> str:
+    """Return the file's text: the cluster's servers, then *tables* as given."""
+    redis = f"redis://{LOOPBACK}:{redis_port}"
+    parts = [
+        f"[pipeline]\nbuckets = {buckets}\n",
+        f"[redis]\nurl = {_quote(redis + '/0')}\nbroker_url = {_quote(redis + '/1')}\n",
+        '[spool]\npath = "run/pipeline.spool"\n',
+    ]
+    for shard in shards:
+        replicas = ", ".join(map(_quote, shard.replicas))
+        parts.append(f"[shards.{shard.name}]\nprimary = {_quote(shard.primary)}\nreplicas = [{replicas}]\n")
+    return "\n".join([*parts, *([tables.strip() + "\n"] if tables.strip() else [])])
+
+
+def write_config(directory: Path, text: str) -> Path:
+    """Write the file, readable by its owner only."""
+    path = directory / CONFIG_FILE
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    return path
+
+
+def _quote(text: str) -> str:
+    # A JSON string is a TOML basic string.
+    return json.dumps(text, ensure_ascii=False)
+
+
+#: How long a service may take; Celery's start on two busy cores is the slowest of them.
+READY_TIMEOUT_S = 30.0
+
+#: What Celery, and our own replica process, write once they work.
+READY_WORDS = "ready."
+
+Report = Callable[[str], None]
+
+
+def wait_ready(directory: Path, started: Iterable[tuple[Service, Process]], report: Report) -> None:
+    """Wait until all services work; the first that ends or takes too long raises with the tail of its log."""
+    pending = list(started)
+    for _ in polls(READY_TIMEOUT_S, first_s=0.01):
+        for service, process in tuple(pending):
+            if not is_alive(process):
+                raise _failed(directory, process, f"ended with exit code {exit_code(process)} before it was ready")
+            if is_ready(directory, service, process) and is_alive(process):
+                pending.remove((service, process))
+                report(f"{service.name} is ready" + (f" on port {service.port}" if service.port else ""))
+        if not pending:
+            return
+    raise _failed(directory, pending[0][1], f"was not ready within {READY_TIMEOUT_S:.0f} s")
+
+
+def wait_done(directory: Path, process: Process) -> None:
+    """Wait until a step has ended well."""
+    if not any(not is_alive(process) for _ in polls(READY_TIMEOUT_S)):
+        raise _failed(directory, process, f"did not end within {READY_TIMEOUT_S:.0f} s")
+    if code := exit_code(process):
+        raise _failed(directory, process, f"ended with exit code {code}")
+
+
+def is_ready(directory: Path, service: Service, process: Process) -> bool:
+    """Whether the service works, asked once."""
+    if service.kind in ("worker", "sqlite-replica"):
+        return READY_WORDS in log_text(directory, process)
+    probes = {"redis": logserver.answers, "mariadb": mariadb.answers, "flower": workforce.flower_answers}
+    return service.port is not None and probes[service.kind](service.port)
+
+
+def _failed(directory: Path, process: Process, why: str) -> ClusterFailed:
+    return ClusterFailed(f"{process.name} {why}", log_tail(directory, process))

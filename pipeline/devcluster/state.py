@@ -1,6 +1,8 @@
 """What a cluster's directory remembers: `cluster.json`, the only truth about what runs.
 
 It is written before each thing it names exists, so whatever interrupts a start, `down` finds all there is to remove.
+
+What can go wrong with a local cluster.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from pipeline.devcluster.errors import ClusterFailed
+from pipeline.errors import PipelineError
 
 #: The file's name inside the cluster's directory.
 STATE_FILE = "cluster.json"
@@ -136,3 +138,11 @@ def write(directory: Path, state: State, *, new: bool = False) -> None:
         file.write(text)
     if not new:
         target.replace(path)
+
+
+class ClusterFailed(PipelineError):
+    """The local cluster cannot be started, found or taken down; the message says which process and what to do."""
+
+    def __init__(self, why: str, log_tail: str = ""):
+        super().__init__(f"{why}; its log ends with:\n{log_tail}" if log_tail else why)
+        self.log_tail = log_tail

@@ -7,18 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipeline.enqueue.atomic import Atomic
-from pipeline.enqueue.bulk import Chunk
 from pipeline.enqueue.fallback import Spooling
-from pipeline.enqueue.held_ops import Held, Holder, Waiting
+from pipeline.enqueue.held_ops import Atomic, Chunk, Held, Holder, Waiting
+from pipeline.enqueue.idempotency import Place
 from pipeline.enqueue.producers import Sender
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import BadOp, NotDurable
-from pipeline.model.addressed import Addressed, id_of, id_of_new, with_id
-from pipeline.model.op import Op, encode
+from pipeline.model.op import Addressed, Op, encode, id_of, id_of_new, with_id
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.contract import IdReserved
-from pipeline.oplog.earlier import Place
 from pipeline.wait_budget import Patience, in_all
 
 if TYPE_CHECKING:

@@ -1,14 +1,29 @@
-"""The epochs under which this process appends, of each scope; and what it does when Redis is another server."""
+"""The epochs under which this process appends, of each scope; and what it does when Redis is another server.
+
+Raising an epoch asks databases, which may hang: a thread does it, and a request waits for as long as it can.
+
+Raise an epoch: whenever Redis is no longer the server that gave the last one out, before anything is appended.
+
+A new epoch is above every watermark on every node that can be asked, above every epoch that the primary ever gave out,
+and at least the unix time: so no position comes twice, whatever Redis has forgotten. A replica that does not answer
+holds nothing that a primary did not give it, one that has no tables yet holds nothing; the clock covers one that was
+promoted and has died.
+"""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
 
-from pipeline.enqueue.elsewhere import Elsewhere
-from pipeline.errors import LogUnavailable
+from pipeline import clock
+from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.oplog.contract import Epochs, Scope
-from pipeline.wait_budget import Patience, threads_run
+from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard.nodes import Nodes
+from pipeline.wait_budget import OutOfPatience, Patience, perform, threads_run, waited
 
 
 class CurrentEpochs:
@@ -96,3 +111,94 @@ class CurrentEpochs:
         """Whether the server is another than the one that took what this process has sent so far."""
         other = next((name for name in self.known if name != scope.name), None)
         return stale > 0 or (other is not None and self._log.epoch(other)[:2] != (self.known[other], True))
+
+
+Result = TypeVar("Result")
+
+
+class Elsewhere(Generic[Result]):
+    """Does work in threads, one at a time for each key: callers who want the same wait for the same.
+
+    Args:
+        afterwards: called in the thread at its end: what belongs to it is to be closed.
+    """
+
+    def __init__(self, name: str, afterwards: Callable[[], object] = lambda: None):
+        self._name, self._afterwards = name, afterwards
+        self._lock = threading.Lock()
+        self._running: dict[str, Future[Result]] = {}
+
+    def result(self, key: str, work: Callable[[], Result], wait_s: float) -> Result:
+        """Return what the work under way for a key comes to, begun if there is none.
+
+        Raises:
+            LogUnavailable: it has not ended yet, and goes on.
+            what the work raised.
+        """
+        with self._lock:
+            future = self._running.get(key)
+            if future is None:
+                future = self._running[key] = Future()
+                given = (lambda: self._done(key, work), future, self._afterwards)
+                threading.Thread(target=perform, args=given, name=self._name, daemon=True).start()
+        try:
+            return waited(future, wait_s)
+        except OutOfPatience as error:
+            why = f"a new epoch of {key!r} was not raised within {wait_s * 1000:.0f} ms; it is being raised"
+            raise LogUnavailable(why, sent=False) from error
+
+    def _done(self, key: str, work: Callable[[], Result]) -> Result:
+        try:
+            return work()
+        finally:
+            with self._lock:
+                del self._running[key]  # the next caller begins anew: what has ended may not be true any more
+
+
+#: How long one raise may take in all, s; databases have to be asked.
+RAISE_S = 10.0
+_log = logging.getLogger("pipeline.lineage")
+
+
+class Lineage:
+    """Knows how to raise epochs.
+
+    Args:
+        renewed: called after a new epoch was set: the server may have forgotten the table definitions too.
+    """
+
+    def __init__(self, log: Epochs, nodes: Nodes, renewed: Callable[[], object]):
+        self._log, self._nodes, self._renewed = log, nodes, renewed
+
+    def raise_epoch(self, scope: Scope) -> int:
+        """Return the scope's epoch on the server as it is now.
+
+        Raises:
+            ShardUnavailable: the primary of a shard in the scope did not answer; nothing changed.
+            NotMigrated: the pipeline's tables are missing on a primary.
+        """
+        for _ in clock.polls(RAISE_S, first_s=0.01):
+            epoch, current, seen = self._log.epoch(scope.name)
+            if epoch and current:
+                return epoch
+            new = self._new_epoch(scope, epoch)
+            if self._log.raise_epoch(scope.name, seen, new):
+                level = logging.WARNING if epoch else logging.INFO
+                _log.log(level, "new lineage scope=%s epoch=%d (was %d)", scope.name, new, epoch)
+                self._renewed()
+                return new
+        raise LogUnavailable(f"the epoch of {scope.name!r} could not be raised", sent=False)
+
+    def _new_epoch(self, scope: Scope, known: int) -> int:
+        for shard in scope.shards:
+            for replica in self._nodes.replicas(shard):
+                try:
+                    known = max(known, inquiry.highest_epoch(replica))
+                except NotMigrated:
+                    continue  # a replica without our tables has no watermark
+                except Unavailable as error:
+                    _log.warning("raising the epoch without asking %s: %s", replica.node, error)
+        for shard in scope.shards:
+            primary = self._nodes.primary(shard)
+            known = inquiry.give_epoch(primary, scope.name, known, clock.wall_ms() // 1000) - 1
+        return known + 1

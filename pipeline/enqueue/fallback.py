@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.enqueue.breaker import Breaker
 from pipeline.enqueue.drain_thread import Courier
-from pipeline.enqueue.idempotency import Promising
+from pipeline.enqueue.idempotency import Place, Promising
 from pipeline.enqueue.producers import Sender
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.schemas import Definitions
 from pipeline.errors import PipelineFull, SpoolUnavailable, Unavailable
 from pipeline.oplog.contract import IdReserved
-from pipeline.oplog.earlier import Place
 from pipeline.spool.store import Number, Spool
 
 

@@ -1,12 +1,24 @@
-"""Ops that are made now and sent later: once the request's own transaction has been committed, or never."""
+"""Ops that are made now and sent later: once the request's own transaction has been committed, or never.
+
+An atomic group: ops of one bucket that are one entry of its log, applied together or not at all.
+
+A bulk call's chunk: many ops, one round trip per shard, receipts made only when looked at.
+
+A validated insert: the table's validators first, as pyDAL's `validate_and_insert` runs them, then the door.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from pipeline.model.op import Op
+from pipeline.enqueue.idempotency import Place
+from pipeline.errors import BadOp, BadValue, CrossBucket
+from pipeline.model.op import GROUP, Op, Position, encode
 from pipeline.model.receipt import Receipt
+
+if TYPE_CHECKING:
+    from pipeline.model.receipt import Source
 
 
 class Waiting(NamedTuple):
@@ -94,3 +106,109 @@ class Held:
             return self._waiting[:1]
         end = next((i for i, entry in enumerate(self._waiting) if not entry.plain), len(self._waiting))
         return self._waiting[:end]
+
+
+class Atomic:
+    """Gathers the ops of one `with pipeline.atomic()` block."""
+
+    def __init__(self) -> None:
+        self.receipts: list[Receipt] = []
+        self._ops: list[Op] = []
+        self._bucket: int | None = None
+        self._durability = "redis"
+
+    def add(self, bucket: int, op: Op, receipt: Receipt, durability: str) -> None:
+        """Take an op in.
+
+        Raises:
+            CrossBucket: it belongs to another bucket than the ops before it; nothing of the group has been sent.
+        """
+        if self._bucket is not None and bucket != self._bucket:
+            raise CrossBucket(
+                f"the op on {op.table!r} belongs to bucket {bucket}, the group to bucket {self._bucket}: one atomic "
+                "group lives in one bucket; give its rows the same shard key"
+            )
+        if op.idempotency_key is not None:
+            raise BadOp("an op in an atomic group takes no idempotency_key of its own")
+        self._bucket = bucket
+        self._ops.append(op)
+        self.receipts.append(receipt)
+        if durability != "redis":
+            self._durability = durability
+
+    def holds(self, table: str) -> bool:
+        """Return whether an op for a table is in the group."""
+        return any(op.table == table for op in self._ops)
+
+    def sealed(self) -> tuple[int, Op, str]:
+        """Return the bucket, the one op that is the group, and the durability its members asked for."""
+        assert self._bucket is not None, "only a group with ops is sealed"
+        first = self._ops[0]
+        op = first if len(self._ops) == 1 else Op(GROUP, first.table, first.schema, first.at_ms, ops=tuple(self._ops))
+        return self._bucket, op, self._durability
+
+
+class Chunk:
+    """Ops in the caller's order, sorted by bucket for sending."""
+
+    __slots__ = ("_at", "_ids", "_places", "payloads")
+
+    def __init__(self) -> None:
+        self.payloads: dict[int, list[bytes]] = {}
+        self._at: list[tuple[int, int]] = []  # per row: bucket, and its how-manieth there
+        self._ids: list[int | None] = []
+        self._places: Mapping[int, Place] = {}
+
+    def add(self, bucket: int, op: Op) -> None:
+        """Add the next row's op."""
+        run = self.payloads.setdefault(bucket, [])
+        self._at.append((bucket, len(run)))
+        self._ids.append(op.id)
+        run.append(encode(op))
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def placed(self, places: Mapping[int, Place]) -> None:
+        """Note where the ops stand, and let the payloads go."""
+        self._places = places
+        self.payloads = {}
+
+    def receipt(self, row: int, source: Source) -> Receipt:
+        """Return the receipt of a row."""
+        bucket, nth = self._at[row]
+        place = self._places[bucket]
+        position = place.position
+        if position is not None:
+            position = Position(position.epoch, position.seq + nth)
+        return Receipt(bucket, position, self._ids[row], place.producer, place.seq + nth, source)
+
+
+class Validated(dict[str, Any]):
+    """What pyDAL's `validate_and_insert` returns: `id`, `errors` by field, `success`; and the receipt beside them."""
+
+    def __init__(self, receipt: Receipt | None, errors: dict[str, Any]):
+        super().__init__(id=receipt.id if receipt else None, errors=errors, success=not errors)
+        self.receipt = receipt
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def validated(table: Any, fields: Mapping[str, Any], insert: Callable[[dict[str, Any]], Receipt]) -> Validated:
+    """Validate, and insert what is valid. A value that its column cannot hold exactly is its field's error, too.
+
+    Args:
+        fields: by name; a field that is unknown, not writable or computed is an error, as in pyDAL.
+        insert: queues the insert of the validated values.
+    """
+    errors, values = table._validate_fields(dict(fields))
+    if errors:
+        return Validated(None, dict(errors))
+    try:
+        return Validated(insert(values), {})
+    except BadValue as error:
+        return Validated(None, {error.field: error.why})

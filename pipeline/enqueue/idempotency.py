@@ -3,6 +3,8 @@
 The host promises it in the spool's file before Redis is asked, so Redis may go and come back between any two calls, or
 hang and do late what it was asked in time. What Redis says holds on all hosts: where another was first, the promise is
 corrected. While Redis is away, hosts cannot agree.
+
+Where an earlier op stands that the same idempotency key was used for, and which id the key stands for.
 """
 
 from __future__ import annotations
@@ -11,16 +13,20 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import msgspec
+
 from pipeline import clock
 from pipeline.enqueue.breaker import Breaker
-from pipeline.errors import LogUnavailable, PipelineFull, SpoolUnavailable
+from pipeline.errors import LogUnavailable, PipelineError, PipelineFull, SpoolUnavailable
+from pipeline.model.op import Position
 from pipeline.oplog.contract import IdReserved, Log
 from pipeline.spool.key_promises import Promises
+
+_log = logging.getLogger("pipeline.spool")
 
 #: While ops wait in the spool, a Redis that did not answer is asked again so much later, s.
 AWAY_S = 10.0
 Result = TypeVar("Result")
-_log = logging.getLogger("pipeline.spool")
 
 
 class Promising:
@@ -82,3 +88,30 @@ class Promising:
         except (PipelineFull, SpoolUnavailable) as error:
             _log.warning("two calls with one idempotency key may tell two ids: %s", error)
             return None
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where the first op of a bucket's run stands, and its producer's sequence; the others follow densely."""
+
+    position: Position | None  # None: in the spool
+    producer: int
+    seq: int
+    row_id: int | None = None  # of an earlier op with the same idempotency key
+
+
+def reserved(log: Log, bucket: int, key: str, row_id: int) -> int:
+    """Return the id that a key stands for, *row_id* where it stood for none; also where Redis cannot tell."""
+    try:
+        return log.reserve(bucket, key, row_id)
+    except (LogUnavailable, PipelineFull) as error:
+        _log.warning("two calls with one idempotency key may tell two ids: %s", error)
+        return row_id
+
+
+def kept(text: str) -> Place:
+    """Read what is kept of an op."""
+    try:
+        epoch, seq, producer, producer_seq, row_id = map(int, text.split(" "))
+    except ValueError as error:
+        raise PipelineError("Redis keeps a receipt that this version cannot read") from error
+    return Place(Position(epoch, seq), producer, producer_seq, row_id or None)

@@ -16,8 +16,7 @@ from pipeline.enqueue.bucket_choice import Placing, check_upsert_key, keeps_its_
 from pipeline.enqueue.row_plans import Final, Gate, Known, RowPlan, with_values
 from pipeline.enqueue.version_copy import Archive, check_archive, copy_before, row_of
 from pipeline.errors import BadOp, BadQuery, Unavailable, UnknownTable
-from pipeline.model.addressed import Addressed
-from pipeline.model.op import DELETE, INSERT, UPDATE, UPSERT, Op
+from pipeline.model.op import DELETE, INSERT, UPDATE, UPSERT, Addressed, Op
 from pipeline.model.schema import schema_of, signature_of
 
 #: Tables of web2py itself, and our own: never published for being defined, only for being written to or configured.

@@ -8,16 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from pipeline.config.topology import Topology
+from pipeline.enqueue import idempotency
 from pipeline.enqueue.epochs import CurrentEpochs
-from pipeline.enqueue.producers import Lost, Sender
+from pipeline.enqueue.idempotency import Place
+from pipeline.enqueue.producers import Lost, Sender, Senders
 from pipeline.enqueue.resend import Run, relay
-from pipeline.enqueue.senders import Senders
 from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.model.op import Position
-from pipeline.oplog import earlier
 from pipeline.oplog.contract import EVERYWHERE, HOLE, EpochStale, Line, Log, Scope, scopes_of
 from pipeline.oplog.doorbell import Bell, SilentBell
-from pipeline.oplog.earlier import Place
 from pipeline.wait_budget import Patience
 
 #: So many ops at once have the short time-out of a request also where there is none; more are a bulk load's.
@@ -138,7 +137,7 @@ class Publisher:
 
     def reserve(self, bucket: int, key: str, row_id: int) -> int:
         """Return the id that an idempotency key stands for, *row_id* where it stood for none; raises nothing."""
-        return earlier.reserved(self._log, bucket, key, row_id)
+        return idempotency.reserved(self._log, bucket, key, row_id)
 
     def scope_of(self, bucket: int) -> Scope:
         """Return the scope of a bucket's log."""
@@ -267,7 +266,7 @@ class Publisher:
 
 
 def _same(text: str, sender: Sender, bucket: int) -> Place:
-    place = earlier.kept(text)
+    place = idempotency.kept(text)
     if place.producer == sender.producer:
         sender.skip(bucket, place.seq)
     return place

@@ -12,9 +12,8 @@ from pipeline.config.settings import TableSettings
 from pipeline.dal.trees import pinned
 from pipeline.enqueue.row_plans import FUNCTIONS, Gate
 from pipeline.errors import BadOp, ShardKeyError
-from pipeline.model.column import Column
 from pipeline.model.op import COPY, READ, Op
-from pipeline.model.schema import TableSchema
+from pipeline.model.schema import Column, TableSchema
 
 #: Columns of an archive that take what is of another type in the row.
 _WIDER = {"bigint": ("integer", "reference", "id")}

@@ -15,7 +15,7 @@ from pipeline import clock
 from pipeline.errors import ReadOnly, ShardUnavailable
 from pipeline.model.op import Position
 from pipeline.reads.node_tables import NodeTables
-from pipeline.reads.token import Need
+from pipeline.reads.session import Need
 from pipeline.shard import ledger_queries as inquiry
 from pipeline.shard.driver_errors import connection_lost, refused_write, sentence_of
 from pipeline.shard.session import Session

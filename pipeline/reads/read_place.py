@@ -11,7 +11,7 @@ from pipeline.config.topology import Topology
 from pipeline.dal.objects import conjuncts, kind_of, op_name, pinned_values, real_name, table_of
 from pipeline.errors import BadRead, BadToken, ShardKeyError
 from pipeline.oplog.contract import Entries
-from pipeline.reads.token import Need, Token
+from pipeline.reads.session import Need, Token
 
 
 class Place(NamedTuple):

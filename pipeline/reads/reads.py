@@ -16,11 +16,9 @@ from pipeline.reads.gather.gather import Gather
 from pipeline.reads.node_dal import NodeDAL
 from pipeline.reads.pending.pending_rows import CannotOverlay, Overlay
 from pipeline.reads.read_place import Place, Places
-from pipeline.reads.routing.bounds import Bounds, Defaults
-from pipeline.reads.routing.opening import Opening
-from pipeline.reads.routing.router import Router
-from pipeline.reads.session import Session
-from pipeline.reads.token import Token, is_receipt, token_of
+from pipeline.reads.routing.policy import Bounds, Defaults
+from pipeline.reads.routing.router import Opening, Router
+from pipeline.reads.session import Session, Token, is_receipt, token_of
 from pipeline.reads.token_cookie import VERSION, Seal
 
 #: A read that failed twice is tried on while no more time than that has gone, s; and how often at most: each of a

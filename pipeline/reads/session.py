@@ -1,13 +1,21 @@
-"""A reader's session: his token grows with what he writes and sees, so that he never sees an older state again."""
+"""A reader's session: his token grows with what he writes and sees, so that he never sees an older state again.
+
+The token: what a reader must see, bucket by bucket. A value; reads and writes of a session merge into it.
+
+A node has it when its own watermark of the same epoch has passed the position. In a later epoch positions say nothing
+of an op that was sent again: there only its producer's sequence does. What a read *saw* needs no producer: nodes of a
+shard replay one history, so a node in a later epoch has had all that another node had in an earlier one.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
+from pipeline.errors import BadRead
 from pipeline.model.op import Position
-from pipeline.reads.token import Need, Token, is_receipt, token_of
 
 
 class Session:
@@ -64,3 +72,154 @@ def least_marks(marks: Iterable[Mapping[int, Position]]) -> dict[int, Position]:
         else:
             least = {bucket: min(position, known[bucket]) for bucket, position in least.items() if bucket in known}
     return least or {}
+
+
+#: producer -> its last sequence that must be seen.
+Sequences = Mapping[int, int]
+
+
+class HasPosition(Protocol):
+    """A receipt, as far as a token cares."""
+
+    bucket: int
+    position: Position | None
+    producer: int
+    producer_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What must be seen of one bucket.
+
+    Attributes:
+        position: up to where, in the newest epoch known.
+        producers: whose ops of that epoch are meant; they count once the epoch is another one.
+        older: whose ops of earlier epochs are meant; they count always.
+    """
+
+    position: Position
+    producers: Sequences = field(default_factory=dict, hash=False)
+    older: Sequences = field(default_factory=dict, hash=False)
+
+    def reached(self, mark: Position, seen: Mapping[int, int]) -> bool:
+        """Whether a node with that watermark has it.
+
+        Args:
+            mark: the node's watermark of the bucket.
+            seen: producer -> last sequence that the node has of it; needed only for `asks_for`.
+        """
+        if mark < self.position:
+            return False
+        return all(seen.get(producer, 0) >= seq for producer, seq in self.asks_for(mark).items())
+
+    def asks_for(self, mark: Position) -> Sequences:
+        """Return the sequences that a node with that watermark must be asked about."""
+        if mark.epoch > self.position.epoch and self.producers:
+            return _highest(self.older, self.producers)
+        return self.older
+
+    def merged(self, other: Need) -> Need:
+        """Return what both ask for."""
+        old, new = (self, other) if self.position <= other.position else (other, self)
+        if old.position.epoch == new.position.epoch:
+            return Need(new.position, _highest(old.producers, new.producers), _highest(old.older, new.older))
+        return Need(new.position, new.producers, _highest(_highest(old.older, old.producers), new.older))
+
+
+class Token(Mapping[int, Need]):
+    """Needs by bucket; `rest` asks for everything that stands in the logs of all other buckets now."""
+
+    __slots__ = ("_needs", "rest")
+
+    def __init__(self, needs: Mapping[int, Need] | None = None, *, rest: bool = False):
+        self._needs = dict(needs or {})
+        self.rest = rest
+
+    def __getitem__(self, bucket: int) -> Need:
+        return self._needs[bucket]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._needs)
+
+    def __len__(self) -> int:
+        return len(self._needs)
+
+    def __bool__(self) -> bool:
+        return bool(self._needs) or self.rest
+
+    def __repr__(self) -> str:
+        return f"<Token of {len(self._needs)} buckets{' and the rest' if self.rest else ''}>"
+
+    def merged(self, other: Token) -> Token:
+        """Return what both ask for; the other's buckets count as the newer ones."""
+        if not other:
+            return self
+        needs = dict(self._needs)
+        for bucket, need in other.items():
+            before = needs.pop(bucket, None)
+            needs[bucket] = need if before is None else before.merged(need)
+        return Token(needs, rest=self.rest or other.rest)
+
+    def saw(self, marks: Mapping[int, Position]) -> Token:
+        """Return the token of a reader who has got an answer from a node with these watermarks.
+
+        They must be at least what the node had when it answered, and the node must have had what the token asks for.
+        """
+        needs = dict(self._needs)
+        for bucket, mark in marks.items():
+            before = needs.pop(bucket, None)
+            if mark.epoch > 0 or before is not None:
+                needs[bucket] = Need(mark) if before is None or before.position <= mark else before
+        return Token(needs, rest=self.rest)
+
+    def forget(self, passed: Mapping[int, Position]) -> Token:
+        """Return the token without what every node has passed."""
+        left = {b: need for b, need in self._needs.items() if not (b in passed and _passed(need, passed[b]))}
+        return self if len(left) == len(self._needs) else Token(left, rest=self.rest)
+
+    def newest(self, count: int) -> Token:
+        """Return the token with the *count* buckets merged last; `rest` asks for the others: more, never less."""
+        if count >= len(self._needs):
+            return self
+        kept = list(self._needs.items())[len(self._needs) - count :]
+        return Token(dict(kept), rest=True)
+
+
+def token_of(receipts: Iterable[HasPosition]) -> Token:
+    """Return the token that asks for the ops of all receipts.
+
+    Raises:
+        BadRead: one of them has not been sent yet.
+    """
+    needs: dict[int, Need] = {}
+    for receipt in receipts:
+        need, before = _need_of(receipt), needs.get(receipt.bucket)
+        needs[receipt.bucket] = need if before is None else before.merged(need)
+    return Token(needs)
+
+
+def is_receipt(value: Any) -> bool:
+    """Return whether a value is a receipt."""
+    return hasattr(value, "bucket") and hasattr(value, "producer_seq")
+
+
+def _need_of(receipt: HasPosition) -> Need:
+    if receipt.position is None and receipt.producer_seq:
+        # it came through the spool: wherever it stands, its producer's sequence tells
+        return Need(Position(0, 0), {}, {receipt.producer: receipt.producer_seq})
+    if receipt.position is None:
+        raise BadRead(
+            "after= has a receipt whose op has not been sent yet: read after the atomic block or the request, or with "
+            "pending=True after it has been sent"
+        )
+    return Need(receipt.position, {receipt.producer: receipt.producer_seq} if receipt.producer_seq else {})
+
+
+def _passed(need: Need, mark: Position) -> bool:
+    return need.position.epoch == mark.epoch and need.position <= mark and not need.older
+
+
+def _highest(one: Sequences, other: Sequences) -> Sequences:
+    if not one or not other:
+        return one or other
+    return {producer: max(one.get(producer, 0), other.get(producer, 0)) for producer in {**one, **other}}

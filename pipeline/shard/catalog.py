@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pipeline.shard.brief import brief
-from pipeline.shard.session import Session
+from pipeline.shard.session import Session, brief
 
 #: A catalog of many tables takes its time, s.
 STATEMENT_S = 30

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline.errors import Rejected
-from pipeline.model.column import Column
+from pipeline.model.schema import Column
 from pipeline.model.values import Canonical, python_value
 
 Encode = Callable[[Any], str]

@@ -2,6 +2,8 @@
 
 pyDAL replaces MySQL's `sql_mode` after every connect (strict mode off) and leaves an idle reader frozen in its
 snapshot; a session sets its own mode after pyDAL's, and every read or write ends its transaction.
+
+Sessions for one errand: they give up early unless told otherwise, and leave no connection behind.
 """
 
 from __future__ import annotations
@@ -174,3 +176,17 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.node} {redact(self.dialect.uri(str(self.db._uri)))}>"
+
+
+#: Time-outs of a question that a person is waiting for, s.
+BRIEF_CONNECT_S, BRIEF_STATEMENT_S = 2, 3
+
+
+@contextmanager
+def brief(node: str, uri: str, *, read_only: bool = True, statement_s: float = BRIEF_STATEMENT_S) -> Iterator[Session]:
+    """Yield a session of a node; its connection is closed at the end."""
+    session = Session(node, uri, read_only=read_only, connect_s=BRIEF_CONNECT_S, statement_s=statement_s)
+    try:
+        yield session
+    finally:
+        session.discard()

@@ -10,11 +10,10 @@ from pipeline import clock
 from pipeline.errors import NotMigrated
 from pipeline.shard import ledger_queries as inquiry
 from pipeline.shard import survey_mysql
-from pipeline.shard.brief import brief
 from pipeline.shard.columns import columns_of
-from pipeline.shard.constraints import Constraints, constraints_of
 from pipeline.shard.ledger import Mark
-from pipeline.shard.session import Session
+from pipeline.shard.session import Session, brief
+from pipeline.shard.table_facts import Constraints, constraints_of
 
 
 class SurveyedColumn(NamedTuple):

@@ -13,8 +13,7 @@ from typing import NamedTuple
 from pipeline import clock
 from pipeline.errors import IdsUsedUp
 from pipeline.model.ids import EPOCH_MS, SPAN_MS, Lease
-from pipeline.spool.lock import HostLock
-from pipeline.spool.sqlite_file import DRAINING_ROOM, SpoolFile
+from pipeline.spool.sqlite_file import DRAINING_ROOM, HostLock, SpoolFile
 
 #: How far the reserve reaches, and how much of it must be left at least, ms.
 REACH_MS, LEAST_MS = 86_400_000, 43_200_000

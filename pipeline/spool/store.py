@@ -17,8 +17,7 @@ from pipeline import clock
 from pipeline.spool.group_commit import Together
 from pipeline.spool.id_reserve import Reserve
 from pipeline.spool.key_promises import Promises
-from pipeline.spool.lock import HostLock
-from pipeline.spool.sqlite_file import DRAINING_ROOM, MODE, SpoolFile
+from pipeline.spool.sqlite_file import DRAINING_ROOM, MODE, HostLock, SpoolFile
 
 #: A bucket that idled longer goes on under another producer: Redis forgets one after two days, a shard after seven.
 FRESH_MS = 86_400_000

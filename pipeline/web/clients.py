@@ -1,14 +1,31 @@
-"""One client per process and configuration: requests come and go, connections and knowledge of the nodes stay."""
+"""One client per process and configuration: requests come and go, connections and knowledge of the nodes stay.
+
+Which configuration an application means: the section `[pipeline]` of its AppConfig, or a TOML file beside it.
+
+It is asked at each request, so what it costs is a look into a dict; the files are read once.
+
+Warm a web process up, once: import what the first ring needs, and look for no garbage among what stays for good.
+
+web2py collects all garbage at every hundredth request, and Python does it now and then: each time every object of the
+process is looked at, the modules' own too, while all its threads stand still. A request in a hundred waits for that. Of
+what is frozen nothing is looked at; it is freed as ever when nobody refers to it, unless in a cycle.
+"""
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pipeline
 from pipeline.client import Pipeline
+from pipeline.config import ini as ini_config
+from pipeline.errors import ConfigError
+from pipeline.wait_budget import threads_run
 
 _lock = threading.Lock()
 _clients: dict[Hashable, Pipeline] = {}
@@ -39,3 +56,91 @@ def forget() -> None:
     with _lock:
         while _clients:
             _clients.popitem()[1].close()
+
+
+#: The file that is looked for where no configuration is given.
+FILE = "pipeline.toml"
+
+
+def client_for(folder: str, db: Any, configuration: Any = None, redis_conn: Any = None) -> Pipeline:
+    """Return the client that an application means.
+
+    Args:
+        folder: the application's; its files are in `private/`.
+        configuration: web2py's AppConfig, or anything else with sections that hold keys.
+        redis_conn: web2py's `RConn(...)`: the logs go there, instead of to the key `redis`.
+
+    Raises:
+        ConfigError: with every fault; each names the file and the key.
+    """
+    private = Path(folder, "private")
+    if configuration is None and redis_conn is None:
+        path = private / FILE
+        if pipeline.configured():
+            return pipeline.current()
+        return client_of(str(path), lambda: path) if path.exists() else pipeline.current()
+    section = _section(configuration, private)
+    if elsewhere := section.get(ini_config.ELSEWHERE):
+        if redis_conn is not None:
+            raise ConfigError([f"{private / elsewhere} has [redis] url already: leave redis_conn= out"])
+        return client_of(str(private / elsewhere), lambda: private / elsewhere)
+    if redis_conn is not None:
+        section["redis"] = address_of(redis_conn)
+    own = db._uri if isinstance(db._uri, str) else None
+    key: Hashable = (folder, own, *sorted(section.items()))
+    label = f"{private / 'appconfig.ini'}"
+    try:
+        return client_of(key, lambda: ini_config.sections(section, label, own))
+    except ConfigError as error:
+        raise ConfigError(ini_config.renamed(error.faults, label)) from None
+
+
+def address_of(redis_conn: Any) -> str:
+    """Return the address of a redis-py client, such as web2py's `RConn(...)` returns.
+
+    Raises:
+        ConfigError: its pool does not tell.
+    """
+    pool = getattr(redis_conn, "connection_pool", None)
+    given: Mapping[str, Any] | None = getattr(pool, "connection_kwargs", None)
+    if given is None or not ("host" in given or "path" in given):
+        raise ConfigError(["redis_conn= is no RConn(...) with a host: write the address as the key redis instead"])
+    name = quote(given.get("username") or "", safe="")
+    secret = quote(str(given.get("password") or ""), safe="")
+    user = f"{name}:{secret}@" if secret else ""
+    number = given.get("db") or 0
+    if "path" in given:
+        return f"unix://{user}{given['path']}?db={number}"
+    secure = "SSL" in getattr(pool, "connection_class", type(None)).__name__
+    return f"{'rediss' if secure else 'redis'}://{user}{given['host']}:{given.get('port') or 6379}/{number}"
+
+
+def _section(configuration: Any, private: Path) -> dict[str, str]:
+    if configuration is None:
+        return {}
+    # not its own get: AppConfig's turns "7" into 7 and "a, b" into an iterator
+    section = dict.get(configuration, ini_config.SECTION) if isinstance(configuration, dict) else None
+    if not isinstance(section, Mapping):
+        raise ConfigError([f"{private / 'appconfig.ini'} has no section [{ini_config.SECTION}]"])
+    return {str(key): str(value) for key, value in section.items()}
+
+
+_warmed_in = 0
+
+
+def warm_up(client: Pipeline) -> None:
+    """Begin to warm this process up, unless that has been done; costs the caller nothing."""
+    global _warmed_in
+    if _warmed_in == os.getpid():
+        return
+    _warmed_in = os.getpid()  # two threads at once do no harm
+    if threads_run():
+        threading.Thread(target=_warm, args=(client,), name="pipeline-warming", daemon=True).start()
+    else:
+        gc.freeze()
+
+
+def _warm(client: Pipeline) -> None:
+    client.bell.prepare()
+    gc.collect()
+    gc.freeze()

@@ -5,6 +5,8 @@ process that dies in between leaves them, and the next request, or `pipeline out
 
 Invariant: each request's ops have a producer of their own and dense sequences per bucket, which stand in the rows. So
 sending them twice, from any process, is harmless; and rows of a bucket are sent in the order of their ids.
+
+Relay a whole outbox, from outside of any request: what dead processes have left, or what waited for Redis.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from typing import Any, NamedTuple
 from pydal import Field
 
 from pipeline import clock
+from pipeline.client import Pipeline
 from pipeline.enqueue.held_ops import Waiting
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.resend import Run
 from pipeline.errors import BadOp, Unavailable
-from pipeline.model.addressed import id_of_new
-from pipeline.model.op import Position, encode
+from pipeline.model.op import Position, encode, id_of_new
 from pipeline.model.receipt import Receipt
+from pipeline.shard.session import brief
 
 TABLE = "pipeline_outbox"
 #: Rows that are sent in one go besides a request's own.
@@ -214,3 +217,33 @@ def delete(table: Any, rows: Iterable[Kept]) -> bool:
         table._db._adapter.rollback()
         return False
     return True
+
+
+class Relayed(NamedTuple):
+    """How many rows were sent, and how many were left because they are so old that they might be doubled."""
+
+    sent: int
+    left: int
+
+
+def relay(client: Pipeline, uri: str, *, old: bool = False) -> Relayed:
+    """Send and delete all rows of the outbox in a database.
+
+    Args:
+        uri: pyDAL's URI of the application's own database.
+        old: send also what is so old that log and shard may have forgotten it: what was sent before is doubled then.
+
+    Raises:
+        Unavailable: the rows that were not sent stay; call again.
+    """
+    with brief("the application's database", uri, read_only=False) as session, session.translated():
+        table = defined(session.db)
+        limit_ms = clock.wall_ms() - FORGOTTEN_MS
+        query = table.id > 0 if old else table.made_ms > limit_ms
+        count = 0
+        while rows := kept_rows(table, query):
+            sent(client.publisher, rows)
+            if not delete(table, rows):
+                break
+            count += len(rows)
+        return Relayed(count, session.db(table).count())

@@ -13,8 +13,8 @@ from support.logs import ALL, EPOCH, S0, raise_to
 from support.sessions import other, session, shard, uri
 
 from pipeline.oplog.contract import Line, Log
-from pipeline.oplog.memory import MemoryLog
-from pipeline.oplog.redis import RedisLog
+from pipeline.oplog.memory.log import MemoryLog
+from pipeline.oplog.redis.log import RedisLog
 
 __all__ = ["line", "log", "other", "session", "shard", "uri"]
 

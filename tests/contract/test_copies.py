@@ -13,9 +13,8 @@ import pytest
 
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
-from pipeline.model.column import Column
 from pipeline.model.op import COPY, INSERT, READ, Op
-from pipeline.model.schema import TableSchema
+from pipeline.model.schema import Column, TableSchema
 from pipeline.shard.ddl import create_table
 from pipeline.shard.driver_errors import Fault, fault_of
 from pipeline.shard.session import Session

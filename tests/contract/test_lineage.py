@@ -13,8 +13,8 @@ from pipeline.clock import polls
 from pipeline.model.ids import PRODUCERS, SPAN_MS
 from pipeline.model.op import START, Position
 from pipeline.oplog.contract import APPENDED, HOLE, SEEN, Append, Appended, EpochStale, Log, Placed, Scope
-from pipeline.oplog.memory import MemoryLog
-from pipeline.oplog.redis import RedisLog
+from pipeline.oplog.memory.log import MemoryLog
+from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.ttls import LEASE_MS
 
 S0 = Scope("s0", ("s0",))

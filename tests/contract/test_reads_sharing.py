@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline import clock
-from pipeline.devcluster.ports import free_ports
+from pipeline.devcluster.processes import free_ports
 from pipeline.model.op import Position
 from pipeline.oplog.contract import Log
-from pipeline.oplog.redis import RedisLog
-from pipeline.reads.health.report import Report, encode
-from pipeline.reads.routing.budget import MOST, Budget
+from pipeline.oplog.redis.log import RedisLog
+from pipeline.reads.health.shard_health import Report, encode
+from pipeline.reads.routing.accounting import MOST, Budget
 from pipeline.reads.routing.health_cache import Readings
 
 READS = 2000

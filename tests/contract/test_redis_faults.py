@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.model.op import START, Position
 from pipeline.oplog.contract import APPENDED, SEEN, Append, Appended, Line, Placed, Scope
-from pipeline.oplog.redis import RedisLog
+from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.ttls import IDEMPOTENCY_TTL_MS
 
 S0 = Scope("s0", ("s0",))

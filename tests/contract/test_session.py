@@ -22,9 +22,9 @@ from pipeline.model.op import START, Position
 from pipeline.shard import columns
 from pipeline.shard import ledger as marks
 from pipeline.shard import ledger_queries as inquiry
-from pipeline.shard.constraints import Constraints, constraints_of
 from pipeline.shard.driver_errors import Fault, code_of, fault_of
 from pipeline.shard.session import Session
+from pipeline.shard.table_facts import Constraints, constraints_of
 
 # transactions -----------------------------------------------------------------------------------------------------
 

@@ -14,8 +14,7 @@ from support.trial import Trial
 
 from pipeline.client import Pipeline
 from pipeline.clock import polls
-from pipeline.oplog.broker import queue_of
-from pipeline.oplog.doorbell import SilentBell
+from pipeline.oplog.doorbell import SilentBell, queue_of
 
 pytestmark = pytest.mark.mariadb
 

@@ -16,7 +16,7 @@ from support.trial import Trial
 from pipeline.client import Pipeline
 from pipeline.clock import polls
 from pipeline.devcluster import redis_server as logserver
-from pipeline.devcluster.ports import free_ports
+from pipeline.devcluster.processes import free_ports
 from pipeline.oplog.redis.connection import connect
 
 

@@ -19,7 +19,7 @@ from support.proxy import Proxy
 from support.rig import Rig
 
 from pipeline.clock import polls
-from pipeline.devcluster.ports import free_ports
+from pipeline.devcluster.processes import free_ports
 
 TESTS = Path(__file__).parents[1]
 UWSGI = shutil.which("uwsgi", path=str(Path(sys.executable).parent))

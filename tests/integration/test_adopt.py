@@ -16,7 +16,7 @@ from pydal import DAL
 from support.legacy import legacy, tables
 
 from pipeline import cli
-from pipeline.admin.adopt.adopt import adopt
+from pipeline.admin.adopt import adopt
 from pipeline.admin.check import check
 from pipeline.admin.migrate import migrate
 from pipeline.apply.applier import Applier

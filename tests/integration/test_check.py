@@ -14,10 +14,10 @@ from click.testing import CliRunner
 
 from pipeline import cli, clock
 from pipeline.admin import check as checking
-from pipeline.admin.checks import evidence as gathering
-from pipeline.admin.checks import redis as redis_check
-from pipeline.admin.checks import servers as servers_check
-from pipeline.admin.checks.finding import Finding
+from pipeline.admin.check import evidence as gathering
+from pipeline.admin.check import servers as servers_check
+from pipeline.admin.check import surroundings as redis_check
+from pipeline.admin.check.finding import Finding
 from pipeline.clock import polls
 from pipeline.config.settings import load
 from pipeline.oplog.redis.server_info import Health
@@ -146,7 +146,7 @@ def test_a_definition_that_nobody_migrated_is_found(here: Servers) -> None:
         found = checking.check(here.config()).findings
     finally:
         with here.redis() as client:
-            client.hdel(pipeline.oplog.redis.keys.tables, "voucher")  # type: ignore[attr-defined]
+            client.hdel(pipeline.log.keys.tables, "voucher")  # type: ignore[attr-defined]
         pipeline.close()
 
     assert [f.fix for f in found if f.where == "voucher"] == ["pipeline migrate"]
@@ -197,7 +197,7 @@ def test_old_servers_and_settings_that_need_a_restart_are_found(here: Servers) -
         log=replace(evidence.log, version="6.2.14"),
     )
 
-    found = [*servers_check.findings(old), *redis_check.findings(old)]
+    found = [*servers_check.server_findings(old), *redis_check.redis_findings(old)]
 
     assert {
         ("s0: version", "error"),

@@ -14,7 +14,7 @@ import redis
 
 from pipeline.clock import polls
 from pipeline.devcluster.cluster import Cluster
-from pipeline.devcluster.errors import ClusterFailed
+from pipeline.devcluster.state import ClusterFailed
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pipeline.devcluster import redis_server as logserver
 from pipeline.devcluster import state
 from pipeline.devcluster.celery import import_path
 from pipeline.devcluster.cluster import Cluster
-from pipeline.devcluster.errors import ClusterFailed
+from pipeline.devcluster.state import ClusterFailed
 
 #: The command as a user runs it, whatever else the main command needs.
 COMMAND = (sys.executable, "-c", "from pipeline.cli.cluster import cluster; cluster()")

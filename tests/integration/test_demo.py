@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.clock import polls
-from pipeline.demo.flights import COLUMNS, find_dataset
+from pipeline.demo.data import COLUMNS, find_dataset
 
 ROWS = 20_000
 

@@ -14,7 +14,7 @@ import pymysql
 import pytest
 from support.deploying import CALL_S, DEPLOY, STARTUP_S, child, needs, run, within
 
-from pipeline.devcluster.ports import free_ports
+from pipeline.devcluster.processes import free_ports
 
 ACCESS_DENIED = {1044, 1045, 1142, 1227}
 

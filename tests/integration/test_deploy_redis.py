@@ -19,7 +19,7 @@ import pytest
 import redis
 from support.deploying import CALL_S, DEPLOY, child, needs, within
 
-from pipeline.devcluster.ports import free_ports
+from pipeline.devcluster.processes import free_ports
 
 
 @pytest.fixture(params=["log", "broker"])

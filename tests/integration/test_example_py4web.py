@@ -15,7 +15,7 @@ import pytest
 from support.web2py_server import Answer, Browser
 
 from pipeline.clock import polls
-from pipeline.devcluster.ports import free_ports
+from pipeline.devcluster.processes import free_ports
 
 ROOT = Path(__file__).parents[2]
 START_S = 60

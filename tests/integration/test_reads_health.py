@@ -19,7 +19,7 @@ from pipeline.apply.applier import Applier
 from pipeline.client import Pipeline
 from pipeline.clock import polls
 from pipeline.config.settings import load
-from pipeline.oplog.redis import RedisLog
+from pipeline.oplog.redis.log import RedisLog
 from pipeline.reads.health.probe import beat
 from pipeline.reads.health.prober import Duty, Prober
 from pipeline.reads.routing.policy import Candidate, choose

@@ -25,7 +25,7 @@ from pipeline.client import Pipeline
 from pipeline.clock import Deadline, polls
 from pipeline.config.settings import load
 from pipeline.model.op import START, Position
-from pipeline.oplog.redis import RedisLog
+from pipeline.oplog.redis.log import RedisLog
 
 pytestmark = pytest.mark.mariadb
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydal import DAL, Field
 
 from pipeline.errors import BadValue
-from pipeline.model.column import Column
+from pipeline.model.schema import Column
 from pipeline.model.values import checker, python_value
 from pipeline.shard.literals import encoder
 

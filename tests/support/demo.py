@@ -16,8 +16,8 @@ import pytest
 from pydal import DAL
 from rich.console import Console
 
-from pipeline.demo import demo, flights, tables
-from pipeline.demo.flights import COLUMNS, Dataset
+from pipeline.demo import data, demo
+from pipeline.demo.data import COLUMNS, Dataset
 from pipeline.demo.screen import Screen
 from pipeline.demo.summary import Summary
 from pipeline.demo.system import System
@@ -46,7 +46,7 @@ class Shards:
         self._shard_of_id: dict[int, Any] = {}
         self.dals = {shard: DAL("sqlite:memory", bigint_id=True, pool_size=0) for shard in SHARDS}
         for db in self.dals.values():
-            tables.define_tables(db)
+            data.define_tables(db)
 
     def get_db(self, table: str, key: str) -> Any:
         return self.dals[place(table, key)]
@@ -106,7 +106,7 @@ class Shards:
 
     def _insert(self, table: str, row: dict[str, Any]) -> Any:
         id = len(self._shard_of_id) + 1
-        self._shard_of_id[id] = self._shard_for(table, row[flights.SHARD_KEY[table]])
+        self._shard_of_id[id] = self._shard_for(table, row[data.SHARD_KEY[table]])
         self._shard_of_id[id][table].insert(id=id, **row)
         return self._receipt(id)
 

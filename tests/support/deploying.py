@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.clock import polls
-from pipeline.devcluster.ports import free_ports
+from pipeline.devcluster.processes import free_ports
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 #: mariadbd stands in sbin, which is not on everybody's PATH.

@@ -21,8 +21,8 @@ from pipeline.devcluster import celery as workforce
 from pipeline.devcluster import mariadb
 from pipeline.devcluster import startup as construction
 from pipeline.devcluster.cluster import Cluster
-from pipeline.devcluster.readiness import wait_ready
-from pipeline.reads.routing.view import View
+from pipeline.devcluster.startup import wait_ready
+from pipeline.reads.routing.replicas import View
 from workers.prober import Watch
 
 BUCKETS = 8

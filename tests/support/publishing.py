@@ -12,7 +12,7 @@ from pipeline.errors import ShardUnavailable
 from pipeline.model.op import START
 from pipeline.oplog.contract import Scope
 from pipeline.oplog.doorbell import SilentBell
-from pipeline.oplog.memory import MemoryLog
+from pipeline.oplog.memory.log import MemoryLog
 
 TOPOLOGY = Topology(
     load(

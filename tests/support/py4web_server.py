@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.clock import polls
-from pipeline.devcluster.ports import free_ports
+from pipeline.devcluster.processes import free_ports
 from support.web2py_server import ANSWER_S, START_S, Browser
 
 

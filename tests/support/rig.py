@@ -18,7 +18,7 @@ from pipeline.devcluster import celery as workforce
 from pipeline.devcluster import processes, state
 from pipeline.devcluster import startup as construction
 from pipeline.devcluster.cluster import Cluster
-from pipeline.devcluster.readiness import wait_ready
+from pipeline.devcluster.startup import wait_ready
 from pipeline.oplog.redis.connection import connect
 from support.tables import TABLES_TOML, define
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline import clock
-from pipeline.config.replica import Load
+from pipeline.config.sections import Load
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import Position
-from pipeline.reads.routing.bounds import Bounds
+from pipeline.reads.routing.policy import Bounds
+from pipeline.reads.routing.replicas import View
 from pipeline.reads.routing.router import Router
-from pipeline.reads.routing.view import View
-from pipeline.reads.token import Need
+from pipeline.reads.session import Need
 
 BOUNDS = Bounds(max_lag_s=5.0, wait_s=0.03, on_stale="primary")
 

@@ -29,7 +29,7 @@ import pytest
 
 from examples.web2py.server import why_not
 from pipeline.clock import polls
-from pipeline.devcluster.ports import free_ports
+from pipeline.devcluster.processes import free_ports
 from support.web2py_forms import form_fields, multipart
 
 START_S, ANSWER_S = 30, 30

@@ -9,15 +9,15 @@ import pytest
 from pydal import DAL, Field
 
 from pipeline import clock
-from pipeline.attachment.editing import editing
+from pipeline.attachment.forms import editing
 from pipeline.testing import Sandbox, sandbox
-from pipeline.web import reader
+from pipeline.web import user_session
 from pipeline.web.request import Request
 
 
 @pytest.fixture(autouse=True)
 def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "QUEUED_S", 0.01)
+    monkeypatch.setattr(user_session, "QUEUED_S", 0.01)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def db(box: Sandbox, tmp_path: Any) -> Iterator[Any]:
 @pytest.fixture
 def worker(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Apply everything as soon as somebody waits for it, however long that takes."""
-    monkeypatch.setattr(reader, "QUEUED_S", 60)
+    monkeypatch.setattr(user_session, "QUEUED_S", 60)
     monkeypatch.setattr(clock, "sleep_s", lambda seconds: box.drain())
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.admin.checks import spool
-from pipeline.admin.checks.evidence import Evidence
+from pipeline.admin.check import surroundings
+from pipeline.admin.check.evidence import Evidence
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
@@ -24,7 +24,7 @@ def found(**settings: Any) -> list[tuple[str, str]]:
     )
     away = PipelineError("not asked")
     evidence = Evidence(loaded, Topology(loaded), away, away, (), "", None, {}, {})
-    return [(one.severity, one.what) for one in spool.findings(evidence)]
+    return [(one.severity, one.what) for one in surroundings.spool_findings(evidence)]
 
 
 def test_a_spool_that_can_be_written_is_no_fault(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 def test_a_file_that_this_user_cannot_write_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "pipeline.spool"
     path.touch()
-    monkeypatch.setattr(spool.os, "access", lambda one, mode: one != path)  # root may write everywhere
+    monkeypatch.setattr(surroundings.os, "access", lambda one, mode: one != path)  # root may write everywhere
 
     [(severity, what)] = found(path=str(path))
 

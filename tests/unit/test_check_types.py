@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.admin.checks import constraints, types
-from pipeline.admin.checks.evidence import Evidence
-from pipeline.admin.checks.finding import ERROR, WARNING, Finding, merged, without_copies
+from pipeline.admin.check import buckets, types
+from pipeline.admin.check.evidence import Evidence
+from pipeline.admin.check.finding import ERROR, WARNING, Finding, merged, without_copies
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
-from pipeline.model.column import Column
-from pipeline.shard.constraints import Constraints
+from pipeline.model.schema import Column
 from pipeline.shard.survey import Survey, SurveyedTable
+from pipeline.shard.table_facts import Constraints
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_the_display_width_of_older_servers_makes_no_difference() -> None:
     ],
 )
 def test_a_foreign_key_must_stay_on_its_shard(tables: dict[str, Any], leaves: bool) -> None:
-    found = list(constraints.findings(evidence(tables)))
+    found = list(buckets.constraint_findings(evidence(tables)))
 
     assert [f.where for f in found] == (["s0: order.person"] if leaves else [])
 

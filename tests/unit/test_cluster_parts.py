@@ -12,13 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.devcluster import ports, state
-from pipeline.devcluster.configuration import config_text, write_config
-from pipeline.devcluster.errors import ClusterFailed
-from pipeline.devcluster.interrupts import uninterrupted
+from pipeline.devcluster import processes, state
 from pipeline.devcluster.layout import Shard
-from pipeline.devcluster.startup import Options
-from pipeline.devcluster.state import Process, Service
+from pipeline.devcluster.processes import uninterrupted
+from pipeline.devcluster.startup import Options, config_text, write_config
+from pipeline.devcluster.state import ClusterFailed, Process, Service
 
 SHARD = Shard("s0", 'sqlite:///a "b"\\c/shop.sqlite', ("sqlite:///r0", "sqlite:///r1"))
 
@@ -108,16 +106,16 @@ def test_a_taken_port_for_flower_is_refused_before_anything_starts():
 
 
 def test_free_ports_differ_and_can_be_listened_on():
-    found = ports.free_ports(20)
+    found = processes.free_ports(20)
 
     assert len(set(found)) == 20
     for port in found:
         with socket.create_server(("127.0.0.1", port)):
-            assert not ports.is_free(port)
+            assert not processes.is_free(port)
 
 
 def test_free_ports_lie_where_no_outgoing_connection_takes_them():
-    assert all(port < 32_768 for port in ports.free_ports(20))
+    assert all(port < 32_768 for port in processes.free_ports(20))
 
 
 def test_a_signal_is_held_back_until_the_work_is_whole():

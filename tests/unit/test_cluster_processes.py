@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.clock import polls
-from pipeline.devcluster import process_table, processes
-from pipeline.devcluster.errors import ClusterFailed
-from pipeline.devcluster.readiness import wait_done, wait_ready
-from pipeline.devcluster.state import Process, Service
+from pipeline.devcluster import processes
+from pipeline.devcluster.startup import wait_done, wait_ready
+from pipeline.devcluster.state import ClusterFailed, Process, Service
 
 FAMILY = ("sh", "-c", "sleep 300 & sleep 300 & echo ready.; wait")
 
@@ -35,22 +34,22 @@ def start(directory: Path, *argv: str) -> Process:
 
 def test_ending_a_process_ends_its_children(directory: Path):
     family = start(directory, *FAMILY)
-    assert len(process_table.members(family.pid)) == 3
+    assert len(processes.members(family.pid)) == 3
 
     processes.end([family])
 
-    assert process_table.members(family.pid) == []
+    assert processes.members(family.pid) == []
 
 
 def test_ending_a_process_that_has_died_ends_the_children_it_left(directory: Path):
     family = start(directory, *FAMILY)
     os.kill(family.pid, signal.SIGKILL)
     assert processes.wait_gone(family, 10)
-    assert len(process_table.members(family.pid)) == 2
+    assert len(processes.members(family.pid)) == 2
 
     processes.end([family])
 
-    assert process_table.members(family.pid) == []
+    assert processes.members(family.pid) == []
 
 
 def test_a_polite_end_lets_the_process_finish(directory: Path):
@@ -67,7 +66,7 @@ def test_a_polite_end_is_not_held_up_by_a_stopped_process(directory: Path):
 
     processes.end([family], grace_s=0.1)
 
-    assert process_table.members(family.pid) == []
+    assert processes.members(family.pid) == []
 
 
 def test_a_later_process_with_the_same_number_is_left_alone(directory: Path):
@@ -110,10 +109,10 @@ def test_a_missing_program_is_an_error_that_names_it(directory: Path):
 
 
 def test_the_process_table_agrees_between_its_two_sources():
-    own = process_table.find(os.getpid())
+    own = processes.find(os.getpid())
     assert own is not None
 
-    listed = {entry.pid: entry for entry in process_table._from_ps()}
+    listed = {entry.pid: entry for entry in processes._from_ps()}
 
     assert listed[os.getpid()].group == own.group == os.getpgid(0)
 
@@ -121,7 +120,7 @@ def test_the_process_table_agrees_between_its_two_sources():
 def test_a_zombie_counts_as_ended(directory: Path):
     pid = os.posix_spawn("/bin/true", ["true"], {})
     try:
-        entries = (process_table.find(pid) for _ in polls(10))
+        entries = (processes.find(pid) for _ in polls(10))
         assert any(entry is not None and not entry.running for entry in entries)
     finally:
         os.waitpid(pid, 0)

@@ -12,8 +12,8 @@ from rich.console import Console
 from support.demo import SHARDS, Shards, played
 
 from pipeline.cli.demo import demo as command
-from pipeline.demo import batches, demo, meter
-from pipeline.demo.flights import COLUMNS, Dataset
+from pipeline.demo import demo, meter, system
+from pipeline.demo.data import COLUMNS, Dataset
 from pipeline.demo.screen import Screen
 from pipeline.demo.summary import Summary
 from pipeline.errors import WaitTimeout
@@ -113,7 +113,7 @@ def test_workers_that_stop_applying_end_the_demo_with_a_sentence(
     ],
 )
 def test_batches_are_summed_over_workers_or_not_told_at_all(answer: str, count: int | None) -> None:
-    assert batches.total(answer) == count
+    assert system.total(answer) == count
 
 
 # what the user sees ------------------------------------------------------------------------------------------

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from support.demo import PLANES, SHARDS, place
 
 from pipeline.cli.demo import demo as command
-from pipeline.demo import flights, system
-from pipeline.demo.corrections import EVERY_NTH, Correction
-from pipeline.demo.expected import expected_fingerprints, final_rows
-from pipeline.demo.fingerprint import Fingerprint
-from pipeline.demo.flights import COLUMNS, Dataset, DemoDataMissing
+from pipeline.demo import data, system
+from pipeline.demo.data import COLUMNS, EVERY_NTH, Correction, Dataset, DemoDataMissing
+from pipeline.demo.verify import Fingerprint, expected_fingerprints, final_rows
 from pipeline.errors import PipelineError
 
 # the data ----------------------------------------------------------------------------------------------------
@@ -33,7 +31,7 @@ def test_a_row_is_typed_and_what_is_not_available_is_none(dataset: Dataset) -> N
 
 
 def test_a_flight_without_an_aircraft_gets_a_shard_key_of_its_own(dataset: Dataset) -> None:
-    keys = Counter(flights.shard_key("flight", row) for row in dataset.rows("flight"))
+    keys = Counter(data.shard_key("flight", row) for row in dataset.rows("flight"))
 
     assert keys["none"] == 10
     assert "NA" not in keys
@@ -49,7 +47,7 @@ def test_a_limit_cuts_flights_and_weather_but_no_planes(dataset: Dataset) -> Non
 
 
 def test_a_missing_data_set_is_said_in_one_sentence_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flights, "find_spec", lambda name: None)
+    monkeypatch.setattr(data, "find_spec", lambda name: None)
 
     result = CliRunner().invoke(command, [])
 

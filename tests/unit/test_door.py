@@ -29,8 +29,7 @@ from pipeline.errors import (
     UnknownTable,
 )
 from pipeline.model import ids
-from pipeline.model.addressed import Addressed
-from pipeline.model.op import DELETE, INSERT, UPDATE, UPSERT, Op
+from pipeline.model.op import DELETE, INSERT, UPDATE, UPSERT, Addressed, Op
 
 BUCKETS = 16
 SETTINGS = load(

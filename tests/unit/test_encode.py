@@ -12,7 +12,7 @@ from pydal import DAL, Field
 from pydal.validators import CRYPT
 
 from pipeline.errors import BadValue, Rejected
-from pipeline.model.column import Column
+from pipeline.model.schema import Column
 from pipeline.model.values import checker, python_value
 from pipeline.shard.literals import encoder
 

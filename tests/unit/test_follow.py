@@ -21,7 +21,7 @@ from pipeline.errors import Lost, NotDurable, PipelineError, Rejected, ShardUnav
 from pipeline.model.op import Position
 from pipeline.oplog.contract import Append
 from pipeline.oplog.doorbell import SilentBell
-from pipeline.oplog.memory import MemoryLog
+from pipeline.oplog.memory.log import MemoryLog
 from pipeline.testing import Drained, Sandbox, sandbox
 
 TABLES: dict[str, dict[str, Any]] = {

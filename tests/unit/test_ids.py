@@ -25,7 +25,7 @@ from pipeline.model.ids import (
     time_of,
 )
 from pipeline.oplog.doorbell import SilentBell
-from pipeline.oplog.memory import MemoryLog
+from pipeline.oplog.memory.log import MemoryLog
 from pipeline.oplog.ttls import LEASE_MS
 
 HOUR_MS = 3_600_000

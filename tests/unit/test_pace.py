@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.apply.pace import FIRST_ROWS, LEAST_ROWS, Pace
+from pipeline.apply.applier import FIRST_ROWS, LEAST_ROWS, Pace
 from pipeline.config.settings import ApplySettings
 
 SETTINGS = ApplySettings(target_ms=100, max_rows=5000, max_bytes=1_000_000)

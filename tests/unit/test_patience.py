@@ -12,7 +12,7 @@ from hiredis import pack_command
 from support.redis_stub import HANG_UP, Stub
 
 from pipeline import clock
-from pipeline.oplog.redis.link import FITS_BYTES, Link
+from pipeline.oplog.redis.line import FITS_BYTES, Link
 from pipeline.wait_budget import Budget, Patience, in_all
 
 PING = pack_command(("PING",))

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.apply.grouping import Item, plan
-from pipeline.model.column import Column
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Entry, Op, Position
-from pipeline.model.schema import TableSchema
-from pipeline.shard.constraints import Constraints
-from pipeline.shard.table_facts import Facts
+from pipeline.model.schema import Column, TableSchema
+from pipeline.shard.table_facts import Constraints, Facts
 
 ID = Column("id", "id")
 ONE = TableSchema("one", (ID, Column("n", "integer"), Column("t", "string", 20)))

@@ -10,11 +10,11 @@ import pytest
 from support.publishing import REFERENCE, TOPOLOGY, Shop, breaking
 
 from pipeline import clock
+from pipeline.enqueue.idempotency import Place
 from pipeline.enqueue.producers import FRESH_S, Lost, Sender
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model.op import START, Position
-from pipeline.oplog.earlier import Place
 
 
 @pytest.fixture

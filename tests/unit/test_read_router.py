@@ -11,13 +11,12 @@ import pytest
 from support.routing import BOUNDS, HAS, LACKS, NEEDS, Deployment, lagging
 
 from pipeline import clock
-from pipeline.config.replica import Load
+from pipeline.config.sections import Load
 from pipeline.errors import ShardUnavailable, StaleRead
 from pipeline.model.op import Position
 from pipeline.reads import reads
-from pipeline.reads.routing.bounds import Bounds
-from pipeline.reads.session import Session
-from pipeline.reads.token import Token
+from pipeline.reads.routing.policy import Bounds
+from pipeline.reads.session import Session, Token
 
 
 @pytest.fixture

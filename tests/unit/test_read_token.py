@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from pipeline.errors import BadRead, BadToken
 from pipeline.model.op import Position
 from pipeline.model.receipt import Receipt
-from pipeline.reads.session import Session, least_marks
-from pipeline.reads.token import Need, Token, token_of
+from pipeline.reads.session import Need, Session, Token, least_marks, token_of
 from pipeline.reads.token_cookie import MOST_CHARACTERS, Seal
 
 POSITIONS = st.builds(Position, st.integers(1, 4), st.integers(0, 50))

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from pipeline.reads.health.health import (
+from pipeline.reads.health.shard_health import (
     AFTER_SHORT_LOOKS,
     GOOD_LOOKS,
     MINUTE_LOOKS,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.model.op import Position
-from pipeline.reads.health.reading import NoReading, Reading, Yardstick
+from pipeline.reads.health.probe import NoReading, Reading, Yardstick
 from pipeline.reads.health.shard_health import Picture
 
 NOW = 1_000_000

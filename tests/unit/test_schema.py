@@ -12,8 +12,7 @@ from pydal import DAL, Field
 from pydal.helpers.classes import SQLCustomType
 
 from pipeline.errors import BadOp
-from pipeline.model.column import Column
-from pipeline.model.schema import TableSchema, schema_of, signature_of
+from pipeline.model.schema import Column, TableSchema, schema_of, signature_of
 
 columns = st.builds(
     Column,

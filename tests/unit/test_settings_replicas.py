@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.configurations import faults_of, small
 
-from pipeline.config.replica import Load
+from pipeline.config.sections import Load
 from pipeline.config.settings import load
 
 

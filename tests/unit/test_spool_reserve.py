@@ -12,7 +12,7 @@ from support.spooled import FORK, shared
 from pipeline import clock
 from pipeline.errors import IdsUsedUp
 from pipeline.model.ids import EPOCH_MS, HOSTS, PRODUCERS, SPAN_MS, IdMaker, Lease
-from pipeline.oplog.memory import MemoryLog
+from pipeline.oplog.memory.log import MemoryLog
 from pipeline.spool import sqlite_file as spool_file
 from pipeline.spool.id_reserve import LEAST_MS, SLICE_MS
 from pipeline.spool.store import Spool

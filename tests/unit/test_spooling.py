@@ -29,7 +29,7 @@ from pipeline.errors import (
 from pipeline.model.ids import PRODUCERS
 from pipeline.model.op import START
 from pipeline.model.receipt import Receipt
-from pipeline.oplog.memory import MemoryLog
+from pipeline.oplog.memory.log import MemoryLog
 from pipeline.shard import ledger_queries as inquiry
 from pipeline.shard.session import Session
 from pipeline.testing import Sandbox

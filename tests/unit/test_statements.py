@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.model.column import Column
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op
-from pipeline.model.schema import TableSchema
-from pipeline.shard.constraints import Constraints
+from pipeline.model.schema import Column, TableSchema
 from pipeline.shard.dialect import Dialect, MySQL, SQLite
 from pipeline.shard.literals import encoder
 from pipeline.shard.session import Session
 from pipeline.shard.statements import MAX_BRANCHES, MAX_ROWS, CannotRender, copy_statement, most, statement
-from pipeline.shard.table_facts import Facts
+from pipeline.shard.table_facts import Constraints, Facts
 
 SCHEMA = TableSchema(
     "t", (Column("id", "id"), Column("n", "integer"), Column("name", "string", 20), Column("price", "decimal(10,2)"))

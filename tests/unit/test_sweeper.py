@@ -9,7 +9,7 @@ from support.configurations import small
 
 from pipeline.config.settings import load
 from pipeline.model.op import Entry, Position
-from pipeline.oplog.memory import MemoryLog
+from pipeline.oplog.memory.log import MemoryLog
 from workers.sweeper import Sweep
 
 LIMIT_BYTES = 1000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 
-from pipeline.shard.tls import SharedTLS
+from pipeline.shard.dialect import SharedTLS
 
 
 def test_connections_share_one_context_so_the_machine_s_certificates_are_read_once() -> None:

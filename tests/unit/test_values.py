@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import BadValue
-from pipeline.model.column import Column
+from pipeline.model.schema import Column
 from pipeline.model.values import checker, lenient
 
 UTC_PLUS_5 = timezone(timedelta(hours=5))

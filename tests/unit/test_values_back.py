@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import BadValue
-from pipeline.model.column import Column
+from pipeline.model.schema import Column
 from pipeline.model.values import checker, python_value
 
 

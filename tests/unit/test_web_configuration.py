@@ -14,7 +14,7 @@ import pipeline
 from pipeline.errors import ConfigError
 from pipeline.testing import sandbox
 from pipeline.web import clients
-from pipeline.web.configuration import address_of, client_for
+from pipeline.web.clients import address_of, client_for
 
 DB = SimpleNamespace(_uri="sqlite://storage.sqlite")
 

@@ -12,9 +12,8 @@ from pydal import DAL, Field
 from pipeline import clock
 from pipeline.errors import BadOp, LogUnavailable
 from pipeline.testing import Sandbox
-from pipeline.web.by_hand import follow
-from pipeline.web.outbox import ABANDONED_MS, FORGOTTEN_MS, Outbox, defined, delete
-from pipeline.web.relaying import relay
+from pipeline.web.manual_commit import follow
+from pipeline.web.outbox import ABANDONED_MS, FORGOTTEN_MS, Outbox, defined, delete, relay
 from pipeline.web.request import Request
 
 TABLES = {"tally": {"shard_key": "owner"}}

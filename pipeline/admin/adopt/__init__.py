@@ -1,1 +1,111 @@
-"""`pipeline adopt`: what must change in an existing database before the pipeline can take its tables."""
+"""`pipeline adopt`: what must change in an existing database before the pipeline can take its tables.
+
+Look at an existing database, and say what must change before the pipeline can take its tables; change nothing.
+
+The sections `[tables.*]` of a configuration, as they were guessed; said to be a guess.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from pipeline.admin.adopt.changes import findings, script
+from pipeline.admin.adopt.shard_key_guess import Case, kin
+from pipeline.admin.check.finding import ERROR, Finding, merged
+from pipeline.config.settings import RedisSettings, Settings, ShardSettings, TableSettings
+from pipeline.config.topology import Topology
+from pipeline.errors import ConfigError
+from pipeline.shard.catalog import catalog
+from pipeline.shard.dialect import dialect_of
+from pipeline.shard.survey import survey
+
+
+class Advice(NamedTuple):
+    """What to do. `sql`: statements in order; empty where nothing must change. `tables`: for the configuration."""
+
+    findings: list[Finding]
+    sql: list[str]
+    tables: str
+    looked_at: str
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing must change."""
+        return not any(finding.severity == ERROR for finding in self.findings)
+
+    def as_json(self) -> dict[str, object]:
+        """Return the advice for programs."""
+        found = [finding.as_json() for finding in self.findings]
+        return {"ready": self.ready, "findings": found, "sql": self.sql, "tables": self.tables}
+
+
+def adopt(uri: str, shards: int = 2, decided: Mapping[str, TableSettings] | None = None) -> Advice:
+    """Read a database in sessions that refuse every write, and judge it.
+
+    Args:
+        uri: of MySQL or MariaDB, as pyDAL writes it.
+        shards: how many there shall be; with one, rows need not be spread.
+        decided: the tables of a configuration.
+
+    Raises:
+        ConfigError: another database than MySQL or MariaDB.
+        ShardUnavailable: it did not answer in time.
+    """
+    if dialect_of(uri).name != "mysql":
+        raise ConfigError(
+            ["adopt looks at MySQL and MariaDB; in SQLite every id has 64 bits: pipeline check is enough"]
+        )
+    decided = decided or {}
+    found = catalog(uri)
+    known = survey("database", uri, list(found.tables), primary=False)
+    relations = kin(found, decided, shards)
+    settings = Settings(
+        redis=RedisSettings("redis://unused.invalid"),
+        shards={f"s{n}": ShardSettings(f"s{n}", f"sqlite://{n}") for n in range(shards)},
+        tables=relations.tables,
+    )
+    case = Case(known, found, relations, Topology(settings))
+    looked_at = f"{len(found.tables)} tables of {known.database}, {len(relations.taken)} of them for the pipeline"
+    return Advice(merged(_nameless(case)), script(case), suggestion(case, decided), looked_at)
+
+
+def _nameless(case: Case) -> list[Finding]:
+    """Return the findings without the node's name: there is one database only."""
+    return [finding.__class__(finding.severity, finding.place, finding.what, finding.fix) for finding in findings(case)]
+
+
+def suggestion(case: Case, decided: Mapping[str, TableSettings]) -> str:
+    """Return TOML; what the configuration decided already is left out."""
+    return "\n".join(_lines(case, decided))
+
+
+def _lines(case: Case, decided: Mapping[str, TableSettings]) -> Iterator[str]:
+    kin, tables = case.kin, case.kin.tables
+    guessed = [name for name in kin.taken if name in tables and name not in decided]
+    if guessed:
+        yield f"# A guess: most tables refer to {kin.anchor}, so all go by their {kin.anchor}. Yours to judge."
+    for name in guessed:
+        yield f"[tables.{name}]"
+        if tables[name].reference:
+            yield f"reference = true            # small ({case.catalog.tables[name].rows} rows), and others refer to it"
+        else:
+            yield f'shard_key = "{tables[name].shard_key}"'
+            if unique := _unique(case, name):
+                yield f"unique = {json.dumps([list(unique)])}"
+        yield ""
+    if by_id := [name for name in kin.taken if name not in tables]:
+        yield f"# by their own id, with no section: {', '.join(by_id)}"
+    if left := [name for name in case.catalog.tables if name not in kin.taken]:
+        yield f"# left in their database, written as ever: {', '.join(left)}"
+    for table, column, _ in kin.added:
+        yield f'# add to the model: {table}: Field("{column}", "bigint")'
+
+
+def _unique(case: Case, name: str) -> tuple[str, ...] | None:
+    """Return the columns of the only unique index, if they hold the shard key: then an upsert may use it."""
+    table = case.catalog.tables[name]
+    # a primary key that gives way to an id stays unique
+    indexes = [*table.unique.values(), *([table.primary] if table.primary and table.id is None else [])]
+    return indexes[0] if len(indexes) == 1 and case.kin.tables[name].shard_key in indexes[0] else None

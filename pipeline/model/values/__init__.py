@@ -15,10 +15,9 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
 
-from pipeline.errors import BadValue
-from pipeline.model.column import Column
-from pipeline.model.values import lists, moments, numbers, texts
-from pipeline.model.values.refused import Refused
+from pipeline.errors import BadValue, Refused
+from pipeline.model.schema import Column
+from pipeline.model.values import moments, numbers, texts
 
 Canonical = bool | int | float | str | list[Any] | None
 Check = Callable[[object], Canonical]
@@ -190,9 +189,9 @@ _CONVERTERS: Mapping[str, Callable[[Column, bool], Check]] = {
     "date": lambda column, cut: moments.day(cut),
     "time": lambda column, cut: moments.clock_time(cut),
     "datetime": lambda column, cut: moments.moment(cut),
-    "list:string": lists.items,
-    "list:integer": lists.items,
-    "list:reference": lists.items,
+    "list:string": texts.items,
+    "list:integer": texts.items,
+    "list:reference": texts.items,
 }
 _SHORTCUTS: Mapping[str, Callable[[Column, Check], Check]] = {
     **dict.fromkeys(numbers.RANGES, _whole_shortcut),

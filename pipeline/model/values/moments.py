@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 
-from pipeline.model.values.refused import Refused
+from pipeline.errors import Refused
 
 #: MySQL's DATE and DATETIME begin with the year 1000.
 FIRST_YEAR = 1000

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable
 from decimal import Context, Decimal, Inexact, InvalidOperation
 
-from pipeline.model.column import Column
-from pipeline.model.values.refused import Refused
+from pipeline.errors import Refused
+from pipeline.model.schema import Column
 
 #: Lowest and highest value of the integer types. An id begins at 1: AUTO_INCREMENT replaces a 0 by a number of its own.
 RANGES = {

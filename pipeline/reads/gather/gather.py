@@ -15,10 +15,9 @@ from pipeline.reads.gather.merge import merged
 from pipeline.reads.gather.shard_query import Shape, check_options, shape_of
 from pipeline.reads.node_dal import NodeDAL, ReadInfo, callers_names
 from pipeline.reads.read_place import Place, Places
-from pipeline.reads.routing.bounds import Bounds, seconds
+from pipeline.reads.routing.policy import Bounds, seconds
 from pipeline.reads.routing.router import Router
-from pipeline.reads.session import Session
-from pipeline.reads.token import Token
+from pipeline.reads.session import Session, Token
 from pipeline.wait_budget import threads_run
 
 #: How long a read over several shards may take in all, s; below the driver's own time-out.

@@ -16,8 +16,7 @@ from pipeline import clock
 from pipeline.errors import PipelineError
 from pipeline.oplog.contract import Chores, Fitness, News
 from pipeline.reads.health.probe import Probe
-from pipeline.reads.health.report import decode, encode
-from pipeline.reads.health.shard_health import Picture
+from pipeline.reads.health.shard_health import Picture, decode, encode
 from pipeline.shard.nodes import Nodes
 
 #: Time between two looks, and how long the answers to one are waited for, s; of a node that gave none the last time,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pipeline import clock
 from pipeline.errors import ShardUnavailable
 from pipeline.reads.connections import Reader
-from pipeline.reads.token import Need
+from pipeline.reads.session import Need
 
 #: The pause before the second look, and the longest, s. A look costs 0.1 ms; a healthy replica follows within 1 ms.
 FIRST_S, MOST_S = 0.0002, 0.005

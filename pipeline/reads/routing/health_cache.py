@@ -15,9 +15,9 @@ from pipeline import clock
 from pipeline.errors import PipelineError
 from pipeline.oplog.contract import News
 from pipeline.reads.health.prober import LOOK_EVERY_S
-from pipeline.reads.health.report import Report, decode
+from pipeline.reads.health.shard_health import Report, decode
 from pipeline.reads.routing.accounting import Counters
-from pipeline.reads.routing.view import NOTHING, View
+from pipeline.reads.routing.replicas import NOTHING, View
 from pipeline.wait_budget import threads_run
 
 #: How long after the prober is due its word is fetched, s: a look takes a few ms. All of it counts as lag.

@@ -2,21 +2,28 @@
 
 What only news or a failover can change is worked out once and kept; a read adds what is its own: the time, the reads
 that run, and its token.
+
+The reads of this process that run now, by node: what "least busy" and a replica's limit are measured by.
+
+What this process knows of one node. A value: it holds until there is news, while the lag in it grows by itself.
+
+What routing wants of its collaborators, and what it hands on.
 """
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from pipeline import clock
-from pipeline.config.replica import Load
+from pipeline.config.sections import Load
 from pipeline.model.op import Position
-from pipeline.reads.routing.contract import Needs, Nodes, Readings, Source
+from pipeline.reads.connections import Reader
+from pipeline.reads.node_dal import ReadInfo
 from pipeline.reads.routing.policy import Candidate
-from pipeline.reads.routing.running import Running
-from pipeline.reads.routing.view import NOTHING, View
-from pipeline.reads.session import least_marks
+from pipeline.reads.session import Need, least_marks
 
 #: A node that no connection can be made to is left alone for so long: by then the prober knows. One whose connection
 #: broke in the middle of a read is left alone just until that read has been tried elsewhere, s.
@@ -130,3 +137,114 @@ class Roster:
                 recovering = view.out and not (view.unfit or view.doubtful)
                 found.append(_Replica(node, view, load, recovering))
         return found
+
+
+class Running:
+    """Counts. Threads may share it; in a fork none runs yet."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many run on each node that ever had one."""
+        self._own_process()
+        return self._counts
+
+    def enter(self, node: str, limit: int | None) -> bool:
+        """Count a read as running on a node, unless that is at its limit: many threads choose at once."""
+        self._own_process()
+        with self._lock:
+            running = self._counts.get(node, 0)
+            if limit is not None and running >= limit:
+                return False
+            self._counts[node] = running + 1
+            return True
+
+    def leave(self, node: str) -> None:
+        """Count it no longer. What was begun before a fork does not count in the child."""
+        self._own_process()
+        with self._lock:
+            running = self._counts.get(node, 0)
+            self._counts[node] = running - 1 if running else 0
+
+    def _own_process(self) -> None:
+        if self._pid != os.getpid():  # uWSGI runs no hooks of `os.register_at_fork`
+            self._reset()
+
+    def _reset(self) -> None:
+        self._pid, self._lock = os.getpid(), threading.Lock()
+        self._counts: dict[str, int] = {}
+
+
+class View(NamedTuple):
+    """What is known of one node.
+
+    Attributes:
+        horizon_s: the moment, by this process's steady clock, until when it surely has everything; None where its lag
+            was never measured, or nothing is told.
+        out: whether it is out of rotation, or unfit.
+        marks: watermarks that it has passed.
+        primary: whether it takes writes; None where that is not known.
+        why: why the prober has no news of it; empty where it has.
+        doubtful: whether it serves only where no other may: the last look came to nothing, or showed it standing still.
+        unfit: whether it was away for too long, and is not to serve, nor to be followed, until it was rebuilt.
+    """
+
+    horizon_s: float | None = None
+    out: bool = False
+    marks: Mapping[int, Position] = {}
+    primary: bool | None = None
+    why: str = ""
+    unfit: bool = False
+    doubtful: bool = False
+
+    @property
+    def lag_s(self) -> float | None:
+        """An upper bound of its lag now."""
+        return self.lag_at(clock.mono_s())
+
+    def lag_at(self, now_s: float) -> float | None:
+        """Return an upper bound of its lag at a moment of this process's clock."""
+        return None if self.horizon_s is None else now_s - self.horizon_s
+
+
+NOTHING = View()
+
+
+#: What a read must see, by bucket.
+Needs = Mapping[int, Need]
+
+
+class Readings(Protocol):
+    """Tells of nodes: see `readings.Readings`."""
+
+    def views(self) -> Mapping[str, View]: ...  # noqa: D102
+
+
+class Budget(Protocol):
+    """See `budget.Budget`."""
+
+    def take(self, shard: str) -> bool: ...  # noqa: D102
+    def note(self, shard: str) -> None: ...  # noqa: D102
+
+
+class Nodes(Protocol):
+    """Knows who is who: see `shard.nodes.Nodes`."""
+
+    def primary_name(self, shard: str) -> str: ...  # noqa: D102
+    def replica_names(self, shard: str) -> tuple[str, ...]: ...  # noqa: D102
+    def suspect(self, shard: str) -> None: ...  # noqa: D102
+
+
+class Source(Protocol):
+    """Gives the reader of a node: see `readers.Readers`."""
+
+    def __getitem__(self, node: str) -> Reader: ...
+
+
+class Opened(NamedTuple):
+    """A reader that may serve, and why."""
+
+    reader: Reader
+    info: ReadInfo

@@ -1,0 +1,67 @@
+"""Look for everything that would keep ops from being applied exactly, once and in order; nothing is changed.
+
+What `pipeline check` looks for: one file per subject, each a function from evidence to findings, with no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.admin.check import buckets, schemas, servers, surroundings
+from pipeline.admin.check.evidence import Evidence, gather
+from pipeline.admin.check.finding import ERROR, Finding, merged
+from pipeline.config.settings import load
+from pipeline.errors import ConfigError
+
+#: In the order in which an operator would mend.
+SUBJECTS: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
+    surroundings.configuration_findings,
+    surroundings.redis_findings,
+    surroundings.spool_findings,
+    servers.server_findings,
+    servers.absence_findings,
+    servers.privilege_findings,
+    buckets.bucket_findings,
+    schemas.schema_findings,
+    buckets.constraint_findings,
+    surroundings.worker_findings,
+    surroundings.clock_findings,
+)
+
+
+class Verdict(NamedTuple):
+    """All findings, errors first, and what was looked at: empty if the configuration could not be used."""
+
+    findings: list[Finding]
+    looked_at: str
+
+    @property
+    def errors(self) -> int:
+        """How many errors there are."""
+        return sum(finding.severity == ERROR for finding in self.findings)
+
+    def as_json(self) -> dict[str, object]:
+        """Return the verdict for programs."""
+        return {"ok": not self.errors, "findings": [finding.as_json() for finding in self.findings]}
+
+
+def check(source: str | Path | Mapping[str, Any] | None = None) -> Verdict:
+    """Find every fault at once; takes a few seconds at most, however many servers are dead.
+
+    Args:
+        source: a path, a dict of the same shape, or None: see `settings.load`.
+    """
+    try:
+        settings = load(source)
+    except ConfigError as error:
+        return Verdict(list(surroundings.faults(error)), "")
+    evidence = gather(settings)
+    found = (finding for subject in SUBJECTS for finding in subject(evidence))
+    topology = evidence.topology
+    counts = (
+        f"{len(topology.shards)} shards, {len(evidence.nodes)} nodes, {topology.buckets} buckets, "
+        f"{len(evidence.schemas)} published tables"
+    )
+    return Verdict(merged(found), counts)

@@ -1,0 +1,206 @@
+"""Tables and columns: there, alike on every node, and able to hold what the published definitions promise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.admin.check import types
+from pipeline.admin.check.evidence import Evidence
+from pipeline.admin.check.finding import ERROR, WARNING, Finding, without_copies
+from pipeline.admin.migrate import own_tables
+from pipeline.model.schema import Column, TableSchema
+from pipeline.shard import ddl
+from pipeline.shard.columns import holds_64_bits
+from pipeline.shard.survey import Survey, SurveyedTable
+from pipeline.shard.table_facts import plain
+
+_NOT_REPLICATED = "its primary has it: look at SHOW SLAVE STATUS; rebuild the replica if it was altered by hand"
+_WIDE_CHARSETS = ("utf8mb4", "utf16", "utf16le", "utf32", "ucs4")
+
+
+def schema_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield what is wrong with any table."""
+    return without_copies(_everywhere(evidence), evidence.primary_of)
+
+
+def _everywhere(evidence: Evidence) -> Iterator[Finding]:
+    yield from _own_tables(evidence)
+    for schema in evidence.schemas:
+        yield from _published(evidence, schema)
+    published = {schema.name for schema in evidence.schemas}
+    unpublished = [name for name in evidence.topology.configured if name not in published]
+    for name in unpublished:
+        yield from _alike(name, evidence.surveys)
+    for node in evidence.surveys:
+        yield from database(node)
+        for name in unpublished:
+            if name.lower() in node.tables:
+                yield from _id(evidence, name, "id", node, node.tables[name.lower()])
+        for table in node.tables.values():
+            yield from storage(node, table, ERROR)
+        for name, engine in node.others.items():
+            yield from _engine(node, name, engine, WARNING)
+
+
+def database(node: Survey) -> Iterator[Finding]:
+    """Yield a default character set that new tables should not get."""
+    if node.charset in ("utf8", "utf8mb3"):
+        yield Finding(
+            WARNING,
+            f"database {node.database}",
+            f"has the default character set {node.charset}: a new table cannot hold every character",
+            ddl.database_utf8mb4(node.database),
+            (node.node,),
+        )
+
+
+def _own_tables(evidence: Evidence) -> Iterator[Finding]:
+    """Yield the pipeline's own tables where they are missing, a finding per node."""
+    names = [name for name, _ in own_tables("mysql")]
+    for node in evidence.surveys:
+        lacking = [name for name in names if not _has(node, name) and ("SELECT", name) not in node.denied]
+        if lacking:
+            primary = _primary(evidence, node)
+            fix = _NOT_REPLICATED if all(_has(primary, name) for name in lacking) else "pipeline migrate"
+            listed = lacking[0] if len(lacking) == 1 else f"{lacking[0]} and {len(lacking) - 1} others"
+            yield Finding(ERROR, "the pipeline's own tables", f"are missing here ({listed})", fix, (node.node,))
+    for name in names:
+        yield from _alike(name, evidence.surveys)
+
+
+def _published(evidence: Evidence, schema: TableSchema) -> Iterator[Finding]:
+    name = plain(schema.rname or schema.name)
+    present = [node for node in evidence.surveys if name.lower() in node.tables]
+    if not present:
+        what = "is published, but exists on no shard: its ops wait"
+        if evidence.primaries:
+            yield Finding(ERROR, name, what, "pipeline migrate")
+        return
+    yield from _missing(evidence, name, evidence.surveys, "is published, but missing here", "pipeline migrate")
+    for node in present:
+        table = node.tables[name.lower()]
+        yield from _id(evidence, schema.name, _own(schema.columns[schema.id_index]), node, table)
+        yield from _columns(evidence, schema, node, table)
+    for column in schema.columns:
+        yield from _unlike(name, _own(column), present)
+
+
+def _missing(evidence: Evidence, name: str, nodes: Sequence[Survey], what: str, fix: str) -> Iterator[Finding]:
+    for node in nodes:
+        readable = ("SELECT", name) not in node.denied
+        if name.lower() not in node.tables and readable:
+            cause = _NOT_REPLICATED if _has(_primary(evidence, node), name) else ""
+            yield Finding(ERROR, name, what, cause or fix, (node.node,))
+
+
+def _columns(evidence: Evidence, schema: TableSchema, node: Survey, table: SurveyedTable) -> Iterator[Finding]:
+    known = set()
+    for column in schema.columns:
+        own = _own(column)
+        known.add(own.lower())
+        place, found = f"{table.name}.{own}", table.columns.get(own.lower())
+        if found is None:
+            cause = _NOT_REPLICATED if _has(_primary(evidence, node), table.name, own) else ""
+            fix = cause or ddl.add_column(schema, column, table.name, node.engine)
+            yield Finding(ERROR, place, "is missing here: ops that name it wait", fix, (node.node,))
+        elif node.engine == "mysql" and column.name != schema.id_name and (why := types.fault(column, found.type)):
+            fix = ddl.modify_column(schema, column, table.name)
+            yield Finding(ERROR, place, why, fix, (node.node,))
+    for name, extra in table.columns.items():
+        if name not in known and extra.required and node.engine == "mysql":
+            yield Finding(
+                ERROR,
+                f"{table.name}.{name}",
+                "needs a value, but the published definition does not know it: every insert is rejected",
+                f"{ddl.default_for(table.name, name, extra.type)}; or add the field to the model",
+                (node.node,),
+            )
+
+
+def _id(evidence: Evidence, table_name: str, id_name: str, node: Survey, table: SurveyedTable) -> Iterator[Finding]:
+    """Yield an id column that is too narrow; a replica gets it from its primary."""
+    found = table.columns.get(id_name.lower())
+    narrow = found is not None and not holds_64_bits(found.type)
+    if found and narrow and node.engine == "mysql" and evidence.topology.table(table_name).ids == "pipeline":
+        yield Finding(
+            ERROR,
+            f"{table.name}.{id_name}",
+            f"is {found.type}, which cannot hold a 64-bit id",
+            f'{ddl.wide_id(table.name, id_name)}; or [tables.{table_name}] ids = "database"',
+            (node.node,),
+        )
+
+
+def _alike(table: str, nodes: Sequence[Survey]) -> Iterator[Finding]:
+    """Yield what differs between the nodes that have a table for which there is no published definition."""
+    present = [node for node in nodes if _has(node, table)]
+    columns = dict.fromkeys(column for node in present for column in node.tables[table.lower()].columns)
+    for column in columns:
+        if lacking := [node.node for node in present if not _has(node, table, column)]:
+            what = "is missing here, but not on the other nodes"
+            yield Finding(ERROR, f"{table}.{column}", what, "make it alike on all nodes (ALTER TABLE)", tuple(lacking))
+        yield from _unlike(table, column, present)
+
+
+def _unlike(table: str, own: str, nodes: Sequence[Survey]) -> Iterator[Finding]:
+    """Yield a column that is not of one type on all nodes."""
+    by_type: dict[str, list[str]] = {}
+    for node in nodes:
+        if found := node.tables[table.lower()].columns.get(own.lower()):
+            by_type.setdefault(types.normal(found.type), []).append(node.node)
+    if len(by_type) > 1:
+        listed = ", ".join(f"{kind} on {' and '.join(names)}" for kind, names in by_type.items())
+        yield Finding(ERROR, f"{table}.{own}", f"differs: {listed}", "make it alike on all primaries (ALTER TABLE)")
+
+
+def storage(node: Survey, table: SurveyedTable, severity: str) -> Iterator[Finding]:
+    """Yield an engine or a character set in which a table cannot stay."""
+    if node.engine != "mysql":
+        return
+    yield from _engine(node, table.name, table.engine, severity)
+    charsets: dict[str, list[str]] = {}
+    for name, column in table.columns.items():
+        if column.charset and column.charset not in _WIDE_CHARSETS:
+            charsets.setdefault(column.charset, []).append(name)
+        if column.type.startswith("float"):
+            yield Finding(
+                WARNING,
+                f"{table.name}.{name}",
+                f"is {column.type}: it gives back 6 digits",
+                ddl.double(table.name, name),
+                (node.node,),
+            )
+    for charset, names in charsets.items():
+        yield Finding(
+            ERROR if charset in ("utf8", "utf8mb3") else WARNING,
+            f"{table.name}.{names[0]}" if len(names) == 1 else f"{table.name} ({', '.join(names)})",
+            f"is {charset}, which cannot hold every character: such a text is rejected",
+            ddl.utf8mb4(table.name),
+            (node.node,),
+        )
+
+
+def _engine(node: Survey, table: str, engine: str, severity: str) -> Iterator[Finding]:
+    if engine and engine.lower() != "innodb":
+        yield Finding(
+            severity,
+            table,
+            f"is {engine}: it cannot roll back, so a retry would write twice",
+            ddl.innodb(table),
+            (node.node,),
+        )
+
+
+def _primary(evidence: Evidence, node: Survey) -> Survey | None:
+    """Return the primary of a replica, if it answered."""
+    found = evidence.nodes.get(evidence.primary_of.get(node.node, ""))
+    return found if isinstance(found, Survey) else None
+
+
+def _has(node: Survey | None, table: str, column: str | None = None) -> bool:
+    found = node.tables.get(table.lower()) if node else None
+    return found is not None and (column is None or column.lower() in found.columns)
+
+
+def _own(column: Column) -> str:
+    return plain(column.rname or column.name)

@@ -1,0 +1,184 @@
+"""The database servers: reachable, recent, strict, durable, and replicas that follow and refuse writes.
+
+Privileges: the primary's user reads and writes, a replica's user reads.
+
+Replicas that were away for too long: the log no longer keeps what they lack.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from pipeline.admin.check.evidence import Evidence
+from pipeline.admin.check.finding import ERROR, WARNING, Finding
+from pipeline.errors import PipelineError
+from pipeline.shard import ddl
+from pipeline.shard.survey import Survey
+
+#: The first releases with SELECT … FOR UPDATE SKIP LOCKED.
+LEAST = {"mariadb": (10, 6), "mysql": (8, 0)}
+#: A statement that is larger than the server takes would be refused for good.
+LEAST_PACKET_BYTES = 1_000_000
+_STRICT = ("strict_trans_tables", "strict_all_tables")
+
+
+def server_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield what is wrong with each node."""
+    for node, found in evidence.nodes.items():
+        if isinstance(found, PipelineError):
+            shard = evidence.primary_of.get(node, node)
+            why = str(found).removeprefix(f"node {node!r}: ")
+            yield Finding(
+                ERROR, "", f"cannot be asked: {why}", f"start the server, or correct [shards.{shard}]", (node,)
+            )
+        elif found.engine == "mysql":
+            yield from server(found)
+            if node in evidence.primary_of:
+                yield from _replica(found, evidence)
+            else:
+                yield from _primary(found, evidence)
+
+
+def server(node: Survey) -> Iterator[Finding]:
+    """Yield what is wrong with any MySQL or MariaDB, whatever its role."""
+    product, numbers = node.release
+    variables, least = node.variables, LEAST[product]
+    if numbers < least:
+        yield Finding(
+            ERROR,
+            "version",
+            f"is {node.version}, which has no SKIP LOCKED",
+            f"upgrade to {product} {least[0]}.{least[1]} or later",
+            (node.node,),
+        )
+    if not any(mode in variables.get("sql_mode", "") for mode in _STRICT):
+        yield Finding(
+            WARNING,
+            "sql_mode",
+            "is not strict: what other programs write is cut to fit (the pipeline's own sessions are strict)",
+            "SET GLOBAL sql_mode = CONCAT(@@GLOBAL.sql_mode, ',STRICT_TRANS_TABLES'), and in my.cnf",
+            (node.node,),
+        )
+    size = int(variables.get("max_allowed_packet", LEAST_PACKET_BYTES))
+    if size < LEAST_PACKET_BYTES:
+        yield Finding(
+            WARNING,
+            "max_allowed_packet",
+            f"is {size:,} bytes; a larger op would be rejected",
+            "SET GLOBAL max_allowed_packet = 16777216, and in my.cnf",
+            (node.node,),
+        )
+
+
+def _primary(node: Survey, evidence: Evidence) -> Iterator[Finding]:
+    variables = node.variables
+
+    def unwise(setting: str, wanted: str, why: str) -> Iterator[Finding]:
+        value = variables.get(setting)
+        if value is not None and value != wanted:
+            fix = f"SET GLOBAL {setting} = {wanted.upper()}, and in my.cnf"
+            yield Finding(WARNING, setting, f"is {value.upper()}: {why}", fix, (node.node,))
+
+    if variables.get("read_only") in ("1", "on"):
+        yield Finding(ERROR, "read_only", "is ON: nothing can be applied", "SET GLOBAL read_only = OFF", (node.node,))
+    yield from unwise("innodb_flush_log_at_trx_commit", "1", "a crash of the machine forgets commits")
+    if variables.get("log_bin") in ("1", "on"):
+        if variables.get("binlog_format") == "statement":
+            yield Finding(
+                ERROR,
+                "binlog_format",
+                "is STATEMENT, with which InnoDB refuses every write under READ COMMITTED (error 1665)",
+                "SET GLOBAL binlog_format = ROW, and in my.cnf",
+                (node.node,),
+            )
+        yield from unwise("sync_binlog", "1", "after a crash replicas may have what the primary has not")
+    if node.node not in evidence.primary_of.values():
+        return
+    if variables.get("log_bin") in ("0", "off"):
+        yield Finding(
+            WARNING,
+            "log_bin",
+            "is OFF, but the shard has replicas: they get nothing",
+            "log_bin in my.cnf",
+            (node.node,),
+        )
+    if variables.get("binlog_format") == "mixed":
+        yield from unwise("binlog_format", "row", "a statement may give other rows on a replica")
+
+
+def _replica(node: Survey, evidence: Evidence) -> Iterator[Finding]:
+    if node.variables.get("read_only") in ("0", "off"):
+        yield Finding(
+            ERROR,
+            "read_only",
+            "is OFF: anything could write here, and the replica would differ from its primary",
+            "SET GLOBAL read_only = ON, and in my.cnf",
+            (node.node,),
+        )
+    replication = node.replication
+    if replication is None or replication.running is None:
+        why = replication.why if replication else ""
+        yield Finding(
+            WARNING,
+            "replication",
+            f"cannot be seen by this user ({why})",
+            f"GRANT REPLICATION CLIENT ON *.* TO {_account(node)}",
+            (node.node,),
+        )
+    elif not replication.running:
+        yield Finding(
+            ERROR,
+            "replication",
+            f"is not running: {replication.why}",
+            "look at SHOW SLAVE STATUS, then START SLAVE (MySQL 8.4: REPLICA)",
+            (node.node,),
+        )
+    primary = evidence.nodes[evidence.primary_of[node.node]]
+    if replication and replication.source_id and isinstance(primary, Survey):
+        expected = primary.variables.get("server_id", replication.source_id)
+        if replication.source_id not in ("0", expected):
+            yield Finding(
+                WARNING,
+                "replication",
+                f"follows the server with the id {replication.source_id}, not its primary (id {expected})",
+                "correct the shard's addresses, unless this chain is meant",
+                (node.node,),
+            )
+
+
+def _account(node: Survey) -> str:
+    user, _, host = node.account.rpartition("@")
+    return f"'{user}'@'{host}'"
+
+
+def privilege_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield what users may not do."""
+    for node in evidence.surveys:
+        verbs = defaultdict(list)
+        for verb, table in node.denied:
+            verbs[table].append(verb)
+        tables = defaultdict(list)
+        for table, missing in verbs.items():
+            tables[tuple(missing)].append(table)
+        for missing_verbs, names in tables.items():
+            wanted = ("SELECT",) if node.node in evidence.primary_of else ("SELECT", "INSERT", "UPDATE", "DELETE")
+            yield Finding(
+                ERROR,
+                ", ".join(names),
+                f"the user {node.account} may not {', '.join(missing_verbs)}",
+                ddl.grant(wanted, node.database, node.account),
+                (node.node,),
+            )
+
+
+def absence_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield each unfit replica."""
+    for node in evidence.unfit:
+        yield Finding(
+            ERROR,
+            "",
+            "is unfit: it was away for longer than [apply] replica_away_s, so the log no longer keeps what it lacks",
+            f"rebuild it from its primary, then run pipeline rebuilt {node}",
+            (node,),
+        )

@@ -1,0 +1,205 @@
+"""The configuration: whether it can be used, and whether it leaves room to grow.
+
+Redis: the log's server, and the broker's.
+
+The workers: whether somebody listens for each shard.
+
+The spool: whether this user could leave an op there if Redis were away, and whether its disk has the room.
+
+It looks at the host where it runs: run it where the web application runs, as its user.
+
+Clocks. Nothing is ordered by them; but ages, lags and time stamps that people read are wrong with them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.admin.check.evidence import Evidence
+from pipeline.admin.check.finding import ERROR, WARNING, Finding
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.oplog.doorbell import queue_of
+from pipeline.oplog.redis.server_info import Health
+
+#: With fewer buckets than this per shard a new shard cannot get an even part.
+BUCKETS_PER_SHARD = 16
+_KEY = re.compile(r"(\[[^\]]+\](?: (?!has |is )[a-z_]+)?)(?: (.*))?")
+
+
+def faults(error: ConfigError) -> Iterator[Finding]:
+    """Yield what keeps the configuration from being used."""
+    for fault in error.faults:
+        match = _KEY.fullmatch(fault)
+        place, what = (match[1], match[2] or "") if match and match[2] else ("configuration", fault)
+        yield Finding(ERROR, place, what, "correct the configuration; the sentence says what is accepted")
+
+
+def configuration_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield what is usable but unwise."""
+    buckets, shards = evidence.topology.buckets, len(evidence.topology.shards)
+    if buckets < BUCKETS_PER_SHARD * shards:
+        yield Finding(
+            WARNING,
+            "[pipeline] buckets",
+            f"is {buckets} for {shards} shards; less than {BUCKETS_PER_SHARD} for each makes uneven shards",
+            f"buckets = {BUCKETS_PER_SHARD * shards} or more, before the first op: it is fixed for life",
+        )
+
+
+#: The first release that gives out `<epoch>-*` positions.
+LEAST = (7, 0)
+
+
+def redis_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield what is wrong with the log's server and with the broker's."""
+    log, broker = evidence.log, evidence.broker
+    if isinstance(log, PipelineError):
+        yield _unreachable("redis", "[redis] url", log)
+    else:
+        yield from _log(log)
+    if evidence.refusal:
+        yield Finding(
+            ERROR,
+            "permissions",
+            evidence.refusal,
+            "ACL SETUSER … ~<prefix>:* +@read +@write +@scripting +@connection +@transaction +info +time",
+            ("redis",),
+        )
+    if isinstance(broker, PipelineError):
+        if not (isinstance(log, PipelineError) and evidence.settings.redis.url == evidence.settings.redis.broker_url):
+            yield _unreachable("broker", "[redis] broker_url", broker)
+    elif not isinstance(log, PipelineError):
+        yield from _broker(log, broker)
+
+
+def _unreachable(node: str, key: str, error: PipelineError) -> Finding:
+    why = str(error).removeprefix("Redis: ")
+    return Finding(ERROR, "", f"cannot be asked: {why}", f"start the server, or correct {key}", (node,))
+
+
+def _log(log: Health) -> Iterator[Finding]:
+    def found(severity: str, place: str, what: str, fix: str) -> Finding:
+        return Finding(severity, place, what, fix, ("redis",))
+
+    if log.release < LEAST:
+        yield found(ERROR, "version", f"is {log.version}, which cannot number the logs", "install Redis 7 or Valkey")
+    if log.cluster:
+        yield found(
+            ERROR, "cluster-enabled", "is yes; Celery cannot use a Redis Cluster", "use Sentinel, or one server"
+        )
+    if log.role != "master":
+        yield found(ERROR, "role", f"is {log.role}: it takes no writes", "name the master, or use sentinel://")
+    if log.policy != "noeviction":
+        yield found(
+            ERROR,
+            "maxmemory-policy",
+            f"is {log.policy}: under pressure Redis would delete queued ops",
+            "CONFIG SET maxmemory-policy noeviction, and in redis.conf",
+        )
+    if not log.append_only:
+        yield found(
+            WARNING,
+            "appendonly",
+            "is no: a restart of Redis loses what is queued",
+            "CONFIG SET appendonly yes, and in redis.conf",
+        )
+    elif log.fsync == "no":
+        yield found(
+            WARNING,
+            "appendfsync",
+            "is no: a crash of the machine loses up to half a minute",
+            "CONFIG SET appendfsync everysec",
+        )
+    if not log.max_bytes:
+        yield found(
+            WARNING,
+            "maxmemory",
+            "is not set: a long queue ends with the system killing Redis, not with PipelineFull",
+            "CONFIG SET maxmemory to half of the machine's memory, and in redis.conf",
+        )
+
+
+def _broker(log: Health, broker: Health) -> Iterator[Finding]:
+    if broker.run_id == log.run_id:
+        if log.max_bytes:
+            yield Finding(
+                WARNING,
+                "[redis] broker_url",
+                "is the log's own server, which has a maxmemory: a full log stops Celery too",
+                "give Celery a server of its own",
+                ("broker",),
+            )
+    elif broker.policy != "noeviction":
+        yield Finding(
+            ERROR,
+            "maxmemory-policy",
+            f"is {broker.policy}: Redis may delete Celery's queues",
+            "CONFIG SET maxmemory-policy noeviction, and in redis.conf",
+            ("broker",),
+        )
+
+
+def worker_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield shards whose ops no worker would apply. A broker that does not answer is for another check to tell."""
+    if evidence.listened is None:
+        return
+    silent = [shard for shard in evidence.topology.shards if shard not in evidence.listened]
+    for shard in silent:
+        command = "celery -A workers worker" + ("" if len(silent) > 1 else f" -Q {queue_of(shard)}")
+        yield Finding(
+            WARNING, "workers", "none answers that listens for this shard: ops stay queued", command, (shard,)
+        )
+
+
+_PLACE = "[spool] path"
+
+
+def spool_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield what would keep ops out of the spool."""
+    settings = evidence.settings.spool
+    if not settings.enabled:
+        return
+    path = Path(settings.path)
+    if not path.parent.is_dir():
+        yield Finding(
+            ERROR, _PLACE, f"its folder {path.parent} is not there", "create it, for the web user and workers"
+        )
+    elif not all(os.access(one, os.W_OK) for one in (path.parent, path) if one.exists()):
+        yield Finding(
+            ERROR,
+            _PLACE,
+            f"{path} cannot be written by this user: while Redis is away, its ops are refused",
+            "give the web user and the workers of the host a group in common that may write there",
+        )
+    elif (free := shutil.disk_usage(path.parent).free) < settings.max_mb * 1_000_000:
+        yield Finding(
+            WARNING,
+            "[spool] max_mb",
+            f"is {settings.max_mb}, its disk has {free // 1_000_000} MB left",
+            "make room, or lower it",
+        )
+
+
+#: More than this is no matter of drift.
+MOST_SKEW_MS = 2_000
+
+
+def clock_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield servers whose clock differs from this machine's."""
+    skews = {found.node: found.skew_ms for found in evidence.surveys}
+    if isinstance(evidence.log, Health):
+        skews = {"redis": evidence.log.skew_ms, **skews}
+    for node, skew_ms in skews.items():
+        if abs(skew_ms) > MOST_SKEW_MS:
+            which = "ahead of" if skew_ms > 0 else "behind"
+            yield Finding(
+                WARNING,
+                "clock",
+                f"is {abs(skew_ms) / 1000:.1f} s {which} this machine's",
+                "run an NTP client such as chrony on both machines",
+                (node,),
+            )

@@ -1,0 +1,224 @@
+"""Attaching a table: what pyDAL would tell the database about it goes to the pipeline instead.
+
+pyDAL's writes all end in a few methods of the DAL's adapter, after defaults, `compute`, filters and the `_before_*`
+callbacks, and before the `_after_*` ones. Those are replaced on the one adapter, once; they look at the table.
+
+Invariant: a write to an attached table becomes ops or an error, never SQL. `executesql` alone goes around it.
+
+SQL text goes around the pipeline, and nothing can catch it; where it writes to an attached table, that is logged.
+
+The import of a whole database: its references follow the ids of the rows they mean.
+
+By default pyDAL adds one offset to all ids of a table, as a database numbers its rows. The pipeline's ids do not follow
+each other, so references would point nowhere; pyDAL's map of ids gets them right.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+from pipeline.attachment import files
+from pipeline.attachment.allowed import refuse, refuse_large
+from pipeline.attachment.changes import Changes
+from pipeline.attachment.reads import READS, Sink, watch
+from pipeline.attachment.versions import adopt, archives_of, noted, refuse_callbacks, refuse_unadopted, watch_enabling
+from pipeline.dal.objects import kind_of, real_name, reference_to
+from pipeline.enqueue.row_plans import Final
+from pipeline.enqueue.version_copy import Archive
+from pipeline.errors import BadOp, Unavailable
+
+#: Where the adapter keeps its attached tables and their sinks.
+_ATTRIBUTE = "_pipeline_attached"
+_METHODS = ("insert", "bulk_insert", "update", "delete", "truncate", "drop_table")
+#: A pair of a pyDAL field and its value, as the adapter is given them.
+Pairs = Iterable[tuple[Any, Any]]
+
+
+def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:
+    """Queue what pyDAL would write to a table and to the archive of its versions. Again: the sink is replaced.
+
+    Args:
+        table: a table of the application's DAL.
+        sink: takes its writes; looked up at each.
+        client: returns the client behind the sink.
+
+    Raises:
+        BadOp: a table that must be written at once, or whose rows need what only its database knows; it says why.
+    """
+    if kind_of(table) != "Table":
+        raise BadOp(f"attach takes a table of the DAL, such as db.purchase, not {type(table).__name__}")
+    refuse(table, client().topology.table(real_name(table)))
+    with suppress(Unavailable):  # a page that only reads must not fail for it; the first write asks again
+        client().door.gate(table)
+
+    def take_archive(archive: Archive) -> None:
+        client().door.check_archive(table, archive)
+        refuse_callbacks(table, archive.table)
+        attach(archive.table, sink, client)
+
+    adopt(table, attached, take_archive)
+    adapter = table._db._adapter
+    if _ATTRIBUTE not in vars(adapter):
+        _replace(adapter)
+        warn(table._db, lambda: vars(adapter).get(_ATTRIBUTE, ()))
+        map_ids(table._db)
+    getattr(adapter, _ATTRIBUTE)[real_name(table)] = (sink, client)
+    watch_enabling(table, _attach_again)
+    files.watch(table, attached)
+    files.sweep()
+
+
+def detach(table: Any) -> None:
+    """Let pyDAL write a table, and the archive of its versions, to its own database again."""
+    for archive in archives_of(table):
+        detach(archive)
+    adapter = table._db._adapter
+    tables = vars(adapter).get(_ATTRIBUTE, {})
+    tables.pop(real_name(table), None)
+    if not tables and _ATTRIBUTE in vars(adapter):
+        delattr(adapter, _ATTRIBUTE)
+        unwarn(table._db)
+        unmap(table._db)
+        for name in (*_METHODS, *READS):
+            delattr(adapter, name)
+
+
+def attached(table: Any) -> bool:
+    """Return whether a table's writes are queued."""
+    return real_name(table) in vars(table._db._adapter).get(_ATTRIBUTE, {})
+
+
+def _attach_again(table: Any) -> None:
+    if attached(table):
+        attach(table, *getattr(table._db._adapter, _ATTRIBUTE)[real_name(table)])
+
+
+def _replace(adapter: Any) -> None:
+    """Put methods on this adapter that ask first whose table it is."""
+    writes = _Writes(adapter)
+    for name in _METHODS:
+        setattr(adapter, name, getattr(writes, name))
+    watch(adapter, lambda name: writes.tables[name][0] if name in writes.tables else None)
+    setattr(adapter, _ATTRIBUTE, writes.tables)
+
+
+class _Writes:
+    """The adapter's methods that write, under pyDAL's names: queued for an attached table, else its own."""
+
+    def __init__(self, adapter: Any):
+        self.tables: dict[str, tuple[Sink, Callable[[], Any]]] = {}
+        self._own = {name: getattr(adapter, name) for name in _METHODS}
+
+    def insert(self, table: Any, fields: Pairs) -> Any:
+        found = self._found(table)
+        if found is None:
+            return self._own["insert"](table, fields)
+        return reference_to(table, found[0].enqueue_insert(table, _values(table, fields)).id)
+
+    def bulk_insert(self, table: Any, items: Iterable[Pairs]) -> Any:
+        found = self._found(table)
+        if found is None:
+            return self._own["bulk_insert"](table, items)
+        receipts = found[0].enqueue_bulk_insert(table, [_values(table, item) for item in items])
+        return [reference_to(table, receipt.id) for receipt in receipts]
+
+    def update(self, table: Any, query: Any, fields: Pairs) -> Any:
+        found = self._found(table)
+        if found is None:
+            return self._own["update"](table, query, fields)
+        pairs = list(fields)
+        changes = Changes(*found, table, noted(query, pairs))
+        count = changes.update(query, _values(table, pairs))
+        return _cleared(query, pairs, changes, count)
+
+    def delete(self, table: Any, query: Any) -> Any:
+        found = self._found(table)
+        if found is None:
+            return self._own["delete"](table, query)
+        changes = Changes(*found, table)
+        return _cleared(query, None, changes, changes.delete(query))
+
+    def truncate(self, table: Any, mode: str = "") -> Any:
+        if real_name(table) not in self.tables:
+            return self._own["truncate"](table, mode)
+        raise BadOp(
+            f"table {table._tablename!r} is attached and cannot be truncated: ops that are queued would come after it; "
+            "delete its rows, or call detach first when nothing is queued"
+        )
+
+    def drop_table(self, table: Any, mode: str = "") -> Any:
+        if real_name(table) not in self.tables:
+            return self._own["drop_table"](table, mode)
+        raise BadOp(
+            f"table {table._tablename!r} is attached and cannot be dropped: ops may be queued for it; detach it"
+        )
+
+    def _found(self, table: Any) -> tuple[Sink, Callable[[], Any]] | None:
+        """Return who takes the writes of a table; None: its own database."""
+        found = self.tables.get(real_name(table))
+        if found is not None:
+            refuse_unadopted(table)
+        return found
+
+
+def _cleared(query: Any, pairs: Any, changes: Changes, count: int) -> int:
+    """Let the files go that a change leaves behind, and return how many ops it became."""
+    files.leave(query, pairs, changes.receipts)
+    files.sweep()
+    return count
+
+
+def _values(table: Any, fields: Pairs) -> Final:
+    values = Final((field.name, value) for field, value in fields)
+    refuse_large(table, values)
+    return values
+
+
+_WRITES = re.compile(r"\s*(insert|replace|update|delete|truncate|load)\b", re.IGNORECASE)
+_WORDS = re.compile(r"\w+")
+_log = logging.getLogger("pipeline.attachment")
+
+
+def warn(db: Any, attached: Callable[[], Iterable[str]]) -> None:
+    """Let `db.executesql` log what goes around the pipeline.
+
+    Args:
+        attached: returns the names of the attached tables.
+    """
+    own = db.executesql
+
+    def executesql(query: Any, *rest: Any, **options: Any) -> Any:
+        if _WRITES.match(str(query)):
+            for name in sorted(set(attached()) & set(_WORDS.findall(str(query)))):
+                _log.warning(
+                    "executesql writes to %r around the pipeline: ops that are queued for its rows come after it, and "
+                    "other shards and the users' own reads know nothing of it; use enqueue_update or enqueue_delete",
+                    name,
+                )
+        return own(query, *rest, **options)
+
+    object.__setattr__(db, "executesql", executesql)
+
+
+def unwarn(db: Any) -> None:
+    """Take the warning away again."""
+    vars(db).pop("executesql", None)
+
+
+def map_ids(db: Any) -> None:
+    """Let `db.import_from_csv_file` map each id, unless the caller has a map of his own."""
+    own = db.import_from_csv_file
+
+    def import_from_csv_file(ifile: Any, id_map: Any = None, *rest: Any, **options: Any) -> Any:
+        return own(ifile, {} if id_map is None else id_map, *rest, **options)
+
+    object.__setattr__(db, "import_from_csv_file", import_from_csv_file)
+
+
+def unmap(db: Any) -> None:
+    """Take that away again."""
+    vars(db).pop("import_from_csv_file", None)

@@ -1,0 +1,170 @@
+"""`pipeline migrate`: create the published tables and our own on every primary.
+
+`pipeline rebuilt`: an unfit replica was rebuilt, and may serve again.
+
+`pipeline outbox relay`: send what an application's outbox still holds.
+
+`pipeline spool`: what this host took in while Redis was away, and getting it into the logs by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pipeline import clock
+from pipeline.admin import migrate as migrations
+from pipeline.admin import replica_absence as away
+from pipeline.cli.options import config_option, opened
+from pipeline.client import Pipeline
+from pipeline.config.settings import load
+from pipeline.enqueue.drain import Drained
+from pipeline.errors import ConfigError
+from pipeline.spool.store import Counts, Spool
+from pipeline.web.outbox import relay as relay_rows
+
+
+@click.command()
+@config_option
+@click.option("--plan", "plan_only", is_flag=True, help="Print the SQL and change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def migrate(config: str | None, plan_only: bool, as_json: bool) -> None:
+    """Create what is missing on every primary: tables with bigint ids, utf8mb4, InnoDB; their indexes; buckets.
+
+    Only what applications have published is created: pipeline.define_tables(db) publishes. Running it twice changes
+    nothing, and after a failure or a kill it goes on where it stopped.
+    """
+    with opened(config) as pipeline:
+        if plan_only:
+            steps = list(migrations.plan(pipeline))
+            if as_json:
+                click.echo(json.dumps([step._asdict() for step in steps]))
+                return
+            for step in steps:
+                click.echo(f"-- {step.shard}: {step.what}\n{step.sql};\n")
+            if not steps:
+                click.echo("-- nothing is missing")
+            return
+        told = None if as_json else lambda step: click.echo(f"{step.shard}: {step.what}")
+        done = migrations.migrate(pipeline, *filter(None, [told]))
+    if as_json:
+        click.echo(json.dumps({"statements": done}))
+    elif done:
+        click.echo(f"{done} statements; all primaries are prepared")
+    else:
+        click.echo("nothing was missing; all primaries are prepared")
+
+
+@click.command()
+@config_option
+@click.argument("node")
+def rebuilt(config: str | None, node: str) -> None:
+    """Say that NODE, which was away for too long, was rebuilt from its primary.
+
+    Waits until it has what its primary has now; then it serves reads, counts, and may be promoted again.
+    """
+    with opened(config) as pipeline:
+        away.rebuilt(pipeline, node)
+    click.echo(f"{node} counts again")
+
+
+@click.group()
+def outbox() -> None:
+    """The table in an application's own database that keeps its ops until they are sent (mode outbox)."""
+
+
+@outbox.command()
+@config_option
+@click.option("--uri", required=True, help="pyDAL's address of the application's own database.")
+@click.option("--old", is_flag=True, help="Also what is older than 20 hours; what was sent before is doubled then.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def relay(config: str | None, uri: str, old: bool, as_json: bool) -> None:
+    """Send and delete the rows that requests have left: their process died, or Redis was away.
+
+    Nothing is doubled: what was sent already is recognised for a day. Exit code 1 if older rows are left.
+    """
+    with opened(config) as pipeline:
+        done = relay_rows(pipeline, uri, old=old)
+    if as_json:
+        click.echo(json.dumps(done._asdict()))
+    else:
+        click.echo(f"{done.sent} ops were sent")
+        if done.left:
+            click.echo(f"{done.left} are too old to be recognised if they were sent before: look at them, then --old")
+    raise SystemExit(1 if done.left else 0)
+
+
+@click.group()
+def spool() -> None:
+    """Show and drain the local spool, which takes ops while Redis does not."""
+
+
+@spool.command()
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(config: str | None, as_json: bool) -> None:
+    """Show what is in this host's spool. Asks no server."""
+    settings = load(config).spool
+    if not settings.enabled:
+        raise ConfigError(["[spool] is not enabled here: there is nothing to show"])
+    found = Spool(Path(settings.path), settings.max_mb * 1_000_000).counts()
+    if as_json:
+        click.echo(json.dumps(_told(settings.path, found)))
+        return
+    click.echo(f"spool    {settings.path}")
+    click.echo(f"waiting  {found.waiting} ops to be sent to Redis")
+    click.echo(f"kept     {found.kept} ops that Redis has, until every node has them")
+    click.echo(f"size     {found.bytes / 1e6:.1f} of {settings.max_mb} MB")
+
+
+@spool.command()
+@config_option
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=30, show_default=True, help="Seconds.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_context
+def drain(context: click.Context, config: str | None, timeout_s: float, as_json: bool) -> None:
+    """Send what waits in this host's spool to Redis, and forget what every node has.
+
+    Safe at any time and beside others that drain: nothing is doubled, the order is kept. Exits with 1 if something
+    still waits.
+    """
+    with opened(config) as pipeline:
+        if pipeline.spool is None:
+            raise ConfigError(["[spool] is not enabled here: there is nothing to drain"])
+        console = Console(stderr=as_json)
+        columns = (TextColumn("draining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("draining", total=pipeline.spool.counts().waiting)
+            done = _drain(pipeline, timeout_s, lambda sent: progress.advance(bar, sent))
+        left = pipeline.spool.counts()
+    if as_json:
+        told = _told(str(pipeline.spool.path), left)
+        click.echo(json.dumps({**told, "sent": done.sent, "forgotten": done.forgotten, "why": done.why or None}))
+    else:
+        click.echo(f"sent {done.sent} ops, forgot {done.forgotten}; {left.waiting} wait, {left.kept} are kept")
+        if done.why:
+            click.echo(f"in the way: {done.why}", err=True)
+    if left.waiting:
+        context.exit(1)
+
+
+def _drain(pipeline: Pipeline, timeout_s: float, report: Callable[[int], None]) -> Drained:
+    """Drain until nothing waits, whoever does it."""
+    assert pipeline.drainer is not None
+    total = Drained()
+    for deadline in clock.polls(timeout_s, first_s=0.05, most_s=0.5):
+        done = pipeline.drainer.drain(max(deadline.left_s, 1.0), report=report)
+        total.sent, total.why = total.sent + done.sent, done.why
+        if done.empty:
+            break
+    total.forgotten = pipeline.drainer.forget()
+    return total
+
+
+def _told(path: str, found: Counts) -> dict[str, object]:
+    return {"path": path, "waiting": found.waiting, "kept": found.kept, "bytes": found.bytes}

@@ -1,0 +1,298 @@
+"""The log in this process, for tests and for the sandbox: it answers as `redis_log.RedisLog` does, faults included.
+
+Producers, as `enqueue.lua` serves them; epochs and idempotency keys.
+
+One producer's connection to a log in this process.
+
+Table definitions.
+
+What workers ask: entries, dirty sets, bells and the copies of watermarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pipeline.errors import LogUnavailable, PipelineFull
+from pipeline.model.op import START, Entry, Position
+from pipeline.oplog.appends import is_receipt, row_id_in
+from pipeline.oplog.contract import (
+    APPENDED,
+    HOLE,
+    SEEN,
+    Append,
+    Appended,
+    EpochStale,
+    IdReserved,
+    Placed,
+    Scope,
+    one_by_append,
+)
+from pipeline.oplog.memory.server import Sent, Server
+from pipeline.oplog.memory.shared_state import MemoryChores, MemoryNews
+from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, NOTE_MS
+
+#: As in `line`, for the reason told there.
+BIG_BYTES = 16_384
+
+
+class MemoryAppending(Server):
+    """See `contract.Appending` and `contract.Epochs`; and what its lines ask."""
+
+    def line(self, *, patient: bool = False) -> MemoryLine:
+        return MemoryLine(self)
+
+    def epoch(self, scope: str) -> tuple[int, bool, str]:
+        with self._lock:
+            server = self._server
+            epoch, given_on = server.epochs.get(scope, (0, ""))
+            return epoch, given_on == server.lineage, f"{server.lineage} {epoch}"
+
+    def raise_epoch(self, scope: str, seen: str, epoch: int) -> bool:
+        with self._lock:
+            if self.epoch(scope)[2] != seen:
+                return False
+            self._server.epochs[scope] = epoch, self._server.lineage
+            return True
+
+    def reserve(self, bucket: int, idempotency_key: str, row_id: int) -> int:
+        with self._lock:
+            name = f"same:{bucket}:{idempotency_key}"
+            found = self._get(name)
+            if found is None:
+                self._set(name, str(row_id), IDEMPOTENCY_TTL_MS)
+            return row_id_in(found) or row_id if found else row_id
+
+    def append(
+        self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], key: str, row_id: int
+    ) -> Appended:
+        """Do what `enqueue.lua` does."""
+        with self._lock:
+            server, same = self._server, f"same:{appends[0].bucket}:{key}"
+            if self.limit_bytes and self._size_bytes() >= self.limit_bytes:
+                raise PipelineFull("the memory log is at its limit")
+            if server.epochs.get(scope.name) != (epoch, server.lineage):
+                raise EpochStale
+            full = self._get("full")
+            if full is not None:
+                raise PipelineFull(full)
+            if key and (seen := self._get(same)) is not None:
+                if is_receipt(seen):
+                    return Appended([], [], seen)
+                if row_id and row_id_in(seen) != row_id:
+                    raise IdReserved(row_id_in(seen))
+            placed = [self._place(epoch, producer, append) for append in appends]
+            wrote = [append for append, place in zip(appends, placed, strict=True) if place.code == APPENDED]
+            for bucket, first, _ in wrote if key else ():
+                last = server.last[bucket]
+                self._set(same, f"{last.epoch} {last.seq} {producer} {first} {row_id}", IDEMPOTENCY_TTL_MS)
+            return Appended(placed, [s for s in scope.shards if wrote and self._wake(s, [a.bucket for a in wrote])])
+
+    def sequences(self, producer: int) -> dict[int, int]:
+        """See `contract.Line.sequences`."""
+        with self._lock:
+            return {bucket: sent.seq for bucket, sent in self._server.producers.get(producer, {}).items()}
+
+    def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
+        """See `contract.Line.pass_hole`."""
+        with self._lock:
+            sent = self._server.producers.setdefault(producer, {})
+            if sent.get(bucket, Sent(0, START)).seq != seen:
+                return False
+            sent[bucket] = Sent(last, Position(0, 0))
+            return True
+
+    def _place(self, epoch: int, producer: int, append: Append) -> Placed:
+        server, (bucket, first, payloads) = self._server, append
+        sent = server.producers.setdefault(producer, {})
+        last, (last_epoch, last_seq) = sent.get(bucket, Sent(0, Position(0, 0)))
+        if first + len(payloads) - 1 <= last:
+            return Placed(SEEN, Position(last_epoch, last_seq - (last - first)))
+        if first != last + 1:
+            return Placed(HOLE, Position(0, last))
+        before = server.last.get(bucket, START)
+        start = before.seq + 1 if before.epoch == epoch else 0
+        entries = server.logs.setdefault(bucket, [])
+        for nth, payload in enumerate(payloads):
+            entries.append(Entry(bucket, Position(epoch, start + nth), producer, first + nth, payload))
+        server.last[bucket] = entries[-1].position
+        sent[bucket] = Sent(first + len(payloads) - 1, entries[-1].position)
+        largest = max(map(len, payloads))
+        if largest >= BIG_BYTES:
+            server.big[bucket] = max(largest, server.big.get(bucket, 0))
+        return Placed(APPENDED, Position(epoch, start))
+
+    def _wake(self, shard: str, buckets: Iterable[int]) -> bool:
+        dirty, now = self._server.dirty.setdefault(shard, {}), self.now_ms()
+        for bucket in buckets:
+            dirty.setdefault(bucket, now)
+        return self._take(f"bell:{shard}", BELL_MS)
+
+
+class MemoryLine:
+    """A `contract.Line` of a memory log."""
+
+    def __init__(self, log: MemoryAppending):
+        self._log = log
+
+    def append(
+        self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], idempotency_key: str, row_id: int
+    ) -> Appended:
+        """See `contract.Line.append`."""
+        try:
+            return self._try(scope, epoch, producer, appends, idempotency_key, row_id)
+        except ConnectionError:
+            try:
+                return self._try(scope, epoch, producer, appends, idempotency_key, row_id)
+            except ConnectionError as error:
+                raise LogUnavailable(f"{type(error).__name__}: {error}") from error
+
+    def append_one(
+        self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes
+    ) -> tuple[Position, bool] | None:
+        """See `contract.Line.append_one`."""
+        return one_by_append(self, scope, epoch, producer, bucket, seq, payload)
+
+    def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
+        """See `contract.Line.replicated`."""
+        return self._log.durable
+
+    def sequences(self, producer: int) -> dict[int, int]:
+        """See `contract.Line.sequences`."""
+        return self._log.sequences(producer)
+
+    def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
+        """See `contract.Line.pass_hole`."""
+        return self._log.pass_hole(producer, bucket, seen, last)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def _try(
+        self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], key: str, row_id: int
+    ) -> Appended:
+        self._log.fault("send")
+        answer = self._log.append(scope, epoch, producer, appends, key, row_id)
+        self._log.fault("reply")
+        return answer
+
+
+class MemoryDefinitions(Server):
+    """See `contract.Definitions`."""
+
+    def publish_schema(self, name: str, hash: str, text: str) -> None:
+        with self._lock:
+            new = hash not in self._server.schemas
+            self._server.schemas[hash] = text
+            self._server.tables[name] = hash
+        if new:
+            self.published(text)
+
+    def schema(self, hash: str) -> str | None:
+        with self._lock:
+            return self._server.schemas.get(hash)
+
+    def tables(self) -> dict[str, str]:
+        with self._lock:
+            return {name: self._server.schemas[hash] for name, hash in self._server.tables.items()}
+
+
+class MemoryEntries(Server):
+    """See `contract.Entries`."""
+
+    def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:
+        with self._lock:
+            logs = self._server.logs
+            found = {b: [e for e in logs.get(b, ()) if e.position > position] for b, position in after.items()}
+            return {bucket: entries[: count[bucket]] for bucket, entries in found.items()}
+
+    def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
+        with self._lock:
+            return self._server.tails(buckets)
+
+    def queued(self, after: Mapping[int, Position]) -> dict[int, int]:
+        with self._lock:
+            logs = self._server.logs
+            return {b: sum(entry.position > mark for entry in logs.get(b, [])) for b, mark in after.items()}
+
+    def trim(self, behind: Mapping[int, Position]) -> int:
+        with self._lock:
+            before = self._count()
+            for bucket, position in behind.items():
+                entries = self._server.logs.get(bucket, [])
+                entries[:] = [entry for entry in entries if entry.position > position]
+            return before - self._count()
+
+    def _count(self) -> int:
+        return sum(map(len, self._server.logs.values()))
+
+
+class MemoryWork(Server):
+    """See `contract.Work`."""
+
+    def due(self, shard: str, limit: int) -> dict[int, int]:
+        with self._lock:
+            self._server.keys.pop(f"bell:{shard}", None)
+            waiting, now = self._server.dirty.get(shard, {}), self.now_ms()
+            oldest = sorted((at, str(bucket)) for bucket, at in waiting.items() if at <= now)
+            return {int(bucket): self._server.big.get(int(bucket), 0) for _, bucket in oldest[:limit]}
+
+    def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
+        with self._lock:
+            published = self._server.marks.setdefault(shard, {})
+            dirty, tails = self._server.dirty.setdefault(shard, {}), self._server.tails(marks)
+            for bucket, (epoch, seq) in marks.items():
+                published[bucket] = mark = Position(epoch, seq if epoch else 0)
+                if tails.get(bucket, START) <= mark:
+                    dirty.pop(bucket, None)
+                elif bucket in dirty:
+                    dirty[bucket] = self.now_ms() + delay_ms
+            due = delay_ms == 0 and any(at <= self.now_ms() for at in dirty.values())
+            return due and self._take(f"bell:{shard}", BELL_MS), len(dirty)
+
+    def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
+        with self._lock:
+            dirty, oldest = self._server.dirty.get(shard, {}), self.now_ms() - due_ms
+            forgotten = any(at <= oldest for at in dirty.values())
+            return forgotten and self._take(f"bell:{shard}", BELL_MS), len(dirty)
+
+    def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
+        with self._lock:
+            dirty = self._server.dirty.setdefault(shard, {})
+            for bucket in buckets:
+                dirty.setdefault(bucket, 0)
+
+    def postpone(self, shard: str, buckets: Iterable[int], delay_ms: int) -> None:
+        with self._lock:
+            dirty = self._server.dirty.get(shard, {})
+            dirty |= {bucket: self.now_ms() + delay_ms for bucket in buckets if bucket in dirty}
+
+    def dirty(self, shard: str) -> int:
+        with self._lock:
+            return len(self._server.dirty.get(shard, {}))
+
+
+class MemoryWatermarks(Server):
+    """See `contract.Watermarks`."""
+
+    def marks(self, shard: str) -> dict[int, Position]:
+        with self._lock:
+            return dict(self._server.marks.get(shard, {}))
+
+    def mark(self, shard: str, bucket: int) -> Position | None:
+        return self.marks(shard).get(bucket)
+
+    def note_marks(self, shard: str, now_ms: int, text: str, *, older_than_ms: int) -> str | None:
+        with self._lock:
+            notes = self._server.notes.setdefault(shard, [])
+            found = next((note for at, note in notes if now_ms - at >= older_than_ms), None)
+            if not notes or now_ms - notes[0][0] >= NOTE_MS:
+                notes.insert(0, (now_ms, text))
+                del notes[older_than_ms // NOTE_MS + 2 :]
+            return found
+
+
+class MemoryLog(
+    MemoryAppending, MemoryDefinitions, MemoryEntries, MemoryWork, MemoryWatermarks, MemoryChores, MemoryNews
+):
+    """A `contract.Log` of one process: all roles on one `Server`; thread-safe."""

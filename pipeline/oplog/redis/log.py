@@ -1,0 +1,196 @@
+"""The log over Redis or Valkey.
+
+Every position in a log was given out by `enqueue.lua` on one lineage of the server (its `master_replid`), under an
+epoch above every watermark; a server that restarted or was promoted takes nothing before a new epoch is raised.
+
+Producers: their connections, the epochs of the server's lineages, and idempotency keys.
+
+Table definitions: a hash of texts by their hashes, and one of hashes by table.
+
+What workers ask: streams, dirty sets, bells and the copies of watermarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import redis
+
+from pipeline.errors import PipelineFull
+from pipeline.model.op import Entry, Position
+from pipeline.oplog.appends import row_id_in
+from pipeline.oplog.redis.connection import Server, entries_of, hash_of, position_of, ring_of, text_of, translated
+from pipeline.oplog.redis.line import Link, RedisLine
+from pipeline.oplog.redis.shared_state import RedisChores, RedisNews
+from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, NOTE_MS
+
+
+class RedisAppending(Server):
+    """See `contract.Appending` and `contract.Epochs`."""
+
+    def line(self, *, patient: bool = False) -> RedisLine:
+        if patient:
+            return RedisLine(Link(self._leisurely, 0, None), self.keys)
+        return RedisLine(Link(self._lines, self._reply_s, self._patience), self.keys)
+
+    def epoch(self, scope: str) -> tuple[int, bool, str]:
+        with translated():
+            given, info = self._soon(lambda redis: (redis.get(self.keys.epoch(scope)), redis.info("replication")))
+        seen, replid = text_of(given), info["master_replid"]
+        epoch, _, given_on = seen.partition(" ")
+        return int(epoch or 0), given_on == replid, f"{replid} {seen}"
+
+    def raise_epoch(self, scope: str, seen: str, epoch: int) -> bool:
+        replid, _, value = seen.partition(" ")
+        return bool(self._run("raise_epoch", [self.keys.epoch(scope)], [value, epoch, replid]))
+
+    def reserve(self, bucket: int, idempotency_key: str, row_id: int) -> int:
+        name = self.keys.same(bucket, idempotency_key)
+        try:
+            with translated():
+                found = self._soon(lambda redis: redis.set(name, row_id, nx=True, get=True, px=IDEMPOTENCY_TTL_MS))
+        except PipelineFull:
+            with translated():
+                found = self._soon(lambda redis: redis.get(name))
+            if found is None:
+                raise
+        return row_id_in(text_of(found)) or row_id if found is not None else row_id
+
+
+class RedisDefinitions(Server):
+    """See `contract.Definitions`."""
+
+    def publish_schema(self, name: str, hash: str, text: str) -> None:
+        def publish(redis: redis.Redis) -> None:
+            pipe = redis.pipeline()
+            pipe.hset(self.keys.schemas, hash, text)
+            pipe.hset(self.keys.tables, name, hash)
+            pipe.execute()
+
+        with translated():
+            self._soon(publish)
+
+    def schema(self, hash: str) -> str | None:
+        with translated():
+            found = self._soon(lambda redis: redis.hget(self.keys.schemas, hash))
+        return text_of(found) if found is not None else None
+
+    def tables(self) -> dict[str, str]:
+        with translated():
+            names = hash_of(self._client.hgetall(self.keys.tables))
+            texts = self._client.hmget(self.keys.schemas, list(names.values())) if names else []
+        return {name: text_of(text) for name, text in zip(names, texts, strict=True) if text is not None}
+
+
+class RedisEntries(Server):
+    """See `contract.Entries`."""
+
+    def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:
+        with translated():
+            pipe: Any = self._client.pipeline(transaction=False)
+            for bucket, (epoch, seq) in after.items():
+                pipe.execute_command("XRANGE", self.keys.log(bucket), f"{epoch}-{seq + 1}", "+", "COUNT", count[bucket])
+            replies = pipe.execute()
+        return {bucket: entries_of(bucket, reply) for bucket, reply in zip(after, replies, strict=True)}
+
+    def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
+        return self._ends("XREVRANGE", dict.fromkeys(buckets, ("+", "-")))
+
+    def queued(self, after: Mapping[int, Position]) -> dict[int, int]:
+        counted = dict.fromkeys(after, 0)
+        # from the tail back, an epoch at a time: within one, positions are dense and need not be counted
+        ends: dict[int, str] = dict.fromkeys(after, "+")
+        while ends:
+            lasts = self._ends("XREVRANGE", {b: (end, "-") for b, end in ends.items()})
+            lasts = {b: last for b, last in lasts.items() if last > after[b]}
+            older = {b: (f"{last.epoch}-0", "+") for b, last in lasts.items() if last.epoch > after[b].epoch}
+            firsts = self._ends("XRANGE", older)
+            for bucket, last in lasts.items():
+                counted[bucket] += last.seq - (firsts[bucket].seq - 1 if bucket in firsts else after[bucket].seq)
+            ends = {bucket: f"({first}" for bucket, first in firsts.items()}
+        return counted
+
+    def trim(self, behind: Mapping[int, Position]) -> int:
+        with translated():
+            pipe: Any = self._client.pipeline(transaction=False)
+            for bucket, (epoch, seq) in behind.items():
+                # `~` frees whole nodes only: cheap, and up to 100 entries too many may stay
+                pipe.execute_command("XTRIM", self.keys.log(bucket), "MINID", "~", f"{epoch}-{seq + 1}")
+            return int(sum(pipe.execute()))
+
+    def _ends(self, command: str, ranges: Mapping[int, tuple[str, str]]) -> dict[int, Position]:
+        """Return the first position that each log has in a range."""
+        if not ranges:
+            return {}
+        with translated():
+            pipe: Any = self._client.pipeline(transaction=False)
+            for bucket, (start, end) in ranges.items():
+                pipe.execute_command(command, self.keys.log(bucket), start, end, "COUNT", 1)
+            replies = pipe.execute()
+        return {bucket: position_of(reply[0][0]) for bucket, reply in zip(ranges, replies, strict=True) if reply}
+
+
+class RedisWork(Server):
+    """See `contract.Work`."""
+
+    def due(self, shard: str, limit: int) -> dict[int, int]:
+        flat = self._run("due", [self.keys.dirty(shard), self.keys.bell(shard)], [limit, self.keys.bigs])
+        return {int(flat[i]): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+
+    def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
+        keys = [self.keys.dirty(shard), self.keys.bell(shard), self.keys.marks(shard), *map(self.keys.log, marks)]
+        arguments: list[Any] = [BELL_MS, delay_ms]
+        for bucket, (epoch, seq) in marks.items():
+            arguments += (bucket, epoch, max(seq, 0) if epoch else 0)
+        return ring_of(self._run("finish", keys, arguments))
+
+    def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
+        return ring_of(self._run("sweep", [self.keys.dirty(shard), self.keys.bell(shard)], [BELL_MS, due_ms]))
+
+    def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
+        self._rest(shard, "NX", 0, buckets)
+
+    def postpone(self, shard: str, buckets: Iterable[int], delay_ms: int) -> None:
+        with translated():
+            seconds, micros = self._client.time()
+        self._rest(shard, "XX", seconds * 1000 + micros // 1000 + delay_ms, buckets)
+
+    def dirty(self, shard: str) -> int:
+        with translated():
+            return int(self._client.zcard(self.keys.dirty(shard)))
+
+    def _rest(self, shard: str, which: str, until_ms: int, buckets: Iterable[int]) -> None:
+        pairs = [word for bucket in buckets for word in (until_ms, bucket)]
+        if pairs:
+            self._despite_oom("ZADD", self.keys.dirty(shard), which, *pairs)
+
+
+class RedisWatermarks(Server):
+    """See `contract.Watermarks`."""
+
+    def marks(self, shard: str) -> dict[int, Position]:
+        with translated():
+            found = hash_of(self._client.hgetall(self.keys.marks(shard)))
+        return {int(bucket): Position.parse(text) for bucket, text in found.items()}
+
+    def mark(self, shard: str, bucket: int) -> Position | None:
+        with translated():
+            found = self._client.hget(self.keys.marks(shard), str(bucket))
+        return Position.parse(text_of(found)) if found is not None else None
+
+    def note_marks(self, shard: str, now_ms: int, text: str, *, older_than_ms: int) -> str | None:
+        key = self.keys.notes(shard)
+        with translated():
+            notes = [text_of(note).partition(" ") for note in self._client.lrange(key, 0, -1)]
+        if not notes or now_ms - int(notes[0][0]) >= NOTE_MS:
+            self._despite_oom("LPUSH", key, f"{now_ms} {text}")
+            self._despite_oom("LTRIM", key, 0, older_than_ms // NOTE_MS + 1)
+        return next((note for at, _, note in notes if now_ms - int(at) >= older_than_ms), None)
+
+
+class RedisLog(RedisAppending, RedisDefinitions, RedisEntries, RedisWork, RedisWatermarks, RedisChores, RedisNews):
+    """A `contract.Log`: all roles on the connections of one `Server`, whose arguments it takes.
+
+    The roles inherit so that their methods are the log's own, as the contract wants them; none overrides another's.
+    """

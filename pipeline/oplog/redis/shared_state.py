@@ -1,0 +1,123 @@
+"""Leases, the room that is left, and the deployment's secret.
+
+What the prober, upkeep and readers tell one another through Redis.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import redis
+
+from pipeline.errors import NoProducerNumber
+from pipeline.model.ids import HOSTS, PRODUCERS, SPAN_MS, Lease
+from pipeline.oplog.redis.connection import Server, hash_of, text_of, translated
+from pipeline.oplog.ttls import BUDGET_MS, HOST_LEASE_MS, LEASE_MS, READS_MS
+
+
+class RedisChores(Server):
+    """See `contract.Chores`, `contract.Numbers`, `contract.Admission` and `contract.Secrets`."""
+
+    def claim(self, name: str, for_ms: int) -> bool:
+        return bool(self._despite_oom("SET", self.keys.chore(name), "1", "NX", "PX", for_ms))
+
+    def hold(self, name: str, token: str, for_ms: int) -> bool:
+        return bool(self._run("hold", [self.keys.chore(name)], [token, for_ms]))
+
+    def release(self, name: str, token: str) -> None:
+        self._run("hold", [self.keys.chore(name)], [token, 0])
+
+    def lease_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
+        return self._lease(token, lease, until_ms, LEASE_MS, PRODUCERS, 0)
+
+    def lease_host_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
+        return self._lease(token, lease, until_ms, HOST_LEASE_MS, HOSTS, PRODUCERS)
+
+    def _lease(self, token: str, lease: Lease | None, until_ms: int, for_ms: int, numbers: int, base: int) -> Lease:
+        held, start = lease.number if lease else -1, random.randrange(numbers)
+        arguments = [token, held, until_ms, for_ms, numbers, start, SPAN_MS, base]
+        with translated():
+            reply = self._soon(lambda redis: self._run("lease_ids", [self.keys.ids], arguments, redis))
+        if not reply:
+            raise NoProducerNumber
+        return Lease(*map(int, reply))
+
+    def set_full(self, reason: str | None, for_ms: int = 5000) -> None:
+        if reason is None:
+            self._despite_oom("DEL", self.keys.full)
+        else:
+            self._despite_oom("SET", self.keys.full, reason, "PX", for_ms)
+
+    def full(self) -> str | None:
+        with translated():
+            found = self._client.get(self.keys.full)
+        return text_of(found) if found is not None else None
+
+    def memory_share(self) -> float:
+        with translated():
+            memory = self._client.info("memory")
+        return memory["used_memory"] / memory["maxmemory"] if memory.get("maxmemory") else 0.0
+
+    def secret(self, proposed: str) -> str:
+        def first(redis: redis.Redis) -> Any:
+            pipe: Any = redis.pipeline(transaction=False)
+            pipe.set(self.keys.secret, proposed, nx=True)
+            pipe.get(self.keys.secret)
+            return pipe.execute()[1]
+
+        with translated():
+            return text_of(self._soon(first))
+
+
+class RedisNews(Server):
+    """See `contract.News`, `contract.Fitness` and `contract.Budgets`."""
+
+    def publish_health(self, nodes: Mapping[str, str], for_ms: int) -> None:
+        self._run("publish_health", [self.keys.health], [for_ms, *(part for pair in nodes.items() for part in pair)])
+
+    def health(self, counted: Mapping[str, int] = {}) -> tuple[int, dict[str, tuple[int, str]]]:
+        with translated():
+            found, time = self._exchanged(counted)
+        told = {node: text.partition(" ") for node, text in hash_of(found).items()}
+        seconds, micros = time
+        return seconds * 1000 + micros // 1000, {node: (int(at), text) for node, (at, _, text) in told.items()}
+
+    def reads(self) -> dict[str, int]:
+        with translated():
+            return {what: int(n) for what, n in hash_of(self._client.hgetall(self.keys.reads)).items()}
+
+    def seen(self, node: str) -> str | None:
+        with translated():
+            return text_of(self._client.hget(self.keys.seen, node)) or None
+
+    def note_seen(self, node: str, text: str) -> None:
+        self._despite_oom("HSET", self.keys.seen, node, text)
+
+    def unfit(self) -> dict[str, str]:
+        with translated():
+            return hash_of(self._client.hgetall(self.keys.unfit))
+
+    def publish_unfit(self, shard: str, text: str) -> None:
+        self._despite_oom("HSET", self.keys.unfit, shard, text)
+
+    def earn(self, shard: str, reads: float, most: float, *, take: bool) -> bool:
+        arguments = [f"{reads:.6f}", f"{most:.6f}", int(take), BUDGET_MS]
+        return bool(self._run("earn", [self.keys.budget(shard)], arguments, self._quick))
+
+    def _exchanged(self, counted: Mapping[str, int]) -> tuple[Any, Any]:
+        """Add counts of reads, return the news and the server's time, in one round trip."""
+        pipe: Any = self._client.pipeline(transaction=False)
+        pipe.hgetall(self.keys.health)
+        pipe.time()
+        for what, more in counted.items():
+            pipe.hincrby(self.keys.reads, what, more)
+        if counted:
+            pipe.pexpire(self.keys.reads, READS_MS)
+        # a server that is full refuses the counts: no reason to do without the news
+        found, time, *_ = pipe.execute(raise_on_error=False)
+        for failed in (found, time):
+            if isinstance(failed, Exception):
+                raise failed
+        return found, time

@@ -1,0 +1,46 @@
+"""`PerProcess`: a value that a forked child makes anew.
+
+uWSGI and gunicorn fork after import. A child that goes on with its parent's socket, lock or thread corrupts or blocks
+both. uWSGI does not run the hooks of `os.register_at_fork`, so each use compares the process id.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class PerProcess(Generic[T]):
+    """Holds one value per process; all threads of a process get the same one.
+
+    Args:
+        make: returns a new value. It may run twice at once in two threads; one of the values is dropped unused.
+    """
+
+    __slots__ = ("_held", "_make")
+
+    def __init__(self, make: Callable[[], T]):
+        self._make = make
+        self._held: dict[int, T] = {}
+
+    def __call__(self) -> T:
+        """Return this process's value, made at its first use."""
+        pid = os.getpid()
+        try:
+            return self._held[pid]
+        except KeyError:
+            return self._made(pid)
+
+    def made(self) -> T | None:
+        """Return this process's value, or None where none was made: a fork has nothing of its parent to close."""
+        return self._held.get(os.getpid())
+
+    def _made(self, pid: int) -> T:
+        # setdefault is atomic: two threads that come first at once get one value
+        value = self._held.setdefault(pid, self._make())
+        for other in set(self._held) - {pid}:
+            self._held.pop(other, None)
+        return value

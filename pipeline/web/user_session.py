@@ -1,0 +1,105 @@
+"""A request's user as a reader: the session that the last request left, opened only when a read or a write needs it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from pipeline import clock
+from pipeline.client import Pipeline
+from pipeline.errors import BadToken, PartialResult, StaleRead, Unavailable
+from pipeline.reads.session import Session, Token
+
+T = TypeVar("T")
+#: How long a page waits until its user's own ops are applied, s. A replica is waited for as the settings say: then the
+#: primary answers, which does not help while the op is still in the queue.
+QUEUED_S = 2.0
+_log = logging.getLogger("pipeline.web")
+
+
+class Reader:
+    """What one user has written and seen.
+
+    Args:
+        text: of the session, as `text` returned it at the end of an earlier request; or what returns it, asked once.
+    """
+
+    __slots__ = ("_client", "_recall", "_session", "_text", "_unread")
+
+    def __init__(self, client: Pipeline, text: str | Callable[[], str | None] | None = None):
+        self._client, self._recall = client, text
+        self._text: str | None = None
+        self._session: Session | None = None
+        self._unread = False
+
+    @property
+    def session(self) -> Session:
+        """The session; a text that is not of this deployment begins a new one."""
+        if self._session is None:
+            self._text = self._recall() if callable(self._recall) else self._recall
+            try:
+                self._session = self._client.session_token(self._text)
+            except BadToken as error:
+                _log.warning("the user's session begins anew: %s", error)
+                self._session = self._client.session_token()
+            except Unavailable as error:  # a page must not fail for it; what it cannot read it must not replace
+                _log.warning("what the user has written before is not known: %s", error)
+                self._session, self._unread = self._client.session_token(), True
+        return self._session
+
+    @property
+    def known(self) -> Token | None:
+        """What the user has written and seen; None: nothing. The same object as long as nothing is added."""
+        return self.session.token or None
+
+    def settle(self) -> bool:
+        """Wait until the primaries have it, as long as a page waits; whether they have.
+
+        Raises:
+            as `client.Pipeline.settle`.
+        """
+        return self._client.settle(self.session, QUEUED_S)
+
+    def wrote(self, receipts: Any) -> None:
+        """Let the next reads see these ops."""
+        self.session.wrote(receipts)
+
+    def asked(self, call: Callable[[Any], T], after: Any, fresh: bool, options: Mapping[str, Any]) -> T:
+        """Read with what the user has seen and written, and with what was asked for besides.
+
+        Where the caller does not say how long to wait, a page waits for its user's own ops rather than fail.
+
+        Args:
+            call: reads, given an `after=`.
+        """
+        if not fresh:
+            return call(after)
+        seen = self._client.joined(self.session, after)
+        if "wait_s" in options or "on_stale" in options:
+            return call(seen)
+        for deadline in clock.polls(QUEUED_S):
+            try:
+                return call(seen)
+            except (StaleRead, PartialResult) as error:
+                if deadline.passed or not _still_queued(error):
+                    raise
+        raise AssertionError("the last poll returns or raises")
+
+    def text(self) -> str | None:
+        """Return the session's text if it has to be kept, None if it is as it came."""
+        session = self._session
+        if session is None or self._unread:
+            return None
+        try:
+            text = str(session) if session.token else ""
+        except Unavailable as error:  # a page must not fail for what the next one would like to know
+            _log.warning("the user's session is not kept: %s", error)
+            return None
+        return None if text == (self._text or "") else text
+
+
+def _still_queued(error: BaseException) -> bool:
+    if isinstance(error, PartialResult):
+        return any(map(_still_queued, error.missing.values()))
+    return isinstance(error, StaleRead) and error.stage == "queued"

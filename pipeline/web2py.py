@@ -1,0 +1,237 @@
+"""The pipeline in web2py: one line in a model, and controllers write through the queue and see their own writes.
+
+    # models/pipeline.py                     web2py runs models in the order of their names: db.py first
+    from pipeline.web2py import Pipeline
+    pipeline = Pipeline(db, configuration)   # [pipeline] of private/appconfig.ini
+
+    # controllers/default.py
+    def buy():
+        receipt = pipeline.enqueue_insert(db.purchase, customer=auth.user_id, qty=3)
+        redirect(URL("show", args=receipt.id))
+
+Only this package imports gluon.
+
+The object that a model makes: a request's pipeline, sent after web2py has committed and dropped on a ticket.
+
+The end of a web2py request: its ops are sent once every database has committed, or dropped with a ticket.
+
+web2py calls `response.custom_commit` with the adapter of each DAL, which it must commit, and once more with None; on a
+ticket it calls `response._custom_rollback`. pyDAL swallows a commit's error there: here it becomes a ticket, and
+nothing is sent. `redirect` and `raise HTTP(...)` are no failures: web2py commits.
+
+Tell the attachment which record web2py's form shows: `SQLFORM` hands all its fields to `update`, touched or not.
+
+Where a user's session token rests between his requests: in web2py's session, or in a cookie.
+
+web2py stores a session that is kept in a database *before* it commits, when the positions of the request's ops are not
+known yet; then the token, which is signed, goes into a cookie of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gluon import current
+from gluon.sqlhtml import SQLFORM
+
+from pipeline.attachment.forms import editing
+from pipeline.client import Pipeline as Client
+from pipeline.enqueue.held_ops import Holder
+from pipeline.errors import ConfigError
+from pipeline.web import manual_commit
+from pipeline.web.clients import client_for, warm_up
+from pipeline.web.outbox import Outbox
+from pipeline.web.request import MODES, Request
+
+__all__ = ["Pipeline"]
+
+
+class Pipeline:
+    """The pipeline of this request: every function of `pipeline`, and what web2py adds to it.
+
+    Make it in a model, after `db` and its tables. In the scheduler, in cron and in the shell nobody commits for the
+    application, so ops are sent at once there.
+
+    Args:
+        db: the application's DAL; its tables become known.
+        configuration: the application's AppConfig, with a section `[pipeline]`. Without it: `private/pipeline.toml`,
+            else what `pipeline.configure` has read.
+        redis_conn: web2py's `RConn(...)`, instead of the key `redis`.
+        mode: when ops are sent: `on_commit` (after web2py has committed), `outbox` (the same, from a table in *db*,
+            so that nothing is lost if the process dies in between) or `now` (at the call). Also a key of the section.
+
+    Raises:
+        ConfigError: with every fault; each names the file and the key.
+    """
+
+    def __init__(self, db: Any, configuration: Any = None, *, redis_conn: Any = None, mode: str | None = None):
+        web = current.request
+        client = client_for(web.folder, db, configuration, redis_conn)
+        warm_up(client)
+        client.define_tables(db)
+        self.db, self.mode = db, _mode(mode, configuration) if _in_request(web) else "now"
+        self.request = self._begun(client) if _in_request(web) else Request(client)
+
+    def _begun(self, client: Client) -> Request:
+        """Return this request's pipeline, begun when first asked for: a model and a controller may both make one."""
+        response = current.response
+        if response._pipelines is None:
+            response._pipelines = {}
+        begun: dict[tuple[int, str], Request] = response._pipelines
+        made = begun.get((id(client), self.mode))
+        if made is None:
+            made = begun[id(client), self.mode] = Request(client, self._holder(client), recalled)
+            attend(made, self.db, keep, from_db=self.mode == "outbox")
+            manual_commit.follow(self.db, _begun_here)
+        return made
+
+    def _holder(self, client: Client) -> Holder | None:
+        if self.mode == "now":
+            return None
+        return client.held() if self.mode == "on_commit" else Outbox(self.db, client.publisher)
+
+    def attach(self, table: Any) -> None:
+        """Queue what pyDAL and its forms write to a table; an edit form ships what was changed. See `pipeline.attach`.
+
+        Raises:
+            BadOp: a table that must be written at once, such as `auth_user`; it says why.
+        """
+        watch()
+        self.request.attach(table)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "request":  # not made yet
+            raise AttributeError(name)
+        return getattr(self.request, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *dir(self.request)})
+
+
+def _begun_here() -> list[Request]:
+    response = getattr(current, "response", None)  # a thread of the application's own has none
+    begun: dict[Any, Request] | None = response._pipelines if response is not None else None
+    return list((begun or {}).values())
+
+
+def _in_request(web: Any) -> bool:
+    """Return whether web2py will commit for the application: only its WSGI entry does."""
+    return web.wsgi is not None and not (web.is_shell or web.is_scheduler)
+
+
+def _mode(given: str | None, configuration: Any) -> str:
+    section = dict.get(configuration, "pipeline") if isinstance(configuration, dict) else None
+    mode = given or (section or {}).get("mode") or "on_commit"
+    if mode not in MODES:
+        raise ConfigError([f"mode is one of {', '.join(MODES)}; got {mode!r}"])
+    return str(mode)
+
+
+def attend(request: Request, db: Any, keep: Callable[[str | None], None], *, from_db: bool = False) -> None:
+    """Let a request's pipeline end with the request.
+
+    What was in the two hooks before is called first; what a controller puts there afterwards must do the same.
+
+    Args:
+        db: the application's DAL.
+        keep: takes the text of the user's session.
+        from_db: the ops stand in a table of *db*, whose connection is used once more after web2py has given it back.
+    """
+    response = current.response
+    commit: Any = response.custom_commit
+    rollback: Any = response._custom_rollback
+
+    failed: list[Exception] = []
+
+    def committed(adapter: Any) -> None:
+        if adapter is not None:
+            try:
+                commit(adapter) if commit else adapter.commit()
+            except Exception as error:  # pyDAL swallows it, and web2py takes the request for a success
+                failed.append(error)
+                raise
+            return
+        if commit:
+            commit(None)
+        if failed:
+            request.drop()
+            raise failed[0]
+        try:
+            keep(request.finish())
+        finally:
+            if from_db:
+                db._adapter.close("commit")
+
+    def rolled_back() -> None:
+        request.drop()
+        if rollback:
+            rollback()
+        else:
+            type(db._adapter).close_all_instances("rollback")
+
+    response.custom_commit, response._custom_rollback = committed, rolled_back
+
+
+#: Marks the method, so that it is replaced once in a process.
+_MARK = "_pipeline_watched"
+
+
+def watch() -> None:
+    """Let every SQLFORM of this process tell; forms of tables that are not attached work as ever."""
+    accepts = SQLFORM.accepts
+    if hasattr(accepts, _MARK):
+        return
+
+    def accepts_and_tells(self: Any, *args: Any, **options: Any) -> Any:
+        with editing(self.table, self.record):
+            return accepts(self, *args, **options)
+
+    setattr(accepts_and_tells, _MARK, True)
+    SQLFORM.accepts = accepts_and_tells
+
+
+#: The key in web2py's session, and the cookie's name after the application's.
+KEY = "_pipeline"
+
+
+def recalled() -> str | None:
+    """Return the token's text as the user's last request left it."""
+    if _in_cookie():
+        morsel = current.request.cookies.get(_cookie())
+        return morsel.value if morsel is not None else None
+    text: str | None = dict.get(current.session, KEY)
+    return text
+
+
+def keep(text: str | None) -> None:
+    """Let the user's next request find the text. None: nothing has changed, so the session need not be stored."""
+    if text is None or current.session._forget:
+        return
+    if _in_cookie():
+        _bake(text)
+    elif text:
+        current.session[KEY] = text
+    else:
+        current.session.pop(KEY, None)
+
+
+def _in_cookie() -> bool:
+    return bool(current.response.session_storage_type == "db")
+
+
+def _cookie() -> str:
+    return f"{KEY}_{current.request.application}".lstrip("_")
+
+
+def _bake(text: str) -> None:
+    cookies: Any = current.response.cookies
+    name = _cookie()
+    cookies[name] = text
+    cookies[name]["path"] = "/"
+    cookies[name]["httponly"] = True
+    cookies[name]["samesite"] = "Lax"
+    if current.request.is_https:
+        cookies[name]["secure"] = True
+    if not text:
+        cookies[name]["max-age"] = 0

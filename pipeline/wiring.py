@@ -1,0 +1,150 @@
+"""All parts of one deployment, wired together: the only place where that is done."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.settings import Settings, load
+from pipeline.config.topology import Topology
+from pipeline.enqueue.breaker import Breaker
+from pipeline.enqueue.dispatch import Outgoing
+from pipeline.enqueue.drain import Drainer
+from pipeline.enqueue.drain_thread import Courier
+from pipeline.enqueue.epochs import Lineage
+from pipeline.enqueue.fallback import Spooling
+from pipeline.enqueue.idempotency import Promising
+from pipeline.enqueue.op_builder import Door
+from pipeline.enqueue.producers import Lost
+from pipeline.enqueue.publisher import Publisher
+from pipeline.enqueue.receipt_status import Follower
+from pipeline.enqueue.row_ids import RowIds
+from pipeline.enqueue.schemas import Definitions
+from pipeline.oplog.contract import Log
+from pipeline.oplog.doorbell import Bell, SilentBell
+from pipeline.oplog.redis.log import RedisLog
+from pipeline.reads.connections import Readers
+from pipeline.reads.reads import Reads
+from pipeline.reads.routing.accounting import Budget, Counters
+from pipeline.reads.routing.health_cache import Readings
+from pipeline.reads.routing.router import Router
+from pipeline.reads.token_cookie import Secret
+from pipeline.shard import ledger as marks
+from pipeline.shard.nodes import Nodes
+from pipeline.spool.store import Spool
+from pipeline.wait_budget import Patience
+
+#: Of the time that a request may wait; the rest is for the spool, whose file is synced.
+FOR_REDIS = 0.95
+
+
+class Parts:
+    """The parts, as attributes; the calls that use them are in `writes` and `answers`.
+
+    Args:
+        source: a path, a dict of the same shape, or None: see `settings.load`.
+        log, bell: given by tests; by default Redis and Celery as configured.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Mapping[str, Any] | Settings | None = None,
+        *,
+        log: Log | None = None,
+        bell: Bell | SilentBell | None = None,
+    ):
+        self.settings = source if isinstance(source, Settings) else load(source)
+        self.topology = Topology(self.settings)
+        redis = self.settings.redis
+        self.spool = _spool_of(self.settings)
+        # without a spool an op has nowhere else to go
+        self.patience = Patience(redis.timeout_s * FOR_REDIS if self.spool else math.inf)
+        self.log: Log = log or RedisLog(
+            redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s, patience=self.patience
+        )
+        self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
+        self.counters = Counters()
+        self.readings = Readings(self.log, self.counters)
+        readings = self.readings
+        self.nodes = Nodes(self.settings, readings.takes_writes, readings.unfit, readings.views)
+        self._breaker = Breaker(self.spool.waiting) if self.spool else Breaker()
+        definitions = Definitions(self.log, self.nodes, self.topology, self.spool, self._breaker, self.patience)
+        self.row_ids = RowIds(self.log, self.spool, self._breaker, self.patience)
+
+        def renewed() -> None:
+            definitions.republish()
+            self.row_ids.renewed()
+
+        lineage = Lineage(self.log, self.nodes, renewed)
+        self.publisher = Publisher(
+            self.log,
+            self.topology,
+            self.bell,
+            lineage.raise_epoch,
+            self._record_lost,
+            patience=self.patience,
+            renewed=renewed,
+            ended=self.nodes.close,
+        )
+        self._through_spool(definitions)
+        self.door = Door(self.topology, self.row_ids.new, definitions.publish, definitions.approve)
+        self._through_replicas()
+        self._outgoing = Outgoing(self._spooling or self.publisher, self.follower, self.patience)
+        self._define_lock = threading.Lock()
+
+    def close(self) -> None:
+        """Ring what is to be rung, and close all connections."""
+        if self._courier is not None:
+            self._courier.close()
+        self.bell.close()
+        self.publisher.close()
+        self._reads.close()
+        self.readings.close()
+        self.readers.close()
+        self.nodes.close()
+        self.log.close()
+        if self.spool is not None:
+            self.spool.close()
+
+    # parts --------------------------------------------------------------------------------------------------
+
+    def _through_spool(self, definitions: Definitions) -> None:
+        """Wire the spool, where there is one."""
+        self.drainer: Drainer | None = None
+        self._courier: Courier | None = None
+        self._spooling: Spooling | None = None
+        if self.spool is None:
+            self.follower = Follower(self.topology, self.nodes, self.log)
+            return
+        self.follower = Follower(self.topology, self.nodes, self.log, self.spool.holds)
+        self.drainer = Drainer(self.spool, self.publisher, self.log, self.nodes, self.topology)
+        self._courier = Courier(self.spool, self.drainer, self._breaker)
+        promising = Promising(self.log, self.spool.promises, self._breaker)
+        self._spooling = Spooling(self.publisher, self.spool, self._breaker, self._courier, definitions, promising)
+
+    def _through_replicas(self) -> None:
+        """Wire the reads."""
+        self.readers = Readers(self.nodes.uri)
+        budget = Budget(self.log, self.settings.reads.primary_budget)
+        router = Router(
+            self.nodes, self.readers, self.readings, budget, self.counters.count, loads=self.settings.loads()
+        )
+        secret = Secret(self.log, self.spool, self.patience, lambda: self._breaker.open)
+        self._reads = Reads(self.settings, self.topology, self.log, router, self.door.table, secret)
+
+    def _record_lost(self, lost: Lost) -> None:
+        bucket, producer, first, last = lost
+        for shard in self.topology.shards_of(bucket):
+            session = self.nodes.primary(shard)
+            with session.translated(), session.transaction():
+                applied = marks.seen(session, [(bucket, producer)])[bucket, producer]
+                if applied < last:
+                    marks.lose(session, [marks.Loss(bucket, 0, producer, max(first, applied + 1), last)])
+
+
+def _spool_of(settings: Settings) -> Spool | None:
+    spool = settings.spool
+    return Spool(Path(spool.path), spool.max_mb * 1_000_000) if spool.enabled else None
