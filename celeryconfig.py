@@ -6,11 +6,11 @@ from: docs/notes/03-celery-on-redis.md.
 
 from __future__ import annotations
 
-from pipeline.config import settings as _settings
+from pipeline.config import settings
 from pipeline.oplog.doorbell import APPLY_TASK as _APPLY
 from pipeline.oplog.doorbell import broker_settings as _broker_settings
 
-_loaded = _settings.load()
+_loaded = settings.load()
 globals().update(_broker_settings(_loaded.redis.broker_url, _loaded.redis.prefix, _loaded.shards))
 
 imports = ("workers.tasks",)

@@ -24,7 +24,7 @@ from support.proxy import Proxy
 from support.rig import Rig, rig_of
 
 from pipeline import clock
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.model.receipt import Receipt
 from pipeline.web.request import Request
 
@@ -44,11 +44,11 @@ class Ground:
     folder: Path
 
     @contextmanager
-    def process(self, *, known: bool) -> Iterator[Pipeline]:
+    def process(self, *, known: bool) -> Iterator[Client]:
         """Give a client as a new process of the host has one; *known*: it has sent to both shards."""
         proxies = {self.rig.port("redis"): self.redis.port, self.rig.port("s0"): self.database.port}
         spool = SPOOL.format(self.folder / "host.spool")
-        made = Pipeline(self.rig.config_through(proxies, spool, f"[redis]\ntimeout_s = {TIMEOUT_S}\n"))
+        made = Client(self.rig.config_through(proxies, spool, f"[redis]\ntimeout_s = {TIMEOUT_S}\n"))
         made.define_tables(self.rig.db)
         if known:
             for owner in self.rig.owners(8):
@@ -68,7 +68,7 @@ class Ground:
             proxy.cut()
 
 
-def insert(client: Pipeline, owner: int) -> Receipt:
+def insert(client: Client, owner: int) -> Receipt:
     return client.enqueue_insert("event", owner=owner, body="waits")
 
 

@@ -22,16 +22,16 @@ from pipeline.model.receipt import Receipts
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.client import Pipeline
+    from pipeline.client import Client
     from pipeline.enqueue.held_ops import Validated
     from pipeline.reads.node_dal import NodeDAL
-    from pipeline.reads.session import Session
+    from pipeline.reads.session import ReadSession
 
 _lock = threading.Lock()
-client: Pipeline | None = None
+client: Client | None = None
 
 
-def configure(source: str | Path | Mapping[str, Any] | Pipeline | None = None) -> Pipeline:
+def configure(source: str | Path | Mapping[str, Any] | Client | None = None) -> Client:
     """Read the configuration and make this process's client of it; an earlier client is closed.
 
     Args:
@@ -41,18 +41,18 @@ def configure(source: str | Path | Mapping[str, Any] | Pipeline | None = None) -
     Raises:
         ConfigError: with every fault there is.
     """
-    from pipeline.client import Pipeline
+    from pipeline.client import Client
 
     global client
     with _lock:
-        made = source if isinstance(source, Pipeline) else Pipeline(source)
+        made = source if isinstance(source, Client) else Client(source)
         if client is not None:
             client.close()
         client = made
         return made
 
 
-def current() -> Pipeline:
+def current() -> Client:
     """Return this process's client; configure it from the default place if nobody has."""
     return client or configure()
 
@@ -244,7 +244,7 @@ def count(query: Any, distinct: Any = None, after: Any = None, **options: Any) -
     return current().count(query, distinct=distinct, after=after, **options)
 
 
-def session_token(text: str | None = None) -> Session:
+def session_token(text: str | None = None) -> ReadSession:
     """Return a reader's session: pass it as `after=` to every read, and it never shows an older state than before.
 
     Tell it of his writes with `wrote(receipt)`; `str()` of it is signed and fits a cookie, and comes back as *text*.

@@ -16,7 +16,7 @@ from pipeline.dal.objects import for_all_threads, renamed
 from pipeline.model.receipt import Receipt
 from pipeline.reads.node_dal import NodeDAL
 from pipeline.reads.reads import After
-from pipeline.reads.session import Session
+from pipeline.reads.session import ReadSession
 from pipeline.wiring import Parts
 
 
@@ -44,8 +44,8 @@ class Answers(Parts):
     def barrier(self, table: Any, timeout_s: float = 30.0) -> None:
         """Wait until all that was enqueued for a table before this call is applied, this host's spool included."""
         deadline = Deadline(timeout_s)
-        if self._courier is not None:
-            self._courier.wait_empty(timeout_s)
+        if self._drain_thread is not None:
+            self._drain_thread.wait_empty(timeout_s)
         self.follower.barrier(table if isinstance(table, str) else table._tablename, deadline.left_s)
 
     def parse(self, text: str) -> Receipt:
@@ -70,11 +70,11 @@ class Answers(Parts):
         """Return how many rows of all shards match; see the package's `count`."""
         return self._reads.count(query, **options)
 
-    def session_token(self, text: str | None = None) -> Session:
+    def session_token(self, text: str | None = None) -> ReadSession:
         """Return a reader's session, new or from its text; see the package's `session_token`."""
         return self._reads.session(text)
 
-    def settle(self, session: Session, timeout_s: float) -> bool:
+    def settle(self, session: ReadSession, timeout_s: float) -> bool:
         """Wait until the primaries have what a session has written and seen; whether they have.
 
         Raises:
@@ -82,7 +82,7 @@ class Answers(Parts):
         """
         return self._reads.settle(session, timeout_s)
 
-    def joined(self, session: Session, after: Any) -> After:
+    def joined(self, session: ReadSession, after: Any) -> After:
         """Return an `after=` that asks for what a session does and for more; the answer is noted in the session."""
         return self._reads.joined(session, after)
 
@@ -93,7 +93,7 @@ class Answers(Parts):
 
         All callers share it. Common filters are those of the table's own DAL, in this thread, until its next call.
         """
-        table = self.door.table(table)
+        table = self.op_builder.table(table)
         bucket = self.topology.bucket_of(table._tablename, shard_key)
         db = self.define_on(self.nodes.primary(self.topology.shards_of(bucket)[0]).db, table)
         CallersFilters.on(db).of(table._db)
@@ -102,7 +102,7 @@ class Answers(Parts):
     def define_on(self, db: Any, table: Any) -> Any:
         """Define a table and its siblings on a node's DAL, and return the DAL."""
         with self._define_lock:
-            for other in self.door.siblings(table):
+            for other in self.op_builder.siblings(table):
                 if other._tablename not in db.tables:
                     rname = {"rname": other._rname} if renamed(other) else {}
                     fields = [field.clone() for field in other]  # of the table itself pyDAL takes no id of another name
@@ -111,5 +111,5 @@ class Answers(Parts):
         return db
 
 
-class Pipeline(Writes, Answers):
+class Client(Writes, Answers):
     """One deployment, seen from this process; see `Parts` for the arguments."""

@@ -27,9 +27,9 @@ from py4web.utils.form import Form
 
 import pipeline
 from pipeline import attachment
-from pipeline.client import Pipeline as Client
+from pipeline.client import Client as Client
 from pipeline.config import settings
-from pipeline.enqueue.held_ops import Holder
+from pipeline.enqueue.held_ops import HeldOps
 from pipeline.errors import ConfigError
 from pipeline.web import manual_commit, outbox
 from pipeline.web.clients import client_of, warm_up
@@ -74,7 +74,7 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         if mode == "outbox":  # at import: what one thread defines in a request, others have not got
             outbox.defined(db)
         self._watch_commits(db._adapter)
-        manual_commit.follow(db, self._begun_here)
+        manual_commit.follow_commits(db, self._begun_here)
 
     def on_request(self, context: dict[str, Any]) -> None:
         """Begin a request; nothing is opened before the first call.
@@ -146,7 +146,7 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
     def _begun_here(self) -> list[Request]:
         return [self.local.request] if self.is_valid() and self.local.request is not None else []
 
-    def _holder(self) -> Holder | None:
+    def _holder(self) -> HeldOps | None:
         if self.mode == "now":
             return None
         if self.mode == "on_commit":

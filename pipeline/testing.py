@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pipeline
 from pipeline.admin.migrate import migrate
 from pipeline.apply.applier import Applier
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.errors import PipelineError
 from pipeline.model.op import START, Op, decode
 from pipeline.model.schema import TableSchema
@@ -88,7 +88,7 @@ class Sandbox:
             "shards": {f"s{n}": {"primary": f"sqlite://{folder}/s{n}.sqlite"} for n in range(shards)},
             "tables": tables,
         }
-        self.client = Pipeline(configuration, log=self.log, bell=self.bell)
+        self.client = Client(configuration, log=self.log, bell=self.bell)
         self._appliers = {
             shard: Applier(shard, self.client.nodes.primary(shard), self.log, self.client.settings.apply)
             for shard in self.client.topology.shards
@@ -118,7 +118,7 @@ class Sandbox:
 
     def enqueued(self, table: Any = None) -> list[Enqueued]:
         """Return every row write that was enqueued, applied or not, in order per bucket; groups as their members."""
-        name = self.client.door.table(table)._tablename if table is not None else None
+        name = self.client.op_builder.table(table)._tablename if table is not None else None
         buckets = range(self.client.topology.buckets + 1)
         logs = self.log.read(dict.fromkeys(buckets, START), dict.fromkeys(buckets, 1_000_000))
         ops = [op for entries in logs.values() for entry in entries for op in decode(entry.payload).members]
@@ -138,7 +138,7 @@ class Sandbox:
         Raises:
             AssertionError: naming what was enqueued instead.
         """
-        gate = self.client.door.gate(self.client.door.table(table))
+        gate = self.client.op_builder.gate(self.client.op_builder.table(table))
         wanted = {**(values or {}), **fields}
         gate.known(wanted)
         columns = gate.schema.columns
@@ -154,7 +154,7 @@ class Sandbox:
 
     def rows(self, table: Any) -> list[dict[str, Any]]:
         """Return a table's rows as they are in the shards, by id; a reference table's as they are in the first."""
-        table = self.client.door.table(table)
+        table = self.client.op_builder.table(table)
         topology, name = self.client.topology, table._tablename
         found = []
         for shard in topology.shards[:1] if topology.table(name).reference else topology.shards:

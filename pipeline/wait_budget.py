@@ -18,7 +18,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from pipeline import clock
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 Given = ParamSpec("Given")
 #: Where no threads run, a step is begun only if this share of the whole is left: its own time-outs come to no more.
 WHOLE_STEP = 0.6
@@ -26,11 +26,11 @@ WHOLE_STEP = 0.6
 HARDLY = 0.1
 
 
-class OutOfPatience(TimeoutError):
+class WaitBudgetSpent(TimeoutError):
     """The time that a caller may wait is over; what he waited for goes on, or was not begun."""
 
 
-class Budget:
+class WaitBudget:
     """What is left of somebody's patience, s."""
 
     __slots__ = ("left_s",)
@@ -40,10 +40,10 @@ class Budget:
 
 
 class _Here(threading.local):
-    budget: Budget | None = None
+    budget: WaitBudget | None = None
 
 
-class Patience:
+class WaitBudgets:
     """Keeps the budgets of the calls and requests under way, one per thread. A thread without one waits without limit.
 
     Args:
@@ -55,12 +55,12 @@ class Patience:
         self.hardly_s = most_s * HARDLY
         self.here = _Here()
 
-    def budget(self) -> Budget | None:
+    def budget(self) -> WaitBudget | None:
         """Return a whole budget; all calls of a web request share one. None: whoever has this patience never leaves."""
-        return Budget(self.most_s) if self.most_s < math.inf else None
+        return WaitBudget(self.most_s) if self.most_s < math.inf else None
 
     @contextmanager
-    def within(self, budget: Budget | None) -> Iterator[None]:
+    def within(self, budget: WaitBudget | None) -> Iterator[None]:
         """Let this thread's calls use a budget instead of one each; with None nothing in the block has a limit."""
         here = self.here
         before, here.budget = here.budget, budget
@@ -91,7 +91,7 @@ class Patience:
         """
         budget = self.here.budget
         if budget is not None and budget.left_s <= (0 if threads_run() else self.most_s * WHOLE_STEP):
-            raise OutOfPatience(f"the {self.most_s * 1000:.0f} ms that a request may wait are used up")
+            raise WaitBudgetSpent(f"the {self.most_s * 1000:.0f} ms that a request may wait are used up")
 
     def enter(self, lock: threading.Lock) -> None:
         """Acquire a lock whose holder is bounded himself; the time counts."""
@@ -101,13 +101,13 @@ class Patience:
 
     def aside(
         self,
-        work: Callable[[], Result],
+        work: Callable[[], _Result],
         *,
-        late: Callable[[Result], object] = lambda result: None,
+        late: Callable[[_Result], object] = lambda result: None,
         ended: Callable[[], object] = lambda: None,
         share: float = 1.0,
         from_s: float = 0.0,
-    ) -> Result:
+    ) -> _Result:
         """Return what some work comes to; a thread does it if this one has a budget.
 
         Args:
@@ -127,12 +127,12 @@ class Patience:
         with self.spending(from_s):
             if not threads_run():
                 return work()
-            future: Future[Result] = Future()
+            future: Future[_Result] = Future()
             threading.Thread(target=perform, args=(work, future, ended), name="pipeline-aside", daemon=True).start()
             return waited(future, budget.left_s * share, late)
 
 
-def waited(future: Future[Result], wait_s: float, late: Callable[[Result], object] = lambda result: None) -> Result:
+def waited(future: Future[_Result], wait_s: float, late: Callable[[_Result], object] = lambda result: None) -> _Result:
     """Return a future's result.
 
     Args:
@@ -149,11 +149,11 @@ def waited(future: Future[Result], wait_s: float, late: Callable[[Result], objec
             return future.result()
         future.add_done_callback(lambda ended: late(ended.result()) if ended.exception() is None else None)
         if isinstance(error, TimeoutError):
-            raise OutOfPatience(f"no answer within {wait_s * 1000:.0f} ms") from None
+            raise WaitBudgetSpent(f"no answer within {wait_s * 1000:.0f} ms") from None
         raise
 
 
-def perform(work: Callable[[], Result], future: Future[Result], ended: Callable[[], object]) -> None:
+def perform(work: Callable[[], _Result], future: Future[_Result], ended: Callable[[], object]) -> None:
     """Do some work in this thread for those who wait for a future; then call *ended*."""
     try:
         found = work()
@@ -166,21 +166,21 @@ def perform(work: Callable[[], Result], future: Future[Result], ended: Callable[
 
 
 class _Patient(Protocol):
-    patience: Patience
+    wait_budgets: WaitBudgets
 
 
 Self = TypeVar("Self", bound=_Patient)
 
 
-def in_all(method: Callable[Concatenate[Self, Given], Result]) -> Callable[Concatenate[Self, Given], Result]:
+def in_all(method: Callable[Concatenate[Self, Given], _Result]) -> Callable[Concatenate[Self, Given], _Result]:
     """Let a method, with everything that it calls, wait no longer than its object's patience."""
 
     @wraps(method)
-    def bounded(self: Self, /, *args: Given.args, **options: Given.kwargs) -> Result:
-        here = self.patience.here
+    def bounded(self: Self, /, *args: Given.args, **options: Given.kwargs) -> _Result:
+        here = self.wait_budgets.here
         if here.budget is not None:  # a request's, or that of the call which called this one
             return method(self, *args, **options)
-        here.budget = self.patience.budget()
+        here.budget = self.wait_budgets.budget()
         try:
             return method(self, *args, **options)
         finally:

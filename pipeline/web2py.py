@@ -36,8 +36,8 @@ from gluon import current
 from gluon.sqlhtml import SQLFORM
 
 from pipeline.attachment.forms import editing
-from pipeline.client import Pipeline as Client
-from pipeline.enqueue.held_ops import Holder
+from pipeline.client import Client as Client
+from pipeline.enqueue.held_ops import HeldOps
 from pipeline.errors import ConfigError
 from pipeline.web import manual_commit
 from pipeline.web.clients import client_for, warm_up
@@ -83,10 +83,10 @@ class Pipeline:
         if made is None:
             made = begun[id(client), self.mode] = Request(client, self._holder(client), recalled)
             attend(made, self.db, keep, from_db=self.mode == "outbox")
-            manual_commit.follow(self.db, _begun_here)
+            manual_commit.follow_commits(self.db, _begun_here)
         return made
 
-    def _holder(self, client: Client) -> Holder | None:
+    def _holder(self, client: Client) -> HeldOps | None:
         if self.mode == "now":
             return None
         return client.held() if self.mode == "on_commit" else Outbox(self.db, client.publisher)
@@ -97,7 +97,7 @@ class Pipeline:
         Raises:
             BadOp: a table that must be written at once, such as `auth_user`; it says why.
         """
-        watch()
+        watch_controllers()
         self.request.attach(table)
 
     def __getattr__(self, name: str) -> Any:
@@ -177,7 +177,7 @@ def attend(request: Request, db: Any, keep: Callable[[str | None], None], *, fro
 _MARK = "_pipeline_watched"
 
 
-def watch() -> None:
+def watch_controllers() -> None:
     """Let every SQLFORM of this process tell; forms of tables that are not attached work as ever."""
     accepts = SQLFORM.accepts
     if hasattr(accepts, _MARK):

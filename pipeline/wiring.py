@@ -11,31 +11,31 @@ from typing import Any
 from pipeline.config.settings import Settings, load
 from pipeline.config.topology import Topology
 from pipeline.enqueue.breaker import Breaker
-from pipeline.enqueue.dispatch import Outgoing
+from pipeline.enqueue.dispatch import Dispatch
 from pipeline.enqueue.drain import Drainer
-from pipeline.enqueue.drain_thread import Courier
+from pipeline.enqueue.drain_thread import DrainThread
 from pipeline.enqueue.epochs import Lineage
-from pipeline.enqueue.fallback import Spooling
+from pipeline.enqueue.fallback import Fallback
 from pipeline.enqueue.idempotency import Promising
-from pipeline.enqueue.op_builder import Door
+from pipeline.enqueue.op_builder import OpBuilder
 from pipeline.enqueue.producers import Lost
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.receipt_status import Follower
 from pipeline.enqueue.row_ids import RowIds
-from pipeline.enqueue.schemas import Definitions
+from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.oplog.contract import Log
 from pipeline.oplog.doorbell import Bell, SilentBell
 from pipeline.oplog.redis.log import RedisLog
-from pipeline.reads.connections import Readers
+from pipeline.reads.connections import NodeReaders
 from pipeline.reads.reads import Reads
 from pipeline.reads.routing.accounting import Budget, Counters
 from pipeline.reads.routing.health_cache import Readings
 from pipeline.reads.routing.router import Router
 from pipeline.reads.token_cookie import Secret
-from pipeline.shard import ledger as marks
+from pipeline.shard import ledger
 from pipeline.shard.nodes import Nodes
 from pipeline.spool.store import Spool
-from pipeline.wait_budget import Patience
+from pipeline.wait_budget import WaitBudgets
 
 #: Of the time that a request may wait; the rest is for the spool, whose file is synced.
 FOR_REDIS = 0.95
@@ -61,9 +61,9 @@ class Parts:
         redis = self.settings.redis
         self.spool = _spool_of(self.settings)
         # without a spool an op has nowhere else to go
-        self.patience = Patience(redis.timeout_s * FOR_REDIS if self.spool else math.inf)
+        self.wait_budgets = WaitBudgets(redis.timeout_s * FOR_REDIS if self.spool else math.inf)
         self.log: Log = log or RedisLog(
-            redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s, patience=self.patience
+            redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s, wait_budgets=self.wait_budgets
         )
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
         self.counters = Counters()
@@ -71,8 +71,8 @@ class Parts:
         readings = self.readings
         self.nodes = Nodes(self.settings, readings.takes_writes, readings.unfit, readings.views)
         self._breaker = Breaker(self.spool.waiting) if self.spool else Breaker()
-        definitions = Definitions(self.log, self.nodes, self.topology, self.spool, self._breaker, self.patience)
-        self.row_ids = RowIds(self.log, self.spool, self._breaker, self.patience)
+        definitions = SchemaPublisher(self.log, self.nodes, self.topology, self.spool, self._breaker, self.wait_budgets)
+        self.row_ids = RowIds(self.log, self.spool, self._breaker, self.wait_budgets)
 
         def renewed() -> None:
             definitions.republish()
@@ -85,20 +85,20 @@ class Parts:
             self.bell,
             lineage.raise_epoch,
             self._record_lost,
-            patience=self.patience,
+            wait_budgets=self.wait_budgets,
             renewed=renewed,
             ended=self.nodes.close,
         )
         self._through_spool(definitions)
-        self.door = Door(self.topology, self.row_ids.new, definitions.publish, definitions.approve)
+        self.op_builder = OpBuilder(self.topology, self.row_ids.new, definitions.publish, definitions.approve)
         self._through_replicas()
-        self._outgoing = Outgoing(self._spooling or self.publisher, self.follower, self.patience)
+        self._dispatch = Dispatch(self._fallback or self.publisher, self.follower, self.wait_budgets)
         self._define_lock = threading.Lock()
 
     def close(self) -> None:
         """Ring what is to be rung, and close all connections."""
-        if self._courier is not None:
-            self._courier.close()
+        if self._drain_thread is not None:
+            self._drain_thread.close()
         self.bell.close()
         self.publisher.close()
         self._reads.close()
@@ -111,38 +111,38 @@ class Parts:
 
     # parts --------------------------------------------------------------------------------------------------
 
-    def _through_spool(self, definitions: Definitions) -> None:
+    def _through_spool(self, definitions: SchemaPublisher) -> None:
         """Wire the spool, where there is one."""
         self.drainer: Drainer | None = None
-        self._courier: Courier | None = None
-        self._spooling: Spooling | None = None
+        self._drain_thread: DrainThread | None = None
+        self._fallback: Fallback | None = None
         if self.spool is None:
             self.follower = Follower(self.topology, self.nodes, self.log)
             return
         self.follower = Follower(self.topology, self.nodes, self.log, self.spool.holds)
         self.drainer = Drainer(self.spool, self.publisher, self.log, self.nodes, self.topology)
-        self._courier = Courier(self.spool, self.drainer, self._breaker)
+        self._drain_thread = DrainThread(self.spool, self.drainer, self._breaker)
         promising = Promising(self.log, self.spool.promises, self._breaker)
-        self._spooling = Spooling(self.publisher, self.spool, self._breaker, self._courier, definitions, promising)
+        self._fallback = Fallback(self.publisher, self.spool, self._breaker, self._drain_thread, definitions, promising)
 
     def _through_replicas(self) -> None:
         """Wire the reads."""
-        self.readers = Readers(self.nodes.uri)
+        self.readers = NodeReaders(self.nodes.uri)
         budget = Budget(self.log, self.settings.reads.primary_budget)
         router = Router(
             self.nodes, self.readers, self.readings, budget, self.counters.count, loads=self.settings.loads()
         )
-        secret = Secret(self.log, self.spool, self.patience, lambda: self._breaker.open)
-        self._reads = Reads(self.settings, self.topology, self.log, router, self.door.table, secret)
+        secret = Secret(self.log, self.spool, self.wait_budgets, lambda: self._breaker.open)
+        self._reads = Reads(self.settings, self.topology, self.log, router, self.op_builder.table, secret)
 
     def _record_lost(self, lost: Lost) -> None:
         bucket, producer, first, last = lost
         for shard in self.topology.shards_of(bucket):
             session = self.nodes.primary(shard)
             with session.translated(), session.transaction():
-                applied = marks.seen(session, [(bucket, producer)])[bucket, producer]
+                applied = ledger.seen(session, [(bucket, producer)])[bucket, producer]
                 if applied < last:
-                    marks.lose(session, [marks.Loss(bucket, 0, producer, max(first, applied + 1), last)])
+                    ledger.lose(session, [ledger.Loss(bucket, 0, producer, max(first, applied + 1), last)])
 
 
 def _spool_of(settings: Settings) -> Spool | None:

@@ -14,7 +14,7 @@ import redis
 import support.examples  # noqa: F401  # sets how many examples hypothesis takes
 
 from pipeline.clock import polls
-from pipeline.devcluster import redis_server as logserver
+from pipeline.devcluster import redis_server
 from pipeline.devcluster.cluster import Cluster
 from pipeline.devcluster.processes import free_ports
 from pipeline.devcluster.state import ClusterFailed
@@ -32,8 +32,8 @@ class LogServer:
 
     def __init__(self, command: tuple[str, ...], directory: Path):
         [self.port] = free_ports(1)
-        (directory / logserver.NAME).mkdir(parents=True, exist_ok=True)
-        self._argv = (*logserver.service(directory, command, self.port).argv, *OPTIONS)
+        (directory / redis_server.LOG_SERVER).mkdir(parents=True, exist_ok=True)
+        self._argv = (*redis_server.service(directory, command, self.port).argv, *OPTIONS)
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -50,7 +50,7 @@ class LogServer:
             return
         self._process = subprocess.Popen(self._argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in polls(START_TIMEOUT_S):
-            if logserver.answers(self.port):
+            if redis_server.answers(self.port):
                 return
             assert self._process.poll() is None, f"{self._argv[0]} ended with {self._process.returncode}"
         pytest.fail(f"{self._argv[0]} did not answer within {START_TIMEOUT_S} s")
@@ -81,7 +81,7 @@ def start_log_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calla
 
     def start(kind: str) -> LogServer:
         try:
-            command = logserver.installed() if kind == "redis" else logserver.bundled()
+            command = redis_server.installed() if kind == "redis" else redis_server.bundled()
         except ClusterFailed as error:
             missing(str(error))
         started.append(LogServer(command, tmp_path_factory.mktemp(kind)))

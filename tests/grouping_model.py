@@ -17,8 +17,8 @@ from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT,
 from pipeline.model.schema import Column, TableSchema
 from pipeline.oplog.contract import Append, Scope
 from pipeline.oplog.memory.log import MemoryLog
-from pipeline.shard import ledger_queries as inquiry
-from pipeline.shard.session import Session
+from pipeline.shard import ledger_queries
+from pipeline.shard.session import NodeSession
 
 BUCKET, EPOCH, PRODUCER = 0, 1, 77
 #: More than an example has ops: all in one batch.
@@ -239,13 +239,13 @@ class Database:
     """A shard with these tables, that starts anew for each example."""
 
     def __init__(self, uri: str):
-        self.session = Session("s0", uri)
+        self.session = NodeSession("s0", uri)
         self._mysql = self.session.dialect.name == "mysql"
         for _, sql in own_tables(self.session.dialect.name):
             self._run(sql)
         for sql in CREATE:
             self._run(sql.format(id=ID_TYPES[self.session.dialect.name]) + (COLLATED if self._mysql else ""))
-        inquiry.add_buckets(self.session, [BUCKET])
+        ledger_queries.add_buckets(self.session, [BUCKET])
 
     def apply(self, ops: list[Op], *, at_once: int, settled: int = 0) -> dict[str, Any]:
         """Apply ops to empty tables, so many in one batch at most; return all that is in the tables afterwards.
@@ -285,7 +285,7 @@ class Database:
         found: dict[str, Any] = {t.name: self.session.query(f"SELECT * FROM {t.name} ORDER BY id") for t in TABLES}
         found["rejects"] = self.session.query("SELECT producer_seq FROM pipeline_rejects ORDER BY producer_seq")
         found["ids"] = self.session.query("SELECT producer_seq, row_id FROM pipeline_ids ORDER BY producer_seq")
-        found["watermark"] = inquiry.marks_of(self.session)[BUCKET]
+        found["watermark"] = ledger_queries.marks_of(self.session)[BUCKET]
         return found
 
     def _run(self, sql: str) -> None:

@@ -23,7 +23,7 @@ from pipeline.shard.nodes import Nodes
 STOP_S = 3.0
 #: How long Redis may take to answer the prober, s: less than its lease lasts.
 READ_S = 0.5
-_log = logging.getLogger("pipeline.prober")
+logger = logging.getLogger("pipeline.prober")
 
 
 class ProberStep(bootsteps.StartStopStep):
@@ -80,7 +80,7 @@ class Watch:
             try:
                 pause_s = duty.turn()
             except Exception:  # the outermost loop: the thread must outlive whatever it meets
-                _log.exception("a look failed")
+                logger.exception("a look failed")
                 pause_s = LOOK_EVERY_S
         duty.end()
         log.close()

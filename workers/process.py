@@ -10,19 +10,19 @@ import random
 import signal
 
 from pipeline.apply.applier import Applier
-from pipeline.client import Pipeline
+from pipeline.client import Client
 
-_clients: dict[int, Pipeline] = {}
+_clients: dict[int, Client] = {}
 _appliers: dict[tuple[int, str], Applier] = {}
 
 
-def client() -> Pipeline:
+def process_client() -> Client:
     """Return this process's client."""
     pid = os.getpid()
     if pid not in _clients:
         _clients.clear()
         _appliers.clear()
-        _clients[pid] = Pipeline()
+        _clients[pid] = Client()
     return _clients[pid]
 
 
@@ -33,7 +33,7 @@ def applier(shard: str) -> Applier:
         KeyError: the configuration has no such shard.
         ShardUnavailable: two nodes take writes, and neither is the configured primary.
     """
-    here = client()
+    here = process_client()
     if shard not in here.topology.shards:
         raise KeyError(f"no shard {shard!r} in the configuration; there are {', '.join(here.topology.shards)}")
     key, primary = (os.getpid(), shard), here.nodes.primary(shard)

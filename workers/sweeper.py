@@ -27,7 +27,7 @@ from pipeline.oplog.doorbell import Bell, queue_of
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.spool.store import Spool
 
-_log = logging.getLogger("pipeline.sweeper")
+logger = logging.getLogger("pipeline.sweeper")
 
 SWEEP_S = 0.5
 #: A bucket that has been due for so long was forgotten by its bell, ms.
@@ -37,7 +37,7 @@ RECONCILE_S, TRIM_S = 30, 10
 #: The same for a look whether Redis is still the server that gave out the epochs, ms.
 LINEAGE_MS = 1000
 #: How long an epoch may wait for a worker to raise it, s; the look comes again before.
-RAISE_S = 30
+_RAISE_S = 30
 #: From this share of Redis's memory on nothing more is let in; the rest is for draining and for the broker.
 FULL_SHARE = 0.70
 
@@ -74,7 +74,7 @@ class Sweep:
         self._scopes = scopes_of(self._shards)
         self._log = RedisLog(redis.url, prefix=redis.prefix, read_s=1.0)
         self._bell = Bell(redis.broker_url, redis.prefix, self._shards)
-        self._spool = SpoolWatch(settings)
+        self._spool = HostDrain(settings)
 
     def once(self) -> None:
         """Ring for what was forgotten, and hand out the chores that are due. Never raises."""
@@ -92,7 +92,7 @@ class Sweep:
                 share = self._log.memory_share()
                 self._log.set_full(f"Redis uses {share:.0%} of its memory" if share > FULL_SHARE else None)
         except Exception as error:  # the outermost loop: a turn may fail, sweeping goes on
-            _log.warning("sweep failed: %s: %s", type(error).__name__, error)
+            logger.warning("sweep failed: %s: %s", type(error).__name__, error)
 
     def close(self) -> None:
         """Close the connections."""
@@ -104,7 +104,7 @@ class Sweep:
         for scope in self._scopes.values():
             epoch, current, _ = self._log.epoch(scope.name)
             if not epoch or not current:
-                self._order("raise_epoch", scope.shards[0], RAISE_S, scope=scope.name)
+                self._order("raise_epoch", scope.shards[0], _RAISE_S, scope=scope.name)
 
     def _chore(self, name: str, shard: str, every_s: int) -> None:
         if self._log.claim(f"{name}:{shard}", every_s * 1000):
@@ -121,7 +121,7 @@ WAITING_S, KEPT_S = 2.0, 30.0
 DRAIN_S = 60
 
 
-class SpoolWatch:
+class HostDrain:
     """Starts `pipeline spool drain` when there is something to drain on this host."""
 
     def __init__(self, settings: Settings):
@@ -140,7 +140,7 @@ class SpoolWatch:
         if self._child is not None and self._child.poll() is None:
             return
         if self._spool.waiting() or (clock.mono_s() >= self._tend_s and self._keeps()):
-            _log.info("draining the spool %s", self._spool.path)
+            logger.info("draining the spool %s", self._spool.path)
             command = [sys.executable, "-m", "pipeline", "spool", "drain", "--timeout", str(DRAIN_S)]
             environment = {**os.environ, "PIPELINE_CONFIG": self._source}
             self._child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)

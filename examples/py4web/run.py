@@ -22,7 +22,7 @@ from types import FrameType
 from pydal import DAL
 
 from pipeline.admin.migrate import migrate
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.devcluster.cluster import Cluster
 
@@ -69,7 +69,7 @@ def prepare(config: Path) -> None:
 
     db = DAL(None, migrate=False)
     define_tables(db)
-    client = Pipeline(config)
+    client = Client(config)
     try:
         client.define_tables(db)
         migrate(client)

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from examples.web2py.running import Shop, ask, running_shop
 from examples.web2py.server import why_not
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.reads.routing.accounting import chosen
 
@@ -66,7 +66,7 @@ class Load(NamedTuple):
 
 def drive(shop: Shop, users: int, seconds: int) -> Load:
     """Let so many users at the shop, all of them within a third of the time."""
-    with closing(Pipeline(shop.cluster.config)) as client:
+    with closing(Client(shop.cluster.config)) as client:
         before = _reads(client)
         figures = _locust(shop, users, seconds)
         for _ in polls(COUNTED_S):  # a process tells its counts with its next look at Redis
@@ -93,7 +93,7 @@ def _locust(shop: Shop, users: int, seconds: int) -> Any:
     return json.loads(run.stdout)
 
 
-def _reads(client: Pipeline) -> Counter[str]:
+def _reads(client: Client) -> Counter[str]:
     found: Counter[str] = Counter()
     for choice, reads in client.log.reads().items():
         found[chosen(choice).kind] += reads

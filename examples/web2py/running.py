@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.admin.migrate import migrate
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.devcluster.cluster import Cluster
 from pipeline.devcluster.processes import free_ports
@@ -81,7 +81,7 @@ def install(site: Path, cluster: Cluster) -> Path:
     """Put the application where web2py looks for it; its own database is the first shard's. Return its folder."""
     folder = site / "applications" / "shop"
     shutil.copytree(APPLICATION, folder)
-    with closing(Pipeline(cluster.config)) as client:
+    with closing(Client(cluster.config)) as client:
         uri = client.settings.shards["s0"].primary
     (folder / "private").mkdir(exist_ok=True)
     text = f"[db]\nuri = {uri}\n\n[pipeline]\nconfig = {cluster.config}\n"
@@ -122,7 +122,7 @@ def _await(shop: Shop, log: Path) -> None:
 
 def _fill(shop: Shop) -> None:
     """Create the tables that the application has made known, and let it fill them."""
-    with closing(Pipeline(shop.cluster.config)) as client:
+    with closing(Client(shop.cluster.config)) as client:
         migrate(client)
         ask(f"{shop.url}/setup/fill")
         for table in ("item", "customer", "purchase"):
@@ -130,7 +130,7 @@ def _fill(shop: Shop) -> None:
         in_rotation(client)
 
 
-def in_rotation(client: Pipeline) -> None:
+def in_rotation(client: Client) -> None:
     """Wait until every replica may serve reads."""
     nodes = [name for shard in client.topology.shards for name in client.nodes.replica_names(shard)]
     for _ in polls(START_S):

@@ -10,19 +10,18 @@ from collections.abc import Callable, Iterator
 from importlib.resources import files
 from typing import NamedTuple
 
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
 from pipeline.model.schema import TableSchema
-from pipeline.shard import columns
-from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard import columns, ledger_queries
 from pipeline.shard.ddl import create_index, create_table, indexes, own_name
-from pipeline.shard.session import Session, brief
-from pipeline.shard.table_facts import plain
+from pipeline.shard.session import NodeSession, brief
+from pipeline.shard.table_facts import bare_name
 
 #: An index on a large table takes its time, s.
-STATEMENT_S = 3_600
+ALTER_S = 3_600
 
 
 class Step(NamedTuple):
@@ -33,7 +32,7 @@ class Step(NamedTuple):
     sql: str
 
 
-def plan(pipeline: Pipeline) -> Iterator[Step]:
+def migration_steps(pipeline: Client) -> Iterator[Step]:
     """Return what is missing, in order: tables, indexes, and the watermark rows of each shard's buckets.
 
     Raises:
@@ -48,15 +47,15 @@ def plan(pipeline: Pipeline) -> Iterator[Step]:
             if not columns.columns_of(session, name):
                 fresh.add(name)
                 yield Step(shard, name, sql)
-        marks = {} if "pipeline_watermarks" in fresh else inquiry.marks_of(session)
+        marks = {} if "pipeline_watermarks" in fresh else ledger_queries.marks_of(session)
         lacking = sorted({*topology.buckets_of(shard), topology.reference_bucket} - marks.keys())
         if lacking:
-            yield Step(shard, f"buckets {format_ranges(lacking)}", inquiry.buckets_sql(session.dialect, lacking))
+            yield Step(shard, f"buckets {format_ranges(lacking)}", ledger_queries.buckets_sql(session.dialect, lacking))
         for schema in schemas:
             yield from _table(session, shard, schema, topology)
 
 
-def migrate(pipeline: Pipeline, report: Callable[[Step], None] = lambda step: None) -> int:
+def migrate(pipeline: Client, report: Callable[[Step], None] = lambda step: None) -> int:
     """Create what is missing and give each shard its buckets; return how many statements ran.
 
     May be killed anywhere and run again: it looks at what is there, and does the rest.
@@ -66,14 +65,14 @@ def migrate(pipeline: Pipeline, report: Callable[[Step], None] = lambda step: No
             changed then. Or a statement failed: the message says which, and which shards are finished.
     """
     _refuse_moved(pipeline)
-    steps = list(plan(pipeline))
+    steps = list(migration_steps(pipeline))
     texts = list(map(TableSchema.from_json, pipeline.log.tables().values()))
     kept = {schema.hash: (schema.name, schema.to_json()) for schema in texts}
     finished: list[str] = []
     for shard, uri in ((name, shard.primary) for name, shard in pipeline.settings.shards.items()):
         what = "its table definitions"
         try:
-            with brief(shard, uri, read_only=False, statement_s=STATEMENT_S) as session:
+            with brief(shard, uri, read_only=False, statement_s=ALTER_S) as session:
                 for step in (step for step in steps if step.shard == shard):
                     what = step.what
                     report(step)
@@ -81,7 +80,7 @@ def migrate(pipeline: Pipeline, report: Callable[[Step], None] = lambda step: No
                         session.execute(step.sql)
                 what = "its table definitions"
                 if kept:
-                    inquiry.keep_schemas(session, kept)
+                    ledger_queries.keep_schemas(session, kept)
         except PipelineError as error:
             raise PipelineError(_stopped(shard, what, error, finished)) from error
         finished.append(shard)
@@ -97,9 +96,9 @@ def own_tables(dialect: str) -> Iterator[tuple[str, str]]:
             yield sql.split("EXISTS", 1)[1].split()[0], sql.strip()
 
 
-def _table(session: Session, shard: str, schema: TableSchema, topology: Topology) -> Iterator[Step]:
+def _table(session: NodeSession, shard: str, schema: TableSchema, topology: Topology) -> Iterator[Step]:
     """Yield what a published table lacks: all of it, or indexes that a killed migrate or a new rule left undone."""
-    name, dialect = plain(schema.rname or schema.name), session.dialect
+    name, dialect = bare_name(schema.rname or schema.name), session.dialect
     if not columns.columns_of(session, name):
         for sql in create_table(schema, topology, dialect):
             yield Step(shard, schema.name, sql)
@@ -120,14 +119,16 @@ def _stopped(shard: str, what: str, error: PipelineError, finished: list[str]) -
     return f"shard {shard!r} stopped at {what}: {error}; {done}; mend it and run pipeline migrate again"
 
 
-def _refuse_moved(pipeline: Pipeline) -> None:
+def _refuse_moved(pipeline: Client) -> None:
     """A bucket must be active on one shard only: two would apply its ops twice."""
     for shard in pipeline.topology.shards:
         session = pipeline.nodes.primary(shard)
         if not columns.columns_of(session, "pipeline_watermarks"):
             continue
         allowed = {*pipeline.topology.buckets_of(shard), pipeline.topology.reference_bucket}
-        stray = sorted(b for b, m in inquiry.marks_of(session).items() if m.state == "active" and b not in allowed)
+        stray = sorted(
+            b for b, m in ledger_queries.marks_of(session).items() if m.state == "active" and b not in allowed
+        )
         if stray:
             raise PipelineError(
                 f"shard {shard!r} holds {len(stray)} buckets (the first: {stray[0]}) that the configuration gives to "

@@ -8,14 +8,14 @@ from functools import partial
 
 from pipeline import clock
 from pipeline.admin.check.evidence import ask_all
-from pipeline.admin.status import News, Queue, RedisStatus, ReplicaStatus, ShardStatus, Status, news_of, with_news
+from pipeline.admin.status import Queue, RedisStatus, ReplicaStatus, ShardStatus, Status, StatusNews, news_of, with_news
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
 from pipeline.model.op import START, Position, decode
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S
-from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard import ledger_queries
 from pipeline.shard.session import brief
 
 #: Among the questions; no node can have this name.
@@ -69,7 +69,11 @@ class Observer:
         self._log.close()
 
     def _shard(
-        self, shard: str, nodes: Mapping[str, _Node | PipelineError], queue: Queue | PipelineError, news: News | None
+        self,
+        shard: str,
+        nodes: Mapping[str, _Node | PipelineError],
+        queue: Queue | PipelineError,
+        news: StatusNews | None,
     ) -> ShardStatus:
         if isinstance(queue, PipelineError):
             queue = Queue(why=str(queue))
@@ -83,7 +87,7 @@ class Observer:
         counts = primary.counts
         return ShardStatus(shard, queue, rate, counts["rejected"], counts["lost"], replicas)
 
-    def _news(self) -> News | None:
+    def _news(self) -> StatusNews | None:
         try:
             return news_of(self._log)
         except PipelineError:
@@ -139,9 +143,9 @@ class Observer:
 
 def _ask(node: str, uri: str, *, primary: bool) -> _Node:
     with brief(node, uri) as session:
-        standing = inquiry.standing(session)
+        standing = ledger_queries.standing(session)
         at_s = clock.mono_s()
-        counts = inquiry.counts(session) if primary else {}
+        counts = ledger_queries.counts(session) if primary else {}
     marks = {bucket: mark.position for bucket, mark in standing.marks.items() if mark.state == "active"}
     return _Node(at_s, marks, standing.newest_ms, counts)
 

@@ -16,20 +16,20 @@ from collections.abc import Mapping
 import msgspec
 
 from pipeline import clock
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.errors import NotMigrated, PipelineError, Unavailable
 from pipeline.model.op import Position
-from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard import ledger_queries
 from pipeline.shard.ledger import mark_fit, mark_unfit, unfit_nodes
-from pipeline.shard.session import Session
+from pipeline.shard.session import NodeSession
 
 #: Upkeep looks every 10 s; a longer gap between two looks is time in which nobody looked, ms.
 GAP_MS = 60_000
 Marks = Mapping[int, Position]
-_log = logging.getLogger("pipeline.upkeep")
+logger = logging.getLogger("pipeline.upkeep")
 
 
-class Seen(msgspec.Struct, frozen=True):
+class LastSeen(msgspec.Struct, frozen=True):
     """What upkeep noted of a replica: when it was last with its primary, and what it has to reach to be so again."""
 
     with_primary_ms: int
@@ -42,7 +42,7 @@ class Seen(msgspec.Struct, frozen=True):
         return self.looked_ms - self.with_primary_ms
 
 
-def look(before: Seen | None, now_ms: int, primary: Marks, replica: Marks | None) -> Seen:
+def look(before: LastSeen | None, now_ms: int, primary: Marks, replica: Marks | None) -> LastSeen:
     """Return what to note after a look. Pure.
 
     Args:
@@ -52,13 +52,13 @@ def look(before: Seen | None, now_ms: int, primary: Marks, replica: Marks | None
     if before is None or (
         replica is not None and all(replica.get(b, start) >= mark for b, mark in before.target.items())
     ):
-        return Seen(now_ms, now_ms, dict(primary))
+        return LastSeen(now_ms, now_ms, dict(primary))
     unwatched_ms = max(0, now_ms - before.looked_ms)
     gap_ms = unwatched_ms if unwatched_ms > GAP_MS else 0
-    return Seen(before.with_primary_ms + gap_ms, now_ms, before.target)
+    return LastSeen(before.with_primary_ms + gap_ms, now_ms, before.target)
 
 
-def fit_replicas(pipeline: Pipeline, shard: str, primary: Marks) -> list[tuple[Session, Marks | None]]:
+def fit_replicas(pipeline: Client, shard: str, primary: Marks) -> list[tuple[NodeSession, Marks | None]]:
     """Return the replicas of a shard that count, each with its watermarks: None where it does not answer.
 
     One that has been away for too long is recorded as unfit, and does not count from then on.
@@ -73,14 +73,16 @@ def fit_replicas(pipeline: Pipeline, shard: str, primary: Marks) -> list[tuple[S
         if seen.away_ms > pipeline.settings.apply.replica_away_s * 1000:
             mark_unfit(session, replica.node, seen.with_primary_ms)
             unfit[replica.node] = seen.with_primary_ms
-            _log.error("node %s is unfit from now on: %s", replica.node, why_unfit(replica.node, seen.with_primary_ms))
+            logger.error(
+                "node %s is unfit from now on: %s", replica.node, why_unfit(replica.node, seen.with_primary_ms)
+            )
         else:
             counting.append((replica, there))
     pipeline.log.publish_unfit(shard, json.dumps(unfit))
     return counting
 
 
-def rebuilt(pipeline: Pipeline, node: str, timeout_s: float = 30.0) -> None:
+def declare_rebuilt(pipeline: Client, node: str, timeout_s: float = 30.0) -> None:
     """Let a node count again that was unfit and has been rebuilt from its primary.
 
     Raises:
@@ -92,7 +94,7 @@ def rebuilt(pipeline: Pipeline, node: str, timeout_s: float = 30.0) -> None:
     primary = pipeline.nodes.primary(shard)
     if node not in unfit_nodes(primary):
         raise PipelineError(f"node {node!r} is not unfit: there is nothing to do")
-    target = {bucket: mark.position for bucket, mark in inquiry.marks_of(primary).items()}
+    target = {bucket: mark.position for bucket, mark in ledger_queries.marks_of(primary).items()}
     [replica] = [one for one in pipeline.nodes.replicas(shard) if one.node == node]
     for _ in clock.polls(timeout_s):
         there = _marks_of(replica)
@@ -114,21 +116,21 @@ def why_unfit(node: str, since_ms: int) -> str:
     )
 
 
-def _marks_of(replica: Session) -> Marks | None:
+def _marks_of(replica: NodeSession) -> Marks | None:
     try:
-        return {bucket: mark.position for bucket, mark in inquiry.marks_of(replica).items()}
+        return {bucket: mark.position for bucket, mark in ledger_queries.marks_of(replica).items()}
     except (Unavailable, NotMigrated) as error:
-        _log.warning("%s is away: %s", replica.node, error)
+        logger.warning("%s is away: %s", replica.node, error)
         return None
 
 
-def _looked_at(pipeline: Pipeline, node: str, primary: Marks, replica: Marks | None) -> Seen:
+def _looked_at(pipeline: Client, node: str, primary: Marks, replica: Marks | None) -> LastSeen:
     noted = pipeline.log.seen(node)
-    before = msgspec.json.decode(noted, type=Seen) if noted else None
+    before = msgspec.json.decode(noted, type=LastSeen) if noted else None
     seen = look(before, clock.wall_ms(), primary, replica)
     pipeline.log.note_seen(node, _text(seen))
     return seen
 
 
-def _text(seen: Seen) -> str:
+def _text(seen: LastSeen) -> str:
     return msgspec.json.encode(seen).decode()

@@ -125,7 +125,7 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class StatusNews:
     """What Redis says of reads.
 
     Attributes:
@@ -140,7 +140,7 @@ class News:
     reads: tuple[ReadCount, ...]
 
 
-def news_of(log: RedisLog) -> News:
+def news_of(log: RedisLog) -> StatusNews:
     """Fetch it.
 
     Raises:
@@ -151,10 +151,10 @@ def news_of(log: RedisLog) -> News:
     unfit = {node: since_ms for text in log.unfit().values() for node, since_ms in json.loads(text).items()}
     counted = {chosen(text): reads for text, reads in log.reads().items()}
     reads = tuple(ReadCount(*choice, reads) for choice, reads in sorted(counted.items()))
-    return News(now_ms, nodes, unfit, reads)
+    return StatusNews(now_ms, nodes, unfit, reads)
 
 
-def with_news(replica: ReplicaStatus, news: News | None) -> ReplicaStatus:
+def with_news(replica: ReplicaStatus, news: StatusNews | None) -> ReplicaStatus:
     """Return what is known of a replica, and what readers make of it."""
     if news is None:
         return replica

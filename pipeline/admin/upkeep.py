@@ -7,25 +7,24 @@ import logging
 from collections.abc import Mapping
 
 from pipeline import clock
-from pipeline.admin import replica_absence as away
-from pipeline.client import Pipeline
+from pipeline.admin import replica_absence
+from pipeline.client import Client
 from pipeline.enqueue.receipt_status import REMEMBERED_S
 from pipeline.model.op import Position
-from pipeline.shard import ledger as marks
-from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard import ledger, ledger_queries
 
 #: A shard without replicas keeps what it applied for so long: a dump of its primary may be that old.
 FLOOR_S = 600
-_log = logging.getLogger("pipeline.upkeep")
+logger = logging.getLogger("pipeline.upkeep")
 
 
-def reconcile(pipeline: Pipeline, shard: str) -> int:
+def reconcile(pipeline: Client, shard: str) -> int:
     """Mark dirty every bucket whose log goes beyond its watermark; return how many there are.
 
     The dirty set is an index of this comparison, and can be wrong: a worker that committed to a primary which then
     died has un-dirtied what the promoted node never saw.
     """
-    found = inquiry.marks_of(pipeline.nodes.primary(shard))
+    found = ledger_queries.marks_of(pipeline.nodes.primary(shard))
     mine = {bucket: mark.position for bucket, mark in found.items() if mark.state == "active"}
     tails = pipeline.log.tails(mine)
     behind = unapplied(mine, tails)
@@ -39,7 +38,7 @@ def unapplied(marks: Mapping[int, Position], tails: Mapping[int, Position]) -> l
     return [bucket for bucket, mark in marks.items() if bucket in tails and tails[bucket] > mark]
 
 
-def _tell_of_others(pipeline: Pipeline, shard: str, mine: dict[int, Position], tails: dict[int, Position]) -> None:
+def _tell_of_others(pipeline: Client, shard: str, mine: dict[int, Position], tails: dict[int, Position]) -> None:
     """Log an error if a watermark is of a later epoch than this Redis gives out: who moved it has another Redis.
 
     A Redis that lost epochs is told from that: its epoch is not current any more, or was raised above all watermarks.
@@ -49,7 +48,7 @@ def _tell_of_others(pipeline: Pipeline, shard: str, mine: dict[int, Position], t
     for bucket in ahead:
         epoch, current, _ = epochs[pipeline.publisher.scope_of(bucket)]
         if current and epoch < mine[bucket].epoch:
-            _log.error(
+            logger.error(
                 "another deployment applies ops to shard %s: the watermark of bucket %d is of epoch %d, "
                 "this Redis gives out %d. Ops are taken for applied that are not. "
                 "Give each [redis] url and prefix databases of its own",
@@ -58,16 +57,16 @@ def _tell_of_others(pipeline: Pipeline, shard: str, mine: dict[int, Position], t
             return
 
 
-def trim(pipeline: Pipeline, shard: str) -> int:
+def trim(pipeline: Client, shard: str) -> int:
     """Delete log entries behind the replicated watermark; return about how many."""
     behind = _replicated(pipeline, shard)
     primary = pipeline.nodes.primary(shard)
     with primary.translated(), primary.transaction():
-        marks.forget(primary, REMEMBERED_S)
+        ledger.forget_producers(primary, REMEMBERED_S)
     return pipeline.log.trim(behind) if behind else 0
 
 
-def _replicated(pipeline: Pipeline, shard: str) -> dict[int, Position]:
+def _replicated(pipeline: Client, shard: str) -> dict[int, Position]:
     """Return per bucket the position that every node of every shard that applies it has passed."""
     reference = pipeline.topology.reference_bucket
     lowest = _on_every_node(pipeline, shard)
@@ -82,21 +81,21 @@ def _replicated(pipeline: Pipeline, shard: str) -> dict[int, Position]:
     return {bucket: position for bucket, position in lowest.items() if position.epoch > 0}
 
 
-def _on_every_node(pipeline: Pipeline, shard: str) -> dict[int, Position]:
-    lowest = {b: m.position for b, m in inquiry.marks_of(pipeline.nodes.primary(shard)).items()}
-    counting = away.fit_replicas(pipeline, shard, lowest)
+def _on_every_node(pipeline: Client, shard: str) -> dict[int, Position]:
+    lowest = {b: m.position for b, m in ledger_queries.marks_of(pipeline.nodes.primary(shard)).items()}
+    counting = replica_absence.fit_replicas(pipeline, shard, lowest)
     if not counting:
         return _as_of(pipeline, shard, lowest)
     for replica, there in counting:
         if there is None:
             # it may come back and be promoted: keep everything it may still need
-            _log.warning("nothing is trimmed on %s while %s is away", shard, replica.node)
+            logger.warning("nothing is trimmed on %s while %s is away", shard, replica.node)
             return {}
         lowest = {b: min(p, there[b]) for b, p in lowest.items() if b in there}
     return lowest
 
 
-def _as_of(pipeline: Pipeline, shard: str, now: dict[int, Position]) -> dict[int, Position]:
+def _as_of(pipeline: Client, shard: str, now: dict[int, Position]) -> dict[int, Position]:
     """Return the watermarks as they were `FLOOR_S` ago, from notes in the log; note today's."""
     text = json.dumps({bucket: str(position) for bucket, position in now.items()})
     noted = pipeline.log.note_marks(shard, clock.wall_ms(), text, older_than_ms=FLOOR_S * 1000)

@@ -16,22 +16,22 @@ from typing import Protocol
 from pipeline import clock
 from pipeline.apply.batch import Batch
 from pipeline.apply.executor import Executor, SchemaBehind
-from pipeline.apply.grouping import plan
+from pipeline.apply.grouping import grouped
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable, Unavailable
 from pipeline.model.op import Op
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.contract import Readable, Work
-from pipeline.shard import ledger as marks
+from pipeline.shard import ledger
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
-from pipeline.shard.session import Session
+from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import FactBook, Facts
 
 #: Deadlocks and snapshot conflicts are tried again at once so many times: InnoDB names them transient.
-TRIES = 4
+COMMIT_TRIES = 4
 #: How long a bucket waits whose op this worker or its shard does not understand yet, ms.
 SCHEMA_DELAY_MS = 1000
-_log = logging.getLogger("pipeline.apply")
+logger = logging.getLogger("pipeline.apply")
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class Applier:
     def __init__(
         self,
         shard: str,
-        session: Session,
+        session: NodeSession,
         log: _Log,
         settings: ApplySettings,
         step: Callable[[str], None] = lambda name: None,
@@ -102,7 +102,7 @@ class Applier:
         except Unavailable as error:
             self._failures += 1
             self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
-            _log.warning("batch put off shard=%s buckets=%d: %s", self.shard, len(due), error)
+            logger.warning("batch put off shard=%s buckets=%d: %s", self.shard, len(due), error)
             return Outcome(left=len(due), waiting=str(error), ms=_ms_since(started))
         self._failures = 0
         if not batch.before:
@@ -117,7 +117,7 @@ class Applier:
 
     def _with_retries(self, due: dict[int, int], limit: int) -> tuple[Outcome, Batch]:
         blocked: set[str] = set()
-        for attempt in range(1, TRIES + 1):
+        for attempt in range(1, COMMIT_TRIES + 1):
             try:
                 with self._session.transaction():
                     result = self._transaction(due, limit, blocked)
@@ -127,20 +127,20 @@ class Applier:
             except SchemaBehind as error:
                 self._facts.forget()
                 blocked.add(error.table)
-                _log.warning("shard %s is behind the schema of %s: %s", self.shard, error.table, error)
+                logger.warning("shard %s is behind the schema of %s: %s", self.shard, error.table, error)
             except Unavailable:
                 raise
             except Exception as error:
                 if not is_driver_error(error) or fault_of(error) is not Fault.TRANSIENT:
                     raise
-                if attempt == TRIES:
+                if attempt == COMMIT_TRIES:
                     raise ShardUnavailable(self.shard, sentence_of(error)) from error
                 clock.sleep_s(clock.backoff_s(attempt, first_s=0.01, most_s=0.1))
         raise ShardUnavailable(self.shard, f"behind the schema of {', '.join(sorted(blocked))}")
 
     def _transaction(self, due: dict[int, int], limit: int, blocked: set[str]) -> tuple[Outcome, Batch]:
         self._step("lock")
-        locked = marks.lock(self._session, due, limit)
+        locked = ledger.lock(self._session, due, limit)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.state == "active"}
         batch = Batch(mine, self._facts, blocked, self._pace.rows, self._settings.max_bytes)
         self._step("read")
@@ -151,18 +151,18 @@ class Applier:
         batch.skip_seen(self._session)
         self._step("execute")
         executor = Executor(self._session, self._facts, self._step)
-        executor.run(plan(batch.items, self._known))
+        executor.run(grouped(batch.items, self._known))
         self._step("mark")
         if batch.last:
-            marks.remember(self._session, batch.last)
+            ledger.remember(self._session, batch.last)
         executor.rejects += batch.unreadable
-        marks.reject(self._session, executor.rejects)
-        marks.lose(self._session, batch.losses)
+        ledger.reject(self._session, executor.rejects)
+        ledger.lose(self._session, batch.losses)
         if batch.keys:
-            marks.keep_keys(self._session, batch.keys)
+            ledger.keep_keys(self._session, batch.keys)
         if executor.ids:
-            marks.keep_ids(self._session, executor.ids)
-        marks.move(self._session, batch.after)
+            ledger.keep_ids(self._session, executor.ids)
+        ledger.move(self._session, batch.after)
         return self._outcome(batch, executor), batch
 
     def _known(self, op: Op) -> Facts:
@@ -190,11 +190,11 @@ class Applier:
                 self._log.finish(self.shard, held, delay_ms=SCHEMA_DELAY_MS)
             return self._log.finish(self.shard, done)
         except Unavailable as error:
-            _log.warning("committed, but Redis was not told shard=%s: %s", self.shard, error)
+            logger.warning("committed, but Redis was not told shard=%s: %s", self.shard, error)
             return False, 0
 
     def _schema(self, hash: str) -> TableSchema | None:
-        text = self._log.schema(hash) or marks.definition(self._session, hash)
+        text = self._log.schema(hash) or ledger.definition(self._session, hash)
         return TableSchema.from_json(text) if text else None
 
 

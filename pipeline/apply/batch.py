@@ -13,12 +13,12 @@ import msgspec
 
 from pipeline.apply.grouping import Item
 from pipeline.model.op import Entry, Op, Position, decode
-from pipeline.shard import ledger as marks
+from pipeline.shard import ledger
 from pipeline.shard.ledger import Loss, Reject
-from pipeline.shard.session import Session
+from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import FactBook
 
-_log = logging.getLogger("pipeline.apply")
+logger = logging.getLogger("pipeline.apply")
 
 
 @dataclass(slots=True)
@@ -85,11 +85,11 @@ class Batch:
         if before is not self.before[bucket]:
             self.after[bucket] = before
 
-    def skip_seen(self, session: Session) -> None:
+    def skip_seen(self, session: NodeSession) -> None:
         """Keep what the shard has not seen under another position: after a failover, or sent twice."""
         if not self.taken:
             return
-        self.last = marks.seen(session, ((one.entry.bucket, one.entry.producer) for one in self.taken))
+        self.last = ledger.seen(session, ((one.entry.bucket, one.entry.producer) for one in self.taken))
         used = self._used_keys(session)
         for one in self.taken:
             entry = one.entry
@@ -110,15 +110,15 @@ class Batch:
                 self.keys.append((entry.bucket, key))
             self.items.append(one)
 
-    def _used_keys(self, session: Session) -> set[tuple[int, str]]:
+    def _used_keys(self, session: NodeSession) -> set[tuple[int, str]]:
         """Return which idempotency keys of the ops taken the shard has applied before."""
         ops = (one for one in self.taken if isinstance(one, Item))
         named = [(one.entry.bucket, key) for one in ops if (key := one.op.idempotency_key)]
-        return marks.known_keys(session, named) if named else set()
+        return ledger.known_keys(session, named) if named else set()
 
     def _lose(self, gap: Loss) -> None:
         self.losses.append(gap)
-        _log.error("bucket %d: epoch %d of its log lost %d to %d", gap.bucket, gap.epoch, gap.first, gap.last)
+        logger.error("bucket %d: epoch %d of its log lost %d to %d", gap.bucket, gap.epoch, gap.first, gap.last)
 
     def _puzzle(self, op: Op) -> str:
         """Return why an op must wait, or nothing."""

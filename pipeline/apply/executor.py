@@ -14,7 +14,7 @@ from pipeline.errors import PipelineError, Rejected
 from pipeline.model.op import COPY, GROUP, INSERT, UPSERT, Entry, Op
 from pipeline.shard.driver_errors import Fault, code_of, fault_of, is_driver_error, sentence_of
 from pipeline.shard.ledger import Reject
-from pipeline.shard.session import Session
+from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import CannotRender, copy_statement, most, statement
 from pipeline.shard.table_facts import FactBook, Facts
 
@@ -35,7 +35,7 @@ class SchemaBehind(PipelineError):
 class Executor:
     """Executes one batch inside the open transaction; afterwards `rejects` and `ids` tell what came of it."""
 
-    def __init__(self, session: Session, facts: FactBook, step: Callable[[str], None]):
+    def __init__(self, session: NodeSession, facts: FactBook, step: Callable[[str], None]):
         self._session, self._book, self._step = session, facts, step
         self._limit = min(session.statement_bytes() - 1024, 16_000_000)
         self.rejects: list[Reject] = []

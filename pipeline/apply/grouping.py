@@ -19,8 +19,8 @@ from pipeline.apply.versioned_update import Versioned, shape, versioned, with_kn
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPDATE, UPSERT, Entry, Op
 from pipeline.shard.table_facts import Facts
 
-Key = Hashable
-Shape = Hashable
+ConflictKey = Hashable
+StatementShape = Hashable
 
 
 class Item(NamedTuple):
@@ -43,9 +43,9 @@ class Group:
 class Footprint:
     """What an op touches. `claims` are (thing, class): ops of different classes on a table or an index never swap."""
 
-    writes: list[Key] = field(default_factory=list)
-    reads: list[Key] = field(default_factory=list)
-    claims: list[tuple[Key, Key]] = field(default_factory=list)
+    writes: list[ConflictKey] = field(default_factory=list)
+    reads: list[ConflictKey] = field(default_factory=list)
+    claims: list[tuple[ConflictKey, ConflictKey]] = field(default_factory=list)
 
 
 #: The class of ops that know exactly which row they touch.
@@ -55,7 +55,7 @@ ANY = None
 _TEXTS = frozenset(("string", "text", "json", "list:string"))
 
 
-def plan(items: Iterable[Item], facts_of: Callable[[Op], Facts]) -> list[Group]:
+def grouped(items: Iterable[Item], facts_of: Callable[[Op], Facts]) -> list[Group]:
     """Return groups whose execution in order equals that of the ops one by one."""
     planner = _Planner()
     for item in items:
@@ -79,12 +79,12 @@ def plan(items: Iterable[Item], facts_of: Callable[[Op], Facts]) -> list[Group]:
 class _Planner:
     def __init__(self) -> None:
         self.groups: list[Group] = []
-        self._open: dict[Shape, int] = {}
-        self._written: dict[Key, int] = {}
-        self._touched: dict[Key, int] = {}
-        self._classes: dict[Key, dict[Key, int]] = {}
+        self._open: dict[StatementShape, int] = {}
+        self._written: dict[ConflictKey, int] = {}
+        self._touched: dict[ConflictKey, int] = {}
+        self._classes: dict[ConflictKey, dict[ConflictKey, int]] = {}
 
-    def add(self, item: Item, facts: Facts, print_: Footprint, shape: Shape | None) -> None:
+    def add(self, item: Item, facts: Facts, print_: Footprint, shape: StatementShape | None) -> None:
         floor = self._floor(print_)
         at = self._open.get(shape, -1) if shape is not None else -1
         if at < floor:
@@ -115,7 +115,7 @@ class _Planner:
         for print_ in prints:
             self._record(print_, at)
 
-    def _new(self, group: Group, shape: Shape | None) -> int:
+    def _new(self, group: Group, shape: StatementShape | None) -> int:
         self.groups.append(group)
         at = len(self.groups) - 1
         if shape is not None:
@@ -195,7 +195,7 @@ def footprint(op: Op, facts: Facts, *, alone: bool = False) -> Footprint:
     return print_
 
 
-def _insert_class(op: Op, alone: bool) -> Key:
+def _insert_class(op: Op, alone: bool) -> ConflictKey:
     """Return the class of an insert: the database numbers rows in the order in which they come, above all ids given."""
     if op.id is not None:
         return ROW
@@ -207,7 +207,7 @@ def _upsert(print_: Footprint, facts: Facts, op: Op, given: dict[int, Any], alon
     if op.key == (facts.schema.id_index,):
         print_.claims.append((table, ANY if facts.unique or facts.hidden_unique else ROW))
         return
-    numbered: Key = None if op.id is not None else (op.columns, op.renew)
+    numbered: ConflictKey = None if op.id is not None else (op.columns, op.renew)
     print_.claims.append((table, ANY if numbered and alone else ("upsert", op.key, numbered)))
     print_.writes.append((table, op.key, tuple(_same(given.get(column)) for column in op.key)))
     _keep_turn(print_, facts, op, op.key, alone)
@@ -216,7 +216,7 @@ def _upsert(print_: Footprint, facts: Facts, op: Op, given: dict[int, Any], alon
 def _delete(print_: Footprint, facts: Facts, op: Op) -> None:
     table = facts.database_name
     if op.id is None:
-        cls: Key = ANY
+        cls: ConflictKey = ANY
     elif facts.unique or facts.hidden_unique:
         cls = DELETE  # frees a unique value that is not known
     else:
@@ -254,7 +254,7 @@ def _parents(print_: Footprint, facts: Facts, given: dict[int, Any], changed: se
             print_.claims.append((parent, ROW if column in given else ("child", facts.database_name)))
 
 
-def _shape(op: Op) -> Shape | None:
+def _shape(op: Op) -> StatementShape | None:
     """Return what ops must share to be one statement, or None for one that stands alone."""
     if op.kind == INSERT:
         return (INSERT, op.schema, op.columns, op.id is None)

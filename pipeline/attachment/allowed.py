@@ -21,7 +21,7 @@ OWNERS = {
 MOST_BYTES = 1_000_000
 
 
-def refuse(table: Any, rules: TableSettings) -> None:
+def check_attachable(table: Any, rules: TableSettings) -> None:
     """Raise for a table that cannot be attached.
 
     Raises:

@@ -14,8 +14,8 @@ from operator import and_
 from typing import Any, NamedTuple
 
 from pipeline.attachment.forms import changed
-from pipeline.client import Pipeline
-from pipeline.dal.objects import conjuncts, op_name, pinned_values, real_name, rebuilt, with_filters
+from pipeline.client import Client
+from pipeline.dal.objects import conjuncts, op_name, pinned_values, real_name, rebuilt_on, with_filters
 from pipeline.enqueue.row_plans import Final
 from pipeline.enqueue.version_copy import Archive
 from pipeline.errors import BadOp, ShardKeyError
@@ -25,7 +25,7 @@ from pipeline.model.receipt import Receipt
 #: How long a write that must look for its rows waits for what was queued before it, s.
 SETTLE_S = 5.0
 #: More rows than this are not changed by one call: the request would hold that many ops.
-MOST = 10_000
+MOST_ROWS = 10_000
 
 
 class Found(NamedTuple):
@@ -88,7 +88,7 @@ class Changes:
         if self._archive is None:
             self.receipts.append(self._sink.enqueue_update(query, values, **key))
             return
-        made = self._client().door.versioned_update(query, values, self._archive, **key)
+        made = self._client().op_builder.versioned_update(query, values, self._archive, **key)
         self.receipts.append(self._sink.take_together(made))
 
     def _remove(self, query: Any, **key: Any) -> None:
@@ -100,7 +100,7 @@ class Changes:
         field, new = self._table[self._key], values[self._key]
         named = bool(pinned_values(query, self._table, self._table._id.name))
         rows, rest = self._found(query, settle=not named), Final((n, v) for n, v in values.items() if n != self._key)
-        check = self._client().door.gate(self._table).check[self._key]
+        check = self._client().op_builder.gate(self._table).check[self._key]
         if any(check(row.key) != check(new) for row in rows):
             raise ShardKeyError(
                 f"{self._table._tablename}.{self._key} is the shard key and cannot be changed: the row may live on "
@@ -155,15 +155,15 @@ class Changes:
         name = real_name(table)
         if settle:
             self._settle(name)
-        found = primary_rows(self._client(), table, with_filters(query, table), fields, MOST + 1)
+        found = primary_rows(self._client(), table, with_filters(query, table), fields, MOST_ROWS + 1)
         self._check_count(len(found))
         return [Found(int(row[table._id.name]), row[self._key] if self._key else None) for row in found]
 
     def _check_count(self, rows: int) -> None:
-        if rows > MOST:
+        if rows > MOST_ROWS:
             raise BadOp(
-                f"the query on {real_name(self._table)!r} names more than {MOST:,} rows: fix the shard key in it with "
-                "==, or change the rows in smaller parts"
+                f"the query on {real_name(self._table)!r} names more than {MOST_ROWS:,} rows: fix the shard key in it "
+                "with ==, or change the rows in smaller parts"
             )
 
     def _settle(self, name: str) -> None:
@@ -189,7 +189,7 @@ def _narrowed(query: Any, narrower: Any) -> Any:
     return made
 
 
-def primary_rows(client: Pipeline, table: Any, query: Any, fields: Iterable[Any], most: int) -> list[Any]:
+def primary_rows(client: Client, table: Any, query: Any, fields: Iterable[Any], most: int) -> list[Any]:
     """Return rows of all shards, at most so many of each.
 
     Raises:
@@ -201,7 +201,7 @@ def primary_rows(client: Pipeline, table: Any, query: Any, fields: Iterable[Any]
         session = client.nodes.primary(shard)
         with session.translated(), session.transaction():
             db = client.define_on(session.db, table)
-            at = rebuilt(query, db, lambda other, db=db: db[real_name(other)])
+            at = rebuilt_on(query, db, lambda other, db=db: db[real_name(other)])
             at.ignore_common_filters = True  # the caller's are in the query; this DAL has those of an earlier request
             found += db(at).select(*(db[name][field] for field in wanted), limitby=(0, most))
     return found

@@ -19,7 +19,7 @@ from pipeline.model.receipt import Receipt
 
 _NAME = "delete_uploaded_files"
 #: Removals that wait for their op; the oldest is forgotten first, and its file stays.
-MOST = 1000
+MOST_FILES = 1000
 #: How many are looked at in one go: each asks a database.
 AT_ONCE = 10
 #: A removal that waits for longer is forgotten, and its file stays: its op was dropped, or nobody can tell, s.
@@ -32,11 +32,11 @@ class _Waiting(NamedTuple):
     since_s: float
 
 
-_waiting: deque[_Waiting] = deque(maxlen=MOST)
+_waiting: deque[_Waiting] = deque(maxlen=MOST_FILES)
 _notes: Notes[Callable[[], Any]] = Notes("files")
 
 
-def watch(table: Any, attached: Callable[[Any], bool]) -> None:
+def delay_removal(table: Any, attached: Callable[[Any], bool]) -> None:
     """Let pyDAL's own removal wait while a table is attached."""
     for callbacks in (table._before_update, table._before_delete):
         callbacks[:] = [

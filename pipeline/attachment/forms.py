@@ -44,7 +44,7 @@ def enqueue_form(form: Any, sink: Any, client: Callable[[], Any]) -> Receipt | N
     where = None if row_id is None else _place(table, record, client)
     if _is_delete(form):
         return sink.enqueue_delete(*where[0], **where[1]) if where else None
-    gate = client().door.gate(table)
+    gate = client().op_builder.gate(table)
     values = {name: _typed(gate, name, value) for name, value in _given(form).items()}
     if where is None:
         receipt: Receipt = sink.enqueue_insert(table, values)

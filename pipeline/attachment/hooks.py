@@ -22,10 +22,17 @@ from contextlib import suppress
 from typing import Any
 
 from pipeline.attachment import files
-from pipeline.attachment.allowed import refuse, refuse_large
+from pipeline.attachment.allowed import check_attachable, refuse_large
 from pipeline.attachment.changes import Changes
-from pipeline.attachment.reads import READS, Sink, watch
-from pipeline.attachment.versions import adopt, archives_of, noted, refuse_callbacks, refuse_unadopted, watch_enabling
+from pipeline.attachment.reads import READS, Sink, wait_in_reads
+from pipeline.attachment.versions import (
+    archives_of,
+    keep_versions,
+    noted,
+    refuse_callbacks,
+    refuse_unadopted,
+    watch_enabling,
+)
 from pipeline.dal.objects import kind_of, real_name, reference_to
 from pipeline.enqueue.row_plans import Final
 from pipeline.enqueue.version_copy import Archive
@@ -51,16 +58,16 @@ def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:
     """
     if kind_of(table) != "Table":
         raise BadOp(f"attach takes a table of the DAL, such as db.purchase, not {type(table).__name__}")
-    refuse(table, client().topology.table(real_name(table)))
+    check_attachable(table, client().topology.table(real_name(table)))
     with suppress(Unavailable):  # a page that only reads must not fail for it; the first write asks again
-        client().door.gate(table)
+        client().op_builder.gate(table)
 
     def take_archive(archive: Archive) -> None:
-        client().door.check_archive(table, archive)
+        client().op_builder.check_archive(table, archive)
         refuse_callbacks(table, archive.table)
         attach(archive.table, sink, client)
 
-    adopt(table, attached, take_archive)
+    keep_versions(table, attached, take_archive)
     adapter = table._db._adapter
     if _ATTRIBUTE not in vars(adapter):
         _replace(adapter)
@@ -68,7 +75,7 @@ def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:
         map_ids(table._db)
     getattr(adapter, _ATTRIBUTE)[real_name(table)] = (sink, client)
     watch_enabling(table, _attach_again)
-    files.watch(table, attached)
+    files.delay_removal(table, attached)
     files.sweep()
 
 
@@ -102,7 +109,7 @@ def _replace(adapter: Any) -> None:
     writes = _Writes(adapter)
     for name in _METHODS:
         setattr(adapter, name, getattr(writes, name))
-    watch(adapter, lambda name: writes.tables[name][0] if name in writes.tables else None)
+    wait_in_reads(adapter, lambda name: writes.tables[name][0] if name in writes.tables else None)
     setattr(adapter, _ATTRIBUTE, writes.tables)
 
 
@@ -180,7 +187,7 @@ def _values(table: Any, fields: Pairs) -> Final:
 
 _WRITES = re.compile(r"\s*(insert|replace|update|delete|truncate|load)\b", re.IGNORECASE)
 _WORDS = re.compile(r"\w+")
-_log = logging.getLogger("pipeline.attachment")
+logger = logging.getLogger("pipeline.attachment")
 
 
 def warn(db: Any, attached: Callable[[], Iterable[str]]) -> None:
@@ -194,7 +201,7 @@ def warn(db: Any, attached: Callable[[], Iterable[str]]) -> None:
     def executesql(query: Any, *rest: Any, **options: Any) -> Any:
         if _WRITES.match(str(query)):
             for name in sorted(set(attached()) & set(_WORDS.findall(str(query)))):
-                _log.warning(
+                logger.warning(
                     "executesql writes to %r around the pipeline: ops that are queued for its rows come after it, and "
                     "other shards and the users' own reads know nothing of it; use enqueue_update or enqueue_delete",
                     name,

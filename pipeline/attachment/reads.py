@@ -19,7 +19,7 @@ from pipeline.model.receipt import Receipt
 READS = ("select", "iterselect", "count")
 
 
-def watch(adapter: Any, sink_of: Callable[[str], Sink | None]) -> None:
+def wait_in_reads(adapter: Any, sink_of: Callable[[str], Sink | None]) -> None:
     """Let an adapter's reads wait for what is queued.
 
     Args:

@@ -21,20 +21,20 @@ from typing import Any, Generic, TypeVar
 from pipeline.enqueue.version_copy import Archive
 from pipeline.errors import BadOp
 
-Seen = TypeVar("Seen")
+_Seen = TypeVar("_Seen")
 
 
-class Notes(Generic[Seen]):
+class Notes(Generic[_Seen]):
     """The last note of each thread or task."""
 
     def __init__(self, name: str):
-        self._last: ContextVar[tuple[Any, Any, Seen] | None] = ContextVar(f"pipeline_{name}", default=None)
+        self._last: ContextVar[tuple[Any, Any, _Seen] | None] = ContextVar(f"pipeline_{name}", default=None)
 
-    def put(self, query: Any, row: Any, seen: Seen) -> None:
+    def put(self, query: Any, row: Any, seen: _Seen) -> None:
         """Note what was seen of a write; *row* is None for a delete."""
         self._last.set((query, row, seen))
 
-    def take(self, query: Any, pairs: Iterable[tuple[Any, Any]] | None) -> Seen | None:
+    def take(self, query: Any, pairs: Iterable[tuple[Any, Any]] | None) -> _Seen | None:
         """Return what was seen of just this write, and forget it."""
         last = self._last.get()
         self._last.set(None)
@@ -53,7 +53,7 @@ _ENABLE = "_enable_record_versioning"
 _notes: Notes[Archive] = Notes("versions")
 
 
-def adopt(table: Any, attached: Callable[[Any], bool], take_archive: Callable[[Archive], None]) -> None:
+def keep_versions(table: Any, attached: Callable[[Any], bool], take_archive: Callable[[Archive], None]) -> None:
     """Keep a table's versions through the pipeline, if versioning is on.
 
     Args:

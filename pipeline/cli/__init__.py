@@ -6,12 +6,12 @@ import sys
 
 import click
 
-from pipeline.cli.adopt import adopt
-from pipeline.cli.check import check
+from pipeline.cli.adopt import adopt_command
+from pipeline.cli.check import check_command
 from pipeline.cli.cluster import cluster
 from pipeline.cli.demo import demo
-from pipeline.cli.maintenance import migrate, outbox, rebuilt, spool
-from pipeline.cli.status import status, top
+from pipeline.cli.maintenance import migrate_command, outbox, rebuilt_command, spool
+from pipeline.cli.status import status_command, top
 from pipeline.errors import PipelineError
 
 
@@ -21,7 +21,18 @@ def pipeline() -> None:
     """Queued writes for pyDAL: applied to MariaDB shards exactly once and in order."""
 
 
-for command in (adopt, check, cluster, demo, migrate, outbox, rebuilt, spool, status, top):
+for command in (
+    adopt_command,
+    check_command,
+    cluster,
+    demo,
+    migrate_command,
+    outbox,
+    rebuilt_command,
+    spool,
+    status_command,
+    top,
+):
     pipeline.add_command(command)
 
 

@@ -19,14 +19,14 @@ from pipeline.config.settings import TableSettings, load
 from pipeline.errors import ConfigError, did_you_mean
 
 
-@click.command()
+@click.command("adopt")
 @click.argument("database", required=False)
 @config_option
 @click.option("--shards", type=click.IntRange(1, 64), help="How many there shall be; default: as configured, else 2.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--sql", "sql_only", is_flag=True, help="Print the SQL alone, to be read and then piped to mariadb.")
 @click.pass_context
-def adopt(
+def adopt_command(
     context: click.Context, database: str | None, config: str | None, shards: int | None, as_json: bool, sql_only: bool
 ) -> None:
     """Say what must change in an existing MySQL or MariaDB database before the pipeline can take its tables.

@@ -17,11 +17,11 @@ PLAIN_WIDTH = 100
 _STYLES = {"error": "bold red", "warning": "yellow"}
 
 
-@click.command()
+@click.command("check")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_context
-def check(context: click.Context, config: str | None, as_json: bool) -> None:
+def check_command(context: click.Context, config: str | None, as_json: bool) -> None:
     """Look for faults in the configuration, in Redis, and on every node; change nothing.
 
     Prints what is there and what to do: a statement, a setting or a command. An error keeps ops from being applied

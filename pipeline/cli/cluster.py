@@ -65,11 +65,11 @@ def up(
         raise
 
 
-@cluster.command()
+@cluster.command("status")
 @directory_option
 @click.option("--json", "as_json", is_flag=True, help="For programs; the pid of a dead process is null.")
 @click.pass_context
-def status(context: click.Context, directory: Path, as_json: bool) -> None:
+def cluster_status(context: click.Context, directory: Path, as_json: bool) -> None:
     """Show what runs; the exit code is 1 when a process is dead."""
     try:
         running = Cluster.at(directory)

@@ -13,11 +13,11 @@ from rich.console import Console
 from pipeline.errors import PipelineError
 
 #: Fewer flights than this may not have one that is corrected and one that is cancelled.
-LEAST_ROWS = 1_000
+FEWEST_ROWS = 1_000
 
 
 @click.command("demo")
-@click.option("--rows", type=click.IntRange(min=LEAST_ROWS), help="Only the first N flights, for a quick look.")
+@click.option("--rows", type=click.IntRange(min=FEWEST_ROWS), help="Only the first N flights, for a quick look.")
 @click.option(
     "--engine",
     type=click.Choice(["embedded", "mariadb"]),
@@ -45,11 +45,11 @@ def demo(
     """
     from pipeline.demo.demo import run
     from pipeline.demo.screen import Screen
-    from pipeline.demo.system import Options
+    from pipeline.demo.system import DemoOptions
 
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        summary = run(Options(engine, rows, directory, flower_port, keep), Screen(Console(stderr=as_json)))
+        summary = run(DemoOptions(engine, rows, directory, flower_port, keep), Screen(Console(stderr=as_json)))
     except PipelineError as error:
         raise click.ClickException(str(error)) from error
     finally:

@@ -18,22 +18,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline import clock
-from pipeline.admin import migrate as migrations
-from pipeline.admin import replica_absence as away
+from pipeline.admin import migrate, replica_absence
 from pipeline.cli.options import config_option, opened
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.config.settings import load
-from pipeline.enqueue.drain import Drained
+from pipeline.enqueue.drain import DrainResult
 from pipeline.errors import ConfigError
 from pipeline.spool.store import Counts, Spool
-from pipeline.web.outbox import relay as relay_rows
+from pipeline.web.outbox import resend_outbox as relay_rows
 
 
-@click.command()
+@click.command("migrate")
 @config_option
 @click.option("--plan", "plan_only", is_flag=True, help="Print the SQL and change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def migrate(config: str | None, plan_only: bool, as_json: bool) -> None:
+def migrate_command(config: str | None, plan_only: bool, as_json: bool) -> None:
     """Create what is missing on every primary: tables with bigint ids, utf8mb4, InnoDB; their indexes; buckets.
 
     Only what applications have published is created: pipeline.define_tables(db) publishes. Running it twice changes
@@ -41,7 +40,7 @@ def migrate(config: str | None, plan_only: bool, as_json: bool) -> None:
     """
     with opened(config) as pipeline:
         if plan_only:
-            steps = list(migrations.plan(pipeline))
+            steps = list(migrate.migration_steps(pipeline))
             if as_json:
                 click.echo(json.dumps([step._asdict() for step in steps]))
                 return
@@ -51,7 +50,7 @@ def migrate(config: str | None, plan_only: bool, as_json: bool) -> None:
                 click.echo("-- nothing is missing")
             return
         told = None if as_json else lambda step: click.echo(f"{step.shard}: {step.what}")
-        done = migrations.migrate(pipeline, *filter(None, [told]))
+        done = migrate.migrate(pipeline, *filter(None, [told]))
     if as_json:
         click.echo(json.dumps({"statements": done}))
     elif done:
@@ -60,16 +59,16 @@ def migrate(config: str | None, plan_only: bool, as_json: bool) -> None:
         click.echo("nothing was missing; all primaries are prepared")
 
 
-@click.command()
+@click.command("rebuilt")
 @config_option
 @click.argument("node")
-def rebuilt(config: str | None, node: str) -> None:
+def rebuilt_command(config: str | None, node: str) -> None:
     """Say that NODE, which was away for too long, was rebuilt from its primary.
 
     Waits until it has what its primary has now; then it serves reads, counts, and may be promoted again.
     """
     with opened(config) as pipeline:
-        away.rebuilt(pipeline, node)
+        replica_absence.declare_rebuilt(pipeline, node)
     click.echo(f"{node} counts again")
 
 
@@ -78,12 +77,12 @@ def outbox() -> None:
     """The table in an application's own database that keeps its ops until they are sent (mode outbox)."""
 
 
-@outbox.command()
+@outbox.command("relay")
 @config_option
 @click.option("--uri", required=True, help="pyDAL's address of the application's own database.")
 @click.option("--old", is_flag=True, help="Also what is older than 20 hours; what was sent before is doubled then.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def relay(config: str | None, uri: str, old: bool, as_json: bool) -> None:
+def outbox_relay(config: str | None, uri: str, old: bool, as_json: bool) -> None:
     """Send and delete the rows that requests have left: their process died, or Redis was away.
 
     Nothing is doubled: what was sent already is recognised for a day. Exit code 1 if older rows are left.
@@ -104,10 +103,10 @@ def spool() -> None:
     """Show and drain the local spool, which takes ops while Redis does not."""
 
 
-@spool.command()
+@spool.command("status")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def status(config: str | None, as_json: bool) -> None:
+def spool_status(config: str | None, as_json: bool) -> None:
     """Show what is in this host's spool. Asks no server."""
     settings = load(config).spool
     if not settings.enabled:
@@ -153,10 +152,10 @@ def drain(context: click.Context, config: str | None, timeout_s: float, as_json:
         context.exit(1)
 
 
-def _drain(pipeline: Pipeline, timeout_s: float, report: Callable[[int], None]) -> Drained:
+def _drain(pipeline: Client, timeout_s: float, report: Callable[[int], None]) -> DrainResult:
     """Drain until nothing waits, whoever does it."""
     assert pipeline.drainer is not None
-    total = Drained()
+    total = DrainResult()
     for deadline in clock.polls(timeout_s, first_s=0.05, most_s=0.5):
         done = pipeline.drainer.drain(max(deadline.left_s, 1.0), report=report)
         total.sent, total.why = total.sent + done.sent, done.why

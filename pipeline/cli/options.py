@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import click
 
-from pipeline.client import Pipeline
+from pipeline.client import Client
 
 config_option = click.option(
     "--config",
@@ -17,9 +17,9 @@ config_option = click.option(
 
 
 @contextmanager
-def opened(config: str | None) -> Iterator[Pipeline]:
+def opened(config: str | None) -> Iterator[Client]:
     """Yield a client of the configuration."""
-    client = Pipeline(config)
+    client = Client(config)
     try:
         yield client
     finally:

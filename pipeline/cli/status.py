@@ -25,11 +25,11 @@ from pipeline.config.settings import load
 APART_S = 1.0
 
 
-@click.command()
+@click.command("status")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="For programs; null is unknown.")
 @click.pass_context
-def status(context: click.Context, config: str | None, as_json: bool) -> None:
+def status_command(context: click.Context, config: str | None, as_json: bool) -> None:
     """Show what is queued, how fast it is applied, and how far the replicas are.
 
     Takes a second, to see a rate. What a server does not tell is shown as unknown, and then the exit code is 1.

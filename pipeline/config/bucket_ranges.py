@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from pipeline.config.validators import is_whole, refused
+from pipeline.config.validators import is_whole, refusal
 
 #: (first, last), both included.
 Ranges = tuple[tuple[int, int], ...]
@@ -72,7 +72,7 @@ def ranges(value: object) -> str | None:
         for pair in value
     ):
         return None
-    return refused(value, "bucket numbers and ranges, such as '0-127,200'")
+    return refusal(value, "bucket numbers and ranges, such as '0-127,200'")
 
 
 def format_ranges(buckets: Iterable[int]) -> str:

@@ -42,7 +42,7 @@ _NAMES = (
 )
 
 
-def read(path: Path) -> tuple[Mapping[str, Any], Path | None]:
+def read_ini(path: Path) -> tuple[Mapping[str, Any], Path | None]:
     """Return what an ini file says in the TOML file's shape; or the path of the TOML file that it names.
 
     Raises:
@@ -101,7 +101,7 @@ def sections(flat: Mapping[str, str], label: str, own_uri: str | None = None) ->
     }
 
 
-def renamed(faults: Iterable[str], label: str) -> list[str]:
+def in_ini_names(faults: Iterable[str], label: str) -> list[str]:
     """Return faults of the settings with the names that the keys have in an ini file."""
     found = []
     for fault in faults:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from pipeline.config.bucket_ranges import Ranges, parse_ranges, ranges
 from pipeline.config.uris import broker_address, redacted, redis_address, shard_address
 from pipeline.config.validators import (
-    Check,
+    Validator,
     ascending,
     bucket_table,
     built,
@@ -25,13 +25,13 @@ from pipeline.config.validators import (
     number,
     optional,
     pattern,
-    refused,
-    whole,
+    refusal,
+    whole_number,
 )
 from pipeline.errors import ConfigError, did_you_mean
 
 #: The keys of a replica that is written as a table, and what each may be.
-_CHECKS: dict[str, Check] = {"uri": shard_address, "weight": number(0, 1_000), "limit": whole(1, 100_000)}
+_CHECKS: dict[str, Validator] = {"uri": shard_address, "weight": number(0, 1_000), "limit": whole_number(1, 100_000)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Load:
 def replica_fault(value: object) -> str | None:
     """Accept an address, or a table with an address and perhaps a weight and a limit."""
     if not isinstance(value, Mapping):
-        return shard_address(value) if isinstance(value, str) else refused(value, "an address, or a table { uri = … }")
+        return shard_address(value) if isinstance(value, str) else refusal(value, "an address, or a table { uri = … }")
     faults = [f"has an unknown key {key!r}{did_you_mean(key, _CHECKS)}" for key in value if key not in _CHECKS]
     given = {"uri": None, **value}
     faults += [f"{key} {fault}" for key, check in _CHECKS.items() if key in given and (fault := check(given[key]))]
@@ -85,10 +85,10 @@ class Head:
 
     buckets: int = 256
 
-    CHECKS: ClassVar[Mapping[str, Check]] = {"buckets": whole(1, MOST_BUCKETS)}
+    CHECKS: ClassVar[Mapping[str, Validator]] = {"buckets": whole_number(1, MOST_BUCKETS)}
 
     def __post_init__(self) -> None:
-        refuse(faults_of("pipeline", self.CHECKS, self))
+        raise_faults(faults_of("pipeline", self.CHECKS, self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class RedisSettings:
     prefix: str = "pl"
     timeout_s: float = 0.25
 
-    CHECKS: ClassVar[Mapping[str, Check]] = {
+    CHECKS: ClassVar[Mapping[str, Validator]] = {
         "url": redis_address,
         "broker_url": broker_address,
         "prefix": pattern(r"[A-Za-z0-9_.-]{1,32}", "at most 32 letters, digits, '.', '-' and '_'"),
@@ -113,7 +113,7 @@ class RedisSettings:
             object.__setattr__(self, "broker_url", self.url)
             if redis_address(self.url):
                 del checks["broker_url"]  # one fault, not the same one twice
-        refuse(faults_of("redis", checks, self))
+        raise_faults(faults_of("redis", checks, self))
 
     def __repr__(self) -> str:
         return redacted(self)
@@ -130,7 +130,7 @@ class ShardSettings:
     #: What each replica is to carry; the file writes it beside the address, `{ uri = "…", weight = 2, limit = 50 }`.
     loads: tuple[Load, ...] = field(default=(), init=False)
 
-    CHECKS: ClassVar[Mapping[str, Check]] = {
+    CHECKS: ClassVar[Mapping[str, Validator]] = {
         "name": _SHARD_NAME,
         "primary": shard_address,
         "replicas": each(replica_fault, "a list of addresses"),
@@ -141,7 +141,7 @@ class ShardSettings:
         if isinstance(self.buckets, str):  # as the file has it; what cannot be parsed is left for its check
             with suppress(ValueError):
                 object.__setattr__(self, "buckets", parse_ranges(self.buckets))
-        refuse(faults_of(f"shards.{self.name}", self.CHECKS, self))
+        raise_faults(faults_of(f"shards.{self.name}", self.CHECKS, self))
         object.__setattr__(self, "loads", loads_of(self.replicas))
         object.__setattr__(self, "replicas", uris_of(self.replicas))
 
@@ -168,7 +168,7 @@ class TableSettings:
     bounds: tuple[Any, ...] = ()
     lookup: Mapping[Any, int] = field(default_factory=dict, hash=False)
 
-    CHECKS: ClassVar[Mapping[str, Check]] = {
+    CHECKS: ClassVar[Mapping[str, Validator]] = {
         "name": _NAME,
         "shard_key": optional(_NAME),
         "rule": _RULE,
@@ -182,7 +182,9 @@ class TableSettings:
 
     def __post_init__(self) -> None:
         section = f"tables.{self.name}"
-        refuse(faults_of(section, self.CHECKS, self) or [f"[{section}] {fault}" for fault in self._contradictions()])
+        raise_faults(
+            faults_of(section, self.CHECKS, self) or [f"[{section}] {fault}" for fault in self._contradictions()]
+        )
 
     def _contradictions(self) -> Iterable[str]:
         for key, rule in (("bounds", "range"), ("lookup", "lookup")):
@@ -211,7 +213,7 @@ class ReadSettings:
     primary_budget: float = 0.10
     secret: str = field(default="", repr=False)
 
-    CHECKS: ClassVar[Mapping[str, Check]] = {
+    CHECKS: ClassVar[Mapping[str, Validator]] = {
         "max_lag_s": number(0, 86_400),
         "wait_s": number(0, 60),
         "on_stale": choice("primary", "stale", "error"),
@@ -220,7 +222,7 @@ class ReadSettings:
     }
 
     def __post_init__(self) -> None:
-        refuse(faults_of("reads", self.CHECKS, self))
+        raise_faults(faults_of("reads", self.CHECKS, self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,16 +235,16 @@ class ApplySettings:
     buckets: int = 64
     replica_away_s: int = 21_600
 
-    CHECKS: ClassVar[Mapping[str, Check]] = {
-        "target_ms": whole(1, 10_000),
-        "max_rows": whole(1, 100_000),
-        "max_bytes": whole(1_000, 1_000_000_000),
-        "buckets": whole(1, MOST_BUCKETS + 1),
-        "replica_away_s": whole(1, 31_536_000),
+    CHECKS: ClassVar[Mapping[str, Validator]] = {
+        "target_ms": whole_number(1, 10_000),
+        "max_rows": whole_number(1, 100_000),
+        "max_bytes": whole_number(1_000, 1_000_000_000),
+        "buckets": whole_number(1, MOST_BUCKETS + 1),
+        "replica_away_s": whole_number(1, 31_536_000),
     }
 
     def __post_init__(self) -> None:
-        refuse(faults_of("apply", self.CHECKS, self))
+        raise_faults(faults_of("apply", self.CHECKS, self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,14 +255,14 @@ class SpoolSettings:
     max_mb: int = 256
     enabled: bool = True
 
-    CHECKS: ClassVar[Mapping[str, Check]] = {
+    CHECKS: ClassVar[Mapping[str, Validator]] = {
         "path": pattern(r"[^\0]*", "the path of a file on a local disk"),
-        "max_mb": whole(1, 1_000_000),
+        "max_mb": whole_number(1, 1_000_000),
         "enabled": flag,
     }
 
     def __post_init__(self) -> None:
-        refuse(faults_of("spool", self.CHECKS, self))
+        raise_faults(faults_of("spool", self.CHECKS, self))
 
     def beside(self, configuration: str) -> SpoolSettings:
         """Return the settings with the whole path; a configuration that is no file needs a path for its spool."""
@@ -270,7 +272,7 @@ class SpoolSettings:
         return replace(self, path=str(path.parent / (self.path or f"{path.stem}.spool")))
 
 
-def refuse(faults: Iterable[str]) -> None:
+def raise_faults(faults: Iterable[str]) -> None:
     """Raise `ConfigError` if there are faults."""
     if faults := list(faults):
         raise ConfigError(faults)

@@ -18,7 +18,7 @@ from dataclasses import KW_ONLY, MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.config import ini as ini_config
+from pipeline.config import ini
 from pipeline.config.bucket_ranges import placement_faults
 from pipeline.config.sections import (
     ApplySettings,
@@ -29,7 +29,7 @@ from pipeline.config.sections import (
     ShardSettings,
     SpoolSettings,
     TableSettings,
-    refuse,
+    raise_faults,
 )
 from pipeline.config.uris import redact, same_database_faults
 from pipeline.config.validators import a
@@ -111,7 +111,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         head = Head(self.buckets)
-        refuse(_joint_faults(head.buckets, self.shards, self.tables))
+        raise_faults(_joint_faults(head.buckets, self.shards, self.tables))
 
     def loads(self) -> dict[str, Load]:
         """Return what each replica is to carry, by its node's name."""
@@ -137,7 +137,7 @@ def _joint_faults(
     return faults
 
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 VARIABLE = "PIPELINE_CONFIG"
 DEFAULT_PATH = "pipeline.toml"
@@ -155,10 +155,10 @@ def written(source: str | Path | Mapping[str, Any] | None, environ: Mapping[str,
         return source, "a dict"
     path, named_by = _find(source, environ)
     if path.suffix == ".ini" and path.exists():
-        shape, elsewhere = ini_config.read(path)
+        shape, elsewhere = ini.read_ini(path)
         if elsewhere is None:
             return shape, str(path.absolute())
-        path, named_by = elsewhere, f"{path} [{ini_config.SECTION}] {ini_config.ELSEWHERE} names a file, but"
+        path, named_by = elsewhere, f"{path} [{ini.SECTION}] {ini.ELSEWHERE} names a file, but"
     try:
         text = path.read_bytes().decode()
         return tomllib.loads(text), str(path.absolute())
@@ -191,7 +191,7 @@ def filled(value: Any, environ: Mapping[str, str], faults: list[str], path: tupl
     return _REFERENCE.sub(variable, value)
 
 
-def section(kind: type[T], raw: object, name: str, faults: list[str], /, **given: Any) -> T | None:
+def section(kind: type[_T], raw: object, name: str, faults: list[str], /, **given: Any) -> _T | None:
     """Make a *kind*, a dataclass that checks itself, from one section; None, and more *faults*, if that failed."""
     if not isinstance(raw, Mapping):
         faults.append(f"[{name}] is {a(raw)}; it must be a section")
@@ -207,7 +207,7 @@ def section(kind: type[T], raw: object, name: str, faults: list[str], /, **given
         return None
 
 
-def group(kind: type[T], raw: object, name: str, faults: list[str]) -> dict[str, T | None]:
+def group(kind: type[_T], raw: object, name: str, faults: list[str]) -> dict[str, _T | None]:
     """Make a *kind* from each section below the section *name*, as `section` does; each learns its own `name`."""
     if not isinstance(raw, Mapping):
         faults.append(f"[{name}] is {a(raw)}; it must hold sections such as [{name}.NAME]")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any
 
-from pipeline.config.validators import refused
+from pipeline.config.validators import refusal
 from pipeline.errors import did_you_mean
 
 #: The SQL databases that both pyDAL lines speak, by the word before `://`. Its NoSQL ones cannot lock a row.
@@ -42,7 +42,7 @@ def shard_address(value: object) -> str | None:
     """Accept the address of a database that pyDAL can open and that several processes can share."""
     must = "a pyDAL address such as mysql:pymysql://user:password@host:3306/database"
     if not isinstance(value, str) or not value:
-        return refused(value, must)
+        return refusal(value, must)
     scheme, found, rest = value.partition("://")
     if scheme == "mysql":
         return "does not name its driver, and an installed mysqlclient would silently win; write mysql:pymysql://"
@@ -104,7 +104,7 @@ def same_database_faults(nodes: Iterable[tuple[str, str]]) -> Iterator[str]:
 def _redis(value: object, schemes: tuple[str, ...]) -> str | None:
     must = "an address that begins with " + " or ".join(f"{scheme}://" for scheme in schemes)
     if not isinstance(value, str) or not value:
-        return refused(value, must)
+        return refusal(value, must)
     scheme, found, rest = value.partition("://")
     if scheme.startswith("redis+cluster") or scheme == "rediss+cluster":
         return f"is a Redis Cluster, over which Celery's transport does not work; it must be {must}"

@@ -12,48 +12,48 @@ from itertools import pairwise
 
 from pipeline.errors import did_you_mean
 
-Check = Callable[[object], str | None]
+Validator = Callable[[object], str | None]
 
 
-def faults_of(section: str, checks: Mapping[str, Check], record: object) -> list[str]:
+def faults_of(section: str, checks: Mapping[str, Validator], record: object) -> list[str]:
     """Return a sentence for each attribute of *record* that its check refuses."""
     return [f"[{section}] {key} {fault}" for key, check in checks.items() if (fault := check(getattr(record, key)))]
 
 
-def whole(low: int, high: int) -> Check:
+def whole_number(low: int, high: int) -> Validator:
     """Accept an int from *low* to *high*; a bool is no int."""
     must = f"a whole number from {low} to {high}"
 
     def check(value: object) -> str | None:
-        return None if is_whole(value) and low <= value <= high else refused(value, must, show_number=True)  # type: ignore[operator]
+        return None if is_whole(value) and low <= value <= high else refusal(value, must, show_number=True)  # type: ignore[operator]
 
     return check
 
 
-def number(low: float, high: float) -> Check:
+def number(low: float, high: float) -> Validator:
     """Accept an int or a float from *low* to *high*; not a bool, not NaN."""
     must = f"a number from {low:g} to {high:g}"
 
     def check(value: object) -> str | None:
         fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-        return None if fits else refused(value, must, show_number=True)
+        return None if fits else refusal(value, must, show_number=True)
 
     return check
 
 
-def choice(*words: str) -> Check:
+def choice(*words: str) -> Validator:
     """Accept one of *words*."""
     must = ("one of " if len(words) > 1 else "") + ", ".join(words)
 
     def check(value: object) -> str | None:
         if value in words:
             return None
-        return refused(value, must) + (did_you_mean(value, words) if isinstance(value, str) else "")
+        return refusal(value, must) + (did_you_mean(value, words) if isinstance(value, str) else "")
 
     return check
 
 
-def built(words: Sequence[str], later: Sequence[str]) -> Check:
+def built(words: Sequence[str], later: Sequence[str]) -> Validator:
     """Accept one of *words*; refuse by name one of *later*, which a release to come may accept."""
     known = choice(*words)
 
@@ -65,30 +65,30 @@ def built(words: Sequence[str], later: Sequence[str]) -> Check:
 
 def flag(value: object) -> str | None:
     """Accept a bool."""
-    return None if isinstance(value, bool) else refused(value, "true or false")
+    return None if isinstance(value, bool) else refusal(value, "true or false")
 
 
-def pattern(regex: str, must: str) -> Check:
+def pattern(regex: str, must: str) -> Validator:
     """Accept a text that matches *regex* as a whole; *must* says it in words."""
     compiled = re.compile(regex)
 
     def check(value: object) -> str | None:
-        return None if isinstance(value, str) and compiled.fullmatch(value) else refused(value, must)
+        return None if isinstance(value, str) and compiled.fullmatch(value) else refusal(value, must)
 
     return check
 
 
-def optional(check: Check) -> Check:
+def optional(check: Validator) -> Validator:
     """Accept None too."""
     return lambda value: None if value is None else check(value)
 
 
-def each(check: Check, must: str) -> Check:
+def each(check: Validator, must: str) -> Validator:
     """Accept a tuple whose every item passes *check*; *must* says in words what the list holds."""
 
     def check_all(value: object) -> str | None:
         if not isinstance(value, tuple):
-            return refused(value, must)
+            return refusal(value, must)
         faults = [f"item {at} {fault}" for at, item in enumerate(value, 1) if (fault := check(item))]
         return "; ".join(faults) or None
 
@@ -99,7 +99,7 @@ def ascending(value: object) -> str | None:
     """Accept a tuple of ints, or of texts, each greater than the one before it."""
     must = "a list of whole numbers, or of texts, each greater than the one before it"
     if not isinstance(value, tuple):
-        return refused(value, must)
+        return refusal(value, must)
     if not (all(map(is_whole, value)) or all(isinstance(item, str) for item in value)):
         return f"mixes types; it must be {must}"
     rising = all(low < high for low, high in pairwise(value))
@@ -109,7 +109,7 @@ def ascending(value: object) -> str | None:
 def bucket_table(value: object) -> str | None:
     """Accept a mapping from a key (a text or an int) to a bucket number that is not negative."""
     if not isinstance(value, Mapping):
-        return refused(value, "a table of key = bucket")
+        return refusal(value, "a table of key = bucket")
     keys = all(isinstance(key, str) or is_whole(key) for key in value)
     buckets = all(is_whole(bucket) and bucket >= 0 for bucket in value.values())
     return None if keys and buckets else "must be a table of key = bucket, each bucket a whole number from 0"
@@ -120,7 +120,7 @@ def is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def refused(value: object, must: str, *, show_number: bool = False) -> str:
+def refusal(value: object, must: str, *, show_number: bool = False) -> str:
     """Return `is <what is there>; it must be <must>`."""
     if value is None:
         return f"is missing; it must be {must}"

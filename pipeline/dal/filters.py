@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from pipeline.dal.objects import real_name, rebuilt
+from pipeline.dal.objects import real_name, rebuilt_on
 
 
 def limits(table: Any) -> bool:
@@ -70,7 +70,7 @@ class CallersFilters(threading.local):
                 yield self._callers[name], partial(self._ours, own)  # a lazy one is made now
 
     def _ours(self, own: Any, part: Any) -> Any:
-        return rebuilt(part, self._db, lambda other: self._as(own, other))
+        return rebuilt_on(part, self._db, lambda other: self._as(own, other))
 
     def _as(self, own: Any, other: Any) -> Any:
         """Return our table for the caller's; an alias of ours is meant where its own table is named."""

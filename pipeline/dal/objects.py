@@ -26,7 +26,7 @@ def op_name(part: Any) -> str:
     return getattr(op, "__name__", None) or str(op)
 
 
-def table_of(field: Any) -> Any:
+def field_table(field: Any) -> Any:
     """Return a field's table."""
     return field._table if hasattr(field, "_table") else field.table
 
@@ -39,7 +39,7 @@ def tables_in(part: Any) -> Iterator[Any]:
     elif kind == "SQLALL":
         yield part._table
     elif kind == "Field":
-        yield table_of(part)
+        yield field_table(part)
     elif kind in ("Query", "Expression"):
         yield from tables_in(part.first)
         yield from tables_in(part.second)
@@ -91,7 +91,7 @@ def pinned_values(query: Any, table: Any, field: str) -> list[Any]:
     found = []
     for part in conjuncts(query):
         first, name = part.first, op_name(part)
-        if kind_of(first) != "Field" or first.name != field or table_of(first)._tablename != table._tablename:
+        if kind_of(first) != "Field" or first.name != field or field_table(first)._tablename != table._tablename:
             continue
         second = part.second
         if name == "belongs" and isinstance(second, list | tuple | set | frozenset) and len(second) == 1:
@@ -116,7 +116,7 @@ def with_filters(query: Any, table: Any) -> Any:
     return table._db._adapter.common_filter(query, [table])
 
 
-def rebuilt(part: Any, db: Any, table: Any) -> Any:
+def rebuilt_on(part: Any, db: Any, table: Any) -> Any:
     """Return a query, expression or field as one of another DAL: its tables, its dialect.
 
     Args:
@@ -126,7 +126,7 @@ def rebuilt(part: Any, db: Any, table: Any) -> Any:
     """
     kind = kind_of(part)
     if kind == "Field":
-        return table(table_of(part))[part.name]
+        return table(field_table(part))[part.name]
     if kind == "Table":
         return table(part)
     if kind == "SQLALL":
@@ -135,10 +135,10 @@ def rebuilt(part: Any, db: Any, table: Any) -> Any:
         made = copy.copy(part)
         made.db = made._db = db
         made.op = _op_of(part, db)
-        made.first, made.second = rebuilt(part.first, db, table), rebuilt(part.second, db, table)
+        made.first, made.second = rebuilt_on(part.first, db, table), rebuilt_on(part.second, db, table)
         return made
     if type(part) in (list, tuple):
-        return type(part)(rebuilt(item, db, table) for item in part)
+        return type(part)(rebuilt_on(item, db, table) for item in part)
     return part
 
 

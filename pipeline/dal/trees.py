@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.dal.objects import field_table as _table
 from pipeline.dal.objects import kind_of as _kind
 from pipeline.dal.objects import op_name as _op_name
-from pipeline.dal.objects import table_of as _table
 from pipeline.dal.objects import tables_in as _tables
 from pipeline.errors import BadQuery, UnknownField
 from pipeline.model.schema import TableSchema

@@ -31,7 +31,7 @@ from pydal import DAL, Field
 from pipeline.errors import PipelineError
 
 Value = int | float | str | None
-Row = dict[str, Value]
+DataRow = dict[str, Value]
 
 #: The columns of each table, in the order of the files.
 COLUMNS = {
@@ -66,7 +66,7 @@ class Dataset:
     folder: Path
     limit: int | None = None
 
-    def rows(self, table: str) -> Iterator[Row]:
+    def rows(self, table: str) -> Iterator[DataRow]:
         """Yield the table's rows in the file's order, typed, each a new dict."""
         columns = COLUMNS[table]
         with _open_text(self.folder / _FILES[table]) as file:
@@ -166,11 +166,11 @@ shard_key = "origin"
 def define() -> Any:
     """Return a DAL that only holds the definitions: the rows live on the shards."""
     db = DAL("sqlite:memory", bigint_id=True, migrate=False)
-    define_tables(db)
+    define_demo_tables(db)
     return db
 
 
-def define_tables(db: Any) -> None:
+def define_demo_tables(db: Any) -> None:
     """Define flight, plane and weather in *db*."""
     db.define_table(
         "flight",

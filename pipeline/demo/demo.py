@@ -11,7 +11,7 @@ from pipeline.demo.meter import LOOK_S, Meter
 from pipeline.demo.reads import Mixed, Reading, read_mixed, read_own_write
 from pipeline.demo.screen import Screen
 from pipeline.demo.summary import Summary
-from pipeline.demo.system import Options, System, require_server, running_system
+from pipeline.demo.system import DemoOptions, System, require_server, running_system
 from pipeline.demo.traffic import Traffic
 from pipeline.demo.verify import Comparison, compare, expected_fingerprints
 from pipeline.errors import PipelineError, WaitTimeout
@@ -20,7 +20,7 @@ from pipeline.errors import PipelineError, WaitTimeout
 STALL_S = 60.0
 
 
-def run(options: Options, screen: Screen) -> Summary:
+def run(options: DemoOptions, screen: Screen) -> Summary:
     """Start a system, play the demo on it, and stop it (unless it is to be kept).
 
     Raises:

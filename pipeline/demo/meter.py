@@ -20,7 +20,7 @@ LOOK_S = 0.25
 _PENDING = frozenset({"queued", "spooled"})
 
 
-class Asked(Protocol):
+class MeteredReceipt(Protocol):
     """What the meter asks of a receipt."""
 
     def status(self) -> str: ...  # noqa: D102
@@ -33,11 +33,11 @@ class Meter:
         self.enqueued = self.applied = 0
         self.started_s = mono_s()
         self._single_s = array("d")
-        self._milestones: deque[tuple[int, Asked]] = deque()
+        self._milestones: deque[tuple[int, MeteredReceipt]] = deque()
         self._last_milestone = 0
         self._looked_s = 0.0
 
-    def sent(self, receipt: Asked, ops: int = 1) -> None:
+    def sent(self, receipt: MeteredReceipt, ops: int = 1) -> None:
         """Count *ops* as enqueued; *receipt* is that of the last."""
         self.enqueued += ops
         if self.enqueued - self._last_milestone >= MILESTONE_OPS:

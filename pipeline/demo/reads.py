@@ -59,7 +59,7 @@ def _arr_delay(row: Any) -> int | None:
 #: How many reads of each kind there are.
 PLAIN, OWN, LAGGING, OWN_LAGGING = 300, 10, 60, 5
 #: An own read may wait so long for a replica: one of the embedded engine copies its primary every third of a second.
-WAIT_S = 2.0
+SHOWN_WAIT_S = 2.0
 #: What counts as lagging in this scene, and how long the scene waits for the replica to lag so much, s.
 LAG_S, LAGS_WITHIN_S = 1.0, 15.0
 #: What a reading's own age may add to the lag of a replica that does not lag, s: a second, and some for its way.
@@ -92,7 +92,7 @@ def read_mixed(system: System, traffic: Traffic, flight: Correction) -> Mixed:
     for _ in range(PLAIN):
         read(table, flight.id)
     for number in range(OWN):
-        wrong += not _own_read(traffic, flight, number, wait_s=WAIT_S)
+        wrong += not _own_read(traffic, flight, number, wait_s=SHOWN_WAIT_S)
     shard = system.place("flight", flight.tailnum)
     with system.held_up(shard):
         traffic.update(flight.id, arr_delay=flight.arr_delay)
@@ -103,7 +103,7 @@ def read_mixed(system: System, traffic: Traffic, flight: Correction) -> Mixed:
                 # refused once the budget is spent: an answer without the write would be a lie
                 with suppress(StaleRead):
                     wrong += not _own_read(traffic, flight, number, wait_s=0.05, max_lag_s=LAG_S)
-    traffic.update(flight.id, arr_delay=flight.arr_delay).wait(WAIT_S * 5)
+    traffic.update(flight.id, arr_delay=flight.arr_delay).wait(SHOWN_WAIT_S * 5)
     found = {choice: reads - before.get(choice, 0) for choice, reads in system.reads().items()}
     return Mixed(tuple((*choice, reads) for choice, reads in sorted(found.items()) if reads), wrong)
 

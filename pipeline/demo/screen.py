@@ -19,7 +19,7 @@ from pipeline.demo.meter import Meter
 from pipeline.demo.summary import Summary
 
 #: Columns of a screen that is no terminal: rich would fold lines at 80.
-PLAIN_WIDTH = 100
+LOG_WIDTH = 100
 #: Seconds between two lines of progress where nothing can move.
 PLAIN_EVERY_S = 5.0
 
@@ -30,7 +30,7 @@ class Screen:
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
         if not self.console.is_terminal:
-            self.console.width = PLAIN_WIDTH
+            self.console.width = LOG_WIDTH
         if isinstance(self.console.file, TextIOWrapper):
             self.console.file.reconfigure(errors="replace")  # a terminal that knows only ASCII is no reason to fail
         self._said_s = mono_s()

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.demo.data import TABLES_TOML, DemoDataMissing
-from pipeline.demo.verify import Place
+from pipeline.demo.verify import Where
 
 #: Two shards with a replica each and a worker per core of a small machine: the smallest system that shows everything.
 SHARDS, REPLICAS, WORKERS, BUCKETS = 2, 1, 2, 64
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class DemoOptions:
     """What the user chose."""
 
     engine: str = "embedded"
@@ -47,7 +47,7 @@ class System:
     processes: tuple[str, ...]
     flower_url: str | None
     #: Tells the shard of a (table, shard key).
-    place: Place
+    place: Where
     #: Makes the tables of a DAL on every shard.
     create_tables: Callable[[Any], None]
     #: Tells how many `pipeline.apply` tasks the workers took, None if they do not say.
@@ -70,7 +70,7 @@ class System:
 
 
 @contextmanager
-def running_system(options: Options, report: Callable[[str], None]) -> Iterator[System]:
+def running_system(options: DemoOptions, report: Callable[[str], None]) -> Iterator[System]:
     """Start a local cluster, bind the façade to it, and stop and remove it at the end.
 
     With `keep` it stays when the run ends, well or not, but not when it is interrupted.
@@ -168,7 +168,7 @@ def _held_up(cluster: Any, engine: str, replicas: Iterable[str], ports: Mapping[
             if engine == "embedded":
                 cluster.stop(name, number)
             else:
-                mariadb.ask(ports[name] or 0, sql)
+                mariadb.run_statement(ports[name] or 0, sql)
 
     tell("STOP SLAVE SQL_THREAD", signal.SIGSTOP)
     try:
@@ -178,7 +178,7 @@ def _held_up(cluster: Any, engine: str, replicas: Iterable[str], ports: Mapping[
 
 
 #: Seconds that workers have to answer. The command waits for all of it: it does not know how many workers there are.
-ANSWER_S = 1.0
+INSPECT_S = 1.0
 #: Seconds for the whole command; the import of the application takes most of it.
 COMMAND_S = 20.0
 
@@ -188,7 +188,7 @@ def count_batches(environment: Mapping[str, str]) -> int | None:
     command = [sys.executable, "-m", "celery", "-A", "workers", "inspect", "stats", "--json"]
     try:
         answer = subprocess.run(
-            [*command, "--timeout", str(ANSWER_S)],
+            [*command, "--timeout", str(INSPECT_S)],
             env={**os.environ, **environment},
             capture_output=True,
             text=True,

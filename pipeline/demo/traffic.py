@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from pipeline.clock import mono_s
-from pipeline.demo.data import Correction, Row, is_cancelled, is_corrected
+from pipeline.demo.data import Correction, DataRow, is_cancelled, is_corrected
 from pipeline.demo.meter import Meter
 
 _Item = TypeVar("_Item")
@@ -35,7 +35,7 @@ class Traffic:
         self.corrections: list[Correction] = []
         self.cancelled: list[int] = []
 
-    def publish(self, flights: Iterable[Row]) -> None:
+    def publish(self, flights: Iterable[DataRow]) -> None:
         """Insert the schedule, with no delays yet."""
         numbered = enumerate(flights)
         while chunk := list(islice(numbered, CHUNK_ROWS)):
@@ -44,20 +44,20 @@ class Traffic:
             self._remember(chunk, receipts)
             self._count(receipts[-1], len(rows))
 
-    def observe(self, weather: Iterable[Row]) -> None:
+    def observe(self, weather: Iterable[DataRow]) -> None:
         """Insert the weather."""
         for rows in _chunks(weather, CHUNK_ROWS):
             receipts = self.pipeline.enqueue_bulk_insert(self.db.weather, rows)
             self._count(receipts[-1], len(rows))
 
-    def register(self, planes: Iterable[Row]) -> None:
+    def register(self, planes: Iterable[DataRow]) -> None:
         """Upsert every plane; the odd ones are bought with fewer seats and refitted later."""
         for number, plane in enumerate(planes):
             if number % 2:
                 plane = {**plane, "seats": int(plane["seats"] or 0) - REFIT_SEATS}
             self._upsert_plane(plane)
 
-    def refit(self, planes: Iterable[Row]) -> None:
+    def refit(self, planes: Iterable[DataRow]) -> None:
         """Upsert the odd planes again, with the seats they have now."""
         for plane in islice(planes, 1, None, 2):
             self._upsert_plane(plane)
@@ -82,7 +82,7 @@ class Traffic:
         """Update one flight and return the receipt."""
         return self._single(self.pipeline.enqueue_update, self.db.flight.id == id, **changes)
 
-    def _upsert_plane(self, plane: Row) -> None:
+    def _upsert_plane(self, plane: DataRow) -> None:
         self._single(self.pipeline.enqueue_upsert, self.db.plane, key=["tailnum"], **plane)
 
     def _single(self, enqueue: Callable[..., Any], *args: Any, **named: Any) -> Any:
@@ -98,7 +98,7 @@ class Traffic:
         if before // TICK_OPS != self.meter.enqueued // TICK_OPS:
             self.tick()
 
-    def _remember(self, chunk: list[tuple[int, Row]], receipts: Any) -> None:
+    def _remember(self, chunk: list[tuple[int, DataRow]], receipts: Any) -> None:
         for (number, flight), receipt in zip(chunk, receipts, strict=True):
             if is_cancelled(flight):
                 self.cancelled.append(receipt.id)
@@ -106,7 +106,7 @@ class Traffic:
                 self.corrections.append(_correction(number, flight, receipt.id))
 
 
-def _correction(number: int, flight: Row, id: int) -> Correction:
+def _correction(number: int, flight: DataRow, id: int) -> Correction:
     dep_delay, arr_delay = flight["dep_delay"], flight["arr_delay"]
     if not isinstance(dep_delay, int) or not isinstance(arr_delay, int):
         raise TypeError(f"flight {number} arrived, but the file has no delays for it")

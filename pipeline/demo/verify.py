@@ -19,7 +19,7 @@ from functools import cache
 from hashlib import blake2b
 from typing import Any
 
-from pipeline.demo.data import COLUMNS, Dataset, Row, is_cancelled, is_corrected, shard_key
+from pipeline.demo.data import COLUMNS, DataRow, Dataset, is_cancelled, is_corrected, shard_key
 
 #: Rows of one page of the read: a few MB.
 PAGE_ROWS = 10_000
@@ -102,12 +102,12 @@ class Fingerprint:
 
 
 #: Tells the shard of a (table, shard key).
-Place = Callable[[str, str], str]
+Where = Callable[[str, str], str]
 #: By (table, shard).
 Fingerprints = dict[tuple[str, str], Fingerprint]
 
 
-def expected_fingerprints(dataset: Dataset, place: Place, shards: Iterable[str]) -> Fingerprints:
+def expected_fingerprints(dataset: Dataset, place: Where, shards: Iterable[str]) -> Fingerprints:
     """Return what each table on each of *shards* must look like, empty ones included."""
     found = {(table, shard): Fingerprint() for table in COLUMNS for shard in shards}
     place = cache(place)
@@ -117,12 +117,12 @@ def expected_fingerprints(dataset: Dataset, place: Place, shards: Iterable[str])
     return found
 
 
-def final_rows(dataset: Dataset, table: str) -> Iterator[Row]:
+def final_rows(dataset: Dataset, table: str) -> Iterator[DataRow]:
     """Yield the table's rows as they must be at the end."""
     return _final_flights(dataset) if table == "flight" else dataset.rows(table)
 
 
-def _final_flights(dataset: Dataset) -> Iterator[Row]:
+def _final_flights(dataset: Dataset) -> Iterator[DataRow]:
     for number, flight in enumerate(dataset.rows("flight")):
         if is_cancelled(flight):
             continue

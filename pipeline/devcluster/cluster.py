@@ -11,10 +11,9 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.devcluster import owner_guard as guard
-from pipeline.devcluster import processes, state
+from pipeline.devcluster import owner_guard, processes, state
 from pipeline.devcluster.processes import uninterrupted
-from pipeline.devcluster.startup import CONFIG_FILE, Options, Report, construct, relaunch, wait_ready
+from pipeline.devcluster.startup import CONFIG_FILE, ClusterOptions, Progress, construct, relaunch, wait_ready
 from pipeline.devcluster.state import ClusterFailed, Process
 
 #: How long workers may finish their batch when the cluster goes down.
@@ -49,7 +48,7 @@ class Cluster:
         flower_port: int | None = None,
         buckets: int = 64,
         tables: str = "",
-        report: Report | None = None,
+        report: Progress | None = None,
         owned: bool = False,
     ) -> Cluster:
         """Start a cluster in an empty or new directory and return when every process of it works.
@@ -70,7 +69,7 @@ class Cluster:
         Raises:
             ClusterFailed: Something could not be started; nothing is left behind. Ctrl-C leaves nothing behind either.
         """
-        counts = Options(engine, shards, replicas, workers, worker_concurrency, flower_port, buckets, tables)
+        counts = ClusterOptions(engine, shards, replicas, workers, worker_concurrency, flower_port, buckets, tables)
         cluster = cls(Path(directory).resolve())
         claimed = False
         try:
@@ -91,7 +90,7 @@ class Cluster:
     def at(cls, directory: str | os.PathLike[str]) -> Cluster:
         """Return the cluster that is up in the directory."""
         cluster = cls(Path(directory).resolve())
-        state.read(cluster.directory)
+        state.read_state(cluster.directory)
         return cluster
 
     @property
@@ -102,7 +101,7 @@ class Cluster:
     @property
     def processes(self) -> list[Process]:
         """Every process that was started and not taken down, dead or alive; none when the cluster is down."""
-        return list(state.read(self.directory).processes) if state.exists(self.directory) else []
+        return list(state.read_state(self.directory).processes) if state.exists(self.directory) else []
 
     def is_alive(self, name: str) -> bool:
         """Whether the process of that name runs."""
@@ -111,7 +110,7 @@ class Cluster:
     def start(self, name: str) -> None:
         """Start a process that was stopped or killed, on the same port with the same files, and wait until it works."""
         with self._lock:
-            service = state.read(self.directory).service(name)
+            service = state.read_state(self.directory).service(name)
             before = self._process(name)
             if processes.is_alive(before):
                 return
@@ -144,7 +143,7 @@ class Cluster:
         return names
 
     def _take_down(self) -> list[str]:
-        known = state.read(self.directory)
+        known = state.read_state(self.directory)
         running = [process.name for process in known.processes if processes.is_alive(process)]
         kinds = {service.name: service.kind for service in known.services}
         polite = [process for process in known.processes if kinds[process.name] in ("worker", "flower")]
@@ -153,7 +152,7 @@ class Cluster:
         processes.end([process for process in known.processes if process not in polite])
         for entry in known.entries:
             _remove(self.directory / entry)
-        state.forget(self.directory)
+        state.remove_state(self.directory)
         for folder in map(Path, known.made_folders):
             # A folder that now holds something of somebody else stays.
             with suppress(OSError):
@@ -161,7 +160,7 @@ class Cluster:
         return running
 
     def _process(self, name: str) -> Process:
-        known = state.read(self.directory)
+        known = state.read_state(self.directory)
         known.service(name)
         process = known.process(name)
         if process is None:
@@ -170,12 +169,12 @@ class Cluster:
 
     def _own(self) -> None:
         self._owner_pid = os.getpid()
-        self._guard = guard.post(self.directory)
+        self._guard = owner_guard.post(self.directory)
         atexit.register(self._down_at_exit)
 
     def _disown(self) -> None:
         if self._guard:
-            guard.dismiss(self._guard)
+            owner_guard.dismiss(self._guard)
             self._guard = None
             atexit.unregister(self._down_at_exit)
 

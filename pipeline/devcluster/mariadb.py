@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 from pipeline.clock import polls
-from pipeline.devcluster import redis_server as logserver
+from pipeline.devcluster import redis_server
 from pipeline.devcluster.layout import Layout, RunStep, Shard, node_names
 from pipeline.devcluster.processes import LOOPBACK, accepts, free_ports
 from pipeline.devcluster.state import ClusterFailed, Service
@@ -48,7 +48,7 @@ OPTIONS = (
 
 def log_server_argv() -> tuple[str, ...]:
     """Return the command of the system's Redis."""
-    return logserver.installed()
+    return redis_server.installed()
 
 
 def lay_out(directory: Path, shards: int, replicas: int) -> Layout:
@@ -95,7 +95,7 @@ def link(layout: Layout) -> None:
     ports = {service.name: service.port for service in layout.services if service.port}
     pending = {name: port for name, port in ports.items() if "-" in name}
     for name, port in pending.items():
-        ask(
+        run_statement(
             port,
             f"CHANGE MASTER TO MASTER_HOST='{LOOPBACK}', MASTER_PORT={ports[name.partition('-')[0]]}, "
             "MASTER_USER='replicator', MASTER_CONNECT_RETRY=1, MASTER_USE_GTID=slave_pos; START SLAVE",
@@ -113,7 +113,7 @@ def answers(port: int) -> bool:
     if not accepts(port):
         return False
     try:
-        return ask(port, "SELECT 1 AS answer").split() == ["answer", "1"]
+        return run_statement(port, "SELECT 1 AS answer").split() == ["answer", "1"]
     except ClusterFailed:
         return False
 
@@ -124,7 +124,7 @@ def replicates(port: int) -> bool:
     return "Slave_IO_Running: Yes" in status and "Slave_SQL_Running: Yes" in status
 
 
-def ask(port: int, statements: str) -> str:
+def run_statement(port: int, statements: str) -> str:
     """Run statements as root and return the client's output: a line of column names, then the rows."""
     argv = [_program("mariadb"), "--no-defaults", "--protocol=tcp", f"--host={LOOPBACK}", f"--port={port}"]
     argv += ["--user=root", "--connect-timeout=2", "--batch", "--execute", statements]
@@ -138,7 +138,7 @@ def ask(port: int, statements: str) -> str:
 
 
 def _replica_status(port: int) -> str:
-    return ask(port, "SHOW SLAVE STATUS\\G")
+    return run_statement(port, "SHOW SLAVE STATUS\\G")
 
 
 def _uri(user: str, port: int) -> str:

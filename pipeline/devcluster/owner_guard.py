@@ -41,7 +41,7 @@ def dismiss(guard: subprocess.Popen[bytes]) -> None:
         guard.wait(LEAVE_TIMEOUT_S)
 
 
-def watch(directory: Path) -> None:
+def watch_owner(directory: Path) -> None:
     """Wait until the owner is gone, then take down what it left up."""
     from pipeline.devcluster.cluster import Cluster
 
@@ -50,4 +50,4 @@ def watch(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    watch(Path(sys.argv[1]))
+    watch_owner(Path(sys.argv[1]))

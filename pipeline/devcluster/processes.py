@@ -146,7 +146,7 @@ ENDED = ("Z", "X")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ProcessEntry:
     """One line of the process table."""
 
     pid: int
@@ -160,14 +160,14 @@ class Entry:
         return not self.state.startswith(ENDED)
 
 
-def find(pid: int) -> Entry | None:
+def find(pid: int) -> ProcessEntry | None:
     """Return the process with that number, ended or not."""
     if (PROC / "self/stat").exists():
         return _from_proc(PROC / str(pid))
     return next((entry for entry in _from_ps() if entry.pid == pid), None)
 
 
-def members(group: int) -> list[Entry]:
+def members(group: int) -> list[ProcessEntry]:
     """Return the running processes of a group."""
     if (PROC / "self/stat").exists():
         table = [entry for folder in PROC.iterdir() if folder.name.isdigit() and (entry := _from_proc(folder))]
@@ -176,21 +176,21 @@ def members(group: int) -> list[Entry]:
     return [entry for entry in table if entry.group == group and entry.running]
 
 
-def _from_proc(folder: Path) -> Entry | None:
+def _from_proc(folder: Path) -> ProcessEntry | None:
     try:
         text = (folder / "stat").read_text(errors="replace")
     except OSError:
         return None
     # The command's name stands in brackets and may itself hold brackets and blanks: fields count from the last one.
     fields = text.rpartition(")")[2].split()
-    return Entry(int(folder.name), group=int(fields[2]), state=fields[0], born=fields[19])
+    return ProcessEntry(int(folder.name), group=int(fields[2]), state=fields[0], born=fields[19])
 
 
-def _from_ps() -> list[Entry]:
+def _from_ps() -> list[ProcessEntry]:
     command = ["ps", "-axo", "pid=,pgid=,stat=,lstart="]
     lines = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
     rows = [line.split(maxsplit=3) for line in lines]
-    return [Entry(int(pid), int(group), state, born.strip()) for pid, group, state, born in rows]
+    return [ProcessEntry(int(pid), int(group), state, born.strip()) for pid, group, state, born in rows]
 
 
 LOOPBACK = "127.0.0.1"

@@ -13,7 +13,7 @@ from pipeline.devcluster.processes import LOOPBACK
 from pipeline.devcluster.state import ClusterFailed, Service
 
 #: The node's name and its folder in the cluster's directory.
-NAME = "redis"
+LOG_SERVER = "redis"
 
 
 def service(directory: Path, command: tuple[str, ...], port: int) -> Service:
@@ -21,7 +21,7 @@ def service(directory: Path, command: tuple[str, ...], port: int) -> Service:
     options = {
         "bind": LOOPBACK,
         "port": str(port),
-        "dir": str(directory / NAME),
+        "dir": str(directory / LOG_SERVER),
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": "",
@@ -29,7 +29,7 @@ def service(directory: Path, command: tuple[str, ...], port: int) -> Service:
         "daemonize": "no",
     }
     argv = (*command, *(word for name, value in options.items() for word in (f"--{name}", value)))
-    return Service(NAME, "redis", argv, port)
+    return Service(LOG_SERVER, "redis", argv, port)
 
 
 def installed() -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 from pipeline.clock import Deadline, sleep_s
-from pipeline.devcluster import redis_server as logserver
+from pipeline.devcluster import redis_server
 from pipeline.devcluster.celery import import_path
 from pipeline.devcluster.layout import Layout, RunStep, Shard, node_names
 from pipeline.devcluster.state import Service
@@ -24,7 +24,7 @@ FILE = "shop.sqlite"
 
 def log_server_argv() -> tuple[str, ...]:
     """Return the command of the Valkey that comes as a Python package."""
-    return logserver.bundled()
+    return redis_server.bundled()
 
 
 def lay_out(directory: Path, shards: int, replicas: int) -> Layout:
@@ -74,7 +74,7 @@ MOST_BUSY = 0.25
 LOCK_TIMEOUT_S = 5.0
 
 
-def follow(source_path: Path, target_path: Path) -> None:
+def copy_for_ever(source_path: Path, target_path: Path) -> None:
     """Copy the source to the target whenever it has changed, for ever."""
     with closing(_open(source_path)) as source, closing(_open(target_path)) as target:
         target.execute("PRAGMA journal_mode = wal")
@@ -117,4 +117,4 @@ def _open(path: Path) -> sqlite3.Connection:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python -m pipeline.devcluster.sqlite SOURCE TARGET")
-    follow(Path(sys.argv[1]), Path(sys.argv[2]))
+    copy_for_ever(Path(sys.argv[1]), Path(sys.argv[2]))

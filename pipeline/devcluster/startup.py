@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.clock import polls
-from pipeline.devcluster import celery as workforce
-from pipeline.devcluster import mariadb, state
-from pipeline.devcluster import redis_server as logserver
-from pipeline.devcluster import sqlite as embedded
+from pipeline.devcluster import celery, mariadb, redis_server, sqlite, state
 from pipeline.devcluster.layout import Engine, Shard
 from pipeline.devcluster.processes import (
     LOOPBACK,
@@ -35,11 +32,11 @@ from pipeline.devcluster.state import ClusterFailed, Process, Service
 
 EngineName = Literal["embedded", "mariadb"]
 
-ENGINES: dict[str, Engine] = {"embedded": embedded, "mariadb": mariadb}
+ENGINES: dict[str, Engine] = {"embedded": sqlite, "mariadb": mariadb}
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ClusterOptions:
     """What a cluster shall consist of."""
 
     engine: str = "embedded"
@@ -62,15 +59,15 @@ class Options:
             raise ClusterFailed(f"port {self.flower_port} for Flower is taken on {LOOPBACK}; 0 takes a free one")
 
 
-def construct(directory: Path, options: Options, report: Report) -> None:
+def construct(directory: Path, options: ClusterOptions, report: Progress) -> None:
     """Bring up everything in a claimed directory; leaves what it made when it fails, for `down` to remove."""
     engine = ENGINES[options.engine]
     [redis_port] = free_ports(1)
-    redis = logserver.service(directory, engine.log_server_argv(), redis_port)
+    redis = redis_server.service(directory, engine.log_server_argv(), redis_port)
     layout = engine.lay_out(directory, options.shards, options.replicas)
-    _remember(directory, entries=(logserver.NAME, CONFIG_FILE, *layout.folders))
+    _remember(directory, entries=(redis_server.LOG_SERVER, CONFIG_FILE, *layout.folders))
 
-    (directory / logserver.NAME).mkdir()
+    (directory / redis_server.LOG_SERVER).mkdir()
     started = launch(directory, [redis])
     engine.prepare(directory, layout, lambda step: _run_step(directory, step))
     started += launch(directory, layout.services)
@@ -92,24 +89,24 @@ def relaunch(directory: Path, service: Service) -> Process:
     """Start a known service and remember its process."""
     with uninterrupted():
         process = spawn(service, directory)
-        state.write(directory, state.read(directory).with_process(process))
+        state.write(directory, state.read_state(directory).with_process(process))
     return process
 
 
 def _run_step(directory: Path, step: Service) -> None:
     [(_, process)] = launch(directory, [step])
     wait_done(directory, process)
-    state.write(directory, state.read(directory).without(step.name))
+    state.write(directory, state.read_state(directory).without(step.name))
 
 
 def _remember(directory: Path, services: Sequence[Service] = (), entries: Sequence[str] = ()) -> None:
-    state.write(directory, state.read(directory).with_services(services, entries))
+    state.write(directory, state.read_state(directory).with_services(services, entries))
 
 
-def _workforce(config: Path, options: Options) -> list[Service]:
-    services = [workforce.worker(config, number, options.worker_concurrency) for number in range(options.workers)]
+def _workforce(config: Path, options: ClusterOptions) -> list[Service]:
+    services = [celery.worker(config, number, options.worker_concurrency) for number in range(options.workers)]
     if options.flower_port is not None:
-        services.append(workforce.flower(config, options.flower_port or free_ports(1)[0]))
+        services.append(celery.flower(config, options.flower_port or free_ports(1)[0]))
     return services
 
 
@@ -149,10 +146,10 @@ READY_TIMEOUT_S = 30.0
 #: What Celery, and our own replica process, write once they work.
 READY_WORDS = "ready."
 
-Report = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
-def wait_ready(directory: Path, started: Iterable[tuple[Service, Process]], report: Report) -> None:
+def wait_ready(directory: Path, started: Iterable[tuple[Service, Process]], report: Progress) -> None:
     """Wait until all services work; the first that ends or takes too long raises with the tail of its log."""
     pending = list(started)
     for _ in polls(READY_TIMEOUT_S, first_s=0.01):
@@ -179,7 +176,7 @@ def is_ready(directory: Path, service: Service, process: Process) -> bool:
     """Whether the service works, asked once."""
     if service.kind in ("worker", "sqlite-replica"):
         return READY_WORDS in log_text(directory, process)
-    probes = {"redis": logserver.answers, "mariadb": mariadb.answers, "flower": workforce.flower_answers}
+    probes = {"redis": redis_server.answers, "mariadb": mariadb.answers, "flower": celery.flower_answers}
     return service.port is not None and probes[service.kind](service.port)
 
 

@@ -22,7 +22,7 @@ STATE_FILE = "cluster.json"
 #: The next state, until it is whole.
 UNFINISHED = "cluster.json.new"
 
-Kind = Literal["redis", "mariadb", "sqlite-replica", "worker", "flower", "step"]
+ProcessKind = Literal["redis", "mariadb", "sqlite-replica", "worker", "flower", "step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Service:
     """One thing to run, with all that is needed to run it again."""
 
     name: str
-    kind: Kind
+    kind: ProcessKind
     argv: tuple[str, ...]
     port: int | None = None
     environment: dict[str, str] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ClusterState:
     """Everything that is up, and every entry that `down` removes."""
 
     engine: str
@@ -69,12 +69,12 @@ class State:
         """Return the process that was last started under that name."""
         return next((process for process in self.processes if process.name == name), None)
 
-    def with_process(self, process: Process) -> State:
+    def with_process(self, process: Process) -> ClusterState:
         """Return the state with this process in the place of an earlier one of its name."""
         others = tuple(other for other in self.processes if other.name != process.name)
         return replace(self, processes=(*others, process))
 
-    def without(self, name: str) -> State:
+    def without(self, name: str) -> ClusterState:
         """Return the state with neither service nor process of that name."""
         return replace(
             self,
@@ -82,7 +82,7 @@ class State:
             processes=tuple(process for process in self.processes if process.name != name),
         )
 
-    def with_services(self, services: Iterable[Service], entries: Iterable[str] = ()) -> State:
+    def with_services(self, services: Iterable[Service], entries: Iterable[str] = ()) -> ClusterState:
         """Return the state with these services and directory entries added."""
         return replace(self, services=(*self.services, *services), entries=(*self.entries, *entries))
 
@@ -100,7 +100,7 @@ def claim(directory: Path, engine: str) -> None:
         folder.mkdir(mode=0o700)
     made = tuple(str(folder) for folder in missing)
     try:
-        write(directory, State(engine, made, ("logs", "run")), new=True)
+        write(directory, ClusterState(engine, made, ("logs", "run")), new=True)
     except FileExistsError:
         raise ClusterFailed(f"another cluster is being started in {directory}") from None
     for name in ("logs", "run"):
@@ -112,23 +112,23 @@ def exists(directory: Path) -> bool:
     return (directory / STATE_FILE).exists()
 
 
-def read(directory: Path) -> State:
+def read_state(directory: Path) -> ClusterState:
     """Read the state, or raise an error that says how to start a cluster."""
     try:
-        return msgspec.json.decode((directory / STATE_FILE).read_bytes(), type=State)
+        return msgspec.json.decode((directory / STATE_FILE).read_bytes(), type=ClusterState)
     except FileNotFoundError:
         raise ClusterFailed(f"no cluster is up in {directory}; run: pipeline cluster up --dir {directory}") from None
     except msgspec.MsgspecError as error:
         raise ClusterFailed(f"{directory / STATE_FILE} is not a cluster's state: {error}") from error
 
 
-def forget(directory: Path) -> None:
+def remove_state(directory: Path) -> None:
     """Remove the state, and one that a signal left half written."""
     for name in (UNFINISHED, STATE_FILE):
         (directory / name).unlink(missing_ok=True)
 
 
-def write(directory: Path, state: State, *, new: bool = False) -> None:
+def write(directory: Path, state: ClusterState, *, new: bool = False) -> None:
     """Write the state so that a reader sees the old one or the new one, readable by its owner only."""
     path = directory / STATE_FILE
     target = path if new else directory / UNFINISHED

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipeline.enqueue.fallback import Spooling
-from pipeline.enqueue.held_ops import Atomic, Chunk, Held, Holder, Waiting
-from pipeline.enqueue.idempotency import Place
-from pipeline.enqueue.producers import Sender
+from pipeline.enqueue.fallback import Fallback
+from pipeline.enqueue.held_ops import Atomic, Chunk, Held, HeldOp, HeldOps
+from pipeline.enqueue.idempotency import OpPlace
+from pipeline.enqueue.producers import Producer
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import BadOp, NotDurable
 from pipeline.model.op import Addressed, Op, encode, id_of, id_of_new, with_id
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.contract import IdReserved
-from pipeline.wait_budget import Patience, in_all
+from pipeline.wait_budget import WaitBudgets, in_all
 
 if TYPE_CHECKING:
     from pipeline.model.receipt import Source
@@ -28,7 +28,7 @@ DURABLE_S = 5.0
 BULK_ROWS = 1000
 
 
-class Outgoing:
+class Dispatch:
     """Sends ops, at their time. Threads may share it: each has groups and held ops of its own.
 
     Args:
@@ -36,8 +36,8 @@ class Outgoing:
         patience: how long one call may wait for Redis, beside what its durability asks for.
     """
 
-    def __init__(self, publisher: Publisher | Spooling, source: Source, patience: Patience):
-        self._publisher, self._source, self.patience = publisher, source, patience
+    def __init__(self, publisher: Publisher | Fallback, source: Source, wait_budgets: WaitBudgets):
+        self._publisher, self._source, self.wait_budgets = publisher, source, wait_budgets
         self._here = threading.local()
 
     # taking -------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ class Outgoing:
             # its request may redirect to the row before the op is sent
             op = with_id(addressed, self._publisher.reserve(bucket, op.idempotency_key, new))
         receipt = Receipt(bucket, None, id_of(op), source=self._source)
-        self._pass_on(Waiting(bucket, op, durability, [receipt]))
+        self._pass_on(HeldOp(bucket, op, durability, [receipt]))
         return receipt
 
     @property
@@ -88,14 +88,14 @@ class Outgoing:
             self._here.group = None
         if group.receipts:
             bucket, op, durability = group.sealed()
-            self._pass_on(Waiting(bucket, op, durability, group.receipts))
+            self._pass_on(HeldOp(bucket, op, durability, group.receipts))
 
     def held(self) -> Held:
         """Return an empty collection of ops to be sent later."""
         return Held(self._send_all, self._send)
 
     @contextmanager
-    def holding(self, held: Holder) -> Iterator[Holder]:
+    def holding(self, held: HeldOps) -> Iterator[HeldOps]:
         """Let this thread's ops go into *held* instead of being sent."""
         before = getattr(self._here, "held", None)
         self._here.held = held
@@ -112,7 +112,7 @@ class Outgoing:
         """
         if durability not in DURABILITIES:
             raise BadOp(f"durability is one of {', '.join(DURABILITIES)}; got {durability!r}")
-        if durability == "spooled" and not isinstance(self._publisher, Spooling):
+        if durability == "spooled" and not isinstance(self._publisher, Fallback):
             raise BadOp('durability="spooled" needs the spool: set [spool] enabled = true and a path, or use "fsync"')
         return durability
 
@@ -127,7 +127,7 @@ class Outgoing:
             raise NotDurable(durability, DURABLE_S, chunk.receipt(0, self._source))
         return chunk
 
-    def _published_under_key(self, addressed: Addressed) -> tuple[Op, Place]:
+    def _published_under_key(self, addressed: Addressed) -> tuple[Op, OpPlace]:
         """Send an op whose id nobody has been told; return it with the id that its key stands for."""
         bucket, op = addressed.bucket, addressed.op
         key, row_id = op.idempotency_key or "", id_of_new(op)
@@ -137,7 +137,7 @@ class Outgoing:
             op = with_id(addressed, reserved.row_id)
         return op, self._published(bucket, op)
 
-    def _published(self, bucket: int, op: Op, **how: Any) -> Place:
+    def _published(self, bucket: int, op: Op, **how: Any) -> OpPlace:
         """Send an op whose id may have been told already: it is not changed any more."""
         payload, key = encode(op), op.idempotency_key or ""
         try:
@@ -146,15 +146,15 @@ class Outgoing:
             # Redis, or the spool, was away when one of two ids was told. The shard takes the first op with that key
             return self._publisher.publish(bucket, payload, **how)
 
-    def _pass_on(self, entry: Waiting) -> None:
-        held: Holder | None = getattr(self._here, "held", None)
+    def _pass_on(self, entry: HeldOp) -> None:
+        held: HeldOps | None = getattr(self._here, "held", None)
         if held is not None:
             held.add(entry)
         else:
             self._send(entry)
 
     @in_all
-    def _send(self, entry: Waiting) -> None:
+    def _send(self, entry: HeldOp) -> None:
         bucket, op, durability, receipts = entry
         if durability == "redis":
             place = self._published(bucket, op)
@@ -169,11 +169,11 @@ class Outgoing:
         if reached == [False] or _only_here(durability, [place]):
             raise NotDurable(durability, DURABLE_S, receipts[0])
         if durability == "applied":
-            with self.patience.within(None):
+            with self.wait_budgets.within(None):
                 receipts[0].wait(DURABLE_S)
 
     @in_all
-    def _send_all(self, entries: list[Waiting]) -> None:
+    def _send_all(self, entries: list[HeldOp]) -> None:
         """Send entries that may share round trips."""
         if len(entries) == 1:
             self._send(entries[0])
@@ -193,23 +193,23 @@ class Outgoing:
                     )
 
 
-def _only_here(durability: str, places: Iterable[Place]) -> bool:
+def _only_here(durability: str, places: Iterable[OpPlace]) -> bool:
     """Whether ops that were to be on a second machine are in this one's spool only."""
     return durability == "replica" and any(place.position is None for place in places)
 
 
-def _reaching(durability: str, reached: list[bool]) -> Callable[[Sender], None] | None:
+def _reaching(durability: str, reached: list[bool]) -> Callable[[Producer], None] | None:
     """Return what to do on the sender's own line after the append: wait for Redis's replica or disk."""
     if durability not in ("replica", "fsync"):
         return None
 
-    def wait(sender: Sender) -> None:
+    def wait(sender: Producer) -> None:
         reached.append(sender.line.replicated(fsync=durability == "fsync", timeout_s=DURABLE_S))
 
     return wait
 
 
-def _fill(receipt: Receipt, place: Place) -> None:
+def _fill(receipt: Receipt, place: OpPlace) -> None:
     receipt.position, receipt.producer, receipt.producer_seq = place.position, place.producer, place.seq
     if place.row_id is not None:
         receipt.name_row(place.row_id)

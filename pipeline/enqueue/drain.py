@@ -17,17 +17,17 @@ from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.resend import Run
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.oplog.contract import Appending, Definitions, EpochStale, Scope
-from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard import ledger_queries
 from pipeline.shard.nodes import Nodes
 from pipeline.spool.store import Definition, Spool, Spooled
 
 #: How often a pass begins anew when Redis changes its lineage under it.
-TRIES = 3
-_log = logging.getLogger("pipeline.spool")
+DRAIN_TRIES = 3
+logger = logging.getLogger("pipeline.spool")
 
 
 @dataclass(slots=True)
-class Drained:
+class DrainResult:
     """What a pass did."""
 
     mine: bool = True  # whether nobody else was draining
@@ -63,13 +63,13 @@ class Drainer:
 
     def drain(
         self, for_s: float = 3600.0, *, patient: bool = True, report: Callable[[int], None] = lambda sent: None
-    ) -> Drained:
+    ) -> DrainResult:
         """Send what waits, for a while at most. What is in the way is told, not raised.
 
         Raises:
             SpoolUnavailable: the file cannot be used.
         """
-        done, deadline = Drained(), clock.Deadline(for_s)
+        done, deadline = DrainResult(), clock.Deadline(for_s)
         with self._spool.lock.tried() as mine:
             if not mine:
                 done.mine = False
@@ -101,7 +101,7 @@ class Drainer:
             scopes.setdefault(self._publisher.scope_of(bucket), []).append(bucket)
         return scopes
 
-    def _definitions_first(self, done: Drained) -> bool:
+    def _definitions_first(self, done: DrainResult) -> bool:
         """Publish the definitions that Redis has never had; whether it took them."""
         self._step("definitions")
         try:
@@ -112,7 +112,7 @@ class Drainer:
             done.why = str(error)
         return not done.why
 
-    def _promises_too(self, done: Drained) -> bool:
+    def _promises_too(self, done: DrainResult) -> bool:
         """Tell Redis which ids this host has promised under idempotency keys; whether it took them."""
         untold = self._spool.promises.untold()
         try:
@@ -140,12 +140,12 @@ class Drainer:
         self,
         scope: Scope,
         buckets: list[int],
-        done: Drained,
+        done: DrainResult,
         deadline: clock.Deadline,
         patient: bool,
         report: Callable[[int], None],
     ) -> None:
-        for _ in range(TRIES):
+        for _ in range(DRAIN_TRIES):
             try:
                 epoch = self._publisher.epoch_of(scope)
                 self._remind(scope, epoch)
@@ -163,7 +163,7 @@ class Drainer:
                 continue
             except Unavailable as error:
                 done.why = str(error)
-                _log.info("spool waits scope=%s: %s", scope.name, error)
+                logger.info("spool waits scope=%s: %s", scope.name, error)
                 return
         done.why = str(LogUnavailable("the server's lineage keeps changing", sent=False))
 
@@ -174,9 +174,9 @@ class Drainer:
             if self._nodes.unfit(session.node):
                 continue
             try:
-                there = inquiry.sequences(session, pairs)
+                there = ledger_queries.sequences(session, pairs)
             except (Unavailable, NotMigrated) as error:
-                _log.info("the spool keeps all of %s while %s is away: %s", shard, session.node, error)
+                logger.info("the spool keeps all of %s while %s is away: %s", shard, session.node, error)
                 return {}
             lowest = there if lowest is None else {p: min(seq, there[p]) for p, seq in lowest.items() if p in there}
         return lowest or {}

@@ -23,10 +23,10 @@ PAUSE_S, MOST_S = 0.05, 1.0
 TEND_S = 2.0
 #: What a caller without threads spends on draining, at most once a second, s.
 CALLER_S = 0.05
-_log = logging.getLogger("pipeline.spool")
+logger = logging.getLogger("pipeline.spool")
 
 
-class Courier:
+class DrainThread:
     """Drains for this process, in a thread that starts when it is first needed."""
 
     _tried_s: float
@@ -100,11 +100,11 @@ class Courier:
         try:
             done = self._drainer.drain(for_s, patient=patient)
         except PipelineError as error:
-            _log.warning("the spool could not be drained: %s", error)
+            logger.warning("the spool could not be drained: %s", error)
             return False
         if done.sent:
             self._breaker.close()
-            _log.info("spool drained ops=%d", done.sent)
+            logger.info("spool drained ops=%d", done.sent)
         return done.empty or (not done.mine and not self._spool.waiting())
 
     def _tended(self, before_s: float) -> bool:
@@ -114,5 +114,5 @@ class Courier:
                 self._drainer.forget()
             return bool(self._spool.pairs())
         except PipelineError as error:
-            _log.warning("the spool could not be looked after: %s", error)
+            logger.warning("the spool could not be looked after: %s", error)
             return True

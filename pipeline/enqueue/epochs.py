@@ -21,12 +21,12 @@ from typing import Generic, TypeVar
 from pipeline import clock
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.oplog.contract import Epochs, Scope
-from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard import ledger_queries
 from pipeline.shard.nodes import Nodes
-from pipeline.wait_budget import OutOfPatience, Patience, perform, threads_run, waited
+from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent, perform, threads_run, waited
 
 
-class CurrentEpochs:
+class EpochCache:
     """Knows epochs, and learns new ones. Thread-safe.
 
     Args:
@@ -45,12 +45,12 @@ class CurrentEpochs:
         self,
         log: Epochs,
         raise_epoch: Callable[[Scope], int],
-        patience: Patience,
+        wait_budgets: WaitBudgets,
         renewed: Callable[[], object],
         changed: Callable[[], object],
         ended: Callable[[], object],
     ):
-        self._log, self._raise_epoch, self._patience = log, raise_epoch, patience
+        self._log, self._raise_epoch, self._wait_budgets = log, raise_epoch, wait_budgets
         self._renewed, self._changed, self._ended = renewed, changed, ended
         self.known: dict[str, int] = {}
         self.reset()
@@ -59,7 +59,7 @@ class CurrentEpochs:
         """Begin anew in a child: a fork may have taken place while another thread held the lock."""
         self.learnt = 0
         self._raising = threading.Lock()
-        self._elsewhere: Elsewhere[int] = Elsewhere("pipeline-epochs", self._ended)
+        self._elsewhere: SingleFlight[int] = SingleFlight("pipeline-epochs", self._ended)
 
     def of(self, scope: Scope) -> int:
         """Return a scope's epoch, learnt if need be; see `after`."""
@@ -77,13 +77,13 @@ class CurrentEpochs:
             LogUnavailable: there is none as soon as its caller needs it; it is being raised, and nothing was sent.
             ShardUnavailable: a primary did not answer.
         """
-        patience = self._patience
-        budget = patience.here.budget
+        wait_budgets = self._wait_budgets
+        budget = wait_budgets.here.budget
         if budget is None:
             return self._raised(scope, stale)
         if not threads_run():
             return self._found(scope, stale)
-        with patience.spending():
+        with wait_budgets.spending():
             return self._elsewhere.result(scope.name, lambda: self._raised(scope, stale), max(0.0, budget.left_s))
 
     def _raised(self, scope: Scope, stale: int) -> int:
@@ -113,10 +113,10 @@ class CurrentEpochs:
         return stale > 0 or (other is not None and self._log.epoch(other)[:2] != (self.known[other], True))
 
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
-class Elsewhere(Generic[Result]):
+class SingleFlight(Generic[_Result]):
     """Does work in threads, one at a time for each key: callers who want the same wait for the same.
 
     Args:
@@ -126,9 +126,9 @@ class Elsewhere(Generic[Result]):
     def __init__(self, name: str, afterwards: Callable[[], object] = lambda: None):
         self._name, self._afterwards = name, afterwards
         self._lock = threading.Lock()
-        self._running: dict[str, Future[Result]] = {}
+        self._running: dict[str, Future[_Result]] = {}
 
-    def result(self, key: str, work: Callable[[], Result], wait_s: float) -> Result:
+    def result(self, key: str, work: Callable[[], _Result], wait_s: float) -> _Result:
         """Return what the work under way for a key comes to, begun if there is none.
 
         Raises:
@@ -143,11 +143,11 @@ class Elsewhere(Generic[Result]):
                 threading.Thread(target=perform, args=given, name=self._name, daemon=True).start()
         try:
             return waited(future, wait_s)
-        except OutOfPatience as error:
+        except WaitBudgetSpent as error:
             why = f"a new epoch of {key!r} was not raised within {wait_s * 1000:.0f} ms; it is being raised"
             raise LogUnavailable(why, sent=False) from error
 
-    def _done(self, key: str, work: Callable[[], Result]) -> Result:
+    def _done(self, key: str, work: Callable[[], _Result]) -> _Result:
         try:
             return work()
         finally:
@@ -157,7 +157,7 @@ class Elsewhere(Generic[Result]):
 
 #: How long one raise may take in all, s; databases have to be asked.
 RAISE_S = 10.0
-_log = logging.getLogger("pipeline.lineage")
+logger = logging.getLogger("pipeline.lineage")
 
 
 class Lineage:
@@ -184,7 +184,7 @@ class Lineage:
             new = self._new_epoch(scope, epoch)
             if self._log.raise_epoch(scope.name, seen, new):
                 level = logging.WARNING if epoch else logging.INFO
-                _log.log(level, "new lineage scope=%s epoch=%d (was %d)", scope.name, new, epoch)
+                logger.log(level, "new lineage scope=%s epoch=%d (was %d)", scope.name, new, epoch)
                 self._renewed()
                 return new
         raise LogUnavailable(f"the epoch of {scope.name!r} could not be raised", sent=False)
@@ -193,12 +193,12 @@ class Lineage:
         for shard in scope.shards:
             for replica in self._nodes.replicas(shard):
                 try:
-                    known = max(known, inquiry.highest_epoch(replica))
+                    known = max(known, ledger_queries.highest_epoch(replica))
                 except NotMigrated:
                     continue  # a replica without our tables has no watermark
                 except Unavailable as error:
-                    _log.warning("raising the epoch without asking %s: %s", replica.node, error)
+                    logger.warning("raising the epoch without asking %s: %s", replica.node, error)
         for shard in scope.shards:
             primary = self._nodes.primary(shard)
-            known = inquiry.give_epoch(primary, scope.name, known, clock.wall_ms() // 1000) - 1
+            known = ledger_queries.give_epoch(primary, scope.name, known, clock.wall_ms() // 1000) - 1
         return known + 1

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.enqueue.breaker import Breaker
-from pipeline.enqueue.drain_thread import Courier
-from pipeline.enqueue.idempotency import Place, Promising
-from pipeline.enqueue.producers import Sender
+from pipeline.enqueue.drain_thread import DrainThread
+from pipeline.enqueue.idempotency import OpPlace, Promising
+from pipeline.enqueue.producers import Producer
 from pipeline.enqueue.publisher import Publisher
-from pipeline.enqueue.schemas import Definitions
+from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.errors import PipelineFull, SpoolUnavailable, Unavailable
 from pipeline.oplog.contract import IdReserved
 from pipeline.spool.store import Number, Spool
 
 
-class Spooling:
+class Fallback:
     """A publisher that does not fail with Redis. A spooled op's place has no position.
 
     Args:
@@ -31,12 +31,12 @@ class Spooling:
         publisher: Publisher,
         spool: Spool,
         breaker: Breaker,
-        courier: Courier,
-        definitions: Definitions,
+        drain_thread: DrainThread,
+        definitions: SchemaPublisher,
         promising: Promising,
     ):
         self._publisher, self._spool, self._breaker = publisher, spool, breaker
-        self._courier, self._definitions, self._promising = courier, definitions, promising
+        self._drain_thread, self._definitions, self._promising = drain_thread, definitions, promising
         self.reserve = promising.reserve
 
     def publish(
@@ -46,9 +46,9 @@ class Spooling:
         *,
         key: str = "",
         row_id: int | None = None,
-        then: Callable[[Sender], None] | None = None,
+        then: Callable[[Producer], None] | None = None,
         kept: bool = False,
-    ) -> Place:
+    ) -> OpPlace:
         """Append one op, or spool it; see `Publisher.publish`.
 
         Args:
@@ -83,13 +83,13 @@ class Spooling:
         *,
         key: str = "",
         row_id: int | None = None,
-        then: Callable[[Sender], None] | None = None,
+        then: Callable[[Producer], None] | None = None,
         kept: bool = False,
-    ) -> dict[int, Place]:
+    ) -> dict[int, OpPlace]:
         """Append ops of several buckets, or spool those that Redis does not take; see `publish`."""
         if kept:
             return self._spooled(payloads, kept)
-        places: dict[int, Place] = {}
+        places: dict[int, OpPlace] = {}
         for share in self._publisher.by_scope(payloads).values():
             if self._breaker.open:
                 places |= self._spooled(share)
@@ -100,7 +100,7 @@ class Spooling:
                 places |= self._instead(share, error)
         return places
 
-    def _instead(self, runs: Mapping[int, Sequence[bytes]], error: Unavailable) -> dict[int, Place]:
+    def _instead(self, runs: Mapping[int, Sequence[bytes]], error: Unavailable) -> dict[int, OpPlace]:
         self._breaker.hear(error)
         try:
             return self._spooled(runs, numbered=error.numbered)
@@ -111,8 +111,8 @@ class Spooling:
 
     def _spooled(
         self, runs: Mapping[int, Sequence[bytes]], kept: bool = False, numbered: Mapping[int, Number] | None = None
-    ) -> dict[int, Place]:
+    ) -> dict[int, OpPlace]:
         self._definitions.keep_in(self._spool)
         numbers = self._spool.add(runs, kept=kept, numbered=numbered)
-        self._courier.wake(at_once=kept and not self._breaker.tripped)
-        return {bucket: Place(None, *number) for bucket, number in numbers.items()}
+        self._drain_thread.wake(at_once=kept and not self._breaker.tripped)
+        return {bucket: OpPlace(None, *number) for bucket, number in numbers.items()}

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from pipeline.enqueue.idempotency import Place
+from pipeline.enqueue.idempotency import OpPlace
 from pipeline.errors import BadOp, BadValue, CrossBucket
 from pipeline.model.op import GROUP, Op, Position, encode
 from pipeline.model.receipt import Receipt
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.model.receipt import Source
 
 
-class Waiting(NamedTuple):
+class HeldOp(NamedTuple):
     """One entry of a log to be: an op or a sealed group, and the receipts that wait for its position."""
 
     bucket: int
@@ -35,11 +35,11 @@ class Waiting(NamedTuple):
         return self.durability == "redis" and self.op.idempotency_key is None
 
 
-class Holder(Protocol):
+class HeldOps(Protocol):
     """Keeps entries until a commit: `Held`, or an outbox in the request's database."""
 
     def __len__(self) -> int: ...
-    def add(self, entry: Waiting) -> None: ...  # noqa: D102
+    def add(self, entry: HeldOp) -> None: ...  # noqa: D102
     def holds(self, table: str) -> bool: ...  # noqa: D102
     def send(self) -> list[Receipt]: ...  # noqa: D102
     def drop(self) -> None: ...  # noqa: D102
@@ -53,14 +53,14 @@ class Held:
         send_one: sends one entry by itself.
     """
 
-    def __init__(self, send_all: Callable[[list[Waiting]], None], send_one: Callable[[Waiting], None]):
+    def __init__(self, send_all: Callable[[list[HeldOp]], None], send_one: Callable[[HeldOp], None]):
         self._send_all, self._send_one = send_all, send_one
-        self._waiting: list[Waiting] = []
+        self._waiting: list[HeldOp] = []
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def __iter__(self) -> Iterator[Waiting]:
+    def __iter__(self) -> Iterator[HeldOp]:
         return iter(self._waiting)
 
     @property
@@ -68,7 +68,7 @@ class Held:
         """The receipts of all, in order."""
         return [receipt for entry in self._waiting for receipt in entry.receipts]
 
-    def add(self, entry: Waiting) -> None:
+    def add(self, entry: HeldOp) -> None:
         """Take an entry in."""
         self._waiting.append(entry)
 
@@ -100,7 +100,7 @@ class Held:
             sent += [receipt for entry in run for receipt in entry.receipts]
         return sent
 
-    def _run(self) -> list[Waiting]:
+    def _run(self) -> list[HeldOp]:
         """Return the first entries that may go together."""
         if not self._waiting[0].plain:
             return self._waiting[:1]
@@ -157,7 +157,7 @@ class Chunk:
         self.payloads: dict[int, list[bytes]] = {}
         self._at: list[tuple[int, int]] = []  # per row: bucket, and its how-manieth there
         self._ids: list[int | None] = []
-        self._places: Mapping[int, Place] = {}
+        self._places: Mapping[int, OpPlace] = {}
 
     def add(self, bucket: int, op: Op) -> None:
         """Add the next row's op."""
@@ -169,7 +169,7 @@ class Chunk:
     def __len__(self) -> int:
         return len(self._at)
 
-    def placed(self, places: Mapping[int, Place]) -> None:
+    def placed(self, places: Mapping[int, OpPlace]) -> None:
         """Note where the ops stand, and let the payloads go."""
         self._places = places
         self.payloads = {}

@@ -22,7 +22,7 @@ from pipeline.model.op import Position
 from pipeline.oplog.contract import IdReserved, Log
 from pipeline.spool.key_promises import Promises
 
-_log = logging.getLogger("pipeline.spool")
+logger = logging.getLogger("pipeline.spool")
 
 #: While ops wait in the spool, a Redis that did not answer is asked again so much later, s.
 AWAY_S = 10.0
@@ -79,18 +79,18 @@ class Promising:
             self._breaker.trip()
             self._away_until_s = clock.mono_s() + AWAY_S
         except PipelineFull as error:
-            _log.warning("an idempotency key is not reserved in Redis: %s", error)
+            logger.warning("an idempotency key is not reserved in Redis: %s", error)
         return None
 
     def _kept(self, step: Callable[..., Result], *arguments: Any) -> Result | None:
         try:
             return step(*arguments)
         except (PipelineFull, SpoolUnavailable) as error:
-            _log.warning("two calls with one idempotency key may tell two ids: %s", error)
+            logger.warning("two calls with one idempotency key may tell two ids: %s", error)
             return None
 
 
-class Place(msgspec.Struct, frozen=True):
+class OpPlace(msgspec.Struct, frozen=True):
     """Where the first op of a bucket's run stands, and its producer's sequence; the others follow densely."""
 
     position: Position | None  # None: in the spool
@@ -104,14 +104,14 @@ def reserved(log: Log, bucket: int, key: str, row_id: int) -> int:
     try:
         return log.reserve(bucket, key, row_id)
     except (LogUnavailable, PipelineFull) as error:
-        _log.warning("two calls with one idempotency key may tell two ids: %s", error)
+        logger.warning("two calls with one idempotency key may tell two ids: %s", error)
         return row_id
 
 
-def kept(text: str) -> Place:
+def kept(text: str) -> OpPlace:
     """Read what is kept of an op."""
     try:
         epoch, seq, producer, producer_seq, row_id = map(int, text.split(" "))
     except ValueError as error:
         raise PipelineError("Redis keeps a receipt that this version cannot read") from error
-    return Place(Position(epoch, seq), producer, producer_seq, row_id or None)
+    return OpPlace(Position(epoch, seq), producer, producer_seq, row_id or None)

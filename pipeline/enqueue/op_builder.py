@@ -26,10 +26,10 @@ MAX_KEY = 190
 #: Where a table object carries what is known of it. web2py makes its tables anew at each request: with the door, they
 #: would outlive it. A thousand of them made each of web2py's garbage collections, one per 100 requests, take 50 ms.
 KNOWN = "_pipeline_known"
-_log = logging.getLogger("pipeline.door")
+logger = logging.getLogger("pipeline.door")
 
 
-class Door:
+class OpBuilder:
     """Makes ops. Thread-safe.
 
     Args:
@@ -72,7 +72,7 @@ class Door:
                     self._publish(self._gate(db[name]))
                 except (Unavailable, BadOp) as error:
                     # a page that only reads must not fail for it; the first op tries again, and raises
-                    _log.warning("table %s is not published yet: %s", name, error)
+                    logger.warning("table %s is not published yet: %s", name, error)
 
     def table(self, table: Any) -> Any:
         """Return the pyDAL table that is meant."""
@@ -104,12 +104,12 @@ class Door:
     def _known(self, table: Any) -> tuple[Any, Known]:
         """Return the pyDAL table that is meant, and what is known of it."""
         known: Known | None = getattr(table, KNOWN, None)
-        if known is not None and known.table is table and known.door is self._sign:
+        if known is not None and known.table is table and known.op_builder is self._sign:
             return table, known
         table = self.table(table)
         known = getattr(table, KNOWN, None)
         # an alias is a copy that has its table's; and two clients may share a table
-        if known is None or known.table is not table or known.door is not self._sign:
+        if known is None or known.table is not table or known.op_builder is not self._sign:
             rule = self._topology.rule_of(table._tablename)
             known = Known(table, self.gate(table), self._rules(table), rule, self._sign)
             setattr(table, KNOWN, known)

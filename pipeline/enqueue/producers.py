@@ -18,7 +18,7 @@ from pipeline import clock
 from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.model.op import Position
 from pipeline.oplog.contract import HOLE, Append, Appended, Appending, Line, Scope
-from pipeline.wait_budget import OutOfPatience, Patience
+from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
 
 #: A sender that idled longer starts anew under another number: Redis forgets its sequences after two days.
 FRESH_S = 86_400
@@ -36,7 +36,7 @@ class Lost(NamedTuple):
     last: int
 
 
-class Sender:
+class Producer:
     """Sends ops over one line.
 
     Attributes:
@@ -110,10 +110,10 @@ class Sender:
         return self.used_at - idle_since <= FRESH_S
 
 
-_log = logging.getLogger("pipeline.publish")
+logger = logging.getLogger("pipeline.publish")
 
 
-class Senders:
+class Producers:
     """Lends senders, and records by name what the log has lost of one.
 
     Args:
@@ -131,20 +131,20 @@ class Senders:
         log: Appending,
         learnt: Callable[[], int],
         record_lost: Callable[[Lost], None],
-        patience: Patience,
+        wait_budgets: WaitBudgets,
         ended: Callable[[], object],
     ):
         self._log, self._learnt, self._record_lost = log, learnt, record_lost
-        self._patience, self._ended = patience, ended
+        self._wait_budgets, self._ended = wait_budgets, ended
         self.reset()
 
     def reset(self) -> None:
         """Begin anew in a child."""
-        self.free: deque[Sender] = deque()
-        self._patient: deque[Sender] = deque()
+        self.free: deque[Producer] = deque()
+        self._patient: deque[Producer] = deque()
         self.losses: deque[Lost] = deque(maxlen=10_000)
 
-    def take(self, *, patient: bool) -> Sender:
+    def take(self, *, patient: bool) -> Producer:
         """Return a sender that nobody else has until `put_back`; a patient one waits longer, for many ops at once."""
         try:
             sender = (self._patient if patient else self.free).pop()
@@ -155,16 +155,16 @@ class Senders:
         sender.line.close()
         return self._made(patient)
 
-    def put_back(self, sender: Sender) -> None:
+    def put_back(self, sender: Producer) -> None:
         """Let others use a sender; one that missed a change of lineage is asked about now: it may never send again."""
         if sender.lineages != self._learnt():
             try:
                 sender = self.checked(sender)
             except LogUnavailable as error:
-                _log.warning("a sender will be checked at its next use: %s", error)
+                logger.warning("a sender will be checked at its next use: %s", error)
         (self._patient if sender.patient else self.free).append(sender)
 
-    def checked(self, sender: Sender) -> Sender:
+    def checked(self, sender: Producer) -> Producer:
         """Return a sender of which the log has lost nothing: this one, or after a change of lineage perhaps another."""
         learnt = self._learnt()
         if sender.lineages != learnt:
@@ -173,7 +173,7 @@ class Senders:
             sender.lineages = learnt
         return sender
 
-    def replaced(self, sender: Sender) -> Sender:
+    def replaced(self, sender: Producer) -> Producer:
         """Note what the log lost of a sender, and return another in its place."""
         self.losses.extend(sender.losses())
         sender.line.close()
@@ -189,9 +189,9 @@ class Senders:
     def report_losses(self) -> None:
         """Record what was lost; what cannot be recorded now is tried again at the next call."""
         try:
-            self._patience.aside(self._record_losses, ended=self._ended)
-        except OutOfPatience:
-            _log.warning("the loss is being recorded, or will be: the database has not answered yet")
+            self._wait_budgets.aside(self._record_losses, ended=self._ended)
+        except WaitBudgetSpent:
+            logger.warning("the loss is being recorded, or will be: the database has not answered yet")
 
     def close(self) -> None:
         """Give all connections back."""
@@ -199,16 +199,16 @@ class Senders:
             while idle:
                 idle.pop().line.close()
 
-    def _made(self, patient: bool) -> Sender:
-        return Sender(self._log.line(patient=patient), patient, self._learnt())
+    def _made(self, patient: bool) -> Producer:
+        return Producer(self._log.line(patient=patient), patient, self._learnt())
 
     def _record_losses(self) -> None:
         while self.losses:
             lost = self.losses.popleft()
-            _log.error("Redis lost ops: bucket=%d producer=%d seq=%d..%d", *lost)
+            logger.error("Redis lost ops: bucket=%d producer=%d seq=%d..%d", *lost)
             try:
                 self._record_lost(lost)
             except Unavailable as error:
                 self.losses.append(lost)
-                _log.warning("the loss could not be recorded yet: %s", error)
+                logger.warning("the loss could not be recorded yet: %s", error)
                 return

@@ -9,15 +9,15 @@ from typing import TypeVar
 
 from pipeline.config.topology import Topology
 from pipeline.enqueue import idempotency
-from pipeline.enqueue.epochs import CurrentEpochs
-from pipeline.enqueue.idempotency import Place
-from pipeline.enqueue.producers import Lost, Sender, Senders
-from pipeline.enqueue.resend import Run, relay
+from pipeline.enqueue.epochs import EpochCache
+from pipeline.enqueue.idempotency import OpPlace
+from pipeline.enqueue.producers import Lost, Producer, Producers
+from pipeline.enqueue.resend import Run, resend
 from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.model.op import Position
 from pipeline.oplog.contract import EVERYWHERE, HOLE, EpochStale, Line, Log, Scope, scopes_of
 from pipeline.oplog.doorbell import Bell, SilentBell
-from pipeline.wait_budget import Patience
+from pipeline.wait_budget import WaitBudgets
 
 #: So many ops at once have the short time-out of a request also where there is none; more are a bulk load's.
 FEW = 20
@@ -46,18 +46,18 @@ class Publisher:
         raise_epoch: Callable[[Scope], int],
         record_lost: Callable[[Lost], None],
         *,
-        patience: Patience | None = None,
+        wait_budgets: WaitBudgets | None = None,
         renewed: Callable[[], object] = lambda: None,
         ended: Callable[[], object] = lambda: None,
     ):
         self._log, self._bell, self._record_lost, self._pid = log, bell, record_lost, os.getpid()
-        self._patience = patience or Patience(math.inf)
+        self._wait_budgets = wait_budgets or WaitBudgets(math.inf)
         self.scopes = scopes_of(topology.shards)
         self._reference = self.scopes[EVERYWHERE]
         self._scope_of = [self.scopes[topology.shard_of(bucket)] for bucket in range(topology.buckets)]
         self._scope_of.append(self._reference)
-        self._senders = Senders(log, lambda: self._epochs.learnt, record_lost, self._patience, ended)
-        self._epochs = CurrentEpochs(log, raise_epoch, self._patience, renewed, self._senders.audit, ended)
+        self._senders = Producers(log, lambda: self._epochs.learnt, record_lost, self._wait_budgets, ended)
+        self._epochs = EpochCache(log, raise_epoch, self._wait_budgets, renewed, self._senders.audit, ended)
 
     def publish(
         self,
@@ -66,8 +66,8 @@ class Publisher:
         *,
         key: str = "",
         row_id: int | None = None,
-        then: Callable[[Sender], None] | None = None,
-    ) -> Place:
+        then: Callable[[Producer], None] | None = None,
+    ) -> OpPlace:
         """Append one op; *then* may use the sender's line while it is still ours.
 
         Args:
@@ -97,12 +97,12 @@ class Publisher:
         *,
         key: str = "",
         row_id: int | None = None,
-        then: Callable[[Sender], None] | None = None,
-    ) -> dict[int, Place]:
+        then: Callable[[Producer], None] | None = None,
+    ) -> dict[int, OpPlace]:
         """Append ops of several buckets, in one round trip per shard; return the place of each bucket's first."""
-        places: dict[int, Place] = {}
+        places: dict[int, OpPlace] = {}
         for scope, share in self.by_scope(payloads).items():
-            patient = self._patience.here.budget is None and sum(map(len, share.values())) > FEW
+            patient = self._wait_budgets.here.budget is None and sum(map(len, share.values())) > FEW
             places |= self._share(scope, share, key, row_id, then, patient=patient)
         return places
 
@@ -164,14 +164,14 @@ class Publisher:
 
     # parts --------------------------------------------------------------------------------------------------
 
-    def _take(self, *, patient: bool = False) -> Sender:
+    def _take(self, *, patient: bool = False) -> Producer:
         if self._pid != os.getpid():  # a fork must not send on its parent's connections, nor wait for its locks
             self._pid = os.getpid()
             self._senders.reset()
             self._epochs.reset()
         return self._senders.take(patient=patient)
 
-    def _publish_one(self, sender: Sender, scope: Scope, epoch: int, bucket: int, payload: bytes) -> Place | None:
+    def _publish_one(self, sender: Producer, scope: Scope, epoch: int, bucket: int, payload: bytes) -> OpPlace | None:
         """Append one op when nothing is unusual, with half the work; None where nothing was written."""
         try:
             placed = sender.send_one(scope, epoch, bucket, payload)
@@ -189,7 +189,7 @@ class Publisher:
             self._bell.ring(scope.shards, 1)
         if self._senders.losses:
             self._senders.report_losses()
-        return Place(position, sender.producer, seq)
+        return OpPlace(position, sender.producer, seq)
 
     def _share(
         self,
@@ -197,10 +197,10 @@ class Publisher:
         payloads: dict[int, Sequence[bytes]],
         key: str,
         row_id: int | None,
-        then: Callable[[Sender], None] | None,
+        then: Callable[[Producer], None] | None,
         *,
         patient: bool = False,
-    ) -> dict[int, Place]:
+    ) -> dict[int, OpPlace]:
         sender = self._take(patient=patient)
         try:
             places, sender = self._send(sender, scope, payloads, key, row_id)
@@ -218,7 +218,7 @@ class Publisher:
         for _ in range(3):
             epoch = only or self._epochs.of(scope)
             try:
-                reached, ring = relay(line, scope, epoch, producer, runs, self._record_lost)
+                reached, ring = resend(line, scope, epoch, producer, runs, self._record_lost)
             except EpochStale:
                 if only:
                     raise
@@ -230,8 +230,8 @@ class Publisher:
         raise LogUnavailable("the server's lineage keeps changing")
 
     def _send(
-        self, sender: Sender, scope: Scope, payloads: dict[int, Sequence[bytes]], key: str, row_id: int | None
-    ) -> tuple[dict[int, Place], Sender]:
+        self, sender: Producer, scope: Scope, payloads: dict[int, Sequence[bytes]], key: str, row_id: int | None
+    ) -> tuple[dict[int, OpPlace], Producer]:
         """Send, and return the places and the sender to go on with."""
         for _ in range(3):
             epoch = self._epochs.of(scope)
@@ -247,7 +247,7 @@ class Publisher:
                 return {bucket: _same(answer.same, sender, bucket) for bucket in payloads}, sender
             places, holes = {}, []
             for bucket, (code, position) in zip(payloads, answer.placed, strict=True):
-                places[bucket] = Place(position, sender.producer, first[bucket])
+                places[bucket] = OpPlace(position, sender.producer, first[bucket])
                 if code == HOLE:
                     holes.append(bucket)
             if not holes:
@@ -265,7 +265,7 @@ class Publisher:
         raise LogUnavailable("the server's lineage keeps changing", sent=False)
 
 
-def _same(text: str, sender: Sender, bucket: int) -> Place:
+def _same(text: str, sender: Producer, bucket: int) -> OpPlace:
     place = idempotency.kept(text)
     if place.producer == sender.producer:
         sender.skip(bucket, place.seq)

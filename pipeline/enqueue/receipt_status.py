@@ -11,14 +11,14 @@ from pipeline.errors import Lost, PipelineError, Rejected, ShardUnavailable, Una
 from pipeline.model.op import START, Position
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.contract import Entries, Watermarks
-from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard import ledger_queries
 from pipeline.shard.ledger_queries import Fate
 from pipeline.shard.nodes import Nodes
 
 #: A shard forgets producers it has not heard of for so long; an older receipt of another epoch cannot be told.
 REMEMBERED_S = 7 * 86_400
 #: A waiter asks the database at least this often, whatever Redis says, s.
-ASK_S = 0.25
+STATUS_S = 0.25
 _FINAL = ("applied", "durable", "rejected", "lost")
 
 
@@ -55,7 +55,7 @@ class Follower:
         asked_at, state = 0.0, "queued"
         for deadline in clock.polls(timeout_s):
             hinted = all(self._hint(shard, receipt) for shard in shards)
-            if hinted or deadline.passed or clock.mono_s() - asked_at > ASK_S:
+            if hinted or deadline.passed or clock.mono_s() - asked_at > STATUS_S:
                 try:
                     asked_at, state = clock.mono_s(), self._state(receipt)
                 except ShardUnavailable:
@@ -90,12 +90,12 @@ class Follower:
             self.wait(receipt, deadline.left_s)
         for shard in {shard for bucket in places for shard in self._topology.shards_of(bucket)}:
             session = self._nodes.primary(shard)
-            refused = inquiry.refused(session, every)
+            refused = ledger_queries.refused_ops(session, every)
             if refused:
                 raise Rejected(f"{len(refused)} of {len(every)} ops; the first", refused[0][0], refused[0][1])
             lost = sum(
                 position.epoch == epoch and first <= position.seq <= last
-                for bucket, epoch, first, last in inquiry.gaps(session, places)
+                for bucket, epoch, first, last in ledger_queries.gaps(session, places)
                 for position in places[bucket]
             )
             if lost:
@@ -125,7 +125,7 @@ class Follower:
         """Return the id that the database gave to an op's row; None until it is applied."""
         shard = self._topology.shards_of(receipt.bucket)[0]
         session = self._nodes.primary(shard)
-        return inquiry.row_id(session, receipt.bucket, receipt.producer, receipt.producer_seq)
+        return ledger_queries.row_id(session, receipt.bucket, receipt.producer, receipt.producer_seq)
 
     # parts --------------------------------------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ class Follower:
 
     def _fate(self, shard: str, receipt: Receipt) -> Fate:
         session, position = self._nodes.primary(shard), receipt.position or START
-        return inquiry.fate(session, receipt.bucket, position, receipt.producer, receipt.producer_seq)
+        return ledger_queries.fate(session, receipt.bucket, position, receipt.producer, receipt.producer_seq)
 
     def _reached(self, fate: Fate, receipt: Receipt) -> bool:
         """Whether an op, or its refusal, is committed on a node; one that was spooled is known by its sequence only."""
@@ -183,7 +183,9 @@ class Follower:
             for session in counting:
                 try:
                     position = receipt.position or START
-                    fate = inquiry.fate(session, receipt.bucket, position, receipt.producer, receipt.producer_seq)
+                    fate = ledger_queries.fate(
+                        session, receipt.bucket, position, receipt.producer, receipt.producer_seq
+                    )
                 except (Unavailable, PipelineError):
                     return False
                 if not self._reached(fate, receipt):
@@ -202,7 +204,7 @@ class Follower:
 
     def _behind(self, shard: str, buckets: set[int], tails: Mapping[int, Position]) -> set[int]:
         """Return those of a shard's buckets that its primary has not applied so far."""
-        found = inquiry.marks_of(self._nodes.primary(shard), buckets)
+        found = ledger_queries.marks_of(self._nodes.primary(shard), buckets)
         if missing := buckets - found.keys():
             raise ShardUnavailable(shard, f"it has no watermark of bucket {min(missing)}: run pipeline migrate")
         return {bucket for bucket in buckets if found[bucket].position < tails[bucket]}

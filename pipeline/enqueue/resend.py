@@ -24,7 +24,7 @@ class Run(NamedTuple):
     payloads: Sequence[bytes]
 
 
-def relay(
+def resend(
     line: Line,
     scope: Scope,
     epoch: int,

@@ -11,9 +11,9 @@ from pipeline.errors import IdsUsedUp, LogUnavailable, NoProducerNumber, Pipelin
 from pipeline.model.ids import IdMaker, Lease
 from pipeline.oplog.contract import Numbers
 from pipeline.spool.store import Spool
-from pipeline.wait_budget import Patience
+from pipeline.wait_budget import WaitBudgets
 
-_log = logging.getLogger("pipeline.ids")
+logger = logging.getLogger("pipeline.ids")
 
 
 class RowIds:
@@ -23,8 +23,8 @@ class RowIds:
         patience: of the callers: the time for which one waits until another has a lease counts too.
     """
 
-    def __init__(self, log: Numbers, spool: Spool | None, breaker: Breaker, patience: Patience):
-        self._log, self._spool, self._breaker, self._patience = log, spool, breaker, patience
+    def __init__(self, log: Numbers, spool: Spool | None, breaker: Breaker, wait_budgets: WaitBudgets):
+        self._log, self._spool, self._breaker, self._wait_budgets = log, spool, breaker, wait_budgets
         self._start()
 
     def new(self, bucket: int, now_ms: int) -> int:
@@ -36,7 +36,7 @@ class RowIds:
         if self._pid != os.getpid():  # a fork must not go on with its parent's number
             self._start()
         lock = self._lock
-        self._patience.enter(lock)
+        self._wait_budgets.enter(lock)
         try:
             return self._ids.new(bucket, now_ms)
         finally:
@@ -76,5 +76,5 @@ class RowIds:
             reserve.refill(self._log.lease_host_ids)
         except Unavailable as error:
             breaker.hear(error)
-            _log.warning("no ids in reserve for when Redis is away: %s", error)
+            logger.warning("no ids in reserve for when Redis is away: %s", error)
         return leased

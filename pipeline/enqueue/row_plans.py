@@ -18,7 +18,7 @@ from pipeline.model.schema import TableSchema
 from pipeline.model.values import checker, lenient
 from pipeline.model.values.texts import LAZY_TEXTS
 
-Check = Callable[[Any], Any]
+_Check = Callable[[Any], Any]
 #: Values of these types are called, as pyDAL does. Not all that can be called is meant to be: a Row can, too.
 FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
 
@@ -37,8 +37,8 @@ class Gate:
 
     def __init__(self, schema: TableSchema):
         self.schema = schema
-        self.check: dict[str, Check] = {c.name: checker(schema.name, c) for c in schema.columns}
-        self.lenient: dict[str, Check] = {c.name: lenient(schema.name, c) for c in schema.columns}
+        self.check: dict[str, _Check] = {c.name: checker(schema.name, c) for c in schema.columns}
+        self.lenient: dict[str, _Check] = {c.name: lenient(schema.name, c) for c in schema.columns}
         self.column_of = schema.index
         #: Fields that an insert must end up with.
         self.required = frozenset(c.name for c in schema.columns if c.notnull and c.name != schema.id_name)
@@ -130,10 +130,10 @@ class Known:
         door: whose gate and rules these are.
     """
 
-    __slots__ = ("_plans", "door", "gate", "rule", "rules", "table")
+    __slots__ = ("_plans", "gate", "op_builder", "rule", "rules", "table")
 
-    def __init__(self, table: Any, gate: Gate, rules: TableSettings, rule: Rule, door: object):
-        self.table, self.gate, self.rules, self.rule, self.door = table, gate, rules, rule, door
+    def __init__(self, table: Any, gate: Gate, rules: TableSettings, rule: Rule, op_builder: object):
+        self.table, self.gate, self.rules, self.rule, self.op_builder = table, gate, rules, rule, op_builder
         self._plans: dict[tuple[str, ...], RowPlan] = {}
 
     def plan(self, table: Any, values: Mapping[str, Any]) -> RowPlan:
@@ -176,7 +176,7 @@ class RowPlan:
         given: frozenset[str],
         defaults: Mapping[str, Any],
         filtered: frozenset[str] | None,  # None: neither filters nor `compute`
-        check: Mapping[str, Check],
+        check: Mapping[str, _Check],
         key: str | None,
     ) -> None:
         self._gate, self._table, self.given = gate, table, given

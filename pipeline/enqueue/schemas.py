@@ -13,19 +13,25 @@ from pipeline.oplog.contract import Log
 from pipeline.shard import columns
 from pipeline.shard.nodes import Nodes
 from pipeline.spool.store import Spool
-from pipeline.wait_budget import OutOfPatience, Patience
+from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
 
-_log = logging.getLogger("pipeline.publish")
+logger = logging.getLogger("pipeline.publish")
 
 
-class Definitions:
+class SchemaPublisher:
     """Publishes definitions, and looks once whether the ids of a table will fit its id column."""
 
     def __init__(
-        self, log: Log, nodes: Nodes, topology: Topology, spool: Spool | None, breaker: Breaker, patience: Patience
+        self,
+        log: Log,
+        nodes: Nodes,
+        topology: Topology,
+        spool: Spool | None,
+        breaker: Breaker,
+        wait_budgets: WaitBudgets,
     ):
         self._log, self._nodes, self._topology = log, nodes, topology
-        self._spool, self._breaker, self._patience = spool, breaker, patience
+        self._spool, self._breaker, self._wait_budgets = spool, breaker, wait_budgets
         self._published: dict[str, Gate] = {}
         self._spooled: set[str] = set()
 
@@ -80,9 +86,9 @@ class Definitions:
         if self._topology.table(schema.name).ids != "pipeline":
             return
         try:
-            kind = self._patience.aside(lambda: self._id_type(schema), ended=self._nodes.close, share=0.5)
-        except (Unavailable, OutOfPatience) as error:
-            _log.warning("whether ids fit their column in %s the workers will tell: %s", schema.name, error)
+            kind = self._wait_budgets.aside(lambda: self._id_type(schema), ended=self._nodes.close, share=0.5)
+        except (Unavailable, WaitBudgetSpent) as error:
+            logger.warning("whether ids fit their column in %s the workers will tell: %s", schema.name, error)
             return
         if kind is not None and not columns.holds_64_bits(kind):
             raise BadOp(

@@ -28,7 +28,7 @@ QUIET_S = 0.005
 ENOUGH = 8
 #: What the thread is asked for: to ring shards for so many ops, to say that it has, or to end.
 _Wish = tuple[Iterable[str], int] | threading.Event | None
-_log = logging.getLogger("pipeline.bell")
+logger = logging.getLogger("pipeline.bell")
 
 
 class Bell:
@@ -61,7 +61,7 @@ class Bell:
                 queue=queue_of(shard),
             )
         except Exception as error:  # the broker may fail in many ways, and none may reach a web request
-            _log.warning("ring failed shard=%s error=%s: %s", shard, type(error).__name__, error)
+            logger.warning("ring failed shard=%s error=%s: %s", shard, type(error).__name__, error)
             return False
         return True
 
@@ -74,7 +74,7 @@ class Bell:
         try:
             replies = self._celery().control.inspect(timeout=timeout_s).active_queues() or {}
         except Exception as error:  # the broker may fail in many ways
-            _log.debug("no answer from the broker: %s: %s", type(error).__name__, error)
+            logger.debug("no answer from the broker: %s: %s", type(error).__name__, error)
             return None
         queues = {queue["name"] for listening in replies.values() for queue in listening or ()}
         return {shard for shard in self._shards if queue_of(shard) in queues}

@@ -16,9 +16,9 @@ from pipeline.errors import ReadOnly, ShardUnavailable
 from pipeline.model.op import Position
 from pipeline.reads.node_tables import NodeTables
 from pipeline.reads.session import Need
-from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard import ledger_queries
 from pipeline.shard.driver_errors import connection_lost, refused_write, sentence_of
-from pipeline.shard.session import Session
+from pipeline.shard.session import NodeSession
 
 #: A connection that was idle for longer is tried before it is relied on, s.
 IDLE_S = 1.0
@@ -41,13 +41,15 @@ class _Known(threading.local):
         self.sequences: dict[int, dict[int, int]] = {}
 
 
-class Reader:
+class NodeReader:
     """One node, for reading. Threads may share it."""
 
     def __init__(self, node: str, uri: str):
         self.node = node
         #: For the questions of `shard.inquiry`.
-        self.session = Session(node, uri, read_only=True, autocommit=True, connect_s=CONNECT_S, statement_s=STATEMENT_S)
+        self.session = NodeSession(
+            node, uri, read_only=True, autocommit=True, connect_s=CONNECT_S, statement_s=STATEMENT_S
+        )
         self.db: Any = self.session.db
         self.adapter: Any = self.session.adapter
         self._known = _Known()
@@ -114,14 +116,14 @@ class Reader:
         asked = {b: need.asks_for(marks[b]) for b, need in needs.items() if b in marks and marks[b] >= need.position}
         pairs = [(bucket, producer) for bucket, sequences in asked.items() for producer in sequences]
         if pairs:
-            found = inquiry.sequences(self.session, pairs)
+            found = ledger_queries.sequences(self.session, pairs)
             for (bucket, producer), seq in found.items():
                 self._known.sequences.setdefault(bucket, {})[producer] = seq
         return self.has(needs)
 
     def marks(self, buckets: Iterable[int] | None = None) -> dict[int, Position]:
         """Ask the node for watermarks, some or all."""
-        found = inquiry.marks_of(self.session, buckets)
+        found = ledger_queries.marks_of(self.session, buckets)
         marks = {bucket: mark.position for bucket, mark in found.items()}
         self._known.marks.update(marks)
         return marks
@@ -173,7 +175,7 @@ class Reader:
         return error
 
 
-class Readers:
+class NodeReaders:
     """The readers of this process by node, made when first used, made anew after a fork.
 
     Args:
@@ -184,7 +186,7 @@ class Readers:
         self._uri = uri
         self._reset()
 
-    def __getitem__(self, node: str) -> Reader:
+    def __getitem__(self, node: str) -> NodeReader:
         if self._pid != os.getpid():
             # the parent's sockets are not ours to use, nor to close
             self._reset()
@@ -193,7 +195,7 @@ class Readers:
             with self._lock:
                 reader = self._readers.get(node)
                 if reader is None:
-                    reader = self._readers[node] = Reader(node, self._uri(node))
+                    reader = self._readers[node] = NodeReader(node, self._uri(node))
         return reader
 
     def close(self) -> None:
@@ -204,4 +206,4 @@ class Readers:
 
     def _reset(self) -> None:
         self._pid, self._lock = os.getpid(), threading.Lock()
-        self._readers: dict[str, Reader] = {}
+        self._readers: dict[str, NodeReader] = {}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pipeline.dal.objects import kind_of
 from pipeline.errors import UnknownTable
-from pipeline.reads.connections import Reader
+from pipeline.reads.connections import NodeReader
 
 
 class ReadInfo(NamedTuple):
@@ -54,7 +54,7 @@ class NodeDAL:
 
     __slots__ = ("_find", "read_info", "reader")
 
-    def __init__(self, reader: Reader, read_info: ReadInfo):
+    def __init__(self, reader: NodeReader, read_info: ReadInfo):
         self.reader, self.read_info = reader, read_info
         self._find: Callable[[str], Any] | None = None
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from pipeline.dal.filters import limits, narrowed
-from pipeline.dal.objects import for_all_threads, real_name, rebuilt, referee, renamed
+from pipeline.dal.objects import for_all_threads, real_name, rebuilt_on, referee, renamed
 from pipeline.model.schema import signature_of
 
 #: Tables that are remembered: web2py makes its own anew at each request.
@@ -78,7 +78,7 @@ class NodeTables:
 
     def own(self, part: Any) -> Any:
         """Return a query, field or expression of the caller's DAL as one of this node's."""
-        return rebuilt(part, self._db, self.table)
+        return rebuilt_on(part, self._db, self.table)
 
     def _define(self, table: Any) -> Any:
         name, signature = real_name(table), signature_of(table)[1:]

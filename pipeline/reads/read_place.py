@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 from pipeline.config.settings import TableSettings
 from pipeline.config.topology import Topology
-from pipeline.dal.objects import conjuncts, kind_of, op_name, pinned_values, real_name, table_of
+from pipeline.dal.objects import conjuncts, field_table, kind_of, op_name, pinned_values, real_name
 from pipeline.errors import BadRead, BadToken, ShardKeyError
 from pipeline.oplog.contract import Entries
 from pipeline.reads.session import Need, Token
 
 
-class Place(NamedTuple):
+class ReadPlace(NamedTuple):
     """A shard, and the buckets that matter there; None stands for all of them."""
 
     shard: str
@@ -27,7 +27,7 @@ class Places:
     def __init__(self, topology: Topology, log: Entries):
         self._topology, self._log = topology, log
 
-    def of_key(self, table: str, shard_key: Any) -> Place:
+    def of_key(self, table: str, shard_key: Any) -> ReadPlace:
         """Return the place of the rows of a table with a shard key; without one, of all its rows.
 
         Raises:
@@ -36,22 +36,22 @@ class Places:
         topology = self._topology
         reference = topology.reference_bucket
         if topology.table(table).reference:
-            return Place(random.choice(topology.shards), (reference,))
+            return ReadPlace(random.choice(topology.shards), (reference,))
         if shard_key is not None:
             bucket = _bucket_of(topology, table, shard_key)
             # what else is read in the same block may be a reference table
-            return Place(topology.shards_of(bucket)[0], (bucket, reference))
+            return ReadPlace(topology.shards_of(bucket)[0], (bucket, reference))
         if len(topology.shards) == 1:
-            return Place(topology.shards[0], None)
+            return ReadPlace(topology.shards[0], None)
         raise BadRead(
             f"the rows of {table!r} are on {len(topology.shards)} shards: give shard_key=, or use pipeline.select"
         )
 
-    def of_id(self, table: str, key_is_id: bool, row_id: int, shard_key: Any) -> Place | None:
+    def of_id(self, table: str, key_is_id: bool, row_id: int, shard_key: Any) -> ReadPlace | None:
         """Return the place of one row; None where the id does not tell, as one from before the pipeline."""
         topology = self._topology
         if topology.table(table).reference:
-            return Place(random.choice(topology.shards), (topology.reference_bucket,))
+            return ReadPlace(random.choice(topology.shards), (topology.reference_bucket,))
         if shard_key is not None:
             bucket = _bucket_of(topology, table, shard_key)
         elif key_is_id:
@@ -59,14 +59,14 @@ class Places:
         elif (own := topology.bucket_in(row_id)) is not None:
             bucket = own
         else:
-            return Place(topology.shards[0], None) if len(topology.shards) == 1 else None
-        return Place(topology.shards_of(bucket)[0], (bucket,))
+            return ReadPlace(topology.shards[0], None) if len(topology.shards) == 1 else None
+        return ReadPlace(topology.shards_of(bucket)[0], (bucket,))
 
     def is_reference(self, table: str) -> bool:
         """Whether every shard has all rows of a table."""
         return self._topology.table(table).reference
 
-    def of_query(self, query: Any, tables: Iterable[Any], joins: Iterable[Any] = ()) -> list[Place]:
+    def of_query(self, query: Any, tables: Iterable[Any], joins: Iterable[Any] = ()) -> list[ReadPlace]:
         """Return the places of the rows that a query over these tables can find.
 
         Args:
@@ -80,7 +80,7 @@ class Places:
         known = {table._tablename: table for table in tables}
         sharded = [table for table in known.values() if not self._rules(table).reference]
         if not sharded:
-            return [Place(random.choice(topology.shards), (topology.reference_bucket,))]
+            return [ReadPlace(random.choice(topology.shards), (topology.reference_bucket,))]
         also = (topology.reference_bucket,) if len(sharded) < len(known) else ()
         pins = [self._pinned(query, table) for table in sharded]
         pinned = {bucket for bucket in pins if bucket is not None}
@@ -88,18 +88,18 @@ class Places:
             if len(pinned) > 1:
                 raise BadRead("the query fixes shard keys that belong to two buckets: no row can match on one shard")
             (bucket,) = pinned
-            return [Place(topology.shards_of(bucket)[0], (bucket, *also))]
+            return [ReadPlace(topology.shards_of(bucket)[0], (bucket, *also))]
         if len(topology.shards) == 1:
-            return [Place(topology.shards[0], None)]
+            return [ReadPlace(topology.shards[0], None)]
         if not self._kept_together(conditions, sharded):
             names = ", ".join(sorted(real_name(table) for table in sharded))
             raise BadRead(
                 f"the tables {names} are not kept together: join them by the fields that shard them, or make one a "
                 "reference table, or read them one after the other"
             )
-        return [Place(shard, (*topology.buckets_of(shard), *also)) for shard in topology.shards]
+        return [ReadPlace(shard, (*topology.buckets_of(shard), *also)) for shard in topology.shards]
 
-    def needs(self, token: Token, place: Place) -> dict[int, Need]:
+    def needs(self, token: Token, place: ReadPlace) -> dict[int, Need]:
         """Return what a read at a place must see.
 
         Raises:
@@ -145,7 +145,7 @@ class Places:
         groups = {table._tablename: {table._tablename} for table in tables}
         by_name = {table._tablename: table for table in tables}
         for one, other in _equal_fields(conditions):
-            pair = [table_of(one)._tablename, table_of(other)._tablename]
+            pair = [field_table(one)._tablename, field_table(other)._tablename]
             if not all(name in by_name for name in pair):
                 continue
             if one.name != self.key_of(by_name[pair[0]]) or other.name != self.key_of(by_name[pair[1]]):

@@ -15,10 +15,10 @@ from pipeline.oplog.contract import Readable
 from pipeline.reads.gather.gather import Gather
 from pipeline.reads.node_dal import NodeDAL
 from pipeline.reads.pending.pending_rows import CannotOverlay, Overlay
-from pipeline.reads.read_place import Place, Places
+from pipeline.reads.read_place import Places, ReadPlace
 from pipeline.reads.routing.policy import Bounds, Defaults
 from pipeline.reads.routing.router import Opening, Router
-from pipeline.reads.session import Session, Token, is_receipt, token_of
+from pipeline.reads.session import ReadSession, Token, looks_like_receipt, token_of
 from pipeline.reads.token_cookie import VERSION, Seal
 
 #: A read that failed twice is tried on while no more time than that has gone, s; and how often at most: each of a
@@ -30,7 +30,7 @@ class After(NamedTuple):
     """What a read must see, and who will remember what it saw."""
 
     token: Token
-    session: Session | None = None
+    session: ReadSession | None = None
 
 
 _NOTHING = After(Token())
@@ -111,9 +111,9 @@ class Reads:
         asked = self.after(after)
         return self._gather.count(self._query(query), distinct, asked.token, asked.session, bounds, **options)
 
-    def session(self, text: str | None = None) -> Session:
+    def session(self, text: str | None = None) -> ReadSession:
         """Return a session, new or from its printed token."""
-        return Session(self._seal.read(text) if text else Token(), self._seal)
+        return ReadSession(self._seal.read(text) if text else Token(), self._seal)
 
     def after(self, value: Any) -> After:
         """Return what an `after=` asks for.
@@ -125,14 +125,14 @@ class Reads:
             return _NOTHING
         if isinstance(value, After):
             return value
-        if isinstance(value, Session):
+        if isinstance(value, ReadSession):
             return After(value.token, value)
         if isinstance(value, Token):
             return After(value)
         if isinstance(value, str):
             is_token = value[:1] == VERSION
             return After(self._seal.read(value) if is_token else token_of([Receipt.parse(value)]))
-        if is_receipt(value):
+        if looks_like_receipt(value):
             return After(token_of([value]))
         try:
             return After(token_of(value))
@@ -141,11 +141,11 @@ class Reads:
                 f"after= takes a receipt, several of them, a session or its text, not {type(value).__name__}"
             ) from None
 
-    def joined(self, session: Session, value: Any) -> After:
+    def joined(self, session: ReadSession, value: Any) -> After:
         """Return what a session and an `after=` ask for together; the session takes up the answer."""
         return After(session.token.merged(self.after(value).token), session)
 
-    def settle(self, session: Session, timeout_s: float) -> bool:
+    def settle(self, session: ReadSession, timeout_s: float) -> bool:
         """Wait until the primaries have what a session has written and seen; whether they have.
 
         What all nodes have is forgotten then.
@@ -155,7 +155,7 @@ class Reads:
         """
         deadline = clock.Deadline(timeout_s)
         for shard in self._topology.shards:
-            needs = self._places.needs(session.token, Place(shard, None))
+            needs = self._places.needs(session.token, ReadPlace(shard, None))
             if needs and not self._router.primary_has(shard, needs, deadline):
                 return False
         for shard in self._topology.shards:
@@ -179,12 +179,12 @@ class Reads:
             )
         return rows.first()
 
-    def _row(self, table: Any, row_id: int, place: Place, asked: After, bounds: Bounds) -> Any:
+    def _row(self, table: Any, row_id: int, place: ReadPlace, asked: After, bounds: Bounds) -> Any:
         needs = self._places.needs(asked.token, place)
         with self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets) as db:
             return db.reader.row(table, row_id)
 
-    def _laid_over(self, table: Any, row_id: int, place: Place, bounds: Bounds) -> Any:
+    def _laid_over(self, table: Any, row_id: int, place: ReadPlace, bounds: Bounds) -> Any:
         if place.buckets is None or len(place.buckets) != 1:
             raise BadRead(f"pending=True needs an id that tells its bucket: give shard_key= as well for {row_id}")
         with self._router.open(place.shard, {}, bounds) as db:

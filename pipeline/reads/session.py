@@ -18,7 +18,7 @@ from pipeline.errors import BadRead
 from pipeline.model.op import Position
 
 
-class Session:
+class ReadSession:
     """What one reader has written and seen. Pass it as `after=`; threads may share it.
 
     Args:
@@ -37,7 +37,7 @@ class Session:
 
     def wrote(self, receipts: Any) -> None:
         """Let the next reads see these ops: a receipt, or any number of them."""
-        token = token_of([receipts] if is_receipt(receipts) else receipts)
+        token = token_of([receipts] if looks_like_receipt(receipts) else receipts)
         with self._lock:
             self._token = self._token.merged(token)
 
@@ -198,7 +198,7 @@ def token_of(receipts: Iterable[HasPosition]) -> Token:
     return Token(needs)
 
 
-def is_receipt(value: Any) -> bool:
+def looks_like_receipt(value: Any) -> bool:
     """Return whether a value is a receipt."""
     return hasattr(value, "bucket") and hasattr(value, "producer_seq")
 

@@ -23,7 +23,7 @@ from pipeline.model.op import Position
 from pipeline.oplog.contract import Secrets
 from pipeline.reads.session import Need, Sequences, Token
 from pipeline.spool.store import Spool
-from pipeline.wait_budget import Patience
+from pipeline.wait_budget import WaitBudgets
 
 #: First letter of every printed token; a new layout gets a new letter.
 VERSION = "t"
@@ -115,7 +115,7 @@ def _sequences(flat: Iterator[int]) -> Sequences:
     return {next(flat): next(flat) for _ in range(next(flat))}
 
 
-_log = logging.getLogger("pipeline.web")
+logger = logging.getLogger("pipeline.web")
 
 
 class Secret:
@@ -126,8 +126,8 @@ class Secret:
         away: whether Redis is known not to answer.
     """
 
-    def __init__(self, log: Secrets, spool: Spool | None, patience: Patience, away: Callable[[], bool]):
-        self._log, self._spool, self._patience, self._away = log, spool, patience, away
+    def __init__(self, log: Secrets, spool: Spool | None, wait_budgets: WaitBudgets, away: Callable[[], bool]):
+        self._log, self._spool, self._wait_budgets, self._away = log, spool, wait_budgets, away
 
     def __call__(self) -> str:
         """Return it.
@@ -141,9 +141,9 @@ class Secret:
         kept = self._kept(spool)
         if kept is not None and self._away():
             return kept
-        patience = self._patience
+        wait_budgets = self._wait_budgets
         try:
-            with patience.within(patience.here.budget or patience.budget()):
+            with wait_budgets.within(wait_budgets.here.budget or wait_budgets.budget()):
                 found = self._log.secret(kept or secrets.token_hex(16))
         except Unavailable:
             if kept is None:
@@ -157,11 +157,11 @@ class Secret:
         try:
             return spool.secret()
         except Unavailable as error:
-            _log.warning("the secret that this host keeps cannot be read: %s", error)
+            logger.warning("the secret that this host keeps cannot be read: %s", error)
             return None
 
     def _keep(self, spool: Spool, found: str) -> None:
         try:
             spool.keep_secret(found)
         except Unavailable as error:
-            _log.warning("session tokens cannot be read here while Redis is away: %s", error)
+            logger.warning("session tokens cannot be read here while Redis is away: %s", error)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pipeline.shard.session import Session, brief
+from pipeline.shard.session import NodeSession, brief
 
 #: A catalog of many tables takes its time, s.
-STATEMENT_S = 30
+CATALOG_S = 30
 
 
 class CatalogColumn(NamedTuple):
@@ -70,7 +70,7 @@ def catalog(uri: str, node: str = "database") -> Catalog:
     Raises:
         ShardUnavailable: the node did not answer in time.
     """
-    with brief(node, uri, statement_s=STATEMENT_S) as session:
+    with brief(node, uri, statement_s=CATALOG_S) as session:
         rows: dict[str, int] = {
             name: int(count or 0)
             for name, count in _ask(session, "table_name, table_rows", "tables", "table_type = 'BASE TABLE'")
@@ -90,7 +90,7 @@ def _table(
     return CatalogTable(name, rows, columns, tuple(indexes.get("PRIMARY", (True, []))[1]), unique, leading)
 
 
-def _columns(session: Session) -> dict[str, dict[str, CatalogColumn]]:
+def _columns(session: NodeSession) -> dict[str, dict[str, CatalogColumn]]:
     what = "table_name, column_name, column_type, is_nullable, column_default, extra, column_comment"
     is_mariadb = "mariadb" in str(session.query("SELECT VERSION()")[0][0]).lower()
     found: dict[str, dict[str, CatalogColumn]] = {}
@@ -111,7 +111,7 @@ def _default(default: Any, is_mariadb: bool) -> str | None:
     return str(default) if is_mariadb else "'" + str(default).replace("'", "''") + "'"
 
 
-def _indexes(session: Session) -> dict[str, dict[str, tuple[bool, list[str]]]]:
+def _indexes(session: NodeSession) -> dict[str, dict[str, tuple[bool, list[str]]]]:
     found: dict[str, dict[str, tuple[bool, list[str]]]] = {}
     order = "1=1 ORDER BY table_name, index_name, seq_in_index"
     for table, index, many, column in _ask(
@@ -121,7 +121,7 @@ def _indexes(session: Session) -> dict[str, dict[str, tuple[bool, list[str]]]]:
     return found
 
 
-def _foreign_keys(session: Session) -> list[ForeignKey]:
+def _foreign_keys(session: NodeSession) -> list[ForeignKey]:
     rules = {
         (table, name): (str(on_delete), str(on_update))
         for table, name, on_delete, on_update in _ask(
@@ -142,5 +142,5 @@ def _foreign_keys(session: Session) -> list[ForeignKey]:
     ]
 
 
-def _ask(session: Session, what: str, view: str, where: str, schema: str = "table_schema") -> list[tuple[Any, ...]]:
+def _ask(session: NodeSession, what: str, view: str, where: str, schema: str = "table_schema") -> list[tuple[Any, ...]]:
     return session.query(f"SELECT {what} FROM information_schema.{view} WHERE {schema} = DATABASE() AND {where}")

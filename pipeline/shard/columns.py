@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pipeline.model.schema import TableSchema
-from pipeline.shard.ledger import text
-from pipeline.shard.session import Session
-from pipeline.shard.table_facts import plain
+from pipeline.shard.ledger import text_literal
+from pipeline.shard.session import NodeSession
+from pipeline.shard.table_facts import bare_name
 
 
 class DatabaseColumn(NamedTuple):
@@ -19,19 +19,19 @@ class DatabaseColumn(NamedTuple):
     charset: str | None
 
 
-def columns_of(session: Session, table: str) -> list[DatabaseColumn]:
+def columns_of(session: NodeSession, table: str) -> list[DatabaseColumn]:
     """Return a table's columns in order; an empty list where there is no such table."""
     if session.dialect.name == "sqlite":
         found = session.query(f"PRAGMA table_info({session.dialect.quote(table)})")
         return [DatabaseColumn(row[1], str(row[2]).lower(), not row[3], None) for row in found]
     found = session.query(
         "SELECT column_name, column_type, is_nullable, character_set_name FROM information_schema.columns"
-        f" WHERE table_schema = DATABASE() AND table_name = {text(table)} ORDER BY ordinal_position"
+        f" WHERE table_schema = DATABASE() AND table_name = {text_literal(table)} ORDER BY ordinal_position"
     )
     return [DatabaseColumn(name, kind.lower(), nullable == "YES", charset) for name, kind, nullable, charset in found]
 
 
-def indexes_of(session: Session, table: str) -> list[tuple[bool, tuple[str, ...]]]:
+def indexes_of(session: NodeSession, table: str) -> list[tuple[bool, tuple[str, ...]]]:
     """Return of each index, the primary key too, whether it is unique, and its columns in lower case."""
     if session.dialect.name == "sqlite":
         quote = session.dialect.quote
@@ -42,7 +42,7 @@ def indexes_of(session: Session, table: str) -> list[tuple[bool, tuple[str, ...]
         ]
     found = session.query(
         "SELECT index_name, non_unique, column_name FROM information_schema.statistics"
-        f" WHERE table_schema = DATABASE() AND table_name = {text(table)} ORDER BY index_name, seq_in_index"
+        f" WHERE table_schema = DATABASE() AND table_name = {text_literal(table)} ORDER BY index_name, seq_in_index"
     )
     indexes: dict[str, tuple[bool, list[str]]] = {}
     for name, many, column in found:
@@ -50,10 +50,10 @@ def indexes_of(session: Session, table: str) -> list[tuple[bool, tuple[str, ...]
     return [(unique, tuple(columns)) for unique, columns in indexes.values()]
 
 
-def id_type(session: Session, schema: TableSchema) -> str | None:
+def id_type(session: NodeSession, schema: TableSchema) -> str | None:
     """Return the type of a table's id column, or None where the table is not there."""
-    name = plain(schema.columns[schema.id_index].rname or schema.id_name).lower()
-    for column in columns_of(session, plain(schema.rname or schema.name)):
+    name = bare_name(schema.columns[schema.id_index].rname or schema.id_name).lower()
+    for column in columns_of(session, bare_name(schema.rname or schema.name)):
         if column.name.lower() == name:
             return column.type
     return None

@@ -12,7 +12,7 @@ from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard.dialect import Dialect, MySQL, dialect_of
-from pipeline.shard.table_facts import plain
+from pipeline.shard.table_facts import bare_name
 
 #: pyDAL's types. FLOAT is made DOUBLE: MariaDB gives back only 6 digits of a FLOAT.
 _MYSQL = {
@@ -98,7 +98,7 @@ def index_name(table: str, kind: str, fields: tuple[str, ...]) -> str:
 
 def own_name(schema: TableSchema, field: str) -> str:
     """Return a field's name in the database."""
-    return plain(schema.columns[schema.index[field]].rname or field)
+    return bare_name(schema.columns[schema.index[field]].rname or field)
 
 
 def _quoted(schema: TableSchema, field: str, dialect: Dialect) -> str:
@@ -144,7 +144,7 @@ def modify_column(schema: TableSchema, column: Column, table: str) -> str:
     return _with_column("MODIFY", schema, column, table, "mysql")
 
 
-def double(table: str, column: str) -> str:
+def widen_to_double(table: str, column: str) -> str:
     """Make a FLOAT column give back what was stored."""
     return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} DOUBLE"
 

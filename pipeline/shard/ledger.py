@@ -14,7 +14,7 @@ from typing import NamedTuple
 from msgspec import structs
 
 from pipeline.model.op import Entry, Position, decode, encode
-from pipeline.shard.session import Session
+from pipeline.shard.session import NodeSession
 
 #: What a reject's statement may hold beside the op: 4,000 characters of reason, the row's key, names and numbers.
 _REJECT_BYTES = 20_000
@@ -47,7 +47,7 @@ class Loss(NamedTuple):
     last: int
 
 
-def lock(session: Session, buckets: Iterable[int], limit: int) -> dict[int, Mark]:
+def lock(session: NodeSession, buckets: Iterable[int], limit: int) -> dict[int, Mark]:
     """Lock up to *limit* of the buckets' watermarks, leaving out what another worker holds."""
     # from a random end, so that under a steady load no bucket is always the last
     order = random.choice(("", " DESC"))
@@ -58,14 +58,14 @@ def lock(session: Session, buckets: Iterable[int], limit: int) -> dict[int, Mark
     return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
 
 
-def move(session: Session, marks: Mapping[int, Position]) -> None:
+def move(session: NodeSession, marks: Mapping[int, Position]) -> None:
     """Move watermarks; the rows are there and locked."""
     now = session.dialect.now_ms
     rows = ", ".join(f"({b}, {epoch}, {seq}, 'active', {now})" for b, (epoch, seq) in marks.items())
     _upsert(session, "watermarks", "bucket, epoch, seq, state, committed_ms", rows, 1, ("epoch", "seq", "committed_ms"))
 
 
-def seen(session: Session, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
+def seen(session: NodeSession, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
     """Return the last applied sequence of each (bucket, producer); 0 where there is none."""
     wanted = set(pairs)
     buckets, producers = {b for b, _ in wanted}, {p for _, p in wanted}
@@ -77,22 +77,22 @@ def seen(session: Session, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, 
     return last | {(b, p): seq for b, p, seq in found if (b, p) in wanted}
 
 
-def remember(session: Session, last: Mapping[tuple[int, int], int]) -> None:
+def remember(session: NodeSession, last: Mapping[tuple[int, int], int]) -> None:
     """Move the producers' sequences."""
     now = session.dialect.now_ms
     rows = ", ".join(f"({b}, {p}, {seq}, {now})" for (b, p), seq in last.items())
     _upsert(session, "producers", "bucket, producer, seq, seen_ms", rows, 2, ("seq", "seen_ms"))
 
 
-def reject(session: Session, rejects: Sequence[Reject]) -> None:
+def reject(session: NodeSession, rejects: Sequence[Reject]) -> None:
     """Record refused ops, one statement each: an op may be large."""
     now, limit_bytes = session.dialect.now_ms, session.statement_bytes() - _REJECT_BYTES
     for entry, table, row_key, code, reason in rejects:
         numbers = (
             f"{entry.bucket}, {entry.position.epoch}, {entry.position.seq}, {entry.producer}, {entry.producer_seq}"
         )
-        texts = f"'rejected', {text(table[:128])}, {text(row_key[:255])}"
-        why = f"{'NULL' if code is None else code}, {text(reason[:4000])}, {_kept(entry.payload, limit_bytes)}"
+        texts = f"'rejected', {text_literal(table[:128])}, {text_literal(row_key[:255])}"
+        why = f"{'NULL' if code is None else code}, {text_literal(reason[:4000])}, {_kept(entry.payload, limit_bytes)}"
         session.execute(
             "INSERT INTO pipeline_rejects (bucket, epoch, seq, producer, producer_seq, state, table_name, row_key,"
             f" code, reason, op, rejected_ms) VALUES ({numbers}, {texts}, {why}, {now})"
@@ -101,14 +101,14 @@ def reject(session: Session, rejects: Sequence[Reject]) -> None:
 
 def _kept(payload: bytes, limit_bytes: int) -> str:
     """Return an op as a literal; without its values where the server takes no statement that holds them."""
-    whole = text(payload.decode())
+    whole = text_literal(payload.decode())
     if len(whole.encode()) <= limit_bytes:
         return whole
     bare = structs.replace(decode(payload), columns=(), values=(), where=None, expressions=(), ops=())
-    return text(encode(bare).decode())
+    return text_literal(encode(bare).decode())
 
 
-def lose(session: Session, losses: Iterable[Loss]) -> None:
+def lose(session: NodeSession, losses: Iterable[Loss]) -> None:
     """Record what was lost, by name; the same loss twice is one."""
     now = session.dialect.now_ms
     rows = ", ".join(f"({b}, {e}, {p}, {first}, {last}, {now})" for b, e, p, first, last in losses)
@@ -117,37 +117,37 @@ def lose(session: Session, losses: Iterable[Loss]) -> None:
         _upsert(session, "lost", columns, rows, 4, ("last_seq",))
 
 
-def known_keys(session: Session, keys: Iterable[tuple[int, str]]) -> set[tuple[int, str]]:
+def known_keys(session: NodeSession, keys: Iterable[tuple[int, str]]) -> set[tuple[int, str]]:
     """Return which idempotency keys have been applied."""
     wanted = set(keys)
     found = session.rows(
         f"SELECT bucket, idempotency_key FROM pipeline_idempotency WHERE bucket IN ({_list({b for b, _ in wanted})})"
-        f" AND idempotency_key IN ({', '.join(text(k) for _, k in wanted)})"
+        f" AND idempotency_key IN ({', '.join(text_literal(k) for _, k in wanted)})"
     )
     return {(b, k) for b, k in found} & wanted
 
 
-def keep_keys(session: Session, keys: Iterable[tuple[int, str]]) -> None:
+def keep_keys(session: NodeSession, keys: Iterable[tuple[int, str]]) -> None:
     """Remember idempotency keys."""
     now = session.dialect.now_ms
-    rows = ", ".join(f"({b}, {text(k)}, {now})" for b, k in keys)
+    rows = ", ".join(f"({b}, {text_literal(k)}, {now})" for b, k in keys)
     session.execute(f"INSERT INTO pipeline_idempotency (bucket, idempotency_key, seen_ms) VALUES {rows}")
 
 
-def keep_ids(session: Session, ids: Iterable[tuple[Entry, int]]) -> None:
+def keep_ids(session: NodeSession, ids: Iterable[tuple[Entry, int]]) -> None:
     """Remember the ids that the database gave."""
     now = session.dialect.now_ms
     rows = ", ".join(f"({e.bucket}, {e.producer}, {e.producer_seq}, {row_id}, {now})" for e, row_id in ids)
     _upsert(session, "ids", "bucket, producer, producer_seq, row_id, seen_ms", rows, 3, ("row_id",))
 
 
-def definition(session: Session, hash: str) -> str | None:
+def definition(session: NodeSession, hash: str) -> str | None:
     """Return the table definition with that hash, if the shard has been told it."""
-    found = session.rows(f"SELECT definition FROM pipeline_schemas WHERE hash = {text(hash)}")
+    found = session.rows(f"SELECT definition FROM pipeline_schemas WHERE hash = {text_literal(hash)}")
     return str(found[0][0]) if found else None
 
 
-def forget(session: Session, older_than_s: int) -> None:
+def forget_producers(session: NodeSession, older_than_s: int) -> None:
     """Delete producers, idempotency keys and ids not seen for so long, a few at a time."""
     for table in ("producers", "idempotency", "ids"):
         session.execute(
@@ -156,12 +156,12 @@ def forget(session: Session, older_than_s: int) -> None:
         )
 
 
-def text(value: str) -> str:
+def text_literal(value: str) -> str:
     """Return a text as an SQL literal; the session is pinned to NO_BACKSLASH_ESCAPES, so `'` is all there is to do."""
     return "'" + value.replace("'", "''") + "'"
 
 
-def _upsert(session: Session, table: str, columns: str, rows: str, keys: int, renew: Sequence[str]) -> None:
+def _upsert(session: NodeSession, table: str, columns: str, rows: str, keys: int, renew: Sequence[str]) -> None:
     key = columns.split(", ")[:keys]
     session.execute(f"INSERT INTO pipeline_{table} ({columns}) VALUES {rows}{session.dialect.on_conflict(key, renew)}")
 
@@ -170,21 +170,21 @@ def _list(values: Iterable[int]) -> str:
     return ", ".join(map(str, values))
 
 
-def unfit_nodes(primary: Session) -> dict[str, int]:
+def unfit_nodes(primary: NodeSession) -> dict[str, int]:
     """Return each unfit node, and the wall clock at which it was last with its primary, ms."""
     return {str(node): int(ms) for node, ms in primary.query("SELECT node, since_ms FROM pipeline_unfit")}
 
 
-def mark_unfit(primary: Session, node: str, since_ms: int) -> None:
+def mark_unfit(primary: NodeSession, node: str, since_ms: int) -> None:
     """Record a node as unfit; committed when this returns."""
     with primary.translated(), primary.transaction():
         primary.execute(
-            f"INSERT INTO pipeline_unfit (node, since_ms) VALUES ({text(node)}, {since_ms})"
+            f"INSERT INTO pipeline_unfit (node, since_ms) VALUES ({text_literal(node)}, {since_ms})"
             + primary.dialect.on_conflict(["node"], ["since_ms"])
         )
 
 
-def mark_fit(primary: Session, node: str) -> None:
+def mark_fit(primary: NodeSession, node: str) -> None:
     """Record a node as rebuilt."""
     with primary.translated(), primary.transaction():
-        primary.execute(f"DELETE FROM pipeline_unfit WHERE node = {text(node)}")
+        primary.execute(f"DELETE FROM pipeline_unfit WHERE node = {text_literal(node)}")

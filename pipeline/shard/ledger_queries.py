@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from pipeline.model.op import Position
 from pipeline.shard.dialect import Dialect
-from pipeline.shard.ledger import Mark, text
-from pipeline.shard.session import Session
+from pipeline.shard.ledger import Mark, text_literal
+from pipeline.shard.session import NodeSession
 
 
 class Fate(NamedTuple):
@@ -31,7 +31,7 @@ class Fate(NamedTuple):
         return self.mark is not None and self.mark.epoch == position.epoch and self.mark >= position
 
 
-def fate(session: Session, bucket: int, position: Position, producer: int, producer_seq: int) -> Fate:
+def fate(session: NodeSession, bucket: int, position: Position, producer: int, producer_seq: int) -> Fate:
     """Ask one node about one op, in one round trip."""
     mine = f"bucket = {bucket} AND producer = {producer}"
     found = session.query(
@@ -56,7 +56,7 @@ def fate(session: Session, bucket: int, position: Position, producer: int, produ
     )
 
 
-def marks_of(session: Session, buckets: Iterable[int] | None = None) -> dict[int, Mark]:
+def marks_of(session: NodeSession, buckets: Iterable[int] | None = None) -> dict[int, Mark]:
     """Return the watermarks of a node, all or some."""
     some = "" if buckets is None else f" WHERE bucket IN ({', '.join(map(str, buckets))})"
     found = session.query(f"SELECT bucket, epoch, seq, state FROM pipeline_watermarks{some}")
@@ -70,14 +70,14 @@ class Standing(NamedTuple):
     newest_ms: int
 
 
-def standing(session: Session) -> Standing:
+def standing(session: NodeSession) -> Standing:
     """Return how far a node is, in one query."""
     found = session.query("SELECT bucket, epoch, seq, state, committed_ms FROM pipeline_watermarks")
     marks = {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state, _ in found}
     return Standing(marks, max((row[4] for row in found), default=0))
 
 
-def sequences(session: Session, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
+def sequences(session: NodeSession, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
     """Return the last applied sequence of each (bucket, producer) that a node knows."""
     wanted = set(pairs)
     buckets, producers = ({str(pair[i]) for pair in wanted} for i in (0, 1))
@@ -88,7 +88,7 @@ def sequences(session: Session, pairs: Iterable[tuple[int, int]]) -> dict[tuple[
     return {(bucket, producer): seq for bucket, producer, seq in found if (bucket, producer) in wanted}
 
 
-def row_id(session: Session, bucket: int, producer: int, producer_seq: int) -> int | None:
+def row_id(session: NodeSession, bucket: int, producer: int, producer_seq: int) -> int | None:
     """Return the id that the database gave to an op's row, once it is applied."""
     found = session.query(
         f"SELECT row_id FROM pipeline_ids WHERE bucket = {bucket} AND producer = {producer}"
@@ -97,7 +97,7 @@ def row_id(session: Session, bucket: int, producer: int, producer_seq: int) -> i
     return int(found[0][0]) if found else None
 
 
-def highest_epoch(session: Session) -> int:
+def highest_epoch(session: NodeSession) -> int:
     """Return the highest epoch that any watermark of this node stands in, or that was given out by it."""
     found = session.query(
         "SELECT MAX(e) FROM (SELECT MAX(epoch) AS e FROM pipeline_watermarks"
@@ -106,18 +106,20 @@ def highest_epoch(session: Session) -> int:
     return int(found[0][0] or 0)
 
 
-def give_epoch(session: Session, scope: str, above: int, least: int) -> int:
+def give_epoch(session: NodeSession, scope: str, above: int, least: int) -> int:
     """Give out a new epoch of *scope*, above all that are known, committed before it is returned."""
     known = max(above, highest_epoch(session))
     with session.translated(), session.transaction():
-        row = session.rows(f"SELECT epoch FROM pipeline_epochs WHERE scope = {text(scope)}{_for_update(session)}")
+        row = session.rows(
+            f"SELECT epoch FROM pipeline_epochs WHERE scope = {text_literal(scope)}{_for_update(session)}"
+        )
         epoch = max(known + 1, (row[0][0] if row else 0) + 1, least)
         tail = session.dialect.on_conflict(["scope"], ["epoch"])
-        session.execute(f"INSERT INTO pipeline_epochs (scope, epoch) VALUES ({text(scope)}, {epoch}){tail}")
+        session.execute(f"INSERT INTO pipeline_epochs (scope, epoch) VALUES ({text_literal(scope)}, {epoch}){tail}")
     return epoch
 
 
-def refused(session: Session, ops: Iterable[tuple[int, int, int]]) -> list[tuple[str, int | None]]:
+def refused_ops(session: NodeSession, ops: Iterable[tuple[int, int, int]]) -> list[tuple[str, int | None]]:
     """Return reason and code of those (bucket, producer, producer sequence) that were refused."""
     wanted = set(ops)
     producers = ", ".join({str(producer) for _, producer, _ in wanted})
@@ -128,7 +130,7 @@ def refused(session: Session, ops: Iterable[tuple[int, int, int]]) -> list[tuple
     return [(reason, code) for bucket, producer, seq, reason, code in found if (bucket, producer, seq) in wanted]
 
 
-def gaps(session: Session, buckets: Iterable[int]) -> list[tuple[int, int, int, int]]:
+def gaps(session: NodeSession, buckets: Iterable[int]) -> list[tuple[int, int, int, int]]:
     """Return bucket, epoch, first and last sequence of all that was missing in the logs of these buckets."""
     return session.query(
         "SELECT bucket, epoch, first_seq, last_seq FROM pipeline_lost"
@@ -136,31 +138,31 @@ def gaps(session: Session, buckets: Iterable[int]) -> list[tuple[int, int, int, 
     )
 
 
-def counts(session: Session) -> dict[str, int]:
+def counts(session: NodeSession) -> dict[str, int]:
     """Return how many ops are rejected and lost."""
     rejected = session.query("SELECT COUNT(*) FROM pipeline_rejects")
     lost = session.query("SELECT COALESCE(SUM(last_seq - first_seq + 1), 0) FROM pipeline_lost")
     return {"rejected": int(rejected[0][0]), "lost": int(lost[0][0])}
 
 
-def schema(session: Session, hash: str) -> str | None:
+def schema(session: NodeSession, hash: str) -> str | None:
     """Return a table definition that was kept in the shard."""
-    found = session.query(f"SELECT definition FROM pipeline_schemas WHERE hash = {text(hash)}")
+    found = session.query(f"SELECT definition FROM pipeline_schemas WHERE hash = {text_literal(hash)}")
     return str(found[0][0]) if found else None
 
 
-def keep_schemas(session: Session, schemas: Mapping[str, tuple[str, str]]) -> None:
+def keep_schemas(session: NodeSession, schemas: Mapping[str, tuple[str, str]]) -> None:
     """Keep table definitions in the shard: hash -> (table, JSON)."""
     with session.translated(), session.transaction():
         for hash, (table, definition) in schemas.items():
             tail = session.dialect.on_conflict(["hash"], ["definition"])
             session.execute(
                 "INSERT INTO pipeline_schemas (hash, table_name, definition)"
-                f" VALUES ({text(hash)}, {text(table)}, {text(definition)}){tail}"
+                f" VALUES ({text_literal(hash)}, {text_literal(table)}, {text_literal(definition)}){tail}"
             )
 
 
-def add_buckets(session: Session, buckets: Iterable[int]) -> None:
+def add_buckets(session: NodeSession, buckets: Iterable[int]) -> None:
     """Make the watermark rows of buckets that have none here."""
     buckets = list(buckets)
     if buckets:
@@ -175,5 +177,5 @@ def buckets_sql(dialect: Dialect, buckets: Iterable[int]) -> str:
     return f"{into} VALUES {rows}{dialect.on_conflict(['bucket'], [])}"
 
 
-def _for_update(session: Session) -> str:
+def _for_update(session: NodeSession) -> str:
     return " FOR UPDATE" if session.dialect.lock else ""

@@ -19,9 +19,9 @@ from pipeline import clock
 from pipeline.config.settings import Settings
 from pipeline.config.uris import with_login_of
 from pipeline.errors import PipelineError, ShardUnavailable
-from pipeline.shard.session import Session
+from pipeline.shard.session import NodeSession
 
-_log = logging.getLogger("pipeline.shard")
+logger = logging.getLogger("pipeline.shard")
 
 #: A failing primary's nodes are asked at most so often, s.
 ASK_AGAIN_S = 1.0
@@ -61,10 +61,10 @@ class Nodes:
         #: The news that each shard's primary was last found by.
         self._heard: dict[str, object] = {}
         self._asked_at_s: dict[str, float] = {}
-        self._sessions: dict[tuple[str, bool], Session] = {}
+        self._sessions: dict[tuple[str, bool], NodeSession] = {}
         self._pid = os.getpid()
 
-    def primary(self, shard: str) -> Session:
+    def primary(self, shard: str) -> NodeSession:
         """Return the session of the node of a shard that takes writes now.
 
         Raises:
@@ -88,7 +88,9 @@ class Nodes:
         since_s = clock.mono_s() - self._asked_at_s.get(shard, -ASKED_COUNTS_S)
         if failed is not None and suspect and since_s >= ASK_AGAIN_S:
             failed.suspect = False
-            found = writable_of(shard, ask({node: self._uris[node] for node in names if not self._unfit(node)}))
+            found = writable_of(
+                shard, ask_writable({node: self._uris[node] for node in names if not self._unfit(node)})
+            )
             self._asked_at_s[shard] = clock.mono_s()
             self._heard.pop(shard, None)
         elif since_s >= ASKED_COUNTS_S:
@@ -97,7 +99,7 @@ class Nodes:
         else:
             return current
         if found is not None and found != current:
-            _log.warning("the primary of shard %s is %s now (was %s)", shard, found, current)
+            logger.warning("the primary of shard %s is %s now (was %s)", shard, found, current)
             self._follow(shard, found)
             return found
         return current
@@ -106,7 +108,7 @@ class Nodes:
         """Let the nodes be asked who takes writes: the primary has failed somebody."""
         self._session(self._primaries[shard], writing=True).suspect = True
 
-    def replicas(self, shard: str) -> Iterator[Session]:
+    def replicas(self, shard: str) -> Iterator[NodeSession]:
         """Return the sessions of the nodes of a shard that are not its primary; they refuse writes."""
         return (self._session(name, writing=False) for name in self.replica_names(shard))
 
@@ -135,19 +137,19 @@ class Nodes:
         self._primaries[shard] = primary
         self._replicas[shard] = tuple(name for name in self._names[shard] if name != primary)
 
-    def _session(self, name: str, *, writing: bool) -> Session:
+    def _session(self, name: str, *, writing: bool) -> NodeSession:
         if self._pid != os.getpid():
             # the parent's sockets are not ours to use, nor to close
             self._sessions, self._pid = {}, os.getpid()
         session = self._sessions.get((name, writing))
         if session is None:
-            session = Session(name, self.uri(name, writing=writing), read_only=not writing)
+            session = NodeSession(name, self.uri(name, writing=writing), read_only=not writing)
             self._sessions[name, writing] = session
         return session
 
 
 #: How long a node has to say whether it takes writes, s.
-ASK_S = 1
+WRITABLE_S = 1
 
 
 def writable_of(shard: str, told: Mapping[str, bool | None]) -> str | None:
@@ -171,7 +173,7 @@ def writable_of(shard: str, told: Mapping[str, bool | None]) -> str | None:
     return writable[0]
 
 
-def takes_writes(session: Session) -> bool | None:
+def takes_writes(session: NodeSession) -> bool | None:
     """Ask a node whether it takes writes; None where its engine cannot tell.
 
     Raises:
@@ -187,18 +189,18 @@ def is_off(value: object) -> bool:
     return str(value).upper() in ("0", "OFF")
 
 
-def ask(uris: Mapping[str, str]) -> dict[str, bool | None]:
+def ask_writable(uris: Mapping[str, str]) -> dict[str, bool | None]:
     """Ask all nodes at once, each on a connection of its own with a short time-out; None from one that is silent."""
     with ThreadPoolExecutor(len(uris), thread_name_prefix="pipeline-ask") as threads:
         return dict(zip(uris, threads.map(_ask_one, uris, uris.values()), strict=True))
 
 
 def _ask_one(node: str, uri: str) -> bool | None:
-    session = Session(node, uri, read_only=True, connect_s=ASK_S, statement_s=ASK_S)
+    session = NodeSession(node, uri, read_only=True, connect_s=WRITABLE_S, statement_s=WRITABLE_S)
     try:
         return takes_writes(session)
     except PipelineError as error:
-        _log.info("asking who is the primary: %s", error)
+        logger.info("asking who is the primary: %s", error)
         return None
     finally:
         session.discard()

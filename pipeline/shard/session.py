@@ -24,10 +24,10 @@ from pipeline.shard.driver_errors import NOT_THE_PRIMARY, Fault, code_of, fault_
 CONNECT_S, STATEMENT_S = 3, 20
 #: MySQL's CLIENT.FOUND_ROWS: an UPDATE tells the rows it found, not only those it changed.
 _FOUND_ROWS = 2
-_log = logging.getLogger("pipeline.shard")
+logger = logging.getLogger("pipeline.shard")
 
 
-class Session:
+class NodeSession:
     """A connection per thread and process to one node; reconnects by itself when the last one failed.
 
     Args:
@@ -101,7 +101,7 @@ class Session:
         return self.dialect.last_ids(self.rows, rows)
 
     @contextmanager
-    def transaction(self) -> Iterator[Session]:
+    def transaction(self) -> Iterator[NodeSession]:
         """Commit at the end, or roll back and let the error through.
 
         Raises:
@@ -161,7 +161,7 @@ class Session:
         try:
             self._close("rollback")
         except Exception as error:
-            _log.debug("closing a dead connection node=%s: %s", self.node, error)
+            logger.debug("closing a dead connection node=%s: %s", self.node, error)
 
     def _open(self) -> None:
         """Begin; a connection that died while idle is replaced once."""
@@ -183,9 +183,11 @@ BRIEF_CONNECT_S, BRIEF_STATEMENT_S = 2, 3
 
 
 @contextmanager
-def brief(node: str, uri: str, *, read_only: bool = True, statement_s: float = BRIEF_STATEMENT_S) -> Iterator[Session]:
+def brief(
+    node: str, uri: str, *, read_only: bool = True, statement_s: float = BRIEF_STATEMENT_S
+) -> Iterator[NodeSession]:
     """Yield a session of a node; its connection is closed at the end."""
-    session = Session(node, uri, read_only=read_only, connect_s=BRIEF_CONNECT_S, statement_s=statement_s)
+    session = NodeSession(node, uri, read_only=read_only, connect_s=BRIEF_CONNECT_S, statement_s=statement_s)
     try:
         yield session
     finally:

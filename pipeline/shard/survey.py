@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.errors import NotMigrated
-from pipeline.shard import ledger_queries as inquiry
-from pipeline.shard import survey_mysql
+from pipeline.shard import ledger_queries, survey_mysql
 from pipeline.shard.columns import columns_of
 from pipeline.shard.ledger import Mark
-from pipeline.shard.session import Session, brief
+from pipeline.shard.session import NodeSession, brief
 from pipeline.shard.table_facts import Constraints, constraints_of
 
 
@@ -99,7 +98,7 @@ def survey(node: str, uri: str, tables: Sequence[str], *, primary: bool) -> Surv
         )
 
 
-def _sqlite(session: Session, tables: Sequence[str]) -> Survey:
+def _sqlite(session: NodeSession, tables: Sequence[str]) -> Survey:
     version = session.query("SELECT sqlite_version()")[0][0]
     found = {}
     for table in tables:
@@ -110,7 +109,7 @@ def _sqlite(session: Session, tables: Sequence[str]) -> Survey:
     return Survey(session.node, "sqlite", version, tables=found, marks=_marks(session))
 
 
-def _table(session: Session, table: str) -> SurveyedTable:
+def _table(session: NodeSession, table: str) -> SurveyedTable:
     columns = {
         name.lower(): SurveyedColumn(kind, charset, required)
         for name, kind, charset, required in survey_mysql.columns(session, table)
@@ -120,14 +119,14 @@ def _table(session: Session, table: str) -> SurveyedTable:
     return SurveyedTable(table, survey_mysql.engine(session, table), columns, constraints_of(session, table))
 
 
-def _marks(session: Session) -> dict[int, Mark] | None:
+def _marks(session: NodeSession) -> dict[int, Mark] | None:
     try:
-        return inquiry.marks_of(session)
+        return ledger_queries.marks_of(session)
     except NotMigrated:
         return None
 
 
-def _skew_ms(session: Session) -> int:
+def _skew_ms(session: NodeSession) -> int:
     before = clock.wall_ms()
     there = int(session.query(f"SELECT {session.dialect.now_ms}")[0][0])
     return there - min(max(there, before), clock.wall_ms())

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import PipelineError
 from pipeline.shard.driver_errors import code_of, sentence_of
-from pipeline.shard.ledger import text
-from pipeline.shard.session import Session
+from pipeline.shard.ledger import text_literal
+from pipeline.shard.session import NodeSession
 
 #: Access denied: to a database, to a command on a table, to a column, to a statement that needs a global privilege.
 _DENIED = {1044, 1142, 1143, 1227}
@@ -34,7 +34,7 @@ class Replication(NamedTuple):
     source_id: str = ""
 
 
-def about(session: Session) -> dict[str, Any]:
+def about(session: NodeSession) -> dict[str, Any]:
     """Return version, account, database and the database's character set."""
     names = ("version", "account", "database", "charset")
     found = session.query(
@@ -44,32 +44,33 @@ def about(session: Session) -> dict[str, Any]:
     return dict(zip(names, found[0], strict=True))
 
 
-def variables(session: Session) -> dict[str, str]:
+def variables(session: NodeSession) -> dict[str, str]:
     """Return those global settings that matter and that the server has."""
-    names = ", ".join(map(text, _VARIABLES))
+    names = ", ".join(map(text_literal, _VARIABLES))
     found = session.query(f"SHOW GLOBAL VARIABLES WHERE Variable_name IN ({names})")
     return {str(name).lower(): str(value).lower() for name, value in found}
 
 
-def columns(session: Session, table: str) -> list[tuple[str, str, str | None, bool]]:
+def columns(session: NodeSession, table: str) -> list[tuple[str, str, str | None, bool]]:
     """Return name, type, character set and whether an INSERT must name it, of each column."""
     found = session.rows(
         "SELECT column_name, column_type, character_set_name, is_nullable = 'NO' AND column_default IS NULL"
         " AND extra NOT LIKE '%auto_increment%' AND extra NOT LIKE '%GENERATED%'"
-        f" FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = {text(table)}"
+        f" FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = {text_literal(table)}"
     )
     return [(name, str(kind).lower(), charset, bool(required)) for name, kind, charset, required in found]
 
 
-def engine(session: Session, table: str) -> str:
+def engine(session: NodeSession, table: str) -> str:
     """Return a table's storage engine; nothing for a view."""
     found = session.rows(
-        f"SELECT engine FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = {text(table)}"
+        "SELECT engine FROM information_schema.tables "
+        f"WHERE table_schema = DATABASE() AND table_name = {text_literal(table)}"
     )
     return str(found[0][0] or "") if found else ""
 
 
-def unsafe_engines(session: Session, known: Iterable[str]) -> dict[str, str]:
+def unsafe_engines(session: NodeSession, known: Iterable[str]) -> dict[str, str]:
     """Return the engines of all other tables in the database that cannot roll back."""
     seen = {table.lower() for table in known}
     found = session.query(
@@ -79,7 +80,7 @@ def unsafe_engines(session: Session, known: Iterable[str]) -> dict[str, str]:
     return {name: kind for name, kind in found if name.lower() not in seen}
 
 
-def denied(session: Session, tables: Sequence[str], *, writes: bool) -> list[tuple[str, str]]:
+def denied(session: NodeSession, tables: Sequence[str], *, writes: bool) -> list[tuple[str, str]]:
     """Return (verb, table) of what this user may not do, of what the pipeline does; nothing is written."""
     refused = []
     for table in tables:
@@ -94,7 +95,7 @@ def denied(session: Session, tables: Sequence[str], *, writes: bool) -> list[tup
     return refused
 
 
-def replication(session: Session) -> Replication:
+def replication(session: NodeSession) -> Replication:
     """Return whether the server follows another one."""
     why = ""
     for sql in ("SHOW REPLICA STATUS", "SHOW SLAVE STATUS"):
@@ -121,21 +122,21 @@ def _judged(rows: list[dict[str, str]]) -> Replication:
     return Replication([state for state in threads if state] == ["yes", "yes"], why, source)
 
 
-def _named(session: Session, sql: str) -> list[dict[str, str]]:
+def _named(session: NodeSession, sql: str) -> list[dict[str, str]]:
     rows = session.query(sql)
     names = [str(column[0]).lower() for column in session.adapter.cursor.description or ()] if rows else []
     return [{name: str(value or "") for name, value in zip(names, row, strict=True)} for row in rows]
 
 
-def _column(session: Session, table: str) -> str | None:
+def _column(session: NodeSession, table: str) -> str | None:
     found = session.query(
         "SELECT column_name FROM information_schema.columns WHERE table_schema = DATABASE()"
-        f" AND table_name = {text(table)} ORDER BY ordinal_position LIMIT 1"
+        f" AND table_name = {text_literal(table)} ORDER BY ordinal_position LIMIT 1"
     )
     return str(found[0][0]) if found else None
 
 
-def _refused(session: Session, sql: str) -> bool:
+def _refused(session: NodeSession, sql: str) -> bool:
     """Return whether the user lacks the privilege; what else is wrong with a table is for another check to find."""
     with session.translated():
         try:

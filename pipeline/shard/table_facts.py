@@ -14,9 +14,9 @@ from typing import Any
 
 from pipeline.model.op import Op
 from pipeline.model.schema import TableSchema
-from pipeline.shard.ledger import text
+from pipeline.shard.ledger import text_literal
 from pipeline.shard.literals import encoder
-from pipeline.shard.session import Session
+from pipeline.shard.session import NodeSession
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Facts:
     @cached_property
     def database_name(self) -> str:
         """The table's name in the database, for conflict keys."""
-        return plain(self.schema.rname or self.schema.name)
+        return bare_name(self.schema.rname or self.schema.name)
 
     @cached_property
     def plain(self) -> bool:
@@ -66,7 +66,7 @@ class Facts:
         return not (self.unique or self.hidden_unique or self.parents)
 
     def _numbers(self, columns: tuple[str, ...]) -> tuple[int, ...] | None:
-        by_name = {plain(c.rname or c.name).lower(): i for i, c in enumerate(self.schema.columns)}
+        by_name = {bare_name(c.rname or c.name).lower(): i for i, c in enumerate(self.schema.columns)}
         numbers = [by_name.get(column.lower()) for column in columns]
         return None if None in numbers else tuple(n for n in numbers if n is not None)
 
@@ -78,7 +78,7 @@ class FactBook:
         find: returns a definition by its hash, or None.
     """
 
-    def __init__(self, session: Session, find: Callable[[str], TableSchema | None]):
+    def __init__(self, session: NodeSession, find: Callable[[str], TableSchema | None]):
         self._session, self._find = session, find
         self._known: dict[str, Facts] = {}
 
@@ -104,14 +104,14 @@ class FactBook:
         quote = self._session.dialect.quote
         return Facts(
             schema,
-            constraints_of(self._session, plain(schema.rname or schema.name)),
+            constraints_of(self._session, bare_name(schema.rname or schema.name)),
             tuple(encoder(self._session.adapter, column) for column in schema.columns),
             tuple(column.rname or quote(column.name) for column in schema.columns),
             schema.rname or quote(schema.name),
         )
 
 
-def plain(name: str) -> str:
+def bare_name(name: str) -> str:
     """Return an identifier without its quotes and its schema."""
     return name.rpartition(".")[2].strip("`\"'[]")
 
@@ -131,13 +131,13 @@ class Constraints:
     children: tuple[str, ...] = ()
 
 
-def constraints_of(session: Session, table: str) -> Constraints:
+def constraints_of(session: NodeSession, table: str) -> Constraints:
     """Read a table's constraints."""
     return _READERS[session.dialect.name](session, table)
 
 
-def _mysql(session: Session, table: str) -> Constraints:
-    name = text(table)
+def _mysql(session: NodeSession, table: str) -> Constraints:
+    name = text_literal(table)
     unique = session.rows(
         "SELECT index_name, column_name FROM information_schema.statistics WHERE table_schema = DATABASE()"
         f" AND table_name = {name} AND non_unique = 0 AND index_name <> 'PRIMARY' ORDER BY index_name, seq_in_index"
@@ -157,7 +157,7 @@ def _mysql(session: Session, table: str) -> Constraints:
     return Constraints(tuple(map(tuple, indexes.values())), _foreign_keys(parents), tuple(row[0] for row in children))
 
 
-def _sqlite(session: Session, table: str) -> Constraints:
+def _sqlite(session: NodeSession, table: str) -> Constraints:
     quote = session.dialect.quote
     unique = []
     for row in session.rows(f"PRAGMA index_list({quote(table)})"):
@@ -182,4 +182,4 @@ def _foreign_keys(rows: Sequence[tuple[object, ...]]) -> tuple[tuple[tuple[str, 
     return tuple((tuple(own), parent, tuple(theirs)) for own, parent, theirs in keys.values())
 
 
-_READERS: Mapping[str, Callable[[Session, str], Constraints]] = {"mysql": _mysql, "sqlite": _sqlite}
+_READERS: Mapping[str, Callable[[NodeSession, str], Constraints]] = {"mysql": _mysql, "sqlite": _sqlite}

@@ -10,23 +10,23 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-Wish = TypeVar("Wish")
+Commit = TypeVar("Commit")
 
 
-class Together(Generic[Wish]):
+class GroupCommit(Generic[Commit]):
     """Does the wishes of all threads, those that come together at once.
 
     Args:
         do: does some wishes; must not raise, but note in each what became of it.
     """
 
-    def __init__(self, do: Callable[[Sequence[Wish]], None]):
+    def __init__(self, do: Callable[[Sequence[Commit]], None]):
         self._do = do
         self._mutex = threading.Lock()
-        self._waiting: list[_Turn[Wish]] = []
+        self._waiting: list[_Turn[Commit]] = []
         self._led = False
 
-    def done(self, wish: Wish) -> None:
+    def done(self, wish: Commit) -> None:
         """Return once a wish has been done, by this thread or by another."""
         turn = _Turn(wish)
         with self._mutex:
@@ -37,7 +37,7 @@ class Together(Generic[Wish]):
         if turn.leads:
             self._lead(turn)
 
-    def _lead(self, own: _Turn[Wish]) -> None:
+    def _lead(self, own: _Turn[Commit]) -> None:
         with self._mutex:
             taken, self._waiting = self._waiting, []
         try:
@@ -57,12 +57,12 @@ class Together(Generic[Wish]):
             heir.gate.release()
 
 
-class _Turn(Generic[Wish]):
+class _Turn(Generic[Commit]):
     """One thread's wish, and the gate at which it waits."""
 
     __slots__ = ("gate", "leads", "wish")
 
-    def __init__(self, wish: Wish):
+    def __init__(self, wish: Commit):
         self.wish, self.leads = wish, False
         self.gate = threading.Lock()
         self.gate.acquire()

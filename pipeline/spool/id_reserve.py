@@ -31,7 +31,7 @@ class _Held(NamedTuple):
     until_ms: int
 
 
-class Reserve:
+class IdReserve:
     """The reserve in a spool's file.
 
     Args:

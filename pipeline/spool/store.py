@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import clock
-from pipeline.spool.group_commit import Together
-from pipeline.spool.id_reserve import Reserve
+from pipeline.spool.group_commit import GroupCommit
+from pipeline.spool.id_reserve import IdReserve
 from pipeline.spool.key_promises import Promises
 from pipeline.spool.sqlite_file import DRAINING_ROOM, MODE, HostLock, SpoolFile
 
@@ -65,7 +65,7 @@ class Spool:
         self.path = path
         self.file = SpoolFile(path, max_bytes)
         self.lock = HostLock(Path(f"{path}.lock"))
-        self.reserve = Reserve(self.file, HostLock(Path(f"{path}.reserving")))
+        self.reserve = IdReserve(self.file, HostLock(Path(f"{path}.reserving")))
         self.promises = Promises(self.file, max_bytes)
         self._marker = f"{path}.waiting"
         self._start()
@@ -208,7 +208,7 @@ class Spool:
         self.file.close()
 
     def _start(self) -> None:
-        self._pid, self._together = os.getpid(), Together(self._take_in)
+        self._pid, self._together = os.getpid(), GroupCommit(self._take_in)
 
     def _take_in(self, wishes: Sequence[_Wish]) -> None:
         """Take in what some threads wish, with one fsync for all."""

@@ -22,16 +22,16 @@ from typing import Any
 from urllib.parse import quote
 
 import pipeline
-from pipeline.client import Pipeline
-from pipeline.config import ini as ini_config
+from pipeline.client import Client
+from pipeline.config import ini
 from pipeline.errors import ConfigError
 from pipeline.wait_budget import threads_run
 
 _lock = threading.Lock()
-_clients: dict[Hashable, Pipeline] = {}
+_clients: dict[Hashable, Client] = {}
 
 
-def client_of(key: Hashable, source: Callable[[], Path | Mapping[str, Any]]) -> Pipeline:
+def client_of(key: Hashable, source: Callable[[], Path | Mapping[str, Any]]) -> Client:
     """Return the process's client of a configuration.
 
     The first one also answers for the functions of `pipeline`, unless somebody has called `pipeline.configure`.
@@ -45,13 +45,13 @@ def client_of(key: Hashable, source: Callable[[], Path | Mapping[str, Any]]) -> 
         with _lock:
             client = _clients.get(key)
             if client is None:
-                client = _clients[key] = Pipeline(source())
+                client = _clients[key] = Client(source())
                 if not pipeline.configured():
                     pipeline.configure(client)
     return client
 
 
-def forget() -> None:
+def close_clients() -> None:
     """Close all clients; the next request makes its own."""
     with _lock:
         while _clients:
@@ -59,10 +59,10 @@ def forget() -> None:
 
 
 #: The file that is looked for where no configuration is given.
-FILE = "pipeline.toml"
+INI_FILE = "pipeline.toml"
 
 
-def client_for(folder: str, db: Any, configuration: Any = None, redis_conn: Any = None) -> Pipeline:
+def client_for(folder: str, db: Any, configuration: Any = None, redis_conn: Any = None) -> Client:
     """Return the client that an application means.
 
     Args:
@@ -75,12 +75,12 @@ def client_for(folder: str, db: Any, configuration: Any = None, redis_conn: Any 
     """
     private = Path(folder, "private")
     if configuration is None and redis_conn is None:
-        path = private / FILE
+        path = private / INI_FILE
         if pipeline.configured():
             return pipeline.current()
         return client_of(str(path), lambda: path) if path.exists() else pipeline.current()
     section = _section(configuration, private)
-    if elsewhere := section.get(ini_config.ELSEWHERE):
+    if elsewhere := section.get(ini.ELSEWHERE):
         if redis_conn is not None:
             raise ConfigError([f"{private / elsewhere} has [redis] url already: leave redis_conn= out"])
         return client_of(str(private / elsewhere), lambda: private / elsewhere)
@@ -90,9 +90,9 @@ def client_for(folder: str, db: Any, configuration: Any = None, redis_conn: Any 
     key: Hashable = (folder, own, *sorted(section.items()))
     label = f"{private / 'appconfig.ini'}"
     try:
-        return client_of(key, lambda: ini_config.sections(section, label, own))
+        return client_of(key, lambda: ini.sections(section, label, own))
     except ConfigError as error:
-        raise ConfigError(ini_config.renamed(error.faults, label)) from None
+        raise ConfigError(ini.in_ini_names(error.faults, label)) from None
 
 
 def address_of(redis_conn: Any) -> str:
@@ -119,16 +119,16 @@ def _section(configuration: Any, private: Path) -> dict[str, str]:
     if configuration is None:
         return {}
     # not its own get: AppConfig's turns "7" into 7 and "a, b" into an iterator
-    section = dict.get(configuration, ini_config.SECTION) if isinstance(configuration, dict) else None
+    section = dict.get(configuration, ini.SECTION) if isinstance(configuration, dict) else None
     if not isinstance(section, Mapping):
-        raise ConfigError([f"{private / 'appconfig.ini'} has no section [{ini_config.SECTION}]"])
+        raise ConfigError([f"{private / 'appconfig.ini'} has no section [{ini.SECTION}]"])
     return {str(key): str(value) for key, value in section.items()}
 
 
 _warmed_in = 0
 
 
-def warm_up(client: Pipeline) -> None:
+def warm_up(client: Client) -> None:
     """Begin to warm this process up, unless that has been done; costs the caller nothing."""
     global _warmed_in
     if _warmed_in == os.getpid():
@@ -140,7 +140,7 @@ def warm_up(client: Pipeline) -> None:
         gc.freeze()
 
 
-def _warm(client: Pipeline) -> None:
+def _warm(client: Client) -> None:
     client.bell.prepare()
     gc.collect()
     gc.freeze()

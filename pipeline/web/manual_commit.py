@@ -17,7 +17,7 @@ Begun = Callable[[], Iterable[Request]]
 _TOLD = "_pipeline_told"
 
 
-def follow(db: Any, begun: Begun) -> None:
+def follow_commits(db: Any, begun: Begun) -> None:
     """Let `db.commit()` send what is held, and `db.rollback()` drop it; frameworks end requests in another way."""
     told: list[Begun] | None = vars(db).get(_TOLD)
     if told is None:

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from pydal import Field
 
 from pipeline import clock
-from pipeline.client import Pipeline
-from pipeline.enqueue.held_ops import Waiting
+from pipeline.client import Client
+from pipeline.enqueue.held_ops import HeldOp
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.resend import Run
 from pipeline.errors import BadOp, Unavailable
@@ -32,7 +32,7 @@ from pipeline.shard.session import brief
 
 TABLE = "pipeline_outbox"
 #: Rows that are sent in one go besides a request's own.
-MOST = 1000
+MOST_ROWS_A_REQUEST = 1000
 #: How long `durability="applied"` waits, s.
 APPLIED_S = 5.0
 #: A request sends rows of other buckets too once they are so old that their own process has died, ms.
@@ -41,7 +41,7 @@ ABANDONED_MS = 5_000
 FORGOTTEN_MS = 20 * 3600 * 1000
 #: By producer and bucket.
 Reached = dict[tuple[int, int], Position]
-_log = logging.getLogger("pipeline.web")
+logger = logging.getLogger("pipeline.web")
 
 
 class Kept(NamedTuple):
@@ -70,7 +70,7 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, entry: Waiting) -> None:
+    def add(self, entry: HeldOp) -> None:
         """Write an op into the outbox.
 
         Raises:
@@ -101,7 +101,7 @@ class Outbox:
         """Forget the ops: their rows went with the transaction. What comes then has another producer."""
         self._producer = int.from_bytes(os.urandom(8), "big") >> 1
         self._last: dict[int, int] = {}
-        self._waiting: list[tuple[Waiting, Kept]] = []
+        self._waiting: list[tuple[HeldOp, Kept]] = []
 
     def send(self) -> list[Receipt]:
         """Send the rows after their commit, older ones of the same buckets before them, and delete them.
@@ -115,22 +115,24 @@ class Outbox:
         own = [kept for _, kept in waiting]
         before = abandoned(self._table, own)
         try:
-            reached = sent(self._publisher, before if len(before) == MOST else [*before, *own], patient=False)
+            reached = sent(
+                self._publisher, before if len(before) == MOST_ROWS_A_REQUEST else [*before, *own], patient=False
+            )
         except Unavailable as error:
-            _log.warning("%d ops stay in the outbox for now: %s", len(own), error)
+            logger.warning("%d ops stay in the outbox for now: %s", len(own), error)
             return []
-        delete(self._table, before if len(before) == MOST else [*before, *own])
+        delete(self._table, before if len(before) == MOST_ROWS_A_REQUEST else [*before, *own])
         self._reserve_keys(entry for entry, _ in waiting)
         return [receipt for entry, kept in waiting for receipt in _placed(entry, kept, reached)]
 
-    def _reserve_keys(self, entries: Iterable[Waiting]) -> None:
+    def _reserve_keys(self, entries: Iterable[HeldOp]) -> None:
         """Let Redis know the ids under idempotency keys: it may have been away when they were told."""
         for bucket, op, _, _ in entries:
             if op.idempotency_key is not None and (row_id := id_of_new(op)) is not None:
                 self._publisher.reserve(bucket, op.idempotency_key, row_id)
 
 
-def _placed(entry: Waiting, kept: Kept, reached: Reached) -> Iterator[Receipt]:
+def _placed(entry: HeldOp, kept: Kept, reached: Reached) -> Iterator[Receipt]:
     """Yield an entry's receipts with their position: the last of the run's, which is at or behind their own."""
     position = reached.get((kept.producer, kept.bucket))
     if position is None:
@@ -182,8 +184,8 @@ def abandoned(table: Any, own: Sequence[Kept]) -> list[Kept]:
 
 
 def kept_rows(table: Any, query: Any) -> list[Kept]:
-    """Return rows in the order of their ids, at most `MOST`."""
-    rows = table._db(query).select(orderby=table.id, limitby=(0, MOST))
+    """Return rows in the order of their ids, at most `MOST_ROWS_A_REQUEST`."""
+    rows = table._db(query).select(orderby=table.id, limitby=(0, MOST_ROWS_A_REQUEST))
     return [Kept(int(r.id), int(r.producer), r.bucket, r.seq, b64decode(r.payload)) for r in rows]
 
 
@@ -213,7 +215,7 @@ def delete(table: Any, rows: Iterable[Kept]) -> bool:
         table._db(table.id.belongs([row.id for row in rows])).delete()
         table._db._adapter.commit()  # not as if by the application's hand
     except Exception as error:  # of any driver: the request has committed, and must not fail for this
-        _log.warning("rows stay in the outbox, to be sent again: %s: %s", type(error).__name__, error)
+        logger.warning("rows stay in the outbox, to be sent again: %s: %s", type(error).__name__, error)
         table._db._adapter.rollback()
         return False
     return True
@@ -226,7 +228,7 @@ class Relayed(NamedTuple):
     left: int
 
 
-def relay(client: Pipeline, uri: str, *, old: bool = False) -> Relayed:
+def resend_outbox(client: Client, uri: str, *, old: bool = False) -> Relayed:
     """Send and delete all rows of the outbox in a database.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.dal.objects import real_name, tables_in
 from pipeline.errors import BadRead
 from pipeline.reads.node_dal import NodeDAL
@@ -61,7 +61,7 @@ class Refusal:
         keyed: whether a shard key was given: then the caller means the rows with that key, and its neighbours.
     """
 
-    def __init__(self, client: Pipeline, keyed: bool):
+    def __init__(self, client: Client, keyed: bool):
         self._topology, self._keyed = client.topology, keyed
 
     def __call__(self, name: str) -> None:
@@ -80,7 +80,7 @@ class Refusal:
         )
 
 
-def table_for(client: Pipeline, db: Any) -> Any:
+def table_for(client: Client, db: Any) -> Any:
     """Return a table by which a node may be chosen when the caller has named none: one of which a node has all rows.
 
     Raises:

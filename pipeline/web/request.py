@@ -14,16 +14,16 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from pipeline import attachment
-from pipeline.client import Pipeline
-from pipeline.enqueue.held_ops import Holder, Validated
+from pipeline.client import Client
+from pipeline.enqueue.held_ops import HeldOps, Validated
 from pipeline.errors import Unavailable
 from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipt as _Receipt
 from pipeline.model.receipt import Receipts
 from pipeline.reads.node_dal import NodeDAL
-from pipeline.reads.session import Session, Token
+from pipeline.reads.session import ReadSession, Token
 from pipeline.web.read_db import ReadDAL, Refusal, table_for
-from pipeline.web.user_session import Reader
+from pipeline.web.user_session import UserSession
 
 
 class Reading:
@@ -33,9 +33,9 @@ class Reading:
         client: the process's.
     """
 
-    def __init__(self, client: Pipeline, token: str | Callable[[], str | None] | None):
+    def __init__(self, client: Client, token: str | Callable[[], str | None] | None):
         self.client = client
-        self._reader = Reader(client, token)
+        self._reader = UserSession(client, token)
         self._at_end: list[Callable[[bool], Any]] = []
 
     @contextmanager
@@ -64,7 +64,7 @@ class Reading:
         call = lambda seen: self.client.count(query, distinct=distinct, after=seen, **options)  # noqa: E731
         return self._reader.asked(call, after, fresh, options)
 
-    def session_token(self, text: str | None = None) -> Session:
+    def session_token(self, text: str | None = None) -> ReadSession:
         """Return this user's session; with a text, the session that the text is of."""
         return self._reader.session if text is None else self.client.session_token(text)
 
@@ -97,7 +97,7 @@ class Reading:
 
 #: When the ops of a request are sent: at each call, after its commit, or after its commit from a table in its database.
 MODES = ("now", "on_commit", "outbox")
-_log = logging.getLogger("pipeline.web")
+logger = logging.getLogger("pipeline.web")
 
 
 class Request(Reading):
@@ -110,12 +110,12 @@ class Request(Reading):
     """
 
     def __init__(
-        self, client: Pipeline, held: Holder | None = None, token: str | Callable[[], str | None] | None = None
+        self, client: Client, held: HeldOps | None = None, token: str | Callable[[], str | None] | None = None
     ):
         super().__init__(client, token)
         self._held = held
         #: A web request waits for Redis so long with all its calls together; in a script each call does.
-        self._budget = client.patience.budget() if held is not None or token is not None else None
+        self._budget = client.wait_budgets.budget() if held is not None or token is not None else None
         self._unsent: list[_Receipt] = []
         self._groups = 0
         #: What the primaries were given time for.
@@ -212,15 +212,15 @@ class Request(Reading):
             return
         try:
             if not self._reader.settle():
-                _log.warning("the user may not see his own writes: the workers are behind")
+                logger.warning("the user may not see his own writes: the workers are behind")
         except Unavailable as error:
-            _log.warning("the user may not see his own writes: %s", error)
+            logger.warning("the user may not see his own writes: %s", error)
         self._settled = self._reader.known
 
     # receipts -----------------------------------------------------------------------------------------------
 
     @property
-    def Receipt(self) -> Pipeline:  # noqa: N802 - a class in the package, with the one function `parse`
+    def Receipt(self) -> Client:  # noqa: N802 - a class in the package, with the one function `parse`
         """Who reads printed receipts: `pipeline.Receipt.parse(text)`."""
         return self.client
 
@@ -256,7 +256,7 @@ class Request(Reading):
         """
         try:
             if self._held is not None:
-                with self.client.patience.within(self._budget):
+                with self.client.wait_budgets.within(self._budget):
                     self._held.send()
         finally:
             self._note_sent()
@@ -270,7 +270,7 @@ class Request(Reading):
             self.send()
         finally:
             self._end(well=True)
-        with self.client.patience.within(self._budget):
+        with self.client.wait_budgets.within(self._budget):
             return self._reader.text()
 
     def drop(self) -> None:
@@ -281,7 +281,7 @@ class Request(Reading):
 
     def __del__(self) -> None:
         if getattr(self, "_held", None) is not None and self.waiting:
-            _log.error("%d ops were never sent: the request ended without telling this object", self.waiting)
+            logger.error("%d ops were never sent: the request ended without telling this object", self.waiting)
 
     # parts --------------------------------------------------------------------------------------------------
 
@@ -291,7 +291,7 @@ class Request(Reading):
             try:
                 self._at_end.pop()(well)
             except Unavailable as error:  # it is gone by itself
-                _log.warning("a node went away before the request's end: %s", error)
+                logger.warning("a node went away before the request's end: %s", error)
 
     @property
     def _waits(self) -> bool:
@@ -300,7 +300,7 @@ class Request(Reading):
     @contextmanager
     def _holding(self) -> Iterator[None]:
         """Let the ops of the block wait for the commit, and its calls wait no longer than this request may."""
-        with self.client.patience.within(self._budget):
+        with self.client.wait_budgets.within(self._budget):
             if self._held is None:
                 yield
             else:
@@ -318,5 +318,5 @@ class Request(Reading):
         sent = [receipt for receipt in self._unsent if receipt.sent]
         self._unsent.clear()
         if sent:
-            with self.client.patience.within(self._budget):
+            with self.client.wait_budgets.within(self._budget):
                 self._reader.wrote(sent)

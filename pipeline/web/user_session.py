@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pipeline import clock
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.errors import BadToken, PartialResult, StaleRead, Unavailable
-from pipeline.reads.session import Session, Token
+from pipeline.reads.session import ReadSession, Token
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 #: How long a page waits until its user's own ops are applied, s. A replica is waited for as the settings say: then the
 #: primary answers, which does not help while the op is still in the queue.
 QUEUED_S = 2.0
-_log = logging.getLogger("pipeline.web")
+logger = logging.getLogger("pipeline.web")
 
 
-class Reader:
+class UserSession:
     """What one user has written and seen.
 
     Args:
@@ -27,24 +27,24 @@ class Reader:
 
     __slots__ = ("_client", "_recall", "_session", "_text", "_unread")
 
-    def __init__(self, client: Pipeline, text: str | Callable[[], str | None] | None = None):
+    def __init__(self, client: Client, text: str | Callable[[], str | None] | None = None):
         self._client, self._recall = client, text
         self._text: str | None = None
-        self._session: Session | None = None
+        self._session: ReadSession | None = None
         self._unread = False
 
     @property
-    def session(self) -> Session:
+    def session(self) -> ReadSession:
         """The session; a text that is not of this deployment begins a new one."""
         if self._session is None:
             self._text = self._recall() if callable(self._recall) else self._recall
             try:
                 self._session = self._client.session_token(self._text)
             except BadToken as error:
-                _log.warning("the user's session begins anew: %s", error)
+                logger.warning("the user's session begins anew: %s", error)
                 self._session = self._client.session_token()
             except Unavailable as error:  # a page must not fail for it; what it cannot read it must not replace
-                _log.warning("what the user has written before is not known: %s", error)
+                logger.warning("what the user has written before is not known: %s", error)
                 self._session, self._unread = self._client.session_token(), True
         return self._session
 
@@ -65,7 +65,7 @@ class Reader:
         """Let the next reads see these ops."""
         self.session.wrote(receipts)
 
-    def asked(self, call: Callable[[Any], T], after: Any, fresh: bool, options: Mapping[str, Any]) -> T:
+    def asked(self, call: Callable[[Any], _T], after: Any, fresh: bool, options: Mapping[str, Any]) -> _T:
         """Read with what the user has seen and written, and with what was asked for besides.
 
         Where the caller does not say how long to wait, a page waits for its user's own ops rather than fail.
@@ -94,7 +94,7 @@ class Reader:
         try:
             text = str(session) if session.token else ""
         except Unavailable as error:  # a page must not fail for what the next one would like to know
-            _log.warning("the user's session is not kept: %s", error)
+            logger.warning("the user's session is not kept: %s", error)
             return None
         return None if text == (self._text or "") else text
 

@@ -17,7 +17,7 @@ from pipeline.model.op import COPY, INSERT, READ, Op
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard.ddl import create_table
 from pipeline.shard.driver_errors import Fault, fault_of
-from pipeline.shard.session import Session
+from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import copy_statement, statement
 from pipeline.shard.table_facts import FactBook, Facts
 
@@ -48,15 +48,15 @@ EXPRESSIONS = ((1, ["c", 0]), *((n + 1, ["c", n]) for n in range(1, len(COLUMNS)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("mariadb", marks=pytest.mark.mariadb)])
-def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]:
+def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NodeSession]:
     uri = f"sqlite://{tmp_path}/shop.sqlite"
     if request.param == "mariadb":
         uri, name = request.getfixturevalue("mariadb_uri"), f"t{uuid4().hex[:8]}"
-        root = Session("root", uri)
+        root = NodeSession("root", uri)
         root.query(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
         root.discard()
         uri = uri.replace("/shop", f"/{name}")
-    session = Session("s0", uri)
+    session = NodeSession("s0", uri)
     settings = {"redis": {"url": "redis://none.invalid/0"}, "shards": {"s0": {"primary": uri}}}
     topology = Topology(load(settings))
     run(session, *(sql for schema in (NOW, PAST) for sql in create_table(schema, topology, session.dialect)))
@@ -65,26 +65,26 @@ def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]
 
 
 @pytest.fixture
-def row(session: Session) -> int:
+def row(session: NodeSession) -> int:
     """A row with a value of each kind."""
     numbers, values = tuple(range(1, len(COLUMNS) + 1)), tuple(value for _, value, _ in KINDS.values())
     run(session, statement(INSERT, [Op(INSERT, "now", NOW.hash, 0, 5, numbers, values)], *known(session, NOW)))
     return 5
 
 
-def run(session: Session, *statements: str) -> None:
+def run(session: NodeSession, *statements: str) -> None:
     with session.transaction():
         for sql in statements:
             session.execute(sql)
 
 
-def known(session: Session, schema: TableSchema) -> tuple[Facts, Any]:
+def known(session: NodeSession, schema: TableSchema) -> tuple[Facts, Any]:
     facts = FactBook(session, lambda _: schema).of(Op(INSERT, schema.name, schema.hash, 0))
     assert facts is not None
     return facts, session.dialect
 
 
-def copy(session: Session, row_id: int, where: list[Any] | None = None, source: int | None = 5) -> None:
+def copy(session: NodeSession, row_id: int, where: list[Any] | None = None, source: int | None = 5) -> None:
     read = Op(READ, "now", NOW.hash, 0, None if where else source, where=where)
     op = Op(COPY, "past", PAST.hash, 0, row_id, expressions=EXPRESSIONS, source=read)
     run(session, copy_statement([op], known(session, PAST)[0], *known(session, NOW)))
@@ -94,7 +94,7 @@ def unless_same(*values: tuple[int, Any]) -> list[Any]:
     return ["and", ["=", 0, 5], ["not", ["and", *(["same", column, value] for column, value in values)]]]
 
 
-def test_every_column_arrives_as_it_stands(session: Session, row: int):
+def test_every_column_arrives_as_it_stands(session: NodeSession, row: int):
     copy(session, 9)
 
     [stood] = session.query("SELECT * FROM now")
@@ -102,20 +102,20 @@ def test_every_column_arrives_as_it_stands(session: Session, row: int):
     assert arrived == (9, *stood)
 
 
-def test_a_row_that_is_not_there_is_copied_to_nothing(session: Session, row: int):
+def test_a_row_that_is_not_there_is_copied_to_nothing(session: NodeSession, row: int):
     copy(session, 9, source=6)
 
     assert session.query("SELECT id FROM past") == []
 
 
-def test_a_row_with_just_these_values_is_not_copied(session: Session, row: int):
+def test_a_row_with_just_these_values_is_not_copied(session: NodeSession, row: int):
     copy(session, 9, unless_same(*((n, value) for n, (_, value, _) in enumerate(KINDS.values(), 1))))
 
     assert session.query("SELECT id FROM past") == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_with_almost_this_value_is_copied(session: Session, row: int, kind: str):
+def test_a_row_with_almost_this_value_is_copied(session: NodeSession, row: int, kind: str):
     number = list(KINDS).index(kind) + 1
 
     copy(session, 9, unless_same((number, KINDS[kind][2])))
@@ -124,7 +124,7 @@ def test_a_row_with_almost_this_value_is_copied(session: Session, row: int, kind
     assert [id for (id,) in session.query("SELECT id FROM past")] == [9]
 
 
-def test_a_copy_with_an_id_that_is_taken_is_refused_for_good(session: Session, row: int):
+def test_a_copy_with_an_id_that_is_taken_is_refused_for_good(session: NodeSession, row: int):
     copy(session, 9)
 
     with pytest.raises(Exception) as raised:  # noqa: PT011 - whatever the driver raises

@@ -19,18 +19,16 @@ from support.sessions import (
 from pipeline.clock import polls
 from pipeline.errors import NotMigrated, ShardUnavailable
 from pipeline.model.op import START, Position
-from pipeline.shard import columns
-from pipeline.shard import ledger as marks
-from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard import columns, ledger, ledger_queries
 from pipeline.shard.driver_errors import Fault, code_of, fault_of
-from pipeline.shard.session import Session
+from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import Constraints, constraints_of
 
 # transactions -----------------------------------------------------------------------------------------------------
 
 
 @both
-def test_a_transaction_commits_at_its_end_and_rolls_back_on_an_error(session: Session, other: Session):
+def test_a_transaction_commits_at_its_end_and_rolls_back_on_an_error(session: NodeSession, other: NodeSession):
     table(session, "n INT")
     run(session, "INSERT INTO t (n) VALUES (1)")
 
@@ -42,7 +40,7 @@ def test_a_transaction_commits_at_its_end_and_rolls_back_on_an_error(session: Se
 
 
 @both
-def test_a_query_of_its_own_sees_what_others_have_committed_since_the_last(session: Session, other: Session):
+def test_a_query_of_its_own_sees_what_others_have_committed_since_the_last(session: NodeSession, other: NodeSession):
     table(session, "n INT")
     assert session.query("SELECT COUNT(*) FROM t") == [(0,)]
 
@@ -52,9 +50,9 @@ def test_a_query_of_its_own_sees_what_others_have_committed_since_the_last(sessi
 
 
 @both
-def test_a_read_only_session_refuses_every_write(uri: str, session: Session):
+def test_a_read_only_session_refuses_every_write(uri: str, session: NodeSession):
     table(session, "n INT")
-    reader = Session("s0-r0", uri, read_only=True)
+    reader = NodeSession("s0-r0", uri, read_only=True)
 
     with pytest.raises(Exception, match=r"(?i)read.?only"), reader.transaction():
         reader.execute("INSERT INTO t (n) VALUES (1)")
@@ -64,15 +62,15 @@ def test_a_read_only_session_refuses_every_write(uri: str, session: Session):
 
 
 @both
-def test_a_missing_table_of_ours_says_to_migrate_and_another_does_not(session: Session):
+def test_a_missing_table_of_ours_says_to_migrate_and_another_does_not(session: NodeSession):
     with pytest.raises(NotMigrated, match=r"node 's0' is not prepared.*pipeline migrate"):
-        inquiry.marks_of(session)
+        ledger_queries.marks_of(session)
     with pytest.raises(ShardUnavailable):
         session.query("SELECT * FROM t")
 
 
 @both
-def test_an_update_tells_the_rows_it_found_not_only_those_it_changed(session: Session):
+def test_an_update_tells_the_rows_it_found_not_only_those_it_changed(session: NodeSession):
     table(session, "n INT")
     run(session, "INSERT INTO t (n) VALUES (1), (1), (2)")
 
@@ -82,7 +80,7 @@ def test_an_update_tells_the_rows_it_found_not_only_those_it_changed(session: Se
 
 @both
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_ids_of_one_insert_are_told(session: Session, count: int):
+def test_the_ids_of_one_insert_are_told(session: NodeSession, count: int):
     table(session, "n INT")
     run(session, "INSERT INTO t (id, n) VALUES (41, 0)")
 
@@ -94,11 +92,11 @@ def test_the_ids_of_one_insert_are_told(session: Session, count: int):
 
 
 @both
-def test_no_text_is_bent_on_its_way(session: Session):
+def test_no_text_is_bent_on_its_way(session: NodeSession):
     table(session, "s TEXT")
     text = "it's \\ \\' 100% %s \U0001f600 \r\n -- ;"
 
-    run(session, f"INSERT INTO t (s) VALUES ({marks.text(text)})")
+    run(session, f"INSERT INTO t (s) VALUES ({ledger.text_literal(text)})")
 
     assert session.query("SELECT s FROM t") == [(text,)]
 
@@ -110,7 +108,7 @@ def test_a_shard_that_is_not_there_is_unavailable_and_no_password_is_shown(kind:
         "mariadb": "mysql:pymysql://app:secret@127.0.0.1:1/shop",
     }[kind]
 
-    session = Session("s9", uri, connect_s=1)
+    session = NodeSession("s9", uri, connect_s=1)
 
     with pytest.raises(ShardUnavailable, match=r"^node 's9': ") as raised:
         session.query("SELECT 1")
@@ -138,7 +136,7 @@ def test_a_shard_that_is_not_there_is_unavailable_and_no_password_is_shown(kind:
         ("s VARCHAR(9) CHARACTER SET latin1", "'\U0001f600'", 1366),
     ],
 )
-def test_what_does_not_fit_is_refused_for_good_never_bent(session: Session, column: str, value: str, code: int):
+def test_what_does_not_fit_is_refused_for_good_never_bent(session: NodeSession, column: str, value: str, code: int):
     table(session, column)
 
     assert fault(session, f"INSERT INTO t (s) VALUES ({value})") == (Fault.PERMANENT, code)
@@ -146,7 +144,7 @@ def test_what_does_not_fit_is_refused_for_good_never_bent(session: Session, colu
 
 
 @mariadb
-def test_strictness_outlives_a_reconnect_which_pydal_would_undo(session: Session):
+def test_strictness_outlives_a_reconnect_which_pydal_would_undo(session: NodeSession):
     table(session, "s VARCHAR(3)")
     session.discard()
 
@@ -155,7 +153,7 @@ def test_strictness_outlives_a_reconnect_which_pydal_would_undo(session: Session
 
 
 @both
-def test_a_unique_value_taken_is_refused_for_good(session: Session):
+def test_a_unique_value_taken_is_refused_for_good(session: NodeSession):
     table(session, "n INT UNIQUE")
     run(session, "INSERT INTO t (n) VALUES (1)")
 
@@ -163,7 +161,7 @@ def test_a_unique_value_taken_is_refused_for_good(session: Session):
 
 
 @both
-def test_a_parent_that_is_not_there_is_refused_for_good(session: Session):
+def test_a_parent_that_is_not_there_is_refused_for_good(session: NodeSession):
     table(session, "up BIGINT", "FOREIGN KEY (up) REFERENCES t (id)")
 
     assert fault(session, "INSERT INTO t (up) VALUES (99)")[0] is Fault.PERMANENT
@@ -171,14 +169,14 @@ def test_a_parent_that_is_not_there_is_refused_for_good(session: Session):
 
 @both
 @pytest.mark.parametrize("sql", ["INSERT INTO t (missing) VALUES (1)", "INSERT INTO absent (n) VALUES (1)"])
-def test_a_column_or_table_that_is_not_there_yet_waits(session: Session, sql: str):
+def test_a_column_or_table_that_is_not_there_yet_waits(session: NodeSession, sql: str):
     table(session, "n INT")
 
     assert fault(session, sql)[0] is Fault.SCHEMA
 
 
 @mariadb
-def test_a_lock_that_was_waited_for_too_long_is_tried_again(session: Session, other: Session):
+def test_a_lock_that_was_waited_for_too_long_is_tried_again(session: NodeSession, other: NodeSession):
     table(session, "n INT")
     run(session, "INSERT INTO t (id, n) VALUES (1, 0), (2, 0)")
 
@@ -192,13 +190,13 @@ def test_a_lock_that_was_waited_for_too_long_is_tried_again(session: Session, ot
 
 
 @mariadb
-def test_a_deadlock_is_tried_again(session: Session, other: Session):
+def test_a_deadlock_is_tried_again(session: NodeSession, other: NodeSession):
     table(session, "n INT")
     run(session, "INSERT INTO t (id, n) VALUES (1, 0), (2, 0)")
     both_hold = threading.Barrier(2, timeout=20)
     errors: list[Exception] = []
 
-    def cross(mine: Session, first: int, second: int) -> None:
+    def cross(mine: NodeSession, first: int, second: int) -> None:
         try:
             with mine.transaction():
                 mine.execute(f"UPDATE t SET n = n + 1 WHERE id = {first}")
@@ -221,7 +219,7 @@ def test_a_deadlock_is_tried_again(session: Session, other: Session):
 # connections ------------------------------------------------------------------------------------------------------
 
 
-def kill(session: Session, other: Session) -> None:
+def kill(session: NodeSession, other: NodeSession) -> None:
     """End another session's connection on the server, as a restart of it would."""
     [(number,)] = session.rows("SELECT CONNECTION_ID()")
     session.adapter.rollback()
@@ -233,7 +231,7 @@ def kill(session: Session, other: Session) -> None:
 
 
 @mariadb
-def test_a_connection_that_died_while_it_was_idle_is_replaced_without_a_word(session: Session, other: Session):
+def test_a_connection_that_died_while_it_was_idle_is_replaced_without_a_word(session: NodeSession, other: NodeSession):
     table(session, "n INT")
 
     kill(session, other)
@@ -245,7 +243,9 @@ def test_a_connection_that_died_while_it_was_idle_is_replaced_without_a_word(ses
 
 
 @mariadb
-def test_a_connection_that_dies_in_a_transaction_is_transient_and_nothing_of_it_stays(session: Session, other: Session):
+def test_a_connection_that_dies_in_a_transaction_is_transient_and_nothing_of_it_stays(
+    session: NodeSession, other: NodeSession
+):
     table(session, "n INT")
 
     with pytest.raises(Exception) as raised, session.transaction():  # noqa: PT011, PT012
@@ -260,20 +260,20 @@ def test_a_connection_that_dies_in_a_transaction_is_transient_and_nothing_of_it_
 
 
 @mariadb
-def test_a_commit_whose_answer_is_lost_is_unavailable_and_the_watermark_tells(shard: Session, other: Session):
+def test_a_commit_whose_answer_is_lost_is_unavailable_and_the_watermark_tells(shard: NodeSession, other: NodeSession):
     with pytest.raises(ShardUnavailable, match="answer to COMMIT was lost"), shard.transaction():  # noqa: PT012
-        marks.move(shard, {3: Position(7, 1)})
+        ledger.move(shard, {3: Position(7, 1)})
         [(number,)] = shard.rows("SELECT CONNECTION_ID()")
         other.query(f"KILL {number}")
 
-    assert inquiry.marks_of(shard, [3])[3].position in (START, Position(7, 1))
+    assert ledger_queries.marks_of(shard, [3])[3].position in (START, Position(7, 1))
 
 
 # what the database itself enforces --------------------------------------------------------------------------------
 
 
 @both
-def test_constraints_are_read_from_the_database(session: Session):
+def test_constraints_are_read_from_the_database(session: NodeSession):
     kinds: dict[str, Any] = {"id": SERIAL[session.dialect.name]}
     run(
         session,
@@ -289,7 +289,7 @@ def test_constraints_are_read_from_the_database(session: Session):
 
 
 @both
-def test_columns_are_read_as_the_database_has_them(session: Session):
+def test_columns_are_read_as_the_database_has_them(session: NodeSession):
     table(session, "n INT NOT NULL", "s VARCHAR(9)")
 
     found = {column.name: column for column in columns.columns_of(session, "t")}

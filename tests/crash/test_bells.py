@@ -12,7 +12,7 @@ from support.chance import SOAK
 from support.producer import environment
 from support.trial import Trial
 
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.oplog.doorbell import SilentBell, queue_of
 
@@ -39,14 +39,14 @@ for i in range(100):
 
 
 @pytest.fixture
-def mute(trial: Trial) -> Iterator[Pipeline]:
+def mute(trial: Trial) -> Iterator[Client]:
     """A client whose bell is lost every time."""
-    client = Pipeline(trial.rig.config, bell=SilentBell())
+    client = Client(trial.rig.config, bell=SilentBell())
     yield client
     client.close()
 
 
-def test_an_op_is_applied_soon_though_its_bell_is_lost(trial: Trial, mute: Pipeline) -> None:
+def test_an_op_is_applied_soon_though_its_bell_is_lost(trial: Trial, mute: Client) -> None:
     load = trial.load(mute)
 
     for _ in range(4 * SOAK):
@@ -100,7 +100,7 @@ def test_a_producer_killed_between_its_append_and_its_bell_leaves_its_op_to_the_
     assert count_events(trial, owner) > 0
 
 
-def test_a_dirty_set_that_forgot_a_bucket_is_mended_from_watermarks_and_tails(trial: Trial, mute: Pipeline) -> None:
+def test_a_dirty_set_that_forgot_a_bucket_is_mended_from_watermarks_and_tails(trial: Trial, mute: Client) -> None:
     rig = trial.rig
     with rig.frozen():
         trial.send(trial.load(mute), 40)

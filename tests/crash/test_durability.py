@@ -13,9 +13,9 @@ from support.proxy import Proxy
 from support.rig import Rig
 from support.trial import Trial
 
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.clock import polls
-from pipeline.devcluster import redis_server as logserver
+from pipeline.devcluster import redis_server
 from pipeline.devcluster.processes import free_ports
 from pipeline.oplog.redis.connection import connect
 
@@ -124,15 +124,15 @@ class Replicated:
         primary = trial.rig.port("redis")
         [self._port] = free_ports(1)
         self._front, self._link = Proxy(primary), Proxy(primary)
-        service = logserver.service(folder, logserver.bundled(), self._port)
-        (folder / logserver.NAME).mkdir()
+        service = redis_server.service(folder, redis_server.bundled(), self._port)
+        (folder / redis_server.LOG_SERVER).mkdir()
         trial.rig.redis.config_set("repl-diskless-sync-delay", 0)
         self._server = subprocess.Popen(
             [*service.argv, "--replicaof", f"127.0.0.1 {self._link.port}"], stdout=subprocess.DEVNULL
         )
         self._redis = connect(f"redis://127.0.0.1:{self._port}/0", read_s=5, connect_s=2)
         self.config = trial.rig.config_through({primary: self._front.port})
-        self.client = Pipeline(self.config)
+        self.client = Client(self.config)
         self.client.define_tables(trial.rig.db)
 
     def wait_for_link(self) -> None:

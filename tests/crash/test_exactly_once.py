@@ -8,7 +8,7 @@ from support.chance import SOAK
 from support.proxy import Proxy
 from support.trial import Trial
 
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.clock import polls
 
 pytestmark = pytest.mark.mariadb
@@ -78,7 +78,7 @@ def test_a_commit_whose_answer_is_lost_is_not_done_again(trial: Trial) -> None:
 def test_a_lost_answer_to_a_producer_neither_loses_nor_doubles_its_op(trial: Trial) -> None:
     rig = trial.rig
     with Proxy(rig.port("redis")) as proxy:
-        client = Pipeline(rig.config_through({rig.port("redis"): proxy.port}))
+        client = Client(rig.config_through({rig.port("redis"): proxy.port}))
         client.define_tables(rig.db)
         load = trial.load(client)
         sent = trial.send(load, 10)
@@ -96,7 +96,7 @@ def test_a_lost_answer_to_a_producer_neither_loses_nor_doubles_its_op(trial: Tri
 def test_an_op_in_doubt_may_be_sent_again_under_its_idempotency_key(trial: Trial) -> None:
     rig = trial.rig
     with Proxy(rig.port("redis")) as proxy:
-        client = Pipeline(rig.config_through({rig.port("redis"): proxy.port}))
+        client = Client(rig.config_through({rig.port("redis"): proxy.port}))
         client.define_tables(rig.db)
         load = trial.load(client, sure=True)
         trial.send(load, 10)

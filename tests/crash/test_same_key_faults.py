@@ -12,7 +12,7 @@ from support import nodes
 from support.rig import Rig
 from test_spool import Spooled
 
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.model.receipt import Receipt
 
 
@@ -25,7 +25,7 @@ class Doubled(Spooled):
         for client in self.pair:  # they know the epoch and have ids
             client.enqueue_insert(rig.db.event, owner=self.owner, body="before")
 
-    def noted(self, client: Pipeline) -> Receipt:
+    def noted(self, client: Client) -> Receipt:
         values = {"owner": self.owner, "body": "once"}
         return client.enqueue_insert(self.rig.db.event, values, idempotency_key=f"form {self.owner}")
 
@@ -92,7 +92,7 @@ def test_both_calls_are_told_the_id_of_the_row(doubled: Doubled, how: str, goes:
 def test_both_come_at_the_moment_at_which_redis_goes(doubled: Doubled, how: str) -> None:
     barrier, receipts = threading.Barrier(4), list[Receipt]()
 
-    def call(client: Pipeline, held: bool) -> None:
+    def call(client: Client, held: bool) -> None:
         ops = client.held()
         barrier.wait(30)
         if held:

@@ -18,7 +18,7 @@ from support.proxy import Proxy
 from support.rig import Rig
 
 from pipeline import clock
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.model.receipt import Receipt
 
@@ -42,8 +42,8 @@ class Spooled:
         self.tokens: list[str] = []
         self.row = self.client.enqueue_insert(rig.db.tally, owner=self.owner, name="counter")
 
-    def another(self) -> Pipeline:
-        made = Pipeline(self.config)
+    def another(self) -> Client:
+        made = Client(self.config)
         made.define_tables(self.rig.db)
         return made
 
@@ -68,7 +68,7 @@ class Spooled:
         )
         return done.stdout.strip()
 
-    def bump(self, client: Pipeline | None = None, **how: Any) -> Receipt:
+    def bump(self, client: Client | None = None, **how: Any) -> Receipt:
         """Send an op that shows when it is doubled, lost or out of order."""
         token = f"{len(self.tokens)},"
         self.tokens.append(token)
@@ -259,7 +259,7 @@ def test_a_worker_drains_the_spool_of_processes_that_have_gone(spooled: Spooled)
     spooled.rig.cluster.kill("redis")
     receipts = [spooled.bump() for _ in range(20)]
     spooled.client.close()
-    spooled.client = Pipeline(spooled.rig.config)
+    spooled.client = Client(spooled.rig.config)
     receipts = [spooled.client.parse(str(receipt)) for receipt in receipts]
     spooled.rig.cluster.start("redis")
 

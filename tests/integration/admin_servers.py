@@ -15,7 +15,7 @@ import redis
 from pydal import DAL, Field
 
 from pipeline.admin.migrate import migrate
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.devcluster import mariadb
 from pipeline.devcluster.cluster import Cluster
 from pipeline.oplog.doorbell import SilentBell
@@ -57,15 +57,15 @@ class Servers:
 
     def sql(self, node: str, statements: str) -> str:
         """Run statements on a node as root, in the application's database."""
-        return mariadb.ask(self.ports[node], f"USE {mariadb.SCHEMA}; {statements}")
+        return mariadb.run_statement(self.ports[node], f"USE {mariadb.SCHEMA}; {statements}")
 
     def redis(self) -> redis.Redis:
         """Return a client of the log's server."""
         return redis.Redis(port=self.ports["redis"], socket_timeout=5)
 
-    def client(self, config: dict[str, Any] | None = None) -> Pipeline:
+    def client(self, config: dict[str, Any] | None = None) -> Client:
         """Return a client that rings nobody."""
-        return Pipeline(config or self.config(), bell=SilentBell())
+        return Client(config or self.config(), bell=SilentBell())
 
     def publish(self, config: dict[str, Any] | None = None) -> None:
         """Publish the tables and create them everywhere."""

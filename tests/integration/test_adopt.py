@@ -21,7 +21,7 @@ from pipeline.admin.check import check
 from pipeline.admin.migrate import migrate
 from pipeline.apply.applier import Applier
 from pipeline.errors import PipelineError
-from pipeline.shard.session import Session
+from pipeline.shard.session import NodeSession
 
 pytestmark = pytest.mark.mariadb
 
@@ -87,15 +87,15 @@ def test_every_session_that_looks_is_one_in_which_the_server_refuses_writes(
     messy: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = []
-    close = Session.discard
+    close = NodeSession.discard
 
-    def closing(session: Session) -> None:
+    def closing(session: NodeSession) -> None:
         with pytest.raises(Exception, match="READ ONLY"):
             session.execute("UPDATE customer SET name = 'changed'")
         looked.append(session.node)
         close(session)
 
-    monkeypatch.setattr(Session, "discard", closing)
+    monkeypatch.setattr(NodeSession, "discard", closing)
 
     adopt(messy[1])
 

@@ -13,10 +13,10 @@ from check_plants import PLANTS, Plant
 from click.testing import CliRunner
 
 from pipeline import cli, clock
-from pipeline.admin import check as checking
+from pipeline.admin import check
 from pipeline.admin.check import evidence as gathering
 from pipeline.admin.check import servers as servers_check
-from pipeline.admin.check import surroundings as redis_check
+from pipeline.admin.check import surroundings
 from pipeline.admin.check.finding import Finding
 from pipeline.clock import polls
 from pipeline.config.settings import load
@@ -34,7 +34,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     with servers(tmp_path_factory.mktemp("check")) as up:
         up.publish()
         for _ in polls(20):
-            if kinds(checking.check(up.config()).findings) == USUAL:
+            if kinds(check.check(up.config()).findings) == USUAL:
                 break
         yield up
 
@@ -55,7 +55,7 @@ def test_a_healthy_cluster_has_no_error(here: Servers) -> None:
 def test_a_planted_fault_is_found_by_name(here: Servers, plant: Plant) -> None:
     here.sql(plant.node, plant.sql)
     try:
-        found = checking.check(here.config()).findings
+        found = check.check(here.config()).findings
     finally:
         here.sql(plant.node, plant.undo)
 
@@ -68,11 +68,11 @@ def test_a_second_deployment_on_the_same_database_is_found(here: Servers) -> Non
     client = here.client()
     client.publisher.epoch_of(client.publisher.scope_of(0))  # gives this Redis an epoch, if it has none
     client.close()
-    before = [f for f in checking.check(here.config()).findings if "another Redis" in f.what]
+    before = [f for f in check.check(here.config()).findings if "another Redis" in f.what]
     here.sql("s0", "UPDATE pipeline_watermarks SET epoch = epoch + 9000000000 WHERE bucket = 0")
 
     try:
-        found = [f for f in checking.check(here.config()).findings if "another Redis" in f.what]
+        found = [f for f in check.check(here.config()).findings if "another Redis" in f.what]
     finally:
         here.sql("s0", "UPDATE pipeline_watermarks SET epoch = epoch - 9000000000 WHERE bucket = 0")
 
@@ -82,7 +82,7 @@ def test_a_second_deployment_on_the_same_database_is_found(here: Servers) -> Non
 
 def test_every_planted_fault_was_removed(here: Servers) -> None:
     for _ in polls(10):
-        found = checking.check(here.config()).findings
+        found = check.check(here.config()).findings
         if kinds(found) == USUAL:
             break
 
@@ -102,7 +102,7 @@ def test_a_setting_of_redis_is_found_by_name(here: Servers, setting: str, value:
     with here.redis() as client:
         client.config_set(setting, value)
         try:
-            found = checking.check(here.config()).findings
+            found = check.check(here.config()).findings
         finally:
             client.config_set(setting, healthy)
 
@@ -117,7 +117,7 @@ def test_a_redis_user_that_may_not_write_is_found_and_its_password_is_not_shown(
             "ACL", "SETUSER", "narrow", "on", ">hush-hush", "~*", "+@read", "+@connection", "+info", "+time"
         )
         try:
-            found = checking.check(config).findings
+            found = check.check(config).findings
         finally:
             client.execute_command("ACL", "DELUSER", "narrow")
 
@@ -129,7 +129,7 @@ def test_a_primary_user_that_may_only_read_is_found_with_the_grant_it_needs(here
     config = here.config()
     config["shards"]["s0"]["primary"] = config["shards"]["s0"]["primary"].replace("root@", "reader@")
 
-    found = checking.check(config).findings
+    found = check.check(config).findings
 
     [denied] = [f for f in found if "may not" in f.what]
     assert denied.nodes == ("s0",)
@@ -143,7 +143,7 @@ def test_a_definition_that_nobody_migrated_is_found(here: Servers) -> None:
     db.define_table("voucher")
     pipeline.define_tables(db)
     try:
-        found = checking.check(here.config()).findings
+        found = check.check(here.config()).findings
     finally:
         with here.redis() as client:
             client.hdel(pipeline.log.keys.tables, "voucher")  # type: ignore[attr-defined]
@@ -157,7 +157,7 @@ def test_a_database_that_was_never_migrated_is_one_finding_a_node(here: Servers)
     here.sql("s0", "CREATE DATABASE empty")
     config["shards"]["s0"] = {"primary": config["shards"]["s0"]["primary"].replace("/shop", "/empty")}
     try:
-        found = checking.check(config).findings
+        found = check.check(config).findings
     finally:
         here.sql("s0", "DROP DATABASE empty")
 
@@ -168,7 +168,7 @@ def test_clocks_that_differ_are_found(here: Servers, monkeypatch: pytest.MonkeyP
     true_ms = clock.wall_ms
     monkeypatch.setattr(clock, "wall_ms", lambda: true_ms() + 10_000)
 
-    found = checking.check(here.config()).findings
+    found = check.check(here.config()).findings
 
     [skewed] = [f for f in found if f.place == "clock"]
     assert skewed.nodes == ("redis", "s0", "s0-r0", "s1", "s1-r0")
@@ -179,7 +179,7 @@ def test_few_buckets_are_found(here: Servers) -> None:
     config = here.config()
     config["pipeline"]["buckets"] = 31
 
-    found = checking.check(config).findings
+    found = check.check(config).findings
 
     assert ("warning", "[pipeline] buckets") in kinds(found)
 
@@ -197,7 +197,7 @@ def test_old_servers_and_settings_that_need_a_restart_are_found(here: Servers) -
         log=replace(evidence.log, version="6.2.14"),
     )
 
-    found = [*servers_check.server_findings(old), *redis_check.redis_findings(old)]
+    found = [*servers_check.server_findings(old), *surroundings.redis_findings(old)]
 
     assert {
         ("s0: version", "error"),
@@ -213,7 +213,7 @@ def test_dead_and_silent_servers_are_all_named_and_none_makes_the_command_hang(h
     config["shards"]["s0"]["replicas"] = ["mysql:pymysql://reader:hush-hush@127.0.0.1:1/shop"]
     here.cluster.stop("s1", signal.SIGSTOP)
     try:
-        found = checking.check(config).findings
+        found = check.check(config).findings
     finally:
         here.cluster.stop("s1", signal.SIGCONT)
 

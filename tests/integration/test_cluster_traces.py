@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.clock import polls
-from pipeline.devcluster import redis_server as logserver
-from pipeline.devcluster import state
+from pipeline.devcluster import redis_server, state
 from pipeline.devcluster.celery import import_path
 from pipeline.devcluster.cluster import Cluster
 from pipeline.devcluster.state import ClusterFailed
@@ -136,12 +135,12 @@ def test_an_interrupted_start_leaves_nothing(engine: str, moment: str, number: i
 
 def was_started(directory: Path, name: str) -> bool:
     with suppress(ClusterFailed):
-        return state.read(directory).process(name) is not None
+        return state.read_state(directory).process(name) is not None
     return False
 
 
 def test_a_failed_start_names_the_process_and_leaves_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(logserver, "bundled", lambda: ("sh", "-c", "echo no memory; exit 7"))
+    monkeypatch.setattr(redis_server, "bundled", lambda: ("sh", "-c", "echo no memory; exit 7"))
 
     with pytest.raises(ClusterFailed, match=r"redis ended with exit code 7 before it was ready.*\nno memory"):
         Cluster.up(directory, workers=0)
@@ -150,7 +149,7 @@ def test_a_failed_start_names_the_process_and_leaves_nothing(directory: Path, mo
 
 
 def test_a_failed_start_in_the_foreground_leaves_no_guard(directory: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(logserver, "bundled", lambda: ("false",))
+    monkeypatch.setattr(redis_server, "bundled", lambda: ("false",))
 
     with pytest.raises(ClusterFailed):
         Cluster.up(directory, workers=0, owned=True)

@@ -10,7 +10,7 @@ from pydal import DAL, Field
 from support import nodes
 from support.rig import Rig
 
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.errors import BadOp, Rejected, ShardUnavailable
 
 
@@ -30,19 +30,19 @@ def narrow(mariadb: Rig) -> Iterator[Any]:
 
 
 @pytest.fixture
-def client(mariadb: Rig) -> Iterator[Pipeline]:
-    made = Pipeline(mariadb.config)
+def client(mariadb: Rig) -> Iterator[Client]:
+    made = Client(mariadb.config)
     yield made
     made.close()
 
 
-def test_an_id_that_does_not_fit_is_refused_at_the_door(client: Pipeline, narrow: Any) -> None:
+def test_an_id_that_does_not_fit_is_refused_at_the_door(client: Client, narrow: Any) -> None:
     with pytest.raises(BadOp, match=r"ALTER TABLE narrow MODIFY id BIGINT"):
         client.enqueue_insert(narrow, n=1)
 
 
 def test_where_no_primary_answers_the_door_the_workers_reject_it_with_the_databases_reason(
-    client: Pipeline, narrow: Any, monkeypatch: pytest.MonkeyPatch
+    client: Client, narrow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*arguments: Any) -> str:
         raise ShardUnavailable("s0", "on purpose")

@@ -16,8 +16,8 @@ from admin_servers import Servers, model, servers
 from click.testing import CliRunner
 
 from pipeline import cli
-from pipeline.admin.migrate import Step, migrate, plan
-from pipeline.client import Pipeline
+from pipeline.admin.migrate import Step, migrate, migration_steps
+from pipeline.client import Client
 from pipeline.errors import PipelineError
 
 pytestmark = pytest.mark.mariadb
@@ -57,14 +57,14 @@ def test_the_plan_is_sql_that_a_fresh_server_takes_and_that_leaves_nothing_to_do
     assert run.exit_code == 0, run.output
     assert "CREATE UNIQUE INDEX `uk_purchase_customer_day`" in run.output
     here.sql("s0", f"USE {fresh['redis']['prefix']}; {run.output}")
-    assert list(plan(pipeline)) == []
+    assert list(migration_steps(pipeline)) == []
     pipeline.close()
 
 
 def test_planning_changes_nothing(here: Servers, fresh: dict[str, Any]) -> None:
     pipeline = published(here, fresh)
 
-    steps = list(plan(pipeline))
+    steps = list(migration_steps(pipeline))
 
     assert steps
     assert tables(here, "s0", fresh) == []
@@ -93,7 +93,7 @@ def test_a_killed_migrate_can_be_run_again(here: Servers, fresh: dict[str, Any],
 
     path = written(fresh, tmp_path)
     killed = subprocess.run([sys.executable, "-c", KILL, str(path), str(step)], timeout=60, check=False)
-    unfinished = list(plan(pipeline))
+    unfinished = list(migration_steps(pipeline))
     migrate(pipeline)
 
     assert killed.returncode == -signal.SIGKILL
@@ -118,7 +118,7 @@ def test_a_failure_names_its_statement_and_the_shards_that_are_finished(here: Se
     assert "finished before: s0" in message
     here.sql("s1", f"USE {database}; DELETE FROM purchase WHERE id = 2")
     migrate(pipeline)
-    assert list(plan(pipeline)) == []
+    assert list(migration_steps(pipeline)) == []
     pipeline.close()
 
 
@@ -129,14 +129,14 @@ def test_a_unique_key_that_is_configured_later_gets_its_index(here: Servers, fre
     fresh["tables"]["visit"] = {"unique": [["note"]]}
     pipeline = published(here, fresh)
 
-    steps = list(plan(pipeline))
+    steps = list(migration_steps(pipeline))
 
     assert [(step.shard, step.what) for step in steps] == [
         ("s0", "visit: unique index on note"),
         ("s1", "visit: unique index on note"),
     ]
     assert migrate(pipeline) == 2
-    assert list(plan(pipeline)) == []
+    assert list(migration_steps(pipeline)) == []
     pipeline.close()
 
 
@@ -166,7 +166,7 @@ def test_a_bucket_that_another_shard_holds_is_refused(here: Servers, fresh: dict
 
 def test_each_step_is_told_before_it_is_taken(here: Servers, fresh: dict[str, Any]) -> None:
     pipeline = published(here, fresh)
-    planned, told = list(plan(pipeline)), list[Step]()
+    planned, told = list(migration_steps(pipeline)), list[Step]()
 
     migrate(pipeline, told.append)
 
@@ -184,7 +184,7 @@ def empty(here: Servers) -> dict[str, Any]:
     return config
 
 
-def published(here: Servers, config: dict[str, Any]) -> Pipeline:
+def published(here: Servers, config: dict[str, Any]) -> Client:
     pipeline = here.client(config)
     pipeline.define_tables(model())
     return pipeline

@@ -6,7 +6,7 @@ import pytest
 from support import nodes
 from support.rig import Rig
 
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.errors import PipelineError, WaitTimeout
 from pipeline.model.receipt import Receipt
@@ -26,7 +26,7 @@ def test_wait_all_returns_when_every_row_is_there(mariadb: Rig) -> None:
 
 
 def test_a_barrier_waits_for_what_other_producers_enqueued_too(mariadb: Rig) -> None:
-    owners, other = mariadb.owners(10), Pipeline(mariadb.config)
+    owners, other = mariadb.owners(10), Client(mariadb.config)
     try:
         for owner in owners:
             other.enqueue_insert(mariadb.db.event, owner=owner, body="from another process")

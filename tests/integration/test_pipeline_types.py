@@ -13,7 +13,7 @@ from support.chance import chance
 from support.rig import Rig
 
 from pipeline.admin.migrate import migrate
-from pipeline.client import Pipeline
+from pipeline.client import Client
 
 pytestmark = pytest.mark.mariadb
 
@@ -34,7 +34,7 @@ TEXTS = [
 
 
 def test_a_row_of_every_type_reads_back_as_it_was_sent(mariadb: Rig) -> None:
-    client, luck = Pipeline(mariadb.config), chance("types")
+    client, luck = Client(mariadb.config), chance("types")
     db = define()
     client.define_tables(db)
     migrate(client)
@@ -53,7 +53,7 @@ def test_a_row_of_every_type_reads_back_as_it_was_sent(mariadb: Rig) -> None:
 
 
 def test_updates_of_every_type_read_back_as_they_were_sent(mariadb: Rig) -> None:
-    client, luck = Pipeline(mariadb.config), chance("updates")
+    client, luck = Client(mariadb.config), chance("updates")
     db = define()
     client.define_tables(db)
     migrate(client)

@@ -16,7 +16,7 @@ from support.proxy import Proxy
 
 from pipeline import cli, clock
 from pipeline.apply.applier import Applier
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.config.settings import load
 from pipeline.oplog.redis.log import RedisLog
@@ -182,7 +182,7 @@ def test_the_lease_moves_when_its_holder_dies_and_the_verdicts_move_with_it(one:
 def test_reads_of_all_processes_are_counted_by_node_and_reason_and_cost_no_round_trip_of_their_own(
     mended: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = Pipeline(mended.config)
+    other = Client(mended.config)
     other.define_tables(mended.db)
     before = counted(mended)
     for client in (mended.client, other):
@@ -204,7 +204,7 @@ def test_reads_of_all_processes_are_counted_by_node_and_reason_and_cost_no_round
 
 def test_what_a_process_counted_last_is_told_when_it_closes(mended: Shard) -> None:
     before = counted(mended)
-    client = Pipeline(mended.config)
+    client = Client(mended.config)
     client.define_tables(mended.db)
     with client.read("tally", 1):
         pass
@@ -235,7 +235,7 @@ def queries(one: Shard, node: str) -> int:
 def test_a_replica_is_looked_at_once_a_second_however_many_processes_read(mended: Shard) -> None:
     mended.sql("s0-r0", "SET GLOBAL log_output='TABLE'; TRUNCATE mysql.general_log; SET GLOBAL general_log=1")
     rivals = [Watch(load(mended.config), App()) for _ in range(3)]
-    clients = [Pipeline(mended.config) for _ in range(4)]
+    clients = [Client(mended.config) for _ in range(4)]
     started = clock.mono_s()
     for rival in rivals:
         rival.start()
@@ -297,7 +297,7 @@ def test_a_heart_beats_where_nothing_was_written_just_now_and_writes_nothing_whe
     assert session.query(query)[0][0] > before
 
 
-def write_some(client: Pipeline) -> None:
+def write_some(client: Client) -> None:
     client.enqueue_bulk_insert("tally", [{"owner": at, "n": 0} for at in range(8)])
     applier = Applier("s0", client.nodes.primary("s0"), client.log, client.settings.apply)
     until(lambda: applier.apply() is not None and not client.log.dirty("s0"))

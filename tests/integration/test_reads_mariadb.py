@@ -20,7 +20,7 @@ from pydal import DAL
 from support.chance import SEED
 from support.reads import ReadRig, define, read_rig
 
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.errors import BadRead, BadToken, PartialResult, ReadOnly, StaleRead
 
@@ -474,7 +474,7 @@ def test_with_all_replicas_lagging_the_primary_takes_its_budget_of_the_reads_of_
 
 
 def test_a_token_of_another_cluster_is_refused_as_such(rig: ReadRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = Pipeline({**tomllib.loads(rig.config.read_text()), "reads": {"secret": "another cluster's secret"}})
+    other = Client({**tomllib.loads(rig.config.read_text()), "reads": {"secret": "another cluster's secret"}})
     session = other.session_token()
     session.wrote(rig.client.enqueue_insert(rig.db.sale, customer=1, qty=1))
     text = str(session)

@@ -11,11 +11,10 @@ from click.testing import CliRunner
 from support.probing import Shard, probing, shard, until
 
 from pipeline import cli
-from pipeline.admin import replica_absence as away
-from pipeline.admin import upkeep
+from pipeline.admin import replica_absence, upkeep
 from pipeline.admin.check import check
 from pipeline.apply.applier import Applier
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.config.settings import load
 from pipeline.errors import PipelineError
 
@@ -29,33 +28,33 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shard]:
 
 
 @pytest.fixture
-def hasty(one: Shard) -> Iterator[Pipeline]:
+def hasty(one: Shard) -> Iterator[Client]:
     """A client whose log waits a second for a replica that is away."""
     settings = load(one.config)
-    client = Pipeline(replace(settings, apply=replace(settings.apply, replica_away_s=1)))
+    client = Client(replace(settings, apply=replace(settings.apply, replica_away_s=1)))
     client.define_tables(one.db)
     yield client
     client.close()
 
 
-def write(client: Pipeline, number: int) -> None:
+def write(client: Client, number: int) -> None:
     """Enqueue and apply so many ops."""
     client.enqueue_bulk_insert("tally", [{"owner": at, "n": 0} for at in range(number)])
     applier = Applier("s0", client.nodes.primary("s0"), client.log, client.settings.apply)
     until(lambda: applier.apply() is not None and not client.log.dirty("s0"))
 
 
-def trimmed(client: Pipeline) -> int:
+def trimmed(client: Client) -> int:
     return upkeep.trim(client, "s0")
 
 
 def test_an_away_replica_holds_the_log_until_it_is_unfit_and_then_is_used_for_nothing_until_rebuilt(
-    one: Shard, hasty: Pipeline
+    one: Shard, hasty: Client
 ) -> None:
     with probing(one):
         one.healthy()
         write(hasty, 20)
-        patient = Pipeline(one.config)
+        patient = Client(one.config)
         until(lambda: upkeep.trim(patient, "s0") > 0)
         patient.close()
 
@@ -66,7 +65,7 @@ def test_an_away_replica_holds_the_log_until_it_is_unfit_and_then_is_used_for_no
 
         # it is known for good: in the database, though Redis forget it
         with pytest.raises(PipelineError, match="lacks what s0 has"):
-            away.rebuilt(hasty, "s0-r1", 0.1)
+            replica_absence.declare_rebuilt(hasty, "s0-r1", 0.1)
         until(lambda: one.view("s0-r1").unfit)
         hasty.log.publish_unfit("s0", "{}")
         trimmed(hasty)
@@ -104,7 +103,7 @@ def test_an_away_replica_holds_the_log_until_it_is_unfit_and_then_is_used_for_no
         assert "is not unfit" in str(again.exception)
 
 
-def read_node(client: Pipeline) -> str:
+def read_node(client: Client) -> str:
     with client.read("tally", 1) as db:
         return str(db.read_info.node)
 

@@ -21,7 +21,7 @@ from pipeline import cli
 from pipeline.admin.observer import Observer
 from pipeline.admin.status import ShardStatus, Status
 from pipeline.apply.applier import Applier
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.clock import Deadline, polls
 from pipeline.config.settings import load
 from pipeline.model.op import START, Position
@@ -40,7 +40,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 @pytest.fixture
-def pipeline(here: Servers) -> Iterator[Pipeline]:
+def pipeline(here: Servers) -> Iterator[Client]:
     client = here.client()
     client.define_tables(model())
     yield client
@@ -49,13 +49,13 @@ def pipeline(here: Servers) -> Iterator[Pipeline]:
 
 
 @pytest.fixture
-def observer(here: Servers, pipeline: Pipeline) -> Iterator[Observer]:
+def observer(here: Servers, pipeline: Client) -> Iterator[Observer]:
     observer = Observer(load(here.config()))
     yield observer
     observer.close()
 
 
-def test_queued_ops_are_counted_until_they_are_applied(pipeline: Pipeline, observer: Observer) -> None:
+def test_queued_ops_are_counted_until_they_are_applied(pipeline: Client, observer: Observer) -> None:
     enqueue(pipeline, OPS)
 
     before = observer.look()
@@ -72,7 +72,7 @@ def test_queued_ops_are_counted_until_they_are_applied(pipeline: Pipeline, obser
 
 
 def test_a_replica_that_stands_is_as_many_ops_behind_as_were_applied(
-    here: Servers, pipeline: Pipeline, observer: Observer
+    here: Servers, pipeline: Client, observer: Observer
 ) -> None:
     settle(observer)
     here.sql("s0-r0", "STOP SLAVE SQL_THREAD")
@@ -89,7 +89,7 @@ def test_a_replica_that_stands_is_as_many_ops_behind_as_were_applied(
     settle(observer)
 
 
-def test_refused_and_lost_ops_are_counted(here: Servers, pipeline: Pipeline, observer: Observer) -> None:
+def test_refused_and_lost_ops_are_counted(here: Servers, pipeline: Client, observer: Observer) -> None:
     for _ in range(2):
         pipeline.enqueue_insert("purchase", customer=-1, day=date(2020, 1, 1))
     drain(pipeline)
@@ -101,7 +101,7 @@ def test_refused_and_lost_ops_are_counted(here: Servers, pipeline: Pipeline, obs
     assert status.shards[1].lost == 3
 
 
-def test_a_full_pipeline_says_why(pipeline: Pipeline, observer: Observer) -> None:
+def test_a_full_pipeline_says_why(pipeline: Client, observer: Observer) -> None:
     pipeline.log.set_full("the disk is on fire")
     try:
         status = observer.look()
@@ -112,7 +112,7 @@ def test_a_full_pipeline_says_why(pipeline: Pipeline, observer: Observer) -> Non
     assert observer.look().redis.full is None
 
 
-def test_a_node_that_does_not_answer_is_unknown_and_never_nought(here: Servers, pipeline: Pipeline) -> None:
+def test_a_node_that_does_not_answer_is_unknown_and_never_nought(here: Servers, pipeline: Client) -> None:
     enqueue(pipeline, OPS)
     here.cluster.stop("s1", signal.SIGSTOP)
     here.cluster.stop("s0-r0", signal.SIGSTOP)
@@ -164,7 +164,7 @@ def test_entries_are_counted_exactly_across_epochs(here: Servers) -> None:
 POSITIONS = [START, *(Position(*pair) for pair in ((3, 0), (3, 2), (7, 0), (9, 0), (9, 1), (11, 4)))]
 
 
-def test_the_screen_fits_into_a_hundred_columns(here: Servers, pipeline: Pipeline) -> None:
+def test_the_screen_fits_into_a_hundred_columns(here: Servers, pipeline: Client) -> None:
     enqueue(pipeline, OPS)
 
     output = on_a_terminal(here, "status", keys=b"")[1]
@@ -183,12 +183,12 @@ def test_top_ends_with(here: Servers, leave: bytes) -> None:
     assert "Traceback" not in output
 
 
-def enqueue(pipeline: Pipeline, ops: int) -> None:
+def enqueue(pipeline: Client, ops: int) -> None:
     rows = [{"customer": customer, "day": date(2024, 1, 1), "note": os.urandom(4).hex()} for customer in range(ops)]
     pipeline.enqueue_bulk_insert("visit", [{"note": row["note"]} for row in rows])
 
 
-def drain(pipeline: Pipeline) -> None:
+def drain(pipeline: Client) -> None:
     for shard in pipeline.topology.shards:
         applier = Applier(shard, pipeline.nodes.primary(shard), pipeline.log, pipeline.settings.apply)
         for _ in polls(20):

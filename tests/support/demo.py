@@ -46,7 +46,7 @@ class Shards:
         self._shard_of_id: dict[int, Any] = {}
         self.dals = {shard: DAL("sqlite:memory", bigint_id=True, pool_size=0) for shard in SHARDS}
         for db in self.dals.values():
-            data.define_tables(db)
+            data.define_demo_tables(db)
 
     def get_db(self, table: str, key: str) -> Any:
         return self.dals[place(table, key)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline import clock
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.enqueue.version_copy import Archive
 from pipeline.errors import PipelineError
 from pipeline.model.receipt import Receipt
@@ -32,7 +32,7 @@ class Load:
 
     def __init__(
         self,
-        client: Pipeline,
+        client: Client,
         db: Any,
         luck: random.Random,
         name: str,
@@ -83,7 +83,7 @@ class Load:
         """Update as an attached table that keeps versions does."""
         row, _ = self._pick(owner)
         archive = Archive(self._db.tally_archive, "current_record")
-        made = self._client.door.versioned_update(self._db.tally.id == row, self._bumped(), archive)
+        made = self._client.op_builder.versioned_update(self._db.tally.id == row, self._bumped(), archive)
         receipt = self._client.take_together(made)
         return receipt, ["version", owner, row, self._token, made[0].op.id]
 

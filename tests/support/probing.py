@@ -14,12 +14,10 @@ import pytest
 from pydal import DAL, Field
 
 from pipeline.admin.migrate import migrate
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.config.settings import load
-from pipeline.devcluster import celery as workforce
-from pipeline.devcluster import mariadb
-from pipeline.devcluster import startup as construction
+from pipeline.devcluster import celery, mariadb, startup
 from pipeline.devcluster.cluster import Cluster
 from pipeline.devcluster.startup import wait_ready
 from pipeline.reads.routing.replicas import View
@@ -51,7 +49,7 @@ class Shard:
         self.config.write_text(self.cluster.config.read_text().replace("root@", "app@"))
         self.db = DAL("sqlite:memory", bigint_id=True, migrate=False)
         self.db.define_table("tally", Field("owner", "integer"), Field("n", "integer"))
-        self.client = Pipeline(self.config)
+        self.client = Client(self.config)
         self.client.define_tables(self.db)
         migrate(self.client)
 
@@ -61,7 +59,7 @@ class Shard:
         return port
 
     def sql(self, node: str, statements: str) -> str:
-        return mariadb.ask(self.port(node), statements)
+        return mariadb.run_statement(self.port(node), statements)
 
     def view(self, node: str) -> View:
         return self.client.readings.view(node)
@@ -92,9 +90,9 @@ class Shard:
 
     def start_worker(self, number: int) -> str:
         """Start a worker that writes as an ordinary user, and return its name."""
-        service = workforce.worker(self.config, number, 1)
+        service = celery.worker(self.config, number, 1)
         directory = self.cluster.directory
-        wait_ready(directory, construction.launch(directory, [service]), lambda sentence: None)
+        wait_ready(directory, startup.launch(directory, [service]), lambda sentence: None)
         return service.name
 
     def close(self) -> None:

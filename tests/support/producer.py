@@ -67,13 +67,13 @@ def start(config: Path, output: Path, **options: Any) -> Producer:
 
 
 def _main(config: str, output: str, options: dict[str, Any]) -> None:
-    from pipeline.client import Pipeline
+    from pipeline.client import Client
     from support.chance import chance
     from support.load import Load
     from support.tables import define
 
     ops, name = options.pop("ops"), options["name"]
-    client, db = Pipeline(config), define()
+    client, db = Client(config), define()
     client.define_tables(db)
     load = Load(client, db, chance(options.pop("seed"), name), **options)
     file = os.open(output, os.O_WRONLY | os.O_APPEND)

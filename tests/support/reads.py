@@ -11,7 +11,7 @@ from typing import Any
 from pydal import DAL, Field
 
 from pipeline.admin.migrate import migrate
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.devcluster import mariadb
 from pipeline.devcluster.cluster import Cluster
@@ -65,13 +65,13 @@ class ReadRig:
         self.client = self.new_client()
         migrate(self.client)
 
-    def new_client(self, loads: Mapping[str, Mapping[str, Any]] = {}) -> Pipeline:
+    def new_client(self, loads: Mapping[str, Mapping[str, Any]] = {}) -> Client:
         """Return another client, as another process would have it; its replicas may carry other loads."""
         config = tomllib.loads(self.config.read_text())
         for name, shard in config["shards"].items():
             uris = enumerate(shard["replicas"])
             shard["replicas"] = [{"uri": uri, **loads.get(f"{name}-r{i}", {})} for i, uri in uris]
-        client = Pipeline(config)
+        client = Client(config)
         client.define_tables(self.db)
         return client
 
@@ -83,7 +83,7 @@ class ReadRig:
 
     def ask(self, node: str, sql: str) -> str:
         """Run statements on a node as root."""
-        return mariadb.ask(self.port(node), sql)
+        return mariadb.run_statement(self.port(node), sql)
 
     def replicas(self, shard: str) -> list[str]:
         """Return the names of a shard's replicas, as they were at first."""

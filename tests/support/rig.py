@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.admin.migrate import migrate
-from pipeline.client import Pipeline
-from pipeline.devcluster import celery as workforce
-from pipeline.devcluster import processes, state
-from pipeline.devcluster import startup as construction
+from pipeline.client import Client
+from pipeline.devcluster import celery, processes, startup, state
 from pipeline.devcluster.cluster import Cluster
 from pipeline.devcluster.startup import wait_ready
 from pipeline.oplog.redis.connection import connect
@@ -37,7 +35,7 @@ class Rig:
         self._numbers = count(100)
         self._owners = count(1)
         self.config = self.config_through({})
-        self.client: Any = Pipeline(self.config)
+        self.client: Any = Client(self.config)
 
     def prepare(self) -> None:
         """Create the tables on every shard."""
@@ -100,19 +98,19 @@ class Rig:
     def worker(self, config: Path | None = None, *, concurrency: int = 1, **environment: str) -> Iterator[str]:
         """Start a worker of one's own; at the end it is killed and forgotten."""
         directory = self.cluster.directory
-        service = workforce.worker(config or self.config, next(self._numbers), concurrency)
+        service = celery.worker(config or self.config, next(self._numbers), concurrency)
         service = replace(service, environment={**service.environment, **environment})
-        wait_ready(directory, construction.launch(directory, [service]), lambda sentence: None)
+        wait_ready(directory, startup.launch(directory, [service]), lambda sentence: None)
         try:
             yield service.name
         finally:
             self.cluster.kill(service.name)
-            state.write(directory, state.read(directory).without(service.name))
+            state.write(directory, state.read_state(directory).without(service.name))
 
     @property
     def workers(self) -> list[str]:
         """The names of all workers."""
-        kinds = {service.name: service.kind for service in state.read(self.cluster.directory).services}
+        kinds = {service.name: service.kind for service in state.read_state(self.cluster.directory).services}
         return [name for name, kind in kinds.items() if kind == "worker"]
 
     @contextmanager

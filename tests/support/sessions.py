@@ -10,9 +10,9 @@ import pytest
 
 from pipeline.admin.migrate import own_tables
 from pipeline.model.op import Entry, Position
-from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard import ledger_queries
 from pipeline.shard.driver_errors import Fault, code_of, fault_of, sentence_of
-from pipeline.shard.session import Session
+from pipeline.shard.session import NodeSession
 
 MARIADB = pytest.param("mariadb", marks=pytest.mark.mariadb)
 both = pytest.mark.parametrize("kind", ["sqlite", MARIADB])
@@ -30,48 +30,48 @@ def uri(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite://{tmp_path}/shop.sqlite"
     uri: str = request.getfixturevalue("mariadb_uri")
     name = f"t{uuid4().hex[:8]}"
-    root = Session("root", uri)
+    root = NodeSession("root", uri)
     root.query(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
     root.discard()
     return uri.replace("/shop", f"/{name}")
 
 
 @pytest.fixture
-def session(uri: str) -> Iterator[Session]:
-    session = Session("s0", uri)
+def session(uri: str) -> Iterator[NodeSession]:
+    session = NodeSession("s0", uri)
     yield session
     session.discard()
 
 
 @pytest.fixture
-def other(uri: str) -> Iterator[Session]:
+def other(uri: str) -> Iterator[NodeSession]:
     """Another worker's session on the same shard."""
-    session = Session("s0", uri, connect_s=1)
+    session = NodeSession("s0", uri, connect_s=1)
     yield session
     session.discard()
 
 
 @pytest.fixture
-def shard(session: Session) -> Session:
+def shard(session: NodeSession) -> NodeSession:
     """The session, on a shard that has the pipeline's own tables and eight buckets."""
     for _, sql in own_tables(session.dialect.name):
         run(session, sql)
-    inquiry.add_buckets(session, range(8))
+    ledger_queries.add_buckets(session, range(8))
     return session
 
 
-def run(session: Session, *statements: str) -> None:
+def run(session: NodeSession, *statements: str) -> None:
     with session.transaction():
         for sql in statements:
             session.execute(sql)
 
 
-def table(session: Session, *lines: str) -> None:
+def table(session: NodeSession, *lines: str) -> None:
     tail = " ENGINE=InnoDB" if session.dialect.name == "mysql" else ""
     run(session, f"CREATE TABLE t (id {SERIAL[session.dialect.name]}, {', '.join(lines)}){tail}")
 
 
-def fault(session: Session, sql: str) -> tuple[Fault, int | None]:
+def fault(session: NodeSession, sql: str) -> tuple[Fault, int | None]:
     with pytest.raises(Exception) as raised, session.transaction():  # noqa: PT011 - whatever the driver raises
         session.execute(sql)
     assert sentence_of(raised.value)

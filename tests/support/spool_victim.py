@@ -14,7 +14,7 @@ from typing import Any
 
 def _main(config: str, output: str, step: str, row: int, owner: int) -> None:
     from pipeline import clock
-    from pipeline.client import Pipeline
+    from pipeline.client import Client
     from pipeline.spool.store import Spool
     from support.tables import define
 
@@ -35,7 +35,7 @@ def _main(config: str, output: str, step: str, row: int, owner: int) -> None:
             super()._mark()
             die("marked")
 
-    client, db = Pipeline(config), define()
+    client, db = Client(config), define()
     client.spool.__class__ = Mortal  # type: ignore[union-attr]  # the configuration has a spool
     client.drainer._step = die  # type: ignore[union-attr]
     client.define_tables(db)

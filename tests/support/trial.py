@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import clock
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from support import judge, nodes, producer
 from support.chance import chance
 from support.ledger import Acknowledged, in_order, replay, set_of
@@ -39,7 +39,7 @@ class Trial:
         self.owners += chosen
         return chosen
 
-    def load(self, client: Pipeline | None = None, owners: Sequence[int] = (), **options: Any) -> Load:
+    def load(self, client: Client | None = None, owners: Sequence[int] = (), **options: Any) -> Load:
         """Return a load in this process."""
         self._count += 1
         chosen = owners or self.owners or self.choose_owners(6)

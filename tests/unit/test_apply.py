@@ -15,7 +15,7 @@ from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import START
-from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard import ledger_queries
 from pipeline.shard.dialect import SQLite
 from pipeline.testing import Drained, Sandbox, sandbox
 
@@ -78,7 +78,7 @@ def test_rows_and_watermark_move_together(db: Any, box: Sandbox, step: str):
     with pytest.raises(Killed):
         applier(box, killed_at(step)).apply()
 
-    mark = inquiry.marks_of(session)[receipts[0].bucket].position
+    mark = ledger_queries.marks_of(session)[receipts[0].bucket].position
     rows = len(box.rows("event"))
     assert (rows, mark) in [(0, START), (3, receipts[-1].position)]
     assert rows == (3 if step in ("committed", "finish") else 0)
@@ -180,7 +180,7 @@ def test_an_op_whose_definition_nobody_knows_waits_and_nothing_passes_it(db: Any
 def test_a_definition_that_redis_forgot_is_found_in_the_shard(db: Any, box: Sandbox):
     pipeline.enqueue_insert(db.event, who=7, note="1")
     schemas = {hash: ("event", text) for hash, text in box.log._server.schemas.items()}
-    inquiry.keep_schemas(box.client.nodes.primary("s0"), schemas)
+    ledger_queries.keep_schemas(box.client.nodes.primary("s0"), schemas)
     box.log._server.schemas.clear()
 
     assert applier(box).apply().applied == 1
@@ -225,7 +225,7 @@ def test_a_shard_that_does_not_answer_puts_its_buckets_off_and_raises_nothing(
         raise ShardUnavailable("s0", "connection refused")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.shard.session.Session._open", refuse)
+        patch.setattr("pipeline.shard.session.NodeSession._open", refuse)
         outcome = worker.apply()
 
     assert "connection refused" in outcome.waiting
@@ -250,7 +250,7 @@ def test_the_truth_of_what_is_unapplied_is_tail_beyond_watermark(db: Any, box: S
     session = box.client.nodes.primary("s0")
 
     def behind() -> list[int]:
-        marks = {bucket: mark.position for bucket, mark in inquiry.marks_of(session).items()}
+        marks = {bucket: mark.position for bucket, mark in ledger_queries.marks_of(session).items()}
         return unapplied(marks, box.log.tails(marks))
 
     assert behind() == [receipt.bucket]

@@ -11,7 +11,7 @@ from pydal import DAL, Field
 import pipeline
 from pipeline.model.op import Position
 from pipeline.model.receipt import Receipt
-from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard import ledger_queries
 from pipeline.testing import Drained, Sandbox, sandbox
 
 STRANGE = b'{"an op of":"a later version"}'
@@ -84,7 +84,9 @@ def test_ops_lost_right_before_an_entry_that_cannot_be_decoded_are_named_as_lost
     assert [receipt.status() for receipt in (first, strange, last)] == ["applied", "rejected", "applied"]
     session, position = box.client.nodes.primary("s0"), lost[0].position
     assert position is not None
-    assert inquiry.gaps(session, [first.bucket]) == [(first.bucket, position.epoch, position.seq, position.seq + 2)]
+    assert ledger_queries.gaps(session, [first.bucket]) == [
+        (first.bucket, position.epoch, position.seq, position.seq + 2)
+    ]
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["in one batch", "in a later batch"])

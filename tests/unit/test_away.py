@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.admin.replica_absence import GAP_MS, Seen, look
+from pipeline.admin.replica_absence import GAP_MS, LastSeen, look
 from pipeline.model.op import Position
 
 OLD, NEW, NEWER = {0: Position(1, 5)}, {0: Position(1, 6)}, {0: Position(1, 7)}
@@ -17,7 +17,7 @@ def test_a_replica_that_has_what_its_primary_had_at_the_last_look_is_not_away_ho
 
     seen = look(seen, 2 * LOOK_MS, NEWER, NEW)
 
-    assert seen == Seen(2 * LOOK_MS, 2 * LOOK_MS, NEWER)
+    assert seen == LastSeen(2 * LOOK_MS, 2 * LOOK_MS, NEWER)
 
 
 def test_a_replica_that_does_not_answer_is_away_and_so_is_one_that_stands_still() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.admin.check import buckets, types
 from pipeline.admin.check.evidence import Evidence
-from pipeline.admin.check.finding import ERROR, WARNING, Finding, merged, without_copies
+from pipeline.admin.check.finding import ERROR, WARNING, Finding, merged_findings, without_copies
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
@@ -91,7 +91,7 @@ def test_what_several_nodes_share_is_one_finding_and_errors_come_first() -> None
     one = Finding(ERROR, "t.id", "is int", "ALTER", ("s0",))
     risk = Finding(WARNING, "clock", "is late", "NTP", ("s0",))
 
-    found = merged([risk, one, replace(one, nodes=("s1",))])
+    found = merged_findings([risk, one, replace(one, nodes=("s1",))])
 
     assert [f.where for f in found] == ["s0, s1: t.id", "s0: clock"]
 

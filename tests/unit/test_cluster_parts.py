@@ -15,7 +15,7 @@ import pytest
 from pipeline.devcluster import processes, state
 from pipeline.devcluster.layout import Shard
 from pipeline.devcluster.processes import uninterrupted
-from pipeline.devcluster.startup import Options, config_text, write_config
+from pipeline.devcluster.startup import ClusterOptions, config_text, write_config
 from pipeline.devcluster.state import ClusterFailed, Process, Service
 
 SHARD = Shard("s0", 'sqlite:///a "b"\\c/shop.sqlite', ("sqlite:///r0", "sqlite:///r1"))
@@ -44,18 +44,18 @@ def test_the_configuration_and_the_state_are_for_their_owner_only(tmp_path: Path
 
 def test_a_state_is_read_as_it_was_written(tmp_path: Path):
     service = Service("s0", "mariadb", ("mariadbd", "--port=1"), 1, {"A": "b"})
-    written = state.State("mariadb", ("D",), ("s0",), (service,), (Process("s0", 12, 1, "99", 7),))
+    written = state.ClusterState("mariadb", ("D",), ("s0",), (service,), (Process("s0", 12, 1, "99", 7),))
 
     state.write(tmp_path, written)
 
-    assert state.read(tmp_path) == written
+    assert state.read_state(tmp_path) == written
 
 
 def test_a_damaged_state_is_an_error_that_names_the_file(tmp_path: Path):
     (tmp_path / state.STATE_FILE).write_text('{"engine": 3}')
 
     with pytest.raises(ClusterFailed, match=r"cluster\.json is not a cluster's state"):
-        state.read(tmp_path)
+        state.read_state(tmp_path)
 
 
 def test_a_folder_with_anything_in_it_is_refused_and_left_as_it_is(tmp_path: Path):
@@ -75,7 +75,9 @@ def test_a_folder_with_a_cluster_is_refused_with_the_way_out(tmp_path: Path):
 
 
 def test_an_unknown_process_is_an_error_that_lists_the_known_ones():
-    known = state.State("embedded", services=(Service("redis", "redis", ()), Service("s0-r0", "sqlite-replica", ())))
+    known = state.ClusterState(
+        "embedded", services=(Service("redis", "redis", ()), Service("s0-r0", "sqlite-replica", ()))
+    )
 
     with pytest.raises(ClusterFailed, match="no process 's0'; it has: redis, s0-r0"):
         known.service("s0")
@@ -92,7 +94,7 @@ def test_an_unknown_process_is_an_error_that_lists_the_known_ones():
 )
 def test_an_impossible_cluster_is_refused_with_the_reason(wrong: dict[str, object], sentence: str):
     with pytest.raises(ClusterFailed) as refused:
-        Options(**wrong)
+        ClusterOptions(**wrong)
 
     assert str(refused.value) == sentence
 
@@ -102,7 +104,7 @@ def test_a_taken_port_for_flower_is_refused_before_anything_starts():
         port = taken.getsockname()[1]
 
         with pytest.raises(ClusterFailed, match=f"port {port} for Flower is taken"):
-            Options(flower_port=port)
+            ClusterOptions(flower_port=port)
 
 
 def test_free_ports_differ_and_can_be_listened_on():

@@ -16,7 +16,7 @@ from pydal import DAL, Field
 
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
-from pipeline.enqueue.op_builder import Door
+from pipeline.enqueue.op_builder import OpBuilder
 from pipeline.enqueue.row_plans import Gate
 from pipeline.errors import (
     BadOp,
@@ -80,7 +80,7 @@ class Doorway:
         def make(bucket: int, now_ms: int) -> int:
             return ids.SMALLEST + (next(number) << 22) + (bucket << 12)
 
-        self.door = Door(self.topology, make, self._publish, self._approve)
+        self.op_builder = OpBuilder(self.topology, make, self._publish, self._approve)
 
     def _publish(self, gate: Gate) -> None:
         self.published.append(gate.schema.name)
@@ -92,13 +92,13 @@ class Doorway:
 @pytest.fixture
 def doorway(db: Any) -> Doorway:
     made = Doorway()
-    made.door.define(db)
+    made.op_builder.define(db)
     return made
 
 
 @pytest.fixture
-def door(doorway: Doorway) -> Door:
-    return doorway.door
+def op_builder(doorway: Doorway) -> OpBuilder:
+    return doorway.op_builder
 
 
 def named(db: Any, op: Op) -> dict[str, Any]:
@@ -110,8 +110,8 @@ def named(db: Any, op: Op) -> dict[str, Any]:
 # values -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_insert_carries_canonical_values_defaults_and_an_id_of_its_bucket(db: Any, door: Door):
-    addressed = door.insert(db.purchase, {"customer": "7", "day": date(2024, 5, 1), "price": Decimal("1.5")})
+def test_an_insert_carries_canonical_values_defaults_and_an_id_of_its_bucket(db: Any, op_builder: OpBuilder):
+    addressed = op_builder.insert(db.purchase, {"customer": "7", "day": date(2024, 5, 1), "price": Decimal("1.5")})
     bucket, op = addressed.bucket, addressed.op
 
     assert (op.kind, op.table) == (INSERT, "purchase")
@@ -120,39 +120,41 @@ def test_an_insert_carries_canonical_values_defaults_and_an_id_of_its_bucket(db:
     assert ids.bucket_of(op.id) == bucket
 
 
-def test_the_same_key_is_always_the_same_bucket_in_any_form(db: Any, door: Door):
-    buckets = {door.insert(db.purchase, {"customer": key}).bucket for key in (7, "7", 7.0)}
+def test_the_same_key_is_always_the_same_bucket_in_any_form(db: Any, op_builder: OpBuilder):
+    buckets = {op_builder.insert(db.purchase, {"customer": key}).bucket for key in (7, "7", 7.0)}
 
-    assert buckets == {door.update(db.purchase.customer == 7, None, {"qty": 1}).bucket}
+    assert buckets == {op_builder.update(db.purchase.customer == 7, None, {"qty": 1}).bucket}
 
 
-def test_rows_of_a_table_without_a_shard_key_are_spread_over_all_buckets(db: Any, door: Door):
-    found = [door.insert(db.person, {"name": "Ada"}) for _ in range(2 * BUCKETS)]
+def test_rows_of_a_table_without_a_shard_key_are_spread_over_all_buckets(db: Any, op_builder: OpBuilder):
+    found = [op_builder.insert(db.person, {"name": "Ada"}) for _ in range(2 * BUCKETS)]
 
     assert {one.bucket for one in found} == set(range(BUCKETS))
-    assert all(door.delete(db.person, one.op.id).bucket == one.bucket for one in found)
+    assert all(op_builder.delete(db.person, one.op.id).bucket == one.bucket for one in found)
 
 
-def test_rows_that_share_a_key_share_a_bucket_across_tables(db: Any, door: Door):
-    purchase = door.insert(db.purchase, {"customer": 7})
+def test_rows_that_share_a_key_share_a_bucket_across_tables(db: Any, op_builder: OpBuilder):
+    purchase = op_builder.insert(db.purchase, {"customer": 7})
 
-    assert door.insert(db.legacy, {"customer": 7}).bucket == purchase.bucket
+    assert op_builder.insert(db.legacy, {"customer": 7}).bucket == purchase.bucket
 
 
-def test_a_callable_default_is_called_for_each_row(db: Any, door: Door):
+def test_a_callable_default_is_called_for_each_row(db: Any, op_builder: OpBuilder):
     turns = count(5)
     db.purchase.qty.default = lambda: next(turns)
 
-    found = [named(db, one.op)["qty"] for one in door.inserts(db.purchase, [{"customer": 1}, {"customer": 1}])]
+    found = [named(db, one.op)["qty"] for one in op_builder.inserts(db.purchase, [{"customer": 1}, {"customer": 1}])]
 
     assert found == [5, 6]
 
 
-def test_what_is_known_of_a_table_ends_with_it_since_web2py_makes_its_tables_anew_at_each_request(door: Door):
+def test_what_is_known_of_a_table_ends_with_it_since_web2py_makes_its_tables_anew_at_each_request(
+    op_builder: OpBuilder,
+):
     def request() -> weakref.ref[Any]:
         db = DAL(None)
         db.define_table("purchase", Field("customer", "integer"), Field("qty", "integer", default=1))
-        door.insert(db.purchase, {"customer": 7})
+        op_builder.insert(db.purchase, {"customer": 7})
         db.close()  # pyDAL keeps what is not closed
         return weakref.ref(db.purchase)
 
@@ -166,53 +168,54 @@ def test_two_clients_may_share_a_table(db: Any, doorway: Doorway):
     other = Doorway()
 
     for one in (doorway, other, doorway):
-        one.door.insert(db.purchase, {"customer": 7})
+        one.op_builder.insert(db.purchase, {"customer": 7})
 
     assert other.approved == doorway.approved == ["purchase"]
 
 
-def test_a_callable_value_is_called(db: Any, door: Door):
-    assert named(db, door.insert(db.purchase, {"customer": 1, "qty": lambda: 8}).op)["qty"] == 8
+def test_a_callable_value_is_called(db: Any, op_builder: OpBuilder):
+    assert named(db, op_builder.insert(db.purchase, {"customer": 1, "qty": lambda: 8}).op)["qty"] == 8
 
 
-def test_a_default_may_have_microseconds_and_a_given_value_may_not(db: Any, door: Door):
+def test_a_default_may_have_microseconds_and_a_given_value_may_not(db: Any, op_builder: OpBuilder):
     db.purchase.at.default = datetime(2024, 5, 1, 12, 0, 0, 123456)
 
-    assert named(db, door.insert(db.purchase, {"customer": 1}).op)["at"] == "2024-05-01 12:00:00"
+    assert named(db, op_builder.insert(db.purchase, {"customer": 1}).op)["at"] == "2024-05-01 12:00:00"
     with pytest.raises(BadValue, match=r"purchase\.at .*microsecond"):
-        door.insert(db.purchase, {"customer": 1, "at": datetime(2024, 5, 1, 12, 0, 0, 1)})
+        op_builder.insert(db.purchase, {"customer": 1, "at": datetime(2024, 5, 1, 12, 0, 0, 1)})
 
 
-def test_compute_sees_the_other_values_of_an_insert_and_of_an_update(db: Any, door: Door):
+def test_compute_sees_the_other_values_of_an_insert_and_of_an_update(db: Any, op_builder: OpBuilder):
     db.define_table("bill", Field("n", "integer"), Field("twice", "integer", compute=lambda row: 2 * row.n))
 
-    inserted = door.insert(db.bill, {"n": 4}).op
-    updated = door.update(db.bill, 5, {"n": 6}).op
+    inserted = op_builder.insert(db.bill, {"n": 4}).op
+    updated = op_builder.update(db.bill, 5, {"n": 6}).op
 
     assert named(db, inserted) == {"n": 4, "twice": 8}
     assert named(db, updated) == {"n": 6, "twice": 12}
 
 
-def test_filter_in_is_applied_to_inserts_and_updates(db: Any, door: Door):
+def test_filter_in_is_applied_to_inserts_and_updates(db: Any, op_builder: OpBuilder):
     db.define_table("word", Field("text", filter_in=lambda text: text.lower()), Field("n", "integer"))
 
-    assert named(db, door.insert(db.word, {"text": "ABC"}).op)["text"] == "abc"
-    assert named(db, door.update(db.word, 5, {"text": "ABC"}).op) == {"text": "abc"}
-    assert named(db, door.update(db.word, 5, {"n": 1}).op) == {"n": 1}
+    assert named(db, op_builder.insert(db.word, {"text": "ABC"}).op)["text"] == "abc"
+    assert named(db, op_builder.update(db.word, 5, {"text": "ABC"}).op) == {"text": "abc"}
+    assert named(db, op_builder.update(db.word, 5, {"n": 1}).op) == {"n": 1}
 
 
-def test_update_fields_are_renewed_by_an_update_unless_they_are_given(db: Any, door: Door):
-    assert named(db, door.update(db.purchase.customer == 7, None, {"qty": 2}).op) == {"qty": 2, "changed": 99}
-    assert named(db, door.update(db.purchase.customer == 7, None, {"changed": 3}).op) == {"changed": 3}
-    assert "changed" not in named(db, door.insert(db.purchase, {"customer": 7}).op)
+def test_update_fields_are_renewed_by_an_update_unless_they_are_given(db: Any, op_builder: OpBuilder):
+    assert named(db, op_builder.update(db.purchase.customer == 7, None, {"qty": 2}).op) == {"qty": 2, "changed": 99}
+    assert named(db, op_builder.update(db.purchase.customer == 7, None, {"changed": 3}).op) == {"changed": 3}
+    assert "changed" not in named(db, op_builder.insert(db.purchase, {"customer": 7}).op)
 
 
-def test_a_reference_takes_a_row_a_reference_and_an_id(db: Any, door: Door):
+def test_a_reference_takes_a_row_a_reference_and_an_id(db: Any, op_builder: OpBuilder):
     boss = db.person.insert(name="Ada")
     row = db.person(boss)
 
     found = [
-        named(db, door.insert(db.person, {"name": "Bob", "boss": one}).op)["boss"] for one in (boss, row, int(boss))
+        named(db, op_builder.insert(db.person, {"name": "Bob", "boss": one}).op)["boss"]
+        for one in (boss, row, int(boss))
     ]
 
     assert found == [1, 1, 1]
@@ -220,7 +223,7 @@ def test_a_reference_takes_a_row_a_reference_and_an_id(db: Any, door: Door):
 
 
 def test_a_row_may_bring_its_own_id_and_lives_where_that_belongs(db: Any, doorway: Doorway):
-    addressed = doorway.door.insert(db.person, {"id": 5, "name": "Ada"})
+    addressed = doorway.op_builder.insert(db.person, {"id": 5, "name": "Ada"})
     bucket, op = addressed.bucket, addressed.op
 
     assert op.id == 5
@@ -228,20 +231,22 @@ def test_a_row_may_bring_its_own_id_and_lives_where_that_belongs(db: Any, doorwa
 
 
 @pytest.mark.parametrize("row", [0, -3])
-def test_an_id_that_the_database_would_replace_or_no_receipt_could_carry_is_refused(db: Any, door: Door, row: int):
+def test_an_id_that_the_database_would_replace_or_no_receipt_could_carry_is_refused(
+    db: Any, op_builder: OpBuilder, row: int
+):
     with pytest.raises(BadValue, match=r"person\.id .*holds 1 to"):
-        door.insert(db.person, {"id": row, "name": "Ada"})
+        op_builder.insert(db.person, {"id": row, "name": "Ada"})
 
 
-def test_a_table_whose_database_gives_the_ids_gets_none_here(db: Any, door: Door):
-    assert door.insert(db.legacy, {"customer": 7}).op.id is None
+def test_a_table_whose_database_gives_the_ids_gets_none_here(db: Any, op_builder: OpBuilder):
+    assert op_builder.insert(db.legacy, {"customer": 7}).op.id is None
 
 
-def test_a_reference_table_has_a_bucket_of_its_own(db: Any, door: Door):
+def test_a_reference_table_has_a_bucket_of_its_own(db: Any, op_builder: OpBuilder):
     buckets = {
-        door.insert(db.country, {"code": "fr"}).bucket,
-        door.update(db.country.code == "fr", None, {"code": "de"}).bucket,
-        door.delete(db.country, 5).bucket,
+        op_builder.insert(db.country, {"code": "fr"}).bucket,
+        op_builder.update(db.country.code == "fr", None, {"code": "de"}).bucket,
+        op_builder.delete(db.country, 5).bucket,
     }
 
     assert buckets == {BUCKETS}
@@ -269,14 +274,14 @@ def test_a_reference_table_has_a_bucket_of_its_own(db: Any, door: Door):
     ],
 )
 def test_a_value_that_the_column_cannot_hold_exactly_is_refused_by_name(
-    db: Any, door: Door, field: str, value: object, advice: str
+    db: Any, op_builder: OpBuilder, field: str, value: object, advice: str
 ):
     calls = [
-        lambda: door.insert(db.purchase, {"customer": 7, field: value}),
-        lambda: door.update(db.purchase.customer == 7, None, {field: value}),
+        lambda: op_builder.insert(db.purchase, {"customer": 7, field: value}),
+        lambda: op_builder.update(db.purchase.customer == 7, None, {field: value}),
     ]
     if field not in ("at", "day"):  # moments of a query are cut, and those in UTC are taken
-        calls.append(lambda: door.delete((db.purchase.customer == 7) & (db.purchase[field] == value), None))
+        calls.append(lambda: op_builder.delete((db.purchase.customer == 7) & (db.purchase[field] == value), None))
     for call in calls:
         with pytest.raises(BadValue, match=advice) as raised:
             call()
@@ -284,54 +289,56 @@ def test_a_value_that_the_column_cannot_hold_exactly_is_refused_by_name(
         assert not raised.value.retryable
 
 
-def test_a_moment_in_a_query_is_cut_as_pydal_cuts_it(db: Any, door: Door):
+def test_a_moment_in_a_query_is_cut_as_pydal_cuts_it(db: Any, op_builder: OpBuilder):
     old = (db.purchase.customer == 7) & (db.purchase.at < datetime(2024, 5, 1, 12, 0, 0, 5))
 
-    made = door.delete(old, None)
+    made = op_builder.delete(old, None)
 
-    at = door.gate(db.purchase).column_of["at"]
+    at = op_builder.gate(db.purchase).column_of["at"]
     assert made.op.where[2] == ["<", at, "2024-05-01 12:00:00"]
 
 
-def test_a_text_that_is_no_date_is_refused_and_not_repeated(db: Any, door: Door):
+def test_a_text_that_is_no_date_is_refused_and_not_repeated(db: Any, op_builder: OpBuilder):
     for call in (
-        lambda: door.insert(db.purchase, {"customer": 7, "day": "1 May secret"}),
-        lambda: door.update(db.purchase.customer == 7, None, {"day": "1 May secret"}),
+        lambda: op_builder.insert(db.purchase, {"customer": 7, "day": "1 May secret"}),
+        lambda: op_builder.update(db.purchase.customer == 7, None, {"day": "1 May secret"}),
     ):
         with pytest.raises(BadValue, match=r"purchase\.day .*YYYY") as raised:
             call()
         assert "secret" not in str(raised.value)
 
 
-def test_values_are_not_bent_by_pydals_filters_when_another_field_is_computed(db: Any, door: Door):
+def test_values_are_not_bent_by_pydals_filters_when_another_field_is_computed(db: Any, op_builder: OpBuilder):
     db.define_table("event", Field("at", "datetime"), Field("n", "integer", compute=lambda row: 1))
 
     for call in (
-        lambda: door.insert(db.event, {"at": datetime(2024, 5, 1, 12, 0, 0, 5)}),
-        lambda: door.update(db.event, 5, {"at": datetime(2024, 5, 1, 12, tzinfo=UTC)}),
+        lambda: op_builder.insert(db.event, {"at": datetime(2024, 5, 1, 12, 0, 0, 5)}),
+        lambda: op_builder.update(db.event, 5, {"at": datetime(2024, 5, 1, 12, tzinfo=UTC)}),
     ):
         with pytest.raises(BadValue, match=r"event\.at "):
             call()
 
 
-def test_a_value_is_called_once_though_pydal_looks_at_it_too(db: Any, door: Door):
+def test_a_value_is_called_once_though_pydal_looks_at_it_too(db: Any, op_builder: OpBuilder):
     turns = count(1)
     db.define_table("turn", Field("n", "integer"), Field("m", "integer", compute=lambda row: row.n))
 
-    assert named(db, door.insert(db.turn, {"n": lambda: next(turns)}).op) == {"n": 1, "m": 1}
+    assert named(db, op_builder.insert(db.turn, {"n": lambda: next(turns)}).op) == {"n": 1, "m": 1}
 
 
 @pytest.mark.parametrize("values", [{}, {"name": None}])
-def test_an_insert_without_a_value_that_the_table_needs_is_refused(db: Any, door: Door, values: dict[str, Any]):
+def test_an_insert_without_a_value_that_the_table_needs_is_refused(
+    db: Any, op_builder: OpBuilder, values: dict[str, Any]
+):
     with pytest.raises(BadValue, match=r"^person\.name is notnull"):
-        door.insert(db.person, values)
+        op_builder.insert(db.person, values)
 
 
-def test_an_unknown_field_is_refused_with_the_nearest_name(db: Any, door: Door):
+def test_an_unknown_field_is_refused_with_the_nearest_name(db: Any, op_builder: OpBuilder):
     for call in (
-        lambda: door.insert(db.purchase, {"custmer": 7}),
-        lambda: door.update(db.purchase.id == 1, None, {"custmer": 7}),
-        lambda: door.upsert(db.purchase, ["custmer"], {"customer": 7}),
+        lambda: op_builder.insert(db.purchase, {"custmer": 7}),
+        lambda: op_builder.update(db.purchase.id == 1, None, {"custmer": 7}),
+        lambda: op_builder.upsert(db.purchase, ["custmer"], {"customer": 7}),
     ):
         with pytest.raises(UnknownField, match="'purchase' has no field 'custmer'; did you mean 'customer'"):
             call()
@@ -340,19 +347,19 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(db: Any, door: Door):
 # tables -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_table_may_be_named_by_text(db: Any, door: Door):
-    assert door.insert("purchase", {"customer": 7}).op.table == "purchase"
+def test_a_table_may_be_named_by_text(db: Any, op_builder: OpBuilder):
+    assert op_builder.insert("purchase", {"customer": 7}).op.table == "purchase"
 
 
-def test_a_table_that_nobody_defined_is_refused_with_the_nearest_name(door: Door):
+def test_a_table_that_nobody_defined_is_refused_with_the_nearest_name(op_builder: OpBuilder):
     with pytest.raises(UnknownTable, match=r"'purchas' is not defined here; did you mean 'purchase'.*define_tables"):
-        door.insert("purchas", {"customer": 7})
+        op_builder.insert("purchas", {"customer": 7})
 
 
 @pytest.mark.parametrize("what", [7, None, {"customer": 7}])
-def test_what_is_no_table_is_refused(door: Door, what: object):
+def test_what_is_no_table_is_refused(op_builder: OpBuilder, what: object):
     with pytest.raises(BadOp, match="expected a pyDAL table or its name"):
-        door.insert(what, {"customer": 7})
+        op_builder.insert(what, {"customer": 7})
 
 
 def test_definitions_are_published_when_they_are_defined_but_not_web2pys_own(doorway: Doorway):
@@ -362,8 +369,8 @@ def test_definitions_are_published_when_they_are_defined_but_not_web2pys_own(doo
 
 def test_the_database_is_looked_at_once_before_a_tables_first_op(db: Any, doorway: Doorway):
     for _ in range(3):
-        doorway.door.insert(db.person, {"name": "Ada"})
-    doorway.door.insert(db.auth_user, {"email": "a@b"})
+        doorway.op_builder.insert(db.person, {"name": "Ada"})
+    doorway.op_builder.insert(db.auth_user, {"email": "a@b"})
 
     assert doorway.approved == ["person", "auth_user"]
 
@@ -372,22 +379,22 @@ def test_a_definition_that_cannot_be_published_does_not_break_a_page_that_only_r
     def refuse(gate: Gate) -> None:
         raise BadOp("not today")
 
-    door = Door(Topology(SETTINGS), lambda bucket: 1, refuse, lambda gate: None)
-    door.define(db)
+    op_builder = OpBuilder(Topology(SETTINGS), lambda bucket: 1, refuse, lambda gate: None)
+    op_builder.define(db)
 
     with pytest.raises(BadOp, match="not today"):
-        door.insert(db.person, {"name": "Ada"})
+        op_builder.insert(db.person, {"name": "Ada"})
 
 
 # which row, which bucket ------------------------------------------------------------------------------------------
 
 
-def test_an_update_by_id_names_the_row_and_nothing_else(db: Any, door: Door):
-    row = door.insert(db.purchase, {"customer": 7})
+def test_an_update_by_id_names_the_row_and_nothing_else(db: Any, op_builder: OpBuilder):
+    row = op_builder.insert(db.purchase, {"customer": 7})
     found = [
-        door.update(db.purchase.id == row.op.id, None, {"qty": 5}),
-        door.update(db.purchase, row.op.id, {"qty": 5}),
-        door.update("purchase", str(row.op.id), {"qty": 5}),
+        op_builder.update(db.purchase.id == row.op.id, None, {"qty": 5}),
+        op_builder.update(db.purchase, row.op.id, {"qty": 5}),
+        op_builder.update("purchase", str(row.op.id), {"qty": 5}),
     ]
 
     for bucket, op in ((one.bucket, one.op) for one in found):
@@ -395,13 +402,13 @@ def test_an_update_by_id_names_the_row_and_nothing_else(db: Any, door: Door):
         assert bucket == row.bucket
 
 
-def test_an_update_by_shard_key_carries_its_condition(db: Any, door: Door):
+def test_an_update_by_shard_key_carries_its_condition(db: Any, op_builder: OpBuilder):
     purchase = db.purchase
     query = (purchase.customer == 7) & (
         (purchase.qty > 1) | ~purchase.note.belongs(["a", "b"]) | purchase.day.belongs([])
     )
 
-    addressed = door.update(query, None, {"qty": 5})
+    addressed = op_builder.update(query, None, {"qty": 5})
     bucket, op = addressed.bucket, addressed.op
 
     assert op.id is None
@@ -410,94 +417,96 @@ def test_an_update_by_shard_key_carries_its_condition(db: Any, door: Door):
         ["=", 1, 7],
         ["or", ["or", [">", 3, 1], ["not", ["in", 5, ["a", "b"]]]], ["in", 2, []]],
     ]
-    assert bucket == door.insert(purchase, {"customer": 7}).bucket
+    assert bucket == op_builder.insert(purchase, {"customer": 7}).bucket
 
 
-def test_a_delete_is_an_update_without_values(db: Any, door: Door):
-    addressed = door.delete(db.purchase.customer == 7, None)
+def test_a_delete_is_an_update_without_values(db: Any, op_builder: OpBuilder):
+    addressed = op_builder.delete(db.purchase.customer == 7, None)
     bucket, op = addressed.bucket, addressed.op
 
     assert (op.kind, op.where, op.columns) == (DELETE, ["=", 1, 7], ())
-    assert bucket == door.insert(db.purchase, {"customer": 7}).bucket
+    assert bucket == op_builder.insert(db.purchase, {"customer": 7}).bucket
 
 
-def test_a_legacy_id_tells_no_bucket_so_the_shard_key_is_asked_for(db: Any, door: Door):
+def test_a_legacy_id_tells_no_bucket_so_the_shard_key_is_asked_for(db: Any, op_builder: OpBuilder):
     with pytest.raises(ShardKeyError, match=r"'purchase': the query must fix 'customer' with ==, or pass shard_key="):
-        door.update(db.purchase.id == 5, None, {"qty": 1})
+        op_builder.update(db.purchase.id == 5, None, {"qty": 1})
 
-    assert door.update(db.purchase.id == 5, None, {"qty": 1}, shard_key=7).bucket == (
-        door.insert(db.purchase, {"customer": 7}).bucket
+    assert op_builder.update(db.purchase.id == 5, None, {"qty": 1}, shard_key=7).bucket == (
+        op_builder.insert(db.purchase, {"customer": 7}).bucket
     )
 
 
 @pytest.mark.parametrize(
     "build", [lambda t: t.qty > 1, lambda t: (t.customer == 7) | (t.customer == 8), lambda t: t.customer > 7]
 )
-def test_a_query_that_does_not_fix_the_shard_is_refused(db: Any, door: Door, build: Callable[[Any], Any]):
+def test_a_query_that_does_not_fix_the_shard_is_refused(db: Any, op_builder: OpBuilder, build: Callable[[Any], Any]):
     with pytest.raises(ShardKeyError, match="cannot tell the shard"):
-        door.delete(build(db.purchase), None)
+        op_builder.delete(build(db.purchase), None)
 
 
-def test_a_query_by_something_else_on_a_table_that_lives_by_its_ids_is_refused(db: Any, door: Door):
+def test_a_query_by_something_else_on_a_table_that_lives_by_its_ids_is_refused(db: Any, op_builder: OpBuilder):
     with pytest.raises(ShardKeyError, match=r"'person': the query must fix 'id' with ==$"):
-        door.delete(db.person.name == "Ada", None)
+        op_builder.delete(db.person.name == "Ada", None)
 
 
-def test_an_insert_without_its_shard_key_is_refused(db: Any, door: Door):
+def test_an_insert_without_its_shard_key_is_refused(db: Any, op_builder: OpBuilder):
     for values in ({}, {"customer": None}):
         with pytest.raises(ShardKeyError, match="'purchase' is sharded by 'customer': the insert must give it"):
-            door.insert(db.purchase, values)
+            op_builder.insert(db.purchase, values)
 
 
-def test_a_changed_shard_key_is_refused_and_the_same_one_is_not(db: Any, door: Door):
-    row = door.insert(db.purchase, {"customer": 7}).op.id
+def test_a_changed_shard_key_is_refused_and_the_same_one_is_not(db: Any, op_builder: OpBuilder):
+    row = op_builder.insert(db.purchase, {"customer": 7}).op.id
     for call in (
-        lambda: door.update(db.purchase.customer == 7, None, {"customer": 8}),
-        lambda: door.update(db.purchase.id == row, None, {"customer": 8}),
-        lambda: door.update(db.purchase.customer == 7, None, {"customer": db.purchase.customer + 1}),
+        lambda: op_builder.update(db.purchase.customer == 7, None, {"customer": 8}),
+        lambda: op_builder.update(db.purchase.id == row, None, {"customer": 8}),
+        lambda: op_builder.update(db.purchase.customer == 7, None, {"customer": db.purchase.customer + 1}),
     ):
         with pytest.raises(ShardKeyError, match=r"purchase\.customer is the shard key and cannot be changed"):
             call()
 
-    assert named(db, door.update(db.purchase.customer == 7, None, {"customer": 7}).op)["customer"] == 7
+    assert named(db, op_builder.update(db.purchase.customer == 7, None, {"customer": 7}).op)["customer"] == 7
 
 
-def test_a_changed_id_is_refused(db: Any, door: Door):
+def test_a_changed_id_is_refused(db: Any, op_builder: OpBuilder):
     with pytest.raises(BadOp, match="the id of a row of 'person' cannot be changed"):
-        door.update(db.person, 5, {"id": 6})
+        op_builder.update(db.person, 5, {"id": 6})
 
 
-def test_an_id_and_a_shard_key_that_do_not_belong_together_are_refused(db: Any, door: Door):
-    row = door.insert(db.purchase, {"customer": 7}).op.id
-    other = next(n for n in range(100) if door.insert(db.purchase, {"customer": n}).bucket != ids.bucket_of(row or 0))
+def test_an_id_and_a_shard_key_that_do_not_belong_together_are_refused(db: Any, op_builder: OpBuilder):
+    row = op_builder.insert(db.purchase, {"customer": 7}).op.id
+    other = next(
+        n for n in range(100) if op_builder.insert(db.purchase, {"customer": n}).bucket != ids.bucket_of(row or 0)
+    )
 
     with pytest.raises(CrossBucket, match="'purchase' names rows of two buckets"):
-        door.update((db.purchase.id == row) & (db.purchase.customer == other), None, {"qty": 1})
+        op_builder.update((db.purchase.id == row) & (db.purchase.customer == other), None, {"qty": 1})
     with pytest.raises(CrossBucket):
-        door.delete(db.purchase, row, shard_key=other)
+        op_builder.delete(db.purchase, row, shard_key=other)
     with pytest.raises(ShardKeyError, match=f"carries bucket {ids.bucket_of(row or 0)}.*let the pipeline make the id"):
-        door.insert(db.purchase, {"id": row, "customer": other})
+        op_builder.insert(db.purchase, {"id": row, "customer": other})
     with pytest.raises(ShardKeyError, match="shard_key= differs"):
-        door.insert(db.purchase, {"customer": 7}, shard_key=other)
+        op_builder.insert(db.purchase, {"customer": 7}, shard_key=other)
 
 
-def test_an_update_of_nothing_is_refused(db: Any, door: Door):
+def test_an_update_of_nothing_is_refused(db: Any, op_builder: OpBuilder):
     with pytest.raises(BadOp, match="nothing to update"):
-        door.update(db.person, 5, {})
+        op_builder.update(db.person, 5, {})
 
 
-def test_a_table_alone_does_not_say_which_rows(db: Any, door: Door):
+def test_a_table_alone_does_not_say_which_rows(db: Any, op_builder: OpBuilder):
     with pytest.raises(BadQuery, match=r"which rows of 'person'.*db\.person\.id == 5"):
-        door.delete(db.person, None)
+        op_builder.delete(db.person, None)
     with pytest.raises(BadQuery, match="not both"):
-        door.delete(db.person.id == 5, 5)
+        op_builder.delete(db.person.id == 5, 5)
 
 
 # upserts ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_upsert_renews_what_was_given_and_keeps_defaults_for_new_rows(db: Any, door: Door):
-    addressed = door.upsert(db.purchase, ["customer", "day"], {"customer": 7, "day": "2024-05-01", "note": "x"})
+def test_an_upsert_renews_what_was_given_and_keeps_defaults_for_new_rows(db: Any, op_builder: OpBuilder):
+    addressed = op_builder.upsert(db.purchase, ["customer", "day"], {"customer": 7, "day": "2024-05-01", "note": "x"})
     bucket, op = addressed.bucket, addressed.op
     fields = db.purchase.fields
 
@@ -509,9 +518,9 @@ def test_an_upsert_renews_what_was_given_and_keeps_defaults_for_new_rows(db: Any
     assert ids.bucket_of(op.id) == bucket
 
 
-def test_an_upsert_by_the_only_unique_column_or_by_id_needs_no_setting(db: Any, door: Door):
-    assert door.upsert(db.country, "code", {"code": "fr"}).op.key == (1,)
-    assert door.upsert(db.person, ["id"], {"id": 5, "name": "Ada"}).op.key == (0,)
+def test_an_upsert_by_the_only_unique_column_or_by_id_needs_no_setting(db: Any, op_builder: OpBuilder):
+    assert op_builder.upsert(db.country, "code", {"code": "fr"}).op.key == (1,)
+    assert op_builder.upsert(db.person, ["id"], {"id": 5, "name": "Ada"}).op.key == (0,)
 
 
 @pytest.mark.parametrize(
@@ -525,48 +534,52 @@ def test_an_upsert_by_the_only_unique_column_or_by_id_needs_no_setting(db: Any, 
     ],
 )
 def test_an_upsert_whose_key_no_unique_index_holds_is_refused(
-    db: Any, door: Door, table: str, key: list[str], values: dict[str, Any], advice: str
+    db: Any, op_builder: OpBuilder, table: str, key: list[str], values: dict[str, Any], advice: str
 ):
     with pytest.raises(BadOp, match=advice):
-        door.upsert(table, key, values)
+        op_builder.upsert(table, key, values)
 
 
-def test_an_upsert_by_a_key_that_may_be_on_any_shard_is_refused(db: Any, door: Door):
+def test_an_upsert_by_a_key_that_may_be_on_any_shard_is_refused(db: Any, op_builder: OpBuilder):
     db.define_table("tag", Field("word", unique=True))
     db.define_table("purchase_code", Field("customer", "integer"), Field("code", unique=True))
 
     with pytest.raises(ShardKeyError, match="'tag' is sharded by its id, so it can be upserted by its id only"):
-        door.upsert(db.tag, "word", {"word": "x"})
+        op_builder.upsert(db.tag, "word", {"word": "x"})
 
 
 # idempotency keys -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["", "x" * 191, 7, b"k"])
-def test_an_idempotency_key_that_the_shard_cannot_keep_is_refused(db: Any, door: Door, key: Any):
+def test_an_idempotency_key_that_the_shard_cannot_keep_is_refused(db: Any, op_builder: OpBuilder, key: Any):
     for call in (
-        lambda: door.insert(db.person, {"name": "Ada"}, None, key),
-        lambda: door.update(db.person, 5, {"name": "Ada"}, None, key),
-        lambda: door.delete(db.person, 5, None, key),
-        lambda: door.upsert(db.person, "id", {"id": 5, "name": "Ada"}, None, key),
+        lambda: op_builder.insert(db.person, {"name": "Ada"}, None, key),
+        lambda: op_builder.update(db.person, 5, {"name": "Ada"}, None, key),
+        lambda: op_builder.delete(db.person, 5, None, key),
+        lambda: op_builder.upsert(db.person, "id", {"id": 5, "name": "Ada"}, None, key),
     ):
         with pytest.raises(BadOp, match="idempotency_key must be a text of 1 to 190 characters"):
             call()
 
 
-def test_the_same_idempotency_key_finds_the_same_bucket_also_where_a_row_may_live_anywhere(db: Any, door: Door):
-    buckets = [[door.insert(db.person, {"name": "Ada"}, None, f"form {n}").bucket for n in range(40)] for _ in range(2)]
+def test_the_same_idempotency_key_finds_the_same_bucket_also_where_a_row_may_live_anywhere(
+    db: Any, op_builder: OpBuilder
+):
+    buckets = [
+        [op_builder.insert(db.person, {"name": "Ada"}, None, f"form {n}").bucket for n in range(40)] for _ in range(2)
+    ]
 
     assert buckets[0] == buckets[1]
     assert len(set(buckets[0])) > BUCKETS // 2
 
 
-def test_an_op_carries_its_idempotency_key(db: Any, door: Door):
+def test_an_op_carries_its_idempotency_key(db: Any, op_builder: OpBuilder):
     found: list[Addressed] = [
-        door.insert(db.person, {"name": "Ada"}, None, "k"),
-        door.update(db.person, 5, {"name": "Ada"}, None, "k"),
-        door.delete(db.person, 5, None, "k"),
-        door.upsert(db.person, "id", {"id": 5, "name": "Ada"}, None, "k"),
+        op_builder.insert(db.person, {"name": "Ada"}, None, "k"),
+        op_builder.update(db.person, 5, {"name": "Ada"}, None, "k"),
+        op_builder.delete(db.person, 5, None, "k"),
+        op_builder.upsert(db.person, "id", {"id": 5, "name": "Ada"}, None, "k"),
     ]
 
     assert [one.op.idempotency_key for one in found] == ["k"] * 4

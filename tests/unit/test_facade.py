@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import pipeline
-from pipeline.client import Pipeline
+from pipeline.client import Client
 
 FUNCTIONS = [name for name in pipeline.__all__ if inspect.isfunction(getattr(pipeline, name))]
 
@@ -33,7 +33,7 @@ def test_a_public_function_says_what_it_does_and_names_what_it_takes(name: str):
 
 
 def test_a_public_function_is_a_method_of_the_client_unless_it_is_about_the_process_or_a_framework():
-    of_the_client = {name for name in FUNCTIONS if hasattr(Pipeline, name)}
+    of_the_client = {name for name in FUNCTIONS if hasattr(Client, name)}
 
     assert set(FUNCTIONS) - of_the_client == {"configure", "current", "attach", "enqueue_form"}
 

@@ -15,7 +15,7 @@ import pipeline
 from pipeline import clock
 from pipeline.admin.migrate import migrate
 from pipeline.apply.applier import Applier
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.enqueue.receipt_status import REMEMBERED_S
 from pipeline.errors import Lost, NotDurable, PipelineError, Rejected, ShardUnavailable, WaitTimeout
 from pipeline.model.op import Position
@@ -270,14 +270,14 @@ def test_an_op_that_did_not_become_durable_in_time_is_queued_and_says_not_to_sen
 
 
 @pytest.fixture
-def replicated(tmp_path: Path) -> Iterator[tuple[Pipeline, Path, Path]]:
+def replicated(tmp_path: Path) -> Iterator[tuple[Client, Path, Path]]:
     primary, replica = tmp_path / "s0.sqlite", tmp_path / "r0.sqlite"
     configuration = {
         "pipeline": {"buckets": 1},
         "redis": {"url": "redis://127.0.0.1:1/0"},
         "shards": {"s0": {"primary": f"sqlite://{primary}", "replicas": [f"sqlite://{replica}"]}},
     }
-    client = Pipeline(configuration, log=MemoryLog(), bell=SilentBell())
+    client = Client(configuration, log=MemoryLog(), bell=SilentBell())
     yield client, primary, replica
     client.close()
 
@@ -287,7 +287,7 @@ def replicate(primary: Path, replica: Path) -> None:
         source.backup(target)
 
 
-def test_an_applied_op_is_durable_once_every_replica_has_it(db: Any, replicated: tuple[Pipeline, Path, Path]):
+def test_an_applied_op_is_durable_once_every_replica_has_it(db: Any, replicated: tuple[Client, Path, Path]):
     client, primary, replica = replicated
     client.define_tables(db)
     migrate(client)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import clock
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.errors import NoProducerNumber
 from pipeline.model.ids import (
     EPOCH_MS,
@@ -152,12 +152,12 @@ def pipeline(tmp_path: Any) -> Any:
         "redis": {"url": "redis://127.0.0.1:1/0"},
         "shards": {"s0": {"primary": f"sqlite://{tmp_path}/s0.sqlite"}},
     }
-    made = Pipeline(configuration, log=MemoryLog(), bell=SilentBell())
+    made = Client(configuration, log=MemoryLog(), bell=SilentBell())
     yield made
     made.close()
 
 
-def test_a_fork_does_not_go_on_with_its_parents_number(pipeline: Pipeline):
+def test_a_fork_does_not_go_on_with_its_parents_number(pipeline: Client):
     here = pipeline.row_ids.new(1, clock.wall_ms())
     _parents.append(pipeline)
 
@@ -167,7 +167,7 @@ def test_a_fork_does_not_go_on_with_its_parents_number(pipeline: Pipeline):
     assert here >> 5 & 127 != there >> 5 & 127
 
 
-_parents: list[Pipeline] = []
+_parents: list[Client] = []
 
 
 def _id_of_child() -> int:

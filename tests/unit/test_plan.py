@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.apply.grouping import Item, plan
+from pipeline.apply.grouping import Item, grouped
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Entry, Op, Position
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard.table_facts import Constraints, Facts
@@ -24,7 +24,7 @@ def sizes(ops: Sequence[Op], **constraints: Constraints) -> list[tuple[str, int]
     """Return kind and size of each group that is planned."""
     known = {schema.name: facts(schema, constraints.get(schema.name, FREE)) for schema in (ONE, OTHER, CHILD)}
     items = [Item(Entry(0, Position(1, n), 1, n, b""), op) for n, op in enumerate(ops)]
-    groups = plan(items, lambda op: known[op.table])
+    groups = grouped(items, lambda op: known[op.table])
     assert sorted(item for group in groups for item in group.items) == sorted(items)
     return [(group.kind, len(group.items)) for group in groups]
 
@@ -188,7 +188,7 @@ def test_an_op_never_changes_places_with_one_that_it_conflicts_with():
     known = facts(ONE, FREE)
     items = [Item(Entry(0, Position(1, n), 1, n, b""), op) for n, op in enumerate(ops)]
 
-    order = [item.op for group in plan(items, lambda op: known) for item in group.items]
+    order = [item.op for group in grouped(items, lambda op: known) for item in group.items]
 
     for row in (1, 5, 6):
         assert [op for op in order if op.id == row] == [op for op in ops if op.id == row]

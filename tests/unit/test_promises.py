@@ -11,7 +11,7 @@ import pytest
 from test_spooling import Shop
 
 from pipeline import clock
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.enqueue.idempotency import AWAY_S
 from pipeline.errors import SpoolUnavailable
 from pipeline.model.receipt import Receipt
@@ -36,7 +36,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
 class Caller:
     """A request of one process, with the one key; in mode on_commit it is sent only when it ends."""
 
-    def __init__(self, shop: Shop, client: Pipeline, held: bool):
+    def __init__(self, shop: Shop, client: Client, held: bool):
         self._shop, self._client = shop, client
         self._ops = client.held() if held else None
 
@@ -59,9 +59,9 @@ Make = Callable[..., Caller]
 
 @pytest.fixture
 def caller(shop: Shop) -> Iterator[Make]:
-    made: list[Pipeline] = []
+    made: list[Client] = []
 
-    def make(held: bool, client: Pipeline | None = None) -> Caller:
+    def make(held: bool, client: Client | None = None) -> Caller:
         if client is None:  # a process of the same host
             made.append(client := shop.another())
             shop.buy(0, client)
@@ -501,7 +501,7 @@ def test_a_promise_costs_no_fsync_and_an_op_after_it_does(spool: Spool):
     assert levels == [FULL, NORMAL, FULL]
 
 
-def elsewhere(shop: Shop, folder: Path) -> Pipeline:
+def elsewhere(shop: Shop, folder: Path) -> Client:
     """Return a client of another host."""
     before, shop.folder = shop.folder, folder / "elsewhere"
     shop.folder.mkdir()

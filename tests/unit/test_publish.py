@@ -10,8 +10,8 @@ import pytest
 from support.publishing import REFERENCE, TOPOLOGY, Shop, breaking
 
 from pipeline import clock
-from pipeline.enqueue.idempotency import Place
-from pipeline.enqueue.producers import FRESH_S, Lost, Sender
+from pipeline.enqueue.idempotency import OpPlace
+from pipeline.enqueue.producers import FRESH_S, Lost, Producer
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model.op import START, Position
@@ -67,7 +67,7 @@ def test_an_idempotency_key_gives_the_first_receipt_and_the_first_rows_id(shop: 
 
     again = other.publish(0, b"b", key="k", row_id=78)
 
-    assert again == Place(first.position, first.producer, first.seq, 77)
+    assert again == OpPlace(first.position, first.producer, first.seq, 77)
     assert shop.payloads(0) == [b"a"]
 
 
@@ -172,7 +172,7 @@ def test_what_was_lost_of_another_shard_is_named_too(shop: Shop):
 
 
 def test_what_idle_producers_lost_is_named_when_another_finds_the_new_server(shop: Shop):
-    idle, busy = Sender(shop.log.line()), Sender(shop.log.line())
+    idle, busy = Producer(shop.log.line()), Producer(shop.log.line())
     shop.publisher._senders.free.extend([idle, busy])
     shop.publisher.publish(0, b"by the busy one")
     shop.publisher._senders.free.rotate()
@@ -252,7 +252,7 @@ def test_a_fork_goes_on_as_another_producer(shop: Shop):
     assert shop.publisher.publish(0, b"parent again").producer == here.producer
 
 
-def _publish_in_child() -> Place:
+def _publish_in_child() -> OpPlace:
     return _shops[0].publisher.publish(0, b"child")
 
 

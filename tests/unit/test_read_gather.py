@@ -16,7 +16,7 @@ from support.examples import examples
 
 import pipeline
 from pipeline.errors import BadRead
-from pipeline.reads.gather.merge import Aggregate, Key, Merge, Term, merged
+from pipeline.reads.gather.merge import Aggregate, Merge, SortKey, Term, merged_rows
 from pipeline.testing import Sandbox, sandbox
 
 ROWS = st.lists(
@@ -210,7 +210,7 @@ def test_texts_are_ordered_by_the_bytes_of_their_collation_and_padded_where_it_p
     rows = [("b", b"\x0e\x4a", pad), ("A", b"\x0e\x33", pad), ("a ", b"\x0e\x33\x02\x09", pad)]
     tab = ("a\t", b"\x0e\x33\x02\x01", pad)
 
-    found = merged([rows, [tab]], Merge(1, (Term(Key(0, 1)),)))
+    found = merged_rows([rows, [tab]], Merge(1, (Term(SortKey(0, 1)),)))
 
     assert [row[0] for row in found] == ["a\t", "A", "a ", "b"]
 
@@ -218,9 +218,9 @@ def test_texts_are_ordered_by_the_bytes_of_their_collation_and_padded_where_it_p
 def test_texts_that_their_collation_takes_for_equal_are_one_group() -> None:
     pad = b"\x02\x09"
     parts = [[("a", 1, b"\x0e\x33", pad)], [("A ", 2, b"\x0e\x33\x02\x09", pad)]]
-    merge = Merge(2, grouped=True, groups=(Key(0, 2),), aggregates=(Aggregate("SUM", Key(1), 1),))
+    merge = Merge(2, grouped=True, groups=(SortKey(0, 2),), aggregates=(Aggregate("SUM", SortKey(1), 1),))
 
-    assert merged(parts, merge) == [["a", 3]]
+    assert merged_rows(parts, merge) == [["a", 3]]
 
 
 def test_an_average_has_the_digits_that_a_shard_gives_it() -> None:
@@ -229,9 +229,9 @@ def test_an_average_has_the_digits_that_a_shard_gives_it() -> None:
         [(Decimal("2.0000"), Decimal(2), 1)],
         [(None, None, 0)],
     ]
-    merge = Merge(1, grouped=True, aggregates=(Aggregate("AVG", Key(0), 0, (1, 2)),))
+    merge = Merge(1, grouped=True, aggregates=(Aggregate("AVG", SortKey(0), 0, (1, 2)),))
 
-    assert merged(parts, merge) == [[Decimal("1.5000")]]
+    assert merged_rows(parts, merge) == [[Decimal("1.5000")]]
 
 
 def test_whichever_shard_is_first_knows_the_tables_that_its_rows_refer_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from support.examples import examples
 
 import pipeline
 from pipeline.errors import StaleRead
-from pipeline.reads.pending import pending_rows as overlay
+from pipeline.reads.pending import pending_rows
 from pipeline.testing import Sandbox, sandbox
 
 TABLES = {"sale": {"shard_key": "customer", "on_reject": "skip"}}
@@ -121,7 +121,7 @@ def test_what_only_the_database_can_tell_is_waited_for_and_not_guessed(box: Sand
 
 
 def test_a_longer_queue_than_is_worth_it_is_waited_for(box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overlay, "MOST_ENTRIES", 2)
+    monkeypatch.setattr(pending_rows, "MOST_ENTRIES", 2)
     row_id, *_ = [pipeline.enqueue_insert(db.sale, customer=1, name=f"long {n}").id for n in range(4)]
 
     with pytest.raises(StaleRead):

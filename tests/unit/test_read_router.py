@@ -16,7 +16,7 @@ from pipeline.errors import ShardUnavailable, StaleRead
 from pipeline.model.op import Position
 from pipeline.reads import reads
 from pipeline.reads.routing.policy import Bounds
-from pipeline.reads.session import Session, Token
+from pipeline.reads.session import ReadSession, Token
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_a_failure_in_the_middle_of_a_read_keeps_the_next_read_off_that_node(the
 
 
 def test_a_session_takes_up_what_the_node_has_after_the_answer(there: Deployment) -> None:
-    session = Session(Token(), None)
+    session = ReadSession(Token(), None)
     there.readers["s0-r0"].marks_now = {3: Position(1, 9)}
     there.told = {"s0-r0": lagging(0.1)}
 

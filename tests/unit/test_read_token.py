@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.errors import BadRead, BadToken
 from pipeline.model.op import Position
 from pipeline.model.receipt import Receipt
-from pipeline.reads.session import Need, Session, Token, least_marks, token_of
+from pipeline.reads.session import Need, ReadSession, Token, least_marks, token_of
 from pipeline.reads.token_cookie import MOST_CHARACTERS, Seal
 
 POSITIONS = st.builds(Position, st.integers(1, 4), st.integers(0, 50))
@@ -130,7 +130,7 @@ def test_an_op_that_was_not_sent_yet_cannot_be_asked_for() -> None:
 
 
 def test_an_answer_marked_as_stale_takes_nothing_away_from_what_a_session_must_see() -> None:
-    session = Session(token_of([receipt(1, 5, 10)]), SEAL)
+    session = ReadSession(token_of([receipt(1, 5, 10)]), SEAL)
 
     session.saw({1: Position(5, 3)}, {}, stale=True)
 

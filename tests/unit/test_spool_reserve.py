@@ -13,7 +13,7 @@ from pipeline import clock
 from pipeline.errors import IdsUsedUp
 from pipeline.model.ids import EPOCH_MS, HOSTS, PRODUCERS, SPAN_MS, IdMaker, Lease
 from pipeline.oplog.memory.log import MemoryLog
-from pipeline.spool import sqlite_file as spool_file
+from pipeline.spool import sqlite_file
 from pipeline.spool.id_reserve import LEAST_MS, SLICE_MS
 from pipeline.spool.store import Spool
 
@@ -23,7 +23,7 @@ def now_ms() -> int:
 
 
 def test_processes_make_ids_of_the_hosts_reserve_and_none_comes_twice(spool: Spool, monkeypatch: Any):
-    monkeypatch.setattr(spool_file, "BUSY_S", 60.0)  # a disk that is slow for others is not what this is about
+    monkeypatch.setattr(sqlite_file, "BUSY_S", 60.0)  # a disk that is slow for others is not what this is about
     log = MemoryLog()
     spool.reserve.refill(log.lease_host_ids)
 

@@ -13,7 +13,7 @@ from support.spooled import payloads
 
 from pipeline import clock
 from pipeline.errors import PipelineFull, SpoolUnavailable
-from pipeline.spool.group_commit import Together
+from pipeline.spool.group_commit import GroupCommit
 from pipeline.spool.store import FRESH_MS, Spool
 
 # taking and sending ------------------------------------------------------------------------------------------------
@@ -141,7 +141,9 @@ def test_a_clock_that_jumps_never_brings_a_number_twice(spool: Spool, monkeypatc
 def test_threads_that_come_together_share_a_commit_and_each_gets_its_own_numbers(spool: Spool, monkeypatch: Any):
     taken: list[int] = []
     whole = Spool._take_in
-    monkeypatch.setattr(spool, "_together", Together(lambda wishes: (taken.append(len(wishes)), whole(spool, wishes))))
+    monkeypatch.setattr(
+        spool, "_together", GroupCommit(lambda wishes: (taken.append(len(wishes)), whole(spool, wishes)))
+    )
     numbers: list[Any] = []
 
     def produce(name: int) -> None:

@@ -14,8 +14,8 @@ import pytest
 from pydal import DAL, Field
 
 from pipeline import clock
-from pipeline.client import Pipeline
-from pipeline.enqueue.drain_thread import Courier
+from pipeline.client import Client
+from pipeline.enqueue.drain_thread import DrainThread
 from pipeline.errors import (
     BadOp,
     LogUnavailable,
@@ -30,8 +30,8 @@ from pipeline.model.ids import PRODUCERS
 from pipeline.model.op import START
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.memory.log import MemoryLog
-from pipeline.shard import ledger_queries as inquiry
-from pipeline.shard.session import Session
+from pipeline.shard import ledger_queries
+from pipeline.shard.session import NodeSession
 from pipeline.testing import Sandbox
 
 TABLES = {"purchase": {"shard_key": "customer"}}
@@ -85,7 +85,7 @@ class Shop:
     """A sandbox whose clients have a spool; nothing drains it but the test."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(Courier, "wake", lambda self, at_once=False: None)
+        monkeypatch.setattr(DrainThread, "wake", lambda self, at_once=False: None)
         monkeypatch.setattr("pipeline.testing.MemoryLog", Switched)
         self.box = Sandbox(folder, TABLES, 2, 16)
         self.log: Any = self.box.log
@@ -95,10 +95,10 @@ class Shop:
         self.box.client.define_tables(self.db)
         self.client = self.another()
 
-    def another(self) -> Pipeline:
+    def another(self) -> Client:
         """Return a client as another process of the host would have it."""
         settings = self.box.client.settings
-        made = Pipeline(
+        made = Client(
             {
                 "pipeline": {"buckets": settings.buckets},
                 "redis": {"url": settings.redis.url},
@@ -112,7 +112,7 @@ class Shop:
         made.define_tables(self.db)
         return made
 
-    def buy(self, qty: int, client: Pipeline | None = None, **options: Any) -> Receipt:
+    def buy(self, qty: int, client: Client | None = None, **options: Any) -> Receipt:
         return (client or self.client).enqueue_insert(self.db.purchase, {"customer": 7, "qty": qty}, **options)
 
     def drain(self) -> Any:
@@ -217,7 +217,7 @@ def test_an_op_whose_outcome_is_unknown_is_neither_doubled_nor_lost(shop: Shop, 
 def test_a_request_that_meets_a_new_lineage_does_not_wait_for_a_primary_that_hangs(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ):
-    hanging, go_on, give = threading.Event(), threading.Event(), inquiry.give_epoch
+    hanging, go_on, give = threading.Event(), threading.Event(), ledger_queries.give_epoch
 
     def slow(*arguments: Any) -> int:
         hanging.set()
@@ -225,7 +225,7 @@ def test_a_request_that_meets_a_new_lineage_does_not_wait_for_a_primary_that_han
         return give(*arguments)
 
     shop.buy(1)
-    monkeypatch.setattr(inquiry, "give_epoch", slow)
+    monkeypatch.setattr(ledger_queries, "give_epoch", slow)
     shop.log.restart()
 
     first, second = shop.buy(2), shop.buy(3)  # it hangs until both are back
@@ -338,7 +338,7 @@ def test_where_no_threads_run_a_request_leaves_a_new_lineage_to_the_workers(
     shop.buy(1)
     asked: list[str] = []
     monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt={}))
-    monkeypatch.setattr(inquiry, "give_epoch", lambda session, scope, *rest: asked.append(scope))
+    monkeypatch.setattr(ledger_queries, "give_epoch", lambda session, scope, *rest: asked.append(scope))
     shop.log.restart()
     first = shop.buy(2)
     assert asked == []
@@ -348,7 +348,7 @@ def test_where_no_threads_run_a_request_leaves_a_new_lineage_to_the_workers(
     for scope in worker.publisher.scopes.values():
         worker.publisher.epoch_of(scope)
     monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt={}))
-    monkeypatch.setattr(Courier, "wake", lambda self, at_once=False: None)
+    monkeypatch.setattr(DrainThread, "wake", lambda self, at_once=False: None)
     shop.drain()
 
     assert first.status() == "queued"
@@ -398,7 +398,7 @@ def test_a_primary_that_does_not_answer_keeps_no_op_from_being_taken(
 def test_a_refusal_is_the_answer_of_one_primary_and_not_of_one_that_is_away(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ):
-    def ask(session: Session, *rest: Any) -> str:
+    def ask(session: NodeSession, *rest: Any) -> str:
         if session.node == "s0":
             raise ShardUnavailable("s0", "on purpose")
         return "int(11)"
@@ -579,7 +579,7 @@ def test_nothing_is_forgotten_while_a_node_is_away(shop: Shop, monkeypatch: pyte
     shop.buy(1, durability="spooled")
     shop.drain()
     shop.box.drain()
-    gone = Session("s0-r0", f"sqlite://{shop.folder}/not/there.sqlite", read_only=True)
+    gone = NodeSession("s0-r0", f"sqlite://{shop.folder}/not/there.sqlite", read_only=True)
     monkeypatch.setattr(nodes, "replicas", lambda shard: [gone])
 
     assert shop.client.drainer.forget() == 0

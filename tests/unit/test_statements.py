@@ -11,7 +11,7 @@ from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT,
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard.dialect import Dialect, MySQL, SQLite
 from pipeline.shard.literals import encoder
-from pipeline.shard.session import Session
+from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import MAX_BRANCHES, MAX_ROWS, CannotRender, copy_statement, most, statement
 from pipeline.shard.table_facts import Constraints, Facts
 
@@ -23,7 +23,7 @@ SQLITE, MYSQL = SQLite(), MySQL()
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Facts]:
-    session = Session("s0", f"sqlite://{tmp_path_factory.mktemp('s')}/s.sqlite")
+    session = NodeSession("s0", f"sqlite://{tmp_path_factory.mktemp('s')}/s.sqlite")
     encode = tuple(encoder(session.adapter, column) for column in SCHEMA.columns)
     yield Facts(SCHEMA, Constraints(), encode, ("id", "n", "name", "price"), "t")
     session.discard()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from pipeline.clock import polls
-from pipeline.spool.group_commit import Together
+from pipeline.spool.group_commit import GroupCommit
 
 THREADS, TIMES = 8, 50
 
@@ -21,7 +21,7 @@ def test_threads_that_come_during_a_commit_share_the_next_in_their_order():
         begun.set()
         assert go_on.wait(20)
 
-    together = Together(do)
+    together = GroupCommit(do)
     threads = [threading.Thread(target=together.done, args=(number,)) for number in range(5)]
     for number, thread in enumerate(threads):
         thread.start()
@@ -36,7 +36,7 @@ def test_threads_that_come_during_a_commit_share_the_next_in_their_order():
 
 def test_every_wish_is_done_once_and_before_its_thread_goes_on():
     done: list[tuple[int, int]] = []
-    together = Together(done.extend)
+    together = GroupCommit(done.extend)
     early: list[tuple[int, int]] = []
 
     def work(name: int) -> None:
@@ -63,7 +63,7 @@ def test_who_leads_is_followed_also_where_his_own_fails():
         if "bad" in wishes:
             raise Stop
 
-    together = Together(do)
+    together = GroupCommit(do)
     with suppress(Stop):
         together.done("bad")
 

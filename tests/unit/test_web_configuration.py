@@ -23,7 +23,7 @@ DB = SimpleNamespace(_uri="sqlite://storage.sqlite")
 def _no_client_is_left() -> Iterator[None]:
     yield
     pipeline.close()
-    clients.forget()
+    clients.close_clients()
 
 
 def folder(tmp_path: Path) -> str:

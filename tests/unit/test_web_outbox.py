@@ -12,8 +12,8 @@ from pydal import DAL, Field
 from pipeline import clock
 from pipeline.errors import BadOp, LogUnavailable
 from pipeline.testing import Sandbox
-from pipeline.web.manual_commit import follow
-from pipeline.web.outbox import ABANDONED_MS, FORGOTTEN_MS, Outbox, defined, delete, relay
+from pipeline.web.manual_commit import follow_commits
+from pipeline.web.outbox import ABANDONED_MS, FORGOTTEN_MS, Outbox, defined, delete, resend_outbox
 from pipeline.web.request import Request
 
 TABLES = {"tally": {"shard_key": "owner"}}
@@ -97,7 +97,7 @@ def test_ops_go_with_the_transaction_that_holds_their_rows(box: Sandbox, db: Any
 
 def test_a_commit_by_hand_sends_the_rows_and_the_users_next_page_waits_for_them(box: Sandbox, db: Any):
     request = request_of(box, db)
-    follow(db, [request].copy)
+    follow_commits(db, [request].copy)
     receipt = request.enqueue_insert(db.tally, owner=7, trace="a")
 
     db.commit()
@@ -139,7 +139,7 @@ def test_a_row_that_was_sent_but_not_deleted_is_applied_once(
         request.finish()
     assert held(db) == 2
 
-    assert relay(box.client, uri) == (2, 0)
+    assert resend_outbox(box.client, uri) == (2, 0)
 
     assert trace(box) == "ab"
     assert held(db) == 0
@@ -155,7 +155,7 @@ def test_half_a_request_that_was_deleted_is_no_loss(box: Sandbox, db: Any, uri: 
     box.client.publisher.publish_as(first.producer, {first.bucket: _run(first)})
     delete(defined(db), [first])
 
-    relay(box.client, uri)
+    resend_outbox(box.client, uri)
 
     assert trace(box) == "ab"
 
@@ -218,8 +218,8 @@ def test_what_might_be_doubled_is_left_until_somebody_says_so(
     now_ms = clock.wall_ms()
     monkeypatch.setattr("pipeline.clock.wall_ms", lambda: now_ms + FORGOTTEN_MS + 1)
 
-    assert relay(box.client, uri) == (0, 1)
-    assert relay(box.client, uri, old=True) == (1, 0)
+    assert resend_outbox(box.client, uri) == (0, 1)
+    assert resend_outbox(box.client, uri, old=True) == (1, 0)
 
     assert trace(box) == "a"
 

@@ -10,8 +10,8 @@ from pydal import DAL, Field
 import pipeline
 from pipeline.errors import LogUnavailable, UnknownField
 from pipeline.testing import Sandbox, sandbox
-from pipeline.wait_budget import Patience
-from pipeline.web.manual_commit import follow
+from pipeline.wait_budget import WaitBudgets
+from pipeline.web.manual_commit import follow_commits
 from pipeline.web.request import Request
 
 TABLES = {"sale": {"shard_key": "customer"}}
@@ -83,7 +83,7 @@ def test_what_was_queued_goes_with_a_transaction_that_the_application_ends_by_ha
     for request in here:
         begun = [request].copy
         for _ in range(2):  # web2py's models run at each request
-            follow(db, begun)
+            follow_commits(db, begun)
 
     for request in here:
         request.enqueue_insert(db.sale, customer=7, qty=1)
@@ -241,9 +241,9 @@ def test_a_session_of_another_deployment_begins_anew(box: Sandbox, db: Any):
 
 def budgets_of(box: Sandbox, db: Any, *requests: Request) -> list[Any]:
     """Return the budgets within which ops of requests are sent, two each."""
-    box.client.patience = box.client._outgoing.patience = Patience(30)
+    box.client.wait_budgets = box.client._dispatch.wait_budgets = WaitBudgets(30)
     seen: list[Any] = []
-    box.log.fault = lambda where: seen.append(box.client.patience.here.budget) if where == "send" else None
+    box.log.fault = lambda where: seen.append(box.client.wait_budgets.here.budget) if where == "send" else None
     for request in requests:
         for key in ("first", "second"):  # whoever has a key is sent by himself
             request.enqueue_insert(db.sale, {"customer": 7}, idempotency_key=f"{id(request)} {key}")
@@ -252,14 +252,14 @@ def budgets_of(box: Sandbox, db: Any, *requests: Request) -> list[Any]:
 
 
 def test_all_calls_of_a_web_request_and_its_end_wait_within_one_budget(box: Sandbox, db: Any):
-    box.client.patience = Patience(30)
+    box.client.wait_budgets = WaitBudgets(30)
     requests = holding(box), Request(box.client, None, ""), holding(box)
 
     seen = budgets_of(box, db, *requests)
 
     assert seen == [budget for request in requests for budget in [request._budget] * 2]
     assert len({id(budget) for budget in seen}) == 3
-    assert box.client.patience.here.budget is None
+    assert box.client.wait_budgets.here.budget is None
 
 
 def test_in_a_script_each_call_has_a_budget_of_its_own(box: Sandbox, db: Any):

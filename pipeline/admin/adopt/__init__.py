@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from pipeline.admin.adopt.changes import findings, script
+from pipeline.admin.adopt.changes import adoption_script, findings
 from pipeline.admin.adopt.shard_key_guess import Case, kin
-from pipeline.admin.check.finding import ERROR, Finding, merged
+from pipeline.admin.check.finding import ERROR, Finding, merged_findings
 from pipeline.config.settings import RedisSettings, Settings, ShardSettings, TableSettings
 from pipeline.config.topology import Topology
 from pipeline.errors import ConfigError
@@ -68,7 +68,7 @@ def adopt(uri: str, shards: int = 2, decided: Mapping[str, TableSettings] | None
     )
     case = Case(known, found, relations, Topology(settings))
     looked_at = f"{len(found.tables)} tables of {known.database}, {len(relations.taken)} of them for the pipeline"
-    return Advice(merged(_nameless(case)), script(case), suggestion(case, decided), looked_at)
+    return Advice(merged_findings(_nameless(case)), adoption_script(case), suggestion(case, decided), looked_at)
 
 
 def _nameless(case: Case) -> list[Finding]:

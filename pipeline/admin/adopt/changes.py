@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
-from pipeline.admin.adopt.shard_key_guess import NAME, Case
+from pipeline.admin.adopt.shard_key_guess import _NAME, Case
 from pipeline.admin.check import schemas, servers
 from pipeline.admin.check.finding import ERROR, WARNING, Finding
 from pipeline.shard import ddl
@@ -36,7 +36,7 @@ def _storage(case: Case) -> Iterator[Finding]:
 
 def _names(case: Case) -> Iterator[Finding]:
     for name in case.catalog.tables:
-        if not NAME.fullmatch(name):
+        if not _NAME.fullmatch(name):
             what = "has a name that pyDAL cannot use as it is: nothing is said of it here"
             fix = f"rename it; or define it under another name with rname='`{name}`', and look at its columns yourself"
             yield Finding(WARNING, f"table {name!r}", what, fix)
@@ -143,9 +143,11 @@ _SUBJECTS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
 STRICT = "SET SESSION sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION'"
 
 
-def script(case: Case) -> list[str]:
+def adoption_script(case: Case) -> list[str]:
     """Return the statements; none where nothing must change."""
-    altered = {name: merged(fixes) for name in case.catalog.tables if (fixes := list(table_fixes(case, name)))}
+    altered = {
+        name: merged_statements(fixes) for name in case.catalog.tables if (fixes := list(table_fixes(case, name)))
+    }
     crossing = [key for key in case.catalog.foreign_keys if not case.stays(key)]
     moved = [key for key in case.catalog.foreign_keys if case.stays(key) and {key.table, key.parent} & altered.keys()]
     steps = [
@@ -211,7 +213,7 @@ def readded(key: ForeignKey) -> str:
     return ddl.add_foreign_key(key.table, key.name, key.columns, key.parent, key.parent_columns, rules)
 
 
-def merged(statements: Iterable[str]) -> str:
+def merged_statements(statements: Iterable[str]) -> str:
     """Return ALTER TABLE statements of one table as one: the table is rebuilt once."""
     first, *others = dict.fromkeys(statements)
     head = first[: first.index("`", len("ALTER TABLE `")) + 2]

@@ -24,7 +24,7 @@ from pipeline.shard.survey import Survey
 #: Tables of web2py, py4web, Celery and of the pipeline itself: they stay where they are, written as ever.
 STAYING = re.compile(r"(auth|scheduler|web2py|py4web|pipeline|celery|plugin)_\w*", re.IGNORECASE)
 #: What a configuration and pyDAL can name; another name in the database needs an `rname` in the model.
-NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 #: More rows than this are a lot to copy to every shard.
 MOST_COPIED_ROWS = 10_000
 
@@ -64,7 +64,7 @@ def kin(catalog: Catalog, decided: Mapping[str, TableSettings], shards: int) -> 
         shards: with a single one nothing has to be spread.
     """
     taken = tuple(
-        name for name in catalog.tables if name in decided or (NAME.fullmatch(name) and not STAYING.fullmatch(name))
+        name for name in catalog.tables if name in decided or (_NAME.fullmatch(name) and not STAYING.fullmatch(name))
     )
     references = tuple(_references(catalog))
     ours = [ref for ref in references if ref.table in taken and ref.parent in taken and ref.table != ref.parent]
@@ -79,7 +79,7 @@ def kin(catalog: Catalog, decided: Mapping[str, TableSettings], shards: int) -> 
         if name in tables or name == anchor:
             continue
         own = [ref for ref in ours if ref.table == name]
-        direct = next((ref.column for ref in own if ref.parent == anchor and NAME.fullmatch(ref.column)), None)
+        direct = next((ref.column for ref in own if ref.parent == anchor and _NAME.fullmatch(ref.column)), None)
         via = next((ref for ref in own if ref.parent in tables and tables[ref.parent].shard_key), None)
         if direct:
             tables[name] = TableSettings(name, shard_key=direct)

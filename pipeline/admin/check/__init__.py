@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pipeline.admin.check import buckets, schemas, servers, surroundings
 from pipeline.admin.check.evidence import Evidence, gather
-from pipeline.admin.check.finding import ERROR, Finding, merged
+from pipeline.admin.check.finding import ERROR, Finding, merged_findings
 from pipeline.config.settings import load
 from pipeline.errors import ConfigError
 
@@ -64,4 +64,4 @@ def check(source: str | Path | Mapping[str, Any] | None = None) -> Verdict:
         f"{len(topology.shards)} shards, {len(evidence.nodes)} nodes, {topology.buckets} buckets, "
         f"{len(evidence.schemas)} published tables"
     )
-    return Verdict(merged(found), counts)
+    return Verdict(merged_findings(found), counts)

@@ -14,7 +14,7 @@ from pipeline.config.topology import Topology
 from pipeline.model.schema import TableSchema
 from pipeline.shard import ddl
 from pipeline.shard.survey import Survey, SurveyedTable
-from pipeline.shard.table_facts import plain
+from pipeline.shard.table_facts import bare_name
 
 
 def bucket_findings(evidence: Evidence) -> Iterator[Finding]:
@@ -78,7 +78,7 @@ def constraint_findings(evidence: Evidence) -> Iterator[Finding]:
     schemas = {schema.name: schema for schema in evidence.schemas}
     for name in dict.fromkeys([*schemas, *evidence.topology.configured]):
         schema = schemas.get(name)
-        database_name = plain(schema.rname or name) if schema else name
+        database_name = bare_name(schema.rname or name) if schema else name
         for node in evidence.primaries:
             table = node.tables.get(database_name.lower())
             if table is not None:
@@ -115,7 +115,7 @@ def _unique(
 def _foreign(
     evidence: Evidence, name: str, node: Survey, table: SurveyedTable, schemas: dict[str, TableSchema]
 ) -> Iterator[Finding]:
-    by_database_name = {plain(schema.rname or schema.name).lower(): schema.name for schema in schemas.values()}
+    by_database_name = {bare_name(schema.rname or schema.name).lower(): schema.name for schema in schemas.values()}
     for own, parent, _ in table.constraints.parents:
         parent_name = by_database_name.get(parent.lower(), parent)
         if not together(evidence.topology, name, own, parent_name, schemas.get(name)):
@@ -151,4 +151,4 @@ def _column(schema: TableSchema | None, field: str) -> str:
     """Return a field's name in the database."""
     if schema is None or field not in schema.index:
         return field
-    return plain(schema.columns[schema.index[field]].rname or field)
+    return bare_name(schema.columns[schema.index[field]].rname or field)

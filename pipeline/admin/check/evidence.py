@@ -23,7 +23,7 @@ from pipeline.oplog.doorbell import Bell
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S, Health, health_of
 from pipeline.shard.survey import Survey, survey
-from pipeline.shard.table_facts import plain
+from pipeline.shard.table_facts import bare_name
 
 #: How long the workers have to say which queues they listen to, s.
 LISTEN_S = 1.0
@@ -72,7 +72,7 @@ def gather(settings: Settings) -> Evidence:
     seen = ask_all({"log": lambda: _log(settings)})["log"]
     schemas, refusal, unfit, epochs = ((), "", (), {}) if isinstance(seen, PipelineError) else seen[1:]
     names = [name for name, _ in own_tables("mysql")]
-    names += [plain(schema.rname or schema.name) for schema in schemas]
+    names += [bare_name(schema.rname or schema.name) for schema in schemas]
     published = {schema.name for schema in schemas}
     names += [name for name in topology.configured if name not in published]
     questions: dict[str, Callable[[], object]] = {
@@ -139,17 +139,17 @@ def _listened(settings: Settings, topology: Topology) -> set[str] | None:
 
 #: How long a server may take for all of its answer, s.
 ASK_S = 3.0
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def ask_all(questions: Mapping[str, Callable[[], T]], timeout_s: float = ASK_S) -> dict[str, T | PipelineError]:
+def ask_all(questions: Mapping[str, Callable[[], _T]], timeout_s: float = ASK_S) -> dict[str, _T | PipelineError]:
     """Return each question's answer, or the error in its place, in the order of the questions.
 
     What is not answered in time is left to itself: its thread ends with its own time-outs, or with the process.
     """
-    answers: dict[str, T | PipelineError] = {}
+    answers: dict[str, _T | PipelineError] = {}
 
-    def answer(name: str, question: Callable[[], T]) -> None:
+    def answer(name: str, question: Callable[[], _T]) -> None:
         try:
             answers[name] = question()
         except PipelineError as error:

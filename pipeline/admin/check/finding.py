@@ -41,7 +41,7 @@ class Finding:
         }
 
 
-def merged(findings: Iterable[Finding]) -> list[Finding]:
+def merged_findings(findings: Iterable[Finding]) -> list[Finding]:
     """Return errors before warnings, and one finding for what several nodes share."""
     together: dict[Finding, dict[str, None]] = {}
     for finding in findings:
@@ -56,6 +56,6 @@ def without_copies(findings: Iterable[Finding], primary_of: Mapping[str, str]) -
     Args:
         primary_of: the primary of each replica.
     """
-    for finding in merged(findings):
+    for finding in merged_findings(findings):
         own = tuple(node for node in finding.nodes if primary_of.get(node) not in finding.nodes)
         yield replace(finding, nodes=own)

@@ -12,7 +12,7 @@ from pipeline.model.schema import Column, TableSchema
 from pipeline.shard import ddl
 from pipeline.shard.columns import holds_64_bits
 from pipeline.shard.survey import Survey, SurveyedTable
-from pipeline.shard.table_facts import plain
+from pipeline.shard.table_facts import bare_name
 
 _NOT_REPLICATED = "its primary has it: look at SHOW SLAVE STATUS; rebuild the replica if it was altered by hand"
 _WIDE_CHARSETS = ("utf8mb4", "utf16", "utf16le", "utf32", "ucs4")
@@ -69,7 +69,7 @@ def _own_tables(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _published(evidence: Evidence, schema: TableSchema) -> Iterator[Finding]:
-    name = plain(schema.rname or schema.name)
+    name = bare_name(schema.rname or schema.name)
     present = [node for node in evidence.surveys if name.lower() in node.tables]
     if not present:
         what = "is published, but exists on no shard: its ops wait"
@@ -167,7 +167,7 @@ def storage(node: Survey, table: SurveyedTable, severity: str) -> Iterator[Findi
                 WARNING,
                 f"{table.name}.{name}",
                 f"is {column.type}: it gives back 6 digits",
-                ddl.double(table.name, name),
+                ddl.widen_to_double(table.name, name),
                 (node.node,),
             )
     for charset, names in charsets.items():
@@ -203,4 +203,4 @@ def _has(node: Survey | None, table: str, column: str | None = None) -> bool:
 
 
 def _own(column: Column) -> str:
-    return plain(column.rname or column.name)
+    return bare_name(column.rname or column.name)

@@ -17,7 +17,7 @@ from pipeline.shard import ddl
 from pipeline.shard.survey import Survey
 
 #: The first releases with SELECT … FOR UPDATE SKIP LOCKED.
-LEAST = {"mariadb": (10, 6), "mysql": (8, 0)}
+LEAST_SERVERS = {"mariadb": (10, 6), "mysql": (8, 0)}
 #: A statement that is larger than the server takes would be refused for good.
 LEAST_PACKET_BYTES = 1_000_000
 _STRICT = ("strict_trans_tables", "strict_all_tables")
@@ -43,7 +43,7 @@ def server_findings(evidence: Evidence) -> Iterator[Finding]:
 def server(node: Survey) -> Iterator[Finding]:
     """Yield what is wrong with any MySQL or MariaDB, whatever its role."""
     product, numbers = node.release
-    variables, least = node.variables, LEAST[product]
+    variables, least = node.variables, LEAST_SERVERS[product]
     if numbers < least:
         yield Finding(
             ERROR,

@@ -51,7 +51,7 @@ def configuration_findings(evidence: Evidence) -> Iterator[Finding]:
 
 
 #: The first release that gives out `<epoch>-*` positions.
-LEAST = (7, 0)
+LEAST_VERSIONS = (7, 0)
 
 
 def redis_findings(evidence: Evidence) -> Iterator[Finding]:
@@ -85,7 +85,7 @@ def _log(log: Health) -> Iterator[Finding]:
     def found(severity: str, place: str, what: str, fix: str) -> Finding:
         return Finding(severity, place, what, fix, ("redis",))
 
-    if log.release < LEAST:
+    if log.release < LEAST_VERSIONS:
         yield found(ERROR, "version", f"is {log.version}, which cannot number the logs", "install Redis 7 or Valkey")
     if log.cluster:
         yield found(

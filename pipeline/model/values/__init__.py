@@ -20,7 +20,7 @@ from pipeline.model.schema import Column
 from pipeline.model.values import moments, numbers, texts
 
 Canonical = bool | int | float | str | list[Any] | None
-Check = Callable[[object], Canonical]
+Checker = Callable[[object], Canonical]
 
 #: Types on which '' is a value. On every other type it is None, as in pyDAL.
 TEXT_KINDS = frozenset({"string", "text", "json"})
@@ -28,7 +28,7 @@ TEXT_KINDS = frozenset({"string", "text", "json"})
 EXACT_SCALE = 6
 
 
-def checker(table: str, column: Column) -> Check:
+def checker(table: str, column: Column) -> Checker:
     """Return the function that turns a caller's value into its canonical form.
 
     Build it once per column and keep it: the usual exact type costs about 0.1 µs.
@@ -39,7 +39,7 @@ def checker(table: str, column: Column) -> Check:
     return _build(table, column, cut=False)
 
 
-def lenient(table: str, column: Column) -> Check:
+def lenient(table: str, column: Column) -> Checker:
     """Return a `checker` that bends as pyDAL does where nothing that matters is lost.
 
     It cuts moments to what the column holds, for `default=request.now` has microseconds; a whole number is a text of
@@ -57,7 +57,7 @@ def python_value(column: Column, canonical: Canonical) -> Any:
     return canonical if canonical is None or convert is None else convert(canonical)
 
 
-def _build(table: str, column: Column, cut: bool) -> Check:
+def _build(table: str, column: Column, cut: bool) -> Checker:
     kind = column.kind
     if kind not in _CONVERTERS:
         return _unsupported(table, column)
@@ -66,7 +66,7 @@ def _build(table: str, column: Column, cut: bool) -> Check:
     return slow if shortcut is None else shortcut(column, slow)
 
 
-def _guarded(table: str, column: Column, convert: Check) -> Check:
+def _guarded(table: str, column: Column, convert: Checker) -> Checker:
     """Wrap *convert* with the rules that all types share: None, '' and the error that names the column."""
     name, notnull, empty_is_none = column.name, column.notnull, column.kind not in TEXT_KINDS
 
@@ -83,7 +83,7 @@ def _guarded(table: str, column: Column, convert: Check) -> Check:
     return check
 
 
-def _unsupported(table: str, column: Column) -> Check:
+def _unsupported(table: str, column: Column) -> Checker:
     def check(value: object) -> Canonical:
         why = f"has the type {column.type!r}, which the pipeline cannot carry: leave the field out"
         raise BadValue(table, column.name, why)
@@ -94,7 +94,7 @@ def _unsupported(table: str, column: Column) -> Check:
 # the usual exact types, without a detour: 60,000 rows/s of six columns leave 2.7 µs per value for everything --------
 
 
-def _whole_shortcut(column: Column, slow: Check) -> Check:
+def _whole_shortcut(column: Column, slow: Checker) -> Checker:
     low, high = numbers.RANGES[column.kind]
 
     def check(value: object) -> Canonical:
@@ -105,7 +105,7 @@ def _whole_shortcut(column: Column, slow: Check) -> Check:
     return check
 
 
-def _double_shortcut(column: Column, slow: Check) -> Check:
+def _double_shortcut(column: Column, slow: Checker) -> Checker:
     low, high = -sys.float_info.max, sys.float_info.max
 
     def check(value: object) -> Canonical:
@@ -116,14 +116,14 @@ def _double_shortcut(column: Column, slow: Check) -> Check:
     return check
 
 
-def _boolean_shortcut(column: Column, slow: Check) -> Check:
+def _boolean_shortcut(column: Column, slow: Checker) -> Checker:
     def check(value: object) -> Canonical:
         return value if value is True or value is False else slow(value)
 
     return check
 
 
-def _text_shortcut(column: Column, slow: Check) -> Check:
+def _text_shortcut(column: Column, slow: Checker) -> Checker:
     longest = sys.maxsize if column.kind == "text" or column.length is None else column.length
 
     def check(value: object) -> Canonical:
@@ -135,7 +135,7 @@ def _text_shortcut(column: Column, slow: Check) -> Check:
     return check
 
 
-def _decimal_shortcut(column: Column, slow: Check) -> Check:
+def _decimal_shortcut(column: Column, slow: Checker) -> Checker:
     precision, scale = column.digits
     unit, most = Decimal(1).scaleb(-scale), precision - scale
     text: Callable[[Decimal], str] = str if scale <= EXACT_SCALE else "{:f}".format
@@ -148,7 +148,7 @@ def _decimal_shortcut(column: Column, slow: Check) -> Check:
     return check
 
 
-def _day_shortcut(column: Column, slow: Check) -> Check:
+def _day_shortcut(column: Column, slow: Checker) -> Checker:
     first = date(moments.FIRST_YEAR, 1, 1)
 
     def check(value: object) -> Canonical:
@@ -159,7 +159,7 @@ def _day_shortcut(column: Column, slow: Check) -> Check:
     return check
 
 
-def _moment_shortcut(column: Column, slow: Check) -> Check:
+def _moment_shortcut(column: Column, slow: Checker) -> Checker:
     first = f"{moments.FIRST_YEAR:04}"
     plain = len("2024-05-01 09:30:00")
 
@@ -173,7 +173,7 @@ def _moment_shortcut(column: Column, slow: Check) -> Check:
     return check
 
 
-_CONVERTERS: Mapping[str, Callable[[Column, bool], Check]] = {
+_CONVERTERS: Mapping[str, Callable[[Column, bool], Checker]] = {
     "integer": lambda column, cut: numbers.whole(column),
     "bigint": lambda column, cut: numbers.whole(column),
     "id": lambda column, cut: numbers.whole(column),
@@ -193,7 +193,7 @@ _CONVERTERS: Mapping[str, Callable[[Column, bool], Check]] = {
     "list:integer": texts.items,
     "list:reference": texts.items,
 }
-_SHORTCUTS: Mapping[str, Callable[[Column, Check], Check]] = {
+_SHORTCUTS: Mapping[str, Callable[[Column, Checker], Checker]] = {
     **dict.fromkeys(numbers.RANGES, _whole_shortcut),
     "double": _double_shortcut,
     "decimal": _decimal_shortcut,

@@ -28,15 +28,15 @@ from pipeline.oplog.contract import (
     Scope,
     one_by_append,
 )
-from pipeline.oplog.memory.server import Sent, Server
+from pipeline.oplog.memory.server import MemoryServer, Sent
 from pipeline.oplog.memory.shared_state import MemoryChores, MemoryNews
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, NOTE_MS
 
 #: As in `line`, for the reason told there.
-BIG_BYTES = 16_384
+_BIG_BYTES = 16_384
 
 
-class MemoryAppending(Server):
+class MemoryAppending(MemoryServer):
     """See `contract.Appending` and `contract.Epochs`; and what its lines ask."""
 
     def line(self, *, patient: bool = False) -> MemoryLine:
@@ -118,7 +118,7 @@ class MemoryAppending(Server):
         server.last[bucket] = entries[-1].position
         sent[bucket] = Sent(first + len(payloads) - 1, entries[-1].position)
         largest = max(map(len, payloads))
-        if largest >= BIG_BYTES:
+        if largest >= _BIG_BYTES:
             server.big[bucket] = max(largest, server.big.get(bucket, 0))
         return Placed(APPENDED, Position(epoch, start))
 
@@ -177,7 +177,7 @@ class MemoryLine:
         return answer
 
 
-class MemoryDefinitions(Server):
+class MemoryDefinitions(MemoryServer):
     """See `contract.Definitions`."""
 
     def publish_schema(self, name: str, hash: str, text: str) -> None:
@@ -197,7 +197,7 @@ class MemoryDefinitions(Server):
             return {name: self._server.schemas[hash] for name, hash in self._server.tables.items()}
 
 
-class MemoryEntries(Server):
+class MemoryEntries(MemoryServer):
     """See `contract.Entries`."""
 
     def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:
@@ -227,7 +227,7 @@ class MemoryEntries(Server):
         return sum(map(len, self._server.logs.values()))
 
 
-class MemoryWork(Server):
+class MemoryWork(MemoryServer):
     """See `contract.Work`."""
 
     def due(self, shard: str, limit: int) -> dict[int, int]:
@@ -272,7 +272,7 @@ class MemoryWork(Server):
             return len(self._server.dirty.get(shard, {}))
 
 
-class MemoryWatermarks(Server):
+class MemoryWatermarks(MemoryServer):
     """See `contract.Watermarks`."""
 
     def marks(self, shard: str) -> dict[int, Position]:

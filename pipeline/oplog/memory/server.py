@@ -1,4 +1,4 @@
-"""A server in this process: its state is one `State`, so a replica is a copy and a failover is taking another one."""
+"""A log server in this process: its state is one `ServerState`; a replica is a copy, a failover takes another one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Sent(NamedTuple):
 
 
 @dataclass(slots=True)
-class State:
+class ServerState:
     """What a server holds; `lineage` is its identity, as `master_replid` is Redis's."""
 
     lineage: str = field(default_factory=lambda: uuid4().hex)
@@ -55,7 +55,7 @@ class State:
         return {bucket: self.logs[bucket][-1].position for bucket in buckets if self.logs.get(bucket)}
 
 
-class Server:
+class MemoryServer:
     """What every role of the log keeps its state in.
 
     Attributes:
@@ -73,7 +73,7 @@ class Server:
         self.published: Callable[[str], None] = lambda definition: None
         self.limit_bytes = 0
         self.durable = True
-        self._server = State()
+        self._server = ServerState()
         self._lock = threading.RLock()
 
     def restart(self) -> None:
@@ -87,7 +87,7 @@ class Server:
 
     def fail_over(self, replica: object = None) -> None:
         """Promote a replica; without one, go on with an empty server."""
-        promoted = copy.deepcopy(replica) if isinstance(replica, State) else State()
+        promoted = copy.deepcopy(replica) if isinstance(replica, ServerState) else ServerState()
         promoted.lineage = uuid4().hex
         with self._lock:
             self._server = promoted

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 
 from pipeline.errors import NoProducerNumber
 from pipeline.model.ids import HOSTS, PRODUCERS, SPAN_MS, Lease
-from pipeline.oplog.memory.server import Server, Timed
+from pipeline.oplog.memory.server import MemoryServer, Timed
 from pipeline.oplog.ttls import BUDGET_MS, HOST_LEASE_MS, LEASE_MS
 
 
-class MemoryChores(Server):
+class MemoryChores(MemoryServer):
     """See `contract.Chores`, `contract.Numbers`, `contract.Admission` and `contract.Secrets`."""
 
     def claim(self, name: str, for_ms: int) -> bool:
@@ -73,7 +73,7 @@ class MemoryChores(Server):
             return self._server.keys.setdefault("secret", Timed(proposed, 1 << 62)).value
 
 
-class MemoryNews(Server):
+class MemoryNews(MemoryServer):
     """See `contract.News`, `contract.Fitness` and `contract.Budgets`."""
 
     def publish_health(self, nodes: Mapping[str, str], for_ms: int) -> None:

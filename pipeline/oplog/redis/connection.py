@@ -23,7 +23,7 @@ from redis.sentinel import Sentinel
 from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model.op import Entry, Position
 from pipeline.oplog.redis.keys import Keys
-from pipeline.wait_budget import Patience
+from pipeline.wait_budget import WaitBudgets
 
 #: A socket may idle this long behind a firewall before the next use checks it, s.
 HEALTH_CHECK_S = 30
@@ -92,10 +92,10 @@ def translated(*, sent: bool = False) -> Iterator[None]:
         raise LogUnavailable(f"{type(error).__name__}: {error}", sent=sent) from error
 
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
-class Server:
+class RedisServer:
     """What every role of the log asks.
 
     Args:
@@ -114,7 +114,7 @@ class Server:
         prefix: str = "pl",
         timeout_s: float = 0.25,
         read_s: float = 5.0,
-        patience: Patience | None = None,
+        wait_budgets: WaitBudgets | None = None,
     ):
         self.keys = Keys(prefix)
         self._client = connect(url, read_s=read_s, connect_s=min(read_s, 2.0))
@@ -126,7 +126,7 @@ class Server:
         self._reply_s = timeout_s * 0.4
         self._quick = connect(url, read_s=self._reply_s, connect_s=timeout_s * 0.2)
         self._lines = self._quick.connection_pool
-        self._patience = patience
+        self._wait_budgets = wait_budgets
 
     def close(self) -> None:
         """Close all connections."""
@@ -135,12 +135,12 @@ class Server:
         self._lines.disconnect()
         self._leisurely.disconnect()
 
-    def _soon(self, work: Callable[[redis.Redis], Result]) -> Result:
+    def _soon(self, work: Callable[[redis.Redis], _Result]) -> _Result:
         """Do what a web request may be waiting for; then a thread does it, and the request leaves in time."""
-        patience = self._patience
-        if patience is None or patience.here.budget is None:
+        wait_budgets = self._wait_budgets
+        if wait_budgets is None or wait_budgets.here.budget is None:
             return work(self._client)
-        return patience.aside(lambda: work(self._quick))
+        return wait_budgets.aside(lambda: work(self._quick))
 
     def _run(self, name: str, keys: list[str], arguments: list[Any], client: redis.Redis | None = None) -> Any:
         client, (text, sha) = client or self._client, script(name)

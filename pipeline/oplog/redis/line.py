@@ -18,7 +18,7 @@ from pipeline.oplog.contract import Append, Appended, EpochStale, IdReserved, Pl
 from pipeline.oplog.redis.connection import script, translated
 from pipeline.oplog.redis.keys import Keys
 from pipeline.oplog.redis.wire import Wire
-from pipeline.wait_budget import Patience
+from pipeline.wait_budget import WaitBudgets
 
 #: How often a producer's expiry is put off, s; it is two days.
 RENEW_S = 3600
@@ -237,10 +237,10 @@ class Link:
         patience: None: nobody leaves earlier than the connection's own time-outs.
     """
 
-    __slots__ = ("_patience", "_pool", "_reply_s", "_wire")
+    __slots__ = ("_pool", "_reply_s", "_wait_budgets", "_wire")
 
-    def __init__(self, pool: Any, reply_s: float, patience: Patience | None):
-        self._pool, self._reply_s, self._patience = pool, reply_s, patience
+    def __init__(self, pool: Any, reply_s: float, wait_budgets: WaitBudgets | None):
+        self._pool, self._reply_s, self._wait_budgets = pool, reply_s, wait_budgets
         self._wire: Wire | None = None
 
     def ask(self, packed: bytes) -> Any:
@@ -250,18 +250,18 @@ class Link:
             ResponseError: the server refused it.
             OSError, ConnectionError: no answer in time; it is unknown whether the command was done. Then `drop`.
         """
-        patience, wire = self._patience, self._wire
-        budget = patience.here.budget if patience is not None else None
-        if patience is None or budget is None:
+        wait_budgets, wire = self._wait_budgets, self._wire
+        budget = wait_budgets.here.budget if wait_budgets is not None else None
+        if wait_budgets is None or budget is None:
             return self.ask_at_leisure(packed)
         if wire is None or budget.left_s < self._reply_s or len(packed) > FITS_BYTES:
-            return self._asked_aside(patience, packed)
+            return self._asked_aside(wait_budgets, packed)
         began = clock.mono_s()  # as `Patience.spending`, at a tenth of its cost
         try:
             return wire.ask(packed)
         finally:
             took_s = clock.mono_s() - began
-            if took_s > patience.hardly_s:
+            if took_s > wait_budgets.hardly_s:
                 budget.left_s -= took_s
 
     def ask_at_leisure(self, packed: bytes) -> Any:
@@ -282,13 +282,15 @@ class Link:
         if wire is not None:
             wire.drop()
 
-    def _asked_aside(self, patience: Patience, packed: bytes) -> Any:
+    def _asked_aside(self, wait_budgets: WaitBudgets, packed: bytes) -> Any:
         """Let a thread ask; the wire is ours again if it has answered in time."""
-        patience.lasts()
+        wait_budgets.lasts()
         wire, self._wire = self._wire, None
         # much at once takes its time
-        from_s = patience.hardly_s * (1 + len(packed) // FITS_BYTES) if wire is not None else 0.0
-        answer = patience.aside(lambda: self._answer(wire, packed), late=lambda late: late.wire.drop(), from_s=from_s)
+        from_s = wait_budgets.hardly_s * (1 + len(packed) // FITS_BYTES) if wire is not None else 0.0
+        answer = wait_budgets.aside(
+            lambda: self._answer(wire, packed), late=lambda late: late.wire.drop(), from_s=from_s
+        )
         self._wire = answer.wire
         if answer.refusal is not None:
             raise answer.refusal

@@ -20,19 +20,19 @@ import redis
 from pipeline.errors import PipelineFull
 from pipeline.model.op import Entry, Position
 from pipeline.oplog.appends import row_id_in
-from pipeline.oplog.redis.connection import Server, entries_of, hash_of, position_of, ring_of, text_of, translated
+from pipeline.oplog.redis.connection import RedisServer, entries_of, hash_of, position_of, ring_of, text_of, translated
 from pipeline.oplog.redis.line import Link, RedisLine
 from pipeline.oplog.redis.shared_state import RedisChores, RedisNews
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, NOTE_MS
 
 
-class RedisAppending(Server):
+class RedisAppending(RedisServer):
     """See `contract.Appending` and `contract.Epochs`."""
 
     def line(self, *, patient: bool = False) -> RedisLine:
         if patient:
             return RedisLine(Link(self._leisurely, 0, None), self.keys)
-        return RedisLine(Link(self._lines, self._reply_s, self._patience), self.keys)
+        return RedisLine(Link(self._lines, self._reply_s, self._wait_budgets), self.keys)
 
     def epoch(self, scope: str) -> tuple[int, bool, str]:
         with translated():
@@ -58,7 +58,7 @@ class RedisAppending(Server):
         return row_id_in(text_of(found)) or row_id if found is not None else row_id
 
 
-class RedisDefinitions(Server):
+class RedisDefinitions(RedisServer):
     """See `contract.Definitions`."""
 
     def publish_schema(self, name: str, hash: str, text: str) -> None:
@@ -83,7 +83,7 @@ class RedisDefinitions(Server):
         return {name: text_of(text) for name, text in zip(names, texts, strict=True) if text is not None}
 
 
-class RedisEntries(Server):
+class RedisEntries(RedisServer):
     """See `contract.Entries`."""
 
     def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:
@@ -131,7 +131,7 @@ class RedisEntries(Server):
         return {bucket: position_of(reply[0][0]) for bucket, reply in zip(ranges, replies, strict=True) if reply}
 
 
-class RedisWork(Server):
+class RedisWork(RedisServer):
     """See `contract.Work`."""
 
     def due(self, shard: str, limit: int) -> dict[int, int]:
@@ -166,7 +166,7 @@ class RedisWork(Server):
             self._despite_oom("ZADD", self.keys.dirty(shard), which, *pairs)
 
 
-class RedisWatermarks(Server):
+class RedisWatermarks(RedisServer):
     """See `contract.Watermarks`."""
 
     def marks(self, shard: str) -> dict[int, Position]:

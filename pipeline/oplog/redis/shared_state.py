@@ -13,11 +13,11 @@ import redis
 
 from pipeline.errors import NoProducerNumber
 from pipeline.model.ids import HOSTS, PRODUCERS, SPAN_MS, Lease
-from pipeline.oplog.redis.connection import Server, hash_of, text_of, translated
+from pipeline.oplog.redis.connection import RedisServer, hash_of, text_of, translated
 from pipeline.oplog.ttls import BUDGET_MS, HOST_LEASE_MS, LEASE_MS, READS_MS
 
 
-class RedisChores(Server):
+class RedisChores(RedisServer):
     """See `contract.Chores`, `contract.Numbers`, `contract.Admission` and `contract.Secrets`."""
 
     def claim(self, name: str, for_ms: int) -> bool:
@@ -71,7 +71,7 @@ class RedisChores(Server):
             return text_of(self._soon(first))
 
 
-class RedisNews(Server):
+class RedisNews(RedisServer):
     """See `contract.News`, `contract.Fitness` and `contract.Budgets`."""
 
     def publish_health(self, nodes: Mapping[str, str], for_ms: int) -> None:

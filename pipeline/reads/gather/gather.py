@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 from pipeline import clock
 from pipeline.dal.objects import kind_of, op_name, real_name, tables_in
 from pipeline.errors import BadRead, PartialResult, ShardUnavailable, Unavailable
-from pipeline.reads.connections import Reader
-from pipeline.reads.gather.merge import merged
-from pipeline.reads.gather.shard_query import Shape, check_options, shape_of
+from pipeline.reads.connections import NodeReader
+from pipeline.reads.gather.merge import merged_rows
+from pipeline.reads.gather.shard_query import ShardQuery, check_options, shape_of
 from pipeline.reads.node_dal import NodeDAL, ReadInfo, callers_names
-from pipeline.reads.read_place import Place, Places
+from pipeline.reads.read_place import Places, ReadPlace
 from pipeline.reads.routing.policy import Bounds, seconds
 from pipeline.reads.routing.router import Router
-from pipeline.reads.session import Session, Token
+from pipeline.reads.session import ReadSession, Token
 from pipeline.wait_budget import threads_run
 
 #: How long a read over several shards may take in all, s; below the driver's own time-out.
-TIMEOUT_S = 10.0
+GATHER_S = 10.0
 #: Reads over all shards that may run at a time in one process; more wait their turn.
 AT_A_TIME = 8
 #: No process needs more threads than that.
@@ -50,24 +50,24 @@ class Gather:
         query: Any,
         fields: Sequence[Any],
         token: Token,
-        session: Session | None,
+        session: ReadSession | None,
         bounds: Bounds,
         *,
         partial: bool = False,
-        timeout_s: float = TIMEOUT_S,
+        timeout_s: float = GATHER_S,
         **options: Any,
     ) -> Any:
         """Return pyDAL Rows with `read_info`, `partial` and `missing`; see the package's `select`."""
         places = self._where(query, fields, options)
-        asked = Asked(token, session, bounds, partial, seconds("timeout_s", timeout_s))
+        asked = SharedRead(token, session, bounds, partial, seconds("timeout_s", timeout_s))
         if len(places) == 1:
             (part,) = self._parts(places, lambda db: db.select(query, fields, options), asked)[0]
             return _marked(part.value, [part], {})
         check_options(options)
         parts, missing = self._parts(places, _shaped(query, tuple(fields), options), asked)
-        first: Shape = parts[0].value[0]
-        reader: Reader = parts[0].value[2]
-        rows = merged((part.value[1] for part in parts), first.merge)
+        first: ShardQuery = parts[0].value[0]
+        reader: NodeReader = parts[0].value[2]
+        rows = merged_rows((part.value[1] for part in parts), first.merge)
         cacheable = bool(options.get("cacheable"))
         names = callers_names(first.names, first.columns, fields)
         parsed = reader.adapter.parse(rows, first.columns, names, cacheable=cacheable)
@@ -78,17 +78,17 @@ class Gather:
         query: Any,
         distinct: Any,
         token: Token,
-        session: Session | None,
+        session: ReadSession | None,
         bounds: Bounds,
         *,
-        timeout_s: float = TIMEOUT_S,
+        timeout_s: float = GATHER_S,
     ) -> int:
         """Return how many rows match; see the package's `count`."""
         fields = () if distinct is None else tuple(distinct) if isinstance(distinct, list | tuple) else (distinct,)
         if any(kind_of(field) not in ("Field", "Expression") for field in fields):
             raise BadRead("distinct= of a count takes a field, or several")
         places = self._where(query, fields, {})
-        asked = Asked(token, session, bounds, False, seconds("timeout_s", timeout_s))
+        asked = SharedRead(token, session, bounds, False, seconds("timeout_s", timeout_s))
         if not fields:
             parts, _ = self._parts(places, lambda db: db(query).count(), asked)
             return sum(part.value for part in parts)
@@ -96,7 +96,7 @@ class Gather:
             parts, _ = self._parts(places, lambda db: db(query).count(distinct=db.reader.own(fields)), asked)
             return int(parts[0].value)
         parts, _ = self._parts(places, _shaped(query, fields, {"distinct": True}), asked)
-        rows = merged((part.value[1] for part in parts), parts[0].value[0].merge)
+        rows = merged_rows((part.value[1] for part in parts), parts[0].value[0].merge)
         # as COUNT(DISTINCT a, b) does, leave out what has a NULL
         return sum(None not in row for row in rows)
 
@@ -108,7 +108,7 @@ class Gather:
 
     # parts --------------------------------------------------------------------------------------------------
 
-    def _where(self, query: Any, fields: Sequence[Any], options: dict[str, Any]) -> list[Place]:
+    def _where(self, query: Any, fields: Sequence[Any], options: dict[str, Any]) -> list[ReadPlace]:
         left, join = _listed(options.get("left")), _listed(options.get("join"))
         tables = list(tables_in([query, *fields, *left, *join]))
         ons = [item.second for item in (*left, *join) if op_name(item) == "on"]
@@ -123,7 +123,7 @@ class Gather:
         return places
 
     def _parts(
-        self, places: Sequence[Place], read: Callable[[NodeDAL], Any], asked: Asked
+        self, places: Sequence[ReadPlace], read: Callable[[NodeDAL], Any], asked: SharedRead
     ) -> tuple[list[Part], dict[str, Unavailable]]:
         """Read at all places; return what came, in their order, and what did not.
 
@@ -139,7 +139,7 @@ class Gather:
             raise PartialResult(missing)
         return parts, missing
 
-    def _one(self, place: Place, read: Callable[[NodeDAL], Any], asked: Asked) -> Part:
+    def _one(self, place: ReadPlace, read: Callable[[NodeDAL], Any], asked: SharedRead) -> Part:
         for again in (True, False):
             try:
                 needs = self._places.needs(asked.token, place)
@@ -153,7 +153,7 @@ class Gather:
         raise AssertionError
 
     def _all(
-        self, places: Sequence[Place], read: Callable[[Place], Part], timeout_s: float
+        self, places: Sequence[ReadPlace], read: Callable[[ReadPlace], Part], timeout_s: float
     ) -> list[Part | Unavailable]:
         if len(places) == 1 or not threads_run():
             return [_outcome(lambda place=place: read(place)) for place in places]  # type: ignore[misc]
@@ -178,11 +178,11 @@ class Gather:
         return self._pool
 
 
-class Asked(NamedTuple):
+class SharedRead(NamedTuple):
     """What all parts of one read share."""
 
     token: Token
-    session: Session | None
+    session: ReadSession | None
     bounds: Bounds
     partial: bool
     timeout_s: float
@@ -190,14 +190,14 @@ class Asked(NamedTuple):
 
 def _shaped(
     query: Any, fields: tuple[Any, ...], options: dict[str, Any]
-) -> Callable[[NodeDAL], tuple[Shape, list[tuple[Any, ...]], Reader]]:
+) -> Callable[[NodeDAL], tuple[ShardQuery, list[tuple[Any, ...]], NodeReader]]:
     """Return what each shard has to do; the statement is written once for all shards of a kind.
 
     Who has written it comes with it: only that reader is sure to know the tables, and so to read the rows.
     """
-    shapes: dict[str, tuple[Shape, Reader]] = {}
+    shapes: dict[str, tuple[ShardQuery, NodeReader]] = {}
 
-    def read(db: NodeDAL) -> tuple[Shape, list[tuple[Any, ...]], Reader]:
+    def read(db: NodeDAL) -> tuple[ShardQuery, list[tuple[Any, ...]], NodeReader]:
         kind = db.reader.dialect.name
         shaped = shapes.get(kind)
         if shaped is None:

@@ -1,7 +1,7 @@
 """Rows of several shards into the rows that one database would have given: order, distinct, groups, aggregates. Pure.
 
-Rows are raw, as the driver gives them. A text compares by the bytes that its database compares by (`Key.weight`), so
-collations hold. NULL comes first, as in MySQL, MariaDB and SQLite.
+Rows are raw, as the driver gives them. A text compares by the bytes that its database compares by (`SortKey.weight`),
+so collations hold. NULL comes first, as in MySQL, MariaDB and SQLite.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import Any
 
-Row = Sequence[Any]
+_Row = Sequence[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class SortKey:
     """Where a row has a value that it is compared by.
 
     Attributes:
@@ -31,7 +31,7 @@ class Key:
 class Term:
     """One term of an ORDER BY."""
 
-    key: Key
+    key: SortKey
     descending: bool = False
 
 
@@ -47,7 +47,7 @@ class Aggregate:
     """
 
     kind: str
-    key: Key
+    key: SortKey
     result: int
     parts: tuple[int, int] = (0, 0)
 
@@ -65,15 +65,15 @@ class Merge:
     width: int
     order: tuple[Term, ...] = ()
     grouped: bool = False
-    groups: tuple[Key, ...] = ()
+    groups: tuple[SortKey, ...] = ()
     aggregates: tuple[Aggregate, ...] = ()
-    identity: tuple[Key, ...] | None = None
+    identity: tuple[SortKey, ...] | None = None
     limitby: tuple[int, int] | None = None
 
 
-def merged(parts: Iterable[Iterable[Row]], merge: Merge) -> list[Row]:
+def merged_rows(parts: Iterable[Iterable[_Row]], merge: Merge) -> list[_Row]:
     """Return the rows of one result, each cut to the columns that were asked for."""
-    rows: list[Row] = [row for part in parts for row in part]
+    rows: list[_Row] = [row for part in parts for row in part]
     if merge.grouped:
         rows = list(_grouped(rows, merge))
     elif merge.identity is not None:
@@ -88,7 +88,7 @@ def merged(parts: Iterable[Iterable[Row]], merge: Merge) -> list[Row]:
 # comparing ------------------------------------------------------------------------------------------------------
 
 
-def _sort_key(key: Key, rows: Sequence[Row]) -> Callable[[Row], Any]:
+def _sort_key(key: SortKey, rows: Sequence[_Row]) -> Callable[[_Row], Any]:
     if key.weight is None:
         at = key.at
         return lambda row: (row[at] is not None, row[at] if row[at] is not None else 0)
@@ -102,11 +102,11 @@ def _padded(weight: bytes, pad: bytes | None, length: int) -> bytes:
     return weight if not pad else weight + pad * ((length - len(weight)) // len(pad))
 
 
-def _identity(row: Row, keys: Iterable[Key]) -> tuple[Any, ...]:
+def _identity(row: _Row, keys: Iterable[SortKey]) -> tuple[Any, ...]:
     return tuple([_same(row, key) for key in keys])
 
 
-def _same(row: Row, key: Key) -> Any:
+def _same(row: _Row, key: SortKey) -> Any:
     """Return what is equal for values that the database takes for equal."""
     if key.weight is None:
         return row[key.at]
@@ -121,8 +121,8 @@ def _same(row: Row, key: Key) -> Any:
 # groups ---------------------------------------------------------------------------------------------------------
 
 
-def _grouped(rows: Iterable[Row], merge: Merge) -> Iterator[Row]:
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+def _grouped(rows: Iterable[_Row], merge: Merge) -> Iterator[_Row]:
+    groups: dict[tuple[Any, ...], list[_Row]] = {}
     for row in rows:
         groups.setdefault(_identity(row, merge.groups), []).append(row)
     if not groups and not merge.groups:
@@ -143,7 +143,7 @@ def _grouped(rows: Iterable[Row], merge: Merge) -> Iterator[Row]:
         yield result
 
 
-def _combined(one: Aggregate, rows: Sequence[Row]) -> Any:
+def _combined(one: Aggregate, rows: Sequence[_Row]) -> Any:
     if one.kind == "DISTINCT":
         return len({_same(row, one.key) for row in rows if row[one.key.at] is not None})
     if one.kind in ("MIN", "MAX"):
@@ -154,13 +154,13 @@ def _combined(one: Aggregate, rows: Sequence[Row]) -> Any:
     return _sum(row[one.key.at] for row in rows)
 
 
-def _extreme(one: Aggregate, rows: Sequence[Row]) -> Row | None:
+def _extreme(one: Aggregate, rows: Sequence[_Row]) -> _Row | None:
     there = [row for row in rows if row[one.key.at] is not None]
     best = max if one.kind == "MAX" else min
     return best(there, key=_sort_key(one.key, there)) if there else None
 
 
-def _average(one: Aggregate, rows: Sequence[Row]) -> Any:
+def _average(one: Aggregate, rows: Sequence[_Row]) -> Any:
     """Return sum / count, with the digits that the shard gave its own average."""
     total, count = _sum(row[one.parts[0]] for row in rows), sum(row[one.parts[1]] for row in rows)
     if not count:

@@ -7,16 +7,18 @@ from typing import Any, NamedTuple
 
 from pipeline.dal.objects import kind_of, op_name
 from pipeline.errors import BadRead
-from pipeline.reads.connections import Reader
-from pipeline.reads.gather.merge import Aggregate, Key, Merge, Term
+from pipeline.reads.connections import NodeReader
+from pipeline.reads.gather.merge import Aggregate, Merge, SortKey, Term
 
 #: Options of `select` that make sense over several shards.
-OPTIONS = frozenset(("orderby", "limitby", "groupby", "distinct", "left", "join", "cacheable", "orderby_on_limitby"))
+SELECT_OPTIONS = frozenset(
+    ("orderby", "limitby", "groupby", "distinct", "left", "join", "cacheable", "orderby_on_limitby")
+)
 _AGGREGATES = ("SUM", "MIN", "MAX", "AVG")
 _TEXTS = ("string", "text", "password", "upload", "json", "list:")
 
 
-class Shape(NamedTuple):
+class ShardQuery(NamedTuple):
     """One shard's part.
 
     Attributes:
@@ -36,7 +38,7 @@ def check_options(options: dict[str, Any]) -> None:
     Raises:
         BadRead: naming it.
     """
-    unknown = sorted(name for name, value in options.items() if name not in OPTIONS and value)
+    unknown = sorted(name for name, value in options.items() if name not in SELECT_OPTIONS and value)
     if unknown:
         raise BadRead(f"{unknown[0]}= cannot be used over several shards: fix the shard key with ==, or leave it out")
     limitby = options.get("limitby")
@@ -53,7 +55,7 @@ def check_options(options: dict[str, Any]) -> None:
             raise BadRead(f"{option}= over several shards takes fields and expressions, not a text such as '<random>'")
 
 
-def shape_of(reader: Reader, query: Any, fields: tuple[Any, ...], options: dict[str, Any]) -> Shape:
+def shape_of(reader: NodeReader, query: Any, fields: tuple[Any, ...], options: dict[str, Any]) -> ShardQuery:
     """Return what to ask a shard. The arguments are the caller's; every shard gives the same merge."""
     own = {name: reader.own(options[name]) for name in ("orderby", "groupby", "left", "join") if options.get(name)}
     query = reader.db(reader.own(query)).query
@@ -82,13 +84,13 @@ def shape_of(reader: Reader, query: Any, fields: tuple[Any, ...], options: dict[
     elif limitby:
         attributes["limitby"] = (0, limitby[1])
     names, sql = adapter._select_wcols(query, builder.asked, distinct=distinct, **attributes)
-    return Shape(sql, columns, names[: len(columns)], merge)
+    return ShardQuery(sql, columns, names[: len(columns)], merge)
 
 
 class _Builder:
     """Collects the columns that a shard is asked for beyond the result's own."""
 
-    def __init__(self, reader: Reader, columns: list[Any]):
+    def __init__(self, reader: NodeReader, columns: list[Any]):
         self._reader = reader
         self.asked = list(columns)
         self._at = {self._sql(_bare(column)): at for at, column in reversed(list(enumerate(columns)))}
@@ -100,11 +102,11 @@ class _Builder:
     def aggregates(self) -> list[Aggregate]:
         return list(self._merged.values())
 
-    def key(self, expression: Any) -> Key:
+    def key(self, expression: Any) -> SortKey:
         """Return where a row has the value of an expression; it is asked for if it is not yet."""
         expression = _bare(expression)
         at = self._at_of(expression)
-        return Key(at, self._weight(at, expression))
+        return SortKey(at, self._weight(at, expression))
 
     def term(self, term: Any) -> Term:
         """Return a term of an ORDER BY."""
@@ -113,8 +115,8 @@ class _Builder:
         at = self._at_of(expression)
         merged = self.aggregate(at, expression)
         if merged is not None and merged.kind not in ("MIN", "MAX"):
-            return Term(Key(at), descending)
-        return Term(Key(at, self._weight(at, expression)), descending)
+            return Term(SortKey(at), descending)
+        return Term(SortKey(at, self._weight(at, expression)), descending)
 
     def aggregate(self, at: int, expression: Any) -> Aggregate | None:
         """Note that a column is an aggregate, if it is one."""
@@ -134,10 +136,10 @@ class _Builder:
             made = Aggregate(kind, self.key(value), at)
         elif kind == "AVG":
             parts = (self._at_of(expression.first.sum()), self._at_of(expression.first.count()))
-            made = Aggregate(kind, Key(at), at, parts)
+            made = Aggregate(kind, SortKey(at), at, parts)
         else:
             weight = self._weight(at, expression) if kind in ("MIN", "MAX") else None
-            made = Aggregate(kind, Key(at, weight), at)
+            made = Aggregate(kind, SortKey(at, weight), at)
         self._merged[at] = made
         return made
 

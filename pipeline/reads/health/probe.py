@@ -18,7 +18,7 @@ from pipeline import clock
 from pipeline.errors import PipelineError
 from pipeline.model.op import Position
 from pipeline.shard.nodes import is_off
-from pipeline.shard.session import Session
+from pipeline.shard.session import NodeSession
 
 #: How long connecting, and each statement, may take, s.
 TIMEOUT_S = 1
@@ -39,8 +39,10 @@ class Probe:
     def __init__(self, node: str, uri: str, writing_uri: str):
         self.node = node
         # in autocommit a look is one round trip
-        self._reader = Session(node, uri, read_only=True, autocommit=True, connect_s=TIMEOUT_S, statement_s=TIMEOUT_S)
-        self._writer = Session(node, writing_uri, connect_s=TIMEOUT_S, statement_s=TIMEOUT_S)
+        self._reader = NodeSession(
+            node, uri, read_only=True, autocommit=True, connect_s=TIMEOUT_S, statement_s=TIMEOUT_S
+        )
+        self._writer = NodeSession(node, writing_uri, connect_s=TIMEOUT_S, statement_s=TIMEOUT_S)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"pipeline-probe-{node}")
         self._running: Future[object] | None = None
         self._look: Future[Look] | None = None
@@ -91,7 +93,7 @@ class Probe:
         self._writer.discard()
 
 
-def look_at(session: Session) -> Reading:
+def look_at(session: NodeSession) -> Reading:
     """Look at a node, in one statement and so in one consistent read; needs SELECT only.
 
     Raises:
@@ -118,7 +120,7 @@ def look_at(session: Session) -> Reading:
     return Reading(now_ms, None if read_only is None else is_off(read_only), marks, written_ms, beat_ms)
 
 
-def beat(session: Session) -> None:
+def beat(session: NodeSession) -> None:
     """Renew the heartbeat, unless ops were committed just now; an engine without replication needs none.
 
     Raises:

@@ -29,7 +29,7 @@ BEAT_S = 0.5
 LEASE_MS = 2000
 #: What was told is forgotten when nobody renews it for so long, ms.
 TOLD_MS = 30_000
-_log = logging.getLogger("pipeline.prober")
+logger = logging.getLogger("pipeline.prober")
 
 
 class _Board(News, Fitness, Protocol):
@@ -144,10 +144,10 @@ class Duty:
                 return LOOK_EVERY_S / 2
             if self._prober is None:
                 self._prober = self._engage(self._known_out())
-                _log.info("probing the nodes from here")
+                logger.info("probing the nodes from here")
             self._prober.look()
         except PipelineError as error:
-            _log.warning("nothing was told of the nodes: %s", error)
+            logger.warning("nothing was told of the nodes: %s", error)
         self._look_due_s = started + LOOK_EVERY_S
         return max(0.0, started + BEAT_S - clock.mono_s())
 
@@ -159,7 +159,7 @@ class Duty:
         try:
             self._log.release("probe", self._token)
         except PipelineError as error:
-            _log.info("the lease ends by itself: %s", error)
+            logger.info("the lease ends by itself: %s", error)
 
     def _known_out(self) -> list[str]:
         return [node for node, (_, text) in self._log.health()[1].items() if decode(text).out]

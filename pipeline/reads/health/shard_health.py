@@ -25,7 +25,7 @@ from pipeline.shard.nodes import writable_of
 #: A node stands still that has got, since the look before, less than this share of what the primary did meanwhile. With
 #: nothing at all, it could have been stopped a moment after a look, and be seen two looks later only.
 LEAST_SHARE = 1 / 3
-_log = logging.getLogger("pipeline.prober")
+logger = logging.getLogger("pipeline.prober")
 
 
 class Picture:
@@ -55,7 +55,7 @@ class Picture:
         for node, look in looks.items():
             refused = isinstance(look, NoReading) and look.refused
             if self._judges[node].see(isinstance(look, Reading), refused=refused):
-                _log.warning("node %s is %s: %s", node, *self._verdict(node, look))
+                logger.warning("node %s is %s: %s", node, *self._verdict(node, look))
         self.primary = self._find_primary()
         primary = looks[self.primary]
         if isinstance(primary, Reading) and self._yardstick.add(self.primary, primary, asked_at_s):
@@ -111,10 +111,10 @@ class Picture:
         try:
             found = writable_of(self.shard, told)
         except ShardUnavailable as error:
-            _log.error("%s", error)
+            logger.error("%s", error)
             return self.primary
         if found is not None and found != self.primary:
-            _log.warning("the primary of shard %s is %s now (was %s)", self.shard, found, self.primary)
+            logger.warning("the primary of shard %s is %s now (was %s)", self.shard, found, self.primary)
         return found or self.primary
 
     def _verdict(self, node: str, look: Look) -> tuple[str, str]:

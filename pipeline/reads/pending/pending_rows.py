@@ -14,15 +14,15 @@ from pipeline.errors import ShardUnavailable
 from pipeline.model.op import Entry, Op, Position, decode
 from pipeline.model.schema import TableSchema, schema_of
 from pipeline.oplog.contract import Readable
-from pipeline.reads.connections import Reader
+from pipeline.reads.connections import NodeReader
 from pipeline.reads.pending.op_effect import Unforeseeable, Values, after
-from pipeline.shard import ledger_queries as inquiry
+from pipeline.shard import ledger_queries
 from pipeline.shard.ledger import known_keys
 
 #: Entries that are looked through for one row. 1000 take about 5 ms; a longer queue is not worth it.
 MOST_ENTRIES = 1000
 #: How often a row is read again because its bucket moved on in between.
-TRIES = 5
+OVERLAY_TRIES = 5
 
 
 class CannotOverlay(Exception):
@@ -36,7 +36,7 @@ class Overlay:
         self._log = log
         self._schemas: dict[str, TableSchema] = {}
 
-    def row(self, reader: Reader, table: Any, row_id: int, bucket: int) -> Any:
+    def row(self, reader: NodeReader, table: Any, row_id: int, bucket: int) -> Any:
         """Return a row with the queued ops of its bucket laid over it, or None if it is not there then.
 
         A row that they touch has `pending` True (`_pending`, where the table has a field of that name).
@@ -44,7 +44,7 @@ class Overlay:
         Raises:
             CannotOverlay: too many entries, a definition that is not known, an effect that only the database can tell.
         """
-        for _ in range(TRIES):
+        for _ in range(OVERLAY_TRIES):
             mark, raw = _snapshot(reader, table, row_id, bucket)
             entries = self._behind(mark, bucket)
             fresh = _not_applied(reader, mark, bucket, entries)
@@ -90,7 +90,7 @@ class Overlay:
         return schema
 
 
-def _snapshot(reader: Reader, table: Any, row_id: int, bucket: int) -> tuple[Position, tuple[Any, ...] | None]:
+def _snapshot(reader: NodeReader, table: Any, row_id: int, bucket: int) -> tuple[Position, tuple[Any, ...] | None]:
     """Return the watermark and the row, raw, in one statement."""
     # not pyDAL's own SELECT: the line 3 leaves values out of its text
     columns, own_id = ", ".join(field.sqlsafe for field in table), table._id.sqlsafe
@@ -106,12 +106,12 @@ def _snapshot(reader: Reader, table: Any, row_id: int, bucket: int) -> tuple[Pos
     return Position(epoch, seq), tuple(raw) if there else None
 
 
-def _not_applied(reader: Reader, mark: Position, bucket: int, entries: Sequence[Entry]) -> list[Op] | None:
+def _not_applied(reader: NodeReader, mark: Position, bucket: int, entries: Sequence[Entry]) -> list[Op] | None:
     """Return the ops of entries that the node has not applied; None if it moved on while it was asked."""
     # in a new epoch producers send again what may have been applied in the old one
     renewed = mark.epoch > 0 and any(entry.position.epoch != mark.epoch for entry in entries)
     senders = {(bucket, entry.producer) for entry in entries}
-    seen = inquiry.sequences(reader.session, senders) if renewed else {}
+    seen = ledger_queries.sequences(reader.session, senders) if renewed else {}
     fresh = [decode(e.payload) for e in entries if e.producer_seq > seen.get((bucket, e.producer), 0)]
     keys = {op.idempotency_key for op in fresh if op.idempotency_key is not None}
     used = {key for _, key in known_keys(reader.session, ((bucket, key) for key in keys))} if keys else set()
@@ -132,21 +132,21 @@ def _once(ops: Iterable[Op], used: set[str]) -> list[Op]:
     return found
 
 
-def _values(reader: Reader, table: Any, raw: tuple[Any, ...] | None) -> Values:
+def _values(reader: NodeReader, table: Any, raw: tuple[Any, ...] | None) -> Values:
     if raw is None:
         return None
     parse = reader.adapter.parse_value
     return {field.name: parse(value, field._itype, field.type) for field, value in zip(table, raw, strict=True)}
 
 
-def _parsed(reader: Reader, table: Any, raw: tuple[Any, ...] | None) -> Any:
+def _parsed(reader: NodeReader, table: Any, raw: tuple[Any, ...] | None) -> Any:
     if raw is None:
         return None
     names = [reader.adapter._colexpand(field, {}) for field in table]
     return reader.adapter.parse([raw], list(table), names).first()
 
 
-def _row(reader: Reader, table: Any, values: Values) -> Any:
+def _row(reader: NodeReader, table: Any, values: Values) -> Any:
     if values is None:
         return None
     row = reader.db.Row()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pipeline import clock
 from pipeline.errors import ShardUnavailable
-from pipeline.reads.connections import Reader
+from pipeline.reads.connections import NodeReader
 from pipeline.reads.session import Need
 
 #: The pause before the second look, and the longest, s. A look costs 0.1 ms; a healthy replica follows within 1 ms.
@@ -21,7 +21,7 @@ FIRST_S, MOST_S = 0.0002, 0.005
 MOST_WAITING = 32
 
 
-class Waiting:
+class CatchUp:
     """Counts who waits. In a fork nobody does yet."""
 
     def __init__(self) -> None:
@@ -29,11 +29,11 @@ class Waiting:
 
     def until(
         self,
-        readers: Sequence[Reader],
+        readers: Sequence[NodeReader],
         needs: Mapping[int, Need],
         deadline: clock.Deadline,
         failed: Callable[[str], None] | None = None,
-    ) -> Reader | None:
+    ) -> NodeReader | None:
         """Return the first that has it all; None when the time is over, after at least one look at each.
 
         Args:
@@ -57,11 +57,11 @@ class Waiting:
 
     def _poll(
         self,
-        left: list[Reader],
+        left: list[NodeReader],
         needs: Mapping[int, Need],
         deadline: clock.Deadline,
         failed: Callable[[str], None] | None,
-    ) -> Reader | None:
+    ) -> NodeReader | None:
         pause, turn = FIRST_S, 0
         while left and not deadline.passed:
             clock.sleep_s(min(pause, deadline.left_s))
@@ -74,9 +74,9 @@ class Waiting:
 
     def _has(
         self,
-        reader: Reader,
+        reader: NodeReader,
         needs: Mapping[int, Need],
-        left: list[Reader],
+        left: list[NodeReader],
         failed: Callable[[str], None] | None,
     ) -> bool:
         try:

@@ -28,7 +28,7 @@ LEAST_S = 0.1
 REST_S = 30.0
 #: What is older than this is not worth a look before it is fetched anew, s; and how long that may take.
 OLD_S, FIRST_S = 3.0, 0.25
-_log = logging.getLogger("pipeline.reads")
+logger = logging.getLogger("pipeline.reads")
 
 
 class Readings:
@@ -116,7 +116,7 @@ class Readings:
             told_s = {node: asked_at_s - max(0, now_ms - at_ms) / 1000 for node, (at_ms, _) in found.items()}
             views = {node: _view(decode(text), told_s[node]) for node, (_, text) in found.items()}
         except (PipelineError, ValueError) as error:
-            _log.warning("no news of the nodes: %s", error)
+            logger.warning("no news of the nodes: %s", error)
             return LOOK_EVERY_S
         self._views, self._told_at_s = views, asked_at_s
         newest_s = max(told_s.values(), default=asked_at_s)

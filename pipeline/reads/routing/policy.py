@@ -17,7 +17,7 @@ from pipeline.config.settings import ReadSettings
 from pipeline.errors import BadRead, did_you_mean
 
 OnStale = Literal["primary", "stale", "error"]
-Kind = Literal["replica", "ask", "primary", "stale", "error"]
+ChoiceKind = Literal["replica", "ask", "primary", "stale", "error"]
 
 #: The reasons, all of them: metrics count by them.
 FRESH, TOKEN_KNOWN, TOKEN_ASKED = "fresh", "token-known", "token-asked"
@@ -64,7 +64,7 @@ class Choice(NamedTuple):
     read there. `stale`: read there, and mark the result as stale. `error`: refuse.
     """
 
-    kind: Kind
+    kind: ChoiceKind
     node: str | None
     reason: str
 
@@ -168,7 +168,7 @@ def _lag_s(candidate: Candidate) -> float:
 
 
 #: The names under which a call may give them.
-OPTIONS = ("max_lag_s", "wait_s", "on_stale")
+ON_STALE = ("max_lag_s", "wait_s", "on_stale")
 _CHOICES = ("primary", "stale", "error")
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 from pipeline import clock
 from pipeline.config.sections import Load
 from pipeline.model.op import Position
-from pipeline.reads.connections import Reader
+from pipeline.reads.connections import NodeReader
 from pipeline.reads.node_dal import ReadInfo
 from pipeline.reads.routing.policy import Candidate
 from pipeline.reads.session import Need, least_marks
@@ -240,11 +240,11 @@ class Nodes(Protocol):
 class Source(Protocol):
     """Gives the reader of a node: see `readers.Readers`."""
 
-    def __getitem__(self, node: str) -> Reader: ...
+    def __getitem__(self, node: str) -> NodeReader: ...
 
 
 class Opened(NamedTuple):
     """A reader that may serve, and why."""
 
-    reader: Reader
+    reader: NodeReader
     info: ReadInfo

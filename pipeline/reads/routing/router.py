@@ -19,7 +19,7 @@ from pipeline.errors import ShardUnavailable, StaleRead
 from pipeline.model.op import Position
 from pipeline.reads.node_dal import NodeDAL, ReadInfo
 from pipeline.reads.routing import policy
-from pipeline.reads.routing.catch_up import Waiting
+from pipeline.reads.routing.catch_up import CatchUp
 from pipeline.reads.routing.policy import Bounds, Candidate, Choice, choose, fall_back, fresh_among
 from pipeline.reads.routing.replicas import (
     SHUN_S,
@@ -33,7 +33,7 @@ from pipeline.reads.routing.replicas import (
     Running,
     Source,
 )
-from pipeline.reads.session import Session
+from pipeline.reads.session import ReadSession
 
 
 class Router:
@@ -57,7 +57,7 @@ class Router:
     ):
         self._nodes, self._readers, self._budget = nodes, readers, budget
         self._count, self._jitter = count, jitter
-        self._running, self._waiting = Running(), Waiting()
+        self._running, self._waiting = Running(), CatchUp()
         self._roster = Roster(nodes, readers, readings, self._running, loads)
 
     def open(
@@ -66,7 +66,7 @@ class Router:
         needs: Needs,
         bounds: Bounds,
         *,
-        session: Session | None = None,
+        session: ReadSession | None = None,
         buckets: Iterable[int] | None = None,
         ready: Callable[[NodeDAL], object] | None = None,
     ) -> Opening:
@@ -215,7 +215,7 @@ class Opening:
         shard: str,
         needs: Needs,
         bounds: Bounds,
-        session: Session | None,
+        session: ReadSession | None,
         buckets: Iterable[int] | None,
         ready: Callable[[NodeDAL], object] | None,
     ):
