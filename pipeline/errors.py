@@ -159,10 +159,6 @@ class NotMigrated(PipelineError):
         self.node = node
 
 
-class SchemaUnknown(Unavailable):
-    """A worker met an op whose table definition it cannot find, or that the database does not follow yet."""
-
-
 # the fate of an op ----------------------------------------------------------------------------------------------
 
 

@@ -245,7 +245,7 @@ class Database:
             self._run(sql)
         for sql in CREATE:
             self._run(sql.format(id=ID_TYPES[self.session.dialect.name]) + (COLLATED if self._mysql else ""))
-        ledger_queries.add_buckets(self.session, [BUCKET])
+        self._run(ledger_queries.buckets_sql(self.session.dialect, [BUCKET]))
 
     def apply(self, ops: list[Op], *, at_once: int, settled: int = 0) -> dict[str, Any]:
         """Apply ops to empty tables, so many in one batch at most; return all that is in the tables afterwards.

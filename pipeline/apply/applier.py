@@ -112,7 +112,7 @@ class Applier:
         outcome.ring, outcome.left = self._finish(batch)
         outcome.ms = _ms_since(started)
         if batch.items:
-            self._pace.learn(len(batch.items), batch.size_bytes, outcome.ms)
+            self._pace.learn(len(batch.items), outcome.ms)
         return outcome
 
     def _with_retries(self, due: dict[int, int], limit: int) -> tuple[Outcome, Batch]:
@@ -214,7 +214,7 @@ class Pace:
         self._settings = settings
         self.rows = min(FIRST_ROWS, settings.max_rows)
 
-    def learn(self, rows: int, size_bytes: int, took_ms: int) -> None:
+    def learn(self, rows: int, took_ms: int) -> None:
         """Take in how long a batch took."""
         if took_ms > self._settings.target_ms:
             self.rows = max(LEAST_ROWS, int(self.rows * max(0.5, self._settings.target_ms / took_ms)))

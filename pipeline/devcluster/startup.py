@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pipeline.clock import polls
 from pipeline.devcluster import celery, mariadb, redis_server, sqlite, state
@@ -29,8 +28,6 @@ from pipeline.devcluster.processes import (
     uninterrupted,
 )
 from pipeline.devcluster.state import ClusterFailed, Process, Service
-
-EngineName = Literal["embedded", "mariadb"]
 
 ENGINES: dict[str, Engine] = {"embedded": sqlite, "mariadb": mariadb}
 

@@ -76,8 +76,3 @@ def carries_bucket(value: int) -> bool:
 def bucket_of(id: int) -> int:
     """Return the bucket that an id made here carries."""
     return id >> 12 & 1023
-
-
-def time_of(id: int) -> float:
-    """Return the seconds since 1970 at which the id was made, by its producer's clock."""
-    return ((id >> 22) + EPOCH_MS) / 1000

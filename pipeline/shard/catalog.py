@@ -44,7 +44,6 @@ class CatalogTable:
     columns: Mapping[str, CatalogColumn]
     primary: tuple[str, ...]
     unique: Mapping[str, tuple[str, ...]]
-    indexed: frozenset[str]
 
     @property
     def id(self) -> str | None:
@@ -86,8 +85,7 @@ def _table(
     name: str, rows: int, columns: dict[str, CatalogColumn], indexes: dict[str, tuple[bool, list[str]]]
 ) -> CatalogTable:
     unique = {index: tuple(on) for index, (single, on) in indexes.items() if single and index != "PRIMARY"}
-    leading = frozenset(on[0] for _, on in indexes.values())
-    return CatalogTable(name, rows, columns, tuple(indexes.get("PRIMARY", (True, []))[1]), unique, leading)
+    return CatalogTable(name, rows, columns, tuple(indexes.get("PRIMARY", (True, []))[1]), unique)
 
 
 def _columns(session: NodeSession) -> dict[str, dict[str, CatalogColumn]]:

@@ -145,12 +145,6 @@ def counts(session: NodeSession) -> dict[str, int]:
     return {"rejected": int(rejected[0][0]), "lost": int(lost[0][0])}
 
 
-def schema(session: NodeSession, hash: str) -> str | None:
-    """Return a table definition that was kept in the shard."""
-    found = session.query(f"SELECT definition FROM pipeline_schemas WHERE hash = {text_literal(hash)}")
-    return str(found[0][0]) if found else None
-
-
 def keep_schemas(session: NodeSession, schemas: Mapping[str, tuple[str, str]]) -> None:
     """Keep table definitions in the shard: hash -> (table, JSON)."""
     with session.translated(), session.transaction():
@@ -160,14 +154,6 @@ def keep_schemas(session: NodeSession, schemas: Mapping[str, tuple[str, str]]) -
                 "INSERT INTO pipeline_schemas (hash, table_name, definition)"
                 f" VALUES ({text_literal(hash)}, {text_literal(table)}, {text_literal(definition)}){tail}"
             )
-
-
-def add_buckets(session: NodeSession, buckets: Iterable[int]) -> None:
-    """Make the watermark rows of buckets that have none here."""
-    buckets = list(buckets)
-    if buckets:
-        with session.translated(), session.transaction():
-            session.execute(buckets_sql(session.dialect, buckets))
 
 
 def buckets_sql(dialect: Dialect, buckets: Iterable[int]) -> str:

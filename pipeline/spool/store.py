@@ -55,7 +55,6 @@ class Counts(NamedTuple):
     waiting: int
     kept: int
     bytes: int
-    oldest_id: int | None
 
 
 class Spool:
@@ -162,12 +161,11 @@ class Spool:
     def counts(self) -> Counts:
         """Return what is in here."""
         if not self.file.there:
-            return Counts(0, 0, 0, None)
+            return Counts(0, 0, 0)
         with self.file.reading() as db:
-            waiting, first = db.execute("SELECT COUNT(*), MIN(id) FROM entries WHERE sent = 0").fetchone()
-            kept, size = db.execute("SELECT COALESCE(SUM(sent > 0), 0), COALESCE(SUM(LENGTH(payload)), 0) FROM entries"
-                                    ).fetchone()  # fmt: skip
-            return Counts(waiting, kept, size, first)
+            sums = ("sent = 0", "sent > 0", "LENGTH(payload)")
+            wanted = ", ".join(f"COALESCE(SUM({one}), 0)" for one in sums)
+            return Counts(*db.execute(f"SELECT {wanted} FROM entries").fetchone())
 
     def keep_definitions(self, definitions: Iterable[tuple[str, str, str]], *, wait: bool) -> None:
         """Keep table definitions: hash, table, text.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.sessions import ENTRY, PRODUCER, both, mariadb
+from support.sessions import ENTRY, PRODUCER, both, mariadb, run
 
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import START, Position
@@ -18,8 +18,7 @@ from pipeline.shard.session import NodeSession
 def test_a_new_bucket_starts_before_every_position_and_is_not_reset_by_adding_it_again(shard: NodeSession):
     run_marks(shard, {3: Position(7, 5)})
 
-    ledger_queries.add_buckets(shard, range(10))
-    ledger_queries.add_buckets(shard, [])
+    run(shard, ledger_queries.buckets_sql(shard.dialect, range(10)))
 
     found = ledger_queries.marks_of(shard)
     assert sorted(found) == list(range(10))
@@ -179,5 +178,6 @@ def test_definitions_are_kept_in_the_shard(shard: NodeSession):
     ledger_queries.keep_schemas(shard, {"0123456789ab": ("t", '{"table":"t"}')})
     ledger_queries.keep_schemas(shard, {"0123456789ab": ("t", '{"table":"t"}')})
 
-    assert ledger_queries.schema(shard, "0123456789ab") == '{"table":"t"}'
-    assert ledger_queries.schema(shard, "ba9876543210") is None
+    with shard.transaction():
+        assert ledger.definition(shard, "0123456789ab") == '{"table":"t"}'
+        assert ledger.definition(shard, "ba9876543210") is None

@@ -56,7 +56,7 @@ def shard(session: NodeSession) -> NodeSession:
     """The session, on a shard that has the pipeline's own tables and eight buckets."""
     for _, sql in own_tables(session.dialect.name):
         run(session, sql)
-    ledger_queries.add_buckets(session, range(8))
+    run(session, ledger_queries.buckets_sql(session.dialect, range(8)))
     return session
 
 

@@ -15,18 +15,18 @@ SETTINGS = ApplySettings(target_ms=100, max_rows=5000, max_bytes=1_000_000)
 def test_a_slow_commit_halves_the_batch_at_most_and_a_fast_full_one_makes_it_grow():
     pace = Pace(SETTINGS)
 
-    pace.learn(FIRST_ROWS, 0, 125)
+    pace.learn(FIRST_ROWS, 125)
     assert pace.rows == FIRST_ROWS * 100 // 125
-    pace.learn(pace.rows, 0, 10_000)
+    pace.learn(pace.rows, 10_000)
     assert pace.rows == FIRST_ROWS * 100 // 125 // 2
-    pace.learn(pace.rows, 0, 50)
+    pace.learn(pace.rows, 50)
     assert pace.rows > FIRST_ROWS * 100 // 125 // 2
 
 
 def test_a_fast_batch_that_was_not_full_tells_nothing():
     pace = Pace(SETTINGS)
 
-    pace.learn(10, 0, 1)
+    pace.learn(10, 1)
 
     assert pace.rows == FIRST_ROWS
 
@@ -36,7 +36,7 @@ def test_a_batch_never_leaves_its_bounds(batches: list[tuple[int, int]]):
     pace = Pace(SETTINGS)
 
     for rows, took_ms in batches:
-        pace.learn(rows, 0, took_ms)
+        pace.learn(rows, took_ms)
         assert LEAST_ROWS <= pace.rows <= SETTINGS.max_rows
 
 

@@ -6,6 +6,7 @@
 <prefix>:dirty:<shard>      zset    bucket -> ms from when on it may be applied
 <prefix>:bell:<shard>       string  there while a Celery message is on its way
 <prefix>:marks:<shard>      hash    bucket -> watermark, a copy for readers
+<prefix>:notes:<shard>      list    "<ms> <watermarks as JSON>", the newest first, one a minute; see `admin/upkeep`
 <prefix>:producer:<id>      hash    bucket -> "<last seq> <epoch> <seq>"; expires when idle
 <prefix>:same:<bucket>:<k>  string  of an idempotency key: the first op's receipt, or a row's reserved id; expires
 <prefix>:schemas            hash    hash -> table definition as JSON
