@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 VENV3 := .venv-pydal3
 READY3 := $(VENV3)/.ready
 
-.PHONY: demo example-web2py load test check unit bench soak stale system clean
+.PHONY: demo example-web2py load test check unit bench shape soak stale system clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)  ## the whole system on this machine with real data and a checked result
@@ -36,6 +36,9 @@ unit: $(READY)
 bench: system $(READY)  ## side by side with its peers; adds a dated section to docs/benchmarks.md
 	$(BIN)/pip install --quiet --disable-pip-version-check 'dramatiq[redis]>=2' 'huey>=3'
 	$(BIN)/python -m benchmarks --markdown
+
+shape: $(READY)  ## how many files, calls, objects and names; fails while a limit is passed
+	@$(BIN)/python -m benchmarks.shape
 
 soak: system $(READY)  ## the crash tests with ten times the load
 	PIPELINE_SOAK=10 $(BIN)/python -m pytest tests/crash
