@@ -204,7 +204,7 @@ class ReadOnly(PipelineError):
 class StaleRead(Unavailable):
     """No node could show what the read had to see, in time; `stage` says how far it had come.
 
-    `queued`: not applied yet. `replicating`: on the primary, not on a replica, and the primary's budget is used up.
+    `queued`: not applied yet. `replicating`: on the primary, not on a replica, and `primary_limit` is reached.
     `lagging`: no replica is as fresh as asked.
     """
 

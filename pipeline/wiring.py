@@ -16,7 +16,7 @@ from pipeline.enqueue.drain import Drainer
 from pipeline.enqueue.drain_thread import DrainThread
 from pipeline.enqueue.epochs import Lineage
 from pipeline.enqueue.fallback import Fallback
-from pipeline.enqueue.idempotency import Promising
+from pipeline.enqueue.idempotency import Keys
 from pipeline.enqueue.op_builder import OpBuilder
 from pipeline.enqueue.producers import Lost
 from pipeline.enqueue.publisher import Publisher
@@ -28,7 +28,7 @@ from pipeline.oplog.doorbell import Bell, SilentBell
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.reads.connections import NodeReaders
 from pipeline.reads.reads import Reads
-from pipeline.reads.routing.accounting import Budget, Counters
+from pipeline.reads.routing.accounting import Counters
 from pipeline.reads.routing.health_cache import Readings
 from pipeline.reads.routing.router import Router
 from pipeline.reads.token_cookie import Secret
@@ -122,15 +122,15 @@ class Parts:
         self.follower = Follower(self.topology, self.nodes, self.log, self.spool.holds)
         self.drainer = Drainer(self.spool, self.publisher, self.log, self.nodes, self.topology)
         self._drain_thread = DrainThread(self.spool, self.drainer, self._breaker)
-        promising = Promising(self.log, self.spool.promises, self._breaker)
-        self._fallback = Fallback(self.publisher, self.spool, self._breaker, self._drain_thread, definitions, promising)
+        keys = Keys(self.log, self._breaker)
+        self._fallback = Fallback(self.publisher, self.spool, self._breaker, self._drain_thread, definitions, keys)
 
     def _through_replicas(self) -> None:
         """Wire the reads."""
         self.readers = NodeReaders(self.nodes.uri)
-        budget = Budget(self.log, self.settings.reads.primary_budget)
+        limit = self.settings.reads.primary_limit
         router = Router(
-            self.nodes, self.readers, self.readings, budget, self.counters.count, loads=self.settings.loads()
+            self.nodes, self.readers, self.readings, limit, self.counters.count, loads=self.settings.loads()
         )
         secret = Secret(self.log, self.spool, self.wait_budgets, lambda: self._breaker.open)
         self._reads = Reads(self.settings, self.topology, self.log, router, self.op_builder.table, secret)

@@ -207,17 +207,23 @@ class TableSettings:
 class ReadSettings:
     """How far behind a replica may be, and what a read does when all are further."""
 
+    #: Keys of older releases, and what to write instead.
+    GONE: ClassVar[Mapping[str, str]] = {
+        "primary_budget": "primary_limit replaces it: the number of reads that each process lets run on a primary at "
+        "once because replicas are behind"
+    }
+
     max_lag_s: float = 5.0
     wait_s: float = 0.1
     on_stale: str = "primary"
-    primary_budget: float = 0.10
+    primary_limit: int = 0
     secret: str = field(default="", repr=False)
 
     CHECKS: ClassVar[Mapping[str, Validator]] = {
         "max_lag_s": number(0, 86_400),
         "wait_s": number(0, 60),
         "on_stale": choice("primary", "stale", "error"),
-        "primary_budget": number(0, 1),
+        "primary_limit": whole_number(0, 100_000),
         "secret": pattern(r".{16,256}|", "a text of 16 to 256 characters"),
     }
 

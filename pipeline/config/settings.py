@@ -197,7 +197,9 @@ def section(kind: type[_T], raw: object, name: str, faults: list[str], /, **give
         faults.append(f"[{name}] is {a(raw)}; it must be a section")
         return None
     keys = {one.name: one for one in fields(kind) if one.init and one.name not in given}  # type: ignore[arg-type]
-    faults += [f"[{name}] has an unknown key {key!r}{did_you_mean(key, keys)}" for key in raw if key not in keys]
+    gone = getattr(kind, "GONE", {})
+    hints = {key: f"; {gone[key]}" if key in gone else did_you_mean(key, keys) for key in raw if key not in keys}
+    faults += [f"[{name}] has an unknown key {key!r}{hint}" for key, hint in hints.items()]
     values = {key: value for key, value in raw.items() if key in keys and value is not None}
     absent = {key: None for key, one in keys.items() if one.default is MISSING and one.default_factory is MISSING}
     try:

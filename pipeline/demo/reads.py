@@ -100,7 +100,7 @@ def read_mixed(system: System, traffic: Traffic, flight: Correction) -> Mixed:
             for _ in range(LAGGING):
                 read(table, flight.id, max_lag_s=LAG_S)
             for number in range(OWN_LAGGING):
-                # refused once the budget is spent: an answer without the write would be a lie
+                # refused where the primary is at its limit: an answer without the write would be a lie
                 with suppress(StaleRead):
                     wrong += not _own_read(traffic, flight, number, wait_s=0.05, max_lag_s=LAG_S)
     traffic.update(flight.id, arr_delay=flight.arr_delay).wait(SHOWN_WAIT_S * 5)

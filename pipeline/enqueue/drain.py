@@ -9,14 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from pipeline import clock
 from pipeline.config.topology import Topology
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.resend import Run
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
-from pipeline.oplog.contract import Appending, Definitions, EpochStale, Scope
+from pipeline.oplog.contract import Definitions, EpochStale, Scope
 from pipeline.shard import ledger_queries
 from pipeline.shard.nodes import Nodes
 from pipeline.spool.store import Definition, Spool, Spooled
@@ -37,10 +36,6 @@ class DrainResult:
     why: str = ""  # what is in the way
 
 
-class _Log(Appending, Definitions, Protocol):
-    """What draining needs of the log, beside the publisher."""
-
-
 class Drainer:
     """Sends what one host has spooled. Any number may try at once, one does it.
 
@@ -52,7 +47,7 @@ class Drainer:
         self,
         spool: Spool,
         publisher: Publisher,
-        log: _Log,
+        log: Definitions,
         nodes: Nodes,
         topology: Topology,
         step: Callable[[str], None] = lambda name: None,
@@ -74,7 +69,7 @@ class Drainer:
             if not mine:
                 done.mine = False
                 return done
-            if self._definitions_first(done) and self._promises_too(done):
+            if self._definitions_first(done):
                 for scope, buckets in self._scopes().items():
                     self._drain(scope, buckets, done, deadline, patient, report)
             self._step("settle")
@@ -110,19 +105,6 @@ class Drainer:
                 self._spool.published(known.hash for known in waiting)
         except Unavailable as error:
             done.why = str(error)
-        return not done.why
-
-    def _promises_too(self, done: DrainResult) -> bool:
-        """Tell Redis which ids this host has promised under idempotency keys; whether it took them."""
-        untold = self._spool.promises.untold()
-        try:
-            for bucket, key, row_id in untold:
-                self._log.reserve(bucket, key, row_id)
-        except Unavailable as error:
-            done.why = str(error)
-        else:
-            if untold:
-                self._spool.promises.told(untold)
         return not done.why
 
     def _announce(self, definitions: Iterable[Definition]) -> None:

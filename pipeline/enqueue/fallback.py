@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.enqueue.breaker import Breaker
 from pipeline.enqueue.drain_thread import DrainThread
-from pipeline.enqueue.idempotency import OpPlace, Promising
+from pipeline.enqueue.idempotency import Keys, OpPlace
 from pipeline.enqueue.producers import Producer
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.schemas import SchemaPublisher
@@ -33,11 +33,11 @@ class Fallback:
         breaker: Breaker,
         drain_thread: DrainThread,
         definitions: SchemaPublisher,
-        promising: Promising,
+        keys: Keys,
     ):
         self._publisher, self._spool, self._breaker = publisher, spool, breaker
-        self._drain_thread, self._definitions, self._promising = drain_thread, definitions, promising
-        self.reserve = promising.reserve
+        self._drain_thread, self._definitions = drain_thread, definitions
+        self.reserve = keys.reserve
 
     def publish(
         self,
@@ -58,24 +58,15 @@ class Fallback:
             IdReserved: the key stands for another id; it was taken by neither.
             PipelineFull, SpoolUnavailable: Redis did not take it, and neither did the spool.
         """
-        named, spooled = row_id if key else None, kept or self._breaker.open
-        if named is not None:
-            self._promising.agree(bucket, key, named, spooled=spooled)
-        if spooled:
+        if kept or self._breaker.open:
+            self._agree(bucket, key, row_id)
             return self._spooled({bucket: (payload,)}, kept)[bucket]
         try:
-            place = self._publisher.publish(bucket, payload, key=key, row_id=row_id, then=then)
+            return self._publisher.publish(bucket, payload, key=key, row_id=row_id, then=then)
         except Unavailable as error:
-            if named is not None:
-                self._breaker.hear(error)
-                self._promising.agree(bucket, key, named, spooled=True)
+            self._breaker.hear(error)
+            self._agree(bucket, key, row_id)
             return self._instead({bucket: (payload,)}, error)[bucket]
-        except IdReserved as reserved:
-            self._promising.correct(bucket, key, reserved.row_id)
-            raise
-        if named is not None and place.row_id not in (None, named):
-            self._promising.correct(bucket, key, place.row_id)
-        return place
 
     def publish_many(
         self,
@@ -99,6 +90,11 @@ class Fallback:
             except Unavailable as error:
                 places |= self._instead(share, error)
         return places
+
+    def _agree(self, bucket: int, key: str, row_id: int | None) -> None:
+        """See that an op that goes into the spool has the id that its key stands for: the drain sends no key."""
+        if key and row_id is not None and (known := self.reserve(bucket, key, row_id)) != row_id:
+            raise IdReserved(known)
 
     def _instead(self, runs: Mapping[int, Sequence[bytes]], error: Unavailable) -> dict[int, OpPlace]:
         self._breaker.hear(error)

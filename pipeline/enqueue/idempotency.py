@@ -1,8 +1,7 @@
-"""The id that an idempotency key stands for, on a host with a spool: of all who ask there, each gets the same.
+"""The id that an idempotency key stands for, on a host with a spool: as Redis says, while Redis is there.
 
-The host promises it in the spool's file before Redis is asked, so Redis may go and come back between any two calls, or
-hang and do late what it was asked in time. What Redis says holds on all hosts: where another was first, the promise is
-corrected. While Redis is away, hosts cannot agree.
+While Redis is away a caller keeps the id it came with. So a later call may be told another id; the shard takes the
+first op with a key all the same, and makes one row.
 
 Where an earlier op stands that the same idempotency key was used for, and which id the key stands for.
 """
@@ -10,84 +9,41 @@ Where an earlier op stands that the same idempotency key was used for, and which
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any, TypeVar
 
 import msgspec
 
 from pipeline import clock
 from pipeline.enqueue.breaker import Breaker
-from pipeline.errors import LogUnavailable, PipelineError, PipelineFull, SpoolUnavailable
+from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.model.op import Position
-from pipeline.oplog.contract import IdReserved, Log
-from pipeline.spool.key_promises import Promises
+from pipeline.oplog.contract import Log
 
 logger = logging.getLogger("pipeline.spool")
 
 #: While ops wait in the spool, a Redis that did not answer is asked again so much later, s.
 AWAY_S = 10.0
-Result = TypeVar("Result")
 
 
-class Promising:
-    """Finds and makes promises; what is away costs a promise, never a call. Threads may share it."""
+class Keys:
+    """Reserves ids under keys in Redis; a Redis that is away costs an answer, never a call. Threads may share it."""
 
-    def __init__(self, log: Log, promises: Promises, breaker: Breaker):
-        self._log, self._promises, self._breaker = log, promises, breaker
+    def __init__(self, log: Log, breaker: Breaker):
+        self._log, self._breaker = log, breaker
         self._away_until_s = 0.0
 
     def reserve(self, bucket: int, key: str, row_id: int) -> int:
-        """Return the id that a key stands for, *row_id* where it stood for none."""
-        promised = self._promised(bucket, key, row_id)
-        told = self._told(bucket, key, promised)
-        if told is None:
-            return promised
-        if told != promised:
-            self.correct(bucket, key, told)
-        return told
-
-    def agree(self, bucket: int, key: str, row_id: int, *, spooled: bool) -> None:
-        """See that an op has the id that its key stands for.
-
-        Args:
-            spooled: it goes into the spool, so Redis is asked here and told by the drain; else Redis sees to it.
-
-        Raises:
-            IdReserved: it has another.
-        """
-        known = (self.reserve if spooled else self._promised)(bucket, key, row_id)
-        if known != row_id:
-            raise IdReserved(known)
-        if spooled:
-            self._kept(self._promises.tell, bucket, key)
-
-    def correct(self, bucket: int, key: str, row_id: int) -> None:
-        """Note that Redis says otherwise."""
-        self._kept(self._promises.corrected, bucket, key, row_id)
-
-    def _promised(self, bucket: int, key: str, row_id: int) -> int:
-        promised: int | None = self._kept(self._promises.made, bucket, key, row_id)
-        return promised if promised is not None else row_id
-
-    def _told(self, bucket: int, key: str, row_id: int) -> int | None:
-        """Ask Redis, also while ops wait in the spool, for they may do so by wish; None where it does not answer."""
+        """Return the id that a key stands for; *row_id* where it stood for none, or Redis cannot tell."""
+        # ops may wait in the spool by wish, while Redis is there
         if self._breaker.tripped or (self._breaker.open and clock.mono_s() < self._away_until_s):
-            return None
+            return row_id
         try:
             return self._log.reserve(bucket, key, row_id)
-        except LogUnavailable:
-            self._breaker.trip()
-            self._away_until_s = clock.mono_s() + AWAY_S
-        except PipelineFull as error:
-            logger.warning("an idempotency key is not reserved in Redis: %s", error)
-        return None
-
-    def _kept(self, step: Callable[..., Result], *arguments: Any) -> Result | None:
-        try:
-            return step(*arguments)
-        except (PipelineFull, SpoolUnavailable) as error:
+        except (LogUnavailable, PipelineFull) as error:
             logger.warning("two calls with one idempotency key may tell two ids: %s", error)
-            return None
+            self._breaker.hear(error)
+            if isinstance(error, LogUnavailable):
+                self._away_until_s = clock.mono_s() + AWAY_S
+            return row_id
 
 
 class OpPlace(msgspec.Struct, frozen=True):

@@ -213,17 +213,6 @@ class Fitness(Protocol):
         ...
 
 
-class Budgets(Protocol):
-    """How many reads the primaries may take for their replicas."""
-
-    def earn(self, shard: str, reads: float, most: float, *, take: bool) -> bool:
-        """Add to the budget of a shard's primary, in reads, up to *most*; take one off; return whether it was there.
-
-        A budget that nobody has used for a while is full.
-        """
-        ...
-
-
 __all__ = [
     "APPENDED",
     "EVERYWHERE",
@@ -233,7 +222,6 @@ __all__ = [
     "Append",
     "Appended",
     "Appending",
-    "Budgets",
     "Chores",
     "Definitions",
     "Entries",
@@ -268,7 +256,6 @@ class Log(
     Secrets,
     News,
     Fitness,
-    Budgets,
     Protocol,
 ):
     """The logs of all buckets, the dirty sets and the bells, and all that processes tell one another."""

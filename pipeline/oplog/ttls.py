@@ -12,7 +12,5 @@ LEASE_MS = 60_000
 HOST_LEASE_MS = 2 * 86_400_000
 #: Time between two notes of a shard's watermarks.
 NOTE_MS = 60_000
-#: A budget that nobody has used for so long is full again.
-BUDGET_MS = 60_000
 #: Counts of reads are forgotten when no process reads for so long.
 READS_MS = 86_400_000

@@ -33,7 +33,6 @@ class SpoolFile:
 
     _room: float
     _page_bytes: int
-    _synced: bool
 
     def __init__(self, path: Path, max_bytes: int):
         self.path, self._max_bytes = path, max_bytes
@@ -48,12 +47,11 @@ class SpoolFile:
         return self.path.exists()
 
     @contextmanager
-    def writing(self, *, room: float = 1.0, synced: bool = True) -> Iterator[sqlite3.Connection]:
+    def writing(self, *, room: float = 1.0) -> Iterator[sqlite3.Connection]:
         """Give a write transaction: committed and fsynced at the end, or not at all.
 
         Args:
             room: the limit's multiple that the file may grow to.
-            synced: False: others see it at once, but a power cut may undo it.
 
         Raises:
             PipelineFull: the file is at its limit, or its disk is full.
@@ -64,9 +62,6 @@ class SpoolFile:
             if room != self._room:
                 db.execute(f"PRAGMA max_page_count = {int(self._max_bytes * room) // self._page_bytes}")
                 self._room = room
-            if synced != self._synced:
-                db.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
-                self._synced = synced
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -130,11 +125,11 @@ class SpoolFile:
         db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'promises'").fetchone():
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'secret'").fetchone():
             sql = (files("pipeline.spool") / "tables.sql").read_text(encoding="utf-8")
             db.executescript(f"BEGIN IMMEDIATE;\n{sql}\nCOMMIT;")
         self._page_bytes = db.execute("PRAGMA page_size").fetchone()[0]
-        self._db, self._room, self._synced, self._inode = db, 0.0, True, os.stat(self.path).st_ino
+        self._db, self._room, self._inode = db, 0.0, os.stat(self.path).st_ino
         return db
 
     def _is_the_file(self) -> bool:

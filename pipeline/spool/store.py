@@ -16,7 +16,6 @@ from typing import NamedTuple
 from pipeline import clock
 from pipeline.spool.group_commit import GroupCommit
 from pipeline.spool.id_reserve import IdReserve
-from pipeline.spool.key_promises import Promises
 from pipeline.spool.sqlite_file import DRAINING_ROOM, MODE, HostLock, SpoolFile
 
 #: A bucket that idled longer goes on under another producer: Redis forgets one after two days, a shard after seven.
@@ -65,7 +64,6 @@ class Spool:
         self.file = SpoolFile(path, max_bytes)
         self.lock = HostLock(Path(f"{path}.lock"))
         self.reserve = IdReserve(self.file, HostLock(Path(f"{path}.reserving")))
-        self.promises = Promises(self.file, max_bytes)
         self._marker = f"{path}.waiting"
         self._start()
 

@@ -49,14 +49,3 @@ CREATE TABLE IF NOT EXISTS secret (
     one  INTEGER PRIMARY KEY CHECK (one = 1),
     text TEXT NOT NULL
 );
-
--- The ids of rows that were promised under idempotency keys, the newest last.
-CREATE TABLE IF NOT EXISTS promises (
-    nth     INTEGER PRIMARY KEY AUTOINCREMENT,
-    bucket  INTEGER NOT NULL,
-    key     TEXT NOT NULL,
-    row_id  INTEGER NOT NULL,
-    made_ms INTEGER NOT NULL,
-    told    INTEGER NOT NULL DEFAULT 1,  -- 0: an op was spooled with it, and Redis is to be told
-    UNIQUE (bucket, key)
-);

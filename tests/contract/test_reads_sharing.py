@@ -1,8 +1,7 @@
-"""What processes share of their reads through the log: views of what the prober tells, the primaries' budgets."""
+"""What processes share of their reads through the log: views of what the prober tells."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -13,10 +12,7 @@ from pipeline.model.op import Position
 from pipeline.oplog.contract import Log
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.reads.health.shard_health import Report, encode
-from pipeline.reads.routing.accounting import MOST, Budget
 from pipeline.reads.routing.health_cache import Readings
-
-READS = 2000
 
 
 @pytest.fixture
@@ -59,47 +55,3 @@ def test_without_redis_a_view_is_no_reading(away: RedisLog) -> None:
     assert readings.view("s0-r0") == readings.view("s0")
     assert readings.view("s0-r0").lag_s is None
     readings.close()
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
-def test_the_primary_takes_its_share_of_the_reads_of_all_processes_and_no_more(log: Log, share: float) -> None:
-    budgets = [Budget(log, share) for _ in range(4)]
-    taken: list[int] = []
-
-    def read(budget: Budget) -> None:
-        taken.append(sum(budget.take("s0") for _ in range(READS // len(budgets))))
-
-    threads = [threading.Thread(target=read, args=(budget,)) for budget in budgets]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert READS * share - 1 <= sum(taken) <= READS * share + MOST
-
-
-def test_reads_that_replicas_served_earn_what_another_process_may_use(log: Log) -> None:
-    serving, wanting = Budget(log, 0.1), Budget(log, 0.1)
-    while wanting.take("s0"):
-        pass
-    for _ in range(50):
-        serving.note("s0")
-    serving.take("s0")  # brings what was noted along
-
-    assert [wanting.take("s0") for _ in range(3)] == [True, True, True]
-
-
-def test_while_redis_is_away_each_process_keeps_to_the_share_by_itself(away: RedisLog) -> None:
-    budget = Budget(away, 0.1)
-
-    taken = sum(budget.take("s0") for _ in range(READS))
-
-    assert READS * 0.1 - 1 <= taken <= READS * 0.1 + MOST
-
-
-def test_the_budgets_of_shards_are_apart(log: Log) -> None:
-    budget = Budget(log, 0.1)
-    while budget.take("s0"):
-        pass
-
-    assert budget.take("s1")

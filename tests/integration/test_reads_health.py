@@ -188,7 +188,6 @@ def test_reads_of_all_processes_are_counted_by_node_and_reason_and_cost_no_round
     for client in (mended.client, other):
         client.readings.view("s0-r0")
         with monkeypatch.context() as away:
-            away.setattr(RedisLog, "earn", None)
             away.setattr(RedisLog, "tails", None)
             for _ in range(50):
                 with client.read("tally", 1):

@@ -65,9 +65,10 @@ class ReadRig:
         self.client = self.new_client()
         migrate(self.client)
 
-    def new_client(self, loads: Mapping[str, Mapping[str, Any]] = {}) -> Client:
-        """Return another client, as another process would have it; its replicas may carry other loads."""
+    def new_client(self, loads: Mapping[str, Mapping[str, Any]] = {}, reads: Mapping[str, Any] | None = None) -> Client:
+        """Return another client, as another process would have it; loads of replicas and `[reads]` may be others."""
         config = tomllib.loads(self.config.read_text())
+        config["reads"] = {**config.get("reads", {}), **(reads or {})}
         for name, shard in config["shards"].items():
             uris = enumerate(shard["replicas"])
             shard["replicas"] = [{"uri": uri, **loads.get(f"{name}-r{i}", {})} for i, uri in uris]

@@ -66,16 +66,16 @@ class FakeReader:
 
 
 class Deployment:
-    """Two replicas in good health, a primary that has everything, a budget of two reads."""
+    """Two replicas in good health, a primary that has everything and takes two reads at once for the replicas."""
 
     def __init__(self) -> None:
         self.readers = {node: FakeReader(node) for node in ("s0", "s0-r0", "s0-r1")}
         self.readers["s0"].marks_now = dict(HAS)
         self.told = {"s0-r0": lagging(0.1), "s0-r1": lagging(0.2)}
-        self.left, self.noted, self.suspected = 2, 0, 0
+        self.suspected = 0
         self.reasons: list[tuple[str, str]] = []
         self.loads: dict[str, Load] = {}
-        self.router = Router(self, self.readers, self, self, self._count, lambda: 0.5, self.loads)  # type: ignore[arg-type]
+        self.router = Router(self, self.readers, self, 2, self._count, lambda: 0.5, self.loads)  # type: ignore[arg-type]
 
     def primary_name(self, shard: str) -> str:
         return "s0"
@@ -89,12 +89,9 @@ class Deployment:
     def views(self) -> Mapping[str, View]:
         return self.told
 
-    def take(self, shard: str) -> bool:
-        self.left -= 1
-        return self.left >= 0
-
-    def note(self, shard: str) -> None:
-        self.noted += 1
+    def busy(self) -> int:
+        """Return how many reads run, and how many of those the primary limits."""
+        return sum(self.router._running.counts.values()) + sum(self.router._limited.counts.values())
 
     def _count(self, shard: str, kind: str, reason: str) -> None:
         self.reasons.append((kind, reason))

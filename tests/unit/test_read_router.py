@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import count
 from threading import Barrier, Thread, local
 from typing import Any
 
@@ -16,6 +18,7 @@ from pipeline.errors import ShardUnavailable, StaleRead
 from pipeline.model.op import Position
 from pipeline.reads import reads
 from pipeline.reads.routing.policy import Bounds
+from pipeline.reads.routing.replicas import View
 from pipeline.reads.session import ReadSession, Token
 
 
@@ -65,16 +68,18 @@ def test_a_read_waits_for_a_replica_that_catches_up_in_time(there: Deployment) -
     info = there.read(NEEDS)
 
     assert (info.node, info.role, info.reason) == ("s0-r0", "replica", "token-asked")
-    assert there.left == 2
+    assert there.busy() == 0
 
 
-def test_when_no_replica_gets_it_in_time_the_primary_serves_within_its_budget(there: Deployment) -> None:
-    served = [there.read(NEEDS).role for _ in range(2)]
+def test_when_no_replica_gets_it_in_time_the_primary_serves_within_its_limit(there: Deployment) -> None:
+    with ExitStack() as running:
+        served = [running.enter_context(there.router.open("s0", NEEDS, BOUNDS)).read_info.role for _ in range(2)]
+        with pytest.raises(StaleRead) as caught:
+            there.read(NEEDS)
 
     assert served == ["primary", "primary"]
-    with pytest.raises(StaleRead) as caught:
-        there.read(NEEDS)
-    assert (caught.value.stage, caught.value.reason, caught.value.retryable) == ("replicating", "over-budget", True)
+    assert there.read(NEEDS).role == "primary"
+    assert (caught.value.stage, caught.value.reason, caught.value.retryable) == ("replicating", "over-limit", True)
 
 
 def test_what_is_still_queued_is_reported_as_queued_and_never_read_past(there: Deployment) -> None:
@@ -91,7 +96,7 @@ def test_a_stale_answer_is_given_only_to_who_chose_it_and_is_marked(there: Deplo
     info = there.read(NEEDS, Bounds(5.0, 0.01, "stale"))
 
     assert (info.role, info.stale) == ("replica", True)
-    with pytest.raises(StaleRead, match=r"over-budget|token-not-reached"):
+    with pytest.raises(StaleRead, match=r"over-limit|token-not-reached"):
         there.read(NEEDS, Bounds(5.0, 0.01, "error"))
 
 
@@ -104,13 +109,65 @@ def test_a_stale_answer_of_the_primary_is_marked_too(there: Deployment) -> None:
     assert (info.role, info.stale) == ("primary", True)
 
 
-def test_lagging_replicas_send_a_read_to_the_primary_until_its_budget_is_spent(there: Deployment) -> None:
+def test_lagging_replicas_send_reads_to_the_primary_up_to_its_limit_at_once(there: Deployment) -> None:
     there.told = {"s0-r0": lagging(9.0), "s0-r1": lagging(8.0)}
 
-    infos = [there.read() for _ in range(3)]
+    assert {there.read().role for _ in range(10)} == {"primary"}  # one after the other
+    with ExitStack() as running:
+        infos = [running.enter_context(there.router.open("s0", {}, BOUNDS)).read_info for _ in range(3)]
 
     assert [(i.role, i.stale) for i in infos] == [("primary", False), ("primary", False), ("replica", True)]
-    assert (infos[2].node, infos[2].lag_s, infos[2].reason) == ("s0-r1", pytest.approx(8.0, abs=1.0), "over-budget")
+    assert (infos[2].node, infos[2].lag_s, infos[2].reason) == ("s0-r1", pytest.approx(8.0, abs=1.0), "over-limit")
+
+
+@pytest.mark.parametrize("needs", [{}, NEEDS])
+@pytest.mark.parametrize(
+    "view",
+    [
+        View(out=True, why="it refuses"),
+        View(out=True, unfit=True),
+        View(),
+        lagging(60.0, doubtful=True),  # stopped
+        lagging(60.0, told_s=clock.mono_s() - 20),  # by a prober that is gone
+    ],
+)
+def test_with_its_only_replica_gone_a_shard_serves_any_number_of_reads_from_its_primary(
+    there: Deployment, view: View, needs: dict[int, Any]
+) -> None:
+    there.told = {"s0-r0": view}
+
+    assert together(there, needs) == {("s0", False): 32}
+
+
+@pytest.mark.parametrize("needs", [{}, NEEDS])
+def test_with_its_only_replica_not_answering_a_shard_serves_any_number_of_reads_from_its_primary(
+    there: Deployment, needs: dict[int, Any]
+) -> None:
+    there.told = {"s0-r0": lagging(0.1)}
+    there.readers["s0-r0"].away = True
+
+    assert together(there, needs) == {("s0", False): 32}
+
+
+def together(there: Deployment, needs: dict[int, Any]) -> Counter[tuple[str, bool]]:
+    """Let 32 threads read, none of which ends before all have begun; count by node and whether it was stale."""
+    all_in, served = Barrier(32), Counter[tuple[str, bool]]()
+
+    def read() -> None:
+        try:
+            with there.router.open("s0", needs, BOUNDS) as db:
+                served[db.read_info.node, db.read_info.stale] += 1
+                all_in.wait(10)
+        except StaleRead:
+            served["refused", True] += 1
+            all_in.wait(10)
+
+    threads = [Thread(target=read) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return served
 
 
 def test_a_replica_that_fails_is_left_alone_and_another_serves(there: Deployment) -> None:
@@ -163,7 +220,6 @@ def test_a_replica_takes_no_more_reads_at_once_than_its_limit_and_then_again(
 
 def test_threads_that_choose_at_the_same_time_keep_to_the_limit_together(there: Deployment) -> None:
     there.loads |= {"s0-r0": Load(limit=1), "s0-r1": Load(limit=1)}
-    there.left = 100
     all_in, served = Barrier(8), Counter[str]()
     chose = local()
 
@@ -203,16 +259,37 @@ def test_a_replica_of_no_weight_takes_no_read_and_a_shard_of_such_reads_from_its
     there.loads |= {"s0-r1": Load(weight=0)}
 
     assert (there.read().node, there.read().reason) == ("s0", "no-replica")
-    assert there.left == 2
 
 
-def test_a_read_over_budget_is_counted_once_so_that_it_does_not_earn_the_primary_two_shares(there: Deployment) -> None:
+@pytest.mark.parametrize("broken", ["it does not answer", "it is not known", "its reader fails", "its user fails"])
+def test_a_read_on_the_primary_gives_its_place_back_however_it_ends(
+    there: Deployment, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there.told = {"s0-r0": lagging(60.0)}
-    there.left = 0
+    with monkeypatch.context() as patch:
+        if broken == "it does not answer":
+            patch.setattr(there.readers["s0"], "away", True)
+        elif broken == "it is not known":
+            patch.setattr(there, "primary_name", _second(there.primary_name, ShardUnavailable("s0", "on purpose")))
+        elif broken == "its reader fails":
+            patch.setattr(there.readers["s0"], "ready", _second(lambda: None, ValueError("on purpose"), at=1))
+        with pytest.raises((ShardUnavailable, ValueError)), there.router.open("s0", {}, BOUNDS):
+            raise ValueError("the user's own")
 
-    assert there.read().reason == "over-budget"
+    assert there.busy() == 0
+    assert there.read().role == "primary"
 
-    assert there.noted == 0
+
+def _second(call: Callable[..., Any], error: Exception, at: int = 2) -> Callable[..., Any]:
+    """Return *call*, which raises from one of its calls on."""
+    calls = count(1)
+
+    def called(*arguments: Any) -> Any:
+        if next(calls) >= at:
+            raise error
+        return call(*arguments)
+
+    return called
 
 
 def test_a_read_goes_by_the_newest_news_and_by_the_lag_as_it_has_grown_since(there: Deployment) -> None:

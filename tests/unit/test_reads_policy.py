@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from itertools import count
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,24 +70,84 @@ def test_a_read_with_a_token_is_never_sent_unasked_where_the_token_is_not_known_
 
 
 @given(candidates, modes, st.booleans())
-def test_the_primary_is_asked_only_with_leave_unless_there_is_no_replica(
+def test_the_primary_asks_once_for_a_place_and_is_never_chosen_without_one_that_it_has_to_give(
     found: list[Candidate], on_stale: str, token: bool
 ) -> None:
     asked = count()
 
     choice = chosen(found, token=token, on_stale=on_stale, primary_allowed=lambda: next(asked) < 0)
 
-    assert (choice.kind == "primary") == (not found)
-    assert next(asked) <= 1
+    times = next(asked)
+    assert times <= 1
+    assert not (times and choice.kind == "primary")
+    assert not choice.limited
 
 
 @given(candidates, st.booleans(), modes)
-def test_the_budget_is_not_touched_while_a_replica_serves(found: list[Candidate], token: bool, on_stale: str) -> None:
+def test_no_place_on_the_primary_is_taken_while_a_replica_serves(
+    found: list[Candidate], token: bool, on_stale: str
+) -> None:
     taken: list[int] = []
 
     choice = chosen(found, token=token, on_stale=on_stale, primary_allowed=lambda: bool(taken.append(1)) or True)
 
-    assert len(taken) == (1 if choice.kind == "primary" and found else 0)
+    assert len(taken) == choice.limited
+    assert choice.kind == "primary" or not taken
+
+
+behind = Candidate("r0", 60.0)
+full = {"primary_allowed": lambda: False}
+
+
+@pytest.mark.parametrize("token", [True, False])
+@pytest.mark.parametrize("on_stale", ["primary", "stale"])
+@pytest.mark.parametrize(
+    ("replica", "why"),
+    [
+        (Candidate("r0", None, out=True), "all-out"),  # dead, or unfit
+        (Candidate("r0", 60.0, out=True, recovering=True), "all-out"),
+        (Candidate("r0", None), "no-reading"),
+        (Candidate("r0", None, doubtful=True), "no-reading"),
+    ],
+)
+def test_a_dead_replica_never_keeps_a_read_from_the_primary(
+    replica: Candidate, why: str, on_stale: str, token: bool
+) -> None:
+    found = [replica._replace(node=f"r{n}", reached=None if token else True) for n in range(2)]
+
+    choice = chosen(found, token=token, on_stale=on_stale, **full)
+
+    if replica.recovering and on_stale == "stale" and not token:
+        assert choice == Choice("stale", "r0", why)  # as its caller wished
+    else:
+        assert choice == Choice("primary", None, why)
+
+
+def test_a_replica_that_stands_still_never_keeps_a_read_from_the_primary() -> None:
+    stopped = behind._replace(doubtful=True)
+
+    assert chosen([stopped], **full) == Choice("primary", None, "all-lagging")
+    assert chosen([stopped._replace(reached=False)], token=True, **full) == Choice("primary", None, "all-lagging")
+
+
+def test_one_replica_that_is_merely_behind_is_enough_for_the_limit() -> None:
+    found = [Candidate("r1", None, out=True), Candidate("r2", 90.0, doubtful=True), behind]
+
+    assert chosen(found) == Choice("primary", None, "all-lagging", limited=True)
+    assert chosen(found, **full) == Choice("stale", "r0", "over-limit")
+
+
+@given(candidates, st.floats(0, 100), modes, st.booleans())
+def test_a_read_is_limited_only_where_a_replica_in_rotation_is_behind_and_goes_on(
+    found: list[Candidate], max_lag_s: float, on_stale: str, token: bool
+) -> None:
+    choice = chosen(found, max_lag_s, token=token, on_stale=on_stale, **full)
+
+    if choice.reason == "over-limit":
+        assert any(
+            not (one.out or one.doubtful or one.lag_s is None) and (one.lag_s > max_lag_s or one.reached is False)
+            for one in found
+        )
 
 
 def test_no_replica_at_all_is_not_taken_for_all_replicas_being_well() -> None:
@@ -101,15 +162,15 @@ def test_no_reading_is_not_taken_for_no_lag() -> None:
     assert choice == Choice("primary", None, "no-reading")
 
 
-def test_a_read_over_budget_is_stale_on_the_replica_that_is_least_behind() -> None:
+def test_a_read_over_the_limit_is_stale_on_the_replica_that_is_least_behind() -> None:
     found = [Candidate("r0", 60.0), Candidate("r1", 20.0), Candidate("r2", 10.0, out=True)]
 
     choice = chosen(found, primary_allowed=lambda: False)
 
-    assert choice == Choice("stale", "r1", "over-budget")
+    assert choice == Choice("stale", "r1", "over-limit")
 
 
-def test_a_read_with_a_token_over_budget_is_refused_rather_than_answered_wrongly() -> None:
+def test_a_read_with_a_token_over_the_limit_is_refused_rather_than_answered_wrongly() -> None:
     found = [Candidate("r0", 60.0, reached=None), Candidate("r1", 20.0, reached=False)]
 
     for on_stale in ("primary", "stale"):
@@ -127,7 +188,7 @@ def test_where_nobody_is_known_to_have_the_token_the_least_lagged_is_asked() -> 
 def test_each_on_stale_gets_what_it_asked_for() -> None:
     found = [Candidate("r0", 60.0)]
 
-    assert chosen(found, on_stale="primary") == Choice("primary", None, "all-lagging")
+    assert chosen(found, on_stale="primary") == Choice("primary", None, "all-lagging", limited=True)
     assert chosen(found, on_stale="stale") == Choice("stale", "r0", "all-lagging")
     assert chosen(found, on_stale="error") == Choice("error", None, "all-lagging")
 
@@ -164,12 +225,15 @@ def test_a_replica_at_its_limit_is_passed_over_for_a_busier_one() -> None:
     assert chosen([full, busier]) == Choice("replica", "r1", "fresh")
 
 
-def test_with_all_replicas_at_their_limits_the_primary_serves_within_its_budget_and_the_reason_tells() -> None:
-    full = [Candidate("r0", 0.1, outstanding=2, limit=2), Candidate("r1", 0.1, outstanding=1, limit=1)]
+def test_with_all_replicas_at_their_limits_the_primary_serves_and_the_reason_tells() -> None:
+    busy = [Candidate("r0", 0.1, outstanding=2, limit=2), Candidate("r1", 0.1, outstanding=1, limit=1)]
 
-    assert chosen(full) == Choice("primary", None, "all-busy")
-    assert chosen(full, primary_allowed=lambda: False) == Choice("error", None, "over-budget")
-    assert chosen(full, on_stale="error") == Choice("error", None, "all-busy")
+    assert chosen(busy) == chosen(busy, **full) == Choice("primary", None, "all-busy")
+    assert chosen(busy, on_stale="error") == Choice("error", None, "all-busy")
+
+
+def test_a_replica_that_is_behind_and_at_its_limit_leaves_nobody_to_serve_over_the_primarys() -> None:
+    assert chosen([behind._replace(outstanding=1, limit=1)], **full) == Choice("error", None, "over-limit")
 
 
 def test_a_replica_of_twice_the_weight_takes_twice_the_reads_under_way() -> None:
@@ -192,28 +256,30 @@ def test_a_replica_that_missed_the_last_look_serves_only_where_no_other_may() ->
 
 
 @given(st.lists(st.uuids().map(lambda name: Candidate(str(name), None)), min_size=1, max_size=3))
-def test_an_application_can_be_read_while_no_prober_runs_and_its_answers_are_marked(found: list[Candidate]) -> None:
-    spent = {"primary_allowed": lambda: False}
-
-    assert chosen(found).kind == "primary"
-    assert chosen(found, **spent)[::2] == ("stale", "over-budget")
-    assert chosen(found, on_stale="stale", **spent).kind == "stale"
-    assert chosen(found, on_stale="error", **spent).kind == "error"
-    for one in found:
-        assert chosen([one._replace(out=True)], **spent).kind == "error"
-        assert chosen([one._replace(reached=None)], token=True, **spent).kind == "error"
+def test_an_application_can_be_read_while_no_prober_runs(found: list[Candidate]) -> None:
+    assert chosen(found, **full) == Choice("primary", None, "no-reading")
+    assert chosen(found, on_stale="stale", **full).kind == "primary"
+    assert chosen(found, on_stale="error", **full).kind == "error"
 
 
 def test_of_old_answers_the_one_that_is_known_to_be_less_old_is_given() -> None:
     unknown, old = Candidate("r0", None), Candidate("r1", 90.0)
 
-    assert chosen([unknown, old], primary_allowed=lambda: False) == ("stale", "r1", "over-budget")
+    assert chosen([unknown, old], **full) == Choice("stale", "r1", "over-limit")
+
+
+def test_an_answer_of_unknown_age_is_better_than_none() -> None:
+    unknown, busy = Candidate("r1", None), behind._replace(outstanding=1, limit=1)
+
+    assert chosen([unknown, busy], **full) == Choice("stale", "r1", "over-limit")
+    assert chosen([unknown._replace(out=True), busy], **full).kind == "error"
+    assert chosen([unknown._replace(reached=None), busy], token=True, **full).kind == "error"
 
 
 def test_a_replica_that_answers_again_is_better_than_no_answer_and_worse_than_one_in_rotation() -> None:
-    back, old = Candidate("r0", 0.1, out=True, recovering=True), Candidate("r1", 90.0)
+    back, busy = Candidate("r1", 0.1, out=True, recovering=True), behind._replace(outstanding=1, limit=1)
 
-    assert chosen([back], primary_allowed=lambda: True) == ("primary", None, "all-out")
-    assert chosen([back], primary_allowed=lambda: False) == ("stale", "r0", "over-budget")
-    assert chosen([back, old], primary_allowed=lambda: False) == ("stale", "r1", "over-budget")
-    assert chosen([back._replace(recovering=False)], primary_allowed=lambda: False).kind == "error"
+    assert chosen([back]) == Choice("primary", None, "all-out")
+    assert chosen([back, busy], **full) == Choice("stale", "r1", "over-limit")
+    assert chosen([back, behind], **full) == Choice("stale", "r0", "over-limit")
+    assert chosen([back._replace(recovering=False), busy], **full).kind == "error"

@@ -59,7 +59,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
     settings = load(small(), {})
 
     assert (settings.buckets, settings.redis.prefix, settings.redis.timeout_s) == (256, "pl", 0.25)
-    assert settings.reads == ReadSettings(5.0, 0.1, "primary", 0.10)
+    assert settings.reads == ReadSettings(5.0, 0.1, "primary", 0)
     apply = settings.apply
     assert (apply.target_ms, apply.max_rows, apply.max_bytes, apply.buckets) == (100, 5_000, 8_000_000, 64)
     assert (settings.tables, settings.source) == ({}, "a dict")

@@ -25,7 +25,7 @@ def test_every_fault_is_listed_at_once() -> None:
                     "s3": {"primary": "sqlite://same", "replicas": ["sqlite://same"]},
                 },
                 "tables": {"t": {"shard_key": 7, "ids": "databse", "on_reject": "stop", "reference": 1}},
-                "reads": {"max_lag_s": float("nan"), "primary_budget": 1.5},
+                "reads": {"max_lag_s": float("nan"), "primary_limit": 1.5},
                 "apply": {"max_rows": 0},
             },
             {},
@@ -51,10 +51,16 @@ def test_every_fault_is_listed_at_once() -> None:
         "[tables.t] on_reject is a text; it must be skip",
         "[tables.t] reference is an int; it must be true or false",
         "[reads] max_lag_s is nan; it must be a number from 0 to 86400",
-        "[reads] primary_budget is 1.5; it must be a number from 0 to 1",
+        "[reads] primary_limit is 1.5; it must be a whole number from 0 to 100000",
         "[apply] max_rows is 0; it must be a whole number from 1 to 100000",
         "[shards.s3] replicas item 1 is the same database as [shards.s3] primary; each node has a database of its own",
     )
+
+
+def test_a_key_of_an_older_release_is_unknown_and_the_fault_names_the_one_that_replaces_it() -> None:
+    fault = only_fault_of(reads={"primary_budget": 0.1})
+
+    assert fault.startswith("[reads] has an unknown key 'primary_budget'; primary_limit replaces it: ")
 
 
 def test_an_empty_configuration_says_what_it_needs() -> None:

@@ -201,6 +201,20 @@ def test_a_file_that_was_removed_is_made_anew(spool: Spool):
     assert payloads(spool, 3) == [b"b"]
 
 
+def test_a_file_of_an_older_release_goes_on_with_a_table_that_nobody_needs_any_more(spool: Spool):
+    spool.add({3: [b"a"]})
+    with spool.file.writing() as db:
+        db.execute("CREATE TABLE promises (nth INTEGER PRIMARY KEY, bucket INTEGER, key TEXT, row_id INTEGER)")
+        db.execute("INSERT INTO promises VALUES (1, 3, 'k', 77)")
+    spool.close()
+
+    newer = Spool(spool.path, 1_000_000)
+    newer.add({3: [b"b"]})
+
+    assert payloads(newer, 3) == [b"a", b"b"]
+    newer.close()
+
+
 def test_every_commit_is_fsynced(spool: Spool):
     spool.add({3: [b"a"]})
 

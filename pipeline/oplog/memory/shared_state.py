@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pipeline.errors import NoProducerNumber
 from pipeline.model.ids import HOSTS, PRODUCERS, SPAN_MS, Lease
 from pipeline.oplog.memory.server import MemoryServer, Timed
-from pipeline.oplog.ttls import BUDGET_MS, HOST_LEASE_MS, LEASE_MS
+from pipeline.oplog.ttls import HOST_LEASE_MS, LEASE_MS
 
 
 class MemoryChores(MemoryServer):
@@ -74,7 +74,7 @@ class MemoryChores(MemoryServer):
 
 
 class MemoryNews(MemoryServer):
-    """See `contract.News`, `contract.Fitness` and `contract.Budgets`."""
+    """See `contract.News` and `contract.Fitness`."""
 
     def publish_health(self, nodes: Mapping[str, str], for_ms: int) -> None:
         with self._lock:
@@ -107,10 +107,3 @@ class MemoryNews(MemoryServer):
     def publish_unfit(self, shard: str, text: str) -> None:
         with self._lock:
             self._server.unfit[shard] = text
-
-    def earn(self, shard: str, reads: float, most: float, *, take: bool) -> bool:
-        with self._lock:
-            left = min(float(self._get(f"budget:{shard}") or most) + reads, most)
-            taken = take and left >= 1 - 1e-6
-            self._set(f"budget:{shard}", str(left - taken), BUDGET_MS)
-            return taken

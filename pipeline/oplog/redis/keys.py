@@ -19,7 +19,6 @@
 <prefix>:unfit              hash    shard -> its unfit nodes as JSON, a copy of pipeline_unfit
 <prefix>:seen               hash    node -> what upkeep last saw of it, as JSON; see `admin/away`
 <prefix>:secret             string  what session tokens are signed with, where the settings name no secret
-<prefix>:budget:<shard>     string  reads that its primary may still take for its replicas; expires when idle
 """
 
 from __future__ import annotations
@@ -71,7 +70,3 @@ class Keys:
     def chore(self, name: str) -> str:
         """Return the lease of a chore."""
         return f"{self.prefix}:chore:{name}"
-
-    def budget(self, shard: str) -> str:
-        """Return the budget of a shard's primary."""
-        return f"{self.prefix}:budget:{shard}"

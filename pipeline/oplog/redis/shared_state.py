@@ -14,7 +14,7 @@ import redis
 from pipeline.errors import NoProducerNumber
 from pipeline.model.ids import HOSTS, PRODUCERS, SPAN_MS, Lease
 from pipeline.oplog.redis.connection import RedisServer, hash_of, text_of, translated
-from pipeline.oplog.ttls import BUDGET_MS, HOST_LEASE_MS, LEASE_MS, READS_MS
+from pipeline.oplog.ttls import HOST_LEASE_MS, LEASE_MS, READS_MS
 
 
 class RedisChores(RedisServer):
@@ -72,7 +72,7 @@ class RedisChores(RedisServer):
 
 
 class RedisNews(RedisServer):
-    """See `contract.News`, `contract.Fitness` and `contract.Budgets`."""
+    """See `contract.News` and `contract.Fitness`."""
 
     def publish_health(self, nodes: Mapping[str, str], for_ms: int) -> None:
         self._run("publish_health", [self.keys.health], [for_ms, *(part for pair in nodes.items() for part in pair)])
@@ -101,10 +101,6 @@ class RedisNews(RedisServer):
 
     def publish_unfit(self, shard: str, text: str) -> None:
         self._despite_oom("HSET", self.keys.unfit, shard, text)
-
-    def earn(self, shard: str, reads: float, most: float, *, take: bool) -> bool:
-        arguments = [f"{reads:.6f}", f"{most:.6f}", int(take), BUDGET_MS]
-        return bool(self._run("earn", [self.keys.budget(shard)], arguments, self._quick))
 
     def _exchanged(self, counted: Mapping[str, int]) -> tuple[Any, Any]:
         """Add counts of reads, return the news and the server's time, in one round trip."""

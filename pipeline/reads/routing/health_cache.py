@@ -139,4 +139,4 @@ def _view(report: Report, told_s: float) -> View:
     horizon_s = None if report.lag_ms is None else told_s - report.lag_ms / 1000
     unfit = report.unfit_since_ms is not None
     doubtful = report.still or bool(report.why)
-    return View(horizon_s, report.out or unfit, report.marks, report.takes_writes, report.why, unfit, doubtful)
+    return View(horizon_s, report.out or unfit, report.marks, report.takes_writes, report.why, unfit, doubtful, told_s)

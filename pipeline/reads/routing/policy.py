@@ -1,7 +1,7 @@
 """Which node serves a read: a pure function from what is known of the nodes to a choice and its reason.
 
 Invariants: a read with a token is never sent where the token may not be seen; no reading is never taken for no lag;
-no replica at all is not the same as all replicas being well.
+no replica at all is not the same as all replicas being well; only a replica that is merely behind limits the primary.
 
 What a caller asks of one read: how fresh, how long it may wait, and what else will do.
 """
@@ -28,7 +28,7 @@ NO_REPLICA, NO_READING, ALL_OUT, ALL_LAGGING, NOT_REACHED = (
     "all-lagging",
     "token-not-reached",
 )
-OVER_BUDGET, ALL_BUSY = "over-budget", "all-busy"
+OVER_LIMIT, ALL_BUSY = "over-limit", "all-busy"
 
 
 class Candidate(NamedTuple):
@@ -62,11 +62,15 @@ class Choice(NamedTuple):
 
     `replica`: read there. `ask`: go to this replica, but look at its watermark first, waiting a little. `primary`:
     read there. `stale`: read there, and mark the result as stale. `error`: refuse.
+
+    Attributes:
+        limited: whether the read took one of the places that its primary has; give the place back at the end.
     """
 
     kind: ChoiceKind
     node: str | None
     reason: str
+    limited: bool = False
 
 
 def choose(
@@ -85,7 +89,8 @@ def choose(
         max_lag_s: a replica serves only with a lag of at most that.
         token: whether the read must see something; then `reached` of the candidates counts.
         on_stale: what to do where no replica may serve.
-        primary_allowed: takes one read from the primary's budget; called only when the answer depends on it.
+        primary_allowed: takes one of the places that the primary has for replicas that are merely behind; called only
+            when the answer depends on it.
         jitter: returns a random number in [0, 1).
     """
     everyone = list(candidates)
@@ -96,7 +101,8 @@ def choose(
     if fresh:
         return Choice("ask", min(fresh, key=_lag_s).node, TOKEN_ASKED)
     why = _why_none(everyone, max_lag_s)
-    return fall_back(everyone, why, token=token, on_stale=on_stale, primary_allowed=primary_allowed)
+    behind = any(merely_behind(one, max_lag_s) for one in everyone)
+    return fall_back(everyone, why, token=token, on_stale=on_stale, behind=behind, primary_allowed=primary_allowed)
 
 
 def fall_back(
@@ -105,15 +111,20 @@ def fall_back(
     *,
     token: bool,
     on_stale: OnStale,
+    behind: bool,
     primary_allowed: Callable[[], bool],
 ) -> Choice:
     """Choose for a read that no replica may serve; a router calls it too, after an `ask` came to nothing.
 
-    A shard without replicas reads from its primary: there the budget has nothing to protect. A read with a token takes
-    from the budget like any other, and is refused when that is empty: it may fail, but it may not lie.
+    Where no replica is merely behind, as none that is dead, stopped or unfit is, the primary serves every read: a
+    limit would refuse readers for as long as the replica is away. A read with a token takes a place like any other,
+    and is refused when none is free: it may fail, but it may not lie.
 
-    A replica of which there is no reading, as where no worker runs a prober, is the last resort of a read without a
-    token: its answer is marked, and its lag not known. Else an application could not be read while its workers rest.
+    A replica of which there is no reading, and one that is out but answers, is the last resort of a read without a
+    token.
+
+    Args:
+        behind: whether a replica is merely behind.
     """
     if not candidates:
         return Choice("primary", None, NO_REPLICA)
@@ -123,9 +134,11 @@ def fall_back(
     stale = sorted(able, key=lambda one: (one.recovering, _lag_s(one)))
     if on_stale == "stale" and stale and stale[0].lag_s is not None:
         return Choice("stale", stale[0].node, reason)
-    if primary_allowed():
+    if not behind:
         return Choice("primary", None, reason)
-    return Choice("stale", stale[0].node, OVER_BUDGET) if stale else Choice("error", None, OVER_BUDGET)
+    if primary_allowed():
+        return Choice("primary", None, reason, limited=True)
+    return Choice("stale", stale[0].node, OVER_LIMIT) if stale else Choice("error", None, OVER_LIMIT)
 
 
 def least_busy(candidates: Sequence[Candidate], jitter: Callable[[], float]) -> Candidate:
@@ -142,6 +155,13 @@ def fresh_among(candidates: Iterable[Candidate], max_lag_s: float) -> list[Candi
     """Return those that may serve a read: in rotation, below their limit, and no further behind than that."""
     fresh = [one for one in candidates if _free(one) and one.lag_s is not None and one.lag_s <= max_lag_s]
     return [one for one in fresh if not one.doubtful] or fresh
+
+
+def merely_behind(candidate: Candidate, max_lag_s: float) -> bool:
+    """Return whether a replica is in rotation and goes on, but lags too much or is known to lack the token."""
+    if not _answers(candidate) or candidate.doubtful or candidate.lag_s is None:
+        return False
+    return candidate.lag_s > max_lag_s or candidate.reached is False
 
 
 def _answers(candidate: Candidate) -> bool:

@@ -3,7 +3,7 @@
 What only news or a failover can change is worked out once and kept; a read adds what is its own: the time, the reads
 that run, and its token.
 
-The reads of this process that run now, by node: what "least busy" and a replica's limit are measured by.
+The reads of this process that run now, by node: what "least busy" and the limits are measured by.
 
 What this process knows of one node. A value: it holds until there is news, while the lag in it grows by itself.
 
@@ -80,7 +80,7 @@ class Roster:
                     load.weight,
                     reached,
                     load.limit,
-                    view.doubtful,
+                    view.doubtful_at(now_s),
                     recovering,
                 )
             )
@@ -177,6 +177,10 @@ class Running:
         self._counts: dict[str, int] = {}
 
 
+#: The prober tells of a node once a second; a word that is older says nothing of how the node is now, s.
+SILENT_S = 3.0
+
+
 class View(NamedTuple):
     """What is known of one node.
 
@@ -189,6 +193,7 @@ class View(NamedTuple):
         why: why the prober has no news of it; empty where it has.
         doubtful: whether it serves only where no other may: the last look came to nothing, or showed it standing still.
         unfit: whether it was away for too long, and is not to serve, nor to be followed, until it was rebuilt.
+        told_s: the moment, by the same clock, at which the prober said so; None where that does not matter.
     """
 
     horizon_s: float | None = None
@@ -198,11 +203,16 @@ class View(NamedTuple):
     why: str = ""
     unfit: bool = False
     doubtful: bool = False
+    told_s: float | None = None
 
     @property
     def lag_s(self) -> float | None:
         """An upper bound of its lag now."""
         return self.lag_at(clock.mono_s())
+
+    def doubtful_at(self, now_s: float) -> bool:
+        """Return whether it is doubtful at a moment of this process's clock, be it for the prober's silence."""
+        return self.doubtful or (self.told_s is not None and now_s - self.told_s > SILENT_S)
 
     def lag_at(self, now_s: float) -> float | None:
         """Return an upper bound of its lag at a moment of this process's clock."""
@@ -222,13 +232,6 @@ class Readings(Protocol):
     def views(self) -> Mapping[str, View]: ...  # noqa: D102
 
 
-class Budget(Protocol):
-    """See `budget.Budget`."""
-
-    def take(self, shard: str) -> bool: ...  # noqa: D102
-    def note(self, shard: str) -> None: ...  # noqa: D102
-
-
 class Nodes(Protocol):
     """Knows who is who: see `shard.nodes.Nodes`."""
 
@@ -244,7 +247,8 @@ class Source(Protocol):
 
 
 class Opened(NamedTuple):
-    """A reader that may serve, and why."""
+    """A reader that may serve, and why; `limited` as in `policy.Choice`."""
 
     reader: NodeReader
     info: ReadInfo
+    limited: bool = False

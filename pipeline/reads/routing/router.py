@@ -20,19 +20,8 @@ from pipeline.model.op import Position
 from pipeline.reads.node_dal import NodeDAL, ReadInfo
 from pipeline.reads.routing import policy
 from pipeline.reads.routing.catch_up import CatchUp
-from pipeline.reads.routing.policy import Bounds, Candidate, Choice, choose, fall_back, fresh_among
-from pipeline.reads.routing.replicas import (
-    SHUN_S,
-    SKIP_S,
-    Budget,
-    Needs,
-    Nodes,
-    Opened,
-    Readings,
-    Roster,
-    Running,
-    Source,
-)
+from pipeline.reads.routing.policy import Bounds, Candidate, Choice, choose, fall_back, fresh_among, merely_behind
+from pipeline.reads.routing.replicas import SHUN_S, SKIP_S, Needs, Nodes, Opened, Readings, Roster, Running, Source
 from pipeline.reads.session import ReadSession
 
 
@@ -40,6 +29,8 @@ class Router:
     """Chooses nodes and opens them. Threads may share it.
 
     Args:
+        primary_limit: reads of this process that may run on a primary at once because a replica is merely behind; 0:
+            any number.
         count: called with node, kind and reason of each choice; see `counters.Chosen`.
         jitter: returns a random number in [0, 1).
         loads: see `roster.Roster`.
@@ -50,14 +41,15 @@ class Router:
         nodes: Nodes,
         readers: Source,
         readings: Readings,
-        budget: Budget,
+        primary_limit: int = 0,
         count: Callable[[str, str, str], None] = lambda node, kind, reason: None,
         jitter: Callable[[], float] = random.random,
         loads: Mapping[str, Load] = {},
     ):
-        self._nodes, self._readers, self._budget = nodes, readers, budget
+        self._nodes, self._readers, self._limit = nodes, readers, primary_limit or None
         self._count, self._jitter = count, jitter
         self._running, self._waiting = Running(), CatchUp()
+        self._limited = Running()  # by shard: those that the primary limits
         self._roster = Roster(nodes, readers, readings, self._running, loads)
 
     def open(
@@ -87,11 +79,16 @@ class Router:
         """Return the watermarks that every node of a shard is known to have passed."""
         return self._roster.passed(shard)
 
-    def leave(self, shard: str, node: str, failure: BaseException | None) -> None:
+    def leave(self, shard: str, opened: Opened, failure: BaseException | None) -> None:
         """End a read that `enter` began, and how."""
-        if isinstance(failure, ShardUnavailable) and failure.node == node:
-            self._failed(shard, node, SKIP_S)
-        self._running.leave(node)
+        node = opened.info.node
+        try:
+            if isinstance(failure, ShardUnavailable) and failure.node == node:
+                self._failed(shard, node, SKIP_S)
+        finally:
+            self._running.leave(node)
+            if opened.limited:
+                self._limited.leave(shard)
 
     def enter(self, shard: str, needs: Needs, bounds: Bounds) -> Opened:
         """Begin a read: choose a node, and another while that fails; see `Opening`."""
@@ -100,13 +97,11 @@ class Router:
         failed: set[str] = set()
         for _ in range(2 + len(self._nodes.replica_names(shard))):
             choice = self._choice(shard, needs, bounds, deadline)
-            node = choice.node or self._nodes.primary_name(shard)
-            if not self._running.enter(node, self._roster.limit(node) if choice.node else None):
-                continue  # other threads have just filled it to its limit
             try:
-                return self._chosen(shard, node, choice, needs, bounds, deadline)
+                opened = self._opened(shard, choice, needs, bounds, deadline)
             except BaseException as error:
-                self._running.leave(node)
+                if choice.limited:
+                    self._limited.leave(shard)
                 if not isinstance(error, ShardUnavailable):
                     raise
                 failure = error
@@ -114,6 +109,9 @@ class Router:
                 if error.node in failed:
                     break
                 failed.add(error.node)
+                continue
+            if opened is not None:
+                return opened
         raise failure or StaleRead(shard, "lagging", policy.ALL_BUSY, deadline.waited_s)
 
     # choosing -----------------------------------------------------------------------------------------------
@@ -125,7 +123,7 @@ class Router:
             max_lag_s=bounds.max_lag_s,
             token=bool(needs),
             on_stale=bounds.on_stale,
-            primary_allowed=partial(self._budget.take, shard),
+            primary_allowed=partial(self._limited.enter, shard, self._limit),
             jitter=self._jitter,
         )
         if choice.kind != "ask":
@@ -137,8 +135,14 @@ class Router:
         # where the caller prefers an old answer to the primary's, it is marked
         reached = bounds.on_stale == "stale"
         asked = [one._replace(reached=reached) for one in self._roster.candidates(shard, needs)]
-        allowed = partial(self._budget.take, shard)
-        return fall_back(asked, policy.NOT_REACHED, token=True, on_stale=bounds.on_stale, primary_allowed=allowed)
+        return fall_back(
+            asked,
+            policy.NOT_REACHED,
+            token=True,
+            on_stale=bounds.on_stale,
+            behind=any(merely_behind(one, bounds.max_lag_s) for one in asked),
+            primary_allowed=partial(self._limited.enter, shard, self._limit),
+        )
 
     def _waited(
         self, candidates: Collection[Candidate], needs: Needs, bounds: Bounds, deadline: clock.Deadline
@@ -149,13 +153,26 @@ class Router:
         found = self._waiting.until(readers, needs, deadline, self._roster.shun)
         return found.node if found is not None else None
 
+    def _opened(
+        self, shard: str, choice: Choice, needs: Needs, bounds: Bounds, deadline: clock.Deadline
+    ) -> Opened | None:
+        """Count the read as running on the chosen node and open that; None where threads have just filled it."""
+        node = choice.node or self._nodes.primary_name(shard)
+        if not self._running.enter(node, self._roster.limit(node) if choice.node else None):
+            return None
+        try:
+            return self._chosen(shard, node, choice, needs, bounds, deadline)
+        except BaseException:
+            self._running.leave(node)
+            raise
+
     def _chosen(
         self, shard: str, node: str, choice: Choice, needs: Needs, bounds: Bounds, deadline: clock.Deadline
     ) -> Opened:
         waited_s = deadline.waited_s if needs else 0.0
         if choice.kind == "error":
             self._count(shard, "error", choice.reason)
-            stage = "replicating" if needs and choice.reason in (policy.NOT_REACHED, policy.OVER_BUDGET) else "lagging"
+            stage = "replicating" if needs and choice.reason in (policy.NOT_REACHED, policy.OVER_LIMIT) else "lagging"
             raise StaleRead(shard, stage, choice.reason, waited_s)
         if choice.kind == "primary":
             return self._on_primary(shard, node, choice, needs, bounds, deadline)
@@ -165,8 +182,6 @@ class Router:
         if needs and choice.kind == "replica" and not (self._roster.knows(node, needs) or reader.look(needs)):
             raise ShardUnavailable(node, "it no longer has what it had: was it restored?")
         self._count(node, choice.kind, choice.reason)
-        if choice.reason != policy.OVER_BUDGET:  # then it was counted when the budget was asked
-            self._budget.note(shard)
         lag_s = self._roster.lag_s(node)
         return Opened(reader, ReadInfo(node, "replica", lag_s, waited_s, choice.kind == "stale", choice.reason))
 
@@ -182,7 +197,7 @@ class Router:
             raise StaleRead(shard, "queued", choice.reason, deadline.waited_s)
         self._count(name, "primary" if has_it else "stale", choice.reason)
         waited_s = deadline.waited_s if needs else 0.0
-        return Opened(reader, ReadInfo(name, "primary", 0.0, waited_s, not has_it, choice.reason))
+        return Opened(reader, ReadInfo(name, "primary", 0.0, waited_s, not has_it, choice.reason), choice.limited)
 
     def _failed(self, shard: str, node: str, for_s: float = SHUN_S) -> None:
         self._roster.shun(node, for_s)
@@ -194,7 +209,7 @@ class Ways(Protocol):
     """See `router.Router`."""
 
     def enter(self, shard: str, needs: Needs, bounds: Bounds) -> Opened: ...  # noqa: D102
-    def leave(self, shard: str, node: str, failure: BaseException | None) -> None: ...  # noqa: D102
+    def leave(self, shard: str, opened: Opened, failure: BaseException | None) -> None: ...  # noqa: D102
     def passed(self, shard: str) -> dict[int, Position]: ...  # noqa: D102
 
 
@@ -231,7 +246,7 @@ class Opening:
         """
         needs, bounds = self._asked
         self._opened = self._router.enter(self._shard, needs, bounds)  # counted as running from here on
-        db = NodeDAL(*self._opened)
+        db = NodeDAL(self._opened.reader, self._opened.info)
         # knowledge belongs to the connection: should it be replaced in the middle, the read must fail
         self._relied_on = self._opened.reader.rely(bool(needs))
         try:
@@ -246,7 +261,7 @@ class Opening:
         self, kind: type[BaseException] | None, failure: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give the node back."""
-        reader, info = self._opened
+        reader, info, _ = self._opened
         reader.relied(self._relied_on)
         try:
             if failure is None and self._session is not None:
@@ -257,4 +272,4 @@ class Opening:
             failure = late
             raise
         finally:
-            self._router.leave(self._shard, info.node, failure)
+            self._router.leave(self._shard, self._opened, failure)

@@ -1,4 +1,4 @@
-"""Two calls with one idempotency key while Redis is away, goes or comes back: the cases of notes/11-same-key.md."""
+"""Two calls with one idempotency key while Redis is away, goes or comes back: the cases of notes/11-one-id.md."""
 
 from __future__ import annotations
 
@@ -13,13 +13,7 @@ from test_spooling import Shop
 from pipeline import clock
 from pipeline.client import Client
 from pipeline.enqueue.idempotency import AWAY_S
-from pipeline.errors import SpoolUnavailable
 from pipeline.model.receipt import Receipt
-from pipeline.spool.key_promises import KEPT_MS, ROOM_BYTES, Promise
-from pipeline.spool.store import Spool
-
-#: SQLite's numbers of `PRAGMA synchronous`.
-NORMAL, FULL = 1, 2
 
 
 @pytest.fixture
@@ -80,69 +74,77 @@ def of_the_key(shop: Shop) -> list[tuple[int, int]]:
     return [(row["id"], row["qty"]) for row in shop.box.rows("purchase") if row["qty"]]
 
 
-def known(shop: Shop, row: Receipt) -> int | None:
-    """Return what Redis knows of the key, without a word of it."""
-    found = shop.log._get(f"same:{row.bucket}:form 1")
-    return int(found.split()[-1]) if found else None
+def one_row(shop: Shop, *receipts: Receipt) -> tuple[int, int]:
+    """Bring everything to the shards; there is one row, all receipts say so, and one at least names it."""
+    [row] = of_the_key(shop)
+    assert row[0] in [receipt.id for receipt in receipts]
+    for receipt in receipts:
+        assert receipt.status() == receipt.wait(5) == "applied"
+    return row
 
 
 MODES = pytest.mark.parametrize("held", [(a, b) for a in (True, False) for b in (True, False)])
 
 
 @MODES
-def test_processes_of_one_host_tell_one_id_while_redis_is_away(shop: Shop, caller: Make, held: tuple[bool, bool]):
-    first, second = map(caller, held)
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_callers_that_cannot_ask_redis_may_be_told_two_ids_but_make_one_row(
+    shop: Shop, caller: Make, tmp_path: Path, held: tuple[bool, bool], hosts: int
+):
+    other_host = elsewhere(shop, tmp_path) if hosts == 2 else None
+    if other_host is not None:
+        shop.buy(0, other_host)
+    first, second = caller(held[0]), caller(held[1], other_host)
     shop.log.away = True
 
     one, other = first.buys(1), second.buys(2)
     told = one.id, other.id
     second.ends()
     first.ends()
-
-    [(row, _)] = of_the_key(shop)
-    assert (row, row) == told == (one.id, other.id)
-    assert {one.status(), other.status()} == {"applied"}
-
-
-@MODES
-def test_the_second_call_sees_redis_again_and_finds_what_its_host_has_promised(
-    shop: Shop, caller: Make, held: tuple[bool, bool]
-):
-    first, second = map(caller, held)
-    shop.log.away = True
-    one = first.buys(1)
     shop.log.away = False
+    drained(other_host)
 
-    other = second.buys(2)
-
-    assert other.id == one.id
-    if held[0]:  # nothing of the first waits yet, so the second has asked Redis
-        assert known(shop, one) == one.id
-    first.ends()
-    second.ends()
-    [(row, _)] = of_the_key(shop)
-    assert row == one.id == other.id
+    one_row(shop, one, other)
+    assert told == (one.id, other.id)  # an id that was told does not change
+    assert one.id != other.id
 
 
 @MODES
-def test_a_host_that_has_drained_its_spool_has_told_its_promises_to_the_others(
-    shop: Shop, caller: Make, tmp_path: Path, held: tuple[bool, bool]
+@pytest.mark.parametrize("hosts", [1, 2])
+@pytest.mark.parametrize("drained_before", [True, False])
+def test_an_op_that_was_spooled_has_no_claim_in_redis_and_makes_one_row_with_a_later_one(
+    shop: Shop, caller: Make, tmp_path: Path, held: tuple[bool, bool], hosts: int, drained_before: bool
 ):
-    first = caller(held[0])
+    other_host = elsewhere(shop, tmp_path) if hosts == 2 else None
+    first, second = caller(held[0]), caller(held[1], other_host)
     shop.log.away = True
     one = first.buys(1)
     first.ends()
     shop.log.away = False
-    assert shop.drain().empty
+    if drained_before:
+        assert shop.drain().empty
 
-    other_host = elsewhere(shop, tmp_path)
-    second = caller(held[1], other_host)
     other = second.buys(2)
     second.ends()
+    drained(other_host)
 
-    assert of_the_key(shop) == [(one.id, 1)]
-    assert other.id == one.id
-    other_host.close()
+    row = one_row(shop, one, other)
+    assert row == (one.id, 1) or not drained_before
+
+
+@MODES
+def test_callers_agree_again_once_redis_is_back(shop: Shop, caller: Make, held: tuple[bool, bool]):
+    before, first, second = caller(True), *map(caller, held)
+    shop.log.away = True
+    failed = before.buys(3)  # and its request fails
+    shop.log.away = False
+
+    one, other = first.buys(1), second.buys(2)
+    first.ends()
+    second.ends()
+
+    assert failed.id != one.id == other.id
+    assert one_row(shop, one, other)[0] == one.id
 
 
 @MODES
@@ -159,16 +161,13 @@ def test_redis_goes_between_the_two_calls(shop: Shop, caller: Make, held: tuple[
     second.ends()
     first.ends()
 
-    [(row, _)] = of_the_key(shop)
-    assert row == one.id == other.id
+    one_row(shop, one, other)
     for client in clients:
         client.close()
 
 
 @pytest.mark.parametrize("held", [True, False])
-def test_redis_goes_before_the_first_request_ends_and_the_next_process_finds_it_in_the_spool(
-    shop: Shop, caller: Make, held: bool
-):
+def test_redis_goes_before_the_first_request_ends(shop: Shop, caller: Make, held: bool):
     first, second = caller(True), caller(held)
     one = first.buys(1)
     shop.log.away = True
@@ -177,13 +176,12 @@ def test_redis_goes_before_the_first_request_ends_and_the_next_process_finds_it_
     other = second.buys(2)
     second.ends()
 
-    assert of_the_key(shop) == [(one.id, 1)]
-    assert other.id == one.id
+    assert one_row(shop, one, other) == (one.id, 1)
 
 
 @pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize("lost", ["send", "reply"])
-def test_the_key_of_an_op_in_doubt_is_found(shop: Shop, caller: Make, held: bool, lost: str):
+def test_the_key_of_an_op_in_doubt_is_found_where_redis_has_it(shop: Shop, caller: Make, held: bool, lost: str):
     first, second = caller(False), caller(held)
 
     def broken(where: str) -> None:
@@ -196,8 +194,8 @@ def test_the_key_of_an_op_in_doubt_is_found(shop: Shop, caller: Make, held: bool
     other = second.buys(2)
     second.ends()
 
-    assert of_the_key(shop) == [(one.id, 1)]
-    assert other.id == one.id
+    assert one_row(shop, one, other) == (one.id, 1)
+    assert lost == "send" or other.id == one.id
 
 
 @MODES
@@ -215,24 +213,39 @@ def test_a_redis_that_is_full_is_like_one_that_is_away(shop: Shop, caller: Make,
 
     shop.log.set_full(None)
     shop.log.limit_bytes = 0
-    [(row, _)] = of_the_key(shop)
-    assert row == one.id == other.id
+    one_row(shop, one, other)
+
+
+@MODES
+def test_a_redis_that_is_full_tells_the_key_of_what_it_took_before(shop: Shop, caller: Make, held: tuple[bool, bool]):
+    first, second = map(caller, held)
+    one = first.buys(1)
+    shop.log.set_full("on purpose", for_ms=60_000)
+
+    other = second.buys(2)
+    first.ends()
+    second.ends()
+
+    shop.log.set_full(None)
+    assert one_row(shop, one, other)[0] == one.id == other.id
 
 
 @pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize("away", [True, False])
-def test_an_op_that_is_spooled_first_by_wish_has_the_keys_id(shop: Shop, caller: Make, held: bool, away: bool):
+def test_an_op_that_is_spooled_first_by_wish_has_the_keys_id_where_redis_tells_it(
+    shop: Shop, caller: Make, held: bool, away: bool
+):
     waiting, wishing, last = caller(True), caller(False), caller(held)
     shop.log.away = away
-    told = waiting.buys(1).id
+    told = waiting.buys(1)
 
     one = wishing.buys(2, durability="spooled")
     other = last.buys(3)
     last.ends()
     waiting.ends()
 
-    assert (one.id, other.id) == (told, told)
-    assert of_the_key(shop) == [(told, 2)]
+    assert one_row(shop, told, one, other) == (one.id, 2)
+    assert away or told.id == one.id == other.id
 
 
 @MODES
@@ -273,7 +286,7 @@ def test_a_redis_that_does_not_answer_is_asked_for_a_key_only_now_and_then(
 
 
 @pytest.mark.parametrize("held", [True, False])
-def test_what_was_spooled_by_wish_is_found_though_redis_goes_then(shop: Shop, caller: Make, held: bool):
+def test_what_was_spooled_by_wish_makes_the_row_though_redis_goes_then(shop: Shop, caller: Make, held: bool):
     wishing, second = caller(False), caller(held)
     one = wishing.buys(1, durability="spooled")
     shop.log.away = True
@@ -281,8 +294,7 @@ def test_what_was_spooled_by_wish_is_found_though_redis_goes_then(shop: Shop, ca
     other = second.buys(2)
     second.ends()
 
-    assert other.id == one.id
-    assert of_the_key(shop) == [(one.id, 1)]
+    assert one_row(shop, one, other) == (one.id, 1)
 
 
 def test_a_call_that_meets_a_redis_that_is_gone_asks_it_for_the_key_once_at_most(
@@ -312,33 +324,19 @@ def test_a_call_that_meets_a_redis_that_is_gone_asks_it_for_the_key_once_at_most
     assert asked == ["form 1"]
 
 
-def test_a_drain_tells_a_promise_once(shop: Shop, caller: Make, monkeypatch: pytest.MonkeyPatch):
-    shop.log.away = True
-    caller(False).buys(1)
-    shop.log.away = False
-    assert shop.drain().empty
-    told: list[Any] = []
-    monkeypatch.setattr(shop.log, "reserve", lambda *arguments: told.append(arguments))
-
-    assert shop.drain().empty
-
-    assert told == []
-
-
 @pytest.mark.parametrize("held", [True, False])
-def test_a_promise_is_no_op(shop: Shop, caller: Make, held: bool):
+def test_a_request_that_failed_while_redis_was_away_leaves_the_row_to_the_next(shop: Shop, caller: Make, held: bool):
     failing, again = caller(True), caller(held)
     shop.log.away = True
-    told = failing.buys(1).id  # and its request fails
+    failing.buys(1)  # and its request fails
 
     receipt = again.buys(2)
     again.ends()
 
-    assert receipt.id == told
-    assert of_the_key(shop) == [(told, 2)]
+    assert one_row(shop, receipt) == (receipt.id, 2)
 
 
-def test_threads_and_processes_that_meet_in_the_spool_at_the_same_moment_are_told_one_id(shop: Shop, caller: Make):
+def test_threads_and_processes_that_meet_in_the_spool_at_the_same_moment_make_one_row(shop: Shop, caller: Make):
     requests = [caller(n % 2 == 0) for n in range(6)]
     shop.log.away = True
     barrier, receipts = threading.Barrier(6), list[Receipt]()
@@ -355,17 +353,14 @@ def test_threads_and_processes_that_meet_in_the_spool_at_the_same_moment_are_tol
         thread.join(60)
 
     assert len(receipts) == 6
-    assert of_the_key(shop) == [(receipts[0].id, 1)]
-    assert {receipt.id for receipt in receipts} == {receipts[0].id}
+    one_row(shop, *receipts)
 
 
 # hosts ------------------------------------------------------------------------------------------------------------
 
 
 @MODES
-def test_hosts_agree_through_redis_and_a_host_remembers_what_it_heard(
-    shop: Shop, caller: Make, tmp_path: Path, held: tuple[bool, bool]
-):
+def test_hosts_agree_through_redis(shop: Shop, caller: Make, tmp_path: Path, held: tuple[bool, bool]):
     other_host = elsewhere(shop, tmp_path)
     shop.buy(0, other_host)
     first, second, third = caller(held[0]), caller(held[1], other_host), caller(held[0], other_host)
@@ -375,130 +370,10 @@ def test_hosts_agree_through_redis_and_a_host_remembers_what_it_heard(
     shop.log.away = False
     for request in (third, second, first):
         request.ends()
-    other_host._breaker.close()
-    assert other_host.drainer.drain().empty  # type: ignore[union-attr]  # it has a spool
+    drained(other_host)
 
-    [(row, _)] = of_the_key(shop)
-    assert row == one.id == other.id == last.id
-    other_host.close()
-
-
-# what is not promised: one row all the same ------------------------------------------------------------------------
-
-
-@MODES
-def test_hosts_that_cannot_ask_redis_may_tell_two_ids_but_make_one_row(
-    shop: Shop, caller: Make, tmp_path: Path, held: tuple[bool, bool]
-):
-    other_host = elsewhere(shop, tmp_path)
-    shop.buy(0, other_host)
-    first, second = caller(held[0]), caller(held[1], other_host)
-    shop.log.away = True
-    one, other = first.buys(1), second.buys(2)
-    first.ends()
-    second.ends()
-    shop.log.away = False
-    other_host._breaker.close()
-    assert other_host.drainer.drain().empty  # type: ignore[union-attr]  # it has a spool
-
-    [(row, _)] = of_the_key(shop)
-
-    assert one.id != other.id
-    assert row in (one.id, other.id)
-    assert {one.status(), other.status()} == {"applied"}
-    other_host.close()
-
-
-def test_a_file_that_cannot_be_written_costs_the_promise_and_not_the_call(
-    shop: Shop, caller: Make, monkeypatch: pytest.MonkeyPatch
-):
-    held = caller(True)
-    shop.log.away = True
-
-    def broken(*arguments: Any) -> int:
-        raise SpoolUnavailable("app.spool", "on purpose")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("pipeline.spool.key_promises.Promises.made", broken)
-        receipt = held.buys(1)
-    held.ends()
-
-    assert of_the_key(shop) == [(receipt.id, 1)]
-
-
-# the store --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
-    made = Spool(tmp_path / "app.spool", 10_000_000)
-    yield made
-    made.close()
-
-
-def test_a_key_keeps_the_first_id_per_bucket_and_letter_by_letter(spool: Spool):
-    assert spool.promises.made(3, "k", 2**62) == 2**62
-    assert spool.promises.made(3, "k", 5) == 2**62
-    assert spool.promises.made(4, "k", 6) == 6
-    assert spool.promises.made(3, "K", 7) == 7
-
-
-def test_a_promise_that_another_host_was_before_is_corrected(spool: Spool):
-    spool.promises.made(3, "k", 5)
-    spool.promises.made(4, "k", 6)
-
-    spool.promises.corrected(3, "k", 2**62)
-
-    assert spool.promises.made(3, "k", 7) == 2**62
-    assert spool.promises.made(4, "k", 7) == 6
-
-
-def test_a_promise_ends_with_the_time_that_redis_keeps_a_key(spool: Spool, monkeypatch: pytest.MonkeyPatch):
-    spool.promises.made(3, "k", 5)
-    now_ms = clock.wall_ms()
-    monkeypatch.setattr("pipeline.clock.wall_ms", lambda: now_ms + KEPT_MS - 60_000)
-    assert spool.promises.made(3, "k", 6) == 5
-
-    monkeypatch.setattr("pipeline.clock.wall_ms", lambda: now_ms + KEPT_MS + 60_000)
-    assert spool.promises.made(3, "k", 6) == 6
-    assert spool.promises.made(3, "k", 7) == 6
-
-
-def test_of_too_many_promises_the_newest_stay(tmp_path: Path):
-    spool = Spool(tmp_path / "small.spool", 3 * ROOM_BYTES)
-    for row_id in range(1, 6):
-        spool.promises.made(3, f"k{row_id}", row_id)
-
-    assert [spool.promises.made(3, f"k{row_id}", 9) for row_id in (3, 4, 5, 1)] == [3, 4, 5, 9]
-    spool.close()
-
-
-def test_redis_is_told_once_and_of_what_was_spooled_only(spool: Spool):
-    for bucket in (3, 4, 5):
-        spool.promises.made(bucket, "k", bucket)
-    spool.promises.tell(3, "k")
-    spool.promises.tell(4, "k")
-    assert spool.promises.untold() == [Promise(3, "k", 3), Promise(4, "k", 4)]
-
-    spool.promises.told([Promise(3, "k", 3)])
-
-    assert spool.promises.untold() == [Promise(4, "k", 4)]
-    assert spool.promises.made(3, "k", 9) == 3
-
-
-def test_a_promise_costs_no_fsync_and_an_op_after_it_does(spool: Spool):
-    levels: list[int] = []
-
-    def level(**how: bool) -> None:
-        with spool.file.writing(**how) as db:
-            levels.append(db.execute("PRAGMA synchronous").fetchone()[0])
-
-    level()
-    spool.promises.made(3, "k", 5)
-    level(synced=False)
-    level()
-
-    assert levels == [FULL, NORMAL, FULL]
+    assert one.id == other.id
+    one_row(shop, one, other, last)
 
 
 def elsewhere(shop: Shop, folder: Path) -> Client:
@@ -508,3 +383,11 @@ def elsewhere(shop: Shop, folder: Path) -> Client:
     client = shop.another()
     shop.folder = before
     return client
+
+
+def drained(host: Client | None) -> None:
+    """Drain the spool of another host, if there is one, and close it."""
+    if host is not None:
+        host._breaker.close()
+        assert host.drainer.drain().empty  # type: ignore[union-attr]  # it has a spool
+        host.close()
