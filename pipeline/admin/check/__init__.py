@@ -1,6 +1,7 @@
-"""Look for everything that would keep ops from being applied exactly, once and in order; nothing is changed.
+"""Find everything that would keep ops from being applied exactly, once and in order; change nothing.
 
-What `pipeline check` looks for: one file per subject, each a function from evidence to findings, with no I/O.
+Evidence is gathered first. Each subject is a function from evidence to findings, with no I/O but for the spool's
+folder.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pipeline.admin.check.finding import ERROR, Finding, merged_findings
 from pipeline.config.settings import load
 from pipeline.errors import ConfigError
 
-#: In the order in which an operator would mend.
+#: In the order in which an operator would repair.
 SUBJECTS: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
     surroundings.configuration_findings,
     surroundings.redis_findings,
@@ -32,7 +33,12 @@ SUBJECTS: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
 
 
 class Verdict(NamedTuple):
-    """All findings, errors first, and what was looked at: empty if the configuration could not be used."""
+    """All findings, errors first.
+
+    Attributes:
+        findings: One per fault.
+        looked_at: Counts of what was checked; empty if the configuration could not be used.
+    """
 
     findings: list[Finding]
     looked_at: str
@@ -51,7 +57,7 @@ def check(source: str | Path | Mapping[str, Any] | None = None) -> Verdict:
     """Find every fault at once; takes a few seconds at most, however many servers are dead.
 
     Args:
-        source: a path, a dict of the same shape, or None: see `settings.load`.
+        source: A path, a dict of the same shape, or None: see `settings.load`.
     """
     try:
         settings = load(source)

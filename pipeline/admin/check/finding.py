@@ -1,4 +1,4 @@
-"""A finding: what is wrong, where, and what to do about it."""
+"""Hold a finding: what is wrong, where, and what to do about it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ class Finding:
     """One fault. An error keeps ops from being applied, or from being exact; a warning is a risk.
 
     Attributes:
-        place: a table, a column, a setting or a key of the configuration.
-        what: what is there, a sentence that goes on from its place.
-        fix: the SQL, the setting or the command.
-        nodes: the servers concerned; empty where the whole deployment is.
+        severity: `error` or `warning`.
+        place: A table, a column, a setting or a key of the configuration.
+        what: What is there; the sentence continues after the place.
+        fix: The SQL, the setting or the command.
+        nodes: The servers concerned; empty where the whole deployment is.
     """
 
     severity: str
@@ -42,7 +43,11 @@ class Finding:
 
 
 def merged_findings(findings: Iterable[Finding]) -> list[Finding]:
-    """Return errors before warnings, and one finding for what several nodes share."""
+    """Return errors before warnings, and one finding for what several nodes share.
+
+    Args:
+        findings: Of any order.
+    """
     together: dict[Finding, dict[str, None]] = {}
     for finding in findings:
         together.setdefault(replace(finding, nodes=()), {}).update(dict.fromkeys(finding.nodes))
@@ -51,10 +56,11 @@ def merged_findings(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def without_copies(findings: Iterable[Finding], primary_of: Mapping[str, str]) -> Iterator[Finding]:
-    """Leave out what a replica only has from its primary: mending the primary mends both.
+    """Yield the findings without those that a replica has from its primary: a repair of the primary repairs both.
 
     Args:
-        primary_of: the primary of each replica.
+        findings: Of all nodes.
+        primary_of: The primary of each replica.
     """
     for finding in merged_findings(findings):
         own = tuple(node for node in finding.nodes if primary_of.get(node) not in finding.nodes)
