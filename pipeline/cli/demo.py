@@ -1,4 +1,4 @@
-"""`pipeline demo`: the whole system on this machine with real data, and a checked result."""
+"""Run `pipeline demo`: the whole system on this machine with real data, and a checked result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipeline.errors import PipelineError
 
-#: Fewer flights than this may not have one that is corrected and one that is cancelled.
+#: The fewest flights that surely have a corrected and a cancelled one among them.
 FEWEST_ROWS = 1_000
 
 
@@ -40,8 +40,18 @@ def demo(
     """Send a year of flights through the pipeline and check every row.
 
     Starts two shards with a replica each, Valkey or Redis, two Celery workers and Flower on this machine, sends
-    inserts, updates, upserts and deletes, and compares counts and checksums on each shard with those of the file.
-    Exits with 0 only if all are equal. Everything is stopped and removed at the end, also on Ctrl-C.
+    inserts, updates, upserts and deletes, and compares counts and checksums on each shard with those of the file. Exits
+    with 0 only if all are equal. Everything is stopped and removed at the end, also on Ctrl-C.
+
+    \f
+
+    Args:
+        rows: How many flights; None for all.
+        engine: `embedded` or `mariadb`.
+        directory: The cluster's directory; None for a temporary one.
+        flower_port: None for a free port.
+        keep: Whether the cluster stays up.
+        as_json: Whether to print JSON.
     """
     from pipeline.demo.demo import run
     from pipeline.demo.screen import Screen
@@ -61,5 +71,5 @@ def demo(
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """Make SIGTERM clean up as Ctrl-C does."""
+    """Let SIGTERM clean up as Ctrl-C does."""
     raise KeyboardInterrupt

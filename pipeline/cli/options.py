@@ -1,4 +1,4 @@
-"""What the subcommands share: the configuration option, and a client that is closed at the end."""
+"""Hold what the subcommands share: the option for the configuration, and a client that is closed at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ config_option = click.option(
 
 @contextmanager
 def opened(config: str | None) -> Iterator[Client]:
-    """Yield a client of the configuration."""
+    """Yield a client, and close it at the end.
+
+    Args:
+        config: The path of the configuration; None for the default.
+    """
     client = Client(config)
     try:
         yield client
