@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import nodes
-from support.proxy import Proxy
-from support.rig import Rig
+from support.oracle import nodes
+from support.servers.proxy import Proxy
+from support.servers.rig import Rig
 
 from pipeline.clock import polls
 from pipeline.devcluster.processes import free_ports
@@ -36,7 +36,7 @@ class Served:
         [self.owner], [self._port] = rig.owners(1), free_ports(1)
         self.bodies: list[str] = []
         self._log = (folder / "uwsgi.log").open("w+")
-        where = ["--http", f"127.0.0.1:{self._port}", "--wsgi-file", str(TESTS / "support" / "uwsgi_app.py")]
+        where = ["--http", f"127.0.0.1:{self._port}", "--wsgi-file", str(TESTS / "support/servers/uwsgi_app.py")]
         self._process = subprocess.Popen(
             [str(UWSGI), *where, "--master", "--lazy-apps", "--processes", "2", "--die-on-term", *options],
             env={**os.environ, "PIPELINE_CONFIG": str(self.config), "PYTHONPATH": str(TESTS)},
