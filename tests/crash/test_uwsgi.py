@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import nodes
-from support.proxy import Proxy
-from support.rig import Rig
+from support.oracle import nodes
+from support.servers.proxy import Proxy
+from support.servers.rig import Rig
 
 from pipeline.admin.check.uwsgi import servers_without_threads
 from pipeline.clock import polls
@@ -40,7 +40,7 @@ class Served:
         [self.owner], self.address = rig.owners(1), f"127.0.0.1:{free_ports(1)[0]}"
         self.bodies: list[str] = []
         self._log = (folder / "uwsgi.log").open("w+")
-        where = ["--http", self.address, "--wsgi-file", str(TESTS / "support" / "uwsgi_app.py")]
+        where = ["--http", self.address, "--wsgi-file", str(TESTS / "support/servers/uwsgi_app.py")]
         self._process = subprocess.Popen(
             [str(UWSGI), *where, "--master", "--lazy-apps", "--processes", "2", "--die-on-term", *MERCY, *options],
             env={**os.environ, "PIPELINE_CONFIG": str(self.config), "PYTHONPATH": str(TESTS)},
