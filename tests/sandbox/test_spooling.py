@@ -13,7 +13,6 @@ from pydal import DAL, Field
 from support.sandbox.spooling import Shop
 
 from pipeline import clock
-from pipeline.enqueue.drain_thread import DrainThread
 from pipeline.errors import (
     BadOp,
     LogUnavailable,
