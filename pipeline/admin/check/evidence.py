@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+from pipeline.admin.check.uwsgi import servers_without_threads
 from pipeline.admin.migrate import own_tables
 from pipeline.clock import Deadline
 from pipeline.config.settings import Settings
@@ -45,6 +46,7 @@ class Evidence:
         primary_of: The primary of every replica.
         unfit: The nodes that upkeep published as absent for too long.
         epochs: By shard, the epoch of its logs, if Redis is still the server that gave the epoch out.
+        uwsgi: Command lines of this host's uWSGI servers that seem to run no threads.
     """
 
     settings: Settings
@@ -58,6 +60,7 @@ class Evidence:
     primary_of: dict[str, str]
     unfit: tuple[str, ...] = ()
     epochs: Mapping[str, int] = field(default_factory=dict)
+    uwsgi: tuple[str, ...] = ()
 
     @property
     def surveys(self) -> list[Survey]:
@@ -107,6 +110,7 @@ def gather(settings: Settings) -> Evidence:
         primary_of=primary_of,
         unfit=unfit,
         epochs=epochs,
+        uwsgi=servers_without_threads(),
     )
 
 
