@@ -35,8 +35,8 @@ SWEEP_S = 0.5
 DUE_MS = 700
 #: The time between two chores of the whole deployment, s; whichever worker comes first starts one.
 RECONCILE_S, TRIM_S = 30, 10
-#: The time between two checks whether Redis is still the server that gave out the epochs, ms.
-LINEAGE_MS = 1000
+#: The time between two checks of Redis, ms: whether it is the server that gave out the epochs, and its memory.
+LINEAGE_MS, MEMORY_MS = 1000, 1000
 #: How long a task that raises an epoch may wait for a worker, s; the check is repeated before.
 _RAISE_S = 30
 #: Above this share of Redis's memory no op is accepted; the rest is for draining and for the broker.
@@ -101,7 +101,7 @@ class Sweep:
             self._spool.start_if_due()
             if self._log.claim("lineage", LINEAGE_MS):
                 self._raise_epochs()
-            if self._log.claim("memory", 1000):
+            if self._log.claim("memory", MEMORY_MS):
                 share = self._log.memory_share()
                 self._log.set_full(f"Redis uses {share:.0%} of its memory" if share > FULL_SHARE else None)
         except Exception as error:  # the outermost loop: sweeping goes on after a failed turn
@@ -137,7 +137,7 @@ class HostDrain:
         self._source = settings.source
         self._child: subprocess.Popen[bytes] | None = None
         self._next_s = 0.0
-        self._tend_s = 0.0
+        self._next_kept_s = 0.0
 
     def start_if_due(self) -> None:
         """Start a drain if one is due. Call this while Redis answers."""
@@ -146,7 +146,7 @@ class HostDrain:
         self._next_s = clock.mono_s() + WAITING_S
         if self._child is not None and self._child.poll() is None:
             return
-        if self._spool.waiting() or (clock.mono_s() >= self._tend_s and self._keeps()):
+        if self._spool.waiting() or self._keeps_ops(self._spool):
             logger.info("draining the spool %s", self._spool.path)
             command = [sys.executable, "-m", "pipeline", "spool", "drain", "--timeout", str(DRAIN_S)]
             environment = {**os.environ, "PIPELINE_CONFIG": self._source}
@@ -158,7 +158,9 @@ class HostDrain:
             self._child.kill()
             self._child.wait(5)
 
-    def _keeps(self) -> bool:
-        self._tend_s = clock.mono_s() + KEPT_S
-        assert self._spool is not None
-        return self._spool.file.there and bool(self._spool.pairs())
+    def _keeps_ops(self, spool: Spool) -> bool:
+        """Return whether sent ops are kept; checked every `KEPT_S`."""
+        if clock.mono_s() < self._next_kept_s:
+            return False
+        self._next_kept_s = clock.mono_s() + KEPT_S
+        return spool.file.there and bool(spool.pairs())

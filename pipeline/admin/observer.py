@@ -112,7 +112,7 @@ class Observer:
         if isinstance(replica, PipelineError):
             return ReplicaStatus(node, why=_why(node, replica))
         if isinstance(primary, PipelineError):
-            return ReplicaStatus(node, why="its primary does not answer, so its lag cannot be told")
+            return ReplicaStatus(node, why="its primary does not answer, so its lag is unknown")
         try:
             ops = self._between(replica.marks, primary.marks)
         except PipelineError as error:

@@ -1,7 +1,7 @@
 """Measure how long replicas have been absent, and take one out of account once it has been absent for too long.
 
-A replica counts as absent from the last check at which it had caught up with the primary's previous position, whether
-it is unreachable or merely stuck. Time without checks does not count, and a lost note starts the count again: missing
+A replica is absent since the last check at which it had caught up with the primary's previous position. It may be
+unreachable or merely stuck. Time without checks does not count, and a lost note starts the count again: missing
 knowledge never makes a node unfit.
 
 After `[apply] replica_away_s` the replica is recorded as unfit in the primary's database. Only then is the log trimmed

@@ -39,9 +39,9 @@ def demo(
 ) -> None:
     """Send a year of flights through the pipeline and check every row.
 
-    Starts two shards with a replica each, Valkey or Redis, two Celery workers and Flower on this machine, sends
-    inserts, updates, upserts and deletes, and compares counts and checksums on each shard with those of the file. Exits
-    with 0 only if all are equal. Everything is stopped and removed at the end, also on Ctrl-C.
+    Starts two shards with a replica each, Valkey or Redis, two Celery workers and Flower on this machine. Sends
+    inserts, updates, upserts and deletes, then compares counts and checksums on each shard with those of the file.
+    Exits with 0 only if all are equal. Everything is stopped and removed at the end, also on Ctrl-C.
 
     \f
 

@@ -43,7 +43,7 @@ def screen(status: Status, encoding: str, *, live: bool = False) -> RenderableTy
     if status.redis.full is not None:
         parts.append(Text.assemble(("  full ", "bold red"), f"nothing is let in: {status.redis.full}"))
     if refused := sum(shard.rejected or 0 for shard in status.shards):
-        parts.append(Text(f"  {refused:,} ops were refused for good: pipeline_rejects tells why", style="yellow"))
+        parts.append(Text(f"  {refused:,} ops were refused for good: pipeline_rejects says why", style="yellow"))
     if lost := sum(shard.lost or 0 for shard in status.shards):
         parts.append(Text(f"  {lost:,} ops were lost by Redis: pipeline_lost names them", style="bold red"))
     if live:

@@ -146,7 +146,7 @@ def _read_mixed(system: System, traffic: Traffic, flight: Correction, screen: Sc
     with screen.scene("Reads") as say:
         mixed = read_mixed(system, traffic, flight)
         traffic.pipeline.barrier("flight", timeout_s=STALL_S)
-        say(f"{mixed.reads} reads, some while a replica stands still: {mixed.wrong} wrong", well=not mixed.wrong)
+        say(f"{mixed.reads} reads, some while a replica is held up: {mixed.wrong} wrong", well=not mixed.wrong)
     return mixed
 
 

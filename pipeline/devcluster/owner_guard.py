@@ -1,8 +1,8 @@
 """Take a cluster down when its owner ends, even by SIGKILL.
 
 `python -m pipeline.devcluster.owner_guard DIRECTORY` runs with a pipe as its standard input. The system closes that
-pipe when the owner ends, whatever ended it. A death signal (PR_SET_PDEATHSIG) would be simpler, but exists on Linux
-only, fires when the *thread* that started the child ends, and does not reach grandchildren.
+pipe when the owner ends, whatever ended it. A death signal (PR_SET_PDEATHSIG) would be simpler, but is Linux only,
+fires when the *thread* that started the child ends, and does not reach grandchildren.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def worker_findings(evidence: Evidence) -> Iterator[Finding]:
     for shard in silent:
         command = "celery -A workers worker" + ("" if len(silent) > 1 else f" -Q {queue_of(shard)}")
         yield Finding(
-            WARNING, "workers", "none answers that listens for this shard: ops stay queued", command, (shard,)
+            WARNING, "workers", "no worker that listens for this shard answered: ops stay queued", command, (shard,)
         )
 
 
