@@ -30,11 +30,11 @@ def times_of(plan: Sequence[float], ask: Callable[[int], None]) -> list[float]:
     """Send requests by the plan, and return how long each answer took from its planned moment on, in s.
 
     Args:
-        plan: Moments in s from now on.
-        ask: Sends the request of that number and waits for its answer.
+        plan: moments in s from now on.
+        ask: sends the request of that number and waits for its answer.
 
     Raises:
-        Exception: What *ask* raised first.
+        Exception: what *ask* raised first.
     """
     times, faults = [0.0] * len(plan), list[BaseException]()
     numbers, turn, start_s = iter(range(len(plan))), threading.Lock(), perf_counter() + LEAD_S

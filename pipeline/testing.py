@@ -32,9 +32,9 @@ def sandbox(
     """Configure `pipeline` with a deployment of its own for the length of a `with` block, and leave nothing behind.
 
     Args:
-        tables: The section `[tables]` of the configuration.
-        shards: How many SQLite databases.
-        buckets: The number of buckets.
+        tables: the section `[tables]` of the configuration.
+        shards: how many SQLite databases.
+        buckets: the number of buckets.
     """
     with TemporaryDirectory(prefix="pipeline-sandbox-") as folder:
         box = Sandbox(Path(folder), tables or {}, shards, buckets)
@@ -57,11 +57,11 @@ class Enqueued(NamedTuple):
 
     Attributes:
         kind: `insert`, `update`, `delete`, `upsert` or `copy`, which keeps the version of a row.
-        table: The table's name.
-        id: The row's id, where the op names one.
-        values: By field, as pyDAL would read them; expressions as trees.
-        where: The condition on the rows, as a tree.
-        source: Of a copy, the table of the row.
+        table: the table's name.
+        id: the row's id, where the op names one.
+        values: by field, as pyDAL would read them; expressions as trees.
+        where: the condition on the rows, as a tree.
+        source: of a copy, the table of the row.
     """
 
     kind: str
@@ -81,9 +81,9 @@ class Sandbox:
     """A deployment in this process.
 
     Attributes:
-        client: The client behind the functions of `pipeline`.
-        log: The log, which can be made to fail: see `oplog.memory.log.MemoryLog`.
-        bell: Records which shards were rung.
+        client: the client behind the functions of `pipeline`.
+        log: the log, which can be made to fail: see `oplog.memory.log.MemoryLog`.
+        bell: records which shards were rung.
     """
 
     def __init__(self, folder: Path, tables: Mapping[str, Mapping[str, Any]], shards: int, buckets: int):
@@ -109,7 +109,7 @@ class Sandbox:
         """Apply everything that is queued, as the workers would, and return how many ops were applied and rejected.
 
         Raises:
-            PipelineError: An op cannot be applied yet, such as after a table's definition has changed.
+            PipelineError: an op cannot be applied yet, such as after a table's definition has changed.
         """
         applied = rejected = 0
         for applier in self._appliers.values():
@@ -126,7 +126,7 @@ class Sandbox:
         """Return every row write that was enqueued, applied or not, in order per bucket; groups as their members.
 
         Args:
-            table: A pyDAL table or its name; None for all tables.
+            table: a pyDAL table or its name; None for all tables.
         """
         name = self.client.op_builder.table(table)._tablename if table is not None else None
         buckets = range(self.client.topology.buckets + 1)
@@ -140,10 +140,10 @@ class Sandbox:
         """Check that a row write with these values was enqueued, and return those that match.
 
         Args:
-            table: A pyDAL table or its name.
-            values: Fields whose names are words of Python or of this call.
-            times: How many must match; by default at least one.
-            fields: The values to find, in any form that the column accepts.
+            table: a pyDAL table or its name.
+            values: fields whose names are words of Python or of this call.
+            times: how many must match; by default at least one.
+            fields: the values to find, in any form that the column accepts.
 
         Raises:
             AssertionError: None matches; the message lists what was enqueued instead.
@@ -166,7 +166,7 @@ class Sandbox:
         """Return a table's rows as they are in the shards, by id; a reference table's as they are in the first.
 
         Args:
-            table: A pyDAL table or its name.
+            table: a pyDAL table or its name.
         """
         table = self.client.op_builder.table(table)
         topology, name = self.client.topology, table._tablename

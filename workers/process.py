@@ -24,11 +24,11 @@ def applier(shard: str) -> Applier:
     """Return this process's applier of a shard, on the node that is the shard's primary now.
 
     Args:
-        shard: The shard's name.
+        shard: the shard's name.
 
     Raises:
-        KeyError: The configuration has no such shard.
-        ShardUnavailable: Two nodes accept writes, and neither is the configured primary.
+        KeyError: the configuration has no such shard.
+        ShardUnavailable: two nodes accept writes, and neither is the configured primary.
     """
     here = process_client()
     if shard not in here.topology.shards:

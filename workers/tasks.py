@@ -16,8 +16,8 @@ def apply(shard: str, ops: int = 1) -> dict[str, Any]:
     """Apply one batch of a shard's ops, and ring for what is left.
 
     Args:
-        shard: The shard's name.
-        ops: How many were waiting when the doorbell was rung; Flower shows the number.
+        shard: the shard's name.
+        ops: how many were waiting when the doorbell was rung; Flower shows the number.
 
     Returns:
         What the batch did, for Flower.
@@ -35,7 +35,7 @@ def reconcile_task(shard: str) -> dict[str, int]:
     """Compare each watermark with its log's tail, and mark dirty what the dirty set has lost.
 
     Args:
-        shard: The shard's name.
+        shard: the shard's name.
     """
     return {"found": upkeep.reconcile(process_client(), shard)}
 
@@ -45,7 +45,7 @@ def trim_task(shard: str) -> dict[str, int]:
     """Delete from the logs what every node of the shard has, and forget old producers.
 
     Args:
-        shard: The shard's name.
+        shard: the shard's name.
     """
     return {"trimmed": upkeep.trim(process_client(), shard)}
 
@@ -55,7 +55,7 @@ def raise_epoch(scope: str) -> dict[str, int]:
     """Raise the epoch of a scope whose server has changed, so that no request has to wait for it.
 
     Args:
-        scope: The scope's name.
+        scope: the scope's name.
     """
     publisher = process_client().publisher
     return {"epoch": publisher.epoch_of(publisher.scopes[scope])}

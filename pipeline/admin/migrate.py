@@ -28,9 +28,9 @@ class Step(NamedTuple):
     """One statement on one shard.
 
     Attributes:
-        shard: The shard's name.
-        what: The table, index or buckets that the statement makes.
-        sql: The statement.
+        shard: the shard's name.
+        what: the table, index or buckets that the statement makes.
+        sql: the statement.
     """
 
     shard: str
@@ -42,10 +42,10 @@ def migration_steps(pipeline: Client) -> Iterator[Step]:
     """Yield what is missing, in order: tables, indexes, and the watermark rows of each shard's buckets.
 
     Args:
-        pipeline: Its published definitions and its primaries are read.
+        pipeline: its published definitions and its primaries are read.
 
     Raises:
-        ShardUnavailable: A primary did not answer; nothing has been done.
+        ShardUnavailable: a primary did not answer; nothing has been done.
     """
     topology = pipeline.topology
     schemas = _parents_first([TableSchema.from_json(text) for _, text in sorted(pipeline.log.tables().items())])
@@ -70,11 +70,11 @@ def migrate(pipeline: Client, report: Callable[[Step], None] = lambda step: None
     A run may be killed anywhere and repeated: the next one does what is left.
 
     Args:
-        pipeline: The deployment.
-        report: Called with each step before it runs.
+        pipeline: the deployment.
+        report: called with each step before it runs.
 
     Raises:
-        PipelineError: A bucket is active on another shard than the configuration says, or a primary does not answer:
+        PipelineError: a bucket is active on another shard than the configuration says, or a primary does not answer:
             nothing is changed then. Or a statement failed: the message says which, and which shards are finished.
     """
     _refuse_moved(pipeline)

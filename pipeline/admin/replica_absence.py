@@ -35,9 +35,9 @@ class LastSeen(msgspec.Struct, frozen=True):
     """What upkeep stores of a replica.
 
     Attributes:
-        with_primary_ms: When the replica had last caught up, by the wall clock, less the time without checks.
-        looked_ms: When it was last checked.
-        target: The primary's watermarks then; a replica that has them has caught up.
+        with_primary_ms: when the replica had last caught up, by the wall clock, less the time without checks.
+        looked_ms: when it was last checked.
+        target: the primary's watermarks then; a replica that has them has caught up.
     """
 
     with_primary_ms: int
@@ -54,10 +54,10 @@ def look(before: LastSeen | None, now_ms: int, primary: Marks, replica: Marks | 
     """Return what to store after a check. Pure.
 
     Args:
-        before: What the last check stored; None at the first.
-        now_ms: The wall clock.
-        primary: The primary's watermarks.
-        replica: The replica's watermarks; None if it did not answer.
+        before: what the last check stored; None at the first.
+        now_ms: the wall clock.
+        primary: the primary's watermarks.
+        replica: the replica's watermarks; None if it did not answer.
     """
     start = Position(-1, -1)
     if before is None or (
@@ -75,9 +75,9 @@ def fit_replicas(pipeline: Client, shard: str, primary: Marks) -> list[tuple[Nod
     A replica that has been absent for too long is recorded as unfit, and does not count from then on.
 
     Args:
-        pipeline: The deployment.
-        shard: The shard's name.
-        primary: The primary's watermarks.
+        pipeline: the deployment.
+        shard: the shard's name.
+        primary: the primary's watermarks.
     """
     session = pipeline.nodes.primary(shard)
     unfit, counting = unfit_nodes(session), []
@@ -102,12 +102,12 @@ def declare_rebuilt(pipeline: Client, node: str, timeout_s: float = 30.0) -> Non
     """Let an unfit node count again after it was rebuilt from its primary.
 
     Args:
-        pipeline: The deployment.
-        node: The replica's name, such as `s0-r0`.
-        timeout_s: How long the replica may take to reach the primary's watermarks.
+        pipeline: the deployment.
+        node: the replica's name, such as `s0-r0`.
+        timeout_s: how long the replica may take to reach the primary's watermarks.
 
     Raises:
-        PipelineError: There is no such replica, it was not unfit, or it lacks what its primary has.
+        PipelineError: there is no such replica, it was not unfit, or it lacks what its primary has.
     """
     shard = next((name for name in pipeline.topology.shards if node in pipeline.nodes.names(name)), None)
     if shard is None:
@@ -132,8 +132,8 @@ def why_unfit(node: str, since_ms: int) -> str:
     """Return a sentence that says what is wrong with an unfit node, and what to do.
 
     Args:
-        node: The replica's name.
-        since_ms: When it had last caught up, by the wall clock.
+        node: the replica's name.
+        since_ms: when it had last caught up, by the wall clock.
     """
     away_s = max(0, clock.wall_ms() - since_ms) // 1000
     return (

@@ -21,14 +21,14 @@ class ReplicaStatus:
     """One replica.
 
     Attributes:
-        lag_ops: Ops that the primary has committed and the replica has not.
-        lag_ms: The time between the newest commits of ops that each of the two holds, by the primary's clock.
-        why: Why something is unknown.
-        state: How readers treat the replica, by the prober's report: `in`, `out` of rotation, `no reading`, `no
+        lag_ops: ops that the primary has committed and the replica has not.
+        lag_ms: the time between the newest commits of ops that each of the two holds, by the primary's clock.
+        why: why something is unknown.
+        state: how readers treat the replica, by the prober's report: `in`, `out` of rotation, `no reading`, `no
             prober`, `unfit` (absent for too long, to be rebuilt), `unknown`.
-        reading_ms: The upper bound of its lag in the prober's report.
-        age_ms: The age of that report.
-        unfit: Why it is unfit, and what to do.
+        reading_ms: the upper bound of its lag in the prober's report.
+        age_ms: the age of that report.
+        unfit: why it is unfit, and what to do.
     """
 
     node: str
@@ -46,11 +46,11 @@ class Queue:
     """A shard's part of the log.
 
     Attributes:
-        ops: How many are behind the watermarks.
-        at_most: Whether *ops* is an upper bound: the primary did not answer, and the watermarks are Redis' copy.
-        oldest_ms: The age of the oldest op; None where there is none.
-        dirty: How many buckets are marked as having work.
-        why: Why it is unknown.
+        ops: how many are behind the watermarks.
+        at_most: whether *ops* is an upper bound: the primary did not answer, and the watermarks are Redis' copy.
+        oldest_ms: the age of the oldest op; None where there is none.
+        dirty: how many buckets are marked as having work.
+        why: why it is unknown.
     """
 
     ops: int | None = None
@@ -65,9 +65,9 @@ class ShardStatus:
     """One shard.
 
     Attributes:
-        rate: Ops applied a second between two readings; None at the first.
-        rejected, lost: Ops, since the tables were made.
-        why: Why something of the primary is unknown.
+        rate: ops applied a second between two readings; None at the first.
+        rejected, lost: ops, since the tables were made.
+        why: why something of the primary is unknown.
     """
 
     shard: str
@@ -84,9 +84,9 @@ class RedisStatus:
     """The log's server.
 
     Attributes:
-        memory: The used share of its limit, 0.0 without a limit.
-        full: Why no op is accepted; None while ops are accepted.
-        why: Why it is unknown.
+        memory: the used share of its limit, 0.0 without a limit.
+        full: why no op is accepted; None while ops are accepted.
+        why: why it is unknown.
     """
 
     memory: float | None = None
@@ -135,9 +135,9 @@ class StatusNews:
 
     Attributes:
         now_ms: Redis's clock.
-        nodes: By node: when the last report was published, and the report.
-        unfit: Each unfit node, with the time at which it had last caught up, by the wall clock, ms.
-        reads: Counts of all processes.
+        nodes: by node: when the last report was published, and the report.
+        unfit: each unfit node, with the time at which it had last caught up, by the wall clock, ms.
+        reads: counts of all processes.
     """
 
     now_ms: int
@@ -150,7 +150,7 @@ def news_of(log: RedisLog) -> StatusNews:
     """Read what is published about reads.
 
     Args:
-        log: A log over Redis.
+        log: a log over Redis.
 
     Raises:
         LogUnavailable: Redis does not answer.
@@ -167,8 +167,8 @@ def with_news(replica: ReplicaStatus, news: StatusNews | None) -> ReplicaStatus:
     """Return a replica's status with what is published about the replica.
 
     Args:
-        replica: What the nodes themselves answered.
-        news: What is published; None where Redis does not answer.
+        replica: what the nodes themselves answered.
+        news: what is published; None where Redis does not answer.
     """
     if news is None:
         return replica

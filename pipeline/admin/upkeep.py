@@ -25,8 +25,8 @@ def reconcile(pipeline: Client, shard: str) -> int:
     primary dies then, the promoted node lacks the commit.
 
     Args:
-        pipeline: The deployment.
-        shard: The shard's name.
+        pipeline: the deployment.
+        shard: the shard's name.
     """
     found = ledger_queries.marks_of(pipeline.nodes.primary(shard))
     mine = {bucket: mark.position for bucket, mark in found.items() if mark.state == "active"}
@@ -41,8 +41,8 @@ def unapplied(marks: Mapping[int, Position], tails: Mapping[int, Position]) -> l
     """Return the buckets whose log goes beyond their watermark.
 
     Args:
-        marks: The shard's watermarks, by bucket.
-        tails: The last position in each bucket's log; a bucket without a log is left out.
+        marks: the shard's watermarks, by bucket.
+        tails: the last position in each bucket's log; a bucket without a log is left out.
     """
     return [bucket for bucket, mark in marks.items() if bucket in tails and tails[bucket] > mark]
 
@@ -72,8 +72,8 @@ def trim(pipeline: Client, shard: str) -> int:
     """Delete log entries behind the replicated watermark; return about how many.
 
     Args:
-        pipeline: The deployment.
-        shard: The shard's name.
+        pipeline: the deployment.
+        shard: the shard's name.
     """
     behind = _replicated(pipeline, shard)
     primary = pipeline.nodes.primary(shard)

@@ -39,11 +39,11 @@ def adopt_command(
 
     Args:
         context: Click's context, for the exit code.
-        database: An address or a shard's name; None for the first shard.
-        config: See `options.config_option`.
-        shards: How many there shall be; None for the configured number.
-        as_json: Whether to print JSON.
-        sql_only: Whether to print the SQL alone.
+        database: an address or a shard's name; None for the first shard.
+        config: see `options.config_option`.
+        shards: how many there shall be; None for the configured number.
+        as_json: whether to print JSON.
+        sql_only: whether to print the SQL alone.
     """
     from pipeline.admin.adopt import adopt as look
 

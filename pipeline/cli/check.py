@@ -31,8 +31,8 @@ def check_command(context: click.Context, config: str | None, as_json: bool) -> 
 
     Args:
         context: Click's context, for the exit code.
-        config: See `options.config_option`.
-        as_json: Whether to print JSON.
+        config: see `options.config_option`.
+        as_json: whether to print JSON.
     """
     from pipeline.admin.check import check as look
 

@@ -41,13 +41,13 @@ def up(
     \f
 
     Args:
-        directory: The cluster's directory.
+        directory: the cluster's directory.
         engine: `embedded` or `mariadb`.
-        shards: How many primaries.
-        replicas: How many replicas each primary has.
-        workers: How many Celery workers.
+        shards: how many primaries.
+        replicas: how many replicas each primary has.
+        workers: how many Celery workers.
         flower_port: None for a free port when there are workers.
-        buckets: The number of buckets.
+        buckets: the number of buckets.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -88,8 +88,8 @@ def cluster_status(context: click.Context, directory: Path, as_json: bool) -> No
 
     Args:
         context: Click's context, for the exit code.
-        directory: The cluster's directory.
-        as_json: Whether to print JSON.
+        directory: the cluster's directory.
+        as_json: whether to print JSON.
     """
     try:
         running = Cluster.at(directory)
@@ -116,7 +116,7 @@ def down(directory: Path) -> None:
     \f
 
     Args:
-        directory: The cluster's directory.
+        directory: the cluster's directory.
     """
     try:
         stopped = Cluster(directory.resolve()).down()

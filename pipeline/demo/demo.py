@@ -24,12 +24,12 @@ def run(options: DemoOptions, screen: Screen) -> Summary:
     """Start a system, play the demo on it, and stop it, unless it is kept.
 
     Args:
-        options: What the user chose.
-        screen: Shows each scene.
+        options: what the user chose.
+        screen: shows each scene.
 
     Raises:
-        DemoDataMissing: Something of the `demo` extra is not installed; nothing was started.
-        WaitTimeout: The workers stopped applying.
+        DemoDataMissing: something of the `demo` extra is not installed; nothing was started.
+        WaitTimeout: the workers stopped applying.
     """
     dataset = find_dataset(options.rows)
     require_server(options.engine)
@@ -56,13 +56,13 @@ def play(system: System, dataset: Dataset, screen: Screen, engine: str) -> Summa
     """Play all scenes and return what came of them.
 
     Args:
-        system: A running system.
-        dataset: The flights, planes and weather to send.
-        screen: Shows each scene.
-        engine: The engine's name, for the summary.
+        system: a running system.
+        dataset: the flights, planes and weather to send.
+        screen: shows each scene.
+        engine: the engine's name, for the summary.
 
     Raises:
-        WaitTimeout: The workers stopped applying.
+        WaitTimeout: the workers stopped applying.
     """
     with closing(data.define()) as db:
         with screen.scene("Tables") as say:

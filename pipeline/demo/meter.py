@@ -24,8 +24,8 @@ class Meter:
     """Counts of a run.
 
     Attributes:
-        enqueued, applied: Ops so far.
-        started_s: When the run began, by the monotonic clock.
+        enqueued, applied: ops so far.
+        started_s: when the run began, by the monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -40,8 +40,8 @@ class Meter:
         """Count ops as enqueued.
 
         Args:
-            receipt: The receipt of the last.
-            ops: How many.
+            receipt: the receipt of the last.
+            ops: how many.
         """
         self.enqueued += ops
         if self.enqueued - self._last_milestone >= MILESTONE_OPS:
@@ -75,7 +75,7 @@ class Meter:
         """Return a quantile of the single enqueues' durations in microseconds; None if there were none.
 
         Args:
-            share: Which, between 0 and 1.
+            share: which, between 0 and 1.
         """
         ordered = sorted(self._single_s)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1e6 if ordered else None

@@ -30,11 +30,11 @@ class OwnWrite:
     """A write and the two reads of it.
 
     Attributes:
-        written: The delay that was written, minutes.
-        read, got: What `pipeline.read` and `pipeline.get` gave back; None for no row.
-        node, role: Which node served the first read.
-        waited_s: How long the first read waited for its node.
-        tailnum: The flight's aircraft.
+        written: the delay that was written, minutes.
+        read, got: what `pipeline.read` and `pipeline.get` gave back; None for no row.
+        node, role: which node served the first read.
+        waited_s: how long the first read waited for its node.
+        tailnum: the flight's aircraft.
     """
 
     written: int
@@ -61,8 +61,8 @@ def read_own_write(traffic: Traffic, flight: Correction) -> OwnWrite:
     """Correct one flight that had no delays yet, and read it with the receipt as token, in both ways.
 
     Args:
-        traffic: Sends the correction.
-        flight: The correction.
+        traffic: sends the correction.
+        flight: the correction.
     """
     pipeline, table = traffic.pipeline, traffic.db.flight
     receipt = traffic.update(flight.id, dep_delay=flight.dep_delay, arr_delay=flight.arr_delay)
@@ -84,7 +84,7 @@ class Mixed:
 
     Attributes:
         counts: (node, kind, reason, reads), as the routing counted them.
-        wrong: Own reads that did not show their write.
+        wrong: own reads that did not show their write.
     """
 
     counts: tuple[tuple[str, str, str, int], ...]
@@ -100,9 +100,9 @@ def read_mixed(system: System, traffic: Traffic, flight: Correction) -> Mixed:
     """Read one flight again and again, as a site would; its row stays what the file says.
 
     Args:
-        system: The running system.
-        traffic: Sends the writes between the reads.
-        flight: The flight's correction.
+        system: the running system.
+        traffic: sends the writes between the reads.
+        flight: the flight's correction.
     """
     before = dict(system.reads())
     table, read = traffic.db.flight, traffic.pipeline.get

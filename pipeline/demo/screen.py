@@ -28,7 +28,7 @@ class Screen:
     """Shows what happens while it happens.
 
     Attributes:
-        console: Where to print; by default standard output.
+        console: where to print; by default standard output.
     """
 
     def __init__(self, console: Console | None = None):
@@ -59,7 +59,7 @@ class Screen:
         """Time a scene; yield a function that takes the words for its line, and whether all is `well`.
 
         Args:
-            name: The scene's name.
+            name: the scene's name.
         """
         started_s, words, said_well = mono_s(), "", True
 
@@ -76,7 +76,7 @@ class Screen:
         """Show enqueued and applied ops side by side; yield a function that moves the bars, given the total.
 
         Args:
-            meter: Has the numbers.
+            meter: has the numbers.
         """
         with self._progress() as progress:
             enqueued, applied = (progress.add_task(name, total=None, rate=0.0) for name in ("enqueued", "applied"))
@@ -94,8 +94,8 @@ class Screen:
         """Show one bar over rows that are read; yield a function that takes the number of rows of each page.
 
         Args:
-            name: The bar's name.
-            total: How many rows there are.
+            name: the bar's name.
+            total: how many rows there are.
         """
         with self._progress() as progress:
             task = progress.add_task(name, total=total, rate=0.0)
@@ -112,8 +112,8 @@ class Screen:
         """Print the check, table by table and shard by shard, and the figures.
 
         Args:
-            summary: The result.
-            kept: Whether the cluster stays up.
+            summary: the result.
+            kept: whether the cluster stays up.
         """
         self.console.print()
         self.console.print(self._checked(summary))
@@ -133,7 +133,7 @@ class Screen:
         """Print how to look at the cluster that stays up, and how to take it down.
 
         Args:
-            directory: The cluster's directory.
+            directory: the cluster's directory.
         """
         path = shlex.quote(str(directory))
         self.console.print("\n  The cluster is still up. To look at it, and to take it down:", highlight=False)

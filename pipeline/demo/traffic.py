@@ -29,11 +29,11 @@ class Traffic:
     """Sends the ops of the demo.
 
     Attributes:
-        pipeline: The public functions.
-        db: The DAL with the demo's tables.
-        meter: Counts what is sent.
-        tick: Called every few hundred ops.
-        corrections, cancelled: What `publish` found in the schedule: corrections, and ids of flights.
+        pipeline: the public functions.
+        db: the DAL with the demo's tables.
+        meter: counts what is sent.
+        tick: called every few hundred ops.
+        corrections, cancelled: what `publish` found in the schedule: corrections, and ids of flights.
     """
 
     def __init__(self, pipeline: Any, db: Any, meter: Meter):
@@ -47,7 +47,7 @@ class Traffic:
         """Insert the schedule, with no delays yet.
 
         Args:
-            flights: Rows in the file's order.
+            flights: rows in the file's order.
         """
         numbered = enumerate(flights)
         while chunk := list(islice(numbered, CHUNK_ROWS)):
@@ -66,7 +66,7 @@ class Traffic:
         """Upsert every plane; every second one has fewer seats until `refit`.
 
         Args:
-            planes: Rows in the file's order.
+            planes: rows in the file's order.
         """
         for number, plane in enumerate(planes):
             if number % 2:
@@ -77,7 +77,7 @@ class Traffic:
         """Upsert every second plane again, with the file's number of seats.
 
         Args:
-            planes: Rows in the file's order.
+            planes: rows in the file's order.
         """
         for plane in islice(planes, 1, None, 2):
             self._upsert_plane(plane)
@@ -86,7 +86,7 @@ class Traffic:
         """Correct delays; half of the flights in three steps, two of them relative to what the column holds.
 
         Args:
-            corrections: Of flights that `publish` has inserted.
+            corrections: of flights that `publish` has inserted.
         """
         for window in _chunks(corrections, WINDOW_FLIGHTS):
             relative = [flight for flight in window if flight.relative]
@@ -108,8 +108,8 @@ class Traffic:
         """Update one flight and return the receipt.
 
         Args:
-            id: The flight's id.
-            changes: By column, a value or an expression.
+            id: the flight's id.
+            changes: by column, a value or an expression.
         """
         started_s = mono_s()
         receipt = self.pipeline.enqueue_update(self.db.flight.id == id, **changes)

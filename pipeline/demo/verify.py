@@ -34,7 +34,7 @@ class Fingerprint:
         """Add one row.
 
         Args:
-            values: The row's values in a fixed order, without the id.
+            values: the row's values in a fixed order, without the id.
         """
         text = "\x1f".join(["\\N" if value is None else str(value) for value in values])
         digest = blake2b(text.encode(), digest_size=8).digest()
@@ -81,9 +81,9 @@ def compare(expected: Fingerprints, primaries: Mapping[str, Any], tick: Callable
     """Read every table on the primary of every shard, and compare.
 
     Args:
-        expected: What the file says.
-        primaries: By shard, a DAL on its primary.
-        tick: Called with the number of rows of each page that was read.
+        expected: what the file says.
+        primaries: by shard, a DAL on its primary.
+        tick: called with the number of rows of each page that was read.
     """
     comparisons = []
     for (table, shard), fingerprint in expected.items():
@@ -100,9 +100,9 @@ def expected_fingerprints(dataset: Dataset, place: Where, shards: Iterable[str])
     """Return what each table on each shard must look like, empty tables included.
 
     Args:
-        dataset: The file.
-        place: The shard of a table and a shard key.
-        shards: The names of all shards.
+        dataset: the file.
+        place: the shard of a table and a shard key.
+        shards: the names of all shards.
     """
     found = {(table, shard): Fingerprint() for table in COLUMNS for shard in shards}
     place = cache(place)
@@ -116,8 +116,8 @@ def final_rows(dataset: Dataset, table: str) -> Iterator[DataRow]:
     """Yield a table's rows as they must be at the end.
 
     Args:
-        dataset: The file.
-        table: The table's name.
+        dataset: the file.
+        table: the table's name.
     """
     return _final_flights(dataset) if table == "flight" else dataset.rows(table)
 

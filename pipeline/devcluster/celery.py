@@ -19,9 +19,9 @@ def worker(config: Path, number: int, concurrency: int) -> Service:
     """Return the service of one worker for all shards.
 
     Args:
-        config: The cluster's `pipeline.toml`.
-        number: The worker's number, part of its name.
-        concurrency: How many child processes the worker has.
+        config: the cluster's `pipeline.toml`.
+        number: the worker's number, part of its name.
+        concurrency: how many child processes the worker has.
     """
     name = f"worker-{number}"
     options = ("worker", "-n", f"{name}@%h", "-c", str(concurrency), "-l", "INFO")
@@ -32,8 +32,8 @@ def flower(config: Path, port: int) -> Service:
     """Return the service of Flower.
 
     Args:
-        config: The cluster's `pipeline.toml`.
-        port: The port to listen on.
+        config: the cluster's `pipeline.toml`.
+        port: the port to listen on.
     """
     options = ["flower", f"--address={LOOPBACK}", f"--port={port}"]
     settings = ROOT / "deploy" / "flowerconfig.py"

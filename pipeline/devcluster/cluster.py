@@ -27,7 +27,7 @@ class Cluster:
     """The cluster of a directory. Its state is in `cluster.json`, so any number of these objects may share one.
 
     Attributes:
-        directory: The home of every file of the cluster.
+        directory: the home of every file of the cluster.
     """
 
     def __init__(self, directory: Path):
@@ -58,20 +58,20 @@ class Cluster:
         """Start a cluster in an empty or new directory and return when every process of it works.
 
         Args:
-            directory: Becomes the home of every file of the cluster.
+            directory: becomes the home of every file of the cluster.
             engine: `embedded` (SQLite and the bundled Valkey) or `mariadb` (installed servers).
-            shards: How many primaries.
-            replicas: How many replicas each primary has.
-            workers: How many Celery workers.
-            worker_concurrency: How many child processes each worker has.
+            shards: how many primaries.
+            replicas: how many replicas each primary has.
+            workers: how many Celery workers.
+            worker_concurrency: how many child processes each worker has.
             flower_port: None for no Flower, 0 for a free port.
-            buckets: The number of buckets in `pipeline.toml`.
+            buckets: the number of buckets in `pipeline.toml`.
             tables: TOML text that is appended to `pipeline.toml`.
-            report: Called with a sentence about each step.
-            owned: Whether the cluster goes down with this process, however that ends. Otherwise it stays up.
+            report: called with a sentence about each step.
+            owned: whether the cluster goes down with this process, however that ends. Otherwise it stays up.
 
         Raises:
-            ClusterFailed: Something could not be started; nothing is left behind. Ctrl-C leaves nothing behind either.
+            ClusterFailed: something could not be started; nothing is left behind. Ctrl-C leaves nothing behind either.
         """
         counts = ClusterOptions(engine, shards, replicas, workers, worker_concurrency, flower_port, buckets, tables)
         cluster = cls(Path(directory).resolve())
@@ -95,10 +95,10 @@ class Cluster:
         """Return the cluster that is up in the directory.
 
         Args:
-            directory: What `up` was given.
+            directory: what `up` was given.
 
         Raises:
-            ClusterFailed: No cluster is up there.
+            ClusterFailed: no cluster is up there.
         """
         cluster = cls(Path(directory).resolve())
         state.read_state(cluster.directory)
@@ -118,7 +118,7 @@ class Cluster:
         """Whether a process runs.
 
         Args:
-            name: The process's name, such as `s0-r0` or `worker-1`.
+            name: the process's name, such as `s0-r0` or `worker-1`.
         """
         return processes.is_alive(self._process(name))
 
@@ -126,10 +126,10 @@ class Cluster:
         """Start a process that was stopped or killed, on the same port with the same files, and wait until it works.
 
         Args:
-            name: The process's name.
+            name: the process's name.
 
         Raises:
-            ClusterFailed: No process has that name, or it does not start.
+            ClusterFailed: no process has that name, or it does not start.
         """
         with self._lock:
             service = state.read_state(self.directory).service(name)
@@ -145,11 +145,11 @@ class Cluster:
         SIGSTOP and SIGCONT go to its children too, and nothing is waited for.
 
         Args:
-            name: The process's name.
-            signal: The signal's number.
+            name: the process's name.
+            signal: the signal's number.
 
         Raises:
-            ClusterFailed: The process still ran 30 s later.
+            ClusterFailed: the process still ran 30 s later.
         """
         process = self._process(name)
         if signal in (signals.SIGSTOP, signals.SIGCONT):
@@ -164,7 +164,7 @@ class Cluster:
         """Kill a process and its children with SIGKILL, as a crash would.
 
         Args:
-            name: The process's name.
+            name: the process's name.
         """
         processes.end([self._process(name)])
 

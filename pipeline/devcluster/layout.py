@@ -18,7 +18,7 @@ def node_names(shards: int, replicas: int) -> dict[str, tuple[str, ...]]:
     """Return the name of each shard, which is also its primary's, with the names of its replicas.
 
     Args:
-        shards: How many shards: 1 gives `s0`, 2 gives `s0` and `s1`.
-        replicas: How many replicas each shard has: 2 gives `s0-r0` and `s0-r1`.
+        shards: how many shards: 1 gives `s0`, 2 gives `s0` and `s1`.
+        replicas: how many replicas each shard has: 2 gives `s0-r0` and `s0-r1`.
     """
     return {f"s{i}": tuple(f"s{i}-r{j}" for j in range(replicas)) for i in range(shards)}

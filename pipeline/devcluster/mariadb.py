@@ -51,10 +51,10 @@ class MariadbServers:
     """The database servers of a cluster: names, ports and commands are decided at once, files are made by `prepare`.
 
     Attributes:
-        log_server: The command of the system's Redis.
-        services: One server per node.
-        shards: Where the servers are reached.
-        folders: What `prepare` makes in the cluster's directory.
+        log_server: the command of the system's Redis.
+        services: one server per node.
+        shards: where the servers are reached.
+        folders: what `prepare` makes in the cluster's directory.
     """
 
     def __init__(self, directory: Path, shards: int, replicas: int):
@@ -93,7 +93,7 @@ class MariadbServers:
         """Make each replica follow its primary, and wait until it does.
 
         Raises:
-            ClusterFailed: A replica did not connect within `LINK_TIMEOUT_S`.
+            ClusterFailed: a replica did not connect within `LINK_TIMEOUT_S`.
         """
         pending = {name: port for name, port in self._ports.items() if "-" in name}
         for name, port in pending.items():
@@ -114,7 +114,7 @@ def takes_statements(port: int) -> bool:
     """Whether the server runs a statement.
 
     Args:
-        port: The server's port on the loopback interface.
+        port: the server's port on the loopback interface.
     """
     if not accepts(port):
         return False
@@ -128,7 +128,7 @@ def replicates(port: int) -> bool:
     """Whether both threads of a replica run.
 
     Args:
-        port: The replica's port on the loopback interface.
+        port: the replica's port on the loopback interface.
     """
     status = _replica_status(port)
     return "Slave_IO_Running: Yes" in status and "Slave_SQL_Running: Yes" in status
@@ -138,11 +138,11 @@ def run_statement(port: int, statements: str) -> str:
     """Run statements as root and return the client's output: a line of column names, then the rows.
 
     Args:
-        port: The server's port on the loopback interface.
+        port: the server's port on the loopback interface.
         statements: SQL, separated by semicolons.
 
     Raises:
-        ClusterFailed: The server gave no answer within 10 s, or refused a statement.
+        ClusterFailed: the server gave no answer within 10 s, or refused a statement.
     """
     argv = [_program("mariadb"), "--no-defaults", "--protocol=tcp", f"--host={LOOPBACK}", f"--port={port}"]
     argv += ["--user=root", "--connect-timeout=2", "--batch", "--execute", statements]

@@ -22,7 +22,7 @@ def post(directory: Path) -> subprocess.Popen[bytes]:
     """Start a guard whose owner is this process.
 
     Args:
-        directory: The cluster's directory.
+        directory: the cluster's directory.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline.devcluster.owner_guard", str(directory)],
@@ -38,7 +38,7 @@ def dismiss(guard: subprocess.Popen[bytes]) -> None:
     """End the guard, once the cluster is down.
 
     Args:
-        guard: What `post` returned.
+        guard: what `post` returned.
     """
     if guard.stdin:
         guard.stdin.close()
@@ -53,7 +53,7 @@ def watch_owner(directory: Path) -> None:
     """Wait until the owner is gone, then take down what runs in the directory.
 
     Args:
-        directory: The cluster's directory.
+        directory: the cluster's directory.
     """
     from pipeline.devcluster.cluster import Cluster
 

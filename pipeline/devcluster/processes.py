@@ -50,11 +50,11 @@ def spawn(service: Service, directory: Path) -> Process:
     """Start a service in the background.
 
     Args:
-        service: What to run, in the folder `run`.
-        directory: The cluster's directory; output is appended to the service's log there.
+        service: what to run, in the folder `run`.
+        directory: the cluster's directory; output is appended to the service's log there.
 
     Raises:
-        ClusterFailed: The program cannot be started.
+        ClusterFailed: the program cannot be started.
     """
     log = log_path(directory, service.name)
     offset_bytes = log.stat().st_size if log.exists() else 0
@@ -114,11 +114,11 @@ def end(processes: Sequence[Process], *, grace_s: float = 0.0) -> None:
     """End the processes and all their children.
 
     Args:
-        processes: What to end; a process that has ended may still have children.
-        grace_s: Seconds between SIGTERM and SIGKILL; 0 for SIGKILL at once.
+        processes: what to end; a process that has ended may still have children.
+        grace_s: seconds between SIGTERM and SIGKILL; 0 for SIGKILL at once.
 
     Raises:
-        ClusterFailed: Some are still there 10 s after SIGKILL.
+        ClusterFailed: some are still there 10 s after SIGKILL.
     """
     if grace_s:
         for process in processes:

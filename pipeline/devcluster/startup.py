@@ -72,12 +72,12 @@ def construct(directory: Path, options: ClusterOptions, report: Progress) -> Non
     """Bring up everything in a claimed directory; a failure leaves what was made, for `down` to remove.
 
     Args:
-        directory: The cluster's directory.
-        options: What to start.
-        report: Takes a sentence about each service that is ready.
+        directory: the cluster's directory.
+        options: what to start.
+        report: takes a sentence about each service that is ready.
 
     Raises:
-        ClusterFailed: A service could not be started.
+        ClusterFailed: a service could not be started.
     """
     databases = ENGINES[options.engine](directory, options.shards, options.replicas)
     [redis_port] = free_ports(1)
@@ -101,8 +101,8 @@ def launch(directory: Path, services: Sequence[Service]) -> list[tuple[Service, 
     """Start services that the state does not know yet, and store each in the state.
 
     Args:
-        directory: The cluster's directory.
-        services: In the order of their start.
+        directory: the cluster's directory.
+        services: in the order of their start.
     """
     _remember(directory, services)
     return [(service, relaunch(directory, service)) for service in services]
@@ -112,8 +112,8 @@ def relaunch(directory: Path, service: Service) -> Process:
     """Start a service that the state knows, and store its process there.
 
     Args:
-        directory: The cluster's directory.
-        service: What to start.
+        directory: the cluster's directory.
+        service: what to start.
     """
     with uninterrupted():
         process = spawn(service, directory)
@@ -142,9 +142,9 @@ def config_text(shards: Iterable[Shard], *, redis_port: int, buckets: int, table
     """Return the text of `pipeline.toml`.
 
     Args:
-        shards: The cluster's shards, in order.
-        redis_port: The log server's port.
-        buckets: The number of buckets.
+        shards: the cluster's shards, in order.
+        redis_port: the log server's port.
+        buckets: the number of buckets.
         tables: TOML that is appended as given.
     """
     redis = f"redis://{LOOPBACK}:{redis_port}"
@@ -163,8 +163,8 @@ def write_config(directory: Path, text: str) -> Path:
     """Write `pipeline.toml`, readable by its owner only, and return its path.
 
     Args:
-        directory: The cluster's directory.
-        text: The whole file.
+        directory: the cluster's directory.
+        text: the whole file.
     """
     path = directory / CONFIG_FILE
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
@@ -181,12 +181,12 @@ def wait_ready(directory: Path, started: Iterable[tuple[Service, Process]], repo
     """Wait until all services work.
 
     Args:
-        directory: The cluster's directory.
-        started: The services with their processes.
-        report: Takes a sentence about each service that is ready.
+        directory: the cluster's directory.
+        started: the services with their processes.
+        report: takes a sentence about each service that is ready.
 
     Raises:
-        ClusterFailed: A service ended or took too long; the message ends with the tail of its log.
+        ClusterFailed: a service ended or took too long; the message ends with the tail of its log.
     """
     pending = list(started)
     for _ in polls(READY_TIMEOUT_S, first_s=0.01):
@@ -205,11 +205,11 @@ def wait_done(directory: Path, process: Process) -> None:
     """Wait until a step has ended well.
 
     Args:
-        directory: The cluster's directory.
-        process: The step's process.
+        directory: the cluster's directory.
+        process: the step's process.
 
     Raises:
-        ClusterFailed: The step failed or took too long; the message ends with the tail of its log.
+        ClusterFailed: the step failed or took too long; the message ends with the tail of its log.
     """
     if not any(not is_alive(process) for _ in polls(READY_TIMEOUT_S)):
         raise _failed(directory, process, f"did not end within {READY_TIMEOUT_S:.0f} s")
@@ -221,9 +221,9 @@ def is_ready(directory: Path, service: Service, process: Process) -> bool:
     """Whether a service works now: one probe, no wait.
 
     Args:
-        directory: The cluster's directory.
-        service: What was started.
-        process: Its process, whose log is read where the service has no port.
+        directory: the cluster's directory.
+        service: what was started.
+        process: its process, whose log is read where the service has no port.
     """
     if service.kind in ("worker", "sqlite-replica"):
         return READY_WORDS in log_text(directory, process)

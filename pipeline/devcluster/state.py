@@ -28,7 +28,7 @@ class ClusterFailed(PipelineError):
     """The local cluster cannot be started, found or taken down; the message says which process and what to do.
 
     Attributes:
-        log_tail: The last lines that the process wrote; empty where no process is concerned.
+        log_tail: the last lines that the process wrote; empty where no process is concerned.
     """
 
     def __init__(self, why: str, log_tail: str = ""):
@@ -72,10 +72,10 @@ class ClusterState:
         """Return the service of that name, or raise an error that lists the names there are.
 
         Args:
-            name: The service's name, such as `worker-0`.
+            name: the service's name, such as `worker-0`.
 
         Raises:
-            ClusterFailed: No service has that name.
+            ClusterFailed: no service has that name.
         """
         for service in self.services:
             if service.name == name:
@@ -87,7 +87,7 @@ class ClusterState:
         """Return the process that was last started under that name.
 
         Args:
-            name: The service's name.
+            name: the service's name.
 
         Returns:
             None before the first start.
@@ -98,7 +98,7 @@ class ClusterState:
         """Return the state with a process in the place of an earlier one of the same name.
 
         Args:
-            process: What has just been started.
+            process: what has just been started.
         """
         others = tuple(other for other in self.processes if other.name != process.name)
         return replace(self, processes=(*others, process))
@@ -107,7 +107,7 @@ class ClusterState:
         """Return the state with neither service nor process of that name.
 
         Args:
-            name: The service's name.
+            name: the service's name.
         """
         return replace(
             self,
@@ -119,8 +119,8 @@ class ClusterState:
         """Return the state with services and directory entries added.
 
         Args:
-            services: What will be started.
-            entries: Names of files and folders that `down` removes.
+            services: what will be started.
+            entries: names of files and folders that `down` removes.
         """
         return replace(self, services=(*self.services, *services), entries=(*self.entries, *entries))
 
@@ -129,11 +129,11 @@ def claim(directory: Path, engine: str) -> None:
     """Make the directory this cluster's own, or refuse one that holds anything.
 
     Args:
-        directory: Missing folders are made.
-        engine: The engine's name, for the state.
+        directory: missing folders are made.
+        engine: the engine's name, for the state.
 
     Raises:
-        ClusterFailed: The directory holds something, or another cluster is being started in it.
+        ClusterFailed: the directory holds something, or another cluster is being started in it.
     """
     if (directory / STATE_FILE).exists():
         raise ClusterFailed(f"{directory} already holds a cluster; run: pipeline cluster down --dir {directory}")
@@ -157,7 +157,7 @@ def exists(directory: Path) -> bool:
     """Whether the directory holds a cluster.
 
     Args:
-        directory: The cluster's directory.
+        directory: the cluster's directory.
     """
     return (directory / STATE_FILE).exists()
 
@@ -166,10 +166,10 @@ def read_state(directory: Path) -> ClusterState:
     """Return the state of the cluster in a directory.
 
     Args:
-        directory: The cluster's directory.
+        directory: the cluster's directory.
 
     Raises:
-        ClusterFailed: No cluster is up there; the message says how to start one. Or the file is not a state.
+        ClusterFailed: no cluster is up there; the message says how to start one. Or the file is not a state.
     """
     try:
         return msgspec.json.decode((directory / STATE_FILE).read_bytes(), type=ClusterState)
@@ -183,7 +183,7 @@ def remove_state(directory: Path) -> None:
     """Remove the state's file, and one that a signal left incomplete.
 
     Args:
-        directory: The cluster's directory.
+        directory: the cluster's directory.
     """
     for name in (UNFINISHED, STATE_FILE):
         (directory / name).unlink(missing_ok=True)
@@ -193,9 +193,9 @@ def write(directory: Path, state: ClusterState, *, new: bool = False) -> None:
     """Write the state atomically, readable by its owner only.
 
     Args:
-        directory: The cluster's directory.
-        state: The whole new state.
-        new: Whether there must be no state yet.
+        directory: the cluster's directory.
+        state: the whole new state.
+        new: whether there must be no state yet.
 
     Raises:
         FileExistsError: *new* is true, and there is a state.

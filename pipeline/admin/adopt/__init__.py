@@ -24,10 +24,10 @@ class Advice(NamedTuple):
     """What to do.
 
     Attributes:
-        findings: Errors are what must change.
-        sql: Statements in order; empty where nothing must change.
+        findings: errors are what must change.
+        sql: statements in order; empty where nothing must change.
         tables: TOML for the configuration.
-        looked_at: Counts of what was read.
+        looked_at: counts of what was read.
     """
 
     findings: list[Finding]
@@ -50,13 +50,13 @@ def adopt(uri: str, shards: int = 2, decided: Mapping[str, TableSettings] | None
     """Read a database in sessions that refuse every write, and judge it.
 
     Args:
-        uri: A MySQL or MariaDB, as pyDAL writes it.
-        shards: How many there shall be; with one, rows need not be spread.
-        decided: The tables of a configuration.
+        uri: a MySQL or MariaDB, as pyDAL writes it.
+        shards: how many there shall be; with one, rows need not be spread.
+        decided: the tables of a configuration.
 
     Raises:
-        ConfigError: Another database than MySQL or MariaDB.
-        ShardUnavailable: The database did not answer in time.
+        ConfigError: another database than MySQL or MariaDB.
+        ShardUnavailable: the database did not answer in time.
     """
     if dialect_of(uri).name != "mysql":
         raise ConfigError(
@@ -85,8 +85,8 @@ def suggestion(case: Case, decided: Mapping[str, TableSettings]) -> str:
     """Return TOML for the tables that the configuration does not name yet.
 
     Args:
-        case: The database.
-        decided: The tables of a configuration.
+        case: the database.
+        decided: the tables of a configuration.
     """
     return "\n".join(_lines(case, decided))
 

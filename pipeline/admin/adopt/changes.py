@@ -24,7 +24,7 @@ def findings(case: Case) -> Iterator[Finding]:
     """Yield all findings about a database, in the order in which a person would go through them.
 
     Args:
-        case: The database.
+        case: the database.
     """
     for subject in _SUBJECTS:
         yield from subject(case)
@@ -34,7 +34,7 @@ def adoption_script(case: Case) -> list[str]:
     """Return the statements that make a database ready, in order; none where nothing must change.
 
     Args:
-        case: The database.
+        case: the database.
     """
     altered = {
         name: _merged_statements(fixes) for name in case.catalog.tables if (fixes := list(_table_fixes(case, name)))

@@ -33,7 +33,7 @@ class Reference(NamedTuple):
     """A column that names a row of another table.
 
     Attributes:
-        declared: Whether a foreign key says so; otherwise the column's name alone does.
+        declared: whether a foreign key says so; otherwise the column's name alone does.
     """
 
     table: str
@@ -54,11 +54,11 @@ class ShardKeyGuess(NamedTuple):
     """What was concluded.
 
     Attributes:
-        taken: The tables that the pipeline takes.
-        references: All of the database.
-        tables: By name, as a configuration says them.
-        added: Shard keys to add.
-        anchor: The table that most others refer to; None where nothing refers.
+        taken: the tables that the pipeline takes.
+        references: all of the database.
+        tables: by name, as a configuration says them.
+        added: shard keys to add.
+        anchor: the table that most others refer to; None where nothing refers.
     """
 
     taken: tuple[str, ...]
@@ -72,9 +72,9 @@ def guess_shard_keys(catalog: Catalog, decided: Mapping[str, TableSettings], sha
     """Return how the tables would be spread.
 
     Args:
-        catalog: The whole database.
-        decided: The tables of the configuration, which are not guessed.
-        shards: How many there shall be; with one, nothing has to be spread.
+        catalog: the whole database.
+        decided: the tables of the configuration, which are not guessed.
+        shards: how many there shall be; with one, nothing has to be spread.
     """
     taken = tuple(
         name
@@ -178,7 +178,7 @@ class Case:
         """Return whether each row is always on the shard of the row that it refers to.
 
         Args:
-            foreign: The foreign key.
+            foreign: the foreign key.
         """
         ours = [name in self.guess.taken for name in (foreign.table, foreign.parent)]
         if len(self.topology.shards) == 1 or not any(ours):

@@ -38,8 +38,8 @@ class Verdict(NamedTuple):
     """All findings, errors first.
 
     Attributes:
-        findings: One per fault.
-        looked_at: Counts of what was checked; empty if the configuration could not be used.
+        findings: one per fault.
+        looked_at: counts of what was checked; empty if the configuration could not be used.
     """
 
     findings: list[Finding]
@@ -59,7 +59,7 @@ def check(source: str | Path | Mapping[str, Any] | None = None) -> Verdict:
     """Find every fault at once; takes a few seconds at most, however many servers are dead.
 
     Args:
-        source: A path, a dict of the same shape, or None: see `settings.load`.
+        source: a path, a dict of the same shape, or None: see `settings.load`.
     """
     try:
         settings = load(source)

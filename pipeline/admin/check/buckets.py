@@ -24,7 +24,7 @@ def bucket_findings(evidence: Evidence) -> Iterator[Finding]:
     """Yield buckets that no shard, two shards, another shard or another deployment would apply.
 
     Args:
-        evidence: What the servers answered.
+        evidence: what the servers answered.
     """
     active: dict[int, list[str]] = {}
     for node in evidence.primaries:
@@ -42,8 +42,8 @@ def _faults(evidence: Evidence, node: str, known: Set[int], here: Mapping[int, i
     """Yield what is wrong with the buckets of one node, and what to do.
 
     Args:
-        known: The buckets that have a row.
-        here: The epoch of each active bucket.
+        known: the buckets that have a row.
+        here: the epoch of each active bucket.
     """
     reference = evidence.topology.reference_bucket
     wanted = {*evidence.topology.buckets_of(node), reference}
@@ -81,7 +81,7 @@ def constraint_findings(evidence: Evidence) -> Iterator[Finding]:
     """Yield what is wrong with the constraints of each primary.
 
     Args:
-        evidence: What the servers answered.
+        evidence: what the servers answered.
     """
     schemas = {schema.name: schema for schema in evidence.schemas}
     for name in dict.fromkeys([*schemas, *evidence.topology.configured]):
@@ -142,11 +142,11 @@ def together(
     """Return whether each row is always on the shard of the row that it refers to.
 
     Args:
-        topology: The rules of all tables.
-        name: The referring table.
-        own: The columns of the foreign key, by their names in the database.
-        parent_name: The table that is referred to.
-        schema: The referring table's published definition, where there is one.
+        topology: the rules of all tables.
+        name: the referring table.
+        own: the columns of the foreign key, by their names in the database.
+        parent_name: the table that is referred to.
+        schema: the referring table's published definition, where there is one.
     """
     child, parent = topology.table(name), topology.table(parent_name)
     if parent.reference or len(topology.shards) == 1:

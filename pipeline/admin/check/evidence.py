@@ -38,15 +38,15 @@ class Evidence:
     """What was found; an error takes the place of an answer that did not come.
 
     Attributes:
-        log, broker: The two Redis servers.
-        schemas: The newest published definitions.
-        refusal: What Redis forbids this user; empty if everything is allowed.
-        listened: The shards that some worker listens for; None if the broker did not answer.
-        nodes: By name, in the order of the file, each primary before its replicas.
-        primary_of: The primary of every replica.
-        unfit: The nodes that upkeep published as absent for too long.
-        epochs: By shard, the epoch of its logs, if Redis is still the server that gave the epoch out.
-        uwsgi: Command lines of this host's uWSGI servers that seem to run no threads.
+        log, broker: the two Redis servers.
+        schemas: the newest published definitions.
+        refusal: what Redis forbids this user; empty if everything is allowed.
+        listened: the shards that some worker listens for; None if the broker did not answer.
+        nodes: by name, in the order of the file, each primary before its replicas.
+        primary_of: the primary of every replica.
+        unfit: the nodes that upkeep published as absent for too long.
+        epochs: by shard, the epoch of its logs, if Redis is still the server that gave the epoch out.
+        uwsgi: command lines of this host's uWSGI servers that seem to run no threads.
     """
 
     settings: Settings
@@ -77,7 +77,7 @@ def gather(settings: Settings) -> Evidence:
     """Ask all servers side by side; a server that does not answer is an error in its place.
 
     Args:
-        settings: The configuration.
+        settings: the configuration.
     """
     topology, redis = Topology(settings), settings.redis
     seen = ask_all({"log": lambda: _log(settings)})["log"]
@@ -155,8 +155,8 @@ def ask_all(questions: Mapping[str, Callable[[], _T]], timeout_s: float = ASK_S)
     A question that is not answered in time is abandoned: its thread ends with its own time-outs, or with the process.
 
     Args:
-        questions: By name, what to run; each in a thread of its own.
-        timeout_s: How long all questions together may take.
+        questions: by name, what to run; each in a thread of its own.
+        timeout_s: how long all questions together may take.
     """
     answers: dict[str, _T | PipelineError] = {}
 

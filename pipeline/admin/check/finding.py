@@ -14,10 +14,10 @@ class Finding:
 
     Attributes:
         severity: `error` or `warning`.
-        place: A table, a column, a setting or a key of the configuration.
-        what: What is there; the sentence continues after the place.
-        fix: The SQL, the setting or the command.
-        nodes: The servers concerned; empty where the whole deployment is.
+        place: a table, a column, a setting or a key of the configuration.
+        what: what is there; the sentence continues after the place.
+        fix: the SQL, the setting or the command.
+        nodes: the servers concerned; empty where the whole deployment is.
     """
 
     severity: str
@@ -46,7 +46,7 @@ def merged_findings(findings: Iterable[Finding]) -> list[Finding]:
     """Return errors before warnings, and one finding for what several nodes share.
 
     Args:
-        findings: Of any order.
+        findings: of any order.
     """
     together: dict[Finding, dict[str, None]] = {}
     for finding in findings:
@@ -59,8 +59,8 @@ def without_copies(findings: Iterable[Finding], primary_of: Mapping[str, str]) -
     """Yield the findings without those that a replica has from its primary: a repair of the primary repairs both.
 
     Args:
-        findings: Of all nodes.
-        primary_of: The primary of each replica.
+        findings: of all nodes.
+        primary_of: the primary of each replica.
     """
     for finding in merged_findings(findings):
         own = tuple(node for node in finding.nodes if primary_of.get(node) not in finding.nodes)

@@ -22,7 +22,7 @@ def schema_findings(evidence: Evidence) -> Iterator[Finding]:
     """Yield what is wrong with any table.
 
     Args:
-        evidence: What the servers answered.
+        evidence: what the servers answered.
     """
     return without_copies(_everywhere(evidence), evidence.primary_of)
 
@@ -50,7 +50,7 @@ def database(node: Survey) -> Iterator[Finding]:
     """Yield a default character set that new tables should not get.
 
     Args:
-        node: What one server answered.
+        node: what one server answered.
     """
     if node.charset in ("utf8", "utf8mb3"):
         yield Finding(
@@ -165,9 +165,9 @@ def storage(node: Survey, table: SurveyedTable, severity: str) -> Iterator[Findi
     """Yield an engine or a character set that a table cannot keep.
 
     Args:
-        node: What one server answered.
-        table: One table of it.
-        severity: The severity of a wrong engine.
+        node: what one server answered.
+        table: one table of it.
+        severity: the severity of a wrong engine.
     """
     if node.engine != "mysql":
         return

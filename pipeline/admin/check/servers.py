@@ -26,7 +26,7 @@ def server_findings(evidence: Evidence) -> Iterator[Finding]:
     """Yield what is wrong with each node.
 
     Args:
-        evidence: What the servers answered.
+        evidence: what the servers answered.
     """
     for node, found in evidence.nodes.items():
         if isinstance(found, PipelineError):
@@ -47,7 +47,7 @@ def privilege_findings(evidence: Evidence) -> Iterator[Finding]:
     """Yield which privileges a user lacks.
 
     Args:
-        evidence: What the servers answered.
+        evidence: what the servers answered.
     """
     for node in evidence.surveys:
         verbs = defaultdict(list)
@@ -71,7 +71,7 @@ def absence_findings(evidence: Evidence) -> Iterator[Finding]:
     """Yield each unfit replica.
 
     Args:
-        evidence: What the servers answered.
+        evidence: what the servers answered.
     """
     for node in evidence.unfit:
         yield Finding(
@@ -87,7 +87,7 @@ def server(node: Survey) -> Iterator[Finding]:
     """Yield what is wrong with any MySQL or MariaDB, whatever its role.
 
     Args:
-        node: What one server answered.
+        node: what one server answered.
     """
     product, numbers = node.release
     variables, least = node.variables, LEAST_SERVERS[product]

@@ -33,7 +33,7 @@ def faults(error: ConfigError) -> Iterator[Finding]:
     """Yield what keeps the configuration from being used.
 
     Args:
-        error: What `settings.load` raised.
+        error: what `settings.load` raised.
     """
     for fault in error.faults:
         match = _KEY.fullmatch(fault)
@@ -45,7 +45,7 @@ def configuration_findings(evidence: Evidence) -> Iterator[Finding]:
     """Yield what is usable but unwise.
 
     Args:
-        evidence: The settings.
+        evidence: the settings.
     """
     buckets, shards = evidence.topology.buckets, len(evidence.topology.shards)
     if buckets < BUCKETS_PER_SHARD * shards:
@@ -61,7 +61,7 @@ def redis_findings(evidence: Evidence) -> Iterator[Finding]:
     """Yield what is wrong with the log's server and with the broker's.
 
     Args:
-        evidence: What the two servers answered.
+        evidence: what the two servers answered.
     """
     log, broker = evidence.log, evidence.broker
     if isinstance(log, PipelineError):
@@ -89,7 +89,7 @@ def worker_findings(evidence: Evidence) -> Iterator[Finding]:
     A broker that does not answer yields nothing here: `redis_findings` reports it.
 
     Args:
-        evidence: What the workers answered.
+        evidence: what the workers answered.
     """
     if evidence.listened is None:
         return
@@ -105,7 +105,7 @@ def spool_findings(evidence: Evidence) -> Iterator[Finding]:
     """Yield what would keep ops out of the spool.
 
     Args:
-        evidence: The settings.
+        evidence: the settings.
     """
     settings = evidence.settings.spool
     if not settings.enabled:
@@ -135,7 +135,7 @@ def clock_findings(evidence: Evidence) -> Iterator[Finding]:
     """Yield servers whose clock differs from this machine's.
 
     Args:
-        evidence: What the servers answered.
+        evidence: what the servers answered.
     """
     skews = {found.node: found.skew_ms for found in evidence.surveys}
     if isinstance(evidence.log, Health):

@@ -15,8 +15,8 @@ def fault(column: Column, there: str) -> str | None:
     """Return what is wrong with a column; the sentence continues after the column's name.
 
     Args:
-        column: The published definition.
-        there: The column's type in the database.
+        column: the published definition.
+        there: the column's type in the database.
 
     Returns:
         None if every value of the field fits.
@@ -38,7 +38,7 @@ def normal(there: str) -> str:
     """Return a type without the display width, which MySQL 8 no longer shows.
 
     Args:
-        there: A type as the database shows it, such as `int(11)`.
+        there: a type as the database shows it, such as `int(11)`.
     """
     return re.sub(r"\b((?:tiny|small|medium|big)?int)\(\d+\)", r"\1", there)
 
