@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
-from types import FrameType
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.cli.options import interrupt
 from pipeline.devcluster.cluster import Cluster
 from pipeline.devcluster.processes import log_path
 from pipeline.devcluster.state import ClusterFailed
@@ -50,7 +50,7 @@ def up(
         buckets: the number of buckets.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
     if flower_port is None and workers:
         flower_port = 0
     err = Console(stderr=True)
@@ -144,7 +144,3 @@ def _next_commands(running: Cluster) -> str:
         f"pipeline cluster status --dir {running.directory}\n"
         f"pipeline cluster down --dir {running.directory}"
     )
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
-from types import FrameType
 
 import click
 from rich.console import Console
 
+from pipeline.cli.options import interrupt
 from pipeline.errors import PipelineError
 
 #: The fewest flights that surely have a corrected and a cancelled one among them.
@@ -57,7 +57,7 @@ def demo(
     from pipeline.demo.screen import Screen
     from pipeline.demo.system import DemoOptions
 
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         summary = run(DemoOptions(engine, rows, directory, flower_port, keep), Screen(Console(stderr=as_json)))
     except PipelineError as error:
@@ -68,8 +68,3 @@ def demo(
         click.echo(json.dumps(summary.as_json(), indent=2))
     if summary.faults:
         raise SystemExit(1)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """Let SIGTERM clean up as Ctrl-C does."""
-    raise KeyboardInterrupt

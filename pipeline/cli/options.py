@@ -1,9 +1,10 @@
-"""Hold what the subcommands share: the option for the configuration, and a client that is closed at the end."""
+"""Hold what commands share: the option for the configuration, a client that is closed, a signal that acts as Ctrl-C."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import click
 
@@ -28,3 +29,13 @@ def opened(config: str | None) -> Iterator[Client]:
         yield client
     finally:
         client.close()
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle a signal as Ctrl-C is handled, so that the command cleans up.
+
+    Args:
+        number: the signal's number.
+        frame: where the signal arrived; not used.
+    """
+    raise KeyboardInterrupt
