@@ -79,7 +79,7 @@ def ways(one: Shard, link: Proxy) -> dict[str, tuple[Callable[[], object], Calla
 
 
 def serves(one: Shard) -> bool:
-    """Whether a read may go to the replica, while another replica is well."""
+    """Return whether a read may go to the replica, while another replica is well."""
     view = one.view(BROKEN)
     return not (view.out or view.doubtful) and view.horizon_s is not None
 

@@ -271,7 +271,7 @@ class Correction:
 
 
 def is_corrected(number: int, flight: Mapping[str, object]) -> bool:
-    """Whether a flight is corrected; only one that arrived can be.
+    """Return whether a flight is corrected; only one that arrived can be.
 
     Args:
         number: the flight's line in the file, from 0.
@@ -281,5 +281,5 @@ def is_corrected(number: int, flight: Mapping[str, object]) -> bool:
 
 
 def is_cancelled(flight: Mapping[str, object]) -> bool:
-    """Whether the *flight* never left, as 8,255 of 336,776."""
+    """Return whether the *flight* never left, as 8,255 of 336,776."""
     return flight["dep_time"] is None

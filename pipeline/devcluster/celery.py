@@ -43,7 +43,7 @@ def flower(config: Path, port: int) -> Service:
 
 
 def flower_answers(port: int) -> bool:
-    """Whether Flower reports that it is healthy.
+    """Return whether Flower reports that it is healthy.
 
     Args:
         port: Flower's port on the loopback interface.

@@ -115,7 +115,7 @@ class Cluster:
         return list(state.read_state(self.directory).processes) if state.exists(self.directory) else []
 
     def is_alive(self, name: str) -> bool:
-        """Whether a process runs.
+        """Return whether a process runs.
 
         Args:
             name: the process's name, such as `s0-r0` or `worker-1`.

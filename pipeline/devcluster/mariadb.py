@@ -111,7 +111,7 @@ class MariadbServers:
 
 
 def takes_statements(port: int) -> bool:
-    """Whether the server runs a statement.
+    """Return whether the server runs a statement.
 
     Args:
         port: the server's port on the loopback interface.
@@ -125,7 +125,7 @@ def takes_statements(port: int) -> bool:
 
 
 def replicates(port: int) -> bool:
-    """Whether both threads of a replica run.
+    """Return whether both threads of a replica run.
 
     Args:
         port: the replica's port on the loopback interface.

@@ -77,7 +77,7 @@ def spawn(service: Service, directory: Path) -> Process:
 
 
 def is_alive(process: Process) -> bool:
-    """Whether this very *process* runs, not a later one with its number."""
+    """Return whether this very *process* runs, not a later one with its number."""
     exit_code(process)
     entry = find(process.pid)
     return entry is not None and entry.running and entry.born == process.born
@@ -226,7 +226,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on the *port*."""
+    """Return whether a server could listen on the *port*."""
     with socket.socket() as probe:
         # Servers set it too: an old connection in TIME_WAIT does not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -238,7 +238,7 @@ def is_free(port: int) -> bool:
 
 
 def accepts(port: int, *, timeout_s: float = 1.0) -> bool:
-    """Whether something accepts connections on the *port* within *timeout_s* seconds."""
+    """Return whether something accepts connections on the *port* within *timeout_s* seconds."""
     try:
         with socket.create_connection((LOOPBACK, port), timeout=timeout_s):
             return True

@@ -71,7 +71,7 @@ def bundled() -> tuple[str, ...]:
 
 
 def answers(port: int) -> bool:
-    """Whether the server answers PING; it refuses while it loads its append-only file.
+    """Return whether the server answers PING; it refuses while it loads its append-only file.
 
     Args:
         port: the server's port on the loopback interface.

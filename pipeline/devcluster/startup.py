@@ -218,7 +218,7 @@ def wait_done(directory: Path, process: Process) -> None:
 
 
 def is_ready(directory: Path, service: Service, process: Process) -> bool:
-    """Whether a service works now: one probe, no wait.
+    """Return whether a service works now: one probe, no wait.
 
     Args:
         directory: the cluster's directory.

@@ -154,7 +154,7 @@ def claim(directory: Path, engine: str) -> None:
 
 
 def exists(directory: Path) -> bool:
-    """Whether the directory holds a cluster.
+    """Return whether the directory holds a cluster.
 
     Args:
         directory: the cluster's directory.
