@@ -1,4 +1,4 @@
-"""Make the Celery app of `celery -A workers worker` and `celery -A workers flower`: when and where SQL runs, no SQL."""
+"""Make the Celery app of `celery -A workers worker` and `celery -A workers flower`; no SQL here."""
 
 from __future__ import annotations
 

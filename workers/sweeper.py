@@ -113,7 +113,7 @@ class Sweep:
         self._spool.close()
 
     def _raise_epochs(self) -> None:
-        """Have epochs raised that another server gave out, as a request may lack the time."""
+        """Send a task for each epoch that another server gave out: a request may lack the time to raise it."""
         for scope in self._scopes.values():
             epoch, current, _ = self._log.epoch(scope.name)
             if not epoch or not current:

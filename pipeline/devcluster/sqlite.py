@@ -84,7 +84,7 @@ def copy_for_ever(source_path: Path, target_path: Path) -> None:
 
 
 def refresh(source: sqlite3.Connection, target: sqlite3.Connection, seen: int | None) -> int | None:
-    """Copy a database unless it has not changed.
+    """Copy a database if it has changed.
 
     Args:
         source: a connection to the primary's file.
