@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import redis
@@ -12,8 +15,9 @@ from hiredis import pack_command
 from support.servers.redis_stub import HANG_UP, Stub
 
 from pipeline import clock
+from pipeline.errors import ConfigError
 from pipeline.oplog.redis.line import FITS_BYTES, Link
-from pipeline.wait_budget import WaitBudget, WaitBudgets, in_all
+from pipeline.wait_budget import WaitBudget, WaitBudgets, in_all, require_threads
 
 PING = pack_command(("PING",))
 LONG = pack_command(("PING", b"x" * FITS_BYTES))
@@ -141,15 +145,21 @@ def test_time_spent_waiting_for_a_lock_counts(wait_budgets: WaitBudgets):
     assert budget.left_s < AMPLE_S
 
 
-def test_where_no_threads_run_a_step_is_begun_only_if_its_own_time_outs_fit(
-    wait_budgets: WaitBudgets, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("options", [{}, {"http": b"127.0.0.1:1", "threads": b"0"}])
+def test_a_uwsgi_that_runs_no_threads_is_refused_with_the_line_to_add(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pipeline.wait_budget.threads_run", lambda: False)
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt=options))
 
-    with wait_budgets.within(wait_budgets.budget()):
-        assert wait_budgets.aside(threading.current_thread) is threading.current_thread()
-    with wait_budgets.within(WaitBudget(AMPLE_S / 2)), pytest.raises(TimeoutError, match="used up"):
-        wait_budgets.aside(threading.current_thread)
+    with pytest.raises(ConfigError, match=r"add `enable-threads = true` to its ini file, or --enable-threads"):
+        require_threads()
+
+
+@pytest.mark.parametrize("options", [{"enable-threads": True}, {"threads": b"2"}])
+def test_a_uwsgi_that_runs_threads_is_as_any_other_server(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt=options))
+
+    require_threads()
 
 
 # calls ------------------------------------------------------------------------------------------------------------

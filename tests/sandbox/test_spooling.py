@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +13,6 @@ from pydal import DAL, Field
 from support.sandbox.spooling import Shop
 
 from pipeline import clock
-from pipeline.enqueue.drain_thread import DrainThread
 from pipeline.errors import (
     BadOp,
     LogUnavailable,
@@ -231,30 +228,6 @@ def test_without_a_spool_the_errors_are_as_they_were(shop: Shop):
         shop.box.client.enqueue_insert(shop.db.purchase, customer=7)
     with pytest.raises(BadOp, match=r"\[spool\] enabled"):
         shop.box.client.enqueue_insert(shop.db.purchase, {"customer": 7}, durability="spooled")
-
-
-def test_where_no_threads_run_a_request_leaves_a_new_lineage_to_the_workers(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-):
-    shop.buy(1)
-    asked: list[str] = []
-    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt={}))
-    monkeypatch.setattr(ledger_queries, "give_epoch", lambda session, scope, *rest: asked.append(scope))
-    shop.log.restart()
-    first = shop.buy(2)
-    assert asked == []
-    monkeypatch.undo()
-
-    worker = shop.another()
-    for scope in worker.publisher.scopes.values():
-        worker.publisher.epoch_of(scope)
-    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt={}))
-    monkeypatch.setattr(DrainThread, "wake", lambda self, at_once=False: None)
-    shop.drain()
-
-    assert first.status() == "queued"
-    assert shop.buy(3).position is not None
-    assert shop.bought() == [1, 2, 3]
 
 
 def test_who_learns_of_a_new_lineage_from_others_publishes_his_definitions_anew(shop: Shop):
@@ -606,19 +579,3 @@ def test_the_courier_drains_by_itself_once_redis_is_back(shop: Shop, monkeypatch
     assert any(receipt.status() == "queued" for _ in clock.polls(20))
     assert any(not shop.client.spool.waiting() for _ in clock.polls(20))
     assert shop.bought() == [1, 2]
-
-
-def test_without_threads_a_caller_drains(shop: Shop, monkeypatch: pytest.MonkeyPatch):
-    shop.buy(1)
-    monkeypatch.undo()
-    monkeypatch.setattr("pipeline.enqueue.drain_thread.threads_run", lambda: False)
-    shop.log.away = True
-    shop.buy(2)
-    shop.log.away = False
-    now = clock.mono_s()
-    monkeypatch.setattr(clock, "mono_s", lambda: now + 2)
-
-    shop.buy(3)
-
-    assert not shop.client.spool.waiting()
-    assert shop.bought() == [1, 2, 3]
