@@ -90,7 +90,7 @@ class Parts:
             ended=self.nodes.close,
         )
         self._through_spool(definitions)
-        self.op_builder = OpBuilder(self.topology, self.row_ids.new, definitions.publish, definitions.approve)
+        self.op_builder = OpBuilder(self.topology, self.row_ids, definitions)
         self._through_replicas()
         self._dispatch = Dispatch(self._fallback or self.publisher, self.follower, self.wait_budgets)
         self._define_lock = threading.Lock()
