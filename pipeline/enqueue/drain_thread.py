@@ -11,8 +11,8 @@ import os
 import threading
 
 from pipeline import clock
-from pipeline.enqueue.breaker import Breaker
 from pipeline.enqueue.drain import Drainer
+from pipeline.enqueue.redis_away import RedisAway
 from pipeline.errors import PipelineError, WaitTimeout
 from pipeline.spool.store import Spool
 from pipeline.wait_budget import threads_run
@@ -31,8 +31,8 @@ class DrainThread:
 
     _tried_s: float
 
-    def __init__(self, spool: Spool, drainer: Drainer, breaker: Breaker):
-        self._spool, self._drainer, self._breaker = spool, drainer, breaker
+    def __init__(self, spool: Spool, drainer: Drainer, away: RedisAway):
+        self._spool, self._drainer, self._away = spool, drainer, away
         self._reset()
 
     def wake(self, *, at_once: bool = False) -> None:
@@ -103,7 +103,7 @@ class DrainThread:
             logger.warning("the spool could not be drained: %s", error)
             return False
         if done.sent:
-            self._breaker.close()
+            self._away.close()
             logger.info("spool drained ops=%d", done.sent)
         return done.empty or (not done.mine and not self._spool.waiting())
 

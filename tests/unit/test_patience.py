@@ -67,13 +67,14 @@ def test_a_caller_leaves_what_hangs_and_what_comes_then_is_seen_to(wait_budgets:
 
 def test_an_error_that_comes_late_disturbs_nobody(wait_budgets: WaitBudgets):
     event, ended = threading.Event(), threading.Event()
+    wait_budgets.ended = ended.set
 
     def fail() -> None:
         event.wait(AMPLE_S)
         raise ValueError("too late")
 
     with wait_budgets.within(WaitBudget(0.01)), pytest.raises(TimeoutError):
-        wait_budgets.aside(fail, late=lambda result: pytest.fail("there is no result"), ended=ended.set)
+        wait_budgets.aside(fail, late=lambda result: pytest.fail("there is no result"))
     event.set()
 
     assert ended.wait(AMPLE_S)

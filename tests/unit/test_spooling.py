@@ -117,7 +117,7 @@ class Shop:
 
     def drain(self) -> Any:
         assert self.client.drainer is not None
-        self.client._breaker.close()
+        self.client.away.close()
         return self.client.drainer.drain()
 
     def logged(self) -> int:
@@ -474,7 +474,7 @@ def test_definitions_that_redis_has_never_had_are_not_overtaken_by_ops(shop: Sho
     fresh = shop.another()
     shop.log.fail_over()
     shop.log.away = False
-    fresh._breaker.close()
+    fresh.away.close()
 
     receipt = shop.buy(1, fresh)
 
