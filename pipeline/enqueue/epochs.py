@@ -20,7 +20,7 @@ from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.oplog.contract import Epochs, Scope
 from pipeline.shard import ledger_queries
 from pipeline.shard.nodes import Nodes
-from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent, perform, threads_run, waited
+from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent, perform, waited
 
 #: How long one raise may take in all, s; databases have to be asked.
 RAISE_S = 10.0
@@ -81,13 +81,8 @@ class EpochCache:
         budget = wait_budgets.here.budget
         if budget is None:
             return self._raised(scope, stale)
-        if not threads_run():
-            return self._found(scope, stale)
         with wait_budgets.spending():
             return self._raised_aside(scope, stale, max(0.0, budget.left_s))
-
-    def _raised(self, scope: Scope, stale: int) -> int:
-        return self._learnt(scope, stale, lambda: self._raise_epoch(scope))
 
     def _raised_aside(self, scope: Scope, stale: int, wait_s: float) -> int:
         """Let a thread raise the epoch, one at a time for each scope: all callers wait for the same."""
@@ -110,18 +105,11 @@ class EpochCache:
             with self._running_lock:
                 del self._running[scope]  # the next caller begins anew: what has ended may not be true any more
 
-    def _found(self, scope: Scope, stale: int) -> int:
-        """Return the epoch that others have raised: the workers do, where a request cannot leave it to a thread."""
-        epoch, current, _ = self._log.epoch(scope.name)
-        if not epoch or not current:
-            raise LogUnavailable(f"the epoch of {scope.name!r} is not raised yet; a worker raises it", sent=False)
-        return self._learnt(scope, stale, lambda: epoch)
-
-    def _learnt(self, scope: Scope, stale: int, learn: Callable[[], int]) -> int:
+    def _raised(self, scope: Scope, stale: int) -> int:
         with self._raising:
             known = self.known.get(scope.name, 0)
             if known == stale:
-                known = self.known[scope.name] = learn()
+                known = self.known[scope.name] = self._raise_epoch(scope)
                 self.learnt += 1
                 if self._lineage_changed(scope, stale):
                     self._renewed()

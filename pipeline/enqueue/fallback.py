@@ -72,7 +72,7 @@ class Fallback:
         self._schemas.keep()
         kept = shipment.durability == "spooled"
         numbers = self._away.spool.add(shipment.runs, kept=kept, numbered=numbered)
-        self._drain_thread.wake(at_once=kept and not self._away.tripped)
+        self._drain_thread.wake()
         # what is to be on a second machine is in the spool of this one only
         durable = shipment.durability != "replica"
         return {bucket: OpPlace(None, *number, durable=durable) for bucket, number in numbers.items()}

@@ -18,7 +18,6 @@ from pipeline.reads.read_place import Places, ReadPlace
 from pipeline.reads.routing.policy import Bounds, seconds
 from pipeline.reads.routing.router import Router
 from pipeline.reads.session import ReadSession, Token
-from pipeline.wait_budget import threads_run
 
 #: How long a read over several shards may take in all, s; below the driver's own time-out.
 GATHER_S = 10.0
@@ -155,7 +154,7 @@ class Gather:
     def _all(
         self, places: Sequence[ReadPlace], read: Callable[[ReadPlace], Part], timeout_s: float
     ) -> list[Part | Unavailable]:
-        if len(places) == 1 or not threads_run():
+        if len(places) == 1:
             return [_outcome(lambda place=place: read(place)) for place in places]  # type: ignore[misc]
         deadline = clock.Deadline(timeout_s)
         futures: list[Future[Part]] = [self._executor().submit(read, place) for place in places]

@@ -18,7 +18,6 @@ from pipeline.reads.health.prober import LOOK_EVERY_S
 from pipeline.reads.health.shard_health import Report, decode
 from pipeline.reads.routing.accounting import Counters
 from pipeline.reads.routing.replicas import NOTHING, View
-from pipeline.wait_budget import threads_run
 
 #: How long after the prober is due its word is fetched, s: a look takes a few ms. All of it counts as lag.
 AFTER_S = 0.02
@@ -80,10 +79,6 @@ class Readings:
         age_s = now_s - self._told_at_s
         if (age_s <= OLD_S and self._thread is not None) or self._closed:
             return
-        if not threads_run():
-            if min(age_s, now_s - self._tried_at_s) > LOOK_EVERY_S:
-                self._fetch()
-            return
         with self._changed:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="pipeline-readings", daemon=True)
@@ -107,7 +102,7 @@ class Readings:
 
     def _fetch(self) -> float:
         """Fetch what was told; return in how many seconds there will be more."""
-        asked_at_s = self._tried_at_s = clock.mono_s()
+        asked_at_s = clock.mono_s()
         try:
             counted = self._counters.unsent()
             now_ms, found = self._log.health(counted)
@@ -130,7 +125,6 @@ class Readings:
         self._thread = None
         self._views = {}
         self._told_at_s = -OLD_S
-        self._tried_at_s = -OLD_S
         self._looked_at_s = 0.0
 
 
