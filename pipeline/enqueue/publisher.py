@@ -36,7 +36,7 @@ class Publisher:
     Args:
         bell: wakes the workers of a shard.
         raise_epoch: returns the epoch of a scope, raising it if the server's lineage has changed.
-        record_lost: writes down what the log lost; may raise `Unavailable`, then it is called again later.
+        record_lost: writes down what the log lost; called again later where it raises `Unavailable`.
         away: has the wait budgets: raising an epoch and recording a loss ask databases.
         renewed: called once this process knows of a new lineage: Redis may have forgotten schemas and leases.
 
@@ -116,7 +116,7 @@ class Publisher:
     def claim(self, bucket: int, key: str, row_id: int) -> int:
         """Return the id that an idempotency key stands for; *row_id* where it stood for none, or Redis cannot tell.
 
-        Then a later call may be told another id. The shard takes the first op with a key, and makes one row.
+        Then a later call may be told another id; the shard makes one row all the same.
         """
         try:
             return self._log.reserve(bucket, key, row_id)
@@ -151,7 +151,7 @@ class Publisher:
             while idle:
                 idle.pop().line.close()
 
-    # shipping -----------------------------------------------------------------------------------------------
+    # parts --------------------------------------------------------------------------------------------------
 
     def _ship_one(self, scope: Scope, bucket: int, payload: bytes) -> OpPlace | None:
         """Append one op when nothing is unusual, with half the work; None where nothing was written."""
@@ -228,11 +228,11 @@ class Publisher:
 
     def _start(self) -> None:
         """Begin, in a child anew: a fork must not send on its parent's connections, nor wait for its locks."""
-        self._pid = os.getpid()
         self.idle: deque[Producer] = deque()
         self._idle_patient: deque[Producer] = deque()
         self._losses: deque[Lost] = deque(maxlen=10_000)
         self._epochs.start()
+        self._pid = os.getpid()
 
     def _take(self, *, patient: bool = False) -> Producer:
         """Return a producer that nobody else has until `_put_back`; a patient one waits longer, for many ops."""
