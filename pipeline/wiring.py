@@ -29,9 +29,9 @@ from pipeline.oplog.redis.log import RedisLog
 from pipeline.reads.connections import NodeReaders
 from pipeline.reads.reads import Reads
 from pipeline.reads.routing.accounting import Counters
-from pipeline.reads.routing.health_cache import Readings
+from pipeline.reads.routing.health_cache import HealthCache
 from pipeline.reads.routing.router import Router
-from pipeline.reads.token_cookie import Secret
+from pipeline.reads.token_cookie import Seal, Secret
 from pipeline.shard import ledger
 from pipeline.shard.nodes import Nodes
 from pipeline.spool.store import Spool
@@ -66,10 +66,8 @@ class Parts:
             redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s, wait_budgets=self.wait_budgets
         )
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
-        self.counters = Counters()
-        self.readings = Readings(self.log, self.counters)
-        readings = self.readings
-        self.nodes = Nodes(self.settings, readings.takes_writes, readings.unfit, readings.views)
+        self.health = health = HealthCache(self.log)
+        self.nodes = Nodes(self.settings, health.takes_writes, health.unfit, health.reports)
         self._breaker = Breaker(self.spool.waiting) if self.spool else Breaker()
         definitions = SchemaPublisher(self.log, self.nodes, self.topology, self.spool, self._breaker, self.wait_budgets)
         self.row_ids = RowIds(self.log, self.spool, self._breaker, self.wait_budgets)
@@ -102,7 +100,7 @@ class Parts:
         self.bell.close()
         self.publisher.close()
         self._reads.close()
-        self.readings.close()
+        self.health.close()
         self.readers.close()
         self.nodes.close()
         self.log.close()
@@ -127,13 +125,17 @@ class Parts:
 
     def _through_replicas(self) -> None:
         """Wire the reads."""
-        self.readers = NodeReaders(self.nodes.uri)
-        limit = self.settings.reads.primary_limit
-        router = Router(
-            self.nodes, self.readers, self.readings, limit, self.counters.count, loads=self.settings.loads()
-        )
+        self.readers = NodeReaders(self.nodes)
+        reads = self.settings.reads
+        router = Router(self.nodes, self.readers, self.health, reads.primary_limit, self.settings.loads())
         secret = Secret(self.log, self.spool, self.wait_budgets, lambda: self._breaker.open)
-        self._reads = Reads(self.settings, self.topology, self.log, router, self.op_builder.table, secret)
+        seal = Seal(reads.secret or secret)
+        self._reads = Reads(self.settings, self.topology, self.log, router, self.op_builder.table, seal)
+
+    @property
+    def counters(self) -> Counters:
+        """How often this process has made each choice of a node."""
+        return self.health.counters()
 
     def _record_lost(self, lost: Lost) -> None:
         bucket, producer, first, last = lost

@@ -1,4 +1,4 @@
-"""The prober's place in the workers: every worker stands ready, the one that holds the lease looks at the nodes.
+"""The prober's place in the workers: every worker stands ready, the one that holds the lease probes the nodes.
 
 It has a thread of the worker's main process, which runs no tasks. The pool has forked before the thread starts, and a
 child that is forked later finds no connection of it in its own threads.
@@ -16,10 +16,10 @@ from celery import bootsteps
 from pipeline.config.settings import Settings, load
 from pipeline.oplog.doorbell import queue_of
 from pipeline.oplog.redis.log import RedisLog
-from pipeline.reads.health.prober import LOOK_EVERY_S, Duty, Prober
+from pipeline.reads.health.prober import PROBE_EVERY_S, Duty, Prober
 from pipeline.shard.nodes import Nodes
 
-#: How long a stopping worker waits for the look at hand, s.
+#: How long a stopping worker waits for the probe at hand, s.
 STOP_S = 3.0
 #: How long Redis may take to answer the prober, s: less than its lease lasts.
 READ_S = 0.5
@@ -61,7 +61,7 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop after the look at hand."""
+        """Stop after the probe at hand."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(STOP_S)
@@ -80,8 +80,8 @@ class Watch:
             try:
                 pause_s = duty.turn()
             except Exception:  # the outermost loop: the thread must outlive whatever it meets
-                logger.exception("a look failed")
-                pause_s = LOOK_EVERY_S
+                logger.exception("a probe failed")
+                pause_s = PROBE_EVERY_S
         duty.end()
         log.close()
 

@@ -1,8 +1,7 @@
-"""How far each shard is, as values: what is queued, how old, how fast it is applied, how far its replicas are.
+"""Say how far each shard is, as values: what is queued, how old, how fast it is applied, how far its replicas are.
 
-What could not be asked is None, "unknown", and is never shown as nought.
-
-What readers know, for people: the prober's word on each node, and how often each choice was made.
+What could not be asked is None, "unknown", and is never shown as nought. What readers know comes from Redis: the
+prober's report of each node, and how often each choice of a node was made.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from dataclasses import asdict, dataclass, replace
 
 from pipeline.admin.replica_absence import why_unfit
 from pipeline.oplog.redis.log import RedisLog
-from pipeline.reads.health.shard_health import Report, decode
-from pipeline.reads.routing.accounting import chosen
+from pipeline.reads.health.report import NodeState, Report
+from pipeline.reads.routing.accounting import Chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +24,9 @@ class ReplicaStatus:
         lag_ops: ops that the primary has committed and the replica has not.
         lag_ms: between the newest commits of ops that each of the two holds, by the primary's clock.
         why: why something is unknown.
-        state: what readers make of it, by the prober's word: `in`, `out` of rotation, `no reading`, `no prober`,
-            `unfit` (away for too long, to be rebuilt), `unknown`.
-        reading_ms: the prober's bound of its lag when it was told.
-        age_ms: how long ago that was.
+        state: what readers make of the replica, by its newest report.
+        reading_ms: the upper bound of its lag in that report.
+        age_ms: how long ago the report was published.
         unfit: why it is unfit, and what to do.
     """
 
@@ -36,7 +34,7 @@ class ReplicaStatus:
     lag_ops: int | None = None
     lag_ms: int | None = None
     why: str = ""
-    state: str = "unknown"
+    state: NodeState = NodeState.UNKNOWN
     reading_ms: int | None = None
     age_ms: int | None = None
     unfit: str = ""
@@ -130,7 +128,7 @@ class StatusNews:
 
     Attributes:
         now_ms: its clock.
-        nodes: when each node was told of, and what.
+        nodes: when each node's newest report was published, and the report.
         unfit: the unfit nodes, and since when, by the wall clock, ms.
     """
 
@@ -141,35 +139,37 @@ class StatusNews:
 
 
 def news_of(log: RedisLog) -> StatusNews:
-    """Fetch it.
+    """Fetch what Redis says of reads.
+
+    Args:
+        log: has it.
 
     Raises:
         LogUnavailable: Redis does not answer.
     """
-    now_ms, told = log.health()
-    nodes = {node: (at_ms, decode(text)) for node, (at_ms, text) in told.items()}
+    now_ms, published = log.health()
+    nodes = {node: (at_ms, Report.from_json(text)) for node, (at_ms, text) in published.items()}
     unfit = {node: since_ms for text in log.unfit().values() for node, since_ms in json.loads(text).items()}
-    counted = {chosen(text): reads for text, reads in log.reads().items()}
+    counted = {Chosen.parse(text): reads for text, reads in log.reads().items()}
     reads = tuple(ReadCount(*choice, reads) for choice, reads in sorted(counted.items()))
     return StatusNews(now_ms, nodes, unfit, reads)
 
 
 def with_news(replica: ReplicaStatus, news: StatusNews | None) -> ReplicaStatus:
-    """Return what is known of a replica, and what readers make of it."""
+    """Return what is known of a replica, and what readers make of it.
+
+    Args:
+        replica: as its shard's databases have it.
+        news: what Redis says; None: it does not answer.
+    """
     if news is None:
         return replica
     at_ms, report = news.nodes.get(replica.node, (0, None))
     if report is not None:
         age_ms = max(0, news.now_ms - at_ms)
-        replica = replace(replica, state=_state(report), reading_ms=report.lag_ms, age_ms=age_ms)
+        replica = replace(replica, state=report.state, reading_ms=report.lag_ms, age_ms=age_ms)
     else:
-        replica = replace(replica, state="no prober")
+        replica = replace(replica, state=NodeState.NO_PROBER)
     if replica.node in news.unfit:
-        return replace(replica, state="unfit", unfit=why_unfit(replica.node, news.unfit[replica.node]))
+        return replace(replica, state=NodeState.UNFIT, unfit=why_unfit(replica.node, news.unfit[replica.node]))
     return replica
-
-
-def _state(report: Report) -> str:
-    if report.out:
-        return "out"
-    return "no reading" if report.lag_ms is None or report.why else "in"

@@ -1,10 +1,10 @@
-"""A token as text for a cookie: signed, so that nobody can forge one that makes every read wait; bounded in size.
+"""Print a token as text for a cookie, and read it back: signed, so that nobody can forge one that makes reads wait.
 
 `t` + base64url of: who signed (4 bytes), signature (12 bytes), MessagePack of [rest, epochs, needs]. The needs are one
 flat list: per bucket its distance from the one before, twice its epoch's index (odd: sequences follow), its seq; then
-the producers' and the older sequences, each with how many there are.
+the producers' and the older sequences, each with how many there are. The text is bounded in size.
 
-The secret that signs session tokens, for a process that may start while Redis is away.
+`Secret` signs the tokens, also in a process that starts while Redis is away.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 
 from pipeline.errors import BadToken, Unavailable
 from pipeline.model.op import Position
-from pipeline.oplog.contract import Secrets
+from pipeline.oplog.contract import Log
 from pipeline.reads.session import Need, Sequences, Token
 from pipeline.spool.store import Spool
 from pipeline.wait_budget import WaitBudgets
@@ -36,15 +36,19 @@ class Seal:
     """Prints tokens and reads them back.
 
     Args:
-        secret: returns the deployment's secret; asked once, when first needed.
+        secret: the deployment's, or who has it: asked once, when first needed.
     """
 
-    def __init__(self, secret: Callable[[], str]):
+    def __init__(self, secret: str | Secret):
         self._secret = secret
         self._key = b""
 
     def print(self, token: Token) -> str:
-        """Return the token as text of at most `MOST_CHARACTERS`; what has no room is asked for more coarsely."""
+        """Return a token as text of at most `MOST_CHARACTERS`; what has no room is asked for more coarsely.
+
+        Args:
+            token: of any size.
+        """
         count = len(token)
         while True:
             text = self._text(token.newest(count))
@@ -54,6 +58,9 @@ class Seal:
 
     def read(self, text: str) -> Token:
         """Read what `print` wrote.
+
+        Args:
+            text: the whole of it.
 
         Raises:
             BadToken: it was cut or changed on its way, or another deployment signed it.
@@ -98,7 +105,8 @@ class Seal:
 
     def _digest(self, body: bytes) -> bytes:
         if not self._key:
-            self._key = self._secret().encode()
+            secret = self._secret
+            self._key = (secret if isinstance(secret, str) else secret.fetch()).encode()
         return hmac.digest(self._key, body, sha256)
 
 
@@ -122,18 +130,20 @@ class Secret:
     """The first that anybody proposed to Redis; this host keeps it in the spool's file, which only its user may read.
 
     Args:
-        patience: how long one call may wait for Redis.
-        away: whether Redis is known not to answer.
+        log: has the secret.
+        spool: keeps it for this host; None: nothing is kept.
+        wait_budgets: how long one call may wait for Redis.
+        away: returns whether Redis is known not to answer.
     """
 
-    def __init__(self, log: Secrets, spool: Spool | None, wait_budgets: WaitBudgets, away: Callable[[], bool]):
+    def __init__(self, log: Log, spool: Spool | None, wait_budgets: WaitBudgets, away: Callable[[], bool]):
         self._log, self._spool, self._wait_budgets, self._away = log, spool, wait_budgets, away
 
-    def __call__(self) -> str:
-        """Return it.
+    def fetch(self) -> str:
+        """Return the secret.
 
         Raises:
-            LogUnavailable: Redis does not tell it, and this host has never learnt it.
+            LogUnavailable: Redis does not answer, and this host has never kept it.
         """
         spool = self._spool
         if spool is None:
