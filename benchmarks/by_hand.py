@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import pymysql
-from support.reads import ReadRig
+from support.servers.reads import ReadRig
 
 from benchmarks.turns import Call, report, timed
 

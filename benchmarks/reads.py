@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from pydal import DAL
 from pydal.objects import Query
-from support.reads import ReadRig, read_rig
+from support.servers.reads import ReadRig, read_rig
 
 from benchmarks.by_hand import own_write_floor, together
 from benchmarks.turns import HEAD, Call, in_turn, median, report, timed

@@ -20,8 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from support.probing import Shard, probing, shard, until
-from support.proxy import Proxy
+from support.servers.probing import Shard, probing, shard, until
+from support.servers.proxy import Proxy
 
 from pipeline import clock
 from pipeline.apply.applier import Applier

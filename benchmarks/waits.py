@@ -20,8 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from support.proxy import Proxy
-from support.rig import Rig, rig_of
+from support.servers.proxy import Proxy
+from support.servers.rig import Rig, rig_of
 
 from pipeline import clock
 from pipeline.client import Client

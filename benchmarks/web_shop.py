@@ -13,8 +13,8 @@ from urllib.parse import urlencode
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from pydal import DAL
-from support.shop import Shop, shop_of
-from support.web2py_server import Site, serving
+from support.web.shop import Shop, shop_of
+from support.web.web2py_server import Site, serving
 
 MODEL = """\
 from gluon.contrib.appconfig import AppConfig

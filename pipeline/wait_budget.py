@@ -17,11 +17,10 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from pipeline import clock
+from pipeline.errors import ConfigError
 
 _Result = TypeVar("_Result")
 Given = ParamSpec("Given")
-#: Where no threads run, a step is begun only if this share of the whole is left: its own time-outs come to no more.
-WHOLE_STEP = 0.6
 #: A reply that took less than this share of the whole is not counted as waiting: a loop of many calls is no hang.
 HARDLY = 0.1
 
@@ -90,7 +89,7 @@ class WaitBudgets:
             OutOfPatience: there is not.
         """
         budget = self.here.budget
-        if budget is not None and budget.left_s <= (0 if threads_run() else self.most_s * WHOLE_STEP):
+        if budget is not None and budget.left_s <= 0:
             raise WaitBudgetSpent(f"the {self.most_s * 1000:.0f} ms that a request may wait are used up")
 
     def enter(self, lock: threading.Lock) -> None:
@@ -125,8 +124,6 @@ class WaitBudgets:
             return work()
         self.lasts()
         with self.spending(from_s):
-            if not threads_run():
-                return work()
             future: Future[_Result] = Future()
             threading.Thread(target=perform, args=(work, future, ended), name="pipeline-aside", daemon=True).start()
             return waited(future, budget.left_s * share, late)
@@ -165,6 +162,18 @@ def perform(work: Callable[[], _Result], future: Future[_Result], ended: Callabl
         ended()
 
 
+def require_threads() -> None:
+    """Refuse a uWSGI that runs no threads: whatever may hang is done by one, so that a caller can leave.
+
+    Raises:
+        ConfigError: with the line to add.
+    """
+    uwsgi: Any = sys.modules.get("uwsgi")
+    options = getattr(uwsgi, "opt", {})
+    if uwsgi is not None and not (options.get("enable-threads") or int(options.get("threads") or 0)):
+        raise ConfigError(["uWSGI runs no threads: add `enable-threads = true` to its ini file, or --enable-threads"])
+
+
 class _Patient(Protocol):
     wait_budgets: WaitBudgets
 
@@ -187,9 +196,3 @@ def in_all(method: Callable[Concatenate[Self, Given], _Result]) -> Callable[Conc
             here.budget = None
 
     return bounded
-
-
-def threads_run() -> bool:
-    """Return False inside a uWSGI that was not started with --enable-threads."""
-    uwsgi: Any = sys.modules.get("uwsgi")
-    return uwsgi is None or bool(getattr(uwsgi, "opt", {}).get("enable-threads"))

@@ -35,7 +35,7 @@ from pipeline.reads.token_cookie import Seal, Secret
 from pipeline.shard import ledger
 from pipeline.shard.nodes import Nodes
 from pipeline.spool.store import Spool
-from pipeline.wait_budget import WaitBudgets
+from pipeline.wait_budget import WaitBudgets, require_threads
 
 #: Of the time that a request may wait; the rest is for the spool, whose file is synced.
 FOR_REDIS = 0.95
@@ -56,6 +56,7 @@ class Parts:
         log: Log | None = None,
         bell: Bell | SilentBell | None = None,
     ):
+        require_threads()
         self.settings = source if isinstance(source, Settings) else load(source)
         self.topology = Topology(self.settings)
         redis = self.settings.redis

@@ -3,7 +3,7 @@
 It needs no beat process. It runs in the worker's own event loop, so it touches Redis only, with short time-outs; what
 takes longer becomes a task. The dirty set is only an index of the truth, so watermarks and logs are compared too.
 
-A worker drains its host's spool: web processes may run no threads, or may all have gone.
+A worker drains its host's spool: its web processes may all have gone.
 
 In a process of its own, so that neither the worker's event loop nor its fork is burdened by databases and files.
 """

@@ -97,10 +97,10 @@ def read_mixed(system: System, traffic: Traffic, flight: Correction) -> Mixed:
     with system.held_up(shard):
         traffic.update(flight.id, arr_delay=flight.arr_delay)
         if any(system.lags(shard, LAG_S + AGE_S) for _ in polls(LAGS_WITHIN_S)):
-            for _ in range(LAGGING):
-                read(table, flight.id, max_lag_s=LAG_S)
+            for number in range(LAGGING):
+                read(table, flight.id, max_lag_s=LAG_S, on_stale=("primary", "stale")[number % 2])
             for number in range(OWN_LAGGING):
-                # refused where the primary is at its limit: an answer without the write would be a lie
+                # refused while the write is still queued: an answer without it would be a lie
                 with suppress(StaleRead):
                     wrong += not _own_read(traffic, flight, number, wait_s=0.05, max_lag_s=LAG_S)
     traffic.update(flight.id, arr_delay=flight.arr_delay).wait(SHOWN_WAIT_S * 5)

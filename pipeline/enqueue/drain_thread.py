@@ -1,7 +1,6 @@
-"""The courier: sees to it that what this process spooled gets into the logs as soon as Redis takes it again.
+"""Drain this process's spooled ops in a thread, as soon as Redis takes them again.
 
-A thread does it, off the callers' path. uWSGI runs no threads unless told to: there a caller tries, once a second and
-for a short time. Workers and `pipeline spool drain` do the same for the whole host; whoever comes first.
+Workers and `pipeline spool drain` do the same for the whole host, whoever comes first.
 """
 
 from __future__ import annotations
@@ -15,40 +14,27 @@ from pipeline.enqueue.breaker import Breaker
 from pipeline.enqueue.drain import Drainer
 from pipeline.errors import PipelineError, WaitTimeout
 from pipeline.spool.store import Spool
-from pipeline.wait_budget import threads_run
 
 #: Pause between two passes while something waits, s; after failures it grows.
 PAUSE_S, MOST_S = 0.05, 1.0
 #: Kept ops are looked after at this interval, s: whether Redis has lost them, whether every node has them.
 TEND_S = 2.0
-#: What a caller without threads spends on draining, at most once a second, s.
-CALLER_S = 0.05
 logger = logging.getLogger("pipeline.spool")
 
 
 class DrainThread:
     """Drains for this process, in a thread that starts when it is first needed."""
 
-    _tried_s: float
-
     def __init__(self, spool: Spool, drainer: Drainer, breaker: Breaker):
         self._spool, self._drainer, self._breaker = spool, drainer, breaker
         self._reset()
 
-    def wake(self, *, at_once: bool = False) -> None:
-        """Note that something waits; never raises.
-
-        Args:
-            at_once: try in the caller's own time, as for an op that goes through the spool while all is well.
-        """
+    def wake(self) -> None:
+        """Note that something waits; never raises."""
         if self._pid != os.getpid():
             self._reset()
-        if threads_run():
-            self._start()
-            self._called.set()
-        elif at_once or clock.mono_s() - self._tried_s >= 1.0:
-            self._tried_s = clock.mono_s()
-            self._pass(CALLER_S, patient=False)
+        self._start()
+        self._called.set()
 
     def wait_empty(self, timeout_s: float) -> None:
         """Wait until nothing waits in the spool.
@@ -73,7 +59,6 @@ class DrainThread:
         self._pid, self._ended = os.getpid(), False
         self._called, self._starting = threading.Event(), threading.Lock()
         self._thread: threading.Thread | None = None
-        self._tried_s = -1.0
 
     def _start(self) -> None:
         with self._starting:
@@ -85,7 +70,7 @@ class DrainThread:
         called, failures, tended_s = self._called, 0, 0.0
         while not self._ended:
             called.clear()
-            quiet = self._pass(MOST_S * 10, patient=True)
+            quiet = self._pass()
             failures = 0 if quiet else failures + 1
             if quiet and not self._tended(tended_s):
                 called.wait()
@@ -95,10 +80,10 @@ class DrainThread:
             else:
                 clock.sleep_s(clock.backoff_s(failures, first_s=PAUSE_S, most_s=MOST_S))
 
-    def _pass(self, for_s: float, *, patient: bool) -> bool:
+    def _pass(self) -> bool:
         """Drain once; whether nothing waits any more."""
         try:
-            done = self._drainer.drain(for_s, patient=patient)
+            done = self._drainer.drain(MOST_S * 10, patient=True)
         except PipelineError as error:
             logger.warning("the spool could not be drained: %s", error)
             return False

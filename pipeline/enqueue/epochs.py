@@ -23,7 +23,7 @@ from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.oplog.contract import Epochs, Scope
 from pipeline.shard import ledger_queries
 from pipeline.shard.nodes import Nodes
-from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent, perform, threads_run, waited
+from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent, perform, waited
 
 
 class EpochCache:
@@ -81,26 +81,14 @@ class EpochCache:
         budget = wait_budgets.here.budget
         if budget is None:
             return self._raised(scope, stale)
-        if not threads_run():
-            return self._found(scope, stale)
         with wait_budgets.spending():
             return self._elsewhere.result(scope.name, lambda: self._raised(scope, stale), max(0.0, budget.left_s))
 
     def _raised(self, scope: Scope, stale: int) -> int:
-        return self._learnt(scope, stale, lambda: self._raise_epoch(scope))
-
-    def _found(self, scope: Scope, stale: int) -> int:
-        """Return the epoch that others have raised: the workers do, where a request cannot leave it to a thread."""
-        epoch, current, _ = self._log.epoch(scope.name)
-        if not epoch or not current:
-            raise LogUnavailable(f"the epoch of {scope.name!r} is not raised yet; a worker raises it", sent=False)
-        return self._learnt(scope, stale, lambda: epoch)
-
-    def _learnt(self, scope: Scope, stale: int, learn: Callable[[], int]) -> int:
         with self._raising:
             known = self.known.get(scope.name, 0)
             if known == stale:
-                known = self.known[scope.name] = learn()
+                known = self.known[scope.name] = self._raise_epoch(scope)
                 self.learnt += 1
                 if self._lineage_changed(scope, stale):
                     self._renewed()

@@ -110,5 +110,5 @@ class Fallback:
     ) -> dict[int, OpPlace]:
         self._definitions.keep_in(self._spool)
         numbers = self._spool.add(runs, kept=kept, numbered=numbered)
-        self._drain_thread.wake(at_once=kept and not self._breaker.tripped)
+        self._drain_thread.wake()
         return {bucket: OpPlace(None, *number) for bucket, number in numbers.items()}

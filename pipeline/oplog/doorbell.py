@@ -1,7 +1,7 @@
 """The bell: one Celery message says "this shard has work". A hint: a lost one costs two seconds at most, never an op.
 
-Ringing takes about as long as three enqueues, so a thread does it, off the caller's path. uWSGI runs no threads unless
-told to: there the caller rings by itself. A process that forked starts anew with its own thread and connections.
+Ringing takes about as long as three enqueues, so a thread does it, off the caller's path. A process that forked
+starts anew with its own thread and connections.
 
 Celery's broker settings: one place for the web process that rings and for the workers that listen.
 
@@ -20,7 +20,6 @@ from typing import Any
 
 from pipeline import clock
 from pipeline.oplog.redis.connection import connect, sentinel_parts
-from pipeline.wait_budget import threads_run
 
 #: Rings of one process that come faster than this are one, s. Keeps a busy producer's own latency flat.
 QUIET_S = 0.005
@@ -43,10 +42,9 @@ class Bell:
         """Ring soon; never raises, never waits."""
         if self._pid != os.getpid():
             self._reset()
-        if self._thread is None and not self._start():
-            self._ring_all(dict.fromkeys(shards, ops))
-        else:
-            self._asked.put((shards, ops))
+        if self._thread is None:
+            self._start()
+        self._asked.put((shards, ops))
 
     def ring_now(self, shard: str, ops: int) -> bool:
         """Send the message and return whether it was sent."""
@@ -105,10 +103,7 @@ class Bell:
         self._app: Any = None
         self._client: Any = None
 
-    def _start(self) -> bool:
-        """Start the thread, if there may be one; whether there is."""
-        if not threads_run():
-            return False
+    def _start(self) -> None:
         with self._starting:
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -116,7 +111,6 @@ class Bell:
                 )
                 self._thread.start()
                 atexit.register(self.flush)
-        return True
 
     def _run(self, asked: SimpleQueue[_Wish]) -> None:
         ended = False

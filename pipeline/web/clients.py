@@ -25,7 +25,6 @@ import pipeline
 from pipeline.client import Client
 from pipeline.config import ini
 from pipeline.errors import ConfigError
-from pipeline.wait_budget import threads_run
 
 _lock = threading.Lock()
 _clients: dict[Hashable, Client] = {}
@@ -134,10 +133,7 @@ def warm_up(client: Client) -> None:
     if _warmed_in == os.getpid():
         return
     _warmed_in = os.getpid()  # two threads at once do no harm
-    if threads_run():
-        threading.Thread(target=_warm, args=(client,), name="pipeline-warming", daemon=True).start()
-    else:
-        gc.freeze()
+    threading.Thread(target=_warm, args=(client,), name="pipeline-warming", daemon=True).start()
 
 
 def _warm(client: Client) -> None:

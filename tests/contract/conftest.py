@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import pytest
-from support.logs import ALL, EPOCH, S0, raise_to
-from support.sessions import other, session, shard, uri
+from support.sandbox.logs import ALL, EPOCH, S0, raise_to
+from support.sandbox.sessions import other, session, shard, uri
 
 from pipeline.oplog.contract import Line, Log
 from pipeline.oplog.memory.log import MemoryLog

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from support.logs import EPOCH, PRODUCER, S0, append, entries, raise_to
+from support.sandbox.logs import EPOCH, PRODUCER, S0, append, entries, raise_to
 
 from pipeline.model.op import Entry, Position
 from pipeline.oplog.contract import APPENDED, HOLE, SEEN, Appended, EpochStale, Line, Log, Placed, Scope

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.logs import MINUTE_MS, PRODUCER, append, entries
+from support.sandbox.logs import MINUTE_MS, PRODUCER, append, entries
 
 from pipeline.clock import polls
 from pipeline.errors import NoProducerNumber, PipelineFull

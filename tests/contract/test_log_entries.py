@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support.logs import EPOCH, S0, append, entries, raise_to
+from support.sandbox.logs import EPOCH, S0, append, entries, raise_to
 
 from pipeline.model.op import START, Position
 from pipeline.oplog.contract import APPENDED, Line, Log, Placed

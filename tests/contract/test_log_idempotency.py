@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from support.logs import EPOCH, PRODUCER, append, entries
+from support.sandbox.logs import EPOCH, PRODUCER, append, entries
 
 from pipeline.model.op import Position
 from pipeline.oplog.contract import APPENDED, Appended, IdReserved, Line, Log, Placed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.logs import EPOCH, PRODUCER, S0, append, entries, raise_to
+from support.sandbox.logs import EPOCH, PRODUCER, S0, append, entries, raise_to
 
 from pipeline.errors import PipelineFull
 from pipeline.model.op import Position

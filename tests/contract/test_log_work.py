@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from support.logs import ALL, EPOCH, MINUTE_MS, append
+from support.sandbox.logs import ALL, EPOCH, MINUTE_MS, append
 
 from pipeline.clock import polls
 from pipeline.model.op import START, Position

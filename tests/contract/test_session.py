@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.sessions import (
+from support.sandbox.sessions import (
     SERIAL,
     both,
     fault,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.sessions import ENTRY, PRODUCER, both, mariadb, run
+from support.sandbox.sessions import ENTRY, PRODUCER, both, mariadb, run
 
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import START, Position

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from support.chance import SOAK
 from support.fixtures import trial_on
-from support.proxy import Proxy
-from support.rig import Rig
-from support.trial import Trial
+from support.oracle.trial import Trial
+from support.servers.proxy import Proxy
+from support.servers.rig import Rig
 
 from pipeline.client import Client
 from pipeline.clock import polls

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from support import nodes
 from support.chance import SOAK
-from support.proxy import Proxy
-from support.trial import Trial
+from support.oracle import nodes
+from support.oracle.trial import Trial
+from support.servers.proxy import Proxy
 
 from pipeline.client import Client
 from pipeline.clock import polls

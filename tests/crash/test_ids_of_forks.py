@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from support import nodes
 from support.chance import SOAK
-from support.producer import environment
-from support.trial import Trial
+from support.oracle import nodes
+from support.oracle.producer import environment
+from support.oracle.trial import Trial
 
 from pipeline.model import ids
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from support import nodes
 from support.chance import SOAK
-from support.trial import Trial
+from support.oracle import nodes
+from support.oracle.trial import Trial
 
 from pipeline.errors import Rejected
 from pipeline.model.receipt import Receipt

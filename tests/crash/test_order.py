@@ -6,7 +6,7 @@ import signal
 
 import pytest
 from support.chance import SOAK
-from support.trial import Trial
+from support.oracle.trial import Trial
 
 from pipeline.clock import polls
 

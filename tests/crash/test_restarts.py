@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from support import nodes
 from support.chance import SOAK
-from support.producer import Producer
-from support.trial import Trial
+from support.oracle import nodes
+from support.oracle.producer import Producer
+from support.oracle.trial import Trial
 
 from pipeline.clock import polls
 

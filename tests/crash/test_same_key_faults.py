@@ -8,9 +8,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support import nodes
-from support.rig import Rig
-from test_spool import Spooled
+from support.oracle import nodes
+from support.servers.rig import Rig
+from support.servers.spooled import Spooled
 
 from pipeline.client import Client
 from pipeline.model.receipt import Receipt

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pytest
-from support import judge, nodes
 from support.chance import SOAK
-from support.ledger import replay
-from support.trial import Trial
+from support.oracle import judge, nodes
+from support.oracle.ledger import replay
+from support.oracle.trial import Trial
 
 from pipeline.clock import polls
 from pipeline.model.op import Position

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.probing import REPLICAS, Shard, shard, until
+from support.servers.probing import REPLICAS, Shard, shard, until
 
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.redis.connection import connect

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import read_faults
 from support.chance import SOAK
 from support.fixtures import missing
+from support.servers import read_faults
 
 PAIRS = 2000 * SOAK
 

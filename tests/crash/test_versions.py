@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from pydal import DAL
-from support import nodes
 from support.chance import SOAK
-from support.trial import Trial
+from support.oracle import nodes
+from support.oracle.trial import Trial
 
 from pipeline.attachment import Everyone, attach
 from pipeline.clock import polls

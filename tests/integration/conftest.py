@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from support.deploying import secrets
 from support.fixtures import customer, lone_trial, mariadb, pytest_runtest_makereport, shop, site, trial, valkey
+from support.servers.deploying import secrets
 
 __all__ = [
     "customer",

@@ -1,1 +1,1 @@
-"""What crash and integration tests share: a model of the truth, a judge, load makers, and ways to break things."""
+"""What tests share: oracles, servers, web harnesses, and parts of the pipeline over fakes."""

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from support.chance import SEED
-from support.rig import Rig, rig_of
-from support.shop import Shop, shop_of
-from support.trial import Trial
-from support.web2py_server import Site, needs_web2py, serving
+from support.oracle.trial import Trial
+from support.servers.rig import Rig, rig_of
+from support.web.shop import Shop, shop_of
+from support.web.web2py_server import Site, needs_web2py, serving
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from pipeline.admin.check import buckets, schemas, servers, surroundings
 from pipeline.admin.check.evidence import Evidence, gather
 from pipeline.admin.check.finding import ERROR, Finding, merged_findings
+from pipeline.admin.check.uwsgi import uwsgi_findings
 from pipeline.config.settings import load
 from pipeline.errors import ConfigError
 
@@ -27,6 +28,7 @@ SUBJECTS: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
     schemas.schema_findings,
     buckets.constraint_findings,
     surroundings.worker_findings,
+    uwsgi_findings,
     surroundings.clock_findings,
 )
 

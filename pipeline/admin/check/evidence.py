@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+from pipeline.admin.check.uwsgi import servers_without_threads
 from pipeline.admin.migrate import own_tables
 from pipeline.clock import Deadline
 from pipeline.config.settings import Settings
@@ -41,6 +42,7 @@ class Evidence:
         primary_of: the primary of every replica.
         unfit: the nodes that were away for too long, as upkeep told Redis.
         epochs: of each shard's logs, where they are current: Redis is the server that they were given out on.
+        uwsgi: command lines of this host's uWSGI servers that seem to run no threads.
     """
 
     settings: Settings
@@ -54,6 +56,7 @@ class Evidence:
     primary_of: dict[str, str]
     unfit: tuple[str, ...] = ()
     epochs: Mapping[str, int] = field(default_factory=dict)
+    uwsgi: tuple[str, ...] = ()
 
     @property
     def surveys(self) -> list[Survey]:
@@ -99,6 +102,7 @@ def gather(settings: Settings) -> Evidence:
         primary_of=primary_of,
         unfit=unfit,
         epochs=epochs,
+        uwsgi=servers_without_threads(),
     )
 
 

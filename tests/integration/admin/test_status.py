@@ -1,0 +1,247 @@
+"""`pipeline status` and `pipeline top` on real servers: exact counts, and "unknown" for what does not answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import date
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from support.servers.admin import Servers, model, servers
+
+from pipeline import cli
+from pipeline.admin.observer import Observer
+from pipeline.admin.status import ShardStatus, Status
+from pipeline.apply.applier import Applier
+from pipeline.client import Client
+from pipeline.clock import Deadline, polls
+from pipeline.config.settings import load
+from pipeline.model.op import START, Position
+from pipeline.oplog.redis.log import RedisLog
+
+pytestmark = pytest.mark.mariadb
+
+OPS = 60
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with servers(tmp_path_factory.mktemp("status")) as up:
+        up.publish()
+        yield up
+
+
+@pytest.fixture
+def pipeline(here: Servers) -> Iterator[Client]:
+    client = here.client()
+    client.define_tables(model())
+    yield client
+    drain(client)
+    client.close()
+
+
+@pytest.fixture
+def observer(here: Servers, pipeline: Client) -> Iterator[Observer]:
+    observer = Observer(load(here.config()))
+    yield observer
+    observer.close()
+
+
+def test_queued_ops_are_counted_until_they_are_applied(pipeline: Client, observer: Observer) -> None:
+    enqueue(pipeline, OPS)
+
+    before = observer.look()
+    drain(pipeline)
+    after = observer.look()
+
+    assert total(before, lambda shard: shard.queue.ops) == OPS
+    assert all(shard.queue.oldest_ms is not None and shard.queue.dirty for shard in before.shards)
+    assert all(shard.rate is None for shard in before.shards)
+    assert total(after, lambda shard: shard.queue.ops) == 0
+    assert all(shard.queue.oldest_ms is None and shard.queue.dirty == 0 for shard in after.shards)
+    assert all(shard.rate for shard in after.shards)
+    assert not after.unknown
+
+
+def test_a_replica_that_stands_is_as_many_ops_behind_as_were_applied(
+    here: Servers, pipeline: Client, observer: Observer
+) -> None:
+    settle(observer)
+    here.sql("s0-r0", "STOP SLAVE SQL_THREAD")
+    try:
+        enqueue(pipeline, OPS)
+        waiting = {shard.shard: shard.queue.ops for shard in observer.look().shards}
+        drain(pipeline)
+        [behind] = observer.look().shards[0].replicas
+    finally:
+        here.sql("s0-r0", "START SLAVE SQL_THREAD")
+
+    assert behind.lag_ops == waiting["s0"]
+    assert behind.lag_ms
+    settle(observer)
+
+
+def test_refused_and_lost_ops_are_counted(here: Servers, pipeline: Client, observer: Observer) -> None:
+    for _ in range(2):
+        pipeline.enqueue_insert("purchase", customer=-1, day=date(2020, 1, 1))
+    drain(pipeline)
+    here.sql("s1", "INSERT INTO pipeline_lost VALUES (20, 1, 0, 5, 7, 0)")
+
+    status = observer.look()
+
+    assert total(status, lambda shard: shard.rejected) == 1
+    assert status.shards[1].lost == 3
+
+
+def test_a_full_pipeline_says_why(pipeline: Client, observer: Observer) -> None:
+    pipeline.log.set_full("the disk is on fire")
+    try:
+        status = observer.look()
+    finally:
+        pipeline.log.set_full(None)
+
+    assert status.redis.full == "the disk is on fire"
+    assert observer.look().redis.full is None
+
+
+def test_a_node_that_does_not_answer_is_unknown_and_never_nought(here: Servers, pipeline: Client) -> None:
+    enqueue(pipeline, OPS)
+    here.cluster.stop("s1", signal.SIGSTOP)
+    here.cluster.stop("s0-r0", signal.SIGSTOP)
+    try:
+        run = CliRunner().invoke(cli.pipeline, ["status", "--json", "--config", str(here.cluster.config)])
+        plain = CliRunner().invoke(cli.pipeline, ["status", "--config", str(here.cluster.config)])
+    finally:
+        here.cluster.stop("s1", signal.SIGCONT)
+        here.cluster.stop("s0-r0", signal.SIGCONT)
+
+    assert run.exit_code == plain.exit_code == 1
+    first, second = json.loads(run.output)["shards"]
+    assert (first["replicas"][0]["lag_ops"], first["replicas"][0]["lag_ms"]) == (None, None)
+    assert first["rejected"] is not None
+    assert (second["rejected"], second["rate"], second["replicas"][0]["lag_ops"]) == (None, None, None)
+    # the workers' last word is in Redis: a dead primary's queue can still be told, as a limit
+    assert second["queue"]["at_most"] is True
+    assert first["queue"]["ops"] + second["queue"]["ops"] == OPS
+    assert "replica=s0-r0 lag_ops=unknown lag=unknown" in plain.output
+    assert "shard=s1 queued=<=" in plain.output
+
+
+def test_without_redis_the_queue_is_unknown_and_the_replicas_are_not(here: Servers) -> None:
+    settle_with(here)
+    config = here.config()
+    config["redis"]["url"] = "redis://127.0.0.1:1/0"
+    observer = Observer(load(config))
+
+    status = observer.look()
+    observer.close()
+
+    assert {name for name, _ in status.unknown} == {"redis"}
+    assert [shard.queue.ops for shard in status.shards] == [None, None]
+    assert [replica.lag_ops for shard in status.shards for replica in shard.replicas] == [0, 0]
+
+
+def test_entries_are_counted_exactly_across_epochs(here: Servers) -> None:
+    log = RedisLog(f"redis://127.0.0.1:{here.ports['redis']}/0", prefix="epochs")
+    with here.redis() as client:
+        for id in ("3-0", "3-1", "3-2", "7-0", "9-0", "9-1"):
+            client.xadd(log.keys.log(0), {"p": 1, "s": 1, "o": "x"}, id=id)
+
+    counted = [log.queued({0: after, 1: START})[0] for after in POSITIONS]
+    log.close()
+
+    assert counted == [6, 5, 3, 2, 1, 0, 0]
+
+
+POSITIONS = [START, *(Position(*pair) for pair in ((3, 0), (3, 2), (7, 0), (9, 0), (9, 1), (11, 4)))]
+
+
+def test_the_screen_fits_into_a_hundred_columns(here: Servers, pipeline: Client) -> None:
+    enqueue(pipeline, OPS)
+
+    output = on_a_terminal(here, "status", keys=b"")[1]
+
+    assert "applied/s" in output
+    assert "s1-r0" in output
+    assert "…" not in output
+
+
+@pytest.mark.parametrize("leave", [b"q", b"\x03"], ids=["q", "Ctrl-C"])
+def test_top_ends_with(here: Servers, leave: bytes) -> None:
+    code, output = on_a_terminal(here, "top", keys=leave)
+
+    assert code == 0
+    assert "s1-r0" in output
+    assert "Traceback" not in output
+
+
+def enqueue(pipeline: Client, ops: int) -> None:
+    rows = [{"customer": customer, "day": date(2024, 1, 1), "note": os.urandom(4).hex()} for customer in range(ops)]
+    pipeline.enqueue_bulk_insert("visit", [{"note": row["note"]} for row in rows])
+
+
+def drain(pipeline: Client) -> None:
+    for shard in pipeline.topology.shards:
+        applier = Applier(shard, pipeline.nodes.primary(shard), pipeline.log, pipeline.settings.apply)
+        for _ in polls(20):
+            if not pipeline.log.dirty(shard):  # type: ignore[attr-defined]
+                break
+            applier.apply()
+
+
+def settle(observer: Observer) -> None:
+    for _ in polls(20):
+        replicas = [replica for shard in observer.look().shards for replica in shard.replicas]
+        if all(replica.lag_ops == 0 for replica in replicas):
+            return
+    raise AssertionError(replicas)
+
+
+def settle_with(here: Servers) -> None:
+    observer = Observer(load(here.config()))
+    settle(observer)
+    observer.close()
+
+
+def total(status: Status, figure: Callable[[ShardStatus], int | None]) -> int:
+    numbers = [figure(shard) for shard in status.shards]
+    assert None not in numbers
+    return sum(number or 0 for number in numbers)
+
+
+def on_a_terminal(here: Servers, command: str, keys: bytes) -> tuple[int, str]:
+    """Run a command on a terminal of a hundred columns; press keys once the table is there."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "100", "LINES": "30", "TERM": "xterm"}
+    argv = [sys.executable, "-m", "pipeline", command, "--config", str(here.cluster.config)]
+    terminal: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    with subprocess.Popen(argv, env=environment, start_new_session=True, preexec_fn=own_terminal, **terminal) as run:
+        os.close(theirs)
+        output, pressed, deadline = b"", False, Deadline(30)
+        while not deadline.passed:
+            if select.select([ours], [], [], 0.2)[0]:
+                try:
+                    output += os.read(ours, 65_536)
+                except OSError:  # how Linux says that the other end is closed
+                    break
+            if keys and not pressed and b"s1-r0" in output:
+                os.write(ours, keys)
+                pressed = True
+        os.close(ours)
+        return run.wait(10), output.decode()
+
+
+def own_terminal() -> None:
+    """Make standard input the controlling terminal, so that Ctrl-C is a signal."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

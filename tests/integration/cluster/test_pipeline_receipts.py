@@ -1,0 +1,129 @@
+"""Receipts on real servers: waiting for one, for many, for a table; ids from the database; reference tables."""
+
+from __future__ import annotations
+
+import pytest
+from support.oracle import nodes
+from support.servers.rig import Rig
+
+from pipeline.client import Client
+from pipeline.clock import polls
+from pipeline.errors import PipelineError, WaitTimeout
+from pipeline.model.receipt import Receipt
+
+pytestmark = pytest.mark.mariadb
+
+
+def test_wait_all_returns_when_every_row_is_there(mariadb: Rig) -> None:
+    owners = mariadb.owners(20)
+
+    receipts = mariadb.client.enqueue_bulk_insert(
+        mariadb.db.event, [{"owner": owners[i % 20], "body": str(i)} for i in range(2500)]
+    )
+    mariadb.client.wait_all(receipts, timeout_s=60)
+
+    assert sorted(ids(mariadb, "event", owners)) == sorted(receipt.id for receipt in receipts)
+
+
+def test_a_barrier_waits_for_what_other_producers_enqueued_too(mariadb: Rig) -> None:
+    owners, other = mariadb.owners(10), Client(mariadb.config)
+    try:
+        for owner in owners:
+            other.enqueue_insert(mariadb.db.event, owner=owner, body="from another process")
+
+        mariadb.client.barrier("event", timeout_s=60)
+
+        assert len(ids(mariadb, "event", owners)) == 10
+    finally:
+        other.close()
+
+
+def test_waiting_ends_at_its_timeout_while_no_worker_runs_and_the_op_stays_queued(mariadb: Rig) -> None:
+    [owner] = mariadb.owners(1)
+    with mariadb.frozen():
+        receipt = mariadb.client.enqueue_insert(mariadb.db.event, owner=owner, body="x")
+
+        with pytest.raises(WaitTimeout):
+            receipt.wait(0.2)
+        with pytest.raises(WaitTimeout):
+            mariadb.client.barrier("event", timeout_s=0.2)
+
+        assert receipt.status() == "queued"
+    assert receipt.wait(30) in ("applied", "durable")
+
+
+def test_a_receipt_becomes_durable_once_every_replica_has_the_row(mariadb: Rig) -> None:
+    [owner] = mariadb.owners(1)
+    receipt = mariadb.client.enqueue_insert(mariadb.db.event, owner=owner, body="x", durability="applied")
+
+    for _ in polls(30):
+        if receipt.status() == "durable":
+            break
+
+    assert receipt.status() == "durable"
+    sql = f"SELECT id FROM event WHERE owner = {owner}"
+    assert [row for uri in mariadb.replicas.values() for row in nodes.rows(uri, sql)] == [(receipt.id,)]
+
+
+def test_a_printed_receipt_tells_another_process_the_same(mariadb: Rig) -> None:
+    [owner] = mariadb.owners(1)
+    receipt = mariadb.client.enqueue_insert(mariadb.db.event, owner=owner, body="x")
+
+    again = mariadb.client.parse(str(receipt))
+
+    assert again == receipt
+    assert again.id == receipt.id
+    assert again.wait(30) in ("applied", "durable")
+
+
+def test_a_reference_table_is_the_same_on_every_shard(mariadb: Rig) -> None:
+    country = mariadb.db.country
+    receipts = [mariadb.client.enqueue_insert(country, name=f"land {i}", inhabitants=i) for i in range(20)]
+    receipts += [mariadb.client.enqueue_update(country.id == receipts[3].id, inhabitants=country.inhabitants * 1000)]
+    receipts += [mariadb.client.enqueue_delete(country.id == receipts[4].id)]
+    mariadb.client.wait_all(receipts, timeout_s=60)
+
+    sql = "SELECT id, name, inhabitants FROM country ORDER BY id"
+    copies = [nodes.rows(uri, sql) for uri in mariadb.primaries.values()]
+
+    wanted = {receipts[i].id: (f"land {i}", i) for i in range(20) if i != 4} | {receipts[3].id: ("land 3", 3000)}
+    for copy in copies:
+        assert {id: rest for id, *rest in map(tuple, copy) if id in wanted} == {id: [*v] for id, v in wanted.items()}
+        assert receipts[4].id not in {row[0] for row in copy}
+
+
+def test_a_receipt_learns_the_id_that_the_database_gave(mariadb: Rig) -> None:
+    owners = mariadb.owners(5)
+    with mariadb.frozen():
+        receipts = [
+            mariadb.client.enqueue_insert(mariadb.db.note, owner=o, body=f"{o}.{i}") for i in range(9) for o in owners
+        ]
+        before = [receipt.id for receipt in receipts[:3]]
+    mariadb.client.wait_all(receipts, timeout_s=60)
+
+    chosen = ", ".join(map(str, owners))
+    found = {}
+    for shard, uri in mariadb.primaries.items():
+        for id, body in nodes.rows(uri, f"SELECT id, body FROM note WHERE owner IN ({chosen})"):
+            found[body] = (shard, id)
+
+    assert before == [None, None, None]
+    topology = mariadb.client.topology
+    told = {f"{owners[i % 5]}.{i // 5}": (topology.shard_of(r.bucket), r.id) for i, r in enumerate(receipts)}
+    assert told == found
+
+
+def test_a_receipt_of_no_pipeline_cannot_be_asked(mariadb: Rig) -> None:
+    [owner] = mariadb.owners(1)
+    receipt = mariadb.client.enqueue_insert(mariadb.db.event, owner=owner, body="x")
+
+    stray = Receipt.parse(str(receipt))
+
+    with pytest.raises(PipelineError, match="belongs to no pipeline"):
+        stray.status()
+
+
+def ids(rig: Rig, table: str, owners: list[int]) -> list[int]:
+    """Return the ids of the rows of these owners on all primaries."""
+    sql = f"SELECT id FROM {table} WHERE owner IN ({', '.join(map(str, owners))})"
+    return [id for uri in rig.primaries.values() for (id,) in nodes.rows(uri, sql)]

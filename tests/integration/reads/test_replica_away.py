@@ -1,0 +1,115 @@
+"""A replica that was away for too long, on MariaDB: the log no longer waits for it, and it is used for nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+from support.servers.probing import Shard, probing, shard, until
+
+from pipeline import cli
+from pipeline.admin import replica_absence, upkeep
+from pipeline.admin.check import check
+from pipeline.apply.applier import Applier
+from pipeline.client import Client
+from pipeline.config.settings import load
+from pipeline.errors import PipelineError
+from pipeline.reads.health.report import NodeState
+
+pytestmark = pytest.mark.mariadb
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shard]:
+    with shard(tmp_path_factory.mktemp("away") / "cluster") as made:
+        yield made
+
+
+@pytest.fixture
+def hasty(one: Shard) -> Iterator[Client]:
+    """A client whose log waits a second for a replica that is away."""
+    settings = load(one.config)
+    client = Client(replace(settings, apply=replace(settings.apply, replica_away_s=1)))
+    client.define_tables(one.db)
+    yield client
+    client.close()
+
+
+def write(client: Client, number: int) -> None:
+    """Enqueue and apply so many ops."""
+    client.enqueue_bulk_insert("tally", [{"owner": at, "n": 0} for at in range(number)])
+    applier = Applier("s0", client.nodes.primary("s0"), client.log, client.settings.apply)
+    until(lambda: applier.apply() is not None and not client.log.dirty("s0"))
+
+
+def trimmed(client: Client) -> int:
+    return upkeep.trim(client, "s0")
+
+
+def test_an_away_replica_holds_the_log_until_it_is_unfit_and_then_is_used_for_nothing_until_rebuilt(
+    one: Shard, hasty: Client
+) -> None:
+    with probing(one):
+        one.healthy()
+        write(hasty, 20)
+        patient = Client(one.config)
+        until(lambda: upkeep.trim(patient, "s0") > 0)
+        patient.close()
+
+        one.sql("s0-r1", "STOP SLAVE")
+        write(hasty, 400)
+        assert trimmed(hasty) == 0  # it is away, but not for long
+        until(lambda: trimmed(hasty) > 0)
+
+        # it is known for good: in the database, though Redis forget it
+        with pytest.raises(PipelineError, match="lacks what s0 has"):
+            replica_absence.declare_rebuilt(hasty, "s0-r1", 0.1)
+        until(lambda: one.report("s0-r1").unfit)
+        hasty.log.publish_unfit("s0", "{}")
+        trimmed(hasty)
+        until(lambda: one.report("s0-r1").unfit)
+
+        # it comes back, replication makes up for all it missed, and it is unfit all the same
+        one.sql("s0-r1", "START SLAVE")
+        until(lambda: one.report("s0-r1").marks == one.report("s0").marks != {})
+        trimmed(hasty)
+        assert one.report("s0-r1").state is NodeState.UNFIT
+        served = {read_node(one.client) for _ in range(30)}
+        assert served == {"s0-r0"}
+        assert told_of(one, "s0-r1")["state"] == "unfit"
+        assert [found.nodes for found in check(one.config).findings if "is unfit" in found.what] == [("s0-r1",)]
+
+        # nor is it followed when somebody promotes it
+        one.sql("s0-r1", "SET GLOBAL read_only=0")
+        one.sql("s0", "SET GLOBAL read_only=1")
+        one.client.nodes.suspect("s0")
+        until(lambda: one.report("s0").takes_writes is False)
+        one.client.nodes.suspect("s0")
+        assert one.client.nodes.primary_name("s0") == "s0"
+        assert one.report("s0-r1").takes_writes is None
+        one.sql("s0", "SET GLOBAL read_only=0")
+        one.sql("s0-r1", "SET GLOBAL read_only=1")
+        until(lambda: one.report("s0").takes_writes is True)
+
+        run = CliRunner().invoke(cli.pipeline, ["rebuilt", "s0-r1", "--config", str(one.config)])
+
+        assert run.output == "s0-r1 counts again\n"
+        until(lambda: not one.report("s0-r1").unfit)
+        one.healthy()
+        until(lambda: read_node(one.client) == "s0-r1")
+        again = CliRunner().invoke(cli.pipeline, ["rebuilt", "s0-r1", "--config", str(one.config)])
+        assert "is not unfit" in str(again.exception)
+
+
+def read_node(client: Client) -> str:
+    with client.read("tally", 1) as db:
+        return str(db.read_info.node)
+
+
+def told_of(one: Shard, node: str) -> dict[str, object]:
+    run = CliRunner().invoke(cli.pipeline, ["status", "--json", "--config", str(one.config)])
+    [found] = [replica for replica in json.loads(run.output)["shards"][0]["replicas"] if replica["node"] == node]
+    return dict(found)

@@ -1,0 +1,93 @@
+"""The README's first blocks are a web2py application: they are taken as printed, and asked over HTTP."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from support.web.shop import Shop
+from support.web.web2py_server import Browser, Site
+
+pytestmark = pytest.mark.mariadb
+README = Path(__file__).parents[3] / "README.md"
+#: What every web2py application has: db, auth and AppConfig; a generic view.
+SCAFFOLD = """\
+from gluon.contrib.appconfig import AppConfig
+from gluon.tools import Auth
+
+configuration = AppConfig()
+db = DAL(configuration.take("db.uri"), pool_size=5, bigint_id=True)
+auth = Auth(db)
+auth.define_tables(username=False, signature=False)
+response.generic_patterns = ["*"]
+"""
+VIEW = "{{from gluon.serializers import json}}{{=XML(json(response._vars))}}"
+#: Beside the README's own: a user is logged in without a form.
+LOGIN = """
+def enter():
+    user_id = db.auth_user.insert(email=request.vars.email, first_name="x", last_name="y")
+    auth.login_user(db.auth_user[user_id])
+"""
+
+
+def printed_files() -> dict[str, str]:
+    """Return what the README's blocks put into which file."""
+    blocks = re.findall(r"```(?:python|ini)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    marked = re.compile(r"^[#;] ((?:models|controllers|private)/\w+\.\w+)\b.*\n", re.MULTILINE)
+    files: dict[str, str] = {}
+    for block in blocks:
+        _, *parts = marked.split(block)
+        files |= dict(zip(parts[::2], parts[1::2], strict=True))
+    return files
+
+
+def with_addresses(ini: str, shop: Shop) -> str:
+    """Return the printed configuration with the addresses of the servers that are there."""
+    addresses = {f"shard_{name}": uri for name, uri in shop.rig.primaries.items()}
+    addresses |= {f"replicas_{name}": uri for name, uri in shop.rig.replicas.items()}
+    addresses["redis"] = f"redis://127.0.0.1:{shop.rig.port('redis')}/0"
+    for key, address in addresses.items():
+        ini = re.sub(rf"^({key}\s*=).*", rf"\1 {address}", ini, flags=re.MULTILINE)
+    assert "secret" not in ini
+    return f"{ini}broker = redis://127.0.0.1:{shop.rig.port('redis')}/1\nbuckets = 32\n"
+
+
+@pytest.fixture(scope="module")
+def readers(shop: Shop, site: Site) -> list[Browser]:
+    files = printed_files()
+    assert files.keys() == {"models/pipeline.py", "controllers/default.py", "private/appconfig.ini"}
+    ini = with_addresses(files["private/appconfig.ini"], shop)
+    controllers = {"default": files["controllers/default.py"] + LOGIN}
+    folder = shop.application("readme", controllers, files["models/pipeline.py"], ini, model=SCAFFOLD)
+    (folder / "views").mkdir()
+    (folder / "views" / "generic.json").write_text(VIEW)
+    shop.prepare(site, "/readme/default/mine.json")
+    return [site.browser("/readme/default"), site.browser("/readme/default")]
+
+
+def test_the_readmes_application_runs_as_printed(readers: list[Browser], shop: Shop, site: Site):
+    ada, bob = readers
+    for name, browser in {"ada": ada, "bob": bob}.items():
+        browser.post("enter.json", email=f"{name}@example.com")
+
+    with shop.lagging():
+        bought = ada.post("buy.json", qty=3)
+        shown = ada.get(bought.location).json()["purchase"]
+        hers, his = ada.get("mine.json").json()["purchases"], bob.get("mine.json").json()["purchases"]
+
+    assert (bought.status, shown["qty"]) == (303, 3)
+    assert shown["created_by"] == shown["customer"]
+    assert ([row["qty"] for row in hers], his) == ([3], [])
+    assert ada.get(bought.location).json()["purchase"] == shown
+    assert site.tickets() == []
+    shop.settle()
+
+
+def test_who_is_not_logged_in_buys_nothing(readers: list[Browser], shop: Shop, site: Site):
+    stranger = site.browser("/readme/default")
+
+    answer = stranger.post("buy.json", qty=99)
+
+    assert answer.location.startswith("/readme/default/user")
+    assert shop.ask("s0", "SELECT COUNT(*) FROM shop.purchase WHERE qty = 99").splitlines() == ["COUNT(*)", "0"]

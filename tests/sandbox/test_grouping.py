@@ -1,0 +1,80 @@
+"""I18: ops applied in groups leave the same rows, the same rejects and the same ids as one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from support.examples import examples
+from support.oracle.grouping import CHILD, MANY, PARENT, TWO, Database, Maker, difference
+
+from pipeline.model.op import GROUP, INSERT, UPDATE, Op
+from pipeline.model.schema import TableSchema
+from pipeline.shard.dialect import SQLite
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    with pytest.MonkeyPatch.context() as patch:
+        # these files need not outlive a power cut
+        patch.setattr(SQLite, "session", lambda self, read_only: ["PRAGMA synchronous=OFF"])
+        database = Database(f"sqlite://{tmp_path_factory.mktemp('grouping') / 'shop.sqlite'}")
+        yield database
+        database.close()
+
+
+@settings(max_examples=examples(100), deadline=None, phases=[Phase.reuse, Phase.generate])
+@given(seed=st.integers(0, 2**32))
+def test_grouped_equals_one_by_one(database: Database, seed: int):
+    ops = Maker(Random(seed), numbered=True).ops()
+
+    assert difference(database, ops) == ""
+
+
+@settings(max_examples=examples(100), deadline=None, phases=[Phase.reuse, Phase.generate])
+@given(seed=st.integers(0, 2**32))
+def test_versioned_updates_together_equal_one_by_one(database: Database, seed: int):
+    ops = Maker(Random(seed), numbered=True, versioned=True).ops()
+
+    assert difference(database, ops) == ""
+
+
+def test_an_update_that_computes_a_reference_stays_before_the_parent_that_it_lacks(database: Database):
+    found = database.apply(
+        [
+            insert(PARENT, 1, {1: "a"}),
+            insert(CHILD, 1, {1: 1, 2: 0}),
+            Op(UPDATE, "child", CHILD.hash, 0, 1, expressions=((1, ["+", ["c", 1], ["v", 1]]),)),
+            insert(PARENT, 2, {1: "b"}),
+        ],
+        at_once=MANY,
+    )
+
+    assert found["child"] == [(1, 1, 0)]
+    assert found["rejects"] == [(3,)]
+
+
+def test_rows_that_the_database_numbers_keep_the_order_of_their_ops(database: Database):
+    ops = [
+        insert(TWO, None, {}),
+        insert(TWO, None, {3: 1}),
+        Op(GROUP, "two", TWO.hash, 0, ops=(insert(TWO, None, {}), insert(TWO, None, {3: 2}))),
+        insert(TWO, 9, {3: 3}),
+        insert(TWO, None, {3: 4}),
+        insert(TWO, None, {}),
+    ]
+
+    found = database.apply(ops, at_once=MANY)
+
+    assert [(row[0], row[3]) for row in found["two"]] == [
+        (1, None), (2, 1), (3, None), (4, 2), (9, 3), (10, 4), (11, None)
+    ]  # fmt: skip
+    assert found["ids"] == [(1, 1), (2, 2), (5, 10), (6, 11)]
+
+
+def insert(schema: TableSchema, row: int | None, values: dict[int, Any]) -> Op:
+    return Op(INSERT, schema.name, schema.hash, 0, row, tuple(values), tuple(values.values()))

@@ -1,0 +1,314 @@
+"""Patience: whoever has a budget leaves in time, whatever hangs; and what comes late is not lost sight of."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+from hiredis import pack_command
+from support.servers.redis_stub import HANG_UP, Stub
+
+from pipeline import clock
+from pipeline.errors import ConfigError
+from pipeline.oplog.redis.line import FITS_BYTES, Link
+from pipeline.wait_budget import WaitBudget, WaitBudgets, in_all, require_threads
+
+PING = pack_command(("PING",))
+LONG = pack_command(("PING", b"x" * FITS_BYTES))
+ASIDE = "pipeline-aside"
+#: Long enough for what does not hang, also on a busy machine.
+AMPLE_S = 30.0
+
+
+@pytest.fixture
+def wait_budgets() -> WaitBudgets:
+    return WaitBudgets(AMPLE_S)
+
+
+@pytest.fixture
+def never() -> Iterator[threading.Event]:
+    """An event that comes only when the test is over: what waits for it hangs."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def left_soon(wait_budgets: WaitBudgets, event: threading.Event, **how: object) -> None:
+    """Ask for something that hangs, with next to no budget."""
+    with wait_budgets.within(WaitBudget(0.01)), pytest.raises(TimeoutError, match="no answer within"):
+        wait_budgets.aside(event.wait, **how)  # type: ignore[arg-type]
+
+
+# asides -----------------------------------------------------------------------------------------------------------
+
+
+def test_who_has_no_budget_does_the_work_himself(wait_budgets: WaitBudgets):
+    assert wait_budgets.aside(threading.current_thread) is threading.current_thread()
+
+
+def test_who_has_one_lets_a_thread_do_it(wait_budgets: WaitBudgets):
+    with wait_budgets.within(wait_budgets.budget()):
+        assert wait_budgets.aside(threading.current_thread).name == ASIDE
+
+
+def test_a_caller_leaves_what_hangs_and_what_comes_then_is_seen_to(wait_budgets: WaitBudgets):
+    event, late = threading.Event(), []
+    told = threading.Event()
+
+    left_soon(wait_budgets, event, late=lambda result: (late.append(result), told.set()))
+    assert late == []
+    event.set()
+
+    assert told.wait(AMPLE_S)
+    assert late == [True]
+
+
+def test_an_error_that_comes_late_disturbs_nobody(wait_budgets: WaitBudgets):
+    event, ended = threading.Event(), threading.Event()
+
+    def fail() -> None:
+        event.wait(AMPLE_S)
+        raise ValueError("too late")
+
+    with wait_budgets.within(WaitBudget(0.01)), pytest.raises(TimeoutError):
+        wait_budgets.aside(fail, late=lambda result: pytest.fail("there is no result"), ended=ended.set)
+    event.set()
+
+    assert ended.wait(AMPLE_S)
+
+
+def test_the_works_own_errors_are_its_callers_a_time_out_too(wait_budgets: WaitBudgets):
+    def fail() -> None:
+        raise TimeoutError("the work's own")
+
+    with wait_budgets.within(wait_budgets.budget()), pytest.raises(TimeoutError, match="the work's own"):
+        wait_budgets.aside(fail)
+
+
+def test_a_budget_that_is_used_up_begins_nothing(wait_budgets: WaitBudgets):
+    begun: list[bool] = []
+
+    with wait_budgets.within(WaitBudget(0.0)), pytest.raises(TimeoutError, match="used up"):
+        wait_budgets.aside(lambda: begun.append(True))
+
+    assert begun == []
+
+
+def test_each_step_takes_its_time_off_what_the_next_one_has(wait_budgets: WaitBudgets, monkeypatch: pytest.MonkeyPatch):
+    now = iter([10.0, 13.0, 20.0, 20.5])
+    monkeypatch.setattr(clock, "mono_s", lambda: next(now))
+    budget = wait_budgets.budget()
+    assert budget is not None
+
+    with wait_budgets.within(budget):
+        with wait_budgets.spending():
+            pass
+        assert budget.left_s == AMPLE_S - 3
+        with wait_budgets.spending(from_s=1.0):  # too short to count
+            pass
+
+    assert budget.left_s == AMPLE_S - 3
+
+
+def test_what_fails_counts_however_short_it_was(wait_budgets: WaitBudgets, monkeypatch: pytest.MonkeyPatch):
+    now = iter([10.0, 10.5])
+    monkeypatch.setattr(clock, "mono_s", lambda: next(now))
+    budget = WaitBudget(1.0)
+
+    with wait_budgets.within(budget), pytest.raises(ValueError, match="at once"), wait_budgets.spending(from_s=1.0):
+        raise ValueError("at once")
+
+    assert budget.left_s == 0.5
+
+
+def test_something_that_can_be_done_without_gets_its_share_only(wait_budgets: WaitBudgets, never: threading.Event):
+    budget = WaitBudget(0.02)
+
+    with wait_budgets.within(budget), pytest.raises(TimeoutError, match="within 10 ms"):
+        wait_budgets.aside(never.wait, share=0.5)
+
+
+def test_time_spent_waiting_for_a_lock_counts(wait_budgets: WaitBudgets):
+    lock, budget = threading.Lock(), WaitBudget(AMPLE_S)
+    lock.acquire()
+    threading.Timer(0.02, lock.release).start()
+
+    with wait_budgets.within(budget):
+        wait_budgets.enter(lock)
+
+    assert budget.left_s < AMPLE_S
+
+
+@pytest.mark.parametrize("options", [{}, {"http": b"127.0.0.1:1", "threads": b"0"}])
+def test_a_uwsgi_that_runs_no_threads_is_refused_with_the_line_to_add(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt=options))
+
+    with pytest.raises(ConfigError, match=r"add `enable-threads = true` to its ini file, or --enable-threads"):
+        require_threads()
+
+
+@pytest.mark.parametrize("options", [{"enable-threads": True}, {"threads": b"2"}])
+def test_a_uwsgi_that_runs_threads_is_as_any_other_server(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt=options))
+
+    require_threads()
+
+
+# calls ------------------------------------------------------------------------------------------------------------
+
+
+class Caller:
+    def __init__(self, wait_budgets: WaitBudgets):
+        self.wait_budgets = wait_budgets
+        self.seen: list[WaitBudget | None] = []
+
+    @in_all
+    def outer(self) -> None:
+        self.seen.append(self.wait_budgets.here.budget)
+        self.inner()
+
+    @in_all
+    def inner(self) -> None:
+        self.seen.append(self.wait_budgets.here.budget)
+
+
+def test_a_call_has_one_budget_for_all_that_it_calls_and_the_next_has_another(wait_budgets: WaitBudgets):
+    caller = Caller(wait_budgets)
+
+    caller.outer()
+    caller.inner()
+
+    first, again, other = caller.seen
+    assert first is again
+    assert first is not other
+    assert first is not None
+    assert wait_budgets.here.budget is None
+
+
+def test_the_calls_of_a_request_share_its_budget(wait_budgets: WaitBudgets):
+    caller, budget = Caller(wait_budgets), wait_budgets.budget()
+
+    with wait_budgets.within(budget):
+        caller.outer()
+        caller.inner()
+
+    assert caller.seen == [budget] * 3
+
+
+def test_budgets_are_each_threads_own(wait_budgets: WaitBudgets):
+    caller = Caller(wait_budgets)
+    with wait_budgets.within(wait_budgets.budget()):
+        thread = threading.Thread(target=caller.inner)
+        thread.start()
+        thread.join()
+
+        assert caller.seen[0] is not wait_budgets.here.budget
+
+
+def test_who_has_nowhere_to_go_instead_never_leaves():
+    caller = Caller(WaitBudgets(math.inf))
+
+    caller.outer()
+
+    assert caller.seen == [None, None]
+
+
+# links ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    made = Stub()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def link(stub: Stub, wait_budgets: WaitBudgets) -> Iterator[Link]:
+    """A link whose connections would wait for long by themselves."""
+    assert any(waiting() == 0 for _ in clock.polls(AMPLE_S))  # those of other tests have ended
+    pool = redis.ConnectionPool(host="127.0.0.1", port=stub.port, socket_timeout=AMPLE_S, protocol=2)
+    yield Link(pool, 0.02, wait_budgets)
+    pool.disconnect()
+
+
+def waiting() -> int:
+    return sum(thread.name == ASIDE for thread in threading.enumerate())
+
+
+def test_a_connection_that_is_made_in_time_is_kept(stub: Stub, link: Link, wait_budgets: WaitBudgets):
+    with wait_budgets.within(wait_budgets.budget()):
+        link.ask(PING)
+        link.ask(PING)
+
+    assert stub.taken == 1
+
+
+def test_a_caller_leaves_a_server_that_hangs_long_before_its_connection_does(
+    stub: Stub, link: Link, wait_budgets: WaitBudgets
+):
+    link.ask(PING)
+    stub.replies = [()]
+
+    with wait_budgets.within(WaitBudget(0.01)), pytest.raises(TimeoutError):
+        link.ask(PING)
+
+    assert waiting() == 1  # the caller has left, the connection still waits
+    link.drop()
+    stub.replies = [(b"$5\r\nfresh\r\n",)]
+    assert link.ask(PING) == b"fresh"
+    assert stub.taken == 2
+
+
+def test_a_reply_that_comes_late_closes_its_connection(stub: Stub, link: Link, wait_budgets: WaitBudgets):
+    go_on = threading.Event()
+    stub.before = lambda: go_on.wait(AMPLE_S)
+
+    with wait_budgets.within(WaitBudget(0.01)), pytest.raises(TimeoutError):
+        link.ask(PING)
+    go_on.set()
+
+    assert any(waiting() == 0 for _ in clock.polls(AMPLE_S))
+    assert any(stub.open == 0 for _ in clock.polls(AMPLE_S))
+
+
+def test_a_refusal_in_a_thread_leaves_the_connection_in_use(stub: Stub, link: Link, wait_budgets: WaitBudgets):
+    link.ask(PING)
+    stub.replies = [(b"-ERR no\r\n",), (b"$3\r\nyes\r\n",)]
+
+    with wait_budgets.within(WaitBudget(AMPLE_S)), pytest.raises(redis.exceptions.ResponseError):
+        link.ask(LONG)
+
+    assert link.ask(PING) == b"yes"
+    assert stub.taken == 1
+
+
+def test_a_command_too_long_for_an_empty_socket_is_sent_by_a_thread(stub: Stub, link: Link, wait_budgets: WaitBudgets):
+    link.ask(PING)
+    stub.replies = [()]
+
+    with wait_budgets.within(WaitBudget(0.05)), pytest.raises(TimeoutError, match="no answer within"):
+        link.ask(LONG)
+
+    link.drop()
+
+
+def test_a_server_that_hangs_up_is_no_reply_also_in_a_thread(stub: Stub, link: Link, wait_budgets: WaitBudgets):
+    link.ask(PING)
+    stub.replies = [(HANG_UP,)]
+
+    with wait_budgets.within(wait_budgets.budget()):
+        with pytest.raises(redis.exceptions.ConnectionError):
+            link.ask(LONG)
+        link.drop()
+        link.ask(PING)
+
+    assert stub.taken == 2

@@ -1,0 +1,229 @@
+"""The spool's store: what it takes is numbered for good, kept in order, and shared by the processes of a host."""
+
+from __future__ import annotations
+
+import collections
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.sandbox.spooled import payloads
+
+from pipeline import clock
+from pipeline.errors import PipelineFull, SpoolUnavailable
+from pipeline.spool.group_commit import GroupCommit
+from pipeline.spool.store import FRESH_MS, Spool
+
+# taking and sending ------------------------------------------------------------------------------------------------
+
+
+def test_a_spool_that_nobody_needed_makes_no_file(spool: Spool):
+    assert not spool.waiting()
+    assert spool.counts().waiting == 0
+
+    assert list(spool.path.parent.iterdir()) == []
+
+
+def test_ops_come_out_in_the_order_in_which_they_went_in_with_dense_sequences(spool: Spool):
+    first = spool.add({3: [b"a", b"b"], 4: [b"c"]})
+    second = spool.add({3: [b"d"]})
+
+    assert payloads(spool, 3, 4) == [b"a", b"b", b"c", b"d"]
+    assert payloads(spool, 4) == [b"c"]
+    producer = first[3][0]
+    assert first == {3: (producer, 1), 4: (producer, 1)}
+    assert second == {3: (producer, 3)}
+
+
+def test_an_op_in_doubt_keeps_the_number_that_it_was_sent_with(spool: Spool):
+    spool.add({3: [b"mine"]})
+
+    given = spool.add({3: [b"in doubt"], 5: [b"new"]}, numbered={3: (77, 9)})
+
+    assert given[3] == (77, 9)
+    assert [op[1:4] for op in spool.head([3])][1] == (3, 77, 9)
+    assert spool.add({3: [b"mine too"]})[3][1] == 2
+
+
+def test_the_marker_is_there_as_long_as_anything_waits(spool: Spool):
+    spool.add({3: [b"a"]})
+    assert spool.waiting()
+    assert not spool.settle()
+
+    spool.sent(spool.head([3]), 101)
+
+    assert spool.waiting()
+    assert spool.settle()
+    assert not spool.waiting()
+
+
+def test_what_was_sent_is_forgotten_and_what_is_kept_stays_until_it_is_reached(spool: Spool):
+    spool.add({3: [b"plain"]})
+    [(producer, first)] = spool.add({3: [b"kept 1", b"kept 2"]}, kept=True).values()
+
+    spool.sent(spool.head([3]), 101)
+
+    assert spool.settle()
+    assert spool.counts()[:2] == (0, 2)
+    assert spool.pairs() == [(3, producer)]
+    assert spool.forget({(3, producer): first}) == 1
+    assert spool.forget({(3, producer): first + 1}) == 1
+    assert spool.counts()[:2] == (0, 0)
+
+
+def test_nothing_that_waits_is_forgotten(spool: Spool):
+    [(producer, _)] = spool.add({3: [b"kept"]}, kept=True).values()
+
+    assert spool.forget({(3, producer): 99}) == 0
+    assert payloads(spool, 3) == [b"kept"]
+
+
+def test_what_is_kept_waits_again_in_its_old_place_once_the_epoch_is_another(spool: Spool):
+    spool.add({3: [b"a", b"b"]}, kept=True)
+    spool.sent(spool.head([3]), 101)
+    spool.settle()
+    spool.add({3: [b"c"]})
+
+    assert spool.renew([3], 101) == 0
+    assert spool.renew([3], 102) == 2
+
+    assert payloads(spool, 3) == [b"a", b"b", b"c"]
+    assert spool.waiting()
+
+
+def test_an_op_is_held_only_while_it_waits(spool: Spool):
+    [(producer, seq)] = spool.add({3: [b"kept"]}, kept=True).values()
+    assert spool.holds(3, producer, seq)
+    assert not spool.holds(3, producer, seq + 1)
+
+    spool.sent(spool.head([3]), 101)
+
+    assert not spool.holds(3, producer, seq)
+
+
+# numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bucket_that_idled_for_a_day_goes_on_under_a_producer_it_has_never_had(spool: Spool, monkeypatch: Any):
+    old = spool.add({3: [b"a"]})[3]
+    spool.sent(spool.head([3]), 101)
+    now = clock.wall_ms()
+    monkeypatch.setattr(clock, "wall_ms", lambda: now + FRESH_MS + 1000)
+
+    new = spool.add({3: [b"b"]})[3]
+
+    assert new[0] != old[0]
+    assert new[1] == 1
+
+
+def test_a_bucket_that_still_holds_something_goes_on_under_the_same_producer(spool: Spool, monkeypatch: Any):
+    old = spool.add({3: [b"a"]})[3]
+    now = clock.wall_ms()
+    monkeypatch.setattr(clock, "wall_ms", lambda: now + FRESH_MS + 1000)
+
+    assert spool.add({3: [b"b"]})[3] == (old[0], 2)
+
+
+@pytest.mark.parametrize("steps", [(2, 0, 1.5, 3), (5, 0, 1.2, 2.4, 5.1), (0, -3, 0, 1.5)])
+def test_a_clock_that_jumps_never_brings_a_number_twice(spool: Spool, monkeypatch: Any, steps: tuple[float, ...]):
+    now, given = clock.wall_ms(), []
+    for days in steps:
+        monkeypatch.setattr(clock, "wall_ms", lambda days=days: now + int(days * 86_400_000))
+        for bucket in (3, 4, 3):
+            given.append((bucket, *spool.add({bucket: [b"x"]})[bucket]))
+            spool.sent(spool.head([bucket]), 101)
+
+    assert len(set(given)) == len(given)
+
+
+def test_threads_that_come_together_share_a_commit_and_each_gets_its_own_numbers(spool: Spool, monkeypatch: Any):
+    taken: list[int] = []
+    whole = Spool._take_in
+    monkeypatch.setattr(
+        spool, "_together", GroupCommit(lambda wishes: (taken.append(len(wishes)), whole(spool, wishes)))
+    )
+    numbers: list[Any] = []
+
+    def produce(name: int) -> None:
+        for n in range(25):
+            numbers.append(spool.add({3: [b"%d %d" % (name, n)]})[3])
+
+    with spool.file._lock:  # the first one's commit does not get on
+        threads = [threading.Thread(target=produce, args=(name,)) for name in range(8)]
+        for thread in threads:
+            thread.start()
+        assert any(taken == [1] and len(spool._together._waiting) == 7 for _ in clock.polls(20))
+    for thread in threads:
+        thread.join(timeout=30)
+
+    assert taken[1] >= 7  # the first may be back by then
+    assert sum(taken) == 200
+    assert len(set(numbers)) == 200
+    found = [op.payload.split() for op in spool.head([3])]
+    for name in range(8):
+        assert [int(n) for who, n in found if int(who) == name] == list(range(25))
+
+
+# limits and faults ------------------------------------------------------------------------------------------------
+
+
+def test_a_full_spool_says_which_file_and_setting_and_takes_ops_again_once_drained(spool: Spool):
+    with pytest.raises(PipelineFull, match=r"app\.spool is at \[spool\] max_mb = 1\b"):
+        collections.deque(iter(lambda: spool.add({3: [b"x" * 5000]}, kept=True), None), maxlen=0)
+    taken = spool.counts().waiting
+    assert 100 < taken < 200
+
+    while head := spool.head([3]):
+        spool.sent(head, 101)
+    [(bucket, producer)] = spool.pairs()
+    assert spool.forget({(bucket, producer): 10_000}) == taken
+
+    assert spool.add({3: [b"x" * 5000]})[3] == (producer, taken + 1)
+
+
+def test_a_file_that_is_no_spool_is_named(tmp_path: Path):
+    path = tmp_path / "app.spool"
+    path.write_bytes(b"this is no database, but long enough to be one" * 30)
+
+    with pytest.raises(SpoolUnavailable, match=r"app\.spool"):
+        Spool(path, 1_000_000).add({3: [b"a"]})
+
+
+def test_a_file_that_was_removed_is_made_anew(spool: Spool):
+    spool.add({3: [b"a"]})
+    for file in spool.path.parent.iterdir():
+        file.unlink()
+
+    spool.add({3: [b"b"]})
+
+    assert payloads(spool, 3) == [b"b"]
+
+
+def test_a_file_of_an_older_release_goes_on_with_a_table_that_nobody_needs_any_more(spool: Spool):
+    spool.add({3: [b"a"]})
+    with spool.file.writing() as db:
+        db.execute("CREATE TABLE promises (nth INTEGER PRIMARY KEY, bucket INTEGER, key TEXT, row_id INTEGER)")
+        db.execute("INSERT INTO promises VALUES (1, 3, 'k', 77)")
+    spool.close()
+
+    newer = Spool(spool.path, 1_000_000)
+    newer.add({3: [b"b"]})
+
+    assert payloads(newer, 3) == [b"a", b"b"]
+    newer.close()
+
+
+def test_every_commit_is_fsynced(spool: Spool):
+    spool.add({3: [b"a"]})
+
+    with spool.file.reading() as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert db.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_others_cannot_read_the_file(spool: Spool):
+    spool.add({3: [b"secret"]})
+
+    assert not any(stat.S_IMODE(file.stat().st_mode) & 0o007 for file in spool.path.parent.iterdir())

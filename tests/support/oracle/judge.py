@@ -1,0 +1,94 @@
+"""The judge: what the databases hold, read with plain connections, against what the ledger says they must hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from pipeline.config.topology import Topology
+from support.oracle import nodes
+from support.oracle.ledger import Acknowledged, set_of
+from support.oracle.model import Model, Row
+
+Op = tuple[int, int, int]
+
+#: How many differences a failure shows.
+SHOWN = 8
+
+
+def states(primaries: dict[str, str], topology: Topology, ledger: Iterable[Acknowledged]) -> dict[Op, str]:
+    """Return what became of each op: applied, rejected, lost, or queued for one that nobody accounts for."""
+    books = {shard: _Book(uri) for shard, uri in primaries.items()}
+    found = {}
+    for one in set_of(ledger):
+        told = [books[shard].state(one) for shard in topology.shards_of(one.bucket)]
+        found[one.op] = next((state for state in told if state != "applied"), "applied")
+    return found
+
+
+class _Book:
+    """The pipeline's own tables on one node."""
+
+    def __init__(self, uri: str):
+        with nodes.connection(uri) as made:
+            fetch = lambda sql: nodes.fetch(made, sql)  # noqa: E731
+            self.producers = {
+                (b, p): seq for b, p, seq in fetch("SELECT bucket, producer, seq FROM pipeline_producers")
+            }
+            rejects = fetch("SELECT bucket, producer, producer_seq, state FROM pipeline_rejects")
+            self.rejects = {(b, p, seq): state for b, p, seq, state in rejects}
+            self.lost = fetch("SELECT bucket, epoch, producer, first_seq, last_seq FROM pipeline_lost")
+
+    def state(self, one: Acknowledged) -> str:
+        """Return what this node says of an op."""
+        if one.op in self.rejects:
+            return str(self.rejects[one.op])
+        if self.producers.get((one.bucket, one.producer), 0) >= one.seq and not self._is_lost(one):
+            return "applied"
+        return "lost" if self._is_lost(one) else "queued"
+
+    def _is_lost(self, one: Acknowledged) -> bool:
+        for bucket, epoch, producer, first, last in self.lost:
+            if bucket != one.bucket:
+                continue
+            if producer == one.producer and first <= one.seq <= last:
+                return True
+            if producer == 0 and epoch == one.position.epoch and first <= one.position.seq <= last:
+                return True
+        return False
+
+
+def tally_of(made: Any, owners: Iterable[int]) -> dict[tuple[int, str], tuple[int, str, int]]:
+    """Return the rows of these owners on one node: (owner, name) -> (n, trace, id)."""
+    chosen = ", ".join(map(str, owners))
+    found = nodes.fetch(made, f"SELECT owner, name, n, trace, id FROM tally WHERE owner IN ({chosen})")
+    rows = {(owner, name): (n, trace, id) for owner, name, n, trace, id in found}
+    assert len(rows) == len(found), "two rows with one unique key"
+    return rows
+
+
+def versions_of(made: Any, owners: Iterable[int]) -> dict[int, tuple[int, Row]]:
+    """Return the versions of these owners' rows on one node: id -> (row id, the row as it was)."""
+    chosen = ", ".join(map(str, owners))
+    sql = f"SELECT id, current_record, owner, name, n, trace FROM tally_archive WHERE owner IN ({chosen})"
+    return {id: (row_id, Row(*row)) for id, row_id, *row in nodes.fetch(made, sql)}
+
+
+def differences(model: Model, rows: dict[tuple[int, str], tuple[int, str, int]]) -> list[str]:
+    """Return a sentence for each row that is not as the model has it."""
+    wanted = {(row.owner, row.name): (row.n, row.trace, id) for id, row in model.rows.items()}
+    said = [f"{key} is missing: {wanted[key]}" for key in wanted.keys() - rows.keys()]
+    said += [f"{key} must not be there: {rows[key]}" for key in rows.keys() - wanted.keys()]
+    for key in wanted.keys() & rows.keys():
+        want, have = wanted[key], rows[key]
+        known = not isinstance(want[2], int) or want[2] == have[2]
+        if want[:2] != have[:2] or not known:
+            said.append(f"{key} is {have}, must be {want}; {_trace_difference(want[1], have[1])}")
+    return said
+
+
+def _trace_difference(wanted: str, found: str) -> str:
+    want, have = wanted.split(","), found.split(",")
+    doubled = [token for token, times in Counter(have).items() if times > 1]
+    return f"missing {sorted(set(want) - set(have))}, added {sorted(set(have) - set(want))}, doubled {doubled}"

@@ -1,0 +1,88 @@
+"""A producer of its own: `python -m support.oracle.producer CONFIG OUTPUT OPTIONS`, so that it may be killed.
+
+Each acknowledged op is a line of OUTPUT, `[receipt, deed]`, written before the next op is sent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.devcluster.celery import import_path
+from pipeline.model.receipt import Receipt
+from support.oracle.ledger import Acknowledged
+
+#: The folder that holds the package `support`.
+TESTS = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Producer:
+    """A running producer, and what it has noted."""
+
+    child: subprocess.Popen[bytes]
+    output: Path
+
+    def finish(self, timeout_s: float = 120) -> None:
+        """Wait until it has sent all."""
+        assert self.child.wait(timeout_s) == 0, f"a producer failed, see {self.output}.log"
+
+    def kill(self) -> None:
+        """Kill it if it still runs."""
+        with suppress(ProcessLookupError):
+            self.child.kill()
+        self.child.wait(10)
+
+    @property
+    def noted(self) -> list[Acknowledged]:
+        """What was acknowledged to it so far."""
+        whole = [line for line in self.output.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        pairs = [json.loads(line) for line in whole]
+        return [Acknowledged.of(Receipt.parse(text), deed) for text, deed in pairs]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment in which a child finds the pipeline and this package."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), import_path()["PYTHONPATH"]])}
+
+
+def start(config: Path, output: Path, **options: Any) -> Producer:
+    """Start a producer; see `Load` for the options, and *ops* for how many."""
+    output.touch()
+    with Path(f"{output}.log").open("wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "support.oracle.producer", str(config), str(output), json.dumps(options)],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    return Producer(child, output)
+
+
+def _main(config: str, output: str, options: dict[str, Any]) -> None:
+    from pipeline.client import Client
+    from support.chance import chance
+    from support.oracle.load import Load
+    from support.tables import define
+
+    ops, name = options.pop("ops"), options["name"]
+    client, db = Client(config), define()
+    client.define_tables(db)
+    load = Load(client, db, chance(options.pop("seed"), name), **options)
+    file = os.open(output, os.O_WRONLY | os.O_APPEND)
+    for _ in range(ops):
+        noted = load.send()
+        receipt = Receipt(noted.bucket, noted.position, None, noted.producer, noted.seq)
+        os.write(file, json.dumps([str(receipt), noted.deed]).encode() + b"\n")
+    client.close()
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))

@@ -1,0 +1,144 @@
+"""A trial: the ops that one test has had acknowledged, and the two questions that are asked of every trial."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import clock
+from pipeline.client import Client
+from support.chance import chance
+from support.oracle import judge, nodes, producer
+from support.oracle.ledger import Acknowledged, in_order, replay, set_of
+from support.oracle.load import Load
+from support.oracle.model import Row
+from support.oracle.producer import Producer
+from support.servers.rig import Rig
+
+#: How long everything that was acknowledged may take to be accounted for; generous, since speed is not judged here.
+SETTLE_S = 60
+
+
+class Trial:
+    """One test's ledger on a rig."""
+
+    def __init__(self, rig: Rig, name: str, folder: Path):
+        self.rig, self.name, self._folder = rig, name, folder
+        self.luck: random.Random = chance(name)
+        self.ledger: list[Acknowledged] = []
+        self.owners: list[int] = []
+        self._producers: list[Producer] = []
+        self._count = 0
+
+    def choose_owners(self, count: int) -> list[int]:
+        """Take shard keys that are this trial's own."""
+        chosen = self.rig.owners(count)
+        self.owners += chosen
+        return chosen
+
+    def load(self, client: Client | None = None, owners: Sequence[int] = (), **options: Any) -> Load:
+        """Return a load in this process."""
+        self._count += 1
+        chosen = owners or self.owners or self.choose_owners(6)
+        return Load(client or self.rig.client, self.rig.db, self.luck, f"L{self._count}", chosen, **options)
+
+    def send(self, load: Load, count: int) -> list[Acknowledged]:
+        """Send that many deeds and note them."""
+        sent = [load.send() for _ in range(count)]
+        self.ledger += sent
+        return sent
+
+    def producer(self, ops: int, *, config: Path | None = None, owners: Sequence[int] = (), **options: Any) -> Producer:
+        """Start a producer of its own process."""
+        self._count += 1
+        chosen = list(owners or self.owners or self.choose_owners(6))
+        name = f"P{self._count}"
+        made = producer.start(
+            config or self.rig.config, self._folder / f"{name}.jsonl", ops=ops, name=name, owners=chosen,
+            seed=self.name, **options,
+        )  # fmt: skip
+        self._producers.append(made)
+        return made
+
+    def join(self, producers: Iterable[Producer] = ()) -> None:
+        """Wait for producers and note what was acknowledged to them."""
+        for one in list(producers) or list(self._producers):
+            one.finish()
+            self.take(one)
+
+    def take(self, one: Producer) -> None:
+        """Note what was acknowledged to a producer, finished or killed."""
+        self._producers.remove(one)
+        self.ledger += one.noted
+
+    def states(self) -> dict[judge.Op, str]:
+        """Return what became of each op."""
+        return judge.states(self.rig.primaries, self.rig.client.topology, self.ledger)
+
+    def settle(self, timeout_s: float = SETTLE_S) -> Counter[str]:
+        """Wait until every acknowledged op is applied, rejected or lost; return how many of each."""
+        accounts: Counter[str] = Counter()
+        for _ in clock.polls(timeout_s, first_s=0.02, most_s=0.2):
+            try:
+                accounts = Counter(self.states().values())
+            except OSError:
+                continue
+            if not accounts["queued"]:
+                return accounts
+        raise AssertionError(f"not accounted for after {timeout_s} s: {accounts}")
+
+    def holds(self) -> Counter[str]:
+        """Assert that the rows of all shards are what a replay of the ledger gives; return the accounts."""
+        accounts = self.settle()
+        self.balances()
+        states = self.states()
+        verdict = replay(one for one in self.ledger if states[one.op] != "lost")
+        rejected = {op for op, state in states.items() if state == "rejected"}
+        assert verdict.refused == rejected, f"{self} refused wrongly: {list(verdict.refused ^ rejected)[: judge.SHOWN]}"
+        said = judge.differences(verdict.model, self.rows(self.rig.primaries))
+        kept, wanted = self.versions(self.rig.primaries), verdict.model.versions
+        said += [f"version {id} is {kept.get(id)}, must be {wanted.get(id)}" for id in kept.keys() ^ wanted.keys()]
+        said += [f"version {id} is {kept[id]}, must be {w}" for id, w in wanted.items() if kept.get(id, w) != w]
+        assert not said, f"{len(said)} rows differ:\n" + "\n".join(said[: judge.SHOWN])
+        assert in_order(self.ledger), "a log has a producer's ops in another order than it was told"
+        return accounts
+
+    def balances(self) -> None:
+        """Assert that acknowledged = applied + rejected + lost."""
+        accounts = Counter(self.states().values())
+        whole = sum(accounts[state] for state in ("applied", "rejected", "lost"))
+        assert whole == len(set_of(self.ledger)), f"accounts do not balance: {accounts}"
+
+    def rows(self, uris: dict[str, str]) -> dict[tuple[int, str], tuple[int, str, int]]:
+        """Return this trial's rows on all nodes given; each owner's must be on the right one."""
+        topology, found = self.rig.client.topology, {}
+        for shard, uri in uris.items():
+            with nodes.connection(uri) as made:
+                here = judge.tally_of(made, self.owners or [0])
+            stray = [key for key in here if topology.shard_of(topology.bucket_of("tally", key[0])) != shard]
+            assert not stray, f"rows of other shards on {shard}: {stray[: judge.SHOWN]}"
+            found |= here
+        return found
+
+    def versions(self, uris: dict[str, str]) -> dict[int, tuple[int, Row]]:
+        """Return what all nodes given have kept of this trial's rows, by id; each must be on its row's shard."""
+        topology, found = self.rig.client.topology, {}
+        for shard, uri in uris.items():
+            with nodes.connection(uri) as made:
+                here = judge.versions_of(made, self.owners or [0])
+            stray = [
+                id
+                for id, (_, row) in here.items()
+                if shard != topology.shard_of(topology.bucket_of("tally", row.owner))
+            ]
+            assert not stray, f"versions of rows of other shards on {shard}: {stray[: judge.SHOWN]}"
+            found |= here
+        return found
+
+    def close(self) -> None:
+        """Kill what still runs."""
+        for one in self._producers:
+            one.kill()

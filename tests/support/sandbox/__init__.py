@@ -1,0 +1,1 @@
+"""Parts of the pipeline in this process, over fakes of our own."""

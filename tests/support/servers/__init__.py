@@ -1,0 +1,1 @@
+"""Real servers, ways to break them, and processes that die on purpose."""
