@@ -31,7 +31,7 @@ from pipeline.reads.reads import Reads
 from pipeline.reads.routing.accounting import Counters
 from pipeline.reads.routing.health_cache import HealthCache
 from pipeline.reads.routing.router import Router
-from pipeline.reads.token_cookie import Seal, Secret
+from pipeline.reads.token_cookie import Seal, shared_secret
 from pipeline.shard import ledger
 from pipeline.shard.nodes import Nodes
 from pipeline.spool.store import Spool
@@ -129,14 +129,16 @@ class Parts:
         self.readers = NodeReaders(self.nodes)
         reads = self.settings.reads
         router = Router(self.nodes, self.readers, self.health, reads.primary_limit, self.settings.loads())
-        secret = Secret(self.log, self.spool, self.wait_budgets, lambda: self._breaker.open)
-        seal = Seal(reads.secret or secret)
+        seal = Seal(reads.secret or self._shared_secret)
         self._reads = Reads(self.settings, self.topology, self.log, router, self.op_builder.table, seal)
 
     @property
     def counters(self) -> Counters:
         """How often this process has made each choice of a node."""
         return self.health.counters()
+
+    def _shared_secret(self) -> str:
+        return shared_secret(self.log, self.spool, self.wait_budgets, lambda: self._breaker.open)
 
     def _record_lost(self, lost: Lost) -> None:
         bucket, producer, first, last = lost

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline import clock
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import kind_of, real_name
 from pipeline.errors import BadOp, BadRead, ShardUnavailable
-from pipeline.model.receipt import Receipt
 from pipeline.oplog.contract import Log
 from pipeline.reads.gather.gather import GATHER_S, Gather
 from pipeline.reads.node_dal import NodeDAL
@@ -20,22 +19,12 @@ from pipeline.reads.pending.pending_rows import CannotOverlay, Overlay
 from pipeline.reads.read_place import ReadPlace, needs_at, place_of_id, place_of_key
 from pipeline.reads.routing.policy import Bounds
 from pipeline.reads.routing.router import Read, Router
-from pipeline.reads.session import ReadSession, Token, looks_like_receipt, token_of
-from pipeline.reads.token_cookie import VERSION, Seal
+from pipeline.reads.session import After, ReadSession, Token, after_of
+from pipeline.reads.token_cookie import Seal
 
 #: A read that failed twice is tried on while no more time than that has gone, s; and how often at most: each of a
 #: primary and two replicas may have closed an idle connection.
 AT_ONCE_S, MOST_TRIES = 0.1, 4
-
-
-class After(NamedTuple):
-    """What a read must see, and the session that takes up what it saw."""
-
-    token: Token
-    session: ReadSession | None = None
-
-
-_NOTHING = After(Token())
 
 
 class Reads:
@@ -65,8 +54,6 @@ class Reads:
         self._bounds = Bounds(reads.max_lag_s, reads.wait_s, reads.on_stale)  # type: ignore[arg-type]
         self._gather = Gather(router, topology, log)
 
-    # the calls ----------------------------------------------------------------------------------------------
-
     def read(
         self,
         table: Any,
@@ -82,13 +69,14 @@ class Reads:
             table: whose rows are read, or its name.
             shard_key: of these rows.
             after: what must be seen.
-            max_lag_s: see `Bounds`.
-            wait_s: see `Bounds`.
-            on_stale: see `Bounds`.
+            max_lag_s, wait_s, on_stale: see `Bounds`.
         """
         table = self._table(table)
-        place, asked = place_of_key(self._topology, real_name(table), shard_key), self.after(after)
-        return self._opened(self._open(place, asked, self._bounds.changed(max_lag_s, wait_s, on_stale)), table)
+        place, asked = place_of_key(self._topology, real_name(table), shard_key), after_of(after, self._seal)
+        bounds = self._bounds.changed(max_lag_s, wait_s, on_stale)
+        needs = needs_at(self._topology, self._log, asked.token, place)
+        read = self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets)
+        return self._opened(read, table)
 
     def get(
         self,
@@ -110,9 +98,7 @@ class Reads:
             after: what must be seen.
             pending: whether queued ops are laid over the row.
             shard_key: of the row, where the id does not carry its bucket.
-            max_lag_s: see `Bounds`.
-            wait_s: see `Bounds`.
-            on_stale: see `Bounds`.
+            max_lag_s, wait_s, on_stale: see `Bounds`.
             unknown: is refused.
         """
         if unknown:
@@ -121,7 +107,7 @@ class Reads:
         if not (max_lag_s is None and wait_s is None and on_stale is None):
             bounds = bounds.changed(max_lag_s, wait_s, on_stale)
         number = _row_id(table, row_id)
-        place, asked = place_of_id(self._topology, table, number, shard_key), self.after(after)
+        place, asked = place_of_id(self._topology, table, number, shard_key), after_of(after, self._seal)
         if place is None:
             return self._row_anywhere(table, number, asked, pending, bounds)
         if pending:
@@ -152,22 +138,12 @@ class Reads:
             after: what must be seen.
             partial: whether shards that do not answer may be missing.
             timeout_s: of the whole.
-            max_lag_s: see `Bounds`.
-            wait_s: see `Bounds`.
-            on_stale: see `Bounds`.
+            max_lag_s, wait_s, on_stale: see `Bounds`.
             options: pyDAL's.
         """
-        asked, bounds = self.after(after), self._bounds.changed(max_lag_s, wait_s, on_stale)
-        return self._gather.select(
-            self._query(query),
-            fields,
-            asked.token,
-            asked.session,
-            bounds,
-            options,
-            partial=partial,
-            timeout_s=timeout_s,
-        )
+        bounds = self._bounds.changed(max_lag_s, wait_s, on_stale)
+        query, asked = self._query(query), after_of(after, self._seal)
+        return self._gather.select(query, fields, asked, bounds, options, partial=partial, timeout_s=timeout_s)
 
     def count(
         self,
@@ -186,12 +162,12 @@ class Reads:
             distinct: a field or several, whose distinct values are counted.
             after: what must be seen.
             timeout_s: of the whole.
-            max_lag_s: see `Bounds`.
-            wait_s: see `Bounds`.
-            on_stale: see `Bounds`.
+            max_lag_s, wait_s, on_stale: see `Bounds`.
         """
-        asked, bounds = self.after(after), self._bounds.changed(max_lag_s, wait_s, on_stale)
-        return self._gather.count(self._query(query), distinct, asked.token, asked.session, bounds, timeout_s=timeout_s)
+        bounds = self._bounds.changed(max_lag_s, wait_s, on_stale)
+        return self._gather.count(
+            self._query(query), distinct, after_of(after, self._seal), bounds, timeout_s=timeout_s
+        )
 
     def session(self, text: str | None = None) -> ReadSession:
         """Return a session.
@@ -201,43 +177,14 @@ class Reads:
         """
         return ReadSession(self._seal.read(text) if text else Token(), self._seal)
 
-    def after(self, value: Any) -> After:
-        """Return what an `after=` asks for.
-
-        Args:
-            value: None, a receipt, several, a session, a token, or the text of a receipt or a session.
-
-        Raises:
-            BadRead: it is nothing of the kind. BadToken: a text that was changed, or is another deployment's.
-        """
-        if value is None:
-            return _NOTHING
-        if isinstance(value, After):
-            return value
-        if isinstance(value, ReadSession):
-            return After(value.token, value)
-        if isinstance(value, Token):
-            return After(value)
-        if isinstance(value, str):
-            is_token = value[:1] == VERSION
-            return After(self._seal.read(value) if is_token else token_of([Receipt.parse(value)]))
-        if looks_like_receipt(value):
-            return After(token_of([value]))
-        try:
-            return After(token_of(value))
-        except (TypeError, AttributeError):
-            raise BadRead(
-                f"after= takes a receipt, several of them, a session or its text, not {type(value).__name__}"
-            ) from None
-
     def joined(self, session: ReadSession, value: Any) -> After:
         """Return what a session and an `after=` ask for together; the session takes up the answer.
 
         Args:
             session: of the reader.
-            value: as for `after`.
+            value: as for `after=`.
         """
-        return After(session.token.merged(self.after(value).token), session)
+        return After(session.token.merged(after_of(value, self._seal).token), session)
 
     def settle(self, session: ReadSession, timeout_s: float) -> bool:
         """Wait until the primaries have what a session has written and seen; return whether they have.
@@ -264,15 +211,9 @@ class Reads:
         """End the threads."""
         self._gather.close()
 
-    # parts --------------------------------------------------------------------------------------------------
-
     @cached_property
     def _overlay(self) -> Overlay:
         return Overlay(self._log)
-
-    def _open(self, place: ReadPlace, asked: After, bounds: Bounds) -> Read:
-        needs = needs_at(self._topology, self._log, asked.token, place)
-        return self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets)
 
     @contextmanager
     def _opened(self, read: Read, table: Any) -> Iterator[NodeDAL]:
@@ -285,7 +226,7 @@ class Reads:
         """Return the row with an id that does not carry its shard: all are asked."""
         if pending:
             raise BadRead(f"pending=True needs an id that tells its bucket: give shard_key= as well for {row_id}")
-        rows = self._gather.select(table._id == row_id, (), asked.token, asked.session, bounds, {})
+        rows = self._gather.select(table._id == row_id, (), asked, bounds, {})
         if len(rows) > 1:
             raise BadRead(
                 f"{len(rows)} shards have a row of {table._tablename!r} with the id {row_id}: give shard_key="
@@ -293,7 +234,8 @@ class Reads:
         return rows.first()
 
     def _row(self, table: Any, row_id: int, place: ReadPlace, asked: After, bounds: Bounds) -> Any:
-        with self._open(place, asked, bounds) as read:
+        needs = needs_at(self._topology, self._log, asked.token, place)
+        with self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets) as read:
             return read.reader.row(table, row_id)
 
     def _row_with_pending(self, table: Any, row_id: int, place: ReadPlace, bounds: Bounds) -> Any:

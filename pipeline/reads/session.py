@@ -11,11 +11,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import BadRead
 from pipeline.model.op import Position
 from pipeline.model.receipt import Receipt
+
+#: First letter of every printed token; a new layout gets a new letter.
+VERSION = "t"
 
 
 class ReadSession:
@@ -67,19 +70,11 @@ class ReadSession:
         return f"<Session {self._token!r}>"
 
 
-def least_marks(marks: Iterable[Mapping[int, Position]]) -> dict[int, Position]:
-    """Return the watermarks that every node has passed; none where there is a node of which nothing is known.
+class After(NamedTuple):
+    """What a read must see, and the session that takes up what it saw."""
 
-    Args:
-        marks: of each node, by bucket.
-    """
-    least: dict[int, Position] | None = None
-    for known in marks:
-        if least is None:
-            least = dict(known)
-        else:
-            least = {bucket: min(position, known[bucket]) for bucket, position in least.items() if bucket in known}
-    return least or {}
+    token: Token
+    session: ReadSession | None = None
 
 
 #: producer -> its last sequence that must be seen.
@@ -221,6 +216,9 @@ class Token(Mapping[int, Need]):
         return Token(dict(kept), rest=True)
 
 
+_NOTHING = After(Token())
+
+
 def token_of(receipts: Iterable[Receipt]) -> Token:
     """Return the token that asks for the ops of all receipts.
 
@@ -235,6 +233,34 @@ def token_of(receipts: Iterable[Receipt]) -> Token:
         need, before = _need_of(receipt), needs.get(receipt.bucket)
         needs[receipt.bucket] = need if before is None else before.merged(need)
     return Token(needs)
+
+
+def after_of(value: Any, seal: Any) -> After:
+    """Return what an `after=` asks for.
+
+    Args:
+        value: None, a receipt, several, a session, a token, or the text of a receipt or a session.
+        seal: reads the text of a session: a `token_cookie.Seal`.
+
+    Raises:
+        BadRead: it is nothing of the kind. BadToken: a text that was changed, or is another deployment's.
+    """
+    if value is None:
+        return _NOTHING
+    if isinstance(value, After):
+        return value
+    if isinstance(value, ReadSession):
+        return After(value.token, value)
+    if isinstance(value, Token):
+        return After(value)
+    if isinstance(value, str):
+        return After(seal.read(value) if value[:1] == VERSION else token_of([Receipt.parse(value)]))
+    try:
+        return After(token_of([value] if looks_like_receipt(value) else value))
+    except (TypeError, AttributeError):
+        raise BadRead(
+            f"after= takes a receipt, several of them, a session or its text, not {type(value).__name__}"
+        ) from None
 
 
 def looks_like_receipt(value: Any) -> bool:

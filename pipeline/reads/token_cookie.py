@@ -4,7 +4,7 @@
 flat list: per bucket its distance from the one before, twice its epoch's index (odd: sequences follow), its seq; then
 the producers' and the older sequences, each with how many there are. The text is bounded in size.
 
-`Secret` signs the tokens, also in a process that starts while Redis is away.
+`shared_secret` is what signs the tokens, where the settings have nothing.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ import msgspec
 from pipeline.errors import BadToken, Unavailable
 from pipeline.model.op import Position
 from pipeline.oplog.contract import Log
-from pipeline.reads.session import Need, Sequences, Token
+from pipeline.reads.session import VERSION, Need, Sequences, Token
 from pipeline.spool.store import Spool
 from pipeline.wait_budget import WaitBudgets
 
-#: First letter of every printed token; a new layout gets a new letter.
-VERSION = "t"
 #: A browser keeps 4 KB per cookie, with its name and attributes.
 MOST_CHARACTERS = 3000
 _WHO_BYTES, _SIGNATURE_BYTES = 4, 12
@@ -36,10 +34,10 @@ class Seal:
     """Prints tokens and reads them back.
 
     Args:
-        secret: the deployment's, or who has it: asked once, when first needed.
+        secret: the deployment's, or what returns it: called once, when first needed.
     """
 
-    def __init__(self, secret: str | Secret):
+    def __init__(self, secret: str | Callable[[], str]):
         self._secret = secret
         self._key = b""
 
@@ -106,7 +104,7 @@ class Seal:
     def _digest(self, body: bytes) -> bytes:
         if not self._key:
             secret = self._secret
-            self._key = (secret if isinstance(secret, str) else secret.fetch()).encode()
+            self._key = (secret if isinstance(secret, str) else secret()).encode()
         return hmac.digest(self._key, body, sha256)
 
 
@@ -126,52 +124,47 @@ def _sequences(flat: Iterator[int]) -> Sequences:
 logger = logging.getLogger("pipeline.web")
 
 
-class Secret:
-    """The first that anybody proposed to Redis; this host keeps it in the spool's file, which only its user may read.
+def shared_secret(log: Log, spool: Spool | None, wait_budgets: WaitBudgets, away: Callable[[], bool]) -> str:
+    """Return the secret of this deployment: the first that anybody proposed to Redis.
+
+    This host keeps it in the spool's file, which only its user may read, for a process that starts while Redis is away.
 
     Args:
         log: has the secret.
         spool: keeps it for this host; None: nothing is kept.
         wait_budgets: how long one call may wait for Redis.
         away: returns whether Redis is known not to answer.
+
+    Raises:
+        LogUnavailable: Redis does not answer, and this host has never kept the secret.
     """
+    if spool is None:
+        return log.secret(secrets.token_hex(16))
+    kept = _kept(spool)
+    if kept is not None and away():
+        return kept
+    try:
+        with wait_budgets.within(wait_budgets.here.budget or wait_budgets.budget()):
+            found = log.secret(kept or secrets.token_hex(16))
+    except Unavailable:
+        if kept is None:
+            raise
+        return kept
+    if found != kept:
+        _keep(spool, found)
+    return found
 
-    def __init__(self, log: Log, spool: Spool | None, wait_budgets: WaitBudgets, away: Callable[[], bool]):
-        self._log, self._spool, self._wait_budgets, self._away = log, spool, wait_budgets, away
 
-    def fetch(self) -> str:
-        """Return the secret.
+def _kept(spool: Spool) -> str | None:
+    try:
+        return spool.secret()
+    except Unavailable as error:
+        logger.warning("the secret that this host keeps cannot be read: %s", error)
+        return None
 
-        Raises:
-            LogUnavailable: Redis does not answer, and this host has never kept it.
-        """
-        spool = self._spool
-        if spool is None:
-            return self._log.secret(secrets.token_hex(16))
-        kept = self._kept(spool)
-        if kept is not None and self._away():
-            return kept
-        wait_budgets = self._wait_budgets
-        try:
-            with wait_budgets.within(wait_budgets.here.budget or wait_budgets.budget()):
-                found = self._log.secret(kept or secrets.token_hex(16))
-        except Unavailable:
-            if kept is None:
-                raise
-            return kept
-        if found != kept:
-            self._keep(spool, found)
-        return found
 
-    def _kept(self, spool: Spool) -> str | None:
-        try:
-            return spool.secret()
-        except Unavailable as error:
-            logger.warning("the secret that this host keeps cannot be read: %s", error)
-            return None
-
-    def _keep(self, spool: Spool, found: str) -> None:
-        try:
-            spool.keep_secret(found)
-        except Unavailable as error:
-            logger.warning("session tokens cannot be read here while Redis is away: %s", error)
+def _keep(spool: Spool, found: str) -> None:
+    try:
+        spool.keep_secret(found)
+    except Unavailable as error:
+        logger.warning("session tokens cannot be read here while Redis is away: %s", error)

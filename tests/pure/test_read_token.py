@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pipeline.errors import BadRead, BadToken
 from pipeline.model.op import Position
 from pipeline.model.receipt import Receipt
-from pipeline.reads.session import Need, ReadSession, Token, least_marks, token_of
+from pipeline.reads.routing.replicas import least_marks
+from pipeline.reads.session import Need, ReadSession, Token, token_of
 from pipeline.reads.token_cookie import MOST_CHARACTERS, Seal
 
 POSITIONS = st.builds(Position, st.integers(1, 4), st.integers(0, 50))

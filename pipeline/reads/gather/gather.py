@@ -19,7 +19,7 @@ from pipeline.reads.node_dal import NodeDAL, ReadInfo, callers_names
 from pipeline.reads.read_place import ReadPlace, needs_at, places_of_query
 from pipeline.reads.routing.policy import Bounds, seconds
 from pipeline.reads.routing.router import Router
-from pipeline.reads.session import ReadSession, Token
+from pipeline.reads.session import After
 
 #: How long a read over several shards may take in all, s; below the driver's own time-out.
 GATHER_S = 10.0
@@ -41,8 +41,7 @@ class SharedRead(NamedTuple):
     """What all parts of one read share; `ask` reads from one node."""
 
     ask: Callable[[NodeDAL], Any]
-    token: Token
-    session: ReadSession | None
+    after: After
     bounds: Bounds
     timeout_s: float
     partial: bool = False
@@ -65,8 +64,7 @@ class Gather:
         self,
         query: Any,
         fields: Sequence[Any],
-        token: Token,
-        session: ReadSession | None,
+        after: After,
         bounds: Bounds,
         options: Mapping[str, Any],
         *,
@@ -78,8 +76,7 @@ class Gather:
         Args:
             query: of the caller's DAL.
             fields: of the result; none: all of the query's tables.
-            token: what must be seen.
-            session: takes up what was seen.
+            after: what must be seen, and the session that takes up what was seen.
             bounds: of the read on each shard.
             options: pyDAL's.
             partial: whether shards that do not answer may be missing.
@@ -88,8 +85,7 @@ class Gather:
         places = self._where(query, fields, options)
         asked = SharedRead(
             lambda db: db.select(query, fields, options),
-            token,
-            session,
+            after,
             bounds,
             seconds("timeout_s", timeout_s),
             partial,
@@ -111,8 +107,7 @@ class Gather:
         self,
         query: Any,
         distinct: Any,
-        token: Token,
-        session: ReadSession | None,
+        after: After,
         bounds: Bounds,
         *,
         timeout_s: float = GATHER_S,
@@ -122,8 +117,7 @@ class Gather:
         Args:
             query: of the caller's DAL.
             distinct: a field or several, whose distinct values are counted; None: rows are.
-            token: what must be seen.
-            session: takes up what was seen.
+            after: what must be seen, and the session that takes up what was seen.
             bounds: of the read on each shard.
             timeout_s: of the whole.
         """
@@ -131,9 +125,7 @@ class Gather:
         if any(kind_of(field) not in ("Field", "Expression") for field in fields):
             raise BadRead("distinct= of a count takes a field, or several")
         places = self._where(query, fields, {})
-        asked = SharedRead(
-            lambda db: db(query).count(), token, session, bounds, timeout_s=seconds("timeout_s", timeout_s)
-        )
+        asked = SharedRead(lambda db: db(query).count(), after, bounds, timeout_s=seconds("timeout_s", timeout_s))
         if not fields:
             parts, _ = self._parts(places, asked)
             return sum(part.value for part in parts)
@@ -212,8 +204,10 @@ class Gather:
         raise AssertionError
 
     def _read(self, place: ReadPlace, asked: SharedRead) -> Part:
-        needs = needs_at(self._topology, self._log, asked.token, place)
-        with self._router.open(place.shard, needs, asked.bounds, session=asked.session, buckets=place.buckets) as read:
+        needs = needs_at(self._topology, self._log, asked.after.token, place)
+        with self._router.open(
+            place.shard, needs, asked.bounds, session=asked.after.session, buckets=place.buckets
+        ) as read:
             db = NodeDAL(read.reader, read.read_info)
             return Part(asked.ask(db), read.read_info, db)
 

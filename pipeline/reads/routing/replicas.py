@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pipeline import clock
 from pipeline.config.sections import Load
@@ -12,7 +12,7 @@ from pipeline.reads.health.report import NO_REPORT, NodeState, Report
 from pipeline.reads.routing.accounting import InFlight
 from pipeline.reads.routing.health_cache import HealthCache
 from pipeline.reads.routing.policy import Candidate
-from pipeline.reads.session import Need, least_marks
+from pipeline.reads.session import Need
 from pipeline.shard.nodes import Nodes
 
 #: A node that no connection can be made to is skipped for so long: by then the prober knows. One whose connection broke
@@ -110,3 +110,18 @@ class Replicas:
         """
         until_s = clock.mono_s() + for_s
         self._skipped_until_s[node] = max(until_s, self._skipped_until_s.get(node, 0.0))
+
+
+def least_marks(marks: Iterable[Mapping[int, Position]]) -> dict[int, Position]:
+    """Return the watermarks that every node has passed; none where there is a node of which nothing is known.
+
+    Args:
+        marks: of each node, by bucket.
+    """
+    least: dict[int, Position] | None = None
+    for known in marks:
+        if least is None:
+            least = dict(known)
+        else:
+            least = {bucket: min(position, known[bucket]) for bucket, position in least.items() if bucket in known}
+    return least or {}

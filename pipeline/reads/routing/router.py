@@ -214,10 +214,6 @@ class Read:
         """Return until when the read may wait for what it must see."""
         return clock.Deadline(self.bounds.wait_s - (clock.mono_s() - self._started_s))
 
-    @property
-    def _waited_s(self) -> float:
-        return clock.mono_s() - self._started_s if self.needs else 0.0
-
     def _entered(self, choice: Choice) -> bool:
         """Count the read as running on the chosen node and open that; return False where others have just filled it."""
         if choice.kind == "error":
@@ -247,7 +243,7 @@ class Read:
             if needs and not (reader.has(needs) or self._primary_catches_up(reader)):
                 if self.bounds.on_stale != "stale":
                     router.health.counters().count(self.shard, "error", policy.NOT_REACHED)
-                    raise StaleRead(self.shard, "queued", choice.reason, self._waited_s)
+                    raise StaleRead(self.shard, "queued", choice.reason, clock.mono_s() - self._started_s)
                 kind = "stale"
         else:
             report = router.health.report(node)
@@ -257,7 +253,8 @@ class Read:
                 raise ShardUnavailable(node, "it no longer has what it had: was it restored?")
         router.health.counters().count(node, kind, choice.reason)
         role = "primary" if choice.kind == "primary" else "replica"
-        self.read_info = ReadInfo(node, role, lag_s, self._waited_s, kind == "stale", choice.reason)
+        waited_s = clock.mono_s() - self._started_s if needs else 0.0
+        self.read_info = ReadInfo(node, role, lag_s, waited_s, kind == "stale", choice.reason)
 
     def _primary_catches_up(self, primary: NodeReader) -> bool:
         return first_with([primary], self.needs, self.deadline(), self._in_flight.waiting) is not None
@@ -265,8 +262,8 @@ class Read:
     def _refusal(self, reason: str) -> StaleRead:
         """Count the read as refused."""
         self._router.health.counters().count(self.shard, "error", reason)
-        replicating = self.needs and reason in (policy.NOT_REACHED, policy.OVER_LIMIT)
-        return StaleRead(self.shard, "replicating" if replicating else "lagging", reason, self._waited_s)
+        stage = "replicating" if self.needs and reason in (policy.NOT_REACHED, policy.OVER_LIMIT) else "lagging"
+        return StaleRead(self.shard, stage, reason, clock.mono_s() - self._started_s if self.needs else 0.0)
 
     def _leave(self, failure: BaseException | None) -> None:
         in_flight, node = self._in_flight, self.read_info.node
