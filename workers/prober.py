@@ -1,7 +1,7 @@
-"""The prober's place in the workers: every worker stands ready, the one that holds the lease probes the nodes.
+"""Run the prober in the workers: every worker is ready, and the one that holds the lease probes the nodes.
 
-It has a thread of the worker's main process, which runs no tasks. The pool has forked before the thread starts, and a
-child that is forked later finds no connection of it in its own threads.
+The prober has a thread of the worker's main process, which runs no tasks. The pool has forked before the thread starts,
+and a child that is forked later finds no connection of the prober in its own threads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger("pipeline.prober")
 
 
 class ProberStep(bootsteps.StartStopStep):
-    """A bootstep of the worker."""
+    """A bootstep of the worker, which makes the prober's thread."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -36,12 +36,20 @@ class ProberStep(bootsteps.StartStopStep):
         self._watch: Watch | None = None
 
     def start(self, parent: Any) -> None:
-        """Begin, once the pool has forked."""
+        """Begin, once the pool has forked.
+
+        Args:
+            parent: the worker.
+        """
         self._watch = Watch(load(), parent.app)
         self._watch.start()
 
     def stop(self, parent: Any) -> None:
-        """End, and let another worker take over."""
+        """End, and let another worker take over.
+
+        Args:
+            parent: the worker.
+        """
         if self._watch is not None:
             self._watch.stop()
 

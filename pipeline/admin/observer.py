@@ -1,4 +1,4 @@
-"""Asks every node and Redis how far they are, all side by side; what does not answer in time is unknown."""
+"""Ask every node and Redis how far they are, all side by side; what does not answer in time is unknown."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ class _Node:
 
 
 class Observer:
-    """Looks again and again; from the second look on it knows rates."""
+    """Observes a deployment; from the second status on it knows rates.
+
+    Args:
+        settings: of the deployment.
+    """
 
     def __init__(self, settings: Settings):
         self._topology, redis = Topology(settings), settings.redis
@@ -104,7 +108,7 @@ class Observer:
         return Queue(sum(queued.values()), unseen, oldest_ms, self._log.dirty(shard))
 
     def _published(self, shard: str) -> dict[int, Position]:
-        """Return the watermarks that workers told Redis of: never ahead of what was committed."""
+        """Return the watermarks that workers published in Redis: never ahead of what was committed."""
         mine = (*self._topology.buckets_of(shard), self._topology.reference_bucket)
         return dict.fromkeys(mine, START) | self._log.marks(shard)
 
@@ -112,7 +116,7 @@ class Observer:
         if isinstance(replica, PipelineError):
             return ReplicaStatus(node, why=_why(node, replica))
         if isinstance(primary, PipelineError):
-            return ReplicaStatus(node, why="its primary does not answer, so its lag cannot be told")
+            return ReplicaStatus(node, why="its primary does not answer, so its lag is not known")
         try:
             ops = self._between(replica.marks, primary.marks)
         except PipelineError as error:

@@ -64,7 +64,7 @@ class ShardStatus:
     """One shard.
 
     Attributes:
-        rate: ops applied a second between two looks; None at the first look.
+        rate: ops applied a second since the status before; None in the first one.
         rejected, lost: ops, since ever.
         why: why something of the primary is unknown.
     """
@@ -99,7 +99,7 @@ class ReadCount:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The whole deployment at one moment. `reads` is None where Redis does not tell."""
+    """The whole deployment at one moment. `reads` is None where Redis does not answer."""
 
     at_ms: int
     redis: RedisStatus

@@ -21,7 +21,7 @@ Values = dict[str, Any] | None
 
 
 class Unforeseeable(Exception):
-    """What the database will do with an op cannot be told exactly here."""
+    """What the database will do with an op cannot be computed exactly here."""
 
 
 def row_after(op: Op, schema: TableSchema, row_id: int, values: Values) -> Values:

@@ -57,8 +57,8 @@ class Candidate(NamedTuple):
 class Choice(NamedTuple):
     """What to do, where, and why.
 
-    `replica`: read there. `ask`: go to this replica, but look at its watermark first, waiting a little. `primary`:
-    read there. `stale`: read there, and mark the result as stale. `error`: refuse.
+    `replica`: read there. `ask`: probe the fresh replicas for the token, waiting a little. `primary`: read there.
+    `stale`: read there, and mark the result as stale. `error`: refuse.
 
     Attributes:
         limited: whether the read took one of the places that its primary has; give the place back at the end.
