@@ -1,7 +1,7 @@
 """Connect to the nodes for reading: a pyDAL DAL per node, a connection per thread, with no transaction left open.
 
 Invariant: what a thread knows of a node's watermarks belongs to its one connection. A node that lost its last commits
-has been restarted, so that connection is dead; the knowledge goes with it, and a read that relied on it fails.
+has been restarted, so that connection is dead. The thread forgets what it knew, and a read that relied on it fails.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Define the caller's tables on a node's DAL when first asked for, and rewrite queries in the node's own dialect.
 
-A definition is shared by all threads; what belongs to a request, such as a common filter, is asked of the caller's own
+A definition is shared by all threads. What belongs to a request, such as a common filter, comes from the caller's own
 table at each read.
 """
 

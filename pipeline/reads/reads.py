@@ -22,7 +22,7 @@ from pipeline.reads.routing.router import Read, Router
 from pipeline.reads.session import After, ReadSession, Token, after_of
 from pipeline.reads.token_cookie import Seal
 
-#: A read that failed twice is tried on while no more time than that has gone, s; and how often at most: each of a
+#: A read that failed twice is retried while no more time than that has passed, s. And how often at most: each of a
 #: primary and two replicas may have closed an idle connection.
 AT_ONCE_S, MOST_TRIES = 0.1, 4
 
@@ -263,9 +263,9 @@ class Reads:
 
 
 def tried_on(call: Callable[[], Any]) -> Any:
-    """Call, and once more if a node failed: it is skipped then, so another one is chosen.
+    """Call, and once more if a node failed: the node is skipped then, so another one is chosen.
 
-    While failures come at once it is tried on: the connections to all nodes may have died since they were used.
+    While failures come at once the call is repeated: the connections to all nodes may have died since they were used.
 
     Args:
         call: reads.

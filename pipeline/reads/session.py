@@ -2,7 +2,7 @@
 
 The token is a value, bucket by bucket. A node has what a token needs when the node's watermark of the same epoch has
 passed the position. In a later epoch positions say nothing of an op that was sent again: there only its producer's
-sequence does. What a read *saw* needs no producer: nodes of a shard replay one history, so a node in a later epoch has
+sequence does. What a read *saw* needs no producer. Nodes of a shard replay one history, so a node in a later epoch has
 had all that another node had in an earlier one.
 """
 

@@ -1,8 +1,8 @@
 """Print a token as text for a cookie, and read it back: signed, so that nobody can forge one that makes reads wait.
 
 `t` + base64url of: who signed (4 bytes), signature (12 bytes), MessagePack of [rest, epochs, needs]. The needs are one
-flat list: per bucket its distance from the one before, twice its epoch's index (odd: sequences follow), its seq; then
-the producers' and the older sequences, each with how many there are. The text is bounded in size.
+flat list. Per bucket it has the distance from the bucket before, twice the epoch's index (odd: sequences follow), and
+the seq. Then come the producers' and the older sequences, each with how many there are. The text is bounded in size.
 
 `shared_secret` is what signs the tokens, where the settings have nothing.
 """

@@ -1,7 +1,7 @@
 """Probe every node of the deployment once a second, and publish the reports for all readers.
 
-There is one prober in a deployment, in whichever worker holds the lease; so a node is probed once a second however many
-processes read from it.
+There is one prober in a deployment, in whichever worker holds the lease. So a node is probed once a second, however
+many processes read from it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pipeline.reads.health.report import Report
 from pipeline.reads.health.shard_health import ShardHealth
 from pipeline.shard.nodes import Nodes
 
-#: Time between two probes, and how long their results are waited for, s; that of a node whose last probe failed, so
-#: that it delays no report of the others.
+#: Time between two probes, and how long their results are waited for, s. A node whose last probe failed is waited for
+#: a shorter time, so that it delays no report of the others.
 PROBE_EVERY_S, RESULT_S, SILENT_RESULT_S = 1.0, 0.5, 0.25
 #: How long after a probe an idle primary's heartbeat is renewed, s. A healthy replica has it by the next probe. If a
 #: replica was stopped before the heartbeat, that probe shows it; if after, the next one does, 1.5 s later at most.

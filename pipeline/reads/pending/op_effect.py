@@ -1,7 +1,7 @@
 """Compute what a queued op will make of a row, the way the databases compute it. Pure.
 
-Where a database's answer cannot be foretold exactly (collations, divisions, a value that will not fit), `Unforeseeable`
-is raised: the caller then waits for the op instead of showing a guess.
+`Unforeseeable` is raised where only the database knows the result: collations, divisions, a value that will not fit.
+The caller then waits for the op instead of showing a guess.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Lay queued ops over a node's row, so that a user sees an edit before it is applied anywhere.
 
-The row and the watermark come from one statement, so they are of one moment: the entries behind that watermark are
+The row and the watermark come from one statement, so they are of one moment. The entries behind that watermark are
 exactly the ops that the row has not seen.
 """
 

@@ -1,7 +1,7 @@
 """Wait until one of several nodes has what a read must see: ask for their watermarks, at growing intervals.
 
-No server-side wait: MASTER_GTID_WAIT needs the GTID of a commit that another process made, knows nothing of buckets,
-and blocks until its time-out on a server that was promoted (docs/notes/04-reads.md).
+There is no server-side wait. MASTER_GTID_WAIT needs the GTID of a commit that another process made, and knows nothing
+of buckets. On a server that was promoted it blocks until its time-out (docs/notes/04-reads.md).
 """
 
 from __future__ import annotations

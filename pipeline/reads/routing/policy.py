@@ -97,8 +97,8 @@ def choose(
     if len(ready) == 1:
         return Choice("replica", ready[0].node, TOKEN_KNOWN if token else FRESH)
     if ready:
-        # the fewest reads for its weight; among equals a random one, by weight: in a race of exponential clocks each
-        # wins with a probability proportional to its weight
+        # the fewest reads for its weight; among equals a random one, by weight. In a race of exponential clocks each
+        # wins with a probability proportional to its weight.
         best = min(ready, key=lambda one: (one.in_flight / one.weight, -math.log(1.0 - jitter()) / one.weight))
         return Choice("replica", best.node, TOKEN_KNOWN if token else FRESH)
     if fresh:
@@ -112,9 +112,9 @@ def fall_back(
 ) -> Choice:
     """Choose for a read that no replica may serve; a router calls it too, after an `ask` came to nothing.
 
-    Where no replica is merely behind, the primary serves every read: a dead, stopped or unfit replica would otherwise
+    Where no replica is merely behind, the primary serves every read. Otherwise a dead, stopped or unfit replica would
     have readers refused for as long as it is away. A read with a token takes a place like any other, and is refused
-    when none is free: it may fail, but it may not lie.
+    when none is free. It may fail, but it may not lie.
 
     A replica of unknown lag, and one that is recovering, is the last resort of a read without a token.
 

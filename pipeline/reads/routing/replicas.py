@@ -75,7 +75,7 @@ class Replicas:
     def has(self, node: str, needs: Mapping[int, Need], report: Report) -> bool:
         """Return whether a node is known to have it all, by this thread's own question or by the prober's.
 
-        The report counts if this thread's connection is older than it (the lag includes the report's age): so the
+        The report counts if this thread's connection is older than the report, whose age is part of the lag. Then the
         server has not been restarted since, and a server that runs does not go back.
 
         Args:
