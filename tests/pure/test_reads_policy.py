@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from itertools import count
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.reads.health.report import IN_ROTATION, NodeState
-from pipeline.reads.routing.policy import Bounds, Candidate, Choice, choose
+from pipeline.reads.routing.policy import Bounds, Candidate, Choice, choose, over_limit
 
 candidates = st.lists(
     st.builds(
@@ -29,10 +30,18 @@ candidates = st.lists(
 modes = st.sampled_from(["primary", "stale", "error"])
 
 
-def chosen(found: list[Candidate], max_lag_s: float = 5.0, **asked: object) -> Choice:
-    options = {"token": False, "primary_allowed": lambda: True, "jitter": lambda: 0.5, **asked}
-    bounds = Bounds(max_lag_s, 0.0, options.pop("on_stale", "primary"))  # type: ignore[arg-type]
-    return choose(found, bounds, **options)  # type: ignore[arg-type]
+def chosen(
+    found: list[Candidate],
+    max_lag_s: float = 5.0,
+    *,
+    token: bool = False,
+    on_stale: str = "primary",
+    primary_allowed: Callable[[], bool] = lambda: True,
+    jitter: Callable[[], float] = lambda: 0.5,
+) -> Choice:
+    """Choose as the router does, which takes a place on the primary for a limited read."""
+    choice = choose(found, Bounds(max_lag_s, 0.0, on_stale), token=token, jitter=jitter)  # type: ignore[arg-type]
+    return choice if not choice.limited or primary_allowed() else over_limit(found, token=token)
 
 
 @given(candidates, st.floats(0, 100), st.booleans(), modes, st.booleans(), st.floats(0, 0.999))

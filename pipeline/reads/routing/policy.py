@@ -61,7 +61,8 @@ class Choice(NamedTuple):
     `stale`: read there, and mark the result as stale. `error`: refuse.
 
     Attributes:
-        limited: whether the read took one of the places that its primary has; give the place back at the end.
+        limited: the read needs one of the places that its primary has for replicas that are merely behind. Where none
+            is free, `over_limit` chooses.
     """
 
     kind: ChoiceKind
@@ -79,7 +80,6 @@ def choose(
     bounds: Bounds,
     *,
     token: bool,
-    primary_allowed: Callable[[], bool],
     jitter: Callable[[], float],
 ) -> Choice:
     """Choose a node for one read.
@@ -88,8 +88,6 @@ def choose(
         candidates: the replicas of the shard.
         bounds: a replica serves only within `max_lag_s`; `on_stale` says what to do where none may.
         token: whether the read must see something; then `reached` of the candidates counts.
-        primary_allowed: takes one of the places that the primary has for replicas that are merely behind; called only
-            when the answer depends on it.
         jitter: returns a random number in [0, 1).
     """
     fresh = fresh_among(candidates, bounds.max_lag_s)
@@ -104,40 +102,49 @@ def choose(
     if fresh:
         return Choice("ask", min(fresh, key=_lag_s).node, TOKEN_ASKED)
     why = _why_none(candidates, bounds.max_lag_s)
-    return fall_back(candidates, bounds, why, token=token, primary_allowed=primary_allowed)
+    return fall_back(candidates, bounds, why, token=token)
 
 
-def fall_back(
-    candidates: Sequence[Candidate], bounds: Bounds, reason: str, *, token: bool, primary_allowed: Callable[[], bool]
-) -> Choice:
+def fall_back(candidates: Sequence[Candidate], bounds: Bounds, reason: str, *, token: bool) -> Choice:
     """Choose for a read that no replica may serve; a router calls it too, after an `ask` came to nothing.
 
     Where no replica is merely behind, the primary serves every read. Otherwise a dead, stopped or unfit replica would
-    have readers refused for as long as it is away. A read with a token takes a place like any other, and is refused
-    when none is free. It may fail, but it may not lie.
-
-    A replica of unknown lag, and one that is recovering, is the last resort of a read without a token.
+    have readers refused for as long as it is away.
 
     Args:
         candidates: as for `choose`.
         bounds: as for `choose`.
         reason: why no replica may serve.
         token: as for `choose`.
-        primary_allowed: as for `choose`.
     """
     if not candidates:
         return ONLY_PRIMARY
     if bounds.on_stale == "error":
         return Choice("error", None, reason)
+    stale = _best_stale(candidates, token)
+    if bounds.on_stale == "stale" and stale is not None and stale.lag_s is not None:
+        return Choice("stale", stale.node, reason)
+    limited = any(_merely_behind(one, bounds.max_lag_s) for one in candidates)
+    return Choice("primary", None, reason, limited)
+
+
+def over_limit(candidates: Sequence[Candidate], *, token: bool) -> Choice:
+    """Choose for a read that the primary limits, and that finds no place free there.
+
+    A read with a token is refused: it may fail, but it may not lie. A replica of unknown lag, and one that is
+    recovering, is the last resort of a read without a token.
+
+    Args:
+        candidates: as for `choose`.
+        token: as for `choose`.
+    """
+    stale = _best_stale(candidates, token)
+    return Choice("error", None, OVER_LIMIT) if stale is None else Choice("stale", stale.node, OVER_LIMIT)
+
+
+def _best_stale(candidates: Sequence[Candidate], token: bool) -> Candidate | None:
     able = [one for one in candidates if _free(one, last_resort=True) and (one.reached or not token)]
-    stale = sorted(able, key=lambda one: (one.state is NodeState.RECOVERING, _lag_s(one)))
-    if bounds.on_stale == "stale" and stale and stale[0].lag_s is not None:
-        return Choice("stale", stale[0].node, reason)
-    if not any(_merely_behind(one, bounds.max_lag_s) for one in candidates):
-        return Choice("primary", None, reason)
-    if primary_allowed():
-        return Choice("primary", None, reason, limited=True)
-    return Choice("stale", stale[0].node, OVER_LIMIT) if stale else Choice("error", None, OVER_LIMIT)
+    return min(able, key=lambda one: (one.state is NodeState.RECOVERING, _lag_s(one)), default=None)
 
 
 def fresh_among(candidates: Iterable[Candidate], max_lag_s: float) -> list[Candidate]:

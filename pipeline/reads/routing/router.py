@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
-from functools import partial
 from types import TracebackType
 
 from pipeline import clock
@@ -21,7 +20,7 @@ from pipeline.reads.routing import policy
 from pipeline.reads.routing.accounting import InFlight
 from pipeline.reads.routing.catch_up import first_with
 from pipeline.reads.routing.health_cache import HealthCache
-from pipeline.reads.routing.policy import Bounds, Candidate, Choice, choose, fall_back, fresh_among
+from pipeline.reads.routing.policy import Bounds, Candidate, Choice, choose, fall_back, fresh_among, over_limit
 from pipeline.reads.routing.replicas import AWAY_S, BROKEN_S, Replicas
 from pipeline.reads.session import Need, ReadSession
 from pipeline.shard.nodes import Nodes
@@ -97,7 +96,7 @@ class Router:
         return self.replicas.passed(shard)
 
     def choice(self, read: Read, in_flight: InFlight) -> Choice:
-        """Choose a node for a read; waits until one has what the read must see.
+        """Choose a node for a read; wait until one has what the read must see. A limited read has taken its place.
 
         Args:
             read: not yet on a node.
@@ -108,17 +107,18 @@ class Router:
         if not self.nodes.replica_names(shard):
             return policy.ONLY_PRIMARY
         candidates = self.replicas.candidates(shard, needs, in_flight)
-        allowed = partial(in_flight.enter, in_flight.limited, shard, self._limit)
-        choice = choose(candidates, bounds, token=bool(needs), primary_allowed=allowed, jitter=self._jitter)
-        if choice.kind != "ask":
-            return choice
-        node = self._caught_up(candidates, read, in_flight)
-        if node is not None:
-            return Choice("replica", node, policy.TOKEN_ASKED)
-        # where the caller prefers an old answer to the primary's, it is marked
-        reached = bounds.on_stale == "stale"
-        asked = [one._replace(reached=reached) for one in self.replicas.candidates(shard, needs, in_flight)]
-        return fall_back(asked, bounds, policy.NOT_REACHED, token=True, primary_allowed=allowed)
+        choice = choose(candidates, bounds, token=bool(needs), jitter=self._jitter)
+        if choice.kind == "ask":
+            node = self._caught_up(candidates, read, in_flight)
+            if node is not None:
+                return Choice("replica", node, policy.TOKEN_ASKED)
+            # where the caller prefers an old answer to the primary's, it is marked
+            reached = bounds.on_stale == "stale"
+            candidates = [one._replace(reached=reached) for one in self.replicas.candidates(shard, needs, in_flight)]
+            choice = fall_back(candidates, bounds, policy.NOT_REACHED, token=True)
+        if choice.limited and not in_flight.enter(in_flight.limited, shard, self._limit):
+            return over_limit(candidates, token=bool(needs))
+        return choice
 
     def failed(self, shard: str, node: str, for_s: float = AWAY_S) -> None:
         """Skip a node that has failed; if it is the primary, have the nodes asked who takes writes.

@@ -53,7 +53,7 @@ def chosen(one: Shard, bound_s: float = BOUND_S) -> str | None:
     reports = {name: one.report(name) for name in REPLICAS}
     found = [Candidate(name, report.lag_s, report.state) for name, report in reports.items()]
     bounds = Bounds(bound_s, 0.0, "error")
-    choice = choose(found, bounds, token=False, primary_allowed=lambda: False, jitter=lambda: 0.5)
+    choice = choose(found, bounds, token=False, jitter=lambda: 0.5)
     return choice.node
 
 
