@@ -163,8 +163,9 @@ class Reads:
         return True
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, and close this thread's connections to nodes."""
         self._gather.close()
+        self._router.close()
 
     # parts --------------------------------------------------------------------------------------------------
 

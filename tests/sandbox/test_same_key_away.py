@@ -388,6 +388,6 @@ def elsewhere(shop: Shop, folder: Path) -> Client:
 def drained(host: Client | None) -> None:
     """Drain the spool of another host, if there is one, and close it."""
     if host is not None:
-        host._breaker.close()
+        host.breaker.close()
         assert host.drainer.drain().empty  # type: ignore[union-attr]  # it has a spool
         host.close()

@@ -244,6 +244,7 @@ class Source(Protocol):
     """Gives the reader of a node: see `readers.Readers`."""
 
     def __getitem__(self, node: str) -> NodeReader: ...
+    def close(self) -> None: ...  # noqa: D102
 
 
 class Opened(NamedTuple):

@@ -65,6 +65,10 @@ class Router:
         """Return a node of a shard for one read, to be entered; see `Opening`."""
         return Opening(self, shard, needs, bounds, session, buckets, ready)
 
+    def close(self) -> None:
+        """Close this thread's connections."""
+        self._readers.close()
+
     def primary_has(self, shard: str, needs: Needs, deadline: clock.Deadline) -> bool:
         """Wait until the primary of a shard has it all, as far as there is time; whether it has.
 
