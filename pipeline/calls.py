@@ -44,7 +44,7 @@ class Calls(ABC):
 
     @abstractmethod
     def _take_many(self, made: Iterator[Addressed], durability: str) -> Receipts:
-        """Send or hold ops, each made when it is taken."""
+        """Send or hold ops, each made when taken."""
 
     def _after(self, value: Any, fresh: bool) -> Any:
         """Return the `after=` of a read: *value*, and with *fresh* what a request's user has written and seen."""

@@ -66,9 +66,10 @@ class Client(Calls):
         self.counters = Counters()
         self.readings = readings = Readings(self.log, self.counters)
         self.nodes = Nodes(self.settings, readings.takes_writes, readings.unfit, readings.views)
-        self.op_builder, self.dispatch, self.publisher, self.follower, self.breaker, self.drainer, self.drain_thread = (
-            writes.wire(self.log, self.nodes, self.topology, self.bell, self.spool, self.wait_budgets)
-        )
+        wired = writes.wire(self.log, self.nodes, self.topology, self.bell, self.spool, self.wait_budgets)
+        self.op_builder, self.dispatch, self.publisher = wired.op_builder, wired.dispatch, wired.publisher
+        self.follower, self.row_ids, self.breaker = wired.follower, wired.row_ids, wired.breaker
+        self.drainer, self.drain_thread = wired.drainer, wired.drain_thread
         self._take = self.dispatch.take
         self._lock = threading.Lock()
 

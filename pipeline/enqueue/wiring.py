@@ -34,6 +34,7 @@ class Writes(NamedTuple):
         dispatch: sends or holds them.
         publisher: sends ops to the log; beside it what was sent before, under its own number.
         follower: says what became of an op.
+        row_ids: makes the ids of new rows.
         breaker: open while Redis is away.
         drainer: sends what is in the spool; None without a spool.
         drain_thread: does so in the background; None without a spool.
@@ -43,6 +44,7 @@ class Writes(NamedTuple):
     dispatch: Dispatch
     publisher: Publisher
     follower: Follower
+    row_ids: RowIds
     breaker: Breaker
     drainer: Drainer | None
     drain_thread: DrainThread | None
@@ -83,13 +85,13 @@ def wire(
     if spool is None:
         follower = Follower(topology, nodes, log)
         dispatch = Dispatch(publisher, follower, wait_budgets)
-        return Writes(op_builder, dispatch, publisher, follower, breaker, None, None)
+        return Writes(op_builder, dispatch, publisher, follower, row_ids, breaker, None, None)
     follower = Follower(topology, nodes, log, spool.holds)
     drainer = Drainer(spool, publisher, log, nodes, topology)
     drain_thread = DrainThread(spool, drainer, breaker)
     fallback = Fallback(publisher, spool, breaker, drain_thread, schemas, Keys(log, breaker))
     dispatch = Dispatch(fallback, follower, wait_budgets)
-    return Writes(op_builder, dispatch, publisher, follower, breaker, drainer, drain_thread)
+    return Writes(op_builder, dispatch, publisher, follower, row_ids, breaker, drainer, drain_thread)
 
 
 def _record_lost(nodes: Nodes, topology: Topology, lost: Lost) -> None:
