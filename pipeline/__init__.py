@@ -7,7 +7,7 @@
     receipt = pipeline.enqueue_insert(db.purchase, customer=7, qty=3)
     receipt.wait(timeout_s=2)
 
-Every function is a call of one client per process, made when first used; `api.py` documents them.
+Every function is a call of one client per process, made when first used; `api/` documents them.
 All errors are in `pipeline.errors`; those of a call (`errors.BadOp`) mean that nothing was sent.
 """
 

@@ -1,4 +1,4 @@
-"""The pipeline in py4web: a fixture, and actions write through the queue and see their own writes.
+"""Let py4web's actions write through the queue and see their own writes, with a fixture.
 
     # common.py
     from pipeline.py4web import Pipeline
@@ -194,7 +194,7 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         adapter.commit = commit
 
     def _recalled(self) -> str | None:
-        """Return the text of the user's session as his last request left it."""
+        """Return the text of the user's session as the last request left it."""
         if self.local.session is not None:
             text: str | None = self.local.session.get(KEY)
             return text
@@ -220,7 +220,7 @@ def _in_request() -> bool:
 
 
 def _watch_forms() -> None:
-    """Let every form of this process tell which record it shows: it hands all its fields to `update_record`."""
+    """Let every form of this process note which record it shows: it hands all its fields to `update_record`."""
     own = Form.update_or_insert
     if hasattr(own, "_pipeline_watched"):
         return

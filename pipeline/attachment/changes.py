@@ -1,8 +1,7 @@
-"""Updates and deletes of an attached table: one op where the query tells its place, else one op for each row it finds.
+"""Queue updates and deletes of an attached table: one op where the query tells its place, else one op for each row.
 
-A row that was found is changed only if it still matches when the op is applied: the op carries the whole query.
-
-The rows that a write's query names, as the primaries have them now: replicas may lack the latest.
+The rows that a query names are read from the primaries, since replicas may lack the latest. A row is changed only if it
+still matches when its op is applied: the op carries the whole query.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Changes:
         self._key: str | None = None if key == table._id.name else key
 
     def update(self, query: Any, values: Final) -> int:
-        """Queue an update; return how many ops it became.
+        """Queue an update to *values* of the rows that *query* names; return how many ops it became.
 
         Raises:
             BadOp: it would change a row's shard key, or the log cannot carry it; nothing was queued.
@@ -72,7 +71,7 @@ class Changes:
         return 1
 
     def delete(self, query: Any) -> int:
-        """Queue a delete; return how many ops it became."""
+        """Queue a delete of the rows that *query* names; return how many ops it became."""
         if self._nobody(query):
             return 0
         try:
@@ -133,7 +132,7 @@ class Changes:
         return len(rows)
 
     def _listed(self, query: Any) -> tuple[Any, list[int]] | None:
-        """Return the part `id.belongs([5, 6])` of a query, and its ids if they tell the shard: nobody looks then."""
+        """Return the part `id.belongs([5, 6])` of a query, and its ids, if they tell the shard: no database is read."""
         table = self._table
         for part in conjuncts(query):
             if op_name(part) == "belongs" and part.first is table._id and isinstance(part.second, list | tuple | set):
@@ -193,7 +192,14 @@ def _narrowed(query: Any, narrower: Any) -> Any:
 
 
 def primary_rows(client: Client, table: Any, query: Any, fields: Iterable[Any], most: int) -> list[Any]:
-    """Return rows of all shards, at most so many of each.
+    """Return rows of all shards, as the primaries have them.
+
+    Args:
+        client: whose shards.
+        table: a table of the application's DAL.
+        query: on it.
+        fields: of the table, that the rows have.
+        most: rows of each shard.
 
     Raises:
         ShardUnavailable: a primary did not answer; nothing is left out.

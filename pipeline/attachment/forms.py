@@ -1,11 +1,9 @@
-"""A form that was validated and not written, queued: web2py's `SQLFORM(...).process(dbio=False)`, py4web's `Form`.
+"""Queue a form that was validated and not written: web2py's `SQLFORM(...).process(dbio=False)`, py4web's `Form`.
 
-Known by their attributes: `table`, `record`, `vars`, `accepted`, `deleted`; nothing of either framework is imported.
+A form is known by its attributes `table`, `record`, `vars`, `accepted`, `deleted`; neither framework is imported.
 
-What a form that edits a record has changed: an edit form hands all its fields to `update`, touched or not.
-
-Such an update would take back what others have changed meanwhile, so only the fields that differ from the record shown
-are queued. It holds inside the form alone: any other update means every value that it gives.
+An edit form hands all its fields to `update`, touched or not. That would take back what others have changed meanwhile,
+so only the fields that differ from the record shown are queued. Any other update means every value that it gives.
 """
 
 from __future__ import annotations
@@ -147,7 +145,7 @@ def editing(table: Any, record: Any) -> Iterator[None]:
 
 
 def changed(table: Any, values: Final) -> Final:
-    """Return the values that differ from the record that a form shows; all, where no form is at work."""
+    """Return those of *values* that differ from the record of *table* that a form shows; all, where none is at work."""
     shown = _shown.get()
     if shown is None or shown[0] != real_name(table):
         return values

@@ -1,16 +1,13 @@
-"""Attaching a table: what pyDAL would tell the database about it goes to the pipeline instead.
+"""Attach a table: what pyDAL would write to its database goes to the pipeline instead.
 
 pyDAL's writes all end in a few methods of the DAL's adapter, after defaults, `compute`, filters and the `_before_*`
-callbacks, and before the `_after_*` ones. Those are replaced on the one adapter, once; they look at the table.
+callbacks, and before the `_after_*` ones. Those methods are replaced on the one adapter, once; they look at the table.
 
-Invariant: a write to an attached table becomes ops or an error, never SQL. `executesql` alone goes around it.
+Invariant: a write to an attached table becomes ops or an error, never SQL. `executesql` alone goes around it: nothing
+can catch SQL text, so one that names an attached table is logged.
 
-SQL text goes around the pipeline, and nothing can catch it; where it writes to an attached table, that is logged.
-
-The import of a whole database: its references follow the ids of the rows they mean.
-
-By default pyDAL adds one offset to all ids of a table, as a database numbers its rows. The pipeline's ids do not follow
-each other, so references would point nowhere; pyDAL's map of ids gets them right.
+`db.import_from_csv_file` gets a map of ids. By default pyDAL adds one offset to all ids of a table, as a database
+numbers its rows; the pipeline's ids do not follow each other, so references would point nowhere.
 """
 
 from __future__ import annotations
@@ -122,7 +119,7 @@ def _attach_again(table: Any) -> None:
 
 
 def _replace(adapter: Any) -> None:
-    """Put methods on this adapter that ask first whose table it is."""
+    """Put methods on this adapter that check first whether the table is attached."""
     writes = _Writes(adapter)
     for name in _METHODS:
         setattr(adapter, name, getattr(writes, name))
@@ -211,7 +208,8 @@ def warn(db: Any, attached: Callable[[], Iterable[str]]) -> None:
     """Let `db.executesql` log what goes around the pipeline.
 
     Args:
-        attached: returns the names of the attached tables.
+        db: the DAL.
+        attached: returns the names of its attached tables.
     """
     own = db.executesql
 
@@ -229,12 +227,12 @@ def warn(db: Any, attached: Callable[[], Iterable[str]]) -> None:
 
 
 def unwarn(db: Any) -> None:
-    """Take the warning away again."""
+    """Let `executesql` of *db* log nothing any more."""
     vars(db).pop("executesql", None)
 
 
 def map_ids(db: Any) -> None:
-    """Let `db.import_from_csv_file` map each id, unless the caller has a map of his own."""
+    """Let `db.import_from_csv_file` map each id, unless the caller gives a map."""
     own = db.import_from_csv_file
 
     def import_from_csv_file(ifile: Any, id_map: Any = None, *rest: Any, **options: Any) -> Any:
@@ -244,5 +242,5 @@ def map_ids(db: Any) -> None:
 
 
 def unmap(db: Any) -> None:
-    """Take that away again."""
+    """Let *db* import as pyDAL does."""
     vars(db).pop("import_from_csv_file", None)

@@ -1,6 +1,6 @@
-"""Reads of an attached table through the application's own DAL: they see what the user has written before, if they can.
+"""Let reads of an attached table through the application's own DAL wait for what its user has written.
 
-That is where the DAL stands on the primary, as with a single shard. A read waits for its user's own ops as long as a
+They see it where the DAL is on the primary, as with a single shard. A read waits for its user's own ops as long as a
 page does, then shows what there is. MySQL shows the state of a transaction's first read to its end: where the request
 has read other tables before, what is applied after that shows in the next request.
 """

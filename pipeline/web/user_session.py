@@ -1,4 +1,4 @@
-"""A request's user as a reader: the session that the last request left, opened only when a read or a write needs it."""
+"""Keep what a request's user has written and seen: opened only when a read or a write needs it."""
 
 from __future__ import annotations
 
