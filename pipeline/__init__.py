@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from pipeline.api.process import close, configure, current
 from pipeline.api.process import configured as configured
-from pipeline.api.reads import count, get, get_db, read, select, session_token
-from pipeline.api.receipts import Receipt, barrier, wait_all
+from pipeline.api.reads import Receipt, barrier, count, get, get_db, read, select, session_token, wait_all
 from pipeline.api.writes import (
     atomic,
     attach,

@@ -14,18 +14,18 @@ from pipeline.calls import Calls
 from pipeline.config.settings import Settings, load
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import for_all_threads, renamed
-from pipeline.enqueue import wiring as writes
 from pipeline.enqueue.held_ops import Held, HeldOps
+from pipeline.enqueue.wiring import wire_writes
 from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipts
 from pipeline.oplog.contract import Log
 from pipeline.oplog.doorbell import Bell, SilentBell
 from pipeline.oplog.redis.log import RedisLog
-from pipeline.reads import wiring as reads
 from pipeline.reads.reads import Reads
 from pipeline.reads.routing.accounting import Counters
 from pipeline.reads.routing.health_cache import Readings
 from pipeline.reads.token_cookie import Secret
+from pipeline.reads.wiring import wire_reads
 from pipeline.shard.nodes import Nodes
 from pipeline.spool.store import Spool
 from pipeline.wait_budget import WaitBudgets, require_threads
@@ -66,7 +66,7 @@ class Client(Calls):
         self.counters = Counters()
         self.readings = readings = Readings(self.log, self.counters)
         self.nodes = Nodes(self.settings, readings.takes_writes, readings.unfit, readings.views)
-        wired = writes.wire(self.log, self.nodes, self.topology, self.bell, self.spool, self.wait_budgets)
+        wired = wire_writes(self.log, self.nodes, self.topology, self.bell, self.spool, self.wait_budgets)
         self.op_builder, self.dispatch, self.publisher = wired.op_builder, wired.dispatch, wired.publisher
         self.follower, self.row_ids, self.breaker = wired.follower, wired.row_ids, wired.breaker
         self.drainer, self.drain_thread = wired.drainer, wired.drain_thread
@@ -77,7 +77,7 @@ class Client(Calls):
     def reads(self) -> Reads:
         """What reads; made when first used, since many processes only write."""
         with self._lock:
-            made: Reads = self.__dict__.get("reads") or reads.wire(
+            made: Reads = self.__dict__.get("reads") or wire_reads(
                 self.settings,
                 self.topology,
                 self.log,

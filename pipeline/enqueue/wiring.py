@@ -50,7 +50,7 @@ class Writes(NamedTuple):
     drain_thread: DrainThread | None
 
 
-def wire(
+def wire_writes(
     log: Log, nodes: Nodes, topology: Topology, bell: Bell | SilentBell, spool: Spool | None, wait_budgets: WaitBudgets
 ) -> Writes:
     """Return the write path of one process.

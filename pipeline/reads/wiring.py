@@ -17,7 +17,7 @@ from pipeline.reads.token_cookie import Secret
 from pipeline.shard.nodes import Nodes
 
 
-def wire(
+def wire_reads(
     settings: Settings,
     topology: Topology,
     log: Log,
