@@ -15,16 +15,18 @@ from pipeline.config.settings import Settings, load
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import for_all_threads, renamed
 from pipeline.enqueue.held_ops import Held, HeldOps
+from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.wiring import wire_writes
 from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipts
 from pipeline.oplog.contract import Log
 from pipeline.oplog.doorbell import Bell, SilentBell
 from pipeline.oplog.redis.log import RedisLog
+from pipeline.per_process import PerProcess
 from pipeline.reads.reads import Reads
 from pipeline.reads.routing.accounting import Counters
-from pipeline.reads.routing.health_cache import Readings
-from pipeline.reads.token_cookie import Secret
+from pipeline.reads.routing.health_cache import HealthCache
+from pipeline.reads.token_cookie import Seal, shared_secret
 from pipeline.reads.wiring import wire_reads
 from pipeline.shard.nodes import Nodes
 from pipeline.spool.store import Spool
@@ -63,28 +65,28 @@ class Client(Calls):
             redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s, wait_budgets=self.wait_budgets
         )
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
-        self.counters = Counters()
-        self.readings = readings = Readings(self.log, self.counters)
-        self.nodes = Nodes(self.settings, readings.takes_writes, readings.unfit, readings.views)
-        wired = wire_writes(self.log, self.nodes, self.topology, self.bell, self.spool, self.wait_budgets)
+        self.health = health = HealthCache(self.log)
+        self.nodes = Nodes(self.settings, health.takes_writes, health.unfit, health.reports)
+        self.wait_budgets.ended = self.nodes.close
+        self.away = RedisAway(self.spool, self.wait_budgets)
+        wired = wire_writes(self.log, self.nodes, self.topology, self.bell, self.away)
         self.op_builder, self.dispatch, self.publisher = wired.op_builder, wired.dispatch, wired.publisher
-        self.follower, self.row_ids, self.breaker = wired.follower, wired.row_ids, wired.breaker
+        self.follower, self.row_ids = wired.follower, wired.row_ids
         self.drainer, self.drain_thread = wired.drainer, wired.drain_thread
         self._take = self.dispatch.take
-        self._lock = threading.Lock()
+        self._lock = PerProcess(threading.Lock)
 
     @cached_property
     def reads(self) -> Reads:
         """What reads; made when first used, since many processes only write."""
-        with self._lock:
+        with self._lock():
             made: Reads = self.__dict__.get("reads") or wire_reads(
                 self.settings,
                 self.topology,
                 self.log,
                 self.nodes,
-                self.readings,
-                self.counters,
-                Secret(self.log, self.spool, self.wait_budgets, lambda: self.breaker.open),
+                self.health,
+                Seal(self.settings.reads.secret or self._shared_secret),
                 self.op_builder.table,
             )
             self.__dict__["reads"] = made  # before another thread, which waits for the lock, makes one too
@@ -98,11 +100,16 @@ class Client(Calls):
         self.publisher.close()
         if "reads" in self.__dict__:
             self.reads.close()
-        self.readings.close()
+        self.health.close()
         self.nodes.close()
         self.log.close()
         if self.spool is not None:
             self.spool.close()
+
+    @property
+    def counters(self) -> Counters:
+        """How often this process has made each choice of a node."""
+        return self.health.counters()
 
     # ops ----------------------------------------------------------------------------------------------------
 
@@ -137,7 +144,7 @@ class Client(Calls):
 
     def define_on(self, db: Any, table: Any) -> Any:
         """Define *table* and its siblings on *db*, the DAL of a node, and return the DAL."""
-        with self._lock:
+        with self._lock():
             for other in self.op_builder.siblings(table):
                 if other._tablename not in db.tables:
                     rname = {"rname": other._rname} if renamed(other) else {}
@@ -145,6 +152,9 @@ class Client(Calls):
                     for field in db.define_table(other._tablename, *fields, migrate=False, **rname):
                         for_all_threads(field)
         return db
+
+    def _shared_secret(self) -> str:
+        return shared_secret(self.log, self.spool, self.wait_budgets, lambda: self.away.open)
 
 
 def _spool_of(settings: Settings) -> Spool | None:

@@ -148,18 +148,20 @@ class Sandbox:
         Raises:
             AssertionError: None matches; the message lists what was enqueued instead.
         """
-        gate = self.client.op_builder.gate(self.client.op_builder.table(table))
+        compiled = self.client.op_builder.plan(table).compiled
         wanted = {**(values or {}), **fields}
-        gate.known(wanted)
-        columns = gate.schema.columns
-        sought = {n: python_value(columns[gate.column_of[n]], gate.check[n](v)) for n, v in wanted.items()}
+        compiled.known(wanted)
+        columns = compiled.schema.columns
+        sought = {n: python_value(columns[compiled.column_of[n]], compiled.check[n](v)) for n, v in wanted.items()}
         every = self.enqueued(table)
-        found = [one for one in every if sought.items() <= _visible(one, gate.schema).items()]
+        found = [one for one in every if sought.items() <= _visible(one, compiled.schema).items()]
         if len(found) != times if times is not None else not found:
             shown = "".join(f"\n  {one}" for one in every[:20]) or "\n  nothing"
             more = f"\n  … and {len(every) - 20} more" if len(every) > 20 else ""
             count = "no write" if times is None else f"{len(found)} writes, not {times},"
-            raise AssertionError(f"{count} to {gate.schema.name!r} with {sought} was enqueued; there was{shown}{more}")
+            raise AssertionError(
+                f"{count} to {compiled.schema.name!r} with {sought} was enqueued; there was{shown}{more}"
+            )
         return found
 
     def rows(self, table: Any) -> list[dict[str, Any]]:

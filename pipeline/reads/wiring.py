@@ -10,10 +10,9 @@ from pipeline.config.topology import Topology
 from pipeline.oplog.contract import Log
 from pipeline.reads.connections import NodeReaders
 from pipeline.reads.reads import Reads
-from pipeline.reads.routing.accounting import Counters
-from pipeline.reads.routing.health_cache import Readings
+from pipeline.reads.routing.health_cache import HealthCache
 from pipeline.reads.routing.router import Router
-from pipeline.reads.token_cookie import Secret
+from pipeline.reads.token_cookie import Seal
 from pipeline.shard.nodes import Nodes
 
 
@@ -22,9 +21,8 @@ def wire_reads(
     topology: Topology,
     log: Log,
     nodes: Nodes,
-    readings: Readings,
-    counters: Counters,
-    secret: Secret,
+    health: HealthCache,
+    seal: Seal,
     find_table: Callable[[Any], Any],
 ) -> Reads:
     """Return the reads of one process.
@@ -34,11 +32,9 @@ def wire_reads(
         topology: where rows belong.
         log: has the ops that are queued.
         nodes: who is primary and who replica of each shard.
-        readings: what the prober has published of the nodes.
-        counters: count the choices of nodes.
-        secret: signs the sessions of readers where the settings have none.
+        health: what the prober has published of the nodes.
+        seal: prints the sessions of readers, and reads them.
         find_table: returns the pyDAL table that a caller means by a table or a name.
     """
-    readers = NodeReaders(nodes.uri)
-    router = Router(nodes, readers, readings, settings.reads.primary_limit, counters.count, loads=settings.loads())
-    return Reads(settings, topology, log, router, find_table, secret)
+    router = Router(nodes, NodeReaders(nodes), health, settings.reads.primary_limit, settings.loads())
+    return Reads(settings, topology, log, router, find_table, seal)
