@@ -180,6 +180,8 @@ def require_threads() -> None:
 
 class _Patient(Protocol):
     wait_budgets: WaitBudgets
+    #: Of all calls together; None: each call has its own.
+    budget: WaitBudget | None
 
 
 Self = TypeVar("Self", bound=_Patient)
@@ -191,9 +193,10 @@ def in_all(method: Callable[Concatenate[Self, Given], _Result]) -> Callable[Conc
     @wraps(method)
     def bounded(self: Self, /, *args: Given.args, **options: Given.kwargs) -> _Result:
         here = self.wait_budgets.here
-        if here.budget is not None:  # a request's, or that of the call which called this one
+        # a request's, or that of the call which called this one; or nobody has one
+        if here.budget is not None or self.wait_budgets.most_s == math.inf:
             return method(self, *args, **options)
-        here.budget = self.wait_budgets.budget()
+        here.budget = self.budget or self.wait_budgets.budget()
         try:
             return method(self, *args, **options)
         finally:
