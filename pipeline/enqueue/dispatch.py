@@ -15,7 +15,7 @@ from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import BadOp, NotDurable
 from pipeline.model.op import Addressed, Op, encode, id_of, id_of_new, with_id
 from pipeline.model.receipt import Receipt
-from pipeline.oplog.contract import IdReserved
+from pipeline.oplog.appends import KeyClaimed
 from pipeline.wait_budget import WaitBudgets, in_all
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Dispatch:
         key, row_id = op.idempotency_key or "", id_of_new(op)
         try:
             return op, self._publisher.publish(bucket, encode(op), key=key, row_id=row_id)
-        except IdReserved as reserved:
+        except KeyClaimed as reserved:
             op = with_id(addressed, reserved.row_id)
         return op, self._published(bucket, op)
 
@@ -142,7 +142,7 @@ class Dispatch:
         payload, key = encode(op), op.idempotency_key or ""
         try:
             return self._publisher.publish(bucket, payload, key=key, row_id=id_of_new(op), **how)
-        except IdReserved:
+        except KeyClaimed:
             # Redis, or the spool, was away when one of two ids was told. The shard takes the first op with that key
             return self._publisher.publish(bucket, payload, **how)
 

@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 
 from pipeline import clock
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
-from pipeline.oplog.contract import Epochs, Scope
+from pipeline.oplog.appends import Appends, Scope
 from pipeline.shard import ledger_queries
 from pipeline.shard.nodes import Nodes
 from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent, perform, waited
@@ -43,7 +43,7 @@ class EpochCache:
 
     def __init__(
         self,
-        log: Epochs,
+        log: Appends,
         raise_epoch: Callable[[Scope], int],
         wait_budgets: WaitBudgets,
         renewed: Callable[[], object],
@@ -155,7 +155,7 @@ class Lineage:
         renewed: called after a new epoch was set: the server may have forgotten the table definitions too.
     """
 
-    def __init__(self, log: Epochs, nodes: Nodes, renewed: Callable[[], object]):
+    def __init__(self, log: Appends, nodes: Nodes, renewed: Callable[[], object]):
         self._log, self._nodes, self._renewed = log, nodes, renewed
 
     def raise_epoch(self, scope: Scope) -> int:

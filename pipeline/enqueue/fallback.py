@@ -15,7 +15,7 @@ from pipeline.enqueue.producers import Producer
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.errors import PipelineFull, SpoolUnavailable, Unavailable
-from pipeline.oplog.contract import IdReserved
+from pipeline.oplog.appends import KeyClaimed
 from pipeline.spool.store import Number, Spool
 
 
@@ -55,7 +55,7 @@ class Fallback:
             kept: spool it first, and keep it there until every node of its shard has it.
 
         Raises:
-            IdReserved: the key stands for another id; it was taken by neither.
+            KeyClaimed: the key stands for another id; it was taken by neither.
             PipelineFull, SpoolUnavailable: Redis did not take it, and neither did the spool.
         """
         if kept or self._breaker.open:
@@ -94,7 +94,7 @@ class Fallback:
     def _agree(self, bucket: int, key: str, row_id: int | None) -> None:
         """See that an op that goes into the spool has the id that its key stands for: the drain sends no key."""
         if key and row_id is not None and (known := self.reserve(bucket, key, row_id)) != row_id:
-            raise IdReserved(known)
+            raise KeyClaimed(known)
 
     def _instead(self, runs: Mapping[int, Sequence[bytes]], error: Unavailable) -> dict[int, OpPlace]:
         self._breaker.hear(error)

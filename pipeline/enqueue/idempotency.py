@@ -16,7 +16,7 @@ from pipeline import clock
 from pipeline.enqueue.breaker import Breaker
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.model.op import Position
-from pipeline.oplog.contract import Log
+from pipeline.oplog.appends import Appends
 
 logger = logging.getLogger("pipeline.spool")
 
@@ -27,7 +27,7 @@ AWAY_S = 10.0
 class Keys:
     """Reserves ids under keys in Redis; a Redis that is away costs an answer, never a call. Threads may share it."""
 
-    def __init__(self, log: Log, breaker: Breaker):
+    def __init__(self, log: Appends, breaker: Breaker):
         self._log, self._breaker = log, breaker
         self._away_until_s = 0.0
 
@@ -37,7 +37,7 @@ class Keys:
         if self._breaker.tripped or (self._breaker.open and clock.mono_s() < self._away_until_s):
             return row_id
         try:
-            return self._log.reserve(bucket, key, row_id)
+            return self._log.claim_key(bucket, key, row_id)
         except (LogUnavailable, PipelineFull) as error:
             logger.warning("two calls with one idempotency key may tell two ids: %s", error)
             self._breaker.hear(error)
@@ -55,10 +55,10 @@ class OpPlace(msgspec.Struct, frozen=True):
     row_id: int | None = None  # of an earlier op with the same idempotency key
 
 
-def reserved(log: Log, bucket: int, key: str, row_id: int) -> int:
+def reserved(log: Appends, bucket: int, key: str, row_id: int) -> int:
     """Return the id that a key stands for, *row_id* where it stood for none; also where Redis cannot tell."""
     try:
-        return log.reserve(bucket, key, row_id)
+        return log.claim_key(bucket, key, row_id)
     except (LogUnavailable, PipelineFull) as error:
         logger.warning("two calls with one idempotency key may tell two ids: %s", error)
         return row_id

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from pipeline import clock
 from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.model.op import Position
-from pipeline.oplog.contract import HOLE, Append, Appended, Appending, Line, Scope
+from pipeline.oplog.appends import HOLE, Append, Appended, Appends, Line, Scope
 from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
 
 #: A sender that idled longer starts anew under another number: Redis forgets its sequences after two days.
@@ -128,7 +128,7 @@ class Producers:
 
     def __init__(
         self,
-        log: Appending,
+        log: Appends,
         learnt: Callable[[], int],
         record_lost: Callable[[Lost], None],
         wait_budgets: WaitBudgets,

@@ -15,7 +15,7 @@ from pipeline.enqueue.producers import Lost, Producer, Producers
 from pipeline.enqueue.resend import Run, resend
 from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.model.op import Position
-from pipeline.oplog.contract import EVERYWHERE, HOLE, EpochStale, Line, Log, Scope, scopes_of
+from pipeline.oplog.appends import EVERYWHERE, HOLE, Appends, EpochStale, Line, Scope, scopes_of
 from pipeline.oplog.doorbell import Bell, SilentBell
 from pipeline.wait_budget import WaitBudgets
 
@@ -40,7 +40,7 @@ class Publisher:
 
     def __init__(
         self,
-        log: Log,
+        log: Appends,
         topology: Topology,
         bell: Bell | SilentBell,
         raise_epoch: Callable[[Scope], int],
@@ -74,7 +74,7 @@ class Publisher:
             row_id: of the new row, so that others with that key get to know it.
 
         Raises:
-            IdReserved: the key stands for another id; nothing was sent.
+            KeyClaimed: the key stands for another id; nothing was sent.
             PipelineFull: nothing was sent.
             LogUnavailable: no answer in time; the op may be queued or not.
             ShardUnavailable: a new epoch was due and the shard's primary did not answer; nothing was sent.
@@ -243,8 +243,8 @@ class Publisher:
                 continue
             if answer.ring:
                 self._bell.ring(answer.ring, sum(map(len, payloads.values())))
-            if answer.same is not None:
-                return {bucket: _same(answer.same, sender, bucket) for bucket in payloads}, sender
+            if answer.claim is not None:
+                return {bucket: _same(answer.claim, sender, bucket) for bucket in payloads}, sender
             places, holes = {}, []
             for bucket, (code, position) in zip(payloads, answer.placed, strict=True):
                 places[bucket] = OpPlace(position, sender.producer, first[bucket])

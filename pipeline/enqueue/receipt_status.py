@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
 
 from pipeline import clock
 from pipeline.config.topology import Topology
 from pipeline.errors import Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
 from pipeline.model.op import START, Position
 from pipeline.model.receipt import Receipt
-from pipeline.oplog.contract import Entries, Watermarks
+from pipeline.oplog.contract import Entries
 from pipeline.shard import ledger_queries
 from pipeline.shard.ledger_queries import Fate
 from pipeline.shard.nodes import Nodes
@@ -22,10 +21,6 @@ STATUS_S = 0.25
 _FINAL = ("applied", "durable", "rejected", "lost")
 
 
-class _Log(Entries, Watermarks, Protocol):
-    """What following needs of the log."""
-
-
 class Follower:
     """Answers for receipts."""
 
@@ -33,7 +28,7 @@ class Follower:
         self,
         topology: Topology,
         nodes: Nodes,
-        log: _Log,
+        log: Entries,
         spooled: Callable[[int, int, int], bool] = lambda bucket, producer, seq: False,
     ):
         self._topology, self._nodes, self._log, self._spooled = topology, nodes, log, spooled

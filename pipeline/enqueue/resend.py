@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pipeline.enqueue.producers import Lost
 from pipeline.errors import LogUnavailable
 from pipeline.model.op import Position
-from pipeline.oplog.contract import HOLE, Append, Line, Scope
+from pipeline.oplog.appends import HOLE, Append, Line, Scope
 
 #: Rounds of one call: the first, one behind an overlap, one behind a hole, and one in case others relay too.
 ROUNDS = 4

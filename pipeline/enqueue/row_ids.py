@@ -9,7 +9,7 @@ import threading
 from pipeline.enqueue.breaker import Breaker
 from pipeline.errors import IdsUsedUp, LogUnavailable, NoProducerNumber, PipelineFull, Unavailable
 from pipeline.model.ids import IdMaker, Lease
-from pipeline.oplog.contract import Numbers
+from pipeline.oplog.contract import SharedState
 from pipeline.spool.store import Spool
 from pipeline.wait_budget import WaitBudgets
 
@@ -23,7 +23,7 @@ class RowIds:
         patience: of the callers: the time for which one waits until another has a lease counts too.
     """
 
-    def __init__(self, log: Numbers, spool: Spool | None, breaker: Breaker, wait_budgets: WaitBudgets):
+    def __init__(self, log: SharedState, spool: Spool | None, breaker: Breaker, wait_budgets: WaitBudgets):
         self._log, self._spool, self._breaker, self._wait_budgets = log, spool, breaker, wait_budgets
         self._start()
 

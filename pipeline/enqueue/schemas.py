@@ -9,7 +9,7 @@ from pipeline.enqueue.breaker import Breaker
 from pipeline.enqueue.row_plans import Gate
 from pipeline.errors import BadOp, LogUnavailable, PipelineFull, Unavailable
 from pipeline.model.schema import TableSchema
-from pipeline.oplog.contract import Log
+from pipeline.oplog.contract import Entries
 from pipeline.shard import columns
 from pipeline.shard.nodes import Nodes
 from pipeline.spool.store import Spool
@@ -23,7 +23,7 @@ class SchemaPublisher:
 
     def __init__(
         self,
-        log: Log,
+        log: Entries,
         nodes: Nodes,
         topology: Topology,
         spool: Spool | None,

@@ -11,7 +11,7 @@ from pipeline.config.topology import Topology
 from pipeline.dal.objects import kind_of, real_name
 from pipeline.errors import BadOp, BadRead, ShardUnavailable
 from pipeline.model.receipt import Receipt
-from pipeline.oplog.contract import Readable
+from pipeline.oplog.contract import Entries
 from pipeline.reads.gather.gather import Gather
 from pipeline.reads.node_dal import NodeDAL
 from pipeline.reads.pending.pending_rows import CannotOverlay, Overlay
@@ -48,7 +48,7 @@ class Reads:
         self,
         settings: Settings,
         topology: Topology,
-        log: Readable,
+        log: Entries,
         router: Router,
         find_table: Callable[[Any], Any],
         secret: Callable[[], str],

@@ -20,7 +20,7 @@ import msgspec
 
 from pipeline.errors import BadToken, Unavailable
 from pipeline.model.op import Position
-from pipeline.oplog.contract import Secrets
+from pipeline.oplog.contract import SharedState
 from pipeline.reads.session import Need, Sequences, Token
 from pipeline.spool.store import Spool
 from pipeline.wait_budget import WaitBudgets
@@ -126,7 +126,7 @@ class Secret:
         away: whether Redis is known not to answer.
     """
 
-    def __init__(self, log: Secrets, spool: Spool | None, wait_budgets: WaitBudgets, away: Callable[[], bool]):
+    def __init__(self, log: SharedState, spool: Spool | None, wait_budgets: WaitBudgets, away: Callable[[], bool]):
         self._log, self._spool, self._wait_budgets, self._away = log, spool, wait_budgets, away
 
     def __call__(self) -> str:

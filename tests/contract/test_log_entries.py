@@ -5,7 +5,8 @@ from __future__ import annotations
 from support.sandbox.logs import EPOCH, S0, append, entries, raise_to
 
 from pipeline.model.op import START, Position
-from pipeline.oplog.contract import APPENDED, Line, Log, Placed
+from pipeline.oplog.appends import APPENDED, Line, Placed
+from pipeline.oplog.contract import Log
 from pipeline.oplog.ttls import NOTE_MS
 
 
@@ -113,8 +114,8 @@ def test_definitions_are_found_by_hash_and_the_newest_by_table(log: Log):
     assert log.schema("h1") == '{"v": 1}'
     assert log.schema("h2") == '{"v": "é"}'
     assert log.schema("h4") is None
-    assert log.tables() == {"purchase": '{"v": "é"}', "person": "{}"}
+    assert log.newest_schemas() == {"purchase": '{"v": "é"}', "person": "{}"}
 
 
 def test_there_are_no_tables_at_first(log: Log):
-    assert log.tables() == {}
+    assert log.newest_schemas() == {}

@@ -10,11 +10,10 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable
-from typing import Protocol
 
 from pipeline import clock
 from pipeline.errors import PipelineError
-from pipeline.oplog.contract import Chores, Fitness, News
+from pipeline.oplog.contract import SharedState
 from pipeline.reads.health.probe import Probe
 from pipeline.reads.health.shard_health import Picture, decode, encode
 from pipeline.shard.nodes import Nodes
@@ -32,14 +31,6 @@ TOLD_MS = 30_000
 logger = logging.getLogger("pipeline.prober")
 
 
-class _Board(News, Fitness, Protocol):
-    """Where a prober tells what it sees, and learns what upkeep has found."""
-
-
-class _Lease(Chores, News, Protocol):
-    """Who probes, and which nodes the last one had taken out."""
-
-
 class Prober:
     """Looks, judges, tells.
 
@@ -52,7 +43,7 @@ class Prober:
         self,
         nodes: Nodes,
         shards: Iterable[str],
-        log: _Board,
+        log: SharedState,
         out: Collection[str] = (),
         switched: Callable[[str], object] = lambda shard: None,
     ):
@@ -117,7 +108,7 @@ class Duty:
         engage: returns a prober, given the nodes that are out; called when the lease has been won.
     """
 
-    def __init__(self, log: _Lease, engage: Callable[[Collection[str]], Prober]):
+    def __init__(self, log: SharedState, engage: Callable[[Collection[str]], Prober]):
         self._log, self._engage = log, engage
         self._token = secrets.token_hex(8)
         self._prober: Prober | None = None
@@ -139,7 +130,7 @@ class Duty:
             self._prober.beat()
             return max(0.0, due_s - clock.mono_s())
         try:
-            if not self._log.hold("probe", self._token, LEASE_MS):
+            if not self._log.hold_lease("probe", self._token, LEASE_MS):
                 self._stand_down()
                 return LOOK_EVERY_S / 2
             if self._prober is None:
@@ -157,7 +148,7 @@ class Duty:
             return
         self._stand_down()
         try:
-            self._log.release("probe", self._token)
+            self._log.release_lease("probe", self._token)
         except PipelineError as error:
             logger.info("the lease ends by itself: %s", error)
 

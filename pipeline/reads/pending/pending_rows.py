@@ -13,7 +13,7 @@ from pipeline.dal.objects import real_name
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import Entry, Op, Position, decode
 from pipeline.model.schema import TableSchema, schema_of
-from pipeline.oplog.contract import Readable
+from pipeline.oplog.contract import Entries
 from pipeline.reads.connections import NodeReader
 from pipeline.reads.pending.op_effect import Unforeseeable, Values, after
 from pipeline.shard import ledger_queries
@@ -32,7 +32,7 @@ class CannotOverlay(Exception):
 class Overlay:
     """Computes rows that are not there yet."""
 
-    def __init__(self, log: Readable):
+    def __init__(self, log: Entries):
         self._log = log
         self._schemas: dict[str, TableSchema] = {}
 

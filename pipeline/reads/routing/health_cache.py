@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from pipeline import clock
 from pipeline.errors import PipelineError
-from pipeline.oplog.contract import News
+from pipeline.oplog.contract import SharedState
 from pipeline.reads.health.prober import LOOK_EVERY_S
 from pipeline.reads.health.shard_health import Report, decode
 from pipeline.reads.routing.accounting import Counters
@@ -37,7 +37,7 @@ class Readings:
         counters: what the process counts; goes to Redis in the round trip of a fetch, so it costs none of its own.
     """
 
-    def __init__(self, log: News, counters: Counters | None = None):
+    def __init__(self, log: SharedState, counters: Counters | None = None):
         self._log, self._counters = log, counters or Counters()
         self._closed = False
         self._thread: threading.Thread | None = None

@@ -10,7 +10,7 @@ from pipeline.enqueue.producers import Lost
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import START
-from pipeline.oplog.contract import Scope
+from pipeline.oplog.appends import Scope
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
 

@@ -40,7 +40,7 @@ class Switched(MemoryLog):
 
     def reserve(self, *arguments: Any) -> int:
         self._gone()
-        return super().reserve(*arguments)
+        return super().claim_key(*arguments)
 
     def epoch(self, scope: str) -> Any:
         self._gone()
