@@ -1,4 +1,4 @@
-"""What the logs hold, what of it is behind the watermarks, and the definitions that ops name."""
+"""What the logs hold, what of it is behind the watermarks, and the schemas that ops name."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_notes_do_not_pile_up_and_a_text_may_hold_blanks(log: Log):
     assert log.note_marks("s0", 41 * NOTE_MS, "now", older_than_ms=30 * NOTE_MS) is None
 
 
-def test_definitions_are_found_by_hash_and_the_newest_by_table(log: Log):
+def test_schemas_are_found_by_hash_and_the_newest_by_table(log: Log):
     log.publish_schema("purchase", "h1", '{"v": 1}')
     log.publish_schema("purchase", "h2", '{"v": "é"}')
     log.publish_schema("person", "h3", "{}")
@@ -117,5 +117,5 @@ def test_definitions_are_found_by_hash_and_the_newest_by_table(log: Log):
     assert log.newest_schemas() == {"purchase": '{"v": "é"}', "person": "{}"}
 
 
-def test_there_are_no_tables_at_first(log: Log):
+def test_there_are_no_schemas_at_first(log: Log):
     assert log.newest_schemas() == {}

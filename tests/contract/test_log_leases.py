@@ -1,4 +1,4 @@
-"""What processes share out: chores, producer numbers, the room that is left, the secret."""
+"""What processes share: leases on chores and on producer numbers, the full flag, the secret."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def test_full_ends_by_itself(log: Log, line: Line):
     pytest.fail("the pipeline stayed full")
 
 
-def test_a_chore_is_claimed_by_one_at_a_time(log: Log):
+def test_the_lease_on_a_chore_is_taken_by_one_at_a_time(log: Log):
     assert log.take_lease("trim:s0", MINUTE_MS)
     assert not log.take_lease("trim:s0", MINUTE_MS)
     assert log.take_lease("trim:s1", MINUTE_MS)
 
 
-def test_a_claim_ends_by_itself(log: Log):
+def test_a_lease_on_a_chore_ends_by_itself(log: Log):
     log.take_lease("trim:s0", 20)
 
     for _ in polls(10):
         if log.take_lease("trim:s0", 20):
             return
-    pytest.fail("the claim never ended")
+    pytest.fail("the lease never ended")
 
 
 def test_without_a_limit_the_memory_share_is_nought(log: Log):
