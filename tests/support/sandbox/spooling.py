@@ -38,7 +38,7 @@ class Switched(MemoryLog):
             raise ConnectionError("away on purpose")
         return super().append(*arguments)
 
-    def reserve(self, *arguments: Any) -> int:
+    def claim_key(self, *arguments: Any) -> int:
         self._gone()
         return super().claim_key(*arguments)
 
