@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from pipeline import clock
 from pipeline.config.topology import Topology
@@ -13,6 +13,8 @@ from pipeline.oplog.contract import Entries
 from pipeline.shard import ledger_queries
 from pipeline.shard.ledger_queries import Fate
 from pipeline.shard.nodes import Nodes
+from pipeline.spool.null_spool import NullSpool
+from pipeline.spool.store import Spool
 
 #: A shard forgets producers it has not heard of for so long; an older receipt of another epoch cannot be told.
 REMEMBERED_S = 7 * 86_400
@@ -24,14 +26,8 @@ _FINAL = ("applied", "durable", "rejected", "lost")
 class Follower:
     """Answers for receipts."""
 
-    def __init__(
-        self,
-        topology: Topology,
-        nodes: Nodes,
-        log: Entries,
-        spooled: Callable[[int, int, int], bool] = lambda bucket, producer, seq: False,
-    ):
-        self._topology, self._nodes, self._log, self._spooled = topology, nodes, log, spooled
+    def __init__(self, topology: Topology, nodes: Nodes, log: Entries, spool: Spool | NullSpool):
+        self._topology, self._nodes, self._log, self._spool = topology, nodes, log, spool
 
     def status(self, receipt: Receipt) -> str:
         """Return spooled, queued, applied, durable, rejected or lost.
@@ -39,7 +35,7 @@ class Follower:
         Raises:
             ShardUnavailable: the shard's primary does not answer: unknown is never taken for good.
         """
-        if receipt.position is None and self._spooled(receipt.bucket, receipt.producer, receipt.producer_seq):
+        if receipt.position is None and self._spool.holds(receipt.bucket, receipt.producer, receipt.producer_seq):
             return "spooled"
         state = self._state(receipt)
         return "durable" if state == "applied" and self._on_all_replicas(receipt) else state
@@ -59,7 +55,7 @@ class Follower:
                         raise
             if state in _FINAL:
                 return self._told(receipt, state)
-        if receipt.position is None and self._spooled(receipt.bucket, receipt.producer, receipt.producer_seq):
+        if receipt.position is None and self._spool.holds(receipt.bucket, receipt.producer, receipt.producer_seq):
             state = "spooled"
         raise WaitTimeout(f"the op at {receipt.bucket}:{receipt.position}", timeout_s, state)
 

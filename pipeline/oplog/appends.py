@@ -236,20 +236,3 @@ class Line(Protocol):
     def close(self) -> None:
         """Give the connection back."""
         ...
-
-
-def one_by_append(
-    line: Line, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes
-) -> tuple[Position, bool] | None:
-    """Do by `append` what `append_one` does.
-
-    Args:
-        line: the producer's line.
-        scope, epoch, producer, bucket, seq, payload: as `Line.append_one` takes them.
-    """
-    try:
-        answer = line.append(scope, epoch, producer, [Append(bucket, seq, (payload,))], "", 0)
-    except EpochStale:
-        return None
-    [(code, position)] = answer.placed
-    return None if code == HOLE else (position, bool(answer.ring))
