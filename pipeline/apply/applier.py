@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from pipeline import clock
 from pipeline.apply.batch import Batch
@@ -21,7 +20,7 @@ from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable, Unavailable
 from pipeline.model.op import Op
 from pipeline.model.schema import TableSchema
-from pipeline.oplog.contract import Readable, Work
+from pipeline.oplog.contract import Work
 from pipeline.shard import ledger
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
 from pipeline.shard.session import NodeSession
@@ -57,10 +56,6 @@ class Outcome:
         return shown
 
 
-class _Log(Readable, Work, Protocol):
-    """What applying needs of the log."""
-
-
 class Applier:
     """Applies one shard's ops in this process.
 
@@ -72,7 +67,7 @@ class Applier:
         self,
         shard: str,
         session: NodeSession,
-        log: _Log,
+        log: Work,
         settings: ApplySettings,
         step: Callable[[str], None] = lambda name: None,
     ):

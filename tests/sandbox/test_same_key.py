@@ -150,7 +150,7 @@ def test_a_durability_of_its_own_changes_nothing(box: Sandbox, caller: Make, dur
 
 def test_an_op_without_a_key_asks_and_reserves_nothing(box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch):
     asked: list[Any] = []
-    monkeypatch.setattr(box.log, "reserve", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(box.log, "claim_key", lambda *arguments: asked.append(arguments))
     held = box.client.held()
     with box.client.holding(held):
         pipeline.enqueue_insert(db.purchase, customer=7)
