@@ -208,8 +208,9 @@ class Reads:
         return True
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, and close this thread's connections to nodes."""
         self._gather.close()
+        self._router.readers.close()
 
     @cached_property
     def _overlay(self) -> Overlay:

@@ -34,7 +34,6 @@ LAYERS = {
     # whole
     "pipeline.calls": 5,
     "pipeline.client": 5,
-    "pipeline.wiring": 5,
     "pipeline.devcluster": 5,
     # operators
     "pipeline.admin": 6,
