@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.sandbox.one_key import Caller
 from support.sandbox.spooling import Shop
 
 from pipeline import clock
@@ -27,27 +28,6 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     made.db.close()
 
 
-class Caller:
-    """A request of one process, with the one key; in mode on_commit it is sent only when it ends."""
-
-    def __init__(self, shop: Shop, client: Client, held: bool):
-        self._shop, self._client = shop, client
-        self._ops = client.held() if held else None
-
-    def buys(self, qty: int, **options: Any) -> Receipt:
-        def call() -> Receipt:
-            return self._shop.buy(qty, self._client, idempotency_key="form 1", **options)
-
-        if self._ops is None:
-            return call()
-        with self._client.holding(self._ops):
-            return call()
-
-    def ends(self) -> None:
-        if self._ops is not None:
-            self._ops.send()
-
-
 Make = Callable[..., Caller]
 
 
@@ -59,7 +39,7 @@ def caller(shop: Shop) -> Iterator[Make]:
         if client is None:  # a process of the same host
             made.append(client := shop.another())
             shop.buy(0, client)
-        return Caller(shop, client, held)
+        return Caller(client, partial(shop.buy, client=client), held=held)
 
     yield make
     for client in made:
