@@ -27,7 +27,6 @@ from pipeline.reads.reads import Reads
 from pipeline.reads.routing.accounting import Counters
 from pipeline.reads.routing.health_cache import HealthCache
 from pipeline.reads.token_cookie import Seal, shared_secret
-from pipeline.reads.wiring import wire_reads
 from pipeline.shard.nodes import Nodes
 from pipeline.spool.store import Spool
 from pipeline.wait_budget import WaitBudgets, require_threads
@@ -80,14 +79,9 @@ class Client(Calls):
     def reads(self) -> Reads:
         """What reads; made when first used, since many processes only write."""
         with self._lock():
-            made: Reads = self.__dict__.get("reads") or wire_reads(
-                self.settings,
-                self.topology,
-                self.log,
-                self.nodes,
-                self.health,
-                Seal(self.settings.reads.secret or self._shared_secret),
-                self.op_builder.table,
+            seal, find_table = Seal(self.settings.reads.secret or self._shared_secret), self.op_builder.table
+            made: Reads = self.__dict__.get("reads") or Reads(
+                self.settings, self.topology, self.log, self.nodes, self.health, find_table, seal
             )
             self.__dict__["reads"] = made  # before another thread, which waits for the lock, makes one too
             return made
