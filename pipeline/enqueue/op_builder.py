@@ -10,8 +10,8 @@ from typing import Any
 from pipeline import clock
 from pipeline.config.settings import TableSettings
 from pipeline.config.topology import Topology
-from pipeline.dal.objects import has_filters, with_filters
-from pipeline.dal.trees import Tree, condition, is_query, kind_of, table_of
+from pipeline.dal.objects import has_filters, kind_of, with_filters
+from pipeline.dal.trees import Tree, condition, is_query, table_of
 from pipeline.enqueue.bucket_choice import Placing, check_upsert_key, keeps_its_place
 from pipeline.enqueue.row_plans import Final, Gate, Known, RowPlan, with_values
 from pipeline.enqueue.version_copy import Archive, check_archive, copy_before, row_of
