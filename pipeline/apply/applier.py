@@ -11,21 +11,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pipeline import clock
-from pipeline.apply.batch import Batch
+from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.executor import Executor, SchemaBehind
 from pipeline.apply.grouping import grouped
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable, Unavailable
-from pipeline.model.op import Op
-from pipeline.model.schema import TableSchema
 from pipeline.oplog.contract import Readable, Work
 from pipeline.shard import ledger
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
 from pipeline.shard.session import NodeSession
-from pipeline.shard.table_facts import FactBook, Facts
+
+if TYPE_CHECKING:
+    from pipeline.oplog.doorbell import Bell, SilentBell
 
 #: Deadlocks and snapshot conflicts are tried again at once so many times: InnoDB names them transient.
 COMMIT_TRIES = 4
@@ -79,15 +79,15 @@ class Applier:
         self.shard, self.node = shard, session.node
         self._session, self._log, self._settings, self._step = session, log, settings, step
         self._pace = Pace(settings)
-        self._facts = FactBook(session, self._schema)
+        self._facts = FactBook(session, log)
         self._failures = 0
 
-    def apply(self, crowded: Callable[[int], object] = lambda waiting: None) -> Outcome:
-        """Apply one batch of what is due. Never raises for a fault that trying again later may cure.
+    def apply(self, bell: Bell | SilentBell | None = None) -> Outcome:
+        """Apply one batch of what is due. Never raises for a fault that a retry may cure.
 
         Args:
-            crowded: called at the start, with the number of buckets due, if they are more than one batch takes:
-                another worker may start at once, since none waits for another's locks.
+            bell: rung at the start if more buckets are due than one batch takes. Another worker can begin at once,
+                since workers never wait for each other's locks.
         """
         started = clock.mono_s()
         self._step("due")
@@ -95,8 +95,8 @@ class Applier:
         due = self._log.due(self.shard, 2 * limit)
         if not due:
             return Outcome()
-        if len(due) > limit:
-            crowded(len(due))
+        if bell is not None and len(due) > limit:
+            bell.ring_now(self.shard, len(due))
         try:
             outcome, batch = self._with_retries(due, limit)
         except Unavailable as error:
@@ -150,8 +150,8 @@ class Applier:
             return Outcome(buckets=len(mine), waiting=batch.why), batch
         batch.skip_seen(self._session)
         self._step("execute")
-        executor = Executor(self._session, self._facts, self._step)
-        executor.run(grouped(batch.items, self._known))
+        executor = Executor(self._session, self._facts.known, self._step)
+        executor.run(grouped(batch.items, self._facts.known))
         self._step("mark")
         if batch.last:
             ledger.remember(self._session, batch.last)
@@ -164,11 +164,6 @@ class Applier:
             ledger.keep_ids(self._session, executor.ids)
         ledger.move(self._session, batch.after)
         return self._outcome(batch, executor), batch
-
-    def _known(self, op: Op) -> Facts:
-        facts = self._facts.of(op)
-        assert facts is not None, "only understood ops are taken into a batch"
-        return facts
 
     def _outcome(self, batch: Batch, executor: Executor) -> Outcome:
         rejected = len(executor.rejects)
@@ -192,10 +187,6 @@ class Applier:
         except Unavailable as error:
             logger.warning("committed, but Redis was not told shard=%s: %s", self.shard, error)
             return False, 0
-
-    def _schema(self, hash: str) -> TableSchema | None:
-        text = self._log.schema(hash) or ledger.definition(self._session, hash)
-        return TableSchema.from_json(text) if text else None
 
 
 def _ms_since(started: float) -> int:

@@ -13,10 +13,12 @@ import msgspec
 
 from pipeline.apply.grouping import Item
 from pipeline.model.op import Entry, Op, Position, decode
+from pipeline.model.schema import TableSchema
+from pipeline.oplog.contract import Definitions
 from pipeline.shard import ledger
-from pipeline.shard.ledger import Loss, Reject
+from pipeline.shard.ledger import LostRange, Reject
 from pipeline.shard.session import NodeSession
-from pipeline.shard.table_facts import FactBook
+from pipeline.shard.table_facts import Facts, facts_of
 
 logger = logging.getLogger("pipeline.apply")
 
@@ -46,7 +48,7 @@ class Batch:
     after: dict[int, Position] = field(default_factory=dict)
     items: list[Item] = field(default_factory=list)
     last: dict[tuple[int, int], int] = field(default_factory=dict)
-    losses: list[Loss] = field(default_factory=list)
+    losses: list[LostRange] = field(default_factory=list)
     keys: list[tuple[int, str]] = field(default_factory=list)
     waiting: dict[int, str] = field(default_factory=dict)
     unreadable: list[Reject] = field(default_factory=list)
@@ -116,20 +118,51 @@ class Batch:
         named = [(one.entry.bucket, key) for one in ops if (key := one.op.idempotency_key)]
         return ledger.known_keys(session, named) if named else set()
 
-    def _lose(self, gap: Loss) -> None:
+    def _lose(self, gap: LostRange) -> None:
         self.losses.append(gap)
         logger.error("bucket %d: epoch %d of its log lost %d to %d", gap.bucket, gap.epoch, gap.first, gap.last)
 
     def _puzzle(self, op: Op) -> str:
         """Return why an op must wait, or nothing."""
-        if not (self.blocked or op.ops or op.source) and self.facts.knows(op.schema):
+        if not (self.blocked or op.ops or op.source) and op.schema in self.facts.known:
             return ""
         for one in op.named:
             if one.table in self.blocked:
                 return f"the shard is behind the schema of {one.table}"
-            if self.facts.of(one) is None:
-                return f"definition {one.schema} of table {one.table} is not known here"
+            if not self.facts.learn(one.schema):
+                return f"schema {one.schema} of table {one.table} is not known here"
         return ""
+
+
+class FactBook:
+    """The facts of every schema that this worker has met on one shard.
+
+    Args:
+        session: of the shard's primary.
+        log: has the schemas that were published.
+    """
+
+    def __init__(self, session: NodeSession, log: Definitions):
+        self._session, self._log = session, log
+        #: By the schema's hash.
+        self.known: dict[str, Facts] = {}
+
+    def learn(self, hash: str) -> bool:
+        """Make the facts of a schema known if they are not; return False while no process has published the schema.
+
+        Args:
+            hash: the schema's hash.
+        """
+        if hash in self.known:
+            return True
+        text = self._log.schema(hash) or ledger.stored_schema(self._session, hash)
+        if text:
+            self.known[hash] = facts_of(self._session, TableSchema.from_json(text))
+        return bool(text)
+
+    def forget(self) -> None:
+        """Forget all constraints: the schema of the database may have changed."""
+        self.known.clear()
 
 
 def _decoded(entry: Entry) -> Item | Reject:
@@ -140,9 +173,9 @@ def _decoded(entry: Entry) -> Item | Reject:
         return Reject(entry, "?", "?", None, f"not an op of this version: {error}")
 
 
-def _gap(entry: Entry, before: Position) -> Loss | None:
+def _gap(entry: Entry, before: Position) -> LostRange | None:
     """Return what is missing between two positions: positions are dense within an epoch."""
     first = before.seq + 1 if entry.position.epoch == before.epoch else 0
     if entry.position.seq == first:
         return None
-    return Loss(entry.bucket, entry.position.epoch, 0, first, entry.position.seq - 1)
+    return LostRange(entry.bucket, entry.position.epoch, 0, first, entry.position.seq - 1)

@@ -11,7 +11,7 @@ The rule is Debezium's and Confluent's lesson turned round: they batch by kind a
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -55,20 +55,20 @@ ANY = None
 _TEXTS = frozenset(("string", "text", "json", "list:string"))
 
 
-def grouped(items: Iterable[Item], facts_of: Callable[[Op], Facts]) -> list[Group]:
+def grouped(items: Iterable[Item], known: Mapping[str, Facts]) -> list[Group]:
     """Return groups whose execution in order equals that of the ops one by one."""
     planner = _Planner()
     for item in items:
         op = item.op
-        pair = versioned(op, facts_of)
+        pair = versioned(op, known)
         if pair is not None:
-            planner.add(item, facts_of(pair.update), _versioned_print(pair, facts_of), shape(pair))
+            planner.add(item, known[pair.update.schema], _versioned_print(pair, known), shape(pair))
             continue
         if op.kind in (GROUP, COPY):
-            prints = [print_ for member in op.members for print_ in _prints(member, facts_of)]
-            planner.add_alone(item, None if op.ops else facts_of(op), prints)
+            prints = [print_ for member in op.members for print_ in _prints(member, known)]
+            planner.add_alone(item, None if op.ops else known[op.schema], prints)
             continue
-        facts = facts_of(op)
+        facts = known[op.schema]
         if op.kind == INSERT and op.id is not None and facts.plain:
             planner.add_plain_insert(item, facts)
         else:
@@ -145,16 +145,17 @@ class _Planner:
             classes[cls] = max(at, classes.get(cls, -1))
 
 
-def _prints(op: Op, facts_of: Callable[[Op], Facts]) -> list[Footprint]:
+def _prints(op: Op, known: Mapping[str, Facts]) -> list[Footprint]:
     """Return what an op that stands alone touches, and what it reads if it is a copy."""
-    prints = [footprint(op, facts_of(op), alone=True)]
-    return prints if op.source is None else [*prints, _read(op.source, facts_of(op.source))]
+    prints = [footprint(op, known[op.schema], alone=True)]
+    return prints if op.source is None else [*prints, _read(op.source, known[op.source.schema])]
 
 
-def _versioned_print(pair: Versioned, facts_of: Callable[[Op], Facts]) -> Footprint:
+def _versioned_print(pair: Versioned, known: Mapping[str, Facts]) -> Footprint:
     """Return what a versioned update touches in all."""
-    copy, source = with_known_link(pair, facts_of(pair.update).schema.id_index), facts_of(pair.update)
-    prints = (footprint(copy, facts_of(copy)), footprint(pair.update, source))
+    source = known[pair.update.schema]
+    copy = with_known_link(pair, source.schema.id_index)
+    prints = (footprint(copy, known[copy.schema]), footprint(pair.update, source))
     return Footprint(
         [key for print_ in prints for key in print_.writes],
         [key for print_ in prints for key in print_.reads],

@@ -6,7 +6,7 @@ the planner's to compare (`group`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -23,14 +23,14 @@ class Versioned(NamedTuple):
     update: Op
 
 
-def versioned(op: Op, facts_of: Callable[[Op], Facts]) -> Versioned | None:
+def versioned(op: Op, known: Mapping[str, Facts]) -> Versioned | None:
     """Return the copy and the update of a group that is just these two, about one row with a known id; else None."""
     if op.kind != GROUP or [member.kind for member in op.ops] != [COPY, UPDATE]:
         return None
     copy, update = op.ops
     if copy.source is None or copy.id is None or copy.source.schema != update.schema:
         return None
-    id_index = facts_of(update).schema.id_index
+    id_index = known[update.schema].schema.id_index
     row = _row(update, id_index)
     if row is None or row != _row(copy.source, id_index):
         return None

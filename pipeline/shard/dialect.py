@@ -1,94 +1,27 @@
-"""What differs between the databases, beyond what pyDAL's own `expand` does: a value per engine.
+"""Hold what differs between the databases beyond what pyDAL's own `expand` does: a dialect per engine.
 
 PyMySQL's connections of this process share what TLS needs of the machine.
 
-PyMySQL (1.2) speaks TLS with a server that offers it, and verifies no certificate unless it was told to. It gets ready
-for that at each connect, before it knows whether the server offers it, and reads all certificates that the machine
-trusts: 28 ms of processor time, where all the rest of a connect takes 1.5 ms. It is the same each time.
+PyMySQL (1.2) speaks TLS with a server that offers it, and verifies no certificate unless it is configured to. It
+prepares for that at each connect, before it knows whether the server offers TLS, and reads all certificates that the
+machine trusts. That takes 28 ms of processor time, where all the rest of a connect takes 1.5 ms. The result is always
+the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pymysql.connections import Connection
 
+if TYPE_CHECKING:
+    _Connection = Connection[Any]  # generic in its stubs only
+else:
+    _Connection = Connection
+
 #: Runs a query inside the open transaction.
 Rows = Callable[[str], list[tuple[Any, ...]]]
-
-
-class Dialect(Protocol):
-    """SQL of one engine."""
-
-    name: str
-    begin: str
-    #: Behind a SELECT of watermark rows: lock what is free, skip what another worker holds.
-    lock: str
-    #: Behind a SELECT whose rows must not change before the transaction ends.
-    hold: str
-    #: The server's clock in ms.
-    now_ms: str
-    #: The driver's argument that ends a transaction with each statement.
-    autocommit: ClassVar[dict[str, Any]]
-    #: Whether the server refuses writes, as a replica does; None where the engine knows no such thing.
-    read_only: str | None
-
-    def uri(self, uri: str) -> str:
-        """Return the URI with what this engine needs added."""
-        ...
-
-    def driver_args(self, connect_s: float, statement_s: float, found_rows: int) -> dict[str, Any]:
-        """Return the driver's arguments: time-outs above all."""
-        ...
-
-    def connect(self, pydals_own: Callable[[], Any], args: dict[str, Any]) -> Any:
-        """Return a new connection of the driver.
-
-        Args:
-            pydals_own: makes one as pyDAL does.
-            args: with these arguments, pyDAL's and ours.
-        """
-        ...
-
-    def session(self, read_only: bool) -> Sequence[str]:
-        """Return the statements to run after each connect, after pyDAL's own."""
-        ...
-
-    def quote(self, name: str) -> str:
-        """Quote an identifier."""
-        ...
-
-    def statement_bytes(self, rows: Rows) -> int:
-        """Return the size of the largest statement that the server takes."""
-        ...
-
-    def last_ids(self, rows: Rows, count: int) -> tuple[int, int]:
-        """Return the first id of the last INSERT of *count* rows, and the step to the next."""
-        ...
-
-    def on_conflict(self, key: Iterable[str], renew: Iterable[str]) -> str:
-        """Return the tail that makes an INSERT an upsert; names already quoted."""
-        ...
-
-    def concat(self, left: str, right: str) -> str:
-        """Return the SQL that joins two texts."""
-        ...
-
-    def divide(self, left: str, right: str) -> str:
-        """Return the SQL of a division that fails on zero."""
-        ...
-
-    def same(self, name: str, literal: str, *, text: bool) -> str:
-        """Return the SQL of whether a column holds just this, NULL too; a text byte by byte."""
-        ...
-
-    def weight(self, text: str) -> tuple[str, str] | None:
-        """Return SQL of the bytes by which a text compares, and of what pads the shorter of two (NULL: nothing).
-
-        None where texts compare by code point.
-        """
-        ...
 
 
 class MySQL:
@@ -96,10 +29,15 @@ class MySQL:
 
     name = "mysql"
     begin = "START TRANSACTION"
+    #: Behind a SELECT of watermark rows: lock what is free, skip what another worker holds.
     lock = " FOR UPDATE SKIP LOCKED"
+    #: Behind a SELECT whose rows must not change before the transaction ends.
     hold = " FOR UPDATE"
+    #: The server's clock in ms.
     now_ms = "CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000 AS SIGNED)"
+    #: The driver's argument that ends a transaction with each statement.
     autocommit: ClassVar[dict[str, Any]] = {"autocommit": True}
+    #: Whether the server refuses writes, as a replica does; None where the engine has no such setting.
     read_only: str | None = "@@global.read_only"
 
     def uri(self, uri: str) -> str:
@@ -117,8 +55,8 @@ class MySQL:
             "client_flag": found_rows,
         }
 
-    def connect(self, pydals_own: Callable[[], Any], args: dict[str, Any]) -> Any:
-        """See `Dialect`; without reading the machine's certificates each time."""
+    def connect(self, args: dict[str, Any]) -> Any:
+        """Connect without reading the machine's certificates each time."""
         return SharedTLS(**args)
 
     def session(self, read_only: bool) -> Sequence[str]:
@@ -177,6 +115,8 @@ class SQLite:
     now_ms = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
     autocommit: ClassVar[dict[str, Any]] = {"isolation_level": None}
     read_only: str | None = None
+    #: pyDAL's own way to connect serves.
+    connect: None = None
 
     def uri(self, uri: str) -> str:
         """See `Dialect`."""
@@ -185,10 +125,6 @@ class SQLite:
     def driver_args(self, connect_s: float, statement_s: float, found_rows: int) -> dict[str, Any]:
         """See `Dialect`. The time-out is for the one write lock."""
         return {"timeout": connect_s}
-
-    def connect(self, pydals_own: Callable[[], Any], args: dict[str, Any]) -> Any:
-        """See `Dialect`."""
-        return pydals_own()
 
     def session(self, read_only: bool) -> Sequence[str]:
         """See `Dialect`."""
@@ -229,6 +165,10 @@ class SQLite:
         return None
 
 
+#: SQL of one engine.
+Dialect = MySQL | SQLite
+
+
 def dialect_of(uri: str) -> Dialect:
     """Return the dialect that a pyDAL URI names.
 
@@ -242,11 +182,6 @@ def dialect_of(uri: str) -> Dialect:
         return SQLite()
     raise ValueError(f"databases of type {scheme!r} are not supported: use mysql:pymysql:// or sqlite://")
 
-
-if TYPE_CHECKING:
-    _Connection = Connection[Any]  # generic in its stubs only
-else:
-    _Connection = Connection
 
 _shared: list[Any] = []
 

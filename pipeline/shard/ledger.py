@@ -37,7 +37,7 @@ class Reject(NamedTuple):
     reason: str
 
 
-class Loss(NamedTuple):
+class LostRange(NamedTuple):
     """Positions that the log skipped (producer 0), or a producer's sequences that it forgot."""
 
     bucket: int
@@ -92,14 +92,15 @@ def reject(session: NodeSession, rejects: Sequence[Reject]) -> None:
             f"{entry.bucket}, {entry.position.epoch}, {entry.position.seq}, {entry.producer}, {entry.producer_seq}"
         )
         texts = f"'rejected', {text_literal(table[:128])}, {text_literal(row_key[:255])}"
-        why = f"{'NULL' if code is None else code}, {text_literal(reason[:4000])}, {_kept(entry.payload, limit_bytes)}"
+        why = f"{'NULL' if code is None else code}, {text_literal(reason[:4000])}"
+        op = _stored_op(entry.payload, limit_bytes)
         session.execute(
             "INSERT INTO pipeline_rejects (bucket, epoch, seq, producer, producer_seq, state, table_name, row_key,"
-            f" code, reason, op, rejected_ms) VALUES ({numbers}, {texts}, {why}, {now})"
+            f" code, reason, op, rejected_ms) VALUES ({numbers}, {texts}, {why}, {op}, {now})"
         )
 
 
-def _kept(payload: bytes, limit_bytes: int) -> str:
+def _stored_op(payload: bytes, limit_bytes: int) -> str:
     """Return an op as a literal; without its values where the server takes no statement that holds them."""
     whole = text_literal(payload.decode())
     if len(whole.encode()) <= limit_bytes:
@@ -108,7 +109,7 @@ def _kept(payload: bytes, limit_bytes: int) -> str:
     return text_literal(encode(bare).decode())
 
 
-def lose(session: NodeSession, losses: Iterable[Loss]) -> None:
+def lose(session: NodeSession, losses: Iterable[LostRange]) -> None:
     """Record what was lost, by name; the same loss twice is one."""
     now = session.dialect.now_ms
     rows = ", ".join(f"({b}, {e}, {p}, {first}, {last}, {now})" for b, e, p, first, last in losses)
@@ -141,7 +142,7 @@ def keep_ids(session: NodeSession, ids: Iterable[tuple[Entry, int]]) -> None:
     _upsert(session, "ids", "bucket, producer, producer_seq, row_id, seen_ms", rows, 3, ("row_id",))
 
 
-def definition(session: NodeSession, hash: str) -> str | None:
+def stored_schema(session: NodeSession, hash: str) -> str | None:
     """Return the table definition with that hash, if the shard has been told it."""
     found = session.rows(f"SELECT definition FROM pipeline_schemas WHERE hash = {text_literal(hash)}")
     return str(found[0][0]) if found else None
@@ -154,20 +155,6 @@ def forget_producers(session: NodeSession, older_than_s: int) -> None:
             f"DELETE FROM pipeline_{table} WHERE seen_ms < {session.dialect.now_ms} - {older_than_s * 1000}"
             + (" LIMIT 1000" if session.dialect.name == "mysql" else "")
         )
-
-
-def text_literal(value: str) -> str:
-    """Return a text as an SQL literal; the session is pinned to NO_BACKSLASH_ESCAPES, so `'` is all there is to do."""
-    return "'" + value.replace("'", "''") + "'"
-
-
-def _upsert(session: NodeSession, table: str, columns: str, rows: str, keys: int, renew: Sequence[str]) -> None:
-    key = columns.split(", ")[:keys]
-    session.execute(f"INSERT INTO pipeline_{table} ({columns}) VALUES {rows}{session.dialect.on_conflict(key, renew)}")
-
-
-def _list(values: Iterable[int]) -> str:
-    return ", ".join(map(str, values))
 
 
 def unfit_nodes(primary: NodeSession) -> dict[str, int]:
@@ -188,3 +175,17 @@ def mark_fit(primary: NodeSession, node: str) -> None:
     """Record a node as rebuilt."""
     with primary.translated(), primary.transaction():
         primary.execute(f"DELETE FROM pipeline_unfit WHERE node = {text_literal(node)}")
+
+
+def text_literal(value: str) -> str:
+    """Return a text as an SQL literal; the session is pinned to NO_BACKSLASH_ESCAPES, so `'` is all there is to do."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _upsert(session: NodeSession, table: str, columns: str, rows: str, keys: int, renew: Sequence[str]) -> None:
+    key = columns.split(", ")[:keys]
+    session.execute(f"INSERT INTO pipeline_{table} ({columns}) VALUES {rows}{session.dialect.on_conflict(key, renew)}")
+
+
+def _list(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))

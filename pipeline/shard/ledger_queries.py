@@ -111,7 +111,7 @@ def give_epoch(session: NodeSession, scope: str, above: int, least: int) -> int:
     known = max(above, highest_epoch(session))
     with session.translated(), session.transaction():
         row = session.rows(
-            f"SELECT epoch FROM pipeline_epochs WHERE scope = {text_literal(scope)}{_for_update(session)}"
+            f"SELECT epoch FROM pipeline_epochs WHERE scope = {text_literal(scope)}{session.dialect.hold}"
         )
         epoch = max(known + 1, (row[0][0] if row else 0) + 1, least)
         tail = session.dialect.on_conflict(["scope"], ["epoch"])
@@ -161,7 +161,3 @@ def buckets_sql(dialect: Dialect, buckets: Iterable[int]) -> str:
     rows = ", ".join(f"({b}, 0, -1, 'active', 0)" for b in buckets)
     into = "INSERT INTO pipeline_watermarks (bucket, epoch, seq, state, committed_ms)"
     return f"{into} VALUES {rows}{dialect.on_conflict(['bucket'], [])}"
-
-
-def _for_update(session: NodeSession) -> str:
-    return " FOR UPDATE" if session.dialect.lock else ""

@@ -24,9 +24,11 @@ from pipeline.shard.session import NodeSession
 logger = logging.getLogger("pipeline.shard")
 
 #: A failing primary's nodes are asked at most so often, s.
-ASK_AGAIN_S = 1.0
+PROBE_AGAIN_S = 1.0
 #: What the nodes said themselves counts for so long; by then the prober has seen it too, s.
-ASKED_COUNTS_S = 5.0
+PROBE_COUNTS_S = 5.0
+#: How long a node has to say whether it takes writes, s.
+WRITABLE_S = 1
 
 
 class Nodes:
@@ -60,7 +62,7 @@ class Nodes:
             self._follow(shard, shard)
         #: The news that each shard's primary was last found by.
         self._heard: dict[str, object] = {}
-        self._asked_at_s: dict[str, float] = {}
+        self._probed_at_s: dict[str, float] = {}
         self._sessions: dict[tuple[str, bool], NodeSession] = {}
         self._pid = os.getpid()
 
@@ -85,15 +87,15 @@ class Nodes:
         suspect, news = failed is not None and failed.suspect, self._news()
         if not suspect and self._heard.get(shard) is news:
             return current
-        since_s = clock.mono_s() - self._asked_at_s.get(shard, -ASKED_COUNTS_S)
-        if failed is not None and suspect and since_s >= ASK_AGAIN_S:
+        since_s = clock.mono_s() - self._probed_at_s.get(shard, -PROBE_COUNTS_S)
+        if failed is not None and suspect and since_s >= PROBE_AGAIN_S:
             failed.suspect = False
             found = writable_of(
-                shard, ask_writable({node: self._uris[node] for node in names if not self._unfit(node)})
+                shard, probe_writable({node: self._uris[node] for node in names if not self._unfit(node)})
             )
-            self._asked_at_s[shard] = clock.mono_s()
+            self._probed_at_s[shard] = clock.mono_s()
             self._heard.pop(shard, None)
-        elif since_s >= ASKED_COUNTS_S:
+        elif since_s >= PROBE_COUNTS_S:
             found = writable_of(shard, {node: self._told(node) for node in names})
             self._heard[shard] = news
         else:
@@ -148,10 +150,6 @@ class Nodes:
         return session
 
 
-#: How long a node has to say whether it takes writes, s.
-WRITABLE_S = 1
-
-
 def writable_of(shard: str, told: Mapping[str, bool | None]) -> str | None:
     """Return the node that takes writes, or None where none is known to.
 
@@ -189,18 +187,18 @@ def is_off(value: object) -> bool:
     return str(value).upper() in ("0", "OFF")
 
 
-def ask_writable(uris: Mapping[str, str]) -> dict[str, bool | None]:
+def probe_writable(uris: Mapping[str, str]) -> dict[str, bool | None]:
     """Ask all nodes at once, each on a connection of its own with a short time-out; None from one that is silent."""
-    with ThreadPoolExecutor(len(uris), thread_name_prefix="pipeline-ask") as threads:
-        return dict(zip(uris, threads.map(_ask_one, uris, uris.values()), strict=True))
+    with ThreadPoolExecutor(len(uris), thread_name_prefix="pipeline-probe-primary") as threads:
+        return dict(zip(uris, threads.map(_probe_one, uris, uris.values()), strict=True))
 
 
-def _ask_one(node: str, uri: str) -> bool | None:
+def _probe_one(node: str, uri: str) -> bool | None:
     session = NodeSession(node, uri, read_only=True, connect_s=WRITABLE_S, statement_s=WRITABLE_S)
     try:
         return takes_writes(session)
     except PipelineError as error:
-        logger.info("asking who is the primary: %s", error)
+        logger.info("probe for the primary: %s", error)
         return None
     finally:
         session.discard()

@@ -22,6 +22,8 @@ from pipeline.shard.driver_errors import NOT_THE_PRIMARY, Fault, code_of, fault_
 
 #: Seconds until a server that does not answer counts as away.
 CONNECT_S, STATEMENT_S = 3, 20
+#: The same where a person waits for the answer, s.
+BRIEF_CONNECT_S, BRIEF_STATEMENT_S = 2, 3
 #: MySQL's CLIENT.FOUND_ROWS: an UPDATE tells the rows it found, not only those it changed.
 _FOUND_ROWS = 2
 logger = logging.getLogger("pipeline.shard")
@@ -77,8 +79,8 @@ class NodeSession:
                 self.adapter.execute(sql)
 
         self.adapter.after_connection = after_connection
-        pydals_connector = self.adapter.connector
-        self.adapter.connector = lambda: self.dialect.connect(pydals_connector, self.adapter.driver_args)
+        if (connect := self.dialect.connect) is not None:
+            self.adapter.connector = lambda: connect(self.adapter.driver_args)
 
     def execute(self, sql: str) -> int:
         """Run a statement; return the rows it found. Driver's errors pass through: the applier judges them."""
@@ -176,10 +178,6 @@ class NodeSession:
 
     def __repr__(self) -> str:
         return f"<Session {self.node} {redact(self.dialect.uri(str(self.db._uri)))}>"
-
-
-#: Time-outs of a question that a person is waiting for, s.
-BRIEF_CONNECT_S, BRIEF_STATEMENT_S = 2, 3
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pipeline.model.op import Op
 from pipeline.model.schema import TableSchema
 from pipeline.shard.ledger import text_literal
 from pipeline.shard.literals import encoder
@@ -71,44 +70,21 @@ class Facts:
         return None if None in numbers else tuple(n for n in numbers if n is not None)
 
 
-class FactBook:
-    """The facts of every table definition that a worker has met on one shard.
+def facts_of(session: NodeSession, schema: TableSchema) -> Facts:
+    """Read what a database enforces on a table.
 
     Args:
-        find: returns a definition by its hash, or None.
+        session: of the shard's primary.
+        schema: the table's schema.
     """
-
-    def __init__(self, session: NodeSession, find: Callable[[str], TableSchema | None]):
-        self._session, self._find = session, find
-        self._known: dict[str, Facts] = {}
-
-    def knows(self, schema: str) -> bool:
-        """Return whether the definition with that hash has been met."""
-        return schema in self._known
-
-    def of(self, op: Op) -> Facts | None:
-        """Return the facts of an op's table; None while nobody knows its definition."""
-        facts = self._known.get(op.schema)
-        if facts is None:
-            schema = self._find(op.schema)
-            if schema is None:
-                return None
-            facts = self._known[op.schema] = self._learn(schema)
-        return facts
-
-    def forget(self) -> None:
-        """Read all constraints anew: the schema of the database may have changed."""
-        self._known.clear()
-
-    def _learn(self, schema: TableSchema) -> Facts:
-        quote = self._session.dialect.quote
-        return Facts(
-            schema,
-            constraints_of(self._session, bare_name(schema.rname or schema.name)),
-            tuple(encoder(self._session.adapter, column) for column in schema.columns),
-            tuple(column.rname or quote(column.name) for column in schema.columns),
-            schema.rname or quote(schema.name),
-        )
+    quote = session.dialect.quote
+    return Facts(
+        schema,
+        constraints_of(session, bare_name(schema.rname or schema.name)),
+        tuple(encoder(session.adapter, column) for column in schema.columns),
+        tuple(column.rname or quote(column.name) for column in schema.columns),
+        schema.rname or quote(schema.name),
+    )
 
 
 def bare_name(name: str) -> str:
