@@ -1,7 +1,7 @@
-"""Run groups as statements; find a bad op by halving, and set it aside without stopping the others.
+"""Run groups as statements; find a bad op by halving, and reject it without stopping the others.
 
-A failed statement changes nothing (InnoDB and SQLite undo it), so a group is split until the op alone remains; about
-2·log2(n) more statements for one bad op. An atomic group runs under a savepoint, and so do versioned updates together.
+A failed statement changes nothing: InnoDB and SQLite undo it. So a group is split until the bad op is alone, which
+takes about 2·log2(n) more statements. An atomic group runs under a savepoint, and so do versioned updates together.
 """
 
 from __future__ import annotations
@@ -33,7 +33,17 @@ class SchemaBehind(PipelineError):
 
 
 class Executor:
-    """Executes one batch inside the open transaction; afterwards `rejects` and `ids` tell what came of it."""
+    """Executes one batch inside the open transaction.
+
+    Args:
+        session: of the shard's primary.
+        known: the facts of every schema that an op names, by hash.
+        step: called with the name of each step before it is taken.
+
+    Attributes:
+        rejects: the ops that were rejected.
+        ids: the row ids that the database gave, with their entries.
+    """
 
     def __init__(self, session: NodeSession, known: Mapping[str, Facts], step: Callable[[str], None]):
         self._session, self._known, self._step = session, known, step
@@ -42,7 +52,7 @@ class Executor:
         self.ids: list[tuple[Entry, int]] = []
 
     def run(self, groups: Iterable[Group]) -> None:
-        """Execute the groups in order.
+        """Execute *groups* in order.
 
         Raises:
             SchemaBehind: the transaction must be rolled back; the table's ops wait.
@@ -94,7 +104,9 @@ class Executor:
             self._reject(item, *failed)
 
     def _all_or_none(self, statements: Iterable[Sequence[Op]]) -> tuple[Exception, Op] | None:
-        """Execute statements, each of like ops; where one fails for good undo all, and return why and its first op."""
+        """Execute statements, each of like ops. Where one fails for good, undo all and return why and the statement's
+        first op.
+        """
         session = self._session
         session.execute("SAVEPOINT pipeline_group")
         for ops in statements:
@@ -133,7 +145,7 @@ class Executor:
             raise CannotRender(f"the op does not fit its schema ({type(error).__name__}: {error})") from error
 
     def _judge(self, error: Exception, facts: Facts) -> Fault | None:
-        """Return PERMANENT, or None where the error is not the op's fault."""
+        """Return PERMANENT, or None where the op is not at fault."""
         if isinstance(error, CannotRender | Rejected):
             return Fault.PERMANENT
         if isinstance(error, PipelineError):
@@ -170,7 +182,7 @@ def _chunks(group: Group) -> Iterator[Sequence[Item]]:
 
 
 def _check_upsert(op: Op, facts: Facts) -> None:
-    """Refuse an upsert that the database could match by another index than the one that was named."""
+    """Refuse an upsert that the database could match by an index other than the named one."""
     if op.key == (facts.schema.id_index,):
         others = facts.unique
     else:

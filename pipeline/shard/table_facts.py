@@ -1,8 +1,7 @@
-"""What a worker knows of an op's table on one shard: its definition, the database's constraints, the value encoders.
+"""Read what a worker must know of a table on one shard: its constraints in the database, and its value encoders.
 
-What the database itself enforces on a table: unique indexes and foreign keys. Grouping must respect them.
-
-Read from the database, not from the model: an index that somebody added by hand counts too.
+Grouping must respect unique indexes and foreign keys. They are read from the database, not from the model: an index
+that was added by hand counts too.
 """
 
 from __future__ import annotations
@@ -20,7 +19,13 @@ from pipeline.shard.session import NodeSession
 
 @dataclass(frozen=True)
 class Facts:
-    """One table definition on one shard. Column numbers are those of the definition."""
+    """One schema on one shard. Column numbers are those of the schema.
+
+    Attributes:
+        encode: the encoder of each column.
+        names: the columns' names, quoted.
+        table: the table's name, quoted.
+    """
 
     schema: TableSchema
     constraints: Constraints
@@ -30,13 +35,13 @@ class Facts:
 
     @cached_property
     def unique(self) -> tuple[tuple[int, ...], ...]:
-        """The unique indexes whose columns the definition knows, the id left out."""
+        """The unique indexes whose columns the schema knows, the id left out."""
         known = [self._numbers(columns) for columns in self.constraints.unique]
         return tuple(columns for columns in known if columns and columns != (self.schema.id_index,))
 
     @cached_property
     def hidden_unique(self) -> bool:
-        """Whether a unique index has columns that the definition does not know."""
+        """Whether a unique index has columns that the schema does not know."""
         return any(self._numbers(columns) is None for columns in self.constraints.unique)
 
     @cached_property
@@ -88,13 +93,13 @@ def facts_of(session: NodeSession, schema: TableSchema) -> Facts:
 
 
 def bare_name(name: str) -> str:
-    """Return an identifier without its quotes and its schema."""
+    """Return the identifier *name* without its quotes and its database."""
     return name.rpartition(".")[2].strip("`\"'[]")
 
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """Names are the database's.
+    """The constraints of one table; names are the database's.
 
     Attributes:
         unique: the columns of each unique index, the primary key left out.
@@ -108,7 +113,12 @@ class Constraints:
 
 
 def constraints_of(session: NodeSession, table: str) -> Constraints:
-    """Read a table's constraints."""
+    """Read a table's constraints.
+
+    Args:
+        session: of the node.
+        table: its name in the database.
+    """
     return _READERS[session.dialect.name](session, table)
 
 
