@@ -25,6 +25,7 @@ from support.servers.proxy import Proxy
 
 from pipeline import clock
 from pipeline.apply.applier import Applier
+from pipeline.reads.health.report import NodeState
 
 BROKEN = "s0-r1"
 FAULTS = ("stalled", "stopped", "frozen")
@@ -51,8 +52,8 @@ def main() -> None:
 def trial(one: Shard, link: Proxy, fault: str, phase: float) -> float:
     """Break the replica at a moment between two probes; return after how many seconds no read would choose it."""
     until(lambda: serves(one), 120)
-    told = one.client.readings.views()
-    until(lambda: one.client.readings.views() is not told)
+    told = one.client.health.reports()
+    until(lambda: one.client.health.reports() is not told)
     clock.sleep_s(phase)
     breaking, mending = ways(one, link)[fault]
     started = clock.mono_s()
@@ -80,8 +81,7 @@ def ways(one: Shard, link: Proxy) -> dict[str, tuple[Callable[[], object], Calla
 
 def serves(one: Shard) -> bool:
     """Return whether a read may go to the replica, while another replica is well."""
-    view = one.view(BROKEN)
-    return not (view.out or view.doubtful) and view.horizon_s is not None
+    return one.report(BROKEN).state is NodeState.IN
 
 
 @contextmanager

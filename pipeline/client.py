@@ -15,8 +15,7 @@ from pipeline.dal.filters import CallersFilters
 from pipeline.dal.objects import for_all_threads, renamed
 from pipeline.model.receipt import Receipt
 from pipeline.reads.node_dal import NodeDAL
-from pipeline.reads.reads import After
-from pipeline.reads.session import ReadSession
+from pipeline.reads.session import After, ReadSession
 from pipeline.wiring import Parts
 
 

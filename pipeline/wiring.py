@@ -29,9 +29,9 @@ from pipeline.oplog.redis.log import RedisLog
 from pipeline.reads.connections import NodeReaders
 from pipeline.reads.reads import Reads
 from pipeline.reads.routing.accounting import Counters
-from pipeline.reads.routing.health_cache import Readings
+from pipeline.reads.routing.health_cache import HealthCache
 from pipeline.reads.routing.router import Router
-from pipeline.reads.token_cookie import Secret
+from pipeline.reads.token_cookie import Seal, shared_secret
 from pipeline.shard.nodes import Nodes
 from pipeline.spool.store import Spool
 from pipeline.wait_budget import WaitBudgets, require_threads
@@ -66,10 +66,8 @@ class Parts:
             redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s, wait_budgets=self.wait_budgets
         )
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
-        self.counters = Counters()
-        self.readings = Readings(self.log, self.counters)
-        readings = self.readings
-        self.nodes = Nodes(self.settings, readings.takes_writes, readings.unfit, readings.views)
+        self.health = health = HealthCache(self.log)
+        self.nodes = Nodes(self.settings, health.takes_writes, health.unfit, health.reports)
         self.wait_budgets.ended = self.nodes.close
         self.away = RedisAway(self.spool, self.wait_budgets)
         schemas = SchemaPublisher(self.log, self.nodes, self.topology, self.away)
@@ -102,7 +100,7 @@ class Parts:
         self.bell.close()
         self.publisher.close()
         self._reads.close()
-        self.readings.close()
+        self.health.close()
         self.readers.close()
         self.nodes.close()
         self.log.close()
@@ -124,13 +122,19 @@ class Parts:
 
     def _through_replicas(self) -> None:
         """Wire the reads."""
-        self.readers = NodeReaders(self.nodes.uri)
-        limit = self.settings.reads.primary_limit
-        router = Router(
-            self.nodes, self.readers, self.readings, limit, self.counters.count, loads=self.settings.loads()
-        )
-        secret = Secret(self.log, self.spool, self.wait_budgets, lambda: self.away.open)
-        self._reads = Reads(self.settings, self.topology, self.log, router, self.op_builder.table, secret)
+        self.readers = NodeReaders(self.nodes)
+        reads = self.settings.reads
+        router = Router(self.nodes, self.readers, self.health, reads.primary_limit, self.settings.loads())
+        seal = Seal(reads.secret or self._shared_secret)
+        self._reads = Reads(self.settings, self.topology, self.log, router, self.op_builder.table, seal)
+
+    @property
+    def counters(self) -> Counters:
+        """How often this process has made each choice of a node."""
+        return self.health.counters()
+
+    def _shared_secret(self) -> str:
+        return shared_secret(self.log, self.spool, self.wait_budgets, lambda: self.away.open)
 
 
 def _spool_of(settings: Settings) -> Spool | None:

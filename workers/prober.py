@@ -16,7 +16,7 @@ from celery import bootsteps
 from pipeline.config.settings import Settings, load
 from pipeline.oplog.doorbell import queue_of
 from pipeline.oplog.redis.log import RedisLog
-from pipeline.reads.health.prober import LOOK_EVERY_S, Duty, Prober
+from pipeline.reads.health.prober import PROBE_EVERY_S, Duty, Prober
 from pipeline.shard.nodes import Nodes
 
 #: How long a stopping worker waits for the current probes, s.
@@ -88,8 +88,8 @@ class Watch:
             try:
                 pause_s = duty.turn()
             except Exception:  # the outermost loop: the thread goes on after any error
-                logger.exception("a look failed")
-                pause_s = LOOK_EVERY_S
+                logger.exception("a probe failed")
+                pause_s = PROBE_EVERY_S
         duty.end()
         log.close()
 

@@ -25,6 +25,7 @@ from pipeline.admin.migrate import migrate
 from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.devcluster.cluster import Cluster
+from pipeline.reads.health.report import NodeState
 
 HERE = Path(__file__).parent
 START_S = 30
@@ -83,8 +84,8 @@ def prepare(config: Path) -> None:
         _say("waiting until every replica is in rotation: a new one has to prove itself first …")
         replicas = [node for shard in client.topology.shards for node in client.nodes.replica_names(shard)]
         for _ in polls(START_S):
-            views = [client.readings.view(node) for node in replicas]
-            if all(view.lag_s is not None and not view.out for view in views):
+            reports = [client.health.report(node) for node in replicas]
+            if all(report.state is NodeState.IN for report in reports):
                 break
     finally:
         client.close()

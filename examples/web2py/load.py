@@ -21,7 +21,7 @@ from examples.web2py.running import Shop, ask, running_shop
 from examples.web2py.server import why_not
 from pipeline.client import Client
 from pipeline.clock import polls
-from pipeline.reads.routing.accounting import chosen
+from pipeline.reads.routing.accounting import Chosen
 
 ROOT = Path(__file__).parents[2]
 USERS, SECONDS = 50, 30
@@ -96,7 +96,7 @@ def _locust(shop: Shop, users: int, seconds: int) -> Any:
 def _reads(client: Client) -> Counter[str]:
     found: Counter[str] = Counter()
     for choice, reads in client.log.reads().items():
-        found[chosen(choice).kind] += reads
+        found[Chosen.parse(choice).kind] += reads
     return found
 
 

@@ -18,6 +18,7 @@ from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.devcluster.cluster import Cluster
 from pipeline.devcluster.processes import free_ports
+from pipeline.reads.health.report import NodeState
 
 HERE = Path(__file__).parent
 APPLICATION = HERE / "shop"
@@ -134,7 +135,7 @@ def in_rotation(client: Client) -> None:
     """Wait until every replica may serve reads."""
     nodes = [name for shard in client.topology.shards for name in client.nodes.replica_names(shard)]
     for _ in polls(START_S):
-        views = [client.readings.view(node) for node in nodes]
-        if all(view.lag_s is not None and view.lag_s < 3 and not view.out for view in views):
+        reports = [client.health.report(node) for node in nodes]
+        if all(report.state is NodeState.IN and (report.lag_s or 0) < 3 for report in reports):
             return
-    raise RuntimeError(f"the replicas are not in rotation after {START_S} s: {views}")
+    raise RuntimeError(f"the replicas are not in rotation after {START_S} s: {reports}")

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, replace
 
 from pipeline.admin.replica_absence import why_unfit
 from pipeline.oplog.redis.log import RedisLog
-from pipeline.reads.health.shard_health import Report, decode
-from pipeline.reads.routing.accounting import chosen
+from pipeline.reads.health.report import NodeState, Report
+from pipeline.reads.routing.accounting import Chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class ReplicaStatus:
     lag_ops: int | None = None
     lag_ms: int | None = None
     why: str = ""
-    state: str = "unknown"
+    state: NodeState = NodeState.UNKNOWN
     reading_ms: int | None = None
     age_ms: int | None = None
     unfit: str = ""
@@ -155,10 +155,10 @@ def news_of(log: RedisLog) -> StatusNews:
     Raises:
         LogUnavailable: Redis does not answer.
     """
-    now_ms, told = log.health()
-    nodes = {node: (at_ms, decode(text)) for node, (at_ms, text) in told.items()}
+    now_ms, published = log.health()
+    nodes = {node: (at_ms, Report.from_json(text)) for node, (at_ms, text) in published.items()}
     unfit = {node: since_ms for text in log.unfit().values() for node, since_ms in json.loads(text).items()}
-    counted = {chosen(text): reads for text, reads in log.reads().items()}
+    counted = {Chosen.parse(text): reads for text, reads in log.reads().items()}
     reads = tuple(ReadCount(*choice, reads) for choice, reads in sorted(counted.items()))
     return StatusNews(now_ms, nodes, unfit, reads)
 
@@ -175,15 +175,9 @@ def with_news(replica: ReplicaStatus, news: StatusNews | None) -> ReplicaStatus:
     at_ms, report = news.nodes.get(replica.node, (0, None))
     if report is not None:
         age_ms = max(0, news.now_ms - at_ms)
-        replica = replace(replica, state=_state(report), reading_ms=report.lag_ms, age_ms=age_ms)
+        replica = replace(replica, state=report.state, reading_ms=report.lag_ms, age_ms=age_ms)
     else:
-        replica = replace(replica, state="no prober")
+        replica = replace(replica, state=NodeState.NO_PROBER)
     if replica.node in news.unfit:
-        return replace(replica, state="unfit", unfit=why_unfit(replica.node, news.unfit[replica.node]))
+        return replace(replica, state=NodeState.UNFIT, unfit=why_unfit(replica.node, news.unfit[replica.node]))
     return replica
-
-
-def _state(report: Report) -> str:
-    if report.out:
-        return "out"
-    return "no reading" if report.lag_ms is None or report.why else "in"

@@ -13,12 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.admin.status import Queue, ReplicaStatus, ShardStatus, Status
+from pipeline.reads.health.report import NodeState
 
 UNKNOWN = "unknown"
 #: The age of an op, or the lag of a replica, from which on it is highlighted, ms.
 LATE_MS = 5_000
 #: States that are too long for the table.
-_SHORT = {UNKNOWN: "?", "no prober": "?", "no reading": "none"}
+_SHORT = {NodeState.UNKNOWN: "?", NodeState.NO_PROBER: "?", NodeState.NO_READING: "none"}
 #: Any answer but a plain success is highlighted.
 _STYLES = {"replica": "green", "primary": "", "stale": "yellow", "error": "bold red"}
 #: By kind of answer, its words.
@@ -163,7 +164,7 @@ def _replica_cells(replica: ReplicaStatus | None) -> list[Text]:
 
 def _reading_cell(replica: ReplicaStatus) -> Text:
     """Return what readers go by: the upper bound of the lag, or why there is none."""
-    if replica.state == "in" and replica.reading_ms is not None and replica.age_ms is not None:
+    if replica.state is NodeState.IN and replica.reading_ms is not None and replica.age_ms is not None:
         bound_ms = replica.reading_ms + replica.age_ms
         return Text(f"< {_ms(bound_ms)}", style="yellow" if bound_ms > LATE_MS else "green")
     return Text(_SHORT.get(replica.state, replica.state), style="bold red")

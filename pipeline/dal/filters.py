@@ -14,11 +14,6 @@ from typing import Any
 from pipeline.dal.objects import real_name, rebuilt_on
 
 
-def limits(table: Any) -> bool:
-    """Whether a caller's table may limit its queries."""
-    return table._common_filter is not None or table._db._request_tenant in table.fields
-
-
 def narrowed(query: Any, callers: Iterable[tuple[Any, Callable[[Any], Any]]]) -> Any:
     """Return *query* with the limits of the callers' tables that it names.
 

@@ -163,8 +163,8 @@ def _bind(cluster: Any, engine: str) -> System:
 
     def lags(shard: str, more_than_s: float) -> bool:
         client = pipeline.current()
-        views = [client.readings.view(node) for node in client.nodes.replica_names(shard)]
-        return all(view.lag_s is not None and view.lag_s > more_than_s for view in views)
+        reports = [client.health.report(node) for node in client.nodes.replica_names(shard)]
+        return all(report.lag_s is not None and report.lag_s > more_than_s for report in reports)
 
     return System(
         pipeline=pipeline,

@@ -1,29 +1,33 @@
-"""Read-only connections to the nodes: a pyDAL DAL per node, a connection per thread, with no transaction left open.
+"""Connect to the nodes for reading: a pyDAL DAL per node, a connection per thread, with no transaction left open.
 
 Invariant: what a thread knows of a node's watermarks belongs to its one connection. A node that lost its last commits
-has been restarted, so that connection is dead; the knowledge goes with it, and a read that relied on it fails.
+has been restarted, so that connection is dead. The thread forgets what it knew, and a read that relied on it fails.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from pipeline import clock
 from pipeline.errors import ReadOnly, ShardUnavailable
 from pipeline.model.op import Position
-from pipeline.reads.node_tables import NodeTables
+from pipeline.per_process import PerProcess
+from pipeline.reads.node_tables import MOST_MET, NodeTables
 from pipeline.reads.session import Need
 from pipeline.shard import ledger_queries
+from pipeline.shard.dialect import Dialect
 from pipeline.shard.driver_errors import connection_lost, refused_write, sentence_of
+from pipeline.shard.nodes import Nodes
 from pipeline.shard.session import NodeSession
 
 #: A connection that was idle for longer is tried before it is relied on, s.
 IDLE_S = 1.0
 #: How long a read may wait for a server to connect, and to answer, s.
 CONNECT_S, STATEMENT_S = 1.0, 20.0
+_NOWHERE = Position(-1, -1)
 
 
 class _Known(threading.local):
@@ -41,21 +45,42 @@ class _Known(threading.local):
         self.sequences: dict[int, dict[int, int]] = {}
 
 
+class _RowQuery(NamedTuple):
+    """The select of one row of a table by its id, which goes between head and tail; for the caller's table.
+
+    pyDAL takes as long to write the statement as the server to answer it, so it is written once per table of the node.
+    """
+
+    table: weakref.ref[Any]
+    own: Any
+    head: str
+    tail: str
+    fields: list[Any]
+    names: list[str]
+
+
 class NodeReader:
-    """One node, for reading. Threads may share it."""
+    """One node, for reading. Threads may share it.
+
+    Args:
+        node: its name.
+        uri: its address.
+    """
 
     def __init__(self, node: str, uri: str):
         self.node = node
-        #: For the questions of `shard.inquiry`.
+        #: For the questions of `shard.ledger_queries`.
         self.session = NodeSession(
             node, uri, read_only=True, autocommit=True, connect_s=CONNECT_S, statement_s=STATEMENT_S
         )
         self.db: Any = self.session.db
         self.adapter: Any = self.session.adapter
         self._known = _Known()
-        self._tables = NodeTables(self.db, self.rows)
-        #: The node's own table for one of the caller's; a query, field or expression; a row of a table by its id.
-        self.table, self.own, self.row = self._tables.table, self._tables.own, self._tables.row
+        self._tables = NodeTables(self.db)
+        #: The node's own table for one of the caller's; a query, field or expression.
+        self.table, self.own = self._tables.table, self._tables.own
+        self._row_queries: dict[int, _RowQuery] = {}
+        self._newest_queries: dict[str, _RowQuery] = {}
         self._watch()
 
     # the connection -----------------------------------------------------------------------------------------
@@ -81,7 +106,10 @@ class NodeReader:
                 return
 
     def rely(self, needed: bool) -> int | None:
-        """Let this thread's statements fail from now on, where that is needed, if the connection has been replaced.
+        """Let this thread's statements fail from now on if the connection has been replaced.
+
+        Args:
+            needed: whether they are to fail at all.
 
         Returns:
             what `relied` takes to end it.
@@ -92,7 +120,11 @@ class NodeReader:
         return before
 
     def relied(self, before: int | None) -> None:
-        """End what `rely` began."""
+        """End what `rely` began.
+
+        Args:
+            before: what `rely` returned.
+        """
         self._known.relied_on = before
 
     def discard(self) -> None:
@@ -103,15 +135,23 @@ class NodeReader:
     # watermarks ---------------------------------------------------------------------------------------------
 
     def has(self, needs: Mapping[int, Need]) -> bool:
-        """Whether this thread knows that the node has it all; asks nobody."""
-        known, nothing = self._known, Position(-1, -1)
+        """Return whether this thread knows that the node has it all; asks nobody.
+
+        Args:
+            needs: what the node must have, by bucket.
+        """
+        known = self._known
         return all(
-            need.reached(known.marks.get(bucket, nothing), known.sequences.get(bucket, {}))
+            need.reached(known.marks.get(bucket, _NOWHERE), known.sequences.get(bucket, {}))
             for bucket, need in needs.items()
         )
 
-    def look(self, needs: Mapping[int, Need]) -> bool:
-        """Ask the node for the watermarks; return whether it has it all."""
+    def probe(self, needs: Mapping[int, Need]) -> bool:
+        """Ask the node for the watermarks; return whether it has it all.
+
+        Args:
+            needs: what the node must have, by bucket.
+        """
         marks = self.marks(needs)
         asked = {b: need.asks_for(marks[b]) for b, need in needs.items() if b in marks and marks[b] >= need.position}
         pairs = [(bucket, producer) for bucket, sequences in asked.items() for producer in sequences]
@@ -122,7 +162,11 @@ class NodeReader:
         return self.has(needs)
 
     def marks(self, buckets: Iterable[int] | None = None) -> dict[int, Position]:
-        """Ask the node for watermarks, some or all."""
+        """Ask the node for watermarks.
+
+        Args:
+            buckets: those that are wanted; None: all.
+        """
         found = ledger_queries.marks_of(self.session, buckets)
         marks = {bucket: mark.position for bucket, mark in found.items()}
         self._known.marks.update(marks)
@@ -133,16 +177,53 @@ class NodeReader:
         known = self._known
         return clock.mono_s() - known.opened_at_s if known.connected else 0.0
 
+    # rows ---------------------------------------------------------------------------------------------------
+
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
-        """Run a query."""
+        """Run a query.
+
+        Args:
+            sql: the statement.
+        """
         return self.session.rows(sql)
 
+    def row(self, table: Any, row_id: int) -> Any:
+        """Return one row by its id, or None.
+
+        Args:
+            table: of the caller's DAL.
+            row_id: the row's id.
+        """
+        if table._common_filter is not None or table._db._request_tenant in table.fields:
+            own = self.table(table)
+            return self.db(own._id == row_id).select().first()
+        query, adapter = self._row_queries.get(id(table)), self.adapter
+        if query is None or query.table() is not table:
+            query = self._row_query(table)
+        self._tables.callers.tables[table._tablename] = table
+        adapter.execute(f"{query.head}{row_id}{query.tail}")
+        found = adapter.cursor.fetchall()
+        return adapter.parse(found, query.fields, query.names).first() if found else None
+
     @property
-    def dialect(self) -> Any:
+    def dialect(self) -> Dialect:
         """The pipeline's dialect of the node."""
         return self.session.dialect
 
     # parts --------------------------------------------------------------------------------------------------
+
+    def _row_query(self, table: Any) -> _RowQuery:
+        own, met = self.table(table), weakref.ref(table)
+        query = self._newest_queries.get(own._tablename)
+        if query is None or query.own is not own:
+            fields = list(own)
+            names, sql = self.adapter._select_wcols(own._id == 0, fields)
+            head, _, tail = sql.rpartition("0")
+            query = self._newest_queries[own._tablename] = _RowQuery(met, own, head, tail, fields, names)
+        if len(self._row_queries) >= MOST_MET:
+            self._row_queries.clear()
+        query = self._row_queries[id(table)] = query._replace(table=met)
+        return query
 
     def _watch(self) -> None:
         """Note when a connection is made and used, and turn the driver's errors into ours, for every statement."""
@@ -178,32 +259,25 @@ class NodeReader:
 class NodeReaders:
     """The readers of this process by node, made when first used, made anew after a fork.
 
+    A fork neither uses nor closes its parent's sockets.
+
     Args:
-        uri: returns the address of a node.
+        nodes: their addresses.
     """
 
-    def __init__(self, uri: Callable[[str], str]):
-        self._uri = uri
-        self._reset()
+    def __init__(self, nodes: Nodes):
+        self._nodes = nodes
+        self._here: PerProcess[dict[str, NodeReader]] = PerProcess(dict)
 
     def __getitem__(self, node: str) -> NodeReader:
-        if self._pid != os.getpid():
-            # the parent's sockets are not ours to use, nor to close
-            self._reset()
-        reader = self._readers.get(node)
-        if reader is None:
-            with self._lock:
-                reader = self._readers.get(node)
-                if reader is None:
-                    reader = self._readers[node] = NodeReader(node, self._uri(node))
-        return reader
+        readers = self._here()
+        try:
+            return readers[node]
+        except KeyError:
+            # of two threads that come first at once, one's is dropped unused
+            return readers.setdefault(node, NodeReader(node, self._nodes.uri(node)))
 
     def close(self) -> None:
         """Close this thread's connections."""
-        if self._pid == os.getpid():
-            for reader in list(self._readers.values()):
-                reader.discard()
-
-    def _reset(self) -> None:
-        self._pid, self._lock = os.getpid(), threading.Lock()
-        self._readers: dict[str, NodeReader] = {}
+        for reader in list(self._here().values()):
+            reader.discard()

@@ -1,4 +1,4 @@
-"""What a read hands out: a node's DAL, with word of how it was chosen. The DAL itself is shared by all threads."""
+"""Hand out a node's DAL for one read, with how the node was chosen. The DAL itself is shared by all threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ReadInfo(NamedTuple):
         role: primary or replica.
         lag_s: an upper bound of how old what it shows may be; None where nobody knows. The primary's is 0.
         waited_s: how long the read waited for what it must see.
-        stale: True where it may lack what was asked for, and the caller chose to have it all the same.
+        stale: True where it may lack what was asked for, and the caller chose a stale answer.
         reason: of the choice; see `policy`.
     """
 
@@ -35,6 +35,7 @@ def callers_names(names: Sequence[str], columns: Sequence[Any], fields: Sequence
 
     Args:
         names: what the node's DAL calls the columns.
+        columns: the expressions of the result, as the node's DAL has them.
         fields: what the caller asked for; a table's ALL stands for as many columns as it has.
     """
     renamed = list(names)
@@ -50,29 +51,36 @@ def callers_names(names: Sequence[str], columns: Sequence[Any], fields: Sequence
 
 
 class NodeDAL:
-    """A read-only pyDAL DAL. Tables and queries of the caller's own DAL may be used with it."""
+    """A read-only pyDAL DAL. Tables and queries of the caller's own DAL may be used with it.
 
-    __slots__ = ("_find", "read_info", "reader")
+    Args:
+        reader: the node.
+        read_info: how it was chosen.
+        find_table: returns the caller's own table by its name: it may have another common filter than the last
+            caller's. With it, tables may be named that this node has not been asked for yet.
+    """
 
-    def __init__(self, reader: NodeReader, read_info: ReadInfo):
-        self.reader, self.read_info = reader, read_info
-        self._find: Callable[[str], Any] | None = None
+    __slots__ = ("_find_table", "read_info", "reader")
 
-    def finding(self, find: Callable[[str], Any]) -> NodeDAL:
-        """Let tables be named that this node has not been asked for yet.
-
-        Args:
-            find: returns the caller's own table, which may have another common filter than the last caller's.
-        """
-        self._find = find
-        return self
+    def __init__(self, reader: NodeReader, read_info: ReadInfo, find_table: Callable[[str], Any] | None = None):
+        self.reader, self.read_info, self._find_table = reader, read_info, find_table
 
     def define(self, table: Any) -> Any:
-        """Return the node's own table for a table of the caller's DAL."""
+        """Return the node's own table for a table of the caller's DAL.
+
+        Args:
+            table: of the caller's DAL.
+        """
         return self.reader.table(table)
 
     def select(self, query: Any, fields: Sequence[Any], options: Mapping[str, Any]) -> Any:
-        """Return the rows that a query of the caller's finds, with expressions named as the caller's own DAL does."""
+        """Return the rows that a query of the caller's finds, with expressions named as the caller's own DAL does.
+
+        Args:
+            query: of the caller's DAL.
+            fields: of the result; none: all of the query's tables.
+            options: pyDAL's.
+        """
         own = {name: self.reader.own(value) for name, value in options.items()}
         parse = self.reader.adapter.parse
 
@@ -93,9 +101,9 @@ class NodeDAL:
         return getattr(db, name)
 
     def __getitem__(self, name: str) -> Any:
-        if self._find is not None:
+        if self._find_table is not None:
             try:
-                return self.reader.table(self._find(name))
+                return self.reader.table(self._find_table(name))
             except UnknownTable:
                 if name not in self.reader.db.tables:
                     raise AttributeError(f"table {name!r} is not defined here") from None

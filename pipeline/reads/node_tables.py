@@ -1,6 +1,6 @@
-"""The caller's tables as a node's DAL has them: defined when first asked for, rewritten in the node's own dialect.
+"""Define the caller's tables on a node's DAL when first asked for, and rewrite queries in the node's own dialect.
 
-A definition is shared by all threads; what belongs to a request, such as a common filter, is asked of the caller's own
+A definition is shared by all threads. What belongs to a request, such as a common filter, comes from the caller's own
 table at each read.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from pipeline.dal.filters import limits, narrowed
+from pipeline.dal.filters import narrowed
 from pipeline.dal.objects import for_all_threads, real_name, rebuilt_on, referee, renamed
 from pipeline.model.schema import signature_of
 
@@ -33,24 +33,28 @@ class NodeTables:
     """The tables of one node's DAL. Threads may share it.
 
     Args:
-        rows: runs a query on the node.
+        db: the node's DAL.
     """
 
-    def __init__(self, db: Any, rows: Callable[[str], list[tuple[Any, ...]]]):
-        self._db, self._rows = db, rows
+    def __init__(self, db: Any):
+        self._db = db
         self._lock = threading.RLock()
-        self._callers = _Callers()
+        #: For this thread, until its next call.
+        self.callers = _Callers()
         self._defined: dict[str, tuple[Any, ...]] = {}
         self._met: dict[int, tuple[weakref.ref[Any], Any]] = {}
-        self._statements: dict[str, _Statement] = {}
         db._request_tenant = NO_TENANT
         db._adapter.common_filter = self.filtered
 
     def table(self, table: Any) -> Any:
-        """Return this node's own table for a table of the caller's DAL, defined when first asked for."""
+        """Return this node's own table for a table of the caller's DAL, defined when first asked for.
+
+        Args:
+            table: of the caller's DAL; one of the node's own comes back as it is.
+        """
         if table._db is self._db:
             return table
-        self._callers.tables[table._tablename] = table
+        self.callers.tables[table._tablename] = table
         met = self._met.get(id(table))
         if met is not None and met[0]() is table:
             return met[1]
@@ -62,22 +66,12 @@ class NodeTables:
         self._met[id(table)] = (weakref.ref(table), own)
         return own
 
-    def row(self, table: Any, row_id: int) -> Any:
-        """Return one row by its id, or None.
-
-        pyDAL takes as long to write the statement as the server to answer it, so it is written once per table.
-        """
-        own = self.table(table)
-        if limits(table):
-            return self._db(own._id == row_id).select().first()
-        known = self._statements.get(own._tablename)
-        if known is None or known.table is not own:
-            known = self._statements[own._tablename] = _statement(self._db._adapter, own)
-        found = self._rows(f"{known.head}{row_id}{known.tail}")
-        return self._db._adapter.parse(found, known.fields, known.names).first() if found else None
-
     def own(self, part: Any) -> Any:
-        """Return a query, field or expression of the caller's DAL as one of this node's."""
+        """Return a query, field or expression of the caller's DAL as one of this node's.
+
+        Args:
+            part: what is no pyDAL object comes back as it is.
+        """
         return rebuilt_on(part, self._db, self.table)
 
     def _define(self, table: Any) -> Any:
@@ -104,34 +98,22 @@ class NodeTables:
             return self._db[name]
 
     def _field(self, field: Any, table: Any) -> Any:
-        """Return a field of one's own; a reference to a table that the caller has not defined is a number to him."""
+        """Return a field of one's own; a reference to a table that the caller has not defined is a number."""
         target = referee(field.type)
         if target is None or target in table._db.tables:
             return for_all_threads(field.clone())
         return for_all_threads(field.clone(type="bigint", _itype="bigint"))
 
     def filtered(self, query: Any, tables: Iterable[Any]) -> Any:
-        """Add the common filters of the caller's tables, as they are now: they may be this request's user's."""
+        """Add the common filters of the caller's tables, as they are now: they may be this request's user's.
+
+        Args:
+            query: None for all rows.
+            tables: those that it asks, or their names.
+        """
         names = (table if isinstance(table, str) else table._tablename for table in tables)
-        met = self._callers.tables
+        met = self.callers.tables
         return narrowed(query, ((met[name], self.own) for name in names if name in met))
-
-
-class _Statement(NamedTuple):
-    """The select of one row of a table: its id goes between head and tail."""
-
-    table: Any
-    head: str
-    tail: str
-    fields: list[Any]
-    names: list[str]
-
-
-def _statement(adapter: Any, table: Any) -> _Statement:
-    fields = list(table)
-    names, sql = adapter._select_wcols(table._id == 0, fields)
-    head, _, tail = sql.rpartition("0")
-    return _Statement(table, head, tail, fields, names)
 
 
 def _referred(table: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Where a read has to go: which buckets of which shards can hold the rows that it asks for."""
+"""Find where a read has to go: which buckets of which shards can hold the rows that it asks for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.config.settings import TableSettings
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import conjuncts, field_table, kind_of, op_name, pinned_values, real_name
 from pipeline.errors import BadRead, BadToken, ShardKeyError
-from pipeline.oplog.contract import Entries
+from pipeline.oplog.contract import Log
 from pipeline.reads.session import Need, Token
 
 
@@ -21,142 +21,158 @@ class ReadPlace(NamedTuple):
     buckets: tuple[int, ...] | None
 
 
-class Places:
-    """Finds places by the topology."""
+def place_of_key(topology: Topology, table: str, shard_key: Any) -> ReadPlace:
+    """Return the place of the rows of a table with a shard key.
 
-    def __init__(self, topology: Topology, log: Entries):
-        self._topology, self._log = topology, log
+    Args:
+        topology: who has which bucket.
+        table: its name.
+        shard_key: the key; None: all rows of the table.
 
-    def of_key(self, table: str, shard_key: Any) -> ReadPlace:
-        """Return the place of the rows of a table with a shard key; without one, of all its rows.
+    Raises:
+        BadRead: the rows are on several shards.
+    """
+    reference = topology.reference_bucket
+    if topology.table(table).reference:
+        return ReadPlace(random.choice(topology.shards), (reference,))
+    if shard_key is not None:
+        bucket = _bucket_of(topology, table, shard_key)
+        # what else is read in the same block may be a reference table
+        return ReadPlace(topology.shards_of(bucket)[0], (bucket, reference))
+    if len(topology.shards) == 1:
+        return ReadPlace(topology.shards[0], None)
+    raise BadRead(
+        f"the rows of {table!r} are on {len(topology.shards)} shards: give shard_key=, or use pipeline.select"
+    )
 
-        Raises:
-            BadRead: the rows are on several shards.
-        """
-        topology = self._topology
-        reference = topology.reference_bucket
-        if topology.table(table).reference:
-            return ReadPlace(random.choice(topology.shards), (reference,))
-        if shard_key is not None:
-            bucket = _bucket_of(topology, table, shard_key)
-            # what else is read in the same block may be a reference table
-            return ReadPlace(topology.shards_of(bucket)[0], (bucket, reference))
-        if len(topology.shards) == 1:
-            return ReadPlace(topology.shards[0], None)
-        raise BadRead(
-            f"the rows of {table!r} are on {len(topology.shards)} shards: give shard_key=, or use pipeline.select"
-        )
 
-    def of_id(self, table: str, key_is_id: bool, row_id: int, shard_key: Any) -> ReadPlace | None:
-        """Return the place of one row; None where the id does not tell, as one from before the pipeline."""
-        topology = self._topology
-        if topology.table(table).reference:
-            return ReadPlace(random.choice(topology.shards), (topology.reference_bucket,))
-        if shard_key is not None:
-            bucket = _bucket_of(topology, table, shard_key)
-        elif key_is_id:
-            bucket = _bucket_of(topology, table, row_id)
-        elif (own := topology.bucket_in(row_id)) is not None:
-            bucket = own
-        else:
-            return ReadPlace(topology.shards[0], None) if len(topology.shards) == 1 else None
+def place_of_id(topology: Topology, table: Any, row_id: int, shard_key: Any) -> ReadPlace | None:
+    """Return the place of one row; None where the id does not carry its bucket, as one from before the pipeline.
+
+    Args:
+        topology: who has which bucket.
+        table: the pyDAL table.
+        row_id: the row's id.
+        shard_key: the row's shard key, where the caller knows it.
+    """
+    name = real_name(table)
+    rules = topology.table(name)
+    if rules.reference:
+        return ReadPlace(random.choice(topology.shards), (topology.reference_bucket,))
+    if shard_key is None and rules.shard_key in (None, "", table._id.name):
+        shard_key = row_id
+    if shard_key is not None:
+        bucket = _bucket_of(topology, name, shard_key)
         return ReadPlace(topology.shards_of(bucket)[0], (bucket,))
+    carried = topology.bucket_in(row_id)
+    if carried is not None:
+        return ReadPlace(topology.shard_of(carried), (carried,))
+    return ReadPlace(topology.shards[0], None) if len(topology.shards) == 1 else None
 
-    def is_reference(self, table: str) -> bool:
-        """Whether every shard has all rows of a table."""
-        return self._topology.table(table).reference
 
-    def of_query(self, query: Any, tables: Iterable[Any], joins: Iterable[Any] = ()) -> list[ReadPlace]:
-        """Return the places of the rows that a query over these tables can find.
+def places_of_query(
+    topology: Topology, query: Any, tables: Iterable[Any], joins: Iterable[Any] = ()
+) -> list[ReadPlace]:
+    """Return the places of the rows that a query over these tables can find.
 
-        Args:
-            joins: the conditions of its joins.
+    Args:
+        topology: who has which bucket.
+        query: of the caller's DAL.
+        tables: those that it asks.
+        joins: the conditions of its joins.
 
-        Raises:
-            BadRead: it joins tables whose rows are not kept together.
-        """
-        topology = self._topology
-        conditions = [query, *joins]
-        known = {table._tablename: table for table in tables}
-        sharded = [table for table in known.values() if not self._rules(table).reference]
-        if not sharded:
-            return [ReadPlace(random.choice(topology.shards), (topology.reference_bucket,))]
-        also = (topology.reference_bucket,) if len(sharded) < len(known) else ()
-        pins = [self._pinned(query, table) for table in sharded]
-        pinned = {bucket for bucket in pins if bucket is not None}
-        if pinned and (None not in pins or self._kept_together(conditions, sharded)):
-            if len(pinned) > 1:
-                raise BadRead("the query fixes shard keys that belong to two buckets: no row can match on one shard")
-            (bucket,) = pinned
-            return [ReadPlace(topology.shards_of(bucket)[0], (bucket, *also))]
-        if len(topology.shards) == 1:
-            return [ReadPlace(topology.shards[0], None)]
-        if not self._kept_together(conditions, sharded):
-            names = ", ".join(sorted(real_name(table) for table in sharded))
-            raise BadRead(
-                f"the tables {names} are not kept together: join them by the fields that shard them, or make one a "
-                "reference table, or read them one after the other"
-            )
-        return [ReadPlace(shard, (*topology.buckets_of(shard), *also)) for shard in topology.shards]
+    Raises:
+        BadRead: it joins tables whose rows are not kept together.
+    """
+    conditions = [query, *joins]
+    known = {table._tablename: table for table in tables}
+    sharded = [table for table in known.values() if not _rules(topology, table).reference]
+    if not sharded:
+        return [ReadPlace(random.choice(topology.shards), (topology.reference_bucket,))]
+    also = (topology.reference_bucket,) if len(sharded) < len(known) else ()
+    pins = [_pinned(topology, query, table) for table in sharded]
+    pinned = {bucket for bucket in pins if bucket is not None}
+    if pinned and (None not in pins or _kept_together(topology, conditions, sharded)):
+        if len(pinned) > 1:
+            raise BadRead("the query fixes shard keys that belong to two buckets: no row can match on one shard")
+        (bucket,) = pinned
+        return [ReadPlace(topology.shards_of(bucket)[0], (bucket, *also))]
+    if len(topology.shards) == 1:
+        return [ReadPlace(topology.shards[0], None)]
+    if not _kept_together(topology, conditions, sharded):
+        names = ", ".join(sorted(real_name(table) for table in sharded))
+        raise BadRead(
+            f"the tables {names} are not kept together: join them by the fields that shard them, or make one a "
+            "reference table, or read them one after the other"
+        )
+    return [ReadPlace(shard, (*topology.buckets_of(shard), *also)) for shard in topology.shards]
 
-    def needs(self, token: Token, place: ReadPlace) -> dict[int, Need]:
-        """Return what a read at a place must see.
 
-        Raises:
-            BadToken: the token names a bucket that is not there.
-            LogUnavailable: the token asks for the rest, and the log does not tell how far it goes.
-        """
-        if not token:
-            return {}
-        topology = self._topology
-        if max(token, default=0) > topology.reference_bucket:
-            raise BadToken(f"this token is of another pipeline: there is no bucket {max(token)} here")
-        buckets = place.buckets
-        if buckets is None:
-            buckets = (*topology.buckets_of(place.shard), topology.reference_bucket)
-        found = {b: token[b] for b in token if b in buckets} if len(buckets) > 2 else _pick(token, buckets)
-        if token.rest:
-            tails = self._log.tails([bucket for bucket in buckets if bucket not in found])
-            found |= {bucket: Need(position) for bucket, position in tails.items()}
-        return found
+def needs_at(topology: Topology, log: Log, token: Token, place: ReadPlace) -> dict[int, Need]:
+    """Return what a read must see, by bucket.
 
-    # parts --------------------------------------------------------------------------------------------------
+    Args:
+        topology: who has which bucket.
+        log: asked only for a token that asks for the rest.
+        token: what the reader must see anywhere.
+        place: where the read goes.
 
-    def _rules(self, table: Any) -> TableSettings:
-        return self._topology.table(real_name(table))
+    Raises:
+        BadToken: the token names a bucket that is not there.
+        LogUnavailable: the token asks for the rest, and the log does not say how far it goes.
+    """
+    if not token:
+        return {}
+    if token.highest > topology.reference_bucket:
+        raise BadToken(f"this token is of another pipeline: there is no bucket {token.highest} here")
+    buckets = place.buckets
+    if buckets is None:
+        buckets = (*topology.buckets_of(place.shard), topology.reference_bucket)
+    found = token.within(buckets)
+    if token.rest:
+        tails = log.tails([bucket for bucket in buckets if bucket not in found])
+        found |= {bucket: Need(position) for bucket, position in tails.items()}
+    return found
 
-    def key_of(self, table: Any) -> str:
-        """Return the name of the field that shards a table."""
-        return self._rules(table).shard_key or str(table._id.name)
 
-    def _pinned(self, query: Any, table: Any) -> int | None:
-        """Return the bucket to which a query fixes the rows of a table."""
-        name, key = real_name(table), self.key_of(table)
-        found = {_bucket_of(self._topology, name, value) for value in pinned_values(query, table, key)}
-        if not found and key != table._id.name:
-            own = (self._topology.bucket_in(row_id) for row_id in pinned_values(query, table, table._id.name))
-            found = {bucket for bucket in own if bucket is not None}
-        if len(found) > 1:
-            raise BadRead(f"the query fixes the shard key of {name!r} to two values, of two buckets: no row can match")
-        return next(iter(found), None)
+def _rules(topology: Topology, table: Any) -> TableSettings:
+    return topology.table(real_name(table))
 
-    def _kept_together(self, conditions: list[Any], tables: list[Any]) -> bool:
-        """Whether conditions join tables by the fields that shard them, so that matching rows share a bucket."""
-        groups = {table._tablename: {table._tablename} for table in tables}
-        by_name = {table._tablename: table for table in tables}
-        for one, other in _equal_fields(conditions):
-            pair = [field_table(one)._tablename, field_table(other)._tablename]
-            if not all(name in by_name for name in pair):
-                continue
-            if one.name != self.key_of(by_name[pair[0]]) or other.name != self.key_of(by_name[pair[1]]):
-                continue
-            rules = [self._rules(by_name[name]) for name in pair]
-            if [rules[0].rule, rules[0].bounds, rules[0].lookup] != [rules[1].rule, rules[1].bounds, rules[1].lookup]:
-                continue
-            merged = groups[pair[0]] | groups[pair[1]]
-            for name in merged:
-                groups[name] = merged
-        return any(len(group) == len(tables) for group in groups.values())
+
+def _key_of(topology: Topology, table: Any) -> str:
+    """Return the name of the field that shards a table."""
+    return _rules(topology, table).shard_key or str(table._id.name)
+
+
+def _pinned(topology: Topology, query: Any, table: Any) -> int | None:
+    """Return the bucket to which a query fixes the rows of a table."""
+    name, key = real_name(table), _key_of(topology, table)
+    found = {_bucket_of(topology, name, value) for value in pinned_values(query, table, key)}
+    if not found and key != table._id.name:
+        own = (topology.bucket_in(row_id) for row_id in pinned_values(query, table, table._id.name))
+        found = {bucket for bucket in own if bucket is not None}
+    if len(found) > 1:
+        raise BadRead(f"the query fixes the shard key of {name!r} to two values, of two buckets: no row can match")
+    return next(iter(found), None)
+
+
+def _kept_together(topology: Topology, conditions: list[Any], tables: list[Any]) -> bool:
+    """Whether conditions join tables by the fields that shard them, so that matching rows share a bucket."""
+    groups = {table._tablename: {table._tablename} for table in tables}
+    by_name = {table._tablename: table for table in tables}
+    for one, other in _equal_fields(conditions):
+        pair = [field_table(one)._tablename, field_table(other)._tablename]
+        if not all(name in by_name for name in pair):
+            continue
+        if one.name != _key_of(topology, by_name[pair[0]]) or other.name != _key_of(topology, by_name[pair[1]]):
+            continue
+        rules = [_rules(topology, by_name[name]) for name in pair]
+        if [rules[0].rule, rules[0].bounds, rules[0].lookup] != [rules[1].rule, rules[1].bounds, rules[1].lookup]:
+            continue
+        merged = groups[pair[0]] | groups[pair[1]]
+        for name in merged:
+            groups[name] = merged
+    return any(len(group) == len(tables) for group in groups.values())
 
 
 def _equal_fields(conditions: list[Any]) -> Iterator[tuple[Any, Any]]:
@@ -164,10 +180,6 @@ def _equal_fields(conditions: list[Any]) -> Iterator[tuple[Any, Any]]:
         for piece in conjuncts(part):
             if op_name(piece) == "eq" and kind_of(piece.first) == "Field" and kind_of(piece.second) == "Field":
                 yield piece.first, piece.second
-
-
-def _pick(token: Token, buckets: tuple[int, ...]) -> dict[int, Need]:
-    return {bucket: token[bucket] for bucket in buckets if bucket in token}
 
 
 def _bucket_of(topology: Topology, table: str, key: Any) -> int:

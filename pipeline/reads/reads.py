@@ -1,79 +1,82 @@
-"""The reads of a pipeline: which place a read has, what it must see there, and a second try on another node."""
+"""Read: find the place of a read and what it must see there, and try again on another node."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property, partial
+from typing import Any
 
 from pipeline import clock
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import kind_of, real_name
 from pipeline.errors import BadOp, BadRead, ShardUnavailable
-from pipeline.model.receipt import Receipt
-from pipeline.oplog.contract import Readable
-from pipeline.reads.gather.gather import Gather
+from pipeline.oplog.contract import Log
+from pipeline.reads.gather.gather import GATHER_S, Gather
 from pipeline.reads.node_dal import NodeDAL
 from pipeline.reads.pending.pending_rows import CannotOverlay, Overlay
-from pipeline.reads.read_place import Places, ReadPlace
-from pipeline.reads.routing.policy import Bounds, Defaults
-from pipeline.reads.routing.router import Opening, Router
-from pipeline.reads.session import ReadSession, Token, looks_like_receipt, token_of
-from pipeline.reads.token_cookie import VERSION, Seal
+from pipeline.reads.read_place import ReadPlace, needs_at, place_of_id, place_of_key
+from pipeline.reads.routing.policy import Bounds
+from pipeline.reads.routing.router import Read, Router
+from pipeline.reads.session import After, ReadSession, Token, after_of
+from pipeline.reads.token_cookie import Seal
 
-#: A read that failed twice is tried on while no more time than that has gone, s; and how often at most: each of a
+#: A read that failed twice is retried while no more time than that has passed, s. And how often at most: each of a
 #: primary and two replicas may have closed an idle connection.
 AT_ONCE_S, MOST_TRIES = 0.1, 4
 
 
-class After(NamedTuple):
-    """What a read must see, and who will remember what it saw."""
-
-    token: Token
-    session: ReadSession | None = None
-
-
-_NOTHING = After(Token())
-
-
 class Reads:
-    """Reads of one deployment. Threads may share it.
+    """The reads of one deployment. Threads may share it.
 
     Args:
-        find_table: returns the pyDAL table that a caller means by a table or a name.
-        secret: returns what signs session tokens, where the settings have nothing.
+        settings: the bounds of a read whose caller says nothing.
+        topology: who has which bucket.
+        log: the queued ops, for reads with `pending`.
+        router: chooses nodes.
+        find_table: returns the pyDAL table that a caller means by a name.
+        seal: prints session tokens, and reads them.
     """
 
     def __init__(
         self,
         settings: Settings,
         topology: Topology,
-        log: Readable,
+        log: Log,
         router: Router,
         find_table: Callable[[Any], Any],
-        secret: Callable[[], str],
+        seal: Seal,
     ):
-        self._router, self._topology, self._find_table = router, topology, find_table
-        self._defaults = Defaults(settings.reads)
-        self._places = Places(topology, log)
-        self._seal = Seal(lambda: settings.reads.secret or secret())
-        self._overlay = Overlay(log)
-        self._gather = Gather(router, self._places, len(topology.shards))
+        self._topology, self._log, self._router = topology, log, router
+        self._find_table, self._seal = find_table, seal
+        reads = settings.reads
+        self._bounds = Bounds(reads.max_lag_s, reads.wait_s, reads.on_stale)  # type: ignore[arg-type]
+        self._gather = Gather(router, topology, log)
 
-    # the calls ----------------------------------------------------------------------------------------------
+    def read(
+        self,
+        table: Any,
+        shard_key: Any = None,
+        after: Any = None,
+        max_lag_s: float | None = None,
+        wait_s: float | None = None,
+        on_stale: str | None = None,
+    ) -> AbstractContextManager[NodeDAL]:
+        """Open a node for reading; see `pipeline.read`.
 
-    def read(self, table: Any, shard_key: Any = None, after: Any = None, **options: Any) -> Opening:
-        """Open a node for reading; see the package's `read`."""
+        Args:
+            table: whose rows are read, or its name.
+            shard_key: of these rows.
+            after: what must be seen.
+            max_lag_s, wait_s, on_stale: see `Bounds`.
+        """
         table = self._table(table)
-        bounds = self._defaults.changed(**_known(options)) if options else self._defaults.bounds
-        place, asked = self._places.of_key(real_name(table), shard_key), self.after(after)
-        needs = self._places.needs(asked.token, place)
-
-        def ready(db: NodeDAL) -> None:
-            db.define(table)
-            db.finding(self._find_table)
-
-        return self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets, ready=ready)
+        place, asked = place_of_key(self._topology, real_name(table), shard_key), after_of(after, self._seal)
+        bounds = self._bounds.changed(max_lag_s, wait_s, on_stale)
+        needs = needs_at(self._topology, self._log, asked.token, place)
+        read = self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets)
+        return self._opened(read, table)
 
     def get(
         self,
@@ -82,80 +85,122 @@ class Reads:
         after: Any = None,
         pending: bool = False,
         shard_key: Any = None,
-        **options: Any,
+        max_lag_s: float | None = None,
+        wait_s: float | None = None,
+        on_stale: str | None = None,
+        **unknown: Any,
     ) -> Any:
-        """Return one row or None; see the package's `get`."""
-        table, bounds = self._table(table), self._defaults.changed(**_known(options))
+        """Return one row or None; see `pipeline.get`.
+
+        Args:
+            table: whose row it is, or its name.
+            row_id: the row's id.
+            after: what must be seen.
+            pending: whether queued ops are laid over the row.
+            shard_key: of the row, where the id does not carry its bucket.
+            max_lag_s, wait_s, on_stale: see `Bounds`.
+            unknown: is refused.
+        """
+        if unknown:
+            raise BadRead(f"unknown option {min(unknown)!r}; there are max_lag_s, wait_s and on_stale")
+        table, bounds = self._table(table), self._bounds
+        if not (max_lag_s is None and wait_s is None and on_stale is None):
+            bounds = bounds.changed(max_lag_s, wait_s, on_stale)
         number = _row_id(table, row_id)
-        key_is_id = self._places.key_of(table) == table._id.name
-        place, asked = self._places.of_id(real_name(table), key_is_id, number, shard_key), self.after(after)
+        place, asked = place_of_id(self._topology, table, number, shard_key), after_of(after, self._seal)
         if place is None:
-            return self._looked_for(table, number, after, pending, options)
+            return self._row_anywhere(table, number, asked, pending, bounds)
         if pending:
             try:
-                return tried_on(lambda: self._laid_over(table, number, place, bounds))
+                return tried_on(partial(self._row_with_pending, table, number, place, bounds))
             except CannotOverlay:
                 # what is queued cannot be computed here: wait for it instead
                 asked = After(Token(rest=True), asked.session)
-        return tried_on(lambda: self._row(table, number, place, asked, bounds))
+        return tried_on(partial(self._row, table, number, place, asked, bounds))
 
-    def select(self, query: Any, *fields: Any, after: Any = None, **options: Any) -> Any:
-        """Return rows of all shards; see the package's `select`."""
-        bounds = self._defaults.changed(**_taken(options))
-        asked = self.after(after)
-        return self._gather.select(self._query(query), fields, asked.token, asked.session, bounds, **options)
+    def select(
+        self,
+        query: Any,
+        *fields: Any,
+        after: Any = None,
+        partial: bool = False,
+        timeout_s: float = GATHER_S,
+        max_lag_s: float | None = None,
+        wait_s: float | None = None,
+        on_stale: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Return rows of all shards; see `pipeline.select`.
 
-    def count(self, query: Any, distinct: Any = None, after: Any = None, **options: Any) -> int:
-        """Return how many rows of all shards match; see the package's `count`."""
-        bounds = self._defaults.changed(**_taken(options))
-        asked = self.after(after)
-        return self._gather.count(self._query(query), distinct, asked.token, asked.session, bounds, **options)
+        Args:
+            query: a query, a table, or a table's name.
+            fields: of the result.
+            after: what must be seen.
+            partial: whether shards that do not answer may be missing.
+            timeout_s: of the whole.
+            max_lag_s, wait_s, on_stale: see `Bounds`.
+            options: pyDAL's.
+        """
+        bounds = self._bounds.changed(max_lag_s, wait_s, on_stale)
+        query, asked = self._query(query), after_of(after, self._seal)
+        return self._gather.select(query, fields, asked, bounds, options, partial=partial, timeout_s=timeout_s)
+
+    def count(
+        self,
+        query: Any,
+        distinct: Any = None,
+        after: Any = None,
+        timeout_s: float = GATHER_S,
+        max_lag_s: float | None = None,
+        wait_s: float | None = None,
+        on_stale: str | None = None,
+    ) -> int:
+        """Return how many rows of all shards match; see `pipeline.count`.
+
+        Args:
+            query: as for `select`.
+            distinct: a field or several, whose distinct values are counted.
+            after: what must be seen.
+            timeout_s: of the whole.
+            max_lag_s, wait_s, on_stale: see `Bounds`.
+        """
+        bounds = self._bounds.changed(max_lag_s, wait_s, on_stale)
+        return self._gather.count(
+            self._query(query), distinct, after_of(after, self._seal), bounds, timeout_s=timeout_s
+        )
 
     def session(self, text: str | None = None) -> ReadSession:
-        """Return a session, new or from its printed token."""
+        """Return a session.
+
+        Args:
+            text: of the session, as `str` printed it; None: a new one.
+        """
         return ReadSession(self._seal.read(text) if text else Token(), self._seal)
 
-    def after(self, value: Any) -> After:
-        """Return what an `after=` asks for.
-
-        Raises:
-            BadRead: it is nothing of the kind. BadToken: a text that was changed, or is another deployment's.
-        """
-        if value is None:
-            return _NOTHING
-        if isinstance(value, After):
-            return value
-        if isinstance(value, ReadSession):
-            return After(value.token, value)
-        if isinstance(value, Token):
-            return After(value)
-        if isinstance(value, str):
-            is_token = value[:1] == VERSION
-            return After(self._seal.read(value) if is_token else token_of([Receipt.parse(value)]))
-        if looks_like_receipt(value):
-            return After(token_of([value]))
-        try:
-            return After(token_of(value))
-        except (TypeError, AttributeError):
-            raise BadRead(
-                f"after= takes a receipt, several of them, a session or its text, not {type(value).__name__}"
-            ) from None
-
     def joined(self, session: ReadSession, value: Any) -> After:
-        """Return what a session and an `after=` ask for together; the session takes up the answer."""
-        return After(session.token.merged(self.after(value).token), session)
+        """Return what a session and an `after=` ask for together; the session takes up the answer.
+
+        Args:
+            session: of the reader.
+            value: as for `after=`.
+        """
+        return After(session.token.merged(after_of(value, self._seal).token), session)
 
     def settle(self, session: ReadSession, timeout_s: float) -> bool:
-        """Wait until the primaries have what a session has written and seen; whether they have.
+        """Wait until the primaries have what a session has written and seen; return whether they have.
 
-        What all nodes have is forgotten then.
+        The session then forgets what all nodes have.
+
+        Args:
+            session: of the reader.
+            timeout_s: how long to wait in all.
 
         Raises:
-            ShardUnavailable, LogUnavailable: it cannot be told.
+            ShardUnavailable, LogUnavailable: nobody can say.
         """
         deadline = clock.Deadline(timeout_s)
         for shard in self._topology.shards:
-            needs = self._places.needs(session.token, ReadPlace(shard, None))
+            needs = needs_at(self._topology, self._log, session.token, ReadPlace(shard, None))
             if needs and not self._router.primary_has(shard, needs, deadline):
                 return False
         for shard in self._topology.shards:
@@ -166,13 +211,22 @@ class Reads:
         """End the threads."""
         self._gather.close()
 
-    # parts --------------------------------------------------------------------------------------------------
+    @cached_property
+    def _overlay(self) -> Overlay:
+        return Overlay(self._log)
 
-    def _looked_for(self, table: Any, row_id: int, after: Any, pending: bool, options: dict[str, Any]) -> Any:
-        """Return the row with an id that does not tell its shard: all are asked."""
+    @contextmanager
+    def _opened(self, read: Read, table: Any) -> Iterator[NodeDAL]:
+        with read:
+            db = NodeDAL(read.reader, read.read_info, self._find_table)
+            db.define(table)
+            yield db
+
+    def _row_anywhere(self, table: Any, row_id: int, asked: After, pending: bool, bounds: Bounds) -> Any:
+        """Return the row with an id that does not carry its shard: all are asked."""
         if pending:
             raise BadRead(f"pending=True needs an id that tells its bucket: give shard_key= as well for {row_id}")
-        rows = self.select(table._id == row_id, after=after, **options)
+        rows = self._gather.select(table._id == row_id, (), asked, bounds, {})
         if len(rows) > 1:
             raise BadRead(
                 f"{len(rows)} shards have a row of {table._tablename!r} with the id {row_id}: give shard_key="
@@ -180,17 +234,19 @@ class Reads:
         return rows.first()
 
     def _row(self, table: Any, row_id: int, place: ReadPlace, asked: After, bounds: Bounds) -> Any:
-        needs = self._places.needs(asked.token, place)
-        with self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets) as db:
-            return db.reader.row(table, row_id)
+        needs = needs_at(self._topology, self._log, asked.token, place)
+        with self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets) as read:
+            return read.reader.row(table, row_id)
 
-    def _laid_over(self, table: Any, row_id: int, place: ReadPlace, bounds: Bounds) -> Any:
+    def _row_with_pending(self, table: Any, row_id: int, place: ReadPlace, bounds: Bounds) -> Any:
         if place.buckets is None or len(place.buckets) != 1:
             raise BadRead(f"pending=True needs an id that tells its bucket: give shard_key= as well for {row_id}")
-        with self._router.open(place.shard, {}, bounds) as db:
-            return self._overlay.row(db.reader, db.define(table), row_id, place.buckets[0])
+        with self._router.open(place.shard, {}, bounds) as read:
+            return self._overlay.row(read.reader, read.reader.table(table), row_id, place.buckets[0])
 
     def _table(self, table: Any) -> Any:
+        if kind_of(table) == "Table":
+            return table
         try:
             return self._find_table(table)
         except BadOp as error:
@@ -207,29 +263,21 @@ class Reads:
 
 
 def tried_on(call: Callable[[], Any]) -> Any:
-    """Call, and once more if a node failed: it is left alone then, so another one is chosen.
+    """Call, and once more if a node failed: the node is skipped then, so another one is chosen.
 
-    While failures come at once it is tried on: the connections to all nodes may have died since they were used.
+    While failures come at once the call is repeated: the connections to all nodes may have died since they were used.
+
+    Args:
+        call: reads.
     """
-    quick = clock.Deadline(AT_ONCE_S)
+    started_s = clock.mono_s()
     for tried in range(MOST_TRIES - 1):
         try:
             return call()
         except ShardUnavailable:
-            if tried and quick.passed:
+            if tried and clock.mono_s() - started_s >= AT_ONCE_S:
                 raise
     return call()
-
-
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    unknown = options.keys() - {"max_lag_s", "wait_s", "on_stale"}
-    if unknown:
-        raise BadRead(f"unknown option {min(unknown)!r}; there are max_lag_s, wait_s and on_stale")
-    return options
-
-
-def _taken(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: options.pop(name) for name in ("max_lag_s", "wait_s", "on_stale") if name in options}
 
 
 def _row_id(table: Any, row_id: Any) -> int:

@@ -1,10 +1,9 @@
-"""A reader's session: his token grows with what he writes and sees, so that he never sees an older state again.
+"""Keep what one reader must see: a token, which grows with what the reader writes and sees. So reads never go back.
 
-The token: what a reader must see, bucket by bucket. A value; reads and writes of a session merge into it.
-
-A node has it when its own watermark of the same epoch has passed the position. In a later epoch positions say nothing
-of an op that was sent again: there only its producer's sequence does. What a read *saw* needs no producer: nodes of a
-shard replay one history, so a node in a later epoch has had all that another node had in an earlier one.
+The token is a value, bucket by bucket. A node has what a token needs when the node's watermark of the same epoch has
+passed the position. In a later epoch positions say nothing of an op that was sent again: there only its producer's
+sequence does. What a read *saw* needs no producer. Nodes of a shard replay one history, so a node in a later epoch has
+had all that another node had in an earlier one.
 """
 
 from __future__ import annotations
@@ -12,18 +11,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from pipeline.errors import BadRead
 from pipeline.model.op import Position
+from pipeline.model.receipt import Receipt
+
+#: First letter of every printed token; a new layout gets a new letter.
+VERSION = "t"
 
 
 class ReadSession:
     """What one reader has written and seen. Pass it as `after=`; threads may share it.
 
     Args:
-        token: what he brought along.
-        seal: prints the token: see `seal.Seal.print`.
+        token: what the reader has written and seen so far.
+        seal: prints the token: a `token_cookie.Seal`.
     """
 
     def __init__(self, token: Token, seal: Any):
@@ -36,7 +39,11 @@ class ReadSession:
         return self._token
 
     def wrote(self, receipts: Any) -> None:
-        """Let the next reads see these ops: a receipt, or any number of them."""
+        """Let the next reads see these ops.
+
+        Args:
+            receipts: one, or any number of them.
+        """
         token = token_of([receipts] if looks_like_receipt(receipts) else receipts)
         with self._lock:
             self._token = self._token.merged(token)
@@ -63,28 +70,15 @@ class ReadSession:
         return f"<Session {self._token!r}>"
 
 
-def least_marks(marks: Iterable[Mapping[int, Position]]) -> dict[int, Position]:
-    """Return the watermarks that every node has passed; none where there is a node of which nothing is known."""
-    least: dict[int, Position] | None = None
-    for known in marks:
-        if least is None:
-            least = dict(known)
-        else:
-            least = {bucket: min(position, known[bucket]) for bucket, position in least.items() if bucket in known}
-    return least or {}
+class After(NamedTuple):
+    """What a read must see, and the session that takes up what it saw."""
+
+    token: Token
+    session: ReadSession | None = None
 
 
 #: producer -> its last sequence that must be seen.
 Sequences = Mapping[int, int]
-
-
-class HasPosition(Protocol):
-    """A receipt, as far as a token cares."""
-
-    bucket: int
-    position: Position | None
-    producer: int
-    producer_seq: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +96,7 @@ class Need:
     older: Sequences = field(default_factory=dict, hash=False)
 
     def reached(self, mark: Position, seen: Mapping[int, int]) -> bool:
-        """Whether a node with that watermark has it.
+        """Return whether a node with that watermark has it.
 
         Args:
             mark: the node's watermark of the bucket.
@@ -110,16 +104,26 @@ class Need:
         """
         if mark < self.position:
             return False
+        if mark.epoch == self.position.epoch and not self.older:
+            return True
         return all(seen.get(producer, 0) >= seq for producer, seq in self.asks_for(mark).items())
 
     def asks_for(self, mark: Position) -> Sequences:
-        """Return the sequences that a node with that watermark must be asked about."""
+        """Return the sequences that a node must be asked about.
+
+        Args:
+            mark: its watermark of the bucket.
+        """
         if mark.epoch > self.position.epoch and self.producers:
             return _highest(self.older, self.producers)
         return self.older
 
     def merged(self, other: Need) -> Need:
-        """Return what both ask for."""
+        """Return what both ask for.
+
+        Args:
+            other: of the same bucket.
+        """
         old, new = (self, other) if self.position <= other.position else (other, self)
         if old.position.epoch == new.position.epoch:
             return Need(new.position, _highest(old.producers, new.producers), _highest(old.older, new.older))
@@ -151,7 +155,11 @@ class Token(Mapping[int, Need]):
         return f"<Token of {len(self._needs)} buckets{' and the rest' if self.rest else ''}>"
 
     def merged(self, other: Token) -> Token:
-        """Return what both ask for; the other's buckets count as the newer ones."""
+        """Return what both ask for.
+
+        Args:
+            other: its buckets count as the newer ones.
+        """
         if not other:
             return self
         needs = dict(self._needs)
@@ -161,9 +169,10 @@ class Token(Mapping[int, Need]):
         return Token(needs, rest=self.rest or other.rest)
 
     def saw(self, marks: Mapping[int, Position]) -> Token:
-        """Return the token of a reader who has got an answer from a node with these watermarks.
+        """Return the token of a reader that has got an answer from a node, which had what the token asks for.
 
-        They must be at least what the node had when it answered, and the node must have had what the token asks for.
+        Args:
+            marks: at least what the node had when it answered.
         """
         needs = dict(self._needs)
         for bucket, mark in marks.items():
@@ -173,20 +182,48 @@ class Token(Mapping[int, Need]):
         return Token(needs, rest=self.rest)
 
     def forget(self, passed: Mapping[int, Position]) -> Token:
-        """Return the token without what every node has passed."""
+        """Return the token without what every node has.
+
+        Args:
+            passed: the watermarks that every node has passed.
+        """
         left = {b: need for b, need in self._needs.items() if not (b in passed and _passed(need, passed[b]))}
         return self if len(left) == len(self._needs) else Token(left, rest=self.rest)
 
+    def within(self, buckets: Iterable[int]) -> dict[int, Need]:
+        """Return what the token asks for of some buckets.
+
+        Args:
+            buckets: those that matter.
+        """
+        needs = self._needs
+        return {bucket: needs[bucket] for bucket in buckets if bucket in needs}
+
+    @property
+    def highest(self) -> int:
+        """The highest bucket of the token; 0 where it names none."""
+        return max(self._needs, default=0)
+
     def newest(self, count: int) -> Token:
-        """Return the token with the *count* buckets merged last; `rest` asks for the others: more, never less."""
+        """Return the token cut to the buckets that were merged last; `rest` asks for the others: more, never less.
+
+        Args:
+            count: how many of them.
+        """
         if count >= len(self._needs):
             return self
         kept = list(self._needs.items())[len(self._needs) - count :]
         return Token(dict(kept), rest=True)
 
 
-def token_of(receipts: Iterable[HasPosition]) -> Token:
+_NOTHING = After(Token())
+
+
+def token_of(receipts: Iterable[Receipt]) -> Token:
     """Return the token that asks for the ops of all receipts.
+
+    Args:
+        receipts: any number of them.
 
     Raises:
         BadRead: one of them has not been sent yet.
@@ -198,14 +235,46 @@ def token_of(receipts: Iterable[HasPosition]) -> Token:
     return Token(needs)
 
 
+def after_of(value: Any, seal: Any) -> After:
+    """Return what an `after=` asks for.
+
+    Args:
+        value: None, a receipt, several, a session, a token, or the text of a receipt or a session.
+        seal: reads the text of a session: a `token_cookie.Seal`.
+
+    Raises:
+        BadRead: it is nothing of the kind. BadToken: a text that was changed, or is another deployment's.
+    """
+    if value is None:
+        return _NOTHING
+    if isinstance(value, After):
+        return value
+    if isinstance(value, ReadSession):
+        return After(value.token, value)
+    if isinstance(value, Token):
+        return After(value)
+    if isinstance(value, str):
+        return After(seal.read(value) if value[:1] == VERSION else token_of([Receipt.parse(value)]))
+    try:
+        return After(token_of([value] if looks_like_receipt(value) else value))
+    except (TypeError, AttributeError):
+        raise BadRead(
+            f"after= takes a receipt, several of them, a session or its text, not {type(value).__name__}"
+        ) from None
+
+
 def looks_like_receipt(value: Any) -> bool:
-    """Return whether a value is a receipt."""
+    """Return whether a value is a receipt.
+
+    Args:
+        value: anything.
+    """
     return hasattr(value, "bucket") and hasattr(value, "producer_seq")
 
 
-def _need_of(receipt: HasPosition) -> Need:
+def _need_of(receipt: Receipt) -> Need:
     if receipt.position is None and receipt.producer_seq:
-        # it came through the spool: wherever it stands, its producer's sequence tells
+        # it came through the spool: its position is not known, its producer's sequence is
         return Need(Position(0, 0), {}, {receipt.producer: receipt.producer_seq})
     if receipt.position is None:
         raise BadRead(

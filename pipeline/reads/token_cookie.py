@@ -1,10 +1,10 @@
-"""A token as text for a cookie: signed, so that nobody can forge one that makes every read wait; bounded in size.
+"""Print a token as text for a cookie, and read it back: signed, so that nobody can forge one that makes reads wait.
 
 `t` + base64url of: who signed (4 bytes), signature (12 bytes), MessagePack of [rest, epochs, needs]. The needs are one
-flat list: per bucket its distance from the one before, twice its epoch's index (odd: sequences follow), its seq; then
-the producers' and the older sequences, each with how many there are.
+flat list. Per bucket it has the distance from the bucket before, twice the epoch's index (odd: sequences follow), and
+the seq. Then come the producers' and the older sequences, each with how many there are. The text is bounded in size.
 
-The secret that signs session tokens, for a process that may start while Redis is away.
+`shared_secret` is what signs the tokens, where the settings have nothing.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ import msgspec
 
 from pipeline.errors import BadToken, Unavailable
 from pipeline.model.op import Position
-from pipeline.oplog.contract import Secrets
-from pipeline.reads.session import Need, Sequences, Token
+from pipeline.oplog.contract import Log
+from pipeline.reads.session import VERSION, Need, Sequences, Token
 from pipeline.spool.store import Spool
 from pipeline.wait_budget import WaitBudgets
 
-#: First letter of every printed token; a new layout gets a new letter.
-VERSION = "t"
 #: A browser keeps 4 KB per cookie, with its name and attributes.
 MOST_CHARACTERS = 3000
 _WHO_BYTES, _SIGNATURE_BYTES = 4, 12
@@ -36,15 +34,19 @@ class Seal:
     """Prints tokens and reads them back.
 
     Args:
-        secret: returns the deployment's secret; asked once, when first needed.
+        secret: the deployment's, or what returns it: called once, when first needed.
     """
 
-    def __init__(self, secret: Callable[[], str]):
+    def __init__(self, secret: str | Callable[[], str]):
         self._secret = secret
         self._key = b""
 
     def print(self, token: Token) -> str:
-        """Return the token as text of at most `MOST_CHARACTERS`; what has no room is asked for more coarsely."""
+        """Return a token as text of at most `MOST_CHARACTERS`; what has no room is asked for more coarsely.
+
+        Args:
+            token: of any size.
+        """
         count = len(token)
         while True:
             text = self._text(token.newest(count))
@@ -54,6 +56,9 @@ class Seal:
 
     def read(self, text: str) -> Token:
         """Read what `print` wrote.
+
+        Args:
+            text: the whole of it.
 
         Raises:
             BadToken: it was cut or changed on its way, or another deployment signed it.
@@ -98,7 +103,8 @@ class Seal:
 
     def _digest(self, body: bytes) -> bytes:
         if not self._key:
-            self._key = self._secret().encode()
+            secret = self._secret
+            self._key = (secret if isinstance(secret, str) else secret()).encode()
         return hmac.digest(self._key, body, sha256)
 
 
@@ -118,50 +124,47 @@ def _sequences(flat: Iterator[int]) -> Sequences:
 logger = logging.getLogger("pipeline.web")
 
 
-class Secret:
-    """The first that anybody proposed to Redis; this host keeps it in the spool's file, which only its user may read.
+def shared_secret(log: Log, spool: Spool | None, wait_budgets: WaitBudgets, away: Callable[[], bool]) -> str:
+    """Return the secret of this deployment: the first that anybody proposed to Redis.
+
+    This host keeps it in the spool's file, which only its user may read, for a process that starts while Redis is away.
 
     Args:
-        patience: how long one call may wait for Redis.
-        away: whether Redis is known not to answer.
+        log: has the secret.
+        spool: keeps it for this host; None: nothing is kept.
+        wait_budgets: how long one call may wait for Redis.
+        away: returns whether Redis is known not to answer.
+
+    Raises:
+        LogUnavailable: Redis does not answer, and this host has never kept the secret.
     """
+    if spool is None:
+        return log.secret(secrets.token_hex(16))
+    kept = _kept(spool)
+    if kept is not None and away():
+        return kept
+    try:
+        with wait_budgets.within(wait_budgets.here.budget or wait_budgets.budget()):
+            found = log.secret(kept or secrets.token_hex(16))
+    except Unavailable:
+        if kept is None:
+            raise
+        return kept
+    if found != kept:
+        _keep(spool, found)
+    return found
 
-    def __init__(self, log: Secrets, spool: Spool | None, wait_budgets: WaitBudgets, away: Callable[[], bool]):
-        self._log, self._spool, self._wait_budgets, self._away = log, spool, wait_budgets, away
 
-    def __call__(self) -> str:
-        """Return it.
+def _kept(spool: Spool) -> str | None:
+    try:
+        return spool.secret()
+    except Unavailable as error:
+        logger.warning("the secret that this host keeps cannot be read: %s", error)
+        return None
 
-        Raises:
-            LogUnavailable: Redis does not tell it, and this host has never learnt it.
-        """
-        spool = self._spool
-        if spool is None:
-            return self._log.secret(secrets.token_hex(16))
-        kept = self._kept(spool)
-        if kept is not None and self._away():
-            return kept
-        wait_budgets = self._wait_budgets
-        try:
-            with wait_budgets.within(wait_budgets.here.budget or wait_budgets.budget()):
-                found = self._log.secret(kept or secrets.token_hex(16))
-        except Unavailable:
-            if kept is None:
-                raise
-            return kept
-        if found != kept:
-            self._keep(spool, found)
-        return found
 
-    def _kept(self, spool: Spool) -> str | None:
-        try:
-            return spool.secret()
-        except Unavailable as error:
-            logger.warning("the secret that this host keeps cannot be read: %s", error)
-            return None
-
-    def _keep(self, spool: Spool, found: str) -> None:
-        try:
-            spool.keep_secret(found)
-        except Unavailable as error:
-            logger.warning("session tokens cannot be read here while Redis is away: %s", error)
+def _keep(spool: Spool, found: str) -> None:
+    try:
+        spool.keep_secret(found)
+    except Unavailable as error:
+        logger.warning("session tokens cannot be read here while Redis is away: %s", error)

@@ -17,8 +17,8 @@ from pipeline.config.sections import Load
 from pipeline.errors import ShardUnavailable, StaleRead
 from pipeline.model.op import Position
 from pipeline.reads import reads
+from pipeline.reads.health.report import Report
 from pipeline.reads.routing.policy import Bounds
-from pipeline.reads.routing.replicas import View
 from pipeline.reads.session import ReadSession, Token
 
 
@@ -31,7 +31,7 @@ def test_a_read_without_a_token_asks_no_node_and_goes_to_a_replica(there: Deploy
     info = there.read()
 
     assert (info.role, info.stale, info.reason, info.waited_s) == ("replica", False, "fresh", 0.0)
-    assert sum(reader.looks for reader in there.readers.values()) == 0
+    assert sum(reader.probes for reader in there.readers.values()) == 0
 
 
 def test_of_two_replicas_the_one_that_has_the_token_serves_it(there: Deployment) -> None:
@@ -46,11 +46,11 @@ def test_a_position_that_is_known_to_be_reached_costs_no_look(there: Deployment)
     info = there.read(NEEDS)
 
     assert (info.node, info.reason) == ("s0-r0", "token-known")
-    assert there.readers["s0-r0"].looks == 0
+    assert there.readers["s0-r0"].probes == 0
 
 
 def test_the_probers_word_counts_only_if_the_connection_is_older_than_it(there: Deployment) -> None:
-    there.told["s0-r0"] = lagging(0.1, marks=HAS)
+    there.published["s0-r0"] = lagging(0.1, marks=HAS)
     there.readers["s0-r1"].away = True
 
     there.readers["s0-r0"].age_s = 0.05
@@ -101,7 +101,7 @@ def test_a_stale_answer_is_given_only_to_who_chose_it_and_is_marked(there: Deplo
 
 
 def test_a_stale_answer_of_the_primary_is_marked_too(there: Deployment) -> None:
-    there.told = {}
+    there.published = {}
     there.readers["s0"].marks_now = dict(LACKS)
 
     info = there.read(NEEDS, Bounds(5.0, 0.01, "stale"))
@@ -110,7 +110,7 @@ def test_a_stale_answer_of_the_primary_is_marked_too(there: Deployment) -> None:
 
 
 def test_lagging_replicas_send_reads_to_the_primary_up_to_its_limit_at_once(there: Deployment) -> None:
-    there.told = {"s0-r0": lagging(9.0), "s0-r1": lagging(8.0)}
+    there.published = {"s0-r0": lagging(9.0), "s0-r1": lagging(8.0)}
 
     assert {there.read().role for _ in range(10)} == {"primary"}  # one after the other
     with ExitStack() as running:
@@ -122,19 +122,19 @@ def test_lagging_replicas_send_reads_to_the_primary_up_to_its_limit_at_once(ther
 
 @pytest.mark.parametrize("needs", [{}, NEEDS])
 @pytest.mark.parametrize(
-    "view",
+    "report",
     [
-        View(out=True, why="it refuses"),
-        View(out=True, unfit=True),
-        View(),
-        lagging(60.0, doubtful=True),  # stopped
-        lagging(60.0, told_s=clock.mono_s() - 20),  # by a prober that is gone
+        Report(out=True, why="it refuses"),
+        Report(unfit_since_ms=1),
+        Report(),
+        lagging(60.0, stalled=True),  # stopped
+        lagging(60.0, age_s=20),  # by a prober that is gone
     ],
 )
 def test_with_its_only_replica_gone_a_shard_serves_any_number_of_reads_from_its_primary(
-    there: Deployment, view: View, needs: dict[int, Any]
+    there: Deployment, report: Report, needs: dict[int, Any]
 ) -> None:
-    there.told = {"s0-r0": view}
+    there.published = {"s0-r0": report}
 
     assert together(there, needs) == {("s0", False): 32}
 
@@ -143,7 +143,7 @@ def test_with_its_only_replica_gone_a_shard_serves_any_number_of_reads_from_its_
 def test_with_its_only_replica_not_answering_a_shard_serves_any_number_of_reads_from_its_primary(
     there: Deployment, needs: dict[int, Any]
 ) -> None:
-    there.told = {"s0-r0": lagging(0.1)}
+    there.published = {"s0-r0": lagging(0.1)}
     there.readers["s0-r0"].away = True
 
     assert together(there, needs) == {("s0", False): 32}
@@ -198,7 +198,7 @@ def test_a_failure_in_the_middle_of_a_read_keeps_the_next_read_off_that_node(the
 def test_a_session_takes_up_what_the_node_has_after_the_answer(there: Deployment) -> None:
     session = ReadSession(Token(), None)
     there.readers["s0-r0"].marks_now = {3: Position(1, 9)}
-    there.told = {"s0-r0": lagging(0.1)}
+    there.published = {"s0-r0": lagging(0.1)}
 
     with there.router.open("s0", {}, BOUNDS, session=session, buckets=(3,)):
         there.readers["s0-r0"].marks_now = {3: Position(1, 12)}  # applied while the read ran
@@ -249,7 +249,7 @@ def test_a_read_that_fails_to_open_frees_its_place(there: Deployment) -> None:
     there.readers["s0-r0"].away = there.readers["s0-r1"].away = True
     there.read()
 
-    assert sum(there.router._running.counts.values()) == 0
+    assert sum(there.router.in_flight().by_node.values()) == 0
 
 
 def test_a_replica_of_no_weight_takes_no_read_and_a_shard_of_such_reads_from_its_primary(there: Deployment) -> None:
@@ -265,7 +265,7 @@ def test_a_replica_of_no_weight_takes_no_read_and_a_shard_of_such_reads_from_its
 def test_a_read_on_the_primary_gives_its_place_back_however_it_ends(
     there: Deployment, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there.told = {"s0-r0": lagging(60.0)}
+    there.published = {"s0-r0": lagging(60.0)}
     with monkeypatch.context() as patch:
         if broken == "it does not answer":
             patch.setattr(there.readers["s0"], "away", True)
@@ -294,9 +294,9 @@ def _second(call: Callable[..., Any], error: Exception, at: int = 2) -> Callable
 
 def test_a_read_goes_by_the_newest_news_and_by_the_lag_as_it_has_grown_since(there: Deployment) -> None:
     first = there.read().node
-    there.told = {"s0-r0": lagging(0.1, doubtful=first == "s0-r0"), "s0-r1": lagging(0.1, doubtful=first != "s0-r0")}
+    there.published = {"s0-r0": lagging(0.1, stalled=first == "s0-r0"), "s0-r1": lagging(0.1, stalled=first != "s0-r0")}
     second = there.read().node
-    there.told = {"s0-r0": lagging(4.99), "s0-r1": lagging(9.0)}
+    there.published = {"s0-r0": lagging(4.99), "s0-r1": lagging(9.0)}
 
     roles = {there.read(bounds=Bounds(5.0, 0.0, "primary")).role for _ in clock.polls(0.1)}
 
@@ -310,7 +310,7 @@ def test_a_fork_begins_with_no_reads_running(there: Deployment, monkeypatch: pyt
         monkeypatch.setattr("os.getpid", lambda: -1)
         assert there.read().role == "replica"
 
-    assert set(there.router._running.counts.values()) == {0}
+    assert set(there.router.in_flight().by_node.values()) == {0}
 
 
 def failing(times: int, tries: list[int]) -> Any:

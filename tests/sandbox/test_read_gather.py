@@ -235,8 +235,8 @@ def test_an_average_has_the_digits_that_a_shard_gives_it() -> None:
 
 
 def test_whichever_shard_is_first_knows_the_tables_that_its_rows_refer_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    def last_first(self: Any, places: Any, read: Any, timeout_s: float) -> list[Any]:
-        return [read(place) for place in reversed(places)][::-1]
+    def last_first(self: Any, places: Any, asked: Any) -> list[Any]:
+        return [self._one(place, asked) for place in reversed(places)][::-1]
 
     monkeypatch.setattr("pipeline.reads.gather.gather.Gather._all", last_first)
     with sandbox() as box:

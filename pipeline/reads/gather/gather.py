@@ -1,23 +1,25 @@
-"""Read from all shards at once, and give one result, as if one database held all rows."""
+"""Read from all shards at once, and return one result, as if one database held all rows."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 from pipeline import clock
+from pipeline.config.topology import Topology
 from pipeline.dal.objects import kind_of, op_name, real_name, tables_in
 from pipeline.errors import BadRead, PartialResult, ShardUnavailable, Unavailable
+from pipeline.oplog.contract import Log
+from pipeline.per_process import PerProcess
 from pipeline.reads.connections import NodeReader
 from pipeline.reads.gather.merge import merged_rows
 from pipeline.reads.gather.shard_query import ShardQuery, check_options, shape_of
 from pipeline.reads.node_dal import NodeDAL, ReadInfo, callers_names
-from pipeline.reads.read_place import Places, ReadPlace
+from pipeline.reads.read_place import ReadPlace, needs_at, places_of_query
 from pipeline.reads.routing.policy import Bounds, seconds
 from pipeline.reads.routing.router import Router
-from pipeline.reads.session import ReadSession, Token
+from pipeline.reads.session import After
 
 #: How long a read over several shards may take in all, s; below the driver's own time-out.
 GATHER_S = 10.0
@@ -28,42 +30,71 @@ MOST_THREADS = 64
 
 
 class Part(NamedTuple):
-    """What one shard gave."""
+    """What one shard returned."""
 
     value: Any
     info: ReadInfo
     db: NodeDAL
 
 
-class Gather:
-    """Reads over shards. Threads may share it; it has threads of its own, made when first needed."""
+class SharedRead(NamedTuple):
+    """What all parts of one read share; `ask` reads from one node."""
 
-    def __init__(self, router: Router, places: Places, shards: int):
-        self._router, self._places = router, places
-        self._threads = min(MOST_THREADS, AT_A_TIME * shards)
-        self._pool: ThreadPoolExecutor | None = None
-        self._pid = os.getpid()
+    ask: Callable[[NodeDAL], Any]
+    after: After
+    bounds: Bounds
+    timeout_s: float
+    partial: bool = False
+
+
+class Gather:
+    """Reads over shards. Threads may share it; it has threads of its own, made when first needed.
+
+    Args:
+        router: chooses a node of each shard.
+        topology: who has which bucket.
+        log: asked only for tokens that ask for the rest.
+    """
+
+    def __init__(self, router: Router, topology: Topology, log: Log):
+        self._router, self._topology, self._log = router, topology, log
+        self._pool = PerProcess(self._threads)  # a fork has none of its parent's threads
 
     def select(
         self,
         query: Any,
         fields: Sequence[Any],
-        token: Token,
-        session: ReadSession | None,
+        after: After,
         bounds: Bounds,
+        options: Mapping[str, Any],
         *,
         partial: bool = False,
         timeout_s: float = GATHER_S,
-        **options: Any,
     ) -> Any:
-        """Return pyDAL Rows with `read_info`, `partial` and `missing`; see the package's `select`."""
+        """Return pyDAL Rows with `read_info`, `partial` and `missing`; see `pipeline.select`.
+
+        Args:
+            query: of the caller's DAL.
+            fields: of the result; none: all of the query's tables.
+            after: what must be seen, and the session that takes up what was seen.
+            bounds: of the read on each shard.
+            options: pyDAL's.
+            partial: whether shards that do not answer may be missing.
+            timeout_s: of the whole.
+        """
         places = self._where(query, fields, options)
-        asked = SharedRead(token, session, bounds, partial, seconds("timeout_s", timeout_s))
+        asked = SharedRead(
+            lambda db: db.select(query, fields, options),
+            after,
+            bounds,
+            seconds("timeout_s", timeout_s),
+            partial,
+        )
         if len(places) == 1:
-            (part,) = self._parts(places, lambda db: db.select(query, fields, options), asked)[0]
+            (part,) = self._parts(places, asked)[0]
             return _marked(part.value, [part], {})
         check_options(options)
-        parts, missing = self._parts(places, _shaped(query, tuple(fields), options), asked)
+        parts, missing = self._parts(places, asked._replace(ask=_shaped(query, tuple(fields), options)))
         first: ShardQuery = parts[0].value[0]
         reader: NodeReader = parts[0].value[2]
         rows = merged_rows((part.value[1] for part in parts), first.merge)
@@ -76,60 +107,66 @@ class Gather:
         self,
         query: Any,
         distinct: Any,
-        token: Token,
-        session: ReadSession | None,
+        after: After,
         bounds: Bounds,
         *,
         timeout_s: float = GATHER_S,
     ) -> int:
-        """Return how many rows match; see the package's `count`."""
+        """Return how many rows match; see `pipeline.count`.
+
+        Args:
+            query: of the caller's DAL.
+            distinct: a field or several, whose distinct values are counted; None: rows are.
+            after: what must be seen, and the session that takes up what was seen.
+            bounds: of the read on each shard.
+            timeout_s: of the whole.
+        """
         fields = () if distinct is None else tuple(distinct) if isinstance(distinct, list | tuple) else (distinct,)
         if any(kind_of(field) not in ("Field", "Expression") for field in fields):
             raise BadRead("distinct= of a count takes a field, or several")
         places = self._where(query, fields, {})
-        asked = SharedRead(token, session, bounds, False, seconds("timeout_s", timeout_s))
+        asked = SharedRead(lambda db: db(query).count(), after, bounds, timeout_s=seconds("timeout_s", timeout_s))
         if not fields:
-            parts, _ = self._parts(places, lambda db: db(query).count(), asked)
+            parts, _ = self._parts(places, asked)
             return sum(part.value for part in parts)
         if len(places) == 1:
-            parts, _ = self._parts(places, lambda db: db(query).count(distinct=db.reader.own(fields)), asked)
-            return int(parts[0].value)
-        parts, _ = self._parts(places, _shaped(query, fields, {"distinct": True}), asked)
+            asked = asked._replace(ask=lambda db: db(query).count(distinct=db.reader.own(fields)))
+            return int(self._parts(places, asked)[0][0].value)
+        parts, _ = self._parts(places, asked._replace(ask=_shaped(query, fields, {"distinct": True})))
         rows = merged_rows((part.value[1] for part in parts), parts[0].value[0].merge)
         # as COUNT(DISTINCT a, b) does, leave out what has a NULL
         return sum(None not in row for row in rows)
 
     def close(self) -> None:
-        """End the threads."""
-        if self._pool is not None and self._pid == os.getpid():
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        """End the threads of this process."""
+        pool = self._pool.made()
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = PerProcess(self._threads)
 
     # parts --------------------------------------------------------------------------------------------------
 
-    def _where(self, query: Any, fields: Sequence[Any], options: dict[str, Any]) -> list[ReadPlace]:
+    def _where(self, query: Any, fields: Sequence[Any], options: Mapping[str, Any]) -> list[ReadPlace]:
         left, join = _listed(options.get("left")), _listed(options.get("join"))
         tables = list(tables_in([query, *fields, *left, *join]))
         ons = [item.second for item in (*left, *join) if op_name(item) == "on"]
-        places = self._places.of_query(query, tables, ons)
+        places = places_of_query(self._topology, query, tables, ons)
         outer = {table._tablename for item in left for table in tables_in(getattr(item, "first", item))}
         if len(places) > 1 and outer:
             inner = [table for table in tables if table._tablename not in outer]
-            if all(self._places.is_reference(real_name(table)) for table in inner):
+            if all(self._topology.table(real_name(table)).reference for table in inner):
                 raise BadRead(
                     "a left join from a reference table to a sharded one would repeat its rows on every shard"
                 )
         return places
 
-    def _parts(
-        self, places: Sequence[ReadPlace], read: Callable[[NodeDAL], Any], asked: SharedRead
-    ) -> tuple[list[Part], dict[str, Unavailable]]:
+    def _parts(self, places: Sequence[ReadPlace], asked: SharedRead) -> tuple[list[Part], dict[str, Unavailable]]:
         """Read at all places; return what came, in their order, and what did not.
 
         Raises:
             PartialResult: something is missing, and the caller did not say that this will do.
         """
-        outcomes = self._all(places, lambda place: self._one(place, read, asked), asked.timeout_s)
+        outcomes = self._all(places, asked)
         parts = [outcome for outcome in outcomes if isinstance(outcome, Part)]
         missing = {p.shard: o for p, o in zip(places, outcomes, strict=True) if not isinstance(o, Part)}
         if len(places) == 1 and missing:
@@ -138,57 +175,49 @@ class Gather:
             raise PartialResult(missing)
         return parts, missing
 
-    def _one(self, place: ReadPlace, read: Callable[[NodeDAL], Any], asked: SharedRead) -> Part:
-        for again in (True, False):
-            try:
-                needs = self._places.needs(asked.token, place)
-                with self._router.open(
-                    place.shard, needs, asked.bounds, session=asked.session, buckets=place.buckets
-                ) as db:
-                    return Part(read(db), db.read_info, db)
-            except ShardUnavailable:
-                if not again:
-                    raise
-        raise AssertionError
-
-    def _all(
-        self, places: Sequence[ReadPlace], read: Callable[[ReadPlace], Part], timeout_s: float
-    ) -> list[Part | Unavailable]:
+    def _all(self, places: Sequence[ReadPlace], asked: SharedRead) -> list[Part | Unavailable]:
         if len(places) == 1:
-            return [_outcome(lambda place=place: read(place)) for place in places]  # type: ignore[misc]
-        deadline = clock.Deadline(timeout_s)
-        futures: list[Future[Part]] = [self._executor().submit(read, place) for place in places]
+            return [self._one(places[0], asked)]
+        deadline = clock.Deadline(asked.timeout_s)
+        futures: list[Future[Part | Unavailable]] = [self._pool().submit(self._one, place, asked) for place in places]
         wait(futures, deadline.left_s)
-        late = f"no answer within {timeout_s:.3g} s"
+        late = f"no answer within {asked.timeout_s:.3g} s"
         outcomes: list[Part | Unavailable] = []
         for place, future in zip(places, futures, strict=True):
             if future.done():
-                outcomes.append(_outcome(future.result))
+                outcomes.append(future.result())
             else:
                 future.cancel()
                 outcomes.append(ShardUnavailable(place.shard, late))
         return outcomes
 
-    def _executor(self) -> ThreadPoolExecutor:
-        if self._pid != os.getpid():  # a fork has none of its parent's threads
-            self._pool, self._pid = None, os.getpid()
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="pipeline-gather")
-        return self._pool
+    def _one(self, place: ReadPlace, asked: SharedRead) -> Part | Unavailable:
+        """Read at one place, on another node if the first one fails."""
+        for again in (True, False):
+            try:
+                return self._read(place, asked)
+            except ShardUnavailable as error:
+                if not again:
+                    return error
+            except Unavailable as error:
+                return error
+        raise AssertionError
 
+    def _read(self, place: ReadPlace, asked: SharedRead) -> Part:
+        needs = needs_at(self._topology, self._log, asked.after.token, place)
+        with self._router.open(
+            place.shard, needs, asked.bounds, session=asked.after.session, buckets=place.buckets
+        ) as read:
+            db = NodeDAL(read.reader, read.read_info)
+            return Part(asked.ask(db), read.read_info, db)
 
-class SharedRead(NamedTuple):
-    """What all parts of one read share."""
-
-    token: Token
-    session: ReadSession | None
-    bounds: Bounds
-    partial: bool
-    timeout_s: float
+    def _threads(self) -> ThreadPoolExecutor:
+        threads = min(MOST_THREADS, AT_A_TIME * len(self._topology.shards))
+        return ThreadPoolExecutor(threads, thread_name_prefix="pipeline-gather")
 
 
 def _shaped(
-    query: Any, fields: tuple[Any, ...], options: dict[str, Any]
+    query: Any, fields: tuple[Any, ...], options: Mapping[str, Any]
 ) -> Callable[[NodeDAL], tuple[ShardQuery, list[tuple[Any, ...]], NodeReader]]:
     """Return what each shard has to do; the statement is written once for all shards of a kind.
 
@@ -205,13 +234,6 @@ def _shaped(
         return shape, db.reader.rows(shape.sql), writer
 
     return read
-
-
-def _outcome(call: Callable[[], Part]) -> Part | Unavailable:
-    try:
-        return call()
-    except Unavailable as error:
-        return error
 
 
 def _marked(rows: Any, parts: Sequence[Part], missing: dict[str, Unavailable]) -> Any:

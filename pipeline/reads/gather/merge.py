@@ -1,7 +1,7 @@
-"""Rows of several shards into the rows that one database would have given: order, distinct, groups, aggregates. Pure.
+"""Merge the rows of several shards into those that one database would return: order, distinct, groups, aggregates.
 
-Rows are raw, as the driver gives them. A text compares by the bytes that its database compares by (`SortKey.weight`),
-so collations hold. NULL comes first, as in MySQL, MariaDB and SQLite.
+Pure. Rows are raw, as the driver returns them. A text compares by the bytes that its database compares by
+(`SortKey.weight`), so collations hold. NULL comes first, as in MySQL, MariaDB and SQLite.
 """
 
 from __future__ import annotations
@@ -72,7 +72,12 @@ class Merge:
 
 
 def merged_rows(parts: Iterable[Iterable[_Row]], merge: Merge) -> list[_Row]:
-    """Return the rows of one result, each cut to the columns that were asked for."""
+    """Return the rows of one result, each cut to the columns that were asked for.
+
+    Args:
+        parts: the rows of each shard.
+        merge: how they become one result.
+    """
     rows: list[_Row] = [row for part in parts for row in part]
     if merge.grouped:
         rows = list(_grouped(rows, merge))

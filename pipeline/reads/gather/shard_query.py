@@ -1,8 +1,8 @@
-"""What one shard is asked for its part of a result, and how the parts are merged; made of its own pyDAL objects."""
+"""Write the statement that asks one shard for its part of a result, and say how the parts are merged."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pipeline.dal.objects import kind_of, op_name
@@ -32,8 +32,11 @@ class ShardQuery(NamedTuple):
     merge: Merge
 
 
-def check_options(options: dict[str, Any]) -> None:
+def check_options(options: Mapping[str, Any]) -> None:
     """Refuse what cannot be done over several shards.
+
+    Args:
+        options: of a `select`.
 
     Raises:
         BadRead: naming it.
@@ -55,8 +58,15 @@ def check_options(options: dict[str, Any]) -> None:
             raise BadRead(f"{option}= over several shards takes fields and expressions, not a text such as '<random>'")
 
 
-def shape_of(reader: NodeReader, query: Any, fields: tuple[Any, ...], options: dict[str, Any]) -> ShardQuery:
-    """Return what to ask a shard. The arguments are the caller's; every shard gives the same merge."""
+def shape_of(reader: NodeReader, query: Any, fields: tuple[Any, ...], options: Mapping[str, Any]) -> ShardQuery:
+    """Return what to ask a shard; every shard of a dialect returns the same merge.
+
+    Args:
+        reader: a node of the shard.
+        query: of the caller's DAL.
+        fields: of the result, of the caller's DAL.
+        options: of the `select`.
+    """
     own = {name: reader.own(options[name]) for name in ("orderby", "groupby", "left", "join") if options.get(name)}
     query = reader.db(reader.own(query)).query
     adapter = reader.adapter

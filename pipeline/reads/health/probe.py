@@ -1,10 +1,8 @@
-"""One node as the prober sees it: a thread and a connection of its own, so that a stalled node delays no other.
+"""Probe one node, on a thread and connections of its own: a stalled node delays no other. Derive its lag.
 
-What one look at a node tells, and what follows from it: how far behind it is.
-
-Invariant: nothing is derived from a missing reading. A replica's *horizon* is a moment, by the primary's own clock, of
-which it is proved that all that was committed until then is there. Lag is the primary's now less the horizon, so with
-no news it grows by itself.
+Invariant: nothing is derived from a failed probe. A replica's *horizon* is a moment, by the primary's own clock; it is
+proved that the replica has all that was committed until then. Lag is the primary's now less the horizon, so it grows by
+itself while there is no news.
 """
 
 from __future__ import annotations
@@ -22,47 +20,98 @@ from pipeline.shard.session import NodeSession
 
 #: How long connecting, and each statement, may take, s.
 TIMEOUT_S = 1
-#: A primary that has committed ops so shortly before a beat needs none: what it wrote shows as much, ms. A third of the
-#: time between two looks is left from then to the look before: see `picture.LEAST_SHARE`.
+#: A primary that has committed ops so shortly before a heartbeat needs none: those ops show as much, ms. A third of the
+#: time between two probes is left from then to the probe before: see `shard_health.LEAST_SHARE`.
 NO_BEAT_MS = 166
 _T = TypeVar("_T")
 
 
-class Probe:
-    """Looks at one node, never twice at once.
+class ProbeResult(NamedTuple):
+    """What a node answered, from one consistent read.
+
+    Attributes:
+        now_ms: the node's own clock. Only the primary's is used.
+        takes_writes: None where the engine cannot say.
+        marks: its watermarks.
+        written_ms: when the newest of them was committed, by the primary's clock.
+        beat_ms: the heartbeat, by the same clock.
+    """
+
+    now_ms: int
+    takes_writes: bool | None
+    marks: Mapping[int, Position]
+    written_ms: int
+    beat_ms: int
+
+    @property
+    def newest_ms(self) -> int:
+        """When the newest thing that the node has was committed."""
+        return max(self.written_ms, self.beat_ms)
+
+    def covers(self, other: ProbeResult) -> bool:
+        """Whether this node has everything that another one had.
+
+        Args:
+            other: what the other node answered.
+        """
+        mine = self.marks
+        return self.beat_ms >= other.beat_ms and all(
+            bucket in mine and mine[bucket] >= position for bucket, position in other.marks.items()
+        )
+
+
+class NoResult(NamedTuple):
+    """A probe that failed. It is not a lag of zero; it is not a lag at all.
+
+    Attributes:
+        why: for people.
+        refused: whether the node, or its machine, said no: then the node is down. Silence does not prove that.
+    """
+
+    why: str
+    refused: bool = False
+
+
+class NodeProbe:
+    """Probes one node, never twice at once.
 
     Args:
-        uri: the node's address for reading.
+        node: its name, for messages.
+        uri: its address for reading.
         writing_uri: its address for writing, should it be the primary.
     """
 
     def __init__(self, node: str, uri: str, writing_uri: str):
         self.node = node
-        # in autocommit a look is one round trip
+        # in autocommit a probe is one round trip
         self._reader = NodeSession(
             node, uri, read_only=True, autocommit=True, connect_s=TIMEOUT_S, statement_s=TIMEOUT_S
         )
         self._writer = NodeSession(node, writing_uri, connect_s=TIMEOUT_S, statement_s=TIMEOUT_S)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"pipeline-probe-{node}")
         self._running: Future[object] | None = None
-        self._look: Future[Look] | None = None
+        self._asked: Future[ProbeResult | NoResult] | None = None
 
-    def ask(self) -> None:
-        """Begin a look, unless what was begun before is still under way."""
-        self._look = self._begin(self._look_now)
+    def begin(self) -> None:
+        """Begin to probe, unless what was begun before is still under way."""
+        self._asked = self._begin(self._probe)
 
-    def answer(self, deadline: clock.Deadline) -> Look:
-        """Return the look that was begun last; one that comes late is none."""
-        if self._look is None:
-            return NoReading("it has not answered the look before this one")
+    def result(self, deadline: clock.Deadline) -> ProbeResult | NoResult:
+        """Return the result of the probe that was begun last; one that comes late is none.
+
+        Args:
+            deadline: how long to wait.
+        """
+        if self._asked is None:
+            return NoResult("it has not answered the probe before this one")
         try:
-            return self._look.result(deadline.left_s)
+            return self._asked.result(deadline.left_s)
         except TimeoutError:
-            return NoReading("it did not answer in time")
+            return NoResult("it did not answer in time")
 
     def beat(self) -> None:
-        """Begin to renew the heartbeat, if this node beats."""
-        self._begin(self._beat_now)
+        """Begin to renew the heartbeat, if the node is due for one."""
+        self._begin(self._beat)
 
     def close(self) -> None:
         """Close the connections as soon as they are free; does not wait."""
@@ -76,25 +125,28 @@ class Probe:
         self._running = begun  # type: ignore[assignment]
         return begun
 
-    def _look_now(self) -> Look:
+    def _probe(self) -> ProbeResult | NoResult:
         try:
-            return look_at(self._reader)
+            return probe(self._reader)
         except PipelineError as error:
-            return NoReading(str(error), refused=True)
+            return NoResult(str(error), refused=True)
 
-    def _beat_now(self) -> None:
+    def _beat(self) -> None:
         try:
             beat(self._writer)
         except PipelineError:
-            self._writer.discard()  # the next look tells that the node is in trouble, or that it lost its role
+            self._writer.discard()  # the next probe shows that the node is in trouble, or has lost its role
 
     def _discard(self) -> None:
         self._reader.discard()
         self._writer.discard()
 
 
-def look_at(session: NodeSession) -> Reading:
-    """Look at a node, in one statement and so in one consistent read; needs SELECT only.
+def probe(session: NodeSession) -> ProbeResult:
+    """Probe a node, in one statement and so in one consistent read; needs SELECT only.
+
+    Args:
+        session: of the node.
 
     Raises:
         ShardUnavailable: it did not answer in time.
@@ -117,11 +169,14 @@ def look_at(session: NodeSession) -> Reading:
             beat_ms = int(first)
         else:
             now_ms, read_only = int(first), second
-    return Reading(now_ms, None if read_only is None else is_off(read_only), marks, written_ms, beat_ms)
+    return ProbeResult(now_ms, None if read_only is None else is_off(read_only), marks, written_ms, beat_ms)
 
 
 def beat(session: NodeSession) -> None:
     """Renew the heartbeat, unless ops were committed just now; an engine without replication needs none.
+
+    Args:
+        session: of the primary, for writing.
 
     Raises:
         ShardUnavailable: it did not answer in time, or takes no writes.
@@ -137,99 +192,62 @@ def beat(session: NodeSession) -> None:
         )
 
 
-#: Looks at the primary that are kept, a second each. A replica further behind is measured by what it has committed.
-LOOKS = 64
+#: Results of the primary that are kept, a second each. A replica further behind is measured by what it has committed.
+RESULTS_KEPT = 64
 
 
-class Reading(NamedTuple):
-    """What a node said of itself, in one consistent read.
+class LagMeter:
+    """Measures replicas against the primary's results of late, by the primary's clock.
 
-    Attributes:
-        now_ms: the node's own clock. Only the primary's is used.
-        takes_writes: None where the engine cannot tell.
-        marks: its watermarks.
-        written_ms: when the newest of them was committed, by the primary's clock.
-        beat_ms: the heartbeat, by the same clock.
-    """
-
-    now_ms: int
-    takes_writes: bool | None
-    marks: Mapping[int, Position]
-    written_ms: int
-    beat_ms: int
-
-    @property
-    def newest_ms(self) -> int:
-        """When the newest thing that it has was committed."""
-        return max(self.written_ms, self.beat_ms)
-
-    def covers(self, other: Reading) -> bool:
-        """Whether this node has everything that the other had."""
-        mine = self.marks
-        return self.beat_ms >= other.beat_ms and all(
-            bucket in mine and mine[bucket] >= position for bucket, position in other.marks.items()
-        )
-
-
-class NoReading(NamedTuple):
-    """A look that came to nothing. It is not a lag of zero; it is not a lag at all.
-
-    Attributes:
-        refused: whether the node, or its machine, said no: it is down, as nobody can tell of one that is silent.
-    """
-
-    why: str
-    refused: bool = False
-
-
-Look = Reading | NoReading
-
-
-class Yardstick:
-    """The primary's looks of late: what a replica's reading is measured against, and the primary's clock.
-
-    Starts anew whenever another node is the primary, or the primary's clock has gone back: what was committed by
+    Starts anew whenever another node is the primary, or the primary's clock has gone back. What was committed by
     another clock is then compared by position only, until the new clock has passed it.
     """
 
     def __init__(self) -> None:
         self._node = ""
-        self._looks: deque[Reading] = deque(maxlen=LOOKS)
+        self._results: deque[ProbeResult] = deque(maxlen=RESULTS_KEPT)
         self._offset_ms = 0.0
         self._other_clock_ms = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._looks)
-
-    def add(self, node: str, reading: Reading, asked_at_s: float) -> bool:
-        """Take a look at the primary; return whether it started anew, which ends the horizons found so far.
+    def add(self, node: str, result: ProbeResult, asked_at_s: float) -> bool:
+        """Take a result of the primary; return whether the meter started anew, which ends the horizons found so far.
 
         Args:
-            asked_at_s: this process's clock before it was asked.
+            node: the primary.
+            result: what it answered.
+            asked_at_s: this process's clock before it was probed.
         """
-        anew = node != self._node or (bool(self._looks) and reading.now_ms < self._looks[-1].now_ms)
+        anew = node != self._node or (bool(self._results) and result.now_ms < self._results[-1].now_ms)
         if anew:
-            # the very first look has no other clock before it
+            # the very first result has no other clock before it
             other_clock = self._node != ""
             self._node = node
-            self._other_clock_ms = max(reading.newest_ms, self._newest_ms()) if other_clock else 0
-            self._looks.clear()
-        self._looks.append(reading)
+            self._other_clock_ms = max(result.newest_ms, self._newest_ms()) if other_clock else 0
+            self._results.clear()
+        self._results.append(result)
         # the answer's way is counted as lag: an upper bound must not be too small
-        self._offset_ms = reading.now_ms - 1000 * asked_at_s
+        self._offset_ms = result.now_ms - 1000 * asked_at_s
         return anew
 
     def now_ms(self, at_s: float) -> float:
-        """Return the primary's time at a moment of this process's clock, as its last look tells it."""
+        """Return the primary's time, ms, as its last result has it.
+
+        Args:
+            at_s: a moment of this process's clock.
+        """
         return 1000 * at_s + self._offset_ms
 
-    def horizon_ms(self, reading: Reading) -> int | None:
-        """Return until when a replica has everything, by the primary's clock; None where nothing proves it."""
-        horizon = next((look.now_ms for look in reversed(self._looks) if reading.covers(look)), None)
+    def horizon_ms(self, result: ProbeResult) -> int | None:
+        """Return until when a replica has everything, by the primary's clock; None where nothing proves it.
+
+        Args:
+            result: what the replica answered.
+        """
+        horizon = next((one.now_ms for one in reversed(self._results) if result.covers(one)), None)
         # commits are replicated in their order: what was committed before the newest that it has is there too
-        if self._looks and self._other_clock_ms < reading.newest_ms <= self._looks[-1].now_ms:
-            return max(reading.newest_ms, horizon or 0)
+        if self._results and self._other_clock_ms < result.newest_ms <= self._results[-1].now_ms:
+            return max(result.newest_ms, horizon or 0)
         return horizon
 
     def _newest_ms(self) -> int:
-        return self._looks[-1].newest_ms if self._looks else 0
+        return self._results[-1].newest_ms if self._results else 0

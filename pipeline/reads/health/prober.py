@@ -1,7 +1,7 @@
-"""The prober: looks at every node of the deployment once a second, and tells all readers what it saw.
+"""Probe every node of the deployment once a second, and publish the reports for all readers.
 
-There is one in a deployment, whichever worker holds the lease; so a node is asked once a second however many processes
-read from it.
+There is one prober in a deployment, in whichever worker holds the lease. So a node is probed once a second, however
+many processes read from it.
 """
 
 from __future__ import annotations
@@ -10,99 +10,93 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable
-from typing import Protocol
 
 from pipeline import clock
 from pipeline.errors import PipelineError
-from pipeline.oplog.contract import Chores, Fitness, News
-from pipeline.reads.health.probe import Probe
-from pipeline.reads.health.shard_health import Picture, decode, encode
+from pipeline.oplog.contract import Log
+from pipeline.reads.health.probe import NodeProbe
+from pipeline.reads.health.report import Report
+from pipeline.reads.health.shard_health import ShardHealth
 from pipeline.shard.nodes import Nodes
 
-#: Time between two looks, and how long the answers to one are waited for, s; of a node that gave none the last time,
-#: so that it delays no news of the others.
-LOOK_EVERY_S, LOOK_S, SILENT_LOOK_S = 1.0, 0.5, 0.25
-#: How long after a look an idle primary's heart beats, s. A healthy replica has the beat by the next look; of one that
-#: was stopped before the beat that look tells, of one that was stopped after it the next one, 1.5 s later at the most.
+#: Time between two probes, and how long their results are waited for, s. A node whose last probe failed is waited for
+#: a shorter time, so that it delays no report of the others.
+PROBE_EVERY_S, RESULT_S, SILENT_RESULT_S = 1.0, 0.5, 0.25
+#: How long after a probe an idle primary's heartbeat is renewed, s. A healthy replica has it by the next probe. If a
+#: replica was stopped before the heartbeat, that probe shows it; if after, the next one does, 1.5 s later at most.
 BEAT_S = 0.5
-#: The lease of a prober that has died ends after so long; a live one lengthens it with every look, ms.
+#: The lease of a prober that has died ends after so long; a live one lengthens it with every probe, ms.
 LEASE_MS = 2000
-#: What was told is forgotten when nobody renews it for so long, ms.
-TOLD_MS = 30_000
+#: A report that nobody renews is forgotten after so long, ms.
+REPORT_MS = 30_000
 logger = logging.getLogger("pipeline.prober")
 
 
-class _Board(News, Fitness, Protocol):
-    """Where a prober tells what it sees, and learns what upkeep has found."""
-
-
-class _Lease(Chores, News, Protocol):
-    """Who probes, and which nodes the last one had taken out."""
-
-
 class Prober:
-    """Looks, judges, tells.
+    """Probes, judges, publishes.
 
     Args:
-        out: the nodes that the last prober had taken out.
-        switched: called with the name of a shard that has another primary, once everybody may know it.
+        nodes: their addresses.
+        shards: those whose nodes are probed.
+        log: where reports are published, and where upkeep has noted the unfit nodes.
+        out: the nodes that the last prober had taken out of rotation.
+        switched: called with the name of a shard that has another primary, once every process may know it.
     """
 
     def __init__(
         self,
         nodes: Nodes,
         shards: Iterable[str],
-        log: _Board,
+        log: Log,
         out: Collection[str] = (),
         switched: Callable[[str], object] = lambda shard: None,
     ):
         self._log, self._switched = log, switched
-        self._pictures = [Picture(shard, nodes.names(shard), out) for shard in shards]
-        names = [name for picture in self._pictures for name in nodes.names(picture.shard)]
-        self._probes = {name: Probe(name, nodes.uri(name), nodes.uri(name, writing=True)) for name in names}
+        self._shards = [ShardHealth(shard, nodes.names(shard), out) for shard in shards]
+        names = [name for health in self._shards for name in nodes.names(health.shard)]
+        self._probes = {name: NodeProbe(name, nodes.uri(name), nodes.uri(name, writing=True)) for name in names}
         self._nodes = nodes
-        self._news: list[str] = []
+        self._new_primaries: list[str] = []
 
-    def look(self) -> None:
-        """Look at every node, and tell what was seen.
+    def probe(self) -> None:
+        """Probe every node, and publish the reports.
 
         Raises:
-            LogUnavailable: nobody could be told.
+            LogUnavailable: nothing could be published.
         """
-        deadline, soon = clock.Deadline(LOOK_S), clock.Deadline(SILENT_LOOK_S)
-        before = {picture.shard: picture.primary for picture in self._pictures}
-        news, self._news = self._news, []
-        self._learn_unfit()
+        deadline, soon = clock.Deadline(RESULT_S), clock.Deadline(SILENT_RESULT_S)
+        before = {health.shard: health.primary for health in self._shards}
+        known, self._new_primaries = self._new_primaries, []
+        self._fetch_unfit()
         for probe in self._probes.values():
-            probe.ask()
-        told: dict[str, str] = {}
-        for picture in self._pictures:
-            answers = {
-                name: self._probes[name].answer(soon if picture.silent(name) else deadline)
-                for name in self._nodes.names(picture.shard)
+            probe.begin()
+        for health in self._shards:
+            results = {
+                name: self._probes[name].result(soon if health.silent(name) else deadline)
+                for name in self._nodes.names(health.shard)
             }
-            picture.draw(answers, deadline.started)
-            if picture.primary != before[picture.shard]:
-                self._news.append(picture.shard)
-        for picture in self._pictures:
-            told |= {name: encode(report) for name, report in picture.reports(clock.mono_s()).items()}
-        self._log.publish_health(told, TOLD_MS)
-        # told a look ago, so all processes have fetched it by now
-        for shard in news:
+            health.take(results, deadline.started)
+            if health.primary != before[health.shard]:
+                self._new_primaries.append(health.shard)
+        now_s = clock.mono_s()
+        reports = {node: report for health in self._shards for node, report in health.reports(now_s).items()}
+        self._log.publish_health({node: report.to_json() for node, report in reports.items()}, REPORT_MS)
+        # published a probe ago, so all processes have fetched it by now
+        for shard in known:
             self._switched(shard)
 
     def beat(self) -> None:
-        """Let idle primaries' hearts beat: see `BEAT_S`."""
-        for picture in self._pictures:
-            if not picture.silent(picture.primary):
-                self._probes[picture.primary].beat()
+        """Renew the heartbeats of idle primaries: see `BEAT_S`."""
+        for health in self._shards:
+            if not health.silent(health.primary):
+                self._probes[health.primary].beat()
 
-    def _learn_unfit(self) -> None:
-        """Fetch who is unfit. A shard of which nothing is told keeps what was known: Redis may have forgotten it."""
-        told = self._log.unfit()
-        for picture in self._pictures:
-            if picture.shard in told:
-                picture.unfit = json.loads(told[picture.shard])
+    def _fetch_unfit(self) -> None:
+        """Fetch the unfit nodes. A shard that Redis says nothing of keeps what was known: Redis may have forgotten."""
+        unfit = self._log.unfit()
+        for health in self._shards:
+            if health.shard in unfit:
+                health.unfit = json.loads(unfit[health.shard])
 
     def close(self) -> None:
         """Close all connections."""
@@ -114,15 +108,16 @@ class Duty:
     """Probes for as long as this process holds the lease.
 
     Args:
-        engage: returns a prober, given the nodes that are out; called when the lease has been won.
+        log: which has the lease, and the last prober's reports.
+        engage: returns a prober, given the nodes that are out of rotation; called when the lease has been won.
     """
 
-    def __init__(self, log: _Lease, engage: Callable[[Collection[str]], Prober]):
+    def __init__(self, log: Log, engage: Callable[[Collection[str]], Prober]):
         self._log, self._engage = log, engage
         self._token = secrets.token_hex(8)
         self._prober: Prober | None = None
-        #: When the next look is due, while a beat is to come before it.
-        self._look_due_s = 0.0
+        #: When the next probe is due, while a heartbeat is to come before it.
+        self._probe_due_s = 0.0
 
     @property
     def held(self) -> bool:
@@ -130,25 +125,25 @@ class Duty:
         return self._prober is not None
 
     def turn(self) -> float:
-        """Look, or beat between two looks, if the lease is ours or free; return in how many seconds to turn again.
+        """Probe, or beat between two probes, if the lease is ours or free; return the seconds to the next turn.
 
-        Never raises ours.
+        Raises no error of the pipeline's own.
         """
-        started, (due_s, self._look_due_s) = clock.mono_s(), (self._look_due_s, 0.0)
+        started, (due_s, self._probe_due_s) = clock.mono_s(), (self._probe_due_s, 0.0)
         if self._prober is not None and started < due_s:
             self._prober.beat()
             return max(0.0, due_s - clock.mono_s())
         try:
             if not self._log.hold("probe", self._token, LEASE_MS):
                 self._stand_down()
-                return LOOK_EVERY_S / 2
+                return PROBE_EVERY_S / 2
             if self._prober is None:
                 self._prober = self._engage(self._known_out())
                 logger.info("probing the nodes from here")
-            self._prober.look()
+            self._prober.probe()
         except PipelineError as error:
-            logger.warning("nothing was told of the nodes: %s", error)
-        self._look_due_s = started + LOOK_EVERY_S
+            logger.warning("no report of the nodes was published: %s", error)
+        self._probe_due_s = started + PROBE_EVERY_S
         return max(0.0, started + BEAT_S - clock.mono_s())
 
     def end(self) -> None:
@@ -162,7 +157,7 @@ class Duty:
             logger.info("the lease ends by itself: %s", error)
 
     def _known_out(self) -> list[str]:
-        return [node for node, (_, text) in self._log.health()[1].items() if decode(text).out]
+        return [node for node, (_, text) in self._log.health()[1].items() if Report.from_json(text).out]
 
     def _stand_down(self) -> None:
         if self._prober is not None:

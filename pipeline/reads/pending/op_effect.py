@@ -1,7 +1,7 @@
-"""What a queued op will make of a row, computed here the way the databases compute it. Pure.
+"""Compute what a queued op will make of a row, the way the databases compute it. Pure.
 
-Where a database's answer cannot be foretold exactly (collations, divisions, a value that will not fit), `Unforeseeable`
-is raised: the caller then waits for the op instead of showing a guess.
+`Unforeseeable` is raised where only the database knows the result: collations, divisions, a value that will not fit.
+The caller then waits for the op instead of showing a guess.
 """
 
 from __future__ import annotations
@@ -21,11 +21,18 @@ Values = dict[str, Any] | None
 
 
 class Unforeseeable(Exception):
-    """What the database will do with an op cannot be told exactly here."""
+    """What the database will do with an op cannot be computed exactly here."""
 
 
-def after(op: Op, schema: TableSchema, row_id: int, values: Values) -> Values:
-    """Return what a row is after one row write; the same object if it is not touched."""
+def row_after(op: Op, schema: TableSchema, row_id: int, values: Values) -> Values:
+    """Return what a row is after one row write; the same object if it is not touched.
+
+    Args:
+        op: the row write.
+        schema: of its table.
+        row_id: the row's id.
+        values: the row before, None where there is none.
+    """
     return _EFFECTS[op.kind](op, schema, row_id, values)
 
 

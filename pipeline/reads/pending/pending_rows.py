@@ -1,6 +1,6 @@
-"""Lay what is still queued over a node's row, so that a user sees his own edit before it is applied anywhere.
+"""Lay queued ops over a node's row, so that a user sees an edit before it is applied anywhere.
 
-The row and the watermark come from one statement, so they are of one moment: the entries behind that watermark are
+The row and the watermark come from one statement, so they are of one moment. The entries behind that watermark are
 exactly the ops that the row has not seen.
 """
 
@@ -13,9 +13,9 @@ from pipeline.dal.objects import real_name
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import Entry, Op, Position, decode
 from pipeline.model.schema import TableSchema, schema_of
-from pipeline.oplog.contract import Readable
+from pipeline.oplog.contract import Log
 from pipeline.reads.connections import NodeReader
-from pipeline.reads.pending.op_effect import Unforeseeable, Values, after
+from pipeline.reads.pending.op_effect import Unforeseeable, Values, row_after
 from pipeline.shard import ledger_queries
 from pipeline.shard.ledger import known_keys
 
@@ -30,9 +30,13 @@ class CannotOverlay(Exception):
 
 
 class Overlay:
-    """Computes rows that are not there yet."""
+    """Computes rows that are not there yet.
 
-    def __init__(self, log: Readable):
+    Args:
+        log: has the queued ops, and the schemas that they name.
+    """
+
+    def __init__(self, log: Log):
         self._log = log
         self._schemas: dict[str, TableSchema] = {}
 
@@ -41,8 +45,14 @@ class Overlay:
 
         A row that they touch has `pending` True (`_pending`, where the table has a field of that name).
 
+        Args:
+            reader: the node.
+            table: the node's own.
+            row_id: the row's id.
+            bucket: the bucket of the row.
+
         Raises:
-            CannotOverlay: too many entries, a definition that is not known, an effect that only the database can tell.
+            CannotOverlay: too many entries, an unknown schema, or an effect that only the database can compute.
         """
         for _ in range(OVERLAY_TRIES):
             mark, raw = _snapshot(reader, table, row_id, bucket)
@@ -56,7 +66,7 @@ class Overlay:
                 for op in fresh:
                     for member in op.members:
                         if member.table == real_name(table):
-                            values = after(member, self._schema(member, table), row_id, values)
+                            values = row_after(member, self._schema(member, table), row_id, values)
             except Unforeseeable as error:
                 raise CannotOverlay(str(error)) from error
             if values is stored:

@@ -1,9 +1,10 @@
-"""Which node serves a read: a pure function from what is known of the nodes to a choice and its reason.
+"""Choose the node that serves a read: a pure function from what is known of the nodes to a choice and its reason.
 
-Invariants: a read with a token is never sent where the token may not be seen; no reading is never taken for no lag;
-no replica at all is not the same as all replicas being well; only a replica that is merely behind limits the primary.
+Invariants: a read with a token is never sent where the token may not be seen. A lag that was never measured is never
+taken for no lag. No replica at all is not the same as all replicas being well. Only a replica that is merely behind
+limits the primary.
 
-What a caller asks of one read: how fresh, how long it may wait, and what else will do.
+`Bounds` is what a caller asks of one read: how fresh, how long it may wait, and what else will do.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from pipeline.config.settings import ReadSettings
 from pipeline.errors import BadRead, did_you_mean
+from pipeline.reads.health.report import IN_ROTATION, NodeState
 
 OnStale = Literal["primary", "stale", "error"]
 ChoiceKind = Literal["replica", "ask", "primary", "stale", "error"]
@@ -32,39 +33,36 @@ OVER_LIMIT, ALL_BUSY = "over-limit", "all-busy"
 
 
 class Candidate(NamedTuple):
-    """What this process knows of one replica.
+    """A replica's newest report, as this process may use it now.
 
     Attributes:
-        lag_s: an upper bound of its lag now: what was read, and the reading's age; None without a reading.
-        out: taken out by the health judge.
-        outstanding: reads of this process that run there now.
+        node: its name.
+        lag_s: an upper bound of its lag now: as published, and the report's age; None: it was never measured.
+        state: by its report; a node that this process skips is out.
+        in_flight: reads of this process that run there now.
         weight: its share of the reads; a node of weight 0 takes none.
         reached: whether it has the token: yes, no, or not known here. True where there is no token.
         limit: reads of this process that may run there at once; None: any number.
-        doubtful: the last look at it came to nothing, or showed that it stands still. It serves only where no other
-            may: one look is no verdict yet.
-        recovering: it is out, but answered the last look: the last resort before a read is refused.
     """
 
     node: str
     lag_s: float | None
-    out: bool = False
-    outstanding: int = 0
+    state: NodeState = NodeState.IN
+    in_flight: int = 0
     weight: float = 1.0
     reached: bool | None = None
     limit: int | None = None
-    doubtful: bool = False
-    recovering: bool = False
 
 
 class Choice(NamedTuple):
     """What to do, where, and why.
 
-    `replica`: read there. `ask`: go to this replica, but look at its watermark first, waiting a little. `primary`:
-    read there. `stale`: read there, and mark the result as stale. `error`: refuse.
+    `replica`: read there. `ask`: probe the fresh replicas for the token, waiting a little. `primary`: read there.
+    `stale`: read there, and mark the result as stale. `error`: refuse.
 
     Attributes:
-        limited: whether the read took one of the places that its primary has; give the place back at the end.
+        limited: the read needs one of the places that its primary has for replicas that are merely behind. Where none
+            is free, `over_limit` chooses.
     """
 
     kind: ChoiceKind
@@ -73,109 +71,109 @@ class Choice(NamedTuple):
     limited: bool = False
 
 
+#: A shard without replicas has no choice.
+ONLY_PRIMARY = Choice("primary", None, NO_REPLICA)
+
+
 def choose(
-    candidates: Iterable[Candidate],
+    candidates: Sequence[Candidate],
+    bounds: Bounds,
     *,
-    max_lag_s: float,
     token: bool,
-    on_stale: OnStale,
-    primary_allowed: Callable[[], bool],
     jitter: Callable[[], float],
 ) -> Choice:
     """Choose a node for one read.
 
     Args:
         candidates: the replicas of the shard.
-        max_lag_s: a replica serves only with a lag of at most that.
+        bounds: a replica serves only within `max_lag_s`; `on_stale` says what to do where none may.
         token: whether the read must see something; then `reached` of the candidates counts.
-        on_stale: what to do where no replica may serve.
-        primary_allowed: takes one of the places that the primary has for replicas that are merely behind; called only
-            when the answer depends on it.
         jitter: returns a random number in [0, 1).
     """
-    everyone = list(candidates)
-    fresh = fresh_among(everyone, max_lag_s)
+    fresh = fresh_among(candidates, bounds.max_lag_s)
     ready = [one for one in fresh if one.reached] if token else fresh
+    if len(ready) == 1:
+        return Choice("replica", ready[0].node, TOKEN_KNOWN if token else FRESH)
     if ready:
-        return Choice("replica", least_busy(ready, jitter).node, TOKEN_KNOWN if token else FRESH)
+        # the fewest reads for its weight; among equals a random one, by weight. In a race of exponential clocks each
+        # wins with a probability proportional to its weight.
+        best = min(ready, key=lambda one: (one.in_flight / one.weight, -math.log(1.0 - jitter()) / one.weight))
+        return Choice("replica", best.node, TOKEN_KNOWN if token else FRESH)
     if fresh:
         return Choice("ask", min(fresh, key=_lag_s).node, TOKEN_ASKED)
-    why = _why_none(everyone, max_lag_s)
-    behind = any(merely_behind(one, max_lag_s) for one in everyone)
-    return fall_back(everyone, why, token=token, on_stale=on_stale, behind=behind, primary_allowed=primary_allowed)
+    why = _why_none(candidates, bounds.max_lag_s)
+    return fall_back(candidates, bounds, why, token=token)
 
 
-def fall_back(
-    candidates: Sequence[Candidate],
-    reason: str,
-    *,
-    token: bool,
-    on_stale: OnStale,
-    behind: bool,
-    primary_allowed: Callable[[], bool],
-) -> Choice:
+def fall_back(candidates: Sequence[Candidate], bounds: Bounds, reason: str, *, token: bool) -> Choice:
     """Choose for a read that no replica may serve; a router calls it too, after an `ask` came to nothing.
 
-    Where no replica is merely behind, as none that is dead, stopped or unfit is, the primary serves every read: a
-    limit would refuse readers for as long as the replica is away. A read with a token takes a place like any other,
-    and is refused when none is free: it may fail, but it may not lie.
-
-    A replica of which there is no reading, and one that is out but answers, is the last resort of a read without a
-    token.
+    Where no replica is merely behind, the primary serves every read. Otherwise a dead, stopped or unfit replica would
+    have readers refused for as long as it is away.
 
     Args:
-        behind: whether a replica is merely behind.
+        candidates: as for `choose`.
+        bounds: as for `choose`.
+        reason: why no replica may serve.
+        token: as for `choose`.
     """
     if not candidates:
-        return Choice("primary", None, NO_REPLICA)
-    if on_stale == "error":
+        return ONLY_PRIMARY
+    if bounds.on_stale == "error":
         return Choice("error", None, reason)
-    able = [one for one in candidates if _free(one, recovering=True) and (one.reached or not token)]
-    stale = sorted(able, key=lambda one: (one.recovering, _lag_s(one)))
-    if on_stale == "stale" and stale and stale[0].lag_s is not None:
-        return Choice("stale", stale[0].node, reason)
-    if not behind:
-        return Choice("primary", None, reason)
-    if primary_allowed():
-        return Choice("primary", None, reason, limited=True)
-    return Choice("stale", stale[0].node, OVER_LIMIT) if stale else Choice("error", None, OVER_LIMIT)
+    stale = _best_stale(candidates, token)
+    if bounds.on_stale == "stale" and stale is not None and stale.lag_s is not None:
+        return Choice("stale", stale.node, reason)
+    limited = any(_merely_behind(one, bounds.max_lag_s) for one in candidates)
+    return Choice("primary", None, reason, limited)
 
 
-def least_busy(candidates: Sequence[Candidate], jitter: Callable[[], float]) -> Candidate:
-    """Return the candidate with the fewest reads for its weight; among equals a random one, by weight.
+def over_limit(candidates: Sequence[Candidate], *, token: bool) -> Choice:
+    """Choose for a read that the primary limits, and that finds no place free there.
 
-    The random part is a race of exponential clocks: each wins with a probability proportional to its weight.
+    A read with a token is refused: it may fail, but it may not lie. A replica of unknown lag, and one that is
+    recovering, is the last resort of a read without a token.
+
+    Args:
+        candidates: as for `choose`.
+        token: as for `choose`.
     """
-    if len(candidates) == 1:
-        return candidates[0]
-    return min(candidates, key=lambda one: (one.outstanding / one.weight, -math.log(1.0 - jitter()) / one.weight))
+    stale = _best_stale(candidates, token)
+    return Choice("error", None, OVER_LIMIT) if stale is None else Choice("stale", stale.node, OVER_LIMIT)
+
+
+def _best_stale(candidates: Sequence[Candidate], token: bool) -> Candidate | None:
+    able = [one for one in candidates if _free(one, last_resort=True) and (one.reached or not token)]
+    return min(able, key=lambda one: (one.state is NodeState.RECOVERING, _lag_s(one)), default=None)
 
 
 def fresh_among(candidates: Iterable[Candidate], max_lag_s: float) -> list[Candidate]:
-    """Return those that may serve a read: in rotation, below their limit, and no further behind than that."""
+    """Return those that may serve a read: in rotation, below their limit, and fresh enough.
+
+    Args:
+        candidates: the replicas of the shard.
+        max_lag_s: no replica that lags more is fresh.
+    """
     fresh = [one for one in candidates if _free(one) and one.lag_s is not None and one.lag_s <= max_lag_s]
-    return [one for one in fresh if not one.doubtful] or fresh
+    return [one for one in fresh if one.state is NodeState.IN] or fresh
 
 
-def merely_behind(candidate: Candidate, max_lag_s: float) -> bool:
+def _merely_behind(candidate: Candidate, max_lag_s: float) -> bool:
     """Return whether a replica is in rotation and goes on, but lags too much or is known to lack the token."""
-    if not _answers(candidate) or candidate.doubtful or candidate.lag_s is None:
+    if candidate.state is not NodeState.IN or candidate.weight <= 0 or candidate.lag_s is None:
         return False
     return candidate.lag_s > max_lag_s or candidate.reached is False
 
 
-def _answers(candidate: Candidate) -> bool:
-    return not candidate.out and candidate.weight > 0
-
-
-def _free(candidate: Candidate, *, recovering: bool = False) -> bool:
-    if candidate.weight <= 0 or (candidate.out and not (recovering and candidate.recovering)):
+def _free(candidate: Candidate, *, last_resort: bool = False) -> bool:
+    serves = candidate.state in IN_ROTATION or (last_resort and candidate.state is NodeState.RECOVERING)
+    if not serves or candidate.weight <= 0:
         return False
-    return candidate.limit is None or candidate.outstanding < candidate.limit
+    return candidate.limit is None or candidate.in_flight < candidate.limit
 
 
 def _why_none(candidates: Sequence[Candidate], max_lag_s: float) -> str:
-    within = [one for one in candidates if _answers(one)]
+    within = [one for one in candidates if one.state in IN_ROTATION and one.weight > 0]
     if not within:
         return ALL_OUT
     if any(one.lag_s is not None and one.lag_s <= max_lag_s for one in within):
@@ -187,46 +185,53 @@ def _lag_s(candidate: Candidate) -> float:
     return math.inf if candidate.lag_s is None else candidate.lag_s
 
 
-#: The names under which a call may give them.
-ON_STALE = ("max_lag_s", "wait_s", "on_stale")
 _CHOICES = ("primary", "stale", "error")
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The bounds of one read."""
+    """The bounds of one read.
+
+    Attributes:
+        max_lag_s: how far behind a replica may be.
+        wait_s: how long the read may wait for what it must see.
+        on_stale: what to do where no replica may serve.
+    """
 
     max_lag_s: float
     wait_s: float
     on_stale: OnStale
 
+    def changed(
+        self, max_lag_s: float | None = None, wait_s: float | None = None, on_stale: str | None = None
+    ) -> Bounds:
+        """Return the bounds of a call, these where the call says nothing.
 
-class Defaults:
-    """The bounds that the settings give, and those that a call changes."""
-
-    def __init__(self, settings: ReadSettings):
-        self.bounds = Bounds(settings.max_lag_s, settings.wait_s, settings.on_stale)  # type: ignore[arg-type]
-
-    def changed(self, max_lag_s: Any = None, wait_s: Any = None, on_stale: Any = None) -> Bounds:
-        """Return the bounds of a call.
+        Args:
+            max_lag_s: seconds, 0 or more.
+            wait_s: seconds, 0 or more.
+            on_stale: `primary`, `stale` or `error`.
 
         Raises:
             BadRead: a negative bound, or an unknown choice.
         """
         if max_lag_s is None and wait_s is None and on_stale is None:
-            return self.bounds
+            return self
         if on_stale is not None and on_stale not in _CHOICES:
             raise BadRead(f"on_stale is one of {', '.join(_CHOICES)}, not {on_stale!r}{_hint(on_stale)}")
-        default = self.bounds
         return Bounds(
-            default.max_lag_s if max_lag_s is None else seconds("max_lag_s", max_lag_s),
-            default.wait_s if wait_s is None else seconds("wait_s", wait_s),
-            on_stale or default.on_stale,
+            self.max_lag_s if max_lag_s is None else seconds("max_lag_s", max_lag_s),
+            self.wait_s if wait_s is None else seconds("wait_s", wait_s),
+            self.on_stale if on_stale is None else on_stale,  # type: ignore[arg-type]
         )
 
 
 def seconds(name: str, value: Any) -> float:
     """Return a number of seconds.
+
+    Args:
+        name: of the option, for the message.
+        value: what the caller gave.
 
     Raises:
         BadRead: it is negative, or no number.

@@ -11,8 +11,8 @@ from pipeline.devcluster.processes import free_ports
 from pipeline.model.op import Position
 from pipeline.oplog.contract import Log
 from pipeline.oplog.redis.log import RedisLog
-from pipeline.reads.health.shard_health import Report, encode
-from pipeline.reads.routing.health_cache import Readings
+from pipeline.reads.health.report import NodeState, Report
+from pipeline.reads.routing.health_cache import HealthCache
 
 
 @pytest.fixture
@@ -25,33 +25,34 @@ def away() -> Iterator[RedisLog]:
 
 def test_a_view_is_what_was_told_grown_older(log: Log) -> None:
     marks = {3: Position(9, 4)}
-    log.publish_health({"s0-r0": encode(Report(1500, False, False, marks=marks))}, 60_000)
-    readings = Readings(log)
+    log.publish_health({"s0-r0": Report(1500, False, False, marks=marks).to_json()}, 60_000)
+    health = HealthCache(log)
 
-    first = readings.view("s0-r0")
+    first = health.report("s0-r0")
 
     assert first.lag_s is not None
     assert first.lag_s >= 1.5
     assert first.marks == marks
-    assert first.primary is False
-    assert any((readings.view("s0-r0").lag_s or 0) > first.lag_s for _ in clock.polls(5))
-    assert readings.view("s9").lag_s is None
-    readings.close()
+    assert first.takes_writes is False
+    assert any((health.report("s0-r0").lag_s or 0) > first.lag_s for _ in clock.polls(5))
+    assert health.report("s9").lag_s is None
+    health.close()
 
 
 def test_news_reaches_a_process_that_goes_on_looking(log: Log) -> None:
-    readings = Readings(log)
-    assert readings.view("s0-r0").lag_s is None
+    health = HealthCache(log)
+    assert health.report("s0-r0").lag_s is None
 
-    log.publish_health({"s0-r0": encode(Report(0, True, None, "connection refused"))}, 60_000)
+    log.publish_health({"s0-r0": Report(0, True, None, "connection refused").to_json()}, 60_000)
 
-    assert any(readings.view("s0-r0").out for _ in clock.polls(10))
-    readings.close()
+    assert any(health.report("s0-r0").out for _ in clock.polls(10))
+    health.close()
 
 
 def test_without_redis_a_view_is_no_reading(away: RedisLog) -> None:
-    readings = Readings(away)
+    health = HealthCache(away)
 
-    assert readings.view("s0-r0") == readings.view("s0")
-    assert readings.view("s0-r0").lag_s is None
-    readings.close()
+    assert health.report("s0-r0") == health.report("s0")
+    assert health.report("s0-r0").state is NodeState.NO_READING
+    assert health.report("s0-r0").lag_s is None
+    health.close()

@@ -53,7 +53,7 @@ def test_a_promoted_replica_gets_all_that_the_dead_primary_took_with_it_and_all_
     after = [r for owner, row in enumerate(rows) for r in additions(one, row.id, owner, 5)]
 
     until(lambda: tallies(one, "s0-r0") == [15] * 12)
-    until(lambda: one.view("s0-r0").primary is True and one.view("s0").primary is None)
+    until(lambda: one.report("s0-r0").takes_writes is True and one.report("s0").takes_writes is None)
     one.client.wait_all([*unreplicated, *during, *after])
     until(lambda: tallies(one, "s0-r1") == [15] * 12)
     one.healthy("s0-r1")

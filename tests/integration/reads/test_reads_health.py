@@ -22,7 +22,8 @@ from pipeline.config.settings import load
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.reads.health.probe import beat
 from pipeline.reads.health.prober import Duty, Prober
-from pipeline.reads.routing.policy import Candidate, choose
+from pipeline.reads.health.report import IN_ROTATION
+from pipeline.reads.routing.policy import Bounds, Candidate, choose
 from pipeline.shard.nodes import Nodes
 from workers.prober import Watch
 
@@ -49,11 +50,10 @@ def mended(one: Shard) -> Iterator[Shard]:
 
 
 def chosen(one: Shard, bound_s: float = BOUND_S) -> str | None:
-    views = {name: one.view(name) for name in REPLICAS}
-    found = [Candidate(name, view.lag_s, view.out, doubtful=view.doubtful) for name, view in views.items()]
-    choice = choose(
-        found, max_lag_s=bound_s, token=False, on_stale="error", primary_allowed=lambda: False, jitter=lambda: 0.5
-    )
+    reports = {name: one.report(name) for name in REPLICAS}
+    found = [Candidate(name, report.lag_s, report.state) for name, report in reports.items()]
+    bounds = Bounds(bound_s, 0.0, "error")
+    choice = choose(found, bounds, token=False, jitter=lambda: 0.5)
     return choice.node
 
 
@@ -68,7 +68,7 @@ def test_a_stalled_link_is_seen_although_the_server_says_that_it_lags_zero_secon
         assert mended.seconds_behind("s0-r1") == "0"
         assert mended.lag_s("s0-r0") < BOUND_S
         assert chosen(mended) == "s0-r0"
-        assert not mended.view("s0-r1").out
+        assert mended.report("s0-r1").state in IN_ROTATION
 
 
 def test_a_stopped_sql_thread_lets_the_lag_grow_and_a_started_one_ends_it(mended: Shard) -> None:
@@ -85,17 +85,17 @@ def test_a_written_row_that_has_not_come_is_lag_also_without_a_heartbeat(mended:
     mended.sql("s0-r0", "STOP SLAVE SQL_THREAD")
     mended.sql("s0", "UPDATE shop.pipeline_watermarks SET epoch = 1, seq = seq + 1, committed_ms = 1 WHERE bucket = 0")
 
-    until(lambda: mended.view("s0-r1").marks.get(0) == mended.view("s0").marks.get(0) is not None)
+    until(lambda: mended.report("s0-r1").marks.get(0) == mended.report("s0").marks.get(0) is not None)
 
-    assert mended.view("s0-r0").marks.get(0) != mended.view("s0").marks.get(0)
+    assert mended.report("s0-r0").marks.get(0) != mended.report("s0").marks.get(0)
 
 
 def test_a_killed_replica_is_taken_out_and_comes_back_by_good_looks(mended: Shard) -> None:
     mended.cluster.kill("s0-r0")
 
-    until(lambda: mended.view("s0-r0").out)
-    assert mended.view("s0-r0").why
-    assert mended.view("s0-r0").marks == {}
+    until(lambda: mended.report("s0-r0").out)
+    assert mended.report("s0-r0").why
+    assert mended.report("s0-r0").marks == {}
     assert chosen(mended) == "s0-r1"
     states = {replica["node"]: replica for replica in status(mended)["shards"][0]["replicas"]}
     assert states["s0-r0"]["state"] == "out"
@@ -111,12 +111,12 @@ def test_while_the_primary_is_away_nobody_is_called_fresh(mended: Shard) -> None
     mended.cluster.kill("s0")
 
     until(lambda: chosen(mended) is None)
-    assert mended.view("s0").primary is None
-    assert all(not mended.view(name).out for name in REPLICAS)
+    assert mended.report("s0").takes_writes is None
+    assert all(mended.report(name).state in IN_ROTATION for name in REPLICAS)
 
     mended.cluster.start("s0")
     mended.healthy()
-    assert mended.view("s0").primary is True
+    assert mended.report("s0").takes_writes is True
 
 
 def test_a_stalled_node_delays_the_looks_at_no_other(mended: Shard) -> None:
@@ -126,12 +126,12 @@ def test_a_stalled_node_delays_the_looks_at_no_other(mended: Shard) -> None:
         text = mended.config.read_text().replace(f":{mended.port('s0-r1')}/", f":{way.port}/")
         (mended.config.parent / "run" / "stalled.toml").write_text(text)
         prober = Prober(Nodes(load(mended.config.parent / "run" / "stalled.toml")), ["s0"], log)
-        prober.look()
+        prober.probe()
         way.pause()
 
         for _ in range(3):
             started = clock.mono_s()
-            prober.look()
+            prober.probe()
             told = log.health()[1]
             assert '"why":""' in told["s0-r0"][1]
             assert '"why":""' not in told["s0-r1"][1]
@@ -186,7 +186,7 @@ def test_reads_of_all_processes_are_counted_by_node_and_reason_and_cost_no_round
     other.define_tables(mended.db)
     before = counted(mended)
     for client in (mended.client, other):
-        client.readings.view("s0-r0")
+        client.health.report("s0-r0")
         with monkeypatch.context() as away:
             away.setattr(RedisLog, "tails", None)
             for _ in range(50):
@@ -241,7 +241,7 @@ def test_a_replica_is_looked_at_once_a_second_however_many_processes_read(mended
 
     def read_until_seven_looks() -> bool:
         for client in clients:
-            client.readings.view("s0-r0")
+            client.health.report("s0-r0")
         return queries(mended, "s0-r0") >= 7
 
     until(read_until_seven_looks)
@@ -270,7 +270,7 @@ def test_a_replica_that_stands_still_leaves_however_much_lag_is_allowed(mended: 
         else:
             mended.cluster.stop("s0-r1", signal.SIGSTOP)
 
-        until(lambda: mended.view("s0-r1").doubtful)
+        until(lambda: mended.report("s0-r1").stalled or mended.report("s0-r1").why != "")
         # it does not come back by the passing of time, though its lag is far below the bound
         served = {chosen(mended, 60.0) for _ in polls(3.0)}
         if fault == "frozen":
@@ -311,13 +311,13 @@ def test_a_replica_of_which_three_looks_in_ten_time_out_changes_at_most_once_a_m
         text = mended.config.read_text().replace(f":{mended.port('s0-r1')}/", f":{way.port}/")
         (mended.config.parent / "run" / "flapping.toml").write_text(text)
         prober = Prober(Nodes(load(mended.config.parent / "run" / "flapping.toml")), ["s0"], log)
-        prober.look()
+        prober.probe()
         verdicts, failed = [], 0
         for _ in range(60):
             missing = rng.random() < 0.3
             failed += missing
             way.pause() if missing else way.resume()
-            prober.look()
+            prober.probe()
             verdicts.append('"out":true' in log.health()[1]["s0-r1"][1])
         way.resume()
         prober.close()

@@ -23,6 +23,7 @@ from support.servers.reads import ReadRig, define, read_rig
 from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.errors import BadRead, BadToken, PartialResult, ReadOnly, StaleRead
+from pipeline.reads.health.report import NodeState
 
 pytestmark = pytest.mark.mariadb
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -456,8 +457,8 @@ def test_with_all_replicas_behind_each_process_lets_its_limit_of_reads_run_on_th
 
     def behind() -> bool:
         """Whether all replicas lag but go on, as all clients know them."""
-        views = [client.readings.view(node) for client in clients for node in replicas]
-        return all(view.lag_s is not None and view.lag_s > 2.5 and not view.doubtful for view in views)
+        reports = [client.health.report(node) for client in clients for node in replicas]
+        return all(one.state is NodeState.IN and (one.lag_s or 0) > 2.5 for one in reports)
 
     with rig.delayed(3, *replicas):
         for _ in polls(60):

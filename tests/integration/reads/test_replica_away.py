@@ -17,6 +17,7 @@ from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.config.settings import load
 from pipeline.errors import PipelineError
+from pipeline.reads.health.report import NodeState
 
 pytestmark = pytest.mark.mariadb
 
@@ -66,16 +67,16 @@ def test_an_away_replica_holds_the_log_until_it_is_unfit_and_then_is_used_for_no
         # it is known for good: in the database, though Redis forget it
         with pytest.raises(PipelineError, match="lacks what s0 has"):
             replica_absence.declare_rebuilt(hasty, "s0-r1", 0.1)
-        until(lambda: one.view("s0-r1").unfit)
+        until(lambda: one.report("s0-r1").unfit)
         hasty.log.publish_unfit("s0", "{}")
         trimmed(hasty)
-        until(lambda: one.view("s0-r1").unfit)
+        until(lambda: one.report("s0-r1").unfit)
 
         # it comes back, replication makes up for all it missed, and it is unfit all the same
         one.sql("s0-r1", "START SLAVE")
-        until(lambda: one.view("s0-r1").marks == one.view("s0").marks != {})
+        until(lambda: one.report("s0-r1").marks == one.report("s0").marks != {})
         trimmed(hasty)
-        assert one.view("s0-r1").out
+        assert one.report("s0-r1").state is NodeState.UNFIT
         served = {read_node(one.client) for _ in range(30)}
         assert served == {"s0-r0"}
         assert told_of(one, "s0-r1")["state"] == "unfit"
@@ -85,18 +86,18 @@ def test_an_away_replica_holds_the_log_until_it_is_unfit_and_then_is_used_for_no
         one.sql("s0-r1", "SET GLOBAL read_only=0")
         one.sql("s0", "SET GLOBAL read_only=1")
         one.client.nodes.suspect("s0")
-        until(lambda: one.view("s0").primary is False)
+        until(lambda: one.report("s0").takes_writes is False)
         one.client.nodes.suspect("s0")
         assert one.client.nodes.primary_name("s0") == "s0"
-        assert one.view("s0-r1").primary is None
+        assert one.report("s0-r1").takes_writes is None
         one.sql("s0", "SET GLOBAL read_only=0")
         one.sql("s0-r1", "SET GLOBAL read_only=1")
-        until(lambda: one.view("s0").primary is True)
+        until(lambda: one.report("s0").takes_writes is True)
 
         run = CliRunner().invoke(cli.pipeline, ["rebuilt", "s0-r1", "--config", str(one.config)])
 
         assert run.output == "s0-r1 counts again\n"
-        until(lambda: not one.view("s0-r1").unfit)
+        until(lambda: not one.report("s0-r1").unfit)
         one.healthy()
         until(lambda: read_node(one.client) == "s0-r1")
         again = CliRunner().invoke(cli.pipeline, ["rebuilt", "s0-r1", "--config", str(one.config)])

@@ -9,8 +9,8 @@ from pipeline import clock
 from pipeline.config.sections import Load
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import Position
+from pipeline.reads.health.report import Report
 from pipeline.reads.routing.policy import Bounds
-from pipeline.reads.routing.replicas import View
 from pipeline.reads.routing.router import Router
 from pipeline.reads.session import Need
 
@@ -23,15 +23,16 @@ NEEDS = {3: Need(Position(1, 10), {7: 4})}
 HAS, LACKS = {3: Position(1, 10)}, {3: Position(1, 9)}
 
 
-def lagging(lag_s: float, **known: Any) -> View:
-    return View(clock.mono_s() - lag_s, **known)
+def lagging(lag_s: float, *, age_s: float = 0.0, **known: Any) -> Report:
+    """Return the report of a node that lags so far now, published so long ago."""
+    return Report(round(1000 * (lag_s - age_s)), published_s=clock.mono_s() - age_s, **known)
 
 
 class FakeReader:
     """A node: `marks` is what it has, `away` makes it fail."""
 
     def __init__(self, node: str):
-        self.node, self.marks_now, self.away, self.looks = node, dict(LACKS), False, 0
+        self.node, self.marks_now, self.away, self.probes = node, dict(LACKS), False, 0
         self.known: dict[int, Position] = {}
         self.catches_up_after: int | None = None
         self.age_s = 0.0
@@ -50,10 +51,10 @@ class FakeReader:
     def has(self, needs: Mapping[int, Need]) -> bool:
         return all(need.reached(self.known.get(b, Position(-1, -1)), {}) for b, need in needs.items())
 
-    def look(self, needs: Mapping[int, Need]) -> bool:
+    def probe(self, needs: Mapping[int, Need]) -> bool:
         self.ready()
-        self.looks += 1
-        if self.looks == self.catches_up_after:
+        self.probes += 1
+        if self.probes == self.catches_up_after:
             self.marks_now = dict(HAS)
         self.known = dict(self.marks_now)
         return self.has(needs)
@@ -71,29 +72,37 @@ class Deployment:
     def __init__(self) -> None:
         self.readers = {node: FakeReader(node) for node in ("s0", "s0-r0", "s0-r1")}
         self.readers["s0"].marks_now = dict(HAS)
-        self.told = {"s0-r0": lagging(0.1), "s0-r1": lagging(0.2)}
+        self.published = {"s0-r0": lagging(0.1), "s0-r1": lagging(0.2)}
         self.suspected = 0
         self.reasons: list[tuple[str, str]] = []
         self.loads: dict[str, Load] = {}
-        self.router = Router(self, self.readers, self, 2, self._count, lambda: 0.5, self.loads)  # type: ignore[arg-type]
+        self.router = Router(self, self.readers, self, 2, self.loads)  # type: ignore[arg-type]
+        self.router._jitter = lambda: 0.5
 
     def primary_name(self, shard: str) -> str:
         return "s0"
 
     def replica_names(self, shard: str) -> tuple[str, ...]:
-        return tuple(self.told)
+        return tuple(self.published)
 
     def suspect(self, shard: str) -> None:
         self.suspected += 1
 
-    def views(self) -> Mapping[str, View]:
-        return self.told
+    def reports(self) -> Mapping[str, Report]:
+        return self.published
+
+    def report(self, node: str) -> Report:
+        return self.published.get(node, Report())
+
+    def counters(self) -> Deployment:
+        return self
 
     def busy(self) -> int:
         """Return how many reads run, and how many of those the primary limits."""
-        return sum(self.router._running.counts.values()) + sum(self.router._limited.counts.values())
+        in_flight = self.router.in_flight()
+        return sum(in_flight.by_node.values()) + sum(in_flight.limited.values())
 
-    def _count(self, shard: str, kind: str, reason: str) -> None:
+    def count(self, shard: str, kind: str, reason: str) -> None:
         self.reasons.append((kind, reason))
 
     def read(self, needs: Mapping[int, Need] = {}, bounds: Bounds = BOUNDS, **options: Any) -> Any:

@@ -20,7 +20,7 @@ from pipeline.config.settings import load
 from pipeline.devcluster import celery, mariadb, startup
 from pipeline.devcluster.cluster import Cluster
 from pipeline.devcluster.startup import wait_ready
-from pipeline.reads.routing.replicas import View
+from pipeline.reads.health.report import IN_ROTATION, Report
 from workers.prober import Watch
 
 BUCKETS = 8
@@ -61,12 +61,12 @@ class Shard:
     def sql(self, node: str, statements: str) -> str:
         return mariadb.run_statement(self.port(node), statements)
 
-    def view(self, node: str) -> View:
-        return self.client.readings.view(node)
+    def report(self, node: str) -> Report:
+        return self.client.health.report(node)
 
     def lag_s(self, node: str) -> float:
         """Return the known bound of a node's lag; without one, no time at all is short enough."""
-        lag_s = self.view(node).lag_s
+        lag_s = self.report(node).lag_s
         return float("inf") if lag_s is None else lag_s
 
     def follow(self, replica: str, port: int) -> None:
@@ -86,7 +86,7 @@ class Shard:
     def healthy(self, *nodes: str) -> None:
         """Wait until replicas serve."""
         for node in nodes or REPLICAS:
-            until(lambda node=node: self.lag_s(node) < 1.5 and not self.view(node).out)  # type: ignore[misc]
+            until(lambda node=node: self.lag_s(node) < 1.5 and self.report(node).state in IN_ROTATION)  # type: ignore[misc]
 
     def start_worker(self, number: int) -> str:
         """Start a worker that writes as an ordinary user, and return its name."""

@@ -15,6 +15,7 @@ from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.devcluster import mariadb
 from pipeline.devcluster.cluster import Cluster
+from pipeline.reads.health.report import NodeState
 
 TABLES_TOML = """\
 [tables.sale]
@@ -107,10 +108,10 @@ class ReadRig:
         """Wait until every replica replicates, has all, and is in rotation."""
         for _ in polls(timeout_s):
             self.client.barrier("sale", 30)
-            views = [self.client.readings.view(node) for node in self.all_replicas]
-            if all(v.lag_s is not None and v.lag_s < 3 and not v.out for v in views) and self._even():
+            reports = [self.client.health.report(node) for node in self.all_replicas]
+            if all(r.state is NodeState.IN and (r.lag_s or 0) < 3 for r in reports) and self._even():
                 return
-        raise AssertionError(f"the replicas do not come back: {views}")
+        raise AssertionError(f"the replicas do not come back: {reports}")
 
     @contextmanager
     def stopped(self, *nodes: str) -> Iterator[None]:

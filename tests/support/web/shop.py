@@ -11,6 +11,7 @@ from pydal import DAL
 from pipeline.admin.migrate import migrate
 from pipeline.clock import polls
 from pipeline.devcluster import mariadb
+from pipeline.reads.health.report import NodeState
 from support.servers.rig import Rig, rig_of
 from support.web.web2py_server import Site
 
@@ -139,10 +140,10 @@ class Shop:
     def settle(self, timeout_s: float = 60) -> None:
         """Wait until every replica is in rotation."""
         for _ in polls(timeout_s):
-            views = [self.rig.client.readings.view(f"{shard}-r0") for shard in self.rig.replicas]
-            if all(view.lag_s is not None and view.lag_s < 3 and not view.out for view in views):
+            reports = [self.rig.client.health.report(f"{shard}-r0") for shard in self.rig.replicas]
+            if all(report.state is NodeState.IN and (report.lag_s or 0) < 3 for report in reports):
                 return
-        raise AssertionError(f"the replicas do not come back: {views}")
+        raise AssertionError(f"the replicas do not come back: {reports}")
 
 
 @contextmanager
