@@ -1,7 +1,7 @@
-"""Celery's settings for the workers and Flower, found by `celery -A workers worker`; each with its reason.
+"""Hold Celery's settings for the workers and Flower, each with its reason; `celery -A workers worker` finds them here.
 
-The broker's own settings are shared with the web process that rings: `pipeline.oplog.doorbell`. Where the reasons come
-from: docs/notes/03-celery-on-redis.md.
+The broker's own settings are shared with the web process that rings: `pipeline.oplog.doorbell`. The reasons come from
+docs/notes/03-celery-on-redis.md.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ globals().update(_broker_settings(_loaded.redis.broker_url, _loaded.redis.prefix
 imports = ("workers.tasks",)
 timezone = "UTC"
 
-# delivery: a message is only a hint, so none must be kept back by one worker
-task_acks_late = True  # a killed worker's bell comes back by itself
-task_acks_on_failure = True  # the ops stay in the log; a failed bell need not come back
+# delivery: a message is only a hint, so no worker may hold messages back
+task_acks_late = True  # the broker delivers a killed worker's bell again
+task_acks_on_failure = True  # the ops stay in the log; a failed bell need not be delivered again
 task_acks_on_timeout = True
-task_reject_on_worker_lost = False  # would loop for ever on a message that kills its worker; the sweeper rings anyway
+task_reject_on_worker_lost = False  # a message that kills its worker would loop for ever; the sweeper rings anyway
 worker_prefetch_multiplier = 1  # with late acks: a worker holds no bell that it is not ringing
 task_track_started = True
 task_default_queue = next(iter(globals()["task_queues"])).name
 
-# limits: a batch aims at 100 ms; whatever takes a minute hangs
+# limits: a batch aims at 100 ms; one that takes a minute hangs
 task_soft_time_limit = 60
 task_time_limit = 75
-worker_max_tasks_per_child = 10_000  # a fresh process now and then; connections are made anew by themselves
+worker_max_tasks_per_child = 10_000  # a fresh process now and then, which makes its own connections
 worker_max_memory_per_child = 400_000  # KiB
 
-# stopping: finish the batch at hand; with REMAP_SIGTERM=SIGQUIT give it so long, then roll back
+# stopping: finish the current batch; with REMAP_SIGTERM=SIGQUIT roll it back after 20 s
 worker_soft_shutdown_timeout = 20
 worker_enable_soft_shutdown_on_idle = False
 worker_cancel_long_running_tasks_on_connection_loss = True  # its bell is rung again, and batches are exact anyway
 
-# staying connected: never give up on Redis
+# staying connected: retry Redis for ever
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 

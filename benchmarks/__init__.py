@@ -1,4 +1,5 @@
-"""Side by side with its peers: the same rows, servers, durability and machine, within one run.
+"""Measure this pipeline side by side with its peers: the same rows, servers, durability and machine, within one run.
 
-`python -m benchmarks --help`. Ratios within a run are what counts; absolute numbers are printed with their conditions.
+`python -m benchmarks --help` lists the options. Ratios within a run count; absolute numbers are printed with their
+conditions.
 """

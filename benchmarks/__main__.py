@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: bring servers up, measure, print, and leave no process behind."""
+"""Run `python -m benchmarks`: start servers, measure, print, and leave no process behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from benchmarks.target import Target
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 #: A full run: the pipeline's rows; every slower peer gets a fixed share of them.
 ROWS = 200_000
-#: As many as a new installation has.
+#: The number of buckets, as in a new installation.
 BUCKETS = 256
 
 

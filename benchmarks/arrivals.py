@@ -1,8 +1,8 @@
-"""Requests that arrive by a plan, whether or not the earlier ones were answered: as those of a site's many users do.
+"""Send requests by a plan, whether or not earlier ones were answered, as the many users of a site do.
 
-Clients that wait for an answer before they ask again send less to a slow server than to a quick one, and ask nothing
-while it stands still: its worst moments are counted once instead of for everybody whom they would have met
-("coordinated omission"). So a time here begins with the planned moment, and two servers get the same plan.
+Clients that wait for an answer send less to a slow server than to a quick one, and nothing while the server is stuck.
+The server's worst moments then count once instead of for every user whom they would have met ("coordinated omission").
+So a time here begins at the planned moment, and two servers get the same plan.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable, Sequence
 from time import perf_counter, sleep
 
-#: Requests on their way at once, at most; more wait for their turn here, and that counts.
+#: The most requests on their way at once; the wait of any more counts.
 THREADS = 48
-#: From the call until the first request, s: the threads are up by then.
+#: From the call until the first request, s: the threads have started by then.
 LEAD_S = 0.05
 
 
@@ -27,13 +27,14 @@ def plan_of(rate: float, for_s: float, seed: int) -> list[float]:
 
 
 def times_of(plan: Sequence[float], ask: Callable[[int], None]) -> list[float]:
-    """Ask by the plan, and return how long each answer took from its planned moment on, in s.
+    """Send requests by the plan, and return how long each answer took from its planned moment on, in s.
 
     Args:
+        plan: moments in s from now on.
         ask: sends the request of that number and waits for its answer.
 
     Raises:
-        what *ask* raised first.
+        Exception: what *ask* raised first.
     """
     times, faults = [0.0] * len(plan), list[BaseException]()
     numbers, turn, start_s = iter(range(len(plan))), threading.Lock(), perf_counter() + LEAD_S

@@ -1,4 +1,4 @@
-"""The bell of the pipeline, seen from outside: to silence it, and to lose what it rings."""
+"""Silence the pipeline's doorbell from outside, and lose what it rings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def bell_keys(log: redis.Redis) -> list[bytes]:
 
 
 def silence(log: redis.Redis) -> None:
-    """Take all bells away, so that the next enqueue must ring."""
+    """Delete all bells, so that the next enqueue must ring."""
     keys = bell_keys(log)
     if keys:
         log.delete(*keys)
@@ -33,13 +33,13 @@ class LostPublishes:
         self.count = 0
 
     def swallow(self, *_: Any, **__: Any) -> None:
-        """Stand in for `Producer.publish`."""
+        """Count a message in place of `Producer.publish`."""
         self.count += 1
 
 
 @contextmanager
 def losing_publishes() -> Iterator[LostPublishes]:
-    """Lose every Celery message of this process: the bell counts as rung, but nobody hears it."""
+    """Lose every Celery message of this process: the bell counts as rung, but no worker receives the message."""
     lost = LostPublishes()
     with patch.object(Producer, "publish", lost.swallow):
         yield lost

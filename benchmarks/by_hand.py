@@ -1,4 +1,4 @@
-"""What reads are measured beside where a plain DAL does not do: the same by hand, PyMySQL with nothing between."""
+"""Measure reads by hand, with nothing but PyMySQL: what to compare with where a plain DAL has no equivalent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.turns import Call, report, timed
 
 
 def own_write_floor(rig: ReadRig, rounds: int) -> None:
-    """The same by hand: a commit on a primary, and a wait for its GTID on the replica before the read."""
+    """Measure by hand a commit on a primary, and a wait for its GTID on the replica before the read."""
     shard = rig.client.topology.shards[0]
     rig.ask(shard, "CREATE TABLE shop.floor (id INT PRIMARY KEY, n INT); INSERT INTO shop.floor VALUES (1, 0)")
     times: tuple[list[float], list[float]] = ([], [])

@@ -1,4 +1,4 @@
-"""The conditions of a run: machine, versions, durability. Numbers without them mean nothing."""
+"""Report the conditions of a run: machine, versions, durability. Numbers without them mean nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.target import Target
 
 PACKAGES = ("celery", "kombu", "redis", "pydal", "pymysql", "dramatiq", "huey")
-#: Every server must promise to keep what it has committed, or the rates compare nothing.
+#: What a server must set to keep each commit; rates without that cannot be compared.
 DURABLE = {"innodb_flush_log_at_trx_commit": "1", "sync_binlog": "1", "log_bin": "1", "binlog_format": "ROW"}
 
 _PROBE_WRITES, _PROBE_BYTES = 50, 4096

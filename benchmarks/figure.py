@@ -1,4 +1,4 @@
-"""What a run measures: named figures, each with its unit and its single samples."""
+"""Hold what a run measures: named figures, each with its unit and its single samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run must reach: bounds on ratios and figures of the same run."""
+"""Hold what a run must reach: bounds on ratios and figures of the same run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pipeline's logs hold in Redis, seen from outside: streams, entries, payloads, memory."""
+"""Read what the pipeline's logs hold in Redis, from outside: streams, entries, payloads, memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A peer: its workers run inside a block that yields the function which enqueues rows. And how its rate is measured."""
+"""Define a peer, whose workers run in a block that yields a function which enqueues rows; measure the peer's rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Worker processes of a run: each in a process group of its own, so that nothing is left when the block ends."""
+"""Start the worker processes of a run, each in a process group of its own, so that none is left after the block."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def paused(started: list[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 def kill_group(process_id: int) -> None:
-    """Kill the process group of *process_id* with SIGKILL: nobody in it can clean up."""
+    """Kill the process group of *process_id* with SIGKILL: no process in it can clean up."""
     with suppress(ProcessLookupError):
         os.killpg(os.getpgid(process_id), signal.SIGKILL)
 

@@ -1,9 +1,9 @@
-"""What routing costs: ratios of times taken alternately in one run, on MariaDB with two replicas per shard.
+"""Measure what routing costs: ratios of times taken alternately in one run, on MariaDB with two replicas per shard.
 
     python -m benchmarks.reads [--rounds 2000]
 
-Each pair of figures is taken in turn, call by call, so that whatever else the machine does meets both alike. At the end
-every shard is also read alone: the slowest of them is what a select over all is measured against, by hand too.
+Each pair of figures is taken in turn, call by call, so that other load on the machine meets both alike. At the end
+every shard is also read alone: a select over all shards is compared with the slowest of them, by hand too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.turns import HEAD, Call, in_turn, median, report, timed
 SHARDS = 4
 #: Rows that a gathered select sorts on each shard.
 ROWS = 4000
-#: As if each server were some way off: then the cores of this machine are not what is measured, s.
+#: The delay of each server's answer, s: with it this machine's cores are not what is measured.
 WAIT_S = 0.02
 
 
@@ -57,7 +57,7 @@ def fill(rig: ReadRig) -> list[Any]:
 
 
 def single_row(rig: ReadRig, receipts: list[Any], rounds: int) -> None:
-    """A routed read of one row against the same pyDAL select on a plain DAL, on the same node."""
+    """Measure a routed read of one row against the same pyDAL select on a plain DAL, on the same node."""
     receipt = receipts[5]
     uri = rig.client.nodes.uri(f"{rig.shard_of(5)}-r0")
     plain = DAL(uri, migrate=False, check_reserved=None, driver_args={"autocommit": True})
@@ -78,7 +78,7 @@ def single_row(rig: ReadRig, receipts: list[Any], rounds: int) -> None:
 
 
 def routing(rig: ReadRig, rounds: int) -> None:
-    """The decision alone: no token, nothing asked. So many that one interruption of 1 ms does not make the p99."""
+    """Measure the decision alone, without a token: so often that one interruption of 1 ms does not make the p99."""
 
     def decide() -> None:
         with rig.client.read("sale", 5):
@@ -89,11 +89,11 @@ def routing(rig: ReadRig, rounds: int) -> None:
 
 
 def own_write(rig: ReadRig, rounds: int) -> None:
-    """A read of one's own write once it is applied, against the same read without a token.
+    """Measure a read of one's own applied write against the same read without a token.
 
-    What the token adds is all between the two: asking whether the replica has the write, waiting for it to come there,
-    and a connection's first look. Each of the two follows a write of its own at once: a second read right behind the
-    first would find server and caches awake (until 2026-11-24 12:30 it was done so, which cost ours 0.1 to 0.2 ms).
+    The difference is all that the token adds: a check whether the replica has the write, a wait for it, and a
+    connection's first query. Each of the two follows a write of its own at once. A second read right behind the first
+    would find server and caches warm; until 2026-11-24 12:30 that was so, at a cost of 0.1 to 0.2 ms for ours.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(2 * rounds):
@@ -105,7 +105,7 @@ def own_write(rig: ReadRig, rounds: int) -> None:
 
 
 def gathered(rig: ReadRig, rounds: int) -> None:
-    """A sorted page over all shards against each shard alone."""
+    """Measure a sorted page over all shards against each shard alone."""
     sale = rig.db.sale
     options = {"orderby": ~sale.qty | sale.customer, "limitby": (0, 20)}
 
@@ -137,12 +137,12 @@ def gathered(rig: ReadRig, rounds: int) -> None:
 
 
 def slowest(times: list[list[float]]) -> list[float]:
-    """Return the times of the slowest shard alone; the first are those of all together."""
+    """Return the times of the slowest shard alone; the first times are those of all shards together."""
     return max(times[1:], key=median)
 
 
 def statements(rig: ReadRig, query: Any, options: dict[str, Any]) -> dict[str, str]:
-    """Return what each shard's replica is asked for its part, by node."""
+    """Return by node the statement that each shard's replica runs for its part."""
     found = {}
     for shard in rig.client.topology.shards:
         with rig.client.read("sale", rig.customer_on(shard)) as db:

@@ -1,4 +1,4 @@
-"""A run as tables: for the terminal, for `docs/benchmarks.md`, and as JSON."""
+"""Print a run as tables: for the terminal, for `docs/benchmarks.md`, and as JSON."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def as_json(run: Run, facts: dict[str, str], when: datetime) -> dict[str, Any]:
     }
 
 
-#: Columns with numbers stand right in every table.
+#: Columns with numbers are right-aligned in every table.
 _NUMBERS = (1, 2)
 
 

@@ -1,10 +1,10 @@
-"""How long a replica that was stalled, stopped or frozen is still chosen: a shard with two replicas, probed as ever.
+"""Measure how long a stalled, stopped or frozen replica is still chosen, on a shard with two replicas and its prober.
 
     python -m benchmarks.rotation [--tries 10]
 
-A reader in this process asks all the time which replicas may serve it, and the clock runs from the fault until the
-broken one is none of them, however much lag is allowed. Each fault begins at other moments between two looks, one
-of them right after a look: while nothing is written, while something is now and then, and while writes flow.
+A reader in this process routes all the time. The clock runs from the fault until no read chooses the broken replica,
+however much lag is allowed. Each fault begins at other moments between two probes, one of them right after a probe:
+while nothing is written, with a write now and then, and while writes flow.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BROKEN = "s0-r1"
 FAULTS = ("stalled", "stopped", "frozen")
 #: The seconds between two batches of writes.
 LOADS = {"nothing is written": 1000.0, "a write now and then": 0.7, "writes flow": 0.05}
-#: The goal, s, and how long a reader looks on before he gives up.
+#: The goal, s, and how long a reader tries before it gives up.
 GOAL_S, PATIENCE_S = 2.0, 15.0
 
 
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def trial(one: Shard, link: Proxy, fault: str, phase: float) -> float:
-    """Break the replica at a moment between two looks; return after how many seconds nobody would choose it."""
+    """Break the replica at a moment between two probes; return after how many seconds no read would choose it."""
     until(lambda: serves(one), 120)
     told = one.client.health.reports()
     until(lambda: one.client.health.reports() is not told)
@@ -68,7 +68,7 @@ def trial(one: Shard, link: Proxy, fault: str, phase: float) -> float:
 
 
 def ways(one: Shard, link: Proxy) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
-    """Return how each fault is made and mended."""
+    """Return how each fault is made and repaired."""
     return {
         "stalled": (link.pause, link.resume),
         "stopped": (lambda: one.sql(BROKEN, "STOP SLAVE"), lambda: one.sql(BROKEN, "START SLAVE")),
@@ -80,13 +80,13 @@ def ways(one: Shard, link: Proxy) -> dict[str, tuple[Callable[[], object], Calla
 
 
 def serves(one: Shard) -> bool:
-    """Whether a read may go there, with another replica that is well."""
+    """Return whether a read may go to the replica, while another replica is well."""
     return one.report(BROKEN).state is NodeState.IN
 
 
 @contextmanager
 def writing(one: Shard, pause_s: float) -> Iterator[None]:
-    """Let batches be applied, so many seconds apart."""
+    """Apply batches, so many seconds apart."""
     applier = Applier("s0", one.client.nodes.primary("s0"), one.client.log, one.client.settings.apply)
     ended = threading.Event()
 

@@ -1,4 +1,4 @@
-"""The rows that every peer writes: one `purchase` table, the same values in the same order in every run."""
+"""Make the rows that every peer writes: one `purchase` table, the same values in the same order in every run."""
 
 from __future__ import annotations
 

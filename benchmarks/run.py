@@ -1,4 +1,4 @@
-"""One run: every peer and probe in turn; the pipeline and the best of each family three times, interleaved."""
+"""Run every peer and probe in turn; the pipeline and the best of each family three times, interleaved."""
 
 from __future__ import annotations
 

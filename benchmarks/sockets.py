@@ -1,4 +1,4 @@
-"""Which process holds a TCP connection, by its local port (Linux, /proc)."""
+"""Find which process holds a TCP connection, by its local port (Linux, /proc)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of a run on all primaries: create, empty, count, wait until it is full."""
+"""Create, empty and count the table of a run on all primaries, and wait until it is full."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pymysql
 from benchmarks.rows import CREATE_TABLE, TABLE
 from benchmarks.target import Target
 
-#: A count scans the table, so a poll may take at most this share of the time: counting must not slow the counted.
+#: The largest share of the time that polls may take: a count scans the table, and must not slow what it counts.
 _POLL_SHARE = 0.2
 _POLL_FIRST_S = 0.01
 

@@ -1,4 +1,4 @@
-"""Where a run writes: the primaries and the Redis that a `pipeline.toml` names.
+"""Connect to where a run writes: the primaries and the Redis that a `pipeline.toml` names.
 
 A run empties its table and several Redis databases, so only servers on loopback are accepted.
 """
@@ -20,7 +20,7 @@ from benchmarks.rows import TABLE, define_purchase
 
 #: Redis databases of the peers, apart from the pipeline's own (0 and 1 in a local cluster). Sixteen exist by default.
 CELERY_DATABASE, DRAMATIQ_DATABASE, HUEY_DATABASE, LPUSH_DATABASE = 12, 13, 14, 15
-#: No statement of a run takes longer; a server that hangs must end the run.
+#: The longest that a statement of a run may take: a server that hangs must end the run.
 TIMEOUT_S = 30
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -1,4 +1,4 @@
-"""Times of calls that are made in turn, and the table of what came of it."""
+"""Time calls that are made in turn, and print the table of their times."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The longest that a call, or a web request, waits while Redis or a database hangs, as a share of `[redis] timeout_s`.
+"""Measure the longest wait of a call or web request while Redis or a database hangs, as a share of `[redis] timeout_s`.
 
     python -m benchmarks.waits [--tries 10]
 
-Redis is behind a proxy that keeps every byte back from a chosen request on, with all connections open, or that lets
-each reply linger; so is a primary. What the disk takes to sync the spool's file is part of the time. Every op is in the
-log or in the spool afterwards, or the run fails.
+Redis is behind a proxy that holds back every byte from a chosen request on, with all connections open, or that delays
+each reply; so is a primary. The time to sync the spool's file to the disk counts. Every op is in the log or in the
+spool afterwards, or the run fails.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from pipeline.model.receipt import Receipt
 from pipeline.web.request import Request
 
 TIMEOUT_S = 0.25
-#: Below the time that a reply may take by itself, but three of them are longer than the whole.
+#: The delay of a reply, s: below what one reply may take, but three of them exceed the whole.
 LINGERING_S = 0.35 * TIMEOUT_S
 SPOOL = '[spool]\npath = "{}"\n'
 
 
 @dataclass
 class Ground:
-    """A deployment whose Redis and whose first primary hang when they are told to."""
+    """A deployment whose Redis and whose first primary hang on demand."""
 
     rig: Rig
     redis: Proxy
@@ -45,7 +45,7 @@ class Ground:
 
     @contextmanager
     def process(self, *, known: bool) -> Iterator[Client]:
-        """Give a client as a new process of the host has one; *known*: it has sent to both shards."""
+        """Return a client like that of a new process of the host; *known*: the client has sent to both shards."""
         proxies = {self.rig.port("redis"): self.redis.port, self.rig.port("s0"): self.database.port}
         spool = SPOOL.format(self.folder / "host.spool")
         made = Client(self.rig.config_through(proxies, spool, f"[redis]\ntimeout_s = {TIMEOUT_S}\n"))
@@ -61,7 +61,7 @@ class Ground:
             made.close()
 
     def mend(self) -> None:
-        """Let everything flow again."""
+        """Let all bytes pass again."""
         self.redis.delay_s = 0.0
         for proxy in (self.redis, self.database):
             proxy.resume()
@@ -79,7 +79,7 @@ def of_the_first(ground: Ground) -> int:
 
 
 def new_lineage(ground: Ground) -> None:
-    """Let Redis have forgotten its epochs, as another server has."""
+    """Delete Redis's epochs, as if Redis were another server."""
     for key in ground.rig.redis.scan_iter(match="*:epoch:*"):
         ground.rig.redis.delete(key)
 
@@ -113,7 +113,7 @@ def ground_in(folder: Path) -> Iterator[Ground]:
 
 
 def timed(call: Callable[[], Receipt | list[Receipt]]) -> float:
-    """Return what a call took; what it was given must be in the log or in the spool."""
+    """Return how long a call took, and check that its op is in the log or in the spool."""
     started = clock.mono_s()
     made = call()
     took_s = clock.mono_s() - started

@@ -1,14 +1,14 @@
-"""A POST that writes through the pipeline against the same POST with a pyDAL insert + commit: real web2py over HTTP.
+"""Compare a POST that writes through the pipeline with one that does a pyDAL insert and commit: web2py over HTTP.
 
     python -m benchmarks.web [--commit-ms 5] [--rates 10 50 100] [--seconds 60]
 
-The primaries take 5 ms for each commit, as one does that waits for a disk or for a semi-synchronous replica: MariaDB
-itself holds a commit back for others to join it (`binlog_commit_wait_usec`), and nothing else. Workers wait alike.
+The primaries take 5 ms for each commit, like one that waits for a disk or for a semi-synchronous replica. MariaDB
+itself holds a commit back so that others may join it (`binlog_commit_wait_usec`). Workers wait alike.
 
 Two applications have the same tables and the same action but for its one line, each in a server process of its own.
-They take turns of a few seconds; in each turn requests arrive by the same plan, and a time begins with the moment that
-was planned (see `benchmarks.arrivals`). First one user asks, and asks again when he has his answer. What the workers
-have to apply belongs to the pipeline's own turn: the other begins when they are done.
+They take turns of a few seconds. In each turn requests arrive by the same plan, and a time begins at the planned moment
+(see `benchmarks.arrivals`). First one user posts, again after each answer. What the workers have to apply belongs to
+the pipeline's own turn: the other turn begins when the workers are done.
 
 Exit code 1: the pipeline was slower, or rows are missing.
 """
@@ -28,9 +28,9 @@ from benchmarks.figure import percentile_figures
 from benchmarks.web_shop import WRITES, Shop, Users, median_commit_ms, rows_there, running, slow_commits
 
 RATES = (10.0, 50.0, 100.0)
-#: Of one application before the other has its turn: requests one after the other, or s of a plan.
+#: The length of a turn: requests one after the other, or s of a plan.
 ALONE, TURN_S = 100, 5.0
-#: Not counted, before all others: connections are opened, modules imported, caches filled.
+#: Requests before the first counted one: connections are opened, modules imported, caches filled.
 WARM_UP = 300
 USERS = 200
 APPLIED_S = 120
@@ -77,7 +77,7 @@ def measured(shop: Shop, users: dict[str, Users], given: argparse.Namespace) -> 
 
 
 def in_turns(shop: Shop, users: dict[str, Users], turns: int, ask: Callable[[Users, int], list[float]]) -> Times:
-    """Let the applications have their turns, the first of them in turn too, and return the times of each."""
+    """Let the applications take turns, each of them first in turn, and return the times of each."""
     times: Times = {name: [] for name in WRITES}
     for turn in range(turns):
         for name in sorted(WRITES, reverse=turn % 2 == 1):
@@ -87,7 +87,7 @@ def in_turns(shop: Shop, users: dict[str, Users], turns: int, ask: Callable[[Use
 
 
 def at_once(users: int) -> Callable[[Users, int], list[float]]:
-    """Return what lets so many users post, each again when he has his answer: as much as the server can take."""
+    """Return a function that lets so many users post, each again after its answer: as much as the server can take."""
 
     def ask(of: Users, turn: int) -> list[float]:
         with ThreadPoolExecutor(users) as pool:
@@ -108,7 +108,7 @@ def one_after_the_other(of: Users, count: int, user: int = 0) -> list[float]:
 
 
 def by_plan(rate: float) -> Callable[[Users, int], list[float]]:
-    """Return what lets users post at this rate, in each turn by another plan, which is the same for both."""
+    """Return a function that lets users post at this rate, in each turn by another plan, the same for both."""
     return lambda of, turn: times_of(plan_of(rate, TURN_S, seed=turn), lambda number: of.post(number % USERS))
 
 

@@ -1,4 +1,4 @@
-"""The two web2py applications that `benchmarks.web` compares, each in a process of its own, and their primaries."""
+"""Run the two web2py applications that `benchmarks.web` compares, each in a process of its own, and their primaries."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ COMMITS = 50
 
 
 class Users:
-    """The users of one application; each has a session of his own, and comes back with its cookie."""
+    """The users of one application; each has a session of its own, and returns with its cookie."""
 
     def __init__(self, name: str, site: Site):
         self.name, self.site = name, site
@@ -64,9 +64,9 @@ class Users:
 
 @contextmanager
 def running(folder: Path) -> Iterator[tuple[Shop, dict[str, Users]]]:
-    """Bring both applications up; the database of both is a shard's primary.
+    """Start both applications; the database of both is a shard's primary.
 
-    Each has a process of its own: what one imports, keeps in memory and does in threads is not the other's burden.
+    Each has a process of its own, so neither pays for what the other imports, keeps in memory and does in threads.
     """
     with shop_of(folder) as shop, ExitStack() as servers:
         users = {}
@@ -85,7 +85,7 @@ def running(folder: Path) -> Iterator[tuple[Shop, dict[str, Users]]]:
 
 @contextmanager
 def slow_commits(shop: Shop, by_ms: float) -> Iterator[None]:
-    """Let each commit on a primary take so much longer."""
+    """Delay each commit on a primary by so much."""
 
     def wait(count: int, usec: int) -> None:
         for shard in shop.rig.primaries:
@@ -99,7 +99,7 @@ def slow_commits(shop: Shop, by_ms: float) -> Iterator[None]:
 
 
 def median_commit_ms(shop: Shop) -> float:
-    """Return how long a commit takes now, from outside of web2py."""
+    """Return how long a commit takes now, measured outside of web2py."""
     db = DAL(shop.rig.primaries["s0"], migrate=False)
     times = []
     for _ in range(COMMITS):

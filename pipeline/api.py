@@ -263,8 +263,6 @@ def get_db(table: Any, shard_key: Any) -> Any:
 class Receipt(_Receipt):
     """A receipt; `Receipt.parse(text)` reads a printed one, for the configured pipeline."""
 
-    __slots__ = ()
-
     @classmethod
     def parse(cls, text: str, source: Any = None) -> _Receipt:
         """Read what `str(receipt)` wrote.

@@ -1,7 +1,7 @@
 """Test an application without servers: the whole pipeline in this process, its log in memory, its shards in SQLite.
 
-Nothing is a mock: ops pass the real door, are applied by the real applier, and rejected by a real database. Only the
-servers are missing, and what they do by themselves happens when the test says so: `drain`.
+Nothing is a mock: the real code builds ops, applies them, and a real database rejects them. Only the servers are
+missing, and what servers do by themselves happens when the test calls `drain`.
 """
 
 from __future__ import annotations
@@ -53,9 +53,15 @@ class Drained(NamedTuple):
 
 
 class Enqueued(NamedTuple):
-    """One row write that is or was in a log; `values` by field, as pyDAL would read them; expressions as trees.
+    """One row write that is or was in a log.
 
-    A `copy` keeps the version of a row: `where` is the condition on that row, and `source` its table.
+    Attributes:
+        kind: `insert`, `update`, `delete`, `upsert` or `copy`, which keeps the version of a row.
+        table: the table's name.
+        id: the row's id, where the op names one.
+        values: by field, as pyDAL would read them; expressions as trees.
+        where: the condition on the rows, as a tree.
+        source: of a copy, the table of the row.
     """
 
     kind: str
@@ -75,9 +81,9 @@ class Sandbox:
     """A deployment in this process.
 
     Attributes:
-        client: what the functions of `pipeline` stand for.
-        log: the log, which can be told to fail: see `memory.MemoryLog`.
-        bell: notes which shards were rung.
+        client: the client behind the functions of `pipeline`.
+        log: the log, which can be made to fail: see `oplog.memory.log.MemoryLog`.
+        bell: records which shards were rung.
     """
 
     def __init__(self, folder: Path, tables: Mapping[str, Mapping[str, Any]], shards: int, buckets: int):
@@ -94,7 +100,7 @@ class Sandbox:
             for shard in self.client.topology.shards
         }
         for shard in self.client.topology.shards:
-            # these files need not outlive a power cut
+            # these files need not survive a power cut
             self.client.nodes.primary(shard).query("PRAGMA synchronous=OFF")
         migrate(self.client)
         self.log.published = self._create
@@ -117,7 +123,11 @@ class Sandbox:
         return Drained(applied, rejected)
 
     def enqueued(self, table: Any = None) -> list[Enqueued]:
-        """Return every row write that was enqueued, applied or not, in order per bucket; groups as their members."""
+        """Return every row write that was enqueued, applied or not, in order per bucket; groups as their members.
+
+        Args:
+            table: a pyDAL table or its name; None for all tables.
+        """
         name = self.client.op_builder.table(table)._tablename if table is not None else None
         buckets = range(self.client.topology.buckets + 1)
         logs = self.log.read(dict.fromkeys(buckets, START), dict.fromkeys(buckets, 1_000_000))
@@ -133,32 +143,38 @@ class Sandbox:
             table: a pyDAL table or its name.
             values: fields whose names are words of Python or of this call.
             times: how many must match; by default at least one.
-            fields: the values to look for, in any form that the column takes.
+            fields: the values to find, in any form that the column accepts.
 
         Raises:
-            AssertionError: naming what was enqueued instead.
+            AssertionError: None matches; the message lists what was enqueued instead.
         """
-        gate = self.client.op_builder.gate(self.client.op_builder.table(table))
+        compiled = self.client.op_builder.plan(table).compiled
         wanted = {**(values or {}), **fields}
-        gate.known(wanted)
-        columns = gate.schema.columns
-        sought = {n: python_value(columns[gate.column_of[n]], gate.check[n](v)) for n, v in wanted.items()}
+        compiled.known(wanted)
+        columns = compiled.schema.columns
+        sought = {n: python_value(columns[compiled.column_of[n]], compiled.check[n](v)) for n, v in wanted.items()}
         every = self.enqueued(table)
-        found = [one for one in every if sought.items() <= _visible(one, gate.schema).items()]
+        found = [one for one in every if sought.items() <= _visible(one, compiled.schema).items()]
         if len(found) != times if times is not None else not found:
             shown = "".join(f"\n  {one}" for one in every[:20]) or "\n  nothing"
             more = f"\n  … and {len(every) - 20} more" if len(every) > 20 else ""
             count = "no write" if times is None else f"{len(found)} writes, not {times},"
-            raise AssertionError(f"{count} to {gate.schema.name!r} with {sought} was enqueued; there was{shown}{more}")
+            raise AssertionError(
+                f"{count} to {compiled.schema.name!r} with {sought} was enqueued; there was{shown}{more}"
+            )
         return found
 
     def rows(self, table: Any) -> list[dict[str, Any]]:
-        """Return a table's rows as they are in the shards, by id; a reference table's as they are in the first."""
+        """Return a table's rows as they are in the shards, by id; a reference table's as they are in the first.
+
+        Args:
+            table: a pyDAL table or its name.
+        """
         table = self.client.op_builder.table(table)
         topology, name = self.client.topology, table._tablename
         found = []
         for shard in topology.shards[:1] if topology.table(name).reference else topology.shards:
-            # what it refers to is defined too: pyDAL reads a reference by its table
+            # the tables that it refers to are defined too: pyDAL reads a reference by its table
             db = self.client.define_on(self.client.nodes.primary(shard).db, table)
             found += db(db[name], ignore_common_filters=True).select().as_list()
             db.rollback()

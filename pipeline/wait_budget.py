@@ -47,12 +47,16 @@ class WaitBudgets:
 
     Args:
         most_s: of one call, or of one request; `math.inf` where there is nowhere to go instead.
+
+    Attributes:
+        ended: called at the end of each thread that works aside: it closes what belongs to the thread.
     """
 
     def __init__(self, most_s: float):
         self.most_s = most_s
         self.hardly_s = most_s * HARDLY
         self.here = _Here()
+        self.ended: Callable[[], object] = lambda: None
 
     def budget(self) -> WaitBudget | None:
         """Return a whole budget; all calls of a web request share one. None: whoever has this patience never leaves."""
@@ -103,7 +107,6 @@ class WaitBudgets:
         work: Callable[[], _Result],
         *,
         late: Callable[[_Result], object] = lambda result: None,
-        ended: Callable[[], object] = lambda: None,
         share: float = 1.0,
         from_s: float = 0.0,
     ) -> _Result:
@@ -111,7 +114,6 @@ class WaitBudgets:
 
         Args:
             late: gets what comes when the caller has gone.
-            ended: called in the thread at its end: what belongs to it is to be closed.
             share: of what is left, for something that can be done without.
             from_s: what takes less is not counted.
 
@@ -125,7 +127,9 @@ class WaitBudgets:
         self.lasts()
         with self.spending(from_s):
             future: Future[_Result] = Future()
-            threading.Thread(target=perform, args=(work, future, ended), name="pipeline-aside", daemon=True).start()
+            threading.Thread(
+                target=perform, args=(work, future, self.ended), name="pipeline-aside", daemon=True
+            ).start()
             return waited(future, budget.left_s * share, late)
 
 

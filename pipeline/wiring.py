@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.settings import Settings, load
 from pipeline.config.topology import Topology
-from pipeline.enqueue.breaker import Breaker
 from pipeline.enqueue.dispatch import Dispatch
 from pipeline.enqueue.drain import Drainer
 from pipeline.enqueue.drain_thread import DrainThread
-from pipeline.enqueue.epochs import Lineage
+from pipeline.enqueue.epochs import raise_epoch
 from pipeline.enqueue.fallback import Fallback
-from pipeline.enqueue.idempotency import Keys
 from pipeline.enqueue.op_builder import OpBuilder
-from pipeline.enqueue.producers import Lost
+from pipeline.enqueue.producer import record_lost
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.receipt_status import Follower
+from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.row_ids import RowIds
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.oplog.contract import Log
@@ -32,7 +32,6 @@ from pipeline.reads.routing.accounting import Counters
 from pipeline.reads.routing.health_cache import HealthCache
 from pipeline.reads.routing.router import Router
 from pipeline.reads.token_cookie import Seal, shared_secret
-from pipeline.shard import ledger
 from pipeline.shard.nodes import Nodes
 from pipeline.spool.store import Spool
 from pipeline.wait_budget import WaitBudgets, require_threads
@@ -69,27 +68,27 @@ class Parts:
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
         self.health = health = HealthCache(self.log)
         self.nodes = Nodes(self.settings, health.takes_writes, health.unfit, health.reports)
-        self._breaker = Breaker(self.spool.waiting) if self.spool else Breaker()
-        definitions = SchemaPublisher(self.log, self.nodes, self.topology, self.spool, self._breaker, self.wait_budgets)
-        self.row_ids = RowIds(self.log, self.spool, self._breaker, self.wait_budgets)
+        self.wait_budgets.ended = self.nodes.close
+        self.away = RedisAway(self.spool, self.wait_budgets)
+        schemas = SchemaPublisher(self.log, self.nodes, self.topology, self.away)
+        self.row_ids = RowIds(self.log, self.away)
 
         def renewed() -> None:
-            definitions.republish()
+            schemas.republish()
             self.row_ids.renewed()
 
-        lineage = Lineage(self.log, self.nodes, renewed)
         self.publisher = Publisher(
             self.log,
             self.topology,
             self.bell,
-            lineage.raise_epoch,
-            self._record_lost,
-            wait_budgets=self.wait_budgets,
+            partial(raise_epoch, self.log, self.nodes, renewed),
+            partial(record_lost, self.nodes, self.topology),
+            away=self.away,
             renewed=renewed,
-            ended=self.nodes.close,
         )
-        self._through_spool(definitions)
-        self.op_builder = OpBuilder(self.topology, self.row_ids.new, definitions.publish, definitions.approve)
+        self.follower = Follower(self.topology, self.nodes, self.log, self.away.spool)
+        self._through_spool(schemas)
+        self.op_builder = OpBuilder(self.topology, self.row_ids, schemas)
         self._through_replicas()
         self._dispatch = Dispatch(self._fallback or self.publisher, self.follower, self.wait_budgets)
         self._define_lock = threading.Lock()
@@ -110,19 +109,16 @@ class Parts:
 
     # parts --------------------------------------------------------------------------------------------------
 
-    def _through_spool(self, definitions: SchemaPublisher) -> None:
+    def _through_spool(self, schemas: SchemaPublisher) -> None:
         """Wire the spool, where there is one."""
         self.drainer: Drainer | None = None
         self._drain_thread: DrainThread | None = None
         self._fallback: Fallback | None = None
         if self.spool is None:
-            self.follower = Follower(self.topology, self.nodes, self.log)
             return
-        self.follower = Follower(self.topology, self.nodes, self.log, self.spool.holds)
         self.drainer = Drainer(self.spool, self.publisher, self.log, self.nodes, self.topology)
-        self._drain_thread = DrainThread(self.spool, self.drainer, self._breaker)
-        keys = Keys(self.log, self._breaker)
-        self._fallback = Fallback(self.publisher, self.spool, self._breaker, self._drain_thread, definitions, keys)
+        self._drain_thread = DrainThread(self.spool, self.drainer, self.away)
+        self._fallback = Fallback(self.publisher, self.away, self._drain_thread, schemas)
 
     def _through_replicas(self) -> None:
         """Wire the reads."""
@@ -138,16 +134,7 @@ class Parts:
         return self.health.counters()
 
     def _shared_secret(self) -> str:
-        return shared_secret(self.log, self.spool, self.wait_budgets, lambda: self._breaker.open)
-
-    def _record_lost(self, lost: Lost) -> None:
-        bucket, producer, first, last = lost
-        for shard in self.topology.shards_of(bucket):
-            session = self.nodes.primary(shard)
-            with session.translated(), session.transaction():
-                applied = ledger.seen(session, [(bucket, producer)])[bucket, producer]
-                if applied < last:
-                    ledger.lose(session, [ledger.Loss(bucket, 0, producer, max(first, applied + 1), last)])
+        return shared_secret(self.log, self.spool, self.wait_budgets, lambda: self.away.open)
 
 
 def _spool_of(settings: Settings) -> Spool | None:

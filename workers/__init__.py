@@ -1,4 +1,4 @@
-"""The workers: `celery -A workers worker`, `celery -A workers flower`. No SQL here, only when and where it runs."""
+"""Make the Celery app of `celery -A workers worker` and `celery -A workers flower`; no SQL here."""
 
 from __future__ import annotations
 

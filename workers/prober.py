@@ -1,7 +1,7 @@
-"""Run the prober in the workers: every worker is ready, and the one that holds the lease probes the nodes.
+"""Run the prober in a thread of each worker; the worker that holds the lease probes the nodes.
 
-The prober has a thread of the worker's main process, which runs no tasks. The pool has forked before the thread starts,
-and a child that is forked later finds no connection of the prober in its own threads.
+The thread belongs to the worker's main process, which runs no tasks. The pool forks before the thread starts, and a
+child that is forked later has none of the thread's connections.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pipeline.oplog.redis.log import RedisLog
 from pipeline.reads.health.prober import PROBE_EVERY_S, Duty, Prober
 from pipeline.shard.nodes import Nodes
 
-#: How long a stopping worker waits for the probe at hand, s.
+#: How long a stopping worker waits for the current probes, s.
 STOP_S = 3.0
-#: How long Redis may take to answer the prober, s: less than its lease lasts.
+#: How long Redis may take to answer the prober, s: less than the prober's lease.
 READ_S = 0.5
 logger = logging.getLogger("pipeline.prober")
 
 
 class ProberStep(bootsteps.StartStopStep):
-    """A bootstep of the worker, which makes the prober's thread."""
+    """A bootstep of the worker that starts and stops the prober's thread."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -36,19 +36,19 @@ class ProberStep(bootsteps.StartStopStep):
         self._watch: Watch | None = None
 
     def start(self, parent: Any) -> None:
-        """Begin, once the pool has forked.
+        """Start the thread, once the pool has forked.
 
         Args:
-            parent: the worker.
+            parent: Celery's worker.
         """
         self._watch = Watch(load(), parent.app)
         self._watch.start()
 
     def stop(self, parent: Any) -> None:
-        """End, and let another worker take over.
+        """Stop the thread, so that another worker takes the lease.
 
         Args:
-            parent: the worker.
+            parent: Celery's worker.
         """
         if self._watch is not None:
             self._watch.stop()
@@ -57,7 +57,7 @@ class ProberStep(bootsteps.StartStopStep):
 
 
 class Watch:
-    """The thread."""
+    """The prober's thread."""
 
     def __init__(self, settings: Settings, app: Any):
         self._settings, self._app = settings, app
@@ -65,11 +65,11 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="pipeline-prober", daemon=True)
 
     def start(self) -> None:
-        """Start."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop after the probe at hand."""
+        """Stop the thread after the current probes."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(STOP_S)
@@ -87,12 +87,12 @@ class Watch:
         while not self._ended.wait(pause_s):
             try:
                 pause_s = duty.turn()
-            except Exception:  # the outermost loop: the thread must outlive whatever it meets
+            except Exception:  # the outermost loop: the thread goes on after any error
                 logger.exception("a probe failed")
                 pause_s = PROBE_EVERY_S
         duty.end()
         log.close()
 
     def _reconcile(self, shard: str) -> None:
-        """Have the new primary's watermarks compared with the logs at once: it may lack what the old one had."""
+        """Compare the new primary's watermarks with the logs at once: it may lack what the old one had."""
         self._app.send_task("pipeline.reconcile", kwargs={"shard": shard}, queue=queue_of(shard), expires=30)

@@ -1,11 +1,11 @@
-"""The sweeper: every worker looks, twice a second, for dirty shards that nobody has been rung for.
+"""Sweep twice a second in every worker: ring for dirty shards, start chores, drain this host's spool.
 
-It needs no beat process. It runs in the worker's own event loop, so it touches Redis only, with short time-outs; what
-takes longer becomes a task. The dirty set is only an index of the truth, so watermarks and logs are compared too.
+A dirty shard is rung for if its doorbell was lost. The dirty set is only an index of the truth, so a chore compares
+watermarks and logs too. No beat process is needed. The sweeper runs in the worker's own event loop, so it calls Redis
+only, with short time-outs; what takes longer becomes a task.
 
-A worker drains its host's spool: its web processes may all have gone.
-
-In a process of its own, so that neither the worker's event loop nor its fork is burdened by databases and files.
+A worker drains its host's spool, as all web processes of the host may be gone. The drain is a process of its own:
+databases and files burden neither the event loop nor the worker's forks.
 """
 
 from __future__ import annotations
@@ -29,21 +29,26 @@ from pipeline.spool.store import Spool
 
 logger = logging.getLogger("pipeline.sweeper")
 
+#: The time between two turns, s.
 SWEEP_S = 0.5
-#: A bucket that has been due for so long was forgotten by its bell, ms.
+#: A bucket that has been due for so long lost its doorbell, ms.
 DUE_MS = 700
-#: Chores of the whole deployment, done by whichever worker comes first: seconds between them.
+#: The time between two chores of the whole deployment, s; whichever worker comes first starts one.
 RECONCILE_S, TRIM_S = 30, 10
-#: The same for a look whether Redis is still the server that gave out the epochs, ms.
-LINEAGE_MS = 1000
-#: How long an epoch may wait for a worker to raise it, s; the look comes again before.
+#: The time between two checks of Redis, ms: whether it is the server that gave out the epochs, and its memory.
+LINEAGE_MS, MEMORY_MS = 1000, 1000
+#: How long a task that raises an epoch may wait for a worker, s; the check is repeated before.
 _RAISE_S = 30
-#: From this share of Redis's memory on nothing more is let in; the rest is for draining and for the broker.
+#: Above this share of Redis's memory no op is accepted; the rest is for draining and for the broker.
 FULL_SHARE = 0.70
+#: The time between two drains, s: while ops wait, and while sent ops are only kept.
+WAITING_S, KEPT_S = 2.0, 30.0
+#: How long one drain may take, s; the next one goes on.
+DRAIN_S = 60
 
 
 class Sweeper(bootsteps.StartStopStep):
-    """A bootstep of the worker."""
+    """A bootstep of the worker that sweeps on Celery's timer."""
 
     requires = ("celery.worker.components:Timer",)
 
@@ -53,12 +58,20 @@ class Sweeper(bootsteps.StartStopStep):
         self._sweep: Sweep | None = None
 
     def start(self, parent: Any) -> None:
-        """Begin to sweep, once a worker is up."""
+        """Begin to sweep, once a worker is up.
+
+        Args:
+            parent: Celery's worker.
+        """
         self._sweep = Sweep(load(), parent.app)
         self._timer = parent.timer.call_repeatedly(SWEEP_S, self._sweep.once)
 
     def stop(self, parent: Any) -> None:
-        """End sweeping."""
+        """End sweeping.
+
+        Args:
+            parent: Celery's worker.
+        """
         if self._timer is not None:
             self._timer.cancel()
         if self._sweep is not None:
@@ -66,7 +79,7 @@ class Sweeper(bootsteps.StartStopStep):
 
 
 class Sweep:
-    """What is done at each turn."""
+    """One worker's turns."""
 
     def __init__(self, settings: Settings, app: Any):
         redis = settings.redis
@@ -77,7 +90,7 @@ class Sweep:
         self._spool = HostDrain(settings)
 
     def once(self) -> None:
-        """Ring for what was forgotten, and hand out the chores that are due. Never raises."""
+        """Ring for what was lost, and start the chores that are due. Never raises."""
         try:
             for shard in self._shards:
                 ring, dirty = self._log.sweep(shard, due_ms=DUE_MS)
@@ -85,13 +98,13 @@ class Sweep:
                     self._bell.ring_now(shard, dirty)
                 self._chore("reconcile", shard, RECONCILE_S)
                 self._chore("trim", shard, TRIM_S)
-            self._spool.look()
+            self._spool.start_if_due()
             if self._log.claim("lineage", LINEAGE_MS):
-                self._look_at_epochs()
-            if self._log.claim("memory", 1000):
+                self._raise_epochs()
+            if self._log.claim("memory", MEMORY_MS):
                 share = self._log.memory_share()
                 self._log.set_full(f"Redis uses {share:.0%} of its memory" if share > FULL_SHARE else None)
-        except Exception as error:  # the outermost loop: a turn may fail, sweeping goes on
+        except Exception as error:  # the outermost loop: sweeping goes on after a failed turn
             logger.warning("sweep failed: %s: %s", type(error).__name__, error)
 
     def close(self) -> None:
@@ -99,30 +112,24 @@ class Sweep:
         self._log.close()
         self._spool.close()
 
-    def _look_at_epochs(self) -> None:
-        """Let epochs be raised that were given out on another server: a request may not have the time to."""
+    def _raise_epochs(self) -> None:
+        """Send a task for each epoch that another server gave out: a request may lack the time to raise it."""
         for scope in self._scopes.values():
             epoch, current, _ = self._log.epoch(scope.name)
             if not epoch or not current:
-                self._order("raise_epoch", scope.shards[0], _RAISE_S, scope=scope.name)
+                self._send("raise_epoch", scope.shards[0], _RAISE_S, scope=scope.name)
 
     def _chore(self, name: str, shard: str, every_s: int) -> None:
         if self._log.claim(f"{name}:{shard}", every_s * 1000):
-            self._order(name, shard, every_s, shard=shard)
+            self._send(name, shard, every_s, shard=shard)
 
-    def _order(self, name: str, to: str, within_s: int, **what: str) -> None:
-        """Send a task to the workers of shard *to*, to be begun within a time or not at all."""
+    def _send(self, name: str, to: str, within_s: int, **what: str) -> None:
+        """Send a task to the workers of shard *to*; it starts within *within_s* seconds or never."""
         self._app.send_task(f"pipeline.{name}", kwargs=what, queue=queue_of(to), expires=within_s, ignore_result=True)
 
 
-#: Between two drains, s: while ops wait, and to look after those that are kept.
-WAITING_S, KEPT_S = 2.0, 30.0
-#: What one drain may take, s; the next one goes on.
-DRAIN_S = 60
-
-
 class HostDrain:
-    """Starts `pipeline spool drain` when there is something to drain on this host."""
+    """Runs `pipeline spool drain` when there is something to drain on this host."""
 
     def __init__(self, settings: Settings):
         spool = settings.spool
@@ -130,28 +137,30 @@ class HostDrain:
         self._source = settings.source
         self._child: subprocess.Popen[bytes] | None = None
         self._next_s = 0.0
-        self._tend_s = 0.0
+        self._next_kept_s = 0.0
 
-    def look(self) -> None:
-        """Start a drain if one is due. Called while Redis answers."""
+    def start_if_due(self) -> None:
+        """Start a drain if one is due. Call this while Redis answers."""
         if self._spool is None or clock.mono_s() < self._next_s:
             return
         self._next_s = clock.mono_s() + WAITING_S
         if self._child is not None and self._child.poll() is None:
             return
-        if self._spool.waiting() or (clock.mono_s() >= self._tend_s and self._keeps()):
+        if self._spool.waiting() or self._keeps_ops(self._spool):
             logger.info("draining the spool %s", self._spool.path)
             command = [sys.executable, "-m", "pipeline", "spool", "drain", "--timeout", str(DRAIN_S)]
             environment = {**os.environ, "PIPELINE_CONFIG": self._source}
             self._child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
 
     def close(self) -> None:
-        """End the drain, wherever it is: the next one goes on."""
+        """End the drain, wherever it is; the next one goes on."""
         if self._child is not None and self._child.poll() is None:
             self._child.kill()
             self._child.wait(5)
 
-    def _keeps(self) -> bool:
-        self._tend_s = clock.mono_s() + KEPT_S
-        assert self._spool is not None
-        return self._spool.file.there and bool(self._spool.pairs())
+    def _keeps_ops(self, spool: Spool) -> bool:
+        """Return whether sent ops are kept; checked every `KEPT_S`."""
+        if clock.mono_s() < self._next_kept_s:
+            return False
+        self._next_kept_s = clock.mono_s() + KEPT_S
+        return spool.file.there and bool(spool.pairs())

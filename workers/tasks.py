@@ -1,4 +1,4 @@
-"""The tasks: names that Flower shows, bodies of a few lines."""
+"""Define the tasks: names that Flower shows, bodies of a few lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from workers.process import applier, process_client
 
 @app.task(name=APPLY_TASK)
 def apply(shard: str, ops: int = 1) -> dict[str, Any]:
-    """Apply one batch of a shard's ops; ring for what is left. *ops* were known to wait when the bell was rung."""
+    """Apply one batch of a shard's ops, and ring for what is left.
+
+    Args:
+        shard: the shard's name.
+        ops: how many were waiting when the doorbell was rung; Flower shows the number.
+
+    Returns:
+        What the batch did, for Flower.
+    """
     bell = process_client().bell
     outcome = applier(shard).apply(crowded=lambda waiting: bell.ring_now(shard, waiting))
     if outcome.ring:
@@ -21,21 +29,33 @@ def apply(shard: str, ops: int = 1) -> dict[str, Any]:
     return outcome.summary()
 
 
-# a dead primary is found out by failing on it once; the next try asks who is the primary now
+# a dead primary is noticed by one failure; the next try finds the primary of that moment
 @app.task(name="pipeline.reconcile", autoretry_for=(Unavailable,), max_retries=3, default_retry_delay=1)
 def reconcile_task(shard: str) -> dict[str, int]:
-    """Compare each watermark with its log's tail, and mark dirty what the dirty set has lost."""
+    """Compare each watermark with its log's tail, and mark dirty what the dirty set has lost.
+
+    Args:
+        shard: the shard's name.
+    """
     return {"found": upkeep.reconcile(process_client(), shard)}
 
 
 @app.task(name="pipeline.trim")
 def trim_task(shard: str) -> dict[str, int]:
-    """Delete from the logs what every node of the shard has, and what nobody asks for any more."""
+    """Delete from the logs what every node of the shard has, and forget old producers.
+
+    Args:
+        shard: the shard's name.
+    """
     return {"trimmed": upkeep.trim(process_client(), shard)}
 
 
 @app.task(name="pipeline.raise_epoch", autoretry_for=(Unavailable,), max_retries=3, default_retry_delay=1)
 def raise_epoch(scope: str) -> dict[str, int]:
-    """Raise the epoch of a scope whose server has changed, so that no request has to wait for it."""
+    """Raise the epoch of a scope whose server has changed, so that no request has to wait for it.
+
+    Args:
+        scope: the scope's name.
+    """
     publisher = process_client().publisher
     return {"epoch": publisher.epoch_of(publisher.scopes[scope])}

@@ -1,4 +1,4 @@
-"""Every peer, in the order of the table."""
+"""List every peer, in the order of the table."""
 
 from __future__ import annotations
 

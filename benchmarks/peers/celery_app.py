@@ -1,4 +1,4 @@
-"""The Celery worker of the peer "one task per write", with the settings that suit many small tasks best."""
+"""Configure the Celery worker of the peer "one task per write", with the settings that suit many small tasks best."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peer: one Celery task per write, prefork."""
+"""Run the peer with one Celery task per write, prefork."""
 
 from __future__ import annotations
 

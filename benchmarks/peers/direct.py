@@ -1,4 +1,4 @@
-"""Peers with no queue: a pyDAL insert and commit per row in the caller, and `executemany` as the limit."""
+"""Run peers with no queue: a pyDAL insert and commit per row in the caller, and `executemany` as the limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peer: one Dramatiq message per write."""
+"""Run the peer with one Dramatiq message per write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Dramatiq worker of the peer "one message per write", with the library's own defaults."""
+"""Configure the Dramatiq worker of the peer "one message per write", with the library's own defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Huey consumer of the peer "one task per write": no results stored, blocking pops."""
+"""Configure the Huey consumer of the peer "one task per write": no results stored, blocking pops."""
 
 from __future__ import annotations
 

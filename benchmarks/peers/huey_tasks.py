@@ -1,4 +1,4 @@
-"""Peer: one Huey task per write."""
+"""Run the peer with one Huey task per write."""
 
 from __future__ import annotations
 

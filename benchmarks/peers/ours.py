@@ -1,4 +1,4 @@
-"""This pipeline: enqueued in bulk or one by one, applied by `celery -A workers worker -c 2`."""
+"""Run this pipeline: enqueued in bulk or one by one, applied by `celery -A workers worker -c 2`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the tasks of every peer do: one pyDAL insert and its commit on the row's shard.
+"""Do what the tasks of every peer do: one pyDAL insert and its commit on the row's shard.
 
-A pyDAL connection belongs to a thread, so each thread of a worker opens its own when its first task comes.
+A pyDAL connection belongs to a thread, so each thread of a worker opens its own at its first task.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Everything that is measured besides the end-to-end rates, in the order of the table."""
+"""List everything that is measured besides the end-to-end rates, in the order of the table."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Probe: what one enqueue costs its caller, beside a bare LPUSH, Celery's `.delay()` and a pyDAL insert + commit.
+"""Measure what one enqueue costs its caller, beside a bare LPUSH, Celery's `.delay()` and a pyDAL insert + commit.
 
-All run in turn within one loop, so that whatever the machine does in the meantime hits all of them alike; the order
-changes with each turn, since a call is faster behind one that has just woken the same server.
+All calls run in turn within one loop, so that other load on the machine meets all of them alike. The order changes with
+each turn: a call is faster right after one that has just woken the same server.
 """
 
 from __future__ import annotations

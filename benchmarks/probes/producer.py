@@ -1,4 +1,4 @@
-"""Probe: how fast one process enqueues in bulk with no worker beside it, and what a queued op costs Redis."""
+"""Measure how fast one process enqueues in bulk without workers, and what a queued op costs Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probes: how long a bucket stands still after its worker was killed, and after its bell was lost."""
+"""Measure how long a bucket waits after its worker was killed, and after its doorbell was lost."""
 
 from __future__ import annotations
 

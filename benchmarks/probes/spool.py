@@ -1,4 +1,4 @@
-"""Probe: how many ops a host can spool while Redis is away: fsynced, one at a time, by threads, and in bulk."""
+"""Measure how many ops a host can spool while Redis is away: fsynced, one at a time, by threads, and in bulk."""
 
 from __future__ import annotations
 

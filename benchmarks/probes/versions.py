@@ -1,4 +1,4 @@
-"""Probe: what record versioning costs the workers: updates that keep a version beside updates that do not."""
+"""Measure what record versioning costs the workers: updates that keep a version beside updates that do not."""
 
 from __future__ import annotations
 

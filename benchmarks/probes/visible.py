@@ -1,4 +1,4 @@
-"""Probe: how long after its enqueue a row is visible on the primary when the pipeline is idle."""
+"""Measure how long after its enqueue a row is visible on the primary when the pipeline is idle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probe: whether a worker's memory stays flat over a million ops."""
+"""Measure whether a worker's memory stays flat over a million ops."""
 
 from __future__ import annotations
 

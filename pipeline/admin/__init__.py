@@ -1,1 +1,1 @@
-"""What an operator does: check, migrate, status, a local cluster."""
+"""Do what an operator does: migrate, check, adopt, trim, report the status."""

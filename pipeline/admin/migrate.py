@@ -1,7 +1,7 @@
-"""Create tables on every primary, shard by shard: the pipeline's own, and those that were published.
+"""Create what is missing on every primary, shard by shard: the pipeline's own tables, then the published ones.
 
-Creates only: tables, and indexes that a table lacks. Altering a column is not built yet. Running it twice changes
-nothing. Replicas follow by replication.
+Creates tables, and indexes that a table lacks; no column is altered. A second run changes nothing. Replicas follow by
+replication.
 """
 
 from __future__ import annotations
@@ -20,12 +20,18 @@ from pipeline.shard.ddl import create_index, create_table, indexes, own_name
 from pipeline.shard.session import NodeSession, brief
 from pipeline.shard.table_facts import bare_name
 
-#: An index on a large table takes its time, s.
+#: How long one statement may take, s: an index on a large table is slow.
 ALTER_S = 3_600
 
 
 class Step(NamedTuple):
-    """One statement on one shard."""
+    """One statement on one shard.
+
+    Attributes:
+        shard: the shard's name.
+        what: the table, index or buckets that the statement makes.
+        sql: the statement.
+    """
 
     shard: str
     what: str
@@ -33,7 +39,10 @@ class Step(NamedTuple):
 
 
 def migration_steps(pipeline: Client) -> Iterator[Step]:
-    """Return what is missing, in order: tables, indexes, and the watermark rows of each shard's buckets.
+    """Yield what is missing, in order: tables, indexes, and the watermark rows of each shard's buckets.
+
+    Args:
+        pipeline: its published definitions and its primaries are read.
 
     Raises:
         ShardUnavailable: a primary did not answer; nothing has been done.
@@ -58,11 +67,15 @@ def migration_steps(pipeline: Client) -> Iterator[Step]:
 def migrate(pipeline: Client, report: Callable[[Step], None] = lambda step: None) -> int:
     """Create what is missing and give each shard its buckets; return how many statements ran.
 
-    May be killed anywhere and run again: it looks at what is there, and does the rest.
+    A run may be killed anywhere and repeated: the next one does what is left.
+
+    Args:
+        pipeline: the deployment.
+        report: called with each step before it runs.
 
     Raises:
-        PipelineError: a bucket is active on another shard than the map says, or a primary does not answer: nothing is
-            changed then. Or a statement failed: the message says which, and which shards are finished.
+        PipelineError: a bucket is active on another shard than the configuration says, or a primary does not answer:
+            nothing is changed then. Or a statement failed: the message says which, and which shards are finished.
     """
     _refuse_moved(pipeline)
     steps = list(migration_steps(pipeline))
@@ -88,7 +101,11 @@ def migrate(pipeline: Client, report: Callable[[Step], None] = lambda step: None
 
 
 def own_tables(dialect: str) -> Iterator[tuple[str, str]]:
-    """Yield name and CREATE TABLE of each of the pipeline's own tables."""
+    """Yield name and CREATE TABLE of each of the pipeline's own tables.
+
+    Args:
+        dialect: `mysql` or `sqlite`.
+    """
     text = (files("pipeline.shard") / "sql" / f"tables.{dialect}.sql").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not line.startswith("--")]
     for sql in "\n".join(lines).split(";"):
@@ -97,7 +114,7 @@ def own_tables(dialect: str) -> Iterator[tuple[str, str]]:
 
 
 def _table(session: NodeSession, shard: str, schema: TableSchema, topology: Topology) -> Iterator[Step]:
-    """Yield what a published table lacks: all of it, or indexes that a killed migrate or a new rule left undone."""
+    """Yield what a published table lacks: all of it, or indexes that a killed run or a new rule left out."""
     name, dialect = bare_name(schema.rname or schema.name), session.dialect
     if not columns.columns_of(session, name):
         for sql in create_table(schema, topology, dialect):
@@ -120,7 +137,7 @@ def _stopped(shard: str, what: str, error: PipelineError, finished: list[str]) -
 
 
 def _refuse_moved(pipeline: Client) -> None:
-    """A bucket must be active on one shard only: two would apply its ops twice."""
+    """Raise if a bucket is active on two shards, as both would apply its ops."""
     for shard in pipeline.topology.shards:
         session = pipeline.nodes.primary(shard)
         if not columns.columns_of(session, "pipeline_watermarks"):

@@ -1,4 +1,4 @@
-"""Ask every node and Redis how far they are, all side by side; what does not answer in time is unknown."""
+"""Read how far every node and Redis are, side by side; what does not answer in time is unknown."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pipeline.oplog.redis.server_info import ANSWER_S
 from pipeline.shard import ledger_queries
 from pipeline.shard.session import brief
 
-#: Among the questions; no node can have this name.
+#: Redis's name among the nodes; no node can have it.
 _REDIS = "redis "
 
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """One node's answer: where its active buckets stand, and how many ops ended badly."""
+    """One node's answer: the watermarks of its active buckets, and how many ops were rejected or lost."""
 
     at_s: float
     marks: Mapping[int, Position]
@@ -33,11 +33,7 @@ class _Node:
 
 
 class Observer:
-    """Observes a deployment; from the second status on it knows rates.
-
-    Args:
-        settings: of the deployment.
-    """
+    """Reads the status of a deployment again and again; rates are known from the second time on."""
 
     def __init__(self, settings: Settings):
         self._topology, redis = Topology(settings), settings.redis
@@ -53,7 +49,7 @@ class Observer:
                 self._nodes[node] = partial(_ask, node, uri, primary=False)
 
     def look(self) -> Status:
-        """Ask everybody."""
+        """Ask every node and Redis at once, and return the status."""
         answers = ask_all({**self._nodes, _REDIS: lambda: RedisStatus(self._log.memory_share(), self._log.full())})
         redis = answers.pop(_REDIS)
         nodes = {name: found for name, found in answers.items() if not isinstance(found, RedisStatus)}
@@ -63,7 +59,7 @@ class Observer:
         shards = self._topology.shards
         queues: dict[str, Queue | PipelineError] = dict.fromkeys(shards, Queue(why=redis.why))
         if not redis.why:
-            # after the watermarks: what is applied meanwhile then counts as queued, and nothing as less than nought
+            # after the watermarks: an op applied in between counts as queued, and no count is below zero
             queues = ask_all({shard: partial(self._queue, shard, nodes[shard]) for shard in shards})
         rows = tuple(self._shard(shard, nodes, queues[shard], news) for shard in shards)
         return Status(clock.wall_ms(), redis, rows, news.reads if news is not None else None)
@@ -116,7 +112,7 @@ class Observer:
         if isinstance(replica, PipelineError):
             return ReplicaStatus(node, why=_why(node, replica))
         if isinstance(primary, PipelineError):
-            return ReplicaStatus(node, why="its primary does not answer, so its lag is not known")
+            return ReplicaStatus(node, why="its primary does not answer, so its lag is unknown")
         try:
             ops = self._between(replica.marks, primary.marks)
         except PipelineError as error:
@@ -134,7 +130,7 @@ class Observer:
             return None
 
     def _between(self, low: Mapping[int, Position], high: Mapping[int, Position]) -> int:
-        """Count the ops between two sets of watermarks."""
+        """Return how many ops lie between two sets of watermarks."""
         apart = {b: (low.get(b, START), top) for b, top in high.items() if top > low.get(b, START)}
         ops = sum(top.seq - bottom.seq for bottom, top in apart.values() if top.epoch == bottom.epoch)
         across = {b: pair for b, pair in apart.items() if pair[0].epoch != pair[1].epoch}

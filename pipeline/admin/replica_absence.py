@@ -1,10 +1,12 @@
-"""Replicas that are away: how long the log waits for them, and what becomes of one for which it no longer does.
+"""Measure how long replicas have been absent, and take one out of account once it has been absent for too long.
 
-A replica is away from the moment since which it has not reached what its primary had then, whether it does not answer
-or stands still. Time in which nobody looked does not count, and a lost note begins anew: not knowing never makes a
-node unfit. After `[apply] replica_away_s` it is recorded as unfit, in the primary's database first, and only then is
-anything trimmed that it lacks. It stays unfit until an operator says that it was rebuilt: its watermarks cannot tell,
-since a replica that was made to skip what it missed has newer ones all the same.
+A replica is absent since the last check at which it had caught up with the primary's previous position. It may be
+unreachable or merely stuck. Time without checks does not count, and a lost note starts the count again: missing
+knowledge never makes a node unfit.
+
+After `[apply] replica_away_s` the replica is recorded as unfit in the primary's database. Only then is the log trimmed
+of what the replica lacks. A replica stays unfit until an operator declares it rebuilt. Its watermarks prove nothing: a
+replica that skipped what it missed has newer ones all the same.
 """
 
 from __future__ import annotations
@@ -23,14 +25,20 @@ from pipeline.shard import ledger_queries
 from pipeline.shard.ledger import mark_fit, mark_unfit, unfit_nodes
 from pipeline.shard.session import NodeSession
 
-#: Upkeep looks every 10 s; a longer gap between two looks is time in which nobody looked, ms.
+#: Upkeep checks every 10 s; a longer gap between two checks does not count as absence, ms.
 GAP_MS = 60_000
 Marks = Mapping[int, Position]
 logger = logging.getLogger("pipeline.upkeep")
 
 
 class LastSeen(msgspec.Struct, frozen=True):
-    """What upkeep noted of a replica: when it was last with its primary, and what it has to reach to be so again."""
+    """What upkeep stores of a replica.
+
+    Attributes:
+        with_primary_ms: when the replica had last caught up, by the wall clock, less the time without checks.
+        looked_ms: when it was last checked.
+        target: the primary's watermarks then; a replica that has them has caught up.
+    """
 
     with_primary_ms: int
     looked_ms: int
@@ -38,15 +46,18 @@ class LastSeen(msgspec.Struct, frozen=True):
 
     @property
     def away_ms(self) -> int:
-        """For how long it has been away."""
+        """How long the replica has been absent, ms."""
         return self.looked_ms - self.with_primary_ms
 
 
 def look(before: LastSeen | None, now_ms: int, primary: Marks, replica: Marks | None) -> LastSeen:
-    """Return what to note after a look. Pure.
+    """Return what to store after a check. Pure.
 
     Args:
-        replica: its watermarks; None if it did not answer.
+        before: what the last check stored; None at the first.
+        now_ms: the wall clock.
+        primary: the primary's watermarks.
+        replica: the replica's watermarks; None if it did not answer.
     """
     start = Position(-1, -1)
     if before is None or (
@@ -59,9 +70,14 @@ def look(before: LastSeen | None, now_ms: int, primary: Marks, replica: Marks | 
 
 
 def fit_replicas(pipeline: Client, shard: str, primary: Marks) -> list[tuple[NodeSession, Marks | None]]:
-    """Return the replicas of a shard that count, each with its watermarks: None where it does not answer.
+    """Return the replicas of a shard that count, each with its watermarks: None for one that does not answer.
 
-    One that has been away for too long is recorded as unfit, and does not count from then on.
+    A replica that has been absent for too long is recorded as unfit, and does not count from then on.
+
+    Args:
+        pipeline: the deployment.
+        shard: the shard's name.
+        primary: the primary's watermarks.
     """
     session = pipeline.nodes.primary(shard)
     unfit, counting = unfit_nodes(session), []
@@ -83,10 +99,15 @@ def fit_replicas(pipeline: Client, shard: str, primary: Marks) -> list[tuple[Nod
 
 
 def declare_rebuilt(pipeline: Client, node: str, timeout_s: float = 30.0) -> None:
-    """Let a node count again that was unfit and has been rebuilt from its primary.
+    """Let an unfit node count again after it was rebuilt from its primary.
+
+    Args:
+        pipeline: the deployment.
+        node: the replica's name, such as `s0-r0`.
+        timeout_s: how long the replica may take to reach the primary's watermarks.
 
     Raises:
-        PipelineError: there is no such replica, it was not unfit, or it does not have what its primary has.
+        PipelineError: there is no such replica, it was not unfit, or it lacks what its primary has.
     """
     shard = next((name for name in pipeline.topology.shards if node in pipeline.nodes.names(name)), None)
     if shard is None:
@@ -108,7 +129,12 @@ def declare_rebuilt(pipeline: Client, node: str, timeout_s: float = 30.0) -> Non
 
 
 def why_unfit(node: str, since_ms: int) -> str:
-    """Say in a sentence what is wrong with an unfit node, and what to do."""
+    """Return a sentence that says what is wrong with an unfit node, and what to do.
+
+    Args:
+        node: the replica's name.
+        since_ms: when it had last caught up, by the wall clock.
+    """
     away_s = max(0, clock.wall_ms() - since_ms) // 1000
     return (
         f"it was last with its primary {away_s:,} s ago, and the log no longer keeps what it lacks:"

@@ -1,7 +1,7 @@
-"""Say how far each shard is, as values: what is queued, how old, how fast it is applied, how far its replicas are.
+"""Hold the status of a deployment as values: what is queued, how old, how fast it is applied, how far replicas are.
 
-What could not be asked is None, "unknown", and is never shown as nought. What readers know comes from Redis: the
-prober's report of each node, and how often each choice of a node was made.
+None means unknown: the server did not answer. An unknown number is never shown as zero. Also here: what the prober
+published about each node, and how often reads went to each node for each reason.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class ReplicaStatus:
 
     Attributes:
         lag_ops: ops that the primary has committed and the replica has not.
-        lag_ms: between the newest commits of ops that each of the two holds, by the primary's clock.
+        lag_ms: the time between the newest commits of ops that each of the two holds, by the primary's clock.
         why: why something is unknown.
-        state: what readers make of the replica, by its newest report.
-        reading_ms: the upper bound of its lag in that report.
-        age_ms: how long ago the report was published.
+        state: how readers treat the replica, by the prober's report.
+        reading_ms: the upper bound of its lag in the prober's report.
+        age_ms: the age of that report.
         unfit: why it is unfit, and what to do.
     """
 
@@ -45,10 +45,10 @@ class Queue:
     """A shard's part of the log.
 
     Attributes:
-        ops: behind the watermarks.
-        at_most: whether the watermarks are Redis' copy, which may be old: the primary did not answer.
-        oldest_ms: the age of the oldest; None where there is none.
-        dirty: buckets that are marked as having work.
+        ops: how many are behind the watermarks.
+        at_most: whether *ops* is an upper bound: the primary did not answer, and the watermarks are Redis' copy.
+        oldest_ms: the age of the oldest op; None where there is none.
+        dirty: how many buckets are marked as having work.
         why: why it is unknown.
     """
 
@@ -64,8 +64,8 @@ class ShardStatus:
     """One shard.
 
     Attributes:
-        rate: ops applied a second since the status before; None in the first one.
-        rejected, lost: ops, since ever.
+        rate: ops applied a second between two readings; None at the first.
+        rejected, lost: ops, since the tables were made.
         why: why something of the primary is unknown.
     """
 
@@ -80,7 +80,13 @@ class ShardStatus:
 
 @dataclass(frozen=True, slots=True)
 class RedisStatus:
-    """The log's server. `memory` is the used share of its limit, 0.0 without one; `full` why nothing is let in."""
+    """The log's server.
+
+    Attributes:
+        memory: the used share of its limit, 0.0 without a limit.
+        full: why no op is accepted; None while ops are accepted.
+        why: why it is unknown.
+    """
 
     memory: float | None = None
     full: str | None = None
@@ -99,7 +105,7 @@ class ReadCount:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The whole deployment at one moment. `reads` is None where Redis does not answer."""
+    """The whole deployment at one moment; `reads` is None where Redis does not answer."""
 
     at_ms: int
     redis: RedisStatus
@@ -108,7 +114,7 @@ class Status:
 
     @property
     def unknown(self) -> list[tuple[str, str]]:
-        """What did not answer, and why."""
+        """The name of each server that did not answer, and why."""
         lines = [("redis", self.redis.why)]
         for shard in self.shards:
             lines.append((shard.shard, shard.why))
@@ -124,12 +130,13 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class StatusNews:
-    """What Redis says of reads.
+    """What is published in Redis about reads.
 
     Attributes:
-        now_ms: its clock.
-        nodes: when each node's newest report was published, and the report.
-        unfit: the unfit nodes, and since when, by the wall clock, ms.
+        now_ms: Redis's clock.
+        nodes: by node: when the last report was published, and the report.
+        unfit: each unfit node, with the time at which it had last caught up, by the wall clock, ms.
+        reads: counts of all processes.
     """
 
     now_ms: int
@@ -139,10 +146,10 @@ class StatusNews:
 
 
 def news_of(log: RedisLog) -> StatusNews:
-    """Fetch what Redis says of reads.
+    """Read what is published about reads.
 
     Args:
-        log: has it.
+        log: a log over Redis.
 
     Raises:
         LogUnavailable: Redis does not answer.
@@ -156,11 +163,11 @@ def news_of(log: RedisLog) -> StatusNews:
 
 
 def with_news(replica: ReplicaStatus, news: StatusNews | None) -> ReplicaStatus:
-    """Return what is known of a replica, and what readers make of it.
+    """Return a replica's status with what is published about the replica.
 
     Args:
-        replica: as its shard's databases have it.
-        news: what Redis says; None: it does not answer.
+        replica: what the nodes themselves answered.
+        news: what is published; None where Redis does not answer.
     """
     if news is None:
         return replica

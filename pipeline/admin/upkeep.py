@@ -1,4 +1,4 @@
-"""Upkeep of a shard's logs, done by the workers: reconcile, trim, forget."""
+"""Reconcile the dirty set, trim logs and forget producers of one shard; workers run these chores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.enqueue.receipt_status import REMEMBERED_S
 from pipeline.model.op import Position
 from pipeline.shard import ledger, ledger_queries
 
-#: A shard without replicas keeps what it applied for so long: a dump of its primary may be that old.
+#: How long a shard without replicas keeps applied entries, s: a dump of its primary may be that old.
 FLOOR_S = 600
 logger = logging.getLogger("pipeline.upkeep")
 
@@ -21,27 +21,38 @@ logger = logging.getLogger("pipeline.upkeep")
 def reconcile(pipeline: Client, shard: str) -> int:
     """Mark dirty every bucket whose log goes beyond its watermark; return how many there are.
 
-    The dirty set is an index of this comparison, and can be wrong: a worker that committed to a primary which then
-    died has un-dirtied what the promoted node never saw.
+    The dirty set is an index of this comparison and can be wrong. A worker clears the mark after its commit. If the
+    primary dies then, the promoted node lacks the commit.
+
+    Args:
+        pipeline: the deployment.
+        shard: the shard's name.
     """
     found = ledger_queries.marks_of(pipeline.nodes.primary(shard))
     mine = {bucket: mark.position for bucket, mark in found.items() if mark.state == "active"}
     tails = pipeline.log.tails(mine)
     behind = unapplied(mine, tails)
     pipeline.log.mark_dirty(shard, behind)
-    _tell_of_others(pipeline, shard, mine, tails)
+    _report_other_deployments(pipeline, shard, mine, tails)
     return len(behind)
 
 
 def unapplied(marks: Mapping[int, Position], tails: Mapping[int, Position]) -> list[int]:
-    """Return the buckets whose log goes beyond their watermark: the truth of which the dirty set is an index."""
+    """Return the buckets whose log goes beyond their watermark.
+
+    Args:
+        marks: the shard's watermarks, by bucket.
+        tails: the last position in each bucket's log; a bucket without a log is left out.
+    """
     return [bucket for bucket, mark in marks.items() if bucket in tails and tails[bucket] > mark]
 
 
-def _tell_of_others(pipeline: Client, shard: str, mine: dict[int, Position], tails: dict[int, Position]) -> None:
-    """Log an error if a watermark is of a later epoch than this Redis gives out: who moved it has another Redis.
+def _report_other_deployments(
+    pipeline: Client, shard: str, mine: dict[int, Position], tails: dict[int, Position]
+) -> None:
+    """Log an error if a watermark has a later epoch than this Redis gives out: another Redis feeds the same shard.
 
-    A Redis that lost epochs is told from that: its epoch is not current any more, or was raised above all watermarks.
+    A Redis that lost its epochs is a different case: its epoch is not current any more, or is above all watermarks.
     """
     ahead = [bucket for bucket, mark in mine.items() if bucket in tails and tails[bucket].epoch < mark.epoch]
     epochs = {scope: pipeline.log.epoch(scope.name) for scope in {pipeline.publisher.scope_of(b) for b in ahead}}
@@ -58,7 +69,12 @@ def _tell_of_others(pipeline: Client, shard: str, mine: dict[int, Position], tai
 
 
 def trim(pipeline: Client, shard: str) -> int:
-    """Delete log entries behind the replicated watermark; return about how many."""
+    """Delete log entries behind the replicated watermark; return about how many.
+
+    Args:
+        pipeline: the deployment.
+        shard: the shard's name.
+    """
     behind = _replicated(pipeline, shard)
     primary = pipeline.nodes.primary(shard)
     with primary.translated(), primary.transaction():
@@ -88,7 +104,7 @@ def _on_every_node(pipeline: Client, shard: str) -> dict[int, Position]:
         return _as_of(pipeline, shard, lowest)
     for replica, there in counting:
         if there is None:
-            # it may come back and be promoted: keep everything it may still need
+            # the replica may return and be promoted: keep every entry that it may still need
             logger.warning("nothing is trimmed on %s while %s is away", shard, replica.node)
             return {}
         lowest = {b: min(p, there[b]) for b, p in lowest.items() if b in there}
@@ -96,7 +112,7 @@ def _on_every_node(pipeline: Client, shard: str) -> dict[int, Position]:
 
 
 def _as_of(pipeline: Client, shard: str, now: dict[int, Position]) -> dict[int, Position]:
-    """Return the watermarks as they were `FLOOR_S` ago, from notes in the log; note today's."""
+    """Return the watermarks of `FLOOR_S` ago, from notes in the log; add a note of today's."""
     text = json.dumps({bucket: str(position) for bucket, position in now.items()})
     noted = pipeline.log.note_marks(shard, clock.wall_ms(), text, older_than_ms=FLOOR_S * 1000)
     return {int(b): Position.parse(p) for b, p in json.loads(noted).items()} if noted else {}

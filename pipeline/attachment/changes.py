@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from pipeline.attachment.forms import changed
 from pipeline.client import Client
 from pipeline.dal.objects import conjuncts, op_name, pinned_values, real_name, rebuilt_on, with_filters
-from pipeline.enqueue.row_plans import Final
+from pipeline.enqueue.final_values import Final
 from pipeline.enqueue.version_copy import Archive
 from pipeline.errors import BadOp, ShardKeyError
 from pipeline.model.ids import carries_bucket
@@ -100,7 +100,7 @@ class Changes:
         field, new = self._table[self._key], values[self._key]
         named = bool(pinned_values(query, self._table, self._table._id.name))
         rows, rest = self._found(query, settle=not named), Final((n, v) for n, v in values.items() if n != self._key)
-        check = self._client().op_builder.gate(self._table).check[self._key]
+        check = self._client().op_builder.plan(self._table).compiled.check[self._key]
         if any(check(row.key) != check(new) for row in rows):
             raise ShardKeyError(
                 f"{self._table._tablename}.{self._key} is the shard key and cannot be changed: the row may live on "

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from pipeline.dal.objects import kind_of, real_name
-from pipeline.enqueue.row_plans import Final
+from pipeline.enqueue.final_values import Final
 from pipeline.errors import BadOp, BadValue
 from pipeline.model.receipt import Receipt
 from pipeline.model.values import python_value
@@ -44,15 +44,15 @@ def enqueue_form(form: Any, sink: Any, client: Callable[[], Any]) -> Receipt | N
     where = None if row_id is None else _place(table, record, client)
     if _is_delete(form):
         return sink.enqueue_delete(*where[0], **where[1]) if where else None
-    gate = client().op_builder.gate(table)
-    values = {name: _typed(gate, name, value) for name, value in _given(form).items()}
+    compiled = client().op_builder.plan(table).compiled
+    values = {name: _typed(compiled, name, value) for name, value in _given(form).items()}
     if where is None:
         receipt: Receipt = sink.enqueue_insert(table, values)
         form.vars["id"] = receipt.id
         return receipt
-    fields = differing(values, record, gate.check)
+    fields = differing(values, record, compiled.check)
     if fields:
-        fields.update(differing(_computed(table, record, values), record, gate.check))
+        fields.update(differing(_computed(table, record, values), record, compiled.check))
     return sink.enqueue_update(*where[0], dict(fields), **where[1]) if fields else None
 
 
@@ -108,13 +108,13 @@ def _counts(table: Any, name: str, posted: Mapping[str, Any]) -> bool:
     return field.type != table._id.type and not field.compute and (field.writable or name not in posted)
 
 
-def _typed(gate: Any, name: str, value: Any) -> Any:
+def _typed(compiled: Any, name: str, value: Any) -> Any:
     """Return a form's text as the value that it means, since `compute` looks at it; one ticked item as a list."""
-    column = gate.schema.columns[gate.column_of[name]]
+    column = compiled.schema.columns[compiled.column_of[name]]
     if column.kind.startswith("list:"):
         given = value if isinstance(value, list | tuple) else [value] if value else []
         value = [item for item in given if not is_blank(item)]
-    return python_value(column, gate.check[name](value))
+    return python_value(column, compiled.check[name](value))
 
 
 def _computed(table: Any, record: Any, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from pipeline.attachment.versions import (
     watch_enabling,
 )
 from pipeline.dal.objects import kind_of, real_name, reference_to
-from pipeline.enqueue.row_plans import Final
+from pipeline.enqueue.final_values import Final
 from pipeline.enqueue.version_copy import Archive
 from pipeline.errors import BadOp, Unavailable
 
@@ -60,7 +60,7 @@ def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:
         raise BadOp(f"attach takes a table of the DAL, such as db.purchase, not {type(table).__name__}")
     check_attachable(table, client().topology.table(real_name(table)))
     with suppress(Unavailable):  # a page that only reads must not fail for it; the first write asks again
-        client().op_builder.gate(table)
+        client().op_builder.plan(table)
 
     def take_archive(archive: Archive) -> None:
         client().op_builder.check_archive(table, archive)

@@ -1,4 +1,4 @@
-"""The `pipeline` command. Exit codes: 0 done, 1 found a fault or failed, 2 wrong usage."""
+"""Run the `pipeline` command. Exit codes: 0 done, 1 found a fault or failed, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ for command in (
 
 
 def main() -> None:
-    """Run the command; an error of ours is a sentence on stderr, not a traceback."""
+    """Run the command; print an error of ours as a sentence on stderr, without a traceback."""
     try:
         pipeline()
     except PipelineError as error:

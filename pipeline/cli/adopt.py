@@ -1,4 +1,4 @@
-"""`pipeline adopt`: what must change in an existing database, with the SQL; nothing is changed."""
+"""Run `pipeline adopt`: print what must change in an existing database, with the SQL; change nothing."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ def adopt_command(
     DATABASE is an address such as 'mysql:pymysql://app:${DB_PASSWORD}@db0/shop', or a shard of the configuration; by
     default its first shard. Reads in a session that refuses every write, and prints the SQL for you to run. Exits with
     1 if something must change.
+
+    \f
+
+    Args:
+        context: Click's context, for the exit code.
+        database: an address or a shard's name; None for the first shard.
+        config: see `options.config_option`.
+        shards: how many there shall be; None for the configured number.
+        as_json: whether to print JSON.
+        sql_only: whether to print the SQL alone.
     """
     from pipeline.admin.adopt import adopt as look
 
@@ -50,9 +60,9 @@ def adopt_command(
 
 
 def _target(database: str | None, config: str | None) -> tuple[str, int, Mapping[str, TableSettings]]:
-    """Return the address, the number of shards and the tables that are decided."""
+    """Return the address, the number of shards, and the tables that the configuration names."""
     if database and "://" in database:
-        # through the same door as a configuration's: ${NAME} is filled in, and a bad address is told without it
+        # read like a configuration's address: ${NAME} is filled in, and an error does not repeat a bad address
         alone = {"redis": {"url": "redis://unused.invalid"}, "shards": {"database": {"primary": database}}}
         uri = load(alone).shards["database"].primary
         if config is None:
@@ -75,7 +85,7 @@ def _show(advice: Advice) -> None:
         console.print(_table(advice))
     if advice.sql:
         console.print(Text("\n  The SQL, in order. With the application stopped, and after a backup:\n", style="bold"))
-        # never folded: it is there to be copied
+        # never folded: people copy it
         console.print(
             Syntax("\n".join(f"{sql};" for sql in advice.sql), "sql", background_color="default"), soft_wrap=True
         )

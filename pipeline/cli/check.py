@@ -1,4 +1,4 @@
-"""`pipeline check`: every fault at once, each with what to do about it."""
+"""Run `pipeline check`: print every fault at once, each with what to do about it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.admin.check import Verdict
 from pipeline.admin.check.finding import Finding
 from pipeline.cli.options import config_option
 
-#: Columns of what is no terminal.
+#: Columns where there is no terminal.
 PLAIN_WIDTH = 100
 _STYLES = {"error": "bold red", "warning": "yellow"}
 
@@ -26,6 +26,13 @@ def check_command(context: click.Context, config: str | None, as_json: bool) -> 
 
     Prints what is there and what to do: a statement, a setting or a command. An error keeps ops from being applied
     exactly; a warning is a risk. Exits with 1 if there is an error.
+
+    \f
+
+    Args:
+        context: Click's context, for the exit code.
+        config: see `options.config_option`.
+        as_json: whether to print JSON.
     """
     from pipeline.admin.check import check as look
 
@@ -68,7 +75,7 @@ def _show_one(console: Console, finding: Finding) -> None:
     for line in rest:
         line.rstrip()
         console.print(Text(" " * 10) + line)
-    # never folded: it is there to be copied
+    # never folded: people copy it
     arrow = "→" if wide else "->"
     console.print(Text.assemble(" " * 10, (f"{arrow} ", "dim"), (finding.fix, "cyan")), soft_wrap=True)
     console.print()

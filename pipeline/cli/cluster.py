@@ -1,16 +1,16 @@
-"""`pipeline cluster`: a local cluster, up in the background, and down again."""
+"""Run `pipeline cluster`: start a local cluster in the background, show it, and take it down."""
 
 from __future__ import annotations
 
 import json
 import signal
 from pathlib import Path
-from types import FrameType
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.cli.options import interrupt
 from pipeline.devcluster.cluster import Cluster
 from pipeline.devcluster.processes import log_path
 from pipeline.devcluster.state import ClusterFailed
@@ -36,9 +36,21 @@ def cluster() -> None:
 def up(
     directory: Path, engine: str, shards: int, replicas: int, workers: int, flower_port: int | None, buckets: int
 ) -> None:
-    """Start a cluster in an empty or new directory."""
+    """Start a cluster in an empty or new directory.
+
+    \f
+
+    Args:
+        directory: the cluster's directory.
+        engine: `embedded` or `mariadb`.
+        shards: how many primaries.
+        replicas: how many replicas each primary has.
+        workers: how many Celery workers.
+        flower_port: None for a free port when there are workers.
+        buckets: the number of buckets.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
     if flower_port is None and workers:
         flower_port = 0
     err = Console(stderr=True)
@@ -60,7 +72,7 @@ def up(
         out.print(_table(running))
         out.print(_next_commands(running), markup=False, highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
-        # Whoever interrupts before having been told of the cluster will not take it down.
+        # An interrupt before the cluster was printed: nobody would know how to take the cluster down.
         running.down()
         raise
 
@@ -70,7 +82,15 @@ def up(
 @click.option("--json", "as_json", is_flag=True, help="For programs; the pid of a dead process is null.")
 @click.pass_context
 def cluster_status(context: click.Context, directory: Path, as_json: bool) -> None:
-    """Show what runs; the exit code is 1 when a process is dead."""
+    """Show what runs; the exit code is 1 when a process is dead.
+
+    \f
+
+    Args:
+        context: Click's context, for the exit code.
+        directory: the cluster's directory.
+        as_json: whether to print JSON.
+    """
     try:
         running = Cluster.at(directory)
     except ClusterFailed as error:
@@ -91,7 +111,13 @@ def cluster_status(context: click.Context, directory: Path, as_json: bool) -> No
 @cluster.command()
 @directory_option
 def down(directory: Path) -> None:
-    """End every process and remove every file of a cluster."""
+    """End every process and remove every file of a cluster.
+
+    \f
+
+    Args:
+        directory: the cluster's directory.
+    """
     try:
         stopped = Cluster(directory.resolve()).down()
     except ClusterFailed as error:
@@ -118,7 +144,3 @@ def _next_commands(running: Cluster) -> str:
         f"pipeline cluster status --dir {running.directory}\n"
         f"pipeline cluster down --dir {running.directory}"
     )
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

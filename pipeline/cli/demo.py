@@ -1,18 +1,18 @@
-"""`pipeline demo`: the whole system on this machine with real data, and a checked result."""
+"""Run `pipeline demo`: the whole system on this machine with real data, and a checked result."""
 
 from __future__ import annotations
 
 import json
 import signal
 from pathlib import Path
-from types import FrameType
 
 import click
 from rich.console import Console
 
+from pipeline.cli.options import interrupt
 from pipeline.errors import PipelineError
 
-#: Fewer flights than this may not have one that is corrected and one that is cancelled.
+#: The fewest flights that surely have a corrected and a cancelled one among them.
 FEWEST_ROWS = 1_000
 
 
@@ -39,15 +39,25 @@ def demo(
 ) -> None:
     """Send a year of flights through the pipeline and check every row.
 
-    Starts two shards with a replica each, Valkey or Redis, two Celery workers and Flower on this machine, sends
-    inserts, updates, upserts and deletes, and compares counts and checksums on each shard with those of the file.
+    Starts two shards with a replica each, Valkey or Redis, two Celery workers and Flower on this machine. Sends
+    inserts, updates, upserts and deletes, then compares counts and checksums on each shard with those of the file.
     Exits with 0 only if all are equal. Everything is stopped and removed at the end, also on Ctrl-C.
+
+    \f
+
+    Args:
+        rows: how many flights; None for all.
+        engine: `embedded` or `mariadb`.
+        directory: the cluster's directory; None for a temporary one.
+        flower_port: None for a free port.
+        keep: whether the cluster stays up.
+        as_json: whether to print JSON.
     """
     from pipeline.demo.demo import run
     from pipeline.demo.screen import Screen
     from pipeline.demo.system import DemoOptions
 
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         summary = run(DemoOptions(engine, rows, directory, flower_port, keep), Screen(Console(stderr=as_json)))
     except PipelineError as error:
@@ -58,8 +68,3 @@ def demo(
         click.echo(json.dumps(summary.as_json(), indent=2))
     if summary.faults:
         raise SystemExit(1)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """Make SIGTERM clean up as Ctrl-C does."""
-    raise KeyboardInterrupt

@@ -1,21 +1,17 @@
-"""`pipeline migrate`: create the published tables and our own on every primary.
+"""Run what an operator does by hand: `pipeline migrate`, `rebuilt`, `outbox relay` and `spool`.
 
-`pipeline rebuilt`: an unfit replica was rebuilt, and may serve again.
-
-`pipeline outbox relay`: send what an application's outbox still holds.
-
-`pipeline spool`: what this host took in while Redis was away, and getting it into the logs by hand.
+`migrate` creates tables on every primary. `rebuilt` lets an unfit replica serve again. `outbox relay` sends what an
+application's outbox still holds. `spool` shows what this host took in while Redis was away, and sends it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pipeline import clock
 from pipeline.admin import migrate, replica_absence
@@ -37,6 +33,13 @@ def migrate_command(config: str | None, plan_only: bool, as_json: bool) -> None:
 
     Only what applications have published is created: pipeline.define_tables(db) publishes. Running it twice changes
     nothing, and after a failure or a kill it goes on where it stopped.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        plan_only: whether to print the SQL and change nothing.
+        as_json: whether to print JSON.
     """
     with opened(config) as pipeline:
         if plan_only:
@@ -49,8 +52,7 @@ def migrate_command(config: str | None, plan_only: bool, as_json: bool) -> None:
             if not steps:
                 click.echo("-- nothing is missing")
             return
-        told = None if as_json else lambda step: click.echo(f"{step.shard}: {step.what}")
-        done = migrate.migrate(pipeline, *filter(None, [told]))
+        done = migrate.migrate(pipeline) if as_json else migrate.migrate(pipeline, _show_step)
     if as_json:
         click.echo(json.dumps({"statements": done}))
     elif done:
@@ -59,13 +61,23 @@ def migrate_command(config: str | None, plan_only: bool, as_json: bool) -> None:
         click.echo("nothing was missing; all primaries are prepared")
 
 
+def _show_step(step: migrate.Step) -> None:
+    click.echo(f"{step.shard}: {step.what}")
+
+
 @click.command("rebuilt")
 @config_option
 @click.argument("node")
 def rebuilt_command(config: str | None, node: str) -> None:
-    """Say that NODE, which was away for too long, was rebuilt from its primary.
+    """Let NODE, which was away for too long, count again after it was rebuilt from its primary.
 
-    Waits until it has what its primary has now; then it serves reads, counts, and may be promoted again.
+    Waits until NODE has what its primary has now; then NODE serves reads and may be promoted again.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        node: the replica's name, such as `s0-r0`.
     """
     with opened(config) as pipeline:
         replica_absence.declare_rebuilt(pipeline, node)
@@ -74,7 +86,7 @@ def rebuilt_command(config: str | None, node: str) -> None:
 
 @click.group()
 def outbox() -> None:
-    """The table in an application's own database that keeps its ops until they are sent (mode outbox)."""
+    """Send ops that an application's own database keeps in a table (mode outbox)."""
 
 
 @outbox.command("relay")
@@ -86,6 +98,14 @@ def outbox_relay(config: str | None, uri: str, old: bool, as_json: bool) -> None
     """Send and delete the rows that requests have left: their process died, or Redis was away.
 
     Nothing is doubled: what was sent already is recognised for a day. Exit code 1 if older rows are left.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        uri: pyDAL's address of the application's own database.
+        old: whether to send rows that are older than 20 hours too.
+        as_json: whether to print JSON.
     """
     with opened(config) as pipeline:
         done = relay_rows(pipeline, uri, old=old)
@@ -107,13 +127,20 @@ def spool() -> None:
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def spool_status(config: str | None, as_json: bool) -> None:
-    """Show what is in this host's spool. Asks no server."""
+    """Show what is in this host's spool. Contacts no server.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        as_json: whether to print JSON.
+    """
     settings = load(config).spool
     if not settings.enabled:
         raise ConfigError(["[spool] is not enabled here: there is nothing to show"])
     found = Spool(Path(settings.path), settings.max_mb * 1_000_000).counts()
     if as_json:
-        click.echo(json.dumps(_told(settings.path, found)))
+        click.echo(json.dumps(_as_json(settings.path, found)))
         return
     click.echo(f"spool    {settings.path}")
     click.echo(f"waiting  {found.waiting} ops to be sent to Redis")
@@ -131,6 +158,14 @@ def drain(context: click.Context, config: str | None, timeout_s: float, as_json:
 
     Safe at any time and beside others that drain: nothing is doubled, the order is kept. Exits with 1 if something
     still waits.
+
+    \f
+
+    Args:
+        context: Click's context, for the exit code.
+        config: see `options.config_option`.
+        timeout_s: how long to drain.
+        as_json: whether to print JSON.
     """
     with opened(config) as pipeline:
         if pipeline.spool is None:
@@ -139,11 +174,11 @@ def drain(context: click.Context, config: str | None, timeout_s: float, as_json:
         columns = (TextColumn("draining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             bar = progress.add_task("draining", total=pipeline.spool.counts().waiting)
-            done = _drain(pipeline, timeout_s, lambda sent: progress.advance(bar, sent))
+            done = _drain(pipeline, timeout_s, progress, bar)
         left = pipeline.spool.counts()
     if as_json:
-        told = _told(str(pipeline.spool.path), left)
-        click.echo(json.dumps({**told, "sent": done.sent, "forgotten": done.forgotten, "why": done.why or None}))
+        found = _as_json(str(pipeline.spool.path), left)
+        click.echo(json.dumps({**found, "sent": done.sent, "forgotten": done.forgotten, "why": done.why or None}))
     else:
         click.echo(f"sent {done.sent} ops, forgot {done.forgotten}; {left.waiting} wait, {left.kept} are kept")
         if done.why:
@@ -152,12 +187,12 @@ def drain(context: click.Context, config: str | None, timeout_s: float, as_json:
         context.exit(1)
 
 
-def _drain(pipeline: Client, timeout_s: float, report: Callable[[int], None]) -> DrainResult:
-    """Drain until nothing waits, whoever does it."""
+def _drain(pipeline: Client, timeout_s: float, progress: Progress, bar: TaskID) -> DrainResult:
+    """Drain until nothing waits, whether this process or another sends it."""
     assert pipeline.drainer is not None
     total = DrainResult()
     for deadline in clock.polls(timeout_s, first_s=0.05, most_s=0.5):
-        done = pipeline.drainer.drain(max(deadline.left_s, 1.0), report=report)
+        done = pipeline.drainer.drain(max(deadline.left_s, 1.0), report=lambda sent: progress.advance(bar, sent))
         total.sent, total.why = total.sent + done.sent, done.why
         if done.empty:
             break
@@ -165,5 +200,5 @@ def _drain(pipeline: Client, timeout_s: float, report: Callable[[int], None]) ->
     return total
 
 
-def _told(path: str, found: Counts) -> dict[str, object]:
-    return {"path": path, "waiting": found.waiting, "kept": found.kept, "bytes": found.bytes}
+def _as_json(path: str, counts: Counts) -> dict[str, object]:
+    return {"path": path, "waiting": counts.waiting, "kept": counts.kept, "bytes": counts.bytes}

@@ -1,9 +1,10 @@
-"""What the subcommands share: the configuration option, and a client that is closed at the end."""
+"""Hold what commands share: the option for the configuration, a client that is closed, a signal that acts as Ctrl-C."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import click
 
@@ -18,9 +19,23 @@ config_option = click.option(
 
 @contextmanager
 def opened(config: str | None) -> Iterator[Client]:
-    """Yield a client of the configuration."""
+    """Yield a client, and close it at the end.
+
+    Args:
+        config: the path of the configuration; None for the default.
+    """
     client = Client(config)
     try:
         yield client
     finally:
         client.close()
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle a signal as Ctrl-C is handled, so that the command cleans up.
+
+    Args:
+        number: the signal's number.
+        frame: where the signal arrived; not used.
+    """
+    raise KeyboardInterrupt

@@ -1,6 +1,6 @@
-"""`pipeline status` and `pipeline top`: how far each shard is, once or live.
+"""Run `pipeline status` and `pipeline top`: print how far each shard is, once or live.
 
-Single keys, without Enter; the terminal is as it was afterwards.
+While `top` runs, the terminal gives single keys without Enter; its mode is restored at the end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,18 @@ from pipeline.cli.options import config_option
 from pipeline.cli.status_screen import lines, screen
 from pipeline.config.settings import load
 
-#: Between two looks, s: long enough for a rate, short enough for a person who waits.
+try:
+    import termios
+    import tty
+
+    _POSIX = True
+except ImportError:  # Windows
+    _POSIX = False
+
+#: Waits so many seconds for a key, and returns the key, or nothing.
+Pressed = Callable[[float], str]
+
+#: The time between two looks, s: long enough for a rate, short enough for a waiting person.
 APART_S = 1.0
 
 
@@ -32,7 +43,14 @@ APART_S = 1.0
 def status_command(context: click.Context, config: str | None, as_json: bool) -> None:
     """Show what is queued, how fast it is applied, and how far the replicas are.
 
-    Takes a second, to see a rate. What a server does not tell is shown as unknown, and then the exit code is 1.
+    Takes a second, to measure a rate. If a server does not answer, its values are unknown, and the exit code is 1.
+
+    \f
+
+    Args:
+        context: Click's context, for the exit code.
+        config: see `options.config_option`.
+        as_json: whether to print JSON.
     """
     console = Console()
     with _observer(config) as observer:
@@ -54,7 +72,14 @@ def status_command(context: click.Context, config: str | None, as_json: bool) ->
 @config_option
 @click.option("--every", "every_s", type=click.FloatRange(0.2, 60), default=APART_S, show_default=True, help="Seconds.")
 def top(config: str | None, every_s: float) -> None:
-    """Show the status live, until q or Ctrl-C; on what is no terminal, as lines of text."""
+    """Show the status live, until q or Ctrl-C; without a terminal, as lines of text.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        every_s: seconds between two looks.
+    """
     console = Console()
     with _observer(config) as observer, keyboard() as pressed:
         try:
@@ -84,21 +109,9 @@ def _observer(config: str | None) -> Iterator[Observer]:
         observer.close()
 
 
-try:
-    import termios
-    import tty
-
-    _POSIX = True
-except ImportError:  # Windows
-    _POSIX = False
-
-#: Waits so many seconds for a key, and returns it, or nothing.
-Pressed = Callable[[float], str]
-
-
 @contextmanager
 def keyboard() -> Iterator[Pressed]:
-    """Yield what waits for a key; it only waits where no terminal is at the other end."""
+    """Yield a function that waits for a key; where there is no terminal, it waits and returns no key."""
     if not (_POSIX and sys.stdin.isatty()):
         yield _wait
         return

@@ -1,6 +1,6 @@
-"""How a status looks: a table on a terminal, a line per shard and per replica anywhere else.
+"""Show a status: a table on a terminal, a line per shard and per replica anywhere else.
 
-Reads by node and reason, as a table: `pipeline status` and the demo show it alike.
+The table of reads by node and reason is the demo's too.
 """
 
 from __future__ import annotations
@@ -16,14 +16,24 @@ from pipeline.admin.status import Queue, ReplicaStatus, ShardStatus, Status
 from pipeline.reads.health.report import NodeState
 
 UNKNOWN = "unknown"
-#: An op that is older than this, or a replica further behind, deserves a look, ms.
+#: The age of an op, or the lag of a replica, from which on it is highlighted, ms.
 LATE_MS = 5_000
 #: States that are too long for the table.
 _SHORT = {NodeState.UNKNOWN: "?", NodeState.NO_PROBER: "?", NodeState.NO_READING: "none"}
+#: Any answer but a plain success is highlighted.
+_STYLES = {"replica": "green", "primary": "", "stale": "yellow", "error": "bold red"}
+#: By kind of answer, its words.
+_WORDS = {"replica": "replica", "primary": "primary", "stale": "stale, marked", "error": "refused"}
 
 
 def screen(status: Status, encoding: str, *, live: bool = False) -> RenderableType:
-    """Return the table, and below it what is wrong."""
+    """Return the table, and below it what is wrong.
+
+    Args:
+        status: what to show.
+        encoding: the terminal's; without UTF-8 signs are ASCII.
+        live: whether to say how to end.
+    """
     parts: list[RenderableType] = [Text(), _head(status), Text(), _table(status, encoding), Text()]
     if (reads := _reads(status)) is not None:
         parts += [reads, Text()]
@@ -34,7 +44,7 @@ def screen(status: Status, encoding: str, *, live: bool = False) -> RenderableTy
     if status.redis.full is not None:
         parts.append(Text.assemble(("  full ", "bold red"), f"nothing is let in: {status.redis.full}"))
     if refused := sum(shard.rejected or 0 for shard in status.shards):
-        parts.append(Text(f"  {refused:,} ops were refused for good: pipeline_rejects tells why", style="yellow"))
+        parts.append(Text(f"  {refused:,} ops were refused for good: pipeline_rejects says why", style="yellow"))
     if lost := sum(shard.lost or 0 for shard in status.shards):
         parts.append(Text(f"  {lost:,} ops were lost by Redis: pipeline_lost names them", style="bold red"))
     if live:
@@ -45,7 +55,11 @@ def screen(status: Status, encoding: str, *, live: bool = False) -> RenderableTy
 
 
 def lines(status: Status) -> Iterator[str]:
-    """Yield the status as plain lines of key=value."""
+    """Yield the status as plain lines of key=value.
+
+    Args:
+        status: what to show.
+    """
     redis = status.redis
     memory = UNKNOWN if redis.memory is None else f"{redis.memory:.0%}" if redis.memory else "unlimited"
     full = UNKNOWN if redis.why else "no" if redis.full is None else f"yes ({redis.full})"
@@ -68,6 +82,26 @@ def lines(status: Status) -> Iterator[str]:
         yield f"{UNKNOWN}: {name}: {why}"
     for name, why in _unfit(status):
         yield f"unfit: {name}: {why}"
+
+
+def reads_table(counts: Iterable[tuple[str, str, str, int]]) -> Table:
+    """Return a table of reads.
+
+    Args:
+        counts: (node, kind, reason, reads).
+    """
+    rows = sorted(counts)
+    total = sum(reads for *_, reads in rows)
+    table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
+    for name in ("reads on", "answer", "reason"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("reads", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    for node, kind, reason, reads in rows:
+        style = _STYLES.get(kind, "")
+        answer = Text(_WORDS.get(kind, kind), style=style)
+        table.add_row(Text(node), answer, Text(reason), Text(f"{reads:,}"), Text(f"{reads / total:.1%}", style="dim"))
+    return table
 
 
 def _unfit(status: Status) -> list[tuple[str, str]]:
@@ -129,7 +163,7 @@ def _replica_cells(replica: ReplicaStatus | None) -> list[Text]:
 
 
 def _reading_cell(replica: ReplicaStatus) -> Text:
-    """What readers go by: the prober's bound, or why there is none."""
+    """Return what readers go by: the upper bound of the lag, or why there is none."""
     if replica.state is NodeState.IN and replica.reading_ms is not None and replica.age_ms is not None:
         bound_ms = replica.reading_ms + replica.age_ms
         return Text(f"< {_ms(bound_ms)}", style="yellow" if bound_ms > LATE_MS else "green")
@@ -137,7 +171,7 @@ def _reading_cell(replica: ReplicaStatus) -> Text:
 
 
 def _reads(status: Status) -> RenderableType | None:
-    """Return the reads of all processes by node and reason, the commonest first."""
+    """Return the reads of all processes by node and reason."""
     if not status.reads:
         return None
     return reads_table([(one.node, one.kind, one.reason, one.reads) for one in status.reads])
@@ -174,25 +208,3 @@ def _ms(ms: int | None) -> str:
 
 def _clock(at_ms: int) -> str:
     return f"{datetime.fromtimestamp(at_ms / 1000):%H:%M:%S}"
-
-
-#: What is no plain success stands out.
-_STYLES = {"replica": "green", "primary": "", "stale": "yellow", "error": "bold red"}
-#: What became of a read, in words.
-_WORDS = {"replica": "replica", "primary": "primary", "stale": "stale, marked", "error": "refused"}
-
-
-def reads_table(counts: Iterable[tuple[str, str, str, int]]) -> Table:
-    """Return the table of (node, kind, reason, reads)."""
-    rows = sorted(counts)
-    total = sum(reads for *_, reads in rows)
-    table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
-    for name in ("reads on", "answer", "reason"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("reads", justify="right", no_wrap=True)
-    table.add_column("share", justify="right", no_wrap=True)
-    for node, kind, reason, reads in rows:
-        style = _STYLES.get(kind, "")
-        answer = Text(_WORDS.get(kind, kind), style=style)
-        table.add_row(Text(node), answer, Text(reason), Text(f"{reads:,}"), Text(f"{reads / total:.1%}", style="dim"))
-    return table

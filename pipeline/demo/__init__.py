@@ -1,1 +1,1 @@
-"""The demo: a year of flights through the whole system."""
+"""Send a year of flights through the whole system, and check every row."""

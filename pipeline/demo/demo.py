@@ -1,4 +1,4 @@
-"""The demo, scene by scene: real rows go in as four kinds of write, and what comes out is compared with the file."""
+"""Play the demo, scene by scene: send real rows as four kinds of write, and compare the shards with the file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.clock import mono_s, sleep_s
 from pipeline.demo import data
 from pipeline.demo.data import COLUMNS, Correction, Dataset, find_dataset, shard_key
 from pipeline.demo.meter import LOOK_S, Meter
-from pipeline.demo.reads import Mixed, Reading, read_mixed, read_own_write
+from pipeline.demo.reads import Mixed, OwnWrite, read_mixed, read_own_write
 from pipeline.demo.screen import Screen
 from pipeline.demo.summary import Summary
 from pipeline.demo.system import DemoOptions, System, require_server, running_system
@@ -16,12 +16,16 @@ from pipeline.demo.traffic import Traffic
 from pipeline.demo.verify import Comparison, compare, expected_fingerprints
 from pipeline.errors import PipelineError, WaitTimeout
 
-#: Seconds without one op applied after which the demo gives up: thirty times the longest stall of a killed worker.
+#: The demo gives up after so long without an applied op, s: thirty times the longest stall of a killed worker.
 STALL_S = 60.0
 
 
 def run(options: DemoOptions, screen: Screen) -> Summary:
-    """Start a system, play the demo on it, and stop it (unless it is to be kept).
+    """Start a system, play the demo on it, and stop it, unless it is kept.
+
+    Args:
+        options: what the user chose.
+        screen: shows each scene.
 
     Raises:
         DemoDataMissing: something of the `demo` extra is not installed; nothing was started.
@@ -49,7 +53,17 @@ def run(options: DemoOptions, screen: Screen) -> Summary:
 
 
 def play(system: System, dataset: Dataset, screen: Screen, engine: str) -> Summary:
-    """Play all scenes on a running system and return what came of it."""
+    """Play all scenes and return what came of them.
+
+    Args:
+        system: a running system.
+        dataset: the flights, planes and weather to send.
+        screen: shows each scene.
+        engine: the engine's name, for the summary.
+
+    Raises:
+        WaitTimeout: the workers stopped applying.
+    """
     with closing(data.define()) as db:
         with screen.scene("Tables") as say:
             system.create_tables(db)
@@ -58,7 +72,7 @@ def play(system: System, dataset: Dataset, screen: Screen, engine: str) -> Summa
         traffic = Traffic(system.pipeline, db, meter)
         flight = _send(traffic, dataset, screen)
         ops, seconds = meter.enqueued, mono_s() - meter.started_s
-        reading = _read(traffic, flight, screen)
+        own_write = _read_own_write(traffic, flight, screen)
         mixed = _read_mixed(system, traffic, flight, screen)
         comparisons = _check(system, dataset, screen)
     return Summary(
@@ -70,14 +84,14 @@ def play(system: System, dataset: Dataset, screen: Screen, engine: str) -> Summa
         single_p50_us=meter.quantile_us(0.50),
         single_p99_us=meter.quantile_us(0.99),
         flower_url=system.flower_url,
-        reading=reading,
+        own_write=own_write,
         mixed=mixed,
         comparisons=tuple(comparisons),
     )
 
 
 def _send(traffic: Traffic, dataset: Dataset, screen: Screen) -> Correction:
-    """Send everything and wait until it is applied; return one correction that was held back."""
+    """Send everything and wait until it is applied; return one correction that was not sent."""
     meter = traffic.meter
     with screen.bars(meter) as move:
         traffic.tick = lambda: meter.look() and move(_total(traffic, dataset))
@@ -106,7 +120,7 @@ def _send(traffic: Traffic, dataset: Dataset, screen: Screen) -> Correction:
 
 
 def _drain(traffic: Traffic) -> None:
-    """Wait for the workers as long as they advance; the barrier has the last word."""
+    """Wait while the workers advance; the barrier then proves that every op is applied."""
     meter = traffic.meter
     seen, moved_s = meter.applied, mono_s()
     while not meter.caught_up:
@@ -121,18 +135,18 @@ def _drain(traffic: Traffic) -> None:
     meter.settle()
 
 
-def _read(traffic: Traffic, flight: Correction, screen: Screen) -> Reading:
+def _read_own_write(traffic: Traffic, flight: Correction, screen: Screen) -> OwnWrite:
     with screen.scene("Read") as say:
-        reading = read_own_write(traffic, flight)
-        say(f"one's own write at once, served by {reading.node} ({reading.role})", well=reading.true)
-    return reading
+        own_write = read_own_write(traffic, flight)
+        say(f"one's own write at once, served by {own_write.node} ({own_write.role})", well=own_write.true)
+    return own_write
 
 
 def _read_mixed(system: System, traffic: Traffic, flight: Correction, screen: Screen) -> Mixed:
     with screen.scene("Reads") as say:
         mixed = read_mixed(system, traffic, flight)
         traffic.pipeline.barrier("flight", timeout_s=STALL_S)
-        say(f"{mixed.reads} reads, some while a replica stands still: {mixed.wrong} wrong", well=not mixed.wrong)
+        say(f"{mixed.reads} reads, some while a replica is held up: {mixed.wrong} wrong", well=not mixed.wrong)
     return mixed
 
 
@@ -143,7 +157,7 @@ def _check(system: System, dataset: Dataset, screen: Screen) -> list[Comparison]
         say(f"computed from the file alone what must be there: {rows:,} rows")
     with screen.scene("Check") as say, screen.pages("check", rows) as tick:
         keys = (shard_key("plane", plane) for plane in dataset.rows("plane"))
-        comparisons = compare(expected, system.primary(keys), tick)
+        comparisons = compare(expected, system.primaries(keys), tick)
         equal = sum(comparison.equal for comparison in comparisons)
         words = f"{equal} of {len(comparisons)} counts and checksums equal, each table on each shard"
         say(words, well=equal == len(comparisons))

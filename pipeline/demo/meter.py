@@ -1,59 +1,63 @@
-"""The meter: how many ops were enqueued, how many are applied, and how long a single enqueue takes.
+"""Count how many ops were enqueued, how many are applied, and how long a single enqueue takes.
 
-What is applied is told by receipts: one in about a thousand is a milestone, and the oldest that is still queued is
-asked for its status. Buckets advance side by side, so the number is exact only at the end, after the barrier.
+Receipts tell what is applied. About one in a thousand is a milestone, and the oldest queued milestone's status is read.
+Buckets advance side by side, so the number is exact only at the end, after the barrier.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import deque
-from typing import Protocol
 
 from pipeline.clock import mono_s
+from pipeline.model.receipt import Receipt
 
-#: Ops between two milestones. At 50,000 ops/s that is 50 status calls a second at most.
+#: Ops between two milestones: at 50,000 ops/s that makes at most 50 status calls a second.
 MILESTONE_OPS = 1_000
-#: Time between two looks, in seconds. The eye needs no more, and each look costs a query or two.
+#: Time between two looks, s: the eye needs no more, and each look costs a query or two.
 LOOK_S = 0.25
 
 _PENDING = frozenset({"queued", "spooled"})
 
 
-class MeteredReceipt(Protocol):
-    """What the meter asks of a receipt."""
-
-    def status(self) -> str: ...  # noqa: D102
-
-
 class Meter:
-    """Counts of a run."""
+    """Counts of a run.
+
+    Attributes:
+        enqueued, applied: ops so far.
+        started_s: when the run began, by the monotonic clock.
+    """
 
     def __init__(self) -> None:
         self.enqueued = self.applied = 0
         self.started_s = mono_s()
         self._single_s = array("d")
-        self._milestones: deque[tuple[int, MeteredReceipt]] = deque()
+        self._milestones: deque[tuple[int, Receipt]] = deque()
         self._last_milestone = 0
         self._looked_s = 0.0
 
-    def sent(self, receipt: MeteredReceipt, ops: int = 1) -> None:
-        """Count *ops* as enqueued; *receipt* is that of the last."""
+    def sent(self, receipt: Receipt, ops: int = 1) -> None:
+        """Count ops as enqueued.
+
+        Args:
+            receipt: the receipt of the last.
+            ops: how many.
+        """
         self.enqueued += ops
         if self.enqueued - self._last_milestone >= MILESTONE_OPS:
             self._last_milestone = self.enqueued
             self._milestones.append((self.enqueued, receipt))
 
     def settle(self) -> None:
-        """Take everything as applied: the barrier said so."""
+        """Count everything as applied, once the barrier has returned."""
         self.applied = self.enqueued
 
     def took(self, seconds: float) -> None:
-        """Record how long one single enqueue took."""
+        """Record how long one single enqueue took, in *seconds*."""
         self._single_s.append(seconds)
 
     def look(self) -> bool:
-        """Ask the oldest milestones, if it is time to; tell whether it was."""
+        """Read the status of the oldest milestones; return False if the last look is less than `LOOK_S` ago."""
         now_s = mono_s()
         if now_s - self._looked_s < LOOK_S:
             return False
@@ -68,6 +72,10 @@ class Meter:
         return not self._milestones
 
     def quantile_us(self, share: float) -> float | None:
-        """Return the quantile of the single enqueues' durations in microseconds, None if there were none."""
+        """Return a quantile of the single enqueues' durations in microseconds; None if there were none.
+
+        Args:
+            share: which, between 0 and 1.
+        """
         ordered = sorted(self._single_s)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1e6 if ordered else None

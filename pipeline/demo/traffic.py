@@ -1,4 +1,4 @@
-"""The traffic: a year of an airline's desk as the calls of an application, one method a kind of write.
+"""Send the traffic: a year of an airline's desk as the calls of an application, one method per kind of write.
 
 These are the lines to read for how the pipeline is used.
 """
@@ -15,28 +15,40 @@ from pipeline.demo.meter import Meter
 
 _Item = TypeVar("_Item")
 
-#: Rows of one bulk call: two or three round trips, and the bars move 40 times a second.
+#: Rows of one bulk call: two or three round trips; the bars move 40 times a second.
 CHUNK_ROWS = 2_000
 #: Ops between two ticks: 20 a second at the pace of single ops.
 TICK_OPS = 200
-#: Flights whose corrections are sent step by step together, so that the steps of one flight are ops apart.
+#: Flights whose corrections are sent step by step together: other ops come between the steps of one flight.
 WINDOW_FLIGHTS = 500
-#: What a plane has too few seats at first, where it is refitted later.
+#: How many seats a plane that is refitted later lacks at first.
 REFIT_SEATS = 12
 
 
 class Traffic:
-    """Sends the ops of the demo through the façade *pipeline*; calls `tick` every few hundred."""
+    """Sends the ops of the demo.
+
+    Attributes:
+        pipeline: the public functions.
+        db: the DAL with the demo's tables.
+        meter: counts what is sent.
+        tick: called every few hundred ops.
+        corrections, cancelled: what `publish` found in the schedule: corrections, and ids of flights.
+    """
 
     def __init__(self, pipeline: Any, db: Any, meter: Meter):
         self.pipeline, self.db, self.meter = pipeline, db, meter
         self.tick: Callable[[], object] = lambda: None
-        #: What `publish` found that later methods need.
+        #: What `publish` found, for later methods.
         self.corrections: list[Correction] = []
         self.cancelled: list[int] = []
 
     def publish(self, flights: Iterable[DataRow]) -> None:
-        """Insert the schedule, with no delays yet."""
+        """Insert the schedule, with no delays yet.
+
+        Args:
+            flights: rows in the file's order.
+        """
         numbered = enumerate(flights)
         while chunk := list(islice(numbered, CHUNK_ROWS)):
             rows = [{**flight, "dep_delay": None, "arr_delay": None} for _, flight in chunk]
@@ -45,25 +57,37 @@ class Traffic:
             self._count(receipts[-1], len(rows))
 
     def observe(self, weather: Iterable[DataRow]) -> None:
-        """Insert the weather."""
+        """Insert the hours of *weather*."""
         for rows in _chunks(weather, CHUNK_ROWS):
             receipts = self.pipeline.enqueue_bulk_insert(self.db.weather, rows)
             self._count(receipts[-1], len(rows))
 
     def register(self, planes: Iterable[DataRow]) -> None:
-        """Upsert every plane; the odd ones are bought with fewer seats and refitted later."""
+        """Upsert every plane; every second one has fewer seats until `refit`.
+
+        Args:
+            planes: rows in the file's order.
+        """
         for number, plane in enumerate(planes):
             if number % 2:
                 plane = {**plane, "seats": int(plane["seats"] or 0) - REFIT_SEATS}
             self._upsert_plane(plane)
 
     def refit(self, planes: Iterable[DataRow]) -> None:
-        """Upsert the odd planes again, with the seats they have now."""
+        """Upsert every second plane again, with the file's number of seats.
+
+        Args:
+            planes: rows in the file's order.
+        """
         for plane in islice(planes, 1, None, 2):
             self._upsert_plane(plane)
 
     def correct(self, corrections: Iterable[Correction]) -> None:
-        """Correct delays; half of the flights in three steps, two of them relative to what the column holds."""
+        """Correct delays; half of the flights in three steps, two of them relative to what the column holds.
+
+        Args:
+            corrections: of flights that `publish` has inserted.
+        """
         for window in _chunks(corrections, WINDOW_FLIGHTS):
             relative = [flight for flight in window if flight.relative]
             for flight in window:
@@ -76,21 +100,30 @@ class Traffic:
     def cancel(self) -> None:
         """Delete the flights that never left."""
         for id in self.cancelled:
-            self._single(self.pipeline.enqueue_delete, self.db.flight.id == id)
+            started_s = mono_s()
+            receipt = self.pipeline.enqueue_delete(self.db.flight.id == id)
+            self._single(receipt, started_s)
 
     def update(self, id: int, **changes: Any) -> Any:
-        """Update one flight and return the receipt."""
-        return self._single(self.pipeline.enqueue_update, self.db.flight.id == id, **changes)
+        """Update one flight and return the receipt.
+
+        Args:
+            id: the flight's id.
+            changes: by column, a value or an expression.
+        """
+        started_s = mono_s()
+        receipt = self.pipeline.enqueue_update(self.db.flight.id == id, **changes)
+        self._single(receipt, started_s)
+        return receipt
 
     def _upsert_plane(self, plane: DataRow) -> None:
-        self._single(self.pipeline.enqueue_upsert, self.db.plane, key=["tailnum"], **plane)
-
-    def _single(self, enqueue: Callable[..., Any], *args: Any, **named: Any) -> Any:
         started_s = mono_s()
-        receipt = enqueue(*args, **named)
+        receipt = self.pipeline.enqueue_upsert(self.db.plane, key=["tailnum"], **plane)
+        self._single(receipt, started_s)
+
+    def _single(self, receipt: Any, started_s: float) -> None:
         self.meter.took(mono_s() - started_s)
         self._count(receipt)
-        return receipt
 
     def _count(self, receipt: Any, ops: int = 1) -> None:
         before = self.meter.enqueued

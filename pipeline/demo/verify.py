@@ -1,19 +1,16 @@
-"""The check: what is on each shard against what the file says must be there.
+"""Compare what is on each shard with what the file says must be there.
 
-The state that must be on the shards at the end, computed from the file alone.
+The state at the end is computed from the file alone. A cancelled flight is gone, a corrected one has the file's delays,
+and any other has none yet; planes and weather are as in the file. The topology says only *where* a key is.
 
-Nothing here knows what was sent, or how: a cancelled flight is gone, a corrected one has the file's delays, any other
-has none yet, and planes and weather are as in the file. Only *where* a key lives is asked of the topology.
-
-The fingerprint of a set of rows: how many, and a checksum that does not depend on their order.
-
-The checksum is the sum of a 64-bit hash of each row, modulo 2**64. A sum, not an exclusive or: a row that is there
-twice changes it. Fingerprints of disjoint sets add up to that of their union.
+A fingerprint of rows is their number and a checksum that does not depend on their order: the sum of a 64-bit hash of
+each row, modulo 2**64. A sum, not an exclusive or, so a row that is there twice changes it. Fingerprints of disjoint
+sets add up to that of their union.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -23,6 +20,38 @@ from pipeline.demo.data import COLUMNS, DataRow, Dataset, is_cancelled, is_corre
 
 #: Rows of one page of the read: a few MB.
 PAGE_ROWS = 10_000
+_MODULUS = 1 << 64
+
+
+@dataclass(slots=True)
+class Fingerprint:
+    """A count and a checksum that grow row by row."""
+
+    rows: int = 0
+    checksum: int = 0
+
+    def add(self, values: Iterable[object]) -> None:
+        """Add one row.
+
+        Args:
+            values: the row's values in a fixed order, without the id.
+        """
+        text = "\x1f".join(["\\N" if value is None else str(value) for value in values])
+        digest = blake2b(text.encode(), digest_size=8).digest()
+        self.rows += 1
+        self.checksum = (self.checksum + int.from_bytes(digest, "big")) % _MODULUS
+
+    def __add__(self, other: Fingerprint) -> Fingerprint:
+        return Fingerprint(self.rows + other.rows, (self.checksum + other.checksum) % _MODULUS)
+
+    def __str__(self) -> str:
+        return f"{self.checksum:016x}"
+
+
+#: The shard of a (table, shard key).
+Where = Callable[[str, str], str]
+#: By (table, shard).
+Fingerprints = dict[tuple[str, str], Fingerprint]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +77,49 @@ class Comparison:
         return f"{where}: {rows:,} rows as in the file, but other values (checksum {self.found}, not {self.expected})"
 
 
-def compare(expected: Fingerprints, primary: Callable[[str], Any], tick: Callable[[int], None]) -> list[Comparison]:
-    """Read every table on the primary of every shard and compare; *tick* is told of the rows as they are read."""
-    return [
-        Comparison(table, shard, fingerprint, read_fingerprint(primary(shard), table, tick))
-        for (table, shard), fingerprint in expected.items()
-    ]
+def compare(expected: Fingerprints, primaries: Mapping[str, Any], tick: Callable[[int], None]) -> list[Comparison]:
+    """Read every table on the primary of every shard, and compare.
+
+    Args:
+        expected: what the file says.
+        primaries: by shard, a DAL on its primary.
+        tick: called with the number of rows of each page that was read.
+    """
+    comparisons = []
+    for (table, shard), fingerprint in expected.items():
+        found = Fingerprint()
+        for page in _pages(primaries[shard], table):
+            for _, *values in page:
+                found.add(values)
+            tick(len(page))
+        comparisons.append(Comparison(table, shard, fingerprint, found))
+    return comparisons
 
 
-def read_fingerprint(db: Any, table: str, tick: Callable[[int], None] = lambda _: None) -> Fingerprint:
-    """Read all rows of *table* in *db*, a page at a time, and return their fingerprint."""
-    fingerprint = Fingerprint()
-    for page in _pages(db, table):
-        for _, *values in page:
-            fingerprint.add(values)
-        tick(len(page))
-    return fingerprint
+def expected_fingerprints(dataset: Dataset, place: Where, shards: Iterable[str]) -> Fingerprints:
+    """Return what each table on each shard must look like, empty tables included.
+
+    Args:
+        dataset: the file.
+        place: the shard of a table and a shard key.
+        shards: the names of all shards.
+    """
+    found = {(table, shard): Fingerprint() for table in COLUMNS for shard in shards}
+    place = cache(place)
+    for table in COLUMNS:
+        for row in final_rows(dataset, table):
+            found[table, place(table, shard_key(table, row))].add(row.values())
+    return found
+
+
+def final_rows(dataset: Dataset, table: str) -> Iterator[DataRow]:
+    """Yield a table's rows as they must be at the end.
+
+    Args:
+        dataset: the file.
+        table: the table's name.
+    """
+    return _final_flights(dataset) if table == "flight" else dataset.rows(table)
 
 
 def _pages(db: Any, table: str) -> Iterator[list[tuple[Any, ...]]]:
@@ -75,51 +131,6 @@ def _pages(db: Any, table: str) -> Iterator[list[tuple[Any, ...]]]:
         yield page
         last = page[-1][0]
     db.rollback()
-
-
-_MODULUS = 1 << 64
-
-
-@dataclass(slots=True)
-class Fingerprint:
-    """A count and a checksum that grow row by row."""
-
-    rows: int = 0
-    checksum: int = 0
-
-    def add(self, values: Iterable[object]) -> None:
-        """Add one row: its values in a fixed order, without the id."""
-        text = "\x1f".join(["\\N" if value is None else str(value) for value in values])
-        digest = blake2b(text.encode(), digest_size=8).digest()
-        self.rows += 1
-        self.checksum = (self.checksum + int.from_bytes(digest, "big")) % _MODULUS
-
-    def __add__(self, other: Fingerprint) -> Fingerprint:
-        return Fingerprint(self.rows + other.rows, (self.checksum + other.checksum) % _MODULUS)
-
-    def __str__(self) -> str:
-        return f"{self.checksum:016x}"
-
-
-#: Tells the shard of a (table, shard key).
-Where = Callable[[str, str], str]
-#: By (table, shard).
-Fingerprints = dict[tuple[str, str], Fingerprint]
-
-
-def expected_fingerprints(dataset: Dataset, place: Where, shards: Iterable[str]) -> Fingerprints:
-    """Return what each table on each of *shards* must look like, empty ones included."""
-    found = {(table, shard): Fingerprint() for table in COLUMNS for shard in shards}
-    place = cache(place)
-    for table in COLUMNS:
-        for row in final_rows(dataset, table):
-            found[table, place(table, shard_key(table, row))].add(row.values())
-    return found
-
-
-def final_rows(dataset: Dataset, table: str) -> Iterator[DataRow]:
-    """Yield the table's rows as they must be at the end."""
-    return _final_flights(dataset) if table == "flight" else dataset.rows(table)
 
 
 def _final_flights(dataset: Dataset) -> Iterator[DataRow]:

@@ -1,4 +1,4 @@
-"""The Celery workers and Flower of a cluster, run as the README tells everyone to run them."""
+"""Run a cluster's Celery workers and Flower with the commands that the README gives."""
 
 from __future__ import annotations
 
@@ -16,14 +16,25 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def worker(config: Path, number: int, concurrency: int) -> Service:
-    """Return a worker of all shards with that many child processes."""
+    """Return the service of one worker for all shards.
+
+    Args:
+        config: the cluster's `pipeline.toml`.
+        number: the worker's number, part of its name.
+        concurrency: how many child processes the worker has.
+    """
     name = f"worker-{number}"
     options = ("worker", "-n", f"{name}@%h", "-c", str(concurrency), "-l", "INFO")
     return Service(name, "worker", (*_celery(), *options), environment=_environment(config))
 
 
 def flower(config: Path, port: int) -> Service:
-    """Return Flower on that port."""
+    """Return the service of Flower.
+
+    Args:
+        config: the cluster's `pipeline.toml`.
+        port: the port to listen on.
+    """
     options = ["flower", f"--address={LOOPBACK}", f"--port={port}"]
     settings = ROOT / "deploy" / "flowerconfig.py"
     if settings.exists():
@@ -32,7 +43,11 @@ def flower(config: Path, port: int) -> Service:
 
 
 def flower_answers(port: int) -> bool:
-    """Whether Flower says that it is healthy."""
+    """Return whether Flower reports that it is healthy.
+
+    Args:
+        port: Flower's port on the loopback interface.
+    """
     connection = http.client.HTTPConnection(LOOPBACK, port, timeout=2)
     try:
         connection.request("GET", "/healthcheck")

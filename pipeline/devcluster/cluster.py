@@ -1,4 +1,4 @@
-"""A local cluster in a directory: bring it up, break single processes on purpose, take it down without a trace."""
+"""Start a local cluster in a directory, break single processes on purpose, and take it down without a trace."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ from pipeline.devcluster.processes import uninterrupted
 from pipeline.devcluster.startup import CONFIG_FILE, ClusterOptions, Progress, construct, relaunch, wait_ready
 from pipeline.devcluster.state import ClusterFailed, Process
 
-#: How long workers may finish their batch when the cluster goes down.
+#: How long workers may finish their batch when the cluster goes down, s.
 WORKER_GRACE_S = 5.0
 
-#: How long a single process may take to stop by itself.
+#: How long a single process may take to stop by itself, s.
 STOP_TIMEOUT_S = 30.0
 
 
 class Cluster:
-    """What runs in a directory. The truth is in its `cluster.json`, so any number of these objects may look at one."""
+    """The cluster of a directory. Its state is in `cluster.json`, so any number of these objects may share one.
+
+    Attributes:
+        directory: the home of every file of the cluster.
+    """
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -54,20 +58,20 @@ class Cluster:
         """Start a cluster in an empty or new directory and return when every process of it works.
 
         Args:
-            directory: Becomes the home of every file of the cluster.
+            directory: becomes the home of every file of the cluster.
             engine: `embedded` (SQLite and the bundled Valkey) or `mariadb` (installed servers).
-            shards: How many primaries.
-            replicas: How many replicas each primary has.
-            workers: How many Celery workers.
-            worker_concurrency: How many child processes each worker has.
+            shards: how many primaries.
+            replicas: how many replicas each primary has.
+            workers: how many Celery workers.
+            worker_concurrency: how many child processes each worker has.
             flower_port: None for no Flower, 0 for a free port.
-            buckets: The number of buckets in `pipeline.toml`.
+            buckets: the number of buckets in `pipeline.toml`.
             tables: TOML text that is appended to `pipeline.toml`.
-            report: Called with a sentence about each step.
-            owned: Whether the cluster goes down with this process, however that ends. Otherwise it stays up.
+            report: called with a sentence about each step.
+            owned: whether the cluster goes down with this process, however that ends. Otherwise it stays up.
 
         Raises:
-            ClusterFailed: Something could not be started; nothing is left behind. Ctrl-C leaves nothing behind either.
+            ClusterFailed: something could not be started; nothing is left behind. Ctrl-C leaves nothing behind either.
         """
         counts = ClusterOptions(engine, shards, replicas, workers, worker_concurrency, flower_port, buckets, tables)
         cluster = cls(Path(directory).resolve())
@@ -80,7 +84,7 @@ class Cluster:
                     cluster._own()
             construct(cluster.directory, counts, report or _silent)
         except BaseException:
-            # What could not be claimed belongs to somebody else.
+            # A directory that could not be claimed belongs to somebody else.
             if claimed:
                 cluster.down()
             raise
@@ -88,7 +92,14 @@ class Cluster:
 
     @classmethod
     def at(cls, directory: str | os.PathLike[str]) -> Cluster:
-        """Return the cluster that is up in the directory."""
+        """Return the cluster that is up in the directory.
+
+        Args:
+            directory: what `up` was given.
+
+        Raises:
+            ClusterFailed: no cluster is up there.
+        """
         cluster = cls(Path(directory).resolve())
         state.read_state(cluster.directory)
         return cluster
@@ -104,11 +115,22 @@ class Cluster:
         return list(state.read_state(self.directory).processes) if state.exists(self.directory) else []
 
     def is_alive(self, name: str) -> bool:
-        """Whether the process of that name runs."""
+        """Return whether a process runs.
+
+        Args:
+            name: the process's name, such as `s0-r0` or `worker-1`.
+        """
         return processes.is_alive(self._process(name))
 
     def start(self, name: str) -> None:
-        """Start a process that was stopped or killed, on the same port with the same files, and wait until it works."""
+        """Start a process that was stopped or killed, on the same port with the same files, and wait until it works.
+
+        Args:
+            name: the process's name.
+
+        Raises:
+            ClusterFailed: no process has that name, or it does not start.
+        """
         with self._lock:
             service = state.read_state(self.directory).service(name)
             before = self._process(name)
@@ -121,6 +143,13 @@ class Cluster:
         """Send a signal that asks a process to stop, and wait until it and its children are gone.
 
         SIGSTOP and SIGCONT go to its children too, and nothing is waited for.
+
+        Args:
+            name: the process's name.
+            signal: the signal's number.
+
+        Raises:
+            ClusterFailed: the process still ran 30 s later.
         """
         process = self._process(name)
         if signal in (signals.SIGSTOP, signals.SIGCONT):
@@ -132,7 +161,11 @@ class Cluster:
         processes.end([process])
 
     def kill(self, name: str) -> None:
-        """Kill a process and its children with SIGKILL, as a crash would."""
+        """Kill a process and its children with SIGKILL, as a crash would.
+
+        Args:
+            name: the process's name.
+        """
         processes.end([self._process(name)])
 
     def down(self) -> list[str]:
@@ -148,13 +181,13 @@ class Cluster:
         kinds = {service.name: service.kind for service in known.services}
         polite = [process for process in known.processes if kinds[process.name] in ("worker", "flower")]
         processes.end(polite, grace_s=WORKER_GRACE_S)
-        # Servers need no good-bye: their files go next.
+        # Servers need no grace period: their files go next.
         processes.end([process for process in known.processes if process not in polite])
         for entry in known.entries:
             _remove(self.directory / entry)
         state.remove_state(self.directory)
         for folder in map(Path, known.made_folders):
-            # A folder that now holds something of somebody else stays.
+            # A folder that now holds somebody else's files stays.
             with suppress(OSError):
                 folder.rmdir()
         return running

@@ -1,6 +1,6 @@
-"""Real MariaDB servers: primaries `s0`, `s1`, … and replicas `s0-r0`, …, durable and replicating by GTID.
+"""Run real MariaDB servers: primaries `s0`, `s1`, … and replicas `s0-r0`, …, durable and replicating by GTID.
 
-They are asked through MariaDB's own command line client: drivers stay where shards are.
+Statements go through MariaDB's own command line client: drivers are imported in `pipeline.shard` only.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.clock import polls
 from pipeline.devcluster import redis_server
-from pipeline.devcluster.layout import Layout, RunStep, Shard, node_names
+from pipeline.devcluster.layout import Shard, node_names
 from pipeline.devcluster.processes import LOOPBACK, accepts, free_ports
 from pipeline.devcluster.state import ClusterFailed, Service
 
@@ -22,10 +23,10 @@ SCHEMA = "shop"
 TEMPLATE = "template"
 TMP = "tmp"
 
-#: How long a replica may take to connect to its primary.
+#: How long a replica may take to connect to its primary, s.
 LINK_TIMEOUT_S = 20.0
 
-#: What a node is run with; a kill at any moment loses no commit, on a primary or on a replica.
+#: Options of each node: a kill at any moment loses no commit, on a primary or on a replica.
 OPTIONS = (
     f"--bind-address={LOOPBACK}",
     "--skip-name-resolve",
@@ -40,76 +41,81 @@ OPTIONS = (
     "--log-slave-updates",
     "--relay-log=relay",
     "--relay-log-recovery=1",
-    # Relative to the data directory, so that a deep one does not meet the 107 bytes a socket's path may have.
+    # Relative to the data directory: a socket's path has at most 107 bytes, and a directory may be deep.
     "--socket=mariadbd.sock",
     "--pid-file=mariadbd.pid",
 )
 
 
-def log_server_argv() -> tuple[str, ...]:
-    """Return the command of the system's Redis."""
-    return redis_server.installed()
+class MariadbServers:
+    """The database servers of a cluster: names, ports and commands are decided at once, files are made by `prepare`.
 
+    Attributes:
+        log_server: the command of the system's Redis.
+        services: one server per node.
+        shards: where the servers are reached.
+        folders: what `prepare` makes in the cluster's directory.
+    """
 
-def lay_out(directory: Path, shards: int, replicas: int) -> Layout:
-    """Give each node a port and its command."""
-    names = node_names(shards, replicas)
-    nodes = [node for primary, followers in names.items() for node in (primary, *followers)]
-    ports = dict(zip(nodes, free_ports(len(nodes)), strict=True))
-    uris = {
-        name: Shard(name, _uri("root", ports[name]), tuple(_uri("reader", ports[follower]) for follower in followers))
-        for name, followers in names.items()
-    }
-    services = tuple(
-        Service(node, "mariadb", _argv(directory / node, ports[node], server_id, primary=node in names), ports[node])
-        for server_id, node in enumerate(nodes, start=1)
-    )
-    return Layout(services, tuple(uris.values()), (TEMPLATE, TMP, *nodes))
-
-
-def prepare(directory: Path, layout: Layout, run: RunStep) -> None:
-    """Make one data directory with the accounts in it, and copy it for each node."""
-    template = directory / TEMPLATE
-    argv = (
-        _program("mariadb-install-db"),
-        "--no-defaults",
-        f"--datadir={template}",
-        f"--tmpdir={_tmp(template)}",
-        "--auth-root-authentication-method=normal",
-        "--skip-test-db",
-        "--skip-name-resolve",
-        f"--extra-file={Path(__file__).with_name('accounts.sql')}",
-        "--innodb-log-file-size=64M",
-        *_user(),
-    )
-    for name in (TEMPLATE, *(service.name for service in layout.services)):
-        _tmp(directory / name).mkdir(parents=True)
-    run(Service("mariadb-install-db", "step", argv))
-    for service in layout.services:
-        shutil.copytree(template, directory / service.name)
-    shutil.rmtree(template)
-
-
-def link(layout: Layout) -> None:
-    """Make each replica follow its primary, and wait until it does."""
-    ports = {service.name: service.port for service in layout.services if service.port}
-    pending = {name: port for name, port in ports.items() if "-" in name}
-    for name, port in pending.items():
-        run_statement(
-            port,
-            f"CHANGE MASTER TO MASTER_HOST='{LOOPBACK}', MASTER_PORT={ports[name.partition('-')[0]]}, "
-            "MASTER_USER='replicator', MASTER_CONNECT_RETRY=1, MASTER_USE_GTID=slave_pos; START SLAVE",
+    def __init__(self, directory: Path, shards: int, replicas: int):
+        names = node_names(shards, replicas)
+        nodes = [node for primary, followers in names.items() for node in (primary, *followers)]
+        ports = dict(zip(nodes, free_ports(len(nodes)), strict=True))
+        self._directory, self._ports = directory, ports
+        self.log_server = redis_server.installed()
+        self.folders = (TEMPLATE, TMP, *nodes)
+        self.services = tuple(
+            Service(
+                node, "mariadb", _argv(directory / node, ports[node], server_id, primary=node in names), ports[node]
+            )
+            for server_id, node in enumerate(nodes, start=1)
         )
-    for _ in polls(LINK_TIMEOUT_S):
-        pending = {name: port for name, port in pending.items() if not replicates(port)}
-        if not pending:
-            return
-    name, port = next(iter(pending.items()))
-    raise ClusterFailed(f"{name} does not follow its primary after {LINK_TIMEOUT_S:.0f} s", _replica_status(port))
+        self.shards = tuple(
+            Shard(name, _uri("root", ports[name]), tuple(_uri("reader", ports[follower]) for follower in followers))
+            for name, followers in names.items()
+        )
+
+    def prepare(self) -> Iterator[Service]:
+        """Make one data directory with the accounts in it, and copy it for each node.
+
+        Yields:
+            The step that the caller runs, to a good end, before it takes the next one.
+        """
+        template = self._directory / TEMPLATE
+        for name in (TEMPLATE, *self._ports):
+            _tmp(self._directory / name).mkdir(parents=True)
+        yield _installation(template)
+        for name in self._ports:
+            shutil.copytree(template, self._directory / name)
+        shutil.rmtree(template)
+
+    def link(self) -> None:
+        """Make each replica follow its primary, and wait until it does.
+
+        Raises:
+            ClusterFailed: a replica did not connect within `LINK_TIMEOUT_S`.
+        """
+        pending = {name: port for name, port in self._ports.items() if "-" in name}
+        for name, port in pending.items():
+            run_statement(
+                port,
+                f"CHANGE MASTER TO MASTER_HOST='{LOOPBACK}', MASTER_PORT={self._ports[name.partition('-')[0]]}, "
+                "MASTER_USER='replicator', MASTER_CONNECT_RETRY=1, MASTER_USE_GTID=slave_pos; START SLAVE",
+            )
+        for _ in polls(LINK_TIMEOUT_S):
+            pending = {name: port for name, port in pending.items() if not replicates(port)}
+            if not pending:
+                return
+        name, port = next(iter(pending.items()))
+        raise ClusterFailed(f"{name} does not follow its primary after {LINK_TIMEOUT_S:.0f} s", _replica_status(port))
 
 
-def answers(port: int) -> bool:
-    """Whether the server runs a statement."""
+def takes_statements(port: int) -> bool:
+    """Return whether the server runs a statement.
+
+    Args:
+        port: the server's port on the loopback interface.
+    """
     if not accepts(port):
         return False
     try:
@@ -119,13 +125,25 @@ def answers(port: int) -> bool:
 
 
 def replicates(port: int) -> bool:
-    """Whether both threads of a replica run."""
+    """Return whether both threads of a replica run.
+
+    Args:
+        port: the replica's port on the loopback interface.
+    """
     status = _replica_status(port)
     return "Slave_IO_Running: Yes" in status and "Slave_SQL_Running: Yes" in status
 
 
 def run_statement(port: int, statements: str) -> str:
-    """Run statements as root and return the client's output: a line of column names, then the rows."""
+    """Run statements as root and return the client's output: a line of column names, then the rows.
+
+    Args:
+        port: the server's port on the loopback interface.
+        statements: SQL, separated by semicolons.
+
+    Raises:
+        ClusterFailed: the server gave no answer within 10 s, or refused a statement.
+    """
     argv = [_program("mariadb"), "--no-defaults", "--protocol=tcp", f"--host={LOOPBACK}", f"--port={port}"]
     argv += ["--user=root", "--connect-timeout=2", "--batch", "--execute", statements]
     try:
@@ -145,6 +163,22 @@ def _uri(user: str, port: int) -> str:
     return f"mysql:pymysql://{user}@{LOOPBACK}:{port}/{SCHEMA}?set_encoding=utf8mb4"
 
 
+def _installation(template: Path) -> Service:
+    argv = (
+        _program("mariadb-install-db"),
+        "--no-defaults",
+        f"--datadir={template}",
+        f"--tmpdir={_tmp(template)}",
+        "--auth-root-authentication-method=normal",
+        "--skip-test-db",
+        "--skip-name-resolve",
+        f"--extra-file={Path(__file__).with_name('accounts.sql')}",
+        "--innodb-log-file-size=64M",
+        *_user(),
+    )
+    return Service("mariadb-install-db", "step", argv)
+
+
 def _argv(folder: Path, port: int, server_id: int, *, primary: bool) -> tuple[str, ...]:
     own = (f"--datadir={folder}", f"--port={port}", f"--server-id={server_id}", f"--tmpdir={_tmp(folder)}")
     role = () if primary else ("--read-only=1",)
@@ -152,12 +186,12 @@ def _argv(folder: Path, port: int, server_id: int, *, primary: bool) -> tuple[st
 
 
 def _tmp(folder: Path) -> Path:
-    """Return a node's folder for temporary tables: a starting server deletes all that it finds in its own."""
+    """Return a node's folder for temporary tables, outside *folder*: a starting server empties its temporary folder."""
     return folder.parent / TMP / folder.name
 
 
 def _user() -> tuple[str, ...]:
-    # The server refuses to run as root unless told to.
+    # The server runs as root only with this option.
     return ("--user=root",) if os.geteuid() == 0 else ()
 
 

@@ -1,8 +1,8 @@
-"""Take a cluster down when its owner dies, even by SIGKILL.
+"""Take a cluster down when its owner ends, even by SIGKILL.
 
-Run as `python -m pipeline.devcluster.owner_guard DIRECTORY` with a pipe for standard input: the system closes the pipe
-with its owner, whatever ended that. A death signal (PR_SET_PDEATHSIG) would be simpler, but it is Linux only, fires
-when the *thread* that started the child ends, and does not reach grandchildren.
+`python -m pipeline.devcluster.owner_guard DIRECTORY` runs with a pipe as its standard input. The system closes that
+pipe when the owner ends, whatever ended it. A death signal (PR_SET_PDEATHSIG) would be simpler, but is Linux only,
+fires when the *thread* that started the child ends, and does not reach grandchildren.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from pathlib import Path
 
 from pipeline.devcluster.celery import import_path
 
-#: How long the guard may take to notice that there is nothing left to guard.
+#: How long the guard may take to end once the cluster is down, s.
 LEAVE_TIMEOUT_S = 10.0
 
 
 def post(directory: Path) -> subprocess.Popen[bytes]:
-    """Start a guard whose owner is this process."""
+    """Start a guard whose owner is this process.
+
+    Args:
+        directory: the cluster's directory.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline.devcluster.owner_guard", str(directory)],
         env={**os.environ, **import_path()},
@@ -31,7 +35,11 @@ def post(directory: Path) -> subprocess.Popen[bytes]:
 
 
 def dismiss(guard: subprocess.Popen[bytes]) -> None:
-    """Let the guard go, once the cluster is down."""
+    """End the guard, once the cluster is down.
+
+    Args:
+        guard: what `post` returned.
+    """
     if guard.stdin:
         guard.stdin.close()
     try:
@@ -42,7 +50,11 @@ def dismiss(guard: subprocess.Popen[bytes]) -> None:
 
 
 def watch_owner(directory: Path) -> None:
-    """Wait until the owner is gone, then take down what it left up."""
+    """Wait until the owner is gone, then take down what runs in the directory.
+
+    Args:
+        directory: the cluster's directory.
+    """
     from pipeline.devcluster.cluster import Cluster
 
     sys.stdin.buffer.read()

@@ -1,13 +1,10 @@
 """Start, watch and end background processes, each with the whole group of its children.
 
-Every process leads a session and a group of its own: Ctrl-C in the terminal does not reach it, and its children can be
-ended with it even after it has died itself.
+Every process leads a session and a group of its own. Ctrl-C in the terminal does not reach the process, and its
+children can be ended after the process itself. A number is unique only with the moment of birth that the system
+reports.
 
-What the operating system says about processes: group, state, and the moment of birth that makes a number unique.
-
-Free loopback ports that stay a cluster's own.
-
-Hold back Ctrl-C, SIGTERM and SIGHUP while something must not be left half done.
+Also here: free loopback ports for servers, and a block that Ctrl-C, SIGTERM and SIGHUP do not interrupt.
 """
 
 from __future__ import annotations
@@ -27,15 +24,38 @@ from types import FrameType
 from pipeline.clock import polls
 from pipeline.devcluster.state import ClusterFailed, Process, Service
 
+LOOPBACK = "127.0.0.1"
+
+#: Linux and macOS give outgoing connections ports from 32768 and 49152 on. A client could take one of those while a
+#: killed server is down.
+FIRST_PORT, LAST_PORT = 20_000, 32_000
+
+#: The signals that a terminal, `kill` and a closed connection send.
+HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+#: Linux's process table; elsewhere `ps` prints one.
+PROC = Path("/proc")
+
+#: In these states a process has ended, and its parent has not collected its exit code.
+ENDED = ("Z", "X")
+
 #: How much of a log an error repeats.
 TAIL_LINES, TAIL_BYTES = 15, 16_384
 
-#: The children of this very process by number; someone has to collect their exit codes.
+#: The children of this very process by number, for their exit codes.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 def spawn(service: Service, directory: Path) -> Process:
-    """Start the service in the background, its output appended to its log."""
+    """Start a service in the background.
+
+    Args:
+        service: what to run, in the folder `run`.
+        directory: the cluster's directory; output is appended to the service's log there.
+
+    Raises:
+        ClusterFailed: the program cannot be started.
+    """
     log = log_path(directory, service.name)
     offset_bytes = log.stat().st_size if log.exists() else 0
     try:
@@ -57,28 +77,28 @@ def spawn(service: Service, directory: Path) -> Process:
 
 
 def is_alive(process: Process) -> bool:
-    """Whether this very process runs."""
+    """Return whether this very *process* runs, not a later one with its number."""
     exit_code(process)
     entry = find(process.pid)
     return entry is not None and entry.running and entry.born == process.born
 
 
 def exit_code(process: Process) -> int | None:
-    """Return the exit code of an ended child of ours; None when it runs or is not ours to ask."""
+    """Return the exit code of an ended child of ours; None while *process* runs or where it is another's child."""
     child = _children.get(process.pid)
     return child.poll() if child else None
 
 
 def send(process: Process, number: int) -> None:
-    """Send a signal to the process alone."""
+    """Send the signal *number* to the *process* alone."""
     if is_alive(process):
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
 
 def send_group(process: Process, number: int) -> None:
-    """Send a signal to the process and its children."""
-    # A number is not given again while a group bears it; another process under that number means that ours is all gone.
+    """Send the signal *number* to the *process* and its children."""
+    # No number is reused while a group has it: another process under this number means that the group is gone.
     entry = find(process.pid)
     if entry is None or entry.born == process.born:
         with suppress(ProcessLookupError):
@@ -86,12 +106,20 @@ def send_group(process: Process, number: int) -> None:
 
 
 def wait_gone(process: Process, timeout_s: float) -> bool:
-    """Wait until the process has ended; whether it did in time."""
+    """Return whether the *process* ended within *timeout_s* seconds."""
     return any(not is_alive(process) for _ in polls(timeout_s))
 
 
 def end(processes: Sequence[Process], *, grace_s: float = 0.0) -> None:
-    """End the processes and all their children: SIGTERM first when there is a grace period, then SIGKILL."""
+    """End the processes and all their children.
+
+    Args:
+        processes: what to end; a process that has ended may still have children.
+        grace_s: seconds between SIGTERM and SIGKILL; 0 for SIGKILL at once.
+
+    Raises:
+        ClusterFailed: some are still there 10 s after SIGKILL.
+    """
     if grace_s:
         for process in processes:
             send_group(process, signal.SIGCONT)
@@ -103,18 +131,18 @@ def end(processes: Sequence[Process], *, grace_s: float = 0.0) -> None:
         left = ", ".join(f"{process.name} ({process.pid})" for process in _left(processes))
         raise ClusterFailed(f"still there 10 s after SIGKILL: {left}")
     for process in processes:
-        # ended, but perhaps only just: its exit code may still be on its way
+        # a process that has only just ended may not have its exit code yet
         if process.pid in _children and any(exit_code(process) is not None for _ in polls(1)):
             _children.pop(process.pid)
 
 
 def log_path(directory: Path, name: str) -> Path:
-    """Return where a service's output goes."""
+    """Return the log of the service *name* of the cluster in *directory*."""
     return directory / "logs" / f"{name}.log"
 
 
 def log_text(directory: Path, process: Process) -> str:
-    """Return what the process has written since it was started."""
+    """Return what the *process* has written since it was started, from its log in *directory*."""
     try:
         with log_path(directory, process.name).open("rb") as log:
             log.seek(process.log_offset_bytes)
@@ -124,7 +152,7 @@ def log_text(directory: Path, process: Process) -> str:
 
 
 def log_tail(directory: Path, process: Process) -> str:
-    """Return the last lines that the process has written."""
+    """Return the last lines that the *process* has written, from its log in *directory*."""
     return "\n".join(log_text(directory, process)[-TAIL_BYTES:].splitlines()[-TAIL_LINES:])
 
 
@@ -138,13 +166,6 @@ def _has_children(process: Process) -> bool:
     return not reused and bool(members(process.pid))
 
 
-#: Where Linux shows its processes; elsewhere `ps` is asked.
-PROC = Path("/proc")
-
-#: A process in one of these states has ended and only waits for its parent to look.
-ENDED = ("Z", "X")
-
-
 @dataclass(frozen=True, slots=True)
 class ProcessEntry:
     """One line of the process table."""
@@ -156,19 +177,19 @@ class ProcessEntry:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process has not ended."""
         return not self.state.startswith(ENDED)
 
 
 def find(pid: int) -> ProcessEntry | None:
-    """Return the process with that number, ended or not."""
+    """Return the process with the number *pid*, ended or not."""
     if (PROC / "self/stat").exists():
         return _from_proc(PROC / str(pid))
     return next((entry for entry in _from_ps() if entry.pid == pid), None)
 
 
 def members(group: int) -> list[ProcessEntry]:
-    """Return the running processes of a group."""
+    """Return the running processes of a *group*, which has the number of its leader."""
     if (PROC / "self/stat").exists():
         table = [entry for folder in PROC.iterdir() if folder.name.isdigit() and (entry := _from_proc(folder))]
     else:
@@ -181,7 +202,7 @@ def _from_proc(folder: Path) -> ProcessEntry | None:
         text = (folder / "stat").read_text(errors="replace")
     except OSError:
         return None
-    # The command's name stands in brackets and may itself hold brackets and blanks: fields count from the last one.
+    # The command's name is in brackets and may hold brackets and blanks: fields count from the last bracket.
     fields = text.rpartition(")")[2].split()
     return ProcessEntry(int(folder.name), group=int(fields[2]), state=fields[0], born=fields[19])
 
@@ -193,15 +214,8 @@ def _from_ps() -> list[ProcessEntry]:
     return [ProcessEntry(int(pid), int(group), state, born.strip()) for pid, group, state, born in rows]
 
 
-LOOPBACK = "127.0.0.1"
-
-#: Below the ranges from which Linux (32768) and macOS (49152) give ports to outgoing connections: a port in those could
-#: be taken by any client while a server that was killed is on its way back.
-FIRST_PORT, LAST_PORT = 20_000, 32_000
-
-
 def free_ports(count: int) -> list[int]:
-    """Return that many different ports on which nothing listens."""
+    """Return *count* different ports on which nothing listens, sorted."""
     found: set[int] = set()
     for port in random.sample(range(FIRST_PORT, LAST_PORT), LAST_PORT - FIRST_PORT):
         if len(found) == count:
@@ -212,9 +226,9 @@ def free_ports(count: int) -> list[int]:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on the port."""
+    """Return whether a server could listen on the *port*."""
     with socket.socket() as probe:
-        # As servers do: an old connection in TIME_WAIT is no hindrance.
+        # Servers set it too: an old connection in TIME_WAIT does not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
@@ -224,7 +238,7 @@ def is_free(port: int) -> bool:
 
 
 def accepts(port: int, *, timeout_s: float = 1.0) -> bool:
-    """Whether something accepts connections on the port."""
+    """Return whether something accepts connections on the *port* within *timeout_s* seconds."""
     try:
         with socket.create_connection((LOOPBACK, port), timeout=timeout_s):
             return True
@@ -232,13 +246,9 @@ def accepts(port: int, *, timeout_s: float = 1.0) -> bool:
         return False
 
 
-#: What a terminal, `kill` and a closed connection send.
-HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Deliver the signals of `HELD` only after the block. Does nothing in other threads, where no signal arrives."""
+    """Deliver the signals of `HELD` after the block only. Does nothing in other threads, which get no signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -247,7 +257,7 @@ def uninterrupted() -> Iterator[None]:
     def hold(number: int, _frame: FrameType | None) -> None:
         held.append(number)
 
-    # A handler that Python does not know (None) could not be put back.
+    # A handler that Python did not install is None here, and could not be put back.
     numbers = [number for number in HELD if signal.getsignal(number) is not None]
     before = {number: signal.signal(number, hold) for number in numbers}
     try:

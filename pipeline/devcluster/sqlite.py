@@ -1,81 +1,78 @@
-"""Shards that need no server: SQLite files in WAL mode, and replicas that are copied from them a few times a second.
+"""Keep shards in SQLite files, and copy each primary's file to its replicas a few times a second.
 
-Refresh a SQLite file from another one again and again: a replica with real lag.
-
-Run as `python -m pipeline.devcluster.sqlite SOURCE TARGET`. SQLite's online backup writes the target in place and
-in one transaction (https://sqlite.org/backup.html), so a reader sees the source as it was at one moment, old or new.
+A copy lags its source, as a real replica does. `python -m pipeline.devcluster.sqlite SOURCE TARGET` runs the process of
+one replica. SQLite's online backup writes the target in place and in one transaction (https://sqlite.org/backup.html):
+a reader of the target sees the source as it was at one moment.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import sys
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
 from pipeline.clock import Deadline, sleep_s
 from pipeline.devcluster import redis_server
 from pipeline.devcluster.celery import import_path
-from pipeline.devcluster.layout import Layout, RunStep, Shard, node_names
+from pipeline.devcluster.layout import Shard, node_names
 from pipeline.devcluster.state import Service
 
 FILE = "shop.sqlite"
 
-
-def log_server_argv() -> tuple[str, ...]:
-    """Return the command of the Valkey that comes as a Python package."""
-    return redis_server.bundled()
-
-
-def lay_out(directory: Path, shards: int, replicas: int) -> Layout:
-    """Give each node a file, and each replica a process that refreshes it."""
-    names = node_names(shards, replicas)
-    uris = tuple(
-        Shard(name, _uri(directory / name), tuple(_uri(directory / follower) for follower in followers))
-        for name, followers in names.items()
-    )
-    services = tuple(
-        _refresher(directory, primary, follower) for primary, followers in names.items() for follower in followers
-    )
-    folders = tuple(node for primary, followers in names.items() for node in (primary, *followers))
-    return Layout(services, uris, folders)
-
-
-def prepare(directory: Path, layout: Layout, run: RunStep) -> None:
-    """Make the files, all in WAL mode, which stays with a file."""
-    for name in layout.folders:
-        (directory / name).mkdir()
-        with closing(sqlite3.connect(directory / name / FILE, timeout=5)) as connection:
-            connection.execute("PRAGMA journal_mode = wal")
-
-
-def link(layout: Layout) -> None:
-    """Do nothing: a replica's own process follows."""
-
-
-def _refresher(directory: Path, primary: str, follower: str) -> Service:
-    source, target = (str(directory / node / FILE) for node in (primary, follower))
-    argv = (sys.executable, "-m", "pipeline.devcluster.sqlite", source, target)
-    return Service(follower, "sqlite-replica", argv, environment=import_path())
-
-
-def _uri(folder: Path) -> str:
-    # pyDAL takes everything after the two slashes for the path, so an absolute one makes three.
-    return f"sqlite://{folder / FILE}"
-
-
-#: How old the copy gets before it is refreshed.
+#: How old a copy gets before it is refreshed, s.
 REFRESH_S = 0.3
 
-#: The share of one core that copying may take: a large file is refreshed more seldom.
+#: The share of one core that copying may take: a large file is refreshed less often.
 MOST_BUSY = 0.25
 
-#: How long to wait for a lock; the next round tries again.
+#: How long to wait for a lock, s; the next round retries.
 LOCK_TIMEOUT_S = 5.0
 
 
+class SqliteFiles:
+    """The databases of a cluster: one file per node, and one process per replica that copies its primary's file.
+
+    Attributes:
+        log_server: the command of the Valkey that comes as a Python package.
+        services: the replicas' processes.
+        shards: where the files are.
+        folders: what `prepare` makes in the cluster's directory, one per node.
+    """
+
+    def __init__(self, directory: Path, shards: int, replicas: int):
+        names = node_names(shards, replicas)
+        self._directory = directory
+        self.log_server = redis_server.bundled()
+        self.folders = tuple(node for primary, followers in names.items() for node in (primary, *followers))
+        self.services = tuple(
+            _refresher(directory, primary, follower) for primary, followers in names.items() for follower in followers
+        )
+        self.shards = tuple(
+            Shard(name, _uri(directory / name), tuple(_uri(directory / follower) for follower in followers))
+            for name, followers in names.items()
+        )
+
+    def prepare(self) -> Iterable[Service]:
+        """Make the files, all in WAL mode, which a file keeps; no step has to be run."""
+        for name in self.folders:
+            (self._directory / name).mkdir()
+            with closing(sqlite3.connect(self._directory / name / FILE, timeout=5)) as connection:
+                connection.execute("PRAGMA journal_mode = wal")
+        return ()
+
+    def link(self) -> None:
+        """Do nothing: a replica's own process follows."""
+
+
 def copy_for_ever(source_path: Path, target_path: Path) -> None:
-    """Copy the source to the target whenever it has changed, for ever."""
+    """Copy a file to another whenever it has changed, and never return.
+
+    Args:
+        source_path: the primary's file.
+        target_path: the replica's file.
+    """
     with closing(_open(source_path)) as source, closing(_open(target_path)) as target:
         target.execute("PRAGMA journal_mode = wal")
         target.execute("PRAGMA journal_size_limit = 0")
@@ -87,9 +84,18 @@ def copy_for_ever(source_path: Path, target_path: Path) -> None:
 
 
 def refresh(source: sqlite3.Connection, target: sqlite3.Connection, seen: int | None) -> int | None:
-    """Copy the source unless it still has the version *seen*; return the version that the target now has."""
+    """Copy a database if it has changed.
+
+    Args:
+        source: a connection to the primary's file.
+        target: a connection to the replica's file.
+        seen: the source's version at the last copy; None before the first.
+
+    Returns:
+        The version that the target has now. A locked file is a line of output and the old version.
+    """
     try:
-        # Changes only when another connection has committed, which all writers of the source are.
+        # Changes only when another connection has committed: every writer of the source is another connection.
         version: int = source.execute("PRAGMA data_version").fetchone()[0]
         if version == seen:
             return seen
@@ -103,7 +109,7 @@ def refresh(source: sqlite3.Connection, target: sqlite3.Connection, seen: int | 
 
 
 def _stop_when_locked(status: int, _remaining_pages: int, _total_pages: int) -> None:
-    # Python's backup would try again for ever, deaf to everything, though the lock's time-out has passed already.
+    # Python's backup retries for ever, whatever happens, although the lock's time-out has passed.
     if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         raise sqlite3.OperationalError("the target is locked")
 
@@ -112,6 +118,17 @@ def _open(path: Path) -> sqlite3.Connection:
     # `rw` does not make a missing file: a wrong path must not look like an empty shard.
     uri = f"{path.resolve().as_uri()}?mode=rw"
     return sqlite3.connect(uri, uri=True, timeout=LOCK_TIMEOUT_S, isolation_level=None)
+
+
+def _refresher(directory: Path, primary: str, follower: str) -> Service:
+    source, target = (str(directory / node / FILE) for node in (primary, follower))
+    argv = (sys.executable, "-m", "pipeline.devcluster.sqlite", source, target)
+    return Service(follower, "sqlite-replica", argv, environment=import_path())
+
+
+def _uri(folder: Path) -> str:
+    # pyDAL takes everything after the two slashes for the path, so an absolute one makes three.
+    return f"sqlite://{folder / FILE}"
 
 
 if __name__ == "__main__":

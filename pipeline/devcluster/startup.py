@@ -1,8 +1,7 @@
-"""The steps that bring a cluster up, in order: servers, then replication, then the configuration, then workers.
+"""Bring a cluster up, in order: servers, replication, the configuration, workers.
 
-The `pipeline.toml` of a cluster.
-
-Whether a service really does its work yet, asked as its users would ask.
+A service is ready when it answers as its users would ask: a statement, PING, a health check, or its own line in the
+log.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.clock import polls
-from pipeline.devcluster import celery, mariadb, redis_server, sqlite, state
-from pipeline.devcluster.layout import Engine, Shard
+from pipeline.devcluster import celery, mariadb, redis_server, state
+from pipeline.devcluster.layout import Shard
+from pipeline.devcluster.mariadb import MariadbServers
 from pipeline.devcluster.processes import (
     LOOPBACK,
     exit_code,
@@ -27,14 +27,26 @@ from pipeline.devcluster.processes import (
     spawn,
     uninterrupted,
 )
+from pipeline.devcluster.sqlite import SqliteFiles
 from pipeline.devcluster.state import ClusterFailed, Process, Service
 
-ENGINES: dict[str, Engine] = {"embedded": sqlite, "mariadb": mariadb}
+ENGINES: dict[str, type[SqliteFiles | MariadbServers]] = {"embedded": SqliteFiles, "mariadb": MariadbServers}
+
+CONFIG_FILE = "pipeline.toml"
+
+#: How long a service may take to start, s; Celery on two busy cores is the slowest.
+READY_TIMEOUT_S = 30.0
+
+#: What Celery and our own replica process print once they work.
+READY_WORDS = "ready."
+
+#: Takes a sentence about each step.
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterOptions:
-    """What a cluster shall consist of."""
+    """What a cluster consists of; see `Cluster.up` for the fields."""
 
     engine: str = "embedded"
     shards: int = 2
@@ -57,33 +69,52 @@ class ClusterOptions:
 
 
 def construct(directory: Path, options: ClusterOptions, report: Progress) -> None:
-    """Bring up everything in a claimed directory; leaves what it made when it fails, for `down` to remove."""
-    engine = ENGINES[options.engine]
+    """Bring up everything in a claimed directory; a failure leaves what was made, for `down` to remove.
+
+    Args:
+        directory: the cluster's directory.
+        options: what to start.
+        report: takes a sentence about each service that is ready.
+
+    Raises:
+        ClusterFailed: a service could not be started.
+    """
+    databases = ENGINES[options.engine](directory, options.shards, options.replicas)
     [redis_port] = free_ports(1)
-    redis = redis_server.service(directory, engine.log_server_argv(), redis_port)
-    layout = engine.lay_out(directory, options.shards, options.replicas)
-    _remember(directory, entries=(redis_server.LOG_SERVER, CONFIG_FILE, *layout.folders))
+    redis = redis_server.service(directory, databases.log_server, redis_port)
+    _remember(directory, entries=(redis_server.LOG_SERVER, CONFIG_FILE, *databases.folders))
 
     (directory / redis_server.LOG_SERVER).mkdir()
     started = launch(directory, [redis])
-    engine.prepare(directory, layout, lambda step: _run_step(directory, step))
-    started += launch(directory, layout.services)
+    for step in databases.prepare():
+        _run_step(directory, step)
+    started += launch(directory, databases.services)
     wait_ready(directory, started, report)
-    engine.link(layout)
+    databases.link()
 
-    text = config_text(layout.shards, redis_port=redis_port, buckets=options.buckets, tables=options.tables)
+    text = config_text(databases.shards, redis_port=redis_port, buckets=options.buckets, tables=options.tables)
     config = write_config(directory, text)
     wait_ready(directory, launch(directory, _workforce(config, options)), report)
 
 
 def launch(directory: Path, services: Sequence[Service]) -> list[tuple[Service, Process]]:
-    """Start services that the state does not know yet, and remember each."""
+    """Start services that the state does not know yet, and store each in the state.
+
+    Args:
+        directory: the cluster's directory.
+        services: in the order of their start.
+    """
     _remember(directory, services)
     return [(service, relaunch(directory, service)) for service in services]
 
 
 def relaunch(directory: Path, service: Service) -> Process:
-    """Start a known service and remember its process."""
+    """Start a service that the state knows, and store its process there.
+
+    Args:
+        directory: the cluster's directory.
+        service: what to start.
+    """
     with uninterrupted():
         process = spawn(service, directory)
         state.write(directory, state.read_state(directory).with_process(process))
@@ -107,11 +138,15 @@ def _workforce(config: Path, options: ClusterOptions) -> list[Service]:
     return services
 
 
-CONFIG_FILE = "pipeline.toml"
-
-
 def config_text(shards: Iterable[Shard], *, redis_port: int, buckets: int, tables: str = "") -> str:
-    """Return the file's text: the cluster's servers, then *tables* as given."""
+    """Return the text of `pipeline.toml`.
+
+    Args:
+        shards: the cluster's shards, in order.
+        redis_port: the log server's port.
+        buckets: the number of buckets.
+        tables: TOML that is appended as given.
+    """
     redis = f"redis://{LOOPBACK}:{redis_port}"
     parts = [
         f"[pipeline]\nbuckets = {buckets}\n",
@@ -125,7 +160,12 @@ def config_text(shards: Iterable[Shard], *, redis_port: int, buckets: int, table
 
 
 def write_config(directory: Path, text: str) -> Path:
-    """Write the file, readable by its owner only."""
+    """Write `pipeline.toml`, readable by its owner only, and return its path.
+
+    Args:
+        directory: the cluster's directory.
+        text: the whole file.
+    """
     path = directory / CONFIG_FILE
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
@@ -137,17 +177,17 @@ def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-#: How long a service may take; Celery's start on two busy cores is the slowest of them.
-READY_TIMEOUT_S = 30.0
-
-#: What Celery, and our own replica process, write once they work.
-READY_WORDS = "ready."
-
-Progress = Callable[[str], None]
-
-
 def wait_ready(directory: Path, started: Iterable[tuple[Service, Process]], report: Progress) -> None:
-    """Wait until all services work; the first that ends or takes too long raises with the tail of its log."""
+    """Wait until all services work.
+
+    Args:
+        directory: the cluster's directory.
+        started: the services with their processes.
+        report: takes a sentence about each service that is ready.
+
+    Raises:
+        ClusterFailed: a service ended or took too long; the message ends with the tail of its log.
+    """
     pending = list(started)
     for _ in polls(READY_TIMEOUT_S, first_s=0.01):
         for service, process in tuple(pending):
@@ -162,7 +202,15 @@ def wait_ready(directory: Path, started: Iterable[tuple[Service, Process]], repo
 
 
 def wait_done(directory: Path, process: Process) -> None:
-    """Wait until a step has ended well."""
+    """Wait until a step has ended well.
+
+    Args:
+        directory: the cluster's directory.
+        process: the step's process.
+
+    Raises:
+        ClusterFailed: the step failed or took too long; the message ends with the tail of its log.
+    """
     if not any(not is_alive(process) for _ in polls(READY_TIMEOUT_S)):
         raise _failed(directory, process, f"did not end within {READY_TIMEOUT_S:.0f} s")
     if code := exit_code(process):
@@ -170,10 +218,16 @@ def wait_done(directory: Path, process: Process) -> None:
 
 
 def is_ready(directory: Path, service: Service, process: Process) -> bool:
-    """Whether the service works, asked once."""
+    """Return whether a service works now: one probe, no wait.
+
+    Args:
+        directory: the cluster's directory.
+        service: what was started.
+        process: its process, whose log is read where the service has no port.
+    """
     if service.kind in ("worker", "sqlite-replica"):
         return READY_WORDS in log_text(directory, process)
-    probes = {"redis": redis_server.answers, "mariadb": mariadb.answers, "flower": celery.flower_answers}
+    probes = {"redis": redis_server.answers, "mariadb": mariadb.takes_statements, "flower": celery.flower_answers}
     return service.port is not None and probes[service.kind](service.port)
 
 

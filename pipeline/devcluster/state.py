@@ -1,8 +1,7 @@
-"""What a cluster's directory remembers: `cluster.json`, the only truth about what runs.
+"""Store what a cluster's directory holds and what runs: `cluster.json`, the only record of both.
 
-It is written before each thing it names exists, so whatever interrupts a start, `down` finds all there is to remove.
-
-What can go wrong with a local cluster.
+The file is written before each thing that it names exists. So `down` finds all there is to remove, whatever interrupted
+a start.
 """
 
 from __future__ import annotations
@@ -17,17 +16,29 @@ import msgspec
 
 from pipeline.errors import PipelineError
 
-#: The file's name inside the cluster's directory.
+#: The state's file in the cluster's directory.
 STATE_FILE = "cluster.json"
-#: The next state, until it is whole.
+#: The file of the next state, until it is complete.
 UNFINISHED = "cluster.json.new"
 
 ProcessKind = Literal["redis", "mariadb", "sqlite-replica", "worker", "flower", "step"]
 
 
+class ClusterFailed(PipelineError):
+    """The local cluster cannot be started, found or taken down; the message says which process and what to do.
+
+    Attributes:
+        log_tail: the last lines that the process wrote; empty where no process is concerned.
+    """
+
+    def __init__(self, why: str, log_tail: str = ""):
+        super().__init__(f"{why}; its log ends with:\n{log_tail}" if log_tail else why)
+        self.log_tail = log_tail
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One thing to run, with all that is needed to run it again."""
+    """One program to run, with all that is needed to run it again."""
 
     name: str
     kind: ProcessKind
@@ -38,7 +49,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A service that was started. *born* tells it from a later process with the same number."""
+    """A service that was started. *born* distinguishes it from a later process with the same number."""
 
     name: str
     pid: int
@@ -58,7 +69,14 @@ class ClusterState:
     processes: tuple[Process, ...] = ()
 
     def service(self, name: str) -> Service:
-        """Return the service of that name, or raise an error that lists the names there are."""
+        """Return the service of that name, or raise an error that lists the names there are.
+
+        Args:
+            name: the service's name, such as `worker-0`.
+
+        Raises:
+            ClusterFailed: no service has that name.
+        """
         for service in self.services:
             if service.name == name:
                 return service
@@ -66,16 +84,31 @@ class ClusterState:
         raise ClusterFailed(f"the cluster has no process {name!r}; it has: {names}")
 
     def process(self, name: str) -> Process | None:
-        """Return the process that was last started under that name."""
+        """Return the process that was last started under that name.
+
+        Args:
+            name: the service's name.
+
+        Returns:
+            None before the first start.
+        """
         return next((process for process in self.processes if process.name == name), None)
 
     def with_process(self, process: Process) -> ClusterState:
-        """Return the state with this process in the place of an earlier one of its name."""
+        """Return the state with a process in the place of an earlier one of the same name.
+
+        Args:
+            process: what has just been started.
+        """
         others = tuple(other for other in self.processes if other.name != process.name)
         return replace(self, processes=(*others, process))
 
     def without(self, name: str) -> ClusterState:
-        """Return the state with neither service nor process of that name."""
+        """Return the state with neither service nor process of that name.
+
+        Args:
+            name: the service's name.
+        """
         return replace(
             self,
             services=tuple(service for service in self.services if service.name != name),
@@ -83,12 +116,25 @@ class ClusterState:
         )
 
     def with_services(self, services: Iterable[Service], entries: Iterable[str] = ()) -> ClusterState:
-        """Return the state with these services and directory entries added."""
+        """Return the state with services and directory entries added.
+
+        Args:
+            services: what will be started.
+            entries: names of files and folders that `down` removes.
+        """
         return replace(self, services=(*self.services, *services), entries=(*self.entries, *entries))
 
 
 def claim(directory: Path, engine: str) -> None:
-    """Make the directory this cluster's own, or refuse one that holds anything."""
+    """Make the directory this cluster's own, or refuse one that holds anything.
+
+    Args:
+        directory: missing folders are made.
+        engine: the engine's name, for the state.
+
+    Raises:
+        ClusterFailed: the directory holds something, or another cluster is being started in it.
+    """
     if (directory / STATE_FILE).exists():
         raise ClusterFailed(f"{directory} already holds a cluster; run: pipeline cluster down --dir {directory}")
     if directory.exists() and not directory.is_dir():
@@ -108,12 +154,23 @@ def claim(directory: Path, engine: str) -> None:
 
 
 def exists(directory: Path) -> bool:
-    """Whether the directory holds a cluster."""
+    """Return whether the directory holds a cluster.
+
+    Args:
+        directory: the cluster's directory.
+    """
     return (directory / STATE_FILE).exists()
 
 
 def read_state(directory: Path) -> ClusterState:
-    """Read the state, or raise an error that says how to start a cluster."""
+    """Return the state of the cluster in a directory.
+
+    Args:
+        directory: the cluster's directory.
+
+    Raises:
+        ClusterFailed: no cluster is up there; the message says how to start one. Or the file is not a state.
+    """
     try:
         return msgspec.json.decode((directory / STATE_FILE).read_bytes(), type=ClusterState)
     except FileNotFoundError:
@@ -123,13 +180,26 @@ def read_state(directory: Path) -> ClusterState:
 
 
 def remove_state(directory: Path) -> None:
-    """Remove the state, and one that a signal left half written."""
+    """Remove the state's file, and one that a signal left incomplete.
+
+    Args:
+        directory: the cluster's directory.
+    """
     for name in (UNFINISHED, STATE_FILE):
         (directory / name).unlink(missing_ok=True)
 
 
 def write(directory: Path, state: ClusterState, *, new: bool = False) -> None:
-    """Write the state so that a reader sees the old one or the new one, readable by its owner only."""
+    """Write the state atomically, readable by its owner only.
+
+    Args:
+        directory: the cluster's directory.
+        state: the whole new state.
+        new: whether there must be no state yet.
+
+    Raises:
+        FileExistsError: *new* is true, and there is a state.
+    """
     path = directory / STATE_FILE
     target = path if new else directory / UNFINISHED
     text = msgspec.json.format(msgspec.json.encode(state))
@@ -138,11 +208,3 @@ def write(directory: Path, state: ClusterState, *, new: bool = False) -> None:
         file.write(text)
     if not new:
         target.replace(path)
-
-
-class ClusterFailed(PipelineError):
-    """The local cluster cannot be started, found or taken down; the message says which process and what to do."""
-
-    def __init__(self, why: str, log_tail: str = ""):
-        super().__init__(f"{why}; its log ends with:\n{log_tail}" if log_tail else why)
-        self.log_tail = log_tail

@@ -1,19 +1,19 @@
-"""What happens to an op once the door has made it: it joins an atomic group, waits for a commit, or is sent at once."""
+"""Send an op at its time: at once, with its atomic group, or after a commit."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.enqueue.fallback import Fallback
 from pipeline.enqueue.held_ops import Atomic, Chunk, Held, HeldOp, HeldOps
-from pipeline.enqueue.idempotency import OpPlace
-from pipeline.enqueue.producers import Producer
+from pipeline.enqueue.producer import DURABLE_S
 from pipeline.enqueue.publisher import Publisher
+from pipeline.enqueue.shipment import OpPlace, Shipment
 from pipeline.errors import BadOp, NotDurable
-from pipeline.model.op import Addressed, Op, encode, id_of, id_of_new, with_id
+from pipeline.model.op import UPSERT, Addressed, Op, encode, id_of, id_of_new, with_id
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.contract import IdReserved
 from pipeline.wait_budget import WaitBudgets, in_all
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from pipeline.model.receipt import Source
 
 DURABILITIES = ("redis", "replica", "fsync", "spooled", "applied")
-#: How long `durability="applied"` and the Redis-side levels wait, s.
-DURABLE_S = 5.0
 #: Ops of one round trip of a bulk call. More gain little, and block Redis for longer than 5 ms.
 BULK_ROWS = 1000
 
@@ -32,8 +30,9 @@ class Dispatch:
     """Sends ops, at their time. Threads may share it: each has groups and held ops of its own.
 
     Args:
+        publisher: sends.
         source: who answers for the receipts.
-        patience: how long one call may wait for Redis, beside what its durability asks for.
+        wait_budgets: how long one call may wait for Redis, beside what its durability asks for.
     """
 
     def __init__(self, publisher: Publisher | Fallback, source: Source, wait_budgets: WaitBudgets):
@@ -43,15 +42,16 @@ class Dispatch:
     # taking -------------------------------------------------------------------------------------------------
 
     def take(self, addressed: Addressed, durability: str) -> Receipt:
-        """Take an op from the door, and return its receipt."""
+        """Take an op that was built, and return its receipt."""
         bucket, op = addressed.bucket, addressed.op
         here = self._here.__dict__
         if durability == "redis" and here.get("group") is None and here.get("held") is None:
             if op.idempotency_key is not None:
-                op, place = self._published_under_key(addressed)
+                op, place = self._sent_under_key(addressed)
             else:
-                place = self._publisher.publish(bucket, encode(op))
-            return Receipt(bucket, place.position, place.row_id or id_of(op), place.producer, place.seq, self._source)
+                place = self._publisher.ship(Shipment({bucket: (encode(op),)}))[bucket]
+            row_id = place.row_id or (op.id if op.kind != UPSERT else None)
+            return Receipt(bucket, place.position, row_id, place.producer, place.seq, self._source)
         self.known_durability(durability)
         group: Atomic | None = here.get("group")
         if group is not None:
@@ -60,7 +60,7 @@ class Dispatch:
             return receipt
         if op.idempotency_key is not None and (new := id_of_new(op)) is not None:
             # its request may redirect to the row before the op is sent
-            op = with_id(addressed, self._publisher.reserve(bucket, op.idempotency_key, new))
+            op = with_id(addressed, self._publisher.claim(bucket, op.idempotency_key, new))
         receipt = Receipt(bucket, None, id_of(op), source=self._source)
         self._pass_on(HeldOp(bucket, op, durability, [receipt]))
         return receipt
@@ -120,31 +120,28 @@ class Dispatch:
 
     def send_chunk(self, chunk: Chunk, durability: str) -> Chunk:
         """Send a bulk call's chunk; its receipts can be made then."""
-        reached: list[bool] = []
-        how: Any = {"kept": True} if durability == "spooled" else {"then": _reaching(durability, reached)}
-        chunk.placed(places := self._publisher.publish_many(chunk.payloads, **how))
-        if False in reached or _only_here(durability, places.values()):
+        chunk.placed(places := self._publisher.ship(Shipment(chunk.payloads, durability=durability)))
+        if not all(place.durable for place in places.values()):
             raise NotDurable(durability, DURABLE_S, chunk.receipt(0, self._source))
         return chunk
 
-    def _published_under_key(self, addressed: Addressed) -> tuple[Op, OpPlace]:
+    def _sent_under_key(self, addressed: Addressed) -> tuple[Op, OpPlace]:
         """Send an op whose id nobody has been told; return it with the id that its key stands for."""
         bucket, op = addressed.bucket, addressed.op
-        key, row_id = op.idempotency_key or "", id_of_new(op)
         try:
-            return op, self._publisher.publish(bucket, encode(op), key=key, row_id=row_id)
+            return op, self._publisher.ship(_shipment(bucket, op, "redis"))[bucket]
         except IdReserved as reserved:
             op = with_id(addressed, reserved.row_id)
-        return op, self._published(bucket, op)
+        return op, self._sent(bucket, op, "redis")
 
-    def _published(self, bucket: int, op: Op, **how: Any) -> OpPlace:
+    def _sent(self, bucket: int, op: Op, durability: str) -> OpPlace:
         """Send an op whose id may have been told already: it is not changed any more."""
-        payload, key = encode(op), op.idempotency_key or ""
+        shipment = _shipment(bucket, op, durability)
         try:
-            return self._publisher.publish(bucket, payload, key=key, row_id=id_of_new(op), **how)
+            return self._publisher.ship(shipment)[bucket]
         except IdReserved:
             # Redis, or the spool, was away when one of two ids was told. The shard takes the first op with that key
-            return self._publisher.publish(bucket, payload, **how)
+            return self._publisher.ship(Shipment(shipment.runs, durability=durability))[bucket]
 
     def _pass_on(self, entry: HeldOp) -> None:
         held: HeldOps | None = getattr(self._here, "held", None)
@@ -156,17 +153,10 @@ class Dispatch:
     @in_all
     def _send(self, entry: HeldOp) -> None:
         bucket, op, durability, receipts = entry
-        if durability == "redis":
-            place = self._published(bucket, op)
-            for receipt in receipts:
-                _fill(receipt, place)
-            return
-        reached: list[bool] = []
-        how: Any = {"kept": True} if durability == "spooled" else {"then": _reaching(durability, reached)}
-        place = self._published(bucket, op, **how)
+        place = self._sent(bucket, op, durability)
         for receipt in receipts:
             _fill(receipt, place)
-        if reached == [False] or _only_here(durability, [place]):
+        if not place.durable:
             raise NotDurable(durability, DURABLE_S, receipts[0])
         if durability == "applied":
             with self.wait_budgets.within(None):
@@ -182,7 +172,7 @@ class Dispatch:
             chunk, part = Chunk(), entries[start : start + BULK_ROWS]
             for entry in part:
                 chunk.add(entry.bucket, entry.op)
-            chunk.placed(self._publisher.publish_many(chunk.payloads))
+            chunk.placed(self._publisher.ship(Shipment(chunk.payloads)))
             for nth, entry in enumerate(part):
                 made = chunk.receipt(nth, self._source)
                 for receipt in entry.receipts:
@@ -193,20 +183,8 @@ class Dispatch:
                     )
 
 
-def _only_here(durability: str, places: Iterable[OpPlace]) -> bool:
-    """Whether ops that were to be on a second machine are in this one's spool only."""
-    return durability == "replica" and any(place.position is None for place in places)
-
-
-def _reaching(durability: str, reached: list[bool]) -> Callable[[Producer], None] | None:
-    """Return what to do on the sender's own line after the append: wait for Redis's replica or disk."""
-    if durability not in ("replica", "fsync"):
-        return None
-
-    def wait(sender: Producer) -> None:
-        reached.append(sender.line.replicated(fsync=durability == "fsync", timeout_s=DURABLE_S))
-
-    return wait
+def _shipment(bucket: int, op: Op, durability: str) -> Shipment:
+    return Shipment({bucket: (encode(op),)}, op.idempotency_key or "", id_of_new(op), durability)
 
 
 def _fill(receipt: Receipt, place: OpPlace) -> None:

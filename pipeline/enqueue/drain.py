@@ -135,7 +135,7 @@ class Drainer:
                 while not deadline.passed and (head := self._spool.head(buckets)):
                     for producer, runs, ops in _turns(head):
                         self._step("send")
-                        self._publisher.publish_as(producer, runs, epoch=epoch, patient=patient)
+                        self._publisher.resend(producer, runs, epoch=epoch, patient=patient)
                         self._step("sent")
                         self._spool.sent(ops, epoch)
                         done.sent += len(ops)

@@ -10,8 +10,8 @@ import os
 import threading
 
 from pipeline import clock
-from pipeline.enqueue.breaker import Breaker
 from pipeline.enqueue.drain import Drainer
+from pipeline.enqueue.redis_away import RedisAway
 from pipeline.errors import PipelineError, WaitTimeout
 from pipeline.spool.store import Spool
 
@@ -25,8 +25,8 @@ logger = logging.getLogger("pipeline.spool")
 class DrainThread:
     """Drains for this process, in a thread that starts when it is first needed."""
 
-    def __init__(self, spool: Spool, drainer: Drainer, breaker: Breaker):
-        self._spool, self._drainer, self._breaker = spool, drainer, breaker
+    def __init__(self, spool: Spool, drainer: Drainer, away: RedisAway):
+        self._spool, self._drainer, self._away = spool, drainer, away
         self._reset()
 
     def wake(self) -> None:
@@ -88,7 +88,7 @@ class DrainThread:
             logger.warning("the spool could not be drained: %s", error)
             return False
         if done.sent:
-            self._breaker.close()
+            self._away.close()
             logger.info("spool drained ops=%d", done.sent)
         return done.empty or (not done.mine and not self._spool.waiting())
 

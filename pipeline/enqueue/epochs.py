@@ -1,8 +1,6 @@
-"""The epochs under which this process appends, of each scope; and what it does when Redis is another server.
+"""Know the epochs under which this process appends; raise the epoch of a scope when Redis is another server.
 
 Raising an epoch asks databases, which may hang: a thread does it, and a request waits for as long as it can.
-
-Raise an epoch: whenever Redis is no longer the server that gave the last one out, before anything is appended.
 
 A new epoch is above every watermark on every node that can be asked, above every epoch that the primary ever gave out,
 and at least the unix time: so no position comes twice, whatever Redis has forgotten. A replica that does not answer
@@ -16,7 +14,6 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Generic, TypeVar
 
 from pipeline import clock
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
@@ -25,16 +22,20 @@ from pipeline.shard import ledger_queries
 from pipeline.shard.nodes import Nodes
 from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent, perform, waited
 
+#: How long one raise may take in all, s; databases have to be asked.
+RAISE_S = 10.0
+logger = logging.getLogger("pipeline.lineage")
+
 
 class EpochCache:
     """Knows epochs, and learns new ones. Thread-safe.
 
     Args:
+        log: has the epochs.
         raise_epoch: returns the epoch of a scope, raising it if the server's lineage has changed. Asks databases.
-        patience: of the callers: nobody waits longer for that.
-        renewed: called once this process knows of a new lineage: Redis may have forgotten what it was told.
+        wait_budgets: of the callers: nobody waits longer for that.
+        renewed: called once this process knows of a new lineage: Redis may have forgotten schemas and leases.
         changed: called after each epoch that was learnt.
-        ended: called in a thread that has asked databases, to close what is its own.
 
     Attributes:
         known: of each scope the last epoch.
@@ -48,18 +49,17 @@ class EpochCache:
         wait_budgets: WaitBudgets,
         renewed: Callable[[], object],
         changed: Callable[[], object],
-        ended: Callable[[], object],
     ):
         self._log, self._raise_epoch, self._wait_budgets = log, raise_epoch, wait_budgets
-        self._renewed, self._changed, self._ended = renewed, changed, ended
+        self._renewed, self._changed = renewed, changed
         self.known: dict[str, int] = {}
-        self.reset()
+        self.start()
 
-    def reset(self) -> None:
-        """Begin anew in a child: a fork may have taken place while another thread held the lock."""
+    def start(self) -> None:
+        """Begin, in a child anew: a fork may have taken place while another thread held a lock."""
         self.learnt = 0
-        self._raising = threading.Lock()
-        self._elsewhere: SingleFlight[int] = SingleFlight("pipeline-epochs", self._ended)
+        self._raising, self._running_lock = threading.Lock(), threading.Lock()
+        self._running: dict[Scope, Future[int]] = {}
 
     def of(self, scope: Scope) -> int:
         """Return a scope's epoch, learnt if need be; see `after`."""
@@ -82,7 +82,28 @@ class EpochCache:
         if budget is None:
             return self._raised(scope, stale)
         with wait_budgets.spending():
-            return self._elsewhere.result(scope.name, lambda: self._raised(scope, stale), max(0.0, budget.left_s))
+            return self._raised_aside(scope, stale, max(0.0, budget.left_s))
+
+    def _raised_aside(self, scope: Scope, stale: int, wait_s: float) -> int:
+        """Let a thread raise the epoch, one at a time for each scope: all callers wait for the same."""
+        with self._running_lock:
+            future = self._running.get(scope)
+            if future is None:
+                future = self._running[scope] = Future()
+                given = (lambda: self._raised_once(scope, stale), future, self._wait_budgets.ended)
+                threading.Thread(target=perform, args=given, name="pipeline-epochs", daemon=True).start()
+        try:
+            return waited(future, wait_s)
+        except WaitBudgetSpent as error:
+            why = f"a new epoch of {scope.name!r} was not raised within {wait_s * 1000:.0f} ms; it is being raised"
+            raise LogUnavailable(why, sent=False) from error
+
+    def _raised_once(self, scope: Scope, stale: int) -> int:
+        try:
+            return self._raised(scope, stale)
+        finally:
+            with self._running_lock:
+                del self._running[scope]  # the next caller begins anew: what has ended may not be true any more
 
     def _raised(self, scope: Scope, stale: int) -> int:
         with self._raising:
@@ -101,92 +122,42 @@ class EpochCache:
         return stale > 0 or (other is not None and self._log.epoch(other)[:2] != (self.known[other], True))
 
 
-_Result = TypeVar("_Result")
-
-
-class SingleFlight(Generic[_Result]):
-    """Does work in threads, one at a time for each key: callers who want the same wait for the same.
+def raise_epoch(log: Epochs, nodes: Nodes, renewed: Callable[[], object], scope: Scope) -> int:
+    """Return the scope's epoch on the server as it is now, raised if it was given out on another.
 
     Args:
-        afterwards: called in the thread at its end: what belongs to it is to be closed.
+        log: has the epochs.
+        nodes: the databases that are asked.
+        renewed: called after a new epoch was set: the server may have forgotten the schemas too.
+        scope: whose epoch.
+
+    Raises:
+        ShardUnavailable: the primary of a shard in the scope did not answer; nothing changed.
+        NotMigrated: the pipeline's tables are missing on a primary.
     """
-
-    def __init__(self, name: str, afterwards: Callable[[], object] = lambda: None):
-        self._name, self._afterwards = name, afterwards
-        self._lock = threading.Lock()
-        self._running: dict[str, Future[_Result]] = {}
-
-    def result(self, key: str, work: Callable[[], _Result], wait_s: float) -> _Result:
-        """Return what the work under way for a key comes to, begun if there is none.
-
-        Raises:
-            LogUnavailable: it has not ended yet, and goes on.
-            what the work raised.
-        """
-        with self._lock:
-            future = self._running.get(key)
-            if future is None:
-                future = self._running[key] = Future()
-                given = (lambda: self._done(key, work), future, self._afterwards)
-                threading.Thread(target=perform, args=given, name=self._name, daemon=True).start()
-        try:
-            return waited(future, wait_s)
-        except WaitBudgetSpent as error:
-            why = f"a new epoch of {key!r} was not raised within {wait_s * 1000:.0f} ms; it is being raised"
-            raise LogUnavailable(why, sent=False) from error
-
-    def _done(self, key: str, work: Callable[[], _Result]) -> _Result:
-        try:
-            return work()
-        finally:
-            with self._lock:
-                del self._running[key]  # the next caller begins anew: what has ended may not be true any more
+    for _ in clock.polls(RAISE_S, first_s=0.01):
+        epoch, current, seen = log.epoch(scope.name)
+        if epoch and current:
+            return epoch
+        new = _new_epoch(nodes, scope, epoch)
+        if log.raise_epoch(scope.name, seen, new):
+            level = logging.WARNING if epoch else logging.INFO
+            logger.log(level, "new lineage scope=%s epoch=%d (was %d)", scope.name, new, epoch)
+            renewed()
+            return new
+    raise LogUnavailable(f"the epoch of {scope.name!r} could not be raised", sent=False)
 
 
-#: How long one raise may take in all, s; databases have to be asked.
-RAISE_S = 10.0
-logger = logging.getLogger("pipeline.lineage")
-
-
-class Lineage:
-    """Knows how to raise epochs.
-
-    Args:
-        renewed: called after a new epoch was set: the server may have forgotten the table definitions too.
-    """
-
-    def __init__(self, log: Epochs, nodes: Nodes, renewed: Callable[[], object]):
-        self._log, self._nodes, self._renewed = log, nodes, renewed
-
-    def raise_epoch(self, scope: Scope) -> int:
-        """Return the scope's epoch on the server as it is now.
-
-        Raises:
-            ShardUnavailable: the primary of a shard in the scope did not answer; nothing changed.
-            NotMigrated: the pipeline's tables are missing on a primary.
-        """
-        for _ in clock.polls(RAISE_S, first_s=0.01):
-            epoch, current, seen = self._log.epoch(scope.name)
-            if epoch and current:
-                return epoch
-            new = self._new_epoch(scope, epoch)
-            if self._log.raise_epoch(scope.name, seen, new):
-                level = logging.WARNING if epoch else logging.INFO
-                logger.log(level, "new lineage scope=%s epoch=%d (was %d)", scope.name, new, epoch)
-                self._renewed()
-                return new
-        raise LogUnavailable(f"the epoch of {scope.name!r} could not be raised", sent=False)
-
-    def _new_epoch(self, scope: Scope, known: int) -> int:
-        for shard in scope.shards:
-            for replica in self._nodes.replicas(shard):
-                try:
-                    known = max(known, ledger_queries.highest_epoch(replica))
-                except NotMigrated:
-                    continue  # a replica without our tables has no watermark
-                except Unavailable as error:
-                    logger.warning("raising the epoch without asking %s: %s", replica.node, error)
-        for shard in scope.shards:
-            primary = self._nodes.primary(shard)
-            known = ledger_queries.give_epoch(primary, scope.name, known, clock.wall_ms() // 1000) - 1
-        return known + 1
+def _new_epoch(nodes: Nodes, scope: Scope, known: int) -> int:
+    for shard in scope.shards:
+        for replica in nodes.replicas(shard):
+            try:
+                known = max(known, ledger_queries.highest_epoch(replica))
+            except NotMigrated:
+                continue  # a replica without our tables has no watermark
+            except Unavailable as error:
+                logger.warning("raising the epoch without asking %s: %s", replica.node, error)
+    for shard in scope.shards:
+        primary = nodes.primary(shard)
+        known = ledger_queries.give_epoch(primary, scope.name, known, clock.wall_ms() // 1000) - 1
+    return known + 1

@@ -6,109 +6,81 @@ unknown goes there under the number that it was sent with, so that it cannot be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
-from pipeline.enqueue.breaker import Breaker
 from pipeline.enqueue.drain_thread import DrainThread
-from pipeline.enqueue.idempotency import Keys, OpPlace
-from pipeline.enqueue.producers import Producer
 from pipeline.enqueue.publisher import Publisher
+from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.schemas import SchemaPublisher
+from pipeline.enqueue.shipment import OpPlace, Shipment
 from pipeline.errors import PipelineFull, SpoolUnavailable, Unavailable
 from pipeline.oplog.contract import IdReserved
-from pipeline.spool.store import Number, Spool
+from pipeline.spool.store import Number
 
 
 class Fallback:
     """A publisher that does not fail with Redis. A spooled op's place has no position.
 
     Args:
-        courier: told whenever something waits.
+        publisher: sends what Redis takes.
+        away: knows whether Redis answers, and has the spool.
+        drain_thread: woken whenever something waits.
+        schemas: kept in the spool before the ops that need them.
     """
 
-    def __init__(
-        self,
-        publisher: Publisher,
-        spool: Spool,
-        breaker: Breaker,
-        drain_thread: DrainThread,
-        definitions: SchemaPublisher,
-        keys: Keys,
-    ):
-        self._publisher, self._spool, self._breaker = publisher, spool, breaker
-        self._drain_thread, self._definitions = drain_thread, definitions
-        self.reserve = keys.reserve
+    def __init__(self, publisher: Publisher, away: RedisAway, drain_thread: DrainThread, schemas: SchemaPublisher):
+        self._publisher, self._away, self._drain_thread, self._schemas = publisher, away, drain_thread, schemas
 
-    def publish(
-        self,
-        bucket: int,
-        payload: bytes,
-        *,
-        key: str = "",
-        row_id: int | None = None,
-        then: Callable[[Producer], None] | None = None,
-        kept: bool = False,
-    ) -> OpPlace:
-        """Append one op, or spool it; see `Publisher.publish`.
+    def ship(self, shipment: Shipment) -> dict[int, OpPlace]:
+        """Append ops, or spool those that Redis does not take; see `Publisher.ship`.
 
-        Args:
-            kept: spool it first, and keep it there until every node of its shard has it.
+        With the durability `spooled` they are spooled first, and stay there until every node of their shard has them.
 
         Raises:
-            IdReserved: the key stands for another id; it was taken by neither.
-            PipelineFull, SpoolUnavailable: Redis did not take it, and neither did the spool.
+            IdReserved: the key stands for another id; neither Redis nor the spool took the op.
+            PipelineFull, SpoolUnavailable: Redis did not take them, and neither did the spool.
         """
-        if kept or self._breaker.open:
-            self._agree(bucket, key, row_id)
-            return self._spooled({bucket: (payload,)}, kept)[bucket]
-        try:
-            return self._publisher.publish(bucket, payload, key=key, row_id=row_id, then=then)
-        except Unavailable as error:
-            self._breaker.hear(error)
-            self._agree(bucket, key, row_id)
-            return self._instead({bucket: (payload,)}, error)[bucket]
-
-    def publish_many(
-        self,
-        payloads: Mapping[int, Sequence[bytes]],
-        *,
-        key: str = "",
-        row_id: int | None = None,
-        then: Callable[[Producer], None] | None = None,
-        kept: bool = False,
-    ) -> dict[int, OpPlace]:
-        """Append ops of several buckets, or spool those that Redis does not take; see `publish`."""
-        if kept:
-            return self._spooled(payloads, kept)
+        if shipment.durability == "spooled":
+            return self._spooled(shipment)
+        if len(shipment.runs) == 1:
+            return self._ship(shipment)
         places: dict[int, OpPlace] = {}
-        for share in self._publisher.by_scope(payloads).values():
-            if self._breaker.open:
-                places |= self._spooled(share)
-                continue
-            try:
-                places |= self._publisher.publish_many(share, key=key, row_id=row_id, then=then)
-            except Unavailable as error:
-                places |= self._instead(share, error)
+        for share in self._publisher.by_scope(shipment.runs).values():
+            places |= self._ship(shipment.part(share))
         return places
 
-    def _agree(self, bucket: int, key: str, row_id: int | None) -> None:
-        """See that an op that goes into the spool has the id that its key stands for: the drain sends no key."""
-        if key and row_id is not None and (known := self.reserve(bucket, key, row_id)) != row_id:
-            raise IdReserved(known)
+    def claim(self, bucket: int, key: str, row_id: int) -> int:
+        """Return the id that an idempotency key stands for; a Redis that is away costs an answer, never a wait."""
+        return row_id if self._away.claims_fail else self._publisher.claim(bucket, key, row_id)
 
-    def _instead(self, runs: Mapping[int, Sequence[bytes]], error: Unavailable) -> dict[int, OpPlace]:
-        self._breaker.hear(error)
+    def _ship(self, shipment: Shipment) -> dict[int, OpPlace]:
+        if self._away.open:
+            return self._spooled(shipment)
         try:
-            return self._spooled(runs, numbered=error.numbered)
-        except (PipelineFull, SpoolUnavailable) as second:
-            if not error.numbered:
-                second.numbered = {}
-            raise second from error
+            return self._publisher.ship(shipment)
+        except Unavailable as error:
+            self._away.hear(error)
+            try:
+                return self._spooled(shipment, error.numbered)
+            except (PipelineFull, SpoolUnavailable) as second:
+                if not error.numbered:
+                    second.numbered = {}
+                raise second from error
 
-    def _spooled(
-        self, runs: Mapping[int, Sequence[bytes]], kept: bool = False, numbered: Mapping[int, Number] | None = None
-    ) -> dict[int, OpPlace]:
-        self._definitions.keep_in(self._spool)
-        numbers = self._spool.add(runs, kept=kept, numbered=numbered)
+    def _spooled(self, shipment: Shipment, numbered: Mapping[int, Number] | None = None) -> dict[int, OpPlace]:
+        self._agree(shipment)
+        self._schemas.keep()
+        kept = shipment.durability == "spooled"
+        numbers = self._away.spool.add(shipment.runs, kept=kept, numbered=numbered)
         self._drain_thread.wake()
-        return {bucket: OpPlace(None, *number) for bucket, number in numbers.items()}
+        # what is to be on a second machine is in the spool of this one only
+        durable = shipment.durability != "replica"
+        return {bucket: OpPlace(None, *number, durable=durable) for bucket, number in numbers.items()}
+
+    def _agree(self, shipment: Shipment) -> None:
+        """See that an op that goes into the spool has the id that its key stands for: the drain sends no key."""
+        key, row_id = shipment.key, shipment.row_id
+        if key and row_id is not None:
+            [bucket] = shipment.runs
+            if (claimed := self.claim(bucket, key, row_id)) != row_id:
+                raise IdReserved(claimed)

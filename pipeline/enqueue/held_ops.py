@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from pipeline.enqueue.idempotency import OpPlace
+from pipeline.enqueue.shipment import OpPlace
 from pipeline.errors import BadOp, BadValue, CrossBucket
 from pipeline.model.op import GROUP, Op, Position, encode
 from pipeline.model.receipt import Receipt

@@ -1,41 +1,48 @@
-"""Publish ops: the right scope and epoch, a free sender, the bell; what Redis lost is recorded by name."""
+"""Publish ops: append them under the right epoch by an idle producer, ring the bell, record by name what Redis lost."""
 
 from __future__ import annotations
 
-import math
+import logging
 import os
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import TypeVar
 
+from msgspec.structs import replace
+
+from pipeline import clock
 from pipeline.config.topology import Topology
-from pipeline.enqueue import idempotency
 from pipeline.enqueue.epochs import EpochCache
-from pipeline.enqueue.idempotency import OpPlace
-from pipeline.enqueue.producers import Lost, Producer, Producers
+from pipeline.enqueue.producer import FRESH_S, Lost, Producer
+from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.resend import Run, resend
-from pipeline.errors import LogUnavailable, Unavailable
+from pipeline.enqueue.shipment import OpPlace, Shipment
+from pipeline.errors import LogUnavailable, PipelineFull, Unavailable
 from pipeline.model.op import Position
-from pipeline.oplog.contract import EVERYWHERE, HOLE, EpochStale, Line, Log, Scope, scopes_of
+from pipeline.oplog.contract import EVERYWHERE, HOLE, EpochStale, Log, Scope, scopes_of
 from pipeline.oplog.doorbell import Bell, SilentBell
-from pipeline.wait_budget import WaitBudgets
+from pipeline.wait_budget import WaitBudgetSpent
 
 #: So many ops at once have the short time-out of a request also where there is none; more are a bulk load's.
 FEW = 20
 Share = TypeVar("Share")
+logger = logging.getLogger("pipeline.publish")
 
 
 class Publisher:
-    """Appends ops to logs. Thread-safe; after a fork the child starts with senders of its own.
+    """Appends ops to logs. Thread-safe; after a fork the child starts with producers of its own.
 
     Args:
+        bell: wakes the workers of a shard.
         raise_epoch: returns the epoch of a scope, raising it if the server's lineage has changed.
-        record_lost: writes down what the log lost; may raise `Unavailable`, then it is called again later.
-        patience: of the callers. Raising an epoch asks databases, recording a loss does; nobody waits longer for that.
-        renewed: called once this process knows of a new lineage: Redis may have forgotten what it was told.
-        ended: called in a thread that has asked databases, to close what is its own.
+        record_lost: writes down what the log lost; called again later where it raises `Unavailable`.
+        away: has the wait budgets: raising an epoch and recording a loss ask databases.
+        renewed: called once this process knows of a new lineage: Redis may have forgotten schemas and leases.
 
     Attributes:
         scopes: all scopes by name.
+        idle: the producers of requests that nobody uses now.
     """
 
     def __init__(
@@ -46,78 +53,49 @@ class Publisher:
         raise_epoch: Callable[[Scope], int],
         record_lost: Callable[[Lost], None],
         *,
-        wait_budgets: WaitBudgets | None = None,
+        away: RedisAway | None = None,
         renewed: Callable[[], object] = lambda: None,
-        ended: Callable[[], object] = lambda: None,
     ):
-        self._log, self._bell, self._record_lost, self._pid = log, bell, record_lost, os.getpid()
-        self._wait_budgets = wait_budgets or WaitBudgets(math.inf)
+        self._log, self._bell, self._record_lost, self.away = log, bell, record_lost, away or RedisAway()
         self.scopes = scopes_of(topology.shards)
         self._reference = self.scopes[EVERYWHERE]
         self._scope_of = [self.scopes[topology.shard_of(bucket)] for bucket in range(topology.buckets)]
         self._scope_of.append(self._reference)
-        self._senders = Producers(log, lambda: self._epochs.learnt, record_lost, self._wait_budgets, ended)
-        self._epochs = EpochCache(log, raise_epoch, self._wait_budgets, renewed, self._senders.audit, ended)
+        self._epochs = EpochCache(log, raise_epoch, self.away.wait_budgets, renewed, self._audit)
+        self._start()
 
-    def publish(
-        self,
-        bucket: int,
-        payload: bytes,
-        *,
-        key: str = "",
-        row_id: int | None = None,
-        then: Callable[[Producer], None] | None = None,
-    ) -> OpPlace:
-        """Append one op; *then* may use the sender's line while it is still ours.
-
-        Args:
-            row_id: of the new row, so that others with that key get to know it.
+    def ship(self, shipment: Shipment) -> dict[int, OpPlace]:
+        """Append ops, in one round trip per shard; return the place of each bucket's first.
 
         Raises:
             IdReserved: the key stands for another id; nothing was sent.
             PipelineFull: nothing was sent.
-            LogUnavailable: no answer in time; the op may be queued or not.
+            LogUnavailable: no answer in time; the ops may be queued or not.
             ShardUnavailable: a new epoch was due and the shard's primary did not answer; nothing was sent.
         """
-        scope = self._scope_of[bucket]
-        if not key and then is None and scope is not self._reference:
-            sender = self._take()
-            epoch = self._epochs.known.get(scope.name)
-            if epoch is not None and sender.lineages == self._epochs.learnt:
-                place = self._publish_one(sender, scope, epoch, bucket, payload)
+        runs = shipment.runs
+        if len(runs) == 1 and not shipment.key and shipment.durability == "redis":
+            [(bucket, payloads)] = runs.items()
+            scope = self._scope_of[bucket]
+            if len(payloads) == 1 and scope is not self._reference:
+                place = self._ship_one(scope, bucket, payloads[0])
                 if place is not None:
-                    return place
-            else:
-                self._senders.put_back(sender)
-        return self._share(scope, {bucket: (payload,)}, key, row_id, then)[bucket]
-
-    def publish_many(
-        self,
-        payloads: Mapping[int, Sequence[bytes]],
-        *,
-        key: str = "",
-        row_id: int | None = None,
-        then: Callable[[Producer], None] | None = None,
-    ) -> dict[int, OpPlace]:
-        """Append ops of several buckets, in one round trip per shard; return the place of each bucket's first."""
+                    return {bucket: place}
         places: dict[int, OpPlace] = {}
-        for scope, share in self.by_scope(payloads).items():
-            patient = self._wait_budgets.here.budget is None and sum(map(len, share.values())) > FEW
-            places |= self._share(scope, share, key, row_id, then, patient=patient)
+        for scope, share in self.by_scope(runs).items():
+            places |= self._ship(scope, shipment.part(share))
         return places
 
-    def publish_as(
+    def resend(
         self, producer: int, runs: Mapping[int, Run], *, epoch: int = 0, patient: bool = True
     ) -> dict[int, Position]:
         """Append ops under a producer and sequences that the caller keeps, as often as it likes, from any process.
 
-        The caller gives of each bucket all that it still holds, from the lowest sequence on: what is below has been
-        sent before. Nothing is doubled: the log drops what it has seen, and so does the shard. What the log has lost
-        of what is below is recorded by name, unless it was applied. A producer that has sent nothing to a bucket for
-        a day must not go on there: log and shard may have forgotten it. Take a new random 63-bit number then.
-
         Args:
+            producer: a random 63-bit number; see the module `resend` for when to take a new one.
+            runs: of each bucket all that the caller still holds, from the lowest sequence on.
             epoch: under which the caller thinks that all below stands in the log: the current one if it is not given.
+            patient: wait for a slow Redis as a bulk load does; a request must not.
 
         Returns:
             Of each bucket, the position at or before which its last op stands.
@@ -128,16 +106,25 @@ class Publisher:
         """
         reached: dict[int, Position] = {}
         for scope, share in self.by_scope(runs).items():
-            line = self._log.line(patient=patient)
-            try:
-                reached |= self._relay(line, scope, producer, share, epoch)
-            finally:
-                line.close()
+            with closing(self._log.line(patient=patient)) as line:
+                positions, ring = resend(line, self._epochs, scope, producer, share, epoch, self._record_lost)
+            reached |= positions
+            if ring:
+                self._bell.ring(ring, sum(len(run.payloads) for run in share.values()))
         return reached
 
-    def reserve(self, bucket: int, key: str, row_id: int) -> int:
-        """Return the id that an idempotency key stands for, *row_id* where it stood for none; raises nothing."""
-        return idempotency.reserved(self._log, bucket, key, row_id)
+    def claim(self, bucket: int, key: str, row_id: int) -> int:
+        """Return the id that an idempotency key stands for; *row_id* where it stood for none, or Redis cannot tell.
+
+        Then a later call may be told another id; the shard makes one row all the same.
+        """
+        try:
+            return self._log.reserve(bucket, key, row_id)
+        except (LogUnavailable, PipelineFull) as error:
+            logger.warning("two calls with one idempotency key may tell two ids: %s", error)
+            if isinstance(error, LogUnavailable):
+                self.away.claim_failed()
+            return row_id
 
     def scope_of(self, bucket: int) -> Scope:
         """Return the scope of a bucket's log."""
@@ -147,126 +134,167 @@ class Publisher:
         """Ask the server for a scope's epoch; raise it if it was given out on another.
 
         Raises:
-            LogUnavailable, ShardUnavailable: it could not be raised, or not within the caller's patience.
+            LogUnavailable, ShardUnavailable: it could not be raised, or not within the caller's wait budget.
         """
         return self._epochs.asked(scope)
 
-    def by_scope(self, payloads: Mapping[int, Share]) -> dict[Scope, dict[int, Share]]:
+    def by_scope(self, runs: Mapping[int, Share]) -> dict[Scope, dict[int, Share]]:
         """Sort buckets by scope."""
         shares: dict[Scope, dict[int, Share]] = {}
-        for bucket, ops in payloads.items():
-            shares.setdefault(self.scope_of(bucket), {})[bucket] = ops
+        for bucket, run in runs.items():
+            shares.setdefault(self._scope_of[bucket], {})[bucket] = run
         return shares
 
     def close(self) -> None:
         """Give all connections back."""
-        self._senders.close()
+        for idle in (self.idle, self._idle_patient):
+            while idle:
+                idle.pop().line.close()
 
     # parts --------------------------------------------------------------------------------------------------
 
-    def _take(self, *, patient: bool = False) -> Producer:
-        if self._pid != os.getpid():  # a fork must not send on its parent's connections, nor wait for its locks
-            self._pid = os.getpid()
-            self._senders.reset()
-            self._epochs.reset()
-        return self._senders.take(patient=patient)
-
-    def _publish_one(self, sender: Producer, scope: Scope, epoch: int, bucket: int, payload: bytes) -> OpPlace | None:
+    def _ship_one(self, scope: Scope, bucket: int, payload: bytes) -> OpPlace | None:
         """Append one op when nothing is unusual, with half the work; None where nothing was written."""
+        producer, epochs = self._take(), self._epochs
+        epoch = epochs.known.get(scope.name)
+        if epoch is None or producer.lineages != epochs.learnt:
+            self._put_back(producer)
+            return None
         try:
-            placed = sender.send_one(scope, epoch, bucket, payload)
+            placed = producer.send_one(scope, epoch, bucket, payload)
         except BaseException:
-            sender.line.close()
+            producer.line.close()
             raise
-        if sender.lineages == self._epochs.learnt:
-            self._senders.free.append(sender)
+        if producer.lineages == epochs.learnt:
+            self.idle.append(producer)
         else:
-            self._senders.put_back(sender)
+            self._put_back(producer)
         if placed is None:
             return None
         position, seq, ring = placed
         if ring:
             self._bell.ring(scope.shards, 1)
-        if self._senders.losses:
-            self._senders.report_losses()
-        return OpPlace(position, sender.producer, seq)
+        if self._losses:
+            self._report_losses()
+        return OpPlace(position, producer.producer, seq)
 
-    def _share(
-        self,
-        scope: Scope,
-        payloads: dict[int, Sequence[bytes]],
-        key: str,
-        row_id: int | None,
-        then: Callable[[Producer], None] | None,
-        *,
-        patient: bool = False,
-    ) -> dict[int, OpPlace]:
-        sender = self._take(patient=patient)
+    def _ship(self, scope: Scope, shipment: Shipment) -> dict[int, OpPlace]:
+        patient = self.away.wait_budgets.here.budget is None and shipment.size > FEW
+        producer = self._take(patient=patient)
         try:
-            places, sender = self._send(sender, scope, payloads, key, row_id)
-            if then is not None:
-                then(sender)
+            places, producer = self._send(producer, scope, shipment)
+            if not producer.reached(shipment.durability):
+                places = {bucket: replace(place, durable=False) for bucket, place in places.items()}
         except BaseException:
-            sender.line.close()
+            producer.line.close()
             raise
-        self._senders.put_back(sender)
-        if self._senders.losses:
-            self._senders.report_losses()
+        self._put_back(producer)
+        if self._losses:
+            self._report_losses()
         return places
 
-    def _relay(self, line: Line, scope: Scope, producer: int, runs: dict[int, Run], only: int) -> dict[int, Position]:
-        for _ in range(3):
-            epoch = only or self._epochs.of(scope)
-            try:
-                reached, ring = resend(line, scope, epoch, producer, runs, self._record_lost)
-            except EpochStale:
-                if only:
-                    raise
-                self._epochs.after(scope, epoch)
-                continue
-            if ring:
-                self._bell.ring(ring, sum(len(run.payloads) for run in runs.values()))
-            return reached
-        raise LogUnavailable("the server's lineage keeps changing")
-
-    def _send(
-        self, sender: Producer, scope: Scope, payloads: dict[int, Sequence[bytes]], key: str, row_id: int | None
-    ) -> tuple[dict[int, OpPlace], Producer]:
-        """Send, and return the places and the sender to go on with."""
+    def _send(self, producer: Producer, scope: Scope, shipment: Shipment) -> tuple[dict[int, OpPlace], Producer]:
+        """Send, and return the places and the producer to go on with."""
         for _ in range(3):
             epoch = self._epochs.of(scope)
-            sender = self._senders.checked(sender)
+            producer = self._checked(producer)
             try:
-                answer, first = sender.send(scope, epoch, payloads, key, row_id or 0)
+                answer, first = producer.send(scope, epoch, shipment)
             except EpochStale:
                 self._epochs.after(scope, epoch)
                 continue
             if answer.ring:
-                self._bell.ring(answer.ring, sum(map(len, payloads.values())))
+                self._bell.ring(answer.ring, shipment.size)
             if answer.same is not None:
-                return {bucket: _same(answer.same, sender, bucket) for bucket in payloads}, sender
-            places, holes = {}, []
-            for bucket, (code, position) in zip(payloads, answer.placed, strict=True):
-                places[bucket] = OpPlace(position, sender.producer, first[bucket])
+                return {bucket: producer.claimed(answer.same, bucket) for bucket in shipment.runs}, producer
+            places, holes = dict[int, OpPlace](), dict[int, Sequence[bytes]]()
+            for (bucket, ops), (code, position) in zip(shipment.runs.items(), answer.placed, strict=True):
+                places[bucket] = OpPlace(position, producer.producer, first[bucket])
                 if code == HOLE:
-                    holes.append(bucket)
+                    holes[bucket] = ops
             if not holes:
-                return places, sender
+                return places, producer
             # the log knows less of this producer than it acknowledged: name the loss, go on as a new producer
             try:
-                again, fresh = self._send(
-                    self._senders.replaced(sender), scope, {b: payloads[b] for b in holes}, key, row_id
-                )
+                again, fresh = self._send(self._replaced(producer), scope, shipment.part(holes))
             except Unavailable as error:
-                placed = {b: (sender.producer, first[b]) for b in payloads if b not in holes}
+                placed = {b: (producer.producer, first[b]) for b in shipment.runs if b not in holes}
                 error.numbered = {**placed, **error.numbered}
                 raise
             return places | again, fresh
         raise LogUnavailable("the server's lineage keeps changing", sent=False)
 
+    # producers ----------------------------------------------------------------------------------------------
 
-def _same(text: str, sender: Producer, bucket: int) -> OpPlace:
-    place = idempotency.kept(text)
-    if place.producer == sender.producer:
-        sender.skip(bucket, place.seq)
-    return place
+    def _start(self) -> None:
+        """Begin, in a child anew: a fork must not send on its parent's connections, nor wait for its locks."""
+        self.idle: deque[Producer] = deque()
+        self._idle_patient: deque[Producer] = deque()
+        self._losses: deque[Lost] = deque(maxlen=10_000)
+        self._epochs.start()
+        self._pid = os.getpid()
+
+    def _take(self, *, patient: bool = False) -> Producer:
+        """Return a producer that nobody else has until `_put_back`; a patient one waits longer, for many ops."""
+        if self._pid != os.getpid():
+            self._start()
+        try:
+            producer = (self._idle_patient if patient else self.idle).pop()
+        except IndexError:
+            return self._made(patient)
+        idle_since_s, producer.used_at_s = producer.used_at_s, clock.mono_s()
+        if producer.used_at_s - idle_since_s <= FRESH_S:
+            return producer
+        producer.line.close()
+        return self._made(patient)
+
+    def _made(self, patient: bool) -> Producer:
+        return Producer(self._log.line(patient=patient), patient, self._epochs.learnt)
+
+    def _put_back(self, producer: Producer) -> None:
+        """Let others use a producer; one that missed a change of lineage is checked now: it may never send again."""
+        try:
+            producer = self._checked(producer)
+        except LogUnavailable as error:
+            logger.warning("a producer will be checked at its next use: %s", error)
+        (self._idle_patient if producer.patient else self.idle).append(producer)
+
+    def _checked(self, producer: Producer) -> Producer:
+        """Return a producer of which the log has lost nothing: this one, or after a change of lineage another."""
+        learnt = self._epochs.learnt
+        if producer.lineages != learnt:
+            if producer.losses():
+                return self._replaced(producer)
+            producer.lineages = learnt
+        return producer
+
+    def _replaced(self, producer: Producer) -> Producer:
+        """Note what the log lost of a producer, and return another in its place."""
+        self._losses.extend(producer.losses())
+        producer.line.close()
+        return self._made(producer.patient)
+
+    def _audit(self) -> None:
+        """Ask the server of a new lineage what it knows of the idle producers: their next op may never come."""
+        for idle, patient in ((self.idle, False), (self._idle_patient, True)):
+            for _ in range(len(idle)):
+                self._put_back(self._take(patient=patient))
+                idle.rotate()
+
+    def _report_losses(self) -> None:
+        """Record what was lost; what cannot be recorded now is tried again at the next call."""
+        try:
+            self.away.wait_budgets.aside(self._record_losses)
+        except WaitBudgetSpent:
+            logger.warning("the loss is being recorded, or will be: the database has not answered yet")
+
+    def _record_losses(self) -> None:
+        while self._losses:
+            lost = self._losses.popleft()
+            logger.error("Redis lost ops: bucket=%d producer=%d seq=%d..%d", *lost)
+            try:
+                self._record_lost(lost)
+            except Unavailable as error:
+                self._losses.append(lost)
+                logger.warning("the loss could not be recorded yet: %s", error)
+                return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from pipeline import clock
@@ -14,6 +14,8 @@ from pipeline.oplog.contract import Entries, Watermarks
 from pipeline.shard import ledger_queries
 from pipeline.shard.ledger_queries import Fate
 from pipeline.shard.nodes import Nodes
+from pipeline.spool.null_spool import NullSpool
+from pipeline.spool.store import Spool
 
 #: A shard forgets producers it has not heard of for so long; an older receipt of another epoch cannot be told.
 REMEMBERED_S = 7 * 86_400
@@ -29,14 +31,8 @@ class _Log(Entries, Watermarks, Protocol):
 class Follower:
     """Answers for receipts."""
 
-    def __init__(
-        self,
-        topology: Topology,
-        nodes: Nodes,
-        log: _Log,
-        spooled: Callable[[int, int, int], bool] = lambda bucket, producer, seq: False,
-    ):
-        self._topology, self._nodes, self._log, self._spooled = topology, nodes, log, spooled
+    def __init__(self, topology: Topology, nodes: Nodes, log: _Log, spool: Spool | NullSpool):
+        self._topology, self._nodes, self._log, self._spool = topology, nodes, log, spool
 
     def status(self, receipt: Receipt) -> str:
         """Return spooled, queued, applied, durable, rejected or lost.
@@ -44,7 +40,7 @@ class Follower:
         Raises:
             ShardUnavailable: the shard's primary does not answer: unknown is never taken for good.
         """
-        if receipt.position is None and self._spooled(receipt.bucket, receipt.producer, receipt.producer_seq):
+        if receipt.position is None and self._spool.holds(receipt.bucket, receipt.producer, receipt.producer_seq):
             return "spooled"
         state = self._state(receipt)
         return "durable" if state == "applied" and self._on_all_replicas(receipt) else state
@@ -64,7 +60,7 @@ class Follower:
                         raise
             if state in _FINAL:
                 return self._told(receipt, state)
-        if receipt.position is None and self._spooled(receipt.bucket, receipt.producer, receipt.producer_seq):
+        if receipt.position is None and self._spool.holds(receipt.bucket, receipt.producer, receipt.producer_seq):
             state = "spooled"
         raise WaitTimeout(f"the op at {receipt.bucket}:{receipt.position}", timeout_s, state)
 

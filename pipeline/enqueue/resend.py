@@ -1,6 +1,12 @@
-"""Relay ops that somebody else has numbered: an outbox, the spool. Sending them twice is harmless.
+"""Send again what another has numbered: an outbox, the spool. To send an op twice is harmless.
 
 Invariant: the log takes a producer's sequence only once, and passes a hole only after what is missing is accounted for.
+
+The caller gives of each bucket all that it still holds: what is below has been sent before. The log drops what it has
+seen, and so does the shard. What the log has lost of what is below is recorded by name, unless it was applied.
+
+A producer that has sent nothing to a bucket for a day must not go on there: log and shard may have forgotten it. The
+caller takes a new random 63-bit number then.
 """
 
 from __future__ import annotations
@@ -8,13 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from pipeline.enqueue.producers import Lost
+from pipeline.enqueue.epochs import EpochCache
+from pipeline.enqueue.producer import Lost
 from pipeline.errors import LogUnavailable
 from pipeline.model.op import Position
-from pipeline.oplog.contract import HOLE, Append, Line, Scope
+from pipeline.oplog.contract import HOLE, Append, EpochStale, Line, Scope
 
-#: Rounds of one call: the first, one behind an overlap, one behind a hole, and one in case others relay too.
+#: Rounds of one call: the first, one behind an overlap, one behind a hole, and one in case others send too.
 ROUNDS = 4
+#: How often one call begins anew under another epoch.
+EPOCHS = 3
 
 
 class Run(NamedTuple):
@@ -26,17 +35,36 @@ class Run(NamedTuple):
 
 def resend(
     line: Line,
+    epochs: EpochCache,
     scope: Scope,
-    epoch: int,
     producer: int,
     runs: Mapping[int, Run],
+    only: int,
     record_lost: Callable[[Lost], None],
 ) -> tuple[dict[int, Position], set[str]]:
-    """Append what the log has not seen; return where each bucket's last op stands at the latest, and whom to ring.
+    """Append what the log has not seen, under the epoch *only*, or under the current one where that is 0.
+
+    Returns:
+        Of each bucket, where its last op stands at the latest; and the shards to ring.
 
     Raises:
-        EpochStale: raise the epoch, then call again; the other errors as `Line.append` and *record_lost*.
+        EpochStale: the epoch is not *only* any more.
+        the other errors of `Line.append` and *record_lost*.
     """
+    for _ in range(EPOCHS):
+        epoch = only or epochs.of(scope)
+        try:
+            return _under(epoch, line, scope, producer, runs, record_lost)
+        except EpochStale:
+            if only:
+                raise
+            epochs.after(scope, epoch)
+    raise LogUnavailable("the server's lineage keeps changing")
+
+
+def _under(
+    epoch: int, line: Line, scope: Scope, producer: int, runs: Mapping[int, Run], record_lost: Callable[[Lost], None]
+) -> tuple[dict[int, Position], set[str]]:
     left, reached, ring = dict(runs), dict[int, Position](), set[str]()
     for _ in range(ROUNDS):
         answer = line.append(scope, epoch, producer, [Append(bucket, *run) for bucket, run in left.items()], "", 0)

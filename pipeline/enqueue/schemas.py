@@ -1,19 +1,17 @@
-"""Table definitions on their way to the workers: published before the first op that uses them."""
+"""Publish the schema of a table before its first op; refuse one whose id column cannot hold the ids."""
 
 from __future__ import annotations
 
 import logging
 
 from pipeline.config.topology import Topology
-from pipeline.enqueue.breaker import Breaker
-from pipeline.enqueue.row_plans import Gate
+from pipeline.enqueue.redis_away import RedisAway
 from pipeline.errors import BadOp, LogUnavailable, PipelineFull, Unavailable
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.contract import Log
 from pipeline.shard import columns
 from pipeline.shard.nodes import Nodes
-from pipeline.spool.store import Spool
-from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
+from pipeline.wait_budget import WaitBudgetSpent
 
 logger = logging.getLogger("pipeline.publish")
 
@@ -21,72 +19,60 @@ logger = logging.getLogger("pipeline.publish")
 class SchemaPublisher:
     """Publishes definitions, and looks once whether the ids of a table will fit its id column."""
 
-    def __init__(
-        self,
-        log: Log,
-        nodes: Nodes,
-        topology: Topology,
-        spool: Spool | None,
-        breaker: Breaker,
-        wait_budgets: WaitBudgets,
-    ):
-        self._log, self._nodes, self._topology = log, nodes, topology
-        self._spool, self._breaker, self._wait_budgets = spool, breaker, wait_budgets
-        self._published: dict[str, Gate] = {}
+    def __init__(self, log: Log, nodes: Nodes, topology: Topology, away: RedisAway):
+        self._log, self._nodes, self._topology, self._away = log, nodes, topology, away
+        self._published: dict[str, TableSchema] = {}
         self._spooled: set[str] = set()
 
-    def publish(self, gate: Gate) -> None:
+    def publish(self, schema: TableSchema) -> None:
         """Publish one definition, once; with a spool, it goes there while Redis is away.
 
         Raises:
             LogUnavailable: Redis did not answer, and there is no spool.
         """
-        schema = gate.schema
         if schema.hash in self._published:
             return
-        if self._spool is None:
-            self._log.publish_schema(schema.name, schema.hash, schema.to_json())
-        elif self._breaker.open or not self._told(gate):
+        if self._away.open or not self._taken(schema):
             # whoever drains the spool publishes it; the ops that need it are behind it in there, or sent later
-            self._spool.keep_definitions([(schema.hash, schema.name, schema.to_json())], wait=True)
+            self._away.spool.keep_definitions([(schema.hash, schema.name, schema.to_json())], wait=True)
             self._spooled.add(schema.hash)
-        self._published[schema.hash] = gate
+        self._published[schema.hash] = schema
 
-    def keep_in(self, spool: Spool) -> None:
-        """Let the spool know all definitions of this process: who drains it may be another."""
+    def keep(self) -> None:
+        """Keep all definitions of this process in the spool: who drains it may be another."""
         new = self._published.keys() - self._spooled
         if new:
-            schemas = [self._published[hash].schema for hash in new]
-            spool.keep_definitions([(schema.hash, schema.name, schema.to_json()) for schema in schemas], wait=False)
+            schemas = [self._published[hash] for hash in new]
+            kept = [(schema.hash, schema.name, schema.to_json()) for schema in schemas]
+            self._away.spool.keep_definitions(kept, wait=False)
             self._spooled |= new
 
     def republish(self) -> None:
         """Publish all anew, after Redis may have forgotten them."""
-        for gate in list(self._published.values()):
-            self._log.publish_schema(gate.schema.name, gate.schema.hash, gate.schema.to_json())
+        for schema in list(self._published.values()):
+            self._log.publish_schema(schema.name, schema.hash, schema.to_json())
 
-    def _told(self, gate: Gate) -> bool:
+    def _taken(self, schema: TableSchema) -> bool:
         try:
-            self._log.publish_schema(gate.schema.name, gate.schema.hash, gate.schema.to_json())
+            self._log.publish_schema(schema.name, schema.hash, schema.to_json())
         except (LogUnavailable, PipelineFull) as error:
-            self._breaker.hear(error)
+            self._away.hear(error)
             return False
         return True
 
-    def approve(self, gate: Gate) -> None:
+    def approve(self, schema: TableSchema) -> None:
         """Ask one shard that answers; where the table is not there yet, migrate will make it right.
 
-        Where none answers within half of the caller's patience, the op is taken: a worker, whose database does answer,
-        rejects it with the database's reason if the id does not fit.
+        Where none answers within half of the caller's wait budget, the op is taken: a worker, whose database does
+        answer, rejects it with the database's reason if the id does not fit.
 
         Raises:
             BadOp: the table keeps its ids in an INT column, where a 64-bit id does not fit.
         """
-        schema = gate.schema
         if self._topology.table(schema.name).ids != "pipeline":
             return
         try:
-            kind = self._wait_budgets.aside(lambda: self._id_type(schema), ended=self._nodes.close, share=0.5)
+            kind = self._away.wait_budgets.aside(lambda: self._id_type(schema), share=0.5)
         except (Unavailable, WaitBudgetSpent) as error:
             logger.warning("whether ids fit their column in %s the workers will tell: %s", schema.name, error)
             return

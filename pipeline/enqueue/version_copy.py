@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pipeline.config.settings import TableSettings
 from pipeline.dal.trees import pinned
-from pipeline.enqueue.row_plans import FUNCTIONS, Gate
+from pipeline.enqueue.final_values import FUNCTIONS, CompiledTable
 from pipeline.errors import BadOp, ShardKeyError
 from pipeline.model.op import COPY, READ, Op
 from pipeline.model.schema import Column, TableSchema
@@ -26,14 +26,13 @@ class Archive(NamedTuple):
     link: str
 
 
-def check_archive(
-    source: TableSchema, rules: TableSettings, archive: TableSchema, its_rules: TableSettings, link: str
-) -> None:
+def check_archive(of: CompiledTable, into: CompiledTable, link: str) -> None:
     """Refuse an archive that cannot hold the versions of a table, or whose rows would not stand by them.
 
     Raises:
         BadOp: a field is missing or of another type. ShardKeyError: a version may belong to another bucket.
     """
+    source, rules, archive, its_rules = of.schema, of.rules, into.schema, into.rules
     _copied(source, archive, link)
     if rules.reference or its_rules.reference:
         if not (rules.reference and its_rules.reference):
@@ -65,7 +64,7 @@ def row_of(update: Op, schema: TableSchema) -> int:
     return int(row)
 
 
-def copy_before(update: Op, schema: TableSchema, archive: Gate, into: Archive, row_id: int) -> Op:
+def copy_before(update: Op, schema: TableSchema, archive: CompiledTable, into: Archive, row_id: int) -> Op:
     """Return the copy that keeps what an update is about to change; it copies nothing where nothing would change.
 
     Args:
@@ -120,7 +119,7 @@ def _holds(column: Column, source: Column) -> bool:
     return column.length is None or (source.length is not None and column.length >= source.length)
 
 
-def _own_values(archive: Gate, source: TableSchema, into: Archive) -> tuple[tuple[int, ...], tuple[Any, ...]]:
+def _own_values(archive: CompiledTable, source: TableSchema, into: Archive) -> tuple[tuple[int, ...], tuple[Any, ...]]:
     """Return the defaults of the archive's own fields, which the source has not."""
     given: dict[int, Any] = {}
     for field in into.table:

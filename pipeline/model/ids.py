@@ -9,10 +9,7 @@ next starts behind that span, whatever the two machines' clocks say. The layout 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-
-from pipeline import clock
 
 #: 2024-01-01T00:00:00Z in ms. 41 bits from here last until 2093.
 EPOCH_MS = 1_704_067_200_000
@@ -22,7 +19,8 @@ SMALLEST = 1 << 57
 SPAN_MS = 60_000
 #: Numbers for processes, and behind them those that hosts keep in reserve for when Redis is away: 7 bits in all.
 PRODUCERS, HOSTS = 112, 16
-_OLDEST_MS = SMALLEST >> 22
+#: The first millisecond of an id, counted from `EPOCH_MS`.
+OLDEST_MS = SMALLEST >> 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,40 +30,6 @@ class Lease:
     number: int
     after_ms: int
     until_ms: int
-
-
-class IdMaker:
-    """Makes ids for one process; not thread-safe, the caller holds a lock.
-
-    Args:
-        renew: called with the lease so far (None at first) and the least `until_ms` that is wanted; returns a lease.
-    """
-
-    def __init__(self, renew: Callable[[Lease | None, int], Lease]):
-        self._renew = renew
-        self._lease: Lease | None = None
-        self._ticks: dict[int, int] = {}  # per bucket: ms * 32 + sequence of its last id
-
-    def new(self, bucket: int, now_ms: int | None = None) -> int:
-        """Return a new id of *bucket*.
-
-        Raises:
-            NoProducerNumber: all numbers are leased.
-            LogUnavailable: a lease was due and Redis did not answer.
-        """
-        now = (clock.wall_ms() if now_ms is None else now_ms) - EPOCH_MS
-        if now < _OLDEST_MS:
-            now = _OLDEST_MS
-        tick = self._ticks.get(bucket, 0) + 1
-        if tick < now << 5:
-            tick = now << 5
-        lease = self._lease
-        if lease is None or tick >> 5 > lease.until_ms:
-            lease = self._lease = self._renew(lease, max(now, tick >> 5) + SPAN_MS)
-        if tick >> 5 <= lease.after_ms:
-            tick = (lease.after_ms + 1) << 5
-        self._ticks[bucket] = tick
-        return (tick >> 5) << 22 | bucket << 12 | lease.number << 5 | (tick & 31)
 
 
 def carries_bucket(value: int) -> bool:

@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
+import msgspec
+
 from pipeline.errors import BadToken, PipelineError
 from pipeline.model.op import Position
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 VERSION, SPOOLED = "r", "s"
 
 
-class Receipt:
+class Receipt(msgspec.Struct, eq=False):
     """The caller's hold on one op.
 
     `position` is None until the op has been sent (inside `atomic()`, or with the web2py object before the commit), and
@@ -33,19 +35,12 @@ class Receipt:
     tells whether it was applied.
     """
 
-    __slots__ = ("_id", "bucket", "position", "producer", "producer_seq", "source")
-
-    def __init__(
-        self,
-        bucket: int,
-        position: Position | None,
-        id: int | None,
-        producer: int = 0,
-        producer_seq: int = 0,
-        source: Source | None = None,
-    ):
-        self.bucket, self.position, self._id = bucket, position, id
-        self.producer, self.producer_seq, self.source = producer, producer_seq, source
+    bucket: int
+    position: Position | None
+    _id: int | None
+    producer: int = 0
+    producer_seq: int = 0
+    source: Source | None = None
 
     @property
     def id(self) -> int | None:

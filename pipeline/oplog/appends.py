@@ -117,18 +117,6 @@ class Line(Protocol):
         ...
 
 
-def one_by_append(
-    line: Line, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes
-) -> tuple[Position, bool] | None:
-    """Do by `append` what `append_one` does."""
-    try:
-        answer = line.append(scope, epoch, producer, [Append(bucket, seq, (payload,))], "", 0)
-    except EpochStale:
-        return None
-    [(code, position)] = answer.placed
-    return None if code == HOLE else (position, bool(answer.ring))
-
-
 class Epochs(Protocol):
     """The number that tells a lineage of the server from those before it, per scope."""
 

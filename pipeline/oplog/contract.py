@@ -32,7 +32,6 @@ from pipeline.oplog.appends import (
     Line,
     Placed,
     Scope,
-    one_by_append,
     scopes_of,
 )
 
@@ -239,7 +238,6 @@ __all__ = [
     "Secrets",
     "Watermarks",
     "Work",
-    "one_by_append",
     "scopes_of",
 ]
 

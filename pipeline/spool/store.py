@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import clock
+from pipeline.per_process import PerProcess
 from pipeline.spool.group_commit import GroupCommit
 from pipeline.spool.id_reserve import IdReserve
 from pipeline.spool.sqlite_file import DRAINING_ROOM, MODE, HostLock, SpoolFile
@@ -65,7 +66,8 @@ class Spool:
         self.lock = HostLock(Path(f"{path}.lock"))
         self.reserve = IdReserve(self.file, HostLock(Path(f"{path}.reserving")))
         self._marker = f"{path}.waiting"
-        self._start()
+        #: Threads of one process share an fsync.
+        self._together = PerProcess(lambda: GroupCommit(self._take_in))
 
     def waiting(self) -> bool:
         """Whether ops wait to be sent: then all others have to go behind them. About a microsecond."""
@@ -84,9 +86,7 @@ class Spool:
             PipelineFull, SpoolUnavailable: none was taken in.
         """
         wish = _Wish(runs, kept, dict(numbered or {}))
-        if self._pid != os.getpid():
-            self._start()
-        self._together.done(wish)
+        self._together().done(wish)
         if wish.error is not None:
             raise wish.error
         return {bucket: wish.numbers[bucket] for bucket in runs}
@@ -202,9 +202,6 @@ class Spool:
     def close(self) -> None:
         """Close this process's connection."""
         self.file.close()
-
-    def _start(self) -> None:
-        self._pid, self._together = os.getpid(), GroupCommit(self._take_in)
 
     def _take_in(self, wishes: Sequence[_Wish]) -> None:
         """Take in what some threads wish, with one fsync for all."""

@@ -129,7 +129,7 @@ class Outbox:
         """Let Redis know the ids under idempotency keys: it may have been away when they were told."""
         for bucket, op, _, _ in entries:
             if op.idempotency_key is not None and (row_id := id_of_new(op)) is not None:
-                self._publisher.reserve(bucket, op.idempotency_key, row_id)
+                self._publisher.claim(bucket, op.idempotency_key, row_id)
 
 
 def _placed(entry: HeldOp, kept: Kept, reached: Reached) -> Iterator[Receipt]:
@@ -204,7 +204,7 @@ def sent(publisher: Publisher, rows: Iterable[Kept], *, patient: bool = True) ->
     reached: Reached = {}
     for producer, of_buckets in runs.items():
         shares = {bucket: Run(run[0].seq, [row.payload for row in run]) for bucket, run in of_buckets.items()}
-        for bucket, position in publisher.publish_as(producer, shares, patient=patient).items():
+        for bucket, position in publisher.resend(producer, shares, patient=patient).items():
             reached[producer, bucket] = position
     return reached
 

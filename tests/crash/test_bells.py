@@ -24,7 +24,7 @@ SOON_S = 10
 #: A producer that is killed when it has appended an op and is about to ring.
 KILLED_AT_THE_BELL = """
 import os, signal, sys
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.oplog.doorbell import SilentBell
 from support.tables import define
 
@@ -32,7 +32,7 @@ class Deadly(SilentBell):
     def ring(self, shards, ops=1):
         os.kill(os.getpid(), signal.SIGKILL)
 
-client, db = Pipeline(sys.argv[1], bell=Deadly()), define()
+client, db = Client(sys.argv[1], bell=Deadly()), define()
 for i in range(100):
     client.enqueue_insert(db.event, owner=int(sys.argv[2]), body="rung for never")
 """

@@ -19,11 +19,11 @@ pytestmark = pytest.mark.mariadb
 #: The parent makes an id before it forks, so that each child inherits a warm client and a leased number.
 FORKING = """
 import json, os, sys
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from support.tables import define
 
 config, owner, children, each = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-client, db = Pipeline(config), define()
+client, db = Client(config), define()
 client.enqueue_insert(db.event, owner=owner, body="parent")
 pids = []
 for child in range(children):

@@ -130,7 +130,7 @@ def test_both_calls_are_told_the_id_of_the_row_again_once_redis_is_back(doubled:
     doubled.go_on(how)
     assert doubled.drained()
     held = first.held()
-    first._breaker.close()
+    first.away.close()
 
     with first.holding(held):
         one = doubled.noted(first)

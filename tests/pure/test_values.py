@@ -47,7 +47,8 @@ class IndexOnly:
 
 
 def short(value: object) -> str:
-    return f"{value!r:.30}"
+    """Return a name that is the same in every process: without an address."""
+    return f"{value!r:.30}".partition(" at 0x")[0]
 
 
 ACCEPTED = [

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 from support.sandbox.demo import dataset
-from support.sandbox.spooled import spool
 
 from pipeline.testing import Sandbox, sandbox
 
-__all__ = ["box", "dataset", "spool"]
+__all__ = ["box", "dataset"]
 
 
 @pytest.fixture

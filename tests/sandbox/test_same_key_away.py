@@ -12,7 +12,7 @@ from support.sandbox.spooling import Shop
 
 from pipeline import clock
 from pipeline.client import Client
-from pipeline.enqueue.idempotency import AWAY_S
+from pipeline.enqueue.redis_away import AWAY_S
 from pipeline.model.receipt import Receipt
 
 
@@ -388,6 +388,6 @@ def elsewhere(shop: Shop, folder: Path) -> Client:
 def drained(host: Client | None) -> None:
     """Drain the spool of another host, if there is one, and close it."""
     if host is not None:
-        host._breaker.close()
+        host.away.close()
         assert host.drainer.drain().empty  # type: ignore[union-attr]  # it has a spool
         host.close()

@@ -348,7 +348,7 @@ def test_definitions_that_redis_has_never_had_are_not_overtaken_by_ops(shop: Sho
     fresh = shop.another()
     shop.log.fail_over()
     shop.log.away = False
-    fresh._breaker.close()
+    fresh.away.close()
 
     receipt = shop.buy(1, fresh)
 

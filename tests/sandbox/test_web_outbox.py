@@ -152,7 +152,7 @@ def test_half_a_request_that_was_deleted_is_no_loss(box: Sandbox, db: Any, uri: 
     note(request, db, "b")
     [first, _] = [kept for _, kept in request._held._waiting]  # type: ignore[union-attr]
     db.commit()
-    box.client.publisher.publish_as(first.producer, {first.bucket: _run(first)})
+    box.client.publisher.resend(first.producer, {first.bucket: _run(first)})
     delete(defined(db), [first])
 
     resend_outbox(box.client, uri)

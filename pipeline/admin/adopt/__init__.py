@@ -1,8 +1,6 @@
-"""`pipeline adopt`: what must change in an existing database before the pipeline can take its tables.
+"""Read an existing database and say what must change before the pipeline can take its tables; change nothing.
 
-Look at an existing database, and say what must change before the pipeline can take its tables; change nothing.
-
-The sections `[tables.*]` of a configuration, as they were guessed; said to be a guess.
+The sections `[tables.*]` of a configuration are suggested too, and marked as a guess.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from pipeline.admin.adopt.changes import adoption_script, findings
-from pipeline.admin.adopt.shard_key_guess import Case, kin
+from pipeline.admin.adopt.shard_key_guess import Case, guess_shard_keys
 from pipeline.admin.check.finding import ERROR, Finding, merged_findings
 from pipeline.config.settings import RedisSettings, Settings, ShardSettings, TableSettings
 from pipeline.config.topology import Topology
@@ -23,7 +21,14 @@ from pipeline.shard.survey import survey
 
 
 class Advice(NamedTuple):
-    """What to do. `sql`: statements in order; empty where nothing must change. `tables`: for the configuration."""
+    """What to do.
+
+    Attributes:
+        findings: errors are what must change.
+        sql: statements in order; empty where nothing must change.
+        tables: TOML for the configuration.
+        looked_at: counts of what was read.
+    """
 
     findings: list[Finding]
     sql: list[str]
@@ -45,13 +50,13 @@ def adopt(uri: str, shards: int = 2, decided: Mapping[str, TableSettings] | None
     """Read a database in sessions that refuse every write, and judge it.
 
     Args:
-        uri: of MySQL or MariaDB, as pyDAL writes it.
+        uri: a MySQL or MariaDB, as pyDAL writes it.
         shards: how many there shall be; with one, rows need not be spread.
         decided: the tables of a configuration.
 
     Raises:
         ConfigError: another database than MySQL or MariaDB.
-        ShardUnavailable: it did not answer in time.
+        ShardUnavailable: the database did not answer in time.
     """
     if dialect_of(uri).name != "mysql":
         raise ConfigError(
@@ -60,14 +65,14 @@ def adopt(uri: str, shards: int = 2, decided: Mapping[str, TableSettings] | None
     decided = decided or {}
     found = catalog(uri)
     known = survey("database", uri, list(found.tables), primary=False)
-    relations = kin(found, decided, shards)
+    guess = guess_shard_keys(found, decided, shards)
     settings = Settings(
         redis=RedisSettings("redis://unused.invalid"),
         shards={f"s{n}": ShardSettings(f"s{n}", f"sqlite://{n}") for n in range(shards)},
-        tables=relations.tables,
+        tables=guess.tables,
     )
-    case = Case(known, found, relations, Topology(settings))
-    looked_at = f"{len(found.tables)} tables of {known.database}, {len(relations.taken)} of them for the pipeline"
+    case = Case(known, found, guess, Topology(settings))
+    looked_at = f"{len(found.tables)} tables of {known.database}, {len(guess.taken)} of them for the pipeline"
     return Advice(merged_findings(_nameless(case)), adoption_script(case), suggestion(case, decided), looked_at)
 
 
@@ -77,15 +82,20 @@ def _nameless(case: Case) -> list[Finding]:
 
 
 def suggestion(case: Case, decided: Mapping[str, TableSettings]) -> str:
-    """Return TOML; what the configuration decided already is left out."""
+    """Return TOML for the tables that the configuration does not name yet.
+
+    Args:
+        case: the database.
+        decided: the tables of a configuration.
+    """
     return "\n".join(_lines(case, decided))
 
 
 def _lines(case: Case, decided: Mapping[str, TableSettings]) -> Iterator[str]:
-    kin, tables = case.kin, case.kin.tables
-    guessed = [name for name in kin.taken if name in tables and name not in decided]
+    guess, tables = case.guess, case.guess.tables
+    guessed = [name for name in guess.taken if name in tables and name not in decided]
     if guessed:
-        yield f"# A guess: most tables refer to {kin.anchor}, so all go by their {kin.anchor}. Yours to judge."
+        yield f"# A guess: most tables refer to {guess.anchor}, so all go by their {guess.anchor}. Yours to judge."
     for name in guessed:
         yield f"[tables.{name}]"
         if tables[name].reference:
@@ -95,17 +105,17 @@ def _lines(case: Case, decided: Mapping[str, TableSettings]) -> Iterator[str]:
             if unique := _unique(case, name):
                 yield f"unique = {json.dumps([list(unique)])}"
         yield ""
-    if by_id := [name for name in kin.taken if name not in tables]:
+    if by_id := [name for name in guess.taken if name not in tables]:
         yield f"# by their own id, with no section: {', '.join(by_id)}"
-    if left := [name for name in case.catalog.tables if name not in kin.taken]:
+    if left := [name for name in case.catalog.tables if name not in guess.taken]:
         yield f"# left in their database, written as ever: {', '.join(left)}"
-    for table, column, _ in kin.added:
+    for table, column, _ in guess.added:
         yield f'# add to the model: {table}: Field("{column}", "bigint")'
 
 
 def _unique(case: Case, name: str) -> tuple[str, ...] | None:
-    """Return the columns of the only unique index, if they hold the shard key: then an upsert may use it."""
+    """Return the columns of the only unique index if the shard key is among them, as an upsert may use it then."""
     table = case.catalog.tables[name]
-    # a primary key that gives way to an id stays unique
+    # a primary key that an id replaces stays unique
     indexes = [*table.unique.values(), *([table.primary] if table.primary and table.id is None else [])]
-    return indexes[0] if len(indexes) == 1 and case.kin.tables[name].shard_key in indexes[0] else None
+    return indexes[0] if len(indexes) == 1 and case.guess.tables[name].shard_key in indexes[0] else None

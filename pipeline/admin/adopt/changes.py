@@ -1,6 +1,7 @@
-"""What must change, and what is good to know, each with its SQL; one function per subject, with no I/O.
+"""Say what must change in a database and what is good to know, each with its SQL; no I/O.
 
-The statements that make a database ready, in an order that works: foreign keys off, tables altered, keys on.
+One function per subject yields findings. The script's statements are in an order that works: foreign keys off, tables
+altered, keys on.
 """
 
 from __future__ import annotations
@@ -8,24 +9,52 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
-from pipeline.admin.adopt.shard_key_guess import _NAME, Case
+from pipeline.admin.adopt.shard_key_guess import USABLE_NAME, Case
 from pipeline.admin.check import schemas, servers
 from pipeline.admin.check.finding import ERROR, WARNING, Finding
 from pipeline.shard import ddl
 from pipeline.shard.catalog import CatalogColumn, CatalogTable, ForeignKey
 from pipeline.shard.survey import SurveyedTable
 
+#: A value that does not fit is refused, never cut; MySQL's zero dates pass unchanged.
+STRICT = "SET SESSION sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION'"
+
 
 def findings(case: Case) -> Iterator[Finding]:
-    """Yield all that there is to say about a database, as a person would go through it."""
+    """Yield all findings about a database, in the order in which a person would go through them.
+
+    Args:
+        case: the database.
+    """
     for subject in _SUBJECTS:
         yield from subject(case)
+
+
+def adoption_script(case: Case) -> list[str]:
+    """Return the statements that make a database ready, in order; none where nothing must change.
+
+    Args:
+        case: the database.
+    """
+    altered = {
+        name: _merged_statements(fixes) for name in case.catalog.tables if (fixes := list(_table_fixes(case, name)))
+    }
+    crossing = [key for key in case.catalog.foreign_keys if not case.stays(key)]
+    moved = [key for key in case.catalog.foreign_keys if case.stays(key) and {key.table, key.parent} & altered.keys()]
+    steps = [
+        *(ddl.drop_foreign_key(key.table, key.name) for key in [*crossing, *moved]),
+        *altered.values(),
+        *chain.from_iterable(_key_fixes(case).values()),
+        *map(_readded, moved),
+        *(finding.fix for finding in schemas.database(case.survey)),
+    ]
+    return [STRICT, *steps] if steps else []
 
 
 def _server(case: Case) -> Iterator[Finding]:
     yield from servers.server(case.survey)
     for finding in schemas.database(case.survey):
-        # a warning for a shard whose tables are made by us; here the application makes them
+        # a warning where the pipeline makes the tables, an error here: the application makes its own
         yield Finding(ERROR, finding.place, finding.what, finding.fix)
 
 
@@ -36,25 +65,27 @@ def _storage(case: Case) -> Iterator[Finding]:
 
 def _names(case: Case) -> Iterator[Finding]:
     for name in case.catalog.tables:
-        if not _NAME.fullmatch(name):
+        if not USABLE_NAME.fullmatch(name):
             what = "has a name that pyDAL cannot use as it is: nothing is said of it here"
             fix = f"rename it; or define it under another name with rname='`{name}`', and look at its columns yourself"
             yield Finding(WARNING, f"table {name!r}", what, fix)
 
 
 def _primary_keys(case: Case) -> Iterator[Finding]:
-    for name in case.kin.taken:
+    for name in case.guess.taken:
         table = case.catalog.tables[name]
         if table.id is not None:
             continue
         there = f"its primary key is ({', '.join(table.primary)})" if table.primary else "has no primary key"
-        fix = "; ".join(id_fixes(table)) or "make `id` a whole number and the primary key; its meaning is yours to keep"
+        fix = (
+            "; ".join(_id_fixes(table)) or "make `id` a whole number and the primary key; its meaning is yours to keep"
+        )
         yield Finding(ERROR, name, f"{there}: the pipeline names each row by one id", fix)
 
 
 def _narrow(case: Case) -> Iterator[Finding]:
     ids = {(name, table.id) for name, table in case.catalog.tables.items()}
-    refers = {(ref.table, ref.column): ref for ref in case.kin.references}
+    refers = {(ref.table, ref.column): ref for ref in case.guess.references}
     for (table, column), kind in case.narrow().items():
         found = case.catalog.tables[table].columns[column]
         ref = refers.get((table, column))
@@ -62,18 +93,18 @@ def _narrow(case: Case) -> Iterator[Finding]:
         if (table, column) not in ids and ref:
             what = f"is {found.type}, but refers to {ref.parent}, whose ids have 64 bits"
             what += "" if ref.declared else " (guessed by its name)"
-        yield Finding(ERROR, f"{table}.{column}", what, widened(case.catalog.tables[table], column, kind))
+        yield Finding(ERROR, f"{table}.{column}", what, _widened(case.catalog.tables[table], column, kind))
 
 
 def _foreign(case: Case) -> Iterator[Finding]:
     for key in case.catalog.foreign_keys:
-        if not {key.table, key.parent} & set(case.kin.taken):
+        if not {key.table, key.parent} & set(case.guess.taken):
             continue
         place = f"{key.table}.{', '.join(key.columns)}"
         if not case.stays(key):
             left = (
                 "which stays in this database"
-                if key.parent not in case.kin.taken
+                if key.parent not in case.guess.taken
                 else "whose rows may be on another shard"
             )
             what = f"has a foreign key to {key.parent}, {left}: such a row is rejected"
@@ -87,14 +118,14 @@ def _foreign(case: Case) -> Iterator[Finding]:
 
 
 def _keys(case: Case) -> Iterator[Finding]:
-    for table, column, via in case.kin.added:
-        steps = key_fixes(case).get(table, [])
+    for table, column, via in case.guess.added:
+        steps = _key_fixes(case).get(table, [])
         what = f"has no column {column}: its rows could not follow their {via.parent} to a shard"
         yield Finding(ERROR, table, what, "; ".join(steps) or f"add the column, and fill it from {via.parent}")
 
 
 def _unique(case: Case) -> Iterator[Finding]:
-    for name in case.kin.taken:
+    for name in case.guess.taken:
         rules, table = case.topology.table(name), case.catalog.tables[name]
         if len(case.topology.shards) == 1 or rules.reference:
             continue
@@ -108,7 +139,7 @@ def _unique(case: Case) -> Iterator[Finding]:
 
 def _triggers(case: Case) -> Iterator[Finding]:
     for table, trigger in case.catalog.triggers:
-        if table in case.kin.taken:
+        if table in case.guess.taken:
             what = "runs when a worker applies the op, as the worker's user, and on this server only"
             yield Finding(
                 WARNING,
@@ -119,7 +150,7 @@ def _triggers(case: Case) -> Iterator[Finding]:
 
 
 def _counters(case: Case) -> Iterator[Finding]:
-    counted = [n for n in case.kin.taken if (t := case.catalog.tables[n]).id and t.columns[t.id].automatic]
+    counted = [n for n in case.guess.taken if (t := case.catalog.tables[n]).id and t.columns[t.id].automatic]
     if counted:
         what = "goes on behind the largest id: a direct insert gets one next to the pipeline's, and may take one of its"
         yield Finding(
@@ -131,7 +162,7 @@ def _counters(case: Case) -> Iterator[Finding]:
 
 
 def _taken(case: Case) -> Iterator[SurveyedTable]:
-    return (case.survey.tables[name.lower()] for name in case.kin.taken if name.lower() in case.survey.tables)
+    return (case.survey.tables[name.lower()] for name in case.guess.taken if name.lower() in case.survey.tables)
 
 
 _SUBJECTS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
@@ -139,42 +170,21 @@ _SUBJECTS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
 )  # fmt: skip
 
 
-#: What does not fit is refused, so no value is cut; dates that MySQL calls zero pass as they are.
-STRICT = "SET SESSION sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION'"
-
-
-def adoption_script(case: Case) -> list[str]:
-    """Return the statements; none where nothing must change."""
-    altered = {
-        name: merged_statements(fixes) for name in case.catalog.tables if (fixes := list(table_fixes(case, name)))
-    }
-    crossing = [key for key in case.catalog.foreign_keys if not case.stays(key)]
-    moved = [key for key in case.catalog.foreign_keys if case.stays(key) and {key.table, key.parent} & altered.keys()]
-    steps = [
-        *(ddl.drop_foreign_key(key.table, key.name) for key in [*crossing, *moved]),
-        *altered.values(),
-        *chain.from_iterable(key_fixes(case).values()),
-        *map(readded, moved),
-        *(finding.fix for finding in schemas.database(case.survey)),
-    ]
-    return [STRICT, *steps] if steps else []
-
-
-def table_fixes(case: Case, name: str) -> Iterator[str]:
+def _table_fixes(case: Case, name: str) -> Iterator[str]:
     """Yield the ALTER TABLE statements of one table."""
-    if name in case.kin.taken and (found := case.survey.tables.get(name.lower())):
-        # the engine first: its name ends what it alters
+    if name in case.guess.taken and (found := case.survey.tables.get(name.lower())):
+        # the engine comes first: the other changes are appended to its statement
         storage = [one.fix for one in schemas.storage(case.survey, found, ERROR) if one.severity == ERROR]
         yield from storage
         if storage:
             yield ddl.dynamic(name)
-        yield from id_fixes(case.catalog.tables[name])
+        yield from _id_fixes(case.catalog.tables[name])
     for (table, column), kind in case.narrow().items():
         if table == name:
-            yield widened(case.catalog.tables[name], column, kind)
+            yield _widened(case.catalog.tables[name], column, kind)
 
 
-def id_fixes(table: CatalogTable) -> Iterator[str]:
+def _id_fixes(table: CatalogTable) -> Iterator[str]:
     """Yield what gives a table an id that pyDAL can use."""
     if table.id is None:
         found = table.columns.get("id")
@@ -188,33 +198,33 @@ def id_fixes(table: CatalogTable) -> Iterator[str]:
             yield ddl.primary_key(table.name, "id")
 
 
-def key_fixes(case: Case) -> dict[str, list[str]]:
+def _key_fixes(case: Case) -> dict[str, list[str]]:
     """Return by table what gives it the shard key that it lacks, parents before children."""
     found = {}
-    for table, column, via in case.kin.added:
+    for table, column, via in case.guess.added:
         parent = case.catalog.tables[via.parent]
-        source = case.kin.tables[via.parent].shard_key
+        source = case.guess.tables[via.parent].shard_key
         if parent.id and source:
             found[table] = ddl.add_key(table, column, via.column, via.parent, parent.id, source)
     return found
 
 
-def widened(table: CatalogTable, column: str, kind: str) -> str:
-    """Return the statement that makes a column hold 64 bits, all else as it is."""
+def _widened(table: CatalogTable, column: str, kind: str) -> str:
+    """Return the statement that makes a column hold 64 bits and leaves all else as it is."""
     found = table.columns[column]
     if found.automatic and kind == "BIGINT":
         return ddl.wide_id(table.name, column)
     return ddl.wide_reference(table.name, column, kind, _rest(found))
 
 
-def readded(key: ForeignKey) -> str:
+def _readded(key: ForeignKey) -> str:
     """Return the statement that adds a foreign key as it was."""
     rules = f" ON DELETE {key.on_delete} ON UPDATE {key.on_update}"
     return ddl.add_foreign_key(key.table, key.name, key.columns, key.parent, key.parent_columns, rules)
 
 
-def merged_statements(statements: Iterable[str]) -> str:
-    """Return ALTER TABLE statements of one table as one: the table is rebuilt once."""
+def _merged_statements(statements: Iterable[str]) -> str:
+    """Return ALTER TABLE statements of one table as one, so that the table is rebuilt once."""
     first, *others = dict.fromkeys(statements)
     head = first[: first.index("`", len("ALTER TABLE `")) + 2]
     return ", ".join([first, *(other.removeprefix(head) for other in others)])

@@ -1,10 +1,10 @@
-"""Which table refers to which, and so by which key each would be sharded: a guess, for a person to confirm.
+"""Guess which table refers to which, and so by which key each would be sharded; a person confirms the guess.
 
-The guess: the table that most others refer to is what everything turns on (customer, account, tenant). It is sharded by
-its own id; what refers to it, directly or through others, goes by the column that names it. A small table that is
+The anchor is the table that most others refer to (customer, account, tenant). It is sharded by its own id. A table that
+refers to the anchor, directly or through others, is sharded by the column that names the anchor. A small table that is
 referred to and refers to nothing is copied to every shard.
 
-One database, all that was read of it, and what follows for each column and each foreign key. No I/O.
+A `Case` holds one database, all that was read of it, and what follows for each column and each foreign key. No I/O.
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ from pipeline.shard.catalog import Catalog, CatalogTable, ForeignKey
 from pipeline.shard.columns import holds_64_bits
 from pipeline.shard.survey import Survey
 
-#: Tables of web2py, py4web, Celery and of the pipeline itself: they stay where they are, written as ever.
+#: Tables of web2py, py4web, Celery and of the pipeline itself stay in their database.
 STAYING = re.compile(r"(auth|scheduler|web2py|py4web|pipeline|celery|plugin)_\w*", re.IGNORECASE)
-#: What a configuration and pyDAL can name; another name in the database needs an `rname` in the model.
-_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
-#: More rows than this are a lot to copy to every shard.
+#: A name that a configuration and pyDAL can use; any other name needs an `rname` in the model.
+USABLE_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+#: The most rows of a table that is copied to every shard.
 MOST_COPIED_ROWS = 10_000
 
 
 class Reference(NamedTuple):
-    """A column that names a row of another table. `declared`: by a foreign key; else by its name alone."""
+    """A column that names a row of another table.
+
+    Attributes:
+        declared: whether a foreign key says so; otherwise the column's name alone does.
+    """
 
     table: str
     column: str
@@ -46,8 +50,16 @@ class Added(NamedTuple):
     via: Reference
 
 
-class Kin(NamedTuple):
-    """What was concluded."""
+class ShardKeyGuess(NamedTuple):
+    """What was concluded.
+
+    Attributes:
+        taken: the tables that the pipeline takes.
+        references: all of the database.
+        tables: by name, as a configuration says them.
+        added: shard keys to add.
+        anchor: the table that most others refer to; None where nothing refers.
+    """
 
     taken: tuple[str, ...]
     references: tuple[Reference, ...]
@@ -56,21 +68,24 @@ class Kin(NamedTuple):
     anchor: str | None
 
 
-def kin(catalog: Catalog, decided: Mapping[str, TableSettings], shards: int) -> Kin:
+def guess_shard_keys(catalog: Catalog, decided: Mapping[str, TableSettings], shards: int) -> ShardKeyGuess:
     """Return how the tables would be spread.
 
     Args:
-        decided: what the configuration says already; it is not guessed about.
-        shards: with a single one nothing has to be spread.
+        catalog: the whole database.
+        decided: the tables of the configuration, which are not guessed.
+        shards: how many there shall be; with one, nothing has to be spread.
     """
     taken = tuple(
-        name for name in catalog.tables if name in decided or (_NAME.fullmatch(name) and not STAYING.fullmatch(name))
+        name
+        for name in catalog.tables
+        if name in decided or (USABLE_NAME.fullmatch(name) and not STAYING.fullmatch(name))
     )
     references = tuple(_references(catalog))
     ours = [ref for ref in references if ref.table in taken and ref.parent in taken and ref.table != ref.parent]
     anchor = _anchor(catalog, taken, ours)
     if shards == 1 or anchor is None:
-        return Kin(taken, references, dict(decided), (), anchor)
+        return ShardKeyGuess(taken, references, dict(decided), (), anchor)
     tables, added = dict(decided), []
     key = _key_of(anchor, ours, decided)
     copied = {name for name in taken if name not in decided and _copied(catalog.tables[name], anchor, ours)}
@@ -79,7 +94,7 @@ def kin(catalog: Catalog, decided: Mapping[str, TableSettings], shards: int) -> 
         if name in tables or name == anchor:
             continue
         own = [ref for ref in ours if ref.table == name]
-        direct = next((ref.column for ref in own if ref.parent == anchor and _NAME.fullmatch(ref.column)), None)
+        direct = next((ref.column for ref in own if ref.parent == anchor and USABLE_NAME.fullmatch(ref.column)), None)
         via = next((ref for ref in own if ref.parent in tables and tables[ref.parent].shard_key), None)
         if direct:
             tables[name] = TableSettings(name, shard_key=direct)
@@ -87,7 +102,7 @@ def kin(catalog: Catalog, decided: Mapping[str, TableSettings], shards: int) -> 
             new = key if key not in catalog.tables[name].columns else f"{anchor}_{key}"
             tables[name] = TableSettings(name, shard_key=new)
             added.append(Added(name, new, via))
-    # what the configuration names and the table does not have
+    # shard keys that the configuration names and a table lacks
     for name in decided:
         column = decided[name].shard_key
         if name in catalog.tables and column and column not in catalog.tables[name].columns:
@@ -95,7 +110,7 @@ def kin(catalog: Catalog, decided: Mapping[str, TableSettings], shards: int) -> 
                 ref for ref in ours if ref.table == name and ref.parent in tables and tables[ref.parent].shard_key
             ]
             added += [Added(name, column, ref) for ref in parents[:1]]
-    return Kin(taken, references, tables, tuple(added), anchor)
+    return ShardKeyGuess(taken, references, tables, tuple(added), anchor)
 
 
 def _references(catalog: Catalog) -> Iterable[Reference]:
@@ -128,7 +143,7 @@ def _copied(table: CatalogTable, anchor: str, references: list[Reference]) -> bo
 
 
 def _key_of(anchor: str, references: list[Reference], decided: Mapping[str, TableSettings]) -> str:
-    """Return what the anchor's key is called in most tables."""
+    """Return the most common name of the anchor's key."""
     names = [ref.column for ref in references if ref.parent == anchor]
     names += [one.shard_key for one in decided.values() if one.shard_key]
     return max(names, key=names.count)
@@ -152,27 +167,31 @@ def _parents_first(taken: Iterable[str], references: list[Reference]) -> list[st
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What was found, and how it would be spread."""
+    """One database: what was found, and how it would be spread."""
 
     survey: Survey
     catalog: Catalog
-    kin: Kin
+    guess: ShardKeyGuess
     topology: Topology
 
     def stays(self, foreign: ForeignKey) -> bool:
-        """Return whether a row will always stand on the shard of the row it refers to."""
-        ours = [name in self.kin.taken for name in (foreign.table, foreign.parent)]
+        """Return whether each row is always on the shard of the row that it refers to.
+
+        Args:
+            foreign: the foreign key.
+        """
+        ours = [name in self.guess.taken for name in (foreign.table, foreign.parent)]
         if len(self.topology.shards) == 1 or not any(ours):
             return True
         return all(ours) and together(self.topology, foreign.table, foreign.columns, foreign.parent)
 
     def narrow(self) -> dict[tuple[str, str], str]:
-        """Return (table, column) of what must hold 64 bits and does not, with the type that it needs.
+        """Return (table, column) of each column that must hold 64 bits and does not, with the type that it needs.
 
-        A foreign key that stays joins two columns of one type: what one needs the other needs too.
+        A foreign key that stays joins two columns of one type, so both columns need the same.
         """
-        wide = {(name, key) for name in self.kin.taken if (key := self.catalog.tables[name].id)}
-        wide |= {(ref.table, ref.column) for ref in self.kin.references if ref.table in self.kin.taken}
+        wide = {(name, key) for name in self.guess.taken if (key := self.catalog.tables[name].id)}
+        wide |= {(ref.table, ref.column) for ref in self.guess.references if ref.table in self.guess.taken}
         joined = [
             ((key.table, key.columns[0]), (key.parent, key.parent_columns[0]))
             for key in self.catalog.foreign_keys

@@ -1,6 +1,7 @@
-"""Look for everything that would keep ops from being applied exactly, once and in order; nothing is changed.
+"""Find everything that would keep ops from being applied exactly, once and in order; change nothing.
 
-What `pipeline check` looks for: one file per subject, each a function from evidence to findings, with no I/O.
+Evidence is gathered first. Each subject is a function from evidence to findings, with no I/O but for the spool's
+folder.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pipeline.admin.check.uwsgi import uwsgi_findings
 from pipeline.config.settings import load
 from pipeline.errors import ConfigError
 
-#: In the order in which an operator would mend.
+#: In the order in which an operator would repair.
 SUBJECTS: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
     surroundings.configuration_findings,
     surroundings.redis_findings,
@@ -34,7 +35,12 @@ SUBJECTS: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
 
 
 class Verdict(NamedTuple):
-    """All findings, errors first, and what was looked at: empty if the configuration could not be used."""
+    """All findings, errors first.
+
+    Attributes:
+        findings: one per fault.
+        looked_at: counts of what was checked; empty if the configuration could not be used.
+    """
 
     findings: list[Finding]
     looked_at: str

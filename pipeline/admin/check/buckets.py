@@ -1,6 +1,7 @@
-"""Buckets: every one active on exactly one shard, the one that the configuration names.
+"""Check that every bucket is active on exactly one shard, and that unique indexes and foreign keys fit the shards.
 
-Unique indexes and foreign keys: what an upsert needs, what makes it ambiguous, what leaves the shard.
+A bucket belongs to the shard that the configuration names. An upsert needs one unique index, and no foreign key may
+leave its shard.
 """
 
 from __future__ import annotations
@@ -16,9 +17,15 @@ from pipeline.shard import ddl
 from pipeline.shard.survey import Survey, SurveyedTable
 from pipeline.shard.table_facts import bare_name
 
+_MAP = 'write the map as it is: buckets = "…" under each [shards.…]'
+
 
 def bucket_findings(evidence: Evidence) -> Iterator[Finding]:
-    """Yield buckets that no shard, two shards, another shard or another deployment would apply."""
+    """Yield buckets that no shard, two shards, another shard or another deployment would apply.
+
+    Args:
+        evidence: what the servers answered.
+    """
     active: dict[int, list[str]] = {}
     for node in evidence.primaries:
         if node.marks is None:
@@ -35,8 +42,8 @@ def _faults(evidence: Evidence, node: str, known: Set[int], here: Mapping[int, i
     """Yield what is wrong with the buckets of one node, and what to do.
 
     Args:
-        known: those that have a row.
-        here: the epoch of each that is active.
+        known: the buckets that have a row.
+        here: the epoch of each active bucket.
     """
     reference = evidence.topology.reference_bucket
     wanted = {*evidence.topology.buckets_of(node), reference}
@@ -70,11 +77,12 @@ def _doubled(active: Mapping[int, list[str]], reference: int) -> Iterator[Findin
         )
 
 
-_MAP = 'write the map as it is: buckets = "…" under each [shards.…]'
-
-
 def constraint_findings(evidence: Evidence) -> Iterator[Finding]:
-    """Yield what is wrong with the constraints of each primary."""
+    """Yield what is wrong with the constraints of each primary.
+
+    Args:
+        evidence: what the servers answered.
+    """
     schemas = {schema.name: schema for schema in evidence.schemas}
     for name in dict.fromkeys([*schemas, *evidence.topology.configured]):
         schema = schemas.get(name)
@@ -131,7 +139,15 @@ def _foreign(
 def together(
     topology: Topology, name: str, own: tuple[str, ...], parent_name: str, schema: TableSchema | None = None
 ) -> bool:
-    """Return whether a row always stands on the shard of the row it refers to."""
+    """Return whether each row is always on the shard of the row that it refers to.
+
+    Args:
+        topology: the rules of all tables.
+        name: the referring table.
+        own: the columns of the foreign key, by their names in the database.
+        parent_name: the table that is referred to.
+        schema: the referring table's published definition, where there is one.
+    """
     child, parent = topology.table(name), topology.table(parent_name)
     if parent.reference or len(topology.shards) == 1:
         return True

@@ -1,6 +1,6 @@
-"""Everything that is read before anything is judged: the configuration, Redis, the workers, each node.
+"""Read everything before anything is judged: the configuration, Redis, the workers, each node.
 
-Ask many servers at once; one that is dead costs the time-out once, and is told by name.
+All servers are asked side by side. A dead one costs the time-out once, and the error names it.
 """
 
 from __future__ import annotations
@@ -26,22 +26,26 @@ from pipeline.oplog.redis.server_info import ANSWER_S, Health, health_of
 from pipeline.shard.survey import Survey, survey
 from pipeline.shard.table_facts import bare_name
 
-#: How long the workers have to say which queues they listen to, s.
+#: How long workers may take to answer which queues they listen to, s.
 LISTEN_S = 1.0
+#: How long a server may take for its whole answer, s.
+ASK_S = 3.0
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was found. An error stands where there was no answer.
+    """What was found; an error takes the place of an answer that did not come.
 
     Attributes:
+        log, broker: the two Redis servers.
         schemas: the newest published definitions.
-        refusal: what Redis does not let this user do; empty if it lets everything be done.
+        refusal: what Redis forbids this user; empty if everything is allowed.
         listened: the shards that some worker listens for; None if the broker did not answer.
-        nodes: in the order of the file, each primary before its replicas.
+        nodes: by name, in the order of the file, each primary before its replicas.
         primary_of: the primary of every replica.
-        unfit: the nodes that were away for too long, as upkeep told Redis.
-        epochs: of each shard's logs, where they are current: Redis is the server that they were given out on.
+        unfit: the nodes that upkeep published as absent for too long.
+        epochs: by shard, the epoch of its logs, if Redis is still the server that gave the epoch out.
         uwsgi: command lines of this host's uWSGI servers that seem to run no threads.
     """
 
@@ -70,7 +74,11 @@ class Evidence:
 
 
 def gather(settings: Settings) -> Evidence:
-    """Ask all servers, side by side. Raises nothing for a server that does not answer."""
+    """Ask all servers side by side; a server that does not answer is an error in its place.
+
+    Args:
+        settings: the configuration.
+    """
     topology, redis = Topology(settings), settings.redis
     seen = ask_all({"log": lambda: _log(settings)})["log"]
     schemas, refusal, unfit, epochs = ((), "", (), {}) if isinstance(seen, PipelineError) else seen[1:]
@@ -122,7 +130,7 @@ def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, tupl
 
 
 def _refusal(log: RedisLog) -> str:
-    """Try what the pipeline does to Redis, on keys that mean nothing; return the server's words if it refuses."""
+    """Try what the pipeline does to Redis, on keys without meaning; return the server's message if it refuses."""
     try:
         log.claim("check", for_ms=1)
         log.sweep("check", due_ms=0)
@@ -141,29 +149,27 @@ def _listened(settings: Settings, topology: Topology) -> set[str] | None:
         bell.close()
 
 
-#: How long a server may take for all of its answer, s.
-ASK_S = 3.0
-_T = TypeVar("_T")
-
-
 def ask_all(questions: Mapping[str, Callable[[], _T]], timeout_s: float = ASK_S) -> dict[str, _T | PipelineError]:
     """Return each question's answer, or the error in its place, in the order of the questions.
 
-    What is not answered in time is left to itself: its thread ends with its own time-outs, or with the process.
+    A question that is not answered in time is abandoned: its thread ends with its own time-outs, or with the process.
+
+    Args:
+        questions: by name, what to run; each in a thread of its own.
+        timeout_s: how long all questions together may take.
     """
     answers: dict[str, _T | PipelineError] = {}
 
-    def answer(name: str, question: Callable[[], _T]) -> None:
+    def answer(name: str) -> None:
         try:
-            answers[name] = question()
+            answers[name] = questions[name]()
         except PipelineError as error:
             answers[name] = error
-        except Exception as error:  # a driver's surprise concerns one server, and must not hide the others
+        except Exception as error:  # a driver's unexpected error concerns one server, and must not hide the others
             answers[name] = Unavailable(f"{type(error).__name__}: {error}")
 
     threads = [
-        threading.Thread(target=answer, args=item, name=f"pipeline-ask-{item[0]}", daemon=True)
-        for item in questions.items()
+        threading.Thread(target=answer, args=(name,), name=f"pipeline-ask-{name}", daemon=True) for name in questions
     ]
     for thread in threads:
         thread.start()

@@ -1,4 +1,4 @@
-"""A finding: what is wrong, where, and what to do about it."""
+"""Hold a finding: what is wrong, where, and what to do about it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ class Finding:
     """One fault. An error keeps ops from being applied, or from being exact; a warning is a risk.
 
     Attributes:
+        severity: `error` or `warning`.
         place: a table, a column, a setting or a key of the configuration.
-        what: what is there, a sentence that goes on from its place.
+        what: what is there; the sentence continues after the place.
         fix: the SQL, the setting or the command.
         nodes: the servers concerned; empty where the whole deployment is.
     """
@@ -42,7 +43,11 @@ class Finding:
 
 
 def merged_findings(findings: Iterable[Finding]) -> list[Finding]:
-    """Return errors before warnings, and one finding for what several nodes share."""
+    """Return errors before warnings, and one finding for what several nodes share.
+
+    Args:
+        findings: of any order.
+    """
     together: dict[Finding, dict[str, None]] = {}
     for finding in findings:
         together.setdefault(replace(finding, nodes=()), {}).update(dict.fromkeys(finding.nodes))
@@ -51,9 +56,10 @@ def merged_findings(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def without_copies(findings: Iterable[Finding], primary_of: Mapping[str, str]) -> Iterator[Finding]:
-    """Leave out what a replica only has from its primary: mending the primary mends both.
+    """Yield the findings without those that a replica has from its primary: a repair of the primary repairs both.
 
     Args:
+        findings: of all nodes.
         primary_of: the primary of each replica.
     """
     for finding in merged_findings(findings):

@@ -1,4 +1,4 @@
-"""Tables and columns: there, alike on every node, and able to hold what the published definitions promise."""
+"""Check tables and columns: present, alike on every node, and able to hold what the published definitions promise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _WIDE_CHARSETS = ("utf8mb4", "utf16", "utf16le", "utf32", "ucs4")
 
 
 def schema_findings(evidence: Evidence) -> Iterator[Finding]:
-    """Yield what is wrong with any table."""
+    """Yield what is wrong with any table.
+
+    Args:
+        evidence: what the servers answered.
+    """
     return without_copies(_everywhere(evidence), evidence.primary_of)
 
 
@@ -43,7 +47,11 @@ def _everywhere(evidence: Evidence) -> Iterator[Finding]:
 
 
 def database(node: Survey) -> Iterator[Finding]:
-    """Yield a default character set that new tables should not get."""
+    """Yield a default character set that new tables should not get.
+
+    Args:
+        node: what one server answered.
+    """
     if node.charset in ("utf8", "utf8mb3"):
         yield Finding(
             WARNING,
@@ -118,7 +126,7 @@ def _columns(evidence: Evidence, schema: TableSchema, node: Survey, table: Surve
 
 
 def _id(evidence: Evidence, table_name: str, id_name: str, node: Survey, table: SurveyedTable) -> Iterator[Finding]:
-    """Yield an id column that is too narrow; a replica gets it from its primary."""
+    """Yield an id column that is too narrow."""
     found = table.columns.get(id_name.lower())
     narrow = found is not None and not holds_64_bits(found.type)
     if found and narrow and node.engine == "mysql" and evidence.topology.table(table_name).ids == "pipeline":
@@ -154,7 +162,13 @@ def _unlike(table: str, own: str, nodes: Sequence[Survey]) -> Iterator[Finding]:
 
 
 def storage(node: Survey, table: SurveyedTable, severity: str) -> Iterator[Finding]:
-    """Yield an engine or a character set in which a table cannot stay."""
+    """Yield an engine or a character set that a table cannot keep.
+
+    Args:
+        node: what one server answered.
+        table: one table of it.
+        severity: the severity of a wrong engine.
+    """
     if node.engine != "mysql":
         return
     yield from _engine(node, table.name, table.engine, severity)

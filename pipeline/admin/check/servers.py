@@ -1,8 +1,7 @@
-"""The database servers: reachable, recent, strict, durable, and replicas that follow and refuse writes.
+"""Check the database servers: reachable, recent, strict, durable; replicas that follow and refuse writes.
 
-Privileges: the primary's user reads and writes, a replica's user reads.
-
-Replicas that were away for too long: the log no longer keeps what they lack.
+A primary's user reads and writes, a replica's user reads. A replica that was absent for too long has to be rebuilt: the
+log no longer keeps what it lacks.
 """
 
 from __future__ import annotations
@@ -18,13 +17,17 @@ from pipeline.shard.survey import Survey
 
 #: The first releases with SELECT … FOR UPDATE SKIP LOCKED.
 LEAST_SERVERS = {"mariadb": (10, 6), "mysql": (8, 0)}
-#: A statement that is larger than the server takes would be refused for good.
+#: The least `max_allowed_packet`: a larger statement would be rejected for good.
 LEAST_PACKET_BYTES = 1_000_000
 _STRICT = ("strict_trans_tables", "strict_all_tables")
 
 
 def server_findings(evidence: Evidence) -> Iterator[Finding]:
-    """Yield what is wrong with each node."""
+    """Yield what is wrong with each node.
+
+    Args:
+        evidence: what the servers answered.
+    """
     for node, found in evidence.nodes.items():
         if isinstance(found, PipelineError):
             shard = evidence.primary_of.get(node, node)
@@ -40,8 +43,52 @@ def server_findings(evidence: Evidence) -> Iterator[Finding]:
                 yield from _primary(found, evidence)
 
 
+def privilege_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield which privileges a user lacks.
+
+    Args:
+        evidence: what the servers answered.
+    """
+    for node in evidence.surveys:
+        verbs = defaultdict(list)
+        for verb, table in node.denied:
+            verbs[table].append(verb)
+        tables = defaultdict(list)
+        for table, missing in verbs.items():
+            tables[tuple(missing)].append(table)
+        for missing_verbs, names in tables.items():
+            wanted = ("SELECT",) if node.node in evidence.primary_of else ("SELECT", "INSERT", "UPDATE", "DELETE")
+            yield Finding(
+                ERROR,
+                ", ".join(names),
+                f"the user {node.account} may not {', '.join(missing_verbs)}",
+                ddl.grant(wanted, node.database, node.account),
+                (node.node,),
+            )
+
+
+def absence_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield each unfit replica.
+
+    Args:
+        evidence: what the servers answered.
+    """
+    for node in evidence.unfit:
+        yield Finding(
+            ERROR,
+            "",
+            "is unfit: it was away for longer than [apply] replica_away_s, so the log no longer keeps what it lacks",
+            f"rebuild it from its primary, then run pipeline rebuilt {node}",
+            (node,),
+        )
+
+
 def server(node: Survey) -> Iterator[Finding]:
-    """Yield what is wrong with any MySQL or MariaDB, whatever its role."""
+    """Yield what is wrong with any MySQL or MariaDB, whatever its role.
+
+    Args:
+        node: what one server answered.
+    """
     product, numbers = node.release
     variables, least = node.variables, LEAST_SERVERS[product]
     if numbers < least:
@@ -150,35 +197,3 @@ def _replica(node: Survey, evidence: Evidence) -> Iterator[Finding]:
 def _account(node: Survey) -> str:
     user, _, host = node.account.rpartition("@")
     return f"'{user}'@'{host}'"
-
-
-def privilege_findings(evidence: Evidence) -> Iterator[Finding]:
-    """Yield what users may not do."""
-    for node in evidence.surveys:
-        verbs = defaultdict(list)
-        for verb, table in node.denied:
-            verbs[table].append(verb)
-        tables = defaultdict(list)
-        for table, missing in verbs.items():
-            tables[tuple(missing)].append(table)
-        for missing_verbs, names in tables.items():
-            wanted = ("SELECT",) if node.node in evidence.primary_of else ("SELECT", "INSERT", "UPDATE", "DELETE")
-            yield Finding(
-                ERROR,
-                ", ".join(names),
-                f"the user {node.account} may not {', '.join(missing_verbs)}",
-                ddl.grant(wanted, node.database, node.account),
-                (node.node,),
-            )
-
-
-def absence_findings(evidence: Evidence) -> Iterator[Finding]:
-    """Yield each unfit replica."""
-    for node in evidence.unfit:
-        yield Finding(
-            ERROR,
-            "",
-            "is unfit: it was away for longer than [apply] replica_away_s, so the log no longer keeps what it lacks",
-            f"rebuild it from its primary, then run pipeline rebuilt {node}",
-            (node,),
-        )

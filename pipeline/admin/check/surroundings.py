@@ -1,14 +1,7 @@
-"""The configuration: whether it can be used, and whether it leaves room to grow.
+"""Check what surrounds the databases: the configuration, both Redis servers, the workers, the spool, the clocks.
 
-Redis: the log's server, and the broker's.
-
-The workers: whether somebody listens for each shard.
-
-The spool: whether this user could leave an op there if Redis were away, and whether its disk has the room.
-
-It looks at the host where it runs: run it where the web application runs, as its user.
-
-Clocks. Nothing is ordered by them; but ages, lags and time stamps that people read are wrong with them.
+The spool is checked on the host where this runs: run it where the web application runs, as the application's user.
+Nothing is ordered by clocks, but ages, lags and time stamps that people read depend on them.
 """
 
 from __future__ import annotations
@@ -25,13 +18,23 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.oplog.doorbell import queue_of
 from pipeline.oplog.redis.server_info import Health
 
-#: With fewer buckets than this per shard a new shard cannot get an even part.
+#: The least number of buckets per shard that lets a new shard get an even part.
 BUCKETS_PER_SHARD = 16
+#: The first release of Redis that numbers entries by `<epoch>-*`.
+LEAST_VERSIONS = (7, 0)
+#: The largest difference of two clocks that drift explains, ms.
+MOST_SKEW_MS = 2_000
+_PLACE = "[spool] path"
+#: The place at the start of a fault's sentence: a section of the file, and perhaps a key.
 _KEY = re.compile(r"(\[[^\]]+\](?: (?!has |is )[a-z_]+)?)(?: (.*))?")
 
 
 def faults(error: ConfigError) -> Iterator[Finding]:
-    """Yield what keeps the configuration from being used."""
+    """Yield what keeps the configuration from being used.
+
+    Args:
+        error: what `settings.load` raised.
+    """
     for fault in error.faults:
         match = _KEY.fullmatch(fault)
         place, what = (match[1], match[2] or "") if match and match[2] else ("configuration", fault)
@@ -39,7 +42,11 @@ def faults(error: ConfigError) -> Iterator[Finding]:
 
 
 def configuration_findings(evidence: Evidence) -> Iterator[Finding]:
-    """Yield what is usable but unwise."""
+    """Yield what is usable but unwise.
+
+    Args:
+        evidence: the settings.
+    """
     buckets, shards = evidence.topology.buckets, len(evidence.topology.shards)
     if buckets < BUCKETS_PER_SHARD * shards:
         yield Finding(
@@ -50,12 +57,12 @@ def configuration_findings(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-#: The first release that gives out `<epoch>-*` positions.
-LEAST_VERSIONS = (7, 0)
-
-
 def redis_findings(evidence: Evidence) -> Iterator[Finding]:
-    """Yield what is wrong with the log's server and with the broker's."""
+    """Yield what is wrong with the log's server and with the broker's.
+
+    Args:
+        evidence: what the two servers answered.
+    """
     log, broker = evidence.log, evidence.broker
     if isinstance(log, PipelineError):
         yield _unreachable("redis", "[redis] url", log)
@@ -74,6 +81,75 @@ def redis_findings(evidence: Evidence) -> Iterator[Finding]:
             yield _unreachable("broker", "[redis] broker_url", broker)
     elif not isinstance(log, PipelineError):
         yield from _broker(log, broker)
+
+
+def worker_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield shards whose ops no worker would apply.
+
+    A broker that does not answer yields nothing here: `redis_findings` reports it.
+
+    Args:
+        evidence: what the workers answered.
+    """
+    if evidence.listened is None:
+        return
+    silent = [shard for shard in evidence.topology.shards if shard not in evidence.listened]
+    for shard in silent:
+        command = "celery -A workers worker" + ("" if len(silent) > 1 else f" -Q {queue_of(shard)}")
+        yield Finding(
+            WARNING, "workers", "no worker that listens for this shard answered: ops stay queued", command, (shard,)
+        )
+
+
+def spool_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield what would keep ops out of the spool.
+
+    Args:
+        evidence: the settings.
+    """
+    settings = evidence.settings.spool
+    if not settings.enabled:
+        return
+    path = Path(settings.path)
+    if not path.parent.is_dir():
+        yield Finding(
+            ERROR, _PLACE, f"its folder {path.parent} is not there", "create it, for the web user and workers"
+        )
+    elif not all(os.access(one, os.W_OK) for one in (path.parent, path) if one.exists()):
+        yield Finding(
+            ERROR,
+            _PLACE,
+            f"{path} cannot be written by this user: while Redis is away, its ops are refused",
+            "give the web user and the workers of the host a group in common that may write there",
+        )
+    elif (free := shutil.disk_usage(path.parent).free) < settings.max_mb * 1_000_000:
+        yield Finding(
+            WARNING,
+            "[spool] max_mb",
+            f"is {settings.max_mb}, its disk has {free // 1_000_000} MB left",
+            "make room, or lower it",
+        )
+
+
+def clock_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield servers whose clock differs from this machine's.
+
+    Args:
+        evidence: what the servers answered.
+    """
+    skews = {found.node: found.skew_ms for found in evidence.surveys}
+    if isinstance(evidence.log, Health):
+        skews = {"redis": evidence.log.skew_ms, **skews}
+    for node, skew_ms in skews.items():
+        if abs(skew_ms) > MOST_SKEW_MS:
+            which = "ahead of" if skew_ms > 0 else "behind"
+            yield Finding(
+                WARNING,
+                "clock",
+                f"is {abs(skew_ms) / 1000:.1f} s {which} this machine's",
+                "run an NTP client such as chrony on both machines",
+                (node,),
+            )
 
 
 def _unreachable(node: str, key: str, error: PipelineError) -> Finding:
@@ -141,65 +217,3 @@ def _broker(log: Health, broker: Health) -> Iterator[Finding]:
             "CONFIG SET maxmemory-policy noeviction, and in redis.conf",
             ("broker",),
         )
-
-
-def worker_findings(evidence: Evidence) -> Iterator[Finding]:
-    """Yield shards whose ops no worker would apply. A broker that does not answer is for another check to tell."""
-    if evidence.listened is None:
-        return
-    silent = [shard for shard in evidence.topology.shards if shard not in evidence.listened]
-    for shard in silent:
-        command = "celery -A workers worker" + ("" if len(silent) > 1 else f" -Q {queue_of(shard)}")
-        yield Finding(
-            WARNING, "workers", "none answers that listens for this shard: ops stay queued", command, (shard,)
-        )
-
-
-_PLACE = "[spool] path"
-
-
-def spool_findings(evidence: Evidence) -> Iterator[Finding]:
-    """Yield what would keep ops out of the spool."""
-    settings = evidence.settings.spool
-    if not settings.enabled:
-        return
-    path = Path(settings.path)
-    if not path.parent.is_dir():
-        yield Finding(
-            ERROR, _PLACE, f"its folder {path.parent} is not there", "create it, for the web user and workers"
-        )
-    elif not all(os.access(one, os.W_OK) for one in (path.parent, path) if one.exists()):
-        yield Finding(
-            ERROR,
-            _PLACE,
-            f"{path} cannot be written by this user: while Redis is away, its ops are refused",
-            "give the web user and the workers of the host a group in common that may write there",
-        )
-    elif (free := shutil.disk_usage(path.parent).free) < settings.max_mb * 1_000_000:
-        yield Finding(
-            WARNING,
-            "[spool] max_mb",
-            f"is {settings.max_mb}, its disk has {free // 1_000_000} MB left",
-            "make room, or lower it",
-        )
-
-
-#: More than this is no matter of drift.
-MOST_SKEW_MS = 2_000
-
-
-def clock_findings(evidence: Evidence) -> Iterator[Finding]:
-    """Yield servers whose clock differs from this machine's."""
-    skews = {found.node: found.skew_ms for found in evidence.surveys}
-    if isinstance(evidence.log, Health):
-        skews = {"redis": evidence.log.skew_ms, **skews}
-    for node, skew_ms in skews.items():
-        if abs(skew_ms) > MOST_SKEW_MS:
-            which = "ahead of" if skew_ms > 0 else "behind"
-            yield Finding(
-                WARNING,
-                "clock",
-                f"is {abs(skew_ms) / 1000:.1f} s {which} this machine's",
-                "run an NTP client such as chrony on both machines",
-                (node,),
-            )

@@ -1,4 +1,4 @@
-"""Whether a column of MySQL or MariaDB holds exactly what a pyDAL field promises."""
+"""Judge whether a column of MySQL or MariaDB holds exactly what a pyDAL field promises."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ _TYPE = re.compile(r"([a-z]+)(?:\(([0-9,]+)\))?(.*)")
 
 
 def fault(column: Column, there: str) -> str | None:
-    """Return what is wrong with a column of type *there*, the rest of a sentence that begins with its name."""
+    """Return what is wrong with a column; the sentence continues after the column's name.
+
+    Args:
+        column: the published definition.
+        there: the column's type in the database.
+
+    Returns:
+        None if every value of the field fits.
+    """
     match = _TYPE.match(there)
     word, size = (match[1], match[2] or "") if match else (there, "")
     kind = column.kind
@@ -27,7 +35,11 @@ def fault(column: Column, there: str) -> str | None:
 
 
 def normal(there: str) -> str:
-    """Return a type without the display width, which MySQL 8 no longer tells."""
+    """Return a type without the display width, which MySQL 8 no longer shows.
+
+    Args:
+        there: a type as the database shows it, such as `int(11)`.
+    """
     return re.sub(r"\b((?:tiny|small|medium|big)?int)\(\d+\)", r"\1", there)
 
 
@@ -50,7 +62,7 @@ def _decimal(column: Column, there: str, word: str, size: str) -> str | None:
 
 
 def _accepted(kind: str) -> tuple[str, ...]:
-    """Return the types that hold a kind; nothing for one that is not known."""
+    """Return the types that hold a kind; nothing for an unknown kind."""
     if kind.startswith("list:") or kind in ("text", "json"):
         return ("text", "mediumtext", "longtext", "json")
     return {
@@ -58,7 +70,7 @@ def _accepted(kind: str) -> tuple[str, ...]:
         "integer": _INTEGERS[3:],
         "bigint": _INTEGERS[4:],
         "reference": _INTEGERS[4:],
-        # a FLOAT holds it roughly: another check warns
+        # a FLOAT keeps about 6 digits: `schemas.storage` warns
         "float": ("double", "float", "decimal"),
         "double": ("double", "float"),
         "blob": ("blob", "mediumblob", "longblob"),

@@ -26,7 +26,6 @@ from pipeline.oplog.contract import (
     IdReserved,
     Placed,
     Scope,
-    one_by_append,
 )
 from pipeline.oplog.memory.server import MemoryServer, Sent
 from pipeline.oplog.memory.shared_state import MemoryChores, MemoryNews
@@ -73,8 +72,7 @@ class MemoryAppending(MemoryServer):
                 raise PipelineFull("the memory log is at its limit")
             if server.epochs.get(scope.name) != (epoch, server.lineage):
                 raise EpochStale
-            full = self._get("full")
-            if full is not None:
+            if "full" in server.keys and (full := self._get("full")) is not None:
                 raise PipelineFull(full)
             if key and (seen := self._get(same)) is not None:
                 if is_receipt(seen):
@@ -126,7 +124,11 @@ class MemoryAppending(MemoryServer):
         dirty, now = self._server.dirty.setdefault(shard, {}), self.now_ms()
         for bucket in buckets:
             dirty.setdefault(bucket, now)
-        return self._take(f"bell:{shard}", BELL_MS)
+        bell = self._server.keys.get(f"bell:{shard}")  # as `_take`, once per op
+        if bell is not None and now < bell.until_ms:
+            return False
+        self._set(f"bell:{shard}", "1", BELL_MS)
+        return True
 
 
 class MemoryLine:
@@ -139,19 +141,30 @@ class MemoryLine:
         self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], idempotency_key: str, row_id: int
     ) -> Appended:
         """See `contract.Line.append`."""
-        try:
-            return self._try(scope, epoch, producer, appends, idempotency_key, row_id)
-        except ConnectionError:
+        log = self._log
+        for last in (False, True):
             try:
-                return self._try(scope, epoch, producer, appends, idempotency_key, row_id)
+                if log.fault is not None:
+                    log.fault("send")
+                answer = log.append(scope, epoch, producer, appends, idempotency_key, row_id)
+                if log.fault is not None:
+                    log.fault("reply")
+                return answer
             except ConnectionError as error:
-                raise LogUnavailable(f"{type(error).__name__}: {error}") from error
+                if last:
+                    raise LogUnavailable(f"{type(error).__name__}: {error}") from error
+        raise AssertionError("the second try returns or raises")
 
     def append_one(
         self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes
     ) -> tuple[Position, bool] | None:
         """See `contract.Line.append_one`."""
-        return one_by_append(self, scope, epoch, producer, bucket, seq, payload)
+        try:
+            answer = self.append(scope, epoch, producer, [Append(bucket, seq, (payload,))], "", 0)
+        except EpochStale:
+            return None
+        [(code, position)] = answer.placed
+        return None if code == HOLE else (position, bool(answer.ring))
 
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
         """See `contract.Line.replicated`."""
@@ -167,14 +180,6 @@ class MemoryLine:
 
     def close(self) -> None:
         """Do nothing."""
-
-    def _try(
-        self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], key: str, row_id: int
-    ) -> Appended:
-        self._log.fault("send")
-        answer = self._log.append(scope, epoch, producer, appends, key, row_id)
-        self._log.fault("reply")
-        return answer
 
 
 class MemoryDefinitions(MemoryServer):

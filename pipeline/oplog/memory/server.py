@@ -69,7 +69,7 @@ class MemoryServer:
 
     def __init__(self, *, now_ms: Callable[[], int] = clock.wall_ms):
         self.now_ms = now_ms
-        self.fault: Callable[[str], None] = lambda where: None
+        self.fault: Callable[[str], None] | None = None
         self.published: Callable[[str], None] = lambda definition: None
         self.limit_bytes = 0
         self.durable = True

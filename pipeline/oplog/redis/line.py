@@ -1,7 +1,4 @@
-"""One producer's own connection: the hot path of enqueue.
-
-A connection to Redis as one call uses it: no longer than the caller's patience lasts, however it hangs.
-"""
+"""One producer's own connection: the hot path of enqueue, bounded by the caller's wait budget however Redis hangs."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from hiredis import pack_command
 from pipeline import clock
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.model.op import Position
-from pipeline.oplog.contract import Append, Appended, EpochStale, IdReserved, Placed, Scope, one_by_append
+from pipeline.oplog.contract import HOLE, Append, Appended, EpochStale, IdReserved, Placed, Scope
 from pipeline.oplog.redis.connection import script, translated
 from pipeline.oplog.redis.keys import Keys
 from pipeline.oplog.redis.wire import Wire
@@ -26,16 +23,26 @@ RENEW_S = 3600
 PRODUCER_TTL_MS = 172_800_000
 #: From this size on the log notes the size of a bucket's ops, so that a worker reads few at a time.
 BIG_BYTES = 16_384
+#: A command of more bytes may have to wait for the server to read it: an empty socket takes this much at once.
+FITS_BYTES = 16_384
 #: One WAIT asks for this long, well below the socket's time-out; it is asked again until the caller's deadline.
 WAIT_MS = 20
 _TRANSIENT = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.ReadOnlyError, OSError)
 
 
 class RedisLine:
-    """A `contract.Line` over one connection."""
+    """A `contract.Line` over at most one wire, made when it is first needed; one thread at a time.
 
-    def __init__(self, link: Link, keys: Keys):
-        self._link, self._keys = link, keys
+    Args:
+        keys: the names of the keys.
+        pool: makes the connections.
+        reply_s: how long the pool's connections wait for a reply.
+        wait_budgets: None: nobody leaves earlier than the connection's own time-outs.
+    """
+
+    def __init__(self, keys: Keys, pool: Any, reply_s: float = 0, wait_budgets: WaitBudgets | None = None):
+        self._keys, self._pool, self._reply_s, self._wait_budgets = keys, pool, reply_s, wait_budgets
+        self._wire: Wire | None = None
         self._renew_at = 0.0
         self._heads: dict[tuple[str, int], list[str]] = {}
         #: Of each bucket epoch, producer, and the packed beginning of the usual command.
@@ -57,14 +64,14 @@ class RedisLine:
     ) -> tuple[Position, bool] | None:
         """See `contract.Line.append_one`. Every call of it is in somebody's web request."""
         if len(payload) >= BIG_BYTES or clock.mono_s() >= self._renew_at:
-            return one_by_append(self, scope, epoch, producer, bucket, seq, payload)
+            return self._one_by_append(scope, epoch, producer, bucket, seq, payload)
         at, whose, head = self._ones.get(bucket) or (0, 0, b"")
         if at != epoch or whose != producer:
             head = self._head_of_one(scope, epoch, producer, bucket)
         number = b"%d" % seq
         packed = b"%b%d\r\n%b\r\n$%d\r\n%b\r\n" % (head, len(number), number, len(payload), payload)
         try:  # as `_asked`, but for what does not happen
-            words = self._link.ask(packed).split()
+            words = self.ask(packed).split()
         except (redis.exceptions.RedisError, OSError) as error:
             words = self._asked_again((*self._one(scope, epoch, producer, bucket), seq, payload), error).split()
         if words[0] == b"full":
@@ -76,26 +83,20 @@ class RedisLine:
         command: tuple[Any, ...] = ("WAITAOF", "1", "0", WAIT_MS) if fsync else ("WAIT", "1", WAIT_MS)
         try:
             for deadline in clock.polls(timeout_s):
-                reached = self._link.ask_at_leisure(pack_command(command))
+                reached = self._ask_at_leisure(pack_command(command))
                 if int(reached[0] if fsync else reached) >= 1 or deadline.passed:
                     break
         except redis.exceptions.ResponseError as error:
             need = "Redis 7.2 or Valkey with appendonly yes" if fsync else "Redis replication"
             raise PipelineError(f"this durability needs {need}; the op is queued ({error})") from error
         except _TRANSIENT:
-            self._link.drop()
+            self.drop()
             return False
         return int(reached[0] if fsync else reached) >= 1
 
     def sequences(self, producer: int) -> dict[int, int]:
         """See `contract.Line.sequences`."""
-        command = ("HGETALL", self._keys.producer(producer))
-        with translated():
-            try:
-                flat = self._send(command)
-            except _TRANSIENT:
-                self._link.drop()  # idle for long, or from before a restart: once more on a new connection
-                flat = self._send(command)
+        flat = self._sent_twice(("HGETALL", self._keys.producer(producer)))
         pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
         return {int(bucket): int(value.split()[0]) for bucket, value in pairs}
 
@@ -103,16 +104,42 @@ class RedisLine:
         """See `contract.Line.pass_hole`."""
         text, _ = script("pass_hole")
         command = ("EVAL", text, 1, self._keys.producer(producer), bucket, seen, last, PRODUCER_TTL_MS)
-        with translated():
-            try:
-                return bool(self._send(command))
-            except _TRANSIENT:
-                self._link.drop()
-                return bool(self._send(command))
+        return bool(self._sent_twice(command))
+
+    def ask(self, packed: bytes) -> Any:
+        """Send a packed command and return its reply; see `Wire.ask`.
+
+        Raises:
+            ResponseError: the server refused it.
+            OSError, ConnectionError: no answer in time; it is unknown whether the command was done. Then `drop`.
+        """
+        wait_budgets, wire = self._wait_budgets, self._wire
+        budget = wait_budgets.here.budget if wait_budgets is not None else None
+        if wait_budgets is None or budget is None:
+            return self._ask_at_leisure(packed)
+        if wire is None or budget.left_s < self._reply_s or len(packed) > FITS_BYTES:
+            return self._asked_aside(wait_budgets, packed)
+        began = clock.mono_s()  # as `WaitBudgets.spending`, at a tenth of its cost
+        try:
+            return wire.ask(packed)
+        finally:
+            took_s = clock.mono_s() - began
+            if took_s > wait_budgets.hardly_s:
+                budget.left_s -= took_s
 
     def close(self) -> None:
         """Give the connection back to the pool."""
-        self._link.close()
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
+
+    def drop(self) -> None:
+        """Close the connection: what is on it is unknown."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.drop()
+
+    # commands -----------------------------------------------------------------------------------------------
 
     def _command(
         self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], idempotency_key: str, row_id: int
@@ -144,6 +171,16 @@ class RedisLine:
         self._ones[bucket] = epoch, producer, head
         return head
 
+    def _one_by_append(
+        self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes
+    ) -> tuple[Position, bool] | None:
+        try:
+            answer = self.append(scope, epoch, producer, [Append(bucket, seq, (payload,))], "", 0)
+        except EpochStale:
+            return None
+        [(code, position)] = answer.placed
+        return None if code == HOLE else (position, bool(answer.ring))
+
     def _renewal(self) -> int:
         """Return 1 when the producer's expiry in Redis is to be put off: at first, then once an hour."""
         if clock.mono_s() < self._renew_at:
@@ -162,27 +199,32 @@ class RedisLine:
             self._heads[scope.name, producer] = names
         return names
 
+    # replies ------------------------------------------------------------------------------------------------
+
     def _asked(self, command: Sequence[Any]) -> bytes:
         """Call the script; a second try is safe, since it knows the producer's sequences."""
         try:
-            text: bytes = self._send(command)
+            return self._send(command)  # type: ignore[no-any-return]
         except (redis.exceptions.RedisError, OSError) as error:
-            text = self._asked_again(command, error)
-        return text
+            return self._asked_again(command, error)
 
     def _asked_again(self, command: Sequence[Any], error: Exception) -> bytes:
         if isinstance(error, _TRANSIENT):
-            self._link.drop()
+            self.drop()
             self._renew_at = 0.0
         try:
             return self._call(command)
         except _TRANSIENT as again:
-            self._link.drop()
+            self.drop()
             raise LogUnavailable(f"{type(again).__name__}: {again}") from again
 
     def _call(self, command: Sequence[Any]) -> bytes:
         try:
-            return self._evaluated(command)
+            try:
+                return self._send(command)  # type: ignore[no-any-return]
+            except redis.exceptions.NoScriptError:
+                text = self._text if command[1] == self._sha else self._one_text
+                return self._send(["EVAL", text, *command[2:]])  # type: ignore[no-any-return]
         except _TRANSIENT:
             raise
         except redis.exceptions.OutOfMemoryError as error:
@@ -190,97 +232,23 @@ class RedisLine:
         except redis.exceptions.ResponseError as error:
             raise LogUnavailable(str(error), sent=False) from error
 
-    def _evaluated(self, command: Sequence[Any]) -> bytes:
-        try:
-            return self._send(command)  # type: ignore[no-any-return]
-        except redis.exceptions.NoScriptError:
-            text = self._text if command[1] == self._sha else self._one_text
-            return self._send(["EVAL", text, *command[2:]])  # type: ignore[no-any-return]
-
     def _send(self, command: Sequence[Any]) -> Any:
-        return self._link.ask(pack_command(tuple(command)))
+        return self.ask(pack_command(tuple(command)))
 
+    def _sent_twice(self, command: Sequence[Any]) -> Any:
+        """Send a command that may be done twice: a line that idled for long may find its connection gone."""
+        with translated():
+            try:
+                return self._send(command)
+            except _TRANSIENT:
+                self.drop()
+                return self._send(command)
 
-def _read_reply(text: bytes | str, scope: Scope) -> Appended:
-    words = (text.decode() if isinstance(text, bytes) else text).split(" ")
-    if words[0] == "epoch":
-        raise EpochStale
-    if words[0] == "full":
-        raise PipelineFull(" ".join(words[1:]))
-    if words[0] == "reserved":
-        raise IdReserved(int(words[1]))
-    if words[0] == "same":
-        return Appended([], [], " ".join(words[1:]))
-    ring = [shard for shard, bit in zip(scope.shards, words[1], strict=True) if bit == "1"]
-    numbers = list(map(int, words[2:]))
-    placed = [Placed(numbers[i], Position(numbers[i + 1], numbers[i + 2])) for i in range(0, len(numbers), 3)]
-    return Appended(placed, ring)
-
-
-#: A command of more bytes may have to wait for the server to read it: an empty socket takes this much at once.
-FITS_BYTES = 16_384
-
-
-class _Answer(NamedTuple):
-    """What a wire answered, and the wire, which goes on."""
-
-    wire: Wire
-    reply: Any
-    refusal: redis.exceptions.ResponseError | None
-
-
-class Link:
-    """At most one wire, made when it is first needed; one thread at a time.
-
-    Args:
-        reply_s: how long the pool's connections wait for a reply.
-        patience: None: nobody leaves earlier than the connection's own time-outs.
-    """
-
-    __slots__ = ("_pool", "_reply_s", "_wait_budgets", "_wire")
-
-    def __init__(self, pool: Any, reply_s: float, wait_budgets: WaitBudgets | None):
-        self._pool, self._reply_s, self._wait_budgets = pool, reply_s, wait_budgets
-        self._wire: Wire | None = None
-
-    def ask(self, packed: bytes) -> Any:
-        """Send a packed command and return its reply; see `Wire.ask`.
-
-        Raises:
-            ResponseError: the server refused it.
-            OSError, ConnectionError: no answer in time; it is unknown whether the command was done. Then `drop`.
-        """
-        wait_budgets, wire = self._wait_budgets, self._wire
-        budget = wait_budgets.here.budget if wait_budgets is not None else None
-        if wait_budgets is None or budget is None:
-            return self.ask_at_leisure(packed)
-        if wire is None or budget.left_s < self._reply_s or len(packed) > FITS_BYTES:
-            return self._asked_aside(wait_budgets, packed)
-        began = clock.mono_s()  # as `Patience.spending`, at a tenth of its cost
-        try:
-            return wire.ask(packed)
-        finally:
-            took_s = clock.mono_s() - began
-            if took_s > wait_budgets.hardly_s:
-                budget.left_s -= took_s
-
-    def ask_at_leisure(self, packed: bytes) -> Any:
-        """Ask for what takes its time; the caller has said how long he waits, and only the reply's time-out counts."""
+    def _ask_at_leisure(self, packed: bytes) -> Any:
+        """Ask for what takes its time; the caller has said how long to wait, and only the reply's time-out counts."""
         if self._wire is None:
             self._wire = Wire(self._pool)
         return self._wire.ask(packed)
-
-    def close(self) -> None:
-        """Give the connection back to the pool."""
-        wire, self._wire = self._wire, None
-        if wire is not None:
-            wire.close()
-
-    def drop(self) -> None:
-        """Close the connection: what is on it is unknown."""
-        wire, self._wire = self._wire, None
-        if wire is not None:
-            wire.drop()
 
     def _asked_aside(self, wait_budgets: WaitBudgets, packed: bytes) -> Any:
         """Let a thread ask; the wire is ours again if it has answered in time."""
@@ -305,3 +273,27 @@ class Link:
         except BaseException:
             wire.drop()
             raise
+
+
+class _Answer(NamedTuple):
+    """What a wire answered, and the wire, which goes on."""
+
+    wire: Wire
+    reply: Any
+    refusal: redis.exceptions.ResponseError | None
+
+
+def _read_reply(text: bytes | str, scope: Scope) -> Appended:
+    words = (text.decode() if isinstance(text, bytes) else text).split(" ")
+    if words[0] == "epoch":
+        raise EpochStale
+    if words[0] == "full":
+        raise PipelineFull(" ".join(words[1:]))
+    if words[0] == "reserved":
+        raise IdReserved(int(words[1]))
+    if words[0] == "same":
+        return Appended([], [], " ".join(words[1:]))
+    ring = [shard for shard, bit in zip(scope.shards, words[1], strict=True) if bit == "1"]
+    numbers = list(map(int, words[2:]))
+    placed = [Placed(numbers[i], Position(numbers[i + 1], numbers[i + 2])) for i in range(0, len(numbers), 3)]
+    return Appended(placed, ring)

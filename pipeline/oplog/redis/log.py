@@ -21,7 +21,7 @@ from pipeline.errors import PipelineFull
 from pipeline.model.op import Entry, Position
 from pipeline.oplog.appends import row_id_in
 from pipeline.oplog.redis.connection import RedisServer, entries_of, hash_of, position_of, ring_of, text_of, translated
-from pipeline.oplog.redis.line import Link, RedisLine
+from pipeline.oplog.redis.line import RedisLine
 from pipeline.oplog.redis.shared_state import RedisChores, RedisNews
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, NOTE_MS
 
@@ -31,8 +31,8 @@ class RedisAppending(RedisServer):
 
     def line(self, *, patient: bool = False) -> RedisLine:
         if patient:
-            return RedisLine(Link(self._leisurely, 0, None), self.keys)
-        return RedisLine(Link(self._lines, self._reply_s, self._wait_budgets), self.keys)
+            return RedisLine(self.keys, self._leisurely)
+        return RedisLine(self.keys, self._lines, self._reply_s, self._wait_budgets)
 
     def epoch(self, scope: str) -> tuple[int, bool, str]:
         with translated():

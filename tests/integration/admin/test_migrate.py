@@ -25,10 +25,10 @@ pytestmark = pytest.mark.mariadb
 KILL = """
 import os, signal, sys
 from pipeline.admin.migrate import migrate
-from pipeline.client import Pipeline
+from pipeline.client import Client
 from pipeline.oplog.doorbell import SilentBell
 steps = iter(range(1_000_000))
-migrate(Pipeline(sys.argv[1], bell=SilentBell()),
+migrate(Client(sys.argv[1], bell=SilentBell()),
         lambda step: os.kill(os.getpid(), signal.SIGKILL) if next(steps) == int(sys.argv[2]) else None)
 """
 _numbers = count(1)

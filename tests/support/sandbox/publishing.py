@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
-from pipeline.enqueue.producers import Lost
+from pipeline.enqueue.producer import Lost
 from pipeline.enqueue.publisher import Publisher
+from pipeline.enqueue.shipment import OpPlace, Shipment
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import START
 from pipeline.oplog.contract import Scope
@@ -46,6 +47,9 @@ class Shop:
         if self.away:
             raise ShardUnavailable("s0", "away")
         self.lost.append(lost)
+
+    def ship(self, bucket: int, payload: bytes, key: str = "", row_id: int | None = None) -> OpPlace:
+        return self.publisher.ship(Shipment({bucket: (payload,)}, key, row_id))[bucket]
 
     def payloads(self, bucket: int) -> list[bytes]:
         return [entry.payload for entry in self.log.read({bucket: START}, {bucket: 1000})[bucket]]

@@ -99,7 +99,7 @@ class Shop:
 
     def drain(self) -> Any:
         assert self.client.drainer is not None
-        self.client._breaker.close()
+        self.client.away.close()
         return self.client.drainer.drain()
 
     def logged(self) -> int:

@@ -17,7 +17,6 @@ from pydal import DAL, Field
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
 from pipeline.enqueue.op_builder import OpBuilder
-from pipeline.enqueue.row_plans import Gate
 from pipeline.errors import (
     BadOp,
     BadQuery,
@@ -30,6 +29,7 @@ from pipeline.errors import (
 )
 from pipeline.model import ids
 from pipeline.model.op import DELETE, INSERT, UPDATE, UPSERT, Addressed, Op
+from pipeline.model.schema import TableSchema
 
 BUCKETS = 16
 SETTINGS = load(
@@ -80,13 +80,14 @@ class Doorway:
         def make(bucket: int, now_ms: int) -> int:
             return ids.SMALLEST + (next(number) << 22) + (bucket << 12)
 
-        self.op_builder = OpBuilder(self.topology, make, self._publish, self._approve)
+        self.new = make
+        self.op_builder = OpBuilder(self.topology, self, self)
 
-    def _publish(self, gate: Gate) -> None:
-        self.published.append(gate.schema.name)
+    def publish(self, schema: TableSchema) -> None:
+        self.published.append(schema.name)
 
-    def _approve(self, gate: Gate) -> None:
-        self.approved.append(gate.schema.name)
+    def approve(self, schema: TableSchema) -> None:
+        self.approved.append(schema.name)
 
 
 @pytest.fixture
@@ -294,7 +295,7 @@ def test_a_moment_in_a_query_is_cut_as_pydal_cuts_it(db: Any, op_builder: OpBuil
 
     made = op_builder.delete(old, None)
 
-    at = op_builder.gate(db.purchase).column_of["at"]
+    at = op_builder.plan(db.purchase).compiled.column_of["at"]
     assert made.op.where[2] == ["<", at, "2024-05-01 12:00:00"]
 
 
@@ -376,10 +377,12 @@ def test_the_database_is_looked_at_once_before_a_tables_first_op(db: Any, doorwa
 
 
 def test_a_definition_that_cannot_be_published_does_not_break_a_page_that_only_reads(db: Any):
-    def refuse(gate: Gate) -> None:
+    def refuse(schema: TableSchema) -> None:
         raise BadOp("not today")
 
-    op_builder = OpBuilder(Topology(SETTINGS), lambda bucket: 1, refuse, lambda gate: None)
+    doorway = Doorway()
+    doorway.publish = refuse
+    op_builder = doorway.op_builder
     op_builder.define(db)
 
     with pytest.raises(BadOp, match="not today"):

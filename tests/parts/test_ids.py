@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from pipeline import clock
 from pipeline.client import Client
+from pipeline.enqueue.redis_away import RedisAway
+from pipeline.enqueue.row_ids import RowIds
 from pipeline.errors import NoProducerNumber
-from pipeline.model.ids import EPOCH_MS, PRODUCERS, SMALLEST, SPAN_MS, IdMaker, Lease, bucket_of, carries_bucket
+from pipeline.model.ids import EPOCH_MS, PRODUCERS, SMALLEST, SPAN_MS, Lease, bucket_of, carries_bucket
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.oplog.ttls import LEASE_MS
@@ -32,13 +34,13 @@ class Clock:
         return self.now_ms
 
 
-def maker(log: MemoryLog, token: str) -> IdMaker:
-    return IdMaker(lambda lease, until_ms: log.lease_ids(token, lease, until_ms))
+def maker(log: MemoryLog) -> RowIds:
+    return RowIds(log, RedisAway())
 
 
 @given(bucket=st.integers(0, 1023), now_ms=st.integers(EPOCH_MS, EPOCH_MS + 2**41 - 2 * SPAN_MS))
 def test_an_id_carries_its_bucket_fits_into_63_bits_and_is_told_from_other_keys(bucket: int, now_ms: int):
-    made = maker(MemoryLog(), "one").new(bucket, now_ms)
+    made = maker(MemoryLog()).new(bucket, now_ms)
 
     assert bucket_of(made) == bucket
     assert SMALLEST <= made < 2**63
@@ -46,7 +48,7 @@ def test_an_id_carries_its_bucket_fits_into_63_bits_and_is_told_from_other_keys(
 
 
 def test_an_id_carries_the_time_at_which_it_was_made():
-    made = maker(MemoryLog(), "one").new(5, NOW_MS)
+    made = maker(MemoryLog()).new(5, NOW_MS)
 
     assert (made >> 22) + EPOCH_MS == pytest.approx(NOW_MS, abs=SPAN_MS)
 
@@ -58,7 +60,7 @@ def test_a_key_that_is_no_id_of_ours_is_told_by_its_size():
 
 @pytest.mark.parametrize("step_ms", [0, 1, -1, HOUR_MS, -HOUR_MS])
 def test_one_maker_never_doubles_an_id_whatever_its_clock_does(step_ms: int):
-    ids = maker(MemoryLog(), "one")
+    ids = maker(MemoryLog())
     randomly = random.Random(step_ms)
 
     made = [ids.new(randomly.choice((0, 7)), NOW_MS + n * step_ms) for n in range(5000)]
@@ -67,7 +69,7 @@ def test_one_maker_never_doubles_an_id_whatever_its_clock_does(step_ms: int):
 
 
 def test_ids_of_a_bucket_ascend_even_when_the_clock_does_not():
-    ids = maker(MemoryLog(), "one")
+    ids = maker(MemoryLog())
 
     made = [ids.new(3, NOW_MS + offset) for offset in (0, HOUR_MS, -HOUR_MS, 0, 5)]
 
@@ -78,14 +80,14 @@ def test_ids_of_a_bucket_ascend_even_when_the_clock_does_not():
 def test_64_makers_with_clocks_an_hour_off_that_come_and_go_never_double_an_id(seed: int):
     randomly, clock = random.Random(seed), Clock()
     log = MemoryLog(now_ms=clock)
-    alive = {n: maker(log, f"t{n}") for n in range(64)}
+    alive = {n: maker(log) for n in range(64)}
     off_ms = {n: randomly.randint(-HOUR_MS, HOUR_MS) for n in range(64)}
     made: list[int] = []
 
-    for turn in range(300):
+    for _ in range(300):
         n = randomly.randrange(64)
         if randomly.random() < 0.1:  # the process dies; another comes with its own clock, perhaps on its number
-            alive[n] = maker(log, f"t{n}-{turn}")
+            alive[n] = maker(log)
             off_ms[n] = randomly.randint(-HOUR_MS, HOUR_MS)
             clock.now_ms += LEASE_MS + 1
         clock.now_ms += randomly.choice((0, 1, 50, SPAN_MS))
@@ -98,11 +100,11 @@ def test_64_makers_with_clocks_an_hour_off_that_come_and_go_never_double_an_id(s
 def test_whoever_leases_a_number_next_starts_behind_its_last_span_though_its_clock_is_an_hour_late():
     clock = Clock()
     log = MemoryLog(now_ms=clock)
-    first = maker(log, "first")
+    first = maker(log)
     before = {first.new(3, NOW_MS + HOUR_MS) for _ in range(100)}
     clock.now_ms += LEASE_MS + 1
 
-    second = maker(log, "second")
+    second = maker(log)
     after = {second.new(3, NOW_MS - HOUR_MS) for _ in range(100)}
 
     assert (min(before) >> 5 & 127) == (min(after) >> 5 & 127), "the test is about one and the same number"
@@ -112,11 +114,13 @@ def test_whoever_leases_a_number_next_starts_behind_its_last_span_though_its_clo
 def test_a_busy_maker_lengthens_its_lease_before_it_goes_beyond_it():
     leases: list[Lease] = []
 
-    def renew(lease: Lease | None, until_ms: int) -> Lease:
+    def lease_ids(token: str, lease: Lease | None, until_ms: int) -> Lease:
         leases.append(Lease(9, 0, until_ms))
         return leases[-1]
 
-    ids = IdMaker(renew)
+    log = MemoryLog()
+    log.lease_ids = lease_ids
+    ids = maker(log)
     ids.new(1, NOW_MS)
     ids.new(1, NOW_MS + SPAN_MS)
     assert len(leases) == 1
@@ -129,11 +133,11 @@ def test_a_busy_maker_lengthens_its_lease_before_it_goes_beyond_it():
 
 def test_without_a_free_number_no_id_is_made():
     log = MemoryLog()
-    for n in range(PRODUCERS):
-        maker(log, f"t{n}").new(0)
+    for _ in range(PRODUCERS):
+        maker(log).new(0, NOW_MS)
 
     with pytest.raises(NoProducerNumber, match="at most 112 processes"):
-        maker(log, "one more").new(0)
+        maker(log).new(0, NOW_MS)
 
 
 @pytest.fixture

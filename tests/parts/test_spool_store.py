@@ -141,9 +141,8 @@ def test_a_clock_that_jumps_never_brings_a_number_twice(spool: Spool, monkeypatc
 def test_threads_that_come_together_share_a_commit_and_each_gets_its_own_numbers(spool: Spool, monkeypatch: Any):
     taken: list[int] = []
     whole = Spool._take_in
-    monkeypatch.setattr(
-        spool, "_together", GroupCommit(lambda wishes: (taken.append(len(wishes)), whole(spool, wishes)))
-    )
+    together = GroupCommit(lambda wishes: (taken.append(len(wishes)), whole(spool, wishes)))
+    monkeypatch.setattr(spool, "_together", lambda: together)
     numbers: list[Any] = []
 
     def produce(name: int) -> None:
@@ -154,7 +153,7 @@ def test_threads_that_come_together_share_a_commit_and_each_gets_its_own_numbers
         threads = [threading.Thread(target=produce, args=(name,)) for name in range(8)]
         for thread in threads:
             thread.start()
-        assert any(taken == [1] and len(spool._together._waiting) == 7 for _ in clock.polls(20))
+        assert any(taken == [1] and len(together._waiting) == 7 for _ in clock.polls(20))
     for thread in threads:
         thread.join(timeout=30)
 

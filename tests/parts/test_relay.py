@@ -7,7 +7,7 @@ import threading
 import pytest
 from support.sandbox.publishing import TOPOLOGY, Shop, breaking
 
-from pipeline.enqueue.producers import Lost
+from pipeline.enqueue.producer import Lost
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.resend import Run
 from pipeline.errors import LogUnavailable, ShardUnavailable
@@ -22,7 +22,7 @@ def shop() -> Shop:
 
 
 def send(shop: Shop, first: int, *payloads: bytes, bucket: int = 0) -> Position:
-    return shop.publisher.publish_as(MINE, {bucket: Run(first, payloads)})[bucket]
+    return shop.publisher.resend(MINE, {bucket: Run(first, payloads)})[bucket]
 
 
 def test_a_run_sent_again_adds_nothing_and_tells_where_it_stands(shop: Shop):
@@ -45,7 +45,7 @@ def test_of_a_run_that_the_log_has_in_part_only_the_rest_is_added(shop: Shop):
 
 
 def test_runs_of_several_shards_go_together_and_ring_them(shop: Shop):
-    reached = shop.publisher.publish_as(MINE, {0: Run(1, [b"a"]), 3: Run(1, [b"b", b"c"])})
+    reached = shop.publisher.resend(MINE, {0: Run(1, [b"a"]), 3: Run(1, [b"b", b"c"])})
 
     assert [shop.payloads(bucket) for bucket in (0, 3)] == [[b"a"], [b"b", b"c"]]
     assert {bucket: position.seq for bucket, position in reached.items()} == {0: 0, 3: 1}
@@ -99,12 +99,12 @@ def test_a_run_whose_outcome_is_unknown_is_simply_sent_again(shop: Shop, where: 
 
 
 def test_an_op_in_doubt_goes_on_under_its_senders_own_number(shop: Shop):
-    first = shop.publisher.publish(0, b"a")
+    first = shop.ship(0, b"a")
     shop.log.fault = breaking("reply", "reply")
     with pytest.raises(LogUnavailable):
-        shop.publisher.publish(0, b"in doubt")
+        shop.ship(0, b"in doubt")
 
-    shop.publisher.publish_as(first.producer, {0: Run(2, [b"in doubt"])})
+    shop.publisher.resend(first.producer, {0: Run(2, [b"in doubt"])})
 
     assert shop.payloads(0) == [b"a", b"in doubt"]
 
@@ -113,7 +113,7 @@ def test_many_that_relay_the_same_at_once_add_it_once(shop: Shop):
     def relay() -> None:
         own = Publisher(shop.log, TOPOLOGY, shop.bell, lambda scope: 101, shop.lost.append)
         for end in range(1, 30):
-            own.publish_as(MINE, {0: Run(1, [b"%d" % n for n in range(end)])})
+            own.resend(MINE, {0: Run(1, [b"%d" % n for n in range(end)])})
 
     send(shop, 1, b"0")
     threads = [threading.Thread(target=relay) for _ in range(6)]

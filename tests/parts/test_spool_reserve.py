@@ -10,8 +10,10 @@ import pytest
 from support.sandbox.spooled import FORK, shared
 
 from pipeline import clock
-from pipeline.errors import IdsUsedUp
-from pipeline.model.ids import EPOCH_MS, HOSTS, PRODUCERS, SPAN_MS, IdMaker, Lease
+from pipeline.enqueue.redis_away import RedisAway
+from pipeline.enqueue.row_ids import RowIds
+from pipeline.errors import IdsUsedUp, LogUnavailable
+from pipeline.model.ids import EPOCH_MS, HOSTS, PRODUCERS, SPAN_MS, Lease
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.spool import sqlite_file
 from pipeline.spool.id_reserve import LEAST_MS, SLICE_MS
@@ -36,8 +38,14 @@ def test_processes_make_ids_of_the_hosts_reserve_and_none_comes_twice(spool: Spo
 
 def _make_ids(_: int) -> list[int]:
     [spool] = shared
-    maker = IdMaker(lambda lease, until: spool.reserve.lease(until))
-    return [maker.new(3) for _ in range(500)]
+    log = MemoryLog()
+    log.lease_ids = away
+    maker = RowIds(log, RedisAway(spool))
+    return [maker.new(3, clock.wall_ms()) for _ in range(500)]
+
+
+def away(*_: object) -> Lease:
+    raise LogUnavailable("away")
 
 
 def test_a_hosts_number_is_none_that_a_process_gets(spool: Spool):

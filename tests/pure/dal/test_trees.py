@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from pydal import DAL, Field
 
+from pipeline.config.settings import load
+from pipeline.config.topology import Topology
 from pipeline.dal.trees import condition, pinned, table_of
-from pipeline.enqueue.row_plans import Gate
+from pipeline.enqueue.final_values import CompiledTable, update_values
 from pipeline.errors import BadOp, BadQuery, BadValue, UnknownField
 from pipeline.model.schema import schema_of
 
@@ -35,16 +37,17 @@ def db() -> Iterator[Any]:
 
 
 @pytest.fixture
-def gate(db: Any) -> Gate:
-    return Gate(schema_of(db.t))
+def compiled(db: Any) -> CompiledTable:
+    settings = load({"redis": {"url": "redis://127.0.0.1:1/0"}, "shards": {"s0": {"primary": "sqlite:///nowhere/s0"}}})
+    return CompiledTable(schema_of(db.t), Topology(settings))
 
 
-def tree(gate: Gate, query: Any) -> list[Any]:
-    return condition(query, gate.schema, gate.check)
+def tree(compiled: CompiledTable, query: Any) -> list[Any]:
+    return condition(query, compiled.schema, compiled.check)
 
 
-def computed(db: Any, gate: Gate, **given: Any) -> dict[str, list[Any]]:
-    return gate.update_values(db.t, given)[1]
+def computed(db: Any, compiled: CompiledTable, **given: Any) -> dict[str, list[Any]]:
+    return update_values(compiled, db.t, given)[1]
 
 
 # conditions -------------------------------------------------------------------------------------------------------
@@ -74,9 +77,9 @@ def computed(db: Any, gate: Gate, **given: Any) -> dict[str, list[Any]]:
     ],
 )
 def test_a_comparison_becomes_a_tree_with_canonical_values(
-    db: Any, gate: Gate, build: Callable[[Any], Any], expected: list[Any]
+    db: Any, compiled: CompiledTable, build: Callable[[Any], Any], expected: list[Any]
 ):
-    assert tree(gate, build(db.t)) == expected
+    assert tree(compiled, build(db.t)) == expected
 
 
 @pytest.mark.parametrize(
@@ -91,15 +94,17 @@ def test_a_comparison_becomes_a_tree_with_canonical_values(
         (lambda db: db.t.n.belongs(db(db.other.n > 1)._select(db.other.n)), "a subselect: select the values first"),
     ],
 )
-def test_what_a_queued_write_cannot_carry_is_refused(db: Any, gate: Gate, build: Callable[[Any], Any], advice: str):
+def test_what_a_queued_write_cannot_carry_is_refused(
+    db: Any, compiled: CompiledTable, build: Callable[[Any], Any], advice: str
+):
     with pytest.raises(BadOp, match=advice):
-        tree(gate, build(db))
+        tree(compiled, build(db))
 
 
-def test_a_value_in_a_condition_is_checked_as_the_columns_own(db: Any, gate: Gate):
+def test_a_value_in_a_condition_is_checked_as_the_columns_own(db: Any, compiled: CompiledTable):
     for query in (db.t.n == "seven", db.t.n.belongs([1, 2.5]), (db.t.m == 1) & ~(db.t.n > 2**40)):
         with pytest.raises(BadValue, match=r"^t\.n "):
-            tree(gate, query)
+            tree(compiled, query)
 
 
 def test_a_query_is_about_one_table(db: Any):
@@ -110,13 +115,13 @@ def test_a_query_is_about_one_table(db: Any):
         table_of(db.t.n == db.other.n)
 
 
-def test_a_field_of_a_newer_definition_is_unknown_by_name(db: Any, gate: Gate):
+def test_a_field_of_a_newer_definition_is_unknown_by_name(db: Any, compiled: CompiledTable):
     newer = db.define_table(
         "t", *(Field(f.name, f.type) for f in db.t if f.name != "id"), Field("extra"), redefine=True, migrate=False
     )
 
     with pytest.raises(UnknownField, match="'extra'"):
-        tree(gate, newer.extra == "x")
+        tree(compiled, newer.extra == "x")
 
 
 @pytest.mark.parametrize(
@@ -155,9 +160,9 @@ def test_only_what_must_hold_pins_a_column(where: list[Any], found: int | None):
     ],
 )
 def test_arithmetic_and_concatenation_on_own_columns_become_trees(
-    db: Any, gate: Gate, field: str, build: Callable[[Any], Any], expected: list[Any]
+    db: Any, compiled: CompiledTable, field: str, build: Callable[[Any], Any], expected: list[Any]
 ):
-    assert computed(db, gate, **{field: build(db.t)}) == {field: expected}
+    assert computed(db, compiled, **{field: build(db.t)}) == {field: expected}
 
 
 @pytest.mark.parametrize(
@@ -179,16 +184,18 @@ def test_arithmetic_and_concatenation_on_own_columns_become_trees(
     ],
 )
 def test_an_expression_that_the_log_cannot_carry_is_refused(
-    db: Any, gate: Gate, field: str, build: Callable[[Any], Any], advice: str
+    db: Any, compiled: CompiledTable, field: str, build: Callable[[Any], Any], advice: str
 ):
     with pytest.raises(BadOp, match=advice):
-        computed(db, gate, **{field: build(db)})
+        computed(db, compiled, **{field: build(db)})
 
 
-def test_an_expression_on_a_column_that_the_same_call_sets_is_refused_since_databases_differ(db: Any, gate: Gate):
+def test_an_expression_on_a_column_that_the_same_call_sets_is_refused_since_databases_differ(
+    db: Any, compiled: CompiledTable
+):
     for other in (5, db.t.m + 1):
         with pytest.raises(BadOp, match=r"t\.n is computed from m, which the same call sets.*make it two calls"):
-            gate.update_values(db.t, {"n": db.t.m + 1, "m": other})
+            update_values(compiled, db.t, {"n": db.t.m + 1, "m": other})
 
-    plain, trees = gate.update_values(db.t, {"n": db.t.n + 1, "m": 5})
+    plain, trees = update_values(compiled, db.t, {"n": db.t.n + 1, "m": 5})
     assert (plain, trees) == ({"m": 5}, {"n": ["+", ["c", 1], ["v", 1]]})

@@ -16,7 +16,8 @@ from support.servers.redis_stub import HANG_UP, Stub
 
 from pipeline import clock
 from pipeline.errors import ConfigError
-from pipeline.oplog.redis.line import FITS_BYTES, Link
+from pipeline.oplog.redis.keys import Keys
+from pipeline.oplog.redis.line import FITS_BYTES, RedisLine
 from pipeline.wait_budget import WaitBudget, WaitBudgets, in_all, require_threads
 
 PING = pack_command(("PING",))
@@ -71,13 +72,14 @@ def test_a_caller_leaves_what_hangs_and_what_comes_then_is_seen_to(wait_budgets:
 
 def test_an_error_that_comes_late_disturbs_nobody(wait_budgets: WaitBudgets):
     event, ended = threading.Event(), threading.Event()
+    wait_budgets.ended = ended.set
 
     def fail() -> None:
         event.wait(AMPLE_S)
         raise ValueError("too late")
 
     with wait_budgets.within(WaitBudget(0.01)), pytest.raises(TimeoutError):
-        wait_budgets.aside(fail, late=lambda result: pytest.fail("there is no result"), ended=ended.set)
+        wait_budgets.aside(fail, late=lambda result: pytest.fail("there is no result"))
     event.set()
 
     assert ended.wait(AMPLE_S)
@@ -221,7 +223,7 @@ def test_who_has_nowhere_to_go_instead_never_leaves():
     assert caller.seen == [None, None]
 
 
-# links ------------------------------------------------------------------------------------------------------------
+# lines ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -232,11 +234,11 @@ def stub() -> Iterator[Stub]:
 
 
 @pytest.fixture
-def link(stub: Stub, wait_budgets: WaitBudgets) -> Iterator[Link]:
-    """A link whose connections would wait for long by themselves."""
+def line(stub: Stub, wait_budgets: WaitBudgets) -> Iterator[RedisLine]:
+    """A line whose connections would wait for long by themselves."""
     assert any(waiting() == 0 for _ in clock.polls(AMPLE_S))  # those of other tests have ended
     pool = redis.ConnectionPool(host="127.0.0.1", port=stub.port, socket_timeout=AMPLE_S, protocol=2)
-    yield Link(pool, 0.02, wait_budgets)
+    yield RedisLine(Keys("test"), pool, 0.02, wait_budgets)
     pool.disconnect()
 
 
@@ -244,71 +246,73 @@ def waiting() -> int:
     return sum(thread.name == ASIDE for thread in threading.enumerate())
 
 
-def test_a_connection_that_is_made_in_time_is_kept(stub: Stub, link: Link, wait_budgets: WaitBudgets):
+def test_a_connection_that_is_made_in_time_is_kept(stub: Stub, line: RedisLine, wait_budgets: WaitBudgets):
     with wait_budgets.within(wait_budgets.budget()):
-        link.ask(PING)
-        link.ask(PING)
+        line.ask(PING)
+        line.ask(PING)
 
     assert stub.taken == 1
 
 
 def test_a_caller_leaves_a_server_that_hangs_long_before_its_connection_does(
-    stub: Stub, link: Link, wait_budgets: WaitBudgets
+    stub: Stub, line: RedisLine, wait_budgets: WaitBudgets
 ):
-    link.ask(PING)
+    line.ask(PING)
     stub.replies = [()]
 
     with wait_budgets.within(WaitBudget(0.01)), pytest.raises(TimeoutError):
-        link.ask(PING)
+        line.ask(PING)
 
     assert waiting() == 1  # the caller has left, the connection still waits
-    link.drop()
+    line.drop()
     stub.replies = [(b"$5\r\nfresh\r\n",)]
-    assert link.ask(PING) == b"fresh"
+    assert line.ask(PING) == b"fresh"
     assert stub.taken == 2
 
 
-def test_a_reply_that_comes_late_closes_its_connection(stub: Stub, link: Link, wait_budgets: WaitBudgets):
+def test_a_reply_that_comes_late_closes_its_connection(stub: Stub, line: RedisLine, wait_budgets: WaitBudgets):
     go_on = threading.Event()
     stub.before = lambda: go_on.wait(AMPLE_S)
 
     with wait_budgets.within(WaitBudget(0.01)), pytest.raises(TimeoutError):
-        link.ask(PING)
+        line.ask(PING)
     go_on.set()
 
     assert any(waiting() == 0 for _ in clock.polls(AMPLE_S))
     assert any(stub.open == 0 for _ in clock.polls(AMPLE_S))
 
 
-def test_a_refusal_in_a_thread_leaves_the_connection_in_use(stub: Stub, link: Link, wait_budgets: WaitBudgets):
-    link.ask(PING)
+def test_a_refusal_in_a_thread_leaves_the_connection_in_use(stub: Stub, line: RedisLine, wait_budgets: WaitBudgets):
+    line.ask(PING)
     stub.replies = [(b"-ERR no\r\n",), (b"$3\r\nyes\r\n",)]
 
     with wait_budgets.within(WaitBudget(AMPLE_S)), pytest.raises(redis.exceptions.ResponseError):
-        link.ask(LONG)
+        line.ask(LONG)
 
-    assert link.ask(PING) == b"yes"
+    assert line.ask(PING) == b"yes"
     assert stub.taken == 1
 
 
-def test_a_command_too_long_for_an_empty_socket_is_sent_by_a_thread(stub: Stub, link: Link, wait_budgets: WaitBudgets):
-    link.ask(PING)
+def test_a_command_too_long_for_an_empty_socket_is_sent_by_a_thread(
+    stub: Stub, line: RedisLine, wait_budgets: WaitBudgets
+):
+    line.ask(PING)
     stub.replies = [()]
 
     with wait_budgets.within(WaitBudget(0.05)), pytest.raises(TimeoutError, match="no answer within"):
-        link.ask(LONG)
+        line.ask(LONG)
 
-    link.drop()
+    line.drop()
 
 
-def test_a_server_that_hangs_up_is_no_reply_also_in_a_thread(stub: Stub, link: Link, wait_budgets: WaitBudgets):
-    link.ask(PING)
+def test_a_server_that_hangs_up_is_no_reply_also_in_a_thread(stub: Stub, line: RedisLine, wait_budgets: WaitBudgets):
+    line.ask(PING)
     stub.replies = [(HANG_UP,)]
 
     with wait_budgets.within(wait_budgets.budget()):
         with pytest.raises(redis.exceptions.ConnectionError):
-            link.ask(LONG)
-        link.drop()
-        link.ask(PING)
+            line.ask(LONG)
+        line.drop()
+        line.ask(PING)
 
     assert stub.taken == 2

@@ -10,9 +10,9 @@ import pytest
 from support.sandbox.publishing import REFERENCE, TOPOLOGY, Shop, breaking
 
 from pipeline import clock
-from pipeline.enqueue.idempotency import OpPlace
-from pipeline.enqueue.producers import FRESH_S, Lost, Producer
+from pipeline.enqueue.producer import FRESH_S, Lost, Producer
 from pipeline.enqueue.publisher import Publisher
+from pipeline.enqueue.shipment import OpPlace, Shipment
 from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model.op import START, Position
 
@@ -26,7 +26,7 @@ def shop() -> Shop:
 
 
 def test_ops_of_one_caller_stand_in_its_order_with_dense_sequences(shop: Shop):
-    places = [shop.publisher.publish(0, b"%d" % n) for n in range(3)]
+    places = [shop.ship(0, b"%d" % n) for n in range(3)]
 
     assert shop.payloads(0) == [b"0", b"1", b"2"]
     assert [place.position for place in places] == [Position(101, n) for n in range(3)]
@@ -39,7 +39,7 @@ def test_many_ops_go_in_one_call_per_shard_and_get_the_place_of_each_buckets_fir
     shop.log.fault = sent.append
     buckets = {0: [b"a", b"b"], 1: [b"c"], 3: [b"d"]}
 
-    places = shop.publisher.publish_many(buckets)
+    places = shop.publisher.ship(Shipment(buckets))
 
     assert {b: p.position.seq for b, p in places.items()} == {0: 0, 1: 0, 3: 0}
     assert sent.count("reply") == len({TOPOLOGY.shard_of(bucket) for bucket in buckets})
@@ -47,25 +47,25 @@ def test_many_ops_go_in_one_call_per_shard_and_get_the_place_of_each_buckets_fir
 
 
 def test_the_bell_is_rung_for_the_shards_that_the_log_names(shop: Shop):
-    shop.publisher.publish(0, b"a")
-    shop.publisher.publish(0, b"b")
-    shop.publisher.publish(REFERENCE, b"c")
+    shop.ship(0, b"a")
+    shop.ship(0, b"b")
+    shop.ship(REFERENCE, b"c")
 
     assert shop.bell.rung == ["s0", "s1"]
 
 
 def test_an_epoch_is_raised_once_per_shard_and_once_for_the_reference_log(shop: Shop):
     for bucket in (0, 0, 3, REFERENCE, 3, 0, REFERENCE):
-        shop.publisher.publish(bucket, b"a")
+        shop.ship(bucket, b"a")
 
     assert shop.raised == ["s0", "s1", "*"]
 
 
 def test_an_idempotency_key_gives_the_first_receipt_and_the_first_rows_id(shop: Shop):
-    first = shop.publisher.publish(0, b"a", key="k", row_id=77)
+    first = shop.ship(0, b"a", key="k", row_id=77)
     other = Publisher(shop.log, TOPOLOGY, shop.bell, lambda scope: 101, shop.lost.append)
 
-    again = other.publish(0, b"b", key="k", row_id=78)
+    again = other.ship(Shipment({0: (b"b",)}, "k", 78))[0]
 
     assert again == OpPlace(first.position, first.producer, first.seq, 77)
     assert shop.payloads(0) == [b"a"]
@@ -75,36 +75,36 @@ def test_an_idempotency_key_gives_the_first_receipt_and_the_first_rows_id(shop: 
 
 
 def test_a_lost_reply_neither_doubles_nor_loses_the_op(shop: Shop):
-    shop.publisher.publish(0, b"a")
+    shop.ship(0, b"a")
     shop.log.fault = breaking("reply")
 
-    place = shop.publisher.publish(0, b"b")
+    place = shop.ship(0, b"b")
 
     assert shop.payloads(0) == [b"a", b"b"]
     assert (place.position, place.seq) == (Position(101, 1), 2)
-    assert shop.publisher.publish(0, b"c").seq == 3
+    assert shop.ship(0, b"c").seq == 3
 
 
 def test_a_lost_reply_under_an_idempotency_key_does_not_upset_the_sequence(shop: Shop):
-    shop.publisher.publish(0, b"a")
+    shop.ship(0, b"a")
     shop.log.fault = breaking("reply")
 
-    place = shop.publisher.publish(0, b"b", key="k", row_id=7)
+    place = shop.ship(0, b"b", key="k", row_id=7)
 
     assert (place.position, place.seq, place.row_id) == (Position(101, 1), 2, 7)
-    assert shop.publisher.publish(0, b"c").seq == 3
+    assert shop.ship(0, b"c").seq == 3
     assert shop.payloads(0) == [b"a", b"b", b"c"]
     assert shop.lost == []
 
 
 @pytest.mark.parametrize("where", [("send", "send"), ("reply", "reply"), ("reply", "send")])
 def test_a_producer_whose_last_op_is_in_doubt_is_never_used_on(shop: Shop, where: tuple[str, ...]):
-    first = shop.publisher.publish(0, b"a")
+    first = shop.ship(0, b"a")
     shop.log.fault = breaking(*where)
 
     with pytest.raises(LogUnavailable):
-        shop.publisher.publish(0, b"in doubt")
-    after = shop.publisher.publish(0, b"b")
+        shop.ship(0, b"in doubt")
+    after = shop.ship(0, b"b")
 
     assert after.producer != first.producer
     assert after.seq == 1
@@ -113,13 +113,13 @@ def test_a_producer_whose_last_op_is_in_doubt_is_never_used_on(shop: Shop, where
 
 
 def test_a_full_log_refuses_and_the_next_op_goes_on_as_if_nothing_had_been(shop: Shop):
-    shop.publisher.publish(0, b"a")
+    shop.ship(0, b"a")
     shop.log.set_full("on purpose")
 
     with pytest.raises(PipelineFull, match="on purpose"):
-        shop.publisher.publish(0, b"b")
+        shop.ship(0, b"b")
     shop.log.set_full(None)
-    shop.publisher.publish(0, b"c")
+    shop.ship(0, b"c")
 
     assert shop.payloads(0) == [b"a", b"c"]
     assert shop.lost == []
@@ -129,10 +129,10 @@ def test_a_full_log_refuses_and_the_next_op_goes_on_as_if_nothing_had_been(shop:
 
 
 def test_a_restarted_server_costs_a_new_epoch_and_nothing_else(shop: Shop):
-    first = shop.publisher.publish(0, b"a")
+    first = shop.ship(0, b"a")
     shop.log.restart()
 
-    after = shop.publisher.publish(0, b"b")
+    after = shop.ship(0, b"b")
 
     assert shop.payloads(0) == [b"a", b"b"]
     assert (after.position, after.producer, after.seq) == (Position(102, 0), first.producer, 2)
@@ -140,13 +140,13 @@ def test_a_restarted_server_costs_a_new_epoch_and_nothing_else(shop: Shop):
 
 
 def test_what_a_promoted_replica_had_not_seen_is_named_when_its_producer_goes_on(shop: Shop):
-    first = shop.publisher.publish(0, b"a")
+    first = shop.ship(0, b"a")
     replica = shop.log.replica()
-    shop.publisher.publish(0, b"lost 1")
-    shop.publisher.publish(0, b"lost 2")
+    shop.ship(0, b"lost 1")
+    shop.ship(0, b"lost 2")
     shop.log.fail_over(replica)
 
-    after = shop.publisher.publish(0, b"b")
+    after = shop.ship(0, b"b")
 
     assert shop.payloads(0) == [b"a", b"b"]
     assert after.producer != first.producer
@@ -154,33 +154,33 @@ def test_what_a_promoted_replica_had_not_seen_is_named_when_its_producer_goes_on
 
 
 def test_what_was_lost_of_another_bucket_is_named_too_though_nobody_writes_there_any_more(shop: Shop):
-    first = shop.publisher.publish(0, b"lost")
+    first = shop.ship(0, b"lost")
     shop.log.fail_over()
 
-    shop.publisher.publish(1, b"elsewhere, same shard")
+    shop.ship(1, b"elsewhere, same shard")
 
     assert shop.lost == [Lost(0, first.producer, 1, 1)]
 
 
 def test_what_was_lost_of_another_shard_is_named_too(shop: Shop):
-    first = shop.publisher.publish(3, b"lost")
+    first = shop.ship(3, b"lost")
     shop.log.fail_over()
 
-    shop.publisher.publish(0, b"on another shard")
+    shop.ship(0, b"on another shard")
 
     assert shop.lost == [Lost(3, first.producer, 1, 1)]
 
 
 def test_what_idle_producers_lost_is_named_when_another_finds_the_new_server(shop: Shop):
     idle, busy = Producer(shop.log.line()), Producer(shop.log.line())
-    shop.publisher._senders.free.extend([idle, busy])
-    shop.publisher.publish(0, b"by the busy one")
-    shop.publisher._senders.free.rotate()
-    shop.publisher.publish(0, b"by the idle one")
-    shop.publisher._senders.free.rotate()
+    shop.publisher.idle.extend([idle, busy])
+    shop.ship(0, b"by the busy one")
+    shop.publisher.idle.rotate()
+    shop.ship(0, b"by the idle one")
+    shop.publisher.idle.rotate()
     shop.log.fail_over()
 
-    shop.publisher.publish(0, b"a")
+    shop.ship(0, b"a")
 
     assert {(lost.producer, lost.first, lost.last) for lost in shop.lost} == {
         (idle.producer, 1, 1),
@@ -189,14 +189,14 @@ def test_what_idle_producers_lost_is_named_when_another_finds_the_new_server(sho
 
 
 def test_a_loss_that_cannot_be_recorded_yet_is_recorded_later(shop: Shop):
-    first = shop.publisher.publish(0, b"lost")
+    first = shop.ship(0, b"lost")
     shop.log.fail_over()
     shop.away = True
-    shop.publisher.publish(0, b"a")
+    shop.ship(0, b"a")
     assert shop.lost == []
 
     shop.away = False
-    shop.publisher.publish(0, b"b")
+    shop.ship(0, b"b")
 
     assert shop.lost == [Lost(0, first.producer, 1, 1)]
     assert shop.payloads(0) == [b"a", b"b"]
@@ -206,7 +206,7 @@ def test_a_server_whose_lineage_never_holds_still_is_an_error_that_may_be_tried_
     shop.log.fault = lambda where: shop.log.restart() if where == "send" else None
 
     with pytest.raises(LogUnavailable, match="lineage keeps changing") as raised:
-        shop.publisher.publish(0, b"a")
+        shop.ship(0, b"a")
 
     assert raised.value.retryable
     assert not raised.value.sent
@@ -218,7 +218,7 @@ def test_a_server_whose_lineage_never_holds_still_is_an_error_that_may_be_tried_
 def test_threads_never_share_a_producer_at_a_time(shop: Shop):
     def produce(name: int) -> None:
         for n in range(50):
-            shop.publisher.publish(0, b"%d %d" % (name, n))
+            shop.ship(0, b"%d %d" % (name, n))
 
     threads = [threading.Thread(target=produce, args=(name,)) for name in range(8)]
     for thread in threads:
@@ -241,7 +241,7 @@ _shops: list[Shop] = []
 
 
 def test_a_fork_goes_on_as_another_producer(shop: Shop):
-    here = shop.publisher.publish(0, b"parent")
+    here = shop.ship(0, b"parent")
     _shops[:] = [shop]
 
     with multiprocessing.get_context("fork").Pool(1) as pool:
@@ -249,16 +249,16 @@ def test_a_fork_goes_on_as_another_producer(shop: Shop):
 
     assert there.producer != here.producer
     assert there.seq == 1
-    assert shop.publisher.publish(0, b"parent again").producer == here.producer
+    assert shop.ship(0, b"parent again").producer == here.producer
 
 
 def _publish_in_child() -> OpPlace:
-    return _shops[0].publisher.publish(0, b"child")
+    return _shops[0].ship(0, b"child")
 
 
 def test_a_producer_that_the_log_may_have_forgotten_starts_anew(shop: Shop, monkeypatch: pytest.MonkeyPatch):
-    first = shop.publisher.publish(0, b"a")
+    first = shop.ship(0, b"a")
     now = clock.mono_s()
     monkeypatch.setattr(clock, "mono_s", lambda: now + FRESH_S + 60)
 
-    assert shop.publisher.publish(0, b"b").producer != first.producer
+    assert shop.ship(0, b"b").producer != first.producer

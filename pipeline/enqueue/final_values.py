@@ -1,0 +1,137 @@
+"""Make the values of a call final and exact, or refuse them by name: defaults, `update=`, `compute`, filters, checks.
+
+All of that runs here, in the request: the worker has neither the request's user nor its clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Set
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
+
+from pipeline.config.topology import Topology
+from pipeline.dal.trees import columns_in, expression, is_expression
+from pipeline.errors import BadOp, BadValue, UnknownField
+from pipeline.model.schema import TableSchema
+from pipeline.model.values import checker, lenient
+from pipeline.model.values.texts import LAZY_TEXTS
+
+Check = Callable[[Any], Any]
+#: Values of these types are called, as pyDAL does. Not all that can be called is meant to be: a Row can, too.
+FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
+
+
+class Final(dict[str, Any]):
+    """Values that pyDAL has made final: defaults, `update=`, `compute` and filters have run, and do not run again.
+
+    Given in the mapping form of a call. Moments are cut to the column, as pyDAL does on its way to a database.
+    """
+
+
+class CompiledTable:
+    """What the definition of a table and its settings say, ready for use; made once per definition, not per request.
+
+    Attributes:
+        check: of each field, makes a given value final and exact; `lenient` does so with what pyDAL has made itself.
+        column_of: of each field, the number of its column.
+        required: the fields that an insert must end up with.
+        rules: the table's settings.
+    """
+
+    __slots__ = ("check", "column_of", "lenient", "required", "rules", "schema", "topology")
+
+    def __init__(self, schema: TableSchema, topology: Topology):
+        self.schema, self.topology = schema, topology
+        self.rules = topology.table(schema.name)
+        self.check: dict[str, Check] = {c.name: checker(schema.name, c) for c in schema.columns}
+        self.lenient: dict[str, Check] = {c.name: lenient(schema.name, c) for c in schema.columns}
+        self.column_of = schema.index
+        self.required = frozenset(c.name for c in schema.columns if c.notnull and c.name != schema.id_name)
+
+    def known(self, names: Iterable[str]) -> None:
+        """Refuse fields that the table does not have: pyDAL would drop them without a word."""
+        for name in names:
+            if name not in self.column_of:
+                raise UnknownField(self.schema.name, name, self.column_of)
+
+    def complete(self, names: Set[str]) -> None:
+        """Refuse a row that lacks a required field."""
+        missing = self.required - names
+        if missing:
+            raise BadValue(
+                self.schema.name, min(missing), "is notnull, has no default, and was not given: give it a value"
+            )
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """Return field names in the definition's order, so that like ops group."""
+        return sorted(names, key=self.column_of.__getitem__)
+
+
+def update_values(
+    compiled: CompiledTable, table: Any, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Return the plain values and the expressions of an update, with `update=` and `compute` fields added."""
+    compiled.known(given)
+    final = isinstance(given, Final)
+    given, filters = called(given), frozenset() if final else filtered(table)
+    plain: dict[str, Any] = {}
+    trees: dict[str, list[Any]] = {}
+
+    def put(name: str, value: Any) -> None:
+        if is_expression(value):
+            trees[name] = expression(value, name, compiled.schema, compiled.check)
+        else:
+            plain[name] = (compiled.check if name in given and not final else compiled.lenient)[name](value)
+
+    for name, value in given.items():
+        if name not in filters:
+            put(name, value)
+    for name, value in ({} if final else _renewed(table, given, filters)).items():
+        if name in filters or name not in given:
+            put(name, value)
+    _independent(compiled, plain, trees)
+    return plain, trees
+
+
+def computed(table: Any, given: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Let pyDAL run filters and `compute`, which may look at the other fields."""
+    row = getattr(table, method)(dict(given))
+    return {field.name: value for field, value in row.op_values()}
+
+
+def filtered(table: Any) -> frozenset[str]:
+    """Return the fields that the application filters. Not pyDAL's own filters of date and time: they cut in silence."""
+    return frozenset(
+        f.name for f in table if f.filter_in and not getattr(f.filter_in, "__module__", "").startswith("pydal.")
+    )
+
+
+def call_of(value: Any) -> Callable[[], Any] | None:
+    """Return what gives a default's value anew for each row: a function, or a translation's text; None: nothing."""
+    if isinstance(value, FUNCTIONS):
+        return value
+    return value.__str__ if type(value).__name__ in LAZY_TEXTS else None
+
+
+def called(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values, each function replaced by its result."""
+    return {name: value() if isinstance(value, FUNCTIONS) else value for name, value in values.items()}
+
+
+def _renewed(table: Any, given: Mapping[str, Any], filters: frozenset[str]) -> dict[str, Any]:
+    if filters & given.keys() or any(f.compute for f in table):
+        return computed(table, given, "_fields_and_values_for_update")
+    return called({f.name: f.update for f in table if f.update is not None and f.name not in given})
+
+
+def _independent(compiled: CompiledTable, plain: Mapping[str, Any], trees: Mapping[str, list[Any]]) -> None:
+    """Refuse an expression on a column that the same op sets: MySQL reads its new value, the standard its old."""
+    set_here = {compiled.column_of[name] for name in (*plain, *trees)}
+    for name, tree in trees.items():
+        clash = columns_in(tree) & (set_here - {compiled.column_of[name]})
+        if clash:
+            table, other = compiled.schema.name, compiled.schema.columns[min(clash)].name
+            raise BadOp(
+                f"{table}.{name} is computed from {other}, which the same call sets; databases differ "
+                "on which value it then reads: make it two calls, in the order you mean"
+            )

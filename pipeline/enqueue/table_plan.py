@@ -1,0 +1,257 @@
+"""Make ops of the calls on one pyDAL table; what is known of the table is looked up once, not per call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pipeline import clock
+from pipeline.dal.objects import has_filters, with_filters
+from pipeline.dal.trees import Tree, condition
+from pipeline.enqueue.bucket_choice import bucket_of_new, bucket_of_rows, check_upsert_key, keeps_its_place
+from pipeline.enqueue.final_values import (
+    FUNCTIONS,
+    CompiledTable,
+    Final,
+    call_of,
+    called,
+    computed,
+    filtered,
+    update_values,
+)
+from pipeline.enqueue.row_ids import RowIds
+from pipeline.errors import BadOp, BadQuery, BadValue
+from pipeline.model.op import DELETE, INSERT, UPDATE, UPSERT, Addressed, Op
+
+#: Longest idempotency key; the shard keeps it in an indexed column.
+MAX_KEY = 190
+
+
+class TablePlan:
+    """Makes the ops of one pyDAL table object. Threads may share it.
+
+    The plan refers to its table and the table to its plan, and nothing else does: they end together. web2py makes its
+    tables anew at each request; other programs use one for ever, and must not pay each time.
+
+    Args:
+        row_ids: of the client whose plan this is: two clients may share a table.
+        turn: gives the bucket of the next row that may live anywhere.
+    """
+
+    __slots__ = ("_row_plans", "_rule", "_turn", "compiled", "row_ids", "table")
+
+    def __init__(self, table: Any, compiled: CompiledTable, row_ids: RowIds, turn: Iterator[int]):
+        self.table, self.compiled, self.row_ids, self._turn = table, compiled, row_ids, turn
+        self._rule = compiled.topology.rule_of(compiled.schema.name)
+        self._row_plans: dict[tuple[str, ...], RowPlan] = {}
+
+    def new_row(self, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None) -> Addressed:
+        """Make an insert."""
+        names = tuple(values)
+        plan = self._row_plans.get(names)
+        if plan is None or isinstance(values, Final) or plan.outdated():
+            plan = RowPlan(self.compiled, self.table, values, self.compiled.rules.shard_key)
+            if not plan.final:
+                self._row_plans[names] = plan
+        return self._new_row(plan, values, shard_key, key)
+
+    def new_rows(self, rows: Iterable[Mapping[str, Any]], shard_key: Any = None) -> Iterator[Addressed]:
+        """Make an insert of each row."""
+        plan, names = None, None
+        for row in rows:
+            if plan is None or row.keys() != names:
+                plan, names = RowPlan(self.compiled, self.table, row, self.compiled.rules.shard_key), row.keys()
+            yield self._new_row(plan, row, shard_key, None)
+
+    def update(
+        self, where: Tree, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None
+    ) -> Addressed:
+        """Make an update of the rows that a condition names: one row, or rows of one bucket."""
+        compiled, column_of = self.compiled, self.compiled.column_of
+        plain, trees = update_values(compiled, self.table, values)
+        bucket, row = bucket_of_rows(compiled, where, shard_key)
+        keeps_its_place(compiled, where, plain, trees)
+        names, expressions = compiled.in_order(plain), compiled.in_order(trees)
+        op = Op(
+            UPDATE,
+            *self._head(row),
+            tuple(column_of[name] for name in names),
+            tuple(plain[name] for name in names),
+            where if row is None else None,
+            tuple((column_of[name], trees[name]) for name in expressions),
+            idempotency_key=_checked_key(key),
+        )
+        return Addressed(bucket, op)
+
+    def delete(self, where: Tree, shard_key: Any = None, key: str | None = None) -> Addressed:
+        """Make a delete of the rows that a condition names."""
+        bucket, row = bucket_of_rows(self.compiled, where, shard_key)
+        condition_ = where if row is None else None
+        return Addressed(bucket, Op(DELETE, *self._head(row), where=condition_, idempotency_key=_checked_key(key)))
+
+    def upsert(
+        self, fields: tuple[str, ...], values: Mapping[str, Any], shard_key: Any = None, key: str | None = None
+    ) -> Addressed:
+        """Make an insert that becomes an update where a row with the same values of *fields* is there."""
+        compiled, column_of = self.compiled, self.compiled.column_of
+        check_upsert_key(compiled, fields, values)
+        inserted = self._new_row(RowPlan(compiled, self.table, values), values, shard_key, key)
+        renewed, _ = update_values(compiled, self.table, {k: v for k, v in values.items() if k not in fields})
+        op, extra = inserted.op, {column_of[name]: value for name, value in renewed.items()}
+        merged = dict(sorted({**dict(zip(op.columns, op.values, strict=True)), **extra}.items()))
+        upsert = Op(
+            UPSERT,
+            op.table,
+            op.schema,
+            op.at_ms,
+            op.id,
+            tuple(merged),
+            tuple(merged.values()),
+            key=tuple(column_of[name] for name in fields),
+            renew=tuple(sorted(extra)),
+            idempotency_key=key,
+        )
+        return Addressed(inserted.bucket, upsert)
+
+    def where(self, query: Any) -> Tree:
+        """Return a query on the table as a tree, narrowed by the table's filters."""
+        compiled = self.compiled
+        return condition(with_filters(query, self.table), compiled.schema, compiled.lenient)
+
+    def where_id(self, row_id: Any) -> Tree:
+        """Return the condition that names a row by its id, narrowed by the table's filters."""
+        schema = self.compiled.schema
+        if row_id is None:
+            raise BadQuery(f"say which rows of {schema.name!r}: pass a query such as db.{schema.name}.id == 5")
+        row = self.compiled.check[schema.id_name](row_id)
+        return self.where(self.table._id == row) if has_filters(self.table) else ["=", schema.id_index, row]
+
+    # parts --------------------------------------------------------------------------------------------------
+
+    def _new_row(self, plan: RowPlan, values: Mapping[str, Any], shard_key: Any, key: str | None) -> Addressed:
+        (columns, final, row), at, compiled = plan.row(values), plan.key_at, self.compiled
+        now_ms = clock.wall_ns() // 1_000_000  # as `wall_ms`, without a call of Python's per op
+        id_given = row is not None
+        if at is not None and row is None and shard_key is None and final[at] is not None:
+            bucket = self._rule(final[at])  # nearly always
+        else:
+            bucket = bucket_of_new(compiled, self._turn, columns, final, row, shard_key, key)
+        if row is None and compiled.rules.ids == "pipeline":
+            row = self.row_ids.new(bucket if bucket < compiled.topology.buckets else next(self._turn), now_ms)
+        if key is not None:
+            _checked_key(key)
+        schema = compiled.schema
+        op = Op(INSERT, schema.name, schema.hash, now_ms, row, columns, tuple(final), None, (), (), (), key)
+        return Addressed(bucket, op, id_given)
+
+    def _head(self, row: int | None) -> tuple[str, str, int, int | None]:
+        return self.compiled.schema.name, self.compiled.schema.hash, clock.wall_ms(), row
+
+
+class RowPlan:
+    """How rows of one shape become new rows: which fields are given, which are defaults; made once per call or more.
+
+    Args:
+        names: the fields that the rows give; of a `Final`, pyDAL has made all values.
+        key: the shard key of the table.
+
+    Attributes:
+        final: whether pyDAL has made all values.
+        key_at: where among the values the shard key is; None where the rows may differ in that.
+    """
+
+    __slots__ = (
+        "_checks",
+        "_columns",
+        "_compiled",
+        "_constants",
+        "_filters",
+        "_id_given",
+        "_late",
+        "_seen_absent",
+        "_seen_given",
+        "_table",
+        "final",
+        "key_at",
+    )
+
+    def __init__(self, compiled: CompiledTable, table: Any, names: Iterable[str], key: str | None = None):
+        given, self.final = frozenset(names), isinstance(names, Final)
+        compiled.known(given)
+        self._compiled, self._table = compiled, table
+        fields = () if self.final else tuple(table)
+        defaults = self._defaults(fields, given)
+        id_name, check = compiled.schema.id_name, compiled.lenient if self.final else compiled.check
+        self._id_given = id_name in given
+        ordered = compiled.in_order(given - {id_name})
+        self._checks = [(name, check[name]) for name in ordered]
+        self._seen_given = [(f, f.compute, f.filter_in) for f in fields if f.name in given]
+        self._seen_absent = [(f, f.compute, f.default) for f in fields if f.name not in given]
+        late = {name: call for name, value in defaults.items() if (call := call_of(value)) is not None}
+        constant = {name: value for name, value in defaults.items() if name not in late}
+        self._constants = [compiled.lenient[name](value) for name, value in constant.items()]
+        self._late = [(compiled.lenient[name], call) for name, call in late.items()]
+        self._columns = tuple(compiled.column_of[name] for name in (*ordered, *constant, *late))
+        key_column = compiled.column_of.get(key) if key and self._filters is None else None
+        self.key_at = self._columns.index(key_column) if key_column in self._columns else None
+
+    def outdated(self) -> bool:
+        """Return whether the table has got another default, `compute` or filter since: controllers do that."""
+        for f, compute, filter_in in self._seen_given:
+            if f.compute is not compute or f.filter_in is not filter_in:
+                return True
+        for f, compute, default in self._seen_absent:  # noqa: SIM110  # once per op: any() costs more
+            if f.compute is not compute or f.default is not default:
+                return True
+        return False
+
+    def row(self, values: Mapping[str, Any]) -> tuple[tuple[int, ...], list[Any], int | None]:
+        """Return columns, their final values, and the id if the row brings one."""
+        if self._filters is not None:
+            return self._computed_row(called(values), self._filters)
+        try:
+            final = [check(values[name]) for name, check in self._checks]
+        except BadValue:
+            if not any(isinstance(value, FUNCTIONS) for value in values.values()):
+                raise
+            return self.row(called(values))
+        if self._constants:
+            final += self._constants
+        for check, default in self._late:
+            final.append(check(default()))
+        if not self._id_given:
+            return self._columns, final, None
+        id_name = self._compiled.schema.id_name
+        return self._columns, final, self._compiled.check[id_name](values[id_name])
+
+    def _defaults(self, fields: tuple[Any, ...], given: frozenset[str]) -> dict[str, Any]:
+        """Return the defaults of the fields that are not given; note what pyDAL has to compute or to filter."""
+        filters = filtered(fields) & given
+        #: None: neither filters nor `compute`.
+        self._filters = filters if filters or any(f.compute for f in fields) else None
+        id_name = self._compiled.schema.id_name
+        absent = (f for f in fields if f.name not in given and f.name != id_name)
+        defaults = {f.name: f.default for f in absent if f.default is not None}
+        if self._filters is None:
+            self._compiled.complete(given | defaults.keys())
+        return defaults
+
+    def _computed_row(
+        self, values: Mapping[str, Any], filters: frozenset[str]
+    ) -> tuple[tuple[int, ...], list[Any], int | None]:
+        """Check what was given; let pyDAL filter and compute the rest, which may look at the other fields."""
+        compiled = self._compiled
+        final = {name: compiled.check[name](value) for name, value in values.items() if name not in filters}
+        for name, value in computed(self._table, values, "_fields_and_values_for_insert").items():
+            if name not in final:
+                final[name] = (compiled.check if name in values else compiled.lenient)[name](value)
+        row_id = final.pop(compiled.schema.id_name, None)
+        compiled.complete(final.keys())
+        names = compiled.in_order(final)
+        return tuple(compiled.column_of[name] for name in names), [final[name] for name in names], row_id
+
+
+def _checked_key(key: str | None) -> str | None:
+    if key is not None and (not isinstance(key, str) or not 0 < len(key) <= MAX_KEY):
+        raise BadOp(f"idempotency_key must be a text of 1 to {MAX_KEY} characters")
+    return key

@@ -1,0 +1,49 @@
+"""Stand in for the spool of a deployment without one: nothing waits in it, and it takes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pipeline.errors import IdsUsedUp, SpoolUnavailable
+from pipeline.model.ids import Lease
+from pipeline.spool.id_reserve import HostLease
+from pipeline.spool.store import Number
+
+
+class NullSpool:
+    """What `store.Spool` and its reserve of ids say where they hold nothing."""
+
+    __slots__ = ()
+
+    @property
+    def reserve(self) -> NullSpool:
+        """The reserve: it has no ids."""
+        return self
+
+    def doubt(self) -> None:
+        """Do nothing."""
+
+    def refill(self, lease: HostLease) -> None:
+        """Do nothing."""
+
+    def lease(self, least_until_ms: int) -> Lease:
+        """Raise `IdsUsedUp`."""
+        raise IdsUsedUp("this host keeps no ids in reserve: it has no spool")
+
+    def waiting(self) -> bool:
+        """Return False."""
+        return False
+
+    def holds(self, bucket: int, producer: int, seq: int) -> bool:
+        """Return False."""
+        return False
+
+    def keep_definitions(self, definitions: Iterable[tuple[str, str, str]], *, wait: bool) -> None:
+        """Raise `SpoolUnavailable`."""
+        raise SpoolUnavailable("(none)", "it is not enabled")
+
+    def add(
+        self, runs: Mapping[int, Sequence[bytes]], *, kept: bool = False, numbered: Mapping[int, Number] | None = None
+    ) -> dict[int, Number]:
+        """Raise `SpoolUnavailable`."""
+        raise SpoolUnavailable("(none)", "it is not enabled")
