@@ -67,7 +67,7 @@ class Parts:
         )
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
         self.health = health = HealthCache(self.log)
-        self.nodes = Nodes(self.settings, health.takes_writes, health.unfit, health.reports)
+        self.nodes = Nodes(self.settings, health)
         self.wait_budgets.ended = self.nodes.close
         self.away = RedisAway(self.spool, self.wait_budgets)
         schemas = SchemaPublisher(self.log, self.nodes, self.topology, self.away)
