@@ -7,15 +7,27 @@ themselves are probed, and their own `read_only` decides. The pipeline follows a
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from pipeline import clock
 from pipeline.config.settings import Settings
 from pipeline.config.uris import with_login_of
 from pipeline.errors import PipelineError, ShardUnavailable
+from pipeline.per_process import PerProcess
 from pipeline.shard.session import NodeSession
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Health(Protocol):
+        """The prober's reports."""
+
+        def reports(self) -> object: ...  # noqa: D102  # the same object until another report is published
+        def takes_writes(self, node: str) -> bool | None: ...  # noqa: D102
+        def unfit(self, node: str) -> bool: ...  # noqa: D102
+
 
 logger = logging.getLogger("pipeline.shard")
 
@@ -32,19 +44,11 @@ class Nodes:
 
     Args:
         settings: names the shards and their nodes.
-        told: whether a node takes writes by the prober's report; None where no report says so.
-        unfit: whether a node is known to be unfit; an unfit node is never followed, even if it takes writes.
-        news: returns the same object until the prober publishes another report.
+        health: the prober's reports; without them only the nodes' own answers count.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        told: Callable[[str], bool | None] = lambda node: None,
-        unfit: Callable[[str], bool] = lambda node: False,
-        news: Callable[[], object] = object,
-    ):
-        self._told, self._unfit, self._news = told, unfit, news
+    def __init__(self, settings: Settings, health: Health | None = None):
+        self._health = health
         self._uris: dict[str, str] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         self._writing: dict[str, str] = {}
@@ -57,11 +61,11 @@ class Nodes:
         self._replicas: dict[str, tuple[str, ...]] = {}
         for shard in settings.shards:
             self._follow(shard, shard)
-        #: The report by which each shard's primary was last found.
-        self._heard: dict[str, object] = {}
+        #: The reports by which each shard's primary was last found.
+        self._judged_by: dict[str, object] = {}
         self._probed_at_s: dict[str, float] = {}
-        self._sessions: dict[tuple[str, bool], NodeSession] = {}
-        self._pid = os.getpid()
+        # a parent's sockets are not for its fork to use, nor to close
+        self._sessions = PerProcess[dict[tuple[str, bool], NodeSession]](dict)
 
     def primary(self, shard: str) -> NodeSession:
         """Return the session of the node of a shard that takes writes now.
@@ -83,21 +87,22 @@ class Nodes:
         names, current = self._names[shard], self._primaries[shard]
         if len(names) == 1:
             return current
-        failed = self._sessions.get((current, True))
-        suspect, news = failed is not None and failed.suspect, self._news()
-        if not suspect and self._heard.get(shard) is news:
+        failed = self._sessions().get((current, True))
+        suspect = failed is not None and failed.suspect
+        reports = None if self._health is None else self._health.reports()
+        if not suspect and self._judged_by.get(shard) is reports:
             return current
         since_s = clock.mono_s() - self._probed_at_s.get(shard, -PROBE_COUNTS_S)
         if failed is not None and suspect and since_s >= PROBE_AGAIN_S:
             failed.suspect = False
             found = writable_of(
-                shard, probe_writable({node: self._uris[node] for node in names if not self._unfit(node)})
+                shard, probe_writable({node: self._uris[node] for node in names if not self.unfit(node)})
             )
             self._probed_at_s[shard] = clock.mono_s()
-            self._heard.pop(shard, None)
-        elif since_s >= PROBE_COUNTS_S:
-            found = writable_of(shard, {node: self._told(node) for node in names})
-            self._heard[shard] = news
+            self._judged_by.pop(shard, None)
+        elif self._health is not None and since_s >= PROBE_COUNTS_S:
+            found = writable_of(shard, {node: self._health.takes_writes(node) for node in names})
+            self._judged_by[shard] = reports
         else:
             return current
         if found is not None and found != current:
@@ -119,8 +124,8 @@ class Nodes:
         return self._replicas[shard]
 
     def unfit(self, node: str) -> bool:
-        """Return whether *node* was away for too long, and counts for nothing until it is rebuilt."""
-        return self._unfit(node)
+        """Return whether *node* was away for too long: it is never followed, nor read, until it is rebuilt."""
+        return self._health is not None and self._health.unfit(node)
 
     def names(self, shard: str) -> tuple[str, ...]:
         """Return the names of all nodes of *shard*, the configured primary's first."""
@@ -132,7 +137,7 @@ class Nodes:
 
     def close(self) -> None:
         """Close this thread's connections."""
-        for session in list(self._sessions.values()):  # another thread may open one
+        for session in list(self._sessions().values()):  # another thread may open one
             session.discard()
 
     def _follow(self, shard: str, primary: str) -> None:
@@ -140,13 +145,11 @@ class Nodes:
         self._replicas[shard] = tuple(name for name in self._names[shard] if name != primary)
 
     def _session(self, name: str, *, writing: bool) -> NodeSession:
-        if self._pid != os.getpid():
-            # the parent's sockets are not ours to use, nor to close
-            self._sessions, self._pid = {}, os.getpid()
-        session = self._sessions.get((name, writing))
+        sessions = self._sessions()
+        session = sessions.get((name, writing))
         if session is None:
             session = NodeSession(name, self.uri(name, writing=writing), read_only=not writing)
-            self._sessions[name, writing] = session
+            sessions[name, writing] = session
         return session
 
 
