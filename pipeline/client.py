@@ -65,7 +65,7 @@ class Client(Calls):
         )
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
         self.health = health = HealthCache(self.log)
-        self.nodes = Nodes(self.settings, health.takes_writes, health.unfit, health.reports)
+        self.nodes = Nodes(self.settings, health)
         self.wait_budgets.ended = self.nodes.close
         self.away = RedisAway(self.spool, self.wait_budgets)
         wired = wire_writes(self.log, self.nodes, self.topology, self.bell, self.away)

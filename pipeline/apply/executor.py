@@ -1,12 +1,12 @@
-"""Run groups as statements; find a bad op by halving, and set it aside without stopping the others.
+"""Run groups as statements; find a bad op by halving, and reject it without stopping the others.
 
-A failed statement changes nothing (InnoDB and SQLite undo it), so a group is split until the op alone remains; about
-2·log2(n) more statements for one bad op. An atomic group runs under a savepoint, and so do versioned updates together.
+A failed statement changes nothing: InnoDB and SQLite undo it. So a group is split until the bad op is alone, which
+takes about 2·log2(n) more statements. An atomic group runs under a savepoint, and so do versioned updates together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from pipeline.apply.grouping import Group, Item
 from pipeline.apply.versioned_update import versioned
@@ -16,7 +16,7 @@ from pipeline.shard.driver_errors import Fault, code_of, fault_of, is_driver_err
 from pipeline.shard.ledger import Reject
 from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import CannotRender, copy_statement, most, statement
-from pipeline.shard.table_facts import FactBook, Facts
+from pipeline.shard.table_facts import Facts
 
 #: A statement is aimed at this size; larger gains nothing.
 AIM_BYTES = 500_000
@@ -33,16 +33,26 @@ class SchemaBehind(PipelineError):
 
 
 class Executor:
-    """Executes one batch inside the open transaction; afterwards `rejects` and `ids` tell what came of it."""
+    """Executes one batch inside the open transaction.
 
-    def __init__(self, session: NodeSession, facts: FactBook, step: Callable[[str], None]):
-        self._session, self._book, self._step = session, facts, step
+    Args:
+        session: of the shard's primary.
+        known: the facts of every schema that an op names, by hash.
+        step: called with the name of each step before it is taken.
+
+    Attributes:
+        rejects: the ops that were rejected.
+        ids: the row ids that the database gave, with their entries.
+    """
+
+    def __init__(self, session: NodeSession, known: Mapping[str, Facts], step: Callable[[str], None]):
+        self._session, self._known, self._step = session, known, step
         self._limit = min(session.statement_bytes() - 1024, 16_000_000)
         self.rejects: list[Reject] = []
         self.ids: list[tuple[Entry, int]] = []
 
     def run(self, groups: Iterable[Group]) -> None:
-        """Execute the groups in order.
+        """Execute *groups* in order.
 
         Raises:
             SchemaBehind: the transaction must be rolled back; the table's ops wait.
@@ -81,7 +91,7 @@ class Executor:
         if len(items) == 1:
             self._atomic(items[0])
             return
-        pairs = [pair for item in items if (pair := versioned(item.op, self._facts)) is not None]
+        pairs = [pair for item in items if (pair := versioned(item.op, self._known)) is not None]
         assert len(pairs) == len(items), "the planner joins versioned updates only"
         if self._all_or_none(([pair.copy for pair in pairs], [pair.update for pair in pairs])):
             half = len(items) // 2
@@ -94,11 +104,13 @@ class Executor:
             self._reject(item, *failed)
 
     def _all_or_none(self, statements: Iterable[Sequence[Op]]) -> tuple[Exception, Op] | None:
-        """Execute statements, each of like ops; where one fails for good undo all, and return why and its first op."""
+        """Execute statements, each of like ops. Where one fails for good, undo all and return why and the statement's
+        first op.
+        """
         session = self._session
         session.execute("SAVEPOINT pipeline_group")
         for ops in statements:
-            facts = self._facts(ops[0])
+            facts = self._known[ops[0].schema]
             try:
                 self._statement(ops[0].kind, ops, facts)
             except Exception as error:
@@ -109,31 +121,31 @@ class Executor:
         session.execute("RELEASE SAVEPOINT pipeline_group")
         return None
 
-    def _facts(self, op: Op) -> Facts:
-        facts = self._book.of(op)
-        assert facts is not None, "only understood ops are taken into a batch"
-        return facts
-
     def _statement(self, kind: str, ops: Sequence[Op], facts: Facts) -> None:
-        dialect = self._session.dialect
         if kind == UPSERT:
             _check_upsert(ops[0], facts)
-        render = (lambda: self._copy(ops, facts)) if kind == COPY else lambda: statement(kind, ops, facts, dialect)
-        sql = _rendered(render)
+        sql = self._rendered(kind, ops, facts)
         # 4 bytes a character at most: count only what may be too long
         if len(sql) * 4 > self._limit and len(sql.encode()) > self._limit:
             raise CannotRender(f"one statement of {len(sql.encode()):,} bytes; the server takes {self._limit:,}")
         self._session.execute(sql)
 
-    def _copy(self, ops: Sequence[Op], facts: Facts) -> str:
-        read = ops[0].source
-        source = None if read is None else self._book.of(read)
-        if source is None:
-            raise CannotRender("a copy whose source is not known")
-        return copy_statement(ops, facts, source, self._session.dialect)
+    def _rendered(self, kind: str, ops: Sequence[Op], facts: Facts) -> str:
+        """Return the SQL of ops. Whatever fails here is the fault of these ops, and must not stop the others."""
+        try:
+            if kind != COPY:
+                return statement(kind, ops, facts, self._session.dialect)
+            read = ops[0].source
+            if read is None:
+                raise CannotRender("a copy without a source")
+            return copy_statement(ops, facts, self._known[read.schema], self._session.dialect)
+        except PipelineError:
+            raise
+        except Exception as error:
+            raise CannotRender(f"the op does not fit its schema ({type(error).__name__}: {error})") from error
 
     def _judge(self, error: Exception, facts: Facts) -> Fault | None:
-        """Return PERMANENT, or None where the error is not the op's fault."""
+        """Return PERMANENT, or None where the op is not at fault."""
         if isinstance(error, CannotRender | Rejected):
             return Fault.PERMANENT
         if isinstance(error, PipelineError):
@@ -169,18 +181,8 @@ def _chunks(group: Group) -> Iterator[Sequence[Item]]:
         yield items[start:]
 
 
-def _rendered(render: Callable[[], str]) -> str:
-    """Render; whatever an op does to the renderer is that op's fault, and must not stop the others."""
-    try:
-        return render()
-    except PipelineError:
-        raise
-    except Exception as error:
-        raise CannotRender(f"the op does not fit its table definition ({type(error).__name__}: {error})") from error
-
-
 def _check_upsert(op: Op, facts: Facts) -> None:
-    """Refuse an upsert that the database could match by another index than the one that was named."""
+    """Refuse an upsert that the database could match by an index other than the named one."""
     if op.key == (facts.schema.id_index,):
         others = facts.unique
     else:

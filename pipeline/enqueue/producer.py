@@ -130,4 +130,4 @@ def record_lost(nodes: Nodes, topology: Topology, lost: Lost) -> None:
         with session.translated(), session.transaction():
             applied = ledger.seen(session, [(bucket, producer)])[bucket, producer]
             if applied < last:
-                ledger.lose(session, [ledger.Loss(bucket, 0, producer, max(first, applied + 1), last)])
+                ledger.lose(session, [ledger.LostRange(bucket, 0, producer, max(first, applied + 1), last)])

@@ -114,10 +114,7 @@ class Publisher:
         return reached
 
     def claim(self, bucket: int, key: str, row_id: int) -> int:
-        """Return the id that an idempotency key stands for; *row_id* where it stood for none, or Redis cannot tell.
-
-        Then a later call may be told another id; the shard makes one row all the same.
-        """
+        """Return the id that an idempotency key stands for; *row_id* where it stood for none, or Redis cannot tell."""
         try:
             return self._log.claim_key(bucket, key, row_id)
         except (LogUnavailable, PipelineFull) as error:

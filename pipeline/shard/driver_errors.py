@@ -1,7 +1,7 @@
-"""What a driver's error means for an op: try again, wait for the schema, or refuse for good.
+"""Classify a driver's error for an op: retry, wait for the schema, or reject.
 
-Unknown is never taken for good: an error that no rule names is retried if it is about the connection or the server,
-and refused only if the driver says that the statement or its data are at fault.
+An unknown error never rejects an op. An error that no rule names is retried if it is about the connection or the
+server. It rejects the op only if the driver says that the statement or its values are at fault.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ class Fault(Enum):
 
 #: Unknown column, unknown table: the shard is behind the op's schema.
 _MYSQL_SCHEMA = {1054, 1146}
-#: Duplicate key, too long, out of range, NULL in NOT NULL, wrong value, foreign keys, no default, bad JSON, out of
-#: range in an expression, CHECK (MySQL, MariaDB), packet too big, column count, division by zero, SIGNAL, syntax.
+#: Values: duplicate key, too long, out of range, NULL in NOT NULL, wrong value, foreign keys, no default, bad JSON.
+#: Statements: out of range in an expression, CHECK (MySQL, MariaDB), packet too big, column count, division by zero,
+#: SIGNAL, syntax.
 _MYSQL_PERMANENT = {
     1062, 1406, 1264, 1048, 1366, 1265, 1292, 1216, 1217, 1451, 1452, 1364, 3140, 1690, 3819, 4025, 1153, 1136, 1365,
     1644, 1064, 1110, 1267, 1411, 1415, 1442, 1467, 1586, 1761, 1762,
 }  # fmt: skip
-#: Deadlock, lock wait, snapshot conflict: InnoDB rolled back (part of) the transaction, all of it must be redone.
+#: Deadlock, lock wait, snapshot conflict: InnoDB rolled back (part of) the transaction; retry all of the transaction.
 _MYSQL_ROLLED_BACK = {1205, 1213, 1020}
 #: Read-only transaction, server, InnoDB; a command or a column that the account has no right to.
 _MYSQL_MAY_NOT_WRITE = {1792, 1290, 1836, 1142, 1143, 1044, 1227}
-#: The server is read-only (1290, 1836), is going down (1053, 1927), or the connection is gone (2003, 2006, 2013, 0 as
-#: PyMySQL has it): perhaps another node is the primary now.
+#: Perhaps another node is the primary now. The server is read-only (1290, 1836) or is going down (1053, 1927), or the
+#: connection is gone (2003, 2006, 2013; 0 in PyMySQL).
 NOT_THE_PRIMARY = {1290, 1836, 1053, 1927, 2003, 2006, 2013, 0}
 
 
 def fault_of(error: BaseException) -> Fault:
-    """Classify a driver's error; works on any DB-API driver's exceptions by name and code."""
+    """Classify *error* of a driver; works on any DB-API driver's exceptions by name and code."""
     code = code_of(error)
     names = {cls.__name__ for cls in type(error).__mro__}
     if code is not None:
@@ -56,32 +57,32 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def is_driver_error(error: BaseException) -> bool:
-    """Return whether an error is the database's or its driver's, not ours, and not a time limit of Celery's."""
+    """Return whether *error* is the database's or its driver's, not ours, and not a time limit of Celery's."""
     names = {cls.__name__ for cls in type(error).__mro__}
     # sqlite3 raises ValueError for a NUL inside a statement
     return bool(names & {"DatabaseError", "InterfaceError", "MySQLError"}) or type(error) in (ValueError, OverflowError)
 
 
 def code_of(error: BaseException) -> int | None:
-    """Return the server's error number, or None."""
+    """Return the server's number of *error*, or None."""
     first: Any = error.args[0] if error.args else None
     return first if isinstance(first, int) and not isinstance(first, bool) else None
 
 
 def sentence_of(error: BaseException) -> str:
-    """Return the server's own words."""
+    """Return the server's own words in *error*."""
     return str(error.args[1]) if code_of(error) is not None and len(error.args) > 1 else str(error)
 
 
 def refused_write(error: BaseException) -> bool:
-    """Return whether a statement was refused because the session or the account may only read."""
+    """Return whether *error* says that the session or the account may only read."""
     if code_of(error) in _MYSQL_MAY_NOT_WRITE:
         return not sentence_of(error).startswith("SELECT")  # no right to read is another matter
     return "readonly database" in str(error)
 
 
 def connection_lost(error: BaseException) -> bool:
-    """Return whether an error says that the server is away, and not that a statement or its values are at fault."""
+    """Return whether *error* says that the server is away, and not that a statement or its values are at fault."""
     if isinstance(error, OSError):
         return True
     from_driver = type(error).__module__.startswith(("pymysql.", "sqlite3"))
