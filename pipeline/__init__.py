@@ -7,21 +7,18 @@
     receipt = pipeline.enqueue_insert(db.purchase, customer=7, qty=3)
     receipt.wait(timeout_s=2)
 
-Every function is a method of one `client.Pipeline` per process, made when first used; `facade/` has them by purpose.
-All errors are in `pipeline.errors`; those of the door (`errors.BadOp`) mean that nothing was sent.
+Every function is a call of one client per process, made when first used; `api/` documents them.
+All errors are in `pipeline.errors`; those of a call (`errors.BadOp`) mean that nothing was sent.
 """
 
 from __future__ import annotations
 
-from pipeline.api import (
-    Receipt,
+from pipeline.api.process import close, configure, current
+from pipeline.api.process import configured as configured
+from pipeline.api.reads import Receipt, barrier, count, get, get_db, read, select, session_token, wait_all
+from pipeline.api.writes import (
     atomic,
     attach,
-    barrier,
-    close,
-    configure,
-    count,
-    current,
     define_tables,
     enqueue_bulk_insert,
     enqueue_delete,
@@ -30,15 +27,8 @@ from pipeline.api import (
     enqueue_update,
     enqueue_upsert,
     enqueue_validated_insert,
-    get,
-    get_db,
-    read,
     save_data,
-    select,
-    session_token,
-    wait_all,
 )
-from pipeline.api import configured as configured
 from pipeline.model.receipt import Receipts
 
 # grouped by purpose, not sorted

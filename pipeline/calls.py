@@ -1,147 +1,300 @@
-"""The calls that queue ops: door, then out."""
+"""Make the calls of `pipeline`, each written once, for a process's client and for a web request.
+
+The two differ in where an op goes, in what a read must see, and in how long all calls together may wait. Options and
+their meaning are documented at the functions of `pipeline.api`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from pipeline.enqueue.dispatch import BULK_ROWS
-from pipeline.enqueue.held_ops import Chunk, Held, HeldOps, Validated, validated
+from pipeline.clock import Deadline
+from pipeline.dal.filters import CallersFilters
+from pipeline.enqueue.held_ops import Validated, validated
 from pipeline.errors import BadOp
 from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipt, Receipts
-from pipeline.wait_budget import in_all
-from pipeline.wiring import Parts
+from pipeline.reads.gather.gather import GATHER_S
+from pipeline.reads.node_dal import NodeDAL
+from pipeline.reads.session import ReadSession
+from pipeline.wait_budget import WaitBudget, WaitBudgets, in_all
 
-#: How long a bulk call waits for `durability="applied"`, s; as `wait_all` does.
-BULK_WAIT_S = 30.0
+if TYPE_CHECKING:
+    from pipeline.client import Client
 
 
-class Writes(Parts):
-    """What writes."""
+class Calls(ABC):
+    """Every call that writes, waits or reads. `Client` sends an op at its call; a web `Request` may hold it.
+
+    Attributes:
+        client: whose parts the calls use; a client is its own.
+        wait_budgets: the client's.
+        budget: what all calls together may wait for Redis; None: each call has a budget of its own.
+        _take: sends or holds an op with its durability, and returns its receipt.
+    """
+
+    client: Client
+    wait_budgets: WaitBudgets
+    budget: WaitBudget | None = None
+    _take: Callable[[Addressed, str], Receipt]
+
+    @abstractmethod
+    def _take_many(self, made: Iterator[Addressed], durability: str) -> Receipts:
+        """Send or hold ops, each made when taken."""
+
+    def _after(self, value: Any, fresh: bool) -> Any:
+        """Return the `after=` of a read: *value*, and with *fresh* what a request's user has written and seen."""
+        return value
+
+    @abstractmethod
+    def atomic(self) -> AbstractContextManager[None]:
+        """Apply all ops of the block together or not at all; see `pipeline.atomic`."""
+
+    @abstractmethod
+    def unsent(self, table: str) -> bool:
+        """Return whether ops for a table, given by name, are not sent yet: in an atomic block, or held."""
+
+    # writes -------------------------------------------------------------------------------------------------
 
     @in_all
     def define_tables(self, db: Any) -> None:
-        """Make a DAL's tables known, so that ops may name them by text. Cheap enough for every request."""
-        self.op_builder.define(db)
+        """Make the tables of *db* known, so that ops may name them by text. Cheap enough for every request."""
+        self.client.op_builder.define(db)
 
     @in_all
-    def enqueue_insert(self, table: Any, values: Mapping[str, Any] | None = None, /, **fields: Any) -> Receipt:
-        """Queue an insert; see the package's `enqueue_insert`."""
-        if values is None and _OPTIONS.isdisjoint(fields):  # as most calls are
-            return self._dispatch.take(self.op_builder.insert(table, fields), "redis")
-        options, given = _split(values, fields)
-        addressed = self.op_builder.insert(table, given, options.get("shard_key"), options.get("idempotency_key"))
-        return self._dispatch.take(addressed, options.get("durability", "redis"))
+    def enqueue_insert(
+        self,
+        table: Any,
+        values: Mapping[str, Any] | None = None,
+        /,
+        *,
+        shard_key: Any = None,
+        idempotency_key: str | None = None,
+        durability: str = "redis",
+        **fields: Any,
+    ) -> Receipt:
+        """Queue an insert of *values* or *fields* into *table*; see `pipeline.enqueue_insert`."""
+        given = fields if values is None else _merged(values, fields)
+        return self._take(self.client.op_builder.insert(table, given, shard_key, idempotency_key), durability)
+
+    def enqueue_bulk_insert(
+        self,
+        table: Any,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        shard_key: Any = None,
+        idempotency_key: str | None = None,
+        durability: str = "redis",
+    ) -> Receipts:
+        """Queue an insert of each of *rows* into *table*; see `pipeline.enqueue_bulk_insert`."""
+        if idempotency_key is not None:
+            raise BadOp("a bulk insert takes no idempotency_key: each op needs its own, so enqueue them one by one")
+        # a bulk load waits as long as it takes, unless it is a web request's
+        with self.wait_budgets.within(self.budget):
+            return self._take_many(self.client.op_builder.inserts(table, rows, shard_key), durability)
 
     @in_all
     def enqueue_update(
-        self, target: Any, second: Any = None, third: Mapping[str, Any] | None = None, /, **fields: Any
+        self,
+        target: Any,
+        row_id_or_values: Any = None,
+        values: Mapping[str, Any] | None = None,
+        /,
+        *,
+        shard_key: Any = None,
+        idempotency_key: str | None = None,
+        durability: str = "redis",
+        **fields: Any,
     ) -> Receipt:
-        """Queue an update; see the package's `enqueue_update`."""
-        row_id, values = (None, second) if isinstance(second, Mapping) else (second, third)
-        options, given = _split(values, fields)
-        addressed = self.op_builder.update(
-            target, row_id, given, options.get("shard_key"), options.get("idempotency_key")
-        )
-        return self._dispatch.take(addressed, options.get("durability", "redis"))
+        """Queue an update of *target*; see `pipeline.enqueue_update`, also for *row_id_or_values*."""
+        second = row_id_or_values
+        row_id, values = (None, second) if isinstance(second, Mapping) else (second, values)
+        given = fields if values is None else _merged(values, fields)
+        return self._take(self.client.op_builder.update(target, row_id, given, shard_key, idempotency_key), durability)
 
     @in_all
-    def enqueue_delete(self, target: Any, row_id: Any = None, /, **options: Any) -> Receipt:
-        """Queue a delete; see the package's `enqueue_delete`."""
-        _only_options(options)
-        addressed = self.op_builder.delete(target, row_id, options.get("shard_key"), options.get("idempotency_key"))
-        return self._dispatch.take(addressed, options.get("durability", "redis"))
+    def enqueue_delete(
+        self,
+        target: Any,
+        row_id: Any = None,
+        /,
+        *,
+        shard_key: Any = None,
+        idempotency_key: str | None = None,
+        durability: str = "redis",
+    ) -> Receipt:
+        """Queue a delete of *target*, or of the row *row_id* of it; see `pipeline.enqueue_delete`."""
+        return self._take(self.client.op_builder.delete(target, row_id, shard_key, idempotency_key), durability)
 
     @in_all
     def enqueue_upsert(
-        self, table: Any, values: Mapping[str, Any] | None = None, /, *, key: Iterable[str], **fields: Any
+        self,
+        table: Any,
+        values: Mapping[str, Any] | None = None,
+        /,
+        *,
+        key: Iterable[str],
+        shard_key: Any = None,
+        idempotency_key: str | None = None,
+        durability: str = "redis",
+        **fields: Any,
     ) -> Receipt:
-        """Queue an upsert; see the package's `enqueue_upsert`."""
-        options, given = _split(values, fields)
-        addressed = self.op_builder.upsert(table, key, given, options.get("shard_key"), options.get("idempotency_key"))
-        return self._dispatch.take(addressed, options.get("durability", "redis"))
-
-    def enqueue_bulk_insert(self, table: Any, rows: Iterable[Mapping[str, Any]], **options: Any) -> Receipts:
-        """Queue an insert of each row; see the package's `enqueue_bulk_insert`."""
-        _only_options(options)
-        durability = self._dispatch.known_durability(options.get("durability", "redis"))
-        if options.get("idempotency_key") is not None:
-            raise BadOp("a bulk insert takes no idempotency_key: each op needs its own, so enqueue them one by one")
-        if self._dispatch.gathering:
-            single = [self.enqueue_insert(table, row, **options) for row in rows]
-            return Receipts(single.__getitem__, len(single))
-        chunks: list[Chunk] = []
-        chunk = Chunk()
-        for addressed in self.op_builder.inserts(table, rows, options.get("shard_key")):
-            chunk.add(addressed.bucket, addressed.op)
-            if len(chunk) == BULK_ROWS:
-                chunks.append(self._dispatch.send_chunk(chunk, durability))
-                chunk = Chunk()
-        if len(chunk):
-            chunks.append(self._dispatch.send_chunk(chunk, durability))
-        receipts = Receipts(
-            lambda i: chunks[i // BULK_ROWS].receipt(i % BULK_ROWS, self.follower), sum(map(len, chunks))
-        )
-        if durability == "applied":
-            self.follower.wait_all(receipts, BULK_WAIT_S)
-        return receipts
+        """Queue an insert into *table*, or an update of the row with the same *key*; see `pipeline.enqueue_upsert`."""
+        given = fields if values is None else _merged(values, fields)
+        return self._take(self.client.op_builder.upsert(table, key, given, shard_key, idempotency_key), durability)
 
     def enqueue_validated_insert(
-        self, table: Any, values: Mapping[str, Any] | None = None, /, **fields: Any
+        self,
+        table: Any,
+        values: Mapping[str, Any] | None = None,
+        /,
+        *,
+        shard_key: Any = None,
+        idempotency_key: str | None = None,
+        durability: str = "redis",
+        **fields: Any,
     ) -> Validated:
-        """Validate and queue an insert; see the package's `enqueue_validated_insert`."""
-        options, given = _split(values, fields)
-        table = self.op_builder.table(table)
-        return validated(table, given, lambda final: self.enqueue_insert(table, final, **options))
+        """Validate *values* or *fields* and queue them for *table*; see `pipeline.enqueue_validated_insert`."""
+        table = self.client.op_builder.table(table)
+        options = {"shard_key": shard_key, "idempotency_key": idempotency_key, "durability": durability}
+        insert = partial(self.enqueue_insert, table, **options)
+        return validated(table, fields if values is None else _merged(values, fields), insert)
+
+    def save_data(self, table: Any, shard_key: Any, values: Mapping[str, Any]) -> Receipt:
+        """Queue an insert of *values* into *table*, whose *shard_key* is given apart; see `pipeline.save_data`."""
+        name = self.client.topology.table(self.client.op_builder.table(table)._tablename).shard_key
+        return self.enqueue_insert(table, {**values, name: shard_key} if name else dict(values))
 
     @in_all
     def take_together(self, made: Iterable[Addressed]) -> Receipt:
-        """Queue ops that the door has made, all of one bucket, in one atomic group; return the last one's receipt."""
+        """Queue *made* ops, all of one bucket, as one group; return the last one's receipt."""
         with self.atomic():
-            return [self._dispatch.take(one, "redis") for one in made][-1]
+            return [self._take(one, "redis") for one in made][-1]
 
-    def atomic(self) -> AbstractContextManager[None]:
-        """Gather the ops of this thread; apply them together or not at all. They must belong to one bucket.
+    # receipts -----------------------------------------------------------------------------------------------
 
-        Raises:
-            CrossBucket: at the call that would leave the bucket.
+    def wait_all(self, receipts: Iterable[Receipt], timeout_s: float = 30.0) -> None:
+        """Wait until the ops of *receipts* are applied, at most *timeout_s*; see `pipeline.wait_all`."""
+        self.client.follower.wait_all(receipts, timeout_s)
+
+    def barrier(self, table: Any, timeout_s: float = 30.0) -> None:
+        """Wait until what was enqueued for *table* is applied, at most *timeout_s*; see `pipeline.barrier`."""
+        deadline = Deadline(timeout_s)
+        if self.client.drain_thread is not None:  # what is in this host's spool comes first
+            self.client.drain_thread.wait_empty(timeout_s)
+        self.client.follower.barrier(table if isinstance(table, str) else table._tablename, deadline.left_s)
+
+    def parse(self, text: str) -> Receipt:
+        """Return the receipt that was printed as *text*; see `pipeline.Receipt.parse`."""
+        return Receipt.parse(text, self.client.follower)
+
+    # reads --------------------------------------------------------------------------------------------------
+
+    def read(
+        self,
+        table: Any,
+        shard_key: Any = None,
+        after: Any = None,
+        *,
+        max_lag_s: float | None = None,
+        wait_s: float | None = None,
+        on_stale: str | None = None,
+        fresh: bool = True,
+    ) -> AbstractContextManager[NodeDAL]:
+        """Open a node that has *table*, for the rows of *shard_key*; see `pipeline.read`.
+
+        Args:
+            after, max_lag_s, wait_s, on_stale: see `pipeline.read`.
+            fresh: in a web request: also wait for what the request's user has written and seen.
         """
-        return self._dispatch.atomic()
+        bounds: dict[str, Any] = {"max_lag_s": max_lag_s, "wait_s": wait_s, "on_stale": on_stale}
+        return self.client.reads.read(table, shard_key, self._after(after, fresh), **bounds)
 
-    def held(self) -> Held:
-        """Return an empty collection of ops, to be sent later or dropped: what a request's face needs."""
-        return self._dispatch.held()
+    def get(
+        self,
+        table: Any,
+        row_id: Any,
+        after: Any = None,
+        *,
+        pending: bool = False,
+        shard_key: Any = None,
+        max_lag_s: float | None = None,
+        wait_s: float | None = None,
+        on_stale: str | None = None,
+        fresh: bool = True,
+    ) -> Any:
+        """Return the row of *table* with the id *row_id*, or None; see `pipeline.get`.
 
-    def holding(self, held: HeldOps) -> AbstractContextManager[HeldOps]:
-        """Let this thread's ops go into *held* inside the block. Their receipts have ids, but no position yet."""
-        return self._dispatch.holding(held)
+        Args:
+            pending, shard_key: see `pipeline.get`.
+            after, max_lag_s, wait_s, on_stale, fresh: see `read`.
+        """
+        bounds: dict[str, Any] = {"max_lag_s": max_lag_s, "wait_s": wait_s, "on_stale": on_stale}
+        return self.client.reads.get(table, row_id, self._after(after, fresh), pending, shard_key, **bounds)
 
-    def unsent(self, table: str) -> bool:
-        """Whether this thread has ops for a table that are not sent yet: in an atomic block, or held."""
-        return self._dispatch.unsent(table)
+    def select(
+        self,
+        query: Any,
+        *fields: Any,
+        after: Any = None,
+        partial: bool = False,
+        timeout_s: float = GATHER_S,
+        max_lag_s: float | None = None,
+        wait_s: float | None = None,
+        on_stale: str | None = None,
+        fresh: bool = True,
+        **attributes: Any,
+    ) -> Any:
+        """Return *fields* of the rows that match *query*, of all shards; see `pipeline.select`.
 
-    def save_data(self, table: Any, shard_key: Any, values: Mapping[str, Any]) -> Receipt:
-        """Queue an insert of a row whose shard key is given apart."""
-        name = self.topology.table(self.op_builder.table(table)._tablename).shard_key
-        return self.enqueue_insert(table, {**values, name: shard_key} if name else dict(values))
+        Args:
+            partial, timeout_s, attributes: see `pipeline.select`.
+            after, max_lag_s, wait_s, on_stale, fresh: see `read`.
+        """
+        bounds: dict[str, Any] = {"max_lag_s": max_lag_s, "wait_s": wait_s, "on_stale": on_stale}
+        attributes |= {"after": self._after(after, fresh), "partial": partial, "timeout_s": timeout_s}
+        return self.client.reads.select(query, *fields, **bounds, **attributes)
+
+    def count(
+        self,
+        query: Any,
+        distinct: Any = None,
+        after: Any = None,
+        *,
+        timeout_s: float = GATHER_S,
+        max_lag_s: float | None = None,
+        wait_s: float | None = None,
+        on_stale: str | None = None,
+        fresh: bool = True,
+    ) -> int:
+        """Return how many rows match *query*, on all shards; see `pipeline.count`.
+
+        Args:
+            distinct, timeout_s: see `pipeline.count`.
+            after, max_lag_s, wait_s, on_stale, fresh: see `read`.
+        """
+        bounds: dict[str, Any] = {"max_lag_s": max_lag_s, "wait_s": wait_s, "on_stale": on_stale}
+        return self.client.reads.count(query, distinct, self._after(after, fresh), timeout_s=timeout_s, **bounds)
+
+    def session_token(self, text: str | None = None) -> ReadSession:
+        """Return a reader's session, new or from its *text*; see `pipeline.session_token`."""
+        return self.client.reads.session(text)
+
+    def get_db(self, table: Any, shard_key: Any) -> Any:
+        """Return a DAL on the primary that has *shard_key*, with *table* defined; see `pipeline.get_db`."""
+        client, table = self.client, self.client.op_builder.table(table)
+        [shard, *_] = client.topology.shards_of(client.topology.bucket_of(table._tablename, shard_key))
+        db = client.define_on(client.nodes.primary(shard).db, table)
+        CallersFilters.on(db).of(table._db)
+        return db
 
 
-_OPTIONS = frozenset(("shard_key", "idempotency_key", "durability"))
-
-
-def _split(values: Mapping[str, Any] | None, fields: dict[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """Tell the options from the fields. In the mapping form every key is a field."""
-    options = {name: fields.pop(name) for name in _OPTIONS if name in fields}
-    if values is None:
-        return options, fields
+def _merged(values: Mapping[str, Any], fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the fields of a call that gives a mapping: every key of it is a field, keywords add to it."""
     if not isinstance(values, Mapping):
         raise BadOp(f"expected the fields as a mapping or as keywords, got {type(values).__name__}")
-    return options, {**values, **fields} if fields else values
-
-
-def _only_options(options: Mapping[str, Any]) -> None:
-    for name in options:
-        if name not in _OPTIONS:
-            raise BadOp(f"unknown option {name!r}; there are {', '.join(sorted(_OPTIONS))}")
+    return {**values, **fields} if fields else values

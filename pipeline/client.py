@@ -1,106 +1,150 @@
-"""The client: one deployment, seen from this process. One per process; threads may share it.
-
-The calls that tell: what became of an op, what is in the database.
-"""
+"""Wire one deployment for this process, and send what its calls make. One client per process; threads may share it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from pipeline.calls import Writes
-from pipeline.clock import Deadline
-from pipeline.dal.filters import CallersFilters
+from pipeline.calls import Calls
+from pipeline.config.settings import Settings, load
+from pipeline.config.topology import Topology
 from pipeline.dal.objects import for_all_threads, renamed
-from pipeline.model.receipt import Receipt
-from pipeline.reads.node_dal import NodeDAL
-from pipeline.reads.session import After, ReadSession
-from pipeline.wiring import Parts
+from pipeline.enqueue.held_ops import Held, HeldOps
+from pipeline.enqueue.redis_away import RedisAway
+from pipeline.enqueue.wiring import wire_writes
+from pipeline.model.op import Addressed
+from pipeline.model.receipt import Receipts
+from pipeline.oplog.contract import Log
+from pipeline.oplog.doorbell import Bell, SilentBell
+from pipeline.oplog.redis.log import RedisLog
+from pipeline.per_process import PerProcess
+from pipeline.reads.reads import Reads
+from pipeline.reads.routing.accounting import Counters
+from pipeline.reads.routing.health_cache import HealthCache
+from pipeline.reads.token_cookie import Seal, shared_secret
+from pipeline.reads.wiring import wire_reads
+from pipeline.shard.nodes import Nodes
+from pipeline.spool.store import Spool
+from pipeline.wait_budget import WaitBudgets, require_threads
+
+#: Of the time that a request may wait; the rest is for the spool, whose file is synced.
+FOR_REDIS = 0.95
+#: How long a bulk call waits for `durability="applied"`, s; as `wait_all` does.
+BULK_WAIT_S = 30.0
 
 
-class Answers(Parts):
-    """What asks."""
+class Client(Calls):
+    """One deployment, seen from this process. Each call sends its op at once.
 
-    # receipts -----------------------------------------------------------------------------------------------
+    Args:
+        source: a path, a dict of the same shape, or None: see `settings.load`.
+        log, bell: given by tests; by default Redis and Celery as configured.
+    """
 
-    def status(self, receipt: Receipt) -> str:
-        """Return a receipt's status; see `Receipt.status`."""
-        return self.follower.status(receipt)
+    def __init__(
+        self,
+        source: str | Path | Mapping[str, Any] | Settings | None = None,
+        *,
+        log: Log | None = None,
+        bell: Bell | SilentBell | None = None,
+    ):
+        require_threads()
+        self.client = self
+        self.settings = source if isinstance(source, Settings) else load(source)
+        self.topology = Topology(self.settings)
+        redis = self.settings.redis
+        self.spool = _spool_of(self.settings)
+        # without a spool an op has nowhere else to go
+        self.wait_budgets = WaitBudgets(redis.timeout_s * FOR_REDIS if self.spool else math.inf)
+        self.log: Log = log or RedisLog(
+            redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s, wait_budgets=self.wait_budgets
+        )
+        self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
+        self.health = health = HealthCache(self.log)
+        self.nodes = Nodes(self.settings, health)
+        self.wait_budgets.ended = self.nodes.close
+        self.away = RedisAway(self.spool, self.wait_budgets)
+        wired = wire_writes(self.log, self.nodes, self.topology, self.bell, self.away)
+        self.op_builder, self.dispatch, self.publisher = wired.op_builder, wired.dispatch, wired.publisher
+        self.follower, self.row_ids = wired.follower, wired.row_ids
+        self.drainer, self.drain_thread = wired.drainer, wired.drain_thread
+        self._take = self.dispatch.take
+        self._lock = PerProcess(threading.Lock)
 
-    def wait(self, receipt: Receipt, timeout_s: float) -> str:
-        """Wait for a receipt; see `Receipt.wait`."""
-        return self.follower.wait(receipt, timeout_s)
+    @cached_property
+    def reads(self) -> Reads:
+        """What reads; made when first used, since many processes only write."""
+        with self._lock():
+            made: Reads = self.__dict__.get("reads") or wire_reads(
+                self.settings,
+                self.topology,
+                self.log,
+                self.nodes,
+                self.health,
+                Seal(self.settings.reads.secret or self._shared_secret),
+                self.op_builder.table,
+            )
+            self.__dict__["reads"] = made  # before another thread, which waits for the lock, makes one too
+            return made
 
-    def row_id(self, receipt: Receipt) -> int | None:
-        """Return the id that the database gave, once it has."""
-        return self.follower.row_id(receipt)
+    def close(self) -> None:
+        """Ring what is to be rung, and close all connections."""
+        if self.drain_thread is not None:
+            self.drain_thread.close()
+        self.bell.close()
+        self.publisher.close()
+        if "reads" in self.__dict__:
+            self.reads.close()
+        self.health.close()
+        self.nodes.close()
+        self.log.close()
+        if self.spool is not None:
+            self.spool.close()
 
-    def wait_all(self, receipts: Iterable[Receipt], timeout_s: float = 30.0) -> None:
-        """Wait until all are applied; see `follow.Follower.wait_all`."""
-        self.follower.wait_all(receipts, timeout_s)
+    @property
+    def counters(self) -> Counters:
+        """How often this process has made each choice of a node."""
+        return self.health.counters()
 
-    def barrier(self, table: Any, timeout_s: float = 30.0) -> None:
-        """Wait until all that was enqueued for a table before this call is applied, this host's spool included."""
-        deadline = Deadline(timeout_s)
-        if self._drain_thread is not None:
-            self._drain_thread.wait_empty(timeout_s)
-        self.follower.barrier(table if isinstance(table, str) else table._tablename, deadline.left_s)
+    # ops ----------------------------------------------------------------------------------------------------
 
-    def parse(self, text: str) -> Receipt:
-        """Read a printed receipt."""
-        return Receipt.parse(text, self.follower)
+    def _take_many(self, made: Iterator[Addressed], durability: str) -> Receipts:
+        sent_at_once = not self.dispatch.gathering
+        receipts = self.dispatch.take_many(made, durability)
+        if durability == "applied" and sent_at_once:
+            self.follower.wait_all(receipts, BULK_WAIT_S)
+        return receipts
 
-    # reads --------------------------------------------------------------------------------------------------
-
-    def read(self, table: Any, shard_key: Any = None, **options: Any) -> AbstractContextManager[NodeDAL]:
-        """Open a node for reading; see the package's `read`."""
-        return self._reads.read(table, shard_key, **options)
-
-    def get(self, table: Any, row_id: Any, **options: Any) -> Any:
-        """Return one row or None; see the package's `get`."""
-        return self._reads.get(table, row_id, **options)
-
-    def select(self, query: Any, *fields: Any, **options: Any) -> Any:
-        """Return rows of all shards; see the package's `select`."""
-        return self._reads.select(query, *fields, **options)
-
-    def count(self, query: Any, **options: Any) -> int:
-        """Return how many rows of all shards match; see the package's `count`."""
-        return self._reads.count(query, **options)
-
-    def session_token(self, text: str | None = None) -> ReadSession:
-        """Return a reader's session, new or from its text; see the package's `session_token`."""
-        return self._reads.session(text)
-
-    def settle(self, session: ReadSession, timeout_s: float) -> bool:
-        """Wait until the primaries have what a session has written and seen; whether they have.
+    def atomic(self) -> AbstractContextManager[None]:
+        """Apply all ops of the block together or not at all; see `pipeline.atomic`.
 
         Raises:
-            ShardUnavailable, LogUnavailable: it cannot be told.
+            CrossBucket: at the call that would leave the bucket.
         """
-        return self._reads.settle(session, timeout_s)
+        return self.dispatch.atomic()
 
-    def joined(self, session: ReadSession, after: Any) -> After:
-        """Return an `after=` that asks for what a session does and for more; the answer is noted in the session."""
-        return self._reads.joined(session, after)
+    def unsent(self, table: str) -> bool:
+        """Return whether this thread has ops for *table* that are not sent yet: in an atomic block, or held."""
+        return self.dispatch.unsent(table)
+
+    def held(self) -> Held:
+        """Return an empty collection of ops, to be sent later or dropped: what a web request needs."""
+        return self.dispatch.held()
+
+    def holding(self, held: HeldOps) -> AbstractContextManager[HeldOps]:
+        """Let this thread's ops go into *held* inside the block. Their receipts have ids, but no position yet."""
+        return self.dispatch.holding(held)
 
     # databases ----------------------------------------------------------------------------------------------
 
-    def get_db(self, table: Any, shard_key: Any) -> Any:
-        """Return a pyDAL DAL on the primary of a row's shard, with the table defined: for reads that must be fresh.
-
-        All callers share it. Common filters are those of the table's own DAL, in this thread, until its next call.
-        """
-        table = self.op_builder.table(table)
-        bucket = self.topology.bucket_of(table._tablename, shard_key)
-        db = self.define_on(self.nodes.primary(self.topology.shards_of(bucket)[0]).db, table)
-        CallersFilters.on(db).of(table._db)
-        return db
-
     def define_on(self, db: Any, table: Any) -> Any:
-        """Define a table and its siblings on a node's DAL, and return the DAL."""
-        with self._define_lock:
+        """Define *table* and its siblings on *db*, the DAL of a node, and return the DAL."""
+        with self._lock():
             for other in self.op_builder.siblings(table):
                 if other._tablename not in db.tables:
                     rname = {"rname": other._rname} if renamed(other) else {}
@@ -109,6 +153,10 @@ class Answers(Parts):
                         for_all_threads(field)
         return db
 
+    def _shared_secret(self) -> str:
+        return shared_secret(self.log, self.spool, self.wait_budgets, lambda: self.away.open)
 
-class Client(Writes, Answers):
-    """One deployment, seen from this process; see `Parts` for the arguments."""
+
+def _spool_of(settings: Settings) -> Spool | None:
+    spool = settings.spool
+    return Spool(Path(spool.path), spool.max_mb * 1_000_000) if spool.enabled else None

@@ -1,4 +1,4 @@
-"""The pipeline in py4web: a fixture, and actions write through the queue and see their own writes.
+"""Let py4web's actions write through the queue and see their own writes, with a fixture.
 
     # common.py
     from pipeline.py4web import Pipeline
@@ -27,6 +27,7 @@ from py4web.utils.form import Form
 
 import pipeline
 from pipeline import attachment
+from pipeline.calls import Calls
 from pipeline.client import Client as Client
 from pipeline.config import settings
 from pipeline.enqueue.held_ops import HeldOps
@@ -131,7 +132,7 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
 
     def attach(self, table: Any) -> None:
         """Queue what pyDAL writes to a table; once, at import, for all requests. See the package's `attach`."""
-        attachment.attach(table, _Attached(self), lambda: self.client)
+        attachment.attach(table, self._calls, lambda: self.client, self._catch_up)
         _watch_forms()
 
     def __getattr__(self, name: str) -> Any:
@@ -142,6 +143,18 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
 
     def __dir__(self) -> list[str]:
         return sorted({*object.__dir__(self), *(name for name in dir(Request) if name[0] != "_")})
+
+    def _calls(self) -> Calls:
+        """Return who takes the writes of an attached table: this request, or the client outside of any.
+
+        A request that writes must list the fixture: without it nobody would wait for its commit. One that reads need
+        not.
+        """
+        return self.request if self.is_valid() or _in_request() else self.client
+
+    def _catch_up(self) -> None:
+        if self.is_valid():
+            self.request.catch_up()
 
     def _begun_here(self) -> list[Request]:
         return [self.local.request] if self.is_valid() and self.local.request is not None else []
@@ -181,7 +194,7 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         adapter.commit = commit
 
     def _recalled(self) -> str | None:
-        """Return the text of the user's session as his last request left it."""
+        """Return the text of the user's session as the last request left it."""
         if self.local.session is not None:
             text: str | None = self.local.session.get(KEY)
             return text
@@ -201,31 +214,13 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
             del self.local.session[KEY]
 
 
-class _Attached:
-    """Takes the writes of a table that is attached for all requests, and outside of any.
-
-    A request that writes must list the fixture: without it nobody would wait for its commit. One that reads need not.
-    """
-
-    def __init__(self, face: Pipeline):
-        self._face = face
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._face.request if self._face.is_valid() or _in_request() else self._face.client, name)
-
-    def catch_up(self) -> None:
-        """Give the primaries the time to get what the request's user has written before."""
-        if self._face.is_valid():
-            self._face.request.catch_up()
-
-
 def _in_request() -> bool:
     # the thread that imported py4web has an environment that is nobody's; one that has never served has none
     return "REQUEST_METHOD" in (request.environ or {})
 
 
 def _watch_forms() -> None:
-    """Let every form of this process tell which record it shows: it hands all its fields to `update_record`."""
+    """Let every form of this process note which record it shows: it hands all its fields to `update_record`."""
     own = Form.update_or_insert
     if hasattr(own, "_pipeline_watched"):
         return

@@ -30,7 +30,7 @@ class WaitBudgetSpent(TimeoutError):
 
 
 class WaitBudget:
-    """What is left of somebody's patience, s."""
+    """What is left of the time that a caller may wait, s."""
 
     __slots__ = ("left_s",)
 
@@ -59,7 +59,7 @@ class WaitBudgets:
         self.ended: Callable[[], object] = lambda: None
 
     def budget(self) -> WaitBudget | None:
-        """Return a whole budget; all calls of a web request share one. None: whoever has this patience never leaves."""
+        """Return a whole budget; all calls of a web request share one. None: there is no limit."""
         return WaitBudget(self.most_s) if self.most_s < math.inf else None
 
     @contextmanager
@@ -90,7 +90,7 @@ class WaitBudgets:
         """See that there is time for another step.
 
         Raises:
-            OutOfPatience: there is not.
+            WaitBudgetSpent: there is not.
         """
         budget = self.here.budget
         if budget is not None and budget.left_s <= 0:
@@ -118,7 +118,7 @@ class WaitBudgets:
             from_s: what takes less is not counted.
 
         Raises:
-            OutOfPatience: the budget, or the share, is used up; the work may go on, or was not begun.
+            WaitBudgetSpent: the budget, or the share, is used up; the work may go on, or was not begun.
             what the work raised.
         """
         budget = self.here.budget
@@ -140,7 +140,7 @@ def waited(future: Future[_Result], wait_s: float, late: Callable[[_Result], obj
         late: gets it when it comes after all.
 
     Raises:
-        OutOfPatience: it did not come in time.
+        WaitBudgetSpent: it did not come in time.
         what the work raised.
     """
     try:
@@ -180,20 +180,23 @@ def require_threads() -> None:
 
 class _Patient(Protocol):
     wait_budgets: WaitBudgets
+    #: Of all calls together; None: each call has its own.
+    budget: WaitBudget | None
 
 
 Self = TypeVar("Self", bound=_Patient)
 
 
 def in_all(method: Callable[Concatenate[Self, Given], _Result]) -> Callable[Concatenate[Self, Given], _Result]:
-    """Let a method, with everything that it calls, wait no longer than its object's patience."""
+    """Let a method, with everything that it calls, wait no longer than its object's wait budget."""
 
     @wraps(method)
     def bounded(self: Self, /, *args: Given.args, **options: Given.kwargs) -> _Result:
         here = self.wait_budgets.here
-        if here.budget is not None:  # a request's, or that of the call which called this one
+        # a request's, or that of the call which called this one; or nobody has one
+        if here.budget is not None or self.wait_budgets.most_s == math.inf:
             return method(self, *args, **options)
-        here.budget = self.wait_budgets.budget()
+        here.budget = self.budget or self.wait_budgets.budget()
         try:
             return method(self, *args, **options)
         finally:

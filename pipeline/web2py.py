@@ -1,4 +1,4 @@
-"""The pipeline in web2py: one line in a model, and controllers write through the queue and see their own writes.
+"""Let web2py's controllers write through the queue and see their own writes, with one line in a model.
 
     # models/pipeline.py                     web2py runs models in the order of their names: db.py first
     from pipeline.web2py import Pipeline
@@ -9,22 +9,15 @@
         receipt = pipeline.enqueue_insert(db.purchase, customer=auth.user_id, qty=3)
         redirect(URL("show", args=receipt.id))
 
-Only this package imports gluon.
+Only this module imports gluon.
 
-The object that a model makes: a request's pipeline, sent after web2py has committed and dropped on a ticket.
+The ops of a request are sent once every database has committed, or dropped with a ticket. web2py calls
+`response.custom_commit` with the adapter of each DAL, which it must commit, and once more with None. On a ticket web2py
+calls `response._custom_rollback`. pyDAL swallows a commit's error: here it becomes a ticket, and nothing is sent.
+`redirect` and `raise HTTP(...)` are no failures: web2py commits.
 
-The end of a web2py request: its ops are sent once every database has committed, or dropped with a ticket.
-
-web2py calls `response.custom_commit` with the adapter of each DAL, which it must commit, and once more with None; on a
-ticket it calls `response._custom_rollback`. pyDAL swallows a commit's error there: here it becomes a ticket, and
-nothing is sent. `redirect` and `raise HTTP(...)` are no failures: web2py commits.
-
-Tell the attachment which record web2py's form shows: `SQLFORM` hands all its fields to `update`, touched or not.
-
-Where a user's session token rests between his requests: in web2py's session, or in a cookie.
-
-web2py stores a session that is kept in a database *before* it commits, when the positions of the request's ops are not
-known yet; then the token, which is signed, goes into a cookie of its own.
+The user's session token is kept in web2py's session. One that is kept in a database is stored *before* web2py commits,
+when the positions of the request's ops are not known; then the token, which is signed, goes into a cookie of its own.
 """
 
 from __future__ import annotations
@@ -178,7 +171,7 @@ _MARK = "_pipeline_watched"
 
 
 def watch_controllers() -> None:
-    """Let every SQLFORM of this process tell; forms of tables that are not attached work as ever."""
+    """Let every SQLFORM of this process note which record it shows: it hands all its fields to `update`."""
     accepts = SQLFORM.accepts
     if hasattr(accepts, _MARK):
         return

@@ -51,7 +51,7 @@ def trim_task(shard: str) -> dict[str, int]:
 
 
 @app.task(name="pipeline.raise_epoch", autoretry_for=(Unavailable,), max_retries=3, default_retry_delay=1)
-def raise_epoch(scope: str) -> dict[str, int]:
+def raise_epoch_task(scope: str) -> dict[str, int]:
     """Raise the epoch of a scope whose server has changed, so that no request has to wait for it.
 
     Args:

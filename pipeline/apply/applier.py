@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from pipeline import clock
 from pipeline.apply.batch import Batch, FactBook
@@ -19,7 +19,7 @@ from pipeline.apply.executor import Executor, SchemaBehind
 from pipeline.apply.grouping import grouped
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable, Unavailable
-from pipeline.oplog.contract import Readable, Work
+from pipeline.oplog.contract import Work
 from pipeline.shard import ledger
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
 from pipeline.shard.session import NodeSession
@@ -60,10 +60,6 @@ class Outcome:
         return shown
 
 
-class _Log(Readable, Work, Protocol):
-    """What applying needs of the log."""
-
-
 class Applier:
     """Applies one shard's ops in this process.
 
@@ -79,7 +75,7 @@ class Applier:
         self,
         shard: str,
         session: NodeSession,
-        log: _Log,
+        log: Work,
         settings: ApplySettings,
         step: Callable[[str], None] = lambda name: None,
     ):

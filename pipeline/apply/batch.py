@@ -14,7 +14,7 @@ import msgspec
 from pipeline.apply.grouping import Item
 from pipeline.model.op import Entry, Op, Position, decode
 from pipeline.model.schema import TableSchema
-from pipeline.oplog.contract import Definitions
+from pipeline.oplog.contract import Entries
 from pipeline.shard import ledger
 from pipeline.shard.ledger import LostRange, Reject
 from pipeline.shard.session import NodeSession
@@ -156,7 +156,7 @@ class FactBook:
         log: has the schemas that were published.
     """
 
-    def __init__(self, session: NodeSession, log: Definitions):
+    def __init__(self, session: NodeSession, log: Entries):
         self._session, self._log = session, log
         #: By the schema's hash.
         self.known: dict[str, Facts] = {}

@@ -1,4 +1,4 @@
-"""Let pyDAL's own words write through the pipeline, table by table: `attach(db.purchase, pipeline)`.
+"""Let pyDAL's own words write through the pipeline, table by table: `pipeline.attach(db.purchase)`.
 
     db.purchase.insert(customer=7)        # queued; returns the real id
     db(db.purchase.id == 5).update(qty=2) # queued; returns how many ops
@@ -11,6 +11,5 @@ from __future__ import annotations
 
 from pipeline.attachment.forms import editing, enqueue_form
 from pipeline.attachment.hooks import attach, attached, detach
-from pipeline.attachment.reads import Everyone, Sink
 
-__all__ = ["Everyone", "Sink", "attach", "attached", "detach", "editing", "enqueue_form"]
+__all__ = ["attach", "attached", "detach", "editing", "enqueue_form"]

@@ -1,4 +1,4 @@
-"""Which tables must not be attached, and why: a function from a table and its settings to an error."""
+"""Decide which tables must not be attached, and say why."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ MOST_BYTES = 1_000_000
 def check_attachable(table: Any, rules: TableSettings) -> None:
     """Raise for a table that cannot be attached.
 
+    Args:
+        table: a pyDAL table.
+        rules: its settings.
+
     Raises:
         BadOp: it says why, and what to do.
     """
@@ -40,6 +44,10 @@ def check_attachable(table: Any, rules: TableSettings) -> None:
 
 def refuse_large(table: Any, values: Mapping[str, Any]) -> None:
     """Raise for a file in a row that is larger than an op should be.
+
+    Args:
+        table: a pyDAL table.
+        values: of the row, by field.
 
     Raises:
         BadValue: it says where such files belong.

@@ -1,8 +1,7 @@
-"""Updates and deletes of an attached table: one op where the query tells its place, else one op for each row it finds.
+"""Queue updates and deletes of an attached table: one op where the query tells its place, else one op for each row.
 
-A row that was found is changed only if it still matches when the op is applied: the op carries the whole query.
-
-The rows that a write's query names, as the primaries have them now: replicas may lack the latest.
+The rows that a query names are read from the primaries, since replicas may lack the latest. A row is changed only if it
+still matches when its op is applied: the op carries the whole query.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from operator import and_
 from typing import Any, NamedTuple
 
 from pipeline.attachment.forms import changed
+from pipeline.calls import Calls
 from pipeline.client import Client
 from pipeline.dal.objects import conjuncts, op_name, pinned_values, real_name, rebuilt_on, with_filters
 from pipeline.enqueue.final_values import Final
@@ -39,18 +39,20 @@ class Changes:
     """Writes to the rows of one attached table.
 
     Args:
+        calls: take them.
+        table: the attached table.
         archive: where an update keeps each row as it was before. Then it is one op for each row, for each needs an id.
     """
 
-    def __init__(self, sink: Any, client: Callable[[], Any], table: Any, archive: Archive | None = None):
-        self._sink, self._client, self._table, self._archive = sink, client, table, archive
+    def __init__(self, calls: Calls, table: Any, archive: Archive | None = None):
+        self._calls, self._table, self._archive = calls, table, archive
         #: Of what was queued.
         self.receipts: list[Receipt] = []
-        key = client().topology.table(real_name(table)).shard_key
+        key = calls.client.topology.table(real_name(table)).shard_key
         self._key: str | None = None if key == table._id.name else key
 
     def update(self, query: Any, values: Final) -> int:
-        """Queue an update; return how many ops it became.
+        """Queue an update to *values* of the rows that *query* names; return how many ops it became.
 
         Raises:
             BadOp: it would change a row's shard key, or the log cannot carry it; nothing was queued.
@@ -69,7 +71,7 @@ class Changes:
         return 1
 
     def delete(self, query: Any) -> int:
-        """Queue a delete; return how many ops it became."""
+        """Queue a delete of the rows that *query* names; return how many ops it became."""
         if self._nobody(query):
             return 0
         try:
@@ -86,13 +88,13 @@ class Changes:
     def _put(self, query: Any, values: Final, **key: Any) -> None:
         """Queue one op; with an archive, a copy and an update in one group."""
         if self._archive is None:
-            self.receipts.append(self._sink.enqueue_update(query, values, **key))
+            self.receipts.append(self._calls.enqueue_update(query, values, **key))
             return
-        made = self._client().op_builder.versioned_update(query, values, self._archive, **key)
-        self.receipts.append(self._sink.take_together(made))
+        made = self._calls.client.op_builder.versioned_update(query, values, self._archive, **key)
+        self.receipts.append(self._calls.take_together(made))
 
     def _remove(self, query: Any, **key: Any) -> None:
-        self.receipts.append(self._sink.enqueue_delete(query, **key))
+        self.receipts.append(self._calls.enqueue_delete(query, **key))
 
     def _update_with_key(self, query: Any, values: Final) -> int:
         """Queue an update that gives the shard key too, as `update_record()` does: it may repeat it, not change it."""
@@ -100,7 +102,7 @@ class Changes:
         field, new = self._table[self._key], values[self._key]
         named = bool(pinned_values(query, self._table, self._table._id.name))
         rows, rest = self._found(query, settle=not named), Final((n, v) for n, v in values.items() if n != self._key)
-        check = self._client().op_builder.plan(self._table).compiled.check[self._key]
+        check = self._calls.client.op_builder.plan(self._table).compiled.check[self._key]
         if any(check(row.key) != check(new) for row in rows):
             raise ShardKeyError(
                 f"{self._table._tablename}.{self._key} is the shard key and cannot be changed: the row may live on "
@@ -130,7 +132,7 @@ class Changes:
         return len(rows)
 
     def _listed(self, query: Any) -> tuple[Any, list[int]] | None:
-        """Return the part `id.belongs([5, 6])` of a query, and its ids if they tell the shard: nobody looks then."""
+        """Return the part `id.belongs([5, 6])` of a query, and its ids, if they tell the shard: no database is read."""
         table = self._table
         for part in conjuncts(query):
             if op_name(part) == "belongs" and part.first is table._id and isinstance(part.second, list | tuple | set):
@@ -155,7 +157,7 @@ class Changes:
         name = real_name(table)
         if settle:
             self._settle(name)
-        found = primary_rows(self._client(), table, with_filters(query, table), fields, MOST_ROWS + 1)
+        found = primary_rows(self._calls.client, table, with_filters(query, table), fields, MOST_ROWS + 1)
         self._check_count(len(found))
         return [Found(int(row[table._id.name]), row[self._key] if self._key else None) for row in found]
 
@@ -167,13 +169,13 @@ class Changes:
             )
 
     def _settle(self, name: str) -> None:
-        if self._sink.unsent(name):
+        if self._calls.unsent(name):
             raise BadOp(
                 f"this write to {name!r} must look for its rows in the database, where those that the same request has "
                 "queued are not yet: fix the id or the shard key in the query with ==, call db.commit() before, or "
                 "write in another request"
             )
-        self._client().barrier(name, SETTLE_S)
+        self._calls.client.barrier(name, SETTLE_S)
 
 
 def _no_id(value: Any) -> bool:
@@ -190,7 +192,14 @@ def _narrowed(query: Any, narrower: Any) -> Any:
 
 
 def primary_rows(client: Client, table: Any, query: Any, fields: Iterable[Any], most: int) -> list[Any]:
-    """Return rows of all shards, at most so many of each.
+    """Return rows of all shards, as the primaries have them.
+
+    Args:
+        client: whose shards.
+        table: a table of the application's DAL.
+        query: on it.
+        fields: of the table, that the rows have.
+        most: rows of each shard.
 
     Raises:
         ShardUnavailable: a primary did not answer; nothing is left out.

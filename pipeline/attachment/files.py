@@ -1,8 +1,8 @@
-"""Files of an attached table with `autodelete`: removed once the op that leaves them behind is applied, never before.
+"""Remove the files that writes of an attached table with `autodelete` leave behind, once the op is applied.
 
-pyDAL removes them before the write, which may be rejected or dropped yet. Here the names are noted then; a later write
-or `attach` in this process looks whether the op is applied, and lets pyDAL's own function remove them. What a process
-takes with it when it ends stays on the disk.
+pyDAL removes them before the write, which may be rejected or dropped yet. Here their names are noted then. A later
+write or `attach` in this process checks whether the op is applied, and lets pyDAL's own function remove them. What a
+process has noted when it ends stays on the disk.
 """
 
 from __future__ import annotations
@@ -45,7 +45,13 @@ def delay_removal(table: Any, attached: Callable[[Any], bool]) -> None:
 
 
 def leave(query: Any, pairs: Iterable[tuple[Any, Any]] | None, receipts: Sequence[Receipt]) -> None:
-    """Let the files that just this write leaves behind be removed once it is applied: it became these receipts."""
+    """Let the files that just this write leaves behind be removed once it is applied.
+
+    Args:
+        query: of the write.
+        pairs: of fields and values, as the adapter got them; None for a delete.
+        receipts: of the ops that the write became.
+    """
     remove = _notes.take(query, pairs)
     if remove is not None and len(receipts) == 1:
         _waiting.append(_Waiting(receipts[0], remove, clock.mono_s()))
@@ -75,7 +81,7 @@ def _keep(one: _Waiting) -> None:
 
 
 class _Removal:
-    """Stands for pyDAL's callback that removes files."""
+    """Replaces pyDAL's callback that removes files."""
 
     def __init__(self, table: Any, own: Callable[..., Any], attached: Callable[[Any], bool]):
         self._table, self._own, self._attached = table, own, attached

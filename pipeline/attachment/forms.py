@@ -1,11 +1,9 @@
-"""A form that was validated and not written, queued: web2py's `SQLFORM(...).process(dbio=False)`, py4web's `Form`.
+"""Queue a form that was validated and not written: web2py's `SQLFORM(...).process(dbio=False)`, py4web's `Form`.
 
-Known by their attributes: `table`, `record`, `vars`, `accepted`, `deleted`; nothing of either framework is imported.
+A form is known by its attributes `table`, `record`, `vars`, `accepted`, `deleted`; neither framework is imported.
 
-What a form that edits a record has changed: an edit form hands all its fields to `update`, touched or not.
-
-Such an update would take back what others have changed meanwhile, so only the fields that differ from the record shown
-are queued. It holds inside the form alone: any other update means every value that it gives.
+An edit form hands all its fields to `update`, touched or not. That would take back what others have changed meanwhile,
+so only the fields that differ from the record shown are queued. Any other update means every value that it gives.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from pipeline.calls import Calls
 from pipeline.dal.objects import kind_of, real_name
 from pipeline.enqueue.final_values import Final
 from pipeline.errors import BadOp, BadValue
@@ -26,8 +25,12 @@ from pipeline.model.values.texts import is_blank
 PASSWORD_SHOWN = "********"
 
 
-def enqueue_form(form: Any, sink: Any, client: Callable[[], Any]) -> Receipt | None:
+def enqueue_form(form: Any, calls: Calls) -> Receipt | None:
     """Queue what a form says: an insert, an update of the fields that were changed, or a delete.
+
+    Args:
+        form: of a table, validated and not written.
+        calls: of the process's client, or of the web request.
 
     Returns:
         The receipt; None where the user changed nothing. `form.vars.id` is the row's id.
@@ -41,19 +44,19 @@ def enqueue_form(form: Any, sink: Any, client: Callable[[], Any]) -> Receipt | N
     if record:
         form.vars["id"] = row_id
     # shard key and all: a row with an id of the database's own does not tell its shard
-    where = None if row_id is None else _place(table, record, client)
+    key = _key(table, record, calls)
     if _is_delete(form):
-        return sink.enqueue_delete(*where[0], **where[1]) if where else None
-    compiled = client().op_builder.plan(table).compiled
+        return calls.enqueue_delete(table._id == row_id, **key) if record else None
+    compiled = calls.client.op_builder.plan(table).compiled
     values = {name: _typed(compiled, name, value) for name, value in _given(form).items()}
-    if where is None:
-        receipt: Receipt = sink.enqueue_insert(table, values)
+    if not record:
+        receipt = calls.enqueue_insert(table, values)
         form.vars["id"] = receipt.id
         return receipt
     fields = differing(values, record, compiled.check)
     if fields:
         fields.update(differing(_computed(table, record, values), record, compiled.check))
-    return sink.enqueue_update(*where[0], dict(fields), **where[1]) if fields else None
+    return calls.enqueue_update(table._id == row_id, dict(fields), **key) if fields else None
 
 
 def _check(form: Any) -> None:
@@ -85,12 +88,12 @@ def _is_delete(form: Any) -> bool:
     return bool(form.deleted or (form.deletable and posted.get("_delete")))
 
 
-def _place(table: Any, record: Any, client: Callable[[], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    query = table._id == record[table._id.name]
-    key = client().topology.table(table._tablename).shard_key
-    if key is None or key == table._id.name or record.get(key) is None:
-        return (query,), {}
-    return (query,), {"shard_key": record[key]}
+def _key(table: Any, record: Any, calls: Calls) -> dict[str, Any]:
+    """Return the shard key of the record that a form shows, as an option; nothing where the id is the key."""
+    key = calls.client.topology.table(table._tablename).shard_key
+    if not record or key is None or key == table._id.name or record.get(key) is None:
+        return {}
+    return {"shard_key": record[key]}
 
 
 def _given(form: Any) -> dict[str, Any]:
@@ -142,7 +145,7 @@ def editing(table: Any, record: Any) -> Iterator[None]:
 
 
 def changed(table: Any, values: Final) -> Final:
-    """Return the values that differ from the record that a form shows; all, where no form is at work."""
+    """Return those of *values* that differ from the record of *table* that a form shows; all, where none is at work."""
     shown = _shown.get()
     if shown is None or shown[0] != real_name(table):
         return values

@@ -1,16 +1,13 @@
-"""Attaching a table: what pyDAL would tell the database about it goes to the pipeline instead.
+"""Attach a table: what pyDAL would write to its database goes to the pipeline instead.
 
 pyDAL's writes all end in a few methods of the DAL's adapter, after defaults, `compute`, filters and the `_before_*`
-callbacks, and before the `_after_*` ones. Those are replaced on the one adapter, once; they look at the table.
+callbacks, and before the `_after_*` ones. Those methods are replaced on the one adapter, once; they look at the table.
 
-Invariant: a write to an attached table becomes ops or an error, never SQL. `executesql` alone goes around it.
+Invariant: a write to an attached table becomes ops or an error, never SQL. `executesql` alone goes around it: nothing
+can catch SQL text, so one that names an attached table is logged.
 
-SQL text goes around the pipeline, and nothing can catch it; where it writes to an attached table, that is logged.
-
-The import of a whole database: its references follow the ids of the rows they mean.
-
-By default pyDAL adds one offset to all ids of a table, as a database numbers its rows. The pipeline's ids do not follow
-each other, so references would point nowhere; pyDAL's map of ids gets them right.
+`db.import_from_csv_file` gets a map of ids. By default pyDAL adds one offset to all ids of a table, as a database
+numbers its rows; the pipeline's ids do not follow each other, so references would point nowhere.
 """
 
 from __future__ import annotations
@@ -19,12 +16,12 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.attachment import files
 from pipeline.attachment.allowed import check_attachable, refuse_large
 from pipeline.attachment.changes import Changes
-from pipeline.attachment.reads import READS, Sink, wait_in_reads
+from pipeline.attachment.reads import READS, wait_in_reads
 from pipeline.attachment.versions import (
     archives_of,
     keep_versions,
@@ -33,25 +30,42 @@ from pipeline.attachment.versions import (
     refuse_unadopted,
     watch_enabling,
 )
+from pipeline.calls import Calls
+from pipeline.client import Client
 from pipeline.dal.objects import kind_of, real_name, reference_to
 from pipeline.enqueue.final_values import Final
 from pipeline.enqueue.version_copy import Archive
 from pipeline.errors import BadOp, Unavailable
 
-#: Where the adapter keeps its attached tables and their sinks.
+#: Where the adapter keeps its attached tables, and whose calls each makes.
 _ATTRIBUTE = "_pipeline_attached"
 _METHODS = ("insert", "bulk_insert", "update", "delete", "truncate", "drop_table")
 #: A pair of a pyDAL field and its value, as the adapter is given them.
 Pairs = Iterable[tuple[Any, Any]]
 
 
-def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:
-    """Queue what pyDAL would write to a table and to the archive of its versions. Again: the sink is replaced.
+class _Attached(NamedTuple):
+    """Whose calls an attached table makes; as for `attach`."""
+
+    calls: Callable[[], Calls]
+    client: Callable[[], Client]
+    catch_up: Callable[[], object]
+
+
+def attach(
+    table: Any,
+    calls: Callable[[], Calls],
+    client: Callable[[], Client],
+    catch_up: Callable[[], object] = lambda: None,
+) -> None:
+    """Queue what pyDAL would write to a table and to the archive of its versions. Again: its calls are replaced.
 
     Args:
         table: a table of the application's DAL.
-        sink: takes its writes; looked up at each.
-        client: returns the client behind the sink.
+        calls: returns who takes the table's writes, a web request or a client; called at each.
+        client: returns the client behind them, also where nobody may write.
+        catch_up: called ahead of each read of the table: it gives the primaries the time to get what the user has
+            written. What a client sends is nobody's, so its readers wait for nothing.
 
     Raises:
         BadOp: a table that must be written at once, or whose rows need what only its database knows; it says why.
@@ -65,7 +79,7 @@ def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:
     def take_archive(archive: Archive) -> None:
         client().op_builder.check_archive(table, archive)
         refuse_callbacks(table, archive.table)
-        attach(archive.table, sink, client)
+        attach(archive.table, calls, client, catch_up)
 
     keep_versions(table, attached, take_archive)
     adapter = table._db._adapter
@@ -73,7 +87,7 @@ def attach(table: Any, sink: Sink, client: Callable[[], Any]) -> None:
         _replace(adapter)
         warn(table._db, lambda: vars(adapter).get(_ATTRIBUTE, ()))
         map_ids(table._db)
-    getattr(adapter, _ATTRIBUTE)[real_name(table)] = (sink, client)
+    getattr(adapter, _ATTRIBUTE)[real_name(table)] = _Attached(calls, client, catch_up)
     watch_enabling(table, _attach_again)
     files.delay_removal(table, attached)
     files.sweep()
@@ -105,11 +119,11 @@ def _attach_again(table: Any) -> None:
 
 
 def _replace(adapter: Any) -> None:
-    """Put methods on this adapter that ask first whose table it is."""
+    """Put methods on this adapter that check first whether the table is attached."""
     writes = _Writes(adapter)
     for name in _METHODS:
         setattr(adapter, name, getattr(writes, name))
-    wait_in_reads(adapter, lambda name: writes.tables[name][0] if name in writes.tables else None)
+    wait_in_reads(adapter, lambda name: writes.tables[name].catch_up() if name in writes.tables else None)
     setattr(adapter, _ATTRIBUTE, writes.tables)
 
 
@@ -117,20 +131,20 @@ class _Writes:
     """The adapter's methods that write, under pyDAL's names: queued for an attached table, else its own."""
 
     def __init__(self, adapter: Any):
-        self.tables: dict[str, tuple[Sink, Callable[[], Any]]] = {}
+        self.tables: dict[str, _Attached] = {}
         self._own = {name: getattr(adapter, name) for name in _METHODS}
 
     def insert(self, table: Any, fields: Pairs) -> Any:
         found = self._found(table)
         if found is None:
             return self._own["insert"](table, fields)
-        return reference_to(table, found[0].enqueue_insert(table, _values(table, fields)).id)
+        return reference_to(table, found.enqueue_insert(table, _values(table, fields)).id)
 
     def bulk_insert(self, table: Any, items: Iterable[Pairs]) -> Any:
         found = self._found(table)
         if found is None:
             return self._own["bulk_insert"](table, items)
-        receipts = found[0].enqueue_bulk_insert(table, [_values(table, item) for item in items])
+        receipts = found.enqueue_bulk_insert(table, [_values(table, item) for item in items])
         return [reference_to(table, receipt.id) for receipt in receipts]
 
     def update(self, table: Any, query: Any, fields: Pairs) -> Any:
@@ -138,7 +152,7 @@ class _Writes:
         if found is None:
             return self._own["update"](table, query, fields)
         pairs = list(fields)
-        changes = Changes(*found, table, noted(query, pairs))
+        changes = Changes(found, table, noted(query, pairs))
         count = changes.update(query, _values(table, pairs))
         return _cleared(query, pairs, changes, count)
 
@@ -146,7 +160,7 @@ class _Writes:
         found = self._found(table)
         if found is None:
             return self._own["delete"](table, query)
-        changes = Changes(*found, table)
+        changes = Changes(found, table)
         return _cleared(query, None, changes, changes.delete(query))
 
     def truncate(self, table: Any, mode: str = "") -> Any:
@@ -164,12 +178,12 @@ class _Writes:
             f"table {table._tablename!r} is attached and cannot be dropped: ops may be queued for it; detach it"
         )
 
-    def _found(self, table: Any) -> tuple[Sink, Callable[[], Any]] | None:
+    def _found(self, table: Any) -> Calls | None:
         """Return who takes the writes of a table; None: its own database."""
         found = self.tables.get(real_name(table))
         if found is not None:
             refuse_unadopted(table)
-        return found
+        return found and found.calls()
 
 
 def _cleared(query: Any, pairs: Any, changes: Changes, count: int) -> int:
@@ -194,7 +208,8 @@ def warn(db: Any, attached: Callable[[], Iterable[str]]) -> None:
     """Let `db.executesql` log what goes around the pipeline.
 
     Args:
-        attached: returns the names of the attached tables.
+        db: the DAL.
+        attached: returns the names of its attached tables.
     """
     own = db.executesql
 
@@ -212,12 +227,12 @@ def warn(db: Any, attached: Callable[[], Iterable[str]]) -> None:
 
 
 def unwarn(db: Any) -> None:
-    """Take the warning away again."""
+    """Let `executesql` of *db* log nothing any more."""
     vars(db).pop("executesql", None)
 
 
 def map_ids(db: Any) -> None:
-    """Let `db.import_from_csv_file` map each id, unless the caller has a map of his own."""
+    """Let `db.import_from_csv_file` map each id, unless the caller gives a map."""
     own = db.import_from_csv_file
 
     def import_from_csv_file(ifile: Any, id_map: Any = None, *rest: Any, **options: Any) -> Any:
@@ -227,5 +242,5 @@ def map_ids(db: Any) -> None:
 
 
 def unmap(db: Any) -> None:
-    """Take that away again."""
+    """Let *db* import as pyDAL does."""
     vars(db).pop("import_from_csv_file", None)

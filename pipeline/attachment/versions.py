@@ -1,12 +1,10 @@
-"""Record versioning of an attached table: where pyDAL reads the row and writes its copy, the worker does both.
+"""Keep the versions of an attached table's rows: where pyDAL reads a row and writes its copy, the worker does both.
 
 `_enable_record_versioning` puts two callbacks on a table: one keeps a row before an update, one makes of a delete an
-update of `is_active`. Both are replaced by their like: the first only notes that the update that follows is to keep its
-rows, for whoever takes it. Off again as soon as the table is detached.
+update of `is_active`. Both are replaced until the table is detached. The first only notes, for the adapter's method
+that comes right behind it, that the update is to keep its rows.
 
-What a `_before_*` callback of ours has seen of a write, for the adapter's method that comes right behind it.
-
-pyDAL hands the callback a set and the row, the adapter the set's query and the row's pairs. Both are compared by
+pyDAL hands the callback a set and the row, and the adapter the set's query and the row's pairs. Both are compared by
 identity: a later callback may have forbidden the write that was noted.
 """
 
@@ -31,11 +29,11 @@ class Notes(Generic[_Seen]):
         self._last: ContextVar[tuple[Any, Any, _Seen] | None] = ContextVar(f"pipeline_{name}", default=None)
 
     def put(self, query: Any, row: Any, seen: _Seen) -> None:
-        """Note what was seen of a write; *row* is None for a delete."""
+        """Note what was *seen* of the write of a *query*; *row* is None for a delete."""
         self._last.set((query, row, seen))
 
     def take(self, query: Any, pairs: Iterable[tuple[Any, Any]] | None) -> _Seen | None:
-        """Return what was seen of just this write, and forget it."""
+        """Return what was seen of just the write of *query* and *pairs*, and forget it."""
         last = self._last.get()
         self._last.set(None)
         if last is None or last[0] is not query:
@@ -93,7 +91,7 @@ def archives_of(table: Any) -> list[Any]:
 
 
 def noted(query: Any, pairs: Iterable[tuple[Any, Any]]) -> Archive | None:
-    """Return where just this update keeps its rows, and forget it."""
+    """Return where just the update of *query* and *pairs* keeps its rows, and forget it."""
     return _notes.take(query, pairs)
 
 
@@ -111,7 +109,7 @@ def refuse_unadopted(table: Any) -> None:
 
 
 class _Keeping:
-    """Stands for pyDAL's callback that keeps a row before an update."""
+    """Replaces pyDAL's callback that keeps a row before an update."""
 
     def __init__(self, table: Any, own: Callable[..., Any], attached: Callable[[Any], bool]):
         self._table, self._own, self._attached = table, own, attached
@@ -140,7 +138,7 @@ class _Keeping:
 
 
 def refuse_callbacks(table: Any, archive: Any) -> None:
-    """Raise for an archive with callbacks of the application's own: nobody could call them.
+    """Raise for the *archive* of a *table* with callbacks of the application's own: a worker cannot call them.
 
     Raises:
         BadOp: it says which.

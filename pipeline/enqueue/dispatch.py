@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,9 @@ from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.shipment import OpPlace, Shipment
 from pipeline.errors import BadOp, NotDurable
 from pipeline.model.op import UPSERT, Addressed, Op, encode, id_of, id_of_new, with_id
-from pipeline.model.receipt import Receipt
-from pipeline.oplog.contract import IdReserved
-from pipeline.wait_budget import WaitBudgets, in_all
+from pipeline.model.receipt import Receipt, Receipts
+from pipeline.oplog.appends import KeyClaimed
+from pipeline.wait_budget import WaitBudget, WaitBudgets, in_all
 
 if TYPE_CHECKING:
     from pipeline.model.receipt import Source
@@ -34,6 +34,8 @@ class Dispatch:
         source: who answers for the receipts.
         wait_budgets: how long one call may wait for Redis, beside what its durability asks for.
     """
+
+    budget: WaitBudget | None = None
 
     def __init__(self, publisher: Publisher | Fallback, source: Source, wait_budgets: WaitBudgets):
         self._publisher, self._source, self.wait_budgets = publisher, source, wait_budgets
@@ -64,6 +66,23 @@ class Dispatch:
         receipt = Receipt(bucket, None, id_of(op), source=self._source)
         self._pass_on(HeldOp(bucket, op, durability, [receipt]))
         return receipt
+
+    def take_many(self, made: Iterable[Addressed], durability: str) -> Receipts:
+        """Take many ops, one round trip per thousand and shard; return their receipts, each made when looked at."""
+        self.known_durability(durability)
+        if self.gathering:
+            single = [self.take(addressed, durability) for addressed in made]
+            return Receipts(single.__getitem__, len(single))
+        chunks: list[Chunk] = []
+        chunk = Chunk()
+        for addressed in made:
+            chunk.add(addressed.bucket, addressed.op)
+            if len(chunk) == BULK_ROWS:
+                chunks.append(self.send_chunk(chunk, durability))
+                chunk = Chunk()
+        if len(chunk):
+            chunks.append(self.send_chunk(chunk, durability))
+        return Receipts(lambda i: chunks[i // BULK_ROWS].receipt(i % BULK_ROWS, self._source), sum(map(len, chunks)))
 
     @property
     def gathering(self) -> bool:
@@ -130,7 +149,7 @@ class Dispatch:
         bucket, op = addressed.bucket, addressed.op
         try:
             return op, self._publisher.ship(_shipment(bucket, op, "redis"))[bucket]
-        except IdReserved as reserved:
+        except KeyClaimed as reserved:
             op = with_id(addressed, reserved.row_id)
         return op, self._sent(bucket, op, "redis")
 
@@ -139,7 +158,7 @@ class Dispatch:
         shipment = _shipment(bucket, op, durability)
         try:
             return self._publisher.ship(shipment)[bucket]
-        except IdReserved:
+        except KeyClaimed:
             # Redis, or the spool, was away when one of two ids was told. The shard takes the first op with that key
             return self._publisher.ship(Shipment(shipment.runs, durability=durability))[bucket]
 

@@ -14,7 +14,7 @@ from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.shipment import OpPlace, Shipment
 from pipeline.errors import PipelineFull, SpoolUnavailable, Unavailable
-from pipeline.oplog.contract import IdReserved
+from pipeline.oplog.appends import KeyClaimed
 from pipeline.spool.store import Number
 
 
@@ -37,7 +37,7 @@ class Fallback:
         With the durability `spooled` they are spooled first, and stay there until every node of their shard has them.
 
         Raises:
-            IdReserved: the key stands for another id; neither Redis nor the spool took the op.
+            KeyClaimed: the key stands for another id; neither Redis nor the spool took the op.
             PipelineFull, SpoolUnavailable: Redis did not take them, and neither did the spool.
         """
         if shipment.durability == "spooled":
@@ -83,4 +83,4 @@ class Fallback:
         if key and row_id is not None:
             [bucket] = shipment.runs
             if (claimed := self.claim(bucket, key, row_id)) != row_id:
-                raise IdReserved(claimed)
+                raise KeyClaimed(claimed)

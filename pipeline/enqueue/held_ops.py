@@ -4,7 +4,7 @@ An atomic group: ops of one bucket that are one entry of its log, applied togeth
 
 A bulk call's chunk: many ops, one round trip per shard, receipts made only when looked at.
 
-A validated insert: the table's validators first, as pyDAL's `validate_and_insert` runs them, then the door.
+A validated insert: the table's validators first, as pyDAL's `validate_and_insert` runs them, then the op builder.
 """
 
 from __future__ import annotations

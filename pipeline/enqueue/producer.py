@@ -15,7 +15,7 @@ from pipeline.config.topology import Topology
 from pipeline.enqueue.shipment import OpPlace, Shipment, parse_claim
 from pipeline.errors import LogUnavailable
 from pipeline.model.op import Position
-from pipeline.oplog.contract import HOLE, Append, Appended, Line, Scope
+from pipeline.oplog.appends import HOLE, Append, Appended, Line, Scope
 from pipeline.shard import ledger
 from pipeline.shard.nodes import Nodes
 

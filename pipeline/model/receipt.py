@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, Protocol, overload
 
 import msgspec
 
 from pipeline.errors import BadToken, PipelineError
 from pipeline.model.op import Position
 
-if TYPE_CHECKING:
-    from typing import Protocol
 
-    class Source(Protocol):
-        """What answers for a receipt: the client."""
+class Source(Protocol):
+    """What answers for a receipt: the client."""
 
-        def status(self, receipt: Receipt) -> str: ...  # noqa: D102
-        def wait(self, receipt: Receipt, timeout_s: float) -> str: ...  # noqa: D102
-        def row_id(self, receipt: Receipt) -> int | None: ...  # noqa: D102
+    def status(self, receipt: Receipt) -> str: ...  # noqa: D102
+    def wait(self, receipt: Receipt, timeout_s: float) -> str: ...  # noqa: D102
+    def row_id(self, receipt: Receipt) -> int | None: ...  # noqa: D102
 
 
 #: First letter of every printed receipt; a new layout gets a new letter. A spooled op has no position yet.

@@ -12,7 +12,7 @@ from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import kind_of, real_name
 from pipeline.errors import BadOp, BadRead, ShardUnavailable
-from pipeline.oplog.contract import Log
+from pipeline.oplog.contract import Entries
 from pipeline.reads.gather.gather import GATHER_S, Gather
 from pipeline.reads.node_dal import NodeDAL
 from pipeline.reads.pending.pending_rows import CannotOverlay, Overlay
@@ -43,7 +43,7 @@ class Reads:
         self,
         settings: Settings,
         topology: Topology,
-        log: Log,
+        log: Entries,
         router: Router,
         find_table: Callable[[Any], Any],
         seal: Seal,
@@ -208,8 +208,9 @@ class Reads:
         return True
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, and close this thread's connections to nodes."""
         self._gather.close()
+        self._router.readers.close()
 
     @cached_property
     def _overlay(self) -> Overlay:

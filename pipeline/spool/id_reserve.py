@@ -66,7 +66,7 @@ class IdReserve:
         self._full_until_ms, self._doubted = held.until_ms, False
 
     def lease(self, least_until_ms: int) -> Lease:
-        """Give a slice of the reserve to this process; see `ids.IdMaker` for *least_until_ms*.
+        """Give a slice of the reserve to this process; see `contract.Numbers.lease_ids` for *least_until_ms*.
 
         Raises:
             IdsUsedUp: there is no reserve, or it does not reach so far.

@@ -1,1 +1,1 @@
-"""What the faces of web frameworks share: one request's view of the client, and one client per configuration."""
+"""What the objects of the web frameworks share: one request's calls, and one client per configuration."""

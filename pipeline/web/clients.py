@@ -1,14 +1,11 @@
-"""One client per process and configuration: requests come and go, connections and knowledge of the nodes stay.
+"""Keep one client per process and configuration, and warm the process up once.
 
-Which configuration an application means: the section `[pipeline]` of its AppConfig, or a TOML file beside it.
+Requests come and go; connections and what is known of the nodes stay. An application's configuration is the section
+`[pipeline]` of its AppConfig, or a TOML file beside it. Files are read once; a request costs a look into a dict.
 
-It is asked at each request, so what it costs is a look into a dict; the files are read once.
-
-Warm a web process up, once: import what the first ring needs, and look for no garbage among what stays for good.
-
-web2py collects all garbage at every hundredth request, and Python does it now and then: each time every object of the
-process is looked at, the modules' own too, while all its threads stand still. A request in a hundred waits for that. Of
-what is frozen nothing is looked at; it is freed as ever when nobody refers to it, unless in a cycle.
+web2py collects all garbage at every hundredth request, and Python does it now and then: all threads stand still while
+every object of the process is visited. So what is imported and made by then is frozen: it is visited no more, and still
+freed when nothing refers to it, unless in a cycle.
 """
 
 from __future__ import annotations
@@ -66,6 +63,7 @@ def client_for(folder: str, db: Any, configuration: Any = None, redis_conn: Any 
 
     Args:
         folder: the application's; its files are in `private/`.
+        db: the application's DAL.
         configuration: web2py's AppConfig, or anything else with sections that hold keys.
         redis_conn: web2py's `RConn(...)`: the logs go there, instead of to the key `redis`.
 
@@ -95,7 +93,7 @@ def client_for(folder: str, db: Any, configuration: Any = None, redis_conn: Any 
 
 
 def address_of(redis_conn: Any) -> str:
-    """Return the address of a redis-py client, such as web2py's `RConn(...)` returns.
+    """Return the address of *redis_conn*, a redis-py client such as web2py's `RConn(...)` returns.
 
     Raises:
         ConfigError: its pool does not tell.
@@ -128,7 +126,7 @@ _warmed_in = 0
 
 
 def warm_up(client: Client) -> None:
-    """Begin to warm this process up, unless that has been done; costs the caller nothing."""
+    """Begin to warm this process up for *client*, unless that has been done; costs the caller nothing."""
     global _warmed_in
     if _warmed_in == os.getpid():
         return

@@ -1,4 +1,4 @@
-"""A transaction that the application ends itself, in the middle of a request: its ops go the way of its rows.
+"""Send or drop a request's ops where the application ends its transaction itself, in the middle of the request.
 
 Old controllers do that: `db.commit()` in a loop so that a later fault does not undo all, `db.rollback()` behind an
 `except`. What was queued by then is sent with the one, and dropped with the other.
@@ -18,7 +18,12 @@ _TOLD = "_pipeline_told"
 
 
 def follow_commits(db: Any, begun: Begun) -> None:
-    """Let `db.commit()` send what is held, and `db.rollback()` drop it; frameworks end requests in another way."""
+    """Let `db.commit()` send what is held, and `db.rollback()` drop it; frameworks end requests in another way.
+
+    Args:
+        db: the application's DAL.
+        begun: returns the requests of the moment whose ops go with *db*.
+    """
     told: list[Begun] | None = vars(db).get(_TOLD)
     if told is None:
         told = _tell(db)

@@ -1,12 +1,10 @@
-"""The outbox: ops as rows in the request's own database, so that they are kept or dropped with its transaction.
+"""Keep ops as rows in the request's own database, so that its transaction commits or drops them: the outbox.
 
-A row is written where the op is made, in the request's transaction; after the commit the rows are sent and deleted. A
-process that dies in between leaves them, and the next request, or `pipeline outbox relay`, sends them.
+A row is written where the op is made. After the commit the rows are sent and deleted. A process that dies in between
+leaves them; the next request, or `pipeline outbox relay`, sends them.
 
-Invariant: each request's ops have a producer of their own and dense sequences per bucket, which stand in the rows. So
-sending them twice, from any process, is harmless; and rows of a bucket are sent in the order of their ids.
-
-Relay a whole outbox, from outside of any request: what dead processes have left, or what waited for Redis.
+Invariant: each request's ops have a producer of their own, and dense sequences per bucket that are stored in the rows.
+So sending them twice, from any process, is harmless; and rows of a bucket are sent in the order of their ids.
 """
 
 from __future__ import annotations
@@ -71,7 +69,7 @@ class Outbox:
         return len(self._waiting)
 
     def add(self, entry: HeldOp) -> None:
-        """Write an op into the outbox.
+        """Write the op of *entry* into the outbox.
 
         Raises:
             BadOp: it asks for a durability that only a sender has, or nobody would commit the row.
@@ -162,7 +160,7 @@ def _watch(adapter: Any) -> threading.local:
 
 
 def defined(db: Any) -> Any:
-    """Return the outbox of a database, defined when first asked for."""
+    """Return the outbox of *db*, a DAL; it is defined when first used."""
     if TABLE not in db.tables:
         db.define_table(
             TABLE,
@@ -176,7 +174,7 @@ def defined(db: Any) -> Any:
 
 
 def abandoned(table: Any, own: Sequence[Kept]) -> list[Kept]:
-    """Return the rows that must be sent before a request's own, and those of processes that have died."""
+    """Return the rows of *table* that must be sent before a request's *own*, and those of processes that have ended."""
     now_ms, last = clock.wall_ms(), own[-1]
     concerned = table.bucket.belongs(sorted({kept.bucket for kept in own})) | (table.made_ms < now_ms - ABANDONED_MS)
     query = concerned & (table.id < last.id) & (table.producer != last.producer)
@@ -184,15 +182,17 @@ def abandoned(table: Any, own: Sequence[Kept]) -> list[Kept]:
 
 
 def kept_rows(table: Any, query: Any) -> list[Kept]:
-    """Return rows in the order of their ids, at most `MOST_ROWS_A_REQUEST`."""
+    """Return the rows of *table* that match *query* in the order of their ids, at most `MOST_ROWS_A_REQUEST`."""
     rows = table._db(query).select(orderby=table.id, limitby=(0, MOST_ROWS_A_REQUEST))
     return [Kept(int(r.id), int(r.producer), r.bucket, r.seq, b64decode(r.payload)) for r in rows]
 
 
 def sent(publisher: Publisher, rows: Iterable[Kept], *, patient: bool = True) -> Reached:
-    """Send rows, and return where the last of each producer and bucket stands, at the latest.
+    """Send rows, and return where the last of each producer and bucket is, at the latest.
 
     Args:
+        publisher: sends.
+        rows: in the order of their ids.
         patient: wait for a slow Redis as a bulk load does; a request must not.
 
     Raises:
@@ -210,7 +210,7 @@ def sent(publisher: Publisher, rows: Iterable[Kept], *, patient: bool = True) ->
 
 
 def delete(table: Any, rows: Iterable[Kept]) -> bool:
-    """Delete rows that have been sent, and commit; whether that went well. A row that stays is sent again: no harm."""
+    """Delete sent *rows* of *table*, and return whether that is committed. A row that stays is sent again: no harm."""
     try:
         table._db(table.id.belongs([row.id for row in rows])).delete()
         table._db._adapter.commit()  # not as if by the application's hand
@@ -232,6 +232,7 @@ def resend_outbox(client: Client, uri: str, *, old: bool = False) -> Relayed:
     """Send and delete all rows of the outbox in a database.
 
     Args:
+        client: sends.
         uri: pyDAL's URI of the application's own database.
         old: send also what is so old that log and shard may have forgotten it: what was sent before is doubled then.
 

@@ -1,7 +1,7 @@
-"""A DAL for a controller that only reads: one node of one shard for the whole request, with the tables of the caller's.
+"""Give a controller that only reads a DAL: one node of one shard for the whole request, with the caller's tables.
 
-With several shards there is no node that has all rows of a sharded table; such a table is refused here, by name, unless
-the shard key tells which shard is meant.
+With several shards no node has all rows of a sharded table. Such a table is refused by name, unless the shard key tells
+which shard is meant.
 """
 
 from __future__ import annotations
@@ -82,6 +82,10 @@ class Refusal:
 
 def table_for(client: Client, db: Any) -> Any:
     """Return a table by which a node may be chosen when the caller has named none: one of which a node has all rows.
+
+    Args:
+        client: whose shards.
+        db: the application's DAL.
 
     Raises:
         BadRead: there is none.

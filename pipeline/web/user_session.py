@@ -1,17 +1,19 @@
-"""A request's user as a reader: the session that the last request left, opened only when a read or a write needs it."""
+"""Keep what a request's user has written and seen: opened only when a read or a write needs it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pipeline import clock
 from pipeline.client import Client
 from pipeline.errors import BadToken, PartialResult, StaleRead, Unavailable
 from pipeline.reads.session import ReadSession, Token
 
-_T = TypeVar("_T")
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
 #: How long a page waits until its user's own ops are applied, s. A replica is waited for as the settings say: then the
 #: primary answers, which does not help while the op is still in the queue.
 QUEUED_S = 2.0
@@ -57,34 +59,13 @@ class UserSession:
         """Wait until the primaries have it, as long as a page waits; whether they have.
 
         Raises:
-            as `client.Pipeline.settle`.
+            ShardUnavailable, LogUnavailable: nobody can say whether they have it.
         """
-        return self._client.settle(self.session, QUEUED_S)
+        return self._client.reads.settle(self.session, QUEUED_S)
 
     def wrote(self, receipts: Any) -> None:
-        """Let the next reads see these ops."""
+        """Let the next reads see the ops of *receipts*."""
         self.session.wrote(receipts)
-
-    def asked(self, call: Callable[[Any], _T], after: Any, fresh: bool, options: Mapping[str, Any]) -> _T:
-        """Read with what the user has seen and written, and with what was asked for besides.
-
-        Where the caller does not say how long to wait, a page waits for its user's own ops rather than fail.
-
-        Args:
-            call: reads, given an `after=`.
-        """
-        if not fresh:
-            return call(after)
-        seen = self._client.joined(self.session, after)
-        if "wait_s" in options or "on_stale" in options:
-            return call(seen)
-        for deadline in clock.polls(QUEUED_S):
-            try:
-                return call(seen)
-            except (StaleRead, PartialResult) as error:
-                if deadline.passed or not _still_queued(error):
-                    raise
-        raise AssertionError("the last poll returns or raises")
 
     def text(self) -> str | None:
         """Return the session's text if it has to be kept, None if it is as it came."""
@@ -97,6 +78,28 @@ class UserSession:
             logger.warning("the user's session is not kept: %s", error)
             return None
         return None if text == (self._text or "") else text
+
+
+def patient(call: Callable[Concatenate[Any, _Given], _Result]) -> Callable[Concatenate[Any, _Given], _Result]:
+    """Let a read of a request wait while an op of its user is still queued, unless the caller says how long to wait.
+
+    Args:
+        call: a method that reads, with what the user has written and seen unless `fresh=False`.
+    """
+
+    @wraps(call)
+    def read(self: Any, /, *args: _Given.args, **options: _Given.kwargs) -> _Result:
+        if not options.get("fresh", True) or "wait_s" in options or "on_stale" in options:
+            return call(self, *args, **options)
+        for deadline in clock.polls(QUEUED_S):
+            try:
+                return call(self, *args, **options)
+            except (StaleRead, PartialResult) as error:
+                if deadline.passed or not _still_queued(error):
+                    raise
+        raise AssertionError("the last poll returns or raises")
+
+    return read
 
 
 def _still_queued(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from support.chance import SOAK
 from support.oracle import nodes
 from support.oracle.trial import Trial
 
-from pipeline.attachment import Everyone, attach
+from pipeline.attachment import attach
 from pipeline.clock import polls
 
 pytestmark = pytest.mark.mariadb
@@ -28,7 +28,7 @@ def db(trial: Trial) -> Iterator[Any]:
     db.define_table("tally", *own)
     db.tally._enable_record_versioning()
     client = lambda: trial.rig.client  # noqa: E731
-    attach(db.tally, Everyone(client), client)
+    attach(db.tally, client, client)
     yield db
     db.close()
 

@@ -168,6 +168,8 @@ def test_a_uwsgi_that_runs_threads_is_as_any_other_server(options: dict[str, Any
 
 
 class Caller:
+    budget: WaitBudget | None = None
+
     def __init__(self, wait_budgets: WaitBudgets):
         self.wait_budgets = wait_budgets
         self.seen: list[WaitBudget | None] = []

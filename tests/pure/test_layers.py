@@ -34,7 +34,6 @@ LAYERS = {
     # whole
     "pipeline.calls": 5,
     "pipeline.client": 5,
-    "pipeline.wiring": 5,
     "pipeline.devcluster": 5,
     # operators
     "pipeline.admin": 6,
@@ -96,8 +95,12 @@ def _imports(tree: ast.AST) -> Iterator[str]:
             assert node.level == 0, "imports are absolute here"
             assert node.module
             yield from (_named(node.module, alias.name) for alias in node.names)
-        elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+        elif not isinstance(node, ast.expr) and not _for_type_checkers(node):
             yield from _imports(node)
+
+
+def _for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
 
 
 def _named(module: str, name: str) -> str:

@@ -81,7 +81,7 @@ def test_who_has_written_nothing_does_not_wait(box: Sandbox, db: Any, monkeypatc
     db.item.insert(qty=1)
     request.finish()
     asked: list[Any] = []
-    monkeypatch.setattr(box.client, "settle", lambda *args: asked.append(args))
+    monkeypatch.setattr(box.client.reads, "settle", lambda *args: asked.append(args))
 
     request_of(box, db)
 
@@ -94,8 +94,8 @@ def test_a_request_asks_once_for_what_its_user_wrote(box: Sandbox, db: Any, monk
     request = request_of(box, db)
     db.item.insert(qty=1)
     token = request.finish()
-    settle, asked = box.client.settle, []
-    monkeypatch.setattr(box.client, "settle", lambda *args: asked.append(settle(*args)) or asked[-1])
+    settle, asked = box.client.reads.settle, []
+    monkeypatch.setattr(box.client.reads, "settle", lambda *args: asked.append(settle(*args)) or asked[-1])
 
     request_of(box, db, token)
     for _ in range(3):

@@ -388,7 +388,7 @@ def test_a_version_that_is_only_queued_is_waited_for_and_not_guessed(box: Sandbo
     db(paper.id == row_id).update(title="b")
     [copy] = [one for one in box.enqueued("paper_archive") if one.kind == "copy"]
     asked: list[Any] = []
-    overlay = box.client._reads._overlay
+    overlay = box.client.reads._overlay
     real = overlay.row
 
     def row(*args: Any) -> Any:

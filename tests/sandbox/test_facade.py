@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import pipeline
+from pipeline.calls import Calls
 from pipeline.client import Client
 
 FUNCTIONS = [name for name in pipeline.__all__ if inspect.isfunction(getattr(pipeline, name))]
@@ -36,6 +37,16 @@ def test_a_public_function_is_a_method_of_the_client_unless_it_is_about_the_proc
     of_the_client = {name for name in FUNCTIONS if hasattr(Client, name)}
 
     assert set(FUNCTIONS) - of_the_client == {"configure", "current", "attach", "enqueue_form"}
+
+
+@pytest.mark.parametrize("name", sorted({name for name in FUNCTIONS if hasattr(Calls, name)}))
+def test_a_public_function_and_the_call_behind_it_take_the_same_with_the_same_defaults(name: str):
+    public = inspect.signature(getattr(pipeline, name)).parameters
+    behind = inspect.signature(getattr(Calls, name)).parameters
+
+    assert {one: public[one].default for one in public} == {
+        one: behind[one].default for one in behind if one not in ("self", "fresh")
+    }
 
 
 def test_an_import_loads_no_driver_and_neither_client_nor_log():

@@ -10,7 +10,6 @@ from pydal import DAL, Field
 import pipeline
 from pipeline.errors import LogUnavailable, UnknownField
 from pipeline.testing import Sandbox, sandbox
-from pipeline.wait_budget import WaitBudgets
 from pipeline.web.manual_commit import follow_commits
 from pipeline.web.request import Request
 
@@ -134,7 +133,7 @@ def test_a_page_waits_longer_for_its_own_op_in_the_queue_than_for_a_replica(
 ):
     request = Request(box.client)
     receipt = request.enqueue_insert(db.sale, customer=7, qty=1)
-    reads, read = [], box.client.get
+    reads, read = [], box.client.reads.get
 
     def applied_between(*args: Any, **options: Any) -> Any:
         reads.append(1)
@@ -142,7 +141,7 @@ def test_a_page_waits_longer_for_its_own_op_in_the_queue_than_for_a_replica(
             box.drain()
         return read(*args, **options)
 
-    monkeypatch.setattr(box.client, "get", applied_between)
+    monkeypatch.setattr(box.client.reads, "get", applied_between)
 
     assert request.get(db.sale, receipt.id).qty == 1
     assert len(reads) == 3
@@ -241,7 +240,6 @@ def test_a_session_of_another_deployment_begins_anew(box: Sandbox, db: Any):
 
 def budgets_of(box: Sandbox, db: Any, *requests: Request) -> list[Any]:
     """Return the budgets within which ops of requests are sent, two each."""
-    box.client.wait_budgets = box.client._dispatch.wait_budgets = WaitBudgets(30)
     seen: list[Any] = []
     box.log.fault = lambda where: seen.append(box.client.wait_budgets.here.budget) if where == "send" else None
     for request in requests:
@@ -252,17 +250,19 @@ def budgets_of(box: Sandbox, db: Any, *requests: Request) -> list[Any]:
 
 
 def test_all_calls_of_a_web_request_and_its_end_wait_within_one_budget(box: Sandbox, db: Any):
-    box.client.wait_budgets = WaitBudgets(30)
+    box.client.wait_budgets.most_s = 30.0
     requests = holding(box), Request(box.client, None, ""), holding(box)
 
     seen = budgets_of(box, db, *requests)
 
-    assert seen == [budget for request in requests for budget in [request._budget] * 2]
+    assert seen == [budget for request in requests for budget in [request.budget] * 2]
     assert len({id(budget) for budget in seen}) == 3
     assert box.client.wait_budgets.here.budget is None
 
 
 def test_in_a_script_each_call_has_a_budget_of_its_own(box: Sandbox, db: Any):
+    box.client.wait_budgets.most_s = 30.0
+
     first, second = budgets_of(box, db, Request(box.client))
 
     assert first is not None

@@ -15,7 +15,7 @@ from support.chance import SEED
 from support.oracle.trial import Trial
 from support.servers.rig import Rig, rig_of
 from support.web.shop import Shop, shop_of
-from support.web.web2py_server import Site, needs_web2py, serving
+from support.web.web2py_server import Site, serving
 
 
 @pytest.fixture(scope="session")
@@ -28,8 +28,8 @@ def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """Servers like `mariadb`'s and a folder of web2py applications, to which a module adds its own."""
-    needs_web2py()
+    """Servers like `mariadb`'s and a folder of applications, to which a module adds its own."""
+    needs_mariadb()
     with shop_of(tmp_path_factory.mktemp("shop")) as made:
         yield made
 

@@ -8,6 +8,7 @@ with serving(folder) as site:                      # folder/apps/shop/__init__.p
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import urllib.error
@@ -29,6 +30,7 @@ class Site:
     def __init__(self, folder: Path, process: subprocess.Popen[bytes], port: int):
         self.folder, self.process = folder, process
         self.url = f"http://127.0.0.1:{port}"
+        self._known = 0
 
     def browser(self, base: str = "", *, tickets: bool = False) -> Browser:
         """Return a new user's browser; *tickets*: a ticket is an answer like others."""
@@ -38,6 +40,14 @@ class Site:
     def log(self) -> str:
         """What the server has written: the tracebacks of its tickets, too."""
         return (self.folder / "server.log").read_text()
+
+    def forget_tickets(self) -> list[str]:
+        """Return the tracebacks of the tickets since the last call."""
+        text = self.log
+        # each is there twice: with its time, and as the server writes it
+        found = re.split(r"(?m)^\[\S+\]: Traceback ", text[self._known :])[1:]
+        self._known = len(text)
+        return found
 
 
 @contextmanager

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.sandbox.one_key import Caller
 from support.sandbox.spooling import Shop
 
 from pipeline import clock
@@ -27,27 +28,6 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     made.db.close()
 
 
-class Caller:
-    """A request of one process, with the one key; in mode on_commit it is sent only when it ends."""
-
-    def __init__(self, shop: Shop, client: Client, held: bool):
-        self._shop, self._client = shop, client
-        self._ops = client.held() if held else None
-
-    def buys(self, qty: int, **options: Any) -> Receipt:
-        def call() -> Receipt:
-            return self._shop.buy(qty, self._client, idempotency_key="form 1", **options)
-
-        if self._ops is None:
-            return call()
-        with self._client.holding(self._ops):
-            return call()
-
-    def ends(self) -> None:
-        if self._ops is not None:
-            self._ops.send()
-
-
 Make = Callable[..., Caller]
 
 
@@ -59,7 +39,7 @@ def caller(shop: Shop) -> Iterator[Make]:
         if client is None:  # a process of the same host
             made.append(client := shop.another())
             shop.buy(0, client)
-        return Caller(shop, client, held)
+        return Caller(client, partial(shop.buy, client=client), held=held)
 
     yield make
     for client in made:
@@ -300,13 +280,13 @@ def test_what_was_spooled_by_wish_makes_the_row_though_redis_goes_then(shop: Sho
 def test_a_call_that_meets_a_redis_that_is_gone_asks_it_for_the_key_once_at_most(
     shop: Shop, caller: Make, monkeypatch: pytest.MonkeyPatch
 ):
-    asked, reserve = list[str](), shop.log.reserve
+    asked, claim_key = list[str](), shop.log.claim_key
 
     def counted(bucket: int, key: str, row_id: int) -> int:
         asked.append(key)
-        return int(reserve(bucket, key, row_id))
+        return int(claim_key(bucket, key, row_id))
 
-    monkeypatch.setattr(shop.log, "reserve", counted)
+    monkeypatch.setattr(shop.log, "claim_key", counted)
     now, held = caller(False), caller(True)
     shop.log.away = True
 

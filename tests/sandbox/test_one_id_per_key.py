@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from pydal import DAL, Field
+from support.sandbox.one_key import Caller
 
 import pipeline
-from pipeline.enqueue.held_ops import Held
 from pipeline.errors import BadOp
 from pipeline.model import ids
 from pipeline.model.receipt import Receipt
@@ -36,34 +36,15 @@ def db(box: Sandbox) -> Iterator[Any]:
     db.close()
 
 
-class Caller:
-    """A request in mode on_commit, or with `held=False` in mode now."""
-
-    def __init__(self, box: Sandbox, db: Any, *, held: bool):
-        self._box, self._db = box, db
-        self.ops: Held | None = box.client.held() if held else None
-
-    def buys(self, qty: int, **options: Any) -> Receipt:
-        def call() -> Receipt:
-            values = {"customer": 7, "qty": qty}
-            return self._box.client.enqueue_insert(self._db.purchase, values, idempotency_key="form 1", **options)
-
-        if self.ops is None:
-            return call()
-        with self._box.client.holding(self.ops):
-            return call()
-
-    def ends(self, ticket: bool = False) -> None:
-        if self.ops is not None:
-            self.ops.drop() if ticket else self.ops.send()
-
-
 Make = Callable[[bool], Caller]
 
 
 @pytest.fixture
 def caller(box: Sandbox, db: Any) -> Make:
-    return lambda held: Caller(box, db, held=held)
+    def buy(qty: int, **options: Any) -> Receipt:
+        return box.client.enqueue_insert(db.purchase, {"customer": 7, "qty": qty}, **options)
+
+    return lambda held: Caller(box.client, buy, held=held)
 
 
 @pytest.mark.parametrize("second_first", [False, True])
@@ -150,7 +131,7 @@ def test_a_durability_of_its_own_changes_nothing(box: Sandbox, caller: Make, dur
 
 def test_an_op_without_a_key_asks_and_reserves_nothing(box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch):
     asked: list[Any] = []
-    monkeypatch.setattr(box.log, "reserve", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(box.log, "claim_key", lambda *arguments: asked.append(arguments))
     held = box.client.held()
     with box.client.holding(held):
         pipeline.enqueue_insert(db.purchase, customer=7)

@@ -1,0 +1,1 @@
+"""The public functions: each is a call of this process's client."""

@@ -1,0 +1,282 @@
+"""Queue writes: each is checked here and now, and applied once and in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from pipeline.api import process
+from pipeline.api.process import current
+from pipeline.model.receipt import Receipt, Receipts
+
+if TYPE_CHECKING:
+    from pipeline.enqueue.held_ops import Validated
+
+
+def define_tables(db: Any) -> None:
+    """Make a pyDAL DAL's tables known, so that ops may name them by text; cheap enough for every request.
+
+    Args:
+        db: the DAL, with its tables defined.
+    """
+    current().define_tables(db)
+
+
+def enqueue_insert(
+    table: Any,
+    values: Mapping[str, Any] | None = None,
+    /,
+    *,
+    shard_key: Any = None,
+    idempotency_key: str | None = None,
+    durability: str = "redis",
+    **fields: Any,
+) -> Receipt:
+    """Queue an insert: `enqueue_insert(db.purchase, customer=7, qty=3)`, or `("purchase", {"customer": 7})`.
+
+    Defaults, `compute` and filters run now; the row's id is known at once. While Redis is away the op goes to the
+    spool, whatever the durability.
+
+    Args:
+        table: a pyDAL table, or the name of one that is known.
+        values: fields by name, such as those with the name of an option.
+        shard_key: the row's, where its fields do not tell.
+        idempotency_key: names this write: a second call with the same key queues nothing.
+        durability: what is waited for: `redis` (the op is in Redis), `replica` (on a Redis replica too), `fsync` (on
+            Redis's disk), `spooled` (on this host's disk until every replica has it), `applied` (in the database).
+        fields: the fields; they add to *values*.
+
+    Returns:
+        The receipt: the row's `id`, and the op's place in its log.
+
+    Raises:
+        BadOp: a field or value that cannot be stored exactly, a missing shard key; nothing was sent.
+        PipelineFull: nothing was sent, try later: Redis takes nothing, and the spool is full.
+        LogUnavailable: only without a spool: Redis did not answer in time; the op may be queued or not.
+        NotDurable: the op is queued, but has not reached its durability within 5 s.
+    """
+    return (process.client or process.configure()).enqueue_insert(
+        table, values, shard_key=shard_key, idempotency_key=idempotency_key, durability=durability, **fields
+    )
+
+
+def enqueue_bulk_insert(
+    table: Any,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    shard_key: Any = None,
+    idempotency_key: str | None = None,
+    durability: str = "redis",
+) -> Receipts:
+    """Queue an insert of each row; one round trip per thousand rows and shard.
+
+    Rows before a bad one are queued already when it raises; check them first where that matters.
+
+    Args:
+        table: a pyDAL table, or the name of one that is known.
+        rows: fields by name, for each row.
+        shard_key: of all rows, where their fields do not tell.
+        idempotency_key: is refused: each op needs its own, so enqueue such rows one by one.
+        durability: as for `enqueue_insert`, of all rows.
+
+    Returns:
+        Their receipts, in order; each is made when it is looked at.
+
+    Raises:
+        BadOp, PipelineFull, LogUnavailable, NotDurable: as `enqueue_insert`; earlier rows may be queued.
+    """
+    return current().enqueue_bulk_insert(
+        table, rows, shard_key=shard_key, idempotency_key=idempotency_key, durability=durability
+    )
+
+
+def enqueue_update(
+    target: Any,
+    row_id_or_values: Any = None,
+    values: Mapping[str, Any] | None = None,
+    /,
+    *,
+    shard_key: Any = None,
+    idempotency_key: str | None = None,
+    durability: str = "redis",
+    **fields: Any,
+) -> Receipt:
+    """Queue an update: `enqueue_update(db.purchase.id == 5, qty=db.purchase.qty + 1)`, or `(db.purchase, 5, {...})`.
+
+    Args:
+        target: a query that fixes the row's id or its shard key; or a table, or its name.
+        row_id_or_values: behind a table the id of the row; behind a query the values, or nothing.
+        values: fields by name, behind a table and an id.
+        shard_key: of the rows, where neither query nor id tells.
+        idempotency_key, durability: as for `enqueue_insert`.
+        fields: the fields; they add to the values. Each may be arithmetic on own columns, or text joined to them.
+
+    Returns:
+        The receipt.
+
+    Raises:
+        BadOp: also for a query that the log cannot carry, or a changed shard key. Else as `enqueue_insert`.
+    """
+    return current().enqueue_update(
+        target,
+        row_id_or_values,
+        values,
+        shard_key=shard_key,
+        idempotency_key=idempotency_key,
+        durability=durability,
+        **fields,
+    )
+
+
+def enqueue_delete(
+    target: Any,
+    row_id: Any = None,
+    /,
+    *,
+    shard_key: Any = None,
+    idempotency_key: str | None = None,
+    durability: str = "redis",
+) -> Receipt:
+    """Queue a delete: `enqueue_delete(db.purchase.id == 5)`, or `(db.purchase, 5)`.
+
+    Args:
+        target: a query that fixes the row's id or its shard key; or a table, or its name.
+        row_id: behind a table: the id of the row.
+        shard_key: of the rows, where neither query nor id tells.
+        idempotency_key, durability: as for `enqueue_insert`.
+
+    Returns:
+        The receipt.
+
+    Raises:
+        BadOp: also for a query that the log cannot carry. Else as `enqueue_insert`.
+    """
+    return current().enqueue_delete(
+        target, row_id, shard_key=shard_key, idempotency_key=idempotency_key, durability=durability
+    )
+
+
+def enqueue_upsert(
+    table: Any,
+    values: Mapping[str, Any] | None = None,
+    /,
+    *,
+    key: Iterable[str],
+    shard_key: Any = None,
+    idempotency_key: str | None = None,
+    durability: str = "redis",
+    **fields: Any,
+) -> Receipt:
+    """Queue an insert that updates the row with the same key fields, if there is one.
+
+    Only the fields given here are updated; defaults are for new rows.
+
+    Args:
+        table: a pyDAL table, or the name of one that is known.
+        key: the names of the key fields. The database needs a unique index on exactly these: `unique = [["customer",
+            "day"]]` under the table's settings makes `pipeline migrate` create it.
+        values, shard_key, idempotency_key, durability, fields: as for `enqueue_insert`.
+
+    Returns:
+        The receipt; its `id` is known once the op is applied.
+
+    Raises:
+        BadOp, PipelineFull, LogUnavailable, NotDurable: as `enqueue_insert`.
+    """
+    return current().enqueue_upsert(
+        table,
+        values,
+        key=key,
+        shard_key=shard_key,
+        idempotency_key=idempotency_key,
+        durability=durability,
+        **fields,
+    )
+
+
+def enqueue_validated_insert(
+    table: Any,
+    values: Mapping[str, Any] | None = None,
+    /,
+    *,
+    shard_key: Any = None,
+    idempotency_key: str | None = None,
+    durability: str = "redis",
+    **fields: Any,
+) -> Validated:
+    """Run a table's validators and queue the insert if they pass, as pyDAL's `validate_and_insert` does.
+
+    Args:
+        table: a pyDAL table, or the name of one that is known.
+        values, shard_key, idempotency_key, durability, fields: as for `enqueue_insert`.
+
+    Returns:
+        `id`, `errors` by field and `success`, as keys and as attributes; `receipt` is None where there are errors. A
+        value that the column cannot hold exactly is an error of its field.
+
+    Raises:
+        BadOp, PipelineFull, LogUnavailable, NotDurable: as `enqueue_insert`, but for such values.
+    """
+    return current().enqueue_validated_insert(
+        table, values, shard_key=shard_key, idempotency_key=idempotency_key, durability=durability, **fields
+    )
+
+
+def save_data(table: Any, shard_key: Any, values: Mapping[str, Any]) -> Receipt:
+    """Queue an insert of a row whose shard key is given apart.
+
+    Args:
+        table: a pyDAL table, or the name of one that is known.
+        shard_key: the value of the table's shard key.
+        values: the other fields by name.
+
+    Returns:
+        The receipt.
+
+    Raises:
+        BadOp, PipelineFull, LogUnavailable: as `enqueue_insert`.
+    """
+    return current().save_data(table, shard_key, values)
+
+
+def atomic() -> AbstractContextManager[None]:
+    """Apply all ops of the `with` block together or not at all; they must belong to one bucket.
+
+    Raises:
+        CrossBucket: (inside the block) at the call that would leave the bucket; nothing of the group was sent.
+    """
+    return current().atomic()
+
+
+def attach(table: Any) -> None:
+    """Queue what pyDAL itself writes to a table: `insert`, `update_record`, `db(query).delete()`, forms and grids.
+
+    Where a framework's own object is used (`pipeline.web2py`, `pipeline.py4web`), call its `attach` instead.
+
+    Args:
+        table: a pyDAL table.
+
+    Raises:
+        BadOp: a table that must be written at once, such as `auth_user`; it says why.
+    """
+    from pipeline import attachment
+
+    attachment.attach(table, current, current)
+
+
+def enqueue_form(form: Any) -> Receipt | None:
+    """Queue what a form that was validated and not written says: `SQLFORM(db.purchase).process(dbio=False)`.
+
+    Args:
+        form: web2py's or py4web's, of a table, and accepted.
+
+    Returns:
+        The receipt. An edit ships the fields that the user has changed; None if there are none.
+
+    Raises:
+        BadOp: the form was not accepted. Else as `enqueue_insert`.
+    """
+    from pipeline import attachment
+
+    return attachment.enqueue_form(form, current())

@@ -1,0 +1,83 @@
+"""Wire the write path of one process: from a call's op to the log, or to the spool while Redis is away."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+from pipeline.config.topology import Topology
+from pipeline.enqueue.dispatch import Dispatch
+from pipeline.enqueue.drain import Drainer
+from pipeline.enqueue.drain_thread import DrainThread
+from pipeline.enqueue.epochs import raise_epoch
+from pipeline.enqueue.fallback import Fallback
+from pipeline.enqueue.op_builder import OpBuilder
+from pipeline.enqueue.producer import record_lost
+from pipeline.enqueue.publisher import Publisher
+from pipeline.enqueue.receipt_status import Follower
+from pipeline.enqueue.redis_away import RedisAway
+from pipeline.enqueue.row_ids import RowIds
+from pipeline.enqueue.schemas import SchemaPublisher
+from pipeline.oplog.contract import Log
+from pipeline.oplog.doorbell import Bell, SilentBell
+from pipeline.shard.nodes import Nodes
+from pipeline.spool.store import Spool
+
+
+class Writes(NamedTuple):
+    """What a client uses of the write path.
+
+    Attributes:
+        op_builder: makes ops of calls.
+        dispatch: sends or holds them.
+        publisher: sends ops to the log; also those that were sent before, under their own numbers.
+        follower: says what became of an op.
+        row_ids: makes the ids of new rows.
+        drainer: sends what is in the spool; None without a spool.
+        drain_thread: does so in the background; None without a spool.
+    """
+
+    op_builder: OpBuilder
+    dispatch: Dispatch
+    publisher: Publisher
+    follower: Follower
+    row_ids: RowIds
+    drainer: Drainer | None
+    drain_thread: DrainThread | None
+
+
+def wire_writes(log: Log, nodes: Nodes, topology: Topology, bell: Bell | SilentBell, away: RedisAway) -> Writes:
+    """Return the write path of one process.
+
+    Args:
+        log: takes the ops.
+        nodes: the databases: they know what was applied, and which row ids fit.
+        topology: where rows belong.
+        bell: rung for the workers.
+        away: where ops go while Redis does not answer, and how long a call may wait for it.
+    """
+    schemas = SchemaPublisher(log, nodes, topology, away)
+    row_ids = RowIds(log, away)
+
+    def renewed() -> None:
+        schemas.republish()
+        row_ids.renewed()
+
+    publisher = Publisher(
+        log,
+        topology,
+        bell,
+        partial(raise_epoch, log, nodes, renewed),
+        partial(record_lost, nodes, topology),
+        away=away,
+        renewed=renewed,
+    )
+    follower = Follower(topology, nodes, log, away.spool)
+    op_builder = OpBuilder(topology, row_ids, schemas)
+    if not isinstance(away.spool, Spool):
+        dispatch = Dispatch(publisher, follower, away.wait_budgets)
+        return Writes(op_builder, dispatch, publisher, follower, row_ids, None, None)
+    drainer = Drainer(away.spool, publisher, log, nodes, topology)
+    drain_thread = DrainThread(away.spool, drainer, away)
+    dispatch = Dispatch(Fallback(publisher, away, drain_thread, schemas), follower, away.wait_budgets)
+    return Writes(op_builder, dispatch, publisher, follower, row_ids, drainer, drain_thread)
