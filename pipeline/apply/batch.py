@@ -6,7 +6,7 @@ Invariant: of a bucket nothing is left out in between. Entries are taken in orde
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -28,7 +28,7 @@ class Batch:
     Attributes:
         before: the watermarks that it found, of the buckets that are its own.
         facts: of the tables; an op is understood if they know its definition.
-        blocked: tables of which the shard is behind the schema.
+        blocked: why ops of a schema wait, by the hash of that schema: the shard is behind it.
         taken: the entries up to `after`, in order per bucket, whether the shard has seen them before or not.
         after: the watermarks that it leaves.
         items: of those taken, the ops to apply; filled by `skip_seen`.
@@ -39,7 +39,7 @@ class Batch:
 
     before: dict[int, Position]
     facts: FactBook
-    blocked: Collection[str]
+    blocked: Mapping[str, str]
     most_rows: int
     most_bytes: int
     taken: list[Item | Reject] = field(default_factory=list)
@@ -125,8 +125,8 @@ class Batch:
         if not (self.blocked or op.ops or op.source) and self.facts.knows(op.schema):
             return ""
         for one in op.named:
-            if one.table in self.blocked:
-                return f"the shard is behind the schema of {one.table}"
+            if one.schema in self.blocked:
+                return self.blocked[one.schema]
             if self.facts.of(one) is None:
                 return f"definition {one.schema} of table {one.table} is not known here"
         return ""

@@ -23,20 +23,57 @@ AIM_BYTES = 500_000
 
 
 class SchemaBehind(PipelineError):
-    """The database lacks a column or a table that an op names; its bucket waits."""
+    """The database lacks a column, a table, an index or a right that ops of one schema need; these ops wait.
+
+    Attributes:
+        schema: the hash of the schema.
+    """
 
     retryable = True
 
-    def __init__(self, table: str, why: str):
-        super().__init__(why)
-        self.table = table
+    def __init__(self, facts: Facts, why: str):
+        super().__init__(f"the shard is behind the schema of {facts.schema.name} ({facts.schema.hash}): {why}")
+        self.schema = facts.schema.hash
+
+
+class ConstraintsChanged(PipelineError):
+    """A unique index or a foreign key has come or gone since the batch was grouped; it has to be grouped anew."""
+
+    retryable = True
+
+
+class NeverSeen(PipelineError):
+    """An op met an error that no list names; the transaction is retried before anybody believes it."""
+
+    retryable = True
+
+
+class MissingIndex(PipelineError):
+    """An upsert's key has no unique index in the database, or has none for the moment."""
 
 
 class Executor:
-    """Executes one batch inside the open transaction; afterwards `rejects` and `ids` tell what came of it."""
+    """Executes one batch inside the open transaction; afterwards `rejects` and `ids` hold the outcome.
 
-    def __init__(self, session: NodeSession, facts: FactBook, step: Callable[[str], None]):
+    Args:
+        session: in whose transaction the statements run.
+        facts: of the tables that the ops name.
+        step: called before each group.
+        believed: (schema, error number) of errors that no list names, but that stayed after several tries.
+        last_try: whether such an error is believed now.
+    """
+
+    def __init__(
+        self,
+        session: NodeSession,
+        facts: FactBook,
+        step: Callable[[str], None],
+        believed: set[tuple[str, int | None]],
+        last_try: bool,
+    ):
         self._session, self._book, self._step = session, facts, step
+        self._believed, self._last_try = believed, last_try
+        self._checked: set[str] = set()
         self._limit = min(session.statement_bytes() - 1024, 16_000_000)
         self.rejects: list[Reject] = []
         self.ids: list[tuple[Entry, int]] = []
@@ -45,7 +82,7 @@ class Executor:
         """Execute the groups in order.
 
         Raises:
-            SchemaBehind: the transaction must be rolled back; the table's ops wait.
+            SchemaBehind, ConstraintsChanged, NeverSeen: the transaction must be rolled back and run again.
             Exception: the driver's own, if it is transient.
         """
         for group in groups:
@@ -134,16 +171,36 @@ class Executor:
 
     def _judge(self, error: Exception, facts: Facts) -> Fault | None:
         """Return PERMANENT, or None where the error is not the op's fault."""
+        if isinstance(error, MissingIndex):
+            raise SchemaBehind(facts, str(error)) from error
         if isinstance(error, CannotRender | Rejected):
             return Fault.PERMANENT
-        if isinstance(error, PipelineError):
-            return None
-        if not is_driver_error(error):
+        if isinstance(error, PipelineError) or not is_driver_error(error):
             return None
         fault = fault_of(error)
         if fault is Fault.SCHEMA:
-            raise SchemaBehind(facts.schema.name, sentence_of(error)) from error
-        return fault if fault is Fault.PERMANENT else None
+            raise SchemaBehind(facts, sentence_of(error)) from error
+        if fault is Fault.TRANSIENT:
+            return None
+        self._check_constraints(facts)
+        if fault is Fault.UNKNOWN:
+            self._believe(error, facts)
+        return Fault.PERMANENT
+
+    def _check_constraints(self, facts: Facts) -> None:
+        """See that the batch was grouped by the constraints that the table has now, once per table and batch."""
+        if facts.schema.hash not in self._checked:
+            self._checked.add(facts.schema.hash)
+            if self._book.outdated(facts):
+                raise ConstraintsChanged(f"the constraints of {facts.schema.name} have changed")
+
+    def _believe(self, error: Exception, facts: Facts) -> None:
+        known = (facts.schema.hash, code_of(error))
+        if known in self._believed:
+            return
+        if not self._last_try:
+            raise NeverSeen(sentence_of(error)) from error
+        self._believed.add(known)
 
     def _reject(self, item: Item, error: Exception, member: Op | None = None) -> None:
         op = member or item.op
@@ -187,6 +244,6 @@ def _check_upsert(op: Op, facts: Facts) -> None:
         others = tuple(columns for columns in facts.unique if set(columns) != set(op.key))
         if len(others) == len(facts.unique):
             names = ", ".join(facts.schema.columns[c].name for c in op.key)
-            raise CannotRender(f"the upsert needs a UNIQUE index on ({names}) of {facts.schema.name}")
+            raise MissingIndex(f"an upsert needs a UNIQUE index on ({names})")
     if others or facts.hidden_unique:
         raise CannotRender(f"an upsert into {facts.schema.name} is ambiguous: it has another unique index")

@@ -96,6 +96,15 @@ class FactBook:
             facts = self._known[op.schema] = self._learn(schema)
         return facts
 
+    def outdated(self, facts: Facts) -> bool:
+        """Read a table's constraints again; return whether they are not those of *facts* any more.
+
+        Args:
+            facts: of a table, as an earlier call of `of` returned them.
+        """
+        name = bare_name(facts.schema.rname or facts.schema.name)
+        return constraints_of(self._session, name) != facts.constraints
+
     def forget(self) -> None:
         """Read all constraints anew: the schema of the database may have changed."""
         self._known.clear()
