@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import clock
 from pipeline.apply.batch import Batch, FactBook
-from pipeline.apply.executor import Executor, SchemaBehind
+from pipeline.apply.executor import ConstraintsChanged, Executor, NeverSeen, SchemaBehind
 from pipeline.apply.grouping import grouped
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable, Unavailable
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: How often one batch is tried: InnoDB calls deadlocks and snapshot conflicts transient.
 COMMIT_TRIES = 4
+#: The try at which an error that no list names is believed; tries of one batch are 10 to 100 ms apart.
+LAST_TRY = 3
 #: How long a bucket waits for a schema that this worker or its shard does not have yet, ms.
 SCHEMA_DELAY_MS = 1000
 #: Rows of the first batch of a process, before any commit was timed.
@@ -84,6 +86,9 @@ class Applier:
         self._pace = Pace(settings)
         self._facts = FactBook(session, log)
         self._failures = 0
+        #: Why ops of a schema wait, by its hash, and when the shard is tried again, s.
+        self._behind: dict[str, tuple[float, str]] = {}
+        self._believed: set[tuple[str, int | None]] = set()
 
     def apply(self, bell: Bell | SilentBell | None = None) -> Outcome:
         """Apply one batch of what is due. Never raises for a fault that a retry may cure.
@@ -119,29 +124,46 @@ class Applier:
         return outcome
 
     def _with_retries(self, due: dict[int, int], limit: int) -> tuple[Outcome, Batch]:
-        blocked: set[str] = set()
-        for attempt in range(1, COMMIT_TRIES + 1):
+        blocked, attempt = self._blocked(), 1
+        while True:
             try:
                 with self._session.transaction():
-                    result = self._transaction(due, limit, blocked)
+                    result = self._transaction(due, limit, blocked, last_try=attempt >= LAST_TRY)
                     self._step("commit")
                 self._step("committed")
                 return result
-            except SchemaBehind as error:
+            except SchemaBehind as error:  # each time another schema is left out: no try is used up
                 self._facts.forget()
-                blocked.add(error.table)
-                logger.warning("shard %s is behind the schema of %s: %s", self.shard, error.table, error)
+                blocked[error.schema] = str(error)
+                self._behind[error.schema] = (clock.mono_s() + SCHEMA_DELAY_MS / 1000, str(error))
+                logger.warning("shard %s is behind its schema: %s", self.shard, error)
+                continue
+            except ConstraintsChanged as error:
+                self._facts.forget()
+                failure: Exception = error
+            except NeverSeen as error:
+                logger.warning("an error that no list names, shard=%s try=%d: %s", self.shard, attempt, error)
+                failure = error
             except Unavailable:
                 raise
             except Exception as error:
-                if not is_driver_error(error) or fault_of(error) is not Fault.TRANSIENT:
+                if not is_driver_error(error) or fault_of(error) in (Fault.PERMANENT, Fault.SCHEMA):
                     raise
-                if attempt == COMMIT_TRIES:
-                    raise ShardUnavailable(self.shard, sentence_of(error)) from error
-                clock.sleep_s(clock.backoff_s(attempt, first_s=0.01, most_s=0.1))
-        raise ShardUnavailable(self.shard, f"behind the schema of {', '.join(sorted(blocked))}")
+                failure = error
+            if attempt == COMMIT_TRIES:
+                raise ShardUnavailable(self.shard, sentence_of(failure)) from failure
+            clock.sleep_s(clock.backoff_s(attempt, first_s=0.01, most_s=0.1))
+            attempt += 1
 
-    def _transaction(self, due: dict[int, int], limit: int, blocked: set[str]) -> tuple[Outcome, Batch]:
+    def _blocked(self) -> dict[str, str]:
+        """Return why ops of a schema wait, by its hash, until the shard is to be tried again."""
+        now_s = clock.mono_s()
+        self._behind = {schema: known for schema, known in self._behind.items() if known[0] > now_s}
+        return {schema: why for schema, (_, why) in self._behind.items()}
+
+    def _transaction(
+        self, due: dict[int, int], limit: int, blocked: dict[str, str], *, last_try: bool
+    ) -> tuple[Outcome, Batch]:
         self._step("lock")
         locked = ledger.lock(self._session, due, limit)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.state == "active"}
@@ -153,7 +175,7 @@ class Applier:
             return Outcome(buckets=len(mine), waiting=batch.why), batch
         batch.skip_seen(self._session)
         self._step("execute")
-        executor = Executor(self._session, self._facts.known, self._step)
+        executor = Executor(self._session, self._facts.known, self._step, self._believed, last_try=last_try)
         executor.run(grouped(batch.items, self._facts.known))
         self._step("mark")
         if batch.last:

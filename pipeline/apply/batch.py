@@ -6,7 +6,7 @@ Invariant: a batch leaves no gap in a bucket. Entries are taken in order up to t
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -30,7 +30,7 @@ class Batch:
     Attributes:
         before: the watermarks that the transaction found, of the buckets that it locked.
         facts: of the tables; a batch takes an op once the facts of its schema are known.
-        blocked: tables in which the shard's database is behind the schema.
+        blocked: why ops of a schema wait, by the schema's hash: the shard is behind that schema.
         most_rows: the most entries of one batch.
         most_bytes: the size of entries at which a batch takes no more.
         taken: the entries up to `after`, in order per bucket, whether the shard has seen them before or not.
@@ -47,7 +47,7 @@ class Batch:
 
     before: dict[int, Position]
     facts: FactBook
-    blocked: Collection[str]
+    blocked: Mapping[str, str]
     most_rows: int
     most_bytes: int
     taken: list[Item | Reject] = field(default_factory=list)
@@ -141,8 +141,8 @@ class Batch:
         if not (self.blocked or op.ops or op.source) and op.schema in self.facts.known:
             return ""
         for one in op.named:
-            if one.table in self.blocked:
-                return f"the shard is behind the schema of {one.table}"
+            if one.schema in self.blocked:
+                return self.blocked[one.schema]
             if not self.facts.learn(one.schema):
                 return f"schema {one.schema} of table {one.table} is not known here"
         return ""

@@ -16,20 +16,40 @@ from pipeline.shard.driver_errors import Fault, code_of, fault_of, is_driver_err
 from pipeline.shard.ledger import Reject
 from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import CannotRender, copy_statement, most, statement
-from pipeline.shard.table_facts import Facts
+from pipeline.shard.table_facts import Facts, constraints_of
 
 #: A statement is aimed at this size; larger gains nothing.
 AIM_BYTES = 500_000
 
 
 class SchemaBehind(PipelineError):
-    """The database lacks a column or a table that an op names; its bucket waits."""
+    """The database lacks a column, a table, an index or a right that ops of one schema need; these ops wait.
+
+    Attributes:
+        schema: the hash of the schema.
+    """
 
     retryable = True
 
-    def __init__(self, table: str, why: str):
-        super().__init__(why)
-        self.table = table
+    def __init__(self, facts: Facts, why: str):
+        super().__init__(f"the shard is behind the schema of {facts.schema.name} ({facts.schema.hash}): {why}")
+        self.schema = facts.schema.hash
+
+
+class ConstraintsChanged(PipelineError):
+    """A unique index or a foreign key has come or gone since the batch was grouped; it has to be grouped anew."""
+
+    retryable = True
+
+
+class NeverSeen(PipelineError):
+    """An op met an error that no list names; the transaction is retried before anybody believes it."""
+
+    retryable = True
+
+
+class MissingIndex(PipelineError):
+    """An upsert's key has no unique index in the database, or has none for the moment."""
 
 
 class Executor:
@@ -39,14 +59,26 @@ class Executor:
         session: of the shard's primary.
         known: the facts of every schema that an op names, by hash.
         step: called with the name of each step before it is taken.
+        believed: (schema, error number) of errors that no list names and that several tries met; grows.
+        last_try: whether such an error is believed now.
 
     Attributes:
         rejects: the ops that were rejected.
         ids: the row ids that the database gave, with their entries.
     """
 
-    def __init__(self, session: NodeSession, known: Mapping[str, Facts], step: Callable[[str], None]):
+    def __init__(
+        self,
+        session: NodeSession,
+        known: Mapping[str, Facts],
+        step: Callable[[str], None],
+        believed: set[tuple[str, int | None]],
+        *,
+        last_try: bool,
+    ):
         self._session, self._known, self._step = session, known, step
+        self._believed, self._last_try = believed, last_try
+        self._checked: set[str] = set()
         self._limit = min(session.statement_bytes() - 1024, 16_000_000)
         self.rejects: list[Reject] = []
         self.ids: list[tuple[Entry, int]] = []
@@ -55,7 +87,7 @@ class Executor:
         """Execute *groups* in order.
 
         Raises:
-            SchemaBehind: the transaction must be rolled back; the table's ops wait.
+            SchemaBehind, ConstraintsChanged, NeverSeen: the transaction must be rolled back and run again.
             Exception: the driver's own, if it is transient.
         """
         for group in groups:
@@ -146,16 +178,36 @@ class Executor:
 
     def _judge(self, error: Exception, facts: Facts) -> Fault | None:
         """Return PERMANENT, or None where the op is not at fault."""
+        if isinstance(error, MissingIndex):
+            raise SchemaBehind(facts, str(error)) from error
         if isinstance(error, CannotRender | Rejected):
             return Fault.PERMANENT
-        if isinstance(error, PipelineError):
-            return None
-        if not is_driver_error(error):
+        if isinstance(error, PipelineError) or not is_driver_error(error):
             return None
         fault = fault_of(error)
         if fault is Fault.SCHEMA:
-            raise SchemaBehind(facts.schema.name, sentence_of(error)) from error
-        return fault if fault is Fault.PERMANENT else None
+            raise SchemaBehind(facts, sentence_of(error)) from error
+        if fault is Fault.TRANSIENT:
+            return None
+        self._check_constraints(facts)
+        if fault is Fault.UNKNOWN:
+            self._believe(error, facts)
+        return Fault.PERMANENT
+
+    def _check_constraints(self, facts: Facts) -> None:
+        """See that the batch was grouped by the constraints that the table has now, once per table and batch."""
+        if facts.schema.hash not in self._checked:
+            self._checked.add(facts.schema.hash)
+            if constraints_of(self._session, facts.database_name) != facts.constraints:
+                raise ConstraintsChanged(f"the constraints of {facts.schema.name} have changed")
+
+    def _believe(self, error: Exception, facts: Facts) -> None:
+        known = (facts.schema.hash, code_of(error))
+        if known in self._believed:
+            return
+        if not self._last_try:
+            raise NeverSeen(sentence_of(error)) from error
+        self._believed.add(known)
 
     def _reject(self, item: Item, error: Exception, member: Op | None = None) -> None:
         op = member or item.op
@@ -189,6 +241,6 @@ def _check_upsert(op: Op, facts: Facts) -> None:
         others = tuple(columns for columns in facts.unique if set(columns) != set(op.key))
         if len(others) == len(facts.unique):
             names = ", ".join(facts.schema.columns[c].name for c in op.key)
-            raise CannotRender(f"the upsert needs a UNIQUE index on ({names}) of {facts.schema.name}")
+            raise MissingIndex(f"an upsert needs a UNIQUE index on ({names})")
     if others or facts.hidden_unique:
         raise CannotRender(f"an upsert into {facts.schema.name} is ambiguous: it has another unique index")

@@ -182,7 +182,7 @@ class NodeSession:
                 self.adapter.execute(self.dialect.begin)
             except Exception as error:
                 self.discard()
-                if fault_of(error) is not Fault.TRANSIENT or "locked" in str(error):
+                if fault_of(error) in (Fault.SCHEMA, Fault.PERMANENT) or "locked" in str(error):
                     raise
                 self.adapter.execute(self.dialect.begin)
 
