@@ -129,7 +129,7 @@ class SpoolUnavailable(Unavailable):
 
 
 class NotDurable(Unavailable):
-    """The op is queued, but did not reach the requested durability in time. Do not send it again: follow `receipt`."""
+    """The op is queued, but not as durable as requested in time. Do not send the op again: follow `receipt`."""
 
     retryable = False
 
@@ -218,7 +218,7 @@ class StaleRead(Unavailable):
 
 
 class PartialResult(Unavailable):
-    """Some shards did not answer a read over several; `missing` maps each to its error. `partial=True` allows it."""
+    """Some shards did not answer a read; `missing` maps each to its error. `partial=True` returns the others' rows."""
 
     def __init__(self, missing: Mapping[str, BaseException]):
         shown = "; ".join(f"shard {shard!r}: {error}" for shard, error in missing.items())

@@ -1,7 +1,7 @@
-"""Recognise versioned updates: atomic groups that copy a row and update just that row. Many of them are two statements.
+"""Recognise versioned updates: atomic groups that copy a row and update just that row.
 
-Versioned updates of different rows may change places: each copies and updates its own row only. `grouping` compares
-what else they touch.
+Many versioned updates become two statements. Those of different rows may change places: each copies and updates its own
+row only. `grouping` compares what else versioned updates touch.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def shape(pair: Versioned) -> Hashable:
 
 
 def with_known_link(pair: Versioned, id_index: int) -> Op:
-    """Return the copy with the row's id as a value where it copies that id. So its parent is known.
+    """Return the copy with the row's id as a value wherever it copies that id, so that its parent is known.
 
     Args:
         pair: one versioned update.

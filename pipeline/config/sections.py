@@ -254,7 +254,7 @@ class ApplySettings:
 
 @dataclass(frozen=True, slots=True)
 class SpoolSettings:
-    """The local file that takes ops while Redis is away. Without a `path` it is beside the configuration's file."""
+    """The local file that takes ops while Redis is away; without a `path` it is beside the configuration's file."""
 
     path: str = ""
     max_mb: int = 256

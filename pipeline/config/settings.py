@@ -58,8 +58,8 @@ def load(source: str | Path | Mapping[str, Any] | None = None, environ: Mapping[
     """Return the settings of one deployment.
 
     Args:
-        source: the path of a file, or a dict of the file's shape. Without it: the file that `$PIPELINE_CONFIG` names,
-            else `./pipeline.toml`.
+        source: the path of a file, or a dict of the file's shape. None: the file that `$PIPELINE_CONFIG` names, else
+            `./pipeline.toml`.
         environ: replaces each `${NAME}` in a text; a variable's own value is taken as it is.
 
     Raises:

@@ -1,7 +1,7 @@
 """Map table and key to bucket and shard, and back.
 
-There is one log more than there are buckets: the *reference bucket*, whose number is the number of buckets. It holds
-the ops of reference tables, and every shard applies it.
+There is one log more than there are buckets: the *reference bucket*, whose number is the number of buckets. The
+reference bucket holds the ops of reference tables, and every shard applies it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from typing import Any
 from pipeline.config.validators import refusal
 from pipeline.errors import did_you_mean
 
-#: The SQL databases that both pyDAL lines speak, by the word before `://`. Its NoSQL ones cannot lock a row.
+#: The SQL databases that both pyDAL lines speak, by the word before `://`. pyDAL's NoSQL databases cannot lock
+#: a row.
 SHARD_SCHEMES = frozenset(
     """
     sqlite spatialite mysql:pymysql mysql:MySQLdb mysql:mysqlconnector postgres postgres:psycopg2 postgres2

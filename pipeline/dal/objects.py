@@ -193,9 +193,9 @@ def _op_of(part: Any, db: Any) -> Any:
 def for_all_threads(field: Any) -> Any:
     """Make *field* the same in every thread, and return it.
 
-    py4web keeps `filter_out`, `represent`, `default` and others of every Field per thread. It restores them in each
-    request, but for the application's own tables only. So a table of ours, made in one thread, has none of them in
-    another.
+    py4web keeps `filter_out`, `represent`, `default` and others of every Field per thread. py4web restores such values
+    in each request, but for the application's own tables only. So a table of ours, made in one thread, has no such
+    value in another.
     """
     kind = type(field)
     names = [name for base in kind.__mro__ for name, slot in vars(base).items() if _per_thread(slot)]

@@ -52,8 +52,8 @@ class Op(msgspec.Struct, frozen=True, array_like=True):
     a row that exists it sets only the columns `renew`. An expression is `["+", ["c", column], ["v", value]]` and the
     like.
 
-    A copy inserts the row `id` of its own table. It takes `values` as they are, and computes `expressions` from the row
-    that `source` names, a READ of another table.
+    A copy inserts the row `id` of its own table. A copy takes `values` as they are, and computes `expressions` from the
+    row that `source` names, a READ of another table.
     """
 
     kind: str

@@ -43,7 +43,7 @@ class Receipt(msgspec.Struct, eq=False):
 
     @property
     def id(self) -> int | None:
-        """The row's id. With `ids = "database"` it is None until the op is applied. Give it to JavaScript as text."""
+        """The row's id; with `ids = "database"` None until the op is applied. Give JavaScript ids as text."""
         if self._id is None and self.source is not None and self.sent:
             self._id = self.source.row_id(self)
         return self._id

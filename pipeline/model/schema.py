@@ -2,8 +2,8 @@
 
 Every op carries the hash of its table's schema. A worker that does not know the hash waits; it never guesses.
 
-A column holds what pyDAL's `Field` says about storage, and nothing else. Its type is pyDAL's own text (`decimal(10,2)`,
-`reference person`), so a worker hands it back to pyDAL unchanged.
+A column holds what pyDAL's `Field` says about storage, and nothing else. A column's type is pyDAL's own text
+(`decimal(10,2)`, `reference person`), so a worker hands it back to pyDAL unchanged.
 """
 
 from __future__ import annotations

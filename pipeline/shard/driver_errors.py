@@ -1,7 +1,6 @@
 """Classify a driver's error for an op: retry, wait for the schema, or reject.
 
-An unknown error never rejects an op. An error that no rule names is retried if it is about the connection or the
-server. It rejects the op only if the driver says that the statement or its values are at fault.
+An error that no rule names is retried, unless the driver says that the statement or its values are at fault.
 """
 
 from __future__ import annotations

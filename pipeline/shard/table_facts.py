@@ -1,7 +1,7 @@
 """Read what a worker must know of a table on one shard: its constraints in the database, and its value encoders.
 
-Grouping must respect unique indexes and foreign keys. They are read from the database, not from the model: an index
-that was added by hand counts too.
+Grouping must respect unique indexes and foreign keys. Constraints are read from the database, not from the model: an
+index that was added by hand counts too.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ EXACT_SCALE = 6
 def checker(table: str, column: Column) -> Checker:
     """Return the function that turns a caller's value into its canonical form.
 
-    Build it once per column and keep it: the usual exact type costs about 0.1 µs.
+    Build a checker once per column and keep it: the usual exact type costs about 0.1 µs.
 
     Args:
         table: the table's name, for messages.
