@@ -14,6 +14,7 @@ from pipeline.calls import Calls
 from pipeline.config.settings import Settings, load
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import for_all_threads, renamed
+from pipeline.enqueue.drain import Drainer
 from pipeline.enqueue.held_ops import Held, HeldOps
 from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.wiring import wire_writes
@@ -70,8 +71,7 @@ class Client(Calls):
         self.away = RedisAway(self.spool, self.wait_budgets)
         wired = wire_writes(self.log, self.nodes, self.topology, self.bell, self.away)
         self.op_builder, self.dispatch, self.publisher = wired.op_builder, wired.dispatch, wired.publisher
-        self.follower, self.row_ids = wired.follower, wired.row_ids
-        self.drainer, self.drain_thread = wired.drainer, wired.drain_thread
+        self.follower, self.row_ids, self.drain_thread = wired.follower, wired.row_ids, wired.drain_thread
         self._take = self.dispatch.take
         self._lock = PerProcess(threading.Lock)
 
@@ -88,8 +88,8 @@ class Client(Calls):
 
     def close(self) -> None:
         """Ring what is to be rung, and close all connections."""
-        if self.drain_thread is not None:
-            self.drain_thread.close()
+        if self.drain_thread is not None and (draining := self.drain_thread.made()) is not None:
+            draining.close()
         self.bell.close()
         self.publisher.close()
         if "reads" in self.__dict__:
@@ -99,6 +99,11 @@ class Client(Calls):
         self.log.close()
         if self.spool is not None:
             self.spool.close()
+
+    @property
+    def drainer(self) -> Drainer | None:
+        """What sends the ops in the spool; None without a spool."""
+        return self.drain_thread().drainer if self.drain_thread is not None else None
 
     @property
     def counters(self) -> Counters:

@@ -15,6 +15,7 @@ from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.shipment import OpPlace, Shipment
 from pipeline.errors import PipelineFull, SpoolUnavailable, Unavailable
 from pipeline.oplog.appends import KeyClaimed
+from pipeline.per_process import PerProcess
 from pipeline.spool.store import Number
 
 
@@ -28,7 +29,9 @@ class Fallback:
         schemas: kept in the spool before the ops that need them.
     """
 
-    def __init__(self, publisher: Publisher, away: RedisAway, drain_thread: DrainThread, schemas: SchemaPublisher):
+    def __init__(
+        self, publisher: Publisher, away: RedisAway, drain_thread: PerProcess[DrainThread], schemas: SchemaPublisher
+    ):
         self._publisher, self._away, self._drain_thread, self._schemas = publisher, away, drain_thread, schemas
 
     def ship(self, shipment: Shipment) -> dict[int, OpPlace]:
@@ -72,7 +75,7 @@ class Fallback:
         self._schemas.keep()
         kept = shipment.durability == "spooled"
         numbers = self._away.spool.add(shipment.runs, kept=kept, numbered=numbered)
-        self._drain_thread.wake()
+        self._drain_thread().wake()
         # what is to be on a second machine is in the spool of this one only
         durable = shipment.durability != "replica"
         return {bucket: OpPlace(None, *number, durable=durable) for bucket, number in numbers.items()}
