@@ -13,8 +13,8 @@ All errors are in `pipeline.errors`; those of a call (`errors.BadOp`) mean that 
 
 from __future__ import annotations
 
-from pipeline.api.process import close, configure, current
-from pipeline.api.process import configured as configured
+from pipeline.api import close, configure, current
+from pipeline.api import configured as configured
 from pipeline.api.reads import Receipt, barrier, count, get, get_db, read, select, session_token, wait_all
 from pipeline.api.writes import (
     atomic,

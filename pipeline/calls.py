@@ -1,7 +1,6 @@
 """Make the calls of `pipeline`, each written once, for a process's client and for a web request.
 
-The two differ in where an op goes, in what a read must see, and in how long all calls together may wait. Options and
-their meaning are documented at the functions of `pipeline.api`.
+The two differ in where an op goes and in what a read must see. Options are documented in `pipeline.api`.
 """
 
 from __future__ import annotations
@@ -185,11 +184,11 @@ class Calls(ABC):
         """Wait until what was enqueued for *table* is applied, at most *timeout_s*; see `pipeline.barrier`."""
         deadline = Deadline(timeout_s)
         if self.client.drain_thread is not None:  # what is in this host's spool comes first
-            self.client.drain_thread.wait_empty(timeout_s)
+            self.client.drain_thread().wait_empty(timeout_s)
         self.client.follower.barrier(table if isinstance(table, str) else table._tablename, deadline.left_s)
 
     def parse(self, text: str) -> Receipt:
-        """Return the receipt that was printed as *text*; see `pipeline.Receipt.parse`."""
+        """Return the receipt that was printed as *text*."""
         return Receipt.parse(text, self.client.follower)
 
     # reads --------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pipeline.calls import Calls
 from pipeline.config.settings import Settings, load
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import for_all_threads, renamed
+from pipeline.enqueue.drain import Drainer
 from pipeline.enqueue.held_ops import Held, HeldOps
 from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.wiring import wire_writes
@@ -27,7 +28,6 @@ from pipeline.reads.reads import Reads
 from pipeline.reads.routing.accounting import Counters
 from pipeline.reads.routing.health_cache import HealthCache
 from pipeline.reads.token_cookie import Seal, shared_secret
-from pipeline.reads.wiring import wire_reads
 from pipeline.shard.nodes import Nodes
 from pipeline.spool.store import Spool
 from pipeline.wait_budget import WaitBudgets, require_threads
@@ -66,13 +66,12 @@ class Client(Calls):
         )
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
         self.health = health = HealthCache(self.log)
-        self.nodes = Nodes(self.settings, health.takes_writes, health.unfit, health.reports)
+        self.nodes = Nodes(self.settings, health)
         self.wait_budgets.ended = self.nodes.close
         self.away = RedisAway(self.spool, self.wait_budgets)
         wired = wire_writes(self.log, self.nodes, self.topology, self.bell, self.away)
         self.op_builder, self.dispatch, self.publisher = wired.op_builder, wired.dispatch, wired.publisher
-        self.follower, self.row_ids = wired.follower, wired.row_ids
-        self.drainer, self.drain_thread = wired.drainer, wired.drain_thread
+        self.follower, self.row_ids, self.drain_thread = wired.follower, wired.row_ids, wired.drain_thread
         self._take = self.dispatch.take
         self._lock = PerProcess(threading.Lock)
 
@@ -80,22 +79,17 @@ class Client(Calls):
     def reads(self) -> Reads:
         """What reads; made when first used, since many processes only write."""
         with self._lock():
-            made: Reads = self.__dict__.get("reads") or wire_reads(
-                self.settings,
-                self.topology,
-                self.log,
-                self.nodes,
-                self.health,
-                Seal(self.settings.reads.secret or self._shared_secret),
-                self.op_builder.table,
+            seal, find_table = Seal(self.settings.reads.secret or self._shared_secret), self.op_builder.table
+            made: Reads = self.__dict__.get("reads") or Reads(
+                self.settings, self.topology, self.log, self.nodes, self.health, find_table, seal
             )
             self.__dict__["reads"] = made  # before another thread, which waits for the lock, makes one too
             return made
 
     def close(self) -> None:
         """Ring what is to be rung, and close all connections."""
-        if self.drain_thread is not None:
-            self.drain_thread.close()
+        if self.drain_thread is not None and (draining := self.drain_thread.made()) is not None:
+            draining.close()
         self.bell.close()
         self.publisher.close()
         if "reads" in self.__dict__:
@@ -105,6 +99,11 @@ class Client(Calls):
         self.log.close()
         if self.spool is not None:
             self.spool.close()
+
+    @property
+    def drainer(self) -> Drainer | None:
+        """What sends the ops in the spool; None without a spool."""
+        return self.drain_thread().drainer if self.drain_thread is not None else None
 
     @property
     def counters(self) -> Counters:

@@ -1,4 +1,4 @@
-"""The only place that reads a clock."""
+"""Read clocks, sleep and poll: the only place that does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 def wall_ms() -> int:
-    """Return milliseconds since 1970 by this machine's clock. For people and for ids, never for order."""
+    """Return milliseconds since 1970 by this machine's clock. For display and for ids, never for order."""
     return time.time_ns() // 1_000_000
 
 
@@ -44,12 +44,22 @@ class Deadline:
 
 
 def sleep_s(seconds: float) -> None:
-    """Sleep."""
+    """Sleep.
+
+    Args:
+        seconds: how long.
+    """
     time.sleep(seconds)
 
 
 def polls(timeout_s: float, *, first_s: float = 0.001, most_s: float = 0.05) -> Iterator[Deadline]:
-    """Yield at growing intervals until the deadline has passed; always yields at least once, and once at the end."""
+    """Yield at growing intervals until the deadline has passed; always at least once, and once at the end.
+
+    Args:
+        timeout_s: the time until the deadline, seconds.
+        first_s: the first interval, seconds; each is half as long again as the one before.
+        most_s: the longest interval, seconds.
+    """
     deadline, pause = Deadline(timeout_s), first_s
     while True:
         last = deadline.passed
@@ -61,5 +71,11 @@ def polls(timeout_s: float, *, first_s: float = 0.001, most_s: float = 0.05) -> 
 
 
 def backoff_s(attempt: int, *, first_s: float = 0.1, most_s: float = 5.0) -> float:
-    """Return the pause before retry *attempt* (1, 2, …): exponential with full jitter's upper half."""
+    """Return the pause before a retry, seconds: exponential with full jitter's upper half.
+
+    Args:
+        attempt: 1 for the first retry.
+        first_s: the pause before the first retry, without jitter.
+        most_s: the longest pause.
+    """
     return float(min(most_s, first_s * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))

@@ -1,7 +1,4 @@
-"""Every error that this package raises: one root, each with its fields and whether trying again can help.
-
-The refusal of one value, before anyone knows which column it was meant for.
-"""
+"""Define every error that this package raises: one root, each with its fields and whether a retry can help."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ class ConfigError(PipelineError):
         super().__init__("\n".join(self.faults))
 
 
-# refused at the door: nothing was sent ----------------------------------------------------------------------
+# refused: nothing was sent ----------------------------------------------------------------------
 
 
 class BadOp(PipelineError):
@@ -35,7 +32,7 @@ class BadOp(PipelineError):
 
 
 class UnknownTable(BadOp):
-    """A table that nobody defined in this process."""
+    """A table that was never defined in this process."""
 
     def __init__(self, table: str, known: Iterable[str] = ()):
         hint = did_you_mean(table, known)
@@ -59,6 +56,13 @@ class BadValue(BadOp):
         self.table, self.field, self.why = table, field, why
 
 
+class Refused(Exception):
+    """The refusal of one value, raised before its column is known. The message never repeats the value."""
+
+    def __init__(self, value: object, advice: str):
+        super().__init__(f"cannot take this {type(value).__name__}: {advice}")
+
+
 class BadQuery(BadOp):
     """A query or an expression that the log cannot carry."""
 
@@ -79,11 +83,11 @@ class BadToken(BadOp):
 
 
 class Unavailable(PipelineError):
-    """Something did not answer in time.
+    """A part of the system did not answer in time.
 
     Attributes:
-        numbered: buckets whose ops may be in the log all the same, and under which producer and first sequence: to send
-            them again under these is harmless.
+        numbered: by bucket, the producer and first sequence of ops that may be in the log. Sending such ops again under
+            these numbers is harmless.
     """
 
     retryable = True
@@ -125,7 +129,7 @@ class SpoolUnavailable(Unavailable):
 
 
 class NotDurable(Unavailable):
-    """The op is queued, but did not become as durable as asked in time. Do not send it again: `receipt` tells of it."""
+    """The op is queued, but not as durable as requested in time. Do not send the op again: follow `receipt`."""
 
     retryable = False
 
@@ -188,7 +192,7 @@ class WaitTimeout(PipelineError):
 
 
 class BadRead(PipelineError):
-    """The call cannot become a read; nothing was asked. The message says what to change."""
+    """The call cannot become a read; no node was queried. The message says what to change."""
 
 
 class ReadOnly(PipelineError):
@@ -202,10 +206,10 @@ class ReadOnly(PipelineError):
 
 
 class StaleRead(Unavailable):
-    """No node could show what the read had to see, in time; `stage` says how far it had come.
+    """No node could show in time what the read had to see; `stage` says how far that had come.
 
     `queued`: not applied yet. `replicating`: on the primary, not on a replica, and `primary_limit` is reached.
-    `lagging`: no replica is as fresh as asked.
+    `lagging`: no replica is within the lag allowed.
     """
 
     def __init__(self, shard: str, stage: str, why: str, waited_s: float = 0.0):
@@ -214,7 +218,7 @@ class StaleRead(Unavailable):
 
 
 class PartialResult(Unavailable):
-    """Some shards did not answer a read over several; `missing` says which, and why each. `partial=True` accepts it."""
+    """Some shards did not answer a read; `missing` maps each to its error. `partial=True` returns the others' rows."""
 
     def __init__(self, missing: Mapping[str, BaseException]):
         shown = "; ".join(f"shard {shard!r}: {error}" for shard, error in missing.items())
@@ -230,13 +234,11 @@ _STAGES = {
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest known word, or the empty string."""
+    """Return `; did you mean 'x'?` for the nearest known word, or the empty string.
+
+    Args:
+        word: what was written.
+        known: the words that would be right.
+    """
     near = get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
-
-
-class Refused(Exception):
-    """Why a value is not taken. Names its type and what to do; never the value, which may be a secret."""
-
-    def __init__(self, value: object, advice: str):
-        super().__init__(f"cannot take this {type(value).__name__}: {advice}")

@@ -22,7 +22,7 @@ from celery import bootsteps
 from pipeline import clock
 from pipeline.config.settings import Settings, load
 from pipeline.config.topology import Topology
-from pipeline.oplog.contract import scopes_of
+from pipeline.oplog.appends import scopes_of
 from pipeline.oplog.doorbell import Bell, queue_of
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.spool.store import Spool
@@ -99,9 +99,9 @@ class Sweep:
                 self._chore("reconcile", shard, RECONCILE_S)
                 self._chore("trim", shard, TRIM_S)
             self._spool.start_if_due()
-            if self._log.claim("lineage", LINEAGE_MS):
+            if self._log.take_lease("lineage", LINEAGE_MS):
                 self._raise_epochs()
-            if self._log.claim("memory", MEMORY_MS):
+            if self._log.take_lease("memory", MEMORY_MS):
                 share = self._log.memory_share()
                 self._log.set_full(f"Redis uses {share:.0%} of its memory" if share > FULL_SHARE else None)
         except Exception as error:  # the outermost loop: sweeping goes on after a failed turn
@@ -120,7 +120,7 @@ class Sweep:
                 self._send("raise_epoch", scope.shards[0], _RAISE_S, scope=scope.name)
 
     def _chore(self, name: str, shard: str, every_s: int) -> None:
-        if self._log.claim(f"{name}:{shard}", every_s * 1000):
+        if self._log.take_lease(f"{name}:{shard}", every_s * 1000):
             self._send(name, shard, every_s, shard=shard)
 
     def _send(self, name: str, to: str, within_s: int, **what: str) -> None:

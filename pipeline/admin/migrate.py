@@ -48,7 +48,7 @@ def migration_steps(pipeline: Client) -> Iterator[Step]:
         ShardUnavailable: a primary did not answer; nothing has been done.
     """
     topology = pipeline.topology
-    schemas = _parents_first([TableSchema.from_json(text) for _, text in sorted(pipeline.log.tables().items())])
+    schemas = _parents_first([TableSchema.from_json(text) for _, text in sorted(pipeline.log.newest_schemas().items())])
     for shard in topology.shards:
         session = pipeline.nodes.primary(shard)
         fresh = set()
@@ -79,7 +79,7 @@ def migrate(pipeline: Client, report: Callable[[Step], None] = lambda step: None
     """
     _refuse_moved(pipeline)
     steps = list(migration_steps(pipeline))
-    texts = list(map(TableSchema.from_json, pipeline.log.tables().values()))
+    texts = list(map(TableSchema.from_json, pipeline.log.newest_schemas().values()))
     kept = {schema.hash: (schema.name, schema.to_json()) for schema in texts}
     finished: list[str] = []
     for shard, uri in ((name, shard.primary) for name, shard in pipeline.settings.shards.items()):

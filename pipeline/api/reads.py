@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from pipeline.api import process
-from pipeline.api.process import current
+from pipeline import api
+from pipeline.api import current
 from pipeline.model.receipt import Receipt as _Receipt
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def get(
     Raises:
         BadRead: also where several shards have a row with that id. Else as `read`.
     """
-    return (process.client or process.configure()).get(
+    return (api.client or api.configure()).get(
         table,
         row_id,
         after,

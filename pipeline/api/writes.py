@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from pipeline.api import process
-from pipeline.api.process import current
+from pipeline import api
+from pipeline.api import current
 from pipeline.model.receipt import Receipt, Receipts
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def enqueue_insert(
         LogUnavailable: only without a spool: Redis did not answer in time; the op may be queued or not.
         NotDurable: the op is queued, but has not reached its durability within 5 s.
     """
-    return (process.client or process.configure()).enqueue_insert(
+    return (api.client or api.configure()).enqueue_insert(
         table, values, shard_key=shard_key, idempotency_key=idempotency_key, durability=durability, **fields
     )
 

@@ -1,1 +1,1 @@
-"""In the worker: from the log to rows."""
+"""Apply ops in the worker: from the log to rows."""

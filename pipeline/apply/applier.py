@@ -1,9 +1,9 @@
 """Apply what a shard's logs hold: many buckets in one transaction, rows and watermarks in one commit.
 
-Invariant: an entry's effects, its producer's sequence, its refusal and the watermark behind it are committed together
-or not at all; so whoever dies wherever, the next worker reads the watermark and goes on from there.
+Invariant: an entry's effects, its producer's sequence, its rejection and the watermark behind it are committed together
+or not at all. After a crash the next worker reads the watermark and continues from there.
 
-How much one transaction takes: so many rows that it commits in about the time aimed at, never above the caps.
+One transaction takes as many rows as commit in about `target_ms`, within the limits of the settings.
 """
 
 from __future__ import annotations
@@ -11,32 +11,37 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from pipeline import clock
-from pipeline.apply.batch import Batch
-from pipeline.apply.executor import Executor, SchemaBehind
+from pipeline.apply.batch import Batch, FactBook
+from pipeline.apply.executor import ConstraintsChanged, Executor, NeverSeen, SchemaBehind
 from pipeline.apply.grouping import grouped
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable, Unavailable
-from pipeline.model.op import Op
-from pipeline.model.schema import TableSchema
-from pipeline.oplog.contract import Readable, Work
+from pipeline.oplog.contract import Work
 from pipeline.shard import ledger
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
 from pipeline.shard.session import NodeSession
-from pipeline.shard.table_facts import FactBook, Facts
 
-#: Deadlocks and snapshot conflicts are tried again at once so many times: InnoDB names them transient.
+if TYPE_CHECKING:
+    from pipeline.oplog.doorbell import Bell, SilentBell
+
+#: How often one batch is tried: InnoDB calls deadlocks and snapshot conflicts transient.
 COMMIT_TRIES = 4
-#: How long a bucket waits whose op this worker or its shard does not understand yet, ms.
+#: The try at which an error that no list names is believed; tries of one batch are 10 to 100 ms apart.
+LAST_TRY = 3
+#: How long a bucket waits for a schema that this worker or its shard does not have yet, ms.
 SCHEMA_DELAY_MS = 1000
+#: Rows of the first batch of a process, before any commit was timed.
+FIRST_ROWS = 1000
+LEAST_ROWS = 50
 logger = logging.getLogger("pipeline.apply")
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What one batch did. `left` buckets are still dirty; `ring` asks the caller to ring for them."""
+    """What one batch did. `left` buckets are still dirty; `ring` says that the caller must ring for them."""
 
     applied: int = 0
     rejected: int = 0
@@ -49,7 +54,7 @@ class Outcome:
     waiting: str = ""  # why nothing, or not everything, was applied
 
     def summary(self) -> dict[str, int | str]:
-        """Return what a person wants to see in Flower; what is nought is left out."""
+        """Return what Flower shows of the outcome, without what is zero."""
         shown: dict[str, int | str] = {"applied": self.applied, "rejected": self.rejected, "ms": self.ms}
         for name in ("seen", "lost", "buckets", "left", "waiting"):
             if getattr(self, name):
@@ -57,14 +62,14 @@ class Outcome:
         return shown
 
 
-class _Log(Readable, Work, Protocol):
-    """What applying needs of the log."""
-
-
 class Applier:
     """Applies one shard's ops in this process.
 
     Args:
+        shard: its name.
+        session: of the shard's primary.
+        log: the logs, their schemas and dirty sets.
+        settings: what one transaction may take.
         step: called with the name of each step before it is taken; crash tests kill the process in it.
     """
 
@@ -72,22 +77,25 @@ class Applier:
         self,
         shard: str,
         session: NodeSession,
-        log: _Log,
+        log: Work,
         settings: ApplySettings,
         step: Callable[[str], None] = lambda name: None,
     ):
         self.shard, self.node = shard, session.node
         self._session, self._log, self._settings, self._step = session, log, settings, step
         self._pace = Pace(settings)
-        self._facts = FactBook(session, self._schema)
+        self._facts = FactBook(session, log)
         self._failures = 0
+        #: Why ops of a schema wait, by its hash, and when the shard is tried again, s.
+        self._behind: dict[str, tuple[float, str]] = {}
+        self._believed: set[tuple[str, int | None]] = set()
 
-    def apply(self, crowded: Callable[[int], object] = lambda waiting: None) -> Outcome:
-        """Apply one batch of what is due. Never raises for a fault that trying again later may cure.
+    def apply(self, bell: Bell | SilentBell | None = None) -> Outcome:
+        """Apply one batch of what is due. Never raises for a fault that a retry may cure.
 
         Args:
-            crowded: called at the start, with the number of buckets due, if they are more than one batch takes:
-                another worker may start at once, since none waits for another's locks.
+            bell: rung at the start if more buckets are due than one batch takes. Another worker can begin at once,
+                since workers never wait for each other's locks.
         """
         started = clock.mono_s()
         self._step("due")
@@ -95,18 +103,18 @@ class Applier:
         due = self._log.due(self.shard, 2 * limit)
         if not due:
             return Outcome()
-        if len(due) > limit:
-            crowded(len(due))
+        if bell is not None and len(due) > limit:
+            bell.ring_now(self.shard, len(due))
         try:
             outcome, batch = self._with_retries(due, limit)
         except Unavailable as error:
             self._failures += 1
             self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
-            logger.warning("batch put off shard=%s buckets=%d: %s", self.shard, len(due), error)
+            logger.warning("batch postponed shard=%s buckets=%d: %s", self.shard, len(due), error)
             return Outcome(left=len(due), waiting=str(error), ms=_ms_since(started))
         self._failures = 0
         if not batch.before:
-            # whoever holds them rings when it is done; to ring here would go round and round meanwhile
+            # the worker that holds these buckets rings when it is done; a bell from here would repeat until then
             return Outcome(left=len(due), waiting="held by another worker", ms=_ms_since(started))
         self._step("finish")
         outcome.ring, outcome.left = self._finish(batch)
@@ -116,29 +124,46 @@ class Applier:
         return outcome
 
     def _with_retries(self, due: dict[int, int], limit: int) -> tuple[Outcome, Batch]:
-        blocked: set[str] = set()
-        for attempt in range(1, COMMIT_TRIES + 1):
+        blocked, attempt = self._blocked(), 1
+        while True:
             try:
                 with self._session.transaction():
-                    result = self._transaction(due, limit, blocked)
+                    result = self._transaction(due, limit, blocked, last_try=attempt >= LAST_TRY)
                     self._step("commit")
                 self._step("committed")
                 return result
-            except SchemaBehind as error:
+            except SchemaBehind as error:  # each time another schema is left out: no try is used up
                 self._facts.forget()
-                blocked.add(error.table)
-                logger.warning("shard %s is behind the schema of %s: %s", self.shard, error.table, error)
+                blocked[error.schema] = str(error)
+                self._behind[error.schema] = (clock.mono_s() + SCHEMA_DELAY_MS / 1000, str(error))
+                logger.warning("shard %s is behind its schema: %s", self.shard, error)
+                continue
+            except ConstraintsChanged as error:
+                self._facts.forget()
+                failure: Exception = error
+            except NeverSeen as error:
+                logger.warning("an error that no list names, shard=%s try=%d: %s", self.shard, attempt, error)
+                failure = error
             except Unavailable:
                 raise
             except Exception as error:
-                if not is_driver_error(error) or fault_of(error) is not Fault.TRANSIENT:
+                if not is_driver_error(error) or fault_of(error) in (Fault.PERMANENT, Fault.SCHEMA):
                     raise
-                if attempt == COMMIT_TRIES:
-                    raise ShardUnavailable(self.shard, sentence_of(error)) from error
-                clock.sleep_s(clock.backoff_s(attempt, first_s=0.01, most_s=0.1))
-        raise ShardUnavailable(self.shard, f"behind the schema of {', '.join(sorted(blocked))}")
+                failure = error
+            if attempt == COMMIT_TRIES:
+                raise ShardUnavailable(self.shard, sentence_of(failure)) from failure
+            clock.sleep_s(clock.backoff_s(attempt, first_s=0.01, most_s=0.1))
+            attempt += 1
 
-    def _transaction(self, due: dict[int, int], limit: int, blocked: set[str]) -> tuple[Outcome, Batch]:
+    def _blocked(self) -> dict[str, str]:
+        """Return why ops of a schema wait, by its hash, until the shard is to be tried again."""
+        now_s = clock.mono_s()
+        self._behind = {schema: known for schema, known in self._behind.items() if known[0] > now_s}
+        return {schema: why for schema, (_, why) in self._behind.items()}
+
+    def _transaction(
+        self, due: dict[int, int], limit: int, blocked: dict[str, str], *, last_try: bool
+    ) -> tuple[Outcome, Batch]:
         self._step("lock")
         locked = ledger.lock(self._session, due, limit)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.state == "active"}
@@ -150,8 +175,8 @@ class Applier:
             return Outcome(buckets=len(mine), waiting=batch.why), batch
         batch.skip_seen(self._session)
         self._step("execute")
-        executor = Executor(self._session, self._facts, self._step)
-        executor.run(grouped(batch.items, self._known))
+        executor = Executor(self._session, self._facts.known, self._step, self._believed, last_try=last_try)
+        executor.run(grouped(batch.items, self._facts.known))
         self._step("mark")
         if batch.last:
             ledger.remember(self._session, batch.last)
@@ -165,11 +190,6 @@ class Applier:
         ledger.move(self._session, batch.after)
         return self._outcome(batch, executor), batch
 
-    def _known(self, op: Op) -> Facts:
-        facts = self._facts.of(op)
-        assert facts is not None, "only understood ops are taken into a batch"
-        return facts
-
     def _outcome(self, batch: Batch, executor: Executor) -> Outcome:
         rejected = len(executor.rejects)
         return Outcome(
@@ -182,7 +202,7 @@ class Applier:
         )
 
     def _finish(self, batch: Batch) -> tuple[bool, int]:
-        """Un-dirty and publish. Only a courtesy: the commit has happened, the sweeper finds what is left."""
+        """Publish watermarks and clean the dirty set. Rows are committed, so a failure here is for the sweeper."""
         done = batch.before | batch.after
         held = {bucket: done.pop(bucket) for bucket in batch.waiting}
         try:
@@ -190,32 +210,32 @@ class Applier:
                 self._log.finish(self.shard, held, delay_ms=SCHEMA_DELAY_MS)
             return self._log.finish(self.shard, done)
         except Unavailable as error:
-            logger.warning("committed, but Redis was not told shard=%s: %s", self.shard, error)
+            logger.warning("committed, but not published in Redis shard=%s: %s", self.shard, error)
             return False, 0
-
-    def _schema(self, hash: str) -> TableSchema | None:
-        text = self._log.schema(hash) or ledger.definition(self._session, hash)
-        return TableSchema.from_json(text) if text else None
 
 
 def _ms_since(started: float) -> int:
     return round((clock.mono_s() - started) * 1000)
 
 
-#: Rows of the first batch of a process, before any commit was timed.
-FIRST_ROWS = 1000
-LEAST_ROWS = 50
-
-
 class Pace:
-    """Additive-increase, multiplicative-decrease on the time of a batch, as TCP does on the loss of a packet."""
+    """Additive-increase, multiplicative-decrease on the time of a batch, as TCP does on the loss of a packet.
+
+    Args:
+        settings: the time that a batch aims at, and its limits.
+    """
 
     def __init__(self, settings: ApplySettings):
         self._settings = settings
         self.rows = min(FIRST_ROWS, settings.max_rows)
 
     def learn(self, rows: int, took_ms: int) -> None:
-        """Take in how long a batch took."""
+        """Note how long a batch took.
+
+        Args:
+            rows: how many ops it applied.
+            took_ms: from the first step to the last.
+        """
         if took_ms > self._settings.target_ms:
             self.rows = max(LEAST_ROWS, int(self.rows * max(0.5, self._settings.target_ms / took_ms)))
         elif rows >= self.rows * 0.8:
@@ -224,8 +244,12 @@ class Pace:
     def counts(self, buckets: Iterable[int], largest_bytes: Mapping[int, int]) -> dict[int, int]:
         """Return how many entries to read of each bucket.
 
-        Buckets with large ops are read few at a time: the log tells the size of the largest, and entries that do not
-        fit into the batch would be read for nothing.
+        A bucket with large ops is read a few at a time, by the size of its largest op. Entries that do not fit into the
+        batch would be read for nothing.
+
+        Args:
+            buckets: the buckets that are locked.
+            largest_bytes: the size of each bucket's largest op; 0 for a small one.
         """
         buckets = list(buckets)
         share = max(1, -(-self.rows // max(1, len(buckets))))

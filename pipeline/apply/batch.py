@@ -1,22 +1,24 @@
-"""The entries of one transaction: of each bucket the next ones, as many as fit, without what the shard has seen.
+"""Choose the entries of one transaction: of each bucket the next ones, as many as fit, without what the shard has seen.
 
-Invariant: of a bucket nothing is left out in between. Entries are taken in order up to the first that has to wait.
+Invariant: a batch leaves no gap in a bucket. Entries are taken in order up to the first that has to wait.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from pipeline.apply.grouping import Item
 from pipeline.model.op import Entry, Op, Position, decode
+from pipeline.model.schema import TableSchema
+from pipeline.oplog.contract import Entries
 from pipeline.shard import ledger
-from pipeline.shard.ledger import Loss, Reject
+from pipeline.shard.ledger import LostRange, Reject
 from pipeline.shard.session import NodeSession
-from pipeline.shard.table_facts import FactBook
+from pipeline.shard.table_facts import Facts, facts_of
 
 logger = logging.getLogger("pipeline.apply")
 
@@ -26,27 +28,33 @@ class Batch:
     """What one transaction applies.
 
     Attributes:
-        before: the watermarks that it found, of the buckets that are its own.
-        facts: of the tables; an op is understood if they know its definition.
-        blocked: tables of which the shard is behind the schema.
+        before: the watermarks that the transaction found, of the buckets that it locked.
+        facts: of the tables; a batch takes an op once the facts of its schema are known.
+        blocked: why ops of a schema wait, by the schema's hash: the shard is behind that schema.
+        most_rows: the most entries of one batch.
+        most_bytes: the size of entries at which a batch takes no more.
         taken: the entries up to `after`, in order per bucket, whether the shard has seen them before or not.
-        after: the watermarks that it leaves.
-        items: of those taken, the ops to apply; filled by `skip_seen`.
-        unreadable: of those taken, the entries to refuse, since this version cannot decode them; filled by `skip_seen`.
-        last: of each bucket and producer, the last sequence that is applied or refused then.
+        after: the watermarks that the transaction leaves.
+        items: the ops to apply among `taken`; filled by `skip_seen`.
+        last: of each bucket and producer, the last sequence that is applied or rejected after this batch.
+        losses: what the logs have lost before the entries taken.
+        keys: (bucket, idempotency key) of `items`.
         waiting: the buckets that were cut short, and why.
+        unreadable: the entries among `taken` to reject, since this version cannot decode them; filled by `skip_seen`.
+        seen: how many entries among `taken` the shard has seen.
+        size_bytes: the size of `taken`.
     """
 
     before: dict[int, Position]
     facts: FactBook
-    blocked: Collection[str]
+    blocked: Mapping[str, str]
     most_rows: int
     most_bytes: int
     taken: list[Item | Reject] = field(default_factory=list)
     after: dict[int, Position] = field(default_factory=dict)
     items: list[Item] = field(default_factory=list)
     last: dict[tuple[int, int], int] = field(default_factory=dict)
-    losses: list[Loss] = field(default_factory=list)
+    losses: list[LostRange] = field(default_factory=list)
     keys: list[tuple[int, str]] = field(default_factory=list)
     waiting: dict[int, str] = field(default_factory=dict)
     unreadable: list[Reject] = field(default_factory=list)
@@ -55,7 +63,7 @@ class Batch:
 
     @property
     def why(self) -> str:
-        """Why one of the buckets waits, or nothing."""
+        """Why one of the buckets waits, or the empty string."""
         return next(iter(self.waiting.values()), "")
 
     @property
@@ -64,7 +72,11 @@ class Batch:
         return sum(loss.last - loss.first + 1 for loss in self.losses)
 
     def take(self, entries: Sequence[Entry]) -> None:
-        """Take a bucket's entries up to the batch's limits, or up to an op that is not understood yet."""
+        """Take entries up to the batch's limits, or up to an op whose schema is not known yet.
+
+        Args:
+            entries: of one bucket, in order.
+        """
         if not entries:
             return
         bucket = entries[0].bucket
@@ -76,7 +88,7 @@ class Batch:
             if isinstance(one, Item) and (puzzle := self._puzzle(one.op)):
                 self.waiting[bucket] = puzzle
                 break
-            # whether or not it was decoded: what is missing in front of an entry is lost all the same
+            # a gap before an entry is lost whether or not the entry can be decoded
             if (gap := _gap(entry, before)) is not None:
                 self._lose(gap)
             before = entry.position
@@ -86,7 +98,11 @@ class Batch:
             self.after[bucket] = before
 
     def skip_seen(self, session: NodeSession) -> None:
-        """Keep what the shard has not seen under another position: after a failover, or sent twice."""
+        """Keep the entries that the shard has not seen under another position: after a failover, or after a resend.
+
+        Args:
+            session: of the shard's primary, inside the transaction.
+        """
         if not self.taken:
             return
         self.last = ledger.seen(session, ((one.entry.bucket, one.entry.producer) for one in self.taken))
@@ -116,33 +132,64 @@ class Batch:
         named = [(one.entry.bucket, key) for one in ops if (key := one.op.idempotency_key)]
         return ledger.known_keys(session, named) if named else set()
 
-    def _lose(self, gap: Loss) -> None:
+    def _lose(self, gap: LostRange) -> None:
         self.losses.append(gap)
         logger.error("bucket %d: epoch %d of its log lost %d to %d", gap.bucket, gap.epoch, gap.first, gap.last)
 
     def _puzzle(self, op: Op) -> str:
-        """Return why an op must wait, or nothing."""
-        if not (self.blocked or op.ops or op.source) and self.facts.knows(op.schema):
+        """Return why an op must wait, or the empty string."""
+        if not (self.blocked or op.ops or op.source) and op.schema in self.facts.known:
             return ""
         for one in op.named:
-            if one.table in self.blocked:
-                return f"the shard is behind the schema of {one.table}"
-            if self.facts.of(one) is None:
-                return f"definition {one.schema} of table {one.table} is not known here"
+            if one.schema in self.blocked:
+                return self.blocked[one.schema]
+            if not self.facts.learn(one.schema):
+                return f"schema {one.schema} of table {one.table} is not known here"
         return ""
 
 
+class FactBook:
+    """The facts of every schema that this worker has met on one shard.
+
+    Args:
+        session: of the shard's primary.
+        log: has the schemas that were published.
+    """
+
+    def __init__(self, session: NodeSession, log: Entries):
+        self._session, self._log = session, log
+        #: By the schema's hash.
+        self.known: dict[str, Facts] = {}
+
+    def learn(self, hash: str) -> bool:
+        """Make the facts of a schema known if they are not; return False while no process has published the schema.
+
+        Args:
+            hash: the schema's hash.
+        """
+        if hash in self.known:
+            return True
+        text = self._log.schema(hash) or ledger.stored_schema(self._session, hash)
+        if text:
+            self.known[hash] = facts_of(self._session, TableSchema.from_json(text))
+        return bool(text)
+
+    def forget(self) -> None:
+        """Forget all constraints: the schema of the database may have changed."""
+        self.known.clear()
+
+
 def _decoded(entry: Entry) -> Item | Reject:
-    """Return the op of an entry; what this version cannot decode is to be refused."""
+    """Return the op of an entry, or the rejection of an entry that this version cannot decode."""
     try:
         return Item(entry, decode(entry.payload))
     except msgspec.MsgspecError as error:
         return Reject(entry, "?", "?", None, f"not an op of this version: {error}")
 
 
-def _gap(entry: Entry, before: Position) -> Loss | None:
-    """Return what is missing between two positions: positions are dense within an epoch."""
+def _gap(entry: Entry, before: Position) -> LostRange | None:
+    """Return the positions that are missing before an entry: positions are dense within an epoch."""
     first = before.seq + 1 if entry.position.epoch == before.epoch else 0
     if entry.position.seq == first:
         return None
-    return Loss(entry.bucket, entry.position.epoch, 0, first, entry.position.seq - 1)
+    return LostRange(entry.bucket, entry.position.epoch, 0, first, entry.position.seq - 1)

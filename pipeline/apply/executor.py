@@ -1,12 +1,12 @@
-"""Run groups as statements; find a bad op by halving, and set it aside without stopping the others.
+"""Run groups as statements; find a bad op by halving, and reject it without stopping the others.
 
-A failed statement changes nothing (InnoDB and SQLite undo it), so a group is split until the op alone remains; about
-2·log2(n) more statements for one bad op. An atomic group runs under a savepoint, and so do versioned updates together.
+A failed statement changes nothing: InnoDB and SQLite undo it. So a group is split until the bad op is alone, which
+takes about 2·log2(n) more statements. An atomic group runs under a savepoint, and so do versioned updates together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from pipeline.apply.grouping import Group, Item
 from pipeline.apply.versioned_update import versioned
@@ -16,36 +16,78 @@ from pipeline.shard.driver_errors import Fault, code_of, fault_of, is_driver_err
 from pipeline.shard.ledger import Reject
 from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import CannotRender, copy_statement, most, statement
-from pipeline.shard.table_facts import FactBook, Facts
+from pipeline.shard.table_facts import Facts, constraints_of
 
 #: A statement is aimed at this size; larger gains nothing.
 AIM_BYTES = 500_000
 
 
 class SchemaBehind(PipelineError):
-    """The database lacks a column or a table that an op names; its bucket waits."""
+    """The database lacks a column, a table, an index or a right that ops of one schema need; these ops wait.
+
+    Attributes:
+        schema: the hash of the schema.
+    """
 
     retryable = True
 
-    def __init__(self, table: str, why: str):
-        super().__init__(why)
-        self.table = table
+    def __init__(self, facts: Facts, why: str):
+        super().__init__(f"the shard is behind the schema of {facts.schema.name} ({facts.schema.hash}): {why}")
+        self.schema = facts.schema.hash
+
+
+class ConstraintsChanged(PipelineError):
+    """A unique index or a foreign key has come or gone since the batch was grouped; it has to be grouped anew."""
+
+    retryable = True
+
+
+class NeverSeen(PipelineError):
+    """An op met an error that no list names; the transaction is retried before anybody believes it."""
+
+    retryable = True
+
+
+class MissingIndex(PipelineError):
+    """An upsert's key has no unique index in the database, or has none for the moment."""
 
 
 class Executor:
-    """Executes one batch inside the open transaction; afterwards `rejects` and `ids` tell what came of it."""
+    """Executes one batch inside the open transaction.
 
-    def __init__(self, session: NodeSession, facts: FactBook, step: Callable[[str], None]):
-        self._session, self._book, self._step = session, facts, step
+    Args:
+        session: of the shard's primary.
+        known: the facts of every schema that an op names, by hash.
+        step: called with the name of each step before it is taken.
+        believed: (schema, error number) of errors that no list names and that several tries met; grows.
+        last_try: whether such an error is believed now.
+
+    Attributes:
+        rejects: the ops that were rejected.
+        ids: the row ids that the database gave, with their entries.
+    """
+
+    def __init__(
+        self,
+        session: NodeSession,
+        known: Mapping[str, Facts],
+        step: Callable[[str], None],
+        believed: set[tuple[str, int | None]],
+        *,
+        last_try: bool,
+    ):
+        self._session, self._known, self._step = session, known, step
+        self._believed, self._last_try = believed, last_try
+        self._checked: set[str] = set()
         self._limit = min(session.statement_bytes() - 1024, 16_000_000)
         self.rejects: list[Reject] = []
         self.ids: list[tuple[Entry, int]] = []
 
     def run(self, groups: Iterable[Group]) -> None:
-        """Execute the groups in order.
+        """Execute *groups* in order.
 
         Raises:
-            SchemaBehind: the transaction must be rolled back; the table's ops wait.
+            SchemaBehind, ConstraintsChanged, NeverSeen: the transaction must be rolled back and run again.
             Exception: the driver's own, if it is transient.
         """
         for group in groups:
@@ -81,7 +123,7 @@ class Executor:
         if len(items) == 1:
             self._atomic(items[0])
             return
-        pairs = [pair for item in items if (pair := versioned(item.op, self._facts)) is not None]
+        pairs = [pair for item in items if (pair := versioned(item.op, self._known)) is not None]
         assert len(pairs) == len(items), "the planner joins versioned updates only"
         if self._all_or_none(([pair.copy for pair in pairs], [pair.update for pair in pairs])):
             half = len(items) // 2
@@ -94,11 +136,13 @@ class Executor:
             self._reject(item, *failed)
 
     def _all_or_none(self, statements: Iterable[Sequence[Op]]) -> tuple[Exception, Op] | None:
-        """Execute statements, each of like ops; where one fails for good undo all, and return why and its first op."""
+        """Execute statements, each of like ops. Where one fails for good, undo all and return why and the statement's
+        first op.
+        """
         session = self._session
         session.execute("SAVEPOINT pipeline_group")
         for ops in statements:
-            facts = self._facts(ops[0])
+            facts = self._known[ops[0].schema]
             try:
                 self._statement(ops[0].kind, ops, facts)
             except Exception as error:
@@ -109,41 +153,61 @@ class Executor:
         session.execute("RELEASE SAVEPOINT pipeline_group")
         return None
 
-    def _facts(self, op: Op) -> Facts:
-        facts = self._book.of(op)
-        assert facts is not None, "only understood ops are taken into a batch"
-        return facts
-
     def _statement(self, kind: str, ops: Sequence[Op], facts: Facts) -> None:
-        dialect = self._session.dialect
         if kind == UPSERT:
             _check_upsert(ops[0], facts)
-        render = (lambda: self._copy(ops, facts)) if kind == COPY else lambda: statement(kind, ops, facts, dialect)
-        sql = _rendered(render)
+        sql = self._rendered(kind, ops, facts)
         # 4 bytes a character at most: count only what may be too long
         if len(sql) * 4 > self._limit and len(sql.encode()) > self._limit:
             raise CannotRender(f"one statement of {len(sql.encode()):,} bytes; the server takes {self._limit:,}")
         self._session.execute(sql)
 
-    def _copy(self, ops: Sequence[Op], facts: Facts) -> str:
-        read = ops[0].source
-        source = None if read is None else self._book.of(read)
-        if source is None:
-            raise CannotRender("a copy whose source is not known")
-        return copy_statement(ops, facts, source, self._session.dialect)
+    def _rendered(self, kind: str, ops: Sequence[Op], facts: Facts) -> str:
+        """Return the SQL of ops. Whatever fails here is the fault of these ops, and must not stop the others."""
+        try:
+            if kind != COPY:
+                return statement(kind, ops, facts, self._session.dialect)
+            read = ops[0].source
+            if read is None:
+                raise CannotRender("a copy without a source")
+            return copy_statement(ops, facts, self._known[read.schema], self._session.dialect)
+        except PipelineError:
+            raise
+        except Exception as error:
+            raise CannotRender(f"the op does not fit its schema ({type(error).__name__}: {error})") from error
 
     def _judge(self, error: Exception, facts: Facts) -> Fault | None:
-        """Return PERMANENT, or None where the error is not the op's fault."""
+        """Return PERMANENT, or None where the op is not at fault."""
+        if isinstance(error, MissingIndex):
+            raise SchemaBehind(facts, str(error)) from error
         if isinstance(error, CannotRender | Rejected):
             return Fault.PERMANENT
-        if isinstance(error, PipelineError):
-            return None
-        if not is_driver_error(error):
+        if isinstance(error, PipelineError) or not is_driver_error(error):
             return None
         fault = fault_of(error)
         if fault is Fault.SCHEMA:
-            raise SchemaBehind(facts.schema.name, sentence_of(error)) from error
-        return fault if fault is Fault.PERMANENT else None
+            raise SchemaBehind(facts, sentence_of(error)) from error
+        if fault is Fault.TRANSIENT:
+            return None
+        self._check_constraints(facts)
+        if fault is Fault.UNKNOWN:
+            self._believe(error, facts)
+        return Fault.PERMANENT
+
+    def _check_constraints(self, facts: Facts) -> None:
+        """See that the batch was grouped by the constraints that the table has now, once per table and batch."""
+        if facts.schema.hash not in self._checked:
+            self._checked.add(facts.schema.hash)
+            if constraints_of(self._session, facts.database_name) != facts.constraints:
+                raise ConstraintsChanged(f"the constraints of {facts.schema.name} have changed")
+
+    def _believe(self, error: Exception, facts: Facts) -> None:
+        known = (facts.schema.hash, code_of(error))
+        if known in self._believed:
+            return
+        if not self._last_try:
+            raise NeverSeen(sentence_of(error)) from error
+        self._believed.add(known)
 
     def _reject(self, item: Item, error: Exception, member: Op | None = None) -> None:
         op = member or item.op
@@ -169,24 +233,14 @@ def _chunks(group: Group) -> Iterator[Sequence[Item]]:
         yield items[start:]
 
 
-def _rendered(render: Callable[[], str]) -> str:
-    """Render; whatever an op does to the renderer is that op's fault, and must not stop the others."""
-    try:
-        return render()
-    except PipelineError:
-        raise
-    except Exception as error:
-        raise CannotRender(f"the op does not fit its table definition ({type(error).__name__}: {error})") from error
-
-
 def _check_upsert(op: Op, facts: Facts) -> None:
-    """Refuse an upsert that the database could match by another index than the one that was named."""
+    """Refuse an upsert that the database could match by an index other than the named one."""
     if op.key == (facts.schema.id_index,):
         others = facts.unique
     else:
         others = tuple(columns for columns in facts.unique if set(columns) != set(op.key))
         if len(others) == len(facts.unique):
             names = ", ".join(facts.schema.columns[c].name for c in op.key)
-            raise CannotRender(f"the upsert needs a UNIQUE index on ({names}) of {facts.schema.name}")
+            raise MissingIndex(f"an upsert needs a UNIQUE index on ({names})")
     if others or facts.hidden_unique:
         raise CannotRender(f"an upsert into {facts.schema.name} is ambiguous: it has another unique index")

@@ -1,17 +1,17 @@
-"""Group ops into multi-row statements without changing what one-by-one would have done.
+"""Group ops into multi-row statements with the effect of running them one by one. Pure: no I/O.
 
-An op joins the newest open group of its shape only if no group from there on touches what it touches. Ops conflict on
-a row (table and id), on a value of a unique index, and on a row that a foreign key points to; where what an op touches
-is not known (an update by query, an old unique value) it conflicts with all of its table. A copy also reads a row of
-another table, so it conflicts with whatever writes to that. Pure: no I/O.
+An op joins the newest open group of its shape only if no group from there on conflicts with the op. Ops conflict on a
+row (table and id), on a value of a unique index, and on a row that a foreign key points to. Where it is unknown what an
+op touches (an update by query, an old unique value), the op conflicts with all of its table. A copy also reads a row of
+another table, so it conflicts with every write to that row.
 
-The rule is Debezium's and Confluent's lesson turned round: they batch by kind and reorder (kafka-connect-jdbc#1562).
+Debezium and Confluent batch by kind, and so reorder ops (kafka-connect-jdbc#1562); this rule avoids that.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ StatementShape = Hashable
 
 
 class Item(NamedTuple):
-    """An op to apply, with the entry it came in."""
+    """An op to apply, with its entry."""
 
     entry: Entry
     op: Op
@@ -41,7 +41,7 @@ class Group:
 
 @dataclass(slots=True)
 class Footprint:
-    """What an op touches. `claims` are (thing, class): ops of different classes on a table or an index never swap."""
+    """What an op touches. `claims` are (thing, class): ops of different classes on a table keep their order."""
 
     writes: list[ConflictKey] = field(default_factory=list)
     reads: list[ConflictKey] = field(default_factory=list)
@@ -55,20 +55,25 @@ ANY = None
 _TEXTS = frozenset(("string", "text", "json", "list:string"))
 
 
-def grouped(items: Iterable[Item], facts_of: Callable[[Op], Facts]) -> list[Group]:
-    """Return groups whose execution in order equals that of the ops one by one."""
+def grouped(items: Iterable[Item], known: Mapping[str, Facts]) -> list[Group]:
+    """Return groups whose execution in order has the effect of the ops one by one.
+
+    Args:
+        items: in the order of their logs.
+        known: the facts of every schema that an op names, by hash.
+    """
     planner = _Planner()
     for item in items:
         op = item.op
-        pair = versioned(op, facts_of)
+        pair = versioned(op, known)
         if pair is not None:
-            planner.add(item, facts_of(pair.update), _versioned_print(pair, facts_of), shape(pair))
+            planner.add(item, known[pair.update.schema], _versioned_print(pair, known), shape(pair))
             continue
         if op.kind in (GROUP, COPY):
-            prints = [print_ for member in op.members for print_ in _prints(member, facts_of)]
-            planner.add_alone(item, None if op.ops else facts_of(op), prints)
+            prints = [print_ for member in op.members for print_ in _prints(member, known)]
+            planner.add_alone(item, None if op.ops else known[op.schema], prints)
             continue
-        facts = facts_of(op)
+        facts = known[op.schema]
         if op.kind == INSERT and op.id is not None and facts.plain:
             planner.add_plain_insert(item, facts)
         else:
@@ -110,7 +115,7 @@ class _Planner:
             classes[ROW] = at
 
     def add_alone(self, item: Item, facts: Facts | None, prints: list[Footprint]) -> None:
-        """Add an atomic group or a copy: a group of its own, behind all that it conflicts with."""
+        """Add an atomic group or a copy: a group of its own, behind every op that conflicts with it."""
         at = self._new(Group(item.op.kind, facts, [item]), None)
         for print_ in prints:
             self._record(print_, at)
@@ -145,16 +150,17 @@ class _Planner:
             classes[cls] = max(at, classes.get(cls, -1))
 
 
-def _prints(op: Op, facts_of: Callable[[Op], Facts]) -> list[Footprint]:
-    """Return what an op that stands alone touches, and what it reads if it is a copy."""
-    prints = [footprint(op, facts_of(op), alone=True)]
-    return prints if op.source is None else [*prints, _read(op.source, facts_of(op.source))]
+def _prints(op: Op, known: Mapping[str, Facts]) -> list[Footprint]:
+    """Return what an op in a statement of its own touches, and what it reads if it is a copy."""
+    prints = [footprint(op, known[op.schema], alone=True)]
+    return prints if op.source is None else [*prints, _read(op.source, known[op.source.schema])]
 
 
-def _versioned_print(pair: Versioned, facts_of: Callable[[Op], Facts]) -> Footprint:
+def _versioned_print(pair: Versioned, known: Mapping[str, Facts]) -> Footprint:
     """Return what a versioned update touches in all."""
-    copy, source = with_known_link(pair, facts_of(pair.update).schema.id_index), facts_of(pair.update)
-    prints = (footprint(copy, facts_of(copy)), footprint(pair.update, source))
+    source = known[pair.update.schema]
+    copy = with_known_link(pair, source.schema.id_index)
+    prints = (footprint(copy, known[copy.schema]), footprint(pair.update, source))
     return Footprint(
         [key for print_ in prints for key in print_.writes],
         [key for print_ in prints for key in print_.reads],
@@ -163,7 +169,7 @@ def _versioned_print(pair: Versioned, facts_of: Callable[[Op], Facts]) -> Footpr
 
 
 def _read(read: Op, facts: Facts) -> Footprint:
-    """Return what a copy touches of its source: whoever changes the row, or may, must not pass it."""
+    """Return what a copy touches of its source: a write to the row keeps its order with the copy."""
     table = facts.database_name
     if read.id is None:
         return Footprint(claims=[(table, ANY)])
@@ -171,7 +177,13 @@ def _read(read: Op, facts: Facts) -> Footprint:
 
 
 def footprint(op: Op, facts: Facts, *, alone: bool = False) -> Footprint:
-    """Return what an op touches on a shard with these constraints; *alone*: no other op joins its statement."""
+    """Return what an op touches on a shard.
+
+    Args:
+        op: a row write.
+        facts: of the op's table.
+        alone: whether no other op joins its statement.
+    """
     print_, table = Footprint(), facts.database_name
     if op.id is not None:
         print_.writes.append((table, op.id))
@@ -180,7 +192,7 @@ def footprint(op: Op, facts: Facts, *, alone: bool = False) -> Footprint:
     if op.kind != DELETE:
         _parents(print_, facts, given, changed)
     if op.kind == COPY:
-        # its values are known to the database only
+        # only the database knows the values
         print_.claims.append((table, ANY if facts.unique or facts.hidden_unique else ROW))
     elif op.kind == INSERT:
         print_.claims.append((table, ANY if facts.hidden_unique else _insert_class(op, alone)))
@@ -196,7 +208,7 @@ def footprint(op: Op, facts: Facts, *, alone: bool = False) -> Footprint:
 
 
 def _insert_class(op: Op, alone: bool) -> ConflictKey:
-    """Return the class of an insert: the database numbers rows in the order in which they come, above all ids given."""
+    """Return the class of an insert: the database numbers rows in their order, above all ids that callers gave."""
     if op.id is not None:
         return ROW
     return ANY if alone else ("numbered", op.columns)
@@ -235,9 +247,9 @@ def _unique_values(print_: Footprint, facts: Facts, op: Op, given: dict[int, Any
 
 
 def _keep_turn(print_: Footprint, facts: Facts, op: Op, columns: tuple[int, ...], alone: bool) -> None:
-    """Let no op of another shape pass where texts are unique: only the collation knows which of them are equal.
+    """Keep the order of ops of different shapes where texts are unique: only the collation knows which texts are equal.
 
-    To utf8mb4_unicode_ci all emojis are, and control characters are nothing. Within a shape ops keep their order.
+    To utf8mb4_unicode_ci all emojis are equal, and control characters are nothing. Within a shape ops keep their order.
     """
     if any(facts.schema.columns[column].kind in _TEXTS for column in columns):
         print_.claims.append(((facts.database_name, columns), ANY if alone else _shape(op)))
@@ -248,14 +260,14 @@ def _parents(print_: Footprint, facts: Facts, given: dict[int, Any], changed: se
         if column is None:
             print_.claims.append((parent, ("child", facts.database_name)))
         elif column in changed:
-            # an upserted parent's row may have kept an older id: so wait for all upserts of the parent too
+            # an upserted parent's row may have kept an older id, so the child waits for all upserts of the parent too
             print_.reads.append((parent, given.get(column)))
             # the id of a parent that is computed is not known
             print_.claims.append((parent, ROW if column in given else ("child", facts.database_name)))
 
 
 def _shape(op: Op) -> StatementShape | None:
-    """Return what ops must share to be one statement, or None for one that stands alone."""
+    """Return what ops must share to be one statement, or None for an op that takes a statement of its own."""
     if op.kind == INSERT:
         return (INSERT, op.schema, op.columns, op.id is None)
     if op.kind == UPSERT:

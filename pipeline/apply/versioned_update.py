@@ -1,12 +1,12 @@
-"""Versioned updates: an atomic group that copies a row and updates just that row. Many of them are two statements.
+"""Recognise versioned updates: atomic groups that copy a row and update just that row.
 
-Of different rows they may change places: neither a copy nor an update of one looks at another. What more they touch is
-the planner's to compare (`group`).
+Many versioned updates become two statements. Those of different rows may change places: each copies and updates its own
+row only. `grouping` compares what else versioned updates touch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -17,20 +17,25 @@ from pipeline.shard.table_facts import Facts
 
 
 class Versioned(NamedTuple):
-    """The two ops of a versioned update. Both name the row by its id, and may narrow it by a condition besides."""
+    """The two ops of a versioned update. Both name the row by its id, and may narrow it by a condition."""
 
     copy: Op
     update: Op
 
 
-def versioned(op: Op, facts_of: Callable[[Op], Facts]) -> Versioned | None:
-    """Return the copy and the update of a group that is just these two, about one row with a known id; else None."""
+def versioned(op: Op, known: Mapping[str, Facts]) -> Versioned | None:
+    """Return the copy and the update of a versioned update, or None for any other op.
+
+    Args:
+        op: an atomic group of one copy and one update, about one row with a known id; or another op.
+        known: the facts of the update's schema, by hash.
+    """
     if op.kind != GROUP or [member.kind for member in op.ops] != [COPY, UPDATE]:
         return None
     copy, update = op.ops
     if copy.source is None or copy.id is None or copy.source.schema != update.schema:
         return None
-    id_index = facts_of(update).schema.id_index
+    id_index = known[update.schema].schema.id_index
     row = _row(update, id_index)
     if row is None or row != _row(copy.source, id_index):
         return None
@@ -38,14 +43,23 @@ def versioned(op: Op, facts_of: Callable[[Op], Facts]) -> Versioned | None:
 
 
 def shape(pair: Versioned) -> Hashable:
-    """Return what versioned updates must share to be two statements together."""
+    """Return what versioned updates must share to be two statements together.
+
+    Args:
+        pair: one versioned update.
+    """
     copy, update = pair
     into = (copy.schema, copy.columns, repr((copy.values, copy.expressions)))
     return (GROUP, into, update.schema, update.columns, tuple(column for column, _ in update.expressions))
 
 
 def with_known_link(pair: Versioned, id_index: int) -> Op:
-    """Return the copy with the row's id as a value where it copies that: so it is known to which parent it refers."""
+    """Return the copy with the row's id as a value wherever it copies that id, so that its parent is known.
+
+    Args:
+        pair: one versioned update.
+        id_index: the number of the id column of the row's table.
+    """
     copy, row = pair.copy, pair.update.id
     links = tuple(column for column, tree in copy.expressions if tree == ["c", id_index])
     return replace(

@@ -1,1 +1,1 @@
-"""The settings of one deployment."""
+"""Read and check the settings of one deployment, and map shard keys to buckets and shards."""

@@ -1,6 +1,6 @@
-"""Which shard owns which bucket: an even split in the order of the file, or as the file says.
+"""Assign buckets to shards: an even split in the order of the file, or the ranges that the file names.
 
-Bucket numbers are written as ranges, `0-127,200`, here called a text of ranges.
+A text of ranges names bucket numbers, such as `0-127,200`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ _RANGE = re.compile(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?")
 
 
 def owners(buckets: int, shards: Mapping[str, Ranges | None]) -> tuple[str, ...]:
-    """Return the owning shard of each bucket from 0 on; *shards* has no `placement_faults`."""
+    """Return the owning shard of each bucket from 0 on.
+
+    Args:
+        buckets: the number of buckets.
+        shards: each shard's ranges, or None for the even split; without `placement_faults`.
+    """
     if all(ranges is None for ranges in shards.values()):
         names = tuple(shards)
         return tuple(names[bucket * len(names) // buckets] for bucket in range(buckets))
@@ -27,7 +32,12 @@ def owners(buckets: int, shards: Mapping[str, Ranges | None]) -> tuple[str, ...]
 
 
 def placement_faults(buckets: int, shards: Mapping[str, Ranges | None]) -> list[str]:
-    """Return what keeps *shards* from owning each bucket exactly once, a sentence each."""
+    """Return what keeps *shards* from owning each bucket exactly once, a sentence each.
+
+    Args:
+        buckets: the number of buckets.
+        shards: each shard's ranges, or None for the even split.
+    """
     silent = [name for name, ranges in shards.items() if ranges is None]
     if len(silent) == len(shards):
         few = f"[pipeline] buckets is {buckets} for {len(shards)} shards; it must be at least one for each shard"
@@ -66,7 +76,7 @@ def parse_ranges(text: str) -> Ranges:
 
 
 def ranges(value: object) -> str | None:
-    """Accept what `parse_ranges` returns; a check for `checks`."""
+    """Accept *value* if it is what `parse_ranges` returns; a check for `faults_of`."""
     if isinstance(value, tuple) and all(
         isinstance(pair, tuple) and len(pair) == 2 and all(map(is_whole, pair)) and 0 <= pair[0] <= pair[1]
         for pair in value
@@ -76,7 +86,7 @@ def ranges(value: object) -> str | None:
 
 
 def format_ranges(buckets: Iterable[int]) -> str:
-    """Return bucket numbers as the shortest text of ranges."""
+    """Return *buckets* as the shortest text of ranges."""
     spans: list[list[int]] = []
     for bucket in sorted(set(buckets)):
         if spans and bucket == spans[-1][1] + 1:

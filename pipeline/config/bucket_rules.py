@@ -1,11 +1,11 @@
-"""From a shard key to its bucket: pure functions that must never change, since rows already stand by them.
+"""Map a shard key to its bucket: pure functions that must never change, since they have placed the rows that exist.
 
 The rule `hash`, in full:
 
-* An int from 2**57 up to 2**63 is an id that this package made, and carries its bucket: `(id >> 12) & 1023`, modulo the
-  number of buckets. So a row whose shard key refers to such an id shares the bucket of the row it refers to.
+* An int from 2**57 up to 2**63 is an id of this package, and its bucket is `(id >> 12) & 1023`, modulo the number of
+  buckets. So a row whose shard key is such an id shares the bucket of the row that it refers to.
 * Any other key is taken as text, and its bucket is `crc32(text) % buckets`. Keys of the same text share a bucket,
-  whatever their type: 7, "7" and Decimal("7"); and so an id's decimal digits go where the id goes.
+  whatever their type: 7, "7" and Decimal("7"). So the decimal digits of an id have the bucket of the id.
 
 The rules `lookup` and `range` take keys as the file has them, `modulo` takes ints only.
 """
@@ -25,8 +25,8 @@ from pipeline.errors import ConfigError, ShardKeyError
 
 Rule = Callable[[Any], int]
 
-#: Ids are 41 bits of ms, 10 of bucket, 7 of producer, 5 of sequence; none is smaller than the first of these, and none
-#: needs the 64th bit.
+#: Ids are 41 bits of ms, 10 of bucket, 7 of producer, 5 of sequence. Every id is at least the first number, and less
+#: than the second: the 64th bit is never set.
 ID_SMALLEST, ID_END = 1 << 57, 1 << 63
 _BUCKET_SHIFT, _BUCKET_MASK = 12, 1023
 
@@ -43,8 +43,12 @@ def compile_rule(table: TableSettings, buckets: int) -> Rule:
 def canonical(key: Any, table: TableSettings) -> bytes:
     """Return the text by which *key* is hashed and looked up.
 
-    An int is its decimal digits, a str is UTF-8 with nothing normalised, bytes are themselves, a date or datetime is
-    ISO 8601, a Decimal is `str` of it.
+    An int becomes its decimal digits, a date or datetime ISO 8601, a Decimal its `str`. A str becomes UTF-8 with
+    nothing normalised; bytes stay as they are.
+
+    Args:
+        key: the shard key.
+        table: whose key it is, for messages.
 
     Raises:
         ShardKeyError: the key is of another type, a bool, None, a Decimal that is no number, or a text with a lone

@@ -1,4 +1,4 @@
-"""The configuration as web2py people write it: the section `[pipeline]` of an `appconfig.ini`, one key a line.
+"""Read the section `[pipeline]` of web2py's `appconfig.ini`, one key a line.
 
     [pipeline]
     redis       = redis://localhost:6379/0
@@ -8,8 +8,8 @@
     shard_keys  = purchase: customer, line: customer
     references  = country
 
-Without a `shard_…` the application's own database is the one shard, and `replicas` are its replicas. What has no key
-here has one in the TOML file, which `config = pipeline.toml` names.
+Without a `shard_…` the application's own database is the one shard, and `replicas` are its replicas. Settings without a
+key here have one in the TOML file, which `config = pipeline.toml` names.
 """
 
 from __future__ import annotations
@@ -43,10 +43,13 @@ _NAMES = (
 
 
 def read_ini(path: Path) -> tuple[Mapping[str, Any], Path | None]:
-    """Return what an ini file says in the TOML file's shape; or the path of the TOML file that it names.
+    """Return the settings of an ini file in the TOML file's shape, or the path of the TOML file that it names.
+
+    Args:
+        path: the ini file.
 
     Raises:
-        ConfigError: it is no ini file, or its section is not there or wrong.
+        ConfigError: the file is no ini file, or its section is missing or wrong.
     """
     parser = configparser.ConfigParser()  # with web2py's own rules for '%'
     try:
@@ -60,22 +63,23 @@ def read_ini(path: Path) -> tuple[Mapping[str, Any], Path | None]:
     else:
         fault = f"{path} has no section [{SECTION}]"
         if section is not None:
-            return _said(section, path, own)
+            return _read(section, path, own)
     raise ConfigError([fault])  # out here: the errors carry the file's text, passwords included
 
 
-def _said(section: Mapping[str, str], path: Path, own: str | None) -> tuple[Mapping[str, Any], Path | None]:
+def _read(section: Mapping[str, str], path: Path, own: str | None) -> tuple[Mapping[str, Any], Path | None]:
     if elsewhere := section.get(ELSEWHERE):
         return {}, path.parent / elsewhere
     return sections(section, str(path), own), None
 
 
 def sections(flat: Mapping[str, str], label: str, own_uri: str | None = None) -> dict[str, Any]:
-    """Return the section's keys in the TOML file's shape.
+    """Return the settings of a section in the TOML file's shape.
 
     Args:
-        label: names the file, for people.
-        own_uri: of the application's own database.
+        flat: the section's keys and values, as written.
+        label: names the file, for messages.
+        own_uri: the address of the application's own database.
 
     Raises:
         ConfigError: with every key that is wrong.
@@ -102,7 +106,12 @@ def sections(flat: Mapping[str, str], label: str, own_uri: str | None = None) ->
 
 
 def in_ini_names(faults: Iterable[str], label: str) -> list[str]:
-    """Return faults of the settings with the names that the keys have in an ini file."""
+    """Return *faults* of the settings with the names that the keys have in an ini file.
+
+    Args:
+        faults: sentences with the keys' names in the TOML file.
+        label: names the ini file.
+    """
     found = []
     for fault in faults:
         for pattern, name in _NAMES:

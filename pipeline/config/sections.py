@@ -1,7 +1,4 @@
-"""The sections of a configuration, a frozen record each: one that exists is valid. `settings.load` reads them all.
-
-What a shard's file says of its replicas: an address each, or a table with an address, a weight and a limit.
-"""
+"""Define a frozen record for each section of the configuration: a record that exists is valid."""
 
 from __future__ import annotations
 
@@ -30,13 +27,25 @@ from pipeline.config.validators import (
 )
 from pipeline.errors import ConfigError, did_you_mean
 
+#: An id has ten bits for its bucket.
+MOST_BUCKETS = 1024
+_NAME = pattern(r"[A-Za-z_][A-Za-z0-9_]*", "a name of letters, digits and underscores")
+_COLUMN_LISTS = each(each(_NAME, "a list of column names"), 'a list of lists of column names, such as [["email"]]')
+_RULE = pattern(
+    r"hash|modulo|range|lookup|[A-Za-z_][\w.]*:[A-Za-z_]\w*", "hash, modulo, range, lookup or module:function"
+)
+_SHARD_NAME = pattern(r"[A-Za-z0-9_-]{1,32}", "at most 32 letters, digits, '-' and '_' (it names a queue)")
 #: The keys of a replica that is written as a table, and what each may be.
-_CHECKS: dict[str, Validator] = {"uri": shard_address, "weight": number(0, 1_000), "limit": whole_number(1, 100_000)}
+_REPLICA: dict[str, Validator] = {
+    "uri": shard_address,
+    "weight": number(0, 1_000),
+    "limit": whole_number(1, 100_000),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one replica is asked to carry.
+    """The share of reads that one replica takes.
 
     Attributes:
         weight: its share of the reads beside the other replicas; with 0 it takes none, and is there to be promoted.
@@ -48,35 +57,25 @@ class Load:
 
 
 def replica_fault(value: object) -> str | None:
-    """Accept an address, or a table with an address and perhaps a weight and a limit."""
+    """Accept *value* if it is an address, or a table with an address and perhaps a weight and a limit."""
     if not isinstance(value, Mapping):
         return shard_address(value) if isinstance(value, str) else refusal(value, "an address, or a table { uri = … }")
-    faults = [f"has an unknown key {key!r}{did_you_mean(key, _CHECKS)}" for key in value if key not in _CHECKS]
+    faults = [f"has an unknown key {key!r}{did_you_mean(key, _REPLICA)}" for key in value if key not in _REPLICA]
     given = {"uri": None, **value}
-    faults += [f"{key} {fault}" for key, check in _CHECKS.items() if key in given and (fault := check(given[key]))]
+    faults += [f"{key} {fault}" for key, check in _REPLICA.items() if key in given and (fault := check(given[key]))]
     return "; ".join(faults) or None
 
 
 def uris_of(replicas: Iterable[str | Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the addresses."""
+    """Return the addresses of *replicas*, each written as an address or as a table."""
     return tuple(one if isinstance(one, str) else one["uri"] for one in replicas)
 
 
 def loads_of(replicas: Iterable[str | Mapping[str, Any]]) -> tuple[Load, ...]:
-    """Return what each is to carry, in the same order."""
+    """Return the loads of *replicas*, each written as an address or as a table, in the same order."""
     return tuple(
         Load() if isinstance(one, str) else Load(**{k: v for k, v in one.items() if k != "uri"}) for one in replicas
     )
-
-
-#: An id has ten bits for its bucket.
-MOST_BUCKETS = 1024
-_NAME = pattern(r"[A-Za-z_][A-Za-z0-9_]*", "a name of letters, digits and underscores")
-_COLUMN_LISTS = each(each(_NAME, "a list of column names"), 'a list of lists of column names, such as [["email"]]')
-_RULE = pattern(
-    r"hash|modulo|range|lookup|[A-Za-z_][\w.]*:[A-Za-z_]\w*", "hash, modulo, range, lookup or module:function"
-)
-_SHARD_NAME = pattern(r"[A-Za-z0-9_-]{1,32}", "at most 32 letters, digits, '-' and '_' (it names a queue)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class RedisSettings:
-    """Where the logs and Celery's messages are. `timeout_s` bounds one call that a web request makes."""
+    """Where the logs and Celery's messages are. `timeout_s` limits one call that a web request makes."""
 
     url: str
     broker_url: str = ""
@@ -127,7 +126,7 @@ class ShardSettings:
     primary: str
     replicas: tuple[str, ...] = ()
     buckets: Ranges | None = None
-    #: What each replica is to carry; the file writes it beside the address, `{ uri = "…", weight = 2, limit = 50 }`.
+    #: The load of each replica; the file writes it beside the address, `{ uri = "…", weight = 2, limit = 50 }`.
     loads: tuple[Load, ...] = field(default=(), init=False)
 
     CHECKS: ClassVar[Mapping[str, Validator]] = {
@@ -138,7 +137,7 @@ class ShardSettings:
     }
 
     def __post_init__(self) -> None:
-        if isinstance(self.buckets, str):  # as the file has it; what cannot be parsed is left for its check
+        if isinstance(self.buckets, str):  # as the file has it; a text that cannot be parsed is left for its check
             with suppress(ValueError):
                 object.__setattr__(self, "buckets", parse_ranges(self.buckets))
         raise_faults(faults_of(f"shards.{self.name}", self.CHECKS, self))
@@ -156,7 +155,7 @@ class ShardSettings:
 
 @dataclass(frozen=True, slots=True)
 class TableSettings:
-    """How one table is spread and what happens to an op that its database refuses. The defaults hold for any table."""
+    """How one table is spread, and what happens to its rejected ops. The defaults hold for any table."""
 
     name: str
     shard_key: str | None = None
@@ -205,7 +204,7 @@ class TableSettings:
 
 @dataclass(frozen=True, slots=True)
 class ReadSettings:
-    """How far behind a replica may be, and what a read does when all are further."""
+    """How far behind a replica may be, and what a read does when every replica is further behind."""
 
     #: Keys of older releases, and what to write instead.
     GONE: ClassVar[Mapping[str, str]] = {
@@ -233,7 +232,7 @@ class ReadSettings:
 
 @dataclass(frozen=True, slots=True)
 class ApplySettings:
-    """What one apply transaction aims at (`target_ms`), what it never exceeds, and whom the log waits for."""
+    """What one apply transaction aims at (`target_ms`) and its limits; how long the log waits for an absent replica."""
 
     target_ms: int = 100
     max_rows: int = 5_000
@@ -255,7 +254,7 @@ class ApplySettings:
 
 @dataclass(frozen=True, slots=True)
 class SpoolSettings:
-    """The local file that takes ops while Redis does not. Without a `path` it is beside the configuration's file."""
+    """The local file that takes ops while Redis is away; without a `path` it is beside the configuration's file."""
 
     path: str = ""
     max_mb: int = 256
@@ -271,7 +270,11 @@ class SpoolSettings:
         raise_faults(faults_of("spool", self.CHECKS, self))
 
     def beside(self, configuration: str) -> SpoolSettings:
-        """Return the settings with the whole path; a configuration that is no file needs a path for its spool."""
+        """Return the settings with the whole path; a configuration that is no file needs a path for its spool.
+
+        Args:
+            configuration: the path of the configuration's file, or the empty string.
+        """
         if not configuration:
             return replace(self, enabled=self.enabled and bool(self.path))
         path = Path(configuration)
@@ -279,6 +282,6 @@ class SpoolSettings:
 
 
 def raise_faults(faults: Iterable[str]) -> None:
-    """Raise `ConfigError` if there are faults."""
+    """Raise `ConfigError` if there are *faults*."""
     if faults := list(faults):
         raise ConfigError(faults)

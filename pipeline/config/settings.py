@@ -1,11 +1,9 @@
-"""The settings of one deployment: frozen values, checked where they are made.
+"""Find, read and check the configuration of one deployment: frozen values, and every fault at once.
 
 Every process of a deployment (web, workers, Flower, command line) reads the same file. A value of this module that
-exists is valid; `load` names everything that is wrong with a configuration at once.
+exists is valid.
 
-The configuration as it was written: found, read, and filled in from the environment.
-
-What the values mean is for `settings` to judge. Nothing here repeats a value: it may hold a password.
+No message repeats a configured value, since it may hold a password.
 """
 
 from __future__ import annotations
@@ -47,31 +45,39 @@ __all__ = [
     "redact",
 ]
 
+#: Names the configuration's file where a call names none; without it the file is `DEFAULT_PATH`.
+VARIABLE = "PIPELINE_CONFIG"
+DEFAULT_PATH = "pipeline.toml"
+#: `${NAME}`; without its brace it is a fault, not a text.
+_REFERENCE = re.compile(r"\$\{([^}]*)(\})?")
 _SECTIONS = ("pipeline", "redis", "shards", "tables", "reads", "apply", "spool")
+_T = TypeVar("_T")
 
 
 def load(source: str | Path | Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-    """Return the settings from *source*: a path, or a dict of the file's shape.
+    """Return the settings of one deployment.
 
-    Without a source: the file that `$PIPELINE_CONFIG` names, else `./pipeline.toml`. `${NAME}` in a text is replaced
-    from *environ*; a variable's own value is not looked into.
+    Args:
+        source: the path of a file, or a dict of the file's shape. None: the file that `$PIPELINE_CONFIG` names, else
+            `./pipeline.toml`.
+        environ: replaces each `${NAME}` in a text; a variable's own value is taken as it is.
 
     Raises:
         ConfigError: with *every* fault, a sentence each.
     """
-    raw, label = written(source, environ)
+    raw, label = _written(source, environ)
     faults: list[str] = []
-    raw = filled(raw, environ, faults)
+    raw = _filled(raw, environ, faults)
     faults += [
         f"[{name}] is an unknown section{did_you_mean(name, _SECTIONS)}" for name in raw if name not in _SECTIONS
     ]
-    head = section(Head, raw.get("pipeline", {}), "pipeline", faults)
-    redis = section(RedisSettings, raw.get("redis", {}), "redis", faults)
-    shards = group(ShardSettings, raw.get("shards", {}), "shards", faults)
-    tables = group(TableSettings, raw.get("tables", {}), "tables", faults)
-    reads = section(ReadSettings, raw.get("reads", {}), "reads", faults)
-    apply = section(ApplySettings, raw.get("apply", {}), "apply", faults)
-    spool = section(SpoolSettings, raw.get("spool", {}), "spool", faults)
+    head = _section(Head, raw.get("pipeline", {}), "pipeline", faults)
+    redis = _section(RedisSettings, raw.get("redis", {}), "redis", faults)
+    shards = _group(ShardSettings, raw.get("shards", {}), "shards", faults)
+    tables = _group(TableSettings, raw.get("tables", {}), "tables", faults)
+    reads = _section(ReadSettings, raw.get("reads", {}), "reads", faults)
+    apply = _section(ApplySettings, raw.get("apply", {}), "apply", faults)
+    spool = _section(SpoolSettings, raw.get("spool", {}), "spool", faults)
     if faults or not (head and redis and reads and apply and spool):
         raise ConfigError([*faults, *_joint_faults(head.buckets if head else None, shards, tables)])
     return Settings(
@@ -89,8 +95,14 @@ def load(source: str | Path | Mapping[str, Any] | None = None, environ: Mapping[
 def with_redis(
     source: str | Path | Mapping[str, Any] | None, url: str | None, environ: Mapping[str, str] = os.environ
 ) -> Mapping[str, Any]:
-    """Return the sections of a configuration as written, with *url* as the Redis where they name none."""
-    raw, _ = written(source, environ)
+    """Return the sections of a configuration as written, with a Redis where they name none.
+
+    Args:
+        source: as for `load`.
+        url: the address of the Redis; None changes nothing.
+        environ: names the file, as for `load`.
+    """
+    raw, _ = _written(source, environ)
     redis = raw.get("redis", {})
     return {**raw, "redis": {"url": url, **redis}} if url and isinstance(redis, Mapping) else raw
 
@@ -114,14 +126,14 @@ class Settings:
         raise_faults(_joint_faults(head.buckets, self.shards, self.tables))
 
     def loads(self) -> dict[str, Load]:
-        """Return what each replica is to carry, by its node's name."""
+        """Return the load of each replica, by its node's name."""
         return {f"{name}-r{i}": load for name, shard in self.shards.items() for i, load in enumerate(shard.loads)}
 
 
 def _joint_faults(
     buckets: int | None, shards: Mapping[str, ShardSettings | None], tables: Mapping[str, TableSettings | None]
 ) -> list[str]:
-    """Return the faults that show only when sections are seen together; a section that is None has its own already."""
+    """Return the faults of sections taken together; a section that is None has its own faults already."""
     faults = [] if shards else ["[shards] is empty; at least one shard is needed: [shards.s0] with its primary"]
     faults += same_database_faults(node for shard in shards.values() if shard for node in shard.nodes())
     if buckets is None:
@@ -137,19 +149,17 @@ def _joint_faults(
     return faults
 
 
-_T = TypeVar("_T")
+def _written(
+    source: str | Path | Mapping[str, Any] | None, environ: Mapping[str, str]
+) -> tuple[Mapping[str, Any], str]:
+    """Return the sections as they were written, and the name of their file, for messages.
 
-VARIABLE = "PIPELINE_CONFIG"
-DEFAULT_PATH = "pipeline.toml"
-#: `${NAME}`; without its brace it is a fault, not a text.
-_REFERENCE = re.compile(r"\$\{([^}]*)(\})?")
-
-
-def written(source: str | Path | Mapping[str, Any] | None, environ: Mapping[str, str]) -> tuple[Mapping[str, Any], str]:
-    """Return the sections as they were written, and where they stand, for people.
+    Args:
+        source: as for `load`.
+        environ: names the file, as for `load`.
 
     Raises:
-        ConfigError: there is no such file, or it is not TOML; nor, by its name, an ini file.
+        ConfigError: the file cannot be read, or is neither TOML nor, by its name, an ini file.
     """
     if isinstance(source, Mapping):
         return source, "a dict"
@@ -171,28 +181,51 @@ def written(source: str | Path | Mapping[str, Any] | None, environ: Mapping[str,
     raise ConfigError([fault])  # out here: both errors carry the file's text, passwords included
 
 
-def filled(value: Any, environ: Mapping[str, str], faults: list[str], path: tuple[str, ...] = ()) -> Any:
-    """Return *value* with each `${NAME}` in its texts replaced from *environ*; what is missing goes to *faults*."""
+def _find(source: str | Path | None, environ: Mapping[str, str]) -> tuple[Path, str]:
+    if source is not None:
+        return Path(source).expanduser(), "the configuration"
+    if path := environ.get(VARIABLE):
+        return Path(path).expanduser(), f"${VARIABLE} names a file, but"
+    return Path(DEFAULT_PATH), f"no configuration was given, ${VARIABLE} is not set, and"
+
+
+def _filled(value: Any, environ: Mapping[str, str], faults: list[str], path: tuple[str, ...] = ()) -> Any:
+    """Return *value* with each `${NAME}` in its texts replaced from *environ*.
+
+    Args:
+        value: a section, or a part of one.
+        environ: the variables.
+        faults: takes a sentence for each variable that is missing.
+        path: the names of the sections and the key that lead to *value*.
+    """
     if isinstance(value, Mapping):
-        return {str(key): filled(item, environ, faults, (*path, str(key))) for key, item in value.items()}
+        return {str(key): _filled(item, environ, faults, (*path, str(key))) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(filled(item, environ, faults, path) for item in value)
+        return tuple(_filled(item, environ, faults, path) for item in value)
     if not isinstance(value, str) or "${" not in value:
         return value
 
     def variable(match: re.Match[str]) -> str:
         name, closed = match.groups()
         if not closed:
-            faults.append(f"{where(path)} has a '${{' without its '}}'")
+            faults.append(f"{_where(path)} has a '${{' without its '}}'")
         elif name not in environ:
-            faults.append(f"{where(path)} needs the environment variable {name}, which is not set")
+            faults.append(f"{_where(path)} needs the environment variable {name}, which is not set")
         return environ.get(name, match.group()) if closed else match.group()
 
     return _REFERENCE.sub(variable, value)
 
 
-def section(kind: type[_T], raw: object, name: str, faults: list[str], /, **given: Any) -> _T | None:
-    """Make a *kind*, a dataclass that checks itself, from one section; None, and more *faults*, if that failed."""
+def _section(kind: type[_T], raw: object, name: str, faults: list[str], /, **given: Any) -> _T | None:
+    """Make a record from one section, or return None and add to *faults*.
+
+    Args:
+        kind: a dataclass that checks itself.
+        raw: the section as written.
+        name: the section's name.
+        faults: takes what is wrong, a sentence each.
+        given: fields of the record that the section does not name.
+    """
     if not isinstance(raw, Mapping):
         faults.append(f"[{name}] is {a(raw)}; it must be a section")
         return None
@@ -209,22 +242,21 @@ def section(kind: type[_T], raw: object, name: str, faults: list[str], /, **give
         return None
 
 
-def group(kind: type[_T], raw: object, name: str, faults: list[str]) -> dict[str, _T | None]:
-    """Make a *kind* from each section below the section *name*, as `section` does; each learns its own `name`."""
+def _group(kind: type[_T], raw: object, name: str, faults: list[str]) -> dict[str, _T | None]:
+    """Make a record from each section below a section, as `_section` does; each learns its own `name`.
+
+    Args:
+        kind: a dataclass that checks itself.
+        raw: the outer section as written.
+        name: the outer section's name.
+        faults: takes what is wrong, a sentence each.
+    """
     if not isinstance(raw, Mapping):
         faults.append(f"[{name}] is {a(raw)}; it must hold sections such as [{name}.NAME]")
         return {}
-    return {key: section(kind, item, f"{name}.{key}", faults, name=key) for key, item in raw.items()}
+    return {key: _section(kind, item, f"{name}.{key}", faults, name=key) for key, item in raw.items()}
 
 
-def where(path: tuple[str, ...]) -> str:
-    """Return the full name of a key: `[shards.s0] primary`."""
+def _where(path: tuple[str, ...]) -> str:
+    """Return the full name of the key at *path*: `[shards.s0] primary`."""
     return f"[{'.'.join(path[:-1])}] {path[-1]}" if len(path) > 1 else "".join(path)
-
-
-def _find(source: str | Path | None, environ: Mapping[str, str]) -> tuple[Path, str]:
-    if source is not None:
-        return Path(source).expanduser(), "the configuration"
-    if path := environ.get(VARIABLE):
-        return Path(path).expanduser(), f"${VARIABLE} names a file, but"
-    return Path(DEFAULT_PATH), f"no configuration was given, ${VARIABLE} is not set, and"

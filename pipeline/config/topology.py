@@ -1,7 +1,7 @@
-"""Where rows and ops belong: table and key → bucket → shard, and back.
+"""Map table and key to bucket and shard, and back.
 
-There is one log more than there are buckets: the *reference bucket*, whose number is the number of buckets. It holds
-the ops of reference tables, and every shard applies it.
+There is one log more than there are buckets: the *reference bucket*, whose number is the number of buckets. The
+reference bucket holds the ops of reference tables, and every shard applies it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Topology:
         return self._rules.setdefault(name, rule)
 
     def bucket_in(self, row_id: Any) -> int | None:
-        """Return the bucket that an id carries; None for one that was not made by this deployment."""
+        """Return the bucket that *row_id* carries, or None if this deployment has not made the id."""
         if not isinstance(row_id, int) or not carries_bucket(row_id) or bucket_of(row_id) >= self.buckets:
             return None
         return bucket_of(row_id)

@@ -1,4 +1,4 @@
-"""Addresses of databases and of Redis: which are accepted, how they are shown, when two name one database.
+"""Check addresses of databases and of Redis, hide their passwords, and find two that name one database.
 
 An address is shown only through `redact`.
 """
@@ -13,7 +13,8 @@ from typing import Any
 from pipeline.config.validators import refusal
 from pipeline.errors import did_you_mean
 
-#: The SQL databases that both pyDAL lines speak, by the word before `://`. Its NoSQL ones cannot lock a row.
+#: The SQL databases that both pyDAL lines speak, by the word before `://`. pyDAL's NoSQL databases cannot lock
+#: a row.
 SHARD_SCHEMES = frozenset(
     """
     sqlite spatialite mysql:pymysql mysql:MySQLdb mysql:mysqlconnector postgres postgres:psycopg2 postgres2
@@ -28,7 +29,7 @@ BROKER_SCHEMES = ("redis", "rediss", "sentinel", "redis+socket")
 _MYSQL = re.compile(r"[^:@]+(:[^@]*)?@([^:/@]+|\[[^\]@]+\])(:\d+)?/[^?@]+(\?.*)?")
 _KNOWN_SCHEMES = SHARD_SCHEMES.union(REDIS_SCHEMES, BROKER_SCHEMES, {"mysql"})
 _DEFAULT_PORTS = {"mysql": "3306", "postgres": "5432"}
-#: Several Sentinels stand in one text, with semicolons between them.
+#: One text names several Sentinels, with semicolons between them.
 _NEXT_URI = re.compile(r";(?=[a-z+]+://)")
 _SECRET_ARGUMENT = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token)[^=&;]*=)[^&;]*")
 
@@ -39,7 +40,7 @@ def redact(uri: str) -> str:
 
 
 def shard_address(value: object) -> str | None:
-    """Accept the address of a database that pyDAL can open and that several processes can share."""
+    """Accept *value* if it addresses a database that pyDAL can open and several processes can share."""
     must = "a pyDAL address such as mysql:pymysql://user:password@host:3306/database"
     if not isinstance(value, str) or not value:
         return refusal(value, must)
@@ -58,14 +59,14 @@ def shard_address(value: object) -> str | None:
 
 
 def redis_address(value: object) -> str | None:
-    """Accept the address of the Redis that holds the logs."""
+    """Accept *value* if it addresses a Redis that can hold the logs."""
     return _redis(value, REDIS_SCHEMES)
 
 
 def broker_address(value: object) -> str | None:
-    """Accept the address of Celery's broker."""
+    """Accept *value* if it addresses a broker of Celery's."""
     if isinstance(value, str) and value.startswith("unix://"):
-        return "is a socket, for which Celery has words of its own; write redis+socket:///path?virtual_host=0"
+        return "is a socket, which Celery addresses in another form; write redis+socket:///path?virtual_host=0"
     return _redis(value, BROKER_SCHEMES)
 
 
@@ -93,7 +94,11 @@ def with_login_of(uri: str, other: str) -> str:
 
 
 def same_database_faults(nodes: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Yield a fault for each node, given as (key, address), whose database an earlier node has already."""
+    """Yield a fault for each node whose database an earlier node has already.
+
+    Args:
+        nodes: (key, address) of each.
+    """
     first: dict[str, str] = {}
     for key, uri in nodes:
         earlier = first.setdefault(database_of(uri), key)
@@ -127,7 +132,7 @@ def _redact_one(uri: str) -> str:
 
 
 def redacted(record: Any) -> str:
-    """Return the `repr` of a dataclass whose texts are addresses, without their passwords."""
+    """Return the `repr` of *record*, a dataclass whose texts are addresses, without their passwords."""
 
     def shown(value: object) -> object:
         if isinstance(value, tuple):

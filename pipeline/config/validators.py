@@ -1,7 +1,7 @@
-"""What a configured value may be: one small function per kind of value.
+"""Check configured values: one small function per kind of value.
 
 A check takes the value and returns None, or the rest of a sentence that begins with the key. No sentence repeats a
-text that was configured, since any text may hold a password; numbers are shown.
+configured text, since any text may hold a password; numbers are shown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ Validator = Callable[[object], str | None]
 
 
 def faults_of(section: str, checks: Mapping[str, Validator], record: object) -> list[str]:
-    """Return a sentence for each attribute of *record* that its check refuses."""
+    """Return a sentence for each attribute of *record* that its check refuses.
+
+    Args:
+        section: the section's name, without brackets.
+        checks: a check by attribute.
+        record: a record of the section.
+    """
     return [f"[{section}] {key} {fault}" for key, check in checks.items() if (fault := check(getattr(record, key)))]
 
 
@@ -54,7 +60,7 @@ def choice(*words: str) -> Validator:
 
 
 def built(words: Sequence[str], later: Sequence[str]) -> Validator:
-    """Accept one of *words*; refuse by name one of *later*, which a release to come may accept."""
+    """Accept one of *words*; refuse by name one of *later*, which a later release may accept."""
     known = choice(*words)
 
     def check(value: object) -> str | None:
@@ -64,12 +70,12 @@ def built(words: Sequence[str], later: Sequence[str]) -> Validator:
 
 
 def flag(value: object) -> str | None:
-    """Accept a bool."""
+    """Accept *value* if it is a bool."""
     return None if isinstance(value, bool) else refusal(value, "true or false")
 
 
 def pattern(regex: str, must: str) -> Validator:
-    """Accept a text that matches *regex* as a whole; *must* says it in words."""
+    """Accept a text that matches *regex* as a whole; *must* says the same in words."""
     compiled = re.compile(regex)
 
     def check(value: object) -> str | None:
@@ -79,7 +85,7 @@ def pattern(regex: str, must: str) -> Validator:
 
 
 def optional(check: Validator) -> Validator:
-    """Accept None too."""
+    """Accept None, and what *check* accepts."""
     return lambda value: None if value is None else check(value)
 
 
@@ -96,7 +102,7 @@ def each(check: Validator, must: str) -> Validator:
 
 
 def ascending(value: object) -> str | None:
-    """Accept a tuple of ints, or of texts, each greater than the one before it."""
+    """Accept *value* if it is a tuple of ints, or of texts, each greater than the one before it."""
     must = "a list of whole numbers, or of texts, each greater than the one before it"
     if not isinstance(value, tuple):
         return refusal(value, must)
@@ -107,7 +113,7 @@ def ascending(value: object) -> str | None:
 
 
 def bucket_table(value: object) -> str | None:
-    """Accept a mapping from a key (a text or an int) to a bucket number that is not negative."""
+    """Accept *value* if it maps keys (texts or ints) to bucket numbers that are not negative."""
     if not isinstance(value, Mapping):
         return refusal(value, "a table of key = bucket")
     keys = all(isinstance(key, str) or is_whole(key) for key in value)
@@ -121,7 +127,13 @@ def is_whole(value: object) -> bool:
 
 
 def refusal(value: object, must: str, *, show_number: bool = False) -> str:
-    """Return `is <what is there>; it must be <must>`."""
+    """Return `is <what is there>; it must be <must>`.
+
+    Args:
+        value: what is there.
+        must: what it must be, in words.
+        show_number: whether a number is shown; a text never is.
+    """
     if value is None:
         return f"is missing; it must be {must}"
     if isinstance(value, bool) or not (show_number and isinstance(value, int | float)):

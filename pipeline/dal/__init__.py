@@ -1,1 +1,1 @@
-"""pyDAL by duck type."""
+"""Read pyDAL's tables, fields and queries by duck type."""

@@ -1,7 +1,7 @@
-"""Filters of the caller on a DAL of ours: each query is narrowed by the common filters of the present request.
+"""Narrow each query on a shared DAL by the common filters of the present request.
 
-A table of ours is made from the first caller's, for all threads and requests. What limits a request to its user's or
-tenant's rows must come from the caller's own table, at each query.
+A table of a shared DAL is made from its first caller's, for all threads and requests. The limits to one user's or
+tenant's rows must come from the present caller's own table, at each query.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipeline.dal.objects import real_name, rebuilt_on
 
 
 def narrowed(query: Any, callers: Iterable[tuple[Any, Callable[[Any], Any]]]) -> Any:
-    """Return a query with the limits of the callers' tables that it asks.
+    """Return *query* with the limits of the callers' tables that it names.
 
     Args:
         query: None for all rows.
@@ -36,7 +36,7 @@ def _limits(table: Any, query: Any) -> Iterator[Any]:
 
 
 class CallersFilters(threading.local):
-    """Stands in for `common_filter` of one shared DAL's adapter; each thread has its own caller."""
+    """The `common_filter` of one shared DAL's adapter; each thread has its own caller."""
 
     def __init__(self, db: Any):
         self._db = db
@@ -44,7 +44,11 @@ class CallersFilters(threading.local):
 
     @classmethod
     def on(cls, db: Any) -> CallersFilters:
-        """Return those of a shared DAL, put there at first."""
+        """Return the filters of a shared DAL, and install them at first.
+
+        Args:
+            db: the shared DAL.
+        """
         found = vars(db._adapter).get("common_filter")
         if not isinstance(found, cls):
             found = db._adapter.common_filter = cls(db)
@@ -55,18 +59,18 @@ class CallersFilters(threading.local):
         self._callers = callers
 
     def __call__(self, query: Any, tables: Iterable[Any]) -> Any:
-        """Return what pyDAL makes of a query before it asks."""
+        """Return what pyDAL runs for *query*: narrowed by the filters of the caller's own *tables*."""
         return narrowed(query, self._asked(tables))
 
     def _asked(self, tables: Iterable[Any]) -> Iterator[tuple[Any, Callable[[Any], Any]]]:
         for table in tables:
             own = self._db[table] if isinstance(table, str) else table
             if self._callers is not None and (name := real_name(own)) in self._callers.tables:
-                yield self._callers[name], partial(self._ours, own)  # a lazy one is made now
+                yield self._callers[name], partial(self._ours, own)  # a lazy table is made now
 
     def _ours(self, own: Any, part: Any) -> Any:
         return rebuilt_on(part, self._db, lambda other: self._as(own, other))
 
     def _as(self, own: Any, other: Any) -> Any:
-        """Return our table for the caller's; an alias of ours is meant where its own table is named."""
+        """Return our table for the caller's: *own*, perhaps an alias, for the table that it is made from."""
         return own if real_name(own) == real_name(other) else self._db[real_name(other)]

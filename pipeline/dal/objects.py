@@ -1,4 +1,7 @@
-"""pyDAL's objects by duck type: both its lines have `op.__name__`, `first`, `second`. Nothing of pyDAL is imported."""
+"""Read pyDAL's objects by duck type: both lines of pyDAL have `op.__name__`, `first`, `second`.
+
+Nothing of pyDAL is imported.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ _CLASSES = ("Table", "Field", "Query", "Expression", "Select", "SQLALL")
 
 
 def kind_of(value: Any) -> str:
-    """Return Table, Field, Query, Expression, Select or SQLALL for pyDAL's objects; else the empty string."""
+    """Return Table, Field, Query, Expression, Select or SQLALL for a *value* of pyDAL's; else the empty string."""
     if isinstance(value, int | str | float | type(None)):
         return ""
     for cls in type(value).__mro__:
@@ -21,7 +24,11 @@ def kind_of(value: Any) -> str:
 
 
 def op_name(part: Any) -> str:
-    """Return the name of a query's or an expression's operator: `eq`, `_and`, `aggregate`, …; or its SQL text."""
+    """Return the name of the operator of a query or expression: `eq`, `_and`, `aggregate`, …; or its SQL text.
+
+    Args:
+        part: the query or expression.
+    """
     op = getattr(part, "op", None)
     return getattr(op, "__name__", None) or str(op)
 
@@ -32,7 +39,11 @@ def field_table(field: Any) -> Any:
 
 
 def tables_in(part: Any) -> Iterator[Any]:
-    """Yield the tables that a query, an expression, or a list of them names, each as often as it is named."""
+    """Yield the tables in a query, an expression, or a list of them, each as often as it is named.
+
+    Args:
+        part: the query, expression or list; any other value names no table.
+    """
     kind = kind_of(part)
     if kind == "Table":
         yield part
@@ -49,24 +60,37 @@ def tables_in(part: Any) -> Iterator[Any]:
 
 
 def real_name(table: Any) -> str:
-    """Return the name under which a table was defined: an alias has another."""
+    """Return the name under which a table was defined: an alias has another.
+
+    Args:
+        table: a pyDAL table.
+    """
     return str(getattr(table, "_dalname", table._tablename))
 
 
 def renamed(table: Any) -> bool:
-    """Return whether a table has another name in the database; pyDAL fills `rname` with the quoted one if not."""
+    """Return whether a table has another name in the database; pyDAL fills `rname` with the quoted one if not.
+
+    Args:
+        table: a pyDAL table.
+    """
     return bool(table._rname) and table._rname.strip("\"'`[]") != real_name(table)
 
 
 def referee(type_: Any) -> str | None:
-    """Return the table that a field of this type refers to."""
+    """Return the table that a field of the type *type_* refers to, or None."""
     if not isinstance(type_, str) or not type_.startswith(("reference ", "big-reference ")):
         return None
     return type_.partition(" ")[2].strip().partition(".")[0]
 
 
 def reference_to(table: Any, row_id: int | None) -> Any:
-    """Return an id as pyDAL's own insert does: a number that reads its row when it is asked for a field."""
+    """Return an id as pyDAL's own insert does: a number that fetches its row when one of its fields is read.
+
+    Args:
+        table: the pyDAL table of the row.
+        row_id: the id; None stays None.
+    """
     if row_id is None:
         return None
     module = next(cls.__module__ for cls in type(table).__mro__ if cls.__module__.startswith("pydal."))
@@ -76,7 +100,7 @@ def reference_to(table: Any, row_id: int | None) -> Any:
 
 
 def conjuncts(query: Any) -> Iterator[Any]:
-    """Yield the parts of a query that must all hold."""
+    """Yield the parts of *query* that must all hold."""
     if kind_of(query) != "Query":
         return
     if op_name(query) == "_and":
@@ -87,7 +111,13 @@ def conjuncts(query: Any) -> Iterator[Any]:
 
 
 def pinned_values(query: Any, table: Any, field: str) -> list[Any]:
-    """Return the values to which a query fixes a field of a table with `==`, or with `belongs` and one value."""
+    """Return the values to which a query fixes a field with `==`, or with `belongs` and one value.
+
+    Args:
+        query: the query.
+        table: the field's table.
+        field: the field's name.
+    """
     found = []
     for part in conjuncts(query):
         first, name = part.first, op_name(part)
@@ -104,13 +134,22 @@ def pinned_values(query: Any, table: Any, field: str) -> list[Any]:
 
 
 def has_filters(table: Any) -> bool:
-    """Return whether the application limits every query of a table: its `common_filter`, or a tenant's rows."""
+    """Return whether the application limits every query of a table: by a `common_filter`, or to a tenant's rows.
+
+    Args:
+        table: a pyDAL table.
+    """
     tenant = getattr(table._db, "_request_tenant", None)
     return table._common_filter is not None or (tenant in table.fields and table[tenant].default is not None)
 
 
 def with_filters(query: Any, table: Any) -> Any:
-    """Return what pyDAL makes of a query before it asks: narrowed by the table's filters, unless that is ignored."""
+    """Return what pyDAL runs for a query: narrowed by the table's filters, unless the query ignores them.
+
+    Args:
+        query: the query.
+        table: the table whose filters hold.
+    """
     if getattr(query, "ignore_common_filters", False) or not has_filters(table):
         return query
     return table._db._adapter.common_filter(query, [table])
@@ -152,10 +191,11 @@ def _op_of(part: Any, db: Any) -> Any:
 
 
 def for_all_threads(field: Any) -> Any:
-    """Let a field be the same in every thread, and return it.
+    """Make *field* the same in every thread, and return it.
 
-    py4web keeps `filter_out`, `represent`, `default` and others of every Field per thread, and restores them in each
-    request for the application's own tables only: a table of ours, made in one thread, has none of them in another.
+    py4web keeps `filter_out`, `represent`, `default` and others of every Field per thread. py4web restores such values
+    in each request, but for the application's own tables only. So a table of ours, made in one thread, has no such
+    value in another.
     """
     kind = type(field)
     names = [name for base in kind.__mro__ for name, slot in vars(base).items() if _per_thread(slot)]

@@ -1,17 +1,11 @@
-"""pyDAL's Query and Expression objects into trees that the log can carry: comparisons and arithmetic on own columns.
-
-Read by duck type, from what both pyDAL lines share: `op.__name__`, `first`, `second`. Nothing of pyDAL is imported.
-"""
+"""Turn pyDAL's queries and expressions into trees that the log can carry: comparisons and arithmetic on own columns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.dal.objects import field_table as _table
-from pipeline.dal.objects import kind_of as _kind
-from pipeline.dal.objects import op_name as _op_name
-from pipeline.dal.objects import tables_in as _tables
+from pipeline.dal.objects import field_table, kind_of, op_name, tables_in
 from pipeline.errors import BadQuery, UnknownField
 from pipeline.model.schema import TableSchema
 
@@ -26,21 +20,21 @@ _TEXT = ("string", "text")
 
 def is_query(value: Any) -> bool:
     """Return whether *value* is a pyDAL Query."""
-    return _kind(value) == "Query"
+    return kind_of(value) == "Query"
 
 
 def is_expression(value: Any) -> bool:
     """Return whether *value* is a pyDAL Field or Expression, to be computed by the database."""
-    return _kind(value) in ("Expression", "Field")
+    return kind_of(value) in ("Expression", "Field")
 
 
 def table_of(query: Any) -> Any:
-    """Return the one table that a query is about.
+    """Return the one table that *query* is about.
 
     Raises:
-        BadQuery: it is about none, or several.
+        BadQuery: the query is about no table, or about several.
     """
-    tables = {id(t): t for t in _tables(query)}
+    tables = {id(t): t for t in tables_in(query)}
     if len(tables) != 1:
         names = ", ".join(sorted(t._tablename for t in tables.values())) or "none"
         raise BadQuery(f"a queued write is about one table; this query is about {names}: write one op per table")
@@ -50,18 +44,23 @@ def table_of(query: Any) -> Any:
 def condition(query: Any, schema: TableSchema, check: Mapping[str, Any]) -> Tree:
     """Return a query as a tree; values are checked and made canonical as the column's own.
 
+    Args:
+        query: a pyDAL query.
+        schema: of the one table that the query is about.
+        check: the checker of each field, by its name.
+
     Raises:
         BadQuery: an operator that the log cannot carry.
     """
-    name = _op_name(query)
+    name = op_name(query)
     if name in ("_and", "_or"):
         return [name[1:], condition(query.first, schema, check), condition(query.second, schema, check)]
     if name == "_not":
         return ["not", condition(query.first, schema, check)]
     if name not in _COMPARISONS and name != "belongs":
         raise BadQuery(f"a queued write cannot carry the operator {name!r}: {_INSTEAD}")
-    if _kind(query.first) == "Expression":
-        raise BadQuery(f"a queued write cannot carry the operator {_op_name(query.first)!r} in a query: {_INSTEAD}")
+    if kind_of(query.first) == "Expression":
+        raise BadQuery(f"a queued write cannot carry the operator {op_name(query.first)!r} in a query: {_INSTEAD}")
     column, field = _column(query.first, schema)
     if is_expression(query.second) or is_query(query.second) or hasattr(type(query.second), "_select"):
         raise BadQuery("a queued write compares a field with a value, not with another field or a subselect")
@@ -77,7 +76,12 @@ def condition(query: Any, schema: TableSchema, check: Mapping[str, Any]) -> Tree
 
 
 def pinned(tree: Tree, column: int) -> Any:
-    """Return the value that a condition fixes a column to, or None."""
+    """Return the value to which a condition fixes a column, or None.
+
+    Args:
+        tree: what `condition` returns.
+        column: the column's number in the schema.
+    """
     head, *rest = tree
     if head == "=" and rest[0] == column:
         return rest[1]
@@ -90,10 +94,16 @@ def pinned(tree: Tree, column: int) -> Any:
 
 
 def expression(value: Any, target: str, schema: TableSchema, check: Mapping[str, Any]) -> Tree:
-    """Return an Expression for the column *target* as a tree.
+    """Return an expression as a tree.
+
+    Args:
+        value: a pyDAL field or expression.
+        target: the name of the field that will hold the result.
+        schema: of the field's table.
+        check: the checker of each field, by its name.
 
     Raises:
-        BadQuery: something other than arithmetic and concatenation on own columns.
+        BadQuery: the expression is not arithmetic or concatenation on own columns.
     """
     kind = schema.columns[schema.index[target]].type
     if kind.startswith(_TEXT):
@@ -106,16 +116,16 @@ def expression(value: Any, target: str, schema: TableSchema, check: Mapping[str,
         )
 
     def walk(part: Any) -> Tree:
-        if _kind(part) == "Field":
+        if kind_of(part) == "Field":
             column, field = _column(part, schema)
             if field != target and not _same_kind(schema.columns[column].type, kind):
                 raise BadQuery(f"{schema.name}.{field} is of another kind than {target}, so it cannot be part of it")
             return ["c", column]
-        if _kind(part) == "Expression":
-            sign = operators.get(_op_name(part))
+        if kind_of(part) == "Expression":
+            sign = operators.get(op_name(part))
             if sign is None:
                 raise BadQuery(
-                    f"the expression for {schema.name}.{target} uses {_op_name(part)!r}; the log carries "
+                    f"the expression for {schema.name}.{target} uses {op_name(part)!r}; the log carries "
                     "+, -, *, /, % on own number columns and + on own text columns: compute it before you enqueue"
                 )
             return [sign, walk(part.first), walk(part.second)]
@@ -125,7 +135,11 @@ def expression(value: Any, target: str, schema: TableSchema, check: Mapping[str,
 
 
 def columns_in(tree: Tree) -> set[int]:
-    """Return the columns that an expression reads."""
+    """Return the numbers of the columns that an expression reads.
+
+    Args:
+        tree: what `expression` returns.
+    """
     head, *rest = tree
     if head == "c":
         return {rest[0]}
@@ -151,7 +165,7 @@ def _whole(value: Any) -> bool:
 
 
 def _column(field: Any, schema: TableSchema) -> tuple[int, str]:
-    if _kind(field) != "Field" or _table(field)._tablename != schema.name:
+    if kind_of(field) != "Field" or field_table(field)._tablename != schema.name:
         raise BadQuery(f"a queued write to {schema.name!r} can name its own fields only")
     if field.name not in schema.index:
         raise UnknownField(schema.name, field.name, schema.index)
@@ -160,6 +174,3 @@ def _column(field: Any, schema: TableSchema) -> tuple[int, str]:
 
 def _same_kind(one: str, other: str) -> bool:
     return one.startswith(_NUMERIC) == other.startswith(_NUMERIC)
-
-
-kind_of = _kind

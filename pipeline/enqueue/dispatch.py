@@ -15,7 +15,7 @@ from pipeline.enqueue.shipment import OpPlace, Shipment
 from pipeline.errors import BadOp, NotDurable
 from pipeline.model.op import UPSERT, Addressed, Op, encode, id_of, id_of_new, with_id
 from pipeline.model.receipt import Receipt, Receipts
-from pipeline.oplog.contract import IdReserved
+from pipeline.oplog.appends import KeyClaimed
 from pipeline.wait_budget import WaitBudget, WaitBudgets, in_all
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Dispatch:
         bucket, op = addressed.bucket, addressed.op
         try:
             return op, self._publisher.ship(_shipment(bucket, op, "redis"))[bucket]
-        except IdReserved as reserved:
+        except KeyClaimed as reserved:
             op = with_id(addressed, reserved.row_id)
         return op, self._sent(bucket, op, "redis")
 
@@ -158,7 +158,7 @@ class Dispatch:
         shipment = _shipment(bucket, op, durability)
         try:
             return self._publisher.ship(shipment)[bucket]
-        except IdReserved:
+        except KeyClaimed:
             # Redis, or the spool, was away when one of two ids was told. The shard takes the first op with that key
             return self._publisher.ship(Shipment(shipment.runs, durability=durability))[bucket]
 

@@ -15,7 +15,8 @@ from pipeline.config.topology import Topology
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.resend import Run
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
-from pipeline.oplog.contract import Definitions, EpochStale, Scope
+from pipeline.oplog.appends import EpochStale, Scope
+from pipeline.oplog.contract import Entries
 from pipeline.shard import ledger_queries
 from pipeline.shard.nodes import Nodes
 from pipeline.spool.store import Definition, Spool, Spooled
@@ -47,7 +48,7 @@ class Drainer:
         self,
         spool: Spool,
         publisher: Publisher,
-        log: Definitions,
+        log: Entries,
         nodes: Nodes,
         topology: Topology,
         step: Callable[[str], None] = lambda name: None,

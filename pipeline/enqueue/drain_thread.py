@@ -6,7 +6,6 @@ Workers and `pipeline spool drain` do the same for the whole host, whoever comes
 from __future__ import annotations
 
 import logging
-import os
 import threading
 
 from pipeline import clock
@@ -23,16 +22,21 @@ logger = logging.getLogger("pipeline.spool")
 
 
 class DrainThread:
-    """Drains for this process, in a thread that starts when it is first needed."""
+    """Drains for this process, in a thread that starts when it is first needed. A fork makes its own.
+
+    Args:
+        spool: of this host.
+        drainer: sends what is in it.
+        away: is closed once Redis takes ops again.
+    """
 
     def __init__(self, spool: Spool, drainer: Drainer, away: RedisAway):
-        self._spool, self._drainer, self._away = spool, drainer, away
-        self._reset()
+        self.drainer, self._spool, self._away, self._ended = drainer, spool, away, False
+        self._called, self._starting = threading.Event(), threading.Lock()
+        self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
         """Note that something waits; never raises."""
-        if self._pid != os.getpid():
-            self._reset()
         self._start()
         self._called.set()
 
@@ -52,13 +56,8 @@ class DrainThread:
         """Let the thread end."""
         self._ended = True
         self._called.set()
-        if self._thread is not None and self._pid == os.getpid():
+        if self._thread is not None:
             self._thread.join(timeout=1.0)
-
-    def _reset(self) -> None:
-        self._pid, self._ended = os.getpid(), False
-        self._called, self._starting = threading.Event(), threading.Lock()
-        self._thread: threading.Thread | None = None
 
     def _start(self) -> None:
         with self._starting:
@@ -83,7 +82,7 @@ class DrainThread:
     def _pass(self) -> bool:
         """Drain once; whether nothing waits any more."""
         try:
-            done = self._drainer.drain(MOST_S * 10, patient=True)
+            done = self.drainer.drain(MOST_S * 10, patient=True)
         except PipelineError as error:
             logger.warning("the spool could not be drained: %s", error)
             return False
@@ -96,7 +95,7 @@ class DrainThread:
         """Forget what every node has; whether something is still kept."""
         try:
             if clock.mono_s() - before_s >= TEND_S:
-                self._drainer.forget()
+                self.drainer.forget()
             return bool(self._spool.pairs())
         except PipelineError as error:
             logger.warning("the spool could not be looked after: %s", error)

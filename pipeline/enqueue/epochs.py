@@ -17,7 +17,7 @@ from concurrent.futures import Future
 
 from pipeline import clock
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
-from pipeline.oplog.contract import Epochs, Scope
+from pipeline.oplog.appends import Appends, Scope
 from pipeline.shard import ledger_queries
 from pipeline.shard.nodes import Nodes
 from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent, perform, waited
@@ -44,7 +44,7 @@ class EpochCache:
 
     def __init__(
         self,
-        log: Epochs,
+        log: Appends,
         raise_epoch: Callable[[Scope], int],
         wait_budgets: WaitBudgets,
         renewed: Callable[[], object],
@@ -122,7 +122,7 @@ class EpochCache:
         return stale > 0 or (other is not None and self._log.epoch(other)[:2] != (self.known[other], True))
 
 
-def raise_epoch(log: Epochs, nodes: Nodes, renewed: Callable[[], object], scope: Scope) -> int:
+def raise_epoch(log: Appends, nodes: Nodes, renewed: Callable[[], object], scope: Scope) -> int:
     """Return the scope's epoch on the server as it is now, raised if it was given out on another.
 
     Args:

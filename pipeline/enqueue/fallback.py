@@ -14,7 +14,8 @@ from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.shipment import OpPlace, Shipment
 from pipeline.errors import PipelineFull, SpoolUnavailable, Unavailable
-from pipeline.oplog.contract import IdReserved
+from pipeline.oplog.appends import KeyClaimed
+from pipeline.per_process import PerProcess
 from pipeline.spool.store import Number
 
 
@@ -28,7 +29,9 @@ class Fallback:
         schemas: kept in the spool before the ops that need them.
     """
 
-    def __init__(self, publisher: Publisher, away: RedisAway, drain_thread: DrainThread, schemas: SchemaPublisher):
+    def __init__(
+        self, publisher: Publisher, away: RedisAway, drain_thread: PerProcess[DrainThread], schemas: SchemaPublisher
+    ):
         self._publisher, self._away, self._drain_thread, self._schemas = publisher, away, drain_thread, schemas
 
     def ship(self, shipment: Shipment) -> dict[int, OpPlace]:
@@ -37,7 +40,7 @@ class Fallback:
         With the durability `spooled` they are spooled first, and stay there until every node of their shard has them.
 
         Raises:
-            IdReserved: the key stands for another id; neither Redis nor the spool took the op.
+            KeyClaimed: the key stands for another id; neither Redis nor the spool took the op.
             PipelineFull, SpoolUnavailable: Redis did not take them, and neither did the spool.
         """
         if shipment.durability == "spooled":
@@ -72,7 +75,7 @@ class Fallback:
         self._schemas.keep()
         kept = shipment.durability == "spooled"
         numbers = self._away.spool.add(shipment.runs, kept=kept, numbered=numbered)
-        self._drain_thread.wake()
+        self._drain_thread().wake()
         # what is to be on a second machine is in the spool of this one only
         durable = shipment.durability != "replica"
         return {bucket: OpPlace(None, *number, durable=durable) for bucket, number in numbers.items()}
@@ -83,4 +86,4 @@ class Fallback:
         if key and row_id is not None:
             [bucket] = shipment.runs
             if (claimed := self.claim(bucket, key, row_id)) != row_id:
-                raise IdReserved(claimed)
+                raise KeyClaimed(claimed)

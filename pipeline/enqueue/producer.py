@@ -15,7 +15,7 @@ from pipeline.config.topology import Topology
 from pipeline.enqueue.shipment import OpPlace, Shipment, parse_claim
 from pipeline.errors import LogUnavailable
 from pipeline.model.op import Position
-from pipeline.oplog.contract import HOLE, Append, Appended, Line, Scope
+from pipeline.oplog.appends import HOLE, Append, Appended, Line, Scope
 from pipeline.shard import ledger
 from pipeline.shard.nodes import Nodes
 
@@ -130,4 +130,4 @@ def record_lost(nodes: Nodes, topology: Topology, lost: Lost) -> None:
         with session.translated(), session.transaction():
             applied = ledger.seen(session, [(bucket, producer)])[bucket, producer]
             if applied < last:
-                ledger.lose(session, [ledger.Loss(bucket, 0, producer, max(first, applied + 1), last)])
+                ledger.lose(session, [ledger.LostRange(bucket, 0, producer, max(first, applied + 1), last)])

@@ -20,7 +20,7 @@ from pipeline.enqueue.resend import Run, resend
 from pipeline.enqueue.shipment import OpPlace, Shipment
 from pipeline.errors import LogUnavailable, PipelineFull, Unavailable
 from pipeline.model.op import Position
-from pipeline.oplog.contract import EVERYWHERE, HOLE, EpochStale, Log, Scope, scopes_of
+from pipeline.oplog.appends import EVERYWHERE, HOLE, Appends, EpochStale, Scope, scopes_of
 from pipeline.oplog.doorbell import Bell, SilentBell
 from pipeline.wait_budget import WaitBudgetSpent
 
@@ -47,7 +47,7 @@ class Publisher:
 
     def __init__(
         self,
-        log: Log,
+        log: Appends,
         topology: Topology,
         bell: Bell | SilentBell,
         raise_epoch: Callable[[Scope], int],
@@ -68,7 +68,7 @@ class Publisher:
         """Append ops, in one round trip per shard; return the place of each bucket's first.
 
         Raises:
-            IdReserved: the key stands for another id; nothing was sent.
+            KeyClaimed: the key stands for another id; nothing was sent.
             PipelineFull: nothing was sent.
             LogUnavailable: no answer in time; the ops may be queued or not.
             ShardUnavailable: a new epoch was due and the shard's primary did not answer; nothing was sent.
@@ -114,12 +114,9 @@ class Publisher:
         return reached
 
     def claim(self, bucket: int, key: str, row_id: int) -> int:
-        """Return the id that an idempotency key stands for; *row_id* where it stood for none, or Redis cannot tell.
-
-        Then a later call may be told another id; the shard makes one row all the same.
-        """
+        """Return the id that an idempotency key stands for; *row_id* where it stood for none, or Redis cannot tell."""
         try:
-            return self._log.reserve(bucket, key, row_id)
+            return self._log.claim_key(bucket, key, row_id)
         except (LogUnavailable, PipelineFull) as error:
             logger.warning("two calls with one idempotency key may tell two ids: %s", error)
             if isinstance(error, LogUnavailable):
@@ -205,8 +202,8 @@ class Publisher:
                 continue
             if answer.ring:
                 self._bell.ring(answer.ring, shipment.size)
-            if answer.same is not None:
-                return {bucket: producer.claimed(answer.same, bucket) for bucket in shipment.runs}, producer
+            if answer.claim is not None:
+                return {bucket: producer.claimed(answer.claim, bucket) for bucket in shipment.runs}, producer
             places, holes = dict[int, OpPlace](), dict[int, Sequence[bytes]]()
             for (bucket, ops), (code, position) in zip(shipment.runs.items(), answer.placed, strict=True):
                 places[bucket] = OpPlace(position, producer.producer, first[bucket])

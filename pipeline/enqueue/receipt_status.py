@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
 
 from pipeline import clock
 from pipeline.config.topology import Topology
 from pipeline.errors import Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
 from pipeline.model.op import START, Position
 from pipeline.model.receipt import Receipt
-from pipeline.oplog.contract import Entries, Watermarks
+from pipeline.oplog.contract import Entries
 from pipeline.shard import ledger_queries
 from pipeline.shard.ledger_queries import Fate
 from pipeline.shard.nodes import Nodes
@@ -24,14 +23,10 @@ STATUS_S = 0.25
 _FINAL = ("applied", "durable", "rejected", "lost")
 
 
-class _Log(Entries, Watermarks, Protocol):
-    """What following needs of the log."""
-
-
 class Follower:
     """Answers for receipts."""
 
-    def __init__(self, topology: Topology, nodes: Nodes, log: _Log, spool: Spool | NullSpool):
+    def __init__(self, topology: Topology, nodes: Nodes, log: Entries, spool: Spool | NullSpool):
         self._topology, self._nodes, self._log, self._spool = topology, nodes, log, spool
 
     def status(self, receipt: Receipt) -> str:

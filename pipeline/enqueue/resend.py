@@ -18,7 +18,7 @@ from pipeline.enqueue.epochs import EpochCache
 from pipeline.enqueue.producer import Lost
 from pipeline.errors import LogUnavailable
 from pipeline.model.op import Position
-from pipeline.oplog.contract import HOLE, Append, EpochStale, Line, Scope
+from pipeline.oplog.appends import HOLE, Append, EpochStale, Line, Scope
 
 #: Rounds of one call: the first, one behind an overlap, one behind a hole, and one in case others send too.
 ROUNDS = 4

@@ -12,7 +12,7 @@ import threading
 from pipeline.enqueue.redis_away import RedisAway
 from pipeline.errors import IdsUsedUp, LogUnavailable, NoProducerNumber, PipelineFull, Unavailable
 from pipeline.model.ids import EPOCH_MS, OLDEST_MS, SPAN_MS, Lease
-from pipeline.oplog.contract import Numbers
+from pipeline.oplog.contract import SharedState
 
 logger = logging.getLogger("pipeline.ids")
 
@@ -28,7 +28,7 @@ class RowIds:
 
     _span: Lease | None
 
-    def __init__(self, log: Numbers, away: RedisAway):
+    def __init__(self, log: SharedState, away: RedisAway):
         self._log, self._away = log, away
         self._start()
 

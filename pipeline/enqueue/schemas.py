@@ -8,7 +8,7 @@ from pipeline.config.topology import Topology
 from pipeline.enqueue.redis_away import RedisAway
 from pipeline.errors import BadOp, LogUnavailable, PipelineFull, Unavailable
 from pipeline.model.schema import TableSchema
-from pipeline.oplog.contract import Log
+from pipeline.oplog.contract import Entries
 from pipeline.shard import columns
 from pipeline.shard.nodes import Nodes
 from pipeline.wait_budget import WaitBudgetSpent
@@ -19,7 +19,7 @@ logger = logging.getLogger("pipeline.publish")
 class SchemaPublisher:
     """Publishes definitions, and looks once whether the ids of a table will fit its id column."""
 
-    def __init__(self, log: Log, nodes: Nodes, topology: Topology, away: RedisAway):
+    def __init__(self, log: Entries, nodes: Nodes, topology: Topology, away: RedisAway):
         self._log, self._nodes, self._topology, self._away = log, nodes, topology, away
         self._published: dict[str, TableSchema] = {}
         self._spooled: set[str] = set()

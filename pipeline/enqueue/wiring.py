@@ -20,6 +20,7 @@ from pipeline.enqueue.row_ids import RowIds
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.oplog.contract import Log
 from pipeline.oplog.doorbell import Bell, SilentBell
+from pipeline.per_process import PerProcess
 from pipeline.shard.nodes import Nodes
 from pipeline.spool.store import Spool
 
@@ -33,8 +34,7 @@ class Writes(NamedTuple):
         publisher: sends ops to the log; also those that were sent before, under their own numbers.
         follower: says what became of an op.
         row_ids: makes the ids of new rows.
-        drainer: sends what is in the spool; None without a spool.
-        drain_thread: does so in the background; None without a spool.
+        drain_thread: sends what is in the spool, made when an op is first spooled; None without a spool.
     """
 
     op_builder: OpBuilder
@@ -42,8 +42,7 @@ class Writes(NamedTuple):
     publisher: Publisher
     follower: Follower
     row_ids: RowIds
-    drainer: Drainer | None
-    drain_thread: DrainThread | None
+    drain_thread: PerProcess[DrainThread] | None
 
 
 def wire_writes(log: Log, nodes: Nodes, topology: Topology, bell: Bell | SilentBell, away: RedisAway) -> Writes:
@@ -76,8 +75,13 @@ def wire_writes(log: Log, nodes: Nodes, topology: Topology, bell: Bell | SilentB
     op_builder = OpBuilder(topology, row_ids, schemas)
     if not isinstance(away.spool, Spool):
         dispatch = Dispatch(publisher, follower, away.wait_budgets)
-        return Writes(op_builder, dispatch, publisher, follower, row_ids, None, None)
-    drainer = Drainer(away.spool, publisher, log, nodes, topology)
-    drain_thread = DrainThread(away.spool, drainer, away)
+        return Writes(op_builder, dispatch, publisher, follower, row_ids, None)
+    drain_thread = PerProcess(partial(_drain_thread, away.spool, publisher, log, nodes, topology, away))
     dispatch = Dispatch(Fallback(publisher, away, drain_thread, schemas), follower, away.wait_budgets)
-    return Writes(op_builder, dispatch, publisher, follower, row_ids, drainer, drain_thread)
+    return Writes(op_builder, dispatch, publisher, follower, row_ids, drain_thread)
+
+
+def _drain_thread(
+    spool: Spool, publisher: Publisher, log: Log, nodes: Nodes, topology: Topology, away: RedisAway
+) -> DrainThread:
+    return DrainThread(spool, Drainer(spool, publisher, log, nodes, topology), away)

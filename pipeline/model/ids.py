@@ -1,10 +1,12 @@
-"""64-bit row ids that exist before their row does, and carry their bucket.
+"""Lay out 64-bit row ids that exist before their row does, and carry their bucket.
 
     41 bits ms since 2024 · 10 bits bucket · 7 bits producer number · 5 bits sequence
 
-Unique because a producer number is leased together with a span of milliseconds (`Lease`): whoever leases the number
-next starts behind that span, whatever the two machines' clocks say. The layout follows Instagram's and Pinterest's
-(time, logical shard, sequence); the lease is ours, since unleased worker numbers are how such schemes double ids.
+Ids are unique because a producer number is leased together with a span of milliseconds (`Lease`). The next lease of the
+number starts behind that span, whatever the clocks of the two machines say.
+
+The layout (time, logical shard, sequence) follows Instagram's and Pinterest's. The lease is ours: such schemes make the
+same id twice where worker numbers are not leased.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from dataclasses import dataclass
 
 #: 2024-01-01T00:00:00Z in ms. 41 bits from here last until 2093.
 EPOCH_MS = 1_704_067_200_000
-#: Every id is at least this (2**35 ms after the epoch is February 2025), so an id is told from a legacy key by size.
+#: Every id is at least this (2**35 ms after the epoch is February 2025), so size distinguishes an id from a legacy key.
 SMALLEST = 1 << 57
-#: Milliseconds that one lease grants. Bounds how far ahead of its clock a busy producer may run.
+#: Milliseconds that one lease grants. A busy producer runs at most so far ahead of its clock.
 SPAN_MS = 60_000
 #: Numbers for processes, and behind them those that hosts keep in reserve for when Redis is away: 7 bits in all.
 PRODUCERS, HOSTS = 112, 16

@@ -1,9 +1,7 @@
-"""The op: the one frozen value that travels, from the caller to the row.
+"""Define the op, the one frozen value that travels from the caller to the row, and its place in a log.
 
-Log, spool, worker and dead letters carry the same bytes: a JSON array, readable in `redis-cli`. Columns are numbers,
-their place in the table definition that `schema` names; values are in the canonical form of `pipeline.values`.
-
-An op and where it goes; and the id of its row, as far as it has one before the row is there.
+Log, spool, worker and rejects hold the same bytes: a JSON array, readable in `redis-cli`. A column is a number, its
+place in the schema that `Op.schema` names. Values are in the canonical form of `pipeline.model.values`.
 """
 
 from __future__ import annotations
@@ -15,14 +13,16 @@ import msgspec
 from pipeline.errors import BadOp
 
 INSERT, UPDATE, DELETE, UPSERT, GROUP = "insert", "update", "delete", "upsert", "group"
-#: An insert of what a row of another table is when the op is applied; nothing, where that row is not there.
+#: An insert of the values that a row of another table has when the op is applied; nothing if that row is missing.
 COPY = "copy"
-#: What a copy reads: names a row or rows as an update does. Never an op by itself.
+#: The source of a copy: names a row or rows as an update does. Never an op by itself.
 READ = "read"
 
 
 class Position(NamedTuple):
-    """A place in a bucket's log. Positions of one log compare as they were given out; across epochs too."""
+    """A place in a bucket's log. Positions of one log compare in the order in which they were given out, across epochs
+    too.
+    """
 
     epoch: int
     seq: int
@@ -32,7 +32,11 @@ class Position(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Position:
-        """Read what `str` wrote."""
+        """Read a position from the text that `str` makes of one.
+
+        Args:
+            text: `epoch-seq`.
+        """
         epoch, _, seq = text.partition("-")
         return cls(int(epoch), int(seq))
 
@@ -42,13 +46,14 @@ START = Position(0, -1)
 
 
 class Op(msgspec.Struct, frozen=True, array_like=True):
-    """One row write, or an atomic group of them (`kind` group, its members in `ops`).
+    """One row write, or an atomic group of row writes (`kind` group, its members in `ops`).
 
-    An update or delete names its row by `id`, or its rows by `where`; an upsert finds it by the columns `key` and, if
-    it is there, sets only the columns `renew`. An expression is `["+", ["c", column], ["v", value]]` and the like.
+    An update or delete names its row by `id`, or its rows by `where`. An upsert finds its row by the columns `key`; in
+    a row that exists it sets only the columns `renew`. An expression is `["+", ["c", column], ["v", value]]` and the
+    like.
 
-    A copy inserts the row `id` of its own table: `values` as they are, and `expressions` of the columns of the row that
-    `source` names, a READ of another table.
+    A copy inserts the row `id` of its own table. A copy takes `values` as they are, and computes `expressions` from the
+    row that `source` names, a READ of another table.
     """
 
     kind: str
@@ -69,17 +74,17 @@ class Op(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def members(self) -> tuple[Op, ...]:
-        """The row writes in it, in order."""
+        """The row writes of the op, in order."""
         return self.ops or (self,)
 
     @property
     def named(self) -> tuple[Op, ...]:
-        """The members, and what copies among them read: each names a table and its definition."""
+        """The members, and the READs of the copies among them: each names a table and its schema."""
         return tuple(one for member in self.members for one in (member, member.source) if one is not None)
 
 
 class Entry(NamedTuple):
-    """One entry of a log: an op, where it stands, and who sent it as its how-manieth."""
+    """One entry of a log: payload bytes, position, producer, and the producer's sequence number."""
 
     bucket: int
     position: Position
@@ -95,20 +100,27 @@ encode = _encoder.encode
 
 
 def decode(payload: bytes) -> Op:
-    """Read an op that `encode` wrote."""
+    """Read an op from the bytes that `encode` makes of one.
+
+    Args:
+        payload: the JSON of an op.
+
+    Raises:
+        msgspec.MsgspecError: the bytes are no op of this version.
+    """
     return _decoder.decode(payload)
 
 
 class Addressed(msgspec.Struct, frozen=True):
-    """An op and the bucket whose log it goes to."""
+    """An op, and the bucket whose log it goes to."""
 
     bucket: int
     op: Op
-    id_given: bool = False  # by the caller, who may use it elsewhere: it cannot be another
+    id_given: bool = False  # the caller has chosen the id and may use it elsewhere, so it cannot change
 
 
 def id_of(op: Op) -> int | None:
-    """Return the id of an op's row. None for an upsert: it may find a row that has one already."""
+    """Return the id of an op's row. None for an upsert, which may find a row under another id."""
     return op.id if op.kind != UPSERT else None
 
 
@@ -118,17 +130,21 @@ def id_of_new(op: Op) -> int | None:
 
 
 def with_id(addressed: Addressed, row_id: int) -> Op:
-    """Return the op with the id that its idempotency key stands for.
+    """Return the op with the row id that its idempotency key has claimed.
+
+    Args:
+        addressed: an insert.
+        row_id: the id that the key has claimed.
 
     Raises:
-        BadOp: the caller has given another.
+        BadOp: the caller has given another id.
     """
     op = addressed.op
     if op.id == row_id:
         return op
     if addressed.id_given:
         raise BadOp(
-            f"idempotency_key {op.idempotency_key!r} stands for the row {row_id} of {op.table!r}, and this insert "
+            f"idempotency_key {op.idempotency_key!r} has claimed the row {row_id} of {op.table!r}, and this insert "
             f"gives the id {op.id}: use a new key for another row"
         )
     return msgspec.structs.replace(op, id=row_id)

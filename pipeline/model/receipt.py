@@ -1,4 +1,4 @@
-"""The receipt: what a caller holds of an op. It names the op's place; its status is asked of the databases."""
+"""Define the receipt: what a caller holds of an op. A receipt names the op's place; the databases know its status."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.model.op import Position
 
 
 class Source(Protocol):
-    """Who can tell about a receipt: the client."""
+    """What answers for a receipt: the client."""
 
     def status(self, receipt: Receipt) -> str: ...  # noqa: D102
     def wait(self, receipt: Receipt, timeout_s: float) -> str: ...  # noqa: D102
@@ -27,10 +27,11 @@ VERSION, SPOOLED = "r", "s"
 class Receipt(msgspec.Struct, eq=False):
     """The caller's hold on one op.
 
-    `position` is None until the op has been sent (inside `atomic()`, or with the web2py object before the commit), and
-    stays so for an op that went through the spool: its `producer` and `producer_seq` tell everything.
-    The producer's sequence comes with it: after a Redis failover an op may stand elsewhere, and only the sequence
-    tells whether it was applied.
+    `position` is None until the op has been sent: inside `atomic()`, or with the web2py object before the commit. An op
+    that went through the spool never has one; `producer` and `producer_seq` identify such an op.
+
+    A receipt carries the producer's sequence because a Redis failover may move an op to another position. Only the
+    sequence then says whether the op was applied.
     """
 
     bucket: int
@@ -42,7 +43,7 @@ class Receipt(msgspec.Struct, eq=False):
 
     @property
     def id(self) -> int | None:
-        """The row's id. With `ids = "database"` it is None until the op is applied. Give it to JavaScript as text."""
+        """The row's id; with `ids = "database"` None until the op is applied. Give JavaScript ids as text."""
         if self._id is None and self.source is not None and self.sent:
             self._id = self.source.row_id(self)
         return self._id
@@ -53,7 +54,11 @@ class Receipt(msgspec.Struct, eq=False):
         return self.position is not None or self.producer > 0
 
     def name_row(self, id: int) -> None:
-        """Note the row's id: an earlier call with the same idempotency key had made it."""
+        """Note the row's id, which an earlier call with the same idempotency key has claimed.
+
+        Args:
+            id: the row's id.
+        """
         self._id = id
 
     def status(self) -> str:
@@ -63,10 +68,13 @@ class Receipt(msgspec.Struct, eq=False):
     def wait(self, timeout_s: float = 2.0) -> str:
         """Wait until the op is applied, and return its status.
 
+        Args:
+            timeout_s: the longest wait, seconds.
+
         Raises:
-            Rejected: the database refused it; `reason` is the database's sentence.
-            Lost: Redis lost it before it was applied.
-            WaitTimeout: it was not applied in time; it stays queued.
+            Rejected: the database refused the op; `reason` is the database's sentence.
+            Lost: Redis lost the op before it was applied.
+            WaitTimeout: the op was not applied in time; it stays queued.
         """
         return self._asked().wait(self, timeout_s)
 
@@ -87,7 +95,11 @@ class Receipt(msgspec.Struct, eq=False):
 
     @classmethod
     def parse(cls, text: str, source: Source | None = None) -> Receipt:
-        """Read what `str` wrote.
+        """Read a receipt from the text that `str` makes of one.
+
+        Args:
+            text: the whole text.
+            source: what answers for the receipt; without one it has no status.
 
         Raises:
             BadToken: the text is not a receipt, or was cut or changed on its way.
@@ -116,7 +128,7 @@ class Receipt(msgspec.Struct, eq=False):
 
 
 class Receipts(Sequence[Receipt]):
-    """The receipts of a bulk call, in the rows' order; each is made only when it is looked at."""
+    """The receipts of a bulk call, in the rows' order; each is made at its first use."""
 
     def __init__(self, make: Callable[[int], Receipt], length: int):
         self._make, self._length = make, length

@@ -1,10 +1,9 @@
-"""Table definitions as values: taken from a pyDAL table, sent as JSON, named by a hash.
+"""Define a table's schema as a value: taken from a pyDAL table, sent as JSON, named by a hash.
 
-Every op carries the hash of its table's definition. A worker that does not know the hash waits; it never guesses.
+Every op carries the hash of its table's schema. A worker that does not know the hash waits; it never guesses.
 
-A column as the log knows it: what pyDAL's `Field` says about storage, and nothing else.
-
-The type is pyDAL's own text (`decimal(10,2)`, `reference person`): a worker can hand it back to pyDAL unchanged.
+A column holds what pyDAL's `Field` says about storage, and nothing else. A column's type is pyDAL's own text
+(`decimal(10,2)`, `reference person`), so a worker hands it back to pyDAL unchanged.
 """
 
 from __future__ import annotations
@@ -18,10 +17,14 @@ from typing import Any
 
 from pipeline.errors import BadOp
 
+#: pyDAL types that are kept exactly like another type. `big-` is pyDAL's own word for 64-bit keys.
+SAME_AS = {"password": "string", "upload": "string", "big-id": "id", "big-reference": "reference"}
+_DECIMAL = re.compile(r"decimal\((\d+),\s*(\d+)\)")
+
 
 @dataclass(frozen=True, slots=True)
 class TableSchema:
-    """One table's definition. `rname` is the table's name in the database, where that differs."""
+    """One table's schema. `rname` is the table's name in the database, where that differs."""
 
     name: str
     columns: tuple[Column, ...]
@@ -44,47 +47,23 @@ class TableSchema:
         return self.columns[self.id_index].name
 
     def to_json(self) -> str:
-        """Return the definition as JSON, always the same text for the same definition."""
+        """Return the schema as JSON, always the same text for the same schema."""
         rows = [[c.name, c.type, c.length, int(c.notnull), int(c.unique), c.rname] for c in self.columns]
         return json.dumps({"table": self.name, "rname": self.rname, "columns": rows}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> TableSchema:
-        """Read what `to_json` wrote."""
+        """Read a schema from the JSON that `to_json` makes of one.
+
+        Args:
+            text: the JSON.
+        """
         shape = json.loads(text)
         columns = (
             Column(n, t, length, bool(notnull), bool(unique), rname)
             for n, t, length, notnull, unique, rname in shape["columns"]
         )
         return cls(shape["table"], tuple(columns), shape["rname"])
-
-
-def signature_of(table: Any) -> tuple[Any, ...]:
-    """Return what identifies a pyDAL table's definition; cheap, since web2py makes its tables anew at each request."""
-    return (table._tablename, table._rname, *((f.name, f.type, f.length, f.notnull, f.unique, f._rname) for f in table))
-
-
-def schema_of(table: Any) -> TableSchema:
-    """Return the definition of a pyDAL table. Works on both pyDAL lines; touches no database."""
-    columns = tuple(_column(f) for f in table)
-    return TableSchema(table._tablename, columns, _own_rname(table._rname, table._tablename))
-
-
-def _column(f: Any) -> Column:
-    if not isinstance(f.type, str):
-        raise BadOp(f"field {f.name!r} has a type made by SQLCustomType, which the log cannot carry")
-    length = f.length if f.type in ("string", "password", "upload") else None
-    return Column(f.name, f.type, length, bool(f.notnull), bool(f.unique), _own_rname(f._rname, f.name))
-
-
-def _own_rname(rname: str | None, name: str) -> str | None:
-    """Return the rname if the user set one; pyDAL fills it with the quoted name in the web side's dialect."""
-    return None if rname is None or rname.strip("\"'`[]") == name else rname
-
-
-#: pyDAL types that are kept exactly like another type. The big- ones are pyDAL's own words for 64-bit keys.
-SAME_AS = {"password": "string", "upload": "string", "big-id": "id", "big-reference": "reference"}
-_DECIMAL = re.compile(r"decimal\((\d+),\s*(\d+)\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +102,37 @@ class Column:
         if match is None:
             raise ValueError(f"{self.name!r} is {self.type!r}, not a decimal(p,s)")
         return int(match[1]), int(match[2])
+
+
+def signature_of(table: Any) -> tuple[Any, ...]:
+    """Return what identifies the schema of a pyDAL table; cheap, since web2py makes its tables anew at each request.
+
+    Args:
+        table: a pyDAL table.
+    """
+    return (table._tablename, table._rname, *((f.name, f.type, f.length, f.notnull, f.unique, f._rname) for f in table))
+
+
+def schema_of(table: Any) -> TableSchema:
+    """Return the schema of a pyDAL table, of either pyDAL line; the database is not used.
+
+    Args:
+        table: a pyDAL table.
+
+    Raises:
+        BadOp: the table has no id column, or a column of a custom type.
+    """
+    columns = tuple(_column(f) for f in table)
+    return TableSchema(table._tablename, columns, _own_rname(table._rname, table._tablename))
+
+
+def _column(f: Any) -> Column:
+    if not isinstance(f.type, str):
+        raise BadOp(f"field {f.name!r} has a type made by SQLCustomType, which the log cannot carry")
+    length = f.length if f.type in ("string", "password", "upload") else None
+    return Column(f.name, f.type, length, bool(f.notnull), bool(f.unique), _own_rname(f._rname, f.name))
+
+
+def _own_rname(rname: str | None, name: str) -> str | None:
+    """Return the rname if the user set one; pyDAL fills it with the quoted name in the web side's dialect."""
+    return None if rname is None or rname.strip("\"'`[]") == name else rname

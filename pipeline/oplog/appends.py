@@ -1,9 +1,8 @@
-"""How a producer adds ops to the logs: under an epoch, in its own dense sequence, once per idempotency key.
+"""Define how a producer appends ops: under an epoch, in its own dense sequence, once per idempotency key.
 
-What stands under an idempotency key: the receipt of the first op that was sent with it, or a reserved id only.
-
-A reservation is the id of a row as text; a receipt is five numbers, the last of them the row's id, 0 for none. Only a
-receipt means that an op is in a log: `enqueue.lua` tells them apart by the blank, and so does this.
+A claim is the text that the log keeps under an idempotency key. It is a row's id alone, or the receipt of the first op
+with the key: five numbers, of which the last is the id of the op's row, 0 for none. Only a receipt means that an op is
+in a log. The blank tells the two apart, here and in `enqueue.lua`.
 """
 
 from __future__ import annotations
@@ -15,10 +14,20 @@ from pipeline.model.op import Position
 
 #: Codes of `Placed`.
 APPENDED, SEEN, HOLE = 0, 1, 2
+#: From this size on the log notes the size of a bucket's largest op, so that a worker reads few ops at a time.
+BIG_BYTES = 16_384
+#: The name of the reference log's scope.
+EVERYWHERE = "*"
 
 
 class Append(NamedTuple):
-    """Ops of one bucket, in order, and the producer's sequence of the first of them."""
+    """Ops of one bucket, in order.
+
+    Attributes:
+        bucket: the log that they go to.
+        first: the producer's sequence number of the first op; the others follow densely.
+        payloads: the encoded ops.
+    """
 
     bucket: int
     first: int
@@ -26,18 +35,29 @@ class Append(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """Where the first op of an `Append` stands; after HOLE, `position.seq` is the last producer sequence seen."""
+    """The place of the first op of an `Append`.
+
+    Attributes:
+        code: APPENDED, SEEN (the log had the ops already) or HOLE (nothing was written: ops before them are missing).
+        position: in the log; after HOLE, `position.seq` is the last sequence number that the log has seen.
+    """
 
     code: int
     position: Position
 
 
 class Appended(NamedTuple):
-    """The answer to one call: a place per `Append`, and the shards whose bell the caller now has to ring."""
+    """The answer to one call.
+
+    Attributes:
+        placed: a place per `Append`.
+        ring: the shards whose bell the caller now has to ring.
+        claim: the receipt of the first op with the idempotency key, if there is one: nothing was written then.
+    """
 
     placed: list[Placed]
     ring: list[str]
-    same: str | None = None  # the first call's receipt, where the idempotency key was seen
+    claim: str | None = None
 
 
 class Scope(NamedTuple):
@@ -47,12 +67,12 @@ class Scope(NamedTuple):
     shards: tuple[str, ...]
 
 
-#: The name of the reference log's scope.
-EVERYWHERE = "*"
-
-
 def scopes_of(shards: tuple[str, ...]) -> dict[str, Scope]:
-    """Return all scopes of a deployment by name."""
+    """Return all scopes of a deployment by name.
+
+    Args:
+        shards: the names of all shards.
+    """
     return {EVERYWHERE: Scope(EVERYWHERE, shards), **{shard: Scope(shard, (shard,)) for shard in shards}}
 
 
@@ -60,12 +80,82 @@ class EpochStale(Exception):
     """The server is not the one that this epoch was given out on: raise the epoch, then append again."""
 
 
-class IdReserved(Exception):
-    """The idempotency key stands for another row's id than the op has: append the op with that one."""
+class KeyClaimed(Exception):
+    """The idempotency key is claimed for another row's id than the op has: append the op with that id.
+
+    Args:
+        row_id: the id that the key stands for.
+    """
 
     def __init__(self, row_id: int):
         super().__init__(row_id)
         self.row_id = row_id
+
+
+def is_receipt(claim: str) -> bool:
+    """Return whether an op was sent with the key.
+
+    Args:
+        claim: what the log keeps under the key.
+    """
+    return " " in claim
+
+
+def claimed_id(claim: str) -> int:
+    """Return the id that a key stands for; 0 if its op makes no row, or the database gives the row its id.
+
+    Args:
+        claim: what the log keeps under the key.
+    """
+    return int(claim.rpartition(" ")[2])
+
+
+class Appends(Protocol):
+    """How ops get into the logs: the epochs of scopes, the lines of producers, the claims of idempotency keys."""
+
+    def epoch(self, scope: str) -> tuple[int, bool, str]:
+        """Return a scope's epoch, which tells a lineage of the server from those before it.
+
+        Args:
+            scope: the scope's name.
+
+        Returns:
+            The epoch (0: none), whether it was given out on this server, and what `raise_epoch` takes as *seen*.
+        """
+        ...
+
+    def raise_epoch(self, scope: str, seen: str, epoch: int) -> bool:
+        """Set a scope's epoch if nobody else did; return whether it was set.
+
+        Args:
+            scope: the scope's name.
+            seen: the third value that `epoch` returned.
+            epoch: the new epoch.
+        """
+        ...
+
+    def line(self, *, patient: bool = False) -> Line:
+        """Return a line of its own for one producer.
+
+        Args:
+            patient: whether the line waits longer, for many ops at once.
+        """
+        ...
+
+    def claim_key(self, bucket: int, idempotency_key: str, row_id: int) -> int:
+        """Return the row id that a key of a bucket stands for; claim the key for *row_id* if it stands for none.
+
+        A claim is no op: the next `append` with the key and the id appends.
+
+        Args:
+            bucket: the bucket of the op.
+            idempotency_key: the key, not empty.
+            row_id: the id to claim the key for.
+
+        Raises:
+            PipelineFull: the key stands for none, and there is no room.
+        """
+        ...
 
 
 class Line(Protocol):
@@ -76,9 +166,17 @@ class Line(Protocol):
     ) -> Appended:
         """Append all; try once more on a new connection if the answer does not come.
 
+        Args:
+            scope: the scope of all the buckets.
+            epoch: the scope's epoch, as the producer knows it.
+            producer: the producer's number.
+            appends: the ops, at most one `Append` per bucket.
+            idempotency_key: of a single op; the empty text: none.
+            row_id: the id of the row that the op with the key makes, 0 for none.
+
         Raises:
             EpochStale: nothing was written.
-            IdReserved: nothing was written; not where *row_id* is 0.
+            KeyClaimed: nothing was written; not raised for a *row_id* of 0.
             PipelineFull: nothing was written.
             LogUnavailable: no answer in time; with `sent` the ops may be in the log.
         """
@@ -87,10 +185,18 @@ class Line(Protocol):
     def append_one(
         self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes
     ) -> tuple[Position, bool] | None:
-        """Append one op of a scope with one shard: what a web request does; the same as `append`, but shorter.
+        """Append one op of a scope with one shard, as a web request does: the same as `append`, but shorter.
+
+        Args:
+            scope: the scope of the bucket.
+            epoch: the scope's epoch, as the producer knows it.
+            producer: the producer's number.
+            bucket: the log that the op goes to.
+            seq: the producer's sequence number of the op.
+            payload: the encoded op.
 
         Returns:
-            Its position and whether to ring, or None where nothing was written: `append` tells why.
+            The op's position and whether to ring; None if nothing was written: `append` tells why.
 
         Raises:
             PipelineFull, LogUnavailable: as `append`.
@@ -98,60 +204,35 @@ class Line(Protocol):
         ...
 
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
-        """Wait until what this line appended is on a Redis replica, or fsynced here; return whether it is."""
+        """Wait until what this line appended is on a replica, or on disk; return whether it is.
+
+        Args:
+            fsync: wait for this server's disk rather than for a replica.
+            timeout_s: the longest wait.
+        """
         ...
 
     def sequences(self, producer: int) -> dict[int, int]:
-        """Return the last sequence that the log knows of a producer, per bucket."""
+        """Return the last sequence number that the log knows of a producer, per bucket.
+
+        Args:
+            producer: the producer's number.
+        """
         ...
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
-        """Let a producer go on behind *last*, if the log still knows its sequences up to *seen* only; whether it does.
+        """Let a producer go on behind sequence numbers that the log has lost; return whether it may.
 
-        For sequences that the log has lost, once they are accounted for: applied, or recorded as lost.
+        The caller has accounted for them first: they are applied, or recorded as lost.
+
+        Args:
+            producer: the producer's number.
+            bucket: the log with the hole.
+            seen: the last sequence number that the log told the caller; the log refuses if it knows another by now.
+            last: the last sequence number of the hole.
         """
         ...
 
     def close(self) -> None:
         """Give the connection back."""
         ...
-
-
-class Epochs(Protocol):
-    """The number that tells a lineage of the server from those before it, per scope."""
-
-    def epoch(self, scope: str) -> tuple[int, bool, str]:
-        """Return the scope's epoch (0: none), whether it was given out on this server, and what to raise it from."""
-        ...
-
-    def raise_epoch(self, scope: str, seen: str, epoch: int) -> bool:
-        """Set the epoch if nobody else did since *seen*."""
-        ...
-
-
-class Appending(Protocol):
-    """The lines of producers, and what stands under idempotency keys."""
-
-    def line(self, *, patient: bool = False) -> Line:
-        """Return a line of its own for one producer; a patient one waits longer, for many ops at once."""
-        ...
-
-    def reserve(self, bucket: int, idempotency_key: str, row_id: int) -> int:
-        """Return the id that a key of a bucket stands for; let it stand for *row_id* where it stands for none.
-
-        A reservation is no op: the next `append` with that key and that id appends.
-
-        Raises:
-            PipelineFull: it stands for none, and there is no room.
-        """
-        ...
-
-
-def is_receipt(text: str) -> bool:
-    """Whether an op was sent with the key."""
-    return " " in text
-
-
-def row_id_in(text: str) -> int:
-    """Return the row's id, 0 where the op makes no row or its database gives the id."""
-    return int(text.rpartition(" ")[2])

@@ -1,14 +1,7 @@
-"""What a log can do, role by role. `redis_log.RedisLog` does it over Redis, `memory.MemoryLog` in this process.
+"""Define what a log does, in four roles. `RedisLog` plays them over Redis or Valkey, `MemoryLog` in this process.
 
-Who needs one role takes that one; only the wiring takes a whole `Log`. One contract suite runs over both.
-
-What processes share out among themselves: chores, producer numbers, the room that is left, a secret.
-
-The definitions of tables: ops carry only their hashes.
-
-How ops leave the logs: what is there, which buckets have work, and how far each has been applied.
-
-What the prober, upkeep and readers tell one another of the nodes.
+A user of the log takes one role. A producer takes `Appends` (see `appends`), whoever reads or follows ops `Entries`, a
+worker `Work`; what processes share beside the ops is `SharedState`. The wiring takes a whole `Log`.
 """
 
 from __future__ import annotations
@@ -18,245 +11,288 @@ from typing import Protocol
 
 from pipeline.model.ids import Lease
 from pipeline.model.op import Entry, Position
-from pipeline.oplog.appends import (
-    APPENDED,
-    EVERYWHERE,
-    HOLE,
-    SEEN,
-    Append,
-    Appended,
-    Appending,
-    Epochs,
-    EpochStale,
-    IdReserved,
-    Line,
-    Placed,
-    Scope,
-    scopes_of,
-)
-
-
-class Chores(Protocol):
-    """Leases on what one process at a time does."""
-
-    def claim(self, name: str, for_ms: int) -> bool:
-        """Take a lease on a chore that one worker at a time does; return whether it was free."""
-        ...
-
-    def hold(self, name: str, token: str, for_ms: int) -> bool:
-        """Take the lease on a chore, or lengthen one's own; return whether it is held under this token."""
-        ...
-
-    def release(self, name: str, token: str) -> None:
-        """Give up a lease that is held under this token, if it still is."""
-        ...
-
-
-class Numbers(Protocol):
-    """Leases on the numbers that make ids unique; see `ids`."""
-
-    def lease_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
-        """Lease a producer number, or lengthen a lease; see `ids`."""
-        ...
-
-    def lease_host_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
-        """Lease a number for a whole host, or lengthen its lease; of those that no process gets."""
-        ...
-
-
-class Admission(Protocol):
-    """Whether ops are let in."""
-
-    def set_full(self, reason: str | None, for_ms: int = 5000) -> None:
-        """Let nothing in for a while, or let everything in again."""
-        ...
-
-    def full(self) -> str | None:
-        """Return why nothing is let in, or None while everything is."""
-        ...
-
-    def memory_share(self) -> float:
-        """Return used memory as a share of the limit; 0.0 where there is no limit."""
-        ...
-
-
-class Secrets(Protocol):
-    """What this deployment signs session tokens with."""
-
-    def secret(self, proposed: str) -> str:
-        """Return the secret of this deployment, which is the first that anybody proposed."""
-        ...
-
-
-class Definitions(Protocol):
-    """All that were ever published, and the newest of each table."""
-
-    def publish_schema(self, name: str, hash: str, text: str) -> None:
-        """Make a table definition known to workers, and the table's newest one known to migrate."""
-        ...
-
-    def schema(self, hash: str) -> str | None:
-        """Return the definition with that hash."""
-        ...
-
-    def tables(self) -> dict[str, str]:
-        """Return the newest definition of every table, by name."""
-        ...
+from pipeline.oplog.appends import Appends
 
 
 class Entries(Protocol):
-    """What the logs hold."""
+    """What the logs hold: entries, the schemas that their ops name, copies of how far each bucket is applied."""
 
     def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:
-        """Return up to *count* entries of each bucket behind a position, in order."""
+        """Return entries of each bucket behind a position, in order.
+
+        Args:
+            after: of each bucket, the position.
+            count: of each bucket, the most entries to return.
+        """
         ...
 
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
-        """Return the last position of each log that has entries."""
+        """Return the last position of each log that has entries.
+
+        Args:
+            buckets: the logs.
+        """
         ...
 
     def queued(self, after: Mapping[int, Position]) -> dict[int, int]:
-        """Return how many entries each log has behind a position: exact, and also across epochs."""
+        """Return how many entries each log has behind a position: exact, and also across epochs.
+
+        Args:
+            after: of each bucket, the position.
+        """
         ...
 
     def trim(self, behind: Mapping[int, Position]) -> int:
-        """Delete entries up to and including each position; return how many were deleted, about."""
+        """Delete entries up to and including each position, up to 100 per bucket too few; return how many went.
+
+        Args:
+            behind: of each bucket, the position.
+        """
         ...
 
+    def publish_schema(self, name: str, hash: str, text: str) -> None:
+        """Store a schema by its hash, as its table's newest.
 
-class Readable(Entries, Definitions, Protocol):
-    """Entries, and the definitions that their ops name."""
-
-
-class Work(Protocol):
-    """The dirty sets and the bells: which buckets a worker should look at."""
-
-    def due(self, shard: str, limit: int) -> dict[int, int]:
-        """Silence the bell; return the oldest due buckets, each with the bytes of its largest op (0: small)."""
+        Args:
+            name: the table's name.
+            hash: the hash that ops name the schema by.
+            text: the schema as JSON.
+        """
         ...
 
-    def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
-        """Publish watermarks, un-dirty what is drained; return whether to ring and how many buckets are dirty."""
+    def schema(self, hash: str) -> str | None:
+        """Return a schema as JSON; None if it was never published here.
+
+        Args:
+            hash: the schema's hash.
+        """
         ...
 
-    def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
-        """Take a bell that nobody rings; return whether to ring and how many buckets are dirty."""
+    def newest_schemas(self) -> dict[str, str]:
+        """Return the newest schema of every table as JSON, by the table's name."""
         ...
-
-    def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
-        """Mark buckets as having unapplied entries."""
-        ...
-
-    def postpone(self, shard: str, buckets: Iterable[int], delay_ms: int) -> None:
-        """Let dirty buckets rest for a while: their database does not answer."""
-        ...
-
-    def dirty(self, shard: str) -> int:
-        """Return how many buckets are marked dirty."""
-        ...
-
-
-class Watermarks(Protocol):
-    """Copies of the watermarks, and notes of past ones; the truth is in the databases."""
 
     def marks(self, shard: str) -> dict[int, Position]:
-        """Return the published watermarks: a copy, perhaps old, never ahead of what was committed somewhere."""
+        """Return the published watermarks: a copy, perhaps old, never ahead of what was committed somewhere.
+
+        Args:
+            shard: the shard's name.
+        """
         ...
 
     def mark(self, shard: str, bucket: int) -> Position | None:
-        """Return one published watermark."""
+        """Return one published watermark.
+
+        Args:
+            shard: the shard's name.
+            bucket: the bucket.
+        """
         ...
 
     def note_marks(self, shard: str, now_ms: int, text: str, *, older_than_ms: int) -> str | None:
-        """Note a shard's watermarks, at most once a minute; return the newest note that is old enough."""
+        """Note a shard's watermarks, at most once a minute; return the newest note that is old enough.
+
+        Args:
+            shard: the shard's name.
+            now_ms: the time, in ms since 1970.
+            text: the note.
+            older_than_ms: the least age of the note to return.
+        """
         ...
 
 
-class News(Protocol):
-    """What the prober knows of each node, for counts of reads."""
+class Work(Entries, Protocol):
+    """What a worker does with entries: it takes buckets from the dirty sets, and finishes them. The bells are here."""
+
+    def due(self, shard: str, limit: int) -> dict[int, int]:
+        """Silence the bell; return the oldest due buckets, each with the bytes of its largest op (0: small).
+
+        Args:
+            shard: the shard's name.
+            limit: the most buckets to return.
+        """
+        ...
+
+    def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
+        """Publish watermarks, un-dirty drained buckets; return whether to ring and how many buckets are dirty.
+
+        Args:
+            shard: the shard's name.
+            marks: of each bucket, its watermark.
+            delay_ms: how long a bucket with entries left rests; then nobody is to ring.
+        """
+        ...
+
+    def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
+        """Take a bell that nobody rings; return whether to ring and how many buckets are dirty.
+
+        Args:
+            shard: the shard's name.
+            due_ms: how long a bucket must have been due.
+        """
+        ...
+
+    def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
+        """Mark buckets as having unapplied entries.
+
+        Args:
+            shard: the shard's name.
+            buckets: the buckets; one that rests goes on to rest.
+        """
+        ...
+
+    def postpone(self, shard: str, buckets: Iterable[int], delay_ms: int) -> None:
+        """Let dirty buckets rest, because their database does not answer.
+
+        Args:
+            shard: the shard's name.
+            buckets: the buckets; clean ones stay clean.
+            delay_ms: how long they rest.
+        """
+        ...
+
+    def dirty(self, shard: str) -> int:
+        """Return how many buckets are marked dirty.
+
+        Args:
+            shard: the shard's name.
+        """
+        ...
+
+
+class SharedState(Protocol):
+    """What processes share beside the ops: leases, the full flag, the secret, and reports on nodes."""
+
+    def take_lease(self, name: str, for_ms: int) -> bool:
+        """Take the lease on a chore if it is free; return whether it was. It ends by itself.
+
+        Args:
+            name: the chore.
+            for_ms: how long the lease lasts.
+        """
+        ...
+
+    def hold_lease(self, name: str, token: str, for_ms: int) -> bool:
+        """Take the lease on a chore, or lengthen one's own; return whether it is held under the token.
+
+        Args:
+            name: the chore.
+            token: the holder's.
+            for_ms: how long the lease lasts from now on.
+        """
+        ...
+
+    def release_lease(self, name: str, token: str) -> None:
+        """End a lease, if it is still held under the token.
+
+        Args:
+            name: the chore.
+            token: the holder's.
+        """
+        ...
+
+    def lease_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
+        """Lease a producer number for a process, or lengthen its lease; see `model.ids`.
+
+        Args:
+            token: the holder's.
+            lease: the lease to lengthen; None: a new one.
+            until_ms: the last millisecond that the holder wants to make ids of.
+
+        Raises:
+            NoProducerNumber: all numbers are leased.
+        """
+        ...
+
+    def lease_host_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
+        """Lease a number for a whole host, from those that no process gets; otherwise as `lease_ids`.
+
+        Args:
+            token: the host's.
+            lease: the lease to lengthen; None: a new one.
+            until_ms: the last millisecond that the host wants to make ids of.
+        """
+        ...
+
+    def set_full(self, reason: str | None, for_ms: int = 5000) -> None:
+        """Refuse all appends for a while, or accept appends again.
+
+        Args:
+            reason: the text of the refusal; None: accept.
+            for_ms: how long to refuse.
+        """
+        ...
+
+    def full(self) -> str | None:
+        """Return why appends are refused, or None while they are accepted."""
+        ...
+
+    def memory_share(self) -> float:
+        """Return used memory as a share of the limit; 0.0 if there is no limit."""
+        ...
+
+    def secret(self, proposed: str) -> str:
+        """Return the secret that this deployment signs session tokens with: the first that anybody proposed.
+
+        Args:
+            proposed: the secret to store if there is none.
+        """
+        ...
 
     def publish_health(self, nodes: Mapping[str, str], for_ms: int) -> None:
-        """Publish what is known of the nodes, at the server's time; what nobody renews is forgotten."""
+        """Publish a report on each node, at the server's time, in place of all earlier ones.
+
+        Args:
+            nodes: of each node, its report.
+            for_ms: when the reports expire.
+        """
         ...
 
     def health(self, counted: Mapping[str, int] = {}) -> tuple[int, dict[str, tuple[int, str]]]:
-        """Return the server's time in ms and, of each node, when it was published and what.
+        """Return the server's time in ms and, of each node, when its report was published and the report.
 
         Args:
-            counted: is added to the counts of `reads`, in the same round trip; a full server drops it.
+            counted: is added to `reads` in the same round trip; a full server drops it.
         """
         ...
 
     def reads(self) -> dict[str, int]:
-        """Return what all processes have counted."""
+        """Return the counts of reads of all processes."""
         ...
 
-
-class Fitness(Protocol):
-    """Which nodes are behind what the logs keep."""
-
     def seen(self, node: str) -> str | None:
-        """Return what upkeep noted of a node when it last looked at it."""
+        """Return upkeep's last note on a node.
+
+        Args:
+            node: the node's name.
+        """
         ...
 
     def note_seen(self, node: str, text: str) -> None:
-        """Note what upkeep saw of a node."""
+        """Store upkeep's note on a node.
+
+        Args:
+            node: the node's name.
+            text: the note.
+        """
         ...
 
     def unfit(self) -> dict[str, str]:
-        """Return, of each shard of which it is known, which of its nodes are unfit."""
+        """Return the published unfit nodes of each shard."""
         ...
 
     def publish_unfit(self, shard: str, text: str) -> None:
-        """Tell which nodes of a shard are unfit; the shard's database knows it for good."""
+        """Publish which nodes of a shard are unfit: a copy of what the shard's database says.
+
+        Args:
+            shard: the shard's name.
+            text: its unfit nodes.
+        """
         ...
 
 
-__all__ = [
-    "APPENDED",
-    "EVERYWHERE",
-    "HOLE",
-    "SEEN",
-    "Admission",
-    "Append",
-    "Appended",
-    "Appending",
-    "Chores",
-    "Definitions",
-    "Entries",
-    "EpochStale",
-    "Epochs",
-    "Fitness",
-    "IdReserved",
-    "Line",
-    "Log",
-    "News",
-    "Numbers",
-    "Placed",
-    "Readable",
-    "Scope",
-    "Secrets",
-    "Watermarks",
-    "Work",
-    "scopes_of",
-]
-
-
-class Log(
-    Epochs,
-    Appending,
-    Readable,
-    Work,
-    Watermarks,
-    Chores,
-    Numbers,
-    Admission,
-    Secrets,
-    News,
-    Fitness,
-    Protocol,
-):
-    """The logs of all buckets, the dirty sets and the bells, and all that processes tell one another."""
+class Log(Appends, Work, SharedState, Protocol):
+    """The logs of all buckets, the dirty sets and the bells, and what processes share."""
 
     def close(self) -> None:
         """Close all connections."""

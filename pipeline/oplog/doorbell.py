@@ -1,53 +1,68 @@
-"""The bell: one Celery message says "this shard has work". A hint: a lost one costs two seconds at most, never an op.
+"""Ring a shard through Celery: one message says "this shard has work". Hold Celery's settings of the broker.
 
-Ringing takes about as long as three enqueues, so a thread does it, off the caller's path. A process that forked
-starts anew with its own thread and connections.
+A ring is a hint: a lost one delays an op by two seconds at most, and loses no op. Ringing takes about as long as three
+enqueues, so a thread does it, off the caller's path. A forked process has its own thread and connections.
 
-Celery's broker settings: one place for the web process that rings and for the workers that listen.
-
-Each value has its reason; the traps behind them are in docs/notes/03-celery-on-redis.md.
+The web process that rings and the workers that listen share the settings. Each value has its reason; the traps behind
+the values are in docs/notes/03-celery-on-redis.md.
 """
 
 from __future__ import annotations
 
 import atexit
 import logging
-import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from queue import SimpleQueue
 from typing import Any
 
 from pipeline import clock
 from pipeline.oplog.redis.connection import connect, sentinel_parts
+from pipeline.per_process import PerProcess
 
+#: The task that drains a shard. Rung by name: the web process never imports the workers.
+APPLY_TASK = "pipeline.apply"
 #: Rings of one process that come faster than this are one, s. Keeps a busy producer's own latency flat.
 QUIET_S = 0.005
 #: With this many messages waiting for a shard, another adds nothing; keeps the queue short while no worker is there.
 ENOUGH = 8
-#: What the thread is asked for: to ring shards for so many ops, to say that it has, or to end.
+#: What the thread is asked for: to ring shards for so many ops, to note that it has, or to end.
 _Wish = tuple[Iterable[str], int] | threading.Event | None
 logger = logging.getLogger("pipeline.bell")
 
 
 class Bell:
-    """Rings shards through Celery."""
+    """Rings shards through Celery.
+
+    Args:
+        broker_url: the broker's address, as Celery takes it.
+        prefix: of every key.
+        shards: the names of all shards.
+    """
 
     def __init__(self, broker_url: str, prefix: str, shards: Iterable[str]):
         self._broker_url, self._prefix, self._shards = broker_url, prefix, tuple(shards)
-        self._pid = 0
-        self._reset()
+        self._mine = PerProcess(_Ringer)
 
     def ring(self, shards: Iterable[str], ops: int = 1) -> None:
-        """Ring soon; never raises, never waits."""
-        if self._pid != os.getpid():
-            self._reset()
-        if self._thread is None:
-            self._start()
-        self._asked.put((shards, ops))
+        """Ring soon; never raises, never waits.
+
+        Args:
+            shards: the shards to ring.
+            ops: for how many ops.
+        """
+        mine = self._mine()
+        if mine.thread is None:
+            self._start(mine)
+        mine.wishes.put((shards, ops))
 
     def ring_now(self, shard: str, ops: int) -> bool:
-        """Send the message and return whether it was sent."""
+        """Send the message; return whether it was sent.
+
+        Args:
+            shard: the shard to ring.
+            ops: for how many ops; Flower shows it.
+        """
         try:
             if self._broker().llen(f"{self._prefix}:celery:{queue_of(shard)}") >= ENOUGH:
                 return True
@@ -64,11 +79,15 @@ class Bell:
         return True
 
     def prepare(self) -> None:
-        """Import what the first ring needs: 0.1 s that no request need wait for the processor then."""
+        """Import what the first ring needs: 0.1 s of work that no request has to wait for then."""
         self._celery()
 
     def listened(self, timeout_s: float = 1.0) -> set[str] | None:
-        """Ask the workers which shards they listen for; None if the broker does not answer."""
+        """Return the shards that some worker listens for; None if the broker does not answer.
+
+        Args:
+            timeout_s: how long workers may take to answer.
+        """
         try:
             replies = self._celery().control.inspect(timeout=timeout_s).active_queues() or {}
         except Exception as error:  # the broker may fail in many ways
@@ -78,38 +97,30 @@ class Bell:
         return {shard for shard in self._shards if queue_of(shard) in queues}
 
     def flush(self, timeout_s: float = 0.5) -> None:
-        """Wait until what was asked for has been rung; a script calls this by itself as it ends."""
-        if self._pid == os.getpid() and self._thread is not None:
+        """Wait until what was asked for has been rung; a script calls this by itself as it ends.
+
+        Args:
+            timeout_s: the longest wait.
+        """
+        mine = self._mine.made()
+        if mine is not None and mine.thread is not None:
             rung = threading.Event()
-            self._asked.put(rung)
+            mine.wishes.put(rung)
             rung.wait(timeout_s)
 
     def close(self) -> None:
         """Flush, and stop the thread."""
         self.flush()
-        self._asked.put(None)
         atexit.unregister(self.flush)
-        if self._app is not None:
-            self._app.close()
-        if self._client is not None:
-            self._client.close()
-        self._reset()
+        mine, self._mine = self._mine.made(), PerProcess(_Ringer)
+        if mine is not None:
+            mine.close()
 
-    def _reset(self) -> None:
-        self._pid = os.getpid()
-        self._asked: SimpleQueue[_Wish] = SimpleQueue()  # whose put costs a caller next to nothing
-        self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._app: Any = None
-        self._client: Any = None
-
-    def _start(self) -> None:
-        with self._starting:
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._asked,), name="pipeline-bell", daemon=True
-                )
-                self._thread.start()
+    def _start(self, mine: _Ringer) -> None:
+        with mine.starting:
+            if mine.thread is None:
+                mine.thread = threading.Thread(target=self._run, args=(mine.wishes,), name="pipeline-bell", daemon=True)
+                mine.thread.start()
                 atexit.register(self.flush)
 
     def _run(self, asked: SimpleQueue[_Wish]) -> None:
@@ -122,34 +133,52 @@ class Bell:
             for shards, ops in (wish for wish in wishes if isinstance(wish, tuple)):
                 for shard in shards:
                     wanted[shard] = wanted.get(shard, 0) + ops
-            self._ring_all(wanted)
+            for shard, ops in wanted.items():
+                self.ring_now(shard, ops)
             for wish in wishes:
                 if isinstance(wish, threading.Event):
                     wish.set()
             ended = None in wishes
             clock.sleep_s(QUIET_S)
 
-    def _ring_all(self, wanted: Mapping[str, int]) -> None:
-        for shard, ops in wanted.items():
-            self.ring_now(shard, ops)
-
     def _celery(self) -> Any:
-        if self._app is None:
+        mine = self._mine()
+        if mine.app is None:
             from celery import Celery  # imported on the first ring: 0.1 s that only producers pay
 
             app = Celery("pipeline-bell", set_as_current=False)
             app.conf.update(broker_settings(self._broker_url, self._prefix, self._shards))
-            self._app = app
-        return self._app
+            mine.app = app
+        return mine.app
 
     def _broker(self) -> Any:
-        if self._client is None:
-            self._client = connect(self._broker_url, read_s=2.0, connect_s=1.0)
-        return self._client
+        mine = self._mine()
+        if mine.client is None:
+            mine.client = connect(self._broker_url, read_s=2.0, connect_s=1.0)
+        return mine.client
+
+
+class _Ringer:
+    """One process's thread, and its connections to the broker."""
+
+    def __init__(self) -> None:
+        self.wishes: SimpleQueue[_Wish] = SimpleQueue()  # whose put costs a caller next to nothing
+        self.starting = threading.Lock()
+        self.thread: threading.Thread | None = None
+        self.app: Any = None
+        self.client: Any = None
+
+    def close(self) -> None:
+        """Stop the thread, and close the connections."""
+        self.wishes.put(None)
+        if self.app is not None:
+            self.app.close()
+        if self.client is not None:
+            self.client.close()
 
 
 class SilentBell:
-    """A bell that only notes who was rung, for tests and for draining in this process."""
+    """A bell that only notes which shards were rung, for tests and for draining in this process."""
 
     def __init__(self) -> None:
         self.rung: list[str] = []
@@ -173,17 +202,23 @@ class SilentBell:
         """Do nothing."""
 
 
-#: The task that drains a shard. Rung by name: the web process never imports the workers.
-APPLY_TASK = "pipeline.apply"
-
-
 def queue_of(shard: str) -> str:
-    """Return the Celery queue of a shard, for `celery -A workers worker -Q shard.s0`."""
+    """Return the Celery queue of a shard, for `celery -A workers worker -Q shard.s0`.
+
+    Args:
+        shard: the shard's name.
+    """
     return f"shard.{shard}"
 
 
 def broker_settings(url: str, prefix: str, shards: Iterable[str]) -> dict[str, Any]:
-    """Return the Celery settings that concern the broker."""
+    """Return the Celery settings that concern the broker.
+
+    Args:
+        url: the broker's address, as Celery takes it.
+        prefix: of every key.
+        shards: the names of all shards.
+    """
     from kombu import Queue
 
     broker_url, options = _broker_url(url)

@@ -1,16 +1,22 @@
-"""How long the log keeps what it keeps for a while: the same over Redis, in its scripts and in this process, ms."""
+"""Hold the times after which what the log keeps expires, in ms. Scripts get the times as arguments."""
 
 from __future__ import annotations
 
-#: As in `enqueue.lua`: a Celery message that nobody fetched for so long no longer counts as on its way.
+_DAY_MS = 86_400_000
+
+#: A Celery message that nobody fetched for so long no longer counts as on its way: the longest delay of a lost ring.
 BELL_MS = 1000
-#: As in `enqueue.lua`.
-IDEMPOTENCY_TTL_MS = 86_400_000
-#: A producer number comes free this long after its process has gone.
+#: An idempotency key is claimed for a day.
+IDEMPOTENCY_TTL_MS = _DAY_MS
+#: A producer's sequences outlive the day after which an idle producer starts anew under another number.
+PRODUCER_TTL_MS = 2 * _DAY_MS
+#: The size of a bucket's largest op is forgotten when no larger one comes for so long.
+BIG_TTL_MS = _DAY_MS
+#: A producer number becomes free this long after its process has gone.
 LEASE_MS = 60_000
-#: The number that a host has in reserve comes free this long after its last refill: behind all that it may have used.
-HOST_LEASE_MS = 2 * 86_400_000
-#: Time between two notes of a shard's watermarks.
+#: A host's reserved number becomes free this long after its last refill: later than any id of the reserve.
+HOST_LEASE_MS = 2 * _DAY_MS
+#: The time between two notes of a shard's watermarks.
 NOTE_MS = 60_000
 #: Counts of reads are forgotten when no process reads for so long.
-READS_MS = 86_400_000
+READS_MS = _DAY_MS

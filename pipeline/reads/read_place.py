@@ -10,7 +10,7 @@ from pipeline.config.settings import TableSettings
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import conjuncts, field_table, kind_of, op_name, pinned_values, real_name
 from pipeline.errors import BadRead, BadToken, ShardKeyError
-from pipeline.oplog.contract import Log
+from pipeline.oplog.contract import Entries
 from pipeline.reads.session import Need, Token
 
 
@@ -108,7 +108,7 @@ def places_of_query(
     return [ReadPlace(shard, (*topology.buckets_of(shard), *also)) for shard in topology.shards]
 
 
-def needs_at(topology: Topology, log: Log, token: Token, place: ReadPlace) -> dict[int, Need]:
+def needs_at(topology: Topology, log: Entries, token: Token, place: ReadPlace) -> dict[int, Need]:
     """Return what a read must see, by bucket.
 
     Args:

@@ -12,15 +12,18 @@ from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import kind_of, real_name
 from pipeline.errors import BadOp, BadRead, ShardUnavailable
-from pipeline.oplog.contract import Log
+from pipeline.oplog.contract import Entries
+from pipeline.reads.connections import NodeReaders
 from pipeline.reads.gather.gather import GATHER_S, Gather
 from pipeline.reads.node_dal import NodeDAL
 from pipeline.reads.pending.pending_rows import CannotOverlay, Overlay
 from pipeline.reads.read_place import ReadPlace, needs_at, place_of_id, place_of_key
+from pipeline.reads.routing.health_cache import HealthCache
 from pipeline.reads.routing.policy import Bounds
 from pipeline.reads.routing.router import Read, Router
 from pipeline.reads.session import After, ReadSession, Token, after_of
 from pipeline.reads.token_cookie import Seal
+from pipeline.shard.nodes import Nodes
 
 #: A read that failed twice is retried while no more time than that has passed, s. And how often at most: each of a
 #: primary and two replicas may have closed an idle connection.
@@ -34,7 +37,8 @@ class Reads:
         settings: the bounds of a read whose caller says nothing.
         topology: who has which bucket.
         log: the queued ops, for reads with `pending`.
-        router: chooses nodes.
+        nodes: who is primary and who replica of each shard.
+        health: what the prober has published of the nodes.
         find_table: returns the pyDAL table that a caller means by a name.
         seal: prints session tokens, and reads them.
     """
@@ -43,14 +47,15 @@ class Reads:
         self,
         settings: Settings,
         topology: Topology,
-        log: Log,
-        router: Router,
+        log: Entries,
+        nodes: Nodes,
+        health: HealthCache,
         find_table: Callable[[Any], Any],
         seal: Seal,
     ):
-        self._topology, self._log, self._router = topology, log, router
-        self._find_table, self._seal = find_table, seal
+        self._topology, self._log, self._find_table, self._seal = topology, log, find_table, seal
         reads = settings.reads
+        self._router = router = Router(nodes, NodeReaders(nodes), health, reads.primary_limit, settings.loads())
         self._bounds = Bounds(reads.max_lag_s, reads.wait_s, reads.on_stale)  # type: ignore[arg-type]
         self._gather = Gather(router, topology, log)
 

@@ -20,7 +20,7 @@ import msgspec
 
 from pipeline.errors import BadToken, Unavailable
 from pipeline.model.op import Position
-from pipeline.oplog.contract import Log
+from pipeline.oplog.contract import SharedState
 from pipeline.reads.session import VERSION, Need, Sequences, Token
 from pipeline.spool.store import Spool
 from pipeline.wait_budget import WaitBudgets
@@ -124,7 +124,7 @@ def _sequences(flat: Iterator[int]) -> Sequences:
 logger = logging.getLogger("pipeline.web")
 
 
-def shared_secret(log: Log, spool: Spool | None, wait_budgets: WaitBudgets, away: Callable[[], bool]) -> str:
+def shared_secret(log: SharedState, spool: Spool | None, wait_budgets: WaitBudgets, away: Callable[[], bool]) -> str:
     """Return the secret of this deployment: the first that anybody proposed to Redis.
 
     This host keeps it in the spool's file, which only its user may read, for a process that starts while Redis is away.

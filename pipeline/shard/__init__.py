@@ -1,1 +1,1 @@
-"""The shards: sessions, dialects and the pipeline's own tables, through pyDAL."""
+"""Open sessions on database nodes, and speak their SQL: dialects, statements, the pipeline's own tables."""

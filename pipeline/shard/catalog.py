@@ -1,4 +1,4 @@
-"""Every table of an existing MySQL or MariaDB database as its information_schema tells it, for `adopt` to judge."""
+"""Read every table of an existing MySQL or MariaDB database from its information_schema, for `adopt` to judge."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class CatalogTable:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """One database. Tables stand under their names as the server writes them."""
+    """One database. The keys of `tables` are the names as the server writes them."""
 
     tables: Mapping[str, CatalogTable]
     foreign_keys: Sequence[ForeignKey]
@@ -65,6 +65,10 @@ class Catalog:
 
 def catalog(uri: str, node: str = "database") -> Catalog:
     """Read all of a database's catalog in a session in which the server refuses every write.
+
+    Args:
+        uri: the database's address.
+        node: its name, for messages.
 
     Raises:
         ShardUnavailable: the node did not answer in time.
@@ -103,7 +107,7 @@ def _columns(session: NodeSession) -> dict[str, dict[str, CatalogColumn]]:
 
 
 def _default(default: Any, is_mariadb: bool) -> str | None:
-    """MariaDB writes a default as SQL, MySQL as a bare text; NULL is none for both."""
+    """Return a default as SQL. MariaDB writes a default as SQL, MySQL as a bare text; NULL is none for both."""
     if default is None or default == "NULL":
         return None
     return str(default) if is_mariadb else "'" + str(default).replace("'", "''") + "'"

@@ -1,4 +1,4 @@
-"""The columns as the database has them: for `check`, for `migrate`, and for the look at an id column."""
+"""Read the columns and indexes of a table as the database has them, for `check` and `migrate`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ class DatabaseColumn(NamedTuple):
 
 
 def columns_of(session: NodeSession, table: str) -> list[DatabaseColumn]:
-    """Return a table's columns in order; an empty list where there is no such table."""
+    """Return a table's columns in order; an empty list where there is no such table.
+
+    Args:
+        session: of the node.
+        table: its name in the database.
+    """
     if session.dialect.name == "sqlite":
         found = session.query(f"PRAGMA table_info({session.dialect.quote(table)})")
         return [DatabaseColumn(row[1], str(row[2]).lower(), not row[3], None) for row in found]
@@ -32,7 +37,12 @@ def columns_of(session: NodeSession, table: str) -> list[DatabaseColumn]:
 
 
 def indexes_of(session: NodeSession, table: str) -> list[tuple[bool, tuple[str, ...]]]:
-    """Return of each index, the primary key too, whether it is unique, and its columns in lower case."""
+    """Return of each index, the primary key too, whether it is unique, and its columns in lower case.
+
+    Args:
+        session: of the node.
+        table: its name in the database.
+    """
     if session.dialect.name == "sqlite":
         quote = session.dialect.quote
         names = [(bool(row[2]), str(row[1])) for row in session.query(f"PRAGMA index_list({quote(table)})")]
@@ -51,7 +61,12 @@ def indexes_of(session: NodeSession, table: str) -> list[tuple[bool, tuple[str, 
 
 
 def id_type(session: NodeSession, schema: TableSchema) -> str | None:
-    """Return the type of a table's id column, or None where the table is not there."""
+    """Return the type of a table's id column, or None where the table is missing.
+
+    Args:
+        session: of the node.
+        schema: the table's schema.
+    """
     name = bare_name(schema.columns[schema.id_index].rname or schema.id_name).lower()
     for column in columns_of(session, bare_name(schema.rname or schema.name)):
         if column.name.lower() == name:
@@ -60,5 +75,5 @@ def id_type(session: NodeSession, schema: TableSchema) -> str | None:
 
 
 def holds_64_bits(kind: str) -> bool:
-    """Return whether an id column of this type holds 63-bit ids; every INTEGER of SQLite does."""
+    """Return whether an id column of the type *kind* holds 63-bit ids; every INTEGER of SQLite does."""
     return kind.startswith("bigint") or kind == "integer"

@@ -1,6 +1,6 @@
-"""CREATE TABLE of an application's table, as the pipeline wants it: bigint ids, utf8mb4, InnoDB, exact types.
+"""Write the SQL that creates an application's tables and repairs what `check` finds; nothing is run here.
 
-Statements that an operator may run to mend what `check` finds. None is run from here.
+Tables have bigint ids, utf8mb4, InnoDB and exact types.
 """
 
 from __future__ import annotations
@@ -27,12 +27,18 @@ _SQLITE = {
     "integer": "INTEGER", "bigint": "INTEGER", "float": "DOUBLE", "double": "DOUBLE", "decimal": "DOUBLE",
     "date": "DATE", "time": "TIME", "datetime": "TIMESTAMP", "reference": "INTEGER", "big-reference": "INTEGER",
 }  # fmt: skip
+_quote = MySQL().quote
 
 
 def create_table(schema: TableSchema, topology: Topology, dialect: Dialect) -> Iterator[str]:
     """Yield the statements that create a table: its unique indexes too, and an index on its shard key.
 
     No foreign keys: a parent row may live on another shard, and a cascade would write behind the watermark's back.
+
+    Args:
+        schema: the table's schema.
+        topology: which columns are looked up by.
+        dialect: of the database.
 
     Raises:
         PipelineError: a column has a type that cannot be created here.
@@ -52,7 +58,12 @@ class Index(NamedTuple):
 
 
 def indexes(schema: TableSchema, topology: Topology) -> list[Index]:
-    """Return what a table needs: the unique ones of model and configuration, and what rows are looked up by."""
+    """Return the indexes that a table needs: the unique ones of model and configuration, and those for look-ups.
+
+    Args:
+        schema: the table's schema.
+        topology: the table's shard key and unique columns.
+    """
     rules = topology.table(schema.name)
     unique = [*rules.unique, *((c.name,) for c in schema.columns if c.unique and (c.name,) not in rules.unique)]
     names = [c.name for c in schema.columns if c.type.startswith(("reference ", "big-reference "))]
@@ -64,7 +75,13 @@ def indexes(schema: TableSchema, topology: Topology) -> list[Index]:
 
 
 def create_index(schema: TableSchema, index: Index, dialect: Dialect) -> str:
-    """Return the statement that creates an index. MySQL has no IF NOT EXISTS here, unlike MariaDB."""
+    """Return the statement that creates an index. MySQL has no IF NOT EXISTS here, unlike MariaDB.
+
+    Args:
+        schema: the table's schema.
+        index: what to create.
+        dialect: of the database.
+    """
     kind, maybe = "UNIQUE " if index.unique else "", "" if dialect.name == "mysql" else "IF NOT EXISTS "
     name = dialect.quote(index_name(schema.name, "uk" if index.unique else "ix", index.fields))
     columns = ", ".join(_quoted(schema, field, dialect) for field in index.fields)
@@ -72,10 +89,15 @@ def create_index(schema: TableSchema, index: Index, dialect: Dialect) -> str:
 
 
 def column_sql(schema: TableSchema, column: Column, dialect: Dialect) -> str:
-    """Return a column as it stands in CREATE TABLE.
+    """Return a column as CREATE TABLE writes it.
+
+    Args:
+        schema: the table's schema.
+        column: one of its columns.
+        dialect: of the database.
 
     Raises:
-        PipelineError: it has a type that cannot be created here.
+        PipelineError: the column has a type that cannot be created here.
     """
     mysql = dialect.name == "mysql"
     name = _quoted(schema, column.name, dialect)
@@ -92,12 +114,23 @@ def column_sql(schema: TableSchema, column: Column, dialect: Dialect) -> str:
 
 
 def index_name(table: str, kind: str, fields: tuple[str, ...]) -> str:
-    """Return the name that an index gets: `uk_` if it is unique, `ix_` if not."""
+    """Return the name that an index gets.
+
+    Args:
+        table: the table's name in the model.
+        kind: `uk` if the index is unique, `ix` if not.
+        fields: the names of its columns in the model.
+    """
     return f"{kind}_{table}_{'_'.join(fields)}"[:64]
 
 
 def own_name(schema: TableSchema, field: str) -> str:
-    """Return a field's name in the database."""
+    """Return a field's name in the database.
+
+    Args:
+        schema: the table's schema.
+        field: the field's name in the model.
+    """
     return bare_name(schema.columns[schema.index[field]].rname or field)
 
 
@@ -106,66 +139,70 @@ def _quoted(schema: TableSchema, field: str, dialect: Dialect) -> str:
     return column.rname or dialect.quote(column.name)
 
 
-_quote = MySQL().quote
-
-
 def wide_id(table: str, column: str) -> str:
-    """Make an id column hold 64 bits."""
+    """Make the id column *column* of *table* hold 64 bits."""
     return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} BIGINT NOT NULL AUTO_INCREMENT"
 
 
 def innodb(table: str) -> str:
-    """Make a table transactional."""
+    """Make *table* transactional."""
     return f"ALTER TABLE {_quote(table)} ENGINE=InnoDB"
 
 
 def utf8mb4(table: str) -> str:
-    """Make all texts of a table hold every character."""
+    """Make all texts of *table* hold every character."""
     return f"ALTER TABLE {_quote(table)} CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci"
 
 
 def dynamic(table: str) -> str:
-    """Let indexes be as long as utf8mb4 needs; tables of MySQL 5.6 and before have rows that allow 767 bytes."""
+    """Let indexes of *table* be as long as utf8mb4 needs; rows of tables from MySQL 5.6 and before allow 767 bytes."""
     return f"ALTER TABLE {_quote(table)} ROW_FORMAT=DYNAMIC"
 
 
 def database_utf8mb4(database: str) -> str:
-    """Make tables that are created without saying so hold every character."""
+    """Make new tables in *database* hold every character by default."""
     return f"ALTER DATABASE {_quote(database)} CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci"
 
 
 def add_column(schema: TableSchema, column: Column, table: str, engine: str) -> str:
-    """Add a column that a table lacks."""
+    """Add *column* of *schema* to *table*, which lacks it, in a database of *engine*: `mysql` or `sqlite`."""
     return _with_column("ADD COLUMN", schema, column, table, engine)
 
 
 def modify_column(schema: TableSchema, column: Column, table: str) -> str:
-    """Make a column what its definition says."""
+    """Make *column* of *table* what *schema* says."""
     return _with_column("MODIFY", schema, column, table, "mysql")
 
 
 def widen_to_double(table: str, column: str) -> str:
-    """Make a FLOAT column give back what was stored."""
+    """Make *column* of *table*, a FLOAT, give back what was stored."""
     return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} DOUBLE"
 
 
 def default_for(table: str, column: str, kind: str) -> str:
-    """Let an INSERT leave a column out."""
+    """Let an INSERT into *table* leave out *column*, of the type *kind*."""
     return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} {kind.upper()} NULL"
 
 
 def wide_reference(table: str, column: str, kind: str, rest: str) -> str:
-    """Make a column hold the ids that it refers to; *rest* is what its definition says besides."""
+    """Make a column hold the ids that it refers to.
+
+    Args:
+        table: its name in the database.
+        column: the column's name in the database.
+        kind: the column's new type.
+        rest: the rest of the column's definition.
+    """
     return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} {kind}{rest}"
 
 
 def primary_key(table: str, column: str) -> str:
-    """Make a column that numbers its rows the primary key."""
+    """Make *column*, which numbers the rows of *table*, the primary key."""
     return f"{wide_id(table, column)}, ADD PRIMARY KEY ({_quote(column)})"
 
 
 def new_id(table: str, old: Iterable[str]) -> str:
-    """Number the rows of a table; the columns that were its primary key stay unique."""
+    """Number the rows of *table*; the columns *old*, its primary key so far, stay unique."""
     added = "ADD COLUMN `id` BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY FIRST"
     old = tuple(old)
     if not old:
@@ -175,12 +212,21 @@ def new_id(table: str, old: Iterable[str]) -> str:
 
 
 def drop_foreign_key(table: str, name: str) -> str:
-    """Let rows of one table stand without the rows that they refer to."""
+    """Drop the foreign key *name*, so that rows of *table* may refer to rows that are missing."""
     return f"ALTER TABLE {_quote(table)} DROP FOREIGN KEY {_quote(name)}"
 
 
 def add_foreign_key(table: str, name: str, own: Iterable[str], parent: str, theirs: Iterable[str], rules: str) -> str:
-    """Add a foreign key as it was."""
+    """Add a foreign key with its former name and rules.
+
+    Args:
+        table: the table that refers.
+        name: of the foreign key.
+        own: the columns that refer.
+        parent: the table referred to.
+        theirs: the columns referred to.
+        rules: ON DELETE and ON UPDATE, as SQL.
+    """
     columns, parents = ", ".join(map(_quote, own)), ", ".join(map(_quote, theirs))
     return (
         f"ALTER TABLE {_quote(table)} ADD CONSTRAINT {_quote(name)} FOREIGN KEY ({columns})"
@@ -189,7 +235,16 @@ def add_foreign_key(table: str, name: str, own: Iterable[str], parent: str, thei
 
 
 def add_key(table: str, column: str, via: str, parent: str, parent_id: str, parent_column: str) -> list[str]:
-    """Add a shard key to a table, filled from the rows that its rows refer to, and index it."""
+    """Add a shard key to a table, filled from the rows that its rows refer to, and index it.
+
+    Args:
+        table: the table that gets the key.
+        column: the name of the key.
+        via: the column of *table* that refers to the parent.
+        parent: the table referred to.
+        parent_id: the column that *via* refers to.
+        parent_column: the parent's own key.
+    """
     own, key = _quote(table), _quote(column)
     return [
         f"ALTER TABLE {own} ADD COLUMN {key} BIGINT",
@@ -200,14 +255,26 @@ def add_key(table: str, column: str, via: str, parent: str, parent_id: str, pare
 
 
 def unique_index(table: str, fields: Iterable[str], engine: str) -> str:
-    """Create a unique index."""
+    """Create a unique index.
+
+    Args:
+        table: its name in the database.
+        fields: the columns' names in the database.
+        engine: `mysql` or `sqlite`.
+    """
     quote, fields = dialect_of(f"{engine}:").quote, tuple(fields)
     columns = ", ".join(map(quote, fields))
     return f"CREATE UNIQUE INDEX {quote(index_name(table, 'uk', fields))} ON {quote(table)} ({columns})"
 
 
 def grant(verbs: Iterable[str], database: str, account: str) -> str:
-    """Let a user do what the pipeline does."""
+    """Let a user do what the pipeline does.
+
+    Args:
+        verbs: the privileges.
+        database: its name.
+        account: `user@host`.
+    """
     user, _, host = account.rpartition("@")
     where = f"{_quote(database.replace('_', chr(92) + '_'))}.*"
     return f"GRANT {', '.join(verbs)} ON {where} TO '{user}'@'{host}'"

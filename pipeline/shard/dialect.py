@@ -1,94 +1,27 @@
-"""What differs between the databases, beyond what pyDAL's own `expand` does: a value per engine.
+"""Hold what differs between the databases beyond what pyDAL's own `expand` does: a dialect per engine.
 
 PyMySQL's connections of this process share what TLS needs of the machine.
 
-PyMySQL (1.2) speaks TLS with a server that offers it, and verifies no certificate unless it was told to. It gets ready
-for that at each connect, before it knows whether the server offers it, and reads all certificates that the machine
-trusts: 28 ms of processor time, where all the rest of a connect takes 1.5 ms. It is the same each time.
+PyMySQL (1.2) speaks TLS with a server that offers it, and verifies no certificate unless it is configured to. PyMySQL
+prepares for that at each connect, before it knows whether the server offers TLS, and reads all certificates that the
+machine trusts. That takes 28 ms of processor time, where all the rest of a connect takes 1.5 ms. The result is always
+the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pymysql.connections import Connection
 
+if TYPE_CHECKING:
+    _Connection = Connection[Any]  # generic in its stubs only
+else:
+    _Connection = Connection
+
 #: Runs a query inside the open transaction.
 Rows = Callable[[str], list[tuple[Any, ...]]]
-
-
-class Dialect(Protocol):
-    """SQL of one engine."""
-
-    name: str
-    begin: str
-    #: Behind a SELECT of watermark rows: lock what is free, skip what another worker holds.
-    lock: str
-    #: Behind a SELECT whose rows must not change before the transaction ends.
-    hold: str
-    #: The server's clock in ms.
-    now_ms: str
-    #: The driver's argument that ends a transaction with each statement.
-    autocommit: ClassVar[dict[str, Any]]
-    #: Whether the server refuses writes, as a replica does; None where the engine knows no such thing.
-    read_only: str | None
-
-    def uri(self, uri: str) -> str:
-        """Return the URI with what this engine needs added."""
-        ...
-
-    def driver_args(self, connect_s: float, statement_s: float, found_rows: int) -> dict[str, Any]:
-        """Return the driver's arguments: time-outs above all."""
-        ...
-
-    def connect(self, pydals_own: Callable[[], Any], args: dict[str, Any]) -> Any:
-        """Return a new connection of the driver.
-
-        Args:
-            pydals_own: makes one as pyDAL does.
-            args: with these arguments, pyDAL's and ours.
-        """
-        ...
-
-    def session(self, read_only: bool) -> Sequence[str]:
-        """Return the statements to run after each connect, after pyDAL's own."""
-        ...
-
-    def quote(self, name: str) -> str:
-        """Quote an identifier."""
-        ...
-
-    def statement_bytes(self, rows: Rows) -> int:
-        """Return the size of the largest statement that the server takes."""
-        ...
-
-    def last_ids(self, rows: Rows, count: int) -> tuple[int, int]:
-        """Return the first id of the last INSERT of *count* rows, and the step to the next."""
-        ...
-
-    def on_conflict(self, key: Iterable[str], renew: Iterable[str]) -> str:
-        """Return the tail that makes an INSERT an upsert; names already quoted."""
-        ...
-
-    def concat(self, left: str, right: str) -> str:
-        """Return the SQL that joins two texts."""
-        ...
-
-    def divide(self, left: str, right: str) -> str:
-        """Return the SQL of a division that fails on zero."""
-        ...
-
-    def same(self, name: str, literal: str, *, text: bool) -> str:
-        """Return the SQL of whether a column holds just this, NULL too; a text byte by byte."""
-        ...
-
-    def weight(self, text: str) -> tuple[str, str] | None:
-        """Return SQL of the bytes by which a text compares, and of what pads the shorter of two (NULL: nothing).
-
-        None where texts compare by code point.
-        """
-        ...
 
 
 class MySQL:
@@ -96,20 +29,31 @@ class MySQL:
 
     name = "mysql"
     begin = "START TRANSACTION"
+    #: Behind a SELECT of watermark rows: lock what is free, skip what another worker holds.
     lock = " FOR UPDATE SKIP LOCKED"
+    #: Behind a SELECT whose rows must not change before the transaction ends.
     hold = " FOR UPDATE"
+    #: The server's clock in ms.
     now_ms = "CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000 AS SIGNED)"
+    #: The driver's argument that ends a transaction with each statement.
     autocommit: ClassVar[dict[str, Any]] = {"autocommit": True}
+    #: Whether the server refuses writes, as a replica does; None where the engine has no such setting.
     read_only: str | None = "@@global.read_only"
 
     def uri(self, uri: str) -> str:
-        """Ask for utf8mb4: pyDAL's default is three-byte UTF-8, in which an emoji becomes `?`."""
+        """Return *uri* with utf8mb4: pyDAL's default is three-byte UTF-8, in which an emoji becomes `?`."""
         if "set_encoding=" in uri:
             return uri
         return f"{uri}{'&' if '?' in uri else '?'}set_encoding=utf8mb4"
 
     def driver_args(self, connect_s: float, statement_s: float, found_rows: int) -> dict[str, Any]:
-        """See `Dialect`."""
+        """Return the driver's arguments.
+
+        Args:
+            connect_s: the longest connect, seconds.
+            statement_s: the longest wait for an answer, seconds.
+            found_rows: the client flag by which an UPDATE counts the rows that it found.
+        """
         return {
             "connect_timeout": connect_s,
             "read_timeout": statement_s,
@@ -117,12 +61,22 @@ class MySQL:
             "client_flag": found_rows,
         }
 
-    def connect(self, pydals_own: Callable[[], Any], args: dict[str, Any]) -> Any:
-        """See `Dialect`; without reading the machine's certificates each time."""
+    def connect(self, args: dict[str, Any]) -> Any:
+        """Return a new connection that does not read the machine's certificates.
+
+        Args:
+            args: the driver's arguments, pyDAL's and ours.
+        """
         return SharedTLS(**args)
 
     def session(self, read_only: bool) -> Sequence[str]:
-        """Strict, so that what does not fit is refused; and a lock wait that ends before the read time-out."""
+        """Return the statements to run after each connect, after pyDAL's own.
+
+        The session is strict, so that the server refuses what does not fit. A lock wait ends before the read time-out.
+
+        Args:
+            read_only: whether the server refuses writes in this session.
+        """
         modes = "STRICT_TRANS_TABLES,NO_BACKSLASH_ESCAPES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE"
         statements = [
             f"SET SESSION sql_mode='{modes},NO_ENGINE_SUBSTITUTION'",
@@ -132,44 +86,72 @@ class MySQL:
         return [*statements, "SET SESSION TRANSACTION READ ONLY"] if read_only else statements
 
     def quote(self, name: str) -> str:
-        """See `Dialect`."""
+        """Return the identifier *name* in quotes."""
         return f"`{name.replace('`', '``')}`"
 
     def statement_bytes(self, rows: Rows) -> int:
-        """See `Dialect`."""
+        """Return the size of the largest statement that the server takes.
+
+        Args:
+            rows: runs a query inside the open transaction.
+        """
         return int(rows("SELECT @@max_allowed_packet")[0][0])
 
     def last_ids(self, rows: Rows, count: int) -> tuple[int, int]:
-        """See `Dialect`. LAST_INSERT_ID is the first; a simple INSERT's ids are consecutive in lock modes 1 and 2."""
+        """Return the first id of the last INSERT, and the step to the next id.
+
+        LAST_INSERT_ID is the first; a simple INSERT's ids are consecutive in lock modes 1 and 2.
+
+        Args:
+            rows: runs a query inside the open transaction.
+            count: how many rows the INSERT had.
+        """
         first, step = rows("SELECT LAST_INSERT_ID(), @@auto_increment_increment")[0]
         return int(first), int(step)
 
     def on_conflict(self, key: Iterable[str], renew: Iterable[str]) -> str:
-        """See `Dialect`. MySQL takes whichever unique key matches; the applier lets only one exist."""
+        """Return the tail that makes an INSERT an upsert.
+
+        MySQL takes whichever unique key matches; the applier lets only one exist.
+
+        Args:
+            key: the columns of the unique key, quoted.
+            renew: the columns that an existing row takes over, quoted.
+        """
         sets = ", ".join(f"{name}=VALUES({name})" for name in renew) or "{0}={0}".format(next(iter(key)))
         return f" ON DUPLICATE KEY UPDATE {sets}"
 
     def concat(self, left: str, right: str) -> str:
-        """See `Dialect`."""
+        """Return the SQL that joins the texts *left* and *right*."""
         return f"CONCAT({left}, {right})"
 
     def divide(self, left: str, right: str) -> str:
-        """See `Dialect`."""
+        """Return the SQL that divides *left* by *right*, and fails on zero."""
         return f"({left} / {right})"
 
     def same(self, name: str, literal: str, *, text: bool) -> str:
-        """See `Dialect`. To a collation `a` may be `A`."""
+        """Return the SQL of whether a column holds exactly a value, NULL too. To a collation `a` may be `A`.
+
+        Args:
+            name: the column, quoted.
+            literal: the value as SQL.
+            text: whether to compare byte by byte.
+        """
         return f"CAST({name} AS BINARY) <=> CAST({literal} AS BINARY)" if text else f"{name} <=> {literal}"
 
     def weight(self, text: str) -> tuple[str, str] | None:
-        """See `Dialect`. Whether a collation pads is asked of the server: an empty text of the column has it."""
+        """Return SQL of the bytes by which *text* compares, and of the bytes that pad the shorter of two texts.
+
+        The padding is NULL where the collation does not pad. An empty text of the column has the column's collation, so
+        the server itself says whether that pads.
+        """
         empty = f"LEFT({text}, 0)"
         space = f"CONCAT({empty}, ' ')"
         return f"WEIGHT_STRING({text})", f"IF({space} = {empty}, WEIGHT_STRING({space}), NULL)"
 
 
 class SQLite:
-    """SQLite, for development, tests and the demo. It has one writer at a time: workers take turns."""
+    """SQLite, for development, tests and the demo; each method as in `MySQL`. SQLite has one writer at a time."""
 
     name = "sqlite"
     begin = "BEGIN IMMEDIATE"
@@ -177,60 +159,69 @@ class SQLite:
     now_ms = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
     autocommit: ClassVar[dict[str, Any]] = {"isolation_level": None}
     read_only: str | None = None
+    #: pyDAL's own way to connect serves.
+    connect: None = None
 
     def uri(self, uri: str) -> str:
-        """See `Dialect`."""
+        """Return *uri* as it is."""
         return uri
 
     def driver_args(self, connect_s: float, statement_s: float, found_rows: int) -> dict[str, Any]:
-        """See `Dialect`. The time-out is for the one write lock."""
+        """Return *connect_s* as the time-out for the write lock; *statement_s* and *found_rows* do nothing."""
         return {"timeout": connect_s}
 
-    def connect(self, pydals_own: Callable[[], Any], args: dict[str, Any]) -> Any:
-        """See `Dialect`."""
-        return pydals_own()
-
     def session(self, read_only: bool) -> Sequence[str]:
-        """See `Dialect`."""
+        """Return the statements to run after each connect; *read_only* makes SQLite refuse writes."""
         statements = ["PRAGMA journal_mode=wal", "PRAGMA synchronous=FULL"]
         return ["PRAGMA query_only=1"] if read_only else statements
 
     def quote(self, name: str) -> str:
-        """See `Dialect`."""
+        """Return the identifier *name* in quotes."""
         return '"' + name.replace('"', '""') + '"'
 
     def statement_bytes(self, rows: Rows) -> int:
-        """See `Dialect`. SQLite's own default limit."""
+        """Return SQLite's own default limit; *rows* is not used."""
         return 1_000_000
 
     def last_ids(self, rows: Rows, count: int) -> tuple[int, int]:
-        """See `Dialect`. last_insert_rowid is the last one; one writer at a time, so they are consecutive."""
+        """Return the first of *count* ids, and 1, from *rows* of last_insert_rowid, the last one. One writer makes them
+        consecutive.
+        """
         return int(rows("SELECT last_insert_rowid()")[0][0]) - count + 1, 1
 
     def on_conflict(self, key: Iterable[str], renew: Iterable[str]) -> str:
-        """See `Dialect`."""
+        """Return the tail by which an INSERT that meets *key* sets *renew*, all quoted."""
         sets = ", ".join(f"{name}=excluded.{name}" for name in renew)
         return f" ON CONFLICT ({', '.join(key)}) DO {f'UPDATE SET {sets}' if sets else 'NOTHING'}"
 
     def concat(self, left: str, right: str) -> str:
-        """See `Dialect`."""
+        """Return the SQL that joins the texts *left* and *right*."""
         return f"({left} || {right})"
 
     def divide(self, left: str, right: str) -> str:
-        """See `Dialect`. SQLite divides integers without their rest; MySQL does not."""
+        """Return the SQL that divides *left* by *right*. SQLite divides integers without their rest; MySQL does not."""
         return f"(CAST({left} AS REAL) / {right})"
 
     def same(self, name: str, literal: str, *, text: bool) -> str:
-        """See `Dialect`. The collation is named: a column may be made with NOCASE."""
+        """Return the SQL of whether *name* holds exactly *literal*. A *text* names its collation: a column may have
+        NOCASE.
+        """
         return f"{name} IS {literal} COLLATE BINARY" if text else f"{name} IS {literal}"
 
     def weight(self, text: str) -> tuple[str, str] | None:
-        """See `Dialect`."""
+        """Return None: each *text* compares by code point."""
         return None
+
+
+#: SQL of one engine.
+Dialect = MySQL | SQLite
 
 
 def dialect_of(uri: str) -> Dialect:
     """Return the dialect that a pyDAL URI names.
+
+    Args:
+        uri: the database's address, or its scheme with a colon.
 
     Raises:
         ValueError: an engine that this package does not speak yet.
@@ -243,16 +234,13 @@ def dialect_of(uri: str) -> Dialect:
     raise ValueError(f"databases of type {scheme!r} are not supported: use mysql:pymysql:// or sqlite://")
 
 
-if TYPE_CHECKING:
-    _Connection = Connection[Any]  # generic in its stubs only
-else:
-    _Connection = Connection
-
 _shared: list[Any] = []
 
 
 class SharedTLS(_Connection):
-    """PyMySQL's connection; should PyMySQL rename what it overrides here, connecting is slow again, and not wrong."""
+    """PyMySQL's connection with a shared TLS context. If PyMySQL renames what is overridden here, connects are only
+    slower.
+    """
 
     def _create_ssl_ctx(self, given: Any) -> Any:
         made = super()._create_ssl_ctx  # type: ignore[misc]  # PyMySQL's own, which the stubs leave out

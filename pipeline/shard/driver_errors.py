@@ -1,7 +1,11 @@
-"""What a driver's error means for an op: try again, wait for the schema, or refuse for good.
+"""Classify a driver's error: retry, wait for the schema, reject the op, or unknown.
 
-Unknown is never taken for good: an error that no rule names is retried if it is about the connection or the server,
-and refused only if the driver says that the statement or its data are at fault.
+The lists name what concerns a server, a lock or a schema. Everything else concerns the op that met it: an error that no
+list names rejects its op after a few tries, since a wrong guess then costs one op and never stops a shard.
+
+Sources: MariaDB's error codes (https://mariadb.com/kb/en/mariadb-error-codes/), MySQL 8.0's server error reference
+(https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html), SQLite's result codes
+(https://sqlite.org/rescode.html).
 """
 
 from __future__ import annotations
@@ -13,75 +17,106 @@ from typing import Any
 class Fault(Enum):
     """What to do after an error."""
 
-    TRANSIENT = "try again"
-    SCHEMA = "wait until the database has the column or the table"
-    PERMANENT = "refuse the op"
+    TRANSIENT = "retry: a lock, the connection or the server is at fault"
+    SCHEMA = "wait: the shard has not the table, the column or the right that the op's schema needs"
+    PERMANENT = "reject the op"
+    UNKNOWN = "reject the op, after a few tries"
 
 
-#: Unknown column, unknown table: the shard is behind the op's schema.
-_MYSQL_SCHEMA = {1054, 1146}
-#: Duplicate key, too long, out of range, NULL in NOT NULL, wrong value, foreign keys, no default, bad JSON, out of
-#: range in an expression, CHECK (MySQL, MariaDB), packet too big, column count, division by zero, SIGNAL, syntax.
+#: Unknown column, unknown table, a required column that the schema lacks, no right to write to the table or to a
+#: column: the shard is behind the op's schema, or an operator has to grant something.
+_MYSQL_SCHEMA = {1054, 1146, 1364, 1142, 1143}
+#: Values: duplicate key, too long, out of range, NULL in NOT NULL, wrong value, foreign keys, bad JSON.
+#: Statements: out of range in an expression, CHECK (MySQL, MariaDB), packet too big, column count, division by zero,
+#: SIGNAL, syntax.
 _MYSQL_PERMANENT = {
-    1062, 1406, 1264, 1048, 1366, 1265, 1292, 1216, 1217, 1451, 1452, 1364, 3140, 1690, 3819, 4025, 1153, 1136, 1365,
+    1062, 1406, 1264, 1048, 1366, 1265, 1292, 1216, 1217, 1451, 1452, 3140, 1690, 3819, 4025, 1153, 1136, 1365,
     1644, 1064, 1110, 1267, 1411, 1415, 1442, 1467, 1586, 1761, 1762,
 }  # fmt: skip
-#: Deadlock, lock wait, snapshot conflict: InnoDB rolled back (part of) the transaction, all of it must be redone.
+#: Deadlock, lock wait, snapshot conflict: InnoDB rolled back (part of) the transaction; retry all of the transaction.
 _MYSQL_ROLLED_BACK = {1205, 1213, 1020}
+#: The server or its machine is at fault: connections are used up, refused or cut (1040, 1042 to 1045, 1129, 1130,
+#: 1203, 1226, 1158 to 1161), the database is away (1049), memory or disk is full (1021, 1037, 1038, 1041, 1114), the
+#: storage engine fails (1030), the server is going down or not ready (1053, 1927, 1047), it only reads (1290, 1836,
+#: 1792), a statement was interrupted or took too long (1317, 1969, 3024), a table changed under it (1412, 1615), COMMIT
+#: failed (1180), too many transactions run (1637), a lock was not waited for (3572).
+_MYSQL_SERVER = {
+    0, 1021, 1030, 1037, 1038, 1040, 1041, 1042, 1043, 1044, 1045, 1047, 1049, 1053, 1114, 1129, 1130, 1158, 1159, 1160,
+    1161, 1180, 1203, 1226, 1290, 1317, 1412, 1615, 1637, 1792, 1836, 1927, 1969, 3024, 3572,
+}  # fmt: skip
+#: Numbers of the client library: it lost, or did not reach, the server.
+_MYSQL_CLIENT = range(2000, 2100)
+#: SQLite's words where a file, not a statement, is at fault.
+_SQLITE_SERVER = ("locked", "disk", "unable to open", "readonly", "not a database", "interrupted")
 #: Read-only transaction, server, InnoDB; a command or a column that the account has no right to.
 _MYSQL_MAY_NOT_WRITE = {1792, 1290, 1836, 1142, 1143, 1044, 1227}
-#: The server is read-only (1290, 1836), is going down (1053, 1927), or the connection is gone (2003, 2006, 2013, 0 as
-#: PyMySQL has it): perhaps another node is the primary now.
+#: Perhaps another node is the primary now. The server is read-only (1290, 1836) or is going down (1053, 1927), or the
+#: connection is gone (2003, 2006, 2013; 0 in PyMySQL).
 NOT_THE_PRIMARY = {1290, 1836, 1053, 1927, 2003, 2006, 2013, 0}
 
 
 def fault_of(error: BaseException) -> Fault:
-    """Classify a driver's error; works on any DB-API driver's exceptions by name and code."""
+    """Classify an error of any DB-API driver, by its number, its class and SQLite's words.
+
+    Args:
+        error: as the driver raised it.
+    """
     code = code_of(error)
-    names = {cls.__name__ for cls in type(error).__mro__}
-    if code is not None:
-        if code in _MYSQL_SCHEMA:
-            return Fault.SCHEMA
-        if code in _MYSQL_PERMANENT:
-            return Fault.PERMANENT
-        if code in _MYSQL_ROLLED_BACK:
-            return Fault.TRANSIENT
-        return Fault.PERMANENT if names & {"IntegrityError", "DataError"} else Fault.TRANSIENT
-    text = str(error)
+    return _of_text(error) if code is None else _of_code(code, error)
+
+
+def _of_code(code: int, error: BaseException) -> Fault:
+    if code in _MYSQL_SCHEMA:
+        return Fault.SCHEMA
+    if code in _MYSQL_PERMANENT:
+        return Fault.PERMANENT
+    if code in _MYSQL_ROLLED_BACK or code in _MYSQL_SERVER or code in _MYSQL_CLIENT:
+        return Fault.TRANSIENT
+    return Fault.PERMANENT if _names(error) & {"IntegrityError", "DataError"} else Fault.UNKNOWN
+
+
+def _of_text(error: BaseException) -> Fault:
+    text, names = str(error), _names(error)
     if "no such table" in text or "has no column" in text or "no such column" in text:
         return Fault.SCHEMA
     if names & {"IntegrityError", "DataError", "ProgrammingError", "OverflowError", "ValueError"}:
         return Fault.PERMANENT
-    return Fault.TRANSIENT
+    if type(error).__module__ != "sqlite3" or any(word in text for word in _SQLITE_SERVER):
+        return Fault.TRANSIENT  # another driver gives no number where the connection is at fault
+    return Fault.UNKNOWN
+
+
+def _names(error: BaseException) -> set[str]:
+    return {cls.__name__ for cls in type(error).__mro__}
 
 
 def is_driver_error(error: BaseException) -> bool:
-    """Return whether an error is the database's or its driver's, not ours, and not a time limit of Celery's."""
-    names = {cls.__name__ for cls in type(error).__mro__}
+    """Return whether *error* is the database's or its driver's, not ours, and not a time limit of Celery's."""
     # sqlite3 raises ValueError for a NUL inside a statement
-    return bool(names & {"DatabaseError", "InterfaceError", "MySQLError"}) or type(error) in (ValueError, OverflowError)
+    from_sqlite = type(error) in (ValueError, OverflowError)
+    return from_sqlite or bool(_names(error) & {"DatabaseError", "InterfaceError", "MySQLError"})
 
 
 def code_of(error: BaseException) -> int | None:
-    """Return the server's error number, or None."""
+    """Return the server's number of *error*, or None."""
     first: Any = error.args[0] if error.args else None
     return first if isinstance(first, int) and not isinstance(first, bool) else None
 
 
 def sentence_of(error: BaseException) -> str:
-    """Return the server's own words."""
+    """Return the server's own words in *error*."""
     return str(error.args[1]) if code_of(error) is not None and len(error.args) > 1 else str(error)
 
 
 def refused_write(error: BaseException) -> bool:
-    """Return whether a statement was refused because the session or the account may only read."""
+    """Return whether *error* says that the session or the account may only read."""
     if code_of(error) in _MYSQL_MAY_NOT_WRITE:
         return not sentence_of(error).startswith("SELECT")  # no right to read is another matter
     return "readonly database" in str(error)
 
 
 def connection_lost(error: BaseException) -> bool:
-    """Return whether an error says that the server is away, and not that a statement or its values are at fault."""
+    """Return whether *error* says that the server is away, and not that a statement or its values are at fault."""
     if isinstance(error, OSError):
         return True
     from_driver = type(error).__module__.startswith(("pymysql.", "sqlite3"))

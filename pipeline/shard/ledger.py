@@ -1,8 +1,7 @@
-"""The pipeline's own rows in a shard: watermarks, producers, rejects, losses, ids. All inside the apply transaction.
+"""Read and write the pipeline's own rows in a shard: watermarks, producers, rejects, losses, ids, unfit replicas.
 
-Invariant: whatever is written here is written in the transaction of the rows it speaks of.
-
-The replicas of a shard that were away for too long, as its primary remembers them.
+Invariant: the functions that take a `session` run inside the apply transaction. So a row here is committed together
+with the rows that it is about.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from msgspec import structs
 from pipeline.model.op import Entry, Position, decode, encode
 from pipeline.shard.session import NodeSession
 
-#: What a reject's statement may hold beside the op: 4,000 characters of reason, the row's key, names and numbers.
+#: Room in a reject's statement beside the op: 4,000 characters of reason, the row's key, names and numbers.
 _REJECT_BYTES = 20_000
 
 
@@ -37,8 +36,8 @@ class Reject(NamedTuple):
     reason: str
 
 
-class Loss(NamedTuple):
-    """Positions that the log skipped (producer 0), or a producer's sequences that it forgot."""
+class LostRange(NamedTuple):
+    """Positions that the log skipped (producer 0), or a producer's sequences that the log forgot."""
 
     bucket: int
     epoch: int
@@ -48,8 +47,14 @@ class Loss(NamedTuple):
 
 
 def lock(session: NodeSession, buckets: Iterable[int], limit: int) -> dict[int, Mark]:
-    """Lock up to *limit* of the buckets' watermarks, leaving out what another worker holds."""
-    # from a random end, so that under a steady load no bucket is always the last
+    """Lock up to *limit* of the watermarks of *buckets*, and skip those that another worker holds.
+
+    Args:
+        session: inside the apply transaction.
+        buckets: which to lock.
+        limit: the most watermarks.
+    """
+    # from a random end, so that no bucket is always the last under a steady load
     order = random.choice(("", " DESC"))
     found = session.rows(
         f"SELECT bucket, epoch, seq, state FROM pipeline_watermarks WHERE bucket IN ({_list(buckets)})"
@@ -59,14 +64,24 @@ def lock(session: NodeSession, buckets: Iterable[int], limit: int) -> dict[int, 
 
 
 def move(session: NodeSession, marks: Mapping[int, Position]) -> None:
-    """Move watermarks; the rows are there and locked."""
+    """Move watermarks, whose rows exist and are locked.
+
+    Args:
+        session: inside the apply transaction.
+        marks: the new position of each bucket.
+    """
     now = session.dialect.now_ms
     rows = ", ".join(f"({b}, {epoch}, {seq}, 'active', {now})" for b, (epoch, seq) in marks.items())
     _upsert(session, "watermarks", "bucket, epoch, seq, state, committed_ms", rows, 1, ("epoch", "seq", "committed_ms"))
 
 
 def seen(session: NodeSession, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
-    """Return the last applied sequence of each (bucket, producer); 0 where there is none."""
+    """Return the last applied sequence of each producer in a bucket; 0 where it has none.
+
+    Args:
+        session: inside the apply transaction.
+        pairs: (bucket, producer).
+    """
     wanted = set(pairs)
     buckets, producers = {b for b, _ in wanted}, {p for _, p in wanted}
     found = session.rows(
@@ -78,28 +93,39 @@ def seen(session: NodeSession, pairs: Iterable[tuple[int, int]]) -> dict[tuple[i
 
 
 def remember(session: NodeSession, last: Mapping[tuple[int, int], int]) -> None:
-    """Move the producers' sequences."""
+    """Move the producers' sequences.
+
+    Args:
+        session: inside the apply transaction.
+        last: the last applied sequence by (bucket, producer).
+    """
     now = session.dialect.now_ms
     rows = ", ".join(f"({b}, {p}, {seq}, {now})" for (b, p), seq in last.items())
     _upsert(session, "producers", "bucket, producer, seq, seen_ms", rows, 2, ("seq", "seen_ms"))
 
 
 def reject(session: NodeSession, rejects: Sequence[Reject]) -> None:
-    """Record refused ops, one statement each: an op may be large."""
+    """Record rejected ops, one statement each: an op may be large.
+
+    Args:
+        session: inside the apply transaction.
+        rejects: the ops, with the database's reasons.
+    """
     now, limit_bytes = session.dialect.now_ms, session.statement_bytes() - _REJECT_BYTES
     for entry, table, row_key, code, reason in rejects:
         numbers = (
             f"{entry.bucket}, {entry.position.epoch}, {entry.position.seq}, {entry.producer}, {entry.producer_seq}"
         )
         texts = f"'rejected', {text_literal(table[:128])}, {text_literal(row_key[:255])}"
-        why = f"{'NULL' if code is None else code}, {text_literal(reason[:4000])}, {_kept(entry.payload, limit_bytes)}"
+        why = f"{'NULL' if code is None else code}, {text_literal(reason[:4000])}"
+        op = _stored_op(entry.payload, limit_bytes)
         session.execute(
             "INSERT INTO pipeline_rejects (bucket, epoch, seq, producer, producer_seq, state, table_name, row_key,"
-            f" code, reason, op, rejected_ms) VALUES ({numbers}, {texts}, {why}, {now})"
+            f" code, reason, op, rejected_ms) VALUES ({numbers}, {texts}, {why}, {op}, {now})"
         )
 
 
-def _kept(payload: bytes, limit_bytes: int) -> str:
+def _stored_op(payload: bytes, limit_bytes: int) -> str:
     """Return an op as a literal; without its values where the server takes no statement that holds them."""
     whole = text_literal(payload.decode())
     if len(whole.encode()) <= limit_bytes:
@@ -108,8 +134,13 @@ def _kept(payload: bytes, limit_bytes: int) -> str:
     return text_literal(encode(bare).decode())
 
 
-def lose(session: NodeSession, losses: Iterable[Loss]) -> None:
-    """Record what was lost, by name; the same loss twice is one."""
+def lose(session: NodeSession, losses: Iterable[LostRange]) -> None:
+    """Record lost ranges by name; the same range twice is one.
+
+    Args:
+        session: inside a transaction.
+        losses: the ranges.
+    """
     now = session.dialect.now_ms
     rows = ", ".join(f"({b}, {e}, {p}, {first}, {last}, {now})" for b, e, p, first, last in losses)
     if rows:
@@ -118,7 +149,12 @@ def lose(session: NodeSession, losses: Iterable[Loss]) -> None:
 
 
 def known_keys(session: NodeSession, keys: Iterable[tuple[int, str]]) -> set[tuple[int, str]]:
-    """Return which idempotency keys have been applied."""
+    """Return which idempotency keys have been applied.
+
+    Args:
+        session: inside the apply transaction.
+        keys: (bucket, idempotency key).
+    """
     wanted = set(keys)
     found = session.rows(
         f"SELECT bucket, idempotency_key FROM pipeline_idempotency WHERE bucket IN ({_list({b for b, _ in wanted})})"
@@ -128,27 +164,47 @@ def known_keys(session: NodeSession, keys: Iterable[tuple[int, str]]) -> set[tup
 
 
 def keep_keys(session: NodeSession, keys: Iterable[tuple[int, str]]) -> None:
-    """Remember idempotency keys."""
+    """Record idempotency keys as applied.
+
+    Args:
+        session: inside the apply transaction.
+        keys: (bucket, idempotency key); not applied before.
+    """
     now = session.dialect.now_ms
     rows = ", ".join(f"({b}, {text_literal(k)}, {now})" for b, k in keys)
     session.execute(f"INSERT INTO pipeline_idempotency (bucket, idempotency_key, seen_ms) VALUES {rows}")
 
 
 def keep_ids(session: NodeSession, ids: Iterable[tuple[Entry, int]]) -> None:
-    """Remember the ids that the database gave."""
+    """Record the ids that the database gave.
+
+    Args:
+        session: inside the apply transaction.
+        ids: the entry of each op, and its row's id.
+    """
     now = session.dialect.now_ms
     rows = ", ".join(f"({e.bucket}, {e.producer}, {e.producer_seq}, {row_id}, {now})" for e, row_id in ids)
     _upsert(session, "ids", "bucket, producer, producer_seq, row_id, seen_ms", rows, 3, ("row_id",))
 
 
-def definition(session: NodeSession, hash: str) -> str | None:
-    """Return the table definition with that hash, if the shard has been told it."""
+def stored_schema(session: NodeSession, hash: str) -> str | None:
+    """Return the JSON of the schema with a hash, if the shard has it.
+
+    Args:
+        session: inside a transaction.
+        hash: the schema's hash.
+    """
     found = session.rows(f"SELECT definition FROM pipeline_schemas WHERE hash = {text_literal(hash)}")
     return str(found[0][0]) if found else None
 
 
 def forget_producers(session: NodeSession, older_than_s: int) -> None:
-    """Delete producers, idempotency keys and ids not seen for so long, a few at a time."""
+    """Delete producers, idempotency keys and ids that have expired, a few at a time.
+
+    Args:
+        session: inside a transaction.
+        older_than_s: the age at which a row expires, seconds.
+    """
     for table in ("producers", "idempotency", "ids"):
         session.execute(
             f"DELETE FROM pipeline_{table} WHERE seen_ms < {session.dialect.now_ms} - {older_than_s * 1000}"
@@ -156,8 +212,43 @@ def forget_producers(session: NodeSession, older_than_s: int) -> None:
         )
 
 
+def unfit_nodes(primary: NodeSession) -> dict[str, int]:
+    """Return each unfit node, and the wall clock at which it last had all that its primary had, ms.
+
+    Args:
+        primary: a session of the shard's primary.
+    """
+    return {str(node): int(ms) for node, ms in primary.query("SELECT node, since_ms FROM pipeline_unfit")}
+
+
+def mark_unfit(primary: NodeSession, node: str, since_ms: int) -> None:
+    """Record a node as unfit; committed when this returns.
+
+    Args:
+        primary: a session of the shard's primary.
+        node: the replica's name.
+        since_ms: the wall clock at which it last had all that its primary had.
+    """
+    with primary.translated(), primary.transaction():
+        primary.execute(
+            f"INSERT INTO pipeline_unfit (node, since_ms) VALUES ({text_literal(node)}, {since_ms})"
+            + primary.dialect.on_conflict(["node"], ["since_ms"])
+        )
+
+
+def mark_fit(primary: NodeSession, node: str) -> None:
+    """Record a node as rebuilt; committed when this returns.
+
+    Args:
+        primary: a session of the shard's primary.
+        node: the replica's name.
+    """
+    with primary.translated(), primary.transaction():
+        primary.execute(f"DELETE FROM pipeline_unfit WHERE node = {text_literal(node)}")
+
+
 def text_literal(value: str) -> str:
-    """Return a text as an SQL literal; the session is pinned to NO_BACKSLASH_ESCAPES, so `'` is all there is to do."""
+    """Return the text *value* as an SQL literal; in a session with NO_BACKSLASH_ESCAPES only `'` needs an escape."""
     return "'" + value.replace("'", "''") + "'"
 
 
@@ -168,23 +259,3 @@ def _upsert(session: NodeSession, table: str, columns: str, rows: str, keys: int
 
 def _list(values: Iterable[int]) -> str:
     return ", ".join(map(str, values))
-
-
-def unfit_nodes(primary: NodeSession) -> dict[str, int]:
-    """Return each unfit node, and the wall clock at which it was last with its primary, ms."""
-    return {str(node): int(ms) for node, ms in primary.query("SELECT node, since_ms FROM pipeline_unfit")}
-
-
-def mark_unfit(primary: NodeSession, node: str, since_ms: int) -> None:
-    """Record a node as unfit; committed when this returns."""
-    with primary.translated(), primary.transaction():
-        primary.execute(
-            f"INSERT INTO pipeline_unfit (node, since_ms) VALUES ({text_literal(node)}, {since_ms})"
-            + primary.dialect.on_conflict(["node"], ["since_ms"])
-        )
-
-
-def mark_fit(primary: NodeSession, node: str) -> None:
-    """Record a node as rebuilt."""
-    with primary.translated(), primary.transaction():
-        primary.execute(f"DELETE FROM pipeline_unfit WHERE node = {text_literal(node)}")

@@ -1,4 +1,7 @@
-"""What a shard's tables say about an op, a bucket, the epochs: reads of their own, on the primary or a replica."""
+"""Read what a shard's own tables say about an op, a bucket or the epochs, on the primary or a replica.
+
+Each call is a transaction of its own.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,30 @@ class Fate(NamedTuple):
     gap: bool  # its position was missing when the log was read
 
     def reached(self, position: Position, producer_seq: int) -> bool:
-        """Whether the op, or its refusal, is committed on this node."""
+        """Return whether the op, or its rejection, is committed on this node.
+
+        Args:
+            position: the op's position.
+            producer_seq: the producer's sequence number.
+        """
         if self.gap:
-            return False  # later ops of its producer were applied, this one was not there
+            return False  # later ops of its producer were applied, this one was missing
         if self.applied_seq is not None:
             return self.applied_seq >= producer_seq
-        # the producer's row is forgotten after a week: then only the epoch it was sent in can tell
+        # the producer's row expires after a week: then only the op's epoch decides
         return self.mark is not None and self.mark.epoch == position.epoch and self.mark >= position
 
 
 def fate(session: NodeSession, bucket: int, position: Position, producer: int, producer_seq: int) -> Fate:
-    """Ask one node about one op, in one round trip."""
+    """Query one node about one op, in one round trip.
+
+    Args:
+        session: of the node.
+        bucket: the op's bucket.
+        position: the op's position.
+        producer: the number of its producer.
+        producer_seq: the producer's sequence number.
+    """
     mine = f"bucket = {bucket} AND producer = {producer}"
     found = session.query(
         f"SELECT 'm', epoch, seq, state, NULL FROM pipeline_watermarks WHERE bucket = {bucket}"
@@ -57,28 +73,42 @@ def fate(session: NodeSession, bucket: int, position: Position, producer: int, p
 
 
 def marks_of(session: NodeSession, buckets: Iterable[int] | None = None) -> dict[int, Mark]:
-    """Return the watermarks of a node, all or some."""
+    """Return the watermarks of a node.
+
+    Args:
+        session: of the node.
+        buckets: whose; None for all.
+    """
     some = "" if buckets is None else f" WHERE bucket IN ({', '.join(map(str, buckets))})"
     found = session.query(f"SELECT bucket, epoch, seq, state FROM pipeline_watermarks{some}")
     return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
 
 
 class Standing(NamedTuple):
-    """How far a node is: its watermarks, and the server's time of the newest commit of ops that it holds, ms."""
+    """How far a node is: its watermarks, and the server's time of the newest commit of ops among them, ms."""
 
     marks: dict[int, Mark]
     newest_ms: int
 
 
 def standing(session: NodeSession) -> Standing:
-    """Return how far a node is, in one query."""
+    """Return how far a node is, in one query.
+
+    Args:
+        session: of the node.
+    """
     found = session.query("SELECT bucket, epoch, seq, state, committed_ms FROM pipeline_watermarks")
     marks = {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state, _ in found}
     return Standing(marks, max((row[4] for row in found), default=0))
 
 
 def sequences(session: NodeSession, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
-    """Return the last applied sequence of each (bucket, producer) that a node knows."""
+    """Return the last applied sequence of each producer that a node knows.
+
+    Args:
+        session: of the node.
+        pairs: (bucket, producer).
+    """
     wanted = set(pairs)
     buckets, producers = ({str(pair[i]) for pair in wanted} for i in (0, 1))
     found = session.query(
@@ -89,7 +119,14 @@ def sequences(session: NodeSession, pairs: Iterable[tuple[int, int]]) -> dict[tu
 
 
 def row_id(session: NodeSession, bucket: int, producer: int, producer_seq: int) -> int | None:
-    """Return the id that the database gave to an op's row, once it is applied."""
+    """Return the id that the database gave to an op's row, or None before the op is applied.
+
+    Args:
+        session: of the node.
+        bucket: the op's bucket.
+        producer: the number of its producer.
+        producer_seq: the producer's sequence number.
+    """
     found = session.query(
         f"SELECT row_id FROM pipeline_ids WHERE bucket = {bucket} AND producer = {producer}"
         f" AND producer_seq = {producer_seq}"
@@ -98,7 +135,11 @@ def row_id(session: NodeSession, bucket: int, producer: int, producer_seq: int) 
 
 
 def highest_epoch(session: NodeSession) -> int:
-    """Return the highest epoch that any watermark of this node stands in, or that was given out by it."""
+    """Return the highest epoch of any watermark of a node, or that the node has given out.
+
+    Args:
+        session: of the node.
+    """
     found = session.query(
         "SELECT MAX(e) FROM (SELECT MAX(epoch) AS e FROM pipeline_watermarks"
         " UNION ALL SELECT MAX(epoch) FROM pipeline_epochs) AS epochs"
@@ -107,11 +148,18 @@ def highest_epoch(session: NodeSession) -> int:
 
 
 def give_epoch(session: NodeSession, scope: str, above: int, least: int) -> int:
-    """Give out a new epoch of *scope*, above all that are known, committed before it is returned."""
+    """Give out a new epoch, above all that are known; it is committed before it is returned.
+
+    Args:
+        session: of a shard's primary.
+        scope: the log's server that the epoch is for.
+        above: the highest epoch that other shards know.
+        least: the new epoch is at least this.
+    """
     known = max(above, highest_epoch(session))
     with session.translated(), session.transaction():
         row = session.rows(
-            f"SELECT epoch FROM pipeline_epochs WHERE scope = {text_literal(scope)}{_for_update(session)}"
+            f"SELECT epoch FROM pipeline_epochs WHERE scope = {text_literal(scope)}{session.dialect.hold}"
         )
         epoch = max(known + 1, (row[0][0] if row else 0) + 1, least)
         tail = session.dialect.on_conflict(["scope"], ["epoch"])
@@ -120,7 +168,12 @@ def give_epoch(session: NodeSession, scope: str, above: int, least: int) -> int:
 
 
 def refused_ops(session: NodeSession, ops: Iterable[tuple[int, int, int]]) -> list[tuple[str, int | None]]:
-    """Return reason and code of those (bucket, producer, producer sequence) that were refused."""
+    """Return reason and code of the rejected ones among *ops*.
+
+    Args:
+        session: of the node.
+        ops: (bucket, producer, producer sequence).
+    """
     wanted = set(ops)
     producers = ", ".join({str(producer) for _, producer, _ in wanted})
     found = session.query(
@@ -131,7 +184,12 @@ def refused_ops(session: NodeSession, ops: Iterable[tuple[int, int, int]]) -> li
 
 
 def gaps(session: NodeSession, buckets: Iterable[int]) -> list[tuple[int, int, int, int]]:
-    """Return bucket, epoch, first and last sequence of all that was missing in the logs of these buckets."""
+    """Return bucket, epoch, first and last sequence of each gap in the logs of *buckets*.
+
+    Args:
+        session: of the node.
+        buckets: whose logs.
+    """
     return session.query(
         "SELECT bucket, epoch, first_seq, last_seq FROM pipeline_lost"
         f" WHERE producer = 0 AND bucket IN ({', '.join(map(str, buckets))})"
@@ -139,14 +197,23 @@ def gaps(session: NodeSession, buckets: Iterable[int]) -> list[tuple[int, int, i
 
 
 def counts(session: NodeSession) -> dict[str, int]:
-    """Return how many ops are rejected and lost."""
+    """Return how many ops are rejected and lost.
+
+    Args:
+        session: of the node.
+    """
     rejected = session.query("SELECT COUNT(*) FROM pipeline_rejects")
     lost = session.query("SELECT COALESCE(SUM(last_seq - first_seq + 1), 0) FROM pipeline_lost")
     return {"rejected": int(rejected[0][0]), "lost": int(lost[0][0])}
 
 
 def keep_schemas(session: NodeSession, schemas: Mapping[str, tuple[str, str]]) -> None:
-    """Keep table definitions in the shard: hash -> (table, JSON)."""
+    """Store schemas in the shard; committed when this returns.
+
+    Args:
+        session: of the shard's primary.
+        schemas: hash -> (table, JSON).
+    """
     with session.translated(), session.transaction():
         for hash, (table, definition) in schemas.items():
             tail = session.dialect.on_conflict(["hash"], ["definition"])
@@ -157,11 +224,12 @@ def keep_schemas(session: NodeSession, schemas: Mapping[str, tuple[str, str]]) -
 
 
 def buckets_sql(dialect: Dialect, buckets: Iterable[int]) -> str:
-    """Return the statement that makes watermark rows; those that are there stay as they are."""
+    """Return the statement that makes missing watermark rows.
+
+    Args:
+        dialect: of the database.
+        buckets: which rows.
+    """
     rows = ", ".join(f"({b}, 0, -1, 'active', 0)" for b in buckets)
     into = "INSERT INTO pipeline_watermarks (bucket, epoch, seq, state, committed_ms)"
     return f"{into} VALUES {rows}{dialect.on_conflict(['bucket'], [])}"
-
-
-def _for_update(session: NodeSession) -> str:
-    return " FOR UPDATE" if session.dialect.lock else ""

@@ -1,8 +1,8 @@
-"""Literals: from the canonical form of a value to the SQL text of one database.
+"""Write literals: from the canonical form of a value to the SQL text of one database.
 
-pyDAL knows every dialect, but its `expand` costs microseconds per value. So each column gets a short closure that must
-first give the same text as `expand` for a list of probes; where it does not, `expand` stays. MySQL sessions must run
-with NO_BACKSLASH_ESCAPES: doubling the quote is the whole escape.
+pyDAL's `expand` knows every dialect, but costs microseconds a value. So each column gets a short closure that must
+first give the text of `expand` for a list of probes. Where it does not, `expand` stays. MySQL sessions must run with
+NO_BACKSLASH_ESCAPES: to double the quote is the whole escape.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def encoder(adapter: Any, column: Column) -> Encode:
     """Return the function from a canonical value of *column* to a literal for *adapter* (`db._adapter`).
 
     Raises:
-        Rejected: (the returned function) the value passed the door, but this database cannot hold it exactly.
+        Rejected: (the returned function) the value passed its checker, but this database cannot hold it exactly.
     """
     slow = _expanding(adapter, column)
     probes = _probes(column)
     if len(probes) == 1:
-        return slow  # a type that nothing is known about: no checker lets a value of it through
+        return slow  # an unknown type: no checker lets a value of such a type through
     literals = [slow(probe) for probe in probes]
     for fast in _candidates(column, slow):
         if [fast(probe) for probe in probes] == literals:
@@ -58,7 +58,7 @@ def _for_pydal(column: Column, canonical: Canonical) -> Any:
 
 
 def _limited(adapter: Any, column: Column, encode: Encode) -> Encode:
-    """Add the limits that only SQLite has; every other database refuses for itself, in strict mode."""
+    """Add the limits that only SQLite has; every other database refuses such values itself, in strict mode."""
     if adapter.dbengine not in ("sqlite", "spatialite"):
         return encode
     where = f"column {column.name!r}"
@@ -128,7 +128,7 @@ def _quoted(value: Any) -> str:
 
 
 def _bars(value: Any) -> str:
-    """Write pyDAL's `|a|b|`: a bar inside is doubled, and a unit separator keeps it apart from the delimiter."""
+    """Write pyDAL's `|a|b|`: a bar inside is doubled, and a unit separator sets it off from the delimiter."""
     if value is None:
         return "NULL"
     return _quoted("|" + "|".join(map(_bar_item, value)) + "|")
@@ -142,7 +142,7 @@ def _bar_item(item: object) -> str:
     return ("\x1f" if text[0] == "|" else "") + text + ("\x1f" if text[-1] == "|" else "")
 
 
-# probes: every value that is known to need care somewhere ---------------------------------------------------------
+# probes: every value that needs care somewhere ---------------------------------------------------------
 
 
 def _probes(column: Column) -> list[Canonical]:

@@ -1,51 +1,54 @@
-"""The sessions of this process: one per node and role, made when first used, made anew after a fork.
+"""Keep one session per node and role in this process, and know which node of each shard takes writes now.
 
-A shard's primary is the node that takes writes now. It is the configured one until the prober says otherwise, or until
-it fails: then the nodes are asked.
-
-Who of a shard's nodes takes writes now: asked of the nodes themselves, decided by their own `read_only`.
-
-The pipeline follows a failover and never decides one.
+A shard's primary is the configured one until the prober reports another, or until the primary fails. Then the nodes
+themselves are probed, and their own `read_only` decides. The pipeline follows a failover and never decides one.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from pipeline import clock
 from pipeline.config.settings import Settings
 from pipeline.config.uris import with_login_of
 from pipeline.errors import PipelineError, ShardUnavailable
+from pipeline.per_process import PerProcess
 from pipeline.shard.session import NodeSession
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Health(Protocol):
+        """The prober's reports."""
+
+        def reports(self) -> object: ...  # noqa: D102  # the same object until another report is published
+        def takes_writes(self, node: str) -> bool | None: ...  # noqa: D102
+        def unfit(self, node: str) -> bool: ...  # noqa: D102
+
 
 logger = logging.getLogger("pipeline.shard")
 
-#: A failing primary's nodes are asked at most so often, s.
-ASK_AGAIN_S = 1.0
-#: What the nodes said themselves counts for so long; by then the prober has seen it too, s.
-ASKED_COUNTS_S = 5.0
+#: The nodes of a shard whose primary fails are probed at most so often, s.
+PROBE_AGAIN_S = 1.0
+#: The nodes' own answers count for so long; by then the prober has them too, s.
+PROBE_COUNTS_S = 5.0
+#: How long a node has to say whether it takes writes, s.
+WRITABLE_S = 1
 
 
 class Nodes:
     """Every node of the deployment by its name: `s0` is a configured primary, `s0-r0` its first replica.
 
     Args:
-        told: what the prober says: whether a node takes writes, None where it says nothing.
-        unfit: whether a node is known to be unfit; then it is never followed, whatever it says of itself.
-        news: returns the same object for as long as the prober says the same.
+        settings: names the shards and their nodes.
+        health: the prober's reports; without them only the nodes' own answers count.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        told: Callable[[str], bool | None] = lambda node: None,
-        unfit: Callable[[str], bool] = lambda node: False,
-        news: Callable[[], object] = object,
-    ):
-        self._told, self._unfit, self._news = told, unfit, news
+    def __init__(self, settings: Settings, health: Health | None = None):
+        self._health = health
         self._uris: dict[str, str] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         self._writing: dict[str, str] = {}
@@ -58,11 +61,11 @@ class Nodes:
         self._replicas: dict[str, tuple[str, ...]] = {}
         for shard in settings.shards:
             self._follow(shard, shard)
-        #: The news that each shard's primary was last found by.
-        self._heard: dict[str, object] = {}
-        self._asked_at_s: dict[str, float] = {}
-        self._sessions: dict[tuple[str, bool], NodeSession] = {}
-        self._pid = os.getpid()
+        #: The reports by which each shard's primary was last found.
+        self._judged_by: dict[str, object] = {}
+        self._probed_at_s: dict[str, float] = {}
+        # a parent's sockets are not for its fork to use, nor to close
+        self._sessions = PerProcess[dict[tuple[str, bool], NodeSession]](dict)
 
     def primary(self, shard: str) -> NodeSession:
         """Return the session of the node of a shard that takes writes now.
@@ -73,7 +76,10 @@ class Nodes:
         return self._session(self.primary_name(shard), writing=True)
 
     def primary_name(self, shard: str) -> str:
-        """Return the name of the node of a shard that takes writes now; asks the nodes if it has failed of late.
+        """Return the name of the node of a shard that takes writes now; probes the nodes if it has failed of late.
+
+        Args:
+            shard: its name.
 
         Raises:
             ShardUnavailable: as for `primary`.
@@ -81,21 +87,22 @@ class Nodes:
         names, current = self._names[shard], self._primaries[shard]
         if len(names) == 1:
             return current
-        failed = self._sessions.get((current, True))
-        suspect, news = failed is not None and failed.suspect, self._news()
-        if not suspect and self._heard.get(shard) is news:
+        failed = self._sessions().get((current, True))
+        suspect = failed is not None and failed.suspect
+        reports = None if self._health is None else self._health.reports()
+        if not suspect and self._judged_by.get(shard) is reports:
             return current
-        since_s = clock.mono_s() - self._asked_at_s.get(shard, -ASKED_COUNTS_S)
-        if failed is not None and suspect and since_s >= ASK_AGAIN_S:
+        since_s = clock.mono_s() - self._probed_at_s.get(shard, -PROBE_COUNTS_S)
+        if failed is not None and suspect and since_s >= PROBE_AGAIN_S:
             failed.suspect = False
             found = writable_of(
-                shard, ask_writable({node: self._uris[node] for node in names if not self._unfit(node)})
+                shard, probe_writable({node: self._uris[node] for node in names if not self.unfit(node)})
             )
-            self._asked_at_s[shard] = clock.mono_s()
-            self._heard.pop(shard, None)
-        elif since_s >= ASKED_COUNTS_S:
-            found = writable_of(shard, {node: self._told(node) for node in names})
-            self._heard[shard] = news
+            self._probed_at_s[shard] = clock.mono_s()
+            self._judged_by.pop(shard, None)
+        elif self._health is not None and since_s >= PROBE_COUNTS_S:
+            found = writable_of(shard, {node: self._health.takes_writes(node) for node in names})
+            self._judged_by[shard] = reports
         else:
             return current
         if found is not None and found != current:
@@ -105,32 +112,32 @@ class Nodes:
         return current
 
     def suspect(self, shard: str) -> None:
-        """Let the nodes be asked who takes writes: the primary has failed somebody."""
+        """Let the nodes of *shard* be probed for the primary, because the known one has failed a caller."""
         self._session(self._primaries[shard], writing=True).suspect = True
 
     def replicas(self, shard: str) -> Iterator[NodeSession]:
-        """Return the sessions of the nodes of a shard that are not its primary; they refuse writes."""
+        """Return the sessions of the nodes of *shard* that are not its primary; these sessions refuse writes."""
         return (self._session(name, writing=False) for name in self.replica_names(shard))
 
     def replica_names(self, shard: str) -> tuple[str, ...]:
-        """Return the names of the nodes of a shard that are not its primary; the same object until there is another."""
+        """Return the names of the nodes of *shard* but its primary; the same object until the primary changes."""
         return self._replicas[shard]
 
     def unfit(self, node: str) -> bool:
-        """Return whether a node was away for too long, and counts for nothing until it is rebuilt."""
-        return self._unfit(node)
+        """Return whether *node* was away for too long: it is never followed, nor read, until it is rebuilt."""
+        return self._health is not None and self._health.unfit(node)
 
     def names(self, shard: str) -> tuple[str, ...]:
-        """Return the names of all nodes of a shard, the configured primary's first."""
+        """Return the names of all nodes of *shard*, the configured primary's first."""
         return self._names[shard]
 
     def uri(self, node: str, *, writing: bool = False) -> str:
-        """Return the address of a node; for writing, with the login of the configured primary."""
+        """Return the address of *node*; for *writing*, with the login of the configured primary."""
         return (self._writing if writing else self._uris)[node]
 
     def close(self) -> None:
         """Close this thread's connections."""
-        for session in list(self._sessions.values()):  # another thread may open one
+        for session in list(self._sessions().values()):  # another thread may open one
             session.discard()
 
     def _follow(self, shard: str, primary: str) -> None:
@@ -138,32 +145,26 @@ class Nodes:
         self._replicas[shard] = tuple(name for name in self._names[shard] if name != primary)
 
     def _session(self, name: str, *, writing: bool) -> NodeSession:
-        if self._pid != os.getpid():
-            # the parent's sockets are not ours to use, nor to close
-            self._sessions, self._pid = {}, os.getpid()
-        session = self._sessions.get((name, writing))
+        sessions = self._sessions()
+        session = sessions.get((name, writing))
         if session is None:
             session = NodeSession(name, self.uri(name, writing=writing), read_only=not writing)
-            self._sessions[name, writing] = session
+            sessions[name, writing] = session
         return session
 
 
-#: How long a node has to say whether it takes writes, s.
-WRITABLE_S = 1
-
-
-def writable_of(shard: str, told: Mapping[str, bool | None]) -> str | None:
-    """Return the node that takes writes, or None where none is known to.
+def writable_of(shard: str, answers: Mapping[str, bool | None]) -> str | None:
+    """Return the node that takes writes, or None where no node is known to.
 
     Args:
-        shard: also the name of its configured primary, which wins where it takes writes: two at once are a split that
-            only an operator can mend, and all processes must stay on the same side of it.
-        told: whether each node takes writes; None where it is not known.
+        shard: also the name of its configured primary, which wins where it takes writes. Two at once are a split that
+            only an operator can mend, and all processes must stay on the same side.
+        answers: whether each node takes writes; None where that is not known.
 
     Raises:
         ShardUnavailable: several replicas take writes, and the configured primary does not.
     """
-    writable = [node for node, takes in told.items() if takes]
+    writable = [node for node, takes in answers.items() if takes]
     if shard in writable or not writable:
         return shard if writable else None
     if len(writable) > 1:
@@ -174,10 +175,13 @@ def writable_of(shard: str, told: Mapping[str, bool | None]) -> str | None:
 
 
 def takes_writes(session: NodeSession) -> bool | None:
-    """Ask a node whether it takes writes; None where its engine cannot tell.
+    """Probe whether a node takes writes; None where its engine cannot say.
+
+    Args:
+        session: of the node.
 
     Raises:
-        ShardUnavailable: it did not answer in time.
+        ShardUnavailable: the node did not answer in time.
     """
     if session.dialect.read_only is None:
         return None
@@ -185,22 +189,26 @@ def takes_writes(session: NodeSession) -> bool | None:
 
 
 def is_off(value: object) -> bool:
-    """Return whether a server variable is off; newer MariaDB gives `read_only` as a word."""
+    """Return whether the *value* of a server variable is off; newer MariaDB gives `read_only` as a word."""
     return str(value).upper() in ("0", "OFF")
 
 
-def ask_writable(uris: Mapping[str, str]) -> dict[str, bool | None]:
-    """Ask all nodes at once, each on a connection of its own with a short time-out; None from one that is silent."""
-    with ThreadPoolExecutor(len(uris), thread_name_prefix="pipeline-ask") as threads:
-        return dict(zip(uris, threads.map(_ask_one, uris, uris.values()), strict=True))
+def probe_writable(uris: Mapping[str, str]) -> dict[str, bool | None]:
+    """Probe all nodes at once, each on its own connection with a short time-out; None for a node without an answer.
+
+    Args:
+        uris: the nodes' addresses by name.
+    """
+    with ThreadPoolExecutor(len(uris), thread_name_prefix="pipeline-probe-primary") as threads:
+        return dict(zip(uris, threads.map(_probe_one, uris, uris.values()), strict=True))
 
 
-def _ask_one(node: str, uri: str) -> bool | None:
+def _probe_one(node: str, uri: str) -> bool | None:
     session = NodeSession(node, uri, read_only=True, connect_s=WRITABLE_S, statement_s=WRITABLE_S)
     try:
         return takes_writes(session)
     except PipelineError as error:
-        logger.info("asking who is the primary: %s", error)
+        logger.info("probe for the primary: %s", error)
         return None
     finally:
         session.discard()

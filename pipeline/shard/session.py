@@ -1,9 +1,7 @@
-"""One node's database session: pyDAL's connection, pinned to settings under which nothing is bent or cut.
+"""Open one node's database session: pyDAL's connection, pinned to settings under which nothing is bent or cut.
 
-pyDAL replaces MySQL's `sql_mode` after every connect (strict mode off) and leaves an idle reader frozen in its
-snapshot; a session sets its own mode after pyDAL's, and every read or write ends its transaction.
-
-Sessions for one errand: they give up early unless told otherwise, and leave no connection behind.
+pyDAL replaces MySQL's `sql_mode` after every connect (strict mode off), so a session sets its own mode after pyDAL's.
+pyDAL also leaves an idle reader frozen in its snapshot, so every read or write ends its transaction.
 """
 
 from __future__ import annotations
@@ -20,23 +18,26 @@ from pipeline.errors import NotMigrated, ShardUnavailable
 from pipeline.shard.dialect import Dialect, dialect_of
 from pipeline.shard.driver_errors import NOT_THE_PRIMARY, Fault, code_of, fault_of, sentence_of
 
-#: Seconds until a server that does not answer counts as away.
+#: Seconds until a server without an answer counts as away.
 CONNECT_S, STATEMENT_S = 3, 20
-#: MySQL's CLIENT.FOUND_ROWS: an UPDATE tells the rows it found, not only those it changed.
+#: The same where a person waits for the answer, s.
+BRIEF_CONNECT_S, BRIEF_STATEMENT_S = 2, 3
+#: MySQL's CLIENT.FOUND_ROWS: an UPDATE counts the rows that it found, not only the rows that it changed.
 _FOUND_ROWS = 2
 logger = logging.getLogger("pipeline.shard")
 
 
 class NodeSession:
-    """A connection per thread and process to one node; reconnects by itself when the last one failed.
+    """A connection per thread and process to one node; it reconnects by itself after a failure.
 
     Args:
         node: its name, for messages: `s0`, `s0-r1`.
         uri: pyDAL's URI.
         read_only: refuse every write on the server.
-        connect_s: how long connecting may take.
-        statement_s: how long the server may take to answer a statement.
-        autocommit: leave no transaction open after a statement: for readers, who would else be frozen in a snapshot.
+        connect_s: the longest connect, seconds.
+        statement_s: the longest wait for the answer to a statement, seconds.
+        autocommit: leave no transaction open after a statement: for readers, which would otherwise freeze in a
+            snapshot.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class NodeSession:
         statement_s: float = STATEMENT_S,
     ):
         self.node, self.read_only, self.autocommit = node, read_only, autocommit
-        #: Whether the node was away, or refused a write because it is a replica, since somebody last set this back.
+        #: Whether the node was away, or refused a write as a replica, since a caller last reset this flag.
         self.suspect = False
         self._statement_bytes = 0
         self.dialect: Dialect = dialect_of(uri)
@@ -67,7 +68,7 @@ class NodeSession:
         )
         self.adapter: Any = self.db._adapter
         pydals_own = self.adapter.after_connection
-        # at a request's end web2py closes every DAL that was first seen in its thread; this one outlives requests
+        # a request's end closes every DAL that web2py first saw in its thread; this DAL outlives requests
         self._close, self.adapter.close = self.adapter.close, lambda *args, **options: None
 
         def after_connection() -> None:
@@ -77,27 +78,35 @@ class NodeSession:
                 self.adapter.execute(sql)
 
         self.adapter.after_connection = after_connection
-        pydals_connector = self.adapter.connector
-        self.adapter.connector = lambda: self.dialect.connect(pydals_connector, self.adapter.driver_args)
+        if (connect := self.dialect.connect) is not None:
+            self.adapter.connector = lambda: connect(self.adapter.driver_args)
 
     def execute(self, sql: str) -> int:
-        """Run a statement; return the rows it found. Driver's errors pass through: the applier judges them."""
+        """Run a statement and return the rows that it found. The driver's errors pass through: the applier judges them.
+
+        Args:
+            sql: one statement.
+        """
         self.adapter.execute(sql)
         return int(self.adapter.cursor.rowcount)
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
-        """Run a query inside the open transaction."""
+        """Run a query inside the open transaction.
+
+        Args:
+            sql: one SELECT.
+        """
         self.adapter.execute(sql)
         return list(self.adapter.cursor.fetchall())
 
     def statement_bytes(self) -> int:
-        """Return the size of the largest statement that the server takes; asked once per connection."""
+        """Return the size of the largest statement that the server takes; read once per connection."""
         if self._statement_bytes == 0:
             self._statement_bytes = self.dialect.statement_bytes(self.rows)
         return self._statement_bytes
 
     def last_ids(self, rows: int) -> tuple[int, int]:
-        """Return the first id that the last INSERT of so many rows was given, and the step to the next."""
+        """Return the first id that the last INSERT, of so many *rows*, was given, and the step to the next."""
         return self.dialect.last_ids(self.rows, rows)
 
     @contextmanager
@@ -105,7 +114,7 @@ class NodeSession:
         """Commit at the end, or roll back and let the error through.
 
         Raises:
-            ShardUnavailable: no connection. A commit whose answer got lost raises it too; the watermark tells.
+            ShardUnavailable: no connection, or the answer to COMMIT was lost; the watermark shows whether it happened.
         """
         self._open()
         try:
@@ -122,7 +131,10 @@ class NodeSession:
             raise ShardUnavailable(self.node, f"the answer to COMMIT was lost ({sentence_of(error)})") from error
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """Run a query of its own.
+        """Run a query in a transaction of its own.
+
+        Args:
+            sql: one SELECT.
 
         Raises:
             ShardUnavailable: the node did not answer in time.
@@ -136,7 +148,7 @@ class NodeSession:
                         self.adapter.rollback()
                 except Exception as error:
                     self.discard()
-                    # an idle connection may have died long ago: one try on a new one
+                    # an idle connection may have broken long ago: one retry on a new connection
                     if again and fault_of(error) is Fault.TRANSIENT:
                         continue
                     raise
@@ -164,13 +176,13 @@ class NodeSession:
             logger.debug("closing a dead connection node=%s: %s", self.node, error)
 
     def _open(self) -> None:
-        """Begin; a connection that died while idle is replaced once."""
+        """Begin; a connection that broke while idle is replaced once."""
         with self.translated():
             try:
                 self.adapter.execute(self.dialect.begin)
             except Exception as error:
                 self.discard()
-                if fault_of(error) is not Fault.TRANSIENT or "locked" in str(error):
+                if fault_of(error) in (Fault.SCHEMA, Fault.PERMANENT) or "locked" in str(error):
                     raise
                 self.adapter.execute(self.dialect.begin)
 
@@ -178,15 +190,18 @@ class NodeSession:
         return f"<Session {self.node} {redact(self.dialect.uri(str(self.db._uri)))}>"
 
 
-#: Time-outs of a question that a person is waiting for, s.
-BRIEF_CONNECT_S, BRIEF_STATEMENT_S = 2, 3
-
-
 @contextmanager
 def brief(
     node: str, uri: str, *, read_only: bool = True, statement_s: float = BRIEF_STATEMENT_S
 ) -> Iterator[NodeSession]:
-    """Yield a session of a node; its connection is closed at the end."""
+    """Yield a session of a node for a person who waits; its connection is closed at the end.
+
+    Args:
+        node: its name, for messages.
+        uri: pyDAL's URI.
+        read_only: whether the server refuses every write.
+        statement_s: the longest wait for the answer to a statement, seconds.
+    """
     session = NodeSession(node, uri, read_only=read_only, connect_s=BRIEF_CONNECT_S, statement_s=statement_s)
     try:
         yield session

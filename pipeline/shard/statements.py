@@ -1,4 +1,4 @@
-"""Ops of one shape into one SQL statement."""
+"""Render ops of one shape as one SQL statement."""
 
 from __future__ import annotations
 
@@ -26,12 +26,19 @@ class CannotRender(PipelineError):
 
 
 def most(kind: str) -> int:
-    """Return how many ops of a kind may be one statement; versioned updates are atomic groups."""
+    """Return how many ops of *kind* may be one statement; a versioned update is a group."""
     return MAX_BRANCHES if kind in (UPDATE, GROUP) else MAX_ROWS
 
 
 def statement(kind: str, ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
-    """Return the SQL of ops that `write.group` found to be of one shape."""
+    """Return the SQL of ops that `apply.grouping` found to be of one shape.
+
+    Args:
+        kind: insert, update, delete or upsert.
+        ops: of this kind.
+        facts: of the table.
+        dialect: of the database.
+    """
     return _WRITERS[kind](ops, facts, dialect)
 
 
@@ -39,8 +46,10 @@ def copy_statement(ops: Sequence[Op], facts: Facts, source: Facts, dialect: Dial
     """Return the SQL of copies: rows of one table from rows of another, which stay as they are until the commit.
 
     Args:
-        ops: one, or several that `write.versioned` found to be of one shape and of different rows.
+        ops: one, or several that `apply.versioned_update` found to be of one shape and of different rows.
+        facts: of the table that gets the rows.
         source: of the table that is read.
+        dialect: of the database.
     """
     first, reads = ops[0], [op.source for op in ops if op.source is not None]
     if len(reads) < len(ops) or any(op.id is None for op in ops):
@@ -138,7 +147,7 @@ def _sets(op: Op, facts: Facts, dialect: Dialect) -> list[tuple[int, str]]:
 
 
 def _expression(tree: Any, column: int, facts: Facts, dialect: Dialect) -> str:
-    """Render `["+", ["c", 3], ["v", 1]]` and the like; what is no number takes the column's encoder."""
+    """Render `["+", ["c", 3], ["v", 1]]` and the like; a value that is no number takes the column's encoder."""
     head, *rest = tree
     if head == "c":
         return facts.names[int(rest[0])]

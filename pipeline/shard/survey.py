@@ -1,4 +1,4 @@
-"""What a node is: version, settings, tables, replication, privileges, read once, for `check` to judge."""
+"""Survey a node once for `check`: version, settings, tables, replication, privileges."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class SurveyedTable:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """One node. Tables stand under their names in lower case.
+    """One node. The keys of `tables` are names in lower case.
 
     Attributes:
-        variables: global server settings, in lower case both.
-        skew_ms: the server's clock minus this machine's; 0 where the time of asking explains the difference.
+        variables: global server settings, names and values in lower case.
+        skew_ms: the server's clock minus this machine's; 0 where the time of the query explains the difference.
         others: engine of each other table in the database that cannot roll back.
         denied: (verb, table) of what the user may not do.
         marks: None where the table is missing or may not be read.
@@ -68,7 +68,13 @@ class Survey:
 
 
 def survey(node: str, uri: str, tables: Sequence[str], *, primary: bool) -> Survey:
-    """Ask a node; *tables* are those to look at closely, by their names in the database.
+    """Survey one node.
+
+    Args:
+        node: its name, for messages.
+        uri: pyDAL's URI.
+        tables: the names in the database of the tables to survey closely.
+        primary: whether the node is the primary, where writes are checked too; else its replication is.
 
     Raises:
         ShardUnavailable: the node did not answer in time.

@@ -1,4 +1,4 @@
-"""What MySQL and MariaDB tell of themselves. Every query runs with an ordinary user's rights, or says it cannot."""
+"""Query MySQL and MariaDB about themselves. Every query runs with an ordinary user's rights, or says that it cannot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.shard.session import NodeSession
 _DENIED = {1044, 1142, 1143, 1227}
 #: From here on the numbers are the client's: no connection, no answer.
 _CLIENT_ERRORS = 2000
-#: No harm is done by asking whether a write would be allowed: EXPLAIN checks privileges and runs nothing.
+#: Statements that show whether a write is allowed: EXPLAIN checks privileges and runs nothing.
 _TRIALS = {
     "INSERT": "EXPLAIN INSERT INTO {0} SELECT * FROM {0} WHERE 1=0",
     "UPDATE": "EXPLAIN UPDATE {0} SET {1}={1} WHERE 1=0",
@@ -27,7 +27,7 @@ _VARIABLES = (
 
 
 class Replication(NamedTuple):
-    """Whether a replica follows; None where the user may not see it. `why` are the server's words."""
+    """Whether a replica follows; None where the user may not see that. `why` are the server's words."""
 
     running: bool | None
     why: str = ""
@@ -35,7 +35,11 @@ class Replication(NamedTuple):
 
 
 def about(session: NodeSession) -> dict[str, Any]:
-    """Return version, account, database and the database's character set."""
+    """Return version, account, database and the database's character set.
+
+    Args:
+        session: of the node.
+    """
     names = ("version", "account", "database", "charset")
     found = session.query(
         "SELECT VERSION(), CURRENT_USER(), DATABASE(), (SELECT default_character_set_name"
@@ -45,14 +49,23 @@ def about(session: NodeSession) -> dict[str, Any]:
 
 
 def variables(session: NodeSession) -> dict[str, str]:
-    """Return those global settings that matter and that the server has."""
+    """Return those global settings that matter and that the server has.
+
+    Args:
+        session: of the node.
+    """
     names = ", ".join(map(text_literal, _VARIABLES))
     found = session.query(f"SHOW GLOBAL VARIABLES WHERE Variable_name IN ({names})")
     return {str(name).lower(): str(value).lower() for name, value in found}
 
 
 def columns(session: NodeSession, table: str) -> list[tuple[str, str, str | None, bool]]:
-    """Return name, type, character set and whether an INSERT must name it, of each column."""
+    """Return name, type, character set and whether an INSERT must name it, of each column.
+
+    Args:
+        session: of the node.
+        table: its name in the database.
+    """
     found = session.rows(
         "SELECT column_name, column_type, character_set_name, is_nullable = 'NO' AND column_default IS NULL"
         " AND extra NOT LIKE '%auto_increment%' AND extra NOT LIKE '%GENERATED%'"
@@ -62,7 +75,12 @@ def columns(session: NodeSession, table: str) -> list[tuple[str, str, str | None
 
 
 def engine(session: NodeSession, table: str) -> str:
-    """Return a table's storage engine; nothing for a view."""
+    """Return a table's storage engine; the empty string for a view.
+
+    Args:
+        session: of the node.
+        table: its name in the database.
+    """
     found = session.rows(
         "SELECT engine FROM information_schema.tables "
         f"WHERE table_schema = DATABASE() AND table_name = {text_literal(table)}"
@@ -71,7 +89,12 @@ def engine(session: NodeSession, table: str) -> str:
 
 
 def unsafe_engines(session: NodeSession, known: Iterable[str]) -> dict[str, str]:
-    """Return the engines of all other tables in the database that cannot roll back."""
+    """Return the engines of all other tables in the database that cannot roll back.
+
+    Args:
+        session: of the node.
+        known: the tables to leave out.
+    """
     seen = {table.lower() for table in known}
     found = session.query(
         "SELECT table_name, engine FROM information_schema.tables WHERE table_schema = DATABASE()"
@@ -81,7 +104,13 @@ def unsafe_engines(session: NodeSession, known: Iterable[str]) -> dict[str, str]
 
 
 def denied(session: NodeSession, tables: Sequence[str], *, writes: bool) -> list[tuple[str, str]]:
-    """Return (verb, table) of what this user may not do, of what the pipeline does; nothing is written."""
+    """Return (verb, table) of what this user may not do although the pipeline does it; nothing is written.
+
+    Args:
+        session: of the node.
+        tables: their names in the database.
+        writes: whether the pipeline writes here.
+    """
     refused = []
     for table in tables:
         name = session.dialect.quote(table)
@@ -96,7 +125,11 @@ def denied(session: NodeSession, tables: Sequence[str], *, writes: bool) -> list
 
 
 def replication(session: NodeSession) -> Replication:
-    """Return whether the server follows another one."""
+    """Return whether the server follows another one.
+
+    Args:
+        session: of the node.
+    """
     why = ""
     for sql in ("SHOW REPLICA STATUS", "SHOW SLAVE STATUS"):
         try:
@@ -104,7 +137,7 @@ def replication(session: NodeSession) -> Replication:
         except PipelineError as error:
             why = sentence_of(error.__cause__ or error)
     found = session.query("SHOW GLOBAL STATUS LIKE 'Slave_running'")
-    if found:  # MariaDB tells so much to everybody
+    if found:  # MariaDB shows this much to every user
         return Replication(str(found[0][1]).upper() == "ON", "the server says no more to this user")
     return Replication(None, why)
 
@@ -137,13 +170,13 @@ def _column(session: NodeSession, table: str) -> str | None:
 
 
 def _refused(session: NodeSession, sql: str) -> bool:
-    """Return whether the user lacks the privilege; what else is wrong with a table is for another check to find."""
+    """Return whether the user lacks the privilege; other faults of a table are for another check to find."""
     with session.translated():
         try:
             session.rows(sql)
         except Exception as error:
             code = code_of(error)
             if code is None or code >= _CLIENT_ERRORS:
-                raise  # the server went away: that is no answer
+                raise  # the server went away, so the privilege is unknown
             return code in _DENIED
     return False

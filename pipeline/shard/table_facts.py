@@ -1,8 +1,7 @@
-"""What a worker knows of an op's table on one shard: its definition, the database's constraints, the value encoders.
+"""Read what a worker must know of a table on one shard: its constraints in the database, and its value encoders.
 
-What the database itself enforces on a table: unique indexes and foreign keys. Grouping must respect them.
-
-Read from the database, not from the model: an index that somebody added by hand counts too.
+Grouping must respect unique indexes and foreign keys. Constraints are read from the database, not from the model: an
+index that was added by hand counts too.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pipeline.model.op import Op
 from pipeline.model.schema import TableSchema
 from pipeline.shard.ledger import text_literal
 from pipeline.shard.literals import encoder
@@ -21,7 +19,13 @@ from pipeline.shard.session import NodeSession
 
 @dataclass(frozen=True)
 class Facts:
-    """One table definition on one shard. Column numbers are those of the definition."""
+    """One schema on one shard. Column numbers are those of the schema.
+
+    Attributes:
+        encode: the encoder of each column.
+        names: the columns' names, quoted.
+        table: the table's name, quoted.
+    """
 
     schema: TableSchema
     constraints: Constraints
@@ -31,13 +35,13 @@ class Facts:
 
     @cached_property
     def unique(self) -> tuple[tuple[int, ...], ...]:
-        """The unique indexes whose columns the definition knows, the id left out."""
+        """The unique indexes whose columns the schema knows, the id left out."""
         known = [self._numbers(columns) for columns in self.constraints.unique]
         return tuple(columns for columns in known if columns and columns != (self.schema.id_index,))
 
     @cached_property
     def hidden_unique(self) -> bool:
-        """Whether a unique index has columns that the definition does not know."""
+        """Whether a unique index has columns that the schema does not know."""
         return any(self._numbers(columns) is None for columns in self.constraints.unique)
 
     @cached_property
@@ -71,54 +75,31 @@ class Facts:
         return None if None in numbers else tuple(n for n in numbers if n is not None)
 
 
-class FactBook:
-    """The facts of every table definition that a worker has met on one shard.
+def facts_of(session: NodeSession, schema: TableSchema) -> Facts:
+    """Read what a database enforces on a table.
 
     Args:
-        find: returns a definition by its hash, or None.
+        session: of the shard's primary.
+        schema: the table's schema.
     """
-
-    def __init__(self, session: NodeSession, find: Callable[[str], TableSchema | None]):
-        self._session, self._find = session, find
-        self._known: dict[str, Facts] = {}
-
-    def knows(self, schema: str) -> bool:
-        """Return whether the definition with that hash has been met."""
-        return schema in self._known
-
-    def of(self, op: Op) -> Facts | None:
-        """Return the facts of an op's table; None while nobody knows its definition."""
-        facts = self._known.get(op.schema)
-        if facts is None:
-            schema = self._find(op.schema)
-            if schema is None:
-                return None
-            facts = self._known[op.schema] = self._learn(schema)
-        return facts
-
-    def forget(self) -> None:
-        """Read all constraints anew: the schema of the database may have changed."""
-        self._known.clear()
-
-    def _learn(self, schema: TableSchema) -> Facts:
-        quote = self._session.dialect.quote
-        return Facts(
-            schema,
-            constraints_of(self._session, bare_name(schema.rname or schema.name)),
-            tuple(encoder(self._session.adapter, column) for column in schema.columns),
-            tuple(column.rname or quote(column.name) for column in schema.columns),
-            schema.rname or quote(schema.name),
-        )
+    quote = session.dialect.quote
+    return Facts(
+        schema,
+        constraints_of(session, bare_name(schema.rname or schema.name)),
+        tuple(encoder(session.adapter, column) for column in schema.columns),
+        tuple(column.rname or quote(column.name) for column in schema.columns),
+        schema.rname or quote(schema.name),
+    )
 
 
 def bare_name(name: str) -> str:
-    """Return an identifier without its quotes and its schema."""
+    """Return the identifier *name* without its quotes and its database."""
     return name.rpartition(".")[2].strip("`\"'[]")
 
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """Names are the database's.
+    """The constraints of one table; names are the database's.
 
     Attributes:
         unique: the columns of each unique index, the primary key left out.
@@ -132,7 +113,12 @@ class Constraints:
 
 
 def constraints_of(session: NodeSession, table: str) -> Constraints:
-    """Read a table's constraints."""
+    """Read a table's constraints.
+
+    Args:
+        session: of the node.
+        table: its name in the database.
+    """
     return _READERS[session.dialect.name](session, table)
 
 

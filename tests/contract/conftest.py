@@ -12,7 +12,8 @@ import pytest
 from support.sandbox.logs import ALL, EPOCH, S0, raise_to
 from support.sandbox.sessions import other, session, shard, uri
 
-from pipeline.oplog.contract import Line, Log
+from pipeline.oplog.appends import Line
+from pipeline.oplog.contract import Log
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.oplog.redis.log import RedisLog
 

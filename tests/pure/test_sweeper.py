@@ -39,7 +39,7 @@ def sweep(log: MemoryLog) -> Sweep:
 def turn_with(sweep: Sweep, log: MemoryLog, size_bytes: int) -> str | None:
     """Do one turn while the log uses so many bytes; return why it is full."""
     log._server.logs[0] = [Entry(0, Position(1, 0), 1, 1, b"x" * size_bytes)]
-    log._server.keys.pop("chore:memory", None)  # this turn is a second after the one before
+    log._server.keys.pop("lease:memory", None)  # this turn is a second after the one before
     sweep.once()
     return log.full()
 

@@ -15,6 +15,7 @@ from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import START
+from pipeline.oplog.doorbell import SilentBell
 from pipeline.shard import ledger_queries
 from pipeline.shard.dialect import SQLite
 from pipeline.testing import Drained, Sandbox, sandbox
@@ -154,14 +155,26 @@ def test_a_statement_that_the_server_cannot_take_is_rejected_alone(
     assert (big.status(), huge.status()) == ("applied", "rejected")
 
 
+class CountingBell(SilentBell):
+    """Notes how many buckets were due, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[int] = []
+
+    def ring_now(self, shard: str, ops: int) -> bool:
+        self.waiting.append(ops)
+        return super().ring_now(shard, ops)
+
+
 def test_work_that_no_batch_takes_at_once_calls_for_another_worker(db: Any, box: Sandbox):
     for who in range(40):
         pipeline.enqueue_insert(db.event, who=who)
-    waiting: list[int] = []
+    bell = CountingBell()
 
-    outcome = applier(box, buckets=1).apply(waiting.append)
+    outcome = applier(box, buckets=1).apply(bell)
 
-    assert waiting == [2]
+    assert (bell.rung, bell.waiting) == (["s0"], [2])
     assert outcome.buckets == 1
 
 

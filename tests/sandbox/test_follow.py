@@ -19,7 +19,7 @@ from pipeline.client import Client
 from pipeline.enqueue.receipt_status import REMEMBERED_S
 from pipeline.errors import Lost, NotDurable, PipelineError, Rejected, ShardUnavailable, WaitTimeout
 from pipeline.model.op import Position
-from pipeline.oplog.contract import Append
+from pipeline.oplog.appends import Append
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.testing import Drained, Sandbox, sandbox

@@ -43,15 +43,15 @@ def test_a_second_request_with_an_idempotency_key_knows_the_first_ones_row_befor
 
 def test_while_redis_is_away_no_id_is_reserved_and_nothing_is_raised(db: Any, box: Sandbox):
     held = box.client.held()
-    reserve = box.log.reserve
+    claim_key = box.log.claim_key
 
     def away(*args: Any) -> Any:
         raise LogUnavailable("away", sent=False)
 
-    box.log.reserve = away  # type: ignore[method-assign]  # our own double
+    box.log.claim_key = away  # type: ignore[method-assign]  # our own double
     with box.client.holding(held):
         receipt = pipeline.enqueue_insert(db.purchase, customer=7, idempotency_key="form 1")
-    box.log.reserve = reserve  # type: ignore[method-assign]
+    box.log.claim_key = claim_key  # type: ignore[method-assign]
     held.send()
 
     assert receipt.id

@@ -131,7 +131,7 @@ def test_a_durability_of_its_own_changes_nothing(box: Sandbox, caller: Make, dur
 
 def test_an_op_without_a_key_asks_and_reserves_nothing(box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch):
     asked: list[Any] = []
-    monkeypatch.setattr(box.log, "reserve", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(box.log, "claim_key", lambda *arguments: asked.append(arguments))
     held = box.client.held()
     with box.client.holding(held):
         pipeline.enqueue_insert(db.purchase, customer=7)
@@ -200,7 +200,7 @@ def test_an_id_that_the_caller_gives_is_stored_or_refused_but_never_changed(box:
     with box.client.holding(held):
         kept = pipeline.enqueue_insert(db.purchase, {"id": 5, "customer": 7}, idempotency_key="k")
         same = pipeline.enqueue_insert(db.purchase, {"id": 5, "customer": 7}, idempotency_key="k")
-        with pytest.raises(BadOp, match="'k' stands for the row 5 of 'purchase', and this insert gives the id 6"):
+        with pytest.raises(BadOp, match="'k' has claimed the row 5 of 'purchase', and this insert gives the id 6"):
             pipeline.enqueue_insert(db.purchase, {"id": 6, "customer": 7}, idempotency_key="k")
     with pytest.raises(BadOp, match="use a new key for another row"):
         pipeline.enqueue_insert(db.purchase, {"id": 6, "customer": 7}, idempotency_key="k")

@@ -280,13 +280,13 @@ def test_what_was_spooled_by_wish_makes_the_row_though_redis_goes_then(shop: Sho
 def test_a_call_that_meets_a_redis_that_is_gone_asks_it_for_the_key_once_at_most(
     shop: Shop, caller: Make, monkeypatch: pytest.MonkeyPatch
 ):
-    asked, reserve = list[str](), shop.log.reserve
+    asked, claim_key = list[str](), shop.log.claim_key
 
     def counted(bucket: int, key: str, row_id: int) -> int:
         asked.append(key)
-        return int(reserve(bucket, key, row_id))
+        return int(claim_key(bucket, key, row_id))
 
-    monkeypatch.setattr(shop.log, "reserve", counted)
+    monkeypatch.setattr(shop.log, "claim_key", counted)
     now, held = caller(False), caller(True)
     shop.log.away = True
 

@@ -240,11 +240,11 @@ def test_who_learns_of_a_new_lineage_from_others_publishes_his_definitions_anew(
     epochs = shop.client.publisher._epochs
     for scope in shop.client.publisher.scopes.values():
         epochs.after(scope, epochs.known.get(scope.name, 0))
-    assert "refund" not in shop.log.tables()
+    assert "refund" not in shop.log.newest_schemas()
 
     other.enqueue_insert(db.refund, customer=7)
 
-    assert "refund" in shop.log.tables()
+    assert "refund" in shop.log.newest_schemas()
 
 
 # the first op of a table ------------------------------------------------------------------------------------------

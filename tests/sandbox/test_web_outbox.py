@@ -263,14 +263,14 @@ def test_of_two_requests_in_flight_with_one_key_both_know_the_id_of_the_row(box:
 
 
 def test_redis_learns_the_id_under_a_key_with_the_rows_if_it_was_away_at_the_call(box: Sandbox, db: Any):
-    request, reserve = request_of(box, db), box.log.reserve
+    request, claim_key = request_of(box, db), box.log.claim_key
 
     def away(*arguments: Any) -> int:
         raise LogUnavailable("away on purpose", sent=False)
 
-    box.log.reserve = away  # type: ignore[method-assign]  # our own double
+    box.log.claim_key = away  # type: ignore[method-assign]  # our own double
     first = request.enqueue_insert(db.tally, owner=7, idempotency_key="form 1").id
-    box.log.reserve = reserve  # type: ignore[method-assign]
+    box.log.claim_key = claim_key  # type: ignore[method-assign]
     db.commit()
     request.finish()
 

@@ -121,7 +121,7 @@ def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, tupl
         refusal = _refusal(log)
         if refusal:
             return health, (), refusal, (), {}
-        schemas = tuple(TableSchema.from_json(text) for _, text in sorted(log.tables().items()))
+        schemas = tuple(TableSchema.from_json(text) for _, text in sorted(log.newest_schemas().items()))
         unfit = tuple(sorted(node for text in log.unfit().values() for node in json.loads(text)))
         told = {shard: log.epoch(shard) for shard in settings.shards}
         return health, schemas, "", unfit, {shard: epoch for shard, (epoch, current, _) in told.items() if current}
@@ -132,7 +132,7 @@ def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, tupl
 def _refusal(log: RedisLog) -> str:
     """Try what the pipeline does to Redis, on keys without meaning; return the server's message if it refuses."""
     try:
-        log.claim("check", for_ms=1)
+        log.take_lease("check", for_ms=1)
         log.sweep("check", due_ms=0)
         log.queued({0: START})
         log.marks("check")

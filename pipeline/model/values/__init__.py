@@ -1,8 +1,8 @@
-"""Exact values: the door of the pipeline. What is sent is what will be stored, or it is refused here.
+"""Turn a caller's value into the exact value that will be stored, or refuse it.
 
-A value travels in its *canonical* form, which JSON and msgpack can carry: None, bool, int, float, str, or a list of
-int or str. Decimals, dates, blobs and JSON travel as the text that pyDAL stores. On a column that is no text, '' means
-None, as in pyDAL.
+A value travels in its *canonical* form, which JSON can carry: None, bool, int, float, str, or a list of int or str.
+Decimals, dates, blobs and JSON travel as the text that pyDAL stores. On a column that is no text, '' means None, as in
+pyDAL.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ EXACT_SCALE = 6
 def checker(table: str, column: Column) -> Checker:
     """Return the function that turns a caller's value into its canonical form.
 
-    Build it once per column and keep it: the usual exact type costs about 0.1 µs.
+    Build a checker once per column and keep it: the usual exact type costs about 0.1 µs.
+
+    Args:
+        table: the table's name, for messages.
+        column: the column that will hold the value.
 
     Returns:
         A function that raises `BadValue` for what the column cannot hold exactly.
@@ -42,8 +46,12 @@ def checker(table: str, column: Column) -> Checker:
 def lenient(table: str, column: Column) -> Checker:
     """Return a `checker` that bends as pyDAL does where nothing that matters is lost.
 
-    It cuts moments to what the column holds, for `default=request.now` has microseconds; a whole number is a text of
-    its digits; blank items of a list, which pyDAL loses on reading, are left out.
+    Moments are cut to what the column holds, for `default=request.now` has microseconds. A whole number is the text of
+    its digits. Blank items of a list are left out, since pyDAL drops them on reading.
+
+    Args:
+        table: the table's name, for messages.
+        column: the column that will hold the value.
     """
     return _build(table, column, cut=True)
 
@@ -52,6 +60,10 @@ def python_value(column: Column, canonical: Canonical) -> Any:
     """Return what pyDAL's `select` gives for the stored value: a Decimal, a date, a dict, …
 
     A blob that is valid UTF-8 comes back as str, because pyDAL does so.
+
+    Args:
+        column: the column that holds the value.
+        canonical: the value in its canonical form.
     """
     convert = _PYTHON.get(column.kind)
     return canonical if canonical is None or convert is None else convert(canonical)

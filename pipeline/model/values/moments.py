@@ -1,8 +1,8 @@
-"""Dates and times: what a caller may give, and the ISO text that travels.
+"""Convert dates and times: from what a caller may give to the ISO text that travels.
 
 pyDAL drops time zones and microseconds in silence; here both are refused. `cut=True` lets microseconds go, and the time
-of day where the column is a date: for defaults such as `request.now`. It also takes a moment in UTC, which is what the
-column holds: py4web's `auth.signature` gives such; of any other zone it would be another moment.
+of day where the column is a date: for defaults such as `request.now`. `cut=True` also takes a moment in UTC, the
+column's own time zone: py4web's `auth.signature` gives such.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ _CUT_ADVICE = "the column holds whole seconds; send value.replace(microsecond=0)
 
 
 def day(cut: bool) -> Callable[[object], str]:
-    """Return the converter to 'YYYY-MM-DD'. A datetime is taken at midnight only, or cut, as pyDAL cuts it."""
+    """Return the converter to 'YYYY-MM-DD'.
+
+    Args:
+        cut: whether a datetime is cut to its day, as pyDAL does; else only midnight is taken.
+    """
 
     def convert(value: object) -> str:
         if isinstance(value, date) and not isinstance(value, datetime):
@@ -36,7 +40,11 @@ def day(cut: bool) -> Callable[[object], str]:
 
 
 def moment(cut: bool) -> Callable[[object], str]:
-    """Return the converter to 'YYYY-MM-DD HH:MM:SS'; a date stands for its midnight."""
+    """Return the converter to 'YYYY-MM-DD HH:MM:SS'; a date becomes its midnight.
+
+    Args:
+        cut: whether microseconds are dropped and UTC is taken; else both are refused.
+    """
 
     def convert(value: object) -> str:
         return _datetime(value, cut=cut).isoformat(" ")
@@ -45,7 +53,11 @@ def moment(cut: bool) -> Callable[[object], str]:
 
 
 def clock_time(cut: bool) -> Callable[[object], str]:
-    """Return the converter to 'HH:MM:SS'."""
+    """Return the converter to 'HH:MM:SS'.
+
+    Args:
+        cut: whether microseconds are dropped and UTC is taken; else both are refused.
+    """
 
     def convert(value: object) -> str:
         if isinstance(value, str):

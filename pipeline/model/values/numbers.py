@@ -1,4 +1,4 @@
-"""Numbers: what a caller may give for integer, float and decimal columns, and the exact form that travels.
+"""Convert numbers: from what a caller may give for integer, float and decimal columns to the exact form that travels.
 
 Nothing is rounded and nothing is clamped: a number that the column cannot hold exactly is refused.
 """
@@ -44,7 +44,7 @@ def whole(column: Column) -> Callable[[object], int]:
 
 
 def double(value: object) -> float:
-    """Convert to a finite float. Minus zero becomes zero: MariaDB keeps no sign there, and the two are equal."""
+    """Convert *value* to a finite float. Minus zero becomes zero, its equal: MariaDB keeps no sign there."""
     number = _float(value)
     if not math.isfinite(number):
         raise Refused(value, "NaN and infinity cannot be stored; send None")
@@ -52,7 +52,7 @@ def double(value: object) -> float:
 
 
 def single(value: object) -> float:
-    """Convert to a float that survives a FLOAT column, which keeps six significant digits."""
+    """Convert *value* to a float that survives a FLOAT column, which keeps six significant digits."""
     number = double(value)
     low, high = FLOAT_RANGE
     if number and not (low <= abs(number) <= high and float(f"{number:.{FLOAT_DIGITS}g}") == number):
@@ -62,7 +62,7 @@ def single(value: object) -> float:
 
 
 def decimal(column: Column) -> Callable[[object], str]:
-    """Return the converter to text with exactly the column's digits after the point, such as '12.50'."""
+    """Return the converter to text with exactly the digits of *column* after the point, such as '12.50'."""
     precision, scale = column.digits
     unit = Decimal(1).scaleb(-scale)
     exact = Context(prec=max(precision, 1), traps=[Inexact, InvalidOperation])

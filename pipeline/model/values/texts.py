@@ -1,9 +1,8 @@
-"""Texts, blobs, booleans and JSON: what a caller may give, and the exact form that travels.
+"""Convert texts, blobs, booleans, JSON and lists: from what a caller may give to the exact form that travels.
 
-List columns: pyDAL keeps them as one text, `|a|b|`; they travel as JSON lists.
-
-pyDAL's form loses blank items and a unit separator at an item's end, so both are refused. Where pyDAL itself would have
-written, blank items are left out: web2py's widget for lists sends one for each input that the user left empty.
+pyDAL keeps a list as one text, `|a|b|`; it travels as a JSON list. pyDAL's form loses blank items, and a unit separator
+at an item's end, so both are refused. With `no_blanks` blank items are left out: web2py's list widget sends one for
+each empty input.
 """
 
 from __future__ import annotations
@@ -17,17 +16,19 @@ from pipeline.errors import Refused
 from pipeline.model.schema import Column
 from pipeline.model.values import numbers
 
-#: Classes of web2py and pyDAL that stand for a text and mean their str(): a translation, a password to be hashed.
-#: Known by name, since a worker or a plain script has neither framework.
+#: Classes of web2py and pyDAL that mean their str(): a translation, a password to be hashed. Known by name, since a
+#: worker or a plain script has neither framework.
 LAZY_TEXTS = frozenset({"lazyT", "LazyCrypt"})
-#: Texts that mean a boolean to pyDAL and to a reader alike. 'on' is an HTML checkbox. 'no' and 'off' are left out:
-#: pyDAL stores them as True.
+#: Texts that mean a boolean to pyDAL and to a reader alike; 'on' is an HTML checkbox. Without 'no' and 'off', which
+#: pyDAL stores as True.
 BOOLEANS = {"T": True, "True": True, "true": True, "1": True, "on": True}
 BOOLEANS |= {"F": False, "False": False, "false": False, "0": False}
+#: pyDAL puts this beside a `|` at an item's end, and strips it there on reading.
+UNIT_SEPARATOR = "\x1f"
 
 
 def text(value: object) -> str:
-    """Convert to a str that UTF-8 can carry."""
+    """Convert *value* to a str that UTF-8 can carry."""
     if isinstance(value, str):
         plain = str.__str__(value)  # not str(value): a str Enum would give its name
     elif type(value).__name__ in LAZY_TEXTS:
@@ -42,7 +43,11 @@ def text(value: object) -> str:
 
 
 def plain(digits: bool) -> Callable[[object], str]:
-    """Return the converter of a text column; with *digits* a whole number is the text of its digits."""
+    """Return the converter of a text column.
+
+    Args:
+        digits: whether a whole number is taken, as the text of its digits.
+    """
     return _or_digits if digits else text
 
 
@@ -51,7 +56,12 @@ def _or_digits(value: object) -> str:
 
 
 def string(column: Column, digits: bool) -> Callable[[object], str]:
-    """Return the converter of a string, password or upload column: a text of at most its length, in characters."""
+    """Return the converter of a string, password or upload column.
+
+    Args:
+        column: its `length` limits the text, in characters.
+        digits: whether a whole number is taken, as the text of its digits.
+    """
     longest, to_text = column.length, plain(digits)
 
     def convert(value: object) -> str:
@@ -65,7 +75,7 @@ def string(column: Column, digits: bool) -> Callable[[object], str]:
 
 
 def blob(value: object) -> str:
-    """Convert bytes to base64 text, pyDAL's own form. A str stands for its UTF-8, as pyDAL reads it back."""
+    """Convert *value*, bytes, to base64 text, pyDAL's own form. A str means its UTF-8 bytes, as pyDAL reads it back."""
     if isinstance(value, bytes | bytearray | memoryview):
         return b64encode(bytes(value)).decode("ascii")
     if isinstance(value, str):
@@ -74,7 +84,7 @@ def blob(value: object) -> str:
 
 
 def boolean(value: object) -> bool:
-    """Convert to a bool what is one beyond doubt."""
+    """Convert *value* to a bool where its meaning is beyond doubt."""
     if type(value).__name__ in ("bool", "bool_"):  # numpy's are not Python's
         return bool(value)
     if isinstance(value, str):
@@ -87,9 +97,9 @@ def boolean(value: object) -> bool:
 
 
 def json_text(value: object) -> str:
-    """Convert to the JSON text that pyDAL stores; a str is a JSON string, as it is for pyDAL.
+    """Convert *value* to the JSON text that pyDAL stores; a str is a JSON string, as it is for pyDAL.
 
-    What JSON would bend on the way (a tuple, a date, a key that is no str) is refused: reading must give what was sent.
+    What JSON would bend (a tuple, a date, a key that is no str) is refused: a read must give what was sent.
     """
     try:
         plain = json.dumps(value, allow_nan=False)
@@ -102,20 +112,13 @@ def json_text(value: object) -> str:
     return plain
 
 
-def _utf8(value: object, plain: str) -> bytes:
-    try:
-        return plain.encode()
-    except UnicodeEncodeError:
-        why = "it has lone surrogates, which UTF-8 cannot carry; decode it again from its bytes"
-        raise Refused(value, why) from None
-
-
-#: pyDAL puts this beside a `|` at an item's end, and strips it there on reading.
-UNIT_SEPARATOR = "\x1f"
-
-
 def items(column: Column, no_blanks: bool = False) -> Callable[[object], list[Any]]:
-    """Return the converter of a list column. One value alone becomes a list of one, as in pyDAL."""
+    """Return the converter of a list column. One value alone becomes a list of one, as in pyDAL.
+
+    Args:
+        column: of a `list:` type.
+        no_blanks: whether blank items are left out; else they are refused.
+    """
     convert_item = _item(column)
 
     def convert(value: object) -> list[Any]:
@@ -143,3 +146,11 @@ def _string_item(value: object) -> str:
     if item.startswith(UNIT_SEPARATOR) or item.endswith(UNIT_SEPARATOR):
         raise Refused(value, r"pyDAL drops a '\x1f' at the end of a list item; strip it")
     return item
+
+
+def _utf8(value: object, plain: str) -> bytes:
+    try:
+        return plain.encode()
+    except UnicodeEncodeError:
+        why = "it has lone surrogates, which UTF-8 cannot carry; decode it again from its bytes"
+        raise Refused(value, why) from None

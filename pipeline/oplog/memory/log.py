@@ -1,13 +1,4 @@
-"""The log in this process, for tests and for the sandbox: it answers as `redis_log.RedisLog` does, faults included.
-
-Producers, as `enqueue.lua` serves them; epochs and idempotency keys.
-
-One producer's connection to a log in this process.
-
-Table definitions.
-
-What workers ask: entries, dirty sets, bells and the copies of watermarks.
-"""
+"""Keep the log in this process, for tests and the sandbox: it answers as `RedisLog` does, faults included."""
 
 from __future__ import annotations
 
@@ -15,28 +6,27 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model.op import START, Entry, Position
-from pipeline.oplog.appends import is_receipt, row_id_in
-from pipeline.oplog.contract import (
+from pipeline.oplog.appends import (
     APPENDED,
+    BIG_BYTES,
     HOLE,
     SEEN,
     Append,
     Appended,
     EpochStale,
-    IdReserved,
+    KeyClaimed,
     Placed,
     Scope,
+    claimed_id,
+    is_receipt,
 )
 from pipeline.oplog.memory.server import MemoryServer, Sent
-from pipeline.oplog.memory.shared_state import MemoryChores, MemoryNews
+from pipeline.oplog.memory.shared_state import MemorySharedState
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, NOTE_MS
 
-#: As in `line`, for the reason told there.
-_BIG_BYTES = 16_384
 
-
-class MemoryAppending(MemoryServer):
-    """See `contract.Appending` and `contract.Epochs`; and what its lines ask."""
+class MemoryAppends(MemoryServer):
+    """See `appends.Appends`; and what its lines ask."""
 
     def line(self, *, patient: bool = False) -> MemoryLine:
         return MemoryLine(self)
@@ -54,45 +44,45 @@ class MemoryAppending(MemoryServer):
             self._server.epochs[scope] = epoch, self._server.lineage
             return True
 
-    def reserve(self, bucket: int, idempotency_key: str, row_id: int) -> int:
+    def claim_key(self, bucket: int, idempotency_key: str, row_id: int) -> int:
         with self._lock:
-            name = f"same:{bucket}:{idempotency_key}"
+            name = f"claim:{bucket}:{idempotency_key}"
             found = self._get(name)
             if found is None:
                 self._set(name, str(row_id), IDEMPOTENCY_TTL_MS)
-            return row_id_in(found) or row_id if found else row_id
+            return claimed_id(found) or row_id if found else row_id
 
     def append(
         self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], key: str, row_id: int
     ) -> Appended:
         """Do what `enqueue.lua` does."""
         with self._lock:
-            server, same = self._server, f"same:{appends[0].bucket}:{key}"
+            server, name = self._server, f"claim:{appends[0].bucket}:{key}"
             if self.limit_bytes and self._size_bytes() >= self.limit_bytes:
                 raise PipelineFull("the memory log is at its limit")
             if server.epochs.get(scope.name) != (epoch, server.lineage):
                 raise EpochStale
             if "full" in server.keys and (full := self._get("full")) is not None:
                 raise PipelineFull(full)
-            if key and (seen := self._get(same)) is not None:
-                if is_receipt(seen):
-                    return Appended([], [], seen)
-                if row_id and row_id_in(seen) != row_id:
-                    raise IdReserved(row_id_in(seen))
+            if key and (claim := self._get(name)) is not None:
+                if is_receipt(claim):
+                    return Appended([], [], claim)
+                if row_id and claimed_id(claim) != row_id:
+                    raise KeyClaimed(claimed_id(claim))
             placed = [self._place(epoch, producer, append) for append in appends]
             wrote = [append for append, place in zip(appends, placed, strict=True) if place.code == APPENDED]
             for bucket, first, _ in wrote if key else ():
                 last = server.last[bucket]
-                self._set(same, f"{last.epoch} {last.seq} {producer} {first} {row_id}", IDEMPOTENCY_TTL_MS)
+                self._set(name, f"{last.epoch} {last.seq} {producer} {first} {row_id}", IDEMPOTENCY_TTL_MS)
             return Appended(placed, [s for s in scope.shards if wrote and self._wake(s, [a.bucket for a in wrote])])
 
     def sequences(self, producer: int) -> dict[int, int]:
-        """See `contract.Line.sequences`."""
+        """See `appends.Line.sequences`."""
         with self._lock:
             return {bucket: sent.seq for bucket, sent in self._server.producers.get(producer, {}).items()}
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
-        """See `contract.Line.pass_hole`."""
+        """See `appends.Line.pass_hole`."""
         with self._lock:
             sent = self._server.producers.setdefault(producer, {})
             if sent.get(bucket, Sent(0, START)).seq != seen:
@@ -116,7 +106,7 @@ class MemoryAppending(MemoryServer):
         server.last[bucket] = entries[-1].position
         sent[bucket] = Sent(first + len(payloads) - 1, entries[-1].position)
         largest = max(map(len, payloads))
-        if largest >= _BIG_BYTES:
+        if largest >= BIG_BYTES:
             server.big[bucket] = max(largest, server.big.get(bucket, 0))
         return Placed(APPENDED, Position(epoch, start))
 
@@ -132,15 +122,15 @@ class MemoryAppending(MemoryServer):
 
 
 class MemoryLine:
-    """A `contract.Line` of a memory log."""
+    """A `appends.Line` of a memory log."""
 
-    def __init__(self, log: MemoryAppending):
+    def __init__(self, log: MemoryAppends):
         self._log = log
 
     def append(
         self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], idempotency_key: str, row_id: int
     ) -> Appended:
-        """See `contract.Line.append`."""
+        """See `appends.Line.append`."""
         log = self._log
         for last in (False, True):
             try:
@@ -158,7 +148,7 @@ class MemoryLine:
     def append_one(
         self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes
     ) -> tuple[Position, bool] | None:
-        """See `contract.Line.append_one`."""
+        """See `appends.Line.append_one`."""
         try:
             answer = self.append(scope, epoch, producer, [Append(bucket, seq, (payload,))], "", 0)
         except EpochStale:
@@ -167,39 +157,19 @@ class MemoryLine:
         return None if code == HOLE else (position, bool(answer.ring))
 
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
-        """See `contract.Line.replicated`."""
+        """See `appends.Line.replicated`."""
         return self._log.durable
 
     def sequences(self, producer: int) -> dict[int, int]:
-        """See `contract.Line.sequences`."""
+        """See `appends.Line.sequences`."""
         return self._log.sequences(producer)
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
-        """See `contract.Line.pass_hole`."""
+        """See `appends.Line.pass_hole`."""
         return self._log.pass_hole(producer, bucket, seen, last)
 
     def close(self) -> None:
         """Do nothing."""
-
-
-class MemoryDefinitions(MemoryServer):
-    """See `contract.Definitions`."""
-
-    def publish_schema(self, name: str, hash: str, text: str) -> None:
-        with self._lock:
-            new = hash not in self._server.schemas
-            self._server.schemas[hash] = text
-            self._server.tables[name] = hash
-        if new:
-            self.published(text)
-
-    def schema(self, hash: str) -> str | None:
-        with self._lock:
-            return self._server.schemas.get(hash)
-
-    def tables(self) -> dict[str, str]:
-        with self._lock:
-            return {name: self._server.schemas[hash] for name, hash in self._server.tables.items()}
 
 
 class MemoryEntries(MemoryServer):
@@ -228,11 +198,43 @@ class MemoryEntries(MemoryServer):
                 entries[:] = [entry for entry in entries if entry.position > position]
             return before - self._count()
 
+    def publish_schema(self, name: str, hash: str, text: str) -> None:
+        with self._lock:
+            new = hash not in self._server.schemas
+            self._server.schemas[hash] = text
+            self._server.newest_schemas[name] = hash
+        if new:
+            self.published(text)
+
+    def schema(self, hash: str) -> str | None:
+        with self._lock:
+            return self._server.schemas.get(hash)
+
+    def newest_schemas(self) -> dict[str, str]:
+        with self._lock:
+            return {name: self._server.schemas[hash] for name, hash in self._server.newest_schemas.items()}
+
+    def marks(self, shard: str) -> dict[int, Position]:
+        with self._lock:
+            return dict(self._server.marks.get(shard, {}))
+
+    def mark(self, shard: str, bucket: int) -> Position | None:
+        return self.marks(shard).get(bucket)
+
+    def note_marks(self, shard: str, now_ms: int, text: str, *, older_than_ms: int) -> str | None:
+        with self._lock:
+            notes = self._server.notes.setdefault(shard, [])
+            found = next((note for at, note in notes if now_ms - at >= older_than_ms), None)
+            if not notes or now_ms - notes[0][0] >= NOTE_MS:
+                notes.insert(0, (now_ms, text))
+                del notes[older_than_ms // NOTE_MS + 2 :]
+            return found
+
     def _count(self) -> int:
         return sum(map(len, self._server.logs.values()))
 
 
-class MemoryWork(MemoryServer):
+class MemoryWork(MemoryEntries):
     """See `contract.Work`."""
 
     def due(self, shard: str, limit: int) -> dict[int, int]:
@@ -277,27 +279,5 @@ class MemoryWork(MemoryServer):
             return len(self._server.dirty.get(shard, {}))
 
 
-class MemoryWatermarks(MemoryServer):
-    """See `contract.Watermarks`."""
-
-    def marks(self, shard: str) -> dict[int, Position]:
-        with self._lock:
-            return dict(self._server.marks.get(shard, {}))
-
-    def mark(self, shard: str, bucket: int) -> Position | None:
-        return self.marks(shard).get(bucket)
-
-    def note_marks(self, shard: str, now_ms: int, text: str, *, older_than_ms: int) -> str | None:
-        with self._lock:
-            notes = self._server.notes.setdefault(shard, [])
-            found = next((note for at, note in notes if now_ms - at >= older_than_ms), None)
-            if not notes or now_ms - notes[0][0] >= NOTE_MS:
-                notes.insert(0, (now_ms, text))
-                del notes[older_than_ms // NOTE_MS + 2 :]
-            return found
-
-
-class MemoryLog(
-    MemoryAppending, MemoryDefinitions, MemoryEntries, MemoryWork, MemoryWatermarks, MemoryChores, MemoryNews
-):
-    """A `contract.Log` of one process: all roles on one `Server`; thread-safe."""
+class MemoryLog(MemoryAppends, MemoryWork, MemorySharedState):
+    """A `contract.Log` of one process: all roles on one `MemoryServer`; thread-safe."""

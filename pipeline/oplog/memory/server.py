@@ -1,4 +1,4 @@
-"""A log server in this process: its state is one `ServerState`; a replica is a copy, a failover takes another one."""
+"""Hold the state of a log server in this process: a replica is a copy of the state, a fail-over takes another one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pipeline.model.op import Entry, Position
 
 
 class Timed(NamedTuple):
-    """A value that is forgotten at a time, in ms."""
+    """A value that expires at a time, in ms."""
 
     value: str
     until_ms: int
 
 
 class Sent(NamedTuple):
-    """A producer's last sequence in a bucket, and where it stands."""
+    """A producer's last sequence number in a bucket, and the position of its op."""
 
     seq: int
     position: Position
@@ -29,7 +29,7 @@ class Sent(NamedTuple):
 
 @dataclass(slots=True)
 class ServerState:
-    """What a server holds; `lineage` is its identity, as `master_replid` is Redis's."""
+    """The state of a server; `lineage` is its identity, as `master_replid` is Redis's."""
 
     lineage: str = field(default_factory=lambda: uuid4().hex)
     logs: dict[int, list[Entry]] = field(default_factory=dict)
@@ -41,43 +41,50 @@ class ServerState:
     marks: dict[str, dict[int, Position]] = field(default_factory=dict)
     notes: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     schemas: dict[str, str] = field(default_factory=dict)
-    tables: dict[str, str] = field(default_factory=dict)
+    newest_schemas: dict[str, str] = field(default_factory=dict)
     leases: dict[int, tuple[str, int, int]] = field(default_factory=dict)  # number -> token, last ms, ends at
-    health: dict[str, Timed] = field(default_factory=dict)  # node -> what is known, and when it was published
+    health: dict[str, Timed] = field(default_factory=dict)  # node -> report, and when it was published
     health_until_ms: int = 0
     reads: dict[str, int] = field(default_factory=dict)
     seen: dict[str, str] = field(default_factory=dict)
     unfit: dict[str, str] = field(default_factory=dict)
-    keys: dict[str, Timed] = field(default_factory=dict)  # bells, idempotency keys, chores, full
+    keys: dict[str, Timed] = field(default_factory=dict)  # bells, claims, leases, full
 
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
-        """Return the last position of each log that has entries."""
+        """Return the last position of each log that has entries.
+
+        Args:
+            buckets: the logs.
+        """
         return {bucket: self.logs[bucket][-1].position for bucket in buckets if self.logs.get(bucket)}
 
 
 class MemoryServer:
-    """What every role of the log keeps its state in.
+    """The server that every role of the log keeps its state in.
+
+    Args:
+        now_ms: the server's clock.
 
     Attributes:
         fault: called with `send` before and `reply` after each try of an append; raise ConnectionError in it, and the
             connection breaks there.
         limit_bytes: the size of all ops at which appends are refused, as Redis does at `maxmemory`; 0: none.
-        published: called with each definition that was not known.
-        durable: what a wait for Redis's replica or disk comes to.
+        published: called with each new schema.
+        durable: the result of a wait for Redis's replica or disk.
         now_ms: the server's clock.
     """
 
     def __init__(self, *, now_ms: Callable[[], int] = clock.wall_ms):
         self.now_ms = now_ms
         self.fault: Callable[[str], None] | None = None
-        self.published: Callable[[str], None] = lambda definition: None
+        self.published: Callable[[str], None] = lambda schema: None
         self.limit_bytes = 0
         self.durable = True
         self._server = ServerState()
         self._lock = threading.RLock()
 
     def restart(self) -> None:
-        """Restart the server: all is still there, under a new lineage."""
+        """Restart the server: it keeps its state, under a new lineage."""
         self.fail_over(self.replica())
 
     def replica(self) -> object:
@@ -86,7 +93,11 @@ class MemoryServer:
             return copy.deepcopy(self._server)
 
     def fail_over(self, replica: object = None) -> None:
-        """Promote a replica; without one, go on with an empty server."""
+        """Promote a replica.
+
+        Args:
+            replica: from `replica`; None: an empty server.
+        """
         promoted = copy.deepcopy(replica) if isinstance(replica, ServerState) else ServerState()
         promoted.lineage = uuid4().hex
         with self._lock:

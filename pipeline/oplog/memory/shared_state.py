@@ -1,7 +1,4 @@
-"""Leases, the room that is left, and the deployment's secret.
-
-What the prober, upkeep and readers tell one another.
-"""
+"""Keep in this process what processes share beside the ops: leases, the full flag, the secret, reports on nodes."""
 
 from __future__ import annotations
 
@@ -13,22 +10,22 @@ from pipeline.oplog.memory.server import MemoryServer, Timed
 from pipeline.oplog.ttls import HOST_LEASE_MS, LEASE_MS
 
 
-class MemoryChores(MemoryServer):
-    """See `contract.Chores`, `contract.Numbers`, `contract.Admission` and `contract.Secrets`."""
+class MemorySharedState(MemoryServer):
+    """See `contract.SharedState`."""
 
-    def claim(self, name: str, for_ms: int) -> bool:
+    def take_lease(self, name: str, for_ms: int) -> bool:
         with self._lock:
-            return self._take(f"chore:{name}", for_ms)
+            return self._take(f"lease:{name}", for_ms)
 
-    def hold(self, name: str, token: str, for_ms: int) -> bool:
+    def hold_lease(self, name: str, token: str, for_ms: int) -> bool:
         with self._lock:
-            if self._get(f"chore:{name}") not in (None, token):
+            if self._get(f"lease:{name}") not in (None, token):
                 return False
-            self._set(f"chore:{name}", token, for_ms)
+            self._set(f"lease:{name}", token, for_ms)
             return for_ms > 0
 
-    def release(self, name: str, token: str) -> None:
-        self.hold(name, token, 0)
+    def release_lease(self, name: str, token: str) -> None:
+        self.hold_lease(name, token, 0)
 
     def lease_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
         return self._leased(token, lease, until_ms, LEASE_MS, range(PRODUCERS))
@@ -72,10 +69,6 @@ class MemoryChores(MemoryServer):
         with self._lock:
             return self._server.keys.setdefault("secret", Timed(proposed, 1 << 62)).value
 
-
-class MemoryNews(MemoryServer):
-    """See `contract.News` and `contract.Fitness`."""
-
     def publish_health(self, nodes: Mapping[str, str], for_ms: int) -> None:
         with self._lock:
             self._server.health = {node: Timed(text, self.now_ms()) for node, text in nodes.items()}
@@ -86,7 +79,7 @@ class MemoryNews(MemoryServer):
             for what, more in counted.items():
                 self._server.reads[what] = self._server.reads.get(what, 0) + more
             known = self._server.health if self.now_ms() < self._server.health_until_ms else {}
-            return self.now_ms(), {node: (said.until_ms, said.value) for node, said in known.items()}
+            return self.now_ms(), {node: (report.until_ms, report.value) for node, report in known.items()}
 
     def reads(self) -> dict[str, int]:
         with self._lock:

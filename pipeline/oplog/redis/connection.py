@@ -1,9 +1,4 @@
-"""Connections to Redis or Valkey, alone or behind Sentinel; the scripts; drivers' errors become ours.
-
-One Redis or Valkey server, and the connections on which it is asked.
-
-What Redis replies, as values of ours.
-"""
+"""Connect to Redis or Valkey, alone or behind Sentinel; run scripts; turn replies into values, and errors into ours."""
 
 from __future__ import annotations
 
@@ -32,7 +27,12 @@ HEALTH_CHECK_S = 30
 def connect(url: str, *, read_s: float, connect_s: float) -> redis.Redis:
     """Return a client of `redis://`, `rediss://`, `unix://` or `sentinel://host:port,host:port/master/db`.
 
-    Nothing is sent yet. Commands are not retried by the driver: only the caller knows what may be sent twice.
+    Nothing is sent yet. The driver retries no command: only the caller knows what may be sent twice.
+
+    Args:
+        url: the address.
+        read_s: the longest wait for a reply.
+        connect_s: the longest wait for a connection.
     """
     options: dict[str, Any] = {
         "socket_timeout": read_s,
@@ -55,7 +55,11 @@ def connect(url: str, *, read_s: float, connect_s: float) -> redis.Redis:
 
 
 def sentinel_parts(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:
-    """Split `sentinel://[user:password@]host:port,host:port/master/db`."""
+    """Return the hosts with their ports, the master's name, and the options of the master's client.
+
+    Args:
+        url: `sentinel://[user:password@]host:port,host:port/master/db`.
+    """
     parts = urlsplit(url)
     login, _, netloc = parts.netloc.rpartition("@")
     hosts = []
@@ -72,14 +76,26 @@ def sentinel_parts(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]
 
 @cache
 def script(name: str) -> tuple[str, str]:
-    """Return a script's text and its SHA1."""
+    """Return a script's text and its SHA1.
+
+    Args:
+        name: of the file in `lua/`, without its ending.
+    """
     text = (files("pipeline.oplog.redis") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 @contextmanager
 def translated(*, sent: bool = False) -> Iterator[None]:
-    """Turn the driver's errors into ours."""
+    """Turn the driver's errors into ours.
+
+    Args:
+        sent: whether a command without a reply may have been done.
+
+    Raises:
+        PipelineFull: Redis has no memory left.
+        LogUnavailable: Redis refused the command, or did not answer.
+    """
     try:
         yield
     except redis.exceptions.OutOfMemoryError as error:
@@ -96,15 +112,15 @@ _Result = TypeVar("_Result")
 
 
 class RedisServer:
-    """What every role of the log asks.
+    """The server that every role of the log uses.
 
     Args:
-        url: see `connection.connect`.
+        url: see `connect`.
         prefix: of every key.
         timeout_s: the longest that one append may take in all, its second try included.
         read_s: the longest that any other call may take.
-        patience: of the callers, where there is a spool to go to: then also what a web request needs beside appends
-            (definitions, ids, epochs) ends with it.
+        wait_budgets: of the callers, if there is a spool: they also end what a web request needs beside appends, which
+            is schemas, ids and epochs.
     """
 
     def __init__(
@@ -136,7 +152,7 @@ class RedisServer:
         self._leisurely.disconnect()
 
     def _soon(self, work: Callable[[redis.Redis], _Result]) -> _Result:
-        """Do what a web request may be waiting for; then a thread does it, and the request leaves in time."""
+        """Do what a web request may wait for; a thread does it if the request has a wait budget."""
         wait_budgets = self._wait_budgets
         if wait_budgets is None or wait_budgets.here.budget is None:
             return work(self._client)
@@ -155,28 +171,49 @@ class RedisServer:
 
 
 def text_of(value: Any) -> str:
-    """Return a reply as text; None is the empty text."""
+    """Return a reply as text; None is the empty text.
+
+    Args:
+        value: the reply.
+    """
     return value.decode() if isinstance(value, bytes) else value or ""
 
 
 def hash_of(found: Mapping[Any, Any]) -> dict[str, str]:
-    """Return a hash as texts."""
+    """Return a hash as texts.
+
+    Args:
+        found: the reply.
+    """
     return {text_of(key): text_of(value) for key, value in found.items()}
 
 
 def ring_of(reply: Any) -> tuple[bool, int]:
-    """Return whether to ring, and how many buckets are dirty."""
+    """Return whether to ring, and how many buckets are dirty.
+
+    Args:
+        reply: of `finish.lua` or `sweep.lua`.
+    """
     ring, dirty = text_of(reply).split(" ")
     return ring == "1", int(dirty)
 
 
 def position_of(id: Any) -> Position:
-    """Return an entry's id as a position."""
+    """Return an entry's id as a position.
+
+    Args:
+        id: the reply.
+    """
     return Position.parse(text_of(id))
 
 
 def entries_of(bucket: int, reply: Any) -> list[Entry]:
-    """Return what XRANGE found."""
+    """Return what XRANGE found.
+
+    Args:
+        bucket: the log's bucket.
+        reply: of XRANGE.
+    """
     entries = []
     for id, (_, producer, _, seq, _, payload) in reply:  # p <producer> s <producer seq> o <op>, always in this order
         epoch, _, nth = id.partition(b"-")

@@ -1,4 +1,4 @@
-"""The names of everything in Redis, under one prefix. The scripts in `lua/` document what each holds.
+"""Make the names of all keys in Redis, under one prefix. The scripts in `lua/` document the values.
 
 <prefix>:log:<bucket>       stream  the ops; positions <epoch>-<dense seq>
 <prefix>:big:<bucket>       string  bytes of the largest op of late, where ops are large
@@ -8,29 +8,33 @@
 <prefix>:marks:<shard>      hash    bucket -> watermark, a copy for readers
 <prefix>:notes:<shard>      list    "<ms> <watermarks as JSON>", the newest first, one a minute; see `admin/upkeep`
 <prefix>:producer:<id>      hash    bucket -> "<last seq> <epoch> <seq>"; expires when idle
-<prefix>:same:<bucket>:<k>  string  of an idempotency key: the first op's receipt, or a row's reserved id; expires
-<prefix>:schemas            hash    hash -> table definition as JSON
-<prefix>:tables             hash    table -> hash of its newest definition
+<prefix>:same:<bucket>:<k>  string  claim of an idempotency key: the first op's receipt, or a row's id; expires
+<prefix>:schemas            hash    hash -> schema as JSON
+<prefix>:tables             hash    table -> hash of its newest schema
 <prefix>:ids                hash    producer number -> lease
-<prefix>:full               string  why nothing is let in; expires
+<prefix>:full               string  why appends are refused; expires
 <prefix>:chore:<name>       string  lease of a chore, "1" or its holder's token; expires
-<prefix>:health             hash    node -> "<ms> <what the prober knows of it, as JSON>"; expires
+<prefix>:health             hash    node -> "<ms> <report as JSON>"; expires
 <prefix>:reads              hash    "<node> <kind> <reason>" -> reads of all processes; expires when idle
 <prefix>:unfit              hash    shard -> its unfit nodes as JSON, a copy of pipeline_unfit
-<prefix>:seen               hash    node -> what upkeep last saw of it, as JSON; see `admin/away`
-<prefix>:secret             string  what session tokens are signed with, where the settings name no secret
+<prefix>:seen               hash    node -> what upkeep last saw of it, as JSON; see `admin/replica_absence`
+<prefix>:secret             string  signs session tokens, if the settings name no secret
 """
 
 from __future__ import annotations
 
 
 class Keys:
-    """Makes the names."""
+    """Makes the names.
+
+    Args:
+        prefix: of every key.
+    """
 
     def __init__(self, prefix: str):
         self.prefix = prefix
         self._log = f"{prefix}:log:"
-        self.schemas, self.tables = f"{prefix}:schemas", f"{prefix}:tables"
+        self.schemas, self.newest_schemas = f"{prefix}:schemas", f"{prefix}:tables"
         self.ids, self.full, self.bigs = f"{prefix}:ids", f"{prefix}:full", f"{prefix}:big:"
         self.reads, self.unfit, self.seen = f"{prefix}:reads", f"{prefix}:unfit", f"{prefix}:seen"
         self.health, self.secret = f"{prefix}:health", f"{prefix}:secret"
@@ -63,10 +67,10 @@ class Keys:
         """Return the sequences of a producer."""
         return f"{self.prefix}:producer:{producer}"
 
-    def same(self, bucket: int, idempotency_key: str) -> str:
-        """Return the key of an idempotency key."""
+    def claim(self, bucket: int, idempotency_key: str) -> str:
+        """Return the claim of an idempotency key."""
         return f"{self.prefix}:same:{bucket}:{idempotency_key}"
 
-    def chore(self, name: str) -> str:
-        """Return the lease of a chore."""
+    def lease(self, name: str) -> str:
+        """Return the lease on a chore."""
         return f"{self.prefix}:chore:{name}"

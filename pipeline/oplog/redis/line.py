@@ -11,18 +11,26 @@ from hiredis import pack_command
 from pipeline import clock
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.model.op import Position
-from pipeline.oplog.contract import HOLE, Append, Appended, EpochStale, IdReserved, Placed, Scope
+from pipeline.oplog.appends import (
+    BIG_BYTES,
+    HOLE,
+    Append,
+    Appended,
+    EpochStale,
+    KeyClaimed,
+    Placed,
+    Scope,
+    claimed_id,
+    is_receipt,
+)
 from pipeline.oplog.redis.connection import script, translated
 from pipeline.oplog.redis.keys import Keys
 from pipeline.oplog.redis.wire import Wire
+from pipeline.oplog.ttls import BELL_MS, BIG_TTL_MS, IDEMPOTENCY_TTL_MS, PRODUCER_TTL_MS
 from pipeline.wait_budget import WaitBudgets
 
-#: How often a producer's expiry is put off, s; it is two days.
+#: How often a producer's expiry is put off, s.
 RENEW_S = 3600
-#: As in `enqueue.lua`.
-PRODUCER_TTL_MS = 172_800_000
-#: From this size on the log notes the size of a bucket's ops, so that a worker reads few at a time.
-BIG_BYTES = 16_384
 #: A command of more bytes may have to wait for the server to read it: an empty socket takes this much at once.
 FITS_BYTES = 16_384
 #: One WAIT asks for this long, well below the socket's time-out; it is asked again until the caller's deadline.
@@ -31,7 +39,7 @@ _TRANSIENT = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, r
 
 
 class RedisLine:
-    """A `contract.Line` over at most one wire, made when it is first needed; one thread at a time.
+    """A `appends.Line` over at most one wire, made when it is first needed; one thread at a time.
 
     Args:
         keys: the names of the keys.
@@ -53,7 +61,7 @@ class RedisLine:
     def append(
         self, scope: Scope, epoch: int, producer: int, appends: Sequence[Append], idempotency_key: str, row_id: int
     ) -> Appended:
-        """See `contract.Line.append`."""
+        """See `appends.Line.append`."""
         text = self._asked(self._command(scope, epoch, producer, appends, idempotency_key, row_id))
         if not text.startswith(b"ok"):
             self._renew_at = 0.0  # nothing was written, so nothing was put off
@@ -62,7 +70,7 @@ class RedisLine:
     def append_one(
         self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes
     ) -> tuple[Position, bool] | None:
-        """See `contract.Line.append_one`. Every call of it is in somebody's web request."""
+        """See `appends.Line.append_one`. Every call of it is in somebody's web request."""
         if len(payload) >= BIG_BYTES or clock.mono_s() >= self._renew_at:
             return self._one_by_append(scope, epoch, producer, bucket, seq, payload)
         at, whose, head = self._ones.get(bucket) or (0, 0, b"")
@@ -79,7 +87,7 @@ class RedisLine:
         return (Position(int(words[1]), int(words[2])), words[0] == b"1") if words[0] != b"no" else None
 
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
-        """See `contract.Line.replicated`. Uses WAITAOF (Redis 7.2, Valkey) or WAIT."""
+        """See `appends.Line.replicated`. Uses WAITAOF (Redis 7.2, Valkey) or WAIT."""
         command: tuple[Any, ...] = ("WAITAOF", "1", "0", WAIT_MS) if fsync else ("WAIT", "1", WAIT_MS)
         try:
             for deadline in clock.polls(timeout_s):
@@ -95,13 +103,13 @@ class RedisLine:
         return int(reached[0] if fsync else reached) >= 1
 
     def sequences(self, producer: int) -> dict[int, int]:
-        """See `contract.Line.sequences`."""
+        """See `appends.Line.sequences`."""
         flat = self._sent_twice(("HGETALL", self._keys.producer(producer)))
         pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
         return {int(bucket): int(value.split()[0]) for bucket, value in pairs}
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
-        """See `contract.Line.pass_hole`."""
+        """See `appends.Line.pass_hole`."""
         text, _ = script("pass_hole")
         command = ("EVAL", text, 1, self._keys.producer(producer), bucket, seen, last, PRODUCER_TTL_MS)
         return bool(self._sent_twice(command))
@@ -147,7 +155,7 @@ class RedisLine:
         keys, shards = self._keys, scope.shards
         names = self._names(scope, producer).copy()
         if idempotency_key:
-            names[3] = keys.same(appends[0].bucket, idempotency_key)
+            names[3] = keys.claim(appends[0].bucket, idempotency_key)
         rest: list[Any] = []
         biggest = 0
         for bucket, first, payloads in appends:
@@ -155,14 +163,15 @@ class RedisLine:
             rest += (bucket, first, len(payloads), *payloads)
             biggest = max(biggest, *map(len, payloads)) if len(payloads) > 1 else max(biggest, len(payloads[0]))
         big = biggest if biggest >= BIG_BYTES else 0
-        fixed = (epoch, len(shards), producer, row_id, big, keys.bigs, self._renewal())
+        spans = (self._renewal(), BELL_MS, IDEMPOTENCY_TTL_MS, BIG_TTL_MS)
+        fixed = (epoch, len(shards), producer, row_id, big, keys.bigs, *spans)
         return ["EVALSHA", self._sha, len(names), *names, *fixed, *rest]
 
     def _one(self, scope: Scope, epoch: int, producer: int, bucket: int) -> tuple[Any, ...]:
         """Return the command of `append_one` without its last two words, the sequence and the op."""
         given_out, full, own, _, dirty, bell = self._names(scope, producer)
         names = (given_out, full, own, dirty, bell, self._keys.log(bucket))
-        return ("EVALSHA", self._one_sha, len(names), *names, epoch, producer, bucket)
+        return ("EVALSHA", self._one_sha, len(names), *names, epoch, producer, bucket, BELL_MS)
 
     def _head_of_one(self, scope: Scope, epoch: int, producer: int, bucket: int) -> bytes:
         """Return these words packed, up to the length of the sequence: they are the same for every op of a bucket."""
@@ -182,11 +191,11 @@ class RedisLine:
         return None if code == HOLE else (position, bool(answer.ring))
 
     def _renewal(self) -> int:
-        """Return 1 when the producer's expiry in Redis is to be put off: at first, then once an hour."""
+        """Return the time to which the producer's expiry is to be put off: at first, then once an hour; else 0."""
         if clock.mono_s() < self._renew_at:
             return 0
         self._renew_at = clock.mono_s() + RENEW_S
-        return 1
+        return PRODUCER_TTL_MS
 
     def _names(self, scope: Scope, producer: int) -> list[str]:
         """Return the keys that are the same at every call: the same producer sends on one line."""
@@ -289,10 +298,11 @@ def _read_reply(text: bytes | str, scope: Scope) -> Appended:
         raise EpochStale
     if words[0] == "full":
         raise PipelineFull(" ".join(words[1:]))
-    if words[0] == "reserved":
-        raise IdReserved(int(words[1]))
-    if words[0] == "same":
-        return Appended([], [], " ".join(words[1:]))
+    if words[0] == "claimed":
+        claim = " ".join(words[1:])
+        if is_receipt(claim):
+            return Appended([], [], claim)
+        raise KeyClaimed(claimed_id(claim))
     ring = [shard for shard, bit in zip(scope.shards, words[1], strict=True) if bit == "1"]
     numbers = list(map(int, words[2:]))
     placed = [Placed(numbers[i], Position(numbers[i + 1], numbers[i + 2])) for i in range(0, len(numbers), 3)]

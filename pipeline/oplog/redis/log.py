@@ -1,13 +1,8 @@
-"""The log over Redis or Valkey.
+"""Keep the log in Redis or Valkey.
 
-Every position in a log was given out by `enqueue.lua` on one lineage of the server (its `master_replid`), under an
-epoch above every watermark; a server that restarted or was promoted takes nothing before a new epoch is raised.
-
-Producers: their connections, the epochs of the server's lineages, and idempotency keys.
-
-Table definitions: a hash of texts by their hashes, and one of hashes by table.
-
-What workers ask: streams, dirty sets, bells and the copies of watermarks.
+`enqueue.lua` gives out every position in a log, on one lineage of the server (its `master_replid`), under an epoch
+above every watermark. A server that restarted or was promoted accepts nothing before a new epoch is raised. Schemas are
+a hash of texts by their hashes, and one of hashes by table.
 """
 
 from __future__ import annotations
@@ -19,15 +14,15 @@ import redis
 
 from pipeline.errors import PipelineFull
 from pipeline.model.op import Entry, Position
-from pipeline.oplog.appends import row_id_in
+from pipeline.oplog.appends import claimed_id
 from pipeline.oplog.redis.connection import RedisServer, entries_of, hash_of, position_of, ring_of, text_of, translated
 from pipeline.oplog.redis.line import RedisLine
-from pipeline.oplog.redis.shared_state import RedisChores, RedisNews
+from pipeline.oplog.redis.shared_state import RedisSharedState
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, NOTE_MS
 
 
-class RedisAppending(RedisServer):
-    """See `contract.Appending` and `contract.Epochs`."""
+class RedisAppends(RedisServer):
+    """See `appends.Appends`."""
 
     def line(self, *, patient: bool = False) -> RedisLine:
         if patient:
@@ -45,8 +40,8 @@ class RedisAppending(RedisServer):
         replid, _, value = seen.partition(" ")
         return bool(self._run("raise_epoch", [self.keys.epoch(scope)], [value, epoch, replid]))
 
-    def reserve(self, bucket: int, idempotency_key: str, row_id: int) -> int:
-        name = self.keys.same(bucket, idempotency_key)
+    def claim_key(self, bucket: int, idempotency_key: str, row_id: int) -> int:
+        name = self.keys.claim(bucket, idempotency_key)
         try:
             with translated():
                 found = self._soon(lambda redis: redis.set(name, row_id, nx=True, get=True, px=IDEMPOTENCY_TTL_MS))
@@ -55,32 +50,7 @@ class RedisAppending(RedisServer):
                 found = self._soon(lambda redis: redis.get(name))
             if found is None:
                 raise
-        return row_id_in(text_of(found)) or row_id if found is not None else row_id
-
-
-class RedisDefinitions(RedisServer):
-    """See `contract.Definitions`."""
-
-    def publish_schema(self, name: str, hash: str, text: str) -> None:
-        def publish(redis: redis.Redis) -> None:
-            pipe = redis.pipeline()
-            pipe.hset(self.keys.schemas, hash, text)
-            pipe.hset(self.keys.tables, name, hash)
-            pipe.execute()
-
-        with translated():
-            self._soon(publish)
-
-    def schema(self, hash: str) -> str | None:
-        with translated():
-            found = self._soon(lambda redis: redis.hget(self.keys.schemas, hash))
-        return text_of(found) if found is not None else None
-
-    def tables(self) -> dict[str, str]:
-        with translated():
-            names = hash_of(self._client.hgetall(self.keys.tables))
-            texts = self._client.hmget(self.keys.schemas, list(names.values())) if names else []
-        return {name: text_of(text) for name, text in zip(names, texts, strict=True) if text is not None}
+        return claimed_id(text_of(found)) or row_id if found is not None else row_id
 
 
 class RedisEntries(RedisServer):
@@ -119,6 +89,46 @@ class RedisEntries(RedisServer):
                 pipe.execute_command("XTRIM", self.keys.log(bucket), "MINID", "~", f"{epoch}-{seq + 1}")
             return int(sum(pipe.execute()))
 
+    def publish_schema(self, name: str, hash: str, text: str) -> None:
+        def publish(redis: redis.Redis) -> None:
+            pipe = redis.pipeline()
+            pipe.hset(self.keys.schemas, hash, text)
+            pipe.hset(self.keys.newest_schemas, name, hash)
+            pipe.execute()
+
+        with translated():
+            self._soon(publish)
+
+    def schema(self, hash: str) -> str | None:
+        with translated():
+            found = self._soon(lambda redis: redis.hget(self.keys.schemas, hash))
+        return text_of(found) if found is not None else None
+
+    def newest_schemas(self) -> dict[str, str]:
+        with translated():
+            names = hash_of(self._client.hgetall(self.keys.newest_schemas))
+            texts = self._client.hmget(self.keys.schemas, list(names.values())) if names else []
+        return {name: text_of(text) for name, text in zip(names, texts, strict=True) if text is not None}
+
+    def marks(self, shard: str) -> dict[int, Position]:
+        with translated():
+            found = hash_of(self._client.hgetall(self.keys.marks(shard)))
+        return {int(bucket): Position.parse(text) for bucket, text in found.items()}
+
+    def mark(self, shard: str, bucket: int) -> Position | None:
+        with translated():
+            found = self._client.hget(self.keys.marks(shard), str(bucket))
+        return Position.parse(text_of(found)) if found is not None else None
+
+    def note_marks(self, shard: str, now_ms: int, text: str, *, older_than_ms: int) -> str | None:
+        key = self.keys.notes(shard)
+        with translated():
+            notes = [text_of(note).partition(" ") for note in self._client.lrange(key, 0, -1)]
+        if not notes or now_ms - int(notes[0][0]) >= NOTE_MS:
+            self._despite_oom("LPUSH", key, f"{now_ms} {text}")
+            self._despite_oom("LTRIM", key, 0, older_than_ms // NOTE_MS + 1)
+        return next((note for at, _, note in notes if now_ms - int(at) >= older_than_ms), None)
+
     def _ends(self, command: str, ranges: Mapping[int, tuple[str, str]]) -> dict[int, Position]:
         """Return the first position that each log has in a range."""
         if not ranges:
@@ -131,7 +141,7 @@ class RedisEntries(RedisServer):
         return {bucket: position_of(reply[0][0]) for bucket, reply in zip(ranges, replies, strict=True) if reply}
 
 
-class RedisWork(RedisServer):
+class RedisWork(RedisEntries):
     """See `contract.Work`."""
 
     def due(self, shard: str, limit: int) -> dict[int, int]:
@@ -166,31 +176,8 @@ class RedisWork(RedisServer):
             self._despite_oom("ZADD", self.keys.dirty(shard), which, *pairs)
 
 
-class RedisWatermarks(RedisServer):
-    """See `contract.Watermarks`."""
-
-    def marks(self, shard: str) -> dict[int, Position]:
-        with translated():
-            found = hash_of(self._client.hgetall(self.keys.marks(shard)))
-        return {int(bucket): Position.parse(text) for bucket, text in found.items()}
-
-    def mark(self, shard: str, bucket: int) -> Position | None:
-        with translated():
-            found = self._client.hget(self.keys.marks(shard), str(bucket))
-        return Position.parse(text_of(found)) if found is not None else None
-
-    def note_marks(self, shard: str, now_ms: int, text: str, *, older_than_ms: int) -> str | None:
-        key = self.keys.notes(shard)
-        with translated():
-            notes = [text_of(note).partition(" ") for note in self._client.lrange(key, 0, -1)]
-        if not notes or now_ms - int(notes[0][0]) >= NOTE_MS:
-            self._despite_oom("LPUSH", key, f"{now_ms} {text}")
-            self._despite_oom("LTRIM", key, 0, older_than_ms // NOTE_MS + 1)
-        return next((note for at, _, note in notes if now_ms - int(at) >= older_than_ms), None)
-
-
-class RedisLog(RedisAppending, RedisDefinitions, RedisEntries, RedisWork, RedisWatermarks, RedisChores, RedisNews):
-    """A `contract.Log`: all roles on the connections of one `Server`, whose arguments it takes.
+class RedisLog(RedisAppends, RedisWork, RedisSharedState):
+    """A `contract.Log`: all roles on the connections of one `RedisServer`, whose arguments it takes.
 
     The roles inherit so that their methods are the log's own, as the contract wants them; none overrides another's.
     """

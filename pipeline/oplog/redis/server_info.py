@@ -1,4 +1,4 @@
-"""What a Redis or Valkey server is: version, limits, persistence, clock; for `check` to judge."""
+"""Ask a Redis or Valkey server for its version, limits, persistence and clock, which `check` judges."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ class Health:
     """One server, seen through one database.
 
     Attributes:
-        version: of the commands that it speaks; Valkey tells the Redis version that it is compatible with.
+        version: of the server's commands; Valkey names the Redis version that it is compatible with.
         run_id: equal for two addresses of one server.
-        max_bytes: its memory limit, 0 for none.
-        fsync: when its append-only file is synced, or None where this user may not see it.
-        skew_ms: its clock minus this machine's; 0 where the time of asking explains the difference.
-        cluster: whether it is a node of a Redis Cluster.
+        role: `master` or `slave`.
+        max_bytes: the memory limit, 0 for none.
+        policy: what the server evicts at the limit.
+        append_only: whether the server has an append-only file.
+        fsync: when the append-only file is synced, or None if this user may not see it.
+        skew_ms: the server's clock minus this machine's; 0 if the round trip explains the difference.
+        cluster: whether the server is a node of a Redis Cluster.
     """
 
     version: str
@@ -46,10 +49,13 @@ class Health:
 
 
 def health_of(url: str) -> Health:
-    """Ask the server at an address of the log or of the broker.
+    """Ask the server at an address.
+
+    Args:
+        url: of the log or of the broker.
 
     Raises:
-        LogUnavailable: it did not answer in time, or refused.
+        LogUnavailable: the server did not answer in time, or refused.
     """
     try:
         client = connect(_driver_url(url), read_s=ANSWER_S, connect_s=ANSWER_S)
@@ -86,7 +92,7 @@ def _setting(client: redis.Redis, name: str) -> str | None:
 
 
 def _driver_url(url: str) -> str:
-    """Turn Celery's word for a socket into the driver's."""
+    """Return the address with the driver's scheme for a socket in place of Celery's."""
     if not url.startswith("redis+socket://"):
         return url
     parts = urlsplit(url)

@@ -1,7 +1,4 @@
-"""Leases, the room that is left, and the deployment's secret.
-
-What the prober, upkeep and readers tell one another through Redis.
-"""
+"""Keep in Redis what processes share beside the ops: leases, the full flag, the secret, reports on nodes."""
 
 from __future__ import annotations
 
@@ -17,17 +14,17 @@ from pipeline.oplog.redis.connection import RedisServer, hash_of, text_of, trans
 from pipeline.oplog.ttls import HOST_LEASE_MS, LEASE_MS, READS_MS
 
 
-class RedisChores(RedisServer):
-    """See `contract.Chores`, `contract.Numbers`, `contract.Admission` and `contract.Secrets`."""
+class RedisSharedState(RedisServer):
+    """See `contract.SharedState`."""
 
-    def claim(self, name: str, for_ms: int) -> bool:
-        return bool(self._despite_oom("SET", self.keys.chore(name), "1", "NX", "PX", for_ms))
+    def take_lease(self, name: str, for_ms: int) -> bool:
+        return bool(self._despite_oom("SET", self.keys.lease(name), "1", "NX", "PX", for_ms))
 
-    def hold(self, name: str, token: str, for_ms: int) -> bool:
-        return bool(self._run("hold", [self.keys.chore(name)], [token, for_ms]))
+    def hold_lease(self, name: str, token: str, for_ms: int) -> bool:
+        return bool(self._run("hold_lease", [self.keys.lease(name)], [token, for_ms]))
 
-    def release(self, name: str, token: str) -> None:
-        self._run("hold", [self.keys.chore(name)], [token, 0])
+    def release_lease(self, name: str, token: str) -> None:
+        self._run("hold_lease", [self.keys.lease(name)], [token, 0])
 
     def lease_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
         return self._lease(token, lease, until_ms, LEASE_MS, PRODUCERS, 0)
@@ -70,19 +67,15 @@ class RedisChores(RedisServer):
         with translated():
             return text_of(self._soon(first))
 
-
-class RedisNews(RedisServer):
-    """See `contract.News` and `contract.Fitness`."""
-
     def publish_health(self, nodes: Mapping[str, str], for_ms: int) -> None:
         self._run("publish_health", [self.keys.health], [for_ms, *(part for pair in nodes.items() for part in pair)])
 
     def health(self, counted: Mapping[str, int] = {}) -> tuple[int, dict[str, tuple[int, str]]]:
         with translated():
             found, time = self._exchanged(counted)
-        told = {node: text.partition(" ") for node, text in hash_of(found).items()}
+        reports = {node: text.partition(" ") for node, text in hash_of(found).items()}
         seconds, micros = time
-        return seconds * 1000 + micros // 1000, {node: (int(at), text) for node, (at, _, text) in told.items()}
+        return seconds * 1000 + micros // 1000, {node: (int(at), text) for node, (at, _, text) in reports.items()}
 
     def reads(self) -> dict[str, int]:
         with translated():
@@ -103,7 +96,7 @@ class RedisNews(RedisServer):
         self._despite_oom("HSET", self.keys.unfit, shard, text)
 
     def _exchanged(self, counted: Mapping[str, int]) -> tuple[Any, Any]:
-        """Add counts of reads, return the news and the server's time, in one round trip."""
+        """Add counts of reads, return the reports and the server's time, in one round trip."""
         pipe: Any = self._client.pipeline(transaction=False)
         pipe.hgetall(self.keys.health)
         pipe.time()
@@ -111,7 +104,7 @@ class RedisNews(RedisServer):
             pipe.hincrby(self.keys.reads, what, more)
         if counted:
             pipe.pexpire(self.keys.reads, READS_MS)
-        # a server that is full refuses the counts: no reason to do without the news
+        # a full server refuses the counts: no reason to do without the reports
         found, time, *_ = pipe.execute(raise_on_error=False)
         for failed in (found, time):
             if isinstance(failed, Exception):

@@ -10,7 +10,7 @@ from pipeline import clock
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import kind_of, op_name, real_name, tables_in
 from pipeline.errors import BadRead, PartialResult, ShardUnavailable, Unavailable
-from pipeline.oplog.contract import Log
+from pipeline.oplog.contract import Entries
 from pipeline.per_process import PerProcess
 from pipeline.reads.connections import NodeReader
 from pipeline.reads.gather.merge import merged_rows
@@ -56,7 +56,7 @@ class Gather:
         log: asked only for tokens that ask for the rest.
     """
 
-    def __init__(self, router: Router, topology: Topology, log: Log):
+    def __init__(self, router: Router, topology: Topology, log: Entries):
         self._router, self._topology, self._log = router, topology, log
         self._pool = PerProcess(self._threads)  # a fork has none of its parent's threads
 

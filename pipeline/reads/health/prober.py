@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from pipeline import clock
 from pipeline.errors import PipelineError
-from pipeline.oplog.contract import Log
+from pipeline.oplog.contract import SharedState
 from pipeline.reads.health.probe import NodeProbe
 from pipeline.reads.health.report import Report
 from pipeline.reads.health.shard_health import ShardHealth
@@ -47,7 +47,7 @@ class Prober:
         self,
         nodes: Nodes,
         shards: Iterable[str],
-        log: Log,
+        log: SharedState,
         out: Collection[str] = (),
         switched: Callable[[str], object] = lambda shard: None,
     ):
@@ -112,7 +112,7 @@ class Duty:
         engage: returns a prober, given the nodes that are out of rotation; called when the lease has been won.
     """
 
-    def __init__(self, log: Log, engage: Callable[[Collection[str]], Prober]):
+    def __init__(self, log: SharedState, engage: Callable[[Collection[str]], Prober]):
         self._log, self._engage = log, engage
         self._token = secrets.token_hex(8)
         self._prober: Prober | None = None
@@ -134,7 +134,7 @@ class Duty:
             self._prober.beat()
             return max(0.0, due_s - clock.mono_s())
         try:
-            if not self._log.hold("probe", self._token, LEASE_MS):
+            if not self._log.hold_lease("probe", self._token, LEASE_MS):
                 self._stand_down()
                 return PROBE_EVERY_S / 2
             if self._prober is None:
@@ -152,7 +152,7 @@ class Duty:
             return
         self._stand_down()
         try:
-            self._log.release("probe", self._token)
+            self._log.release_lease("probe", self._token)
         except PipelineError as error:
             logger.info("the lease ends by itself: %s", error)
 

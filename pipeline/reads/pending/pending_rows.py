@@ -13,7 +13,7 @@ from pipeline.dal.objects import real_name
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import Entry, Op, Position, decode
 from pipeline.model.schema import TableSchema, schema_of
-from pipeline.oplog.contract import Log
+from pipeline.oplog.contract import Entries
 from pipeline.reads.connections import NodeReader
 from pipeline.reads.pending.op_effect import Unforeseeable, Values, row_after
 from pipeline.shard import ledger_queries
@@ -36,7 +36,7 @@ class Overlay:
         log: has the queued ops, and the schemas that they name.
     """
 
-    def __init__(self, log: Log):
+    def __init__(self, log: Entries):
         self._log = log
         self._schemas: dict[str, TableSchema] = {}
 

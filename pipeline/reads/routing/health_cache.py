@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from pipeline import clock
 from pipeline.errors import PipelineError
-from pipeline.oplog.contract import Log
+from pipeline.oplog.contract import SharedState
 from pipeline.per_process import PerProcess
 from pipeline.reads.health.prober import PROBE_EVERY_S
 from pipeline.reads.health.report import NO_REPORT, Report
@@ -47,7 +47,7 @@ class HealthCache:
         log: which has the reports; the process's counts of reads go there in the round trip of a fetch.
     """
 
-    def __init__(self, log: Log):
+    def __init__(self, log: SharedState):
         self._log = log
         self._closed = False
         #: What this process counts.

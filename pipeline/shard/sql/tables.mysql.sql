@@ -1,7 +1,7 @@
 -- The pipeline's own tables, on every primary (replicas get them by replication). Made by `pipeline migrate`.
 
--- The one row on which all turns: everything up to (epoch, seq) of this bucket's log has been applied here.
--- Written in the transaction of the rows themselves. state: always active; a bucket in any other state is left alone.
+-- The watermarks: everything up to (epoch, seq) of this bucket's log has been applied here.
+-- Written in the transaction of the rows themselves. state: always active; workers skip a bucket in another state.
 CREATE TABLE IF NOT EXISTS pipeline_watermarks (
   bucket INT NOT NULL PRIMARY KEY,
   epoch BIGINT NOT NULL,
@@ -65,7 +65,7 @@ CREATE TABLE IF NOT EXISTS pipeline_idempotency (
   KEY (seen_ms)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
--- The ids that the database gave to rows of tables with ids = "database", so that receipts can tell them.
+-- The ids that the database gave to rows of tables with ids = "database", for their receipts.
 CREATE TABLE IF NOT EXISTS pipeline_ids (
   bucket INT NOT NULL,
   producer BIGINT NOT NULL,
@@ -76,7 +76,7 @@ CREATE TABLE IF NOT EXISTS pipeline_ids (
   KEY (seen_ms)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
--- Table definitions by hash, for the day on which Redis has forgotten them.
+-- Schemas by hash, for the case that Redis has lost them.
 CREATE TABLE IF NOT EXISTS pipeline_schemas (
   hash CHAR(12) NOT NULL PRIMARY KEY,
   table_name VARCHAR(128) NOT NULL,
@@ -89,7 +89,8 @@ CREATE TABLE IF NOT EXISTS pipeline_heartbeat (
   beat_ms BIGINT NOT NULL
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
--- Replicas that were away for too long: the log no longer keeps what they lack. They serve nothing until rebuilt.
+-- Replicas that were away for too long: the log has deleted entries that they lack. A replica here serves no read
+-- until it is rebuilt.
 CREATE TABLE IF NOT EXISTS pipeline_unfit (
   node VARCHAR(80) NOT NULL PRIMARY KEY,
   since_ms BIGINT NOT NULL

@@ -12,7 +12,8 @@ import pytest
 from pipeline.clock import polls
 from pipeline.model.ids import PRODUCERS, SPAN_MS
 from pipeline.model.op import START, Position
-from pipeline.oplog.contract import APPENDED, HOLE, SEEN, Append, Appended, EpochStale, Log, Placed, Scope
+from pipeline.oplog.appends import APPENDED, HOLE, SEEN, Append, Appended, EpochStale, Placed, Scope
+from pipeline.oplog.contract import Log
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.ttls import LEASE_MS

@@ -8,7 +8,8 @@ import pytest
 from support.sandbox.logs import EPOCH, PRODUCER, S0, append, entries, raise_to
 
 from pipeline.model.op import Entry, Position
-from pipeline.oplog.contract import APPENDED, HOLE, SEEN, Appended, EpochStale, Line, Log, Placed, Scope
+from pipeline.oplog.appends import APPENDED, HOLE, SEEN, Appended, EpochStale, Line, Placed, Scope
+from pipeline.oplog.contract import Log
 
 
 def test_positions_are_dense_from_nought_within_an_epoch(log: Log, line: Line):

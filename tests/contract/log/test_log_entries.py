@@ -1,11 +1,12 @@
-"""What the logs hold, what of it is behind the watermarks, and the definitions that ops name."""
+"""What the logs hold, what of it is behind the watermarks, and the schemas that ops name."""
 
 from __future__ import annotations
 
 from support.sandbox.logs import EPOCH, S0, append, entries, raise_to
 
 from pipeline.model.op import START, Position
-from pipeline.oplog.contract import APPENDED, Line, Log, Placed
+from pipeline.oplog.appends import APPENDED, Line, Placed
+from pipeline.oplog.contract import Log
 from pipeline.oplog.ttls import NOTE_MS
 
 
@@ -105,7 +106,7 @@ def test_notes_do_not_pile_up_and_a_text_may_hold_blanks(log: Log):
     assert log.note_marks("s0", 41 * NOTE_MS, "now", older_than_ms=30 * NOTE_MS) is None
 
 
-def test_definitions_are_found_by_hash_and_the_newest_by_table(log: Log):
+def test_schemas_are_found_by_hash_and_the_newest_by_table(log: Log):
     log.publish_schema("purchase", "h1", '{"v": 1}')
     log.publish_schema("purchase", "h2", '{"v": "é"}')
     log.publish_schema("person", "h3", "{}")
@@ -113,8 +114,8 @@ def test_definitions_are_found_by_hash_and_the_newest_by_table(log: Log):
     assert log.schema("h1") == '{"v": 1}'
     assert log.schema("h2") == '{"v": "é"}'
     assert log.schema("h4") is None
-    assert log.tables() == {"purchase": '{"v": "é"}', "person": "{}"}
+    assert log.newest_schemas() == {"purchase": '{"v": "é"}', "person": "{}"}
 
 
-def test_there_are_no_tables_at_first(log: Log):
-    assert log.tables() == {}
+def test_there_are_no_schemas_at_first(log: Log):
+    assert log.newest_schemas() == {}

@@ -8,7 +8,8 @@ import pytest
 from support.sandbox.logs import EPOCH, PRODUCER, append, entries
 
 from pipeline.model.op import Position
-from pipeline.oplog.contract import APPENDED, Appended, IdReserved, Line, Log, Placed
+from pipeline.oplog.appends import APPENDED, Appended, KeyClaimed, Line, Placed
+from pipeline.oplog.contract import Log
 
 
 def test_an_idempotency_key_adds_one_op_and_gives_the_first_receipt_to_any_producer(log: Log, line: Line):
@@ -32,21 +33,21 @@ def test_an_idempotency_key_belongs_to_its_bucket(log: Log, line: Line):
     assert [placed.code for placed in answer.placed] == [APPENDED]
 
 
-def test_the_first_who_reserves_an_id_under_an_idempotency_key_gives_it_to_all_of_that_bucket(log: Log, line: Line):
-    assert log.reserve(3, "k", 2**62) == 2**62
-    assert log.reserve(3, "k", 5) == 2**62
-    assert log.reserve(4, "k", 6) == 6
+def test_the_first_claim_of_an_idempotency_key_gives_its_id_to_all_of_that_bucket(log: Log, line: Line):
+    assert log.claim_key(3, "k", 2**62) == 2**62
+    assert log.claim_key(3, "k", 5) == 2**62
+    assert log.claim_key(4, "k", 6) == 6
     assert entries(log, 3) == []
 
 
-def test_threads_that_reserve_at_the_same_moment_get_one_id(log: Log):
+def test_threads_that_claim_a_key_at_the_same_moment_get_one_id(log: Log):
     barrier, got = threading.Barrier(8), list[int]()
 
-    def reserve(row_id: int) -> None:
+    def claim(row_id: int) -> None:
         barrier.wait(30)
-        got.append(log.reserve(3, "k", row_id))
+        got.append(log.claim_key(3, "k", row_id))
 
-    threads = [threading.Thread(target=reserve, args=(row_id,)) for row_id in range(1, 9)]
+    threads = [threading.Thread(target=claim, args=(row_id,)) for row_id in range(1, 9)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -56,42 +57,42 @@ def test_threads_that_reserve_at_the_same_moment_get_one_id(log: Log):
     assert len(set(got)) == 1
 
 
-def test_a_reservation_is_no_op_and_the_first_op_with_its_id_is_appended(log: Log, line: Line):
-    log.reserve(3, "k", 77)
-    log.reserve(3, "k", 78)
+def test_a_claim_is_no_op_and_the_first_op_with_its_id_is_appended(log: Log, line: Line):
+    log.claim_key(3, "k", 77)
+    log.claim_key(3, "k", 78)
 
     first = append(line, (3, 1, [b"a"]), key="k", row_id=77)
     second = append(line, (3, 2, [b"b"]), key="k", row_id=77)
 
     assert first.placed == [Placed(APPENDED, Position(EPOCH, 0))]
-    assert second.same == f"{EPOCH} 0 {PRODUCER} 1 77"
+    assert second.claim == f"{EPOCH} 0 {PRODUCER} 1 77"
     assert [entry.payload for entry in entries(log, 3)] == [b"a"]
 
 
-def test_an_op_with_another_id_than_the_reserved_one_is_told_it_and_uses_no_sequence_up(log: Log, line: Line):
-    log.reserve(3, "k", 2**62)
+def test_an_op_with_another_id_than_the_claimed_one_is_refused_with_it_and_uses_no_sequence_up(log: Log, line: Line):
+    log.claim_key(3, "k", 2**62)
 
-    with pytest.raises(IdReserved) as told:
+    with pytest.raises(KeyClaimed) as refused:
         append(line, (3, 1, [b"mine"]), key="k", row_id=5)
 
-    assert told.value.row_id == 2**62
+    assert refused.value.row_id == 2**62
     assert entries(log, 3) == []
     assert append(line, (3, 1, [b"renamed"]), key="k", row_id=2**62).placed == [Placed(APPENDED, Position(EPOCH, 0))]
 
 
-def test_an_op_that_brings_no_id_does_not_mind_a_reserved_one(log: Log, line: Line):
-    log.reserve(3, "k", 77)
+def test_an_op_without_an_id_is_appended_under_a_claimed_key(log: Log, line: Line):
+    log.claim_key(3, "k", 77)
 
     assert [placed.code for placed in append(line, (3, 1, [b"a"]), key="k").placed] == [APPENDED]
-    assert append(line, (3, 2, [b"b"]), key="k").same == f"{EPOCH} 0 {PRODUCER} 1 0"
-    assert log.reserve(3, "k", 78) == 78  # what stands under the key is an op that has none
+    assert append(line, (3, 2, [b"b"]), key="k").claim == f"{EPOCH} 0 {PRODUCER} 1 0"
+    assert log.claim_key(3, "k", 78) == 78  # the claim is the receipt of an op without a row's id
 
 
-def test_who_reserves_after_an_op_gets_the_id_of_its_row_and_the_op_stays_known(log: Log, line: Line):
+def test_a_claim_after_an_op_gets_the_id_of_its_row_and_the_op_stays_known(log: Log, line: Line):
     append(line, (3, 1, [b"a"]), key="k", row_id=2**62)
 
-    assert log.reserve(3, "k", 5) == 2**62
-    assert append(line, (3, 2, [b"b"]), key="k", row_id=5).same == f"{EPOCH} 0 {PRODUCER} 1 {2**62}"
+    assert log.claim_key(3, "k", 5) == 2**62
+    assert append(line, (3, 2, [b"b"]), key="k", row_id=5).claim == f"{EPOCH} 0 {PRODUCER} 1 {2**62}"
 
 
 def test_a_refused_hole_does_not_use_up_its_idempotency_key(log: Log, line: Line):

@@ -7,8 +7,8 @@ from support.sandbox.logs import EPOCH, PRODUCER, S0, append, entries, raise_to
 
 from pipeline.errors import PipelineFull
 from pipeline.model.op import Position
-from pipeline.oplog.contract import APPENDED, Line, Log, Placed
-from pipeline.oplog.redis.line import BIG_BYTES
+from pipeline.oplog.appends import APPENDED, BIG_BYTES, Line, Placed
+from pipeline.oplog.contract import Log
 
 
 def one(

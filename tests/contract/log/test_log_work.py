@@ -9,8 +9,8 @@ from support.sandbox.logs import ALL, EPOCH, MINUTE_MS, append
 
 from pipeline.clock import polls
 from pipeline.model.op import START, Position
-from pipeline.oplog.contract import Line, Log
-from pipeline.oplog.redis.line import BIG_BYTES
+from pipeline.oplog.appends import BIG_BYTES, Line
+from pipeline.oplog.contract import Log
 
 
 def test_the_bell_is_to_be_rung_once_until_it_is_answered(log: Log, line: Line):

@@ -13,9 +13,9 @@ import pytest
 
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.model.op import START, Position
-from pipeline.oplog.contract import APPENDED, SEEN, Append, Appended, Line, Placed, Scope
+from pipeline.oplog.appends import APPENDED, BIG_BYTES, SEEN, Append, Appended, Line, Placed, Scope
 from pipeline.oplog.redis.log import RedisLog
-from pipeline.oplog.ttls import IDEMPOTENCY_TTL_MS
+from pipeline.oplog.ttls import BELL_MS, BIG_TTL_MS, IDEMPOTENCY_TTL_MS, PRODUCER_TTL_MS
 
 S0 = Scope("s0", ("s0",))
 KINDS = pytest.mark.parametrize("kind", ["redis", "valkey"])
@@ -134,7 +134,7 @@ def test_an_idempotency_key_survives_a_lost_reply(log: RedisLog, proxy: Proxy, f
 
     answer = append(far, 2, b"a", key="k")
 
-    assert answer.same == "7 1 5 2 0"
+    assert answer.claim == "7 1 5 2 0"
     assert payloads(log) == [b"first", b"a"]
 
 
@@ -227,30 +227,50 @@ def test_a_server_without_memory_refuses_an_enqueue_and_nothing_is_written(serve
 
 
 @KINDS
-def test_a_server_without_memory_reserves_no_id_but_tells_what_is_reserved(server: Any, log: RedisLog):
+def test_a_server_without_memory_takes_no_claim_but_knows_the_earlier_ones(server: Any, log: RedisLog):
     line = log.line()
-    log.reserve(3, "reserved", 77)
+    log.claim_key(3, "claimed", 77)
     append(line, 1, b"x", key="sent", row_id=78)
     client = server.client()
     client.config_set("maxmemory", 1)
     try:
-        assert log.reserve(3, "reserved", 5) == 77
-        assert log.reserve(3, "sent", 5) == 78
+        assert log.claim_key(3, "claimed", 5) == 77
+        assert log.claim_key(3, "sent", 5) == 78
         with pytest.raises(PipelineFull, match="maxmemory"):
-            log.reserve(3, "new", 5)
+            log.claim_key(3, "new", 5)
     finally:
         client.config_set("maxmemory", 0)
         line.close()
 
 
 @KINDS
-def test_a_reservation_is_forgotten_like_the_key_of_an_op(server: Any, log: RedisLog):
+def test_a_claim_expires_like_the_receipt_of_an_op(server: Any, log: RedisLog):
     line = log.line()
-    log.reserve(3, "reserved", 77)
+    log.claim_key(3, "claimed", 77)
     append(line, 1, b"x", key="sent")
 
-    for key in ("reserved", "sent"):
-        assert 86_000_000 < server.client().pttl(log.keys.same(3, key)) <= IDEMPOTENCY_TTL_MS
+    for key in ("claimed", "sent"):
+        assert 86_000_000 < server.client().pttl(log.keys.claim(3, key)) <= IDEMPOTENCY_TTL_MS
+    line.close()
+
+
+@KINDS
+def test_each_script_gives_a_key_the_time_to_live_of_its_kind(server: Any, log: RedisLog):
+    line, keys, pttl = log.line(), log.keys, server.client().pttl
+
+    append(line, 1, b"x" * BIG_BYTES, key="k")
+    assert 0 < pttl(keys.bell("s0")) <= BELL_MS
+    assert BIG_TTL_MS - 60_000 < pttl(f"{keys.bigs}3") <= BIG_TTL_MS
+    assert IDEMPOTENCY_TTL_MS - 60_000 < pttl(keys.claim(3, "k")) <= IDEMPOTENCY_TTL_MS
+    assert PRODUCER_TTL_MS - 60_000 < pttl(keys.producer(5)) <= PRODUCER_TTL_MS
+
+    log.due("s0", 10)
+    assert line.append_one(S0, 7, 5, 3, 2, b"y") == (Position(7, 1), True)
+    assert 0 < pttl(keys.bell("s0")) <= BELL_MS
+
+    log.due("s0", 10)
+    assert log.finish("s0", {3: Position(7, 0)}) == (True, 1)
+    assert 0 < pttl(keys.bell("s0")) <= BELL_MS
     line.close()
 
 
@@ -272,8 +292,8 @@ def test_a_server_without_memory_still_lets_the_workers_do_their_chores(log: Red
     log.mark_dirty("s0", [9])
     log.set_full("Redis uses 100% of its memory")
 
-    assert log.claim("trim:s0", 60_000)
-    assert not log.claim("trim:s0", 60_000)
+    assert log.take_lease("trim:s0", 60_000)
+    assert not log.take_lease("trim:s0", 60_000)
     assert log.note_marks("s0", 10**6, "note", older_than_ms=0) is None
     assert log.note_marks("s0", 10**6 + 1, "later", older_than_ms=0) == "note"
     assert list(log.due("s0", 10)) == [4, 9]

@@ -19,7 +19,7 @@ from pipeline.shard.ddl import create_table
 from pipeline.shard.driver_errors import Fault, fault_of
 from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import copy_statement, statement
-from pipeline.shard.table_facts import FactBook, Facts
+from pipeline.shard.table_facts import Facts, facts_of
 
 #: A column of each kind, a value, and one that is almost it.
 KINDS: dict[str, tuple[Column, Any, Any]] = {
@@ -79,9 +79,7 @@ def run(session: NodeSession, *statements: str) -> None:
 
 
 def known(session: NodeSession, schema: TableSchema) -> tuple[Facts, Any]:
-    facts = FactBook(session, lambda _: schema).of(Op(INSERT, schema.name, schema.hash, 0))
-    assert facts is not None
-    return facts, session.dialect
+    return facts_of(session, schema), session.dialect
 
 
 def copy(session: NodeSession, row_id: int, where: list[Any] | None = None, source: int | None = 5) -> None:

@@ -8,7 +8,7 @@ from support.sandbox.sessions import ENTRY, PRODUCER, both, mariadb, run
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import START, Position
 from pipeline.shard import ledger, ledger_queries
-from pipeline.shard.ledger import Loss, Mark, Reject
+from pipeline.shard.ledger import LostRange, Mark, Reject
 from pipeline.shard.session import NodeSession
 
 # watermarks -------------------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def test_a_reject_is_kept_whole_with_the_databases_reason(shard: NodeSession):
 def test_a_loss_recorded_twice_is_one(shard: NodeSession):
     for _ in range(2):
         with shard.transaction():
-            ledger.lose(shard, [Loss(3, 7, 0, 5, 6), Loss(3, 0, PRODUCER, 2, 2)])
+            ledger.lose(shard, [LostRange(3, 7, 0, 5, 6), LostRange(3, 0, PRODUCER, 2, 2)])
             ledger.lose(shard, [])
 
     assert ledger_queries.counts(shard)["lost"] == 3
@@ -142,7 +142,7 @@ def test_the_fate_of_an_op_follows_watermark_producer_rejects_and_losses(shard: 
 
     with shard.transaction():
         ledger.reject(shard, [Reject(ENTRY, "t", "5", None, "no")])
-        ledger.lose(shard, [Loss(3, 7, 0, 8, 9), Loss(3, 0, PRODUCER, 20, 22)])
+        ledger.lose(shard, [LostRange(3, 7, 0, 8, 9), LostRange(3, 0, PRODUCER, 20, 22)])
     assert fate(shard).reject == ("rejected", "no", None)
     assert fate(shard, seq=21).lost
     assert not fate(shard, seq=23).lost
@@ -179,5 +179,5 @@ def test_definitions_are_kept_in_the_shard(shard: NodeSession):
     ledger_queries.keep_schemas(shard, {"0123456789ab": ("t", '{"table":"t"}')})
 
     with shard.transaction():
-        assert ledger.definition(shard, "0123456789ab") == '{"table":"t"}'
-        assert ledger.definition(shard, "ba9876543210") is None
+        assert ledger.stored_schema(shard, "0123456789ab") == '{"table":"t"}'
+        assert ledger.stored_schema(shard, "ba9876543210") is None

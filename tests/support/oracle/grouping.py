@@ -15,7 +15,7 @@ from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op, encode
 from pipeline.model.schema import Column, TableSchema
-from pipeline.oplog.contract import Append, Scope
+from pipeline.oplog.appends import Append, Scope
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.shard import ledger_queries
 from pipeline.shard.session import NodeSession

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pipeline.model.op import START, Entry, Position
-from pipeline.oplog.contract import Append, Appended, Line, Log, Scope
+from pipeline.oplog.appends import Append, Appended, Line, Scope
+from pipeline.oplog.contract import Log
 
 S0 = Scope("s0", ("s0",))
 ALL = Scope("*", ("s0", "s1"))

@@ -11,7 +11,7 @@ from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.shipment import OpPlace, Shipment
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import START
-from pipeline.oplog.contract import Scope
+from pipeline.oplog.appends import Scope
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
 

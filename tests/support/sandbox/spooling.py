@@ -38,9 +38,9 @@ class Switched(MemoryLog):
             raise ConnectionError("away on purpose")
         return super().append(*arguments)
 
-    def reserve(self, *arguments: Any) -> int:
+    def claim_key(self, *arguments: Any) -> int:
         self._gone()
-        return super().reserve(*arguments)
+        return super().claim_key(*arguments)
 
     def epoch(self, scope: str) -> Any:
         self._gone()

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Run one small command although memory is full: the chores that free memory, or let a bucket rest, must go on.
+-- Run one small command although memory is full, for chores that free memory or let a bucket rest.
 --
 -- KEYS  1 the command's key
 -- ARGV  the command, and what follows its key

@@ -4,27 +4,23 @@
 -- KEYS  1 epoch of the scope      string  "<epoch> <master_replid>"
 --       2 full                    string  a reason; there while the pipeline takes nothing
 --       3 producer                hash    bucket -> "<last producer seq> <epoch> <seq>"; expires when idle
---       4 idempotency             string  the first op's receipt, or a row's id that is only reserved; '' for no key
+--       4 claim                   string  the receipt of the first op with the idempotency key, or a row's id alone;
+--                                         '' for no key
 --       5.. per shard: dirty      zset    bucket -> ms from when on it may be applied
 --                      bell       string  there while a Celery message for this shard is on its way
 --       then per log:  log        stream  entries <epoch>-<dense seq>: p producer, s producer seq, o op
 -- ARGV  1 epoch  2 shards  3 producer  4 row id  5 bytes of the largest op if it is large, else 0
---       6 prefix of the keys that hold the bytes of a bucket's largest op of late  7 1: let the producer live on
+--       6 prefix of the keys that hold the bytes of a bucket's largest op of late
+--       7 ms until the producer expires, 0: leave its expiry  8 ms until the bell counts as lost
+--       9 ms until the claim expires  10 ms until the bytes of the largest op expire
 --       then per log: bucket, first producer seq, count, and the ops themselves
 -- Returns one string:
 --       "epoch"          the lineage changed: raise the epoch first, nothing was written
 --       "full <reason>"  nothing was written
---       "same <receipt>" this idempotency key was seen
---       "reserved <id>"  another row's id is reserved under it: nothing was written; not where the row id is 0
+--       "claimed <claim>" nothing was written: an op with this key is in a log, or the key is claimed for another row's
+--                         id; the latter is no hindrance to an op whose row id is 0
 --       "ok <a bit per shard: ring it> <per log: code epoch seq>"
 --            code 0 appended, first position; 1 seen before, first position then; 2 a hole, seq is the last one seen
--- a message that nobody fetched for a second no longer counts as on its way: it bounds what a lost ring costs
-local BELL_MS = 1000
--- a producer's sequences outlive the day after which an idle sender starts anew under another number
-local PRODUCER_TTL_MS = 172800000
-local IDEMPOTENCY_TTL_MS = 86400000
-local BIG_TTL_MS = 86400000
-
 -- called in somebody's web request: few calls, and nothing made that the usual single op does not need
 local call, format = redis.call, string.format
 local epoch, shards, producer, big = ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[5] + 0
@@ -37,14 +33,15 @@ if string.sub(given_out, 1, #epoch + 1) ~= epoch .. ' ' or not string.find(call(
 end
 if full then return 'full ' .. full end
 if KEYS[4] ~= '' then
-  local seen = call('GET', KEYS[4])
-  if seen and string.find(seen, ' ', 1, true) then return 'same ' .. seen end
-  if seen and ARGV[4] ~= '0' and seen ~= ARGV[4] then return 'reserved ' .. seen end
+  local claim = call('GET', KEYS[4])
+  if claim and (string.find(claim, ' ', 1, true) or (ARGV[4] ~= '0' and claim ~= ARGV[4])) then
+    return 'claimed ' .. claim
+  end
 end
 
 local prefix = epoch .. '-*'
 local reply, wrote
-local key, at = 5 + 2 * shards, 8
+local key, at = 5 + 2 * shards, 11
 while at <= #ARGV do
   local bucket, first, count = ARGV[at], ARGV[at + 1] + 0, ARGV[at + 2] + 0
   local seen = call('HGET', KEYS[3], bucket)
@@ -65,11 +62,11 @@ while at <= #ARGV do
     local seq = string.sub(id, #epoch + 2)
     call('HSET', KEYS[3], bucket, format('%d ', first + count - 1) .. epoch .. ' ' .. seq)
     if big > 0 and big > tonumber(call('GET', ARGV[6] .. bucket) or 0) then
-      call('SET', ARGV[6] .. bucket, ARGV[5], 'PX', BIG_TTL_MS)
+      call('SET', ARGV[6] .. bucket, ARGV[5], 'PX', ARGV[10])
     end
     if KEYS[4] ~= '' then
       local receipt = format('%s %s %s %s %s', epoch, seq, producer, ARGV[at + 1], ARGV[4])
-      call('SET', KEYS[4], receipt, 'PX', IDEMPOTENCY_TTL_MS)
+      call('SET', KEYS[4], receipt, 'PX', ARGV[9])
     end
     placed = '0 ' .. epoch .. ' ' .. (count == 1 and seq or format('%d', seq - count + 1))
     if wrote then wrote[#wrote + 1] = bucket else wrote = { bucket } end
@@ -82,13 +79,13 @@ local bits = ''
 if not wrote then
   bits = string.rep('0', shards)
 else
-  if ARGV[7] == '1' then call('PEXPIRE', KEYS[3], PRODUCER_TTL_MS) end
+  if ARGV[7] ~= '0' then call('PEXPIRE', KEYS[3], ARGV[7]) end
   local time = call('TIME')
   local now, dirty = time[1] * 1000 + math.floor(time[2] / 1000), {}
   for i, bucket in ipairs(wrote) do dirty[2 * i - 1], dirty[2 * i] = now, bucket end
   for shard = 0, shards - 1 do
     call('ZADD', KEYS[5 + 2 * shard], 'NX', unpack(dirty))
-    bits = bits .. (call('SET', KEYS[6 + 2 * shard], '1', 'NX', 'PX', BELL_MS) and '1' or '0')
+    bits = bits .. (call('SET', KEYS[6 + 2 * shard], '1', 'NX', 'PX', ARGV[8]) and '1' or '0')
   end
 end
 return 'ok ' .. bits .. ' ' .. reply

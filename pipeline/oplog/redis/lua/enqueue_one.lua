@@ -2,13 +2,12 @@
 -- Append one op of one shard: `enqueue.lua` for what nearly every web request sends, without what it does not need.
 --
 -- KEYS  1 epoch  2 full  3 producer  4 dirty  5 bell  6 log     all as in `enqueue.lua`
--- ARGV  1 epoch  2 producer  3 bucket  4 producer seq  5 the op
+-- ARGV  1 epoch  2 producer  3 bucket  4 ms until the bell counts as lost  5 producer seq  6 the op
 -- Returns one string:
 --       "<1: ring> <epoch> <seq>"  appended, or seen before: where it stands
 --       "full <reason>"            nothing was written
 --       "no"                       nothing was written: `enqueue.lua` tells why
-local BELL_MS = 1000
-local call, epoch, bucket, seq = redis.call, ARGV[1], ARGV[3], ARGV[4]
+local call, epoch, bucket, seq = redis.call, ARGV[1], ARGV[3], ARGV[5]
 
 local head = call('MGET', KEYS[1], KEYS[2], KEYS[5])
 local given_out = head[1] or ''
@@ -27,10 +26,10 @@ elseif seq ~= '1' then
   return 'no'
 end
 
-local id = call('XADD', KEYS[6], epoch .. '-*', 'p', ARGV[2], 's', seq, 'o', ARGV[5])
+local id = call('XADD', KEYS[6], epoch .. '-*', 'p', ARGV[2], 's', seq, 'o', ARGV[6])
 local at = string.sub(id, #epoch + 2)
 call('HSET', KEYS[3], bucket, seq .. ' ' .. epoch .. ' ' .. at)
 local time = call('TIME')
 call('ZADD', KEYS[4], 'NX', time[1] * 1000 + math.floor(time[2] / 1000), bucket)
-local ring = not head[3] and call('SET', KEYS[5], '1', 'NX', 'PX', BELL_MS)
+local ring = not head[3] and call('SET', KEYS[5], '1', 'NX', 'PX', ARGV[4])
 return (ring and '1 ' or '0 ') .. epoch .. ' ' .. at

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- After a commit: publish the watermarks, un-dirty what is drained, and take the bell if anything is left.
--- May run out of memory limits: draining must never need free memory.
+-- Runs although memory is full: draining must never need free memory.
 --
 -- KEYS  1 dirty  2 bell  3 marks (hash bucket -> "<epoch>-<seq>", a copy for readers)  then one log per bucket
--- ARGV  1 bell ms  2 delay ms of the buckets that are left  then per log: bucket, epoch, seq
+-- ARGV  1 ms until the bell counts as lost  2 delay ms of the buckets that are left  then per log: bucket, epoch, seq
 -- Returns "<ring: 0|1> <buckets still dirty>".
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -3,9 +3,9 @@
 --
 -- KEYS  1 producers  hash  number -> "<token> <until ms> <lease ends at, server's ms>"
 -- ARGV  1 token  2 number held or -1  3 until ms wanted  4 lease ms  5 numbers  6 where to start looking
---       7 span ms  8 the first of the numbers that are meant: processes and hosts have different ones
+--       7 span ms  8 the first number: processes and hosts have different ones
 -- Returns {number, after ms, until ms}, or {} when all are leased. The span starts behind the number's last span,
--- whoever had it and whatever that machine's clock said, so two holders never make the same id.
+-- whoever had it and whatever that machine's clock was, so two holders never make the same id.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function read(number)
@@ -21,7 +21,7 @@ local function grant(number, after)
 end
 if ARGV[2] ~= '-1' then
   local token, last = read(ARGV[2])
-  -- still mine: the span is only made longer, so it goes on from where I am, not from its end
+  -- still the caller's: the span only grows, so the caller goes on from where it is, not from the span's end
   if token == ARGV[1] then
     local granted = grant(ARGV[2], last)
     return { granted[1], 0, granted[3] }

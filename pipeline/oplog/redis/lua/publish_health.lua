@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Publish what the prober knows of the nodes, behind the server's time: readers reckon the age by the same clock.
+-- Publish a report on each node, with the server's time: readers reckon its age by the same clock.
 --
--- KEYS  1 health  hash  node -> "<ms> <JSON>"; expires, and nodes that are no longer told of go
--- ARGV  1 for how long, ms  then per node: name, JSON
+-- KEYS  1 health  hash  node -> "<ms> <report>"; expires, and loses the nodes without a new report
+-- ARGV  1 ms until the reports expire  then per node: name, report
 local time = redis.call('TIME')
 local now = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
 redis.call('DEL', KEYS[1])

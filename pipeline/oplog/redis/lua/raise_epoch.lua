@@ -3,7 +3,7 @@
 --
 -- KEYS  1 epoch of the scope, "<epoch> <master_replid>"
 -- ARGV  1 the value seen ('' for none)  2 new epoch  3 master_replid seen
--- Returns 1 if set, 0 if the caller must look again.
+-- Returns 1 if set, 0 if the caller must read it again.
 local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
 if replid ~= ARGV[3] or (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2] .. ' ' .. replid)

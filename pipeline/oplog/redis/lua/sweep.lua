@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Take the bell of a shard that has been dirty for a while with nobody on the way: a ring was lost.
+-- Take the bell of a shard that has been dirty for a while, and has no bell: a ring was lost.
 --
 -- KEYS  1 dirty  2 bell
--- ARGV  1 bell ms  2 how long in ms a bucket must have been due
+-- ARGV  1 ms until the bell counts as lost  2 how long in ms a bucket must have been due
 -- Returns "<ring: 0|1> <dirty buckets>".
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -1,4 +1,4 @@
-"""What the prober tells of the nodes."""
+"""Reports on nodes, counts of reads, upkeep's notes."""
 
 from __future__ import annotations
 

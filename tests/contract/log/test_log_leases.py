@@ -1,4 +1,4 @@
-"""What processes share out: chores, producer numbers, the room that is left, the secret."""
+"""What processes share: leases on chores and on producer numbers, the full flag, the secret."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from support.sandbox.logs import MINUTE_MS, PRODUCER, append, entries
 from pipeline.clock import polls
 from pipeline.errors import NoProducerNumber, PipelineFull
 from pipeline.model.ids import PRODUCERS, SPAN_MS, Lease
-from pipeline.oplog.contract import APPENDED, Line, Log
+from pipeline.oplog.appends import APPENDED, Line
+from pipeline.oplog.contract import Log
 
 
 def test_a_full_pipeline_refuses_with_its_reason_and_writes_nothing(log: Log, line: Line):
@@ -36,19 +37,19 @@ def test_full_ends_by_itself(log: Log, line: Line):
     pytest.fail("the pipeline stayed full")
 
 
-def test_a_chore_is_claimed_by_one_at_a_time(log: Log):
-    assert log.claim("trim:s0", MINUTE_MS)
-    assert not log.claim("trim:s0", MINUTE_MS)
-    assert log.claim("trim:s1", MINUTE_MS)
+def test_the_lease_on_a_chore_is_taken_by_one_at_a_time(log: Log):
+    assert log.take_lease("trim:s0", MINUTE_MS)
+    assert not log.take_lease("trim:s0", MINUTE_MS)
+    assert log.take_lease("trim:s1", MINUTE_MS)
 
 
-def test_a_claim_ends_by_itself(log: Log):
-    log.claim("trim:s0", 20)
+def test_a_lease_on_a_chore_ends_by_itself(log: Log):
+    log.take_lease("trim:s0", 20)
 
     for _ in polls(10):
-        if log.claim("trim:s0", 20):
+        if log.take_lease("trim:s0", 20):
             return
-    pytest.fail("the claim never ended")
+    pytest.fail("the lease never ended")
 
 
 def test_without_a_limit_the_memory_share_is_nought(log: Log):
@@ -56,15 +57,15 @@ def test_without_a_limit_the_memory_share_is_nought(log: Log):
 
 
 def test_a_lease_is_held_by_one_renewed_by_its_holder_and_free_when_it_ends(log: Log):
-    assert log.hold("probe", "a", 200)
-    assert not log.hold("probe", "b", 200)
-    assert log.hold("probe", "a", 200)
+    assert log.hold_lease("probe", "a", 200)
+    assert not log.hold_lease("probe", "b", 200)
+    assert log.hold_lease("probe", "a", 200)
 
-    assert any(log.hold("probe", "b", 60_000) for _ in polls(5))
-    log.release("probe", "a")
-    assert not log.hold("probe", "a", 200)
-    log.release("probe", "b")
-    assert log.hold("probe", "a", 200)
+    assert any(log.hold_lease("probe", "b", 60_000) for _ in polls(5))
+    log.release_lease("probe", "a")
+    assert not log.hold_lease("probe", "a", 200)
+    log.release_lease("probe", "b")
+    assert log.hold_lease("probe", "a", 200)
 
 
 def test_all_leased_numbers_differ_and_then_there_are_none(log: Log):

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Take a lease that is free, or lengthen one's own; with a time of 0, give it up.
 --
--- KEYS  1 chore  string  token of the holder; expires
+-- KEYS  1 lease  string  token of the holder; expires
 -- ARGV  1 token  2 for how long, ms
 -- Returns 1 if the lease is held under the token now, else 0.
 local holder = redis.call('GET', KEYS[1])

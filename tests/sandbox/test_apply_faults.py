@@ -1,0 +1,155 @@
+"""What a database refuses: the op alone, whatever the error; what it lacks: the ops of that schema alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydal import DAL, Field
+
+import pipeline
+from pipeline import clock
+from pipeline.apply.applier import Applier
+from pipeline.config.settings import ApplySettings
+from pipeline.testing import Sandbox, sandbox
+
+OTHERS = 60
+#: Fails at each insert that fires it, with words that no list has: "malformed JSON", an OperationalError.
+UNHEARD_OF = """CREATE TRIGGER odd BEFORE INSERT ON event WHEN NEW.note LIKE 'odd%'
+BEGIN SELECT json(NEW.note); END"""
+
+
+@pytest.fixture
+def db() -> Iterator[Any]:
+    db = DAL("sqlite:memory")
+    db.define_table("event", Field("who", "integer"), Field("note"))
+    db.define_table("pair", Field("who", "integer"), Field("note"))
+    yield db
+    db.close()
+
+
+@pytest.fixture
+def box(db: Any) -> Iterator[Sandbox]:
+    tables = {"event": {"shard_key": "who"}, "pair": {"shard_key": "who", "unique": [["who", "note"]]}}
+    with sandbox(tables, shards=1, buckets=32) as box:
+        pipeline.define_tables(db)
+        yield box
+
+
+def change(box: Sandbox, *statements: str) -> None:
+    session = box.client.nodes.primary("s0")
+    with session.transaction():
+        for sql in statements:
+            session.execute(sql)
+
+
+def applier(box: Sandbox) -> Applier:
+    return Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+
+
+def ahead(db: Any, name: str) -> Any:
+    """Return a table whose model has a column that the database lacks."""
+    db.define_table(name, Field("who", "integer"))
+    pipeline.define_tables(db)
+    return db.define_table(name, Field("who", "integer"), Field("extra"), redefine=True, migrate=False)
+
+
+def test_an_op_with_an_error_that_no_list_names_is_set_aside_alone(db: Any, box: Sandbox):
+    change(box, UNHEARD_OF)
+    bad = pipeline.enqueue_insert(db.event, who=7, note="odd")
+    good = [pipeline.enqueue_insert(db.event, who=who, note=f"{who}") for who in range(OTHERS)]
+
+    outcome = applier(box).apply()
+
+    assert (outcome.applied, outcome.rejected, outcome.left) == (OTHERS, 1, 0)
+    assert bad.status() == "rejected"
+    assert {receipt.status() for receipt in good} == {"applied"}
+    [reason] = box.client.nodes.primary("s0").query("SELECT reason FROM pipeline_rejects")
+    assert "malformed JSON" in reason[0]
+
+
+def test_an_error_that_stayed_once_is_believed_at_once(db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch):
+    change(box, UNHEARD_OF)
+    worker, slept = applier(box), []
+    monkeypatch.setattr("pipeline.clock.sleep_s", slept.append)
+    pipeline.enqueue_insert(db.event, who=7, note="odd")
+    worker.apply()
+    assert len(slept) == 2
+
+    pipeline.enqueue_bulk_insert(db.event, [{"who": 7, "note": f"odd {n}"} for n in range(50)])
+    outcome = worker.apply()
+
+    assert outcome.rejected == 50
+    assert len(slept) == 2
+
+
+def test_an_error_that_goes_away_rejects_nothing(db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch):
+    change(box, UNHEARD_OF)
+    pipeline.enqueue_insert(db.event, who=7, note="odd")
+    monkeypatch.setattr("pipeline.clock.sleep_s", lambda for_s: change(box, "DROP TRIGGER IF EXISTS odd"))
+
+    assert applier(box).apply().applied == 1
+    assert [row["note"] for row in box.rows("event")] == ["odd"]
+
+
+def test_many_tables_that_the_shard_is_behind_stop_no_other(db: Any, box: Sandbox):
+    waiting = [pipeline.enqueue_insert(ahead(db, f"other{n}"), {"who": 1, "extra": "x"}) for n in range(6)]
+    held = {receipt.bucket for receipt in waiting}
+    good = [pipeline.enqueue_insert(db.event, who=who, note=f"{who}") for who in range(2 * OTHERS)]
+    good = [receipt for receipt in good if receipt.bucket not in held]
+
+    outcome = applier(box).apply()
+
+    assert outcome.rejected == 0
+    assert {receipt.status() for receipt in good} == {"applied"}
+    assert {receipt.status() for receipt in waiting} == {"queued"}
+
+
+def test_ops_of_an_older_schema_of_the_same_table_do_not_wait_for_the_newer(db: Any, box: Sandbox):
+    old = [pipeline.enqueue_insert(db.event, who=who, note=f"{who}") for who in range(OTHERS)]
+    newer = DAL("sqlite:memory", migrate=False)
+    newer.define_table("event", Field("who", "integer"), Field("note"), Field("extra"))
+    waits = pipeline.enqueue_insert(newer.event, who=1000, note="new", extra="x")
+    newer.close()
+
+    outcome = applier(box).apply()
+
+    assert "behind the schema of event" in outcome.waiting
+    assert waits.status() == "queued"
+    assert {r.status() for r in old if r.bucket != waits.bucket} == {"applied"}
+
+
+def test_a_unique_index_that_comes_while_a_worker_runs_rejects_nothing_that_one_by_one_would_take(
+    db: Any, box: Sandbox
+):
+    worker = applier(box)
+    pipeline.enqueue_insert(db.event, who=7, note="warm")
+    worker.apply()
+    change(box, "CREATE UNIQUE INDEX event_note ON event (note)")
+    first = pipeline.enqueue_insert(db.event, who=7, note="x")
+    pipeline.enqueue_delete(db.event.id == first.id)
+    pipeline.enqueue_insert(db.event, who=7, note="x")
+
+    outcome = worker.apply()
+
+    assert (outcome.applied, outcome.rejected) == (3, 0)
+    assert sorted(row["note"] for row in box.rows("event")) == ["warm", "x"]
+
+
+def test_an_upsert_waits_while_the_index_of_its_key_is_away(db: Any, box: Sandbox):
+    worker = applier(box)
+    pipeline.enqueue_upsert(db.pair, key=["who", "note"], who=7, note="x")
+    worker.apply()
+    session = box.client.nodes.primary("s0")
+    [[name, sql]] = session.query("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = 'pair'")
+    change(box, f'DROP INDEX "{name}"')
+    waits = pipeline.enqueue_upsert(db.pair, key=["who", "note"], who=7, note="y")
+
+    outcome = worker.apply()
+
+    assert "UNIQUE index on (who, note)" in outcome.waiting
+    assert waits.status() == "queued"
+    change(box, sql)
+    assert any(worker.apply().applied for _ in clock.polls(10))
+    assert sorted(row["note"] for row in box.rows("pair")) == ["x", "y"]
