@@ -146,7 +146,7 @@ def test_a_definition_that_nobody_migrated_is_found(here: Servers) -> None:
         found = check.check(here.config()).findings
     finally:
         with here.redis() as client:
-            client.hdel(pipeline.log.keys.tables, "voucher")  # type: ignore[attr-defined]
+            client.hdel(pipeline.log.keys.newest_schemas, "voucher")  # type: ignore[attr-defined]
         pipeline.close()
 
     assert [f.fix for f in found if f.where == "voucher"] == ["pipeline migrate"]

@@ -81,7 +81,7 @@ def case(mariadb: Rig, request: pytest.FixtureRequest) -> Iterator[tuple[dict[st
             for sql in statements:
                 nodes.fetch(made, sql)
     yield values, says
-    mariadb.redis.hdel(mariadb.client.log.keys.tables, "odd")
+    mariadb.redis.hdel(mariadb.client.log.keys.newest_schemas, "odd")
     for uri in mariadb.primaries.values():
         with nodes.connection(uri) as made:
             kind = "VIEW" if "odd_base" in statements[0] else "TABLE"
