@@ -66,7 +66,7 @@ class Drainer:
             SpoolUnavailable: the file cannot be used.
         """
         done, deadline = DrainResult(), clock.Deadline(for_s)
-        with self._spool.lock.tried() as mine:
+        with self._spool.lock().tried() as mine:
             if not mine:
                 done.mine = False
                 return done

@@ -16,9 +16,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from pipeline import clock
+from pipeline.config.topology import Topology
+from pipeline.enqueue.producer import Lost
+from pipeline.enqueue.row_ids import RowIds
+from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.oplog.appends import Appends, Scope
-from pipeline.shard import ledger_queries
+from pipeline.shard import ledger, ledger_queries
 from pipeline.shard.nodes import Nodes
 from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent, perform, waited
 
@@ -32,9 +36,8 @@ class EpochCache:
 
     Args:
         log: has the epochs.
-        raise_epoch: returns the epoch of a scope, raising it if the server's lineage has changed. Asks databases.
+        authority: raises an epoch if the server's lineage has changed, and renews what Redis may have forgotten.
         wait_budgets: of the callers: nobody waits longer for that.
-        renewed: called once this process knows of a new lineage: Redis may have forgotten schemas and leases.
         changed: called after each epoch that was learnt.
 
     Attributes:
@@ -45,13 +48,11 @@ class EpochCache:
     def __init__(
         self,
         log: Appends,
-        raise_epoch: Callable[[Scope], int],
+        authority: Authority,
         wait_budgets: WaitBudgets,
-        renewed: Callable[[], object],
         changed: Callable[[], object],
     ):
-        self._log, self._raise_epoch, self._wait_budgets = log, raise_epoch, wait_budgets
-        self._renewed, self._changed = renewed, changed
+        self._log, self._authority, self._wait_budgets, self._changed = log, authority, wait_budgets, changed
         self.known: dict[str, int] = {}
         self.start()
 
@@ -109,10 +110,10 @@ class EpochCache:
         with self._raising:
             known = self.known.get(scope.name, 0)
             if known == stale:
-                known = self.known[scope.name] = self._raise_epoch(scope)
+                known = self.known[scope.name] = self._authority.raise_epoch(scope)
                 self.learnt += 1
                 if self._lineage_changed(scope, stale):
-                    self._renewed()
+                    self._authority.renew()
                 self._changed()
             return known
 
@@ -122,30 +123,64 @@ class EpochCache:
         return stale > 0 or (other is not None and self._log.epoch(other)[:2] != (self.known[other], True))
 
 
-def raise_epoch(log: Appends, nodes: Nodes, renewed: Callable[[], object], scope: Scope) -> int:
-    """Return the scope's epoch on the server as it is now, raised if it was given out on another.
+class Authority:
+    """Asks the shards' databases, which are the authority on epochs and on what was lost.
 
     Args:
         log: has the epochs.
-        nodes: the databases that are asked.
-        renewed: called after a new epoch was set: the server may have forgotten the schemas too.
-        scope: whose epoch.
-
-    Raises:
-        ShardUnavailable: the primary of a shard in the scope did not answer; nothing changed.
-        NotMigrated: the pipeline's tables are missing on a primary.
+        nodes: the databases.
+        topology: which shards hold a bucket.
+        schemas, row_ids: have to publish or to lease anew what a new server has forgotten.
     """
-    for _ in clock.polls(RAISE_S, first_s=0.01):
-        epoch, current, seen = log.epoch(scope.name)
-        if epoch and current:
-            return epoch
-        new = _new_epoch(nodes, scope, epoch)
-        if log.raise_epoch(scope.name, seen, new):
-            level = logging.WARNING if epoch else logging.INFO
-            logger.log(level, "new lineage scope=%s epoch=%d (was %d)", scope.name, new, epoch)
-            renewed()
-            return new
-    raise LogUnavailable(f"the epoch of {scope.name!r} could not be raised", sent=False)
+
+    def __init__(self, log: Appends, nodes: Nodes, topology: Topology, schemas: SchemaPublisher, row_ids: RowIds):
+        self._log, self._nodes, self._topology = log, nodes, topology
+        self._schemas, self._row_ids = schemas, row_ids
+
+    def raise_epoch(self, scope: Scope) -> int:
+        """Return the scope's epoch on the server as it is now, raised if it was given out on another.
+
+        Args:
+            scope: whose epoch.
+
+        Raises:
+            ShardUnavailable: the primary of a shard in the scope did not answer; nothing changed.
+            NotMigrated: the pipeline's tables are missing on a primary.
+        """
+        log = self._log
+        for _ in clock.polls(RAISE_S, first_s=0.01):
+            epoch, current, seen = log.epoch(scope.name)
+            if epoch and current:
+                return epoch
+            new = _new_epoch(self._nodes, scope, epoch)
+            if log.raise_epoch(scope.name, seen, new):
+                level = logging.WARNING if epoch else logging.INFO
+                logger.log(level, "new lineage scope=%s epoch=%d (was %d)", scope.name, new, epoch)
+                self.renew()
+                return new
+        raise LogUnavailable(f"the epoch of {scope.name!r} could not be raised", sent=False)
+
+    def renew(self) -> None:
+        """Give a new server what it may have forgotten: the schemas of this process, and the lease on row ids."""
+        self._schemas.republish()
+        self._row_ids.renewed()
+
+    def record_lost(self, lost: Lost) -> None:
+        """Record on each shard of a bucket what the log lost, as far as the shard has not applied it.
+
+        Args:
+            lost: ops of one producer.
+
+        Raises:
+            ShardUnavailable: a primary did not answer; call again later.
+        """
+        bucket, producer, first, last = lost
+        for shard in self._topology.shards_of(bucket):
+            session = self._nodes.primary(shard)
+            with session.translated(), session.transaction():
+                applied = ledger.seen(session, [(bucket, producer)])[bucket, producer]
+                if applied < last:
+                    ledger.lose(session, [ledger.LostRange(bucket, 0, producer, max(first, applied + 1), last)])
 
 
 def _new_epoch(nodes: Nodes, scope: Scope, known: int) -> int:

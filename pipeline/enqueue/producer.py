@@ -11,13 +11,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pipeline import clock
-from pipeline.config.topology import Topology
 from pipeline.enqueue.shipment import OpPlace, Shipment, parse_claim
 from pipeline.errors import LogUnavailable
 from pipeline.model.op import Position
 from pipeline.oplog.appends import HOLE, Append, Appended, Line, Scope
-from pipeline.shard import ledger
-from pipeline.shard.nodes import Nodes
 
 #: A producer that idled longer starts anew under another number: Redis forgets its sequences after two days.
 FRESH_S = 86_400
@@ -116,18 +113,3 @@ class Producer:
         """Note under which numbers ops may be in the log."""
         if error.sent:
             error.numbered = {bucket: (self.producer, seq) for bucket, seq in first.items()}
-
-
-def record_lost(nodes: Nodes, topology: Topology, lost: Lost) -> None:
-    """Record on each shard of a bucket what the log lost, as far as the shard has not applied it.
-
-    Raises:
-        ShardUnavailable: a primary did not answer; call again later.
-    """
-    bucket, producer, first, last = lost
-    for shard in topology.shards_of(bucket):
-        session = nodes.primary(shard)
-        with session.translated(), session.transaction():
-            applied = ledger.seen(session, [(bucket, producer)])[bucket, producer]
-            if applied < last:
-                ledger.lose(session, [ledger.LostRange(bucket, 0, producer, max(first, applied + 1), last)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from pipeline import clock
 from pipeline.config.topology import Topology
-from pipeline.enqueue.epochs import EpochCache
+from pipeline.enqueue.epochs import Authority, EpochCache
 from pipeline.enqueue.producer import FRESH_S, Lost, Producer
 from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.resend import Run, resend
@@ -35,10 +35,8 @@ class Publisher:
 
     Args:
         bell: wakes the workers of a shard.
-        raise_epoch: returns the epoch of a scope, raising it if the server's lineage has changed.
-        record_lost: writes down what the log lost; called again later where it raises `Unavailable`.
+        authority: raises epochs, and records what the log lost; a loss is recorded later where it raises `Unavailable`.
         away: has the wait budgets: raising an epoch and recording a loss ask databases.
-        renewed: called once this process knows of a new lineage: Redis may have forgotten schemas and leases.
 
     Attributes:
         scopes: all scopes by name.
@@ -50,18 +48,16 @@ class Publisher:
         log: Appends,
         topology: Topology,
         bell: Bell | SilentBell,
-        raise_epoch: Callable[[Scope], int],
-        record_lost: Callable[[Lost], None],
+        authority: Authority,
         *,
         away: RedisAway | None = None,
-        renewed: Callable[[], object] = lambda: None,
     ):
-        self._log, self._bell, self._record_lost, self.away = log, bell, record_lost, away or RedisAway()
+        self._log, self._bell, self._authority, self.away = log, bell, authority, away or RedisAway()
         self.scopes = scopes_of(topology.shards)
         self._reference = self.scopes[EVERYWHERE]
         self._scope_of = [self.scopes[topology.shard_of(bucket)] for bucket in range(topology.buckets)]
         self._scope_of.append(self._reference)
-        self._epochs = EpochCache(log, raise_epoch, self.away.wait_budgets, renewed, self._audit)
+        self._epochs = EpochCache(log, authority, self.away.wait_budgets, self._audit)
         self._start()
 
     def ship(self, shipment: Shipment) -> dict[int, OpPlace]:
@@ -107,7 +103,7 @@ class Publisher:
         reached: dict[int, Position] = {}
         for scope, share in self.by_scope(runs).items():
             with closing(self._log.line(patient=patient)) as line:
-                positions, ring = resend(line, self._epochs, scope, producer, share, epoch, self._record_lost)
+                positions, ring = resend(line, self._epochs, scope, producer, share, epoch, self._authority)
             reached |= positions
             if ring:
                 self._bell.ring(ring, sum(len(run.payloads) for run in share.values()))
@@ -290,7 +286,7 @@ class Publisher:
             lost = self._losses.popleft()
             logger.error("Redis lost ops: bucket=%d producer=%d seq=%d..%d", *lost)
             try:
-                self._record_lost(lost)
+                self._authority.record_lost(lost)
             except Unavailable as error:
                 self._losses.append(lost)
                 logger.warning("the loss could not be recorded yet: %s", error)

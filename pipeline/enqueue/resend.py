@@ -11,10 +11,10 @@ caller takes a new random 63-bit number then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pipeline.enqueue.epochs import EpochCache
+from pipeline.enqueue.epochs import Authority, EpochCache
 from pipeline.enqueue.producer import Lost
 from pipeline.errors import LogUnavailable
 from pipeline.model.op import Position
@@ -40,7 +40,7 @@ def resend(
     producer: int,
     runs: Mapping[int, Run],
     only: int,
-    record_lost: Callable[[Lost], None],
+    authority: Authority,
 ) -> tuple[dict[int, Position], set[str]]:
     """Append what the log has not seen, under the epoch *only*, or under the current one where that is 0.
 
@@ -49,12 +49,12 @@ def resend(
 
     Raises:
         EpochStale: the epoch is not *only* any more.
-        the other errors of `Line.append` and *record_lost*.
+        the other errors of `Line.append` and `Authority.record_lost`.
     """
     for _ in range(EPOCHS):
         epoch = only or epochs.of(scope)
         try:
-            return _under(epoch, line, scope, producer, runs, record_lost)
+            return _under(epoch, line, scope, producer, runs, authority)
         except EpochStale:
             if only:
                 raise
@@ -63,7 +63,7 @@ def resend(
 
 
 def _under(
-    epoch: int, line: Line, scope: Scope, producer: int, runs: Mapping[int, Run], record_lost: Callable[[Lost], None]
+    epoch: int, line: Line, scope: Scope, producer: int, runs: Mapping[int, Run], authority: Authority
 ) -> tuple[dict[int, Position], set[str]]:
     left, reached, ring = dict(runs), dict[int, Position](), set[str]()
     for _ in range(ROUNDS):
@@ -76,7 +76,7 @@ def _under(
             elif position.seq >= run.first:
                 behind[bucket] = Run(position.seq + 1, run.payloads[position.seq + 1 - run.first :])
             else:
-                record_lost(Lost(bucket, producer, position.seq + 1, run.first - 1))
+                authority.record_lost(Lost(bucket, producer, position.seq + 1, run.first - 1))
                 line.pass_hole(producer, bucket, position.seq, run.first - 1)
                 behind[bucket] = run
         if not behind:

@@ -9,10 +9,9 @@ from pipeline.config.topology import Topology
 from pipeline.enqueue.dispatch import Dispatch
 from pipeline.enqueue.drain import Drainer
 from pipeline.enqueue.drain_thread import DrainThread
-from pipeline.enqueue.epochs import raise_epoch
+from pipeline.enqueue.epochs import Authority
 from pipeline.enqueue.fallback import Fallback
 from pipeline.enqueue.op_builder import OpBuilder
-from pipeline.enqueue.producer import record_lost
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.receipt_status import Follower
 from pipeline.enqueue.redis_away import RedisAway
@@ -57,20 +56,8 @@ def wire_writes(log: Log, nodes: Nodes, topology: Topology, bell: Bell | SilentB
     """
     schemas = SchemaPublisher(log, nodes, topology, away)
     row_ids = RowIds(log, away)
-
-    def renewed() -> None:
-        schemas.republish()
-        row_ids.renewed()
-
-    publisher = Publisher(
-        log,
-        topology,
-        bell,
-        partial(raise_epoch, log, nodes, renewed),
-        partial(record_lost, nodes, topology),
-        away=away,
-        renewed=renewed,
-    )
+    authority = Authority(log, nodes, topology, schemas, row_ids)
+    publisher = Publisher(log, topology, bell, authority, away=away)
     follower = Follower(topology, nodes, log, away.spool)
     op_builder = OpBuilder(topology, row_ids, schemas)
     if not isinstance(away.spool, Spool):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from pipeline import clock
 from pipeline.errors import IdsUsedUp
 from pipeline.model.ids import EPOCH_MS, SPAN_MS, Lease
+from pipeline.per_process import PerProcess
 from pipeline.spool.sqlite_file import DRAINING_ROOM, HostLock, SpoolFile
 
 #: How far the reserve reaches, and how much of it must be left at least, ms.
@@ -35,10 +36,11 @@ class IdReserve:
     """The reserve in a spool's file.
 
     Args:
-        lock: of the one process that leases.
+        file: the spool's.
+        lock: held by the one process that leases.
     """
 
-    def __init__(self, file: SpoolFile, lock: HostLock):
+    def __init__(self, file: SpoolFile, lock: PerProcess[HostLock]):
         self._file, self._lock = file, lock
         self._full_until_ms = 0  # until then nobody need look
         self._doubted = False
@@ -58,7 +60,7 @@ class IdReserve:
             return
         held = self._read()
         if held is None or self._doubted or held.until_ms <= now + LEAST_MS:
-            with self._lock.tried() as mine:
+            with self._lock().tried() as mine:
                 if not mine:
                     return
                 token, before = _own(self._read())

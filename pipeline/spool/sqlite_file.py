@@ -177,21 +177,22 @@ os.register_at_fork(
 
 
 class HostLock:
-    """A lock that is tried, never waited for."""
+    """A lock of one process of this host, for one thread of it. Callers try the lock and never wait for it.
 
-    _file: int
+    One object per process and file: the system's lock belongs to the process, and so do the threads' lock and the
+    file. Keep it in a `PerProcess`.
+
+    Args:
+        path: the lock's file, made at the first try.
+    """
 
     def __init__(self, path: Path):
-        self._path = path
-        self._reset()
+        self._path, self._file, self._threads = path, -1, threading.Lock()
 
     @contextmanager
     def tried(self) -> Iterator[bool]:
         """Take the lock if it is free; yield whether it was."""
-        if self._pid != os.getpid():
-            self._reset()
-        threads = self._threads
-        if not threads.acquire(blocking=False):
+        if not self._threads.acquire(blocking=False):
             yield False
             return
         try:
@@ -203,7 +204,7 @@ class HostLock:
             finally:
                 fcntl.lockf(self._opened(), fcntl.LOCK_UN)
         finally:
-            threads.release()
+            self._threads.release()
 
     def _taken(self) -> bool:
         try:
@@ -216,7 +217,3 @@ class HostLock:
         if self._file < 0:
             self._file = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, MODE)
         return self._file
-
-    def _reset(self) -> None:
-        self._pid, self._threads = os.getpid(), threading.Lock()
-        self._file = -1

@@ -63,8 +63,9 @@ class Spool:
     def __init__(self, path: Path, max_bytes: int):
         self.path = path
         self.file = SpoolFile(path, max_bytes)
-        self.lock = HostLock(Path(f"{path}.lock"))
-        self.reserve = IdReserve(self.file, HostLock(Path(f"{path}.reserving")))
+        #: Held by the one process that drains.
+        self.lock = PerProcess(lambda: HostLock(Path(f"{path}.lock")))
+        self.reserve = IdReserve(self.file, PerProcess(lambda: HostLock(Path(f"{path}.reserving"))))
         self._marker = f"{path}.waiting"
         #: Threads of one process share an fsync.
         self._together = PerProcess(lambda: GroupCommit(self._take_in))

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from support.sandbox.publishing import REFERENCE, TOPOLOGY, Shop, breaking
+from support.sandbox.publishing import REFERENCE, TOPOLOGY, Shop, authority, breaking
 
 from pipeline import clock
 from pipeline.enqueue.producer import FRESH_S, Lost, Producer
@@ -63,7 +63,7 @@ def test_an_epoch_is_raised_once_per_shard_and_once_for_the_reference_log(shop: 
 
 def test_an_idempotency_key_gives_the_first_receipt_and_the_first_rows_id(shop: Shop):
     first = shop.ship(0, b"a", key="k", row_id=77)
-    other = Publisher(shop.log, TOPOLOGY, shop.bell, lambda scope: 101, shop.lost.append)
+    other = Publisher(shop.log, TOPOLOGY, shop.bell, authority(shop))
 
     again = other.ship(Shipment({0: (b"b",)}, "k", 78))[0]
 

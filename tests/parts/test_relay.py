@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from support.sandbox.publishing import TOPOLOGY, Shop, breaking
+from support.sandbox.publishing import TOPOLOGY, Shop, authority, breaking
 
 from pipeline.enqueue.producer import Lost
 from pipeline.enqueue.publisher import Publisher
@@ -111,7 +111,7 @@ def test_an_op_in_doubt_goes_on_under_its_senders_own_number(shop: Shop):
 
 def test_many_that_relay_the_same_at_once_add_it_once(shop: Shop):
     def relay() -> None:
-        own = Publisher(shop.log, TOPOLOGY, shop.bell, lambda scope: 101, shop.lost.append)
+        own = Publisher(shop.log, TOPOLOGY, shop.bell, authority(shop))
         for end in range(1, 30):
             own.resend(MINE, {0: Run(1, [b"%d" % n for n in range(end)])})
 

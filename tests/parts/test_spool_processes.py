@@ -61,31 +61,31 @@ def test_one_process_drains_at_a_time_and_its_death_lets_the_next_one_in(spool: 
     holder.start()
     assert ready.wait(20)
 
-    with spool.lock.tried() as mine:
+    with spool.lock().tried() as mine:
         assert not mine
     holder.kill()
     holder.join(20)
 
-    with spool.lock.tried() as mine:
+    with spool.lock().tried() as mine:
         assert mine
-        with spool.lock.tried() as again:
+        with spool.lock().tried() as again:
             assert not again
-    with spool.lock.tried() as mine:
+    with spool.lock().tried() as mine:
         assert mine
 
 
 def _hold(spool: Spool, ready: Any, go: Any) -> None:
-    with spool.lock.tried():
+    with spool.lock().tried():
         ready.set()
         go.wait(60)
 
 
 def test_a_child_that_is_forked_while_its_parent_drains_does_not_hold_the_lock(spool: Spool):
-    with spool.lock.tried():
+    with spool.lock().tried():
         child = FORK.Process(target=os.read, args=(os.pipe()[0], 1))
         child.start()
     try:
-        with spool.lock.tried() as mine:
+        with spool.lock().tried() as mine:
             assert mine
     finally:
         child.kill()

@@ -158,7 +158,7 @@ def test_an_op_that_comes_again_under_another_position_is_applied_once(db: Any, 
 
     box.log.fail_over(replica)
     scope = box.client.publisher.scope_of(first.bucket)
-    epoch = box.client.publisher._epochs._raise_epoch(scope)
+    epoch = box.client.publisher._epochs._authority.raise_epoch(scope)
     line = box.log.line()
     again = line.append(
         scope, epoch, entry.producer, [Append(first.bucket, entry.producer_seq, [entry.payload])], "", 0

@@ -532,7 +532,7 @@ def test_a_drainer_that_lost_its_lock_doubles_nothing_either(shop: Shop, monkeyp
         shop.buy(n)
     shop.log.away = False
     other = shop.another()
-    other.spool.lock._path = Path(f"{shop.folder}/another.lock")
+    other.spool.lock()._path = Path(f"{shop.folder}/another.lock")
 
     def again(step: str) -> None:
         if step == "sent":

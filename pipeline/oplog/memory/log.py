@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from pipeline import clock
 from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model.op import START, Entry, Position
 from pipeline.oplog.appends import (
@@ -111,7 +112,8 @@ class MemoryAppends(MemoryServer):
         return Placed(APPENDED, Position(epoch, start))
 
     def _wake(self, shard: str, buckets: Iterable[int]) -> bool:
-        dirty, now = self._server.dirty.setdefault(shard, {}), self.now_ms()
+        dirty = self._server.dirty.setdefault(shard, {})
+        now = clock.wall_ns() // 1_000_000 + self.ahead_ms  # as `now_ms`, once per op
         for bucket in buckets:
             dirty.setdefault(bucket, now)
         bell = self._server.keys.get(f"bell:{shard}")  # as `_take`, once per op

@@ -62,26 +62,27 @@ class ServerState:
 class MemoryServer:
     """The server that every role of the log keeps its state in.
 
-    Args:
-        now_ms: the server's clock.
-
     Attributes:
         fault: called with `send` before and `reply` after each try of an append; raise ConnectionError in it, and the
             connection breaks there.
         limit_bytes: the size of all ops at which appends are refused, as Redis does at `maxmemory`; 0: none.
         published: called with each new schema.
         durable: the result of a wait for Redis's replica or disk.
-        now_ms: the server's clock.
+        ahead_ms: how far the server's clock is ahead of this process's.
     """
 
-    def __init__(self, *, now_ms: Callable[[], int] = clock.wall_ms):
-        self.now_ms = now_ms
+    def __init__(self) -> None:
+        self.ahead_ms = 0
         self.fault: Callable[[str], None] | None = None
         self.published: Callable[[str], None] = lambda schema: None
         self.limit_bytes = 0
         self.durable = True
         self._server = ServerState()
         self._lock = threading.RLock()
+
+    def now_ms(self) -> int:
+        """Return the server's time, ms since 1970."""
+        return clock.wall_ns() // 1_000_000 + self.ahead_ms
 
     def restart(self) -> None:
         """Restart the server: it keeps its state, under a new lineage."""

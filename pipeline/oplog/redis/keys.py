@@ -23,7 +23,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 
+
+@dataclass(frozen=True, slots=True)
 class Keys:
     """Makes the names.
 
@@ -31,17 +34,61 @@ class Keys:
         prefix: of every key.
     """
 
-    def __init__(self, prefix: str):
-        self.prefix = prefix
-        self._log = f"{prefix}:log:"
-        self.schemas, self.newest_schemas = f"{prefix}:schemas", f"{prefix}:tables"
-        self.ids, self.full, self.bigs = f"{prefix}:ids", f"{prefix}:full", f"{prefix}:big:"
-        self.reads, self.unfit, self.seen = f"{prefix}:reads", f"{prefix}:unfit", f"{prefix}:seen"
-        self.health, self.secret = f"{prefix}:health", f"{prefix}:secret"
+    prefix: str
+
+    @property
+    def schemas(self) -> str:
+        """The hash of all schemas, by their hash."""
+        return f"{self.prefix}:schemas"
+
+    @property
+    def newest_schemas(self) -> str:
+        """The hash of each table's newest schema."""
+        return f"{self.prefix}:tables"
+
+    @property
+    def ids(self) -> str:
+        """The leases on producer numbers."""
+        return f"{self.prefix}:ids"
+
+    @property
+    def full(self) -> str:
+        """Why no op is taken."""
+        return f"{self.prefix}:full"
+
+    @property
+    def bigs(self) -> str:
+        """The beginning of the keys that hold the size of a bucket's largest op."""
+        return f"{self.prefix}:big:"
+
+    @property
+    def reads(self) -> str:
+        """The counts of reads."""
+        return f"{self.prefix}:reads"
+
+    @property
+    def unfit(self) -> str:
+        """The unfit nodes of each shard."""
+        return f"{self.prefix}:unfit"
+
+    @property
+    def seen(self) -> str:
+        """What upkeep noted of each node."""
+        return f"{self.prefix}:seen"
+
+    @property
+    def health(self) -> str:
+        """The prober's reports."""
+        return f"{self.prefix}:health"
+
+    @property
+    def secret(self) -> str:
+        """The secret that signs session tokens."""
+        return f"{self.prefix}:secret"
 
     def log(self, bucket: int) -> str:
         """Return the stream of a bucket."""
-        return f"{self._log}{bucket}"
+        return f"{self.prefix}:log:{bucket}"
 
     def epoch(self, scope: str) -> str:
         """Return the epoch key of a scope."""

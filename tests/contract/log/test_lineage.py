@@ -38,8 +38,7 @@ class System(Protocol):
 
 class InMemory:
     def __init__(self) -> None:
-        self.now_ms = 1_000_000
-        self.log = MemoryLog(now_ms=lambda: self.now_ms)
+        self.log = MemoryLog()
         self.replica: object = None
 
     def restart(self) -> None:
@@ -58,7 +57,7 @@ class InMemory:
         self.log.fail_over()
 
     def end_leases(self) -> None:
-        self.now_ms += LEASE_MS + 1
+        self.log.ahead_ms += LEASE_MS + 1
 
     def close(self) -> None:
         self.log.close()

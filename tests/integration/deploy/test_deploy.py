@@ -13,6 +13,8 @@ from types import SimpleNamespace
 import pytest
 from support.servers.deploying import DEPLOY, needs, run
 
+from pipeline.config import sections, settings
+
 UNITS = ("pipeline-worker@s0.service", "pipeline-worker.service", "pipeline-flower.service")
 
 
@@ -83,14 +85,13 @@ def test_the_example_configuration_is_toml_with_the_sections_of_the_manual() -> 
 
 
 def test_the_example_configuration_is_accepted_and_shows_every_key(secrets: SimpleNamespace) -> None:
-    settings = pytest.importorskip("pipeline.settings")
     path = DEPLOY / "pipeline.example.toml"
 
     loaded = settings.load(path, environ=secrets.words)
 
     shown = set(re.findall(r"^(?:# )?([a-z_]+) = ", path.read_text(), re.MULTILINE))
-    records = (settings.RedisSettings, settings.ShardSettings, settings.TableSettings, settings.ReadSettings)
-    more = (settings.ApplySettings, settings.SpoolSettings)
+    records = (sections.RedisSettings, sections.ShardSettings, sections.TableSettings, sections.ReadSettings)
+    more = (sections.ApplySettings, sections.SpoolSettings)
     # a replica's load is written beside its address
     keys = {field.name for record in (*records, *more) for field in fields(record)} - {"name", "loads"}
     assert shown == keys

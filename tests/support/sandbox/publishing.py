@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
@@ -35,24 +37,33 @@ class Shop:
         self.lost: list[Lost] = []
         self.raised: list[str] = []
         self.away = False
-        self.publisher = Publisher(self.log, TOPOLOGY, self.bell, self._raise_epoch, self._record_lost)
+        authority: Any = self
+        self.publisher = Publisher(self.log, TOPOLOGY, self.bell, authority)
 
-    def _raise_epoch(self, scope: Scope) -> int:
+    def raise_epoch(self, scope: Scope) -> int:
         self.raised.append(scope.name)
         _, _, seen = self.log.epoch(scope.name)
         assert self.log.raise_epoch(scope.name, seen, 100 + len(self.raised))
         return 100 + len(self.raised)
 
-    def _record_lost(self, lost: Lost) -> None:
+    def record_lost(self, lost: Lost) -> None:
         if self.away:
             raise ShardUnavailable("s0", "away")
         self.lost.append(lost)
+
+    def renew(self) -> None:
+        """Renew nothing: there are no schemas and no ids."""
 
     def ship(self, bucket: int, payload: bytes, key: str = "", row_id: int | None = None) -> OpPlace:
         return self.publisher.ship(Shipment({bucket: (payload,)}, key, row_id))[bucket]
 
     def payloads(self, bucket: int) -> list[bytes]:
         return [entry.payload for entry in self.log.read({bucket: START}, {bucket: 1000})[bucket]]
+
+
+def authority(shop: Shop) -> Any:
+    """Return the authority of another publisher on the same log, which finds the first epoch raised."""
+    return SimpleNamespace(raise_epoch=lambda scope: 101, record_lost=shop.record_lost, renew=shop.renew)
 
 
 def breaking(*where: str) -> Callable[[str], None]:
