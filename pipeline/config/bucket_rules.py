@@ -2,8 +2,8 @@
 
 The rule `hash`, in full:
 
-* An int from 2**57 up to 2**63 is an id of this package, and its bucket is `(id >> 12) & 1023`, modulo the number of
-  buckets. So a row whose shard key is such an id shares the bucket of the row that it refers to.
+* An int from 2**57 up to 2**63 is an id of this package. The bucket of an id is `(id >> 12) & 1023`, modulo the number
+  of buckets. So a row whose shard key is such an id shares the bucket of the row that it refers to.
 * Any other key is taken as text, and its bucket is `crc32(text) % buckets`. Keys of the same text share a bucket,
   whatever their type: 7, "7" and Decimal("7"). So the decimal digits of an id have the bucket of the id.
 

@@ -1,7 +1,7 @@
 """Classify a driver's error: retry, wait for the schema, reject the op, or unknown.
 
-The lists name what concerns a server, a lock or a schema. Everything else concerns the op that met it: an error that no
-list names rejects its op after a few tries, since a wrong guess then costs one op and never stops a shard.
+The lists name what concerns a server, a lock or a schema. Everything else concerns the op that met the error. An error
+that no list names rejects its op after a few tries: a wrong guess then costs one op and never stops a shard.
 
 Sources: MariaDB's error codes (https://mariadb.com/kb/en/mariadb-error-codes/), MySQL 8.0's server error reference
 (https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html), SQLite's result codes
@@ -23,8 +23,8 @@ class Fault(Enum):
     UNKNOWN = "reject the op, after a few tries"
 
 
-#: Unknown column, unknown table, a required column that the schema lacks, no right to write to the table or to a
-#: column: the shard is behind the op's schema, or an operator has to grant something.
+#: The shard is behind the op's schema, or an operator has to grant something. Unknown column, unknown table, a required
+#: column that the schema lacks, no right to write to the table or to a column.
 _MYSQL_SCHEMA = {1054, 1146, 1364, 1142, 1143}
 #: Values: duplicate key, too long, out of range, NULL in NOT NULL, wrong value, foreign keys, bad JSON.
 #: Statements: out of range in an expression, CHECK (MySQL, MariaDB), packet too big, column count, division by zero,
