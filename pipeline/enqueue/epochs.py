@@ -17,7 +17,6 @@ from concurrent.futures import Future
 
 from pipeline import clock
 from pipeline.config.topology import Topology
-from pipeline.enqueue.producer import Lost
 from pipeline.enqueue.row_ids import RowIds
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
@@ -165,7 +164,7 @@ class Authority:
         self._schemas.republish()
         self._row_ids.renewed()
 
-    def record_lost(self, lost: Lost) -> None:
+    def record_lost(self, lost: ledger.LostRange) -> None:
         """Record on each shard of a bucket what the log lost, as far as the shard has not applied it.
 
         Args:
@@ -174,7 +173,7 @@ class Authority:
         Raises:
             ShardUnavailable: a primary did not answer; call again later.
         """
-        bucket, producer, first, last = lost
+        bucket, _, producer, first, last = lost
         for shard in self._topology.shards_of(bucket):
             session = self._nodes.primary(shard)
             with session.translated(), session.transaction():

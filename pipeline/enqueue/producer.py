@@ -8,27 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.enqueue.shipment import OpPlace, Shipment, parse_claim
 from pipeline.errors import LogUnavailable
 from pipeline.model.op import Position
 from pipeline.oplog.appends import HOLE, Append, Appended, Line, Scope
+from pipeline.shard.ledger import LostRange
 
 #: A producer that idled longer starts anew under another number: Redis forgets its sequences after two days.
 FRESH_S = 86_400
 #: How long the durabilities beyond `redis` wait, s.
 DURABLE_S = 5.0
-
-
-class Lost(NamedTuple):
-    """Ops of one producer that the log had acknowledged and no longer has."""
-
-    bucket: int
-    producer: int
-    first: int
-    last: int
 
 
 class Producer:
@@ -96,7 +87,7 @@ class Producer:
             self._next[bucket] = max(self._next.get(bucket, 1), place.seq + 1)
         return place
 
-    def losses(self) -> list[Lost]:
+    def losses(self) -> list[LostRange]:
         """Return what the log acknowledged and no longer knows, per bucket; asks the server.
 
         Raises:
@@ -104,7 +95,7 @@ class Producer:
         """
         known = self.line.sequences(self.producer) if self._next else {}
         return [
-            Lost(bucket, self.producer, known.get(bucket, 0) + 1, seq - 1)
+            LostRange(bucket, 0, self.producer, known.get(bucket, 0) + 1, seq - 1)
             for bucket, seq in self._next.items()
             if known.get(bucket, 0) < seq - 1
         ]

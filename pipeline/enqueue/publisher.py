@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from pipeline import clock
 from pipeline.config.topology import Topology
 from pipeline.enqueue.epochs import Authority, EpochCache
-from pipeline.enqueue.producer import FRESH_S, Lost, Producer
+from pipeline.enqueue.producer import FRESH_S, Producer
 from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.resend import Run, resend
 from pipeline.enqueue.shipment import OpPlace, Shipment
@@ -22,6 +22,7 @@ from pipeline.errors import LogUnavailable, PipelineFull, Unavailable
 from pipeline.model.op import Position
 from pipeline.oplog.appends import EVERYWHERE, HOLE, Appends, EpochStale, Scope, scopes_of
 from pipeline.oplog.doorbell import Bell, SilentBell
+from pipeline.shard.ledger import LostRange
 from pipeline.wait_budget import WaitBudgetSpent
 
 #: So many ops at once have the short time-out of a request also where there is none; more are a bulk load's.
@@ -223,7 +224,7 @@ class Publisher:
         """Begin, in a child anew: a fork must not send on its parent's connections, nor wait for its locks."""
         self.idle: deque[Producer] = deque()
         self._idle_patient: deque[Producer] = deque()
-        self._losses: deque[Lost] = deque(maxlen=10_000)
+        self._losses: deque[LostRange] = deque(maxlen=10_000)
         self._epochs.start()
         self._pid = os.getpid()
 
@@ -284,7 +285,8 @@ class Publisher:
     def _record_losses(self) -> None:
         while self._losses:
             lost = self._losses.popleft()
-            logger.error("Redis lost ops: bucket=%d producer=%d seq=%d..%d", *lost)
+            where = lost.bucket, lost.producer, lost.first, lost.last
+            logger.error("Redis lost ops: bucket=%d producer=%d seq=%d..%d", *where)
             try:
                 self._authority.record_lost(lost)
             except Unavailable as error:

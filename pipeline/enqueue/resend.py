@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.enqueue.epochs import Authority, EpochCache
-from pipeline.enqueue.producer import Lost
 from pipeline.errors import LogUnavailable
 from pipeline.model.op import Position
 from pipeline.oplog.appends import HOLE, Append, EpochStale, Line, Scope
+from pipeline.shard.ledger import LostRange
 
 #: Rounds of one call: the first, one behind an overlap, one behind a hole, and one in case others send too.
 ROUNDS = 4
@@ -76,7 +76,7 @@ def _under(
             elif position.seq >= run.first:
                 behind[bucket] = Run(position.seq + 1, run.payloads[position.seq + 1 - run.first :])
             else:
-                authority.record_lost(Lost(bucket, producer, position.seq + 1, run.first - 1))
+                authority.record_lost(LostRange(bucket, 0, producer, position.seq + 1, run.first - 1))
                 line.pass_hole(producer, bucket, position.seq, run.first - 1)
                 behind[bucket] = run
         if not behind:

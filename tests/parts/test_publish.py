@@ -10,11 +10,12 @@ import pytest
 from support.sandbox.publishing import REFERENCE, TOPOLOGY, Shop, authority, breaking
 
 from pipeline import clock
-from pipeline.enqueue.producer import FRESH_S, Lost, Producer
+from pipeline.enqueue.producer import FRESH_S, Producer
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.shipment import OpPlace, Shipment
 from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model.op import START, Position
+from pipeline.shard.ledger import LostRange
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_what_a_promoted_replica_had_not_seen_is_named_when_its_producer_goes_on
 
     assert shop.payloads(0) == [b"a", b"b"]
     assert after.producer != first.producer
-    assert shop.lost == [Lost(0, first.producer, 2, 3)]
+    assert shop.lost == [LostRange(0, 0, first.producer, 2, 3)]
 
 
 def test_what_was_lost_of_another_bucket_is_named_too_though_nobody_writes_there_any_more(shop: Shop):
@@ -159,7 +160,7 @@ def test_what_was_lost_of_another_bucket_is_named_too_though_nobody_writes_there
 
     shop.ship(1, b"elsewhere, same shard")
 
-    assert shop.lost == [Lost(0, first.producer, 1, 1)]
+    assert shop.lost == [LostRange(0, 0, first.producer, 1, 1)]
 
 
 def test_what_was_lost_of_another_shard_is_named_too(shop: Shop):
@@ -168,7 +169,7 @@ def test_what_was_lost_of_another_shard_is_named_too(shop: Shop):
 
     shop.ship(0, b"on another shard")
 
-    assert shop.lost == [Lost(3, first.producer, 1, 1)]
+    assert shop.lost == [LostRange(3, 0, first.producer, 1, 1)]
 
 
 def test_what_idle_producers_lost_is_named_when_another_finds_the_new_server(shop: Shop):
@@ -198,7 +199,7 @@ def test_a_loss_that_cannot_be_recorded_yet_is_recorded_later(shop: Shop):
     shop.away = False
     shop.ship(0, b"b")
 
-    assert shop.lost == [Lost(0, first.producer, 1, 1)]
+    assert shop.lost == [LostRange(0, 0, first.producer, 1, 1)]
     assert shop.payloads(0) == [b"a", b"b"]
 
 

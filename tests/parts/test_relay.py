@@ -7,11 +7,11 @@ import threading
 import pytest
 from support.sandbox.publishing import TOPOLOGY, Shop, authority, breaking
 
-from pipeline.enqueue.producer import Lost
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.resend import Run
 from pipeline.errors import LogUnavailable, ShardUnavailable
 from pipeline.model.op import Position
+from pipeline.shard.ledger import LostRange
 
 MINE = 2**63 - 1
 
@@ -60,7 +60,7 @@ def test_an_emptied_server_takes_the_rest_once_what_it_lost_is_recorded(shop: Sh
     send(shop, 3, b"c", b"d")
 
     assert shop.payloads(0) == [b"c", b"d"]
-    assert shop.lost == [Lost(0, MINE, 1, 2)]
+    assert shop.lost == [LostRange(0, 0, MINE, 1, 2)]
 
 
 def test_what_the_caller_still_holds_is_sent_again_to_an_emptied_server_and_nothing_is_lost(shop: Shop):

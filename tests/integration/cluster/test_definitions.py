@@ -23,7 +23,7 @@ def narrow(mariadb: Rig) -> Iterator[Any]:
     db = DAL("sqlite:memory", bigint_id=True, migrate=False)
     yield db.define_table("narrow", Field("n", "integer"))
     db.close()
-    mariadb.redis.hdel(mariadb.client.log.keys.newest_schemas, "narrow")  # or `check` would find fault with it in other tests
+    mariadb.redis.hdel(mariadb.client.log.keys.newest_schemas, "narrow")  # `check` would find it in other tests
     for uri in mariadb.primaries.values():
         with nodes.connection(uri) as made:
             nodes.fetch(made, "DROP TABLE narrow")

@@ -8,7 +8,6 @@ from typing import Any
 
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
-from pipeline.enqueue.producer import Lost
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.shipment import OpPlace, Shipment
 from pipeline.errors import ShardUnavailable
@@ -16,6 +15,7 @@ from pipeline.model.op import START
 from pipeline.oplog.appends import Scope
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
+from pipeline.shard.ledger import LostRange
 
 TOPOLOGY = Topology(
     load(
@@ -34,7 +34,7 @@ class Shop:
 
     def __init__(self) -> None:
         self.log, self.bell = MemoryLog(), SilentBell()
-        self.lost: list[Lost] = []
+        self.lost: list[LostRange] = []
         self.raised: list[str] = []
         self.away = False
         authority: Any = self
@@ -46,7 +46,7 @@ class Shop:
         assert self.log.raise_epoch(scope.name, seen, 100 + len(self.raised))
         return 100 + len(self.raised)
 
-    def record_lost(self, lost: Lost) -> None:
+    def record_lost(self, lost: LostRange) -> None:
         if self.away:
             raise ShardUnavailable("s0", "away")
         self.lost.append(lost)
