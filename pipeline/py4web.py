@@ -147,8 +147,8 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
     def _calls(self) -> Calls:
         """Return who takes the writes of an attached table: this request, or the client outside of any.
 
-        A request that writes must list the fixture: without it nobody would wait for its commit. One that reads need
-        not.
+        A request that writes must list the fixture: without the fixture its commit would go unnoticed. One that reads
+        need not.
         """
         return self.request if self.is_valid() or _in_request() else self.client
 

@@ -1,8 +1,8 @@
 """How long a caller may be kept waiting, over all the steps of one call or of one web request.
 
-Invariant: a caller with a budget waits himself only for small replies on a connection that stands. Whatever may hang in
-other ways (a name that is looked up, a connection that is made, a database that is asked) a thread does for him, and he
-leaves when his budget is used up. So the bound holds whatever the time-outs of the parts add up to.
+Invariant: a caller with a budget waits only for small replies on an open connection. Whatever may hang in other ways
+runs in a thread: a name look-up, a new connection, a database's answer. The caller leaves when its budget is used up.
+So the bound holds whatever the time-outs of the parts add up to.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HARDLY = 0.1
 
 
 class WaitBudgetSpent(TimeoutError):
-    """The time that a caller may wait is over; what he waited for goes on, or was not begun."""
+    """The time that a caller may wait is over; the step goes on in its thread, or was not begun."""
 
 
 class WaitBudget:
@@ -97,7 +97,7 @@ class WaitBudgets:
             raise WaitBudgetSpent(f"the {self.most_s * 1000:.0f} ms that a request may wait are used up")
 
     def enter(self, lock: threading.Lock) -> None:
-        """Acquire a lock whose holder is bounded himself; the time counts."""
+        """Acquire a lock that its holder keeps for a bounded time; the time counts."""
         if not lock.acquire(blocking=False):
             with self.spending():
                 lock.acquire()

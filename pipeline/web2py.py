@@ -43,8 +43,8 @@ __all__ = ["Pipeline"]
 class Pipeline:
     """The pipeline of this request: every function of `pipeline`, and what web2py adds to it.
 
-    Make it in a model, after `db` and its tables. In the scheduler, in cron and in the shell nobody commits for the
-    application, so ops are sent at once there.
+    Make it in a model, after `db` and its tables. In the scheduler, in cron and in the shell web2py does not commit,
+    so ops are sent at once there.
 
     Args:
         db: the application's DAL; its tables become known.

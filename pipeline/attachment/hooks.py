@@ -63,7 +63,7 @@ def attach(
     Args:
         table: a table of the application's DAL.
         calls: returns who takes the table's writes, a web request or a client; called at each.
-        client: returns the client behind them, also where nobody may write.
+        client: returns the client behind them, also where writes are refused.
         catch_up: called ahead of each read of the table: it gives the primaries the time to get what the user has
             written. What a client sends is nobody's, so its readers wait for nothing.
 

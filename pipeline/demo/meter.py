@@ -1,6 +1,6 @@
 """Count how many ops were enqueued, how many are applied, and how long a single enqueue takes.
 
-Receipts tell what is applied. About one in a thousand is a milestone, and the oldest queued milestone's status is read.
+Receipts say what is applied. About one in a thousand is a milestone, and the oldest queued milestone's status is read.
 Buckets advance side by side, so the number is exact only at the end, after the barrier.
 """
 

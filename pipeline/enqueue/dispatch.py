@@ -145,7 +145,7 @@ class Dispatch:
         return chunk
 
     def _sent_under_key(self, addressed: Addressed) -> tuple[Op, OpPlace]:
-        """Send an op whose id nobody has been told; return it with the id that its key stands for."""
+        """Send an op whose id no caller has seen; return the op with the id that its key has claimed."""
         bucket, op = addressed.bucket, addressed.op
         try:
             return op, self._publisher.ship(_shipment(bucket, op, "redis"))[bucket]
@@ -154,12 +154,13 @@ class Dispatch:
         return op, self._sent(bucket, op, "redis")
 
     def _sent(self, bucket: int, op: Op, durability: str) -> OpPlace:
-        """Send an op whose id may have been told already: it is not changed any more."""
+        """Send an op whose id a caller may have seen: the id is final."""
         shipment = _shipment(bucket, op, durability)
         try:
             return self._publisher.ship(shipment)[bucket]
         except KeyClaimed:
-            # Redis, or the spool, was away when one of two ids was told. The shard takes the first op with that key
+            # Redis, or the spool, was away when one of two ids was given out. The shard takes the first op with that
+            # key
             return self._publisher.ship(Shipment(shipment.runs, durability=durability))[bucket]
 
     def _pass_on(self, entry: HeldOp) -> None:

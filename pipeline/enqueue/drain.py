@@ -60,7 +60,7 @@ class Drainer:
     def drain(
         self, for_s: float = 3600.0, *, patient: bool = True, report: Callable[[int], None] = lambda sent: None
     ) -> DrainResult:
-        """Send what waits, for a while at most. What is in the way is told, not raised.
+        """Send what waits, for a while at most. What is in the way is returned, not raised.
 
         Raises:
             SpoolUnavailable: the file cannot be used.

@@ -2,8 +2,8 @@
 
 Raising an epoch asks databases, which may hang: a thread does it, and a request waits for as long as it can.
 
-A new epoch is above every watermark on every node that can be asked, above every epoch that the primary ever gave out,
-and at least the unix time: so no position comes twice, whatever Redis has forgotten. A replica that does not answer
+A new epoch is above every watermark on every node that answers, above every epoch that the primary gave out, and at
+least the unix time. So no position comes twice, whatever Redis has forgotten. A replica that does not answer
 holds nothing that a primary did not give it, one that has no tables yet holds nothing; the clock covers one that was
 promoted and has died.
 """
@@ -36,7 +36,7 @@ class EpochCache:
     Args:
         log: has the epochs.
         authority: raises an epoch if the server's lineage has changed, and renews what Redis may have forgotten.
-        wait_budgets: of the callers: nobody waits longer for that.
+        wait_budgets: of the callers: no caller waits longer for a new epoch.
         changed: called after each epoch that was learnt.
 
     Attributes:

@@ -40,7 +40,7 @@ class Fallback:
         With the durability `spooled` they are spooled first, and stay there until every node of their shard has them.
 
         Raises:
-            KeyClaimed: the key stands for another id; neither Redis nor the spool took the op.
+            KeyClaimed: the key has claimed another id; neither Redis nor the spool took the op.
             PipelineFull, SpoolUnavailable: Redis did not take them, and neither did the spool.
         """
         if shipment.durability == "spooled":
@@ -53,7 +53,7 @@ class Fallback:
         return places
 
     def claim(self, bucket: int, key: str, row_id: int) -> int:
-        """Return the id that an idempotency key stands for; a Redis that is away costs an answer, never a wait."""
+        """Return the id that an idempotency key has claimed; a Redis that is away costs an answer, never a wait."""
         return row_id if self._away.claims_fail else self._publisher.claim(bucket, key, row_id)
 
     def _ship(self, shipment: Shipment) -> dict[int, OpPlace]:
@@ -81,7 +81,7 @@ class Fallback:
         return {bucket: OpPlace(None, *number, durable=durable) for bucket, number in numbers.items()}
 
     def _agree(self, shipment: Shipment) -> None:
-        """See that an op that goes into the spool has the id that its key stands for: the drain sends no key."""
+        """See that an op for the spool has the id that its key has claimed: the drain sends no key."""
         key, row_id = shipment.key, shipment.row_id
         if key and row_id is not None:
             [bucket] = shipment.runs

@@ -102,7 +102,7 @@ class OpBuilder:
         return plan
 
     def check_archive(self, table: Any, archive: Archive) -> None:
-        """Refuse an archive that cannot keep the versions of a table; asks nobody."""
+        """Refuse an archive that cannot keep the versions of a table; sends nothing."""
         check_archive(self._compiled_of(table), self._compiled_of(archive.table), archive.link)
 
     # ops ----------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class Producer:
         return answer, first
 
     def send_one(self, scope: Scope, epoch: int, bucket: int, payload: bytes) -> tuple[Position, int, bool] | None:
-        """Append one op of a scope with one shard; None where nothing was written: `send` tells why.
+        """Append one op of a scope with one shard; None where nothing was written: `send` says why.
 
         Returns:
             The op's position, its sequence, and whether to ring.

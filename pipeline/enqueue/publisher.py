@@ -41,7 +41,7 @@ class Publisher:
 
     Attributes:
         scopes: all scopes by name.
-        idle: the producers of requests that nobody uses now.
+        idle: producers of requests, not in use now.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Publisher:
         """Append ops, in one round trip per shard; return the place of each bucket's first.
 
         Raises:
-            KeyClaimed: the key stands for another id; nothing was sent.
+            KeyClaimed: the key has claimed another id; nothing was sent.
             PipelineFull: nothing was sent.
             LogUnavailable: no answer in time; the ops may be queued or not.
             ShardUnavailable: a new epoch was due and the shard's primary did not answer; nothing was sent.
@@ -111,7 +111,7 @@ class Publisher:
         return reached
 
     def claim(self, bucket: int, key: str, row_id: int) -> int:
-        """Return the id that an idempotency key stands for; *row_id* where it stood for none, or Redis cannot tell."""
+        """Return the id that an idempotency key has claimed; *row_id* for a new key, or without Redis's answer."""
         try:
             return self._log.claim_key(bucket, key, row_id)
         except (LogUnavailable, PipelineFull) as error:
@@ -229,7 +229,7 @@ class Publisher:
         self._pid = os.getpid()
 
     def _take(self, *, patient: bool = False) -> Producer:
-        """Return a producer that nobody else has until `_put_back`; a patient one waits longer, for many ops."""
+        """Return a producer for this caller alone, until `_put_back`; a patient one waits longer, for many ops."""
         if self._pid != os.getpid():
             self._start()
         try:

@@ -16,7 +16,7 @@ from pipeline.shard.nodes import Nodes
 from pipeline.spool.null_spool import NullSpool
 from pipeline.spool.store import Spool
 
-#: A shard forgets producers it has not heard of for so long; an older receipt of another epoch cannot be told.
+#: A shard forgets producers it has not heard of for so long; an older receipt of another epoch has no status.
 REMEMBERED_S = 7 * 86_400
 #: A waiter asks the database at least this often, whatever Redis says, s.
 STATUS_S = 0.25

@@ -17,7 +17,7 @@ AWAY_S = 10.0
 
 
 class RedisAway:
-    """Knows whether Redis failed somebody a moment ago: then no caller of this process waits for it.
+    """Knows whether Redis failed a caller a moment ago; then no caller of this process waits for Redis.
 
     Shared by the threads of a process. Without a spool an op has nowhere else to go, so every call tries Redis.
 

@@ -63,8 +63,8 @@ class SchemaPublisher:
     def approve(self, schema: TableSchema) -> None:
         """Ask one shard that answers; where the table is not there yet, migrate will make it right.
 
-        Where none answers within half of the caller's wait budget, the op is taken: a worker, whose database does
-        answer, rejects it with the database's reason if the id does not fit.
+        Where none answers within half of the caller's wait budget, the op is taken. A worker, whose database does
+        answer, rejects the op with the database's reason if the id does not fit.
 
         Raises:
             BadOp: the table keeps its ids in an INT column, where a 64-bit id does not fit.

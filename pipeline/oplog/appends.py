@@ -1,8 +1,8 @@
 """Define how a producer appends ops: under an epoch, in its own dense sequence, once per idempotency key.
 
-A claim is the text that the log keeps under an idempotency key. It is a row's id alone, or the receipt of the first op
-with the key: five numbers, of which the last is the id of the op's row, 0 for none. Only a receipt means that an op is
-in a log. The blank tells the two apart, here and in `enqueue.lua`.
+A claim is the text that the log keeps under an idempotency key. A claim is a row's id alone, or the receipt of the
+first op with the key. A receipt is five numbers; the last is the id of the op's row, 0 for none. Only a receipt means
+that an op is in a log. The blank distinguishes the two, here and in `enqueue.lua`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class KeyClaimed(Exception):
     """The idempotency key is claimed for another row's id than the op has: append the op with that id.
 
     Args:
-        row_id: the id that the key stands for.
+        row_id: the id that the key has claimed.
     """
 
     def __init__(self, row_id: int):
@@ -102,7 +102,7 @@ def is_receipt(claim: str) -> bool:
 
 
 def claimed_id(claim: str) -> int:
-    """Return the id that a key stands for; 0 if its op makes no row, or the database gives the row its id.
+    """Return the id that a key has claimed; 0 if its op makes no row, or the database gives the row its id.
 
     Args:
         claim: what the log keeps under the key.
@@ -114,7 +114,7 @@ class Appends(Protocol):
     """How ops get into the logs: the epochs of scopes, the lines of producers, the claims of idempotency keys."""
 
     def epoch(self, scope: str) -> tuple[int, bool, str]:
-        """Return a scope's epoch, which tells a lineage of the server from those before it.
+        """Return a scope's epoch, which distinguishes a lineage of the server from those before it.
 
         Args:
             scope: the scope's name.
@@ -125,7 +125,7 @@ class Appends(Protocol):
         ...
 
     def raise_epoch(self, scope: str, seen: str, epoch: int) -> bool:
-        """Set a scope's epoch if nobody else did; return whether it was set.
+        """Set a scope's epoch if no other process did; return whether it was set.
 
         Args:
             scope: the scope's name.
@@ -143,7 +143,7 @@ class Appends(Protocol):
         ...
 
     def claim_key(self, bucket: int, idempotency_key: str, row_id: int) -> int:
-        """Return the row id that a key of a bucket stands for; claim the key for *row_id* if it stands for none.
+        """Return the row id that a key of a bucket has claimed; a new key claims *row_id*.
 
         A claim is no op: the next `append` with the key and the id appends.
 
@@ -153,7 +153,7 @@ class Appends(Protocol):
             row_id: the id to claim the key for.
 
         Raises:
-            PipelineFull: the key stands for none, and there is no room.
+            PipelineFull: the key is new, and there is no room.
         """
         ...
 
@@ -196,7 +196,7 @@ class Line(Protocol):
             payload: the encoded op.
 
         Returns:
-            The op's position and whether to ring; None if nothing was written: `append` tells why.
+            The op's position and whether to ring; None if nothing was written: `append` says why.
 
         Raises:
             PipelineFull, LogUnavailable: as `append`.
@@ -228,7 +228,7 @@ class Line(Protocol):
         Args:
             producer: the producer's number.
             bucket: the log with the hole.
-            seen: the last sequence number that the log told the caller; the log refuses if it knows another by now.
+            seen: the last sequence number that the log returned; the log refuses if it knows another by now.
             last: the last sequence number of the hole.
         """
         ...

@@ -1,6 +1,6 @@
 """Define what a log does, in four roles. `RedisLog` plays them over Redis or Valkey, `MemoryLog` in this process.
 
-A user of the log takes one role. A producer takes `Appends` (see `appends`), whoever reads or follows ops `Entries`, a
+A user of the log takes one role. A producer takes `Appends` (see `appends`), a reader or follower of ops `Entries`, a
 worker `Work`; what processes share beside the ops is `SharedState`. The wiring takes a whole `Log`.
 """
 
@@ -119,12 +119,12 @@ class Work(Entries, Protocol):
         Args:
             shard: the shard's name.
             marks: of each bucket, its watermark.
-            delay_ms: how long a bucket with entries left rests; then nobody is to ring.
+            delay_ms: how long a bucket with entries left rests; then no process is to ring.
         """
         ...
 
     def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
-        """Take a bell that nobody rings; return whether to ring and how many buckets are dirty.
+        """Take a bell that no process rings; return whether to ring and how many buckets are dirty.
 
         Args:
             shard: the shard's name.

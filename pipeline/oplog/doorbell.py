@@ -241,7 +241,7 @@ def broker_settings(url: str, prefix: str, shards: Iterable[str]) -> dict[str, A
             "client_name": "pipeline-celery",
         },
         "task_queues": [Queue(queue_of(shard), routing_key=queue_of(shard)) for shard in shards],
-        # a mistyped shard queue fails loudly instead of collecting messages that nobody reads
+        # a mistyped shard queue fails loudly instead of collecting messages that no worker reads
         "task_create_missing_queues": False,
         # a web process must not wait: a failed ring costs at most a second, until the sweeper
         "task_publish_retry": False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _DAY_MS = 86_400_000
 
-#: A Celery message that nobody fetched for so long no longer counts as on its way: the longest delay of a lost ring.
+#: A Celery message that no worker fetched for so long no longer counts as on its way: the longest delay of a lost ring.
 BELL_MS = 1000
 #: An idempotency key is claimed for a day.
 IDEMPOTENCY_TTL_MS = _DAY_MS

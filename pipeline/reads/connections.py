@@ -135,7 +135,7 @@ class NodeReader:
     # watermarks ---------------------------------------------------------------------------------------------
 
     def has(self, needs: Mapping[int, Need]) -> bool:
-        """Return whether this thread knows that the node has it all; asks nobody.
+        """Return whether this thread knows that the node has it all; sends nothing.
 
         Args:
             needs: what the node must have, by bucket.

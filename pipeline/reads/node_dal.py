@@ -16,7 +16,7 @@ class ReadInfo(NamedTuple):
     Attributes:
         node: its name, such as `s0-r1`.
         role: primary or replica.
-        lag_s: an upper bound of how old what it shows may be; None where nobody knows. The primary's is 0.
+        lag_s: an upper bound of how old what it shows may be; None where it is unknown. The primary's is 0.
         waited_s: how long the read waited for what it must see.
         stale: True where it may lack what was asked for, and the caller chose a stale answer.
         reason: of the choice; see `policy`.

@@ -201,7 +201,7 @@ class Reads:
             timeout_s: how long to wait in all.
 
         Raises:
-            ShardUnavailable, LogUnavailable: nobody can say.
+            ShardUnavailable, LogUnavailable: it is unknown.
         """
         deadline = clock.Deadline(timeout_s)
         for shard in self._topology.shards:

@@ -1,4 +1,4 @@
-"""Print a token as text for a cookie, and read it back: signed, so that nobody can forge one that makes reads wait.
+"""Print a token as text for a cookie, and read it back: signed, so that no forged token makes reads wait.
 
 `t` + base64url of: who signed (4 bytes), signature (12 bytes), MessagePack of [rest, epochs, needs]. The needs are one
 flat list. Per bucket it has the distance from the bucket before, twice the epoch's index (odd: sequences follow), and

@@ -1,7 +1,8 @@
 """Group commit: threads that come while another one's commit is on its way to the disk share the next.
 
-One leads at a time: it does what all who wait by then wish for, in the order in which they came, wakes them, and hands
-over to the first who has come meanwhile. Nobody waits for more than the commit under way and his own.
+One thread at a time leads. It commits the writes of every thread queued so far, in arrival order, and wakes them.
+Then the first thread that queued during the commit leads. A thread waits for the commit under way and for its own, and
+for no other.
 """
 
 from __future__ import annotations

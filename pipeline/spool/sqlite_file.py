@@ -2,8 +2,9 @@
 
 A lock of the host: one process at a time does something, and it dies with its process.
 
-A POSIX record lock, since a child that forks off does not inherit it; it does not tell threads apart, so a second lock
-does. Its file is opened once per process and never closed: to close any descriptor of it would end the lock.
+A POSIX record lock, since a child that forks off does not inherit it; the lock does not distinguish threads, so a
+second lock does. Its file is opened once per process and never closed: to close any descriptor of it would end the
+lock.
 """
 
 from __future__ import annotations

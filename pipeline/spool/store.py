@@ -1,7 +1,8 @@
 """The ops in the spool: taken in order, numbered for good, sent, forgotten.
 
 Invariant: while an op waits to be sent, the marker file is there; it is made before the op is committed and removed
-only inside a transaction that sees none waiting. So one look for a file tells every process of the host where to go.
+only inside a transaction that sees none waiting. So every process of the host knows where ops go by
+one check for a file.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class Request(Calls):
         """Return a DAL with the same tables, for a controller that only reads: `rdb = pipeline.read_db(db)`.
 
         It is one node, a replica if one may serve, and has what the user has written and seen. It opens no transaction,
-        refuses writes, and is given back with the request; `rdb.read_info` tells which node it is. With several shards
+        refuses writes, and is given back with the request; `rdb.read_info` names the node. With several shards
         it takes reference tables, or the tables of one shard key.
 
         Args:

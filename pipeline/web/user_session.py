@@ -59,7 +59,7 @@ class UserSession:
         """Wait until the primaries have it, as long as a page waits; whether they have.
 
         Raises:
-            ShardUnavailable, LogUnavailable: nobody can say whether they have it.
+            ShardUnavailable, LogUnavailable: it is unknown whether they have it.
         """
         return self._client.reads.settle(self.session, QUEUED_S)
 

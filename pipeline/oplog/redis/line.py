@@ -45,7 +45,7 @@ class RedisLine:
         keys: the names of the keys.
         pool: makes the connections.
         reply_s: how long the pool's connections wait for a reply.
-        wait_budgets: None: nobody leaves earlier than the connection's own time-outs.
+        wait_budgets: None: no caller leaves earlier than the connection's own time-outs.
     """
 
     def __init__(self, keys: Keys, pool: Any, reply_s: float = 0, wait_budgets: WaitBudgets | None = None):
@@ -70,7 +70,7 @@ class RedisLine:
     def append_one(
         self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes
     ) -> tuple[Position, bool] | None:
-        """See `appends.Line.append_one`. Every call of it is in somebody's web request."""
+        """See `appends.Line.append_one`. A web request waits for each of its calls."""
         if len(payload) >= BIG_BYTES or clock.mono_s() >= self._renew_at:
             return self._one_by_append(scope, epoch, producer, bucket, seq, payload)
         at, whose, head = self._ones.get(bucket) or (0, 0, b"")

@@ -27,7 +27,7 @@ PROBE_EVERY_S, RESULT_S, SILENT_RESULT_S = 1.0, 0.5, 0.25
 BEAT_S = 0.5
 #: The lease of a prober that has died ends after so long; a live one lengthens it with every probe, ms.
 LEASE_MS = 2000
-#: A report that nobody renews is forgotten after so long, ms.
+#: A report that is not renewed expires after so long, ms.
 REPORT_MS = 30_000
 logger = logging.getLogger("pipeline.prober")
 

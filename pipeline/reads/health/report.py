@@ -26,7 +26,7 @@ class NodeState(StrEnum):
     RECOVERING = "recovering"
     #: Out of rotation: it has failed to answer.
     OUT = "out"
-    #: Away for too long: it never serves, and nobody follows it, until it is rebuilt.
+    #: Away for too long: it never serves, and is never followed, until it is rebuilt.
     UNFIT = "unfit"
     #: Nothing is published about it.
     NO_PROBER = "no prober"
@@ -120,5 +120,5 @@ class Report(msgspec.Struct, frozen=True):
 
 _decoder = msgspec.json.Decoder(Report)
 
-#: Stands for the report of a node about which nothing is published.
+#: The report of a node about which nothing is published.
 NO_REPORT = Report()

@@ -100,7 +100,7 @@ class ShardHealth:
         if isinstance(result, NoResult):
             return Report(lag_ms, out, why=result.why, unfit_since_ms=unfit)
         marks = {bucket: position for bucket, position in result.marks.items() if position.epoch > 0}
-        # nobody is to follow an unfit node, whatever it says of itself
+        # an unfit node is never followed, whatever it says of itself
         takes_writes = result.takes_writes if unfit is None else None
         return Report(lag_ms, out, takes_writes, marks=marks, unfit_since_ms=unfit, stalled=node in self._stalled)
 

@@ -1,6 +1,6 @@
-"""Keep the prober's reports at hand in this process, so that a read asks nobody about a node's health.
+"""Keep the prober's reports at hand in this process, so that a read costs no round trip for a node's health.
 
-A thread fetches the reports once a second, shortly after their publication, for as long as somebody reads. Ages are
+A thread fetches the reports once a second, shortly after their publication, for as long as reads go on. Ages are
 reckoned by Redis's clock and by this machine's steady one.
 """
 
@@ -22,7 +22,7 @@ from pipeline.reads.routing.accounting import Counters
 AFTER_S = 0.02
 #: The time between two fetches while the prober is late, as when a node answers late, s.
 LEAST_S = 0.1
-#: The thread ends when nobody has read for so long, s.
+#: The thread ends without a read for so long, s.
 REST_S = 30.0
 #: Reports that were fetched longer ago than this are fetched anew before they are used, s; and how long that may take.
 OLD_S, FIRST_S = 3.0, 0.25
@@ -55,7 +55,7 @@ class HealthCache:
         self._here = PerProcess(_Fetched)
 
     def reports(self) -> Mapping[str, Report]:
-        """Return the report of every node; asks nobody as long as somebody reads now and then.
+        """Return the report of every node; costs no round trip as long as reads go on.
 
         It is the same object until there is news, so that what follows from it may be kept.
         """
@@ -106,7 +106,7 @@ class HealthCache:
                 here.thread = threading.Thread(target=self._run, args=(here,), name="pipeline-health", daemon=True)
                 here.first.clear()
                 here.thread.start()
-        # once: while Redis is away nobody waits for it a second time
+        # once: while Redis is away no read waits for it a second time
         if not here.first.is_set():
             here.first.wait(FIRST_S)
             here.first.set()
