@@ -50,7 +50,7 @@ def test_a_public_function_and_the_call_behind_it_take_the_same_with_the_same_de
 
 
 def test_an_import_loads_no_driver_and_neither_client_nor_log():
-    heavy = ("redis", "pydal", "pymysql", "celery", "pipeline.client", "pipeline.log")
+    heavy = ("redis", "pydal", "pymysql", "celery", "pipeline.client", "pipeline.oplog")
     code = f"import sys, pipeline; print([name for name in {heavy} if name in sys.modules])"
 
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
