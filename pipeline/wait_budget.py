@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from pipeline import clock
 from pipeline.errors import ConfigError
@@ -172,9 +172,8 @@ def require_threads() -> None:
     Raises:
         ConfigError: with the line to add.
     """
-    uwsgi: Any = sys.modules.get("uwsgi")
-    options = getattr(uwsgi, "opt", {})
-    if uwsgi is not None and not (options.get("enable-threads") or int(options.get("threads") or 0)):
+    # uWSGI's options do not tell: since 2.0.27 threads always run, before it `py-autoreload` and others start them too
+    if not getattr(sys.modules.get("uwsgi"), "has_threads", True):
         raise ConfigError(["uWSGI runs no threads: add `enable-threads = true` to its ini file, or --enable-threads"])
 
 

@@ -147,19 +147,20 @@ def test_time_spent_waiting_for_a_lock_counts(wait_budgets: WaitBudgets):
     assert budget.left_s < AMPLE_S
 
 
-@pytest.mark.parametrize("options", [{}, {"http": b"127.0.0.1:1", "threads": b"0"}])
+@pytest.mark.parametrize("options", [{}, {"enable-threads": b"false"}])
 def test_a_uwsgi_that_runs_no_threads_is_refused_with_the_line_to_add(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt=options))
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt=options, has_threads=0))
 
     with pytest.raises(ConfigError, match=r"add `enable-threads = true` to its ini file, or --enable-threads"):
         require_threads()
 
 
-@pytest.mark.parametrize("options", [{"enable-threads": True}, {"threads": b"2"}])
+# as 2.0.30 gives them without an option, and 2.0.26 with the others
+@pytest.mark.parametrize("options", [{}, {"enable-threads": True}, {"threads": b"2"}, {"py-autoreload": b"3"}])
 def test_a_uwsgi_that_runs_threads_is_as_any_other_server(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt=options))
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt=options, has_threads=1))
 
     require_threads()
 

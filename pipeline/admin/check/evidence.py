@@ -46,7 +46,7 @@ class Evidence:
         primary_of: the primary of every replica.
         unfit: the nodes that upkeep published as absent for too long.
         epochs: by shard, the epoch of its logs, if Redis is still the server that gave the epoch out.
-        uwsgi: command lines of this host's uWSGI servers that seem to run no threads.
+        uwsgi: command lines of this host's uWSGI servers that name no threads.
     """
 
     settings: Settings

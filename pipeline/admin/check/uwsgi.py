@@ -1,4 +1,4 @@
-"""Find uWSGI servers of this host that run no threads: a client refuses to start in one."""
+"""Find uWSGI servers of this host that may run no threads: a client refuses to start in one that does not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _THREADS = re.compile(r"^\s*(?:--)?(?:enable-threads(?:\s*=\s*(?:true|1|yes|on))
 
 
 def uwsgi_findings(evidence: Evidence) -> Iterator[Finding]:
-    """Yield a warning for each uWSGI server that seems to run no threads.
+    """Yield a warning for each uWSGI server that names no threads; its version is not seen from outside.
 
     Args:
         evidence: `uwsgi` holds the command lines.
@@ -28,7 +28,7 @@ def uwsgi_findings(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             WARNING,
             f"uWSGI ({command})",
-            "seems to run no threads; if this application runs in it, its first call is refused",
+            "names no threads; one older than 2.0.27 runs none then, and refuses this application's first call",
             "add `enable-threads = true` to its ini file, or --enable-threads",
         )
 
