@@ -12,7 +12,7 @@ from pipeline.apply.grouping import Group, Item
 from pipeline.apply.versioned_update import versioned
 from pipeline.errors import PipelineError, Rejected
 from pipeline.model.op import COPY, GROUP, INSERT, UPSERT, Entry, Op
-from pipeline.shard.driver_errors import Fault, code_of, fault_of, is_driver_error, sentence_of
+from pipeline.shard.driver_errors import Fault, code_of, fault_of, is_driver_error, required_column, sentence_of
 from pipeline.shard.ledger import Reject
 from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import CannotRender, copy_statement, most, statement
@@ -185,7 +185,7 @@ class Executor:
         if isinstance(error, PipelineError) or not is_driver_error(error):
             return None
         fault = fault_of(error)
-        if fault is Fault.SCHEMA:
+        if fault is Fault.SCHEMA and not facts.has(required_column(error)):
             raise SchemaBehind(facts, sentence_of(error)) from error
         if fault is Fault.TRANSIENT:
             return None

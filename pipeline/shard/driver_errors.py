@@ -10,6 +10,7 @@ Sources: MariaDB's error codes (https://mariadb.com/kb/en/mariadb-error-codes/),
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from typing import Any
 
@@ -25,7 +26,8 @@ class Fault(Enum):
 
 #: The shard is behind the op's schema, or an operator has to grant something. Unknown column, unknown table, a required
 #: column that the schema lacks, no right to write to the table or to a column.
-_MYSQL_SCHEMA = {1054, 1146, 1364, 1142, 1143}
+_MYSQL_NO_DEFAULT = 1364
+_MYSQL_SCHEMA = {1054, 1146, _MYSQL_NO_DEFAULT, 1142, 1143}
 #: Values: duplicate key, too long, out of range, NULL in NOT NULL, wrong value, foreign keys, bad JSON.
 #: Statements: out of range in an expression, CHECK (MySQL, MariaDB), packet too big, column count, division by zero,
 #: SIGNAL, syntax.
@@ -101,6 +103,16 @@ def code_of(error: BaseException) -> int | None:
     """Return the server's number of *error*, or None."""
     first: Any = error.args[0] if error.args else None
     return first if isinstance(first, int) and not isinstance(first, bool) else None
+
+
+def required_column(error: BaseException) -> str | None:
+    """Return the column that an INSERT left out and that has no default (1364), or None after another error.
+
+    Args:
+        error: as the driver raised it.
+    """
+    found = re.search(r"'([^']+)'", sentence_of(error)) if code_of(error) == _MYSQL_NO_DEFAULT else None
+    return found[1] if found else None
 
 
 def sentence_of(error: BaseException) -> str:

@@ -69,6 +69,14 @@ class Facts:
         """Whether nothing but the primary key can make two inserts conflict."""
         return not (self.unique or self.hidden_unique or self.parents)
 
+    def has(self, column: str | None) -> bool:
+        """Return whether the schema has a column.
+
+        Args:
+            column: its name in the database; None is no column.
+        """
+        return column is not None and self._numbers((column,)) is not None
+
     def _numbers(self, columns: tuple[str, ...]) -> tuple[int, ...] | None:
         by_name = {bare_name(c.rname or c.name).lower(): i for i, c in enumerate(self.schema.columns)}
         numbers = [by_name.get(column.lower()) for column in columns]
