@@ -128,7 +128,7 @@ class Rig:
     def put_off_reconcile(self, for_s: int = 120) -> None:
         """Let no reconcile come to help for a while; what must not need it shows."""
         for shard in self.primaries:
-            self.redis.set(self.client.log.keys.chore(f"reconcile:{shard}"), "1", px=for_s * 1000)
+            self.redis.set(self.client.log.keys.lease(f"reconcile:{shard}"), "1", px=for_s * 1000)
 
     def close(self) -> None:
         """Take all down."""
