@@ -124,11 +124,11 @@ class Applier:
         return outcome
 
     def _with_retries(self, due: dict[int, int], limit: int) -> tuple[Outcome, Batch]:
-        blocked, attempt = self._blocked(), 1
+        blocked, attempt, met = self._blocked(), 1, 1
         while True:
             try:
                 with self._session.transaction():
-                    result = self._transaction(due, limit, blocked, last_try=attempt >= LAST_TRY)
+                    result = self._transaction(due, limit, blocked, last_try=met >= LAST_TRY)
                     self._step("commit")
                 self._step("committed")
                 return result
@@ -142,8 +142,10 @@ class Applier:
                 self._facts.forget()
                 failure: Exception = error
             except NeverSeen as error:
-                logger.warning("an error that no list names, shard=%s try=%d: %s", self.shard, attempt, error)
-                failure = error
+                logger.warning("an error that no list names, shard=%s try=%d: %s", self.shard, met, error)
+                clock.sleep_s(clock.backoff_s(met, first_s=0.01, most_s=0.1))
+                met += 1  # its own count: a deadlock is no reason to believe it
+                continue
             except Unavailable:
                 raise
             except Exception as error:

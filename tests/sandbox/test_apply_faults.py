@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,6 +92,29 @@ def test_an_error_that_goes_away_rejects_nothing(db: Any, box: Sandbox, monkeypa
 
     assert applier(box).apply().applied == 1
     assert [row["note"] for row in box.rows("event")] == ["odd"]
+
+
+def test_deadlocks_before_it_do_not_make_an_error_believed_sooner(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    change(box, UNHEARD_OF)
+    pipeline.enqueue_insert(db.event, who=7, note="odd")
+    locked, slept = [1, 2], []
+
+    def step(name: str) -> None:
+        if name == "execute" and locked:
+            locked.pop()
+            raise sqlite3.OperationalError("database is locked")
+
+    def sleep_s(for_s: float) -> None:
+        slept.append(for_s)
+        if len(slept) == 3:  # after both locks, and the first time that the error is met
+            change(box, "DROP TRIGGER odd")
+
+    monkeypatch.setattr("pipeline.clock.sleep_s", sleep_s)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), step)
+
+    assert worker.apply().applied == 1
 
 
 def test_many_tables_that_the_shard_is_behind_stop_no_other(db: Any, box: Sandbox):
