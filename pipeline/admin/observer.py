@@ -11,12 +11,13 @@ from pipeline.admin.check.evidence import ask_all
 from pipeline.admin.status import Queue, RedisStatus, ReplicaStatus, ShardStatus, Status, StatusNews, news_of, with_news
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
-from pipeline.errors import PipelineError
+from pipeline.errors import NotMigrated, PipelineError
 from pipeline.model.op import START, Position, decode
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S
 from pipeline.shard import ledger_queries
-from pipeline.shard.session import brief
+from pipeline.shard.session import NodeSession, brief
+from pipeline.shard.stops import Stop, stops_of
 
 #: Redis's name among the nodes; no node can have it.
 _REDIS = "redis "
@@ -24,12 +25,13 @@ _REDIS = "redis "
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """One node's answer: the watermarks of its active buckets, and how many ops were rejected or lost."""
+    """One node's answer: watermarks of its active buckets; of a primary, what was rejected or lost, and is stopped."""
 
     at_s: float
     marks: Mapping[int, Position]
     newest_ms: int
     counts: Mapping[str, int]
+    stops: tuple[Stop, ...]
 
 
 class Observer:
@@ -85,7 +87,8 @@ class Observer:
             return ShardStatus(shard, queue, replicas=replicas, why=_why(shard, primary))
         rate = self._rate(shard, primary)
         counts = primary.counts
-        return ShardStatus(shard, queue, rate, counts["rejected"], counts["lost"], replicas)
+        waits = tuple(stop.reason_on(shard) for stop in primary.stops)
+        return ShardStatus(shard, queue, rate, counts["rejected"], counts["lost"], replicas, waits=waits)
 
     def _news(self) -> StatusNews | None:
         try:
@@ -146,8 +149,16 @@ def _ask(node: str, uri: str, *, primary: bool) -> _Node:
         standing = ledger_queries.standing(session)
         at_s = clock.mono_s()
         counts = ledger_queries.counts(session) if primary else {}
+        stops = _stops(session) if primary else ()
     marks = {bucket: mark.position for bucket, mark in standing.marks.items() if mark.state == "active"}
-    return _Node(at_s, marks, standing.newest_ms, counts)
+    return _Node(at_s, marks, standing.newest_ms, counts, stops)
+
+
+def _stops(session: NodeSession) -> tuple[Stop, ...]:
+    try:
+        return tuple(stops_of(session))
+    except NotMigrated:  # the tables are older than this command: nothing can be stopped
+        return ()
 
 
 def _why(node: str, error: PipelineError) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from pipeline.admin.replica_absence import why_unfit
+from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.reads.health.report import NodeState, Report
 from pipeline.reads.routing.accounting import Chosen
@@ -68,6 +69,7 @@ class ShardStatus:
         rate: ops applied a second between two readings; None at the first.
         rejected, lost: ops, since the tables were made.
         why: why something of the primary is unknown.
+        waits: what of the shard is stopped, and why.
     """
 
     shard: str
@@ -77,6 +79,7 @@ class ShardStatus:
     lost: int | None = None
     replicas: tuple[ReplicaStatus, ...] = ()
     why: str = ""
+    waits: tuple[WaitReason, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

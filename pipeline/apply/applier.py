@@ -17,6 +17,7 @@ from pipeline import clock
 from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.executor import ConstraintsChanged, Executor, NeverSeen, SchemaBehind
 from pipeline.apply.grouping import grouped
+from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable, Unavailable
 from pipeline.oplog.contract import Work
@@ -33,6 +34,8 @@ COMMIT_TRIES = 4
 LAST_TRY = 3
 #: How long a bucket waits for a schema that this worker or its shard does not have yet, ms.
 SCHEMA_DELAY_MS = 1000
+#: How long the due buckets of a paused shard rest, ms; `pipeline resume` ends their rest.
+PAUSED_DELAY_MS = 1000
 #: Rows of the first batch of a process, before any commit was timed.
 FIRST_ROWS = 1000
 LEAST_ROWS = 50
@@ -85,6 +88,7 @@ class Applier:
         self._session, self._log, self._settings, self._step = session, log, settings, step
         self._pace = Pace(settings)
         self._facts = FactBook(session, log)
+        self._stopped = Stopped(shard, session)
         self._failures = 0
         #: Why ops of a schema wait, by its hash, and when the shard is tried again, s.
         self._behind: dict[str, tuple[float, str]] = {}
@@ -103,9 +107,12 @@ class Applier:
         due = self._log.due(self.shard, 2 * limit)
         if not due:
             return Outcome()
-        if bell is not None and len(due) > limit:
-            bell.ring_now(self.shard, len(due))
         try:
+            if (paused := self._stopped.whole()) is not None:
+                self._log.postpone(self.shard, due, PAUSED_DELAY_MS)
+                return Outcome(left=len(due), waiting=paused.sentence(), ms=_ms_since(started))
+            if bell is not None and len(due) > limit:
+                bell.ring_now(self.shard, len(due))
             outcome, batch = self._with_retries(due, limit)
         except Unavailable as error:
             self._failures += 1
@@ -169,7 +176,8 @@ class Applier:
         self._step("lock")
         locked = ledger.lock(self._session, due, limit)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.state == "active"}
-        batch = Batch(mine, self._facts, blocked, self._pace.rows, self._settings.max_bytes)
+        stopped = self._stopped.tables()
+        batch = Batch(mine, self._facts, blocked, stopped, self._pace.rows, self._settings.max_bytes)
         self._step("read")
         for entries in self._log.read(mine, self._pace.counts(mine, due)).values():
             batch.take(entries)

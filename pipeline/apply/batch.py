@@ -31,6 +31,7 @@ class Batch:
         before: the watermarks that the transaction found, of the buckets that it locked.
         facts: of the tables; a batch takes an op once the facts of its schema are known.
         blocked: why ops of a schema wait, by the schema's hash: the shard is behind that schema.
+        stopped: why ops of a table wait, by the table's name.
         most_rows: the most entries of one batch.
         most_bytes: the size of entries at which a batch takes no more.
         taken: the entries up to `after`, in order per bucket, whether the shard has seen them before or not.
@@ -48,6 +49,7 @@ class Batch:
     before: dict[int, Position]
     facts: FactBook
     blocked: Mapping[str, str]
+    stopped: Mapping[str, str]
     most_rows: int
     most_bytes: int
     taken: list[Item | Reject] = field(default_factory=list)
@@ -138,9 +140,11 @@ class Batch:
 
     def _puzzle(self, op: Op) -> str:
         """Return why an op must wait, or the empty string."""
-        if not (self.blocked or op.ops or op.source) and op.schema in self.facts.known:
+        if not (self.blocked or self.stopped or op.ops or op.source) and op.schema in self.facts.known:
             return ""
         for one in op.named:
+            if one.table in self.stopped:
+                return self.stopped[one.table]
             if one.schema in self.blocked:
                 return self.blocked[one.schema]
             if not self.facts.learn(one.schema):

@@ -12,6 +12,7 @@ from pipeline.cli.cluster import cluster
 from pipeline.cli.demo import demo
 from pipeline.cli.maintenance import migrate_command, outbox, rebuilt_command, spool
 from pipeline.cli.status import status_command, top
+from pipeline.cli.stops import drain, pause, resume
 from pipeline.errors import PipelineError
 
 
@@ -26,9 +27,12 @@ for command in (
     check_command,
     cluster,
     demo,
+    drain,
     migrate_command,
     outbox,
+    pause,
     rebuilt_command,
+    resume,
     spool,
     status_command,
     top,

@@ -35,6 +35,7 @@ def screen(status: Status, encoding: str, *, live: bool = False) -> RenderableTy
         live: whether to say how to end.
     """
     parts: list[RenderableType] = [Text(), _head(status), Text(), _table(status, encoding), Text()]
+    parts[2:2] = [Text(f"  {sentence}", style="bold yellow") for sentence in _waits(status)]
     if (reads := _reads(status)) is not None:
         parts += [reads, Text()]
     for name, why in status.unknown:
@@ -64,6 +65,8 @@ def lines(status: Status) -> Iterator[str]:
     memory = UNKNOWN if redis.memory is None else f"{redis.memory:.0%}" if redis.memory else "unlimited"
     full = UNKNOWN if redis.why else "no" if redis.full is None else f"yes ({redis.full})"
     yield f"at={_clock(status.at_ms)} redis_memory={memory} full={full}"
+    for sentence in _waits(status):
+        yield f"waiting: {sentence}"
     for shard in status.shards:
         queue = shard.queue
         yield (
@@ -102,6 +105,11 @@ def reads_table(counts: Iterable[tuple[str, str, str, int]]) -> Table:
         answer = Text(_WORDS.get(kind, kind), style=style)
         table.add_row(Text(node), answer, Text(reason), Text(f"{reads:,}"), Text(f"{reads / total:.1%}", style="dim"))
     return table
+
+
+def _waits(status: Status) -> list[str]:
+    """Return a sentence on each thing that waits, once where it waits on several shards."""
+    return list(dict.fromkeys(reason.sentence() for shard in status.shards for reason in shard.waits))
 
 
 def _unfit(status: Status) -> list[tuple[str, str]]:

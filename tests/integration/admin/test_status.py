@@ -101,6 +101,25 @@ def test_refused_and_lost_ops_are_counted(here: Servers, pipeline: Client, obser
     assert status.shards[1].lost == 3
 
 
+def test_a_paused_shard_is_named_with_who_and_why(here: Servers, pipeline: Client, observer: Observer) -> None:
+    ask(here, "pause", "s0", "--reason", "a disk swap")
+    enqueue(pipeline, OPS)
+    outcome = worker(pipeline, "s0").apply()
+    paused = observer.look().shards[0]
+
+    assert ask(here, "resume", "s0") == "shard s0 goes on"
+    drain(pipeline)
+
+    [reason] = paused.waits
+    assert outcome.waiting == reason.sentence()
+    assert "because s0 is paused (by " in outcome.waiting
+    assert "a disk swap" in outcome.waiting
+    assert paused.queue.ops
+    assert total(observer.look(), lambda shard: shard.queue.ops) == 0
+    assert ask(here, "drain", "s1").endswith("its ops wait until: pipeline resume s1")
+    assert ask(here, "resume", "s1") == "shard s1 goes on"
+
+
 def test_a_full_pipeline_says_why(pipeline: Client, observer: Observer) -> None:
     pipeline.log.set_full("the disk is on fire")
     try:
@@ -190,11 +209,21 @@ def enqueue(pipeline: Client, ops: int) -> None:
 
 def drain(pipeline: Client) -> None:
     for shard in pipeline.topology.shards:
-        applier = Applier(shard, pipeline.nodes.primary(shard), pipeline.log, pipeline.settings.apply)
+        applier = worker(pipeline, shard)
         for _ in polls(20):
             if not pipeline.log.dirty(shard):  # type: ignore[attr-defined]
                 break
             applier.apply()
+
+
+def worker(pipeline: Client, shard: str) -> Applier:
+    return Applier(shard, pipeline.nodes.primary(shard), pipeline.log, pipeline.settings.apply)
+
+
+def ask(here: Servers, *command: str) -> str:
+    run = CliRunner().invoke(cli.pipeline, [*command, "--config", str(here.cluster.config)], catch_exceptions=False)
+    assert run.exit_code == 0, run.output
+    return run.output.strip()
 
 
 def settle(observer: Observer) -> None:
