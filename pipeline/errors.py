@@ -179,13 +179,13 @@ class Lost(PipelineError):
 
 
 class WaitTimeout(PipelineError):
-    """The op was not applied in time; it is still queued."""
+    """The op was not applied in time; it is still queued. `why` says what it waits for, where that is known."""
 
     retryable = True
 
-    def __init__(self, what: str, waited_s: float, stage: str):
-        super().__init__(f"{what} was still {stage} after {waited_s:.3g} s")
-        self.waited_s, self.stage = waited_s, stage
+    def __init__(self, what: str, waited_s: float, stage: str, why: str = ""):
+        super().__init__(f"{what} was still {stage} after {waited_s:.3g} s{why and f': {why}'}")
+        self.waited_s, self.stage, self.why = waited_s, stage, why
 
 
 # reads ----------------------------------------------------------------------------------------------------------

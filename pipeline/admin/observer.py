@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from pipeline import clock
@@ -11,10 +11,13 @@ from pipeline.admin.check.evidence import ask_all
 from pipeline.admin.status import Queue, RedisStatus, ReplicaStatus, ShardStatus, Status, StatusNews, news_of, with_news
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
+from pipeline.enqueue.receipt_waits import with_notes
 from pipeline.errors import NotMigrated, PipelineError
 from pipeline.model.op import START, Position, decode
+from pipeline.model.wait_reason import reasons_of
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S
+from pipeline.oplog.waits import Noted
 from pipeline.shard import ledger_queries
 from pipeline.shard.session import NodeSession, brief
 from pipeline.shard.stops import Stop, stops_of
@@ -32,6 +35,19 @@ class _Node:
     newest_ms: int
     counts: Mapping[str, int]
     stops: tuple[Stop, ...]
+
+
+#: Where Redis does not answer, no worker is said to be missing.
+_NOTHING = Noted(True, {})
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """A shard's queue, the watermark of each bucket that has ops behind it, and the workers' notes on them."""
+
+    queue: Queue
+    behind: Mapping[int, Position] = field(default_factory=dict)
+    noted: Noted = _NOTHING
 
 
 class Observer:
@@ -59,7 +75,7 @@ class Observer:
             redis = RedisStatus(why=str(redis))
         news = self._news() if not redis.why else None
         shards = self._topology.shards
-        queues: dict[str, Queue | PipelineError] = dict.fromkeys(shards, Queue(why=redis.why))
+        queues: dict[str, _Queued | PipelineError] = dict.fromkeys(shards, _Queued(Queue(why=redis.why)))
         if not redis.why:
             # after the watermarks: an op applied in between counts as queued, and no count is below zero
             queues = ask_all({shard: partial(self._queue, shard, nodes[shard]) for shard in shards})
@@ -74,21 +90,22 @@ class Observer:
         self,
         shard: str,
         nodes: Mapping[str, _Node | PipelineError],
-        queue: Queue | PipelineError,
+        queued: _Queued | PipelineError,
         news: StatusNews | None,
     ) -> ShardStatus:
-        if isinstance(queue, PipelineError):
-            queue = Queue(why=str(queue))
+        if isinstance(queued, PipelineError):
+            queued = _Queued(Queue(why=str(queued)))
         primary = nodes[shard]
         found = (self._replica(node, nodes[node], primary) for node in self._replicas[shard])
         replicas = tuple(with_news(replica, news) for replica in found)
         if isinstance(primary, PipelineError):
             self._before.pop(shard, None)
-            return ShardStatus(shard, queue, replicas=replicas, why=_why(shard, primary))
+            return ShardStatus(shard, queued.queue, replicas=replicas, why=_why(shard, primary))
         rate = self._rate(shard, primary)
         counts = primary.counts
-        waits = tuple(stop.reason_on(shard) for stop in primary.stops)
-        return ShardStatus(shard, queue, rate, counts["rejected"], counts["lost"], replicas, waits=waits)
+        stops = [stop.reason_on(shard) for stop in primary.stops]
+        waits = reasons_of(with_notes(shard, queued.behind, stops, queued.noted))
+        return ShardStatus(shard, queued.queue, rate, counts["rejected"], counts["lost"], replicas, waits=waits)
 
     def _news(self) -> StatusNews | None:
         try:
@@ -96,7 +113,7 @@ class Observer:
         except PipelineError:
             return None
 
-    def _queue(self, shard: str, primary: _Node | PipelineError) -> Queue:
+    def _queue(self, shard: str, primary: _Node | PipelineError) -> _Queued:
         unseen = isinstance(primary, PipelineError)
         marks = self._published(shard) if isinstance(primary, PipelineError) else primary.marks
         queued = self._log.queued(marks)
@@ -104,7 +121,8 @@ class Observer:
         heads = self._log.read(behind, dict.fromkeys(behind, 1)) if behind else {}
         sent_ms = [decode(entry.payload).at_ms for entries in heads.values() for entry in entries]
         oldest_ms = max(0, clock.wall_ms() - min(sent_ms)) if sent_ms else None
-        return Queue(sum(queued.values()), unseen, oldest_ms, self._log.dirty(shard))
+        queue = Queue(sum(queued.values()), unseen, oldest_ms, self._log.dirty(shard))
+        return _Queued(queue, behind, self._log.waits(shard))
 
     def _published(self, shard: str) -> dict[int, Position]:
         """Return the watermarks that workers published in Redis: never ahead of what was committed."""

@@ -18,8 +18,10 @@ from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.executor import ConstraintsChanged, Executor, NeverSeen, SchemaBehind
 from pipeline.apply.grouping import grouped
 from pipeline.apply.stopped import Stopped
+from pipeline.apply.wait_notes import note_waits
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable, Unavailable
+from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard import ledger
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
@@ -87,11 +89,11 @@ class Applier:
         self.shard, self.node = shard, session.node
         self._session, self._log, self._settings, self._step = session, log, settings, step
         self._pace = Pace(settings)
-        self._facts = FactBook(session, log)
+        self._facts = FactBook(shard, session, log)
         self._stopped = Stopped(shard, session)
         self._failures = 0
         #: Why ops of a schema wait, by its hash, and when the shard is tried again, s.
-        self._behind: dict[str, tuple[float, str]] = {}
+        self._behind: dict[str, tuple[float, WaitReason]] = {}
         self._believed: set[tuple[str, int | None]] = set()
 
     def apply(self, bell: Bell | SilentBell | None = None) -> Outcome:
@@ -117,8 +119,10 @@ class Applier:
         except Unavailable as error:
             self._failures += 1
             self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
+            reason = WaitReason("database", self.shard, self.shard, str(error))
+            note_waits(self._log, self.shard, dict.fromkeys(due, reason), {})
             logger.warning("batch postponed shard=%s buckets=%d: %s", self.shard, len(due), error)
-            return Outcome(left=len(due), waiting=str(error), ms=_ms_since(started))
+            return Outcome(left=len(due), waiting=reason.sentence(), ms=_ms_since(started))
         self._failures = 0
         if not batch.before:
             # the worker that holds these buckets rings when it is done; a bell from here would repeat until then
@@ -141,9 +145,9 @@ class Applier:
                 return result
             except SchemaBehind as error:  # each time another schema is left out: no try is used up
                 self._facts.forget()
-                blocked[error.schema] = str(error)
-                self._behind[error.schema] = (clock.mono_s() + SCHEMA_DELAY_MS / 1000, str(error))
-                logger.warning("shard %s is behind its schema: %s", self.shard, error)
+                blocked[error.schema] = reason = WaitReason(error.kind, self.shard, error.table, error.why)
+                self._behind[error.schema] = (clock.mono_s() + SCHEMA_DELAY_MS / 1000, reason)
+                logger.warning("%s", reason.sentence())
                 continue
             except ConstraintsChanged as error:
                 self._facts.forget()
@@ -164,14 +168,14 @@ class Applier:
             clock.sleep_s(clock.backoff_s(attempt, first_s=0.01, most_s=0.1))
             attempt += 1
 
-    def _blocked(self) -> dict[str, str]:
+    def _blocked(self) -> dict[str, WaitReason]:
         """Return why ops of a schema wait, by its hash, until the shard is to be tried again."""
         now_s = clock.mono_s()
         self._behind = {schema: known for schema, known in self._behind.items() if known[0] > now_s}
         return {schema: why for schema, (_, why) in self._behind.items()}
 
     def _transaction(
-        self, due: dict[int, int], limit: int, blocked: dict[str, str], *, last_try: bool
+        self, due: dict[int, int], limit: int, blocked: dict[str, WaitReason], *, last_try: bool
     ) -> tuple[Outcome, Batch]:
         self._step("lock")
         locked = ledger.lock(self._session, due, limit)
@@ -218,6 +222,7 @@ class Applier:
         try:
             if held:
                 self._log.finish(self.shard, held, delay_ms=SCHEMA_DELAY_MS)
+                note_waits(self._log, self.shard, batch.waiting, held)
             return self._log.finish(self.shard, done)
         except Unavailable as error:
             logger.warning("committed, but not published in Redis shard=%s: %s", self.shard, error)

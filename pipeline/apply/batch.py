@@ -14,6 +14,7 @@ import msgspec
 from pipeline.apply.grouping import Item
 from pipeline.model.op import Entry, Op, Position, decode
 from pipeline.model.schema import TableSchema
+from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Entries
 from pipeline.shard import ledger
 from pipeline.shard.ledger import LostRange, Reject
@@ -48,8 +49,8 @@ class Batch:
 
     before: dict[int, Position]
     facts: FactBook
-    blocked: Mapping[str, str]
-    stopped: Mapping[str, str]
+    blocked: Mapping[str, WaitReason]
+    stopped: Mapping[str, WaitReason]
     most_rows: int
     most_bytes: int
     taken: list[Item | Reject] = field(default_factory=list)
@@ -58,7 +59,7 @@ class Batch:
     last: dict[tuple[int, int], int] = field(default_factory=dict)
     losses: list[LostRange] = field(default_factory=list)
     keys: list[tuple[int, str]] = field(default_factory=list)
-    waiting: dict[int, str] = field(default_factory=dict)
+    waiting: dict[int, WaitReason] = field(default_factory=dict)
     unreadable: list[Reject] = field(default_factory=list)
     seen: int = 0
     size_bytes: int = 0
@@ -66,7 +67,7 @@ class Batch:
     @property
     def why(self) -> str:
         """Why one of the buckets waits, or the empty string."""
-        return next(iter(self.waiting.values()), "")
+        return next((reason.sentence() for reason in self.waiting.values()), "")
 
     @property
     def lost(self) -> int:
@@ -87,7 +88,7 @@ class Batch:
             if taken and (len(taken) >= self.most_rows or self.size_bytes >= self.most_bytes):
                 break
             one = _decoded(entry)
-            if isinstance(one, Item) and (puzzle := self._puzzle(one.op)):
+            if isinstance(one, Item) and (puzzle := self._puzzle(one.op)) is not None:
                 self.waiting[bucket] = puzzle
                 break
             # a gap before an entry is lost whether or not the entry can be decoded
@@ -138,30 +139,31 @@ class Batch:
         self.losses.append(gap)
         logger.error("bucket %d: epoch %d of its log lost %d to %d", gap.bucket, gap.epoch, gap.first, gap.last)
 
-    def _puzzle(self, op: Op) -> str:
-        """Return why an op must wait, or the empty string."""
+    def _puzzle(self, op: Op) -> WaitReason | None:
+        """Return why an op must wait, or None."""
         if not (self.blocked or self.stopped or op.ops or op.source) and op.schema in self.facts.known:
-            return ""
+            return None
         for one in op.named:
             if one.table in self.stopped:
                 return self.stopped[one.table]
             if one.schema in self.blocked:
                 return self.blocked[one.schema]
             if not self.facts.learn(one.schema):
-                return f"schema {one.schema} of table {one.table} is not known here"
-        return ""
+                return WaitReason("unpublished", self.facts.shard, one.table, f"its hash is {one.schema}")
+        return None
 
 
 class FactBook:
     """The facts of every schema that this worker has met on one shard.
 
     Args:
+        shard: its name.
         session: of the shard's primary.
         log: has the schemas that were published.
     """
 
-    def __init__(self, session: NodeSession, log: Entries):
-        self._session, self._log = session, log
+    def __init__(self, shard: str, session: NodeSession, log: Entries):
+        self.shard, self._session, self._log = shard, session, log
         #: By the schema's hash.
         self.known: dict[str, Facts] = {}
 

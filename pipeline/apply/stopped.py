@@ -39,13 +39,14 @@ class Stopped:
         stop = next((stop for stop in self._stops if stop.scope == WHOLE), None)
         return None if stop is None else stop.reason_on(self._shard)
 
-    def tables(self) -> dict[str, str]:
+    def tables(self) -> dict[str, WaitReason]:
         """Return why the ops of a table wait, by the table's name, as of the last reading."""
-        return {stop.scope: stop.reason_on(self._shard).sentence() for stop in self._stops if stop.scope != WHOLE}
+        return {stop.scope: stop.reason_on(self._shard) for stop in self._stops if stop.scope != WHOLE}
 
     def _read(self) -> None:
         if clock.mono_s() - self._read_at_s < READ_EVERY_S:
             return
+        before = self._stops
         try:
             self._stops = stops_of(self._session)
         except NotMigrated as error:  # workers are newer than the tables: nothing can be stopped yet
@@ -54,3 +55,6 @@ class Stopped:
                 logger.warning("shard %s: nothing can be paused: %s", self._shard, error)
             self._warned = True
         self._read_at_s = clock.mono_s()
+        for stop in self._stops:
+            if stop not in before:
+                logger.warning("%s", stop.reason_on(self._shard).sentence())

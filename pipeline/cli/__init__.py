@@ -12,7 +12,7 @@ from pipeline.cli.cluster import cluster
 from pipeline.cli.demo import demo
 from pipeline.cli.maintenance import migrate_command, outbox, rebuilt_command, spool
 from pipeline.cli.status import status_command, top
-from pipeline.cli.stops import drain, pause, resume
+from pipeline.cli.stops import drain, pause, resume, why_command
 from pipeline.errors import PipelineError
 
 
@@ -36,6 +36,7 @@ for command in (
     spool,
     status_command,
     top,
+    why_command,
 ):
     pipeline.add_command(command)
 

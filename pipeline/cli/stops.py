@@ -1,12 +1,16 @@
-"""Run `pipeline pause`, `resume` and `drain`: stop the applying of a shard or a table, and let it go on."""
+"""Run `pipeline pause`, `resume`, `drain` and `why`: stop a shard or a table, let it go on, say what ops wait for."""
 
 from __future__ import annotations
+
+import json
+from dataclasses import asdict
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.admin import stops
+from pipeline.admin.why import why
 from pipeline.cli.options import config_option, opened
 
 _reason_option = click.option("--reason", default="", help="Shown wherever the ops are seen to wait.")
@@ -86,6 +90,33 @@ def drain(context: click.Context, config: str | None, name: str, reason: str, ti
         click.echo(f"{left:,} ops are left after {timeout_s:g} s; {target} is not paused")
         context.exit(1)
     click.echo(f"{total:,} ops were waited for; {_paused(target)}")
+
+
+@click.command("why")
+@config_option
+@click.argument("name", metavar="RECEIPT|SHARD|TABLE")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_context
+def why_command(context: click.Context, config: str | None, name: str, as_json: bool) -> None:
+    """Say what waits, since when, because of what, and the command that mends it. Exits with 1 if something waits.
+
+    \f
+
+    Args:
+        context: Click's context, for the exit code.
+        config: see `options.config_option`.
+        name: a receipt's text, or the name of a shard or a table.
+        as_json: whether to print JSON.
+    """
+    with opened(config) as pipeline:
+        answer = why(pipeline, name)
+    if as_json:
+        reasons = [{**asdict(reason), "sentence": reason.sentence()} for reason in answer.reasons]
+        click.echo(json.dumps({"what": answer.what, "state": answer.state, "reasons": reasons}, indent=2))
+    else:
+        click.echo("\n".join(answer.sentences))
+    if answer.reasons:
+        context.exit(1)
 
 
 def _paused(target: stops.Target) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 
 from pipeline import clock
 from pipeline.config.topology import Topology
+from pipeline.enqueue.receipt_waits import why_queued
 from pipeline.errors import Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
 from pipeline.model.op import START, Position
 from pipeline.model.receipt import Receipt
-from pipeline.oplog.contract import Entries
+from pipeline.model.wait_reason import WaitReason
+from pipeline.oplog.contract import Log
 from pipeline.shard import ledger_queries
 from pipeline.shard.ledger_queries import Fate
 from pipeline.shard.nodes import Nodes
@@ -26,7 +28,7 @@ _FINAL = ("applied", "durable", "rejected", "lost")
 class Follower:
     """Answers for receipts."""
 
-    def __init__(self, topology: Topology, nodes: Nodes, log: Entries, spool: Spool | NullSpool):
+    def __init__(self, topology: Topology, nodes: Nodes, log: Log, spool: Spool | NullSpool):
         self._topology, self._nodes, self._log, self._spool = topology, nodes, log, spool
 
     def status(self, receipt: Receipt) -> str:
@@ -35,7 +37,7 @@ class Follower:
         Raises:
             ShardUnavailable: the shard's primary does not answer: unknown is never taken for good.
         """
-        if receipt.position is None and self._spool.holds(receipt.bucket, receipt.producer, receipt.producer_seq):
+        if self._spooled(receipt):
             return "spooled"
         state = self._state(receipt)
         return "durable" if state == "applied" and self._on_all_replicas(receipt) else state
@@ -55,9 +57,25 @@ class Follower:
                         raise
             if state in _FINAL:
                 return self._told(receipt, state)
-        if receipt.position is None and self._spool.holds(receipt.bucket, receipt.producer, receipt.producer_seq):
+        if self._spooled(receipt):
             state = "spooled"
-        raise WaitTimeout(f"the op at {receipt.bucket}:{receipt.position}", timeout_s, state)
+        reason = self.why(receipt)
+        what = f"the op at {receipt.bucket}:{receipt.position}"
+        raise WaitTimeout(what, timeout_s, state, "" if reason is None else reason.sentence("it"))
+
+    def why(self, receipt: Receipt) -> WaitReason | None:
+        """Return why an op waits; None if it waits no more.
+
+        Args:
+            receipt: of the op.
+        """
+        if self._spooled(receipt):
+            return WaitReason("spooled", self._topology.shards_of(receipt.bucket)[0], "spool")
+        for shard in self._topology.shards_of(receipt.bucket):
+            reason = why_queued(shard, self._nodes.primary(shard), self._log, receipt)
+            if reason is not None:
+                return reason
+        return None
 
     def wait_all(self, receipts: Iterable[Receipt], timeout_s: float) -> None:
         """Wait until all are applied; asks once per producer and bucket, for its last op.
@@ -117,6 +135,10 @@ class Follower:
         shard = self._topology.shards_of(receipt.bucket)[0]
         session = self._nodes.primary(shard)
         return ledger_queries.row_id(session, receipt.bucket, receipt.producer, receipt.producer_seq)
+
+    def _spooled(self, receipt: Receipt) -> bool:
+        sequence = (receipt.bucket, receipt.producer, receipt.producer_seq)
+        return receipt.position is None and self._spool.holds(*sequence)
 
     # parts --------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,13 @@ from pipeline.oplog.memory.log import MemoryLog
 from workers.sweeper import Sweep
 
 LIMIT_BYTES = 1000
+SHARDS = {name: {"primary": f"sqlite://{name}.sqlite"} for name in ("s0", "s1")}
 
 
 class Tasks:
-    """Takes the tasks that a sweep hands out."""
+    """Takes the tasks that a sweep hands out; its worker serves the shard s0."""
+
+    amqp = SimpleNamespace(queues=SimpleNamespace(consume_from={"shard.s0"}))
 
     def send_task(self, name: str, **options: Any) -> None: ...
 
@@ -30,7 +34,7 @@ def log() -> MemoryLog:
 
 @pytest.fixture
 def sweep(log: MemoryLog) -> Sweep:
-    sweep: Any = Sweep(load(small(spool={"enabled": False}), {}), Tasks())
+    sweep: Any = Sweep(load(small(spool={"enabled": False}, shards=SHARDS), {}), Tasks())
     sweep._log.close()
     sweep._log = log
     return sweep
@@ -52,3 +56,10 @@ def test_redis_is_full_above_seventy_percent_of_its_memory_and_no_longer_when_th
     assert turn_with(sweep, log, 710) == "Redis uses 71% of its memory"
 
     assert turn_with(sweep, log, 700) is None
+
+
+def test_a_worker_lets_others_know_which_shards_it_serves(sweep: Sweep, log: MemoryLog):
+    sweep.once()
+
+    assert log.waits("s0").alive
+    assert not log.waits("s1").alive

@@ -107,15 +107,20 @@ def test_a_paused_shard_is_named_with_who_and_why(here: Servers, pipeline: Clien
     outcome = worker(pipeline, "s0").apply()
     paused = observer.look().shards[0]
 
+    asked = CliRunner().invoke(cli.pipeline, ["why", "s0", "--json", "--config", str(here.cluster.config)])
     assert ask(here, "resume", "s0") == "shard s0 goes on"
     drain(pipeline)
 
-    [reason] = paused.waits
+    reason, no_worker = paused.waits
+    assert no_worker.kind == "no-worker"
     assert outcome.waiting == reason.sentence()
+    assert asked.exit_code == 1
+    assert outcome.waiting in [one["sentence"] for one in json.loads(asked.output)["reasons"]]
     assert "because s0 is paused (by " in outcome.waiting
     assert "a disk swap" in outcome.waiting
     assert paused.queue.ops
     assert total(observer.look(), lambda shard: shard.queue.ops) == 0
+    assert ask(here, "why", "s0") == "nothing of shard s0 waits"
     assert ask(here, "drain", "s1").endswith("its ops wait until: pipeline resume s1")
     assert ask(here, "resume", "s1") == "shard s1 goes on"
 
