@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -11,16 +11,15 @@ from pipeline.admin.check.evidence import ask_all
 from pipeline.admin.status import Queue, RedisStatus, ReplicaStatus, ShardStatus, Status, StatusNews, news_of, with_news
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
-from pipeline.enqueue.receipt_waits import with_notes
-from pipeline.errors import NotMigrated, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.model.op import START, Position, decode
-from pipeline.model.wait_reason import reasons_of
+from pipeline.model.wait_reason import WaitReason, evidence_of, reasons_of
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S
 from pipeline.oplog.waits import Noted
 from pipeline.shard import ledger_queries
-from pipeline.shard.session import NodeSession, brief
-from pipeline.shard.stops import Stop, stops_of
+from pipeline.shard.session import brief
+from pipeline.shard.stops import stop_reasons
 
 #: Redis's name among the nodes; no node can have it.
 _REDIS = "redis "
@@ -34,7 +33,7 @@ class _Node:
     marks: Mapping[int, Position]
     newest_ms: int
     counts: Mapping[str, int]
-    stops: tuple[Stop, ...]
+    stops: Sequence[WaitReason]
 
 
 #: Where Redis does not answer, no worker is said to be missing.
@@ -103,8 +102,8 @@ class Observer:
             return ShardStatus(shard, queued.queue, replicas=replicas, why=_why(shard, primary))
         rate = self._rate(shard, primary)
         counts = primary.counts
-        stops = [stop.reason_on(shard) for stop in primary.stops]
-        waits = reasons_of(with_notes(shard, queued.behind, stops, queued.noted))
+        noted = queued.noted
+        waits = reasons_of(evidence_of(shard, queued.behind, primary.stops, noted.notes, noted.alive))
         return ShardStatus(shard, queued.queue, rate, counts["rejected"], counts["lost"], replicas, waits=waits)
 
     def _news(self) -> StatusNews | None:
@@ -167,16 +166,9 @@ def _ask(node: str, uri: str, *, primary: bool) -> _Node:
         standing = ledger_queries.standing(session)
         at_s = clock.mono_s()
         counts = ledger_queries.counts(session) if primary else {}
-        stops = _stops(session) if primary else ()
+        stops = stop_reasons(session, node) if primary else ()
     marks = {bucket: mark.position for bucket, mark in standing.marks.items() if mark.state == "active"}
     return _Node(at_s, marks, standing.newest_ms, counts, stops)
-
-
-def _stops(session: NodeSession) -> tuple[Stop, ...]:
-    try:
-        return tuple(stops_of(session))
-    except NotMigrated:  # the tables are older than this command: nothing can be stopped
-        return ()
 
 
 def _why(node: str, error: PipelineError) -> str:

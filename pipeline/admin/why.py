@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from pipeline.admin.stops import Target, target_of
 from pipeline.client import Client
-from pipeline.enqueue.receipt_waits import evidence_of
 from pipeline.errors import BadOp, BadToken, LogUnavailable, PipelineError, ShardUnavailable
 from pipeline.model.receipt import Receipt
-from pipeline.model.wait_reason import WaitReason, reasons_of
+from pipeline.model.wait_reason import WaitReason, evidence_of, reasons_of
 from pipeline.shard import ledger_queries
+from pipeline.shard.stops import stop_reasons
 
 
 class Answer(NamedTuple):
@@ -81,7 +81,10 @@ def _reasons(pipeline: Client, shard: str) -> tuple[WaitReason, ...]:
         marks = {b: m.position for b, m in ledger_queries.marks_of(primary).items() if m.state == "active"}
         queued = pipeline.log.queued(marks)
         behind = {bucket: marks[bucket] for bucket, ops in queued.items() if ops}
-        found = reasons_of(evidence_of(shard, primary, pipeline.log, behind))
+        noted, full = pipeline.log.waits(shard), pipeline.log.full()
+        found = reasons_of(evidence_of(shard, behind, stop_reasons(primary, shard), noted.notes, noted.alive))
+        if full is not None:
+            found = (WaitReason("redis-full", shard, "Redis", full), *found)
     except LogUnavailable as error:
         return (WaitReason("redis-away", shard, shard, str(error)),)
     except ShardUnavailable as error:

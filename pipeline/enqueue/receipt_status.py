@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from pipeline import clock
 from pipeline.config.topology import Topology
-from pipeline.enqueue.receipt_waits import why_queued
-from pipeline.errors import Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
+from pipeline.errors import LogUnavailable, Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
 from pipeline.model.op import START, Position
 from pipeline.model.receipt import Receipt
-from pipeline.model.wait_reason import WaitReason
+from pipeline.model.wait_reason import WaitReason, evidence_of, reasons_of
 from pipeline.oplog.contract import Log
 from pipeline.shard import ledger_queries
 from pipeline.shard.ledger_queries import Fate
 from pipeline.shard.nodes import Nodes
+from pipeline.shard.stops import stop_reasons
 from pipeline.spool.null_spool import NullSpool
 from pipeline.spool.store import Spool
 
@@ -72,9 +73,13 @@ class Follower:
         if self._spooled(receipt):
             return WaitReason("spooled", self._topology.shards_of(receipt.bucket)[0], "spool")
         for shard in self._topology.shards_of(receipt.bucket):
-            reason = why_queued(shard, self._nodes.primary(shard), self._log, receipt)
-            if reason is not None:
-                return reason
+            try:
+                if (reason := self._why_queued(shard, receipt)) is not None:
+                    return reason
+            except LogUnavailable as error:
+                return WaitReason("redis-away", shard, shard, str(error))
+            except ShardUnavailable as error:
+                return WaitReason("primary-away", shard, shard, str(error))
         return None
 
     def wait_all(self, receipts: Iterable[Receipt], timeout_s: float) -> None:
@@ -166,6 +171,19 @@ class Follower:
         if fate.applied_seq is None and clock.wall_ms() / 1000 - receipt.position.epoch > REMEMBERED_S:
             raise PipelineError("this receipt is older than a week; its shard no longer remembers its producer")
         return "lost"
+
+    def _why_queued(self, shard: str, receipt: Receipt) -> WaitReason | None:
+        bucket, place, session = receipt.bucket, receipt.position, self._nodes.primary(shard)
+        found = ledger_queries.marks_of(session, [bucket])
+        if place is None or bucket not in found or found[bucket].position >= place:
+            return None
+        mark, noted = found[bucket].position, self._log.waits(shard)
+        # a table that is stopped counts where the bucket is noted to wait for it
+        stops = [stop for stop in stop_reasons(session, shard) if stop.scope == shard]
+        if reasons := reasons_of(evidence_of(shard, {bucket: mark}, stops, noted.notes, noted.alive)):
+            return replace(reasons[0], buckets=0)
+        after_mark, after_op = (self._log.queued({bucket: position})[bucket] for position in (mark, place))
+        return WaitReason("queued", shard, shard, f"{max(0, after_mark - after_op - 1):,} ops in its bucket")
 
     def _fate(self, shard: str, receipt: Receipt) -> Fate:
         session, position = self._nodes.primary(shard), receipt.position or START

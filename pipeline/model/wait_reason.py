@@ -21,15 +21,20 @@ class Kind(NamedTuple):
     Attributes:
         because: what the ops wait for.
         mend: the command that mends it, or what happens by itself.
+        what: what waits, if not ops of the scope.
     """
 
     because: str
     mend: str
+    what: str = ""
 
 
 #: Every reason that can be given; `docs/troubleshooting.md` has a row for each. The first that holds is given first.
 KINDS = {
     "redis-away": Kind("Redis does not answer ({detail})", "start Redis; then run: pipeline check"),
+    "redis-full": Kind(
+        "Redis refuses them ({detail})", "start workers (pipeline status says where), or raise maxmemory", "new ops"
+    ),
     "primary-away": Kind("the primary of {shard} does not answer ({detail})", "start it; then run: pipeline check"),
     "paused": Kind("{scope} is paused ({detail})", "run: pipeline resume {scope}"),
     "no-worker": Kind("no worker of {shard} runs", "run: celery -A workers worker -Q shard.{shard}"),
@@ -77,7 +82,8 @@ class WaitReason:
             what: the one thing that waits, by default all ops that the reason is about.
         """
         words = {"scope": self.scope, "shard": self.shard, "detail": self.detail}
-        because, mend = (text.format(**words).replace(" ()", "") for text in KINDS[self.kind])
+        kind = KINDS[self.kind]
+        because, mend = (text.format(**words).replace(" ()", "") for text in (kind.because, kind.mend))
         one = bool(what)
         if self.since_ms:
             waits = f"{'has' if one else 'have'} waited since {moment(self.since_ms)}"
@@ -105,7 +111,7 @@ class WaitReason:
     def _what(self) -> str:
         if self.buckets:
             return f"ops in {self.buckets} bucket{'s' * (self.buckets > 1)} of {self.shard}"
-        return f"ops of {self.scope}"
+        return KINDS[self.kind].what or f"ops of {self.scope}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +131,29 @@ class Evidence:
     stops: Sequence[WaitReason]
     notes: Mapping[int, WaitReason]
     alive: bool | None
+
+
+def evidence_of(
+    shard: str,
+    marks: Mapping[int, Position],
+    stops: Sequence[WaitReason],
+    notes: Mapping[int, tuple[int, str]],
+    alive: bool,
+) -> Evidence:
+    """Return the evidence with the notes as reasons; what another version noted is left out.
+
+    Args:
+        shard: the shard's name.
+        marks: the watermark of each bucket that has ops behind it.
+        stops: what is stopped on the shard.
+        notes: by bucket: since when it waits for the same, ms since 1970, and the note.
+        alive: whether a worker of the shard ran within the last seconds.
+    """
+    read = {bucket: (since_ms, WaitReason.from_json(text)) for bucket, (since_ms, text) in notes.items()}
+    known = {
+        b: replace(one, since_ms=one.since_ms or since_ms) for b, (since_ms, one) in read.items() if one is not None
+    }
+    return Evidence(shard, marks, stops, known, alive)
 
 
 def reasons_of(evidence: Evidence) -> tuple[WaitReason, ...]:

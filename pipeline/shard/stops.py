@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pipeline.errors import NotMigrated
 from pipeline.model.wait_reason import WaitReason
 from pipeline.shard.ledger import text_literal
 from pipeline.shard.session import NodeSession
@@ -52,6 +53,19 @@ def stops_of(session: NodeSession) -> list[Stop]:
     """
     found = session.query("SELECT scope, kind, reason, since_ms, by_whom FROM pipeline_stops ORDER BY since_ms, scope")
     return [Stop(*row) for row in found]
+
+
+def stop_reasons(session: NodeSession, shard: str) -> list[WaitReason]:
+    """Return why ops wait because of what is stopped; nothing where the shard's tables are older than this process.
+
+    Args:
+        session: of the shard's primary.
+        shard: the shard's name.
+    """
+    try:
+        return [stop.reason_on(shard) for stop in stops_of(session)]
+    except NotMigrated:
+        return []
 
 
 def stop(session: NodeSession, scope: str, kind: str, reason: str, by_whom: str) -> None:

@@ -180,6 +180,12 @@ def test_a_redis_that_does_not_answer_is_named(box: Sandbox, event: Any, monkeyp
         assert "because Redis does not answer (Redis: connection refused)" in only(box, name, "redis-away")
 
 
+def test_a_redis_that_is_full_is_named(box: Sandbox, event: Any):
+    box.log.set_full("Redis uses 71% of its memory")
+
+    assert "new ops wait because Redis refuses them (Redis uses 71% of its memory)" in only(box, "s0", "redis-full")
+
+
 def test_the_time_out_of_a_receipt_says_why(box: Sandbox, event: Any):
     receipt = pipeline.enqueue_insert(event, who=7)
     stops.pause(box.client, stops.target_of(box.client, "s0"))
