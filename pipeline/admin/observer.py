@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pipeline import clock
-from pipeline.admin.check.evidence import ask_all
+from pipeline.admin.questions import ask_all
 from pipeline.admin.status import Queue, RedisStatus, ReplicaStatus, ShardStatus, Status, StatusNews, news_of, with_news
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from support.servers.admin import Servers, model, servers
 
 from pipeline import cli
+from pipeline.admin import check
 from pipeline.admin.observer import Observer
 from pipeline.admin.status import ShardStatus, Status
 from pipeline.apply.applier import Applier
@@ -99,6 +100,15 @@ def test_refused_and_lost_ops_are_counted(here: Servers, pipeline: Client, obser
 
     assert total(status, lambda shard: shard.rejected) == 1
     assert status.shards[1].lost == 3
+    found = CliRunner().invoke(cli.pipeline, ["status", "--config", str(here.cluster.config)])
+    assert found.exit_code == 1
+    assert found.output.startswith("fault: s0: 1 op was refused for good; ")
+    checked = check.check(here.config()).findings
+    assert {(one.nodes, one.what) for one in checked if one.place == "ops"} == {
+        (("s0",), "1 op was refused for good"),
+        (("s1",), "3 ops were lost by Redis"),
+    }
+    assert checked[0].place == "ops"
 
 
 def test_a_paused_shard_is_named_with_who_and_why(here: Servers, pipeline: Client, observer: Observer) -> None:
