@@ -1,4 +1,4 @@
-"""An op that ends its worker, its server or its time is found alone and rejected; a locked one waits. No other waits."""
+"""An op that ends its worker, its server or its time is rejected; a locked one waits; no other is stopped."""
 
 from __future__ import annotations
 
