@@ -6,6 +6,7 @@
 <prefix>:dirty:<shard>      zset    bucket -> ms from when on it may be applied
 <prefix>:bell:<shard>       string  there while a Celery message is on its way
 <prefix>:marks:<shard>      hash    bucket -> watermark, a copy for readers
+<prefix>:attempts:<shard>   hash    bucket -> what a worker is about to apply; see `apply/attempt`
 <prefix>:notes:<shard>      list    "<ms> <watermarks as JSON>", the newest first, one a minute; see `admin/upkeep`
 <prefix>:producer:<id>      hash    bucket -> "<last seq> <epoch> <seq>"; expires when idle
 <prefix>:same:<bucket>:<k>  string  claim of an idempotency key: the first op's receipt, or a row's id; expires
@@ -105,6 +106,10 @@ class Keys:
     def marks(self, shard: str) -> str:
         """Return the published watermarks of a shard."""
         return f"{self.prefix}:marks:{shard}"
+
+    def attempts(self, shard: str) -> str:
+        """Return the notes of a shard's attempts."""
+        return f"{self.prefix}:attempts:{shard}"
 
     def notes(self, shard: str) -> str:
         """Return the notes of a shard's past watermarks."""
