@@ -6,7 +6,7 @@ import pytest
 from support.sandbox.sessions import ENTRY, PRODUCER, both, mariadb, run
 
 from pipeline.errors import ShardUnavailable
-from pipeline.model.op import START, Position
+from pipeline.model.op import START, Op, Position
 from pipeline.shard import ledger, ledger_queries
 from pipeline.shard.ledger import LostRange, Mark, Reject
 from pipeline.shard.session import NodeSession
@@ -105,6 +105,19 @@ def test_idempotency_keys_are_known_per_bucket_and_letter_by_letter(shard: NodeS
         found = ledger.known_keys(shard, [(3, "Order 7"), (4, "it's"), (3, "order 7"), (4, "Order 7"), (3, "Order 7 ")])
 
     assert found == {(3, "Order 7"), (4, "it's")}
+
+
+@both
+def test_keys_that_a_collation_finds_equal_are_kept_side_by_side(shard: NodeSession):
+    keys = ["k", "k ", "K", "é", "e\u0301", "k\0", "\U0001f600", "\U0001f601", "x" * 190]
+    scoped = [(3, Op("insert", "t", "h", 1, idempotency_key=key).scoped_key) for key in keys]
+
+    with shard.transaction():
+        ledger.keep_keys(shard, scoped[::2])
+        ledger.keep_keys(shard, scoped[1:-1:2])
+
+    with shard.transaction():
+        assert ledger.known_keys(shard, scoped) == set(scoped)
 
 
 @both
