@@ -9,7 +9,7 @@
 <prefix>:attempts:<shard>   hash    bucket -> what a worker is about to apply; see `apply/attempt`
 <prefix>:notes:<shard>      list    "<ms> <watermarks as JSON>", the newest first, one a minute; see `admin/upkeep`
 <prefix>:producer:<id>      hash    bucket -> "<last seq> <epoch> <seq>"; expires when idle
-<prefix>:same:<bucket>:<k>  string  claim of an idempotency key: the first op's receipt, or a row's id; expires
+<prefix>:same:<bucket>:<k>  string  claim of a scoped idempotency key: the first op's receipt, or a row's id; expires
 <prefix>:schemas            hash    hash -> schema as JSON
 <prefix>:tables             hash    table -> hash of its newest schema
 <prefix>:ids                hash    producer number -> lease

@@ -56,7 +56,8 @@ CREATE TABLE IF NOT EXISTS pipeline_epochs (
   epoch BIGINT NOT NULL
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
--- Idempotency keys that were applied; kept longer than Redis keeps them.
+-- Idempotency keys that were applied, each as a digest of the op's kind, table and key: a collation would find `k` and
+-- `k ` equal. Kept longer than Redis keeps them.
 CREATE TABLE IF NOT EXISTS pipeline_idempotency (
   bucket INT NOT NULL,
   idempotency_key VARCHAR(190) NOT NULL,
