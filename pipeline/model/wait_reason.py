@@ -45,6 +45,14 @@ KINDS = {
         "run pipeline.define_tables(db) in the application; then run: pipeline check",
     ),
     "database": Kind("the database of {shard} refused their batch ({detail})", "workers retry; run: pipeline check"),
+    "locked": Kind("another transaction holds what they need ({detail})", "it ends or is killed; workers retry"),
+    "overtime": Kind(
+        "their statement takes too long ({detail})", "workers reject it after some tries, or raise [apply] statement_s"
+    ),
+    "testing": Kind(
+        "an op ended its worker, its server or its time, and is tried alone ({detail})",
+        "workers reject it after the last try: see pipeline status",
+    ),
     "spooled": Kind(
         "Redis did not take them, and the spool of their host keeps them", "run there: pipeline spool drain"
     ),

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pipeline.admin.check.uwsgi import servers_without_threads
-from pipeline.admin.migrate import own_tables
 from pipeline.admin.observer import Observer
 from pipeline.admin.questions import ask_all
 from pipeline.admin.status import MAX_AGE_S, Fault
@@ -23,6 +22,7 @@ from pipeline.model.schema import TableSchema
 from pipeline.oplog.doorbell import Bell
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S, Health, health_of
+from pipeline.shard.own_tables import own_tables
 from pipeline.shard.survey import Survey, survey
 from pipeline.shard.table_facts import bare_name
 

@@ -6,10 +6,11 @@
 <prefix>:dirty:<shard>      zset    bucket -> ms from when on it may be applied
 <prefix>:bell:<shard>       string  there while a Celery message is on its way
 <prefix>:marks:<shard>      hash    bucket -> watermark, a copy for readers
+<prefix>:attempts:<shard>   hash    bucket -> what a worker is about to apply; see `apply/attempt`
 <prefix>:notes:<shard>      list    "<ms> <watermarks as JSON>", the newest first, one a minute; see `admin/upkeep`
 <prefix>:waits:<shard>      hash    bucket -> why it waits and since when; expires. See `oplog/waits`
 <prefix>:producer:<id>      hash    bucket -> "<last seq> <epoch> <seq>"; expires when idle
-<prefix>:same:<bucket>:<k>  string  claim of an idempotency key: the first op's receipt, or a row's id; expires
+<prefix>:same:<bucket>:<k>  string  claim of a scoped idempotency key: the first op's receipt, or a row's id; expires
 <prefix>:schemas            hash    hash -> schema as JSON
 <prefix>:tables             hash    table -> hash of its newest schema
 <prefix>:ids                hash    producer number -> lease
@@ -106,6 +107,10 @@ class Keys:
     def marks(self, shard: str) -> str:
         """Return the published watermarks of a shard."""
         return f"{self.prefix}:marks:{shard}"
+
+    def attempts(self, shard: str) -> str:
+        """Return the notes of a shard's attempts."""
+        return f"{self.prefix}:attempts:{shard}"
 
     def notes(self, shard: str) -> str:
         """Return the notes of a shard's past watermarks."""
