@@ -11,18 +11,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pipeline import clock
 from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.executor import ConstraintsChanged, Executor, NeverSeen, SchemaBehind
 from pipeline.apply.grouping import grouped
-from pipeline.config.settings import ApplySettings
+from pipeline.apply.held_rows import Halt, HeldRows, halted, settle
+from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import ShardUnavailable, Unavailable
+from pipeline.model.op import Position
 from pipeline.oplog.contract import Work
 from pipeline.shard import ledger
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
+from pipeline.shard.ledger import HOLDING
 from pipeline.shard.session import NodeSession
+from pipeline.shard.set_aside import PARKED
 
 if TYPE_CHECKING:
     from pipeline.oplog.doorbell import Bell, SilentBell
@@ -45,6 +50,7 @@ class Outcome:
 
     applied: int = 0
     rejected: int = 0
+    parked: int = 0
     seen: int = 0
     lost: int = 0
     buckets: int = 0
@@ -56,7 +62,7 @@ class Outcome:
     def summary(self) -> dict[str, int | str]:
         """Return what Flower shows of the outcome, without what is zero."""
         shown: dict[str, int | str] = {"applied": self.applied, "rejected": self.rejected, "ms": self.ms}
-        for name in ("seen", "lost", "buckets", "left", "waiting"):
+        for name in ("parked", "seen", "lost", "buckets", "left", "waiting"):
             if getattr(self, name):
                 shown[name] = getattr(self, name)
         return shown
@@ -71,6 +77,7 @@ class Applier:
         log: the logs, their schemas and dirty sets.
         settings: what one transaction may take.
         step: called with the name of each step before it is taken; crash tests kill the process in it.
+        tables: what the configuration says of tables, by name: here `on_reject` counts.
     """
 
     def __init__(
@@ -80,8 +87,9 @@ class Applier:
         log: Work,
         settings: ApplySettings,
         step: Callable[[str], None] = lambda name: None,
+        tables: Mapping[str, TableSettings] = MappingProxyType({}),
     ):
-        self.shard, self.node = shard, session.node
+        self.shard, self.node, self._tables = shard, session.node, tables
         self._session, self._log, self._settings, self._step = session, log, settings, step
         self._pace = Pace(settings)
         self._facts = FactBook(session, log)
@@ -125,10 +133,11 @@ class Applier:
 
     def _with_retries(self, due: dict[int, int], limit: int) -> tuple[Outcome, Batch]:
         blocked, attempt, met = self._blocked(), 1, 1
+        ends: dict[int, Position] = {}
         while True:
             try:
                 with self._session.transaction():
-                    result = self._transaction(due, limit, blocked, last_try=met >= LAST_TRY)
+                    result = self._transaction(due, limit, blocked, ends, last_try=met >= LAST_TRY)
                     self._step("commit")
                 self._step("committed")
                 return result
@@ -137,6 +146,9 @@ class Applier:
                 blocked[error.schema] = str(error)
                 self._behind[error.schema] = (clock.mono_s() + SCHEMA_DELAY_MS / 1000, str(error))
                 logger.warning("shard %s is behind its schema: %s", self.shard, error)
+                continue
+            except Halt as error:  # each time a bucket ends earlier: no try is used up
+                ends[error.bucket] = error.position
                 continue
             except ConstraintsChanged as error:
                 self._facts.forget()
@@ -164,26 +176,29 @@ class Applier:
         return {schema: why for schema, (_, why) in self._behind.items()}
 
     def _transaction(
-        self, due: dict[int, int], limit: int, blocked: dict[str, str], *, last_try: bool
+        self, due: dict[int, int], limit: int, blocked: dict[str, str], ends: dict[int, Position], *, last_try: bool
     ) -> tuple[Outcome, Batch]:
         self._step("lock")
         locked = ledger.lock(self._session, due, limit)
-        mine = {bucket: mark.position for bucket, mark in locked.items() if mark.state == "active"}
-        batch = Batch(mine, self._facts, blocked, self._pace.rows, self._settings.max_bytes)
+        mine = {bucket: mark.position for bucket, mark in locked.items() if mark.owned}
+        batch = Batch(mine, self._facts, blocked, self._pace.rows, self._settings.max_bytes, waiting=halted(locked))
         self._step("read")
-        for entries in self._log.read(mine, self._pace.counts(mine, due)).values():
-            batch.take(entries)
+        read = {bucket: position for bucket, position in mine.items() if bucket not in batch.waiting}
+        for entries in self._log.read(read, self._pace.counts(read, due)).values():
+            batch.take([entry for entry in entries if entry.position <= ends.get(entry.bucket, entry.position)])
         if not batch.after:
             return Outcome(buckets=len(mine), waiting=batch.why), batch
         batch.skip_seen(self._session)
+        rows = HeldRows(self._facts.known, self._tables, ends)
+        rows.read(self._session, (one for one in batch.items if locked[one.entry.bucket].state == HOLDING))
         self._step("execute")
-        executor = Executor(self._session, self._facts.known, self._step, self._believed, last_try=last_try)
+        executor = Executor(self._session, self._facts.known, rows, self._step, self._believed, last_try=last_try)
         executor.run(grouped(batch.items, self._facts.known))
         self._step("mark")
         if batch.last:
             ledger.remember(self._session, batch.last)
         executor.rejects += batch.unreadable
-        ledger.reject(self._session, executor.rejects)
+        settle(self._session, executor.rejects, locked, ends)
         ledger.lose(self._session, batch.losses)
         if batch.keys:
             ledger.keep_keys(self._session, batch.keys)
@@ -193,10 +208,11 @@ class Applier:
         return self._outcome(batch, executor), batch
 
     def _outcome(self, batch: Batch, executor: Executor) -> Outcome:
-        rejected = len(executor.rejects)
+        parked = sum(one.state == PARKED for one in executor.rejects)
         return Outcome(
-            applied=len(batch.items) + len(batch.unreadable) - rejected,
-            rejected=rejected,
+            applied=len(batch.items) + len(batch.unreadable) - len(executor.rejects),
+            rejected=len(executor.rejects) - parked,
+            parked=parked,
             seen=batch.seen,
             lost=batch.lost,
             buckets=len(batch.after),
