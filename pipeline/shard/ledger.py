@@ -13,9 +13,9 @@ from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import msgspec
 from msgspec import structs
 
+from pipeline.errors import NewerOp, NotAnOp
 from pipeline.model.op import Entry, Position, decode, encode
 from pipeline.shard.session import NodeSession
 
@@ -150,7 +150,7 @@ def _stored_op(payload: bytes, limit_bytes: int) -> str:
         if len(ascii) <= limit_bytes:
             return ascii
         op = decode(payload)
-    except (UnicodeDecodeError, msgspec.MsgspecError):
+    except (UnicodeDecodeError, NotAnOp, NewerOp):
         start = b64encode(payload[: max(0, limit_bytes // 4 * 3)]).decode()
         return text_literal(f'{{"base64": "{start}", "bytes": {len(payload)}}}')
     whole = text_literal(text)  # escapes are longer than what they stand for
