@@ -174,6 +174,21 @@ class Rejected(PipelineError):
         self.reason, self.code = reason, code
 
 
+class NotAnOp(PipelineError):
+    """An entry of a log is no op that any release makes; a worker sets the entry aside."""
+
+
+class NewerOp(PipelineError):
+    """An op that a newer release made; the op waits in its bucket until the workers are upgraded."""
+
+    def __init__(self, version: int, known: int, what: str):
+        named = f", {what}" if what else ""
+        super().__init__(
+            f"an op of version {version}{named}; this worker understands versions up to {known}: upgrade this worker"
+        )
+        self.version = version
+
+
 class Lost(PipelineError):
     """The log lost the op before it was applied."""
 
