@@ -65,7 +65,7 @@ def _of_op(pipeline: Client, receipt: Receipt) -> Answer:
         state = receipt.status()
     except ShardUnavailable:
         state = "unknown"
-    reason = pipeline.follower.why(receipt) if state in ("queued", "spooled", "unknown") else None
+    reason = pipeline.follower.why(receipt) if state in ("queued", "spooled", "parked", "unknown") else None
     if reason is not None:
         return Answer(what, state, (reason,), (reason.sentence(what),))
     try:

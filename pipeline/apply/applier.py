@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pipeline import clock
@@ -18,9 +19,10 @@ from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.executor import ConstraintsChanged, Executor, NeverSeen, SchemaBehind
 from pipeline.apply.grouping import grouped
+from pipeline.apply.held_rows import Halt, HeldRows, halted, settle
 from pipeline.apply.stopped import Stopped
 from pipeline.apply.wait_notes import note_waits
-from pipeline.config.settings import ApplySettings
+from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import PipelineError, ShardUnavailable, Unavailable
 from pipeline.model.op import Position
 from pipeline.model.wait_reason import WaitReason
@@ -34,7 +36,9 @@ from pipeline.shard.driver_errors import (
     passes_by_itself,
     sentence_of,
 )
+from pipeline.shard.ledger import HOLDING
 from pipeline.shard.session import NodeSession
+from pipeline.shard.set_aside import PARKED
 
 if TYPE_CHECKING:
     from pipeline.oplog.doorbell import Bell, SilentBell
@@ -75,6 +79,7 @@ class Outcome:
 
     applied: int = 0
     rejected: int = 0
+    parked: int = 0
     seen: int = 0
     lost: int = 0
     buckets: int = 0
@@ -86,7 +91,7 @@ class Outcome:
     def summary(self) -> dict[str, int | str]:
         """Return what Flower shows of the outcome, without what is zero."""
         shown: dict[str, int | str] = {"applied": self.applied, "rejected": self.rejected, "ms": self.ms}
-        for name in ("seen", "lost", "buckets", "left", "waiting"):
+        for name in ("parked", "seen", "lost", "buckets", "left", "waiting"):
             if getattr(self, name):
                 shown[name] = getattr(self, name)
         return shown
@@ -97,7 +102,7 @@ class Outcome:
         Args:
             other: its outcome.
         """
-        for name in ("applied", "rejected", "seen", "lost", "buckets"):
+        for name in ("applied", "rejected", "parked", "seen", "lost", "buckets"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.left, self.ring = other.left, other.ring or self.ring
         self.waiting = self.waiting or other.waiting
@@ -112,6 +117,7 @@ class Take:
         alone: the attempt to make with one bucket; None: all buckets together, but those under suspicion.
         suspects: the next attempt of each bucket that an earlier attempt failed with.
         noted: the attempts of the current try.
+        ends: of each bucket that halts, the position behind which nothing is executed.
         again: whether an earlier try of this process failed in an orderly way, so that its notes mean nothing.
     """
 
@@ -119,6 +125,7 @@ class Take:
     alone: Attempt | None = None
     suspects: dict[int, Attempt] = field(default_factory=dict)
     noted: dict[int, Attempt] = field(default_factory=dict)
+    ends: dict[int, Position] = field(default_factory=dict)
     again: bool = False
 
 
@@ -131,6 +138,7 @@ class Applier:
         log: the logs, their schemas and dirty sets.
         settings: what one transaction may take.
         step: called with the name of each step before it is taken; crash tests kill the process in it.
+        tables: what the configuration says of tables, by name: here `on_reject` counts.
     """
 
     def __init__(
@@ -140,8 +148,9 @@ class Applier:
         log: Work,
         settings: ApplySettings,
         step: Callable[[str], None] = lambda name: None,
+        tables: Mapping[str, TableSettings] = MappingProxyType({}),
     ):
-        self.shard, self.node = shard, session.node
+        self.shard, self.node, self._tables = shard, session.node, tables
         self._session, self._log, self._settings, self._step = session, log, settings, step
         self._pace = Pace(settings)
         self._facts, self._stopped = FactBook(shard, session, log), Stopped(shard, session)
@@ -261,6 +270,10 @@ class Applier:
                 logger.warning("%s", reason.sentence())
                 take.again = True
                 continue
+            except Halt as error:  # each time a bucket ends earlier: no try is used up
+                take.ends[error.bucket] = error.position
+                take.again = True
+                continue
             except ConstraintsChanged as error:
                 self._facts.forget()
                 failure: Exception = error
@@ -305,19 +318,29 @@ class Applier:
         self._step("lock")
         self._session.limit_statements(min(TOGETHER_S, self._longest_s) if take.alone is None else self._longest_s)
         locked = ledger.lock(self._session, take.due, self._settings.buckets)
-        mine = {bucket: mark.position for bucket, mark in locked.items() if mark.state == "active"}
-        counts = self._note(take, mine)
-        mine = {bucket: mine[bucket] for bucket in counts}
-        stopped = self._stopped.tables()
-        batch = Batch(mine, self._facts, blocked, stopped, self._pace.rows, self._settings.max_bytes)
+        mine = {bucket: mark.position for bucket, mark in locked.items() if mark.owned}
+        waiting = halted(self.shard, locked)
+        counts = self._note(take, {bucket: position for bucket, position in mine.items() if bucket not in waiting})
+        mine = {bucket: position for bucket, position in mine.items() if bucket in counts or bucket in waiting}
+        batch = Batch(
+            mine,
+            self._facts,
+            blocked,
+            self._stopped.tables(),
+            self._pace.rows,
+            self._settings.max_bytes,
+            waiting=waiting,
+        )
         self._step("read")
-        for entries in self._log.read(mine, counts).values():
-            batch.take(entries)
+        for entries in self._log.read({bucket: mine[bucket] for bucket in counts}, counts).values():
+            batch.take([entry for entry in entries if entry.position <= take.ends.get(entry.bucket, entry.position)])
         if not batch.after:
             return Outcome(buckets=len(mine), waiting=batch.why), batch
         batch.skip_seen(self._session)
+        rows = HeldRows(self._facts.known, self._tables, take.ends)
+        rows.read(self._session, (one for one in batch.items if locked[one.entry.bucket].state == HOLDING))
         self._step("execute")
-        executor = Executor(self._session, self._facts.known, self._step, self._believed, last_try=last_try)
+        executor = Executor(self._session, self._facts.known, rows, self._step, self._believed, last_try=last_try)
         if take.alone is not None and (verdict := self._verdict(take.alone)):
             executor.condemn(batch.items, verdict)
         else:
@@ -326,7 +349,7 @@ class Applier:
         if batch.last:
             ledger.remember(self._session, batch.last)
         executor.rejects += batch.unreadable
-        ledger.reject(self._session, executor.rejects)
+        settle(self._session, executor.rejects, locked, take.ends)
         ledger.lose(self._session, batch.losses)
         if batch.keys:
             ledger.keep_keys(self._session, batch.keys)
@@ -358,10 +381,11 @@ class Applier:
         return ""
 
     def _outcome(self, batch: Batch, executor: Executor) -> Outcome:
-        rejected = len(executor.rejects)
+        parked = sum(one.state == PARKED for one in executor.rejects)
         return Outcome(
-            applied=len(batch.items) + len(batch.unreadable) - rejected,
-            rejected=rejected,
+            applied=len(batch.items) + len(batch.unreadable) - len(executor.rejects),
+            rejected=len(executor.rejects) - parked,
+            parked=parked,
             seen=batch.seen,
             lost=batch.lost,
             buckets=len(batch.after),

@@ -9,10 +9,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
 from pipeline.apply.grouping import Item
-from pipeline.model.op import Entry, Op, Position, decode
+from pipeline.apply.misfits import misfit
+from pipeline.errors import NewerOp, NotAnOp
+from pipeline.model.op import TOO_LARGE, Entry, Op, Position, decode
 from pipeline.model.schema import TableSchema
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Entries
@@ -42,7 +42,7 @@ class Batch:
         losses: what the logs have lost before the entries taken.
         keys: (bucket, scoped idempotency key) of `items`.
         waiting: the buckets that were cut short, and why.
-        unreadable: the entries among `taken` to reject, since this version cannot decode them; filled by `skip_seen`.
+        unreadable: the entries among `taken` to reject, since no release makes such ops; filled by `skip_seen`.
         seen: how many entries among `taken` the shard has seen.
         size_bytes: the size of `taken`.
     """
@@ -87,8 +87,8 @@ class Batch:
         for entry in entries:
             if taken and (len(taken) >= self.most_rows or self.size_bytes >= self.most_bytes):
                 break
-            one = _decoded(entry)
-            if isinstance(one, Item) and (puzzle := self._puzzle(one.op)) is not None:
+            one, puzzle = self._understood(entry)
+            if puzzle is not None:
                 self.waiting[bucket] = puzzle
                 break
             # a gap before an entry is lost whether or not the entry can be decoded
@@ -108,10 +108,14 @@ class Batch:
         """
         if not self.taken:
             return
-        self.last = ledger.seen(session, ((one.entry.bucket, one.entry.producer) for one in self.taken))
+        senders = [(one.entry.bucket, one.entry.producer) for one in self.taken if one.entry.producer]
+        self.last = ledger.seen(session, senders) if senders else {}
         used = self._used_keys(session)
         for one in self.taken:
             entry = one.entry
+            if not entry.producer and isinstance(one, Reject):
+                self.unreadable.append(one)
+                continue
             pair = (entry.bucket, entry.producer)
             if entry.producer_seq <= self.last[pair]:
                 self.seen += 1
@@ -137,6 +141,32 @@ class Batch:
     def _lose(self, gap: LostRange) -> None:
         self.losses.append(gap)
         logger.error("bucket %d: epoch %d of its log lost %d to %d", gap.bucket, gap.epoch, gap.first, gap.last)
+
+    def _understood(self, entry: Entry) -> tuple[Item | Reject, WaitReason | None]:
+        """Return what an entry holds, and why it waits: junk is set aside, what a newer release made waits."""
+        aside = Reject(entry, "?", "?", None, "not an op: the entry has not the fields that a producer writes")
+        if max(entry.position) >= TOO_LARGE:
+            return aside, self._reason("misplaced", f"{entry.position} of bucket {entry.bucket}")
+        if not entry.producer:
+            return aside, None
+        try:
+            op = decode(entry.payload)
+        except NewerOp as error:
+            return aside, self._reason(
+                "newer",
+                f"the entry at {entry.bucket}:{entry.position} is {error}".removesuffix(": upgrade this worker"),
+            )
+        except NotAnOp as error:
+            return aside._replace(reason=str(error)), None
+        if not all(one.schema.isalnum() for one in op.named):
+            return Reject(entry, op.table, "?", None, "not an op of its schema: the schema has no hash"), None
+        puzzle = self._puzzle(op)
+        if puzzle is None and (fault := misfit(op, self.facts.known)):
+            return Reject(entry, op.table, "?", None, f"not an op of its schema: {fault}"), None
+        return Item(entry, op), puzzle
+
+    def _reason(self, kind: str, detail: str) -> WaitReason:
+        return WaitReason(kind, self.facts.shard, self.facts.shard, detail)
 
     def _puzzle(self, op: Op) -> WaitReason | None:
         """Return why an op must wait, or None."""
@@ -182,14 +212,6 @@ class FactBook:
     def forget(self) -> None:
         """Forget all constraints: the schema of the database may have changed."""
         self.known.clear()
-
-
-def _decoded(entry: Entry) -> Item | Reject:
-    """Return the op of an entry, or the rejection of an entry that this version cannot decode."""
-    try:
-        return Item(entry, decode(entry.payload))
-    except msgspec.MsgspecError as error:
-        return Reject(entry, "?", "?", None, f"not an op of this version: {error}")
 
 
 def _gap(entry: Entry, before: Position) -> LostRange | None:

@@ -14,7 +14,6 @@ from pipeline.config.validators import (
     Validator,
     ascending,
     bucket_table,
-    built,
     choice,
     each,
     faults_of,
@@ -161,7 +160,7 @@ class TableSettings:
     shard_key: str | None = None
     rule: str = "hash"
     ids: str = "pipeline"
-    on_reject: str = "skip"
+    on_reject: str = "park"
     reference: bool = False
     unique: tuple[tuple[str, ...], ...] = ()
     bounds: tuple[Any, ...] = ()
@@ -172,7 +171,7 @@ class TableSettings:
         "shard_key": optional(_NAME),
         "rule": _RULE,
         "ids": choice("pipeline", "database"),
-        "on_reject": built(["skip"], later=["park", "halt"]),
+        "on_reject": choice("park", "skip", "halt"),
         "reference": flag,
         "unique": _COLUMN_LISTS,
         "bounds": ascending,

@@ -53,6 +53,10 @@ KINDS = {
         "an op ended its worker, its server or its time, and is tried alone ({detail})",
         "workers reject it after the last try: see pipeline status",
     ),
+    "halted": Kind("{scope} is halted: the op at {detail} was refused", "replay or drop it, see: pipeline dead list"),
+    "newer": Kind("{detail}", "upgrade the workers, then restart them"),
+    "misplaced": Kind("no shard can count up to the entry {detail}", "delete it with XDEL"),
+    "parked": Kind("{detail}, was set aside", "run: pipeline dead list"),
     "spooled": Kind(
         "Redis did not take them, and the spool of their host keeps them", "run there: pipeline spool drain"
     ),
@@ -89,15 +93,21 @@ class WaitReason:
         Args:
             what: the one thing that waits, by default all ops that the reason is about.
         """
+        return f"{what or self._what()} {self.clause(one=bool(what))}"
+
+    def clause(self, *, one: bool = True) -> str:
+        """Return the sentence without its subject.
+
+        Args:
+            one: whether one thing waits, or many.
+        """
         words = {"scope": self.scope, "shard": self.shard, "detail": self.detail}
         kind = KINDS[self.kind]
         because, mend = (text.format(**words).replace(" ()", "") for text in (kind.because, kind.mend))
-        one = bool(what)
-        if self.since_ms:
-            waits = f"{'has' if one else 'have'} waited since {moment(self.since_ms)}"
-        else:
-            waits = "waits" if one else "wait"
-        return f"{what or self._what()} {waits} because {because}; {mend}"
+        since = f" waited since {moment(self.since_ms)}"
+        if one:
+            return f"{'has' + since if self.since_ms else 'waits'} because {because}; {mend}"
+        return f"{'have' + since if self.since_ms else 'wait'} because {because}; {mend}"
 
     def to_json(self) -> str:
         """Return the reason as a note for other processes."""

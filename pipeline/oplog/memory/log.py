@@ -10,6 +10,7 @@ from pipeline.model.op import START, Entry, Position
 from pipeline.oplog.appends import (
     APPENDED,
     BIG_BYTES,
+    FULL_SHARE,
     HOLE,
     SEEN,
     Append,
@@ -66,6 +67,8 @@ class MemoryAppends(MemoryServer):
                 raise EpochStale
             if "full" in server.keys and (full := self._get("full")) is not None:
                 raise PipelineFull(full)
+            if self.limit_bytes and (share := self._size_bytes() / self.limit_bytes) > FULL_SHARE:
+                raise PipelineFull(f"Redis uses {share:.0%} of its memory")
             if key and (claim := self._get(name)) is not None:
                 if is_receipt(claim):
                     return Appended([], [], claim)

@@ -15,6 +15,7 @@
 <prefix>:tables             hash    table -> hash of its newest schema
 <prefix>:ids                hash    producer number -> lease
 <prefix>:full               string  why appends are refused; expires
+<prefix>:room             string  there while enough memory is left, as measured of late; expires
 <prefix>:chore:<name>       string  lease of a chore, "1" or its holder's token; expires
 <prefix>:health             hash    node -> "<ms> <report as JSON>"; expires
 <prefix>:reads              hash    "<node> <kind> <reason>" -> reads of all processes; expires when idle
@@ -57,6 +58,11 @@ class Keys:
     def full(self) -> str:
         """Why no op is taken."""
         return f"{self.prefix}:full"
+
+    @property
+    def room(self) -> str:
+        """Whether memory was measured of late, and is enough."""
+        return f"{self.prefix}:room"
 
     @property
     def bigs(self) -> str:
