@@ -12,7 +12,7 @@ from pipeline.cli.cluster import cluster
 from pipeline.cli.demo import demo
 from pipeline.cli.maintenance import migrate_command, outbox, rebuilt_command, spool
 from pipeline.cli.status import status_command, top
-from pipeline.cli.stops import drain, pause, resume, why_command
+from pipeline.cli.stops import drain_command, pause_command, resume_command, why_command
 from pipeline.errors import PipelineError
 
 
@@ -27,12 +27,12 @@ for command in (
     check_command,
     cluster,
     demo,
-    drain,
+    drain_command,
     migrate_command,
     outbox,
-    pause,
+    pause_command,
     rebuilt_command,
-    resume,
+    resume_command,
     spool,
     status_command,
     top,

@@ -16,11 +16,11 @@ from pipeline.cli.options import config_option, opened
 _reason_option = click.option("--reason", default="", help="Shown wherever the ops are seen to wait.")
 
 
-@click.command()
+@click.command("pause")
 @config_option
 @click.argument("name", metavar="SHARD|TABLE")
 @_reason_option
-def pause(config: str | None, name: str, reason: str) -> None:
+def pause_command(config: str | None, name: str, reason: str) -> None:
     """Apply no ops of a shard, or of a table on all shards, until `pipeline resume`. Nothing is lost.
 
     Ops are accepted and wait in order; everything else goes on. Workers obey within a second, after their current
@@ -39,10 +39,10 @@ def pause(config: str | None, name: str, reason: str) -> None:
     click.echo(_paused(target))
 
 
-@click.command()
+@click.command("resume")
 @config_option
 @click.argument("name", metavar="SHARD|TABLE")
-def resume(config: str | None, name: str) -> None:
+def resume_command(config: str | None, name: str) -> None:
     """Let the ops of a shard, or of a table on all shards, go on in order.
 
     \f
@@ -57,13 +57,13 @@ def resume(config: str | None, name: str) -> None:
     click.echo(f"{target} goes on" if lifted else f"{target} was not stopped")
 
 
-@click.command()
+@click.command("drain")
 @config_option
 @click.argument("name", metavar="SHARD|TABLE")
 @_reason_option
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=300, show_default=True, help="Seconds.")
 @click.pass_context
-def drain(context: click.Context, config: str | None, name: str, reason: str, timeout_s: float) -> None:
+def drain_command(context: click.Context, config: str | None, name: str, reason: str, timeout_s: float) -> None:
     """Wait until all that is queued now is applied, then pause.
 
     Of a table, all ops in its buckets are waited for. Exits with 1, and pauses nothing, if ops are left after the

@@ -10,7 +10,7 @@ from pipeline.config.topology import Topology
 from pipeline.errors import LogUnavailable, Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
 from pipeline.model.op import START, Position
 from pipeline.model.receipt import Receipt
-from pipeline.model.wait_reason import WaitReason, evidence_of, reasons_of
+from pipeline.model.wait_reason import WaitReason, reasons_of
 from pipeline.oplog.contract import Log
 from pipeline.shard import ledger_queries
 from pipeline.shard.ledger_queries import Fate
@@ -182,7 +182,7 @@ class Follower:
             return None
         # a table that is stopped counts where the bucket is noted to wait for it
         stops = [stop for stop in stop_reasons(self._nodes.primary(shard), shard) if stop.scope == shard]
-        if reasons := reasons_of(evidence_of(shard, {bucket: mark}, stops, noted.notes, noted.alive)):
+        if reasons := reasons_of(shard, {bucket: mark}, stops, noted.notes, noted.alive):
             return replace(reasons[0], buckets=0)
         after_mark, after_op = (self._log.queued({bucket: position})[bucket] for position in (mark, place))
         return WaitReason("queued", shard, shard, f"{max(0, after_mark - after_op - 1):,} ops in its bucket")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from pipeline.admin.status import Fault, Queue, ReadCount, RedisStatus, ReplicaStatus, ShardStatus, Status
+from pipeline.admin.status import OpFault, Queue, ReadCount, RedisStatus, ReplicaStatus, ShardStatus, Status
 from pipeline.cli.status_screen import lines, screen
 from pipeline.model.wait_reason import WaitReason
 from pipeline.reads.health.report import NodeState
@@ -79,7 +79,7 @@ def test_where_nothing_is_wrong_it_says_so():
 def test_a_fault_makes_the_status_not_ok(shard: ShardStatus, what: str):
     [fault] = status(shard).faults(60)
 
-    assert isinstance(fault, Fault)
+    assert isinstance(fault, OpFault)
     assert (fault.shard, fault.what) == ("s0", what)
     assert status(shard).as_json(60)["ok"] is False
     assert status(FINE).as_json(60)["ok"] is True
