@@ -38,7 +38,7 @@ class Batch:
         items: the ops to apply among `taken`; filled by `skip_seen`.
         last: of each bucket and producer, the last sequence that is applied or rejected after this batch.
         losses: what the logs have lost before the entries taken.
-        keys: (bucket, idempotency key) of `items`.
+        keys: (bucket, scoped idempotency key) of `items`.
         waiting: the buckets that were cut short, and why.
         unreadable: the entries among `taken` to reject, since this version cannot decode them; filled by `skip_seen`.
         seen: how many entries among `taken` the shard has seen.
@@ -117,8 +117,7 @@ class Batch:
             if isinstance(one, Reject):
                 self.unreadable.append(one)
                 continue
-            key = one.op.idempotency_key
-            if key is not None:
+            if key := one.op.scoped_key:
                 if (entry.bucket, key) in used:
                     self.seen += 1
                     continue
@@ -129,7 +128,7 @@ class Batch:
     def _used_keys(self, session: NodeSession) -> set[tuple[int, str]]:
         """Return which idempotency keys of the ops taken the shard has applied before."""
         ops = (one for one in self.taken if isinstance(one, Item))
-        named = [(one.entry.bucket, key) for one in ops if (key := one.op.idempotency_key)]
+        named = [(one.entry.bucket, key) for one in ops if (key := one.op.scoped_key)]
         return ledger.known_keys(session, named) if named else set()
 
     def _lose(self, gap: LostRange) -> None:

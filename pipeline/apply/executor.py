@@ -107,6 +107,16 @@ class Executor:
                 else:
                     self._chunk(group.kind, chunk, group.facts)
 
+    def condemn(self, items: Iterable[Item], why: str) -> None:
+        """Reject ops without executing them.
+
+        Args:
+            items: the ops.
+            why: the reason.
+        """
+        for item in items:
+            self._reject(item, PipelineError(why))
+
     def _chunk(self, kind: str, items: Sequence[Item], facts: Facts) -> None:
         try:
             self._statement(kind, [item.op for item in items], facts)
@@ -192,7 +202,7 @@ class Executor:
         fault = fault_of(error)
         if fault is Fault.SCHEMA and not facts.has(required_column(error)):
             raise SchemaBehind(facts, sentence_of(error)) from error
-        if fault is Fault.TRANSIENT:
+        if fault in (Fault.TRANSIENT, Fault.LOCKED, Fault.OVERTIME):
             return None
         self._check_constraints(facts)
         if fault is Fault.UNKNOWN:

@@ -6,6 +6,7 @@ place in the schema that `Op.schema` names. Values are in the canonical form of 
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import msgspec
@@ -71,6 +72,17 @@ class Op(msgspec.Struct, frozen=True, array_like=True):
     ops: tuple[Op, ...] = ()
     # fields are only ever added at the end: older entries of a log decode without them
     source: Op | None = None
+
+    @property
+    def scoped_key(self) -> str:
+        """What log and shard keep of the idempotency key, within the op's bucket; the empty text without a key.
+
+        A digest of kind, table and key: 40 letters whatever the key's length. Keys that a collation finds equal differ.
+        """
+        if self.idempotency_key is None:
+            return ""
+        scoped = f"{self.kind}\0{self.table}\0{self.idempotency_key}"
+        return blake2b(scoped.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
 
     @property
     def members(self) -> tuple[Op, ...]:

@@ -6,12 +6,16 @@ row. The functions run inside the caller's transaction.
 
 from __future__ import annotations
 
+import json
+import re
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
+import msgspec
 from msgspec import structs
 
-from pipeline.model.op import Entry, Position, decode, encode
+from pipeline.model.op import Position, decode, encode
 from pipeline.shard.ledger import HALTED, HOLDING, Reject, text_literal
 from pipeline.shard.session import NodeSession
 
@@ -24,6 +28,10 @@ _REST_BYTES = 20_000
 _AIM_BYTES = 500_000
 #: Most keys, or positions, that one statement names.
 _MOST_KEYS = 1000
+#: JSON's strings are its only place for such characters. A raw control character is none of JSON's.
+_NOT_ASCII = re.compile(r"[^\t\n\r -~]+")
+#: Half a character, which no text of a database holds, and what SQLite takes in no literal.
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _COLUMNS = (
     "bucket, epoch, seq, producer, producer_seq, state, table_name, row_key, code, reason, op, rejected_ms, changed_ms"
 )
@@ -139,18 +147,39 @@ def _statements(session: NodeSession, ops: Sequence[Reject]) -> Iterator[list[st
 def _row(op: Reject, now: str, most_bytes: int) -> str:
     entry = op.entry
     numbers = f"{entry.bucket}, {entry.position.epoch}, {entry.position.seq}, {entry.producer}, {entry.producer_seq}"
-    texts = f"'{op.state}', {text_literal(op.table[:128])}, {text_literal(op.row_key[:255])}"
-    why = f"{'NULL' if op.code is None else op.code}, {text_literal(op.reason[:4000])}"
-    return f"({numbers}, {texts}, {why}, {_stored_op(entry, most_bytes)}, {now}, {now})"
+    texts = f"'{op.state}', {_cut(op.table, 128)}, {_cut(op.row_key, 255)}"
+    why = f"{'NULL' if op.code is None else op.code}, {_cut(op.reason, 4000)}"
+    return f"({numbers}, {texts}, {why}, {_stored_op(entry.payload, most_bytes)}, {now}, {now})"
 
 
-def _stored_op(entry: Entry, most_bytes: int) -> str:
-    """Return an op as a literal. Where the server takes no statement that holds it: its head, which is no op any more.
+def _cut(text: str, most: int) -> str:
+    """Return a text as a literal of at most so many characters, each of which every column of ours can store."""
+    return text_literal(_UNSTORABLE.sub(_escaped, text)[:most])
 
-    An insert without its values would still be an op, and a replay would insert a row of defaults.
+
+def _stored_op(payload: bytes, most_bytes: int) -> str:
+    """Return an op as a literal of JSON in ASCII, which any column and connection can store.
+
+    Where the server takes no statement that holds the op, only its head is stored. That is no op any more: without its
+    values an insert could be replayed as a row of defaults. Bytes that are no text are
+    `{"base64": …, "bytes": their number}`, cut where they are too many.
     """
-    whole = text_literal(entry.payload.decode(errors="backslashreplace"))
+    try:
+        text = payload.decode()
+        ascii = text_literal(_NOT_ASCII.sub(_escaped, text))
+        if len(ascii) <= most_bytes:
+            return ascii
+        op = decode(payload)
+    except (UnicodeDecodeError, msgspec.MsgspecError):
+        start = b64encode(payload[: max(0, most_bytes // 4 * 3)]).decode()
+        return text_literal(f'{{"base64": "{start}", "bytes": {len(payload)}}}')
+    whole = text_literal(text)  # escapes are longer than what they stand for
     if len(whole.encode()) <= most_bytes:
         return whole
-    bare = structs.replace(decode(entry.payload), columns=(), values=(), where=None, expressions=(), ops=())
+    bare = structs.replace(op, columns=(), values=(), where=None, expressions=(), ops=())
     return text_literal(encode({"without_values": bare}).decode())
+
+
+def _escaped(match: re.Match[str]) -> str:
+    """Return a character as JSON escapes it."""
+    return json.dumps(match[0])[1:-1]

@@ -74,6 +74,20 @@ def test_a_copy_is_read_back_with_its_source_and_names_both_tables(source: Op, m
     assert decode(encode(group)).named == (copy, read, member)
 
 
+def test_idempotency_keys_are_the_same_only_byte_by_byte_and_within_a_kind_and_a_table():
+    keys = ["k", "k ", " k", "K", "é", "e\u0301", "e", "k\0", "\U0001f600", "\U0001f601", "x" * 190]
+    tables = ["purchase", "note"]
+    ops = [Op(kind, table, "h", 1, idempotency_key=k) for kind in (INSERT, UPDATE) for table in tables for k in keys]
+
+    assert len({op.scoped_key for op in ops}) == len(ops)
+    assert {len(op.scoped_key) for op in ops} == {40}
+    assert all(
+        Op(op.kind, op.table, "other", 2, 9, idempotency_key=op.idempotency_key).scoped_key == op.scoped_key
+        for op in ops
+    )
+    assert Op(INSERT, "t", "h", 1).scoped_key == ""
+
+
 def test_a_single_op_is_its_own_member():
     op = Op(INSERT, "t", "h", 1)
 

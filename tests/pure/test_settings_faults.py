@@ -105,6 +105,8 @@ def test_a_redis_socket_needs_the_broker_s_own_word_for_it() -> None:
         ("mysql:pymysq://a:b@h/d", "did you mean 'mysql:pymysql'?"),
         ("mysql:pymysql://a:p@ss@h/d", "a password may hold no '@'"),
         ("mysql:pymysql://h/d", "cannot be read"),
+        ("mysql:pymysql://a:b@h/d?set_encoding=utf8", "set_encoding=utf8, in which characters are lost; write"),
+        ("mysql:pymysql://a:b@h/d?local_infile=1&set_encoding=latin1", "set_encoding=latin1, in which"),
         ("mongodb://h/d", "cannot hold a shard"),
         ("sqlite:memory", "which no other process can see"),
         ("sqlite:memory://", "which no other process can see"),

@@ -123,7 +123,7 @@ def _not_applied(reader: NodeReader, mark: Position, bucket: int, entries: Seque
     senders = {(bucket, entry.producer) for entry in entries}
     seen = ledger_queries.sequences(reader.session, senders) if renewed else {}
     fresh = [decode(e.payload) for e in entries if e.producer_seq > seen.get((bucket, e.producer), 0)]
-    keys = {op.idempotency_key for op in fresh if op.idempotency_key is not None}
+    keys = {key for op in fresh if (key := op.scoped_key)}
     used = {key for _, key in known_keys(reader.session, ((bucket, key) for key in keys))} if keys else set()
     if (renewed or keys) and reader.marks([bucket])[bucket] != mark:
         return None
@@ -134,10 +134,10 @@ def _once(ops: Iterable[Op], used: set[str]) -> list[Op]:
     """Leave out what the shard will: an op whose idempotency key was used before."""
     found = []
     for op in ops:
-        key = op.idempotency_key
-        if key is None or key not in used:
+        key = op.scoped_key
+        if key not in used:
             found.append(op)
-        if key is not None:
+        if key:
             used.add(key)
     return found
 

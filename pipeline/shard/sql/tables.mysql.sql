@@ -1,4 +1,7 @@
 -- The pipeline's own tables, on every primary (replicas get them by replication). Made by `pipeline migrate`.
+-- `pipeline migrate` also brings tables of older releases to what stands here: it adds columns and keys, widens types,
+-- and converts to the table's collation. So: a column or a key is one line, columns come first, only the table names a
+-- collation, and a new column may be NULL or has a DEFAULT. A primary key never changes.
 
 -- The watermarks: everything up to (epoch, seq) of this bucket's log has been applied here.
 -- Written in the transaction of the rows themselves. state: active; holding (applied too, and ops set aside hold rows);
@@ -86,7 +89,8 @@ CREATE TABLE IF NOT EXISTS pipeline_epochs (
   epoch BIGINT NOT NULL
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
--- Idempotency keys that were applied; kept longer than Redis keeps them.
+-- Idempotency keys that were applied, each as a digest of the op's kind, table and key: a collation would find `k` and
+-- `k ` equal. Kept longer than Redis keeps them.
 CREATE TABLE IF NOT EXISTS pipeline_idempotency (
   bucket INT NOT NULL,
   idempotency_key VARCHAR(190) NOT NULL,

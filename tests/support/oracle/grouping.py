@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 
-from pipeline.admin.migrate import own_tables
 from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op, encode
@@ -18,6 +17,7 @@ from pipeline.model.schema import Column, TableSchema
 from pipeline.oplog.appends import Append, Scope
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.shard import ledger_queries
+from pipeline.shard.own_tables import own_tables
 from pipeline.shard.session import NodeSession
 
 BUCKET, EPOCH, PRODUCER = 0, 1, 77
