@@ -49,12 +49,22 @@ def keep(session: NodeSession, ops: Iterable[Reject]) -> None:
     ops = list(ops)
     for values in _statements(session, ops):
         session.execute(f"INSERT INTO pipeline_rejects ({_COLUMNS}) VALUES {', '.join(values)}")
+    hold(session, ops)
+
+
+def hold(session: NodeSession, ops: Iterable[Reject]) -> None:
+    """Record the rows that ops hold.
+
+    Args:
+        session: inside the transaction that has locked their buckets.
+        ops: what is set aside.
+    """
     held = [
         f"({op.entry.bucket}, {text_literal(key)}, {op.entry.position.epoch}, {op.entry.position.seq})"
         for op in ops
         for key in op.holds
     ]
-    for rows in _parts(held):
+    for rows in parts(held):
         session.execute(f"INSERT INTO pipeline_held (bucket, row_key, epoch, seq) VALUES {', '.join(rows)}")
 
 
@@ -66,7 +76,7 @@ def holders(session: NodeSession, rows: Iterable[tuple[int, str]]) -> dict[tuple
         rows: (bucket, row key).
     """
     found = {}
-    for part in _parts(list(rows)):
+    for part in parts(list(rows)):
         # one range of the index per row: IN over buckets times IN over keys would be their product
         keys: dict[int, list[str]] = {}
         for bucket, key in part:
@@ -81,6 +91,15 @@ def holders(session: NodeSession, rows: Iterable[tuple[int, str]]) -> dict[tuple
         ):
             found[bucket, key] = Position(epoch, seq)
     return found
+
+
+def parts(things: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """Yield parts of *things*, each small enough for one statement.
+
+    Args:
+        things: keys, places or rows.
+    """
+    return (things[start : start + _MOST_KEYS] for start in range(0, len(things), _MOST_KEYS))
 
 
 def note_holding(session: NodeSession, buckets: Iterable[int]) -> None:
@@ -106,11 +125,6 @@ def halt(session: NodeSession, buckets: Iterable[int]) -> None:
 def _set_state(session: NodeSession, buckets: Iterable[int], state: str) -> None:
     if chosen := ", ".join(map(str, buckets)):
         session.execute(f"UPDATE pipeline_watermarks SET state = '{state}' WHERE bucket IN ({chosen})")
-
-
-def _parts(things: Sequence[_T]) -> Iterator[Sequence[_T]]:
-    """Yield parts of *things*, each small enough for one statement."""
-    return (things[start : start + _MOST_KEYS] for start in range(0, len(things), _MOST_KEYS))
 
 
 def _statements(session: NodeSession, ops: Sequence[Reject]) -> Iterator[list[str]]:
@@ -146,7 +160,8 @@ def _cut(text: str, most: int) -> str:
 def _stored_op(payload: bytes, most_bytes: int) -> str:
     """Return an op as a literal of JSON in ASCII, which any column and connection can store.
 
-    An op is without its values where the server takes no statement that holds them. Bytes that are no text are
+    Where the server takes no statement that holds the op, only its head is stored. That is no op any more: without its
+    values an insert could be replayed as a row of defaults. Bytes that are no text are
     `{"base64": …, "bytes": their number}`, cut where they are too many.
     """
     try:
@@ -162,7 +177,7 @@ def _stored_op(payload: bytes, most_bytes: int) -> str:
     if len(whole.encode()) <= most_bytes:
         return whole
     bare = structs.replace(op, columns=(), values=(), where=None, expressions=(), ops=())
-    return text_literal(encode(bare).decode())
+    return text_literal(encode({"without_values": bare}).decode())
 
 
 def _escaped(match: re.Match[str]) -> str:
