@@ -47,7 +47,7 @@ LAST_TRY = 3
 #: How long a bucket waits for a schema that this worker or its shard does not have yet, ms.
 SCHEMA_DELAY_MS = 1000
 #: The longest statement of a batch of many buckets, s: one that takes longer is run with its bucket alone.
-TOGETHER_S = 2
+TOGETHER_S = 1
 #: How long one turn goes on with suspected buckets, s; the others are due again after it.
 TURN_S = 2.0
 #: The longest rest of a bucket whose next op waits for a lock, s.
