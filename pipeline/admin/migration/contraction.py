@@ -98,10 +98,12 @@ def _narrowed(
             continue
         wanted, asked = _type(schema, column.name), {_type(one.schema, column.name) for one in older}
         kind = plain_type(found.type)
-        narrows = kind != wanted and kind in asked and widening(wanted, kind) is Widening.EXACT
+        # what the server would round or cut without a word stays as wide as it is: that holds everything
+        exact = widening(wanted, kind) is Widening.EXACT and widening(kind, wanted) is Widening.NARROWS
+        narrows = kind != wanted and kind in asked and exact
         closes = found.nullable and column.notnull
         place, own = f"{schema.name}.{column.name}", session.dialect.quote(found.name)
-        if narrows and (why := _cannot_narrow(session, schema, own, kind, wanted)):
+        if narrows and (why := _cannot_narrow(session, schema, own, wanted)):
             yield Fault(shard, place, why)
         elif closes and _any(session, schema, f"{own} IS NULL"):
             yield Fault(shard, place, "rows without a value stand: fill them, and run migrate --contract again")
@@ -111,10 +113,8 @@ def _narrowed(
             yield Step(shard, f"{place}: {change}", sql, table_sql(session, schema), contracts=True)
 
 
-def _cannot_narrow(session: NodeSession, schema: TableSchema, own: str, kind: str, wanted: str) -> str:
-    """Return why not: the server would cut or round values, or values stand that do not fit. Blanks at an end count."""
-    if widening(kind, wanted) is not Widening.NARROWS:
-        return f"changing {kind} back to {wanted} would bend values: nothing is done, and {kind} holds them all"
+def _cannot_narrow(session: NodeSession, schema: TableSchema, own: str, wanted: str) -> str:
+    """Return which values do not fit. The server itself refuses them, but for blanks at the end of a text."""
     length = wanted.partition("(")[2].rstrip(")")
     if wanted.startswith("varchar") and _any(session, schema, f"CHAR_LENGTH({own}) > {length}"):
         return f"values are longer than {length}: shorten them, and run migrate --contract again"
