@@ -10,7 +10,8 @@ from pipeline.cli.adopt import adopt_command
 from pipeline.cli.check import check_command
 from pipeline.cli.cluster import cluster
 from pipeline.cli.demo import demo
-from pipeline.cli.maintenance import migrate_command, outbox, rebuilt_command, spool
+from pipeline.cli.maintenance import outbox, rebuilt_command, spool
+from pipeline.cli.migrate import migrate_command, tables
 from pipeline.cli.status import status_command, top
 from pipeline.errors import PipelineError
 
@@ -31,6 +32,7 @@ for command in (
     rebuilt_command,
     spool,
     status_command,
+    tables,
     top,
 ):
     pipeline.add_command(command)

@@ -24,12 +24,14 @@ from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S, Health, health_of
 from pipeline.shard.own_tables import own_tables
 from pipeline.shard.survey import Survey, survey
-from pipeline.shard.table_facts import bare_name
+from pipeline.shard.table_facts import dotted_name
 
 #: How long workers may take to answer which queues they listen to, s.
 LISTEN_S = 1.0
 #: How long a server may take for its whole answer, s.
 ASK_S = 3.0
+#: How much more a table adds, s: four statements ask for the user's rights, each a round trip.
+TABLE_S = 0.02
 _T = TypeVar("_T")
 
 
@@ -83,7 +85,7 @@ def gather(settings: Settings) -> Evidence:
     seen = ask_all({"log": lambda: _log(settings)})["log"]
     schemas, refusal, unfit, epochs = ((), "", (), {}) if isinstance(seen, PipelineError) else seen[1:]
     names = [name for name, _ in own_tables("mysql")]
-    names += [bare_name(schema.rname or schema.name) for schema in schemas]
+    names += [dotted_name(schema.rname or schema.name) for schema in schemas]
     published = {schema.name for schema in schemas}
     names += [name for name in topology.configured if name not in published]
     questions: dict[str, Callable[[], object]] = {
@@ -91,12 +93,15 @@ def gather(settings: Settings) -> Evidence:
         "workers ": lambda: _listened(settings, topology),
     }
     primary_of = {}
+    answer_s = ASK_S + TABLE_S * len(names)
     for shard in settings.shards.values():
-        questions[shard.name] = partial(survey, shard.name, shard.primary, names, primary=True)
+        questions[shard.name] = partial(survey, shard.name, shard.primary, names, primary=True, statement_s=answer_s)
         for i, uri in enumerate(shard.replicas):
             primary_of[f"{shard.name}-r{i}"] = shard.name
-            questions[f"{shard.name}-r{i}"] = partial(survey, f"{shard.name}-r{i}", uri, names, primary=False)
-    answers = ask_all(questions)
+            questions[f"{shard.name}-r{i}"] = partial(
+                survey, f"{shard.name}-r{i}", uri, names, primary=False, statement_s=answer_s
+            )
+    answers = ask_all(questions, answer_s)
     broker, listened = answers.pop("broker "), answers.pop("workers ")
     return Evidence(
         settings=settings,
