@@ -167,7 +167,7 @@ class NotMigrated(PipelineError):
 
 
 class Rejected(PipelineError):
-    """The database refused the op for good; `reason` is the database's own sentence."""
+    """The database refused the op for good, or an operator dropped it; `reason` is the database's own sentence."""
 
     def __init__(self, where: str, reason: str, code: int | None = None):
         super().__init__(f"{where} was rejected: {reason}")
@@ -194,12 +194,12 @@ class Lost(PipelineError):
 
 
 class WaitTimeout(PipelineError):
-    """The op was not applied in time; it is still queued."""
+    """The op was not applied in time; it is still queued, or parked behind a rejected op of its row."""
 
     retryable = True
 
-    def __init__(self, what: str, waited_s: float, stage: str):
-        super().__init__(f"{what} was still {stage} after {waited_s:.3g} s")
+    def __init__(self, what: str, waited_s: float, stage: str, why: str = ""):
+        super().__init__(f"{what} was still {stage} after {waited_s:.3g} s" + (f": it {why}" if why else ""))
         self.waited_s, self.stage = waited_s, stage
 
 

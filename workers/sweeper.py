@@ -35,12 +35,10 @@ SWEEP_S = 0.5
 DUE_MS = 700
 #: The time between two chores of the whole deployment, s; whichever worker comes first starts one.
 RECONCILE_S, TRIM_S = 30, 10
-#: The time between two checks of Redis, ms: whether it is the server that gave out the epochs, and its memory.
-LINEAGE_MS, MEMORY_MS = 1000, 1000
+#: The time between two checks whether Redis is the server that gave out the epochs, ms.
+LINEAGE_MS = 1000
 #: How long a task that raises an epoch may wait for a worker, s; the check is repeated before.
 _RAISE_S = 30
-#: Above this share of Redis's memory no op is accepted; the rest is for draining and for the broker.
-FULL_SHARE = 0.70
 #: The time between two drains, s: while ops wait, and while sent ops are only kept.
 WAITING_S, KEPT_S = 2.0, 30.0
 #: How long one drain may take, s; the next one goes on.
@@ -101,9 +99,6 @@ class Sweep:
             self._spool.start_if_due()
             if self._log.take_lease("lineage", LINEAGE_MS):
                 self._raise_epochs()
-            if self._log.take_lease("memory", MEMORY_MS):
-                share = self._log.memory_share()
-                self._log.set_full(f"Redis uses {share:.0%} of its memory" if share > FULL_SHARE else None)
         except Exception as error:  # the outermost loop: sweeping goes on after a failed turn
             logger.warning("sweep failed: %s: %s", type(error).__name__, error)
 

@@ -7,7 +7,6 @@ replication.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib.resources import files
 from typing import NamedTuple
 
 from pipeline.client import Client
@@ -17,6 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.schema import TableSchema
 from pipeline.shard import columns, ledger_queries
 from pipeline.shard.ddl import create_index, create_table, indexes, own_name
+from pipeline.shard.own_tables import own_tables, upgrades
 from pipeline.shard.session import NodeSession, brief
 from pipeline.shard.table_facts import bare_name
 
@@ -56,6 +56,8 @@ def migration_steps(pipeline: Client) -> Iterator[Step]:
             if not columns.columns_of(session, name):
                 fresh.add(name)
                 yield Step(shard, name, sql)
+            else:
+                yield from (Step(shard, *upgrade) for upgrade in upgrades(session, name, sql))
         marks = {} if "pipeline_watermarks" in fresh else ledger_queries.marks_of(session)
         lacking = sorted({*topology.buckets_of(shard), topology.reference_bucket} - marks.keys())
         if lacking:
@@ -100,19 +102,6 @@ def migrate(pipeline: Client, report: Callable[[Step], None] = lambda step: None
     return len(steps)
 
 
-def own_tables(dialect: str) -> Iterator[tuple[str, str]]:
-    """Yield name and CREATE TABLE of each of the pipeline's own tables.
-
-    Args:
-        dialect: `mysql` or `sqlite`.
-    """
-    text = (files("pipeline.shard") / "sql" / f"tables.{dialect}.sql").read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if not line.startswith("--")]
-    for sql in "\n".join(lines).split(";"):
-        if sql.strip():
-            yield sql.split("EXISTS", 1)[1].split()[0], sql.strip()
-
-
 def _table(session: NodeSession, shard: str, schema: TableSchema, topology: Topology) -> Iterator[Step]:
     """Yield what a published table lacks: all of it, or indexes that a killed run or a new rule left out."""
     name, dialect = bare_name(schema.rname or schema.name), session.dialect
@@ -143,9 +132,7 @@ def _refuse_moved(pipeline: Client) -> None:
         if not columns.columns_of(session, "pipeline_watermarks"):
             continue
         allowed = {*pipeline.topology.buckets_of(shard), pipeline.topology.reference_bucket}
-        stray = sorted(
-            b for b, m in ledger_queries.marks_of(session).items() if m.state == "active" and b not in allowed
-        )
+        stray = sorted(b for b, m in ledger_queries.marks_of(session).items() if m.owned and b not in allowed)
         if stray:
             raise PipelineError(
                 f"shard {shard!r} holds {len(stray)} buckets (the first: {stray[0]}) that the configuration gives to "

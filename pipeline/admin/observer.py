@@ -146,7 +146,7 @@ def _ask(node: str, uri: str, *, primary: bool) -> _Node:
         standing = ledger_queries.standing(session)
         at_s = clock.mono_s()
         counts = ledger_queries.counts(session) if primary else {}
-    marks = {bucket: mark.position for bucket, mark in standing.marks.items() if mark.state == "active"}
+    marks = {bucket: mark.position for bucket, mark in standing.marks.items() if mark.owned}
     return _Node(at_s, marks, standing.newest_ms, counts)
 
 

@@ -114,12 +114,33 @@ class Work(Entries, Protocol):
         ...
 
     def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
-        """Publish watermarks, un-dirty drained buckets; return whether to ring and how many buckets are dirty.
+        """Publish watermarks, un-dirty drained buckets, forget their attempts; return whether to ring and how many are
+        dirty.
 
         Args:
             shard: the shard's name.
             marks: of each bucket, its watermark.
             delay_ms: how long a bucket with entries left rests; then no process is to ring.
+        """
+        ...
+
+    def note_attempts(self, shard: str, notes: Mapping[int, str], *, anew: bool = False) -> dict[int, str]:
+        """Note what a worker is about to apply, until `finish`; return the earlier notes that stay.
+
+        An earlier note stays if it is about the same watermark.
+
+        Args:
+            shard: the shard's name.
+            notes: of each bucket, a text whose first word is its watermark; the empty text forgets.
+            anew: whether to replace every earlier note.
+        """
+        ...
+
+    def attempts(self, shard: str) -> dict[int, str]:
+        """Return the notes of a shard's attempts, by bucket.
+
+        Args:
+            shard: the shard's name.
         """
         ...
 

@@ -16,6 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.schema import Column
 from pipeline.shard.survey import Survey, SurveyedTable
 from pipeline.shard.table_facts import Constraints
+from pipeline.shard.widening import plain_type
 
 
 @pytest.mark.parametrize(
@@ -65,8 +66,8 @@ def test_a_column_that_holds_less_than_its_field_is_told_with_its_type(field: Co
 
 
 def test_the_display_width_of_older_servers_makes_no_difference() -> None:
-    assert types.normal("bigint(20) unsigned") == types.normal("bigint unsigned")
-    assert types.normal("varchar(20)") != types.normal("varchar(30)")
+    assert plain_type("bigint(20) unsigned") == plain_type("bigint unsigned")
+    assert plain_type("varchar(20)") != plain_type("varchar(30)")
 
 
 @pytest.mark.parametrize(

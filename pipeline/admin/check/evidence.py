@@ -13,7 +13,6 @@ from functools import partial
 from typing import TypeVar
 
 from pipeline.admin.check.uwsgi import servers_without_threads
-from pipeline.admin.migrate import own_tables
 from pipeline.clock import Deadline
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
@@ -23,6 +22,7 @@ from pipeline.model.schema import TableSchema
 from pipeline.oplog.doorbell import Bell
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S, Health, health_of
+from pipeline.shard.own_tables import own_tables
 from pipeline.shard.survey import Survey, survey
 from pipeline.shard.table_facts import bare_name
 

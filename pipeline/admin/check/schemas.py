@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from pipeline.admin.check import types
 from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.check.finding import ERROR, WARNING, Finding, without_copies
-from pipeline.admin.migrate import own_tables
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard import ddl
 from pipeline.shard.columns import holds_64_bits
+from pipeline.shard.own_tables import own_columns, own_tables
 from pipeline.shard.survey import Survey, SurveyedTable
 from pipeline.shard.table_facts import bare_name
+from pipeline.shard.widening import plain_type
 
 _NOT_REPLICATED = "its primary has it: look at SHOW SLAVE STATUS; rebuild the replica if it was altered by hand"
 _WIDE_CHARSETS = ("utf8mb4", "utf16", "utf16le", "utf32", "ucs4")
@@ -63,16 +64,19 @@ def database(node: Survey) -> Iterator[Finding]:
 
 
 def _own_tables(evidence: Evidence) -> Iterator[Finding]:
-    """Yield the pipeline's own tables where they are missing, a finding per node."""
-    names = [name for name, _ in own_tables("mysql")]
+    """Yield the pipeline's own tables, or columns of them, where they are missing: a finding per node."""
+    own = {name: own_columns(create) for name, create in own_tables("mysql")}
     for node in evidence.surveys:
-        lacking = [name for name in names if not _has(node, name) and ("SELECT", name) not in node.denied]
-        if lacking:
+        lacking = [name for name in own if not _has(node, name) and ("SELECT", name) not in node.denied]
+        old = [f"{name}.{c}" for name in own if _has(node, name) for c in own[name] if not _has(node, name, c)]
+        if lacking or old:
             primary = _primary(evidence, node)
-            fix = _NOT_REPLICATED if all(_has(primary, name) for name in lacking) else "pipeline migrate"
-            listed = lacking[0] if len(lacking) == 1 else f"{lacking[0]} and {len(lacking) - 1} others"
+            there = all(_has(primary, *place.split(".")) for place in [*lacking, *old])
+            fix = _NOT_REPLICATED if there else "pipeline migrate"
+            first, *others = [*lacking, *old]
+            listed = f"{first} and {len(others)} others" if others else first
             yield Finding(ERROR, "the pipeline's own tables", f"are missing here ({listed})", fix, (node.node,))
-    for name in names:
+    for name in own:
         yield from _alike(name, evidence.surveys)
 
 
@@ -155,7 +159,7 @@ def _unlike(table: str, own: str, nodes: Sequence[Survey]) -> Iterator[Finding]:
     by_type: dict[str, list[str]] = {}
     for node in nodes:
         if found := node.tables[table.lower()].columns.get(own.lower()):
-            by_type.setdefault(types.normal(found.type), []).append(node.node)
+            by_type.setdefault(plain_type(found.type), []).append(node.node)
     if len(by_type) > 1:
         listed = ", ".join(f"{kind} on {' and '.join(names)}" for kind, names in by_type.items())
         yield Finding(ERROR, f"{table}.{own}", f"differs: {listed}", "make it alike on all primaries (ALTER TABLE)")

@@ -34,15 +34,6 @@ def fault(column: Column, there: str) -> str | None:
     return f"is {there}, but the published definition is {column.type!r}"
 
 
-def normal(there: str) -> str:
-    """Return a type without the display width, which MySQL 8 no longer shows.
-
-    Args:
-        there: a type as the database shows it, such as `int(11)`.
-    """
-    return re.sub(r"\b((?:tiny|small|medium|big)?int)\(\d+\)", r"\1", there)
-
-
 def _string(column: Column, there: str, word: str, size: str) -> str | None:
     length = column.length or 512
     room = _TEXTS.get(word) or (int(size) if word in ("varchar", "char") and size else None)

@@ -40,6 +40,7 @@ class ServerState:
     dirty: dict[str, dict[int, int]] = field(default_factory=dict)
     marks: dict[str, dict[int, Position]] = field(default_factory=dict)
     notes: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    attempts: dict[str, dict[int, str]] = field(default_factory=dict)
     schemas: dict[str, str] = field(default_factory=dict)
     newest_schemas: dict[str, str] = field(default_factory=dict)
     leases: dict[int, tuple[str, int, int]] = field(default_factory=dict)  # number -> token, last ms, ends at

@@ -1,7 +1,11 @@
 -- The pipeline's own tables, on every primary (replicas get them by replication). Made by `pipeline migrate`.
+-- `pipeline migrate` also brings tables of older releases to what stands here: it adds columns and keys, widens types,
+-- and converts to the table's collation. So: a column or a key is one line, columns come first, only the table names a
+-- collation, and a new column may be NULL or has a DEFAULT. A primary key never changes.
 
 -- The watermarks: everything up to (epoch, seq) of this bucket's log has been applied here.
--- Written in the transaction of the rows themselves. state: always active; workers skip a bucket in another state.
+-- Written in the transaction of the rows themselves. state: active; holding (applied too, and ops set aside hold rows);
+-- halted (nothing is applied until the op at the watermark is replayed or dropped). Workers skip any other state.
 CREATE TABLE IF NOT EXISTS pipeline_watermarks (
   bucket INT NOT NULL PRIMARY KEY,
   epoch BIGINT NOT NULL,
@@ -20,8 +24,9 @@ CREATE TABLE IF NOT EXISTS pipeline_producers (
   KEY (seen_ms)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
--- Ops that the database refused for good, whole (without values where they do not fit into one statement).
--- state: always rejected.
+-- Ops that were set aside, whole (without values where they do not fit into one statement): their watermark has moved on.
+-- state: rejected (the database refused it), waiting (it waits for what its reason names), parked (it waits behind an op
+-- of the same row), replayed (it was applied later), dropped (an operator gave it up).
 CREATE TABLE IF NOT EXISTS pipeline_rejects (
   bucket INT NOT NULL,
   epoch BIGINT NOT NULL,
@@ -35,8 +40,21 @@ CREATE TABLE IF NOT EXISTS pipeline_rejects (
   reason TEXT NOT NULL,
   op LONGTEXT NOT NULL,
   rejected_ms BIGINT NOT NULL,
+  changed_ms BIGINT NOT NULL DEFAULT 0,
   PRIMARY KEY (bucket, epoch, seq),
-  KEY (bucket, producer, producer_seq)
+  KEY (bucket, producer, producer_seq),
+  KEY (state, changed_ms)
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- The rows that ops set aside hold: a later op of such a row is parked behind them. row_key: table and id, or table and
+-- the key of an upsert; cut and hashed where it is longer.
+CREATE TABLE IF NOT EXISTS pipeline_held (
+  bucket INT NOT NULL,
+  row_key VARCHAR(190) NOT NULL,
+  epoch BIGINT NOT NULL,
+  seq BIGINT NOT NULL,
+  PRIMARY KEY (bucket, row_key, epoch, seq),
+  KEY (bucket, epoch, seq)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
 -- Proof of loss: positions that the log skipped (producer 0), or sequences of a producer that Redis forgot.
