@@ -24,6 +24,18 @@ class ConfigError(PipelineError):
         super().__init__("\n".join(self.faults))
 
 
+# operations ---------------------------------------------------------------------------------------------------
+
+
+class MigrationUnfinished(PipelineError):
+    """Some statements of a migration could not be done; all others ran. `faults` has a sentence each."""
+
+    def __init__(self, faults: Iterable[str], done: int):
+        self.faults, self.done = tuple(faults), done
+        found = "".join(f"\n  {fault}" for fault in self.faults)
+        super().__init__(f"{done} statements ran; {len(self.faults)} could not be done:{found}")
+
+
 # refused: nothing was sent ----------------------------------------------------------------------
 
 

@@ -52,7 +52,7 @@ SCHEMA_DELAY_MS = 1000
 #: How long the due buckets of a paused shard rest, ms; `pipeline resume` ends their rest.
 PAUSED_DELAY_MS = 1000
 #: The longest statement of a batch of many buckets, s: one that takes longer is run with its bucket alone.
-TOGETHER_S = 2
+TOGETHER_S = 1
 #: How long one turn goes on with suspected buckets, s; the others are due again after it.
 TURN_S = 2.0
 #: The longest rest of a bucket whose next op waits for a lock, s.

@@ -63,7 +63,7 @@ class Replay:
         self, session: NodeSession, log: Entries, settings: ApplySettings, tables: Mapping[str, TableSettings]
     ):
         self._session, self._settings, self._tables = session, settings, tables
-        self._facts = FactBook(session, log)
+        self._facts = FactBook(session.node, session, log)
 
     def run(self, chosen: Mapping[int, Iterable[Position]], who: str, *, drop: bool = False) -> Iterator[Replayed]:
         """Replay ops and what waits behind them; each transaction is committed when its result is yielded.

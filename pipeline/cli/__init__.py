@@ -10,7 +10,8 @@ from pipeline.cli.adopt import adopt_command
 from pipeline.cli.check import check_command
 from pipeline.cli.cluster import cluster
 from pipeline.cli.demo import demo
-from pipeline.cli.maintenance import migrate_command, outbox, rebuilt_command, spool
+from pipeline.cli.maintenance import outbox, rebuilt_command, spool
+from pipeline.cli.migrate import migrate_command, tables
 from pipeline.cli.status import status_command, top
 from pipeline.cli.stops import drain_command, pause_command, resume_command, why_command
 from pipeline.errors import PipelineError
@@ -35,6 +36,7 @@ for command in (
     resume_command,
     spool,
     status_command,
+    tables,
     top,
     why_command,
 ):

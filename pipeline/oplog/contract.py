@@ -51,13 +51,19 @@ class Entries(Protocol):
         """
         ...
 
-    def publish_schema(self, name: str, hash: str, text: str) -> None:
-        """Store a schema by its hash, as its table's newest.
+    def publish_schemas(self, schemas: Iterable[tuple[str, str, str]]) -> None:
+        """Store schemas by their hashes, each as its table's newest: all in one round trip, or none.
+
+        Args:
+            schemas: of each, the table's name, the hash that ops name the schema by, and the schema as JSON.
+        """
+        ...
+
+    def withdraw_schema(self, name: str) -> None:
+        """Forget that a table has a newest schema; ops that name one are still understood.
 
         Args:
             name: the table's name.
-            hash: the hash that ops name the schema by.
-            text: the schema as JSON.
         """
         ...
 

@@ -12,7 +12,7 @@ from functools import partial
 
 from pipeline.admin.check.uwsgi import servers_without_threads
 from pipeline.admin.observer import Observer
-from pipeline.admin.questions import ask_all
+from pipeline.admin.questions import ASK_S, ask_all
 from pipeline.admin.status import MAX_AGE_S, OpFault
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
@@ -24,10 +24,12 @@ from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S, Health, health_of
 from pipeline.shard.own_tables import own_tables
 from pipeline.shard.survey import Survey, survey
-from pipeline.shard.table_facts import bare_name
+from pipeline.shard.table_facts import dotted_name
 
 #: How long workers may take to answer which queues they listen to, s.
 LISTEN_S = 1.0
+#: How much more a table adds, s: four statements ask for the user's rights, each a round trip.
+TABLE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
     seen = ask_all({"log": lambda: _log(settings)})["log"]
     schemas, refusal, unfit, epochs = ((), "", (), {}) if isinstance(seen, PipelineError) else seen[1:]
     names = [name for name, _ in own_tables("mysql")]
-    names += [bare_name(schema.rname or schema.name) for schema in schemas]
+    names += [dotted_name(schema.rname or schema.name) for schema in schemas]
     published = {schema.name for schema in schemas}
     names += [name for name in topology.configured if name not in published]
     questions: dict[str, Callable[[], object]] = {
@@ -91,12 +93,15 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
         "workers ": lambda: _listened(settings, topology),
     }
     primary_of = {}
+    answer_s = ASK_S + TABLE_S * len(names)
     for shard in settings.shards.values():
-        questions[shard.name] = partial(survey, shard.name, shard.primary, names, primary=True)
+        questions[shard.name] = partial(survey, shard.name, shard.primary, names, primary=True, statement_s=answer_s)
         for i, uri in enumerate(shard.replicas):
             primary_of[f"{shard.name}-r{i}"] = shard.name
-            questions[f"{shard.name}-r{i}"] = partial(survey, f"{shard.name}-r{i}", uri, names, primary=False)
-    answers = ask_all(questions)
+            questions[f"{shard.name}-r{i}"] = partial(
+                survey, f"{shard.name}-r{i}", uri, names, primary=False, statement_s=answer_s
+            )
+    answers = ask_all(questions, answer_s)
     broker, listened = answers.pop("broker "), answers.pop("workers ")
     return Evidence(
         settings=settings,

@@ -204,13 +204,18 @@ class MemoryEntries(MemoryServer):
                 entries[:] = [entry for entry in entries if entry.position > position]
             return before - self._count()
 
-    def publish_schema(self, name: str, hash: str, text: str) -> None:
+    def publish_schemas(self, schemas: Iterable[tuple[str, str, str]]) -> None:
+        found = list(schemas)
         with self._lock:
-            new = hash not in self._server.schemas
-            self._server.schemas[hash] = text
-            self._server.newest_schemas[name] = hash
-        if new:
+            new = [text for _, hash, text in found if hash not in self._server.schemas]
+            self._server.schemas |= {hash: text for _, hash, text in found}
+            self._server.newest_schemas |= {name: hash for name, hash, _ in found}
+        for text in new:
             self.published(text)
+
+    def withdraw_schema(self, name: str) -> None:
+        with self._lock:
+            self._server.newest_schemas.pop(name, None)
 
     def schema(self, hash: str) -> str | None:
         with self._lock:

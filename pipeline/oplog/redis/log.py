@@ -90,15 +90,23 @@ class RedisEntries(RedisServer):
                 pipe.execute_command("XTRIM", self.keys.log(bucket), "MINID", "~", f"{epoch}-{seq + 1}")
             return int(sum(pipe.execute()))
 
-    def publish_schema(self, name: str, hash: str, text: str) -> None:
+    def publish_schemas(self, schemas: Iterable[tuple[str, str, str]]) -> None:
+        found = list(schemas)
+        if not found:
+            return
+
         def publish(redis: redis.Redis) -> None:
             pipe = redis.pipeline()
-            pipe.hset(self.keys.schemas, hash, text)
-            pipe.hset(self.keys.newest_schemas, name, hash)
+            pipe.hset(self.keys.schemas, mapping={hash: text for _, hash, text in found})
+            pipe.hset(self.keys.newest_schemas, mapping={name: hash for name, hash, _ in found})
             pipe.execute()
 
         with translated():
             self._soon(publish)
+
+    def withdraw_schema(self, name: str) -> None:
+        with translated():
+            self._client.hdel(self.keys.newest_schemas, name)
 
     def schema(self, hash: str) -> str | None:
         with translated():

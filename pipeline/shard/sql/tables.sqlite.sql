@@ -87,7 +87,8 @@ CREATE TABLE IF NOT EXISTS pipeline_ids (
 CREATE TABLE IF NOT EXISTS pipeline_schemas (
   hash CHAR(12) NOT NULL PRIMARY KEY,
   table_name VARCHAR(128) NOT NULL,
-  definition TEXT NOT NULL
+  definition TEXT NOT NULL,
+  kept_ms INTEGER NULL
 );
 
 CREATE TABLE IF NOT EXISTS pipeline_heartbeat (
