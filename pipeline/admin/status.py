@@ -160,6 +160,11 @@ class Status:
 
 
 def _faults(shard: ShardStatus, max_age_s: float) -> Iterator[OpFault]:
+    for reason in shard.waits:
+        if reason.kind == "breaker":
+            yield OpFault(
+                shard.shard, f"{reason.scope} is halted: {reason.detail}", f"run: pipeline why {reason.scope}"
+            )
     if shard.rejected:
         yield OpFault(shard.shard, f"{_ops(shard.rejected)} refused for good", "read why in pipeline_rejects")
     if shard.lost:

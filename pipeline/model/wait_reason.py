@@ -37,6 +37,9 @@ KINDS = {
     ),
     "primary-away": Kind("the primary of {shard} does not answer ({detail})", "start it; then run: pipeline check"),
     "paused": Kind("{scope} is paused ({detail})", "run: pipeline resume {scope}"),
+    "breaker": Kind(
+        "{scope} is halted after too many refusals ({detail})", "mend it; then run: pipeline resume {scope}"
+    ),
     "no-worker": Kind("no worker of {shard} runs", "run: celery -A workers worker -Q shard.{shard}"),
     "schema": Kind("{shard} is behind the schema of {scope} ({detail})", "run: pipeline migrate"),
     "right": Kind("the account of {shard} may not write to {scope} ({detail})", "run: pipeline check, then its GRANT"),
@@ -57,6 +60,7 @@ KINDS = {
     "newer": Kind("{detail}", "upgrade the workers, then restart them"),
     "misplaced": Kind("no shard can count up to the entry {detail}", "delete it with XDEL"),
     "parked": Kind("{detail}, was set aside", "run: pipeline dead list"),
+    "waiting": Kind("it is to be replayed ({detail})", "workers do it within a minute; or run: pipeline dead list"),
     "spooled": Kind(
         "Redis did not take them, and the spool of their host keeps them", "run there: pipeline spool drain"
     ),

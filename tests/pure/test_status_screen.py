@@ -73,6 +73,7 @@ def test_where_nothing_is_wrong_it_says_so():
     [
         (replace(FINE, rejected=17), "17 ops were refused for good"),
         (replace(FINE, lost=1), "1 op was lost by Redis"),
+        (replace(FINE, waits=(WaitReason("breaker", "s0", "event", "no"),)), "event is halted: no"),
         (replace(FINE, queue=Queue(1, False, 60_001)), "the oldest op has waited 60 s, more than 60 s"),
     ],
 )
