@@ -206,13 +206,17 @@ class Lost(PipelineError):
 
 
 class WaitTimeout(PipelineError):
-    """The op was not applied in time; it is still queued, or parked behind a rejected op of its row."""
+    """The op was not applied in time; it is still queued, or parked behind a rejected op of its row.
+
+    Attributes:
+        why: what it waits for, as a clause without its subject; empty where that is not known.
+    """
 
     retryable = True
 
     def __init__(self, what: str, waited_s: float, stage: str, why: str = ""):
-        super().__init__(f"{what} was still {stage} after {waited_s:.3g} s" + (f": it {why}" if why else ""))
-        self.waited_s, self.stage = waited_s, stage
+        super().__init__(f"{what} was still {stage} after {waited_s:.3g} s{why and f': it {why}'}")
+        self.waited_s, self.stage, self.why = waited_s, stage, why
 
 
 # reads ----------------------------------------------------------------------------------------------------------

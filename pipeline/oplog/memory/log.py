@@ -24,6 +24,7 @@ from pipeline.oplog.appends import (
 )
 from pipeline.oplog.memory.server import MemoryServer, Sent
 from pipeline.oplog.memory.shared_state import MemorySharedState
+from pipeline.oplog.memory.waits import MemoryWaits
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, NOTE_MS
 
 
@@ -302,7 +303,7 @@ class MemoryWork(MemoryEntries):
             return len(self._server.dirty.get(shard, {}))
 
 
-class MemoryLog(MemoryAppends, MemoryWork, MemorySharedState):
+class MemoryLog(MemoryAppends, MemoryWork, MemoryWaits, MemorySharedState):
     """A `contract.Log` of one process: all roles on one `MemoryServer`; thread-safe."""
 
 

@@ -18,6 +18,7 @@ from pipeline.oplog.appends import claimed_id
 from pipeline.oplog.redis.connection import RedisServer, entries_of, hash_of, position_of, ring_of, text_of, translated
 from pipeline.oplog.redis.line import RedisLine
 from pipeline.oplog.redis.shared_state import RedisSharedState
+from pipeline.oplog.redis.waits import RedisWaits
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, NOTE_MS
 
 
@@ -194,7 +195,7 @@ class RedisWork(RedisEntries):
             self._despite_oom("ZADD", self.keys.dirty(shard), which, *pairs)
 
 
-class RedisLog(RedisAppends, RedisWork, RedisSharedState):
+class RedisLog(RedisAppends, RedisWork, RedisWaits, RedisSharedState):
     """A `contract.Log`: all roles on the connections of one `RedisServer`, whose arguments it takes.
 
     The roles inherit so that their methods are the log's own, as the contract wants them; none overrides another's.

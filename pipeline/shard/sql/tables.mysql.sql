@@ -115,3 +115,13 @@ CREATE TABLE IF NOT EXISTS pipeline_unfit (
   node VARCHAR(80) NOT NULL PRIMARY KEY,
   since_ms BIGINT NOT NULL
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- What is stopped on this shard. scope: '*' is the whole shard, else a table. kind: paused (by an operator) or breaker.
+CREATE TABLE IF NOT EXISTS pipeline_stops (
+  scope VARCHAR(128) NOT NULL,
+  kind VARCHAR(16) NOT NULL,
+  reason TEXT NOT NULL,
+  since_ms BIGINT NOT NULL,
+  by_whom VARCHAR(128) NOT NULL,
+  PRIMARY KEY (scope, kind)
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;

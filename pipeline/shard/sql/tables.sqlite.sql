@@ -88,3 +88,12 @@ CREATE TABLE IF NOT EXISTS pipeline_unfit (
   node VARCHAR(80) NOT NULL PRIMARY KEY,
   since_ms INTEGER NOT NULL
 );
+
+CREATE TABLE IF NOT EXISTS pipeline_stops (
+  scope VARCHAR(128) NOT NULL,
+  kind VARCHAR(16) NOT NULL,
+  reason TEXT NOT NULL,
+  since_ms INTEGER NOT NULL,
+  by_whom VARCHAR(128) NOT NULL,
+  PRIMARY KEY (scope, kind)
+);
