@@ -28,7 +28,7 @@ from pipeline.shard.table_facts import dotted_name
 
 #: How long workers may take to answer which queues they listen to, s.
 LISTEN_S = 1.0
-#: How much more a table adds, s: four statements ask for the user's rights, each a round trip.
+#: How much more than `ASK_S` a table adds, s: four statements ask for the user's rights, each a round trip.
 TABLE_S = 0.02
 
 
