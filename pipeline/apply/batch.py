@@ -164,10 +164,8 @@ class Batch:
         try:
             op = decode(entry.payload)
         except NewerOp as error:
-            return aside, self._reason(
-                "newer",
-                f"the entry at {entry.bucket}:{entry.position} is {error}".removesuffix(": upgrade this worker"),
-            )
+            op_at = f"{entry.bucket}:{entry.position}, of version {error.version}"
+            return aside, self._reason("newer", op_at)
         except NotAnOp as error:
             return aside._replace(reason=str(error)), None
         if not all(one.schema.isalnum() for one in op.named):

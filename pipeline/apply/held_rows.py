@@ -111,7 +111,7 @@ class HeldRows:
                 aside.append(self.park(item, *behind))
                 continue
             keys = self._keys(item) | table_keys(item.op)
-            aside.append(self.wait(item, keys, f"waits for the table {reason.scope}, which is stopped", WAITING))
+            aside.append(self.wait(item, keys, f"its table {reason.scope} was stopped", WAITING))
         return aside
 
     def wait(self, item: Item, keys: frozenset[str], why: str, state: str = set_aside.PARKED) -> Reject:

@@ -180,7 +180,7 @@ class Replay:
         """Return why an op cannot be executed yet, or the empty string."""
         for one in op.named:
             if one.table in self._stopped:
-                return f"waits for the table {one.table}, which is stopped"
+                return f"its table {one.table} was stopped"
             if one.schema in blocked:
                 return blocked[one.schema]
             if not self._facts.learn(one.schema):

@@ -63,7 +63,8 @@ def resume_command(context: click.Context, config: str | None, name: str) -> Non
         lifted = stops.resume(pipeline, target)
         done = _released(pipeline, target)
         stays = [stop for shard in target.shards for stop in stops.stops_on(pipeline, shard, target)]
-    released = f"; {done:,} ops that were set aside are applied or refused" if done else ""
+    settled = "1 op that was set aside is" if done == 1 else f"{done:,} ops that were set aside are"
+    released = f"; {settled} settled" if done else ""
     if stays:
         click.echo(f"{target} stays halted on {len(stays)} of {len(target.shards)} shards: an op was refused again")
         context.exit(1)

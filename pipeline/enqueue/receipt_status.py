@@ -193,7 +193,7 @@ class Follower:
         for stop in stop_reasons(session, shard):
             if stop.scope == table:
                 return stop
-        return WaitReason(state, shard, table, reason.removeprefix("waits behind "))
+        return WaitReason(state, shard, table, reason.removeprefix("waits behind the op at "))
 
     def _fate(self, shard: str, receipt: Receipt) -> Fate:
         session, position = self._nodes.primary(shard), receipt.position or START

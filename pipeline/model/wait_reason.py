@@ -57,9 +57,9 @@ KINDS = {
         "workers reject it after the last try: see pipeline status",
     ),
     "halted": Kind("{scope} is halted: the op at {detail} was refused", "replay or drop it, see: pipeline dead list"),
-    "newer": Kind("{detail}", "upgrade the workers, then restart them"),
+    "newer": Kind("this worker is older than the op at {detail}", "upgrade the workers"),
     "misplaced": Kind("no shard can count up to the entry {detail}", "delete it with XDEL"),
-    "parked": Kind("{detail}, was set aside", "run: pipeline dead list"),
+    "parked": Kind("the op at {detail}, was set aside", "run: pipeline dead list"),
     "waiting": Kind("it is to be replayed ({detail})", "workers do it within a minute; or run: pipeline dead list"),
     "spooled": Kind(
         "Redis did not take them, and the spool of their host keeps them", "run there: pipeline spool drain"
