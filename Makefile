@@ -10,6 +10,8 @@ READY3 := $(VENV3)/.ready
 IN_MEMORY := $(if $(shell df -k --output=avail /dev/shm 2>/dev/null | awk 'NR == 2 && $$1 > 8000000'),TMPDIR=/dev/shm)
 # tests that start no servers that others use, or have a server per process
 AT_ONCE := -n auto --maxprocesses 8 --dist worksteal
+# tests that share servers within a file; they wait more than they compute
+BY_FILE := -n 2 --dist loadfile
 
 .PHONY: demo example-web2py load test check unit bench shape soak stale system clean
 .DELETE_ON_ERROR:
@@ -28,8 +30,8 @@ load: system $(READY)  ## 50 users for 30 s against the shop: no error, no stale
 test: export HYPOTHESIS_PROFILE = thorough
 test: system $(READY) $(READY3)  ## everything: real MariaDB, real Redis, real workers killed with SIGKILL
 	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) tests/pure tests/parts tests/sandbox tests/contract
-	$(IN_MEMORY) $(BIN)/python -m pytest tests/integration
-	$(BIN)/python -m pytest tests/crash
+	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/integration
+	$(BIN)/python -m pytest $(BY_FILE) tests/crash
 	$(IN_MEMORY) $(VENV3)/bin/python -m pytest $(AT_ONCE) -q tests/pure/dal tests/sandbox tests/contract/shard
 
 check: $(READY)  ## before each commit, under a minute

@@ -39,6 +39,8 @@ worker_cancel_long_running_tasks_on_connection_loss = True  # its bell is rung a
 # staying connected: retry Redis for ever
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
+# refused (OOM, READONLY, MISCONF, NOREPLICAS): reconnect; by default that ends the main process (celery#7946, #5716)
+broker_channel_error_retry = True
 
 # Flower: one readable task per batch
 worker_send_task_events = True

@@ -179,11 +179,26 @@ class NotMigrated(PipelineError):
 
 
 class Rejected(PipelineError):
-    """The database refused the op for good; `reason` is the database's own sentence."""
+    """The database refused the op for good, or an operator dropped it; `reason` is the database's own sentence."""
 
     def __init__(self, where: str, reason: str, code: int | None = None):
         super().__init__(f"{where} was rejected: {reason}")
         self.reason, self.code = reason, code
+
+
+class NotAnOp(PipelineError):
+    """An entry of a log is no op that any release makes; a worker sets the entry aside."""
+
+
+class NewerOp(PipelineError):
+    """An op that a newer release made; the op waits in its bucket until the workers are upgraded."""
+
+    def __init__(self, version: int, known: int, what: str):
+        named = f", {what}" if what else ""
+        super().__init__(
+            f"an op of version {version}{named}; this worker understands versions up to {known}: upgrade this worker"
+        )
+        self.version = version
 
 
 class Lost(PipelineError):
@@ -191,13 +206,17 @@ class Lost(PipelineError):
 
 
 class WaitTimeout(PipelineError):
-    """The op was not applied in time; it is still queued."""
+    """The op was not applied in time; it is still queued, or parked behind a rejected op of its row.
+
+    Attributes:
+        why: what it waits for, as a clause without its subject; empty where that is not known.
+    """
 
     retryable = True
 
-    def __init__(self, what: str, waited_s: float, stage: str):
-        super().__init__(f"{what} was still {stage} after {waited_s:.3g} s")
-        self.waited_s, self.stage = waited_s, stage
+    def __init__(self, what: str, waited_s: float, stage: str, why: str = ""):
+        super().__init__(f"{what} was still {stage} after {waited_s:.3g} s{why and f': it {why}'}")
+        self.waited_s, self.stage, self.why = waited_s, stage, why
 
 
 # reads ----------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def sandbox(
 
 
 class Drained(NamedTuple):
-    """What became of the ops that were queued; an atomic group counts once."""
+    """How many ops were applied and rejected; an atomic group counts once, and an op that was parked not at all."""
 
     applied: int
     rejected: int
@@ -96,7 +96,13 @@ class Sandbox:
         }
         self.client = Client(configuration, log=self.log, bell=self.bell)
         self._appliers = {
-            shard: Applier(shard, self.client.nodes.primary(shard), self.log, self.client.settings.apply)
+            shard: Applier(
+                shard,
+                self.client.nodes.primary(shard),
+                self.log,
+                self.client.settings.apply,
+                tables=self.client.settings.tables,
+            )
             for shard in self.client.topology.shards
         }
         for shard in self.client.topology.shards:

@@ -36,7 +36,7 @@ def applier(shard: str) -> Applier:
     appliers, primary = _appliers(), here.nodes.primary(shard)
     known = appliers.get(shard)
     if known is None or known.node != primary.node:
-        known = appliers[shard] = Applier(shard, primary, here.log, here.settings.apply, step)
+        known = appliers[shard] = Applier(shard, primary, here.log, here.settings.apply, step, here.settings.tables)
     return known
 
 

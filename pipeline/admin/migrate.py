@@ -182,9 +182,7 @@ def _refuse_moved(pipeline: Client) -> None:
         if not columns.columns_of(session, "pipeline_watermarks"):
             continue
         allowed = {*pipeline.topology.buckets_of(shard), pipeline.topology.reference_bucket}
-        stray = sorted(
-            b for b, m in ledger_queries.marks_of(session).items() if m.state == "active" and b not in allowed
-        )
+        stray = sorted(b for b, m in ledger_queries.marks_of(session).items() if m.owned and b not in allowed)
         if stray:
             raise PipelineError(
                 f"shard {shard!r} holds {len(stray)} buckets (the first: {stray[0]}) that the configuration gives to "

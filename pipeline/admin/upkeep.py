@@ -29,7 +29,7 @@ def reconcile(pipeline: Client, shard: str) -> int:
         shard: the shard's name.
     """
     found = ledger_queries.marks_of(pipeline.nodes.primary(shard))
-    mine = {bucket: mark.position for bucket, mark in found.items() if mark.state == "active"}
+    mine = {bucket: mark.position for bucket, mark in found.items() if mark.owned}
     tails = pipeline.log.tails(mine)
     behind = unapplied(mine, tails)
     pipeline.log.mark_dirty(shard, behind)

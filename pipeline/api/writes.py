@@ -42,7 +42,8 @@ def enqueue_insert(
         table: a pyDAL table, or the name of one that is known.
         values: fields by name, such as those with the name of an option.
         shard_key: the row's, where its fields do not tell.
-        idempotency_key: names this write: a second call with the same key queues nothing.
+        idempotency_key: names this write: a second insert into the table with the same key, byte by byte, queues
+            nothing. 1 to 190 characters.
         durability: what is waited for: `redis` (the op is in Redis), `replica` (on a Redis replica too), `fsync` (on
             Redis's disk), `spooled` (on this host's disk until every replica has it), `applied` (in the database).
         fields: the fields; they add to *values*.

@@ -9,10 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from pipeline.apply.grouping import Group, Item
+from pipeline.apply.held_rows import HeldRows
 from pipeline.apply.versioned_update import versioned
 from pipeline.errors import PipelineError, Rejected
 from pipeline.model.op import COPY, GROUP, INSERT, UPSERT, Entry, Op
-from pipeline.shard.driver_errors import Fault, code_of, fault_of, is_driver_error, required_column, sentence_of
+from pipeline.shard.driver_errors import (
+    Fault,
+    code_of,
+    fault_of,
+    is_driver_error,
+    lacks_right,
+    required_column,
+    sentence_of,
+)
 from pipeline.shard.ledger import Reject
 from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import CannotRender, copy_statement, most, statement
@@ -27,13 +36,17 @@ class SchemaBehind(PipelineError):
 
     Attributes:
         schema: the hash of the schema.
+        table: its table.
+        why: what is lacking.
+        kind: `right` or `schema`, as in `model.wait_reason.KINDS`.
     """
 
     retryable = True
 
-    def __init__(self, facts: Facts, why: str):
+    def __init__(self, facts: Facts, why: str, cause: Exception | None = None):
         super().__init__(f"the shard is behind the schema of {facts.schema.name} ({facts.schema.hash}): {why}")
-        self.schema = facts.schema.hash
+        self.schema, self.table, self.why = facts.schema.hash, facts.schema.name, why
+        self.kind = "right" if cause is not None and lacks_right(cause) else "schema"
 
 
 class ConstraintsChanged(PipelineError):
@@ -58,12 +71,13 @@ class Executor:
     Args:
         session: of the shard's primary.
         known: the facts of every schema that an op names, by hash.
+        rows: which rows are held, and by what.
         step: called with the name of each step before it is taken.
         believed: (schema, error number) of errors that no list names and that several tries met; grows.
         last_try: whether such an error is believed now.
 
     Attributes:
-        rejects: the ops that were rejected.
+        rejects: the ops that were rejected or parked.
         ids: the row ids that the database gave, with their entries.
     """
 
@@ -71,12 +85,13 @@ class Executor:
         self,
         session: NodeSession,
         known: Mapping[str, Facts],
+        rows: HeldRows,
         step: Callable[[str], None],
         believed: set[tuple[str, int | None]],
         *,
         last_try: bool,
     ):
-        self._session, self._known, self._step = session, known, step
+        self._session, self._known, self._rows, self._step = session, known, rows, step
         self._believed, self._last_try = believed, last_try
         self._checked: set[str] = set()
         self._limit = min(session.statement_bytes() - 1024, 16_000_000)
@@ -87,20 +102,32 @@ class Executor:
         """Execute *groups* in order.
 
         Raises:
-            SchemaBehind, ConstraintsChanged, NeverSeen: the transaction must be rolled back and run again.
+            SchemaBehind, ConstraintsChanged, NeverSeen, Halt: the transaction must be rolled back and run again.
             Exception: the driver's own, if it is transient.
         """
         for group in groups:
             self._step("statement")
+            items, parked = self._rows.part(group.items)
+            self.rejects += parked
             if group.facts is None:
-                for item in group.items:
+                for item in items:
                     self._atomic(item)
                 continue
-            for chunk in _chunks(group):
+            for chunk in _chunks(items, most(group.kind)):
                 if group.kind == GROUP:
                     self._versioned(chunk)
                 else:
                     self._chunk(group.kind, chunk, group.facts)
+
+    def condemn(self, items: Iterable[Item], why: str) -> None:
+        """Reject ops without executing them.
+
+        Args:
+            items: the ops.
+            why: the reason.
+        """
+        for item in items:
+            self._reject(item, PipelineError(why))
 
     def _chunk(self, kind: str, items: Sequence[Item], facts: Facts) -> None:
         try:
@@ -186,8 +213,8 @@ class Executor:
             return None
         fault = fault_of(error)
         if fault is Fault.SCHEMA and not facts.has(required_column(error)):
-            raise SchemaBehind(facts, sentence_of(error)) from error
-        if fault is Fault.TRANSIENT:
+            raise SchemaBehind(facts, sentence_of(error), error) from error
+        if fault in (Fault.TRANSIENT, Fault.LOCKED, Fault.OVERTIME):
             return None
         self._check_constraints(facts)
         if fault is Fault.UNKNOWN:
@@ -212,7 +239,8 @@ class Executor:
     def _reject(self, item: Item, error: Exception, member: Op | None = None) -> None:
         op = member or item.op
         row_key = str(op.id) if op.id is not None else str(op.where or dict(zip(op.columns, op.values, strict=True)))
-        self.rejects.append(Reject(item.entry, op.table, row_key, code_of(error), sentence_of(error)))
+        holds = self._rows.refuse(item)
+        self.rejects.append(Reject(item.entry, op.table, row_key, code_of(error), sentence_of(error), holds=holds))
 
     def _learn_ids(self, items: Sequence[Item]) -> None:
         """Note the ids that the database gave: consecutive within one INSERT of known rows."""
@@ -220,9 +248,8 @@ class Executor:
         self.ids.extend((item.entry, first + i * step) for i, item in enumerate(items))
 
 
-def _chunks(group: Group) -> Iterator[Sequence[Item]]:
-    """Cut a group into statements by rows and bytes."""
-    items, rows = group.items, most(group.kind)
+def _chunks(items: Sequence[Item], rows: int) -> Iterator[Sequence[Item]]:
+    """Cut the ops of a group into statements by rows and bytes."""
     start, size = 0, 0
     for i, item in enumerate(items):
         size += len(item.entry.payload)

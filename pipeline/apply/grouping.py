@@ -10,13 +10,13 @@ Debezium and Confluent batch by kind, and so reorder ops (kafka-connect-jdbc#156
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipeline.apply.versioned_update import Versioned, shape, versioned, with_known_link
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPDATE, UPSERT, Entry, Op
+from pipeline.shard.row_keys import alike
 from pipeline.shard.table_facts import Facts
 
 ConflictKey = Hashable
@@ -221,7 +221,7 @@ def _upsert(print_: Footprint, facts: Facts, op: Op, given: dict[int, Any], alon
         return
     numbered: ConflictKey = None if op.id is not None else (op.columns, op.renew)
     print_.claims.append((table, ANY if numbered and alone else ("upsert", op.key, numbered)))
-    print_.writes.append((table, op.key, tuple(_same(given.get(column)) for column in op.key)))
+    print_.writes.append((table, op.key, tuple(alike(given.get(column)) for column in op.key)))
     _keep_turn(print_, facts, op, op.key, alone)
 
 
@@ -240,7 +240,7 @@ def _delete(print_: Footprint, facts: Facts, op: Op) -> None:
 
 def _unique_values(print_: Footprint, facts: Facts, op: Op, given: dict[int, Any], alone: bool) -> None:
     for columns in facts.unique:
-        values = tuple(_same(given.get(column)) for column in columns)
+        values = tuple(alike(given.get(column)) for column in columns)
         if None not in values:
             print_.writes.append((facts.database_name, columns, values))
             _keep_turn(print_, facts, op, columns, alone)
@@ -277,13 +277,3 @@ def _shape(op: Op) -> StatementShape | None:
     if op.kind == UPDATE:
         return (UPDATE, op.schema, op.columns, tuple(column for column, _ in op.expressions))
     return (DELETE, op.schema)
-
-
-def _same(value: Any) -> Any:
-    """Return a key that is equal wherever the database's collation may find two texts equal."""
-    if isinstance(value, list):
-        return tuple(map(_same, value))
-    if not isinstance(value, str):
-        return value
-    bare = unicodedata.normalize("NFKD", value).casefold().rstrip()
-    return "".join(c for c in bare if not unicodedata.combining(c))

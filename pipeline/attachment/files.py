@@ -69,9 +69,9 @@ def sweep() -> None:
         except PipelineError:  # nobody can tell now, and asking for the next would only take as long
             _keep(one)
             return
-        if state in ("applied", "durable"):
+        if state in ("applied", "durable", "replayed"):
             one.remove()
-        elif state in ("queued", "spooled"):
+        elif state in ("queued", "spooled", "parked"):
             _keep(one)
 
 

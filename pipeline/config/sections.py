@@ -14,7 +14,6 @@ from pipeline.config.validators import (
     Validator,
     ascending,
     bucket_table,
-    built,
     choice,
     each,
     faults_of,
@@ -161,7 +160,7 @@ class TableSettings:
     shard_key: str | None = None
     rule: str = "hash"
     ids: str = "pipeline"
-    on_reject: str = "skip"
+    on_reject: str = "park"
     reference: bool = False
     unique: tuple[tuple[str, ...], ...] = ()
     bounds: tuple[Any, ...] = ()
@@ -172,7 +171,7 @@ class TableSettings:
         "shard_key": optional(_NAME),
         "rule": _RULE,
         "ids": choice("pipeline", "database"),
-        "on_reject": built(["skip"], later=["park", "halt"]),
+        "on_reject": choice("park", "skip", "halt"),
         "reference": flag,
         "unique": _COLUMN_LISTS,
         "bounds": ascending,
@@ -232,12 +231,14 @@ class ReadSettings:
 
 @dataclass(frozen=True, slots=True)
 class ApplySettings:
-    """What one apply transaction aims at (`target_ms`) and its limits; how long the log waits for an absent replica."""
+    """What one apply transaction aims at (`target_ms`) and its limits; how long an op and the log wait at most."""
 
     target_ms: int = 100
     max_rows: int = 5_000
     max_bytes: int = 8_000_000
     buckets: int = 64
+    statement_s: int = 10
+    lock_wait_s: int = 3_600
     replica_away_s: int = 21_600
 
     CHECKS: ClassVar[Mapping[str, Validator]] = {
@@ -245,6 +246,8 @@ class ApplySettings:
         "max_rows": whole_number(1, 100_000),
         "max_bytes": whole_number(1_000, 1_000_000_000),
         "buckets": whole_number(1, MOST_BUCKETS + 1),
+        "statement_s": whole_number(1, 15),
+        "lock_wait_s": whole_number(1, 604_800),
         "replica_away_s": whole_number(1, 31_536_000),
     }
 

@@ -31,6 +31,7 @@ _KNOWN_SCHEMES = SHARD_SCHEMES.union(REDIS_SCHEMES, BROKER_SCHEMES, {"mysql"})
 _DEFAULT_PORTS = {"mysql": "3306", "postgres": "5432"}
 #: One text names several Sentinels, with semicolons between them.
 _NEXT_URI = re.compile(r";(?=[a-z+]+://)")
+_ENCODING = re.compile(r"[?&]set_encoding=([^&;]*)")
 _SECRET_ARGUMENT = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token)[^=&;]*=)[^&;]*")
 
 
@@ -55,6 +56,8 @@ def shard_address(value: object) -> str | None:
         return f"has a scheme that cannot hold a shard{did_you_mean(scheme, SHARD_SCHEMES)}; it must be {must}"
     if scheme.startswith("mysql:") and not _MYSQL.fullmatch(rest):
         return f"cannot be read (a password may hold no '@'); it must be {must}"
+    if scheme.startswith("mysql:") and (other := _other_characters(rest)):
+        return f"has set_encoding={other}, in which characters are lost; write set_encoding=utf8mb4, or leave it out"
     return None
 
 
@@ -118,6 +121,12 @@ def _redis(value: object, schemes: tuple[str, ...]) -> str | None:
     if scheme not in schemes:
         return f"has an unknown scheme{did_you_mean(scheme, schemes)}; it must be {must}"
     return None
+
+
+def _other_characters(rest: str) -> str | None:
+    """Return the character set that an address asks for, if it is not utf8mb4."""
+    found = _ENCODING.search(rest.rpartition("@")[2])
+    return found[1] if found and found[1].lower() != "utf8mb4" else None
 
 
 def _redact_one(uri: str) -> str:

@@ -59,16 +59,6 @@ def choice(*words: str) -> Validator:
     return check
 
 
-def built(words: Sequence[str], later: Sequence[str]) -> Validator:
-    """Accept one of *words*; refuse by name one of *later*, which a later release may accept."""
-    known = choice(*words)
-
-    def check(value: object) -> str | None:
-        return f"= '{value}' is not built yet; use {words[0]}" if value in later else known(value)
-
-    return check
-
-
 def flag(value: object) -> str | None:
     """Accept *value* if it is a bool."""
     return None if isinstance(value, bool) else refusal(value, "true or false")

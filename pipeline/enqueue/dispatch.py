@@ -62,7 +62,7 @@ class Dispatch:
             return receipt
         if op.idempotency_key is not None and (new := id_of_new(op)) is not None:
             # its request may redirect to the row before the op is sent
-            op = with_id(addressed, self._publisher.claim(bucket, op.idempotency_key, new))
+            op = with_id(addressed, self._publisher.claim(bucket, op.scoped_key, new))
         receipt = Receipt(bucket, None, id_of(op), source=self._source)
         self._pass_on(HeldOp(bucket, op, durability, [receipt]))
         return receipt
@@ -204,7 +204,7 @@ class Dispatch:
 
 
 def _shipment(bucket: int, op: Op, durability: str) -> Shipment:
-    return Shipment({bucket: (encode(op),)}, op.idempotency_key or "", id_of_new(op), durability)
+    return Shipment({bucket: (encode(op),)}, op.scoped_key, id_of_new(op), durability)
 
 
 def _fill(receipt: Receipt, place: OpPlace) -> None:

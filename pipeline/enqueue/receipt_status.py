@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from pipeline import clock
 from pipeline.config.topology import Topology
-from pipeline.errors import Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
+from pipeline.errors import LogUnavailable, Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
 from pipeline.model.op import START, Position
 from pipeline.model.receipt import Receipt
-from pipeline.oplog.contract import Entries
+from pipeline.model.wait_reason import WaitReason, evidence_of, reasons_of
+from pipeline.oplog.contract import Log
 from pipeline.shard import ledger_queries
 from pipeline.shard.ledger_queries import Fate
 from pipeline.shard.nodes import Nodes
+from pipeline.shard.session import NodeSession
+from pipeline.shard.stops import stop_reasons
 from pipeline.spool.null_spool import NullSpool
 from pipeline.spool.store import Spool
 
@@ -20,22 +24,26 @@ from pipeline.spool.store import Spool
 REMEMBERED_S = 7 * 86_400
 #: A waiter asks the database at least this often, whatever Redis says, s.
 STATUS_S = 0.25
-_FINAL = ("applied", "durable", "rejected", "lost")
+#: What a receipt calls a state of an op that was set aside, where it has another word.
+_SHOWN = {"waiting": "parked"}
+_FINAL = ("applied", "durable", "replayed", "rejected", "dropped", "lost")
+#: What shards say of one op of a reference table, the word that counts most first.
+_WORST = ("lost", "rejected", "dropped", "parked", "queued", "replayed")
 
 
 class Follower:
     """Answers for receipts."""
 
-    def __init__(self, topology: Topology, nodes: Nodes, log: Entries, spool: Spool | NullSpool):
+    def __init__(self, topology: Topology, nodes: Nodes, log: Log, spool: Spool | NullSpool):
         self._topology, self._nodes, self._log, self._spool = topology, nodes, log, spool
 
     def status(self, receipt: Receipt) -> str:
-        """Return spooled, queued, applied, durable, rejected or lost.
+        """Return spooled, queued, applied, durable, rejected, parked, replayed, dropped or lost.
 
         Raises:
             ShardUnavailable: the shard's primary does not answer: unknown is never taken for good.
         """
-        if receipt.position is None and self._spool.holds(receipt.bucket, receipt.producer, receipt.producer_seq):
+        if self._spooled(receipt):
             return "spooled"
         state = self._state(receipt)
         return "durable" if state == "applied" and self._on_all_replicas(receipt) else state
@@ -55,9 +63,30 @@ class Follower:
                         raise
             if state in _FINAL:
                 return self._told(receipt, state)
-        if receipt.position is None and self._spool.holds(receipt.bucket, receipt.producer, receipt.producer_seq):
+        if self._spooled(receipt):
             state = "spooled"
-        raise WaitTimeout(f"the op at {receipt.bucket}:{receipt.position}", timeout_s, state)
+        reason = self.why(receipt)
+        what = f"the op at {receipt.bucket}:{receipt.position}"
+        raise WaitTimeout(what, timeout_s, state, "" if reason is None else reason.clause())
+
+    def why(self, receipt: Receipt) -> WaitReason | None:
+        """Return why an op waits; None if it waits no more.
+
+        Args:
+            receipt: of the op.
+        """
+        shards = self._topology.shards_of(receipt.bucket)
+        if self._spooled(receipt):
+            return WaitReason("spooled", shards[0], "spool")
+        for shard in shards:
+            try:
+                if (reason := self._why_queued(shard, receipt)) is not None:
+                    return reason
+            except LogUnavailable as error:
+                return WaitReason("redis-away", shard, shard, str(error))
+            except ShardUnavailable as error:
+                return WaitReason("primary-away", shard, shard, str(error))
+        return None
 
     def wait_all(self, receipts: Iterable[Receipt], timeout_s: float) -> None:
         """Wait until all are applied; asks once per producer and bucket, for its last op.
@@ -81,9 +110,7 @@ class Follower:
             self.wait(receipt, deadline.left_s)
         for shard in {shard for bucket in places for shard in self._topology.shards_of(bucket)}:
             session = self._nodes.primary(shard)
-            refused = ledger_queries.refused_ops(session, every)
-            if refused:
-                raise Rejected(f"{len(refused)} of {len(every)} ops; the first", refused[0][0], refused[0][1])
+            self._none_aside(session, every, deadline)
             lost = sum(
                 position.epoch == epoch and first <= position.seq <= last
                 for bucket, epoch, first, last in ledger_queries.gaps(session, places)
@@ -118,20 +145,21 @@ class Follower:
         session = self._nodes.primary(shard)
         return ledger_queries.row_id(session, receipt.bucket, receipt.producer, receipt.producer_seq)
 
+    def _spooled(self, receipt: Receipt) -> bool:
+        sequence = (receipt.bucket, receipt.producer, receipt.producer_seq)
+        return receipt.position is None and self._spool.holds(*sequence)
+
     # parts --------------------------------------------------------------------------------------------------
 
     def _state(self, receipt: Receipt) -> str:
         """Return the state on the shard that is furthest behind (a reference table's op is applied by all)."""
         states = [self._state_on(shard, receipt) for shard in self._topology.shards_of(receipt.bucket)]
-        for state in ("lost", "rejected", "queued"):
-            if state in states:
-                return state
-        return "applied"
+        return next((state for state in _WORST if state in states), "applied")
 
     def _state_on(self, shard: str, receipt: Receipt) -> str:
         fate = self._fate(shard, receipt)
         if fate.reject is not None:
-            return fate.reject[0]
+            return _SHOWN.get(fate.reject[0], fate.reject[0])
         if self._reached(fate, receipt):
             return "applied"
         if fate.lost:
@@ -144,6 +172,20 @@ class Follower:
         if fate.applied_seq is None and clock.wall_ms() / 1000 - receipt.position.epoch > REMEMBERED_S:
             raise PipelineError("this receipt is older than a week; its shard no longer remembers its producer")
         return "lost"
+
+    def _why_queued(self, shard: str, receipt: Receipt) -> WaitReason | None:
+        bucket, place, fate = receipt.bucket, receipt.position, self._fate(shard, receipt)
+        if fate.reject is not None and _SHOWN.get(fate.reject[0], fate.reject[0]) == "parked":
+            return WaitReason("parked", shard, shard, fate.reject[1].removeprefix("waits behind "))
+        mark, noted = fate.mark, self._log.waits(shard)
+        if place is None or mark is None or mark >= place:
+            return None
+        # a table that is stopped counts where the bucket is noted to wait for it
+        stops = [stop for stop in stop_reasons(self._nodes.primary(shard), shard) if stop.scope == shard]
+        if reasons := reasons_of(evidence_of(shard, {bucket: mark}, stops, noted.notes, noted.alive)):
+            return replace(reasons[0], buckets=0)
+        after_mark, after_op = (self._log.queued({bucket: position})[bucket] for position in (mark, place))
+        return WaitReason("queued", shard, shard, f"{max(0, after_mark - after_op - 1):,} ops in its bucket")
 
     def _fate(self, shard: str, receipt: Receipt) -> Fate:
         session, position = self._nodes.primary(shard), receipt.position or START
@@ -158,12 +200,30 @@ class Follower:
     def _told(self, receipt: Receipt, state: str) -> str:
         if state == "lost":
             raise Lost(f"the op at {receipt.bucket}:{receipt.position} was lost by Redis before it was applied")
-        if state == "rejected":
-            for shard in self._topology.shards_of(receipt.bucket):
-                reject = self._fate(shard, receipt).reject
-                if reject is not None:
-                    raise Rejected(f"the op at {receipt.bucket}:{receipt.position}", reject[1], reject[2])
+        if state in ("rejected", "dropped"):
+            _, reason, code = self._reject(receipt)
+            by = " was dropped by an operator after it" if state == "dropped" else ""
+            raise Rejected(f"the op at {receipt.bucket}:{receipt.position}{by}", reason, code)
         return state
+
+    def _reject(self, receipt: Receipt) -> tuple[str, str, int | None]:
+        """Return state, reason and code of an op that was set aside."""
+        told = (self._fate(shard, receipt).reject for shard in self._topology.shards_of(receipt.bucket))
+        aside = [reject for reject in told if reject is not None]
+        return min(aside, key=lambda reject: _WORST.index(_SHOWN.get(reject[0], reject[0])), default=("", "", None))
+
+    def _none_aside(self, session: NodeSession, ops: Sequence[tuple[int, int, int]], deadline: clock.Deadline) -> None:
+        """Raise if one of *ops* was refused or dropped, or is still parked when the time is over."""
+        parked = []
+        for poll in clock.polls(deadline.left_s):
+            aside = ledger_queries.aside(session, ops)
+            if refused := [(reason, code) for state, reason, code in aside if state in ("rejected", "dropped")]:
+                raise Rejected(f"{len(refused)} of {len(ops)} ops; the first", *refused[0])
+            parked = [reason for state, reason, _ in aside if state != "replayed"]
+            if not parked or poll.passed:
+                break
+        if parked:
+            raise WaitTimeout(f"{len(parked)} of {len(ops)} ops", deadline.waited_s, "parked", parked[0])
 
     def _on_all_replicas(self, receipt: Receipt) -> bool:
         """Whether every replica that is fit has the op. One that does not answer counts as one that has it not."""

@@ -23,7 +23,7 @@ from pipeline.enqueue.row_ids import RowIds
 from pipeline.errors import BadOp, BadQuery, BadValue
 from pipeline.model.op import DELETE, INSERT, UPDATE, UPSERT, Addressed, Op
 
-#: Longest idempotency key; the shard keeps it in an indexed column.
+#: Longest idempotency key, characters: a key is a number, an address or a digest, and each op carries it.
 MAX_KEY = 190
 
 
@@ -129,6 +129,8 @@ class TablePlan:
     # parts --------------------------------------------------------------------------------------------------
 
     def _new_row(self, plan: RowPlan, values: Mapping[str, Any], shard_key: Any, key: str | None) -> Addressed:
+        if key is not None:
+            _checked_key(key)
         (columns, final, row), at, compiled = plan.row(values), plan.key_at, self.compiled
         now_ms = clock.wall_ns() // 1_000_000  # as `wall_ms`, without a call of Python's per op
         id_given = row is not None
@@ -138,8 +140,6 @@ class TablePlan:
             bucket = bucket_of_new(compiled, self._turn, columns, final, row, shard_key, key)
         if row is None and compiled.rules.ids == "pipeline":
             row = self.row_ids.new(bucket if bucket < compiled.topology.buckets else next(self._turn), now_ms)
-        if key is not None:
-            _checked_key(key)
         schema = compiled.schema
         op = Op(INSERT, schema.name, schema.hash, now_ms, row, columns, tuple(final), None, (), (), (), key)
         return Addressed(bucket, op, id_given)
@@ -254,4 +254,6 @@ class RowPlan:
 def _checked_key(key: str | None) -> str | None:
     if key is not None and (not isinstance(key, str) or not 0 < len(key) <= MAX_KEY):
         raise BadOp(f"idempotency_key must be a text of 1 to {MAX_KEY} characters")
+    if key is not None and not key.isascii() and any("\ud800" <= one <= "\udfff" for one in key):
+        raise BadOp("idempotency_key holds half a character (a lone surrogate): decode its bytes as UTF-8")
     return key

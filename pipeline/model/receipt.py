@@ -62,7 +62,9 @@ class Receipt(msgspec.Struct, eq=False):
         self._id = id
 
     def status(self) -> str:
-        """Return queued, spooled, applied, durable, rejected or lost."""
+        """Return queued, spooled, applied, durable or lost; of an op that was set aside rejected, parked, replayed or
+        dropped.
+        """
         return self._asked().status(self)
 
     def wait(self, timeout_s: float = 2.0) -> str:
@@ -72,9 +74,9 @@ class Receipt(msgspec.Struct, eq=False):
             timeout_s: the longest wait, seconds.
 
         Raises:
-            Rejected: the database refused the op; `reason` is the database's sentence.
+            Rejected: the database refused the op, or an operator dropped it; `reason` is the database's sentence.
             Lost: Redis lost the op before it was applied.
-            WaitTimeout: the op was not applied in time; it stays queued.
+            WaitTimeout: the op was not applied in time; it stays queued, or parked behind a rejected op of its row.
         """
         return self._asked().wait(self, timeout_s)
 

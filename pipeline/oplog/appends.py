@@ -16,6 +16,8 @@ from pipeline.model.op import Position
 APPENDED, SEEN, HOLE = 0, 1, 2
 #: From this size on the log notes the size of a bucket's largest op, so that a worker reads few ops at a time.
 BIG_BYTES = 16_384
+#: Above this share of Redis's memory no op is accepted; the rest is for draining and for the broker.
+FULL_SHARE = 0.70
 #: The name of the reference log's scope.
 EVERYWHERE = "*"
 

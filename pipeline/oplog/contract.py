@@ -1,7 +1,7 @@
-"""Define what a log does, in four roles. `RedisLog` plays them over Redis or Valkey, `MemoryLog` in this process.
+"""Define what a log does, in five roles. `RedisLog` plays them over Redis or Valkey, `MemoryLog` in this process.
 
-A user of the log takes one role. A producer takes `Appends` (see `appends`), a reader or follower of ops `Entries`, a
-worker `Work`; what processes share beside the ops is `SharedState`. The wiring takes a whole `Log`.
+A user of the log takes one role. A producer takes `Appends` (see `appends`), a reader of ops `Entries`, a worker `Work`
+with `Waits` (see `waits`); what processes share beside the ops is `SharedState`. The wiring takes a whole `Log`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Protocol
 from pipeline.model.ids import Lease
 from pipeline.model.op import Entry, Position
 from pipeline.oplog.appends import Appends
+from pipeline.oplog.waits import Waits
 
 
 class Entries(Protocol):
@@ -107,7 +108,7 @@ class Entries(Protocol):
         ...
 
 
-class Work(Entries, Protocol):
+class Work(Entries, Waits, Protocol):
     """What a worker does with entries: it takes buckets from the dirty sets, and finishes them. The bells are here."""
 
     def due(self, shard: str, limit: int) -> dict[int, int]:
@@ -120,12 +121,33 @@ class Work(Entries, Protocol):
         ...
 
     def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
-        """Publish watermarks, un-dirty drained buckets; return whether to ring and how many buckets are dirty.
+        """Publish watermarks, un-dirty drained buckets, forget their attempts; return whether to ring and how many are
+        dirty.
 
         Args:
             shard: the shard's name.
             marks: of each bucket, its watermark.
             delay_ms: how long a bucket with entries left rests; then no process is to ring.
+        """
+        ...
+
+    def note_attempts(self, shard: str, notes: Mapping[int, str], *, anew: bool = False) -> dict[int, str]:
+        """Note what a worker is about to apply, until `finish`; return the earlier notes that stay.
+
+        An earlier note stays if it is about the same watermark.
+
+        Args:
+            shard: the shard's name.
+            notes: of each bucket, a text whose first word is its watermark; the empty text forgets.
+            anew: whether to replace every earlier note.
+        """
+        ...
+
+    def attempts(self, shard: str) -> dict[int, str]:
+        """Return the notes of a shard's attempts, by bucket.
+
+        Args:
+            shard: the shard's name.
         """
         ...
 

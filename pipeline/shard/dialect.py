@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 else:
     _Connection = Connection
 
+#: How long a statement of the pipeline waits for a lock, seconds.
+LOCK_WAIT_S = 1
 #: Runs a query inside the open transaction.
 Rows = Callable[[str], list[tuple[Any, ...]]]
 
@@ -72,7 +74,7 @@ class MySQL:
     def session(self, read_only: bool) -> Sequence[str]:
         """Return the statements to run after each connect, after pyDAL's own.
 
-        The session is strict, so that the server refuses what does not fit. A lock wait ends before the read time-out.
+        The session is strict, so that the server refuses what does not fit.
 
         Args:
             read_only: whether the server refuses writes in this session.
@@ -80,10 +82,23 @@ class MySQL:
         modes = "STRICT_TRANS_TABLES,NO_BACKSLASH_ESCAPES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE"
         statements = [
             f"SET SESSION sql_mode='{modes},NO_ENGINE_SUBSTITUTION'",
-            "SET SESSION time_zone='+00:00', innodb_lock_wait_timeout=5",
+            "SET SESSION time_zone='+00:00'",
+            self.limits(None),
             "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
         ]
         return [*statements, "SET SESSION TRANSACTION READ ONLY"] if read_only else statements
+
+    def limits(self, statement_s: float | None) -> str:
+        """Return the statement that limits how long later statements may take, and how long they wait for locks.
+
+        A lock of a row or of a table's definition is waited for briefly: what waits keeps others waiting. MySQL limits
+        only SELECT, and takes the rest for a comment.
+
+        Args:
+            statement_s: the longest statement, seconds; None: only the driver's time-out ends a statement.
+        """
+        most = f"/*M! , max_statement_time={statement_s} */" if statement_s else "/*M! , max_statement_time=0 */"
+        return f"SET SESSION innodb_lock_wait_timeout={LOCK_WAIT_S}, lock_wait_timeout={LOCK_WAIT_S} {most}"
 
     def quote(self, name: str) -> str:
         """Return the identifier *name* in quotes."""
@@ -174,6 +189,9 @@ class SQLite:
         """Return the statements to run after each connect; *read_only* makes SQLite refuse writes."""
         statements = ["PRAGMA journal_mode=wal", "PRAGMA synchronous=FULL"]
         return ["PRAGMA query_only=1"] if read_only else statements
+
+    def limits(self, statement_s: float | None) -> None:
+        """Do nothing."""
 
     def quote(self, name: str) -> str:
         """Return the identifier *name* in quotes."""

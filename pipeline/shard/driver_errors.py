@@ -18,7 +18,9 @@ from typing import Any
 class Fault(Enum):
     """What to do after an error."""
 
-    TRANSIENT = "retry: a lock, the connection or the server is at fault"
+    TRANSIENT = "retry: the connection or the server is at fault"
+    LOCKED = "retry the op: another transaction holds what it needs"
+    OVERTIME = "retry the op a few times: its statement took too long, or was interrupted"
     SCHEMA = "wait: the shard has not the table, the column or the right that the op's schema needs"
     PERMANENT = "reject the op"
     UNKNOWN = "reject the op, after a few tries"
@@ -27,7 +29,8 @@ class Fault(Enum):
 #: The shard is behind the op's schema, or an operator has to grant something. Unknown column, unknown table, a required
 #: column that the schema lacks, no right to write to the table or to a column.
 _MYSQL_NO_DEFAULT = 1364
-_MYSQL_SCHEMA = {1054, 1146, _MYSQL_NO_DEFAULT, 1142, 1143}
+_MYSQL_NO_RIGHT = {1142, 1143}
+_MYSQL_SCHEMA = {1054, 1146, _MYSQL_NO_DEFAULT, *_MYSQL_NO_RIGHT}
 #: Values: duplicate key, too long, out of range, NULL in NOT NULL, wrong value, foreign keys, bad JSON.
 #: Statements: out of range in an expression, CHECK (MySQL, MariaDB), packet too big, column count, division by zero,
 #: SIGNAL, syntax.
@@ -35,16 +38,20 @@ _MYSQL_PERMANENT = {
     1062, 1406, 1264, 1048, 1366, 1265, 1292, 1216, 1217, 1451, 1452, 3140, 1690, 3819, 4025, 1153, 1136, 1365,
     1644, 1064, 1110, 1267, 1411, 1415, 1442, 1467, 1586, 1761, 1762,
 }  # fmt: skip
-#: Deadlock, lock wait, snapshot conflict: InnoDB rolled back (part of) the transaction; retry all of the transaction.
-_MYSQL_ROLLED_BACK = {1205, 1213, 1020}
+#: Deadlock, lock wait, snapshot conflict, a lock that was not waited for: InnoDB rolled back (part of) the transaction.
+#: A table changed under the statement (1412, 1615). Retry all of the transaction.
+_MYSQL_LOCKED = {1205, 1213, 1020, 3572, 1412, 1615}
+#: The other transaction goes on at once, so that a retry in place succeeds: deadlock, snapshot conflict, changed table.
+_MYSQL_BRIEFLY = {1213, 1020, 1412, 1615}
+#: The statement was interrupted (1317), or took longer than the server lets it (MariaDB 1969, MySQL 3024).
+_MYSQL_OVERTIME = {1317, 1969, 3024}
 #: The server or its machine is at fault: connections are used up, refused or cut (1040, 1042 to 1045, 1129, 1130,
 #: 1203, 1226, 1158 to 1161), the database is away (1049), memory or disk is full (1021, 1037, 1038, 1041, 1114), the
 #: storage engine fails (1030), the server is going down or not ready (1053, 1927, 1047), it only reads (1290, 1836,
-#: 1792), a statement was interrupted or took too long (1317, 1969, 3024), a table changed under it (1412, 1615), COMMIT
-#: failed (1180), too many transactions run (1637), a lock was not waited for (3572).
+#: 1792), COMMIT failed (1180), too many transactions run (1637).
 _MYSQL_SERVER = {
     0, 1021, 1030, 1037, 1038, 1040, 1041, 1042, 1043, 1044, 1045, 1047, 1049, 1053, 1114, 1129, 1130, 1158, 1159, 1160,
-    1161, 1180, 1203, 1226, 1290, 1317, 1412, 1615, 1637, 1792, 1836, 1927, 1969, 3024, 3572,
+    1161, 1180, 1203, 1226, 1290, 1637, 1792, 1836, 1927,
 }  # fmt: skip
 #: Numbers of the client library: it lost, or did not reach, the server.
 _MYSQL_CLIENT = range(2000, 2100)
@@ -72,7 +79,11 @@ def _of_code(code: int, error: BaseException) -> Fault:
         return Fault.SCHEMA
     if code in _MYSQL_PERMANENT:
         return Fault.PERMANENT
-    if code in _MYSQL_ROLLED_BACK or code in _MYSQL_SERVER or code in _MYSQL_CLIENT:
+    if code in _MYSQL_LOCKED:
+        return Fault.LOCKED
+    if code in _MYSQL_OVERTIME:
+        return Fault.OVERTIME
+    if code in _MYSQL_SERVER or code in _MYSQL_CLIENT:
         return Fault.TRANSIENT
     return Fault.PERMANENT if _names(error) & {"IntegrityError", "DataError"} else Fault.UNKNOWN
 
@@ -120,6 +131,11 @@ def sentence_of(error: BaseException) -> str:
     return str(error.args[1]) if code_of(error) is not None and len(error.args) > 1 else str(error)
 
 
+def lacks_right(error: BaseException) -> bool:
+    """Return whether *error* says that the account has no right to a table or a column."""
+    return code_of(error) in _MYSQL_NO_RIGHT
+
+
 def refused_write(error: BaseException) -> bool:
     """Return whether *error* says that the session or the account may only read."""
     if code_of(error) in _MYSQL_MAY_NOT_WRITE:
@@ -132,4 +148,23 @@ def connection_lost(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return True
     from_driver = type(error).__module__.startswith(("pymysql.", "sqlite3"))
-    return from_driver and fault_of(error) is Fault.TRANSIENT and code_of(error) not in _MYSQL_ROLLED_BACK
+    return from_driver and fault_of(error) in (Fault.TRANSIENT, Fault.OVERTIME)
+
+
+def ended_abruptly(error: BaseException) -> bool:
+    """Return whether the connection broke in a statement; the statement itself may have ended the server.
+
+    Args:
+        error: as the driver raised it.
+    """
+    code = code_of(error)
+    return code is not None and (code == 0 or code in _MYSQL_CLIENT)
+
+
+def passes_by_itself(error: BaseException) -> bool:
+    """Return whether a transaction that met *error* succeeds when it is retried at once.
+
+    Args:
+        error: as the driver raised it.
+    """
+    return code_of(error) in _MYSQL_BRIEFLY or fault_of(error) is Fault.TRANSIENT

@@ -10,30 +10,40 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from msgspec import structs
-
-from pipeline.model.op import Entry, Position, decode, encode
+from pipeline.model.op import Entry, Position
 from pipeline.shard.session import NodeSession
 
-#: Room in a reject's statement beside the op: 4,000 characters of reason, the row's key, names and numbers.
-_REJECT_BYTES = 20_000
+#: States of a bucket: applied; applied, and ops set aside hold rows; not applied behind a rejected op.
+ACTIVE, HOLDING, HALTED = "active", "holding", "halted"
 
 
 class Mark(NamedTuple):
-    """A bucket's watermark, and whether this shard owns the bucket (`active`)."""
+    """A bucket's watermark, and its state on this shard."""
 
     position: Position
     state: str
 
+    @property
+    def owned(self) -> bool:
+        """Whether this shard owns the bucket."""
+        return self.state in (ACTIVE, HOLDING, HALTED)
+
 
 class Reject(NamedTuple):
-    """An entry that the database refused for good."""
+    """An entry that is set aside: refused for good, or parked behind one of the same row.
+
+    Attributes:
+        row_key: what names the row, for people.
+        holds: the keys of the rows that it holds from now on, see `shard.row_keys`.
+    """
 
     entry: Entry
     table: str
     row_key: str
     code: int | None
     reason: str
+    state: str = "rejected"
+    holds: frozenset[str] = frozenset()
 
 
 class LostRange(NamedTuple):
@@ -102,36 +112,6 @@ def remember(session: NodeSession, last: Mapping[tuple[int, int], int]) -> None:
     now = session.dialect.now_ms
     rows = ", ".join(f"({b}, {p}, {seq}, {now})" for (b, p), seq in last.items())
     _upsert(session, "producers", "bucket, producer, seq, seen_ms", rows, 2, ("seq", "seen_ms"))
-
-
-def reject(session: NodeSession, rejects: Sequence[Reject]) -> None:
-    """Record rejected ops, one statement each: an op may be large.
-
-    Args:
-        session: inside the apply transaction.
-        rejects: the ops, with the database's reasons.
-    """
-    now, limit_bytes = session.dialect.now_ms, session.statement_bytes() - _REJECT_BYTES
-    for entry, table, row_key, code, reason in rejects:
-        numbers = (
-            f"{entry.bucket}, {entry.position.epoch}, {entry.position.seq}, {entry.producer}, {entry.producer_seq}"
-        )
-        texts = f"'rejected', {text_literal(table[:128])}, {text_literal(row_key[:255])}"
-        why = f"{'NULL' if code is None else code}, {text_literal(reason[:4000])}"
-        op = _stored_op(entry.payload, limit_bytes)
-        session.execute(
-            "INSERT INTO pipeline_rejects (bucket, epoch, seq, producer, producer_seq, state, table_name, row_key,"
-            f" code, reason, op, rejected_ms) VALUES ({numbers}, {texts}, {why}, {op}, {now})"
-        )
-
-
-def _stored_op(payload: bytes, limit_bytes: int) -> str:
-    """Return an op as a literal; without its values where the server takes no statement that holds them."""
-    whole = text_literal(payload.decode())
-    if len(whole.encode()) <= limit_bytes:
-        return whole
-    bare = structs.replace(decode(payload), columns=(), values=(), where=None, expressions=(), ops=())
-    return text_literal(encode(bare).decode())
 
 
 def lose(session: NodeSession, losses: Iterable[LostRange]) -> None:

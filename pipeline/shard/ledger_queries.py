@@ -167,8 +167,8 @@ def give_epoch(session: NodeSession, scope: str, above: int, least: int) -> int:
     return epoch
 
 
-def refused_ops(session: NodeSession, ops: Iterable[tuple[int, int, int]]) -> list[tuple[str, int | None]]:
-    """Return reason and code of the rejected ones among *ops*.
+def aside(session: NodeSession, ops: Iterable[tuple[int, int, int]]) -> list[tuple[str, str, int | None]]:
+    """Return state, reason and code of those among *ops* that were set aside, in the order in which they were.
 
     Args:
         session: of the node.
@@ -177,10 +177,10 @@ def refused_ops(session: NodeSession, ops: Iterable[tuple[int, int, int]]) -> li
     wanted = set(ops)
     producers = ", ".join({str(producer) for _, producer, _ in wanted})
     found = session.query(
-        "SELECT bucket, producer, producer_seq, reason, code FROM pipeline_rejects"
+        "SELECT bucket, producer, producer_seq, state, reason, code FROM pipeline_rejects"
         f" WHERE producer IN ({producers}) ORDER BY rejected_ms, bucket, seq"
     )
-    return [(reason, code) for bucket, producer, seq, reason, code in found if (bucket, producer, seq) in wanted]
+    return [tuple(told) for bucket, producer, seq, *told in found if (bucket, producer, seq) in wanted]
 
 
 def gaps(session: NodeSession, buckets: Iterable[int]) -> list[tuple[int, int, int, int]]:
@@ -197,14 +197,15 @@ def gaps(session: NodeSession, buckets: Iterable[int]) -> list[tuple[int, int, i
 
 
 def counts(session: NodeSession) -> dict[str, int]:
-    """Return how many ops are rejected and lost.
+    """Return how many ops are rejected, wait behind those, and are lost.
 
     Args:
         session: of the node.
     """
-    rejected = session.query("SELECT COUNT(*) FROM pipeline_rejects")
+    states = dict(session.query("SELECT state, COUNT(*) FROM pipeline_rejects GROUP BY state"))
     lost = session.query("SELECT COALESCE(SUM(last_seq - first_seq + 1), 0) FROM pipeline_lost")
-    return {"rejected": int(rejected[0][0]), "lost": int(lost[0][0])}
+    parked = sum(states.get(state, 0) for state in ("parked", "waiting"))
+    return {"rejected": states.get("rejected", 0), "parked": parked, "lost": int(lost[0][0])}
 
 
 def keep_schemas(session: NodeSession, schemas: Mapping[str, tuple[str, str]]) -> None:

@@ -54,6 +54,7 @@ class NodeSession:
         #: Whether the node was away, or refused a write as a replica, since a caller last reset this flag.
         self.suspect = False
         self._statement_bytes = 0
+        self._limit_s: float | None = None
         self.dialect: Dialect = dialect_of(uri)
         self.db = DAL(
             self.dialect.uri(uri),
@@ -73,7 +74,7 @@ class NodeSession:
 
         def after_connection() -> None:
             pydals_own()
-            self._statement_bytes = 0
+            self._statement_bytes, self._limit_s = 0, None
             for sql in self.dialect.session(read_only):
                 self.adapter.execute(sql)
 
@@ -104,6 +105,17 @@ class NodeSession:
         if self._statement_bytes == 0:
             self._statement_bytes = self.dialect.statement_bytes(self.rows)
         return self._statement_bytes
+
+    def limit_statements(self, longest_s: float) -> None:
+        """Let the server interrupt statements of this connection, where the server can.
+
+        Args:
+            longest_s: the longest statement, seconds.
+        """
+        sql = self.dialect.limits(longest_s) if self._limit_s != longest_s else None
+        if sql is not None:
+            self.execute(sql)
+            self._limit_s = longest_s
 
     def last_ids(self, rows: int) -> tuple[int, int]:
         """Return the first id that the last INSERT, of so many *rows*, was given, and the step to the next."""

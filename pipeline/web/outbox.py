@@ -127,7 +127,7 @@ class Outbox:
         """Let Redis know the ids under idempotency keys: it may have been away when they were told."""
         for bucket, op, _, _ in entries:
             if op.idempotency_key is not None and (row_id := id_of_new(op)) is not None:
-                self._publisher.claim(bucket, op.idempotency_key, row_id)
+                self._publisher.claim(bucket, op.scoped_key, row_id)
 
 
 def _placed(entry: HeldOp, kept: Kept, reached: Reached) -> Iterator[Receipt]:

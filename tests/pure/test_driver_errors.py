@@ -13,12 +13,12 @@ from pipeline.shard.driver_errors import Fault, fault_of, required_column
 @pytest.mark.parametrize(
     ("code", "fault"),
     [
-        (1205, Fault.TRANSIENT),
-        (1213, Fault.TRANSIENT),
+        (1205, Fault.LOCKED),
+        (1213, Fault.LOCKED),
         (1040, Fault.TRANSIENT),
         (1021, Fault.TRANSIENT),
         (1290, Fault.TRANSIENT),
-        (1969, Fault.TRANSIENT),
+        (1969, Fault.OVERTIME),
         (2013, Fault.TRANSIENT),
         (1054, Fault.SCHEMA),
         (1146, Fault.SCHEMA),

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.errors import NewerOp, NotAnOp
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op, decode, encode
 
 whole = st.integers(-(2**63), 2**63 - 1)
@@ -74,6 +75,20 @@ def test_a_copy_is_read_back_with_its_source_and_names_both_tables(source: Op, m
     assert decode(encode(group)).named == (copy, read, member)
 
 
+def test_idempotency_keys_are_the_same_only_byte_by_byte_and_within_a_kind_and_a_table():
+    keys = ["k", "k ", " k", "K", "é", "e\u0301", "e", "k\0", "\U0001f600", "\U0001f601", "x" * 190]
+    tables = ["purchase", "note"]
+    ops = [Op(kind, table, "h", 1, idempotency_key=k) for kind in (INSERT, UPDATE) for table in tables for k in keys]
+
+    assert len({op.scoped_key for op in ops}) == len(ops)
+    assert {len(op.scoped_key) for op in ops} == {40}
+    assert all(
+        Op(op.kind, op.table, "other", 2, 9, idempotency_key=op.idempotency_key).scoped_key == op.scoped_key
+        for op in ops
+    )
+    assert Op(INSERT, "t", "h", 1).scoped_key == ""
+
+
 def test_a_single_op_is_its_own_member():
     op = Op(INSERT, "t", "h", 1)
 
@@ -88,8 +103,40 @@ def test_an_op_is_json_that_starts_with_what_it_does_to_which_table():
 
 @pytest.mark.parametrize("payload", [b"", b"{}", b"[]", b'["insert"]', b'["insert", 1, "h", 1]', b"\xff"])
 def test_bytes_that_are_no_op_are_an_error(payload: bytes):
-    with pytest.raises(msgspec.DecodeError):
+    with pytest.raises(NotAnOp):
         decode(payload)
+
+
+@pytest.mark.parametrize(
+    ("payload", "words"),
+    [
+        (
+            b'["merge", "t", "h", 1, null, [], [], null, [], [], [], null, [], null, 2]',
+            "version 2, of the kind 'merge';",
+        ),
+        (b'["insert", "t", "h", 1, 5, [], [], null, [], [], [], null, [], null, 3, "x"]', "version 3, with 16 fields;"),
+        (b'["insert", "t", "h", 1, {"new": 1}, [], [], null, [], [], [], null, [], null, 2]', "version 2;"),
+    ],
+)
+def test_an_op_of_a_newer_release_is_told_from_bytes_that_are_no_op(payload: bytes, words: str):
+    with pytest.raises(NewerOp, match=f"an op of {words}.* upgrade this worker"):
+        decode(payload)
+
+
+def test_what_no_release_makes_is_no_op_however_it_looks():
+    deep = b"[" * 5000 + b"]" * 5000
+    for payload in (
+        b'["insert", "t", "h", 1, 5, [-1], [1]]',
+        b'["insert", "t", "h", 1, 5, [1], [{"a": 1}]]',
+        b'["insert", "t", "h", 1, 5, [1], [[[1]]]]',
+        b'["insert", "t", "h", 1, 5, [], [], null, [], [], [], null, [], null, 1, "field"]',
+        b'["insert", "t", "h", 1, 5, [], [], null, [], [], [], null, [], null, "2"]',
+        b'["insert", "t", "h", 1, 5, [1], ["\\ud800"]]',
+        b'["delete", "t", "h", 1, null, [], [], ' + deep + b"]",
+        deep,
+    ):
+        with pytest.raises(NotAnOp):
+            decode(payload)
 
 
 def test_an_op_of_an_older_version_that_lacks_the_last_fields_is_read():

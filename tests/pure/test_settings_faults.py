@@ -48,7 +48,7 @@ def test_every_fault_is_listed_at_once() -> None:
         "[shards.s2] is a text; it must be a section",
         "[tables.t] shard_key is an int; it must be a name of letters, digits and underscores",
         "[tables.t] ids is a text; it must be one of pipeline, database; did you mean 'database'?",
-        "[tables.t] on_reject is a text; it must be skip",
+        "[tables.t] on_reject is a text; it must be one of park, skip, halt",
         "[tables.t] reference is an int; it must be true or false",
         "[reads] max_lag_s is nan; it must be a number from 0 to 86400",
         "[reads] primary_limit is 1.5; it must be a whole number from 0 to 100000",
@@ -105,6 +105,8 @@ def test_a_redis_socket_needs_the_broker_s_own_word_for_it() -> None:
         ("mysql:pymysq://a:b@h/d", "did you mean 'mysql:pymysql'?"),
         ("mysql:pymysql://a:p@ss@h/d", "a password may hold no '@'"),
         ("mysql:pymysql://h/d", "cannot be read"),
+        ("mysql:pymysql://a:b@h/d?set_encoding=utf8", "set_encoding=utf8, in which characters are lost; write"),
+        ("mysql:pymysql://a:b@h/d?local_infile=1&set_encoding=latin1", "set_encoding=latin1, in which"),
         ("mongodb://h/d", "cannot hold a shard"),
         ("sqlite:memory", "which no other process can see"),
         ("sqlite:memory://", "which no other process can see"),
@@ -198,12 +200,5 @@ def test_a_value_is_checked_where_it_is_made_too() -> None:
         Settings(redis=RedisSettings("redis://h"), shards={"a": ShardSettings("a", "sqlite://a")}, buckets=0)
 
 
-@pytest.mark.parametrize("word", ["park", "halt"])
-def test_what_follows_a_rejected_op_is_refused_by_name_where_it_is_not_built(word: str) -> None:
-    fault = only_fault_of(tables={"sale": {"on_reject": word}})
-
-    assert fault == f"[tables.sale] on_reject = '{word}' is not built yet; use skip"
-
-
-def test_what_follows_a_rejected_op_is_to_skip_it_by_default() -> None:
-    assert load(small(tables={"sale": {}}), {}).tables["sale"].on_reject == "skip"
+def test_what_follows_a_rejected_op_is_to_park_later_ops_of_its_row_by_default() -> None:
+    assert load(small(tables={"sale": {}}), {}).tables["sale"].on_reject == "park"

@@ -146,6 +146,19 @@ def test_an_op_without_a_key_asks_and_reserves_nothing(box: Sandbox, db: Any, mo
 # tables and kinds of ops ------------------------------------------------------------------------------------------
 
 
+def test_a_key_is_compared_byte_by_byte_and_belongs_to_its_table_and_kind(box: Sandbox, db: Any):
+    keys = ["k", "k ", "K", "é", "e\u0301", "e", "k\0", "\U0001f600", "\U0001f601"]
+    rows = [pipeline.enqueue_insert(db.purchase, {"customer": 7}, idempotency_key=key).id for key in keys]
+    other = pipeline.enqueue_insert(db.legacy, {"customer": 7}, idempotency_key="k")
+    pipeline.enqueue_update(db.purchase.id == rows[0], {"qty": 5}, shard_key=7, idempotency_key="k")
+
+    assert box.drain() == Drained(len(keys) + 2, 0)
+
+    assert [row["id"] for row in box.rows("purchase")] == sorted(row for row in rows if row)
+    assert [row["id"] for row in box.rows("legacy")] == [other.id]
+    assert pipeline.get(db.purchase, rows[0]).qty == 5
+
+
 @pytest.mark.parametrize("held", [True, False])
 def test_in_a_table_that_is_sharded_by_its_own_id_the_id_carries_the_bucket_of_both_ops(
     box: Sandbox, db: Any, held: bool

@@ -301,7 +301,7 @@ def test_a_call_that_meets_a_redis_that_is_gone_asks_it_for_the_key_once_at_most
     held.buys(3)
     held.ends()
 
-    assert asked == ["form 1"]
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("held", [True, False])

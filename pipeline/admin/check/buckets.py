@@ -30,7 +30,7 @@ def bucket_findings(evidence: Evidence) -> Iterator[Finding]:
     for node in evidence.primaries:
         if node.marks is None:
             continue
-        here = {bucket: mark.position.epoch for bucket, mark in node.marks.items() if mark.state == "active"}
+        here = {bucket: mark.position.epoch for bucket, mark in node.marks.items() if mark.owned}
         for bucket in here:
             active.setdefault(bucket, []).append(node.node)
         for what, fix in _faults(evidence, node.node, node.marks.keys(), here):

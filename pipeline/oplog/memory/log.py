@@ -10,6 +10,7 @@ from pipeline.model.op import START, Entry, Position
 from pipeline.oplog.appends import (
     APPENDED,
     BIG_BYTES,
+    FULL_SHARE,
     HOLE,
     SEEN,
     Append,
@@ -23,6 +24,7 @@ from pipeline.oplog.appends import (
 )
 from pipeline.oplog.memory.server import MemoryServer, Sent
 from pipeline.oplog.memory.shared_state import MemorySharedState
+from pipeline.oplog.memory.waits import MemoryWaits
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, NOTE_MS
 
 
@@ -65,6 +67,8 @@ class MemoryAppends(MemoryServer):
                 raise EpochStale
             if "full" in server.keys and (full := self._get("full")) is not None:
                 raise PipelineFull(full)
+            if self.limit_bytes and (share := self._size_bytes() / self.limit_bytes) > FULL_SHARE:
+                raise PipelineFull(f"Redis uses {share:.0%} of its memory")
             if key and (claim := self._get(name)) is not None:
                 if is_receipt(claim):
                     return Appended([], [], claim)
@@ -256,6 +260,7 @@ class MemoryWork(MemoryEntries):
             published = self._server.marks.setdefault(shard, {})
             dirty, tails = self._server.dirty.setdefault(shard, {}), self._server.tails(marks)
             for bucket, (epoch, seq) in marks.items():
+                self._server.attempts.get(shard, {}).pop(bucket, None)
                 published[bucket] = mark = Position(epoch, seq if epoch else 0)
                 if tails.get(bucket, START) <= mark:
                     dirty.pop(bucket, None)
@@ -263,6 +268,18 @@ class MemoryWork(MemoryEntries):
                     dirty[bucket] = self.now_ms() + delay_ms
             due = delay_ms == 0 and any(at <= self.now_ms() for at in dirty.values())
             return due and self._take(f"bell:{shard}", BELL_MS), len(dirty)
+
+    def note_attempts(self, shard: str, notes: Mapping[int, str], *, anew: bool = False) -> dict[int, str]:
+        with self._lock:
+            noted = self._server.attempts.setdefault(shard, {})
+            stay = {b: noted[b] for b, note in notes.items() if not anew and _about(noted.get(b, " ")) == _about(note)}
+            noted |= {bucket: note for bucket, note in notes.items() if bucket not in stay}
+            self._server.attempts[shard] = {bucket: note for bucket, note in noted.items() if note}
+            return stay
+
+    def attempts(self, shard: str) -> dict[int, str]:
+        with self._lock:
+            return dict(self._server.attempts.get(shard, {}))
 
     def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
         with self._lock:
@@ -286,5 +303,10 @@ class MemoryWork(MemoryEntries):
             return len(self._server.dirty.get(shard, {}))
 
 
-class MemoryLog(MemoryAppends, MemoryWork, MemorySharedState):
+class MemoryLog(MemoryAppends, MemoryWork, MemoryWaits, MemorySharedState):
     """A `contract.Log` of one process: all roles on one `MemoryServer`; thread-safe."""
+
+
+def _about(note: str) -> str:
+    """Return the watermark that a note is about."""
+    return note.partition(" ")[0]

@@ -6,13 +6,16 @@
 <prefix>:dirty:<shard>      zset    bucket -> ms from when on it may be applied
 <prefix>:bell:<shard>       string  there while a Celery message is on its way
 <prefix>:marks:<shard>      hash    bucket -> watermark, a copy for readers
+<prefix>:attempts:<shard>   hash    bucket -> what a worker is about to apply; see `apply/attempt`
 <prefix>:notes:<shard>      list    "<ms> <watermarks as JSON>", the newest first, one a minute; see `admin/upkeep`
+<prefix>:waits:<shard>      hash    bucket -> why it waits and since when; expires. See `oplog/waits`
 <prefix>:producer:<id>      hash    bucket -> "<last seq> <epoch> <seq>"; expires when idle
-<prefix>:same:<bucket>:<k>  string  claim of an idempotency key: the first op's receipt, or a row's id; expires
+<prefix>:same:<bucket>:<k>  string  claim of a scoped idempotency key: the first op's receipt, or a row's id; expires
 <prefix>:schemas            hash    hash -> schema as JSON
 <prefix>:tables             hash    table -> hash of its newest schema
 <prefix>:ids                hash    producer number -> lease
 <prefix>:full               string  why appends are refused; expires
+<prefix>:room             string  there while enough memory is left, as measured of late; expires
 <prefix>:chore:<name>       string  lease of a chore, "1" or its holder's token; expires
 <prefix>:health             hash    node -> "<ms> <report as JSON>"; expires
 <prefix>:reads              hash    "<node> <kind> <reason>" -> reads of all processes; expires when idle
@@ -55,6 +58,11 @@ class Keys:
     def full(self) -> str:
         """Why no op is taken."""
         return f"{self.prefix}:full"
+
+    @property
+    def room(self) -> str:
+        """Whether memory was measured of late, and is enough."""
+        return f"{self.prefix}:room"
 
     @property
     def bigs(self) -> str:
@@ -106,9 +114,17 @@ class Keys:
         """Return the published watermarks of a shard."""
         return f"{self.prefix}:marks:{shard}"
 
+    def attempts(self, shard: str) -> str:
+        """Return the notes of a shard's attempts."""
+        return f"{self.prefix}:attempts:{shard}"
+
     def notes(self, shard: str) -> str:
         """Return the notes of a shard's past watermarks."""
         return f"{self.prefix}:notes:{shard}"
+
+    def waits(self, shard: str) -> str:
+        """Return the notes on why buckets of a shard wait."""
+        return f"{self.prefix}:waits:{shard}"
 
     def producer(self, producer: int) -> str:
         """Return the sequences of a producer."""

@@ -13,6 +13,7 @@ from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.model.op import Position
 from pipeline.oplog.appends import (
     BIG_BYTES,
+    FULL_SHARE,
     HOLE,
     Append,
     Appended,
@@ -26,7 +27,7 @@ from pipeline.oplog.appends import (
 from pipeline.oplog.redis.connection import script, translated
 from pipeline.oplog.redis.keys import Keys
 from pipeline.oplog.redis.wire import Wire
-from pipeline.oplog.ttls import BELL_MS, BIG_TTL_MS, IDEMPOTENCY_TTL_MS, PRODUCER_TTL_MS
+from pipeline.oplog.ttls import BELL_MS, BIG_TTL_MS, IDEMPOTENCY_TTL_MS, PRODUCER_TTL_MS, ROOM_MS
 from pipeline.wait_budget import WaitBudgets
 
 #: How often a producer's expiry is put off, s.
@@ -84,6 +85,8 @@ class RedisLine:
             words = self._asked_again((*self._one(scope, epoch, producer, bucket), seq, payload), error).split()
         if words[0] == b"full":
             raise PipelineFull(b" ".join(words[1:]).decode())
+        if words[0] == b"room":
+            return self._one_by_append(scope, epoch, producer, bucket, seq, payload)
         return (Position(int(words[1]), int(words[2])), words[0] == b"1") if words[0] != b"no" else None
 
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
@@ -163,14 +166,14 @@ class RedisLine:
             rest += (bucket, first, len(payloads), *payloads)
             biggest = max(biggest, *map(len, payloads)) if len(payloads) > 1 else max(biggest, len(payloads[0]))
         big = biggest if biggest >= BIG_BYTES else 0
-        spans = (self._renewal(), BELL_MS, IDEMPOTENCY_TTL_MS, BIG_TTL_MS)
-        fixed = (epoch, len(shards), producer, row_id, big, keys.bigs, *spans)
+        spans = (self._renewal(), BELL_MS, IDEMPOTENCY_TTL_MS, BIG_TTL_MS, ROOM_MS)
+        fixed = (epoch, len(shards), producer, row_id, big, keys.bigs, *spans, FULL_SHARE)
         return ["EVALSHA", self._sha, len(names), *names, *fixed, *rest]
 
     def _one(self, scope: Scope, epoch: int, producer: int, bucket: int) -> tuple[Any, ...]:
         """Return the command of `append_one` without its last two words, the sequence and the op."""
-        given_out, full, own, _, dirty, bell = self._names(scope, producer)
-        names = (given_out, full, own, dirty, bell, self._keys.log(bucket))
+        given_out, full, own, _, room, dirty, bell = self._names(scope, producer)
+        names = (given_out, full, own, dirty, bell, self._keys.log(bucket), room)
         return ("EVALSHA", self._one_sha, len(names), *names, epoch, producer, bucket, BELL_MS)
 
     def _head_of_one(self, scope: Scope, epoch: int, producer: int, bucket: int) -> bytes:
@@ -202,7 +205,7 @@ class RedisLine:
         names = self._heads.get((scope.name, producer))
         if names is None:
             keys = self._keys
-            names = [keys.epoch(scope.name), keys.full, keys.producer(producer), ""]
+            names = [keys.epoch(scope.name), keys.full, keys.producer(producer), "", keys.room]
             for shard in scope.shards:
                 names += (keys.dirty(shard), keys.bell(shard))
             self._heads[scope.name, producer] = names

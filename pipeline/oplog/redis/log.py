@@ -18,6 +18,7 @@ from pipeline.oplog.appends import claimed_id
 from pipeline.oplog.redis.connection import RedisServer, entries_of, hash_of, position_of, ring_of, text_of, translated
 from pipeline.oplog.redis.line import RedisLine
 from pipeline.oplog.redis.shared_state import RedisSharedState
+from pipeline.oplog.redis.waits import RedisWaits
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, NOTE_MS
 
 
@@ -157,11 +158,21 @@ class RedisWork(RedisEntries):
         return {int(flat[i]): int(flat[i + 1]) for i in range(0, len(flat), 2)}
 
     def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
-        keys = [self.keys.dirty(shard), self.keys.bell(shard), self.keys.marks(shard), *map(self.keys.log, marks)]
+        own = (self.keys.dirty(shard), self.keys.bell(shard), self.keys.marks(shard), self.keys.attempts(shard))
+        keys = [*own, *map(self.keys.log, marks)]
         arguments: list[Any] = [BELL_MS, delay_ms]
         for bucket, (epoch, seq) in marks.items():
             arguments += (bucket, epoch, max(seq, 0) if epoch else 0)
         return ring_of(self._run("finish", keys, arguments))
+
+    def note_attempts(self, shard: str, notes: Mapping[int, str], *, anew: bool = False) -> dict[int, str]:
+        pairs = [word for bucket, note in notes.items() for word in (bucket, note)]
+        flat = self._run("note_attempts", [self.keys.attempts(shard)], [int(anew), *pairs])
+        return {int(flat[i]): text_of(flat[i + 1]) for i in range(0, len(flat), 2)}
+
+    def attempts(self, shard: str) -> dict[int, str]:
+        with translated():
+            return {int(b): note for b, note in hash_of(self._client.hgetall(self.keys.attempts(shard))).items()}
 
     def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
         return ring_of(self._run("sweep", [self.keys.dirty(shard), self.keys.bell(shard)], [BELL_MS, due_ms]))
@@ -184,7 +195,7 @@ class RedisWork(RedisEntries):
             self._despite_oom("ZADD", self.keys.dirty(shard), which, *pairs)
 
 
-class RedisLog(RedisAppends, RedisWork, RedisSharedState):
+class RedisLog(RedisAppends, RedisWork, RedisWaits, RedisSharedState):
     """A `contract.Log`: all roles on the connections of one `RedisServer`, whose arguments it takes.
 
     The roles inherit so that their methods are the log's own, as the contract wants them; none overrides another's.

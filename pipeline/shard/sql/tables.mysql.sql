@@ -4,7 +4,8 @@
 -- collation, and a new column may be NULL or has a DEFAULT. A primary key never changes.
 
 -- The watermarks: everything up to (epoch, seq) of this bucket's log has been applied here.
--- Written in the transaction of the rows themselves. state: always active; workers skip a bucket in another state.
+-- Written in the transaction of the rows themselves. state: active; holding (applied too, and ops set aside hold rows);
+-- halted (nothing is applied until the op at the watermark is replayed or dropped). Workers skip any other state.
 CREATE TABLE IF NOT EXISTS pipeline_watermarks (
   bucket INT NOT NULL PRIMARY KEY,
   epoch BIGINT NOT NULL,
@@ -23,8 +24,9 @@ CREATE TABLE IF NOT EXISTS pipeline_producers (
   KEY (seen_ms)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
--- Ops that the database refused for good, whole (without values where they do not fit into one statement).
--- state: always rejected.
+-- Ops that were set aside, whole (without values where they do not fit into one statement): their watermark has moved on.
+-- state: rejected (the database refused it), waiting (it waits for what its reason names), parked (it waits behind an op
+-- of the same row), replayed (it was applied later), dropped (an operator gave it up).
 CREATE TABLE IF NOT EXISTS pipeline_rejects (
   bucket INT NOT NULL,
   epoch BIGINT NOT NULL,
@@ -38,8 +40,21 @@ CREATE TABLE IF NOT EXISTS pipeline_rejects (
   reason TEXT NOT NULL,
   op LONGTEXT NOT NULL,
   rejected_ms BIGINT NOT NULL,
+  changed_ms BIGINT NOT NULL DEFAULT 0,
   PRIMARY KEY (bucket, epoch, seq),
-  KEY (bucket, producer, producer_seq)
+  KEY (bucket, producer, producer_seq),
+  KEY (state, changed_ms)
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- The rows that ops set aside hold: a later op of such a row is parked behind them. row_key: table and id, or table and
+-- the key of an upsert; cut and hashed where it is longer.
+CREATE TABLE IF NOT EXISTS pipeline_held (
+  bucket INT NOT NULL,
+  row_key VARCHAR(190) NOT NULL,
+  epoch BIGINT NOT NULL,
+  seq BIGINT NOT NULL,
+  PRIMARY KEY (bucket, row_key, epoch, seq),
+  KEY (bucket, epoch, seq)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
 -- Proof of loss: positions that the log skipped (producer 0), or sequences of a producer that Redis forgot.
@@ -59,7 +74,8 @@ CREATE TABLE IF NOT EXISTS pipeline_epochs (
   epoch BIGINT NOT NULL
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
--- Idempotency keys that were applied; kept longer than Redis keeps them.
+-- Idempotency keys that were applied, each as a digest of the op's kind, table and key: a collation would find `k` and
+-- `k ` equal. Kept longer than Redis keeps them.
 CREATE TABLE IF NOT EXISTS pipeline_idempotency (
   bucket INT NOT NULL,
   idempotency_key VARCHAR(190) NOT NULL,
@@ -98,4 +114,14 @@ CREATE TABLE IF NOT EXISTS pipeline_heartbeat (
 CREATE TABLE IF NOT EXISTS pipeline_unfit (
   node VARCHAR(80) NOT NULL PRIMARY KEY,
   since_ms BIGINT NOT NULL
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- What is stopped on this shard. scope: '*' is the whole shard, else a table. kind: paused (by an operator) or breaker.
+CREATE TABLE IF NOT EXISTS pipeline_stops (
+  scope VARCHAR(128) NOT NULL,
+  kind VARCHAR(16) NOT NULL,
+  reason TEXT NOT NULL,
+  since_ms BIGINT NOT NULL,
+  by_whom VARCHAR(128) NOT NULL,
+  PRIMARY KEY (scope, kind)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;

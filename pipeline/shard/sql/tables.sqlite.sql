@@ -29,7 +29,16 @@ CREATE TABLE IF NOT EXISTS pipeline_rejects (
   reason TEXT NOT NULL,
   op TEXT NOT NULL,
   rejected_ms INTEGER NOT NULL,
+  changed_ms INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (bucket, epoch, seq)
+);
+
+CREATE TABLE IF NOT EXISTS pipeline_held (
+  bucket INTEGER NOT NULL,
+  row_key VARCHAR(190) NOT NULL,
+  epoch INTEGER NOT NULL,
+  seq INTEGER NOT NULL,
+  PRIMARY KEY (bucket, row_key, epoch, seq)
 );
 
 CREATE TABLE IF NOT EXISTS pipeline_lost (
@@ -78,4 +87,13 @@ CREATE TABLE IF NOT EXISTS pipeline_heartbeat (
 CREATE TABLE IF NOT EXISTS pipeline_unfit (
   node VARCHAR(80) NOT NULL PRIMARY KEY,
   since_ms INTEGER NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS pipeline_stops (
+  scope VARCHAR(128) NOT NULL,
+  kind VARCHAR(16) NOT NULL,
+  reason TEXT NOT NULL,
+  since_ms INTEGER NOT NULL,
+  by_whom VARCHAR(128) NOT NULL,
+  PRIMARY KEY (scope, kind)
 );

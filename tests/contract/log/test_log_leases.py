@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
-from support.sandbox.logs import MINUTE_MS, PRODUCER, append, entries
+from support.sandbox.logs import EPOCH, MINUTE_MS, PRODUCER, S0, append, entries
 
 from pipeline.clock import polls
 from pipeline.errors import NoProducerNumber, PipelineFull
 from pipeline.model.ids import PRODUCERS, SPAN_MS, Lease
 from pipeline.oplog.appends import APPENDED, Line
 from pipeline.oplog.contract import Log
+from pipeline.oplog.memory.log import MemoryLog
 
 
 def test_a_full_pipeline_refuses_with_its_reason_and_writes_nothing(log: Log, line: Line):
@@ -35,6 +40,20 @@ def test_full_ends_by_itself(log: Log, line: Line):
         except PipelineFull:
             continue
     pytest.fail("the pipeline stayed full")
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_producers_stop_above_seventy_percent_of_memory_and_go_on_with_room_and_need_no_worker_for_it(
+    log: Any, line: Line, single: bool
+):
+    append(line, (3, 1, [b"x" * 1000]))
+    with memory_used(log, 0.5):
+        assert append_soon(log, line, 2, single)
+    with memory_used(log, 0.8), pytest.raises(PipelineFull, match=r"Redis uses (79|80|81)% of its memory"):
+        append_soon(log, line, 3, single)
+
+    assert append_soon(log, line, 3, single)
+    assert len(entries(log, 3)) == 3
 
 
 def test_the_lease_on_a_chore_is_taken_by_one_at_a_time(log: Log):
@@ -103,3 +122,25 @@ def test_the_secret_of_a_deployment_is_the_first_that_anybody_proposed(log: Log)
     first = log.secret("one")
 
     assert (first, log.secret("two")) == ("one", "one")
+
+
+@contextmanager
+def memory_used(log: Any, share: float) -> Iterator[None]:
+    """Set the limit so that this share of it is used."""
+    if isinstance(log, MemoryLog):
+        log.limit_bytes = int(log._size_bytes() / share)
+        yield
+        log.limit_bytes = 0
+    else:
+        log._client.config_set("maxmemory", int(log._client.info("memory")["used_memory"] / share))
+        yield
+        log._client.config_set("maxmemory", 0)
+
+
+def append_soon(log: Any, line: Line, seq: int, single: bool) -> bool:
+    """Append an op when what is known of the memory is out of date."""
+    if not isinstance(log, MemoryLog):
+        log._client.delete(log.keys.room, log.keys.full)
+    if single:
+        return line.append_one(S0, EPOCH, PRODUCER, 3, seq, b"y" * 100) is not None
+    return append(line, (3, seq, [b"y" * 100])).placed[0].code == APPENDED

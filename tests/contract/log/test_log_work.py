@@ -188,3 +188,24 @@ def test_a_bell_that_nobody_answers_may_be_rung_again_after_a_while(log: Log, li
         if append(line, (3, next(seqs), [b"a"])).ring:
             return
     pytest.fail("the bell stayed taken")
+
+
+def test_the_note_of_an_attempt_stays_until_its_bucket_is_finished(log: Log, line: Line):
+    append(line, (3, 1, [b"a", b"b"]))
+    assert log.note_attempts("s0", {3: "0--1 first", 4: "0--1 first"}) == {}
+
+    assert log.note_attempts("s0", {3: "0--1 second"}) == {3: "0--1 first"}
+    assert log.attempts("s0") == {3: "0--1 first", 4: "0--1 first"}
+    assert log.attempts("s1") == {}
+
+    log.finish("s0", {3: Position(EPOCH, 0)})
+    assert log.attempts("s0") == {4: "0--1 first"}
+
+
+def test_the_note_of_an_attempt_gives_way_to_one_at_another_watermark_or_on_demand(log: Log):
+    log.note_attempts("s0", {3: "0--1 first", 4: "0--1 first", 5: "0--1 first"})
+
+    assert log.note_attempts("s0", {3: f"{EPOCH}-0 second"}) == {}
+    assert log.note_attempts("s0", {4: "0--1 second", 5: ""}, anew=True) == {}
+
+    assert log.attempts("s0") == {3: f"{EPOCH}-0 second", 4: "0--1 second"}

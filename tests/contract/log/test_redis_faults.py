@@ -15,7 +15,7 @@ from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.model.op import START, Position
 from pipeline.oplog.appends import APPENDED, BIG_BYTES, SEEN, Append, Appended, Line, Placed, Scope
 from pipeline.oplog.redis.log import RedisLog
-from pipeline.oplog.ttls import BELL_MS, BIG_TTL_MS, IDEMPOTENCY_TTL_MS, PRODUCER_TTL_MS
+from pipeline.oplog.ttls import BELL_MS, BIG_TTL_MS, IDEMPOTENCY_TTL_MS, PRODUCER_TTL_MS, ROOM_MS
 
 S0 = Scope("s0", ("s0",))
 KINDS = pytest.mark.parametrize("kind", ["redis", "valkey"])
@@ -215,6 +215,7 @@ def crowded(server: Any, log: RedisLog) -> Iterator[Line]:
 
 @KINDS
 def test_a_server_without_memory_refuses_an_enqueue_and_nothing_is_written(server: Any, log: RedisLog, crowded: Line):
+    server.client().delete(log.keys.room)  # or it expires meanwhile
     before = server.client().keys(f"{log.keys.prefix}:*")
 
     with pytest.raises(PipelineFull, match="maxmemory"):
@@ -260,6 +261,7 @@ def test_each_script_gives_a_key_the_time_to_live_of_its_kind(server: Any, log: 
 
     append(line, 1, b"x" * BIG_BYTES, key="k")
     assert 0 < pttl(keys.bell("s0")) <= BELL_MS
+    assert 0 < pttl(keys.room) <= ROOM_MS
     assert BIG_TTL_MS - 60_000 < pttl(f"{keys.bigs}3") <= BIG_TTL_MS
     assert IDEMPOTENCY_TTL_MS - 60_000 < pttl(keys.claim(3, "k")) <= IDEMPOTENCY_TTL_MS
     assert PRODUCER_TTL_MS - 60_000 < pttl(keys.producer(5)) <= PRODUCER_TTL_MS

@@ -186,7 +186,7 @@ def test_a_lock_that_was_waited_for_too_long_is_tried_again(session: NodeSession
             other.execute("SET SESSION innodb_lock_wait_timeout = 0")
             other.execute("UPDATE t SET n = 2 WHERE id = 1")
 
-    assert (fault_of(raised.value), code_of(raised.value)) == (Fault.TRANSIENT, 1205)
+    assert (fault_of(raised.value), code_of(raised.value)) == (Fault.LOCKED, 1205)
 
 
 @mariadb
@@ -212,7 +212,7 @@ def test_a_deadlock_is_tried_again(session: NodeSession, other: NodeSession):
     there.join(timeout=20)
 
     [error] = errors
-    assert (fault_of(error), code_of(error)) == (Fault.TRANSIENT, 1213)
+    assert (fault_of(error), code_of(error)) == (Fault.LOCKED, 1213)
     assert session.query("SELECT n FROM t") == [(1,), (1,)]
 
 

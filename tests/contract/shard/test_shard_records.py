@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from base64 import b64decode
+
 import pytest
 from support.sandbox.sessions import ENTRY, PRODUCER, both, mariadb, run
 
 from pipeline.errors import ShardUnavailable
-from pipeline.model.op import START, Position
-from pipeline.shard import ledger, ledger_queries
+from pipeline.model.op import START, Op, Position, decode, encode
+from pipeline.shard import ledger, ledger_queries, set_aside
 from pipeline.shard.ledger import LostRange, Mark, Reject
 from pipeline.shard.session import NodeSession
 
@@ -77,13 +80,68 @@ def test_a_reject_is_kept_whole_with_the_databases_reason(shard: NodeSession):
     entry = ENTRY._replace(payload='["insert","t","é \U0001f600 \\\\ \'"]'.encode())
 
     with shard.transaction():
-        ledger.reject(shard, [Reject(entry, "t", "id 5", 1062, "Duplicate entry 'x'")])
+        set_aside.keep(shard, [Reject(entry, "t", "id 5", 1062, "Duplicate entry 'x'")])
 
-    assert shard.query("SELECT op, reason, code, state FROM pipeline_rejects") == [
-        (entry.payload.decode(), "Duplicate entry 'x'", 1062, "rejected")
+    [(op, *rest)] = shard.query("SELECT op, reason, code, state FROM pipeline_rejects")
+    assert op.isascii()
+    assert json.loads(op) == json.loads(entry.payload)
+    assert rest == ["Duplicate entry 'x'", 1062, "rejected"]
+    assert ledger_queries.aside(shard, [(3, PRODUCER, 9), (3, PRODUCER, 10)]) == [
+        ("rejected", "Duplicate entry 'x'", 1062)
     ]
-    assert ledger_queries.refused_ops(shard, [(3, PRODUCER, 9), (3, PRODUCER, 10)]) == [("Duplicate entry 'x'", 1062)]
-    assert ledger_queries.counts(shard) == {"rejected": 1, "lost": 0}
+    assert ledger_queries.counts(shard) == {"rejected": 1, "parked": 0, "lost": 0}
+
+
+@both
+@pytest.mark.parametrize("payload", [b"\xff\xfe\0", b'["insert", "t", "\xf0\x9f"]', b"", b"\xed\xa0\x80" * 500_000])
+def test_bytes_that_are_no_text_are_kept_as_base64(shard: NodeSession, payload: bytes):
+    with shard.transaction():
+        set_aside.keep(shard, [Reject(ENTRY._replace(payload=payload), "?", "?", None, "no op")])
+
+    [(op,)] = shard.query("SELECT op FROM pipeline_rejects")
+    if payload:
+        kept = json.loads(op)
+        assert kept["bytes"] == len(payload)
+        assert payload.startswith(b64decode(kept["base64"]))
+        assert len(b64decode(kept["base64"])) >= min(len(payload), 600_000)
+    else:
+        assert op == ""
+
+
+@both
+def test_a_reject_whose_escapes_do_not_fit_is_kept_with_its_values(shard: NodeSession, monkeypatch: pytest.MonkeyPatch):
+    payload = encode(Op("insert", "t", "h", 1, 5, (1,), ("\u4e2d" * 20_000,)))
+    monkeypatch.setattr(shard, "statement_bytes", lambda: 90_000)
+
+    with shard.transaction():
+        set_aside.keep(shard, [Reject(ENTRY._replace(payload=payload), "t", "5", None, "no")])
+
+    [(op,)] = shard.query("SELECT op FROM pipeline_rejects")
+    assert op == payload.decode()
+
+
+@both
+def test_a_reject_with_odd_characters_in_its_names_is_recorded(shard: NodeSession):
+    with shard.transaction():
+        set_aside.keep(shard, [Reject(ENTRY, "t\0\ud83d", "\ud83d'", None, "it\0's \udc00 \U0001f600" + "\0" * 5000)])
+
+    [(table, row_key, reason)] = shard.query("SELECT table_name, row_key, reason FROM pipeline_rejects")
+    assert (table, row_key) == ("t\\u0000\\ud83d", "\\ud83d'")
+    assert reason.startswith("it\\u0000's \\udc00 \U0001f600\\u0000")
+    assert len(reason) == 4000
+
+
+@mariadb
+def test_a_reject_with_an_emoji_is_recorded_over_a_connection_that_has_none(shard: NodeSession, uri: str):
+    entry = ENTRY._replace(payload=encode(Op("insert", "t", "h", 1, 5, (1,), ("\U0001f600",))))
+    old = NodeSession("s0", uri.replace("utf8mb4", "utf8"))
+
+    with old.transaction():
+        set_aside.keep(old, [Reject(entry, "t", "5", 1366, "Incorrect string value")])
+    old.discard()
+
+    [(op,)] = shard.query("SELECT op FROM pipeline_rejects")
+    assert decode(op.encode()) == decode(entry.payload)
 
 
 @both
@@ -105,6 +163,19 @@ def test_idempotency_keys_are_known_per_bucket_and_letter_by_letter(shard: NodeS
         found = ledger.known_keys(shard, [(3, "Order 7"), (4, "it's"), (3, "order 7"), (4, "Order 7"), (3, "Order 7 ")])
 
     assert found == {(3, "Order 7"), (4, "it's")}
+
+
+@both
+def test_keys_that_a_collation_finds_equal_are_kept_side_by_side(shard: NodeSession):
+    keys = ["k", "k ", "K", "é", "e\u0301", "k\0", "\U0001f600", "\U0001f601", "x" * 190]
+    scoped = [(3, Op("insert", "t", "h", 1, idempotency_key=key).scoped_key) for key in keys]
+
+    with shard.transaction():
+        ledger.keep_keys(shard, scoped[::2])
+        ledger.keep_keys(shard, scoped[1:-1:2])
+
+    with shard.transaction():
+        assert ledger.known_keys(shard, scoped) == set(scoped)
 
 
 @both
@@ -141,7 +212,7 @@ def test_the_fate_of_an_op_follows_watermark_producer_rejects_and_losses(shard: 
     assert not fate(shard, seq=10).reached(Position(7, 6), 10)
 
     with shard.transaction():
-        ledger.reject(shard, [Reject(ENTRY, "t", "5", None, "no")])
+        set_aside.keep(shard, [Reject(ENTRY, "t", "5", None, "no")])
         ledger.lose(shard, [LostRange(3, 7, 0, 8, 9), LostRange(3, 0, PRODUCER, 20, 22)])
     assert fate(shard).reject == ("rejected", "no", None)
     assert fate(shard, seq=21).lost
@@ -181,3 +252,31 @@ def test_definitions_are_kept_in_the_shard(shard: NodeSession):
     with shard.transaction():
         assert ledger.stored_schema(shard, "0123456789ab") == '{"table":"t"}'
         assert ledger.stored_schema(shard, "ba9876543210") is None
+
+
+# rows that are held -----------------------------------------------------------------------------------------------
+
+
+@both
+def test_a_held_row_is_told_by_bucket_and_key_with_the_first_op_that_holds_it(shard: NodeSession):
+    def aside(bucket: int, at: int, *keys: str) -> Reject:
+        entry = ENTRY._replace(bucket=bucket, position=Position(7, at))
+        return Reject(entry, "t", "5", None, "no", holds=frozenset(keys))
+
+    with shard.transaction():
+        set_aside.keep(shard, [aside(3, 9, "t 5", "t 6"), aside(3, 5, "t 5"), aside(4, 1, "T 5")])
+
+        held = set_aside.holders(shard, {(3, "t 5"), (3, "t 6"), (3, "T 5"), (4, "t 5"), (4, "T 5"), (5, "t 5")})
+
+    assert held == {(3, "t 5"): Position(7, 5), (3, "t 6"): Position(7, 9), (4, "T 5"): Position(7, 1)}
+
+
+@both
+def test_more_ops_are_set_aside_at_once_than_one_statement_takes(shard: NodeSession):
+    entries = [ENTRY._replace(position=Position(7, at), payload=b'["insert","t"]' + b" " * 900) for at in range(2500)]
+
+    with shard.transaction():
+        set_aside.keep(shard, [Reject(entry, "t", "5", None, "no", holds=frozenset(("t 5",))) for entry in entries])
+
+    assert shard.query("SELECT COUNT(*) FROM pipeline_rejects") == [(2500,)]
+    assert shard.query("SELECT COUNT(*) FROM pipeline_held") == [(2500,)]

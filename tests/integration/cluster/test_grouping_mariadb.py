@@ -8,6 +8,7 @@ from random import Random
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.oracle.grouping import MANY, TWO, Database, Maker, difference
 
 from pipeline.model.op import INSERT, Op
@@ -23,7 +24,7 @@ def database(mariadb_uri: str) -> Iterator[Database]:
 
 
 # InnoDB burns a number for each row of a statement that failed, so ids that the database gives are left out
-@settings(max_examples=100, deadline=None, phases=[Phase.reuse, Phase.generate])
+@settings(max_examples=examples(40), deadline=None, phases=[Phase.reuse, Phase.generate])
 @given(seed=st.integers(0, 2**32))
 def test_grouped_equals_one_by_one(database: Database, seed: int):
     ops = Maker(Random(seed), numbered=False).ops()
@@ -31,7 +32,7 @@ def test_grouped_equals_one_by_one(database: Database, seed: int):
     assert difference(database, ops) == ""
 
 
-@settings(max_examples=100, deadline=None, phases=[Phase.reuse, Phase.generate])
+@settings(max_examples=examples(40), deadline=None, phases=[Phase.reuse, Phase.generate])
 @given(seed=st.integers(0, 2**32))
 def test_versioned_updates_together_equal_one_by_one(database: Database, seed: int):
     ops = Maker(Random(seed), numbered=False, versioned=True).ops()

@@ -566,6 +566,17 @@ def test_an_idempotency_key_that_the_shard_cannot_keep_is_refused(db: Any, op_bu
             call()
 
 
+def test_an_idempotency_key_with_half_a_character_is_refused_by_every_call(db: Any, op_builder: OpBuilder):
+    for call in (
+        lambda: op_builder.insert(db.person, {"name": "Ada"}, None, "\ud83d"),
+        lambda: op_builder.update(db.person, 5, {"name": "Ada"}, None, "\ud83d"),
+        lambda: op_builder.delete(db.person, 5, None, "\ud83d"),
+        lambda: op_builder.upsert(db.person, "id", {"id": 5, "name": "Ada"}, None, "\ud83d"),
+    ):
+        with pytest.raises(BadOp, match="half a character"):
+            call()
+
+
 def test_the_same_idempotency_key_finds_the_same_bucket_also_where_a_row_may_live_anywhere(
     db: Any, op_builder: OpBuilder
 ):

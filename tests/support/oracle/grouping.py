@@ -277,13 +277,15 @@ class Database:
                 session.execute("DELETE FROM sqlite_sequence")
             for table in (*(schema.name for schema in TABLES), *OWN):
                 session.execute(f"DELETE FROM {table}")
-            session.execute("UPDATE pipeline_watermarks SET epoch = 0, seq = -1")
+            session.execute("UPDATE pipeline_watermarks SET epoch = 0, seq = -1, state = 'active'")
         if self._mysql:
             self._run("SET foreign_key_checks = 1")
 
     def _found(self) -> dict[str, Any]:
         found: dict[str, Any] = {t.name: self.session.query(f"SELECT * FROM {t.name} ORDER BY id") for t in TABLES}
         found["rejects"] = self.session.query("SELECT producer_seq FROM pipeline_rejects ORDER BY producer_seq")
+        found["aside"] = self.session.query("SELECT producer_seq, state, reason FROM pipeline_rejects ORDER BY 1")
+        found["held"] = self.session.query("SELECT row_key, epoch, seq FROM pipeline_held ORDER BY 1, 2, 3")
         found["ids"] = self.session.query("SELECT producer_seq, row_id FROM pipeline_ids ORDER BY producer_seq")
         found["watermark"] = ledger_queries.marks_of(self.session)[BUCKET]
         return found
@@ -296,4 +298,11 @@ class Database:
         self.session.discard()
 
 
-OWN = ("pipeline_producers", "pipeline_rejects", "pipeline_lost", "pipeline_idempotency", "pipeline_ids")
+OWN = (
+    "pipeline_producers",
+    "pipeline_rejects",
+    "pipeline_held",
+    "pipeline_lost",
+    "pipeline_idempotency",
+    "pipeline_ids",
+)

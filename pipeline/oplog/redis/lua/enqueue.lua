@@ -6,13 +6,15 @@
 --       3 producer                hash    bucket -> "<last producer seq> <epoch> <seq>"; expires when idle
 --       4 claim                   string  the receipt of the first op with the idempotency key, or a row's id alone;
 --                                         '' for no key
---       5.. per shard: dirty      zset    bucket -> ms from when on it may be applied
+--       5 room                    string  there for a moment after memory was measured and found enough
+--       6.. per shard: dirty      zset    bucket -> ms from when on it may be applied
 --                      bell       string  there while a Celery message for this shard is on its way
 --       then per log:  log        stream  entries <epoch>-<dense seq>: p producer, s producer seq, o op
 -- ARGV  1 epoch  2 shards  3 producer  4 row id  5 bytes of the largest op if it is large, else 0
 --       6 prefix of the keys that hold the bytes of a bucket's largest op of late
 --       7 ms until the producer expires, 0: leave its expiry  8 ms until the bell counts as lost
 --       9 ms until the claim expires  10 ms until the bytes of the largest op expire
+--       11 ms until memory is measured again  12 the share of memory above which nothing is taken
 --       then per log: bucket, first producer seq, count, and the ops themselves
 -- Returns one string:
 --       "epoch"          the lineage changed: raise the epoch first, nothing was written
@@ -25,11 +27,19 @@
 local call, format = redis.call, string.format
 local epoch, shards, producer, big = ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[5] + 0
 
-local head = call('MGET', KEYS[1], KEYS[2])
+local head = call('MGET', KEYS[1], KEYS[2], KEYS[5])
 local given_out, full = head[1] or '', head[2]
 local replid = 'master_replid:' .. string.sub(given_out, #epoch + 2)
 if string.sub(given_out, 1, #epoch + 1) ~= epoch .. ' ' or not string.find(call('INFO', 'replication'), replid, 1, true) then
   return 'epoch'
+end
+if not full and not head[3] then
+  -- measured by who appends, so that producers stop in time also while no worker is alive
+  local memory = call('INFO', 'memory')
+  local limit, share = string.match(memory, '\nmaxmemory:(%d+)') + 0, 0
+  if limit > 0 then share = string.match(memory, '\nused_memory:(%d+)') / limit end
+  if share > ARGV[12] + 0 then full = format('Redis uses %.0f%% of its memory', share * 100) end
+  call('SET', full and KEYS[2] or KEYS[5], full or '1', 'PX', ARGV[11])
 end
 if full then return 'full ' .. full end
 if KEYS[4] ~= '' then
@@ -41,7 +51,7 @@ end
 
 local prefix = epoch .. '-*'
 local reply, wrote
-local key, at = 5 + 2 * shards, 11
+local key, at = 6 + 2 * shards, 13
 while at <= #ARGV do
   local bucket, first, count = ARGV[at], ARGV[at + 1] + 0, ARGV[at + 2] + 0
   local seen = call('HGET', KEYS[3], bucket)
@@ -84,8 +94,8 @@ else
   local now, dirty = time[1] * 1000 + math.floor(time[2] / 1000), {}
   for i, bucket in ipairs(wrote) do dirty[2 * i - 1], dirty[2 * i] = now, bucket end
   for shard = 0, shards - 1 do
-    call('ZADD', KEYS[5 + 2 * shard], 'NX', unpack(dirty))
-    bits = bits .. (call('SET', KEYS[6 + 2 * shard], '1', 'NX', 'PX', ARGV[8]) and '1' or '0')
+    call('ZADD', KEYS[6 + 2 * shard], 'NX', unpack(dirty))
+    bits = bits .. (call('SET', KEYS[7 + 2 * shard], '1', 'NX', 'PX', ARGV[8]) and '1' or '0')
   end
 end
 return 'ok ' .. bits .. ' ' .. reply

@@ -1,21 +1,23 @@
 #!lua
 -- Append one op of one shard: `enqueue.lua` for what nearly every web request sends, without what it does not need.
 --
--- KEYS  1 epoch  2 full  3 producer  4 dirty  5 bell  6 log     all as in `enqueue.lua`
+-- KEYS  1 epoch  2 full  3 producer  4 dirty  5 bell  6 log  7 room     all as in `enqueue.lua`
 -- ARGV  1 epoch  2 producer  3 bucket  4 ms until the bell counts as lost  5 producer seq  6 the op
 -- Returns one string:
 --       "<1: ring> <epoch> <seq>"  appended, or seen before: where it stands
 --       "full <reason>"            nothing was written
+--       "room"                     nothing was written: `enqueue.lua` has to measure the memory that is left
 --       "no"                       nothing was written: `enqueue.lua` tells why
 local call, epoch, bucket, seq = redis.call, ARGV[1], ARGV[3], ARGV[5]
 
-local head = call('MGET', KEYS[1], KEYS[2], KEYS[5])
+local head = call('MGET', KEYS[1], KEYS[2], KEYS[5], KEYS[7])
 local given_out = head[1] or ''
 local replid = 'master_replid:' .. string.sub(given_out, #epoch + 2)
 if string.sub(given_out, 1, #epoch + 1) ~= epoch .. ' ' or not string.find(call('INFO', 'replication'), replid, 1, true) then
   return 'no'
 end
 if head[2] then return 'full ' .. head[2] end
+if not head[4] then return 'room' end
 
 local seen = call('HGET', KEYS[3], bucket)
 if seen then

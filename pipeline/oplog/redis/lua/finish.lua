@@ -1,16 +1,18 @@
 #!lua flags=allow-oom
--- After a commit: publish the watermarks, un-dirty what is drained, and take the bell if anything is left.
+-- After a commit: publish the watermarks, un-dirty what is drained, forget the attempts, and take the bell if anything
+-- is left.
 -- Runs although memory is full: draining must never need free memory.
 --
--- KEYS  1 dirty  2 bell  3 marks (hash bucket -> "<epoch>-<seq>", a copy for readers)  then one log per bucket
+-- KEYS  1 dirty  2 bell  3 marks (hash bucket -> "<epoch>-<seq>", a copy for readers)  4 attempts  then one log per bucket
 -- ARGV  1 ms until the bell counts as lost  2 delay ms of the buckets that are left  then per log: bucket, epoch, seq
 -- Returns "<ring: 0|1> <buckets still dirty>".
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-for i = 4, #KEYS do
-  local at = 3 * (i - 4) + 3
+for i = 5, #KEYS do
+  local at = 3 * (i - 5) + 3
   local bucket, epoch, seq = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   redis.call('HSET', KEYS[3], bucket, ARGV[at + 1] .. '-' .. ARGV[at + 2])
+  redis.call('HDEL', KEYS[4], bucket)
   local top = redis.call('XREVRANGE', KEYS[i], '+', '-', 'COUNT', 1)[1]
   local clean = true
   if top then

@@ -1,0 +1,87 @@
+"""Note what a worker is about to apply, so that whatever ends the worker leaves a trace; narrow down what failed.
+
+A note is written under the lock of the bucket's watermark, and removed after the commit. So a worker that gets the lock
+and finds a note for the present watermark knows that the noted attempt has failed. The next attempt is narrower: the
+bucket alone, an eighth of its entries, and so on down to one op, which is rejected after `MOST_DEATHS` attempts alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pipeline.model.op import Position
+
+#: How often an op alone may end its worker, its server or its time before it is rejected.
+MOST_DEATHS = 3
+#: An attempt that failed is followed by one with so many times fewer entries.
+NARROWER = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An attempt to apply the next entries of one bucket.
+
+    Args:
+        after: the watermark that the attempt begins at.
+        left: how many entries are under suspicion.
+        entries: how many of these the attempt takes, with no other bucket; 0: it takes all, beside other buckets.
+        deaths: how many attempts with one entry ended the worker, the server or the statement's time.
+        waits: how many attempts with one entry ended in a lock that another program holds.
+        ended: whether the attempt has failed in an orderly way, so that nothing is to be concluded from the note.
+    """
+
+    after: Position
+    left: int
+    entries: int = 0
+    deaths: int = 0
+    waits: int = 0
+    ended: bool = False
+
+    def failed(self) -> Attempt:
+        """Return the attempt that follows this one's failure: what is at fault is among the entries that it took."""
+        if self.entries == 0:
+            return replace(self, entries=self.left, ended=False)
+        if self.entries > 1:
+            return replace(self, left=self.entries, entries=max(1, self.entries // NARROWER), ended=False)
+        return replace(self, deaths=self.deaths + 1, ended=False)
+
+    def waited(self) -> Attempt:
+        """Return the attempt that follows this one's failure to get a lock."""
+        return replace(self, waits=self.waits + 1) if self.entries == 1 else self.failed()
+
+    def succeeded(self, to: Position, taken: int) -> Attempt | None:
+        """Return the attempt for the entries that are still under suspicion; None where none are left.
+
+        Args:
+            to: the watermark that this attempt left.
+            taken: how many entries it applied.
+        """
+        left = self.left - taken
+        return Attempt(to, left, min(self.entries, left)) if left > 0 else None
+
+    def __str__(self) -> str:
+        return f"{self.after} {self.left} {self.entries} {self.deaths} {self.waits} {int(self.ended)}"
+
+    @classmethod
+    def parse(cls, note: str) -> Attempt | None:
+        """Return the attempt of a note; None for a note that this version cannot read.
+
+        Args:
+            note: what `str` made of an attempt.
+        """
+        after, *numbers = note.split()
+        try:
+            left, entries, deaths, waits, ended = map(int, numbers)
+            return cls(Position.parse(after), max(1, left), entries, deaths, waits, bool(ended))
+        except ValueError:
+            return None
+
+    @classmethod
+    def suspected(cls, note: str) -> Attempt | None:
+        """Return the attempt to make where *note* was found for the present watermark.
+
+        Args:
+            note: of an earlier attempt; no living worker makes it, since the bucket's lock was free.
+        """
+        noted = cls.parse(note)
+        return None if noted is None else noted if noted.ended else noted.failed()

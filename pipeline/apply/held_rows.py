@@ -1,0 +1,159 @@
+"""Keep the order of each row across ops that are set aside, within one transaction.
+
+An op that meets a held row is parked, and holds its own rows from then on. Ops that conflict are in different groups,
+so what one group holds is known before the next is executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pipeline.apply.grouping import Item
+from pipeline.config.settings import TableSettings
+from pipeline.errors import PipelineError
+from pipeline.model.op import Op, Position
+from pipeline.model.wait_reason import WaitReason
+from pipeline.shard import set_aside
+from pipeline.shard.ledger import HALTED, HOLDING, Mark, Reject
+from pipeline.shard.row_keys import row_keys
+from pipeline.shard.session import NodeSession
+from pipeline.shard.table_facts import Facts
+
+PARK, SKIP, HALT = "park", "skip", "halt"
+
+
+class Halt(PipelineError):
+    """A table that halts had an op refused: the transaction must leave the rest of the bucket's log alone."""
+
+    retryable = True
+
+    def __init__(self, item: Item):
+        super().__init__(f"bucket {item.entry.bucket} halts at {item.entry.position}")
+        self.bucket, self.position = item.entry.bucket, item.entry.position
+
+
+class HeldRows:
+    """The rows that ops set aside hold, while a transaction adds to them.
+
+    Args:
+        known: the facts of every schema that an op names, by hash.
+        tables: what the configuration says of tables, by name; others park.
+        ends: of each bucket that may halt, the position behind which nothing is executed. None: no bucket halts, and
+            its ops are parked instead.
+
+    Attributes:
+        held: (bucket, row key) -> the first op that holds the row.
+    """
+
+    def __init__(
+        self, known: Mapping[str, Facts], tables: Mapping[str, TableSettings], ends: Mapping[int, Position] | None
+    ):
+        self._known, self._tables, self._ends = known, tables, ends
+        self.held: dict[tuple[int, str], Position] = {}
+
+    def read(self, session: NodeSession, items: Iterable[Item]) -> None:
+        """Read which rows of ops are held.
+
+        Args:
+            session: inside the transaction.
+            items: the ops.
+        """
+        self.held |= set_aside.holders(session, {(one.entry.bucket, key) for one in items for key in self._keys(one)})
+
+    def part(self, items: Sequence[Item]) -> tuple[Sequence[Item], list[Reject]]:
+        """Return the ops of one group that may be executed, and those that are parked.
+
+        Args:
+            items: ops that do not conflict with each other.
+        """
+        if not self.held:
+            return items, []
+        free, parked = [], []
+        for item in items:
+            behind = self._behind(item)
+            if behind is None:
+                free.append(item)
+            else:
+                parked.append(self.park(item, *behind))
+        return free, parked
+
+    def park(self, item: Item, key: str, first: Position) -> Reject:
+        """Set an op aside behind another.
+
+        Args:
+            item: the op.
+            key: of the row that they have in common.
+            first: the other's position.
+        """
+        why = f"waits behind the op at {item.entry.bucket}:{first}, which holds the row {key}"
+        return Reject(item.entry, item.op.table, key, None, why, set_aside.PARKED, self._hold(item))
+
+    def refuse(self, item: Item) -> frozenset[str]:
+        """Return the keys of the rows that a refused op holds: none if its table skips.
+
+        Args:
+            item: the op.
+
+        Raises:
+            Halt: the table of the op halts, and later ops of the bucket are part of the transaction.
+        """
+        words = {self._word(member) for member in item.op.members}
+        if HALT in words and self._ends is not None:
+            if self._ends.get(item.entry.bucket) != item.entry.position:
+                raise Halt(item)
+            return frozenset()
+        return frozenset() if words == {SKIP} else self._hold(item)
+
+    def _word(self, op: Op) -> str:
+        table = self._tables.get(op.table)
+        return table.on_reject if table is not None else PARK
+
+    def _hold(self, item: Item) -> frozenset[str]:
+        keys, bucket, position = self._keys(item), item.entry.bucket, item.entry.position
+        for key in keys:
+            self.held[bucket, key] = min(position, self.held.get((bucket, key), position))
+        return keys
+
+    def _behind(self, item: Item) -> tuple[str, Position] | None:
+        """Return a row of an op that an earlier op holds, and that op's position."""
+        for key in sorted(self._keys(item)):
+            first = self.held.get((item.entry.bucket, key))
+            if first is not None and first < item.entry.position:
+                return key, first
+        return None
+
+    def _keys(self, item: Item) -> frozenset[str]:
+        return row_keys(item.op, {one.schema: self._known[one.schema].schema for one in item.op.named})
+
+
+def settle(
+    session: NodeSession, rejects: Sequence[Reject], before: Mapping[int, Mark], ends: Mapping[int, Position]
+) -> None:
+    """Record what was set aside, and the state in which that leaves its buckets.
+
+    Args:
+        session: inside the apply transaction.
+        rejects: what was set aside.
+        before: the watermarks that the transaction found.
+        ends: of the buckets that may halt, the position behind which nothing was executed.
+    """
+    set_aside.keep(session, rejects)
+    refused = (one.entry for one in rejects if one.state == set_aside.REJECTED)
+    halted = {entry.bucket for entry in refused if ends.get(entry.bucket) == entry.position}
+    holding = {one.entry.bucket for one in rejects if one.holds and before[one.entry.bucket].state != HOLDING}
+    set_aside.note_holding(session, holding - halted)
+    set_aside.halt(session, halted)
+
+
+def halted(shard: str, marks: Mapping[int, Mark]) -> dict[int, WaitReason]:
+    """Return why nothing of a halted bucket is applied, by bucket.
+
+    Args:
+        shard: the shard's name.
+        marks: the watermarks that are locked.
+    """
+    return {
+        bucket: WaitReason("halted", shard, f"bucket {bucket}", f"{bucket}:{mark.position}")
+        for bucket, mark in marks.items()
+        if mark.state == HALTED
+    }

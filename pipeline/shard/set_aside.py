@@ -1,0 +1,170 @@
+"""Set ops aside: a watermark moves on, and the op is kept whole until an operator replays or drops it.
+
+Invariant: an op that is set aside holds its rows. A later op of such a row is set aside too, which keeps the order per
+row. The functions run inside the caller's transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from msgspec import structs
+
+from pipeline.errors import NewerOp, NotAnOp
+from pipeline.model.op import Position, decode, encode
+from pipeline.shard.ledger import HALTED, HOLDING, Reject, text_literal
+from pipeline.shard.session import NodeSession
+
+#: States of an op that is set aside: refused, waits for what its reason names, waits behind an op of the same row.
+REJECTED, WAITING, PARKED = "rejected", "waiting", "parked"
+ASIDE = (REJECTED, WAITING, PARKED)
+#: Room in a statement beside the op: 4,000 characters of reason, the row's key, names and numbers.
+_REST_BYTES = 20_000
+#: A statement is aimed at this size.
+_AIM_BYTES = 500_000
+#: Most keys, or positions, that one statement names.
+_MOST_KEYS = 1000
+#: JSON's strings are its only place for such characters. A raw control character is none of JSON's.
+_NOT_ASCII = re.compile(r"[^\t\n\r -~]+")
+#: Half a character, which no text of a database holds, and what SQLite takes in no literal.
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+_COLUMNS = (
+    "bucket, epoch, seq, producer, producer_seq, state, table_name, row_key, code, reason, op, rejected_ms, changed_ms"
+)
+
+_T = TypeVar("_T")
+
+
+def keep(session: NodeSession, ops: Iterable[Reject]) -> None:
+    """Record ops that are set aside, and the rows that they hold.
+
+    Args:
+        session: inside the apply transaction.
+        ops: what is set aside, with reasons.
+    """
+    ops = list(ops)
+    for values in _statements(session, ops):
+        session.execute(f"INSERT INTO pipeline_rejects ({_COLUMNS}) VALUES {', '.join(values)}")
+    held = [
+        f"({op.entry.bucket}, {text_literal(key)}, {op.entry.position.epoch}, {op.entry.position.seq})"
+        for op in ops
+        for key in op.holds
+    ]
+    for rows in _parts(held):
+        session.execute(f"INSERT INTO pipeline_held (bucket, row_key, epoch, seq) VALUES {', '.join(rows)}")
+
+
+def holders(session: NodeSession, rows: Iterable[tuple[int, str]]) -> dict[tuple[int, str], Position]:
+    """Return which rows are held, each with the position of the first op that holds it.
+
+    Args:
+        session: inside the transaction that has locked the buckets.
+        rows: (bucket, row key).
+    """
+    found = {}
+    for part in _parts(list(rows)):
+        # one range of the index per row: IN over buckets times IN over keys would be their product
+        keys: dict[int, list[str]] = {}
+        for bucket, key in part:
+            keys.setdefault(bucket, []).append(text_literal(key))
+        which = " OR ".join(f"(bucket = {bucket} AND row_key IN ({', '.join(own)}))" for bucket, own in keys.items())
+        first = (
+            "FROM pipeline_held AS h WHERE h.bucket = r.bucket AND h.row_key = r.row_key ORDER BY epoch, seq LIMIT 1"
+        )
+        for bucket, key, epoch, seq in session.rows(
+            f"SELECT bucket, row_key, (SELECT h.epoch {first}), (SELECT h.seq {first})"
+            f" FROM (SELECT DISTINCT bucket, row_key FROM pipeline_held WHERE {which}) AS r"
+        ):
+            found[bucket, key] = Position(epoch, seq)
+    return found
+
+
+def note_holding(session: NodeSession, buckets: Iterable[int]) -> None:
+    """Note that ops set aside hold rows of *buckets*, so that the next batch asks which.
+
+    Args:
+        session: inside the apply transaction.
+        buckets: whose state to change; may be empty.
+    """
+    _set_state(session, buckets, HOLDING)
+
+
+def halt(session: NodeSession, buckets: Iterable[int]) -> None:
+    """Stop *buckets* at their watermark, whose op was rejected.
+
+    Args:
+        session: inside the apply transaction.
+        buckets: whose state to change; may be empty.
+    """
+    _set_state(session, buckets, HALTED)
+
+
+def _set_state(session: NodeSession, buckets: Iterable[int], state: str) -> None:
+    if chosen := ", ".join(map(str, buckets)):
+        session.execute(f"UPDATE pipeline_watermarks SET state = '{state}' WHERE bucket IN ({chosen})")
+
+
+def _parts(things: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """Yield parts of *things*, each small enough for one statement."""
+    return (things[start : start + _MOST_KEYS] for start in range(0, len(things), _MOST_KEYS))
+
+
+def _statements(session: NodeSession, ops: Sequence[Reject]) -> Iterator[list[str]]:
+    """Yield rows for one INSERT each: few enough for the server, and one at least."""
+    now, most_bytes = session.dialect.now_ms, session.statement_bytes() - _REST_BYTES
+    rows: list[str] = []
+    size = 0
+    for op in ops:
+        row = _row(op, now, most_bytes)
+        length = len(row.encode())
+        if rows and (size + length > min(most_bytes, _AIM_BYTES) or len(rows) == _MOST_KEYS):
+            yield rows
+            rows, size = [], 0
+        rows.append(row)
+        size += length
+    if rows:
+        yield rows
+
+
+def _row(op: Reject, now: str, most_bytes: int) -> str:
+    entry = op.entry
+    numbers = f"{entry.bucket}, {entry.position.epoch}, {entry.position.seq}, {entry.producer}, {entry.producer_seq}"
+    texts = f"'{op.state}', {_cut(op.table, 128)}, {_cut(op.row_key, 255)}"
+    why = f"{'NULL' if op.code is None else op.code}, {_cut(op.reason, 4000)}"
+    return f"({numbers}, {texts}, {why}, {_stored_op(entry.payload, most_bytes)}, {now}, {now})"
+
+
+def _cut(text: str, most: int) -> str:
+    """Return a text as a literal of at most so many characters, each of which every column of ours can store."""
+    return text_literal(_UNSTORABLE.sub(_escaped, text)[:most])
+
+
+def _stored_op(payload: bytes, most_bytes: int) -> str:
+    """Return an op as a literal of JSON in ASCII, which any column and connection can store.
+
+    An op is without its values where the server takes no statement that holds them. Bytes that are no text are
+    `{"base64": …, "bytes": their number}`, cut where they are too many.
+    """
+    try:
+        text = payload.decode()
+        ascii = text_literal(_NOT_ASCII.sub(_escaped, text))
+        if len(ascii) <= most_bytes:
+            return ascii
+        op = decode(payload)
+    except (UnicodeDecodeError, NotAnOp, NewerOp):
+        start = b64encode(payload[: max(0, most_bytes // 4 * 3)]).decode()
+        return text_literal(f'{{"base64": "{start}", "bytes": {len(payload)}}}')
+    whole = text_literal(text)  # escapes are longer than what they stand for
+    if len(whole.encode()) <= most_bytes:
+        return whole
+    bare = structs.replace(op, columns=(), values=(), where=None, expressions=(), ops=())
+    return text_literal(encode(bare).decode())
+
+
+def _escaped(match: re.Match[str]) -> str:
+    """Return a character as JSON escapes it."""
+    return json.dumps(match[0])[1:-1]

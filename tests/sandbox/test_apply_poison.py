@@ -1,0 +1,251 @@
+"""An op that ends its worker, its server or its time is rejected; a locked one waits; no other is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pymysql
+import pytest
+from pydal import DAL, Field
+
+import pipeline
+from pipeline.admin.why import why
+from pipeline.apply.applier import Applier, Outcome
+from pipeline.config.settings import ApplySettings
+from pipeline.model.receipt import Receipt
+from pipeline.oplog.waits import ALIVE, ALIVE_TOKEN
+from pipeline.shard.session import NodeSession
+from pipeline.testing import Sandbox, sandbox
+
+OTHERS = 60
+#: More than a bucket rests.
+LATER_MS = 10_000
+Meet = Callable[[str, Callable[[], BaseException]], None]
+
+
+class Died(BaseException):
+    """Ends the worker's process in the middle of a statement, as SIGKILL does."""
+
+
+@pytest.fixture
+def db() -> Iterator[Any]:
+    db = DAL("sqlite:memory")
+    db.define_table("event", Field("who", "integer"), Field("note"))
+    yield db
+    db.close()
+
+
+@pytest.fixture
+def box(db: Any) -> Iterator[Sandbox]:
+    with sandbox({"event": {"shard_key": "who"}}, shards=1, buckets=32) as box:
+        pipeline.define_tables(db)
+        yield box
+
+
+@pytest.fixture
+def meet(monkeypatch: pytest.MonkeyPatch) -> Meet:
+    """Return a function by which each statement with a word in it meets an error; None ends that."""
+    met: dict[str, Callable[[], BaseException]] = {}
+    real = NodeSession.execute
+
+    def execute(session: NodeSession, sql: str) -> int:
+        for word, error in met.items():
+            if word in sql and "INTO pipeline_" not in sql:
+                raise error()
+        return real(session, sql)
+
+    monkeypatch.setattr(NodeSession, "execute", execute)
+    monkeypatch.setattr("pipeline.clock.sleep_s", lambda for_s: None)
+
+    def meet(word: str, error: Callable[[], BaseException]) -> None:
+        met.clear()
+        if word:
+            met[word] = error
+
+    return meet
+
+
+def mysql_error(code: int) -> Callable[[], BaseException]:
+    return lambda: pymysql.err.OperationalError(code, "the server's words")
+
+
+def applier(box: Sandbox, **settings: int) -> Applier:
+    """Return an applier as a new process has it."""
+    return Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(**settings))
+
+
+def queue(db: Any, bad_note: str) -> tuple[Receipt, list[Receipt], list[Receipt]]:
+    """Queue an op among others; return its receipt, and those of ops in other buckets and behind it in its own."""
+    many = [pipeline.enqueue_insert(db.event, who=who, note=f"{who}") for who in range(OTHERS)]
+    bad = pipeline.enqueue_insert(db.event, who=7, note=bad_note)
+    behind = [pipeline.enqueue_insert(db.event, who=7, note="behind") for _ in range(9)]
+    many += [pipeline.enqueue_insert(db.event, who=who, note="more") for who in range(OTHERS)]
+    own = [receipt for receipt in many if receipt.bucket == bad.bucket]
+    return bad, [receipt for receipt in many if receipt.bucket != bad.bucket], behind + own
+
+
+def turns(box: Sandbox, most: int, **settings: int) -> int:
+    """Apply until nothing is dirty, with a new process after each death; return the number of deaths."""
+    worker, deaths = applier(box, **settings), 0
+    for _ in range(most):
+        try:
+            worker.apply()
+        except Died:
+            worker, deaths = applier(box, **settings), deaths + 1
+        box.log.ahead_ms += LATER_MS
+        if not box.log.dirty("s0"):
+            break
+    assert not box.log.dirty("s0")
+    return deaths
+
+
+def reasons(box: Sandbox, receipt: Receipt) -> list[str]:
+    """Return the kinds of reasons for which an op waits."""
+    box.log.hold_lease(ALIVE.format("s0"), ALIVE_TOKEN, 60_000)
+    return [reason.kind for reason in why(box.client, str(receipt)).reasons]
+
+
+def states(receipts: list[Receipt]) -> set[str]:
+    return {receipt.status() for receipt in receipts}
+
+
+def test_an_op_that_kills_its_worker_is_rejected_and_all_others_are_applied(db: Any, box: Sandbox, meet: Meet):
+    bad, others, behind = queue(db, "poison")
+    meet("poison", Died)
+
+    deaths = turns(box, most=20)
+
+    assert bad.status() == "rejected"
+    assert states(others + behind) == {"applied"}
+    assert 3 < deaths <= 8
+    [[reason]] = box.client.nodes.primary("s0").query("SELECT reason FROM pipeline_rejects")
+    assert reason.startswith("poison: alone, it ended the worker")
+
+
+def test_an_op_under_test_is_named_as_such(db: Any, box: Sandbox, meet: Meet):
+    bad, _, _ = queue(db, "poison")
+    meet("poison", Died)
+    given = []
+    for _ in range(6):
+        with pytest.raises(Died):
+            applier(box).apply()
+        box.log.ahead_ms += LATER_MS
+        given += reasons(box, bad)
+
+    assert given[-1] == "testing"
+    assert "is tried alone (2 of 3 tries have failed)" in why(box.client, str(bad)).sentences[0]
+
+
+def test_two_deaths_are_enough_to_leave_the_other_buckets_in_peace(db: Any, box: Sandbox, meet: Meet):
+    """The first one tells that something is wrong with one of many buckets, the second one with which."""
+    bad, others, _ = queue(db, "poison")
+    meet("poison", Died)
+    for _ in range(3):
+        with pytest.raises(Died):
+            applier(box).apply()
+
+    assert states(others) == {"applied"}
+    assert bad.status() == "queued"
+
+
+def test_a_worker_that_died_for_another_reason_rejects_nothing(db: Any, box: Sandbox, meet: Meet):
+    bad, others, behind = queue(db, "poison")
+    meet("poison", Died)
+    for _ in range(3):
+        with pytest.raises(Died):
+            applier(box).apply()
+    meet("", Died)
+
+    assert turns(box, most=20) == 0
+
+    assert states([bad, *others, *behind]) == {"applied"}
+    assert box.log.attempts("s0") == {}
+
+
+def test_an_op_that_always_takes_too_long_is_rejected_and_never_delays_the_others(db: Any, box: Sandbox, meet: Meet):
+    bad, others, behind = queue(db, "slow")
+    meet("slow", mysql_error(1969))
+
+    outcome = applier(box).apply()
+
+    assert states(others) == {"applied"}
+    assert "because their statement takes too long (the server's words)" in outcome.waiting
+    assert reasons(box, bad) == ["overtime"]
+    assert bad.status() == "queued"
+    assert turns(box, most=20) == 0
+    assert bad.status() == "rejected"
+    assert states(behind) == {"applied"}
+
+
+def test_an_op_whose_statement_ends_the_server_is_rejected(db: Any, box: Sandbox, meet: Meet):
+    bad, others, behind = queue(db, "crash")
+    meet("crash", mysql_error(2013))
+
+    turns(box, most=40)
+
+    assert bad.status() == "rejected"
+    assert states(others + behind) == {"applied"}
+
+
+def test_a_server_that_is_full_is_no_fault_of_any_op(db: Any, box: Sandbox, meet: Meet):
+    bad, others, behind = queue(db, "full")
+    meet("INSERT", mysql_error(1114))
+    worker = applier(box)
+    for _ in range(20):
+        assert worker.apply().applied == 0
+        box.log.ahead_ms += LATER_MS
+    meet("", Died)
+
+    turns(box, most=3)
+
+    assert states([bad, *others, *behind]) == {"applied"}
+
+
+def test_an_op_that_waits_for_a_lock_delays_its_own_bucket_alone_and_is_applied_in_the_end(
+    db: Any, box: Sandbox, meet: Meet
+):
+    bad, others, behind = queue(db, "locked")
+    meet("locked", mysql_error(1205))
+    worker = applier(box)
+
+    outcome: Outcome = worker.apply()
+
+    assert states(others) == {"applied"}
+    assert "because another transaction holds what they need (the server's words)" in outcome.waiting
+    assert reasons(box, bad) == ["locked"]
+    for _ in range(50):
+        box.log.ahead_ms += LATER_MS
+        worker.apply()
+    assert bad.status() == "queued"
+    meet("", Died)
+    turns(box, most=3)
+    assert states([bad, *behind]) == {"applied"}
+
+
+def test_an_op_that_waits_for_a_lock_for_longer_than_allowed_is_rejected(db: Any, box: Sandbox, meet: Meet):
+    bad, others, behind = queue(db, "locked")
+    meet("locked", mysql_error(1205))
+
+    turns(box, most=20, lock_wait_s=20)
+
+    assert bad.status() == "rejected"
+    assert states(others + behind) == {"applied"}
+    [[reason]] = box.client.nodes.primary("s0").query("SELECT reason FROM pipeline_rejects")
+    assert "lock_wait_s = 20" in reason
+
+
+def test_an_error_of_our_own_stops_its_own_op_alone(db: Any, box: Sandbox, meet: Meet):
+    bad, others, behind = queue(db, "bug")
+    meet("bug", lambda: RuntimeError("a bug"))
+    worker, raised = applier(box), 0
+
+    for _ in range(20):
+        try:
+            worker.apply()
+        except RuntimeError:
+            raised += 1
+
+    assert raised > 3
+    assert bad.status() == "rejected"
+    assert states(others + behind) == {"applied"}
