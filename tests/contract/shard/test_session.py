@@ -22,6 +22,7 @@ from pipeline.model.op import START, Position
 from pipeline.shard import columns, ledger, ledger_queries
 from pipeline.shard.driver_errors import Fault, code_of, fault_of
 from pipeline.shard.session import NodeSession
+from pipeline.shard.survey import survey
 from pipeline.shard.table_facts import Constraints, constraints_in, constraints_of
 
 # transactions -----------------------------------------------------------------------------------------------------
@@ -291,7 +292,7 @@ def test_constraints_are_read_from_the_database(session: NodeSession):
 
 
 @mariadb
-def test_tables_of_two_databases_are_told_apart(session: NodeSession):
+def test_tables_of_two_databases_are_told_apart(session: NodeSession, uri: str):
     [(own,)] = session.query("SELECT DATABASE()")
     run(
         session,
@@ -306,7 +307,14 @@ def test_tables_of_two_databases_are_told_apart(session: NodeSession):
         assert [one.unique for one in found.values()] == [(("a",),), (("b",),), (("a",),)]
         assert constraints_of(session, other).unique == (("b",),)
         assert [column.name for column in columns.columns_of(session, other)] == ["id", "a", "b"]
-        assert [index.columns for index in columns.indexes_of(session, other)] == [("b",), ("id",)]
+        assert sorted(index.columns for index in columns.indexes_of(session, other)) == [("b",), ("id",)]
+        surveyed = survey("s0", uri, ["t", "absent", f"{own}_other.t", f"{own}.t"], primary=True)
+        assert {name: list(table.columns) for name, table in surveyed.tables.items()} == {
+            "t": ["id", "a"],
+            f"{own}_other.t": ["id", "a", "b"],
+            f"{own}.t": ["id", "a"],
+        }
+        assert surveyed.denied == []
     finally:
         run(session, f"DROP DATABASE {own}_other")
 
