@@ -65,6 +65,8 @@ class Chores:
                 logger.info("%s shard=%s buckets_or_entries=%d", name, shard, found)
         except Exception as error:  # the outermost loop: one chore that fails stops no other
             logger.warning("%s of shard %s failed: %s: %s", name, shard, type(error).__name__, error)
+        # another worker may do the next; trimming asks every shard, and each thread has connections of its own
+        self._client.nodes.close()
 
 
 def hasten(log: SharedState, name: str, shard: str) -> None:

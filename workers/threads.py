@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from celery import bootsteps
 
+from pipeline import clock
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
 from pipeline.oplog.appends import scopes_of
@@ -20,7 +21,7 @@ from workers.prober import Watch
 from workers.process import process_client
 from workers.sweeper import Pulse, Sweep
 
-#: How long a stopping worker waits for the current turn, s.
+#: How long a stopping worker waits for the current turns of all threads, s.
 STOP_S = 3.0
 #: The time to the next turn after one that failed, s.
 FAILED_S = 1.0
@@ -63,8 +64,9 @@ class Threads(bootsteps.StartStopStep):
             self._beats.cancel()
         for thread in self._threads:
             thread.ask_to_stop()
+        deadline = clock.Deadline(STOP_S)
         for thread in self._threads:
-            thread.stop()
+            thread.stop(deadline.left_s)
 
     terminate = stop
 
@@ -102,11 +104,15 @@ class Turns:
         """Let the current turn be the last."""
         self._ended.set()
 
-    def stop(self) -> None:
-        """Stop the thread after its current turn."""
+    def stop(self, within_s: float = STOP_S) -> None:
+        """Stop the thread after its current turn.
+
+        Args:
+            within_s: how long to wait for that.
+        """
         self._ended.set()
         if self._thread.is_alive():
-            self._thread.join(STOP_S)
+            self._thread.join(within_s)
 
     def _run(self) -> None:
         pause_s = 0.0
