@@ -55,8 +55,8 @@ def lock(session: NodeSession, buckets: Iterable[int]) -> dict[int, Mark]:
     return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
 
 
-def behind(session: NodeSession, bucket: int, chosen: Sequence[Position], most: int) -> list[Position]:
-    """Return the first *most* of some ops and of everything that waits behind them, in order.
+def behind(session: NodeSession, bucket: int, chosen: Sequence[Position], most: int) -> dict[Place, frozenset[str]]:
+    """Return the first *most* of some ops and of everything that waits behind them, in order, with their row keys.
 
     An op waits behind an earlier one if they hold a row in common, and so behind what that one waits for.
 
@@ -66,15 +66,14 @@ def behind(session: NodeSession, bucket: int, chosen: Sequence[Position], most: 
         chosen: the ops' positions, ascending; at least one.
         most: the most ops to return.
     """
-    heads, found, rows = set(chosen), list[Position](), set[str]()
+    heads, found, rows = set(chosen), dict[Place, frozenset[str]](), set[str]()
     bare = ((position, frozenset[str]()) for position in chosen)  # an op may hold nothing
     for position, keys in merge(bare, _held(session, bucket, chosen[0]), key=lambda one: one[0]):
         if position not in heads and rows.isdisjoint(keys):
             continue
-        if not found or found[-1] != position:
-            if len(found) == most:
-                break
-            found.append(position)
+        if (bucket, position) not in found and len(found) == most:
+            break
+        found[bucket, position] = keys
         rows |= keys
     return found
 
@@ -125,37 +124,25 @@ def read(session: NodeSession, which: str) -> list[Aside]:
     ]  # fmt: skip
 
 
-def keys_of(session: NodeSession, places: Sequence[Place]) -> dict[Place, set[str]]:
-    """Return the keys of the rows that ops hold, by the ops' places.
-
-    Args:
-        session: inside a transaction.
-        places: which ops.
-    """
-    found: dict[Place, set[str]] = {}
-    for part in set_aside.parts(places):
-        for bucket, epoch, seq, key in session.rows(
-            f"SELECT bucket, epoch, seq, row_key FROM pipeline_held WHERE {_at(part)}"
-        ):
-            found.setdefault((bucket, Position(epoch, seq)), set()).add(key)
-    return found
-
-
 def settle(
-    session: NodeSession, ops: Sequence[Aside], done: Mapping[str, Iterable[Place]], left: Sequence[Reject]
+    session: NodeSession,
+    ops: Sequence[Aside],
+    rows: Iterable[tuple[int, str]],
+    done: Mapping[str, Iterable[Place]],
+    left: Sequence[Reject],
 ) -> list[Place]:
     """Record what became of ops. Return other ops that nothing is before any more, though nobody has tried them.
 
     Args:
         session: inside the transaction.
         ops: all that a replay has taken.
+        rows: bucket and key of the rows that they held.
         done: the places of those that are settled, by their new state.
         left: those that are not: refused again, or parked.
     """
     if not ops:
         return []
     mine = {op.place: op for op in ops}
-    rows = {(bucket, key) for (bucket, _), keys in keys_of(session, list(mine)).items() for key in keys}
     for part in set_aside.parts(list(mine)):
         session.execute(f"DELETE FROM pipeline_held WHERE {_at(part)}")
     set_aside.hold(session, left)
@@ -221,7 +208,7 @@ def _fronts(session: NodeSession, rows: Iterable[tuple[int, str]]) -> list[Place
             f"SELECT bucket, epoch, seq FROM pipeline_rejects WHERE state = '{PARKED}' AND ({_at(part)})"
         )
     ]
-    keys = keys_of(session, parked)
+    keys = _keys_of(session, parked)
     first = set_aside.holders(session, {(bucket, key) for (bucket, _), own in keys.items() for key in own})
     return [
         (bucket, position)
@@ -262,6 +249,17 @@ def _held_rows(session: NodeSession, bucket: int, start: Position) -> Iterator[t
         if len(page) < _PAGE:
             return
         epoch, seq, key = page[-1]
+
+
+def _keys_of(session: NodeSession, places: Sequence[Place]) -> dict[Place, set[str]]:
+    """Return the keys of the rows that ops hold, by the ops' places."""
+    found: dict[Place, set[str]] = {}
+    for part in set_aside.parts(places):
+        for bucket, epoch, seq, key in session.rows(
+            f"SELECT bucket, epoch, seq, row_key FROM pipeline_held WHERE {_at(part)}"
+        ):
+            found.setdefault((bucket, Position(epoch, seq)), set()).add(key)
+    return found
 
 
 def _change(session: NodeSession, change: str, places: Sequence[Place]) -> None:

@@ -75,21 +75,18 @@ def holders(session: NodeSession, rows: Iterable[tuple[int, str]]) -> dict[tuple
         session: inside the transaction that has locked the buckets.
         rows: (bucket, row key).
     """
-    found = {}
+    found: dict[tuple[int, str], Position] = {}
     for part in parts(list(rows)):
         # one range of the index per row: IN over buckets times IN over keys would be their product
         keys: dict[int, list[str]] = {}
         for bucket, key in part:
             keys.setdefault(bucket, []).append(text_literal(key))
         which = " OR ".join(f"(bucket = {bucket} AND row_key IN ({', '.join(own)}))" for bucket, own in keys.items())
-        first = (
-            "FROM pipeline_held AS h WHERE h.bucket = r.bucket AND h.row_key = r.row_key ORDER BY epoch, seq LIMIT 1"
-        )
+        # not ORDER BY … LIMIT 1 per row: MariaDB then walks the other index, once per row through all of the bucket
         for bucket, key, epoch, seq in session.rows(
-            f"SELECT bucket, row_key, (SELECT h.epoch {first}), (SELECT h.seq {first})"
-            f" FROM (SELECT DISTINCT bucket, row_key FROM pipeline_held WHERE {which}) AS r"
+            f"SELECT bucket, row_key, epoch, MIN(seq) FROM pipeline_held WHERE {which} GROUP BY bucket, row_key, epoch"
         ):
-            found[bucket, key] = Position(epoch, seq)
+            found[bucket, key] = min(Position(epoch, seq), found.get((bucket, key), Position(epoch, seq)))
     return found
 
 

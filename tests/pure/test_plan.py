@@ -194,6 +194,18 @@ def test_an_op_never_changes_places_with_one_that_it_conflicts_with():
         assert [op for op in order if op.id == row] == [op for op in ops if op.id == row]
 
 
+def test_rows_that_are_written_again_and_again_share_their_statements():
+    rows, times = range(1, 6), range(3)
+
+    assert sizes([update(row, n=n) for row in rows for n in times]) == [("update", len(rows))] * len(times)
+
+
+def test_rows_that_the_database_numbers_keep_their_order_though_one_of_them_has_to_wait():
+    first, double, last = (insert(None, n=n) for n in (1, 1, 2))
+
+    assert sizes([first, double, last], one=UNIQUE_N) == [("insert", 1), ("insert", 2)]
+
+
 def versioned(made: int, row: int, into: TableSchema = OTHER, *, narrowed: bool = False, **values: Any) -> Op:
     condition = ["and", ["=", 0, row], ["=", 1, 7]] if narrowed else None
     named = None if narrowed else row
