@@ -137,8 +137,8 @@ def test_a_copy_in_an_atomic_group_holds_its_source_too():
     group = Op(GROUP, "other", OTHER.hash, 0, ops=(copy(10, of=1), insert(20, OTHER)))
     ops = [update(2, n=1), group, update(1, n=2), update(3, n=1)]
 
-    # 3 joins 1, behind the group: the newest statement of its shape
-    assert sizes(ops) == [("update", 1), ("group", 1), ("update", 2)]
+    # 3 joins 2, before the group: the first statement of its shape
+    assert sizes(ops) == [("update", 2), ("group", 1), ("update", 1)]
 
 
 def test_the_value_that_a_copy_brings_into_a_unique_index_is_not_known():
@@ -224,7 +224,7 @@ def test_versioned_updates_of_different_rows_are_executed_together_also_where_a_
 def test_a_row_that_is_updated_again_begins_a_new_run_so_that_each_of_its_states_is_kept():
     ops = [versioned(901, 1, n=1), versioned(902, 2, n=1), versioned(903, 1, n=2), versioned(904, 3, n=1)]
 
-    assert sizes(ops) == [("group", 2), ("group", 2)]
+    assert sizes(ops) == [("group", 3), ("group", 1)]
 
 
 def test_a_versioned_update_passes_no_other_write_of_its_row():
