@@ -25,6 +25,7 @@ from pipeline.config.topology import Topology
 from pipeline.oplog.appends import scopes_of
 from pipeline.oplog.doorbell import Bell, queue_of
 from pipeline.oplog.redis.log import RedisLog
+from pipeline.oplog.waits import ALIVE, ALIVE_MS, ALIVE_TOKEN
 from pipeline.spool.store import Spool
 
 logger = logging.getLogger("pipeline.sweeper")
@@ -39,6 +40,8 @@ RECONCILE_S, TRIM_S = 30, 10
 LINEAGE_MS = 1000
 #: How long a task that raises an epoch may wait for a worker, s; the check is repeated before.
 _RAISE_S = 30
+#: The time between two signs of life, s: shorter than one lasts, `ALIVE_MS`.
+ALIVE_EVERY_S = 2.0
 #: The time between two drains, s: while ops wait, and while sent ops are only kept.
 WAITING_S, KEPT_S = 2.0, 30.0
 #: How long one drain may take, s; the next one goes on.
@@ -86,10 +89,12 @@ class Sweep:
         self._log = RedisLog(redis.url, prefix=redis.prefix, read_s=1.0)
         self._bell = Bell(redis.broker_url, redis.prefix, self._shards)
         self._spool = HostDrain(settings)
+        self._alive_s = 0.0
 
     def once(self) -> None:
         """Ring for what was lost, and start the chores that are due. Never raises."""
         try:
+            self._say_alive()
             for shard in self._shards:
                 ring, dirty = self._log.sweep(shard, due_ms=DUE_MS)
                 if ring:
@@ -106,6 +111,16 @@ class Sweep:
         """Close the connections."""
         self._log.close()
         self._spool.close()
+
+    def _say_alive(self) -> None:
+        """Let others know, every other second, which shards have a worker: `pipeline why` says where none runs."""
+        if clock.mono_s() < self._alive_s:
+            return
+        self._alive_s = clock.mono_s() + ALIVE_EVERY_S
+        queues = self._app.amqp.queues.consume_from
+        for shard in self._shards:
+            if queue_of(shard) in queues:
+                self._log.hold_lease(ALIVE.format(shard), ALIVE_TOKEN, ALIVE_MS)
 
     def _raise_epochs(self) -> None:
         """Send a task for each epoch that another server gave out: a request may lack the time to raise it."""

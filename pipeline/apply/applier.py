@@ -20,9 +20,12 @@ from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.executor import ConstraintsChanged, Executor, NeverSeen, SchemaBehind
 from pipeline.apply.grouping import grouped
 from pipeline.apply.held_rows import Halt, HeldRows, halted, settle
+from pipeline.apply.stopped import Stopped
+from pipeline.apply.wait_notes import note_waits
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import PipelineError, ShardUnavailable, Unavailable
 from pipeline.model.op import Position
+from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard import ledger
 from pipeline.shard.driver_errors import (
@@ -46,8 +49,10 @@ COMMIT_TRIES = 4
 LAST_TRY = 3
 #: How long a bucket waits for a schema that this worker or its shard does not have yet, ms.
 SCHEMA_DELAY_MS = 1000
+#: How long the due buckets of a paused shard rest, ms; `pipeline resume` ends their rest.
+PAUSED_DELAY_MS = 1000
 #: The longest statement of a batch of many buckets, s: one that takes longer is run with its bucket alone.
-TOGETHER_S = 2
+TOGETHER_S = 1
 #: How long one turn goes on with suspected buckets, s; the others are due again after it.
 TURN_S = 2.0
 #: The longest rest of a bucket whose next op waits for a lock, s.
@@ -148,10 +153,10 @@ class Applier:
         self.shard, self.node, self._tables = shard, session.node, tables
         self._session, self._log, self._settings, self._step = session, log, settings, step
         self._pace = Pace(settings)
-        self._facts = FactBook(session, log)
+        self._facts, self._stopped = FactBook(shard, session, log), Stopped(shard, session)
         self._failures, self._longest_s = 0, settings.statement_s
         #: Why ops of a schema wait, by its hash, and when the shard is tried again, s.
-        self._behind: dict[str, tuple[float, str]] = {}
+        self._behind: dict[str, tuple[float, WaitReason]] = {}
         self._believed: set[tuple[str, int | None]] = set()
 
     def apply(self, bell: Bell | SilentBell | None = None) -> Outcome:
@@ -167,16 +172,21 @@ class Applier:
         due = self._log.due(self.shard, 2 * limit)
         if not due:
             return Outcome()
-        if bell is not None and len(due) > limit:
-            bell.ring_now(self.shard, len(due))
         try:
+            if (paused := self._stopped.whole()) is not None:
+                self._log.postpone(self.shard, due, PAUSED_DELAY_MS)
+                return Outcome(left=len(due), waiting=paused.sentence(), ms=_ms_since(started))
+            if bell is not None and len(due) > limit:
+                bell.ring_now(self.shard, len(due))
             outcome = self._turn(Take(due), started)
             self._failures = 0
         except Unavailable as error:
             self._failures += 1
             self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
+            reason = WaitReason("database", self.shard, self.shard, str(error))
+            note_waits(self._log, self.shard, dict.fromkeys(due, reason), {})
             logger.warning("batch postponed shard=%s buckets=%d: %s", self.shard, len(due), error)
-            outcome = Outcome(left=len(due), waiting=str(error))
+            outcome = Outcome(left=len(due), waiting=reason.sentence())
         outcome.ms = _ms_since(started)
         return outcome
 
@@ -212,6 +222,10 @@ class Applier:
         until_s = clock.mono_s() + TURN_S
         while attempt is not None:
             take = Take({bucket: largest_bytes}, alone=attempt)
+            if attempt.deaths:  # the next try may end this process too
+                tries = f"{attempt.deaths} of {MOST_DEATHS} tries have failed"
+                reason = WaitReason("testing", self.shard, self.shard, tries)
+                note_waits(self._log, self.shard, {bucket: reason}, {bucket: attempt.after})
             try:
                 done, batch = self._with_retries(take)
             except Contended as error:
@@ -232,7 +246,9 @@ class Applier:
         self._log.note_attempts(self.shard, {bucket: str(replace(again, ended=True))}, anew=True)
         if again.entries < attempt.entries:
             return again
-        outcome.waiting = str(error)
+        reason = WaitReason("locked" if error.locked else "overtime", self.shard, self.shard, str(error))
+        note_waits(self._log, self.shard, {bucket: reason}, {bucket: attempt.after})
+        outcome.waiting = reason.sentence()
         rest_s = clock.backoff_s(again.waits + again.deaths, most_s=LOCK_REST_S)
         self._log.postpone(self.shard, [bucket], int(1000 * rest_s))
         logger.warning("bucket %d rests %.1f s, shard=%s: %s", bucket, rest_s, self.shard, error)
@@ -249,9 +265,9 @@ class Applier:
                 return result
             except SchemaBehind as error:  # each time another schema is left out: no try is used up
                 self._facts.forget()
-                blocked[error.schema] = str(error)
-                self._behind[error.schema] = (clock.mono_s() + SCHEMA_DELAY_MS / 1000, str(error))
-                logger.warning("shard %s is behind its schema: %s", self.shard, error)
+                blocked[error.schema] = reason = WaitReason(error.kind, self.shard, error.table, error.why)
+                self._behind[error.schema] = (clock.mono_s() + SCHEMA_DELAY_MS / 1000, reason)
+                logger.warning("%s", reason.sentence())
                 take.again = True
                 continue
             except Halt as error:  # each time a bucket ends earlier: no try is used up
@@ -292,21 +308,29 @@ class Applier:
             self._log.note_attempts(self.shard, notes, anew=True)
         return ShardUnavailable(self.shard, sentence_of(failure))
 
-    def _blocked(self) -> dict[str, str]:
+    def _blocked(self) -> dict[str, WaitReason]:
         """Return why ops of a schema wait, by its hash, until the shard is to be tried again."""
         now_s = clock.mono_s()
         self._behind = {schema: known for schema, known in self._behind.items() if known[0] > now_s}
         return {schema: why for schema, (_, why) in self._behind.items()}
 
-    def _transaction(self, take: Take, blocked: dict[str, str], *, last_try: bool) -> tuple[Outcome, Batch]:
+    def _transaction(self, take: Take, blocked: dict[str, WaitReason], *, last_try: bool) -> tuple[Outcome, Batch]:
         self._step("lock")
         self._session.limit_statements(min(TOGETHER_S, self._longest_s) if take.alone is None else self._longest_s)
         locked = ledger.lock(self._session, take.due, self._settings.buckets)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.owned}
-        waiting = halted(locked)
+        waiting = halted(self.shard, locked)
         counts = self._note(take, {bucket: position for bucket, position in mine.items() if bucket not in waiting})
         mine = {bucket: position for bucket, position in mine.items() if bucket in counts or bucket in waiting}
-        batch = Batch(mine, self._facts, blocked, self._pace.rows, self._settings.max_bytes, waiting=waiting)
+        batch = Batch(
+            mine,
+            self._facts,
+            blocked,
+            self._stopped.tables(),
+            self._pace.rows,
+            self._settings.max_bytes,
+            waiting=waiting,
+        )
         self._step("read")
         for entries in self._log.read({bucket: mine[bucket] for bucket in counts}, counts).values():
             batch.take([entry for entry in entries if entry.position <= take.ends.get(entry.bucket, entry.position)])
@@ -376,6 +400,7 @@ class Applier:
         try:
             if held:
                 self._log.finish(self.shard, held, delay_ms=SCHEMA_DELAY_MS)
+                note_waits(self._log, self.shard, batch.waiting, held)
             outcome.ring, outcome.left = self._log.finish(self.shard, done)
         except Unavailable as error:
             logger.warning("committed, but not published in Redis shard=%s: %s", self.shard, error)

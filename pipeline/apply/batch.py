@@ -9,11 +9,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
 from pipeline.apply.grouping import Item
-from pipeline.model.op import Entry, Op, Position, decode
+from pipeline.apply.misfits import misfit
+from pipeline.errors import NewerOp, NotAnOp
+from pipeline.model.op import TOO_LARGE, Entry, Op, Position, decode
 from pipeline.model.schema import TableSchema
+from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Entries
 from pipeline.shard import ledger
 from pipeline.shard.ledger import LostRange, Reject
@@ -31,6 +32,7 @@ class Batch:
         before: the watermarks that the transaction found, of the buckets that it locked.
         facts: of the tables; a batch takes an op once the facts of its schema are known.
         blocked: why ops of a schema wait, by the schema's hash: the shard is behind that schema.
+        stopped: why ops of a table wait, by the table's name.
         most_rows: the most entries of one batch.
         most_bytes: the size of entries at which a batch takes no more.
         taken: the entries up to `after`, in order per bucket, whether the shard has seen them before or not.
@@ -40,14 +42,15 @@ class Batch:
         losses: what the logs have lost before the entries taken.
         keys: (bucket, scoped idempotency key) of `items`.
         waiting: the buckets that were cut short, and why.
-        unreadable: the entries among `taken` to reject, since this version cannot decode them; filled by `skip_seen`.
+        unreadable: the entries among `taken` to reject, since no release makes such ops; filled by `skip_seen`.
         seen: how many entries among `taken` the shard has seen.
         size_bytes: the size of `taken`.
     """
 
     before: dict[int, Position]
     facts: FactBook
-    blocked: Mapping[str, str]
+    blocked: Mapping[str, WaitReason]
+    stopped: Mapping[str, WaitReason]
     most_rows: int
     most_bytes: int
     taken: list[Item | Reject] = field(default_factory=list)
@@ -56,7 +59,7 @@ class Batch:
     last: dict[tuple[int, int], int] = field(default_factory=dict)
     losses: list[LostRange] = field(default_factory=list)
     keys: list[tuple[int, str]] = field(default_factory=list)
-    waiting: dict[int, str] = field(default_factory=dict)
+    waiting: dict[int, WaitReason] = field(default_factory=dict)
     unreadable: list[Reject] = field(default_factory=list)
     seen: int = 0
     size_bytes: int = 0
@@ -64,7 +67,7 @@ class Batch:
     @property
     def why(self) -> str:
         """Why one of the buckets waits, or the empty string."""
-        return next(iter(self.waiting.values()), "")
+        return next((reason.sentence() for reason in self.waiting.values()), "")
 
     @property
     def lost(self) -> int:
@@ -84,8 +87,8 @@ class Batch:
         for entry in entries:
             if taken and (len(taken) >= self.most_rows or self.size_bytes >= self.most_bytes):
                 break
-            one = _decoded(entry)
-            if isinstance(one, Item) and (puzzle := self._puzzle(one.op)):
+            one, puzzle = self._understood(entry)
+            if puzzle is not None:
                 self.waiting[bucket] = puzzle
                 break
             # a gap before an entry is lost whether or not the entry can be decoded
@@ -105,10 +108,14 @@ class Batch:
         """
         if not self.taken:
             return
-        self.last = ledger.seen(session, ((one.entry.bucket, one.entry.producer) for one in self.taken))
+        senders = [(one.entry.bucket, one.entry.producer) for one in self.taken if one.entry.producer]
+        self.last = ledger.seen(session, senders) if senders else {}
         used = self._used_keys(session)
         for one in self.taken:
             entry = one.entry
+            if not entry.producer and isinstance(one, Reject):
+                self.unreadable.append(one)
+                continue
             pair = (entry.bucket, entry.producer)
             if entry.producer_seq <= self.last[pair]:
                 self.seen += 1
@@ -135,28 +142,57 @@ class Batch:
         self.losses.append(gap)
         logger.error("bucket %d: epoch %d of its log lost %d to %d", gap.bucket, gap.epoch, gap.first, gap.last)
 
-    def _puzzle(self, op: Op) -> str:
-        """Return why an op must wait, or the empty string."""
-        if not (self.blocked or op.ops or op.source) and op.schema in self.facts.known:
-            return ""
+    def _understood(self, entry: Entry) -> tuple[Item | Reject, WaitReason | None]:
+        """Return what an entry holds, and why it waits: junk is set aside, what a newer release made waits."""
+        aside = Reject(entry, "?", "?", None, "not an op: the entry has not the fields that a producer writes")
+        if max(entry.position) >= TOO_LARGE:
+            return aside, self._reason("misplaced", f"{entry.position} of bucket {entry.bucket}")
+        if not entry.producer:
+            return aside, None
+        try:
+            op = decode(entry.payload)
+        except NewerOp as error:
+            return aside, self._reason(
+                "newer",
+                f"the entry at {entry.bucket}:{entry.position} is {error}".removesuffix(": upgrade this worker"),
+            )
+        except NotAnOp as error:
+            return aside._replace(reason=str(error)), None
+        if not all(one.schema.isalnum() for one in op.named):
+            return Reject(entry, op.table, "?", None, "not an op of its schema: the schema has no hash"), None
+        puzzle = self._puzzle(op)
+        if puzzle is None and (fault := misfit(op, self.facts.known)):
+            return Reject(entry, op.table, "?", None, f"not an op of its schema: {fault}"), None
+        return Item(entry, op), puzzle
+
+    def _reason(self, kind: str, detail: str) -> WaitReason:
+        return WaitReason(kind, self.facts.shard, self.facts.shard, detail)
+
+    def _puzzle(self, op: Op) -> WaitReason | None:
+        """Return why an op must wait, or None."""
+        if not (self.blocked or self.stopped or op.ops or op.source) and op.schema in self.facts.known:
+            return None
         for one in op.named:
+            if one.table in self.stopped:
+                return self.stopped[one.table]
             if one.schema in self.blocked:
                 return self.blocked[one.schema]
             if not self.facts.learn(one.schema):
-                return f"schema {one.schema} of table {one.table} is not known here"
-        return ""
+                return WaitReason("unpublished", self.facts.shard, one.table, f"its hash is {one.schema}")
+        return None
 
 
 class FactBook:
     """The facts of every schema that this worker has met on one shard.
 
     Args:
+        shard: its name.
         session: of the shard's primary.
         log: has the schemas that were published.
     """
 
-    def __init__(self, session: NodeSession, log: Entries):
-        self._session, self._log = session, log
+    def __init__(self, shard: str, session: NodeSession, log: Entries):
+        self.shard, self._session, self._log = shard, session, log
         #: By the schema's hash.
         self.known: dict[str, Facts] = {}
 
@@ -176,14 +212,6 @@ class FactBook:
     def forget(self) -> None:
         """Forget all constraints: the schema of the database may have changed."""
         self.known.clear()
-
-
-def _decoded(entry: Entry) -> Item | Reject:
-    """Return the op of an entry, or the rejection of an entry that this version cannot decode."""
-    try:
-        return Item(entry, decode(entry.payload))
-    except msgspec.MsgspecError as error:
-        return Reject(entry, "?", "?", None, f"not an op of this version: {error}")
 
 
 def _gap(entry: Entry, before: Position) -> LostRange | None:

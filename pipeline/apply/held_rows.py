@@ -12,6 +12,7 @@ from pipeline.apply.grouping import Item
 from pipeline.config.settings import TableSettings
 from pipeline.errors import PipelineError
 from pipeline.model.op import Op, Position
+from pipeline.model.wait_reason import WaitReason
 from pipeline.shard import set_aside
 from pipeline.shard.ledger import HALTED, HOLDING, Mark, Reject
 from pipeline.shard.row_keys import row_keys
@@ -160,14 +161,15 @@ def settle(
     set_aside.halt(session, halted)
 
 
-def halted(marks: Mapping[int, Mark]) -> dict[int, str]:
+def halted(shard: str, marks: Mapping[int, Mark]) -> dict[int, WaitReason]:
     """Return why nothing of a halted bucket is applied, by bucket.
 
     Args:
+        shard: the shard's name.
         marks: the watermarks that are locked.
     """
     return {
-        bucket: f"bucket {bucket} is halted: the op at {bucket}:{mark.position} was refused; replay or drop it"
+        bucket: WaitReason("halted", shard, f"bucket {bucket}", f"{bucket}:{mark.position}")
         for bucket, mark in marks.items()
         if mark.state == HALTED
     }

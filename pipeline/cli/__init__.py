@@ -10,8 +10,10 @@ from pipeline.cli.adopt import adopt_command
 from pipeline.cli.check import check_command
 from pipeline.cli.cluster import cluster
 from pipeline.cli.demo import demo
-from pipeline.cli.maintenance import migrate_command, outbox, rebuilt_command, spool
+from pipeline.cli.maintenance import outbox, rebuilt_command, spool
+from pipeline.cli.migrate import migrate_command, tables
 from pipeline.cli.status import status_command, top
+from pipeline.cli.stops import drain, pause, resume, why_command
 from pipeline.errors import PipelineError
 
 
@@ -26,12 +28,17 @@ for command in (
     check_command,
     cluster,
     demo,
+    drain,
     migrate_command,
     outbox,
+    pause,
     rebuilt_command,
+    resume,
     spool,
     status_command,
+    tables,
     top,
+    why_command,
 ):
     pipeline.add_command(command)
 

@@ -44,19 +44,20 @@ def tables_in(part: Any) -> Iterator[Any]:
     Args:
         part: the query, expression or list; any other value names no table.
     """
-    kind = kind_of(part)
-    if kind == "Table":
-        yield part
-    elif kind == "SQLALL":
-        yield part._table
-    elif kind == "Field":
-        yield field_table(part)
-    elif kind in ("Query", "Expression"):
-        yield from tables_in(part.first)
-        yield from tables_in(part.second)
-    elif isinstance(part, list | tuple | set | frozenset):
-        for item in part:
-            yield from tables_in(item)
+    waiting = [part]
+    while waiting:  # no recursion: a query may be deeper than Python's stack
+        part = waiting.pop()
+        kind = kind_of(part)
+        if kind == "Table":
+            yield part
+        elif kind == "SQLALL":
+            yield part._table
+        elif kind == "Field":
+            yield field_table(part)
+        elif kind in ("Query", "Expression"):
+            waiting += (part.second, part.first)
+        elif isinstance(part, list | tuple | set | frozenset):
+            waiting += reversed(list(part))
 
 
 def real_name(table: Any) -> str:
@@ -101,13 +102,14 @@ def reference_to(table: Any, row_id: int | None) -> Any:
 
 def conjuncts(query: Any) -> Iterator[Any]:
     """Yield the parts of *query* that must all hold."""
-    if kind_of(query) != "Query":
-        return
-    if op_name(query) == "_and":
-        yield from conjuncts(query.first)
-        yield from conjuncts(query.second)
-    else:
-        yield query
+    waiting = [query]
+    while waiting:
+        query = waiting.pop()
+        if kind_of(query) == "Query":
+            if op_name(query) == "_and":
+                waiting += (query.second, query.first)
+            else:
+                yield query
 
 
 def pinned_values(query: Any, table: Any, field: str) -> list[Any]:

@@ -16,6 +16,12 @@ _ARITHMETIC = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "%"}
 _INSTEAD = "use ==, !=, <, <=, >, >=, belongs, & and |, or select the ids first and name the rows by id.belongs(ids)"
 _NUMERIC = ("integer", "bigint", "float", "double", "decimal", "reference", "id")
 _TEXT = ("string", "text")
+#: The deepest condition or expression that is queued. A worker renders both with two of Python's 1,000 frames a level.
+MOST_LEVELS = 200
+#: The deepest that a worker takes: narrowing a query to a row adds levels to what a caller gave.
+_MOST_LEVELS_TAKEN = 300
+_JOINS = ("and", "or", "not", "||", *_ARITHMETIC.values())
+_ALONE = ("c", "null")
 
 
 def is_query(value: Any) -> bool:
@@ -41,22 +47,23 @@ def table_of(query: Any) -> Any:
     return next(iter(tables.values()))
 
 
-def condition(query: Any, schema: TableSchema, check: Mapping[str, Any]) -> Tree:
+def condition(query: Any, schema: TableSchema, check: Mapping[str, Any], levels: int = 1) -> Tree:
     """Return a query as a tree; values are checked and made canonical as the column's own.
 
     Args:
         query: a pyDAL query.
         schema: of the one table that the query is about.
         check: the checker of each field, by its name.
+        levels: how deep in the whole query this one is.
 
     Raises:
-        BadQuery: an operator that the log cannot carry.
+        BadQuery: an operator that the log cannot carry, or a query that is deeper than a worker takes.
     """
-    name = op_name(query)
+    name, inner = op_name(query), _deeper(levels, "query")
     if name in ("_and", "_or"):
-        return [name[1:], condition(query.first, schema, check), condition(query.second, schema, check)]
+        return [name[1:], condition(query.first, schema, check, inner), condition(query.second, schema, check, inner)]
     if name == "_not":
-        return ["not", condition(query.first, schema, check)]
+        return ["not", condition(query.first, schema, check, inner)]
     if name not in _COMPARISONS and name != "belongs":
         raise BadQuery(f"a queued write cannot carry the operator {name!r}: {_INSTEAD}")
     if kind_of(query.first) == "Expression":
@@ -115,7 +122,8 @@ def expression(value: Any, target: str, schema: TableSchema, check: Mapping[str,
             f"{schema.name}.{target} is of type {kind}: only numbers and texts can be computed by the database"
         )
 
-    def walk(part: Any) -> Tree:
+    def walk(part: Any, levels: int) -> Tree:
+        inner = _deeper(levels, "expression")
         if kind_of(part) == "Field":
             column, field = _column(part, schema)
             if field != target and not _same_kind(schema.columns[column].type, kind):
@@ -128,10 +136,30 @@ def expression(value: Any, target: str, schema: TableSchema, check: Mapping[str,
                     f"the expression for {schema.name}.{target} uses {op_name(part)!r}; the log carries "
                     "+, -, *, /, % on own number columns and + on own text columns: compute it before you enqueue"
                 )
-            return [sign, walk(part.first), walk(part.second)]
+            return [sign, walk(part.first, inner), walk(part.second, inner)]
         return ["v", _operand(part, kind, check[target])]
 
-    return walk(value)
+    return walk(value, 1)
+
+
+def is_tree(tree: Any, width: int) -> bool:
+    """Return whether a value from the log has the shape of a condition or an expression that a worker can render.
+
+    Args:
+        tree: the value.
+        width: how many columns the table has.
+    """
+    waiting = [(tree, 1)]
+    while waiting:
+        part, levels = waiting.pop()
+        if type(part) is not list or len(part) < 2 or levels > _MOST_LEVELS_TAKEN:
+            return False
+        head, first = part[0], part[1]
+        if head in _JOINS:
+            waiting += ((one, levels + 1) for one in part[1:])
+        elif head != "v" and not (type(first) is int and 0 <= first < width and (len(part) > 2 or head in _ALONE)):
+            return False
+    return True
 
 
 def columns_in(tree: Tree) -> set[int]:
@@ -146,6 +174,16 @@ def columns_in(tree: Tree) -> set[int]:
     if head == "v":
         return set()
     return set().union(*map(columns_in, rest))
+
+
+def _deeper(levels: int, what: str) -> int:
+    """Return the level below, in a query or an expression that may have it."""
+    if levels > MOST_LEVELS:
+        raise BadQuery(
+            f"a queued write cannot carry this {what}: it has more than {MOST_LEVELS} levels; use belongs for many "
+            "values of one field, or select the ids first and name the rows by id.belongs(ids)"
+        )
+    return levels + 1
 
 
 def _operand(value: Any, kind: str, check: Any) -> Any:

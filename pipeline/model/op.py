@@ -1,23 +1,33 @@
 """Define the op, the one frozen value that travels from the caller to the row, and its place in a log.
 
+A release that adds a kind or a field raises `VERSION`, and gives the new version to the ops that use what is new. An
+older worker lets such ops wait. Bytes that no release makes are no op.
+
 Log, spool, worker and rejects hold the same bytes: a JSON array, readable in `redis-cli`. A column is a number, its
 place in the schema that `Op.schema` names. Values are in the canonical form of `pipeline.model.values`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
-from pipeline.errors import BadOp
+from pipeline.errors import BadOp, NewerOp, NotAnOp
 
 INSERT, UPDATE, DELETE, UPSERT, GROUP = "insert", "update", "delete", "upsert", "group"
 #: An insert of the values that a row of another table has when the op is applied; nothing if that row is missing.
 COPY = "copy"
 #: The source of a copy: names a row or rows as an update does. Never an op by itself.
 READ = "read"
+ROW_WRITES = frozenset((INSERT, UPDATE, DELETE, UPSERT, COPY))
+#: The newest ops that this release understands.
+VERSION = 1
+
+_Column = Annotated[int, msgspec.Meta(ge=0)]
+_Value = None | bool | int | float | str | list[int | str]
 
 
 class Position(NamedTuple):
@@ -46,7 +56,7 @@ class Position(NamedTuple):
 START = Position(0, -1)
 
 
-class Op(msgspec.Struct, frozen=True, array_like=True):
+class Op(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One row write, or an atomic group of row writes (`kind` group, its members in `ops`).
 
     An update or delete names its row by `id`, or its rows by `where`. An upsert finds its row by the columns `key`; in
@@ -62,16 +72,17 @@ class Op(msgspec.Struct, frozen=True, array_like=True):
     schema: str
     at_ms: int
     id: int | None = None
-    columns: tuple[int, ...] = ()
-    values: tuple[Any, ...] = ()
+    columns: tuple[_Column, ...] = ()
+    values: tuple[_Value, ...] = ()
     where: list[Any] | None = None
-    expressions: tuple[tuple[int, list[Any]], ...] = ()
-    key: tuple[int, ...] = ()
-    renew: tuple[int, ...] = ()
+    expressions: tuple[tuple[_Column, list[Any]], ...] = ()
+    key: tuple[_Column, ...] = ()
+    renew: tuple[_Column, ...] = ()
     idempotency_key: str | None = None
     ops: tuple[Op, ...] = ()
     # fields are only ever added at the end: older entries of a log decode without them
     source: Op | None = None
+    version: int = 1  # the lowest that understands the op: of a group, the highest of its members
 
     @property
     def scoped_key(self) -> str:
@@ -95,8 +106,15 @@ class Op(msgspec.Struct, frozen=True, array_like=True):
         return tuple(one for member in self.members for one in (member, member.source) if one is not None)
 
 
+#: Positions and numbers of producers are below: databases keep them in 64 bits with a sign.
+TOO_LARGE = 2**63
+
+
 class Entry(NamedTuple):
-    """One entry of a log: payload bytes, position, producer, and the producer's sequence number."""
+    """One entry of a log: payload bytes, position, producer, and the producer's sequence number.
+
+    An entry that no producer wrote has the producer 0, and its fields as a JSON array in place of an op.
+    """
 
     bucket: int
     position: Position
@@ -118,9 +136,36 @@ def decode(payload: bytes) -> Op:
         payload: the JSON of an op.
 
     Raises:
-        msgspec.MsgspecError: the bytes are no op of this version.
+        NotAnOp: no release makes such bytes.
+        NewerOp: a newer release made the op.
     """
-    return _decoder.decode(payload)
+    try:
+        op = _decoder.decode(payload)
+        if op.version <= VERSION:
+            return op
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        fields = _fields(payload)
+        if _version(fields) <= VERSION:
+            raise NotAnOp(f"not an op of this version: {error}") from error
+    else:
+        fields = _fields(payload)
+    news = [] if fields[0] in (*ROW_WRITES, GROUP) else [f"of the kind {fields[0]!r}"]
+    news += [f"with {len(fields)} fields"] if len(fields) > len(Op.__struct_fields__) else []
+    raise NewerOp(_version(fields), VERSION, " ".join(news))
+
+
+def _fields(payload: bytes) -> list[Any]:
+    """Return what is in a JSON array; nothing where the bytes are none."""
+    try:
+        return msgspec.json.decode(payload, type=list[Any])
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return []
+
+
+def _version(fields: Sequence[Any]) -> int:
+    """Return which version an op is of; ops older than the field `version` are of the first."""
+    at = Op.__struct_fields__.index("version")
+    return fields[at] if len(fields) > at and type(fields[at]) is int else 1
 
 
 class Addressed(msgspec.Struct, frozen=True):

@@ -209,19 +209,30 @@ def counts(session: NodeSession) -> dict[str, int]:
 
 
 def keep_schemas(session: NodeSession, schemas: Mapping[str, tuple[str, str]]) -> None:
-    """Store schemas in the shard; committed when this returns.
+    """Store schemas in the shard, each with the time of its first storing; committed when this returns.
 
     Args:
         session: of the shard's primary.
         schemas: hash -> (table, JSON).
     """
+    now_ms = session.dialect.now_ms
     with session.translated(), session.transaction():
         for hash, (table, definition) in schemas.items():
             tail = session.dialect.on_conflict(["hash"], ["definition"])
+            values = ", ".join(map(text_literal, (hash, table, definition)))
             session.execute(
-                "INSERT INTO pipeline_schemas (hash, table_name, definition)"
-                f" VALUES ({text_literal(hash)}, {text_literal(table)}, {text_literal(definition)}){tail}"
+                "INSERT INTO pipeline_schemas (hash, table_name, definition, kept_ms)"
+                f" VALUES ({values}, {now_ms}){tail}"
             )
+
+
+def kept_schemas(session: NodeSession) -> list[tuple[str, int]]:
+    """Return the JSON of every schema that the shard stores, and when it first did, ms; 0 where that is not known.
+
+    Args:
+        session: of the node.
+    """
+    return session.query("SELECT definition, COALESCE(kept_ms, 0) FROM pipeline_schemas")
 
 
 def buckets_sql(dialect: Dialect, buckets: Iterable[int]) -> str:

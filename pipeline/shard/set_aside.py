@@ -12,9 +12,9 @@ from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
-import msgspec
 from msgspec import structs
 
+from pipeline.errors import NewerOp, NotAnOp
 from pipeline.model.op import Position, decode, encode
 from pipeline.shard.ledger import HALTED, HOLDING, Reject, text_literal
 from pipeline.shard.session import NodeSession
@@ -167,7 +167,7 @@ def _stored_op(payload: bytes, most_bytes: int) -> str:
         if len(ascii) <= most_bytes:
             return ascii
         op = decode(payload)
-    except (UnicodeDecodeError, msgspec.MsgspecError):
+    except (UnicodeDecodeError, NotAnOp, NewerOp):
         start = b64encode(payload[: max(0, most_bytes // 4 * 3)]).decode()
         return text_literal(f'{{"base64": "{start}", "bytes": {len(payload)}}}')
     whole = text_literal(text)  # escapes are longer than what they stand for

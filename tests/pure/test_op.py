@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.errors import NewerOp, NotAnOp
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op, decode, encode
 
 whole = st.integers(-(2**63), 2**63 - 1)
@@ -102,8 +103,40 @@ def test_an_op_is_json_that_starts_with_what_it_does_to_which_table():
 
 @pytest.mark.parametrize("payload", [b"", b"{}", b"[]", b'["insert"]', b'["insert", 1, "h", 1]', b"\xff"])
 def test_bytes_that_are_no_op_are_an_error(payload: bytes):
-    with pytest.raises(msgspec.DecodeError):
+    with pytest.raises(NotAnOp):
         decode(payload)
+
+
+@pytest.mark.parametrize(
+    ("payload", "words"),
+    [
+        (
+            b'["merge", "t", "h", 1, null, [], [], null, [], [], [], null, [], null, 2]',
+            "version 2, of the kind 'merge';",
+        ),
+        (b'["insert", "t", "h", 1, 5, [], [], null, [], [], [], null, [], null, 3, "x"]', "version 3, with 16 fields;"),
+        (b'["insert", "t", "h", 1, {"new": 1}, [], [], null, [], [], [], null, [], null, 2]', "version 2;"),
+    ],
+)
+def test_an_op_of_a_newer_release_is_told_from_bytes_that_are_no_op(payload: bytes, words: str):
+    with pytest.raises(NewerOp, match=f"an op of {words}.* upgrade this worker"):
+        decode(payload)
+
+
+def test_what_no_release_makes_is_no_op_however_it_looks():
+    deep = b"[" * 5000 + b"]" * 5000
+    for payload in (
+        b'["insert", "t", "h", 1, 5, [-1], [1]]',
+        b'["insert", "t", "h", 1, 5, [1], [{"a": 1}]]',
+        b'["insert", "t", "h", 1, 5, [1], [[[1]]]]',
+        b'["insert", "t", "h", 1, 5, [], [], null, [], [], [], null, [], null, 1, "field"]',
+        b'["insert", "t", "h", 1, 5, [], [], null, [], [], [], null, [], null, "2"]',
+        b'["insert", "t", "h", 1, 5, [1], ["\\ud800"]]',
+        b'["delete", "t", "h", 1, null, [], [], ' + deep + b"]",
+        deep,
+    ):
+        with pytest.raises(NotAnOp):
+            decode(payload)
 
 
 def test_an_op_of_an_older_version_that_lacks_the_last_fields_is_read():

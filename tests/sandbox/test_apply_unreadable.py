@@ -1,20 +1,23 @@
-"""Entries that this version cannot decode: recorded whole, once, and what is lost right before one is named as lost."""
+"""Entries that no release makes are recorded whole, once; those of a newer release wait."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec import structs
 from pydal import DAL, Field
 
 import pipeline
-from pipeline.model.op import Position
+from pipeline.errors import PipelineError
+from pipeline.model.op import Op, Position, decode, encode
 from pipeline.model.receipt import Receipt
 from pipeline.shard import ledger_queries
 from pipeline.testing import Drained, Sandbox, sandbox
 
-STRANGE = b'{"an op of":"a later version"}'
+STRANGE = b'{"an op of":"nobody"}'
 
 
 @pytest.fixture
@@ -32,10 +35,10 @@ def box(db: Any) -> Iterator[Sandbox]:
         yield box
 
 
-def make_strange(box: Sandbox, receipt: Receipt) -> None:
+def make_strange(box: Sandbox, receipt: Receipt, payload: bytes = STRANGE, **fields: Any) -> None:
     """Replace a queued op by an entry that nobody decodes."""
-    entries = box.log._server.logs[receipt.bucket]
-    entries[:] = [e._replace(payload=STRANGE) if e.position == receipt.position else e for e in entries]
+    entries, fields = box.log._server.logs[receipt.bucket], {"payload": payload, **fields}
+    entries[:] = [e._replace(**fields) if e.position == receipt.position else e for e in entries]
 
 
 def lose(box: Sandbox, receipts: list[Receipt]) -> None:
@@ -113,3 +116,126 @@ def test_what_was_applied_before_an_entry_that_cannot_be_decoded_is_not_applied_
     assert box.drain() == Drained(0, 0)
 
     assert [row["n"] for row in box.rows("event")] == [0]
+
+
+# junk ---------------------------------------------------------------------------------------------------------------
+
+
+def deep(levels: int) -> Any:
+    tree: Any = ["=", 1, 7]
+    for _ in range(levels):
+        tree = ["or", tree, ["=", 1, 8]]
+    return tree
+
+
+MISFITS: dict[str, dict[str, Any]] = {
+    "more columns than values": {"columns": (1, 2), "values": (7,)},
+    "fewer columns than values": {"columns": (1,), "values": (7, 8)},
+    "a column that the table has not": {"columns": (1, 99), "values": (7, 8)},
+    "a key that the table has not": {"kind": "upsert", "columns": (1,), "values": (7,), "key": (99,)},
+    "an upsert without a key": {"kind": "upsert", "columns": (1,), "values": (7,)},
+    "a renewed column that the table has not": {
+        "kind": "upsert",
+        "columns": (1,),
+        "values": (7,),
+        "key": (1,),
+        "renew": (9,),
+    },
+    "an expression of a column that the table has not": {"kind": "update", "expressions": ((9, ["c", 1]),)},
+    "an expression of nothing": {"kind": "update", "expressions": ((1, []),)},
+    "an expression that is too deep": {"kind": "update", "expressions": ((2, deep(305)),)},
+    "a condition of nothing": {"kind": "delete", "id": None, "where": []},
+    "a condition that is no list": {"kind": "delete", "id": None, "where": ["and", 5]},
+    "a condition without a value": {"kind": "delete", "id": None, "where": ["=", 1]},
+    "a condition of a column that the table has not": {"kind": "delete", "id": None, "where": ["=", 99, 5]},
+    "a condition of another row in a group": {"kind": "group", "ops": (Op("delete", "t", "h", 1),)},
+    "a condition that is too deep": {"kind": "delete", "id": None, "where": deep(305)},
+    "a kind of its own": {"kind": "frobnicate"},
+    "a group without members": {"kind": "group"},
+    "a read by itself": {"kind": "read"},
+    "members of an insert": {"ops": (Op("insert", "event", "h", 1),)},
+    "a copy without a source": {"kind": "copy"},
+    "no condition": {"kind": "delete", "id": None},
+    "a value of another type": {"columns": (1, 2), "values": (7, ["x"])},
+    "a schema without a hash": {"schema": "a\0b"},
+    "a huge id": {"id": 10**30},
+}
+
+
+@pytest.mark.parametrize("changed", MISFITS.values(), ids=MISFITS)
+def test_an_op_that_fits_no_release_is_set_aside_and_the_others_are_applied(
+    db: Any, box: Sandbox, changed: dict[str, Any]
+):
+    before, strange, after = (pipeline.enqueue_insert(db.event, who=7, n=n) for n in range(3))
+    others = [pipeline.enqueue_insert(db.event, who=who, n=0) for who in range(20)]
+    [entry] = [e for e in box.log._server.logs[strange.bucket] if e.position == strange.position]
+    own = decode(entry.payload)
+    payload = encode(structs.replace(own, **changed)).replace(b'"h"', b'"%b"' % own.schema.encode())
+    make_strange(box, strange, payload)
+
+    assert box.drain() == Drained(22, 1)
+
+    [(producer, producer_seq, reason, op)] = rejects(box)
+    assert (producer, producer_seq) == (strange.producer, strange.producer_seq)
+    assert reason
+    assert json.loads(op) == json.loads(payload)
+    assert {receipt.status() for receipt in (before, after, *others)} == {"applied"}
+    assert strange.status() == "rejected"
+
+
+def test_an_entry_that_no_producer_wrote_is_set_aside_and_counted_each_time(db: Any, box: Sandbox):
+    before, one, other, after = (pipeline.enqueue_insert(db.event, who=7, n=n) for n in range(4))
+    for receipt in (one, other):
+        make_strange(box, receipt, b'["p", "x\\u00ff", "s", "1"]', producer=0, producer_seq=0)
+
+    assert box.drain() == Drained(2, 2)
+
+    assert {row[:2] for row in rejects(box)} == {(0, 0)}
+    assert {row[2] for row in rejects(box)} == {"not an op: the entry has not the fields that a producer writes"}
+    assert [receipt.status() for receipt in (before, after)] == ["applied"] * 2
+
+
+def test_an_entry_beyond_what_a_shard_can_count_waits_with_its_cure(db: Any, box: Sandbox):
+    first, strange = (pipeline.enqueue_insert(db.event, who=7, n=n) for n in range(2))
+    other = pipeline.enqueue_insert(db.event, who=8, n=0)
+    make_strange(box, strange, position=Position(7, 2**64 - 1))
+
+    with pytest.raises(
+        PipelineError, match=r"no shard can count up to the entry 7-\d+ of bucket \d+; delete it with XDEL"
+    ):
+        box.drain()
+
+    assert [receipt.status() for receipt in (first, other)] == ["applied"] * 2
+
+
+# newer releases -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "newer",
+    [
+        b'["merge","event","h",1,5,[],[],null,[],[],[],null,[],null,2]',
+        b'["insert","event","h",1,5,[],[],null,[],[],[],null,[],null,2,{"new":1}]',
+        b'["group","event","h",1,5,[],[],null,[],[],[],null,[["merge",1]],null,2]',
+    ],
+    ids=["a kind", "a field", "a member"],
+)
+def test_an_op_of_a_newer_release_waits_with_all_behind_it_and_no_other_bucket_does(
+    db: Any, box: Sandbox, newer: bytes
+):
+    first, waits, behind = (pipeline.enqueue_insert(db.event, who=7, n=n) for n in range(3))
+    others = [pipeline.enqueue_insert(db.event, who=who, n=0) for who in range(20)]
+    own = [e.payload for e in box.log._server.logs[waits.bucket] if e.position == waits.position]
+    make_strange(box, waits, newer)
+
+    with pytest.raises(PipelineError, match=r"is an op of version 2.*; upgrade the workers"):
+        box.drain()
+
+    assert [receipt.status() for receipt in (first, waits, behind)] == ["applied", "queued", "queued"]
+    assert {receipt.status() for receipt in others if receipt.bucket != first.bucket} == {"applied"}
+    assert rejects(box) == []
+    make_strange(box, waits, *own)  # as an upgraded worker reads it
+    box.log.mark_dirty("s0", [waits.bucket])
+    box.log._server.dirty["s0"][waits.bucket] = 0
+    box.drain()
+    assert [receipt.status() for receipt in (first, waits, behind)] == ["applied"] * 3

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.check.finding import ERROR, WARNING, Finding
 from pipeline.errors import PipelineError
-from pipeline.shard import ddl
+from pipeline.shard import repairs
 from pipeline.shard.survey import Survey
 
 #: The first releases with SELECT … FOR UPDATE SKIP LOCKED.
@@ -62,7 +62,7 @@ def privilege_findings(evidence: Evidence) -> Iterator[Finding]:
                 ERROR,
                 ", ".join(names),
                 f"the user {node.account} may not {', '.join(missing_verbs)}",
-                ddl.grant(wanted, node.database, node.account),
+                repairs.grant(wanted, node.database, node.account),
                 (node.node,),
             )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
@@ -16,7 +17,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from pipeline.errors import LogUnavailable, PipelineFull
-from pipeline.model.op import Entry, Position
+from pipeline.model.op import TOO_LARGE, Entry, Position
 from pipeline.oplog.redis.keys import Keys
 from pipeline.wait_budget import WaitBudgets
 
@@ -215,7 +216,20 @@ def entries_of(bucket: int, reply: Any) -> list[Entry]:
         reply: of XRANGE.
     """
     entries = []
-    for id, (_, producer, _, seq, _, payload) in reply:  # p <producer> s <producer seq> o <op>, always in this order
+    for id, fields in reply:
         epoch, _, nth = id.partition(b"-")
-        entries.append(Entry(bucket, Position(int(epoch), int(nth)), int(producer), int(seq), payload))
+        position = Position(int(epoch), int(nth))
+        try:
+            _, producer, _, seq, _, payload = fields  # p <producer> s <producer seq> o <op>, always in this order
+            sender, number = int(producer), int(seq)
+        except ValueError:
+            sender = number = 0
+        if not (0 < sender < TOO_LARGE and 0 < number < TOO_LARGE):
+            sender, number, payload = 0, 0, _strange(fields)
+        entries.append(Entry(bucket, position, sender, number, payload))
     return entries
+
+
+def _strange(fields: Sequence[bytes]) -> bytes:
+    """Return the fields of an entry as JSON in ASCII: a character for each byte."""
+    return json.dumps([field.decode("latin-1") for field in fields]).encode()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pipeline.dal.objects import real_name
-from pipeline.errors import ShardUnavailable
+from pipeline.errors import NewerOp, NotAnOp, ShardUnavailable
 from pipeline.model.op import Entry, Op, Position, decode
 from pipeline.model.schema import TableSchema, schema_of
 from pipeline.oplog.contract import Entries
@@ -122,12 +122,25 @@ def _not_applied(reader: NodeReader, mark: Position, bucket: int, entries: Seque
     renewed = mark.epoch > 0 and any(entry.position.epoch != mark.epoch for entry in entries)
     senders = {(bucket, entry.producer) for entry in entries}
     seen = ledger_queries.sequences(reader.session, senders) if renewed else {}
-    fresh = [decode(e.payload) for e in entries if e.producer_seq > seen.get((bucket, e.producer), 0)]
+    fresh = _decoded(e for e in entries if e.producer and e.producer_seq > seen.get((bucket, e.producer), 0))
     keys = {key for op in fresh if (key := op.scoped_key)}
     used = {key for _, key in known_keys(reader.session, ((bucket, key) for key in keys))} if keys else set()
     if (renewed or keys) and reader.marks([bucket])[bucket] != mark:
         return None
     return _once(fresh, used)
+
+
+def _decoded(entries: Iterable[Entry]) -> list[Op]:
+    """Return the ops of entries, without what a worker will set aside."""
+    found = []
+    for entry in entries:
+        try:
+            found.append(decode(entry.payload))
+        except NotAnOp:
+            continue
+        except NewerOp as error:
+            raise CannotOverlay(str(error)) from error
+    return found
 
 
 def _once(ops: Iterable[Op], used: set[str]) -> list[Op]:

@@ -87,7 +87,8 @@ CREATE TABLE IF NOT EXISTS pipeline_ids (
 CREATE TABLE IF NOT EXISTS pipeline_schemas (
   hash CHAR(12) NOT NULL PRIMARY KEY,
   table_name VARCHAR(128) NOT NULL,
-  definition TEXT NOT NULL
+  definition TEXT NOT NULL,
+  kept_ms INTEGER NULL
 );
 
 CREATE TABLE IF NOT EXISTS pipeline_heartbeat (
@@ -98,4 +99,13 @@ CREATE TABLE IF NOT EXISTS pipeline_heartbeat (
 CREATE TABLE IF NOT EXISTS pipeline_unfit (
   node VARCHAR(80) NOT NULL PRIMARY KEY,
   since_ms INTEGER NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS pipeline_stops (
+  scope VARCHAR(128) NOT NULL,
+  kind VARCHAR(16) NOT NULL,
+  reason TEXT NOT NULL,
+  since_ms INTEGER NOT NULL,
+  by_whom VARCHAR(128) NOT NULL,
+  PRIMARY KEY (scope, kind)
 );

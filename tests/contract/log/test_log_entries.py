@@ -107,9 +107,9 @@ def test_notes_do_not_pile_up_and_a_text_may_hold_blanks(log: Log):
 
 
 def test_schemas_are_found_by_hash_and_the_newest_by_table(log: Log):
-    log.publish_schema("purchase", "h1", '{"v": 1}')
-    log.publish_schema("purchase", "h2", '{"v": "é"}')
-    log.publish_schema("person", "h3", "{}")
+    log.publish_schemas([("purchase", "h1", '{"v": 1}')])
+    log.publish_schemas([("purchase", "h2", '{"v": "é"}')])
+    log.publish_schemas([("person", "h3", "{}")])
 
     assert log.schema("h1") == '{"v": 1}'
     assert log.schema("h2") == '{"v": "é"}'
