@@ -21,10 +21,10 @@ from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import ShardUnavailable, Unavailable
 from pipeline.model.op import Op, Position, decode
 from pipeline.oplog.contract import Entries
-from pipeline.shard import ledger, repair
+from pipeline.shard import ledger, replays
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
 from pipeline.shard.ledger import Reject
-from pipeline.shard.repair import DROPPED, REPLAYED, Aside, Place
+from pipeline.shard.replays import DROPPED, REPLAYED, Aside, Place
 from pipeline.shard.session import NodeSession
 from pipeline.shard.set_aside import REJECTED
 
@@ -63,7 +63,7 @@ class Replay:
         self, session: NodeSession, log: Entries, settings: ApplySettings, tables: Mapping[str, TableSettings]
     ):
         self._session, self._settings, self._tables = session, settings, tables
-        self._facts = FactBook(session, log)
+        self._facts = FactBook(session.node, session, log)
 
     def run(self, chosen: Mapping[int, Iterable[Position]], who: str, *, drop: bool = False) -> Iterator[Replayed]:
         """Replay ops and what waits behind them; each transaction is committed when its result is yielded.
@@ -120,15 +120,15 @@ class Replay:
     ) -> tuple[Sequence[Place], Replayed, Sequence[Place]]:
         session = self._session
         places = self._places(todo)
-        ops, gone = repair.load(session, list(places), self._settings.max_bytes)
+        ops, gone = replays.load(session, list(places), self._settings.max_bytes)
         dropped = {op.place for op in ops if drop and op.place in heads}
         left = self._execute(ops, places, dropped, blocked)
         unsettled = {(one.entry.bucket, one.entry.position): one.state for one in left}
         replayed = [op.place for op in ops if op.place not in unsettled.keys() | dropped]
         rows = {(op.entry.bucket, key) for op in ops for key in places[op.place]}
-        untried = repair.settle(session, ops, rows, {REPLAYED: replayed, DROPPED: dropped}, left)
+        untried = replays.settle(session, ops, rows, {REPLAYED: replayed, DROPPED: dropped}, left)
         acted = {op.place: unsettled.get(op.place, DROPPED if drop else REPLAYED) for op in ops if op.place in heads}
-        repair.note_actions(session, who, "drop" if drop else "replay", acted)
+        replays.note_actions(session, who, "drop" if drop else "replay", acted)
         refused = sum(state == REJECTED for state in unsettled.values())
         result = Replayed(len(replayed), len(dropped), refused, len(left) - refused, len(acted) + len(gone))
         return [*(op.place for op in ops), *gone], result, untried
@@ -136,11 +136,11 @@ class Replay:
     def _places(self, todo: Mapping[int, Set[Position]]) -> dict[Place, frozenset[str]]:
         """Lock some buckets; return the places of the ops to take, in order within each bucket, and their row keys."""
         buckets = sorted(todo)[: self._settings.buckets]
-        repair.lock(self._session, buckets)
+        replays.lock(self._session, buckets)
         places: dict[Place, frozenset[str]] = {}
         for bucket in buckets:
             if (room := self._settings.max_rows - len(places)) > 0:
-                places |= repair.behind(self._session, bucket, sorted(todo[bucket]), room)
+                places |= replays.behind(self._session, bucket, sorted(todo[bucket]), room)
         return places
 
     def _execute(
