@@ -10,15 +10,13 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
-import msgspec
-
 from pipeline import clock
 from pipeline.apply.batch import FactBook
 from pipeline.apply.executor import ConstraintsChanged, Executor, SchemaBehind
 from pipeline.apply.grouping import Item, grouped
 from pipeline.apply.held_rows import HeldRows
 from pipeline.config.settings import ApplySettings, TableSettings
-from pipeline.errors import ShardUnavailable, Unavailable
+from pipeline.errors import NewerOp, NotAnOp, ShardUnavailable, Unavailable
 from pipeline.model.op import Op, Position, decode
 from pipeline.oplog.contract import Entries
 from pipeline.shard import ledger, replays
@@ -156,7 +154,7 @@ class Replay:
         for op in (op for op in ops if op.place not in dropped):
             try:
                 item = Item(op.entry, decode(op.entry.payload))
-            except msgspec.MsgspecError:
+            except (NotAnOp, NewerOp):
                 left.append(Reject(op.entry, op.table, op.row_key, op.code, op.reason, op.state))
                 continue
             if why := self._why_not(item.op, blocked):

@@ -10,6 +10,7 @@ from heapq import merge
 from itertools import groupby
 from typing import NamedTuple
 
+from pipeline.errors import BadOp
 from pipeline.model.op import Entry, Position
 from pipeline.shard import set_aside
 from pipeline.shard.ledger import ACTIVE, HALTED, HOLDING, Mark, Reject, text_literal
@@ -90,7 +91,7 @@ def load(session: NodeSession, places: Sequence[Place], most_bytes: int) -> tupl
         (bucket, Position(epoch, seq)): int(size)
         for part in set_aside.parts(places)
         for bucket, epoch, seq, size in session.rows(
-            f"SELECT bucket, epoch, seq, LENGTH(op) FROM pipeline_rejects WHERE state IN ({_ASIDE}) AND ({_at(part)})"
+            f"SELECT bucket, epoch, seq, LENGTH(op) FROM pipeline_rejects WHERE state IN ({_ASIDE}) AND ({at(part)})"
         )
     }
     chosen, room = list[Place](), most_bytes
@@ -99,7 +100,7 @@ def load(session: NodeSession, places: Sequence[Place], most_bytes: int) -> tupl
             break
         chosen.append(place)
         room -= sizes[place]
-    found = {op.place: op for part in set_aside.parts(chosen) for op in read(session, _at(part))}
+    found = {op.place: op for part in set_aside.parts(chosen) for op in read(session, at(part))}
     return [found[place] for place in chosen], [place for place in places if place not in sizes]
 
 
@@ -124,6 +125,37 @@ def read(session: NodeSession, which: str) -> list[Aside]:
     ]  # fmt: skip
 
 
+def at(places: Iterable[Place]) -> str:
+    """Return the condition that names ops by their places: a range of the index per bucket and epoch.
+
+    Args:
+        places: which ops; at least one.
+    """
+    seqs: dict[tuple[int, int], list[int]] = {}
+    for bucket, position in places:
+        seqs.setdefault((bucket, position.epoch), []).append(position.seq)
+    return " OR ".join(
+        f"(bucket = {bucket} AND epoch = {epoch} AND seq IN ({', '.join(map(str, own))}))"
+        for (bucket, epoch), own in seqs.items()
+    )
+
+
+def change_op(session: NodeSession, place: Place, payload: bytes) -> None:
+    """Store an op that was edited.
+
+    Args:
+        session: inside the transaction that has locked its bucket.
+        place: of the op.
+        payload: the op as it is from now on.
+
+    Raises:
+        BadOp: the server takes no statement that holds it.
+    """
+    if (op := set_aside.whole_op(payload, session.statement_bytes() - 1000)) is None:
+        raise BadOp(f"the op would have {len(payload):,} bytes; the server takes {session.statement_bytes():,}")
+    _change(session, f"op = {op}", [place])
+
+
 def settle(
     session: NodeSession,
     ops: Sequence[Aside],
@@ -144,7 +176,7 @@ def settle(
         return []
     mine = {op.place: op for op in ops}
     for part in set_aside.parts(list(mine)):
-        session.execute(f"DELETE FROM pipeline_held WHERE {_at(part)}")
+        session.execute(f"DELETE FROM pipeline_held WHERE {at(part)}")
     set_aside.hold(session, left)
     for state, places in done.items():
         _change(session, f"state = '{state}'", list(places))
@@ -191,7 +223,7 @@ def _note(session: NodeSession, before: Mapping[Place, Aside], left: Sequence[Re
         if (was.state, was.code, was.reason) != (one.state, one.code, one.reason):
             code = "NULL" if one.code is None else one.code
             told.setdefault(
-                f"state = '{one.state}', code = {code}, reason = {text_literal(one.reason[:4000])}", []
+                f"state = '{one.state}', code = {code}, reason = {set_aside.cut(one.reason, 4000)}", []
             ).append(place)
     for change, places in told.items():
         _change(session, change, places)
@@ -205,7 +237,7 @@ def _fronts(session: NodeSession, rows: Iterable[tuple[int, str]]) -> list[Place
         (bucket, Position(epoch, seq))
         for part in set_aside.parts(places)
         for bucket, epoch, seq in session.rows(
-            f"SELECT bucket, epoch, seq FROM pipeline_rejects WHERE state = '{PARKED}' AND ({_at(part)})"
+            f"SELECT bucket, epoch, seq FROM pipeline_rejects WHERE state = '{PARKED}' AND ({at(part)})"
         )
     ]
     keys = _keys_of(session, parked)
@@ -256,7 +288,7 @@ def _keys_of(session: NodeSession, places: Sequence[Place]) -> dict[Place, set[s
     found: dict[Place, set[str]] = {}
     for part in set_aside.parts(places):
         for bucket, epoch, seq, key in session.rows(
-            f"SELECT bucket, epoch, seq, row_key FROM pipeline_held WHERE {_at(part)}"
+            f"SELECT bucket, epoch, seq, row_key FROM pipeline_held WHERE {at(part)}"
         ):
             found.setdefault((bucket, Position(epoch, seq)), set()).add(key)
     return found
@@ -264,17 +296,4 @@ def _keys_of(session: NodeSession, places: Sequence[Place]) -> dict[Place, set[s
 
 def _change(session: NodeSession, change: str, places: Sequence[Place]) -> None:
     for part in set_aside.parts(places):
-        session.execute(
-            f"UPDATE pipeline_rejects SET {change}, changed_ms = {session.dialect.now_ms} WHERE {_at(part)}"
-        )
-
-
-def _at(places: Iterable[Place]) -> str:
-    """Return the condition that names ops by their places: a range of the index per bucket and epoch."""
-    seqs: dict[tuple[int, int], list[int]] = {}
-    for bucket, position in places:
-        seqs.setdefault((bucket, position.epoch), []).append(position.seq)
-    return " OR ".join(
-        f"(bucket = {bucket} AND epoch = {epoch} AND seq IN ({', '.join(map(str, own))}))"
-        for (bucket, epoch), own in seqs.items()
-    )
+        session.execute(f"UPDATE pipeline_rejects SET {change}, changed_ms = {session.dialect.now_ms} WHERE {at(part)}")
