@@ -78,7 +78,7 @@ def _of_op(pipeline: Client, receipt: Receipt) -> Answer:
 def _reasons(pipeline: Client, shard: str) -> tuple[WaitReason, ...]:
     try:
         primary = pipeline.nodes.primary(shard)
-        marks = {b: m.position for b, m in ledger_queries.marks_of(primary).items() if m.state == "active"}
+        marks = {b: m.position for b, m in ledger_queries.marks_of(primary).items() if m.owned}
         queued = pipeline.log.queued(marks)
         behind = {bucket: marks[bucket] for bucket, ops in queued.items() if ops}
         noted, full = pipeline.log.waits(shard), pipeline.log.full()

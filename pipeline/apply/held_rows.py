@@ -6,7 +6,7 @@ so what one group holds is known before the next is executed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from pipeline.apply.grouping import Item
 from pipeline.config.settings import TableSettings
@@ -51,14 +51,20 @@ class HeldRows:
         self._known, self._tables, self._ends = known, tables, ends
         self.held: dict[tuple[int, str], Position] = {}
 
-    def read(self, session: NodeSession, items: Iterable[Item]) -> None:
+    def read(
+        self, session: NodeSession, items: Iterable[Item], without: Set[tuple[int, Position]] = frozenset()
+    ) -> None:
         """Read which rows of ops are held.
 
         Args:
             session: inside the transaction.
             items: the ops.
+            without: (bucket, position) of the ops that hold rows no more.
         """
-        self.held |= set_aside.holders(session, {(one.entry.bucket, key) for one in items for key in self._keys(one)})
+        rows = {(item.entry.bucket, key) for item in items for key in self._keys(item)}
+        for row, first in set_aside.holders(session, rows).items():
+            if (row[0], first) not in without:
+                self.held[row] = first
 
     def part(self, items: Sequence[Item]) -> tuple[Sequence[Item], list[Reject]]:
         """Return the ops of one group that may be executed, and those that are parked.
@@ -86,7 +92,17 @@ class HeldRows:
             first: the other's position.
         """
         why = f"waits behind the op at {item.entry.bucket}:{first}, which holds the row {key}"
-        return Reject(item.entry, item.op.table, key, None, why, set_aside.PARKED, self._hold(item))
+        return Reject(item.entry, item.op.table, key, None, why, set_aside.PARKED, self._hold(item, self._keys(item)))
+
+    def wait(self, item: Item, keys: frozenset[str], why: str) -> Reject:
+        """Leave an op set aside for a reason of its own.
+
+        Args:
+            item: the op.
+            keys: of the rows that it holds.
+            why: what it waits for.
+        """
+        return Reject(item.entry, item.op.table, "", None, why, set_aside.PARKED, self._hold(item, keys))
 
     def refuse(self, item: Item) -> frozenset[str]:
         """Return the keys of the rows that a refused op holds: none if its table skips.
@@ -102,14 +118,14 @@ class HeldRows:
             if self._ends.get(item.entry.bucket) != item.entry.position:
                 raise Halt(item)
             return frozenset()
-        return frozenset() if words == {SKIP} else self._hold(item)
+        return frozenset() if words == {SKIP} else self._hold(item, self._keys(item))
 
     def _word(self, op: Op) -> str:
         table = self._tables.get(op.table)
         return table.on_reject if table is not None else PARK
 
-    def _hold(self, item: Item) -> frozenset[str]:
-        keys, bucket, position = self._keys(item), item.entry.bucket, item.entry.position
+    def _hold(self, item: Item, keys: frozenset[str]) -> frozenset[str]:
+        bucket, position = item.entry.bucket, item.entry.position
         for key in keys:
             self.held[bucket, key] = min(position, self.held.get((bucket, key), position))
         return keys

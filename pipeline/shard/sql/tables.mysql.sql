@@ -57,6 +57,21 @@ CREATE TABLE IF NOT EXISTS pipeline_held (
   KEY (bucket, epoch, seq)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
+-- What operators did to ops that were set aside: replay, drop or edit. result: the state that the action left.
+-- op_before: the op before an edit.
+CREATE TABLE IF NOT EXISTS pipeline_actions (
+  id BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
+  at_ms BIGINT NOT NULL,
+  who VARCHAR(128) NOT NULL,
+  action VARCHAR(16) NOT NULL,
+  bucket INT NOT NULL,
+  epoch BIGINT NOT NULL,
+  seq BIGINT NOT NULL,
+  result VARCHAR(16) NOT NULL,
+  op_before LONGTEXT NULL,
+  KEY (bucket, epoch, seq)
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
 -- Proof of loss: positions that the log skipped (producer 0), or sequences of a producer that Redis forgot.
 CREATE TABLE IF NOT EXISTS pipeline_lost (
   bucket INT NOT NULL,

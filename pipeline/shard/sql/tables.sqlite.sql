@@ -41,6 +41,18 @@ CREATE TABLE IF NOT EXISTS pipeline_held (
   PRIMARY KEY (bucket, row_key, epoch, seq)
 );
 
+CREATE TABLE IF NOT EXISTS pipeline_actions (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  at_ms INTEGER NOT NULL,
+  who VARCHAR(128) NOT NULL,
+  action VARCHAR(16) NOT NULL,
+  bucket INTEGER NOT NULL,
+  epoch INTEGER NOT NULL,
+  seq INTEGER NOT NULL,
+  result VARCHAR(16) NOT NULL,
+  op_before TEXT NULL
+);
+
 CREATE TABLE IF NOT EXISTS pipeline_lost (
   bucket INTEGER NOT NULL,
   epoch INTEGER NOT NULL,
