@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from collections.abc import Mapping
 
 from pipeline import clock
-from pipeline.admin import replica_absence
+from pipeline.admin import release, replica_absence
 from pipeline.client import Client
 from pipeline.enqueue.receipt_status import REMEMBERED_S
-from pipeline.errors import Unavailable
+from pipeline.errors import NotMigrated, Unavailable
 from pipeline.model.op import Position
 from pipeline.shard import ledger, ledger_queries
 
@@ -36,6 +37,23 @@ def reconcile(pipeline: Client, shard: str) -> int:
     pipeline.log.mark_dirty(shard, behind)
     _report_other_deployments(pipeline, shard, mine, tails)
     return len(behind)
+
+
+def release_waiting(pipeline: Client, shard: str) -> int:
+    """Let go on what waits for a table that is stopped no more; return how many ops.
+
+    A table that a breaker halted is tried when its definition has changed.
+
+    Args:
+        pipeline: the deployment.
+        shard: the shard's name.
+    """
+    who = f"worker@{socket.gethostname()}"
+    try:
+        release.try_changed(pipeline, shard, who)
+        return sum(release.release(pipeline, shard, who))
+    except NotMigrated:  # the tables are older than this worker: nothing can be set aside
+        return 0
 
 
 def unapplied(marks: Mapping[int, Position], tails: Mapping[int, Position]) -> list[int]:

@@ -38,7 +38,7 @@ from pipeline.shard.driver_errors import (
 )
 from pipeline.shard.ledger import HOLDING
 from pipeline.shard.session import NodeSession
-from pipeline.shard.set_aside import PARKED
+from pipeline.shard.set_aside import REJECTED
 
 if TYPE_CHECKING:
     from pipeline.oplog.doorbell import Bell, SilentBell
@@ -153,7 +153,8 @@ class Applier:
         self.shard, self.node, self._tables = shard, session.node, tables
         self._session, self._log, self._settings, self._step = session, log, settings, step
         self._pace = Pace(settings)
-        self._facts, self._stopped = FactBook(shard, session, log), Stopped(shard, session)
+        self._facts, self._stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
+        self._breaker = self._stopped.breaker
         self._failures, self._longest_s = 0, settings.statement_s
         #: Why ops of a schema wait, by its hash, and when the shard is tried again, s.
         self._behind: dict[str, tuple[float, WaitReason]] = {}
@@ -327,6 +328,7 @@ class Applier:
             self._facts,
             blocked,
             self._stopped.tables(),
+            self._stopped.room,
             self._pace.rows,
             self._settings.max_bytes,
             waiting=waiting,
@@ -338,7 +340,9 @@ class Applier:
             return Outcome(buckets=len(mine), waiting=batch.why), batch
         batch.skip_seen(self._session)
         rows = HeldRows(self._facts.known, self._tables, take.ends)
-        rows.read(self._session, (one for one in batch.items if locked[one.entry.bucket].state == HOLDING))
+        every = (*batch.items, *(item for item, _ in batch.halted))
+        rows.read(self._session, (one for one in every if locked[one.entry.bucket].state == HOLDING))
+        stopped = rows.stop(batch.halted)
         self._step("execute")
         executor = Executor(self._session, self._facts.known, rows, self._step, self._believed, last_try=last_try)
         if take.alone is not None and (verdict := self._verdict(take.alone)):
@@ -348,7 +352,7 @@ class Applier:
         self._step("mark")
         if batch.last:
             ledger.remember(self._session, batch.last)
-        executor.rejects += batch.unreadable
+        executor.rejects += [*batch.unreadable, *stopped]
         settle(self._session, executor.rejects, locked, take.ends)
         ledger.lose(self._session, batch.losses)
         if batch.keys:
@@ -381,9 +385,10 @@ class Applier:
         return ""
 
     def _outcome(self, batch: Batch, executor: Executor) -> Outcome:
-        parked = sum(one.state == PARKED for one in executor.rejects)
+        parked = sum(one.state != REJECTED for one in executor.rejects)
+        batch.aside = executor.rejects
         return Outcome(
-            applied=len(batch.items) + len(batch.unreadable) - len(executor.rejects),
+            applied=len(batch.items) + len(batch.halted) + len(batch.unreadable) - len(executor.rejects),
             rejected=len(executor.rejects) - parked,
             parked=parked,
             seen=batch.seen,
@@ -404,6 +409,10 @@ class Applier:
             outcome.ring, outcome.left = self._log.finish(self.shard, done)
         except Unavailable as error:
             logger.warning("committed, but not published in Redis shard=%s: %s", self.shard, error)
+        self._stopped.room -= len(batch.halted)
+        if self._settings.breaker:
+            for reject in self._breaker.learn(batch.items, batch.aside):
+                self._stopped.halt(reject, self._facts.database_name(reject.table))
 
 
 def _ms_since(started: float) -> int:
