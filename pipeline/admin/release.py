@@ -13,7 +13,7 @@ from pipeline.apply.replay import Replay
 from pipeline.client import Client
 from pipeline.model.op import Position
 from pipeline.model.schema import TableSchema
-from pipeline.shard import repair
+from pipeline.shard import replays
 from pipeline.shard.stops import BREAKER, WHOLE, Stop, definition_of, lift, note_definition, stops_of
 from pipeline.shard.table_facts import bare_name
 
@@ -37,7 +37,7 @@ def release(pipeline: Client, shard: str, who: str) -> Iterator[int]:
     stopped = {stop.scope for stop in stops_of(session)}
     chosen: dict[int, list[Position]] = {}
     with session.translated(), session.transaction():
-        waiting = repair.waiting(session, _HEADS)
+        waiting = replays.waiting(session, _HEADS)
     for bucket, position, table in waiting:
         if table not in stopped:
             chosen.setdefault(bucket, []).append(position)
@@ -62,7 +62,7 @@ def try_one(pipeline: Client, shard: str, stop: Stop, who: str) -> bool:
     """
     session = pipeline.nodes.primary(shard)
     with session.translated(), session.transaction():
-        heads = [(bucket, place) for bucket, place, table in repair.waiting(session, _HEADS) if table == stop.scope]
+        heads = [(bucket, place) for bucket, place, table in replays.waiting(session, _HEADS) if table == stop.scope]
     if heads:
         one = replace(pipeline.settings.apply, max_rows=1)
         replay = Replay(session, pipeline.log, one, pipeline.settings.tables, despite=stop.scope)

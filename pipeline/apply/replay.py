@@ -10,21 +10,19 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
-import msgspec
-
 from pipeline import clock
 from pipeline.apply.batch import FactBook
 from pipeline.apply.executor import ConstraintsChanged, Executor, SchemaBehind
 from pipeline.apply.grouping import Item, grouped
 from pipeline.apply.held_rows import HeldRows
 from pipeline.config.settings import ApplySettings, TableSettings
-from pipeline.errors import ShardUnavailable, Unavailable
+from pipeline.errors import NewerOp, NotAnOp, ShardUnavailable, Unavailable
 from pipeline.model.op import Op, Position, decode
 from pipeline.oplog.contract import Entries
-from pipeline.shard import ledger, repair
+from pipeline.shard import ledger, replays
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
 from pipeline.shard.ledger import Reject
-from pipeline.shard.repair import DROPPED, REPLAYED, Aside, Place
+from pipeline.shard.replays import DROPPED, REPLAYED, Aside, Place
 from pipeline.shard.session import NodeSession
 from pipeline.shard.set_aside import REJECTED
 from pipeline.shard.stops import stopped_tables
@@ -128,30 +126,36 @@ class Replay:
     ) -> tuple[Sequence[Place], Replayed, Sequence[Place]]:
         session = self._session
         places = self._places(todo)
-        ops, gone = repair.load(session, places, self._settings.max_bytes)
+        ops, gone = replays.load(session, list(places), self._settings.max_bytes)
         dropped = {op.place for op in ops if drop and op.place in heads}
-        left = self._execute(ops, dropped, blocked)
+        left = self._execute(ops, places, dropped, blocked)
         unsettled = {(one.entry.bucket, one.entry.position): one.state for one in left}
         replayed = [op.place for op in ops if op.place not in unsettled.keys() | dropped]
-        untried = repair.settle(session, ops, {REPLAYED: replayed, DROPPED: dropped}, left)
+        rows = {(op.entry.bucket, key) for op in ops for key in places[op.place]}
+        untried = replays.settle(session, ops, rows, {REPLAYED: replayed, DROPPED: dropped}, left)
         acted = {op.place: unsettled.get(op.place, DROPPED if drop else REPLAYED) for op in ops if op.place in heads}
-        repair.note_actions(session, who, "drop" if drop else "replay", acted)
+        replays.note_actions(session, who, "drop" if drop else "replay", acted)
         refused = sum(state == REJECTED for state in unsettled.values())
         result = Replayed(len(replayed), len(dropped), refused, len(left) - refused, len(acted) + len(gone))
         return [*(op.place for op in ops), *gone], result, untried
 
-    def _places(self, todo: Mapping[int, Set[Position]]) -> list[Place]:
-        """Lock some buckets; return the places of the ops to take, in order within each bucket."""
+    def _places(self, todo: Mapping[int, Set[Position]]) -> dict[Place, frozenset[str]]:
+        """Lock some buckets; return the places of the ops to take, in order within each bucket, and their row keys."""
         buckets = sorted(todo)[: self._settings.buckets]
-        repair.lock(self._session, buckets)
-        places: list[Place] = []
+        replays.lock(self._session, buckets)
+        places: dict[Place, frozenset[str]] = {}
         for bucket in buckets:
             if (room := self._settings.max_rows - len(places)) > 0:
-                found = repair.behind(self._session, bucket, sorted(todo[bucket]), room)
-                places += [(bucket, position) for position in found]
+                places |= replays.behind(self._session, bucket, sorted(todo[bucket]), room)
         return places
 
-    def _execute(self, ops: Sequence[Aside], dropped: Set[Place], blocked: Mapping[str, str]) -> list[Reject]:
+    def _execute(
+        self,
+        ops: Sequence[Aside],
+        keys: Mapping[Place, frozenset[str]],
+        dropped: Set[Place],
+        blocked: Mapping[str, str],
+    ) -> list[Reject]:
         """Execute ops but for the dropped; return those that stay set aside: refused, parked, or not known yet."""
         session, left = self._session, list[Reject]()
         self._stopped = stopped_tables(session) - {self._despite}
@@ -159,7 +163,7 @@ class Replay:
         for op in (op for op in ops if op.place not in dropped):
             try:
                 item = Item(op.entry, decode(op.entry.payload))
-            except msgspec.MsgspecError:
+            except (NotAnOp, NewerOp):
                 left.append(Reject(op.entry, op.table, op.row_key, op.code, op.reason, op.state))
                 continue
             if why := self._why_not(item.op, blocked):
@@ -168,8 +172,7 @@ class Replay:
                 items.append(item)
         rows = HeldRows(self._facts.known, self._tables, None)
         rows.read(session, items, without={op.place for op in ops})
-        keys = repair.keys_of(session, list(late))
-        left += [rows.wait(item, frozenset(keys.get(place, ())), why) for place, (item, why) in late.items()]
+        left += [rows.wait(item, keys[place], why) for place, (item, why) in late.items()]
         executor = Executor(session, self._facts.known, rows, lambda name: None, set(), last_try=True)
         executor.run(grouped(_by_time(items), self._facts.known))
         if executor.ids:

@@ -9,6 +9,7 @@ import click
 from pipeline.cli.adopt import adopt_command
 from pipeline.cli.check import check_command
 from pipeline.cli.cluster import cluster
+from pipeline.cli.dead import dead_group
 from pipeline.cli.demo import demo
 from pipeline.cli.maintenance import outbox, rebuilt_command, spool
 from pipeline.cli.migrate import migrate_command, tables
@@ -27,6 +28,7 @@ for command in (
     adopt_command,
     check_command,
     cluster,
+    dead_group,
     demo,
     drain_command,
     migrate_command,

@@ -175,10 +175,10 @@ def aside(session: NodeSession, ops: Iterable[tuple[int, int, int]]) -> list[tup
         ops: (bucket, producer, producer sequence).
     """
     wanted = set(ops)
-    producers = ", ".join({str(producer) for _, producer, _ in wanted})
+    buckets, producers = (", ".join({str(one[i]) for one in wanted}) for i in (0, 1))
     found = session.query(
         "SELECT bucket, producer, producer_seq, state, reason, code FROM pipeline_rejects"
-        f" WHERE producer IN ({producers}) ORDER BY rejected_ms, bucket, seq"
+        f" WHERE bucket IN ({buckets}) AND producer IN ({producers}) ORDER BY rejected_ms, bucket, seq"
     )
     return [tuple(told) for bucket, producer, seq, *told in found if (bucket, producer, seq) in wanted]
 

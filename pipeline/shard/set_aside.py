@@ -75,21 +75,18 @@ def holders(session: NodeSession, rows: Iterable[tuple[int, str]]) -> dict[tuple
         session: inside the transaction that has locked the buckets.
         rows: (bucket, row key).
     """
-    found = {}
+    found: dict[tuple[int, str], Position] = {}
     for part in parts(list(rows)):
         # one range of the index per row: IN over buckets times IN over keys would be their product
         keys: dict[int, list[str]] = {}
         for bucket, key in part:
             keys.setdefault(bucket, []).append(text_literal(key))
         which = " OR ".join(f"(bucket = {bucket} AND row_key IN ({', '.join(own)}))" for bucket, own in keys.items())
-        first = (
-            "FROM pipeline_held AS h WHERE h.bucket = r.bucket AND h.row_key = r.row_key ORDER BY epoch, seq LIMIT 1"
-        )
+        # not ORDER BY … LIMIT 1 per row: MariaDB then walks the other index, once per row through all of the bucket
         for bucket, key, epoch, seq in session.rows(
-            f"SELECT bucket, row_key, (SELECT h.epoch {first}), (SELECT h.seq {first})"
-            f" FROM (SELECT DISTINCT bucket, row_key FROM pipeline_held WHERE {which}) AS r"
+            f"SELECT bucket, row_key, epoch, MIN(seq) FROM pipeline_held WHERE {which} GROUP BY bucket, row_key, epoch"
         ):
-            found[bucket, key] = Position(epoch, seq)
+            found[bucket, key] = min(Position(epoch, seq), found.get((bucket, key), Position(epoch, seq)))
     return found
 
 
@@ -147,14 +144,35 @@ def _statements(session: NodeSession, ops: Sequence[Reject]) -> Iterator[list[st
 def _row(op: Reject, now: str, most_bytes: int) -> str:
     entry = op.entry
     numbers = f"{entry.bucket}, {entry.position.epoch}, {entry.position.seq}, {entry.producer}, {entry.producer_seq}"
-    texts = f"'{op.state}', {_cut(op.table, 128)}, {_cut(op.row_key, 255)}"
-    why = f"{'NULL' if op.code is None else op.code}, {_cut(op.reason, 4000)}"
+    texts = f"'{op.state}', {cut(op.table, 128)}, {cut(op.row_key, 255)}"
+    why = f"{'NULL' if op.code is None else op.code}, {cut(op.reason, 4000)}"
     return f"({numbers}, {texts}, {why}, {_stored_op(entry.payload, most_bytes)}, {now}, {now})"
 
 
-def _cut(text: str, most: int) -> str:
-    """Return a text as a literal of at most so many characters, each of which every column of ours can store."""
+def cut(text: str, most: int) -> str:
+    """Return a text as a literal of characters that every column of ours can store.
+
+    Args:
+        text: the text.
+        most: the most characters.
+    """
     return text_literal(_UNSTORABLE.sub(_escaped, text)[:most])
+
+
+def whole_op(payload: bytes, most_bytes: int) -> str | None:
+    """Return an op as a literal, in ASCII if that fits, or None where it is larger than a statement may be.
+
+    Args:
+        payload: the JSON of an op.
+        most_bytes: the size of the largest literal.
+
+    Raises:
+        UnicodeDecodeError: the bytes are no text.
+    """
+    text = payload.decode()
+    # escapes are longer than what they stand for
+    every = (text_literal(_NOT_ASCII.sub(_escaped, text)), text_literal(text))
+    return next((literal for literal in every if len(literal.encode()) <= most_bytes), None)
 
 
 def _stored_op(payload: bytes, most_bytes: int) -> str:
@@ -165,17 +183,12 @@ def _stored_op(payload: bytes, most_bytes: int) -> str:
     `{"base64": …, "bytes": their number}`, cut where they are too many.
     """
     try:
-        text = payload.decode()
-        ascii = text_literal(_NOT_ASCII.sub(_escaped, text))
-        if len(ascii) <= most_bytes:
-            return ascii
+        if (whole := whole_op(payload, most_bytes)) is not None:
+            return whole
         op = decode(payload)
     except (UnicodeDecodeError, NotAnOp, NewerOp):
         start = b64encode(payload[: max(0, most_bytes // 4 * 3)]).decode()
         return text_literal(f'{{"base64": "{start}", "bytes": {len(payload)}}}')
-    whole = text_literal(text)  # escapes are longer than what they stand for
-    if len(whole.encode()) <= most_bytes:
-        return whole
     bare = structs.replace(op, columns=(), values=(), where=None, expressions=(), ops=())
     return text_literal(encode({"without_values": bare}).decode())
 

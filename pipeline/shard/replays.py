@@ -10,6 +10,7 @@ from heapq import merge
 from itertools import groupby
 from typing import NamedTuple
 
+from pipeline.errors import BadOp
 from pipeline.model.op import Entry, Position
 from pipeline.shard import set_aside
 from pipeline.shard.ledger import ACTIVE, HALTED, HOLDING, Mark, Reject, text_literal
@@ -55,8 +56,8 @@ def lock(session: NodeSession, buckets: Iterable[int]) -> dict[int, Mark]:
     return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
 
 
-def behind(session: NodeSession, bucket: int, chosen: Sequence[Position], most: int) -> list[Position]:
-    """Return the first *most* of some ops and of everything that waits behind them, in order.
+def behind(session: NodeSession, bucket: int, chosen: Sequence[Position], most: int) -> dict[Place, frozenset[str]]:
+    """Return the first *most* of some ops and of everything that waits behind them, in order, with their row keys.
 
     An op waits behind an earlier one if they hold a row in common, and so behind what that one waits for.
 
@@ -66,15 +67,14 @@ def behind(session: NodeSession, bucket: int, chosen: Sequence[Position], most: 
         chosen: the ops' positions, ascending; at least one.
         most: the most ops to return.
     """
-    heads, found, rows = set(chosen), list[Position](), set[str]()
+    heads, found, rows = set(chosen), dict[Place, frozenset[str]](), set[str]()
     bare = ((position, frozenset[str]()) for position in chosen)  # an op may hold nothing
     for position, keys in merge(bare, _held(session, bucket, chosen[0]), key=lambda one: one[0]):
         if position not in heads and rows.isdisjoint(keys):
             continue
-        if not found or found[-1] != position:
-            if len(found) == most:
-                break
-            found.append(position)
+        if (bucket, position) not in found and len(found) == most:
+            break
+        found[bucket, position] = keys
         rows |= keys
     return found
 
@@ -91,7 +91,7 @@ def load(session: NodeSession, places: Sequence[Place], most_bytes: int) -> tupl
         (bucket, Position(epoch, seq)): int(size)
         for part in set_aside.parts(places)
         for bucket, epoch, seq, size in session.rows(
-            f"SELECT bucket, epoch, seq, LENGTH(op) FROM pipeline_rejects WHERE state IN ({_ASIDE}) AND ({_at(part)})"
+            f"SELECT bucket, epoch, seq, LENGTH(op) FROM pipeline_rejects WHERE state IN ({_ASIDE}) AND ({at(part)})"
         )
     }
     chosen, room = list[Place](), most_bytes
@@ -100,7 +100,7 @@ def load(session: NodeSession, places: Sequence[Place], most_bytes: int) -> tupl
             break
         chosen.append(place)
         room -= sizes[place]
-    found = {op.place: op for part in set_aside.parts(chosen) for op in read(session, _at(part))}
+    found = {op.place: op for part in set_aside.parts(chosen) for op in read(session, at(part))}
     return [found[place] for place in chosen], [place for place in places if place not in sizes]
 
 
@@ -139,39 +139,58 @@ def waiting(session: NodeSession, most: int) -> list[tuple[int, Position, str]]:
     return [(bucket, Position(epoch, seq), table) for bucket, epoch, seq, table in found]
 
 
-def keys_of(session: NodeSession, places: Sequence[Place]) -> dict[Place, set[str]]:
-    """Return the keys of the rows that ops hold, by the ops' places.
+def at(places: Iterable[Place]) -> str:
+    """Return the condition that names ops by their places: a range of the index per bucket and epoch.
 
     Args:
-        session: inside a transaction.
-        places: which ops.
+        places: which ops; at least one.
     """
-    found: dict[Place, set[str]] = {}
-    for part in set_aside.parts(places):
-        for bucket, epoch, seq, key in session.rows(
-            f"SELECT bucket, epoch, seq, row_key FROM pipeline_held WHERE {_at(part)}"
-        ):
-            found.setdefault((bucket, Position(epoch, seq)), set()).add(key)
-    return found
+    seqs: dict[tuple[int, int], list[int]] = {}
+    for bucket, position in places:
+        seqs.setdefault((bucket, position.epoch), []).append(position.seq)
+    return " OR ".join(
+        f"(bucket = {bucket} AND epoch = {epoch} AND seq IN ({', '.join(map(str, own))}))"
+        for (bucket, epoch), own in seqs.items()
+    )
+
+
+def change_op(session: NodeSession, place: Place, payload: bytes) -> None:
+    """Store an op that was edited.
+
+    Args:
+        session: inside the transaction that has locked its bucket.
+        place: of the op.
+        payload: the op as it is from now on.
+
+    Raises:
+        BadOp: the server takes no statement that holds it.
+    """
+    if (op := set_aside.whole_op(payload, session.statement_bytes() - 1000)) is None:
+        raise BadOp(f"the op would have {len(payload):,} bytes; the server takes {session.statement_bytes():,}")
+    _change(session, f"op = {op}", [place])
 
 
 def settle(
-    session: NodeSession, ops: Sequence[Aside], done: Mapping[str, Iterable[Place]], left: Sequence[Reject]
+    session: NodeSession,
+    ops: Sequence[Aside],
+    rows: Iterable[tuple[int, str]],
+    done: Mapping[str, Iterable[Place]],
+    left: Sequence[Reject],
 ) -> list[Place]:
     """Record what became of ops. Return other ops that nothing is before any more, though nobody has tried them.
 
     Args:
         session: inside the transaction.
         ops: all that a replay has taken.
+        rows: bucket and key of the rows that they held.
         done: the places of those that are settled, by their new state.
         left: those that are not: refused again, or parked.
     """
     if not ops:
         return []
     mine = {op.place: op for op in ops}
-    rows = {(bucket, key) for (bucket, _), keys in keys_of(session, list(mine)).items() for key in keys}
     for part in set_aside.parts(list(mine)):
-        session.execute(f"DELETE FROM pipeline_held WHERE {_at(part)}")
+        session.execute(f"DELETE FROM pipeline_held WHERE {at(part)}")
     set_aside.hold(session, left)
     for state, places in done.items():
         _change(session, f"state = '{state}'", list(places))
@@ -218,7 +237,7 @@ def _note(session: NodeSession, before: Mapping[Place, Aside], left: Sequence[Re
         if (was.state, was.code, was.reason) != (one.state, one.code, one.reason):
             code = "NULL" if one.code is None else one.code
             told.setdefault(
-                f"state = '{one.state}', code = {code}, reason = {text_literal(one.reason[:4000])}", []
+                f"state = '{one.state}', code = {code}, reason = {set_aside.cut(one.reason, 4000)}", []
             ).append(place)
     for change, places in told.items():
         _change(session, change, places)
@@ -232,10 +251,10 @@ def _fronts(session: NodeSession, rows: Iterable[tuple[int, str]]) -> list[Place
         (bucket, Position(epoch, seq))
         for part in set_aside.parts(places)
         for bucket, epoch, seq in session.rows(
-            f"SELECT bucket, epoch, seq FROM pipeline_rejects WHERE state = '{PARKED}' AND ({_at(part)})"
+            f"SELECT bucket, epoch, seq FROM pipeline_rejects WHERE state = '{PARKED}' AND ({at(part)})"
         )
     ]
-    keys = keys_of(session, parked)
+    keys = _keys_of(session, parked)
     first = set_aside.holders(session, {(bucket, key) for (bucket, _), own in keys.items() for key in own})
     return [
         (bucket, position)
@@ -278,19 +297,17 @@ def _held_rows(session: NodeSession, bucket: int, start: Position) -> Iterator[t
         epoch, seq, key = page[-1]
 
 
+def _keys_of(session: NodeSession, places: Sequence[Place]) -> dict[Place, set[str]]:
+    """Return the keys of the rows that ops hold, by the ops' places."""
+    found: dict[Place, set[str]] = {}
+    for part in set_aside.parts(places):
+        for bucket, epoch, seq, key in session.rows(
+            f"SELECT bucket, epoch, seq, row_key FROM pipeline_held WHERE {at(part)}"
+        ):
+            found.setdefault((bucket, Position(epoch, seq)), set()).add(key)
+    return found
+
+
 def _change(session: NodeSession, change: str, places: Sequence[Place]) -> None:
     for part in set_aside.parts(places):
-        session.execute(
-            f"UPDATE pipeline_rejects SET {change}, changed_ms = {session.dialect.now_ms} WHERE {_at(part)}"
-        )
-
-
-def _at(places: Iterable[Place]) -> str:
-    """Return the condition that names ops by their places: a range of the index per bucket and epoch."""
-    seqs: dict[tuple[int, int], list[int]] = {}
-    for bucket, position in places:
-        seqs.setdefault((bucket, position.epoch), []).append(position.seq)
-    return " OR ".join(
-        f"(bucket = {bucket} AND epoch = {epoch} AND seq IN ({', '.join(map(str, own))}))"
-        for (bucket, epoch), own in seqs.items()
-    )
+        session.execute(f"UPDATE pipeline_rejects SET {change}, changed_ms = {session.dialect.now_ms} WHERE {at(part)}")
