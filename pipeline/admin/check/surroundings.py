@@ -48,7 +48,7 @@ def op_findings(evidence: Evidence) -> Iterator[Finding]:
         evidence: what the servers answered.
     """
     for fault in evidence.faults:
-        yield Finding(ERROR, "ops", fault.what, fault.fix, (fault.shard,))
+        yield Finding(ERROR, fault.subject, fault.what, fault.fix, (fault.shard,))
 
 
 def configuration_findings(evidence: Evidence) -> Iterator[Finding]:
