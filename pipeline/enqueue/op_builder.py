@@ -68,6 +68,11 @@ class OpBuilder:
                     # a page that only reads must not fail for it; the first op tries again, and raises
                     logger.warning("table %s is not published yet: %s", name, error)
 
+    @property
+    def names(self) -> Iterable[str]:
+        """The names of the tables that were defined in this process."""
+        return self._latest.keys()
+
     def table(self, table: Any) -> Any:
         """Return the pyDAL table that is meant."""
         if not isinstance(table, str):
