@@ -13,7 +13,7 @@ from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
 from pipeline.errors import NewerOp, NotAnOp, PipelineError
 from pipeline.model.op import START, Entry, Position, decode
-from pipeline.model.wait_reason import WaitReason, evidence_of, reasons_of
+from pipeline.model.wait_reason import WaitReason, reasons_of
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S
 from pipeline.oplog.waits import Noted
@@ -103,7 +103,7 @@ class Observer:
         rate = self._rate(shard, primary)
         counts = primary.counts
         noted = queued.noted
-        waits = reasons_of(evidence_of(shard, queued.behind, primary.stops, noted.notes, noted.alive))
+        waits = reasons_of(shard, queued.behind, primary.stops, noted.notes, noted.alive)
         return ShardStatus(shard, queued.queue, rate, counts["rejected"], counts["lost"], replicas, waits=waits)
 
     def _news(self) -> StatusNews | None:

@@ -112,7 +112,7 @@ class ReadCount:
 MAX_AGE_S = 60.0
 
 
-class Fault(NamedTuple):
+class OpFault(NamedTuple):
     """What is wrong on a shard, and what mends it."""
 
     shard: str
@@ -140,7 +140,7 @@ class Status:
             lines += [(replica.node, replica.why) for replica in shard.replicas]
         return [(name, why) for name, why in lines if why]
 
-    def faults(self, max_age_s: float) -> list[Fault]:
+    def faults(self, max_age_s: float) -> list[OpFault]:
         """Return what an operator has to mend; an op that merely waits is none before its time.
 
         Args:
@@ -159,14 +159,19 @@ class Status:
         return {"ok": not (faults or self.unknown), "known": not self.unknown, **found}
 
 
-def _faults(shard: ShardStatus, max_age_s: float) -> Iterator[Fault]:
+def _faults(shard: ShardStatus, max_age_s: float) -> Iterator[OpFault]:
+    for reason in shard.waits:
+        if reason.kind == "breaker":
+            yield OpFault(
+                shard.shard, f"{reason.scope} is halted: {reason.detail}", f"run: pipeline why {reason.scope}"
+            )
     if shard.rejected:
-        yield Fault(shard.shard, f"{_ops(shard.rejected)} refused for good", "read why in pipeline_rejects")
+        yield OpFault(shard.shard, f"{_ops(shard.rejected)} refused for good", "read why in pipeline_rejects")
     if shard.lost:
-        yield Fault(shard.shard, f"{_ops(shard.lost)} lost by Redis", "enqueue again what pipeline_lost names")
+        yield OpFault(shard.shard, f"{_ops(shard.lost)} lost by Redis", "enqueue again what pipeline_lost names")
     if shard.queue.oldest_ms is not None and shard.queue.oldest_ms > max_age_s * 1000:
         age = f"the oldest op has waited {shard.queue.oldest_ms / 1000:,.0f} s, more than {max_age_s:g} s"
-        yield Fault(shard.shard, age, f"run: pipeline why {shard.shard}")
+        yield OpFault(shard.shard, age, f"run: pipeline why {shard.shard}")
 
 
 def _ops(count: int) -> str:

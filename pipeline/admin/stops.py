@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from pipeline import clock
+from pipeline.admin.release import try_one
 from pipeline.client import Client
 from pipeline.errors import BadOp, PipelineError, Unavailable, did_you_mean
 from pipeline.model.op import Position
 from pipeline.shard import ledger_queries
-from pipeline.shard.stops import WHOLE, Stop, lift, stop, stops_of
+from pipeline.shard.stops import BREAKER, PAUSED, WHOLE, Stop, give, lift, stops_of
 
 
 class Target(NamedTuple):
@@ -72,14 +73,16 @@ def pause(pipeline: Client, target: Target, reason: str = "") -> None:
     failed = {}
     for shard in target.shards:
         try:
-            stop(pipeline.nodes.primary(shard), target.scope, "paused", reason, who())
+            give(pipeline.nodes.primary(shard), Stop(target.scope, PAUSED, reason, 0, who()))
         except PipelineError as error:
             failed[shard] = error
     _report(target, failed)
 
 
 def resume(pipeline: Client, target: Target) -> list[Stop]:
-    """Lift the stops of a target on all of its shards, and let its ops go on at once; return what was lifted.
+    """Lift the stops of a target on all of its shards; return what was lifted. `release` lets go on what was set aside.
+
+    A table that a breaker stopped stays stopped where the op that waits first is refused again.
 
     Args:
         pipeline: the deployment.
@@ -91,9 +94,8 @@ def resume(pipeline: Client, target: Target) -> list[Stop]:
     lifted, failed = [], {}
     for shard in target.shards:
         try:
-            session = pipeline.nodes.primary(shard)
-            mine = [one for one in stops_of(session) if one.scope == target.scope]
-            lifted += [one for one in mine if lift(session, one.scope, one.kind)]
+            mine = [one for one in stops_of(pipeline.nodes.primary(shard)) if one.scope == target.scope]
+            lifted += [one for one in mine if _lift(pipeline, shard, one)]
             _wake(pipeline, shard)
         except PipelineError as error:
             failed[shard] = error
@@ -128,6 +130,17 @@ def drain(pipeline: Client, target: Target, timeout_s: float, reason: str = "") 
             return
 
 
+def stops_on(pipeline: Client, shard: str, target: Target) -> list[Stop]:
+    """Return how a target is stopped on a shard.
+
+    Args:
+        pipeline: the deployment.
+        shard: the shard's name.
+        target: of the order.
+    """
+    return [one for one in stops_of(pipeline.nodes.primary(shard)) if one.scope == target.scope]
+
+
 def who() -> str:
     """Return who gives an order: the user and the host of this process."""
     try:
@@ -153,6 +166,12 @@ def _report(target: Target, failed: Mapping[str, PipelineError]) -> None:
         why = "; ".join(f"shard {shard}: {error}" for shard, error in failed.items())
         done = ", ".join(shard for shard in target.shards if shard not in failed) or "none"
         raise PipelineError(f"{why} (done: {done}); mend it and repeat the command")
+
+
+def _lift(pipeline: Client, shard: str, order: Stop) -> bool:
+    if order.kind == BREAKER:
+        return try_one(pipeline, shard, order, who())
+    return lift(pipeline.nodes.primary(shard), order.scope, order.kind)
 
 
 def _wake(pipeline: Client, shard: str) -> None:

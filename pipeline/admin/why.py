@@ -8,7 +8,7 @@ from pipeline.admin.stops import Target, target_of
 from pipeline.client import Client
 from pipeline.errors import BadOp, BadToken, LogUnavailable, PipelineError, ShardUnavailable
 from pipeline.model.receipt import Receipt
-from pipeline.model.wait_reason import WaitReason, evidence_of, reasons_of
+from pipeline.model.wait_reason import WaitReason, reasons_of
 from pipeline.shard import ledger_queries
 from pipeline.shard.stops import stop_reasons
 
@@ -82,7 +82,7 @@ def _reasons(pipeline: Client, shard: str) -> tuple[WaitReason, ...]:
         queued = pipeline.log.queued(marks)
         behind = {bucket: marks[bucket] for bucket, ops in queued.items() if ops}
         noted, full = pipeline.log.waits(shard), pipeline.log.full()
-        found = reasons_of(evidence_of(shard, behind, stop_reasons(primary, shard), noted.notes, noted.alive))
+        found = reasons_of(shard, behind, stop_reasons(primary, shard), noted.notes, noted.alive)
         if full is not None:
             found = (WaitReason("redis-full", shard, "Redis", full), *found)
     except LogUnavailable as error:

@@ -9,7 +9,7 @@ One transaction takes as many rows as commit in about `target_ms`, within the li
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.executor import ConstraintsChanged, Executor, NeverSeen, SchemaBehind
 from pipeline.apply.grouping import grouped
 from pipeline.apply.held_rows import Halt, HeldRows, halted, settle
+from pipeline.apply.pace import Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.apply.wait_notes import note_waits
 from pipeline.config.settings import ApplySettings, TableSettings
@@ -38,7 +39,7 @@ from pipeline.shard.driver_errors import (
 )
 from pipeline.shard.ledger import HOLDING
 from pipeline.shard.session import NodeSession
-from pipeline.shard.set_aside import PARKED
+from pipeline.shard.set_aside import REJECTED
 
 if TYPE_CHECKING:
     from pipeline.oplog.doorbell import Bell, SilentBell
@@ -57,9 +58,6 @@ TOGETHER_S = 1
 TURN_S = 2.0
 #: The longest rest of a bucket whose next op waits for a lock, s.
 LOCK_REST_S = 5.0
-#: Rows of the first batch of a process, before any commit was timed.
-FIRST_ROWS = 1000
-LEAST_ROWS = 50
 logger = logging.getLogger("pipeline.apply")
 
 
@@ -152,8 +150,9 @@ class Applier:
     ):
         self.shard, self.node, self._tables = shard, session.node, tables
         self._session, self._log, self._settings, self._step = session, log, settings, step
-        self._pace = Pace(settings)
-        self._facts, self._stopped = FactBook(shard, session, log), Stopped(shard, session)
+        self._pace = Pace(settings, log)
+        self._facts, self._stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
+        self._breaker = self._stopped.breaker
         self._failures, self._longest_s = 0, settings.statement_s
         #: Why ops of a schema wait, by its hash, and when the shard is tried again, s.
         self._behind: dict[str, tuple[float, WaitReason]] = {}
@@ -327,6 +326,7 @@ class Applier:
             self._facts,
             blocked,
             self._stopped.tables(),
+            self._stopped.room,
             self._pace.rows,
             self._settings.max_bytes,
             waiting=waiting,
@@ -338,7 +338,9 @@ class Applier:
             return Outcome(buckets=len(mine), waiting=batch.why), batch
         batch.skip_seen(self._session)
         rows = HeldRows(self._facts.known, self._tables, take.ends)
-        rows.read(self._session, (one for one in batch.items if locked[one.entry.bucket].state == HOLDING))
+        every = (*batch.items, *(item for item, _ in batch.halted))
+        rows.read(self._session, (one for one in every if locked[one.entry.bucket].state == HOLDING))
+        stopped = rows.stop(batch.halted)
         self._step("execute")
         executor = Executor(self._session, self._facts.known, rows, self._step, self._believed, last_try=last_try)
         if take.alone is not None and (verdict := self._verdict(take.alone)):
@@ -348,7 +350,7 @@ class Applier:
         self._step("mark")
         if batch.last:
             ledger.remember(self._session, batch.last)
-        executor.rejects += batch.unreadable
+        executor.rejects += [*batch.unreadable, *stopped]
         settle(self._session, executor.rejects, locked, take.ends)
         ledger.lose(self._session, batch.losses)
         if batch.keys:
@@ -363,8 +365,8 @@ class Applier:
         if take.alone is not None:
             take.noted = {b: take.alone for b, position in mine.items() if position == take.alone.after}
             self._log.note_attempts(self.shard, {b: str(one) for b, one in take.noted.items()}, anew=True)
-            return {bucket: one.entries for bucket, one in take.noted.items()}
-        counts = self._pace.counts([bucket for bucket in mine if bucket not in take.suspects], take.due)
+            return {bucket: self._pace.most(bucket, one.after, one.entries) for bucket, one in take.noted.items()}
+        counts = self._pace.counts({b: after for b, after in mine.items() if b not in take.suspects}, take.due)
         take.noted = {bucket: Attempt(mine[bucket], count) for bucket, count in counts.items()}
         notes = {bucket: str(one) for bucket, one in take.noted.items()}
         for bucket, note in self._log.note_attempts(self.shard, notes, anew=take.again).items():
@@ -381,9 +383,10 @@ class Applier:
         return ""
 
     def _outcome(self, batch: Batch, executor: Executor) -> Outcome:
-        parked = sum(one.state == PARKED for one in executor.rejects)
+        parked = sum(one.state != REJECTED for one in executor.rejects)
+        batch.aside = executor.rejects
         return Outcome(
-            applied=len(batch.items) + len(batch.unreadable) - len(executor.rejects),
+            applied=len(batch.items) + len(batch.halted) + len(batch.unreadable) - len(executor.rejects),
             rejected=len(executor.rejects) - parked,
             parked=parked,
             seen=batch.seen,
@@ -404,50 +407,11 @@ class Applier:
             outcome.ring, outcome.left = self._log.finish(self.shard, done)
         except Unavailable as error:
             logger.warning("committed, but not published in Redis shard=%s: %s", self.shard, error)
+        self._stopped.room -= len(batch.halted)
+        if self._settings.breaker:
+            for reject in self._breaker.learn(batch.items, batch.aside):
+                self._stopped.halt(reject, self._facts.database_name(reject.table))
 
 
 def _ms_since(started: float) -> int:
     return round((clock.mono_s() - started) * 1000)
-
-
-class Pace:
-    """Additive-increase, multiplicative-decrease on the time of a batch, as TCP does on the loss of a packet.
-
-    Args:
-        settings: the time that a batch aims at, and its limits.
-    """
-
-    def __init__(self, settings: ApplySettings):
-        self._settings = settings
-        self.rows = min(FIRST_ROWS, settings.max_rows)
-
-    def learn(self, rows: int, took_ms: int) -> None:
-        """Note how long a batch took.
-
-        Args:
-            rows: how many ops it applied.
-            took_ms: from the first step to the last.
-        """
-        if took_ms > self._settings.target_ms:
-            self.rows = max(LEAST_ROWS, int(self.rows * max(0.5, self._settings.target_ms / took_ms)))
-        elif rows >= self.rows * 0.8:
-            self.rows = min(self._settings.max_rows, self.rows + FIRST_ROWS // 2)
-
-    def counts(self, buckets: Iterable[int], largest_bytes: Mapping[int, int]) -> dict[int, int]:
-        """Return how many entries to read of each bucket.
-
-        A bucket with large ops is read a few at a time, by the size of its largest op. Entries that do not fit into the
-        batch would be read for nothing.
-
-        Args:
-            buckets: the buckets that are locked.
-            largest_bytes: the size of each bucket's largest op; 0 for a small one.
-        """
-        buckets = list(buckets)
-        share = max(1, -(-self.rows // max(1, len(buckets))))
-        room = self._settings.max_bytes // max(1, len(buckets))
-        counts = {}
-        for bucket in buckets:
-            large = largest_bytes.get(bucket, 0)
-            counts[bucket] = max(1, min(share, room // large)) if large else share
-        return counts

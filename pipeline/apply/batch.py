@@ -33,16 +33,19 @@ class Batch:
         facts: of the tables; a batch takes an op once the facts of its schema are known.
         blocked: why ops of a schema wait, by the schema's hash: the shard is behind that schema.
         stopped: why ops of a table wait, by the table's name.
+        room: how many ops may yet be set aside because their table is stopped; then their buckets wait instead.
         most_rows: the most entries of one batch.
         most_bytes: the size of entries at which a batch takes no more.
         taken: the entries up to `after`, in order per bucket, whether the shard has seen them before or not.
         after: the watermarks that the transaction leaves.
         items: the ops to apply among `taken`; filled by `skip_seen`.
+        halted: the ops to set aside among `taken`, and what stops each; filled by `skip_seen`.
         last: of each bucket and producer, the last sequence that is applied or rejected after this batch.
         losses: what the logs have lost before the entries taken.
         keys: (bucket, scoped idempotency key) of `items`.
         waiting: the buckets that were cut short, and why.
         unreadable: the entries among `taken` to reject, since no release makes such ops; filled by `skip_seen`.
+        aside: the ops among `taken` that are set aside, once the batch is executed.
         seen: how many entries among `taken` the shard has seen.
         size_bytes: the size of `taken`.
     """
@@ -51,16 +54,19 @@ class Batch:
     facts: FactBook
     blocked: Mapping[str, WaitReason]
     stopped: Mapping[str, WaitReason]
+    room: int
     most_rows: int
     most_bytes: int
     taken: list[Item | Reject] = field(default_factory=list)
     after: dict[int, Position] = field(default_factory=dict)
     items: list[Item] = field(default_factory=list)
+    halted: list[tuple[Item, WaitReason]] = field(default_factory=list)
     last: dict[tuple[int, int], int] = field(default_factory=dict)
     losses: list[LostRange] = field(default_factory=list)
     keys: list[tuple[int, str]] = field(default_factory=list)
     waiting: dict[int, WaitReason] = field(default_factory=dict)
     unreadable: list[Reject] = field(default_factory=list)
+    aside: list[Reject] = field(default_factory=list)
     seen: int = 0
     size_bytes: int = 0
 
@@ -88,6 +94,9 @@ class Batch:
             if taken and (len(taken) >= self.most_rows or self.size_bytes >= self.most_bytes):
                 break
             one, puzzle = self._understood(entry)
+            if puzzle is None and isinstance(one, Item) and (stop := self._stop(one.op)) is not None:
+                puzzle = stop if self.room <= 0 else None
+                self.room -= 1
             if puzzle is not None:
                 self.waiting[bucket] = puzzle
                 break
@@ -130,7 +139,10 @@ class Batch:
                     continue
                 used.add((entry.bucket, key))
                 self.keys.append((entry.bucket, key))
-            self.items.append(one)
+            if (stop := self._stop(one.op)) is not None:
+                self.halted.append((one, stop))
+            else:
+                self.items.append(one)
 
     def _used_keys(self, session: NodeSession) -> set[tuple[int, str]]:
         """Return which idempotency keys of the ops taken the shard has applied before."""
@@ -152,10 +164,8 @@ class Batch:
         try:
             op = decode(entry.payload)
         except NewerOp as error:
-            return aside, self._reason(
-                "newer",
-                f"the entry at {entry.bucket}:{entry.position} is {error}".removesuffix(": upgrade this worker"),
-            )
+            op_at = f"{entry.bucket}:{entry.position}, of version {error.version}"
+            return aside, self._reason("newer", op_at)
         except NotAnOp as error:
             return aside._replace(reason=str(error)), None
         if not all(one.schema.isalnum() for one in op.named):
@@ -168,13 +178,17 @@ class Batch:
     def _reason(self, kind: str, detail: str) -> WaitReason:
         return WaitReason(kind, self.facts.shard, self.facts.shard, detail)
 
+    def _stop(self, op: Op) -> WaitReason | None:
+        """Return why an op's table is stopped, or None."""
+        if not self.stopped:
+            return None
+        return next((self.stopped[one.table] for one in op.named if one.table in self.stopped), None)
+
     def _puzzle(self, op: Op) -> WaitReason | None:
         """Return why an op must wait, or None."""
-        if not (self.blocked or self.stopped or op.ops or op.source) and op.schema in self.facts.known:
+        if not (self.blocked or op.ops or op.source) and op.schema in self.facts.known:
             return None
         for one in op.named:
-            if one.table in self.stopped:
-                return self.stopped[one.table]
             if one.schema in self.blocked:
                 return self.blocked[one.schema]
             if not self.facts.learn(one.schema):
@@ -208,6 +222,14 @@ class FactBook:
         if text:
             self.known[hash] = facts_of(self._session, TableSchema.from_json(text))
         return bool(text)
+
+    def database_name(self, table: str) -> str:
+        """Return a table's name in the database.
+
+        Args:
+            table: its name in the model.
+        """
+        return next((one.database_name for one in self.known.values() if one.schema.name == table), table)
 
     def forget(self) -> None:
         """Forget all constraints: the schema of the database may have changed."""

@@ -15,8 +15,9 @@ from pipeline.model.op import Op, Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.shard import set_aside
 from pipeline.shard.ledger import HALTED, HOLDING, Mark, Reject
-from pipeline.shard.row_keys import row_keys
+from pipeline.shard.row_keys import row_keys, table_keys
 from pipeline.shard.session import NodeSession
+from pipeline.shard.set_aside import WAITING
 from pipeline.shard.table_facts import Facts
 
 PARK, SKIP, HALT = "park", "skip", "halt"
@@ -61,7 +62,7 @@ class HeldRows:
             items: the ops.
             without: (bucket, position) of the ops that hold rows no more.
         """
-        rows = {(item.entry.bucket, key) for item in items for key in self._keys(item)}
+        rows = {(item.entry.bucket, key) for item in items for key in self._keys(item) | table_keys(item.op)}
         for row, first in set_aside.holders(session, rows).items():
             if (row[0], first) not in without:
                 self.held[row] = first
@@ -91,18 +92,38 @@ class HeldRows:
             key: of the row that they have in common.
             first: the other's position.
         """
-        why = f"waits behind the op at {item.entry.bucket}:{first}, which holds the row {key}"
-        return Reject(item.entry, item.op.table, key, None, why, set_aside.PARKED, self._hold(item, self._keys(item)))
+        bucket = item.entry.bucket
+        # what waits for a table holds the table too, so that even a later op without a row key stays behind it
+        keys = self._keys(item) | {key for key in table_keys(item.op) if (bucket, key) in self.held}
+        row = "the table" if key in table_keys(item.op) else "the row"
+        why = f"waits behind the op at {bucket}:{first}, which holds {row} {key.removesuffix(' *')}"
+        return Reject(item.entry, item.op.table, key, None, why, set_aside.PARKED, self._hold(item, keys))
 
-    def wait(self, item: Item, keys: frozenset[str], why: str) -> Reject:
+    def stop(self, items: Iterable[tuple[Item, WaitReason]]) -> list[Reject]:
+        """Set aside ops whose table is stopped. Each holds its tables, so that later ops of these wait behind it.
+
+        Args:
+            items: the ops in order, and what stops each.
+        """
+        aside = []
+        for item, reason in items:
+            if (behind := self._behind(item)) is not None:
+                aside.append(self.park(item, *behind))
+                continue
+            keys = self._keys(item) | table_keys(item.op)
+            aside.append(self.wait(item, keys, f"its table {reason.scope} was stopped", WAITING))
+        return aside
+
+    def wait(self, item: Item, keys: frozenset[str], why: str, state: str = set_aside.PARKED) -> Reject:
         """Leave an op set aside for a reason of its own.
 
         Args:
             item: the op.
             keys: of the rows that it holds.
             why: what it waits for.
+            state: whether it waits for itself, or behind another.
         """
-        return Reject(item.entry, item.op.table, "", None, why, set_aside.PARKED, self._hold(item, keys))
+        return Reject(item.entry, item.op.table, "", None, why, state, self._hold(item, keys))
 
     def refuse(self, item: Item) -> frozenset[str]:
         """Return the keys of the rows that a refused op holds: none if its table skips.
@@ -131,8 +152,8 @@ class HeldRows:
         return keys
 
     def _behind(self, item: Item) -> tuple[str, Position] | None:
-        """Return a row of an op that an earlier op holds, and that op's position."""
-        for key in sorted(self._keys(item)):
+        """Return a row or a table of an op that an earlier op holds, and that op's position."""
+        for key in sorted(self._keys(item) | table_keys(item.op)):
             first = self.held.get((item.entry.bucket, key))
             if first is not None and first < item.entry.position:
                 return key, first

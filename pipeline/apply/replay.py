@@ -25,6 +25,7 @@ from pipeline.shard.ledger import Reject
 from pipeline.shard.replays import DROPPED, REPLAYED, Aside, Place
 from pipeline.shard.session import NodeSession
 from pipeline.shard.set_aside import REJECTED
+from pipeline.shard.stops import stopped_tables
 
 #: How often one batch is tried: a deadlock or a lock that an apply transaction holds is transient.
 TRIES = 5
@@ -55,11 +56,18 @@ class Replay:
         log: has the schemas.
         settings: what one transaction may take.
         tables: what the configuration says of tables, by name.
+        despite: a table of which ops are replayed although it is stopped.
     """
 
     def __init__(
-        self, session: NodeSession, log: Entries, settings: ApplySettings, tables: Mapping[str, TableSettings]
+        self,
+        session: NodeSession,
+        log: Entries,
+        settings: ApplySettings,
+        tables: Mapping[str, TableSettings],
+        despite: str = "",
     ):
+        self._despite, self._stopped = despite, set[str]()
         self._session, self._settings, self._tables = session, settings, tables
         self._facts = FactBook(session.node, session, log)
 
@@ -150,6 +158,7 @@ class Replay:
     ) -> list[Reject]:
         """Execute ops but for the dropped; return those that stay set aside: refused, parked, or not known yet."""
         session, left = self._session, list[Reject]()
+        self._stopped = stopped_tables(session) - {self._despite}
         items, late = list[Item](), dict[Place, tuple[Item, str]]()
         for op in (op for op in ops if op.place not in dropped):
             try:
@@ -173,6 +182,8 @@ class Replay:
     def _why_not(self, op: Op, blocked: Mapping[str, str]) -> str:
         """Return why an op cannot be executed yet, or the empty string."""
         for one in op.named:
+            if one.table in self._stopped:
+                return f"its table {one.table} was stopped"
             if one.schema in blocked:
                 return blocked[one.schema]
             if not self._facts.learn(one.schema):

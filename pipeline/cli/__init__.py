@@ -14,7 +14,7 @@ from pipeline.cli.demo import demo
 from pipeline.cli.maintenance import outbox, rebuilt_command, spool
 from pipeline.cli.migrate import migrate_command, tables
 from pipeline.cli.status import status_command, top
-from pipeline.cli.stops import drain, pause, resume, why_command
+from pipeline.cli.stops import drain_command, pause_command, resume_command, why_command
 from pipeline.errors import PipelineError
 
 
@@ -30,12 +30,12 @@ for command in (
     cluster,
     dead_group,
     demo,
-    drain,
+    drain_command,
     migrate_command,
     outbox,
-    pause,
+    pause_command,
     rebuilt_command,
-    resume,
+    resume_command,
     spool,
     status_command,
     tables,

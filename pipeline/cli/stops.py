@@ -10,17 +10,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.admin import stops
+from pipeline.admin.release import release
 from pipeline.admin.why import why
 from pipeline.cli.options import config_option, opened
+from pipeline.client import Client
 
 _reason_option = click.option("--reason", default="", help="Shown wherever the ops are seen to wait.")
 
 
-@click.command()
+@click.command("pause")
 @config_option
 @click.argument("name", metavar="SHARD|TABLE")
 @_reason_option
-def pause(config: str | None, name: str, reason: str) -> None:
+def pause_command(config: str | None, name: str, reason: str) -> None:
     """Apply no ops of a shard, or of a table on all shards, until `pipeline resume`. Nothing is lost.
 
     Ops are accepted and wait in order; everything else goes on. Workers obey within a second, after their current
@@ -39,31 +41,43 @@ def pause(config: str | None, name: str, reason: str) -> None:
     click.echo(_paused(target))
 
 
-@click.command()
+@click.command("resume")
 @config_option
 @click.argument("name", metavar="SHARD|TABLE")
-def resume(config: str | None, name: str) -> None:
+@click.pass_context
+def resume_command(context: click.Context, config: str | None, name: str) -> None:
     """Let the ops of a shard, or of a table on all shards, go on in order.
+
+    Of a table that was halted after too many refusals, one op is tried first. If it is refused again the table stays
+    halted, and the exit code is 1.
 
     \f
 
     Args:
+        context: Click's context, for the exit code.
         config: see `options.config_option`.
         name: of a shard or a table; `shard:x` or `table:x` where both have it.
     """
     with opened(config) as pipeline:
         target = stops.target_of(pipeline, name)
         lifted = stops.resume(pipeline, target)
-    click.echo(f"{target} goes on" if lifted else f"{target} was not stopped")
+        done = _released(pipeline, target)
+        stays = [stop for shard in target.shards for stop in stops.stops_on(pipeline, shard, target)]
+    settled = "1 op that was set aside is" if done == 1 else f"{done:,} ops that were set aside are"
+    released = f"; {settled} settled" if done else ""
+    if stays:
+        click.echo(f"{target} stays halted on {len(stays)} of {len(target.shards)} shards: an op was refused again")
+        context.exit(1)
+    click.echo(f"{target} goes on{released}" if lifted else f"{target} was not stopped{released}")
 
 
-@click.command()
+@click.command("drain")
 @config_option
 @click.argument("name", metavar="SHARD|TABLE")
 @_reason_option
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=300, show_default=True, help="Seconds.")
 @click.pass_context
-def drain(context: click.Context, config: str | None, name: str, reason: str, timeout_s: float) -> None:
+def drain_command(context: click.Context, config: str | None, name: str, reason: str, timeout_s: float) -> None:
     """Wait until all that is queued now is applied, then pause.
 
     Of a table, all ops in its buckets are waited for. Exits with 1, and pauses nothing, if ops are left after the
@@ -117,6 +131,19 @@ def why_command(context: click.Context, config: str | None, name: str, as_json: 
         click.echo("\n".join(answer.sentences))
     if answer.reasons:
         context.exit(1)
+
+
+def _released(pipeline: Client, target: stops.Target) -> int:
+    """Let go on what was set aside, with a progress bar; return how many ops."""
+    console, done = Console(), 0
+    columns = (TextColumn("releasing"), BarColumn(), TextColumn("{task.completed:,} ops"))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("releasing", total=None)
+        for shard in target.shards:
+            for settled in release(pipeline, shard, stops.who()):
+                done += settled
+                progress.update(bar, completed=done)
+    return done
 
 
 def _paused(target: stops.Target) -> str:

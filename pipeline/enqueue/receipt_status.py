@@ -10,7 +10,7 @@ from pipeline.config.topology import Topology
 from pipeline.errors import LogUnavailable, Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
 from pipeline.model.op import START, Position
 from pipeline.model.receipt import Receipt
-from pipeline.model.wait_reason import WaitReason, evidence_of, reasons_of
+from pipeline.model.wait_reason import WaitReason, reasons_of
 from pipeline.oplog.contract import Log
 from pipeline.shard import ledger_queries
 from pipeline.shard.ledger_queries import Fate
@@ -175,17 +175,25 @@ class Follower:
 
     def _why_queued(self, shard: str, receipt: Receipt) -> WaitReason | None:
         bucket, place, fate = receipt.bucket, receipt.position, self._fate(shard, receipt)
-        if fate.reject is not None and _SHOWN.get(fate.reject[0], fate.reject[0]) == "parked":
-            return WaitReason("parked", shard, shard, fate.reject[1].removeprefix("waits behind "))
+        if fate.reject is not None and fate.reject[0] in ("parked", "waiting"):
+            return self._why_aside(shard, receipt, *fate.reject[:2])
         mark, noted = fate.mark, self._log.waits(shard)
         if place is None or mark is None or mark >= place:
             return None
         # a table that is stopped counts where the bucket is noted to wait for it
         stops = [stop for stop in stop_reasons(self._nodes.primary(shard), shard) if stop.scope == shard]
-        if reasons := reasons_of(evidence_of(shard, {bucket: mark}, stops, noted.notes, noted.alive)):
+        if reasons := reasons_of(shard, {bucket: mark}, stops, noted.notes, noted.alive):
             return replace(reasons[0], buckets=0)
         after_mark, after_op = (self._log.queued({bucket: position})[bucket] for position in (mark, place))
         return WaitReason("queued", shard, shard, f"{max(0, after_mark - after_op - 1):,} ops in its bucket")
+
+    def _why_aside(self, shard: str, receipt: Receipt, state: str, reason: str) -> WaitReason:
+        session = self._nodes.primary(shard)
+        table = ledger_queries.table_aside(session, receipt.bucket, receipt.producer, receipt.producer_seq)
+        for stop in stop_reasons(session, shard):
+            if stop.scope == table:
+                return stop
+        return WaitReason(state, shard, table, reason.removeprefix("waits behind the op at "))
 
     def _fate(self, shard: str, receipt: Receipt) -> Fate:
         session, position = self._nodes.primary(shard), receipt.position or START

@@ -5,7 +5,7 @@ Everything that says it says it in these words: `why`, `status`, `top`, time-out
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -37,6 +37,9 @@ KINDS = {
     ),
     "primary-away": Kind("the primary of {shard} does not answer ({detail})", "start it; then run: pipeline check"),
     "paused": Kind("{scope} is paused ({detail})", "run: pipeline resume {scope}"),
+    "breaker": Kind(
+        "{scope} is halted after too many refusals ({detail})", "mend it; then run: pipeline resume {scope}"
+    ),
     "no-worker": Kind("no worker of {shard} runs", "run: celery -A workers worker -Q shard.{shard}"),
     "schema": Kind("{shard} is behind the schema of {scope} ({detail})", "run: pipeline migrate"),
     "right": Kind("the account of {shard} may not write to {scope} ({detail})", "run: pipeline check, then its GRANT"),
@@ -54,9 +57,10 @@ KINDS = {
         "workers reject it after the last try: see pipeline status",
     ),
     "halted": Kind("{scope} is halted: the op at {detail} was refused", "replay or drop it, see: pipeline dead list"),
-    "newer": Kind("{detail}", "upgrade the workers, then restart them"),
+    "newer": Kind("this worker is older than the op at {detail}", "upgrade the workers"),
     "misplaced": Kind("no shard can count up to the entry {detail}", "delete it with XDEL"),
-    "parked": Kind("{detail}, was set aside", "run: pipeline dead list"),
+    "parked": Kind("the op at {detail}, was set aside", "run: pipeline dead list"),
+    "waiting": Kind("it is to be replayed ({detail})", "workers do it within a minute; or run: pipeline dead list"),
     "spooled": Kind(
         "Redis did not take them, and the spool of their host keeps them", "run there: pipeline spool drain"
     ),
@@ -104,7 +108,7 @@ class WaitReason:
         words = {"scope": self.scope, "shard": self.shard, "detail": self.detail}
         kind = KINDS[self.kind]
         because, mend = (text.format(**words).replace(" ()", "") for text in (kind.because, kind.mend))
-        since = f" waited since {moment(self.since_ms)}"
+        since = f" waited since {utc_text(self.since_ms)}"
         if one:
             return f"{'has' + since if self.since_ms else 'waits'} because {because}; {mend}"
         return f"{'have' + since if self.since_ms else 'wait'} because {because}; {mend}"
@@ -132,72 +136,31 @@ class WaitReason:
         return KINDS[self.kind].what or f"ops of {self.scope}"
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What is known about the waiting ops of one shard.
-
-    Attributes:
-        shard: its name.
-        marks: the watermark of each bucket that has ops behind it.
-        stops: what is paused or halted there.
-        notes: why buckets wait, as workers noted it.
-        alive: whether a worker of the shard ran within the last seconds; None: unknown.
-    """
-
-    shard: str
-    marks: Mapping[int, Position]
-    stops: Sequence[WaitReason]
-    notes: Mapping[int, WaitReason]
-    alive: bool | None
-
-
-def evidence_of(
+def reasons_of(
     shard: str,
     marks: Mapping[int, Position],
-    stops: Sequence[WaitReason],
+    stops: Iterable[WaitReason],
     notes: Mapping[int, tuple[int, str]],
     alive: bool,
-) -> Evidence:
-    """Return the evidence with the notes as reasons; what another version noted is left out.
-
-    Args:
-        shard: the shard's name.
-        marks: the watermark of each bucket that has ops behind it.
-        stops: what is stopped on the shard.
-        notes: by bucket: since when it waits for the same, ms since 1970, and the note.
-        alive: whether a worker of the shard ran within the last seconds.
-    """
-    read = {bucket: (since_ms, WaitReason.from_json(text)) for bucket, (since_ms, text) in notes.items()}
-    known = {
-        b: replace(one, since_ms=one.since_ms or since_ms) for b, (since_ms, one) in read.items() if one is not None
-    }
-    return Evidence(shard, marks, stops, known, alive)
-
-
-def reasons_of(evidence: Evidence) -> tuple[WaitReason, ...]:
+) -> tuple[WaitReason, ...]:
     """Return why ops of a shard wait, what stops the most first. What is stopped is named also where nothing waits.
 
     Args:
-        evidence: what is known.
+        shard: its name.
+        marks: the watermark of each bucket that has ops behind it.
+        stops: what is paused or halted there.
+        notes: by bucket: since when it waits for the same, ms since 1970, and the worker's note.
+        alive: whether a worker of the shard ran within the last seconds.
     """
-    found = [*evidence.stops, *_grouped(evidence)]
-    if evidence.marks and evidence.alive is False:
-        found.append(WaitReason("no-worker", evidence.shard, evidence.shard))
+    found = list(stops)
+    stopped = {(stop.kind, stop.scope) for stop in found}
+    found += (one for one in _grouped(marks, notes) if (one.kind, one.scope) not in stopped)
+    if marks and not alive:
+        found.append(WaitReason("no-worker", shard, shard))
     return tuple(sorted(found, key=lambda reason: (_ORDER[reason.kind], reason.since_ms)))
 
 
-def noted(bucket: int, evidence: Evidence) -> WaitReason | None:
-    """Return the note on a bucket, if it is still true: its watermark has not moved since.
-
-    Args:
-        bucket: the bucket.
-        evidence: what is known.
-    """
-    note, mark = evidence.notes.get(bucket), evidence.marks.get(bucket)
-    return note if note is not None and mark is not None and note.after in ("", str(mark)) else None
-
-
-def moment(at_ms: int) -> str:
+def utc_text(at_ms: int) -> str:
     """Return a time for people, the same on every machine.
 
     Args:
@@ -206,16 +169,19 @@ def moment(at_ms: int) -> str:
     return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _grouped(evidence: Evidence) -> Iterable[WaitReason]:
-    """Return the notes that are true, those with the same cause as one."""
+def _grouped(marks: Mapping[int, Position], notes: Mapping[int, tuple[int, str]]) -> Iterable[WaitReason]:
+    """Return the notes that are true, those with the same cause as one.
+
+    A note is true while ops wait and the watermark has not moved since. What another version wrote is left out.
+    """
     groups: dict[tuple[str, str, str], WaitReason] = {}
-    stopped = {(stop.kind, stop.scope) for stop in evidence.stops}
-    for bucket in evidence.notes:
-        note = noted(bucket, evidence)
-        if note is None or (note.kind, note.scope) in stopped:
+    for bucket, (noted_ms, text) in notes.items():
+        note = WaitReason.from_json(text) if bucket in marks else None
+        if note is None or note.after not in ("", str(marks[bucket])):
             continue
-        first = groups.get((note.kind, note.scope, note.detail))
-        since_ms = min(note.since_ms, first.since_ms) if first else note.since_ms
-        buckets = first.buckets + 1 if first else 1
+        first, since_ms = groups.get((note.kind, note.scope, note.detail)), note.since_ms or noted_ms
+        buckets = 1
+        if first is not None:
+            since_ms, buckets = min(since_ms, first.since_ms), first.buckets + 1
         groups[note.kind, note.scope, note.detail] = replace(note, since_ms=since_ms, after="", buckets=buckets)
     return groups.values()

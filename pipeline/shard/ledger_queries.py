@@ -183,6 +183,22 @@ def aside(session: NodeSession, ops: Iterable[tuple[int, int, int]]) -> list[tup
     return [tuple(told) for bucket, producer, seq, *told in found if (bucket, producer, seq) in wanted]
 
 
+def table_aside(session: NodeSession, bucket: int, producer: int, producer_seq: int) -> str:
+    """Return the table of an op that was set aside; empty if it was not.
+
+    Args:
+        session: of the node.
+        bucket: the op's bucket.
+        producer: the number of its producer.
+        producer_seq: the producer's sequence number.
+    """
+    found = session.query(
+        f"SELECT table_name FROM pipeline_rejects WHERE bucket = {bucket} AND producer = {producer}"
+        f" AND producer_seq = {producer_seq}"
+    )
+    return str(found[0][0]) if found else ""
+
+
 def gaps(session: NodeSession, buckets: Iterable[int]) -> list[tuple[int, int, int, int]]:
     """Return bucket, epoch, first and last sequence of each gap in the logs of *buckets*.
 

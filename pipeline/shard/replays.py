@@ -125,6 +125,20 @@ def read(session: NodeSession, which: str) -> list[Aside]:
     ]  # fmt: skip
 
 
+def waiting(session: NodeSession, most: int) -> list[tuple[int, Position, str]]:
+    """Return bucket, position and table of ops that wait behind no other, in the order in which they were set aside.
+
+    Args:
+        session: inside a transaction.
+        most: the most ops.
+    """
+    found = session.rows(
+        f"SELECT bucket, epoch, seq, table_name FROM pipeline_rejects WHERE state = '{WAITING}'"
+        f" ORDER BY rejected_ms, bucket, epoch, seq LIMIT {most}"
+    )
+    return [(bucket, Position(epoch, seq), table) for bucket, epoch, seq, table in found]
+
+
 def at(places: Iterable[Place]) -> str:
     """Return the condition that names ops by their places: a range of the index per bucket and epoch.
 

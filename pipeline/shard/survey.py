@@ -88,7 +88,7 @@ def survey(
             return _sqlite(session, tables)
         about = survey_mysql.about(session)
         with session.translated():
-            found = _tables(session, tables)
+            found = _tables(session, tables, about["database"])
         denied = survey_mysql.denied(session, tables, found, writes=primary)
         return Survey(
             node,
@@ -118,16 +118,17 @@ def _sqlite(session: NodeSession, tables: Sequence[str]) -> Survey:
     return Survey(session.node, "sqlite", version, tables=found, marks=_marks(session))
 
 
-def _tables(session: NodeSession, tables: Sequence[str]) -> dict[str, SurveyedTable]:
+def _tables(session: NodeSession, tables: Sequence[str], database: str) -> dict[str, SurveyedTable]:
     """Return the tables that are there: in a few queries, as an application may have hundreds."""
     columns: dict[str, dict[str, SurveyedColumn]] = {}
-    for table, name, kind, charset, required in survey_mysql.columns(session, tables):
-        columns.setdefault(table, {})[name.lower()] = SurveyedColumn(kind, charset, required)
+    for place, name, kind, charset, required in survey_mysql.columns(session, tables):
+        columns.setdefault(place, {})[name.lower()] = SurveyedColumn(kind, charset, required)
     engines = survey_mysql.engines(session, tables)
-    there = [table for table in tables if table.lower() in columns]
+    places = {table: (table if "." in table else f"{database}.{table}").lower() for table in tables}
+    there = [table for table in tables if places[table] in columns]
     constraints = constraints_in(session, there)
     return {
-        table.lower(): SurveyedTable(table, engines.get(table.lower(), ""), columns[table.lower()], constraints[table])
+        table.lower(): SurveyedTable(table, engines.get(places[table], ""), columns[places[table]], constraints[table])
         for table in there
     }
 

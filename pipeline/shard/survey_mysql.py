@@ -30,8 +30,8 @@ _VARIABLES = (
 )  # fmt: skip
 
 
-#: A table as its callers name it: with its database where that is not the session's own.
-_NAME = "IF(table_schema = DATABASE(), table_name, CONCAT(table_schema, '.', table_name))"
+#: A table with its database.
+_NAME = "CONCAT(table_schema, '.', table_name)"
 
 
 class Replication(NamedTuple):
@@ -68,7 +68,7 @@ def variables(session: NodeSession) -> dict[str, str]:
 
 
 def columns(session: NodeSession, tables: Sequence[str]) -> list[tuple[str, str, str, str | None, bool]]:
-    """Return table in lower case, name, type, character set and whether an INSERT must name it, of each column.
+    """Return of each column: database.table in lower case, name, type, character set, whether INSERTs must name it.
 
     Args:
         session: of the node.
@@ -86,7 +86,7 @@ def columns(session: NodeSession, tables: Sequence[str]) -> list[tuple[str, str,
 
 
 def engines(session: NodeSession, tables: Sequence[str]) -> dict[str, str]:
-    """Return each table's storage engine by its name in lower case; the empty string for a view.
+    """Return each table's storage engine by its name with its database in lower case; the empty string for a view.
 
     Args:
         session: of the node.

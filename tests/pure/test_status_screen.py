@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from pipeline.admin.status import Fault, Queue, ReadCount, RedisStatus, ReplicaStatus, ShardStatus, Status
+from pipeline.admin.status import OpFault, Queue, ReadCount, RedisStatus, ReplicaStatus, ShardStatus, Status
 from pipeline.cli.status_screen import lines, screen
 from pipeline.model.wait_reason import WaitReason
 from pipeline.reads.health.report import NodeState
@@ -73,13 +73,14 @@ def test_where_nothing_is_wrong_it_says_so():
     [
         (replace(FINE, rejected=17), "17 ops were refused for good"),
         (replace(FINE, lost=1), "1 op was lost by Redis"),
+        (replace(FINE, waits=(WaitReason("breaker", "s0", "event", "no"),)), "event is halted: no"),
         (replace(FINE, queue=Queue(1, False, 60_001)), "the oldest op has waited 60 s, more than 60 s"),
     ],
 )
 def test_a_fault_makes_the_status_not_ok(shard: ShardStatus, what: str):
     [fault] = status(shard).faults(60)
 
-    assert isinstance(fault, Fault)
+    assert isinstance(fault, OpFault)
     assert (fault.shard, fault.what) == ("s0", what)
     assert status(shard).as_json(60)["ok"] is False
     assert status(FINE).as_json(60)["ok"] is True

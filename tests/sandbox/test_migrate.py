@@ -54,6 +54,24 @@ def test_the_plan_names_the_column_of_each_shard_and_changes_nothing(box: Sandbo
     assert "note" not in columns(box, "purchase")
 
 
+def test_a_run_that_dies_between_two_columns_is_run_again(box: Sandbox) -> None:
+    release("purchase", Field("customer", "integer"))
+    release("purchase", Field("customer", "integer"), Field("note"), Field("more"))
+    steps: list[object] = []
+
+    def die(step: object) -> None:
+        steps.append(step)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        migrate(box.client, die)
+
+    assert migrate(box.client) == 1
+    assert columns(box, "purchase") == ["id", "customer", "note", "more"]
+    assert migrate(box.client) == 0
+
+
 def test_a_new_column_that_must_have_a_value_is_refused_with_what_to_do(box: Sandbox) -> None:
     release("purchase", Field("customer", "integer"))
     release("purchase", Field("customer", "integer"), Field("n", "integer", notnull=True), Field("note"))

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
+import pymysql
 import pytest
 from pydal import DAL, Field
 
@@ -13,9 +14,10 @@ import pipeline
 from pipeline.admin import stops
 from pipeline.admin.why import Answer, why
 from pipeline.apply.applier import Applier
-from pipeline.config.settings import ApplySettings
+from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import BadOp, LogUnavailable, ShardUnavailable, WaitTimeout
 from pipeline.oplog.waits import ALIVE, ALIVE_TOKEN
+from pipeline.shard.session import NodeSession
 from pipeline.testing import Sandbox, sandbox
 
 
@@ -115,6 +117,55 @@ def test_a_column_that_the_shard_lacks_is_named(box: Sandbox, event: Any):
         assert "because s0 is behind the schema of late (table late has no column named extra)" in sentence
         assert sentence.endswith("run: pipeline migrate")
     assert "because s0 is behind the schema of late" in outcome.waiting
+
+
+def test_a_missing_right_is_named(box: Sandbox, event: Any, monkeypatch: pytest.MonkeyPatch):
+    receipt, real = pipeline.enqueue_insert(event, who=7), NodeSession.execute
+
+    def execute(session: NodeSession, sql: str) -> int:
+        if "INTO event" in sql or 'INTO "event"' in sql:
+            raise pymysql.err.OperationalError(1142, "INSERT command denied to user 'app'@'db0'")
+        return real(session, sql)
+
+    monkeypatch.setattr(NodeSession, "execute", execute)
+    worker(box).apply()
+
+    for name in (receipt, "s0", "event"):
+        sentence = only(box, name, "right")
+        assert (
+            "because the account of s0 may not write to event (INSERT command denied to user 'app'@'db0')" in sentence
+        )
+
+
+def test_an_op_that_a_resume_left_is_named_until_it_is_released(box: Sandbox, event: Any):
+    receipt = pipeline.enqueue_insert(event, who=7)
+    stops.pause(box.client, stops.target_of(box.client, "event"))
+    worker(box).apply()
+    stops.resume(box.client, stops.target_of(box.client, "event"))
+
+    assert "because it is to be replayed (its table event was stopped)" in only(box, receipt, "waiting")
+
+
+def test_a_row_that_is_parked_and_a_bucket_that_is_halted_are_named(box: Sandbox, event: Any):
+    session = box.client.nodes.primary("s0")
+    with session.transaction():
+        session.execute("CREATE TRIGGER never BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'no'); END")
+    first = pipeline.enqueue_insert(event, who=7)
+    parked = pipeline.enqueue_update(event.id == first.id, note="x")
+    worker(box).apply()
+
+    assert "because the op at " in only(box, parked, "parked")
+
+    halting = {"event": TableSettings("event", on_reject="halt")}
+    pipeline.enqueue_insert(event, who=8)
+    behind = pipeline.enqueue_insert(event, who=8)
+    applier = Applier("s0", session, box.log, ApplySettings(), tables=halting)
+    applier.apply()
+    applier.apply()
+
+    place = f"bucket {behind.bucket} is halted: the op at {behind.bucket}:"
+    for name in (behind, "s0"):
+        assert place in only(box, name, "halted")
 
 
 def test_a_definition_that_no_process_published_is_named(box: Sandbox, event: Any):

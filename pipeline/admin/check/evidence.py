@@ -13,7 +13,7 @@ from functools import partial
 from pipeline.admin.check.uwsgi import servers_without_threads
 from pipeline.admin.observer import Observer
 from pipeline.admin.questions import ASK_S, ask_all
-from pipeline.admin.status import MAX_AGE_S, Fault
+from pipeline.admin.status import MAX_AGE_S, OpFault
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
@@ -61,7 +61,7 @@ class Evidence:
     unfit: tuple[str, ...] = ()
     epochs: Mapping[str, int] = field(default_factory=dict)
     uwsgi: tuple[str, ...] = ()
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[OpFault, ...] = ()
 
     @property
     def surveys(self) -> list[Survey]:
@@ -120,7 +120,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
     )
 
 
-def _op_faults(settings: Settings, max_age_s: float) -> tuple[Fault, ...]:
+def _op_faults(settings: Settings, max_age_s: float) -> tuple[OpFault, ...]:
     observer = Observer(settings)
     try:
         return tuple(observer.look().faults(max_age_s))

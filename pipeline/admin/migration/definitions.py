@@ -17,7 +17,9 @@ from pipeline.model.op import Position, decode
 from pipeline.model.schema import TableSchema
 from pipeline.shard import ledger_queries
 from pipeline.shard.columns import columns_of
+from pipeline.shard.ledger import text_literal
 from pipeline.shard.session import NodeSession
+from pipeline.shard.set_aside import ASIDE
 
 #: Entries of one bucket that are read at once: an op may have megabytes.
 STEP = 100
@@ -120,7 +122,8 @@ def _unapplied(pipeline: Client, marks: dict[int, Position]) -> Iterator[bytes]:
 
 def _set_aside(session: NodeSession) -> list[bytes]:
     """Return the ops that may be replayed: their payloads are kept with the reason."""
-    found = session.query("SELECT op FROM pipeline_rejects WHERE state NOT IN ('replayed', 'dropped')")
+    states = ", ".join(map(text_literal, ASIDE))
+    found = session.query(f"SELECT op FROM pipeline_rejects WHERE state IN ({states})")
     return [str(op).encode() for (op,) in found]
 
 

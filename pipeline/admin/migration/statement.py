@@ -13,6 +13,7 @@ from pipeline.admin.migration.steps import Step
 from pipeline.errors import PipelineError, ShardUnavailable
 from pipeline.shard.driver_errors import code_of, connection_lost, is_driver_error, sentence_of
 from pipeline.shard.session import NodeSession
+from pipeline.shard.table_facts import rows_about
 
 #: How long an ALTER waits for a table, s, and how long it is tried again.
 TABLE_WAIT_S, TRY_S = 2, 60
@@ -62,7 +63,7 @@ def run(session: NodeSession, step: Step, *, offline: bool) -> None:
         else:
             return
     raise StatementRefused(
-        f"the server can do this only by copying the table ({_rows(session, step.table)} rows), and writes to it wait "
+        f"the server can do this only by copying the table (about {_rows(session, step.table)} rows), and writes wait "
         f"that long: run pipeline migrate --offline when they may ({refused})"
     ) from refused
 
@@ -108,5 +109,5 @@ def _patiently(session: NodeSession, sql: str) -> None:
 
 
 def _rows(session: NodeSession, table: str) -> str:
-    found = session.query(f"EXPLAIN SELECT COUNT(*) FROM {table}")
-    return f"about {found[0][8] or 0:,}" if found and len(found[0]) > 8 and isinstance(found[0][8], int) else "all"
+    found = session.query(f"SELECT table_rows FROM information_schema.tables WHERE {rows_about([table])}")
+    return f"{int(found[0][0]):,}" if found and found[0][0] is not None else "all"

@@ -131,12 +131,14 @@ CREATE TABLE IF NOT EXISTS pipeline_unfit (
   since_ms BIGINT NOT NULL
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
--- What is stopped on this shard. scope: '*' is the whole shard, else a table. kind: paused (by an operator) or breaker.
+-- What is stopped on this shard. scope: '*' is the whole shard, else a table. kind: paused (by an operator) or breaker
+-- (too many ops were refused); definition: a digest of the table's definition when the breaker last tried an op.
 CREATE TABLE IF NOT EXISTS pipeline_stops (
   scope VARCHAR(128) NOT NULL,
   kind VARCHAR(16) NOT NULL,
   reason TEXT NOT NULL,
   since_ms BIGINT NOT NULL,
   by_whom VARCHAR(128) NOT NULL,
+  definition VARCHAR(64) NOT NULL,
   PRIMARY KEY (scope, kind)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;

@@ -107,5 +107,6 @@ CREATE TABLE IF NOT EXISTS pipeline_stops (
   reason TEXT NOT NULL,
   since_ms INTEGER NOT NULL,
   by_whom VARCHAR(128) NOT NULL,
+  definition VARCHAR(64) NOT NULL,
   PRIMARY KEY (scope, kind)
 );

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from pydal import Field
 from support.servers.admin import Servers, model, servers
 
 from pipeline import cli
@@ -58,6 +59,29 @@ def test_the_plan_is_sql_that_a_fresh_server_takes_and_that_leaves_nothing_to_do
     assert "CREATE UNIQUE INDEX `uk_purchase_customer_day`" in run.output
     here.sql("s0", f"USE {fresh['redis']['prefix']}; {run.output}")
     assert plan_of(pipeline).steps == []
+    pipeline.close()
+
+
+def test_the_commands_say_what_cannot_be_done_and_withdraw_a_definition(
+    here: Servers, fresh: dict[str, Any], tmp_path: Path
+) -> None:
+    db = model()
+    db.define_table("place", Field("at", "geometry()"))
+    pipeline = here.client(fresh)
+    pipeline.define_tables(db)
+    config = ["--config", str(written(fresh, tmp_path))]
+
+    plan, refused = command("migrate", "--plan", *config), command("migrate", *config)
+    listed, forgotten = command("tables", "list", *config), command("tables", "forget", "place", *config)
+    last = command("migrate", "--json", *config)
+
+    assert plan.exit_code == 1
+    assert "-- cannot be done: s1: place: place.at: a column of type 'geometry()' cannot be created here" in plan.output
+    assert refused.exit_code == 1
+    assert len(refused.exception.faults) == 2  # type: ignore[union-attr]
+    assert [line.split()[0] for line in listed.output.splitlines()] == ["place", "purchase", "visit"]
+    assert forgotten.exit_code == 0
+    assert last.output == '{"statements": 0, "faults": []}\n'
     pipeline.close()
 
 
@@ -172,6 +196,10 @@ def test_each_step_is_told_before_it_is_taken(here: Servers, fresh: dict[str, An
 
     assert told == planned
     pipeline.close()
+
+
+def command(*words: str) -> Any:
+    return CliRunner().invoke(cli.pipeline, words)
 
 
 def empty(here: Servers) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from support.servers.admin import Servers, model, servers
 
 from pipeline import cli
-from pipeline.admin import check
+from pipeline.admin import check, upkeep
 from pipeline.admin.observer import Observer
 from pipeline.admin.status import ShardStatus, Status
 from pipeline.apply.applier import Applier
@@ -133,6 +133,34 @@ def test_a_paused_shard_is_named_with_who_and_why(here: Servers, pipeline: Clien
     assert ask(here, "why", "s0") == "nothing of shard s0 waits"
     assert ask(here, "drain", "s1").endswith("its ops wait until: pipeline resume s1")
     assert ask(here, "resume", "s1") == "shard s1 goes on"
+
+
+def test_a_table_that_halts_is_resumed_and_what_waited_is_applied(here: Servers, pipeline: Client) -> None:
+    same = [{"customer": -2, "day": date(2021, 1, 1)}] * 60
+    pipeline.enqueue_bulk_insert("purchase", same)
+    drain(pipeline)
+    waiting = pipeline.enqueue_insert("purchase", customer=-2, day=date(2022, 1, 1))
+    visit = pipeline.enqueue_insert("visit", note="goes on")
+    drain(pipeline)
+
+    found = CliRunner().invoke(cli.pipeline, ["status", "--config", str(here.cluster.config)])
+    [shard] = pipeline.topology.shards_of(waiting.bucket)
+    here.sql(shard, "ALTER TABLE purchase COMMENT = 'mended'")
+    before = upkeep.release_waiting(pipeline, shard)
+    after = (waiting.status(), visit.status())
+    here.sql(shard, "DELETE FROM pipeline_rejects")
+
+    assert f"fault: {shard}: purchase is halted: Duplicate entry '-2-2021-01-01'" in found.output
+    assert after[0] in ("replayed", "durable")
+    assert after[1] in ("applied", "durable")
+    assert before == 0, "the one that was tried was the only one"
+    assert ask(here, "why", "purchase") == "nothing of table purchase waits"
+    assert ask(here, "pause", "purchase").startswith("table purchase is paused")
+    paused = pipeline.enqueue_insert("purchase", customer=-2, day=date(2023, 1, 1))
+    drain(pipeline)
+    assert paused.status() == "parked"
+    assert ask(here, "resume", "purchase") == "table purchase goes on; 1 op that was set aside is settled"
+    assert paused.status() == "replayed"
 
 
 def test_a_full_pipeline_says_why(pipeline: Client, observer: Observer) -> None:
