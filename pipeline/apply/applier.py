@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pipeline import clock
+from pipeline.apply import rejections
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.executor import ConstraintsChanged, Executor, NeverSeen, SchemaBehind
@@ -37,7 +38,7 @@ from pipeline.shard.driver_errors import (
     passes_by_itself,
     sentence_of,
 )
-from pipeline.shard.ledger import HOLDING
+from pipeline.shard.ledger import HOLDING, Reject
 from pipeline.shard.session import NodeSession
 from pipeline.shard.set_aside import REJECTED
 
@@ -85,6 +86,7 @@ class Outcome:
     left: int = 0
     ring: bool = False
     waiting: str = ""  # why nothing, or not everything, was applied
+    refused: list[Reject] = field(default_factory=list)  # the ops that were rejected
 
     def summary(self) -> dict[str, int | str]:
         """Return what Flower shows of the outcome, without what is zero."""
@@ -100,7 +102,7 @@ class Outcome:
         Args:
             other: its outcome.
         """
-        for name in ("applied", "rejected", "parked", "seen", "lost", "buckets"):
+        for name in ("applied", "rejected", "parked", "seen", "lost", "buckets", "refused"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.left, self.ring = other.left, other.ring or self.ring
         self.waiting = self.waiting or other.waiting
@@ -187,6 +189,7 @@ class Applier:
             logger.warning("batch postponed shard=%s buckets=%d: %s", self.shard, len(due), error)
             outcome = Outcome(left=len(due), waiting=reason.sentence())
         outcome.ms = _ms_since(started)
+        rejections.tell(self.shard, outcome.refused)
         return outcome
 
     def _turn(self, take: Take, started: float) -> Outcome:
@@ -396,6 +399,7 @@ class Applier:
             lost=batch.lost,
             buckets=len(batch.after),
             waiting=batch.why,
+            refused=[one for one in executor.rejects if one.state == REJECTED],
         )
 
     def _finish(self, batch: Batch, outcome: Outcome) -> None:
