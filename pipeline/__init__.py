@@ -29,6 +29,7 @@ from pipeline.api.writes import (
     enqueue_validated_insert,
     save_data,
 )
+from pipeline.apply.rejections import Rejection, on_reject
 from pipeline.model.receipt import Receipts
 
 # grouped by purpose, not sorted
@@ -54,6 +55,9 @@ __all__ = [  # noqa: RUF022
     "Receipts",
     "wait_all",
     "barrier",
+    # in a worker
+    "on_reject",
+    "Rejection",
     # reads
     "read",
     "get",

@@ -7,6 +7,7 @@ from celery import Celery
 app = Celery("workers", config_source="celeryconfig")
 
 # the app's settings module has to be importable first
+from workers import signals as signals  # noqa: E402
 from workers.broker import outlive_collected_channels  # noqa: E402
 from workers.threads import Threads  # noqa: E402
 

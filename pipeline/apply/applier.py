@@ -9,21 +9,23 @@ One transaction takes as many rows as commit in about `target_ms`, within the li
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pipeline import clock
+from pipeline.apply import rejections
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.executor import ConstraintsChanged, Executor, NeverSeen, SchemaBehind
 from pipeline.apply.grouping import grouped
 from pipeline.apply.held_rows import Halt, HeldRows, halted, settle
+from pipeline.apply.pace import Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.apply.wait_notes import note_waits
 from pipeline.config.settings import ApplySettings, TableSettings
-from pipeline.errors import PipelineError, ShardUnavailable, Unavailable
+from pipeline.errors import NotMigrated, PipelineError, ShardUnavailable, Unavailable
 from pipeline.model.op import Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
@@ -36,7 +38,7 @@ from pipeline.shard.driver_errors import (
     passes_by_itself,
     sentence_of,
 )
-from pipeline.shard.ledger import HOLDING
+from pipeline.shard.ledger import HOLDING, Reject
 from pipeline.shard.session import NodeSession
 from pipeline.shard.set_aside import REJECTED
 
@@ -57,9 +59,6 @@ TOGETHER_S = 1
 TURN_S = 2.0
 #: The longest rest of a bucket whose next op waits for a lock, s.
 LOCK_REST_S = 5.0
-#: Rows of the first batch of a process, before any commit was timed.
-FIRST_ROWS = 1000
-LEAST_ROWS = 50
 logger = logging.getLogger("pipeline.apply")
 
 
@@ -87,6 +86,7 @@ class Outcome:
     left: int = 0
     ring: bool = False
     waiting: str = ""  # why nothing, or not everything, was applied
+    refused: list[Reject] = field(default_factory=list)  # the ops that were rejected
 
     def summary(self) -> dict[str, int | str]:
         """Return what Flower shows of the outcome, without what is zero."""
@@ -102,7 +102,7 @@ class Outcome:
         Args:
             other: its outcome.
         """
-        for name in ("applied", "rejected", "parked", "seen", "lost", "buckets"):
+        for name in ("applied", "rejected", "parked", "seen", "lost", "buckets", "refused"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.left, self.ring = other.left, other.ring or self.ring
         self.waiting = self.waiting or other.waiting
@@ -152,7 +152,7 @@ class Applier:
     ):
         self.shard, self.node, self._tables = shard, session.node, tables
         self._session, self._log, self._settings, self._step = session, log, settings, step
-        self._pace = Pace(settings)
+        self._pace = Pace(settings, log)
         self._facts, self._stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
         self._breaker = self._stopped.breaker
         self._failures, self._longest_s = 0, settings.statement_s
@@ -189,6 +189,7 @@ class Applier:
             logger.warning("batch postponed shard=%s buckets=%d: %s", self.shard, len(due), error)
             outcome = Outcome(left=len(due), waiting=reason.sentence())
         outcome.ms = _ms_since(started)
+        rejections.tell(self.shard, outcome.refused)
         return outcome
 
     def _turn(self, take: Take, started: float) -> Outcome:
@@ -288,8 +289,11 @@ class Applier:
             except Unavailable:
                 raise
             except Exception as error:
-                if not is_driver_error(error) or fault_of(error) in (Fault.PERMANENT, Fault.SCHEMA):
+                if not is_driver_error(error) or fault_of(error) is Fault.PERMANENT:
                     raise
+                if fault_of(error) is Fault.SCHEMA:  # not of an op: the pipeline's own tables are behind this release
+                    take.again = True
+                    raise self._given_up(take, NotMigrated(self.node, sentence_of(error))) from error
                 if not passes_by_itself(error):
                     raise Contended(error) from error
                 failure = error
@@ -304,7 +308,7 @@ class Applier:
         """Return what to raise after the last try. Where the server is at fault, no op is under suspicion for it."""
         if is_driver_error(failure) and fault_of(failure) is Fault.LOCKED:
             return Contended(failure)
-        if take.again:
+        if take.again:  # orderly
             notes = {b: "" if take.alone is None else str(replace(one, ended=True)) for b, one in take.noted.items()}
             self._log.note_attempts(self.shard, notes, anew=True)
         return ShardUnavailable(self.shard, sentence_of(failure))
@@ -367,8 +371,8 @@ class Applier:
         if take.alone is not None:
             take.noted = {b: take.alone for b, position in mine.items() if position == take.alone.after}
             self._log.note_attempts(self.shard, {b: str(one) for b, one in take.noted.items()}, anew=True)
-            return {bucket: one.entries for bucket, one in take.noted.items()}
-        counts = self._pace.counts([bucket for bucket in mine if bucket not in take.suspects], take.due)
+            return {bucket: self._pace.most(bucket, one.after, one.entries) for bucket, one in take.noted.items()}
+        counts = self._pace.counts({b: after for b, after in mine.items() if b not in take.suspects}, take.due)
         take.noted = {bucket: Attempt(mine[bucket], count) for bucket, count in counts.items()}
         notes = {bucket: str(one) for bucket, one in take.noted.items()}
         for bucket, note in self._log.note_attempts(self.shard, notes, anew=take.again).items():
@@ -395,6 +399,7 @@ class Applier:
             lost=batch.lost,
             buckets=len(batch.after),
             waiting=batch.why,
+            refused=[one for one in executor.rejects if one.state == REJECTED],
         )
 
     def _finish(self, batch: Batch, outcome: Outcome) -> None:
@@ -417,46 +422,3 @@ class Applier:
 
 def _ms_since(started: float) -> int:
     return round((clock.mono_s() - started) * 1000)
-
-
-class Pace:
-    """Additive-increase, multiplicative-decrease on the time of a batch, as TCP does on the loss of a packet.
-
-    Args:
-        settings: the time that a batch aims at, and its limits.
-    """
-
-    def __init__(self, settings: ApplySettings):
-        self._settings = settings
-        self.rows = min(FIRST_ROWS, settings.max_rows)
-
-    def learn(self, rows: int, took_ms: int) -> None:
-        """Note how long a batch took.
-
-        Args:
-            rows: how many ops it applied.
-            took_ms: from the first step to the last.
-        """
-        if took_ms > self._settings.target_ms:
-            self.rows = max(LEAST_ROWS, int(self.rows * max(0.5, self._settings.target_ms / took_ms)))
-        elif rows >= self.rows * 0.8:
-            self.rows = min(self._settings.max_rows, self.rows + FIRST_ROWS // 2)
-
-    def counts(self, buckets: Iterable[int], largest_bytes: Mapping[int, int]) -> dict[int, int]:
-        """Return how many entries to read of each bucket.
-
-        A bucket with large ops is read a few at a time, by the size of its largest op. Entries that do not fit into the
-        batch would be read for nothing.
-
-        Args:
-            buckets: the buckets that are locked.
-            largest_bytes: the size of each bucket's largest op; 0 for a small one.
-        """
-        buckets = list(buckets)
-        share = max(1, -(-self.rows // max(1, len(buckets))))
-        room = self._settings.max_bytes // max(1, len(buckets))
-        counts = {}
-        for bucket in buckets:
-            large = largest_bytes.get(bucket, 0)
-            counts[bucket] = max(1, min(share, room // large)) if large else share
-        return counts

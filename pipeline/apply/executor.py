@@ -24,7 +24,7 @@ from pipeline.shard.driver_errors import (
 )
 from pipeline.shard.ledger import Reject
 from pipeline.shard.session import NodeSession
-from pipeline.shard.statements import CannotRender, copy_statement, most, statement
+from pipeline.shard.statements import MOST_STATEMENT_BYTES, CannotRender, copy_statement, most, statement
 from pipeline.shard.table_facts import Facts, constraints_of
 
 #: A statement is aimed at this size; larger gains nothing.
@@ -94,7 +94,7 @@ class Executor:
         self._session, self._known, self._rows, self._step = session, known, rows, step
         self._believed, self._last_try = believed, last_try
         self._checked: set[str] = set()
-        self._limit = min(session.statement_bytes() - 1024, 16_000_000)
+        self._limit = min(session.statement_bytes() - 1024, MOST_STATEMENT_BYTES)
         self.rejects: list[Reject] = []
         self.ids: list[tuple[Entry, int]] = []
 

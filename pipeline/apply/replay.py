@@ -27,8 +27,9 @@ from pipeline.shard.session import NodeSession
 from pipeline.shard.set_aside import REJECTED
 from pipeline.shard.stops import stopped_tables
 
-#: How often one batch is tried: a deadlock or a lock that an apply transaction holds is transient.
+#: How often one batch is tried: a deadlock or a lock that an apply transaction holds passes.
 TRIES = 5
+_RETRIED = (Fault.TRANSIENT, Fault.LOCKED, Fault.OVERTIME)
 
 
 class Replayed(NamedTuple):
@@ -113,7 +114,7 @@ class Replay:
             except Unavailable:
                 raise
             except Exception as error:
-                if not is_driver_error(error) or fault_of(error) is not Fault.TRANSIENT:
+                if not is_driver_error(error) or fault_of(error) not in _RETRIED:
                     raise
                 failure = error
             if attempt == TRIES:

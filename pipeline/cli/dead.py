@@ -208,7 +208,8 @@ def _table(found: Iterable[Found]) -> Table:
         op = one.op
         code = f"({op.code}) " if op.code is not None else ""
         state = Text(op.state, style=_STYLES[op.state])
-        table.add_row(_place(one), one.shard, state, op.table, op.row_key, Text(f"{code}{op.reason}"))
+        row, why = op.row_key.removeprefix(f"{op.table} "), op.reason.partition(", which holds")[0]
+        table.add_row(_place(one), one.shard, state, op.table, row, Text(f"{code}{why}"))
     return table
 
 
@@ -225,7 +226,7 @@ def _head(shown: dead_op.Shown) -> Iterable[Text]:
     if not shown.writes:
         yield Text("this version cannot decode the op; it can only be dropped", style="yellow")
     if op.state in ASIDE:
-        yield Text(f"{shown.behind:,} ops wait behind it")
+        yield Text(f"ops that wait behind it: {shown.behind:,}")
         yield Text(
             f"mend the cause, or: pipeline dead edit {place} FIELD=VALUE; then: pipeline dead replay {place}", "dim"
         )

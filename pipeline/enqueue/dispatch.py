@@ -11,11 +11,12 @@ from pipeline.enqueue.fallback import Fallback
 from pipeline.enqueue.held_ops import Atomic, Chunk, Held, HeldOp, HeldOps
 from pipeline.enqueue.producer import DURABLE_S
 from pipeline.enqueue.publisher import Publisher
-from pipeline.enqueue.shipment import OpPlace, Shipment
+from pipeline.enqueue.shipment import UNCHECKED_BYTES, OpPlace, Shipment, check_size
 from pipeline.errors import BadOp, NotDurable
 from pipeline.model.op import UPSERT, Addressed, Op, encode, id_of, id_of_new, with_id
 from pipeline.model.receipt import Receipt, Receipts
 from pipeline.oplog.appends import KeyClaimed
+from pipeline.oplog.contract import SharedState
 from pipeline.wait_budget import WaitBudget, WaitBudgets, in_all
 
 if TYPE_CHECKING:
@@ -33,12 +34,13 @@ class Dispatch:
         publisher: sends.
         source: who answers for the receipts.
         wait_budgets: how long one call may wait for Redis, beside what its durability asks for.
+        log: knows how large an op may be.
     """
 
     budget: WaitBudget | None = None
 
-    def __init__(self, publisher: Publisher | Fallback, source: Source, wait_budgets: WaitBudgets):
-        self._publisher, self._source, self.wait_budgets = publisher, source, wait_budgets
+    def __init__(self, publisher: Publisher | Fallback, source: Source, wait_budgets: WaitBudgets, log: SharedState):
+        self._publisher, self._source, self.wait_budgets, self._log = publisher, source, wait_budgets, log
         self._here = threading.local()
 
     # taking -------------------------------------------------------------------------------------------------
@@ -46,12 +48,15 @@ class Dispatch:
     def take(self, addressed: Addressed, durability: str) -> Receipt:
         """Take an op that was built, and return its receipt."""
         bucket, op = addressed.bucket, addressed.op
+        payload = encode(op)
+        if len(payload) > UNCHECKED_BYTES:
+            check_size(payload, op.table, self._log, self.wait_budgets)
         here = self._here.__dict__
         if durability == "redis" and here.get("group") is None and here.get("held") is None:
             if op.idempotency_key is not None:
                 op, place = self._sent_under_key(addressed)
             else:
-                place = self._publisher.ship(Shipment({bucket: (encode(op),)}))[bucket]
+                place = self._publisher.ship(Shipment({bucket: (payload,)}))[bucket]
             row_id = place.row_id or (op.id if op.kind != UPSERT else None)
             return Receipt(bucket, place.position, row_id, place.producer, place.seq, self._source)
         self.known_durability(durability)
@@ -76,7 +81,9 @@ class Dispatch:
         chunks: list[Chunk] = []
         chunk = Chunk()
         for addressed in made:
-            chunk.add(addressed.bucket, addressed.op)
+            payload = chunk.add(addressed.bucket, addressed.op)
+            if len(payload) > UNCHECKED_BYTES:
+                check_size(payload, addressed.op.table, self._log, self.wait_budgets)
             if len(chunk) == BULK_ROWS:
                 chunks.append(self.send_chunk(chunk, durability))
                 chunk = Chunk()
@@ -107,6 +114,8 @@ class Dispatch:
             self._here.group = None
         if group.receipts:
             bucket, op, durability = group.sealed()
+            if len(payload := encode(op)) > UNCHECKED_BYTES:
+                check_size(payload, op.table, self._log, self.wait_budgets)
             self._pass_on(HeldOp(bucket, op, durability, group.receipts))
 
     def held(self) -> Held:

@@ -159,12 +159,13 @@ class Chunk:
         self._ids: list[int | None] = []
         self._places: Mapping[int, OpPlace] = {}
 
-    def add(self, bucket: int, op: Op) -> None:
-        """Add the next row's op."""
+    def add(self, bucket: int, op: Op) -> bytes:
+        """Add the next row's op, and return its bytes."""
         run = self.payloads.setdefault(bucket, [])
         self._at.append((bucket, len(run)))
         self._ids.append(op.id)
-        run.append(encode(op))
+        run.append(payload := encode(op))
+        return payload
 
     def __len__(self) -> int:
         return len(self._at)

@@ -1,13 +1,23 @@
-"""The value that travels from a call to the log or to the spool, and what comes back."""
+"""The value that travels from a call to the log or to the spool, how large an op in it may be, and what comes back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from pipeline.errors import PipelineError
+from pipeline.errors import BadOp, PipelineError, Unavailable
 from pipeline.model.op import Position
+from pipeline.oplog.contract import SharedState
+from pipeline.shard.statements import MOST_STATEMENT_BYTES
+from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
+
+#: Every server takes ops of this size: the smallest default of `max_allowed_packet` was 1 MB.
+UNCHECKED_BYTES = 250_000
+#: What a statement has beside the values of its op: names of columns, most of them twice.
+_NAMES_BYTES = 32_768
+logger = logging.getLogger("pipeline.door")
 
 
 class Shipment(msgspec.Struct, frozen=True):
@@ -58,3 +68,42 @@ def parse_claim(text: str) -> OpPlace:
     except ValueError as error:
         raise PipelineError("Redis keeps a receipt that this version cannot read") from error
     return OpPlace(Position(epoch, seq), producer, producer_seq, row_id or None)
+
+
+class _Takes(msgspec.Struct):
+    """The field of a node's report that says how large a statement it takes; 0: not known."""
+
+    statement_bytes: int = 0
+
+
+def check_size(payload: bytes, table: str, log: SharedState, wait_budgets: WaitBudgets) -> None:
+    """Refuse a large op that no worker could apply. Asks Redis, so only for ops above `UNCHECKED_BYTES`.
+
+    Args:
+        payload: the encoded op.
+        table: the op's table, for the message.
+        log: has the reports.
+        wait_budgets: how long the caller waits for them.
+
+    Raises:
+        BadOp: the op is too large.
+    """
+    needs = len(payload) + payload.count(b"'") + _NAMES_BYTES  # a quote is doubled in SQL
+    limit, why = min([(MOST_STATEMENT_BYTES, "the largest statement of a worker"), *_nodes(log, wait_budgets)])
+    if needs > limit:
+        raise BadOp(
+            f"this op on {table!r} makes a statement of up to {needs:,} bytes, and {why} is {limit:,}: split the op, "
+            "or keep the file elsewhere and store its name"
+        )
+
+
+def _nodes(log: SharedState, wait_budgets: WaitBudgets) -> Iterator[tuple[int, str]]:
+    """Yield what each node takes, with the setting that says so."""
+    try:
+        reports = wait_budgets.aside(log.health, share=0.5)[1]
+    except (Unavailable, WaitBudgetSpent) as error:
+        logger.warning("how large a statement the nodes take is not known now: %s", error)
+        return
+    for node, (_, text) in reports.items():
+        if takes := msgspec.json.decode(text, type=_Takes).statement_bytes:
+            yield takes, f"max_allowed_packet of node {node!r}"

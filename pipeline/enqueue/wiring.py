@@ -61,10 +61,11 @@ def wire_writes(log: Log, nodes: Nodes, topology: Topology, bell: Bell | SilentB
     follower = Follower(topology, nodes, log, away.spool)
     op_builder = OpBuilder(topology, row_ids, schemas)
     if not isinstance(away.spool, Spool):
-        dispatch = Dispatch(publisher, follower, away.wait_budgets)
+        dispatch = Dispatch(publisher, follower, away.wait_budgets, log)
         return Writes(op_builder, dispatch, publisher, follower, row_ids, None)
     drain_thread = PerProcess(partial(_drain_thread, away.spool, publisher, log, nodes, topology, away))
-    dispatch = Dispatch(Fallback(publisher, away, drain_thread, schemas), follower, away.wait_budgets)
+    fallback = Fallback(publisher, away, drain_thread, schemas)
+    dispatch = Dispatch(fallback, follower, away.wait_budgets, log)
     return Writes(op_builder, dispatch, publisher, follower, row_ids, drain_thread)
 
 

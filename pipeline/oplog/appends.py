@@ -14,8 +14,9 @@ from pipeline.model.op import Position
 
 #: Codes of `Placed`.
 APPENDED, SEEN, HOLE = 0, 1, 2
-#: From this size on the log notes the size of a bucket's largest op, so that a worker reads few ops at a time.
-BIG_BYTES = 16_384
+#: From this size on the log notes the size of a bucket's largest op, so that a worker measures its ops before it reads
+#: them. Ops of other buckets are read unmeasured: 3,900 of them fit into a batch of 8 MB.
+BIG_BYTES = 2_048
 #: Above this share of Redis's memory no op is accepted; the rest is for draining and for the broker.
 FULL_SHARE = 0.70
 #: The name of the reference log's scope.

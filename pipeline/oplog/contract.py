@@ -120,6 +120,16 @@ class Work(Entries, Waits, Protocol):
         """
         ...
 
+    def sizes(self, after: Mapping[int, Position], count: int, most_bytes: int) -> dict[int, list[int]]:
+        """Return the bytes of the entries behind a position of each bucket, until all together have so many bytes.
+
+        Args:
+            after: of each bucket, the position; the buckets are measured in this order.
+            count: the most entries of one bucket.
+            most_bytes: no entry is measured once this is reached, and no bucket: such buckets are left out.
+        """
+        ...
+
     def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
         """Publish watermarks, un-dirty drained buckets, forget their attempts; return whether to ring and how many are
         dirty.

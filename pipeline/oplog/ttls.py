@@ -12,8 +12,8 @@ ROOM_MS = 1000
 IDEMPOTENCY_TTL_MS = _DAY_MS
 #: A producer's sequences outlive the day after which an idle producer starts anew under another number.
 PRODUCER_TTL_MS = 2 * _DAY_MS
-#: The size of a bucket's largest op is forgotten when no larger one comes for so long.
-BIG_TTL_MS = _DAY_MS
+#: The size of a bucket's largest op is forgotten when no large one comes for so long: longer than ops wait.
+BIG_TTL_MS = 7 * _DAY_MS
 #: A producer number becomes free this long after its process has gone.
 LEASE_MS = 60_000
 #: A host's reserved number becomes free this long after its last refill: later than any id of the reserve.

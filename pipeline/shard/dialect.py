@@ -41,6 +41,8 @@ class MySQL:
     autocommit: ClassVar[dict[str, Any]] = {"autocommit": True}
     #: Whether the server refuses writes, as a replica does; None where the engine has no such setting.
     read_only: str | None = "@@global.read_only"
+    #: The size of the largest statement that old and new connections may send.
+    most_bytes = "LEAST(@@max_allowed_packet, @@global.max_allowed_packet)"
 
     def uri(self, uri: str) -> str:
         """Return *uri* with utf8mb4: pyDAL's default is three-byte UTF-8, in which an emoji becomes `?`."""
@@ -174,6 +176,7 @@ class SQLite:
     now_ms = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
     autocommit: ClassVar[dict[str, Any]] = {"isolation_level": None}
     read_only: str | None = None
+    most_bytes = "1000000"
     #: pyDAL's own way to connect serves.
     connect: None = None
 

@@ -68,6 +68,8 @@ class NodeSession:
             | (self.dialect.autocommit if autocommit else {}),
         )
         self.adapter: Any = self.db._adapter
+        # pyDAL's handler keeps the last 100 statements of each thread: a gigabyte where ops have 10 MB
+        self.adapter.execution_handlers = []
         pydals_own = self.adapter.after_connection
         # a request's end closes every DAL that web2py first saw in its thread; this DAL outlives requests
         self._close, self.adapter.close = self.adapter.close, lambda *args, **options: None

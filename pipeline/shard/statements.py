@@ -16,6 +16,9 @@ MAX_ROWS = 1000
 #: Most rows of one UPDATE: each is a branch of a CASE that the server walks for every row.
 MAX_BRANCHES = 100
 
+#: The largest statement that a worker sends, whatever the server takes.
+MOST_STATEMENT_BYTES = 16_000_000
+
 _ARITHMETIC = {"+", "-", "*", "%"}
 _COMPARISONS = {"=", "<>", "<", "<=", ">", ">="}
 #: What the databases compare as it is; texts they compare by a collation.
@@ -171,13 +174,13 @@ def _expression(tree: Any, column: int, facts: Facts, dialect: Dialect) -> str:
     if head == "v":
         (value,) = rest
         return repr(value) if isinstance(value, int | float) else facts.encode[column](value)
+    if head in _ARITHMETIC:
+        return f"({f' {head} '.join(_expression(part, column, facts, dialect) for part in _operands(tree))})"
     left, right = (_expression(part, column, facts, dialect) for part in rest)
     if head == "||":
         return dialect.concat(left, right)
     if head == "/":
         return dialect.divide(left, right)
-    if head in _ARITHMETIC:
-        return f"({left} {head} {right})"
     raise CannotRender(f"unknown expression {head!r}")
 
 
@@ -185,7 +188,7 @@ def _condition(tree: Any, facts: Facts, dialect: Dialect) -> str:
     """Render `["and", ["=", 3, 7], ["in", 4, [1, 2]]]` and the like; `["same", 3, null]` is "just this value"."""
     head, *rest = tree
     if head in ("and", "or"):
-        return f"({f' {head.upper()} '.join(_condition(part, facts, dialect) for part in rest)})"
+        return f"({f' {head.upper()} '.join(_condition(part, facts, dialect) for part in _parts(tree))})"
     if head == "not":
         return f"NOT ({_condition(rest[0], facts, dialect)})"
     column = rest[0]
@@ -199,6 +202,27 @@ def _condition(tree: Any, facts: Facts, dialect: Dialect) -> str:
     if head in _COMPARISONS:
         return f"{name} {head} {encode(rest[1])}"
     raise CannotRender(f"unknown condition {head!r}")
+
+
+def _parts(tree: Any) -> list[Any]:
+    """Return what a condition joins by its AND or OR, also in conditions that it nests: SQLite nests 90 brackets."""
+    head, waiting, found = tree[0], list(tree[:0:-1]), []
+    while waiting:
+        part = waiting.pop()
+        if part[0] == head:
+            waiting += part[:0:-1]
+        else:
+            found.append(part)
+    return found
+
+
+def _operands(tree: Any) -> list[Any]:
+    """Return the operands of a chain such as `(a - b) - c`, which SQL computes from the left without brackets."""
+    head, found = tree[0], []
+    while tree[0] == head:
+        _, tree, right = tree
+        found.append(right)
+    return [tree, *reversed(found)]
 
 
 _WRITERS: dict[str, Callable[[Sequence[Op], Facts, Dialect], str]] = {

@@ -6,14 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.apply.applier import FIRST_ROWS, LEAST_ROWS, Pace
+from pipeline.apply.pace import FIRST_ROWS, LEAST_ROWS, Pace
 from pipeline.config.settings import ApplySettings
+from pipeline.model.op import START, Entry, Position
+from pipeline.oplog.appends import BIG_BYTES
+from pipeline.oplog.memory.log import MemoryLog
 
 SETTINGS = ApplySettings(target_ms=100, max_rows=5000, max_bytes=1_000_000)
 
 
 def test_a_slow_commit_halves_the_batch_at_most_and_a_fast_full_one_makes_it_grow():
-    pace = Pace(SETTINGS)
+    pace = Pace(SETTINGS, MemoryLog())
 
     pace.learn(FIRST_ROWS, 125)
     assert pace.rows == FIRST_ROWS * 100 // 125
@@ -24,7 +27,7 @@ def test_a_slow_commit_halves_the_batch_at_most_and_a_fast_full_one_makes_it_gro
 
 
 def test_a_fast_batch_that_was_not_full_tells_nothing():
-    pace = Pace(SETTINGS)
+    pace = Pace(SETTINGS, MemoryLog())
 
     pace.learn(10, 1)
 
@@ -33,33 +36,57 @@ def test_a_fast_batch_that_was_not_full_tells_nothing():
 
 @given(batches=st.lists(st.tuples(st.integers(1, 10_000), st.integers(0, 60_000)), max_size=60))
 def test_a_batch_never_leaves_its_bounds(batches: list[tuple[int, int]]):
-    pace = Pace(SETTINGS)
+    pace = Pace(SETTINGS, MemoryLog())
 
     for rows, took_ms in batches:
         pace.learn(rows, took_ms)
         assert LEAST_ROWS <= pace.rows <= SETTINGS.max_rows
 
 
+def log_of(sizes: dict[int, list[int]]) -> MemoryLog:
+    """Return a log with ops of these sizes in each bucket."""
+    log = MemoryLog()
+    for bucket, each in sizes.items():
+        ops = [Entry(bucket, Position(7, n), 5, n + 1, b"x" * size) for n, size in enumerate(each)]
+        log._server.logs[bucket] = ops
+    return log
+
+
 @given(
-    buckets=st.sets(st.integers(0, 255), max_size=64),
-    sizes=st.dictionaries(st.integers(0, 255), st.integers(0, 10**7)),
+    sizes=st.dictionaries(
+        st.integers(0, 255),
+        st.lists(st.sampled_from([150, 2_000, 3_000, 50_000, 400_000, 1_500_000]), max_size=4),
+        min_size=1,
+        max_size=20,
+    ),
+    data=st.data(),
 )
-def test_what_is_read_fits_the_batch_in_rows_and_bytes_and_never_starves_a_bucket(
-    buckets: set[int], sizes: dict[int, int]
+def test_what_is_read_is_at_most_a_batch_and_one_op_and_nothing_waits_for_ever(
+    sizes: dict[int, list[int]], data: st.DataObject
 ):
-    counts = Pace(SETTINGS).counts(buckets, sizes)
+    largest = {bucket: max(each, default=0) for bucket, each in sizes.items()}
+    due = {bucket: size if size >= BIG_BYTES else 0 for bucket, size in largest.items()}
+    pace = Pace(SETTINGS, log_of(sizes))
+    after = dict.fromkeys(data.draw(st.permutations(list(due))), START)
 
-    assert counts.keys() == buckets
+    counts = pace.counts(after, due)
+
+    read = [size for bucket, count in counts.items() for size in sizes[bucket][:count]]
+    assert sum(read) < SETTINGS.max_bytes + max(largest.values()) + 64 * BIG_BYTES
+    assert counts.keys() <= due.keys()
     assert all(count >= 1 for count in counts.values())
-    assert sum(counts.values()) < FIRST_ROWS + len(buckets)
-    for bucket, count in counts.items():
-        assert count == 1 or count * sizes.get(bucket, 0) <= SETTINGS.max_bytes / len(buckets)
+    assert next(iter(due)) in counts, "what was due first is read"
 
 
-def test_no_buckets_are_no_division_by_zero():
-    assert Pace(SETTINGS).counts([], {}) == {}
+def test_small_ops_of_many_buckets_fill_the_batch_in_rows():
+    due = dict.fromkeys(range(20), 0)
+
+    counts = Pace(SETTINGS, MemoryLog()).counts(dict.fromkeys(due, START), due)
+
+    assert counts == dict.fromkeys(due, SETTINGS.max_bytes // (20 * BIG_BYTES))
+    assert Pace(SETTINGS, MemoryLog()).counts({}, due) == {}
 
 
 @pytest.mark.parametrize("most", [1, 49, 500])
 def test_a_cap_below_the_first_batch_holds_from_the_start(most: int):
-    assert Pace(ApplySettings(max_rows=most)).rows == most
+    assert Pace(ApplySettings(max_rows=most), MemoryLog()).rows == most

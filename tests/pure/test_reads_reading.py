@@ -209,6 +209,7 @@ def test_a_report_is_published_in_the_fields_that_every_version_reads_and_its_ti
         "marks": {"3": [9, 4]},
         "unfit_since_ms": 1_700_000_000_000,
         "still": True,
+        "statement_bytes": 0,
     }
     assert Report.from_json(text) == report
     assert Report.from_json('{"out":true,"a later field":1}', 5.0) == Report(out=True, published_s=5.0)

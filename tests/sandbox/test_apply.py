@@ -138,6 +138,34 @@ def test_a_batch_keeps_to_its_bytes_though_one_op_is_larger_than_they_are(db: An
     assert max(applied) < 4
 
 
+@pytest.mark.parametrize("ahead", [False, True], ids=["large ops", "small ones beside them"])
+def test_what_a_worker_reads_is_what_it_applies(db: Any, monkeypatch: pytest.MonkeyPatch, ahead: bool):
+    with sandbox({"event": {"shard_key": "who"}}, shards=1, buckets=64) as box:
+        db.define_table("text", Field("who", "integer"), Field("body", "text"))
+        pipeline.define_tables(db)
+        read, at_once, plain = list[int](), list[int](), box.log.read
+
+        def counted(*arguments: Any) -> Any:
+            found = plain(*arguments)
+            at_once.append(sum(len(entry.payload) for entries in found.values() for entry in entries))
+            read.append(at_once[-1])
+            return found
+
+        rows = [{"who": who, "body": "x" * 300_000} for who in range(100) for _ in range(2)]
+        if ahead:
+            rows += [{"who": who, "body": "x"} for who in range(300)]
+        pipeline.enqueue_bulk_insert(db.text, rows, shard_key=None)
+        monkeypatch.setattr(box.log, "read", counted)
+        worker = applier(box, max_bytes=1_000_000)
+        applied = 0
+        while (outcome := worker.apply()).left or outcome.applied:
+            applied += outcome.applied
+
+        assert applied == len(rows)
+        assert sum(read) <= 1.2 * sum(len(row["body"]) for row in rows) + 100 * len(rows)
+        assert max(at_once) <= 1_000_000 + 300_000 + 64 * 2_048
+
+
 def test_a_statement_that_the_server_cannot_take_is_rejected_alone(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ):

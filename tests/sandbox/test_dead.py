@@ -121,7 +121,7 @@ def test_one_op_is_shown_beside_the_row_as_it_is(db: Any, box: Sandbox):
     lines = [line.split() for line in result.output.splitlines()]
     assert ["code", "'A1'", "'B2'"] in lines
     assert ["qty", "5", "qty", "+", "1"] in lines
-    assert "1 ops wait behind it" in result.output
+    assert "ops that wait behind it: 1" in result.output
     shown = json.loads(run("show", place(receipt), "--json").output)
     assert shown["writes"][0]["cells"][2] == {"column": "code", "now": "A1", "new": "'B2'"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 
 from pipeline import clock
 from pipeline.errors import LogUnavailable, PipelineFull
@@ -254,6 +255,16 @@ class MemoryWork(MemoryEntries):
             waiting, now = self._server.dirty.get(shard, {}), self.now_ms()
             oldest = sorted((at, str(bucket)) for bucket, at in waiting.items() if at <= now)
             return {int(bucket): self._server.big.get(int(bucket), 0) for _, bucket in oldest[:limit]}
+
+    def sizes(self, after: Mapping[int, Position], count: int, most_bytes: int) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for bucket, position in after.items():
+            entries = (entry for entry in self._server.logs.get(bucket, ()) if entry.position > position)
+            sizes = [len(entry.payload) for entry in islice(entries, count)]
+            while most_bytes > 0 and len(found.setdefault(bucket, [])) < len(sizes):
+                found[bucket].append(sizes[len(found[bucket])])
+                most_bytes -= found[bucket][-1]
+        return found
 
     def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
         with self._lock:

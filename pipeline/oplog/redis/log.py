@@ -157,6 +157,11 @@ class RedisWork(RedisEntries):
         flat = self._run("due", [self.keys.dirty(shard), self.keys.bell(shard)], [limit, self.keys.bigs])
         return {int(flat[i]): int(flat[i + 1]) for i in range(0, len(flat), 2)}
 
+    def sizes(self, after: Mapping[int, Position], count: int, most_bytes: int) -> dict[int, list[int]]:
+        begins = [f"{epoch}-{seq + 1}" for epoch, seq in after.values()]
+        found = self._run("sizes", list(map(self.keys.log, after)), [most_bytes, count, *begins])
+        return dict(zip(after, found, strict=False))
+
     def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
         own = (self.keys.dirty(shard), self.keys.bell(shard), self.keys.marks(shard), self.keys.attempts(shard))
         keys = [*own, *map(self.keys.log, marks)]

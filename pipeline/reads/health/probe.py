@@ -35,6 +35,7 @@ class ProbeResult(NamedTuple):
         marks: its watermarks.
         written_ms: when the newest of them was committed, by the primary's clock.
         beat_ms: the heartbeat, by the same clock.
+        statement_bytes: the size of the largest statement that it takes; 0: not known.
     """
 
     now_ms: int
@@ -42,6 +43,7 @@ class ProbeResult(NamedTuple):
     marks: Mapping[int, Position]
     written_ms: int
     beat_ms: int
+    statement_bytes: int = 0
 
     @property
     def newest_ms(self) -> int:
@@ -155,11 +157,11 @@ def probe(session: NodeSession) -> ProbeResult:
     dialect = session.dialect
     # its clock comes first: what was committed before that moment is in what is read after it
     found = session.query(
-        f"SELECT 'now', {dialect.now_ms}, {dialect.read_only or 'NULL'}, NULL, NULL"
+        f"SELECT 'now', {dialect.now_ms}, {dialect.read_only or 'NULL'}, {dialect.most_bytes}, NULL"
         " UNION ALL SELECT 'beat', beat_ms, NULL, NULL, NULL FROM pipeline_heartbeat"
         " UNION ALL SELECT 'mark', bucket, epoch, seq, committed_ms FROM pipeline_watermarks"
     )
-    now_ms, read_only, beat_ms, written_ms = 0, None, 0, 0
+    now_ms, read_only, most_bytes, beat_ms, written_ms = 0, None, 0, 0, 0
     marks: dict[int, Position] = {}
     for what, first, second, seq, committed_ms in found:
         if what == "mark":
@@ -168,8 +170,9 @@ def probe(session: NodeSession) -> ProbeResult:
         elif what == "beat":
             beat_ms = int(first)
         else:
-            now_ms, read_only = int(first), second
-    return ProbeResult(now_ms, None if read_only is None else is_off(read_only), marks, written_ms, beat_ms)
+            now_ms, read_only, most_bytes = int(first), second, int(seq)
+    takes_writes = None if read_only is None else is_off(read_only)
+    return ProbeResult(now_ms, takes_writes, marks, written_ms, beat_ms, most_bytes)
 
 
 def beat(session: NodeSession) -> None:

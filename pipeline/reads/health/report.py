@@ -49,6 +49,7 @@ class Report(msgspec.Struct, frozen=True):
         marks: its watermarks; empty where the last probe failed, since the node may be a rebuilt one.
         unfit_since_ms: when it was last with its primary, wall clock, if it was away for too long since.
         stalled: whether it got next to nothing between the last two probes, though its primary went on.
+        statement_bytes: the size of the largest statement that it takes; 0: not known.
         published_s: when this was published, by this process's steady clock; never published itself.
     """
 
@@ -59,6 +60,7 @@ class Report(msgspec.Struct, frozen=True):
     marks: dict[int, Position] = msgspec.field(default_factory=dict)
     unfit_since_ms: int | None = None
     stalled: bool = msgspec.field(default=False, name="still")
+    statement_bytes: int = 0
     published_s: float | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod

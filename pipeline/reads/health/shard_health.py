@@ -102,7 +102,8 @@ class ShardHealth:
         marks = {bucket: position for bucket, position in result.marks.items() if position.epoch > 0}
         # an unfit node is never followed, whatever it says of itself
         takes_writes = result.takes_writes if unfit is None else None
-        return Report(lag_ms, out, takes_writes, marks=marks, unfit_since_ms=unfit, stalled=node in self._stalled)
+        stalled, most_bytes = node in self._stalled, result.statement_bytes
+        return Report(lag_ms, out, takes_writes, "", marks, unfit, stalled, most_bytes)
 
     def _lag_ms(self, node: str, at_s: float) -> int | None:
         horizon_ms = self._horizons_ms.get(node)

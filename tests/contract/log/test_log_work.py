@@ -59,6 +59,21 @@ def test_due_tells_the_size_of_a_buckets_largest_op_where_ops_are_large(log: Log
     assert log.due("s0", 10) == {3: BIG_BYTES + 5, 4: 0}
 
 
+def test_entries_are_measured_in_the_order_asked_for_until_they_have_so_many_bytes(log: Log, line: Line):
+    append(line, (3, 1, [b"x" * 100_000] * 4), (4, 1, [b"x" * 200_000]), (5, 1, [b"x" * 50_000]))
+    after = {4: START, 6: START, 3: Position(EPOCH, 0), 5: START}
+
+    found = log.sizes(after, 9, 350_000)
+
+    assert {bucket: [size // 1000 for size in sizes] for bucket, sizes in found.items()} == {
+        4: [200],
+        6: [],
+        3: [100, 100],
+    }
+    assert list(log.sizes(after, 1, 1)) == [4]
+    assert {bucket: len(sizes) for bucket, sizes in log.sizes(after, 2, 10**9).items()} == {4: 1, 6: 0, 3: 2, 5: 1}
+
+
 def test_what_comes_after_due_was_asked_for_rings_again(log: Log, line: Line):
     append(line, (3, 1, [b"a"]))
     log.due("s0", 10)

@@ -329,3 +329,13 @@ def test_columns_are_read_as_the_database_has_them(session: NodeSession):
     assert (found["n"].nullable, found["s"].nullable) == (False, True)
     assert columns.holds_64_bits(found["id"].type)
     assert columns.columns_of(session, "absent") == []
+
+
+@both
+def test_no_statement_is_kept_after_it_was_run(session: NodeSession):
+    before = list(session.db._timings)
+
+    for n in range(3):
+        session.query(f"SELECT {n}")
+
+    assert session.db._timings == before

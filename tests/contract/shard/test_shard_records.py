@@ -10,6 +10,7 @@ from support.sandbox.sessions import ENTRY, PRODUCER, both, mariadb, run
 
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import START, Op, Position, decode, encode
+from pipeline.reads.health.probe import probe
 from pipeline.shard import ledger, ledger_queries, set_aside
 from pipeline.shard.ledger import LostRange, Mark, Reject
 from pipeline.shard.session import NodeSession
@@ -280,3 +281,8 @@ def test_more_ops_are_set_aside_at_once_than_one_statement_takes(shard: NodeSess
 
     assert shard.query("SELECT COUNT(*) FROM pipeline_rejects") == [(2500,)]
     assert shard.query("SELECT COUNT(*) FROM pipeline_held") == [(2500,)]
+
+
+@both
+def test_a_probe_says_how_large_a_statement_the_node_takes(shard: NodeSession):
+    assert probe(shard).statement_bytes == shard.statement_bytes() > 500_000

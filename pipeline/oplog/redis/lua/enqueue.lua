@@ -71,8 +71,9 @@ while at <= #ARGV do
     end
     local seq = string.sub(id, #epoch + 2)
     call('HSET', KEYS[3], bucket, format('%d ', first + count - 1) .. epoch .. ' ' .. seq)
-    if big > 0 and big > tonumber(call('GET', ARGV[6] .. bucket) or 0) then
-      call('SET', ARGV[6] .. bucket, ARGV[5], 'PX', ARGV[10])
+    if big > 0 then
+      local largest = math.max(big, tonumber(call('GET', ARGV[6] .. bucket) or 0))
+      call('SET', ARGV[6] .. bucket, format('%d', largest), 'PX', ARGV[10])
     end
     if KEYS[4] ~= '' then
       local receipt = format('%s %s %s %s %s', epoch, seq, producer, ARGV[at + 1], ARGV[4])
