@@ -54,6 +54,22 @@ def ratio(over: str, under: str) -> Value:
     return lambda figures: figures[over].value / figures[under].value
 
 
+def longest(beginning: str) -> Value:
+    """Return a function that takes the largest of the figures whose names begin so.
+
+    Raises:
+        KeyError: none was measured.
+    """
+
+    def value(figures: Figures) -> float:
+        found = [figure.value for name, figure in figures.items() if name.startswith(beginning)]
+        if not found:
+            raise KeyError(beginning)
+        return max(found)
+
+    return value
+
+
 def plain(name: str) -> Value:
     """Return a function that looks a figure up."""
     return lambda figures: figures[name].value
@@ -73,6 +89,7 @@ GOALS: tuple[Goal, ...] = (
     Goal("visible on the primary p50, idle", plain("visible p50"), 10, "ms"),
     Goal("bucket moves again after SIGKILL", plain("killed worker"), 3, "s"),
     Goal("op applied after a lost bell", plain("lost bell"), 2, "s"),
+    Goal("op of another bucket beside a bad op", longest("beside "), 2, "s"),
     Goal("worker memory, 100 % / 20 % of the ops", plain("worker memory growth"), FLAT_GROWTH, "×"),
     Goal("Redis per queued op beyond its payload", plain("Redis beyond payload"), 150, "bytes"),
 )

@@ -24,6 +24,18 @@ class ConfigError(PipelineError):
         super().__init__("\n".join(self.faults))
 
 
+# operations ---------------------------------------------------------------------------------------------------
+
+
+class MigrationUnfinished(PipelineError):
+    """Some statements of a migration could not be done; all others ran. `faults` has a sentence each."""
+
+    def __init__(self, faults: Iterable[str], done: int):
+        self.faults, self.done = tuple(faults), done
+        found = "".join(f"\n  {fault}" for fault in self.faults)
+        super().__init__(f"{done} statements ran; {len(self.faults)} could not be done:{found}")
+
+
 # refused: nothing was sent ----------------------------------------------------------------------
 
 
@@ -186,7 +198,7 @@ class NewerOp(PipelineError):
         super().__init__(
             f"an op of version {version}{named}; this worker understands versions up to {known}: upgrade this worker"
         )
-        self.version = version
+        self.version, self.what = version, what
 
 
 class Lost(PipelineError):
@@ -194,13 +206,17 @@ class Lost(PipelineError):
 
 
 class WaitTimeout(PipelineError):
-    """The op was not applied in time; it is still queued, or parked behind a rejected op of its row."""
+    """The op was not applied in time; it is still queued, or parked behind a rejected op of its row.
+
+    Attributes:
+        why: what it waits for, as a clause without its subject; empty where that is not known.
+    """
 
     retryable = True
 
     def __init__(self, what: str, waited_s: float, stage: str, why: str = ""):
-        super().__init__(f"{what} was still {stage} after {waited_s:.3g} s" + (f": it {why}" if why else ""))
-        self.waited_s, self.stage = waited_s, stage
+        super().__init__(f"{what} was still {stage} after {waited_s:.3g} s{why and f': it {why}'}")
+        self.waited_s, self.stage, self.why = waited_s, stage, why
 
 
 # reads ----------------------------------------------------------------------------------------------------------

@@ -93,6 +93,7 @@ class Sandbox:
             "redis": {"url": "redis://sandbox.invalid/0"},  # never connected to
             "shards": {f"s{n}": {"primary": f"sqlite://{folder}/s{n}.sqlite"} for n in range(shards)},
             "tables": tables,
+            "apply": {"breaker": False},  # a test may have as many refused ops as it likes
         }
         self.client = Client(configuration, log=self.log, bell=self.bell)
         self._appliers = {

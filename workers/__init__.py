@@ -8,8 +8,7 @@ app = Celery("workers", config_source="celeryconfig")
 
 # the app's settings module has to be importable first
 from workers.broker import outlive_collected_channels  # noqa: E402
-from workers.prober import ProberStep  # noqa: E402
-from workers.sweeper import Sweeper  # noqa: E402
+from workers.threads import Threads  # noqa: E402
 
 outlive_collected_channels()
-app.steps["worker"].update((Sweeper, ProberStep))
+app.steps["worker"].add(Threads)

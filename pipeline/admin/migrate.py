@@ -1,54 +1,105 @@
-"""Create what is missing on every primary, shard by shard: the pipeline's own tables, then the published ones.
+"""Bring every primary to what is published, shard by shard: the pipeline's own tables, then the application's.
 
-Creates tables, and indexes that a table lacks; no column is altered. A second run changes nothing. Replicas follow by
-replication.
+All primaries are expanded first: tables, columns, wider types, indexes. Only a run that is told to contract drops or
+narrows, and only after nothing is left to expand. A second run changes nothing, and a run that was killed is repeated.
+What cannot be done keeps nothing else; all of it is reported at the end. Replicas follow by replication.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
+from pipeline.admin.migration import statement
+from pipeline.admin.migration.contraction import contract, known_definitions
+from pipeline.admin.migration.definitions import queued_definitions
+from pipeline.admin.migration.replica_lag import Behind, lag_of
+from pipeline.admin.migration.statement import StatementRefused
+from pipeline.admin.migration.steps import Fault, Step, expand
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
-from pipeline.config.topology import Topology
-from pipeline.errors import PipelineError
+from pipeline.errors import MigrationUnfinished, PipelineError
 from pipeline.model.schema import TableSchema
 from pipeline.shard import columns, ledger_queries
-from pipeline.shard.ddl import create_index, create_table, indexes, own_name
 from pipeline.shard.own_tables import own_tables, upgrades
 from pipeline.shard.session import NodeSession, brief
-from pipeline.shard.table_facts import bare_name
 
 #: How long one statement may take, s: an index on a large table is slow.
 ALTER_S = 3_600
 
 
-class Step(NamedTuple):
-    """One statement on one shard.
+class Plan(NamedTuple):
+    """What a run would do, in order, and what it cannot do."""
 
-    Attributes:
-        shard: the shard's name.
-        what: the table, index or buckets that the statement makes.
-        sql: the statement.
-    """
-
-    shard: str
-    what: str
-    sql: str
+    steps: list[Step]
+    faults: list[Fault]
 
 
-def migration_steps(pipeline: Client) -> Iterator[Step]:
-    """Yield what is missing, in order: tables, indexes, and the watermark rows of each shard's buckets.
+def plan_of(pipeline: Client, *, contracts: bool = False) -> Plan:
+    """Return what is missing: tables, columns, room in columns, indexes, and each shard's buckets; change nothing.
 
     Args:
         pipeline: its published definitions and its primaries are read.
+        contracts: whether to drop and narrow what the definitions no longer ask for.
 
     Raises:
-        ShardUnavailable: a primary did not answer; nothing has been done.
+        ShardUnavailable: a primary did not answer.
     """
-    topology = pipeline.topology
-    schemas = _parents_first([TableSchema.from_json(text) for _, text in sorted(pipeline.log.newest_schemas().items())])
+    found = list(_expansions(pipeline))
+    if contracts:
+        found += _contractions(pipeline)
+    return Plan(
+        [one for one in found if isinstance(one, Step)],
+        [one for one in found if isinstance(one, Fault)],
+    )
+
+
+def migrate(
+    pipeline: Client,
+    report: Callable[[Step | Behind], None] = lambda event: None,
+    *,
+    contracts: bool = False,
+    offline: bool = False,
+) -> int:
+    """Do what `plan_of` finds; return how many statements ran.
+
+    A run may be killed anywhere and repeated: the next one does what is left.
+
+    Args:
+        pipeline: the deployment.
+        report: called with each step before it runs, and with a replica that is waited for.
+        contracts: whether to drop and narrow what the definitions no longer ask for.
+        offline: whether writes to a table may wait while a statement copies it.
+
+    Raises:
+        PipelineError: a bucket is active on another shard than the configuration says, or a primary does not answer:
+            nothing is changed then.
+        MigrationUnfinished: what could not be done, each with what to do; all else was done.
+    """
+    _refuse_moved(pipeline)
+    steps, faults = plan_of(pipeline, contracts=contracts)
+    kept = {schema.hash: (schema.name, schema.to_json()) for schema in _published(pipeline)}
+    ran: list[Step] = []
+    for shard in pipeline.topology.shards:
+        own = [step for step in steps if step.shard == shard and not step.contracts]
+        for event in _run(pipeline, shard, own, ran, faults, offline=offline, kept=kept):
+            report(event)
+    narrowing = [step for step in steps if step.contracts]
+    if narrowing and faults:
+        faults.append(Fault(narrowing[0].shard, narrowing[0].what, "nothing is dropped before all else is done"))
+        narrowing = []
+    for shard in dict.fromkeys(step.shard for step in narrowing):
+        own = [step for step in narrowing if step.shard == shard]
+        for event in _run(pipeline, shard, own, ran, faults, offline=offline, kept={}):
+            report(event)
+    if faults:
+        raise MigrationUnfinished(map(str, faults), len(ran))
+    return len(ran)
+
+
+def _expansions(pipeline: Client) -> Iterator[Step | Fault]:
+    topology, schemas = pipeline.topology, _published(pipeline)
     for shard in topology.shards:
         session = pipeline.nodes.primary(shard)
         fresh = set()
@@ -63,66 +114,65 @@ def migration_steps(pipeline: Client) -> Iterator[Step]:
         if lacking:
             yield Step(shard, f"buckets {format_ranges(lacking)}", ledger_queries.buckets_sql(session.dialect, lacking))
         for schema in schemas:
-            yield from _table(session, shard, schema, topology)
+            yield from expand(session, shard, schema, topology)
 
 
-def migrate(pipeline: Client, report: Callable[[Step], None] = lambda step: None) -> int:
-    """Create what is missing and give each shard its buckets; return how many statements ran.
-
-    A run may be killed anywhere and repeated: the next one does what is left.
-
-    Args:
-        pipeline: the deployment.
-        report: called with each step before it runs.
-
-    Raises:
-        PipelineError: a bucket is active on another shard than the configuration says, or a primary does not answer:
-            nothing is changed then. Or a statement failed: the message says which, and which shards are finished.
-    """
-    _refuse_moved(pipeline)
-    steps = list(migration_steps(pipeline))
-    texts = list(map(TableSchema.from_json, pipeline.log.newest_schemas().values()))
-    kept = {schema.hash: (schema.name, schema.to_json()) for schema in texts}
-    finished: list[str] = []
-    for shard, uri in ((name, shard.primary) for name, shard in pipeline.settings.shards.items()):
-        what = "its table definitions"
-        try:
-            with brief(shard, uri, read_only=False, statement_s=ALTER_S) as session:
-                for step in (step for step in steps if step.shard == shard):
-                    what = step.what
-                    report(step)
-                    with session.translated(), session.transaction():
-                        session.execute(step.sql)
-                what = "its table definitions"
-                if kept:
-                    ledger_queries.keep_schemas(session, kept)
-        except PipelineError as error:
-            raise PipelineError(_stopped(shard, what, error, finished)) from error
-        finished.append(shard)
-    return len(steps)
+def _contractions(pipeline: Client) -> Iterator[Step | Fault]:
+    queued = queued_definitions(pipeline)
+    for shard in pipeline.topology.shards:
+        session = pipeline.nodes.primary(shard)
+        # an older release does not keep the time: the first run upgrades, the next one contracts
+        if any(column.name == "kept_ms" for column in columns.columns_of(session, "pipeline_schemas")):
+            known = known_definitions(session)
+            for schema in _published(pipeline):
+                yield from contract(session, shard, schema, known.get(schema.name, []), queued)
 
 
-def _table(session: NodeSession, shard: str, schema: TableSchema, topology: Topology) -> Iterator[Step]:
-    """Yield what a published table lacks: all of it, or indexes that a killed run or a new rule left out."""
-    name, dialect = bare_name(schema.rname or schema.name), session.dialect
-    if not columns.columns_of(session, name):
-        for sql in create_table(schema, topology, dialect):
-            yield Step(shard, schema.name, sql)
-        return
-    there = columns.indexes_of(session, name)
-    for index in indexes(schema, topology):
-        wanted = tuple(own_name(schema, field).lower() for field in index.fields)
-        unique = any(one and set(found) == set(wanted) for one, found in there)
-        leading = not index.unique and any(found[: len(wanted)] == wanted for _, found in there)
-        if not (unique or leading):
-            kind = "unique index" if index.unique else "index"
-            what = f"{schema.name}: {kind} on {', '.join(index.fields)}"
-            yield Step(shard, what, create_index(schema, index, dialect))
+def _run(
+    pipeline: Client,
+    shard: str,
+    steps: list[Step],
+    ran: list[Step],
+    faults: list[Fault],
+    *,
+    offline: bool,
+    kept: dict[str, tuple[str, str]],
+) -> Iterator[Step | Behind]:
+    """Run the steps of one shard and store its definitions; yield each step before it runs, and note what failed."""
+    left, failed = list(steps), set[str]()
+    try:
+        with _writing(pipeline, shard) as session, lag_of(pipeline, shard, session) as lag:
+            while left:
+                step = left[0]
+                if step.what not in failed:  # the indexes of a table that could not be created are not tried
+                    yield step
+                    if step.table:
+                        yield from lag.waits()
+                    try:
+                        statement.run(session, step, offline=offline)
+                        ran.append(step)
+                    except StatementRefused as error:
+                        faults.append(Fault(shard, step.what, str(error)))
+                        failed.add(step.what)
+                del left[0]
+            if kept:
+                ledger_queries.keep_schemas(session, kept)
+    except PipelineError as error:
+        what = left[0].what if left else "its table definitions"
+        faults.append(Fault(shard, what, f"{error}; {len(left)} statements of this shard did not run"))
 
 
-def _stopped(shard: str, what: str, error: PipelineError, finished: list[str]) -> str:
-    done = f"finished before: {', '.join(finished)}" if finished else "no shard was finished"
-    return f"shard {shard!r} stopped at {what}: {error}; {done}; mend it and run pipeline migrate again"
+@contextmanager
+def _writing(pipeline: Client, shard: str) -> Iterator[NodeSession]:
+    primary = pipeline.nodes.primary_name(shard)
+    uri = pipeline.nodes.uri(primary, writing=True)
+    with brief(primary, uri, read_only=False, statement_s=ALTER_S) as session:
+        statement.prepare(session)
+        yield session
+
+
+def _published(pipeline: Client) -> list[TableSchema]:
+    return _parents_first([TableSchema.from_json(text) for _, text in sorted(pipeline.log.newest_schemas().items())])
 
 
 def _refuse_moved(pipeline: Client) -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from pipeline import clock
-from pipeline.admin.check.evidence import ask_all
+from pipeline.admin.questions import ask_all
 from pipeline.admin.status import Queue, RedisStatus, ReplicaStatus, ShardStatus, Status, StatusNews, news_of, with_news
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
 from pipeline.errors import NewerOp, NotAnOp, PipelineError
 from pipeline.model.op import START, Entry, Position, decode
+from pipeline.model.wait_reason import WaitReason, reasons_of
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S
+from pipeline.oplog.waits import Noted
 from pipeline.shard import ledger_queries
 from pipeline.shard.session import brief
+from pipeline.shard.stops import stop_reasons
 
 #: Redis's name among the nodes; no node can have it.
 _REDIS = "redis "
@@ -24,12 +27,26 @@ _REDIS = "redis "
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """One node's answer: the watermarks of its active buckets, and how many ops were rejected or lost."""
+    """One node's answer: watermarks of its active buckets; of a primary, what was rejected or lost, and is stopped."""
 
     at_s: float
     marks: Mapping[int, Position]
     newest_ms: int
     counts: Mapping[str, int]
+    stops: Sequence[WaitReason]
+
+
+#: Where Redis does not answer, no worker is said to be missing.
+_NOTHING = Noted(True, {})
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """A shard's queue, the watermark of each bucket that has ops behind it, and the workers' notes on them."""
+
+    queue: Queue
+    behind: Mapping[int, Position] = field(default_factory=dict)
+    noted: Noted = _NOTHING
 
 
 class Observer:
@@ -57,7 +74,7 @@ class Observer:
             redis = RedisStatus(why=str(redis))
         news = self._news() if not redis.why else None
         shards = self._topology.shards
-        queues: dict[str, Queue | PipelineError] = dict.fromkeys(shards, Queue(why=redis.why))
+        queues: dict[str, _Queued | PipelineError] = dict.fromkeys(shards, _Queued(Queue(why=redis.why)))
         if not redis.why:
             # after the watermarks: an op applied in between counts as queued, and no count is below zero
             queues = ask_all({shard: partial(self._queue, shard, nodes[shard]) for shard in shards})
@@ -72,20 +89,22 @@ class Observer:
         self,
         shard: str,
         nodes: Mapping[str, _Node | PipelineError],
-        queue: Queue | PipelineError,
+        queued: _Queued | PipelineError,
         news: StatusNews | None,
     ) -> ShardStatus:
-        if isinstance(queue, PipelineError):
-            queue = Queue(why=str(queue))
+        if isinstance(queued, PipelineError):
+            queued = _Queued(Queue(why=str(queued)))
         primary = nodes[shard]
         found = (self._replica(node, nodes[node], primary) for node in self._replicas[shard])
         replicas = tuple(with_news(replica, news) for replica in found)
         if isinstance(primary, PipelineError):
             self._before.pop(shard, None)
-            return ShardStatus(shard, queue, replicas=replicas, why=_why(shard, primary))
+            return ShardStatus(shard, queued.queue, replicas=replicas, why=_why(shard, primary))
         rate = self._rate(shard, primary)
         counts = primary.counts
-        return ShardStatus(shard, queue, rate, counts["rejected"], counts["lost"], replicas)
+        noted = queued.noted
+        waits = reasons_of(shard, queued.behind, primary.stops, noted.notes, noted.alive)
+        return ShardStatus(shard, queued.queue, rate, counts["rejected"], counts["lost"], replicas, waits=waits)
 
     def _news(self) -> StatusNews | None:
         try:
@@ -93,7 +112,7 @@ class Observer:
         except PipelineError:
             return None
 
-    def _queue(self, shard: str, primary: _Node | PipelineError) -> Queue:
+    def _queue(self, shard: str, primary: _Node | PipelineError) -> _Queued:
         unseen = isinstance(primary, PipelineError)
         marks = self._published(shard) if isinstance(primary, PipelineError) else primary.marks
         queued = self._log.queued(marks)
@@ -101,7 +120,8 @@ class Observer:
         heads = self._log.read(behind, dict.fromkeys(behind, 1)) if behind else {}
         sent_ms = [at_ms for entries in heads.values() for entry in entries if (at_ms := _sent_ms(entry)) is not None]
         oldest_ms = max(0, clock.wall_ms() - min(sent_ms)) if sent_ms else None
-        return Queue(sum(queued.values()), unseen, oldest_ms, self._log.dirty(shard))
+        queue = Queue(sum(queued.values()), unseen, oldest_ms, self._log.dirty(shard))
+        return _Queued(queue, behind, self._log.waits(shard))
 
     def _published(self, shard: str) -> dict[int, Position]:
         """Return the watermarks that workers published in Redis: never ahead of what was committed."""
@@ -146,8 +166,9 @@ def _ask(node: str, uri: str, *, primary: bool) -> _Node:
         standing = ledger_queries.standing(session)
         at_s = clock.mono_s()
         counts = ledger_queries.counts(session) if primary else {}
+        stops = stop_reasons(session, node) if primary else ()
     marks = {bucket: mark.position for bucket, mark in standing.marks.items() if mark.owned}
-    return _Node(at_s, marks, standing.newest_ms, counts)
+    return _Node(at_s, marks, standing.newest_ms, counts, stops)
 
 
 def _sent_ms(entry: Entry) -> int | None:

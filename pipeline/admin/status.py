@@ -7,10 +7,12 @@ published about each node, and how often reads went to each node for each reason
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 from pipeline.admin.replica_absence import why_unfit
+from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.reads.health.report import NodeState, Report
 from pipeline.reads.routing.accounting import Chosen
@@ -68,6 +70,7 @@ class ShardStatus:
         rate: ops applied a second between two readings; None at the first.
         rejected, lost: ops, since the tables were made.
         why: why something of the primary is unknown.
+        waits: what of the shard is stopped, and why.
     """
 
     shard: str
@@ -77,6 +80,7 @@ class ShardStatus:
     lost: int | None = None
     replicas: tuple[ReplicaStatus, ...] = ()
     why: str = ""
+    waits: tuple[WaitReason, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,18 @@ class ReadCount:
     reads: int
 
 
+#: The age from which on a waiting op is a fault, unless an operator says otherwise, s.
+MAX_AGE_S = 60.0
+
+
+class OpFault(NamedTuple):
+    """What is wrong on a shard, and what mends it."""
+
+    shard: str
+    what: str
+    fix: str
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
     """The whole deployment at one moment; `reads` is None where Redis does not answer."""
@@ -124,9 +140,42 @@ class Status:
             lines += [(replica.node, replica.why) for replica in shard.replicas]
         return [(name, why) for name, why in lines if why]
 
-    def as_json(self) -> dict[str, object]:
-        """Return the status for programs: these fields by these names, null for what is unknown."""
-        return {"known": not self.unknown, **asdict(self)}
+    def faults(self, max_age_s: float) -> list[OpFault]:
+        """Return what an operator has to mend; an op that merely waits is none before its time.
+
+        Args:
+            max_age_s: the age from which on an op is too old.
+        """
+        return [fault for shard in self.shards for fault in _faults(shard, max_age_s)]
+
+    def as_json(self, max_age_s: float) -> dict[str, object]:
+        """Return the status for programs: these fields by these names, null for what is unknown.
+
+        Args:
+            max_age_s: see `faults`.
+        """
+        faults = self.faults(max_age_s)
+        found = {"faults": [fault._asdict() for fault in faults], **asdict(self)}
+        return {"ok": not (faults or self.unknown), "known": not self.unknown, **found}
+
+
+def _faults(shard: ShardStatus, max_age_s: float) -> Iterator[OpFault]:
+    for reason in shard.waits:
+        if reason.kind == "breaker":
+            yield OpFault(
+                shard.shard, f"{reason.scope} is halted: {reason.detail}", f"run: pipeline why {reason.scope}"
+            )
+    if shard.rejected:
+        yield OpFault(shard.shard, f"{_ops(shard.rejected)} refused for good", "read why in pipeline_rejects")
+    if shard.lost:
+        yield OpFault(shard.shard, f"{_ops(shard.lost)} lost by Redis", "enqueue again what pipeline_lost names")
+    if shard.queue.oldest_ms is not None and shard.queue.oldest_ms > max_age_s * 1000:
+        age = f"the oldest op has waited {shard.queue.oldest_ms / 1000:,.0f} s, more than {max_age_s:g} s"
+        yield OpFault(shard.shard, age, f"run: pipeline why {shard.shard}")
+
+
+def _ops(count: int) -> str:
+    return f"{count:,} op was" if count == 1 else f"{count:,} ops were"
 
 
 @dataclass(frozen=True, slots=True)

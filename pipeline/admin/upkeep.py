@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from collections.abc import Mapping
 
 from pipeline import clock
-from pipeline.admin import replica_absence
+from pipeline.admin import release, replica_absence
 from pipeline.client import Client
 from pipeline.enqueue.receipt_status import REMEMBERED_S
+from pipeline.errors import NotMigrated, Unavailable
 from pipeline.model.op import Position
 from pipeline.shard import ledger, ledger_queries
 
@@ -35,6 +37,23 @@ def reconcile(pipeline: Client, shard: str) -> int:
     pipeline.log.mark_dirty(shard, behind)
     _report_other_deployments(pipeline, shard, mine, tails)
     return len(behind)
+
+
+def release_waiting(pipeline: Client, shard: str) -> int:
+    """Let go on what waits for a table that is stopped no more; return how many ops.
+
+    A table that a breaker halted is tried when its definition has changed.
+
+    Args:
+        pipeline: the deployment.
+        shard: the shard's name.
+    """
+    who = f"worker@{socket.gethostname()}"
+    try:
+        release.try_changed(pipeline, shard, who)
+        return sum(release.release(pipeline, shard, who))
+    except NotMigrated:  # the tables are older than this worker: nothing can be set aside
+        return 0
 
 
 def unapplied(marks: Mapping[int, Position], tails: Mapping[int, Position]) -> list[int]:
@@ -76,10 +95,12 @@ def trim(pipeline: Client, shard: str) -> int:
         shard: the shard's name.
     """
     behind = _replicated(pipeline, shard)
+    trimmed = pipeline.log.trim(behind) if behind else 0
+    # at the end, since a primary whose disk is full refuses it
     primary = pipeline.nodes.primary(shard)
     with primary.translated(), primary.transaction():
         ledger.forget_producers(primary, REMEMBERED_S)
-    return pipeline.log.trim(behind) if behind else 0
+    return trimmed
 
 
 def _replicated(pipeline: Client, shard: str) -> dict[int, Position]:
@@ -89,12 +110,21 @@ def _replicated(pipeline: Client, shard: str) -> dict[int, Position]:
     if reference in lowest:
         for other in pipeline.topology.shards:
             if other != shard:
-                there = _on_every_node(pipeline, other).get(reference)
+                there = _reached(pipeline, other, reference)
                 if there is None:
                     lowest.pop(reference, None)
                     break
                 lowest[reference] = min(lowest[reference], there)
     return {bucket: position for bucket, position in lowest.items() if position.epoch > 0}
+
+
+def _reached(pipeline: Client, shard: str, bucket: int) -> Position | None:
+    """Return the position that every node of another shard has passed; None where that is not known."""
+    try:
+        return _on_every_node(pipeline, shard).get(bucket)
+    except Unavailable as error:  # a shard that is away keeps the log that all share, and no other
+        logger.warning("the log of reference tables is not trimmed: %s", error)
+        return None
 
 
 def _on_every_node(pipeline: Client, shard: str) -> dict[int, Position]:

@@ -21,9 +21,12 @@ from pipeline.apply.executor import ConstraintsChanged, Executor, NeverSeen, Sch
 from pipeline.apply.grouping import grouped
 from pipeline.apply.held_rows import Halt, HeldRows, halted, settle
 from pipeline.apply.pace import Pace
+from pipeline.apply.stopped import Stopped
+from pipeline.apply.wait_notes import note_waits
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import PipelineError, ShardUnavailable, Unavailable
 from pipeline.model.op import Position
+from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard import ledger
 from pipeline.shard.driver_errors import (
@@ -36,7 +39,7 @@ from pipeline.shard.driver_errors import (
 )
 from pipeline.shard.ledger import HOLDING
 from pipeline.shard.session import NodeSession
-from pipeline.shard.set_aside import PARKED
+from pipeline.shard.set_aside import REJECTED
 
 if TYPE_CHECKING:
     from pipeline.oplog.doorbell import Bell, SilentBell
@@ -47,8 +50,10 @@ COMMIT_TRIES = 4
 LAST_TRY = 3
 #: How long a bucket waits for a schema that this worker or its shard does not have yet, ms.
 SCHEMA_DELAY_MS = 1000
+#: How long the due buckets of a paused shard rest, ms; `pipeline resume` ends their rest.
+PAUSED_DELAY_MS = 1000
 #: The longest statement of a batch of many buckets, s: one that takes longer is run with its bucket alone.
-TOGETHER_S = 2
+TOGETHER_S = 1
 #: How long one turn goes on with suspected buckets, s; the others are due again after it.
 TURN_S = 2.0
 #: The longest rest of a bucket whose next op waits for a lock, s.
@@ -146,10 +151,11 @@ class Applier:
         self.shard, self.node, self._tables = shard, session.node, tables
         self._session, self._log, self._settings, self._step = session, log, settings, step
         self._pace = Pace(settings, log)
-        self._facts = FactBook(session, log)
+        self._facts, self._stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
+        self._breaker = self._stopped.breaker
         self._failures, self._longest_s = 0, settings.statement_s
         #: Why ops of a schema wait, by its hash, and when the shard is tried again, s.
-        self._behind: dict[str, tuple[float, str]] = {}
+        self._behind: dict[str, tuple[float, WaitReason]] = {}
         self._believed: set[tuple[str, int | None]] = set()
 
     def apply(self, bell: Bell | SilentBell | None = None) -> Outcome:
@@ -165,16 +171,21 @@ class Applier:
         due = self._log.due(self.shard, 2 * limit)
         if not due:
             return Outcome()
-        if bell is not None and len(due) > limit:
-            bell.ring_now(self.shard, len(due))
         try:
+            if (paused := self._stopped.whole()) is not None:
+                self._log.postpone(self.shard, due, PAUSED_DELAY_MS)
+                return Outcome(left=len(due), waiting=paused.sentence(), ms=_ms_since(started))
+            if bell is not None and len(due) > limit:
+                bell.ring_now(self.shard, len(due))
             outcome = self._turn(Take(due), started)
             self._failures = 0
         except Unavailable as error:
             self._failures += 1
             self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
+            reason = WaitReason("database", self.shard, self.shard, str(error))
+            note_waits(self._log, self.shard, dict.fromkeys(due, reason), {})
             logger.warning("batch postponed shard=%s buckets=%d: %s", self.shard, len(due), error)
-            outcome = Outcome(left=len(due), waiting=str(error))
+            outcome = Outcome(left=len(due), waiting=reason.sentence())
         outcome.ms = _ms_since(started)
         return outcome
 
@@ -210,6 +221,10 @@ class Applier:
         until_s = clock.mono_s() + TURN_S
         while attempt is not None:
             take = Take({bucket: largest_bytes}, alone=attempt)
+            if attempt.deaths:  # the next try may end this process too
+                tries = f"{attempt.deaths} of {MOST_DEATHS} tries have failed"
+                reason = WaitReason("testing", self.shard, self.shard, tries)
+                note_waits(self._log, self.shard, {bucket: reason}, {bucket: attempt.after})
             try:
                 done, batch = self._with_retries(take)
             except Contended as error:
@@ -230,7 +245,9 @@ class Applier:
         self._log.note_attempts(self.shard, {bucket: str(replace(again, ended=True))}, anew=True)
         if again.entries < attempt.entries:
             return again
-        outcome.waiting = str(error)
+        reason = WaitReason("locked" if error.locked else "overtime", self.shard, self.shard, str(error))
+        note_waits(self._log, self.shard, {bucket: reason}, {bucket: attempt.after})
+        outcome.waiting = reason.sentence()
         rest_s = clock.backoff_s(again.waits + again.deaths, most_s=LOCK_REST_S)
         self._log.postpone(self.shard, [bucket], int(1000 * rest_s))
         logger.warning("bucket %d rests %.1f s, shard=%s: %s", bucket, rest_s, self.shard, error)
@@ -247,9 +264,9 @@ class Applier:
                 return result
             except SchemaBehind as error:  # each time another schema is left out: no try is used up
                 self._facts.forget()
-                blocked[error.schema] = str(error)
-                self._behind[error.schema] = (clock.mono_s() + SCHEMA_DELAY_MS / 1000, str(error))
-                logger.warning("shard %s is behind its schema: %s", self.shard, error)
+                blocked[error.schema] = reason = WaitReason(error.kind, self.shard, error.table, error.why)
+                self._behind[error.schema] = (clock.mono_s() + SCHEMA_DELAY_MS / 1000, reason)
+                logger.warning("%s", reason.sentence())
                 take.again = True
                 continue
             except Halt as error:  # each time a bucket ends earlier: no try is used up
@@ -290,21 +307,30 @@ class Applier:
             self._log.note_attempts(self.shard, notes, anew=True)
         return ShardUnavailable(self.shard, sentence_of(failure))
 
-    def _blocked(self) -> dict[str, str]:
+    def _blocked(self) -> dict[str, WaitReason]:
         """Return why ops of a schema wait, by its hash, until the shard is to be tried again."""
         now_s = clock.mono_s()
         self._behind = {schema: known for schema, known in self._behind.items() if known[0] > now_s}
         return {schema: why for schema, (_, why) in self._behind.items()}
 
-    def _transaction(self, take: Take, blocked: dict[str, str], *, last_try: bool) -> tuple[Outcome, Batch]:
+    def _transaction(self, take: Take, blocked: dict[str, WaitReason], *, last_try: bool) -> tuple[Outcome, Batch]:
         self._step("lock")
         self._session.limit_statements(min(TOGETHER_S, self._longest_s) if take.alone is None else self._longest_s)
         locked = ledger.lock(self._session, take.due, self._settings.buckets)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.owned}
-        waiting = halted(locked)
+        waiting = halted(self.shard, locked)
         counts = self._note(take, {bucket: position for bucket, position in mine.items() if bucket not in waiting})
         mine = {bucket: position for bucket, position in mine.items() if bucket in counts or bucket in waiting}
-        batch = Batch(mine, self._facts, blocked, self._pace.rows, self._settings.max_bytes, waiting=waiting)
+        batch = Batch(
+            mine,
+            self._facts,
+            blocked,
+            self._stopped.tables(),
+            self._stopped.room,
+            self._pace.rows,
+            self._settings.max_bytes,
+            waiting=waiting,
+        )
         self._step("read")
         for entries in self._log.read({bucket: mine[bucket] for bucket in counts}, counts).values():
             batch.take([entry for entry in entries if entry.position <= take.ends.get(entry.bucket, entry.position)])
@@ -312,7 +338,9 @@ class Applier:
             return Outcome(buckets=len(mine), waiting=batch.why), batch
         batch.skip_seen(self._session)
         rows = HeldRows(self._facts.known, self._tables, take.ends)
-        rows.read(self._session, (one for one in batch.items if locked[one.entry.bucket].state == HOLDING))
+        every = (*batch.items, *(item for item, _ in batch.halted))
+        rows.read(self._session, (one for one in every if locked[one.entry.bucket].state == HOLDING))
+        stopped = rows.stop(batch.halted)
         self._step("execute")
         executor = Executor(self._session, self._facts.known, rows, self._step, self._believed, last_try=last_try)
         if take.alone is not None and (verdict := self._verdict(take.alone)):
@@ -322,7 +350,7 @@ class Applier:
         self._step("mark")
         if batch.last:
             ledger.remember(self._session, batch.last)
-        executor.rejects += batch.unreadable
+        executor.rejects += [*batch.unreadable, *stopped]
         settle(self._session, executor.rejects, locked, take.ends)
         ledger.lose(self._session, batch.losses)
         if batch.keys:
@@ -355,9 +383,10 @@ class Applier:
         return ""
 
     def _outcome(self, batch: Batch, executor: Executor) -> Outcome:
-        parked = sum(one.state == PARKED for one in executor.rejects)
+        parked = sum(one.state != REJECTED for one in executor.rejects)
+        batch.aside = executor.rejects
         return Outcome(
-            applied=len(batch.items) + len(batch.unreadable) - len(executor.rejects),
+            applied=len(batch.items) + len(batch.halted) + len(batch.unreadable) - len(executor.rejects),
             rejected=len(executor.rejects) - parked,
             parked=parked,
             seen=batch.seen,
@@ -374,9 +403,14 @@ class Applier:
         try:
             if held:
                 self._log.finish(self.shard, held, delay_ms=SCHEMA_DELAY_MS)
+                note_waits(self._log, self.shard, batch.waiting, held)
             outcome.ring, outcome.left = self._log.finish(self.shard, done)
         except Unavailable as error:
             logger.warning("committed, but not published in Redis shard=%s: %s", self.shard, error)
+        self._stopped.room -= len(batch.halted)
+        if self._settings.breaker:
+            for reject in self._breaker.learn(batch.items, batch.aside):
+                self._stopped.halt(reject, self._facts.database_name(reject.table))
 
 
 def _ms_since(started: float) -> int:

@@ -14,6 +14,7 @@ from pipeline.apply.misfits import misfit
 from pipeline.errors import NewerOp, NotAnOp
 from pipeline.model.op import TOO_LARGE, Entry, Op, Position, decode
 from pipeline.model.schema import TableSchema
+from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Entries
 from pipeline.shard import ledger
 from pipeline.shard.ledger import LostRange, Reject
@@ -31,40 +32,48 @@ class Batch:
         before: the watermarks that the transaction found, of the buckets that it locked.
         facts: of the tables; a batch takes an op once the facts of its schema are known.
         blocked: why ops of a schema wait, by the schema's hash: the shard is behind that schema.
+        stopped: why ops of a table wait, by the table's name.
+        room: how many ops may yet be set aside because their table is stopped; then their buckets wait instead.
         most_rows: the most entries of one batch.
         most_bytes: the size of entries at which a batch takes no more.
         taken: the entries up to `after`, in order per bucket, whether the shard has seen them before or not.
         after: the watermarks that the transaction leaves.
         items: the ops to apply among `taken`; filled by `skip_seen`.
+        halted: the ops to set aside among `taken`, and what stops each; filled by `skip_seen`.
         last: of each bucket and producer, the last sequence that is applied or rejected after this batch.
         losses: what the logs have lost before the entries taken.
         keys: (bucket, scoped idempotency key) of `items`.
         waiting: the buckets that were cut short, and why.
         unreadable: the entries among `taken` to reject, since no release makes such ops; filled by `skip_seen`.
+        aside: the ops among `taken` that are set aside, once the batch is executed.
         seen: how many entries among `taken` the shard has seen.
         size_bytes: the size of `taken`.
     """
 
     before: dict[int, Position]
     facts: FactBook
-    blocked: Mapping[str, str]
+    blocked: Mapping[str, WaitReason]
+    stopped: Mapping[str, WaitReason]
+    room: int
     most_rows: int
     most_bytes: int
     taken: list[Item | Reject] = field(default_factory=list)
     after: dict[int, Position] = field(default_factory=dict)
     items: list[Item] = field(default_factory=list)
+    halted: list[tuple[Item, WaitReason]] = field(default_factory=list)
     last: dict[tuple[int, int], int] = field(default_factory=dict)
     losses: list[LostRange] = field(default_factory=list)
     keys: list[tuple[int, str]] = field(default_factory=list)
-    waiting: dict[int, str] = field(default_factory=dict)
+    waiting: dict[int, WaitReason] = field(default_factory=dict)
     unreadable: list[Reject] = field(default_factory=list)
+    aside: list[Reject] = field(default_factory=list)
     seen: int = 0
     size_bytes: int = 0
 
     @property
     def why(self) -> str:
         """Why one of the buckets waits, or the empty string."""
-        return next(iter(self.waiting.values()), "")
+        return next((reason.sentence() for reason in self.waiting.values()), "")
 
     @property
     def lost(self) -> int:
@@ -85,7 +94,10 @@ class Batch:
             if taken and (len(taken) >= self.most_rows or self.size_bytes >= self.most_bytes):
                 break
             one, puzzle = self._understood(entry)
-            if puzzle:
+            if puzzle is None and isinstance(one, Item) and (stop := self._stop(one.op)) is not None:
+                puzzle = stop if self.room <= 0 else None
+                self.room -= 1
+            if puzzle is not None:
                 self.waiting[bucket] = puzzle
                 break
             # a gap before an entry is lost whether or not the entry can be decoded
@@ -127,7 +139,10 @@ class Batch:
                     continue
                 used.add((entry.bucket, key))
                 self.keys.append((entry.bucket, key))
-            self.items.append(one)
+            if (stop := self._stop(one.op)) is not None:
+                self.halted.append((one, stop))
+            else:
+                self.items.append(one)
 
     def _used_keys(self, session: NodeSession) -> set[tuple[int, str]]:
         """Return which idempotency keys of the ops taken the shard has applied before."""
@@ -139,48 +154,59 @@ class Batch:
         self.losses.append(gap)
         logger.error("bucket %d: epoch %d of its log lost %d to %d", gap.bucket, gap.epoch, gap.first, gap.last)
 
-    def _understood(self, entry: Entry) -> tuple[Item | Reject, str]:
+    def _understood(self, entry: Entry) -> tuple[Item | Reject, WaitReason | None]:
         """Return what an entry holds, and why it waits: junk is set aside, what a newer release made waits."""
         aside = Reject(entry, "?", "?", None, "not an op: the entry has not the fields that a producer writes")
         if max(entry.position) >= TOO_LARGE:
-            return aside, f"no shard can count up to the entry {entry.position}: delete it with XDEL"
+            return aside, self._reason("misplaced", f"{entry.position} of bucket {entry.bucket}")
         if not entry.producer:
-            return aside, ""
+            return aside, None
         try:
             op = decode(entry.payload)
         except NewerOp as error:
-            return aside, f"the entry {entry.position} of bucket {entry.bucket} is {error}"
+            found = f"{entry.bucket}:{entry.position}, of version {error.version} {error.what}"
+            return aside, self._reason("newer", found.rstrip())
         except NotAnOp as error:
-            return aside._replace(reason=str(error)), ""
+            return aside._replace(reason=str(error)), None
         if not all(one.schema.isalnum() for one in op.named):
-            return Reject(entry, op.table, "?", None, "not an op of its schema: the schema has no hash"), ""
+            return Reject(entry, op.table, "?", None, "not an op of its schema: the schema has no hash"), None
         puzzle = self._puzzle(op)
-        if not puzzle and (fault := misfit(op, self.facts.known)):
-            return Reject(entry, op.table, "?", None, f"not an op of its schema: {fault}"), ""
+        if puzzle is None and (fault := misfit(op, self.facts.known)):
+            return Reject(entry, op.table, "?", None, f"not an op of its schema: {fault}"), None
         return Item(entry, op), puzzle
 
-    def _puzzle(self, op: Op) -> str:
-        """Return why an op must wait, or the empty string."""
+    def _reason(self, kind: str, detail: str) -> WaitReason:
+        return WaitReason(kind, self.facts.shard, self.facts.shard, detail)
+
+    def _stop(self, op: Op) -> WaitReason | None:
+        """Return why an op's table is stopped, or None."""
+        if not self.stopped:
+            return None
+        return next((self.stopped[one.table] for one in op.named if one.table in self.stopped), None)
+
+    def _puzzle(self, op: Op) -> WaitReason | None:
+        """Return why an op must wait, or None."""
         if not (self.blocked or op.ops or op.source) and op.schema in self.facts.known:
-            return ""
+            return None
         for one in op.named:
             if one.schema in self.blocked:
                 return self.blocked[one.schema]
             if not self.facts.learn(one.schema):
-                return f"schema {one.schema} of table {one.table} is not known here"
-        return ""
+                return WaitReason("unpublished", self.facts.shard, one.table, f"its hash is {one.schema}")
+        return None
 
 
 class FactBook:
     """The facts of every schema that this worker has met on one shard.
 
     Args:
+        shard: its name.
         session: of the shard's primary.
         log: has the schemas that were published.
     """
 
-    def __init__(self, session: NodeSession, log: Entries):
-        self._session, self._log = session, log
+    def __init__(self, shard: str, session: NodeSession, log: Entries):
+        self.shard, self._session, self._log = shard, session, log
         #: By the schema's hash.
         self.known: dict[str, Facts] = {}
 
@@ -196,6 +222,14 @@ class FactBook:
         if text:
             self.known[hash] = facts_of(self._session, TableSchema.from_json(text))
         return bool(text)
+
+    def database_name(self, table: str) -> str:
+        """Return a table's name in the database.
+
+        Args:
+            table: its name in the model.
+        """
+        return next((one.database_name for one in self.known.values() if one.schema.name == table), table)
 
     def forget(self) -> None:
         """Forget all constraints: the schema of the database may have changed."""

@@ -13,7 +13,15 @@ from pipeline.apply.held_rows import HeldRows
 from pipeline.apply.versioned_update import versioned
 from pipeline.errors import PipelineError, Rejected
 from pipeline.model.op import COPY, GROUP, INSERT, UPSERT, Entry, Op
-from pipeline.shard.driver_errors import Fault, code_of, fault_of, is_driver_error, required_column, sentence_of
+from pipeline.shard.driver_errors import (
+    Fault,
+    code_of,
+    fault_of,
+    is_driver_error,
+    lacks_right,
+    required_column,
+    sentence_of,
+)
 from pipeline.shard.ledger import Reject
 from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import MOST_STATEMENT_BYTES, CannotRender, copy_statement, most, statement
@@ -28,13 +36,17 @@ class SchemaBehind(PipelineError):
 
     Attributes:
         schema: the hash of the schema.
+        table: its table.
+        why: what is lacking.
+        kind: `right` or `schema`, as in `model.wait_reason.KINDS`.
     """
 
     retryable = True
 
-    def __init__(self, facts: Facts, why: str):
+    def __init__(self, facts: Facts, why: str, cause: Exception | None = None):
         super().__init__(f"the shard is behind the schema of {facts.schema.name} ({facts.schema.hash}): {why}")
-        self.schema = facts.schema.hash
+        self.schema, self.table, self.why = facts.schema.hash, facts.schema.name, why
+        self.kind = "right" if cause is not None and lacks_right(cause) else "schema"
 
 
 class ConstraintsChanged(PipelineError):
@@ -201,7 +213,7 @@ class Executor:
             return None
         fault = fault_of(error)
         if fault is Fault.SCHEMA and not facts.has(required_column(error)):
-            raise SchemaBehind(facts, sentence_of(error)) from error
+            raise SchemaBehind(facts, sentence_of(error), error) from error
         if fault in (Fault.TRANSIENT, Fault.LOCKED, Fault.OVERTIME):
             return None
         self._check_constraints(facts)
@@ -213,7 +225,7 @@ class Executor:
         """See that the batch was grouped by the constraints that the table has now, once per table and batch."""
         if facts.schema.hash not in self._checked:
             self._checked.add(facts.schema.hash)
-            if constraints_of(self._session, facts.database_name) != facts.constraints:
+            if constraints_of(self._session, facts.table) != facts.constraints:
                 raise ConstraintsChanged(f"the constraints of {facts.schema.name} have changed")
 
     def _believe(self, error: Exception, facts: Facts) -> None:

@@ -1,6 +1,6 @@
 """Group ops into multi-row statements with the effect of running them one by one. Pure: no I/O.
 
-An op joins the newest open group of its shape only if no group from there on conflicts with the op. Ops conflict on a
+An op joins the first group of its shape that is behind every group that conflicts with the op. Ops conflict on a
 row (table and id), on a value of a unique index, and on a row that a foreign key points to. Where it is unknown what an
 op touches (an update by query, an old unique value), the op conflicts with all of its table. A copy also reads a row of
 another table, so it conflicts with every write to that row.
@@ -10,6 +10,7 @@ Debezium and Confluent batch by kind, and so reorder ops (kafka-connect-jdbc#156
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -84,16 +85,13 @@ def grouped(items: Iterable[Item], known: Mapping[str, Facts]) -> list[Group]:
 class _Planner:
     def __init__(self) -> None:
         self.groups: list[Group] = []
-        self._open: dict[StatementShape, int] = {}
+        self._open: dict[StatementShape, list[int]] = {}
         self._written: dict[ConflictKey, int] = {}
         self._touched: dict[ConflictKey, int] = {}
         self._classes: dict[ConflictKey, dict[ConflictKey, int]] = {}
 
     def add(self, item: Item, facts: Facts, print_: Footprint, shape: StatementShape | None) -> None:
-        floor = self._floor(print_)
-        at = self._open.get(shape, -1) if shape is not None else -1
-        if at < floor:
-            at = self._new(Group(item.op.kind, facts, []), shape)
+        at = self._place(item.op.kind, facts, shape, self._floor(print_))
         self.groups[at].items.append(item)
         self._record(print_, at)
 
@@ -106,9 +104,7 @@ class _Planner:
         if len(classes) > (ROW in classes):
             floor = max(floor, *(at + 1 for name, at in classes.items() if name != ROW))
         shape = (INSERT, op.schema, op.columns)
-        at = self._open.get(shape, -1)
-        if at < floor:
-            at = self._new(Group(INSERT, facts, []), shape)
+        at = self._place(INSERT, facts, shape, floor)
         self.groups[at].items.append(item)
         self._touched[key] = self._written[key] = at
         if classes.get(ROW, -1) < at:
@@ -124,8 +120,15 @@ class _Planner:
         self.groups.append(group)
         at = len(self.groups) - 1
         if shape is not None:
-            self._open[shape] = at
+            self._open.setdefault(shape, []).append(at)
         return at
+
+    def _place(self, kind: str, facts: Facts, shape: StatementShape | None, floor: int) -> int:
+        """Return the first group of a shape from *floor* on, perhaps a new one."""
+        opened = self._open.get(shape)
+        if opened is None or opened[-1] < floor:
+            return self._new(Group(kind, facts, []), shape)
+        return opened[bisect_left(opened, floor)]
 
     def _floor(self, print_: Footprint) -> int:
         floor = 0
@@ -137,6 +140,8 @@ class _Planner:
             for other, at in self._classes.get(table, {}).items():
                 if other != cls or cls is ANY:
                     floor = max(floor, at + 1)
+                elif cls != ROW:
+                    floor = max(floor, at)  # within a class order counts: the database numbers rows, texts are unique
         return floor
 
     def _record(self, print_: Footprint, at: int) -> None:

@@ -6,16 +6,18 @@ so what one group holds is known before the next is executed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from pipeline.apply.grouping import Item
 from pipeline.config.settings import TableSettings
 from pipeline.errors import PipelineError
 from pipeline.model.op import Op, Position
+from pipeline.model.wait_reason import WaitReason
 from pipeline.shard import set_aside
 from pipeline.shard.ledger import HALTED, HOLDING, Mark, Reject
-from pipeline.shard.row_keys import row_keys
+from pipeline.shard.row_keys import row_keys, table_keys
 from pipeline.shard.session import NodeSession
+from pipeline.shard.set_aside import WAITING
 from pipeline.shard.table_facts import Facts
 
 PARK, SKIP, HALT = "park", "skip", "halt"
@@ -50,14 +52,20 @@ class HeldRows:
         self._known, self._tables, self._ends = known, tables, ends
         self.held: dict[tuple[int, str], Position] = {}
 
-    def read(self, session: NodeSession, items: Iterable[Item]) -> None:
+    def read(
+        self, session: NodeSession, items: Iterable[Item], without: Set[tuple[int, Position]] = frozenset()
+    ) -> None:
         """Read which rows of ops are held.
 
         Args:
             session: inside the transaction.
             items: the ops.
+            without: (bucket, position) of the ops that hold rows no more.
         """
-        self.held |= set_aside.holders(session, {(one.entry.bucket, key) for one in items for key in self._keys(one)})
+        rows = {(item.entry.bucket, key) for item in items for key in self._keys(item) | table_keys(item.op)}
+        for row, first in set_aside.holders(session, rows).items():
+            if (row[0], first) not in without:
+                self.held[row] = first
 
     def part(self, items: Sequence[Item]) -> tuple[Sequence[Item], list[Reject]]:
         """Return the ops of one group that may be executed, and those that are parked.
@@ -84,8 +92,38 @@ class HeldRows:
             key: of the row that they have in common.
             first: the other's position.
         """
-        why = f"waits behind the op at {item.entry.bucket}:{first}, which holds the row {key}"
-        return Reject(item.entry, item.op.table, key, None, why, set_aside.PARKED, self._hold(item))
+        bucket = item.entry.bucket
+        # what waits for a table holds the table too, so that even a later op without a row key stays behind it
+        keys = self._keys(item) | {key for key in table_keys(item.op) if (bucket, key) in self.held}
+        row = "the table" if key in table_keys(item.op) else "the row"
+        why = f"waits behind the op at {bucket}:{first}, which holds {row} {key.removesuffix(' *')}"
+        return Reject(item.entry, item.op.table, key, None, why, set_aside.PARKED, self._hold(item, keys))
+
+    def stop(self, items: Iterable[tuple[Item, WaitReason]]) -> list[Reject]:
+        """Set aside ops whose table is stopped. Each holds its tables, so that later ops of these wait behind it.
+
+        Args:
+            items: the ops in order, and what stops each.
+        """
+        aside = []
+        for item, reason in items:
+            if (behind := self._behind(item)) is not None:
+                aside.append(self.park(item, *behind))
+                continue
+            keys = self._keys(item) | table_keys(item.op)
+            aside.append(self.wait(item, keys, f"its table {reason.scope} was stopped", WAITING))
+        return aside
+
+    def wait(self, item: Item, keys: frozenset[str], why: str, state: str = set_aside.PARKED) -> Reject:
+        """Leave an op set aside for a reason of its own.
+
+        Args:
+            item: the op.
+            keys: of the rows that it holds.
+            why: what it waits for.
+            state: whether it waits for itself, or behind another.
+        """
+        return Reject(item.entry, item.op.table, "", None, why, state, self._hold(item, keys))
 
     def refuse(self, item: Item) -> frozenset[str]:
         """Return the keys of the rows that a refused op holds: none if its table skips.
@@ -101,21 +139,21 @@ class HeldRows:
             if self._ends.get(item.entry.bucket) != item.entry.position:
                 raise Halt(item)
             return frozenset()
-        return frozenset() if words == {SKIP} else self._hold(item)
+        return frozenset() if words == {SKIP} else self._hold(item, self._keys(item))
 
     def _word(self, op: Op) -> str:
         table = self._tables.get(op.table)
         return table.on_reject if table is not None else PARK
 
-    def _hold(self, item: Item) -> frozenset[str]:
-        keys, bucket, position = self._keys(item), item.entry.bucket, item.entry.position
+    def _hold(self, item: Item, keys: frozenset[str]) -> frozenset[str]:
+        bucket, position = item.entry.bucket, item.entry.position
         for key in keys:
             self.held[bucket, key] = min(position, self.held.get((bucket, key), position))
         return keys
 
     def _behind(self, item: Item) -> tuple[str, Position] | None:
-        """Return a row of an op that an earlier op holds, and that op's position."""
-        for key in sorted(self._keys(item)):
+        """Return a row or a table of an op that an earlier op holds, and that op's position."""
+        for key in sorted(self._keys(item) | table_keys(item.op)):
             first = self.held.get((item.entry.bucket, key))
             if first is not None and first < item.entry.position:
                 return key, first
@@ -144,14 +182,15 @@ def settle(
     set_aside.halt(session, halted)
 
 
-def halted(marks: Mapping[int, Mark]) -> dict[int, str]:
+def halted(shard: str, marks: Mapping[int, Mark]) -> dict[int, WaitReason]:
     """Return why nothing of a halted bucket is applied, by bucket.
 
     Args:
+        shard: the shard's name.
         marks: the watermarks that are locked.
     """
     return {
-        bucket: f"bucket {bucket} is halted: the op at {bucket}:{mark.position} was refused; replay or drop it"
+        bucket: WaitReason("halted", shard, f"bucket {bucket}", f"{bucket}:{mark.position}")
         for bucket, mark in marks.items()
         if mark.state == HALTED
     }

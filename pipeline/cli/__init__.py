@@ -9,9 +9,12 @@ import click
 from pipeline.cli.adopt import adopt_command
 from pipeline.cli.check import check_command
 from pipeline.cli.cluster import cluster
+from pipeline.cli.dead import dead_group
 from pipeline.cli.demo import demo
-from pipeline.cli.maintenance import migrate_command, outbox, rebuilt_command, spool
+from pipeline.cli.maintenance import outbox, rebuilt_command, spool
+from pipeline.cli.migrate import migrate_command, tables
 from pipeline.cli.status import status_command, top
+from pipeline.cli.stops import drain_command, pause_command, resume_command, why_command
 from pipeline.errors import PipelineError
 
 
@@ -25,13 +28,19 @@ for command in (
     adopt_command,
     check_command,
     cluster,
+    dead_group,
     demo,
+    drain_command,
     migrate_command,
     outbox,
+    pause_command,
     rebuilt_command,
+    resume_command,
     spool,
     status_command,
+    tables,
     top,
+    why_command,
 ):
     pipeline.add_command(command)
 

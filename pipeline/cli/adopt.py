@@ -16,6 +16,7 @@ from pipeline.admin.check.finding import ERROR
 from pipeline.cli.check import PLAIN_WIDTH
 from pipeline.cli.options import config_option
 from pipeline.config.settings import TableSettings, load
+from pipeline.config.uris import with_all_characters
 from pipeline.errors import ConfigError, did_you_mean
 
 
@@ -63,7 +64,10 @@ def _target(database: str | None, config: str | None) -> tuple[str, int, Mapping
     """Return the address, the number of shards, and the tables that the configuration names."""
     if database and "://" in database:
         # read like a configuration's address: ${NAME} is filled in, and an error does not repeat a bad address
-        alone = {"redis": {"url": "redis://unused.invalid"}, "shards": {"database": {"primary": database}}}
+        alone = {
+            "redis": {"url": "redis://unused.invalid"},
+            "shards": {"database": {"primary": with_all_characters(database)}},
+        }
         uri = load(alone).shards["database"].primary
         if config is None:
             return uri, 2, {}

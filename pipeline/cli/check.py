@@ -10,7 +10,7 @@ from rich.text import Text
 
 from pipeline.admin.check import Verdict
 from pipeline.admin.check.finding import Finding
-from pipeline.cli.options import config_option
+from pipeline.cli.options import config_option, max_age_option
 
 #: Columns where there is no terminal.
 PLAIN_WIDTH = 100
@@ -20,12 +20,14 @@ _STYLES = {"error": "bold red", "warning": "yellow"}
 @click.command("check")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
+@max_age_option
 @click.pass_context
-def check_command(context: click.Context, config: str | None, as_json: bool) -> None:
+def check_command(context: click.Context, config: str | None, as_json: bool, max_age_s: float) -> None:
     """Look for faults in the configuration, in Redis, and on every node; change nothing.
 
     Prints what is there and what to do: a statement, a setting or a command. An error keeps ops from being applied
-    exactly; a warning is a risk. Exits with 1 if there is an error.
+    exactly, or has done so: ops that were refused or lost come first. A warning is a risk. Exits with 1 if there is an
+    error.
 
     \f
 
@@ -33,6 +35,7 @@ def check_command(context: click.Context, config: str | None, as_json: bool) -> 
         context: Click's context, for the exit code.
         config: see `options.config_option`.
         as_json: whether to print JSON.
+        max_age_s: see `options.max_age_option`.
     """
     from pipeline.admin.check import check as look
 
@@ -40,10 +43,10 @@ def check_command(context: click.Context, config: str | None, as_json: bool) -> 
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     if as_json or not console.is_terminal:
-        verdict = look(config)
+        verdict = look(config, max_age_s)
     else:
         with console.status("asking every server …"):
-            verdict = look(config)
+            verdict = look(config, max_age_s)
     if as_json:
         click.echo(json.dumps(verdict.as_json(), indent=2))
     else:

@@ -1,6 +1,6 @@
-"""Run what an operator does by hand: `pipeline migrate`, `rebuilt`, `outbox relay` and `spool`.
+"""Run what an operator does by hand: `pipeline rebuilt`, `outbox relay` and `spool`.
 
-`migrate` creates tables on every primary. `rebuilt` lets an unfit replica serve again. `outbox relay` sends what an
+`rebuilt` lets an unfit replica serve again. `outbox relay` sends what an
 application's outbox still holds. `spool` shows what this host took in while Redis was away, and sends it.
 """
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pipeline import clock
-from pipeline.admin import migrate, replica_absence
+from pipeline.admin import replica_absence
 from pipeline.cli.options import config_option, opened
 from pipeline.client import Client
 from pipeline.config.settings import load
@@ -22,47 +22,6 @@ from pipeline.enqueue.drain import DrainResult
 from pipeline.errors import ConfigError
 from pipeline.spool.store import Counts, Spool
 from pipeline.web.outbox import resend_outbox as relay_rows
-
-
-@click.command("migrate")
-@config_option
-@click.option("--plan", "plan_only", is_flag=True, help="Print the SQL and change nothing.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def migrate_command(config: str | None, plan_only: bool, as_json: bool) -> None:
-    """Create what is missing on every primary: tables with bigint ids, utf8mb4, InnoDB; their indexes; buckets.
-
-    Only what applications have published is created: pipeline.define_tables(db) publishes. Running it twice changes
-    nothing, and after a failure or a kill it goes on where it stopped.
-
-    \f
-
-    Args:
-        config: see `options.config_option`.
-        plan_only: whether to print the SQL and change nothing.
-        as_json: whether to print JSON.
-    """
-    with opened(config) as pipeline:
-        if plan_only:
-            steps = list(migrate.migration_steps(pipeline))
-            if as_json:
-                click.echo(json.dumps([step._asdict() for step in steps]))
-                return
-            for step in steps:
-                click.echo(f"-- {step.shard}: {step.what}\n{step.sql};\n")
-            if not steps:
-                click.echo("-- nothing is missing")
-            return
-        done = migrate.migrate(pipeline) if as_json else migrate.migrate(pipeline, _show_step)
-    if as_json:
-        click.echo(json.dumps({"statements": done}))
-    elif done:
-        click.echo(f"{done} statements; all primaries are prepared")
-    else:
-        click.echo("nothing was missing; all primaries are prepared")
-
-
-def _show_step(step: migrate.Step) -> None:
-    click.echo(f"{step.shard}: {step.what}")
 
 
 @click.command("rebuilt")

@@ -8,12 +8,21 @@ from types import FrameType
 
 import click
 
+from pipeline.admin.status import MAX_AGE_S
 from pipeline.client import Client
 
 config_option = click.option(
     "--config",
     type=click.Path(dir_okay=False),
     help="The configuration; by default $PIPELINE_CONFIG, else ./pipeline.toml.",
+)
+max_age_option = click.option(
+    "--max-age",
+    "max_age_s",
+    type=click.FloatRange(min=0),
+    default=MAX_AGE_S,
+    show_default=True,
+    help="Seconds from which on a waiting op is a fault.",
 )
 
 

@@ -17,7 +17,7 @@ from rich.live import Live
 
 from pipeline import clock
 from pipeline.admin.observer import Observer
-from pipeline.cli.options import config_option
+from pipeline.cli.options import config_option, max_age_option
 from pipeline.cli.status_screen import lines, screen
 from pipeline.config.settings import load
 
@@ -39,11 +39,13 @@ APART_S = 1.0
 @click.command("status")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="For programs; null is unknown.")
+@max_age_option
 @click.pass_context
-def status_command(context: click.Context, config: str | None, as_json: bool) -> None:
-    """Show what is queued, how fast it is applied, and how far the replicas are.
+def status_command(context: click.Context, config: str | None, as_json: bool, max_age_s: float) -> None:
+    """Show what is wrong, what waits and why, how fast ops are applied, and how far the replicas are.
 
-    Takes a second, to measure a rate. If a server does not answer, its values are unknown, and the exit code is 1.
+    Takes a second, to measure a rate. Exits with 1 if a server does not answer, if ops were refused or lost, if a table
+    is halted, or if an op is older than --max-age.
 
     \f
 
@@ -51,6 +53,7 @@ def status_command(context: click.Context, config: str | None, as_json: bool) ->
         context: Click's context, for the exit code.
         config: see `options.config_option`.
         as_json: whether to print JSON.
+        max_age_s: see `options.max_age_option`.
     """
     console = Console()
     with _observer(config) as observer:
@@ -58,20 +61,21 @@ def status_command(context: click.Context, config: str | None, as_json: bool) ->
         clock.sleep_s(APART_S)
         found = observer.look()
     if as_json:
-        click.echo(json.dumps(found.as_json(), indent=2))
+        click.echo(json.dumps(found.as_json(max_age_s), indent=2))
     elif console.is_terminal:
-        console.print(screen(found, console.encoding))
+        console.print(screen(found, console, max_age_s))
     else:
-        for line in lines(found):
+        for line in lines(found, max_age_s):
             click.echo(line)
-    if found.unknown:
+    if found.unknown or found.faults(max_age_s):
         context.exit(1)
 
 
 @click.command()
 @config_option
 @click.option("--every", "every_s", type=click.FloatRange(0.2, 60), default=APART_S, show_default=True, help="Seconds.")
-def top(config: str | None, every_s: float) -> None:
+@max_age_option
+def top(config: str | None, every_s: float, max_age_s: float) -> None:
     """Show the status live, until q or Ctrl-C; without a terminal, as lines of text.
 
     \f
@@ -79,25 +83,26 @@ def top(config: str | None, every_s: float) -> None:
     Args:
         config: see `options.config_option`.
         every_s: seconds between two looks.
+        max_age_s: see `options.max_age_option`.
     """
     console = Console()
     with _observer(config) as observer, keyboard() as pressed:
         try:
             if console.is_terminal:
-                _live(observer, console, pressed, every_s)
+                _live(observer, console, pressed, every_s, max_age_s)
             else:
                 while True:
-                    click.echo("\n".join(lines(observer.look())))
+                    click.echo("\n".join(lines(observer.look(), max_age_s)))
                     clock.sleep_s(every_s)
         except KeyboardInterrupt:
             return
 
 
-def _live(observer: Observer, console: Console, pressed: Pressed, every_s: float) -> None:
-    first = screen(observer.look(), console.encoding, live=True)
+def _live(observer: Observer, console: Console, pressed: Pressed, every_s: float, max_age_s: float) -> None:
+    first = screen(observer.look(), console, max_age_s, live=True)
     with Live(first, console=console, screen=True, auto_refresh=False) as live:
         while pressed(every_s) not in ("q", "Q"):
-            live.update(screen(observer.look(), console.encoding, live=True), refresh=True)
+            live.update(screen(observer.look(), console, max_age_s, live=True), refresh=True)
 
 
 @contextmanager

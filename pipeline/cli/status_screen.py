@@ -1,4 +1,4 @@
-"""Show a status: a table on a terminal, a line per shard and per replica anywhere else.
+"""Show a status: what is wrong, then tables on a terminal, a line per shard and per replica anywhere else.
 
 The table of reads by node and reason is the demo's too.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +18,8 @@ from pipeline.reads.health.report import NodeState
 UNKNOWN = "unknown"
 #: The age of an op, or the lag of a replica, from which on it is highlighted, ms.
 LATE_MS = 5_000
+_OF_SHARDS = ("shard", "queued", "oldest", "applied/s", "dirty", "rejected", "lost")
+_OF_REPLICAS = ("replica", "behind", "lag", "reading")
 #: States that are too long for the table.
 _SHORT = {NodeState.UNKNOWN: "?", NodeState.NO_PROBER: "?", NodeState.NO_READING: "none"}
 #: Any answer but a plain success is highlighted.
@@ -26,40 +28,59 @@ _STYLES = {"replica": "green", "primary": "", "stale": "yellow", "error": "bold 
 _WORDS = {"replica": "replica", "primary": "primary", "stale": "stale, marked", "error": "refused"}
 
 
-def screen(status: Status, encoding: str, *, live: bool = False) -> RenderableType:
-    """Return the table, and below it what is wrong.
+def screen(status: Status, console: Console, max_age_s: float, *, live: bool = False) -> RenderableType:
+    """Return what is wrong, then the tables: one where it fits, else one of shards and one of replicas.
 
     Args:
         status: what to show.
-        encoding: the terminal's; without UTF-8 signs are ASCII.
+        console: where it is shown; without UTF-8 signs are ASCII.
+        max_age_s: the age from which on an op is too old, seconds.
         live: whether to say how to end.
     """
-    parts: list[RenderableType] = [Text(), _head(status), Text(), _table(status, encoding), Text()]
+    utf8 = console.encoding.startswith("utf")
+    parts: list[RenderableType] = [Text(), _head(status), Text(), _notices(status, max_age_s, utf8=utf8), Text()]
+    for table in _tables(status, console, sign="≤ " if utf8 else "<= "):
+        parts += [table, Text()]
     if (reads := _reads(status)) is not None:
         parts += [reads, Text()]
-    for name, why in status.unknown:
-        parts.append(Text.assemble(("  ? unknown ", "bold red"), (f"{name}: ", "bold"), why))
-    for name, why in _unfit(status):
-        parts.append(Text.assemble(("  ! unfit ", "bold red"), (f"{name}: ", "bold"), why))
-    if status.redis.full is not None:
-        parts.append(Text.assemble(("  full ", "bold red"), f"nothing is let in: {status.redis.full}"))
-    if refused := sum(shard.rejected or 0 for shard in status.shards):
-        parts.append(Text(f"  {refused:,} ops were refused for good: pipeline_rejects says why", style="yellow"))
-    if lost := sum(shard.lost or 0 for shard in status.shards):
-        parts.append(Text(f"  {lost:,} ops were lost by Redis: pipeline_lost names them", style="bold red"))
     if live:
         parts.append(Text("  q ends", style="dim"))
-    elif not isinstance(parts[-1], Text) or parts[-1].plain:
-        parts.append(Text())
     return Group(*parts)
 
 
-def lines(status: Status) -> Iterator[str]:
-    """Yield the status as plain lines of key=value.
+def _notices(status: Status, max_age_s: float, *, utf8: bool) -> Table:
+    """Return a line on each thing that is wrong, or that waits; the worst first."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(width=3, justify="right", no_wrap=True)
+    grid.add_column()
+    bad, good = ("✗", "✓") if utf8 else ("x", "ok")
+    for name, why in status.unknown:
+        grid.add_row(Text("?", style="bold red"), Text.assemble((f"{name} is unknown: ", "bold"), why))
+    for fault in status.faults(max_age_s):
+        what = Text.assemble((f"{fault.shard}: {fault.what}", "bold"), f"; {fault.fix}")
+        grid.add_row(Text(bad, style="bold red"), what)
+    if status.redis.full is not None:
+        grid.add_row(Text(bad, style="bold red"), Text(f"nothing is let in: {status.redis.full}", style="bold"))
+    for name, why in _unfit(status):
+        grid.add_row(Text(bad, style="bold red"), Text.assemble((f"{name} is unfit: ", "bold"), why))
+    for sentence in _waits(status):
+        grid.add_row(Text("!", style="bold yellow"), Text(sentence, style="yellow"))
+    if not grid.row_count:
+        grid.add_row(Text(good, style="bold green"), Text("nothing is wrong", style="green"))
+    return grid
+
+
+def lines(status: Status, max_age_s: float) -> Iterator[str]:
+    """Yield what is wrong, then the status as plain lines of key=value.
 
     Args:
         status: what to show.
+        max_age_s: the age from which on an op is too old, seconds.
     """
+    for fault in status.faults(max_age_s):
+        yield f"fault: {fault.shard}: {fault.what}; {fault.fix}"
+    for sentence in _waits(status):
+        yield f"waiting: {sentence}"
     redis = status.redis
     memory = UNKNOWN if redis.memory is None else f"{redis.memory:.0%}" if redis.memory else "unlimited"
     full = UNKNOWN if redis.why else "no" if redis.full is None else f"yes ({redis.full})"
@@ -104,6 +125,11 @@ def reads_table(counts: Iterable[tuple[str, str, str, int]]) -> Table:
     return table
 
 
+def _waits(status: Status) -> list[str]:
+    """Return a sentence on each thing that waits, once where it waits on several shards."""
+    return list(dict.fromkeys(reason.sentence() for shard in status.shards for reason in shard.waits))
+
+
 def _unfit(status: Status) -> list[tuple[str, str]]:
     replicas = (replica for shard in status.shards for replica in shard.replicas)
     return [(replica.node, replica.unfit) for replica in replicas if replica.unfit]
@@ -118,19 +144,27 @@ def _head(status: Status) -> Text:
     return Text.assemble(("  pipeline ", "bold"), _clock(status.at_ms), ("   Redis' memory ", "dim"), memory)
 
 
-def _table(status: Status, encoding: str) -> Table:
-    table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
-    for name in ("shard", "queued", "oldest", "applied/s", "dirty", "rejected", "lost", "replica"):
-        table.add_column(name, justify="left" if name in ("shard", "replica") else "right", no_wrap=True)
-    table.add_column("behind", justify="right", no_wrap=True)
-    table.add_column("lag", justify="right", no_wrap=True)
-    table.add_column("reading", no_wrap=True)
-    sign = "≤ " if encoding.startswith("utf") else "<= "
+def _tables(status: Status, console: Console, sign: str) -> list[Table]:
+    """Return the shards with their replicas beside them, or below them where that is too wide."""
+    whole = _table((*_OF_SHARDS, *_OF_REPLICAS))
+    shards, replicas = _table(_OF_SHARDS), _table(_OF_REPLICAS)
     for shard in status.shards:
-        replicas: list[ReplicaStatus | None] = [*shard.replicas] or [None]
-        for i, replica in enumerate(replicas):
-            own = _shard_cells(shard, sign) if i == 0 else [Text()] * 7
-            table.add_row(*own, *_replica_cells(replica))
+        own = _shard_cells(shard, sign)
+        shards.add_row(*own)
+        for i, replica in enumerate([*shard.replicas] or [None]):
+            whole.add_row(*(own if i == 0 else [Text()] * len(own)), *_replica_cells(replica))
+            if replica is not None:
+                replicas.add_row(*_replica_cells(replica))
+    unlimited = console.options.update(max_width=10 * console.width)
+    if console.measure(whole, options=unlimited).maximum <= console.width:
+        return [whole]
+    return [shards, replicas] if replicas.row_count else [shards]
+
+
+def _table(columns: tuple[str, ...]) -> Table:
+    table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("shard", "replica", "reading") else "right", no_wrap=True)
     return table
 
 

@@ -123,6 +123,15 @@ def _redis(value: object, schemes: tuple[str, ...]) -> str | None:
     return None
 
 
+def with_all_characters(uri: str) -> str:
+    """Return an address that asks for utf8mb4 where it asks for another character set.
+
+    Args:
+        uri: pyDAL's URI of an application's database.
+    """
+    return _ENCODING.sub(lambda asked: f"{asked[0][:1]}set_encoding=utf8mb4", uri)
+
+
 def _other_characters(rest: str) -> str | None:
     """Return the character set that an address asks for, if it is not utf8mb4."""
     found = _ENCODING.search(rest.rpartition("@")[2])

@@ -109,9 +109,8 @@ class Drainer:
         return not done.why
 
     def _announce(self, definitions: Iterable[Definition]) -> None:
-        for known in definitions:
-            if self._log.schema(known.hash) is None:
-                self._log.publish_schema(known.table, known.hash, known.text)
+        lacking = [known for known in definitions if self._log.schema(known.hash) is None]
+        self._log.publish_schemas((known.table, known.hash, known.text) for known in lacking)
 
     def _remind(self, scope: Scope, epoch: int) -> None:
         """Publish what Redis may have forgotten with its last lineage: who drains may not be who defined."""

@@ -55,18 +55,23 @@ class OpBuilder:
         """Remember a DAL, so that its tables may be named by text. Lazy tables are looked at once per process."""
         self._tables.db = db
         lazy = getattr(db, "_LAZY_TABLES", {})
+        schemas = []
         for name in db.tables:
             self._latest[name] = db
             if name in lazy and name in self._seen_lazy:
                 continue
             if name in self._configured or not name.startswith(NOT_OURS):
+                if name in lazy:
+                    self._seen_lazy.add(name)
                 try:
-                    if name in lazy:
-                        self._seen_lazy.add(name)
-                    self._schemas.publish(self._compiled_of(db[name]).schema)
-                except (Unavailable, BadOp) as error:
-                    # a page that only reads must not fail for it; the first op tries again, and raises
-                    logger.warning("table %s is not published yet: %s", name, error)
+                    schemas.append(self._compiled_of(db[name]).schema)
+                except BadOp as error:
+                    logger.warning("table %s is not published: %s", name, error)
+        try:
+            self._schemas.publish(schemas)
+        except (Unavailable, BadOp) as error:
+            # a page that only reads must not fail for it; the first op of a table tries again, and raises
+            logger.warning("no table of %d is published yet: %s", len(schemas), error)
 
     @property
     def names(self) -> Iterable[str]:
@@ -99,7 +104,7 @@ class OpBuilder:
         if plan is None or plan.table is not table or plan.row_ids is not self._row_ids:
             compiled = self._compiled_of(table)
             if compiled not in self._ready:
-                self._schemas.publish(compiled.schema)
+                self._schemas.publish([compiled.schema])
                 self._schemas.approve(compiled.schema)
                 self._ready.add(compiled)
             plan = TablePlan(table, compiled, self._row_ids, self._turn)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from pipeline import clock
 from pipeline.config.topology import Topology
-from pipeline.errors import Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
+from pipeline.errors import LogUnavailable, Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
 from pipeline.model.op import START, Position
 from pipeline.model.receipt import Receipt
-from pipeline.oplog.contract import Entries
+from pipeline.model.wait_reason import WaitReason, reasons_of
+from pipeline.oplog.contract import Log
 from pipeline.shard import ledger_queries
 from pipeline.shard.ledger_queries import Fate
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.session import NodeSession
+from pipeline.shard.stops import stop_reasons
 from pipeline.spool.null_spool import NullSpool
 from pipeline.spool.store import Spool
 
@@ -31,7 +34,7 @@ _WORST = ("lost", "rejected", "dropped", "parked", "queued", "replayed")
 class Follower:
     """Answers for receipts."""
 
-    def __init__(self, topology: Topology, nodes: Nodes, log: Entries, spool: Spool | NullSpool):
+    def __init__(self, topology: Topology, nodes: Nodes, log: Log, spool: Spool | NullSpool):
         self._topology, self._nodes, self._log, self._spool = topology, nodes, log, spool
 
     def status(self, receipt: Receipt) -> str:
@@ -40,7 +43,7 @@ class Follower:
         Raises:
             ShardUnavailable: the shard's primary does not answer: unknown is never taken for good.
         """
-        if receipt.position is None and self._spool.holds(receipt.bucket, receipt.producer, receipt.producer_seq):
+        if self._spooled(receipt):
             return "spooled"
         state = self._state(receipt)
         return "durable" if state == "applied" and self._on_all_replicas(receipt) else state
@@ -60,10 +63,30 @@ class Follower:
                         raise
             if state in _FINAL:
                 return self._told(receipt, state)
-        if receipt.position is None and self._spool.holds(receipt.bucket, receipt.producer, receipt.producer_seq):
+        if self._spooled(receipt):
             state = "spooled"
-        why = self._reject(receipt)[1] if state == "parked" else ""
-        raise WaitTimeout(f"the op at {receipt.bucket}:{receipt.position}", timeout_s, state, why)
+        reason = self.why(receipt)
+        what = f"the op at {receipt.bucket}:{receipt.position}"
+        raise WaitTimeout(what, timeout_s, state, "" if reason is None else reason.clause())
+
+    def why(self, receipt: Receipt) -> WaitReason | None:
+        """Return why an op waits; None if it waits no more.
+
+        Args:
+            receipt: of the op.
+        """
+        shards = self._topology.shards_of(receipt.bucket)
+        if self._spooled(receipt):
+            return WaitReason("spooled", shards[0], "spool")
+        for shard in shards:
+            try:
+                if (reason := self._why_queued(shard, receipt)) is not None:
+                    return reason
+            except LogUnavailable as error:
+                return WaitReason("redis-away", shard, shard, str(error))
+            except ShardUnavailable as error:
+                return WaitReason("primary-away", shard, shard, str(error))
+        return None
 
     def wait_all(self, receipts: Iterable[Receipt], timeout_s: float) -> None:
         """Wait until all are applied; asks once per producer and bucket, for its last op.
@@ -122,6 +145,10 @@ class Follower:
         session = self._nodes.primary(shard)
         return ledger_queries.row_id(session, receipt.bucket, receipt.producer, receipt.producer_seq)
 
+    def _spooled(self, receipt: Receipt) -> bool:
+        sequence = (receipt.bucket, receipt.producer, receipt.producer_seq)
+        return receipt.position is None and self._spool.holds(*sequence)
+
     # parts --------------------------------------------------------------------------------------------------
 
     def _state(self, receipt: Receipt) -> str:
@@ -145,6 +172,28 @@ class Follower:
         if fate.applied_seq is None and clock.wall_ms() / 1000 - receipt.position.epoch > REMEMBERED_S:
             raise PipelineError("this receipt is older than a week; its shard no longer remembers its producer")
         return "lost"
+
+    def _why_queued(self, shard: str, receipt: Receipt) -> WaitReason | None:
+        bucket, place, fate = receipt.bucket, receipt.position, self._fate(shard, receipt)
+        if fate.reject is not None and fate.reject[0] in ("parked", "waiting"):
+            return self._why_aside(shard, receipt, *fate.reject[:2])
+        mark, noted = fate.mark, self._log.waits(shard)
+        if place is None or mark is None or mark >= place:
+            return None
+        # a table that is stopped counts where the bucket is noted to wait for it
+        stops = [stop for stop in stop_reasons(self._nodes.primary(shard), shard) if stop.scope == shard]
+        if reasons := reasons_of(shard, {bucket: mark}, stops, noted.notes, noted.alive):
+            return replace(reasons[0], buckets=0)
+        after_mark, after_op = (self._log.queued({bucket: position})[bucket] for position in (mark, place))
+        return WaitReason("queued", shard, shard, f"{max(0, after_mark - after_op - 1):,} ops in its bucket")
+
+    def _why_aside(self, shard: str, receipt: Receipt, state: str, reason: str) -> WaitReason:
+        session = self._nodes.primary(shard)
+        table = ledger_queries.table_aside(session, receipt.bucket, receipt.producer, receipt.producer_seq)
+        for stop in stop_reasons(session, shard):
+            if stop.scope == table:
+                return stop
+        return WaitReason(state, shard, table, reason.removeprefix("waits behind the op at "))
 
     def _fate(self, shard: str, receipt: Receipt) -> Fate:
         session, position = self._nodes.primary(shard), receipt.position or START

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from pipeline.config.topology import Topology
 from pipeline.enqueue.redis_away import RedisAway
@@ -24,19 +25,22 @@ class SchemaPublisher:
         self._published: dict[str, TableSchema] = {}
         self._spooled: set[str] = set()
 
-    def publish(self, schema: TableSchema) -> None:
-        """Publish one definition, once; with a spool, it goes there while Redis is away.
+    def publish(self, schemas: Iterable[TableSchema]) -> None:
+        """Publish those definitions that this process has not, in one round trip; with a spool, they go there while
+        Redis is away.
 
         Raises:
-            LogUnavailable: Redis did not answer, and there is no spool.
+            LogUnavailable: Redis did not answer, and there is no spool; none is published.
         """
-        if schema.hash in self._published:
+        new = {schema.hash: schema for schema in schemas if schema.hash not in self._published}
+        if not new:
             return
-        if self._away.open or not self._taken(schema):
-            # whoever drains the spool publishes it; the ops that need it are behind it in there, or sent later
-            self._away.spool.keep_definitions([(schema.hash, schema.name, schema.to_json())], wait=True)
-            self._spooled.add(schema.hash)
-        self._published[schema.hash] = schema
+        if self._away.open or not self._taken(new.values()):
+            # whoever drains the spool publishes them; the ops that need them are behind them in there, or sent later
+            kept = [(schema.hash, schema.name, schema.to_json()) for schema in new.values()]
+            self._away.spool.keep_definitions(kept, wait=True)
+            self._spooled |= new.keys()
+        self._published |= new
 
     def keep(self) -> None:
         """Keep all definitions of this process in the spool: who drains it may be another."""
@@ -49,16 +53,18 @@ class SchemaPublisher:
 
     def republish(self) -> None:
         """Publish all anew, after Redis may have forgotten them."""
-        for schema in list(self._published.values()):
-            self._log.publish_schema(schema.name, schema.hash, schema.to_json())
+        self._send(list(self._published.values()))
 
-    def _taken(self, schema: TableSchema) -> bool:
+    def _taken(self, schemas: Iterable[TableSchema]) -> bool:
         try:
-            self._log.publish_schema(schema.name, schema.hash, schema.to_json())
+            self._send(schemas)
         except (LogUnavailable, PipelineFull) as error:
             self._away.hear(error)
             return False
         return True
+
+    def _send(self, schemas: Iterable[TableSchema]) -> None:
+        self._log.publish_schemas((schema.name, schema.hash, schema.to_json()) for schema in schemas)
 
     def approve(self, schema: TableSchema) -> None:
         """Ask one shard that answers; where the table is not there yet, migrate will make it right.

@@ -1,7 +1,7 @@
-"""Define what a log does, in four roles. `RedisLog` plays them over Redis or Valkey, `MemoryLog` in this process.
+"""Define what a log does, in five roles. `RedisLog` plays them over Redis or Valkey, `MemoryLog` in this process.
 
-A user of the log takes one role. A producer takes `Appends` (see `appends`), a reader or follower of ops `Entries`, a
-worker `Work`; what processes share beside the ops is `SharedState`. The wiring takes a whole `Log`.
+A user of the log takes one role. A producer takes `Appends` (see `appends`), a reader of ops `Entries`, a worker `Work`
+with `Waits` (see `waits`); what processes share beside the ops is `SharedState`. The wiring takes a whole `Log`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Protocol
 from pipeline.model.ids import Lease
 from pipeline.model.op import Entry, Position
 from pipeline.oplog.appends import Appends
+from pipeline.oplog.waits import Waits
 
 
 class Entries(Protocol):
@@ -50,13 +51,19 @@ class Entries(Protocol):
         """
         ...
 
-    def publish_schema(self, name: str, hash: str, text: str) -> None:
-        """Store a schema by its hash, as its table's newest.
+    def publish_schemas(self, schemas: Iterable[tuple[str, str, str]]) -> None:
+        """Store schemas by their hashes, each as its table's newest: all in one round trip, or none.
+
+        Args:
+            schemas: of each, the table's name, the hash that ops name the schema by, and the schema as JSON.
+        """
+        ...
+
+    def withdraw_schema(self, name: str) -> None:
+        """Forget that a table has a newest schema; ops that name one are still understood.
 
         Args:
             name: the table's name.
-            hash: the hash that ops name the schema by.
-            text: the schema as JSON.
         """
         ...
 
@@ -101,7 +108,7 @@ class Entries(Protocol):
         ...
 
 
-class Work(Entries, Protocol):
+class Work(Entries, Waits, Protocol):
     """What a worker does with entries: it takes buckets from the dirty sets, and finishes them. The bells are here."""
 
     def due(self, shard: str, limit: int) -> dict[int, int]:

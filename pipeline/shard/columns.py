@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from pipeline.model.schema import TableSchema
-from pipeline.shard.ledger import text_literal
 from pipeline.shard.session import NodeSession
-from pipeline.shard.table_facts import bare_name
+from pipeline.shard.table_facts import bare_name, pragma, rows_about
 
 
 class DatabaseColumn(NamedTuple):
@@ -24,40 +24,49 @@ def columns_of(session: NodeSession, table: str) -> list[DatabaseColumn]:
 
     Args:
         session: of the node.
-        table: its name in the database.
+        table: its name in the database, perhaps with that of the database.
     """
     if session.dialect.name == "sqlite":
-        found = session.query(f"PRAGMA table_info({session.dialect.quote(table)})")
+        found = session.query(pragma(session.dialect, table, "table_info"))
         return [DatabaseColumn(row[1], str(row[2]).lower(), not row[3], None) for row in found]
     found = session.query(
         "SELECT column_name, column_type, is_nullable, character_set_name FROM information_schema.columns"
-        f" WHERE table_schema = DATABASE() AND table_name = {text_literal(table)} ORDER BY ordinal_position"
+        f" WHERE {rows_about([table])} ORDER BY ordinal_position"
     )
     return [DatabaseColumn(name, kind.lower(), nullable == "YES", charset) for name, kind, nullable, charset in found]
 
 
-def indexes_of(session: NodeSession, table: str) -> list[tuple[bool, tuple[str, ...]]]:
-    """Return of each index, the primary key too, whether it is unique, and its columns in lower case.
+class DatabaseIndex(NamedTuple):
+    """One index of a table, the primary key too; its columns in lower case."""
+
+    name: str
+    unique: bool
+    columns: tuple[str, ...]
+
+
+def indexes_of(session: NodeSession, table: str) -> list[DatabaseIndex]:
+    """Return a table's indexes.
 
     Args:
         session: of the node.
-        table: its name in the database.
+        table: its name in the database, perhaps with that of the database.
     """
     if session.dialect.name == "sqlite":
-        quote = session.dialect.quote
-        names = [(bool(row[2]), str(row[1])) for row in session.query(f"PRAGMA index_list({quote(table)})")]
-        return [
-            (unique, tuple(str(row[2]).lower() for row in session.query(f"PRAGMA index_info({quote(name)})")))
-            for unique, name in names
+        about = partial(pragma, session.dialect, table)
+        found = [
+            (str(row[1]), not row[2], column[2])
+            for row in session.query(about("index_list"))
+            for column in session.query(about("index_info", str(row[1])))
         ]
-    found = session.query(
-        "SELECT index_name, non_unique, column_name FROM information_schema.statistics"
-        f" WHERE table_schema = DATABASE() AND table_name = {text_literal(table)} ORDER BY index_name, seq_in_index"
-    )
+    else:
+        found = session.query(
+            "SELECT index_name, non_unique, column_name FROM information_schema.statistics"
+            f" WHERE {rows_about([table])} ORDER BY index_name, seq_in_index"
+        )
     indexes: dict[str, tuple[bool, list[str]]] = {}
     for name, many, column in found:
         indexes.setdefault(name, (not int(many), []))[1].append(str(column).lower())
-    return [(unique, tuple(columns)) for unique, columns in indexes.values()]
+    return [DatabaseIndex(name, unique, tuple(columns)) for name, (unique, columns) in indexes.items()]
 
 
 def id_type(session: NodeSession, schema: TableSchema) -> str | None:
@@ -68,7 +77,7 @@ def id_type(session: NodeSession, schema: TableSchema) -> str | None:
         schema: the table's schema.
     """
     name = bare_name(schema.columns[schema.id_index].rname or schema.id_name).lower()
-    for column in columns_of(session, bare_name(schema.rname or schema.name)):
+    for column in columns_of(session, schema.rname or schema.name):
         if column.name.lower() == name:
             return column.type
     return None

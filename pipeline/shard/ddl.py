@@ -1,18 +1,18 @@
-"""Write the SQL that creates an application's tables and repairs what `check` finds; nothing is run here.
+"""Write the SQL that creates an application's tables; nothing is run here.
 
 Tables have bigint ids, utf8mb4, InnoDB and exact types.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
-from pipeline.shard.dialect import Dialect, MySQL, dialect_of
-from pipeline.shard.table_facts import bare_name
+from pipeline.shard.dialect import Dialect, MySQL
+from pipeline.shard.table_facts import bare_name, database_of
 
 #: pyDAL's types. FLOAT is made DOUBLE: MariaDB gives back only 6 digits of a FLOAT.
 _MYSQL = {
@@ -27,7 +27,9 @@ _SQLITE = {
     "integer": "INTEGER", "bigint": "INTEGER", "float": "DOUBLE", "double": "DOUBLE", "decimal": "DOUBLE",
     "date": "DATE", "time": "TIME", "datetime": "TIMESTAMP", "reference": "INTEGER", "big-reference": "INTEGER",
 }  # fmt: skip
-_quote = MySQL().quote
+#: What most statements of this file are written for.
+MYSQL = MySQL()
+_quote = MYSQL.quote
 
 
 def create_table(schema: TableSchema, topology: Topology, dialect: Dialect) -> Iterator[str]:
@@ -82,10 +84,31 @@ def create_index(schema: TableSchema, index: Index, dialect: Dialect) -> str:
         index: what to create.
         dialect: of the database.
     """
-    kind, maybe = "UNIQUE " if index.unique else "", "" if dialect.name == "mysql" else "IF NOT EXISTS "
+    kind = "UNIQUE " if index.unique else ""
     name = dialect.quote(index_name(schema.name, "uk" if index.unique else "ix", index.fields))
     columns = ", ".join(_quoted(schema, field, dialect) for field in index.fields)
-    return f"CREATE {kind}INDEX {maybe}{name} ON {schema.rname or dialect.quote(schema.name)} ({columns})"
+    table = schema.rname or dialect.quote(schema.name)
+    if dialect.name == "mysql":
+        return f"CREATE {kind}INDEX {name} ON {table} ({columns})"
+    # SQLite takes the database before the index, not before the table
+    if database := database_of(table):
+        name, table = f"{dialect.quote(database)}.{name}", dialect.quote(bare_name(table))
+    return f"CREATE {kind}INDEX IF NOT EXISTS {name} ON {table} ({columns})"
+
+
+def drop_index(schema: TableSchema, name: str, dialect: Dialect) -> str:
+    """Return the statement that drops an index.
+
+    Args:
+        schema: the table's schema.
+        name: the index.
+        dialect: of the database.
+    """
+    table = schema.rname or dialect.quote(schema.name)
+    if dialect.name == "mysql":
+        return f"DROP INDEX {dialect.quote(name)} ON {table}"
+    database = database_of(table)
+    return f"DROP INDEX {dialect.quote(database) + '.' if database else ''}{dialect.quote(name)}"
 
 
 def column_sql(schema: TableSchema, column: Column, dialect: Dialect) -> str:
@@ -99,18 +122,33 @@ def column_sql(schema: TableSchema, column: Column, dialect: Dialect) -> str:
     Raises:
         PipelineError: the column has a type that cannot be created here.
     """
-    mysql = dialect.name == "mysql"
-    name = _quoted(schema, column.name, dialect)
+    name, kind = _quoted(schema, column.name, dialect), column_type(schema, column, dialect)
     if column.name == schema.id_name:
-        kind = "BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY" if mysql else "INTEGER PRIMARY KEY AUTOINCREMENT"
-        return f"{name} {kind}"
+        mysql = dialect.name == "mysql"
+        return f"{name} {kind} {'NOT NULL AUTO_INCREMENT PRIMARY KEY' if mysql else 'PRIMARY KEY AUTOINCREMENT'}"
+    return f"{name} {kind}{' NOT NULL' if column.notnull else ''}"
+
+
+def column_type(schema: TableSchema, column: Column, dialect: Dialect) -> str:
+    """Return the type that a column is created with.
+
+    Args:
+        schema: the table's schema.
+        column: one of its columns.
+        dialect: of the database.
+
+    Raises:
+        PipelineError: the column has a type that cannot be created here.
+    """
+    mysql = dialect.name == "mysql"
+    if column.name == schema.id_name:
+        return "BIGINT" if mysql else "INTEGER"
     types = _MYSQL if mysql else _SQLITE
     family = "text" if column.type.startswith("list:") else column.type.split("(")[0].split()[0]
     if family not in types:
         raise PipelineError(f"{schema.name}.{column.name}: a column of type {column.type!r} cannot be created here")
     precision, scale = column.digits if family == "decimal" else (0, 0)
-    kind = types[family].format(length=column.length or 512, p=precision, s=scale)
-    return f"{name} {kind}{' NOT NULL' if column.notnull else ''}"
+    return types[family].format(length=column.length or 512, p=precision, s=scale)
 
 
 def index_name(table: str, kind: str, fields: tuple[str, ...]) -> str:
@@ -137,153 +175,3 @@ def own_name(schema: TableSchema, field: str) -> str:
 def _quoted(schema: TableSchema, field: str, dialect: Dialect) -> str:
     column = schema.columns[schema.index[field]]
     return column.rname or dialect.quote(column.name)
-
-
-def wide_id(table: str, column: str) -> str:
-    """Make the id column *column* of *table* hold 64 bits."""
-    return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} BIGINT NOT NULL AUTO_INCREMENT"
-
-
-def innodb(table: str) -> str:
-    """Make *table* transactional."""
-    return f"ALTER TABLE {_quote(table)} ENGINE=InnoDB"
-
-
-def utf8mb4(table: str) -> str:
-    """Make all texts of *table* hold every character."""
-    return f"ALTER TABLE {_quote(table)} CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci"
-
-
-def dynamic(table: str) -> str:
-    """Let indexes of *table* be as long as utf8mb4 needs; rows of tables from MySQL 5.6 and before allow 767 bytes."""
-    return f"ALTER TABLE {_quote(table)} ROW_FORMAT=DYNAMIC"
-
-
-def database_utf8mb4(database: str) -> str:
-    """Make new tables in *database* hold every character by default."""
-    return f"ALTER DATABASE {_quote(database)} CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci"
-
-
-def add_column(schema: TableSchema, column: Column, table: str, engine: str) -> str:
-    """Add *column* of *schema* to *table*, which lacks it, in a database of *engine*: `mysql` or `sqlite`."""
-    return _with_column("ADD COLUMN", schema, column, table, engine)
-
-
-def modify_column(schema: TableSchema, column: Column, table: str) -> str:
-    """Make *column* of *table* what *schema* says."""
-    return _with_column("MODIFY", schema, column, table, "mysql")
-
-
-def widen_to_double(table: str, column: str) -> str:
-    """Make *column* of *table*, a FLOAT, give back what was stored."""
-    return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} DOUBLE"
-
-
-def default_for(table: str, column: str, kind: str) -> str:
-    """Let an INSERT into *table* leave out *column*, of the type *kind*."""
-    return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} {kind.upper()} NULL"
-
-
-def wide_reference(table: str, column: str, kind: str, rest: str) -> str:
-    """Make a column hold the ids that it refers to.
-
-    Args:
-        table: its name in the database.
-        column: the column's name in the database.
-        kind: the column's new type.
-        rest: the rest of the column's definition.
-    """
-    return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} {kind}{rest}"
-
-
-def primary_key(table: str, column: str) -> str:
-    """Make *column*, which numbers the rows of *table*, the primary key."""
-    return f"{wide_id(table, column)}, ADD PRIMARY KEY ({_quote(column)})"
-
-
-def new_id(table: str, old: Iterable[str]) -> str:
-    """Number the rows of *table*; the columns *old*, its primary key so far, stay unique."""
-    added = "ADD COLUMN `id` BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY FIRST"
-    old = tuple(old)
-    if not old:
-        return f"ALTER TABLE {_quote(table)} {added}"
-    unique = f"ADD UNIQUE INDEX {_quote(index_name(table, 'uk', old))} ({', '.join(map(_quote, old))})"
-    return f"ALTER TABLE {_quote(table)} DROP PRIMARY KEY, {added}, {unique}"
-
-
-def drop_foreign_key(table: str, name: str) -> str:
-    """Drop the foreign key *name*, so that rows of *table* may refer to rows that are missing."""
-    return f"ALTER TABLE {_quote(table)} DROP FOREIGN KEY {_quote(name)}"
-
-
-def add_foreign_key(table: str, name: str, own: Iterable[str], parent: str, theirs: Iterable[str], rules: str) -> str:
-    """Add a foreign key with its former name and rules.
-
-    Args:
-        table: the table that refers.
-        name: of the foreign key.
-        own: the columns that refer.
-        parent: the table referred to.
-        theirs: the columns referred to.
-        rules: ON DELETE and ON UPDATE, as SQL.
-    """
-    columns, parents = ", ".join(map(_quote, own)), ", ".join(map(_quote, theirs))
-    return (
-        f"ALTER TABLE {_quote(table)} ADD CONSTRAINT {_quote(name)} FOREIGN KEY ({columns})"
-        f" REFERENCES {_quote(parent)} ({parents}){rules}"
-    )
-
-
-def add_key(table: str, column: str, via: str, parent: str, parent_id: str, parent_column: str) -> list[str]:
-    """Add a shard key to a table, filled from the rows that its rows refer to, and index it.
-
-    Args:
-        table: the table that gets the key.
-        column: the name of the key.
-        via: the column of *table* that refers to the parent.
-        parent: the table referred to.
-        parent_id: the column that *via* refers to.
-        parent_column: the parent's own key.
-    """
-    own, key = _quote(table), _quote(column)
-    return [
-        f"ALTER TABLE {own} ADD COLUMN {key} BIGINT",
-        f"UPDATE {own} JOIN {_quote(parent)} ON {own}.{_quote(via)} = {_quote(parent)}.{_quote(parent_id)}"
-        f" SET {own}.{key} = {_quote(parent)}.{_quote(parent_column)}",
-        f"CREATE INDEX {_quote(index_name(table, 'ix', (column,)))} ON {own} ({key})",
-    ]
-
-
-def unique_index(table: str, fields: Iterable[str], engine: str) -> str:
-    """Create a unique index.
-
-    Args:
-        table: its name in the database.
-        fields: the columns' names in the database.
-        engine: `mysql` or `sqlite`.
-    """
-    quote, fields = dialect_of(f"{engine}:").quote, tuple(fields)
-    columns = ", ".join(map(quote, fields))
-    return f"CREATE UNIQUE INDEX {quote(index_name(table, 'uk', fields))} ON {quote(table)} ({columns})"
-
-
-def grant(verbs: Iterable[str], database: str, account: str) -> str:
-    """Let a user do what the pipeline does.
-
-    Args:
-        verbs: the privileges.
-        database: its name.
-        account: `user@host`.
-    """
-    user, _, host = account.rpartition("@")
-    where = f"{_quote(database.replace('_', chr(92) + '_'))}.*"
-    return f"GRANT {', '.join(verbs)} ON {where} TO '{user}'@'{host}'"
-
-
-def _with_column(verb: str, schema: TableSchema, column: Column, table: str, engine: str) -> str:
-    dialect = dialect_of(f"{engine}:")
-    try:
-        sql = column_sql(schema, column, dialect)
-    except PipelineError as error:
-        return str(error)
-    return f"ALTER TABLE {dialect.quote(table)} {verb} {sql.replace(' PRIMARY KEY', '')}"

@@ -29,7 +29,8 @@ class Fault(Enum):
 #: The shard is behind the op's schema, or an operator has to grant something. Unknown column, unknown table, a required
 #: column that the schema lacks, no right to write to the table or to a column.
 _MYSQL_NO_DEFAULT = 1364
-_MYSQL_SCHEMA = {1054, 1146, _MYSQL_NO_DEFAULT, 1142, 1143}
+_MYSQL_NO_RIGHT = {1142, 1143}
+_MYSQL_SCHEMA = {1054, 1146, _MYSQL_NO_DEFAULT, *_MYSQL_NO_RIGHT}
 #: Values: duplicate key, too long, out of range, NULL in NOT NULL, wrong value, foreign keys, bad JSON.
 #: Statements: out of range in an expression, CHECK (MySQL, MariaDB), packet too big, column count, division by zero,
 #: SIGNAL, syntax.
@@ -128,6 +129,11 @@ def required_column(error: BaseException) -> str | None:
 def sentence_of(error: BaseException) -> str:
     """Return the server's own words in *error*."""
     return str(error.args[1]) if code_of(error) is not None and len(error.args) > 1 else str(error)
+
+
+def lacks_right(error: BaseException) -> bool:
+    """Return whether *error* says that the account has no right to a table or a column."""
+    return code_of(error) in _MYSQL_NO_RIGHT
 
 
 def refused_write(error: BaseException) -> bool:

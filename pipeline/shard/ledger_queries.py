@@ -175,12 +175,28 @@ def aside(session: NodeSession, ops: Iterable[tuple[int, int, int]]) -> list[tup
         ops: (bucket, producer, producer sequence).
     """
     wanted = set(ops)
-    producers = ", ".join({str(producer) for _, producer, _ in wanted})
+    buckets, producers = (", ".join({str(one[i]) for one in wanted}) for i in (0, 1))
     found = session.query(
         "SELECT bucket, producer, producer_seq, state, reason, code FROM pipeline_rejects"
-        f" WHERE producer IN ({producers}) ORDER BY rejected_ms, bucket, seq"
+        f" WHERE bucket IN ({buckets}) AND producer IN ({producers}) ORDER BY rejected_ms, bucket, seq"
     )
     return [tuple(told) for bucket, producer, seq, *told in found if (bucket, producer, seq) in wanted]
+
+
+def table_aside(session: NodeSession, bucket: int, producer: int, producer_seq: int) -> str:
+    """Return the table of an op that was set aside; empty if it was not.
+
+    Args:
+        session: of the node.
+        bucket: the op's bucket.
+        producer: the number of its producer.
+        producer_seq: the producer's sequence number.
+    """
+    found = session.query(
+        f"SELECT table_name FROM pipeline_rejects WHERE bucket = {bucket} AND producer = {producer}"
+        f" AND producer_seq = {producer_seq}"
+    )
+    return str(found[0][0]) if found else ""
 
 
 def gaps(session: NodeSession, buckets: Iterable[int]) -> list[tuple[int, int, int, int]]:
@@ -209,19 +225,30 @@ def counts(session: NodeSession) -> dict[str, int]:
 
 
 def keep_schemas(session: NodeSession, schemas: Mapping[str, tuple[str, str]]) -> None:
-    """Store schemas in the shard; committed when this returns.
+    """Store schemas in the shard, each with the time of its first storing; committed when this returns.
 
     Args:
         session: of the shard's primary.
         schemas: hash -> (table, JSON).
     """
+    now_ms = session.dialect.now_ms
     with session.translated(), session.transaction():
         for hash, (table, definition) in schemas.items():
             tail = session.dialect.on_conflict(["hash"], ["definition"])
+            values = ", ".join(map(text_literal, (hash, table, definition)))
             session.execute(
-                "INSERT INTO pipeline_schemas (hash, table_name, definition)"
-                f" VALUES ({text_literal(hash)}, {text_literal(table)}, {text_literal(definition)}){tail}"
+                "INSERT INTO pipeline_schemas (hash, table_name, definition, kept_ms)"
+                f" VALUES ({values}, {now_ms}){tail}"
             )
+
+
+def kept_schemas(session: NodeSession) -> list[tuple[str, int]]:
+    """Return the JSON of every schema that the shard stores, and when it first did, ms; 0 where that is not known.
+
+    Args:
+        session: of the node.
+    """
+    return session.query("SELECT definition, COALESCE(kept_ms, 0) FROM pipeline_schemas")
 
 
 def buckets_sql(dialect: Dialect, buckets: Iterable[int]) -> str:

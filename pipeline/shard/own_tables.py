@@ -106,7 +106,7 @@ def _collated_otherwise(session: NodeSession, name: str, collation: str) -> bool
 
 def _keys(session: NodeSession, name: str, create: str) -> Iterator[Upgrade]:
     """Yield the keys that are missing, told by their columns."""
-    there = indexes_of(session, name)
+    there = [(index.unique, index.columns) for index in indexes_of(session, name)]
     for line in _lines(create):
         if match := _KEY.match(line):
             columns = tuple(part.strip().lower() for part in match[1].split(","))

@@ -32,6 +32,15 @@ def row_keys(op: Op, schemas: Mapping[str, TableSchema]) -> frozenset[str]:
     return frozenset(key for one in op.named for key in _keys(one, schemas[one.schema]))
 
 
+def table_keys(op: Op) -> frozenset[str]:
+    """Return the keys that stand for all rows of each table that an op writes or reads.
+
+    Args:
+        op: a row write, or an atomic group of row writes.
+    """
+    return frozenset(f"{one.table} *" for one in op.named)
+
+
 def _keys(op: Op, schema: TableSchema) -> Iterator[str]:
     table = bare_name(schema.rname or schema.name)
     row = pinned(op.where, schema.id_index) if op.id is None and op.where else op.id

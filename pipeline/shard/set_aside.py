@@ -49,12 +49,22 @@ def keep(session: NodeSession, ops: Iterable[Reject]) -> None:
     ops = list(ops)
     for values in _statements(session, ops):
         session.execute(f"INSERT INTO pipeline_rejects ({_COLUMNS}) VALUES {', '.join(values)}")
+    hold(session, ops)
+
+
+def hold(session: NodeSession, ops: Iterable[Reject]) -> None:
+    """Record the rows that ops hold.
+
+    Args:
+        session: inside the transaction that has locked their buckets.
+        ops: what is set aside.
+    """
     held = [
         f"({op.entry.bucket}, {text_literal(key)}, {op.entry.position.epoch}, {op.entry.position.seq})"
         for op in ops
         for key in op.holds
     ]
-    for rows in _parts(held):
+    for rows in parts(held):
         session.execute(f"INSERT INTO pipeline_held (bucket, row_key, epoch, seq) VALUES {', '.join(rows)}")
 
 
@@ -65,22 +75,28 @@ def holders(session: NodeSession, rows: Iterable[tuple[int, str]]) -> dict[tuple
         session: inside the transaction that has locked the buckets.
         rows: (bucket, row key).
     """
-    found = {}
-    for part in _parts(list(rows)):
+    found: dict[tuple[int, str], Position] = {}
+    for part in parts(list(rows)):
         # one range of the index per row: IN over buckets times IN over keys would be their product
         keys: dict[int, list[str]] = {}
         for bucket, key in part:
             keys.setdefault(bucket, []).append(text_literal(key))
         which = " OR ".join(f"(bucket = {bucket} AND row_key IN ({', '.join(own)}))" for bucket, own in keys.items())
-        first = (
-            "FROM pipeline_held AS h WHERE h.bucket = r.bucket AND h.row_key = r.row_key ORDER BY epoch, seq LIMIT 1"
-        )
+        # not ORDER BY … LIMIT 1 per row: MariaDB then walks the other index, once per row through all of the bucket
         for bucket, key, epoch, seq in session.rows(
-            f"SELECT bucket, row_key, (SELECT h.epoch {first}), (SELECT h.seq {first})"
-            f" FROM (SELECT DISTINCT bucket, row_key FROM pipeline_held WHERE {which}) AS r"
+            f"SELECT bucket, row_key, epoch, MIN(seq) FROM pipeline_held WHERE {which} GROUP BY bucket, row_key, epoch"
         ):
-            found[bucket, key] = Position(epoch, seq)
+            found[bucket, key] = min(Position(epoch, seq), found.get((bucket, key), Position(epoch, seq)))
     return found
+
+
+def parts(things: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """Yield parts of *things*, each small enough for one statement.
+
+    Args:
+        things: keys, places or rows.
+    """
+    return (things[start : start + _MOST_KEYS] for start in range(0, len(things), _MOST_KEYS))
 
 
 def note_holding(session: NodeSession, buckets: Iterable[int]) -> None:
@@ -108,11 +124,6 @@ def _set_state(session: NodeSession, buckets: Iterable[int], state: str) -> None
         session.execute(f"UPDATE pipeline_watermarks SET state = '{state}' WHERE bucket IN ({chosen})")
 
 
-def _parts(things: Sequence[_T]) -> Iterator[Sequence[_T]]:
-    """Yield parts of *things*, each small enough for one statement."""
-    return (things[start : start + _MOST_KEYS] for start in range(0, len(things), _MOST_KEYS))
-
-
 def _statements(session: NodeSession, ops: Sequence[Reject]) -> Iterator[list[str]]:
     """Yield rows for one INSERT each: few enough for the server, and one at least."""
     now, most_bytes = session.dialect.now_ms, session.statement_bytes() - _REST_BYTES
@@ -133,36 +144,53 @@ def _statements(session: NodeSession, ops: Sequence[Reject]) -> Iterator[list[st
 def _row(op: Reject, now: str, most_bytes: int) -> str:
     entry = op.entry
     numbers = f"{entry.bucket}, {entry.position.epoch}, {entry.position.seq}, {entry.producer}, {entry.producer_seq}"
-    texts = f"'{op.state}', {_cut(op.table, 128)}, {_cut(op.row_key, 255)}"
-    why = f"{'NULL' if op.code is None else op.code}, {_cut(op.reason, 4000)}"
+    texts = f"'{op.state}', {cut(op.table, 128)}, {cut(op.row_key, 255)}"
+    why = f"{'NULL' if op.code is None else op.code}, {cut(op.reason, 4000)}"
     return f"({numbers}, {texts}, {why}, {_stored_op(entry.payload, most_bytes)}, {now}, {now})"
 
 
-def _cut(text: str, most: int) -> str:
-    """Return a text as a literal of at most so many characters, each of which every column of ours can store."""
+def cut(text: str, most: int) -> str:
+    """Return a text as a literal of characters that every column of ours can store.
+
+    Args:
+        text: the text.
+        most: the most characters.
+    """
     return text_literal(_UNSTORABLE.sub(_escaped, text)[:most])
+
+
+def whole_op(payload: bytes, most_bytes: int) -> str | None:
+    """Return an op as a literal, in ASCII if that fits, or None where it is larger than a statement may be.
+
+    Args:
+        payload: the JSON of an op.
+        most_bytes: the size of the largest literal.
+
+    Raises:
+        UnicodeDecodeError: the bytes are no text.
+    """
+    text = payload.decode()
+    # escapes are longer than what they stand for
+    every = (text_literal(_NOT_ASCII.sub(_escaped, text)), text_literal(text))
+    return next((literal for literal in every if len(literal.encode()) <= most_bytes), None)
 
 
 def _stored_op(payload: bytes, most_bytes: int) -> str:
     """Return an op as a literal of JSON in ASCII, which any column and connection can store.
 
-    An op is without its values where the server takes no statement that holds them. Bytes that are no text are
+    Where the server takes no statement that holds the op, only its head is stored. That is no op any more: without its
+    values an insert could be replayed as a row of defaults. Bytes that are no text are
     `{"base64": …, "bytes": their number}`, cut where they are too many.
     """
     try:
-        text = payload.decode()
-        ascii = text_literal(_NOT_ASCII.sub(_escaped, text))
-        if len(ascii) <= most_bytes:
-            return ascii
+        if (whole := whole_op(payload, most_bytes)) is not None:
+            return whole
         op = decode(payload)
     except (UnicodeDecodeError, NotAnOp, NewerOp):
         start = b64encode(payload[: max(0, most_bytes // 4 * 3)]).decode()
         return text_literal(f'{{"base64": "{start}", "bytes": {len(payload)}}}')
-    whole = text_literal(text)  # escapes are longer than what they stand for
-    if len(whole.encode()) <= most_bytes:
-        return whole
     bare = structs.replace(op, columns=(), values=(), where=None, expressions=(), ops=())
-    return text_literal(encode(bare).decode())
+    return text_literal(encode({"without_values": bare}).decode())
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pipeline.dal.trees import pinned
 from pipeline.errors import PipelineError
 from pipeline.model.op import DELETE, GROUP, INSERT, UPDATE, UPSERT, Op
 from pipeline.shard.dialect import Dialect
@@ -67,6 +68,22 @@ def copy_statement(ops: Sequence[Op], facts: Facts, source: Facts, dialect: Dial
         f"INSERT INTO {facts.table} ({', '.join(names)}) "
         f"SELECT {', '.join([row_id, *(sql for _, sql in given)])} FROM {source.table} WHERE {where}{dialect.hold}"
     )
+
+
+def row_named(op: Op, facts: Facts, dialect: Dialect) -> str | None:
+    """Return the condition that names the one row of an op, or None where only the database knows which rows it means.
+
+    Args:
+        op: a row write.
+        facts: of its table.
+        dialect: of the database.
+    """
+    schema = facts.schema
+    row = pinned(op.where, schema.id_index) if op.id is None and op.where else op.id
+    if op.kind == UPSERT and op.key != (schema.id_index,):
+        given = dict(zip(op.columns, op.values, strict=True))
+        return " AND ".join(f"{facts.names[c]} = {facts.encode[c](given[c])}" for c in op.key)
+    return None if type(row) is not int else f"{facts.names[schema.id_index]} = {row}"
 
 
 def _copied(tree: Any, source: Facts) -> str:

@@ -11,8 +11,8 @@ from pipeline.errors import NotMigrated
 from pipeline.shard import ledger_queries, survey_mysql
 from pipeline.shard.columns import columns_of
 from pipeline.shard.ledger import Mark
-from pipeline.shard.session import NodeSession, brief
-from pipeline.shard.table_facts import Constraints, constraints_of
+from pipeline.shard.session import BRIEF_STATEMENT_S, NodeSession, brief
+from pipeline.shard.table_facts import Constraints, constraints_in, constraints_of
 
 
 class SurveyedColumn(NamedTuple):
@@ -67,26 +67,29 @@ class Survey:
         return ("mariadb" if "mariadb" in self.version.lower() else self.engine), numbers
 
 
-def survey(node: str, uri: str, tables: Sequence[str], *, primary: bool) -> Survey:
+def survey(
+    node: str, uri: str, tables: Sequence[str], *, primary: bool, statement_s: float = BRIEF_STATEMENT_S
+) -> Survey:
     """Survey one node.
 
     Args:
         node: its name, for messages.
         uri: pyDAL's URI.
-        tables: the names in the database of the tables to survey closely.
+        tables: the names in the database of the tables to survey closely, each with its database or without.
         primary: whether the node is the primary, where writes are checked too; else its replication is.
+        statement_s: the longest wait for the answer to a statement, seconds.
 
     Raises:
         ShardUnavailable: the node did not answer in time.
     """
     # EXPLAIN of a write needs a session that may write
-    with brief(node, uri, read_only=not primary) as session:
+    with brief(node, uri, read_only=not primary, statement_s=statement_s) as session:
         if session.dialect.name == "sqlite":
             return _sqlite(session, tables)
         about = survey_mysql.about(session)
         with session.translated():
-            found = {table.lower(): _table(session, table) for table in tables}
-        denied = survey_mysql.denied(session, tables, writes=primary)
+            found = _tables(session, tables, about["database"])
+        denied = survey_mysql.denied(session, tables, found, writes=primary)
         return Survey(
             node,
             "mysql",
@@ -96,7 +99,7 @@ def survey(node: str, uri: str, tables: Sequence[str], *, primary: bool) -> Surv
             charset=about["charset"],
             variables=survey_mysql.variables(session),
             skew_ms=_skew_ms(session),
-            tables={name: table for name, table in found.items() if table.columns},
+            tables=found,
             others=survey_mysql.unsafe_engines(session, tables),
             denied=denied,
             marks=None if ("SELECT", "pipeline_watermarks") in denied else _marks(session),
@@ -115,14 +118,19 @@ def _sqlite(session: NodeSession, tables: Sequence[str]) -> Survey:
     return Survey(session.node, "sqlite", version, tables=found, marks=_marks(session))
 
 
-def _table(session: NodeSession, table: str) -> SurveyedTable:
-    columns = {
-        name.lower(): SurveyedColumn(kind, charset, required)
-        for name, kind, charset, required in survey_mysql.columns(session, table)
+def _tables(session: NodeSession, tables: Sequence[str], database: str) -> dict[str, SurveyedTable]:
+    """Return the tables that are there: in a few queries, as an application may have hundreds."""
+    columns: dict[str, dict[str, SurveyedColumn]] = {}
+    for place, name, kind, charset, required in survey_mysql.columns(session, tables):
+        columns.setdefault(place, {})[name.lower()] = SurveyedColumn(kind, charset, required)
+    engines = survey_mysql.engines(session, tables)
+    places = {table: (table if "." in table else f"{database}.{table}").lower() for table in tables}
+    there = [table for table in tables if places[table] in columns]
+    constraints = constraints_in(session, there)
+    return {
+        table.lower(): SurveyedTable(table, engines.get(places[table], ""), columns[places[table]], constraints[table])
+        for table in there
     }
-    if not columns:
-        return SurveyedTable(table, "", {})
-    return SurveyedTable(table, survey_mysql.engine(session, table), columns, constraints_of(session, table))
 
 
 def _marks(session: NodeSession) -> dict[int, Mark] | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import PipelineError
 from pipeline.shard.driver_errors import code_of, sentence_of
 from pipeline.shard.ledger import text_literal
 from pipeline.shard.session import NodeSession
+from pipeline.shard.table_facts import rows_about
+
+if TYPE_CHECKING:
+    from pipeline.shard.survey import SurveyedTable
 
 #: Access denied: to a database, to a command on a table, to a column, to a statement that needs a global privilege.
 _DENIED = {1044, 1142, 1143, 1227}
@@ -24,6 +28,10 @@ _VARIABLES = (
     "binlog_format", "innodb_flush_log_at_trx_commit", "log_bin", "max_allowed_packet", "read_only", "server_id",
     "sql_mode", "super_read_only", "sync_binlog",
 )  # fmt: skip
+
+
+#: A table with its database.
+_NAME = "CONCAT(table_schema, '.', table_name)"
 
 
 class Replication(NamedTuple):
@@ -59,33 +67,33 @@ def variables(session: NodeSession) -> dict[str, str]:
     return {str(name).lower(): str(value).lower() for name, value in found}
 
 
-def columns(session: NodeSession, table: str) -> list[tuple[str, str, str | None, bool]]:
-    """Return name, type, character set and whether an INSERT must name it, of each column.
+def columns(session: NodeSession, tables: Sequence[str]) -> list[tuple[str, str, str, str | None, bool]]:
+    """Return of each column: database.table in lower case, name, type, character set, whether INSERTs must name it.
 
     Args:
         session: of the node.
-        table: its name in the database.
+        tables: their names, each with its database or without.
     """
     found = session.rows(
-        "SELECT column_name, column_type, character_set_name, is_nullable = 'NO' AND column_default IS NULL"
+        f"SELECT {_NAME}, column_name, column_type, character_set_name, is_nullable = 'NO' AND column_default IS NULL"
         " AND extra NOT LIKE '%auto_increment%' AND extra NOT LIKE '%GENERATED%'"
-        f" FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = {text_literal(table)}"
+        f" FROM information_schema.columns WHERE {rows_about(tables)} ORDER BY ordinal_position"
     )
-    return [(name, str(kind).lower(), charset, bool(required)) for name, kind, charset, required in found]
+    return [
+        (str(table).lower(), name, str(kind).lower(), charset, bool(required))
+        for table, name, kind, charset, required in found
+    ]
 
 
-def engine(session: NodeSession, table: str) -> str:
-    """Return a table's storage engine; the empty string for a view.
+def engines(session: NodeSession, tables: Sequence[str]) -> dict[str, str]:
+    """Return each table's storage engine by its name with its database in lower case; the empty string for a view.
 
     Args:
         session: of the node.
-        table: its name in the database.
+        tables: their names, each with its database or without.
     """
-    found = session.rows(
-        "SELECT engine FROM information_schema.tables "
-        f"WHERE table_schema = DATABASE() AND table_name = {text_literal(table)}"
-    )
-    return str(found[0][0] or "") if found else ""
+    found = session.rows(f"SELECT {_NAME}, engine FROM information_schema.tables WHERE {rows_about(tables)}")
+    return {str(table).lower(): str(engine or "") for table, engine in found}
 
 
 def unsafe_engines(session: NodeSession, known: Iterable[str]) -> dict[str, str]:
@@ -103,23 +111,24 @@ def unsafe_engines(session: NodeSession, known: Iterable[str]) -> dict[str, str]
     return {name: kind for name, kind in found if name.lower() not in seen}
 
 
-def denied(session: NodeSession, tables: Sequence[str], *, writes: bool) -> list[tuple[str, str]]:
+def denied(
+    session: NodeSession, tables: Sequence[str], there: Mapping[str, SurveyedTable], *, writes: bool
+) -> list[tuple[str, str]]:
     """Return (verb, table) of what this user may not do although the pipeline does it; nothing is written.
 
     Args:
         session: of the node.
-        tables: their names in the database.
+        tables: their names, each with its database or without.
+        there: what the user sees of them, by their names in lower case.
         writes: whether the pipeline writes here.
     """
     refused = []
     for table in tables:
-        name = session.dialect.quote(table)
+        name = ".".join(map(session.dialect.quote, table.split(".")))
         if _refused(session, f"SELECT * FROM {name} LIMIT 0"):
             refused.append(("SELECT", table))
-            continue
-        found = _column(session, table) if writes else None
-        if found is not None:
-            column = session.dialect.quote(found)
+        elif writes and table.lower() in there:
+            column = session.dialect.quote(next(iter(there[table.lower()].columns)))
             refused += [(verb, table) for verb, sql in _TRIALS.items() if _refused(session, sql.format(name, column))]
     return refused
 
@@ -159,14 +168,6 @@ def _named(session: NodeSession, sql: str) -> list[dict[str, str]]:
     rows = session.query(sql)
     names = [str(column[0]).lower() for column in session.adapter.cursor.description or ()] if rows else []
     return [{name: str(value or "") for name, value in zip(names, row, strict=True)} for row in rows]
-
-
-def _column(session: NodeSession, table: str) -> str | None:
-    found = session.query(
-        "SELECT column_name FROM information_schema.columns WHERE table_schema = DATABASE()"
-        f" AND table_name = {text_literal(table)} ORDER BY ordinal_position LIMIT 1"
-    )
-    return str(found[0][0]) if found else None
 
 
 def _refused(session: NodeSession, sql: str) -> bool:

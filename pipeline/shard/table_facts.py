@@ -6,12 +6,14 @@ index that was added by hand counts too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from pipeline.model.schema import TableSchema
+from pipeline.shard.dialect import Dialect
 from pipeline.shard.ledger import text_literal
 from pipeline.shard.literals import encoder
 from pipeline.shard.session import NodeSession
@@ -93,16 +95,57 @@ def facts_of(session: NodeSession, schema: TableSchema) -> Facts:
     quote = session.dialect.quote
     return Facts(
         schema,
-        constraints_of(session, bare_name(schema.rname or schema.name)),
+        constraints_of(session, schema.rname or schema.name),
         tuple(encoder(session.adapter, column) for column in schema.columns),
         tuple(column.rname or quote(column.name) for column in schema.columns),
         schema.rname or quote(schema.name),
     )
 
 
+#: One part of a name, in the quotes of any database or in none.
+_PART = re.compile(r"""`((?:``|[^`])+)`|"((?:""|[^"])+)"|'([^']+)'|\[([^\]]+)\]|([^.`"'\[\]]+)""")
+
+
 def bare_name(name: str) -> str:
     """Return the identifier *name* without its quotes and its database."""
-    return name.rpartition(".")[2].strip("`\"'[]")
+    return _parts(name)[-1]
+
+
+def dotted_name(name: str) -> str:
+    """Return a table's name without quotes: `t`, or `other.t` where it names its database.
+
+    Args:
+        name: as a model's rname writes it.
+    """
+    return ".".join(_parts(name))
+
+
+def database_of(name: str) -> str | None:
+    """Return the database that a table's *name* names; None for the session's own."""
+    return _parts(name)[-2] if len(_parts(name)) > 1 else None
+
+
+def rows_about(names: Iterable[str], schema: str = "table_schema", table: str = "table_name") -> str:
+    """Return the condition on a view of information_schema for the rows of some tables.
+
+    Args:
+        names: the tables, each with its database or without.
+        schema: the view's column with the database.
+        table: the view's column with the table.
+    """
+    by_database: dict[str | None, list[str]] = {}
+    for name in names:
+        by_database.setdefault(database_of(name), []).append(text_literal(bare_name(name)))
+    groups = [
+        f"{schema} = {'DATABASE()' if database is None else text_literal(database)} AND {table} "
+        + (f"= {found[0]}" if len(found) == 1 else f"IN ({', '.join(found)})")
+        for database, found in by_database.items()
+    ]
+    return "(" + " OR ".join(groups or ["1=0"]) + ")"
+
+
+def _parts(name: str) -> list[str]:
+    return ["".join(part) for part in _PART.findall(name)] or [name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,46 +168,90 @@ def constraints_of(session: NodeSession, table: str) -> Constraints:
 
     Args:
         session: of the node.
-        table: its name in the database.
+        table: its name, with its database or without.
     """
-    return _READERS[session.dialect.name](session, table)
+    return constraints_in(session, [table])[table]
 
 
-def _mysql(session: NodeSession, table: str) -> Constraints:
-    name = text_literal(table)
+def constraints_in(session: NodeSession, tables: Sequence[str]) -> dict[str, Constraints]:
+    """Read the constraints of several tables at once.
+
+    Args:
+        session: of the node.
+        tables: their names, each with its database or without.
+    """
+    if session.dialect.name == "sqlite":
+        return {table: _sqlite(session, table) for table in tables}
+    return _mysql(session, tables)
+
+
+def _mysql(session: NodeSession, tables: Sequence[str]) -> dict[str, Constraints]:
+    own = str(session.rows("SELECT DATABASE()")[0][0])
     unique = session.rows(
-        "SELECT index_name, column_name FROM information_schema.statistics WHERE table_schema = DATABASE()"
-        f" AND table_name = {name} AND non_unique = 0 AND index_name <> 'PRIMARY' ORDER BY index_name, seq_in_index"
+        "SELECT table_schema, table_name, index_name, column_name FROM information_schema.statistics"
+        f" WHERE {rows_about(tables)} AND non_unique = 0 AND index_name <> 'PRIMARY'"
+        " ORDER BY index_name, seq_in_index"
     )
     parents = session.rows(
-        "SELECT constraint_name, column_name, referenced_table_name, referenced_column_name"
-        f" FROM information_schema.key_column_usage WHERE table_schema = DATABASE() AND table_name = {name}"
+        "SELECT table_schema, table_name, constraint_name, column_name, referenced_table_name, referenced_column_name"
+        f" FROM information_schema.key_column_usage WHERE {rows_about(tables)}"
         " AND referenced_table_name IS NOT NULL ORDER BY constraint_name, ordinal_position"
     )
     children = session.rows(
-        "SELECT DISTINCT table_name FROM information_schema.key_column_usage WHERE table_schema = DATABASE()"
-        f" AND referenced_table_schema = DATABASE() AND referenced_table_name = {name}"
+        "SELECT DISTINCT referenced_table_schema, referenced_table_name, table_name"
+        " FROM information_schema.key_column_usage"
+        f" WHERE {rows_about(tables, 'referenced_table_schema', 'referenced_table_name')}"
     )
-    indexes: dict[str, list[str]] = {}
-    for index, column in unique:
-        indexes.setdefault(index, []).append(column)
-    return Constraints(tuple(map(tuple, indexes.values())), _foreign_keys(parents), tuple(row[0] for row in children))
+    unique_of, parents_of, children_of = (_by_table(rows) for rows in (unique, parents, children))
+    found = {}
+    for table in tables:
+        place = ((database_of(table) or own).lower(), bare_name(table).lower())
+        indexes: dict[str, list[str]] = {}
+        for index, column in unique_of.get(place, ()):
+            indexes.setdefault(index, []).append(column)
+        found[table] = Constraints(
+            tuple(map(tuple, indexes.values())),
+            _foreign_keys(parents_of.get(place, ())),
+            tuple(child for (child,) in children_of.get(place, ())),
+        )
+    return found
+
+
+def _by_table(rows: Iterable[tuple[Any, ...]]) -> dict[tuple[str, str], list[tuple[Any, ...]]]:
+    """Return the rest of each row by its database and table."""
+    found: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
+    for database, table, *rest in rows:
+        found.setdefault((database.lower(), table.lower()), []).append(tuple(rest))
+    return found
 
 
 def _sqlite(session: NodeSession, table: str) -> Constraints:
-    quote = session.dialect.quote
+    about = partial(pragma, session.dialect, table)
     unique = []
-    for row in session.rows(f"PRAGMA index_list({quote(table)})"):
+    for row in session.rows(about("index_list")):
         if row[2] and row[3] != "pk":
-            unique.append(tuple(column[2] for column in session.rows(f"PRAGMA index_info({quote(row[1])})")))
-    parents = [
-        (row[0], row[3], row[2], row[4] or "id") for row in session.rows(f"PRAGMA foreign_key_list({quote(table)})")
-    ]
+            unique.append(tuple(column[2] for column in session.rows(about("index_info", row[1]))))
+    parents = [(row[0], row[3], row[2], row[4] or "id") for row in session.rows(about("foreign_key_list"))]
     children = []
     for (other,) in session.rows("SELECT name FROM sqlite_master WHERE type = 'table'"):
-        if any(row[2].lower() == table.lower() for row in session.rows(f"PRAGMA foreign_key_list({quote(other)})")):
+        rows = session.rows(pragma(session.dialect, other, "foreign_key_list"))
+        if any(row[2].lower() == bare_name(table).lower() for row in rows):
             children.append(other)
     return Constraints(tuple(unique), _foreign_keys(parents), tuple(children))
+
+
+def pragma(dialect: Dialect, table: str, what: str, of: str | None = None) -> str:
+    """Return SQLite's question about a table or one of its indexes.
+
+    Args:
+        dialect: SQLite's.
+        table: its name, with its database or without.
+        what: such as `table_info`.
+        of: the index; None for the table.
+    """
+    database = database_of(table)
+    prefix = f"{dialect.quote(database)}." if database else ""
+    return f"PRAGMA {prefix}{what}({dialect.quote(of or bare_name(table))})"
 
 
 def _foreign_keys(rows: Sequence[tuple[object, ...]]) -> tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...]:
@@ -174,6 +261,3 @@ def _foreign_keys(rows: Sequence[tuple[object, ...]]) -> tuple[tuple[tuple[str, 
         own.append(str(column))
         theirs.append(str(parent_column))
     return tuple((tuple(own), parent, tuple(theirs)) for own, parent, theirs in keys.values())
-
-
-_READERS: Mapping[str, Callable[[NodeSession, str], Constraints]] = {"mysql": _mysql, "sqlite": _sqlite}

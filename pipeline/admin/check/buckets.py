@@ -13,9 +13,9 @@ from pipeline.admin.check.finding import ERROR, Finding
 from pipeline.config.bucket_ranges import format_ranges
 from pipeline.config.topology import Topology
 from pipeline.model.schema import TableSchema
-from pipeline.shard import ddl
+from pipeline.shard import repairs
 from pipeline.shard.survey import Survey, SurveyedTable
-from pipeline.shard.table_facts import bare_name
+from pipeline.shard.table_facts import bare_name, dotted_name
 
 _MAP = 'write the map as it is: buckets = "…" under each [shards.…]'
 
@@ -86,7 +86,7 @@ def constraint_findings(evidence: Evidence) -> Iterator[Finding]:
     schemas = {schema.name: schema for schema in evidence.schemas}
     for name in dict.fromkeys([*schemas, *evidence.topology.configured]):
         schema = schemas.get(name)
-        database_name = bare_name(schema.rname or name) if schema else name
+        database_name = dotted_name(schema.rname or name) if schema else name
         for node in evidence.primaries:
             table = node.tables.get(database_name.lower())
             if table is not None:
@@ -106,7 +106,7 @@ def _unique(
                 ERROR,
                 f"{table.name} ({', '.join(columns)})",
                 "is not unique, but the configuration says so: an upsert would insert twice",
-                ddl.unique_index(table.name, columns, node.engine),
+                repairs.unique_index(table.name, columns, node.engine),
                 (node.node,),
             )
     if wanted and len(there) > 1 and node.engine == "mysql":

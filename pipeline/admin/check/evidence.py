@@ -6,17 +6,17 @@ All servers are asked side by side. A dead one costs the time-out once, and the 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
 
 from pipeline.admin.check.uwsgi import servers_without_threads
-from pipeline.clock import Deadline
+from pipeline.admin.observer import Observer
+from pipeline.admin.questions import ASK_S, ask_all
+from pipeline.admin.status import MAX_AGE_S, OpFault
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
-from pipeline.errors import PipelineError, Unavailable
+from pipeline.errors import PipelineError
 from pipeline.model.op import START
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.doorbell import Bell
@@ -24,13 +24,12 @@ from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S, Health, health_of
 from pipeline.shard.own_tables import own_tables
 from pipeline.shard.survey import Survey, survey
-from pipeline.shard.table_facts import bare_name
+from pipeline.shard.table_facts import dotted_name
 
 #: How long workers may take to answer which queues they listen to, s.
 LISTEN_S = 1.0
-#: How long a server may take for its whole answer, s.
-ASK_S = 3.0
-_T = TypeVar("_T")
+#: How much more than `ASK_S` a table adds, s: four statements ask for the user's rights, each a round trip.
+TABLE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,7 @@ class Evidence:
         unfit: the nodes that upkeep published as absent for too long.
         epochs: by shard, the epoch of its logs, if Redis is still the server that gave the epoch out.
         uwsgi: command lines of this host's uWSGI servers that name no threads.
+        faults: what has gone wrong with ops, by `Status.faults`.
     """
 
     settings: Settings
@@ -61,6 +61,7 @@ class Evidence:
     unfit: tuple[str, ...] = ()
     epochs: Mapping[str, int] = field(default_factory=dict)
     uwsgi: tuple[str, ...] = ()
+    faults: tuple[OpFault, ...] = ()
 
     @property
     def surveys(self) -> list[Survey]:
@@ -73,17 +74,18 @@ class Evidence:
         return [found for found in self.surveys if found.node not in self.primary_of]
 
 
-def gather(settings: Settings) -> Evidence:
+def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
     """Ask all servers side by side; a server that does not answer is an error in its place.
 
     Args:
         settings: the configuration.
+        max_age_s: the age from which on a waiting op is a fault, seconds.
     """
     topology, redis = Topology(settings), settings.redis
     seen = ask_all({"log": lambda: _log(settings)})["log"]
     schemas, refusal, unfit, epochs = ((), "", (), {}) if isinstance(seen, PipelineError) else seen[1:]
     names = [name for name, _ in own_tables("mysql")]
-    names += [bare_name(schema.rname or schema.name) for schema in schemas]
+    names += [dotted_name(schema.rname or schema.name) for schema in schemas]
     published = {schema.name for schema in schemas}
     names += [name for name in topology.configured if name not in published]
     questions: dict[str, Callable[[], object]] = {
@@ -91,12 +93,15 @@ def gather(settings: Settings) -> Evidence:
         "workers ": lambda: _listened(settings, topology),
     }
     primary_of = {}
+    answer_s = ASK_S + TABLE_S * len(names)
     for shard in settings.shards.values():
-        questions[shard.name] = partial(survey, shard.name, shard.primary, names, primary=True)
+        questions[shard.name] = partial(survey, shard.name, shard.primary, names, primary=True, statement_s=answer_s)
         for i, uri in enumerate(shard.replicas):
             primary_of[f"{shard.name}-r{i}"] = shard.name
-            questions[f"{shard.name}-r{i}"] = partial(survey, f"{shard.name}-r{i}", uri, names, primary=False)
-    answers = ask_all(questions)
+            questions[f"{shard.name}-r{i}"] = partial(
+                survey, f"{shard.name}-r{i}", uri, names, primary=False, statement_s=answer_s
+            )
+    answers = ask_all(questions, answer_s)
     broker, listened = answers.pop("broker "), answers.pop("workers ")
     return Evidence(
         settings=settings,
@@ -111,7 +116,16 @@ def gather(settings: Settings) -> Evidence:
         unfit=unfit,
         epochs=epochs,
         uwsgi=servers_without_threads(),
+        faults=_op_faults(settings, max_age_s),
     )
+
+
+def _op_faults(settings: Settings, max_age_s: float) -> tuple[OpFault, ...]:
+    observer = Observer(settings)
+    try:
+        return tuple(observer.look().faults(max_age_s))
+    finally:
+        observer.close()
 
 
 def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, tuple[str, ...], dict[str, int]]:
@@ -147,34 +161,3 @@ def _listened(settings: Settings, topology: Topology) -> set[str] | None:
         return bell.listened(LISTEN_S)
     finally:
         bell.close()
-
-
-def ask_all(questions: Mapping[str, Callable[[], _T]], timeout_s: float = ASK_S) -> dict[str, _T | PipelineError]:
-    """Return each question's answer, or the error in its place, in the order of the questions.
-
-    A question that is not answered in time is abandoned: its thread ends with its own time-outs, or with the process.
-
-    Args:
-        questions: by name, what to run; each in a thread of its own.
-        timeout_s: how long all questions together may take.
-    """
-    answers: dict[str, _T | PipelineError] = {}
-
-    def answer(name: str) -> None:
-        try:
-            answers[name] = questions[name]()
-        except PipelineError as error:
-            answers[name] = error
-        except Exception as error:  # a driver's unexpected error concerns one server, and must not hide the others
-            answers[name] = Unavailable(f"{type(error).__name__}: {error}")
-
-    threads = [
-        threading.Thread(target=answer, args=(name,), name=f"pipeline-ask-{name}", daemon=True) for name in questions
-    ]
-    for thread in threads:
-        thread.start()
-    deadline = Deadline(timeout_s)
-    for thread in threads:
-        thread.join(deadline.left_s)
-    silent = Unavailable(f"nothing came within {timeout_s:g} s")
-    return {name: answers.get(name, silent) for name in questions}

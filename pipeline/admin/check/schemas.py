@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from pipeline.admin.check import types
+from pipeline.admin.check.drift import MISSING, drift_of
 from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.check.finding import ERROR, WARNING, Finding, without_copies
+from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
-from pipeline.shard import ddl
+from pipeline.shard import ddl, repairs
 from pipeline.shard.columns import holds_64_bits
 from pipeline.shard.own_tables import own_columns, own_tables
 from pipeline.shard.survey import Survey, SurveyedTable
-from pipeline.shard.table_facts import bare_name
-from pipeline.shard.widening import plain_type
+from pipeline.shard.table_facts import bare_name, dotted_name
+from pipeline.shard.widening import Widening, refused_type, widening
 
+MIGRATE = "pipeline migrate"
 _NOT_REPLICATED = "its primary has it: look at SHOW SLAVE STATUS; rebuild the replica if it was altered by hand"
 _WIDE_CHARSETS = ("utf8mb4", "utf16", "utf16le", "utf32", "ucs4")
 
@@ -35,7 +38,7 @@ def _everywhere(evidence: Evidence) -> Iterator[Finding]:
     published = {schema.name for schema in evidence.schemas}
     unpublished = [name for name in evidence.topology.configured if name not in published]
     for name in unpublished:
-        yield from _alike(name, evidence.surveys)
+        yield from _drifted(name, evidence.surveys, ())
     for node in evidence.surveys:
         yield from database(node)
         for name in unpublished:
@@ -58,7 +61,7 @@ def database(node: Survey) -> Iterator[Finding]:
             WARNING,
             f"database {node.database}",
             f"has the default character set {node.charset}: a new table cannot hold every character",
-            ddl.database_utf8mb4(node.database),
+            repairs.database_utf8mb4(node.database),
             (node.node,),
         )
 
@@ -72,29 +75,28 @@ def _own_tables(evidence: Evidence) -> Iterator[Finding]:
         if lacking or old:
             primary = _primary(evidence, node)
             there = all(_has(primary, *place.split(".")) for place in [*lacking, *old])
-            fix = _NOT_REPLICATED if there else "pipeline migrate"
+            fix = _NOT_REPLICATED if there else MIGRATE
             first, *others = [*lacking, *old]
             listed = f"{first} and {len(others)} others" if others else first
             yield Finding(ERROR, "the pipeline's own tables", f"are missing here ({listed})", fix, (node.node,))
-    for name in own:
-        yield from _alike(name, evidence.surveys)
+    for name, columns in own.items():
+        yield from _drifted(name, evidence.surveys, columns)
 
 
 def _published(evidence: Evidence, schema: TableSchema) -> Iterator[Finding]:
-    name = bare_name(schema.rname or schema.name)
+    name = dotted_name(schema.rname or schema.name)
     present = [node for node in evidence.surveys if name.lower() in node.tables]
     if not present:
         what = "is published, but exists on no shard: its ops wait"
         if evidence.primaries:
-            yield Finding(ERROR, name, what, "pipeline migrate")
+            yield Finding(ERROR, name, what, MIGRATE)
         return
-    yield from _missing(evidence, name, evidence.surveys, "is published, but missing here", "pipeline migrate")
+    yield from _missing(evidence, name, evidence.surveys, "is published, but missing here", MIGRATE)
     for node in present:
         table = node.tables[name.lower()]
         yield from _id(evidence, schema.name, _own(schema.columns[schema.id_index]), node, table)
         yield from _columns(evidence, schema, node, table)
-    for column in schema.columns:
-        yield from _unlike(name, _own(column), present)
+    yield from _drifted(name, present, {_own(column).lower() for column in schema.columns})
 
 
 def _missing(evidence: Evidence, name: str, nodes: Sequence[Survey], what: str, fix: str) -> Iterator[Finding]:
@@ -113,20 +115,27 @@ def _columns(evidence: Evidence, schema: TableSchema, node: Survey, table: Surve
         place, found = f"{table.name}.{own}", table.columns.get(own.lower())
         if found is None:
             cause = _NOT_REPLICATED if _has(_primary(evidence, node), table.name, own) else ""
-            fix = cause or ddl.add_column(schema, column, table.name, node.engine)
-            yield Finding(ERROR, place, "is missing here: ops that name it wait", fix, (node.node,))
+            yield Finding(ERROR, place, "is missing here: ops that name it wait", cause or MIGRATE, (node.node,))
         elif node.engine == "mysql" and column.name != schema.id_name and (why := types.fault(column, found.type)):
-            fix = ddl.modify_column(schema, column, table.name)
-            yield Finding(ERROR, place, why, fix, (node.node,))
+            yield Finding(ERROR, place, why, _wider(schema, column, found.type), (node.node,))
     for name, extra in table.columns.items():
         if name not in known and extra.required and node.engine == "mysql":
             yield Finding(
                 ERROR,
                 f"{table.name}.{name}",
                 "needs a value, but the published definition does not know it: every insert is rejected",
-                f"{ddl.default_for(table.name, name, extra.type)}; or add the field to the model",
+                f"{repairs.default_for(table.name, name, extra.type)}; or add the field to the model",
                 (node.node,),
             )
+
+
+def _wider(schema: TableSchema, column: Column, there: str) -> str:
+    """Return how a column comes to hold what its definition promises."""
+    try:
+        wanted = ddl.column_type(schema, column, ddl.MYSQL).lower()
+    except PipelineError as error:
+        return str(error)
+    return MIGRATE if widening(there, wanted) is Widening.EXACT else refused_type(there, wanted)
 
 
 def _id(evidence: Evidence, table_name: str, id_name: str, node: Survey, table: SurveyedTable) -> Iterator[Finding]:
@@ -138,31 +147,18 @@ def _id(evidence: Evidence, table_name: str, id_name: str, node: Survey, table: 
             ERROR,
             f"{table.name}.{id_name}",
             f"is {found.type}, which cannot hold a 64-bit id",
-            f'{ddl.wide_id(table.name, id_name)}; or [tables.{table_name}] ids = "database"',
+            f'{repairs.wide_id(table.name, id_name)}; or [tables.{table_name}] ids = "database"',
             (node.node,),
         )
 
 
-def _alike(table: str, nodes: Sequence[Survey]) -> Iterator[Finding]:
-    """Yield what differs between the nodes that have a table for which there is no published definition."""
-    present = [node for node in nodes if _has(node, table)]
-    columns = dict.fromkeys(column for node in present for column in node.tables[table.lower()].columns)
-    for column in columns:
-        if lacking := [node.node for node in present if not _has(node, table, column)]:
-            what = "is missing here, but not on the other nodes"
-            yield Finding(ERROR, f"{table}.{column}", what, "make it alike on all nodes (ALTER TABLE)", tuple(lacking))
-        yield from _unlike(table, column, present)
-
-
-def _unlike(table: str, own: str, nodes: Sequence[Survey]) -> Iterator[Finding]:
-    """Yield a column that is not of one type on all nodes."""
-    by_type: dict[str, list[str]] = {}
-    for node in nodes:
-        if found := node.tables[table.lower()].columns.get(own.lower()):
-            by_type.setdefault(plain_type(found.type), []).append(node.node)
-    if len(by_type) > 1:
-        listed = ", ".join(f"{kind} on {' and '.join(names)}" for kind, names in by_type.items())
-        yield Finding(ERROR, f"{table}.{own}", f"differs: {listed}", "make it alike on all primaries (ALTER TABLE)")
+def _drifted(table: str, nodes: Sequence[Survey], known: Container[str]) -> Iterator[Finding]:
+    """Yield the columns that are not alike on all nodes that have the table; *known* ones are missed elsewhere."""
+    for drift in drift_of(table, nodes):
+        if drift.column in known and len(drift.by_type.keys() - {MISSING}) == 1:
+            continue
+        fix = "make it alike on all primaries (ALTER TABLE)"
+        yield Finding(ERROR, f"{table}.{drift.column}", f"differs: {drift.listed}", fix)
 
 
 def storage(node: Survey, table: SurveyedTable, severity: str) -> Iterator[Finding]:
@@ -185,7 +181,7 @@ def storage(node: Survey, table: SurveyedTable, severity: str) -> Iterator[Findi
                 WARNING,
                 f"{table.name}.{name}",
                 f"is {column.type}: it gives back 6 digits",
-                ddl.widen_to_double(table.name, name),
+                repairs.widen_to_double(table.name, name),
                 (node.node,),
             )
     for charset, names in charsets.items():
@@ -193,7 +189,7 @@ def storage(node: Survey, table: SurveyedTable, severity: str) -> Iterator[Findi
             ERROR if charset in ("utf8", "utf8mb3") else WARNING,
             f"{table.name}.{names[0]}" if len(names) == 1 else f"{table.name} ({', '.join(names)})",
             f"is {charset}, which cannot hold every character: such a text is rejected",
-            ddl.utf8mb4(table.name),
+            repairs.utf8mb4(table.name),
             (node.node,),
         )
 
@@ -204,7 +200,7 @@ def _engine(node: Survey, table: str, engine: str, severity: str) -> Iterator[Fi
             severity,
             table,
             f"is {engine}: it cannot roll back, so a retry would write twice",
-            ddl.innodb(table),
+            repairs.innodb(table),
             (node.node,),
         )
 

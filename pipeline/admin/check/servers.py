@@ -13,7 +13,7 @@ from pipeline.admin.check.cures import database_cure
 from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.check.finding import ERROR, WARNING, Finding
 from pipeline.errors import PipelineError
-from pipeline.shard import ddl
+from pipeline.shard import repairs
 from pipeline.shard.survey import Survey
 
 #: The first releases with SELECT … FOR UPDATE SKIP LOCKED.
@@ -61,7 +61,7 @@ def privilege_findings(evidence: Evidence) -> Iterator[Finding]:
                 ERROR,
                 ", ".join(names),
                 f"the user {node.account} may not {', '.join(missing_verbs)}",
-                ddl.grant(wanted, node.database, node.account),
+                repairs.grant(wanted, node.database, node.account),
                 (node.node,),
             )
 

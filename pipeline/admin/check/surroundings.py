@@ -42,6 +42,16 @@ def faults(error: ConfigError) -> Iterator[Finding]:
         yield Finding(ERROR, place, what, "correct the configuration; the sentence says what is accepted")
 
 
+def op_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield what has gone wrong with ops: refused, lost, or waiting for too long.
+
+    Args:
+        evidence: what the servers answered.
+    """
+    for fault in evidence.faults:
+        yield Finding(ERROR, "ops", fault.what, fault.fix, (fault.shard,))
+
+
 def configuration_findings(evidence: Evidence) -> Iterator[Finding]:
     """Yield what is usable but unwise.
 

@@ -25,6 +25,7 @@ from pipeline.oplog.appends import (
 )
 from pipeline.oplog.memory.server import MemoryServer, Sent
 from pipeline.oplog.memory.shared_state import MemorySharedState
+from pipeline.oplog.memory.waits import MemoryWaits
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, NOTE_MS
 
 
@@ -204,13 +205,18 @@ class MemoryEntries(MemoryServer):
                 entries[:] = [entry for entry in entries if entry.position > position]
             return before - self._count()
 
-    def publish_schema(self, name: str, hash: str, text: str) -> None:
+    def publish_schemas(self, schemas: Iterable[tuple[str, str, str]]) -> None:
+        found = list(schemas)
         with self._lock:
-            new = hash not in self._server.schemas
-            self._server.schemas[hash] = text
-            self._server.newest_schemas[name] = hash
-        if new:
+            new = [text for _, hash, text in found if hash not in self._server.schemas]
+            self._server.schemas |= {hash: text for _, hash, text in found}
+            self._server.newest_schemas |= {name: hash for name, hash, _ in found}
+        for text in new:
             self.published(text)
+
+    def withdraw_schema(self, name: str) -> None:
+        with self._lock:
+            self._server.newest_schemas.pop(name, None)
 
     def schema(self, hash: str) -> str | None:
         with self._lock:
@@ -308,7 +314,7 @@ class MemoryWork(MemoryEntries):
             return len(self._server.dirty.get(shard, {}))
 
 
-class MemoryLog(MemoryAppends, MemoryWork, MemorySharedState):
+class MemoryLog(MemoryAppends, MemoryWork, MemoryWaits, MemorySharedState):
     """A `contract.Log` of one process: all roles on one `MemoryServer`; thread-safe."""
 
 

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from pipeline import clock
 from pipeline.model.op import Entry, Position
+from pipeline.oplog.waits import Note
 
 
 class Timed(NamedTuple):
@@ -40,6 +41,7 @@ class ServerState:
     dirty: dict[str, dict[int, int]] = field(default_factory=dict)
     marks: dict[str, dict[int, Position]] = field(default_factory=dict)
     notes: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    waits: dict[str, dict[int, tuple[int, str, Note]]] = field(default_factory=dict)  # bucket -> ends at, cause, note
     attempts: dict[str, dict[int, str]] = field(default_factory=dict)
     schemas: dict[str, str] = field(default_factory=dict)
     newest_schemas: dict[str, str] = field(default_factory=dict)

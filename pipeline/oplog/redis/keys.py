@@ -8,6 +8,7 @@
 <prefix>:marks:<shard>      hash    bucket -> watermark, a copy for readers
 <prefix>:attempts:<shard>   hash    bucket -> what a worker is about to apply; see `apply/attempt`
 <prefix>:notes:<shard>      list    "<ms> <watermarks as JSON>", the newest first, one a minute; see `admin/upkeep`
+<prefix>:waits:<shard>      hash    bucket -> why it waits and since when; expires. See `oplog/waits`
 <prefix>:producer:<id>      hash    bucket -> "<last seq> <epoch> <seq>"; expires when idle
 <prefix>:same:<bucket>:<k>  string  claim of a scoped idempotency key: the first op's receipt, or a row's id; expires
 <prefix>:schemas            hash    hash -> schema as JSON
@@ -120,6 +121,10 @@ class Keys:
     def notes(self, shard: str) -> str:
         """Return the notes of a shard's past watermarks."""
         return f"{self.prefix}:notes:{shard}"
+
+    def waits(self, shard: str) -> str:
+        """Return the notes on why buckets of a shard wait."""
+        return f"{self.prefix}:waits:{shard}"
 
     def producer(self, producer: int) -> str:
         """Return the sequences of a producer."""

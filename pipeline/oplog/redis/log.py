@@ -18,6 +18,7 @@ from pipeline.oplog.appends import claimed_id
 from pipeline.oplog.redis.connection import RedisServer, entries_of, hash_of, position_of, ring_of, text_of, translated
 from pipeline.oplog.redis.line import RedisLine
 from pipeline.oplog.redis.shared_state import RedisSharedState
+from pipeline.oplog.redis.waits import RedisWaits
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, NOTE_MS
 
 
@@ -89,15 +90,23 @@ class RedisEntries(RedisServer):
                 pipe.execute_command("XTRIM", self.keys.log(bucket), "MINID", "~", f"{epoch}-{seq + 1}")
             return int(sum(pipe.execute()))
 
-    def publish_schema(self, name: str, hash: str, text: str) -> None:
+    def publish_schemas(self, schemas: Iterable[tuple[str, str, str]]) -> None:
+        found = list(schemas)
+        if not found:
+            return
+
         def publish(redis: redis.Redis) -> None:
             pipe = redis.pipeline()
-            pipe.hset(self.keys.schemas, hash, text)
-            pipe.hset(self.keys.newest_schemas, name, hash)
+            pipe.hset(self.keys.schemas, mapping={hash: text for _, hash, text in found})
+            pipe.hset(self.keys.newest_schemas, mapping={name: hash for name, hash, _ in found})
             pipe.execute()
 
         with translated():
             self._soon(publish)
+
+    def withdraw_schema(self, name: str) -> None:
+        with translated():
+            self._client.hdel(self.keys.newest_schemas, name)
 
     def schema(self, hash: str) -> str | None:
         with translated():
@@ -191,7 +200,7 @@ class RedisWork(RedisEntries):
             self._despite_oom("ZADD", self.keys.dirty(shard), which, *pairs)
 
 
-class RedisLog(RedisAppends, RedisWork, RedisSharedState):
+class RedisLog(RedisAppends, RedisWork, RedisWaits, RedisSharedState):
     """A `contract.Log`: all roles on the connections of one `RedisServer`, whose arguments it takes.
 
     The roles inherit so that their methods are the log's own, as the contract wants them; none overrides another's.

@@ -57,6 +57,21 @@ CREATE TABLE IF NOT EXISTS pipeline_held (
   KEY (bucket, epoch, seq)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
+-- What operators did to ops that were set aside: replay, drop or edit. result: the state that the action left.
+-- op_before: the op before an edit.
+CREATE TABLE IF NOT EXISTS pipeline_actions (
+  id BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
+  at_ms BIGINT NOT NULL,
+  who VARCHAR(128) NOT NULL,
+  action VARCHAR(16) NOT NULL,
+  bucket INT NOT NULL,
+  epoch BIGINT NOT NULL,
+  seq BIGINT NOT NULL,
+  result VARCHAR(16) NOT NULL,
+  op_before LONGTEXT NULL,
+  KEY (bucket, epoch, seq)
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
 -- Proof of loss: positions that the log skipped (producer 0), or sequences of a producer that Redis forgot.
 CREATE TABLE IF NOT EXISTS pipeline_lost (
   bucket INT NOT NULL,
@@ -95,11 +110,12 @@ CREATE TABLE IF NOT EXISTS pipeline_ids (
   KEY (seen_ms)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
--- Schemas by hash, for the case that Redis has lost them.
+-- Schemas by hash, for the case that Redis has lost them; kept_ms: when migrate first stored it here.
 CREATE TABLE IF NOT EXISTS pipeline_schemas (
   hash CHAR(12) NOT NULL PRIMARY KEY,
   table_name VARCHAR(128) NOT NULL,
-  definition LONGTEXT NOT NULL
+  definition LONGTEXT NOT NULL,
+  kept_ms BIGINT NULL
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
 -- One row that the prober renews while nothing is written, so that a stalled replica shows before the next write.
@@ -113,4 +129,16 @@ CREATE TABLE IF NOT EXISTS pipeline_heartbeat (
 CREATE TABLE IF NOT EXISTS pipeline_unfit (
   node VARCHAR(80) NOT NULL PRIMARY KEY,
   since_ms BIGINT NOT NULL
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- What is stopped on this shard. scope: '*' is the whole shard, else a table. kind: paused (by an operator) or breaker
+-- (too many ops were refused); definition: a digest of the table's definition when the breaker last tried an op.
+CREATE TABLE IF NOT EXISTS pipeline_stops (
+  scope VARCHAR(128) NOT NULL,
+  kind VARCHAR(16) NOT NULL,
+  reason TEXT NOT NULL,
+  since_ms BIGINT NOT NULL,
+  by_whom VARCHAR(128) NOT NULL,
+  definition VARCHAR(64) NOT NULL,
+  PRIMARY KEY (scope, kind)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;

@@ -41,6 +41,18 @@ CREATE TABLE IF NOT EXISTS pipeline_held (
   PRIMARY KEY (bucket, row_key, epoch, seq)
 );
 
+CREATE TABLE IF NOT EXISTS pipeline_actions (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  at_ms INTEGER NOT NULL,
+  who VARCHAR(128) NOT NULL,
+  action VARCHAR(16) NOT NULL,
+  bucket INTEGER NOT NULL,
+  epoch INTEGER NOT NULL,
+  seq INTEGER NOT NULL,
+  result VARCHAR(16) NOT NULL,
+  op_before TEXT NULL
+);
+
 CREATE TABLE IF NOT EXISTS pipeline_lost (
   bucket INTEGER NOT NULL,
   epoch INTEGER NOT NULL,
@@ -75,7 +87,8 @@ CREATE TABLE IF NOT EXISTS pipeline_ids (
 CREATE TABLE IF NOT EXISTS pipeline_schemas (
   hash CHAR(12) NOT NULL PRIMARY KEY,
   table_name VARCHAR(128) NOT NULL,
-  definition TEXT NOT NULL
+  definition TEXT NOT NULL,
+  kept_ms INTEGER NULL
 );
 
 CREATE TABLE IF NOT EXISTS pipeline_heartbeat (
@@ -86,4 +99,14 @@ CREATE TABLE IF NOT EXISTS pipeline_heartbeat (
 CREATE TABLE IF NOT EXISTS pipeline_unfit (
   node VARCHAR(80) NOT NULL PRIMARY KEY,
   since_ms INTEGER NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS pipeline_stops (
+  scope VARCHAR(128) NOT NULL,
+  kind VARCHAR(16) NOT NULL,
+  reason TEXT NOT NULL,
+  since_ms INTEGER NOT NULL,
+  by_whom VARCHAR(128) NOT NULL,
+  definition VARCHAR(64) NOT NULL,
+  PRIMARY KEY (scope, kind)
 );

@@ -107,14 +107,24 @@ def test_notes_do_not_pile_up_and_a_text_may_hold_blanks(log: Log):
 
 
 def test_schemas_are_found_by_hash_and_the_newest_by_table(log: Log):
-    log.publish_schema("purchase", "h1", '{"v": 1}')
-    log.publish_schema("purchase", "h2", '{"v": "é"}')
-    log.publish_schema("person", "h3", "{}")
+    log.publish_schemas([("purchase", "h1", '{"v": 1}')])
+    log.publish_schemas([("purchase", "h2", '{"v": "é"}'), ("person", "h3", "{}")])
+    log.publish_schemas([])
 
     assert log.schema("h1") == '{"v": 1}'
     assert log.schema("h2") == '{"v": "é"}'
     assert log.schema("h4") is None
     assert log.newest_schemas() == {"purchase": '{"v": "é"}', "person": "{}"}
+
+
+def test_a_schema_that_is_withdrawn_is_no_longer_the_newest_but_ops_that_name_it_are_understood(log: Log):
+    log.publish_schemas([("purchase", "h1", "{}"), ("person", "h3", "{}")])
+
+    log.withdraw_schema("purchase")
+    log.withdraw_schema("nobody")
+
+    assert log.newest_schemas() == {"person": "{}"}
+    assert log.schema("h1") == "{}"
 
 
 def test_there_are_no_schemas_at_first(log: Log):

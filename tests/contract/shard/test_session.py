@@ -22,7 +22,8 @@ from pipeline.model.op import START, Position
 from pipeline.shard import columns, ledger, ledger_queries
 from pipeline.shard.driver_errors import Fault, code_of, fault_of
 from pipeline.shard.session import NodeSession
-from pipeline.shard.table_facts import Constraints, constraints_of
+from pipeline.shard.survey import survey
+from pipeline.shard.table_facts import Constraints, constraints_in, constraints_of
 
 # transactions -----------------------------------------------------------------------------------------------------
 
@@ -286,6 +287,36 @@ def test_constraints_are_read_from_the_database(session: NodeSession):
     assert constraints_of(session, "parent") == Constraints((("code",),), (), ("child",))
     assert constraints_of(session, "child") == Constraints((("a", "b"),), ((("up",), "parent", ("id",)),), ())
     assert constraints_of(session, "absent") == Constraints()
+    names = ["parent", "child", "absent"]
+    assert constraints_in(session, names) == {name: constraints_of(session, name) for name in names}
+
+
+@mariadb
+def test_tables_of_two_databases_are_told_apart(session: NodeSession, uri: str):
+    [(own,)] = session.query("SELECT DATABASE()")
+    run(
+        session,
+        f"CREATE DATABASE {own}_other",
+        "CREATE TABLE t (id INT PRIMARY KEY, a INT UNIQUE)",
+        f"CREATE TABLE {own}_other.t (id INT PRIMARY KEY, a INT, b INT UNIQUE)",
+    )
+    try:
+        other = f"`{own}_other`.`t`"
+        found = constraints_in(session, ["t", f"{own}_other.t", f"{own}.t"])
+
+        assert [one.unique for one in found.values()] == [(("a",),), (("b",),), (("a",),)]
+        assert constraints_of(session, other).unique == (("b",),)
+        assert [column.name for column in columns.columns_of(session, other)] == ["id", "a", "b"]
+        assert sorted(index.columns for index in columns.indexes_of(session, other)) == [("b",), ("id",)]
+        surveyed = survey("s0", uri, ["t", "absent", f"{own}_other.t", f"{own}.t"], primary=True)
+        assert {name: list(table.columns) for name, table in surveyed.tables.items()} == {
+            "t": ["id", "a"],
+            f"{own}_other.t": ["id", "a", "b"],
+            f"{own}.t": ["id", "a"],
+        }
+        assert surveyed.denied == []
+    finally:
+        run(session, f"DROP DATABASE {own}_other")
 
 
 @both

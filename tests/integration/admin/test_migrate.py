@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from pydal import Field
 from support.servers.admin import Servers, model, servers
 
 from pipeline import cli
-from pipeline.admin.migrate import Step, migrate, migration_steps
+from pipeline.admin.migrate import migrate, plan_of
 from pipeline.client import Client
 from pipeline.errors import PipelineError
 
@@ -57,14 +58,37 @@ def test_the_plan_is_sql_that_a_fresh_server_takes_and_that_leaves_nothing_to_do
     assert run.exit_code == 0, run.output
     assert "CREATE UNIQUE INDEX `uk_purchase_customer_day`" in run.output
     here.sql("s0", f"USE {fresh['redis']['prefix']}; {run.output}")
-    assert list(migration_steps(pipeline)) == []
+    assert plan_of(pipeline).steps == []
+    pipeline.close()
+
+
+def test_the_commands_say_what_cannot_be_done_and_withdraw_a_definition(
+    here: Servers, fresh: dict[str, Any], tmp_path: Path
+) -> None:
+    db = model()
+    db.define_table("place", Field("at", "geometry()"))
+    pipeline = here.client(fresh)
+    pipeline.define_tables(db)
+    config = ["--config", str(written(fresh, tmp_path))]
+
+    plan, refused = command("migrate", "--plan", *config), command("migrate", *config)
+    listed, forgotten = command("tables", "list", *config), command("tables", "forget", "place", *config)
+    last = command("migrate", "--json", *config)
+
+    assert plan.exit_code == 1
+    assert "-- cannot be done: s1: place: place.at: a column of type 'geometry()' cannot be created here" in plan.output
+    assert refused.exit_code == 1
+    assert len(refused.exception.faults) == 2  # type: ignore[union-attr]
+    assert [line.split()[0] for line in listed.output.splitlines()] == ["place", "purchase", "visit"]
+    assert forgotten.exit_code == 0
+    assert last.output == '{"statements": 0, "faults": []}\n'
     pipeline.close()
 
 
 def test_planning_changes_nothing(here: Servers, fresh: dict[str, Any]) -> None:
     pipeline = published(here, fresh)
 
-    steps = list(migration_steps(pipeline))
+    steps = plan_of(pipeline).steps
 
     assert steps
     assert tables(here, "s0", fresh) == []
@@ -93,7 +117,7 @@ def test_a_killed_migrate_can_be_run_again(here: Servers, fresh: dict[str, Any],
 
     path = written(fresh, tmp_path)
     killed = subprocess.run([sys.executable, "-c", KILL, str(path), str(step)], timeout=60, check=False)
-    unfinished = list(migration_steps(pipeline))
+    unfinished = plan_of(pipeline).steps
     migrate(pipeline)
 
     assert killed.returncode == -signal.SIGKILL
@@ -113,12 +137,12 @@ def test_a_failure_names_its_statement_and_the_shards_that_are_finished(here: Se
         migrate(pipeline)
 
     message = str(raised.value)
-    assert message.startswith("shard 's1' stopped at purchase: unique index on customer, day: ")
-    assert "Duplicate entry" in message
-    assert "finished before: s0" in message
+    assert "s1: purchase: unique index on customer, day: Duplicate entry" in message
+    assert "1 could not be done" in message
+    assert "visit" in tables(here, "s1", fresh)
     here.sql("s1", f"USE {database}; DELETE FROM purchase WHERE id = 2")
     migrate(pipeline)
-    assert list(migration_steps(pipeline)) == []
+    assert plan_of(pipeline).steps == []
     pipeline.close()
 
 
@@ -129,14 +153,14 @@ def test_a_unique_key_that_is_configured_later_gets_its_index(here: Servers, fre
     fresh["tables"]["visit"] = {"unique": [["note"]]}
     pipeline = published(here, fresh)
 
-    steps = list(migration_steps(pipeline))
+    steps = plan_of(pipeline).steps
 
     assert [(step.shard, step.what) for step in steps] == [
         ("s0", "visit: unique index on note"),
         ("s1", "visit: unique index on note"),
     ]
     assert migrate(pipeline) == 2
-    assert list(migration_steps(pipeline)) == []
+    assert plan_of(pipeline).steps == []
     pipeline.close()
 
 
@@ -166,12 +190,16 @@ def test_a_bucket_that_another_shard_holds_is_refused(here: Servers, fresh: dict
 
 def test_each_step_is_told_before_it_is_taken(here: Servers, fresh: dict[str, Any]) -> None:
     pipeline = published(here, fresh)
-    planned, told = list(migration_steps(pipeline)), list[Step]()
+    planned, told = plan_of(pipeline).steps, list[object]()
 
     migrate(pipeline, told.append)
 
     assert told == planned
     pipeline.close()
+
+
+def command(*words: str) -> Any:
+    return CliRunner().invoke(cli.pipeline, words)
 
 
 def empty(here: Servers) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from support.servers.admin import Servers, model, servers
 
 from pipeline import cli
+from pipeline.admin import check, upkeep
 from pipeline.admin.observer import Observer
 from pipeline.admin.status import ShardStatus, Status
 from pipeline.apply.applier import Applier
@@ -99,6 +100,67 @@ def test_refused_and_lost_ops_are_counted(here: Servers, pipeline: Client, obser
 
     assert total(status, lambda shard: shard.rejected) == 1
     assert status.shards[1].lost == 3
+    found = CliRunner().invoke(cli.pipeline, ["status", "--config", str(here.cluster.config)])
+    assert found.exit_code == 1
+    assert found.output.startswith("fault: s0: 1 op was refused for good; ")
+    checked = check.check(here.config()).findings
+    assert {(one.nodes, one.what) for one in checked if one.place == "ops"} == {
+        (("s0",), "1 op was refused for good"),
+        (("s1",), "3 ops were lost by Redis"),
+    }
+    assert checked[0].place == "ops"
+
+
+def test_a_paused_shard_is_named_with_who_and_why(here: Servers, pipeline: Client, observer: Observer) -> None:
+    ask(here, "pause", "s0", "--reason", "a disk swap")
+    enqueue(pipeline, OPS)
+    outcome = worker(pipeline, "s0").apply()
+    paused = observer.look().shards[0]
+
+    asked = CliRunner().invoke(cli.pipeline, ["why", "s0", "--json", "--config", str(here.cluster.config)])
+    assert ask(here, "resume", "s0") == "shard s0 goes on"
+    drain(pipeline)
+
+    reason, no_worker = paused.waits
+    assert no_worker.kind == "no-worker"
+    assert outcome.waiting == reason.sentence()
+    assert asked.exit_code == 1
+    assert outcome.waiting in [one["sentence"] for one in json.loads(asked.output)["reasons"]]
+    assert "because s0 is paused (by " in outcome.waiting
+    assert "a disk swap" in outcome.waiting
+    assert paused.queue.ops
+    assert total(observer.look(), lambda shard: shard.queue.ops) == 0
+    assert ask(here, "why", "s0") == "nothing of shard s0 waits"
+    assert ask(here, "drain", "s1").endswith("its ops wait until: pipeline resume s1")
+    assert ask(here, "resume", "s1") == "shard s1 goes on"
+
+
+def test_a_table_that_halts_is_resumed_and_what_waited_is_applied(here: Servers, pipeline: Client) -> None:
+    same = [{"customer": -2, "day": date(2021, 1, 1)}] * 60
+    pipeline.enqueue_bulk_insert("purchase", same)
+    drain(pipeline)
+    waiting = pipeline.enqueue_insert("purchase", customer=-2, day=date(2022, 1, 1))
+    visit = pipeline.enqueue_insert("visit", note="goes on")
+    drain(pipeline)
+
+    found = CliRunner().invoke(cli.pipeline, ["status", "--config", str(here.cluster.config)])
+    [shard] = pipeline.topology.shards_of(waiting.bucket)
+    here.sql(shard, "ALTER TABLE purchase COMMENT = 'mended'")
+    before = upkeep.release_waiting(pipeline, shard)
+    after = (waiting.status(), visit.status())
+    here.sql(shard, "DELETE FROM pipeline_rejects")
+
+    assert f"fault: {shard}: purchase is halted: Duplicate entry '-2-2021-01-01'" in found.output
+    assert after[0] in ("replayed", "durable")
+    assert after[1] in ("applied", "durable")
+    assert before == 0, "the one that was tried was the only one"
+    assert ask(here, "why", "purchase") == "nothing of table purchase waits"
+    assert ask(here, "pause", "purchase").startswith("table purchase is paused")
+    paused = pipeline.enqueue_insert("purchase", customer=-2, day=date(2023, 1, 1))
+    drain(pipeline)
+    assert paused.status() == "parked"
+    assert ask(here, "resume", "purchase") == "table purchase goes on; 1 op that was set aside is settled"
+    assert paused.status() == "replayed"
 
 
 def test_a_full_pipeline_says_why(pipeline: Client, observer: Observer) -> None:
@@ -190,11 +252,21 @@ def enqueue(pipeline: Client, ops: int) -> None:
 
 def drain(pipeline: Client) -> None:
     for shard in pipeline.topology.shards:
-        applier = Applier(shard, pipeline.nodes.primary(shard), pipeline.log, pipeline.settings.apply)
+        applier = worker(pipeline, shard)
         for _ in polls(20):
             if not pipeline.log.dirty(shard):  # type: ignore[attr-defined]
                 break
             applier.apply()
+
+
+def worker(pipeline: Client, shard: str) -> Applier:
+    return Applier(shard, pipeline.nodes.primary(shard), pipeline.log, pipeline.settings.apply)
+
+
+def ask(here: Servers, *command: str) -> str:
+    run = CliRunner().invoke(cli.pipeline, [*command, "--config", str(here.cluster.config)], catch_exceptions=False)
+    assert run.exit_code == 0, run.output
+    return run.output.strip()
 
 
 def settle(observer: Observer) -> None:

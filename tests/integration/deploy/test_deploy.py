@@ -42,6 +42,26 @@ def test_the_units_are_locked_in(unit: str, units: Path) -> None:
     run("systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", str(units / unit))
 
 
+@pytest.mark.parametrize("unit", UNITS)
+def test_systemd_never_gives_a_service_up(unit: str) -> None:
+    file = unit.replace("@s0", "@")
+    lines = (DEPLOY / "systemd" / file).read_text().splitlines()
+
+    assert {"Restart=always", "StartLimitIntervalSec=0"} <= set(lines)
+
+
+def test_compose_starts_every_service_again_but_migrate() -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    services = text[text.index("\nservices:") : text.index("\nvolumes:")]
+
+    assert "x-service: &service\n  restart: unless-stopped\n" in text
+    assert re.findall(r"restart: .*", services) == ['restart: "no"']
+    found = re.findall(r"^  ([a-z0-9-]+):\n((?:    .*\n|\n)+)", services, re.MULTILINE)
+    assert {"redis-log", "redis-broker", "worker-s0", "worker-s1", "flower", "migrate"} <= {name for name, _ in found}
+    for name, body in found:
+        assert re.search(r"<<: \*(redis|mariadb|worker|pipeline)$", body, re.MULTILINE), name
+
+
 def compose() -> list[str] | None:
     """Return the compose command of this machine: the plug-in, else the stand-alone program."""
     for command in (["docker", "compose"], ["docker-compose"]):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from support.servers.probing import REPLICAS, App, Shard, probing, shard, until
+from support.servers.probing import REPLICAS, Shard, prober_of, probing, shard, until
 from support.servers.proxy import Proxy
 
 from pipeline import cli, clock
@@ -25,7 +25,6 @@ from pipeline.reads.health.prober import Duty, Prober
 from pipeline.reads.health.report import IN_ROTATION
 from pipeline.reads.routing.policy import Bounds, Candidate, choose
 from pipeline.shard.nodes import Nodes
-from workers.prober import Watch
 
 pytestmark = pytest.mark.mariadb
 BOUND_S = 1.5
@@ -233,7 +232,7 @@ def queries(one: Shard, node: str) -> int:
 
 def test_a_replica_is_looked_at_once_a_second_however_many_processes_read(mended: Shard) -> None:
     mended.sql("s0-r0", "SET GLOBAL log_output='TABLE'; TRUNCATE mysql.general_log; SET GLOBAL general_log=1")
-    rivals = [Watch(load(mended.config), App()) for _ in range(3)]
+    rivals = [prober_of(mended) for _ in range(3)]
     clients = [Client(mended.config) for _ in range(4)]
     started = clock.mono_s()
     for rival in rivals:

@@ -83,8 +83,8 @@ class Doorway:
         self.new = make
         self.op_builder = OpBuilder(self.topology, self, self)
 
-    def publish(self, schema: TableSchema) -> None:
-        self.published.append(schema.name)
+    def publish(self, schemas: list[TableSchema]) -> None:
+        self.published += [schema.name for schema in schemas]
 
     def approve(self, schema: TableSchema) -> None:
         self.approved.append(schema.name)
@@ -377,7 +377,7 @@ def test_the_database_is_looked_at_once_before_a_tables_first_op(db: Any, doorwa
 
 
 def test_a_definition_that_cannot_be_published_does_not_break_a_page_that_only_reads(db: Any):
-    def refuse(schema: TableSchema) -> None:
+    def refuse(schemas: list[TableSchema]) -> None:
         raise BadOp("not today")
 
     doorway = Doorway()

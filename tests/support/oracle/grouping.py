@@ -255,7 +255,7 @@ class Database:
         self._empty()
         log = MemoryLog()
         for schema in TABLES:
-            log.publish_schema(schema.name, schema.hash, schema.to_json())
+            log.publish_schemas([(schema.name, schema.hash, schema.to_json())])
         log.raise_epoch("s0", log.epoch("s0")[2], EPOCH)
         line, first = log.line(), 1
         for part, most in ((ops[:settled], 1), (ops[settled:], at_once)):

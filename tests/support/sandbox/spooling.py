@@ -46,9 +46,9 @@ class Switched(MemoryLog):
         self._gone()
         return super().epoch(scope)
 
-    def publish_schema(self, *arguments: Any) -> None:
+    def publish_schemas(self, *arguments: Any) -> None:
         self._gone()
-        super().publish_schema(*arguments)
+        super().publish_schemas(*arguments)
 
     def schema(self, hash: str) -> Any:
         self._gone()

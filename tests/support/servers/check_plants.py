@@ -101,7 +101,7 @@ PLANTS = {
         "ALTER TABLE visit ADD COLUMN note VARCHAR(100)",
         "s0: visit.note",
         "is missing here",
-        "ALTER TABLE `visit` ADD COLUMN `note` VARCHAR(100)",
+        "pipeline migrate",
     ),
     "a column missing on one replica": Plant(
         "s0-r0",
@@ -115,9 +115,9 @@ PLANTS = {
         "s0",
         "ALTER TABLE pipeline_rejects DROP COLUMN reason",
         "ALTER TABLE pipeline_rejects ADD COLUMN reason TEXT NOT NULL",
-        "pipeline_rejects.reason",
-        "is missing here, but not on the other nodes",
-        "ALTER TABLE",
+        "s0: the pipeline's own tables",
+        "are missing here (pipeline_rejects.reason)",
+        "pipeline migrate",
     ),
     "a column too short for its definition": Plant(
         "s1",
@@ -125,7 +125,7 @@ PLANTS = {
         "ALTER TABLE purchase MODIFY note VARCHAR(100)",
         "s1: purchase.note",
         "is varchar(50), but the published length is 100",
-        "ALTER TABLE `purchase` MODIFY `note` VARCHAR(100)",
+        "pipeline migrate",
     ),
     "types that differ between shards": Plant(
         "s1",
@@ -141,7 +141,7 @@ PLANTS = {
         "ALTER TABLE purchase MODIFY price DECIMAL(10,2)",
         "s0: purchase.price",
         "is decimal(10,1)",
-        "DECIMAL(10,2)",
+        "is no widening",
     ),
     "a FLOAT column": Plant(
         "s0",

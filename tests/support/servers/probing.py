@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydal import DAL, Field
@@ -22,19 +21,10 @@ from pipeline.devcluster.cluster import Cluster
 from pipeline.devcluster.startup import wait_ready
 from pipeline.reads.health.report import IN_ROTATION, Report
 from workers.prober import Watch
+from workers.threads import Turns
 
 BUCKETS = 8
 REPLICAS = ("s0-r0", "s0-r1")
-
-
-class App:
-    """What the prober wants of Celery."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, dict[str, Any]]] = []
-
-    def send_task(self, name: str, kwargs: dict[str, Any], **options: Any) -> None:
-        self.sent.append((name, kwargs))
 
 
 class Shard:
@@ -118,15 +108,19 @@ def shard(directory: Path) -> Iterator[Shard]:
 
 
 @contextmanager
-def probing(made: Shard) -> Iterator[App]:
+def probing(made: Shard) -> Iterator[None]:
     """Probe as a worker does."""
-    app = App()
-    watch = Watch(load(made.config), app)
+    watch = prober_of(made)
     watch.start()
     try:
-        yield app
+        yield
     finally:
         watch.stop()
+
+
+def prober_of(made: Shard) -> Turns:
+    """Return a prober's thread, as a worker has it."""
+    return Turns("prober", Watch(load(made.config)))
 
 
 def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:

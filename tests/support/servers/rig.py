@@ -68,6 +68,10 @@ class Rig:
         assert port is not None
         return port
 
+    def pid(self, name: str) -> int:
+        """Return the id of a process: of a worker, its main process."""
+        return self._process(name).pid
+
     def log_text(self, name: str) -> str:
         """Return what a process has written since it was last started."""
         return processes.log_text(self.cluster.directory, self._process(name))
@@ -95,12 +99,16 @@ class Rig:
         return path
 
     @contextmanager
-    def worker(self, config: Path | None = None, *, concurrency: int = 1, **environment: str) -> Iterator[str]:
-        """Start a worker of one's own; at the end it is killed and forgotten."""
+    def worker(
+        self, config: Path | None = None, *, concurrency: int = 1, ready: bool = True, **environment: str
+    ) -> Iterator[str]:
+        """Start a worker of one's own, and wait until it is ready; at the end it is killed and forgotten."""
         directory = self.cluster.directory
         service = celery.worker(config or self.config, next(self._numbers), concurrency)
         service = replace(service, environment={**service.environment, **environment})
-        wait_ready(directory, startup.launch(directory, [service]), lambda sentence: None)
+        launched = startup.launch(directory, [service])
+        if ready:
+            wait_ready(directory, launched, lambda sentence: None)
         try:
             yield service.name
         finally:

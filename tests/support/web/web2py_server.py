@@ -13,13 +13,14 @@ import json
 import os
 import pickle
 import signal
+import sqlite3
 import subprocess
 import sys
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.cookiejar import CookieJar
 from io import BytesIO
 from pathlib import Path
@@ -134,8 +135,13 @@ class Site:
 
 
 def tickets(folder: Path) -> list[str]:
-    """Return the tracebacks in `applications/*/errors`; the HTTP page hides them."""
-    return [_Ticket(BytesIO(path.read_bytes())).load()["traceback"] for path in _ticket_files(folder)]
+    """Return the tracebacks of web2py and py4web in a folder; the HTTP page hides them."""
+    of_web2py = [_Ticket(BytesIO(path.read_bytes())).load()["traceback"] for path in _ticket_files(folder)]
+    of_py4web = []
+    for path in folder.rglob("service.storage"):
+        with closing(sqlite3.connect(path)) as made:
+            of_py4web += [text for (text,) in made.execute("SELECT snapshot FROM py4web_error")]
+    return of_web2py + of_py4web
 
 
 class _Ticket(pickle.Unpickler):

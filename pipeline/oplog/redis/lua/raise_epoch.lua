@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Set a scope's epoch if it is still as the caller saw it and the server is still the one it asked.
 --
 -- KEYS  1 epoch of the scope, "<epoch> <master_replid>"

@@ -1,0 +1,199 @@
+"""Find what a shard lacks of the published definitions: tables, columns, room in columns, indexes. Nothing is run here.
+
+Every step expands: whatever fitted before it fits after it. What cannot be done that way is a fault that says what to
+do, and keeps no other step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pipeline.admin.check import types
+from pipeline.config.topology import Topology
+from pipeline.errors import PipelineError
+from pipeline.model.schema import Column, TableSchema
+from pipeline.shard import ddl
+from pipeline.shard.columns import DatabaseColumn, columns_of, holds_64_bits, indexes_of
+from pipeline.shard.session import NodeSession
+from pipeline.shard.widening import Widening, refused_type, widening
+
+#: Where the definition does not say otherwise, a MODIFY keeps this of a column.
+_NOT_NULL = " NOT NULL"
+
+
+class Step(NamedTuple):
+    """One statement on one shard.
+
+    Attributes:
+        shard: the shard's name.
+        what: the table, column, index or buckets that the statement makes.
+        sql: the statement.
+        table: the application's table that stands and is altered, as SQL; empty where nothing waits for the statement.
+        contracts: whether the statement drops or narrows.
+    """
+
+    shard: str
+    what: str
+    sql: str
+    table: str = ""
+    contracts: bool = False
+
+
+class Fault(NamedTuple):
+    """What no step mends, on one shard: the sentence says why, and what to do."""
+
+    shard: str
+    what: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.what}: {self.why}"
+
+
+def expand(session: NodeSession, shard: str, schema: TableSchema, topology: Topology) -> Iterator[Step | Fault]:
+    """Yield what a published table lacks: all of it, or columns, room and indexes.
+
+    Args:
+        session: of the shard's primary.
+        shard: its name.
+        schema: the table's newest definition.
+        topology: which columns are looked up by.
+    """
+    there = {column.name.lower(): column for column in columns_of(session, table_name(schema))}
+    if not there:
+        try:
+            statements = list(ddl.create_table(schema, topology, session.dialect))
+        except PipelineError as error:
+            why = f"{error}: give the field another type, or withdraw the table (pipeline tables forget {schema.name})"
+            yield Fault(shard, schema.name, why)
+            return
+        yield from (Step(shard, schema.name, sql) for sql in statements)
+        return
+    for column in schema.columns:
+        own = ddl.own_name(schema, column.name)
+        yield from _column(session, shard, schema, column, there.get(own.lower()), topology)
+    yield from _indexes(session, shard, schema, topology)
+
+
+def table_name(schema: TableSchema) -> str:
+    """Return a table's name as its model writes it.
+
+    Args:
+        schema: the table's definition.
+    """
+    return schema.rname or schema.name
+
+
+def table_sql(session: NodeSession, schema: TableSchema) -> str:
+    """Return a table's name as SQL.
+
+    Args:
+        session: of the node.
+        schema: the table's definition.
+    """
+    return schema.rname or session.dialect.quote(schema.name)
+
+
+def modify(session: NodeSession, schema: TableSchema, column: DatabaseColumn, kind: str, *, null: bool | None) -> str:
+    """Return the MODIFY that gives a column another type and keeps all else: default, collation, comment.
+
+    Args:
+        session: of the primary, MySQL or MariaDB.
+        schema: the table's definition.
+        column: the column as it is.
+        kind: the new type.
+        null: whether the column may be NULL; None to leave that.
+    """
+    rest = definition(session, schema, column)[len(column.type) :]
+    if null is not None:
+        rest = rest.replace(_NOT_NULL, "", 1).replace(" DEFAULT NULL", "", 1) + ("" if null else _NOT_NULL)
+    return f"ALTER TABLE {table_sql(session, schema)} MODIFY {session.dialect.quote(column.name)} {kind.upper()}{rest}"
+
+
+def definition(session: NodeSession, schema: TableSchema, column: DatabaseColumn) -> str:
+    """Return a column as SHOW CREATE TABLE has it, behind its name.
+
+    Args:
+        session: of the primary, MySQL or MariaDB.
+        schema: the table's definition.
+        column: the column as it is.
+    """
+    shown = str(session.query(f"SHOW CREATE TABLE {table_sql(session, schema)}")[0][1])
+    name = f"{session.dialect.quote(column.name)} "
+    lines = (line.strip() for line in shown.splitlines())
+    found = next((line for line in lines if line.startswith(name)), name + column.type)
+    return found.removeprefix(name).rstrip(",")
+
+
+def _column(
+    session: NodeSession,
+    shard: str,
+    schema: TableSchema,
+    column: Column,
+    there: DatabaseColumn | None,
+    topology: Topology,
+) -> Iterator[Step | Fault]:
+    place, table = f"{schema.name}.{column.name}", table_sql(session, schema)
+    try:
+        wanted = ddl.column_type(schema, column, session.dialect)
+        sql = ddl.column_sql(schema, column, session.dialect)
+    except PipelineError as error:
+        if there is None:
+            yield Fault(shard, place, f"{error}: give the field another type, or take it out of the model")
+        return
+    if there is None:
+        if column.notnull or column.name == schema.id_name:
+            yield Fault(shard, place, _NEW_NOT_NULL if column.notnull else _NEW_ID)
+        else:
+            yield Step(shard, f"{place}: new column", f"ALTER TABLE {table} ADD COLUMN {sql}", table)
+    elif session.dialect.name == "mysql":
+        yield from _room(session, shard, schema, column, there, wanted.lower(), topology)
+
+
+_NEW_NOT_NULL = (
+    "rows that stand would get a value that nobody gave, and queued inserts without the new column would wait. "
+    "Release it with notnull=False, fill the rows, then set notnull=True and run pipeline migrate --contract"
+)
+_NEW_ID = "the table stands without its id column; see pipeline adopt"
+
+
+def _room(
+    session: NodeSession,
+    shard: str,
+    schema: TableSchema,
+    column: Column,
+    there: DatabaseColumn,
+    wanted: str,
+    topology: Topology,
+) -> Iterator[Step | Fault]:
+    """Yield what makes a column hold all that its definition promises."""
+    place, is_id = f"{schema.name}.{column.name}", column.name == schema.id_name
+    if is_id:
+        narrow = topology.table(schema.name).ids == "pipeline" and not holds_64_bits(there.type)
+    else:
+        narrow = types.fault(column, there.type) is not None
+    if narrow and widening(there.type, wanted) is not Widening.EXACT:
+        yield Fault(shard, place, refused_type(there.type, wanted))
+        return
+    # NOT NULL with a default was made by hand; without one it is what migrate makes
+    opens = not (there.nullable or column.notnull or is_id)
+    opens = opens and " DEFAULT " not in definition(session, schema, there)
+    if narrow or opens:
+        kind = wanted if narrow else there.type
+        sql = modify(session, schema, there, kind, null=True if opens else None)
+        change = f"{there.type} to {kind}" if narrow else "may be NULL"
+        yield Step(shard, f"{place}: {change}", sql, table_sql(session, schema))
+
+
+def _indexes(session: NodeSession, shard: str, schema: TableSchema, topology: Topology) -> Iterator[Step]:
+    """Yield the indexes that a killed run or a new rule left out."""
+    there = indexes_of(session, table_name(schema))
+    for index in ddl.indexes(schema, topology):
+        wanted = tuple(ddl.own_name(schema, field).lower() for field in index.fields)
+        unique = any(found.unique and set(found.columns) == set(wanted) for found in there)
+        leading = not index.unique and any(found.columns[: len(wanted)] == wanted for found in there)
+        if not (unique or leading):
+            kind = "unique index" if index.unique else "index"
+            what = f"{schema.name}: {kind} on {', '.join(index.fields)}"
+            yield Step(shard, what, ddl.create_index(schema, index, session.dialect), table_sql(session, schema))

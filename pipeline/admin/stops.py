@@ -1,0 +1,194 @@
+"""Pause, resume and drain a shard or a table, as an operator orders; the order is kept in the shards themselves."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from pipeline import clock
+from pipeline.admin.release import try_one
+from pipeline.client import Client
+from pipeline.errors import BadOp, PipelineError, Unavailable, did_you_mean
+from pipeline.model.op import Position
+from pipeline.shard import ledger_queries
+from pipeline.shard.stops import BREAKER, PAUSED, WHOLE, Stop, give, lift, stops_of
+
+
+class Target(NamedTuple):
+    """What an order is about.
+
+    Attributes:
+        name: the shard's or the table's.
+        scope: as the shards store it.
+        shards: where it is stored.
+    """
+
+    name: str
+    scope: str
+    shards: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{'shard' if self.scope == WHOLE else 'table'} {self.name}"
+
+
+def target_of(pipeline: Client, name: str) -> Target:
+    """Return the shard or the table of a name; `shard:x` and `table:x` tell two of the same name apart.
+
+    Args:
+        pipeline: the deployment.
+        name: as the operator gave it.
+
+    Raises:
+        BadOp: neither has this name, or both have.
+    """
+    kind, _, bare = name.rpartition(":")
+    shards = pipeline.topology.shards
+    is_shard = bare in shards and kind != "table"
+    if is_shard and kind == "shard":
+        return Target(bare, WHOLE, (bare,))
+    tables = {*pipeline.settings.tables, *_published(pipeline, needed=not is_shard)}
+    is_table = bare in tables and kind != "shard"
+    if is_shard and is_table:
+        raise BadOp(f"a shard and a table have the name {bare!r}: write shard:{bare} or table:{bare}")
+    if is_shard:
+        return Target(bare, WHOLE, (bare,))
+    if is_table:
+        return Target(bare, bare, tuple(shards))
+    raise BadOp(f"no shard and no published table has the name {bare!r}{did_you_mean(bare, {*shards, *tables})}")
+
+
+def pause(pipeline: Client, target: Target, reason: str = "") -> None:
+    """Stop a target on all of its shards. Workers obey within a second, after their current batch.
+
+    Args:
+        pipeline: the deployment.
+        target: what to stop.
+        reason: shown wherever its ops are seen to wait.
+
+    Raises:
+        PipelineError: a primary did not answer; the message names it. The other shards are paused: repeat the call.
+    """
+    failed = {}
+    for shard in target.shards:
+        try:
+            give(pipeline.nodes.primary(shard), Stop(target.scope, PAUSED, reason, 0, who()))
+        except PipelineError as error:
+            failed[shard] = error
+    _report(target, failed)
+
+
+def resume(pipeline: Client, target: Target) -> list[Stop]:
+    """Lift the stops of a target on all of its shards; return what was lifted. `release` lets go on what was set aside.
+
+    A table that a breaker stopped stays stopped where the op that waits first is refused again.
+
+    Args:
+        pipeline: the deployment.
+        target: what to resume.
+
+    Raises:
+        PipelineError: a primary did not answer; the message names it. The other shards go on: repeat the call.
+    """
+    lifted, failed = [], {}
+    for shard in target.shards:
+        try:
+            mine = [one for one in stops_of(pipeline.nodes.primary(shard)) if one.scope == target.scope]
+            lifted += [one for one in mine if _lift(pipeline, shard, one)]
+            _wake(pipeline, shard)
+        except PipelineError as error:
+            failed[shard] = error
+    _report(target, failed)
+    return lifted
+
+
+def drain(pipeline: Client, target: Target, timeout_s: float, reason: str = "") -> Iterator[int]:
+    """Yield how many of the ops that are queued now are left, until none is; then pause the target.
+
+    Args:
+        pipeline: the deployment.
+        target: what to drain. The ops of a table wait in the buckets of its shards, so all ops in them are counted.
+        timeout_s: how long to wait, seconds; after it nothing is paused.
+        reason: as of `pause`.
+
+    Raises:
+        PipelineError: the target is paused already, or a primary did not answer.
+    """
+    for shard in target.shards:
+        for one in stops_of(pipeline.nodes.primary(shard)):
+            if one.scope in (WHOLE, target.scope):
+                raise PipelineError(one.reason_on(shard).sentence())
+    topology = pipeline.topology
+    queued = {s: pipeline.log.tails((*topology.buckets_of(s), topology.reference_bucket)) for s in target.shards}
+    for _ in clock.polls(timeout_s, first_s=0.05, most_s=0.5):
+        left = sum(_left(pipeline, shard, tails) for shard, tails in queued.items())
+        if left == 0:
+            pause(pipeline, target, reason)
+        yield left
+        if left == 0:
+            return
+
+
+def stops_on(pipeline: Client, shard: str, target: Target) -> list[Stop]:
+    """Return how a target is stopped on a shard.
+
+    Args:
+        pipeline: the deployment.
+        shard: the shard's name.
+        target: of the order.
+    """
+    return [one for one in stops_of(pipeline.nodes.primary(shard)) if one.scope == target.scope]
+
+
+def who() -> str:
+    """Return who gives an order: the user and the host of this process."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        user = "?"
+    return f"{user}@{socket.gethostname()}"
+
+
+def _published(pipeline: Client, *, needed: bool) -> list[str]:
+    """Return the names of the published tables; a shard can be paused while Redis does not answer."""
+    try:
+        return list(pipeline.log.newest_schemas())
+    except Unavailable:
+        if needed:
+            raise
+        return []
+
+
+def _report(target: Target, failed: Mapping[str, PipelineError]) -> None:
+    """Raise where an order reached not all shards of its target."""
+    if failed:
+        why = "; ".join(f"shard {shard}: {error}" for shard, error in failed.items())
+        done = ", ".join(shard for shard in target.shards if shard not in failed) or "none"
+        raise PipelineError(f"{why} (done: {done}); mend it and repeat the command")
+
+
+def _lift(pipeline: Client, shard: str, order: Stop) -> bool:
+    if order.kind == BREAKER:
+        return try_one(pipeline, shard, order, who())
+    return lift(pipeline.nodes.primary(shard), order.scope, order.kind)
+
+
+def _wake(pipeline: Client, shard: str) -> None:
+    """End the rest of a shard's buckets; where Redis does not answer, the rest ends by itself."""
+    topology = pipeline.topology
+    try:
+        pipeline.log.postpone(shard, (*topology.buckets_of(shard), topology.reference_bucket), 0)
+        pipeline.bell.ring_now(shard, 1)
+    except Unavailable:
+        return
+
+
+def _left(pipeline: Client, shard: str, tails: Mapping[int, Position]) -> int:
+    """Return how many ops up to the tails a shard has not applied."""
+    found = ledger_queries.marks_of(pipeline.nodes.primary(shard), tails) if tails else {}
+    behind = {bucket: mark.position for bucket, mark in found.items() if mark.position < tails[bucket]}
+    if not behind:
+        return 0
+    before, beyond = pipeline.log.queued(behind), pipeline.log.queued({b: tails[b] for b in behind})
+    return max(1, sum(before[bucket] - beyond[bucket] for bucket in behind))

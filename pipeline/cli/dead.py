@@ -1,0 +1,249 @@
+"""Run `pipeline dead`: list, show, edit, replay and drop ops that were set aside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.admin import dead_op
+from pipeline.admin.dead import HEADS, Found, Where, chosen, find, place_of, replay, waiting_behind
+from pipeline.cli.options import config_option, opened
+from pipeline.errors import BadOp
+from pipeline.shard.set_aside import ASIDE
+
+_STYLES = {"rejected": "bold red", "waiting": "yellow", "parked": "yellow", "replayed": "green", "dropped": "dim"}
+_where_option = click.option(
+    "--where",
+    "pairs",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="table, shard, bucket, reason (words in it), code, state, since (2h); each narrows.",
+)
+_shard_option = click.option("--shard", help="Where the op is; needed for a reference table only.")
+_json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
+@click.group("dead")
+def dead_group() -> None:
+    """Repair ops that the database refused, and those that wait behind them."""
+
+
+@dead_group.command("list")
+@config_option
+@_where_option
+@click.option("--limit", "most", type=click.IntRange(min=1), default=100, show_default=True, help="Ops per shard.")
+@_json_option
+def dead_list(config: str | None, pairs: tuple[str, ...], most: int, as_json: bool) -> None:
+    """List the ops that are set aside, with the database's reasons. Exits with 1 if there are any.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        pairs: which ops.
+        most: the most ops of one shard.
+        as_json: whether to print JSON.
+    """
+    with opened(config) as pipeline:
+        found = list(find(pipeline, Where.parse(pairs), most=most))
+    if as_json:
+        click.echo(json.dumps([_plain(one) for one in found], indent=2))
+    elif found:
+        Console().print(_table(found))
+        Console().print(_mends(found), highlight=False)
+    else:
+        click.echo("no op is set aside")
+    raise SystemExit(1 if any(one.op.state in ASIDE for one in found) else 0)
+
+
+@dead_group.command("show")
+@config_option
+@click.argument("op")
+@_shard_option
+@_json_option
+def dead_show(config: str | None, op: str, shard: str | None, as_json: bool) -> None:
+    """Show OP, such as 17:1795859554-3, beside the row as it is in the database now.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        op: its place.
+        shard: where it is.
+        as_json: whether to print JSON.
+    """
+    with opened(config) as pipeline:
+        shown = dead_op.show(pipeline, place_of(op), shard)
+    if as_json:
+        plain = {**_plain(shown.found), "behind": shown.behind, "writes": [asdict(write) for write in shown.writes]}
+        click.echo(json.dumps(plain, indent=2, default=str))
+        return
+    console = Console()
+    for line in _head(shown):
+        console.print(line, highlight=False)
+    for write in shown.writes:
+        console.print(_sides(write))
+
+
+@dead_group.command("edit")
+@config_option
+@click.argument("op")
+@click.argument("values", nargs=-1, required=True, metavar="FIELD=VALUE…")
+@click.option("--member", type=click.IntRange(min=0), default=0, help="Which row write of an atomic group, from 0.")
+@_shard_option
+def dead_edit(config: str | None, op: str, values: tuple[str, ...], member: int, shard: str | None) -> None:
+    """Change values of OP; `pipeline dead replay OP` then applies it. The op as it was is kept.
+
+    A value is a text, a number or a list as in JSON, or null.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        op: its place.
+        values: the fields to change.
+        member: which row write of an atomic group.
+        shard: where it is.
+    """
+    given = {field: text for field, equals, text in (one.partition("=") for one in values) if equals}
+    if len(given) < len(values):
+        raise click.UsageError("give each value as FIELD=VALUE, each field once")
+    with opened(config) as pipeline:
+        typed = dead_op.typed_values(pipeline, place_of(op), given, shard=shard, member=member)
+        found = dead_op.edit(pipeline, place_of(op), typed, shard=shard, member=member)
+    click.echo(
+        f"{op} is changed; to apply it: pipeline dead replay {op}" + (f" --shard {found.shard}" if shard else "")
+    )
+
+
+def _bulk(name: str, sentence: str, *, drop: bool) -> click.Command:
+    @dead_group.command(name, help=sentence)
+    @config_option
+    @click.argument("ops", nargs=-1)
+    @_where_option
+    @click.option("--all", "every", is_flag=True, help="All ops that are set aside.")
+    @click.option("--dry-run", is_flag=True, help="Count what would be done, and change nothing.")
+    @_json_option
+    def command(
+        config: str | None, ops: tuple[str, ...], pairs: tuple[str, ...], every: bool, dry_run: bool, as_json: bool
+    ) -> None:
+        if not (ops or pairs or every):
+            raise click.UsageError("name ops, or say which with --where, or --all")
+        where = Where.parse(pairs, ops)
+        with opened(config) as pipeline:
+            # a parked op may be dropped by name
+            found = chosen(pipeline, where, ASIDE if drop and ops else HEADS)
+            heads = sum(len(own) for buckets in found.values() for own in buckets.values())
+            if ops and heads < len(ops):
+                raise BadOp(_not_there(ops, found, drop=drop))
+            if dry_run:
+                behind = sum(waiting_behind(pipeline, shard, buckets) for shard, buckets in found.items())
+                _say(
+                    {"chosen": heads, "behind": behind}, as_json, f"{heads:,} ops, and {behind:,} that wait behind them"
+                )
+                return
+            done = _run(pipeline, found, heads, drop=drop)
+        counts = f"{done['replayed']:,} replayed, {done['dropped']:,} dropped, {done['refused']:,} refused again"
+        _say(done, as_json, f"{counts}, {done['parked']:,} still wait behind others")
+        raise SystemExit(1 if done["refused"] else 0)
+
+    return command
+
+
+dead_replay = _bulk(
+    "replay",
+    "Apply OPS that are set aside, and what waits behind them, in order. Exits with 1 if any is refused.",
+    drop=False,
+)
+dead_drop = _bulk("drop", "Give OPS up, and apply what waits behind them, in order.", drop=True)
+
+
+def _run(pipeline: Any, found: Mapping[str, Any], heads: int, *, drop: bool) -> dict[str, int]:
+    done = dict.fromkeys(("replayed", "dropped", "refused", "parked"), 0)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("dropping" if drop else "replaying", total=heads)
+        for step in replay(pipeline, found, drop=drop):
+            for name in done:
+                done[name] += getattr(step.done, name)
+            progress.update(bar, advance=step.done.heads)
+    return done
+
+
+def _not_there(ops: Iterable[str], found: Mapping[str, Any], *, drop: bool) -> str:
+    there = {(bucket, position) for buckets in found.values() for bucket, own in buckets.items() for position in own}
+    missing = next(op for op in ops if place_of(op) not in there)
+    which = "is set aside" if drop else "is rejected or waiting (a parked one follows the op that it waits behind)"
+    return f"no op at {missing} {which}: see pipeline dead list"
+
+
+def _say(counts: Mapping[str, int], as_json: bool, sentence: str) -> None:
+    click.echo(json.dumps(counts) if as_json else sentence)
+
+
+def _plain(one: Found) -> dict[str, Any]:
+    op = one.op
+    return {
+        "op": _place(one), "shard": one.shard, "table": op.table, "row": op.row_key, "state": op.state, "code": op.code,
+        "reason": op.reason, "since_ms": op.rejected_ms,
+    }  # fmt: skip
+
+
+def _table(found: Iterable[Found]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    for name in ("op", "shard", "state", "table", "row"):
+        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=20 if name == "row" else None)
+    table.add_column("reason", overflow="fold")
+    for one in found:
+        op = one.op
+        code = f"({op.code}) " if op.code is not None else ""
+        state = Text(op.state, style=_STYLES[op.state])
+        table.add_row(_place(one), one.shard, state, op.table, op.row_key, Text(f"{code}{op.reason}"))
+    return table
+
+
+def _mends(found: Iterable[Found]) -> str:
+    first = next((_place(one) for one in found if one.op.state in HEADS), None)
+    return f"look at one: pipeline dead show {first}" if first else ""
+
+
+def _head(shown: dead_op.Shown) -> Iterable[Text]:
+    op, place = shown.found.op, _place(shown.found)
+    since = datetime.fromtimestamp(op.rejected_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    yield Text.assemble((place, "bold"), f" on {shown.found.shard}: ", (op.state, _STYLES[op.state]), f" since {since}")
+    yield Text(f"{f'({op.code}) ' if op.code is not None else ''}{op.reason}")
+    if not shown.writes:
+        yield Text("this version cannot decode the op; it can only be dropped", style="yellow")
+    if op.state in ASIDE:
+        yield Text(f"{shown.behind:,} ops wait behind it")
+        yield Text(
+            f"mend the cause, or: pipeline dead edit {place} FIELD=VALUE; then: pipeline dead replay {place}", "dim"
+        )
+
+
+def _sides(write: dead_op.RowWrite) -> Table:
+    rows = {True: "", False: ", which is not there", None: ": only the database knows its rows"}[write.there]
+    table = Table(
+        title=f"{write.kind} {write.table} {write.row}{rows}", title_justify="left", box=None, padding=(0, 2, 0, 0)
+    )
+    for name in ("column", "now", "new"):
+        table.add_column(name, overflow="fold", header_style="dim")
+    for cell in write.cells:
+        now = "" if not write.there else repr(cell.now)
+        changed = cell.new is not None and cell.new != now
+        table.add_row(cell.column, now, Text(cell.new or "", style="bold" if changed else ""))
+    return table
+
+
+def _place(one: Found) -> str:
+    return f"{one.op.entry.bucket}:{one.op.entry.position}"

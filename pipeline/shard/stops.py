@@ -1,0 +1,161 @@
+"""Read and write what is stopped on a shard: the whole shard, or a table. A stop outlives every restart."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import NamedTuple
+
+from pipeline.errors import NotMigrated, PipelineError
+from pipeline.model.wait_reason import WaitReason
+from pipeline.shard.ledger import text_literal
+from pipeline.shard.session import NodeSession
+
+#: The scope of a stop of the whole shard; no table has this name.
+WHOLE = "*"
+#: Kinds of stops: by an operator; because the database refused too many ops.
+PAUSED, BREAKER = "paused", "breaker"
+#: The longest reason that is stored, characters.
+_REASON = 1000
+_COLUMNS = "scope, kind, reason, since_ms, by_whom, definition"
+#: MySQL names the next id in a table's definition.
+_NEXT_ID = re.compile(r" AUTO_INCREMENT=\d+")
+
+
+class Stop(NamedTuple):
+    """What is stopped, and why.
+
+    Attributes:
+        scope: a table's name, or `WHOLE`.
+        kind: `PAUSED` or `BREAKER`.
+        reason: the operator's words, or the database's.
+        since_ms: by the primary's clock, ms since 1970.
+        by_whom: who gave the order, or the worker's host.
+        definition: of a breaker, the table's definition in the database as it was, see `definition_of`.
+    """
+
+    scope: str
+    kind: str
+    reason: str
+    since_ms: int
+    by_whom: str
+    definition: str = ""
+
+    def reason_on(self, shard: str) -> WaitReason:
+        """Return why the ops wait that this stops.
+
+        Args:
+            shard: the name of the stop's shard.
+        """
+        detail = f"by {self.by_whom}: {self.reason}" if self.reason else f"by {self.by_whom}"
+        if self.kind == BREAKER:
+            detail = self.reason
+        return WaitReason(self.kind, shard, shard if self.scope == WHOLE else self.scope, detail, self.since_ms)
+
+
+def stops_of(session: NodeSession) -> list[Stop]:
+    """Return all that is stopped on a shard, the oldest first.
+
+    Args:
+        session: of the shard's primary, outside a transaction.
+
+    Raises:
+        NotMigrated: the shard has no such table yet.
+    """
+    found = session.query(f"SELECT {_COLUMNS} FROM pipeline_stops ORDER BY since_ms, scope")
+    return [Stop(*row) for row in found]
+
+
+def stopped_tables(session: NodeSession) -> set[str]:
+    """Return the names of the tables that are stopped.
+
+    Args:
+        session: of the shard's primary, inside a transaction.
+    """
+    return {scope for (scope,) in session.rows("SELECT scope FROM pipeline_stops") if scope != WHOLE}
+
+
+def stop_reasons(session: NodeSession, shard: str) -> list[WaitReason]:
+    """Return why ops wait because of what is stopped; nothing where the shard's tables are older than this process.
+
+    Args:
+        session: of the shard's primary.
+        shard: the shard's name.
+    """
+    try:
+        return [stop.reason_on(shard) for stop in stops_of(session)]
+    except NotMigrated:
+        return []
+
+
+def give(session: NodeSession, order: Stop) -> None:
+    """Stop a scope; committed when this returns. What is stopped already keeps its time and reason.
+
+    Args:
+        session: of the shard's primary.
+        order: what to stop; its time is the primary's.
+    """
+    before = ", ".join(map(text_literal, (order.scope, order.kind, order.reason[:_REASON])))
+    after = ", ".join(map(text_literal, (order.by_whom[:128], order.definition)))
+    with session.translated(), session.transaction():
+        session.execute(
+            f"INSERT INTO pipeline_stops ({_COLUMNS}) VALUES ({before}, {session.dialect.now_ms}, {after})"
+            + session.dialect.on_conflict(["scope", "kind"], [])
+        )
+
+
+def lift(session: NodeSession, scope: str, kind: str) -> bool:
+    """Remove a stop; committed when this returns, which says whether there was one.
+
+    Args:
+        session: of the shard's primary.
+        scope: a table's name, or `WHOLE`.
+        kind: `PAUSED` or `BREAKER`.
+    """
+    with session.translated(), session.transaction():
+        return session.execute(f"DELETE FROM pipeline_stops WHERE {_named(scope, kind)}") > 0
+
+
+def note_definition(session: NodeSession, scope: str, definition: str) -> None:
+    """Note under which definition a table was tried last; committed when this returns.
+
+    Args:
+        session: of the shard's primary.
+        scope: the table's name.
+        definition: see `definition_of`.
+    """
+    with session.translated(), session.transaction():
+        session.execute(
+            f"UPDATE pipeline_stops SET definition = {text_literal(definition)} WHERE {_named(scope, BREAKER)}"
+        )
+
+
+def definition_of(session: NodeSession, table: str) -> str:
+    """Return a digest of a table's columns, constraints and triggers, which changes with these; empty: unknown.
+
+    Args:
+        session: of the shard's primary, outside a transaction.
+        table: its name in the database.
+    """
+    try:
+        return _definition(session, table)
+    except PipelineError:  # it cannot be read: then its changes are not noticed
+        return ""
+
+
+def _definition(session: NodeSession, table: str) -> str:
+    name = text_literal(table)
+    if session.dialect.name == "mysql":
+        found = session.query(f"SHOW CREATE TABLE {session.dialect.quote(table)}")
+        found += session.query(
+            "SELECT TRIGGER_NAME, ACTION_STATEMENT FROM information_schema.TRIGGERS"
+            f" WHERE EVENT_OBJECT_SCHEMA = DATABASE() AND EVENT_OBJECT_TABLE = {name} ORDER BY TRIGGER_NAME"
+        )
+    else:
+        found = session.query(f"SELECT sql FROM sqlite_master WHERE tbl_name = {name} ORDER BY name")
+    text = _NEXT_ID.sub("", repr([tuple(map(str, row)) for row in found]))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _named(scope: str, kind: str) -> str:
+    return f"scope = {text_literal(scope)} AND kind = {text_literal(kind)}"

@@ -1,0 +1,128 @@
+"""Run the threads of a worker's main process, which runs no tasks: the prober, the sweeper, and chores for each scope.
+
+A thread waits for no task, no event loop and no broker. So what has to happen now and then does happen while tasks
+crowd their queue, and while Celery tries to reach the broker.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any, Protocol
+
+from celery import bootsteps
+
+from pipeline import clock
+from pipeline.config.settings import load
+from pipeline.config.topology import Topology
+from pipeline.oplog.appends import scopes_of
+from pipeline.oplog.doorbell import queue_of
+from workers.chores import Chores
+from workers.prober import Watch
+from workers.process import process_client
+from workers.sweeper import Pulse, Sweep
+
+#: How long a stopping worker waits for the current turns of all threads, s.
+STOP_S = 3.0
+#: The time to the next turn after one that failed, s.
+FAILED_S = 1.0
+logger = logging.getLogger("pipeline.worker")
+
+
+class Threads(bootsteps.StartStopStep):
+    """A bootstep of the worker. The pool forks before; a child that is forked later has none of the connections."""
+
+    requires = ("celery.worker.components:Pool", "celery.worker.components:Timer")
+
+    def __init__(self, parent: Any, **options: Any):
+        super().__init__(parent, **options)
+        self._threads: list[Turns] = []
+        self._beats: Any = None
+
+    def start(self, parent: Any) -> None:
+        """Start all threads, before the worker meets its broker.
+
+        Args:
+            parent: Celery's worker.
+        """
+        settings, pulse = load(), Pulse()
+        shards, queues = Topology(settings).shards, parent.app.amqp.queues.consume_from
+        served = [shard for shard in shards if queue_of(shard) in queues]
+        self._beats = parent.timer.call_repeatedly(1.0, pulse.beat)
+        client = process_client()
+        works: dict[str, Work] = {"prober": Watch(settings), "sweeper": Sweep(settings, pulse, served)}
+        for scope in scopes_of(shards).values():
+            works[f"chores-{scope.name}"] = Chores(client, scope)
+        self._threads = [Turns(name, work) for name, work in works.items()]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, parent: Any) -> None:
+        """Stop all threads, so that another worker takes their leases.
+
+        Args:
+            parent: Celery's worker.
+        """
+        if self._beats is not None:
+            self._beats.cancel()
+        for thread in self._threads:
+            thread.ask_to_stop()
+        deadline = clock.Deadline(STOP_S)
+        for thread in self._threads:
+            thread.stop(deadline.left_s)
+
+    terminate = stop
+
+
+class Work(Protocol):
+    """What a thread does, turn by turn."""
+
+    def turn(self) -> float:
+        """Do what is due, and return the seconds to the next turn."""
+        ...
+
+    def close(self) -> None:
+        """End, and close this thread's connections."""
+        ...
+
+
+class Turns:
+    """A thread at its work.
+
+    Args:
+        name: of the thread, and in its log.
+        work: what it does.
+    """
+
+    def __init__(self, name: str, work: Work):
+        self._work = work
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"pipeline-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def ask_to_stop(self) -> None:
+        """Let the current turn be the last."""
+        self._ended.set()
+
+    def stop(self, within_s: float = STOP_S) -> None:
+        """Stop the thread after its current turn.
+
+        Args:
+            within_s: how long to wait for that.
+        """
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(within_s)
+
+    def _run(self) -> None:
+        pause_s = 0.0
+        while not self._ended.wait(pause_s):
+            try:
+                pause_s = self._work.turn()
+            except Exception:  # the outermost loop: the thread goes on after any error
+                logger.exception("a turn of %s failed", self._thread.name)
+                pause_s = FAILED_S
+        self._work.close()
