@@ -15,6 +15,7 @@ from pipeline.apply.batch import FactBook
 from pipeline.apply.executor import ConstraintsChanged, Executor, SchemaBehind
 from pipeline.apply.grouping import Item, grouped
 from pipeline.apply.held_rows import HeldRows
+from pipeline.apply.misfits import misfit
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import NewerOp, NotAnOp, ShardUnavailable, Unavailable
 from pipeline.model.op import Op, Position, decode
@@ -169,6 +170,8 @@ class Replay:
                 continue
             if why := self._why_not(item.op, blocked):
                 late[op.place] = (item, why)
+            elif misfit(item.op, self._facts.known):
+                left.append(Reject(op.entry, op.table, op.row_key, op.code, op.reason, op.state))
             else:
                 items.append(item)
         rows = HeldRows(self._facts.known, self._tables, None)

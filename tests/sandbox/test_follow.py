@@ -270,7 +270,7 @@ def test_a_barrier_knows_the_tables_that_other_processes_have_published(db: Any,
     other = DAL("sqlite:memory")
     other.define_table("elsewhere", Field("n", "integer"))
     schema = schema_of(other.elsewhere)
-    box.log.publish_schema(schema.name, schema.hash, schema.to_json())
+    box.log.publish_schemas([(schema.name, schema.hash, schema.to_json())])
 
     pipeline.barrier("elsewhere", timeout_s=5)
 
