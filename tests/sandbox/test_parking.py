@@ -200,3 +200,23 @@ def test_a_receipt_of_a_parked_op_says_what_it_waits_behind(db: Any, box: Sandbo
         parked.wait(timeout_s=0.01)
     with pytest.raises(WaitTimeout, match="1 of 2 ops was still parked"):
         pipeline.wait_all([parked, last], timeout_s=0.01)
+
+
+def test_a_pending_row_shows_what_will_be_applied_and_nothing_that_will_be_parked(db: Any, box: Sandbox):
+    row = refused(db, box)
+    other = pipeline.enqueue_insert(db.event, who=7, note="other", n=1).id
+    box.drain()
+    with pipeline.atomic():
+        pipeline.enqueue_update(db.event.id == row, n=5)
+        pipeline.enqueue_update(db.event.id == other, n=5)
+    pipeline.enqueue_update(db.event.id == other, n=9)
+    free = pipeline.enqueue_insert(db.event, who=7, note="free").id
+
+    def seen() -> list[Any]:
+        found = [pipeline.get(db.event, id, pending=True, shard_key=7) for id in (row, other, free)]
+        return [one and one.n for one in found]
+
+    before = seen()
+    box.drain()
+
+    assert before == seen() == [None, 1, 0]

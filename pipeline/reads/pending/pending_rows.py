@@ -17,7 +17,9 @@ from pipeline.oplog.contract import Entries
 from pipeline.reads.connections import NodeReader
 from pipeline.reads.pending.op_effect import Unforeseeable, Values, row_after
 from pipeline.shard import ledger_queries
-from pipeline.shard.ledger import known_keys
+from pipeline.shard.ledger import HOLDING, Mark, known_keys
+from pipeline.shard.row_keys import row_keys
+from pipeline.shard.set_aside import holders
 
 #: Entries that are looked through for one row. 1000 take about 5 ms; a longer queue is not worth it.
 MOST_ENTRIES = 1000
@@ -55,11 +57,16 @@ class Overlay:
             CannotOverlay: too many entries, an unknown schema, or an effect that only the database can compute.
         """
         for _ in range(OVERLAY_TRIES):
-            mark, raw = _snapshot(reader, table, row_id, bucket)
+            snapshot = _snapshot(reader, table, row_id, bucket)
+            (mark, state), raw = snapshot
             entries = self._behind(mark, bucket)
             fresh = _not_applied(reader, mark, bucket, entries)
             if fresh is None:
                 continue
+            if state == HOLDING and fresh:
+                fresh = self._not_parked(reader, table, bucket, fresh)
+                if _snapshot(reader, table, row_id, bucket) != snapshot:
+                    continue  # a replay moves no watermark
             stored = _values(reader, table, raw)
             values = stored
             try:
@@ -87,6 +94,19 @@ class Overlay:
             before = entry.position
         return entries
 
+    def _not_parked(self, reader: NodeReader, table: Any, bucket: int, ops: Sequence[Op]) -> list[Op]:
+        """Leave out the ops that wait behind an op of their row that is set aside, as the shard will."""
+        schemas = {one.schema: self._schema(one, table) for op in ops for one in op.named}
+        keys = [row_keys(op, schemas) for op in ops]
+        held = {key for _, key in holders(reader.session, {(bucket, key) for own in keys for key in own})}
+        free = []
+        for op, own in zip(ops, keys, strict=True):
+            if held.isdisjoint(own):
+                free.append(op)
+            else:
+                held |= own
+        return free
+
     def _schema(self, op: Op, table: Any) -> TableSchema:
         schema = self._schemas.get(op.schema)
         if schema is None:
@@ -100,20 +120,20 @@ class Overlay:
         return schema
 
 
-def _snapshot(reader: NodeReader, table: Any, row_id: int, bucket: int) -> tuple[Position, tuple[Any, ...] | None]:
+def _snapshot(reader: NodeReader, table: Any, row_id: int, bucket: int) -> tuple[Mark, tuple[Any, ...] | None]:
     """Return the watermark and the row, raw, in one statement."""
     # not pyDAL's own SELECT: the line 3 leaves values out of its text
     columns, own_id = ", ".join(field.sqlsafe for field in table), table._id.sqlsafe
     row = f"SELECT {columns} FROM {table.sql_fullref} WHERE {own_id} = {int(row_id)}"
     found = reader.rows(
-        f"SELECT w.epoch, w.seq, r.* FROM pipeline_watermarks AS w LEFT JOIN ({row}) AS r ON 1=1"
+        f"SELECT w.epoch, w.seq, w.state, r.* FROM pipeline_watermarks AS w LEFT JOIN ({row}) AS r ON 1=1"
         f" WHERE w.bucket = {bucket}"
     )
     if not found:
         raise ShardUnavailable(reader.node, f"it has no watermark of bucket {bucket}: run pipeline migrate")
-    epoch, seq, *raw = found[0]
+    epoch, seq, state, *raw = found[0]
     there = raw[table.fields.index(table._id.name)] is not None
-    return Position(epoch, seq), tuple(raw) if there else None
+    return Mark(Position(epoch, seq), state), tuple(raw) if there else None
 
 
 def _not_applied(reader: NodeReader, mark: Position, bucket: int, entries: Sequence[Entry]) -> list[Op] | None:
