@@ -103,7 +103,7 @@ def resume(pipeline: Client, target: Target) -> list[Stop]:
     return lifted
 
 
-def drain(pipeline: Client, target: Target, timeout_s: float, reason: str = "") -> Iterator[int]:
+def drain_and_pause(pipeline: Client, target: Target, timeout_s: float, reason: str = "") -> Iterator[int]:
     """Yield how many of the ops that are queued now are left, until none is; then pause the target.
 
     Args:

@@ -86,12 +86,13 @@ class Outcome:
     left: int = 0
     ring: bool = False
     waiting: str = ""  # why nothing, or not everything, was applied
+    aside: str = ""  # why ops were set aside, where their table is stopped
     refused: list[Reject] = field(default_factory=list)  # the ops that were rejected
 
     def summary(self) -> dict[str, int | str]:
         """Return what Flower shows of the outcome, without what is zero."""
         shown: dict[str, int | str] = {"applied": self.applied, "rejected": self.rejected, "ms": self.ms}
-        for name in ("parked", "seen", "lost", "buckets", "left", "waiting"):
+        for name in ("parked", "seen", "lost", "buckets", "left", "waiting", "aside"):
             if getattr(self, name):
                 shown[name] = getattr(self, name)
         return shown
@@ -105,7 +106,7 @@ class Outcome:
         for name in ("applied", "rejected", "parked", "seen", "lost", "buckets", "refused"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.left, self.ring = other.left, other.ring or self.ring
-        self.waiting = self.waiting or other.waiting
+        self.waiting, self.aside = self.waiting or other.waiting, self.aside or other.aside
 
 
 @dataclass(slots=True)
@@ -399,6 +400,7 @@ class Applier:
             lost=batch.lost,
             buckets=len(batch.after),
             waiting=batch.why,
+            aside=next((reason.sentence() for _, reason in batch.halted), ""),
             refused=[one for one in executor.rejects if one.state == REJECTED],
         )
 

@@ -97,7 +97,7 @@ def drain_command(context: click.Context, config: str | None, name: str, reason:
     with opened(config) as pipeline, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         target = stops.target_of(pipeline, name)
         bar, total = progress.add_task("draining", total=None), 0
-        for left in stops.drain(pipeline, target, timeout_s, reason):
+        for left in stops.drain_and_pause(pipeline, target, timeout_s, reason):
             total = max(total, left)
             progress.update(bar, total=total, completed=total - left)
     if left:

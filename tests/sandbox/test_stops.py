@@ -107,7 +107,7 @@ def test_a_shard_without_the_table_of_stops_is_not_stopped(box: Sandbox, event: 
 
 def test_a_drain_waits_for_what_is_queued_and_then_pauses(box: Sandbox, event: Any):
     pipeline.enqueue_bulk_insert(event, [{"who": who} for who in range(40)])
-    drained = stops.drain(box.client, order(box, "s0"), timeout_s=60)
+    drained = stops.drain_and_pause(box.client, order(box, "s0"), timeout_s=60)
 
     first = next(drained)
     pipeline.enqueue_bulk_insert(event, [{"who": who} for who in range(40)])
@@ -117,13 +117,13 @@ def test_a_drain_waits_for_what_is_queued_and_then_pauses(box: Sandbox, event: A
     assert list(drained)[-1] == 0
     assert worker(box, "s0").apply().applied == 0
     with pytest.raises(PipelineError, match="is paused"):
-        next(stops.drain(box.client, order(box, "s0"), timeout_s=0))
+        next(stops.drain_and_pause(box.client, order(box, "s0"), timeout_s=0))
 
 
 def test_a_drain_that_runs_out_of_time_pauses_nothing(box: Sandbox, event: Any):
     pipeline.enqueue_bulk_insert(event, [{"who": who} for who in range(40)])
 
-    *_, left = stops.drain(box.client, order(box, "s0"), timeout_s=0)
+    *_, left = stops.drain_and_pause(box.client, order(box, "s0"), timeout_s=0)
 
     assert left > 0
     assert stops_of(box.client.nodes.primary("s0")) == []
@@ -207,6 +207,17 @@ def test_the_ops_of_a_paused_table_are_released_in_order_with_those_that_name_no
     apply_all(box)
     assert last.status() == "applied"
     assert [found["note"] for found in box.rows(event)] == ["12345"]
+
+
+def test_a_batch_says_why_it_set_ops_aside(box: Sandbox, event: Any):
+    receipt = pipeline.enqueue_insert(event, who=7)
+    [shard] = box.client.topology.shards_of(receipt.bucket)
+    stops.pause(box.client, order(box, "event"))
+
+    shown = worker(box, shard).apply().summary()
+
+    assert shown["parked"] == 1
+    assert "because event is paused" in str(shown["aside"])
 
 
 def test_a_group_waits_as_a_whole_for_a_table_that_is_paused(box: Sandbox, event: Any):
