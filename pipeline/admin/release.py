@@ -6,11 +6,12 @@ Whoever lifts a stop releases its ops. A worker's chore does it too, in case tha
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from pipeline.apply.replay import Replay
 from pipeline.client import Client
+from pipeline.errors import ShardUnavailable
 from pipeline.model.op import Position
 from pipeline.model.schema import TableSchema
 from pipeline.shard import replays
@@ -19,6 +20,8 @@ from pipeline.shard.table_facts import bare_name
 
 #: The most ops that one query names: what waits behind them is replayed with them.
 _HEADS = 5000
+#: After so many buckets in a row that fail the shard itself is at fault.
+_FAILURES = 3
 logger = logging.getLogger("pipeline.upkeep")
 
 
@@ -44,8 +47,26 @@ def release(pipeline: Client, shard: str, who: str) -> Iterator[int]:
     if WHOLE in stopped or not chosen:
         return
     replay = Replay(session, pipeline.log, pipeline.settings.apply, pipeline.settings.tables)
-    for result in replay.run(chosen, who):
-        yield result.replayed + result.refused
+    try:
+        for result in replay.run(chosen, who):
+            yield result.replayed + result.refused
+    except ShardUnavailable as error:
+        logger.warning("shard %s: each of %d buckets is released alone: %s", shard, len(chosen), error)
+        yield from _each_alone(replay, chosen, who)
+
+
+def _each_alone(replay: Replay, chosen: Mapping[int, Iterable[Position]], who: str) -> Iterator[int]:
+    """Release bucket by bucket, so that an op that cannot be replayed now delays its own bucket only."""
+    failed = 0
+    for bucket, own in chosen.items():
+        try:
+            for result in replay.run({bucket: own}, who):
+                yield result.replayed + result.refused
+                failed = 0
+        except ShardUnavailable:
+            failed += 1
+            if failed == _FAILURES:  # it is the shard
+                raise
 
 
 def try_one(pipeline: Client, shard: str, stop: Stop, who: str) -> bool:
@@ -90,10 +111,13 @@ def try_changed(pipeline: Client, shard: str, who: str) -> list[str]:
         definition = definition_of(session, names.get(stop.scope, stop.scope))
         if definition in ("", stop.definition):
             continue
-        if try_one(pipeline, shard, stop, who):
-            done.append(stop.scope)
-        else:
-            note_definition(session, stop.scope, definition)
+        try:
+            if try_one(pipeline, shard, stop, who):
+                done.append(stop.scope)
+            else:
+                note_definition(session, stop.scope, definition)
+        except ShardUnavailable as error:  # other tables are released all the same
+            logger.warning("shard %s: no op of %s could be tried: %s", shard, stop.scope, error)
     return done
 
 

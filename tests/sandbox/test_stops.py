@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import pymysql
 import pytest
 from pydal import DAL, Field
 
@@ -16,6 +17,7 @@ from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import BadOp, PipelineError
+from pipeline.shard.session import NodeSession
 from pipeline.shard.stops import stops_of
 from pipeline.testing import Sandbox
 
@@ -262,6 +264,32 @@ def test_what_a_dead_resume_left_is_released_by_a_worker_s_chore(box: Sandbox, e
 
     assert released == 20
     assert {receipt.status() for receipt in mine} == {"replayed"}
+
+
+def test_an_op_that_cannot_be_released_now_delays_its_own_bucket_only(
+    box: Sandbox, event: Any, monkeypatch: pytest.MonkeyPatch
+):
+    mine = pipeline.enqueue_bulk_insert(event, [{"who": who, "note": "a"} for who in range(20)])
+    locked = pipeline.enqueue_insert(event, who=7, note="locked")
+    stops.pause(box.client, order(box, "event"))
+    apply_all(box)
+    real = NodeSession.execute
+
+    def execute(session: NodeSession, sql: str) -> int:
+        if "'locked'" in sql:
+            raise pymysql.err.OperationalError(1205, "Lock wait timeout exceeded")
+        return real(session, sql)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NodeSession, "execute", execute)
+        patch.setattr("pipeline.clock.sleep_s", lambda for_s: None)
+        go_on(box, "event")
+        others = [receipt for receipt in mine if receipt.bucket != locked.bucket]
+        assert {receipt.status() for receipt in others} == {"replayed"}
+        assert locked.status() == "parked"
+
+    assert go_on(box, "event") > 0
+    assert {receipt.status() for receipt in [*mine, locked]} == {"replayed"}
 
 
 def test_an_op_that_is_set_aside_says_what_stops_it(box: Sandbox, event: Any):
