@@ -166,7 +166,7 @@ def _faults(shard: ShardStatus, max_age_s: float) -> Iterator[OpFault]:
                 shard.shard, f"{reason.scope} is halted: {reason.detail}", f"run: pipeline why {reason.scope}"
             )
     if shard.rejected:
-        yield OpFault(shard.shard, f"{_ops(shard.rejected)} refused for good", "read why in pipeline_rejects")
+        yield OpFault(shard.shard, f"{_ops(shard.rejected)} refused for good", "run: pipeline dead list")
     if shard.lost:
         yield OpFault(shard.shard, f"{_ops(shard.lost)} lost by Redis", "enqueue again what pipeline_lost names")
     if shard.queue.oldest_ms is not None and shard.queue.oldest_ms > max_age_s * 1000:

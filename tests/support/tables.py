@@ -10,7 +10,6 @@ TABLES_TOML = """\
 [tables.tally]
 shard_key = "owner"
 unique = [["owner", "name"]]
-on_reject = "skip"
 
 [tables.event]
 shard_key = "owner"
