@@ -31,7 +31,7 @@ def holding(box: Sandbox, token: str | None = None) -> Request:
 def test_a_request_has_every_function_of_the_package():
     missing = [name for name in pipeline.__all__ if not hasattr(Request, name)]
 
-    assert missing == ["configure", "current", "close", "Receipts"]
+    assert missing == ["configure", "current", "close", "Receipts", "on_reject", "Rejection"]
 
 
 def test_lazy_tables_are_looked_at_once_per_process_and_may_be_named_all_the_same(box: Sandbox):
