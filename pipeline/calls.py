@@ -182,10 +182,10 @@ class Calls(ABC):
 
     def barrier(self, table: Any, timeout_s: float = 30.0) -> None:
         """Wait until what was enqueued for *table* is applied, at most *timeout_s*; see `pipeline.barrier`."""
-        deadline = Deadline(timeout_s)
+        deadline, name = Deadline(timeout_s), self.client.table_name(table)
         if self.client.drain_thread is not None:  # what is in this host's spool comes first
             self.client.drain_thread().wait_empty(timeout_s)
-        self.client.follower.barrier(table if isinstance(table, str) else table._tablename, deadline.left_s)
+        self.client.follower.barrier(name, deadline.left_s)
 
     def parse(self, text: str) -> Receipt:
         """Return the receipt that was printed as *text*."""

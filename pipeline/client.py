@@ -18,6 +18,7 @@ from pipeline.enqueue.drain import Drainer
 from pipeline.enqueue.held_ops import Held, HeldOps
 from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.wiring import wire_writes
+from pipeline.errors import UnknownTable
 from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipts
 from pipeline.oplog.contract import Log
@@ -140,6 +141,19 @@ class Client(Calls):
         return self.dispatch.holding(held)
 
     # databases ----------------------------------------------------------------------------------------------
+
+    def table_name(self, table: Any) -> str:
+        """Return the name of *table*, a pyDAL table or the name of one that this deployment knows.
+
+        Raises:
+            UnknownTable: nobody has defined, configured or published a table of that name.
+        """
+        if not isinstance(table, str):
+            return str(table._tablename)
+        known = {*self.topology.configured, *self.op_builder.names}
+        if table not in known and table not in (published := self.log.newest_schemas()):
+            raise UnknownTable(table, {*known, *published})
+        return table
 
     def define_on(self, db: Any, table: Any) -> Any:
         """Define *table* and its siblings on *db*, the DAL of a node, and return the DAL."""

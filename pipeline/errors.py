@@ -198,7 +198,7 @@ class NewerOp(PipelineError):
         super().__init__(
             f"an op of version {version}{named}; this worker understands versions up to {known}: upgrade this worker"
         )
-        self.version = version
+        self.version, self.what = version, what
 
 
 class Lost(PipelineError):

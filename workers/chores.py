@@ -1,7 +1,8 @@
-"""Do a shard's chores: reconcile, trim, raise the epoch of another server. Each scope has a thread of its own.
+"""Do a shard's chores: reconcile, trim, release what a stop held back; raise the epoch of another server.
 
-Chores are no tasks: in a crowded queue they would expire (7 of 9 trims did, while the log grew). A shard that hangs
-delays its own chores only. Of all workers one does a chore: whoever takes its lease first.
+Each scope has a thread of its own. Chores are no tasks: in a crowded queue they would expire (7 of 9 trims did, while
+the log grew). A shard that hangs delays its own chores only. Of all workers one does a chore: whoever takes its lease
+first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ logger = logging.getLogger("pipeline.chores")
 #: The time between two turns, s.
 TURN_S = 1.0
 #: The chores of a shard, and the time between two of a kind, s.
-CHORES = {"reconcile": (upkeep.reconcile, 30), "trim": (upkeep.trim, 10)}
+CHORES = {
+    "reconcile": (upkeep.reconcile, 30),
+    "trim": (upkeep.trim, 10),
+    "release": (upkeep.release_waiting, 15),
+}
 #: The time between two checks whether Redis is the server that gave out a scope's epoch, ms.
 LINEAGE_MS = 900
 
@@ -62,7 +67,7 @@ class Chores:
             except Unavailable:  # a dead primary is noticed by one failure; the second try finds its successor
                 found = work(self._client, shard)
             if found:
-                logger.info("%s shard=%s buckets_or_entries=%d", name, shard, found)
+                logger.info("%s shard=%s found=%d", name, shard, found)
         except Exception as error:  # the outermost loop: one chore that fails stops no other
             logger.warning("%s of shard %s failed: %s: %s", name, shard, type(error).__name__, error)
         # another worker may do the next; trimming asks every shard, and each thread has connections of its own
@@ -74,7 +79,7 @@ def hasten(log: SharedState, name: str, shard: str) -> None:
 
     Args:
         log: has the leases.
-        name: `reconcile` or `trim`.
+        name: a key of `CHORES`.
         shard: the shard's name.
     """
     log.release_lease(f"{name}:{shard}", "1")

@@ -32,13 +32,12 @@ def apply(shard: str, ops: int = 1) -> dict[str, Any]:
 # a dead primary is noticed by one failure; the next try finds the primary of that moment
 @app.task(name="pipeline.reconcile", autoretry_for=(Unavailable,), max_retries=3, default_retry_delay=1)
 def reconcile_task(shard: str) -> dict[str, int]:
-    """Compare each watermark with its log's tail, mark dirty what the dirty set has lost, release what was set aside.
+    """Compare each watermark with its log's tail, and mark dirty what the dirty set has lost.
 
     Args:
         shard: the shard's name.
     """
-    found = upkeep.reconcile(process_client(), shard)
-    return {"found": found, "released": upkeep.release_waiting(process_client(), shard)}
+    return {"found": upkeep.reconcile(process_client(), shard)}
 
 
 @app.task(name="pipeline.trim")

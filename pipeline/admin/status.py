@@ -113,11 +113,22 @@ MAX_AGE_S = 60.0
 
 
 class OpFault(NamedTuple):
-    """What is wrong on a shard, and what mends it."""
+    """What is wrong on a shard, and what mends it.
+
+    Attributes:
+        shard: its name.
+        subject: the ops or the table concerned.
+        what: what happened to the subject; the sentence continues after it.
+        fix: the command.
+    """
 
     shard: str
+    subject: str
     what: str
     fix: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.subject} {self.what}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,20 +173,18 @@ class Status:
 def _faults(shard: ShardStatus, max_age_s: float) -> Iterator[OpFault]:
     for reason in shard.waits:
         if reason.kind == "breaker":
-            yield OpFault(
-                shard.shard, f"{reason.scope} is halted: {reason.detail}", f"run: pipeline why {reason.scope}"
-            )
+            yield OpFault(shard.shard, reason.scope, f"is halted: {reason.detail}", f"run: pipeline why {reason.scope}")
     if shard.rejected:
-        yield OpFault(shard.shard, f"{_ops(shard.rejected)} refused for good", "run: pipeline dead list")
+        yield OpFault(shard.shard, *_ops(shard.rejected, "refused for good"), "run: pipeline dead list")
     if shard.lost:
-        yield OpFault(shard.shard, f"{_ops(shard.lost)} lost by Redis", "enqueue again what pipeline_lost names")
+        yield OpFault(shard.shard, *_ops(shard.lost, "lost by Redis"), "enqueue again what pipeline_lost names")
     if shard.queue.oldest_ms is not None and shard.queue.oldest_ms > max_age_s * 1000:
-        age = f"the oldest op has waited {shard.queue.oldest_ms / 1000:,.0f} s, more than {max_age_s:g} s"
-        yield OpFault(shard.shard, age, f"run: pipeline why {shard.shard}")
+        age = f"has waited {shard.queue.oldest_ms / 1000:,.0f} s, more than {max_age_s:g} s"
+        yield OpFault(shard.shard, "the oldest op", age, f"run: pipeline why {shard.shard}")
 
 
-def _ops(count: int) -> str:
-    return f"{count:,} op was" if count == 1 else f"{count:,} ops were"
+def _ops(count: int, what: str) -> tuple[str, str]:
+    return f"{count:,} op{'s' * (count != 1)}", f"{'was' if count == 1 else 'were'} {what}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from pipeline.apply.pace import Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.apply.wait_notes import note_waits
 from pipeline.config.settings import ApplySettings, TableSettings
-from pipeline.errors import PipelineError, ShardUnavailable, Unavailable
+from pipeline.errors import NotMigrated, PipelineError, ShardUnavailable, Unavailable
 from pipeline.model.op import Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
@@ -289,8 +289,11 @@ class Applier:
             except Unavailable:
                 raise
             except Exception as error:
-                if not is_driver_error(error) or fault_of(error) in (Fault.PERMANENT, Fault.SCHEMA):
+                if not is_driver_error(error) or fault_of(error) is Fault.PERMANENT:
                     raise
+                if fault_of(error) is Fault.SCHEMA:  # not of an op: the pipeline's own tables are behind this release
+                    take.again = True
+                    raise self._given_up(take, NotMigrated(self.node, sentence_of(error))) from error
                 if not passes_by_itself(error):
                     raise Contended(error) from error
                 failure = error
@@ -305,7 +308,7 @@ class Applier:
         """Return what to raise after the last try. Where the server is at fault, no op is under suspicion for it."""
         if is_driver_error(failure) and fault_of(failure) is Fault.LOCKED:
             return Contended(failure)
-        if take.again:
+        if take.again:  # orderly
             notes = {b: "" if take.alone is None else str(replace(one, ended=True)) for b, one in take.noted.items()}
             self._log.note_attempts(self.shard, notes, anew=True)
         return ShardUnavailable(self.shard, sentence_of(failure))

@@ -164,8 +164,8 @@ class Batch:
         try:
             op = decode(entry.payload)
         except NewerOp as error:
-            op_at = f"{entry.bucket}:{entry.position}, of version {error.version}"
-            return aside, self._reason("newer", op_at)
+            found = f"{entry.bucket}:{entry.position}, of version {error.version} {error.what}"
+            return aside, self._reason("newer", found.rstrip())
         except NotAnOp as error:
             return aside._replace(reason=str(error)), None
         if not all(one.schema.isalnum() for one in op.named):

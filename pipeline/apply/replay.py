@@ -15,6 +15,7 @@ from pipeline.apply.batch import FactBook
 from pipeline.apply.executor import ConstraintsChanged, Executor, SchemaBehind
 from pipeline.apply.grouping import Item, grouped
 from pipeline.apply.held_rows import HeldRows
+from pipeline.apply.misfits import misfit
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import NewerOp, NotAnOp, ShardUnavailable, Unavailable
 from pipeline.model.op import Op, Position, decode
@@ -27,8 +28,9 @@ from pipeline.shard.session import NodeSession
 from pipeline.shard.set_aside import REJECTED
 from pipeline.shard.stops import stopped_tables
 
-#: How often one batch is tried: a deadlock or a lock that an apply transaction holds is transient.
+#: How often one batch is tried: a deadlock or a lock that an apply transaction holds passes.
 TRIES = 5
+_RETRIED = (Fault.TRANSIENT, Fault.LOCKED, Fault.OVERTIME)
 
 
 class Replayed(NamedTuple):
@@ -113,7 +115,7 @@ class Replay:
             except Unavailable:
                 raise
             except Exception as error:
-                if not is_driver_error(error) or fault_of(error) is not Fault.TRANSIENT:
+                if not is_driver_error(error) or fault_of(error) not in _RETRIED:
                     raise
                 failure = error
             if attempt == TRIES:
@@ -168,6 +170,8 @@ class Replay:
                 continue
             if why := self._why_not(item.op, blocked):
                 late[op.place] = (item, why)
+            elif misfit(item.op, self._facts.known):
+                left.append(Reject(op.entry, op.table, op.row_key, op.code, op.reason, op.state))
             else:
                 items.append(item)
         rows = HeldRows(self._facts.known, self._tables, None)

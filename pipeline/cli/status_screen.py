@@ -57,7 +57,7 @@ def _notices(status: Status, max_age_s: float, *, utf8: bool) -> Table:
     for name, why in status.unknown:
         grid.add_row(Text("?", style="bold red"), Text.assemble((f"{name} is unknown: ", "bold"), why))
     for fault in status.faults(max_age_s):
-        what = Text.assemble((f"{fault.shard}: {fault.what}", "bold"), f"; {fault.fix}")
+        what = Text.assemble((str(fault), "bold"), f"; {fault.fix}")
         grid.add_row(Text(bad, style="bold red"), what)
     if status.redis.full is not None:
         grid.add_row(Text(bad, style="bold red"), Text(f"nothing is let in: {status.redis.full}", style="bold"))
@@ -78,7 +78,7 @@ def lines(status: Status, max_age_s: float) -> Iterator[str]:
         max_age_s: the age from which on an op is too old, seconds.
     """
     for fault in status.faults(max_age_s):
-        yield f"fault: {fault.shard}: {fault.what}; {fault.fix}"
+        yield f"fault: {fault}; {fault.fix}"
     for sentence in _waits(status):
         yield f"waiting: {sentence}"
     redis = status.redis

@@ -125,8 +125,9 @@ def why_command(context: click.Context, config: str | None, name: str, as_json: 
     with opened(config) as pipeline:
         answer = why(pipeline, name)
     if as_json:
-        reasons = [{**asdict(reason), "sentence": reason.sentence()} for reason in answer.reasons]
-        click.echo(json.dumps({"what": answer.what, "state": answer.state, "reasons": reasons}, indent=2))
+        reasons = [asdict(reason) for reason in answer.reasons]
+        found = {"what": answer.what, "state": answer.state, "sentences": answer.sentences, "reasons": reasons}
+        click.echo(json.dumps(found, indent=2))
     else:
         click.echo("\n".join(answer.sentences))
     if answer.reasons:

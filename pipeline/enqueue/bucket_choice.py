@@ -126,11 +126,25 @@ def check_upsert_key(compiled: CompiledTable, fields: tuple[str, ...], values: M
             f"an upsert into {name!r} needs a unique index on ({', '.join(fields)}): add it as "
             f"[tables.{name}] unique = [{list(fields)}], and run pipeline migrate"
         )
+    if others := _other_unique(compiled, fields):
+        raise BadOp(
+            f"an upsert into {name!r} by ({', '.join(fields)}) is ambiguous: ({'), ('.join(others)}) is unique too, "
+            "and the database would update whichever row it finds; look the row up, then use enqueue_update or "
+            "enqueue_insert"
+        )
     key = rules.shard_key
     if key and not rules.reference and fields != (schema.id_name,) and key not in fields:
         raise ShardKeyError(f"the key of an upsert into {name!r} must contain its shard key {key!r}")
     if not key and not rules.reference and fields != (schema.id_name,):
         raise ShardKeyError(f"table {name!r} is sharded by its id, so it can be upserted by its id only")
+
+
+def _other_unique(compiled: CompiledTable, fields: tuple[str, ...]) -> list[str]:
+    """Return the unique columns, or groups of columns, by which a row may also be found."""
+    schema = compiled.schema
+    single = [(column.name,) for column in schema.columns if column.unique and column.name != schema.id_name]
+    unique = {frozenset(group): group for group in (*single, *compiled.rules.unique)}
+    return sorted(", ".join(group) for columns, group in unique.items() if columns != set(fields))
 
 
 def _bucket_of_new_id(

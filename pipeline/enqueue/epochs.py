@@ -164,22 +164,29 @@ class Authority:
         self._schemas.republish()
         self._row_ids.renewed()
 
-    def record_lost(self, lost: ledger.LostRange) -> None:
+    def record_lost(self, lost: ledger.LostRange) -> ledger.LostRange | None:
         """Record on each shard of a bucket what the log lost, as far as the shard has not applied it.
 
         Args:
             lost: ops of one producer.
 
+        Returns:
+            What was lost to one shard at least; None where all of it was applied.
+
         Raises:
             ShardUnavailable: a primary did not answer; call again later.
         """
         bucket, _, producer, first, last = lost
+        begins = last + 1
         for shard in self._topology.shards_of(bucket):
             session = self._nodes.primary(shard)
             with session.translated(), session.transaction():
                 applied = ledger.seen(session, [(bucket, producer)])[bucket, producer]
                 if applied < last:
-                    ledger.lose(session, [ledger.LostRange(bucket, 0, producer, max(first, applied + 1), last)])
+                    here = ledger.LostRange(bucket, 0, producer, max(first, applied + 1), last)
+                    ledger.lose(session, [here])
+                    begins = min(begins, here.first)
+        return lost._replace(first=begins) if begins <= last else None
 
 
 def _new_epoch(nodes: Nodes, scope: Scope, known: int) -> int:

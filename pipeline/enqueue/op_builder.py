@@ -73,6 +73,11 @@ class OpBuilder:
             # a page that only reads must not fail for it; the first op of a table tries again, and raises
             logger.warning("no table of %d is published yet: %s", len(schemas), error)
 
+    @property
+    def names(self) -> Iterable[str]:
+        """The names of the tables that were defined in this process."""
+        return self._latest.keys()
+
     def table(self, table: Any) -> Any:
         """Return the pyDAL table that is meant."""
         if not isinstance(table, str):

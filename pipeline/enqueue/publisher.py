@@ -285,11 +285,12 @@ class Publisher:
     def _record_losses(self) -> None:
         while self._losses:
             lost = self._losses.popleft()
-            where = lost.bucket, lost.producer, lost.first, lost.last
-            logger.error("Redis lost ops: bucket=%d producer=%d seq=%d..%d", *where)
             try:
-                self._authority.record_lost(lost)
+                gone = self._authority.record_lost(lost)
             except Unavailable as error:
                 self._losses.append(lost)
-                logger.warning("the loss could not be recorded yet: %s", error)
+                logger.warning("a loss in bucket %d could not be recorded yet: %s", lost.bucket, error)
                 return
+            if gone is not None:
+                where = gone.bucket, gone.producer, gone.first, gone.last
+                logger.error("Redis lost %d ops: bucket=%d producer=%d seq=%d..%d", gone.last - gone.first + 1, *where)

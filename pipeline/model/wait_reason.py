@@ -133,7 +133,8 @@ class WaitReason:
     def _what(self) -> str:
         if self.buckets:
             return f"ops in {self.buckets} bucket{'s' * (self.buckets > 1)} of {self.shard}"
-        return KINDS[self.kind].what or f"ops of {self.scope}"
+        on = f" on {self.shard}" if self.scope != self.shard else ""
+        return KINDS[self.kind].what or f"ops of {self.scope}{on}"
 
 
 def reasons_of(

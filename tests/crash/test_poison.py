@@ -32,7 +32,7 @@ def quick(mariadb: Rig) -> Iterator[str]:
     """Two worker processes that give a statement one second, instead of the usual workers."""
     text = Path(mariadb.config).read_text()
     config = mariadb.cluster.directory / "run" / "quick.toml"
-    config.write_text(f"{text}\n[apply]\nstatement_s = 1\n")
+    config.write_text(text.replace("[apply]\n", "[apply]\nstatement_s = 1\n"))
     with mariadb.frozen(), mariadb.worker(config, concurrency=2) as name:
         yield name
 

@@ -81,7 +81,7 @@ def test_a_fault_makes_the_status_not_ok(shard: ShardStatus, what: str):
     [fault] = status(shard).faults(60)
 
     assert isinstance(fault, OpFault)
-    assert (fault.shard, fault.what) == ("s0", what)
+    assert str(fault) == f"s0: {what}"
     assert status(shard).as_json(60)["ok"] is False
     assert status(FINE).as_json(60)["ok"] is True
     assert status(replace(FINE, queue=Queue(1, False, 60_000))).faults(60) == []

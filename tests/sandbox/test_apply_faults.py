@@ -177,3 +177,21 @@ def test_an_upsert_waits_while_the_index_of_its_key_is_away(db: Any, box: Sandbo
     change(box, sql)
     assert any(worker.apply().applied for _ in clock.polls(10))
     assert sorted(row["note"] for row in box.rows("pair")) == ["x", "y"]
+
+
+def test_workers_that_are_newer_than_the_pipelines_own_tables_wait_for_migrate_and_reject_nothing(
+    db: Any, box: Sandbox
+):
+    change(box, UNHEARD_OF, "ALTER TABLE pipeline_rejects RENAME COLUMN changed_ms TO of_an_older_release")
+    bad = pipeline.enqueue_insert(db.event, who=7, note="odd")
+    good = [pipeline.enqueue_insert(db.event, who=who, note=f"{who}") for who in range(OTHERS)]
+    worker = applier(box)
+    for _ in range(20):
+        assert "run: pipeline migrate" in worker.apply().waiting
+        box.log.ahead_ms += 10_000
+
+    change(box, "ALTER TABLE pipeline_rejects RENAME COLUMN of_an_older_release TO changed_ms")
+    worker.apply()
+
+    assert bad.status() == "rejected"
+    assert {receipt.status() for receipt in good} == {"applied"}

@@ -233,7 +233,7 @@ def test_an_op_of_a_newer_release_waits_with_all_behind_it_and_no_other_bucket_d
     own = [e.payload for e in box.log._server.logs[waits.bucket] if e.position == waits.position]
     make_strange(box, waits, newer)
 
-    with pytest.raises(PipelineError, match=r"older than the op at .*, of version 2; upgrade the workers"):
+    with pytest.raises(PipelineError, match=r"older than the op at .*, of version 2.*; upgrade the workers"):
         box.drain()
     assert "newer" in {reason.kind for reason in why(box.client, "s0").reasons}
 

@@ -17,8 +17,9 @@ from pipeline.admin.migrate import migrate
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.enqueue.receipt_status import REMEMBERED_S
-from pipeline.errors import Lost, NotDurable, PipelineError, Rejected, ShardUnavailable, WaitTimeout
+from pipeline.errors import Lost, NotDurable, PipelineError, Rejected, ShardUnavailable, UnknownTable, WaitTimeout
 from pipeline.model.op import Position
+from pipeline.model.schema import schema_of
 from pipeline.oplog.appends import Append
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
@@ -108,6 +109,20 @@ def test_an_op_that_redis_lost_is_lost_once_its_producer_has_noticed(db: Any, bo
         receipt.wait(0)
     box.drain()
     assert receipt.status() == "lost"
+
+
+def test_the_log_names_as_lost_what_was_not_applied_before(db: Any, box: Sandbox, caplog: pytest.LogCaptureFixture):
+    receipts = [pipeline.enqueue_insert(db.purchase, customer=7) for _ in range(2)]
+    box.drain()
+    receipts += [pipeline.enqueue_insert(db.purchase, customer=7) for _ in range(4)]
+    box.log.fail_over()
+
+    pipeline.enqueue_insert(db.purchase, customer=7)
+
+    assert [receipt.status() for receipt in receipts] == ["applied"] * 2 + ["lost"] * 4
+    [said] = [record.getMessage() for record in caplog.records if "lost" in record.getMessage()]
+    assert said.startswith("Redis lost 4 ops: ")
+    assert said.endswith(" seq=3..6")
 
 
 def test_an_op_that_redis_lost_after_it_was_applied_is_applied(db: Any, box: Sandbox):
@@ -242,6 +257,24 @@ def test_wait_all_raises_for_one_bad_op_among_many(db: Any, box: Sandbox):
 
     with pytest.raises(Rejected, match=r"1 of 4 ops; the first was rejected: UNIQUE"):
         pipeline.wait_all(receipts, timeout_s=0)
+
+
+def test_a_barrier_of_a_table_that_nobody_knows_is_refused_at_once_with_the_nearest_name(db: Any, box: Sandbox):
+    pipeline.enqueue_insert(db.purchase, customer=7)
+
+    with pytest.raises(UnknownTable, match="'purchse' is not defined here; did you mean 'purchase'"):
+        pipeline.barrier("purchse")
+
+
+def test_a_barrier_knows_the_tables_that_other_processes_have_published(db: Any, box: Sandbox):
+    other = DAL("sqlite:memory")
+    other.define_table("elsewhere", Field("n", "integer"))
+    schema = schema_of(other.elsewhere)
+    box.log.publish_schemas([(schema.name, schema.hash, schema.to_json())])
+
+    pipeline.barrier("elsewhere", timeout_s=5)
+
+    other.close()
 
 
 def test_a_barrier_waits_for_all_that_was_enqueued_before(db: Any, box: Sandbox):

@@ -9,7 +9,7 @@ import pytest
 from pydal import DAL, Field
 from support.sandbox.configurations import small
 
-from pipeline.admin import upkeep
+from pipeline.admin import stops, upkeep
 from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.config.settings import load
@@ -153,6 +153,18 @@ def test_a_bucket_that_the_dirty_set_forgot_is_found_at_most_once_in_a_while_or_
     hasten(box.log, "reconcile", "s0")
     one.turn()
     assert box.log.dirty("s0") == 1
+
+
+def test_what_a_stop_held_back_is_released_by_a_chore(box: Sandbox, db: Any):
+    target = stops.target_of(box.client, "sale")
+    stops.pause(box.client, target)
+    box.drain()
+    assert box.rows("sale") == []
+    stops.resume(box.client, target)
+
+    chores_of(box).turn()
+
+    assert [row["customer"] for row in box.rows("sale")] == [7]
 
 
 @pytest.mark.parametrize("scope", ["s0", EVERYWHERE])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
+from pipeline.admin.check.cures import database_cure
 from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.check.finding import ERROR, WARNING, Finding
 from pipeline.errors import PipelineError
@@ -32,9 +33,7 @@ def server_findings(evidence: Evidence) -> Iterator[Finding]:
         if isinstance(found, PipelineError):
             shard = evidence.primary_of.get(node, node)
             why = str(found).removeprefix(f"node {node!r}: ")
-            yield Finding(
-                ERROR, "", f"cannot be asked: {why}", f"start the server, or correct [shards.{shard}]", (node,)
-            )
+            yield Finding(ERROR, "", f"cannot be asked: {why}", database_cure(why, shard), (node,))
         elif found.engine == "mysql":
             yield from server(found)
             if node in evidence.primary_of:

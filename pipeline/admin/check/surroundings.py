@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.admin.check.cures import redis_cure
 from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.check.finding import ERROR, WARNING, Finding
 from pipeline.errors import ConfigError, PipelineError
@@ -48,7 +49,7 @@ def op_findings(evidence: Evidence) -> Iterator[Finding]:
         evidence: what the servers answered.
     """
     for fault in evidence.faults:
-        yield Finding(ERROR, "ops", fault.what, fault.fix, (fault.shard,))
+        yield Finding(ERROR, fault.subject, fault.what, fault.fix, (fault.shard,))
 
 
 def configuration_findings(evidence: Evidence) -> Iterator[Finding]:
@@ -79,13 +80,7 @@ def redis_findings(evidence: Evidence) -> Iterator[Finding]:
     else:
         yield from _log(log)
     if evidence.refusal:
-        yield Finding(
-            ERROR,
-            "permissions",
-            evidence.refusal,
-            "ACL SETUSER … ~<prefix>:* +@read +@write +@scripting +@connection +@transaction +info +time",
-            ("redis",),
-        )
+        yield Finding(ERROR, "writes", evidence.refusal, redis_cure(evidence.refusal, "[redis] url"), ("redis",))
     if isinstance(broker, PipelineError):
         if not (isinstance(log, PipelineError) and evidence.settings.redis.url == evidence.settings.redis.broker_url):
             yield _unreachable("broker", "[redis] broker_url", broker)
@@ -164,7 +159,7 @@ def clock_findings(evidence: Evidence) -> Iterator[Finding]:
 
 def _unreachable(node: str, key: str, error: PipelineError) -> Finding:
     why = str(error).removeprefix("Redis: ")
-    return Finding(ERROR, "", f"cannot be asked: {why}", f"start the server, or correct {key}", (node,))
+    return Finding(ERROR, "", f"cannot be asked: {why}", redis_cure(why, key), (node,))
 
 
 def _log(log: Health) -> Iterator[Finding]:

@@ -9,10 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import msgspec
-
 from pipeline.client import Client
-from pipeline.errors import PipelineError, did_you_mean
+from pipeline.errors import NewerOp, NotAnOp, PipelineError, did_you_mean
 from pipeline.model.op import Position, decode
 from pipeline.model.schema import TableSchema
 from pipeline.shard import ledger_queries
@@ -130,5 +128,5 @@ def _set_aside(session: NodeSession) -> list[bytes]:
 def _names(payload: bytes) -> set[tuple[str, str]]:
     try:
         return {(op.table, op.schema) for op in decode(payload).named}
-    except msgspec.MsgspecError:
+    except (NotAnOp, NewerOp):
         return set()  # it is shown as a reject, and can name nothing here

@@ -121,7 +121,24 @@ def test_a_redis_user_that_may_not_write_is_found_and_its_password_is_not_shown(
         finally:
             client.execute_command("ACL", "DELUSER", "narrow")
 
-    assert "redis: permissions" in {f.where for f in found}
+    assert "redis: writes" in {f.where for f in found}
+    assert "ACL SETUSER" in {f.where: f.fix for f in found}["redis: writes"]
+    assert "hush-hush" not in shown(found)
+
+
+def test_servers_that_refuse_are_found_with_the_cure_of_their_own_refusal(here: Servers) -> None:
+    config = here.config()
+    config["shards"]["s0"]["primary"] = config["shards"]["s0"]["primary"].replace("root@", "nobody:hush-hush@")
+    with here.redis() as client:
+        client.execute_command("REPLICAOF", "127.0.0.1", "1")
+        try:
+            found = check.check(config).findings
+        finally:
+            client.execute_command("REPLICAOF", "NO", "ONE")
+
+    fixes = {f.where: f.fix for f in found}
+    assert fixes["redis: writes"].startswith("this Redis is a replica: follow the primary")
+    assert fixes["s0"].startswith("correct user and password in [shards.s0]")
     assert "hush-hush" not in shown(found)
 
 

@@ -104,11 +104,10 @@ def test_refused_and_lost_ops_are_counted(here: Servers, pipeline: Client, obser
     assert found.exit_code == 1
     assert found.output.startswith("fault: s0: 1 op was refused for good; ")
     checked = check.check(here.config()).findings
-    assert {(one.nodes, one.what) for one in checked if one.place == "ops"} == {
-        (("s0",), "1 op was refused for good"),
-        (("s1",), "3 ops were lost by Redis"),
-    }
-    assert checked[0].place == "ops"
+    assert [(one.where, one.what) for one in checked[:2]] == [
+        ("s0: 1 op", "was refused for good"),
+        ("s1: 3 ops", "were lost by Redis"),
+    ]
 
 
 def test_a_paused_shard_is_named_with_who_and_why(here: Servers, pipeline: Client, observer: Observer) -> None:
@@ -125,7 +124,8 @@ def test_a_paused_shard_is_named_with_who_and_why(here: Servers, pipeline: Clien
     assert no_worker.kind == "no-worker"
     assert outcome.waiting == reason.sentence()
     assert asked.exit_code == 1
-    assert outcome.waiting in [one["sentence"] for one in json.loads(asked.output)["reasons"]]
+    assert outcome.waiting in json.loads(asked.output)["sentences"]
+    assert json.loads(asked.output)["reasons"][0]["kind"] == "paused"
     assert "because s0 is paused (by " in outcome.waiting
     assert "a disk swap" in outcome.waiting
     assert paused.queue.ops

@@ -543,6 +543,16 @@ def test_an_upsert_whose_key_no_unique_index_holds_is_refused(
         op_builder.upsert(table, key, values)
 
 
+def test_an_upsert_into_a_table_with_another_unique_field_is_refused_with_its_name(db: Any, op_builder: OpBuilder):
+    db.define_table("badge", Field("code", unique=True), Field("mail", unique=True), Field("n", "integer"))
+    db.define_table("purchase_code", Field("customer", "integer"), Field("code", unique=True))
+
+    with pytest.raises(BadOp, match=r"'badge' by \(id\) is ambiguous: \(code\), \(mail\) is unique too"):
+        op_builder.upsert(db.badge, "id", {"id": 5, "code": "x", "mail": "y"})
+    with pytest.raises(BadOp, match=r"'badge' by \(code\) is ambiguous: \(mail\) is unique too"):
+        op_builder.upsert(db.badge, "code", {"code": "x", "mail": "y"})
+
+
 def test_an_upsert_by_a_key_that_may_be_on_any_shard_is_refused(db: Any, op_builder: OpBuilder):
     db.define_table("tag", Field("word", unique=True))
     db.define_table("purchase_code", Field("customer", "integer"), Field("code", unique=True))

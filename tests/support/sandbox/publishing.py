@@ -46,10 +46,11 @@ class Shop:
         assert self.log.raise_epoch(scope.name, seen, 100 + len(self.raised))
         return 100 + len(self.raised)
 
-    def record_lost(self, lost: LostRange) -> None:
+    def record_lost(self, lost: LostRange) -> LostRange:
         if self.away:
             raise ShardUnavailable("s0", "away")
         self.lost.append(lost)
+        return lost
 
     def renew(self) -> None:
         """Renew nothing: there are no schemas and no ids."""
