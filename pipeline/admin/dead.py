@@ -100,7 +100,7 @@ class Where:
 _KEYS = ("table", "shard", "bucket", "reason", "code", "state", "since")
 
 
-class Found(NamedTuple):
+class DeadOp(NamedTuple):
     """An op that was set aside, and its shard."""
 
     shard: str
@@ -127,7 +127,7 @@ def place_of(text: str) -> Place:
         raise BadOp(f"{text!r} names no op: give bucket:epoch-seq, as pipeline dead list prints it") from None
 
 
-def find(pipeline: Client, where: Where, *, states: Iterable[str] = ASIDE, most: int = 1000) -> Iterator[Found]:
+def dead_ops(pipeline: Client, where: Where, *, states: Iterable[str] = ASIDE, most: int = 1000) -> Iterator[DeadOp]:
     """Yield ops that were set aside, shard by shard, in the order of their logs.
 
     Args:
@@ -139,8 +139,8 @@ def find(pipeline: Client, where: Where, *, states: Iterable[str] = ASIDE, most:
     for shard in where.shards(pipeline):
         primary = pipeline.nodes.primary(shard)
         with primary.translated(), primary.transaction():
-            found = replays.read(primary, f"{where.sql(states)} ORDER BY bucket, epoch, seq LIMIT {most}")
-        yield from (Found(shard, op) for op in found)
+            found = replays.ops_where(primary, f"{where.sql(states)} ORDER BY bucket, epoch, seq LIMIT {most}")
+        yield from (DeadOp(shard, op) for op in found)
 
 
 def chosen(pipeline: Client, where: Where, states: Iterable[str]) -> dict[str, dict[int, list[Position]]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from pipeline.admin.dead import Found, Where, find, waiting_behind
+from pipeline.admin.dead import DeadOp, Where, dead_ops, waiting_behind
 from pipeline.admin.stops import who
 from pipeline.client import Client
 from pipeline.enqueue.final_values import CompiledTable
@@ -20,7 +20,7 @@ from pipeline.errors import BadOp, BadValue, NewerOp, NotAnOp
 from pipeline.model.op import GROUP, INSERT, UPDATE, UPSERT, Op, decode, encode
 from pipeline.model.schema import TableSchema
 from pipeline.model.values import TEXT_KINDS, python_value
-from pipeline.shard import ledger, replays, set_aside
+from pipeline.shard import actions, ledger, replays, set_aside
 from pipeline.shard.replays import Place
 from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import row_named
@@ -70,7 +70,7 @@ class Shown:
         behind: how many ops wait behind it.
     """
 
-    found: Found
+    found: DeadOp
     writes: tuple[RowWrite, ...]
     behind: int
 
@@ -97,7 +97,7 @@ def show(pipeline: Client, place: Place, shard: str | None = None) -> Shown:
 
 def edit(
     pipeline: Client, place: Place, values: Mapping[str, Any], *, shard: str | None = None, member: int = 0
-) -> Found:
+) -> DeadOp:
     """Change values of an op that is set aside; a replay applies them. Return the op as it is now.
 
     Args:
@@ -113,15 +113,15 @@ def edit(
     found = _one(pipeline, place, shard)
     primary = pipeline.nodes.primary(found.shard)
     with primary.translated(), primary.transaction():
-        replays.lock(primary, [place[0]])
-        again = replays.read(primary, Where((place,)).sql(set_aside.ASIDE))
-        op = _decoded(Found(found.shard, again[0])) if again else None
+        replays.lock_buckets(primary, [place[0]])
+        again = replays.ops_where(primary, Where((place,)).sql(set_aside.ASIDE))
+        op = _decoded(DeadOp(found.shard, again[0])) if again else None
         if op is None:
             raise BadOp(f"the op at {_text(place)} is not set aside any more, or is no op of this version")
         changed = _edited(pipeline, primary, op, values, member)
-        replays.change_op(primary, place, encode(changed))
+        actions.change_op(primary, place, encode(changed))
         before = {place: again[0].entry.payload.decode()}
-        replays.note_actions(primary, who(), "edit", {place: again[0].state}, before)
+        actions.note_actions(primary, who(), "edit", {place: again[0].state}, before)
     return _one(pipeline, place, found.shard)
 
 
@@ -230,8 +230,8 @@ def _formula(tree: Any, schema: TableSchema) -> str:
     return f"{column} is null" if head == "null" else f"{column} {head} {rest[1]!r}"
 
 
-def _one(pipeline: Client, place: Place, shard: str | None) -> Found:
-    found = list(find(pipeline, Where((place,), shard=shard), states=(*set_aside.ASIDE, "replayed", "dropped")))
+def _one(pipeline: Client, place: Place, shard: str | None) -> DeadOp:
+    found = list(dead_ops(pipeline, Where((place,), shard=shard), states=(*set_aside.ASIDE, "replayed", "dropped")))
     if not found:
         raise BadOp(f"no op was set aside at {_text(place)}: see pipeline dead list")
     if len(found) > 1:
@@ -239,7 +239,7 @@ def _one(pipeline: Client, place: Place, shard: str | None) -> Found:
     return found[0]
 
 
-def _decoded(found: Found) -> Op | None:
+def _decoded(found: DeadOp) -> Op | None:
     try:
         return decode(found.op.entry.payload)
     except (NotAnOp, NewerOp):

@@ -13,7 +13,7 @@ from pipeline.client import Client
 from pipeline.enqueue.receipt_status import REMEMBERED_S
 from pipeline.errors import NotMigrated, Unavailable
 from pipeline.model.op import Position
-from pipeline.shard import ledger, ledger_queries
+from pipeline.shard import ledger, ledger_queries, replays
 
 #: How long a shard without replicas keeps applied entries, s: a dump of its primary may be that old.
 FLOOR_S = 600
@@ -100,6 +100,7 @@ def trim(pipeline: Client, shard: str) -> int:
     primary = pipeline.nodes.primary(shard)
     with primary.translated(), primary.transaction():
         ledger.forget_producers(primary, REMEMBERED_S)
+        replays.forget_settled(primary, REMEMBERED_S)
     return trimmed
 
 

@@ -163,7 +163,7 @@ class HeldRows:
         return row_keys(item.op, {one.schema: self._known[one.schema].schema for one in item.op.named})
 
 
-def settle(
+def record(
     session: NodeSession, rejects: Sequence[Reject], before: Mapping[int, Mark], ends: Mapping[int, Position]
 ) -> None:
     """Record what was set aside, and the state in which that leaves its buckets.
@@ -174,7 +174,7 @@ def settle(
         before: the watermarks that the transaction found.
         ends: of the buckets that may halt, the position behind which nothing was executed.
     """
-    set_aside.keep(session, rejects)
+    set_aside.set_aside(session, rejects)
     refused = (one.entry for one in rejects if one.state == set_aside.REJECTED)
     halted = {entry.bucket for entry in refused if ends.get(entry.bucket) == entry.position}
     holding = {one.entry.bucket for one in rejects if one.holds and before[one.entry.bucket].state != HOLDING}

@@ -20,7 +20,7 @@ from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import NewerOp, NotAnOp, ShardUnavailable, Unavailable
 from pipeline.model.op import Op, Position, decode
 from pipeline.oplog.contract import Entries
-from pipeline.shard import ledger, replays
+from pipeline.shard import actions, ledger, replays
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
 from pipeline.shard.ledger import Reject
 from pipeline.shard.replays import DROPPED, REPLAYED, Aside, Place
@@ -128,7 +128,7 @@ class Replay:
     ) -> tuple[Sequence[Place], Replayed, Sequence[Place]]:
         session = self._session
         places = self._places(todo)
-        ops, gone = replays.load(session, list(places), self._settings.max_bytes)
+        ops, gone = replays.take(session, list(places), self._settings.max_bytes)
         dropped = {op.place for op in ops if drop and op.place in heads}
         left = self._execute(ops, places, dropped, blocked)
         unsettled = {(one.entry.bucket, one.entry.position): one.state for one in left}
@@ -136,7 +136,7 @@ class Replay:
         rows = {(op.entry.bucket, key) for op in ops for key in places[op.place]}
         untried = replays.settle(session, ops, rows, {REPLAYED: replayed, DROPPED: dropped}, left)
         acted = {op.place: unsettled.get(op.place, DROPPED if drop else REPLAYED) for op in ops if op.place in heads}
-        replays.note_actions(session, who, "drop" if drop else "replay", acted)
+        actions.note_actions(session, who, "drop" if drop else "replay", acted)
         refused = sum(state == REJECTED for state in unsettled.values())
         result = Replayed(len(replayed), len(dropped), refused, len(left) - refused, len(acted) + len(gone))
         return [*(op.place for op in ops), *gone], result, untried
@@ -144,7 +144,7 @@ class Replay:
     def _places(self, todo: Mapping[int, Set[Position]]) -> dict[Place, frozenset[str]]:
         """Lock some buckets; return the places of the ops to take, in order within each bucket, and their row keys."""
         buckets = sorted(todo)[: self._settings.buckets]
-        replays.lock(self._session, buckets)
+        replays.lock_buckets(self._session, buckets)
         places: dict[Place, frozenset[str]] = {}
         for bucket in buckets:
             if (room := self._settings.max_rows - len(places)) > 0:

@@ -13,7 +13,7 @@ from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import grouped
-from pipeline.apply.held_rows import HeldRows, halted, settle
+from pipeline.apply.held_rows import HeldRows, halted, record
 from pipeline.apply.pace import Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
@@ -171,7 +171,7 @@ class ApplyTransaction:
         if batch.last:
             ledger.remember(self._session, batch.last)
         executor.rejects += [*batch.unreadable, *stopped]
-        settle(self._session, executor.rejects, locked, take.ends)
+        record(self._session, executor.rejects, locked, take.ends)
         ledger.lose(self._session, batch.losses)
         if batch.keys:
             ledger.keep_keys(self._session, batch.keys)

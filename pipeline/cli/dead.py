@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.admin import dead_op
-from pipeline.admin.dead import HEADS, Found, Where, chosen, find, place_of, replay, waiting_behind
+from pipeline.admin.dead import HEADS, DeadOp, Where, chosen, dead_ops, place_of, replay, waiting_behind
 from pipeline.cli.options import config_option, opened
 from pipeline.errors import BadOp
 from pipeline.shard.set_aside import ASIDE
@@ -54,7 +54,7 @@ def dead_list(config: str | None, pairs: tuple[str, ...], most: int, as_json: bo
         as_json: whether to print JSON.
     """
     with opened(config) as pipeline:
-        found = list(find(pipeline, Where.parse(pairs), most=most))
+        found = list(dead_ops(pipeline, Where.parse(pairs), most=most))
     if as_json:
         click.echo(json.dumps([_plain(one) for one in found], indent=2))
     elif found:
@@ -191,7 +191,7 @@ def _say(counts: Mapping[str, int], as_json: bool, sentence: str) -> None:
     click.echo(json.dumps(counts) if as_json else sentence)
 
 
-def _plain(one: Found) -> dict[str, Any]:
+def _plain(one: DeadOp) -> dict[str, Any]:
     op = one.op
     return {
         "op": _place(one), "shard": one.shard, "table": op.table, "row": op.row_key, "state": op.state, "code": op.code,
@@ -199,7 +199,7 @@ def _plain(one: Found) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _table(found: Iterable[Found]) -> Table:
+def _table(found: Iterable[DeadOp]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     for name in ("op", "shard", "state", "table", "row"):
         table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=20 if name == "row" else None)
@@ -213,7 +213,7 @@ def _table(found: Iterable[Found]) -> Table:
     return table
 
 
-def _mends(found: Iterable[Found]) -> str:
+def _mends(found: Iterable[DeadOp]) -> str:
     first = next((_place(one) for one in found if one.op.state in HEADS), None)
     return f"look at one: pipeline dead show {first}" if first else ""
 
@@ -246,5 +246,5 @@ def _sides(write: dead_op.RowWrite) -> Table:
     return table
 
 
-def _place(one: Found) -> str:
+def _place(one: DeadOp) -> str:
     return f"{one.op.entry.bucket}:{one.op.entry.position}"

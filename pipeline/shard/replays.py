@@ -10,7 +10,6 @@ from heapq import merge
 from itertools import groupby
 from typing import NamedTuple
 
-from pipeline.errors import BadOp
 from pipeline.model.op import Entry, Position
 from pipeline.shard import set_aside
 from pipeline.shard.ledger import ACTIVE, HALTED, HOLDING, Mark, Reject, text_literal
@@ -42,7 +41,7 @@ class Aside(NamedTuple):
         return self.entry.bucket, self.entry.position
 
 
-def lock(session: NodeSession, buckets: Iterable[int]) -> dict[int, Mark]:
+def lock_buckets(session: NodeSession, buckets: Iterable[int]) -> dict[int, Mark]:
     """Lock the watermarks of *buckets*; wait for a worker that holds one.
 
     Args:
@@ -79,7 +78,7 @@ def behind(session: NodeSession, bucket: int, chosen: Sequence[Position], most: 
     return found
 
 
-def load(session: NodeSession, places: Sequence[Place], most_bytes: int) -> tuple[list[Aside], list[Place]]:
+def take(session: NodeSession, places: Sequence[Place], most_bytes: int) -> tuple[list[Aside], list[Place]]:
     """Return ops that are set aside, in the order of their places, and the places of those that are not any more.
 
     Args:
@@ -100,11 +99,11 @@ def load(session: NodeSession, places: Sequence[Place], most_bytes: int) -> tupl
             break
         chosen.append(place)
         room -= sizes[place]
-    found = {op.place: op for part in set_aside.parts(chosen) for op in read(session, at(part))}
+    found = {op.place: op for part in set_aside.parts(chosen) for op in ops_where(session, at(part))}
     return [found[place] for place in chosen], [place for place in places if place not in sizes]
 
 
-def read(session: NodeSession, which: str) -> list[Aside]:
+def ops_where(session: NodeSession, which: str) -> list[Aside]:
     """Return ops that were set aside.
 
     Args:
@@ -154,22 +153,6 @@ def at(places: Iterable[Place]) -> str:
     )
 
 
-def change_op(session: NodeSession, place: Place, payload: bytes) -> None:
-    """Store an op that was edited.
-
-    Args:
-        session: inside the transaction that has locked its bucket.
-        place: of the op.
-        payload: the op as it is from now on.
-
-    Raises:
-        BadOp: the server takes no statement that holds it.
-    """
-    if (op := set_aside.whole_op(payload, session.statement_bytes() - 1000)) is None:
-        raise BadOp(f"the op would have {len(payload):,} bytes; the server takes {session.statement_bytes():,}")
-    _change(session, f"op = {op}", [place])
-
-
 def settle(
     session: NodeSession,
     ops: Sequence[Aside],
@@ -203,29 +186,18 @@ def settle(
     return untried
 
 
-def note_actions(
-    session: NodeSession, who: str, action: str, results: Mapping[Place, str], before: Mapping[Place, str] | None = None
-) -> None:
-    """Record who did what to which ops.
+def forget_settled(session: NodeSession, older_than_s: int) -> None:
+    """Delete ops that were replayed or dropped long ago, a few at a time; the record of actions stays.
 
     Args:
-        session: inside the transaction of the action.
-        who: the operator, as the system knows them.
-        action: replay, drop or edit.
-        results: the state in which the action left each op, by its place.
-        before: of an edit, the op as it was.
+        session: inside a transaction.
+        older_than_s: how long ago, seconds.
     """
-    now, before = session.dialect.now_ms, before or {}
-    rows = [
-        f"({now}, {text_literal(who[:128])}, '{action}', {bucket}, {position.epoch}, {position.seq}, '{result}',"
-        f" {text_literal(before[bucket, position]) if (bucket, position) in before else 'NULL'})"
-        for (bucket, position), result in results.items()
-    ]
-    for part in set_aside.parts(rows):
-        session.execute(
-            "INSERT INTO pipeline_actions (at_ms, who, action, bucket, epoch, seq, result, op_before)"
-            f" VALUES {', '.join(part)}"
-        )
+    session.execute(
+        f"DELETE FROM pipeline_rejects WHERE state IN ('{REPLAYED}', '{DROPPED}')"
+        f" AND changed_ms < {session.dialect.now_ms} - {older_than_s * 1000}"
+        + (" LIMIT 1000" if session.dialect.name == "mysql" else "")
+    )
 
 
 def _note(session: NodeSession, before: Mapping[Place, Aside], left: Sequence[Reject]) -> None:

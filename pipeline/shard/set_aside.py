@@ -39,7 +39,7 @@ _COLUMNS = (
 _T = TypeVar("_T")
 
 
-def keep(session: NodeSession, ops: Iterable[Reject]) -> None:
+def set_aside(session: NodeSession, ops: Iterable[Reject]) -> None:
     """Record ops that are set aside, and the rows that they hold.
 
     Args:

@@ -13,6 +13,7 @@ from pydal import DAL, Field
 from support.examples import examples
 
 import pipeline
+from pipeline.admin.upkeep import trim
 from pipeline.apply.applier import Applier
 from pipeline.apply.replay import Replay, Replayed
 from pipeline.config.settings import ApplySettings
@@ -186,6 +187,22 @@ def test_an_op_behind_two_heads_waits_until_both_are_gone(db: Any, box: Sandbox)
 
     assert states(box) == ["replayed"] * 3
     assert [row["trace"] for row in box.rows("event")] == ["x", "x"]
+
+
+def test_what_was_settled_a_week_ago_is_forgotten_and_what_is_set_aside_never(db: Any, box: Sandbox):
+    define(db, box)
+    pipeline.enqueue_insert(db.event, who=7, n=-1)
+    dropped = pipeline.enqueue_insert(db.event, who=7, n=-1)
+    box.drain()
+    replay(box, {dropped.bucket: [dropped.position]}, drop=True)
+    session = box.client.nodes.primary("s0")
+    with session.transaction():
+        session.execute("UPDATE pipeline_rejects SET changed_ms = changed_ms - 8 * 86400000")
+
+    trim(box.client, "s0")
+
+    assert states(box) == ["rejected"]
+    assert ask(box, "SELECT action FROM pipeline_actions") == [("drop",)]
 
 
 @settings(max_examples=examples(40))

@@ -14,7 +14,6 @@ breaker = false
 [tables.tally]
 shard_key = "owner"
 unique = [["owner", "name"]]
-on_reject = "skip"
 
 [tables.event]
 shard_key = "owner"

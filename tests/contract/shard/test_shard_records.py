@@ -81,7 +81,7 @@ def test_a_reject_is_kept_whole_with_the_databases_reason(shard: NodeSession):
     entry = ENTRY._replace(payload='["insert","t","é \U0001f600 \\\\ \'"]'.encode())
 
     with shard.transaction():
-        set_aside.keep(shard, [Reject(entry, "t", "id 5", 1062, "Duplicate entry 'x'")])
+        set_aside.set_aside(shard, [Reject(entry, "t", "id 5", 1062, "Duplicate entry 'x'")])
 
     [(op, *rest)] = shard.query("SELECT op, reason, code, state FROM pipeline_rejects")
     assert op.isascii()
@@ -97,7 +97,7 @@ def test_a_reject_is_kept_whole_with_the_databases_reason(shard: NodeSession):
 @pytest.mark.parametrize("payload", [b"\xff\xfe\0", b'["insert", "t", "\xf0\x9f"]', b"", b"\xed\xa0\x80" * 500_000])
 def test_bytes_that_are_no_text_are_kept_as_base64(shard: NodeSession, payload: bytes):
     with shard.transaction():
-        set_aside.keep(shard, [Reject(ENTRY._replace(payload=payload), "?", "?", None, "no op")])
+        set_aside.set_aside(shard, [Reject(ENTRY._replace(payload=payload), "?", "?", None, "no op")])
 
     [(op,)] = shard.query("SELECT op FROM pipeline_rejects")
     if payload:
@@ -115,7 +115,7 @@ def test_a_reject_whose_escapes_do_not_fit_is_kept_with_its_values(shard: NodeSe
     monkeypatch.setattr(shard, "statement_bytes", lambda: 90_000)
 
     with shard.transaction():
-        set_aside.keep(shard, [Reject(ENTRY._replace(payload=payload), "t", "5", None, "no")])
+        set_aside.set_aside(shard, [Reject(ENTRY._replace(payload=payload), "t", "5", None, "no")])
 
     [(op,)] = shard.query("SELECT op FROM pipeline_rejects")
     assert op == payload.decode()
@@ -124,7 +124,9 @@ def test_a_reject_whose_escapes_do_not_fit_is_kept_with_its_values(shard: NodeSe
 @both
 def test_a_reject_with_odd_characters_in_its_names_is_recorded(shard: NodeSession):
     with shard.transaction():
-        set_aside.keep(shard, [Reject(ENTRY, "t\0\ud83d", "\ud83d'", None, "it\0's \udc00 \U0001f600" + "\0" * 5000)])
+        set_aside.set_aside(
+            shard, [Reject(ENTRY, "t\0\ud83d", "\ud83d'", None, "it\0's \udc00 \U0001f600" + "\0" * 5000)]
+        )
 
     [(table, row_key, reason)] = shard.query("SELECT table_name, row_key, reason FROM pipeline_rejects")
     assert (table, row_key) == ("t\\u0000\\ud83d", "\\ud83d'")
@@ -138,7 +140,7 @@ def test_a_reject_with_an_emoji_is_recorded_over_a_connection_that_has_none(shar
     old = NodeSession("s0", uri.replace("utf8mb4", "utf8"))
 
     with old.transaction():
-        set_aside.keep(old, [Reject(entry, "t", "5", 1366, "Incorrect string value")])
+        set_aside.set_aside(old, [Reject(entry, "t", "5", 1366, "Incorrect string value")])
     old.discard()
 
     [(op,)] = shard.query("SELECT op FROM pipeline_rejects")
@@ -213,7 +215,7 @@ def test_the_fate_of_an_op_follows_watermark_producer_rejects_and_losses(shard: 
     assert not fate(shard, seq=10).reached(Position(7, 6), 10)
 
     with shard.transaction():
-        set_aside.keep(shard, [Reject(ENTRY, "t", "5", None, "no")])
+        set_aside.set_aside(shard, [Reject(ENTRY, "t", "5", None, "no")])
         ledger.lose(shard, [LostRange(3, 7, 0, 8, 9), LostRange(3, 0, PRODUCER, 20, 22)])
     assert fate(shard).reject == ("rejected", "no", None)
     assert fate(shard, seq=21).lost
@@ -265,7 +267,7 @@ def test_a_held_row_is_told_by_bucket_and_key_with_the_first_op_that_holds_it(sh
         return Reject(entry, "t", "5", None, "no", holds=frozenset(keys))
 
     with shard.transaction():
-        set_aside.keep(shard, [aside(3, 9, "t 5", "t 6"), aside(3, 5, "t 5"), aside(4, 1, "T 5")])
+        set_aside.set_aside(shard, [aside(3, 9, "t 5", "t 6"), aside(3, 5, "t 5"), aside(4, 1, "T 5")])
 
         held = set_aside.holders(shard, {(3, "t 5"), (3, "t 6"), (3, "T 5"), (4, "t 5"), (4, "T 5"), (5, "t 5")})
 
@@ -277,7 +279,9 @@ def test_more_ops_are_set_aside_at_once_than_one_statement_takes(shard: NodeSess
     entries = [ENTRY._replace(position=Position(7, at), payload=b'["insert","t"]' + b" " * 900) for at in range(2500)]
 
     with shard.transaction():
-        set_aside.keep(shard, [Reject(entry, "t", "5", None, "no", holds=frozenset(("t 5",))) for entry in entries])
+        set_aside.set_aside(
+            shard, [Reject(entry, "t", "5", None, "no", holds=frozenset(("t 5",))) for entry in entries]
+        )
 
     assert shard.query("SELECT COUNT(*) FROM pipeline_rejects") == [(2500,)]
     assert shard.query("SELECT COUNT(*) FROM pipeline_held") == [(2500,)]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from click.testing import CliRunner
 from support.oracle import nodes
 from support.oracle.trial import Trial
 from support.servers.rig import Rig
 
+from pipeline.cli.dead import dead_group
 from pipeline.errors import Rejected
 
 pytestmark = pytest.mark.mariadb
@@ -41,22 +45,36 @@ def test_one_bad_op_in_a_batch_of_a_thousand_is_rejected_alone(mariadb: Rig, tri
     assert '"taken"' in op
 
 
-def test_a_refused_member_undoes_its_whole_group_and_nothing_else(mariadb: Rig) -> None:
+def test_a_refused_group_undoes_all_of_it_and_an_operator_mends_it_with_what_waits_behind(mariadb: Rig) -> None:
     client, tally = mariadb.client, mariadb.db.tally
     [owner] = mariadb.owners(1)
     first = client.enqueue_insert(tally, owner=owner, name="a")
     with client.atomic():
         client.enqueue_update(tally.id == first.id, n=tally.n + 1)
         clash = client.enqueue_insert(tally, owner=owner, name="a")
-    last = client.enqueue_update(tally.id == first.id, n=tally.n + 10)
+    last = client.enqueue_update(tally.id == first.id, n=tally.n * 10)
+    other = client.enqueue_insert(tally, owner=owner, name="c")
 
     with pytest.raises(Rejected, match="Duplicate entry"):
         clash.wait(30)
-    last.wait(30)
+    other.wait(30)
 
-    shard = client.topology.shard_of(first.bucket)
-    sql = f"SELECT name, n FROM tally WHERE owner = {owner}"
-    assert nodes.rows(mariadb.primaries[shard], sql) == [("a", 10)]
+    shard, place = client.topology.shard_of(first.bucket), f"{clash.bucket}:{clash.position}"
+    sql = f"SELECT name, n FROM tally WHERE owner = {owner} ORDER BY name"
+    assert nodes.rows(mariadb.primaries[shard], sql) == [("a", 0), ("c", 0)]
+    assert last.status() == "parked"
+    config = ["--config", str(mariadb.config)]
+    shown = CliRunner().invoke(dead_group, ["show", place, "--json", *config])
+    assert json.loads(shown.output)["writes"][0]["cells"][3] == {"column": "n", "now": 0, "new": "n + 1"}
+    listed = CliRunner().invoke(
+        dead_group, ["list", "--where", "code=1062", "--where", f"bucket={clash.bucket}", *config]
+    )
+    assert place in listed.output
+    assert CliRunner().invoke(dead_group, ["edit", place, "name=b", "--member", "1", *config]).exit_code == 0
+    replayed = CliRunner().invoke(dead_group, ["replay", place, "--json", *config])
+    assert json.loads(replayed.output) == {"replayed": 2, "dropped": 0, "refused": 0, "parked": 0}
+    assert nodes.rows(mariadb.primaries[shard], sql) == [("a", 10), ("b", 0), ("c", 0)]
+    assert (clash.status(), last.wait(30)) == ("replayed", "replayed")
 
 
 def test_an_expression_that_overflows_its_column_is_rejected_and_the_row_stays(mariadb: Rig) -> None:

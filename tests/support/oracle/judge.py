@@ -18,7 +18,7 @@ SHOWN = 8
 
 
 def states(primaries: dict[str, str], topology: Topology, ledger: Iterable[Acknowledged]) -> dict[Op, str]:
-    """Return what became of each op: applied, rejected, lost, or queued for one that nobody accounts for."""
+    """Return what became of each op: applied, lost, queued if nobody accounts for it, or its state if set aside."""
     books = {shard: _Book(uri) for shard, uri in primaries.items()}
     found = {}
     for one in set_of(ledger):

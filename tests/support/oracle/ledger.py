@@ -32,23 +32,40 @@ class Acknowledged(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a replay gives: the model, and the ops that the database must refuse."""
+    """What a replay gives: the model, the ops that the database must refuse, and those that wait behind these."""
 
     model: Model
     refused: set[tuple[int, int, int]]
+    parked: set[tuple[int, int, int]]
 
 
 def replay(ledger: Iterable[Acknowledged], upto: dict[int, Position] | None = None) -> Verdict:
     """Do all deeds bucket by bucket in the order of their log, or only those up to a watermark per bucket."""
-    model, refused = Model(), set()
+    model, refused, parked = Model(), set(), set()
+    held: set[int] = set()
     for one in sorted(set_of(ledger), key=lambda one: one[:2]):
         if upto is not None and one.position > upto[one.bucket]:
+            continue
+        rows = rows_of(one.deed)
+        if not held.isdisjoint(rows):
+            parked.add(one.op)
+            held |= rows
             continue
         try:
             model.do(one.deed)
         except Refused:
             refused.add(one.op)
-    return Verdict(model, refused)
+            held |= rows
+    return Verdict(model, refused, parked)
+
+
+def rows_of(deed: Deed) -> set[int]:
+    """Return the ids that a deed names: later deeds of such a row wait where this one is refused."""
+    kind, *rest = deed
+    if kind == "group":
+        return {id for member in rest for id in rows_of(member)}
+    at = {"insert": (2,), "bump": (1,), "delete": (1,), "version": (1, 3)}.get(kind, ())
+    return {rest[n] for n in at}
 
 
 def set_of(ledger: Iterable[Acknowledged]) -> list[Acknowledged]:

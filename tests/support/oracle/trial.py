@@ -20,6 +20,8 @@ from support.servers.rig import Rig
 
 #: How long everything that was acknowledged may take to be accounted for; generous, since speed is not judged here.
 SETTLE_S = 60
+#: What may have become of an op. `waiting` and `parked` are set aside, in order; `replayed` is applied.
+ACCOUNTED = ("applied", "replayed", "rejected", "waiting", "parked", "dropped", "lost")
 
 
 class Trial:
@@ -98,6 +100,8 @@ class Trial:
         verdict = replay(one for one in self.ledger if states[one.op] != "lost")
         rejected = {op for op, state in states.items() if state == "rejected"}
         assert verdict.refused == rejected, f"{self} refused wrongly: {list(verdict.refused ^ rejected)[: judge.SHOWN]}"
+        parked = {op for op, state in states.items() if state == "parked"}
+        assert verdict.parked == parked, f"{self} parked wrongly: {list(verdict.parked ^ parked)[: judge.SHOWN]}"
         said = judge.differences(verdict.model, self.rows(self.rig.primaries))
         kept, wanted = self.versions(self.rig.primaries), verdict.model.versions
         said += [f"version {id} is {kept.get(id)}, must be {wanted.get(id)}" for id in kept.keys() ^ wanted.keys()]
@@ -107,9 +111,9 @@ class Trial:
         return accounts
 
     def balances(self) -> None:
-        """Assert that acknowledged = applied + rejected + lost."""
+        """Assert that acknowledged = applied + replayed + rejected + parked + dropped + lost."""
         accounts = Counter(self.states().values())
-        whole = sum(accounts[state] for state in ("applied", "rejected", "lost"))
+        whole = sum(accounts[state] for state in ACCOUNTED)
         assert whole == len(set_of(self.ledger)), f"accounts do not balance: {accounts}"
 
     def rows(self, uris: dict[str, str]) -> dict[tuple[int, str], tuple[int, str, int]]:

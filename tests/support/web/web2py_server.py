@@ -97,7 +97,7 @@ class Browser:
             with error:
                 answer = Answer(error.code, error.headers, error.read().decode())
         if answer.status == 500 and not self._tickets:
-            raise AssertionError("\n".join(tickets(self._folder)) or answer.text)
+            raise AssertionError("\n".join(tickets(self._folder) + py4web_tickets(self._folder)) or answer.text)
         return answer
 
 
@@ -135,13 +135,17 @@ class Site:
 
 
 def tickets(folder: Path) -> list[str]:
-    """Return the tracebacks of web2py and py4web in a folder; the HTTP page hides them."""
-    of_web2py = [_Ticket(BytesIO(path.read_bytes())).load()["traceback"] for path in _ticket_files(folder)]
-    of_py4web = []
+    """Return the tracebacks in `applications/*/errors`; the HTTP page hides them."""
+    return [_Ticket(BytesIO(path.read_bytes())).load()["traceback"] for path in _ticket_files(folder)]
+
+
+def py4web_tickets(folder: Path) -> list[str]:
+    """Return the tickets of every py4web that keeps its service folder somewhere in *folder*."""
+    found = []
     for path in folder.rglob("service.storage"):
         with closing(sqlite3.connect(path)) as made:
-            of_py4web += [text for (text,) in made.execute("SELECT snapshot FROM py4web_error")]
-    return of_web2py + of_py4web
+            found += [text for (text,) in made.execute("SELECT snapshot FROM py4web_error")]
+    return found
 
 
 class _Ticket(pickle.Unpickler):
