@@ -145,11 +145,15 @@ def editing(table: Any, record: Any) -> Iterator[None]:
 
 
 def changed(table: Any, values: Final) -> Final:
-    """Return those of *values* that differ from the record of *table* that a form shows; all, where none is at work."""
+    """Return those of *values* that differ from the record of *table* that a form shows; all, where none is at work.
+
+    Where only stamps differ, such as the time of the change, nothing was changed.
+    """
     shown = _shown.get()
     if shown is None or shown[0] != real_name(table):
         return values
-    return differing(values, shown[1])
+    found = differing(values, shown[1])
+    return Final() if all(table[name].update is not None for name in found) else found
 
 
 def differing(values: Mapping[str, Any], record: Any, check: Mapping[str, Callable[[Any], Any]] | None = None) -> Final:

@@ -155,6 +155,20 @@ def test_an_edit_ships_the_fields_that_differ_from_the_record_shown(box: Sandbox
     assert op.values == {"qty": 5}
 
 
+@pytest.mark.usefixtures("worker")
+def test_an_edit_of_which_only_a_stamp_differs_ships_nothing(box: Sandbox, db: Any, shown: Any):
+    request = request_of(box, db)
+    db.item.maker.update = "Bob"  # as `auth.signature` stamps who changed a row, and when
+
+    edited(db, shown, maker="Bob")
+    assert [one.kind for one in box.enqueued("item")] == ["insert"]
+
+    edited(db, shown, maker="Bob", qty=5)
+    request.finish()
+    [op] = [one for one in box.enqueued("item") if one.kind == "update"]
+    assert op.values == {"qty": 5, "maker": "Bob"}
+
+
 def test_edits_of_two_fields_both_stand_though_the_second_form_shows_the_row_as_it_was(
     box: Sandbox, db: Any, shown: Any
 ):
