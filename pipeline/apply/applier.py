@@ -1,35 +1,29 @@
-"""Apply what a shard's logs hold: many buckets in one transaction, rows and watermarks in one commit.
+"""Apply what a shard's logs hold: many buckets in one transaction, and each bucket alone where that fails.
 
-Invariant: an entry's effects, its producer's sequence, its rejection and the watermark behind it are committed together
-or not at all. After a crash the next worker reads the watermark and continues from there.
-
-One transaction takes as many rows as commit in about `target_ms`, within the limits of the settings.
+What fails is retried, or narrowed down: a bucket that fails beside others is applied alone, by ever fewer entries.
+Nothing waits longer for another bucket's op than a second.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pipeline import clock
 from pipeline.apply import rejections
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
-from pipeline.apply.batch import Batch, FactBook
-from pipeline.apply.executor import ConstraintsChanged, Executor, NeverSeen, SchemaBehind
-from pipeline.apply.grouping import grouped
-from pipeline.apply.held_rows import Halt, HeldRows, halted, record
-from pipeline.apply.pace import Pace
-from pipeline.apply.stopped import Stopped
+from pipeline.apply.batch import Batch
+from pipeline.apply.executor import ConstraintsChanged, NeverSeen, SchemaBehind
+from pipeline.apply.held_rows import Halt
+from pipeline.apply.transaction import LOCK_REST_S, ApplyTransaction, Outcome, Take
 from pipeline.apply.wait_notes import note_waits
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import NotMigrated, PipelineError, ShardUnavailable, Unavailable
-from pipeline.model.op import Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
-from pipeline.shard import ledger
 from pipeline.shard.driver_errors import (
     Fault,
     ended_abruptly,
@@ -38,9 +32,7 @@ from pipeline.shard.driver_errors import (
     passes_by_itself,
     sentence_of,
 )
-from pipeline.shard.ledger import HOLDING, Reject
 from pipeline.shard.session import NodeSession
-from pipeline.shard.set_aside import REJECTED
 
 if TYPE_CHECKING:
     from pipeline.oplog.doorbell import Bell, SilentBell
@@ -53,12 +45,8 @@ LAST_TRY = 3
 SCHEMA_DELAY_MS = 1000
 #: How long the due buckets of a paused shard rest, ms; `pipeline resume` ends their rest.
 PAUSED_DELAY_MS = 1000
-#: The longest statement of a batch of many buckets, s: one that takes longer is run with its bucket alone.
-TOGETHER_S = 1
 #: How long one turn goes on with suspected buckets, s; the others are due again after it.
 TURN_S = 2.0
-#: The longest rest of a bucket whose next op waits for a lock, s.
-LOCK_REST_S = 5.0
 logger = logging.getLogger("pipeline.apply")
 
 
@@ -70,63 +58,6 @@ class Contended(PipelineError):
     def __init__(self, error: Exception):
         super().__init__(sentence_of(error))
         self.locked = fault_of(error) is Fault.LOCKED
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What one batch did. `left` buckets are still dirty; `ring` says that the caller must ring for them."""
-
-    applied: int = 0
-    rejected: int = 0
-    parked: int = 0
-    seen: int = 0
-    lost: int = 0
-    buckets: int = 0
-    ms: int = 0
-    left: int = 0
-    ring: bool = False
-    waiting: str = ""  # why nothing, or not everything, was applied
-    refused: list[Reject] = field(default_factory=list)  # the ops that were rejected
-
-    def summary(self) -> dict[str, int | str]:
-        """Return what Flower shows of the outcome, without what is zero."""
-        shown: dict[str, int | str] = {"applied": self.applied, "rejected": self.rejected, "ms": self.ms}
-        for name in ("parked", "seen", "lost", "buckets", "left", "waiting"):
-            if getattr(self, name):
-                shown[name] = getattr(self, name)
-        return shown
-
-    def add(self, other: Outcome) -> None:
-        """Count in what another transaction of the same turn did.
-
-        Args:
-            other: its outcome.
-        """
-        for name in ("applied", "rejected", "parked", "seen", "lost", "buckets", "refused"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.left, self.ring = other.left, other.ring or self.ring
-        self.waiting = self.waiting or other.waiting
-
-
-@dataclass(slots=True)
-class Take:
-    """What the transactions of one turn may take.
-
-    Attributes:
-        due: the buckets, each with the bytes of its largest op.
-        alone: the attempt to make with one bucket; None: all buckets together, but those under suspicion.
-        suspects: the next attempt of each bucket that an earlier attempt failed with.
-        noted: the attempts of the current try.
-        ends: of each bucket that halts, the position behind which nothing is executed.
-        again: whether an earlier try of this process failed in an orderly way, so that its notes mean nothing.
-    """
-
-    due: Mapping[int, int]
-    alone: Attempt | None = None
-    suspects: dict[int, Attempt] = field(default_factory=dict)
-    noted: dict[int, Attempt] = field(default_factory=dict)
-    ends: dict[int, Position] = field(default_factory=dict)
-    again: bool = False
 
 
 class Applier:
@@ -150,15 +81,13 @@ class Applier:
         step: Callable[[str], None] = lambda name: None,
         tables: Mapping[str, TableSettings] = MappingProxyType({}),
     ):
-        self.shard, self.node, self._tables = shard, session.node, tables
+        self.shard, self.node = shard, session.node
         self._session, self._log, self._settings, self._step = session, log, settings, step
-        self._pace = Pace(settings, log)
-        self._facts, self._stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
-        self._breaker = self._stopped.breaker
-        self._failures, self._longest_s = 0, settings.statement_s
+        self._transaction = ApplyTransaction(shard, session, log, settings, step, tables)
+        self._facts, self._stopped = self._transaction.facts, self._transaction.stopped
+        self._failures = 0
         #: Why ops of a schema wait, by its hash, and when the shard is tried again, s.
         self._behind: dict[str, tuple[float, WaitReason]] = {}
-        self._believed: set[tuple[str, int | None]] = set()
 
     def apply(self, bell: Bell | SilentBell | None = None) -> Outcome:
         """Apply one batch of what is due. Never raises for a fault that a retry may cure.
@@ -213,7 +142,7 @@ class Applier:
         if batch.before:
             self._finish(batch, outcome)
             if batch.items:
-                self._pace.learn(len(batch.items), _ms_since(started))
+                self._transaction.pace.learn(len(batch.items), _ms_since(started))
         elif not take.suspects:
             # the worker that holds these buckets rings when it is done; a bell from here would repeat until then
             return Outcome(left=len(take.due), waiting="held by another worker")
@@ -261,7 +190,7 @@ class Applier:
         while True:
             try:
                 with self._session.transaction():
-                    result = self._transaction(take, blocked, last_try=met >= LAST_TRY)
+                    result = self._transaction.run(take, blocked, last_try=met >= LAST_TRY)
                     self._step("commit")
                 self._step("committed")
                 return result
@@ -319,89 +248,6 @@ class Applier:
         self._behind = {schema: known for schema, known in self._behind.items() if known[0] > now_s}
         return {schema: why for schema, (_, why) in self._behind.items()}
 
-    def _transaction(self, take: Take, blocked: dict[str, WaitReason], *, last_try: bool) -> tuple[Outcome, Batch]:
-        self._step("lock")
-        self._session.limit_statements(min(TOGETHER_S, self._longest_s) if take.alone is None else self._longest_s)
-        locked = ledger.lock(self._session, take.due, self._settings.buckets)
-        mine = {bucket: mark.position for bucket, mark in locked.items() if mark.owned}
-        waiting = halted(self.shard, locked)
-        counts = self._note(take, {bucket: position for bucket, position in mine.items() if bucket not in waiting})
-        mine = {bucket: position for bucket, position in mine.items() if bucket in counts or bucket in waiting}
-        batch = Batch(
-            mine,
-            self._facts,
-            blocked,
-            self._stopped.tables(),
-            self._stopped.room,
-            self._pace.rows,
-            self._settings.max_bytes,
-            waiting=waiting,
-        )
-        self._step("read")
-        for entries in self._log.read({bucket: mine[bucket] for bucket in counts}, counts).values():
-            batch.take([entry for entry in entries if entry.position <= take.ends.get(entry.bucket, entry.position)])
-        if not batch.after:
-            return Outcome(buckets=len(mine), waiting=batch.why), batch
-        batch.skip_seen(self._session)
-        rows = HeldRows(self._facts.known, self._tables, take.ends)
-        every = (*batch.items, *(item for item, _ in batch.halted))
-        rows.read(self._session, (one for one in every if locked[one.entry.bucket].state == HOLDING))
-        stopped = rows.stop(batch.halted)
-        self._step("execute")
-        executor = Executor(self._session, self._facts.known, rows, self._step, self._believed, last_try=last_try)
-        if take.alone is not None and (verdict := self._verdict(take.alone)):
-            executor.condemn(batch.items, verdict)
-        else:
-            executor.run(grouped(batch.items, self._facts.known))
-        self._step("mark")
-        if batch.last:
-            ledger.remember(self._session, batch.last)
-        executor.rejects += [*batch.unreadable, *stopped]
-        record(self._session, executor.rejects, locked, take.ends)
-        ledger.lose(self._session, batch.losses)
-        if batch.keys:
-            ledger.keep_keys(self._session, batch.keys)
-        if executor.ids:
-            ledger.keep_ids(self._session, executor.ids)
-        ledger.move(self._session, batch.after)
-        return self._outcome(batch, executor), batch
-
-    def _note(self, take: Take, mine: Mapping[int, Position]) -> dict[int, int]:
-        """Note what is attempted; return how many entries to read of each bucket. Suspected buckets are left out."""
-        if take.alone is not None:
-            take.noted = {b: take.alone for b, position in mine.items() if position == take.alone.after}
-            self._log.note_attempts(self.shard, {b: str(one) for b, one in take.noted.items()}, anew=True)
-            return {bucket: self._pace.most(bucket, one.after, one.entries) for bucket, one in take.noted.items()}
-        counts = self._pace.counts({b: after for b, after in mine.items() if b not in take.suspects}, take.due)
-        take.noted = {bucket: Attempt(mine[bucket], count) for bucket, count in counts.items()}
-        notes = {bucket: str(one) for bucket, one in take.noted.items()}
-        for bucket, note in self._log.note_attempts(self.shard, notes, anew=take.again).items():
-            mistrusted = take.noted.pop(bucket)
-            take.suspects[bucket] = Attempt.suspected(note) or mistrusted.failed()
-        return {bucket: counts[bucket] for bucket in take.noted}
-
-    def _verdict(self, attempt: Attempt) -> str:
-        """Return why the next op is rejected without another try, or the empty string."""
-        if attempt.entries == 1 and attempt.deaths >= MOST_DEATHS:
-            return f"poison: alone, it ended the worker, the server or the statement's time {attempt.deaths} times"
-        if attempt.entries == 1 and attempt.waits * LOCK_REST_S >= self._settings.lock_wait_s:
-            return f"it waited for a lock for [apply] lock_wait_s = {self._settings.lock_wait_s} s"
-        return ""
-
-    def _outcome(self, batch: Batch, executor: Executor) -> Outcome:
-        parked = sum(one.state != REJECTED for one in executor.rejects)
-        batch.aside = executor.rejects
-        return Outcome(
-            applied=len(batch.items) + len(batch.halted) + len(batch.unreadable) - len(executor.rejects),
-            rejected=len(executor.rejects) - parked,
-            parked=parked,
-            seen=batch.seen,
-            lost=batch.lost,
-            buckets=len(batch.after),
-            waiting=batch.why,
-            refused=[one for one in executor.rejects if one.state == REJECTED],
-        )
-
     def _finish(self, batch: Batch, outcome: Outcome) -> None:
         """Publish watermarks and clean the dirty set. Rows are committed, so a failure here is for the sweeper."""
         self._step("finish")
@@ -416,7 +262,7 @@ class Applier:
             logger.warning("committed, but not published in Redis shard=%s: %s", self.shard, error)
         self._stopped.room -= len(batch.halted)
         if self._settings.breaker:
-            for reject in self._breaker.learn(batch.items, batch.aside):
+            for reject in self._stopped.breaker.learn(batch.items, batch.aside):
                 self._stopped.halt(reject, self._facts.database_name(reject.table))
 
 

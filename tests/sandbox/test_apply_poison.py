@@ -11,7 +11,8 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline.admin.why import why
-from pipeline.apply.applier import Applier, Outcome
+from pipeline.apply.applier import Applier
+from pipeline.apply.transaction import Outcome
 from pipeline.config.settings import ApplySettings
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.waits import ALIVE, ALIVE_TOKEN

@@ -1,0 +1,216 @@
+"""Apply entries in one transaction: lock watermarks, note the attempt, read, execute, and move the watermarks.
+
+Invariant: an entry's effects, its producer's sequence, its rejection and the watermark behind it are committed together
+or not at all. After a crash the next worker reads the watermark and continues from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from pipeline.apply.attempt import MOST_DEATHS, Attempt
+from pipeline.apply.batch import Batch, FactBook
+from pipeline.apply.executor import Executor
+from pipeline.apply.grouping import grouped
+from pipeline.apply.held_rows import HeldRows, halted, record
+from pipeline.apply.pace import Pace
+from pipeline.apply.stopped import Stopped
+from pipeline.config.settings import ApplySettings, TableSettings
+from pipeline.model.op import Position
+from pipeline.model.wait_reason import WaitReason
+from pipeline.oplog.contract import Work
+from pipeline.shard import ledger
+from pipeline.shard.ledger import HOLDING, Reject
+from pipeline.shard.session import NodeSession
+from pipeline.shard.set_aside import REJECTED
+
+#: The longest statement of a batch of many buckets, s: one that takes longer is run with its bucket alone.
+TOGETHER_S = 1
+#: The longest rest of a bucket whose next op waits for a lock, s.
+LOCK_REST_S = 5.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one batch did. `left` buckets are still dirty; `ring` says that the caller must ring for them."""
+
+    applied: int = 0
+    rejected: int = 0
+    parked: int = 0
+    seen: int = 0
+    lost: int = 0
+    buckets: int = 0
+    ms: int = 0
+    left: int = 0
+    ring: bool = False
+    waiting: str = ""  # why nothing, or not everything, was applied
+    refused: list[Reject] = field(default_factory=list)  # the ops that were rejected
+
+    def summary(self) -> dict[str, int | str]:
+        """Return what Flower shows of the outcome, without what is zero."""
+        shown: dict[str, int | str] = {"applied": self.applied, "rejected": self.rejected, "ms": self.ms}
+        for name in ("parked", "seen", "lost", "buckets", "left", "waiting"):
+            if getattr(self, name):
+                shown[name] = getattr(self, name)
+        return shown
+
+    def add(self, other: Outcome) -> None:
+        """Count in what another transaction of the same turn did.
+
+        Args:
+            other: its outcome.
+        """
+        for name in ("applied", "rejected", "parked", "seen", "lost", "buckets", "refused"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.left, self.ring = other.left, other.ring or self.ring
+        self.waiting = self.waiting or other.waiting
+
+
+@dataclass(slots=True)
+class Take:
+    """What the transactions of one turn may take.
+
+    Attributes:
+        due: the buckets, each with the bytes of its largest op.
+        alone: the attempt to make with one bucket; None: all buckets together, but those under suspicion.
+        suspects: the next attempt of each bucket that an earlier attempt failed with.
+        noted: the attempts of the current try.
+        ends: of each bucket that halts, the position behind which nothing is executed.
+        again: whether an earlier try of this process failed in an orderly way, so that its notes mean nothing.
+    """
+
+    due: Mapping[int, int]
+    alone: Attempt | None = None
+    suspects: dict[int, Attempt] = field(default_factory=dict)
+    noted: dict[int, Attempt] = field(default_factory=dict)
+    ends: dict[int, Position] = field(default_factory=dict)
+    again: bool = False
+
+
+class ApplyTransaction:
+    """What every apply transaction of one shard in this process shares.
+
+    Args:
+        shard: its name.
+        session: of the shard's primary.
+        log: the logs and their schemas.
+        settings: what one transaction may take.
+        step: called with the name of each step before it is taken.
+        tables: what the configuration says of tables, by name.
+
+    Attributes:
+        facts: of the tables.
+        stopped: what is paused or halted on the shard.
+        pace: how much one transaction takes.
+    """
+
+    def __init__(
+        self,
+        shard: str,
+        session: NodeSession,
+        log: Work,
+        settings: ApplySettings,
+        step: Callable[[str], None],
+        tables: Mapping[str, TableSettings],
+    ):
+        self._shard, self._session, self._log, self._tables = shard, session, log, tables
+        self._settings, self._step, self._longest_s = settings, step, settings.statement_s
+        self.facts, self.stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
+        self.pace = Pace(settings, log)
+        self._believed: set[tuple[str, int | None]] = set()
+
+    def run(self, take: Take, blocked: Mapping[str, WaitReason], *, last_try: bool) -> tuple[Outcome, Batch]:
+        """Apply what *take* allows, inside the open transaction.
+
+        Args:
+            take: what it may take; grows by what is noted, and by what is under suspicion.
+            blocked: why ops of a schema wait, by the schema's hash.
+            last_try: whether an error that no list names is believed now.
+
+        Raises:
+            SchemaBehind, ConstraintsChanged, NeverSeen, Halt: the transaction must be rolled back and run again.
+            Unavailable: the log does not answer.
+            Exception: the driver's own.
+        """
+        self._step("lock")
+        self._session.limit_statements(min(TOGETHER_S, self._longest_s) if take.alone is None else self._longest_s)
+        locked = ledger.lock(self._session, take.due, self._settings.buckets)
+        mine = {bucket: mark.position for bucket, mark in locked.items() if mark.owned}
+        waiting = halted(self._shard, locked)
+        counts = self._note(take, {bucket: position for bucket, position in mine.items() if bucket not in waiting})
+        mine = {bucket: position for bucket, position in mine.items() if bucket in counts or bucket in waiting}
+        batch = Batch(
+            mine,
+            self.facts,
+            blocked,
+            self.stopped.tables(),
+            self.stopped.room,
+            self.pace.rows,
+            self._settings.max_bytes,
+            waiting=waiting,
+        )
+        self._step("read")
+        for entries in self._log.read({bucket: mine[bucket] for bucket in counts}, counts).values():
+            batch.take([entry for entry in entries if entry.position <= take.ends.get(entry.bucket, entry.position)])
+        if not batch.after:
+            return Outcome(buckets=len(mine), waiting=batch.why), batch
+        batch.skip_seen(self._session)
+        rows = HeldRows(self.facts.known, self._tables, take.ends)
+        every = (*batch.items, *(item for item, _ in batch.halted))
+        rows.read(self._session, (one for one in every if locked[one.entry.bucket].state == HOLDING))
+        stopped = rows.stop(batch.halted)
+        self._step("execute")
+        executor = Executor(self._session, self.facts.known, rows, self._step, self._believed, last_try=last_try)
+        if take.alone is not None and (verdict := self._verdict(take.alone)):
+            executor.condemn(batch.items, verdict)
+        else:
+            executor.run(grouped(batch.items, self.facts.known))
+        self._step("mark")
+        if batch.last:
+            ledger.remember(self._session, batch.last)
+        executor.rejects += [*batch.unreadable, *stopped]
+        record(self._session, executor.rejects, locked, take.ends)
+        ledger.lose(self._session, batch.losses)
+        if batch.keys:
+            ledger.keep_keys(self._session, batch.keys)
+        if executor.ids:
+            ledger.keep_ids(self._session, executor.ids)
+        ledger.move(self._session, batch.after)
+        return self._outcome(batch, executor), batch
+
+    def _note(self, take: Take, mine: Mapping[int, Position]) -> dict[int, int]:
+        """Note what is attempted; return how many entries to read of each bucket. Suspected buckets are left out."""
+        if take.alone is not None:
+            take.noted = {b: take.alone for b, position in mine.items() if position == take.alone.after}
+            self._log.note_attempts(self._shard, {b: str(one) for b, one in take.noted.items()}, anew=True)
+            return {bucket: self.pace.most(bucket, one.after, one.entries) for bucket, one in take.noted.items()}
+        counts = self.pace.counts({b: after for b, after in mine.items() if b not in take.suspects}, take.due)
+        take.noted = {bucket: Attempt(mine[bucket], count) for bucket, count in counts.items()}
+        notes = {bucket: str(one) for bucket, one in take.noted.items()}
+        for bucket, note in self._log.note_attempts(self._shard, notes, anew=take.again).items():
+            mistrusted = take.noted.pop(bucket)
+            take.suspects[bucket] = Attempt.suspected(note) or mistrusted.failed()
+        return {bucket: counts[bucket] for bucket in take.noted}
+
+    def _verdict(self, attempt: Attempt) -> str:
+        """Return why the next op is rejected without another try, or the empty string."""
+        if attempt.entries == 1 and attempt.deaths >= MOST_DEATHS:
+            return f"poison: alone, it ended the worker, the server or the statement's time {attempt.deaths} times"
+        if attempt.entries == 1 and attempt.waits * LOCK_REST_S >= self._settings.lock_wait_s:
+            return f"it waited for a lock for [apply] lock_wait_s = {self._settings.lock_wait_s} s"
+        return ""
+
+    def _outcome(self, batch: Batch, executor: Executor) -> Outcome:
+        parked = sum(one.state != REJECTED for one in executor.rejects)
+        batch.aside = executor.rejects
+        return Outcome(
+            applied=len(batch.items) + len(batch.halted) + len(batch.unreadable) - len(executor.rejects),
+            rejected=len(executor.rejects) - parked,
+            parked=parked,
+            seen=batch.seen,
+            lost=batch.lost,
+            buckets=len(batch.after),
+            waiting=batch.why,
+            refused=[one for one in executor.rejects if one.state == REJECTED],
+        )
