@@ -21,7 +21,11 @@ from pipeline.model.op import Position
 from pipeline.shard import ledger_queries
 from pipeline.testing import Sandbox, sandbox
 
-TABLES = {"event": {"shard_key": "who"}, "strict": {"shard_key": "who", "on_reject": "halt"}}
+TABLES = {
+    "event": {"shard_key": "who"},
+    "strict": {"shard_key": "who", "on_reject": "halt"},
+    "loose": {"shard_key": "who", "on_reject": "skip"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,7 @@ def made(db: Any) -> Any:
 
 def define(db: Any, box: Sandbox) -> None:
     pipeline.define_tables(db)
-    refuse(box, "event", "strict")
+    refuse(box, "event", "strict", "loose")
 
 
 def ask(box: Sandbox, sql: str) -> list[Any]:
@@ -187,6 +191,20 @@ def test_an_op_behind_two_heads_waits_until_both_are_gone(db: Any, box: Sandbox)
 
     assert states(box) == ["replayed"] * 3
     assert [row["trace"] for row in box.rows("event")] == ["x", "x"]
+
+
+def test_an_op_of_a_table_that_skips_is_replayed_after_the_later_ops_of_its_row(db: Any, box: Sandbox):
+    define(db, box)
+    row = pipeline.enqueue_insert(db.loose, who=7, n=0)
+    for n, token in ((-1, "a"), (1, "b")):
+        pipeline.enqueue_update(db.loose.id == row.id, n=n, trace=db.loose.trace + token)
+    box.drain()
+    allow(box, "loose")
+
+    [done] = replay(box)
+
+    assert done == Replayed(1, 0, 0, 0, 1)
+    assert [(found["n"], found["trace"]) for found in box.rows("loose")] == [(-1, "ba")]
 
 
 def test_what_was_settled_a_week_ago_is_forgotten_and_what_is_set_aside_never(db: Any, box: Sandbox):
