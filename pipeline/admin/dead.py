@@ -12,10 +12,10 @@ from pipeline.apply.replay import Replay, Replayed
 from pipeline.client import Client
 from pipeline.errors import BadOp, Unavailable, did_you_mean
 from pipeline.model.op import Position
-from pipeline.shard import replays
-from pipeline.shard.ledger import text_literal
-from pipeline.shard.replays import DROPPED, REPLAYED, Aside, Place
-from pipeline.shard.set_aside import ASIDE, REJECTED, WAITING
+from pipeline.shard.records import replays
+from pipeline.shard.records.ledger import text_literal
+from pipeline.shard.records.replays import DROPPED, REPLAYED, Aside, Place
+from pipeline.shard.records.set_aside import ASIDE, REJECTED, WAITING
 
 #: Ops that may be replayed: nothing is before them in any of their rows.
 HEADS = (REJECTED, WAITING)

@@ -20,8 +20,9 @@ from pipeline.errors import BadOp, BadValue, NewerOp, NotAnOp
 from pipeline.model.op import GROUP, INSERT, UPDATE, UPSERT, Op, decode, encode
 from pipeline.model.schema import TableSchema
 from pipeline.model.values import TEXT_KINDS, python_value
-from pipeline.shard import actions, ledger, replays, set_aside
-from pipeline.shard.replays import Place
+from pipeline.shard import actions
+from pipeline.shard.records import ledger, replays, set_aside
+from pipeline.shard.records.replays import Place
 from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import row_named
 from pipeline.shard.table_facts import Facts, facts_of

@@ -21,8 +21,9 @@ from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
 from pipeline.errors import MigrationUnfinished, PipelineError
 from pipeline.model.schema import TableSchema
-from pipeline.shard import columns, ledger_queries
-from pipeline.shard.own_tables import own_tables, upgrades
+from pipeline.shard import columns
+from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.own_tables import own_tables, upgrades
 from pipeline.shard.session import NodeSession, brief
 
 #: How long one statement may take, s: an index on a large table is slow.

@@ -17,9 +17,9 @@ from pipeline.model.wait_reason import WaitReason, reasons_of
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S
 from pipeline.oplog.waits import Noted
-from pipeline.shard import ledger_queries
+from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.stops import stop_reasons
 from pipeline.shard.session import brief
-from pipeline.shard.stops import stop_reasons
 
 #: Redis's name among the nodes; no node can have it.
 _REDIS = "redis "

@@ -14,8 +14,8 @@ from pipeline.client import Client
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import Position
 from pipeline.model.schema import TableSchema
-from pipeline.shard import replays
-from pipeline.shard.stops import BREAKER, WHOLE, Stop, definition_of, lift, note_definition, stops_of
+from pipeline.shard.records import replays
+from pipeline.shard.records.stops import BREAKER, WHOLE, Stop, definition_of, lift, note_definition, stops_of
 from pipeline.shard.table_facts import bare_name
 
 #: The most ops that one query names: what waits behind them is replayed with them.

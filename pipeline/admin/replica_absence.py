@@ -21,8 +21,8 @@ from pipeline import clock
 from pipeline.client import Client
 from pipeline.errors import NotMigrated, PipelineError, Unavailable
 from pipeline.model.op import Position
-from pipeline.shard import ledger_queries
-from pipeline.shard.ledger import mark_fit, mark_unfit, unfit_nodes
+from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.ledger import mark_fit, mark_unfit, unfit_nodes
 from pipeline.shard.session import NodeSession
 
 #: Upkeep checks every 10 s; a longer gap between two checks does not count as absence, ms.

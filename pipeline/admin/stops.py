@@ -12,8 +12,8 @@ from pipeline.admin.release import try_one
 from pipeline.client import Client
 from pipeline.errors import BadOp, PipelineError, Unavailable, did_you_mean
 from pipeline.model.op import Position
-from pipeline.shard import ledger_queries
-from pipeline.shard.stops import BREAKER, PAUSED, WHOLE, Stop, give, lift, stops_of
+from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.stops import BREAKER, PAUSED, WHOLE, Stop, give, lift, stops_of
 
 
 class Target(NamedTuple):

@@ -13,7 +13,7 @@ from pipeline.client import Client
 from pipeline.enqueue.receipt_status import REMEMBERED_S
 from pipeline.errors import NotMigrated, Unavailable
 from pipeline.model.op import Position
-from pipeline.shard import ledger, ledger_queries, replays
+from pipeline.shard.records import ledger, ledger_queries, replays
 
 #: How long a shard without replicas keeps applied entries, s: a dump of its primary may be that old.
 FLOOR_S = 600

@@ -9,8 +9,8 @@ from pipeline.client import Client
 from pipeline.errors import BadOp, BadToken, LogUnavailable, PipelineError, ShardUnavailable
 from pipeline.model.receipt import Receipt
 from pipeline.model.wait_reason import WaitReason, reasons_of
-from pipeline.shard import ledger_queries
-from pipeline.shard.stops import stop_reasons
+from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.stops import stop_reasons
 
 
 class Answer(NamedTuple):

@@ -16,8 +16,8 @@ from pipeline.model.op import TOO_LARGE, Entry, Op, Position, decode
 from pipeline.model.schema import TableSchema
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Entries
-from pipeline.shard import ledger
-from pipeline.shard.ledger import LostRange, Reject
+from pipeline.shard.records import ledger
+from pipeline.shard.records.ledger import LostRange, Reject
 from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import Facts, facts_of
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from itertools import repeat
 
 from pipeline.apply.grouping import Item
-from pipeline.shard.ledger import Reject
-from pipeline.shard.set_aside import REJECTED
+from pipeline.shard.records.ledger import Reject
+from pipeline.shard.records.set_aside import REJECTED
 
 #: How many of a table's last ops are judged.
 WINDOW = 1000

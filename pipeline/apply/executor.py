@@ -22,7 +22,7 @@ from pipeline.shard.driver_errors import (
     required_column,
     sentence_of,
 )
-from pipeline.shard.ledger import Reject
+from pipeline.shard.records.ledger import Reject
 from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import MOST_STATEMENT_BYTES, CannotRender, copy_statement, most, statement
 from pipeline.shard.table_facts import Facts, constraints_of

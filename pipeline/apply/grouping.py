@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from pipeline.apply.versioned_update import Versioned, shape, versioned, with_known_link
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPDATE, UPSERT, Entry, Op
-from pipeline.shard.row_keys import alike
+from pipeline.shard.records.row_keys import alike
 from pipeline.shard.table_facts import Facts
 
 ConflictKey = Hashable

@@ -13,11 +13,11 @@ from pipeline.config.settings import TableSettings
 from pipeline.errors import PipelineError
 from pipeline.model.op import Op, Position
 from pipeline.model.wait_reason import WaitReason
-from pipeline.shard import set_aside
-from pipeline.shard.ledger import HALTED, HOLDING, Mark, Reject
-from pipeline.shard.row_keys import row_keys, table_keys
+from pipeline.shard.records import set_aside
+from pipeline.shard.records.ledger import HALTED, HOLDING, Mark, Reject
+from pipeline.shard.records.row_keys import row_keys, table_keys
+from pipeline.shard.records.set_aside import WAITING
 from pipeline.shard.session import NodeSession
-from pipeline.shard.set_aside import WAITING
 from pipeline.shard.table_facts import Facts
 
 PARK, SKIP, HALT = "park", "skip", "halt"

@@ -16,7 +16,7 @@ from pipeline.errors import NewerOp, NotAnOp
 from pipeline.model.op import Op, decode
 
 if TYPE_CHECKING:
-    from pipeline.shard.ledger import Reject
+    from pipeline.shard.records.ledger import Reject
 
 #: How long the functions may take for the rejections of one batch, s.
 MOST_S = 5.0

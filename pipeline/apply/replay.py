@@ -20,13 +20,14 @@ from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import NewerOp, NotAnOp, ShardUnavailable, Unavailable
 from pipeline.model.op import Op, Position, decode
 from pipeline.oplog.contract import Entries
-from pipeline.shard import actions, ledger, replays
+from pipeline.shard import actions
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
-from pipeline.shard.ledger import Reject
-from pipeline.shard.replays import DROPPED, REPLAYED, Aside, Place
+from pipeline.shard.records import ledger, replays
+from pipeline.shard.records.ledger import Reject
+from pipeline.shard.records.replays import DROPPED, REPLAYED, Aside, Place
+from pipeline.shard.records.set_aside import REJECTED
+from pipeline.shard.records.stops import stopped_tables
 from pipeline.shard.session import NodeSession
-from pipeline.shard.set_aside import REJECTED
-from pipeline.shard.stops import stopped_tables
 
 #: How often one batch is tried: a deadlock or a lock that an apply transaction holds passes.
 TRIES = 5

@@ -9,10 +9,10 @@ from pipeline import clock
 from pipeline.apply.breaker import Breaker
 from pipeline.errors import NotMigrated, Unavailable
 from pipeline.model.wait_reason import WaitReason
-from pipeline.shard import ledger_queries
-from pipeline.shard.ledger import Reject
+from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.ledger import Reject
+from pipeline.shard.records.stops import BREAKER, WHOLE, Stop, definition_of, give, stops_of
 from pipeline.shard.session import NodeSession
-from pipeline.shard.stops import BREAKER, WHOLE, Stop, definition_of, give, stops_of
 
 #: The time between two readings, s: a batch in this time costs no query.
 READ_EVERY_S = 1.0

@@ -20,10 +20,10 @@ from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.model.op import Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
-from pipeline.shard import ledger
-from pipeline.shard.ledger import HOLDING, Reject
+from pipeline.shard.records import ledger
+from pipeline.shard.records.ledger import HOLDING, Reject
+from pipeline.shard.records.set_aside import REJECTED
 from pipeline.shard.session import NodeSession
-from pipeline.shard.set_aside import REJECTED
 
 #: The longest statement of a batch of many buckets, s: one that takes longer is run with its bucket alone.
 TOGETHER_S = 1

@@ -18,7 +18,7 @@ from pipeline.admin import dead_op
 from pipeline.admin.dead import HEADS, DeadOp, Where, chosen, dead_ops, place_of, replay, waiting_behind
 from pipeline.cli.options import config_option, opened
 from pipeline.errors import BadOp
-from pipeline.shard.set_aside import ASIDE
+from pipeline.shard.records.set_aside import ASIDE
 
 _STYLES = {"rejected": "bold red", "waiting": "yellow", "parked": "yellow", "replayed": "green", "dropped": "dim"}
 _where_option = click.option(

@@ -17,8 +17,8 @@ from pipeline.enqueue.resend import Run
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.oplog.appends import EpochStale, Scope
 from pipeline.oplog.contract import Entries
-from pipeline.shard import ledger_queries
 from pipeline.shard.nodes import Nodes
+from pipeline.shard.records import ledger_queries
 from pipeline.spool.store import Definition, Spool, Spooled
 
 #: How often a pass begins anew when Redis changes its lineage under it.

@@ -21,8 +21,8 @@ from pipeline.enqueue.row_ids import RowIds
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.oplog.appends import Appends, Scope
-from pipeline.shard import ledger, ledger_queries
 from pipeline.shard.nodes import Nodes
+from pipeline.shard.records import ledger, ledger_queries
 from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent, perform, waited
 
 #: How long one raise may take in all, s; databases have to be asked.

@@ -14,7 +14,7 @@ from pipeline.enqueue.shipment import OpPlace, Shipment, parse_claim
 from pipeline.errors import LogUnavailable
 from pipeline.model.op import Position
 from pipeline.oplog.appends import HOLE, Append, Appended, Line, Scope
-from pipeline.shard.ledger import LostRange
+from pipeline.shard.records.ledger import LostRange
 
 #: A producer that idled longer starts anew under another number: Redis forgets its sequences after two days.
 FRESH_S = 86_400

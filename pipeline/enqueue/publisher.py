@@ -22,7 +22,7 @@ from pipeline.errors import LogUnavailable, PipelineFull, Unavailable
 from pipeline.model.op import Position
 from pipeline.oplog.appends import EVERYWHERE, HOLE, Appends, EpochStale, Scope, scopes_of
 from pipeline.oplog.doorbell import Bell, SilentBell
-from pipeline.shard.ledger import LostRange
+from pipeline.shard.records.ledger import LostRange
 from pipeline.wait_budget import WaitBudgetSpent
 
 #: So many ops at once have the short time-out of a request also where there is none; more are a bulk load's.

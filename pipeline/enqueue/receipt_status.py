@@ -12,11 +12,11 @@ from pipeline.model.op import START, Position
 from pipeline.model.receipt import Receipt
 from pipeline.model.wait_reason import WaitReason, reasons_of
 from pipeline.oplog.contract import Log
-from pipeline.shard import ledger_queries
-from pipeline.shard.ledger_queries import Fate
 from pipeline.shard.nodes import Nodes
+from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.ledger_queries import Fate
+from pipeline.shard.records.stops import stop_reasons
 from pipeline.shard.session import NodeSession
-from pipeline.shard.stops import stop_reasons
 from pipeline.spool.null_spool import NullSpool
 from pipeline.spool.store import Spool
 

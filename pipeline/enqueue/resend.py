@@ -18,7 +18,7 @@ from pipeline.enqueue.epochs import Authority, EpochCache
 from pipeline.errors import LogUnavailable
 from pipeline.model.op import Position
 from pipeline.oplog.appends import HOLE, Append, EpochStale, Line, Scope
-from pipeline.shard.ledger import LostRange
+from pipeline.shard.records.ledger import LostRange
 
 #: Rounds of one call: the first, one behind an overlap, one behind a hole, and one in case others send too.
 ROUNDS = 4

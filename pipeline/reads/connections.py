@@ -17,10 +17,10 @@ from pipeline.model.op import Position
 from pipeline.per_process import PerProcess
 from pipeline.reads.node_tables import MOST_MET, NodeTables
 from pipeline.reads.session import Need
-from pipeline.shard import ledger_queries
 from pipeline.shard.dialect import Dialect
 from pipeline.shard.driver_errors import connection_lost, refused_write, sentence_of
 from pipeline.shard.nodes import Nodes
+from pipeline.shard.records import ledger_queries
 from pipeline.shard.session import NodeSession
 
 #: A connection that was idle for longer is tried before it is relied on, s.
@@ -69,7 +69,7 @@ class NodeReader:
 
     def __init__(self, node: str, uri: str):
         self.node = node
-        #: For the questions of `shard.ledger_queries`.
+        #: For the questions of `shard.records.ledger_queries`.
         self.session = NodeSession(
             node, uri, read_only=True, autocommit=True, connect_s=CONNECT_S, statement_s=STATEMENT_S
         )

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.errors import BadOp
-from pipeline.shard import replays, set_aside
-from pipeline.shard.ledger import text_literal
-from pipeline.shard.replays import Place
+from pipeline.shard.records import replays, set_aside
+from pipeline.shard.records.ledger import text_literal
+from pipeline.shard.records.replays import Place
 from pipeline.shard.session import NodeSession
 
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.errors import NotMigrated
-from pipeline.shard import ledger_queries, survey_mysql
+from pipeline.shard import survey_mysql
 from pipeline.shard.columns import columns_of
-from pipeline.shard.ledger import Mark
+from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.ledger import Mark
 from pipeline.shard.session import BRIEF_STATEMENT_S, NodeSession, brief
 from pipeline.shard.table_facts import Constraints, constraints_in, constraints_of
 

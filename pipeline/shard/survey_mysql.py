@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import PipelineError
 from pipeline.shard.driver_errors import code_of, sentence_of
-from pipeline.shard.ledger import text_literal
+from pipeline.shard.records.ledger import text_literal
 from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import rows_about
 

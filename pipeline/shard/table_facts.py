@@ -14,8 +14,8 @@ from typing import Any
 
 from pipeline.model.schema import TableSchema
 from pipeline.shard.dialect import Dialect
-from pipeline.shard.ledger import text_literal
 from pipeline.shard.literals import encoder
+from pipeline.shard.records.ledger import text_literal
 from pipeline.shard.session import NodeSession
 
 

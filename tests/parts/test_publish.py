@@ -15,7 +15,7 @@ from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.shipment import OpPlace, Shipment
 from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model.op import START, Position
-from pipeline.shard.ledger import LostRange
+from pipeline.shard.records.ledger import LostRange
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.resend import Run
 from pipeline.errors import LogUnavailable, ShardUnavailable
 from pipeline.model.op import Position
-from pipeline.shard.ledger import LostRange
+from pipeline.shard.records.ledger import LostRange
 
 MINE = 2**63 - 1
 

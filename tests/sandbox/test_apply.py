@@ -16,8 +16,8 @@ from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import START
 from pipeline.oplog.doorbell import SilentBell
-from pipeline.shard import ledger_queries
 from pipeline.shard.dialect import SQLite
+from pipeline.shard.records import ledger_queries
 from pipeline.testing import Drained, Sandbox, sandbox
 
 STEPS = ("due", "lock", "read", "execute", "statement", "mark", "commit", "committed", "finish")

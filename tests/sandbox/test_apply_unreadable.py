@@ -16,7 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.op import Op, Position, decode, encode
 from pipeline.model.receipt import Receipt
 from pipeline.model.wait_reason import WaitReason
-from pipeline.shard import ledger_queries
+from pipeline.shard.records import ledger_queries
 from pipeline.testing import Drained, Sandbox, sandbox
 
 STRANGE = b'{"an op of":"nobody"}'

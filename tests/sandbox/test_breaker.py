@@ -18,8 +18,8 @@ from pipeline.apply.grouping import Item
 from pipeline.config.settings import ApplySettings
 from pipeline.model.op import Entry, Op, Position
 from pipeline.model.receipt import Receipt
-from pipeline.shard.ledger import Reject
-from pipeline.shard.stops import Stop, stops_of
+from pipeline.shard.records.ledger import Reject
+from pipeline.shard.records.stops import Stop, stops_of
 from pipeline.testing import Sandbox, sandbox
 
 BAD = "CREATE TRIGGER never BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'not today'); END"

@@ -15,7 +15,7 @@ from pipeline.errors import BadOp
 from pipeline.model import ids
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.ttls import IDEMPOTENCY_TTL_MS
-from pipeline.shard.ledger import known_keys
+from pipeline.shard.records.ledger import known_keys
 from pipeline.testing import Drained, Sandbox
 
 TABLES = {

@@ -13,7 +13,7 @@ from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import PipelineError, WaitTimeout
 from pipeline.model.receipt import Receipt
-from pipeline.shard import ledger_queries
+from pipeline.shard.records import ledger_queries
 from pipeline.testing import Drained, Sandbox, sandbox
 
 TABLES = {

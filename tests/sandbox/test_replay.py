@@ -18,7 +18,7 @@ from pipeline.apply.applier import Applier
 from pipeline.apply.replay import Replay, Replayed
 from pipeline.config.settings import ApplySettings
 from pipeline.model.op import Position
-from pipeline.shard import ledger_queries
+from pipeline.shard.records import ledger_queries
 from pipeline.testing import Sandbox, sandbox
 
 TABLES = {

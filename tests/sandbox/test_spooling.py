@@ -24,7 +24,7 @@ from pipeline.errors import (
     WaitTimeout,
 )
 from pipeline.model.ids import PRODUCERS
-from pipeline.shard import ledger_queries
+from pipeline.shard.records import ledger_queries
 from pipeline.shard.session import NodeSession
 
 

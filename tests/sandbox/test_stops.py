@@ -17,8 +17,8 @@ from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import BadOp, PipelineError
+from pipeline.shard.records.stops import stops_of
 from pipeline.shard.session import NodeSession
-from pipeline.shard.stops import stops_of
 from pipeline.testing import Sandbox
 
 TABLES = {"event": {"shard_key": "who"}, "other": {"shard_key": "who"}, "s1": {"shard_key": "who"}}

@@ -186,7 +186,7 @@ def test_an_error_of_the_database_is_named(box: Sandbox, event: Any, monkeypatch
     def full(*arguments: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr("pipeline.shard.ledger.lock", full)
+    monkeypatch.setattr("pipeline.shard.records.ledger.lock", full)
     applier.apply()
 
     for name in (receipt, "s0"):

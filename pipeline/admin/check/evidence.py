@@ -22,7 +22,7 @@ from pipeline.model.schema import TableSchema
 from pipeline.oplog.doorbell import Bell
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S, Health, health_of
-from pipeline.shard.own_tables import own_tables
+from pipeline.shard.records.own_tables import own_tables
 from pipeline.shard.survey import Survey, survey
 from pipeline.shard.table_facts import dotted_name
 

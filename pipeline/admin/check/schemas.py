@@ -12,7 +12,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard import ddl, repairs
 from pipeline.shard.columns import holds_64_bits
-from pipeline.shard.own_tables import own_columns, own_tables
+from pipeline.shard.records.own_tables import own_columns, own_tables
 from pipeline.shard.survey import Survey, SurveyedTable
 from pipeline.shard.table_facts import bare_name, dotted_name
 from pipeline.shard.widening import Widening, refused_type, widening

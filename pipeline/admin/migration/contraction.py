@@ -13,8 +13,9 @@ from pipeline.admin.migration.definitions import Named
 from pipeline.admin.migration.steps import Fault, Step, modify, table_name, table_sql
 from pipeline.errors import PipelineError
 from pipeline.model.schema import TableSchema
-from pipeline.shard import ddl, ledger_queries
+from pipeline.shard import ddl
 from pipeline.shard.columns import DatabaseColumn, columns_of, indexes_of
+from pipeline.shard.records import ledger_queries
 from pipeline.shard.session import NodeSession
 from pipeline.shard.widening import Widening, plain_type, widening
 

@@ -13,11 +13,11 @@ from pipeline.client import Client
 from pipeline.errors import NewerOp, NotAnOp, PipelineError, did_you_mean
 from pipeline.model.op import Position, decode
 from pipeline.model.schema import TableSchema
-from pipeline.shard import ledger_queries
 from pipeline.shard.columns import columns_of
-from pipeline.shard.ledger import text_literal
+from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.ledger import text_literal
+from pipeline.shard.records.set_aside import ASIDE
 from pipeline.shard.session import NodeSession
-from pipeline.shard.set_aside import ASIDE
 
 #: Entries of one bucket that are read at once: an op may have megabytes.
 STEP = 100

@@ -16,10 +16,10 @@ from pipeline.model.schema import TableSchema, schema_of
 from pipeline.oplog.contract import Entries
 from pipeline.reads.connections import NodeReader
 from pipeline.reads.pending.op_effect import Unforeseeable, Values, row_after
-from pipeline.shard import ledger_queries
-from pipeline.shard.ledger import HOLDING, Mark, known_keys
-from pipeline.shard.row_keys import row_keys
-from pipeline.shard.set_aside import holders
+from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.ledger import HOLDING, Mark, known_keys
+from pipeline.shard.records.row_keys import row_keys
+from pipeline.shard.records.set_aside import holders
 
 #: Entries that are looked through for one row. 1000 take about 5 ms; a longer queue is not worth it.
 MOST_ENTRIES = 1000

@@ -8,7 +8,7 @@ import pytest
 from support.sandbox.sessions import both, mariadb, run
 
 from pipeline.shard.columns import columns_of, indexes_of
-from pipeline.shard.own_tables import own_tables, upgrades
+from pipeline.shard.records.own_tables import own_tables, upgrades
 from pipeline.shard.session import NodeSession
 
 OLD = """CREATE TABLE IF NOT EXISTS pipeline_note (

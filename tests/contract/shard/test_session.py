@@ -19,8 +19,9 @@ from support.sandbox.sessions import (
 from pipeline.clock import polls
 from pipeline.errors import NotMigrated, ShardUnavailable
 from pipeline.model.op import START, Position
-from pipeline.shard import columns, ledger, ledger_queries
+from pipeline.shard import columns
 from pipeline.shard.driver_errors import Fault, code_of, fault_of
+from pipeline.shard.records import ledger, ledger_queries
 from pipeline.shard.session import NodeSession
 from pipeline.shard.survey import survey
 from pipeline.shard.table_facts import Constraints, constraints_in, constraints_of

@@ -11,8 +11,8 @@ from support.sandbox.sessions import ENTRY, PRODUCER, both, mariadb, run
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import START, Op, Position, decode, encode
 from pipeline.reads.health.probe import probe
-from pipeline.shard import ledger, ledger_queries, set_aside
-from pipeline.shard.ledger import LostRange, Mark, Reject
+from pipeline.shard.records import ledger, ledger_queries, set_aside
+from pipeline.shard.records.ledger import LostRange, Mark, Reject
 from pipeline.shard.session import NodeSession
 
 # watermarks -------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def test_every_file_that_the_code_reads_is_in_the_wheel(names: list[str]):
     ]
 
     assert set(wanted) <= set(names)
-    assert {"pipeline/oplog/redis/lua/enqueue.lua", "pipeline/shard/sql/tables.mysql.sql"} <= set(wanted)
+    assert {"pipeline/oplog/redis/lua/enqueue.lua", "pipeline/shard/records/sql/tables.mysql.sql"} <= set(wanted)
 
 
 def test_no_test_and_no_document_is_in_the_wheel(names: list[str]):

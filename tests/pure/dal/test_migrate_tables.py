@@ -14,7 +14,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.schema import TableSchema, schema_of
 from pipeline.shard.ddl import create_table, indexes
 from pipeline.shard.dialect import MySQL, SQLite
-from pipeline.shard.own_tables import own_tables
+from pipeline.shard.records.own_tables import own_tables
 
 OWN = {
     "pipeline_watermarks",

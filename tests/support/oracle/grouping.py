@@ -16,8 +16,8 @@ from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT,
 from pipeline.model.schema import Column, TableSchema
 from pipeline.oplog.appends import Append, Scope
 from pipeline.oplog.memory.log import MemoryLog
-from pipeline.shard import ledger_queries
-from pipeline.shard.own_tables import own_tables
+from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.own_tables import own_tables
 from pipeline.shard.session import NodeSession
 
 BUCKET, EPOCH, PRODUCER = 0, 1, 77

@@ -15,7 +15,7 @@ from pipeline.model.op import START
 from pipeline.oplog.appends import Scope
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
-from pipeline.shard.ledger import LostRange
+from pipeline.shard.records.ledger import LostRange
 
 TOPOLOGY = Topology(
     load(

@@ -9,9 +9,9 @@ from uuid import uuid4
 import pytest
 
 from pipeline.model.op import Entry, Position
-from pipeline.shard import ledger_queries
 from pipeline.shard.driver_errors import Fault, code_of, fault_of, sentence_of
-from pipeline.shard.own_tables import own_tables
+from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.own_tables import own_tables
 from pipeline.shard.session import NodeSession
 
 MARIADB = pytest.param("mariadb", marks=pytest.mark.mariadb)

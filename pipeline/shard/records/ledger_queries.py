@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pipeline.model.op import Position
 from pipeline.shard.dialect import Dialect
-from pipeline.shard.ledger import Mark, text_literal
+from pipeline.shard.records.ledger import Mark, text_literal
 from pipeline.shard.session import NodeSession
 
 

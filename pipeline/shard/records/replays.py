@@ -11,10 +11,10 @@ from itertools import groupby
 from typing import NamedTuple
 
 from pipeline.model.op import Entry, Position
-from pipeline.shard import set_aside
-from pipeline.shard.ledger import ACTIVE, HALTED, HOLDING, Mark, Reject, text_literal
+from pipeline.shard.records import set_aside
+from pipeline.shard.records.ledger import ACTIVE, HALTED, HOLDING, Mark, Reject, text_literal
+from pipeline.shard.records.set_aside import ASIDE, PARKED, WAITING
 from pipeline.shard.session import NodeSession
-from pipeline.shard.set_aside import ASIDE, PARKED, WAITING
 
 REPLAYED, DROPPED = "replayed", "dropped"
 #: Where an op is: its bucket and its position.

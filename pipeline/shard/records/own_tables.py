@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pipeline.shard.columns import columns_of, indexes_of
 from pipeline.shard.dialect import Dialect
-from pipeline.shard.ledger import text_literal
+from pipeline.shard.records.ledger import text_literal
 from pipeline.shard.session import NodeSession
 from pipeline.shard.widening import Widening, plain_type, widening
 
@@ -41,7 +41,7 @@ def own_tables(dialect: str) -> Iterator[tuple[str, str]]:
     Args:
         dialect: `mysql` or `sqlite`.
     """
-    text = (files("pipeline.shard") / "sql" / f"tables.{dialect}.sql").read_text(encoding="utf-8")
+    text = (files("pipeline.shard.records") / "sql" / f"tables.{dialect}.sql").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("--")]
     for sql in "\n".join(lines).split(";"):
         if sql.strip():

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pipeline.errors import NotMigrated, PipelineError
 from pipeline.model.wait_reason import WaitReason
-from pipeline.shard.ledger import text_literal
+from pipeline.shard.records.ledger import text_literal
 from pipeline.shard.session import NodeSession
 
 #: The scope of a stop of the whole shard; no table has this name.

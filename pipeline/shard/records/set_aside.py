@@ -16,7 +16,7 @@ from msgspec import structs
 
 from pipeline.errors import NewerOp, NotAnOp
 from pipeline.model.op import Position, decode, encode
-from pipeline.shard.ledger import HALTED, HOLDING, Reject, text_literal
+from pipeline.shard.records.ledger import HALTED, HOLDING, Reject, text_literal
 from pipeline.shard.session import NodeSession
 
 #: States of an op that is set aside: refused, waits for what its reason names, waits behind an op of the same row.

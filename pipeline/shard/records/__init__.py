@@ -1,0 +1,1 @@
+"""Keep the pipeline's own rows in each shard: watermarks, producers, ops that are set aside, stops."""
