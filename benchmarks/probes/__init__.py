@@ -29,4 +29,5 @@ PROBES: tuple[Probe, ...] = (
     Probe("killed worker", recovery.measure_killed_worker),
     Probe("lost bell", recovery.measure_lost_bell),
     Probe("containment", containment.measure),
+    Probe("refused ops", containment.measure_refused),
 )

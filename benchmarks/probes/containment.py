@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ PER_S = 100
 LOAD_S = 8
 LOOK_S = 0.01
 GIVE_UP_S = 60
+ROUNDS = 3
 BAD = "bad"
 TRIGGER = f"""CREATE TRIGGER bad BEFORE INSERT ON {TABLE} FOR EACH ROW
 BEGIN IF NEW.note = '{BAD}' THEN {{}}; END IF; END"""
@@ -61,6 +63,28 @@ def measure(target: Target, table: Table, rows: int) -> list[Figure]:
         figures.append(Figure(f"beside {name}", max(waits), "s", f"longest of {len(waits)} ops of {KEYS} keys"))
     table.empty()
     return figures
+
+
+def measure_refused(target: Target, table: Table, rows: int) -> list[Figure]:
+    """Return the rate with one op in a thousand refused, over the rate with none; the same trigger looks at both."""
+    purchase, count = ours.prepare(target), max(10_000, rows // 2)
+    some = [{**row, "note": BAD} if n % 1000 == 0 else row for n, row in enumerate(take(count))]
+    rates: dict[str, list[float]] = {"none": [], "some": []}
+    with (
+        _trigger("SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 30001")(target),
+        running(target, ours.worker_command()),
+    ):
+        for _ in range(ROUNDS):
+            for name, sent, wanted in (("none", list(take(count)), count), ("some", some, count - count // 1000)):
+                table.empty()
+                began = time.perf_counter()
+                pipeline.enqueue_bulk_insert(purchase, sent)
+                rates[name].append(count / (table.drained_at(wanted, WARM_S) - began))
+    table.empty()
+    ratio = statistics.median(rates["some"]) / statistics.median(rates["none"])
+    return [
+        Figure("one in 1,000 refused", ratio, "×", f"of the rate with none, {count:,} ops, {ROUNDS} rounds in turn")
+    ]
 
 
 def _load(target: Target, purchase: Any, send: Callable[[Any], Any]) -> tuple[list[float], Any]:
