@@ -195,6 +195,8 @@ def _write(primary: NodeSession, op: Op, schema: TableSchema) -> RowWrite:
     new |= {column: _formula(tree, schema) for column, tree in op.expressions}
     row, known = _name(op, schema), _row_now(primary, op, facts)
     now = known[0] if known else None
+    if op.id is not None and op.kind in (INSERT, UPSERT):
+        new[schema.id_index] = str(op.id)
     cells = tuple(Cell(column.name, now[i] if now else None, new.get(i)) for i, column in enumerate(schema.columns))
     return RowWrite(op.table, op.kind, row, None if known is None else bool(known), cells)
 

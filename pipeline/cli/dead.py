@@ -91,6 +91,7 @@ def dead_show(config: str | None, op: str, shard: str | None, as_json: bool) -> 
     for line in _head(shown):
         console.print(line, highlight=False)
     for write in shown.writes:
+        console.print(Text(f"\n{write.kind} {write.table} {write.row}{_THERE[write.there]}", "italic"))
         console.print(_sides(write))
 
 
@@ -232,11 +233,11 @@ def _head(shown: dead_op.Shown) -> Iterable[Text]:
         )
 
 
+_THERE = {True: "", False: ", which is not there", None: ": only the database knows its rows"}
+
+
 def _sides(write: dead_op.RowWrite) -> Table:
-    rows = {True: "", False: ", which is not there", None: ": only the database knows its rows"}[write.there]
-    table = Table(
-        title=f"{write.kind} {write.table} {write.row}{rows}", title_justify="left", box=None, padding=(0, 2, 0, 0)
-    )
+    table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("column", "now", "new"):
         table.add_column(name, overflow="fold", header_style="dim")
     for cell in write.cells:
