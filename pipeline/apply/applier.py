@@ -137,6 +137,7 @@ class Applier:
             outcome, batch = self._with_retries(take)
         except Contended as error:
             logger.warning("each of %d buckets is tried alone, shard=%s: %s", len(take.noted), self.shard, error)
+            self._transaction.pace.learn(0, _ms_since(started))  # a slow server is asked for less the next time
             take.suspects |= {bucket: attempt.failed() for bucket, attempt in take.noted.items()}
             return Outcome()
         if batch.before:
