@@ -51,7 +51,7 @@ def test_a_power_cut_loses_nothing_that_was_fsynced_and_names_the_rest(lone_tria
         accounts = lone_trial.holds()
     states = lone_trial.states()
     assert accounts["lost"] > 0
-    assert {states[one.op] for one in synced + after} <= {"applied", "rejected"}
+    assert {states[one.op] for one in synced + after} <= {"applied", "rejected", "parked"}
     assert sum(states[one.op] == "lost" for one in loose) == accounts["lost"]
 
 
@@ -70,7 +70,7 @@ def test_a_promoted_redis_replica_has_all_that_was_acknowledged_as_replicated(re
     with rig.worker(replicated.config):
         accounts = trial.holds()
     states = trial.states()
-    assert {states[one.op] for one in kept + after} <= {"applied", "rejected"}
+    assert {states[one.op] for one in kept + after} <= {"applied", "rejected", "parked"}
     assert {states[one.op] for one in forgotten} == {"lost"}
     assert accounts["lost"] == len(forgotten)
 
