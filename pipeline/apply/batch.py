@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pipeline.apply.grouping import Item
 from pipeline.apply.misfits import misfit
 from pipeline.errors import NewerOp, NotAnOp
-from pipeline.model.op import TOO_LARGE, Entry, Op, Position, decode
+from pipeline.model.op import INSERT, TOO_LARGE, Entry, Op, Position, decode
 from pipeline.model.schema import TableSchema
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Entries
@@ -21,6 +21,8 @@ from pipeline.shard.records.ledger import LostRange, Reject
 from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import Facts, facts_of
 
+#: Inserts name columns in few orders; a visitor may make any number of them.
+_MOST_SHAPES = 1000
 logger = logging.getLogger("pipeline.apply")
 
 
@@ -94,7 +96,7 @@ class Batch:
             if taken and (len(taken) >= self.most_rows or self.size_bytes >= self.most_bytes):
                 break
             one, puzzle = self._understood(entry)
-            if puzzle is None and isinstance(one, Item) and (stop := self._stop(one.op)) is not None:
+            if self.stopped and puzzle is None and isinstance(one, Item) and (stop := self._stop(one.op)) is not None:
                 puzzle = stop if self.room <= 0 else None
                 self.room -= 1
             if puzzle is not None:
@@ -133,21 +135,22 @@ class Batch:
             if isinstance(one, Reject):
                 self.unreadable.append(one)
                 continue
-            if key := one.op.scoped_key:
+            if one.op.idempotency_key is not None:
+                key = one.op.scoped_key
                 if (entry.bucket, key) in used:
                     self.seen += 1
                     continue
                 used.add((entry.bucket, key))
                 self.keys.append((entry.bucket, key))
-            if (stop := self._stop(one.op)) is not None:
+            if self.stopped and (stop := self._stop(one.op)) is not None:
                 self.halted.append((one, stop))
             else:
                 self.items.append(one)
 
     def _used_keys(self, session: NodeSession) -> set[tuple[int, str]]:
         """Return which idempotency keys of the ops taken the shard has applied before."""
-        ops = (one for one in self.taken if isinstance(one, Item))
-        named = [(one.entry.bucket, key) for one in ops if (key := one.op.scoped_key)]
+        ops = (one for one in self.taken if isinstance(one, Item) and one.op.idempotency_key is not None)
+        named = [(one.entry.bucket, one.op.scoped_key) for one in ops]
         return ledger.known_keys(session, named) if named else set()
 
     def _lose(self, gap: LostRange) -> None:
@@ -156,38 +159,48 @@ class Batch:
 
     def _understood(self, entry: Entry) -> tuple[Item | Reject, WaitReason | None]:
         """Return what an entry holds, and why it waits: junk is set aside, what a newer release made waits."""
-        aside = Reject(entry, "?", "?", None, "not an op: the entry has not the fields that a producer writes")
-        if max(entry.position) >= TOO_LARGE:
-            return aside, self._reason("misplaced", f"{entry.position} of bucket {entry.bucket}")
+        if entry.position.epoch >= TOO_LARGE or entry.position.seq >= TOO_LARGE:
+            return _junk(entry), self._reason("misplaced", f"{entry.position} of bucket {entry.bucket}")
         if not entry.producer:
-            return aside, None
+            return _junk(entry), None
         try:
             op = decode(entry.payload)
         except NewerOp as error:
-            found = f"{entry.bucket}:{entry.position}, of version {error.version} {error.what}"
-            return aside, self._reason("newer", found.rstrip())
+            op_at = f"{entry.bucket}:{entry.position}, of version {error.version}"
+            return _junk(entry), self._reason("newer", op_at)
         except NotAnOp as error:
-            return aside._replace(reason=str(error)), None
-        if not all(one.schema.isalnum() for one in op.named):
+            return _junk(entry, str(error)), None
+        plain = not (op.ops or op.source) and op.schema in self.facts.known
+        if not plain and not all(one.schema.isalnum() for one in op.named):
             return Reject(entry, op.table, "?", None, "not an op of its schema: the schema has no hash"), None
-        puzzle = self._puzzle(op)
-        if puzzle is None and (fault := misfit(op, self.facts.known)):
+        puzzle = self._puzzle(op) if self.blocked or not plain else None
+        if puzzle is None and not self._fits(op) and (fault := misfit(op, self.facts.known)):
             return Reject(entry, op.table, "?", None, f"not an op of its schema: {fault}"), None
         return Item(entry, op), puzzle
+
+    def _fits(self, op: Op) -> bool:
+        """Return whether an op is an insert like one that fitted: the commonest op is checked once per shape."""
+        if op.kind != INSERT or op.ops or op.source is not None or len(op.columns) != len(op.values):
+            return False
+        if list in map(type, op.values):
+            return False
+        shape = (op.schema, op.columns)
+        if shape not in self.facts.fitting:
+            if misfit(op, self.facts.known):
+                return False
+            if len(self.facts.fitting) < _MOST_SHAPES:
+                self.facts.fitting.add(shape)
+        return True
 
     def _reason(self, kind: str, detail: str) -> WaitReason:
         return WaitReason(kind, self.facts.shard, self.facts.shard, detail)
 
     def _stop(self, op: Op) -> WaitReason | None:
         """Return why an op's table is stopped, or None."""
-        if not self.stopped:
-            return None
         return next((self.stopped[one.table] for one in op.named if one.table in self.stopped), None)
 
     def _puzzle(self, op: Op) -> WaitReason | None:
         """Return why an op must wait, or None."""
-        if not (self.blocked or op.ops or op.source) and op.schema in self.facts.known:
-            return None
         for one in op.named:
             if one.schema in self.blocked:
                 return self.blocked[one.schema]
@@ -209,6 +222,8 @@ class FactBook:
         self.shard, self._session, self._log = shard, session, log
         #: By the schema's hash.
         self.known: dict[str, Facts] = {}
+        #: Schema and columns of inserts that fitted; bounded by `_MOST_SHAPES`.
+        self.fitting: set[tuple[str, tuple[int, ...]]] = set()
 
     def learn(self, hash: str) -> bool:
         """Make the facts of a schema known if they are not; return False while no process has published the schema.
@@ -234,6 +249,11 @@ class FactBook:
     def forget(self) -> None:
         """Forget all constraints: the schema of the database may have changed."""
         self.known.clear()
+        self.fitting.clear()
+
+
+def _junk(entry: Entry, why: str = "not an op: the entry has not the fields that a producer writes") -> Reject:
+    return Reject(entry, "?", "?", None, why)
 
 
 def _gap(entry: Entry, before: Position) -> LostRange | None:

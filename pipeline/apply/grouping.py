@@ -104,7 +104,8 @@ class _Planner:
         if len(classes) > (ROW in classes):
             floor = max(floor, *(at + 1 for name, at in classes.items() if name != ROW))
         shape = (INSERT, op.schema, op.columns)
-        at = self._place(INSERT, facts, shape, floor)
+        opened = self._open.get(shape)
+        at = opened[0] if opened and opened[0] >= floor else self._place(INSERT, facts, shape, floor)
         self.groups[at].items.append(item)
         self._touched[key] = self._written[key] = at
         if classes.get(ROW, -1) < at:

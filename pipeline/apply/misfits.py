@@ -31,7 +31,7 @@ def _row_misfit(op: Op, known: Mapping[str, Facts]) -> str:
         return f"{len(op.columns)} columns with {len(op.values)} values"
     columns = known[op.schema].schema.columns
     width = len(columns)
-    if op.columns and max(op.columns) >= width:
+    if max(op.columns, default=-1) >= width:
         return f"column {max(op.columns)} of a table that has {width}"
     if list in map(type, op.values) and (odd := _odd_list(op, columns)):
         return f"a list for the column {odd!r}"
