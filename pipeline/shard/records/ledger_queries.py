@@ -6,7 +6,7 @@ Each call is a transaction of its own.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.model.op import Position
 from pipeline.shard.dialect import Dialect
@@ -127,11 +127,8 @@ def row_id(session: NodeSession, bucket: int, producer: int, producer_seq: int) 
         producer: the number of its producer.
         producer_seq: the producer's sequence number.
     """
-    found = session.query(
-        f"SELECT row_id FROM pipeline_ids WHERE bucket = {bucket} AND producer = {producer}"
-        f" AND producer_seq = {producer_seq}"
-    )
-    return int(found[0][0]) if found else None
+    found = _of_op(session, "row_id", "pipeline_ids", bucket, producer, producer_seq)
+    return int(found) if found is not None else None
 
 
 def highest_epoch(session: NodeSession) -> int:
@@ -192,11 +189,7 @@ def table_aside(session: NodeSession, bucket: int, producer: int, producer_seq: 
         producer: the number of its producer.
         producer_seq: the producer's sequence number.
     """
-    found = session.query(
-        f"SELECT table_name FROM pipeline_rejects WHERE bucket = {bucket} AND producer = {producer}"
-        f" AND producer_seq = {producer_seq}"
-    )
-    return str(found[0][0]) if found else ""
+    return _of_op(session, "table_name", "pipeline_rejects", bucket, producer, producer_seq) or ""
 
 
 def gaps(session: NodeSession, buckets: Iterable[int]) -> list[tuple[int, int, int, int]]:
@@ -261,3 +254,12 @@ def buckets_sql(dialect: Dialect, buckets: Iterable[int]) -> str:
     rows = ", ".join(f"({b}, 0, -1, 'active', 0)" for b in buckets)
     into = "INSERT INTO pipeline_watermarks (bucket, epoch, seq, state, committed_ms)"
     return f"{into} VALUES {rows}{dialect.on_conflict(['bucket'], [])}"
+
+
+def _of_op(session: NodeSession, column: str, table: str, bucket: int, producer: int, producer_seq: int) -> Any:
+    """Return a column of the row that a table of ours has of an op, or None."""
+    found = session.query(
+        f"SELECT {column} FROM {table} WHERE bucket = {bucket} AND producer = {producer}"
+        f" AND producer_seq = {producer_seq}"
+    )
+    return found[0][0] if found else None
