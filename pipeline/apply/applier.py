@@ -219,20 +219,29 @@ class Applier:
             except Unavailable:
                 raise
             except Exception as error:
-                if not is_driver_error(error) or fault_of(error) is Fault.PERMANENT:
-                    raise
-                if fault_of(error) is Fault.SCHEMA:  # not of an op: the pipeline's own tables are behind this release
-                    take.again = True
-                    raise self._given_up(take, NotMigrated(self.node, sentence_of(error))) from error
-                if not passes_by_itself(error):
-                    raise Contended(error) from error
-                failure = error
-                # a statement may have ended the server: its note is to be believed
-                take.again = not ended_abruptly(error)
+                failure = self._retried(take, error)
             if attempt == COMMIT_TRIES:
                 raise self._given_up(take, failure) from failure
             clock.sleep_s(clock.backoff_s(attempt, first_s=0.01, most_s=0.1))
             attempt += 1
+
+    def _retried(self, take: Take, error: Exception) -> Exception:
+        """Return an error of the driver after which the transaction is retried in place.
+
+        Raises:
+            ShardUnavailable, Contended: a retry in place would not help.
+            Exception: *error* itself, if it is none of these.
+        """
+        if not is_driver_error(error) or fault_of(error) is Fault.PERMANENT:
+            raise error
+        if fault_of(error) is Fault.SCHEMA:  # not of an op: the pipeline's own tables are behind this release
+            take.again = True
+            raise self._given_up(take, NotMigrated(self.node, sentence_of(error))) from error
+        if not passes_by_itself(error):
+            raise Contended(error) from error
+        # a statement may have ended the server: its note is to be believed
+        take.again = not ended_abruptly(error)
+        return error
 
     def _given_up(self, take: Take, failure: Exception) -> PipelineError:
         """Return what to raise after the last try. Where the server is at fault, no op is under suspicion for it."""

@@ -21,7 +21,7 @@ from pipeline.model.op import Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
-from pipeline.shard.records.ledger import HOLDING, Reject
+from pipeline.shard.records.ledger import HOLDING, Mark, Reject
 from pipeline.shard.records.set_aside import REJECTED
 from pipeline.shard.session import NodeSession
 
@@ -134,15 +134,25 @@ class ApplyTransaction:
             Unavailable: the log does not answer.
             Exception: the driver's own.
         """
+        batch, locked = self._take(take, blocked)
+        if not batch.after:
+            return Outcome(buckets=len(batch.before), waiting=batch.why), batch
+        batch.skip_seen(self._session)
+        executor = self._execute(batch, locked, take, last_try=last_try)
+        self._step("mark")
+        self._record(batch, executor, locked, take)
+        return self._outcome(batch, executor), batch
+
+    def _take(self, take: Take, blocked: Mapping[str, WaitReason]) -> tuple[Batch, Mapping[int, Mark]]:
+        """Lock watermarks, note the attempt, and read what is behind them."""
         self._step("lock")
         self._session.limit_statements(min(TOGETHER_S, self._longest_s) if take.alone is None else self._longest_s)
         locked = ledger.lock(self._session, take.due, self._settings.buckets)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.owned}
         waiting = halted(self._shard, locked)
         counts = self._note(take, {bucket: position for bucket, position in mine.items() if bucket not in waiting})
-        mine = {bucket: position for bucket, position in mine.items() if bucket in counts or bucket in waiting}
         batch = Batch(
-            mine,
+            {bucket: position for bucket, position in mine.items() if bucket in counts or bucket in waiting},
             self.facts,
             blocked,
             self.stopped.tables(),
@@ -154,9 +164,10 @@ class ApplyTransaction:
         self._step("read")
         for entries in self._log.read({bucket: mine[bucket] for bucket in counts}, counts).values():
             batch.take([entry for entry in entries if entry.position <= take.ends.get(entry.bucket, entry.position)])
-        if not batch.after:
-            return Outcome(buckets=len(mine), waiting=batch.why), batch
-        batch.skip_seen(self._session)
+        return batch, locked
+
+    def _execute(self, batch: Batch, locked: Mapping[int, Mark], take: Take, *, last_try: bool) -> Executor:
+        """Execute the ops of a batch; what is set aside is in the executor's `rejects`."""
         rows = HeldRows(self.facts.known, self._tables, take.ends)
         every = (*batch.items, *(item for item, _ in batch.halted))
         rows.read(self._session, (one for one in every if locked[one.entry.bucket].state == HOLDING))
@@ -167,10 +178,13 @@ class ApplyTransaction:
             executor.condemn(batch.items, verdict)
         else:
             executor.run(grouped(batch.items, self.facts.known))
-        self._step("mark")
+        executor.rejects += [*batch.unreadable, *stopped]
+        return executor
+
+    def _record(self, batch: Batch, executor: Executor, locked: Mapping[int, Mark], take: Take) -> None:
+        """Write what became of the batch, and move the watermarks."""
         if batch.last:
             ledger.remember(self._session, batch.last)
-        executor.rejects += [*batch.unreadable, *stopped]
         record(self._session, executor.rejects, locked, take.ends)
         ledger.lose(self._session, batch.losses)
         if batch.keys:
@@ -178,7 +192,6 @@ class ApplyTransaction:
         if executor.ids:
             ledger.keep_ids(self._session, executor.ids)
         ledger.move(self._session, batch.after)
-        return self._outcome(batch, executor), batch
 
     def _note(self, take: Take, mine: Mapping[int, Position]) -> dict[int, int]:
         """Note what is attempted; return how many entries to read of each bucket. Suspected buckets are left out."""
