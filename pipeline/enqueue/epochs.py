@@ -17,7 +17,6 @@ from concurrent.futures import Future
 
 from pipeline import clock
 from pipeline.config.topology import Topology
-from pipeline.enqueue.row_ids import RowIds
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.oplog.appends import Appends, Scope
@@ -129,12 +128,11 @@ class Authority:
         log: has the epochs.
         nodes: the databases.
         topology: which shards hold a bucket.
-        schemas, row_ids: have to publish or to lease anew what a new server has forgotten.
+        schemas: have to publish anew what a new server has forgotten.
     """
 
-    def __init__(self, log: Appends, nodes: Nodes, topology: Topology, schemas: SchemaPublisher, row_ids: RowIds):
-        self._log, self._nodes, self._topology = log, nodes, topology
-        self._schemas, self._row_ids = schemas, row_ids
+    def __init__(self, log: Appends, nodes: Nodes, topology: Topology, schemas: SchemaPublisher):
+        self._log, self._nodes, self._topology, self._schemas = log, nodes, topology, schemas
 
     def raise_epoch(self, scope: Scope) -> int:
         """Return the scope's epoch on the server as it is now, raised if it was given out on another.
@@ -160,9 +158,8 @@ class Authority:
         raise LogUnavailable(f"the epoch of {scope.name!r} could not be raised", sent=False)
 
     def renew(self) -> None:
-        """Give a new server what it may have forgotten: the schemas of this process, and the lease on row ids."""
+        """Give a new server what it may have forgotten: the schemas of this process."""
         self._schemas.republish()
-        self._row_ids.renewed()
 
     def record_lost(self, lost: ledger.LostRange) -> ledger.LostRange | None:
         """Record on each shard of a bucket what the log lost, as far as the shard has not applied it.
