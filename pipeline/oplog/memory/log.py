@@ -100,9 +100,9 @@ class MemoryAppends(MemoryServer):
         server, (bucket, first, payloads) = self._server, append
         sent = server.producers.setdefault(producer, {})
         last, (last_epoch, last_seq) = sent.get(bucket, Sent(0, Position(0, 0)))
-        if first + len(payloads) - 1 <= last:
+        if first + len(payloads) - 1 <= last and last_epoch == epoch:
             return Placed(SEEN, Position(last_epoch, last_seq - (last - first)))
-        if first != last + 1:
+        if first > last + 1 or (first <= last and last_epoch == epoch):
             return Placed(HOLE, Position(0, last))
         before = server.last.get(bucket, START)
         start = before.seq + 1 if before.epoch == epoch else 0

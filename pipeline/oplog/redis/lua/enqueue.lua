@@ -23,6 +23,7 @@
 --                         id; the latter is no hindrance to an op whose row id is 0
 --       "ok <a bit per shard: ring it> <per log: code epoch seq>"
 --            code 0 appended, first position; 1 seen before, first position then; 2 a hole, seq is the last one seen
+--            What was seen under another epoch may be gone from its log: it is appended again, and the shard drops it.
 -- called in somebody's web request: few calls, and nothing made that the usual single op does not need
 local call, format = redis.call, string.format
 local epoch, shards, producer, big = ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[5] + 0
@@ -60,9 +61,9 @@ while at <= #ARGV do
     last, last_epoch, last_seq = string.match(seen, '(%d+) (%d+) (%d+)')
     last = last + 0
   end
-  if first + count - 1 <= last then
+  if first + count - 1 <= last and last_epoch == epoch then
     placed = '1 ' .. last_epoch .. ' ' .. format('%d', last_seq - (last - first))
-  elseif first ~= last + 1 then
+  elseif first > last + 1 or (first <= last and last_epoch == epoch) then
     placed = '2 0 ' .. format('%d', last)
   else
     local id

@@ -22,7 +22,7 @@ if not head[4] then return 'room' end
 local seen = call('HGET', KEYS[3], bucket)
 if seen then
   local last, last_epoch, last_seq = string.match(seen, '(%d+) (%d+) (%d+)')
-  if last == seq then return '0 ' .. last_epoch .. ' ' .. last_seq end
+  if last == seq and last_epoch == epoch then return '0 ' .. last_epoch .. ' ' .. last_seq end
   if last + 1 ~= seq + 0 then return 'no' end
 elseif seq ~= '1' then
   return 'no'
