@@ -153,6 +153,29 @@ class Work(Entries, Waits, Protocol):
         """
         ...
 
+    def read_noted(
+        self,
+        shard: str,
+        after: Mapping[int, Position],
+        count: Mapping[int, int],
+        notes: Mapping[int, str],
+        *,
+        anew: bool,
+    ) -> tuple[dict[int, list[Entry]], dict[int, str]]:
+        """Note attempts, then read the entries for them, in one round trip; see `note_attempts` and `read`.
+
+        Args:
+            shard: the shard's name.
+            after: of each bucket, the position to read behind.
+            count: of each bucket, the most entries to return.
+            notes: of each bucket, a text whose first word is its watermark.
+            anew: whether to replace every earlier note.
+
+        Returns:
+            The entries of each bucket, and the earlier notes that stay.
+        """
+        ...
+
     def attempts(self, shard: str) -> dict[int, str]:
         """Return the notes of a shard's attempts, by bucket.
 

@@ -288,6 +288,18 @@ class MemoryWork(MemoryEntries):
             self._server.attempts[shard] = {bucket: note for bucket, note in noted.items() if note}
             return stay
 
+    def read_noted(
+        self,
+        shard: str,
+        after: Mapping[int, Position],
+        count: Mapping[int, int],
+        notes: Mapping[int, str],
+        *,
+        anew: bool,
+    ) -> tuple[dict[int, list[Entry]], dict[int, str]]:
+        earlier = self.note_attempts(shard, notes, anew=anew)
+        return self.read(after, count), earlier
+
     def attempts(self, shard: str) -> dict[int, str]:
         with self._lock:
             return dict(self._server.attempts.get(shard, {}))

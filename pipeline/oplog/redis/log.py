@@ -15,7 +15,16 @@ import redis
 from pipeline.errors import PipelineFull
 from pipeline.model.op import Entry, Position
 from pipeline.oplog.appends import claimed_id
-from pipeline.oplog.redis.connection import RedisServer, entries_of, hash_of, position_of, ring_of, text_of, translated
+from pipeline.oplog.redis.connection import (
+    RedisServer,
+    entries_of,
+    hash_of,
+    position_of,
+    ring_of,
+    script,
+    text_of,
+    translated,
+)
 from pipeline.oplog.redis.line import RedisLine
 from pipeline.oplog.redis.shared_state import RedisSharedState
 from pipeline.oplog.redis.waits import RedisWaits
@@ -60,10 +69,13 @@ class RedisEntries(RedisServer):
     def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:
         with translated():
             pipe: Any = self._client.pipeline(transaction=False)
-            for bucket, (epoch, seq) in after.items():
-                pipe.execute_command("XRANGE", self.keys.log(bucket), f"{epoch}-{seq + 1}", "+", "COUNT", count[bucket])
-            replies = pipe.execute()
+            replies = self._ranges(pipe, after, count).execute()
         return {bucket: entries_of(bucket, reply) for bucket, reply in zip(after, replies, strict=True)}
+
+    def _ranges(self, pipe: Any, after: Mapping[int, Position], count: Mapping[int, int]) -> Any:
+        for bucket, (epoch, seq) in after.items():
+            pipe.execute_command("XRANGE", self.keys.log(bucket), f"{epoch}-{seq + 1}", "+", "COUNT", count[bucket])
+        return pipe
 
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
         return self._ends("XREVRANGE", dict.fromkeys(buckets, ("+", "-")))
@@ -171,9 +183,30 @@ class RedisWork(RedisEntries):
         return ring_of(self._run("finish", keys, arguments))
 
     def note_attempts(self, shard: str, notes: Mapping[int, str], *, anew: bool = False) -> dict[int, str]:
-        pairs = [word for bucket, note in notes.items() for word in (bucket, note)]
-        flat = self._run("note_attempts", [self.keys.attempts(shard)], [int(anew), *pairs])
-        return {int(flat[i]): text_of(flat[i + 1]) for i in range(0, len(flat), 2)}
+        flat = self._run("note_attempts", [self.keys.attempts(shard)], _noting(notes, anew=anew))
+        return _notes_of(flat)
+
+    def read_noted(
+        self,
+        shard: str,
+        after: Mapping[int, Position],
+        count: Mapping[int, int],
+        notes: Mapping[int, str],
+        *,
+        anew: bool,
+    ) -> tuple[dict[int, list[Entry]], dict[int, str]]:
+        if not after:
+            return {}, {}
+        pipe: Any = self._client.pipeline(transaction=False)
+        pipe.evalsha(script("note_attempts")[1], 1, self.keys.attempts(shard), *_noting(notes, anew=anew))
+        with translated():
+            try:
+                earlier, *replies = self._ranges(pipe, after, count).execute()
+            except redis.exceptions.NoScriptError:
+                kept = self.note_attempts(shard, notes, anew=anew)
+                return self.read(after, count), kept
+        found = {bucket: entries_of(bucket, reply) for bucket, reply in zip(after, replies, strict=True)}
+        return found, _notes_of(earlier)
 
     def attempts(self, shard: str) -> dict[int, str]:
         with translated():
@@ -205,3 +238,13 @@ class RedisLog(RedisAppends, RedisWork, RedisWaits, RedisSharedState):
 
     The roles inherit so that their methods are the log's own, as the contract wants them; none overrides another's.
     """
+
+
+def _noting(notes: Mapping[int, str], *, anew: bool) -> list[Any]:
+    """Return the arguments of `note_attempts.lua`."""
+    return [int(anew), *(word for bucket, note in notes.items() for word in (bucket, note))]
+
+
+def _notes_of(flat: list[Any]) -> dict[int, str]:
+    """Return the reply of `note_attempts.lua` as notes by bucket."""
+    return {int(flat[i]): text_of(flat[i + 1]) for i in range(0, len(flat), 2)}

@@ -8,11 +8,13 @@
 -- Returns "<ring: 0|1> <buckets still dirty>".
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local buckets, marks = {}, {}
 for i = 5, #KEYS do
   local at = 3 * (i - 5) + 3
   local bucket, epoch, seq = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
-  redis.call('HSET', KEYS[3], bucket, ARGV[at + 1] .. '-' .. ARGV[at + 2])
-  redis.call('HDEL', KEYS[4], bucket)
+  buckets[#buckets + 1] = bucket
+  marks[#marks + 1] = bucket
+  marks[#marks + 1] = ARGV[at + 1] .. '-' .. ARGV[at + 2]
   local top = redis.call('XREVRANGE', KEYS[i], '+', '-', 'COUNT', 1)[1]
   local clean = true
   if top then
@@ -24,6 +26,10 @@ for i = 5, #KEYS do
   else
     redis.call('ZADD', KEYS[1], 'XX', now + tonumber(ARGV[2]), bucket)
   end
+end
+if #buckets > 0 then
+  redis.call('HSET', KEYS[3], unpack(marks))
+  redis.call('HDEL', KEYS[4], unpack(buckets))
 end
 local left, ring = redis.call('ZCARD', KEYS[1]), 0
 -- what only rests is left to the sweepers
