@@ -17,10 +17,12 @@ from concurrent.futures import Future
 
 from pipeline import clock
 from pipeline.config.topology import Topology
+from pipeline.enqueue.deployment import verify
 from pipeline.enqueue.row_ids import RowIds
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.oplog.appends import Appends, Scope
+from pipeline.oplog.contract import Log
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger, ledger_queries
 from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent, perform, waited
@@ -68,7 +70,8 @@ class EpochCache:
     def asked(self, scope: Scope) -> int:
         """Ask the server for a scope's epoch; raise it if it was given out on another; see `after`."""
         epoch, current, _ = self._log.epoch(scope.name)
-        return epoch if epoch and current else self.after(scope, self.known.get(scope.name, 0))
+        known = self.known.get(scope.name, 0)
+        return epoch if current and epoch == known else self.after(scope, known)
 
     def after(self, scope: Scope, stale: int) -> int:
         """Return an epoch that is not *stale*.
@@ -132,7 +135,7 @@ class Authority:
         schemas, row_ids: have to publish or to lease anew what a new server has forgotten.
     """
 
-    def __init__(self, log: Appends, nodes: Nodes, topology: Topology, schemas: SchemaPublisher, row_ids: RowIds):
+    def __init__(self, log: Log, nodes: Nodes, topology: Topology, schemas: SchemaPublisher, row_ids: RowIds):
         self._log, self._nodes, self._topology = log, nodes, topology
         self._schemas, self._row_ids = schemas, row_ids
 
@@ -144,11 +147,14 @@ class Authority:
 
         Raises:
             ShardUnavailable: the primary of a shard in the scope did not answer; nothing changed.
+            WrongDeployment: the configuration does not fit the deployment.
             NotMigrated: the pipeline's tables are missing on a primary.
         """
         log = self._log
         for _ in clock.polls(RAISE_S, first_s=0.01):
             epoch, current, seen = log.epoch(scope.name)
+            # after the epoch was read: a change of the fingerprint is noted before it raises the epochs
+            verify(log, self._nodes, self._topology, scope.shards)
             if epoch and current:
                 return epoch
             new = _new_epoch(self._nodes, scope, epoch)

@@ -48,6 +48,16 @@ class MemoryAppends(MemoryServer):
             self._server.epochs[scope] = epoch, self._server.lineage
             return True
 
+    def deployment(self) -> str:
+        with self._lock:
+            return self._server.deployment
+
+    def note_deployment(self, seen: str, text: str) -> bool:
+        with self._lock:
+            noted = self._server.deployment == seen
+            self._server.deployment = text if noted else self._server.deployment
+            return noted
+
     def claim_key(self, bucket: int, idempotency_key: str, row_id: int) -> int:
         with self._lock:
             name = f"claim:{bucket}:{idempotency_key}"

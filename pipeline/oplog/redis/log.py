@@ -50,6 +50,13 @@ class RedisAppends(RedisServer):
         replid, _, value = seen.partition(" ")
         return bool(self._run("raise_epoch", [self.keys.epoch(scope)], [value, epoch, replid]))
 
+    def deployment(self) -> str:
+        with translated():
+            return text_of(self._soon(lambda redis: redis.get(self.keys.deployment)))
+
+    def note_deployment(self, seen: str, text: str) -> bool:
+        return bool(self._run("note_deployment", [self.keys.deployment], [seen, text]))
+
     def claim_key(self, bucket: int, idempotency_key: str, row_id: int) -> int:
         name = self.keys.claim(bucket, idempotency_key)
         try:
