@@ -90,7 +90,7 @@ class Notes:
             raise WrongDeployment(found)
 
     def settled(self) -> Fingerprint:
-        """Return the fingerprint that the deployment is to keep, where nothing is at fault; a new one where it has none.
+        """Return the fingerprint that the deployment is to keep, where nothing is at fault; draw one where it has none.
 
         The fingerprint learns the names of the databases that were asked, and how tables without rows are spread.
         """
