@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 
 from pipeline import clock
+from pipeline.config.topology import Topology
+from pipeline.enqueue.deployment import verify
 from pipeline.enqueue.row_ids import RowIds
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.shipment import Acked, Sender
@@ -128,8 +130,9 @@ class Authority:
         schemas, row_ids: have to publish or to lease anew what a new server has forgotten.
     """
 
-    def __init__(self, log: Log, nodes: Nodes, schemas: SchemaPublisher, row_ids: RowIds):
-        self._log, self._nodes, self._schemas, self._row_ids = log, nodes, schemas, row_ids
+    def __init__(self, log: Log, nodes: Nodes, topology: Topology, schemas: SchemaPublisher, row_ids: RowIds):
+        self._log, self._nodes, self._topology = log, nodes, topology
+        self._schemas, self._row_ids = schemas, row_ids
 
     def raise_epoch(self, scope: Scope) -> int:
         """Return the scope's epoch on the server as it is now, raised if it was given out on another.
@@ -139,11 +142,14 @@ class Authority:
 
         Raises:
             ShardUnavailable: the primary of a shard in the scope did not answer; nothing changed.
+            WrongDeployment: the configuration does not fit the deployment.
             NotMigrated: the pipeline's tables are missing on a primary.
         """
         log = self._log
         for _ in clock.polls(RAISE_S, first_s=0.01):
             epoch, current, seen = log.epoch(scope.name)
+            # after the epoch was read: a change of the fingerprint is noted before it raises the epochs
+            verify(log, self._nodes, self._topology, scope.shards)
             if epoch and current:
                 return epoch
             new = _new_epoch(self._nodes, scope, epoch)

@@ -42,6 +42,14 @@ class Position(NamedTuple):
     def __str__(self) -> str:
         return f"{self.epoch}-{self.seq}"
 
+    def follows(self, before: Position) -> bool:
+        """Return whether nothing is missing between two positions of a log: they are dense within an epoch.
+
+        Args:
+            before: the earlier one.
+        """
+        return self.seq == (before.seq + 1 if self.epoch == before.epoch else 0)
+
     @classmethod
     def parse(cls, text: str) -> Position:
         """Read a position from the text that `str` makes of one.
