@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -169,13 +168,13 @@ class Applier:
             outcome.add(done)
             attempt = attempt.succeeded(batch.after[bucket], len(batch.taken)) if batch.taken else None
             if attempt is not None and clock.mono_s() > until_s:
-                self._log.note_attempts(self.shard, {bucket: str(replace(attempt, ended=True))}, anew=True)
+                self._log.note_attempts(self.shard, {bucket: str(attempt._replace(ended=True))}, anew=True)
                 return
 
     def _after_contention(self, bucket: int, attempt: Attempt, error: Contended, outcome: Outcome) -> Attempt | None:
         """Return the attempt to make at once; None where the bucket rests first."""
         again = attempt.waited() if error.locked else attempt.failed()
-        self._log.note_attempts(self.shard, {bucket: str(replace(again, ended=True))}, anew=True)
+        self._log.note_attempts(self.shard, {bucket: str(again._replace(ended=True))}, anew=True)
         if again.entries < attempt.entries:
             return again
         reason = WaitReason("locked" if error.locked else "overtime", self.shard, self.shard, str(error))
@@ -248,7 +247,7 @@ class Applier:
         if is_driver_error(failure) and fault_of(failure) is Fault.LOCKED:
             return Contended(failure)
         if take.again:  # orderly
-            notes = {b: "" if take.alone is None else str(replace(one, ended=True)) for b, one in take.noted.items()}
+            notes = {b: "" if take.alone is None else str(one._replace(ended=True)) for b, one in take.noted.items()}
             self._log.note_attempts(self.shard, notes, anew=True)
         return ShardUnavailable(self.shard, sentence_of(failure))
 

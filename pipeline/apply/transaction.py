@@ -14,10 +14,10 @@ from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import grouped
 from pipeline.apply.held_rows import HeldRows, halted, record
-from pipeline.apply.pace import Pace
+from pipeline.apply.pace import Lessons, Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
-from pipeline.model.op import Position
+from pipeline.model.op import Entry, Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
@@ -119,7 +119,7 @@ class ApplyTransaction:
         self._settings, self._step, self._longest_s = settings, step, settings.statement_s
         self.facts, self.stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
         self.pace = Pace(settings, log)
-        self._believed: set[tuple[str, int | None]] = set()
+        self._lessons = Lessons()
 
     def run(self, take: Take, blocked: Mapping[str, WaitReason], *, last_try: bool) -> tuple[Outcome, Batch]:
         """Apply what *take* allows, inside the open transaction.
@@ -150,9 +150,9 @@ class ApplyTransaction:
         locked = ledger.lock(self._session, take.due, self._settings.buckets)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.owned}
         waiting = halted(self._shard, locked)
-        counts = self._note(take, {bucket: position for bucket, position in mine.items() if bucket not in waiting})
+        entries = self._read(take, {bucket: position for bucket, position in mine.items() if bucket not in waiting})
         batch = Batch(
-            {bucket: position for bucket, position in mine.items() if bucket in counts or bucket in waiting},
+            {bucket: position for bucket, position in mine.items() if bucket in entries or bucket in waiting},
             self.facts,
             blocked,
             self.stopped.tables(),
@@ -161,9 +161,9 @@ class ApplyTransaction:
             self._settings.max_bytes,
             waiting=waiting,
         )
-        self._step("read")
-        for entries in self._log.read({bucket: mine[bucket] for bucket in counts}, counts).values():
-            batch.take([entry for entry in entries if entry.position <= take.ends.get(entry.bucket, entry.position)])
+        for bucket, found in entries.items():
+            end = take.ends.get(bucket)
+            batch.take(found if end is None else [entry for entry in found if entry.position <= end])
         return batch, locked
 
     def _execute(self, batch: Batch, locked: Mapping[int, Mark], take: Take, *, last_try: bool) -> Executor:
@@ -173,7 +173,7 @@ class ApplyTransaction:
         rows.read(self._session, (one for one in every if locked[one.entry.bucket].state == HOLDING))
         stopped = rows.stop(batch.halted)
         self._step("execute")
-        executor = Executor(self._session, self.facts.known, rows, self._step, self._believed, last_try=last_try)
+        executor = Executor(self._session, self.facts.known, rows, self._step, self._lessons, last_try=last_try)
         if take.alone is not None and (verdict := self._verdict(take.alone)):
             executor.condemn(batch.items, verdict)
         else:
@@ -193,19 +193,26 @@ class ApplyTransaction:
             ledger.keep_ids(self._session, executor.ids)
         ledger.move(self._session, batch.after)
 
-    def _note(self, take: Take, mine: Mapping[int, Position]) -> dict[int, int]:
-        """Note what is attempted; return how many entries to read of each bucket. Suspected buckets are left out."""
+    def _read(self, take: Take, mine: Mapping[int, Position]) -> dict[int, list[Entry]]:
+        """Note what is attempted, and read the entries for it. Suspected buckets are left out."""
         if take.alone is not None:
             take.noted = {b: take.alone for b, position in mine.items() if position == take.alone.after}
-            self._log.note_attempts(self._shard, {b: str(one) for b, one in take.noted.items()}, anew=True)
-            return {bucket: self.pace.most(bucket, one.after, one.entries) for bucket, one in take.noted.items()}
-        counts = self.pace.counts({b: after for b, after in mine.items() if b not in take.suspects}, take.due)
-        take.noted = {bucket: Attempt(mine[bucket], count) for bucket, count in counts.items()}
-        notes = {bucket: str(one) for bucket, one in take.noted.items()}
-        for bucket, note in self._log.note_attempts(self._shard, notes, anew=take.again).items():
+            counts = {bucket: self.pace.most(bucket, one.after, one.entries) for bucket, one in take.noted.items()}
+        else:
+            counts = self.pace.counts({b: after for b, after in mine.items() if b not in take.suspects}, take.due)
+            take.noted = {bucket: Attempt(mine[bucket], count) for bucket, count in counts.items()}
+        self._step("read")
+        notes, after = (
+            {bucket: str(one) for bucket, one in take.noted.items()},
+            {bucket: mine[bucket] for bucket in counts},
+        )
+        anew = take.again or take.alone is not None
+        entries, earlier = self._log.read_noted(self._shard, after, counts, notes, anew=anew)
+        for bucket, note in earlier.items():
             mistrusted = take.noted.pop(bucket)
             take.suspects[bucket] = Attempt.suspected(note) or mistrusted.failed()
-        return {bucket: counts[bucket] for bucket in take.noted}
+            del entries[bucket]
+        return entries
 
     def _verdict(self, attempt: Attempt) -> str:
         """Return why the next op is rejected without another try, or the empty string."""

@@ -27,6 +27,8 @@ from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent, perform, waited
 
 #: How long one raise may take in all, s; databases have to be asked.
 RAISE_S = 10.0
+#: What the log says of the bucket that ended an epoch, and what that means.
+_ENDED = {"forgot": "has forgotten entries", "ahead": "has entries, or a watermark, of a later epoch"}
 logger = logging.getLogger("pipeline.lineage")
 
 
@@ -154,7 +156,9 @@ class Authority:
             new = _new_epoch(self._nodes, scope, epoch)
             if log.raise_epoch(scope.name, seen, new):
                 level = logging.WARNING if epoch else logging.INFO
-                logger.log(level, "new lineage scope=%s epoch=%d (was %d)", scope.name, new, epoch)
+                why, _, bucket = seen.rpartition(" ")[2].partition(":")
+                said = f": bucket {bucket} {_ENDED[why]}" if bucket else ""
+                logger.log(level, "new lineage scope=%s epoch=%d (was %d)%s", scope.name, new, epoch, said)
                 self.renew()
                 return new
         raise LogUnavailable(f"the epoch of {scope.name!r} could not be raised", sent=False)

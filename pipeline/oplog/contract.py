@@ -14,6 +14,9 @@ from pipeline.model.op import Entry, Position
 from pipeline.oplog.appends import Appends
 from pipeline.oplog.waits import Waits
 
+#: The lease on the chore that compares a shard's watermarks with its logs.
+RECONCILE = "reconcile:{}"
+
 
 class Entries(Protocol):
     """What the logs hold: entries, the schemas that their ops name, copies of how far each bucket is applied."""
@@ -134,6 +137,8 @@ class Work(Entries, Waits, Protocol):
         """Publish watermarks, un-dirty drained buckets, forget their attempts; return whether to ring and how many are
         dirty.
 
+        A log that ends behind its watermark has forgotten entries: then the lease on `RECONCILE` is given up.
+
         Args:
             shard: the shard's name.
             marks: of each bucket, its watermark.
@@ -150,6 +155,29 @@ class Work(Entries, Waits, Protocol):
             shard: the shard's name.
             notes: of each bucket, a text whose first word is its watermark; the empty text forgets.
             anew: whether to replace every earlier note.
+        """
+        ...
+
+    def read_noted(
+        self,
+        shard: str,
+        after: Mapping[int, Position],
+        count: Mapping[int, int],
+        notes: Mapping[int, str],
+        *,
+        anew: bool,
+    ) -> tuple[dict[int, list[Entry]], dict[int, str]]:
+        """Note attempts, then read the entries for them, in one round trip; see `note_attempts` and `read`.
+
+        Args:
+            shard: the shard's name.
+            after: of each bucket, the position to read behind.
+            count: of each bucket, the most entries to return.
+            notes: of each bucket, a text whose first word is its watermark.
+            anew: whether to replace every earlier note.
+
+        Returns:
+            The entries of each bucket, and the earlier notes that stay.
         """
         ...
 

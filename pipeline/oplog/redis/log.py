@@ -15,7 +15,17 @@ import redis
 from pipeline.errors import PipelineFull
 from pipeline.model.op import Entry, Position
 from pipeline.oplog.appends import claimed_id
-from pipeline.oplog.redis.connection import RedisServer, entries_of, hash_of, position_of, ring_of, text_of, translated
+from pipeline.oplog.contract import RECONCILE
+from pipeline.oplog.redis.connection import (
+    RedisServer,
+    entries_of,
+    hash_of,
+    position_of,
+    ring_of,
+    script,
+    text_of,
+    translated,
+)
 from pipeline.oplog.redis.line import RedisLine
 from pipeline.oplog.redis.shared_state import RedisSharedState
 from pipeline.oplog.redis.waits import RedisWaits
@@ -33,13 +43,17 @@ class RedisAppends(RedisServer):
     def epoch(self, scope: str) -> tuple[int, bool, str]:
         with translated():
             given, info = self._soon(lambda redis: (redis.get(self.keys.epoch(scope)), redis.info("replication")))
-        seen, replid = text_of(given), info["master_replid"]
-        epoch, _, given_on = seen.partition(" ")
-        return int(epoch or 0), given_on == replid, f"{replid} {seen}"
+        epoch, given_on, *_ = [*text_of(given).split(" "), "", ""]
+        replid: str = info["master_replid"]
+        return int(epoch or 0), given_on == replid, f"{replid} {epoch} {given_on}".rstrip()
 
     def raise_epoch(self, scope: str, seen: str, epoch: int) -> bool:
         replid, _, value = seen.partition(" ")
         return bool(self._run("raise_epoch", [self.keys.epoch(scope)], [value, epoch, replid]))
+
+    def audit(self, scope: str, marks: Mapping[int, Position]) -> str:
+        words = [word for bucket, (epoch, seq) in marks.items() for word in (bucket, epoch, seq)]
+        return text_of(self._run("audit", [self.keys.epoch(scope), *map(self.keys.log, marks)], words))
 
     def claim_key(self, bucket: int, idempotency_key: str, row_id: int) -> int:
         name = self.keys.claim(bucket, idempotency_key)
@@ -60,10 +74,13 @@ class RedisEntries(RedisServer):
     def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:
         with translated():
             pipe: Any = self._client.pipeline(transaction=False)
-            for bucket, (epoch, seq) in after.items():
-                pipe.execute_command("XRANGE", self.keys.log(bucket), f"{epoch}-{seq + 1}", "+", "COUNT", count[bucket])
-            replies = pipe.execute()
+            replies = self._ranges(pipe, after, count).execute()
         return {bucket: entries_of(bucket, reply) for bucket, reply in zip(after, replies, strict=True)}
+
+    def _ranges(self, pipe: Any, after: Mapping[int, Position], count: Mapping[int, int]) -> Any:
+        for bucket, (epoch, seq) in after.items():
+            pipe.execute_command("XRANGE", self.keys.log(bucket), f"{epoch}-{seq + 1}", "+", "COUNT", count[bucket])
+        return pipe
 
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
         return self._ends("XREVRANGE", dict.fromkeys(buckets, ("+", "-")))
@@ -164,16 +181,37 @@ class RedisWork(RedisEntries):
 
     def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
         own = (self.keys.dirty(shard), self.keys.bell(shard), self.keys.marks(shard), self.keys.attempts(shard))
-        keys = [*own, *map(self.keys.log, marks)]
+        keys = [*own, self.keys.lease(RECONCILE.format(shard)), *map(self.keys.log, marks)]
         arguments: list[Any] = [BELL_MS, delay_ms]
         for bucket, (epoch, seq) in marks.items():
             arguments += (bucket, epoch, max(seq, 0) if epoch else 0)
         return ring_of(self._run("finish", keys, arguments))
 
     def note_attempts(self, shard: str, notes: Mapping[int, str], *, anew: bool = False) -> dict[int, str]:
-        pairs = [word for bucket, note in notes.items() for word in (bucket, note)]
-        flat = self._run("note_attempts", [self.keys.attempts(shard)], [int(anew), *pairs])
-        return {int(flat[i]): text_of(flat[i + 1]) for i in range(0, len(flat), 2)}
+        flat = self._run("note_attempts", [self.keys.attempts(shard)], _noting(notes, anew=anew))
+        return _notes_of(flat)
+
+    def read_noted(
+        self,
+        shard: str,
+        after: Mapping[int, Position],
+        count: Mapping[int, int],
+        notes: Mapping[int, str],
+        *,
+        anew: bool,
+    ) -> tuple[dict[int, list[Entry]], dict[int, str]]:
+        if not after:
+            return {}, {}
+        pipe: Any = self._client.pipeline(transaction=False)
+        pipe.evalsha(script("note_attempts")[1], 1, self.keys.attempts(shard), *_noting(notes, anew=anew))
+        with translated():
+            try:
+                earlier, *replies = self._ranges(pipe, after, count).execute()
+            except redis.exceptions.NoScriptError:
+                kept = self.note_attempts(shard, notes, anew=anew)
+                return self.read(after, count), kept
+        found = {bucket: entries_of(bucket, reply) for bucket, reply in zip(after, replies, strict=True)}
+        return found, _notes_of(earlier)
 
     def attempts(self, shard: str) -> dict[int, str]:
         with translated():
@@ -205,3 +243,13 @@ class RedisLog(RedisAppends, RedisWork, RedisWaits, RedisSharedState):
 
     The roles inherit so that their methods are the log's own, as the contract wants them; none overrides another's.
     """
+
+
+def _noting(notes: Mapping[int, str], *, anew: bool) -> list[Any]:
+    """Return the arguments of `note_attempts.lua`."""
+    return [int(anew), *(word for bucket, note in notes.items() for word in (bucket, note))]
+
+
+def _notes_of(flat: list[Any]) -> dict[int, str]:
+    """Return the reply of `note_attempts.lua` as notes by bucket."""
+    return {int(flat[i]): text_of(flat[i + 1]) for i in range(0, len(flat), 2)}

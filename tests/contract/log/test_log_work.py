@@ -217,6 +217,21 @@ def test_the_note_of_an_attempt_stays_until_its_bucket_is_finished(log: Log, lin
     assert log.attempts("s0") == {4: "0--1 first"}
 
 
+def test_entries_are_read_together_with_the_notes_of_their_attempts(log: Log, line: Line):
+    append(line, (3, 1, [b"a", b"b"]), (4, 1, [b"c"]))
+    after, count = {3: Position(EPOCH, 0), 4: START}, {3: 5, 4: 5}
+    notes = {3: f"{EPOCH}-0 first", 4: "0--1 first"}
+
+    entries, earlier = log.read_noted("s0", after, count, notes, anew=False)
+    assert {bucket: [one.payload for one in found] for bucket, found in entries.items()} == {3: [b"b"], 4: [b"c"]}
+    assert earlier == {}
+    assert log.attempts("s0") == notes
+
+    assert log.read_noted("s0", after, count, dict.fromkeys(notes, "0--1 second"), anew=False)[1] == {4: "0--1 first"}
+    assert log.read_noted("s0", after, count, notes, anew=True)[1] == {}
+    assert log.read_noted("s0", {}, {}, {}, anew=False) == ({}, {})
+
+
 def test_the_note_of_an_attempt_gives_way_to_one_at_another_watermark_or_on_demand(log: Log):
     log.note_attempts("s0", {3: "0--1 first", 4: "0--1 first", 5: "0--1 first"})
 

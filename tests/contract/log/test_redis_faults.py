@@ -147,6 +147,10 @@ def test_a_server_that_forgot_its_scripts_is_told_them_again(server: Any, log: R
     assert append(line, 2, b"b").placed[0].code == APPENDED
     server.client().script_flush()
     assert list(log.due("s0", 10)) == [3]
+    server.client().script_flush()
+    entries, _ = log.read_noted("s0", {3: START}, {3: 5}, {3: "0--1 first"}, anew=False)
+    assert [entry.payload for entry in entries[3]] == [b"a", b"b"]
+    assert log.attempts("s0") == {3: "0--1 first"}
     line.close()
 
 

@@ -7,9 +7,12 @@
 redis.call('DEL', KEYS[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local reply = {}
-for _, bucket in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do
-  reply[#reply + 1] = bucket
-  reply[#reply + 1] = redis.call('GET', ARGV[2] .. bucket) or '0'
+local buckets, bigs, reply = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1]), {}, {}
+if #buckets == 0 then return reply end
+for i, bucket in ipairs(buckets) do bigs[i] = ARGV[2] .. bucket end
+bigs = redis.call('MGET', unpack(bigs))
+for i, bucket in ipairs(buckets) do
+  reply[2 * i - 1] = bucket
+  reply[2 * i] = bigs[i] or '0'
 end
 return reply
