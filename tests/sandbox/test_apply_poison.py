@@ -213,7 +213,7 @@ def test_a_redis_that_goes_away_again_and_again_is_no_fault_of_any_op(
         raise LogUnavailable("it went away after the attempt was noted")
 
     monkeypatch.setattr(box.log, "schema", away)
-    for _ in range(6):
+    for _ in range(10):
         worker.apply()
         box.log.ahead_ms += LATER_MS
     monkeypatch.undo()
