@@ -15,7 +15,7 @@ from pipeline.apply.batch import Batch
 from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
 from pipeline.apply.turns import SCHEMA_DELAY_MS, Turns, ms_since
 from pipeline.config.settings import ApplySettings, TableSettings
-from pipeline.errors import Unavailable
+from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.model.op import Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
@@ -58,6 +58,8 @@ class Applier(Turns):
         transaction = ApplyTransaction(shard, session, log, settings, step, tables)
         super().__init__(shard, session, log, transaction)
         self._settings, self._failures = settings, 0
+        #: Whether the log went away in the last turn: what that turn noted, and could not take back, means nothing.
+        self._log_failed = False
 
     def apply(self, bell: Bell | SilentBell | None = None) -> Outcome:
         """Apply one batch of what is due. Never raises for a fault that a retry may cure.
@@ -78,10 +80,11 @@ class Applier(Turns):
                 return Outcome(left=len(due), waiting=paused.sentence(), ms=ms_since(started))
             if bell is not None and len(due) > limit:
                 bell.ring_now(self.shard, len(due))
-            outcome = self._turn(Take(due), started)
-            self._failures = 0
+            outcome = self._turn(Take(due, again=self._log_failed), started)
+            self._failures, self._log_failed = 0, False
         except Unavailable as error:
             self._failures += 1
+            self._log_failed = isinstance(error, LogUnavailable)
             self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
             reason = WaitReason("database", self.shard, self.shard, str(error))
             note_waits(self._log, self.shard, dict.fromkeys(due, reason), {})

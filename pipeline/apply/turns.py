@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from dataclasses import replace
 
 from pipeline import clock
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
@@ -134,7 +133,7 @@ class Turns(ABC):
             attempt = attempt.succeeded(batch.after[bucket], len(batch.taken)) if batch.taken else None
             if attempt is not None and clock.mono_s() > until_s:
                 self._log.note_attempts(
-                    self._transaction.notes_at, {bucket: str(replace(attempt, ended=True))}, anew=True
+                    self._transaction.notes_at, {bucket: str(attempt._replace(ended=True))}, anew=True
                 )
                 return
 
@@ -153,7 +152,7 @@ class Turns(ABC):
         return None
 
     def _note_ended(self, bucket: int, attempt: Attempt) -> None:
-        note = str(replace(attempt, ended=True))
+        note = str(attempt._replace(ended=True))
         self._log.note_attempts(self._transaction.notes_at, {bucket: note}, anew=True)
 
     def _with_retries(self, take: Take) -> tuple[Outcome, Batch]:
@@ -218,7 +217,7 @@ class Turns(ABC):
         if is_driver_error(failure) and fault_of(failure) is Fault.LOCKED:
             return Contended(failure)
         if take.again:  # orderly
-            notes = {b: "" if take.alone is None else str(replace(one, ended=True)) for b, one in take.noted.items()}
+            notes = {b: "" if take.alone is None else str(one._replace(ended=True)) for b, one in take.noted.items()}
             self._log.note_attempts(self._transaction.notes_at, notes, anew=True)
         return ShardUnavailable(self.shard, sentence_of(failure))
 
