@@ -29,7 +29,7 @@ load: system $(READY)  ## 50 users for 30 s against the shop: no error, no stale
 # crash tests meet the real disk; the second line of pyDAL runs what pyDAL takes part in
 test: export HYPOTHESIS_PROFILE = thorough
 test: system $(READY) $(READY3)  ## everything: real MariaDB, real Redis, real workers killed with SIGKILL
-	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) tests/pure tests/parts tests/sandbox tests/contract
+	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) tests/pure tests/parts tests/model tests/sandbox tests/contract
 	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/integration
 	$(BIN)/python -m pytest $(BY_FILE) tests/crash
 	$(IN_MEMORY) $(VENV3)/bin/python -m pytest $(AT_ONCE) -q tests/pure/dal tests/sandbox tests/contract/shard
@@ -38,10 +38,10 @@ check: $(READY)  ## before each commit, under a minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) -q tests/pure tests/parts tests/sandbox
+	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) -q tests/pure tests/parts tests/model tests/sandbox
 
 unit: $(READY)
-	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) -q tests/pure tests/parts tests/sandbox
+	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) -q tests/pure tests/parts tests/model tests/sandbox
 
 bench: system $(READY)  ## side by side with its peers; adds a dated section to docs/benchmarks.md
 	$(BIN)/pip install --quiet --disable-pip-version-check 'dramatiq[redis]>=2' 'huey>=3'

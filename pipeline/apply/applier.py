@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from pipeline.apply.held_rows import Halt
 from pipeline.apply.transaction import LOCK_REST_S, ApplyTransaction, Outcome, Take
 from pipeline.apply.wait_notes import note_waits
 from pipeline.config.settings import ApplySettings, TableSettings
-from pipeline.errors import NotMigrated, PipelineError, ShardUnavailable, Unavailable
+from pipeline.errors import LogUnavailable, NotMigrated, PipelineError, ShardUnavailable, Unavailable
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.driver_errors import (
@@ -86,6 +85,8 @@ class Applier:
         self._transaction = ApplyTransaction(shard, session, log, settings, step, tables)
         self._facts, self._stopped = self._transaction.facts, self._transaction.stopped
         self._failures = 0
+        #: Whether the log went away in the last turn: what that turn noted, and could not take back, means nothing.
+        self._log_failed = False
         #: Why ops of a schema wait, by its hash, and when the shard is tried again, s.
         self._behind: dict[str, tuple[float, WaitReason]] = {}
 
@@ -108,10 +109,11 @@ class Applier:
                 return Outcome(left=len(due), waiting=paused.sentence(), ms=_ms_since(started))
             if bell is not None and len(due) > limit:
                 bell.ring_now(self.shard, len(due))
-            outcome = self._turn(Take(due), started)
-            self._failures = 0
+            outcome = self._turn(Take(due, again=self._log_failed), started)
+            self._failures, self._log_failed = 0, False
         except Unavailable as error:
             self._failures += 1
+            self._log_failed = isinstance(error, LogUnavailable)
             self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
             reason = WaitReason("database", self.shard, self.shard, str(error))
             note_waits(self._log, self.shard, dict.fromkeys(due, reason), {})
@@ -169,13 +171,13 @@ class Applier:
             outcome.add(done)
             attempt = attempt.succeeded(batch.after[bucket], len(batch.taken)) if batch.taken else None
             if attempt is not None and clock.mono_s() > until_s:
-                self._log.note_attempts(self.shard, {bucket: str(replace(attempt, ended=True))}, anew=True)
+                self._log.note_attempts(self.shard, {bucket: str(attempt._replace(ended=True))}, anew=True)
                 return
 
     def _after_contention(self, bucket: int, attempt: Attempt, error: Contended, outcome: Outcome) -> Attempt | None:
         """Return the attempt to make at once; None where the bucket rests first."""
         again = attempt.waited() if error.locked else attempt.failed()
-        self._log.note_attempts(self.shard, {bucket: str(replace(again, ended=True))}, anew=True)
+        self._log.note_attempts(self.shard, {bucket: str(again._replace(ended=True))}, anew=True)
         if again.entries < attempt.entries:
             return again
         reason = WaitReason("locked" if error.locked else "overtime", self.shard, self.shard, str(error))
@@ -248,7 +250,7 @@ class Applier:
         if is_driver_error(failure) and fault_of(failure) is Fault.LOCKED:
             return Contended(failure)
         if take.again:  # orderly
-            notes = {b: "" if take.alone is None else str(replace(one, ended=True)) for b, one in take.noted.items()}
+            notes = {b: "" if take.alone is None else str(one._replace(ended=True)) for b, one in take.noted.items()}
             self._log.note_attempts(self.shard, notes, anew=True)
         return ShardUnavailable(self.shard, sentence_of(failure))
 

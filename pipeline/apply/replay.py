@@ -16,6 +16,7 @@ from pipeline.apply.executor import ConstraintsChanged, Executor, SchemaBehind
 from pipeline.apply.grouping import Item, grouped
 from pipeline.apply.held_rows import HeldRows
 from pipeline.apply.misfits import misfit
+from pipeline.apply.pace import Lessons
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import NewerOp, NotAnOp, ShardUnavailable, Unavailable
 from pipeline.model.op import Op, Position, decode
@@ -178,7 +179,7 @@ class Replay:
         rows = HeldRows(self._facts.known, self._tables, None)
         rows.read(session, items, without={op.place for op in ops})
         left += [rows.wait(item, keys[place], why) for place, (item, why) in late.items()]
-        executor = Executor(session, self._facts.known, rows, lambda name: None, set(), last_try=True)
+        executor = Executor(session, self._facts.known, rows, lambda name: None, Lessons(), last_try=True)
         executor.run(grouped(_by_time(items), self._facts.known))
         if executor.ids:
             ledger.keep_ids(session, executor.ids)

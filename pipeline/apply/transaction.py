@@ -14,7 +14,7 @@ from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import grouped
 from pipeline.apply.held_rows import HeldRows, halted, record
-from pipeline.apply.pace import Pace
+from pipeline.apply.pace import Lessons, Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.model.op import Entry, Position
@@ -119,7 +119,7 @@ class ApplyTransaction:
         self._settings, self._step, self._longest_s = settings, step, settings.statement_s
         self.facts, self.stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
         self.pace = Pace(settings, log)
-        self._believed: set[tuple[str, int | None]] = set()
+        self._lessons = Lessons()
 
     def run(self, take: Take, blocked: Mapping[str, WaitReason], *, last_try: bool) -> tuple[Outcome, Batch]:
         """Apply what *take* allows, inside the open transaction.
@@ -173,7 +173,7 @@ class ApplyTransaction:
         rows.read(self._session, (one for one in every if locked[one.entry.bucket].state == HOLDING))
         stopped = rows.stop(batch.halted)
         self._step("execute")
-        executor = Executor(self._session, self.facts.known, rows, self._step, self._believed, last_try=last_try)
+        executor = Executor(self._session, self.facts.known, rows, self._step, self._lessons, last_try=last_try)
         if take.alone is not None and (verdict := self._verdict(take.alone)):
             executor.condemn(batch.items, verdict)
         else:
