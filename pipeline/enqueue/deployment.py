@@ -16,6 +16,7 @@ from pipeline.config.bucket_ranges import format_ranges
 from pipeline.config.topology import Topology
 from pipeline.errors import NotMigrated, WrongDeployment
 from pipeline.model.fingerprint import Fingerprint, differences, newest, strangers, table_differences
+from pipeline.model.op import deleted_behind
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.contract import Log
 from pipeline.shard.columns import columns_of, holds_rows
@@ -175,9 +176,9 @@ def restored(log: Log, nodes: Nodes, topology: Topology, shard: str) -> str:
     lacking = wanted - marks.keys()
     found = {*lacking & applied.keys(), *log.tails(lacking)}
     behind = {bucket: marks[bucket] for bucket, mark in applied.items() if marks.get(bucket, mark) < mark}
-    if behind:
-        ahead = log.read(behind, dict.fromkeys(behind, 1))
-        found |= {b for b, mark in behind.items() if not ahead.get(b) or not ahead[b][0].position.follows(mark)}
+    ahead = log.read(behind, dict.fromkeys(behind, 1)) if behind else {}
+    firsts = {bucket: entries[0].position for bucket, entries in ahead.items() if entries}
+    found |= {b for b, mark in behind.items() if deleted_behind(mark, firsts.get(b), applied[b])}
     if not found:
         return ""
     return (
