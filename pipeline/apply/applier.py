@@ -20,7 +20,7 @@ from pipeline.apply.held_rows import Halt
 from pipeline.apply.transaction import LOCK_REST_S, ApplyTransaction, Outcome, Take
 from pipeline.apply.wait_notes import note_waits
 from pipeline.config.settings import ApplySettings, TableSettings
-from pipeline.errors import NotMigrated, PipelineError, ShardUnavailable, Unavailable
+from pipeline.errors import LogUnavailable, NotMigrated, PipelineError, ShardUnavailable, Unavailable
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.driver_errors import (
@@ -85,6 +85,8 @@ class Applier:
         self._transaction = ApplyTransaction(shard, session, log, settings, step, tables)
         self._facts, self._stopped = self._transaction.facts, self._transaction.stopped
         self._failures = 0
+        #: Whether the log went away in the last turn: what that turn noted, and could not take back, means nothing.
+        self._log_failed = False
         #: Why ops of a schema wait, by its hash, and when the shard is tried again, s.
         self._behind: dict[str, tuple[float, WaitReason]] = {}
 
@@ -107,10 +109,11 @@ class Applier:
                 return Outcome(left=len(due), waiting=paused.sentence(), ms=_ms_since(started))
             if bell is not None and len(due) > limit:
                 bell.ring_now(self.shard, len(due))
-            outcome = self._turn(Take(due), started)
-            self._failures = 0
+            outcome = self._turn(Take(due, again=self._log_failed), started)
+            self._failures, self._log_failed = 0, False
         except Unavailable as error:
             self._failures += 1
+            self._log_failed = isinstance(error, LogUnavailable)
             self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
             reason = WaitReason("database", self.shard, self.shard, str(error))
             note_waits(self._log, self.shard, dict.fromkeys(due, reason), {})

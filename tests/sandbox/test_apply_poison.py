@@ -14,6 +14,7 @@ from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
 from pipeline.apply.transaction import Outcome
 from pipeline.config.settings import ApplySettings
+from pipeline.errors import LogUnavailable
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.waits import ALIVE, ALIVE_TOKEN
 from pipeline.shard.session import NodeSession
@@ -201,6 +202,24 @@ def test_a_server_that_is_full_is_no_fault_of_any_op(db: Any, box: Sandbox, meet
     turns(box, most=3)
 
     assert states([bad, *others, *behind]) == {"applied"}
+
+
+def test_a_redis_that_goes_away_again_and_again_is_no_fault_of_any_op(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    good, worker = pipeline.enqueue_insert(db.event, who=7, note="good"), applier(box)
+
+    def away(hash: str) -> str:
+        raise LogUnavailable("it went away after the attempt was noted")
+
+    monkeypatch.setattr(box.log, "schema", away)
+    for _ in range(10):
+        worker.apply()
+        box.log.ahead_ms += LATER_MS
+    monkeypatch.undo()
+    worker.apply()
+
+    assert good.status() == "applied"
 
 
 def test_an_op_that_waits_for_a_lock_delays_its_own_bucket_alone_and_is_applied_in_the_end(

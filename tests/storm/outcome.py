@@ -1,0 +1,60 @@
+"""What one schedule did and found, and the sum over many, as JSON and as rows of a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+
+from storm.deeds import Caller, all_deeds
+from storm.judge import DONE
+
+#: What a broken promise begins with, and what the table calls it.
+PROMISES = {
+    "lost unreported": "lost, not reported",
+    "falsely lost": "told lost, and applied",
+    "lost": "lost without need",
+    "doubled": "doubled",
+    "reordered": "reordered",
+    "stale": "stale reads of one's own",
+    "torn": "torn",
+    "wrong": "wrong rows",
+    "refused, and done": "refused, and done",
+    "surprise": "errors that callers must not see",
+    "not recovered": "not recovered within 60 s",
+    "worker ended": "main processes of workers that ended",
+}
+
+
+@dataclass
+class Outcome:
+    """One schedule."""
+
+    kind: str
+    seed: int
+    broken: list[str] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    ops: Counter[str] = field(default_factory=Counter)
+
+    def count(self, callers: Sequence[Caller]) -> None:
+        """Count what was said to callers, and told by receipts."""
+        for deed in all_deeds(callers):
+            self.ops[deed.said] += 1
+            self.ops["lost, and told so"] += deed.told == "lost"
+            self.ops["applied"] += deed.told in DONE
+            self.ops["spooled"] += any(receipt.position is None for receipt in deed.receipts)
+        self.ops["reads"] += sum(len(caller.sights) for caller in callers)
+
+
+def report(outcomes: Iterable[Outcome]) -> dict[str, object]:
+    """Return the sums of some schedules of one kind."""
+    done = list(outcomes)
+    broken = Counter(one.split(":", 1)[0] for outcome in done for one in outcome.broken)
+    return {
+        "schedules": len(done),
+        "ops": dict(sum((one.ops for one in done), Counter())),
+        "faults": dict(sum((one.faults for one in done), Counter()).most_common()),
+        "broken": {PROMISES[name]: broken[name] for name in PROMISES},
+        "failing seeds": sorted({one.seed for one in done if one.broken}),
+        "first": [asdict(one) for one in done if one.broken][:3],
+    }
