@@ -256,7 +256,8 @@ class FactBook:
         epoch, seq = entry.position
         if epoch == before.epoch and seq == before.seq + 1:
             return True
-        return not deleted_behind(before, entry.position, self._log.mark(self.shard, entry.bucket))
+        deleted = deleted_behind(before, entry.position, self._log.mark(self.shard, entry.bucket))
+        return not (deleted and self._log.trimmed(entry.bucket))
 
     def database_name(self, table: str) -> str:
         """Return a table's name in the database.
