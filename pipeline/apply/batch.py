@@ -79,8 +79,8 @@ class Batch:
 
     @property
     def lost(self) -> int:
-        """How many entries the logs have lost."""
-        return sum(loss.last - loss.first + 1 for loss in self.losses)
+        """How many ops the logs have lost."""
+        return ledger.ops_in(self.losses)
 
     def take(self, entries: Sequence[Entry]) -> None:
         """Take entries up to the batch's limits, or up to an op whose schema is not known yet.
@@ -128,9 +128,14 @@ class Batch:
                 self.unreadable.append(one)
                 continue
             pair = (entry.bucket, entry.producer)
-            if entry.producer_seq <= self.last[pair]:
+            last = self.last[pair]
+            if entry.producer_seq <= last:
                 self.seen += 1
                 continue
+            if entry.producer_seq > last + 1:  # a producer's ops come in order: what is between is gone for good
+                self._lose(
+                    LostRange(entry.bucket, entry.position.epoch, entry.producer, last + 1, entry.producer_seq - 1)
+                )
             self.last[pair] = entry.producer_seq
             if isinstance(one, Reject):
                 self.unreadable.append(one)
@@ -153,9 +158,9 @@ class Batch:
         named = [(one.entry.bucket, one.op.scoped_key) for one in ops]
         return ledger.known_keys(session, named) if named else set()
 
-    def _lose(self, gap: LostRange) -> None:
-        self.losses.append(gap)
-        logger.error("bucket %d: epoch %d of its log lost %d to %d", gap.bucket, gap.epoch, gap.first, gap.last)
+    def _lose(self, lost: LostRange) -> None:
+        self.losses.append(lost)
+        logger.error("Redis lost %d ops: %s", lost.last - lost.first + 1, lost)
 
     def _understood(self, entry: Entry) -> tuple[Item | Reject, WaitReason | None]:
         """Return what an entry holds, and why it waits: junk is set aside, what a newer release made waits."""

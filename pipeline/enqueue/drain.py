@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from pipeline import clock
 from pipeline.config.topology import Topology
+from pipeline.enqueue.producer import Run
 from pipeline.enqueue.publisher import Publisher
-from pipeline.enqueue.resend import Run
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.oplog.appends import EpochStale, Scope
 from pipeline.oplog.contract import Entries
@@ -135,9 +135,10 @@ class Drainer:
                 while not deadline.passed and (head := self._spool.head(buckets)):
                     for producer, runs, ops in _turns(head):
                         self._step("send")
-                        self._publisher.resend(producer, runs, epoch=epoch, patient=patient)
+                        reached = self._publisher.resend(producer, runs, epoch=epoch, patient=patient)
                         self._step("sent")
                         self._spool.sent(ops, epoch)
+                        self._publisher.remember(producer, {b: (runs[b].last, at) for b, at in reached.items()})
                         done.sent += len(ops)
                         report(len(ops))
                 return

@@ -9,6 +9,7 @@ place in the schema that `Op.schema` names. Values are in the canonical form of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Annotated, Any, NamedTuple
@@ -40,6 +41,14 @@ class Position(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.epoch}-{self.seq}"
+
+    def follows(self, before: Position) -> bool:
+        """Return whether nothing is missing between two positions of a log: they are dense within an epoch.
+
+        Args:
+            before: the earlier one.
+        """
+        return self.seq == (before.seq + 1 if self.epoch == before.epoch else 0)
 
     @classmethod
     def parse(cls, text: str) -> Position:
@@ -127,6 +136,15 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Op)
 
 encode = _encoder.encode
+
+
+def new_producer(*, kept: bool = False) -> int:
+    """Return a random 63-bit number for a producer, never used before.
+
+    Args:
+        kept: whether a holder keeps the ops and may send them again after they were acknowledged: the number is odd.
+    """
+    return int.from_bytes(os.urandom(8), "big") >> 2 << 1 | kept
 
 
 def decode(payload: bytes) -> Op:

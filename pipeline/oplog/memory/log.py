@@ -48,6 +48,16 @@ class MemoryAppends(MemoryServer):
             self._server.epochs[scope] = GivenOut(epoch, self._server.lineage)
             return True
 
+    def deployment(self) -> str:
+        with self._lock:
+            return self._server.deployment
+
+    def note_deployment(self, seen: str, text: str) -> bool:
+        with self._lock:
+            noted = self._server.deployment == seen
+            self._server.deployment = text if noted else self._server.deployment
+            return noted
+
     def audit(self, scope: str, marks: Mapping[int, Position]) -> str:
         with self._lock:
             return self._server.audit(self._given(scope), marks)

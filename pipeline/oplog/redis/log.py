@@ -51,6 +51,13 @@ class RedisAppends(RedisServer):
         replid, _, value = seen.partition(" ")
         return bool(self._run("raise_epoch", [self.keys.epoch(scope)], [value, epoch, replid]))
 
+    def deployment(self) -> str:
+        with translated():
+            return text_of(self._soon(lambda redis: redis.get(self.keys.deployment)))
+
+    def note_deployment(self, seen: str, text: str) -> bool:
+        return bool(self._run("note_deployment", [self.keys.deployment], [seen, text]))
+
     def audit(self, scope: str, marks: Mapping[int, Position]) -> str:
         words = [word for bucket, (epoch, seq) in marks.items() for word in (bucket, epoch, seq)]
         return text_of(self._run("audit", [self.keys.epoch(scope), *map(self.keys.log, marks)], words))
