@@ -16,7 +16,6 @@ from celery import bootsteps
 
 from pipeline import clock
 from pipeline.admin.check.surroundings import foreign_modules
-=======
 from pipeline.client import Client
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
