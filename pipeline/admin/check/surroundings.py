@@ -55,6 +55,19 @@ def op_findings(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(ERROR, fault.subject, fault.what, fault.fix, (fault.shard,))
 
 
+def deployment_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield where the configuration does not fit the deployment that the databases and Redis belong to.
+
+    Args:
+        evidence: what they keep of it.
+    """
+    for fault in evidence.misfits:
+        what, _, fix = fault.partition("; ")
+        match = _KEY.fullmatch(what)
+        place, what = (match[1], match[2]) if match and match[2] else ("deployment", what)
+        yield Finding(ERROR, place, what, fix)
+
+
 def configuration_findings(evidence: Evidence) -> Iterator[Finding]:
     """Yield what is usable but unwise.
 
