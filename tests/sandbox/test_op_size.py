@@ -76,7 +76,7 @@ def test_an_op_that_redis_could_not_take_is_refused_with_its_setting(db: Any, bo
         pipeline.enqueue_insert(db.page, who=7, body="x" * (2 * MB))
 
     pipeline.enqueue_insert(db.page, who=7, body="x" * (2 * MB - 100_000))
-    assert box.drain() == Drained(1, 0)
+    assert len(box.enqueued()) == 1
 
 
 def test_quotes_count_twice(db: Any, box: Sandbox):
