@@ -305,6 +305,10 @@ class SharedState(Protocol):
         """Return used memory as a share of the limit; 0.0 if there is no limit."""
         ...
 
+    def largest_bytes(self) -> int:
+        """Return the size of the largest op that the log takes; 0: not known."""
+        ...
+
     def secret(self, proposed: str) -> str:
         """Return the secret that this deployment signs session tokens with: the first that anybody proposed.
 

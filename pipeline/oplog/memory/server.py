@@ -124,6 +124,7 @@ class MemoryServer:
         fault: called with `send` before and `reply` after each try of an append; raise ConnectionError in it, and the
             connection breaks there.
         limit_bytes: the size of all ops at which appends are refused, as Redis does at `maxmemory`; 0: none.
+        most_bulk_bytes: the size of the largest op that it takes, as `proto-max-bulk-len` says it; 0: hidden.
         published: called with each new schema.
         durable: the result of a wait for Redis's replica or disk.
         ahead_ms: how far the server's clock is ahead of this process's.
@@ -133,7 +134,7 @@ class MemoryServer:
         self.ahead_ms = 0
         self.fault: Callable[[str], None] | None = None
         self.published: Callable[[str], None] = lambda schema: None
-        self.limit_bytes = 0
+        self.limit_bytes = self.most_bulk_bytes = 0
         self.durable = True
         self._server = ServerState()
         self._lock = threading.RLock()
