@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from pathlib import Path
 from typing import Any, Protocol
 
 from celery import bootsteps
 
 from pipeline import clock
+from pipeline.admin.check.surroundings import foreign_modules
 from pipeline.client import Client
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
@@ -49,6 +51,7 @@ class Threads(bootsteps.StartStopStep):
         Args:
             parent: Celery's worker.
         """
+        say_what_is_used(Path.cwd())
         settings, pulse = load(), Pulse()
         shards, queues = Topology(settings).shards, parent.app.amqp.queues.consume_from
         served = [shard for shard in shards if queue_of(shard) in queues]
@@ -77,6 +80,17 @@ class Threads(bootsteps.StartStopStep):
             thread.stop(deadline.left_s)
 
     terminate = stop
+
+
+def say_what_is_used(folder: Path) -> None:
+    """Log where Celery's settings come from, and which modules of somebody else are not used.
+
+    Args:
+        folder: the working directory.
+    """
+    logger.info("Celery's settings are %s", sys.modules["celeryconfig"].__file__)
+    for file in foreign_modules(folder).values():
+        logger.warning("%s is not ours, and is not used: the names of our modules are taken", file)
 
 
 def _compare(client: Client) -> None:

@@ -26,6 +26,7 @@ from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.enqueue.drain_thread import DrainThread
 from pipeline.errors import PipelineError, Unavailable
+from pipeline.model.op import START
 from pipeline.testing import Sandbox
 from workers.chores import Chores
 
@@ -81,7 +82,7 @@ class _Schedule:
         self.theme = self.luck.choice(THEMES)
         self.faults: list[Callable[[], str]] = [*self._always(), *getattr(self, f"_{self.theme}")()]
         self.replica, self.copies = self.log.replica(), dict[str, sqlite3.Connection]()
-        self.may_lose = False
+        self.may_lose, self._back_s = False, 0.0
 
     def run(self, steps: int) -> Outcome:
         shared = self._settled_rows()
@@ -108,6 +109,7 @@ class _Schedule:
 
     def _step_of_anybody(self) -> None:
         self.time.sleep_s(self.luck.choice((0.001, 0.01, 0.1, 0.6)))
+        self.log.away = self.log.away and self.time.mono_s() < self._back_s
         what = self.luck.choices((self._call, self._work, self._drain, self._chore, self._fault), (10, 6, 3, 2, 2))[0]
         what()
 
@@ -149,13 +151,14 @@ class _Schedule:
     # faults -------------------------------------------------------------------------------------------------
 
     def _always(self) -> list[Callable[[], str]]:
-        return [self._lethal, self._lethal, self._away, self._away, self._lossy_line, self._clock, self._full]
+        common = [self._lethal, self._away, self._lossy_line]
+        return [*common, *common, self._clock, self._full, self._hash_deleted]
 
     def _servers(self) -> list[Callable[[], str]]:
         return [self._restart]
 
     def _forgetting(self) -> list[Callable[[], str]]:
-        return [self._restart, self._fail_over, self._fail_over, self._wipe]
+        return [self._restart, self._fail_over, self._fail_over, self._wipe, self._cut, self._cut]
 
     def _primary(self) -> list[Callable[[], str]]:
         return [self._restart, self._copy_primaries, self._promote, self._promote]
@@ -165,8 +168,10 @@ class _Schedule:
         return ""
 
     def _away(self) -> str:
-        self.log.away = not self.log.away
-        return "redis away" if self.log.away else ""
+        if self.log.away:
+            return ""
+        self.log.away, self._back_s = True, self.time.mono_s() + self.luck.choice((0.05, 0.5, 4.0))
+        return "redis away"
 
     def _lossy_line(self) -> str:
         share = self.luck.choice((0.0, 0.1, 0.5))
@@ -203,6 +208,22 @@ class _Schedule:
         self.log.fail_over(self.replica)
         self.may_lose = True
         return "redis fails over to one that lags"
+
+    def _cut(self) -> str:
+        """Let one log forget its end, or everything, while the server lives on."""
+        bucket = self.luck.randrange(BUCKETS + 1)
+        there = len(self.log.read({bucket: START}, {bucket: 10_000})[bucket])
+        keep = self.luck.choice((0, there // 2, max(0, there - 1)))
+        self.log.forget(bucket, keep)
+        self.may_lose = True
+        return "stream's tail cut" if keep else "stream deleted"
+
+    def _hash_deleted(self) -> str:
+        """Let Redis evict what it knows of one sender."""
+        known = self.log._server.producers
+        if known:
+            known.pop(self.luck.choice(sorted(known)))
+        return "sender's hash deleted"
 
     def _wipe(self) -> str:
         self.log.fail_over()

@@ -32,6 +32,7 @@ SUBJECTS: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
     schemas.schema_findings,
     buckets.constraint_findings,
     surroundings.worker_findings,
+    surroundings.foreign_findings,
     uwsgi_findings,
     surroundings.clock_findings,
 )
