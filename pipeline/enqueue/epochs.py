@@ -149,10 +149,11 @@ class Authority:
         for _ in clock.polls(RAISE_S, first_s=0.01):
             epoch, current, seen = log.epoch(scope.name)
             # after the epoch was read: a change of the fingerprint is noted before it raises the epochs
-            verify(log, self._nodes, self._topology, scope.shards)
-            if epoch and current:
+            given = bool(epoch and current)
+            verify(log, self._nodes, self._topology, scope.shards, asking=not given)
+            if given:
                 return epoch
-            new = _new_epoch(self._nodes, scope, epoch)
+            new = new_epoch(self._nodes, scope, epoch)
             if log.raise_epoch(scope.name, seen, new):
                 level = logging.WARNING if epoch else logging.INFO
                 why, _, bucket = seen.rpartition(" ")[2].partition(":")
@@ -222,7 +223,17 @@ class Authority:
         return not (ahead and ahead[0].position.epoch < epoch) and self._log.epoch(scope.name)[:2] == (epoch, True)
 
 
-def _new_epoch(nodes: Nodes, scope: Scope, known: int) -> int:
+def new_epoch(nodes: Nodes, scope: Scope, known: int) -> int:
+    """Return an epoch above all that are known of a scope; its primaries have given it out.
+
+    Args:
+        nodes: the databases.
+        scope: whose epoch.
+        known: an epoch that the new one is above.
+
+    Raises:
+        ShardUnavailable: the primary of a shard in the scope did not answer.
+    """
     for shard in scope.shards:
         for replica in nodes.replicas(shard):
             try:
