@@ -14,8 +14,9 @@ from msgspec.structs import replace
 
 from pipeline.config.bucket_ranges import format_ranges
 from pipeline.config.topology import Topology
-from pipeline.errors import NotMigrated, WrongDeployment
+from pipeline.errors import NotMigrated, Unavailable, WrongDeployment
 from pipeline.model.fingerprint import Fingerprint, differences, newest, strangers, table_differences
+from pipeline.model.op import deleted_behind
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.contract import Log
 from pipeline.shard.columns import columns_of, holds_rows
@@ -155,6 +156,47 @@ def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str]) ->
         notes.publish(settled)
 
 
+def settle(log: Log, nodes: Nodes, topology: Topology) -> None:
+    """Compare with every database that answers, and let all know the names by which this process calls them.
+
+    Args:
+        log: has Redis's copy of the fingerprint.
+        nodes: the databases.
+        topology: the configuration.
+
+    Raises:
+        WrongDeployment: the configuration does not fit; nothing was changed.
+        LogUnavailable, ShardUnavailable: a server went away; what was not compared is before its first epoch.
+    """
+    notes = Notes(log, nodes, topology)
+    for shard in topology.shards:
+        try:
+            notes.ask(shard)
+        except Unavailable as error:
+            logger.warning("the configuration is not compared with shard %s yet: %s", shard, error)
+    notes.refuse()
+    if None not in notes.shards.values() and {notes.redis, *notes.shards.values()} != {notes.settled()}:
+        notes.publish(notes.settled())
+
+
+def faults_of(log: Log, nodes: Nodes, topology: Topology) -> list[str]:
+    """Return everything that does not fit, a sentence each; change nothing.
+
+    Args:
+        log: has Redis's copy of the fingerprint.
+        nodes: the databases; one that does not answer is passed over.
+        topology: the configuration.
+    """
+    notes, found = Notes(log, nodes, topology), []
+    for shard in topology.shards:
+        try:
+            notes.ask(shard)
+            found.append(restored(log, nodes, topology, shard))
+        except Unavailable as error:
+            logger.info("the configuration is not compared with shard %s: %s", shard, error)
+    return [*notes.faults(), *filter(None, found)]
+
+
 def restored(log: Log, nodes: Nodes, topology: Topology, shard: str) -> str:
     """Return why the database of a shard is not the one that the log was applied to; empty where it is.
 
@@ -175,9 +217,10 @@ def restored(log: Log, nodes: Nodes, topology: Topology, shard: str) -> str:
     lacking = wanted - marks.keys()
     found = {*lacking & applied.keys(), *log.tails(lacking)}
     behind = {bucket: marks[bucket] for bucket, mark in applied.items() if marks.get(bucket, mark) < mark}
-    if behind:
-        ahead = log.read(behind, dict.fromkeys(behind, 1))
-        found |= {b for b, mark in behind.items() if not ahead.get(b) or not ahead[b][0].position.follows(mark)}
+    ahead = log.read(behind, dict.fromkeys(behind, 1)) if behind else {}
+    firsts = {bucket: entries[0].position for bucket, entries in ahead.items() if entries}
+    deleted = {b for b, mark in behind.items() if deleted_behind(mark, firsts.get(b), applied[b])}
+    found |= {bucket for bucket in deleted if log.trimmed(bucket)}
     if not found:
         return ""
     return (

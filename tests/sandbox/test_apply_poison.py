@@ -10,6 +10,7 @@ import pytest
 from pydal import DAL, Field
 
 import pipeline
+from pipeline.admin import stops, upkeep
 from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
 from pipeline.apply.transaction import Outcome
@@ -123,6 +124,32 @@ def test_an_op_that_kills_its_worker_is_rejected_and_all_others_are_applied(db: 
     assert 3 < deaths <= 8
     [[reason]] = box.client.nodes.primary("s0").query("SELECT reason FROM pipeline_rejects")
     assert reason.startswith("poison: alone, it ended the worker")
+
+
+def test_an_op_that_kills_its_replay_is_rejected_as_poison_and_the_others_are_replayed(
+    db: Any, box: Sandbox, meet: Meet
+):
+    bad, others, behind = queue(db, "deadly")
+    stops.pause(box.client, stops.target_of(box.client, "event"))
+    turns(box, most=3)
+    with box.client.nodes.primary("s0").transaction() as session:
+        session.execute("DELETE FROM pipeline_stops")
+    meet("deadly", Died)
+
+    deaths = 0
+    for _ in range(20):
+        try:
+            upkeep.release_waiting(box.client, "s0")
+            break
+        except Died:
+            deaths += 1
+
+    assert 3 < deaths <= 8
+    assert states(others + behind) == {"replayed"}
+    assert bad.status() == "rejected"
+    [[reason]] = box.client.nodes.primary("s0").query("SELECT reason FROM pipeline_rejects WHERE state = 'rejected'")
+    assert reason.startswith("poison: alone, it ended the worker")
+    assert not box.log.attempts("s0:replay")
 
 
 def test_an_op_under_test_is_named_as_such(db: Any, box: Sandbox, meet: Meet):

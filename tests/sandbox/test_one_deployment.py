@@ -12,11 +12,14 @@ from pydal import DAL, Field
 
 from pipeline.admin.migrate import migrate, plan_of
 from pipeline.apply.applier import Applier
+from pipeline.apply.transaction import Outcome
 from pipeline.client import Client
 from pipeline.config.settings import load
 from pipeline.errors import WrongDeployment
+from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
+from pipeline.shard.records.own_tables import own_tables
 
 BY_CUSTOMER = {"purchase": {"shard_key": "customer"}, "country": {"reference": True}}
 
@@ -82,10 +85,13 @@ def model() -> Any:
 
 def drain(client: Client) -> None:
     for shard in client.topology.shards:
-        session = client.nodes.primary(shard)
-        applier = Applier(shard, session, client.log, client.settings.apply, tables=client.settings.tables)
-        while applier.apply().left:
+        while apply(client, shard).left:
             pass
+
+
+def apply(client: Client, shard: str) -> Outcome:
+    session = client.nodes.primary(shard)
+    return Applier(shard, session, client.log, client.settings.apply, tables=client.settings.tables).apply()
 
 
 def run(site: Site, *rows: int) -> Client:
@@ -179,3 +185,85 @@ def test_staging_is_refused_production_s_queue(site: Site) -> None:
     with pytest.raises(WrongDeployment, match="belongs to the deployment of"):
         insert(site.client(folder="staging"))
     assert set(site.log.tails(range(65)).values()) == before
+
+
+def backup_of(client: Client, shard: str) -> bytes:
+    client.nodes.close()
+    return file_of(client, shard).read_bytes()
+
+
+def restore(client: Client, shard: str, backup: bytes) -> None:
+    client.nodes.close()
+    file_of(client, shard).write_bytes(backup)
+
+
+def drop_own_tables(client: Client, shard: str) -> None:
+    """Leave what a dump of the application's tables brings back."""
+    session = client.nodes.primary(shard)
+    with session.transaction():
+        for name, _ in own_tables("sqlite"):
+            session.execute(f"DROP TABLE {name}")
+
+
+def file_of(client: Client, shard: str) -> Path:
+    return Path(client.settings.shards[shard].primary.removeprefix("sqlite://"))
+
+
+def rows_of(client: Client, table: str = "purchase") -> list[Any]:
+    return sorted(
+        row for shard in client.topology.shards for row in client.nodes.primary(shard).query(f"SELECT * FROM {table}")
+    )
+
+
+def test_a_database_restored_without_our_tables_is_not_prepared_to_apply_the_log_once_more(site: Site) -> None:
+    client = run(site, *range(20))
+    before = rows_of(client)
+    for shard in client.topology.shards:
+        drop_own_tables(client, shard)
+
+    with pytest.raises(WrongDeployment, match=r"lacks what was applied there .* pipeline restore s0"):
+        migrate(client)
+
+    assert rows_of(client) == before
+    assert not client.nodes.primary("s0").query("SELECT 1 FROM sqlite_master WHERE name = 'pipeline_watermarks'")
+
+
+def test_nothing_is_applied_onto_an_older_database_whose_log_is_gone(site: Site) -> None:
+    client = run(site, 7)
+    bucket = client.topology.bucket_of("purchase", 7)
+    shard = client.topology.shard_of(bucket)
+    older = backup_of(client, shard)
+    for _ in range(5):
+        insert(client, 7)
+    drain(client)
+    site.log.trim({bucket: site.log.tails([bucket])[bucket]})
+    restore(client, shard, older)
+    waits = insert(client, 7)
+
+    for _ in range(4):
+        apply(client, shard)
+
+    assert len(rows_of(client)) == 1
+    assert waits.status() == "queued"
+    reason = WaitReason.from_json(next(iter(site.log.waits(shard).notes.values()))[1])
+    assert reason is not None
+    assert reason.kind == "restored"
+    with pytest.raises(WrongDeployment, match=rf"in the buckets {bucket}: .* pipeline restore {shard}"):
+        migrate(client)
+
+
+def test_an_older_database_whose_log_is_whole_is_brought_up_to_date_by_the_log(site: Site) -> None:
+    client = run(site, 7)
+    shard = client.topology.shard_of(client.topology.bucket_of("purchase", 7))
+    older = backup_of(client, shard)
+    for _ in range(5):
+        insert(client, 7)
+    drain(client)
+    whole = rows_of(client)
+    restore(client, shard, older)
+
+    assert migrate(client) == 0
+    site.log.mark_dirty(shard, client.topology.buckets_of(shard))
+    drain(client)
+
+    assert rows_of(client) == whole

@@ -50,6 +50,7 @@ class ServerState:
     lineage: str = field(default_factory=lambda: uuid4().hex)
     logs: dict[int, list[Entry]] = field(default_factory=dict)
     last: dict[int, Position] = field(default_factory=dict)  # given out, trimmed or not
+    trimmed: set[int] = field(default_factory=set)
     big: dict[int, int] = field(default_factory=dict)
     producers: dict[int, dict[int, Sent]] = field(default_factory=dict)
     epochs: dict[str, GivenOut] = field(default_factory=dict)
@@ -171,6 +172,7 @@ class MemoryServer:
         with self._lock:
             kept = self._server.logs.pop(bucket, [])[:keep]
             self._server.last.pop(bucket, None)
+            self._server.trimmed.discard(bucket)
             if kept:
                 self._server.logs[bucket], self._server.last[bucket] = kept, kept[-1].position
 
