@@ -288,6 +288,7 @@ class _Schedule:
             assert client.drainer is not None
             if client.drainer.drain().sent:
                 client.away.close()
+            client.drainer.forget()
         for applier in self.appliers.values():
             for _ in range(20):
                 if not applier.apply().left:
