@@ -371,6 +371,45 @@ def test_a_barrier_waits_for_the_spool_too(shop: Shop):
     shop.client.barrier("purchase", 5)
 
 
+def test_what_was_drained_and_lost_is_named_though_the_spool_sends_nothing_more(shop: Shop):
+    shop.buy(1)
+    assert shop.bought() == [1]
+    shop.log.away = True
+    receipt = shop.buy(2)
+    shop.log.away = False
+    shop.drain()
+    shop.log.fail_over()
+
+    shop.client.publisher.settle()
+
+    assert receipt.status() == "lost"
+    assert shop.bought() == [1]
+
+
+def test_what_the_spool_keeps_is_never_told_lost(shop: Shop):
+    """Its op goes on to be sent, under its number, until every node has it."""
+    receipt = shop.buy(1, durability="spooled")
+    shop.drain()
+    shop.log.fail_over()
+
+    shop.client.publisher.settle()
+    shop.drain()
+
+    assert shop.bought() == [1]
+    assert receipt.status() == "applied"
+
+
+def test_what_the_spool_keeps_is_sent_again_where_one_log_is_gone_and_its_producer_is_not(shop: Shop):
+    receipt = shop.buy(1, durability="spooled")
+    shop.drain()
+    shop.log.forget(receipt.bucket)
+    shop.log.restart()
+
+    shop.drain()
+
+    assert shop.bought() == [1]
+
+
 # durability="spooled" -----------------------------------------------------------------------------------------------
 
 
