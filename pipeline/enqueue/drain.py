@@ -2,6 +2,9 @@
 
 Invariant: of each bucket, ops are sent in the order in which they were spooled, and from the lowest that Redis may lack
 on: after a change of its lineage that is everything which is still kept.
+
+The way back: while others go on spooling, the spool may never be empty. So the last ops are sent while nobody else
+writes. Then the marker is removed, and whoever has waited for its turn goes directly (docs/notes/15).
 """
 
 from __future__ import annotations
@@ -20,9 +23,14 @@ from pipeline.oplog.contract import Entries
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
 from pipeline.spool.store import Definition, Spool, Spooled
+from pipeline.wait_budget import WaitBudget, WaitBudgetSpent
 
 #: How often a pass begins anew when Redis changes its lineage under it.
 DRAIN_TRIES = 3
+#: How long a pass waits until Redis says its epoch, s: a connection from before an outage may take seconds to fail.
+PROBE_S = 0.5
+#: How many ops are the last, and how long others wait until Redis has them, s.
+LAST_OPS, LAST_S = 200, 0.02
 logger = logging.getLogger("pipeline.spool")
 
 
@@ -56,6 +64,7 @@ class Drainer:
         self._spool, self._publisher, self._log = spool, publisher, log
         self._nodes, self._topology, self._step = nodes, topology, step
         self._reminded: dict[str, int] = {}  # scope -> the epoch under which Redis has all definitions
+        self._budgets = publisher.away.wait_budgets
 
     def drain(
         self, for_s: float = 3600.0, *, patient: bool = True, report: Callable[[int], None] = lambda sent: None
@@ -70,11 +79,12 @@ class Drainer:
             if not mine:
                 done.mine = False
                 return done
-            if self._definitions_first(done):
-                for scope, buckets in self._scopes().items():
-                    self._drain(scope, buckets, done, deadline, patient, report)
-            self._step("settle")
-            done.empty = self._spool.settle()
+            while not (done.empty or done.why or deadline.passed):
+                if self._definitions_first(done):
+                    for scope, buckets in self._scopes().items():
+                        self._drain(scope, buckets, done, deadline, patient, report)
+                self._step("settle")
+                done.empty = self._spool.settle() or (not done.why and self._last_sent(done))
         return done
 
     def forget(self) -> int:
@@ -129,8 +139,9 @@ class Drainer:
     ) -> None:
         for _ in range(DRAIN_TRIES):
             try:
-                epoch = self._publisher.epoch_of(scope)
-                self._remind(scope, epoch)
+                with self._budgets.within(WaitBudget(PROBE_S)):
+                    epoch = self._publisher.epoch_of(scope)
+                    self._remind(scope, epoch)
                 self._spool.renew(buckets, epoch)
                 while not deadline.passed and (head := self._spool.head(buckets)):
                     for producer, runs, ops in _turns(head):
@@ -140,6 +151,8 @@ class Drainer:
                         self._spool.sent(ops, epoch)
                         done.sent += len(ops)
                         report(len(ops))
+                    if len(head) <= LAST_OPS:
+                        break  # others go on spooling: there may never be none
                 return
             except EpochStale:
                 continue
@@ -148,6 +161,35 @@ class Drainer:
                 logger.info("spool waits scope=%s: %s", scope.name, error)
                 return
         done.why = str(LogUnavailable("the server's lineage keeps changing", sent=False))
+
+    def _last_sent(self, done: DrainResult) -> bool:
+        """Send the last ops while nobody else writes, and let all go directly again; whether nothing waits."""
+        with self._spool.file.alone():
+            last = self._spool.head()
+            if len(last) > LAST_OPS:
+                return False
+            try:
+                with self._budgets.within(WaitBudget(LAST_S)):
+                    epochs = self._budgets.aside(lambda: self._send_last(last))
+            except (WaitBudgetSpent, EpochStale, Unavailable) as error:
+                logger.info("the last ops of the spool wait: %s", error)
+                return False
+            for epoch, ops in epochs.items():
+                self._spool.sent(ops, epoch)
+            done.sent += len(last)
+            return self._spool.settle()
+
+    def _send_last(self, last: list[Spooled]) -> dict[int, list[Spooled]]:
+        """Send ops under the epochs of this pass; return those of each epoch. To send them twice is harmless."""
+        sent: dict[int, list[Spooled]] = {}
+        shares = self._publisher.by_scope({op.bucket: None for op in last})
+        for scope, buckets in shares.items():
+            if not (epoch := self._reminded.get(scope.name, 0)):
+                raise EpochStale
+            for producer, runs, ops in _turns([op for op in last if op.bucket in buckets]):
+                self._publisher.resend(producer, runs, epoch=epoch, patient=False)
+                sent.setdefault(epoch, []).extend(ops)
+        return sent
 
     def _on_every_node(self, shard: str, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
         """Return the lowest sequence of each pair over all nodes; nothing where one of them does not answer."""

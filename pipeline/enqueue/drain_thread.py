@@ -15,7 +15,9 @@ from pipeline.errors import PipelineError, WaitTimeout
 from pipeline.spool.store import Spool
 
 #: Pause between two passes while something waits, s; after failures it grows.
-PAUSE_S, MOST_S = 0.05, 1.0
+PAUSE_S, MOST_S = 0.05, 0.25
+#: How long one pass may take, s.
+PASS_S = 10.0
 #: Kept ops are looked after at this interval, s: whether Redis has lost them, whether every node has them.
 TEND_S = 2.0
 logger = logging.getLogger("pipeline.spool")
@@ -82,7 +84,7 @@ class DrainThread:
     def _pass(self) -> bool:
         """Drain once; whether nothing waits any more."""
         try:
-            done = self.drainer.drain(MOST_S * 10, patient=True)
+            done = self.drainer.drain(PASS_S, patient=True)
         except PipelineError as error:
             logger.warning("the spool could not be drained: %s", error)
             return False

@@ -117,7 +117,7 @@ class Publisher:
         except (LogUnavailable, PipelineFull) as error:
             logger.warning("two calls with one idempotency key may tell two ids: %s", error)
             if isinstance(error, LogUnavailable):
-                self.away.claim_failed()
+                self.away.claim_failed(error)
             return row_id
 
     def scope_of(self, bucket: int) -> Scope:

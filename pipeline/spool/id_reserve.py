@@ -14,7 +14,8 @@ from pipeline import clock
 from pipeline.errors import IdsUsedUp
 from pipeline.model.ids import EPOCH_MS, SPAN_MS, Lease
 from pipeline.per_process import PerProcess
-from pipeline.spool.sqlite_file import DRAINING_ROOM, HostLock, SpoolFile
+from pipeline.spool.sqlite_file import DRAINING_ROOM, SpoolFile
+from pipeline.spool.turns import HostLock
 
 #: How far the reserve reaches, and how much of it must be left at least, ms.
 REACH_MS, LEAST_MS = 86_400_000, 43_200_000

@@ -13,8 +13,8 @@ from support.sandbox.spooled import payloads
 
 from pipeline import clock
 from pipeline.errors import PipelineFull, SpoolUnavailable
-from pipeline.spool.group_commit import GroupCommit
 from pipeline.spool.store import FRESH_MS, Spool
+from pipeline.spool.turns import GroupCommit
 
 # taking and sending ------------------------------------------------------------------------------------------------
 
@@ -188,16 +188,6 @@ def test_a_file_that_is_no_spool_is_named(tmp_path: Path):
 
     with pytest.raises(SpoolUnavailable, match=r"app\.spool"):
         Spool(path, 1_000_000).add({3: [b"a"]})
-
-
-def test_a_file_that_was_removed_is_made_anew(spool: Spool):
-    spool.add({3: [b"a"]})
-    for file in spool.path.parent.iterdir():
-        file.unlink()
-
-    spool.add({3: [b"b"]})
-
-    assert payloads(spool, 3) == [b"b"]
 
 
 def test_a_file_of_an_older_release_goes_on_with_a_table_that_nobody_needs_any_more(spool: Spool):
