@@ -55,6 +55,8 @@ def produce(config: str, rate: float, until_s: float) -> None:
     if os.environ.get("WAY_BACK_LOG"):
         import logging
 
+        exec(open("/tmp/instr.py").read(), {})
+
         logging.basicConfig(level="INFO", format="%(asctime)s %(process)d %(message)s")
     client, db, told = Client(config), define(), Told()
     client.define_tables(db)
@@ -124,7 +126,7 @@ def run(rig: Rig, producers: int, rate: float) -> tuple[list[tuple[str, float]],
     for name, disturb in DISTURBANCES.items():
         disturb(rig)
         if name == "cold start":
-            time.sleep(3.0)  # interpreters start, and import
+            time.sleep(5.0)  # interpreters start, and import
         over.append((name, time.time()))
         time.sleep(GRACE_S + WATCHED_S)
     return over, [told_of(process.communicate(timeout=120)[0]) for process in started]
@@ -143,7 +145,7 @@ def report(over: Sequence[tuple[str, float]], told: Sequence[Told]) -> int:
         "| after | ops | direct, first 3 s | direct, then | ops/s then | longest call, ms |\n|---|---|---|---|---|---|"
     )
     missed = bool(errors)
-    for name, at in over:
+    for name, at in [(over[0][0], ops[0][0]), *over[1:]]:  # cold processes begin with their first op
         first = [op for op in ops if at <= op[0] < at + GRACE_S]
         then = [op for op in ops if at + GRACE_S <= op[0] < at + GRACE_S + WATCHED_S]
         share = direct(then)

@@ -28,7 +28,7 @@ from pipeline.wait_budget import WaitBudget, WaitBudgetSpent
 #: How often a pass begins anew when Redis changes its lineage under it.
 DRAIN_TRIES = 3
 #: How long a pass waits until Redis says its epoch, s: a connection from before an outage may take seconds to fail.
-PROBE_S = 0.5
+PROBE_S = 1.0
 #: How many ops are the last, and how long others wait until Redis has them, s.
 LAST_OPS, LAST_S = 200, 0.02
 logger = logging.getLogger("pipeline.spool")
@@ -84,7 +84,9 @@ class Drainer:
                     for scope, buckets in self._scopes().items():
                         self._drain(scope, buckets, done, deadline, patient, report)
                 self._step("settle")
-                done.empty = self._spool.settle() or (not done.why and self._last_sent(done))
+                done.empty = self._last_sent(done)
+            if done.sent:
+                self._spool.file.sync()
         return done
 
     def forget(self) -> int:
@@ -122,11 +124,16 @@ class Drainer:
         lacking = [known for known in definitions if self._log.schema(known.hash) is None]
         self._log.publish_schemas((known.table, known.hash, known.text) for known in lacking)
 
-    def _remind(self, scope: Scope, epoch: int) -> None:
-        """Publish what Redis may have forgotten with its last lineage: who drains may not be who defined."""
+    def _readied(self, scope: Scope) -> int:
+        """Return the scope's epoch, once what Redis may have forgotten with its last lineage is published.
+
+        Who drains may not be who defined.
+        """
+        epoch = self._publisher.epoch_of(scope)
         if self._reminded.get(scope.name) != epoch:
             self._announce(self._spool.definitions())
             self._reminded[scope.name] = epoch
+        return epoch
 
     def _drain(
         self,
@@ -140,8 +147,7 @@ class Drainer:
         for _ in range(DRAIN_TRIES):
             try:
                 with self._budgets.within(WaitBudget(PROBE_S)):
-                    epoch = self._publisher.epoch_of(scope)
-                    self._remind(scope, epoch)
+                    epoch = self._budgets.aside(lambda: self._readied(scope))
                 self._spool.renew(buckets, epoch)
                 while not deadline.passed and (head := self._spool.head(buckets)):
                     for producer, runs, ops in _turns(head):
@@ -156,7 +162,7 @@ class Drainer:
                 return
             except EpochStale:
                 continue
-            except Unavailable as error:
+            except (Unavailable, WaitBudgetSpent) as error:
                 done.why = str(error)
                 logger.info("spool waits scope=%s: %s", scope.name, error)
                 return
@@ -164,10 +170,10 @@ class Drainer:
 
     def _last_sent(self, done: DrainResult) -> bool:
         """Send the last ops while nobody else writes, and let all go directly again; whether nothing waits."""
-        with self._spool.file.alone():
-            last = self._spool.head()
-            if len(last) > LAST_OPS:
-                return False
+        with self._spool.file.alone(eager=True):
+            last = self._spool.head() if not done.why else []
+            if not last or len(last) > LAST_OPS:
+                return self._spool.settle()
             try:
                 with self._budgets.within(WaitBudget(LAST_S)):
                     epochs = self._budgets.aside(lambda: self._send_last(last))

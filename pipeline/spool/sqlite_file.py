@@ -42,7 +42,7 @@ logger = logging.getLogger("pipeline.spool")
 
 
 class SpoolFile:
-    """A SQLite file of which every commit is on the disk when it returns."""
+    """A SQLite file, and its journal."""
 
     _room: float
     _page_bytes: int
@@ -82,27 +82,54 @@ class SpoolFile:
         Path(self._marker).unlink(missing_ok=True)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, *, eager: bool = False) -> Iterator[None]:
         """Let no other thread and no other process write for as long as the block lasts; the block itself may.
+
+        Args:
+            eager: go before most of the others that wait for their turn.
 
         Raises:
             SpoolUnavailable: another process does not give its turn back, or the file cannot be used.
         """
-        with self._one_at_a_time(), self._translated(), self._turn().held(BUSY_S):
+        with self._one_at_a_time(), self._translated(), self._turn().held(BUSY_S, eager=eager):
             yield
 
     @contextmanager
-    def writing(self, *, room: float = 1.0) -> Iterator[sqlite3.Connection]:
-        """Give a write transaction: committed and fsynced at the end, or not at all.
+    def writing(self, *, room: float = 1.0, synced: bool = True) -> Iterator[sqlite3.Connection]:
+        """Give a write transaction: committed at the end, or not at all.
+
+        Its turn ends with the commit, before the sync: so the syncs of processes that come together are one for the
+        disk. Whoever sends what others have committed calls `sync` before.
 
         Args:
-            room: the limit's multiple that the file may grow to.
+            room: the limit's multiple that the file may grow to; above 1 it gets smaller in the end, and goes first.
+            synced: whether it is on the disk when the block has ended.
 
         Raises:
             PipelineFull: the file is at its limit, or its disk is full.
             SpoolUnavailable: it cannot be used.
         """
-        with self.alone():
+        with self._transaction(room) as db:
+            yield db
+        if synced:
+            self.sync()
+
+    def sync(self) -> None:
+        """Return once everything that was committed so far is on the disk.
+
+        Raises:
+            SpoolUnavailable: it is not known whether it is.
+        """
+        with self._translated(), suppress(FileNotFoundError):  # no journal: SQLite has synced the file and removed it
+            journal = os.open(f"{self.path}-wal", os.O_RDONLY)
+            try:
+                os.fdatasync(journal)
+            finally:
+                os.close(journal)
+
+    @contextmanager
+    def _transaction(self, room: float) -> Iterator[sqlite3.Connection]:
+        with self.alone(eager=room > 1):
             db = self._connected()
             if room != self._room:
                 db.execute(f"PRAGMA max_page_count = {int(self._max_bytes * room) // self._page_bytes}")
@@ -197,7 +224,7 @@ class SpoolFile:
         db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA synchronous = NORMAL")
             if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'rescued'").fetchone():
                 sql = (files("pipeline.spool") / "tables.sql").read_text(encoding="utf-8")
                 own = int.from_bytes(os.urandom(4), "big") >> 1

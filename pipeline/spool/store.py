@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import clock
+from pipeline.errors import Unavailable
 from pipeline.per_process import PerProcess
 from pipeline.spool.id_reserve import IdReserve
 from pipeline.spool.sqlite_file import DRAINING_ROOM, SpoolFile
@@ -90,11 +91,13 @@ class Spool:
             behind: take them in only behind others that wait; where none does any more, nothing is returned.
 
         Raises:
-            PipelineFull, SpoolUnavailable: none was taken in.
+            PipelineFull, SpoolUnavailable: none was taken in, but for those that are `numbered`.
         """
         wish = _Wish(runs, kept, dict(numbered or {}), behind)
         self._together().done(wish)
         if wish.error is not None:
+            if isinstance(wish.error, Unavailable):  # others may send what a failing disk took
+                wish.error.numbered = wish.numbers if wish.committed else {}
             raise wish.error
         return {bucket: wish.numbers[bucket] for bucket in runs} if wish.taken else {}
 
@@ -104,7 +107,10 @@ class Spool:
             return [row[0] for row in db.execute("SELECT DISTINCT bucket FROM entries")]
 
     def head(self, buckets: Iterable[int] | None = None) -> list[Spooled]:
-        """Return the first ops of these buckets, or of all, that wait to be sent."""
+        """Return the first ops of these buckets, or of all, that wait to be sent; they are on the disk.
+
+        Else their numbers could be given again after a power failure, while Redis already knows them.
+        """
         found: list[Spooled] = []
         some = f"AND bucket IN ({_list(buckets)})" if buckets is not None else ""
         with self.file.reading() as db:
@@ -115,12 +121,14 @@ class Spool:
                 size_bytes += len(row[4])
                 if size_bytes >= HEAD_BYTES:
                     break
+        if found:
+            self.file.sync()
         return found
 
     def sent(self, ops: Iterable[Spooled], epoch: int) -> None:
         """Note that Redis has these ops, under *epoch*."""
         ids = [op.id for op in ops]
-        with self.file.writing(room=DRAINING_ROOM) as db:
+        with self.file.writing(room=DRAINING_ROOM, synced=False) as db:
             db.executemany("DELETE FROM entries WHERE id = ? AND kept = 0", ((id,) for id in ids))
             db.executemany("UPDATE entries SET sent = ? WHERE id = ?", ((epoch, id) for id in ids))
 
@@ -130,13 +138,13 @@ class Spool:
         with self.file.reading() as db:
             if not db.execute(f"SELECT 1 FROM entries WHERE {some} LIMIT 1").fetchone():
                 return 0
-        with self.file.writing(room=DRAINING_ROOM) as db:
+        with self.file.writing(room=DRAINING_ROOM, synced=False) as db:
             self._mark()
             return db.execute(f"UPDATE entries SET sent = 0 WHERE {some}").rowcount
 
     def settle(self) -> bool:
         """Remove the marker if nothing waits; whether nothing does."""
-        with self.file.writing(room=DRAINING_ROOM) as db:
+        with self.file.writing(room=DRAINING_ROOM, synced=False) as db:
             waiting = "SELECT 1 FROM entries WHERE sent = 0 UNION ALL SELECT 1 FROM definitions WHERE waits LIMIT 1"
             if db.execute(waiting).fetchone():
                 self._mark()
@@ -153,7 +161,7 @@ class Spool:
         """Delete kept ops up to a sequence of each (bucket, producer); return how many."""
         rows = [(bucket, producer, seq) for (bucket, producer), seq in reached.items()]
         where = "bucket = ? AND producer = ? AND seq <= ? AND sent > 0"
-        with self.file.writing(room=DRAINING_ROOM) as db:
+        with self.file.writing(room=DRAINING_ROOM, synced=False) as db:
             return db.executemany(f"DELETE FROM entries WHERE {where}", rows).rowcount
 
     def holds(self, bucket: int, producer: int, seq: int) -> bool:
@@ -193,7 +201,7 @@ class Spool:
 
     def published(self, hashes: Iterable[str]) -> None:
         """Note that Redis has these definitions."""
-        with self.file.writing(room=DRAINING_ROOM) as db:
+        with self.file.writing(room=DRAINING_ROOM, synced=False) as db:
             db.executemany("UPDATE definitions SET waits = 0 WHERE hash = ?", ((hash,) for hash in hashes))
 
     def secret(self) -> str | None:
@@ -213,16 +221,19 @@ class Spool:
 
     def _take_in(self, wishes: Sequence[_Wish]) -> None:
         """Take in what some threads wish, with one fsync for all."""
+        committed = False
         try:
-            with self.file.writing() as db:
+            with self.file.writing(synced=False) as db:
                 for wish in wishes:
                     wish.taken = self.waiting() or not wish.behind
                     if wish.taken:
                         self._mark()
                         wish.insert(db)
+            committed = True
+            self.file.sync()
         except BaseException as error:
             for wish in wishes:
-                wish.error = error
+                wish.error, wish.committed = error, committed
 
     def _mark(self) -> None:
         self.file.mark()
@@ -237,6 +248,7 @@ class _Wish:
     numbers: dict[int, Number]
     behind: bool = False
     taken: bool = False
+    committed: bool = False
     error: BaseException | None = None
 
     def insert(self, db: sqlite3.Connection) -> None:
