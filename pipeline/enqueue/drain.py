@@ -27,8 +27,8 @@ from pipeline.wait_budget import WaitBudget, WaitBudgetSpent
 
 #: How often a pass begins anew when Redis changes its lineage under it.
 DRAIN_TRIES = 3
-#: How long a pass waits until Redis says its epoch, s: a connection from before an outage may take seconds to fail.
-PROBE_S = 1.0
+#: How long a pass waits until Redis says its epochs, s: a connection from before an outage may take seconds to fail.
+PROBE_S = 0.5
 #: How many ops are the last, and how long others wait until Redis has them, s.
 LAST_OPS, LAST_S = 200, 0.02
 logger = logging.getLogger("pipeline.spool")
@@ -79,15 +79,22 @@ class Drainer:
             if not mine:
                 done.mine = False
                 return done
-            while not (done.empty or done.why or deadline.passed):
+            while True:
+                probe = WaitBudget(PROBE_S)
                 if self._definitions_first(done):
                     for scope, buckets in self._scopes().items():
-                        self._drain(scope, buckets, done, deadline, patient, report)
+                        self._drain(scope, buckets, done, deadline, patient, report, probe)
                 self._step("settle")
                 done.empty = self._last_sent(done)
+                if done.empty or done.why or deadline.passed:
+                    break
             if done.sent:
                 self._spool.file.sync()
         return done
+
+    def warm(self) -> None:
+        """Prepare this process for the direct way; see `Publisher.warm`."""
+        self._publisher.warm()
 
     def forget(self) -> int:
         """Delete the kept ops that every node of their shards has; return how many. A node that is away keeps all."""
@@ -124,16 +131,11 @@ class Drainer:
         lacking = [known for known in definitions if self._log.schema(known.hash) is None]
         self._log.publish_schemas((known.table, known.hash, known.text) for known in lacking)
 
-    def _readied(self, scope: Scope) -> int:
-        """Return the scope's epoch, once what Redis may have forgotten with its last lineage is published.
-
-        Who drains may not be who defined.
-        """
-        epoch = self._publisher.epoch_of(scope)
+    def _remind(self, scope: Scope, epoch: int) -> None:
+        """Publish what Redis may have forgotten with its last lineage: who drains may not be who defined."""
         if self._reminded.get(scope.name) != epoch:
             self._announce(self._spool.definitions())
             self._reminded[scope.name] = epoch
-        return epoch
 
     def _drain(
         self,
@@ -143,11 +145,13 @@ class Drainer:
         deadline: clock.Deadline,
         patient: bool,
         report: Callable[[int], None],
+        probe: WaitBudget,
     ) -> None:
         for _ in range(DRAIN_TRIES):
             try:
-                with self._budgets.within(WaitBudget(PROBE_S)):
-                    epoch = self._budgets.aside(lambda: self._readied(scope))
+                with self._budgets.within(probe):
+                    epoch = self._publisher.epoch_of(scope)
+                self._remind(scope, epoch)
                 self._spool.renew(buckets, epoch)
                 while not deadline.passed and (head := self._spool.head(buckets)):
                     for producer, runs, ops in _turns(head):
@@ -162,7 +166,7 @@ class Drainer:
                 return
             except EpochStale:
                 continue
-            except (Unavailable, WaitBudgetSpent) as error:
+            except Unavailable as error:
                 done.why = str(error)
                 logger.info("spool waits scope=%s: %s", scope.name, error)
                 return
@@ -170,7 +174,7 @@ class Drainer:
 
     def _last_sent(self, done: DrainResult) -> bool:
         """Send the last ops while nobody else writes, and let all go directly again; whether nothing waits."""
-        with self._spool.file.alone(eager=True):
+        with self._spool.file.alone():
             last = self._spool.head() if not done.why else []
             if not last or len(last) > LAST_OPS:
                 return self._spool.settle()
@@ -178,7 +182,8 @@ class Drainer:
                 with self._budgets.within(WaitBudget(LAST_S)):
                     epochs = self._budgets.aside(lambda: self._send_last(last))
             except (WaitBudgetSpent, EpochStale, Unavailable) as error:
-                logger.info("the last ops of the spool wait: %s", error)
+                done.why = f"the last ops wait: {type(error).__name__}: {error}"
+                logger.info("the spool: %s", done.why)
                 return False
             for epoch, ops in epochs.items():
                 self._spool.sent(ops, epoch)

@@ -132,6 +132,23 @@ class Publisher:
         """
         return self._epochs.asked(scope)
 
+    def warm(self) -> None:
+        """Connect and learn the shards' epochs at leisure: the next op will not have to within its wait budget.
+
+        Raises:
+            LogUnavailable, ShardUnavailable: as `epoch_of`.
+        """
+        for scope in self.scopes.values():
+            if scope is not self._reference:
+                self._epochs.refresh(scope)
+        producer = self._take()
+        try:
+            producer.line.sequences(producer.producer)
+        except BaseException:
+            producer.line.close()
+            raise
+        self._put_back(producer)
+
     def by_scope(self, runs: Mapping[int, Share]) -> dict[Scope, dict[int, Share]]:
         """Sort buckets by scope."""
         shares: dict[Scope, dict[int, Share]] = {}

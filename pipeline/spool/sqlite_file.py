@@ -21,7 +21,7 @@ from weakref import WeakSet
 from pipeline import clock
 from pipeline.errors import PipelineFull, SpoolUnavailable
 from pipeline.per_process import PerProcess
-from pipeline.spool.turns import MODE, HostLock
+from pipeline.spool.turns import MODE, host_lock
 
 #: How long a write waits for those of other processes, s; each takes about as long as one fsync.
 BUSY_S = 2.0
@@ -52,7 +52,7 @@ class SpoolFile:
         self._left_behind: list[sqlite3.Connection] = []  # a parent's: to close them here could end its locks
         self._db: sqlite3.Connection | None = None
         self._marker = f"{path}.waiting"
-        self._turn = PerProcess(lambda: HostLock(Path(f"{path}.turn")))
+        self._turn = PerProcess(lambda: host_lock(Path(f"{path}.turn")))
         self._reset()
         _files.add(self)
 
@@ -82,16 +82,13 @@ class SpoolFile:
         Path(self._marker).unlink(missing_ok=True)
 
     @contextmanager
-    def alone(self, *, eager: bool = False) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """Let no other thread and no other process write for as long as the block lasts; the block itself may.
-
-        Args:
-            eager: go before most of the others that wait for their turn.
 
         Raises:
             SpoolUnavailable: another process does not give its turn back, or the file cannot be used.
         """
-        with self._one_at_a_time(), self._translated(), self._turn().held(BUSY_S, eager=eager):
+        with self._one_at_a_time(), self._translated(), self._turn().held(BUSY_S):
             yield
 
     @contextmanager
@@ -102,7 +99,7 @@ class SpoolFile:
         disk. Whoever sends what others have committed calls `sync` before.
 
         Args:
-            room: the limit's multiple that the file may grow to; above 1 it gets smaller in the end, and goes first.
+            room: the limit's multiple that the file may grow to.
             synced: whether it is on the disk when the block has ended.
 
         Raises:
@@ -129,7 +126,7 @@ class SpoolFile:
 
     @contextmanager
     def _transaction(self, room: float) -> Iterator[sqlite3.Connection]:
-        with self.alone(eager=room > 1):
+        with self.alone():
             db = self._connected()
             if room != self._room:
                 db.execute(f"PRAGMA max_page_count = {int(self._max_bytes * room) // self._page_bytes}")

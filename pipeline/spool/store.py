@@ -19,7 +19,7 @@ from pipeline.errors import Unavailable
 from pipeline.per_process import PerProcess
 from pipeline.spool.id_reserve import IdReserve
 from pipeline.spool.sqlite_file import DRAINING_ROOM, SpoolFile
-from pipeline.spool.turns import GroupCommit, HostLock
+from pipeline.spool.turns import GroupCommit, host_lock
 
 #: A bucket that idled longer goes on under another producer: Redis forgets one after two days, a shard after seven.
 FRESH_MS = 86_400_000
@@ -66,8 +66,8 @@ class Spool:
         self.path = path
         self.file = SpoolFile(path, max_bytes)
         #: Held by the one process that drains.
-        self.lock = PerProcess(lambda: HostLock(Path(f"{path}.lock")))
-        self.reserve = IdReserve(self.file, PerProcess(lambda: HostLock(Path(f"{path}.reserving"))))
+        self.lock = PerProcess(lambda: host_lock(Path(f"{path}.lock")))
+        self.reserve = IdReserve(self.file, PerProcess(lambda: host_lock(Path(f"{path}.reserving"))))
         #: Threads of one process share an fsync.
         self._together = PerProcess(lambda: GroupCommit(self._take_in))
 

@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import fcntl
 import os
-import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from pipeline import clock
+from pipeline.per_process import PerProcess
 
 #: The data are the application's: for its user and group only.
 MODE = 0o660
-#: How often a process that waits tries a lock, s. All who wait try equally often, so each has the same chance; one that
-#: drains tries more often: it does in one turn what others did in a thousand.
-TRY_S, EAGER_S = 0.002, 0.0002
 Commit = TypeVar("Commit")
 
 
@@ -86,10 +83,7 @@ class _Turn(Generic[Commit]):
 
 
 class HostLock:
-    """A lock of one process of this host, and of one thread of it.
-
-    One object per process and file: the system's lock belongs to the process, and so do the threads' lock and the
-    file. Keep it in a `PerProcess`.
+    """A lock of one process of this host, and of one thread of it; see `host_lock`.
 
     Args:
         path: the lock's file, made at the first try.
@@ -114,12 +108,8 @@ class HostLock:
             self._threads.release()
 
     @contextmanager
-    def held(self, timeout_s: float, *, eager: bool = False) -> Iterator[None]:
+    def held(self, timeout_s: float) -> Iterator[None]:
         """Hold the lock; a thread that has it already goes on at once.
-
-        Args:
-            timeout_s: the longest wait.
-            eager: whether to go before most of those that wait.
 
         Raises:
             TimeoutError: another process has not given it back in time.
@@ -127,20 +117,33 @@ class HostLock:
         if not self._threads.acquire(timeout=timeout_s):
             raise TimeoutError
         try:
-            if not self._depth:
-                self._wait(timeout_s, EAGER_S if eager else TRY_S)
+            if not self._depth and not self._taken():
+                self._queue(timeout_s)
             with self._kept():
                 yield
         finally:
             self._threads.release()
 
-    def _wait(self, timeout_s: float, try_s: float) -> None:
-        """Try until the lock is free. The system's own queue has no time-out, and a process that holds it may hang."""
-        deadline = clock.Deadline(timeout_s)
-        while not self._taken():
-            if deadline.passed:
-                raise TimeoutError
-            clock.sleep_s(try_s * random.uniform(0.5, 1.5))
+    def _queue(self, timeout_s: float) -> None:
+        """Wait in the system's queue, which is in order of arrival; a thread does, since that queue has no time-out."""
+        turn: Future[None] = Future()
+        threading.Thread(target=self._wait, args=(turn,), name="pipeline-turn", daemon=True).start()
+        try:
+            turn.result(timeout_s)
+        except TimeoutError:
+            if turn.cancel():
+                raise
+            turn.result()
+
+    def _wait(self, turn: Future[None]) -> None:
+        try:
+            fcntl.lockf(self._opened(), fcntl.LOCK_EX)
+            if turn.set_running_or_notify_cancel():
+                turn.set_result(None)
+            else:  # nobody waits for it any more
+                fcntl.lockf(self._file, fcntl.LOCK_UN)
+        except OSError as error:
+            turn.set_exception(error)
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
@@ -172,3 +175,12 @@ class HostLock:
         if self._file < 0 or not os.fstat(self._file).st_nlink:
             self._file = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, MODE)
         return self._file
+
+
+#: Of this process: two objects for one file would not exclude each other, since the system's lock is the process's.
+_locks: PerProcess[dict[Path, HostLock]] = PerProcess(dict)
+
+
+def host_lock(path: Path) -> HostLock:
+    """Return this process's lock for a file."""
+    return _locks().setdefault(path, HostLock(path))
