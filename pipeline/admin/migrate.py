@@ -19,7 +19,8 @@ from pipeline.admin.migration.statement import StatementRefused
 from pipeline.admin.migration.steps import Fault, Step, expand
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
-from pipeline.errors import MigrationUnfinished, PipelineError
+from pipeline.enqueue.deployment import Notes, restored
+from pipeline.errors import MigrationUnfinished, PipelineError, WrongDeployment
 from pipeline.model.schema import TableSchema
 from pipeline.shard import columns
 from pipeline.shard.records import ledger_queries
@@ -47,7 +48,8 @@ def plan_of(pipeline: Client, *, contracts: bool = False) -> Plan:
     Raises:
         ShardUnavailable: a primary did not answer.
     """
-    found = list(_expansions(pipeline))
+    found: list[Step | Fault] = [Fault("*", "the deployment", why) for why in _notes(pipeline).faults()]
+    found += _expansions(pipeline)
     if contracts:
         found += _contractions(pipeline)
     return Plan(
@@ -76,9 +78,14 @@ def migrate(
     Raises:
         PipelineError: a bucket is active on another shard than the configuration says, or a primary does not answer:
             nothing is changed then.
+        WrongDeployment: the databases or Redis belong to a deployment that is configured otherwise, or a database was
+            restored: nothing is changed then.
         MigrationUnfinished: what could not be done, each with what to do; all else was done.
     """
+    notes = _notes(pipeline)
+    notes.refuse()
     _refuse_moved(pipeline)
+    _refuse_restored(pipeline)
     steps, faults = plan_of(pipeline, contracts=contracts)
     kept = {schema.hash: (schema.name, schema.to_json()) for schema in _published(pipeline)}
     ran: list[Step] = []
@@ -94,6 +101,8 @@ def migrate(
         own = [step for step in narrowing if step.shard == shard]
         for event in _run(pipeline, shard, own, ran, faults, offline=offline, kept={}):
             report(event)
+    if all(columns.columns_of(pipeline.nodes.primary(shard), "pipeline_deployment") for shard in notes.shards):
+        notes.publish(notes.settled())
     if faults:
         raise MigrationUnfinished(map(str, faults), len(ran))
     return len(ran)
@@ -174,6 +183,21 @@ def _writing(pipeline: Client, shard: str) -> Iterator[NodeSession]:
 
 def _published(pipeline: Client) -> list[TableSchema]:
     return _parents_first([TableSchema.from_json(text) for _, text in sorted(pipeline.log.newest_schemas().items())])
+
+
+def _notes(pipeline: Client) -> Notes:
+    """Return the fingerprints that Redis and all databases keep."""
+    notes = Notes(pipeline.log, pipeline.nodes, pipeline.topology)
+    for shard in pipeline.topology.shards:
+        notes.ask(shard)
+    return notes
+
+
+def _refuse_restored(pipeline: Client) -> None:
+    """Raise if new watermarks would let workers apply once more what a database that was restored has applied."""
+    found = [restored(pipeline.log, pipeline.nodes, pipeline.topology, one) for one in pipeline.topology.shards]
+    if any(found):
+        raise WrongDeployment(filter(None, found))
 
 
 def _refuse_moved(pipeline: Client) -> None:

@@ -26,6 +26,9 @@ def reconcile(pipeline: Client, shard: str) -> int:
     The dirty set is an index of this comparison and can be wrong. A worker clears the mark after its commit. If the
     primary dies then, the promoted node lacks the commit.
 
+    A log that does not reach its watermark has forgotten entries, or is another's: its epoch ends, and a new one is
+    raised.
+
     Args:
         pipeline: the deployment.
         shard: the shard's name.
@@ -36,7 +39,14 @@ def reconcile(pipeline: Client, shard: str) -> int:
     behind = unapplied(mine, tails)
     pipeline.log.mark_dirty(shard, behind)
     _report_other_deployments(pipeline, shard, mine, tails)
+    _audit(pipeline, shard, mine)
     return len(behind)
+
+
+def _audit(pipeline: Client, shard: str, mine: Mapping[int, Position]) -> None:
+    for scope, marks in pipeline.publisher.by_scope(mine).items():
+        if pipeline.log.audit(scope.name, marks):
+            pipeline.publisher.epoch_of(scope)  # raises another, and says why
 
 
 def release_waiting(pipeline: Client, shard: str) -> int:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from pipeline import clock
 from pipeline.config.topology import Topology
+from pipeline.enqueue.producer import Run
 from pipeline.enqueue.publisher import Publisher
-from pipeline.enqueue.resend import Run
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.oplog.appends import EpochStale, Scope
 from pipeline.oplog.contract import Entries
@@ -156,9 +156,10 @@ class Drainer:
                 while not deadline.passed and (head := self._spool.head(buckets)):
                     for producer, runs, ops in _turns(head):
                         self._step("send")
-                        self._publisher.resend(producer, runs, epoch=epoch, patient=patient)
+                        reached = self._publisher.resend(producer, runs, epoch=epoch, patient=patient)
                         self._step("sent")
                         self._spool.sent(ops, epoch)
+                        self._publisher.remember(producer, {b: (runs[b].last, at) for b, at in reached.items()})
                         done.sent += len(ops)
                         report(len(ops))
                     if len(head) <= LAST_OPS:
@@ -178,29 +179,29 @@ class Drainer:
             last = self._spool.head() if not done.why else []
             if not last or len(last) > LAST_OPS:
                 return self._spool.settle()
+            sent: dict[int, list[Spooled]] = {}
             try:
                 with self._budgets.within(WaitBudget(LAST_S)):
-                    epochs = self._budgets.aside(lambda: self._send_last(last))
+                    self._budgets.aside(lambda: self._send_last(last))
             except (WaitBudgetSpent, EpochStale, Unavailable) as error:
                 done.why = f"the last ops wait: {type(error).__name__}: {error}"
                 logger.info("the spool: %s", done.why)
                 return False
-            for epoch, ops in epochs.items():
+            for op in last:
+                sent.setdefault(self._reminded[self._publisher.scope_of(op.bucket).name], []).append(op)
+            for epoch, ops in sent.items():
                 self._spool.sent(ops, epoch)
             done.sent += len(last)
             return self._spool.settle()
 
-    def _send_last(self, last: list[Spooled]) -> dict[int, list[Spooled]]:
-        """Send ops under the epochs of this pass; return those of each epoch. To send them twice is harmless."""
-        sent: dict[int, list[Spooled]] = {}
-        shares = self._publisher.by_scope({op.bucket: None for op in last})
-        for scope, buckets in shares.items():
+    def _send_last(self, last: list[Spooled]) -> None:
+        """Send ops under the epochs of this pass. To send them twice is harmless."""
+        for scope, buckets in self._publisher.by_scope(dict.fromkeys(op.bucket for op in last)).items():
             if not (epoch := self._reminded.get(scope.name, 0)):
                 raise EpochStale
-            for producer, runs, ops in _turns([op for op in last if op.bucket in buckets]):
-                self._publisher.resend(producer, runs, epoch=epoch, patient=False)
-                sent.setdefault(epoch, []).extend(ops)
-        return sent
+            for producer, runs, _ in _turns([op for op in last if op.bucket in buckets]):
+                reached = self._publisher.resend(producer, runs, epoch=epoch, patient=False)
+                self._publisher.remember(producer, {b: (runs[b].last, at) for b, at in reached.items()})
 
     def _on_every_node(self, shard: str, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
         """Return the lowest sequence of each pair over all nodes; nothing where one of them does not answer."""

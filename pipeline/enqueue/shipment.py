@@ -17,6 +17,10 @@ from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
 UNCHECKED_BYTES = 250_000
 #: What a statement has beside the values of its op: names of columns, most of them twice.
 _NAMES_BYTES = 32_768
+#: A bucket, and a producer that sent ops to it.
+Sender = tuple[int, int]
+#: The last sequence that was acknowledged to a sender, and the epoch under which it stands.
+Acked = tuple[int, int]
 logger = logging.getLogger("pipeline.door")
 
 

@@ -38,6 +38,10 @@ class NullSpool:
         """Return False."""
         return False
 
+    def keeps(self, bucket: int, producer: int, up_to: int) -> bool:
+        """Return False."""
+        return False
+
     def keep_definitions(self, definitions: Iterable[tuple[str, str, str]], *, wait: bool) -> None:
         """Raise `SpoolUnavailable`."""
         raise SpoolUnavailable("(none)", "it is not enabled")

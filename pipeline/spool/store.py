@@ -7,7 +7,6 @@ one check for a file. An op that comes for the marker's sake alone checks again 
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.errors import Unavailable
+from pipeline.model.op import new_producer
 from pipeline.per_process import PerProcess
 from pipeline.spool.id_reserve import IdReserve
 from pipeline.spool.sqlite_file import DRAINING_ROOM, SpoolFile
@@ -172,6 +172,15 @@ class Spool:
         with self.file.reading() as db:
             return bool(db.execute(f"SELECT 1 FROM entries WHERE {where}", (bucket, producer, seq)).fetchone())
 
+    def keeps(self, bucket: int, producer: int, up_to: int) -> bool:
+        """Whether an op of a producer up to a sequence is in here: it is sent, or may be sent again."""
+        if not self.file.there:
+            return False
+        where = "bucket = ? AND producer = ? AND seq <= ?"
+        with self.file.reading() as db:
+            found = db.execute(f"SELECT 1 FROM entries WHERE {where} LIMIT 1", (bucket, producer, up_to))
+            return found.fetchone() is not None
+
     def counts(self) -> Counts:
         """Return what is in here."""
         if not self.file.there:
@@ -288,7 +297,7 @@ def _producer(db: sqlite3.Connection, bucket: int, now: int) -> int:
     before = db.execute(f"SELECT producer FROM buckets WHERE bucket = {bucket}").fetchone()
     if newest and abs(now - newest[1]) < SHARED_MS and (before is None or before[0] != newest[0]):
         return int(newest[0])
-    producer = int.from_bytes(os.urandom(8), "big") >> 1
+    producer = new_producer(kept=True)
     db.execute("INSERT INTO producers (producer, made_ms) VALUES (?, ?)", (producer, now))
     return producer
 

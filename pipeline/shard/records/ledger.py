@@ -55,6 +55,23 @@ class LostRange(NamedTuple):
     first: int
     last: int
 
+    def __str__(self) -> str:
+        """Return the range as logs and messages name it."""
+        whose = f"producer={self.producer}" if self.producer else f"epoch={self.epoch}"
+        return f"bucket={self.bucket} {whose} seq={self.first}..{self.last}"
+
+
+def ops_in(losses: Iterable[LostRange]) -> int:
+    """Return how many ops are lost. A gap in a log and the same ops by their producers' names count once.
+
+    Args:
+        losses: ranges of both kinds.
+    """
+    sums: dict[tuple[int, int], list[int]] = {}
+    for one in losses:
+        sums.setdefault((one.bucket, one.epoch), [0, 0])[one.producer > 0] += one.last - one.first + 1
+    return sum(map(max, sums.values()))
+
 
 def lock(session: NodeSession, buckets: Iterable[int], limit: int) -> dict[int, Mark]:
     """Lock up to *limit* of the watermarks of *buckets*, and skip those that another worker holds.

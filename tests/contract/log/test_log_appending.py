@@ -72,16 +72,37 @@ def test_a_retry_adds_nothing_and_returns_the_first_place(log: Log, line: Line):
     assert len(entries(log, 3)) == 3
 
 
-def test_a_retry_is_known_on_another_connection_and_in_a_later_epoch(log: Log, line: Line):
+def test_a_retry_is_known_on_another_connection(log: Log, line: Line):
     first = append(line, (3, 1, [b"a"]))
-    raise_to(log, S0, EPOCH + 5)
     other = log.line()
 
-    again = append(other, (3, 1, [b"a"]), epoch=EPOCH + 5)
+    again = append(other, (3, 1, [b"a"]))
 
     assert again.placed == [Placed(SEEN, first.placed[0].position)]
     assert len(entries(log, 3)) == 1
     other.close()
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_what_stands_under_an_older_epoch_may_be_gone_and_is_appended_again(log: Log, line: Line, first: int):
+    append(line, (3, 1, [b"a", b"b"]))
+    raise_to(log, S0, EPOCH + 5)
+
+    again = append(line, (3, first, [b"x"]), epoch=EPOCH + 5)
+
+    assert again.placed == [Placed(APPENDED, Position(EPOCH + 5, 0))]
+    assert [(e.producer_seq, e.payload) for e in entries(log, 3)] == [(1, b"a"), (2, b"b"), (first, b"x")]
+    assert append(line, (3, first, [b"x"]), epoch=EPOCH + 5).placed == [Placed(SEEN, Position(EPOCH + 5, 0))]
+
+
+def test_one_op_that_stands_under_an_older_epoch_is_appended_again(log: Log, line: Line):
+    line.append_one(S0, EPOCH, PRODUCER, 3, 1, b"a")
+    raise_to(log, S0, EPOCH + 5)
+
+    assert line.append_one(S0, EPOCH + 5, PRODUCER, 3, 1, b"a") in (None, (Position(EPOCH + 5, 0), False))
+
+    again = append(line, (3, 1, [b"a"]), epoch=EPOCH + 5)
+    assert again.placed[0].position == Position(EPOCH + 5, 0)
 
 
 def test_a_retry_of_some_buckets_appends_only_to_the_others(log: Log, line: Line):
