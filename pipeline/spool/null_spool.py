@@ -39,7 +39,12 @@ class NullSpool:
         raise SpoolUnavailable("(none)", "it is not enabled")
 
     def add(
-        self, runs: Mapping[int, Sequence[bytes]], *, kept: bool = False, numbered: Mapping[int, Number] | None = None
+        self,
+        runs: Mapping[int, Sequence[bytes]],
+        *,
+        kept: bool = False,
+        numbered: Mapping[int, Number] | None = None,
+        behind: bool = False,
     ) -> dict[int, Number]:
         """Raise `SpoolUnavailable`."""
         raise SpoolUnavailable("(none)", "it is not enabled")

@@ -48,3 +48,8 @@ CREATE TABLE IF NOT EXISTS secret (
     one  INTEGER PRIMARY KEY CHECK (one = 1),
     text TEXT NOT NULL
 );
+
+-- The removed or damaged files whose ops have been taken over, by the number that each file has as its user_version.
+CREATE TABLE IF NOT EXISTS rescued (
+    file INTEGER PRIMARY KEY
+);
