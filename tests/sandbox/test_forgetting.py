@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydal import DAL, Field
+from support.examples import examples
 
 import pipeline
 from pipeline.admin.upkeep import reconcile
@@ -214,7 +215,7 @@ STEPS = st.one_of(
 ENDING = [("drain",), ("reconcile",), ("buy", 6), ("drain",), ("ask",)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(160), deadline=None)
 @given(steps=st.lists(STEPS, max_size=25))
 def test_whatever_is_forgotten_in_whatever_order_what_is_told_is_true_and_final(steps: list[tuple[Any, ...]]):
     with sandbox(TABLES, buckets=2, shards=1) as box:
