@@ -105,9 +105,15 @@ class Applier(ShardTurns):
         self._step("finish")
         done = batch.before | batch.after
         held = {bucket: done.pop(bucket) for bucket in batch.waiting}
+        # the published watermark is the proof that the database was restored: it is not replaced
+        restored = [bucket for bucket in held if batch.waiting[bucket].kind == "restored"]
         try:
+            if restored:
+                self._log.note_attempts(self.shard, dict.fromkeys(restored, ""), anew=True)
+                self._log.postpone(self.shard, restored, SCHEMA_DELAY_MS)
+            if resting := {bucket: mark for bucket, mark in held.items() if bucket not in restored}:
+                self._log.finish(self.shard, resting, delay_ms=SCHEMA_DELAY_MS)
             if held:
-                self._log.finish(self.shard, held, delay_ms=SCHEMA_DELAY_MS)
                 note_waits(self._log, self.shard, batch.waiting, held)
             outcome.ring, outcome.left = self._log.finish(self.shard, done)
         except Unavailable as error:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pipeline.apply.grouping import Item
 from pipeline.apply.misfits import misfit
 from pipeline.errors import NewerOp, NotAnOp
-from pipeline.model.op import INSERT, TOO_LARGE, Entry, Op, Position, decode
+from pipeline.model.op import INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
 from pipeline.model.schema import TableSchema
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Entries
@@ -92,6 +92,9 @@ class Batch:
             return
         bucket = entries[0].bucket
         before, taken = self.before[bucket], self.taken
+        if not self.facts.follows(entries[0], before):
+            self.waiting[bucket] = self._reason("restored", f"bucket {bucket} ends at {before}")
+            return
         for entry in entries:
             if taken and (len(taken) >= self.most_rows or self.size_bytes >= self.most_bytes):
                 break
@@ -246,6 +249,19 @@ class FactBook:
         shapes = self.fitting.setdefault(op.schema, set())
         if len(shapes) < _MOST_SHAPES:
             shapes.add(op.columns)
+
+    def follows(self, entry: Entry, before: Position) -> bool:
+        """Return False where the log has deleted what is between a watermark and the next entry, as applied.
+
+        Args:
+            entry: the next entry.
+            before: the watermark.
+        """
+        epoch, seq = entry.position
+        if epoch == before.epoch and seq == before.seq + 1:
+            return True
+        deleted = deleted_behind(before, entry.position, self._log.mark(self.shard, entry.bucket))
+        return not (deleted and self._log.trimmed(entry.bucket))
 
     def database_name(self, table: str) -> str:
         """Return a table's name in the database.

@@ -14,8 +14,9 @@ from msgspec.structs import replace
 
 from pipeline.config.bucket_ranges import format_ranges
 from pipeline.config.topology import Topology
-from pipeline.errors import NotMigrated, WrongDeployment
+from pipeline.errors import NotMigrated, Unavailable, WrongDeployment
 from pipeline.model.fingerprint import Fingerprint, differences, newest, strangers, table_differences
+from pipeline.model.op import deleted_behind
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.contract import Log
 from pipeline.shard.columns import columns_of, holds_rows
@@ -52,6 +53,11 @@ class Notes:
         """The newest fingerprint that was found."""
         return newest((self.redis, *self.shards.values()))
 
+    @property
+    def newest_of_shards(self) -> Fingerprint | None:
+        """The newest fingerprint that a database keeps."""
+        return newest(self.shards.values())
+
     def unknown(self, shard: str) -> bool:
         """Return whether Redis does not know the address of a shard's database.
 
@@ -77,8 +83,12 @@ class Notes:
         noted = self.noted
         if noted is None:
             return []
-        found = strangers(self.mine, self.redis, self.shards, self._names)
-        return found or [*differences(self.mine, noted), *self._standing(noted)]
+        found = self.strangers()
+        return found or [*differences(self.mine, noted), *self.standing(noted)]
+
+    def strangers(self) -> list[str]:
+        """Return a sentence for each server that belongs to another deployment, or that nobody knows."""
+        return strangers(self.mine, self.redis, self.shards, self._names)
 
     def refuse(self) -> None:
         """Raise where something does not fit.
@@ -89,14 +99,18 @@ class Notes:
         if found := self.faults():
             raise WrongDeployment(found)
 
+    @property
+    def named(self) -> Fingerprint:
+        """This process's own, with the names of the databases that were asked, and of no others."""
+        names = [(one, tuple(sorted({*self.mine.known(one), self._names[one]} - {""}))) for one in self.shards]
+        return replace(self.mine, databases=tuple(names))
+
     def settled(self) -> Fingerprint:
         """Return the fingerprint that the deployment is to keep, where nothing is at fault; draw one where it has none.
 
         The fingerprint learns the names of the databases that were asked, and how tables without rows are spread.
         """
-        names = [(one, tuple(sorted({*self.mine.known(one), self._names[one]} - {""}))) for one in self.shards]
-        mine = replace(self.mine, databases=tuple(names))
-        noted = self.noted
+        noted, mine = self.noted, self.named
         if noted is None:
             return replace(mine, deployment=uuid4().hex)
         met = noted.meeting(mine)
@@ -119,8 +133,12 @@ class Notes:
                 ledger_queries.keep_fingerprint(self._nodes.primary(shard), text)
         self._seen, self.redis = text, new
 
-    def _standing(self, noted: Fingerprint) -> list[str]:
-        """Return the differences of those tables that have a row on some shard."""
+    def standing(self, noted: Fingerprint) -> list[str]:
+        """Return the differences of those tables that have a row on some shard.
+
+        Args:
+            noted: the deployment's fingerprint.
+        """
         found = table_differences(self.mine, noted)
         if not found:
             return []
@@ -130,7 +148,7 @@ class Notes:
         return [why for name, why in found.items() if any(holds_rows(one, named[name]) for one in primaries)]
 
 
-def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str]) -> None:
+def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str], *, asking: bool = False) -> None:
     """Raise unless the configuration fits the deployment; give Redis what it has forgotten, or has not known.
 
     Args:
@@ -138,6 +156,7 @@ def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str]) ->
         nodes: the databases.
         topology: the configuration.
         shards: those that are about to be written to.
+        asking: whether to ask their databases, too, that Redis knows.
 
     Raises:
         WrongDeployment: it does not fit; nothing was changed.
@@ -146,13 +165,54 @@ def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str]) ->
     """
     notes = Notes(log, nodes, topology)
     for shard in shards:
-        if notes.unknown(shard):
+        if asking or notes.unknown(shard):
             notes.ask(shard)
     notes.refuse()
     if notes.noted is None:
         raise NotMigrated(", ".join(shards), "it keeps no fingerprint")
     if (settled := notes.settled()) != notes.redis:
         notes.publish(settled)
+
+
+def settle(log: Log, nodes: Nodes, topology: Topology) -> None:
+    """Compare with every database that answers, and let all know the names by which this process calls them.
+
+    Args:
+        log: has Redis's copy of the fingerprint.
+        nodes: the databases.
+        topology: the configuration.
+
+    Raises:
+        WrongDeployment: the configuration does not fit; nothing was changed.
+        LogUnavailable, ShardUnavailable: a server went away; what was not compared is before its first epoch.
+    """
+    notes = Notes(log, nodes, topology)
+    for shard in topology.shards:
+        try:
+            notes.ask(shard)
+        except Unavailable as error:
+            logger.warning("the configuration is not compared with shard %s yet: %s", shard, error)
+    notes.refuse()
+    if None not in notes.shards.values() and {notes.redis, *notes.shards.values()} != {notes.settled()}:
+        notes.publish(notes.settled())
+
+
+def faults_of(log: Log, nodes: Nodes, topology: Topology) -> list[str]:
+    """Return everything that does not fit, a sentence each; change nothing.
+
+    Args:
+        log: has Redis's copy of the fingerprint.
+        nodes: the databases; one that does not answer is passed over.
+        topology: the configuration.
+    """
+    notes, found = Notes(log, nodes, topology), []
+    for shard in topology.shards:
+        try:
+            notes.ask(shard)
+            found.append(restored(log, nodes, topology, shard))
+        except Unavailable as error:
+            logger.info("the configuration is not compared with shard %s: %s", shard, error)
+    return [*notes.faults(), *filter(None, found)]
 
 
 def restored(log: Log, nodes: Nodes, topology: Topology, shard: str) -> str:
@@ -175,9 +235,10 @@ def restored(log: Log, nodes: Nodes, topology: Topology, shard: str) -> str:
     lacking = wanted - marks.keys()
     found = {*lacking & applied.keys(), *log.tails(lacking)}
     behind = {bucket: marks[bucket] for bucket, mark in applied.items() if marks.get(bucket, mark) < mark}
-    if behind:
-        ahead = log.read(behind, dict.fromkeys(behind, 1))
-        found |= {b for b, mark in behind.items() if not ahead.get(b) or not ahead[b][0].position.follows(mark)}
+    ahead = log.read(behind, dict.fromkeys(behind, 1)) if behind else {}
+    firsts = {bucket: entries[0].position for bucket, entries in ahead.items() if entries}
+    deleted = {b for b, mark in behind.items() if deleted_behind(mark, firsts.get(b), applied[b])}
+    found |= {bucket for bucket in deleted if log.trimmed(bucket)}
     if not found:
         return ""
     return (

@@ -2,101 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from pydal import DAL, Field
+from support.sandbox.deployments import (
+    BY_CUSTOMER,
+    Site,
+    apply,
+    backup_of,
+    drain,
+    drop_own_tables,
+    insert,
+    restore,
+    rows_of,
+    run,
+    site,
+)
 
 from pipeline.admin.migrate import migrate, plan_of
-from pipeline.apply.applier import Applier
-from pipeline.client import Client
-from pipeline.config.settings import load
 from pipeline.errors import WrongDeployment
-from pipeline.oplog.doorbell import SilentBell
+from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.memory.log import MemoryLog
 
-BY_CUSTOMER = {"purchase": {"shard_key": "customer"}, "country": {"reference": True}}
-
-
-class Site:
-    """A deployment's servers: a log, and a folder of databases. Any number of clients read files of their own."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.log = folder, MemoryLog()
-        self._clients: list[Client] = []
-
-    def client(
-        self,
-        *,
-        buckets: int = 64,
-        shards: Mapping[str, str | None] = {"s0": None, "s1": None},
-        tables: Mapping[str, Any] = BY_CUSTOMER,
-        redis: Mapping[str, str] = {},
-        log: MemoryLog | None = None,
-        folder: str = "",
-        file: str = "web.toml",
-    ) -> Client:
-        """Return a process's client, whose configuration may say anything."""
-        home = self.folder / folder
-        home.mkdir(exist_ok=True)
-        sections = {
-            name: {"primary": f"sqlite://{home}/{name}.sqlite"} | ({} if ranges is None else {"buckets": ranges})
-            for name, ranges in shards.items()
-        }
-        configuration = {
-            "pipeline": {"buckets": buckets},
-            "redis": {"url": "redis://redis.invalid/0", **redis},
-            "shards": sections,
-            "tables": tables,
-        }
-        settings = replace(load(configuration), source=file)
-        made = Client(settings, log=log or self.log, bell=SilentBell())
-        self._clients.append(made)
-        return made
-
-    def close(self) -> None:
-        for client in self._clients:
-            client.close()
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    made = Site(tmp_path)
-    yield made
-    made.close()
-
-
-def insert(client: Client, customer: int = 7) -> Any:
-    return client.enqueue_insert(model().purchase, customer=customer, qty=1)
-
-
-def model() -> Any:
-    db = DAL("sqlite:memory", bigint_id=True, migrate=False)
-    db.define_table("purchase", Field("customer", "integer"), Field("qty", "integer"))
-    db.define_table("country", Field("name", length=60))
-    return db
-
-
-def drain(client: Client) -> None:
-    for shard in client.topology.shards:
-        session = client.nodes.primary(shard)
-        applier = Applier(shard, session, client.log, client.settings.apply, tables=client.settings.tables)
-        while applier.apply().left:
-            pass
-
-
-def run(site: Site, *rows: int) -> Client:
-    """Set the deployment up, and let it apply some rows."""
-    client = site.client(file="worker.toml")
-    client.define_tables(model())
-    migrate(client)
-    for customer in rows:
-        insert(client, customer)
-    drain(client)
-    return client
+__all__ = ["site"]
 
 
 def test_another_number_of_buckets_is_refused_with_both_values(site: Site) -> None:
@@ -179,3 +107,57 @@ def test_staging_is_refused_production_s_queue(site: Site) -> None:
     with pytest.raises(WrongDeployment, match="belongs to the deployment of"):
         insert(site.client(folder="staging"))
     assert set(site.log.tails(range(65)).values()) == before
+
+
+def test_a_database_restored_without_our_tables_is_not_prepared_to_apply_the_log_once_more(site: Site) -> None:
+    client = run(site, *range(20))
+    before = rows_of(client)
+    for shard in client.topology.shards:
+        drop_own_tables(client, shard)
+
+    with pytest.raises(WrongDeployment, match=r"lacks what was applied there .* pipeline restore s0"):
+        migrate(client)
+
+    assert rows_of(client) == before
+    assert not client.nodes.primary("s0").query("SELECT 1 FROM sqlite_master WHERE name = 'pipeline_watermarks'")
+
+
+def test_nothing_is_applied_onto_an_older_database_whose_log_is_gone(site: Site) -> None:
+    client = run(site, 7)
+    bucket = client.topology.bucket_of("purchase", 7)
+    shard = client.topology.shard_of(bucket)
+    older = backup_of(client, shard)
+    for _ in range(5):
+        insert(client, 7)
+    drain(client)
+    site.log.trim({bucket: site.log.tails([bucket])[bucket]})
+    restore(client, shard, older)
+    waits = insert(client, 7)
+
+    for _ in range(4):
+        apply(client, shard)
+
+    assert len(rows_of(client)) == 1
+    assert waits.status() == "queued"
+    reason = WaitReason.from_json(next(iter(site.log.waits(shard).notes.values()))[1])
+    assert reason is not None
+    assert reason.kind == "restored"
+    with pytest.raises(WrongDeployment, match=rf"in the buckets {bucket}: .* pipeline restore {shard}"):
+        migrate(client)
+
+
+def test_an_older_database_whose_log_is_whole_is_brought_up_to_date_by_the_log(site: Site) -> None:
+    client = run(site, 7)
+    shard = client.topology.shard_of(client.topology.bucket_of("purchase", 7))
+    older = backup_of(client, shard)
+    for _ in range(5):
+        insert(client, 7)
+    drain(client)
+    whole = rows_of(client)
+    restore(client, shard, older)
+
+    assert migrate(client) == 0
+    site.log.mark_dirty(shard, client.topology.buckets_of(shard))
+    drain(client)
+
+    assert rows_of(client) == whole

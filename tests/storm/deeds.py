@@ -75,6 +75,10 @@ class Caller:
         owner = self._luck.choice(list(self._shared))
         getattr(self, f"_{kind}")(owner)
 
+    def pause_s(self, most_s: float) -> float:
+        """Return how long to wait before the next call."""
+        return self._luck.uniform(0, most_s)
+
     def last(self) -> None:
         """Make one call for each owner: what a process knows of a loss must not hang on more."""
         for owner in self._shared:

@@ -58,3 +58,16 @@ def report(outcomes: Iterable[Outcome]) -> dict[str, object]:
         "failing seeds": sorted({one.seed for one in done if one.broken}),
         "first": [asdict(one) for one in done if one.broken][:3],
     }
+
+
+def table(result: dict[str, dict[str, object]]) -> str:
+    """Return the sums of both kinds as the table of docs/reliability.md."""
+    kinds = [kind for kind, sums in result.items() if sums["schedules"]]
+    rows = [["", *kinds], ["---", *("---:" for _ in kinds)]]
+    rows.append(["schedules", *(f"{result[kind]['schedules']:,}" for kind in kinds)])
+    for group in ("ops", "faults", "broken"):
+        sums: dict[str, dict[str, int]] = {kind: result[kind][group] for kind in kinds}  # type: ignore[misc]
+        names = dict.fromkeys(name for one in sums.values() for name in one)
+        title = {"ops": "ops: ", "faults": "fault: ", "broken": "**broken**: "}[group]
+        rows += [[f"{title}{name}", *(f"{sums[kind].get(name, 0):,}" for kind in kinds)] for name in names]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

@@ -10,8 +10,8 @@ import shutil
 import sqlite3
 import tempfile
 import tomllib
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,13 @@ from storm.virtual_time import VirtualTime, virtual_time
 from support.sandbox.spooling import Switched
 from support.tables import TABLES_TOML, define
 
+from pipeline import testing
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
+from pipeline.enqueue.acknowledged import Acknowledged
 from pipeline.enqueue.drain_thread import DrainThread
 from pipeline.errors import PipelineError, Unavailable
+from pipeline.model.op import START
 from pipeline.testing import Sandbox
 from workers.chores import Chores
 
@@ -49,27 +52,31 @@ class Killed(BaseException):
 def run(seed: int, steps: int = STEPS) -> Outcome:
     """Run one schedule, and judge it."""
     folder = Path(tempfile.mkdtemp(prefix="storm-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-    wake = DrainThread.wake
     try:
-        DrainThread.wake = lambda self, *arguments, **options: None  # type: ignore[method-assign]
-        with virtual_time() as time:
+        with virtual_time() as time, _no_threads():
             return _Schedule(seed, folder, time).run(steps)
     finally:
-        DrainThread.wake = wake  # type: ignore[method-assign]
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _no_threads() -> Iterator[None]:
+    """Let nothing run in a thread of its own: what threads do is a step of the schedule."""
+    usual = DrainThread.wake, Acknowledged._keep_watch, testing.MemoryLog
+    try:
+        DrainThread.wake = lambda self, *arguments, **options: None  # type: ignore[method-assign]
+        Acknowledged._keep_watch = lambda self: None  # type: ignore[method-assign]
+        testing.MemoryLog = Switched  # type: ignore[misc]
+        yield
+    finally:
+        DrainThread.wake, Acknowledged._keep_watch, testing.MemoryLog = usual  # type: ignore[method-assign,misc]
 
 
 class _Schedule:
     def __init__(self, seed: int, folder: Path, time: VirtualTime):
         self.luck, self.time, self.folder = random.Random(f"storm {seed}"), time, folder
         self.outcome = Outcome("sandbox", seed)
-        import pipeline.testing as testing
-
-        usual, testing.MemoryLog = testing.MemoryLog, Switched  # type: ignore[misc]
-        try:
-            self.box = Sandbox(folder, TABLES, 2, BUCKETS)
-        finally:
-            testing.MemoryLog = usual  # type: ignore[misc]
+        self.box = Sandbox(folder, TABLES, 2, BUCKETS)
         self.log: Any = self.box.log
         self.box.client.define_tables(_DB)
         self.primaries = {name: shard.primary for name, shard in self.box.client.settings.shards.items()}
@@ -81,7 +88,7 @@ class _Schedule:
         self.theme = self.luck.choice(THEMES)
         self.faults: list[Callable[[], str]] = [*self._always(), *getattr(self, f"_{self.theme}")()]
         self.replica, self.copies = self.log.replica(), dict[str, sqlite3.Connection]()
-        self.may_lose = False
+        self.may_lose, self._back_s = False, 0.0
 
     def run(self, steps: int) -> Outcome:
         shared = self._settled_rows()
@@ -108,7 +115,9 @@ class _Schedule:
 
     def _step_of_anybody(self) -> None:
         self.time.sleep_s(self.luck.choice((0.001, 0.01, 0.1, 0.6)))
-        what = self.luck.choices((self._call, self._work, self._drain, self._chore, self._fault), (10, 6, 3, 2, 2))[0]
+        self.log.away = self.log.away and self.time.mono_s() < self._back_s
+        turns = self._call, self._work, self._drain, self._chore, self._look, self._fault
+        what = self.luck.choices(turns, (10, 6, 3, 2, 1, 2))[0]
         what()
 
     def _call(self) -> None:
@@ -141,6 +150,9 @@ class _Schedule:
         with suppress(PipelineError, Killed):
             self.luck.choice(self.chores).turn()
 
+    def _look(self) -> None:
+        self.luck.choice(self.clients).publisher.settle()
+
     def _fault(self) -> None:
         name = self.luck.choice(self.faults)()
         if name:
@@ -149,13 +161,14 @@ class _Schedule:
     # faults -------------------------------------------------------------------------------------------------
 
     def _always(self) -> list[Callable[[], str]]:
-        return [self._lethal, self._lethal, self._away, self._away, self._lossy_line, self._clock, self._full]
+        common = [self._lethal, self._away, self._lossy_line]
+        return [*common, *common, self._clock, self._full, self._hash_deleted]
 
     def _servers(self) -> list[Callable[[], str]]:
         return [self._restart]
 
     def _forgetting(self) -> list[Callable[[], str]]:
-        return [self._restart, self._fail_over, self._fail_over, self._wipe]
+        return [self._restart, self._fail_over, self._fail_over, self._wipe, self._cut, self._cut]
 
     def _primary(self) -> list[Callable[[], str]]:
         return [self._restart, self._copy_primaries, self._promote, self._promote]
@@ -165,8 +178,10 @@ class _Schedule:
         return ""
 
     def _away(self) -> str:
-        self.log.away = not self.log.away
-        return "redis away" if self.log.away else ""
+        if self.log.away:
+            return ""
+        self.log.away, self._back_s = True, self.time.mono_s() + self.luck.choice((0.05, 0.5, 4.0))
+        return "redis away"
 
     def _lossy_line(self) -> str:
         share = self.luck.choice((0.0, 0.1, 0.5))
@@ -204,6 +219,22 @@ class _Schedule:
         self.may_lose = True
         return "redis fails over to one that lags"
 
+    def _cut(self) -> str:
+        """Let one log forget its end, or everything, while the server lives on."""
+        bucket = self.luck.randrange(BUCKETS + 1)
+        there = len(self.log.read({bucket: START}, {bucket: 10_000})[bucket])
+        keep = self.luck.choice((0, there // 2, max(0, there - 1)))
+        self.log.forget(bucket, keep)
+        self.may_lose = True
+        return "stream's tail cut" if keep else "stream deleted"
+
+    def _hash_deleted(self) -> str:
+        """Let Redis evict what it knows of one sender."""
+        known = self.log._server.producers
+        if known:
+            known.pop(self.luck.choice(sorted(known)))
+        return "sender's hash deleted"
+
     def _wipe(self) -> str:
         self.log.fail_over()
         self.may_lose = True
@@ -238,7 +269,7 @@ class _Schedule:
         self.log.set_full(None)
         deadline_s = self.time.mono_s() + RECOVERY_S
         self._pass_of_all()
-        for caller in self.callers:
+        for caller in self.callers if self.luck.random() < 0.5 else ():  # others send nothing more
             caller.last()
         while self.time.mono_s() < deadline_s:
             self._pass_of_all()
@@ -253,9 +284,11 @@ class _Schedule:
         for chores in self.chores:
             chores.turn()
         for client in self.clients:
+            client.publisher.settle()
             assert client.drainer is not None
             if client.drainer.drain().sent:
                 client.away.close()
+            client.drainer.forget()
         for applier in self.appliers.values():
             for _ in range(20):
                 if not applier.apply().left:

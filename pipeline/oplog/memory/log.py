@@ -176,7 +176,7 @@ class MemoryLine:
                 return answer
             except ConnectionError as error:
                 if last:
-                    raise LogUnavailable(f"{type(error).__name__}: {error}") from error
+                    raise LogUnavailable(f"{type(error).__name__}: {error}", silent=True) from error
         raise AssertionError("the second try returns or raises")
 
     def append_one(
@@ -229,8 +229,13 @@ class MemoryEntries(MemoryServer):
             before = self._count()
             for bucket, position in behind.items():
                 entries = self._server.logs.get(bucket, [])
+                self._server.trimmed |= {bucket} if entries and entries[0].position <= position else set()
                 entries[:] = [entry for entry in entries if entry.position > position]
             return before - self._count()
+
+    def trimmed(self, bucket: int) -> bool:
+        with self._lock:
+            return bucket in self._server.trimmed
 
     def publish_schemas(self, schemas: Iterable[tuple[str, str, str]]) -> None:
         found = list(schemas)

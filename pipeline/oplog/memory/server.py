@@ -50,6 +50,7 @@ class ServerState:
     lineage: str = field(default_factory=lambda: uuid4().hex)
     logs: dict[int, list[Entry]] = field(default_factory=dict)
     last: dict[int, Position] = field(default_factory=dict)  # given out, trimmed or not
+    trimmed: set[int] = field(default_factory=set)
     big: dict[int, int] = field(default_factory=dict)
     producers: dict[int, dict[int, Sent]] = field(default_factory=dict)
     epochs: dict[str, GivenOut] = field(default_factory=dict)
@@ -61,7 +62,8 @@ class ServerState:
     attempts: dict[str, dict[int, str]] = field(default_factory=dict)
     schemas: dict[str, str] = field(default_factory=dict)
     newest_schemas: dict[str, str] = field(default_factory=dict)
-    leases: dict[int, tuple[str, int, int]] = field(default_factory=dict)  # number -> token, last ms, ends at
+    spans: dict[str, tuple[int, str]] = field(default_factory=dict)  # shard -> span of ids, and where it was given
+    ids: dict[int, int] = field(default_factory=dict)  # bucket -> the next counter of its ids
     health: dict[str, Timed] = field(default_factory=dict)  # node -> report, and when it was published
     health_until_ms: int = 0
     reads: dict[str, int] = field(default_factory=dict)
@@ -172,6 +174,7 @@ class MemoryServer:
         with self._lock:
             kept = self._server.logs.pop(bucket, [])[:keep]
             self._server.last.pop(bucket, None)
+            self._server.trimmed.discard(bucket)
             if kept:
                 self._server.logs[bucket], self._server.last[bucket] = kept, kept[-1].position
 

@@ -114,6 +114,13 @@ class RedisEntries(RedisServer):
                 pipe.execute_command("XTRIM", self.keys.log(bucket), "MINID", "~", f"{epoch}-{seq + 1}")
             return int(sum(pipe.execute()))
 
+    def trimmed(self, bucket: int) -> bool:
+        with translated():
+            if not self._client.exists(self.keys.log(bucket)):
+                return False
+            found: Any = self._client.xinfo_stream(self.keys.log(bucket))
+        return bool(found["entries-added"] > found["length"])
+
     def publish_schemas(self, schemas: Iterable[tuple[str, str, str]]) -> None:
         found = list(schemas)
         if not found:
