@@ -15,11 +15,11 @@ from support.sandbox.spooling import Shop
 from pipeline import clock
 from pipeline.errors import (
     BadOp,
+    InDoubt,
     LogUnavailable,
     NoProducerNumber,
     NotDurable,
     PartialResult,
-    PipelineFull,
     ShardUnavailable,
     WaitTimeout,
 )
@@ -203,8 +203,11 @@ def test_a_full_spool_is_told_and_names_its_file(shop: Shop):
     shop.log.away = True
     rows = [{"customer": n % 100, "qty": n} for n in range(20_000)]
 
-    with pytest.raises(PipelineFull, match=r"app\.spool is at \[spool\] max_mb = 1"):
+    with pytest.raises(InDoubt, match=r"app\.spool is at \[spool\] max_mb = 1") as raised:
         shop.client.enqueue_bulk_insert(shop.db.purchase, rows)
+
+    queued = [receipt for receipt in raised.value.receipts if receipt is not None]
+    assert len(queued) == shop.client.spool.counts().waiting > 1000
 
 
 def test_a_spool_that_cannot_be_written_leaves_the_error_that_redis_gave(shop: Shop):
