@@ -217,10 +217,11 @@ def test_a_spool_that_cannot_be_written_leaves_the_error_that_redis_gave(shop: S
     shop.buy(0, broken)
     shop.log.away = True
 
-    with pytest.raises(Exception, match="spool") as raised:
+    with pytest.raises(InDoubt, match="spool") as raised:
         shop.buy(2, broken)
 
-    assert isinstance(raised.value.__cause__, LogUnavailable)
+    assert raised.value.__cause__ is not None
+    assert isinstance(raised.value.__cause__.__cause__, LogUnavailable)
 
 
 def test_without_a_spool_the_errors_are_as_they_were(shop: Shop):
