@@ -190,16 +190,6 @@ class NotDurable(Unavailable):
         self.durability, self.waited_s, self.receipt = durability, waited_s, receipt
 
 
-class NoProducerNumber(Unavailable):
-    """All producer numbers are leased."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "all producer numbers are leased: at most 112 processes may enqueue at once, on at most 16 hosts; "
-            "a number comes free 60 s after its process has gone"
-        )
-
-
 class IdsUsedUp(Unavailable):
     """A row needs an id, Redis gives none now, and the host has none left in reserve; nothing was sent."""
 

@@ -18,7 +18,6 @@ from concurrent.futures import Future
 from pipeline import clock
 from pipeline.config.topology import Topology
 from pipeline.enqueue.deployment import verify
-from pipeline.enqueue.row_ids import RowIds
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.shipment import Acked, Sender
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
@@ -131,12 +130,12 @@ class Authority:
     Args:
         log: has the epochs, and what is not applied yet.
         nodes: the databases.
-        schemas, row_ids: have to publish or to lease anew what a new server has forgotten.
+        topology: which shards hold a bucket.
+        schemas: have to publish anew what a new server has forgotten.
     """
 
-    def __init__(self, log: Log, nodes: Nodes, topology: Topology, schemas: SchemaPublisher, row_ids: RowIds):
-        self._log, self._nodes, self._topology = log, nodes, topology
-        self._schemas, self._row_ids = schemas, row_ids
+    def __init__(self, log: Log, nodes: Nodes, topology: Topology, schemas: SchemaPublisher):
+        self._log, self._nodes, self._topology, self._schemas = log, nodes, topology, schemas
 
     def raise_epoch(self, scope: Scope) -> int:
         """Return the scope's epoch on the server as it is now, raised if it was given out on another.
@@ -153,10 +152,11 @@ class Authority:
         for _ in clock.polls(RAISE_S, first_s=0.01):
             epoch, current, seen = log.epoch(scope.name)
             # after the epoch was read: a change of the fingerprint is noted before it raises the epochs
-            verify(log, self._nodes, self._topology, scope.shards)
-            if epoch and current:
+            given = bool(epoch and current)
+            verify(log, self._nodes, self._topology, scope.shards, asking=not given)
+            if given:
                 return epoch
-            new = _new_epoch(self._nodes, scope, epoch)
+            new = new_epoch(self._nodes, scope, epoch)
             if log.raise_epoch(scope.name, seen, new):
                 level = logging.WARNING if epoch else logging.INFO
                 why, _, bucket = seen.rpartition(" ")[2].partition(":")
@@ -167,9 +167,8 @@ class Authority:
         raise LogUnavailable(f"the epoch of {scope.name!r} could not be raised", sent=False)
 
     def renew(self) -> None:
-        """Give a new server what it may have forgotten: the schemas of this process, and the lease on row ids."""
+        """Give a new server what it may have forgotten: the schemas of this process."""
         self._schemas.republish()
-        self._row_ids.renewed()
 
     def settle(self, scope: Scope, epoch: int, acked: Mapping[Sender, Acked]) -> set[Sender]:
         """Judge what was acknowledged under an epoch that is over, and record what is lost on each shard.
@@ -226,7 +225,17 @@ class Authority:
         return not (ahead and ahead[0].position.epoch < epoch) and self._log.epoch(scope.name)[:2] == (epoch, True)
 
 
-def _new_epoch(nodes: Nodes, scope: Scope, known: int) -> int:
+def new_epoch(nodes: Nodes, scope: Scope, known: int) -> int:
+    """Return an epoch above all that are known of a scope; its primaries have given it out.
+
+    Args:
+        nodes: the databases.
+        scope: whose epoch.
+        known: an epoch that the new one is above.
+
+    Raises:
+        ShardUnavailable: the primary of a shard in the scope did not answer.
+    """
     for shard in scope.shards:
         for replica in nodes.replicas(shard):
             try:
