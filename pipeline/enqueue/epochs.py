@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 
 from pipeline import clock
+from pipeline.config.topology import Topology
+from pipeline.enqueue.deployment import verify
 from pipeline.enqueue.row_ids import RowIds
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.shipment import Acked, Sender
@@ -128,8 +130,9 @@ class Authority:
         schemas, row_ids: have to publish or to lease anew what a new server has forgotten.
     """
 
-    def __init__(self, log: Log, nodes: Nodes, schemas: SchemaPublisher, row_ids: RowIds):
-        self._log, self._nodes, self._schemas, self._row_ids = log, nodes, schemas, row_ids
+    def __init__(self, log: Log, nodes: Nodes, topology: Topology, schemas: SchemaPublisher, row_ids: RowIds):
+        self._log, self._nodes, self._topology = log, nodes, topology
+        self._schemas, self._row_ids = schemas, row_ids
 
     def raise_epoch(self, scope: Scope) -> int:
         """Return the scope's epoch on the server as it is now, raised if it was given out on another.
@@ -139,14 +142,18 @@ class Authority:
 
         Raises:
             ShardUnavailable: the primary of a shard in the scope did not answer; nothing changed.
+            WrongDeployment: the configuration does not fit the deployment.
             NotMigrated: the pipeline's tables are missing on a primary.
         """
         log = self._log
         for _ in clock.polls(RAISE_S, first_s=0.01):
             epoch, current, seen = log.epoch(scope.name)
-            if epoch and current:
+            # after the epoch was read: a change of the fingerprint is noted before it raises the epochs
+            given = bool(epoch and current)
+            verify(log, self._nodes, self._topology, scope.shards, asking=not given)
+            if given:
                 return epoch
-            new = _new_epoch(self._nodes, scope, epoch)
+            new = new_epoch(self._nodes, scope, epoch)
             if log.raise_epoch(scope.name, seen, new):
                 level = logging.WARNING if epoch else logging.INFO
                 why, _, bucket = seen.rpartition(" ")[2].partition(":")
@@ -216,7 +223,17 @@ class Authority:
         return not (ahead and ahead[0].position.epoch < epoch) and self._log.epoch(scope.name)[:2] == (epoch, True)
 
 
-def _new_epoch(nodes: Nodes, scope: Scope, known: int) -> int:
+def new_epoch(nodes: Nodes, scope: Scope, known: int) -> int:
+    """Return an epoch above all that are known of a scope; its primaries have given it out.
+
+    Args:
+        nodes: the databases.
+        scope: whose epoch.
+        known: an epoch that the new one is above.
+
+    Raises:
+        ShardUnavailable: the primary of a shard in the scope did not answer.
+    """
     for shard in scope.shards:
         for replica in nodes.replicas(shard):
             try:

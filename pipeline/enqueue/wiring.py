@@ -56,7 +56,7 @@ def wire_writes(log: Log, nodes: Nodes, topology: Topology, bell: Bell | SilentB
     """
     schemas = SchemaPublisher(log, nodes, topology, away)
     row_ids = RowIds(log, away)
-    authority = Authority(log, nodes, schemas, row_ids)
+    authority = Authority(log, nodes, topology, schemas, row_ids)
     publisher = Publisher(log, topology, bell, authority, away=away)
     follower = Follower(topology, nodes, log, away.spool, publisher)
     op_builder = OpBuilder(topology, row_ids, schemas)

@@ -57,6 +57,22 @@ class Position(NamedTuple):
 START = Position(0, -1)
 
 
+def deleted_behind(mark: Position, first: Position | None, published: Position | None) -> bool:
+    """Return whether a log has deleted entries that a watermark lacks, since a later watermark was committed once.
+
+    Args:
+        mark: the watermark.
+        first: of the first entry behind it; None where there is none.
+        published: the last watermark of the bucket that was committed somewhere, as far as it is known.
+    """
+    if published is None or published <= mark or published.epoch == 0:
+        return False
+    if first is None or first.epoch > mark.epoch == published.epoch:
+        return True
+    dense_from = mark.seq + 1 if first.epoch == mark.epoch else 0
+    return first.seq > dense_from and published >= Position(first.epoch, first.seq - 1)
+
+
 class Op(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One row write, or an atomic group of row writes (`kind` group, its members in `ops`).
 

@@ -141,6 +141,19 @@ class Appends(Protocol):
         """
         ...
 
+    def deployment(self) -> str:
+        """Return the fingerprint of the deployment that these logs belong to, as JSON; empty where none is noted."""
+        ...
+
+    def note_deployment(self, seen: str, text: str) -> bool:
+        """Note a fingerprint if no other process did meanwhile; return whether it was noted.
+
+        Args:
+            seen: what `deployment` returned.
+            text: the fingerprint as JSON.
+        """
+        ...
+
     def audit(self, scope: str, marks: Mapping[int, Position]) -> str:
         """End a scope's epoch if a log has forgotten entries of it, or if a log or a watermark is ahead of it.
 

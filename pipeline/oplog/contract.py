@@ -54,6 +54,14 @@ class Entries(Protocol):
         """
         ...
 
+    def trimmed(self, bucket: int) -> bool:
+        """Return whether entries were deleted from a log that is there; one that is gone, or began anew, has forgotten.
+
+        Args:
+            bucket: the log.
+        """
+        ...
+
     def publish_schemas(self, schemas: Iterable[tuple[str, str, str]]) -> None:
         """Store schemas by their hashes, each as its table's newest: all in one round trip, or none.
 
@@ -295,6 +303,10 @@ class SharedState(Protocol):
 
     def memory_share(self) -> float:
         """Return used memory as a share of the limit; 0.0 if there is no limit."""
+        ...
+
+    def largest_bytes(self) -> int:
+        """Return the size of the largest op that the log takes; 0: not known."""
         ...
 
     def secret(self, proposed: str) -> str:

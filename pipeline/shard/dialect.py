@@ -41,6 +41,8 @@ class MySQL:
     autocommit: ClassVar[dict[str, Any]] = {"autocommit": True}
     #: Whether the server refuses writes, as a replica does; None where the engine has no such setting.
     read_only: str | None = "@@global.read_only"
+    #: The name that the server itself gives to the database, whatever address leads to it.
+    own_name = "CONCAT('mysql ', @@hostname, ':', @@port, ' ', DATABASE())"
     #: The size of the largest statement that old and new connections may send.
     most_bytes = "LEAST(@@max_allowed_packet, @@global.max_allowed_packet)"
 
@@ -185,6 +187,7 @@ class SQLite:
     now_ms = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
     autocommit: ClassVar[dict[str, Any]] = {"isolation_level": None}
     read_only: str | None = None
+    own_name = "''"
     most_bytes = "1000000"
     #: pyDAL's own way to connect serves.
     connect: None = None

@@ -67,6 +67,11 @@ class Nodes:
         # a parent's sockets are not for its fork to use, nor to close
         self._sessions = PerProcess[dict[tuple[str, bool], NodeSession]](dict)
 
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """The names of all shards, in the order of the configuration."""
+        return tuple(self._names)
+
     def primary(self, shard: str) -> NodeSession:
         """Return the session of the node of a shard that takes writes now.
 

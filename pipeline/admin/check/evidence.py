@@ -16,12 +16,14 @@ from pipeline.admin.questions import ASK_S, ask_all
 from pipeline.admin.status import MAX_AGE_S, OpFault
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
+from pipeline.enqueue.deployment import faults_of
 from pipeline.errors import PipelineError
 from pipeline.model.op import START
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.doorbell import Bell
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S, Health, health_of
+from pipeline.shard.nodes import Nodes
 from pipeline.shard.records.own_tables import own_tables
 from pipeline.shard.survey import Survey, survey
 from pipeline.shard.table_facts import dotted_name
@@ -47,6 +49,7 @@ class Evidence:
         epochs: by shard, the epoch of its logs, if Redis is still the server that gave the epoch out.
         uwsgi: command lines of this host's uWSGI servers that name no threads.
         faults: what has gone wrong with ops, by `Status.faults`.
+        misfits: where the configuration does not fit the deployment, a sentence each.
     """
 
     settings: Settings
@@ -62,6 +65,7 @@ class Evidence:
     epochs: Mapping[str, int] = field(default_factory=dict)
     uwsgi: tuple[str, ...] = ()
     faults: tuple[OpFault, ...] = ()
+    misfits: tuple[str, ...] = ()
 
     @property
     def surveys(self) -> list[Survey]:
@@ -91,6 +95,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
     questions: dict[str, Callable[[], object]] = {
         "broker ": lambda: health_of(redis.broker_url),
         "workers ": lambda: _listened(settings, topology),
+        "deployment ": lambda: _misfits(settings, topology),
     }
     primary_of = {}
     answer_s = ASK_S + TABLE_S * len(names)
@@ -102,7 +107,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
                 survey, f"{shard.name}-r{i}", uri, names, primary=False, statement_s=answer_s
             )
     answers = ask_all(questions, answer_s)
-    broker, listened = answers.pop("broker "), answers.pop("workers ")
+    broker, listened, misfits = (answers.pop(name) for name in ("broker ", "workers ", "deployment "))
     return Evidence(
         settings=settings,
         topology=topology,
@@ -117,7 +122,17 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
         epochs=epochs,
         uwsgi=servers_without_threads(),
         faults=_op_faults(settings, max_age_s),
+        misfits=misfits if isinstance(misfits, tuple) else (),
     )
+
+
+def _misfits(settings: Settings, topology: Topology) -> tuple[str, ...]:
+    log, nodes = RedisLog(settings.redis.url, prefix=settings.redis.prefix, read_s=ANSWER_S), Nodes(settings)
+    try:
+        return tuple(faults_of(log, nodes, topology))
+    finally:
+        nodes.close()
+        log.close()
 
 
 def _op_faults(settings: Settings, max_age_s: float) -> tuple[OpFault, ...]:

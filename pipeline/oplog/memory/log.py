@@ -48,6 +48,16 @@ class MemoryAppends(MemoryServer):
             self._server.epochs[scope] = GivenOut(epoch, self._server.lineage)
             return True
 
+    def deployment(self) -> str:
+        with self._lock:
+            return self._server.deployment
+
+    def note_deployment(self, seen: str, text: str) -> bool:
+        with self._lock:
+            noted = self._server.deployment == seen
+            self._server.deployment = text if noted else self._server.deployment
+            return noted
+
     def audit(self, scope: str, marks: Mapping[int, Position]) -> str:
         with self._lock:
             return self._server.audit(self._given(scope), marks)
@@ -216,8 +226,13 @@ class MemoryEntries(MemoryServer):
             before = self._count()
             for bucket, position in behind.items():
                 entries = self._server.logs.get(bucket, [])
+                self._server.trimmed |= {bucket} if entries and entries[0].position <= position else set()
                 entries[:] = [entry for entry in entries if entry.position > position]
             return before - self._count()
+
+    def trimmed(self, bucket: int) -> bool:
+        with self._lock:
+            return bucket in self._server.trimmed
 
     def publish_schemas(self, schemas: Iterable[tuple[str, str, str]]) -> None:
         found = list(schemas)

@@ -50,9 +50,11 @@ class ServerState:
     lineage: str = field(default_factory=lambda: uuid4().hex)
     logs: dict[int, list[Entry]] = field(default_factory=dict)
     last: dict[int, Position] = field(default_factory=dict)  # given out, trimmed or not
+    trimmed: set[int] = field(default_factory=set)
     big: dict[int, int] = field(default_factory=dict)
     producers: dict[int, dict[int, Sent]] = field(default_factory=dict)
     epochs: dict[str, GivenOut] = field(default_factory=dict)
+    deployment: str = ""
     dirty: dict[str, dict[int, int]] = field(default_factory=dict)
     marks: dict[str, dict[int, Position]] = field(default_factory=dict)
     notes: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
@@ -122,6 +124,7 @@ class MemoryServer:
         fault: called with `send` before and `reply` after each try of an append; raise ConnectionError in it, and the
             connection breaks there.
         limit_bytes: the size of all ops at which appends are refused, as Redis does at `maxmemory`; 0: none.
+        most_bulk_bytes: the size of the largest op that it takes, as `proto-max-bulk-len` says it; 0: hidden.
         published: called with each new schema.
         durable: the result of a wait for Redis's replica or disk.
         ahead_ms: how far the server's clock is ahead of this process's.
@@ -131,7 +134,7 @@ class MemoryServer:
         self.ahead_ms = 0
         self.fault: Callable[[str], None] | None = None
         self.published: Callable[[str], None] = lambda schema: None
-        self.limit_bytes = 0
+        self.limit_bytes = self.most_bulk_bytes = 0
         self.durable = True
         self._server = ServerState()
         self._lock = threading.RLock()
@@ -170,6 +173,7 @@ class MemoryServer:
         with self._lock:
             kept = self._server.logs.pop(bucket, [])[:keep]
             self._server.last.pop(bucket, None)
+            self._server.trimmed.discard(bucket)
             if kept:
                 self._server.logs[bucket], self._server.last[bucket] = kept, kept[-1].position
 

@@ -65,6 +65,10 @@ class MemorySharedState(MemoryServer):
         with self._lock:
             return self._size_bytes() / self.limit_bytes if self.limit_bytes else 0.0
 
+    def largest_bytes(self) -> int:
+        with self._lock:
+            return self.most_bulk_bytes
+
     def secret(self, proposed: str) -> str:
         with self._lock:
             return self._server.keys.setdefault("secret", Timed(proposed, 1 << 62)).value

@@ -3,6 +3,7 @@
 <prefix>:log:<bucket>       stream  the ops; positions <epoch>-<dense seq>
 <prefix>:big:<bucket>       string  bytes of the largest op of late, where ops are large
 <prefix>:epoch:<scope>      string  "<epoch> <master_replid> <map>", or why the epoch has ended
+<prefix>:deployment         string  the deployment's fingerprint as JSON; see `model/fingerprint`
 <prefix>:dirty:<shard>      zset    bucket -> ms from when on it may be applied
 <prefix>:bell:<shard>       string  there while a Celery message is on its way
 <prefix>:marks:<shard>      hash    bucket -> watermark, a copy for readers
@@ -88,6 +89,11 @@ class Keys:
     def health(self) -> str:
         """The prober's reports."""
         return f"{self.prefix}:health"
+
+    @property
+    def deployment(self) -> str:
+        """The fingerprint of the deployment."""
+        return f"{self.prefix}:deployment"
 
     @property
     def secret(self) -> str:

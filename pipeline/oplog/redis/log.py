@@ -55,6 +55,13 @@ class RedisAppends(RedisServer):
         replid, _, value = seen.partition(" ")
         return bool(self._run("raise_epoch", [self.keys.epoch(scope)], [value, epoch, replid]))
 
+    def deployment(self) -> str:
+        with translated():
+            return text_of(self._soon(lambda redis: redis.get(self.keys.deployment)))
+
+    def note_deployment(self, seen: str, text: str) -> bool:
+        return bool(self._run("note_deployment", [self.keys.deployment], [seen, text]))
+
     def audit(self, scope: str, marks: Mapping[int, Position]) -> str:
         words = [word for bucket, (epoch, seq) in marks.items() for word in (bucket, epoch, seq)]
         return text_of(self._run("audit", [self.keys.epoch(scope), *map(self.keys.log, marks)], words))
@@ -122,6 +129,13 @@ class RedisEntries(RedisServer):
                 # `~` frees whole nodes only: cheap, and up to 100 entries too many may stay
                 pipe.execute_command("XTRIM", self.keys.log(bucket), "MINID", "~", f"{epoch}-{seq + 1}")
             return int(sum(pipe.execute()))
+
+    def trimmed(self, bucket: int) -> bool:
+        with translated():
+            if not self._client.exists(self.keys.log(bucket)):
+                return False
+            found: Any = self._client.xinfo_stream(self.keys.log(bucket))
+        return bool(found["entries-added"] > found["length"])
 
     def publish_schemas(self, schemas: Iterable[tuple[str, str, str]]) -> None:
         found = list(schemas)

@@ -11,6 +11,7 @@ import redis
 from pipeline.errors import NoProducerNumber
 from pipeline.model.ids import HOSTS, PRODUCERS, SPAN_MS, Lease
 from pipeline.oplog.redis.connection import RedisServer, hash_of, text_of, translated
+from pipeline.oplog.redis.server_info import setting
 from pipeline.oplog.ttls import HOST_LEASE_MS, LEASE_MS, READS_MS
 
 
@@ -56,6 +57,10 @@ class RedisSharedState(RedisServer):
         with translated():
             memory = self._client.info("memory")
         return memory["used_memory"] / memory["maxmemory"] if memory.get("maxmemory") else 0.0
+
+    def largest_bytes(self) -> int:
+        with translated():
+            return int(setting(self._client, "proto-max-bulk-len") or 0)
 
     def secret(self, proposed: str) -> str:
         def first(redis: redis.Redis) -> Any:

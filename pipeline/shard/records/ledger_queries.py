@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from pipeline.errors import NotMigrated
 from pipeline.model.op import Position
 from pipeline.shard.dialect import Dialect
 from pipeline.shard.records.ledger import LostRange, Mark, ops_in, text_literal
@@ -246,6 +247,31 @@ def kept_schemas(session: NodeSession) -> list[tuple[str, int]]:
         session: of the node.
     """
     return session.query("SELECT definition, COALESCE(kept_ms, 0) FROM pipeline_schemas")
+
+
+def fingerprint_of(session: NodeSession) -> tuple[str | None, str]:
+    """Return the JSON of the fingerprint that a database keeps, if any, and the database's own name.
+
+    Args:
+        session: of the node.
+    """
+    try:
+        found = session.query("SELECT fingerprint FROM pipeline_deployment")
+    except NotMigrated:
+        found = []
+    return (str(found[0][0]) if found else None), str(session.query(f"SELECT {session.dialect.own_name}")[0][0])
+
+
+def keep_fingerprint(session: NodeSession, text: str) -> None:
+    """Store the fingerprint of the deployment that a database belongs to; committed when this returns.
+
+    Args:
+        session: of the shard's primary.
+        text: JSON.
+    """
+    tail = session.dialect.on_conflict(["id"], ["fingerprint"])
+    with session.translated(), session.transaction():
+        session.execute(f"INSERT INTO pipeline_deployment (id, fingerprint) VALUES (1, {text_literal(text)}){tail}")
 
 
 def buckets_sql(dialect: Dialect, buckets: Iterable[int]) -> str:

@@ -142,3 +142,9 @@ CREATE TABLE IF NOT EXISTS pipeline_stops (
   definition VARCHAR(64) NOT NULL,
   PRIMARY KEY (scope, kind)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- One row: the fingerprint of the deployment that this database belongs to; see pipeline/model/fingerprint.py.
+CREATE TABLE IF NOT EXISTS pipeline_deployment (
+  id TINYINT NOT NULL PRIMARY KEY,
+  fingerprint LONGTEXT NOT NULL
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;

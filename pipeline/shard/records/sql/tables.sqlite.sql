@@ -110,3 +110,8 @@ CREATE TABLE IF NOT EXISTS pipeline_stops (
   definition VARCHAR(64) NOT NULL,
   PRIMARY KEY (scope, kind)
 );
+
+CREATE TABLE IF NOT EXISTS pipeline_deployment (
+  id INTEGER NOT NULL PRIMARY KEY,
+  fingerprint TEXT NOT NULL
+);
