@@ -62,7 +62,8 @@ class ServerState:
     attempts: dict[str, dict[int, str]] = field(default_factory=dict)
     schemas: dict[str, str] = field(default_factory=dict)
     newest_schemas: dict[str, str] = field(default_factory=dict)
-    leases: dict[int, tuple[str, int, int]] = field(default_factory=dict)  # number -> token, last ms, ends at
+    spans: dict[str, tuple[int, str]] = field(default_factory=dict)  # shard -> span of ids, and where it was given
+    ids: dict[int, int] = field(default_factory=dict)  # bucket -> the next counter of its ids
     health: dict[str, Timed] = field(default_factory=dict)  # node -> report, and when it was published
     health_until_ms: int = 0
     reads: dict[str, int] = field(default_factory=dict)
