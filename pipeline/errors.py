@@ -114,12 +114,17 @@ class Unavailable(PipelineError):
 
 
 class LogUnavailable(Unavailable):
-    """Redis did not answer in time. Unless `sent` is False the op may or may not be in the log."""
+    """Redis did not answer in time. Unless `sent` is False the op may or may not be in the log.
 
-    def __init__(self, why: str, *, sent: bool = True):
+    Attributes:
+        sent: whether a command without a reply may have been done.
+        silent: whether Redis itself refused the connection or sent no reply; False where another step took too long.
+    """
+
+    def __init__(self, why: str, *, sent: bool = True, silent: bool = False):
         tail = "; the op may or may not be queued: try again with the same idempotency_key" if sent else ""
         super().__init__(f"Redis: {why}{tail}")
-        self.sent = sent
+        self.sent, self.silent = sent, silent
 
 
 class ShardUnavailable(Unavailable):
@@ -140,10 +145,13 @@ class PipelineFull(Unavailable):
 class SpoolUnavailable(Unavailable):
     """The spool's file cannot be used."""
 
-    def __init__(self, path: object, why: str):
-        super().__init__(
-            f"the spool {path}: {why}; let this process write to the file and its folder, or give another [spool] path"
-        )
+    def __init__(
+        self,
+        path: object,
+        why: str,
+        cure: str = "let this process write to the file and its folder, or give another [spool] path",
+    ):
+        super().__init__(f"the spool {path}: {why}; {cure}")
         self.path = path
 
 
@@ -155,16 +163,6 @@ class NotDurable(Unavailable):
     def __init__(self, durability: str, waited_s: float, receipt: object):
         super().__init__(f"the op is queued, but did not become {durability!r}-durable within {waited_s:.3g} s")
         self.durability, self.waited_s, self.receipt = durability, waited_s, receipt
-
-
-class NoProducerNumber(Unavailable):
-    """All producer numbers are leased."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "all producer numbers are leased: at most 112 processes may enqueue at once, on at most 16 hosts; "
-            "a number comes free 60 s after its process has gone"
-        )
 
 
 class IdsUsedUp(Unavailable):

@@ -47,8 +47,10 @@ class Chores:
             if log.take_lease(f"lineage:{scope.name}", LINEAGE_MS):
                 # before a request needs the epoch: it may lack the time to raise it
                 self._client.publisher.epoch_of(scope)
+                if scope.name != EVERYWHERE:
+                    self._client.row_ids.follow(scope.name)
         except PipelineError as error:
-            logger.warning("the epoch of %s could not be raised: %s", scope.name, error)
+            logger.warning("the epoch or the ids of %s could not be raised: %s", scope.name, error)
         for name in CHORES if scope.name != EVERYWHERE else ():
             self._do(name, scope.name)
         return TURN_S

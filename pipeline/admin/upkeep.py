@@ -12,6 +12,7 @@ from pipeline.admin import release, replica_absence
 from pipeline.client import Client
 from pipeline.enqueue.receipt_status import REMEMBERED_S
 from pipeline.errors import NotMigrated, Unavailable
+from pipeline.model.fingerprint import Fingerprint
 from pipeline.model.op import Position
 from pipeline.shard.records import ledger, ledger_queries, replays
 
@@ -118,6 +119,8 @@ def _replicated(pipeline: Client, shard: str) -> dict[int, Position]:
     """Return per bucket the position that every node of every shard that applies it has passed."""
     reference = pipeline.topology.reference_bucket
     lowest = _on_every_node(pipeline, shard)
+    if reference in lowest and not _knows_all_shards(pipeline):
+        del lowest[reference]
     if reference in lowest:
         for other in pipeline.topology.shards:
             if other != shard:
@@ -127,6 +130,13 @@ def _replicated(pipeline: Client, shard: str) -> dict[int, Position]:
                     break
                 lowest[reference] = min(lowest[reference], there)
     return {bucket: position for bucket, position in lowest.items() if position.epoch > 0}
+
+
+def _knows_all_shards(pipeline: Client) -> bool:
+    """Return whether this process's configuration names every shard: one may have been added since it started."""
+    text = pipeline.log.deployment()
+    noted = Fingerprint.from_json(text).shards if text else ()
+    return {name for name, _ in noted} <= {*pipeline.topology.shards}
 
 
 def _reached(pipeline: Client, shard: str, bucket: int) -> Position | None:

@@ -53,6 +53,11 @@ class Notes:
         """The newest fingerprint that was found."""
         return newest((self.redis, *self.shards.values()))
 
+    @property
+    def newest_of_shards(self) -> Fingerprint | None:
+        """The newest fingerprint that a database keeps."""
+        return newest(self.shards.values())
+
     def unknown(self, shard: str) -> bool:
         """Return whether Redis does not know the address of a shard's database.
 
@@ -78,8 +83,12 @@ class Notes:
         noted = self.noted
         if noted is None:
             return []
-        found = strangers(self.mine, self.redis, self.shards, self._names)
-        return found or [*differences(self.mine, noted), *self._standing(noted)]
+        found = self.strangers()
+        return found or [*differences(self.mine, noted), *self.standing(noted)]
+
+    def strangers(self) -> list[str]:
+        """Return a sentence for each server that belongs to another deployment, or that nobody knows."""
+        return strangers(self.mine, self.redis, self.shards, self._names)
 
     def refuse(self) -> None:
         """Raise where something does not fit.
@@ -90,14 +99,18 @@ class Notes:
         if found := self.faults():
             raise WrongDeployment(found)
 
+    @property
+    def named(self) -> Fingerprint:
+        """This process's own, with the names of the databases that were asked, and of no others."""
+        names = [(one, tuple(sorted({*self.mine.known(one), self._names[one]} - {""}))) for one in self.shards]
+        return replace(self.mine, databases=tuple(names))
+
     def settled(self) -> Fingerprint:
         """Return the fingerprint that the deployment is to keep, where nothing is at fault; draw one where it has none.
 
         The fingerprint learns the names of the databases that were asked, and how tables without rows are spread.
         """
-        names = [(one, tuple(sorted({*self.mine.known(one), self._names[one]} - {""}))) for one in self.shards]
-        mine = replace(self.mine, databases=tuple(names))
-        noted = self.noted
+        noted, mine = self.noted, self.named
         if noted is None:
             return replace(mine, deployment=uuid4().hex)
         met = noted.meeting(mine)
@@ -120,8 +133,12 @@ class Notes:
                 ledger_queries.keep_fingerprint(self._nodes.primary(shard), text)
         self._seen, self.redis = text, new
 
-    def _standing(self, noted: Fingerprint) -> list[str]:
-        """Return the differences of those tables that have a row on some shard."""
+    def standing(self, noted: Fingerprint) -> list[str]:
+        """Return the differences of those tables that have a row on some shard.
+
+        Args:
+            noted: the deployment's fingerprint.
+        """
         found = table_differences(self.mine, noted)
         if not found:
             return []
@@ -131,7 +148,7 @@ class Notes:
         return [why for name, why in found.items() if any(holds_rows(one, named[name]) for one in primaries)]
 
 
-def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str]) -> None:
+def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str], *, asking: bool = False) -> None:
     """Raise unless the configuration fits the deployment; give Redis what it has forgotten, or has not known.
 
     Args:
@@ -139,6 +156,7 @@ def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str]) ->
         nodes: the databases.
         topology: the configuration.
         shards: those that are about to be written to.
+        asking: whether to ask their databases, too, that Redis knows.
 
     Raises:
         WrongDeployment: it does not fit; nothing was changed.
@@ -147,7 +165,7 @@ def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str]) ->
     """
     notes = Notes(log, nodes, topology)
     for shard in shards:
-        if notes.unknown(shard):
+        if asking or notes.unknown(shard):
             notes.ask(shard)
     notes.refuse()
     if notes.noted is None:

@@ -57,8 +57,8 @@ class Fallback:
         return row_id if self._away.claims_fail else self._publisher.claim(bucket, key, row_id)
 
     def _ship(self, shipment: Shipment) -> dict[int, OpPlace]:
-        if self._away.open:
-            return self._spooled(shipment)
+        if self._away.open and (places := self._spooled(shipment, behind=True)):
+            return places
         try:
             return self._publisher.ship(shipment)
         except Unavailable as error:
@@ -70,11 +70,14 @@ class Fallback:
                     second.numbered = {}
                 raise second from error
 
-    def _spooled(self, shipment: Shipment, numbered: Mapping[int, Number] | None = None) -> dict[int, OpPlace]:
+    def _spooled(
+        self, shipment: Shipment, numbered: Mapping[int, Number] | None = None, *, behind: bool = False
+    ) -> dict[int, OpPlace]:
+        """Spool ops; *behind*: nothing is done, and nothing returned, where no others wait any more."""
         self._agree(shipment)
         self._schemas.keep()
         kept = shipment.durability == "spooled"
-        numbers = self._away.spool.add(shipment.runs, kept=kept, numbered=numbered)
+        numbers = self._away.spool.add(shipment.runs, kept=kept, numbered=numbered, behind=behind)
         self._drain_thread().wake()
         # what is to be on a second machine is in the spool of this one only
         durable = shipment.durability != "replica"

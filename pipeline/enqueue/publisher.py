@@ -112,7 +112,7 @@ class Publisher(Acknowledged):
         except (LogUnavailable, PipelineFull) as error:
             logger.warning("two calls with one idempotency key may tell two ids: %s", error)
             if isinstance(error, LogUnavailable):
-                self.away.claim_failed()
+                self.away.claim_failed(error)
             return row_id
 
     def scope_of(self, bucket: int) -> Scope:
@@ -126,6 +126,23 @@ class Publisher(Acknowledged):
             LogUnavailable, ShardUnavailable: it could not be raised, or not within the caller's wait budget.
         """
         return self._epochs.asked(scope)
+
+    def warm(self) -> None:
+        """Connect and learn the shards' epochs at leisure: the next op will not have to within its wait budget.
+
+        Raises:
+            LogUnavailable, ShardUnavailable: as `epoch_of`.
+        """
+        for scope in self.scopes.values():
+            if scope is not self._reference:
+                self._epochs.asked(scope)
+        producer = self._take()
+        try:
+            producer.line.sequences(producer.producer)
+        except BaseException:
+            producer.line.close()
+            raise
+        self._put_back(producer)
 
     def by_scope(self, runs: Mapping[int, Share]) -> dict[Scope, dict[int, Share]]:
         """Sort buckets by scope."""

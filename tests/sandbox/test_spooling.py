@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,12 @@ from pipeline import clock
 from pipeline.errors import (
     BadOp,
     LogUnavailable,
-    NoProducerNumber,
     NotDurable,
     PartialResult,
     PipelineFull,
     ShardUnavailable,
     WaitTimeout,
 )
-from pipeline.model.ids import PRODUCERS
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.session import NodeSession
 
@@ -279,23 +276,30 @@ def test_a_refusal_is_the_answer_of_one_primary_and_not_of_one_that_is_away(
 
     monkeypatch.setattr("pipeline.shard.columns.id_type", ask)
 
-    with pytest.raises(BadOp, match="cannot hold a 64-bit id"):
+    with pytest.raises(BadOp, match="cannot hold a 53-bit id"):
         shop.buy(1, shop.another())
 
 
 # processes that start while Redis is away ----------------------------------------------------------------------------
 
 
-def test_a_process_that_starts_when_all_numbers_are_leased_has_ids_of_the_hosts_reserve(shop: Shop):
+def test_a_process_that_starts_while_redis_is_away_has_ids_of_the_hosts_reserve(shop: Shop):
     shop.buy(1)
-    for n in range(PRODUCERS):
-        with suppress(NoProducerNumber):
-            shop.log.lease_ids(f"another {n}", None, 0)
+    shop.log.away = True
 
     receipt = shop.buy(2, shop.another())
 
-    assert receipt.position is not None
+    assert receipt.id
+    shop.log.away = False
+    shop.drain()
     assert shop.bought() == [1, 2]
+
+
+def test_many_processes_that_start_together_on_a_new_host_have_ids_and_no_reserve_is_needed(shop: Shop):
+    receipts = [shop.buy(n, shop.another()) for n in range(130)]
+
+    assert all(receipt.position is not None for receipt in receipts)
+    assert len({receipt.id for receipt in receipts}) == 130
 
 
 def test_a_process_that_starts_while_redis_is_away_reads_and_prints_session_tokens(shop: Shop):
@@ -369,6 +373,45 @@ def test_a_barrier_waits_for_the_spool_too(shop: Shop):
     shop.drain()
     shop.box.drain()
     shop.client.barrier("purchase", 5)
+
+
+def test_what_was_drained_and_lost_is_named_though_the_spool_sends_nothing_more(shop: Shop):
+    shop.buy(1)
+    assert shop.bought() == [1]
+    shop.log.away = True
+    receipt = shop.buy(2)
+    shop.log.away = False
+    shop.drain()
+    shop.log.fail_over()
+
+    shop.client.publisher.settle()
+
+    assert receipt.status() == "lost"
+    assert shop.bought() == [1]
+
+
+def test_what_the_spool_keeps_is_never_told_lost(shop: Shop):
+    """Its op goes on to be sent, under its number, until every node has it."""
+    receipt = shop.buy(1, durability="spooled")
+    shop.drain()
+    shop.log.fail_over()
+
+    shop.client.publisher.settle()
+    shop.drain()
+
+    assert shop.bought() == [1]
+    assert receipt.status() == "applied"
+
+
+def test_what_the_spool_keeps_is_sent_again_where_one_log_is_gone_and_its_producer_is_not(shop: Shop):
+    receipt = shop.buy(1, durability="spooled")
+    shop.drain()
+    shop.log.forget(receipt.bucket)
+    shop.log.restart()
+
+    shop.drain()
+
+    assert shop.bought() == [1]
 
 
 # durability="spooled" -----------------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ class MemoryLine:
                 return answer
             except ConnectionError as error:
                 if last:
-                    raise LogUnavailable(f"{type(error).__name__}: {error}") from error
+                    raise LogUnavailable(f"{type(error).__name__}: {error}", silent=True) from error
         raise AssertionError("the second try returns or raises")
 
     def append_one(

@@ -28,7 +28,7 @@ from pipeline.oplog.redis.connection import script, translated
 from pipeline.oplog.redis.keys import Keys
 from pipeline.oplog.redis.wire import Wire
 from pipeline.oplog.ttls import BELL_MS, BIG_TTL_MS, IDEMPOTENCY_TTL_MS, PRODUCER_TTL_MS, ROOM_MS
-from pipeline.wait_budget import WaitBudgets
+from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
 
 #: How often a producer's expiry is put off, s.
 RENEW_S = 3600
@@ -228,7 +228,8 @@ class RedisLine:
             return self._call(command)
         except _TRANSIENT as again:
             self.drop()
-            raise LogUnavailable(f"{type(again).__name__}: {again}") from again
+            silent = not isinstance(again, WaitBudgetSpent)
+            raise LogUnavailable(f"{type(again).__name__}: {again}", silent=silent) from again
 
     def _call(self, command: Sequence[Any]) -> bytes:
         try:

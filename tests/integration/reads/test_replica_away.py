@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
+import pymysql
 import pytest
 from click.testing import CliRunner
 from support.servers.probing import Shard, probing, shard, until
@@ -102,6 +105,31 @@ def test_an_away_replica_holds_the_log_until_it_is_unfit_and_then_is_used_for_no
         until(lambda: read_node(one.client) == "s0-r1")
         again = CliRunner().invoke(cli.pipeline, ["rebuilt", "s0-r1", "--config", str(one.config)])
         assert "is not unfit" in str(again.exception)
+
+
+def test_while_its_primary_has_no_connection_left_a_replica_serves_reads(one: Shard, hasty: Client) -> None:
+    receipt = hasty.enqueue_insert("tally", {"owner": 1, "n": 0})
+    write(hasty, 1)
+    one.sql("s0", "SET GLOBAL max_connections=10")
+    taken: list[pymysql.Connection[Any]] = []
+    reader = Client(one.config)
+    reader.define_tables(one.db)
+    try:
+        with suppress(pymysql.err.OperationalError):
+            while len(taken) < 20:
+                taken.append(pymysql.connect(host="127.0.0.1", port=one.port("s0"), user="app"))
+        assert len(taken) < 20
+        # no replica is known to be near enough
+        assert reader.get(one.db.tally, receipt.id, max_lag_s=0) is not None
+        assert reader.get(one.db.tally, receipt.id, after=receipt, max_lag_s=0) is not None
+        assert reader.count(one.db.tally, max_lag_s=0) > 0
+        with reader.read("tally", 1, max_lag_s=0) as db:
+            assert (db.read_info.role, db.read_info.reason) == ("replica", "primary-away")
+    finally:
+        reader.close()
+        for connection in taken:
+            connection.close()
+        one.sql("s0", "SET GLOBAL max_connections=151")
 
 
 def read_node(client: Client) -> str:
