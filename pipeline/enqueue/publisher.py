@@ -144,7 +144,7 @@ class Publisher(Acknowledged):
                 self._epochs.asked(scope)
         producer = self._take()
         try:
-            producer.line.sequences(producer.producer)
+            producer.line.ping()
         except BaseException:
             producer.line.close()
             raise

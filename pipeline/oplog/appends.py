@@ -242,6 +242,14 @@ class Line(Protocol):
         """
         ...
 
+    def ping(self) -> None:
+        """Connect at leisure, so that the first op has not to.
+
+        Raises:
+            LogUnavailable: no answer in time.
+        """
+        ...
+
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
         """Wait until what this line appended is on a replica, or on disk; return whether it is.
 

@@ -191,6 +191,9 @@ class MemoryLine:
         [(code, position)] = answer.placed
         return None if code == HOLE else (position, bool(answer.ring))
 
+    def ping(self) -> None:
+        """See `appends.Line.ping`."""
+
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
         """See `appends.Line.replicated`."""
         return self._log.durable

@@ -89,6 +89,10 @@ class RedisLine:
             return self._one_by_append(scope, epoch, producer, bucket, seq, payload)
         return (Position(int(words[1]), int(words[2])), words[0] == b"1") if words[0] != b"no" else None
 
+    def ping(self) -> None:
+        """See `appends.Line.ping`."""
+        self._sent_twice(("PING",))
+
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
         """See `appends.Line.replicated`. Uses WAITAOF (Redis 7.2, Valkey) or WAIT."""
         command: tuple[Any, ...] = ("WAITAOF", "1", "0", WAIT_MS) if fsync else ("WAIT", "1", WAIT_MS)
