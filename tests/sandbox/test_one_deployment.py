@@ -22,7 +22,7 @@ from support.sandbox.deployments import (
 from pipeline.admin.check import surroundings
 from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.migrate import migrate, plan_of
-from pipeline.enqueue.deployment import faults_of
+from pipeline.enqueue.deployment import misfits_of
 from pipeline.errors import LogUnavailable, PipelineError, ShardUnavailable, WrongDeployment
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.memory.log import MemoryLog
@@ -217,7 +217,7 @@ def away(error: Exception) -> Any:
 def test_check_says_what_does_not_fit_and_what_to_do(site: Site) -> None:
     run(site, 7)
     other = site.client(buckets=48)
-    misfits = tuple(faults_of(other.log, other.nodes, other.topology))
+    misfits = tuple(misfits_of(other.log, other.nodes, other.topology))
     nothing = PipelineError("not asked")
     evidence = Evidence(other.settings, other.topology, nothing, nothing, (), "", None, {}, {}, misfits=misfits)
 
