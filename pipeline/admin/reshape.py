@@ -17,7 +17,7 @@ from pipeline.admin.migrate import expand_shard, migrate, published
 from pipeline.admin.restore import create_own_tables
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
-from pipeline.enqueue.deployment import Comparison
+from pipeline.enqueue.deployment import Agreement
 from pipeline.enqueue.epochs import RAISE_S, new_epoch
 from pipeline.errors import LogUnavailable, PipelineError, ShardKeyError, WrongDeployment, did_you_mean
 from pipeline.model.fingerprint import Fingerprint, differences
@@ -170,8 +170,8 @@ def renew_epochs(pipeline: Client) -> None:
             raise LogUnavailable(f"the epoch of {name!r} could not be raised", sent=False)
 
 
-def _noted(pipeline: Client) -> tuple[Comparison, Fingerprint]:
-    notes = Comparison(pipeline.log, pipeline.nodes, pipeline.topology)
+def _noted(pipeline: Client) -> tuple[Agreement, Fingerprint]:
+    notes = Agreement(pipeline.log, pipeline.nodes, pipeline.topology)
     for shard in pipeline.topology.shards:
         notes.ask(shard)
     if notes.noted is None:
@@ -179,7 +179,7 @@ def _noted(pipeline: Client) -> tuple[Comparison, Fingerprint]:
     return notes, notes.noted
 
 
-def _refuse_unless(notes: Comparison, expected: Fingerprint) -> None:
+def _refuse_unless(notes: Agreement, expected: Fingerprint) -> None:
     """Raise where the configuration differs from what it is expected to be after the change."""
     if found := [*notes.strangers(), *differences(notes.mine, expected), *notes.standing(expected)]:
         raise WrongDeployment(found)

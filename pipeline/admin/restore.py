@@ -14,7 +14,7 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from pipeline.client import Client
-from pipeline.enqueue.deployment import Comparison
+from pipeline.enqueue.deployment import Agreement
 from pipeline.errors import NotMigrated, PipelineError, Unavailable, WrongDeployment
 from pipeline.model.fingerprint import Fingerprint, differences
 from pipeline.model.op import START, Position, deleted_behind
@@ -119,7 +119,7 @@ def take_queue(pipeline: Client) -> Fingerprint:
         PipelineError: this Redis keeps the queue of another deployment, or the databases know none.
         WrongDeployment: the configuration differs in more than Redis and its prefix.
     """
-    notes = Comparison(pipeline.log, pipeline.nodes, pipeline.topology)
+    notes = Agreement(pipeline.log, pipeline.nodes, pipeline.topology)
     for shard in pipeline.topology.shards:
         notes.ask(shard)
     noted = notes.newest_of_shards
@@ -148,7 +148,7 @@ def create_own_tables(session: NodeSession) -> None:
             session.execute(sql)
 
 
-def _noted(pipeline: Client, shard: str) -> Comparison:
+def _noted(pipeline: Client, shard: str) -> Agreement:
     """Return the notes of Redis and of all shards, the one that was restored included, whose own note does not count.
 
     Raises:
@@ -157,7 +157,7 @@ def _noted(pipeline: Client, shard: str) -> Comparison:
     """
     if shard not in pipeline.topology.shards:
         raise PipelineError(f"[shards.{shard}] is not in {pipeline.settings.source}")
-    notes = Comparison(pipeline.log, pipeline.nodes, pipeline.topology)
+    notes = Agreement(pipeline.log, pipeline.nodes, pipeline.topology)
     for other in pipeline.topology.shards:
         if other != shard:
             notes.ask(other)

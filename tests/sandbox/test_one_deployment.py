@@ -167,6 +167,24 @@ def test_an_older_database_whose_log_is_whole_is_brought_up_to_date_by_the_log(s
     assert rows_of(client) == whole
 
 
+def test_a_replica_in_common_makes_no_common_deployment(site: Site) -> None:
+    run(site, 7)
+    copied = site.client(folder="staging", replicas=".")
+
+    with pytest.raises(WrongDeployment, match="url of its own"):
+        migrate(copied)
+
+
+def test_a_copy_of_the_databases_is_no_part_of_the_deployment(site: Site) -> None:
+    client = run(site, 7)
+    copied = site.client(folder="staging")
+    for shard in ("s0", "s1"):
+        restore(copied, shard, backup_of(client, shard))
+
+    with pytest.raises(WrongDeployment, match=r"whose s\d is sqlite .*; if the database has moved there"):
+        insert(copied)
+
+
 def test_a_redis_is_known_after_a_wipe_by_every_address_that_led_to_it(site: Site) -> None:
     run(site, 7)
     insert(site.client(redis={"url": "redis://proxy.invalid/0"}))
