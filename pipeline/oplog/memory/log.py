@@ -195,6 +195,9 @@ class MemoryLine:
         """See `appends.Line.replicated`."""
         return self._log.durable
 
+    def connect(self) -> None:
+        """See `appends.Line.connect`."""
+
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
         """See `appends.Line.pass_hole`."""
         return self._log.pass_hole(producer, bucket, seen, last)
