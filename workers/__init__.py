@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from celery import Celery
+from celery.loaders.app import AppLoader
 
 #: The folder that holds this package, its settings and the package `pipeline`.
 HOME = Path(__file__).resolve().parents[1]
 
 
-def _take_ours(name: str) -> None:
-    """Let a name mean the module beside this package: Celery looks into the working directory first.
-
-    The module runs at its first use, so a command that needs no configuration needs none.
-    """
+def _ours(name: str) -> ModuleType:
+    """Import the module beside this package: Celery puts the working directory first."""
     spec = PathFinder.find_spec(name, [str(HOME)])
     if spec is None or spec.loader is None:
         raise ImportError(f"{HOME} holds {__name__} but not {name}: install pydal-write-pipeline anew", name=name)
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[name] = module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
-for _name in ("pipeline", "celeryconfig"):
-    if _name not in sys.modules:
-        _take_ours(_name)
+class Loader(AppLoader):
+    """Takes Celery's settings from the module beside this package, at their first use."""
 
-app = Celery("workers", config_source="celeryconfig")
+    def config_from_object(self, obj: Any, silent: bool = False) -> bool:
+        """Take the settings.
+
+        Args:
+            obj: the name of the module.
+            silent: whether to return False where there are none.
+        """
+        return bool(super().config_from_object(_ours(obj), silent))
+
+
+if "pipeline" not in sys.modules:
+    _ours("pipeline")
+
+app = Celery("workers", loader=Loader, config_source="celeryconfig")
 
 # the app's settings module has to be importable first
 from workers import signals as signals  # noqa: E402

@@ -22,6 +22,7 @@ TURN_S = 1.0
 #: The chores of a shard, and the time between two of a kind, s.
 CHORES = {
     "reconcile": (upkeep.reconcile, 30),
+    "losses": (upkeep.name_losses, 20),
     "trim": (upkeep.trim, 10),
     "release": (upkeep.release_waiting, 15),
 }
@@ -47,8 +48,10 @@ class Chores:
             if log.take_lease(f"lineage:{scope.name}", LINEAGE_MS):
                 # before a request needs the epoch: it may lack the time to raise it
                 self._client.publisher.epoch_of(scope)
+                if scope.name != EVERYWHERE:
+                    self._client.row_ids.follow(scope.name)
         except PipelineError as error:
-            logger.warning("the epoch of %s could not be raised: %s", scope.name, error)
+            logger.warning("the epoch or the ids of %s could not be raised: %s", scope.name, error)
         for name in CHORES if scope.name != EVERYWHERE else ():
             self._do(name, scope.name)
         return TURN_S

@@ -38,7 +38,7 @@ def applier(shard: str) -> Applier:
     appliers, primary = _appliers(), here.nodes.primary(shard)
     known = appliers.get(shard)
     if known is None or known.node != primary.node:
-        verify(here.log, here.nodes, here.topology, (shard,))
+        verify(here.log, here.nodes, here.topology, (shard,), asking=True)
         known = appliers[shard] = Applier(shard, primary, here.log, here.settings.apply, step, here.settings.tables)
     return known
 

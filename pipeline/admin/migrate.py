@@ -29,6 +29,8 @@ from pipeline.shard.session import NodeSession, brief
 
 #: How long one statement may take, s: an index on a large table is slow.
 ALTER_S = 3_600
+#: Begins the name of the step that makes watermarks.
+_BUCKETS = "buckets "
 
 
 class Plan(NamedTuple):
@@ -87,7 +89,7 @@ def migrate(
     _refuse_moved(pipeline)
     _refuse_restored(pipeline)
     steps, faults = plan_of(pipeline, contracts=contracts)
-    kept = {schema.hash: (schema.name, schema.to_json()) for schema in _published(pipeline)}
+    kept = {schema.hash: (schema.name, schema.to_json()) for schema in published(pipeline)}
     ran: list[Step] = []
     for shard in pipeline.topology.shards:
         own = [step for step in steps if step.shard == shard and not step.contracts]
@@ -108,8 +110,26 @@ def migrate(
     return len(ran)
 
 
+def expand_shard(pipeline: Client, shard: str) -> None:
+    """Create on one shard what it lacks of all tables, but no watermark: that says what its rows have.
+
+    Args:
+        pipeline: the deployment.
+        shard: the shard's name.
+
+    Raises:
+        MigrationUnfinished: what could not be done.
+    """
+    found = [step for step in plan_of(pipeline).steps if step.shard == shard and not step.what.startswith(_BUCKETS)]
+    ran, faults = list[Step](), list[Fault]()
+    for _ in _run(pipeline, shard, found, ran, faults, offline=False, kept={}):
+        pass
+    if faults:
+        raise MigrationUnfinished(map(str, faults), len(ran))
+
+
 def _expansions(pipeline: Client) -> Iterator[Step | Fault]:
-    topology, schemas = pipeline.topology, _published(pipeline)
+    topology, schemas = pipeline.topology, published(pipeline)
     for shard in topology.shards:
         session = pipeline.nodes.primary(shard)
         fresh = set()
@@ -122,7 +142,9 @@ def _expansions(pipeline: Client) -> Iterator[Step | Fault]:
         marks = {} if "pipeline_watermarks" in fresh else ledger_queries.marks_of(session)
         lacking = sorted({*topology.buckets_of(shard), topology.reference_bucket} - marks.keys())
         if lacking:
-            yield Step(shard, f"buckets {format_ranges(lacking)}", ledger_queries.buckets_sql(session.dialect, lacking))
+            yield Step(
+                shard, f"{_BUCKETS}{format_ranges(lacking)}", ledger_queries.buckets_sql(session.dialect, lacking)
+            )
         for schema in schemas:
             yield from expand(session, shard, schema, topology)
 
@@ -134,7 +156,7 @@ def _contractions(pipeline: Client) -> Iterator[Step | Fault]:
         # an older release does not keep the time: the first run upgrades, the next one contracts
         if any(column.name == "kept_ms" for column in columns.columns_of(session, "pipeline_schemas")):
             known = known_definitions(session)
-            for schema in _published(pipeline):
+            for schema in published(pipeline):
                 yield from contract(session, shard, schema, known.get(schema.name, []), queued)
 
 
@@ -181,7 +203,12 @@ def _writing(pipeline: Client, shard: str) -> Iterator[NodeSession]:
         yield session
 
 
-def _published(pipeline: Client) -> list[TableSchema]:
+def published(pipeline: Client) -> list[TableSchema]:
+    """Return the newest definition of each table; one that others refer to comes before them.
+
+    Args:
+        pipeline: the deployment.
+    """
     return _parents_first([TableSchema.from_json(text) for _, text in sorted(pipeline.log.newest_schemas().items())])
 
 

@@ -13,7 +13,7 @@ from pipeline.apply import rejections
 from pipeline.apply.attempt import Attempt
 from pipeline.apply.batch import Batch
 from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
-from pipeline.apply.turns import SCHEMA_DELAY_MS, Turns, ms_since
+from pipeline.apply.turns import SCHEMA_DELAY_MS, ShardTurns, ms_since
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.model.op import Position
@@ -34,7 +34,7 @@ _DETAIL = 300
 logger = logging.getLogger("pipeline.apply")
 
 
-class Applier(Turns):
+class Applier(ShardTurns):
     """Applies one shard's ops in this process.
 
     Args:

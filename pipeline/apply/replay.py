@@ -16,7 +16,7 @@ from pipeline.apply.batch import Batch
 from pipeline.apply.grouping import Item
 from pipeline.apply.held_rows import HeldRows
 from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
-from pipeline.apply.turns import Turns
+from pipeline.apply.turns import ShardTurns
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import PipelineError, ShardUnavailable
 from pipeline.model.op import START, Position
@@ -65,7 +65,7 @@ class Trial(PipelineError):
     """All of the transaction is to be rolled back: an operator has asked what it would do."""
 
 
-class Replay(Turns):
+class Replay(ShardTurns):
     """Replays one shard's ops.
 
     Args:

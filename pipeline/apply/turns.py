@@ -49,8 +49,8 @@ class Contended(PipelineError):
         self.locked = fault_of(error) is Fault.LOCKED
 
 
-class Turns(ABC):
-    """Turns of transactions; what they take, and what follows a commit, is a subclass's.
+class ShardTurns(ABC):
+    """ShardTurns of transactions; what they take, and what follows a commit, is a subclass's.
 
     Args:
         shard: its name.

@@ -2,8 +2,8 @@
 
 The rule `hash`, in full:
 
-* An int from 2**57 up to 2**63 is an id of this package. The bucket of an id is `(id >> 12) & 1023`, modulo the number
-  of buckets. So a row whose shard key is such an id shares the bucket of the row that it refers to.
+* An int from 2**49 up to 2**53 is an id of this package. The bucket of an id is `id & 1023`, modulo the number of
+  buckets. So a row whose shard key is such an id shares the bucket of the row that it refers to.
 * Any other key is taken as text, and its bucket is `crc32(text) % buckets`. Keys of the same text share a bucket,
   whatever their type: 7, "7" and Decimal("7"). So the decimal digits of an id have the bucket of the id.
 
@@ -22,13 +22,9 @@ from zlib import crc32
 
 from pipeline.config.settings import TableSettings
 from pipeline.errors import ConfigError, ShardKeyError
+from pipeline.model.ids import END, SMALLEST
 
 Rule = Callable[[Any], int]
-
-#: Ids are 41 bits of ms, 10 of bucket, 7 of producer, 5 of sequence. Every id is at least the first number, and less
-#: than the second: the 64th bit is never set.
-ID_SMALLEST, ID_END = 1 << 57, 1 << 63
-_BUCKET_SHIFT, _BUCKET_MASK = 12, 1023
 
 
 def compile_rule(table: TableSettings, buckets: int) -> Rule:
@@ -73,15 +69,15 @@ def canonical(key: Any, table: TableSettings) -> bytes:
 def _hash(table: TableSettings, buckets: int) -> Rule:
     def of_any(key: Any) -> int:
         text = canonical(key, table)
-        if 18 <= len(text) <= 19 and text.isdigit() and text[0] != 48 and ID_SMALLEST <= (id := int(text)) < ID_END:
-            return (id >> _BUCKET_SHIFT & _BUCKET_MASK) % buckets
+        if 15 <= len(text) <= 16 and text.isdigit() and text[0] != 48 and SMALLEST <= (id := int(text)) < END:
+            return (id & 1023) % buckets
         return crc32(text) % buckets
 
     def rule(key: Any) -> int:
         if type(key) is not int:
             return of_any(key)
-        if ID_SMALLEST <= key < ID_END:
-            return (key >> _BUCKET_SHIFT & _BUCKET_MASK) % buckets
+        if SMALLEST <= key < END:
+            return (key & 1023) % buckets
         return crc32(b"%d" % key) % buckets
 
     return rule

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from pipeline.config.bucket_ranges import format_ranges
 from pipeline.config.topology import Topology
-from pipeline.errors import NotMigrated, Unavailable, WrongDeployment
+from pipeline.errors import LogUnavailable, NotMigrated, Unavailable, WrongDeployment
 from pipeline.model.fingerprint import Fingerprint, differences, newest, strangers, table_differences
 from pipeline.model.op import deleted_behind
 from pipeline.model.schema import TableSchema
@@ -24,6 +24,8 @@ from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.table_facts import dotted_name
 
+#: How often a comparison begins anew because another process noted something meanwhile.
+TRIES = 5
 logger = logging.getLogger("pipeline.deployment")
 
 
@@ -53,6 +55,11 @@ class Notes:
         """The newest fingerprint that was found."""
         return newest((self.redis, *self.shards.values()))
 
+    @property
+    def newest_of_shards(self) -> Fingerprint | None:
+        """The newest fingerprint that a database keeps."""
+        return newest(self.shards.values())
+
     def unknown(self, shard: str) -> bool:
         """Return whether Redis does not know the address of a shard's database.
 
@@ -60,6 +67,11 @@ class Notes:
             shard: its name.
         """
         return self.redis is None or not self.mine.known(shard) & self.redis.known(shard)
+
+    @property
+    def by_another_name(self) -> bool:
+        """Whether this process calls Redis by an address that is not noted: after a wipe only the address is left."""
+        return self.redis is not None and not {*self.mine.redis} <= {*self.redis.redis}
 
     def ask(self, shard: str) -> None:
         """Read what the database of a shard keeps.
@@ -78,8 +90,12 @@ class Notes:
         noted = self.noted
         if noted is None:
             return []
-        found = strangers(self.mine, self.redis, self.shards, self._names)
-        return found or [*differences(self.mine, noted), *self._standing(noted)]
+        found = self.strangers()
+        return found or [*differences(self.mine, noted), *self.standing(noted)]
+
+    def strangers(self) -> list[str]:
+        """Return a sentence for each server that belongs to another deployment, or that nobody knows."""
+        return strangers(self.mine, self.redis, self.shards, self._names)
 
     def refuse(self) -> None:
         """Raise where something does not fit.
@@ -90,21 +106,43 @@ class Notes:
         if found := self.faults():
             raise WrongDeployment(found)
 
+    @property
+    def named(self) -> Fingerprint:
+        """This process's own, with the names of the databases that were asked, and of no others."""
+        names = [(one, tuple(sorted({*self.mine.known(one), self._names[one]} - {""}))) for one in self.shards]
+        return replace(self.mine, databases=tuple(names))
+
     def settled(self) -> Fingerprint:
         """Return the fingerprint that the deployment is to keep, where nothing is at fault; draw one where it has none.
 
         The fingerprint learns the names of the databases that were asked, and how tables without rows are spread.
         """
-        names = [(one, tuple(sorted({*self.mine.known(one), self._names[one]} - {""}))) for one in self.shards]
-        mine = replace(self.mine, databases=tuple(names))
-        noted = self.noted
+        noted, mine = self.noted, self.named
         if noted is None:
             return replace(mine, deployment=uuid4().hex)
         met = noted.meeting(mine)
         return met if met.tables == mine.tables else replace(met, tables=mine.tables, version=met.version + 1)
 
+    def keep(self, new: Fingerprint) -> bool:
+        """Store a fingerprint where it is not yet: in Redis, and in the databases that were asked; a change in all.
+
+        Args:
+            new: in force from then on.
+
+        Returns:
+            Whether it is kept; False where another process has noted another one meanwhile.
+        """
+        text, changes = new.to_json(), self.noted is not None and new.version > self.noted.version
+        if self.redis != new and not self._log.note_deployment(self._seen, text):
+            return False
+        for shard in self._nodes.shards if changes else self.shards:
+            if changes or self.shards[shard] != new:
+                ledger_queries.keep_fingerprint(self._nodes.primary(shard), text)
+        self._seen, self.redis = text, new
+        return True
+
     def publish(self, new: Fingerprint) -> None:
-        """Store a fingerprint where it is not yet: in Redis, and in the databases that were asked, or in all.
+        """Store a fingerprint, as `keep` does.
 
         Args:
             new: in force from then on.
@@ -112,16 +150,15 @@ class Notes:
         Raises:
             WrongDeployment: another process has changed it meanwhile.
         """
-        text, changed = new.to_json(), self.noted is not None and new.version > self.noted.version
-        if self.redis != new and not self._log.note_deployment(self._seen, text):
+        if not self.keep(new):
             raise WrongDeployment(["another process changes the deployment's fingerprint right now; try again"])
-        for shard in self._nodes.shards if changed else self.shards:
-            if changed or self.shards[shard] != new:
-                ledger_queries.keep_fingerprint(self._nodes.primary(shard), text)
-        self._seen, self.redis = text, new
 
-    def _standing(self, noted: Fingerprint) -> list[str]:
-        """Return the differences of those tables that have a row on some shard."""
+    def standing(self, noted: Fingerprint) -> list[str]:
+        """Return the differences of those tables that have a row on some shard.
+
+        Args:
+            noted: the deployment's fingerprint.
+        """
         found = table_differences(self.mine, noted)
         if not found:
             return []
@@ -131,7 +168,7 @@ class Notes:
         return [why for name, why in found.items() if any(holds_rows(one, named[name]) for one in primaries)]
 
 
-def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str]) -> None:
+def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str], *, asking: bool = False) -> None:
     """Raise unless the configuration fits the deployment; give Redis what it has forgotten, or has not known.
 
     Args:
@@ -139,21 +176,26 @@ def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str]) ->
         nodes: the databases.
         topology: the configuration.
         shards: those that are about to be written to.
+        asking: whether to ask their databases, too, that Redis knows.
 
     Raises:
         WrongDeployment: it does not fit; nothing was changed.
         NotMigrated: no database keeps a fingerprint.
         ShardUnavailable: a database that has to be asked did not answer.
     """
-    notes = Notes(log, nodes, topology)
-    for shard in shards:
-        if notes.unknown(shard):
-            notes.ask(shard)
-    notes.refuse()
-    if notes.noted is None:
-        raise NotMigrated(", ".join(shards), "it keeps no fingerprint")
-    if (settled := notes.settled()) != notes.redis:
-        notes.publish(settled)
+    for _ in range(TRIES):
+        notes = Notes(log, nodes, topology)
+        for shard in shards:
+            if asking or notes.unknown(shard):
+                notes.ask(shard)
+            elif notes.by_another_name:
+                _ask_if_there(notes, shard)
+        notes.refuse()
+        if notes.noted is None:
+            raise NotMigrated(", ".join(shards), "it keeps no fingerprint")
+        if notes.keep(notes.settled()):
+            return
+    raise LogUnavailable("the deployment's fingerprint keeps changing", sent=False)
 
 
 def settle(log: Log, nodes: Nodes, topology: Topology) -> None:
@@ -170,13 +212,17 @@ def settle(log: Log, nodes: Nodes, topology: Topology) -> None:
     """
     notes = Notes(log, nodes, topology)
     for shard in topology.shards:
-        try:
-            notes.ask(shard)
-        except Unavailable as error:
-            logger.warning("the configuration is not compared with shard %s yet: %s", shard, error)
+        _ask_if_there(notes, shard)
     notes.refuse()
-    if None not in notes.shards.values() and {notes.redis, *notes.shards.values()} != {notes.settled()}:
-        notes.publish(notes.settled())
+    if None not in notes.shards.values():
+        notes.keep(notes.settled())
+
+
+def _ask_if_there(notes: Notes, shard: str) -> None:
+    try:
+        notes.ask(shard)
+    except Unavailable as error:
+        logger.warning("the configuration is not compared with shard %s yet: %s", shard, error)
 
 
 def faults_of(log: Log, nodes: Nodes, topology: Topology) -> list[str]:

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 
 from pipeline import clock
 from pipeline.config.topology import Topology
 from pipeline.enqueue.deployment import verify
-from pipeline.enqueue.row_ids import RowIds
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.shipment import Acked, Sender
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
@@ -59,7 +58,7 @@ class EpochCache:
         """Begin, in a child anew: a fork may have taken place while another thread held a lock."""
         self.learnt = 0
         self._raising, self._running_lock = threading.Lock(), threading.Lock()
-        self._running: dict[Scope, Future[int]] = {}
+        self._running: dict[str, Future[int]] = {}
 
     def of(self, scope: Scope) -> int:
         """Return a scope's epoch, learnt if need be; see `after`."""
@@ -67,8 +66,7 @@ class EpochCache:
 
     def asked(self, scope: Scope) -> int:
         """Ask the server for a scope's epoch, and learn it; raise it if it was given out on another; see `after`."""
-        known, (epoch, current, _) = self.known.get(scope.name, 0), self._log.epoch(scope.name)
-        return known if epoch == known and current else self.after(scope, known)
+        return self._in_time(f"{scope.name} asked", lambda: self._asked(scope), scope)
 
     def after(self, scope: Scope, stale: int) -> int:
         """Return an epoch that is not *stale*.
@@ -77,33 +75,38 @@ class EpochCache:
             LogUnavailable: there is none as soon as its caller needs it; it is being raised, and nothing was sent.
             ShardUnavailable: a primary did not answer.
         """
-        wait_budgets = self._wait_budgets
-        budget = wait_budgets.here.budget
+        return self._in_time(scope.name, lambda: self._raised(scope, stale), scope)
+
+    def _in_time(self, what: str, work: Callable[[], int], scope: Scope) -> int:
+        """Return an epoch; where the caller has a budget, one thread at a time finds it: all callers wait for it."""
+        budget = self._wait_budgets.here.budget
         if budget is None:
-            return self._raised(scope, stale)
-        with wait_budgets.spending():
-            return self._raised_aside(scope, stale, max(0.0, budget.left_s))
+            return work()
 
-    def _raised_aside(self, scope: Scope, stale: int, wait_s: float) -> int:
-        """Let a thread raise the epoch, one at a time for each scope: all callers wait for the same."""
-        with self._running_lock:
-            future = self._running.get(scope)
-            if future is None:
-                future = self._running[scope] = Future()
-                given = (lambda: self._raised_once(scope, stale), future, self._wait_budgets.ended)
-                threading.Thread(target=perform, args=given, name="pipeline-epochs", daemon=True).start()
-        try:
-            return waited(future, wait_s)
-        except WaitBudgetSpent as error:
-            why = f"a new epoch of {scope.name!r} was not raised within {wait_s * 1000:.0f} ms; it is being raised"
-            raise LogUnavailable(why, sent=False) from error
+        def once() -> int:
+            try:
+                return work()
+            finally:
+                with self._running_lock:
+                    del self._running[what]  # the next caller begins anew: what has ended may not be true any more
 
-    def _raised_once(self, scope: Scope, stale: int) -> int:
-        try:
-            return self._raised(scope, stale)
-        finally:
+        with self._wait_budgets.spending():
+            wait_s = max(0.0, budget.left_s)
             with self._running_lock:
-                del self._running[scope]  # the next caller begins anew: what has ended may not be true any more
+                future = self._running.get(what)
+                if future is None:
+                    future = self._running[what] = Future()
+                    given = (once, future, self._wait_budgets.ended)
+                    threading.Thread(target=perform, args=given, name="pipeline-epochs", daemon=True).start()
+            try:
+                return waited(future, wait_s)
+            except WaitBudgetSpent as error:
+                why = f"a new epoch of {scope.name!r} was not raised within {wait_s * 1000:.0f} ms; it is being raised"
+                raise LogUnavailable(why, sent=False) from error
+
+    def _asked(self, scope: Scope) -> int:
+        known, (epoch, current, _) = self.known.get(scope.name, 0), self._log.epoch(scope.name)
+        return known if epoch == known and current else self._raised(scope, known)
 
     def _raised(self, scope: Scope, stale: int) -> int:
         with self._raising:
@@ -127,12 +130,12 @@ class Authority:
     Args:
         log: has the epochs, and what is not applied yet.
         nodes: the databases.
-        schemas, row_ids: have to publish or to lease anew what a new server has forgotten.
+        topology: which shards hold a bucket.
+        schemas: have to publish anew what a new server has forgotten.
     """
 
-    def __init__(self, log: Log, nodes: Nodes, topology: Topology, schemas: SchemaPublisher, row_ids: RowIds):
-        self._log, self._nodes, self._topology = log, nodes, topology
-        self._schemas, self._row_ids = schemas, row_ids
+    def __init__(self, log: Log, nodes: Nodes, topology: Topology, schemas: SchemaPublisher):
+        self._log, self._nodes, self._topology, self._schemas = log, nodes, topology, schemas
 
     def raise_epoch(self, scope: Scope) -> int:
         """Return the scope's epoch on the server as it is now, raised if it was given out on another.
@@ -149,10 +152,11 @@ class Authority:
         for _ in clock.polls(RAISE_S, first_s=0.01):
             epoch, current, seen = log.epoch(scope.name)
             # after the epoch was read: a change of the fingerprint is noted before it raises the epochs
-            verify(log, self._nodes, self._topology, scope.shards)
-            if epoch and current:
+            given = bool(epoch and current)
+            verify(log, self._nodes, self._topology, scope.shards, asking=not given)
+            if given:
                 return epoch
-            new = _new_epoch(self._nodes, scope, epoch)
+            new = new_epoch(self._nodes, scope, epoch)
             if log.raise_epoch(scope.name, seen, new):
                 level = logging.WARNING if epoch else logging.INFO
                 why, _, bucket = seen.rpartition(" ")[2].partition(":")
@@ -163,9 +167,8 @@ class Authority:
         raise LogUnavailable(f"the epoch of {scope.name!r} could not be raised", sent=False)
 
     def renew(self) -> None:
-        """Give a new server what it may have forgotten: the schemas of this process, and the lease on row ids."""
+        """Give a new server what it may have forgotten: the schemas of this process."""
         self._schemas.republish()
-        self._row_ids.renewed()
 
     def settle(self, scope: Scope, epoch: int, acked: Mapping[Sender, Acked]) -> set[Sender]:
         """Judge what was acknowledged under an epoch that is over, and record what is lost on each shard.
@@ -222,7 +225,17 @@ class Authority:
         return not (ahead and ahead[0].position.epoch < epoch) and self._log.epoch(scope.name)[:2] == (epoch, True)
 
 
-def _new_epoch(nodes: Nodes, scope: Scope, known: int) -> int:
+def new_epoch(nodes: Nodes, scope: Scope, known: int) -> int:
+    """Return an epoch above all that are known of a scope; its primaries have given it out.
+
+    Args:
+        nodes: the databases.
+        scope: whose epoch.
+        known: an epoch that the new one is above.
+
+    Raises:
+        ShardUnavailable: the primary of a shard in the scope did not answer.
+    """
     for shard in scope.shards:
         for replica in nodes.replicas(shard):
             try:

@@ -1,6 +1,6 @@
-"""Make row ids of this process's leases, from Redis or, while Redis is away, from the host's reserve.
+"""Make row ids of blocks that Redis gave to this process or, while Redis is away, of the host's reserve.
 
-The layout of an id, and why leases make ids unique, is in `pipeline.model.ids`.
+The layout of an id, and why ids are unique, is in `pipeline.model.ids`.
 """
 
 from __future__ import annotations
@@ -8,28 +8,47 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Iterator
+from operator import length_hint
 
+from pipeline import clock
+from pipeline.config.topology import Topology
 from pipeline.enqueue.redis_away import RedisAway
-from pipeline.errors import IdsUsedUp, LogUnavailable, NoProducerNumber, PipelineFull, Unavailable
-from pipeline.model.ids import EPOCH_MS, OLDEST_MS, SPAN_MS, Lease
+from pipeline.errors import IdsUsedUp, LogUnavailable, Unavailable
+from pipeline.model.ids import FIRST_SPAN, SPANS, Given, ids_of
 from pipeline.oplog.contract import SharedState
+from pipeline.shard.nodes import Nodes
+from pipeline.shard.records import ledger_queries
+from pipeline.spool.id_reserve import IdReserve
+from pipeline.spool.null_spool import NullSpool
+from pipeline.wait_budget import WaitBudgetSpent
 
+#: The least and the most ids of a block. A block has twice what the one before was used for.
+LEAST, MOST = 8, 1 << 16
+#: The rest of a block is dropped after so long, ms: rows of two processes sort by their time, to a second.
+FRESH_MS = 1000
+#: What a host keeps of each bucket for when Redis is away.
+RESERVE = 1 << 16
+#: The time between two checks of the reserve, s, and the share of what a caller may wait that one may take.
+RESERVE_CHECK_S, RESERVE_SHARE = 60.0, 0.3
+#: How long one process may take to fetch a span before another fetches one too, s; and how long all wait for it, s.
+SPAN_LEASE_S, SPAN_S = 2.0, 10.0
 logger = logging.getLogger("pipeline.ids")
 
 
 class RowIds:
-    """Makes ids. Thread-safe; a fork goes on with leases of its own.
+    """Makes ids. Thread-safe; a fork goes on with blocks of its own.
 
     Args:
-        log: leases the numbers.
-        away: has the host's reserve, and the wait budgets: the time for which one waits until another has a lease
+        log: gives the blocks.
+        topology: which shard gives the spans of a bucket.
+        nodes: the shards' databases.
+        away: has the host's reserve, and the wait budgets: the time for which one waits until another has a block
             counts too.
     """
 
-    _span: Lease | None
-
-    def __init__(self, log: SharedState, away: RedisAway):
-        self._log, self._away = log, away
+    def __init__(self, log: SharedState, topology: Topology, nodes: Nodes, away: RedisAway):
+        self._log, self._topology, self._nodes, self._away = log, topology, nodes, away
         self._start()
 
     def new(self, bucket: int, now_ms: int) -> int:
@@ -39,63 +58,144 @@ class RowIds:
             now_ms: the wall clock, in ms since 1970.
 
         Raises:
-            NoProducerNumber: all numbers are leased.
-            LogUnavailable: a lease was due and Redis did not answer.
+            Unavailable: a block was due, Redis or a new span's database did not answer, and there is no spool.
             IdsUsedUp: the same, and the host's reserve has none left.
         """
-        if self._pid != os.getpid():  # a fork must not go on with its parent's number
+        if not self._fresh_from_ms <= now_ms < self._fresh_until_ms or self._pid != os.getpid():
+            self._freshen(now_ms)
+        while True:
+            try:
+                return next(self._blocks[bucket])
+            except (KeyError, StopIteration):
+                self._refill(bucket)
+
+    def follow(self, shard: str) -> None:
+        """Let a shard's ids follow the clock into the next span, and give them a span after Redis lost the last one.
+
+        Raises:
+            Unavailable: Redis or the shard's primary did not answer; call again later.
+        """
+        given = self._log.give_ids(shard, {})
+        if given.starts is None or given.span < given.due:
+            self._log.give_ids(shard, {}, self._new_span(shard, given))
+
+    def _start(self) -> None:
+        """Begin, in a child anew: a fork must not go on with its parent's blocks, nor wait for its locks."""
+        self._pid, self._lock = os.getpid(), threading.Lock()
+        self._fresh_from_ms = self._fresh_until_ms = 0
+        self._blocks: dict[int, Iterator[int]] = {}
+        self._sizes: dict[int, int] = {}  # of each bucket's last block; once it was dropped, how much of it was used
+        self._reserve_due_s = 0.0
+
+    def _freshen(self, now_ms: int) -> None:
+        """Drop what is left of the blocks, unless Redis is away: then they are used to the end."""
+        if self._pid != os.getpid():
             self._start()
+        if not self._away.open:
+            for bucket, block in list(self._blocks.items()):
+                self._sizes[bucket] -= length_hint(block)
+            self._blocks = {}
+        self._fresh_from_ms, self._fresh_until_ms = now_ms, now_ms + FRESH_MS
+
+    def _refill(self, bucket: int) -> None:
+        """Get new blocks: of all buckets of the shard, so that each of them costs no round trip of its own."""
         lock = self._lock
-        if not lock.acquire(blocking=False):
-            self._away.wait_budgets.enter(lock)
+        self._away.wait_budgets.enter(lock)
         try:
-            now = now_ms - EPOCH_MS
-            if now < OLDEST_MS:
-                now = OLDEST_MS
-            tick = self._ticks.get(bucket, 0) + 1
-            if tick < now << 5:
-                tick = now << 5
-            lease = self._span
-            if lease is None or tick >> 5 > lease.until_ms:
-                lease = self._span = self._lease(lease, max(now, tick >> 5) + SPAN_MS)
-            if tick >> 5 <= lease.after_ms:
-                tick = (lease.after_ms + 1) << 5
-            self._ticks[bucket] = tick
-            return (tick >> 5) << 22 | bucket << 12 | lease.number << 5 | (tick & 31)
+            if length_hint(self._blocks.get(bucket, ())):
+                return  # another thread's
+            for one, counters in self._given(bucket).items():
+                self._sizes[one], self._blocks[one] = len(counters), iter(ids_of(one, counters))
         finally:
             lock.release()
 
-    def renewed(self) -> None:
-        """Note that Redis may have forgotten whose the host's reserve is."""
-        self._away.spool.reserve.doubt()
-
-    def _start(self) -> None:
-        self._pid, self._lock = os.getpid(), threading.Lock()
-        self._token = os.urandom(8).hex()
-        self._span = None
-        self._ticks: dict[int, int] = {}  # per bucket: ms * 32 + sequence of its last id
-
-    def _lease(self, lease: Lease | None, until_ms: int) -> Lease:
-        away, reserve = self._away, self._away.spool.reserve
-        if away.open:
-            try:
-                return reserve.lease(until_ms)
-            except IdsUsedUp:
-                if away.tripped:
-                    raise
+    def _given(self, bucket: int) -> dict[int, range]:
+        away, shard = self._away, self._topology.shard_of(bucket)
+        wanted = self._wanted(shard)
+        kept = self._reserved(bucket, wanted[bucket]) if away.open else None
+        if kept is not None:
+            return kept
         try:
-            leased = self._log.lease_ids(self._token, lease, until_ms)
-        except (LogUnavailable, PipelineFull) as error:
-            away.hear(error)
-            return reserve.lease(until_ms)
-        except NoProducerNumber as none_free:  # as when more processes start in a minute than there are numbers
-            try:
-                return reserve.lease(until_ms)
-            except IdsUsedUp:
-                raise none_free from None
-        try:
-            reserve.refill(self._log.lease_host_ids)
+            given = self._asked(shard, wanted)
         except Unavailable as error:
             away.hear(error)
-            logger.warning("no ids in reserve for when Redis is away: %s", error)
-        return leased
+            kept = self._reserved(bucket, wanted[bucket])
+            return kept or self._asked_at_last(bucket, wanted[bucket])
+        self._see_to_the_reserve()
+        return given
+
+    def _wanted(self, shard: str) -> dict[int, int]:
+        """Return how many ids to ask for: twice what was used, so that a bulk load asks ever less often."""
+        buckets = self._topology.buckets_of(shard)
+        used = [self._sizes.get(one, 0) - length_hint(self._blocks.get(one, ())) for one in buckets]
+        least = max(LEAST, 2 * sum(used) // len(used))
+        return {one: min(max(2 * n, least), MOST) for one, n in zip(buckets, used, strict=True)}
+
+    def _asked(self, shard: str, wanted: dict[int, int]) -> dict[int, range]:
+        """Ask the log; fetch a span where it has none."""
+        starts = self._log.give_ids(shard, wanted).starts
+        if starts is None:
+            try:
+                starts = self._away.wait_budgets.aside(lambda: self._asked_with_span(shard, wanted))
+            except WaitBudgetSpent as error:
+                raise LogUnavailable(f"no new ids of shard {shard!r} yet: {error}", sent=False) from error
+        return {bucket: range(start, start + wanted[bucket]) for bucket, start in starts.items()}
+
+    def _asked_with_span(self, shard: str, wanted: dict[int, int]) -> dict[int, int]:
+        """Let one process of all fetch a span; the others wait for it, or after a while fetch one too."""
+        log, lease, began_s = self._log, f"span:{shard}", clock.mono_s()
+        for _ in clock.polls(SPAN_S, first_s=0.005):
+            mine = log.take_lease(lease, int(SPAN_LEASE_S * 1000)) or clock.mono_s() - began_s > SPAN_LEASE_S
+            given = log.give_ids(shard, wanted)
+            if given.starts is None and mine:
+                given = log.give_ids(shard, wanted, self._new_span(shard, given))
+            if mine:
+                log.release_lease(lease, "1")
+            if given.starts is not None:
+                return given.starts
+        raise LogUnavailable(f"shard {shard!r} got no span of ids", sent=False)
+
+    def _new_span(self, shard: str, given: Given) -> int:
+        span = ledger_queries.give_span(self._nodes.primary(shard), given.span, max(given.due, FIRST_SPAN))
+        if span >= SPANS:
+            raise IdsUsedUp(f"shard {shard!r} has given out all of its ids")
+        logger.info("new span of ids shard=%s span=%d (was %d)", shard, span, given.span)
+        return span
+
+    def _reserved(self, bucket: int, most: int) -> dict[int, range] | None:
+        """Take from the host's reserve; None where it has nothing."""
+        try:
+            return {bucket: self._away.spool.reserve.take(bucket, most)}
+        except IdsUsedUp:
+            return None
+
+    def _asked_at_last(self, bucket: int, most: int) -> dict[int, range]:
+        """Ask once more, for as long again: a new host has no reserve, and under load other things take the time."""
+        shard, wait_budgets = self._topology.shard_of(bucket), self._away.wait_budgets
+        with wait_budgets.within(wait_budgets.budget()):
+            try:
+                return self._asked(shard, {bucket: most})
+            except Unavailable as error:
+                logger.warning("no ids from Redis: %s", error)
+        return {bucket: self._away.spool.reserve.take(bucket, most)}
+
+    def _see_to_the_reserve(self) -> None:
+        """See that the host has a reserve: each process looks once a minute, and once an hour one of them renews it."""
+        now_s, away, spool = clock.mono_s(), self._away, self._away.spool
+        if isinstance(spool, NullSpool) or now_s < self._reserve_due_s:
+            return
+        self._reserve_due_s = now_s + RESERVE_CHECK_S
+        try:
+            away.wait_budgets.aside(lambda: self._renew(spool.reserve), share=RESERVE_SHARE)
+        except WaitBudgetSpent:
+            logger.info("the host's reserve of ids is being renewed")
+
+    def _renew(self, reserve: IdReserve) -> None:
+        with reserve.lock().tried() as mine:
+            for shard in self._topology.shards if mine else ():
+                buckets = self._topology.buckets_of(shard)
+                try:
+                    if any(map(reserve.due, buckets[:1])):
+                        reserve.keep(self._asked(shard, dict.fromkeys(buckets, RESERVE)))
+                except Unavailable as error:
+                    logger.warning("no ids of shard %s in reserve for when Redis is away: %s", shard, error)

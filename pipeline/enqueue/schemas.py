@@ -73,7 +73,7 @@ class SchemaPublisher:
         answer, rejects the op with the database's reason if the id does not fit.
 
         Raises:
-            BadOp: the table keeps its ids in an INT column, where a 64-bit id does not fit.
+            BadOp: the table keeps its ids in an INT column, where a 53-bit id does not fit.
         """
         if self._topology.table(schema.name).ids != "pipeline":
             return
@@ -84,7 +84,7 @@ class SchemaPublisher:
             return
         if kind is not None and not columns.holds_64_bits(kind):
             raise BadOp(
-                f"table {schema.name!r} keeps its ids in a column of type {kind}, which cannot hold a 64-bit id: "
+                f"table {schema.name!r} keeps its ids in a column of type {kind}, which cannot hold a 53-bit id: "
                 f"run ALTER TABLE {schema.name} MODIFY {schema.id_name} BIGINT NOT NULL AUTO_INCREMENT, "
                 f'or set [tables.{schema.name}] ids = "database"'
             )

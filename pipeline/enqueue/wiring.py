@@ -55,8 +55,8 @@ def wire_writes(log: Log, nodes: Nodes, topology: Topology, bell: Bell | SilentB
         away: where ops go while Redis does not answer, and how long a call may wait for it.
     """
     schemas = SchemaPublisher(log, nodes, topology, away)
-    row_ids = RowIds(log, away)
-    authority = Authority(log, nodes, topology, schemas, row_ids)
+    row_ids = RowIds(log, topology, nodes, away)
+    authority = Authority(log, nodes, topology, schemas)
     publisher = Publisher(log, topology, bell, authority, away=away)
     follower = Follower(topology, nodes, log, away.spool, publisher)
     op_builder = OpBuilder(topology, row_ids, schemas)

@@ -75,8 +75,10 @@ class Fingerprint(msgspec.Struct, frozen=True):
         Args:
             mine: a process's own.
         """
+        met = self.meeting(mine)
         return msgspec.structs.replace(
-            self.meeting(mine),
+            met,
+            databases=tuple(pair for pair in met.databases if pair[0] in dict(mine.shards)),
             buckets=mine.buckets,
             shards=mine.shards,
             tables=mine.tables,
@@ -92,7 +94,7 @@ class Fingerprint(msgspec.Struct, frozen=True):
             other: of the same deployment.
         """
         names = dict.fromkeys(name for name, _ in (*self.databases, *other.databases))
-        databases = tuple((name, tuple(sorted(self.known(name) | other.known(name)))) for name in names)
+        databases = tuple((name, tuple(sorted(self.known(name) | other.known(name)))) for name in sorted(names))
         redis = tuple(sorted({*self.redis, *other.redis}))
         return msgspec.structs.replace(self, databases=databases, redis=redis)
 

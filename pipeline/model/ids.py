@@ -1,44 +1,64 @@
-"""Lay out 64-bit row ids that exist before their row does, and carry their bucket.
+"""Lay out the 53-bit ids of rows: there before their row is, exact in JavaScript's numbers, with the row's bucket.
 
-    41 bits ms since 2024 · 10 bits bucket · 7 bits producer number · 5 bits sequence
+    43 bits counter of the bucket · 10 bits bucket
 
-Ids are unique because a producer number is leased together with a span of milliseconds (`Lease`). The next lease of the
-number starts behind that span, whatever the clocks of the two machines say.
-
-The layout (time, logical shard, sequence) follows Instagram's and Pinterest's. The lease is ours: such schemes make the
-same id twice where worker numbers are not leased.
+A counter is given once. Counters come in *spans* of 2**22. The database of a shard gives each span once, to the log's
+server, which gives the counters of the span's buckets in blocks. A server that has forgotten what it gave needs another
+span. So ids are unique whatever the server forgets and whatever clocks say.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-#: 2024-01-01T00:00:00Z in ms. 41 bits from here last until 2093.
-EPOCH_MS = 1_704_067_200_000
-#: Every id is at least this (2**35 ms after the epoch is February 2025), so size distinguishes an id from a legacy key.
-SMALLEST = 1 << 57
-#: Milliseconds that one lease grants. A busy producer runs at most so far ahead of its clock.
-SPAN_MS = 60_000
-#: Numbers for processes, and behind them those that hosts keep in reserve for when Redis is away: 7 bits in all.
-PRODUCERS, HOSTS = 112, 16
-#: The first millisecond of an id, counted from `EPOCH_MS`.
-OLDEST_MS = SMALLEST >> 22
+#: 2024-01-01T00:00:00Z in ms; a bucket's counter follows the clock from here, eight to the millisecond, until 2058.
+EPOCH_MS, PER_MS = 1_704_067_200_000, 8
+#: Every id is at least the first number and less than the second, so size distinguishes an id from a legacy key.
+SMALLEST, END = 1 << 49, 1 << 53
+#: Counters of a bucket in a span: what the clock passes in nine minutes.
+SPAN = 1 << 22
+#: The first span whose ids are large enough, and the end of all spans.
+FIRST_SPAN, SPANS = (SMALLEST >> 10) // SPAN, (END >> 10) // SPAN
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to make ids with *number* in the milliseconds (after_ms, until_ms], counted from `EPOCH_MS`."""
+class Given(NamedTuple):
+    """What the log gave of a shard's ids.
 
-    number: int
-    after_ms: int
-    until_ms: int
+    Attributes:
+        span: the span in use; 0: none.
+        due: the span that the clock is in.
+        starts: of each bucket the first of its counters; None: nothing was given, since the shard needs a new span.
+    """
+
+    span: int
+    due: int
+    starts: dict[int, int] | None
+
+
+def counter_at(ms: int) -> int:
+    """Return the counter that the clock is at.
+
+    Args:
+        ms: since 1970.
+    """
+    return max((ms - EPOCH_MS) * PER_MS, FIRST_SPAN * SPAN)
+
+
+def ids_of(bucket: int, counters: range) -> range:
+    """Return the ids of some counters of a bucket, in order.
+
+    Args:
+        bucket: from 0 to 1023.
+        counters: the counters, without a gap.
+    """
+    return range(counters.start << 10 | bucket, counters.stop << 10 | bucket, 1 << 10)
 
 
 def carries_bucket(value: int) -> bool:
     """Return whether *value* is an id made here, not some other key."""
-    return value >= SMALLEST
+    return SMALLEST <= value < END
 
 
 def bucket_of(id: int) -> int:
     """Return the bucket that an id made here carries."""
-    return id >> 12 & 1023
+    return id & 1023

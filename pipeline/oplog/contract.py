@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from pipeline.model.ids import Lease
+from pipeline.model.ids import Given
 from pipeline.model.op import Entry, Position
 from pipeline.oplog.appends import Appends
 from pipeline.oplog.waits import Waits
@@ -265,26 +265,14 @@ class SharedState(Protocol):
         """
         ...
 
-    def lease_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
-        """Lease a producer number for a process, or lengthen its lease; see `model.ids`.
+    def give_ids(self, shard: str, wanted: Mapping[int, int], new_span: int = 0) -> Given:
+        """Give blocks of counters, of which row ids are made; see `model.ids`.
 
         Args:
-            token: the holder's.
-            lease: the lease to lengthen; None: a new one.
-            until_ms: the last millisecond that the holder wants to make ids of.
-
-        Raises:
-            NoProducerNumber: all numbers are leased.
-        """
-        ...
-
-    def lease_host_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
-        """Lease a number for a whole host, from those that no process gets; otherwise as `lease_ids`.
-
-        Args:
-            token: the host's.
-            lease: the lease to lengthen; None: a new one.
-            until_ms: the last millisecond that the host wants to make ids of.
+            shard: whose buckets they are.
+            wanted: of each bucket, how many: fewer than a span has.
+            new_span: from now on counters are given of this span, if it is above the one in use. Its database gave it
+                a moment ago, for this call alone.
         """
         ...
 
@@ -303,6 +291,10 @@ class SharedState(Protocol):
 
     def memory_share(self) -> float:
         """Return used memory as a share of the limit; 0.0 if there is no limit."""
+        ...
+
+    def largest_bytes(self) -> int:
+        """Return the size of the largest op that the log takes; 0: not known."""
         ...
 
     def secret(self, proposed: str) -> str:

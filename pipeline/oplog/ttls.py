@@ -14,10 +14,6 @@ IDEMPOTENCY_TTL_MS = _DAY_MS
 PRODUCER_TTL_MS = 2 * _DAY_MS
 #: The size of a bucket's largest op is forgotten when no large one comes for so long: longer than ops wait.
 BIG_TTL_MS = 7 * _DAY_MS
-#: A producer number becomes free this long after its process has gone.
-LEASE_MS = 60_000
-#: A host's reserved number becomes free this long after its last refill: later than any id of the reserve.
-HOST_LEASE_MS = 2 * _DAY_MS
 #: The time between two notes of a shard's watermarks.
 NOTE_MS = 60_000
 #: Counts of reads are forgotten when no process reads for so long.

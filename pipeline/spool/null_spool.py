@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.errors import IdsUsedUp, SpoolUnavailable
-from pipeline.model.ids import Lease
-from pipeline.spool.id_reserve import HostLease
 from pipeline.spool.store import Number
 
 
@@ -20,13 +18,7 @@ class NullSpool:
         """The reserve: it has no ids."""
         return self
 
-    def doubt(self) -> None:
-        """Do nothing."""
-
-    def refill(self, lease: HostLease) -> None:
-        """Do nothing."""
-
-    def lease(self, least_until_ms: int) -> Lease:
+    def take(self, bucket: int, most: int) -> range:
         """Raise `IdsUsedUp`."""
         raise IdsUsedUp("this host keeps no ids in reserve: it has no spool")
 
@@ -47,7 +39,12 @@ class NullSpool:
         raise SpoolUnavailable("(none)", "it is not enabled")
 
     def add(
-        self, runs: Mapping[int, Sequence[bytes]], *, kept: bool = False, numbered: Mapping[int, Number] | None = None
+        self,
+        runs: Mapping[int, Sequence[bytes]],
+        *,
+        kept: bool = False,
+        numbered: Mapping[int, Number] | None = None,
+        behind: bool = False,
     ) -> dict[int, Number]:
         """Raise `SpoolUnavailable`."""
         raise SpoolUnavailable("(none)", "it is not enabled")

@@ -35,17 +35,21 @@ CREATE TABLE IF NOT EXISTS definitions (
     waits      INTEGER NOT NULL           -- 1: Redis has never had it
 );
 
--- A producer number of this host alone, with milliseconds in which its processes may make ids while Redis is away.
-CREATE TABLE IF NOT EXISTS reserve (
-    one      INTEGER PRIMARY KEY CHECK (one = 1),
-    token    TEXT NOT NULL,
-    number   INTEGER NOT NULL,
-    used_ms  INTEGER NOT NULL,  -- up to here they have been given to a process
-    until_ms INTEGER NOT NULL
+-- Of each bucket counters for row ids, given to this host alone, of which its processes take while Redis is away.
+CREATE TABLE IF NOT EXISTS reserved_ids (
+    bucket  INTEGER PRIMARY KEY,
+    next    INTEGER NOT NULL,
+    stop    INTEGER NOT NULL,
+    made_ms INTEGER NOT NULL
 );
 
 -- What signs session tokens, for a process that starts while Redis is away.
 CREATE TABLE IF NOT EXISTS secret (
     one  INTEGER PRIMARY KEY CHECK (one = 1),
     text TEXT NOT NULL
+);
+
+-- The removed or damaged files whose ops have been taken over, by the number that each file has as its user_version.
+CREATE TABLE IF NOT EXISTS rescued (
+    file INTEGER PRIMARY KEY
 );

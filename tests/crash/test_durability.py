@@ -94,6 +94,29 @@ def test_a_promoted_redis_replica_that_is_behind_the_watermarks_makes_nothing_be
         assert trial.holds()["lost"] == 0
 
 
+def test_logs_that_are_deleted_under_load_cost_what_was_in_them_and_nothing_later(lone_trial: Trial) -> None:
+    rig = lone_trial.rig
+    other = Client(rig.config)
+    other.define_tables(rig.db)
+    loads = lone_trial.load(sure=True), lone_trial.load(other, sure=True)
+    for load in loads:
+        lone_trial.send(load, 12 * SOAK)
+    epochs = [rig.client.log.epoch(shard)[0] for shard in rig.primaries]
+    rig.redis.delete(*logs(rig))  # no worker has been at them
+
+    with rig.worker():
+        for _ in range(4):
+            for load in loads:
+                lone_trial.send(load, 10 * SOAK)
+            rig.redis.delete(*lone_trial.luck.sample(logs(rig), 2))
+        for load in loads:
+            lone_trial.send(load, 20 * SOAK)
+        accounts = lone_trial.holds()
+    other.close()
+    assert accounts["lost"] >= 24 * SOAK
+    assert all(rig.client.log.epoch(shard)[0] > epoch for shard, epoch in zip(rig.primaries, epochs, strict=True))
+
+
 def test_the_receipt_of_an_op_that_redis_lost_says_so(replicated: Replicated) -> None:
     rig, client = replicated.trial.rig, replicated.client
     [owner] = rig.owners(1)
@@ -108,6 +131,11 @@ def test_the_receipt_of_an_op_that_redis_lost_says_so(replicated: Replicated) ->
 
         assert kept.wait(20) in ("applied", "durable")
         assert gone.status() == "lost"
+
+
+def logs(rig: Rig) -> list[bytes]:
+    """Return the names of all streams."""
+    return sorted(rig.redis.scan_iter(match=rig.client.log.keys.log("*")))  # type: ignore[arg-type]
 
 
 def log_file(rig: Rig) -> Path:

@@ -1,171 +1,225 @@
-"""I16: ids are unique and carry their bucket, whatever clocks, forks and leases do."""
+"""I16: ids are unique and carry their bucket, whatever Redis forgets, and whatever clocks and forks do."""
 
 from __future__ import annotations
 
+import copy
+import json
 import multiprocessing
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.sandbox.ids import BUCKETS, Hosts
 
 from pipeline import clock
 from pipeline.client import Client
-from pipeline.enqueue.redis_away import RedisAway
-from pipeline.enqueue.row_ids import RowIds
-from pipeline.errors import NoProducerNumber
-from pipeline.model.ids import EPOCH_MS, PRODUCERS, SMALLEST, SPAN_MS, Lease, bucket_of, carries_bucket
-from pipeline.oplog.doorbell import SilentBell
-from pipeline.oplog.memory.log import MemoryLog
-from pipeline.oplog.ttls import LEASE_MS
+from pipeline.enqueue.row_ids import FRESH_MS, LEAST
+from pipeline.errors import IdsUsedUp, ShardUnavailable
+from pipeline.model.ids import EPOCH_MS, FIRST_SPAN, PER_MS, SMALLEST, SPAN, SPANS, bucket_of, carries_bucket, ids_of
+from pipeline.shard.records import ledger_queries
+from pipeline.testing import Sandbox
 
 HOUR_MS = 3_600_000
-NOW_MS = EPOCH_MS + 60 * 86_400_000 * 12
 
 
-class Clock:
-    """The server's clock; every machine has another of its own."""
-
-    def __init__(self) -> None:
-        self.now_ms = NOW_MS
-
-    def __call__(self) -> int:
-        return self.now_ms
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch) -> Hosts:
+    return Hosts(monkeypatch)
 
 
-def maker(log: MemoryLog) -> RowIds:
-    return RowIds(log, RedisAway())
-
-
-@given(bucket=st.integers(0, 1023), now_ms=st.integers(EPOCH_MS, EPOCH_MS + 2**41 - 2 * SPAN_MS))
-def test_an_id_carries_its_bucket_fits_into_63_bits_and_is_told_from_other_keys(bucket: int, now_ms: int):
-    made = maker(MemoryLog()).new(bucket, now_ms)
+@given(bucket=st.integers(0, 1023), counter=st.integers(FIRST_SPAN * SPAN, SPANS * SPAN - 1))
+def test_an_id_carries_its_bucket_is_told_from_other_keys_and_is_exact_as_a_number_of_javascript(
+    bucket: int, counter: int
+):
+    [made] = ids_of(bucket, range(counter, counter + 1))
 
     assert bucket_of(made) == bucket
-    assert SMALLEST <= made < 2**63
     assert carries_bucket(made)
-
-
-def test_an_id_carries_the_time_at_which_it_was_made():
-    made = maker(MemoryLog()).new(5, NOW_MS)
-
-    assert (made >> 22) + EPOCH_MS == pytest.approx(NOW_MS, abs=SPAN_MS)
+    assert json.loads(json.dumps(made), parse_int=float) == made, "JavaScript has doubles only"
+    assert int(float(made)) == made != int(float(made + 1))
 
 
 def test_a_key_that_is_no_id_of_ours_is_told_by_its_size():
     assert not carries_bucket(2**31)
     assert not carries_bucket(SMALLEST - 1)
+    assert not carries_bucket(2**53)
 
 
-@pytest.mark.parametrize("step_ms", [0, 1, -1, HOUR_MS, -HOUR_MS])
-def test_one_maker_never_doubles_an_id_whatever_its_clock_does(step_ms: int):
-    ids = maker(MemoryLog())
-    randomly = random.Random(step_ms)
+def test_an_id_carries_the_time_at_which_it_was_made(hosts: Hosts):
+    made = hosts.maker().new(5, hosts.now_ms)
 
-    made = [ids.new(randomly.choice((0, 7)), NOW_MS + n * step_ms) for n in range(5000)]
-
-    assert len(set(made)) == 5000
+    assert (made >> 10) // PER_MS + EPOCH_MS == pytest.approx(hosts.now_ms, abs=SPAN // PER_MS)
 
 
-def test_ids_of_a_bucket_ascend_even_when_the_clock_does_not():
-    ids = maker(MemoryLog())
+def test_ids_of_a_block_follow_each_other_and_blocks_ascend_even_when_the_clock_does_not(hosts: Hosts):
+    ids = hosts.maker()
+    made = []
 
-    made = [ids.new(3, NOW_MS + offset) for offset in (0, HOUR_MS, -HOUR_MS, 0, 5)]
+    for step_ms in (0, HOUR_MS, -HOUR_MS, 5):
+        hosts.now_ms += step_ms
+        made += [ids.new(3, hosts.now_ms) for _ in range(LEAST)]
 
     assert made == sorted(made)
+    assert made[LEAST - 1] == made[0] + (LEAST - 1 << 10)
+
+
+def test_what_two_processes_make_a_second_apart_sorts_by_time(hosts: Hosts):
+    first, second, made = hosts.maker(), hosts.maker(), []
+
+    for _ in range(10):
+        for ids in (first, second):
+            hosts.now_ms += FRESH_MS
+            made += [ids.new(bucket, hosts.now_ms) for bucket in range(2)]
+
+    assert [id for id in made if bucket_of(id) == 0] == sorted(id for id in made if bucket_of(id) == 0)
+
+
+def test_ids_follow_the_clock_into_the_next_span_as_long_as_a_worker_lives(hosts: Hosts):
+    ids = hosts.maker()
+    ids.new(0, hosts.now_ms)
+    hosts.now_ms += 2 * SPAN // PER_MS
+
+    late = ids.new(0, hosts.now_ms)
+    ids.follow("s0")
+    hosts.now_ms += FRESH_MS
+    followed = ids.new(0, hosts.now_ms)
+
+    assert (late >> 10) // SPAN < (followed >> 10) // SPAN
+    assert (followed >> 10) // PER_MS + EPOCH_MS == hosts.now_ms
+
+
+def test_a_clock_that_is_far_ahead_alone_does_not_use_up_ids(hosts: Hosts):
+    ids = hosts.maker()
+    before = ids.new(0, hosts.now_ms)
+    hosts.redis_ahead_ms = 1000 * 24 * HOUR_MS
+    ids.follow("s0")
+
+    assert ids.new(0, hosts.now_ms + FRESH_MS) >> 10 < (before >> 10) + 2 * SPAN
+
+
+def test_a_bulk_load_asks_ever_less_often(hosts: Hosts):
+    ids = hosts.maker()
+    for _ in range(100_000):
+        ids.new(0, hosts.now_ms)
+    assert hosts.log.asked <= 20
+
+    hosts.log.asked = 0
+    for n in range(100_000):
+        ids.new(n % BUCKETS, hosts.now_ms)
+    assert hosts.log.asked <= 40
+
+
+def test_a_span_that_is_used_up_is_followed_by_another(hosts: Hosts):
+    ids, made = hosts.maker(), []
+
+    for nth in range(1, 22):
+        made.append(ids.new(0, hosts.now_ms))
+        hosts.log.give_ids("s0", {0: SPAN >> nth})  # to others, as long as there is room
+        hosts.now_ms += FRESH_MS
+
+    assert len(set(made)) == len(made)
+    assert hosts.database.given > 1
+
+
+def test_when_all_ids_have_been_given_out_it_is_said(hosts: Hosts):
+    hosts.database.last = SPANS - 1
+
+    with pytest.raises(IdsUsedUp, match="all of its ids"):
+        hosts.maker().new(0, hosts.now_ms)
+
+
+def test_a_wiped_redis_gives_no_ids_before_the_shard_gave_it_a_span(hosts: Hosts):
+    hosts.maker().new(0, hosts.now_ms)
+    hosts.log.fail_over()
+    hosts.database.away = True
+
+    with pytest.raises(ShardUnavailable):
+        hosts.maker().new(0, hosts.now_ms)
+
+
+def test_a_crowd_of_processes_over_a_wipe_takes_few_spans(hosts: Hosts):
+    makers = [hosts.maker() for _ in range(60)]
+    for ids in makers:
+        ids.new(0, hosts.now_ms)
+    hosts.log.fail_over()
+
+    made = [ids.new(1, hosts.now_ms + FRESH_MS) for ids in makers]
+
+    assert len(set(made)) == 60
+    assert hosts.database.given == 2
 
 
 @given(seed=st.integers(0, 2**32))
-def test_64_makers_with_clocks_an_hour_off_that_come_and_go_never_double_an_id(seed: int):
-    randomly, clock = random.Random(seed), Clock()
-    log = MemoryLog()
-    log.now_ms = clock
-    alive = {n: maker(log) for n in range(64)}
-    off_ms = {n: randomly.randint(-HOUR_MS, HOUR_MS) for n in range(64)}
-    made: list[int] = []
+def test_no_id_comes_twice_whatever_redis_forgets_and_whatever_clocks_and_forks_do(seed: int):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        hosts, randomly = Hosts(monkeypatch), random.Random(seed)
+        alive = [hosts.maker() for _ in range(8)]
+        replica, made = hosts.log.replica(), []
 
-    for _ in range(300):
-        n = randomly.randrange(64)
-        if randomly.random() < 0.1:  # the process dies; another comes with its own clock, perhaps on its number
-            alive[n] = maker(log)
-            off_ms[n] = randomly.randint(-HOUR_MS, HOUR_MS)
-            clock.now_ms += LEASE_MS + 1
-        clock.now_ms += randomly.choice((0, 1, 50, SPAN_MS))
-        bucket = randomly.randrange(2)
-        made += [alive[n].new(bucket, clock.now_ms + off_ms[n]) for _ in range(randomly.choice((1, 40)))]
+        for _ in range(150):
+            nth, event = randomly.randrange(8), randomly.random()
+            if event < 0.05:
+                alive[nth] = hosts.maker()  # the process dies, another comes
+            elif event < 0.10:
+                alive[nth] = fork(alive[nth - 1])
+            elif event < 0.12:
+                hosts.log.fail_over()  # Redis forgets everything
+            elif event < 0.14:
+                hosts.log.forget_ids()  # only its counters
+            elif event < 0.16:
+                replica = hosts.log.replica()
+            elif event < 0.18:
+                hosts.log.fail_over(replica)  # to a replica that is behind, perhaps for the second time
+            elif event < 0.20:
+                hosts.redis_ahead_ms = randomly.randint(-HOUR_MS, HOUR_MS)
+            elif event < 0.30:
+                hosts.now_ms += randomly.choice((1, FRESH_MS, HOUR_MS, -HOUR_MS))
+            bucket, count = randomly.randrange(BUCKETS), randomly.choice((1, 3, 60))
+            made += [alive[nth].new(bucket, hosts.now_ms) for _ in range(count)]
 
-    assert len(set(made)) == len(made)
-
-
-def test_whoever_leases_a_number_next_starts_behind_its_last_span_though_its_clock_is_an_hour_late():
-    clock = Clock()
-    log = MemoryLog()
-    log.now_ms = clock
-    first = maker(log)
-    before = {first.new(3, NOW_MS + HOUR_MS) for _ in range(100)}
-    clock.now_ms += LEASE_MS + 1
-
-    second = maker(log)
-    after = {second.new(3, NOW_MS - HOUR_MS) for _ in range(100)}
-
-    assert (min(before) >> 5 & 127) == (min(after) >> 5 & 127), "the test is about one and the same number"
-    assert max(before) < min(after)
+        assert len(set(made)) == len(made)
 
 
-def test_a_busy_maker_lengthens_its_lease_before_it_goes_beyond_it():
-    leases: list[Lease] = []
-
-    def lease_ids(token: str, lease: Lease | None, until_ms: int) -> Lease:
-        leases.append(Lease(9, 0, until_ms))
-        return leases[-1]
-
-    log = MemoryLog()
-    log.lease_ids = lease_ids
-    ids = maker(log)
-    ids.new(1, NOW_MS)
-    ids.new(1, NOW_MS + SPAN_MS)
-    assert len(leases) == 1
-
-    late = ids.new(1, NOW_MS + SPAN_MS + 1)
-
-    assert len(leases) == 2
-    assert late >> 22 <= leases[-1].until_ms
-
-
-def test_without_a_free_number_no_id_is_made():
-    log = MemoryLog()
-    for _ in range(PRODUCERS):
-        maker(log).new(0, NOW_MS)
-
-    with pytest.raises(NoProducerNumber, match="at most 112 processes"):
-        maker(log).new(0, NOW_MS)
+def fork(parent: Any) -> Any:
+    """Return what a child has of its parent at first: the same memory, under another process id."""
+    child = copy.copy(parent)
+    child._blocks = {bucket: copy.copy(block) for bucket, block in parent._blocks.items()}
+    child._pid = -1
+    return child
 
 
 @pytest.fixture
-def pipeline(tmp_path: Any) -> Any:
-    configuration = {
-        "redis": {"url": "redis://127.0.0.1:1/0"},
-        "shards": {"s0": {"primary": f"sqlite://{tmp_path}/s0.sqlite"}},
-    }
-    made = Client(configuration, log=MemoryLog(), bell=SilentBell())
+def box(tmp_path: Any) -> Iterator[Sandbox]:
+    made = Sandbox(tmp_path, {}, 2, 16)
     yield made
-    made.close()
+    made.client.close()
 
 
-def test_a_fork_does_not_go_on_with_its_parents_number(pipeline: Client):
-    here = pipeline.row_ids.new(1, clock.wall_ms())
-    _parents.append(pipeline)
+def test_a_fork_does_not_go_on_with_its_parents_block(box: Sandbox):
+    box.client.row_ids.new(1, clock.wall_ms())
+    _parents[:] = [box.client]
 
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        there = pool.apply(_id_of_child)
+        there = pool.apply(_ids_of_child)
+    here = {box.client.row_ids.new(1, clock.wall_ms()) for _ in range(LEAST - 1)}
 
-    assert here >> 5 & 127 != there >> 5 & 127
+    assert not here & there
 
 
 _parents: list[Client] = []
 
 
-def _id_of_child() -> int:
+def _ids_of_child() -> set[int]:
     [parent] = _parents
-    return parent.row_ids.new(1, clock.wall_ms())
+    return {parent.row_ids.new(1, clock.wall_ms()) for _ in range(LEAST - 1)}
+
+
+def test_a_shard_gives_each_span_once_and_both_of_its_limits_count(box: Sandbox):
+    primary = box.client.nodes.primary("s0")
+
+    given = [ledger_queries.give_span(primary, above, least) for above, least in ((0, 200_000), (0, 0), (300_000, 0))]
+
+    assert given == [200_000, 200_001, 300_001]

@@ -1,105 +1,145 @@
-"""Ids in reserve: a host that cannot ask Redis makes ids of a number that was leased before."""
+"""Ids in reserve: a host that cannot ask Redis makes ids of blocks that it was given before."""
 
 from __future__ import annotations
 
-import collections
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.sandbox.ids import BUCKETS, TOPOLOGY, Hosts
 from support.sandbox.spooled import FORK, shared
 
-from pipeline import clock
-from pipeline.enqueue.redis_away import RedisAway
-from pipeline.enqueue.row_ids import RowIds
+from pipeline.enqueue.row_ids import FRESH_MS, RESERVE, RowIds
 from pipeline.errors import IdsUsedUp, LogUnavailable
-from pipeline.model.ids import EPOCH_MS, HOSTS, PRODUCERS, SPAN_MS, Lease
-from pipeline.oplog.memory.log import MemoryLog
+from pipeline.model.ids import bucket_of
 from pipeline.spool import sqlite_file
-from pipeline.spool.id_reserve import LEAST_MS, SLICE_MS
+from pipeline.spool.id_reserve import RENEW_MS
 from pipeline.spool.store import Spool
 
-
-def now_ms() -> int:
-    return clock.wall_ms() - EPOCH_MS
+BLOCKS = {bucket: range(10**12, 10**12 + 5000) for bucket in TOPOLOGY.buckets_of("s0")}
 
 
-def test_processes_make_ids_of_the_hosts_reserve_and_none_comes_twice(spool: Spool, monkeypatch: Any):
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch) -> Hosts:
+    return Hosts(monkeypatch)
+
+
+def test_processes_take_different_counters_of_the_hosts_reserve(spool: Spool, monkeypatch: Any):
     monkeypatch.setattr(sqlite_file, "BUSY_S", 60.0)  # a disk that is slow for others is not what this is about
-    log = MemoryLog()
-    spool.reserve.refill(log.lease_host_ids)
+    spool.reserve.keep(BLOCKS)
 
     with FORK.Pool(8) as pool:
-        made = pool.map(_make_ids, range(8))
+        made = pool.map(_take, range(8))
 
-    ids = [id for some in made for id in some]
-    assert len(set(ids)) == len(ids) == 8 * 500
+    taken = [counter for some in made for counter in some]
+    assert len(set(taken)) == len(taken) == 8 * 50 * 10
 
 
-def _make_ids(_: int) -> list[int]:
+def _take(_: int) -> list[int]:
     [spool] = shared
-    log = MemoryLog()
-    log.lease_ids = away
-    maker = RowIds(log, RedisAway(spool))
-    return [maker.new(3, clock.wall_ms()) for _ in range(500)]
+    return [counter for _ in range(50) for counter in spool.reserve.take(3, 10)]
 
 
-def away(*_: object) -> Lease:
-    raise LogUnavailable("away")
+def test_a_reserve_is_used_to_its_end_and_no_further(spool: Spool):
+    spool.reserve.keep({0: range(10, 15)})
 
-
-def test_a_hosts_number_is_none_that_a_process_gets(spool: Spool):
-    log = MemoryLog()
-    hosts = [log.lease_host_ids(f"h{n}", None, now_ms()).number for n in range(HOSTS)]
-    processes = [log.lease_ids(f"p{n}", None, now_ms()).number for n in range(PRODUCERS)]
-
-    assert len({*hosts, *processes}) == HOSTS + PRODUCERS == 128
-
-
-def test_processes_that_start_together_lease_one_number_for_their_host(spool: Spool, tmp_path: Path):
-    log = MemoryLog()
-    for _ in range(3):
-        Spool(spool.path, 1_000_000).reserve.refill(log.lease_host_ids)
-
-    assert log.lease_host_ids("another", None, now_ms()).number == PRODUCERS + 1
-
-
-def test_the_reserve_grows_in_time_and_goes_on_from_where_it_was(spool: Spool, monkeypatch: Any):
-    log = MemoryLog()
-    spool.reserve.refill(log.lease_host_ids)
-    before = spool.reserve.lease(now_ms() + SPAN_MS)
-    later = clock.wall_ms() + LEAST_MS + 1000
-    monkeypatch.setattr(clock, "wall_ms", lambda: later)
-
-    spool.reserve.refill(log.lease_host_ids)
-    after = spool.reserve.lease(before.until_ms + SPAN_MS)
-
-    assert after == Lease(before.number, before.until_ms, before.until_ms + SLICE_MS)
-    assert spool.reserve.lease(now_ms() + LEAST_MS + SPAN_MS).number == before.number
-
-
-def test_a_reserve_that_redis_has_forgotten_is_leased_anew(spool: Spool):
-    log = MemoryLog()
-    spool.reserve.refill(log.lease_host_ids)
-    log.fail_over()
-    taken = log.lease_host_ids("another host", None, now_ms() + 1000)
-
-    spool.reserve.doubt()
-    spool.reserve.refill(log.lease_host_ids)
-
-    assert spool.reserve.lease(now_ms() + SPAN_MS).number != taken.number
+    assert [spool.reserve.take(0, 3), spool.reserve.take(0, 3)] == [range(10, 13), range(13, 15)]
+    with pytest.raises(IdsUsedUp, match="bucket 0 are used up"):
+        spool.reserve.take(0, 3)
 
 
 def test_a_host_without_a_reserve_says_so(spool: Spool):
     with pytest.raises(IdsUsedUp, match="never reached Redis") as raised:
-        spool.reserve.lease(now_ms() + SPAN_MS)
+        spool.reserve.take(0, 1)
     assert raised.value.retryable
 
 
-def test_a_reserve_ends_where_redis_let_it_end(spool: Spool):
-    spool.reserve.refill(lambda token, lease, until: Lease(120, 0, now_ms() + 5000))
+def test_the_first_ids_of_a_host_bring_a_reserve_which_a_process_renews_once_an_hour(spool: Spool, hosts: Hosts):
+    hosts.maker(spool).new(0, hosts.now_ms)
+    assert not any(map(spool.reserve.due, range(BUCKETS)))
+    hosts.log.asked = 0
 
-    leases = iter(lambda: spool.reserve.lease(now_ms() + SPAN_MS), None)
-    assert next(leases).until_ms <= now_ms() + 5000
-    with pytest.raises(IdsUsedUp, match="used up"):
-        collections.deque(leases, maxlen=0)
+    hosts.maker(spool).new(0, hosts.now_ms)
+    assert hosts.log.asked == 1, "for the process's own ids"
+    hosts.now_ms += RENEW_MS + 1
+    hosts.maker(spool).new(0, hosts.now_ms)
+
+    assert not any(map(spool.reserve.due, range(BUCKETS)))
+    assert hosts.log.asked == 1 + 1 + 2, "and for a reserve of both shards"
+
+
+def test_while_redis_is_away_a_process_goes_on_with_its_blocks_and_then_with_the_reserve(spool: Spool, hosts: Hosts):
+    ids = hosts.maker(spool)
+    made = [ids.new(3, hosts.now_ms)]
+    hosts.log.away = True
+
+    for _ in range(100):
+        hosts.now_ms += FRESH_MS
+        made += [ids.new(3, hosts.now_ms) for _ in range(20)]
+
+    assert len(set(made)) == len(made)
+    assert {bucket_of(id) for id in made} == {3}
+    [left] = [spool.reserve.take(3, RESERVE)]
+    assert len(left) > RESERVE - 3 * len(made), "what a process takes it uses"
+
+
+def test_a_new_host_that_redis_answers_late_gets_its_ids_all_the_same(spool: Spool, hosts: Hosts):
+    ids: Any = hosts.maker(spool)
+    hosts.log.fail_once = True
+
+    assert ids.new(3, hosts.now_ms)
+
+
+def test_a_new_host_gets_its_ids_of_redis_also_while_something_else_has_opened_the_breaker(spool: Spool, hosts: Hosts):
+    ids = hosts.maker(spool)
+    ids._away.hear(LogUnavailable("one slow reply", silent=True))
+    assert ids._away.tripped
+
+    assert ids.new(3, hosts.now_ms)
+
+
+def test_a_new_host_that_redis_does_not_answer_says_that_it_has_no_ids(spool: Spool, hosts: Hosts):
+    hosts.log.away = True
+
+    with pytest.raises(IdsUsedUp, match="never reached Redis"):
+        hosts.maker(spool).new(3, hosts.now_ms)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_id_comes_twice_of_redis_and_of_two_hosts_reserves_whatever_redis_forgets(
+    tmp_path: Path, hosts: Hosts, seed: int
+):
+    randomly = random.Random(seed)
+    spools = [Spool(tmp_path / f"{nth}.spool", 1_000_000) for nth in range(2)]
+    makers = [hosts.maker(spool) for spool in spools for _ in range(3)]
+    replica, made = hosts.log.replica(), []
+
+    for _ in range(80):
+        hosts.log.away = randomly.random() < 0.5
+        hosts.now_ms += randomly.choice((1, FRESH_MS, RENEW_MS + 1, -RENEW_MS - 1))
+        match randomly.randrange(10):
+            case 0:
+                hosts.log.fail_over()
+            case 1:
+                hosts.log.forget_ids()
+            case 2:
+                hosts.log.fail_over(replica)
+            case 3:
+                replica = hosts.log.replica()
+        ids: RowIds = randomly.choice(makers)
+        try:
+            made += [ids.new(randomly.randrange(BUCKETS), hosts.now_ms) for _ in range(20)]
+        except IdsUsedUp:
+            assert hosts.log.away
+
+    assert len(set(made)) == len(made) > 400
+
+
+def test_a_reserve_lives_in_the_file_and_not_in_the_process(spool: Spool):
+    spool.reserve.keep(BLOCKS)
+    first = spool.reserve.take(0, 10)
+
+    again = Spool(spool.path, 1_000_000).reserve.take(0, 10)
+
+    assert again.start == first.stop

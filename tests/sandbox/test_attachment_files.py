@@ -16,7 +16,7 @@ from pipeline.errors import ShardUnavailable
 from pipeline.testing import Sandbox, sandbox
 from pipeline.web.request import Request
 
-ROW = 2**57 + (1 << 12)
+ROW = 2**49 + 1
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_a_forbidden_write_leaves_the_file(box: Sandbox, db: Any, store: Callabl
     query = db(db.picture.id == ROW)
 
     assert query.delete() == 0
-    db(db.picture.id == 2**57).delete_naive()
+    db(db.picture.id == 2**49).delete_naive()
     box.drain()
     files.sweep()
 

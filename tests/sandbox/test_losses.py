@@ -15,9 +15,12 @@ from pipeline.admin import upkeep
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.enqueue.acknowledged import Acknowledged
+from pipeline.enqueue.producer import Run
 from pipeline.errors import LogUnavailable
+from pipeline.model.op import START, new_producer
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.doorbell import SilentBell
+from pipeline.shard.records import ledger_queries
 from pipeline.testing import Sandbox, sandbox
 
 #: The shard keys that ops are of.
@@ -46,6 +49,7 @@ class Storm:
     def __init__(self, box: Sandbox, db: Any, luck: Random):
         self.box, self.db, self.luck = box, db, luck
         self.acked: dict[int, Receipt] = {}
+        self.senders: dict[int, Client] = {}
         self.doubt: set[int] = set()
         self.told_lost: set[int] = set()
         self.clients = [self.client() for _ in range(3)]
@@ -78,7 +82,7 @@ class Storm:
         except LogUnavailable:
             self.doubt.add(n)
         else:
-            self.acked[n] = receipt
+            self.acked[n], self.senders[n] = receipt, client
 
     def break_line(self) -> None:
         moments = self.luck.choice([["send"], ["reply"], ["send", "send"], ["reply", "reply"]])
@@ -131,6 +135,13 @@ class Storm:
         else:
             log.fail_over({"wipe": None, "restart": log.replica(), "older": luck.choice(self.backups)}[how])
 
+    def known(self, receipt: Receipt) -> bool:
+        """Return whether the shard knows what became of an op."""
+        assert receipt.position is not None
+        session = self.box.client.nodes.primary(self.box.client.topology.shard_of(receipt.bucket))
+        fate = ledger_queries.fate(session, receipt.bucket, receipt.position, receipt.producer, receipt.producer_seq)
+        return fate.lost or (fate.applied_seq or 0) >= receipt.producer_seq
+
     def kill(self) -> None:
         """End a producer process: what it knows is gone."""
         nth = self.luck.randrange(len(self.clients))
@@ -147,6 +158,10 @@ class Storm:
             self.box.drain()
             settled = [client.publisher.settle() for client in self.clients]
         assert all(settled)
+        unnamed = [
+            n for n, receipt in self.acked.items() if self.senders[n] in self.clients and not self.known(receipt)
+        ]
+        assert not unnamed, "nobody had to ask for what a living process knows"
         return {n: receipt.status() for n, receipt in self.acked.items()}
 
 
@@ -167,3 +182,123 @@ def test_every_acknowledged_op_is_applied_once_or_told_lost_for_good(db: Any, nt
         assert {n for n in storm.told_lost if states[n] != "lost"} == set(), seed
         assert set(rows) - storm.doubt == applied, seed
         assert len(rows) == len(set(rows)) == counted, seed
+
+
+@pytest.fixture
+def box(db: Any) -> Iterator[Sandbox]:
+    with sandbox({"event": {"shard_key": "who"}, "tally": {"reference": True}}, shards=2, buckets=4) as box:
+        pipeline.define_tables(db)
+        yield box
+
+
+def lost(box: Sandbox, shard: str = "s0") -> list[tuple[int, ...]]:
+    """Return what a shard has recorded as lost: producer, first and last sequence."""
+    session = box.client.nodes.primary(shard)
+    return session.query("SELECT producer, first_seq, last_seq FROM pipeline_lost ORDER BY producer, first_seq")
+
+
+def test_what_is_still_in_the_log_of_an_older_epoch_is_not_judged(db: Any, box: Sandbox):
+    kept = [pipeline.enqueue_insert(db.event, who=1, n=n) for n in range(3)]
+    backup = box.log.replica()
+    gone = [pipeline.enqueue_insert(db.event, who=1, n=n) for n in range(3, 5)]
+    box.log.fail_over(backup)
+
+    assert not box.client.publisher.settle(), "in question until the log is applied"
+    assert [receipt.status() for receipt in (*kept, *gone)] == ["queued"] * 5
+    box.drain()
+    box.client.publisher.settle()
+
+    shard = box.client.topology.shard_of(kept[0].bucket)
+    assert lost(box, shard) == [(kept[0].producer, 4, 5)]
+    assert [receipt.status() for receipt in (*kept, *gone)] == ["applied"] * 3 + ["lost"] * 2
+    assert box.client.publisher.settle()
+
+
+def test_what_was_told_lost_is_not_applied_if_the_old_server_comes_back(db: Any, box: Sandbox):
+    gone = pipeline.enqueue_insert(db.event, who=1, n=1)
+    old = box.log.replica()
+    box.log.fail_over()
+    box.client.publisher.settle()
+    assert gone.status() == "lost"
+
+    box.log.fail_over(old)
+    box.client.publisher.settle()
+    box.drain()
+
+    assert box.rows("event") == []
+    assert gone.status() == "lost"
+
+
+def test_a_reference_tables_op_is_judged_by_each_shard(db: Any, box: Sandbox):
+    """One shard has applied it, the other had not when Redis forgot it."""
+    receipt = pipeline.enqueue_insert(db.tally, who=1, n=1)
+    box._appliers["s0"].apply()
+    box.log.fail_over()
+
+    box.client.publisher.settle()
+
+    assert (lost(box, "s0"), lost(box, "s1")) == ([], [(receipt.producer, 1, 1)])
+    assert receipt.status() == "lost"
+
+
+def test_a_producers_log_that_forgot_only_its_sequences_loses_nothing(db: Any, box: Sandbox):
+    """Its hash has an expiry, so a server short of memory may evict it."""
+    before = [pipeline.enqueue_insert(db.event, who=1, n=n) for n in range(3)]
+    box.log._server.producers.clear()
+
+    after = pipeline.enqueue_insert(db.event, who=1, n=3)
+    box.drain()
+    box.client.publisher.settle()
+
+    assert [receipt.status() for receipt in (*before, after)] == ["applied"] * 4
+    assert lost(box) == lost(box, "s1") == []
+
+
+def test_what_a_dead_producer_was_told_is_named_by_a_worker_where_redis_knows_it(db: Any, box: Sandbox):
+    """One log is gone, its producers' sequences are not, and no process has them in mind."""
+    gone = [pipeline.enqueue_insert(db.event, who=1, n=n) for n in range(3)]
+    box.client.publisher.idle.clear()
+    box.log.forget(gone[0].bucket)
+    shard = box.client.topology.shard_of(gone[0].bucket)
+
+    upkeep.reconcile(box.client, shard)
+    box.client.publisher.epoch_of(box.client.publisher.scopes[shard])
+    upkeep.name_losses(box.client, shard)
+
+    assert lost(box, shard) == [(gone[0].producer, 1, 3)]
+    assert upkeep.name_losses(box.client, shard) == 0
+
+
+def test_a_worker_judges_no_op_that_its_holder_may_send_again(db: Any, box: Sandbox):
+    """A spool of another host, or an outbox, has the op; only its holder knows."""
+    kept = new_producer(kept=True)
+    op = pipeline.enqueue_insert(db.event, who=1, n=1)
+    [entry] = box.log.read({op.bucket: START}, {op.bucket: 1})[op.bucket]
+    box.client.publisher.resend(kept, {op.bucket: Run(1, [entry.payload])})
+    box.drain()
+    box.client.publisher.resend(kept, {op.bucket: Run(2, [entry.payload])})
+    box.log.forget(op.bucket)
+    box.log.restart()
+    shard = box.client.topology.shard_of(op.bucket)
+
+    box.client.publisher.epoch_of(box.client.publisher.scopes[shard])
+    upkeep.name_losses(box.client, shard)
+
+    assert lost(box, shard) == []
+
+
+def test_no_producer_is_forgotten_whose_ops_may_wait_in_a_log(db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch):
+    """Its next op would look like one behind a loss."""
+    monkeypatch.setattr(upkeep, "REMEMBERED_S", -60)
+    first = pipeline.enqueue_insert(db.event, who=1, n=1)
+    shard = box.client.topology.shard_of(first.bucket)
+    box.drain()
+    after = pipeline.enqueue_insert(db.event, who=1, n=2)
+
+    upkeep.trim(box.client, shard)
+    box.drain()
+
+    assert lost(box, shard) == []
+    assert after.status() == "applied"
+    upkeep.trim(box.client, shard)
+    assert box.client.nodes.primary(shard).query("SELECT * FROM pipeline_producers") == []

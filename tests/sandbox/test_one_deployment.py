@@ -2,107 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from pydal import DAL, Field
+from support.sandbox.deployments import (
+    BY_CUSTOMER,
+    Site,
+    apply,
+    backup_of,
+    drain,
+    drop_own_tables,
+    insert,
+    restore,
+    rows_of,
+    run,
+    site,
+)
 
+from pipeline.admin.check import surroundings
+from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.migrate import migrate, plan_of
-from pipeline.apply.applier import Applier
-from pipeline.apply.transaction import Outcome
-from pipeline.client import Client
-from pipeline.config.settings import load
-from pipeline.errors import WrongDeployment
+from pipeline.enqueue.deployment import faults_of
+from pipeline.errors import LogUnavailable, PipelineError, ShardUnavailable, WrongDeployment
 from pipeline.model.wait_reason import WaitReason
-from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
-from pipeline.shard.records.own_tables import own_tables
+from workers import threads
 
-BY_CUSTOMER = {"purchase": {"shard_key": "customer"}, "country": {"reference": True}}
-
-
-class Site:
-    """A deployment's servers: a log, and a folder of databases. Any number of clients read files of their own."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.log = folder, MemoryLog()
-        self._clients: list[Client] = []
-
-    def client(
-        self,
-        *,
-        buckets: int = 64,
-        shards: Mapping[str, str | None] = {"s0": None, "s1": None},
-        tables: Mapping[str, Any] = BY_CUSTOMER,
-        redis: Mapping[str, str] = {},
-        log: MemoryLog | None = None,
-        folder: str = "",
-        file: str = "web.toml",
-    ) -> Client:
-        """Return a process's client, whose configuration may say anything."""
-        home = self.folder / folder
-        home.mkdir(exist_ok=True)
-        sections = {
-            name: {"primary": f"sqlite://{home}/{name}.sqlite"} | ({} if ranges is None else {"buckets": ranges})
-            for name, ranges in shards.items()
-        }
-        configuration = {
-            "pipeline": {"buckets": buckets},
-            "redis": {"url": "redis://redis.invalid/0", **redis},
-            "shards": sections,
-            "tables": tables,
-        }
-        settings = replace(load(configuration), source=file)
-        made = Client(settings, log=log or self.log, bell=SilentBell())
-        self._clients.append(made)
-        return made
-
-    def close(self) -> None:
-        for client in self._clients:
-            client.close()
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    made = Site(tmp_path)
-    yield made
-    made.close()
-
-
-def insert(client: Client, customer: int = 7) -> Any:
-    return client.enqueue_insert(model().purchase, customer=customer, qty=1)
-
-
-def model() -> Any:
-    db = DAL("sqlite:memory", bigint_id=True, migrate=False)
-    db.define_table("purchase", Field("customer", "integer"), Field("qty", "integer"))
-    db.define_table("country", Field("name", length=60))
-    return db
-
-
-def drain(client: Client) -> None:
-    for shard in client.topology.shards:
-        while apply(client, shard).left:
-            pass
-
-
-def apply(client: Client, shard: str) -> Outcome:
-    session = client.nodes.primary(shard)
-    return Applier(shard, session, client.log, client.settings.apply, tables=client.settings.tables).apply()
-
-
-def run(site: Site, *rows: int) -> Client:
-    """Set the deployment up, and let it apply some rows."""
-    client = site.client(file="worker.toml")
-    client.define_tables(model())
-    migrate(client)
-    for customer in rows:
-        insert(client, customer)
-    drain(client)
-    return client
+__all__ = ["site"]
 
 
 def test_another_number_of_buckets_is_refused_with_both_values(site: Site) -> None:
@@ -187,34 +113,6 @@ def test_staging_is_refused_production_s_queue(site: Site) -> None:
     assert set(site.log.tails(range(65)).values()) == before
 
 
-def backup_of(client: Client, shard: str) -> bytes:
-    client.nodes.close()
-    return file_of(client, shard).read_bytes()
-
-
-def restore(client: Client, shard: str, backup: bytes) -> None:
-    client.nodes.close()
-    file_of(client, shard).write_bytes(backup)
-
-
-def drop_own_tables(client: Client, shard: str) -> None:
-    """Leave what a dump of the application's tables brings back."""
-    session = client.nodes.primary(shard)
-    with session.transaction():
-        for name, _ in own_tables("sqlite"):
-            session.execute(f"DROP TABLE {name}")
-
-
-def file_of(client: Client, shard: str) -> Path:
-    return Path(client.settings.shards[shard].primary.removeprefix("sqlite://"))
-
-
-def rows_of(client: Client, table: str = "purchase") -> list[Any]:
-    return sorted(
-        row for shard in client.topology.shards for row in client.nodes.primary(shard).query(f"SELECT * FROM {table}")
-    )
-
-
 def test_a_database_restored_without_our_tables_is_not_prepared_to_apply_the_log_once_more(site: Site) -> None:
     client = run(site, *range(20))
     before = rows_of(client)
@@ -267,3 +165,64 @@ def test_an_older_database_whose_log_is_whole_is_brought_up_to_date_by_the_log(s
     drain(client)
 
     assert rows_of(client) == whole
+
+
+def test_a_redis_is_known_after_a_wipe_by_every_address_that_led_to_it(site: Site) -> None:
+    run(site, 7)
+    insert(site.client(redis={"url": "redis://proxy.invalid/0"}))
+    site.log.fail_over()
+
+    receipt = insert(site.client(redis={"url": "redis://proxy.invalid/0"}))
+
+    assert receipt.status() == "queued"
+
+
+def test_what_another_process_notes_meanwhile_is_read_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(site, 7)
+    client = site.client(redis={"url": "redis://proxy.invalid/0"})
+    noting, refused = site.log.note_deployment, [True]
+
+    def note(seen: str, text: str) -> bool:
+        return False if refused and refused.pop() else noting(seen, text)
+
+    monkeypatch.setattr(site.log, "note_deployment", note)
+
+    assert insert(client).status() == "queued"
+
+
+def test_a_worker_that_does_not_fit_ends_at_its_start(site: Site) -> None:
+    run(site, 7)
+    threads.compare_configuration(site.client())
+
+    with pytest.raises(SystemExit):
+        threads.compare_configuration(site.client(buckets=48))
+
+
+def test_a_worker_starts_while_a_shard_or_redis_is_away(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(site, 7)
+    client = site.client()
+    monkeypatch.setattr(client.nodes, "primary", away(ShardUnavailable("s0", "away")))
+    threads.compare_configuration(client)
+    monkeypatch.setattr(site.log, "deployment", away(LogUnavailable("away")))
+    threads.compare_configuration(client)
+
+
+def away(error: Exception) -> Any:
+    def refuse(*_: object) -> Any:
+        raise error
+
+    return refuse
+
+
+def test_check_says_what_does_not_fit_and_what_to_do(site: Site) -> None:
+    run(site, 7)
+    other = site.client(buckets=48)
+    misfits = tuple(faults_of(other.log, other.nodes, other.topology))
+    nothing = PipelineError("not asked")
+    evidence = Evidence(other.settings, other.topology, nothing, nothing, (), "", None, {}, {}, misfits=misfits)
+
+    [finding] = surroundings.deployment_findings(evidence)
+
+    assert (finding.severity, finding.place) == ("error", "[pipeline] buckets")
+    assert finding.what == "is 48 in web.toml, but 64 in worker.toml"
+    assert finding.fix.startswith("write buckets = 64")

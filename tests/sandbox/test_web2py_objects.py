@@ -159,7 +159,7 @@ def test_what_a_column_cannot_hold_exactly_is_refused_by_name(db: Any, field: st
 
 
 def test_a_reference_in_a_query_is_its_id_and_its_row_is_not_read(box: Sandbox, db: Any):
-    reference = db.person.insert(id=2**57, name="Ada")  # an int that reads its row when it is asked for an attribute
+    reference = db.person.insert(id=2**49, name="Ada")  # an int that reads its row when it is asked for an attribute
     pipeline.enqueue_insert(db.person, id=int(reference), name="Ada")
 
     pipeline.enqueue_update(db.person.id == reference, name="Eve")

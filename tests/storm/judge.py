@@ -24,7 +24,8 @@ class Rows:
 
     Attributes:
         tally: by id: owner, name, n, trace.
-        bodies: of each other table, how often which token is there; of a reference table on one shard, the least often.
+        bodies: of each other table, how often which token is there; of a reference table how often on each shard, or
+            0 where a shard lacks it: then the op is lost, though other shards have applied it.
     """
 
     tally: dict[int, tuple[int, str, int, str]] = field(default_factory=dict)
@@ -48,10 +49,8 @@ def rows_of(primaries: dict[str, str], owners: Iterable[int]) -> Rows:
                 rows.bodies[table].update(body for (body,) in nodes.fetch(made, f"SELECT body FROM {table} {where}"))
             countries.append(Counter(name for (name,) in nodes.fetch(made, "SELECT name FROM country")))
     every = set().union(*countries)
-    rows.bodies["country"] = Counter({name: max(found[name] for found in countries) for name in every})
-    rows.bodies["country here and there"] = Counter(
-        name for name in every if len({found[name] for found in countries}) > 1
-    )
+    least = {name: min(found[name] for found in countries) for name in every}
+    rows.bodies["country"] = Counter({name: least[name] and max(found[name] for found in countries) for name in every})
     return rows
 
 
@@ -91,8 +90,6 @@ def _effect(deed: Deed, rows: Rows) -> Iterator[str]:
         yield f"torn: {deed} took effect {there} times"
     if max(there) > 1:
         yield f"doubled: {deed} took effect {max(there)} times"
-    if deed.token in rows.bodies["country here and there"]:
-        yield f"torn: {deed} is not on all shards"
     if deed.said == REFUSED and max(there):
         yield f"refused, and done: {deed}"
     if deed.said != ACKNOWLEDGED:

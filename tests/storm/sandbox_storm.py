@@ -10,8 +10,8 @@ import shutil
 import sqlite3
 import tempfile
 import tomllib
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from storm.virtual_time import VirtualTime, virtual_time
 from support.sandbox.spooling import Switched
 from support.tables import TABLES_TOML, define
 
+from pipeline import testing
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
+from pipeline.enqueue.acknowledged import Acknowledged
 from pipeline.enqueue.drain_thread import DrainThread
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.model.op import START
@@ -50,27 +52,31 @@ class Killed(BaseException):
 def run(seed: int, steps: int = STEPS) -> Outcome:
     """Run one schedule, and judge it."""
     folder = Path(tempfile.mkdtemp(prefix="storm-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-    wake = DrainThread.wake
     try:
-        DrainThread.wake = lambda self, *arguments, **options: None  # type: ignore[method-assign]
-        with virtual_time() as time:
+        with virtual_time() as time, _no_threads():
             return _Schedule(seed, folder, time).run(steps)
     finally:
-        DrainThread.wake = wake  # type: ignore[method-assign]
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _no_threads() -> Iterator[None]:
+    """Let nothing run in a thread of its own: what threads do is a step of the schedule."""
+    usual = DrainThread.wake, Acknowledged._keep_watch, testing.MemoryLog
+    try:
+        DrainThread.wake = lambda self, *arguments, **options: None  # type: ignore[method-assign]
+        Acknowledged._keep_watch = lambda self: None  # type: ignore[method-assign]
+        testing.MemoryLog = Switched  # type: ignore[misc]
+        yield
+    finally:
+        DrainThread.wake, Acknowledged._keep_watch, testing.MemoryLog = usual  # type: ignore[method-assign,misc]
 
 
 class _Schedule:
     def __init__(self, seed: int, folder: Path, time: VirtualTime):
         self.luck, self.time, self.folder = random.Random(f"storm {seed}"), time, folder
         self.outcome = Outcome("sandbox", seed)
-        import pipeline.testing as testing
-
-        usual, testing.MemoryLog = testing.MemoryLog, Switched  # type: ignore[misc]
-        try:
-            self.box = Sandbox(folder, TABLES, 2, BUCKETS)
-        finally:
-            testing.MemoryLog = usual  # type: ignore[misc]
+        self.box = Sandbox(folder, TABLES, 2, BUCKETS)
         self.log: Any = self.box.log
         self.box.client.define_tables(_DB)
         self.primaries = {name: shard.primary for name, shard in self.box.client.settings.shards.items()}
@@ -110,7 +116,8 @@ class _Schedule:
     def _step_of_anybody(self) -> None:
         self.time.sleep_s(self.luck.choice((0.001, 0.01, 0.1, 0.6)))
         self.log.away = self.log.away and self.time.mono_s() < self._back_s
-        what = self.luck.choices((self._call, self._work, self._drain, self._chore, self._fault), (10, 6, 3, 2, 2))[0]
+        turns = self._call, self._work, self._drain, self._chore, self._look, self._fault
+        what = self.luck.choices(turns, (10, 6, 3, 2, 1, 2))[0]
         what()
 
     def _call(self) -> None:
@@ -142,6 +149,9 @@ class _Schedule:
     def _chore(self) -> None:
         with suppress(PipelineError, Killed):
             self.luck.choice(self.chores).turn()
+
+    def _look(self) -> None:
+        self.luck.choice(self.clients).publisher.settle()
 
     def _fault(self) -> None:
         name = self.luck.choice(self.faults)()
@@ -259,7 +269,7 @@ class _Schedule:
         self.log.set_full(None)
         deadline_s = self.time.mono_s() + RECOVERY_S
         self._pass_of_all()
-        for caller in self.callers:
+        for caller in self.callers if self.luck.random() < 0.5 else ():  # others send nothing more
             caller.last()
         while self.time.mono_s() < deadline_s:
             self._pass_of_all()
@@ -274,9 +284,11 @@ class _Schedule:
         for chores in self.chores:
             chores.turn()
         for client in self.clients:
+            client.publisher.settle()
             assert client.drainer is not None
             if client.drainer.drain().sent:
                 client.away.close()
+            client.drainer.forget()
         for applier in self.appliers.values():
             for _ in range(20):
                 if not applier.apply().left:

@@ -89,7 +89,7 @@ def _narrow(case: Case) -> Iterator[Finding]:
     for (table, column), kind in case.narrow().items():
         found = case.catalog.tables[table].columns[column]
         ref = refers.get((table, column))
-        what = f"is {found.type}, which cannot hold a 64-bit id"
+        what = f"is {found.type}, which cannot hold a 53-bit id"
         if (table, column) not in ids and ref:
             what = f"is {found.type}, but refers to {ref.parent}, whose ids have 64 bits"
             what += "" if ref.declared else " (guessed by its name)"

@@ -146,7 +146,7 @@ def _id(evidence: Evidence, table_name: str, id_name: str, node: Survey, table: 
         yield Finding(
             ERROR,
             f"{table.name}.{id_name}",
-            f"is {found.type}, which cannot hold a 64-bit id",
+            f"is {found.type}, which cannot hold a 53-bit id",
             f'{repairs.wide_id(table.name, id_name)}; or [tables.{table_name}] ids = "database"',
             (node.node,),
         )

@@ -19,6 +19,7 @@ from pipeline.admin.check.finding import ERROR, WARNING, Finding
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.oplog.doorbell import queue_of
 from pipeline.oplog.redis.server_info import Health
+from pipeline.shard.statements import MOST_STATEMENT_BYTES
 
 #: The least number of buckets per shard that lets a new shard get an even part.
 BUCKETS_PER_SHARD = 16
@@ -246,6 +247,13 @@ def _log(log: Health) -> Iterator[Finding]:
             "appendfsync",
             "is no: a crash of the machine loses up to half a minute",
             "CONFIG SET appendfsync everysec",
+        )
+    if log.bulk_bytes is not None and log.bulk_bytes < MOST_STATEMENT_BYTES:
+        yield found(
+            WARNING,
+            "proto-max-bulk-len",
+            f"is {log.bulk_bytes:,}: calls with larger ops are refused",
+            "CONFIG SET proto-max-bulk-len 512mb, and in redis.conf",
         )
     if not log.max_bytes:
         yield found(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from pipeline import clock
@@ -106,10 +106,11 @@ class MemoryAppends(MemoryServer):
                 raise EpochStale
             return Appended(placed, ring)
 
-    def sequences(self, producer: int) -> dict[int, int]:
-        """See `appends.Line.sequences`."""
+    def senders(self) -> Iterator[tuple[int, dict[int, tuple[int, int]]]]:
         with self._lock:
-            return {bucket: sent.seq for bucket, sent in self._server.producers.get(producer, {}).items()}
+            known = {producer: dict(sent) for producer, sent in self._server.producers.items()}
+        for producer, buckets in known.items():
+            yield producer, {bucket: (sent.seq, sent.position.epoch) for bucket, sent in buckets.items()}
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
         """See `appends.Line.pass_hole`."""
@@ -176,7 +177,7 @@ class MemoryLine:
                 return answer
             except ConnectionError as error:
                 if last:
-                    raise LogUnavailable(f"{type(error).__name__}: {error}") from error
+                    raise LogUnavailable(f"{type(error).__name__}: {error}", silent=True) from error
         raise AssertionError("the second try returns or raises")
 
     def append_one(
@@ -193,10 +194,6 @@ class MemoryLine:
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
         """See `appends.Line.replicated`."""
         return self._log.durable
-
-    def sequences(self, producer: int) -> dict[int, int]:
-        """See `appends.Line.sequences`."""
-        return self._log.sequences(producer)
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
         """See `appends.Line.pass_hole`."""

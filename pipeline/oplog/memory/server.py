@@ -62,7 +62,8 @@ class ServerState:
     attempts: dict[str, dict[int, str]] = field(default_factory=dict)
     schemas: dict[str, str] = field(default_factory=dict)
     newest_schemas: dict[str, str] = field(default_factory=dict)
-    leases: dict[int, tuple[str, int, int]] = field(default_factory=dict)  # number -> token, last ms, ends at
+    spans: dict[str, tuple[int, str]] = field(default_factory=dict)  # shard -> span of ids, and where it was given
+    ids: dict[int, int] = field(default_factory=dict)  # bucket -> the next counter of its ids
     health: dict[str, Timed] = field(default_factory=dict)  # node -> report, and when it was published
     health_until_ms: int = 0
     reads: dict[str, int] = field(default_factory=dict)
@@ -124,6 +125,7 @@ class MemoryServer:
         fault: called with `send` before and `reply` after each try of an append; raise ConnectionError in it, and the
             connection breaks there.
         limit_bytes: the size of all ops at which appends are refused, as Redis does at `maxmemory`; 0: none.
+        most_bulk_bytes: the size of the largest op that it takes, as `proto-max-bulk-len` says it; 0: hidden.
         published: called with each new schema.
         durable: the result of a wait for Redis's replica or disk.
         ahead_ms: how far the server's clock is ahead of this process's.
@@ -133,7 +135,7 @@ class MemoryServer:
         self.ahead_ms = 0
         self.fault: Callable[[str], None] | None = None
         self.published: Callable[[str], None] = lambda schema: None
-        self.limit_bytes = 0
+        self.limit_bytes = self.most_bulk_bytes = 0
         self.durable = True
         self._server = ServerState()
         self._lock = threading.RLock()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from pipeline.errors import NoProducerNumber
-from pipeline.model.ids import HOSTS, PRODUCERS, SPAN_MS, Lease
+from pipeline import clock
+from pipeline.model.ids import SPAN, Given, counter_at
 from pipeline.oplog.memory.server import MemoryServer, Timed
-from pipeline.oplog.ttls import HOST_LEASE_MS, LEASE_MS
 
 
 class MemorySharedState(MemoryServer):
@@ -22,33 +21,29 @@ class MemorySharedState(MemoryServer):
             if self._get(f"lease:{name}") not in (None, token):
                 return False
             self._set(f"lease:{name}", token, for_ms)
+            if for_ms <= 0:
+                del self._server.keys[f"lease:{name}"]
             return for_ms > 0
 
     def release_lease(self, name: str, token: str) -> None:
         self.hold_lease(name, token, 0)
 
-    def lease_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
-        return self._leased(token, lease, until_ms, LEASE_MS, range(PRODUCERS))
-
-    def lease_host_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
-        return self._leased(token, lease, until_ms, HOST_LEASE_MS, range(PRODUCERS, PRODUCERS + HOSTS))
-
-    def _leased(self, token: str, lease: Lease | None, until_ms: int, for_ms: int, numbers: Iterable[int]) -> Lease:
+    def give_ids(self, shard: str, wanted: Mapping[int, int], new_span: int = 0) -> Given:
         with self._lock:
-            leases, now = self._server.leases, self.now_ms()
-            if lease is not None and leases.get(lease.number, ("", 0, 0))[0] == token:
-                return Lease(lease.number, 0, self._lease(lease.number, token, until_ms, for_ms))
-            for number in numbers:
-                _, after, ends = leases.get(number, ("", 0, 0))
-                if ends < now:
-                    return Lease(number, after, self._lease(number, token, until_ms, for_ms))
-            raise NoProducerNumber
-
-    def _lease(self, number: int, token: str, until_ms: int, for_ms: int) -> int:
-        after = self._server.leases.get(number, ("", 0, 0))[1]
-        last = max(until_ms, after + SPAN_MS)
-        self._server.leases[number] = token, last, self.now_ms() + for_ms
-        return last
+            server, now = self._server, counter_at(min(self.now_ms(), clock.wall_ms()))
+            span, given_on = server.spans.get(shard, (0, ""))
+            if new_span > span:
+                span, given_on = server.spans[shard] = new_span, server.lineage
+            starts = dict[int, int]()
+            for bucket, count in wanted.items():
+                begins = max(server.ids.get(bucket, 0), span * SPAN)
+                fits = max(begins, now) + count <= (span + 1) * SPAN
+                starts[bucket] = max(begins, now) if fits else begins
+            used_up = any(start + wanted[bucket] > (span + 1) * SPAN for bucket, start in starts.items())
+            if used_up or given_on != server.lineage:
+                return Given(span, now // SPAN, None)
+            server.ids |= {bucket: start + wanted[bucket] for bucket, start in starts.items()}
+            return Given(span, now // SPAN, starts)
 
     def set_full(self, reason: str | None, for_ms: int = 5000) -> None:
         with self._lock:
@@ -64,6 +59,10 @@ class MemorySharedState(MemoryServer):
     def memory_share(self) -> float:
         with self._lock:
             return self._size_bytes() / self.limit_bytes if self.limit_bytes else 0.0
+
+    def largest_bytes(self) -> int:
+        with self._lock:
+            return self.most_bulk_bytes
 
     def secret(self, proposed: str) -> str:
         with self._lock:

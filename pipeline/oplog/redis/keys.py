@@ -14,7 +14,7 @@
 <prefix>:same:<bucket>:<k>  string  claim of a scoped idempotency key: the first op's receipt, or a row's id; expires
 <prefix>:schemas            hash    hash -> schema as JSON
 <prefix>:tables             hash    table -> hash of its newest schema
-<prefix>:ids                hash    producer number -> lease
+<prefix>:ids                hash    bucket -> next counter of its row ids; shard -> its span
 <prefix>:full               string  why appends are refused; expires
 <prefix>:room             string  there while enough memory is left, as measured of late; expires
 <prefix>:chore:<name>       string  lease of a chore, "1" or its holder's token; expires
@@ -52,7 +52,7 @@ class Keys:
 
     @property
     def ids(self) -> str:
-        """The leases on producer numbers."""
+        """The counters of row ids."""
         return f"{self.prefix}:ids"
 
     @property
@@ -132,8 +132,8 @@ class Keys:
         """Return the notes on why buckets of a shard wait."""
         return f"{self.prefix}:waits:{shard}"
 
-    def producer(self, producer: int) -> str:
-        """Return the sequences of a producer."""
+    def producer(self, producer: int | str) -> str:
+        """Return the sequences of a producer; of all for `*`."""
         return f"{self.prefix}:producer:{producer}"
 
     def claim(self, bucket: int, idempotency_key: str) -> str:

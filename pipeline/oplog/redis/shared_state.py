@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from typing import Any
 
 import redis
 
-from pipeline.errors import NoProducerNumber
-from pipeline.model.ids import HOSTS, PRODUCERS, SPAN_MS, Lease
+from pipeline import clock
+from pipeline.errors import LogUnavailable
+from pipeline.model.ids import EPOCH_MS, PER_MS, SPAN, Given, counter_at
 from pipeline.oplog.redis.connection import RedisServer, hash_of, text_of, translated
-from pipeline.oplog.ttls import HOST_LEASE_MS, LEASE_MS, READS_MS
+from pipeline.oplog.redis.server_info import setting
+from pipeline.oplog.ttls import READS_MS
 
 
 class RedisSharedState(RedisServer):
@@ -26,20 +27,22 @@ class RedisSharedState(RedisServer):
     def release_lease(self, name: str, token: str) -> None:
         self._run("hold_lease", [self.keys.lease(name)], [token, 0])
 
-    def lease_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
-        return self._lease(token, lease, until_ms, LEASE_MS, PRODUCERS, 0)
+    def give_ids(self, shard: str, wanted: Mapping[int, int], new_span: int = 0) -> Given:
+        clocks = (counter_at(clock.wall_ms()), EPOCH_MS, PER_MS)
+        counts = [part for pair in wanted.items() for part in pair]
+        fixed = (f"span {shard}", new_span, SPAN, *clocks)
+        # a second try, as a line does; a span whose first try has no answer may be in use on a server that is lost
+        again = (f"span {shard}", 0, SPAN, *clocks)
 
-    def lease_host_ids(self, token: str, lease: Lease | None, until_ms: int) -> Lease:
-        return self._lease(token, lease, until_ms, HOST_LEASE_MS, HOSTS, PRODUCERS)
+        def ask(redis: redis.Redis) -> Any:
+            try:
+                return self._run("give_ids", [self.keys.ids], [*fixed, *counts], redis)
+            except LogUnavailable:
+                return self._run("give_ids", [self.keys.ids], [*again, *counts], redis)
 
-    def _lease(self, token: str, lease: Lease | None, until_ms: int, for_ms: int, numbers: int, base: int) -> Lease:
-        held, start = lease.number if lease else -1, random.randrange(numbers)
-        arguments = [token, held, until_ms, for_ms, numbers, start, SPAN_MS, base]
         with translated():
-            reply = self._soon(lambda redis: self._run("lease_ids", [self.keys.ids], arguments, redis))
-        if not reply:
-            raise NoProducerNumber
-        return Lease(*map(int, reply))
+            span, due, *starts = self._soon(ask)
+        return Given(span, due, dict(zip(wanted, starts, strict=True)) if len(starts) == len(wanted) else None)
 
     def set_full(self, reason: str | None, for_ms: int = 5000) -> None:
         if reason is None:
@@ -56,6 +59,10 @@ class RedisSharedState(RedisServer):
         with translated():
             memory = self._client.info("memory")
         return memory["used_memory"] / memory["maxmemory"] if memory.get("maxmemory") else 0.0
+
+    def largest_bytes(self) -> int:
+        with translated():
+            return int(setting(self._client, "proto-max-bulk-len") or 0)
 
     def secret(self, proposed: str) -> str:
         def first(redis: redis.Redis) -> Any:

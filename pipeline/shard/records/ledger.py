@@ -197,16 +197,19 @@ def stored_schema(session: NodeSession, hash: str) -> str | None:
     return str(found[0][0]) if found else None
 
 
-def forget_producers(session: NodeSession, older_than_s: int) -> None:
+def forget_producers(session: NodeSession, older_than_s: int, waiting: Iterable[int] = ()) -> None:
     """Delete producers, idempotency keys and ids that have expired, a few at a time.
 
     Args:
         session: inside a transaction.
         older_than_s: the age at which a row expires, seconds.
+        waiting: buckets whose logs go beyond their watermarks: their rows stay. An op behind a sequence that the shard
+            has forgotten would look like one behind a loss.
     """
+    kept = f" AND bucket NOT IN ({_list(waiting)})" if waiting else ""
     for table in ("producers", "idempotency", "ids"):
         session.execute(
-            f"DELETE FROM pipeline_{table} WHERE seen_ms < {session.dialect.now_ms} - {older_than_s * 1000}"
+            f"DELETE FROM pipeline_{table} WHERE seen_ms < {session.dialect.now_ms} - {older_than_s * 1000}{kept}"
             + (" LIMIT 1000" if session.dialect.name == "mysql" else "")
         )
 

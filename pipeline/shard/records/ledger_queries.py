@@ -154,15 +154,29 @@ def give_epoch(session: NodeSession, scope: str, above: int, least: int) -> int:
         above: the highest epoch that other shards know.
         least: the new epoch is at least this.
     """
-    known = max(above, highest_epoch(session))
+    return _give(session, scope, max(above, highest_epoch(session)), least)
+
+
+def give_span(session: NodeSession, above: int, least: int) -> int:
+    """Give out a span of row ids that was never given out before; it is committed before it is returned.
+
+    Args:
+        session: of a shard's primary.
+        above: the span that the log knows.
+        least: the new span is at least this.
+    """
+    return _give(session, "*ids", above, least)
+
+
+def _give(session: NodeSession, name: str, above: int, least: int) -> int:
     with session.translated(), session.transaction():
         row = session.rows(
-            f"SELECT epoch FROM pipeline_epochs WHERE scope = {text_literal(scope)}{session.dialect.hold}"
+            f"SELECT epoch FROM pipeline_epochs WHERE scope = {text_literal(name)}{session.dialect.hold}"
         )
-        epoch = max(known + 1, (row[0][0] if row else 0) + 1, least)
+        number = max(above + 1, (row[0][0] if row else 0) + 1, least)
         tail = session.dialect.on_conflict(["scope"], ["epoch"])
-        session.execute(f"INSERT INTO pipeline_epochs (scope, epoch) VALUES ({text_literal(scope)}, {epoch}){tail}")
-    return epoch
+        session.execute(f"INSERT INTO pipeline_epochs (scope, epoch) VALUES ({text_literal(name)}, {number}){tail}")
+    return int(number)
 
 
 def aside(session: NodeSession, ops: Iterable[tuple[int, int, int]]) -> list[tuple[str, str, int | None]]:

@@ -10,17 +10,18 @@ from uuid import uuid4
 import pytest
 
 from pipeline.clock import polls
-from pipeline.model.ids import PRODUCERS, SPAN_MS
+from pipeline.model.ids import SPAN
 from pipeline.model.op import START, Position
 from pipeline.oplog.appends import APPENDED, HOLE, SEEN, Append, Appended, EpochStale, Placed, Scope
 from pipeline.oplog.contract import Log
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.oplog.redis.log import RedisLog
-from pipeline.oplog.ttls import LEASE_MS
 
 S0 = Scope("s0", ("s0",))
 PRODUCER = 5
 EPOCH = 7
+#: A span of ids that the clock has not reached.
+FAR = 2**20
 
 
 class System(Protocol):
@@ -33,7 +34,7 @@ class System(Protocol):
     def stop_replicating(self) -> None: ...
     def promote(self) -> None: ...
     def wipe(self) -> None: ...
-    def end_leases(self) -> None: ...
+    def forget_ids(self) -> None: ...
 
 
 class InMemory:
@@ -56,8 +57,9 @@ class InMemory:
     def wipe(self) -> None:
         self.log.fail_over()
 
-    def end_leases(self) -> None:
-        self.log.ahead_ms += LEASE_MS + 1
+    def forget_ids(self) -> None:
+        self.log._server.ids.clear()
+        self.log._server.spans.clear()
 
     def close(self) -> None:
         self.log.close()
@@ -100,11 +102,8 @@ class OverRedis:
         self.primary.client().flushall()
         self.primary.restart(signal.SIGKILL)
 
-    def end_leases(self) -> None:
-        client = self.primary.client()
-        for number, lease in client.hgetall(self.log.keys.ids).items():
-            token, until, _ = lease.split()
-            client.hset(self.log.keys.ids, number, f"{token} {until} 0")
+    def forget_ids(self) -> None:
+        self.primary.client().delete(self.log.keys.ids)
 
     def close(self) -> None:
         self.log.close()
@@ -239,24 +238,14 @@ def test_dirty_buckets_and_watermarks_outlive_a_restart(system: System):
     assert system.log.marks("s0") == {4: Position(7, 0)}
 
 
-def test_a_number_leased_again_starts_behind_the_last_span_whoever_had_it_and_whatever_his_clock_said(system: System):
-    far_ahead = 10**12
-    before = {
-        lease.number: lease for lease in (system.log.lease_ids(f"t{n}", None, far_ahead) for n in range(PRODUCERS))
-    }
+@pytest.mark.parametrize("fault", ["restart", "promote", "wipe", "forget_ids"])
+def test_a_server_that_may_have_forgotten_what_it_gave_gives_no_ids_of_that_span(system: System, fault: str):
+    system.start_replicating()
+    system.log.give_ids("s0", {3: 10}, FAR)
+    system.stop_replicating()
+    system.log.give_ids("s0", {3: 10})
 
-    system.end_leases()
+    getattr(system, fault)()
 
-    again = system.log.lease_ids("late", None, 1000)
-    assert again.after_ms == before[again.number].until_ms == far_ahead
-    assert again.until_ms >= again.after_ms + SPAN_MS
-
-
-def test_a_lease_that_ended_may_still_be_lengthened_by_its_holder_while_nobody_else_has_it(system: System):
-    lease = system.log.lease_ids("slow", None, 1000)
-    system.end_leases()
-
-    again = system.log.lease_ids("slow", lease, lease.until_ms + 1)
-
-    assert again.number == lease.number
-    assert again.until_ms > lease.until_ms
+    assert system.log.give_ids("s0", {3: 10}).starts is None
+    assert system.log.give_ids("s0", {3: 10}, FAR + 1).starts == {3: (FAR + 1) * SPAN}

@@ -1,4 +1,4 @@
-"""What processes share: leases on chores and on producer numbers, the full flag, the secret."""
+"""What processes share: leases on chores, the counters of ids, the full flag, the secret."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from support.sandbox.logs import EPOCH, MINUTE_MS, PRODUCER, S0, append, entries
+from support.sandbox.logs import EPOCH, MINUTE_MS, PRODUCER, S0, append, entries, sequences
 
+from pipeline import clock
 from pipeline.clock import polls
-from pipeline.errors import NoProducerNumber, PipelineFull
-from pipeline.model.ids import PRODUCERS, SPAN_MS, Lease
+from pipeline.errors import PipelineFull
+from pipeline.model.ids import SPAN, counter_at
 from pipeline.oplog.appends import APPENDED, Line
 from pipeline.oplog.contract import Log
 from pipeline.oplog.memory.log import MemoryLog
+
+#: A span that the clock has not reached.
+FAR = 2**20
 
 
 def test_a_full_pipeline_refuses_with_its_reason_and_writes_nothing(log: Log, line: Line):
@@ -24,7 +28,7 @@ def test_a_full_pipeline_refuses_with_its_reason_and_writes_nothing(log: Log, li
         append(line, (3, 1, [b"a"]), key="k")
 
     assert entries(log, 3) == []
-    assert line.sequences(PRODUCER) == {}
+    assert sequences(log, PRODUCER) == {}
     assert log.due("s0", 10) == {}
     log.set_full(None)
     assert append(line, (3, 1, [b"a"]), key="k").placed[0].code == APPENDED
@@ -87,35 +91,55 @@ def test_a_lease_is_held_by_one_renewed_by_its_holder_and_free_when_it_ends(log:
     assert log.hold_lease("probe", "a", 200)
 
 
-def test_all_leased_numbers_differ_and_then_there_are_none(log: Log):
-    leases = [log.lease_ids(f"token{n}", None, 1000) for n in range(PRODUCERS)]
+def test_no_ids_are_given_before_there_is_a_span(log: Log):
+    given = log.give_ids("s0", {3: 10})
 
-    assert {lease.number for lease in leases} == set(range(PRODUCERS))
-    with pytest.raises(NoProducerNumber):
-        log.lease_ids("one more", None, 1000)
+    assert (given.span, given.starts) == (0, None)
 
 
-def test_a_lease_grants_at_least_a_span_of_milliseconds(log: Log):
-    lease = log.lease_ids("token", None, 5)
+def test_blocks_follow_each_other_and_begin_where_the_clock_is(log: Log):
+    span = counter_at(clock.wall_ms()) // SPAN
 
-    assert lease.after_ms == 0
-    assert lease.until_ms == SPAN_MS
+    first = log.give_ids("s0", {3: 10, 4: 1000}, span)
+    again = log.give_ids("s0", {4: 5})
 
-
-def test_a_held_number_is_lengthened_from_where_its_holder_is(log: Log):
-    first = log.lease_ids("token", None, 1_000_000)
-
-    again = log.lease_ids("token", first, 1_000_001)
-
-    assert again == Lease(first.number, 0, first.until_ms + SPAN_MS)
+    assert first.starts is not None
+    assert again.starts is not None
+    assert first.starts[3] == first.starts[4] <= counter_at(clock.wall_ms())
+    assert again.starts[4] >= first.starts[4] + 1000
 
 
-def test_a_number_that_another_holds_is_not_lengthened(log: Log):
-    theirs = log.lease_ids("theirs", None, 1_000_000)
+def test_a_block_begins_behind_the_last_one_where_a_burst_ran_ahead_of_the_clock(log: Log):
+    log.give_ids("s0", {3: 10}, FAR)
 
-    mine = log.lease_ids("mine", Lease(theirs.number, 0, 1_000_000), 1_000_000)
+    assert log.give_ids("s0", {3: 10}).starts == {3: FAR * SPAN + 10}
 
-    assert mine.number != theirs.number
+
+def test_a_span_that_is_behind_the_one_in_use_changes_nothing(log: Log):
+    log.give_ids("s0", {3: 10}, FAR)
+
+    assert log.give_ids("s0", {3: 10}, FAR - 1).starts == {3: FAR * SPAN + 10}
+
+
+def test_a_span_is_used_to_its_end_and_then_nothing_is_given_and_nothing_used(log: Log):
+    log.give_ids("s0", {3: SPAN - 10, 4: 1}, FAR)
+
+    assert log.give_ids("s0", {4: 1, 3: 11}) == (FAR, counter_at(clock.wall_ms()) // SPAN, None)
+    assert log.give_ids("s0", {3: 10, 4: 1}).starts == {3: (FAR + 1) * SPAN - 10, 4: FAR * SPAN + 1}
+
+
+def test_each_shard_has_a_span_of_its_own(log: Log):
+    log.give_ids("s0", {3: 10}, FAR)
+
+    assert log.give_ids("s1", {9: 10}).starts is None
+    assert log.give_ids("s1", {9: 10}, FAR + 1).starts == {9: (FAR + 1) * SPAN}
+    assert log.give_ids("s0", {4: 10}).starts == {4: FAR * SPAN}
+
+
+def test_ids_are_given_although_memory_is_full_so_that_the_spool_need_not_give_its_own(log: Any):
+    log.give_ids("s0", {3: 10}, FAR)
+    with memory_used(log, 1.5):
+        assert log.give_ids("s0", {3: 10}).starts == {3: FAR * SPAN + 10}
 
 
 def test_the_secret_of_a_deployment_is_the_first_that_anybody_proposed(log: Log):

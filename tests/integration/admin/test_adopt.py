@@ -41,7 +41,7 @@ def messy(here: Servers) -> tuple[str, str]:
 
 
 MUST = {
-    "an INT id": ("customer.id", "cannot hold a 64-bit id"),
+    "an INT id": ("customer.id", "cannot hold a 53-bit id"),
     "an INT reference": ("purchase.customer", "refers to customer, whose ids have 64 bits"),
     "an INT reference without a foreign key": ("visit.customer", "guessed by its name"),
     "a reference to a table that stays": ("purchase.created_by", "is int(11), but refers to auth_user"),

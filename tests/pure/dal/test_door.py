@@ -78,7 +78,7 @@ class Doorway:
         number = count(1)
 
         def make(bucket: int, now_ms: int) -> int:
-            return ids.SMALLEST + (next(number) << 22) + (bucket << 12)
+            return ids.SMALLEST + (next(number) << 10) + bucket
 
         self.new = make
         self.op_builder = OpBuilder(self.topology, self, self)

@@ -25,7 +25,7 @@ PLANTS = {
         "ALTER TABLE visit MODIFY id INT NOT NULL AUTO_INCREMENT",
         "ALTER TABLE visit MODIFY id BIGINT NOT NULL AUTO_INCREMENT",
         "s0: visit.id",
-        "is int(11), which cannot hold a 64-bit id",
+        "is int(11), which cannot hold a 53-bit id",
         "ALTER TABLE `visit` MODIFY `id` BIGINT NOT NULL AUTO_INCREMENT",
     ),
     "a published table in MyISAM": Plant(
