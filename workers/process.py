@@ -11,6 +11,7 @@ import signal
 
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
+from pipeline.enqueue.deployment import verify
 from pipeline.per_process import PerProcess
 
 #: This process's client.
@@ -29,6 +30,7 @@ def applier(shard: str) -> Applier:
     Raises:
         KeyError: the configuration has no such shard.
         ShardUnavailable: two nodes accept writes, and neither is the configured primary.
+        WrongDeployment: the configuration does not fit the deployment that the shard belongs to.
     """
     here = process_client()
     if shard not in here.topology.shards:
@@ -36,6 +38,7 @@ def applier(shard: str) -> Applier:
     appliers, primary = _appliers(), here.nodes.primary(shard)
     known = appliers.get(shard)
     if known is None or known.node != primary.node:
+        verify(here.log, here.nodes, here.topology, (shard,), asking=True)
         known = appliers[shard] = Applier(shard, primary, here.log, here.settings.apply, step, here.settings.tables)
     return known
 

@@ -23,6 +23,7 @@ from pipeline.oplog.doorbell import Bell
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.waits import ALIVE, ALIVE_MS, ALIVE_TOKEN
 from pipeline.spool.store import Spool
+from workers import HOME
 
 logger = logging.getLogger("pipeline.sweeper")
 
@@ -165,7 +166,9 @@ class Child:
         """
         if self.runs:
             return False
-        command = [sys.executable, "-m", module, *arguments]
+        # without -P Python looks into the working directory first, and a `pipeline.py` there is not ours
+        safe = () if Path.cwd() == HOME else ("-P",)
+        command = [sys.executable, *safe, "-m", module, *arguments]
         self._process = subprocess.Popen(command, env={**os.environ, **self._environment}, stdin=subprocess.DEVNULL)
         return True
 

@@ -7,14 +7,20 @@ crowd their queue, and while Celery tries to reach the broker.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
+from pathlib import Path
 from typing import Any, Protocol
 
 from celery import bootsteps
 
 from pipeline import clock
+from pipeline.admin.check.surroundings import foreign_modules
+from pipeline.client import Client
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
+from pipeline.enqueue.deployment import compare_all
+from pipeline.errors import Unavailable, WrongDeployment
 from pipeline.oplog.appends import scopes_of
 from pipeline.oplog.doorbell import queue_of
 from workers.chores import Chores
@@ -45,11 +51,13 @@ class Threads(bootsteps.StartStopStep):
         Args:
             parent: Celery's worker.
         """
+        say_what_is_used(Path.cwd())
         settings, pulse = load(), Pulse()
         shards, queues = Topology(settings).shards, parent.app.amqp.queues.consume_from
         served = [shard for shard in shards if queue_of(shard) in queues]
         self._beats = parent.timer.call_repeatedly(1.0, pulse.beat)
         client = process_client()
+        compare_configuration(client)
         works: dict[str, Work] = {"prober": Watch(settings), "sweeper": Sweep(settings, pulse, served)}
         for scope in scopes_of(shards).values():
             works[f"chores-{scope.name}"] = Chores(client, scope)
@@ -72,6 +80,34 @@ class Threads(bootsteps.StartStopStep):
             thread.stop(deadline.left_s)
 
     terminate = stop
+
+
+def say_what_is_used(folder: Path) -> None:
+    """Log where Celery's settings come from, and which modules of somebody else are not used.
+
+    Args:
+        folder: the working directory.
+    """
+    logger.info("Celery's settings are %s", sys.modules["celeryconfig"].__file__)
+    for file in foreign_modules(folder).values():
+        logger.warning("%s is not ours, and is not used: the names of our modules are taken", file)
+
+
+def compare_configuration(client: Client) -> None:
+    """End the worker if its configuration does not fit the deployment; servers that are away end no worker.
+
+    Args:
+        client: the deployment.
+    """
+    try:
+        compare_all(client.log, client.nodes, client.topology)
+    except WrongDeployment as error:
+        logger.critical("this worker does not start: %s", error)
+        sys.exit(1)
+    except Unavailable as error:
+        logger.warning("the configuration is not compared with the deployment's yet: %s", error)
+    finally:
+        client.nodes.close()
 
 
 class Work(Protocol):

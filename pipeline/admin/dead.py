@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 
 from pipeline import clock
 from pipeline.admin.stops import who
-from pipeline.apply.replay import Replay, Replayed
+from pipeline.apply.replay import Became, Replay, Replayed
 from pipeline.client import Client
 from pipeline.errors import BadOp, Unavailable, did_you_mean
 from pipeline.model.op import Position
@@ -108,10 +108,19 @@ class DeadOp(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What one transaction did on a shard."""
+    """What one turn did on a shard.
+
+    Attributes:
+        shard: its name.
+        done: how many ops it settled, and what it left.
+        ops: what became of each op, in order.
+        left: why buckets were given up, where this was the last turn on the shard.
+    """
 
     shard: str
     done: Replayed
+    ops: tuple[Became, ...] = ()
+    left: tuple[str, ...] = ()
 
 
 def place_of(text: str) -> Place:
@@ -162,23 +171,26 @@ def chosen(pipeline: Client, where: Where, states: Iterable[str]) -> dict[str, d
 
 
 def replay(
-    pipeline: Client, ops: Mapping[str, Mapping[int, Iterable[Position]]], *, drop: bool = False
+    pipeline: Client, ops: Mapping[str, Mapping[int, Iterable[Position]]], *, drop: bool = False, trial: bool = False
 ) -> Iterator[Progress]:
-    """Replay or drop ops, and replay what waits behind them; each transaction is committed when it is yielded.
+    """Replay or drop ops, and replay what waits behind them; what a turn did is committed when it is yielded.
 
     Args:
         pipeline: the deployment.
         ops: the positions by shard and bucket, as `chosen` returns them.
         drop: give the ops up instead.
+        trial: roll each transaction back; `Progress.ops` says what would become of each op.
 
     Raises:
         Unavailable: a shard does not answer; what was yielded is done, the rest is as it was.
     """
     settings = pipeline.settings
     for shard, buckets in ops.items():
-        worker = Replay(pipeline.nodes.primary(shard), pipeline.log, settings.apply, settings.tables)
-        for done in worker.run(buckets, who(), drop=drop):
-            yield Progress(shard, done)
+        worker = Replay(shard, pipeline.nodes.primary(shard), pipeline.log, settings.apply, settings.tables)
+        for done in worker.run(buckets, who(), drop=drop, trial=trial):
+            yield Progress(shard, done, tuple(worker.became))
+        if worker.left:
+            yield Progress(shard, Replayed(), left=tuple(sorted(set(worker.left.values()))))
         try:  # a bucket that was halted goes on at once; without Redis the reconcile finds it
             pipeline.log.mark_dirty(shard, buckets)
         except Unavailable:

@@ -19,7 +19,8 @@ from pipeline.admin.migration.statement import StatementRefused
 from pipeline.admin.migration.steps import Fault, Step, expand
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
-from pipeline.errors import MigrationUnfinished, PipelineError
+from pipeline.enqueue.deployment import Agreement, restored
+from pipeline.errors import MigrationUnfinished, PipelineError, WrongDeployment
 from pipeline.model.schema import TableSchema
 from pipeline.shard import columns
 from pipeline.shard.records import ledger_queries
@@ -28,6 +29,8 @@ from pipeline.shard.session import NodeSession, brief
 
 #: How long one statement may take, s: an index on a large table is slow.
 ALTER_S = 3_600
+#: Begins the name of the step that makes watermarks.
+_BUCKETS = "buckets "
 
 
 class Plan(NamedTuple):
@@ -47,7 +50,8 @@ def plan_of(pipeline: Client, *, contracts: bool = False) -> Plan:
     Raises:
         ShardUnavailable: a primary did not answer.
     """
-    found = list(_expansions(pipeline))
+    found: list[Step | Fault] = [Fault("*", "the deployment", why) for why in _notes(pipeline).faults()]
+    found += _expansions(pipeline)
     if contracts:
         found += _contractions(pipeline)
     return Plan(
@@ -76,11 +80,16 @@ def migrate(
     Raises:
         PipelineError: a bucket is active on another shard than the configuration says, or a primary does not answer:
             nothing is changed then.
+        WrongDeployment: the databases or Redis belong to a deployment that is configured otherwise, or a database was
+            restored: nothing is changed then.
         MigrationUnfinished: what could not be done, each with what to do; all else was done.
     """
+    notes = _notes(pipeline)
+    notes.refuse()
     _refuse_moved(pipeline)
+    _refuse_restored(pipeline)
     steps, faults = plan_of(pipeline, contracts=contracts)
-    kept = {schema.hash: (schema.name, schema.to_json()) for schema in _published(pipeline)}
+    kept = {schema.hash: (schema.name, schema.to_json()) for schema in published(pipeline)}
     ran: list[Step] = []
     for shard in pipeline.topology.shards:
         own = [step for step in steps if step.shard == shard and not step.contracts]
@@ -94,13 +103,33 @@ def migrate(
         own = [step for step in narrowing if step.shard == shard]
         for event in _run(pipeline, shard, own, ran, faults, offline=offline, kept={}):
             report(event)
+    if all(columns.columns_of(pipeline.nodes.primary(shard), "pipeline_deployment") for shard in notes.shards):
+        notes.publish(notes.settled())
     if faults:
         raise MigrationUnfinished(map(str, faults), len(ran))
     return len(ran)
 
 
+def expand_shard(pipeline: Client, shard: str) -> None:
+    """Create on one shard what it lacks of all tables, but no watermark: that says what its rows have.
+
+    Args:
+        pipeline: the deployment.
+        shard: the shard's name.
+
+    Raises:
+        MigrationUnfinished: what could not be done.
+    """
+    found = [step for step in plan_of(pipeline).steps if step.shard == shard and not step.what.startswith(_BUCKETS)]
+    ran, faults = list[Step](), list[Fault]()
+    for _ in _run(pipeline, shard, found, ran, faults, offline=False, kept={}):
+        pass
+    if faults:
+        raise MigrationUnfinished(map(str, faults), len(ran))
+
+
 def _expansions(pipeline: Client) -> Iterator[Step | Fault]:
-    topology, schemas = pipeline.topology, _published(pipeline)
+    topology, schemas = pipeline.topology, published(pipeline)
     for shard in topology.shards:
         session = pipeline.nodes.primary(shard)
         fresh = set()
@@ -113,7 +142,9 @@ def _expansions(pipeline: Client) -> Iterator[Step | Fault]:
         marks = {} if "pipeline_watermarks" in fresh else ledger_queries.marks_of(session)
         lacking = sorted({*topology.buckets_of(shard), topology.reference_bucket} - marks.keys())
         if lacking:
-            yield Step(shard, f"buckets {format_ranges(lacking)}", ledger_queries.buckets_sql(session.dialect, lacking))
+            yield Step(
+                shard, f"{_BUCKETS}{format_ranges(lacking)}", ledger_queries.buckets_sql(session.dialect, lacking)
+            )
         for schema in schemas:
             yield from expand(session, shard, schema, topology)
 
@@ -125,7 +156,7 @@ def _contractions(pipeline: Client) -> Iterator[Step | Fault]:
         # an older release does not keep the time: the first run upgrades, the next one contracts
         if any(column.name == "kept_ms" for column in columns.columns_of(session, "pipeline_schemas")):
             known = known_definitions(session)
-            for schema in _published(pipeline):
+            for schema in published(pipeline):
                 yield from contract(session, shard, schema, known.get(schema.name, []), queued)
 
 
@@ -172,8 +203,28 @@ def _writing(pipeline: Client, shard: str) -> Iterator[NodeSession]:
         yield session
 
 
-def _published(pipeline: Client) -> list[TableSchema]:
+def published(pipeline: Client) -> list[TableSchema]:
+    """Return the newest definition of each table; one that others refer to comes before them.
+
+    Args:
+        pipeline: the deployment.
+    """
     return _parents_first([TableSchema.from_json(text) for _, text in sorted(pipeline.log.newest_schemas().items())])
+
+
+def _notes(pipeline: Client) -> Agreement:
+    """Return the fingerprints that Redis and all databases keep."""
+    notes = Agreement(pipeline.log, pipeline.nodes, pipeline.topology)
+    for shard in pipeline.topology.shards:
+        notes.ask(shard)
+    return notes
+
+
+def _refuse_restored(pipeline: Client) -> None:
+    """Raise if new watermarks would let workers apply once more what a database that was restored has applied."""
+    found = [restored(pipeline.log, pipeline.nodes, pipeline.topology, one) for one in pipeline.topology.shards]
+    if any(found):
+        raise WrongDeployment(filter(None, found))
 
 
 def _refuse_moved(pipeline: Client) -> None:

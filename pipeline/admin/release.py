@@ -6,7 +6,7 @@ Whoever lifts a stop releases its ops. A worker's chore does it too, in case tha
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 from pipeline.apply.replay import Replay
@@ -20,8 +20,6 @@ from pipeline.shard.table_facts import bare_name
 
 #: The most ops that one query names: what waits behind them is replayed with them.
 _HEADS = 5000
-#: After so many buckets in a row that fail the shard itself is at fault.
-_FAILURES = 3
 logger = logging.getLogger("pipeline.upkeep")
 
 
@@ -46,27 +44,11 @@ def release(pipeline: Client, shard: str, who: str) -> Iterator[int]:
             chosen.setdefault(bucket, []).append(position)
     if WHOLE in stopped or not chosen:
         return
-    replay = Replay(session, pipeline.log, pipeline.settings.apply, pipeline.settings.tables)
-    try:
-        for result in replay.run(chosen, who):
-            yield result.replayed + result.refused
-    except ShardUnavailable as error:
-        logger.warning("shard %s: each of %d buckets is released alone: %s", shard, len(chosen), error)
-        yield from _each_alone(replay, chosen, who)
-
-
-def _each_alone(replay: Replay, chosen: Mapping[int, Iterable[Position]], who: str) -> Iterator[int]:
-    """Release bucket by bucket, so that an op that cannot be replayed now delays its own bucket only."""
-    failed = 0
-    for bucket, own in chosen.items():
-        try:
-            for result in replay.run({bucket: own}, who):
-                yield result.replayed + result.refused
-                failed = 0
-        except ShardUnavailable:
-            failed += 1
-            if failed == _FAILURES:  # it is the shard
-                raise
+    replay = Replay(shard, session, pipeline.log, pipeline.settings.apply, pipeline.settings.tables)
+    for result in replay.run(chosen, who):
+        yield result.replayed + result.refused
+    if replay.left:
+        logger.warning("shard %s: %d buckets are not released: %s", shard, len(replay.left), min(replay.left.values()))
 
 
 def try_one(pipeline: Client, shard: str, stop: Stop, who: str) -> bool:
@@ -86,7 +68,7 @@ def try_one(pipeline: Client, shard: str, stop: Stop, who: str) -> bool:
         heads = [(bucket, place) for bucket, place, table in replays.waiting(session, _HEADS) if table == stop.scope]
     if heads:
         one = replace(pipeline.settings.apply, max_rows=1)
-        replay = Replay(session, pipeline.log, one, pipeline.settings.tables, despite=stop.scope)
+        replay = Replay(shard, session, pipeline.log, one, pipeline.settings.tables, despite=stop.scope)
         bucket, position = heads[0]
         result = next(replay.run({bucket: [position]}, who))
         if not result.replayed:

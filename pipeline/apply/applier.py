@@ -1,8 +1,4 @@
-"""Apply what a shard's logs hold: many buckets in one transaction, and each bucket alone where that fails.
-
-What fails is retried, or narrowed down: a bucket that fails beside others is applied alone, by ever fewer entries.
-Nothing waits longer for another bucket's op than a second.
-"""
+"""Apply what a shard's logs hold, many buckets in one transaction; publish what is done, and why buckets wait."""
 
 from __future__ import annotations
 
@@ -14,53 +10,31 @@ from typing import TYPE_CHECKING
 
 from pipeline import clock
 from pipeline.apply import rejections
-from pipeline.apply.attempt import MOST_DEATHS, Attempt
+from pipeline.apply.attempt import Attempt
 from pipeline.apply.batch import Batch
-from pipeline.apply.executor import ConstraintsChanged, NeverSeen, SchemaBehind
-from pipeline.apply.held_rows import Halt
-from pipeline.apply.transaction import LOCK_REST_S, ApplyTransaction, Outcome, Take
-from pipeline.apply.wait_notes import note_waits
+from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
+from pipeline.apply.turns import SCHEMA_DELAY_MS, ShardTurns, ms_since
 from pipeline.config.settings import ApplySettings, TableSettings
-from pipeline.errors import NotMigrated, PipelineError, ShardUnavailable, Unavailable
+from pipeline.errors import LogUnavailable, Unavailable
+from pipeline.model.op import Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
-from pipeline.shard.driver_errors import (
-    Fault,
-    ended_abruptly,
-    fault_of,
-    is_driver_error,
-    passes_by_itself,
-    sentence_of,
-)
+from pipeline.oplog.waits import Waits
 from pipeline.shard.session import NodeSession
 
 if TYPE_CHECKING:
     from pipeline.oplog.doorbell import Bell, SilentBell
 
-#: How often one batch is tried: InnoDB calls deadlocks and snapshot conflicts transient.
-COMMIT_TRIES = 4
-#: The try at which an error that no list names is believed; tries of one batch are 10 to 100 ms apart.
-LAST_TRY = 3
-#: How long a bucket waits for a schema that this worker or its shard does not have yet, ms.
-SCHEMA_DELAY_MS = 1000
 #: How long the due buckets of a paused shard rest, ms; `pipeline resume` ends their rest.
 PAUSED_DELAY_MS = 1000
-#: How long one turn goes on with suspected buckets, s; the others are due again after it.
-TURN_S = 2.0
+#: A note holds until its bucket's watermark moves, or for so long, ms: a batch may take 4 tries of 5 s, and rest 5 s.
+NOTE_MS = 40_000
+#: The longest detail that is noted, characters: a note is for each bucket.
+_DETAIL = 300
 logger = logging.getLogger("pipeline.apply")
 
 
-class Contended(PipelineError):
-    """A statement met a lock that another transaction holds, or took too long."""
-
-    retryable = True
-
-    def __init__(self, error: Exception):
-        super().__init__(sentence_of(error))
-        self.locked = fault_of(error) is Fault.LOCKED
-
-
-class Applier:
+class Applier(ShardTurns):
     """Applies one shard's ops in this process.
 
     Args:
@@ -81,13 +55,11 @@ class Applier:
         step: Callable[[str], None] = lambda name: None,
         tables: Mapping[str, TableSettings] = MappingProxyType({}),
     ):
-        self.shard, self.node = shard, session.node
-        self._session, self._log, self._settings, self._step = session, log, settings, step
-        self._transaction = ApplyTransaction(shard, session, log, settings, step, tables)
-        self._facts, self._stopped = self._transaction.facts, self._transaction.stopped
-        self._failures = 0
-        #: Why ops of a schema wait, by its hash, and when the shard is tried again, s.
-        self._behind: dict[str, tuple[float, WaitReason]] = {}
+        transaction = ApplyTransaction(shard, session, log, settings, step, tables)
+        super().__init__(shard, session, log, transaction)
+        self._settings, self._failures = settings, 0
+        #: Whether the log went away in the last turn: what that turn noted, and could not take back, means nothing.
+        self._log_failed = False
 
     def apply(self, bell: Bell | SilentBell | None = None) -> Outcome:
         """Apply one batch of what is due. Never raises for a fault that a retry may cure.
@@ -105,167 +77,43 @@ class Applier:
         try:
             if (paused := self._stopped.whole()) is not None:
                 self._log.postpone(self.shard, due, PAUSED_DELAY_MS)
-                return Outcome(left=len(due), waiting=paused.sentence(), ms=_ms_since(started))
+                return Outcome(left=len(due), waiting=paused.sentence(), ms=ms_since(started))
             if bell is not None and len(due) > limit:
                 bell.ring_now(self.shard, len(due))
-            outcome = self._turn(Take(due), started)
-            self._failures = 0
+            outcome = self._turn(Take(due, again=self._log_failed), started)
+            self._failures, self._log_failed = 0, False
         except Unavailable as error:
             self._failures += 1
+            self._log_failed = isinstance(error, LogUnavailable)
             self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
             reason = WaitReason("database", self.shard, self.shard, str(error))
             note_waits(self._log, self.shard, dict.fromkeys(due, reason), {})
             logger.warning("batch postponed shard=%s buckets=%d: %s", self.shard, len(due), error)
             outcome = Outcome(left=len(due), waiting=reason.sentence())
-        outcome.ms = _ms_since(started)
+        outcome.ms = ms_since(started)
         rejections.tell(self.shard, outcome.refused)
         return outcome
 
-    def _turn(self, take: Take, started: float) -> Outcome:
-        """Apply what is due together; then the suspected buckets, each alone, the least suspected first."""
-        outcome = self._together(take)
-        order = sorted(take.suspects.items(), key=lambda one: (one[1].deaths, one[1].waits, -one[1].entries))
-        for n, (bucket, attempt) in enumerate(order):
-            if n and clock.mono_s() - started > TURN_S:
-                break
-            self._alone(bucket, attempt, take.due[bucket], outcome)
-        return outcome
-
-    def _together(self, take: Take) -> Outcome:
-        started = clock.mono_s()
-        try:
-            outcome, batch = self._with_retries(take)
-        except Contended as error:
-            logger.warning("each of %d buckets is tried alone, shard=%s: %s", len(take.noted), self.shard, error)
-            self._transaction.pace.learn(0, _ms_since(started))  # a slow server is asked for less the next time
-            take.suspects |= {bucket: attempt.failed() for bucket, attempt in take.noted.items()}
-            return Outcome()
-        if batch.before:
-            self._finish(batch, outcome)
-            if batch.items:
-                self._transaction.pace.learn(len(batch.items), _ms_since(started))
-        elif not take.suspects:
-            # the worker that holds these buckets rings when it is done; a bell from here would repeat until then
-            return Outcome(left=len(take.due), waiting="held by another worker")
-        return outcome
-
-    def _alone(self, bucket: int, attempt: Attempt | None, largest_bytes: int, outcome: Outcome) -> None:
-        """Apply what is under suspicion in one bucket, in ever smaller steps where these fail."""
-        until_s = clock.mono_s() + TURN_S
-        while attempt is not None:
-            take = Take({bucket: largest_bytes}, alone=attempt)
-            if attempt.deaths:  # the next try may end this process too
-                tries = f"{attempt.deaths} of {MOST_DEATHS} tries have failed"
-                reason = WaitReason("testing", self.shard, self.shard, tries)
-                note_waits(self._log, self.shard, {bucket: reason}, {bucket: attempt.after})
-            try:
-                done, batch = self._with_retries(take)
-            except Contended as error:
-                attempt = self._after_contention(bucket, attempt, error, outcome)
-                continue
-            if bucket not in batch.before:
-                return  # another worker is at it, or has been
-            self._finish(batch, done)
-            outcome.add(done)
-            attempt = attempt.succeeded(batch.after[bucket], len(batch.taken)) if batch.taken else None
-            if attempt is not None and clock.mono_s() > until_s:
-                self._log.note_attempts(self.shard, {bucket: str(replace(attempt, ended=True))}, anew=True)
-                return
-
-    def _after_contention(self, bucket: int, attempt: Attempt, error: Contended, outcome: Outcome) -> Attempt | None:
-        """Return the attempt to make at once; None where the bucket rests first."""
-        again = attempt.waited() if error.locked else attempt.failed()
-        self._log.note_attempts(self.shard, {bucket: str(replace(again, ended=True))}, anew=True)
-        if again.entries < attempt.entries:
-            return again
-        reason = WaitReason("locked" if error.locked else "overtime", self.shard, self.shard, str(error))
+    def _explain(self, bucket: int, reason: WaitReason, attempt: Attempt) -> None:
         note_waits(self._log, self.shard, {bucket: reason}, {bucket: attempt.after})
-        outcome.waiting = reason.sentence()
-        rest_s = clock.backoff_s(again.waits + again.deaths, most_s=LOCK_REST_S)
+
+    def _rest(self, bucket: int, rest_s: float) -> None:
         self._log.postpone(self.shard, [bucket], int(1000 * rest_s))
-        logger.warning("bucket %d rests %.1f s, shard=%s: %s", bucket, rest_s, self.shard, error)
-        return None
-
-    def _with_retries(self, take: Take) -> tuple[Outcome, Batch]:
-        blocked, attempt, met = self._blocked(), 1, 1
-        while True:
-            try:
-                with self._session.transaction():
-                    result = self._transaction.run(take, blocked, last_try=met >= LAST_TRY)
-                    self._step("commit")
-                self._step("committed")
-                return result
-            except SchemaBehind as error:  # each time another schema is left out: no try is used up
-                self._facts.forget()
-                blocked[error.schema] = reason = WaitReason(error.kind, self.shard, error.table, error.why)
-                self._behind[error.schema] = (clock.mono_s() + SCHEMA_DELAY_MS / 1000, reason)
-                logger.warning("%s", reason.sentence())
-                take.again = True
-                continue
-            except Halt as error:  # each time a bucket ends earlier: no try is used up
-                take.ends[error.bucket] = error.position
-                take.again = True
-                continue
-            except ConstraintsChanged as error:
-                self._facts.forget()
-                failure: Exception = error
-                take.again = True
-            except NeverSeen as error:
-                logger.warning("an error that no list names, shard=%s try=%d: %s", self.shard, met, error)
-                clock.sleep_s(clock.backoff_s(met, first_s=0.01, most_s=0.1))
-                met += 1  # its own count: a deadlock is no reason to believe it
-                take.again = True
-                continue
-            except Unavailable:
-                raise
-            except Exception as error:
-                failure = self._retried(take, error)
-            if attempt == COMMIT_TRIES:
-                raise self._given_up(take, failure) from failure
-            clock.sleep_s(clock.backoff_s(attempt, first_s=0.01, most_s=0.1))
-            attempt += 1
-
-    def _retried(self, take: Take, error: Exception) -> Exception:
-        """Return an error of the driver after which the transaction is retried in place.
-
-        Raises:
-            ShardUnavailable, Contended: a retry in place would not help.
-            Exception: *error* itself, if it is none of these.
-        """
-        if not is_driver_error(error) or fault_of(error) is Fault.PERMANENT:
-            raise error
-        if fault_of(error) is Fault.SCHEMA:  # not of an op: the pipeline's own tables are behind this release
-            take.again = True
-            raise self._given_up(take, NotMigrated(self.node, sentence_of(error))) from error
-        if not passes_by_itself(error):
-            raise Contended(error) from error
-        # a statement may have ended the server: its note is to be believed
-        take.again = not ended_abruptly(error)
-        return error
-
-    def _given_up(self, take: Take, failure: Exception) -> PipelineError:
-        """Return what to raise after the last try. Where the server is at fault, no op is under suspicion for it."""
-        if is_driver_error(failure) and fault_of(failure) is Fault.LOCKED:
-            return Contended(failure)
-        if take.again:  # orderly
-            notes = {b: "" if take.alone is None else str(replace(one, ended=True)) for b, one in take.noted.items()}
-            self._log.note_attempts(self.shard, notes, anew=True)
-        return ShardUnavailable(self.shard, sentence_of(failure))
-
-    def _blocked(self) -> dict[str, WaitReason]:
-        """Return why ops of a schema wait, by its hash, until the shard is to be tried again."""
-        now_s = clock.mono_s()
-        self._behind = {schema: known for schema, known in self._behind.items() if known[0] > now_s}
-        return {schema: why for schema, (_, why) in self._behind.items()}
 
     def _finish(self, batch: Batch, outcome: Outcome) -> None:
         """Publish watermarks and clean the dirty set. Rows are committed, so a failure here is for the sweeper."""
         self._step("finish")
         done = batch.before | batch.after
         held = {bucket: done.pop(bucket) for bucket in batch.waiting}
+        # the published watermark is the proof that the database was restored: it is not replaced
+        restored = [bucket for bucket in held if batch.waiting[bucket].kind == "restored"]
         try:
+            if restored:
+                self._log.note_attempts(self.shard, dict.fromkeys(restored, ""), anew=True)
+                self._log.postpone(self.shard, restored, SCHEMA_DELAY_MS)
+            if resting := {bucket: mark for bucket, mark in held.items() if bucket not in restored}:
+                self._log.finish(self.shard, resting, delay_ms=SCHEMA_DELAY_MS)
             if held:
-                self._log.finish(self.shard, held, delay_ms=SCHEMA_DELAY_MS)
                 note_waits(self._log, self.shard, batch.waiting, held)
             outcome.ring, outcome.left = self._log.finish(self.shard, done)
         except Unavailable as error:
@@ -276,5 +124,22 @@ class Applier:
                 self._stopped.halt(reject, self._facts.database_name(reject.table))
 
 
-def _ms_since(started: float) -> int:
-    return round((clock.mono_s() - started) * 1000)
+def note_waits(log: Waits, shard: str, reasons: Mapping[int, WaitReason], marks: Mapping[int, Position]) -> None:
+    """Note why buckets wait. A log that does not answer is no failure: its readers say so themselves.
+
+    Args:
+        log: takes the notes.
+        shard: the shard's name.
+        reasons: of each bucket, why it waits.
+        marks: of each bucket, its watermark, where it is known.
+    """
+    notes = {}
+    for bucket, reason in reasons.items():
+        after = str(marks[bucket]) if bucket in marks else ""
+        text = replace(reason, after=after, detail=reason.detail[:_DETAIL]).to_json()
+        notes[bucket] = (f"{reason.kind}/{after}", text)
+    try:
+        if notes:
+            log.note_waits(shard, notes, NOTE_MS)
+    except Unavailable as error:
+        logger.info("not noted why %d buckets of shard %s wait: %s", len(notes), shard, error)

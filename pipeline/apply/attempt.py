@@ -7,7 +7,7 @@ bucket alone, an eighth of its entries, and so on down to one op, which is rejec
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pipeline.model.op import Position
 
@@ -17,8 +17,7 @@ MOST_DEATHS = 3
 NARROWER = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """An attempt to apply the next entries of one bucket.
 
     Args:
@@ -40,14 +39,14 @@ class Attempt:
     def failed(self) -> Attempt:
         """Return the attempt that follows this one's failure: what is at fault is among the entries that it took."""
         if self.entries == 0:
-            return replace(self, entries=self.left, ended=False)
+            return self._replace(entries=self.left, ended=False)
         if self.entries > 1:
-            return replace(self, left=self.entries, entries=max(1, self.entries // NARROWER), ended=False)
-        return replace(self, deaths=self.deaths + 1, ended=False)
+            return self._replace(left=self.entries, entries=max(1, self.entries // NARROWER), ended=False)
+        return self._replace(deaths=self.deaths + 1, ended=False)
 
     def waited(self) -> Attempt:
         """Return the attempt that follows this one's failure to get a lock."""
-        return replace(self, waits=self.waits + 1) if self.entries == 1 else self.failed()
+        return self._replace(waits=self.waits + 1) if self.entries == 1 else self.failed()
 
     def succeeded(self, to: Position, taken: int) -> Attempt | None:
         """Return the attempt for the entries that are still under suspicion; None where none are left.
@@ -60,6 +59,8 @@ class Attempt:
         return Attempt(to, left, min(self.entries, left)) if left > 0 else None
 
     def __str__(self) -> str:
+        if self[2:] == _FIRST:
+            return f"{self.after} {self.left}"
         return f"{self.after} {self.left} {self.entries} {self.deaths} {self.waits} {int(self.ended)}"
 
     @classmethod
@@ -71,7 +72,8 @@ class Attempt:
         """
         after, *numbers = note.split()
         try:
-            left, entries, deaths, waits, ended = map(int, numbers)
+            left, *more = map(int, numbers)
+            entries, deaths, waits, ended = more or _FIRST
             return cls(Position.parse(after), max(1, left), entries, deaths, waits, bool(ended))
         except ValueError:
             return None
@@ -85,3 +87,7 @@ class Attempt:
         """
         noted = cls.parse(note)
         return None if noted is None else noted if noted.ended else noted.failed()
+
+
+#: What an attempt beside other buckets has behind `left`; its note leaves that out.
+_FIRST = (0, 0, 0, False)

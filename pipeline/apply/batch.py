@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.apply.grouping import Item
-from pipeline.apply.misfits import misfit
+from pipeline.apply.misfits import is_like, misfit
 from pipeline.errors import NewerOp, NotAnOp
-from pipeline.model.op import INSERT, TOO_LARGE, Entry, Op, Position, decode
+from pipeline.model.op import INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
 from pipeline.model.schema import TableSchema
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Entries
@@ -79,8 +79,8 @@ class Batch:
 
     @property
     def lost(self) -> int:
-        """How many entries the logs have lost."""
-        return sum(loss.last - loss.first + 1 for loss in self.losses)
+        """How many ops the logs have lost."""
+        return ledger.ops_in(self.losses)
 
     def take(self, entries: Sequence[Entry]) -> None:
         """Take entries up to the batch's limits, or up to an op whose schema is not known yet.
@@ -92,11 +92,14 @@ class Batch:
             return
         bucket = entries[0].bucket
         before, taken = self.before[bucket], self.taken
+        if not self.facts.follows(entries[0], before):
+            self.waiting[bucket] = self._reason("restored", f"bucket {bucket} ends at {before}")
+            return
         for entry in entries:
             if taken and (len(taken) >= self.most_rows or self.size_bytes >= self.most_bytes):
                 break
-            one, puzzle = self._understood(entry)
-            if self.stopped and puzzle is None and isinstance(one, Item) and (stop := self._stop(one.op)) is not None:
+            one, puzzle = self.understood(entry)
+            if self.stopped and puzzle is None and isinstance(one, Item) and (stop := self.stop(one.op)) is not None:
                 puzzle = stop if self.room <= 0 else None
                 self.room -= 1
             if puzzle is not None:
@@ -128,9 +131,14 @@ class Batch:
                 self.unreadable.append(one)
                 continue
             pair = (entry.bucket, entry.producer)
-            if entry.producer_seq <= self.last[pair]:
+            last = self.last[pair]
+            if entry.producer_seq <= last:
                 self.seen += 1
                 continue
+            if entry.producer_seq > last + 1:  # a producer's ops come in order: what is between is gone for good
+                self._lose(
+                    LostRange(entry.bucket, entry.position.epoch, entry.producer, last + 1, entry.producer_seq - 1)
+                )
             self.last[pair] = entry.producer_seq
             if isinstance(one, Reject):
                 self.unreadable.append(one)
@@ -142,7 +150,7 @@ class Batch:
                     continue
                 used.add((entry.bucket, key))
                 self.keys.append((entry.bucket, key))
-            if self.stopped and (stop := self._stop(one.op)) is not None:
+            if self.stopped and (stop := self.stop(one.op)) is not None:
                 self.halted.append((one, stop))
             else:
                 self.items.append(one)
@@ -153,12 +161,16 @@ class Batch:
         named = [(one.entry.bucket, one.op.scoped_key) for one in ops]
         return ledger.known_keys(session, named) if named else set()
 
-    def _lose(self, gap: LostRange) -> None:
-        self.losses.append(gap)
-        logger.error("bucket %d: epoch %d of its log lost %d to %d", gap.bucket, gap.epoch, gap.first, gap.last)
+    def _lose(self, lost: LostRange) -> None:
+        self.losses.append(lost)
+        logger.error("Redis lost %d ops: %s", lost.last - lost.first + 1, lost)
 
-    def _understood(self, entry: Entry) -> tuple[Item | Reject, WaitReason | None]:
-        """Return what an entry holds, and why it waits: junk is set aside, what a newer release made waits."""
+    def understood(self, entry: Entry) -> tuple[Item | Reject, WaitReason | None]:
+        """Return what an entry holds, and why it waits: junk is set aside, what a newer release made waits.
+
+        Args:
+            entry: of a log, or kept in the shard.
+        """
         if entry.position.epoch >= TOO_LARGE or entry.position.seq >= TOO_LARGE:
             return _junk(entry), self._reason("misplaced", f"{entry.position} of bucket {entry.bucket}")
         if not entry.producer:
@@ -170,33 +182,23 @@ class Batch:
             return _junk(entry), self._reason("newer", op_at)
         except NotAnOp as error:
             return _junk(entry, str(error)), None
+        if not self.blocked and is_like(op, self.facts.fitting.get(op.schema, ())):
+            return Item(entry, op), None
         plain = not (op.ops or op.source) and op.schema in self.facts.known
         if not plain and not all(one.schema.isalnum() for one in op.named):
             return Reject(entry, op.table, "?", None, "not an op of its schema: the schema has no hash"), None
         puzzle = self._puzzle(op) if self.blocked or not plain else None
-        if puzzle is None and not self._fits(op) and (fault := misfit(op, self.facts.known)):
+        if puzzle is None and (fault := misfit(op, self.facts.known)):
             return Reject(entry, op.table, "?", None, f"not an op of its schema: {fault}"), None
+        if puzzle is None and op.kind == INSERT:
+            self.facts.learn_shape(op)
         return Item(entry, op), puzzle
-
-    def _fits(self, op: Op) -> bool:
-        """Return whether an op is an insert like one that fitted: the commonest op is checked once per shape."""
-        if op.kind != INSERT or op.ops or op.source is not None or len(op.columns) != len(op.values):
-            return False
-        if list in map(type, op.values):
-            return False
-        shape = (op.schema, op.columns)
-        if shape not in self.facts.fitting:
-            if misfit(op, self.facts.known):
-                return False
-            if len(self.facts.fitting) < _MOST_SHAPES:
-                self.facts.fitting.add(shape)
-        return True
 
     def _reason(self, kind: str, detail: str) -> WaitReason:
         return WaitReason(kind, self.facts.shard, self.facts.shard, detail)
 
-    def _stop(self, op: Op) -> WaitReason | None:
-        """Return why an op's table is stopped, or None."""
+    def stop(self, op: Op) -> WaitReason | None:
+        """Return why the table of *op* is stopped, or None."""
         return next((self.stopped[one.table] for one in op.named if one.table in self.stopped), None)
 
     def _puzzle(self, op: Op) -> WaitReason | None:
@@ -222,8 +224,8 @@ class FactBook:
         self.shard, self._session, self._log = shard, session, log
         #: By the schema's hash.
         self.known: dict[str, Facts] = {}
-        #: Schema and columns of inserts that fitted; bounded by `_MOST_SHAPES`.
-        self.fitting: set[tuple[str, tuple[int, ...]]] = set()
+        #: The columns of inserts that fitted, by the schema's hash; bounded by `_MOST_SHAPES`.
+        self.fitting: dict[str, set[tuple[int, ...]]] = {}
 
     def learn(self, hash: str) -> bool:
         """Make the facts of a schema known if they are not; return False while no process has published the schema.
@@ -237,6 +239,29 @@ class FactBook:
         if text:
             self.known[hash] = facts_of(self._session, TableSchema.from_json(text))
         return bool(text)
+
+    def learn_shape(self, op: Op) -> None:
+        """Remember the columns of an insert that fits its schema: the commonest op is checked once per shape.
+
+        Args:
+            op: the insert.
+        """
+        shapes = self.fitting.setdefault(op.schema, set())
+        if len(shapes) < _MOST_SHAPES:
+            shapes.add(op.columns)
+
+    def follows(self, entry: Entry, before: Position) -> bool:
+        """Return False where the log has deleted what is between a watermark and the next entry, as applied.
+
+        Args:
+            entry: the next entry.
+            before: the watermark.
+        """
+        epoch, seq = entry.position
+        if epoch == before.epoch and seq == before.seq + 1:
+            return True
+        deleted = deleted_behind(before, entry.position, self._log.mark(self.shard, entry.bucket))
+        return not (deleted and self._log.trimmed(entry.bucket))
 
     def database_name(self, table: str) -> str:
         """Return a table's name in the database.

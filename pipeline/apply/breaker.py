@@ -35,12 +35,17 @@ class Breaker:
                 self._of(table).extend(repeat(False, min(count, WINDOW)))
             return []
         last: dict[str, Reject] = {}
+        became: dict[str, list[bool]] = {}
+        buckets = {bucket for bucket, _ in refused}
         for item in items:
-            reject = refused.get((item.entry.bucket, item.entry.position))
+            bucket = item.entry.bucket
+            reject = refused.get((bucket, item.entry.position)) if bucket in buckets else None
             table = item.op.table if reject is None else reject.table
-            self._of(table).append(reject is not None)
+            became.setdefault(table, []).append(reject is not None)
             if reject is not None:
                 last[table] = reject
+        for table, outcomes in became.items():
+            self._of(table).extend(outcomes)
         return [reject for table, reject in last.items() if self._halts(self._refused[table])]
 
     def forget(self, table: str) -> None:

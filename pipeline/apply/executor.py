@@ -1,15 +1,17 @@
-"""Run groups as statements; find a bad op by halving, and reject it without stopping the others.
+"""Run groups as statements; narrow down a bad op, and reject it without stopping the others.
 
-A failed statement changes nothing: InnoDB and SQLite undo it. So a group is split until the bad op is alone, which
-takes about 2·log2(n) more statements. An atomic group runs under a savepoint, and so do versioned updates together.
+A failed statement changes nothing: InnoDB and SQLite undo it. So a group is split until the bad op is alone: around the
+row that the server names, or into parts. The op must fail alone, so a wrong row costs statements and changes no result.
+An atomic group runs under a savepoint, and so do versioned updates together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pipeline.apply.grouping import Group, Item
 from pipeline.apply.held_rows import HeldRows
+from pipeline.apply.pace import Lessons, Portion, accused, around, chunk, halves
 from pipeline.apply.versioned_update import versioned
 from pipeline.errors import PipelineError, Rejected
 from pipeline.model.op import COPY, GROUP, INSERT, UPSERT, Entry, Op
@@ -17,6 +19,7 @@ from pipeline.shard.driver_errors import (
     Fault,
     code_of,
     fault_of,
+    is_about_other_rows,
     is_driver_error,
     lacks_right,
     required_column,
@@ -24,11 +27,8 @@ from pipeline.shard.driver_errors import (
 )
 from pipeline.shard.records.ledger import Reject
 from pipeline.shard.session import NodeSession
-from pipeline.shard.statements import MOST_STATEMENT_BYTES, CannotRender, copy_statement, most, statement
+from pipeline.shard.statements import MOST_STATEMENT_BYTES, CannotRender, copy_statement, statement
 from pipeline.shard.table_facts import Facts, constraints_of
-
-#: A statement is aimed at this size; larger gains nothing.
-AIM_BYTES = 500_000
 
 
 class SchemaBehind(PipelineError):
@@ -73,7 +73,7 @@ class Executor:
         known: the facts of every schema that an op names, by hash.
         rows: which rows are held, and by what.
         step: called with the name of each step before it is taken.
-        believed: (schema, error number) of errors that no list names and that several tries met; grows.
+        lessons: what earlier batches have taught.
         last_try: whether such an error is believed now.
 
     Attributes:
@@ -87,13 +87,14 @@ class Executor:
         known: Mapping[str, Facts],
         rows: HeldRows,
         step: Callable[[str], None],
-        believed: set[tuple[str, int | None]],
+        lessons: Lessons,
         *,
         last_try: bool,
     ):
         self._session, self._known, self._rows, self._step = session, known, rows, step
-        self._believed, self._last_try = believed, last_try
+        self._lessons, self._last_try = lessons, last_try
         self._checked: set[str] = set()
+        self._misled = False  # the server has named a row that was not the bad one
         self._limit = min(session.statement_bytes() - 1024, MOST_STATEMENT_BYTES)
         self.rejects: list[Reject] = []
         self.ids: list[tuple[Entry, int]] = []
@@ -113,11 +114,14 @@ class Executor:
                 for item in items:
                     self._atomic(item)
                 continue
-            for chunk in _chunks(items, most(group.kind)):
+            start = 0
+            while start < len(items):
+                some = chunk(items, start, self._lessons.rows(group.kind, group.facts))
+                start += len(some)
                 if group.kind == GROUP:
-                    self._versioned(chunk)
+                    self._versioned(some)
                 else:
-                    self._chunk(group.kind, chunk, group.facts)
+                    self._run(group.kind, some, group.facts)
 
     def condemn(self, items: Iterable[Item], why: str) -> None:
         """Reject ops without executing them.
@@ -129,33 +133,45 @@ class Executor:
         for item in items:
             self._reject(item, PipelineError(why))
 
-    def _chunk(self, kind: str, items: Sequence[Item], facts: Facts) -> None:
-        try:
-            self._statement(kind, [item.op for item in items], facts)
-        except Exception as error:
-            if self._judge(error, facts) is None:
-                raise
-            if len(items) == 1:
-                self._reject(items[0], error)
-                return
-            half = len(items) // 2
-            self._chunk(kind, items[:half], facts)
-            self._chunk(kind, items[half:], facts)
-            return
-        if kind == INSERT and items[0].op.id is None:
-            self._learn_ids(items)
+    def _run(self, kind: str, items: Sequence[Item], facts: Facts) -> None:
+        waiting = [Portion(items)]
+        while waiting:
+            part, fails, rest_of = waiting.pop()
+            refused = len(self.rejects)
+            if rest_of == refused and len(part) > 1:
+                waiting += reversed(halves(part, refused))
+                continue
+            try:
+                self._statement(kind, [item.op for item in part], facts)
+            except Exception as error:
+                self._misled |= fails is False
+                # asked before the next statement is sent
+                row = self._session.bad_row(error) if len(part) > 1 and not self._misled else None
+                if self._judge(error, facts) is None:
+                    raise
+                if len(part) == 1:
+                    self._reject(part[0], error)
+                else:
+                    self._lessons.learn(facts, failed=True)
+                    bad = None if row is None else accused(kind, part, row)
+                    waiting += reversed(halves(part, refused) if bad is None else around(part, bad))
+                continue
+            self._misled |= fails is True
+            if part is items:
+                self._lessons.learn(facts, failed=False)
+            if kind == INSERT and part[0].op.id is None:
+                self._learn_ids(part)
 
     def _versioned(self, items: Sequence[Item]) -> None:
-        """Keep and update rows in two statements; where one fails, find the bad op by halving."""
+        """Keep and update rows in two statements; where one fails, narrow down the bad op."""
         if len(items) == 1:
             self._atomic(items[0])
             return
         pairs = [pair for item in items if (pair := versioned(item.op, self._known)) is not None]
         assert len(pairs) == len(items), "the planner joins versioned updates only"
         if self._all_or_none(([pair.copy for pair in pairs], [pair.update for pair in pairs])):
-            half = len(items) // 2
-            self._versioned(items[:half])
-            self._versioned(items[half:])
+            for part in halves(items, 0):
+                self._versioned(part.items)
 
     def _atomic(self, item: Item) -> None:
         failed = self._all_or_none([op] for op in item.op.ops)
@@ -216,9 +232,10 @@ class Executor:
             raise SchemaBehind(facts, sentence_of(error), error) from error
         if fault in (Fault.TRANSIENT, Fault.LOCKED, Fault.OVERTIME):
             return None
-        self._check_constraints(facts)
         if fault is Fault.UNKNOWN:
             self._believe(error, facts)
+        elif is_about_other_rows(error):
+            self._check_constraints(facts)
         return Fault.PERMANENT
 
     def _check_constraints(self, facts: Facts) -> None:
@@ -230,11 +247,12 @@ class Executor:
 
     def _believe(self, error: Exception, facts: Facts) -> None:
         known = (facts.schema.hash, code_of(error))
-        if known in self._believed:
+        if known in self._lessons.believed:
             return
         if not self._last_try:
             raise NeverSeen(sentence_of(error)) from error
-        self._believed.add(known)
+        self._check_constraints(facts)
+        self._lessons.believed.add(known)
 
     def _reject(self, item: Item, error: Exception, member: Op | None = None) -> None:
         op = member or item.op
@@ -246,18 +264,6 @@ class Executor:
         """Note the ids that the database gave: consecutive within one INSERT of known rows."""
         first, step = self._session.last_ids(len(items))
         self.ids.extend((item.entry, first + i * step) for i, item in enumerate(items))
-
-
-def _chunks(items: Sequence[Item], rows: int) -> Iterator[Sequence[Item]]:
-    """Cut the ops of a group into statements by rows and bytes."""
-    start, size = 0, 0
-    for i, item in enumerate(items):
-        size += len(item.entry.payload)
-        if i > start and (size > AIM_BYTES or i - start >= rows):
-            yield items[start:i]
-            start, size = i, len(item.entry.payload)
-    if start < len(items):
-        yield items[start:]
 
 
 def _check_upsert(op: Op, facts: Facts) -> None:

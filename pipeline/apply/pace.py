@@ -1,20 +1,29 @@
-"""Choose how much one transaction takes: rows by the time of earlier ones, entries of each bucket by their bytes.
+"""Choose how much one transaction and one statement take, and how a statement that failed is split.
 
-Invariant: a worker reads `max_bytes` at most, and one op more. What is larger waits in the log.
+Invariants: a worker reads `max_bytes` at most, and one op more. What is larger waits in the log. The parts of a
+statement are its ops in their order, so splitting never changes the result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+from pipeline.apply.grouping import Item
 from pipeline.config.settings import ApplySettings
-from pipeline.model.op import Position
+from pipeline.model.op import INSERT, UPSERT, Position
 from pipeline.oplog.appends import BIG_BYTES
 from pipeline.oplog.contract import Work
+from pipeline.shard.statements import MAX_ROWS, most
+from pipeline.shard.table_facts import Facts
 
 #: Rows of the first batch of a process, before any commit was timed.
 FIRST_ROWS = 1000
 LEAST_ROWS = 50
+#: A statement is aimed at this size; larger gains nothing.
+AIM_BYTES = 500_000
+#: Rows of a statement after one with a bad op, and how many more the next has after one without.
+FEW_ROWS, MORE_ROWS = 50, 5
 
 
 class Pace:
@@ -86,3 +95,114 @@ def _unmeasured(buckets: Sequence[int], share: int, room_bytes: int) -> dict[int
     if not buckets or room_bytes <= 0:
         return {}
     return dict.fromkeys(buckets, max(1, min(share, room_bytes // (BIG_BYTES * len(buckets)))))
+
+
+class Lessons:
+    """What the statements of one shard have taught this process.
+
+    Attributes:
+        believed: (schema, error number) of errors that no list names and that several tries met.
+    """
+
+    def __init__(self) -> None:
+        self.believed: set[tuple[str, int | None]] = set()
+        #: Of each schema of which an op was refused of late, how many rows a statement has.
+        self._rows: dict[str, int] = {}
+
+    def rows(self, kind: str, facts: Facts) -> int:
+        """Return the most rows of one statement.
+
+        Args:
+            kind: of its ops.
+            facts: of their table.
+        """
+        return min(most(kind), self._rows.get(facts.schema.hash, MAX_ROWS))
+
+    def learn(self, facts: Facts, *, failed: bool) -> None:
+        """Note how a statement ended: all rows of a failed one are executed twice, so the next are shorter.
+
+        Args:
+            facts: of its table.
+            failed: whether an op of it was refused.
+        """
+        rows = self._rows.get(facts.schema.hash)
+        if failed:
+            self._rows[facts.schema.hash] = FEW_ROWS
+        elif rows is not None and rows < MAX_ROWS:
+            self._rows[facts.schema.hash] = rows + MORE_ROWS
+
+
+class Portion(NamedTuple):
+    """A part of a statement that failed.
+
+    Attributes:
+        items: its ops.
+        fails: whether the server's word makes us expect that it fails; None: nobody knows.
+        rest_of: of a second half, how many ops were refused when it was made; if no more are at its turn, the bad op is
+            in it, so it is split without a try.
+    """
+
+    items: Sequence[Item]
+    fails: bool | None = None
+    rest_of: int | None = None
+
+
+def chunk(items: Sequence[Item], start: int, rows: int) -> Sequence[Item]:
+    """Return the ops of one statement: as many as its rows and its bytes allow, one at least.
+
+    Args:
+        items: of one group.
+        start: the first op to take.
+        rows: the most ops.
+    """
+    size_bytes, end = 0, start
+    for item in items[start : start + rows]:
+        size_bytes += len(item.entry.payload)
+        if end > start and size_bytes > AIM_BYTES:
+            break
+        end += 1
+    return items[start:end]
+
+
+def accused(kind: str, items: Sequence[Item], row: int) -> int | None:
+    """Return which op the server means by a row of a statement, or None where it can mean none.
+
+    Args:
+        kind: of the ops.
+        items: of the statement.
+        row: as the server counts, from 1.
+    """
+    if not 0 < row <= len(items):
+        return None
+    if kind in (INSERT, UPSERT):
+        return row - 1
+    # rows that exist are met in the order of their ids
+    return sorted(range(len(items)), key=lambda n: items[n].op.id or 0)[row - 1]
+
+
+def halves(items: Sequence[Item], refused: int) -> list[Portion]:
+    """Split the ops of a statement of which nobody knows the bad one.
+
+    Args:
+        items: two ops or more.
+        refused: how many ops of the batch are refused already.
+    """
+    half = len(items) // 2
+    return [Portion(items[:half]), Portion(items[half:], rest_of=refused)]
+
+
+def around(items: Sequence[Item], bad: int) -> list[Portion]:
+    """Split the ops of a statement around the one that the server accuses. What is behind it may be bad too.
+
+    Args:
+        items: two ops or more.
+        bad: which of them.
+    """
+    half = (bad + 1 + len(items)) // 2
+    found = (
+        Portion(items[:bad], False),
+        Portion(items[bad : bad + 1], True),
+        Portion(items[bad + 1 : half]),
+        Portion(items[half:]),
+    )
+    return [part for part in found if part.items]

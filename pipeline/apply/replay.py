@@ -11,17 +11,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from pipeline import clock
-from pipeline.apply.batch import FactBook
-from pipeline.apply.executor import ConstraintsChanged, Executor, SchemaBehind
-from pipeline.apply.grouping import Item, grouped
+from pipeline.apply.attempt import Attempt
+from pipeline.apply.batch import Batch
+from pipeline.apply.grouping import Item
 from pipeline.apply.held_rows import HeldRows
-from pipeline.apply.misfits import misfit
+from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
+from pipeline.apply.turns import ShardTurns
 from pipeline.config.settings import ApplySettings, TableSettings
-from pipeline.errors import NewerOp, NotAnOp, ShardUnavailable, Unavailable
-from pipeline.model.op import Op, Position, decode
-from pipeline.oplog.contract import Entries
+from pipeline.errors import PipelineError, ShardUnavailable
+from pipeline.model.op import START, Position
+from pipeline.model.wait_reason import WaitReason
+from pipeline.oplog.contract import Work
 from pipeline.shard import actions
-from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
+from pipeline.shard.driver_errors import Fault, fault_of, passes_by_itself
 from pipeline.shard.records import ledger, replays
 from pipeline.shard.records.ledger import Reject
 from pipeline.shard.records.replays import DROPPED, REPLAYED, Aside, Place
@@ -29,53 +31,75 @@ from pipeline.shard.records.set_aside import REJECTED
 from pipeline.shard.records.stops import stopped_tables
 from pipeline.shard.session import NodeSession
 
-#: How often one batch is tried: a deadlock or a lock that an apply transaction holds passes.
-TRIES = 5
-_RETRIED = (Fault.TRANSIENT, Fault.LOCKED, Fault.OVERTIME)
+#: How often a replay waits for the watermarks that workers hold, each time for as long as the server waits for a lock.
+LOCK_TRIES = 5
+
+
+class Became(NamedTuple):
+    """What became of one op: its state, and why it is still set aside if it is."""
+
+    place: Place
+    table: str
+    state: str
+    reason: str
 
 
 class Replayed(NamedTuple):
-    """What one transaction of a replay did: how many ops it settled, and what it left.
+    """What one turn of a replay did: how many ops it settled, and what it left.
 
     Attributes:
         replayed, dropped: ops that are settled.
         refused: ops that the database refused, once more or for the first time.
         parked: ops that still wait behind another.
-        heads: of the ops that were chosen, how many this transaction took.
+        heads: of the ops that were chosen, how many this turn took.
     """
 
-    replayed: int
-    dropped: int
-    refused: int
-    parked: int
-    heads: int
+    replayed: int = 0
+    dropped: int = 0
+    refused: int = 0
+    parked: int = 0
+    heads: int = 0
 
 
-class Replay:
+class Trial(PipelineError):
+    """All of the transaction is to be rolled back: an operator has asked what it would do."""
+
+
+class Replay(ShardTurns):
     """Replays one shard's ops.
 
     Args:
-        session: of the shard's primary.
-        log: has the schemas.
+        shard: its name.
+        session: of its primary.
+        log: has the schemas, and the notes of attempts.
         settings: what one transaction may take.
         tables: what the configuration says of tables, by name.
         despite: a table of which ops are replayed although it is stopped.
+
+    Attributes:
+        became: what has become of each op of the last turn, in order.
+        left: of each bucket that this run has given up, why: another program holds a row, or a statement took too long.
     """
 
     def __init__(
         self,
+        shard: str,
         session: NodeSession,
-        log: Entries,
+        log: Work,
         settings: ApplySettings,
         tables: Mapping[str, TableSettings],
         despite: str = "",
     ):
-        self._despite, self._stopped = despite, set[str]()
-        self._session, self._settings, self._tables = session, settings, tables
-        self._facts = FactBook(session.node, session, log)
+        self._trial, self._done = False, Replayed()
+        self.became, self.left = list[Became](), dict[int, str]()
+        self._work = ReplayTransaction(shard, session, log, settings, self._before, tables)
+        self._work.despite = despite
+        super().__init__(shard, session, log, self._work)
 
-    def run(self, chosen: Mapping[int, Iterable[Position]], who: str, *, drop: bool = False) -> Iterator[Replayed]:
-        """Replay ops and what waits behind them; each transaction is committed when its result is yielded.
+    def run(
+        self, chosen: Mapping[int, Iterable[Position]], who: str, *, drop: bool = False, trial: bool = False
+    ) -> Iterator[Replayed]:
+        """Replay ops and what waits behind them; what a turn did is committed when it is yielded.
 
         A run that is cut short leaves the first ops that it has not come to *waiting*; the next run may choose them.
 
@@ -83,117 +107,185 @@ class Replay:
             chosen: the positions, by bucket.
             who: for the record of actions.
             drop: give the ops up instead, and replay what waits behind them.
+            trial: roll each transaction back; see `became`.
 
         Raises:
-            Unavailable: the shard does not answer; what was yielded is done.
+            Unavailable: the shard or the log does not answer; what was yielded is done.
         """
-        heads = {(bucket, position) for bucket, own in chosen.items() for position in own}
-        todo = {bucket: set(own) for bucket, own in chosen.items()}
-        while todo:
-            taken, result, untried = self._with_retries(todo, heads, who, drop)
-            for bucket, position in taken:
-                todo[bucket].discard(position)
-            for bucket, position in untried:
-                todo[bucket].add(position)
-            todo = {bucket: own for bucket, own in todo.items() if own}
-            yield result
+        self._trial = trial
+        self.left = {}
+        self._work.begin(chosen, who, drop=drop)
+        while self._work.todo:
+            self._done, self.became = Replayed(), []
+            self._turn(Take(dict.fromkeys(sorted(self._work.todo), 0)), clock.mono_s())
+            yield self._done
 
-    def _with_retries(
-        self, todo: Mapping[int, Set[Position]], heads: Set[Place], who: str, drop: bool
-    ) -> tuple[Sequence[Place], Replayed, Sequence[Place]]:
-        attempt, blocked = 1, dict[str, str]()
-        while True:
-            try:
-                with self._session.transaction():
-                    return self._transaction(todo, heads, who, drop, blocked)
-            except SchemaBehind as error:  # each time another schema is left out: no try is used up
-                self._facts.forget()
-                blocked[error.schema] = str(error)
-                continue
-            except ConstraintsChanged as error:
-                self._facts.forget()
-                failure: Exception = error
-            except Unavailable:
-                raise
-            except Exception as error:
-                if not is_driver_error(error) or fault_of(error) not in _RETRIED:
-                    raise
-                failure = error
-            if attempt == TRIES:
-                raise ShardUnavailable(self._session.node, sentence_of(failure)) from failure
-            clock.sleep_s(clock.backoff_s(attempt, first_s=0.01, most_s=0.2))
-            attempt += 1
+    def _before(self, step: str) -> None:
+        if step == "commit" and self._trial:
+            raise Trial
 
-    def _transaction(
-        self, todo: Mapping[int, Set[Position]], heads: Set[Place], who: str, drop: bool, blocked: Mapping[str, str]
-    ) -> tuple[Sequence[Place], Replayed, Sequence[Place]]:
+    def _with_retries(self, take: Take) -> tuple[Outcome, Batch]:
+        try:
+            return super()._with_retries(take)
+        except Trial:
+            return self._work.result
+
+    def _finish(self, batch: Batch, outcome: Outcome) -> None:
+        self.left = {bucket: why for bucket, why in self.left.items() if bucket not in batch.before}
+        self._done = Replayed(*map(sum, zip(self._done, self._work.settled(), strict=True)))
+        self.became += self._work.became
+        self._log.note_attempts(self._transaction.notes_at, dict.fromkeys(batch.before, ""), anew=True)
+
+    def _explain(self, bucket: int, reason: WaitReason, attempt: Attempt) -> None:
+        self.left[bucket] = reason.sentence()
+
+    def _rest(self, bucket: int, rest_s: float) -> None:
+        del self._work.todo[bucket]
+
+
+class ReplayTransaction(ApplyTransaction):
+    """What the transactions of a replay share; the arguments are those of `ApplyTransaction`.
+
+    Attributes:
+        todo: the positions that are left, by bucket.
+        result, became: of the last transaction.
+        despite: a table of which ops are replayed although it is stopped.
+    """
+
+    result: tuple[Outcome, Batch]
+    became: list[Became]
+    despite = ""
+
+    def begin(self, chosen: Mapping[int, Iterable[Position]], who: str, *, drop: bool) -> None:
+        """Take over what is to be done.
+
+        Args:
+            chosen: the positions, by bucket.
+            who: for the record of actions.
+            drop: whether the ops are given up.
+        """
+        self.notes_at = f"{self._shard}:replay"
+        self.todo = {bucket: set(own) for bucket, own in chosen.items()}
+        self._heads = {(bucket, position) for bucket, own in self.todo.items() for position in own}
+        self._who, self._drop = who, drop
+
+    def settled(self) -> Replayed:
+        """Strike what the last transaction took, and add what it made the first in all its rows; return what it did."""
+        for bucket, position in self._taken:
+            self.todo[bucket].discard(position)
+        for bucket, position in self._untried:
+            self.todo[bucket].add(position)
+        self.todo = {bucket: own for bucket, own in self.todo.items() if own}
+        return self._did
+
+    def run(self, take: Take, blocked: Mapping[str, WaitReason], *, last_try: bool) -> tuple[Outcome, Batch]:
+        """Replay what *take* allows, inside the open transaction; see `ApplyTransaction.run`.
+
+        Args:
+            take: the buckets; grows by what is noted, and by what is under suspicion.
+            blocked: why ops of a schema wait, by the schema's hash.
+            last_try: whether an error that no list names is believed now.
+        """
         session = self._session
-        places = self._places(todo)
+        self._limit(take)
+        places = self._places(take)
         ops, gone = replays.take(session, list(places), self._settings.max_bytes)
-        dropped = {op.place for op in ops if drop and op.place in heads}
-        left = self._execute(ops, places, dropped, blocked)
-        unsettled = {(one.entry.bucket, one.entry.position): one.state for one in left}
+        stops = {table: WaitReason("paused", self._shard, table) for table in stopped_tables(session) - {self.despite}}
+        before = dict.fromkeys(take.noted, START)
+        batch = Batch(before, self.facts, blocked, stops, 0, self._settings.max_rows, self._settings.max_bytes)
+        dropped = {op.place for op in ops if self._drop and op.place in self._heads}
+        left = self._replay(batch, ops, places, dropped, take, last_try=last_try)
+        unsettled = {(one.entry.bucket, one.entry.position): one for one in left}
         replayed = [op.place for op in ops if op.place not in unsettled.keys() | dropped]
         rows = {(op.entry.bucket, key) for op in ops for key in places[op.place]}
-        untried = replays.settle(session, ops, rows, {REPLAYED: replayed, DROPPED: dropped}, left)
-        acted = {op.place: unsettled.get(op.place, DROPPED if drop else REPLAYED) for op in ops if op.place in heads}
-        actions.note_actions(session, who, "drop" if drop else "replay", acted)
-        refused = sum(state == REJECTED for state in unsettled.values())
-        result = Replayed(len(replayed), len(dropped), refused, len(left) - refused, len(acted) + len(gone))
-        return [*(op.place for op in ops), *gone], result, untried
+        self._untried = replays.settle(session, ops, rows, {REPLAYED: replayed, DROPPED: dropped}, left)
+        self._taken = [*(op.place for op in ops), *gone]
+        self.became = [_became(op, unsettled.get(op.place), op.place in dropped) for op in ops]
+        acted = {one.place: one.state for one in self.became if one.place in self._heads}
+        actions.note_actions(session, self._who, "drop" if self._drop else "replay", acted)
+        refused = sum(one.state == REJECTED for one in left)
+        self._did = Replayed(len(replayed), len(dropped), refused, len(left) - refused, len(acted) + len(gone))
+        batch.after = {bucket: self._next(bucket) for bucket in before}
+        self.result = Outcome(applied=len(replayed), rejected=refused, buckets=len(before)), batch
+        return self.result
 
-    def _places(self, todo: Mapping[int, Set[Position]]) -> dict[Place, frozenset[str]]:
-        """Lock some buckets; return the places of the ops to take, in order within each bucket, and their row keys."""
-        buckets = sorted(todo)[: self._settings.buckets]
-        replays.lock_buckets(self._session, buckets)
-        places: dict[Place, frozenset[str]] = {}
+    def _next(self, bucket: int) -> Position:
+        """Return where the next attempt of a bucket begins, or the start where nothing is left to do."""
+        left = {(bucket, position) for position in self.todo[bucket]}.difference(self._taken)
+        return min((position for own, position in left.union(self._untried) if own == bucket), default=START)
+
+    def _places(self, take: Take) -> dict[Place, frozenset[str]]:
+        """Lock some buckets, and note the attempt; return the places of the ops to take, in order within each bucket,
+        and their row keys.
+        """
+        buckets = sorted((take.due.keys() & self.todo.keys()) - take.suspects.keys())[: self._settings.buckets]
+        if buckets:
+            self._lock(buckets)
+        found: dict[int, dict[Place, frozenset[str]]] = {}
+        room = self._settings.max_rows if take.alone is None else min(take.alone.entries, self._settings.max_rows)
         for bucket in buckets:
-            if (room := self._settings.max_rows - len(places)) > 0:
-                places |= replays.behind(self._session, bucket, sorted(todo[bucket]), room)
-        return places
+            if room > 0:
+                found[bucket] = replays.behind(self._session, bucket, sorted(self.todo[bucket]), room)
+                room -= len(found[bucket])
+        take.noted = {
+            bucket: take.alone or Attempt(min(self.todo[bucket]), max(1, len(own))) for bucket, own in found.items()
+        }
+        notes = {bucket: str(one) for bucket, one in take.noted.items()}
+        anew = take.again or take.alone is not None
+        take.suspect(self._log.note_attempts(self.notes_at, notes, anew=anew))
+        return {place: keys for bucket in take.noted for place, keys in found[bucket].items()}
 
-    def _execute(
+    def _lock(self, buckets: Iterable[int]) -> None:
+        """Lock watermarks. To wait for a worker's batch says nothing about the ops that are to be replayed."""
+        for _ in range(LOCK_TRIES):
+            try:
+                replays.lock_buckets(self._session, buckets)
+                return
+            except Exception as error:
+                if fault_of(error) is not Fault.LOCKED or passes_by_itself(error):
+                    raise
+        raise ShardUnavailable(self._shard, "workers hold the watermarks of the ops: try again")
+
+    def _replay(
         self,
+        batch: Batch,
         ops: Sequence[Aside],
         keys: Mapping[Place, frozenset[str]],
         dropped: Set[Place],
-        blocked: Mapping[str, str],
+        take: Take,
+        *,
+        last_try: bool,
     ) -> list[Reject]:
         """Execute ops but for the dropped; return those that stay set aside: refused, parked, or not known yet."""
-        session, left = self._session, list[Reject]()
-        self._stopped = stopped_tables(session) - {self._despite}
-        items, late = list[Item](), dict[Place, tuple[Item, str]]()
-        for op in (op for op in ops if op.place not in dropped):
-            try:
-                item = Item(op.entry, decode(op.entry.payload))
-            except (NotAnOp, NewerOp):
-                left.append(Reject(op.entry, op.table, op.row_key, op.code, op.reason, op.state))
+        left, late = list[Reject](), list[tuple[Item, str]]()
+        for op in ops:
+            as_it_was = Reject(op.entry, op.table, op.row_key, op.code, op.reason, op.state)
+            if op.place in dropped:
+                batch.taken.append(as_it_was)
                 continue
-            if why := self._why_not(item.op, blocked):
-                late[op.place] = (item, why)
-            elif misfit(item.op, self._facts.known):
-                left.append(Reject(op.entry, op.table, op.row_key, op.code, op.reason, op.state))
+            one, puzzle = batch.understood(op.entry)
+            batch.taken.append(one)
+            if isinstance(one, Reject):
+                left.append(as_it_was)
+            elif (stop := batch.stop(one.op)) is not None:
+                late.append((one, f"its table {stop.scope} was stopped"))
+            elif puzzle is not None:
+                late.append((one, puzzle.sentence()))
             else:
-                items.append(item)
-        rows = HeldRows(self._facts.known, self._tables, None)
-        rows.read(session, items, without={op.place for op in ops})
-        left += [rows.wait(item, keys[place], why) for place, (item, why) in late.items()]
-        executor = Executor(session, self._facts.known, rows, lambda name: None, set(), last_try=True)
-        executor.run(grouped(_by_time(items), self._facts.known))
+                batch.items.append(one)
+        rows = HeldRows(self.facts.known, self._tables, None)
+        rows.read(self._session, batch.items, without={op.place for op in ops})
+        left += [rows.wait(item, keys[item.entry.bucket, item.entry.position], why) for item, why in late]
+        executor = self._executed(_by_time(batch.items), rows, take, last_try=last_try)
         if executor.ids:
-            ledger.keep_ids(session, executor.ids)
+            ledger.keep_ids(self._session, executor.ids)
         return left + executor.rejects
 
-    def _why_not(self, op: Op, blocked: Mapping[str, str]) -> str:
-        """Return why an op cannot be executed yet, or the empty string."""
-        for one in op.named:
-            if one.table in self._stopped:
-                return f"its table {one.table} was stopped"
-            if one.schema in blocked:
-                return blocked[one.schema]
-            if not self._facts.learn(one.schema):
-                return f"schema {one.schema} of table {one.table} is not known here"
-        return ""
+
+def _became(op: Aside, left: Reject | None, dropped: bool) -> Became:
+    if left is not None:
+        return Became(op.place, op.table, left.state, left.reason)
+    return Became(op.place, op.table, DROPPED if dropped else REPLAYED, "")
 
 
 def _by_time(items: Iterable[Item]) -> Iterable[Item]:

@@ -6,15 +6,15 @@ or not at all. After a crash the next worker reads the watermark and continues f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.executor import Executor
-from pipeline.apply.grouping import grouped
+from pipeline.apply.grouping import Item, grouped
 from pipeline.apply.held_rows import HeldRows, halted, record
-from pipeline.apply.pace import Pace
+from pipeline.apply.pace import Lessons, Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.model.op import Entry, Position
@@ -88,6 +88,16 @@ class Take:
     ends: dict[int, Position] = field(default_factory=dict)
     again: bool = False
 
+    def suspect(self, earlier: Mapping[int, str]) -> None:
+        """Leave out the buckets with which an earlier attempt failed.
+
+        Args:
+            earlier: the notes that were found instead of being written, by bucket.
+        """
+        for bucket, note in earlier.items():
+            mistrusted = self.noted.pop(bucket)
+            self.suspects[bucket] = Attempt.suspected(note) or mistrusted.failed()
+
 
 class ApplyTransaction:
     """What every apply transaction of one shard in this process shares.
@@ -104,6 +114,8 @@ class ApplyTransaction:
         facts: of the tables.
         stopped: what is paused or halted on the shard.
         pace: how much one transaction takes.
+        notes_at: where attempts are noted.
+        step: called with the name of each step before it is taken.
     """
 
     def __init__(
@@ -116,10 +128,11 @@ class ApplyTransaction:
         tables: Mapping[str, TableSettings],
     ):
         self._shard, self._session, self._log, self._tables = shard, session, log, tables
-        self._settings, self._step, self._longest_s = settings, step, settings.statement_s
+        self.notes_at = shard
+        self._settings, self.step, self._longest_s = settings, step, settings.statement_s
         self.facts, self.stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
         self.pace = Pace(settings, log)
-        self._believed: set[tuple[str, int | None]] = set()
+        self._lessons = Lessons()
 
     def run(self, take: Take, blocked: Mapping[str, WaitReason], *, last_try: bool) -> tuple[Outcome, Batch]:
         """Apply what *take* allows, inside the open transaction.
@@ -139,14 +152,14 @@ class ApplyTransaction:
             return Outcome(buckets=len(batch.before), waiting=batch.why), batch
         batch.skip_seen(self._session)
         executor = self._execute(batch, locked, take, last_try=last_try)
-        self._step("mark")
+        self.step("mark")
         self._record(batch, executor, locked, take)
         return self._outcome(batch, executor), batch
 
     def _take(self, take: Take, blocked: Mapping[str, WaitReason]) -> tuple[Batch, Mapping[int, Mark]]:
         """Lock watermarks, note the attempt, and read what is behind them."""
-        self._step("lock")
-        self._session.limit_statements(min(TOGETHER_S, self._longest_s) if take.alone is None else self._longest_s)
+        self.step("lock")
+        self._limit(take)
         locked = ledger.lock(self._session, take.due, self._settings.buckets)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.owned}
         waiting = halted(self._shard, locked)
@@ -172,13 +185,17 @@ class ApplyTransaction:
         every = (*batch.items, *(item for item, _ in batch.halted))
         rows.read(self._session, (one for one in every if locked[one.entry.bucket].state == HOLDING))
         stopped = rows.stop(batch.halted)
-        self._step("execute")
-        executor = Executor(self._session, self.facts.known, rows, self._step, self._believed, last_try=last_try)
-        if take.alone is not None and (verdict := self._verdict(take.alone)):
-            executor.condemn(batch.items, verdict)
-        else:
-            executor.run(grouped(batch.items, self.facts.known))
+        executor = self._executed(batch.items, rows, take, last_try=last_try)
         executor.rejects += [*batch.unreadable, *stopped]
+        return executor
+
+    def _executed(self, items: Iterable[Item], rows: HeldRows, take: Take, *, last_try: bool) -> Executor:
+        self.step("execute")
+        executor = Executor(self._session, self.facts.known, rows, self.step, self._lessons, last_try=last_try)
+        if take.alone is not None and (verdict := self._verdict(take.alone)):
+            executor.condemn(items, verdict)
+        else:
+            executor.run(grouped(items, self.facts.known))
         return executor
 
     def _record(self, batch: Batch, executor: Executor, locked: Mapping[int, Mark], take: Take) -> None:
@@ -201,18 +218,18 @@ class ApplyTransaction:
         else:
             counts = self.pace.counts({b: after for b, after in mine.items() if b not in take.suspects}, take.due)
             take.noted = {bucket: Attempt(mine[bucket], count) for bucket, count in counts.items()}
-        self._step("read")
+        self.step("read")
         notes, after = (
             {bucket: str(one) for bucket, one in take.noted.items()},
             {bucket: mine[bucket] for bucket in counts},
         )
         anew = take.again or take.alone is not None
-        entries, earlier = self._log.read_noted(self._shard, after, counts, notes, anew=anew)
-        for bucket, note in earlier.items():
-            mistrusted = take.noted.pop(bucket)
-            take.suspects[bucket] = Attempt.suspected(note) or mistrusted.failed()
-            del entries[bucket]
-        return entries
+        entries, earlier = self._log.read_noted(self.notes_at, after, counts, notes, anew=anew)
+        take.suspect(earlier)
+        return {bucket: found for bucket, found in entries.items() if bucket in take.noted}
+
+    def _limit(self, take: Take) -> None:
+        self._session.limit_statements(min(TOGETHER_S, self._longest_s) if take.alone is None else self._longest_s)
 
     def _verdict(self, attempt: Attempt) -> str:
         """Return why the next op is rejected without another try, or the empty string."""

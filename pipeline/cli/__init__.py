@@ -11,6 +11,7 @@ from pipeline.cli.check import check_command
 from pipeline.cli.cluster import cluster
 from pipeline.cli.dead import dead_group
 from pipeline.cli.demo import demo
+from pipeline.cli.deployment import adopt_rows_command, restore_command, shard_group
 from pipeline.cli.maintenance import outbox, rebuilt_command, spool
 from pipeline.cli.migrate import migrate_command, tables
 from pipeline.cli.status import status_command, top
@@ -26,6 +27,7 @@ def pipeline() -> None:
 
 for command in (
     adopt_command,
+    adopt_rows_command,
     check_command,
     cluster,
     dead_group,
@@ -35,7 +37,9 @@ for command in (
     outbox,
     pause_command,
     rebuilt_command,
+    restore_command,
     resume_command,
+    shard_group,
     spool,
     status_command,
     tables,

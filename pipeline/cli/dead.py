@@ -15,12 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.admin import dead_op
-from pipeline.admin.dead import HEADS, DeadOp, Where, chosen, dead_ops, place_of, replay, waiting_behind
+from pipeline.admin.dead import HEADS, DeadOp, Where, chosen, dead_ops, place_of, replay
+from pipeline.apply.replay import Became
 from pipeline.cli.options import config_option, opened
 from pipeline.errors import BadOp
 from pipeline.shard.records.set_aside import ASIDE
 
 _STYLES = {"rejected": "bold red", "waiting": "yellow", "parked": "yellow", "replayed": "green", "dropped": "dim"}
+#: How many ops of a trial the screen shows.
+MOST_SHOWN = 100
 _where_option = click.option(
     "--where",
     "pairs",
@@ -132,7 +135,7 @@ def _bulk(name: str, sentence: str, *, drop: bool) -> click.Command:
     @click.argument("ops", nargs=-1)
     @_where_option
     @click.option("--all", "every", is_flag=True, help="All ops that are set aside.")
-    @click.option("--dry-run", is_flag=True, help="Count what would be done, and change nothing.")
+    @click.option("--dry-run", is_flag=True, help="Try it, roll it back, and say what would become of each op.")
     @_json_option
     def command(
         config: str | None, ops: tuple[str, ...], pairs: tuple[str, ...], every: bool, dry_run: bool, as_json: bool
@@ -146,16 +149,20 @@ def _bulk(name: str, sentence: str, *, drop: bool) -> click.Command:
             heads = sum(len(own) for buckets in found.values() for own in buckets.values())
             if ops and heads < len(ops):
                 raise BadOp(_not_there(ops, found, drop=drop))
-            if dry_run:
-                behind = sum(waiting_behind(pipeline, shard, buckets) for shard, buckets in found.items())
-                _say(
-                    {"chosen": heads, "behind": behind}, as_json, f"{heads:,} ops, and {behind:,} that wait behind them"
-                )
-                return
-            done = _run(pipeline, found, heads, drop=drop)
+            done, tried, left = _run(pipeline, found, heads, drop=drop, trial=dry_run)
+        told: dict[str, Any] = {**done, **({"left": left} if left else {})}
+        if dry_run and as_json:
+            told["ops"] = [_tried(shard, one) for shard, one in tried]
+        elif dry_run:
+            Console().print(_trial_table(tried[:MOST_SHOWN]))
+            if len(tried) > MOST_SHOWN:
+                click.echo(f"and {len(tried) - MOST_SHOWN:,} more: --json has all")
         counts = f"{done['replayed']:,} replayed, {done['dropped']:,} dropped, {done['refused']:,} refused again"
-        _say(done, as_json, f"{counts}, {done['parked']:,} still wait behind others")
-        raise SystemExit(1 if done["refused"] else 0)
+        sentence = f"{counts}, {done['parked']:,} still wait behind others"
+        _say(told, as_json, f"{'nothing is changed; it would be: ' if dry_run else ''}{sentence}")
+        for why in left:
+            click.echo(f"not tried: {why}", err=as_json)
+        raise SystemExit(1 if done["refused"] or left else 0)
 
     return command
 
@@ -168,17 +175,40 @@ dead_replay = _bulk(
 dead_drop = _bulk("drop", "Give OPS up, and apply what waits behind them, in order.", drop=True)
 
 
-def _run(pipeline: Any, found: Mapping[str, Any], heads: int, *, drop: bool) -> dict[str, int]:
+def _run(
+    pipeline: Any, found: Mapping[str, Any], heads: int, *, drop: bool, trial: bool
+) -> tuple[dict[str, int], list[tuple[str, Became]], list[str]]:
+    """Return the counts; of a trial what would become of each op; and why ops were left as they are."""
     done = dict.fromkeys(("replayed", "dropped", "refused", "parked"), 0)
+    tried, left = list[tuple[str, Became]](), list[str]()
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("dropping" if drop else "replaying", total=heads)
-        for step in replay(pipeline, found, drop=drop):
+        for step in replay(pipeline, found, drop=drop, trial=trial):
             for name in done:
                 done[name] += getattr(step.done, name)
+            tried += [(step.shard, one) for one in step.ops if trial]
+            left += step.left
             progress.update(bar, advance=step.done.heads)
-    return done
+    return done, tried, left
+
+
+def _tried(shard: str, one: Became) -> dict[str, Any]:
+    op = f"{one.place[0]}:{one.place[1]}"
+    return {"op": op, "shard": shard, "table": one.table, "state": one.state, "reason": one.reason}
+
+
+def _trial_table(tried: Iterable[tuple[str, Became]]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    for name in ("op", "shard", "table", "would be"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("because", overflow="fold")
+    for shard, one in tried:
+        state = Text(one.state, style=_STYLES[one.state])
+        why = one.reason.partition(", which holds")[0]
+        table.add_row(f"{one.place[0]}:{one.place[1]}", shard, one.table, state, Text(why))
+    return table
 
 
 def _not_there(ops: Iterable[str], found: Mapping[str, Any], *, drop: bool) -> str:
@@ -188,7 +218,7 @@ def _not_there(ops: Iterable[str], found: Mapping[str, Any], *, drop: bool) -> s
     return f"no op at {missing} {which}: see pipeline dead list"
 
 
-def _say(counts: Mapping[str, int], as_json: bool, sentence: str) -> None:
+def _say(counts: Mapping[str, Any], as_json: bool, sentence: str) -> None:
     click.echo(json.dumps(counts) if as_json else sentence)
 
 

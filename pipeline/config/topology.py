@@ -11,6 +11,8 @@ from typing import Any
 from pipeline.config.bucket_ranges import format_ranges, owners
 from pipeline.config.bucket_rules import Rule, compile_rule
 from pipeline.config.settings import Settings, TableSettings
+from pipeline.config.uris import database_of, server_of
+from pipeline.model.fingerprint import BY_ID, Fingerprint
 from pipeline.model.ids import bucket_of, carries_bucket
 
 
@@ -88,5 +90,35 @@ class Topology:
         """Return how the table *name* is spread: as configured, else by its own id, with the defaults."""
         return self._settings.tables.get(name) or TableSettings(name)
 
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What the settings say of all that no two processes of a deployment may disagree on."""
+        settings = self._settings
+        spreads = ((name, spread_of(table)) for name, table in sorted(settings.tables.items()))
+        nodes = ((name, tuple(database_of(uri) for _, uri in one.nodes())) for name, one in settings.shards.items())
+        return Fingerprint(
+            buckets=self.buckets,
+            shards=tuple((name, self.ranges_of(name)) for name in self.shards),
+            tables=tuple((name, spread) for name, spread in spreads if spread != BY_ID),
+            prefix=settings.redis.prefix,
+            source=settings.source,
+            redis=(server_of(settings.redis.url),),
+            databases=tuple(nodes),
+        )
+
     def __reduce__(self) -> tuple[type[Topology], tuple[Settings]]:
         return Topology, (self._settings,)  # a compiled rule cannot be pickled
+
+
+def spread_of(table: TableSettings) -> str:
+    """Return in words how a table is spread: the same words place each row in the same bucket."""
+    if table.reference:
+        return "with reference = true"
+    if table.shard_key is None:
+        return BY_ID
+    words = f"by shard_key = {table.shard_key!r}, rule = {table.rule!r}"
+    if table.bounds:
+        words += f", bounds = {list(table.bounds)}"
+    if table.lookup:
+        words += f", lookup = {dict(sorted(table.lookup.items(), key=repr))}"
+    return words

@@ -87,6 +87,11 @@ def database_of(uri: str) -> str:
     return f"{engine} {socket.group() if socket else host.lower()} {name}"
 
 
+def server_of(url: str) -> str:
+    """Return what names the Redis in *url*, without scheme, user, password and options."""
+    return ";".join(one.partition("://")[2].rpartition("@")[2].partition("?")[0] for one in _NEXT_URI.split(url))
+
+
 def with_login_of(uri: str, other: str) -> str:
     """Return *uri* with the user and password of *other*: a promoted replica is written to as its primary was."""
     scheme, found, rest = uri.partition("://")

@@ -2,6 +2,9 @@
 
 Invariant: of each bucket, ops are sent in the order in which they were spooled, and from the lowest that Redis may lack
 on: after a change of its lineage that is everything which is still kept.
+
+The way back: while others go on spooling, the spool may never be empty. So the last ops are sent while nobody else
+writes. Then the marker is removed, and whoever has waited for its turn goes directly (docs/notes/15).
 """
 
 from __future__ import annotations
@@ -12,17 +15,22 @@ from dataclasses import dataclass
 
 from pipeline import clock
 from pipeline.config.topology import Topology
+from pipeline.enqueue.producer import Run
 from pipeline.enqueue.publisher import Publisher
-from pipeline.enqueue.resend import Run
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.oplog.appends import EpochStale, Scope
 from pipeline.oplog.contract import Entries
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
 from pipeline.spool.store import Definition, Spool, Spooled
+from pipeline.wait_budget import WaitBudget, WaitBudgetSpent
 
 #: How often a pass begins anew when Redis changes its lineage under it.
 DRAIN_TRIES = 3
+#: How long a pass waits until Redis says its epochs, s: a connection from before an outage may take seconds to fail.
+PROBE_S = 0.5
+#: How many ops are the last, and how long others wait until Redis has them, s.
+LAST_OPS, LAST_S = 200, 0.02
 logger = logging.getLogger("pipeline.spool")
 
 
@@ -56,6 +64,7 @@ class Drainer:
         self._spool, self._publisher, self._log = spool, publisher, log
         self._nodes, self._topology, self._step = nodes, topology, step
         self._reminded: dict[str, int] = {}  # scope -> the epoch under which Redis has all definitions
+        self._budgets = publisher.away.wait_budgets
 
     def drain(
         self, for_s: float = 3600.0, *, patient: bool = True, report: Callable[[int], None] = lambda sent: None
@@ -70,12 +79,22 @@ class Drainer:
             if not mine:
                 done.mine = False
                 return done
-            if self._definitions_first(done):
-                for scope, buckets in self._scopes().items():
-                    self._drain(scope, buckets, done, deadline, patient, report)
-            self._step("settle")
-            done.empty = self._spool.settle()
+            while True:
+                probe = WaitBudget(PROBE_S)
+                if self._definitions_first(done):
+                    for scope, buckets in self._scopes().items():
+                        self._drain(scope, buckets, done, deadline, patient, report, probe)
+                self._step("settle")
+                done.empty = self._last_sent(done)
+                if done.empty or done.why or deadline.passed:
+                    break
+            if done.sent:
+                self._spool.file.sync()
         return done
+
+    def warm(self) -> None:
+        """Prepare this process for the direct way; see `Publisher.warm`."""
+        self._publisher.warm()
 
     def forget(self) -> int:
         """Delete the kept ops that every node of their shards has; return how many. A node that is away keeps all."""
@@ -126,20 +145,25 @@ class Drainer:
         deadline: clock.Deadline,
         patient: bool,
         report: Callable[[int], None],
+        probe: WaitBudget,
     ) -> None:
         for _ in range(DRAIN_TRIES):
             try:
-                epoch = self._publisher.epoch_of(scope)
+                with self._budgets.within(probe):
+                    epoch = self._publisher.epoch_of(scope)
                 self._remind(scope, epoch)
                 self._spool.renew(buckets, epoch)
                 while not deadline.passed and (head := self._spool.head(buckets)):
                     for producer, runs, ops in _turns(head):
                         self._step("send")
-                        self._publisher.resend(producer, runs, epoch=epoch, patient=patient)
+                        reached = self._publisher.resend(producer, runs, epoch=epoch, patient=patient)
                         self._step("sent")
                         self._spool.sent(ops, epoch)
+                        self._publisher.remember(producer, {b: (runs[b].last, at) for b, at in reached.items()})
                         done.sent += len(ops)
                         report(len(ops))
+                    if len(head) <= LAST_OPS:
+                        break  # others go on spooling: there may never be none
                 return
             except EpochStale:
                 continue
@@ -148,6 +172,36 @@ class Drainer:
                 logger.info("spool waits scope=%s: %s", scope.name, error)
                 return
         done.why = str(LogUnavailable("the server's lineage keeps changing", sent=False))
+
+    def _last_sent(self, done: DrainResult) -> bool:
+        """Send the last ops while nobody else writes, and let all go directly again; whether nothing waits."""
+        with self._spool.file.alone():
+            last = self._spool.head() if not done.why else []
+            if not last or len(last) > LAST_OPS:
+                return self._spool.settle()
+            sent: dict[int, list[Spooled]] = {}
+            try:
+                with self._budgets.within(WaitBudget(LAST_S)):
+                    self._budgets.aside(lambda: self._send_last(last))
+            except (WaitBudgetSpent, EpochStale, Unavailable) as error:
+                done.why = f"the last ops wait: {type(error).__name__}: {error}"
+                logger.info("the spool: %s", done.why)
+                return False
+            for op in last:
+                sent.setdefault(self._reminded[self._publisher.scope_of(op.bucket).name], []).append(op)
+            for epoch, ops in sent.items():
+                self._spool.sent(ops, epoch)
+            done.sent += len(last)
+            return self._spool.settle()
+
+    def _send_last(self, last: list[Spooled]) -> None:
+        """Send ops under the epochs of this pass. To send them twice is harmless."""
+        for scope, buckets in self._publisher.by_scope(dict.fromkeys(op.bucket for op in last)).items():
+            if not (epoch := self._reminded.get(scope.name, 0)):
+                raise EpochStale
+            for producer, runs, _ in _turns([op for op in last if op.bucket in buckets]):
+                reached = self._publisher.resend(producer, runs, epoch=epoch, patient=False)
+                self._publisher.remember(producer, {b: (runs[b].last, at) for b, at in reached.items()})
 
     def _on_every_node(self, shard: str, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
         """Return the lowest sequence of each pair over all nodes; nothing where one of them does not answer."""

@@ -15,7 +15,9 @@ from pipeline.errors import PipelineError, WaitTimeout
 from pipeline.spool.store import Spool
 
 #: Pause between two passes while something waits, s; after failures it grows.
-PAUSE_S, MOST_S = 0.05, 1.0
+PAUSE_S, MOST_S = 0.05, 0.25
+#: How long one pass may take, and how long a process that has just begun gets ready before its first, s.
+PASS_S, COLD_S = 10.0, 2.0
 #: Kept ops are looked after at this interval, s: whether Redis has lost them, whether every node has them.
 TEND_S = 2.0
 logger = logging.getLogger("pipeline.spool")
@@ -67,9 +69,12 @@ class DrainThread:
 
     def _run(self) -> None:
         called, failures, tended_s = self._called, 0, 0.0
+        self._warm_up().join(COLD_S)  # a cold process would keep others from draining meanwhile
         while not self._ended:
             called.clear()
             quiet = self._pass()
+            if not quiet and not self._warming.is_alive():
+                self._warm_up()
             failures = 0 if quiet else failures + 1
             if quiet and not self._tended(tended_s):
                 called.wait()
@@ -82,7 +87,7 @@ class DrainThread:
     def _pass(self) -> bool:
         """Drain once; whether nothing waits any more."""
         try:
-            done = self.drainer.drain(MOST_S * 10, patient=True)
+            done = self.drainer.drain(PASS_S, patient=True)
         except PipelineError as error:
             logger.warning("the spool could not be drained: %s", error)
             return False
@@ -90,6 +95,18 @@ class DrainThread:
             self._away.close()
             logger.info("spool drained ops=%d", done.sent)
         return done.empty or (not done.mine and not self._spool.waiting())
+
+    def _warm_up(self) -> threading.Thread:
+        """Let this process be ready for the direct way, though it is cold or Redis is another server; a thread does."""
+        self._warming = threading.Thread(target=self._warm, name="pipeline-warm", daemon=True)
+        self._warming.start()
+        return self._warming
+
+    def _warm(self) -> None:
+        try:
+            self.drainer.warm()
+        except PipelineError as error:
+            logger.info("not ready for the direct way yet: %s", error)
 
     def _tended(self, before_s: float) -> bool:
         """Forget what every node has; whether something is still kept."""

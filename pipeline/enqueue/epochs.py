@@ -12,20 +12,27 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 
 from pipeline import clock
 from pipeline.config.topology import Topology
+from pipeline.enqueue.deployment import verify
 from pipeline.enqueue.schemas import SchemaPublisher
+from pipeline.enqueue.shipment import Acked, Sender
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.oplog.appends import Appends, Scope
+from pipeline.oplog.contract import Log
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger, ledger_queries
+from pipeline.shard.records.ledger import LostRange, Mark
+from pipeline.shard.session import NodeSession
 from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent, perform, waited
 
 #: How long one raise may take in all, s; databases have to be asked.
 RAISE_S = 10.0
+#: What the log says of the bucket that ended an epoch, and what that means.
+_ENDED = {"forgot": "has forgotten entries", "ahead": "has entries, or a watermark, of a later epoch"}
 logger = logging.getLogger("pipeline.lineage")
 
 
@@ -36,21 +43,14 @@ class EpochCache:
         log: has the epochs.
         authority: raises an epoch if the server's lineage has changed, and renews what Redis may have forgotten.
         wait_budgets: of the callers: no caller waits longer for a new epoch.
-        changed: called after each epoch that was learnt.
 
     Attributes:
         known: of each scope the last epoch.
-        learnt: how many were raised or learnt here.
+        learnt: how often an epoch that this process had sent under was over.
     """
 
-    def __init__(
-        self,
-        log: Appends,
-        authority: Authority,
-        wait_budgets: WaitBudgets,
-        changed: Callable[[], object],
-    ):
-        self._log, self._authority, self._wait_budgets, self._changed = log, authority, wait_budgets, changed
+    def __init__(self, log: Appends, authority: Authority, wait_budgets: WaitBudgets):
+        self._log, self._authority, self._wait_budgets = log, authority, wait_budgets
         self.known: dict[str, int] = {}
         self.start()
 
@@ -58,16 +58,15 @@ class EpochCache:
         """Begin, in a child anew: a fork may have taken place while another thread held a lock."""
         self.learnt = 0
         self._raising, self._running_lock = threading.Lock(), threading.Lock()
-        self._running: dict[Scope, Future[int]] = {}
+        self._running: dict[str, Future[int]] = {}
 
     def of(self, scope: Scope) -> int:
         """Return a scope's epoch, learnt if need be; see `after`."""
         return self.known.get(scope.name) or self.after(scope, 0)
 
     def asked(self, scope: Scope) -> int:
-        """Ask the server for a scope's epoch; raise it if it was given out on another; see `after`."""
-        epoch, current, _ = self._log.epoch(scope.name)
-        return epoch if epoch and current else self.after(scope, self.known.get(scope.name, 0))
+        """Ask the server for a scope's epoch, and learn it; raise it if it was given out on another; see `after`."""
+        return self._in_time(f"{scope.name} asked", lambda: self._asked(scope), scope)
 
     def after(self, scope: Scope, stale: int) -> int:
         """Return an epoch that is not *stale*.
@@ -76,43 +75,47 @@ class EpochCache:
             LogUnavailable: there is none as soon as its caller needs it; it is being raised, and nothing was sent.
             ShardUnavailable: a primary did not answer.
         """
-        wait_budgets = self._wait_budgets
-        budget = wait_budgets.here.budget
+        return self._in_time(scope.name, lambda: self._raised(scope, stale), scope)
+
+    def _in_time(self, what: str, work: Callable[[], int], scope: Scope) -> int:
+        """Return an epoch; where the caller has a budget, one thread at a time finds it: all callers wait for it."""
+        budget = self._wait_budgets.here.budget
         if budget is None:
-            return self._raised(scope, stale)
-        with wait_budgets.spending():
-            return self._raised_aside(scope, stale, max(0.0, budget.left_s))
+            return work()
 
-    def _raised_aside(self, scope: Scope, stale: int, wait_s: float) -> int:
-        """Let a thread raise the epoch, one at a time for each scope: all callers wait for the same."""
-        with self._running_lock:
-            future = self._running.get(scope)
-            if future is None:
-                future = self._running[scope] = Future()
-                given = (lambda: self._raised_once(scope, stale), future, self._wait_budgets.ended)
-                threading.Thread(target=perform, args=given, name="pipeline-epochs", daemon=True).start()
-        try:
-            return waited(future, wait_s)
-        except WaitBudgetSpent as error:
-            why = f"a new epoch of {scope.name!r} was not raised within {wait_s * 1000:.0f} ms; it is being raised"
-            raise LogUnavailable(why, sent=False) from error
+        def once() -> int:
+            try:
+                return work()
+            finally:
+                with self._running_lock:
+                    del self._running[what]  # the next caller begins anew: what has ended may not be true any more
 
-    def _raised_once(self, scope: Scope, stale: int) -> int:
-        try:
-            return self._raised(scope, stale)
-        finally:
+        with self._wait_budgets.spending():
+            wait_s = max(0.0, budget.left_s)
             with self._running_lock:
-                del self._running[scope]  # the next caller begins anew: what has ended may not be true any more
+                future = self._running.get(what)
+                if future is None:
+                    future = self._running[what] = Future()
+                    given = (once, future, self._wait_budgets.ended)
+                    threading.Thread(target=perform, args=given, name="pipeline-epochs", daemon=True).start()
+            try:
+                return waited(future, wait_s)
+            except WaitBudgetSpent as error:
+                why = f"a new epoch of {scope.name!r} was not raised within {wait_s * 1000:.0f} ms; it is being raised"
+                raise LogUnavailable(why, sent=False) from error
+
+    def _asked(self, scope: Scope) -> int:
+        known, (epoch, current, _) = self.known.get(scope.name, 0), self._log.epoch(scope.name)
+        return known if epoch == known and current else self._raised(scope, known)
 
     def _raised(self, scope: Scope, stale: int) -> int:
         with self._raising:
             known = self.known.get(scope.name, 0)
             if known == stale:
                 known = self.known[scope.name] = self._authority.raise_epoch(scope)
-                self.learnt += 1
+                self.learnt += stale > 0
                 if self._lineage_changed(scope, stale):
                     self._authority.renew()
-                self._changed()
             return known
 
     def _lineage_changed(self, scope: Scope, stale: int) -> bool:
@@ -125,13 +128,13 @@ class Authority:
     """Asks the shards' databases, which are the authority on epochs and on what was lost.
 
     Args:
-        log: has the epochs.
+        log: has the epochs, and what is not applied yet.
         nodes: the databases.
         topology: which shards hold a bucket.
         schemas: have to publish anew what a new server has forgotten.
     """
 
-    def __init__(self, log: Appends, nodes: Nodes, topology: Topology, schemas: SchemaPublisher):
+    def __init__(self, log: Log, nodes: Nodes, topology: Topology, schemas: SchemaPublisher):
         self._log, self._nodes, self._topology, self._schemas = log, nodes, topology, schemas
 
     def raise_epoch(self, scope: Scope) -> int:
@@ -142,17 +145,23 @@ class Authority:
 
         Raises:
             ShardUnavailable: the primary of a shard in the scope did not answer; nothing changed.
+            WrongDeployment: the configuration does not fit the deployment.
             NotMigrated: the pipeline's tables are missing on a primary.
         """
         log = self._log
         for _ in clock.polls(RAISE_S, first_s=0.01):
             epoch, current, seen = log.epoch(scope.name)
-            if epoch and current:
+            # after the epoch was read: a change of the fingerprint is noted before it raises the epochs
+            given = bool(epoch and current)
+            verify(log, self._nodes, self._topology, scope.shards, asking=not given)
+            if given:
                 return epoch
-            new = _new_epoch(self._nodes, scope, epoch)
+            new = new_epoch(self._nodes, scope, epoch)
             if log.raise_epoch(scope.name, seen, new):
                 level = logging.WARNING if epoch else logging.INFO
-                logger.log(level, "new lineage scope=%s epoch=%d (was %d)", scope.name, new, epoch)
+                why, _, bucket = seen.rpartition(" ")[2].partition(":")
+                said = f": bucket {bucket} {_ENDED[why]}" if bucket else ""
+                logger.log(level, "new lineage scope=%s epoch=%d (was %d)%s", scope.name, new, epoch, said)
                 self.renew()
                 return new
         raise LogUnavailable(f"the epoch of {scope.name!r} could not be raised", sent=False)
@@ -161,32 +170,72 @@ class Authority:
         """Give a new server what it may have forgotten: the schemas of this process."""
         self._schemas.republish()
 
-    def record_lost(self, lost: ledger.LostRange) -> ledger.LostRange | None:
-        """Record on each shard of a bucket what the log lost, as far as the shard has not applied it.
+    def settle(self, scope: Scope, epoch: int, acked: Mapping[Sender, Acked]) -> set[Sender]:
+        """Judge what was acknowledged under an epoch that is over, and record what is lost on each shard.
+
+        What is still in a log is not judged, nor what a worker may be applying: call again later.
 
         Args:
-            lost: ops of one producer.
+            scope: the scope of all the buckets.
+            epoch: the scope's epoch on the server as it is now; 0: not known.
+            acked: of each bucket and producer, what was acknowledged last.
 
         Returns:
-            What was lost to one shard at least; None where all of it was applied.
+            Those of which every shard had all when this was called: it is applied, set aside, or recorded as lost.
 
         Raises:
             ShardUnavailable: a primary did not answer; call again later.
         """
-        bucket, _, producer, first, last = lost
-        begins = last + 1
-        for shard in self._topology.shards_of(bucket):
+        done = set(acked)
+        for shard in scope.shards:
             session = self._nodes.primary(shard)
-            with session.translated(), session.transaction():
-                applied = ledger.seen(session, [(bucket, producer)])[bucket, producer]
-                if applied < last:
-                    here = ledger.LostRange(bucket, 0, producer, max(first, applied + 1), last)
-                    ledger.lose(session, [here])
-                    begins = min(begins, here.first)
-        return lost._replace(first=begins) if begins <= last else None
+            reached = ledger_queries.sequences(session, acked)
+            missing = {pair: one for pair, one in acked.items() if reached.get(pair, 0) < one[0]}
+            done -= missing.keys()
+            for bucket in {bucket for bucket, _ in missing}:
+                here = {pair: one for pair, one in missing.items() if pair[0] == bucket}
+                with session.translated(), session.transaction():
+                    losses = self._judge(session, scope, epoch, bucket, here)
+                for lost in losses:
+                    logger.error("Redis lost %d ops: %s", lost.last - lost.first + 1, lost)
+        return done
+
+    def _judge(
+        self, session: NodeSession, scope: Scope, epoch: int, bucket: int, acked: Mapping[Sender, Acked]
+    ) -> list[LostRange]:
+        """Record what one bucket has lost, under the lock of its watermark: no worker applies anything there then."""
+        mark = ledger.lock(session, [bucket], 1).get(bucket)
+        if mark is None or not mark.owned:
+            return []  # a worker holds it
+        over = mark.position.epoch
+        if any(over <= under < epoch for _, under in acked.values()) and self._all_applied(scope, epoch, bucket, mark):
+            over = epoch
+        last = {pair: seq for pair, (seq, under) in acked.items() if under < over}
+        seen = ledger.seen(session, last) if last else {}
+        lost = {pair: seq for pair, seq in last.items() if seen[pair] < seq}
+        losses = [LostRange(bucket, 0, pair[1], seen[pair] + 1, seq) for pair, seq in lost.items()]
+        if lost:
+            ledger.lose(session, losses)
+            ledger.remember(session, lost)  # what is told lost is never applied: an entry that comes after all is seen
+        return losses
+
+    def _all_applied(self, scope: Scope, epoch: int, bucket: int, mark: Mark) -> bool:
+        """Whether the server of an epoch has nothing older than the epoch behind a bucket's watermark."""
+        [ahead] = self._log.read({bucket: mark.position}, {bucket: 1}).values()
+        return not (ahead and ahead[0].position.epoch < epoch) and self._log.epoch(scope.name)[:2] == (epoch, True)
 
 
-def _new_epoch(nodes: Nodes, scope: Scope, known: int) -> int:
+def new_epoch(nodes: Nodes, scope: Scope, known: int) -> int:
+    """Return an epoch above all that are known of a scope; its primaries have given it out.
+
+    Args:
+        nodes: the databases.
+        scope: whose epoch.
+        known: an epoch that the new one is above.
+
+    Raises:
+        ShardUnavailable: the primary of a shard in the scope did not answer.
+    """
     for shard in scope.shards:
         for replica in nodes.replicas(shard):
             try:

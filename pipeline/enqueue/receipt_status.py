@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pipeline import clock
 from pipeline.config.topology import Topology
+from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import LogUnavailable, Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
 from pipeline.model.op import START, Position
 from pipeline.model.receipt import Receipt
@@ -24,6 +25,8 @@ from pipeline.spool.store import Spool
 REMEMBERED_S = 7 * 86_400
 #: A waiter asks the database at least this often, whatever Redis says, s.
 STATUS_S = 0.25
+#: The seq of a position that no log reaches.
+FAR = 2**52
 #: What a receipt calls a state of an op that was set aside, where it has another word.
 _SHOWN = {"waiting": "parked"}
 _FINAL = ("applied", "durable", "replayed", "rejected", "dropped", "lost")
@@ -34,8 +37,9 @@ _WORST = ("lost", "rejected", "dropped", "parked", "queued", "replayed")
 class Follower:
     """Answers for receipts."""
 
-    def __init__(self, topology: Topology, nodes: Nodes, log: Log, spool: Spool | NullSpool):
+    def __init__(self, topology: Topology, nodes: Nodes, log: Log, spool: Spool | NullSpool, publisher: Publisher):
         self._topology, self._nodes, self._log, self._spool = topology, nodes, log, spool
+        self._publisher = publisher
 
     def status(self, receipt: Receipt) -> str:
         """Return spooled, queued, applied, durable, rejected, parked, replayed, dropped or lost.
@@ -96,28 +100,19 @@ class Follower:
         """
         last: dict[tuple[int, int], Receipt] = {}
         every: list[tuple[int, int, int]] = []
-        places: dict[int, list[Position]] = {}
         for receipt in receipts:
             every.append((receipt.bucket, receipt.producer, receipt.producer_seq))
-            mine = places.setdefault(receipt.bucket, [])
-            if receipt.position is not None:
-                mine.append(receipt.position)
             key = (receipt.bucket, receipt.producer)
             if key not in last or last[key].producer_seq < receipt.producer_seq:
                 last[key] = receipt
         deadline = clock.Deadline(timeout_s)
         for receipt in last.values():
             self.wait(receipt, deadline.left_s)
-        for shard in {shard for bucket in places for shard in self._topology.shards_of(bucket)}:
+        for shard in {shard for bucket, _ in last for shard in self._topology.shards_of(bucket)}:
             session = self._nodes.primary(shard)
             self._none_aside(session, every, deadline)
-            lost = sum(
-                position.epoch == epoch and first <= position.seq <= last
-                for bucket, epoch, first, last in ledger_queries.gaps(session, places)
-                for position in places[bucket]
-            )
-            if lost:
-                raise Lost(f"{lost} of {len(every)} ops were lost by Redis before they were applied")
+            if lost := ledger_queries.lost(session, every):
+                raise Lost(f"{len(lost)} of {len(every)} ops were lost by Redis before they were applied")
 
     def barrier(self, table: str, timeout_s: float) -> None:
         """Wait until all that is in the logs of a table's buckets now is applied.
@@ -158,20 +153,40 @@ class Follower:
 
     def _state_on(self, shard: str, receipt: Receipt) -> str:
         fate = self._fate(shard, receipt)
+        if not self._accounted(fate, receipt) and (under := self._over(fate, receipt)):
+            # what is known here is written down, and is final from then on
+            self._publisher.judge({(receipt.bucket, receipt.producer): (receipt.producer_seq, under)})
+            fate = self._fate(shard, receipt)
         if fate.reject is not None:
             return _SHOWN.get(fate.reject[0], fate.reject[0])
-        if self._reached(fate, receipt):
-            return "applied"
         if fate.lost:
             return "lost"
-        if receipt.position is None:
-            return "queued"
-        if fate.mark is None or fate.mark.epoch <= receipt.position.epoch:
-            return "queued"
-        # the log has gone on in a newer epoch without it: entries of the old one can never come again
-        if fate.applied_seq is None and clock.wall_ms() / 1000 - receipt.position.epoch > REMEMBERED_S:
-            raise PipelineError("this receipt is older than a week; its shard no longer remembers its producer")
-        return "lost"
+        return "applied" if self._reached(fate, receipt) else "queued"
+
+    def _accounted(self, fate: Fate, receipt: Receipt) -> bool:
+        return fate.reject is not None or fate.lost or self._reached(fate, receipt)
+
+    def _over(self, fate: Fate, receipt: Receipt) -> int:
+        """Return the epoch under which an op was acknowledged if it is over, so that the shard can judge the op; or 0.
+
+        Raises:
+            PipelineError: nobody remembers the op.
+        """
+        if receipt.position is None or fate.mark is None:
+            return 0
+        under, scope = receipt.position.epoch, self._publisher.scope_of(receipt.bucket)
+        if fate.mark.epoch > under:
+            if fate.applied_seq is None and not _is_young(under):
+                raise PipelineError("this receipt is older than a week; its shard no longer remembers its producer")
+            return under
+        try:
+            if fate.mark >= receipt.position:  # and not applied: the log was cut, and gave the position out again
+                self._log.audit(scope.name, {receipt.bucket: Position(under, FAR)})
+                self._publisher.epoch_of(scope)
+            epoch, current, _ = self._log.epoch(scope.name)
+        except LogUnavailable:
+            return 0
+        return under if current and epoch > under else 0
 
     def _why_queued(self, shard: str, receipt: Receipt) -> WaitReason | None:
         bucket, place, fate = receipt.bucket, receipt.position, self._fate(shard, receipt)
@@ -202,6 +217,8 @@ class Follower:
     def _reached(self, fate: Fate, receipt: Receipt) -> bool:
         """Whether an op, or its refusal, is committed on a node; one that was spooled is known by its sequence only."""
         if receipt.position is not None:
+            if fate.applied_seq is None and _is_young(receipt.position.epoch):
+                return False  # its producer's row cannot have expired: there was none
             return fate.reached(receipt.position, receipt.producer_seq)
         return fate.applied_seq is not None and fate.applied_seq >= receipt.producer_seq
 
@@ -267,3 +284,8 @@ class Follower:
         if missing := buckets - found.keys():
             raise ShardUnavailable(shard, f"it has no watermark of bucket {min(missing)}: run pipeline migrate")
         return {bucket for bucket in buckets if found[bucket].position < tails[bucket]}
+
+
+def _is_young(epoch: int) -> bool:
+    """Whether a shard remembers all producers of an epoch: an epoch is the time of its beginning, or later."""
+    return clock.wall_ms() / 1000 - epoch <= REMEMBERED_S

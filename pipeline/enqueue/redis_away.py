@@ -10,8 +10,8 @@ from pipeline.spool.null_spool import NullSpool
 from pipeline.spool.store import Spool
 from pipeline.wait_budget import WaitBudgets
 
-#: After a failure the next try is made so much later, s.
-OPEN_S = 1.0
+#: While Redis is silent the next try is made so much later, s.
+OPEN_S = 0.25
 #: While ops wait in the spool, a Redis that did not answer is asked for an idempotency key so much later, s.
 AWAY_S = 10.0
 
@@ -44,14 +44,14 @@ class RedisAway:
         return clock.mono_s() < self._until_s
 
     def hear(self, error: Unavailable) -> None:
-        """Note why an op was not taken: a failure if Redis did not answer.
+        """Note why an op was not taken. Only Redis's own silence opens the breaker, never a step that took its time.
 
         Raises:
             Unavailable: *error* itself, where there is no spool to go to.
         """
         if isinstance(self.spool, NullSpool):
             raise error
-        if isinstance(error, LogUnavailable):
+        if isinstance(error, LogUnavailable) and error.silent:
             self._until_s = clock.mono_s() + OPEN_S
 
     def close(self) -> None:
@@ -63,7 +63,8 @@ class RedisAway:
         """Whether Redis is not to be asked for an idempotency key now. Ops may wait by wish, while Redis is there."""
         return self.tripped or (clock.mono_s() < self._claims_until_s and self.open)
 
-    def claim_failed(self) -> None:
+    def claim_failed(self, error: LogUnavailable) -> None:
         """Note that Redis did not answer when it was asked for an idempotency key."""
         if not isinstance(self.spool, NullSpool):
-            self._until_s, self._claims_until_s = clock.mono_s() + OPEN_S, clock.mono_s() + AWAY_S
+            self.hear(error)
+            self._claims_until_s = clock.mono_s() + AWAY_S

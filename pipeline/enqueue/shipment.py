@@ -15,8 +15,14 @@ from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
 
 #: Every server takes ops of this size: the smallest default of `max_allowed_packet` was 1 MB.
 UNCHECKED_BYTES = 250_000
+#: The least `proto-max-bulk-len` that Redis can be given.
+_EVERY_REDIS_BYTES = 1_048_576
 #: What a statement has beside the values of its op: names of columns, most of them twice.
 _NAMES_BYTES = 32_768
+#: A bucket, and a producer that sent ops to it.
+Sender = tuple[int, int]
+#: The last sequence that was acknowledged to a sender, and the epoch under which it stands.
+Acked = tuple[int, int]
 logger = logging.getLogger("pipeline.door")
 
 
@@ -28,12 +34,14 @@ class Shipment(msgspec.Struct, frozen=True):
         key: an idempotency key, of a shipment of one op; the empty text: none.
         row_id: the id of the row that the op with the key makes: others with that key get to know the id.
         durability: how safe the ops must be before the caller goes on; see the package's `enqueue_insert`.
+        numbered: the producer and the first sequence of each bucket's ops, where they may have been sent before.
     """
 
     runs: Mapping[int, Sequence[bytes]]
     key: str = ""
     row_id: int | None = None
     durability: str = "redis"
+    numbered: Mapping[int, tuple[int, int]] = {}
 
     @property
     def size(self) -> int:
@@ -42,7 +50,7 @@ class Shipment(msgspec.Struct, frozen=True):
 
     def part(self, runs: Mapping[int, Sequence[bytes]]) -> Shipment:
         """Return a shipment of some of the ops."""
-        return Shipment(runs, self.key, self.row_id, self.durability)
+        return Shipment(runs, self.key, self.row_id, self.durability, self.numbered)
 
 
 class OpPlace(msgspec.Struct, frozen=True):
@@ -59,6 +67,16 @@ class OpPlace(msgspec.Struct, frozen=True):
     seq: int
     row_id: int | None = None
     durable: bool = True
+
+
+def queued(places: Mapping[int, OpPlace], error: Unavailable) -> dict[int, tuple[int, int]]:
+    """Return under which numbers ops are queued, or may be, where some of a call's were not taken.
+
+    Args:
+        places: of those that were taken.
+        error: why the others were not.
+    """
+    return {**{bucket: (place.producer, place.seq) for bucket, place in places.items()}, **error.numbered}
 
 
 def parse_claim(text: str) -> OpPlace:
@@ -89,7 +107,8 @@ def check_size(payload: bytes, table: str, log: SharedState, wait_budgets: WaitB
         BadOp: the op is too large.
     """
     needs = len(payload) + payload.count(b"'") + _NAMES_BYTES  # a quote is doubled in SQL
-    limit, why = min([(MOST_STATEMENT_BYTES, "the largest statement of a worker"), *_nodes(log, wait_budgets)])
+    worker = (MOST_STATEMENT_BYTES, "the largest statement of a worker")
+    limit, why = min([worker, *_nodes(log, wait_budgets), *_redis(needs, log, wait_budgets)])
     if needs > limit:
         raise BadOp(
             f"this op on {table!r} makes a statement of up to {needs:,} bytes, and {why} is {limit:,}: split the op, "
@@ -107,3 +126,14 @@ def _nodes(log: SharedState, wait_budgets: WaitBudgets) -> Iterator[tuple[int, s
     for node, (_, text) in reports.items():
         if takes := msgspec.json.decode(text, type=_Takes).statement_bytes:
             yield takes, f"max_allowed_packet of node {node!r}"
+
+
+def _redis(needs: int, log: SharedState, wait_budgets: WaitBudgets) -> Iterator[tuple[int, str]]:
+    """Yield what Redis takes; an op that every Redis takes costs no question."""
+    if needs <= _EVERY_REDIS_BYTES:
+        return
+    try:
+        if takes := wait_budgets.aside(log.largest_bytes, share=0.5):
+            yield takes, "proto-max-bulk-len of Redis"
+    except (Unavailable, WaitBudgetSpent) as error:
+        logger.warning("how large an op Redis takes is not known now: %s", error)

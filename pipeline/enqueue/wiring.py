@@ -58,7 +58,7 @@ def wire_writes(log: Log, nodes: Nodes, topology: Topology, bell: Bell | SilentB
     row_ids = RowIds(log, topology, nodes, away)
     authority = Authority(log, nodes, topology, schemas)
     publisher = Publisher(log, topology, bell, authority, away=away)
-    follower = Follower(topology, nodes, log, away.spool)
+    follower = Follower(topology, nodes, log, away.spool, publisher)
     op_builder = OpBuilder(topology, row_ids, schemas)
     if not isinstance(away.spool, Spool):
         dispatch = Dispatch(publisher, follower, away.wait_budgets, log)

@@ -9,6 +9,7 @@ place in the schema that `Op.schema` names. Values are in the canonical form of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Annotated, Any, NamedTuple
@@ -54,6 +55,22 @@ class Position(NamedTuple):
 
 #: The watermark of a bucket to which nothing was ever applied.
 START = Position(0, -1)
+
+
+def deleted_behind(mark: Position, first: Position | None, published: Position | None) -> bool:
+    """Return whether a log has deleted entries that a watermark lacks, since a later watermark was committed once.
+
+    Args:
+        mark: the watermark.
+        first: of the first entry behind it; None where there is none.
+        published: the last watermark of the bucket that was committed somewhere, as far as it is known.
+    """
+    if published is None or published <= mark or published.epoch == 0:
+        return False
+    if first is None or first.epoch > mark.epoch == published.epoch:
+        return True
+    dense_from = mark.seq + 1 if first.epoch == mark.epoch else 0
+    return first.seq > dense_from and published >= Position(first.epoch, first.seq - 1)
 
 
 class Op(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -127,6 +144,24 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Op)
 
 encode = _encoder.encode
+
+
+def new_producer(*, kept: bool = False) -> int:
+    """Return a random 63-bit number for a producer, never used before.
+
+    Args:
+        kept: whether a holder keeps the ops and may send them again after they were acknowledged: the number is odd.
+    """
+    return int.from_bytes(os.urandom(8), "big") >> 2 << 1 | kept
+
+
+def may_come_again(producer: int) -> bool:
+    """Return whether a holder keeps the ops of a producer, as `new_producer` was told.
+
+    Args:
+        producer: its number.
+    """
+    return producer % 2 == 1
 
 
 def decode(payload: bytes) -> Op:

@@ -36,6 +36,10 @@ KINDS = {
         "Redis refuses them ({detail})", "start workers (pipeline status says where), or raise maxmemory", "new ops"
     ),
     "primary-away": Kind("the primary of {shard} does not answer ({detail})", "start it; then run: pipeline check"),
+    "restored": Kind(
+        "the database of {shard} lacks what it had applied, as one restored from a backup does ({detail})",
+        "run: pipeline restore {shard}",
+    ),
     "paused": Kind("{scope} is paused ({detail})", "run: pipeline resume {scope}"),
     "breaker": Kind(
         "{scope} is halted after too many refusals ({detail})", "mend it; then run: pipeline resume {scope}"

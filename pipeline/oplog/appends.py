@@ -7,7 +7,7 @@ that an op is in a log. The blank distinguishes the two, here and in `enqueue.lu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from pipeline.model.op import Position
@@ -80,7 +80,10 @@ def scopes_of(shards: tuple[str, ...]) -> dict[str, Scope]:
 
 
 class EpochStale(Exception):
-    """The server is not the one that this epoch was given out on: raise the epoch, then append again."""
+    """The epoch is not the scope's, or has ended: raise the epoch, then append again.
+
+    An epoch ends with the lineage of the server that it was given out on, and where a log has forgotten entries of it.
+    """
 
 
 class KeyClaimed(Exception):
@@ -123,7 +126,8 @@ class Appends(Protocol):
             scope: the scope's name.
 
         Returns:
-            The epoch (0: none), whether it was given out on this server, and what `raise_epoch` takes as *seen*.
+            The epoch (0: none), whether it was given out on this server and has not ended, and what `raise_epoch` takes
+            as *seen*: it ends with what `audit` returns, if that ended the epoch.
         """
         ...
 
@@ -134,6 +138,38 @@ class Appends(Protocol):
             scope: the scope's name.
             seen: the third value that `epoch` returned.
             epoch: the new epoch.
+        """
+        ...
+
+    def deployment(self) -> str:
+        """Return the fingerprint of the deployment that these logs belong to, as JSON; empty where none is noted."""
+        ...
+
+    def note_deployment(self, seen: str, text: str) -> bool:
+        """Note a fingerprint if no other process did meanwhile; return whether it was noted.
+
+        Args:
+            seen: what `deployment` returned.
+            text: the fingerprint as JSON.
+        """
+        ...
+
+    def audit(self, scope: str, marks: Mapping[int, Position]) -> str:
+        """End a scope's epoch if a log has forgotten entries of it, or if a log or a watermark is ahead of it.
+
+        Args:
+            scope: the scope's name.
+            marks: of each bucket of the scope, a watermark that is committed.
+
+        Returns:
+            "forgot:<bucket>" or "ahead:<bucket>" if the epoch has ended; the empty text while it stays.
+        """
+        ...
+
+    def senders(self) -> Iterator[tuple[int, dict[int, tuple[int, int]]]]:
+        """Yield each producer that the log knows: of each bucket the last sequence, and the epoch that it stands under.
+
+        The epoch is 0 where the producer has passed a hole and sent nothing since.
         """
         ...
 
@@ -178,7 +214,7 @@ class Line(Protocol):
             row_id: the id of the row that the op with the key makes, 0 for none.
 
         Raises:
-            EpochStale: nothing was written.
+            EpochStale: nothing was written, or not all; append all again, and the shard drops what comes twice.
             KeyClaimed: nothing was written; not raised for a *row_id* of 0.
             PipelineFull: nothing was written.
             LogUnavailable: no answer in time; with `sent` the ops may be in the log.
@@ -215,12 +251,8 @@ class Line(Protocol):
         """
         ...
 
-    def sequences(self, producer: int) -> dict[int, int]:
-        """Return the last sequence number that the log knows of a producer, per bucket.
-
-        Args:
-            producer: the producer's number.
-        """
+    def connect(self) -> None:
+        """Open the connection if it is not open; return once the server answers on it."""
         ...
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:

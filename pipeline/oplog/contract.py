@@ -14,6 +14,9 @@ from pipeline.model.op import Entry, Position
 from pipeline.oplog.appends import Appends
 from pipeline.oplog.waits import Waits
 
+#: The lease on the chore that compares a shard's watermarks with its logs.
+RECONCILE = "reconcile:{}"
+
 
 class Entries(Protocol):
     """What the logs hold: entries, the schemas that their ops name, copies of how far each bucket is applied."""
@@ -48,6 +51,14 @@ class Entries(Protocol):
 
         Args:
             behind: of each bucket, the position.
+        """
+        ...
+
+    def trimmed(self, bucket: int) -> bool:
+        """Return whether entries were deleted from a log that is there; one that is gone, or began anew, has forgotten.
+
+        Args:
+            bucket: the log.
         """
         ...
 
@@ -133,6 +144,8 @@ class Work(Entries, Waits, Protocol):
     def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
         """Publish watermarks, un-dirty drained buckets, forget their attempts; return whether to ring and how many are
         dirty.
+
+        A log that ends behind its watermark has forgotten entries: then the lease on `RECONCILE` is given up.
 
         Args:
             shard: the shard's name.
@@ -278,6 +291,10 @@ class SharedState(Protocol):
 
     def memory_share(self) -> float:
         """Return used memory as a share of the limit; 0.0 if there is no limit."""
+        ...
+
+    def largest_bytes(self) -> int:
+        """Return the size of the largest op that the log takes; 0: not known."""
         ...
 
     def secret(self, proposed: str) -> str:

@@ -18,7 +18,7 @@ class ReadInfo(NamedTuple):
         role: primary or replica.
         lag_s: an upper bound of how old what it shows may be; None where it is unknown. The primary's is 0.
         waited_s: how long the read waited for what it must see.
-        stale: True where it may lack what was asked for, and the caller chose a stale answer.
+        stale: True where it may be older than was asked for: the caller chose that, or the primary is away.
         reason: of the choice; see `policy`.
     """
 

@@ -83,6 +83,19 @@ def id_type(session: NodeSession, schema: TableSchema) -> str | None:
     return None
 
 
+def holds_rows(session: NodeSession, table: str) -> bool:
+    """Return whether a table of the application exists and has a row.
+
+    Args:
+        session: of the node.
+        table: its name in the database, perhaps with that of the database.
+    """
+    if not columns_of(session, table):
+        return False
+    name = ".".join(map(session.dialect.quote, table.split(".")))
+    return bool(session.query(f"SELECT 1 FROM {name} LIMIT 1"))
+
+
 def holds_64_bits(kind: str) -> bool:
     """Return whether an id column of the type *kind* holds 63-bit ids; every INTEGER of SQLite does."""
     return kind.startswith("bigint") or kind == "integer"

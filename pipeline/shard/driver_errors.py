@@ -38,6 +38,9 @@ _MYSQL_PERMANENT = {
     1062, 1406, 1264, 1048, 1366, 1265, 1292, 1216, 1217, 1451, 1452, 3140, 1690, 3819, 4025, 1153, 1136, 1365,
     1644, 1064, 1110, 1267, 1411, 1415, 1442, 1467, 1586, 1761, 1762,
 }  # fmt: skip
+#: What depends on other rows, and so on the order of ops: duplicate keys (1062, 1586), foreign keys. All others of the
+#: list are about the values of the row itself.
+_MYSQL_OTHER_ROWS = {1062, 1216, 1217, 1451, 1452, 1586, 1761, 1762}
 #: Deadlock, lock wait, snapshot conflict, a lock that was not waited for: InnoDB rolled back (part of) the transaction.
 #: A table changed under the statement (1412, 1615). Retry all of the transaction.
 _MYSQL_LOCKED = {1205, 1213, 1020, 3572, 1412, 1615}
@@ -110,10 +113,30 @@ def is_driver_error(error: BaseException) -> bool:
     return from_sqlite or bool(_names(error) & {"DatabaseError", "InterfaceError", "MySQLError"})
 
 
+def is_about_other_rows(error: BaseException) -> bool:
+    """Return whether *error* may come from a unique index or a foreign key, whose verdict depends on the order of ops.
+
+    Args:
+        error: as the driver raised it.
+    """
+    code = code_of(error)
+    return code is None or code in _MYSQL_OTHER_ROWS
+
+
 def code_of(error: BaseException) -> int | None:
     """Return the server's number of *error*, or None."""
     first: Any = error.args[0] if error.args else None
     return first if isinstance(first, int) and not isinstance(first, bool) else None
+
+
+def row_in(error: BaseException) -> int | None:
+    """Return the row of the statement that the server's sentence names, from 1: `… at row 7`; or None.
+
+    Args:
+        error: as the driver raised it.
+    """
+    found = re.search(r" at row (\d+)$", sentence_of(error)) if code_of(error) is not None else None
+    return int(found[1]) if found else None
 
 
 def required_column(error: BaseException) -> str | None:

@@ -67,6 +67,11 @@ class Nodes:
         # a parent's sockets are not for its fork to use, nor to close
         self._sessions = PerProcess[dict[tuple[str, bool], NodeSession]](dict)
 
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """The names of all shards, in the order of the configuration."""
+        return tuple(self._names)
+
     def primary(self, shard: str) -> NodeSession:
         """Return the session of the node of a shard that takes writes now.
 
@@ -124,7 +129,7 @@ class Nodes:
         return self._replicas[shard]
 
     def unfit(self, node: str) -> bool:
-        """Return whether *node* was away for too long: it is never followed, nor read, until it is rebuilt."""
+        """Return whether *node* was away for too long, or is not like its primary: it is never followed, nor read."""
         return self._health is not None and self._health.unfit(node)
 
     def names(self, shard: str) -> tuple[str, ...]:

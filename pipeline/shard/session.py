@@ -16,7 +16,7 @@ from pydal import DAL
 from pipeline.config.settings import redact
 from pipeline.errors import NotMigrated, ShardUnavailable
 from pipeline.shard.dialect import Dialect, dialect_of
-from pipeline.shard.driver_errors import NOT_THE_PRIMARY, Fault, code_of, fault_of, sentence_of
+from pipeline.shard.driver_errors import NOT_THE_PRIMARY, Fault, code_of, fault_of, row_in, sentence_of
 
 #: Seconds until a server without an answer counts as away.
 CONNECT_S, STATEMENT_S = 3, 20
@@ -55,6 +55,8 @@ class NodeSession:
         self.suspect = False
         self._statement_bytes = 0
         self._limit_s: float | None = None
+        #: Numbers of errors of which the server names no row.
+        self._silent_codes: set[int] = set()
         self.dialect: Dialect = dialect_of(uri)
         self.db = DAL(
             self.dialect.uri(uri),
@@ -122,6 +124,30 @@ class NodeSession:
     def last_ids(self, rows: int) -> tuple[int, int]:
         """Return the first id that the last INSERT, of so many *rows*, was given, and the step to the next."""
         return self.dialect.last_ids(self.rows, rows)
+
+    def bad_row(self, error: Exception) -> int | None:
+        """Return which row of the last statement the server refused, from 1, as far as the server says so.
+
+        Args:
+            error: of the statement; nothing else has been sent since.
+        """
+        code = code_of(error)
+        if code is None or fault_of(error) not in (Fault.PERMANENT, Fault.UNKNOWN):
+            return None
+        row = row_in(error)
+        if row is None and code not in self._silent_codes:
+            row = self._told_row()
+            if row is None:
+                self._silent_codes.add(code)
+        return row
+
+    def _told_row(self) -> int | None:
+        try:
+            return self.dialect.bad_row(self.rows)
+        except Exception as error:
+            if fault_of(error) is Fault.PERMANENT:  # MySQL knows no such word: 1064, a syntax error
+                return None
+            raise
 
     @contextmanager
     def transaction(self) -> Iterator[NodeSession]:

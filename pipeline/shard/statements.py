@@ -11,8 +11,8 @@ from pipeline.model.op import DELETE, GROUP, INSERT, UPDATE, UPSERT, Op
 from pipeline.shard.dialect import Dialect
 from pipeline.shard.table_facts import Facts
 
-#: Most rows of one INSERT or DELETE. More gain nothing measurable and cost more to bisect.
-MAX_ROWS = 1000
+#: Most rows of one INSERT or DELETE. More gain nothing measurable; what a bad op fails with is executed twice.
+MAX_ROWS = 250
 #: Most rows of one UPDATE: each is a branch of a CASE that the server walks for every row.
 MAX_BRANCHES = 100
 

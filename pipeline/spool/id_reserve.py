@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pipeline import clock
 from pipeline.errors import IdsUsedUp
 from pipeline.per_process import PerProcess
-from pipeline.spool.sqlite_file import DRAINING_ROOM, HostLock, SpoolFile
+from pipeline.spool.sqlite_file import DRAINING_ROOM, SpoolFile
+from pipeline.spool.turns import HostLock
 
 #: A reserve that is older is replaced, ms: rows that are inserted while Redis is away sort as if they were so old.
 RENEW_MS = 3_600_000

@@ -30,12 +30,21 @@ class NullSpool:
         """Return False."""
         return False
 
+    def keeps(self, bucket: int, producer: int, up_to: int) -> bool:
+        """Return False."""
+        return False
+
     def keep_definitions(self, definitions: Iterable[tuple[str, str, str]], *, wait: bool) -> None:
         """Raise `SpoolUnavailable`."""
         raise SpoolUnavailable("(none)", "it is not enabled")
 
     def add(
-        self, runs: Mapping[int, Sequence[bytes]], *, kept: bool = False, numbered: Mapping[int, Number] | None = None
+        self,
+        runs: Mapping[int, Sequence[bytes]],
+        *,
+        kept: bool = False,
+        numbered: Mapping[int, Number] | None = None,
+        behind: bool = False,
     ) -> dict[int, Number]:
         """Raise `SpoolUnavailable`."""
         raise SpoolUnavailable("(none)", "it is not enabled")

@@ -1,36 +1,48 @@
-"""The spool's file: one connection per process, anew after a fork, threads one after the other, errors as ours.
+"""The spool's file: one connection per process, anew after a fork; one writer of the host at a time; errors as ours.
 
-A lock of the host: one process at a time does something, and it dies with its process.
-
-A POSIX record lock, since a child that forks off does not inherit it; the lock does not distinguish threads, so a
-second lock does. Its file is opened once per process and never closed: to close any descriptor of it would end the
-lock.
+A file that somebody has removed is made anew, and what waited in it is taken from the connection that is still open.
+A damaged file is moved aside, and what can be read of it goes on.
 """
 
 from __future__ import annotations
 
-import fcntl
+import errno
+import logging
 import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import quote
 from weakref import WeakSet
 
+from pipeline import clock
 from pipeline.errors import PipelineFull, SpoolUnavailable
+from pipeline.per_process import PerProcess
+from pipeline.spool.turns import MODE, host_lock
 
 #: How long a write waits for those of other processes, s; each takes about as long as one fsync.
 BUSY_S = 2.0
 #: Room above the limit in which an op that has been sent may be marked so: also a full spool must drain.
 DRAINING_ROOM = 1.25
-#: The data are the application's: for its user and group only.
-MODE = 0o660
+#: A disk with less room than that is full, bytes.
+NO_ROOM_BYTES = 1_000_000
+#: What SQLite writes beside the file, by the end of its name.
+BESIDE = ("-wal", "-shm")
+#: The codes of SQLite that mean that the file is no spool, or is one no more.
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+#: What a removed or damaged file has that nothing else has, by table. Its numbers are never given again.
+_RESCUED = {
+    "definitions": "hash, table_name, text, waits",
+    "entries": "bucket, producer, seq, kept, sent, payload",
+}
+logger = logging.getLogger("pipeline.spool")
 
 
 class SpoolFile:
-    """A SQLite file of which every commit is on the disk when it returns."""
+    """A SQLite file, and its journal."""
 
     _room: float
     _page_bytes: int
@@ -39,6 +51,8 @@ class SpoolFile:
         self.path, self._max_bytes = path, max_bytes
         self._left_behind: list[sqlite3.Connection] = []  # a parent's: to close them here could end its locks
         self._db: sqlite3.Connection | None = None
+        self._marker = f"{path}.waiting"
+        self._turn = PerProcess(lambda: host_lock(Path(f"{path}.turn")))
         self._reset()
         _files.add(self)
 
@@ -47,18 +61,72 @@ class SpoolFile:
         """Whether the file has been made."""
         return self.path.exists()
 
+    @property
+    def marked(self) -> bool:
+        """Whether the marker is there: ops wait. About a microsecond."""
+        return os.access(self._marker, os.F_OK)
+
+    def mark(self) -> None:
+        """Make the marker, also for after a power failure; call this before the commit of what waits."""
+        if self.marked:
+            return
+        os.close(os.open(self._marker, os.O_CREAT | os.O_WRONLY, MODE))
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def unmark(self) -> None:
+        """Remove the marker; call this while nobody else may write."""
+        Path(self._marker).unlink(missing_ok=True)
+
     @contextmanager
-    def writing(self, *, room: float = 1.0) -> Iterator[sqlite3.Connection]:
-        """Give a write transaction: committed and fsynced at the end, or not at all.
+    def alone(self) -> Iterator[None]:
+        """Let no other thread and no other process write for as long as the block lasts; the block itself may.
+
+        Raises:
+            SpoolUnavailable: another process does not give its turn back, or the file cannot be used.
+        """
+        with self._one_at_a_time(), self._translated(), self._turn().held(BUSY_S):
+            yield
+
+    @contextmanager
+    def writing(self, *, room: float = 1.0, synced: bool = True) -> Iterator[sqlite3.Connection]:
+        """Give a write transaction: committed at the end, or not at all.
+
+        Its turn ends with the commit, before the sync: so the syncs of processes that come together are one for the
+        disk. Whoever sends what others have committed calls `sync` before.
 
         Args:
             room: the limit's multiple that the file may grow to.
+            synced: whether it is on the disk when the block has ended.
 
         Raises:
             PipelineFull: the file is at its limit, or its disk is full.
             SpoolUnavailable: it cannot be used.
         """
-        with self._one_at_a_time(), self._translated():
+        with self._transaction(room) as db:
+            yield db
+        if synced:
+            self.sync()
+
+    def sync(self) -> None:
+        """Return once everything that was committed so far is on the disk.
+
+        Raises:
+            SpoolUnavailable: it is not known whether it is.
+        """
+        with self._translated(), suppress(FileNotFoundError):  # no journal: SQLite has synced the file and removed it
+            journal = os.open(f"{self.path}-wal", os.O_RDONLY)
+            try:
+                os.fdatasync(journal)
+            finally:
+                os.close(journal)
+
+    @contextmanager
+    def _transaction(self, room: float) -> Iterator[sqlite3.Connection]:
+        with self.alone():
             db = self._connected()
             if room != self._room:
                 db.execute(f"PRAGMA max_page_count = {int(self._max_bytes * room) // self._page_bytes}")
@@ -111,45 +179,141 @@ class SpoolFile:
             yield
 
     def _reset(self) -> None:
-        self._pid, self._lock = os.getpid(), threading.Lock()
+        self._pid, self._lock = os.getpid(), threading.RLock()
         self._db = None
         self._room = 0.0
         self._page_bytes = 4096
-        self._inode = 0
+        self._inode = self._damaged = 0
+
+    # the connection -----------------------------------------------------------------------------------------
 
     def _connected(self) -> sqlite3.Connection:
-        if self._db is not None and self._is_the_file():
+        if self._db is not None and self._inode == self._inode_there():
             return self._db
-        if self._db is not None:
-            self._db.close()  # somebody has removed or replaced the file
-        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, MODE))
-        db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'secret'").fetchone():
-            sql = (files("pipeline.spool") / "tables.sql").read_text(encoding="utf-8")
-            db.executescript(f"BEGIN IMMEDIATE;\n{sql}\nCOMMIT;")
-        self._page_bytes = db.execute("PRAGMA page_size").fetchone()[0]
-        self._db, self._room, self._inode = db, 0.0, os.stat(self.path).st_ino
+        with self._turn().held(BUSY_S):
+            return self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        """Connect, while no other process writes, makes or moves the file."""
+        old, self._db = self._db, None  # of a file that somebody has removed or replaced
+        if self._damaged == self._inode_there():
+            old = self._moved_aside()
+        try:
+            db = self._opened()
+        except sqlite3.DatabaseError as error:
+            if _code(error) not in _DAMAGED:
+                raise
+            if not self.marked and not os.path.exists(f"{self.path}.lock"):  # never a file of somebody else
+                raise SpoolUnavailable(self.path, f"it is no spool ({error})", "give another [spool] path") from error
+            old, db = self._moved_aside(), self._opened()
+        self._db, self._room, self._inode = db, 0.0, self._inode_there()
+        if old is not None:
+            self._rescue(old, db)
+        if db.execute("SELECT 1 FROM entries WHERE sent = 0 LIMIT 1").fetchone():
+            self.mark()  # a power failure may have taken the marker
         return db
 
-    def _is_the_file(self) -> bool:
+    def _opened(self) -> sqlite3.Connection:
+        if not self.there:  # SQLite must not take what was beside the old one for the new one's
+            for suffix in BESIDE:
+                Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, MODE))
+        db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
-            return os.stat(self.path).st_ino == self._inode
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'rescued'").fetchone():
+                sql = (files("pipeline.spool") / "tables.sql").read_text(encoding="utf-8")
+                own = int.from_bytes(os.urandom(4), "big") >> 1
+                db.executescript(f"BEGIN IMMEDIATE;\nPRAGMA user_version = {own};\n{sql}\nCOMMIT;")
+            self._page_bytes = db.execute("PRAGMA page_size").fetchone()[0]
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _inode_there(self) -> int:
+        try:
+            return os.stat(self.path).st_ino
         except FileNotFoundError:
-            return False
+            return -1
+
+    def _moved_aside(self) -> sqlite3.Connection:
+        """Move the damaged file aside for good, and return a connection to it."""
+        aside, self._damaged = f"{self.path}.damaged-{clock.wall_ms()}", 0
+        for suffix in ("", *BESIDE):
+            with suppress(FileNotFoundError):
+                os.rename(f"{self.path}{suffix}", f"{aside}{suffix}")
+        logger.error("the spool %s is damaged: it is %s now, and a new one takes its place", self.path, aside)
+        return sqlite3.connect(f"file:{quote(aside)}?mode=ro", uri=True, isolation_level=None)
+
+    def _rescue(self, old: sqlite3.Connection, new: sqlite3.Connection) -> None:
+        """Take over what another file holds, as far as it can be read. One process does, at once: later would double.
+
+        To send an op again is harmless for as long as Redis or the shard know its number.
+        """
+        taken = 0
+        try:
+            [own] = old.execute("PRAGMA user_version").fetchone()
+            new.execute("BEGIN IMMEDIATE")
+            if new.execute("INSERT OR IGNORE INTO rescued VALUES (?)", (own,)).rowcount:
+                for table, columns in _RESCUED.items():
+                    for row in old.execute(f"SELECT {columns} FROM {table} ORDER BY rowid"):
+                        marks = ", ".join("?" * len(row))
+                        taken += new.execute(
+                            f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})", row
+                        ).rowcount
+        except sqlite3.Error as error:
+            logger.error("not all of the spool %s that was before could be read: %s", self.path, error)
+        finally:
+            if new.in_transaction:
+                new.execute("COMMIT")
+            old.close()
+        logger.warning("%d rows of the spool %s that was before go on in the new one", taken, self.path)
+
+    # errors -------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL:
-                limit = f"[spool] max_mb = {self._max_bytes // 1_000_000}"
-                raise PipelineFull(f"the spool {self.path} is at {limit}, or its disk is full") from error
-            raise SpoolUnavailable(self.path, str(error)) from error
+            raise self._judged(error) from error
+        except TimeoutError as error:
+            why = f"another process has kept its turn for {BUSY_S:.0f} s"
+            raise SpoolUnavailable(self.path, why, f"see which with `fuser {self.path}.turn`, and end it") from error
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self._no_room() from error
             raise SpoolUnavailable(self.path, error.strerror or str(error)) from error
+
+    def _judged(self, error: sqlite3.Error) -> PipelineFull | SpoolUnavailable:
+        """Return our error for one of SQLite's; the next call connects anew where that may help."""
+        code = _code(error)
+        if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and self._free_bytes() < NO_ROOM_BYTES):
+            return self._no_room()
+        if code == sqlite3.SQLITE_BUSY:
+            why = f"a program that is not of the pipeline has locked it for {BUSY_S:.0f} s"
+            return SpoolUnavailable(self.path, why, f"see which with `fuser {self.path}`, and end it")
+        self._disconnect()
+        if code in _DAMAGED:
+            self._damaged = self._inode
+            return SpoolUnavailable(self.path, f"it is damaged ({error})", "the next call moves it aside: try again")
+        return SpoolUnavailable(self.path, str(error))
+
+    def _no_room(self) -> PipelineFull:
+        if self._free_bytes() < NO_ROOM_BYTES:
+            return PipelineFull(f"the disk of the spool {self.path} is full; make room on it")
+        limit = f"[spool] max_mb = {self._max_bytes // 1_000_000}"
+        return PipelineFull(f"the spool {self.path} is at {limit}; see why Redis takes nothing, or give it more")
+
+    def _free_bytes(self) -> int:
+        disk = os.statvfs(self.path.parent)
+        return disk.f_bavail * disk.f_frsize
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 #: All files of this process. SQLite's locks do not survive a fork (sqlite.org/howtocorrupt.html, 2.6): when a
@@ -165,56 +329,10 @@ def _before_fork() -> None:
 
 
 def _after_fork(in_child: bool) -> None:
-    for file in _forking:
-        file.after_fork(in_child)
-    _forking.clear()
+    while _forking:
+        _forking.pop().after_fork(in_child)
 
 
 os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=lambda: _after_fork(in_child=False),
-    after_in_child=lambda: _after_fork(in_child=True),
+    before=_before_fork, after_in_parent=lambda: _after_fork(False), after_in_child=lambda: _after_fork(True)
 )
-
-
-class HostLock:
-    """A lock of one process of this host, for one thread of it. Callers try the lock and never wait for it.
-
-    One object per process and file: the system's lock belongs to the process, and so do the threads' lock and the
-    file. Keep it in a `PerProcess`.
-
-    Args:
-        path: the lock's file, made at the first try.
-    """
-
-    def __init__(self, path: Path):
-        self._path, self._file, self._threads = path, -1, threading.Lock()
-
-    @contextmanager
-    def tried(self) -> Iterator[bool]:
-        """Take the lock if it is free; yield whether it was."""
-        if not self._threads.acquire(blocking=False):
-            yield False
-            return
-        try:
-            if not self._taken():
-                yield False
-                return
-            try:
-                yield True
-            finally:
-                fcntl.lockf(self._opened(), fcntl.LOCK_UN)
-        finally:
-            self._threads.release()
-
-    def _taken(self) -> bool:
-        try:
-            fcntl.lockf(self._opened(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return False
-        return True
-
-    def _opened(self) -> int:
-        if self._file < 0:
-            self._file = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, MODE)
-        return self._file

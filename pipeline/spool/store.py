@@ -2,12 +2,11 @@
 
 Invariant: while an op waits to be sent, the marker file is there; it is made before the op is committed and removed
 only inside a transaction that sees none waiting. So every process of the host knows where ops go by
-one check for a file.
+one check for a file. An op that comes for the marker's sake alone checks again once nobody else writes.
 """
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import clock
+from pipeline.errors import Unavailable
+from pipeline.model.op import new_producer
 from pipeline.per_process import PerProcess
-from pipeline.spool.group_commit import GroupCommit
 from pipeline.spool.id_reserve import IdReserve
-from pipeline.spool.sqlite_file import DRAINING_ROOM, MODE, HostLock, SpoolFile
+from pipeline.spool.sqlite_file import DRAINING_ROOM, SpoolFile
+from pipeline.spool.turns import GroupCommit, host_lock
 
 #: A bucket that idled longer goes on under another producer: Redis forgets one after two days, a shard after seven.
 FRESH_MS = 86_400_000
@@ -65,56 +66,69 @@ class Spool:
         self.path = path
         self.file = SpoolFile(path, max_bytes)
         #: Held by the one process that drains.
-        self.lock = PerProcess(lambda: HostLock(Path(f"{path}.lock")))
-        self.reserve = IdReserve(self.file, PerProcess(lambda: HostLock(Path(f"{path}.reserving"))))
-        self._marker = f"{path}.waiting"
+        self.lock = PerProcess(lambda: host_lock(Path(f"{path}.lock")))
+        self.reserve = IdReserve(self.file, PerProcess(lambda: host_lock(Path(f"{path}.reserving"))))
         #: Threads of one process share an fsync.
         self._together = PerProcess(lambda: GroupCommit(self._take_in))
 
     def waiting(self) -> bool:
         """Whether ops wait to be sent: then all others have to go behind them. About a microsecond."""
-        return os.access(self._marker, os.F_OK)
+        return self.file.marked
 
     def add(
-        self, runs: Mapping[int, Sequence[bytes]], *, kept: bool = False, numbered: Mapping[int, Number] | None = None
+        self,
+        runs: Mapping[int, Sequence[bytes]],
+        *,
+        kept: bool = False,
+        numbered: Mapping[int, Number] | None = None,
+        behind: bool = False,
     ) -> dict[int, Number]:
         """Take ops in, fsynced when it returns; return each bucket's producer and first sequence.
 
         Args:
             kept: whether they stay until they are forgotten by `forget`.
             numbered: buckets whose ops were sent already, perhaps in vain, and under which number.
+            behind: take them in only behind others that wait; where none does any more, nothing is returned.
 
         Raises:
-            PipelineFull, SpoolUnavailable: none was taken in.
+            PipelineFull, SpoolUnavailable: none was taken in, but for those that are `numbered`.
         """
-        wish = _Wish(runs, kept, dict(numbered or {}))
+        wish = _Wish(runs, kept, dict(numbered or {}), behind)
         self._together().done(wish)
         if wish.error is not None:
+            if isinstance(wish.error, Unavailable):  # others may send what a failing disk took
+                wish.error.numbered = wish.numbers if wish.committed else {}
             raise wish.error
-        return {bucket: wish.numbers[bucket] for bucket in runs}
+        return {bucket: wish.numbers[bucket] for bucket in runs} if wish.taken else {}
 
     def buckets(self) -> list[int]:
         """Return the buckets of all ops in here."""
         with self.file.reading() as db:
             return [row[0] for row in db.execute("SELECT DISTINCT bucket FROM entries")]
 
-    def head(self, buckets: Iterable[int]) -> list[Spooled]:
-        """Return the first ops of these buckets that wait to be sent."""
+    def head(self, buckets: Iterable[int] | None = None) -> list[Spooled]:
+        """Return the first ops of these buckets, or of all, that wait to be sent; they are on the disk.
+
+        Else their numbers could be given again after a power failure, while Redis already knows them.
+        """
         found: list[Spooled] = []
+        some = f"AND bucket IN ({_list(buckets)})" if buckets is not None else ""
         with self.file.reading() as db:
             query = "SELECT id, bucket, producer, seq, payload FROM entries WHERE sent = 0"
             size_bytes = 0
-            for row in db.execute(f"{query} AND bucket IN ({_list(buckets)}) ORDER BY id LIMIT {HEAD_OPS}"):
+            for row in db.execute(f"{query} {some} ORDER BY id LIMIT {HEAD_OPS}"):
                 found.append(Spooled(*row))
                 size_bytes += len(row[4])
                 if size_bytes >= HEAD_BYTES:
                     break
+        if found:
+            self.file.sync()
         return found
 
     def sent(self, ops: Iterable[Spooled], epoch: int) -> None:
         """Note that Redis has these ops, under *epoch*."""
         ids = [op.id for op in ops]
-        with self.file.writing(room=DRAINING_ROOM) as db:
+        with self.file.writing(room=DRAINING_ROOM, synced=False) as db:
             db.executemany("DELETE FROM entries WHERE id = ? AND kept = 0", ((id,) for id in ids))
             db.executemany("UPDATE entries SET sent = ? WHERE id = ?", ((epoch, id) for id in ids))
 
@@ -124,18 +138,18 @@ class Spool:
         with self.file.reading() as db:
             if not db.execute(f"SELECT 1 FROM entries WHERE {some} LIMIT 1").fetchone():
                 return 0
-        with self.file.writing(room=DRAINING_ROOM) as db:
+        with self.file.writing(room=DRAINING_ROOM, synced=False) as db:
             self._mark()
             return db.execute(f"UPDATE entries SET sent = 0 WHERE {some}").rowcount
 
     def settle(self) -> bool:
         """Remove the marker if nothing waits; whether nothing does."""
-        with self.file.writing(room=DRAINING_ROOM) as db:
+        with self.file.writing(room=DRAINING_ROOM, synced=False) as db:
             waiting = "SELECT 1 FROM entries WHERE sent = 0 UNION ALL SELECT 1 FROM definitions WHERE waits LIMIT 1"
             if db.execute(waiting).fetchone():
                 self._mark()
                 return False
-            Path(self._marker).unlink(missing_ok=True)
+            self.file.unmark()
             return True
 
     def pairs(self) -> list[tuple[int, int]]:
@@ -147,7 +161,7 @@ class Spool:
         """Delete kept ops up to a sequence of each (bucket, producer); return how many."""
         rows = [(bucket, producer, seq) for (bucket, producer), seq in reached.items()]
         where = "bucket = ? AND producer = ? AND seq <= ? AND sent > 0"
-        with self.file.writing(room=DRAINING_ROOM) as db:
+        with self.file.writing(room=DRAINING_ROOM, synced=False) as db:
             return db.executemany(f"DELETE FROM entries WHERE {where}", rows).rowcount
 
     def holds(self, bucket: int, producer: int, seq: int) -> bool:
@@ -157,6 +171,15 @@ class Spool:
         where = "bucket = ? AND producer = ? AND seq = ? AND sent = 0"
         with self.file.reading() as db:
             return bool(db.execute(f"SELECT 1 FROM entries WHERE {where}", (bucket, producer, seq)).fetchone())
+
+    def keeps(self, bucket: int, producer: int, up_to: int) -> bool:
+        """Whether an op of a producer up to a sequence is in here: it is sent, or may be sent again."""
+        if not self.file.there:
+            return False
+        where = "bucket = ? AND producer = ? AND seq <= ?"
+        with self.file.reading() as db:
+            found = db.execute(f"SELECT 1 FROM entries WHERE {where} LIMIT 1", (bucket, producer, up_to))
+            return found.fetchone() is not None
 
     def counts(self) -> Counts:
         """Return what is in here."""
@@ -187,7 +210,7 @@ class Spool:
 
     def published(self, hashes: Iterable[str]) -> None:
         """Note that Redis has these definitions."""
-        with self.file.writing(room=DRAINING_ROOM) as db:
+        with self.file.writing(room=DRAINING_ROOM, synced=False) as db:
             db.executemany("UPDATE definitions SET waits = 0 WHERE hash = ?", ((hash,) for hash in hashes))
 
     def secret(self) -> str | None:
@@ -207,18 +230,22 @@ class Spool:
 
     def _take_in(self, wishes: Sequence[_Wish]) -> None:
         """Take in what some threads wish, with one fsync for all."""
+        committed = False
         try:
-            with self.file.writing() as db:
+            with self.file.writing(synced=False) as db:
                 for wish in wishes:
-                    wish.insert(db)
-                self._mark()
+                    wish.taken = self.waiting() or not wish.behind
+                    if wish.taken:
+                        self._mark()
+                        wish.insert(db)
+            committed = True
+            self.file.sync()
         except BaseException as error:
             for wish in wishes:
-                wish.error = error
+                wish.error, wish.committed = error, committed
 
     def _mark(self) -> None:
-        if not self.waiting():
-            os.close(os.open(self._marker, os.O_CREAT | os.O_WRONLY, MODE))
+        self.file.mark()
 
 
 @dataclass(slots=True)
@@ -228,6 +255,9 @@ class _Wish:
     runs: Mapping[int, Sequence[bytes]]
     kept: bool
     numbers: dict[int, Number]
+    behind: bool = False
+    taken: bool = False
+    committed: bool = False
     error: BaseException | None = None
 
     def insert(self, db: sqlite3.Connection) -> None:
@@ -237,7 +267,8 @@ class _Wish:
                 self.numbers[bucket] = _next(db, bucket, len(payloads))
             producer, first = self.numbers[bucket]
             db.executemany(
-                "INSERT INTO entries (bucket, producer, seq, kept, payload) VALUES (?, ?, ?, ?, ?)",
+                # an op that is sent again under its number is in here already, or not
+                "INSERT OR IGNORE INTO entries (bucket, producer, seq, kept, payload) VALUES (?, ?, ?, ?, ?)",
                 ((bucket, producer, first + nth, self.kept, payload) for nth, payload in enumerate(payloads)),
             )
 
@@ -266,7 +297,7 @@ def _producer(db: sqlite3.Connection, bucket: int, now: int) -> int:
     before = db.execute(f"SELECT producer FROM buckets WHERE bucket = {bucket}").fetchone()
     if newest and abs(now - newest[1]) < SHARED_MS and (before is None or before[0] != newest[0]):
         return int(newest[0])
-    producer = int.from_bytes(os.urandom(8), "big") >> 1
+    producer = new_producer(kept=True)
     db.execute("INSERT INTO producers (producer, made_ms) VALUES (?, ?)", (producer, now))
     return producer
 

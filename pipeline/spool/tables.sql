@@ -1,4 +1,4 @@
--- The spool's tables. WAL, synchronous=FULL: what is committed is on the disk. One file per host and deployment.
+-- The spool's tables. WAL; who commits syncs the journal afterwards. One file per host and deployment.
 
 -- Ops in the order in which they were taken. Whoever sends one again sends it under the same producer and sequence.
 CREATE TABLE IF NOT EXISTS entries (
@@ -47,4 +47,9 @@ CREATE TABLE IF NOT EXISTS reserved_ids (
 CREATE TABLE IF NOT EXISTS secret (
     one  INTEGER PRIMARY KEY CHECK (one = 1),
     text TEXT NOT NULL
+);
+
+-- The removed or damaged files whose ops have been taken over, by the number that each file has as its user_version.
+CREATE TABLE IF NOT EXISTS rescued (
+    file INTEGER PRIMARY KEY
 );

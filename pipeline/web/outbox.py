@@ -10,7 +10,6 @@ So sending them twice, from any process, is harmless; and rows of a bucket are s
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,10 +20,10 @@ from pydal import Field
 from pipeline import clock
 from pipeline.client import Client
 from pipeline.enqueue.held_ops import HeldOp
+from pipeline.enqueue.producer import Run
 from pipeline.enqueue.publisher import Publisher
-from pipeline.enqueue.resend import Run
 from pipeline.errors import BadOp, Unavailable
-from pipeline.model.op import Position, encode, id_of_new
+from pipeline.model.op import Position, encode, id_of_new, new_producer
 from pipeline.model.receipt import Receipt
 from pipeline.shard.session import brief
 
@@ -97,7 +96,7 @@ class Outbox:
 
     def drop(self) -> None:
         """Forget the ops: their rows went with the transaction. What comes then has another producer."""
-        self._producer = int.from_bytes(os.urandom(8), "big") >> 1
+        self._producer = new_producer(kept=True)
         self._last: dict[int, int] = {}
         self._waiting: list[tuple[HeldOp, Kept]] = []
 
@@ -112,14 +111,14 @@ class Outbox:
             return []
         own = [kept for _, kept in waiting]
         before = abandoned(self._table, own)
+        rows = before if len(before) == MOST_ROWS_A_REQUEST else [*before, *own]
         try:
-            reached = sent(
-                self._publisher, before if len(before) == MOST_ROWS_A_REQUEST else [*before, *own], patient=False
-            )
+            reached = sent(self._publisher, rows, patient=False)
         except Unavailable as error:
             logger.warning("%d ops stay in the outbox for now: %s", len(own), error)
             return []
-        delete(self._table, before if len(before) == MOST_ROWS_A_REQUEST else [*before, *own])
+        if delete(self._table, rows):
+            given_up(self._publisher, rows, reached)
         self._reserve_keys(entry for entry, _ in waiting)
         return [receipt for entry, kept in waiting for receipt in _placed(entry, kept, reached)]
 
@@ -221,6 +220,19 @@ def delete(table: Any, rows: Iterable[Kept]) -> bool:
     return True
 
 
+def given_up(publisher: Publisher, rows: Iterable[Kept], reached: Reached) -> None:
+    """Let this process name the ops of deleted *rows* if Redis loses them: nobody can send them again.
+
+    Args:
+        publisher: keeps them in mind.
+        rows: that were sent.
+        reached: where they are.
+    """
+    last = {(row.producer, row.bucket): row.seq for row in rows}
+    for (producer, bucket), position in reached.items():
+        publisher.remember(producer, {bucket: (last[producer, bucket], position)})
+
+
 class Relayed(NamedTuple):
     """How many rows were sent, and how many were left because they are so old that they might be doubled."""
 
@@ -245,8 +257,9 @@ def resend_outbox(client: Client, uri: str, *, old: bool = False) -> Relayed:
         query = table.id > 0 if old else table.made_ms > limit_ms
         count = 0
         while rows := kept_rows(table, query):
-            sent(client.publisher, rows)
+            reached = sent(client.publisher, rows)
             if not delete(table, rows):
                 break
+            given_up(client.publisher, rows, reached)
             count += len(rows)
         return Relayed(count, session.db(table).count())

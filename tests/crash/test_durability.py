@@ -37,13 +37,13 @@ def test_a_power_cut_loses_nothing_that_was_fsynced_and_names_the_rest(lone_tria
     rig = lone_trial.rig
     load = lone_trial.load(sure=True)
     synced = lone_trial.send(lone_trial.load(sure=True, durability="fsync"), 40 * SOAK)
-    safe_bytes = log_file(rig).stat().st_size
+    safe_bytes = rig.log_file.stat().st_size
     loose = lone_trial.send(load, 60 * SOAK)
 
     rig.cluster.kill("redis")
-    with log_file(rig).open("r+b") as file:
+    with rig.log_file.open("r+b") as file:
         # the machine died too: what was written but not fsynced is gone, at whatever byte
-        file.truncate(lone_trial.luck.randrange(safe_bytes, log_file(rig).stat().st_size - 2000))
+        file.truncate(lone_trial.luck.randrange(safe_bytes, rig.log_file.stat().st_size - 2000))
     rig.cluster.start("redis")
     after = lone_trial.send(load, 100 * SOAK)
 
@@ -94,6 +94,29 @@ def test_a_promoted_redis_replica_that_is_behind_the_watermarks_makes_nothing_be
         assert trial.holds()["lost"] == 0
 
 
+def test_logs_that_are_deleted_under_load_cost_what_was_in_them_and_nothing_later(lone_trial: Trial) -> None:
+    rig = lone_trial.rig
+    other = Client(rig.config)
+    other.define_tables(rig.db)
+    loads = lone_trial.load(sure=True), lone_trial.load(other, sure=True)
+    for load in loads:
+        lone_trial.send(load, 12 * SOAK)
+    epochs = [rig.client.log.epoch(shard)[0] for shard in rig.primaries]
+    rig.redis.delete(*logs(rig))  # no worker has been at them
+
+    with rig.worker():
+        for _ in range(4):
+            for load in loads:
+                lone_trial.send(load, 10 * SOAK)
+            rig.redis.delete(*lone_trial.luck.sample(logs(rig), 2))
+        for load in loads:
+            lone_trial.send(load, 20 * SOAK)
+        accounts = lone_trial.holds()
+    other.close()
+    assert accounts["lost"] >= 24 * SOAK
+    assert all(rig.client.log.epoch(shard)[0] > epoch for shard, epoch in zip(rig.primaries, epochs, strict=True))
+
+
 def test_the_receipt_of_an_op_that_redis_lost_says_so(replicated: Replicated) -> None:
     rig, client = replicated.trial.rig, replicated.client
     [owner] = rig.owners(1)
@@ -110,10 +133,9 @@ def test_the_receipt_of_an_op_that_redis_lost_says_so(replicated: Replicated) ->
         assert gone.status() == "lost"
 
 
-def log_file(rig: Rig) -> Path:
-    """Return the file to which Redis appends."""
-    [file] = (rig.cluster.directory / "redis" / "appendonlydir").glob("*.incr.aof")
-    return file
+def logs(rig: Rig) -> list[bytes]:
+    """Return the names of all streams."""
+    return sorted(rig.redis.scan_iter(match=rig.client.log.keys.log("*")))  # type: ignore[arg-type]
 
 
 class Replicated:

@@ -95,7 +95,7 @@ def _replay_in_child(session: NodeSession, log: MemoryLog, step: int) -> bool:
         try:
             mine = NodeSession("s0", uri)
             _kill_at(mine, step)
-            for _ in Replay(mine, log, FEW, {}).run(heads, "tester"):
+            for _ in Replay("s0", mine, log, FEW, {}).run(heads, "tester"):
                 pass
         finally:
             os._exit(0)

@@ -125,7 +125,7 @@ def test_lagging_replicas_send_reads_to_the_primary_up_to_its_limit_at_once(ther
     "report",
     [
         Report(out=True, why="it refuses"),
-        Report(unfit_since_ms=1),
+        Report(unfit="away"),
         Report(),
         lagging(60.0, stalled=True),  # stopped
         lagging(60.0, age_s=20),  # by a prober that is gone
@@ -147,6 +147,59 @@ def test_with_its_only_replica_not_answering_a_shard_serves_any_number_of_reads_
     there.readers["s0-r0"].away = True
 
     assert together(there, needs) == {("s0", False): 32}
+
+
+AWAY = [
+    lagging(60.0),  # nothing proves that it is nearer
+    lagging(60.0, stalled=True),
+    Report(),  # a process that has no report yet
+    Report(lag_ms=60_000, out=True, published_s=0.0),  # it answers again
+]
+
+
+@pytest.mark.parametrize("report", AWAY)
+def test_while_the_primary_cannot_be_reached_a_replica_serves_reads_without_a_token(
+    there: Deployment, report: Report
+) -> None:
+    there.published = {"s0-r0": report, "s0-r1": Report(unfit="away")}
+    there.readers["s0"].away = True
+
+    infos = {there.read() for _ in range(5)}
+
+    assert {(info.node, info.stale, info.reason) for info in infos} == {("s0-r0", True, "primary-away")}
+    assert there.busy() == 0
+
+
+@pytest.mark.parametrize("report", AWAY)
+def test_while_the_primary_cannot_be_reached_a_token_is_served_by_the_replica_that_has_it(
+    there: Deployment, report: Report
+) -> None:
+    there.published = {"s0-r0": lagging(50.0), "s0-r1": report}
+    there.readers["s0"].away = True
+    there.readers["s0-r1"].marks_now = dict(HAS)
+
+    assert (there.read(NEEDS).node, there.read(NEEDS).reason) == ("s0-r1", "primary-away")
+
+    there.readers["s0-r1"].marks_now = dict(LACKS)
+    with pytest.raises(ShardUnavailable, match="s0"):
+        there.read(NEEDS)
+    assert there.busy() == 0
+
+
+def test_while_the_primary_cannot_be_reached_no_unfit_replica_serves(there: Deployment) -> None:
+    there.published = {"s0-r0": Report(unfit="away"), "s0-r1": Report(out=True, why="it refuses")}
+    there.readers["s0"].away = True
+
+    with pytest.raises(ShardUnavailable, match="s0"):
+        there.read()
+
+
+def test_a_read_that_wants_no_stale_answer_is_refused_while_the_primary_cannot_be_reached(there: Deployment) -> None:
+    there.published = {"s0-r0": lagging(60.0)}
+    there.readers["s0"].away = True
+
+    with pytest.raises(StaleRead, match="all-lagging"):
+        there.read(bounds=Bounds(5.0, 0.03, "error"))
 
 
 def together(there: Deployment, needs: dict[int, Any]) -> Counter[tuple[str, bool]]:
@@ -266,6 +319,7 @@ def test_a_read_on_the_primary_gives_its_place_back_however_it_ends(
     there: Deployment, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there.published = {"s0-r0": lagging(60.0)}
+    there.readers["s0-r0"].away = broken == "it does not answer"
     with monkeypatch.context() as patch:
         if broken == "it does not answer":
             patch.setattr(there.readers["s0"], "away", True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 import stat
 import threading
 from pathlib import Path
@@ -13,8 +14,8 @@ from support.sandbox.spooled import payloads
 
 from pipeline import clock
 from pipeline.errors import PipelineFull, SpoolUnavailable
-from pipeline.spool.group_commit import GroupCommit
 from pipeline.spool.store import FRESH_MS, Spool
+from pipeline.spool.turns import GroupCommit
 
 # taking and sending ------------------------------------------------------------------------------------------------
 
@@ -57,6 +58,27 @@ def test_the_marker_is_there_as_long_as_anything_waits(spool: Spool):
     assert spool.waiting()
     assert spool.settle()
     assert not spool.waiting()
+
+
+def test_an_op_that_comes_for_the_marker_alone_is_not_taken_in_once_nothing_waits(spool: Spool):
+    spool.add({3: [b"a"]})
+    assert spool.add({3: [b"b"]}, behind=True)
+
+    spool.sent(spool.head([3]), 101)
+    assert spool.settle()
+
+    assert spool.add({3: [b"c"]}, behind=True) == {}
+    assert not spool.waiting()
+    assert spool.head() == []
+
+
+def test_an_op_that_is_spooled_again_under_its_number_is_in_the_spool_once(spool: Spool):
+    numbered = {3: (77, 9)}
+    spool.add({3: [b"in doubt"]}, numbered=numbered)
+
+    assert spool.add({3: [b"in doubt"]}, numbered=numbered) == numbered
+
+    assert payloads(spool, 3) == [b"in doubt"]
 
 
 def test_what_was_sent_is_forgotten_and_what_is_kept_stays_until_it_is_reached(spool: Spool):
@@ -190,16 +212,6 @@ def test_a_file_that_is_no_spool_is_named(tmp_path: Path):
         Spool(path, 1_000_000).add({3: [b"a"]})
 
 
-def test_a_file_that_was_removed_is_made_anew(spool: Spool):
-    spool.add({3: [b"a"]})
-    for file in spool.path.parent.iterdir():
-        file.unlink()
-
-    spool.add({3: [b"b"]})
-
-    assert payloads(spool, 3) == [b"b"]
-
-
 def test_a_file_of_an_older_release_goes_on_with_a_table_that_nobody_needs_any_more(spool: Spool):
     spool.add({3: [b"a"]})
     with spool.file.writing() as db:
@@ -214,12 +226,26 @@ def test_a_file_of_an_older_release_goes_on_with_a_table_that_nobody_needs_any_m
     newer.close()
 
 
-def test_every_commit_is_fsynced(spool: Spool):
-    spool.add({3: [b"a"]})
+def test_an_op_is_on_the_disk_before_its_caller_goes_on_and_before_anybody_sends_it(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+):
+    synced, sync = list[tuple[int, int]](), os.fdatasync
 
-    with spool.file.reading() as db:
-        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert db.execute("PRAGMA synchronous").fetchone() == (2,)
+    def noted(file: int) -> None:
+        sync(file)
+        synced.append((os.fstat(file).st_ino, os.fstat(file).st_size))
+
+    monkeypatch.setattr(os, "fdatasync", noted)
+    spool.add({3: [b"a"]})
+    journal = os.stat(f"{spool.path}-wal")
+    assert synced[-1] == (journal.st_ino, journal.st_size)
+
+    with spool.file.writing(synced=False) as db:
+        db.execute("INSERT INTO entries (bucket, producer, seq, kept, payload) VALUES (3, 7, 1, 0, x'62')")
+    assert synced[-1] != (journal.st_ino, os.stat(f"{spool.path}-wal").st_size)
+
+    assert payloads(spool, 3) == [b"a", b"b"]
+    assert synced[-1] == (journal.st_ino, os.stat(f"{spool.path}-wal").st_size)
 
 
 def test_others_cannot_read_the_file(spool: Spool):

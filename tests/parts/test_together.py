@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from pipeline.clock import polls
-from pipeline.spool.group_commit import GroupCommit
+from pipeline.spool.turns import GroupCommit
 
 THREADS, TIMES = 8, 50
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +23,7 @@ def test_the_first_attempt_of_a_bucket_has_a_note_too():
 
 
 def test_a_note_that_cannot_be_read_says_nothing():
-    assert Attempt.parse("7-3 4") is None
+    assert Attempt.parse("7-3 4 1") is None
     assert Attempt.suspected("of another version") is None
 
 
@@ -49,7 +47,7 @@ def test_an_attempt_that_ended_in_an_orderly_way_is_made_again_as_it_was():
     waited = Attempt(START, 3, entries=1).waited()
     assert (waited.waits, waited.deaths) == (1, 0)
 
-    assert Attempt.suspected(str(replace(waited, ended=True))) == replace(waited, ended=True)
+    assert Attempt.suspected(str(waited._replace(ended=True))) == waited._replace(ended=True)
     assert Attempt.suspected(str(waited)) == waited.failed()
 
 

@@ -12,7 +12,9 @@ from pydal import DAL, Field
 import pipeline
 from pipeline import clock
 from pipeline.apply.applier import Applier
+from pipeline.apply.pace import FEW_ROWS, MORE_ROWS
 from pipeline.config.settings import ApplySettings
+from pipeline.shard.statements import MAX_ROWS
 from pipeline.testing import Sandbox, sandbox
 
 OTHERS = 60
@@ -195,3 +197,27 @@ def test_workers_that_are_newer_than_the_pipelines_own_tables_wait_for_migrate_a
 
     assert bad.status() == "rejected"
     assert {receipt.status() for receipt in good} == {"applied"}
+
+
+def test_statements_are_short_after_one_with_a_bad_op_and_grow_again(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    change(
+        box, "CREATE TRIGGER never BEFORE INSERT ON event WHEN NEW.note = 'bad' BEGIN SELECT RAISE(ABORT, 'no'); END"
+    )
+    worker, rows = applier(box), []
+    session = box.client.nodes.primary("s0")
+    execute = session.execute
+    monkeypatch.setattr(session, "execute", lambda sql: rows.append(sql.count("'good")) or execute(sql))
+
+    def apply(notes: list[str]) -> list[int]:
+        rows.clear()
+        pipeline.enqueue_bulk_insert(db.event, [{"who": 7, "note": note} for note in notes])
+        while worker.apply().left:
+            pass
+        return [count for count in rows if count]
+
+    assert apply(["good"] * (MAX_ROWS + 1)) == [MAX_ROWS, 1]
+    apply(["bad", "good"])
+    assert apply(["good"] * 200)[:3] == [FEW_ROWS, FEW_ROWS + MORE_ROWS, FEW_ROWS + 2 * MORE_ROWS]
+    assert max(apply(["good"] * 12_000)) == MAX_ROWS

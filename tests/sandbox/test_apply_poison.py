@@ -10,10 +10,12 @@ import pytest
 from pydal import DAL, Field
 
 import pipeline
+from pipeline.admin import stops, upkeep
 from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
 from pipeline.apply.transaction import Outcome
 from pipeline.config.settings import ApplySettings
+from pipeline.errors import LogUnavailable
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.waits import ALIVE, ALIVE_TOKEN
 from pipeline.shard.session import NodeSession
@@ -124,6 +126,32 @@ def test_an_op_that_kills_its_worker_is_rejected_and_all_others_are_applied(db: 
     assert reason.startswith("poison: alone, it ended the worker")
 
 
+def test_an_op_that_kills_its_replay_is_rejected_as_poison_and_the_others_are_replayed(
+    db: Any, box: Sandbox, meet: Meet
+):
+    bad, others, behind = queue(db, "deadly")
+    stops.pause(box.client, stops.target_of(box.client, "event"))
+    turns(box, most=3)
+    with box.client.nodes.primary("s0").transaction() as session:
+        session.execute("DELETE FROM pipeline_stops")
+    meet("deadly", Died)
+
+    deaths = 0
+    for _ in range(20):
+        try:
+            upkeep.release_waiting(box.client, "s0")
+            break
+        except Died:
+            deaths += 1
+
+    assert 3 < deaths <= 8
+    assert states(others + behind) == {"replayed"}
+    assert bad.status() == "rejected"
+    [[reason]] = box.client.nodes.primary("s0").query("SELECT reason FROM pipeline_rejects WHERE state = 'rejected'")
+    assert reason.startswith("poison: alone, it ended the worker")
+    assert not box.log.attempts("s0:replay")
+
+
 def test_an_op_under_test_is_named_as_such(db: Any, box: Sandbox, meet: Meet):
     bad, _, _ = queue(db, "poison")
     meet("poison", Died)
@@ -201,6 +229,24 @@ def test_a_server_that_is_full_is_no_fault_of_any_op(db: Any, box: Sandbox, meet
     turns(box, most=3)
 
     assert states([bad, *others, *behind]) == {"applied"}
+
+
+def test_a_redis_that_goes_away_again_and_again_is_no_fault_of_any_op(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    good, worker = pipeline.enqueue_insert(db.event, who=7, note="good"), applier(box)
+
+    def away(hash: str) -> str:
+        raise LogUnavailable("it went away after the attempt was noted")
+
+    monkeypatch.setattr(box.log, "schema", away)
+    for _ in range(10):
+        worker.apply()
+        box.log.ahead_ms += LATER_MS
+    monkeypatch.undo()
+    worker.apply()
+
+    assert good.status() == "applied"
 
 
 def test_an_op_that_waits_for_a_lock_delays_its_own_bucket_alone_and_is_applied_in_the_end(

@@ -16,7 +16,6 @@ from pipeline.errors import PipelineError
 from pipeline.model.op import Op, Position, decode, encode
 from pipeline.model.receipt import Receipt
 from pipeline.model.wait_reason import WaitReason
-from pipeline.shard.records import ledger_queries
 from pipeline.testing import Drained, Sandbox, sandbox
 
 STRANGE = b'{"an op of":"nobody"}'
@@ -89,8 +88,11 @@ def test_ops_lost_right_before_an_entry_that_cannot_be_decoded_are_named_as_lost
     assert [receipt.status() for receipt in (first, strange, last)] == ["applied", "rejected", "applied"]
     session, position = box.client.nodes.primary("s0"), lost[0].position
     assert position is not None
-    assert ledger_queries.gaps(session, [first.bucket]) == [
-        (first.bucket, position.epoch, position.seq, position.seq + 2)
+    assert session.query(
+        "SELECT bucket, epoch, producer, first_seq, last_seq FROM pipeline_lost ORDER BY producer"
+    ) == [
+        (first.bucket, position.epoch, 0, position.seq, position.seq + 2),
+        (first.bucket, position.epoch, first.producer, 2, 4),
     ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
+import pymysql
 import pytest
 from click.testing import CliRunner, Result
 from pydal import DAL, Field
@@ -17,6 +18,7 @@ from pipeline.admin.dead import Where, place_of
 from pipeline.cli.dead import dead_group
 from pipeline.errors import BadOp, BadValue, UnknownField
 from pipeline.model.receipt import Receipt
+from pipeline.shard.session import NodeSession
 from pipeline.testing import Drained, Sandbox, sandbox
 
 TABLES = {"sale": {"shard_key": "customer"}, "day": {"shard_key": "who", "unique": [["who", "name"]]}}
@@ -192,11 +194,30 @@ def test_a_member_of_an_atomic_group_is_edited_by_its_number(db: Any, box: Sandb
     assert sorted(row["code"] for row in box.rows("sale")) == ["A0", "A1", "A2"]
 
 
-def test_a_dry_run_counts_and_changes_nothing(box: Sandbox, refused: Receipt):
-    result = run("replay", "--all", "--dry-run")
+def test_a_dry_run_says_what_would_become_of_each_op_and_changes_nothing(db: Any, box: Sandbox, refused: Receipt):
+    pipeline.enqueue_insert(db.sale, customer=7, code="A1", qty=9)
+    box.drain()
 
-    assert result.output == "1 ops, and 1 that wait behind them\n"
-    assert refused.status() == "rejected"
+    def seen() -> list[Any]:
+        primary = box.client.nodes.primary("s0")
+        asked = ("SELECT * FROM pipeline_rejects ORDER BY 1, 2, 3", "SELECT * FROM pipeline_held ORDER BY 1, 2, 3, 4")
+        return [*map(primary.query, (*asked, "SELECT * FROM pipeline_actions")), box.rows("sale")]
+
+    before = seen()
+    refusing = run("replay", place(refused), "--dry-run")
+    dropping = json.loads(run("drop", place(refused), "--dry-run", "--json").output)
+    with box.client.nodes.primary("s0").transaction() as session:
+        session.execute("DELETE FROM sale")
+    now = json.loads(run("replay", "--all", "--dry-run", "--json").output)
+
+    assert refusing.exit_code == 1
+    assert " rejected UNIQUE constraint failed" in refusing.output
+    assert "nothing is changed; it would be: 0 replayed, 0 dropped, 1 refused again, 1 still" in refusing.output
+    assert [op["state"] for op in dropping["ops"]] == ["dropped", "replayed"]
+    assert [op["state"] for op in now["ops"]] == ["replayed", "replayed", "rejected"]
+    assert now["ops"][2]["reason"] == "UNIQUE constraint failed: sale.code"
+    assert seen()[:3] == before[:3]
+    assert (len(before[3]), seen()[3]) == (1, [])
 
 
 def test_a_refused_replay_exits_with_1_and_a_drop_lets_what_waits_go(box: Sandbox, refused: Receipt):
@@ -209,6 +230,31 @@ def test_a_refused_replay_exits_with_1_and_a_drop_lets_what_waits_go(box: Sandbo
     )
     assert dropped.output == "1 replayed, 1 dropped, 0 refused again, 0 still wait behind others\n"
     assert refused.status() == "dropped"
+
+
+def test_a_locked_row_leaves_its_own_bucket_as_it_is(
+    db: Any, box: Sandbox, refused: Receipt, monkeypatch: pytest.MonkeyPatch
+):
+    others = [pipeline.enqueue_insert(db.sale, customer=who, code="A1", qty=4) for who in range(20)]
+    box.drain()
+    with box.client.nodes.primary("s0").transaction() as session:
+        session.execute("DELETE FROM sale")
+    real = NodeSession.execute
+
+    def execute(session: NodeSession, sql: str) -> int:
+        if f"({refused.id}," in sql:
+            raise pymysql.err.OperationalError(1205, "Lock wait timeout exceeded")
+        return real(session, sql)
+
+    monkeypatch.setattr(NodeSession, "execute", execute)
+    result = run("replay", "--all")
+
+    assert result.exit_code == 1
+    assert "not tried: " in result.output
+    assert "Lock wait timeout exceeded" in result.output
+    assert refused.status() == "rejected"
+    settled = {receipt.status() for receipt in others if receipt.bucket != refused.bucket}
+    assert "replayed" in settled
 
 
 def test_nothing_is_replayed_or_dropped_that_was_not_named(box: Sandbox, refused: Receipt):

@@ -15,6 +15,7 @@ from support.oracle.grouping import CHILD, MANY, PARENT, TWO, Database, Maker, d
 from pipeline.model.op import GROUP, INSERT, UPDATE, Op
 from pipeline.model.schema import TableSchema
 from pipeline.shard.dialect import SQLite
+from pipeline.shard.session import NodeSession
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,17 @@ def test_versioned_updates_together_equal_one_by_one(database: Database, seed: i
     ops = Maker(Random(seed), numbered=True, versioned=True).ops()
 
     assert difference(database, ops) == ""
+
+
+@settings(max_examples=examples(100), deadline=None, phases=[Phase.reuse, Phase.generate])
+@given(seed=st.integers(0, 2**32))
+def test_a_server_that_names_wrong_rows_changes_no_result(database: Database, seed: int):
+    random = Random(seed)
+    ops = Maker(random, numbered=True).ops()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NodeSession, "bad_row", lambda self, error: random.choice((None, 0, 1, 2, 3, 40)))
+        assert difference(database, ops) == ""
 
 
 def test_an_update_that_computes_a_reference_stays_before_the_parent_that_it_lacks(database: Database):

@@ -68,6 +68,17 @@ def test_an_op_that_a_replica_could_not_take_is_refused_with_the_node_and_its_se
     assert box.drain() == Drained(1, 0)
 
 
+def test_an_op_that_redis_could_not_take_is_refused_with_its_setting(db: Any, box: Sandbox):
+    takes(box, s0=16 * MB)
+    box.log.most_bulk_bytes = 2 * MB
+
+    with pytest.raises(BadOp, match=r"bytes, and proto-max-bulk-len of Redis is 2,000,000: split the op"):
+        pipeline.enqueue_insert(db.page, who=7, body="x" * (2 * MB))
+
+    pipeline.enqueue_insert(db.page, who=7, body="x" * (2 * MB - 100_000))
+    assert len(box.enqueued()) == 1
+
+
 def test_quotes_count_twice(db: Any, box: Sandbox):
     takes(box, s0=MB)
     pipeline.enqueue_insert(db.page, who=7, body='"' * 300_000)
@@ -96,6 +107,7 @@ def test_without_a_report_the_limit_of_a_worker_holds(
 
     if silent:
         monkeypatch.setattr(box.log, "health", away)
+        monkeypatch.setattr(box.log, "largest_bytes", away)
 
     with pytest.raises(BadOp, match="the largest statement of a worker is 16,000,000: split the op"):
         pipeline.enqueue_insert(db.page, who=7, body="x" * (16 * MB))

@@ -84,7 +84,7 @@ def heads(box: Sandbox) -> dict[int, list[Position]]:
 
 def replay(box: Sandbox, chosen: dict[int, list[Position]] | None = None, **how: Any) -> list[Replayed]:
     limits = {name: how.pop(name) for name in ("max_rows", "max_bytes", "buckets") if name in how}
-    worker = Replay(box.client.nodes.primary("s0"), box.log, ApplySettings(**limits), box.client.settings.tables)
+    worker = Replay("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(**limits), box.client.settings.tables)
     return list(worker.run(heads(box) if chosen is None else chosen, "tester", **how))
 
 

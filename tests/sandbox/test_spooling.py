@@ -14,10 +14,10 @@ from support.sandbox.spooling import Shop
 from pipeline import clock
 from pipeline.errors import (
     BadOp,
+    InDoubt,
     LogUnavailable,
     NotDurable,
     PartialResult,
-    PipelineFull,
     ShardUnavailable,
     WaitTimeout,
 )
@@ -200,8 +200,11 @@ def test_a_full_spool_is_told_and_names_its_file(shop: Shop):
     shop.log.away = True
     rows = [{"customer": n % 100, "qty": n} for n in range(20_000)]
 
-    with pytest.raises(PipelineFull, match=r"app\.spool is at \[spool\] max_mb = 1"):
+    with pytest.raises(InDoubt, match=r"app\.spool is at \[spool\] max_mb = 1") as raised:
         shop.client.enqueue_bulk_insert(shop.db.purchase, rows)
+
+    queued = [receipt for receipt in raised.value.receipts if receipt is not None]
+    assert len(queued) == shop.client.spool.counts().waiting > 1000
 
 
 def test_a_spool_that_cannot_be_written_leaves_the_error_that_redis_gave(shop: Shop):
@@ -211,10 +214,11 @@ def test_a_spool_that_cannot_be_written_leaves_the_error_that_redis_gave(shop: S
     shop.buy(0, broken)
     shop.log.away = True
 
-    with pytest.raises(Exception, match="spool") as raised:
+    with pytest.raises(InDoubt, match="spool") as raised:
         shop.buy(2, broken)
 
-    assert isinstance(raised.value.__cause__, LogUnavailable)
+    assert raised.value.__cause__ is not None
+    assert isinstance(raised.value.__cause__.__cause__, LogUnavailable)
 
 
 def test_without_a_spool_the_errors_are_as_they_were(shop: Shop):
@@ -373,6 +377,45 @@ def test_a_barrier_waits_for_the_spool_too(shop: Shop):
     shop.drain()
     shop.box.drain()
     shop.client.barrier("purchase", 5)
+
+
+def test_what_was_drained_and_lost_is_named_though_the_spool_sends_nothing_more(shop: Shop):
+    shop.buy(1)
+    assert shop.bought() == [1]
+    shop.log.away = True
+    receipt = shop.buy(2)
+    shop.log.away = False
+    shop.drain()
+    shop.log.fail_over()
+
+    shop.client.publisher.settle()
+
+    assert receipt.status() == "lost"
+    assert shop.bought() == [1]
+
+
+def test_what_the_spool_keeps_is_never_told_lost(shop: Shop):
+    """Its op goes on to be sent, under its number, until every node has it."""
+    receipt = shop.buy(1, durability="spooled")
+    shop.drain()
+    shop.log.fail_over()
+
+    shop.client.publisher.settle()
+    shop.drain()
+
+    assert shop.bought() == [1]
+    assert receipt.status() == "applied"
+
+
+def test_what_the_spool_keeps_is_sent_again_where_one_log_is_gone_and_its_producer_is_not(shop: Shop):
+    receipt = shop.buy(1, durability="spooled")
+    shop.drain()
+    shop.log.forget(receipt.bucket)
+    shop.log.restart()
+
+    shop.drain()
+
+    assert shop.bought() == [1]
 
 
 # durability="spooled" -----------------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def test_half_a_request_that_was_deleted_is_no_loss(box: Sandbox, db: Any, uri: 
 
 
 def _run(kept: Any) -> Any:
-    from pipeline.enqueue.resend import Run
+    from pipeline.enqueue.producer import Run
 
     return Run(kept.seq, [kept.payload])
 

@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError
 #: What has happened to ops already, then in the order in which an operator would repair.
 SUBJECTS: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
     surroundings.op_findings,
+    surroundings.deployment_findings,
     surroundings.configuration_findings,
     surroundings.redis_findings,
     surroundings.spool_findings,
@@ -31,6 +32,7 @@ SUBJECTS: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
     schemas.schema_findings,
     buckets.constraint_findings,
     surroundings.worker_findings,
+    surroundings.foreign_findings,
     uwsgi_findings,
     surroundings.clock_findings,
 )

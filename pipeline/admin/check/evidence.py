@@ -16,12 +16,14 @@ from pipeline.admin.questions import ASK_S, ask_all
 from pipeline.admin.status import MAX_AGE_S, OpFault
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
+from pipeline.enqueue.deployment import misfits_of
 from pipeline.errors import PipelineError
 from pipeline.model.op import START
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.doorbell import Bell
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S, Health, health_of
+from pipeline.shard.nodes import Nodes
 from pipeline.shard.records.own_tables import own_tables
 from pipeline.shard.survey import Survey, survey
 from pipeline.shard.table_facts import dotted_name
@@ -43,10 +45,11 @@ class Evidence:
         listened: the shards that some worker listens for; None if the broker did not answer.
         nodes: by name, in the order of the file, each primary before its replicas.
         primary_of: the primary of every replica.
-        unfit: the nodes that upkeep published as absent for too long.
+        unfit: the nodes that upkeep published as unfit, and why.
         epochs: by shard, the epoch of its logs, if Redis is still the server that gave the epoch out.
         uwsgi: command lines of this host's uWSGI servers that name no threads.
         faults: what has gone wrong with ops, by `Status.faults`.
+        misfits: where the configuration does not fit the deployment, a sentence each.
     """
 
     settings: Settings
@@ -58,10 +61,11 @@ class Evidence:
     listened: set[str] | None
     nodes: dict[str, Survey | PipelineError]
     primary_of: dict[str, str]
-    unfit: tuple[str, ...] = ()
+    unfit: Mapping[str, str] = field(default_factory=dict)
     epochs: Mapping[str, int] = field(default_factory=dict)
     uwsgi: tuple[str, ...] = ()
     faults: tuple[OpFault, ...] = ()
+    misfits: tuple[str, ...] = ()
 
     @property
     def surveys(self) -> list[Survey]:
@@ -83,7 +87,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
     """
     topology, redis = Topology(settings), settings.redis
     seen = ask_all({"log": lambda: _log(settings)})["log"]
-    schemas, refusal, unfit, epochs = ((), "", (), {}) if isinstance(seen, PipelineError) else seen[1:]
+    schemas, refusal, unfit, epochs = ((), "", {}, {}) if isinstance(seen, PipelineError) else seen[1:]
     names = [name for name, _ in own_tables("mysql")]
     names += [dotted_name(schema.rname or schema.name) for schema in schemas]
     published = {schema.name for schema in schemas}
@@ -91,6 +95,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
     questions: dict[str, Callable[[], object]] = {
         "broker ": lambda: health_of(redis.broker_url),
         "workers ": lambda: _listened(settings, topology),
+        "deployment ": lambda: _misfits(settings, topology),
     }
     primary_of = {}
     answer_s = ASK_S + TABLE_S * len(names)
@@ -102,7 +107,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
                 survey, f"{shard.name}-r{i}", uri, names, primary=False, statement_s=answer_s
             )
     answers = ask_all(questions, answer_s)
-    broker, listened = answers.pop("broker "), answers.pop("workers ")
+    broker, listened, misfits = (answers.pop(name) for name in ("broker ", "workers ", "deployment "))
     return Evidence(
         settings=settings,
         topology=topology,
@@ -117,7 +122,17 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
         epochs=epochs,
         uwsgi=servers_without_threads(),
         faults=_op_faults(settings, max_age_s),
+        misfits=misfits if isinstance(misfits, tuple) else (),
     )
+
+
+def _misfits(settings: Settings, topology: Topology) -> tuple[str, ...]:
+    log, nodes = RedisLog(settings.redis.url, prefix=settings.redis.prefix, read_s=ANSWER_S), Nodes(settings)
+    try:
+        return tuple(misfits_of(log, nodes, topology))
+    finally:
+        nodes.close()
+        log.close()
 
 
 def _op_faults(settings: Settings, max_age_s: float) -> tuple[OpFault, ...]:
@@ -128,15 +143,15 @@ def _op_faults(settings: Settings, max_age_s: float) -> tuple[OpFault, ...]:
         observer.close()
 
 
-def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, tuple[str, ...], dict[str, int]]:
+def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, dict[str, str], dict[str, int]]:
     health = health_of(settings.redis.url)
     log = RedisLog(settings.redis.url, prefix=settings.redis.prefix, read_s=ANSWER_S)
     try:
         refusal = _refusal(log)
         if refusal:
-            return health, (), refusal, (), {}
+            return health, (), refusal, {}, {}
         schemas = tuple(TableSchema.from_json(text) for _, text in sorted(log.newest_schemas().items()))
-        unfit = tuple(sorted(node for text in log.unfit().values() for node in json.loads(text)))
+        unfit = {node: why for text in log.unfit().values() for node, why in json.loads(text).items()}
         told = {shard: log.epoch(shard) for shard in settings.shards}
         return health, schemas, "", unfit, {shard: epoch for shard, (epoch, current, _) in told.items() if current}
     finally:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from pipeline.admin.check.cures import redis_cure
@@ -18,6 +19,7 @@ from pipeline.admin.check.finding import ERROR, WARNING, Finding
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.oplog.doorbell import queue_of
 from pipeline.oplog.redis.server_info import Health
+from pipeline.shard.statements import MOST_STATEMENT_BYTES
 
 #: The least number of buckets per shard that lets a new shard get an even part.
 BUCKETS_PER_SHARD = 16
@@ -25,6 +27,8 @@ BUCKETS_PER_SHARD = 16
 LEAST_VERSIONS = (7, 0)
 #: The largest difference of two clocks that drift explains, ms.
 MOST_SKEW_MS = 2_000
+#: The folder that holds `pipeline`, `workers` and `celeryconfig.py`.
+HOME = Path(__file__).resolve().parents[3]
 _PLACE = "[spool] path"
 #: The place at the start of a fault's sentence: a section of the file, and perhaps a key.
 _KEY = re.compile(r"(\[[^\]]+\](?: (?!has |is )[a-z_]+)?)(?: (.*))?")
@@ -50,6 +54,19 @@ def op_findings(evidence: Evidence) -> Iterator[Finding]:
     """
     for fault in evidence.faults:
         yield Finding(ERROR, fault.subject, fault.what, fault.fix, (fault.shard,))
+
+
+def deployment_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield where the configuration does not fit the deployment that the databases and Redis belong to.
+
+    Args:
+        evidence: what they keep of it.
+    """
+    for fault in evidence.misfits:
+        what, _, fix = fault.partition("; ")
+        match = _KEY.fullmatch(what)
+        place, what = (match[1], match[2]) if match and match[2] else ("deployment", what)
+        yield Finding(ERROR, place, what, fix)
 
 
 def configuration_findings(evidence: Evidence) -> Iterator[Finding]:
@@ -106,6 +123,42 @@ def worker_findings(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
+def foreign_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield modules of somebody else that commands in this folder would take for the pipeline's.
+
+    Args:
+        evidence: names the configuration.
+    """
+    found = foreign_modules(Path.cwd())
+    if "workers" in found:
+        yield Finding(
+            WARNING,
+            "workers",
+            f"is {found['workers']} in this folder: here `celery -A workers` starts that, and none of our workers",
+            f"PIPELINE_CONFIG={evidence.settings.source} celery --workdir=/ -A workers worker",
+        )
+    if "pipeline" in found:
+        yield Finding(
+            WARNING,
+            "pipeline",
+            f"is {found['pipeline']} in this folder: here `python -m pipeline` and `import pipeline` take that",
+            "rename it, or start web applications in another folder; the command `pipeline` is safe",
+        )
+
+
+def foreign_modules(folder: Path) -> dict[str, str]:
+    """Return what in a folder has the name of a module of ours and is none: its file, by that name.
+
+    Args:
+        folder: such as the working directory, where Python and Celery look first.
+    """
+    specs = {name: PathFinder.find_spec(name, [str(folder)]) for name in ("celeryconfig", "pipeline", "workers")}
+    # a folder without an `__init__.py` has no origin, and hides no package
+    files = {name: spec.origin for name, spec in specs.items() if spec is not None and spec.origin is not None}
+    ours = [where for name in specs for where in (HOME / f"{name}.py", HOME / name / "__init__.py")]
+    return {name: file for name, file in files.items() if Path(file).resolve() not in ours}
+
+
 def spool_findings(evidence: Evidence) -> Iterator[Finding]:
     """Yield what would keep ops out of the spool.
 
@@ -133,6 +186,13 @@ def spool_findings(evidence: Evidence) -> Iterator[Finding]:
             "[spool] max_mb",
             f"is {settings.max_mb}, its disk has {free // 1_000_000} MB left",
             "make room, or lower it",
+        )
+    for aside in sorted(path.parent.glob(f"{path.name}.damaged-*[0-9]")):
+        yield Finding(
+            ERROR,
+            _PLACE,
+            f"was damaged: {aside} may hold ops that were never sent",
+            f"what could be read of it goes on; look at the rest with `sqlite3 {aside} .recover`, then delete the file",
         )
 
 
@@ -194,6 +254,13 @@ def _log(log: Health) -> Iterator[Finding]:
             "appendfsync",
             "is no: a crash of the machine loses up to half a minute",
             "CONFIG SET appendfsync everysec",
+        )
+    if log.bulk_bytes is not None and log.bulk_bytes < MOST_STATEMENT_BYTES:
+        yield found(
+            WARNING,
+            "proto-max-bulk-len",
+            f"is {log.bulk_bytes:,}: calls with larger ops are refused",
+            "CONFIG SET proto-max-bulk-len 512mb, and in redis.conf",
         )
     if not log.max_bytes:
         yield found(

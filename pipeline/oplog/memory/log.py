@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from pipeline import clock
@@ -23,9 +23,9 @@ from pipeline.oplog.appends import (
     claimed_id,
     is_receipt,
 )
-from pipeline.oplog.memory.server import MemoryServer, Sent
-from pipeline.oplog.memory.shared_state import MemorySharedState
-from pipeline.oplog.memory.waits import MemoryWaits
+from pipeline.oplog.contract import RECONCILE
+from pipeline.oplog.memory.server import GivenOut, MemoryServer, Sent
+from pipeline.oplog.memory.shared_state import MemorySharedState, MemoryWaits
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, NOTE_MS
 
 
@@ -37,16 +37,32 @@ class MemoryAppends(MemoryServer):
 
     def epoch(self, scope: str) -> tuple[int, bool, str]:
         with self._lock:
-            server = self._server
-            epoch, given_on = server.epochs.get(scope, (0, ""))
-            return epoch, given_on == server.lineage, f"{server.lineage} {epoch}"
+            server, given = self._server, self._given(scope)
+            return given.epoch, given.lineage == server.lineage, f"{server.lineage} {given.epoch} {given.lineage}"
 
     def raise_epoch(self, scope: str, seen: str, epoch: int) -> bool:
         with self._lock:
             if self.epoch(scope)[2] != seen:
                 return False
-            self._server.epochs[scope] = epoch, self._server.lineage
+            self._server.epochs[scope] = GivenOut(epoch, self._server.lineage)
             return True
+
+    def deployment(self) -> str:
+        with self._lock:
+            return self._server.deployment
+
+    def note_deployment(self, seen: str, text: str) -> bool:
+        with self._lock:
+            noted = self._server.deployment == seen
+            self._server.deployment = text if noted else self._server.deployment
+            return noted
+
+    def audit(self, scope: str, marks: Mapping[int, Position]) -> str:
+        with self._lock:
+            return self._server.audit(self._given(scope), marks)
+
+    def _given(self, scope: str) -> GivenOut:
+        return self._server.epochs.get(scope) or GivenOut()
 
     def claim_key(self, bucket: int, idempotency_key: str, row_id: int) -> int:
         with self._lock:
@@ -61,12 +77,12 @@ class MemoryAppends(MemoryServer):
     ) -> Appended:
         """Do what `enqueue.lua` does."""
         with self._lock:
-            server, name = self._server, f"claim:{appends[0].bucket}:{key}"
+            name, given = f"claim:{appends[0].bucket}:{key}", self._server.epochs.get(scope.name)
             if self.limit_bytes and self._size_bytes() >= self.limit_bytes:
                 raise PipelineFull("the memory log is at its limit")
-            if server.epochs.get(scope.name) != (epoch, server.lineage):
+            if given is None or (given.epoch, given.lineage) != (epoch, self._server.lineage):
                 raise EpochStale
-            if "full" in server.keys and (full := self._get("full")) is not None:
+            if "full" in self._server.keys and (full := self._get("full")) is not None:
                 raise PipelineFull(full)
             if self.limit_bytes and (share := self._size_bytes() / self.limit_bytes) > FULL_SHARE:
                 raise PipelineFull(f"Redis uses {share:.0%} of its memory")
@@ -75,17 +91,25 @@ class MemoryAppends(MemoryServer):
                     return Appended([], [], claim)
                 if row_id and claimed_id(claim) != row_id:
                     raise KeyClaimed(claimed_id(claim))
-            placed = [self._place(epoch, producer, append) for append in appends]
-            wrote = [append for append, place in zip(appends, placed, strict=True) if place.code == APPENDED]
+            placed: list[Placed] = []
+            for append in appends:
+                if (place := self._place(given, producer, append)) is None:
+                    break
+                placed.append(place)
+            wrote = [append for append, place in zip(appends, placed, strict=False) if place.code == APPENDED]
             for bucket, first, _ in wrote if key else ():
-                last = server.last[bucket]
+                last = self._server.last[bucket]
                 self._set(name, f"{last.epoch} {last.seq} {producer} {first} {row_id}", IDEMPOTENCY_TTL_MS)
-            return Appended(placed, [s for s in scope.shards if wrote and self._wake(s, [a.bucket for a in wrote])])
+            ring = [shard for shard in scope.shards if wrote and self._wake(shard, [a.bucket for a in wrote])]
+            if len(placed) < len(appends):
+                raise EpochStale
+            return Appended(placed, ring)
 
-    def sequences(self, producer: int) -> dict[int, int]:
-        """See `appends.Line.sequences`."""
+    def senders(self) -> Iterator[tuple[int, dict[int, tuple[int, int]]]]:
         with self._lock:
-            return {bucket: sent.seq for bucket, sent in self._server.producers.get(producer, {}).items()}
+            known = {producer: dict(sent) for producer, sent in self._server.producers.items()}
+        for producer, buckets in known.items():
+            yield producer, {bucket: (sent.seq, sent.position.epoch) for bucket, sent in buckets.items()}
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
         """See `appends.Line.pass_hole`."""
@@ -96,16 +120,19 @@ class MemoryAppends(MemoryServer):
             sent[bucket] = Sent(last, Position(0, 0))
             return True
 
-    def _place(self, epoch: int, producer: int, append: Append) -> Placed:
-        server, (bucket, first, payloads) = self._server, append
+    def _place(self, given: GivenOut, producer: int, append: Append) -> Placed | None:
+        server, epoch, (bucket, first, payloads) = self._server, given.epoch, append
         sent = server.producers.setdefault(producer, {})
         last, (last_epoch, last_seq) = sent.get(bucket, Sent(0, Position(0, 0)))
-        if first + len(payloads) - 1 <= last:
+        if first + len(payloads) - 1 <= last and last_epoch == epoch:
             return Placed(SEEN, Position(last_epoch, last_seq - (last - first)))
-        if first != last + 1:
+        if first > last + 1 or (first <= last and last_epoch == epoch):
             return Placed(HOLE, Position(0, last))
         before = server.last.get(bucket, START)
         start = before.seq + 1 if before.epoch == epoch else 0
+        behind = last_seq if last_epoch == epoch else -1
+        if (start == 0 or start <= behind) and server.ends(given, bucket, start, behind):
+            return None
         entries = server.logs.setdefault(bucket, [])
         for nth, payload in enumerate(payloads):
             entries.append(Entry(bucket, Position(epoch, start + nth), producer, first + nth, payload))
@@ -149,7 +176,7 @@ class MemoryLine:
                 return answer
             except ConnectionError as error:
                 if last:
-                    raise LogUnavailable(f"{type(error).__name__}: {error}") from error
+                    raise LogUnavailable(f"{type(error).__name__}: {error}", silent=True) from error
         raise AssertionError("the second try returns or raises")
 
     def append_one(
@@ -167,9 +194,8 @@ class MemoryLine:
         """See `appends.Line.replicated`."""
         return self._log.durable
 
-    def sequences(self, producer: int) -> dict[int, int]:
-        """See `appends.Line.sequences`."""
-        return self._log.sequences(producer)
+    def connect(self) -> None:
+        """See `appends.Line.connect`."""
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
         """See `appends.Line.pass_hole`."""
@@ -202,8 +228,13 @@ class MemoryEntries(MemoryServer):
             before = self._count()
             for bucket, position in behind.items():
                 entries = self._server.logs.get(bucket, [])
+                self._server.trimmed |= {bucket} if entries and entries[0].position <= position else set()
                 entries[:] = [entry for entry in entries if entry.position > position]
             return before - self._count()
+
+    def trimmed(self, bucket: int) -> bool:
+        with self._lock:
+            return bucket in self._server.trimmed
 
     def publish_schemas(self, schemas: Iterable[tuple[str, str, str]]) -> None:
         found = list(schemas)
@@ -273,7 +304,10 @@ class MemoryWork(MemoryEntries):
             for bucket, (epoch, seq) in marks.items():
                 self._server.attempts.get(shard, {}).pop(bucket, None)
                 published[bucket] = mark = Position(epoch, seq if epoch else 0)
-                if tails.get(bucket, START) <= mark:
+                tail = tails.get(bucket, START)
+                if epoch and (bucket not in self._server.last or Position(epoch, -1) < tail < mark):
+                    self._server.keys.pop(f"lease:{RECONCILE.format(shard)}", None)
+                if tail <= mark:
                     dirty.pop(bucket, None)
                 elif bucket in dirty:
                     dirty[bucket] = self.now_ms() + delay_ms

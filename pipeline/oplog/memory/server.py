@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import uuid4
 
 from pipeline import clock
-from pipeline.model.op import Entry, Position
+from pipeline.model.op import START, Entry, Position
 from pipeline.oplog.waits import Note
 
 
@@ -29,15 +29,32 @@ class Sent(NamedTuple):
 
 
 @dataclass(slots=True)
+class GivenOut:
+    """An epoch that was given out, as `enqueue.lua` keeps it.
+
+    Attributes:
+        epoch: the number.
+        lineage: of the server that it was given out on; once it has ended, why.
+        begun: the buckets with entries of the epoch.
+    """
+
+    epoch: int = 0
+    lineage: str = ""
+    begun: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
 class ServerState:
     """The state of a server; `lineage` is its identity, as `master_replid` is Redis's."""
 
     lineage: str = field(default_factory=lambda: uuid4().hex)
     logs: dict[int, list[Entry]] = field(default_factory=dict)
     last: dict[int, Position] = field(default_factory=dict)  # given out, trimmed or not
+    trimmed: set[int] = field(default_factory=set)
     big: dict[int, int] = field(default_factory=dict)
     producers: dict[int, dict[int, Sent]] = field(default_factory=dict)
-    epochs: dict[str, tuple[int, str]] = field(default_factory=dict)
+    epochs: dict[str, GivenOut] = field(default_factory=dict)
+    deployment: str = ""
     dirty: dict[str, dict[int, int]] = field(default_factory=dict)
     marks: dict[str, dict[int, Position]] = field(default_factory=dict)
     notes: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
@@ -62,6 +79,44 @@ class ServerState:
         """
         return {bucket: self.logs[bucket][-1].position for bucket in buckets if self.logs.get(bucket)}
 
+    def ends(self, given: GivenOut, bucket: int, start: int, behind: int) -> bool:
+        """Return whether a log that goes on at *start* ends the epoch; note a log that begins.
+
+        Args:
+            given: the epoch.
+            bucket: the log.
+            start: the seq of its next entry.
+            behind: the seq of an entry that it had under this epoch.
+        """
+        before = self.last.get(bucket, START)
+        if before.epoch > given.epoch:
+            given.epoch, given.lineage = before.epoch, f"ahead:{bucket}"
+        elif start <= behind or bucket in given.begun:
+            given.lineage = f"forgot:{bucket}"
+        else:
+            given.begun.add(bucket)
+            return False
+        return True
+
+    def audit(self, given: GivenOut, marks: Mapping[int, Position]) -> str:
+        """Do what `audit.lua` does.
+
+        Args:
+            given: the epoch of the scope.
+            marks: of each bucket, its watermark.
+        """
+        for bucket, mark in marks.items() if given.lineage == self.lineage else ():
+            last = self.last.get(bucket, START)
+            ahead = max(last.epoch, mark.epoch)
+            begun = bucket in given.begun or mark.epoch == given.epoch
+            if ahead > given.epoch:
+                given.epoch, given.lineage = ahead, f"ahead:{bucket}"
+                return given.lineage
+            if begun and (last.epoch < given.epoch or last < mark):
+                given.lineage = f"forgot:{bucket}"
+                return given.lineage
+        return ""
+
 
 class MemoryServer:
     """The server that every role of the log keeps its state in.
@@ -70,6 +125,7 @@ class MemoryServer:
         fault: called with `send` before and `reply` after each try of an append; raise ConnectionError in it, and the
             connection breaks there.
         limit_bytes: the size of all ops at which appends are refused, as Redis does at `maxmemory`; 0: none.
+        most_bulk_bytes: the size of the largest op that it takes, as `proto-max-bulk-len` says it; 0: hidden.
         published: called with each new schema.
         durable: the result of a wait for Redis's replica or disk.
         ahead_ms: how far the server's clock is ahead of this process's.
@@ -79,7 +135,7 @@ class MemoryServer:
         self.ahead_ms = 0
         self.fault: Callable[[str], None] | None = None
         self.published: Callable[[str], None] = lambda schema: None
-        self.limit_bytes = 0
+        self.limit_bytes = self.most_bulk_bytes = 0
         self.durable = True
         self._server = ServerState()
         self._lock = threading.RLock()
@@ -107,6 +163,20 @@ class MemoryServer:
         promoted.lineage = uuid4().hex
         with self._lock:
             self._server = promoted
+
+    def forget(self, bucket: int, keep: int = 0) -> None:
+        """Forget the end of one log; nothing else changes.
+
+        Args:
+            bucket: the log.
+            keep: how many entries stay; 0: the log is gone.
+        """
+        with self._lock:
+            kept = self._server.logs.pop(bucket, [])[:keep]
+            self._server.last.pop(bucket, None)
+            self._server.trimmed.discard(bucket)
+            if kept:
+                self._server.logs[bucket], self._server.last[bucket] = kept, kept[-1].position
 
     def close(self) -> None:
         """Do nothing."""

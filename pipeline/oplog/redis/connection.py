@@ -19,7 +19,7 @@ from redis.sentinel import Sentinel
 from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model.op import TOO_LARGE, Entry, Position
 from pipeline.oplog.redis.keys import Keys
-from pipeline.wait_budget import WaitBudgets
+from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
 
 #: A socket may idle this long behind a firewall before the next use checks it, s.
 HEALTH_CHECK_S = 30
@@ -106,7 +106,8 @@ def translated(*, sent: bool = False) -> Iterator[None]:
             raise PipelineFull("Redis is at maxmemory") from error
         raise LogUnavailable(str(error), sent=False) from error
     except (redis.exceptions.RedisError, OSError) as error:
-        raise LogUnavailable(f"{type(error).__name__}: {error}", sent=sent) from error
+        silent = not isinstance(error, WaitBudgetSpent)
+        raise LogUnavailable(f"{type(error).__name__}: {error}", sent=sent, silent=silent) from error
 
 
 _Result = TypeVar("_Result")

@@ -2,7 +2,8 @@
 
 <prefix>:log:<bucket>       stream  the ops; positions <epoch>-<dense seq>
 <prefix>:big:<bucket>       string  bytes of the largest op of late, where ops are large
-<prefix>:epoch:<scope>      string  "<epoch> <master_replid>"
+<prefix>:epoch:<scope>      string  "<epoch> <master_replid> <map>", or why the epoch has ended
+<prefix>:deployment         string  the deployment's fingerprint as JSON; see `model/fingerprint`
 <prefix>:dirty:<shard>      zset    bucket -> ms from when on it may be applied
 <prefix>:bell:<shard>       string  there while a Celery message is on its way
 <prefix>:marks:<shard>      hash    bucket -> watermark, a copy for readers
@@ -90,6 +91,11 @@ class Keys:
         return f"{self.prefix}:health"
 
     @property
+    def deployment(self) -> str:
+        """The fingerprint of the deployment."""
+        return f"{self.prefix}:deployment"
+
+    @property
     def secret(self) -> str:
         """The secret that signs session tokens."""
         return f"{self.prefix}:secret"
@@ -126,8 +132,8 @@ class Keys:
         """Return the notes on why buckets of a shard wait."""
         return f"{self.prefix}:waits:{shard}"
 
-    def producer(self, producer: int) -> str:
-        """Return the sequences of a producer."""
+    def producer(self, producer: int | str) -> str:
+        """Return the sequences of a producer; of all for `*`."""
         return f"{self.prefix}:producer:{producer}"
 
     def claim(self, bucket: int, idempotency_key: str) -> str:

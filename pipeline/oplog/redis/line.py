@@ -28,7 +28,7 @@ from pipeline.oplog.redis.connection import script, translated
 from pipeline.oplog.redis.keys import Keys
 from pipeline.oplog.redis.wire import Wire
 from pipeline.oplog.ttls import BELL_MS, BIG_TTL_MS, IDEMPOTENCY_TTL_MS, PRODUCER_TTL_MS, ROOM_MS
-from pipeline.wait_budget import WaitBudgets
+from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
 
 #: How often a producer's expiry is put off, s.
 RENEW_S = 3600
@@ -105,11 +105,9 @@ class RedisLine:
             return False
         return int(reached[0] if fsync else reached) >= 1
 
-    def sequences(self, producer: int) -> dict[int, int]:
-        """See `appends.Line.sequences`."""
-        flat = self._sent_twice(("HGETALL", self._keys.producer(producer)))
-        pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
-        return {int(bucket): int(value.split()[0]) for bucket, value in pairs}
+    def connect(self) -> None:
+        """See `appends.Line.connect`."""
+        self._sent_twice(("PING",))
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
         """See `appends.Line.pass_hole`."""
@@ -228,7 +226,8 @@ class RedisLine:
             return self._call(command)
         except _TRANSIENT as again:
             self.drop()
-            raise LogUnavailable(f"{type(again).__name__}: {again}") from again
+            silent = not isinstance(again, WaitBudgetSpent)
+            raise LogUnavailable(f"{type(again).__name__}: {again}", silent=silent) from again
 
     def _call(self, command: Sequence[Any]) -> bytes:
         try:

@@ -7,7 +7,8 @@ a hash of texts by their hashes, and one of hashes by table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import redis
@@ -15,6 +16,7 @@ import redis
 from pipeline.errors import PipelineFull
 from pipeline.model.op import Entry, Position
 from pipeline.oplog.appends import claimed_id
+from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.redis.connection import (
     RedisServer,
     entries_of,
@@ -26,9 +28,11 @@ from pipeline.oplog.redis.connection import (
     translated,
 )
 from pipeline.oplog.redis.line import RedisLine
-from pipeline.oplog.redis.shared_state import RedisSharedState
-from pipeline.oplog.redis.waits import RedisWaits
+from pipeline.oplog.redis.shared_state import RedisSharedState, RedisWaits
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, NOTE_MS
+
+#: Names of keys in one answer of Redis, which does nothing else meanwhile.
+SCAN = 500
 
 
 class RedisAppends(RedisServer):
@@ -42,13 +46,36 @@ class RedisAppends(RedisServer):
     def epoch(self, scope: str) -> tuple[int, bool, str]:
         with translated():
             given, info = self._soon(lambda redis: (redis.get(self.keys.epoch(scope)), redis.info("replication")))
-        seen, replid = text_of(given), info["master_replid"]
-        epoch, _, given_on = seen.partition(" ")
-        return int(epoch or 0), given_on == replid, f"{replid} {seen}"
+        epoch, given_on, *_ = [*text_of(given).split(" "), "", ""]
+        replid: str = info["master_replid"]
+        return int(epoch or 0), given_on == replid, f"{replid} {epoch} {given_on}".rstrip()
 
     def raise_epoch(self, scope: str, seen: str, epoch: int) -> bool:
         replid, _, value = seen.partition(" ")
         return bool(self._run("raise_epoch", [self.keys.epoch(scope)], [value, epoch, replid]))
+
+    def deployment(self) -> str:
+        with translated():
+            return text_of(self._soon(lambda redis: redis.get(self.keys.deployment)))
+
+    def note_deployment(self, seen: str, text: str) -> bool:
+        return bool(self._run("note_deployment", [self.keys.deployment], [seen, text]))
+
+    def audit(self, scope: str, marks: Mapping[int, Position]) -> str:
+        words = [word for bucket, (epoch, seq) in marks.items() for word in (bucket, epoch, seq)]
+        return text_of(self._run("audit", [self.keys.epoch(scope), *map(self.keys.log, marks)], words))
+
+    def senders(self) -> Iterator[tuple[int, dict[int, tuple[int, int]]]]:
+        with translated():
+            every = self._client.scan_iter(self.keys.producer("*"), count=SCAN)
+            while names := list(islice(every, SCAN)):
+                pipe: Any = self._client.pipeline(transaction=False)
+                for name in names:
+                    pipe.hgetall(name)
+                for name, sent in zip(names, pipe.execute(), strict=True):
+                    words = {int(bucket): text_of(value).split() for bucket, value in sent.items()}
+                    known = {bucket: (int(seq), int(epoch)) for bucket, (seq, epoch, _) in words.items()}
+                    yield int(text_of(name).rpartition(":")[2]), known
 
     def claim_key(self, bucket: int, idempotency_key: str, row_id: int) -> int:
         name = self.keys.claim(bucket, idempotency_key)
@@ -101,6 +128,13 @@ class RedisEntries(RedisServer):
                 # `~` frees whole nodes only: cheap, and up to 100 entries too many may stay
                 pipe.execute_command("XTRIM", self.keys.log(bucket), "MINID", "~", f"{epoch}-{seq + 1}")
             return int(sum(pipe.execute()))
+
+    def trimmed(self, bucket: int) -> bool:
+        with translated():
+            if not self._client.exists(self.keys.log(bucket)):
+                return False
+            found: Any = self._client.xinfo_stream(self.keys.log(bucket))
+        return bool(found["entries-added"] > found["length"])
 
     def publish_schemas(self, schemas: Iterable[tuple[str, str, str]]) -> None:
         found = list(schemas)
@@ -176,7 +210,7 @@ class RedisWork(RedisEntries):
 
     def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
         own = (self.keys.dirty(shard), self.keys.bell(shard), self.keys.marks(shard), self.keys.attempts(shard))
-        keys = [*own, *map(self.keys.log, marks)]
+        keys = [*own, self.keys.lease(RECONCILE.format(shard)), *map(self.keys.log, marks)]
         arguments: list[Any] = [BELL_MS, delay_ms]
         for bucket, (epoch, seq) in marks.items():
             arguments += (bucket, epoch, max(seq, 0) if epoch else 0)

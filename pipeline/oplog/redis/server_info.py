@@ -30,6 +30,7 @@ class Health:
         fsync: when the append-only file is synced, or None if this user may not see it.
         skew_ms: the server's clock minus this machine's; 0 if the round trip explains the difference.
         cluster: whether the server is a node of a Redis Cluster.
+        bulk_bytes: the size of the largest text that it takes, or None if this user may not see it.
     """
 
     version: str
@@ -41,6 +42,7 @@ class Health:
     fsync: str | None
     skew_ms: int
     cluster: bool
+    bulk_bytes: int | None = None
 
     @property
     def release(self) -> tuple[int, ...]:
@@ -75,20 +77,27 @@ def health_of(url: str) -> Health:
             max_bytes=int(facts.get("maxmemory", 0)),
             policy=str(facts.get("maxmemory_policy", "")),
             append_only=bool(int(facts.get("aof_enabled", 0))),
-            fsync=_setting(client, "appendfsync"),
+            fsync=setting(client, "appendfsync"),
             skew_ms=there - min(max(there, before), after),
             cluster=bool(int(facts.get("cluster_enabled", 0))),
+            bulk_bytes=int(setting(client, "proto-max-bulk-len") or 0) or None,
         )
     finally:
         client.close()
 
 
-def _setting(client: redis.Redis, name: str) -> str | None:
+def setting(client: redis.Redis, name: str) -> str | None:
+    """Return a setting of a server; None where the server hides its configuration, as managed ones do.
+
+    Args:
+        client: of the server.
+        name: as in `redis.conf`.
+    """
     try:
         found: Any = client.config_get(name)
         return str(found.get(name) or "") or None
-    except redis.exceptions.RedisError:
-        return None  # managed servers hide their configuration
+    except redis.exceptions.ResponseError:
+        return None
 
 
 def _driver_url(url: str) -> str:

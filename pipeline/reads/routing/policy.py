@@ -29,7 +29,7 @@ NO_REPLICA, NO_READING, ALL_OUT, ALL_LAGGING, NOT_REACHED = (
     "all-lagging",
     "token-not-reached",
 )
-OVER_LIMIT, ALL_BUSY = "over-limit", "all-busy"
+OVER_LIMIT, ALL_BUSY, PRIMARY_AWAY = "over-limit", "all-busy", "primary-away"
 
 
 class Candidate(NamedTuple):
@@ -142,9 +142,18 @@ def over_limit(candidates: Sequence[Candidate], *, token: bool) -> Choice:
     return Choice("error", None, OVER_LIMIT) if stale is None else Choice("stale", stale.node, OVER_LIMIT)
 
 
+def last_resorts(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Return the replicas that answer, however far behind, the best first: for a read that may be marked as stale.
+
+    Args:
+        candidates: the replicas of the shard.
+    """
+    able = [one for one in candidates if _free(one, last_resort=True)]
+    return sorted(able, key=lambda one: (one.state is NodeState.RECOVERING, _lag_s(one)))
+
+
 def _best_stale(candidates: Sequence[Candidate], token: bool) -> Candidate | None:
-    able = [one for one in candidates if _free(one, last_resort=True) and (one.reached or not token)]
-    return min(able, key=lambda one: (one.state is NodeState.RECOVERING, _lag_s(one)), default=None)
+    return next((one for one in last_resorts(candidates) if one.reached or not token), None)
 
 
 def fresh_among(candidates: Iterable[Candidate], max_lag_s: float) -> list[Candidate]:

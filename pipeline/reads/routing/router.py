@@ -6,7 +6,7 @@ Invariant: a read with a token never answers from a node that is not known to ha
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 
 from pipeline import clock
@@ -120,6 +120,23 @@ class Router:
             return over_limit(candidates, token=bool(needs))
         return choice
 
+    def without_primary(self, read: Read, in_flight: InFlight) -> Choice | None:
+        """Choose a replica for a read whose primary does not answer; None where none may serve, however far behind.
+
+        While a primary is away nothing proves that a replica is near it, so its lag grows beyond every bound. A token
+        is proved by the replica itself.
+
+        Args:
+            read: not on a node.
+            in_flight: the reads of this process that run now.
+        """
+        able = policy.last_resorts(self.replicas.candidates(read.shard, read.needs, in_flight))
+        readers = [self.readers[one.node] for one in able]
+        if read.needs and able:
+            found = first_with(readers, read.needs, read.deadline(), in_flight.waiting, self.replicas)
+            readers = [found] if found is not None else []
+        return Choice("stale", readers[0].node, policy.PRIMARY_AWAY) if readers else None
+
     def failed(self, shard: str, node: str, for_s: float = AWAY_S) -> None:
         """Skip a node that has failed; if it is the primary, have the nodes asked who takes writes.
 
@@ -172,15 +189,18 @@ class Read:
 
         Raises:
             StaleRead: no node has what the read must see, in time, or may serve it.
-            ShardUnavailable: no node answers.
+            ShardUnavailable: no node answers that has what the read must see.
         """
         router, shard = self._router, self.shard
         self._started_s = clock.mono_s()
         self._in_flight = router.in_flight()
         failure: ShardUnavailable | None = None
         failed: set[str] = set()
-        for _ in range(2 + len(router.nodes.replica_names(shard))):
-            choice = router.choice(self, self._in_flight)
+        choose_node: Callable[[Read, InFlight], Choice | None] = router.choice
+        for _ in range(3 + len(router.nodes.replica_names(shard))):
+            choice = choose_node(self, self._in_flight)
+            if choice is None:
+                break
             try:
                 if self._entered(choice):
                     # knowledge belongs to the connection: should it be replaced in the middle, the read must fail
@@ -190,7 +210,7 @@ class Read:
                 failure = error
                 router.failed(shard, error.node)
                 if error.node in failed:
-                    break
+                    choose_node = router.without_primary
                 failed.add(error.node)
         raise failure or StaleRead(shard, "lagging", policy.ALL_BUSY, clock.mono_s() - self._started_s)
 
@@ -249,7 +269,8 @@ class Read:
             report = router.health.report(node)
             lag_s = report.lag_s
             # `ready` may have replaced the connection that had shown it
-            if needs and kind == "replica" and not (router.replicas.has(node, needs, report) or reader.probe(needs)):
+            promised = needs and (kind == "replica" or choice.reason == policy.PRIMARY_AWAY)
+            if promised and not (router.replicas.has(node, needs, report) or reader.probe(needs)):
                 raise ShardUnavailable(node, "it no longer has what it had: was it restored?")
         router.health.counters().count(node, kind, choice.reason)
         role = "primary" if choice.kind == "primary" else "replica"

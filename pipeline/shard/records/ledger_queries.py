@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from pipeline.errors import NotMigrated
 from pipeline.model.op import Position
 from pipeline.shard.dialect import Dialect
-from pipeline.shard.records.ledger import Mark, text_literal
+from pipeline.shard.records.ledger import LostRange, Mark, ops_in, text_literal
 from pipeline.shard.session import NodeSession
 
 
@@ -21,8 +22,7 @@ class Fate(NamedTuple):
     state: str | None  # of the bucket on this shard
     applied_seq: int | None  # last applied sequence of the op's producer; None: the row has expired, or never was
     reject: tuple[str, str, int | None] | None  # state, reason, code
-    lost: bool
-    gap: bool  # its position was missing when the log was read
+    lost: bool  # it was never applied, and never will be
 
     def reached(self, position: Position, producer_seq: int) -> bool:
         """Return whether the op, or its rejection, is committed on this node.
@@ -31,8 +31,8 @@ class Fate(NamedTuple):
             position: the op's position.
             producer_seq: the producer's sequence number.
         """
-        if self.gap:
-            return False  # later ops of its producer were applied, this one was missing
+        if self.lost:
+            return False
         if self.applied_seq is not None:
             return self.applied_seq >= producer_seq
         # the producer's row expires after a week: then only the op's epoch decides
@@ -62,13 +62,14 @@ def fate(session: NodeSession, bucket: int, position: Position, producer: int, p
     )
     rows = {row[0]: row[1:] for row in found}
     mark, producer_row, reject = rows.get("m"), rows.get("p"), rows.get("r")
+    # what is missing at a position may have come at another: then its producer's sequence has passed it
+    passed = producer_row is not None and producer_row[0] >= producer_seq
     return Fate(
         Position(mark[0], mark[1]) if mark else None,
         mark[2] if mark else None,
         producer_row[0] if producer_row else None,
         (reject[2], reject[3], reject[0]) if reject else None,
-        "l" in rows or "g" in rows,
-        "g" in rows,
+        "l" in rows or ("g" in rows and not passed),
     )
 
 
@@ -206,17 +207,20 @@ def table_aside(session: NodeSession, bucket: int, producer: int, producer_seq: 
     return _of_op(session, "table_name", "pipeline_rejects", bucket, producer, producer_seq) or ""
 
 
-def gaps(session: NodeSession, buckets: Iterable[int]) -> list[tuple[int, int, int, int]]:
-    """Return bucket, epoch, first and last sequence of each gap in the logs of *buckets*.
+def lost(session: NodeSession, ops: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Return those among *ops* that are recorded as lost by name.
 
     Args:
         session: of the node.
-        buckets: whose logs.
+        ops: (bucket, producer, producer sequence).
     """
-    return session.query(
-        "SELECT bucket, epoch, first_seq, last_seq FROM pipeline_lost"
-        f" WHERE producer = 0 AND bucket IN ({', '.join(map(str, buckets))})"
+    wanted = list(ops)
+    buckets, producers = (", ".join({str(one[i]) for one in wanted}) for i in (0, 1))
+    ranges = session.query(
+        "SELECT bucket, producer, first_seq, last_seq FROM pipeline_lost"
+        f" WHERE bucket IN ({buckets}) AND producer IN ({producers})"
     )
+    return [op for op in wanted if any((b, p) == op[:2] and first <= op[2] <= last for b, p, first, last in ranges)]
 
 
 def counts(session: NodeSession) -> dict[str, int]:
@@ -226,9 +230,10 @@ def counts(session: NodeSession) -> dict[str, int]:
         session: of the node.
     """
     states = dict(session.query("SELECT state, COUNT(*) FROM pipeline_rejects GROUP BY state"))
-    lost = session.query("SELECT COALESCE(SUM(last_seq - first_seq + 1), 0) FROM pipeline_lost")
     parked = sum(states.get(state, 0) for state in ("parked", "waiting"))
-    return {"rejected": states.get("rejected", 0), "parked": parked, "lost": int(lost[0][0])}
+    ranges = session.query("SELECT bucket, epoch, producer, first_seq, last_seq FROM pipeline_lost")
+    lost = ops_in(LostRange(*one) for one in ranges)
+    return {"rejected": states.get("rejected", 0), "parked": parked, "lost": lost}
 
 
 def keep_schemas(session: NodeSession, schemas: Mapping[str, tuple[str, str]]) -> None:
@@ -256,6 +261,31 @@ def kept_schemas(session: NodeSession) -> list[tuple[str, int]]:
         session: of the node.
     """
     return session.query("SELECT definition, COALESCE(kept_ms, 0) FROM pipeline_schemas")
+
+
+def fingerprint_of(session: NodeSession) -> tuple[str | None, str]:
+    """Return the JSON of the fingerprint that a database keeps, if any, and the database's own name.
+
+    Args:
+        session: of the node.
+    """
+    try:
+        found = session.query("SELECT fingerprint FROM pipeline_deployment")
+    except NotMigrated:
+        found = []
+    return (str(found[0][0]) if found else None), str(session.query(f"SELECT {session.dialect.own_name}")[0][0])
+
+
+def keep_fingerprint(session: NodeSession, text: str) -> None:
+    """Store the fingerprint of the deployment that a database belongs to; committed when this returns.
+
+    Args:
+        session: of the shard's primary.
+        text: JSON.
+    """
+    tail = session.dialect.on_conflict(["id"], ["fingerprint"])
+    with session.translated(), session.transaction():
+        session.execute(f"INSERT INTO pipeline_deployment (id, fingerprint) VALUES (1, {text_literal(text)}){tail}")
 
 
 def buckets_sql(dialect: Dialect, buckets: Iterable[int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from support.sandbox.logs import EPOCH, PRODUCER, S0, append, entries, raise_to
+from support.sandbox.logs import EPOCH, PRODUCER, S0, append, entries, raise_to, sequences
 
 from pipeline.model.op import Entry, Position
 from pipeline.oplog.appends import APPENDED, HOLE, SEEN, Appended, EpochStale, Line, Placed, Scope
@@ -72,16 +72,37 @@ def test_a_retry_adds_nothing_and_returns_the_first_place(log: Log, line: Line):
     assert len(entries(log, 3)) == 3
 
 
-def test_a_retry_is_known_on_another_connection_and_in_a_later_epoch(log: Log, line: Line):
+def test_a_retry_is_known_on_another_connection(log: Log, line: Line):
     first = append(line, (3, 1, [b"a"]))
-    raise_to(log, S0, EPOCH + 5)
     other = log.line()
 
-    again = append(other, (3, 1, [b"a"]), epoch=EPOCH + 5)
+    again = append(other, (3, 1, [b"a"]))
 
     assert again.placed == [Placed(SEEN, first.placed[0].position)]
     assert len(entries(log, 3)) == 1
     other.close()
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_what_stands_under_an_older_epoch_may_be_gone_and_is_appended_again(log: Log, line: Line, first: int):
+    append(line, (3, 1, [b"a", b"b"]))
+    raise_to(log, S0, EPOCH + 5)
+
+    again = append(line, (3, first, [b"x"]), epoch=EPOCH + 5)
+
+    assert again.placed == [Placed(APPENDED, Position(EPOCH + 5, 0))]
+    assert [(e.producer_seq, e.payload) for e in entries(log, 3)] == [(1, b"a"), (2, b"b"), (first, b"x")]
+    assert append(line, (3, first, [b"x"]), epoch=EPOCH + 5).placed == [Placed(SEEN, Position(EPOCH + 5, 0))]
+
+
+def test_one_op_that_stands_under_an_older_epoch_is_appended_again(log: Log, line: Line):
+    line.append_one(S0, EPOCH, PRODUCER, 3, 1, b"a")
+    raise_to(log, S0, EPOCH + 5)
+
+    assert line.append_one(S0, EPOCH + 5, PRODUCER, 3, 1, b"a") in (None, (Position(EPOCH + 5, 0), False))
+
+    again = append(line, (3, 1, [b"a"]), epoch=EPOCH + 5)
+    assert again.placed[0].position == Position(EPOCH + 5, 0)
 
 
 def test_a_retry_of_some_buckets_appends_only_to_the_others(log: Log, line: Line):
@@ -113,9 +134,23 @@ def test_sequences_are_per_producer_and_bucket(log: Log, line: Line):
     append(line, (3, 1, [b"a", b"b"]), (4, 1, [b"c"]))
     append(line, (3, 1, [b"d"]), producer=9)
 
-    assert line.sequences(PRODUCER) == {3: 2, 4: 1}
-    assert line.sequences(9) == {3: 1}
-    assert line.sequences(10) == {}
+    assert sequences(log, PRODUCER) == {3: 2, 4: 1}
+    assert sequences(log, 9) == {3: 1}
+    assert sequences(log, 10) == {}
+
+
+def test_the_log_tells_what_each_producer_has_sent_and_under_which_epoch(log: Log, line: Line):
+    append(line, (3, 1, [b"a", b"b"]), (4, 1, [b"c"]))
+    raise_to(log, S0, EPOCH + 5)
+    append(line, (3, 3, [b"d"]), epoch=EPOCH + 5)
+    line.pass_hole(9, 4, 0, 7)
+    for producer in range(1000, 1600):
+        append(line, (3, 1, [b"x"]), epoch=EPOCH + 5, producer=producer)
+
+    known = dict(log.senders())
+
+    assert (known[PRODUCER], known[9]) == ({3: (3, EPOCH + 5), 4: (1, EPOCH)}, {4: (7, 0)})
+    assert len(known) == 602, "also where they are more than one answer of Redis names"
 
 
 def test_a_scope_has_no_epoch_until_one_is_raised(log: Log, line: Line):
@@ -138,7 +173,7 @@ def test_another_epoch_than_the_newest_is_refused_and_nothing_is_written(log: Lo
             append(line, (3, 1, [b"a"]), epoch=epoch)
 
     assert entries(log, 3) == []
-    assert line.sequences(PRODUCER) == {}
+    assert sequences(log, PRODUCER) == {}
     assert log.sweep("s0", due_ms=0) == (False, 0)
 
 
@@ -158,7 +193,7 @@ def test_a_producer_goes_on_behind_a_hole_once_it_is_passed(log: Log, line: Line
 
     assert append(line, (3, 5, [b"e"])).placed == [Placed(APPENDED, Position(EPOCH, 1))]
     assert append(line, (3, 5, [b"e"])).placed == [Placed(SEEN, Position(EPOCH, 1))]
-    assert line.sequences(PRODUCER) == {3: 5}
+    assert sequences(log, PRODUCER) == {3: 5}
 
 
 def test_a_hole_that_another_has_filled_is_not_passed(log: Log, line: Line):
@@ -167,7 +202,7 @@ def test_a_hole_that_another_has_filled_is_not_passed(log: Log, line: Line):
     assert not line.pass_hole(PRODUCER, 3, 1, 4)
     assert not line.pass_hole(PRODUCER, 3, 0, 4)
 
-    assert line.sequences(PRODUCER) == {3: 2}
+    assert sequences(log, PRODUCER) == {3: 2}
 
 
 def test_a_producer_that_the_log_has_forgotten_is_let_on_too(log: Log, line: Line):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support.sandbox.logs import EPOCH, S0, append, entries, raise_to
+from support.sandbox.logs import EPOCH, S0, append, cut, entries, raise_to
 
 from pipeline.model.op import START, Position
 from pipeline.oplog.appends import APPENDED, Line, Placed
@@ -64,6 +64,27 @@ def test_positions_go_on_densely_behind_what_was_trimmed(log: Log, line: Line):
     log.trim({3: Position(EPOCH, 299)})
 
     assert append(line, (3, 301, [b"b"])).placed == [Placed(APPENDED, Position(EPOCH, 300))]
+
+
+def test_a_log_from_which_entries_were_deleted_is_trimmed_until_it_has_forgotten_that(log: Log, line: Line):
+    append(line, (3, 1, [b"%d" % n for n in range(500)]))
+    assert (log.trimmed(3), log.trimmed(4)) == (False, False)
+
+    log.trim({3: Position(EPOCH, 499)})
+    assert log.trimmed(3)
+
+    cut(log, 3)
+    assert not log.trimmed(3)
+
+
+def test_a_fingerprint_is_noted_once_by_those_who_saw_the_same_before(log: Log):
+    assert log.deployment() == ""
+
+    assert log.note_deployment("", '{"a":1}')
+    assert not log.note_deployment("", '{"b":1}')
+    assert log.note_deployment('{"a":1}', '{"a":2}')
+
+    assert log.deployment() == '{"a":2}'
 
 
 def test_finish_publishes_watermarks_per_shard(log: Log):

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from support.sandbox.logs import sequences
 
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.model.op import START, Position
@@ -226,7 +227,7 @@ def test_a_server_without_memory_refuses_an_enqueue_and_nothing_is_written(serve
         append(crowded, 101, b"y", key="k")
 
     assert len(payloads(log)) == 100
-    assert crowded.sequences(5) == {3: 100}
+    assert sequences(log, 5) == {3: 100}
     assert sorted(server.client().keys(f"{log.keys.prefix}:*")) == sorted(before)
     assert log.memory_share() > 1
 
@@ -303,3 +304,18 @@ def test_a_server_without_memory_still_lets_the_workers_do_their_chores(log: Red
     assert log.note_marks("s0", 10**6, "note", older_than_ms=0) is None
     assert log.note_marks("s0", 10**6 + 1, "later", older_than_ms=0) == "note"
     assert list(log.due("s0", 10)) == [4, 9]
+
+
+@KINDS
+def test_the_largest_op_is_what_the_server_says_and_not_known_where_it_hides_that(server: Any, log: RedisLog):
+    client = server.client()
+    client.config_set("proto-max-bulk-len", "2mb")
+    client.execute_command("ACL", "SETUSER", "narrow", "on", "nopass", "~*", "&*", "+@all", "-config")
+    narrow = RedisLog(server.url.replace("//", "//narrow:none@"), prefix=log.keys.prefix, timeout_s=5)
+    try:
+        assert log.largest_bytes() == 2 * 1024 * 1024
+        assert narrow.largest_bytes() == 0
+    finally:
+        narrow.close()
+        client.execute_command("ACL", "DELUSER", "narrow")
+        client.config_set("proto-max-bulk-len", "512mb")

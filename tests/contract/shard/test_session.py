@@ -340,3 +340,72 @@ def test_no_statement_is_kept_after_it_was_run(session: NodeSession):
         session.query(f"SELECT {n}")
 
     assert session.db._timings == before
+
+
+# the row that was refused -------------------------------------------------------------------------------------------
+
+
+@mariadb
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "(3, 1, 'a', 1)",
+        "(1, 3, 'a', 1)",
+        "(3, 3, 'too long', 1)",
+        "(3, 3, NULL, 1)",
+        "(3, 3, 'a', 10)",
+        "(3, 3, 'a', 1/0)",
+    ],
+)
+def test_mariadb_names_the_row_that_it_refuses(session: NodeSession, bad: str):
+    table(session, "u INT UNIQUE, note VARCHAR(5) NOT NULL, n INT CHECK (n < 10)")
+    run(session, "INSERT INTO t VALUES (1, 1, 'a', 1)")
+
+    with session.transaction():
+        with pytest.raises(Exception) as raised:  # noqa: PT011 - whatever the driver raises
+            session.execute(f"INSERT INTO t VALUES (2, 2, 'a', 1), {bad}, (4, 4, 'a', 1)")
+
+        assert session.bad_row(raised.value) == 2
+        assert session.rows("SELECT COUNT(*) FROM t") == [(1,)]
+
+
+@mariadb
+def test_a_refusal_of_which_the_server_names_no_row_is_asked_about_once(
+    session: NodeSession, monkeypatch: pytest.MonkeyPatch
+):
+    table(session, "n INT")
+    run(session, "CREATE TRIGGER odd BEFORE INSERT ON t FOR EACH ROW SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 30001")
+    asked = []
+    rows = session.rows
+    monkeypatch.setattr(session, "rows", lambda sql: asked.append(sql) or rows(sql))
+
+    with session.transaction():
+        for _ in range(2):
+            with pytest.raises(Exception) as raised:  # noqa: PT011
+                session.execute("INSERT INTO t (n) VALUES (1), (2)")
+            assert session.bad_row(raised.value) is None
+
+    assert len(asked) == 2
+
+
+@mariadb
+def test_a_server_that_knows_no_rows_is_not_asked_twice_and_keeps_its_transaction(
+    session: NodeSession, monkeypatch: pytest.MonkeyPatch
+):
+    table(session, "n INT UNIQUE")
+    asked = []
+
+    def of_mysql(self: object, rows: Any) -> None:
+        asked.append("GET DIAGNOSTICS")
+        rows("GET DIAGNOSTICS CONDITION 1 @pipeline_row = A_WORD_OF_A_LATER_SERVER")
+
+    monkeypatch.setattr("pipeline.shard.dialect.MySQL.bad_row", of_mysql)
+    with session.transaction():
+        session.execute("INSERT INTO t (n) VALUES (1)")
+        for _ in range(2):
+            with pytest.raises(Exception) as raised:  # noqa: PT011
+                session.execute("INSERT INTO t (n) VALUES (2), (1)")
+            assert session.bad_row(raised.value) is None
+
+    assert len(asked) == 1
+    assert session.query("SELECT n FROM t") == [(1,)]

@@ -206,7 +206,7 @@ def fate(shard: NodeSession, position: Position = ENTRY.position, seq: int = ENT
 
 @both
 def test_the_fate_of_an_op_follows_watermark_producer_rejects_and_losses(shard: NodeSession):
-    assert fate(shard) == ledger_queries.Fate(START, "active", None, None, False, False)
+    assert fate(shard) == ledger_queries.Fate(START, "active", None, None, False)
 
     with shard.transaction():
         ledger.move(shard, {3: Position(7, 5)})
@@ -216,12 +216,18 @@ def test_the_fate_of_an_op_follows_watermark_producer_rejects_and_losses(shard: 
 
     with shard.transaction():
         set_aside.set_aside(shard, [Reject(ENTRY, "t", "5", None, "no")])
-        ledger.lose(shard, [LostRange(3, 7, 0, 8, 9), LostRange(3, 0, PRODUCER, 20, 22)])
+        ledger.lose(
+            shard, [LostRange(3, 7, 0, 8, 9), LostRange(3, 0, PRODUCER, 20, 22), LostRange(3, 0, PRODUCER, 5, 5)]
+        )
     assert fate(shard).reject == ("rejected", "no", None)
     assert fate(shard, seq=21).lost
     assert not fate(shard, seq=23).lost
-    gone = fate(shard, Position(7, 8), 9)
-    assert (gone.lost, gone.gap, gone.reached(Position(7, 8), 9)) == (True, True, False)
+    elsewhere, missing, told = fate(shard, Position(7, 8), 9), fate(shard, Position(7, 8), 10), fate(shard, seq=5)
+    assert elsewhere.reached(Position(7, 8), 9), "missing at its position, and applied at another"
+    assert missing.lost
+    assert not missing.reached(Position(7, 8), 10)
+    assert told.lost
+    assert not told.reached(Position(7, 5), 5), "what was told lost is final, however far its producer's sequence is"
 
 
 @both

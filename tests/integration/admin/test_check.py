@@ -95,6 +95,7 @@ def test_every_planted_fault_was_removed(here: Servers) -> None:
         ("maxmemory-policy", "allkeys-lru", "noeviction", "redis: maxmemory-policy"),
         ("appendonly", "no", "yes", "redis: appendonly"),
         ("appendfsync", "no", "everysec", "redis: appendfsync"),
+        ("proto-max-bulk-len", "2mb", "512mb", "redis: proto-max-bulk-len"),
         ("maxmemory", "500mb", "0", "broker: [redis] broker_url"),
     ],
 )

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
-from support.oracle.grouping import MANY, TWO, Database, Maker, difference
+from support.oracle.grouping import MANY, PLAIN, TWO, Database, Maker, difference
 
-from pipeline.model.op import INSERT, Op
+from pipeline.model.op import INSERT, UPDATE, Op
 
 pytestmark = pytest.mark.mariadb
 
@@ -38,6 +38,30 @@ def test_versioned_updates_together_equal_one_by_one(database: Database, seed: i
     ops = Maker(Random(seed), numbered=False, versioned=True).ops()
 
     assert difference(database, ops) == ""
+
+
+@pytest.mark.parametrize(
+    ("bad", "most"),
+    [
+        (Op(INSERT, "plain", PLAIN.hash, 0, 999, (1,), (9,)), 6),  # what a CHECK refuses
+        (Op(INSERT, "plain", PLAIN.hash, 0, 1, (1,), (1,)), 6),  # a duplicate of the row that is there
+        (Op(UPDATE, "plain", PLAIN.hash, 0, 77, (1,), (9,)), 10),
+    ],
+    ids=("a check", "a duplicate key", "an update"),
+)
+def test_an_op_that_is_refused_among_hundreds_takes_few_statements(
+    database: Database, monkeypatch: pytest.MonkeyPatch, bad: Op, most: int
+):
+    ops = [Op(INSERT, "plain", PLAIN.hash, 0, n, (1,), (1,)) for n in range(1, 250)]
+    updates = [Op(UPDATE, "plain", PLAIN.hash, 0, n, (1,), (n % 7,)) for n in range(60, 90) if n != bad.id]
+    ops = [*ops[:200], bad, *ops[200:]] if bad.kind == INSERT else [*ops, *updates, bad]
+    sent, execute = [], database.session.execute
+    monkeypatch.setattr(database.session, "execute", lambda sql: sent.append(sql) or execute(sql))
+
+    found = database.apply(ops, at_once=MANY, settled=1)
+
+    assert len(found["rejects"]) == 1
+    assert sum(" `plain`" in sql for sql in sent[-40:]) <= most
 
 
 @pytest.mark.parametrize(("first", "second"), [("\U0001f600", "\U0001f601"), ("a\x01", "a"), ("あ", "ア")])

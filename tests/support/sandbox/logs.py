@@ -5,6 +5,8 @@ from __future__ import annotations
 from pipeline.model.op import START, Entry, Position
 from pipeline.oplog.appends import Append, Appended, Line, Scope
 from pipeline.oplog.contract import Log
+from pipeline.oplog.memory.log import MemoryLog
+from pipeline.oplog.redis.log import RedisLog
 
 S0 = Scope("s0", ("s0",))
 ALL = Scope("*", ("s0", "s1"))
@@ -29,5 +31,23 @@ def append(
     return line.append(scope, epoch, producer, [Append(*one) for one in appends], key, row_id)
 
 
+def sequences(log: Log, producer: int) -> dict[int, int]:
+    """Return the last sequence that the log knows of a producer, by bucket."""
+    return {bucket: seq for bucket, (seq, _) in dict(log.senders()).get(producer, {}).items()}
+
+
 def entries(log: Log, bucket: int, after: Position = START, count: int = 100_000) -> list[Entry]:
     return log.read({bucket: after}, {bucket: count})[bucket]
+
+
+def cut(log: Log, bucket: int, keep: int = 0) -> None:
+    """Let one log forget all but its first entries, while the server lives on."""
+    if isinstance(log, MemoryLog):
+        log.forget(bucket, keep)
+        return
+    assert isinstance(log, RedisLog)
+    name = log.keys.log(bucket)
+    kept = log._client.xrange(name, count=keep) if keep else []
+    log._client.delete(name)
+    for id, fields in kept:
+        log._client.xadd(name, dict(zip(fields[::2], fields[1::2], strict=True)), id=id)

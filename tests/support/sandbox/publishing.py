@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
 from pipeline.enqueue.publisher import Publisher
-from pipeline.enqueue.shipment import OpPlace, Shipment
+from pipeline.enqueue.shipment import Acked, OpPlace, Sender, Shipment
 from pipeline.errors import ShardUnavailable
-from pipeline.model.op import START
+from pipeline.model.op import START, Entry
 from pipeline.oplog.appends import Scope
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
@@ -41,16 +41,23 @@ class Shop:
         self.publisher = Publisher(self.log, TOPOLOGY, self.bell, authority)
 
     def raise_epoch(self, scope: Scope) -> int:
+        if self.away:
+            raise ShardUnavailable("s0", "away")
         self.raised.append(scope.name)
         _, _, seen = self.log.epoch(scope.name)
         assert self.log.raise_epoch(scope.name, seen, 100 + len(self.raised))
         return 100 + len(self.raised)
 
-    def record_lost(self, lost: LostRange) -> LostRange:
+    def settle(self, scope: Scope, epoch: int, acked: Mapping[Sender, Acked]) -> set[Sender]:
+        """Find lost what is not in the log and stands under an older epoch: here no op is ever applied."""
         if self.away:
             raise ShardUnavailable("s0", "away")
-        self.lost.append(lost)
-        return lost
+        told = {(lost.bucket, lost.producer): lost.last for lost in self.lost}
+        for (bucket, producer), (last, under) in acked.items():
+            there = [e.producer_seq for e in self.entries(bucket) if e.producer == producer]
+            if under < epoch and max([0, *there]) < last and told.get((bucket, producer), 0) < last:
+                self.lost.append(LostRange(bucket, 0, producer, max([0, *there]) + 1, last))
+        return {pair for pair, (last, _) in acked.items() if told.get(pair, 0) >= last}
 
     def renew(self) -> None:
         """Renew nothing: there are no schemas and no ids."""
@@ -59,12 +66,15 @@ class Shop:
         return self.publisher.ship(Shipment({bucket: (payload,)}, key, row_id))[bucket]
 
     def payloads(self, bucket: int) -> list[bytes]:
-        return [entry.payload for entry in self.log.read({bucket: START}, {bucket: 1000})[bucket]]
+        return [entry.payload for entry in self.entries(bucket)]
+
+    def entries(self, bucket: int) -> list[Entry]:
+        return self.log.read({bucket: START}, {bucket: 1000})[bucket]
 
 
 def authority(shop: Shop) -> Any:
     """Return the authority of another publisher on the same log, which finds the first epoch raised."""
-    return SimpleNamespace(raise_epoch=lambda scope: 101, record_lost=shop.record_lost, renew=shop.renew)
+    return SimpleNamespace(raise_epoch=lambda scope: 101, settle=shop.settle, renew=shop.renew)
 
 
 def breaking(*where: str) -> Callable[[str], None]:

@@ -1,7 +1,9 @@
 #!lua
 -- Append ops to logs, mark their shards dirty, and take the bells: one round trip, all checks before the first write.
 --
--- KEYS  1 epoch of the scope      string  "<epoch> <master_replid>"
+-- KEYS  1 epoch of the scope      string  "<epoch> <master_replid> <map>", the map with a "1" for each bucket that has
+--                                         entries of the epoch; or why it has ended: "<epoch> forgot:<bucket>",
+--                                         "<epoch> ahead:<bucket>"
 --       2 full                    string  a reason; there while the pipeline takes nothing
 --       3 producer                hash    bucket -> "<last producer seq> <epoch> <seq>"; expires when idle
 --       4 claim                   string  the receipt of the first op with the idempotency key, or a row's id alone;
@@ -17,19 +19,21 @@
 --       11 ms until memory is measured again  12 the share of memory above which nothing is taken
 --       then per log: bucket, first producer seq, count, and the ops themselves
 -- Returns one string:
---       "epoch"          the lineage changed: raise the epoch first, nothing was written
+--       "epoch"          raise the epoch first: the lineage changed; or a log has forgotten entries of the epoch, or has
+--                        later ones: then other logs of this call may have taken theirs
 --       "full <reason>"  nothing was written
 --       "claimed <claim>" nothing was written: an op with this key is in a log, or the key is claimed for another row's
 --                         id; the latter is no hindrance to an op whose row id is 0
 --       "ok <a bit per shard: ring it> <per log: code epoch seq>"
 --            code 0 appended, first position; 1 seen before, first position then; 2 a hole, seq is the last one seen
+--            What was seen under another epoch may be gone from its log: it is appended again, and the shard drops it.
 -- called in somebody's web request: few calls, and nothing made that the usual single op does not need
 local call, format = redis.call, string.format
 local epoch, shards, producer, big = ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[5] + 0
 
 local head = call('MGET', KEYS[1], KEYS[2], KEYS[5])
 local given_out, full = head[1] or '', head[2]
-local replid = 'master_replid:' .. string.sub(given_out, #epoch + 2)
+local replid = 'master_replid:' .. string.sub(given_out, #epoch + 2, #epoch + 41)
 if string.sub(given_out, 1, #epoch + 1) ~= epoch .. ' ' or not string.find(call('INFO', 'replication'), replid, 1, true) then
   return 'epoch'
 end
@@ -49,8 +53,24 @@ if KEYS[4] ~= '' then
   end
 end
 
+local function ends(log, bucket, id, behind)
+  -- return why the epoch ends, if an entry that was just appended says so; note a log that begins
+  if type(id) == 'table' then
+    local info, top = redis.pcall('XINFO', 'STREAM', log)
+    for i = 1, #info do if info[i] == 'last-generated-id' then top = string.match(info[i + 1], '%d+') + 0 end end
+    return top and top > epoch + 0 and top < 2 ^ 53 and format('%.0f ahead:%s', top, bucket)
+  end
+  local at, map = string.sub(id, #epoch + 2) + 0, #epoch + 42 + bucket
+  if at > behind and (at > 0 or string.sub(given_out, map + 1, map + 1) ~= '1') then
+    if at == 0 then call('SETRANGE', KEYS[1], map, '1') end
+    return
+  end
+  call('XDEL', log, id)
+  return epoch .. ' forgot:' .. bucket
+end
+
 local prefix = epoch .. '-*'
-local reply, wrote
+local reply, wrote, ended
 local key, at = 6 + 2 * shards, 13
 while at <= #ARGV do
   local bucket, first, count = ARGV[at], ARGV[at + 1] + 0, ARGV[at + 2] + 0
@@ -60,13 +80,16 @@ while at <= #ARGV do
     last, last_epoch, last_seq = string.match(seen, '(%d+) (%d+) (%d+)')
     last = last + 0
   end
-  if first + count - 1 <= last then
+  if first + count - 1 <= last and last_epoch == epoch then
     placed = '1 ' .. last_epoch .. ' ' .. format('%d', last_seq - (last - first))
-  elseif first ~= last + 1 then
+  elseif first > last + 1 or (first <= last and last_epoch == epoch) then
     placed = '2 0 ' .. format('%d', last)
   else
-    local id
-    for i = 0, count - 1 do
+    local id = redis.pcall('XADD', KEYS[key], prefix, 'p', producer, 's', format('%d', first), 'o', ARGV[at + 3])
+    ended = ends(KEYS[key], bucket, id, last_epoch == epoch and last_seq + 0 or -1)
+    if ended then break end
+    if type(id) == 'table' then return id end
+    for i = 1, count - 1 do
       id = call('XADD', KEYS[key], prefix, 'p', producer, 's', format('%d', first + i), 'o', ARGV[at + 3 + i])
     end
     local seq = string.sub(id, #epoch + 2)
@@ -96,7 +119,11 @@ else
   for i, bucket in ipairs(wrote) do dirty[2 * i - 1], dirty[2 * i] = now, bucket end
   for shard = 0, shards - 1 do
     call('ZADD', KEYS[6 + 2 * shard], 'NX', unpack(dirty))
-    bits = bits .. (call('SET', KEYS[7 + 2 * shard], '1', 'NX', 'PX', ARGV[8]) and '1' or '0')
+    bits = bits .. (not ended and call('SET', KEYS[7 + 2 * shard], '1', 'NX', 'PX', ARGV[8]) and '1' or '0')
   end
+end
+if ended then
+  call('SET', KEYS[1], ended)
+  return 'epoch'
 end
 return 'ok ' .. bits .. ' ' .. reply

@@ -12,24 +12,38 @@ local call, epoch, bucket, seq = redis.call, ARGV[1], ARGV[3], ARGV[5]
 
 local head = call('MGET', KEYS[1], KEYS[2], KEYS[5], KEYS[7])
 local given_out = head[1] or ''
-local replid = 'master_replid:' .. string.sub(given_out, #epoch + 2)
+local replid = 'master_replid:' .. string.sub(given_out, #epoch + 2, #epoch + 41)
 if string.sub(given_out, 1, #epoch + 1) ~= epoch .. ' ' or not string.find(call('INFO', 'replication'), replid, 1, true) then
   return 'no'
 end
 if head[2] then return 'full ' .. head[2] end
 if not head[4] then return 'room' end
 
-local seen = call('HGET', KEYS[3], bucket)
+local seen, behind = call('HGET', KEYS[3], bucket), -1
 if seen then
   local last, last_epoch, last_seq = string.match(seen, '(%d+) (%d+) (%d+)')
-  if last == seq then return '0 ' .. last_epoch .. ' ' .. last_seq end
+  if last_epoch == epoch then
+    if last == seq then return '0 ' .. last_epoch .. ' ' .. last_seq end
+    behind = last_seq + 0
+  end
   if last + 1 ~= seq + 0 then return 'no' end
 elseif seq ~= '1' then
   return 'no'
 end
 
-local id = call('XADD', KEYS[6], epoch .. '-*', 'p', ARGV[2], 's', seq, 'o', ARGV[6])
+local id = redis.pcall('XADD', KEYS[6], epoch .. '-*', 'p', ARGV[2], 's', seq, 'o', ARGV[6])
+if type(id) == 'table' then return 'no' end
 local at = string.sub(id, #epoch + 2)
+if at == '0' or at + 0 <= behind then
+  -- the log begins under this epoch, or begins again: then it has forgotten what it took
+  local map = #epoch + 42 + bucket
+  if at + 0 <= behind or string.sub(given_out, map + 1, map + 1) == '1' then
+    call('XDEL', KEYS[6], id)
+    call('SET', KEYS[1], epoch .. ' forgot:' .. bucket)
+    return 'no'
+  end
+  call('SETRANGE', KEYS[1], map, '1')
+end
 call('HSET', KEYS[3], bucket, seq .. ' ' .. epoch .. ' ' .. at)
 local time = call('TIME')
 call('ZADD', KEYS[4], 'NX', time[1] * 1000 + math.floor(time[2] / 1000), bucket)

@@ -1,16 +1,18 @@
 #!lua flags=allow-oom
 -- After a commit: publish the watermarks, un-dirty what is drained, forget the attempts, and take the bell if anything
 -- is left.
+-- A log that ends behind its watermark has forgotten entries: the shard's next reconcile is due at once.
 -- Runs although memory is full: draining must never need free memory.
 --
--- KEYS  1 dirty  2 bell  3 marks (hash bucket -> "<epoch>-<seq>", a copy for readers)  4 attempts  then one log per bucket
+-- KEYS  1 dirty  2 bell  3 marks (hash bucket -> "<epoch>-<seq>", a copy for readers)  4 attempts
+--       5 lease on the shard's reconcile  then one log per bucket
 -- ARGV  1 ms until the bell counts as lost  2 delay ms of the buckets that are left  then per log: bucket, epoch, seq
 -- Returns "<ring: 0|1> <buckets still dirty>".
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local buckets, marks = {}, {}
-for i = 5, #KEYS do
-  local at = 3 * (i - 5) + 3
+for i = 6, #KEYS do
+  local at = 3 * (i - 6) + 3
   local bucket, epoch, seq = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   buckets[#buckets + 1] = bucket
   marks[#marks + 1] = bucket
@@ -20,6 +22,9 @@ for i = 5, #KEYS do
   if top then
     local e, s = string.match(top[1], '(%d+)-(%d+)')
     clean = tonumber(e) < epoch or (tonumber(e) == epoch and tonumber(s) <= seq)
+    if tonumber(e) == epoch and tonumber(s) < seq then redis.call('DEL', KEYS[5]) end
+  elseif epoch > 0 and redis.call('EXISTS', KEYS[i]) == 0 then
+    redis.call('DEL', KEYS[5])
   end
   if clean then
     redis.call('ZREM', KEYS[1], bucket)

@@ -1,10 +1,11 @@
 #!lua flags=allow-oom
 -- Set a scope's epoch if it is still as the caller saw it and the server is still the one it asked.
 --
--- KEYS  1 epoch of the scope, "<epoch> <master_replid>"
--- ARGV  1 the value seen ('' for none)  2 new epoch  3 master_replid seen
+-- KEYS  1 epoch of the scope, see `enqueue.lua`
+-- ARGV  1 the first two words of the value seen ('' for none)  2 new epoch  3 master_replid seen
 -- Returns 1 if set, 0 if the caller must read it again.
 local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
-if replid ~= ARGV[3] or (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2] .. ' ' .. replid)
+local value = string.match(redis.call('GET', KEYS[1]) or '', '^%S+ %S+') or ''
+if replid ~= ARGV[3] or value ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2] .. ' ' .. replid .. ' ')
 return 1

@@ -98,7 +98,8 @@ CREATE TABLE IF NOT EXISTS pipeline_heartbeat (
 
 CREATE TABLE IF NOT EXISTS pipeline_unfit (
   node VARCHAR(80) NOT NULL PRIMARY KEY,
-  since_ms INTEGER NOT NULL
+  since_ms INTEGER NOT NULL,
+  why TEXT NOT NULL DEFAULT ''
 );
 
 CREATE TABLE IF NOT EXISTS pipeline_stops (
@@ -109,4 +110,9 @@ CREATE TABLE IF NOT EXISTS pipeline_stops (
   by_whom VARCHAR(128) NOT NULL,
   definition VARCHAR(64) NOT NULL,
   PRIMARY KEY (scope, kind)
+);
+
+CREATE TABLE IF NOT EXISTS pipeline_deployment (
+  id INTEGER NOT NULL PRIMARY KEY,
+  fingerprint TEXT NOT NULL
 );

@@ -1,0 +1,276 @@
+"""Change what a deployment is fixed on, by command: its shards, and how a table with rows is spread.
+
+Each change is noted in Redis and in every shard, and then the epochs are raised. So each process that runs meets a new
+epoch at its next op, compares its configuration anew, and is refused where it is of before the change. A command that
+was killed is given again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from msgspec.structs import replace
+
+from pipeline import clock
+from pipeline.admin.migrate import expand_shard, migrate, published
+from pipeline.admin.restore import create_own_tables
+from pipeline.client import Client
+from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
+from pipeline.enqueue.deployment import Agreement
+from pipeline.enqueue.epochs import RAISE_S, new_epoch
+from pipeline.errors import LogUnavailable, PipelineError, ShardKeyError, WrongDeployment, did_you_mean
+from pipeline.model.fingerprint import Fingerprint, differences
+from pipeline.model.op import START
+from pipeline.model.schema import TableSchema
+from pipeline.model.values import checker
+from pipeline.shard.columns import columns_of, holds_rows
+from pipeline.shard.records import ledger_queries
+from pipeline.shard.row_copy import ROWS, copy_records, copy_table
+from pipeline.shard.session import NodeSession
+from pipeline.shard.table_facts import bare_name, dotted_name
+
+
+class Misplaced(NamedTuple):
+    """A row that is not where its shard key belongs."""
+
+    shard: str
+    row_id: object
+    belongs: str
+
+
+def add_shard(pipeline: Client, shard: str) -> int:
+    """Take a shard that the configuration names at its end into the deployment; return how many rows were copied.
+
+    The shard gets the tables, and the rows of reference tables as they are at one watermark. It may own buckets that
+    were never used; a bucket with ops stays where it is.
+
+    Args:
+        pipeline: the deployment, with the new configuration.
+        shard: the name of the new shard.
+
+    Raises:
+        WrongDeployment: the configuration differs in more than the shard.
+        PipelineError: the shard takes buckets that are in use, or its reference tables have rows.
+    """
+    if shard not in pipeline.topology.shards:
+        raise PipelineError(f"write [shards.{shard}] with its primary into {pipeline.settings.source} first")
+    notes, noted = _noted(pipeline)
+    if shard not in dict(noted.shards):
+        _refuse_unless(notes, _grown(pipeline, noted, shard))
+    session = pipeline.nodes.primary(shard)
+    create_own_tables(session)
+    taken = pipeline.topology.buckets_of(shard)
+    if shard not in dict(noted.shards):
+        _give_up(pipeline, noted, taken)
+        # from here on no worker trims the log of reference tables, until it knows this shard too
+        notes.publish(noted.changed(notes.named))
+    expand_shard(pipeline, shard)
+    copied = _copy_reference(pipeline, next(one for one in dict(noted.shards) if one != shard), session)
+    migrate(pipeline)
+    renew_epochs(pipeline)
+    return copied
+
+
+def remove_shard(pipeline: Client, shard: str) -> None:
+    """Take a shard that owns no bucket out of the deployment; its database is left as it is.
+
+    Args:
+        pipeline: the deployment, with the configuration that no longer names the shard.
+        shard: its name.
+
+    Raises:
+        WrongDeployment: the configuration differs in more than the shard.
+        PipelineError: the shard owns buckets, is not known, or is still in the configuration.
+    """
+    notes, noted = _noted(pipeline)
+    held = dict(noted.shards)
+    if shard not in held:
+        raise PipelineError(f"no shard {shard!r} is in this deployment{did_you_mean(shard, held)}")
+    if held[shard]:
+        raise PipelineError(
+            f"shard {shard!r} owns the buckets {held[shard]}, and buckets with rows cannot be moved yet: write "
+            f"[shards.{shard}] into {pipeline.settings.source} again"
+        )
+    if shard in pipeline.topology.shards:
+        raise PipelineError(f"take [shards.{shard}] out of {pipeline.settings.source} first")
+    _refuse_unless(notes, replace(noted, shards=tuple(pair for pair in noted.shards if pair[0] != shard)))
+    notes.publish(noted.changed(notes.named))
+    renew_epochs(pipeline)
+
+
+def adopt_rows(pipeline: Client, table: str) -> list[Misplaced]:
+    """Accept how the configuration spreads a table, if each of its rows is on the shard where it belongs by that.
+
+    Args:
+        pipeline: the deployment, with the new configuration.
+        table: the table's name.
+
+    Returns:
+        The rows that are elsewhere; while there are any, nothing is accepted.
+
+    Raises:
+        WrongDeployment: the configuration differs in more than this table.
+        PipelineError: no such table is published, or ops wait in the logs.
+    """
+    notes, noted = _noted(pipeline)
+    tables = pipeline.log.newest_schemas()
+    if table not in tables:
+        raise PipelineError(f"no table {table!r} is published{did_you_mean(table, tables)}")
+    schema = TableSchema.from_json(tables[table])
+    spreads = {**dict(noted.tables), table: notes.mine.spread(table)}
+    _refuse_unless(notes, replace(noted, tables=tuple(sorted(spreads.items()))))
+    _refuse_queued(pipeline)
+    if found := list(misplaced(pipeline, schema)):
+        return found
+    notes.publish(noted.changed(notes.named))
+    renew_epochs(pipeline)
+    return list(misplaced(pipeline, schema))  # what was sent by the old configuration until this moment
+
+
+def misplaced(pipeline: Client, schema: TableSchema) -> Iterator[Misplaced]:
+    """Yield the rows of a table that are not on the shard where the configuration puts them.
+
+    Args:
+        pipeline: the deployment.
+        schema: the table's definition.
+    """
+    if pipeline.topology.table(schema.name).reference:
+        yield from _unequal(pipeline, schema)
+        return
+    topology, key = pipeline.topology, pipeline.topology.table(schema.name).shard_key or schema.id_name
+    final = checker(schema.name, schema.columns[schema.index[key]])
+    for shard in topology.shards:
+        for row_id, value in _keys_of(pipeline.nodes.primary(shard), schema, key):
+            try:
+                belongs = topology.shard_of(topology.bucket_of(schema.name, final(value)))
+            except ShardKeyError as error:
+                belongs = f"nowhere ({error})"
+            if belongs != shard:
+                yield Misplaced(shard, row_id, belongs)
+
+
+def renew_epochs(pipeline: Client) -> None:
+    """Raise the epochs of all scopes, above all of them: each process compares its configuration before its next op.
+
+    Args:
+        pipeline: the deployment.
+
+    Raises:
+        ShardUnavailable: a primary did not answer.
+    """
+    log, scopes = pipeline.log, pipeline.publisher.scopes
+    known = max(log.epoch(name)[0] for name in scopes)
+    for name, scope in scopes.items():
+        for _ in clock.polls(RAISE_S, first_s=0.01):
+            epoch, _, seen = log.epoch(name)
+            if log.raise_epoch(name, seen, new_epoch(pipeline.nodes, scope, max(known, epoch))):
+                break
+        else:
+            raise LogUnavailable(f"the epoch of {name!r} could not be raised", sent=False)
+
+
+def _noted(pipeline: Client) -> tuple[Agreement, Fingerprint]:
+    notes = Agreement(pipeline.log, pipeline.nodes, pipeline.topology)
+    for shard in pipeline.topology.shards:
+        notes.ask(shard)
+    if notes.noted is None:
+        raise PipelineError("these databases belong to no deployment yet; run: pipeline migrate")
+    return notes, notes.noted
+
+
+def _refuse_unless(notes: Agreement, expected: Fingerprint) -> None:
+    """Raise where the configuration differs from what it is expected to be after the change."""
+    if found := [*notes.strangers(), *differences(notes.mine, expected), *notes.standing(expected)]:
+        raise WrongDeployment(found)
+
+
+def _grown(pipeline: Client, noted: Fingerprint, shard: str) -> Fingerprint:
+    """Return the deployment's fingerprint with one shard more, which takes buckets that were never used."""
+    taken = set(pipeline.topology.buckets_of(shard))
+    kept = tuple((name, format_ranges({*numbers(parse_ranges(own))} - taken)) for name, own in noted.shards)
+    return replace(noted, shards=(*kept, (shard, format_ranges(taken))))
+
+
+def _give_up(pipeline: Client, noted: Fingerprint, taken: Iterable[int]) -> None:
+    """Let the shards that own buckets give them up, if these were never used.
+
+    Raises:
+        PipelineError: some were used; nothing was changed on their shard.
+    """
+    wanted, used = set(taken), {*pipeline.log.tails(taken)}
+    for shard, own in noted.shards:
+        mine = wanted & {*numbers(parse_ranges(own))}
+        if not mine:
+            continue
+        session = pipeline.nodes.primary(shard)
+        listed = ", ".join(map(str, sorted(mine)))
+        with session.translated(), session.transaction():
+            found = session.rows(
+                f"SELECT bucket FROM pipeline_watermarks WHERE bucket IN ({listed}) AND epoch > 0{session.dialect.hold}"
+            )
+            if in_use := {bucket for (bucket,) in found} | (mine & used):
+                raise PipelineError(
+                    f"the buckets {format_ranges(in_use)} of {shard} are in use, and buckets with ops cannot be moved "
+                    'yet: write the map as it is, and buckets = "" under the new shard'
+                )
+            session.execute(f"UPDATE pipeline_watermarks SET state = 'moved' WHERE bucket IN ({listed})")
+
+
+def _copy_reference(pipeline: Client, shard: str, target: NodeSession) -> int:
+    """Copy the rows of all reference tables from a shard at one watermark; return how many. Once done, do nothing."""
+    bucket, source = pipeline.topology.reference_bucket, pipeline.nodes.primary(shard)
+    if ledger_queries.marks_of(target, [bucket]):
+        return 0
+    everywhere = [one for one in published(pipeline) if pipeline.topology.table(one.name).reference]
+    named = {dotted_name(one.rname or one.name): one for one in everywhere}
+    if full := [name for name in named if holds_rows(target, name)]:
+        raise PipelineError(f"{full[0]} on {target.node} has rows already: empty it, and give the command again")
+    columns = {name: [column.name for column in columns_of(source, name)] for name in named}
+    copied = 0
+    with source.translated(), source.transaction():
+        # a worker that would apply to a reference table passes over the bucket meanwhile
+        source.rows(f"SELECT epoch FROM pipeline_watermarks WHERE bucket = {bucket}{source.dialect.hold}")
+        with target.translated(), target.transaction():
+            for name, schema in named.items():  # parents first
+                copied += copy_table(source, target, name, columns[name], _column(schema, schema.id_name))
+            copy_records(source, target, bucket)
+    return copied
+
+
+def _refuse_queued(pipeline: Client) -> None:
+    """Raise while ops wait: those of the old spread would be applied after newer ones of the same row."""
+    for shard in pipeline.topology.shards:
+        marks = ledger_queries.marks_of(pipeline.nodes.primary(shard))
+        behind = {b: mark.position if mark.position.epoch else START for b, mark in marks.items() if mark.owned}
+        if waiting := sum(pipeline.log.queued(behind).values()):
+            raise PipelineError(f"{waiting} ops of {shard} wait; stop the writers, run: pipeline drain {shard}")
+
+
+def _keys_of(session: NodeSession, schema: TableSchema, key: str) -> Iterator[tuple[Any, Any]]:
+    """Yield id and shard key of each row of a table on a shard."""
+    quote, table = session.dialect.quote, dotted_name(schema.rname or schema.name)
+    if not columns_of(session, table):
+        return
+    name = ".".join(map(quote, table.split(".")))
+    row_id, of_key = quote(_column(schema, schema.id_name)), quote(_column(schema, key))
+    behind = ""
+    while rows := session.query(f"SELECT {row_id}, {of_key} FROM {name}{behind} ORDER BY {row_id} LIMIT {ROWS}"):
+        yield from rows
+        behind = f" WHERE {row_id} > {int(rows[-1][0])}"
+
+
+def _unequal(pipeline: Client, schema: TableSchema) -> Iterator[Misplaced]:
+    """Yield the ids that some shard lacks: a reference table has all rows on each."""
+    ids = {
+        shard: {row_id for row_id, _ in _keys_of(pipeline.nodes.primary(shard), schema, schema.id_name)}
+        for shard in pipeline.topology.shards
+    }
+    every = set().union(*ids.values())
+    for shard, own in ids.items():
+        yield from (Misplaced("another shard", row_id, shard) for row_id in sorted(every - own))
+
+
+def _column(schema: TableSchema, field: str) -> str:
+    """Return a field's name in the database."""
+    return bare_name(schema.columns[schema.index[field]].rname or field)

@@ -1,0 +1,156 @@
+"""Change what a deployment is fixed on, or bring a part of it back: `shard`, `restore`, `adopt-rows`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from pipeline.admin import reshape
+from pipeline.admin.restore import Restored, restoration_of, restore, take_queue
+from pipeline.cli.options import config_option, opened
+
+#: Rows that are listed; more are counted.
+SHOWN = 20
+_yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+@click.group("shard")
+def shard_group() -> None:
+    """Take a shard into the deployment, or out of it."""
+
+
+@shard_group.command("add")
+@config_option
+@click.argument("name", metavar="SHARD")
+def add_command(config: str | None, name: str) -> None:
+    """Take SHARD, which the configuration names, into the deployment: its tables, and the rows of reference tables.
+
+    SHARD may own buckets that were never used; with buckets = "" it owns none. Buckets with ops stay where they are.
+    Restart all processes with the new configuration afterwards: the older one is refused.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        name: the shard's name.
+    """
+    with opened(config) as pipeline:
+        copied = reshape.add_shard(pipeline, name)
+        owned = pipeline.topology.ranges_of(name) or "none"
+    click.echo(
+        f"{name} is a shard now: buckets {owned}, {copied} rows of reference tables copied; restart all processes"
+    )
+
+
+@shard_group.command("remove")
+@config_option
+@click.argument("name", metavar="SHARD")
+def remove_command(config: str | None, name: str) -> None:
+    """Take SHARD, which owns no bucket, out of the deployment. Its database is left as it is.
+
+    Take it out of the configuration first, and restart all processes afterwards.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        name: the shard's name.
+    """
+    with opened(config) as pipeline:
+        reshape.remove_shard(pipeline, name)
+    click.echo(f"{name} is no shard any more; restart all processes")
+
+
+@click.command("restore")
+@config_option
+@click.argument("shard", required=False)
+@click.option(
+    "--redis", "queue", is_flag=True, help="Begin the queue of these databases anew in this Redis and prefix."
+)
+@_yes_option
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def restore_command(config: str | None, shard: str | None, queue: bool, yes: bool, as_json: bool) -> None:
+    """Let the database of SHARD, which was restored from a backup, go on behind what was applied, never at the start.
+
+    A backup with the pipeline's tables says what it has: the log is applied from there, as far as it reaches, and what
+    it has deleted is recorded as lost. A backup without them goes on behind the last op that was applied.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        shard: the shard's name.
+        queue: whether to take another Redis or prefix.
+        yes: whether to do it without a question.
+        as_json: whether to print JSON.
+    """
+    if (shard is None) != queue:
+        raise click.UsageError("name a SHARD, or give --redis")
+    with opened(config) as pipeline:
+        if shard is None:
+            redis = pipeline.settings.redis
+            _ask(f"Is every process that uses the queue before {redis.prefix!r} stopped?", yes)
+            take_queue(pipeline)
+            click.echo(f"the queue of these databases is {redis.prefix!r} of {pipeline.settings.source} from now on")
+            return
+        plan = restoration_of(pipeline, shard)
+        if not as_json:
+            _show(plan)
+        _ask(
+            f"Is {pipeline.settings.shards[shard].name} of {pipeline.settings.source} restored as far as it will be?",
+            yes,
+        )
+        done = restore(pipeline, shard)
+    click.echo(json.dumps([_as_json(one) for one in done]) if as_json else f"{shard} goes on behind what was applied")
+
+
+@click.command("adopt-rows")
+@config_option
+@click.argument("table")
+@click.pass_context
+def adopt_rows_command(context: click.Context, config: str | None, table: str) -> None:
+    """Accept how the configuration spreads TABLE now, if each of its rows is where it belongs by that.
+
+    Else the rows that are not are listed, and the exit code is 1. Stop the writers first: nothing may be queued.
+
+    \f
+
+    Args:
+        context: Click's context, for the exit code.
+        config: see `options.config_option`.
+        table: the table's name.
+    """
+    with opened(config) as pipeline:
+        found = reshape.adopt_rows(pipeline, table)
+    for row in found[:SHOWN]:
+        click.echo(f"{table} {row.row_id} is on {row.shard} and belongs on {row.belongs}")
+    if found:
+        click.echo(f"{len(found)} rows are not where they belong: move them, or write [tables.{table}] as it was")
+        context.exit(1)
+    click.echo(f"every row of {table} is where it belongs; restart all processes")
+
+
+def _ask(question: str, yes: bool) -> None:
+    if not yes:
+        click.confirm(question, abort=True, err=True)
+
+
+def _show(plan: list[Restored]) -> None:
+    for one in plan:
+        lost = sum(gap.last - gap.first + 1 for gap in one.lost)
+        parts = (
+            f"{one.replayed} ops are applied from the log" if one.replayed else "",
+            f"{one.skipped} ops of the log count as applied" if one.skipped else "",
+            f"{lost} ops are in no log any more, and recorded as lost" if lost else "",
+        )
+        if any(parts):
+            click.echo(f"bucket {one.bucket} goes on behind {one.position}: {', '.join(filter(None, parts))}")
+
+
+def _as_json(one: Restored) -> dict[str, object]:
+    lost = sum(gap.last - gap.first + 1 for gap in one.lost)
+    return {
+        "bucket": one.bucket, "position": str(one.position), "replayed": one.replayed, "skipped": one.skipped,
+        "lost": lost,
+    }  # fmt: skip

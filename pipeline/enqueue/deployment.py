@@ -1,0 +1,275 @@
+"""Compare this process's configuration with the fingerprint of its deployment: in Redis, and in each shard's database.
+
+Redis has a copy, so that a process that gets its epoch asks no database. A database is asked only where Redis has
+forgotten the fingerprint, or does not know the database's address. A table without rows may change its spread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from uuid import uuid4
+
+from msgspec.structs import replace
+
+from pipeline.config.bucket_ranges import format_ranges
+from pipeline.config.topology import Topology
+from pipeline.errors import LogUnavailable, NotMigrated, Unavailable, WrongDeployment
+from pipeline.model.fingerprint import Fingerprint, differences, newest, strangers, table_differences
+from pipeline.model.op import deleted_behind
+from pipeline.model.schema import TableSchema
+from pipeline.oplog.contract import Log
+from pipeline.shard.columns import columns_of, holds_rows
+from pipeline.shard.nodes import Nodes
+from pipeline.shard.records import ledger_queries
+from pipeline.shard.table_facts import dotted_name
+
+#: How often a comparison begins anew because another process noted something meanwhile.
+TRIES = 5
+logger = logging.getLogger("pipeline.deployment")
+
+
+class Agreement:
+    """The fingerprints that Redis and some databases keep, beside this process's own.
+
+    Args:
+        log: has Redis's copy.
+        nodes: the databases.
+        topology: the configuration.
+
+    Attributes:
+        mine: this process's own.
+        redis: Redis's copy, if it has one.
+        shards: what each database that was asked keeps, if anything.
+    """
+
+    def __init__(self, log: Log, nodes: Nodes, topology: Topology):
+        self._log, self._nodes, self.mine = log, nodes, topology.fingerprint
+        self._seen = log.deployment()
+        self.redis = Fingerprint.from_json(self._seen) if self._seen else None
+        self.shards: dict[str, Fingerprint | None] = {}
+        self._names: dict[str, str] = {}
+
+    @property
+    def noted(self) -> Fingerprint | None:
+        """The newest fingerprint that was found."""
+        return newest((self.redis, *self.shards.values()))
+
+    @property
+    def newest_of_shards(self) -> Fingerprint | None:
+        """The newest fingerprint that a database keeps."""
+        return newest(self.shards.values())
+
+    def unknown(self, shard: str) -> bool:
+        """Return whether Redis does not know the address of a shard's database.
+
+        Args:
+            shard: its name.
+        """
+        return self.redis is None or not self.mine.leads_to(shard, self.redis)
+
+    @property
+    def by_another_name(self) -> bool:
+        """Whether this process calls Redis by an address that is not noted: after a wipe only the address is left."""
+        return self.redis is not None and not {*self.mine.redis} <= {*self.redis.redis}
+
+    def ask(self, shard: str) -> None:
+        """Read what the database of a shard keeps.
+
+        Args:
+            shard: its name.
+
+        Raises:
+            ShardUnavailable: its primary did not answer.
+        """
+        text, self._names[shard] = ledger_queries.fingerprint_of(self._nodes.primary(shard))
+        self.shards[shard] = Fingerprint.from_json(text) if text else None
+
+    def faults(self) -> list[str]:
+        """Return what does not fit, a sentence each; see `model.fingerprint`."""
+        noted = self.noted
+        if noted is None:
+            return []
+        found = self.strangers()
+        return found or [*differences(self.mine, noted), *self.standing(noted)]
+
+    def strangers(self) -> list[str]:
+        """Return a sentence for each server that belongs to another deployment, or that nobody knows."""
+        return strangers(self.mine, self.redis, self.shards, self._names)
+
+    def refuse(self) -> None:
+        """Raise where something does not fit.
+
+        Raises:
+            WrongDeployment: with a sentence for each fault.
+        """
+        if found := self.faults():
+            raise WrongDeployment(found)
+
+    @property
+    def named(self) -> Fingerprint:
+        """This process's own, with the names of the databases that were asked, and of no others."""
+        names = [(one, tuple(sorted({*self.mine.known(one), self._names[one]} - {""}))) for one in self.shards]
+        return replace(self.mine, databases=tuple(names))
+
+    def settled(self) -> Fingerprint:
+        """Return the fingerprint that the deployment is to keep, where nothing is at fault; draw one where it has none.
+
+        The fingerprint learns the names of the databases that were asked, and how tables without rows are spread.
+        """
+        noted, mine = self.noted, self.named
+        if noted is None:
+            return replace(mine, deployment=uuid4().hex)
+        met = noted.meeting(mine)
+        return met if met.tables == mine.tables else replace(met, tables=mine.tables, version=met.version + 1)
+
+    def keep(self, new: Fingerprint) -> bool:
+        """Store a fingerprint where it is not yet: in Redis, and in the databases that were asked; a change in all.
+
+        Args:
+            new: in force from then on.
+
+        Returns:
+            Whether it is kept; False where another process has noted another one meanwhile.
+        """
+        text, changes = new.to_json(), self.noted is not None and new.version > self.noted.version
+        if self.redis != new and not self._log.note_deployment(self._seen, text):
+            return False
+        for shard in self._nodes.shards if changes else self.shards:
+            if changes or self.shards[shard] != new:
+                ledger_queries.keep_fingerprint(self._nodes.primary(shard), text)
+        self._seen, self.redis = text, new
+        return True
+
+    def publish(self, new: Fingerprint) -> None:
+        """Store a fingerprint, as `keep` does.
+
+        Args:
+            new: in force from then on.
+
+        Raises:
+            WrongDeployment: another process has changed it meanwhile.
+        """
+        if not self.keep(new):
+            raise WrongDeployment(["another process changes the deployment's fingerprint right now; try again"])
+
+    def standing(self, noted: Fingerprint) -> list[str]:
+        """Return the differences of those tables that have a row on some shard.
+
+        Args:
+            noted: the deployment's fingerprint.
+        """
+        found = table_differences(self.mine, noted)
+        if not found:
+            return []
+        published = {name: TableSchema.from_json(text) for name, text in self._log.newest_schemas().items()}
+        named = {name: dotted_name(published[name].rname or name) if name in published else name for name in found}
+        primaries = [self._nodes.primary(shard) for shard in self._nodes.shards]
+        return [why for name, why in found.items() if any(holds_rows(one, named[name]) for one in primaries)]
+
+
+def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str], *, asking: bool = False) -> None:
+    """Raise unless the configuration fits the deployment; give Redis what it has forgotten, or has not known.
+
+    Args:
+        log: has Redis's copy of the fingerprint.
+        nodes: the databases.
+        topology: the configuration.
+        shards: those that are about to be written to.
+        asking: whether to ask their databases, too, that Redis knows.
+
+    Raises:
+        WrongDeployment: it does not fit; nothing was changed.
+        NotMigrated: no database keeps a fingerprint.
+        ShardUnavailable: a database that has to be asked did not answer.
+    """
+    for _ in range(TRIES):
+        notes = Agreement(log, nodes, topology)
+        for shard in shards:
+            if asking or notes.unknown(shard):
+                notes.ask(shard)
+            elif notes.by_another_name:
+                _ask_if_there(notes, shard)
+        notes.refuse()
+        if notes.noted is None:
+            raise NotMigrated(", ".join(shards), "it keeps no fingerprint")
+        if notes.keep(notes.settled()):
+            return
+    raise LogUnavailable("the deployment's fingerprint keeps changing", sent=False)
+
+
+def compare_all(log: Log, nodes: Nodes, topology: Topology) -> None:
+    """Compare with every database that answers, and let all know the names by which this process calls them.
+
+    Args:
+        log: has Redis's copy of the fingerprint.
+        nodes: the databases.
+        topology: the configuration.
+
+    Raises:
+        WrongDeployment: the configuration does not fit; nothing was changed.
+        LogUnavailable, ShardUnavailable: a server went away; what was not compared is before its first epoch.
+    """
+    notes = Agreement(log, nodes, topology)
+    for shard in topology.shards:
+        _ask_if_there(notes, shard)
+    notes.refuse()
+    if None not in notes.shards.values():
+        notes.keep(notes.settled())
+
+
+def _ask_if_there(notes: Agreement, shard: str) -> None:
+    try:
+        notes.ask(shard)
+    except Unavailable as error:
+        logger.warning("the configuration is not compared with shard %s yet: %s", shard, error)
+
+
+def misfits_of(log: Log, nodes: Nodes, topology: Topology) -> list[str]:
+    """Return everything that does not fit, a sentence each; change nothing.
+
+    Args:
+        log: has Redis's copy of the fingerprint.
+        nodes: the databases; one that does not answer is passed over.
+        topology: the configuration.
+    """
+    notes, found = Agreement(log, nodes, topology), []
+    for shard in topology.shards:
+        try:
+            notes.ask(shard)
+            found.append(restored(log, nodes, topology, shard))
+        except Unavailable as error:
+            logger.info("the configuration is not compared with shard %s: %s", shard, error)
+    return [*notes.faults(), *filter(None, found)]
+
+
+def restored(log: Log, nodes: Nodes, topology: Topology, shard: str) -> str:
+    """Return why the database of a shard is not the one that the log was applied to; empty where it is.
+
+    Watermarks are missing whose logs were used; or the log has deleted what is behind a watermark, since a later one
+    was committed once.
+
+    Args:
+        log: has the entries, and copies of the watermarks.
+        nodes: the databases.
+        topology: the buckets of the shard.
+        shard: its name.
+    """
+    session = nodes.primary(shard)
+    there = columns_of(session, "pipeline_watermarks")
+    marks = {b: mark.position for b, mark in ledger_queries.marks_of(session).items()} if there else {}
+    wanted = {*topology.buckets_of(shard), topology.reference_bucket}
+    applied = {bucket: mark for bucket, mark in log.marks(shard).items() if bucket in wanted and mark.epoch}
+    lacking = wanted - marks.keys()
+    found = {*lacking & applied.keys(), *log.tails(lacking)}
+    behind = {bucket: marks[bucket] for bucket, mark in applied.items() if marks.get(bucket, mark) < mark}
+    ahead = log.read(behind, dict.fromkeys(behind, 1)) if behind else {}
+    firsts = {bucket: entries[0].position for bucket, entries in ahead.items() if entries}
+    deleted = {b for b, mark in behind.items() if deleted_behind(mark, firsts.get(b), applied[b])}
+    found |= {bucket for bucket in deleted if log.trimmed(bucket)}
+    if not found:
+        return ""
+    return (
+        f"the database of {shard} lacks what was applied there in the buckets {format_ranges(found)}: it was restored "
+        f"from a backup, or is another one; run: pipeline restore {shard}"
+    )

@@ -1,0 +1,97 @@
+"""Copy a bucket's rows from one shard to another: of tables of the application, and of the pipeline's own.
+
+The caller holds the bucket's watermark on the source, so that no worker changes a row meanwhile. Values are read as the
+driver gives them and written as literals: both shards have the same tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+
+from pipeline.shard.records.ledger import text_literal
+from pipeline.shard.records.own_tables import own_columns, own_tables
+from pipeline.shard.session import NodeSession
+
+#: Rows that are read at once, and the size of one statement, characters.
+ROWS, STATEMENT = 1_000, 500_000
+#: What the pipeline keeps of a bucket. What its log has lost is told by the shard that found it.
+OF_BUCKET = ("pipeline_watermarks", "pipeline_producers", "pipeline_idempotency", "pipeline_rejects", "pipeline_held")
+
+
+def copy_table(source: NodeSession, target: NodeSession, table: str, columns: Sequence[str], id_name: str) -> int:
+    """Copy all rows of a table by its id; return how many. Both sessions are inside a transaction.
+
+    Args:
+        source: of the shard that has them.
+        target: of the shard that gets them.
+        table: its name in the database, perhaps with that of the database.
+        columns: their names in the database.
+        id_name: the name of the id column among them.
+    """
+    quote = source.dialect.quote
+    name = ".".join(map(quote, table.split(".")))
+    listed, at = ", ".join(map(quote, columns)), [column.lower() for column in columns].index(id_name.lower())
+    behind, copied = "", 0
+    while rows := source.rows(f"SELECT {listed} FROM {name}{behind} ORDER BY {quote(id_name)} LIMIT {ROWS}"):
+        _insert(target, name, ", ".join(map(target.dialect.quote, columns)), rows)
+        behind, copied = f" WHERE {quote(id_name)} > {int(rows[-1][at])}", copied + len(rows)
+    return copied
+
+
+def copy_records(source: NodeSession, target: NodeSession, bucket: int) -> None:
+    """Copy what the pipeline keeps of a bucket, its watermark too. Both sessions are inside a transaction.
+
+    Args:
+        source: of the shard that has it, which holds the watermark.
+        target: of the shard that gets it.
+        bucket: its number.
+    """
+    creates = dict(own_tables(source.dialect.name))
+    for table in OF_BUCKET:
+        columns = ", ".join(own_columns(creates[table]))
+        target.execute(f"DELETE FROM {table} WHERE bucket = {bucket}")
+        if rows := source.rows(f"SELECT {columns} FROM {table} WHERE bucket = {bucket}"):
+            _insert(target, table, columns, rows)
+
+
+def literal(value: object) -> str:
+    """Return a value of the driver as SQL; a session with NO_BACKSLASH_ESCAPES reads it back as it was."""
+    match value:
+        case None:
+            return "NULL"
+        case bool() | int() | float():
+            return repr(int(value)) if isinstance(value, bool) else repr(value)
+        case Decimal():
+            return f"{value:f}"
+        case bytes() | bytearray() | memoryview():
+            return f"X'{bytes(value).hex()}'"
+        case datetime():
+            return f"'{value.isoformat(' ')}'"
+        case date() | time():
+            return f"'{value.isoformat()}'"
+        case timedelta():
+            return f"'{_clock(value)}'"
+    return text_literal(str(value))
+
+
+def _clock(value: timedelta) -> str:
+    """Return MySQL's TIME, which PyMySQL reads as a timedelta."""
+    micros = abs(value) // timedelta(microseconds=1)
+    minutes, seconds = divmod(micros // 1_000_000, 60)
+    sign = "-" if value < timedelta() else ""
+    return f"{sign}{minutes // 60:02}:{minutes % 60:02}:{seconds:02}.{micros % 1_000_000:06}"
+
+
+def _insert(target: NodeSession, name: str, columns: str, rows: Iterable[Sequence[object]]) -> None:
+    statement: list[str] = []
+    size = 0
+    for row in rows:
+        text = f"({', '.join(map(literal, row))})"
+        if statement and size + len(text) > STATEMENT:
+            target.execute(f"INSERT INTO {name} ({columns}) VALUES {', '.join(statement)}")
+            statement, size = [], 0
+        statement.append(text)
+        size += len(text)
+    target.execute(f"INSERT INTO {name} ({columns}) VALUES {', '.join(statement)}")

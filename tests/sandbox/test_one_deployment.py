@@ -1,0 +1,246 @@
+"""Processes that read different configurations of one deployment: refused before the first wrong write, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support.sandbox.deployments import (
+    BY_CUSTOMER,
+    Site,
+    apply,
+    backup_of,
+    drain,
+    drop_own_tables,
+    insert,
+    restore,
+    rows_of,
+    run,
+    site,
+)
+
+from pipeline.admin.check import surroundings
+from pipeline.admin.check.evidence import Evidence
+from pipeline.admin.migrate import migrate, plan_of
+from pipeline.enqueue.deployment import misfits_of
+from pipeline.errors import LogUnavailable, PipelineError, ShardUnavailable, WrongDeployment
+from pipeline.model.wait_reason import WaitReason
+from pipeline.oplog.memory.log import MemoryLog
+from workers import threads
+
+__all__ = ["site"]
+
+
+def test_another_number_of_buckets_is_refused_with_both_values(site: Site) -> None:
+    run(site, 7)
+    other = site.client(buckets=48)
+
+    with pytest.raises(WrongDeployment, match=r"buckets is 48 in web.toml, but 64 in worker.toml; write buckets = 64"):
+        insert(other)
+    with pytest.raises(WrongDeployment, match=r"buckets is 48"):
+        migrate(other)
+    assert next(fault.why for fault in plan_of(other).faults).startswith("[pipeline] buckets is 48")
+
+
+@pytest.mark.parametrize(
+    "spread", [{"shard_key": "qty"}, {"shard_key": "customer", "rule": "modulo"}, {"reference": True}, {}]
+)
+def test_another_spread_of_a_table_with_rows_is_refused(site: Site, spread: dict[str, Any]) -> None:
+    run(site, 7)
+    tables = {**BY_CUSTOMER, "purchase": spread} if spread else {"country": {"reference": True}}
+
+    with pytest.raises(WrongDeployment, match=r"\[tables\.purchase\] is spread .* pipeline adopt-rows purchase"):
+        insert(site.client(tables=tables))
+
+
+def test_a_table_without_rows_may_be_spread_otherwise_and_a_new_table_may_come(site: Site) -> None:
+    run(site)
+    tables = {"purchase": {"shard_key": "qty"}, "basket": {"shard_key": "customer"}}
+
+    insert(site.client(tables=tables))
+
+    drain(site.client(tables=tables))
+    with pytest.raises(WrongDeployment, match=r"by shard_key = 'customer'.*but by shard_key = 'qty'"):
+        insert(site.client())
+
+
+@pytest.mark.parametrize(
+    ("shards", "why"),
+    [
+        ({"s0": None}, r"\[shards\.s1\] is missing in web.toml, but holds buckets 32-63"),
+        ({"s1": None, "s0": None}, r"\[shards\.s0\] has the buckets 32-63 in web.toml, but 0-31"),
+        ({"s0": None, "s1": None, "s2": None}, r"\[shards\.s2\] is new .* pipeline shard add s2"),
+    ],
+)
+def test_other_shards_are_refused(site: Site, shards: dict[str, None], why: str) -> None:
+    run(site, 7)
+
+    with pytest.raises(WrongDeployment, match=why):
+        insert(site.client(shards=shards))
+    with pytest.raises(WrongDeployment, match=why):
+        migrate(site.client(shards=shards))
+
+
+@pytest.mark.parametrize(
+    ("redis", "why"),
+    [({"prefix": "other"}, "prefix is 'other'"), ({"url": "redis://other.invalid/0"}, "which knows nothing of it")],
+)
+def test_a_second_queue_over_the_same_databases_is_refused_an_epoch(
+    site: Site, redis: dict[str, str], why: str
+) -> None:
+    run(site, 7)
+    second = site.client(redis=redis, log=MemoryLog())
+
+    with pytest.raises(WrongDeployment, match=rf"{why}.* pipeline restore --redis"):
+        insert(second)
+    with pytest.raises(WrongDeployment, match=why):
+        migrate(second)
+    assert second.log.epoch("s0")[0] == 0
+
+
+def test_staging_is_refused_production_s_queue(site: Site) -> None:
+    run(site, 7)
+    fresh = site.client(folder="staging")
+
+    with pytest.raises(WrongDeployment, match="a \\[redis\\] prefix or url of its own"):
+        migrate(fresh)
+
+    before = set(site.log.tails(range(65)).values())
+    own = site.client(folder="staging", redis={"prefix": "staging"}, log=MemoryLog())
+    migrate(own)
+    with pytest.raises(WrongDeployment, match="belongs to the deployment of"):
+        insert(site.client(folder="staging"))
+    assert set(site.log.tails(range(65)).values()) == before
+
+
+def test_a_database_restored_without_our_tables_is_not_prepared_to_apply_the_log_once_more(site: Site) -> None:
+    client = run(site, *range(20))
+    before = rows_of(client)
+    for shard in client.topology.shards:
+        drop_own_tables(client, shard)
+
+    with pytest.raises(WrongDeployment, match=r"lacks what was applied there .* pipeline restore s0"):
+        migrate(client)
+
+    assert rows_of(client) == before
+    assert not client.nodes.primary("s0").query("SELECT 1 FROM sqlite_master WHERE name = 'pipeline_watermarks'")
+
+
+def test_nothing_is_applied_onto_an_older_database_whose_log_is_gone(site: Site) -> None:
+    client = run(site, 7)
+    bucket = client.topology.bucket_of("purchase", 7)
+    shard = client.topology.shard_of(bucket)
+    older = backup_of(client, shard)
+    for _ in range(5):
+        insert(client, 7)
+    drain(client)
+    site.log.trim({bucket: site.log.tails([bucket])[bucket]})
+    restore(client, shard, older)
+    waits = insert(client, 7)
+
+    for _ in range(4):
+        apply(client, shard)
+
+    assert len(rows_of(client)) == 1
+    assert waits.status() == "queued"
+    reason = WaitReason.from_json(next(iter(site.log.waits(shard).notes.values()))[1])
+    assert reason is not None
+    assert reason.kind == "restored"
+    with pytest.raises(WrongDeployment, match=rf"in the buckets {bucket}: .* pipeline restore {shard}"):
+        migrate(client)
+
+
+def test_an_older_database_whose_log_is_whole_is_brought_up_to_date_by_the_log(site: Site) -> None:
+    client = run(site, 7)
+    shard = client.topology.shard_of(client.topology.bucket_of("purchase", 7))
+    older = backup_of(client, shard)
+    for _ in range(5):
+        insert(client, 7)
+    drain(client)
+    whole = rows_of(client)
+    restore(client, shard, older)
+
+    assert migrate(client) == 0
+    site.log.mark_dirty(shard, client.topology.buckets_of(shard))
+    drain(client)
+
+    assert rows_of(client) == whole
+
+
+def test_a_replica_in_common_makes_no_common_deployment(site: Site) -> None:
+    run(site, 7)
+    copied = site.client(folder="staging", replicas=".")
+
+    with pytest.raises(WrongDeployment, match="url of its own"):
+        migrate(copied)
+
+
+def test_a_copy_of_the_databases_is_no_part_of_the_deployment(site: Site) -> None:
+    client = run(site, 7)
+    copied = site.client(folder="staging")
+    for shard in ("s0", "s1"):
+        restore(copied, shard, backup_of(client, shard))
+
+    with pytest.raises(WrongDeployment, match=r"whose s\d is sqlite .*; if the database has moved there"):
+        insert(copied)
+
+
+def test_a_redis_is_known_after_a_wipe_by_every_address_that_led_to_it(site: Site) -> None:
+    run(site, 7)
+    insert(site.client(redis={"url": "redis://proxy.invalid/0"}))
+    site.log.fail_over()
+
+    receipt = insert(site.client(redis={"url": "redis://proxy.invalid/0"}))
+
+    assert receipt.status() == "queued"
+
+
+def test_what_another_process_notes_meanwhile_is_read_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(site, 7)
+    client = site.client(redis={"url": "redis://proxy.invalid/0"})
+    noting, refused = site.log.note_deployment, [True]
+
+    def note(seen: str, text: str) -> bool:
+        return False if refused and refused.pop() else noting(seen, text)
+
+    monkeypatch.setattr(site.log, "note_deployment", note)
+
+    assert insert(client).status() == "queued"
+
+
+def test_a_worker_that_does_not_fit_ends_at_its_start(site: Site) -> None:
+    run(site, 7)
+    threads.compare_configuration(site.client())
+
+    with pytest.raises(SystemExit):
+        threads.compare_configuration(site.client(buckets=48))
+
+
+def test_a_worker_starts_while_a_shard_or_redis_is_away(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(site, 7)
+    client = site.client()
+    monkeypatch.setattr(client.nodes, "primary", away(ShardUnavailable("s0", "away")))
+    threads.compare_configuration(client)
+    monkeypatch.setattr(site.log, "deployment", away(LogUnavailable("away")))
+    threads.compare_configuration(client)
+
+
+def away(error: Exception) -> Any:
+    def refuse(*_: object) -> Any:
+        raise error
+
+    return refuse
+
+
+def test_check_says_what_does_not_fit_and_what_to_do(site: Site) -> None:
+    run(site, 7)
+    other = site.client(buckets=48)
+    misfits = tuple(misfits_of(other.log, other.nodes, other.topology))
+    nothing = PipelineError("not asked")
+    evidence = Evidence(other.settings, other.topology, nothing, nothing, (), "", None, {}, {}, misfits=misfits)
+
+    [finding] = surroundings.deployment_findings(evidence)
+
+    assert (finding.severity, finding.place) == ("error", "[pipeline] buckets")
+    assert finding.what == "is 48 in web.toml, but 64 in worker.toml"
+    assert finding.fix.startswith("write buckets = 64")

@@ -1,0 +1,176 @@
+"""The way back: a host that has gone to the spool is on the direct way again, though others never stop spooling."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.sandbox.spooling import Shop
+
+from pipeline import clock
+from pipeline.enqueue import redis_away
+from pipeline.enqueue.redis_away import RedisAway
+from pipeline.errors import LogUnavailable
+from pipeline.model.receipt import Receipt
+from pipeline.oplog.redis.connection import translated
+from pipeline.wait_budget import WaitBudgetSpent
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    made = Shop(tmp_path, monkeypatch)
+    made.buy(0)
+    made.log.away = True
+    made.buy(1)
+    made.log.away = False
+    yield made
+    made.client.close()
+    made.box.client.close()
+    made.db.close()
+
+
+def test_ops_that_never_stop_coming_do_not_keep_a_host_from_the_direct_way(shop: Shop):
+    bought = 1
+
+    def buys(step: str) -> None:
+        nonlocal bought
+        if step == "sent":
+            bought += 1
+            assert bought < 100, "it sends what waits, and never the last of it"
+            assert shop.buy(bought).position is None
+
+    shop.client.drainer._step = buys
+
+    assert shop.drain().empty
+
+    assert not shop.client.spool.waiting()
+    assert shop.buy(bought + 1).position is not None
+    assert shop.bought() == list(range(bought + 2))
+
+
+def test_who_waits_for_its_turn_while_the_last_ops_are_sent_goes_directly_behind_them(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    receipts: list[Receipt] = []
+    other = shop.another()
+    shop.buy(2, other)
+    thread = threading.Thread(target=lambda: receipts.append(shop.buy(4, other)))
+    drainer, add, asked = shop.client.drainer, other.spool.add, threading.Event()
+    send_last = drainer._send_last
+
+    def at_the_door(*arguments: Any, **options: Any) -> Any:
+        asked.set()
+        return add(*arguments, **options)
+
+    def another_comes(last: Any) -> Any:
+        thread.start()
+        assert asked.wait(30)
+        return send_last(last)
+
+    def buys(step: str) -> None:
+        if step == "sent":
+            drainer._step = lambda step: None
+            shop.buy(3)
+
+    monkeypatch.setattr(other.spool, "add", at_the_door)
+    monkeypatch.setattr(drainer, "_send_last", another_comes)
+    monkeypatch.setattr("pipeline.enqueue.drain.LAST_S", 30)
+    drainer._step = buys
+
+    assert shop.drain().empty
+    thread.join(30)
+
+    [last] = receipts
+    assert last.position is not None
+    assert shop.bought() == [0, 1, 2, 3, 4]
+
+
+def test_others_wait_only_for_a_moment_where_redis_hangs_at_the_last_ops(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    drainer, hangs = shop.client.drainer, threading.Event()
+    send_last = drainer._send_last
+
+    def buys(step: str) -> None:
+        if step == "sent":
+            drainer._step = lambda step: None
+            shop.buy(2)
+
+    def hang(last: Any) -> Any:
+        assert hangs.wait(60)
+        return send_last(last)
+
+    drainer._step = buys
+    monkeypatch.setattr(drainer, "_send_last", hang)
+    done = drainer.drain()  # it returns while Redis hangs
+    assert (done.sent, done.empty) == (1, False)
+    assert "the last ops wait" in done.why
+
+    assert shop.buy(3).position is None
+    monkeypatch.setattr(drainer, "_send_last", send_last)
+    hangs.set()
+    assert any(shop.drain().empty for _ in clock.polls(30))
+    assert shop.bought() == [0, 1, 2, 3]
+
+
+def test_redis_that_forgets_all_before_the_last_ops_are_sent_gets_them_under_a_new_epoch(shop: Shop):
+    failing = [True]
+
+    def fails_over(step: str) -> None:
+        if step == "settle" and failing:
+            failing.clear()
+            shop.buy(2)
+            shop.log.fail_over()
+
+    shop.client.drainer._step = fails_over
+    shop.bought()
+
+    assert any(shop.drain().empty for _ in clock.polls(30))
+
+    assert shop.buy(3).position is not None
+    assert shop.bought()[-2:] == [2, 3]
+
+
+# the breaker ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("what", "silent"), [
+    (ConnectionError("refused"), True),
+    (TimeoutError("no reply"), True),
+    (WaitBudgetSpent("a schema took its time"), False),
+])  # fmt: skip
+def test_only_redis_own_silence_opens_the_breaker(shop: Shop, what: Exception, silent: bool):
+    away = RedisAway(shop.client.spool)
+    with pytest.raises(LogUnavailable) as raised, translated():
+        raise what
+
+    away.hear(raised.value)
+
+    assert away.tripped is silent
+
+
+def test_an_open_breaker_lets_the_next_call_try_within_a_quarter_of_a_second(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    away, now = RedisAway(shop.client.spool), clock.mono_s()
+    monkeypatch.setattr(redis_away.clock, "mono_s", lambda: now)
+    away.hear(LogUnavailable("refused", sent=False, silent=True))
+    assert away.tripped
+
+    monkeypatch.setattr(redis_away.clock, "mono_s", lambda: now + 0.25)
+
+    assert not away.tripped
+
+
+def test_a_process_with_an_open_breaker_goes_directly_once_another_has_drained_the_spool(shop: Shop):
+    other = shop.another()
+    shop.log.away = True
+    with pytest.raises(LogUnavailable) as raised:
+        shop.log.epoch("s0")
+    other.away.hear(raised.value)
+    shop.log.away = False
+    assert shop.drain().empty
+    assert other.away.tripped
+
+    assert shop.buy(2, other).position is not None

@@ -1,0 +1,167 @@
+"""Schedules on real servers: MariaDB with replicas, Redis, workers, callers in threads; servers stay up in between.
+
+The seed fixes what is called, what fails, and when; what comes first within a millisecond is up to the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from storm.deeds import Caller, Deed, all_deeds
+from storm.judge import DONE, rows_of, verdict
+from storm.nemesis import FORGETTING, Nemesis, sleep_s, wait_healthy
+from storm.outcome import Outcome
+from support.servers.proxy import Proxy
+from support.servers.rig import Rig, rig_of
+
+from pipeline import clock
+from pipeline.client import Client
+from pipeline.errors import PipelineError
+
+OWNERS = 4
+#: How long a schedule calls and breaks, s.
+LOAD_S = (1.5, 4.0)
+#: After so long without a fault everything must be accounted for, s.
+RECOVERY_S = 60.0
+#: A caller pauses so long between two calls at most, s.
+PAUSE_S = 0.02
+SPOOL = '[spool]\npath = "{}"\n'
+#: What a receipt says at last.
+FINAL = (*DONE, "lost", "rejected", "dropped")
+
+
+class Storm:
+    """Runs schedules on one rig."""
+
+    def __init__(self, rig: Rig, proxy: Proxy):
+        self.rig, self.proxy = rig, proxy
+        folder = rig.cluster.directory / "run"
+        self.spools = [folder / f"{host}.spool" for host in ("a", "b")]
+        ports = {rig.port("redis"): proxy.port}
+        redis = "[redis]\ntimeout_s = 0.25\n"
+        self.clients = [Client(rig.config_through(ports, SPOOL.format(path), redis)) for path in self.spools]
+        for client in self.clients:
+            client.define_tables(rig.db)
+        self._restarted: dict[str, int] = {}
+
+    def run(self, seed: int) -> Outcome:
+        """Run one schedule, and judge it."""
+        outcome, luck = Outcome("servers", seed), random.Random(f"storm {seed}")
+        owners = self.rig.owners(OWNERS)
+        shared = self._settled_rows(owners)
+        callers = [
+            Caller(
+                f"s{seed}c{n}", self.clients[n % 2], self.rig.db, random.Random(luck.random()), shared,
+                luck.choice(("redis", "redis", "spooled")),
+            )
+            for n in range(4)
+        ]  # fmt: skip
+        nemesis = Nemesis(self.rig, luck, self.proxy, self.spools, owners)
+        mains = {name: self.rig.pid(name) for name in self.rig.workers}
+        with _calling(callers):
+            self._break(nemesis, luck, outcome)
+        wait_healthy(self.rig)
+        for caller in callers:
+            caller.last()
+        self._follow(callers)
+        rows = rows_of(self.rig.primaries, owners)
+        outcome.broken += verdict(callers, rows, may_lose=bool(FORGETTING & outcome.faults.keys()))
+        if "worker killed" not in outcome.faults:
+            outcome.broken += [f"worker ended: {n}" for n, pid in mains.items() if not _lives(pid)]
+        outcome.count(callers)
+        return outcome
+
+    def close(self) -> None:
+        """Close the callers' clients."""
+        for client in self.clients:
+            client.close()
+
+    # parts --------------------------------------------------------------------------------------------------
+
+    def _break(self, nemesis: Nemesis, luck: random.Random, outcome: Outcome) -> None:
+        deadline = clock.Deadline(luck.uniform(*LOAD_S))
+        sleep_s(luck.uniform(0.1, 0.5))
+        while not deadline.passed:
+            name = luck.choice(list(nemesis.faults))
+            outcome.faults[name] += 1
+            with nemesis.fault(name):
+                sleep_s(nemesis.duration_s())
+            sleep_s(luck.uniform(0.0, 0.4))
+
+    def _settled_rows(self, owners: list[int]) -> dict[int, int]:
+        made = {n: self.rig.client.enqueue_insert(self.rig.db.tally, owner=n, name="shared") for n in owners}
+        for receipt in made.values():
+            receipt.wait(RECOVERY_S)
+        return {owner: receipt.id for owner, receipt in made.items()}
+
+    def _follow(self, callers: list[Caller]) -> None:
+        """Note the last word on each deed, or what is said when the time is over."""
+        open_deeds = [deed for deed in all_deeds(callers) if deed.receipts]
+        clients = {id(deed): caller.client for caller in callers for deed in caller.deeds}
+        for _ in clock.polls(RECOVERY_S, first_s=0.05, most_s=0.5):
+            for deed in open_deeds:
+                deed.told = _told(clients[id(deed)], deed)
+            open_deeds = [deed for deed in open_deeds if not set(deed.told.split(" and ")) <= set(FINAL)]
+            if not open_deeds:
+                return
+
+
+def _told(client: Any, deed: Deed) -> str:
+    try:
+        told = {str(client.follower.status(receipt)) for receipt in deed.receipts}
+    except PipelineError:
+        return "unknown"
+    told = {"applied" if one in DONE else one for one in told}
+    return " and ".join(sorted(told))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@contextmanager
+def _calling(callers: list[Caller]) -> Iterator[None]:
+    """Let all callers call, each in its thread, until the block ends."""
+    ended = threading.Event()
+
+    def call(caller: Caller) -> None:
+        while not ended.is_set():
+            try:
+                caller.act()
+            except Exception as error:  # whatever a caller sees and must not is for the judge
+                caller.surprises.append(f"{caller.name}: {type(error).__name__}: {error}")
+            ended.wait(caller.pause_s(PAUSE_S))
+
+    threads = [threading.Thread(target=call, args=(caller,), name=caller.name) for caller in callers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join(RECOVERY_S)
+
+
+@contextmanager
+def storm(directory: Path) -> Iterator[Storm]:
+    """Bring up what a storm needs."""
+    with (
+        rig_of(directory / "cluster", "mariadb", shards=2, replicas=1, workers=2, buckets=16) as rig,
+        Proxy(rig.port("redis")) as proxy,
+    ):
+        made = Storm(rig, proxy)
+        try:
+            yield made
+        finally:
+            made.close()
