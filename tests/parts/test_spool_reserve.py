@@ -73,6 +73,7 @@ def test_while_redis_is_away_a_process_goes_on_with_its_blocks_and_then_with_the
     ids = hosts.maker(spool)
     made = [ids.new(3, hosts.now_ms)]
     hosts.log.away = True
+    spool.add({3: [b"an op that waits"]})
 
     for _ in range(200):
         hosts.now_ms += FRESH_MS
