@@ -25,8 +25,7 @@ from pipeline.oplog.appends import (
 )
 from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.memory.server import GivenOut, MemoryServer, Sent
-from pipeline.oplog.memory.shared_state import MemorySharedState
-from pipeline.oplog.memory.waits import MemoryWaits
+from pipeline.oplog.memory.shared_state import MemorySharedState, MemoryWaits
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, NOTE_MS
 
 
