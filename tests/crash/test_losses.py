@@ -12,7 +12,7 @@ pytestmark = pytest.mark.mariadb
 def test_what_a_redis_forgets_under_load_is_named_and_never_applied(trial: Trial) -> None:
     rig = trial.rig
     trial.choose_owners(6)
-    producers = [trial.producer(400 * SOAK, sure=True) for _ in range(3)]
+    producers = [trial.producer(250 * SOAK, sure=True) for _ in range(3)]
     told: set[tuple[int, int, int]] = set()
 
     for _ in range(SOAK):

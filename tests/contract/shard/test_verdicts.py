@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,14 +14,17 @@ from pipeline.enqueue.epochs import Authority
 from pipeline.model.op import Position
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.shard.records import ledger
+from pipeline.shard.records.own_tables import own_tables
 from pipeline.shard.session import NodeSession
 
 #: Nine ops in bucket 3, acknowledged under epoch 7.
 ACKED = {(3, PRODUCER): (9, 7)}
 
 
-def authority(session: NodeSession, log: MemoryLog) -> Authority:
-    nodes: Any = SimpleNamespace(primary=lambda shard: session)
+def authority(session: NodeSession, log: MemoryLog, replicas: Sequence[NodeSession] = ()) -> Authority:
+    nodes: Any = SimpleNamespace(
+        primary=lambda shard: session, replicas=lambda shard: replicas, unfit=lambda node: node == "unfit"
+    )
     unused: Any = None
     return Authority(log, nodes, unused, unused)
 
@@ -92,3 +97,20 @@ def test_nothing_is_judged_by_a_server_whose_epoch_is_not_known_or_not_over(shar
     assert judge.settle(S0, 9, ACKED) == set(), "it has become another meanwhile"
     assert judge.settle(S0, 7, ACKED) == set()
     assert lost(shard) == []
+
+
+@both
+def test_what_a_replica_lacks_stays_in_mind(shard: NodeSession, tmp_path: Path):
+    """The primary may die with it, while Redis has forgotten it; one that was away too long is never promoted."""
+    behind, unfit = (NodeSession(name, f"sqlite://{tmp_path}/{name}.sqlite") for name in ("behind", "unfit"))
+    for _, sql in own_tables("sqlite"):
+        behind.query(sql)
+    with shard.transaction():
+        ledger.remember(shard, {(3, PRODUCER): 9})
+
+    assert authority(shard, emptied(), [unfit]).settle(S0, 8, ACKED) == {(3, PRODUCER)}
+    assert authority(shard, emptied(), [behind, unfit]).settle(S0, 8, ACKED) == set()
+    with behind.transaction():
+        ledger.remember(behind, {(3, PRODUCER): 9})
+    assert authority(shard, emptied(), [behind]).settle(S0, 8, ACKED) == {(3, PRODUCER)}
+    behind.discard()
