@@ -242,14 +242,6 @@ class Line(Protocol):
         """
         ...
 
-    def ping(self) -> None:
-        """Connect at leisure, so that the first op has not to.
-
-        Raises:
-            LogUnavailable: no answer in time.
-        """
-        ...
-
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
         """Wait until what this line appended is on a replica, or on disk; return whether it is.
 
@@ -257,6 +249,10 @@ class Line(Protocol):
             fsync: wait for this server's disk rather than for a replica.
             timeout_s: the longest wait.
         """
+        ...
+
+    def connect(self) -> None:
+        """Open the connection if it is not open; return once the server answers on it."""
         ...
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:

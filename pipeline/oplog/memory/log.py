@@ -190,12 +190,12 @@ class MemoryLine:
         [(code, position)] = answer.placed
         return None if code == HOLE else (position, bool(answer.ring))
 
-    def ping(self) -> None:
-        """See `appends.Line.ping`."""
-
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
         """See `appends.Line.replicated`."""
         return self._log.durable
+
+    def connect(self) -> None:
+        """See `appends.Line.connect`."""
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
         """See `appends.Line.pass_hole`."""

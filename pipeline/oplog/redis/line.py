@@ -89,10 +89,6 @@ class RedisLine:
             return self._one_by_append(scope, epoch, producer, bucket, seq, payload)
         return (Position(int(words[1]), int(words[2])), words[0] == b"1") if words[0] != b"no" else None
 
-    def ping(self) -> None:
-        """See `appends.Line.ping`."""
-        self._sent_twice(("PING",))
-
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
         """See `appends.Line.replicated`. Uses WAITAOF (Redis 7.2, Valkey) or WAIT."""
         command: tuple[Any, ...] = ("WAITAOF", "1", "0", WAIT_MS) if fsync else ("WAIT", "1", WAIT_MS)
@@ -108,6 +104,10 @@ class RedisLine:
             self.drop()
             return False
         return int(reached[0] if fsync else reached) >= 1
+
+    def connect(self) -> None:
+        """See `appends.Line.connect`."""
+        self._sent_twice(("PING",))
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
         """See `appends.Line.pass_hole`."""

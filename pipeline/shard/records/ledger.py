@@ -13,6 +13,8 @@ from typing import NamedTuple
 from pipeline.model.op import Entry, Position
 from pipeline.shard.session import NodeSession
 
+#: The longest reason for which a node is unfit, characters: as wide as its column.
+MOST_WHY = 1000
 #: States of a bucket: applied; applied, and ops set aside hold rows; not applied behind a rejected op.
 ACTIVE, HOLDING, HALTED = "active", "holding", "halted"
 
@@ -212,27 +214,29 @@ def forget_producers(session: NodeSession, older_than_s: int, waiting: Iterable[
         )
 
 
-def unfit_nodes(primary: NodeSession) -> dict[str, int]:
-    """Return each unfit node, and the wall clock at which it last had all that its primary had, ms.
+def unfit_nodes(primary: NodeSession) -> dict[str, str]:
+    """Return each unfit node, and why it is unfit and what to do.
 
     Args:
         primary: a session of the shard's primary.
     """
-    return {str(node): int(ms) for node, ms in primary.query("SELECT node, since_ms FROM pipeline_unfit")}
+    return {str(node): str(why) for node, why in primary.query("SELECT node, why FROM pipeline_unfit")}
 
 
-def mark_unfit(primary: NodeSession, node: str, since_ms: int) -> None:
+def mark_unfit(primary: NodeSession, node: str, since_ms: int, why: str) -> None:
     """Record a node as unfit; committed when this returns.
 
     Args:
         primary: a session of the shard's primary.
         node: the replica's name.
-        since_ms: the wall clock at which it last had all that its primary had.
+        since_ms: the wall clock at which it last had all that its primary had, as far as is known.
+        why: why it is unfit and what to do, for people.
     """
     with primary.translated(), primary.transaction():
         primary.execute(
-            f"INSERT INTO pipeline_unfit (node, since_ms) VALUES ({text_literal(node)}, {since_ms})"
-            + primary.dialect.on_conflict(["node"], ["since_ms"])
+            "INSERT INTO pipeline_unfit (node, since_ms, why)"
+            f" VALUES ({text_literal(node)}, {since_ms}, {text_literal(why[:MOST_WHY])})"
+            + primary.dialect.on_conflict(["node"], ["since_ms", "why"])
         )
 
 
