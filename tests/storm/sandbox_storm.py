@@ -148,6 +148,7 @@ class _Schedule:
 
     def _chore(self) -> None:
         with suppress(PipelineError, Killed):
+            self.log.sweep(self.luck.choice(list(self.appliers)), due_ms=1000)
             self.luck.choice(self.chores).turn()
 
     def _look(self) -> None:
@@ -289,7 +290,8 @@ class _Schedule:
             if client.drainer.drain().sent:
                 client.away.close()
             client.drainer.forget()
-        for applier in self.appliers.values():
+        for shard, applier in self.appliers.items():
+            self.log.sweep(shard, due_ms=1000)
             for _ in range(20):
                 if not applier.apply().left:
                     break
