@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.clock import Deadline
 from pipeline.dal.filters import CallersFilters
 from pipeline.enqueue.held_ops import Validated, validated
+from pipeline.enqueue.op_builder import merged
 from pipeline.errors import BadOp
 from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipt, Receipts
@@ -74,10 +75,14 @@ class Calls(ABC):
         shard_key: Any = None,
         idempotency_key: str | None = None,
         durability: str = "redis",
+        again: Receipt | None = None,
         **fields: Any,
     ) -> Receipt:
         """Queue an insert of *values* or *fields* into *table*; see `pipeline.enqueue_insert`."""
-        given = fields if values is None else _merged(values, fields)
+        given = fields if values is None else merged(values, fields)
+        if again is not None:
+            made = self.client.op_builder.insert_again(table, given, again, shard_key, idempotency_key)
+            return self._sent(made, durability, again)
         return self._take(self.client.op_builder.insert(table, given, shard_key, idempotency_key), durability)
 
     def enqueue_bulk_insert(
@@ -107,13 +112,16 @@ class Calls(ABC):
         shard_key: Any = None,
         idempotency_key: str | None = None,
         durability: str = "redis",
+        again: Receipt | None = None,
         **fields: Any,
     ) -> Receipt:
         """Queue an update of *target*; see `pipeline.enqueue_update`, also for *row_id_or_values*."""
         second = row_id_or_values
         row_id, values = (None, second) if isinstance(second, Mapping) else (second, values)
-        given = fields if values is None else _merged(values, fields)
-        return self._take(self.client.op_builder.update(target, row_id, given, shard_key, idempotency_key), durability)
+        given = fields if values is None else merged(values, fields)
+        return self._sent(
+            self.client.op_builder.update(target, row_id, given, shard_key, idempotency_key), durability, again
+        )
 
     @in_all
     def enqueue_delete(
@@ -125,9 +133,11 @@ class Calls(ABC):
         shard_key: Any = None,
         idempotency_key: str | None = None,
         durability: str = "redis",
+        again: Receipt | None = None,
     ) -> Receipt:
         """Queue a delete of *target*, or of the row *row_id* of it; see `pipeline.enqueue_delete`."""
-        return self._take(self.client.op_builder.delete(target, row_id, shard_key, idempotency_key), durability)
+        made = self.client.op_builder.delete(target, row_id, shard_key, idempotency_key)
+        return self._sent(made, durability, again)
 
     @in_all
     def enqueue_upsert(
@@ -140,11 +150,20 @@ class Calls(ABC):
         shard_key: Any = None,
         idempotency_key: str | None = None,
         durability: str = "redis",
+        again: Receipt | None = None,
         **fields: Any,
     ) -> Receipt:
         """Queue an insert into *table*, or an update of the row with the same *key*; see `pipeline.enqueue_upsert`."""
-        given = fields if values is None else _merged(values, fields)
-        return self._take(self.client.op_builder.upsert(table, key, given, shard_key, idempotency_key), durability)
+        given = fields if values is None else merged(values, fields)
+        return self._sent(
+            self.client.op_builder.upsert(table, key, given, shard_key, idempotency_key), durability, again
+        )
+
+    def _sent(self, made: Addressed, durability: str, again: Receipt | None) -> Receipt:
+        """Send or hold an op; one that may be queued already is sent at once, since it is no part of a group."""
+        return (
+            self._take(made, durability) if again is None else self.client.dispatch.take_again(made, again, durability)
+        )
 
     def enqueue_validated_insert(
         self,
@@ -161,7 +180,7 @@ class Calls(ABC):
         table = self.client.op_builder.table(table)
         options = {"shard_key": shard_key, "idempotency_key": idempotency_key, "durability": durability}
         insert = partial(self.enqueue_insert, table, **options)
-        return validated(table, fields if values is None else _merged(values, fields), insert)
+        return validated(table, fields if values is None else merged(values, fields), insert)
 
     def save_data(self, table: Any, shard_key: Any, values: Mapping[str, Any]) -> Receipt:
         """Queue an insert of *values* into *table*, whose *shard_key* is given apart; see `pipeline.save_data`."""
@@ -290,10 +309,3 @@ class Calls(ABC):
         db = client.define_on(client.nodes.primary(shard).db, table)
         CallersFilters.on(db).of(table._db)
         return db
-
-
-def _merged(values: Mapping[str, Any], fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the fields of a call that gives a mapping: every key of it is a field, keywords add to it."""
-    if not isinstance(values, Mapping):
-        raise BadOp(f"expected the fields as a mapping or as keywords, got {type(values).__name__}")
-    return {**values, **fields} if fields else values

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 class PipelineError(Exception):
@@ -124,7 +125,30 @@ class LogUnavailable(Unavailable):
     def __init__(self, why: str, *, sent: bool = True, silent: bool = False):
         tail = "; the op may or may not be queued: try again with the same idempotency_key" if sent else ""
         super().__init__(f"Redis: {why}{tail}")
-        self.sent, self.silent = sent, silent
+        self.why, self.sent, self.silent = why, sent, silent
+
+
+class InDoubt(LogUnavailable):
+    """Ops may be queued or not: Redis's reply was lost, and the spool could not take them.
+
+    The same call once more may double them. Harmless is the call with `again=error.receipt`, as often as it takes, or
+    with the same idempotency_key; or follow `receipt` until it is applied.
+
+    Attributes:
+        receipts: of each op of the call, in order; None: the op was certainly not taken, nor was any that follows.
+        receipt: of a call with one op.
+    """
+
+    retryable = False
+
+    def __init__(self, why: Unavailable, receipts: Sequence[object | None]):
+        super().__init__(
+            f"{getattr(why, 'why', why)}; the op is in doubt: it may be queued. Repeat the call with "
+            "again=error.receipt, or with its idempotency_key; a repeat with neither may double it",
+            sent=False,
+        )
+        self.sent, self.numbered, self.receipts = True, why.numbered, receipts
+        self.receipt: Any = next((receipt for receipt in receipts if receipt is not None), None)
 
 
 class ShardUnavailable(Unavailable):
@@ -140,6 +164,7 @@ class PipelineFull(Unavailable):
 
     def __init__(self, why: str):
         super().__init__(f"the pipeline is full: {why}; nothing was queued, try again later")
+        self.why = why
 
 
 class SpoolUnavailable(Unavailable):

@@ -22,6 +22,7 @@ TURN_S = 1.0
 #: The chores of a shard, and the time between two of a kind, s.
 CHORES = {
     "reconcile": (upkeep.reconcile, 30),
+    "losses": (upkeep.name_losses, 20),
     "trim": (upkeep.trim, 10),
     "release": (upkeep.release_waiting, 15),
 }

@@ -19,7 +19,7 @@ from pipeline.admin.check.surroundings import foreign_modules
 from pipeline.client import Client
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
-from pipeline.enqueue.deployment import settle
+from pipeline.enqueue.deployment import compare_all
 from pipeline.errors import Unavailable, WrongDeployment
 from pipeline.oplog.appends import scopes_of
 from pipeline.oplog.doorbell import queue_of
@@ -57,7 +57,7 @@ class Threads(bootsteps.StartStopStep):
         served = [shard for shard in shards if queue_of(shard) in queues]
         self._beats = parent.timer.call_repeatedly(1.0, pulse.beat)
         client = process_client()
-        _compare(client)
+        compare_configuration(client)
         works: dict[str, Work] = {"prober": Watch(settings), "sweeper": Sweep(settings, pulse, served)}
         for scope in scopes_of(shards).values():
             works[f"chores-{scope.name}"] = Chores(client, scope)
@@ -93,10 +93,14 @@ def say_what_is_used(folder: Path) -> None:
         logger.warning("%s is not ours, and is not used: the names of our modules are taken", file)
 
 
-def _compare(client: Client) -> None:
-    """End the worker if its configuration does not fit the deployment; servers that are away end no worker."""
+def compare_configuration(client: Client) -> None:
+    """End the worker if its configuration does not fit the deployment; servers that are away end no worker.
+
+    Args:
+        client: the deployment.
+    """
     try:
-        settle(client.log, client.nodes, client.topology)
+        compare_all(client.log, client.nodes, client.topology)
     except WrongDeployment as error:
         logger.critical("this worker does not start: %s", error)
         sys.exit(1)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
-from pipeline.admin.replica_absence import why_unfit
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.reads.health.report import NodeState, Report
@@ -27,7 +26,7 @@ class ReplicaStatus:
         lag_ms: the time between the newest commits of ops that each of the two holds, by the primary's clock.
         why: why something is unknown.
         state: how readers treat the replica, by the prober's report: `in`, `out` of rotation, `no reading`, `no
-            prober`, `unfit` (absent for too long, to be rebuilt), `unknown`.
+            prober`, `unfit` (absent for too long, or not like its primary), `unknown`.
         reading_ms: the upper bound of its lag in the prober's report.
         age_ms: the age of that report.
         unfit: why it is unfit, and what to do.
@@ -194,13 +193,13 @@ class StatusNews:
     Attributes:
         now_ms: Redis's clock.
         nodes: by node: when the last report was published, and the report.
-        unfit: each unfit node, with the time at which it had last caught up, by the wall clock, ms.
+        unfit: each unfit node, and why.
         reads: counts of all processes.
     """
 
     now_ms: int
     nodes: Mapping[str, tuple[int, Report]]
-    unfit: Mapping[str, int]
+    unfit: Mapping[str, str]
     reads: tuple[ReadCount, ...]
 
 
@@ -215,7 +214,7 @@ def news_of(log: RedisLog) -> StatusNews:
     """
     now_ms, published = log.health()
     nodes = {node: (at_ms, Report.from_json(text)) for node, (at_ms, text) in published.items()}
-    unfit = {node: since_ms for text in log.unfit().values() for node, since_ms in json.loads(text).items()}
+    unfit = {node: why for text in log.unfit().values() for node, why in json.loads(text).items()}
     counted = {Chosen.parse(text): reads for text, reads in log.reads().items()}
     reads = tuple(ReadCount(*choice, reads) for choice, reads in sorted(counted.items()))
     return StatusNews(now_ms, nodes, unfit, reads)
@@ -237,5 +236,5 @@ def with_news(replica: ReplicaStatus, news: StatusNews | None) -> ReplicaStatus:
     else:
         replica = replace(replica, state=NodeState.NO_PROBER)
     if replica.node in news.unfit:
-        return replace(replica, state=NodeState.UNFIT, unfit=why_unfit(replica.node, news.unfit[replica.node]))
+        return replace(replica, state=NodeState.UNFIT, unfit=news.unfit[replica.node])
     return replica

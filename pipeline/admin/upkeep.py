@@ -13,9 +13,12 @@ from pipeline.client import Client
 from pipeline.enqueue.receipt_status import REMEMBERED_S
 from pipeline.errors import NotMigrated, Unavailable
 from pipeline.model.fingerprint import Fingerprint
-from pipeline.model.op import Position
+from pipeline.model.op import Position, may_come_again
+from pipeline.oplog.appends import EVERYWHERE
 from pipeline.shard.records import ledger, ledger_queries, replays
 
+#: What was sent under older epochs is judged once in so long, ms; Redis forgets producers after two days.
+JUDGED_MS = 86_400_000
 #: How long a shard without replicas keeps applied entries, s: a dump of its primary may be that old.
 FLOOR_S = 600
 logger = logging.getLogger("pipeline.upkeep")
@@ -48,6 +51,38 @@ def _audit(pipeline: Client, shard: str, mine: Mapping[int, Position]) -> None:
     for scope, marks in pipeline.publisher.by_scope(mine).items():
         if pipeline.log.audit(scope.name, marks):
             pipeline.publisher.epoch_of(scope)  # raises another, and says why
+
+
+def name_losses(pipeline: Client, shard: str) -> int:
+    """Have judged what Redis still knows to be sent under an epoch that is over; return how much could not be yet.
+
+    A log may be gone while its producers' sequences stay, and the producers have ended. It is done once an epoch, since
+    it reads what Redis knows of all producers.
+
+    Args:
+        pipeline: the deployment.
+        shard: the shard's name.
+    """
+    log, publisher, left = pipeline.log, pipeline.publisher, 0
+    shared = [EVERYWHERE] if shard == pipeline.topology.shards[0] else []
+    for scope in (shard, *shared):
+        epoch, current, _ = log.epoch(scope)
+        done = f"losses:{scope}:{epoch}"
+        if not current or not log.take_lease(done, JUDGED_MS):
+            continue
+        unsure = 0
+        for producer, sent in log.senders():
+            over = {
+                (bucket, producer): one
+                for bucket, one in sent.items()
+                # what its holder may send again is not lost
+                if 0 < one[1] < epoch and not may_come_again(producer) and publisher.scope_of(bucket).name == scope
+            }
+            unsure += len(over) - len(publisher.judge(over)) if over else 0
+        if unsure:
+            log.release_lease(done, "1")
+        left += unsure
+    return left
 
 
 def release_waiting(pipeline: Client, shard: str) -> int:
@@ -109,8 +144,10 @@ def trim(pipeline: Client, shard: str) -> int:
     trimmed = pipeline.log.trim(behind) if behind else 0
     # at the end, since a primary whose disk is full refuses it
     primary = pipeline.nodes.primary(shard)
+    marks = {bucket: mark.position for bucket, mark in ledger_queries.marks_of(primary).items()}
+    waiting = unapplied(marks, pipeline.log.tails(marks))
     with primary.translated(), primary.transaction():
-        ledger.forget_producers(primary, REMEMBERED_S)
+        ledger.forget_producers(primary, REMEMBERED_S, waiting)
         replays.forget_settled(primary, REMEMBERED_S)
     return trimmed
 

@@ -63,6 +63,7 @@ def get(
         table: a pyDAL table, or the name of one that is known.
         row_id: the row's id.
         pending: lay ops that are still queued over the row, without waiting; a row that they touch has `pending` True.
+            An op that the database will refuse is laid over it too.
         shard_key: the row's, where the id does not tell the shard and not all are to be asked.
         after, max_lag_s, wait_s, on_stale: as for `read`.
 

@@ -31,6 +31,7 @@ def enqueue_insert(
     shard_key: Any = None,
     idempotency_key: str | None = None,
     durability: str = "redis",
+    again: Receipt | None = None,
     **fields: Any,
 ) -> Receipt:
     """Queue an insert: `enqueue_insert(db.purchase, customer=7, qty=3)`, or `("purchase", {"customer": 7})`.
@@ -46,6 +47,7 @@ def enqueue_insert(
             nothing. 1 to 190 characters.
         durability: what is waited for: `redis` (the op is in Redis), `replica` (on a Redis replica too), `fsync` (on
             Redis's disk), `spooled` (on this host's disk until every replica has it), `applied` (in the database).
+        again: the receipt of an `InDoubt` that the same call raised: an op that is queued already is not queued again.
         fields: the fields; they add to *values*.
 
     Returns:
@@ -54,11 +56,18 @@ def enqueue_insert(
     Raises:
         BadOp: a field or value that cannot be stored exactly, a missing shard key; nothing was sent.
         PipelineFull: nothing was sent, try later: Redis takes nothing, and the spool is full.
-        LogUnavailable: only without a spool: Redis did not answer in time; the op may be queued or not.
+        InDoubt: Redis's reply was lost, and no spool took the op: it may be queued. Repeat the call with `again`.
+        LogUnavailable: only without a spool: Redis did not answer in time; nothing was sent.
         NotDurable: the op is queued, but has not reached its durability within 5 s.
     """
     return (api.client or api.configure()).enqueue_insert(
-        table, values, shard_key=shard_key, idempotency_key=idempotency_key, durability=durability, **fields
+        table,
+        values,
+        shard_key=shard_key,
+        idempotency_key=idempotency_key,
+        durability=durability,
+        again=again,
+        **fields,
     )
 
 
@@ -85,7 +94,8 @@ def enqueue_bulk_insert(
         Their receipts, in order; each is made when it is looked at.
 
     Raises:
-        BadOp, PipelineFull, LogUnavailable, NotDurable: as `enqueue_insert`; earlier rows may be queued.
+        BadOp, PipelineFull, LogUnavailable, NotDurable: as `enqueue_insert`.
+        InDoubt: of which rows, `receipts` says; enqueue each of these one by one with `again`.
     """
     return current().enqueue_bulk_insert(
         table, rows, shard_key=shard_key, idempotency_key=idempotency_key, durability=durability
@@ -101,6 +111,7 @@ def enqueue_update(
     shard_key: Any = None,
     idempotency_key: str | None = None,
     durability: str = "redis",
+    again: Receipt | None = None,
     **fields: Any,
 ) -> Receipt:
     """Queue an update: `enqueue_update(db.purchase.id == 5, qty=db.purchase.qty + 1)`, or `(db.purchase, 5, {...})`.
@@ -110,7 +121,7 @@ def enqueue_update(
         row_id_or_values: behind a table the id of the row; behind a query the values, or nothing.
         values: fields by name, behind a table and an id.
         shard_key: of the rows, where neither query nor id tells.
-        idempotency_key, durability: as for `enqueue_insert`.
+        idempotency_key, durability, again: as for `enqueue_insert`.
         fields: the fields; they add to the values. Each may be arithmetic on own columns, or text joined to them.
 
     Returns:
@@ -126,6 +137,7 @@ def enqueue_update(
         shard_key=shard_key,
         idempotency_key=idempotency_key,
         durability=durability,
+        again=again,
         **fields,
     )
 
@@ -138,6 +150,7 @@ def enqueue_delete(
     shard_key: Any = None,
     idempotency_key: str | None = None,
     durability: str = "redis",
+    again: Receipt | None = None,
 ) -> Receipt:
     """Queue a delete: `enqueue_delete(db.purchase.id == 5)`, or `(db.purchase, 5)`.
 
@@ -145,7 +158,7 @@ def enqueue_delete(
         target: a query that fixes the row's id or its shard key; or a table, or its name.
         row_id: behind a table: the id of the row.
         shard_key: of the rows, where neither query nor id tells.
-        idempotency_key, durability: as for `enqueue_insert`.
+        idempotency_key, durability, again: as for `enqueue_insert`.
 
     Returns:
         The receipt.
@@ -154,7 +167,7 @@ def enqueue_delete(
         BadOp: also for a query that the log cannot carry. Else as `enqueue_insert`.
     """
     return current().enqueue_delete(
-        target, row_id, shard_key=shard_key, idempotency_key=idempotency_key, durability=durability
+        target, row_id, shard_key=shard_key, idempotency_key=idempotency_key, durability=durability, again=again
     )
 
 
@@ -167,6 +180,7 @@ def enqueue_upsert(
     shard_key: Any = None,
     idempotency_key: str | None = None,
     durability: str = "redis",
+    again: Receipt | None = None,
     **fields: Any,
 ) -> Receipt:
     """Queue an insert that updates the row with the same key fields, if there is one.
@@ -192,6 +206,7 @@ def enqueue_upsert(
         shard_key=shard_key,
         idempotency_key=idempotency_key,
         durability=durability,
+        again=again,
         **fields,
     )
 

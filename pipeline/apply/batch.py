@@ -6,11 +6,11 @@ Invariant: a batch leaves no gap in a bucket. Entries are taken in order up to t
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.apply.grouping import Item
-from pipeline.apply.misfits import misfit
+from pipeline.apply.misfits import is_like, misfit
 from pipeline.errors import NewerOp, NotAnOp
 from pipeline.model.op import INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
 from pipeline.model.schema import TableSchema
@@ -182,7 +182,7 @@ class Batch:
             return _junk(entry), self._reason("newer", op_at)
         except NotAnOp as error:
             return _junk(entry, str(error)), None
-        if not self.blocked and _is_like(op, self.facts.fitting.get(op.schema, ())):
+        if not self.blocked and is_like(op, self.facts.fitting.get(op.schema, ())):
             return Item(entry, op), None
         plain = not (op.ops or op.source) and op.schema in self.facts.known
         if not plain and not all(one.schema.isalnum() for one in op.named):
@@ -275,19 +275,6 @@ class FactBook:
         """Forget all constraints: the schema of the database may have changed."""
         self.known.clear()
         self.fitting.clear()
-
-
-def _is_like(op: Op, shapes: Container[tuple[int, ...]]) -> bool:
-    """Return whether an op is an insert of plain values for columns that fit its schema."""
-    return (
-        op.columns in shapes
-        and op.kind == INSERT
-        and len(op.columns) == len(op.values)
-        and not (op.ops or op.key or op.renew or op.expressions)
-        and op.where is None
-        and op.source is None
-        and list not in map(type, op.values)
-    )
 
 
 def _junk(entry: Entry, why: str = "not an op: the entry has not the fields that a producer writes") -> Reject:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from pipeline.dal.trees import is_tree
-from pipeline.model.op import COPY, GROUP, READ, ROW_WRITES, UPSERT, Op
+from pipeline.model.op import COPY, GROUP, INSERT, READ, ROW_WRITES, UPSERT, Op
 from pipeline.model.schema import Column
 from pipeline.shard.table_facts import Facts
 
@@ -22,6 +22,24 @@ def misfit(op: Op, known: Mapping[str, Facts]) -> str:
     if op.kind != GROUP or not op.ops or op.source is not None:
         return f"a {op.kind!r} that is no row write, or a group without members"
     return next((fault for member in op.ops if (fault := _row_misfit(member, known))), "")
+
+
+def is_like(op: Op, shapes: Container[tuple[int, ...]]) -> bool:
+    """Return whether an op is an insert of plain values for columns that fit its schema.
+
+    Args:
+        op: of any kind.
+        shapes: the columns of inserts that fitted.
+    """
+    return (
+        op.columns in shapes
+        and op.kind == INSERT
+        and len(op.columns) == len(op.values)
+        and not (op.ops or op.key or op.renew or op.expressions)
+        and op.where is None
+        and op.source is None
+        and list not in map(type, op.values)
+    )
 
 
 def _row_misfit(op: Op, known: Mapping[str, Facts]) -> str:

@@ -28,7 +28,7 @@ from pipeline.web.outbox import resend_outbox as relay_rows
 @config_option
 @click.argument("node")
 def rebuilt_command(config: str | None, node: str) -> None:
-    """Let NODE, which was away for too long, count again after it was rebuilt from its primary.
+    """Let NODE, which was away for too long or may lack rows, count again after it was rebuilt from its primary.
 
     Waits until NODE has what its primary has now; then NODE serves reads and may be promoted again.
 

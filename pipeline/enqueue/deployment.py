@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from pipeline.config.bucket_ranges import format_ranges
 from pipeline.config.topology import Topology
-from pipeline.errors import NotMigrated, Unavailable, WrongDeployment
+from pipeline.errors import LogUnavailable, NotMigrated, Unavailable, WrongDeployment
 from pipeline.model.fingerprint import Fingerprint, differences, newest, strangers, table_differences
 from pipeline.model.op import deleted_behind
 from pipeline.model.schema import TableSchema
@@ -24,10 +24,12 @@ from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.table_facts import dotted_name
 
+#: How often a comparison begins anew because another process noted something meanwhile.
+TRIES = 5
 logger = logging.getLogger("pipeline.deployment")
 
 
-class Notes:
+class Agreement:
     """The fingerprints that Redis and some databases keep, beside this process's own.
 
     Args:
@@ -64,7 +66,12 @@ class Notes:
         Args:
             shard: its name.
         """
-        return self.redis is None or not self.mine.known(shard) & self.redis.known(shard)
+        return self.redis is None or not self.mine.leads_to(shard, self.redis)
+
+    @property
+    def by_another_name(self) -> bool:
+        """Whether this process calls Redis by an address that is not noted: after a wipe only the address is left."""
+        return self.redis is not None and not {*self.mine.redis} <= {*self.redis.redis}
 
     def ask(self, shard: str) -> None:
         """Read what the database of a shard keeps.
@@ -116,8 +123,26 @@ class Notes:
         met = noted.meeting(mine)
         return met if met.tables == mine.tables else replace(met, tables=mine.tables, version=met.version + 1)
 
+    def keep(self, new: Fingerprint) -> bool:
+        """Store a fingerprint where it is not yet: in Redis, and in the databases that were asked; a change in all.
+
+        Args:
+            new: in force from then on.
+
+        Returns:
+            Whether it is kept; False where another process has noted another one meanwhile.
+        """
+        text, changes = new.to_json(), self.noted is not None and new.version > self.noted.version
+        if self.redis != new and not self._log.note_deployment(self._seen, text):
+            return False
+        for shard in self._nodes.shards if changes else self.shards:
+            if changes or self.shards[shard] != new:
+                ledger_queries.keep_fingerprint(self._nodes.primary(shard), text)
+        self._seen, self.redis = text, new
+        return True
+
     def publish(self, new: Fingerprint) -> None:
-        """Store a fingerprint where it is not yet: in Redis, and in the databases that were asked, or in all.
+        """Store a fingerprint, as `keep` does.
 
         Args:
             new: in force from then on.
@@ -125,13 +150,8 @@ class Notes:
         Raises:
             WrongDeployment: another process has changed it meanwhile.
         """
-        text, changed = new.to_json(), self.noted is not None and new.version > self.noted.version
-        if self.redis != new and not self._log.note_deployment(self._seen, text):
+        if not self.keep(new):
             raise WrongDeployment(["another process changes the deployment's fingerprint right now; try again"])
-        for shard in self._nodes.shards if changed else self.shards:
-            if changed or self.shards[shard] != new:
-                ledger_queries.keep_fingerprint(self._nodes.primary(shard), text)
-        self._seen, self.redis = text, new
 
     def standing(self, noted: Fingerprint) -> list[str]:
         """Return the differences of those tables that have a row on some shard.
@@ -163,18 +183,22 @@ def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str], *,
         NotMigrated: no database keeps a fingerprint.
         ShardUnavailable: a database that has to be asked did not answer.
     """
-    notes = Notes(log, nodes, topology)
-    for shard in shards:
-        if asking or notes.unknown(shard):
-            notes.ask(shard)
-    notes.refuse()
-    if notes.noted is None:
-        raise NotMigrated(", ".join(shards), "it keeps no fingerprint")
-    if (settled := notes.settled()) != notes.redis:
-        notes.publish(settled)
+    for _ in range(TRIES):
+        notes = Agreement(log, nodes, topology)
+        for shard in shards:
+            if asking or notes.unknown(shard):
+                notes.ask(shard)
+            elif notes.by_another_name:
+                _ask_if_there(notes, shard)
+        notes.refuse()
+        if notes.noted is None:
+            raise NotMigrated(", ".join(shards), "it keeps no fingerprint")
+        if notes.keep(notes.settled()):
+            return
+    raise LogUnavailable("the deployment's fingerprint keeps changing", sent=False)
 
 
-def settle(log: Log, nodes: Nodes, topology: Topology) -> None:
+def compare_all(log: Log, nodes: Nodes, topology: Topology) -> None:
     """Compare with every database that answers, and let all know the names by which this process calls them.
 
     Args:
@@ -186,18 +210,22 @@ def settle(log: Log, nodes: Nodes, topology: Topology) -> None:
         WrongDeployment: the configuration does not fit; nothing was changed.
         LogUnavailable, ShardUnavailable: a server went away; what was not compared is before its first epoch.
     """
-    notes = Notes(log, nodes, topology)
+    notes = Agreement(log, nodes, topology)
     for shard in topology.shards:
-        try:
-            notes.ask(shard)
-        except Unavailable as error:
-            logger.warning("the configuration is not compared with shard %s yet: %s", shard, error)
+        _ask_if_there(notes, shard)
     notes.refuse()
-    if None not in notes.shards.values() and {notes.redis, *notes.shards.values()} != {notes.settled()}:
-        notes.publish(notes.settled())
+    if None not in notes.shards.values():
+        notes.keep(notes.settled())
 
 
-def faults_of(log: Log, nodes: Nodes, topology: Topology) -> list[str]:
+def _ask_if_there(notes: Agreement, shard: str) -> None:
+    try:
+        notes.ask(shard)
+    except Unavailable as error:
+        logger.warning("the configuration is not compared with shard %s yet: %s", shard, error)
+
+
+def misfits_of(log: Log, nodes: Nodes, topology: Topology) -> list[str]:
     """Return everything that does not fit, a sentence each; change nothing.
 
     Args:
@@ -205,7 +233,7 @@ def faults_of(log: Log, nodes: Nodes, topology: Topology) -> list[str]:
         nodes: the databases; one that does not answer is passed over.
         topology: the configuration.
     """
-    notes, found = Notes(log, nodes, topology), []
+    notes, found = Agreement(log, nodes, topology), []
     for shard in topology.shards:
         try:
             notes.ask(shard)

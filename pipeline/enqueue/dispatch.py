@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from pipeline.enqueue.held_ops import Atomic, Chunk, Held, HeldOp, HeldOps
 from pipeline.enqueue.producer import DURABLE_S
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.shipment import UNCHECKED_BYTES, OpPlace, Shipment, check_size
-from pipeline.errors import BadOp, NotDurable
+from pipeline.errors import BadOp, InDoubt, NotDurable, Unavailable
 from pipeline.model.op import UPSERT, Addressed, Op, encode, id_of, id_of_new, with_id
 from pipeline.model.receipt import Receipt, Receipts
 from pipeline.oplog.appends import KeyClaimed
@@ -53,10 +53,14 @@ class Dispatch:
             check_size(payload, op.table, self._log, self.wait_budgets)
         here = self._here.__dict__
         if durability == "redis" and here.get("group") is None and here.get("held") is None:
-            if op.idempotency_key is not None:
-                op, place = self._sent_under_key(addressed)
-            else:
-                place = self._publisher.ship(Shipment({bucket: (payload,)}))[bucket]
+            try:
+                if op.idempotency_key is not None:
+                    op, place = self._sent_under_key(addressed)
+                else:
+                    place = self._publisher.ship(Shipment({bucket: (payload,)}))[bucket]
+            except Unavailable as error:
+                self._raise_in_doubt(error, bucket, [Receipt(bucket, None, id_of(op), source=self._source)])
+                raise
             row_id = place.row_id or (op.id if op.kind != UPSERT else None)
             return Receipt(bucket, place.position, row_id, place.producer, place.seq, self._source)
         self.known_durability(durability)
@@ -72,6 +76,34 @@ class Dispatch:
         self._pass_on(HeldOp(bucket, op, durability, [receipt]))
         return receipt
 
+    def take_again(self, addressed: Addressed, again: Receipt, durability: str) -> Receipt:
+        """Take an op that may be queued already, at once, under the number of its receipt.
+
+        Raises:
+            BadOp: the receipt is of another op.
+            InDoubt: it is in doubt once more.
+        """
+        bucket, op = addressed.bucket, addressed.op
+        if op.idempotency_key is not None:  # which is as exact, and known to more
+            return self.take(addressed, durability)
+        if not again.producer or again.bucket != bucket:
+            raise BadOp(
+                f"again= takes the receipt that the same call raised: this op on {op.table!r} belongs to bucket "
+                f"{bucket}, the receipt to {again.bucket}; without a shard key, and with ids of the database, use "
+                "idempotency_key"
+            )
+        numbered = {bucket: (again.producer, again.producer_seq)}
+        receipt = Receipt(bucket, None, id_of(op), source=self._source)
+        shipment = Shipment({bucket: (encode(op),)}, durability=self.known_durability(durability), numbered=numbered)
+        try:
+            place = self._publisher.ship(shipment)[bucket]
+        except Unavailable as error:
+            error.numbered = numbered
+            self._raise_in_doubt(error, bucket, [receipt])
+            raise
+        self._follow(place, durability, [receipt])
+        return receipt
+
     def take_many(self, made: Iterable[Addressed], durability: str) -> Receipts:
         """Take many ops, one round trip per thousand and shard; return their receipts, each made when looked at."""
         self.known_durability(durability)
@@ -85,10 +117,13 @@ class Dispatch:
             if len(payload) > UNCHECKED_BYTES:
                 check_size(payload, addressed.op.table, self._log, self.wait_budgets)
             if len(chunk) == BULK_ROWS:
-                chunks.append(self.send_chunk(chunk, durability))
+                chunks.append(self._sent_chunk(chunk, durability, chunks))
                 chunk = Chunk()
         if len(chunk):
-            chunks.append(self.send_chunk(chunk, durability))
+            chunks.append(self._sent_chunk(chunk, durability, chunks))
+        return self._receipts(chunks)
+
+    def _receipts(self, chunks: Sequence[Chunk]) -> Receipts:
         return Receipts(lambda i: chunks[i // BULK_ROWS].receipt(i % BULK_ROWS, self._source), sum(map(len, chunks)))
 
     @property
@@ -153,6 +188,27 @@ class Dispatch:
             raise NotDurable(durability, DURABLE_S, chunk.receipt(0, self._source))
         return chunk
 
+    def _sent_chunk(self, chunk: Chunk, durability: str, before: Sequence[Chunk]) -> Chunk:
+        """Send a chunk of a bulk call; where it is not taken, what is before it is queued nevertheless."""
+        try:
+            return self.send_chunk(chunk, durability)
+        except Unavailable as error:
+            if not isinstance(error, NotDurable) and (error.numbered or before):
+                there = chunk.queued(error.numbered, self._source)
+                raise InDoubt(error, [*self._receipts(before), *there]) from error
+            raise
+
+    def _raise_in_doubt(self, error: Unavailable, bucket: int, receipts: list[Receipt]) -> None:
+        """Number the receipts of an op that may be queued, and raise; return where it is certainly not queued.
+
+        Raises:
+            InDoubt: it may be.
+        """
+        if bucket in error.numbered and not isinstance(error, NotDurable):
+            for receipt in receipts:
+                receipt.producer, receipt.producer_seq = error.numbered[bucket]
+            raise InDoubt(error, receipts) from error
+
     def _sent_under_key(self, addressed: Addressed) -> tuple[Op, OpPlace]:
         """Send an op whose id no caller has seen; return the op with the id that its key has claimed."""
         bucket, op = addressed.bucket, addressed.op
@@ -182,7 +238,15 @@ class Dispatch:
     @in_all
     def _send(self, entry: HeldOp) -> None:
         bucket, op, durability, receipts = entry
-        place = self._sent(bucket, op, durability)
+        try:
+            place = self._sent(bucket, op, durability)
+        except Unavailable as error:
+            self._raise_in_doubt(error, bucket, receipts)
+            raise
+        self._follow(place, durability, receipts)
+
+    def _follow(self, place: OpPlace, durability: str, receipts: list[Receipt]) -> None:
+        """Note where an op stands, and see that it is as durable as was asked."""
         for receipt in receipts:
             _fill(receipt, place)
         if not place.durable:
@@ -201,19 +265,29 @@ class Dispatch:
             chunk, part = Chunk(), entries[start : start + BULK_ROWS]
             for entry in part:
                 chunk.add(entry.bucket, entry.op)
-            chunk.placed(self._publisher.ship(Shipment(chunk.payloads)))
+            try:
+                chunk.placed(self._publisher.ship(Shipment(chunk.payloads)))
+            except Unavailable as error:
+                there = chunk.queued(error.numbered, self._source)
+                for entry, made in zip(part, there, strict=True):
+                    _move(made, entry.receipts)
+                if error.numbered or start:
+                    given = [one for entry in entries for one in entry.receipts]
+                    raise InDoubt(error, [one if one.sent else None for one in given]) from error
+                raise
             for nth, entry in enumerate(part):
-                made = chunk.receipt(nth, self._source)
-                for receipt in entry.receipts:
-                    receipt.position, receipt.producer, receipt.producer_seq = (
-                        made.position,
-                        made.producer,
-                        made.producer_seq,
-                    )
+                _move(chunk.receipt(nth, self._source), entry.receipts)
 
 
 def _shipment(bucket: int, op: Op, durability: str) -> Shipment:
     return Shipment({bucket: (encode(op),)}, op.scoped_key, id_of_new(op), durability)
+
+
+def _move(made: Receipt | None, receipts: Iterable[Receipt]) -> None:
+    """Note in the receipts of an entry where it stands; None: it was not taken."""
+    if made is not None:
+        for receipt in receipts:
+            receipt.position, receipt.producer, receipt.producer_seq = made.position, made.producer, made.producer_seq
 
 
 def _fill(receipt: Receipt, place: OpPlace) -> None:

@@ -12,7 +12,7 @@ from pipeline.enqueue.drain_thread import DrainThread
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.schemas import SchemaPublisher
-from pipeline.enqueue.shipment import OpPlace, Shipment
+from pipeline.enqueue.shipment import OpPlace, Shipment, queued
 from pipeline.errors import PipelineFull, SpoolUnavailable, Unavailable
 from pipeline.oplog.appends import KeyClaimed
 from pipeline.per_process import PerProcess
@@ -41,15 +41,20 @@ class Fallback:
 
         Raises:
             KeyClaimed: the key has claimed another id; neither Redis nor the spool took the op.
-            PipelineFull, SpoolUnavailable: Redis did not take them, and neither did the spool.
+            PipelineFull, SpoolUnavailable: Redis did not take them, and neither did the spool; `numbered` says which
+                may be queued nevertheless.
         """
         if shipment.durability == "spooled":
-            return self._spooled(shipment)
+            return self._spooled(shipment, shipment.numbered)
         if len(shipment.runs) == 1:
             return self._ship(shipment)
         places: dict[int, OpPlace] = {}
         for share in self._publisher.by_scope(shipment.runs).values():
-            places |= self._ship(shipment.part(share))
+            try:
+                places |= self._ship(shipment.part(share))
+            except Unavailable as error:
+                error.numbered = queued(places, error)
+                raise
         return places
 
     def claim(self, bucket: int, key: str, row_id: int) -> int:
@@ -57,7 +62,7 @@ class Fallback:
         return row_id if self._away.claims_fail else self._publisher.claim(bucket, key, row_id)
 
     def _ship(self, shipment: Shipment) -> dict[int, OpPlace]:
-        if self._away.open and (places := self._spooled(shipment, behind=True)):
+        if self._away.open and (places := self._spooled(shipment, shipment.numbered, behind=True)):
             return places
         try:
             return self._publisher.ship(shipment)
@@ -66,8 +71,7 @@ class Fallback:
             try:
                 return self._spooled(shipment, error.numbered)
             except (PipelineFull, SpoolUnavailable) as second:
-                if not error.numbered:
-                    second.numbered = {}
+                second.numbered = {**error.numbered, **second.numbered}
                 raise second from error
 
     def _spooled(

@@ -175,6 +175,15 @@ class Chunk:
         self._places = places
         self.payloads = {}
 
+    def queued(self, numbered: Mapping[int, tuple[int, int]], source: Source) -> list[Receipt | None]:
+        """Return the receipt of each row that may be queued, where the chunk was not taken as a whole; else None.
+
+        Args:
+            numbered: of each bucket that may be, the producer and the sequence of its first op.
+        """
+        self._places = {bucket: OpPlace(None, *number) for bucket, number in numbered.items()}
+        return [self.receipt(row, source) if at[0] in numbered else None for row, at in enumerate(self._at)]
+
     def receipt(self, row: int, source: Source) -> Receipt:
         """Return the receipt of a row."""
         bucket, nth = self._at[row]

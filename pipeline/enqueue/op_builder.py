@@ -19,6 +19,7 @@ from pipeline.enqueue.table_plan import TablePlan
 from pipeline.enqueue.version_copy import Archive, check_archive, copy_before, row_of
 from pipeline.errors import BadOp, BadQuery, Unavailable, UnknownTable
 from pipeline.model.op import Addressed
+from pipeline.model.receipt import Receipt
 from pipeline.model.schema import schema_of, signature_of
 
 #: Tables of web2py itself, and our own: never published for being defined, only for being written to or configured.
@@ -124,6 +125,14 @@ class OpBuilder:
             plan = self.plan(table)
         return plan.new_row(values, shard_key, key)
 
+    def insert_again(
+        self, table: Any, values: Mapping[str, Any], again: Receipt, shard_key: Any = None, key: str | None = None
+    ) -> Addressed:
+        """Make an insert that may be queued already, for the same row; see `Dispatch.take_again`."""
+        id_name = self.plan(table).compiled.schema.id_name
+        row = {} if again.row is None or key is not None else {id_name: again.row}
+        return self.insert(table, {**values, **row}, shard_key, key)
+
     def inserts(self, table: Any, rows: Iterable[Mapping[str, Any]], shard_key: Any = None) -> Iterator[Addressed]:
         """Make an insert of each row."""
         return self.plan(table).new_rows(rows, shard_key)
@@ -189,3 +198,10 @@ class OpBuilder:
         if compiled is None:
             compiled = self._compiled[signature] = CompiledTable(schema_of(table), self._topology)
         return compiled
+
+
+def merged(values: Mapping[str, Any], fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the fields of a call that gives a mapping: every key of it is a field, keywords add to it."""
+    if not isinstance(values, Mapping):
+        raise BadOp(f"expected the fields as a mapping or as keywords, got {type(values).__name__}")
+    return {**values, **fields} if fields else values

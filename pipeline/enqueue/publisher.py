@@ -17,7 +17,7 @@ from pipeline.enqueue.acknowledged import Acknowledged
 from pipeline.enqueue.epochs import Authority
 from pipeline.enqueue.producer import FRESH_S, Producer, Run, resend
 from pipeline.enqueue.redis_away import RedisAway
-from pipeline.enqueue.shipment import OpPlace, Shipment
+from pipeline.enqueue.shipment import OpPlace, Shipment, queued
 from pipeline.errors import LogUnavailable, PipelineFull, Unavailable
 from pipeline.model.op import Position
 from pipeline.oplog.appends import HOLE, Appends, EpochStale, Scope
@@ -65,6 +65,8 @@ class Publisher(Acknowledged):
             ShardUnavailable: a new epoch was due and the shard's primary did not answer; nothing was sent.
         """
         runs = shipment.runs
+        if shipment.numbered:
+            return self._ship_again(shipment)
         if len(runs) == 1 and not shipment.key and shipment.durability == "redis":
             [(bucket, payloads)] = runs.items()
             scope = self._scope_of[bucket]
@@ -74,7 +76,11 @@ class Publisher(Acknowledged):
         for scope, share in self.by_scope(runs).items():
             part = shipment.part(share)
             patient = self.away.wait_budgets.here.budget is None and part.size > FEW
-            places |= self._ship_by(self._take(patient=patient), scope, part)
+            try:
+                places |= self._ship_by(self._take(patient=patient), scope, part)
+            except Unavailable as error:
+                error.numbered = queued(places, error)
+                raise
         return places
 
     def resend(
@@ -138,9 +144,9 @@ class Publisher(Acknowledged):
                 self._epochs.asked(scope)
         producer = self._take()
         try:
-            producer.line.sequences(producer.producer)
+            producer.line.connect()
         except BaseException:
-            producer.line.close()
+            self._end(producer)
             raise
         self._put_back(producer)
 
@@ -179,6 +185,20 @@ class Publisher(Acknowledged):
         if ring:
             self._bell.ring(scope.shards, 1)
         return OpPlace(position, producer.producer, seq)
+
+    def _ship_again(self, shipment: Shipment) -> dict[int, OpPlace]:
+        """Append ops that may have been sent before, under their numbers. A repeat waits for no replica and no disk."""
+        places, durable = dict[int, OpPlace](), shipment.durability not in ("replica", "fsync")
+        try:
+            for bucket, (producer, first) in shipment.numbered.items():
+                run = Run(first, shipment.runs[bucket])
+                reached = self.resend(producer, {bucket: run}, patient=False)
+                self.remember(producer, {bucket: (run.last, reached[bucket])})
+                places[bucket] = OpPlace(reached[bucket], producer, first, durable=durable)
+        except Unavailable as error:
+            error.numbered = shipment.numbered
+            raise
+        return places
 
     def _ship_by(self, producer: Producer, scope: Scope, shipment: Shipment) -> dict[int, OpPlace]:
         try:

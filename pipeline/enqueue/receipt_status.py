@@ -25,6 +25,8 @@ from pipeline.spool.store import Spool
 REMEMBERED_S = 7 * 86_400
 #: A waiter asks the database at least this often, whatever Redis says, s.
 STATUS_S = 0.25
+#: The seq of a position that no log reaches.
+FAR = 2**52
 #: What a receipt calls a state of an op that was set aside, where it has another word.
 _SHOWN = {"waiting": "parked"}
 _FINAL = ("applied", "durable", "replayed", "rejected", "dropped", "lost")
@@ -172,13 +174,16 @@ class Follower:
         """
         if receipt.position is None or fate.mark is None:
             return 0
-        under = receipt.position.epoch
+        under, scope = receipt.position.epoch, self._publisher.scope_of(receipt.bucket)
         if fate.mark.epoch > under:
-            if fate.applied_seq is None and clock.wall_ms() / 1000 - under > REMEMBERED_S:
+            if fate.applied_seq is None and not _is_young(under):
                 raise PipelineError("this receipt is older than a week; its shard no longer remembers its producer")
             return under
         try:
-            epoch, current, _ = self._log.epoch(self._publisher.scope_of(receipt.bucket).name)
+            if fate.mark >= receipt.position:  # and not applied: the log was cut, and gave the position out again
+                self._log.audit(scope.name, {receipt.bucket: Position(under, FAR)})
+                self._publisher.epoch_of(scope)
+            epoch, current, _ = self._log.epoch(scope.name)
         except LogUnavailable:
             return 0
         return under if current and epoch > under else 0
@@ -212,6 +217,8 @@ class Follower:
     def _reached(self, fate: Fate, receipt: Receipt) -> bool:
         """Whether an op, or its refusal, is committed on a node; one that was spooled is known by its sequence only."""
         if receipt.position is not None:
+            if fate.applied_seq is None and _is_young(receipt.position.epoch):
+                return False  # its producer's row cannot have expired: there was none
             return fate.reached(receipt.position, receipt.producer_seq)
         return fate.applied_seq is not None and fate.applied_seq >= receipt.producer_seq
 
@@ -277,3 +284,8 @@ class Follower:
         if missing := buckets - found.keys():
             raise ShardUnavailable(shard, f"it has no watermark of bucket {min(missing)}: run pipeline migrate")
         return {bucket for bucket in buckets if found[bucket].position < tails[bucket]}
+
+
+def _is_young(epoch: int) -> bool:
+    """Whether a shard remembers all producers of an epoch: an epoch is the time of its beginning, or later."""
+    return clock.wall_ms() / 1000 - epoch <= REMEMBERED_S

@@ -34,12 +34,14 @@ class Shipment(msgspec.Struct, frozen=True):
         key: an idempotency key, of a shipment of one op; the empty text: none.
         row_id: the id of the row that the op with the key makes: others with that key get to know the id.
         durability: how safe the ops must be before the caller goes on; see the package's `enqueue_insert`.
+        numbered: the producer and the first sequence of each bucket's ops, where they may have been sent before.
     """
 
     runs: Mapping[int, Sequence[bytes]]
     key: str = ""
     row_id: int | None = None
     durability: str = "redis"
+    numbered: Mapping[int, tuple[int, int]] = {}
 
     @property
     def size(self) -> int:
@@ -48,7 +50,7 @@ class Shipment(msgspec.Struct, frozen=True):
 
     def part(self, runs: Mapping[int, Sequence[bytes]]) -> Shipment:
         """Return a shipment of some of the ops."""
-        return Shipment(runs, self.key, self.row_id, self.durability)
+        return Shipment(runs, self.key, self.row_id, self.durability, self.numbered)
 
 
 class OpPlace(msgspec.Struct, frozen=True):
@@ -65,6 +67,16 @@ class OpPlace(msgspec.Struct, frozen=True):
     seq: int
     row_id: int | None = None
     durable: bool = True
+
+
+def queued(places: Mapping[int, OpPlace], error: Unavailable) -> dict[int, tuple[int, int]]:
+    """Return under which numbers ops are queued, or may be, where some of a call's were not taken.
+
+    Args:
+        places: of those that were taken.
+        error: why the others were not.
+    """
+    return {**{bucket: (place.producer, place.seq) for bucket, place in places.items()}, **error.numbered}
 
 
 def parse_claim(text: str) -> OpPlace:

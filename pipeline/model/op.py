@@ -155,6 +155,15 @@ def new_producer(*, kept: bool = False) -> int:
     return int.from_bytes(os.urandom(8), "big") >> 2 << 1 | kept
 
 
+def may_come_again(producer: int) -> bool:
+    """Return whether a holder keeps the ops of a producer, as `new_producer` was told.
+
+    Args:
+        producer: its number.
+    """
+    return producer % 2 == 1
+
+
 def decode(payload: bytes) -> Op:
     """Read an op from the bytes that `encode` makes of one.
 

@@ -49,6 +49,11 @@ class Receipt(msgspec.Struct, eq=False):
         return self._id
 
     @property
+    def row(self) -> int | None:
+        """The row's id as far as it is known here; asks no database."""
+        return self._id
+
+    @property
     def sent(self) -> bool:
         """Whether the op is on its way: in the log, or in the spool."""
         return self.position is not None or self.producer > 0

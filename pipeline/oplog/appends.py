@@ -7,7 +7,7 @@ that an op is in a log. The blank distinguishes the two, here and in `enqueue.lu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from pipeline.model.op import Position
@@ -166,6 +166,13 @@ class Appends(Protocol):
         """
         ...
 
+    def senders(self) -> Iterator[tuple[int, dict[int, tuple[int, int]]]]:
+        """Yield each producer that the log knows: of each bucket the last sequence, and the epoch that it stands under.
+
+        The epoch is 0 where the producer has passed a hole and sent nothing since.
+        """
+        ...
+
     def line(self, *, patient: bool = False) -> Line:
         """Return a line of its own for one producer.
 
@@ -244,12 +251,8 @@ class Line(Protocol):
         """
         ...
 
-    def sequences(self, producer: int) -> dict[int, int]:
-        """Return the last sequence number that the log knows of a producer, per bucket.
-
-        Args:
-            producer: the producer's number.
-        """
+    def connect(self) -> None:
+        """Open the connection if it is not open; return once the server answers on it."""
         ...
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:

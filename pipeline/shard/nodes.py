@@ -129,7 +129,7 @@ class Nodes:
         return self._replicas[shard]
 
     def unfit(self, node: str) -> bool:
-        """Return whether *node* was away for too long: it is never followed, nor read, until it is rebuilt."""
+        """Return whether *node* was away for too long, or is not like its primary: it is never followed, nor read."""
         return self._health is not None and self._health.unfit(node)
 
     def names(self, shard: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from pipeline import clock
 from pipeline.errors import NotMigrated
 from pipeline.shard import survey_mysql
 from pipeline.shard.columns import columns_of
+from pipeline.shard.likeness import Traits
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.records.ledger import Mark
 from pipeline.shard.session import BRIEF_STATEMENT_S, NodeSession, brief
@@ -45,6 +46,7 @@ class Survey:
         denied: (verb, table) of what the user may not do.
         marks: None where the table is missing or may not be read.
         replication: None on a primary.
+        traits: what decides whether a replica shows what its primary has.
     """
 
     node: str
@@ -60,6 +62,7 @@ class Survey:
     denied: Sequence[tuple[str, str]] = ()
     marks: Mapping[int, Mark] | None = None
     replication: survey_mysql.Replication | None = None
+    traits: Traits | None = None
 
     @property
     def release(self) -> tuple[str, tuple[int, ...]]:
@@ -105,6 +108,7 @@ def survey(
             denied=denied,
             marks=None if ("SELECT", "pipeline_watermarks") in denied else _marks(session),
             replication=None if primary else survey_mysql.replication(session),
+            traits=survey_mysql.traits(session),
         )
 
 

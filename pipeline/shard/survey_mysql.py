@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import PipelineError
 from pipeline.shard.driver_errors import code_of, sentence_of
+from pipeline.shard.likeness import Traits
 from pipeline.shard.records.ledger import text_literal
 from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import rows_about
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Access denied: to a database, to a command on a table, to a column, to a statement that needs a global privilege.
 _DENIED = {1044, 1142, 1143, 1227}
+#: A year's two time offsets, as the server's own time zone has them: a name of a zone may stand for either.
+_CLOCK = ", ".join(f"CONVERT_TZ('2026-{month}-15 12:00', '+00:00', @@global.time_zone)" for month in ("01", "07"))
 #: From here on the numbers are the client's: no connection, no answer.
 _CLIENT_ERRORS = 2000
 #: Statements that show whether a write is allowed: EXPLAIN checks privileges and runs nothing.
@@ -145,10 +148,55 @@ def replication(session: NodeSession) -> Replication:
             return _judged(_named(session, sql))
         except PipelineError as error:
             why = sentence_of(error.__cause__ or error)
+    runs = _runs(session)
+    return Replication(runs, why if runs is None else "the server says no more to this user")
+
+
+def traits(session: NodeSession) -> Traits:
+    """Return what decides whether a replica shows what its primary has; of an engine without replication, nothing.
+
+    Args:
+        session: of the node, be it replica or primary.
+    """
+    if session.dialect.name != "mysql":
+        return Traits("", {})
+    found = session.query(
+        "SHOW GLOBAL VARIABLES WHERE Variable_name LIKE 'replicate%' OR Variable_name LIKE '%_exec_mode'"
+        " OR Variable_name LIKE '%_skip_errors' OR Variable_name = 'read_only'"
+    )
+    settings = {str(name).lower(): str(value).lower() for name, value in found}
+    channels = _channels(session)
+    for channel in channels or ():
+        for name, value in channel.items():
+            if name.startswith("replicate_") and value:
+                parts = dict.fromkeys([*settings.get(name, "").split(","), *value.lower().split(",")])
+                settings[name] = ",".join(filter(None, parts))
+    (database, collation, *clock), *_ = session.query(f"SELECT DATABASE(), @@collation_database, {_CLOCK}")
+    columns = session.query(
+        "SELECT CONCAT(table_name, '.', column_name), collation_name FROM information_schema.columns"
+        " WHERE table_schema = DATABASE() AND collation_name IS NOT NULL"
+    )
+    collations = {"": str(collation), **{str(name).lower(): str(kind) for name, kind in columns}}
+    replicates = bool(channels) if channels is not None else _runs(session)
+    texts = " and ".join(str(moment)[5:16] for moment in clock)
+    return Traits(str(database).lower(), settings, channels is not None, replicates, texts, collations)
+
+
+def _channels(session: NodeSession) -> list[dict[str, str]] | None:
+    """Return what the server says of each of its channels; None where the user may not see that."""
+    for sql in ("SHOW ALL SLAVES STATUS", "SHOW REPLICA STATUS", "SHOW SLAVE STATUS"):
+        try:
+            return _named(session, sql)
+        except PipelineError as error:
+            if code_of(error.__cause__ or error) in _DENIED:
+                return None
+    return None
+
+
+def _runs(session: NodeSession) -> bool | None:
+    """Return whether the server follows another; MariaDB shows this much to every user."""
     found = session.query("SHOW GLOBAL STATUS LIKE 'Slave_running'")
-    if found:  # MariaDB shows this much to every user
-        return Replication(str(found[0][1]).upper() == "ON", "the server says no more to this user")
-    return Replication(None, why)
+    return str(found[0][1]).upper() == "ON" if found else None
 
 
 def _judged(rows: list[dict[str, str]]) -> Replication:

@@ -125,7 +125,7 @@ def test_lagging_replicas_send_reads_to_the_primary_up_to_its_limit_at_once(ther
     "report",
     [
         Report(out=True, why="it refuses"),
-        Report(unfit_since_ms=1),
+        Report(unfit="away"),
         Report(),
         lagging(60.0, stalled=True),  # stopped
         lagging(60.0, age_s=20),  # by a prober that is gone
@@ -161,7 +161,7 @@ AWAY = [
 def test_while_the_primary_cannot_be_reached_a_replica_serves_reads_without_a_token(
     there: Deployment, report: Report
 ) -> None:
-    there.published = {"s0-r0": report, "s0-r1": Report(unfit_since_ms=1)}
+    there.published = {"s0-r0": report, "s0-r1": Report(unfit="away")}
     there.readers["s0"].away = True
 
     infos = {there.read() for _ in range(5)}
@@ -187,7 +187,7 @@ def test_while_the_primary_cannot_be_reached_a_token_is_served_by_the_replica_th
 
 
 def test_while_the_primary_cannot_be_reached_no_unfit_replica_serves(there: Deployment) -> None:
-    there.published = {"s0-r0": Report(unfit_since_ms=1), "s0-r1": Report(out=True, why="it refuses")}
+    there.published = {"s0-r0": Report(unfit="away"), "s0-r1": Report(out=True, why="it refuses")}
     there.readers["s0"].away = True
 
     with pytest.raises(ShardUnavailable, match="s0"):

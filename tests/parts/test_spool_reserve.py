@@ -93,7 +93,7 @@ def test_a_new_host_that_redis_answers_late_gets_its_ids_all_the_same(spool: Spo
 
 def test_a_new_host_gets_its_ids_of_redis_also_while_something_else_has_opened_the_breaker(spool: Spool, hosts: Hosts):
     ids = hosts.maker(spool)
-    ids._away.hear(LogUnavailable("a slow look at a schema", sent=False))
+    ids._away.hear(LogUnavailable("one slow reply", silent=True))
     assert ids._away.tripped
 
     assert ids.new(3, hosts.now_ms)

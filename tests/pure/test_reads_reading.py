@@ -197,7 +197,7 @@ def test_two_that_take_writes_do_not_move_the_primary() -> None:
 
 
 def test_a_report_is_published_in_the_fields_that_every_version_reads_and_its_time_is_the_readers_own() -> None:
-    report = Report(40, True, None, "silence", {3: Position(9, 4)}, 1_700_000_000_000, stalled=True)
+    report = Report(40, True, None, "silence", {3: Position(9, 4)}, "it was away", stalled=True)
 
     text = report.to_json()
 
@@ -207,7 +207,7 @@ def test_a_report_is_published_in_the_fields_that_every_version_reads_and_its_ti
         "takes_writes": None,
         "why": "silence",
         "marks": {"3": [9, 4]},
-        "unfit_since_ms": 1_700_000_000_000,
+        "unfit": "it was away",
         "still": True,
         "statement_bytes": 0,
     }
@@ -225,7 +225,7 @@ def test_a_report_is_published_in_the_fields_that_every_version_reads_and_its_ti
         (Report(0, out=True), NodeState.RECOVERING),
         (Report(0, out=True, stalled=True), NodeState.OUT),
         (Report(0, out=True, why="silence"), NodeState.OUT),
-        (Report(0, unfit_since_ms=1), NodeState.UNFIT),
+        (Report(0, unfit="away"), NodeState.UNFIT),
     ],
 )
 def test_a_report_says_what_readers_make_of_the_node(report: Report, state: NodeState) -> None:

@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydal import DAL, Field
+from support.examples import examples
 
 import pipeline
 from pipeline.admin.upkeep import reconcile
 from pipeline.model.op import START
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.appends import Append
-from pipeline.testing import Sandbox
+from pipeline.testing import Sandbox, sandbox
 
 TABLES = {"purchase": {"shard_key": "customer"}}
 CUSTOMER = 7
@@ -153,6 +156,80 @@ def test_a_bucket_that_another_map_has_sent_on_takes_ops_again(db: Any, box: San
     assert bought(box) == [0, 1, 2]
     assert [receipt.status() for receipt in after] == ["applied"] * 2
     assert after[0].position.epoch > epoch + 1000
+
+
+class Run:
+    """A deployment to which anything may happen, and what its callers were told."""
+
+    def __init__(self, box: Sandbox, db: Any):
+        self.box, self.db = box, db
+        self.sent: list[Receipt] = []
+        self.told: dict[int, str] = {}
+        self._past = box.log.replica()
+
+    def buy(self, count: int) -> None:
+        for _ in range(count):
+            n = len(self.sent)
+            self.sent.append(self.box.client.enqueue_insert(self.db.purchase, customer=n % 3, n=n))
+
+    def forget_log(self, bucket: int, keep: int) -> None:
+        self.box.log.forget(bucket, keep)
+
+    def drain(self) -> None:
+        self.box.drain()
+        self._past = self.box.log.replica()
+
+    def reconcile(self) -> None:
+        reconcile(self.box.client, "s0")
+
+    def forget_producers(self) -> None:
+        self.box.log._server.producers.clear()
+
+    def forget_epochs(self) -> None:
+        self.box.log._server.epochs.clear()
+
+    def restart(self) -> None:
+        self.box.log.restart()
+
+    def set_back(self) -> None:
+        self.box.log._server = self._past
+        self._past = self.box.log.replica()
+
+    def change_process(self) -> None:
+        self.box.client.publisher.close()
+
+    def ask(self) -> None:
+        """Ask every receipt: what was told before stays true."""
+        now = {n: receipt.status() for n, receipt in enumerate(self.sent)}
+        final = {n: state for n, state in self.told.items() if state != "queued"}
+        assert {n: now[n] for n in final} == final
+        self.told = now
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("buy"), st.integers(1, 4)),
+    st.tuples(st.just("forget_log"), st.integers(0, 1), st.integers(0, 4)),
+    *(st.just((name,)) for name in ("drain", "reconcile", "forget_producers", "forget_epochs", "restart")),
+    *(st.just((name,)) for name in ("set_back", "change_process", "ask")),
+)
+ENDING = [("drain",), ("reconcile",), ("buy", 6), ("drain",), ("ask",)]
+
+
+@settings(max_examples=examples(160), deadline=None)
+@given(steps=st.lists(STEPS, max_size=25))
+def test_whatever_is_forgotten_in_whatever_order_what_is_told_is_true_and_final(steps: list[tuple[Any, ...]]):
+    with sandbox(TABLES, buckets=2, shards=1) as box:
+        db = DAL("sqlite:memory")
+        db.define_table("purchase", Field("customer", "integer"), Field("n", "integer"))
+        box.client.define_tables(db)
+        run = Run(box, db)
+
+        for name, *arguments in [*steps, *ENDING]:
+            getattr(run, name)(*arguments)
+
+        assert set(run.told.values()) <= {"applied", "lost"}
+        assert sorted(bought(box)) == [n for n, state in run.told.items() if state == "applied"]
+        db.close()
 
 
 def strayed(box: Sandbox, near: Receipt, epoch: int) -> None:

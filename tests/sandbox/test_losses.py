@@ -15,7 +15,9 @@ from pipeline.admin import upkeep
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.enqueue.acknowledged import Acknowledged
+from pipeline.enqueue.producer import Run
 from pipeline.errors import LogUnavailable
+from pipeline.model.op import START, new_producer
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.shard.records import ledger_queries
@@ -250,3 +252,53 @@ def test_a_producers_log_that_forgot_only_its_sequences_loses_nothing(db: Any, b
 
     assert [receipt.status() for receipt in (*before, after)] == ["applied"] * 4
     assert lost(box) == lost(box, "s1") == []
+
+
+def test_what_a_dead_producer_was_told_is_named_by_a_worker_where_redis_knows_it(db: Any, box: Sandbox):
+    """One log is gone, its producers' sequences are not, and no process has them in mind."""
+    gone = [pipeline.enqueue_insert(db.event, who=1, n=n) for n in range(3)]
+    box.client.publisher.idle.clear()
+    box.log.forget(gone[0].bucket)
+    shard = box.client.topology.shard_of(gone[0].bucket)
+
+    upkeep.reconcile(box.client, shard)
+    box.client.publisher.epoch_of(box.client.publisher.scopes[shard])
+    upkeep.name_losses(box.client, shard)
+
+    assert lost(box, shard) == [(gone[0].producer, 1, 3)]
+    assert upkeep.name_losses(box.client, shard) == 0
+
+
+def test_a_worker_judges_no_op_that_its_holder_may_send_again(db: Any, box: Sandbox):
+    """A spool of another host, or an outbox, has the op; only its holder knows."""
+    kept = new_producer(kept=True)
+    op = pipeline.enqueue_insert(db.event, who=1, n=1)
+    [entry] = box.log.read({op.bucket: START}, {op.bucket: 1})[op.bucket]
+    box.client.publisher.resend(kept, {op.bucket: Run(1, [entry.payload])})
+    box.drain()
+    box.client.publisher.resend(kept, {op.bucket: Run(2, [entry.payload])})
+    box.log.forget(op.bucket)
+    box.log.restart()
+    shard = box.client.topology.shard_of(op.bucket)
+
+    box.client.publisher.epoch_of(box.client.publisher.scopes[shard])
+    upkeep.name_losses(box.client, shard)
+
+    assert lost(box, shard) == []
+
+
+def test_no_producer_is_forgotten_whose_ops_may_wait_in_a_log(db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch):
+    """Its next op would look like one behind a loss."""
+    monkeypatch.setattr(upkeep, "REMEMBERED_S", -60)
+    first = pipeline.enqueue_insert(db.event, who=1, n=1)
+    shard = box.client.topology.shard_of(first.bucket)
+    box.drain()
+    after = pipeline.enqueue_insert(db.event, who=1, n=2)
+
+    upkeep.trim(box.client, shard)
+    box.drain()
+
+    assert lost(box, shard) == []
+    assert after.status() == "applied"
+    upkeep.trim(box.client, shard)
+    assert box.client.nodes.primary(shard).query("SELECT * FROM pipeline_producers") == []

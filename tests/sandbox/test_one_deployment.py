@@ -19,10 +19,14 @@ from support.sandbox.deployments import (
     site,
 )
 
+from pipeline.admin.check import surroundings
+from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.migrate import migrate, plan_of
-from pipeline.errors import WrongDeployment
+from pipeline.enqueue.deployment import misfits_of
+from pipeline.errors import LogUnavailable, PipelineError, ShardUnavailable, WrongDeployment
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.memory.log import MemoryLog
+from workers import threads
 
 __all__ = ["site"]
 
@@ -161,3 +165,82 @@ def test_an_older_database_whose_log_is_whole_is_brought_up_to_date_by_the_log(s
     drain(client)
 
     assert rows_of(client) == whole
+
+
+def test_a_replica_in_common_makes_no_common_deployment(site: Site) -> None:
+    run(site, 7)
+    copied = site.client(folder="staging", replicas=".")
+
+    with pytest.raises(WrongDeployment, match="url of its own"):
+        migrate(copied)
+
+
+def test_a_copy_of_the_databases_is_no_part_of_the_deployment(site: Site) -> None:
+    client = run(site, 7)
+    copied = site.client(folder="staging")
+    for shard in ("s0", "s1"):
+        restore(copied, shard, backup_of(client, shard))
+
+    with pytest.raises(WrongDeployment, match=r"whose s\d is sqlite .*; if the database has moved there"):
+        insert(copied)
+
+
+def test_a_redis_is_known_after_a_wipe_by_every_address_that_led_to_it(site: Site) -> None:
+    run(site, 7)
+    insert(site.client(redis={"url": "redis://proxy.invalid/0"}))
+    site.log.fail_over()
+
+    receipt = insert(site.client(redis={"url": "redis://proxy.invalid/0"}))
+
+    assert receipt.status() == "queued"
+
+
+def test_what_another_process_notes_meanwhile_is_read_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(site, 7)
+    client = site.client(redis={"url": "redis://proxy.invalid/0"})
+    noting, refused = site.log.note_deployment, [True]
+
+    def note(seen: str, text: str) -> bool:
+        return False if refused and refused.pop() else noting(seen, text)
+
+    monkeypatch.setattr(site.log, "note_deployment", note)
+
+    assert insert(client).status() == "queued"
+
+
+def test_a_worker_that_does_not_fit_ends_at_its_start(site: Site) -> None:
+    run(site, 7)
+    threads.compare_configuration(site.client())
+
+    with pytest.raises(SystemExit):
+        threads.compare_configuration(site.client(buckets=48))
+
+
+def test_a_worker_starts_while_a_shard_or_redis_is_away(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(site, 7)
+    client = site.client()
+    monkeypatch.setattr(client.nodes, "primary", away(ShardUnavailable("s0", "away")))
+    threads.compare_configuration(client)
+    monkeypatch.setattr(site.log, "deployment", away(LogUnavailable("away")))
+    threads.compare_configuration(client)
+
+
+def away(error: Exception) -> Any:
+    def refuse(*_: object) -> Any:
+        raise error
+
+    return refuse
+
+
+def test_check_says_what_does_not_fit_and_what_to_do(site: Site) -> None:
+    run(site, 7)
+    other = site.client(buckets=48)
+    misfits = tuple(misfits_of(other.log, other.nodes, other.topology))
+    nothing = PipelineError("not asked")
+    evidence = Evidence(other.settings, other.topology, nothing, nothing, (), "", None, {}, {}, misfits=misfits)
+
+    [finding] = surroundings.deployment_findings(evidence)
+
+    assert (finding.severity, finding.place) == ("error", "[pipeline] buckets")
+    assert finding.what == "is 48 in web.toml, but 64 in worker.toml"
+    assert finding.fix.startswith("write buckets = 64")

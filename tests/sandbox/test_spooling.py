@@ -14,10 +14,10 @@ from support.sandbox.spooling import Shop
 from pipeline import clock
 from pipeline.errors import (
     BadOp,
+    InDoubt,
     LogUnavailable,
     NotDurable,
     PartialResult,
-    PipelineFull,
     ShardUnavailable,
     WaitTimeout,
 )
@@ -200,8 +200,11 @@ def test_a_full_spool_is_told_and_names_its_file(shop: Shop):
     shop.log.away = True
     rows = [{"customer": n % 100, "qty": n} for n in range(20_000)]
 
-    with pytest.raises(PipelineFull, match=r"app\.spool is at \[spool\] max_mb = 1"):
+    with pytest.raises(InDoubt, match=r"app\.spool is at \[spool\] max_mb = 1") as raised:
         shop.client.enqueue_bulk_insert(shop.db.purchase, rows)
+
+    queued = [receipt for receipt in raised.value.receipts if receipt is not None]
+    assert len(queued) == shop.client.spool.counts().waiting > 1000
 
 
 def test_a_spool_that_cannot_be_written_leaves_the_error_that_redis_gave(shop: Shop):
@@ -211,10 +214,11 @@ def test_a_spool_that_cannot_be_written_leaves_the_error_that_redis_gave(shop: S
     shop.buy(0, broken)
     shop.log.away = True
 
-    with pytest.raises(Exception, match="spool") as raised:
+    with pytest.raises(InDoubt, match="spool") as raised:
         shop.buy(2, broken)
 
-    assert isinstance(raised.value.__cause__, LogUnavailable)
+    assert raised.value.__cause__ is not None
+    assert isinstance(raised.value.__cause__.__cause__, LogUnavailable)
 
 
 def test_without_a_spool_the_errors_are_as_they_were(shop: Shop):

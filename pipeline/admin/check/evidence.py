@@ -16,7 +16,7 @@ from pipeline.admin.questions import ASK_S, ask_all
 from pipeline.admin.status import MAX_AGE_S, OpFault
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
-from pipeline.enqueue.deployment import faults_of
+from pipeline.enqueue.deployment import misfits_of
 from pipeline.errors import PipelineError
 from pipeline.model.op import START
 from pipeline.model.schema import TableSchema
@@ -45,7 +45,7 @@ class Evidence:
         listened: the shards that some worker listens for; None if the broker did not answer.
         nodes: by name, in the order of the file, each primary before its replicas.
         primary_of: the primary of every replica.
-        unfit: the nodes that upkeep published as absent for too long.
+        unfit: the nodes that upkeep published as unfit, and why.
         epochs: by shard, the epoch of its logs, if Redis is still the server that gave the epoch out.
         uwsgi: command lines of this host's uWSGI servers that name no threads.
         faults: what has gone wrong with ops, by `Status.faults`.
@@ -61,7 +61,7 @@ class Evidence:
     listened: set[str] | None
     nodes: dict[str, Survey | PipelineError]
     primary_of: dict[str, str]
-    unfit: tuple[str, ...] = ()
+    unfit: Mapping[str, str] = field(default_factory=dict)
     epochs: Mapping[str, int] = field(default_factory=dict)
     uwsgi: tuple[str, ...] = ()
     faults: tuple[OpFault, ...] = ()
@@ -87,7 +87,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
     """
     topology, redis = Topology(settings), settings.redis
     seen = ask_all({"log": lambda: _log(settings)})["log"]
-    schemas, refusal, unfit, epochs = ((), "", (), {}) if isinstance(seen, PipelineError) else seen[1:]
+    schemas, refusal, unfit, epochs = ((), "", {}, {}) if isinstance(seen, PipelineError) else seen[1:]
     names = [name for name, _ in own_tables("mysql")]
     names += [dotted_name(schema.rname or schema.name) for schema in schemas]
     published = {schema.name for schema in schemas}
@@ -129,7 +129,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
 def _misfits(settings: Settings, topology: Topology) -> tuple[str, ...]:
     log, nodes = RedisLog(settings.redis.url, prefix=settings.redis.prefix, read_s=ANSWER_S), Nodes(settings)
     try:
-        return tuple(faults_of(log, nodes, topology))
+        return tuple(misfits_of(log, nodes, topology))
     finally:
         nodes.close()
         log.close()
@@ -143,15 +143,15 @@ def _op_faults(settings: Settings, max_age_s: float) -> tuple[OpFault, ...]:
         observer.close()
 
 
-def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, tuple[str, ...], dict[str, int]]:
+def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, dict[str, str], dict[str, int]]:
     health = health_of(settings.redis.url)
     log = RedisLog(settings.redis.url, prefix=settings.redis.prefix, read_s=ANSWER_S)
     try:
         refusal = _refusal(log)
         if refusal:
-            return health, (), refusal, (), {}
+            return health, (), refusal, {}, {}
         schemas = tuple(TableSchema.from_json(text) for _, text in sorted(log.newest_schemas().items()))
-        unfit = tuple(sorted(node for text in log.unfit().values() for node in json.loads(text)))
+        unfit = {node: why for text in log.unfit().values() for node, why in json.loads(text).items()}
         told = {shard: log.epoch(shard) for shard in settings.shards}
         return health, schemas, "", unfit, {shard: epoch for shard, (epoch, current, _) in told.items() if current}
     finally:

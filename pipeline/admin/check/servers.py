@@ -14,12 +14,15 @@ from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.check.finding import ERROR, WARNING, Finding
 from pipeline.errors import PipelineError
 from pipeline.shard import repairs
+from pipeline.shard.likeness import differences
 from pipeline.shard.survey import Survey
 
 #: The first releases with SELECT … FOR UPDATE SKIP LOCKED.
 LEAST_SERVERS = {"mariadb": (10, 6), "mysql": (8, 0)}
 #: The least `max_allowed_packet`: a larger statement would be rejected for good.
 LEAST_PACKET_BYTES = 1_000_000
+#: The right to see a server's replication: MariaDB 10.5 has split it off.
+_SEES_REPLICATION = {"mariadb": "SLAVE MONITOR", "mysql": "REPLICATION CLIENT"}
 _STRICT = ("strict_trans_tables", "strict_all_tables")
 
 
@@ -67,19 +70,14 @@ def privilege_findings(evidence: Evidence) -> Iterator[Finding]:
 
 
 def absence_findings(evidence: Evidence) -> Iterator[Finding]:
-    """Yield each unfit replica.
+    """Yield each replica that upkeep has taken out of account.
 
     Args:
         evidence: what the servers answered.
     """
-    for node in evidence.unfit:
-        yield Finding(
-            ERROR,
-            "",
-            "is unfit: it was away for longer than [apply] replica_away_s, so the log no longer keeps what it lacks",
-            f"rebuild it from its primary, then run pipeline rebuilt {node}",
-            (node,),
-        )
+    for node, why in evidence.unfit.items():
+        what, _, fix = why.rpartition(": ")
+        yield Finding(ERROR, "", f"is unfit, and serves no read: {what}", fix, (node,))
 
 
 def server(node: Survey) -> Iterator[Finding]:
@@ -169,7 +167,7 @@ def _replica(node: Survey, evidence: Evidence) -> Iterator[Finding]:
             WARNING,
             "replication",
             f"cannot be seen by this user ({why})",
-            f"GRANT REPLICATION CLIENT ON *.* TO {_account(node)}",
+            f"GRANT {_SEES_REPLICATION[node.release[0]]} ON *.* TO {_account(node)}",
             (node.node,),
         )
     elif not replication.running:
@@ -181,6 +179,10 @@ def _replica(node: Survey, evidence: Evidence) -> Iterator[Finding]:
             (node.node,),
         )
     primary = evidence.nodes[evidence.primary_of[node.node]]
+    if isinstance(primary, Survey) and node.traits and primary.traits:
+        for one in differences(node.traits, primary.traits):
+            again = f", then rebuild the replica from its primary, and run pipeline rebuilt {node.node}" * one.lasting
+            yield Finding(ERROR, one.place, one.what, one.cure + again, (node.node,))
     if replication and replication.source_id and isinstance(primary, Survey):
         expected = primary.variables.get("server_id", replication.source_id)
         if replication.source_id not in ("0", expected):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from pipeline import clock
@@ -25,8 +25,7 @@ from pipeline.oplog.appends import (
 )
 from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.memory.server import GivenOut, MemoryServer, Sent
-from pipeline.oplog.memory.shared_state import MemorySharedState
-from pipeline.oplog.memory.waits import MemoryWaits
+from pipeline.oplog.memory.shared_state import MemorySharedState, MemoryWaits
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, MOST_REST_MS, NOTE_MS
 
 #: No test says for longer that the log is full; a mark further ahead was made before the clock was set back.
@@ -111,10 +110,11 @@ class MemoryAppends(MemoryServer):
                 raise EpochStale
             return Appended(placed, ring)
 
-    def sequences(self, producer: int) -> dict[int, int]:
-        """See `appends.Line.sequences`."""
+    def senders(self) -> Iterator[tuple[int, dict[int, tuple[int, int]]]]:
         with self._lock:
-            return {bucket: sent.seq for bucket, sent in self._server.producers.get(producer, {}).items()}
+            known = {producer: dict(sent) for producer, sent in self._server.producers.items()}
+        for producer, buckets in known.items():
+            yield producer, {bucket: (sent.seq, sent.position.epoch) for bucket, sent in buckets.items()}
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
         """See `appends.Line.pass_hole`."""
@@ -199,9 +199,8 @@ class MemoryLine:
         """See `appends.Line.replicated`."""
         return self._log.durable
 
-    def sequences(self, producer: int) -> dict[int, int]:
-        """See `appends.Line.sequences`."""
-        return self._log.sequences(producer)
+    def connect(self) -> None:
+        """See `appends.Line.connect`."""
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
         """See `appends.Line.pass_hole`."""

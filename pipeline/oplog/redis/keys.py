@@ -132,8 +132,8 @@ class Keys:
         """Return the notes on why buckets of a shard wait."""
         return f"{self.prefix}:waits:{shard}"
 
-    def producer(self, producer: int) -> str:
-        """Return the sequences of a producer."""
+    def producer(self, producer: int | str) -> str:
+        """Return the sequences of a producer; of all for `*`."""
         return f"{self.prefix}:producer:{producer}"
 
     def claim(self, bucket: int, idempotency_key: str) -> str:

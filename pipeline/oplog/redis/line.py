@@ -105,11 +105,9 @@ class RedisLine:
             return False
         return int(reached[0] if fsync else reached) >= 1
 
-    def sequences(self, producer: int) -> dict[int, int]:
-        """See `appends.Line.sequences`."""
-        flat = self._sent_twice(("HGETALL", self._keys.producer(producer)))
-        pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
-        return {int(bucket): int(value.split()[0]) for bucket, value in pairs}
+    def connect(self) -> None:
+        """See `appends.Line.connect`."""
+        self._sent_twice(("PING",))
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
         """See `appends.Line.pass_hole`."""

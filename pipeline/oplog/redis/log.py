@@ -7,7 +7,8 @@ a hash of texts by their hashes, and one of hashes by table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import redis
@@ -27,9 +28,11 @@ from pipeline.oplog.redis.connection import (
     translated,
 )
 from pipeline.oplog.redis.line import RedisLine
-from pipeline.oplog.redis.shared_state import RedisSharedState
-from pipeline.oplog.redis.waits import RedisWaits
+from pipeline.oplog.redis.shared_state import RedisSharedState, RedisWaits
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, MOST_REST_MS, NOTE_MS
+
+#: Names of keys in one answer of Redis, which does nothing else meanwhile.
+SCAN = 500
 
 
 class RedisAppends(RedisServer):
@@ -61,6 +64,18 @@ class RedisAppends(RedisServer):
     def audit(self, scope: str, marks: Mapping[int, Position]) -> str:
         words = [word for bucket, (epoch, seq) in marks.items() for word in (bucket, epoch, seq)]
         return text_of(self._run("audit", [self.keys.epoch(scope), *map(self.keys.log, marks)], words))
+
+    def senders(self) -> Iterator[tuple[int, dict[int, tuple[int, int]]]]:
+        with translated():
+            every = self._client.scan_iter(self.keys.producer("*"), count=SCAN)
+            while names := list(islice(every, SCAN)):
+                pipe: Any = self._client.pipeline(transaction=False)
+                for name in names:
+                    pipe.hgetall(name)
+                for name, sent in zip(names, pipe.execute(), strict=True):
+                    words = {int(bucket): text_of(value).split() for bucket, value in sent.items()}
+                    known = {bucket: (int(seq), int(epoch)) for bucket, (seq, epoch, _) in words.items()}
+                    yield int(text_of(name).rpartition(":")[2]), known
 
     def claim_key(self, bucket: int, idempotency_key: str, row_id: int) -> int:
         name = self.keys.claim(bucket, idempotency_key)

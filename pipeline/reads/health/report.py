@@ -26,7 +26,7 @@ class NodeState(StrEnum):
     RECOVERING = "recovering"
     #: Out of rotation: it has failed to answer.
     OUT = "out"
-    #: Away for too long: it never serves, and is never followed, until it is rebuilt.
+    #: Away for too long, or not like its primary: it never serves, and is never followed, until that is mended.
     UNFIT = "unfit"
     #: Nothing is published about it.
     NO_PROBER = "no prober"
@@ -47,7 +47,7 @@ class Report(msgspec.Struct, frozen=True):
         takes_writes: whether it is a primary; None where its engine cannot say, or it does not answer.
         why: why the last probe failed; empty after a good one.
         marks: its watermarks; empty where the last probe failed, since the node may be a rebuilt one.
-        unfit_since_ms: when it was last with its primary, wall clock, if it was away for too long since.
+        unfit: why it is unfit and what to do; empty where it is fit.
         stalled: whether it got next to nothing between the last two probes, though its primary went on.
         statement_bytes: the size of the largest statement that it takes; 0: not known.
         published_s: when this was published, by this process's steady clock; never published itself.
@@ -58,7 +58,7 @@ class Report(msgspec.Struct, frozen=True):
     takes_writes: bool | None = None
     why: str = ""
     marks: dict[int, Position] = msgspec.field(default_factory=dict)
-    unfit_since_ms: int | None = None
+    unfit: str = ""
     stalled: bool = msgspec.field(default=False, name="still")
     statement_bytes: int = 0
     published_s: float | msgspec.UnsetType = msgspec.UNSET
@@ -78,14 +78,9 @@ class Report(msgspec.Struct, frozen=True):
         return msgspec.json.encode(self).decode()
 
     @property
-    def unfit(self) -> bool:
-        """Whether the node was away for too long."""
-        return self.unfit_since_ms is not None
-
-    @property
     def state(self) -> NodeState:
         """What readers made of the node when this was published."""
-        if self.unfit_since_ms is not None:
+        if self.unfit:
             return NodeState.UNFIT
         if self.out:
             return NodeState.OUT if self.why or self.stalled else NodeState.RECOVERING

@@ -40,8 +40,8 @@ class ShardHealth:
         #: The primary's clock at its last probe, if that was a good one.
         self._now_ms: int | None = None
         self._stalled: set[str] = set()
-        #: The nodes that were away for too long, and since when, wall clock in ms.
-        self.unfit: Mapping[str, int] = {}
+        #: The unfit nodes, and why.
+        self.unfit: Mapping[str, str] = {}
 
     def take(self, results: Mapping[str, ProbeResult | NoResult], asked_at_s: float) -> None:
         """Take one probe of every node, all begun at the same moment.
@@ -95,13 +95,13 @@ class ShardHealth:
         return horizon_ms - before <= LEAST_SHARE * passed_ms
 
     def _report(self, node: str, at_s: float) -> Report:
-        result, out, unfit = self._results[node], self._judges[node].out, self.unfit.get(node)
+        result, out, unfit = self._results[node], self._judges[node].out, self.unfit.get(node, "")
         lag_ms = self._lag_ms(node, at_s)
         if isinstance(result, NoResult):
-            return Report(lag_ms, out, why=result.why, unfit_since_ms=unfit)
+            return Report(lag_ms, out, why=result.why, unfit=unfit)
         marks = {bucket: position for bucket, position in result.marks.items() if position.epoch > 0}
         # an unfit node is never followed, whatever it says of itself
-        takes_writes = result.takes_writes if unfit is None else None
+        takes_writes = result.takes_writes if not unfit else None
         stalled, most_bytes = node in self._stalled, result.statement_bytes
         return Report(lag_ms, out, takes_writes, "", marks, unfit, stalled, most_bytes)
 

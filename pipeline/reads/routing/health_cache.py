@@ -85,7 +85,7 @@ class HealthCache:
         Args:
             node: its name.
         """
-        return self.report(node).unfit
+        return bool(self.report(node).unfit)
 
     def close(self) -> None:
         """Stop the thread, and send what was counted last, if Redis takes it."""

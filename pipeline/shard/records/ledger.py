@@ -13,6 +13,8 @@ from typing import NamedTuple
 from pipeline.model.op import Entry, Position
 from pipeline.shard.session import NodeSession
 
+#: The longest reason for which a node is unfit, characters: as wide as its column.
+MOST_WHY = 1000
 #: States of a bucket: applied; applied, and ops set aside hold rows; not applied behind a rejected op.
 ACTIVE, HOLDING, HALTED = "active", "holding", "halted"
 
@@ -195,41 +197,46 @@ def stored_schema(session: NodeSession, hash: str) -> str | None:
     return str(found[0][0]) if found else None
 
 
-def forget_producers(session: NodeSession, older_than_s: int) -> None:
+def forget_producers(session: NodeSession, older_than_s: int, waiting: Iterable[int] = ()) -> None:
     """Delete producers, idempotency keys and ids that have expired, a few at a time.
 
     Args:
         session: inside a transaction.
         older_than_s: the age at which a row expires, seconds.
+        waiting: buckets whose logs go beyond their watermarks: their rows stay. An op behind a sequence that the shard
+            has forgotten would look like one behind a loss.
     """
+    kept = f" AND bucket NOT IN ({_list(waiting)})" if waiting else ""
     for table in ("producers", "idempotency", "ids"):
         session.execute(
-            f"DELETE FROM pipeline_{table} WHERE seen_ms < {session.dialect.now_ms} - {older_than_s * 1000}"
+            f"DELETE FROM pipeline_{table} WHERE seen_ms < {session.dialect.now_ms} - {older_than_s * 1000}{kept}"
             + (" LIMIT 1000" if session.dialect.name == "mysql" else "")
         )
 
 
-def unfit_nodes(primary: NodeSession) -> dict[str, int]:
-    """Return each unfit node, and the wall clock at which it last had all that its primary had, ms.
+def unfit_nodes(primary: NodeSession) -> dict[str, str]:
+    """Return each unfit node, and why it is unfit and what to do.
 
     Args:
         primary: a session of the shard's primary.
     """
-    return {str(node): int(ms) for node, ms in primary.query("SELECT node, since_ms FROM pipeline_unfit")}
+    return {str(node): str(why) for node, why in primary.query("SELECT node, why FROM pipeline_unfit")}
 
 
-def mark_unfit(primary: NodeSession, node: str, since_ms: int) -> None:
+def mark_unfit(primary: NodeSession, node: str, since_ms: int, why: str) -> None:
     """Record a node as unfit; committed when this returns.
 
     Args:
         primary: a session of the shard's primary.
         node: the replica's name.
-        since_ms: the wall clock at which it last had all that its primary had.
+        since_ms: the wall clock at which it last had all that its primary had, as far as is known.
+        why: why it is unfit and what to do, for people.
     """
     with primary.translated(), primary.transaction():
         primary.execute(
-            f"INSERT INTO pipeline_unfit (node, since_ms) VALUES ({text_literal(node)}, {since_ms})"
-            + primary.dialect.on_conflict(["node"], ["since_ms"])
+            "INSERT INTO pipeline_unfit (node, since_ms, why)"
+            f" VALUES ({text_literal(node)}, {since_ms}, {text_literal(why[:MOST_WHY])})"
+            + primary.dialect.on_conflict(["node"], ["since_ms", "why"])
         )
 
 

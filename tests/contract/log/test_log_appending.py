@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from support.sandbox.logs import EPOCH, PRODUCER, S0, append, entries, raise_to
+from support.sandbox.logs import EPOCH, PRODUCER, S0, append, entries, raise_to, sequences
 
 from pipeline.model.op import Entry, Position
 from pipeline.oplog.appends import APPENDED, HOLE, SEEN, Appended, EpochStale, Line, Placed, Scope
@@ -134,9 +134,23 @@ def test_sequences_are_per_producer_and_bucket(log: Log, line: Line):
     append(line, (3, 1, [b"a", b"b"]), (4, 1, [b"c"]))
     append(line, (3, 1, [b"d"]), producer=9)
 
-    assert line.sequences(PRODUCER) == {3: 2, 4: 1}
-    assert line.sequences(9) == {3: 1}
-    assert line.sequences(10) == {}
+    assert sequences(log, PRODUCER) == {3: 2, 4: 1}
+    assert sequences(log, 9) == {3: 1}
+    assert sequences(log, 10) == {}
+
+
+def test_the_log_tells_what_each_producer_has_sent_and_under_which_epoch(log: Log, line: Line):
+    append(line, (3, 1, [b"a", b"b"]), (4, 1, [b"c"]))
+    raise_to(log, S0, EPOCH + 5)
+    append(line, (3, 3, [b"d"]), epoch=EPOCH + 5)
+    line.pass_hole(9, 4, 0, 7)
+    for producer in range(1000, 1600):
+        append(line, (3, 1, [b"x"]), epoch=EPOCH + 5, producer=producer)
+
+    known = dict(log.senders())
+
+    assert (known[PRODUCER], known[9]) == ({3: (3, EPOCH + 5), 4: (1, EPOCH)}, {4: (7, 0)})
+    assert len(known) == 602, "also where they are more than one answer of Redis names"
 
 
 def test_a_scope_has_no_epoch_until_one_is_raised(log: Log, line: Line):
@@ -159,7 +173,7 @@ def test_another_epoch_than_the_newest_is_refused_and_nothing_is_written(log: Lo
             append(line, (3, 1, [b"a"]), epoch=epoch)
 
     assert entries(log, 3) == []
-    assert line.sequences(PRODUCER) == {}
+    assert sequences(log, PRODUCER) == {}
     assert log.sweep("s0", due_ms=0) == (False, 0)
 
 
@@ -179,7 +193,7 @@ def test_a_producer_goes_on_behind_a_hole_once_it_is_passed(log: Log, line: Line
 
     assert append(line, (3, 5, [b"e"])).placed == [Placed(APPENDED, Position(EPOCH, 1))]
     assert append(line, (3, 5, [b"e"])).placed == [Placed(SEEN, Position(EPOCH, 1))]
-    assert line.sequences(PRODUCER) == {3: 5}
+    assert sequences(log, PRODUCER) == {3: 5}
 
 
 def test_a_hole_that_another_has_filled_is_not_passed(log: Log, line: Line):
@@ -188,7 +202,7 @@ def test_a_hole_that_another_has_filled_is_not_passed(log: Log, line: Line):
     assert not line.pass_hole(PRODUCER, 3, 1, 4)
     assert not line.pass_hole(PRODUCER, 3, 0, 4)
 
-    assert line.sequences(PRODUCER) == {3: 2}
+    assert sequences(log, PRODUCER) == {3: 2}
 
 
 def test_a_producer_that_the_log_has_forgotten_is_let_on_too(log: Log, line: Line):

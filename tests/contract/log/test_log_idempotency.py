@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from support.sandbox.logs import EPOCH, PRODUCER, append, entries
+from support.sandbox.logs import EPOCH, PRODUCER, append, entries, sequences
 
 from pipeline.model.op import Position
 from pipeline.oplog.appends import APPENDED, Appended, KeyClaimed, Line, Placed
@@ -21,7 +21,7 @@ def test_an_idempotency_key_adds_one_op_and_gives_the_first_receipt_to_any_produ
 
     assert again == Appended([], [], f"{EPOCH} 1 {PRODUCER} 2 {2**62}")
     assert [entry.payload for entry in entries(log, 3)] == [b"a", b"b"]
-    assert other.sequences(9) == {}
+    assert sequences(log, 9) == {}
     other.close()
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from support.sandbox.logs import EPOCH, MINUTE_MS, PRODUCER, S0, append, entries
+from support.sandbox.logs import EPOCH, MINUTE_MS, PRODUCER, S0, append, entries, sequences
 
 from pipeline import clock
 from pipeline.clock import polls
@@ -28,7 +28,7 @@ def test_a_full_pipeline_refuses_with_its_reason_and_writes_nothing(log: Log, li
         append(line, (3, 1, [b"a"]), key="k")
 
     assert entries(log, 3) == []
-    assert line.sequences(PRODUCER) == {}
+    assert sequences(log, PRODUCER) == {}
     assert log.due("s0", 10) == {}
     log.set_full(None)
     assert append(line, (3, 1, [b"a"]), key="k").placed[0].code == APPENDED

@@ -107,6 +107,72 @@ def test_an_away_replica_holds_the_log_until_it_is_unfit_and_then_is_used_for_no
         assert "is not unfit" in str(again.exception)
 
 
+@pytest.fixture
+def followed(one: Shard) -> Iterator[Shard]:
+    """The shard while it is probed; who breaks a replica mends it."""
+    with probing(one):
+        one.healthy()
+        yield one
+
+
+def compared(one: Shard, client: Client) -> str:
+    """Have the replicas compared with their primary now; return what the reports then say of the second one."""
+    client.log.note_seen("s0-r1", "")
+    upkeep.trim(client, "s0")
+    known = json.loads(client.log.unfit()["s0"]).get("s0-r1", "")
+    until(lambda: one.report("s0-r1").unfit == known)
+    return str(known)
+
+
+def test_a_replica_that_may_lack_rows_serves_nothing_and_does_not_count_until_it_is_rebuilt(
+    followed: Shard, hasty: Client
+) -> None:
+    one = followed
+    wrong = "SET GLOBAL replicate_ignore_table='shop.tally'; SET GLOBAL slave_exec_mode='IDEMPOTENT'"
+    one.sql("s0-r1", f"STOP SLAVE; {wrong}; START SLAVE")
+
+    why = compared(one, hasty)
+
+    assert why.startswith("replicate_ignore_table is shop.tally: ")
+    assert "slave_exec_mode is IDEMPOTENT: " in why
+    assert why.endswith("rebuild it from its primary, and run pipeline rebuilt s0-r1")
+    receipt = hasty.enqueue_insert("tally", {"owner": 3, "n": 0})
+    write(hasty, 1)
+    assert None not in [one.client.get(one.db.tally, receipt.id, after=receipt) for _ in range(20)]
+    assert told_of(one, "s0-r1")["unfit"] == why
+    places = {found.place for found in check(one.config).findings if found.nodes == ("s0-r1",)}
+    assert places >= {"replicate_ignore_table", "slave_exec_mode", ""}
+
+    # once the cause is gone, the rows are missing all the same
+    with pytest.raises(PipelineError, match="not like its primary: replicate_ignore_table"):
+        replica_absence.declare_rebuilt(hasty, "s0-r1")
+    mended = "SET GLOBAL replicate_ignore_table=''; SET GLOBAL slave_exec_mode='STRICT'"
+    one.sql("s0-r1", f"STOP SLAVE; {mended}; START SLAVE")
+    assert compared(one, hasty) == why
+    replica_absence.declare_rebuilt(hasty, "s0-r1")
+    assert compared(one, hasty) == ""
+
+
+def test_a_replica_that_is_not_like_its_primary_serves_nothing_and_is_not_followed_until_it_is(
+    followed: Shard, hasty: Client
+) -> None:
+    one, add = followed, "SET sql_log_bin=0; ALTER TABLE shop.tally ADD COLUMN word VARCHAR(9) COLLATE"
+    one.sql("s0", f"{add} utf8mb4_bin")
+    one.sql("s0-r1", f"{add} utf8mb4_general_ci; SET GLOBAL read_only=0; SET GLOBAL time_zone='+05:00'")
+    places = {"read_only", "time_zone", "collation of tally.word"}
+
+    why = compared(one, hasty)
+
+    assert all(place in why for place in places)
+    assert {read_node(one.client) for _ in range(20)} == {"s0-r0"}
+    assert one.report("s0-r1").takes_writes is None
+    assert {found.place for found in check(one.config).findings if found.nodes == ("s0-r1",)} >= places
+    one.sql("s0-r1", "SET GLOBAL read_only=1; SET GLOBAL time_zone='SYSTEM'")
+    for node in ("s0", "s0-r1"):
+        one.sql(node, "SET sql_log_bin=0; ALTER TABLE shop.tally DROP COLUMN word")
+    assert compared(one, hasty) == ""
+
+
 def test_while_its_primary_has_no_connection_left_a_replica_serves_reads(one: Shard, hasty: Client) -> None:
     receipt = hasty.enqueue_insert("tally", {"owner": 1, "n": 0})
     write(hasty, 1)

@@ -31,6 +31,11 @@ def append(
     return line.append(scope, epoch, producer, [Append(*one) for one in appends], key, row_id)
 
 
+def sequences(log: Log, producer: int) -> dict[int, int]:
+    """Return the last sequence that the log knows of a producer, by bucket."""
+    return {bucket: seq for bucket, (seq, _) in dict(log.senders()).get(producer, {}).items()}
+
+
 def entries(log: Log, bucket: int, after: Position = START, count: int = 100_000) -> list[Entry]:
     return log.read({bucket: after}, {bucket: count})[bucket]
 

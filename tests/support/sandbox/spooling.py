@@ -11,7 +11,7 @@ from pydal import DAL, Field
 from pipeline.client import Client
 from pipeline.enqueue.drain_thread import DrainThread
 from pipeline.errors import LogUnavailable
-from pipeline.model.op import START
+from pipeline.model.op import START, Entry, decode
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.testing import Sandbox
@@ -102,11 +102,18 @@ class Shop:
         self.client.away.close()
         return self.client.drainer.drain()
 
-    def logged(self) -> int:
+    def entries(self) -> list[Entry]:
+        """Return what is in the logs, in order per bucket."""
         buckets = range(17)
-        return sum(map(len, self.log.read(dict.fromkeys(buckets, START), dict.fromkeys(buckets, 1000)).values()))
+        found = self.log.read(dict.fromkeys(buckets, START), dict.fromkeys(buckets, 1000))
+        return [entry for entries in found.values() for entry in entries]
+
+    def logged(self) -> int:
+        return len(self.entries())
 
     def bought(self) -> list[int]:
-        """Apply all, and return what was bought, in the order of the rows' ids."""
+        """Apply all, and return what was bought, in the order of the log; what the log has no more comes first."""
         self.box.drain()
-        return [row["qty"] for row in self.box.rows("purchase")]
+        found = {row["id"]: row["qty"] for row in self.box.rows("purchase")}
+        logged = dict.fromkeys(decode(entry.payload).id for entry in self.entries())
+        return [found[id] for id in (*(found.keys() - logged), *logged) if id in found]

@@ -124,11 +124,12 @@ CREATE TABLE IF NOT EXISTS pipeline_heartbeat (
   beat_ms BIGINT NOT NULL
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
--- Replicas that were away for too long: the log has deleted entries that they lack. A replica here serves no read
--- until it is rebuilt.
+-- Replicas that were away for too long, or that may lack rows for good: the log has deleted entries that they need. A
+-- replica here serves no read until it is rebuilt. why: for people, with what to do.
 CREATE TABLE IF NOT EXISTS pipeline_unfit (
   node VARCHAR(80) NOT NULL PRIMARY KEY,
-  since_ms BIGINT NOT NULL
+  since_ms BIGINT NOT NULL,
+  why VARCHAR(1000) NOT NULL DEFAULT ''
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
 -- What is stopped on this shard. scope: '*' is the whole shard, else a table. kind: paused (by an operator) or breaker

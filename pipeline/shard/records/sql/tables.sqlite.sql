@@ -98,7 +98,8 @@ CREATE TABLE IF NOT EXISTS pipeline_heartbeat (
 
 CREATE TABLE IF NOT EXISTS pipeline_unfit (
   node VARCHAR(80) NOT NULL PRIMARY KEY,
-  since_ms INTEGER NOT NULL
+  since_ms INTEGER NOT NULL,
+  why TEXT NOT NULL DEFAULT ''
 );
 
 CREATE TABLE IF NOT EXISTS pipeline_stops (
