@@ -242,7 +242,7 @@ class SharedState(Protocol):
 
         Args:
             name: the chore.
-            for_ms: how long the lease lasts.
+            for_ms: how long the lease lasts; for one name always the same.
         """
         ...
 

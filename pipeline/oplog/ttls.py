@@ -6,6 +6,8 @@ _DAY_MS = 86_400_000
 
 #: A Celery message that no worker fetched for so long no longer counts as on its way: the longest delay of a lost ring.
 BELL_MS = 1000
+#: No bucket rests longer by intent: a mark further ahead was made before the clock was set back.
+MOST_REST_MS = 6000
 #: Producers stop so soon after memory has run short, and go on so soon after there is room.
 ROOM_MS = 1000
 #: An idempotency key is claimed for a day.

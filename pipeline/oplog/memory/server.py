@@ -188,6 +188,12 @@ class MemoryServer:
     def _set(self, key: str, value: str, for_ms: int) -> None:
         self._server.keys[key] = Timed(value, self.now_ms() + for_ms)
 
+    def _expire(self, key: str, most_ms: int) -> None:
+        """Forget a key that has longer to go than anybody sets it for: the clock was set back."""
+        found = self._server.keys.get(key)
+        if found is not None and found.until_ms > self.now_ms() + most_ms:
+            del self._server.keys[key]
+
     def _take(self, key: str, for_ms: int) -> bool:
         """Set a key that is not there; return whether it was not."""
         if self._get(key) is not None:

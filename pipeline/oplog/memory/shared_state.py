@@ -15,10 +15,13 @@ class MemorySharedState(MemoryServer):
 
     def take_lease(self, name: str, for_ms: int) -> bool:
         with self._lock:
+            self._expire(f"lease:{name}", for_ms)
             return self._take(f"lease:{name}", for_ms)
 
     def hold_lease(self, name: str, token: str, for_ms: int) -> bool:
         with self._lock:
+            if for_ms:
+                self._expire(f"lease:{name}", for_ms)
             if self._get(f"lease:{name}") not in (None, token):
                 return False
             self._set(f"lease:{name}", token, for_ms)
