@@ -27,7 +27,7 @@ from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.memory.server import GivenOut, MemoryServer, Sent
 from pipeline.oplog.memory.shared_state import MemorySharedState
 from pipeline.oplog.memory.waits import MemoryWaits
-from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, NOTE_MS
+from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, MOST_AHEAD_MS, NOTE_MS
 
 
 class MemoryAppends(MemoryServer):
@@ -338,8 +338,12 @@ class MemoryWork(MemoryEntries):
 
     def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
         with self._lock:
-            dirty, oldest = self._server.dirty.get(shard, {}), self.now_ms() - due_ms
-            forgotten = any(at <= oldest for at in dirty.values())
+            now_ms, dirty = self.now_ms(), self._server.dirty.get(shard, {})
+            for key in (f"bell:{shard}", "full"):
+                if self._left_ms(key) > MOST_AHEAD_MS:
+                    del self._server.keys[key]
+            dirty |= {bucket: now_ms for bucket, at in dirty.items() if at > now_ms + MOST_AHEAD_MS}
+            forgotten = any(at <= now_ms - due_ms for at in dirty.values())
             return forgotten and self._take(f"bell:{shard}", BELL_MS), len(dirty)
 
     def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:

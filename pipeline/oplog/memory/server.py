@@ -185,6 +185,10 @@ class MemoryServer:
         found = self._server.keys.get(key)
         return found.value if found is not None and self.now_ms() < found.until_ms else None
 
+    def _left_ms(self, key: str) -> int:
+        found = self._server.keys.get(key)
+        return found.until_ms - self.now_ms() if found is not None else 0
+
     def _set(self, key: str, value: str, for_ms: int) -> None:
         self._server.keys[key] = Timed(value, self.now_ms() + for_ms)
 

@@ -14,16 +14,11 @@ class MemorySharedState(MemoryServer):
 
     def take_lease(self, name: str, for_ms: int) -> bool:
         with self._lock:
-            return self._take(f"lease:{name}", for_ms)
+            return self._hold(f"lease:{name}", "1", for_ms, own=False)
 
     def hold_lease(self, name: str, token: str, for_ms: int) -> bool:
         with self._lock:
-            if self._get(f"lease:{name}") not in (None, token):
-                return False
-            self._set(f"lease:{name}", token, for_ms)
-            if for_ms <= 0:
-                del self._server.keys[f"lease:{name}"]
-            return for_ms > 0
+            return self._hold(f"lease:{name}", token, for_ms, own=True)
 
     def release_lease(self, name: str, token: str) -> None:
         self.hold_lease(name, token, 0)
@@ -99,3 +94,14 @@ class MemorySharedState(MemoryServer):
     def publish_unfit(self, shard: str, text: str) -> None:
         with self._lock:
             self._server.unfit[shard] = text
+
+    def _hold(self, key: str, token: str, for_ms: int, *, own: bool) -> bool:
+        """Do what `hold_lease.lua` does."""
+        holder, _, lasts = (self._get(key) or "").rpartition(" ")
+        mine = not holder or (own and holder == token)
+        if not mine and (for_ms <= 0 or self._left_ms(key) <= int(lasts)):
+            return False
+        self._set(key, f"{token} {for_ms}", for_ms)
+        if for_ms <= 0:
+            del self._server.keys[key]
+        return for_ms > 0

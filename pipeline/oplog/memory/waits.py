@@ -16,7 +16,8 @@ class MemoryWaits(MemoryServer):
             now_ms, kept = self.now_ms(), self._server.waits.setdefault(shard, {})
             for bucket, (cause, text) in notes.items():
                 ends_ms, before, note = kept.get(bucket, (0, "", Note(0, "")))
-                since_ms = note.since_ms if before == cause and ends_ms > now_ms else now_ms
+                goes_on = before == cause and 0 < ends_ms - now_ms <= for_ms
+                since_ms = min(note.since_ms, now_ms) if goes_on else now_ms
                 kept[bucket] = now_ms + for_ms, cause, Note(since_ms, text)
 
     def waits(self, shard: str) -> Noted:

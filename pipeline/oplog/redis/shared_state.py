@@ -19,13 +19,13 @@ class RedisSharedState(RedisServer):
     """See `contract.SharedState`."""
 
     def take_lease(self, name: str, for_ms: int) -> bool:
-        return bool(self._despite_oom("SET", self.keys.lease(name), "1", "NX", "PX", for_ms))
+        return bool(self._run("hold_lease", [self.keys.lease(name)], ["1", for_ms, 1]))
 
     def hold_lease(self, name: str, token: str, for_ms: int) -> bool:
-        return bool(self._run("hold_lease", [self.keys.lease(name)], [token, for_ms]))
+        return bool(self._run("hold_lease", [self.keys.lease(name)], [token, for_ms, 0]))
 
     def release_lease(self, name: str, token: str) -> None:
-        self._run("hold_lease", [self.keys.lease(name)], [token, 0])
+        self._run("hold_lease", [self.keys.lease(name)], [token, 0, 0])
 
     def give_ids(self, shard: str, wanted: Mapping[int, int], new_span: int = 0) -> Given:
         clocks = (counter_at(clock.wall_ms()), EPOCH_MS, PER_MS)
