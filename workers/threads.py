@@ -19,7 +19,7 @@ from pipeline.admin.check.surroundings import foreign_modules
 from pipeline.client import Client
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
-from pipeline.enqueue.deployment import settle
+from pipeline.enqueue.deployment import compare_all
 from pipeline.errors import Unavailable, WrongDeployment
 from pipeline.oplog.appends import scopes_of
 from pipeline.oplog.doorbell import queue_of
@@ -100,7 +100,7 @@ def compare_configuration(client: Client) -> None:
         client: the deployment.
     """
     try:
-        settle(client.log, client.nodes, client.topology)
+        compare_all(client.log, client.nodes, client.topology)
     except WrongDeployment as error:
         logger.critical("this worker does not start: %s", error)
         sys.exit(1)

@@ -19,7 +19,7 @@ from pipeline.admin.migration.statement import StatementRefused
 from pipeline.admin.migration.steps import Fault, Step, expand
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
-from pipeline.enqueue.deployment import Notes, restored
+from pipeline.enqueue.deployment import Agreement, restored
 from pipeline.errors import MigrationUnfinished, PipelineError, WrongDeployment
 from pipeline.model.schema import TableSchema
 from pipeline.shard import columns
@@ -212,9 +212,9 @@ def published(pipeline: Client) -> list[TableSchema]:
     return _parents_first([TableSchema.from_json(text) for _, text in sorted(pipeline.log.newest_schemas().items())])
 
 
-def _notes(pipeline: Client) -> Notes:
+def _notes(pipeline: Client) -> Agreement:
     """Return the fingerprints that Redis and all databases keep."""
-    notes = Notes(pipeline.log, pipeline.nodes, pipeline.topology)
+    notes = Agreement(pipeline.log, pipeline.nodes, pipeline.topology)
     for shard in pipeline.topology.shards:
         notes.ask(shard)
     return notes

@@ -14,10 +14,10 @@ from msgspec.structs import replace
 
 from pipeline import clock
 from pipeline.admin.migrate import expand_shard, migrate, published
-from pipeline.admin.restore import prepare
+from pipeline.admin.restore import create_own_tables
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
-from pipeline.enqueue.deployment import Notes
+from pipeline.enqueue.deployment import Agreement
 from pipeline.enqueue.epochs import RAISE_S, new_epoch
 from pipeline.errors import LogUnavailable, PipelineError, ShardKeyError, WrongDeployment, did_you_mean
 from pipeline.model.fingerprint import Fingerprint, differences
@@ -59,7 +59,7 @@ def add_shard(pipeline: Client, shard: str) -> int:
     if shard not in dict(noted.shards):
         _refuse_unless(notes, _grown(pipeline, noted, shard))
     session = pipeline.nodes.primary(shard)
-    prepare(session)
+    create_own_tables(session)
     taken = pipeline.topology.buckets_of(shard)
     if shard not in dict(noted.shards):
         _give_up(pipeline, noted, taken)
@@ -170,8 +170,8 @@ def renew_epochs(pipeline: Client) -> None:
             raise LogUnavailable(f"the epoch of {name!r} could not be raised", sent=False)
 
 
-def _noted(pipeline: Client) -> tuple[Notes, Fingerprint]:
-    notes = Notes(pipeline.log, pipeline.nodes, pipeline.topology)
+def _noted(pipeline: Client) -> tuple[Agreement, Fingerprint]:
+    notes = Agreement(pipeline.log, pipeline.nodes, pipeline.topology)
     for shard in pipeline.topology.shards:
         notes.ask(shard)
     if notes.noted is None:
@@ -179,7 +179,7 @@ def _noted(pipeline: Client) -> tuple[Notes, Fingerprint]:
     return notes, notes.noted
 
 
-def _refuse_unless(notes: Notes, expected: Fingerprint) -> None:
+def _refuse_unless(notes: Agreement, expected: Fingerprint) -> None:
     """Raise where the configuration differs from what it is expected to be after the change."""
     if found := [*notes.strangers(), *differences(notes.mine, expected), *notes.standing(expected)]:
         raise WrongDeployment(found)

@@ -14,7 +14,7 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from pipeline.client import Client
-from pipeline.enqueue.deployment import Notes
+from pipeline.enqueue.deployment import Agreement
 from pipeline.errors import NotMigrated, PipelineError, Unavailable, WrongDeployment
 from pipeline.model.fingerprint import Fingerprint, differences
 from pipeline.model.op import START, Position, deleted_behind
@@ -47,7 +47,7 @@ class Restored(NamedTuple):
     lost: tuple[LostRange, ...]
 
 
-def plan_of(pipeline: Client, shard: str) -> list[Restored]:
+def restoration_of(pipeline: Client, shard: str) -> list[Restored]:
     """Return what `restore` would do with each bucket that has ops; change nothing.
 
     Args:
@@ -85,12 +85,12 @@ def restore(pipeline: Client, shard: str) -> list[Restored]:
         shard: the shard's name.
 
     Raises:
-        PipelineError, WrongDeployment: as for `plan_of`; nothing was changed.
+        PipelineError, WrongDeployment: as for `restoration_of`; nothing was changed.
     """
     notes, session = _noted(pipeline, shard), pipeline.nodes.primary(shard)
-    done = plan_of(pipeline, shard)
+    done = restoration_of(pipeline, shard)
     there = _marks(session)
-    prepare(session)
+    create_own_tables(session)
     all_buckets = {*pipeline.topology.buckets_of(shard), pipeline.topology.reference_bucket}
     with session.translated(), session.transaction():
         # a watermark that is right belongs to the workers, who may move it right now
@@ -119,7 +119,7 @@ def take_queue(pipeline: Client) -> Fingerprint:
         PipelineError: this Redis keeps the queue of another deployment, or the databases know none.
         WrongDeployment: the configuration differs in more than Redis and its prefix.
     """
-    notes = Notes(pipeline.log, pipeline.nodes, pipeline.topology)
+    notes = Agreement(pipeline.log, pipeline.nodes, pipeline.topology)
     for shard in pipeline.topology.shards:
         notes.ask(shard)
     noted = notes.newest_of_shards
@@ -137,7 +137,7 @@ def take_queue(pipeline: Client) -> Fingerprint:
     return new
 
 
-def prepare(session: NodeSession) -> None:
+def create_own_tables(session: NodeSession) -> None:
     """Create those of the pipeline's own tables that are missing.
 
     Args:
@@ -148,7 +148,7 @@ def prepare(session: NodeSession) -> None:
             session.execute(sql)
 
 
-def _noted(pipeline: Client, shard: str) -> Notes:
+def _noted(pipeline: Client, shard: str) -> Agreement:
     """Return the notes of Redis and of all shards, the one that was restored included, whose own note does not count.
 
     Raises:
@@ -157,7 +157,7 @@ def _noted(pipeline: Client, shard: str) -> Notes:
     """
     if shard not in pipeline.topology.shards:
         raise PipelineError(f"[shards.{shard}] is not in {pipeline.settings.source}")
-    notes = Notes(pipeline.log, pipeline.nodes, pipeline.topology)
+    notes = Agreement(pipeline.log, pipeline.nodes, pipeline.topology)
     for other in pipeline.topology.shards:
         if other != shard:
             notes.ask(other)

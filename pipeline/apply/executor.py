@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pipeline.apply.grouping import Group, Item
 from pipeline.apply.held_rows import HeldRows
-from pipeline.apply.pace import Lessons, Portion, accused, around, chunk, in_parts
+from pipeline.apply.pace import Lessons, Portion, accused, around, chunk, halves
 from pipeline.apply.versioned_update import versioned
 from pipeline.errors import PipelineError, Rejected
 from pipeline.model.op import COPY, GROUP, INSERT, UPSERT, Entry, Op
@@ -136,7 +136,11 @@ class Executor:
     def _run(self, kind: str, items: Sequence[Item], facts: Facts) -> None:
         waiting = [Portion(items)]
         while waiting:
-            part, fails = waiting.pop()
+            part, fails, rest_of = waiting.pop()
+            refused = len(self.rejects)
+            if rest_of == refused and len(part) > 1:
+                waiting += reversed(halves(part, refused))
+                continue
             try:
                 self._statement(kind, [item.op for item in part], facts)
             except Exception as error:
@@ -150,7 +154,7 @@ class Executor:
                 else:
                     self._lessons.learn(facts, failed=True)
                     bad = None if row is None else accused(kind, part, row)
-                    waiting += reversed(in_parts(part) if bad is None else around(part, bad))
+                    waiting += reversed(halves(part, refused) if bad is None else around(part, bad))
                 continue
             self._misled |= fails is True
             if part is items:
@@ -166,7 +170,7 @@ class Executor:
         pairs = [pair for item in items if (pair := versioned(item.op, self._known)) is not None]
         assert len(pairs) == len(items), "the planner joins versioned updates only"
         if self._all_or_none(([pair.copy for pair in pairs], [pair.update for pair in pairs])):
-            for part in in_parts(items):
+            for part in halves(items, 0):
                 self._versioned(part.items)
 
     def _atomic(self, item: Item) -> None:

@@ -24,8 +24,6 @@ LEAST_ROWS = 50
 AIM_BYTES = 500_000
 #: Rows of a statement after one with a bad op, and how many more the next has after one without.
 FEW_ROWS, MORE_ROWS = 50, 5
-#: Into how many parts a failed statement is split. Halves need fewer statements, but run half of the rows twice.
-PARTS = 8
 
 
 class Pace:
@@ -135,10 +133,18 @@ class Lessons:
 
 
 class Portion(NamedTuple):
-    """Ops of one statement, and whether the server's word makes us expect that it fails; None: nobody knows."""
+    """A part of a statement that failed.
+
+    Attributes:
+        items: its ops.
+        fails: whether the server's word makes us expect that it fails; None: nobody knows.
+        rest_of: of a second half, how many ops were refused when it was made; if no more are at its turn, the bad op is
+            in it, so it is split without a try.
+    """
 
     items: Sequence[Item]
     fails: bool | None = None
+    rest_of: int | None = None
 
 
 def chunk(items: Sequence[Item], start: int, rows: int) -> Sequence[Item]:
@@ -174,14 +180,15 @@ def accused(kind: str, items: Sequence[Item], row: int) -> int | None:
     return sorted(range(len(items)), key=lambda n: items[n].op.id or 0)[row - 1]
 
 
-def in_parts(items: Sequence[Item]) -> list[Portion]:
+def halves(items: Sequence[Item], refused: int) -> list[Portion]:
     """Split the ops of a statement of which nobody knows the bad one.
 
     Args:
         items: two ops or more.
+        refused: how many ops of the batch are refused already.
     """
-    size = -(-len(items) // PARTS)
-    return [Portion(items[start : start + size]) for start in range(0, len(items), size)]
+    half = len(items) // 2
+    return [Portion(items[:half]), Portion(items[half:], rest_of=refused)]
 
 
 def around(items: Sequence[Item], bad: int) -> list[Portion]:

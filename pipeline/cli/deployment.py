@@ -7,7 +7,7 @@ import json
 import click
 
 from pipeline.admin import reshape
-from pipeline.admin.restore import Restored, plan_of, restore, take_queue
+from pipeline.admin.restore import Restored, restoration_of, restore, take_queue
 from pipeline.cli.options import config_option, opened
 
 #: Rows that are listed; more are counted.
@@ -94,7 +94,7 @@ def restore_command(config: str | None, shard: str | None, queue: bool, yes: boo
             take_queue(pipeline)
             click.echo(f"the queue of these databases is {redis.prefix!r} of {pipeline.settings.source} from now on")
             return
-        plan = plan_of(pipeline, shard)
+        plan = restoration_of(pipeline, shard)
         if not as_json:
             _show(plan)
         _ask(

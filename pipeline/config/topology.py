@@ -95,7 +95,7 @@ class Topology:
         """What the settings say of all that no two processes of a deployment may disagree on."""
         settings = self._settings
         spreads = ((name, spread_of(table)) for name, table in sorted(settings.tables.items()))
-        nodes = ((name, {database_of(uri) for _, uri in shard.nodes()}) for name, shard in settings.shards.items())
+        nodes = ((name, tuple(database_of(uri) for _, uri in one.nodes())) for name, one in settings.shards.items())
         return Fingerprint(
             buckets=self.buckets,
             shards=tuple((name, self.ranges_of(name)) for name in self.shards),
@@ -103,7 +103,7 @@ class Topology:
             prefix=settings.redis.prefix,
             source=settings.source,
             redis=(server_of(settings.redis.url),),
-            databases=tuple((name, tuple(sorted(addresses))) for name, addresses in nodes),
+            databases=tuple(nodes),
         )
 
     def __reduce__(self) -> tuple[type[Topology], tuple[Settings]]:

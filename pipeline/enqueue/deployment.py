@@ -29,7 +29,7 @@ TRIES = 5
 logger = logging.getLogger("pipeline.deployment")
 
 
-class Notes:
+class Agreement:
     """The fingerprints that Redis and some databases keep, beside this process's own.
 
     Args:
@@ -66,7 +66,7 @@ class Notes:
         Args:
             shard: its name.
         """
-        return self.redis is None or not self.mine.known(shard) & self.redis.known(shard)
+        return self.redis is None or not self.mine.leads_to(shard, self.redis)
 
     @property
     def by_another_name(self) -> bool:
@@ -184,7 +184,7 @@ def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str], *,
         ShardUnavailable: a database that has to be asked did not answer.
     """
     for _ in range(TRIES):
-        notes = Notes(log, nodes, topology)
+        notes = Agreement(log, nodes, topology)
         for shard in shards:
             if asking or notes.unknown(shard):
                 notes.ask(shard)
@@ -198,7 +198,7 @@ def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str], *,
     raise LogUnavailable("the deployment's fingerprint keeps changing", sent=False)
 
 
-def settle(log: Log, nodes: Nodes, topology: Topology) -> None:
+def compare_all(log: Log, nodes: Nodes, topology: Topology) -> None:
     """Compare with every database that answers, and let all know the names by which this process calls them.
 
     Args:
@@ -210,7 +210,7 @@ def settle(log: Log, nodes: Nodes, topology: Topology) -> None:
         WrongDeployment: the configuration does not fit; nothing was changed.
         LogUnavailable, ShardUnavailable: a server went away; what was not compared is before its first epoch.
     """
-    notes = Notes(log, nodes, topology)
+    notes = Agreement(log, nodes, topology)
     for shard in topology.shards:
         _ask_if_there(notes, shard)
     notes.refuse()
@@ -218,14 +218,14 @@ def settle(log: Log, nodes: Nodes, topology: Topology) -> None:
         notes.keep(notes.settled())
 
 
-def _ask_if_there(notes: Notes, shard: str) -> None:
+def _ask_if_there(notes: Agreement, shard: str) -> None:
     try:
         notes.ask(shard)
     except Unavailable as error:
         logger.warning("the configuration is not compared with shard %s yet: %s", shard, error)
 
 
-def faults_of(log: Log, nodes: Nodes, topology: Topology) -> list[str]:
+def misfits_of(log: Log, nodes: Nodes, topology: Topology) -> list[str]:
     """Return everything that does not fit, a sentence each; change nothing.
 
     Args:
@@ -233,7 +233,7 @@ def faults_of(log: Log, nodes: Nodes, topology: Topology) -> list[str]:
         nodes: the databases; one that does not answer is passed over.
         topology: the configuration.
     """
-    notes, found = Notes(log, nodes, topology), []
+    notes, found = Agreement(log, nodes, topology), []
     for shard in topology.shards:
         try:
             notes.ask(shard)

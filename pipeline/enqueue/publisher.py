@@ -144,9 +144,9 @@ class Publisher(Acknowledged):
                 self._epochs.asked(scope)
         producer = self._take()
         try:
-            producer.line.sequences(producer.producer)
+            producer.line.connect()
         except BaseException:
-            producer.line.close()
+            self._end(producer)
             raise
         self._put_back(producer)
 

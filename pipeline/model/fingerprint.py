@@ -27,7 +27,7 @@ class Fingerprint(msgspec.Struct, frozen=True):
         version: grows with each change of what is above.
         redis: the addresses by which its Redis is known.
         databases: of each shard, the addresses by which its databases are known, and the names that they give
-            themselves.
+            themselves; in a process's own the primary's address comes first.
     """
 
     buckets: int
@@ -68,6 +68,16 @@ class Fingerprint(msgspec.Struct, frozen=True):
             shard: its name.
         """
         return frozenset(dict(self.databases).get(shard, ()))
+
+    def leads_to(self, shard: str, other: Fingerprint, name: str = "") -> bool:
+        """Return whether a shard's primary, as this process's own names it, is a database that *other* knows.
+
+        Args:
+            shard: its name.
+            other: the deployment's.
+            name: the name that the database gives itself, if it was asked.
+        """
+        return not {*dict(self.databases)[shard][:1], name}.isdisjoint(other.known(shard))
 
     def changed(self, mine: Fingerprint) -> Fingerprint:
         """Return this fingerprint with what *mine* says of buckets, shards, tables and prefix, as a new version.
@@ -181,7 +191,7 @@ def strangers(
     """
     found = []
     for shard, note in shards.items():
-        address = ", ".join(sorted(mine.known(shard)))
+        address = dict(mine.databases)[shard][0]
         if redis is None:
             if note is not None and note.prefix == mine.prefix and not {*note.redis} & {*mine.redis}:
                 found.append(
@@ -196,7 +206,7 @@ def strangers(
                 f"database of {shard} ({address}) belongs to the deployment of {note.source}; give {mine.source} a "
                 "[redis] prefix or url of its own"
             )
-        elif shard in dict(redis.shards) and not (mine.known(shard) | {names.get(shard, "")}) & redis.known(shard):
+        elif shard in dict(redis.shards) and not mine.leads_to(shard, redis, names[shard]):
             known = ", ".join(sorted(redis.known(shard))) or "no database"
             found.append(
                 f"[redis] url and prefix {mine.prefix!r} in {mine.source} are the queue of {redis.source}, whose "

@@ -251,6 +251,10 @@ class Line(Protocol):
         """
         ...
 
+    def connect(self) -> None:
+        """Open the connection if it is not open; return once the server answers on it."""
+        ...
+
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
         """Let a producer go on behind sequence numbers that the log has lost; return whether it may.
 

@@ -1,4 +1,4 @@
--- The spool's tables. WAL, synchronous=FULL: what is committed is on the disk. One file per host and deployment.
+-- The spool's tables. WAL; who commits syncs the journal afterwards. One file per host and deployment.
 
 -- Ops in the order in which they were taken. Whoever sends one again sends it under the same producer and sequence.
 CREATE TABLE IF NOT EXISTS entries (

@@ -156,10 +156,10 @@ class HostLock:
                 fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def _free(self) -> bool:
-        """Whether the lock was free and is taken now; a lock that this process may not have is never free."""
+        """Whether the lock was free and is taken now; a lock that this process cannot have is never free."""
         try:
             return self._taken()
-        except PermissionError:
+        except OSError:
             return False
 
     def _taken(self) -> bool:

@@ -37,13 +37,13 @@ def test_a_power_cut_loses_nothing_that_was_fsynced_and_names_the_rest(lone_tria
     rig = lone_trial.rig
     load = lone_trial.load(sure=True)
     synced = lone_trial.send(lone_trial.load(sure=True, durability="fsync"), 40 * SOAK)
-    safe_bytes = log_file(rig).stat().st_size
+    safe_bytes = rig.log_file.stat().st_size
     loose = lone_trial.send(load, 60 * SOAK)
 
     rig.cluster.kill("redis")
-    with log_file(rig).open("r+b") as file:
+    with rig.log_file.open("r+b") as file:
         # the machine died too: what was written but not fsynced is gone, at whatever byte
-        file.truncate(lone_trial.luck.randrange(safe_bytes, log_file(rig).stat().st_size - 2000))
+        file.truncate(lone_trial.luck.randrange(safe_bytes, rig.log_file.stat().st_size - 2000))
     rig.cluster.start("redis")
     after = lone_trial.send(load, 100 * SOAK)
 
@@ -136,12 +136,6 @@ def test_the_receipt_of_an_op_that_redis_lost_says_so(replicated: Replicated) ->
 def logs(rig: Rig) -> list[bytes]:
     """Return the names of all streams."""
     return sorted(rig.redis.scan_iter(match=rig.client.log.keys.log("*")))  # type: ignore[arg-type]
-
-
-def log_file(rig: Rig) -> Path:
-    """Return the file to which Redis appends."""
-    [file] = (rig.cluster.directory / "redis" / "appendonlydir").glob("*.incr.aof")
-    return file
 
 
 class Replicated:

@@ -1,4 +1,4 @@
-"""I16: ids are unique and carry their bucket, also through fork."""
+"""I16: ids are unique and carry their bucket, also through forks and over a Redis that forgets everything."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.model import ids
 
 pytestmark = pytest.mark.mariadb
 
-#: The parent makes an id before it forks, so that each child inherits a warm client and a leased number.
+#: The parent makes an id before it forks, so that each child inherits a warm client and a block of ids.
 FORKING = """
 import json, os, sys
 from pipeline.client import Client
@@ -58,3 +58,60 @@ def test_sixteen_forked_processes_never_make_the_same_id(trial: Trial) -> None:
     sql = f"SELECT id FROM event WHERE owner IN ({', '.join(map(str, owners))}) AND body <> 'parent'"
     stored = [id for uri in rig.primaries.values() for (id,) in nodes.rows(uri, sql)]
     assert sorted(stored) == sorted(id for id, _, _ in made)
+
+
+#: Half of the processes make ids before Redis is emptied and after; the other half, which are new, after.
+EMPTYING = """
+import json, os, sys
+from pipeline import clock
+from pipeline.client import Client
+
+config, children, each = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+client = Client(config)
+client.row_ids.new(0, clock.wall_ms())
+(ready, say_ready), (go_on, let_go) = os.pipe(), os.pipe()
+
+def make():
+    return [client.row_ids.new(n % 4, clock.wall_ms()) for n in range(each)]
+
+def child(begin):
+    made = begin()
+    os.write(say_ready, b"x")
+    os.read(go_on, 1)
+    os.write(1, json.dumps(made + make()).encode() + b"\\n")
+    os._exit(0)
+
+def start(begin):
+    pids = []
+    for _ in range(children):
+        pid = os.fork()
+        if pid == 0:
+            child(begin)
+        pids.append(pid)
+    got = 0
+    while got < children:
+        got += len(os.read(ready, children))
+    return pids
+
+pids = start(make)
+client.log._client.flushall()
+pids += start(list)
+os.write(let_go, b"x" * len(pids))
+assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
+"""
+
+
+def test_sixty_old_and_sixty_new_processes_never_make_the_same_id_over_an_emptied_redis(trial: Trial) -> None:
+    children, each = 60, 20 * SOAK
+
+    run = subprocess.run(
+        [sys.executable, "-c", EMPTYING, str(trial.rig.config), str(children), str(each)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        timeout=120,
+        check=True,
+    )
+
+    made = [id for line in run.stdout.splitlines() for id in json.loads(line)]
+    assert len(set(made)) == len(made) == children * each * 3
+    assert all(ids.carries_bucket(id) and ids.bucket_of(id) < 4 for id in made)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from support.chance import SOAK
 from support.oracle import nodes
-from support.oracle.producer import Producer
 from support.oracle.trial import Trial
 
 from pipeline.clock import polls
@@ -19,7 +18,7 @@ def test_a_primary_that_is_killed_under_load_loses_and_doubles_nothing(trial: Tr
     producers = [trial.producer(500 * SOAK) for _ in range(2)]
 
     for _ in range(2 * SOAK):
-        wait_for_progress(trial, producers)
+        trial.await_progress(producers)
         shard = trial.luck.choice(list(rig.primaries))
         rig.cluster.kill(shard)
         rig.cluster.start(shard)
@@ -34,7 +33,7 @@ def test_a_worker_that_is_killed_whole_delays_but_loses_and_doubles_nothing(tria
     producers = [trial.producer(500 * SOAK) for _ in range(2)]
 
     for _ in range(2 * SOAK):
-        wait_for_progress(trial, producers)
+        trial.await_progress(producers)
         name = trial.luck.choice(("worker-0", "worker-1"))
         rig.cluster.kill(name)
         rig.cluster.start(name)
@@ -76,18 +75,9 @@ def test_redis_that_is_killed_under_load_and_comes_back_with_its_file_loses_noth
     producers = [trial.producer(400 * SOAK, sure=True) for _ in range(2)]
 
     for _ in range(2 * SOAK):
-        wait_for_progress(trial, producers)
+        trial.await_progress(producers)
         rig.cluster.kill("redis")
         rig.cluster.start("redis")
     trial.join()
 
     assert trial.holds()["lost"] == 0
-
-
-def wait_for_progress(trial: Trial, producers: list[Producer]) -> None:
-    """Wait until more has been acknowledged, at random."""
-    wanted = sum(len(one.noted) for one in producers) + trial.luck.randrange(20, 120)
-    for _ in polls(30):
-        if sum(len(one.noted) for one in producers) >= wanted or all(one.child.poll() is not None for one in producers):
-            return
-    raise AssertionError("the producers make no progress")

@@ -56,5 +56,16 @@ def test_a_disk_with_less_room_than_the_spool_may_take_is_a_warning(tmp_path: Pa
     assert what.startswith("is 1000000, its disk has ")
 
 
+def test_a_damaged_spool_that_was_moved_aside_is_an_error_until_it_is_deleted(tmp_path: Path) -> None:
+    aside = tmp_path / "pipeline.spool.damaged-1700000000000"
+    aside.touch()
+    Path(f"{aside}-wal").touch()
+
+    [(severity, what)] = found(path=str(tmp_path / "pipeline.spool"))
+
+    assert severity == "error"
+    assert what == f"was damaged: {aside} may hold ops that were never sent"
+
+
 def test_no_spool_is_looked_for_where_there_is_none(tmp_path: Path) -> None:
     assert found(enabled=False, path=str(tmp_path / "none" / "pipeline.spool")) == []

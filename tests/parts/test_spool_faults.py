@@ -14,6 +14,7 @@ from support.sandbox.spooled import FORK, payloads, shared
 from pipeline.errors import PipelineFull, SpoolUnavailable
 from pipeline.spool import sqlite_file
 from pipeline.spool.store import Spool
+from pipeline.spool.turns import HostLock
 
 # others that hold the file ----------------------------------------------------------------------------------------
 
@@ -206,3 +207,8 @@ def test_the_marker_is_made_anew_where_a_power_failure_took_it(spool: Spool):
     again.head()
 
     assert again.waiting()
+
+
+def test_a_lock_in_a_folder_that_is_not_there_is_not_free(tmp_path: Path):
+    with HostLock(tmp_path / "none" / "app.spool.reserving").tried() as ours:
+        assert not ours

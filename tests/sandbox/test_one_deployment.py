@@ -22,7 +22,7 @@ from support.sandbox.deployments import (
 from pipeline.admin.check import surroundings
 from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.migrate import migrate, plan_of
-from pipeline.enqueue.deployment import faults_of
+from pipeline.enqueue.deployment import misfits_of
 from pipeline.errors import LogUnavailable, PipelineError, ShardUnavailable, WrongDeployment
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.memory.log import MemoryLog
@@ -167,6 +167,24 @@ def test_an_older_database_whose_log_is_whole_is_brought_up_to_date_by_the_log(s
     assert rows_of(client) == whole
 
 
+def test_a_replica_in_common_makes_no_common_deployment(site: Site) -> None:
+    run(site, 7)
+    copied = site.client(folder="staging", replicas=".")
+
+    with pytest.raises(WrongDeployment, match="url of its own"):
+        migrate(copied)
+
+
+def test_a_copy_of_the_databases_is_no_part_of_the_deployment(site: Site) -> None:
+    client = run(site, 7)
+    copied = site.client(folder="staging")
+    for shard in ("s0", "s1"):
+        restore(copied, shard, backup_of(client, shard))
+
+    with pytest.raises(WrongDeployment, match=r"whose s\d is sqlite .*; if the database has moved there"):
+        insert(copied)
+
+
 def test_a_redis_is_known_after_a_wipe_by_every_address_that_led_to_it(site: Site) -> None:
     run(site, 7)
     insert(site.client(redis={"url": "redis://proxy.invalid/0"}))
@@ -217,7 +235,7 @@ def away(error: Exception) -> Any:
 def test_check_says_what_does_not_fit_and_what_to_do(site: Site) -> None:
     run(site, 7)
     other = site.client(buckets=48)
-    misfits = tuple(faults_of(other.log, other.nodes, other.topology))
+    misfits = tuple(misfits_of(other.log, other.nodes, other.topology))
     nothing = PipelineError("not asked")
     evidence = Evidence(other.settings, other.topology, nothing, nothing, (), "", None, {}, {}, misfits=misfits)
 

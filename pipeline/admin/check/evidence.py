@@ -16,7 +16,7 @@ from pipeline.admin.questions import ASK_S, ask_all
 from pipeline.admin.status import MAX_AGE_S, OpFault
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
-from pipeline.enqueue.deployment import faults_of
+from pipeline.enqueue.deployment import misfits_of
 from pipeline.errors import PipelineError
 from pipeline.model.op import START
 from pipeline.model.schema import TableSchema
@@ -129,7 +129,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
 def _misfits(settings: Settings, topology: Topology) -> tuple[str, ...]:
     log, nodes = RedisLog(settings.redis.url, prefix=settings.redis.prefix, read_s=ANSWER_S), Nodes(settings)
     try:
-        return tuple(faults_of(log, nodes, topology))
+        return tuple(misfits_of(log, nodes, topology))
     finally:
         nodes.close()
         log.close()

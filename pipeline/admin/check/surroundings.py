@@ -187,6 +187,13 @@ def spool_findings(evidence: Evidence) -> Iterator[Finding]:
             f"is {settings.max_mb}, its disk has {free // 1_000_000} MB left",
             "make room, or lower it",
         )
+    for aside in sorted(path.parent.glob(f"{path.name}.damaged-*[0-9]")):
+        yield Finding(
+            ERROR,
+            _PLACE,
+            f"was damaged: {aside} may hold ops that were never sent",
+            f"what could be read of it goes on; look at the rest with `sqlite3 {aside} .recover`, then delete the file",
+        )
 
 
 def clock_findings(evidence: Evidence) -> Iterator[Finding]:

@@ -25,8 +25,7 @@ from pipeline.oplog.appends import (
 )
 from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.memory.server import GivenOut, MemoryServer, Sent
-from pipeline.oplog.memory.shared_state import MemorySharedState
-from pipeline.oplog.memory.waits import MemoryWaits
+from pipeline.oplog.memory.shared_state import MemorySharedState, MemoryWaits
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, MOST_AHEAD_MS, NOTE_MS
 
 
@@ -194,6 +193,9 @@ class MemoryLine:
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
         """See `appends.Line.replicated`."""
         return self._log.durable
+
+    def connect(self) -> None:
+        """See `appends.Line.connect`."""
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
         """See `appends.Line.pass_hole`."""

@@ -1,4 +1,4 @@
-"""Keep in this process what processes share beside the ops: leases, the full flag, the secret, reports on nodes."""
+"""Keep in this process what processes share beside the ops: leases, the full flag, the secret, reports, waits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pipeline import clock
 from pipeline.model.ids import SPAN, Given, counter_at
 from pipeline.oplog.memory.server import MemoryServer, Timed
+from pipeline.oplog.waits import ALIVE, Note, Noted
 
 
 class MemorySharedState(MemoryServer):
@@ -105,3 +106,22 @@ class MemorySharedState(MemoryServer):
         if for_ms <= 0:
             del self._server.keys[key]
         return for_ms > 0
+
+
+class MemoryWaits(MemoryServer):
+    """See `waits.Waits`."""
+
+    def note_waits(self, shard: str, notes: Mapping[int, tuple[str, str]], for_ms: int) -> None:
+        with self._lock:
+            now_ms, kept = self.now_ms(), self._server.waits.setdefault(shard, {})
+            for bucket, (cause, text) in notes.items():
+                ends_ms, before, note = kept.get(bucket, (0, "", Note(0, "")))
+                goes_on = before == cause and 0 < ends_ms - now_ms <= for_ms
+                since_ms = min(note.since_ms, now_ms) if goes_on else now_ms
+                kept[bucket] = now_ms + for_ms, cause, Note(since_ms, text)
+
+    def waits(self, shard: str) -> Noted:
+        with self._lock:
+            now_ms, kept = self.now_ms(), self._server.waits.get(shard, {})
+            notes = {bucket: note for bucket, (ends_ms, _, note) in kept.items() if ends_ms > now_ms}
+            return Noted(self._get(f"lease:{ALIVE.format(shard)}") is not None, notes)

@@ -105,6 +105,10 @@ class RedisLine:
             return False
         return int(reached[0] if fsync else reached) >= 1
 
+    def connect(self) -> None:
+        """See `appends.Line.connect`."""
+        self._sent_twice(("PING",))
+
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
         """See `appends.Line.pass_hole`."""
         text, _ = script("pass_hole")

@@ -28,8 +28,7 @@ from pipeline.oplog.redis.connection import (
     translated,
 )
 from pipeline.oplog.redis.line import RedisLine
-from pipeline.oplog.redis.shared_state import RedisSharedState
-from pipeline.oplog.redis.waits import RedisWaits
+from pipeline.oplog.redis.shared_state import RedisSharedState, RedisWaits
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, MOST_AHEAD_MS, NOTE_MS
 
 #: Names of keys in one answer of Redis, which does nothing else meanwhile.

@@ -1,4 +1,4 @@
-"""Keep in Redis what processes share beside the ops: leases, the full flag, the secret, reports on nodes."""
+"""Keep in Redis what processes share beside the ops: leases, the full flag, the secret, reports, waits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pipeline.model.ids import EPOCH_MS, PER_MS, SPAN, Given, counter_at
 from pipeline.oplog.redis.connection import RedisServer, hash_of, text_of, translated
 from pipeline.oplog.redis.server_info import setting
 from pipeline.oplog.ttls import READS_MS
+from pipeline.oplog.waits import ALIVE, Note, Noted
 
 
 class RedisSharedState(RedisServer):
@@ -117,3 +118,23 @@ class RedisSharedState(RedisServer):
             if isinstance(failed, Exception):
                 raise failed
         return found, time
+
+
+class RedisWaits(RedisServer):
+    """See `waits.Waits`."""
+
+    def note_waits(self, shard: str, notes: Mapping[int, tuple[str, str]], for_ms: int) -> None:
+        words = [word for bucket, (cause, text) in notes.items() for word in (bucket, cause, text)]
+        self._run("note_waits", [self.keys.waits(shard)], [for_ms, *words])
+
+    def waits(self, shard: str) -> Noted:
+        with translated():
+            pipe: Any = self._client.pipeline(transaction=False)
+            pipe.exists(self.keys.lease(ALIVE.format(shard)))
+            pipe.hgetall(self.keys.waits(shard))
+            pipe.time()
+            alive, found, (seconds, micros) = pipe.execute()
+        now_ms = seconds * 1000 + micros // 1000
+        parts = {int(bucket): text.split(" ", 3) for bucket, text in hash_of(found).items()}
+        notes = {b: Note(int(since), text) for b, (ends, since, _, text) in parts.items() if int(ends) > now_ms}
+        return Noted(bool(alive), notes)

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.clock import polls
 from pipeline.devcluster.celery import import_path
 from pipeline.model.receipt import Receipt
 from support.oracle.ledger import Acknowledged
 
+#: How long a producer that has sent all waits for its losses to be judged, s.
+SETTLE_S = 60
 #: The folder that holds the package `support`.
 TESTS = Path(__file__).resolve().parents[2]
 
@@ -81,6 +84,9 @@ def _main(config: str, output: str, options: dict[str, Any]) -> None:
         noted = load.send()
         receipt = Receipt(noted.bucket, noted.position, None, noted.producer, noted.seq)
         os.write(file, json.dumps([str(receipt), noted.deed]).encode() + b"\n")
+    for _ in polls(SETTLE_S):  # what it knows of losses is written down while it lives
+        if client.publisher.settle():
+            break
     client.close()
 
 

@@ -65,6 +65,15 @@ class Trial:
         self._producers.append(made)
         return made
 
+    def await_progress(self, producers: Sequence[Producer]) -> None:
+        """Wait until more has been acknowledged, at random."""
+        wanted = sum(len(one.noted) for one in producers) + self.luck.randrange(20, 120)
+        for _ in clock.polls(30):
+            ended = all(one.child.poll() is not None for one in producers)
+            if ended or sum(len(one.noted) for one in producers) >= wanted:
+                return
+        raise AssertionError("the producers make no progress")
+
     def join(self, producers: Iterable[Producer] = ()) -> None:
         """Wait for producers and note what was acknowledged to them."""
         for one in list(producers) or list(self._producers):

@@ -38,6 +38,7 @@ class Site:
         redis: Mapping[str, str] = {},
         log: MemoryLog | None = None,
         folder: str = "",
+        replicas: str = "",
         file: str = "web.toml",
     ) -> Client:
         """Return a process's client, whose configuration may say anything."""
@@ -47,6 +48,8 @@ class Site:
             name: {"primary": f"sqlite://{home}/{name}.sqlite"} | ({} if ranges is None else {"buckets": ranges})
             for name, ranges in shards.items()
         }
+        for name, section in sections.items():
+            section |= {"replicas": [f"sqlite://{self.folder / replicas}/{name}.sqlite"]} if replicas else {}
         configuration = {
             "pipeline": {"buckets": buckets},
             "redis": {"url": "redis://redis.invalid/0", **redis},

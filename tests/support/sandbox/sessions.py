@@ -26,8 +26,13 @@ ENTRY = Entry(3, Position(7, 5), PRODUCER, 9, b'["insert","t"]')
 @pytest.fixture
 def uri(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The address of an empty schema."""
+    return empty_schema(kind, request, tmp_path)
+
+
+def empty_schema(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
+    """Make an empty schema, and return its address."""
     if kind == "sqlite":
-        return f"sqlite://{tmp_path}/shop.sqlite"
+        return f"sqlite://{folder}/shop{uuid4().hex[:8]}.sqlite"
     uri: str = request.getfixturevalue("mariadb_uri")
     name = f"t{uuid4().hex[:8]}"
     root = NodeSession("root", uri)

@@ -42,6 +42,12 @@ class Rig:
         self.client.define_tables(self.db)
         migrate(self.client)
 
+    @property
+    def log_file(self) -> Path:
+        """The file to which Redis appends."""
+        [file] = (self.cluster.directory / "redis" / "appendonlydir").glob("*.incr.aof")
+        return file
+
     @cached_property
     def redis(self) -> Any:
         """A plain client of the log server."""

@@ -1,0 +1,80 @@
+"""Files that do not fit one deployment, over MariaDB and Redis: refused to a caller, a worker, `migrate`, `check`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from support.servers.rig import Rig
+
+from pipeline import cli
+from pipeline.admin.migrate import migrate
+from pipeline.client import Client
+from pipeline.errors import WrongDeployment
+from pipeline.shard.session import NodeSession
+
+pytestmark = pytest.mark.mariadb
+
+
+@pytest.fixture
+def other(mariadb: Rig, tmp_path: Path) -> Path:
+    """A file of the same servers with another number of buckets."""
+    text, changed = re.subn(r"(?m)^buckets = \d+", "buckets = 48", mariadb.config.read_text())
+    assert changed == 1
+    path = tmp_path / "other.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_caller_and_a_worker_with_another_file_are_refused_and_both_files_are_named(
+    mariadb: Rig, other: Path
+) -> None:
+    client: Any = Client(other)
+    with pytest.raises(WrongDeployment) as refused:
+        client.enqueue_insert(mariadb.db.event, owner=1, body="x")
+    client.close()
+
+    assert re.search(rf"buckets is 48 in {re.escape(str(other))}, but \d+ in /\S+\.toml; write", str(refused.value))
+    with mariadb.worker(other, ready=False) as worker:
+        assert mariadb.wait_gone(worker, 30)
+        assert "this worker does not start: [pipeline] buckets is 48" in mariadb.log_text(worker)
+
+
+def test_check_finds_the_difference_and_a_file_that_fits_has_none(mariadb: Rig, other: Path) -> None:
+    found = [
+        json.loads(CliRunner().invoke(cli.pipeline, ["check", "--json", "--config", str(path)]).output)["findings"]
+        for path in (other, mariadb.config)
+    ]
+
+    differs, fits = (
+        [one["what"] for one in findings if one["severity"] == "error" and one["place"] == "[pipeline] buckets"]
+        for findings in found
+    )
+    assert len(differs) == 1
+    assert differs[0].startswith(f"is 48 in {other}, but ")
+    assert fits == []
+
+
+def test_empty_databases_are_not_prepared_for_a_queue_that_is_another_s(mariadb: Rig, tmp_path: Path) -> None:
+    config, staging = mariadb.config.read_text(), []
+    for shard, uri in mariadb.primaries.items():
+        schema = f"staging_{shard}"
+        root = NodeSession(shard, uri)
+        root.query(f"CREATE OR REPLACE DATABASE {schema}")
+        root.discard()
+        staging.append((uri, f"{uri.rpartition('/')[0]}/{schema}"))
+    for before, after in staging:
+        config = config.replace(f'"{before}"', f'"{after}"')
+    path = tmp_path / "staging.toml"
+    path.write_text(re.sub(r"(?m)^replicas = .*$", "", config))
+    client = Client(path)
+
+    with pytest.raises(WrongDeployment, match=r"give .*staging\.toml a \[redis\] prefix or url of its own"):
+        migrate(client)
+
+    assert client.nodes.primary("s0").query("SHOW TABLES") == []
+    client.close()
