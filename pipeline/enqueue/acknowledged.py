@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pipeline import clock
 from pipeline.config.topology import Topology
 from pipeline.enqueue.epochs import Authority, EpochCache
-from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.shipment import Acked, Sender
+from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import PipelineError
 from pipeline.model.op import Position
 from pipeline.oplog.appends import EVERYWHERE, Appends, Scope, scopes_of
