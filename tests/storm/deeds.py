@@ -18,6 +18,8 @@ from pipeline.model.receipt import Receipt
 WEIGHTS = {"bump": 10, "group": 2, "event": 2, "note": 1, "upsert": 2, "short": 2, "country": 1, "read": 4}
 #: How often a call with an idempotency key is made again, whatever became of it.
 AGAIN = 0.3
+#: What a receipt may say at last of an op that took effect.
+DONE = frozenset({"applied", "durable", "replayed"})
 #: What was said to the caller of a deed.
 ACKNOWLEDGED, IN_DOUBT, REFUSED = "acknowledged", "in doubt", "refused"
 
@@ -195,6 +197,12 @@ class Caller:
 def _in_doubt(error: Unavailable) -> bool:
     sent = isinstance(error, LogUnavailable) and error.sent
     return bool(sent or error.numbered or getattr(error, "receipt", None))
+
+
+def told_together(told: set[str]) -> str:
+    """Return what the receipts of one deed say: of two ops with one key, that which is done counts."""
+    words = {"applied" if one in DONE else one for one in told}
+    return " and ".join(sorted(words - {"lost"} if "applied" in words else words))
 
 
 def all_deeds(callers: Sequence[Caller]) -> list[Deed]:

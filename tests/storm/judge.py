@@ -9,11 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from storm.deeds import ACKNOWLEDGED, IN_DOUBT, REFUSED, Caller, Deed
+from storm.deeds import ACKNOWLEDGED, DONE, IN_DOUBT, REFUSED, Caller, Deed
 from support.oracle import nodes
 
-#: What a receipt may say at last of an op that took effect.
-DONE = ("applied", "durable", "replayed")
 #: Kinds whose effect is judged row by row in the order of their caller, and not by their token alone.
 IN_TURN = ("upsert", "insert", "update", "delete")
 
@@ -80,7 +78,7 @@ def _unsettled(deed: Deed, may_lose: bool) -> Iterator[str]:
         return
     if deed.told == "lost" and not may_lose:
         yield f"lost: {deed} is told lost, and nothing was forgotten that it hung on"
-    elif deed.told not in (*DONE, "lost"):
+    elif deed.told not in DONE | {"lost"}:
         yield f"not recovered: {deed}"
 
 

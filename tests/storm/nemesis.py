@@ -23,7 +23,7 @@ Fault = Callable[[], Iterator[None]]
 #: So long does a fault last that lasts, s.
 SHORT_S, LONG_S = 0.2, 1.2
 #: What makes Redis forget; an op of level `redis` may be told lost after it.
-FORGETTING = frozenset({"redis wiped", "stream deleted", "stream's tail cut", "append-only file cut"})
+FORGETTING = frozenset({"redis wiped", "stream deleted", "append-only file cut"})
 
 
 class Nemesis:
@@ -47,7 +47,6 @@ class Nemesis:
             "redis full": self._redis_full,
             "append-only file cut": self._file_cut,
             "stream deleted": self._stream_deleted,
-            "stream's tail cut": self._tail_cut,
             "sender's hash deleted": self._hash_deleted,
             "dirty set deleted": self._dirty_deleted,
             "doorbells lost": self._bells_lost,
@@ -133,20 +132,6 @@ class Nemesis:
     @contextmanager
     def _stream_deleted(self) -> Iterator[None]:
         self._rig.redis.delete(self._any_log())
-        yield
-
-    @contextmanager
-    def _tail_cut(self) -> Iterator[None]:
-        """Let a stream be as an older dump of it."""
-        redis, name = self._rig.redis, self._any_log()
-        entries = redis.xrange(name)
-        kept = entries[: len(entries) // 2]
-        pipe = redis.pipeline(transaction=True)
-        pipe.delete(name)
-        for id, fields in kept:
-            pairs = fields if isinstance(fields, dict) else dict(zip(fields[::2], fields[1::2], strict=True))
-            pipe.xadd(name, pairs, id=id)
-        pipe.execute()
         yield
 
     @contextmanager

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
-from storm.deeds import Caller, all_deeds
-from storm.judge import DONE
+from storm.deeds import DONE, Caller, all_deeds
 
 #: What a broken promise begins with, and what the table calls it.
 PROMISES = {

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from storm.deeds import Caller, Deed, all_deeds
-from storm.judge import DONE, rows_of, verdict
+from storm.deeds import DONE, Caller, Deed, all_deeds, told_together
+from storm.judge import rows_of, verdict
 from storm.nemesis import FORGETTING, Nemesis, sleep_s, wait_healthy
 from storm.outcome import Outcome
 from support.servers.proxy import Proxy
@@ -117,8 +117,7 @@ def _told(client: Any, deed: Deed) -> str:
         told = {str(client.follower.status(receipt)) for receipt in deed.receipts}
     except PipelineError:
         return "unknown"
-    told = {"applied" if one in DONE else one for one in told}
-    return " and ".join(sorted(told))
+    return told_together(told)
 
 
 def _lives(pid: int) -> bool:

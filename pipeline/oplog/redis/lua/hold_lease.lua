@@ -9,7 +9,7 @@ local holder, lasts = string.match(redis.call('GET', KEYS[1]) or '', '^(.*) (%d+
 local mine = not holder or (holder == ARGV[1] and ARGV[3] == '0')
 if not mine and (ARGV[2] == '0' or redis.call('PTTL', KEYS[1]) <= tonumber(lasts)) then return 0 end
 if ARGV[2] == '0' then
-  redis.call('DEL', KEYS[1])
+  if holder == ARGV[1] then redis.call('DEL', KEYS[1]) end
   return 0
 end
 redis.call('SET', KEYS[1], ARGV[1] .. ' ' .. ARGV[2], 'PX', ARGV[2])
