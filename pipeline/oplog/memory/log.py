@@ -267,6 +267,8 @@ class MemoryEntries(MemoryServer):
     def note_marks(self, shard: str, now_ms: int, text: str, *, older_than_ms: int) -> str | None:
         with self._lock:
             notes = self._server.notes.setdefault(shard, [])
+            if notes and notes[0][0] - now_ms > NOTE_MS:
+                notes.clear()
             found = next((note for at, note in notes if now_ms - at >= older_than_ms), None)
             if not notes or now_ms - notes[0][0] >= NOTE_MS:
                 notes.insert(0, (now_ms, text))

@@ -179,6 +179,9 @@ class RedisEntries(RedisServer):
         key = self.keys.notes(shard)
         with translated():
             notes = [text_of(note).partition(" ") for note in self._client.lrange(key, 0, -1)]
+        if notes and int(notes[0][0]) - now_ms > NOTE_MS:  # of before the clock was set back: its age is not known
+            self._despite_oom("DEL", key)
+            notes = []
         if not notes or now_ms - int(notes[0][0]) >= NOTE_MS:
             self._despite_oom("LPUSH", key, f"{now_ms} {text}")
             self._despite_oom("LTRIM", key, 0, older_than_ms // NOTE_MS + 1)

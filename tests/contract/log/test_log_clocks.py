@@ -107,3 +107,15 @@ def test_since_when_a_bucket_waits_is_never_in_the_future(log: Log) -> None:
 
     note, (now_ms, _) = log.waits("s0").notes[3], log.health()
     assert note.since_ms <= now_ms
+
+
+def test_what_a_shard_had_at_a_time_that_is_still_to_come_says_nothing(log: Log) -> None:
+    """A note of the watermarks is made a minute, by the clock of the worker's host."""
+    minute_ms, now_ms = 60_000, 10 * HOUR_MS
+    log.note_marks("s0", now_ms, "of before", older_than_ms=minute_ms)
+    now_ms -= HOUR_MS
+
+    first = log.note_marks("s0", now_ms, "of then", older_than_ms=minute_ms)
+    then = log.note_marks("s0", now_ms + minute_ms, "later", older_than_ms=minute_ms)
+
+    assert (first, then) == (None, "of then")
