@@ -29,7 +29,7 @@ from pipeline.oplog.redis.connection import (
 )
 from pipeline.oplog.redis.line import RedisLine
 from pipeline.oplog.redis.shared_state import RedisSharedState, RedisWaits
-from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, MOST_REST_MS, NOTE_MS
+from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, MOST_AHEAD_MS, NOTE_MS
 
 #: Names of keys in one answer of Redis, which does nothing else meanwhile.
 SCAN = 500
@@ -247,8 +247,8 @@ class RedisWork(RedisEntries):
             return {int(b): note for b, note in hash_of(self._client.hgetall(self.keys.attempts(shard))).items()}
 
     def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
-        keys = [self.keys.dirty(shard), self.keys.bell(shard)]
-        return ring_of(self._run("sweep", keys, [BELL_MS, due_ms, MOST_REST_MS]))
+        keys = [self.keys.dirty(shard), self.keys.bell(shard), self.keys.room, self.keys.full]
+        return ring_of(self._run("sweep", keys, [BELL_MS, due_ms, MOST_AHEAD_MS]))
 
     def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
         self._rest(shard, "NX", 0, buckets)
