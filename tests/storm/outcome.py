@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from storm.deeds import DONE, Caller, all_deeds
 
@@ -55,7 +55,9 @@ def report(outcomes: Iterable[Outcome]) -> dict[str, object]:
         "faults": dict(sum((one.faults for one in done), Counter()).most_common()),
         "broken": {PROMISES[name]: broken[name] for name in PROMISES},
         "failing seeds": sorted({one.seed for one in done if one.broken}),
-        "first": [asdict(one) for one in done if one.broken][:3],
+        "first": [
+            {"seed": one.seed, "faults": dict(one.faults), "broken": one.broken[:9]} for one in done if one.broken
+        ][:3],
     }
 
 
