@@ -14,9 +14,9 @@ from pipeline.calls import Calls
 from pipeline.config.settings import Settings, load
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import for_all_threads, renamed
-from pipeline.enqueue.drain import Drainer
 from pipeline.enqueue.held_ops import Held, HeldOps
-from pipeline.enqueue.redis_away import RedisAway
+from pipeline.enqueue.spooling.drain import Drainer
+from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.enqueue.wiring import wire_writes
 from pipeline.errors import UnknownTable
 from pipeline.model.op import Addressed

@@ -80,8 +80,9 @@ def look(before: LastSeen | None, now_ms: int, primary: Marks, replica: Marks | 
         return LastSeen(now_ms, now_ms, dict(primary))
     if replica is not None and all(replica.get(b, start) >= mark for b, mark in before.target.items()):
         return replace(before, with_primary_ms=now_ms, looked_ms=now_ms, target=dict(primary))
-    unwatched_ms = max(0, now_ms - before.looked_ms)
-    gap_ms = unwatched_ms if unwatched_ms > GAP_MS else 0
+    unwatched_ms = now_ms - before.looked_ms
+    # a clock that was set back makes a replica neither nearer nor further
+    gap_ms = 0 if 0 <= unwatched_ms <= GAP_MS else unwatched_ms
     return replace(before, with_primary_ms=before.with_primary_ms + gap_ms, looked_ms=now_ms)
 
 

@@ -18,7 +18,7 @@ from pipeline.admin import replica_absence
 from pipeline.cli.options import config_option, opened
 from pipeline.client import Client
 from pipeline.config.settings import load
-from pipeline.enqueue.drain import DrainResult
+from pipeline.enqueue.spooling.drain import DrainResult
 from pipeline.errors import ConfigError
 from pipeline.spool.store import Counts, Spool
 from pipeline.web.outbox import resend_outbox as relay_rows

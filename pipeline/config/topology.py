@@ -6,6 +6,8 @@ reference bucket holds the ops of reference tables, and every shard applies it.
 
 from __future__ import annotations
 
+from collections.abc import Sized
+from hashlib import blake2b
 from typing import Any
 
 from pipeline.config.bucket_ranges import format_ranges, owners
@@ -14,6 +16,9 @@ from pipeline.config.settings import Settings, TableSettings
 from pipeline.config.uris import database_of, server_of
 from pipeline.model.fingerprint import BY_ID, Fingerprint
 from pipeline.model.ids import bucket_of, carries_bucket
+
+#: The longest list or table that a fingerprint has in full, characters.
+MOST_WORDS = 120
 
 
 class Topology:
@@ -117,8 +122,15 @@ def spread_of(table: TableSettings) -> str:
     if table.shard_key is None:
         return BY_ID
     words = f"by shard_key = {table.shard_key!r}, rule = {table.rule!r}"
-    if table.bounds:
-        words += f", bounds = {list(table.bounds)}"
-    if table.lookup:
-        words += f", lookup = {dict(sorted(table.lookup.items(), key=repr))}"
-    return words
+    placed = {"bounds": list(table.bounds), "lookup": dict(sorted(table.lookup.items(), key=repr))}
+    return words + "".join(f", {name} = {_brief(value)}" for name, value in placed.items() if value)
+
+
+def _brief(value: Sized) -> str:
+    """Return a list or a table of the configuration; a long one as a digest of it."""
+    text = repr(value)
+    return (
+        text
+        if len(text) <= MOST_WORDS
+        else f"({len(value)} items, {blake2b(text.encode(), digest_size=6).hexdigest()})"
+    )

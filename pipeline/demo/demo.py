@@ -13,7 +13,7 @@ from pipeline.demo.screen import Screen
 from pipeline.demo.summary import Summary
 from pipeline.demo.system import DemoOptions, System, require_server, running_system
 from pipeline.demo.traffic import Traffic
-from pipeline.demo.verify import Comparison, compare, expected_fingerprints
+from pipeline.demo.verify import Comparison, compare, expected_digests
 from pipeline.errors import PipelineError, WaitTimeout
 
 #: The demo gives up after so long without an applied op, s: thirty times the longest stall of a killed worker.
@@ -152,8 +152,8 @@ def _read_mixed(system: System, traffic: Traffic, flight: Correction, screen: Sc
 
 def _check(system: System, dataset: Dataset, screen: Screen) -> list[Comparison]:
     with screen.scene("File") as say:
-        expected = expected_fingerprints(dataset, system.place, system.shards)
-        rows = sum(fingerprint.rows for fingerprint in expected.values())
+        expected = expected_digests(dataset, system.place, system.shards)
+        rows = sum(digest.rows for digest in expected.values())
         say(f"computed from the file alone what must be there: {rows:,} rows")
     with screen.scene("Check") as say, screen.pages("check", rows) as tick:
         keys = (shard_key("plane", plane) for plane in dataset.rows("plane"))

@@ -3,8 +3,8 @@
 The state at the end is computed from the file alone. A cancelled flight is gone, a corrected one has the file's delays,
 and any other has none yet; planes and weather are as in the file. The topology says only *where* a key is.
 
-A fingerprint of rows is their number and a checksum that does not depend on their order: the sum of a 64-bit hash of
-each row, modulo 2**64. A sum, not an exclusive or, so a row that is there twice changes it. Fingerprints of disjoint
+A digest of rows is their number and a checksum that does not depend on their order: the sum of a 64-bit hash of
+each row, modulo 2**64. A sum, not an exclusive or, so a row that is there twice changes it. Digests of disjoint
 sets add up to that of their union.
 """
 
@@ -24,7 +24,7 @@ _MODULUS = 1 << 64
 
 
 @dataclass(slots=True)
-class Fingerprint:
+class Digest:
     """A count and a checksum that grow row by row."""
 
     rows: int = 0
@@ -41,8 +41,8 @@ class Fingerprint:
         self.rows += 1
         self.checksum = (self.checksum + int.from_bytes(digest, "big")) % _MODULUS
 
-    def __add__(self, other: Fingerprint) -> Fingerprint:
-        return Fingerprint(self.rows + other.rows, (self.checksum + other.checksum) % _MODULUS)
+    def __add__(self, other: Digest) -> Digest:
+        return Digest(self.rows + other.rows, (self.checksum + other.checksum) % _MODULUS)
 
     def __str__(self) -> str:
         return f"{self.checksum:016x}"
@@ -51,7 +51,7 @@ class Fingerprint:
 #: The shard of a (table, shard key).
 Where = Callable[[str, str], str]
 #: By (table, shard).
-Fingerprints = dict[tuple[str, str], Fingerprint]
+Digests = dict[tuple[str, str], Digest]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ class Comparison:
 
     table: str
     shard: str
-    expected: Fingerprint
-    found: Fingerprint
+    expected: Digest
+    found: Digest
 
     @property
     def equal(self) -> bool:
@@ -77,7 +77,7 @@ class Comparison:
         return f"{where}: {rows:,} rows as in the file, but other values (checksum {self.found}, not {self.expected})"
 
 
-def compare(expected: Fingerprints, primaries: Mapping[str, Any], tick: Callable[[int], None]) -> list[Comparison]:
+def compare(expected: Digests, primaries: Mapping[str, Any], tick: Callable[[int], None]) -> list[Comparison]:
     """Read every table on the primary of every shard, and compare.
 
     Args:
@@ -86,17 +86,17 @@ def compare(expected: Fingerprints, primaries: Mapping[str, Any], tick: Callable
         tick: called with the number of rows of each page that was read.
     """
     comparisons = []
-    for (table, shard), fingerprint in expected.items():
-        found = Fingerprint()
+    for (table, shard), digest in expected.items():
+        found = Digest()
         for page in _pages(primaries[shard], table):
             for _, *values in page:
                 found.add(values)
             tick(len(page))
-        comparisons.append(Comparison(table, shard, fingerprint, found))
+        comparisons.append(Comparison(table, shard, digest, found))
     return comparisons
 
 
-def expected_fingerprints(dataset: Dataset, place: Where, shards: Iterable[str]) -> Fingerprints:
+def expected_digests(dataset: Dataset, place: Where, shards: Iterable[str]) -> Digests:
     """Return what each table on each shard must look like, empty tables included.
 
     Args:
@@ -104,7 +104,7 @@ def expected_fingerprints(dataset: Dataset, place: Where, shards: Iterable[str])
         place: the shard of a table and a shard key.
         shards: the names of all shards.
     """
-    found = {(table, shard): Fingerprint() for table in COLUMNS for shard in shards}
+    found = {(table, shard): Digest() for table in COLUMNS for shard in shards}
     place = cache(place)
     for table in COLUMNS:
         for row in final_rows(dataset, table):

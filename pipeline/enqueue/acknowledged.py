@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pipeline import clock
 from pipeline.config.topology import Topology
 from pipeline.enqueue.epochs import Authority, EpochCache
-from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.shipment import Acked, Sender
+from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import PipelineError
 from pipeline.model.op import Position
 from pipeline.oplog.appends import EVERYWHERE, Appends, Scope, scopes_of
@@ -148,11 +148,18 @@ class Acknowledged:
             self._watching = threading.Thread(target=self._watch, name="pipeline-losses", daemon=True)
             self._watching.start()
 
+    def _settled_safely(self) -> bool:
+        try:
+            return self.settle()
+        except Exception as error:  # the outermost loop: the thread goes on
+            logger.warning("what Redis has lost is not judged now: %s: %s", type(error).__name__, error)
+            return False
+
     def _watch(self) -> None:
         failures, look = 0, self._look
         while self._watching is threading.current_thread():
             look.wait(clock.backoff_s(failures, most_s=LOOK_S) if failures else LOOK_S)
             look.clear()
             if self._watching is threading.current_thread():
-                failures = 0 if self.settle() else failures + 1
+                failures = 0 if self._settled_safely() else failures + 1
         self.away.wait_budgets.ended()

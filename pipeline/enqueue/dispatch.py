@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pipeline.enqueue.fallback import Fallback
 from pipeline.enqueue.held_ops import Atomic, Chunk, Held, HeldOp, HeldOps
 from pipeline.enqueue.producer import DURABLE_S
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.shipment import UNCHECKED_BYTES, OpPlace, Shipment, check_size
+from pipeline.enqueue.spooling.fallback import Fallback
 from pipeline.errors import BadOp, InDoubt, NotDurable, Unavailable
 from pipeline.model.op import UPSERT, Addressed, Op, encode, id_of, id_of_new, with_id
 from pipeline.model.receipt import Receipt, Receipts

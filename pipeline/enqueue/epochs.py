@@ -181,7 +181,8 @@ class Authority:
             acked: of each bucket and producer, what was acknowledged last.
 
         Returns:
-            Those of which every shard had all when this was called: it is applied, set aside, or recorded as lost.
+            Those of which every node had all when this was called: it is applied, set aside, or recorded as lost. What
+            only a primary has may go with the primary.
 
         Raises:
             ShardUnavailable: a primary did not answer; call again later.
@@ -192,6 +193,8 @@ class Authority:
             reached = ledger_queries.sequences(session, acked)
             missing = {pair: one for pair, one in acked.items() if reached.get(pair, 0) < one[0]}
             done -= missing.keys()
+            for replica in self._nodes.replicas(shard) if done else ():
+                done = self._on_replica(replica, {pair: acked[pair][0] for pair in done})
             for bucket in {bucket for bucket, _ in missing}:
                 here = {pair: one for pair, one in missing.items() if pair[0] == bucket}
                 with session.translated(), session.transaction():
@@ -199,6 +202,17 @@ class Authority:
                 for lost in losses:
                     logger.error("Redis lost %d ops: %s", lost.last - lost.first + 1, lost)
         return done
+
+    def _on_replica(self, replica: NodeSession, last: Mapping[Sender, int]) -> set[Sender]:
+        """Return of what a replica has all; one that will not be promoted counts as one that has."""
+        if not last or self._nodes.unfit(replica.node):
+            return set(last)
+        try:
+            there = ledger_queries.sequences(replica, last)
+        except (Unavailable, NotMigrated) as error:
+            logger.info("all that %s may lack stays in mind: %s", replica.node, error)
+            return set()
+        return {pair for pair, seq in last.items() if there.get(pair, 0) >= seq}
 
     def _judge(
         self, session: NodeSession, scope: Scope, epoch: int, bucket: int, acked: Mapping[Sender, Acked]

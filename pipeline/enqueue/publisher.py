@@ -16,8 +16,8 @@ from pipeline.config.topology import Topology
 from pipeline.enqueue.acknowledged import Acknowledged
 from pipeline.enqueue.epochs import Authority
 from pipeline.enqueue.producer import FRESH_S, Producer, Run, resend
-from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.shipment import OpPlace, Shipment, queued
+from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import LogUnavailable, PipelineFull, Unavailable
 from pipeline.model.op import Position
 from pipeline.oplog.appends import HOLE, Appends, EpochStale, Scope

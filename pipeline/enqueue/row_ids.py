@@ -13,7 +13,7 @@ from operator import length_hint
 
 from pipeline import clock
 from pipeline.config.topology import Topology
-from pipeline.enqueue.redis_away import RedisAway
+from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import IdsUsedUp, LogUnavailable, Unavailable
 from pipeline.model.ids import FIRST_SPAN, SPANS, Given, ids_of
 from pipeline.oplog.contract import SharedState

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 
 from pipeline.config.topology import Topology
-from pipeline.enqueue.redis_away import RedisAway
+from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import BadOp, LogUnavailable, PipelineFull, Unavailable
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.contract import Entries

@@ -7,16 +7,16 @@ from typing import NamedTuple
 
 from pipeline.config.topology import Topology
 from pipeline.enqueue.dispatch import Dispatch
-from pipeline.enqueue.drain import Drainer
-from pipeline.enqueue.drain_thread import DrainThread
 from pipeline.enqueue.epochs import Authority
-from pipeline.enqueue.fallback import Fallback
 from pipeline.enqueue.op_builder import OpBuilder
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.receipt_status import Follower
-from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.row_ids import RowIds
 from pipeline.enqueue.schemas import SchemaPublisher
+from pipeline.enqueue.spooling.drain import Drainer
+from pipeline.enqueue.spooling.drain_thread import DrainThread
+from pipeline.enqueue.spooling.fallback import Fallback
+from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.oplog.contract import Log
 from pipeline.oplog.doorbell import Bell, SilentBell
 from pipeline.per_process import PerProcess

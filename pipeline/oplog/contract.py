@@ -235,7 +235,7 @@ class Work(Entries, Waits, Protocol):
 
 
 class SharedState(Protocol):
-    """What processes share beside the ops: leases, the full flag, the secret, and reports on nodes."""
+    """What processes share beside the ops: leases, counters of ids, the full flag, the secret, and reports on nodes."""
 
     def take_lease(self, name: str, for_ms: int) -> bool:
         """Take the lease on a chore if it is free; return whether it was. It ends by itself.

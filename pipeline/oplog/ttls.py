@@ -6,10 +6,10 @@ _DAY_MS = 86_400_000
 
 #: A Celery message that no worker fetched for so long no longer counts as on its way: the longest delay of a lost ring.
 BELL_MS = 1000
-#: No bucket rests longer by intent: a mark further ahead was made before the clock was set back.
-MOST_REST_MS = 6000
 #: Producers stop so soon after memory has run short, and go on so soon after there is room.
 ROOM_MS = 1000
+#: What rests, rings or refuses lies no further ahead, by the log's clock: what does was set before the clock went back.
+MOST_AHEAD_MS = 5_000
 #: An idempotency key is claimed for a day.
 IDEMPOTENCY_TTL_MS = _DAY_MS
 #: A producer's sequences outlive the day after which an idle producer starts anew under another number.

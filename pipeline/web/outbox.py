@@ -175,7 +175,9 @@ def defined(db: Any) -> Any:
 def abandoned(table: Any, own: Sequence[Kept]) -> list[Kept]:
     """Return the rows of *table* that must be sent before a request's *own*, and those of processes that have ended."""
     now_ms, last = clock.wall_ms(), own[-1]
-    concerned = table.bucket.belongs(sorted({kept.bucket for kept in own})) | (table.made_ms < now_ms - ABANDONED_MS)
+    # what was made in the future was made before this clock was set back
+    other = (table.made_ms < now_ms - ABANDONED_MS) | (table.made_ms > now_ms + ABANDONED_MS)
+    concerned = table.bucket.belongs(sorted({kept.bucket for kept in own})) | other
     query = concerned & (table.id < last.id) & (table.producer != last.producer)
     return kept_rows(table, query & (table.made_ms > now_ms - FORGOTTEN_MS))
 

@@ -68,9 +68,7 @@ def test_while_redis_hangs_only_the_first_call_waits_and_not_for_long(spooled: S
     fresh.close()
 
 
-@pytest.mark.parametrize(
-    ("step", "lineage"), [("replication", "new"), ("HGETALL", "new"), (":bell:", "new"), (":bell:", "as it was")]
-)
+@pytest.mark.parametrize(("step", "lineage"), [("replication", "new"), (":bell:", "new"), (":bell:", "as it was")])
 def test_what_is_done_late_for_a_call_that_has_left_is_done_once(spooled: Spooled, step: str, lineage: str) -> None:
     receipts = [spooled.bump()]
     if lineage == "new":
@@ -161,6 +159,7 @@ def test_an_emptied_redis_loses_nothing_that_was_spooled_first(spooled: Spooled)
 
 def test_two_commands_that_drain_at_once_double_nothing(spooled: Spooled) -> None:
     receipts = [spooled.bump()]
+    assert spooled.drained()  # on a busy machine the first ops may have gone through the spool
     spooled.rig.cluster.kill("redis")
     receipts += [spooled.bump() for _ in range(300)]
     spooled.client.close()

@@ -14,7 +14,7 @@ from support.sandbox.demo import PLANES, SHARDS, place
 from pipeline.cli.demo import demo as command
 from pipeline.demo import data, system
 from pipeline.demo.data import COLUMNS, EVERY_NTH, Correction, Dataset, DemoDataMissing
-from pipeline.demo.verify import Fingerprint, expected_fingerprints, final_rows
+from pipeline.demo.verify import Digest, expected_digests, final_rows
 from pipeline.errors import PipelineError
 
 # the data ----------------------------------------------------------------------------------------------------
@@ -108,30 +108,30 @@ def test_what_must_be_there_has_no_cancelled_flight_and_delays_only_where_correc
     assert with_delay
 
 
-def test_the_fingerprints_of_the_shards_add_up_to_that_of_the_whole_file(dataset: Dataset) -> None:
-    apart = expected_fingerprints(dataset, place, SHARDS)
-    whole = expected_fingerprints(dataset, lambda table, key: "all", ["all"])
+def test_the_digests_of_the_shards_add_up_to_that_of_the_whole_file(dataset: Dataset) -> None:
+    apart = expected_digests(dataset, place, SHARDS)
+    whole = expected_digests(dataset, lambda table, key: "all", ["all"])
 
     for table in COLUMNS:
         assert apart[table, "s0"] + apart[table, "s1"] == whole[table, "all"]
 
 
 @given(rows=st.lists(st.tuples(st.integers(), st.none() | st.text(max_size=3)), max_size=8), seed=st.randoms())
-def test_a_fingerprint_does_not_depend_on_order_but_on_each_row(rows: list[tuple[Any, ...]], seed: Any) -> None:
+def test_a_digest_does_not_depend_on_order_but_on_each_row(rows: list[tuple[Any, ...]], seed: Any) -> None:
     shuffled = seed.sample(rows, len(rows))
 
-    assert fingerprint(shuffled) == fingerprint(rows)
+    assert digest(shuffled) == digest(rows)
     if rows:
-        assert fingerprint([*rows, rows[0], rows[0]]).checksum != fingerprint(rows).checksum
-        assert fingerprint(rows[1:]) != fingerprint(rows)
+        assert digest([*rows, rows[0], rows[0]]).checksum != digest(rows).checksum
+        assert digest(rows[1:]) != digest(rows)
 
 
-def test_a_fingerprint_tells_nothing_from_an_empty_text() -> None:
-    assert fingerprint([(1, None)]) != fingerprint([(1, "")])
+def test_a_digest_tells_nothing_from_an_empty_text() -> None:
+    assert digest([(1, None)]) != digest([(1, "")])
 
 
-def fingerprint(rows: list[tuple[Any, ...]]) -> Fingerprint:
-    found = Fingerprint()
+def digest(rows: list[tuple[Any, ...]]) -> Digest:
+    found = Digest()
     for row in rows:
         found.add(row)
     return found

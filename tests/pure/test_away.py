@@ -53,3 +53,13 @@ def test_a_replica_is_never_away_for_longer_than_it_was_watched(
 
         assert 0 <= seen.away_ms <= watched_ms
         assert seen.away_ms == 0 or replica is not NEW
+
+
+def test_a_clock_that_was_set_back_makes_a_replica_neither_nearer_nor_further() -> None:
+    hour_ms = 3_600_000
+    begun = look(look(None, hour_ms, NEW, None), hour_ms + LOOK_MS, NEW, None)
+
+    then = look(begun, LOOK_MS, NEW, None)
+    later = look(then, 2 * LOOK_MS, NEW, None)
+
+    assert (begun.away_ms, then.away_ms, later.away_ms) == (LOOK_MS, LOOK_MS, 2 * LOOK_MS)

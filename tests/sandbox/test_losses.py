@@ -165,7 +165,7 @@ class Storm:
         return {n: receipt.status() for n, receipt in self.acked.items()}
 
 
-@pytest.mark.parametrize("nth", range(25 * SOAK))
+@pytest.mark.parametrize("nth", range(10 * SOAK))
 def test_every_acknowledged_op_is_applied_once_or_told_lost_for_good(db: Any, nth: int):
     tables = {"event": {"shard_key": "who", "ids": "database"}, "tally": {"shard_key": "who"}}
     with sandbox(tables, shards=2, buckets=4) as box:

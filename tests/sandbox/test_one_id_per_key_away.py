@@ -13,7 +13,7 @@ from support.sandbox.spooling import Shop
 
 from pipeline import clock
 from pipeline.client import Client
-from pipeline.enqueue.redis_away import AWAY_S
+from pipeline.enqueue.spooling.redis_away import AWAY_S
 from pipeline.model.receipt import Receipt
 
 

@@ -12,7 +12,7 @@ from support.sandbox.spooling import Shop
 
 from pipeline import clock
 from pipeline.enqueue import redis_away
-from pipeline.enqueue.redis_away import RedisAway
+from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import LogUnavailable
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.redis.connection import translated
@@ -77,7 +77,7 @@ def test_who_waits_for_its_turn_while_the_last_ops_are_sent_goes_directly_behind
 
     monkeypatch.setattr(other.spool, "add", at_the_door)
     monkeypatch.setattr(drainer, "_send_last", another_comes)
-    monkeypatch.setattr("pipeline.enqueue.drain.LAST_S", 30)
+    monkeypatch.setattr("pipeline.enqueue.spooling.drain.LAST_S", 30)
     drainer._step = buys
 
     assert shop.drain().empty

@@ -26,7 +26,7 @@ from pipeline import testing
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.enqueue.acknowledged import Acknowledged
-from pipeline.enqueue.drain_thread import DrainThread
+from pipeline.enqueue.spooling.drain_thread import DrainThread
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.testing import Sandbox
 from workers.chores import Chores

@@ -26,10 +26,7 @@ from pipeline.oplog.appends import (
 from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.memory.server import GivenOut, MemoryServer, Sent
 from pipeline.oplog.memory.shared_state import MemorySharedState, MemoryWaits
-from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, MOST_REST_MS, NOTE_MS
-
-#: No test says for longer that the log is full; a mark further ahead was made before the clock was set back.
-MOST_FULL_MS = 60_000
+from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, MOST_AHEAD_MS, NOTE_MS
 
 
 class MemoryAppends(MemoryServer):
@@ -85,8 +82,6 @@ class MemoryAppends(MemoryServer):
                 raise PipelineFull("the memory log is at its limit")
             if given is None or (given.epoch, given.lineage) != (epoch, self._server.lineage):
                 raise EpochStale
-            if "full" in self._server.keys:
-                self._expire("full", MOST_FULL_MS)
             if "full" in self._server.keys and (full := self._get("full")) is not None:
                 raise PipelineFull(full)
             if self.limit_bytes and (share := self._size_bytes() / self.limit_bytes) > FULL_SHARE:
@@ -272,6 +267,8 @@ class MemoryEntries(MemoryServer):
     def note_marks(self, shard: str, now_ms: int, text: str, *, older_than_ms: int) -> str | None:
         with self._lock:
             notes = self._server.notes.setdefault(shard, [])
+            if notes and notes[0][0] - now_ms > NOTE_MS:
+                notes.clear()
             found = next((note for at, note in notes if now_ms - at >= older_than_ms), None)
             if not notes or now_ms - notes[0][0] >= NOTE_MS:
                 notes.insert(0, (now_ms, text))
@@ -345,10 +342,12 @@ class MemoryWork(MemoryEntries):
 
     def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
         with self._lock:
-            dirty, oldest = self._server.dirty.get(shard, {}), self.now_ms() - due_ms
-            dirty |= {bucket: 0 for bucket, at in dirty.items() if at > self.now_ms() + MOST_REST_MS}
-            self._expire(f"bell:{shard}", BELL_MS)
-            forgotten = any(at <= oldest for at in dirty.values())
+            now_ms, dirty = self.now_ms(), self._server.dirty.get(shard, {})
+            for key in (f"bell:{shard}", "full"):
+                if self._left_ms(key) > MOST_AHEAD_MS:
+                    del self._server.keys[key]
+            dirty |= {bucket: now_ms for bucket, at in dirty.items() if at > now_ms + MOST_AHEAD_MS}
+            forgotten = any(at <= now_ms - due_ms for at in dirty.values())
             return forgotten and self._take(f"bell:{shard}", BELL_MS), len(dirty)
 
     def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:

@@ -185,14 +185,12 @@ class MemoryServer:
         found = self._server.keys.get(key)
         return found.value if found is not None and self.now_ms() < found.until_ms else None
 
+    def _left_ms(self, key: str) -> int:
+        found = self._server.keys.get(key)
+        return found.until_ms - self.now_ms() if found is not None else 0
+
     def _set(self, key: str, value: str, for_ms: int) -> None:
         self._server.keys[key] = Timed(value, self.now_ms() + for_ms)
-
-    def _expire(self, key: str, most_ms: int) -> None:
-        """Forget a key that has longer to go than anybody sets it for: the clock was set back."""
-        found = self._server.keys.get(key)
-        if found is not None and found.until_ms > self.now_ms() + most_ms:
-            del self._server.keys[key]
 
     def _take(self, key: str, for_ms: int) -> bool:
         """Set a key that is not there; return whether it was not."""

@@ -15,19 +15,11 @@ class MemorySharedState(MemoryServer):
 
     def take_lease(self, name: str, for_ms: int) -> bool:
         with self._lock:
-            self._expire(f"lease:{name}", for_ms)
-            return self._take(f"lease:{name}", for_ms)
+            return self._hold(f"lease:{name}", "1", for_ms, own=False)
 
     def hold_lease(self, name: str, token: str, for_ms: int) -> bool:
         with self._lock:
-            if for_ms:
-                self._expire(f"lease:{name}", for_ms)
-            if self._get(f"lease:{name}") not in (None, token):
-                return False
-            self._set(f"lease:{name}", token, for_ms)
-            if for_ms <= 0:
-                del self._server.keys[f"lease:{name}"]
-            return for_ms > 0
+            return self._hold(f"lease:{name}", token, for_ms, own=True)
 
     def release_lease(self, name: str, token: str) -> None:
         self.hold_lease(name, token, 0)
@@ -104,6 +96,17 @@ class MemorySharedState(MemoryServer):
         with self._lock:
             self._server.unfit[shard] = text
 
+    def _hold(self, key: str, token: str, for_ms: int, *, own: bool) -> bool:
+        """Do what `hold_lease.lua` does."""
+        holder, _, lasts = (self._get(key) or "").rpartition(" ")
+        mine = not holder or (own and holder == token)
+        if not mine and (for_ms <= 0 or self._left_ms(key) <= int(lasts)):
+            return False
+        self._set(key, f"{token} {for_ms}", for_ms)
+        if for_ms <= 0:
+            del self._server.keys[key]
+        return for_ms > 0
+
 
 class MemoryWaits(MemoryServer):
     """See `waits.Waits`."""
@@ -113,7 +116,8 @@ class MemoryWaits(MemoryServer):
             now_ms, kept = self.now_ms(), self._server.waits.setdefault(shard, {})
             for bucket, (cause, text) in notes.items():
                 ends_ms, before, note = kept.get(bucket, (0, "", Note(0, "")))
-                since_ms = note.since_ms if before == cause and ends_ms > now_ms else now_ms
+                goes_on = before == cause and 0 < ends_ms - now_ms <= for_ms
+                since_ms = min(note.since_ms, now_ms) if goes_on else now_ms
                 kept[bucket] = now_ms + for_ms, cause, Note(since_ms, text)
 
     def waits(self, shard: str) -> Noted:

@@ -17,7 +17,7 @@
 <prefix>:ids                hash    bucket -> next counter of its row ids; shard -> its span
 <prefix>:full               string  why appends are refused; expires
 <prefix>:room             string  there while enough memory is left, as measured of late; expires
-<prefix>:chore:<name>       string  lease of a chore, "1" or its holder's token; expires
+<prefix>:chore:<name>       string  lease of a chore, "<token> <for how long, ms>"; expires
 <prefix>:health             hash    node -> "<ms> <report as JSON>"; expires
 <prefix>:reads              hash    "<node> <kind> <reason>" -> reads of all processes; expires when idle
 <prefix>:unfit              hash    shard -> its unfit nodes as JSON, a copy of pipeline_unfit

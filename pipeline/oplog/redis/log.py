@@ -29,7 +29,7 @@ from pipeline.oplog.redis.connection import (
 )
 from pipeline.oplog.redis.line import RedisLine
 from pipeline.oplog.redis.shared_state import RedisSharedState, RedisWaits
-from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, MOST_REST_MS, NOTE_MS
+from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, MOST_AHEAD_MS, NOTE_MS
 
 #: Names of keys in one answer of Redis, which does nothing else meanwhile.
 SCAN = 500
@@ -179,6 +179,9 @@ class RedisEntries(RedisServer):
         key = self.keys.notes(shard)
         with translated():
             notes = [text_of(note).partition(" ") for note in self._client.lrange(key, 0, -1)]
+        if notes and int(notes[0][0]) - now_ms > NOTE_MS:  # of before the clock was set back: its age is not known
+            self._despite_oom("DEL", key)
+            notes = []
         if not notes or now_ms - int(notes[0][0]) >= NOTE_MS:
             self._despite_oom("LPUSH", key, f"{now_ms} {text}")
             self._despite_oom("LTRIM", key, 0, older_than_ms // NOTE_MS + 1)
@@ -247,8 +250,8 @@ class RedisWork(RedisEntries):
             return {int(b): note for b, note in hash_of(self._client.hgetall(self.keys.attempts(shard))).items()}
 
     def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
-        keys = [self.keys.dirty(shard), self.keys.bell(shard)]
-        return ring_of(self._run("sweep", keys, [BELL_MS, due_ms, MOST_REST_MS]))
+        keys = [self.keys.dirty(shard), self.keys.bell(shard), self.keys.room, self.keys.full]
+        return ring_of(self._run("sweep", keys, [BELL_MS, due_ms, MOST_AHEAD_MS]))
 
     def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
         self._rest(shard, "NX", 0, buckets)

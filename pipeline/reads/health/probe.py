@@ -190,7 +190,7 @@ def beat(session: NodeSession) -> None:
     with session.translated(), session.transaction():
         session.execute(
             f"INSERT INTO pipeline_heartbeat (id, beat_ms) SELECT 1, {now_ms} FROM DUAL WHERE NOT EXISTS"
-            f" (SELECT 1 FROM pipeline_watermarks WHERE committed_ms > {now_ms} - {NO_BEAT_MS})"
+            f" (SELECT 1 FROM pipeline_watermarks WHERE committed_ms BETWEEN {now_ms} - {NO_BEAT_MS} AND {now_ms})"
             + session.dialect.on_conflict(["id"], ["beat_ms"])
         )
 

@@ -26,6 +26,8 @@ LEAST_S = 0.1
 REST_S = 30.0
 #: Reports that were fetched longer ago than this are fetched anew before they are used, s; and how long that may take.
 OLD_S, FIRST_S = 3.0, 0.25
+#: A report further ahead of Redis's clock is of before that was set back, and of unknown age, ms.
+SET_BACK_MS = 1_000
 logger = logging.getLogger("pipeline.reads")
 
 
@@ -38,6 +40,24 @@ class _Fetched:
         self.reports: Mapping[str, Report] = {}
         self.fetched_at_s = -OLD_S
         self.used_at_s = 0.0
+        #: Of each node, the stamp of its newest report, and when that was published, by this process's steady clock.
+        self._stamps: dict[str, tuple[int, float]] = {}
+
+    def published_s(self, node: str, at_ms: int, asked_at_s: float, now_ms: int) -> float:
+        """Return when a report was published, by this process's steady clock.
+
+        Args:
+            node: its name.
+            at_ms: the report's stamp, by Redis's clock.
+            asked_at_s: when Redis was asked, by this process's clock: the way there counts as age.
+            now_ms: the clock of Redis then.
+        """
+        found_s = asked_at_s - max(0, now_ms - at_ms) / 1000
+        before_ms, before_s = self._stamps.get(node, (None, 0.0))
+        if before_ms == at_ms:  # the same report is no younger for a clock that was set back
+            found_s = min(found_s, before_s)
+        self._stamps[node] = at_ms, found_s
+        return found_s
 
 
 class HealthCache:
@@ -129,8 +149,10 @@ class HealthCache:
             counted = counters.unsent()
             now_ms, found = self._log.health(counted)
             counters.sent(counted)
-            # the way to Redis counts as age: a bound must not be too small
-            published_s = {node: asked_at_s - max(0, now_ms - at_ms) / 1000 for node, (at_ms, _) in found.items()}
+            found = {node: told for node, told in found.items() if told[0] - now_ms < SET_BACK_MS}
+            published_s = {
+                node: here.published_s(node, at_ms, asked_at_s, now_ms) for node, (at_ms, _) in found.items()
+            }
             reports = {node: Report.from_json(text, published_s[node]) for node, (_, text) in found.items()}
         except (PipelineError, ValueError) as error:
             logger.warning("no reports of the nodes: %s", error)

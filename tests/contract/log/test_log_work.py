@@ -11,7 +11,7 @@ from pipeline.clock import polls
 from pipeline.model.op import START, Position
 from pipeline.oplog.appends import BIG_BYTES, Line
 from pipeline.oplog.contract import Log
-from pipeline.oplog.ttls import MOST_REST_MS
+from pipeline.oplog.ttls import MOST_AHEAD_MS
 
 
 def test_the_bell_is_to_be_rung_once_until_it_is_answered(log: Log, line: Line):
@@ -192,7 +192,7 @@ def test_a_sweep_leaves_young_and_resting_buckets_to_their_own_bell(log: Log, li
     log.due("s0", 10)
 
     assert log.sweep("s0", due_ms=MINUTE_MS) == (False, 1)
-    log.postpone("s0", [3], MOST_REST_MS - 500)
+    log.postpone("s0", [3], MOST_AHEAD_MS)
     assert log.sweep("s0", due_ms=0) == (False, 1)
 
 

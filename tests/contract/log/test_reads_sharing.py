@@ -10,6 +10,7 @@ from pipeline import clock
 from pipeline.devcluster.processes import free_ports
 from pipeline.model.op import Position
 from pipeline.oplog.contract import Log
+from pipeline.oplog.memory.log import MemoryLog
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.reads.health.report import NodeState, Report
 from pipeline.reads.routing.health_cache import HealthCache
@@ -48,6 +49,24 @@ def test_news_reaches_a_process_that_goes_on_looking(log: Log) -> None:
 
     assert any(health.report("s0-r0").out for _ in clock.polls(10))
     health.close()
+
+
+def test_a_report_is_no_younger_for_a_clock_that_was_set_back() -> None:
+    """Of a prober that has gone: the report is not renewed."""
+    log = MemoryLog()
+    log.publish_health({"s0-r0": Report(0).to_json()}, 60_000)
+    log.ahead_ms += 10_000
+    before, fresh = HealthCache(log), HealthCache(log)
+    assert (before.report("s0-r0").lag_s or 0) >= 10
+
+    for back_ms in (8_000, 3_600_000):
+        log.ahead_ms -= back_ms
+        before._fetch(before._here())
+        assert (before.report("s0-r0").lag_s or 60) >= 10
+    fresh._fetch(fresh._here())
+    assert fresh.report("s0-r0").lag_s is None
+    before.close()
+    fresh.close()
 
 
 def test_without_redis_a_view_is_no_reading(away: RedisLog) -> None:

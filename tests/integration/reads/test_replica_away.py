@@ -173,6 +173,15 @@ def test_a_replica_that_is_not_like_its_primary_serves_nothing_and_is_not_follow
     assert compared(one, hasty) == ""
 
 
+def test_an_idle_primary_beats_also_after_its_clock_was_set_back(followed: Shard) -> None:
+    one, beat = followed, "SELECT beat_ms FROM shop.pipeline_heartbeat"
+    one.sql("s0", "UPDATE shop.pipeline_watermarks SET committed_ms = committed_ms + 3600000")
+
+    before = one.sql("s0", beat)
+
+    until(lambda: one.sql("s0", beat) != before)
+
+
 def test_while_its_primary_has_no_connection_left_a_replica_serves_reads(one: Shard, hasty: Client) -> None:
     receipt = hasty.enqueue_insert("tally", {"owner": 1, "n": 0})
     write(hasty, 1)

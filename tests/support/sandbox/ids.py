@@ -9,8 +9,8 @@ import pytest
 from pipeline import clock
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
-from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.row_ids import RowIds
+from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import LogUnavailable, ShardUnavailable
 from pipeline.model.ids import EPOCH_MS, Given
 from pipeline.oplog.memory.log import MemoryLog

@@ -9,7 +9,7 @@ import pytest
 from pydal import DAL, Field
 
 from pipeline.client import Client
-from pipeline.enqueue.drain_thread import DrainThread
+from pipeline.enqueue.spooling.drain_thread import DrainThread
 from pipeline.errors import LogUnavailable
 from pipeline.model.op import START, Entry, decode
 from pipeline.model.receipt import Receipt

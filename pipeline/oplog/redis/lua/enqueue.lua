@@ -37,8 +37,6 @@ local replid = 'master_replid:' .. string.sub(given_out, #epoch + 2, #epoch + 41
 if string.sub(given_out, 1, #epoch + 1) ~= epoch .. ' ' or not string.find(call('INFO', 'replication'), replid, 1, true) then
   return 'epoch'
 end
--- nobody says so for longer than 10 s at once: the server's clock was set back
-if full and call('PTTL', KEYS[2]) > 10000 then full = nil end
 if not full and not head[3] then
   -- measured by who appends, so that producers stop in time also while no worker is alive
   local memory = call('INFO', 'memory')

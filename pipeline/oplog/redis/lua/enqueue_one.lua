@@ -16,7 +16,7 @@ local replid = 'master_replid:' .. string.sub(given_out, #epoch + 2, #epoch + 41
 if string.sub(given_out, 1, #epoch + 1) ~= epoch .. ' ' or not string.find(call('INFO', 'replication'), replid, 1, true) then
   return 'no'
 end
-if head[2] then return call('PTTL', KEYS[2]) > 10000 and 'no' or 'full ' .. head[2] end
+if head[2] then return 'full ' .. head[2] end
 if not head[4] then return 'room' end
 
 local seen, behind = call('HGET', KEYS[3], bucket), -1

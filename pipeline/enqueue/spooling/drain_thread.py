@@ -9,8 +9,8 @@ import logging
 import threading
 
 from pipeline import clock
-from pipeline.enqueue.drain import Drainer
-from pipeline.enqueue.redis_away import RedisAway
+from pipeline.enqueue.spooling.drain import Drainer
+from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import PipelineError, WaitTimeout
 from pipeline.spool.store import Spool
 

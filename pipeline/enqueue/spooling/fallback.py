@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.enqueue.drain_thread import DrainThread
 from pipeline.enqueue.publisher import Publisher
-from pipeline.enqueue.redis_away import RedisAway
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.shipment import OpPlace, Shipment, queued
+from pipeline.enqueue.spooling.drain_thread import DrainThread
+from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import PipelineFull, SpoolUnavailable, Unavailable
 from pipeline.oplog.appends import KeyClaimed
 from pipeline.per_process import PerProcess
