@@ -11,7 +11,7 @@ import pytest
 from support.sandbox.spooling import Shop
 
 from pipeline import clock
-from pipeline.enqueue import redis_away
+from pipeline.enqueue.spooling import redis_away
 from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import LogUnavailable
 from pipeline.model.receipt import Receipt
