@@ -7,6 +7,7 @@ What cannot be done keeps nothing else; all of it is reported at the end. Replic
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from pipeline.admin.migration.steps import Fault, Step, expand
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
 from pipeline.enqueue.deployment import Agreement, restored
-from pipeline.errors import MigrationUnfinished, PipelineError, WrongDeployment
+from pipeline.errors import MigrationUnfinished, PipelineError, Unavailable, WrongDeployment
 from pipeline.model.schema import TableSchema
 from pipeline.shard import columns
 from pipeline.shard.records import ledger_queries
@@ -31,6 +32,7 @@ from pipeline.shard.session import NodeSession, brief
 ALTER_S = 3_600
 #: Begins the name of the step that makes watermarks.
 _BUCKETS = "buckets "
+logger = logging.getLogger("pipeline.migrate")
 
 
 class Plan(NamedTuple):
@@ -105,9 +107,19 @@ def migrate(
             report(event)
     if all(columns.columns_of(pipeline.nodes.primary(shard), "pipeline_deployment") for shard in notes.shards):
         notes.publish(notes.settled())
+        _give_ids(pipeline)
     if faults:
         raise MigrationUnfinished(map(str, faults), len(ran))
     return len(ran)
+
+
+def _give_ids(pipeline: Client) -> None:
+    """Let the first insert find ids: a caller has no time to ask a database for some."""
+    for shard in pipeline.topology.shards:
+        try:
+            pipeline.row_ids.follow(shard)
+        except Unavailable as error:
+            logger.warning("the first ids of shard %s are left to the workers: %s", shard, error)
 
 
 def expand_shard(pipeline: Client, shard: str) -> None:

@@ -26,6 +26,8 @@ def bucket_findings(evidence: Evidence) -> Iterator[Finding]:
     Args:
         evidence: what the servers answered.
     """
+    if evidence.misfits:
+        return  # the map of a configuration that does not fit the deployment is no measure
     active: dict[int, list[str]] = {}
     for node in evidence.primaries:
         if node.marks is None:
@@ -33,8 +35,7 @@ def bucket_findings(evidence: Evidence) -> Iterator[Finding]:
         here = {bucket: mark.position.epoch for bucket, mark in node.marks.items() if mark.owned}
         for bucket in here:
             active.setdefault(bucket, []).append(node.node)
-        # where the configuration does not fit the deployment, its map is no measure
-        for what, fix in () if evidence.misfits else _faults(evidence, node.node, node.marks.keys(), here):
+        for what, fix in _faults(evidence, node.node, node.marks.keys(), here):
             yield Finding(ERROR, "buckets", what, fix, (node.node,))
     yield from _doubled(active, evidence.topology.reference_bucket)
 

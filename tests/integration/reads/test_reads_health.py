@@ -278,18 +278,21 @@ def test_a_replica_that_stands_still_leaves_however_much_lag_is_allowed(mended: 
         assert "s0-r0" in served
 
 
-def test_a_heart_beats_where_nothing_was_written_just_now_and_writes_nothing_where_ops_flow(mended: Shard) -> None:
+def test_a_heart_beats_where_nothing_was_written_just_now_and_writes_nothing_where_ops_flow(
+    mended: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.reads.health.probe.NO_BEAT_MS", 600_000)
     session = mended.client.nodes.primary("s0")
     query = "SELECT beat_ms FROM pipeline_heartbeat"
     write_some(mended.client)
-    mended.sql("s0", "UPDATE shop.pipeline_watermarks SET committed_ms = UNIX_TIMESTAMP(SYSDATE(6)) * 1000 + 60000")
+    mended.sql("s0", "UPDATE shop.pipeline_watermarks SET committed_ms = UNIX_TIMESTAMP(SYSDATE(6)) * 1000")
     [(before,)] = session.query(query)
     position = mended.sql("s0", "SELECT @@gtid_binlog_pos")
 
     beat(session)
     assert session.query(query) == [(before,)]
     assert mended.sql("s0", "SELECT @@gtid_binlog_pos") == position
-    mended.sql("s0", "UPDATE shop.pipeline_watermarks SET committed_ms = committed_ms - 120000")
+    mended.sql("s0", "UPDATE shop.pipeline_watermarks SET committed_ms = committed_ms - 1200000")
     beat(session)
 
     assert session.query(query)[0][0] > before
