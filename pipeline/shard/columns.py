@@ -97,5 +97,5 @@ def holds_rows(session: NodeSession, table: str) -> bool:
 
 
 def holds_64_bits(kind: str) -> bool:
-    """Return whether an id column of the type *kind* holds 63-bit ids; every INTEGER of SQLite does."""
+    """Return whether an id column of the type *kind* holds ids of 53 bits; every INTEGER of SQLite does."""
     return kind.startswith("bigint") or kind == "integer"
