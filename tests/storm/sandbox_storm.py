@@ -1,6 +1,7 @@
 """A schedule in one process: the real code over a log in memory and SQLite shards, in virtual time.
 
-What runs next, and what fails, is drawn from the seed alone; so a seed replays exactly.
+What runs next, and what fails, is drawn from the seed alone; what a thread does that
+asks for an epoch comes on the machine's own time.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pipeline.enqueue.acknowledged import Acknowledged
 from pipeline.enqueue.spooling.drain_thread import DrainThread
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.testing import Sandbox
+from pipeline.wait_budget import WaitBudgets
 from workers.chores import Chores
 
 BUCKETS, OWNERS = 8, 4
@@ -61,14 +63,16 @@ def run(seed: int, steps: int = STEPS) -> Outcome:
 @contextmanager
 def _no_threads() -> Iterator[None]:
     """Let nothing run in a thread of its own: what threads do is a step of the schedule."""
-    usual = DrainThread.wake, Acknowledged._keep_watch, testing.MemoryLog
+    usual = DrainThread.wake, Acknowledged._keep_watch, WaitBudgets.aside, testing.MemoryLog
     try:
         DrainThread.wake = lambda self, *arguments, **options: None  # type: ignore[method-assign]
         Acknowledged._keep_watch = lambda self: None  # type: ignore[method-assign]
+        WaitBudgets.aside = lambda self, work, **options: work()  # type: ignore[method-assign,assignment]
         testing.MemoryLog = Switched  # type: ignore[misc]
         yield
     finally:
-        DrainThread.wake, Acknowledged._keep_watch, testing.MemoryLog = usual  # type: ignore[method-assign,misc]
+        DrainThread.wake, Acknowledged._keep_watch = usual[:2]  # type: ignore[method-assign]
+        WaitBudgets.aside, testing.MemoryLog = usual[2:]  # type: ignore[method-assign,misc]
 
 
 class _Schedule:
