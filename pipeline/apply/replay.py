@@ -230,9 +230,7 @@ class ReplayTransaction(ApplyTransaction):
         take.noted = {
             bucket: take.alone or Attempt(min(self.todo[bucket]), max(1, len(own))) for bucket, own in found.items()
         }
-        notes = {bucket: str(one) for bucket, one in take.noted.items()}
-        anew = take.again or take.alone is not None
-        take.suspect(self._log.note_attempts(self.notes_at, notes, anew=anew))
+        take.suspect(self._log.note_attempts(self.notes_at, take.notes, anew=take.anew))
         return {place: keys for bucket in take.noted for place, keys in found[bucket].items()}
 
     def _lock(self, buckets: Iterable[int]) -> None:

@@ -88,6 +88,16 @@ class Take:
     ends: dict[int, Position] = field(default_factory=dict)
     again: bool = False
 
+    @property
+    def notes(self) -> dict[int, str]:
+        """The notes of the current try, by bucket."""
+        return {bucket: str(one) for bucket, one in self.noted.items()}
+
+    @property
+    def anew(self) -> bool:
+        """Whether earlier notes are to be replaced: what they say is known."""
+        return self.again or self.alone is not None
+
     def suspect(self, earlier: Mapping[int, str]) -> None:
         """Leave out the buckets with which an earlier attempt failed.
 
@@ -219,12 +229,8 @@ class ApplyTransaction:
             counts = self.pace.counts({b: after for b, after in mine.items() if b not in take.suspects}, take.due)
             take.noted = {bucket: Attempt(mine[bucket], count) for bucket, count in counts.items()}
         self.step("read")
-        notes, after = (
-            {bucket: str(one) for bucket, one in take.noted.items()},
-            {bucket: mine[bucket] for bucket in counts},
-        )
-        anew = take.again or take.alone is not None
-        entries, earlier = self._log.read_noted(self.notes_at, after, counts, notes, anew=anew)
+        after = {bucket: mine[bucket] for bucket in counts}
+        entries, earlier = self._log.read_noted(self.notes_at, after, counts, take.notes, anew=take.anew)
         take.suspect(earlier)
         return {bucket: found for bucket, found in entries.items() if bucket in take.noted}
 

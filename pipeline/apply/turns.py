@@ -50,7 +50,7 @@ class Contended(PipelineError):
 
 
 class ShardTurns(ABC):
-    """ShardTurns of transactions; what they take, and what follows a commit, is a subclass's.
+    """Turns of transactions on one shard; what they take, and what follows a commit, is a subclass's.
 
     Args:
         shard: its name.
@@ -132,9 +132,7 @@ class ShardTurns(ABC):
             outcome.add(done)
             attempt = attempt.succeeded(batch.after[bucket], len(batch.taken)) if batch.taken else None
             if attempt is not None and clock.mono_s() > until_s:
-                self._log.note_attempts(
-                    self._transaction.notes_at, {bucket: str(attempt._replace(ended=True))}, anew=True
-                )
+                self._note_ended(bucket, attempt)
                 return
 
     def _after_contention(self, bucket: int, attempt: Attempt, error: Contended, outcome: Outcome) -> Attempt | None:
