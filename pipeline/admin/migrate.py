@@ -20,7 +20,7 @@ from pipeline.admin.migration.statement import StatementRefused
 from pipeline.admin.migration.steps import Fault, Step, expand
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
-from pipeline.enqueue.deployment import Agreement, restored
+from pipeline.enqueue.deployment import asked, restored
 from pipeline.errors import MigrationUnfinished, PipelineError, Unavailable, WrongDeployment
 from pipeline.model.schema import TableSchema
 from pipeline.shard import columns
@@ -52,7 +52,9 @@ def plan_of(pipeline: Client, *, contracts: bool = False) -> Plan:
     Raises:
         ShardUnavailable: a primary did not answer.
     """
-    found: list[Step | Fault] = [Fault("*", "the deployment", why) for why in _notes(pipeline).faults()]
+    found: list[Step | Fault] = [
+        Fault("*", "the deployment", why) for why in asked(pipeline.log, pipeline.nodes, pipeline.topology).faults()
+    ]
     found += _expansions(pipeline)
     if contracts:
         found += _contractions(pipeline)
@@ -86,7 +88,7 @@ def migrate(
             restored: nothing is changed then.
         MigrationUnfinished: what could not be done, each with what to do; all else was done.
     """
-    notes = _notes(pipeline)
+    notes = asked(pipeline.log, pipeline.nodes, pipeline.topology)
     notes.refuse()
     _refuse_moved(pipeline)
     _refuse_restored(pipeline)
@@ -222,14 +224,6 @@ def published(pipeline: Client) -> list[TableSchema]:
         pipeline: the deployment.
     """
     return _parents_first([TableSchema.from_json(text) for _, text in sorted(pipeline.log.newest_schemas().items())])
-
-
-def _notes(pipeline: Client) -> Agreement:
-    """Return the fingerprints that Redis and all databases keep."""
-    notes = Agreement(pipeline.log, pipeline.nodes, pipeline.topology)
-    for shard in pipeline.topology.shards:
-        notes.ask(shard)
-    return notes
 
 
 def _refuse_restored(pipeline: Client) -> None:

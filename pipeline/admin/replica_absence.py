@@ -137,7 +137,7 @@ def declare_rebuilt(pipeline: Client, node: str, timeout_s: float = 30.0) -> Non
         raise PipelineError(f"node {node!r} is not like its primary: {_sentence(unlike)}")
     if node not in unfit_nodes(primary):
         raise PipelineError(f"node {node!r} is not unfit: there is nothing to do")
-    target = {bucket: mark.position for bucket, mark in ledger_queries.marks_of(primary).items()}
+    target = ledger_queries.positions_of(primary)
     for _ in clock.polls(timeout_s):
         there = _marks_of(replica)
         if there is not None and all(there.get(b, Position(-1, -1)) >= mark for b, mark in target.items()):
@@ -158,7 +158,7 @@ def _why_away(node: str, since_ms: int) -> str:
 
 def _marks_of(replica: NodeSession) -> Marks | None:
     try:
-        return {bucket: mark.position for bucket, mark in ledger_queries.marks_of(replica).items()}
+        return ledger_queries.positions_of(replica)
     except (Unavailable, NotMigrated) as error:
         logger.warning("%s is away: %s", replica.node, error)
         return None

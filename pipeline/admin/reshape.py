@@ -17,7 +17,7 @@ from pipeline.admin.migrate import expand_shard, migrate, published
 from pipeline.admin.restore import create_own_tables
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
-from pipeline.enqueue.deployment import Agreement
+from pipeline.enqueue.deployment import Agreement, asked
 from pipeline.enqueue.epochs import RAISE_S, new_epoch
 from pipeline.errors import LogUnavailable, PipelineError, ShardKeyError, WrongDeployment, did_you_mean
 from pipeline.model.fingerprint import Fingerprint, differences
@@ -171,9 +171,7 @@ def renew_epochs(pipeline: Client) -> None:
 
 
 def _noted(pipeline: Client) -> tuple[Agreement, Fingerprint]:
-    notes = Agreement(pipeline.log, pipeline.nodes, pipeline.topology)
-    for shard in pipeline.topology.shards:
-        notes.ask(shard)
+    notes = asked(pipeline.log, pipeline.nodes, pipeline.topology)
     if notes.noted is None:
         raise PipelineError("these databases belong to no deployment yet; run: pipeline migrate")
     return notes, notes.noted

@@ -7,18 +7,17 @@ rest is recorded as lost, by position.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 from uuid import uuid4
 
 from msgspec.structs import replace
 
 from pipeline.client import Client
-from pipeline.enqueue.deployment import Agreement
+from pipeline.enqueue.deployment import Agreement, asked, known_positions
 from pipeline.errors import NotMigrated, PipelineError, Unavailable, WrongDeployment
 from pipeline.model.fingerprint import Fingerprint, differences
 from pipeline.model.op import START, Position, deleted_behind
-from pipeline.shard.columns import columns_of
 from pipeline.shard.records import ledger, ledger_queries
 from pipeline.shard.records.ledger import LostRange
 from pipeline.shard.records.own_tables import own_tables
@@ -59,7 +58,7 @@ def restoration_of(pipeline: Client, shard: str) -> list[Restored]:
         WrongDeployment: the configuration does not fit the deployment.
     """
     _noted(pipeline, shard)
-    there, log = _marks(pipeline.nodes.primary(shard)), pipeline.log
+    there, log = known_positions(pipeline.nodes.primary(shard)), pipeline.log
     wanted = [*pipeline.topology.buckets_of(shard), pipeline.topology.reference_bucket]
     known, tails = _known(pipeline, shard), log.tails(wanted)
     if not known and (unknown := sorted(tails.keys() - there.keys())):
@@ -89,7 +88,7 @@ def restore(pipeline: Client, shard: str) -> list[Restored]:
     """
     notes, session = _noted(pipeline, shard), pipeline.nodes.primary(shard)
     done = restoration_of(pipeline, shard)
-    there = _marks(session)
+    there = known_positions(session)
     create_own_tables(session)
     all_buckets = {*pipeline.topology.buckets_of(shard), pipeline.topology.reference_bucket}
     with session.translated(), session.transaction():
@@ -119,9 +118,7 @@ def take_queue(pipeline: Client) -> Fingerprint:
         PipelineError: this Redis keeps the queue of another deployment, or the databases know none.
         WrongDeployment: the configuration differs in more than Redis and its prefix.
     """
-    notes = Agreement(pipeline.log, pipeline.nodes, pipeline.topology)
-    for shard in pipeline.topology.shards:
-        notes.ask(shard)
+    notes = asked(pipeline.log, pipeline.nodes, pipeline.topology)
     noted = notes.newest_of_shards
     if noted is None:
         raise PipelineError("these databases belong to no deployment yet; run: pipeline migrate")
@@ -174,18 +171,12 @@ def _noted(pipeline: Client, shard: str) -> Agreement:
     return notes
 
 
-def _marks(session: NodeSession) -> Mapping[int, Position]:
-    if not columns_of(session, "pipeline_watermarks"):
-        return {}
-    return {bucket: mark.position for bucket, mark in ledger_queries.marks_of(session).items()}
-
-
 def _known(pipeline: Client, shard: str) -> dict[int, Position]:
     """Return the highest position of each bucket that Redis or a replica knows to have been applied on a shard."""
     found = [pipeline.log.marks(shard)]
     for replica in pipeline.nodes.replicas(shard):
         try:
-            found.append({bucket: mark.position for bucket, mark in ledger_queries.marks_of(replica).items()})
+            found.append(ledger_queries.positions_of(replica))
         except (NotMigrated, Unavailable):
             continue
     highest: dict[int, Position] = {}

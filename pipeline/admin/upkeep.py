@@ -144,7 +144,7 @@ def trim(pipeline: Client, shard: str) -> int:
     trimmed = pipeline.log.trim(behind) if behind else 0
     # at the end, since a primary whose disk is full refuses it
     primary = pipeline.nodes.primary(shard)
-    marks = {bucket: mark.position for bucket, mark in ledger_queries.marks_of(primary).items()}
+    marks = ledger_queries.positions_of(primary)
     waiting = unapplied(marks, pipeline.log.tails(marks))
     with primary.translated(), primary.transaction():
         ledger.forget_producers(primary, REMEMBERED_S, waiting)

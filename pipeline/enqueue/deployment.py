@@ -16,12 +16,13 @@ from pipeline.config.bucket_ranges import format_ranges
 from pipeline.config.topology import Topology
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable, WrongDeployment
 from pipeline.model.fingerprint import Fingerprint, differences, newest, strangers, table_differences
-from pipeline.model.op import deleted_behind
+from pipeline.model.op import Position, deleted_behind
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.contract import Log
 from pipeline.shard.columns import columns_of, holds_rows
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
+from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import dotted_name
 
 #: How often a comparison begins anew because another process noted something meanwhile.
@@ -168,6 +169,23 @@ class Agreement:
         return [why for name, why in found.items() if any(holds_rows(one, named[name]) for one in primaries)]
 
 
+def asked(log: Log, nodes: Nodes, topology: Topology) -> Agreement:
+    """Return the fingerprints that Redis and every database keep.
+
+    Args:
+        log: has Redis's copy.
+        nodes: the databases.
+        topology: the configuration.
+
+    Raises:
+        LogUnavailable, ShardUnavailable: a server did not answer.
+    """
+    notes = Agreement(log, nodes, topology)
+    for shard in topology.shards:
+        notes.ask(shard)
+    return notes
+
+
 def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str], *, asking: bool = False) -> None:
     """Raise unless the configuration fits the deployment; give Redis what it has forgotten, or has not known.
 
@@ -243,6 +261,15 @@ def misfits_of(log: Log, nodes: Nodes, topology: Topology) -> list[str]:
     return [*notes.faults(), *filter(None, found)]
 
 
+def known_positions(session: NodeSession) -> dict[int, Position]:
+    """Return how far each bucket is applied on a node; nothing where it lacks the pipeline's own tables.
+
+    Args:
+        session: of the node.
+    """
+    return ledger_queries.positions_of(session) if columns_of(session, "pipeline_watermarks") else {}
+
+
 def restored(log: Log, nodes: Nodes, topology: Topology, shard: str) -> str:
     """Return why the database of a shard is not the one that the log was applied to; empty where it is.
 
@@ -256,8 +283,7 @@ def restored(log: Log, nodes: Nodes, topology: Topology, shard: str) -> str:
         shard: its name.
     """
     session = nodes.primary(shard)
-    there = columns_of(session, "pipeline_watermarks")
-    marks = {b: mark.position for b, mark in ledger_queries.marks_of(session).items()} if there else {}
+    marks = known_positions(session)
     wanted = {*topology.buckets_of(shard), topology.reference_bucket}
     applied = {bucket: mark for bucket, mark in log.marks(shard).items() if bucket in wanted and mark.epoch}
     lacking = wanted - marks.keys()

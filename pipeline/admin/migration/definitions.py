@@ -102,7 +102,7 @@ def queued_definitions(pipeline: Client) -> Named:
     for shard in pipeline.topology.shards:
         session = pipeline.nodes.primary(shard)
         if columns_of(session, "pipeline_watermarks"):
-            marks = {bucket: mark.position for bucket, mark in ledger_queries.marks_of(session).items()}
+            marks = ledger_queries.positions_of(session)
             for payload in (*_unapplied(pipeline, marks), *_set_aside(session)):
                 named.update(_names(payload))
     return named

@@ -104,6 +104,17 @@ def move(session: NodeSession, marks: Mapping[int, Position]) -> None:
     _upsert(session, "watermarks", "bucket, epoch, seq, state, committed_ms", rows, 1, ("epoch", "seq", "committed_ms"))
 
 
+def sent_by(ops: Iterable[tuple[int, ...]]) -> str:
+    """Return the condition for rows of these buckets and producers; other pairs of the two match as well.
+
+    Args:
+        ops: bucket, producer, and more; at least one op.
+    """
+    every = list(ops)
+    buckets, producers = ({one[i] for one in every} for i in (0, 1))
+    return f"bucket IN ({_list(buckets)}) AND producer IN ({_list(producers)})"
+
+
 def seen(session: NodeSession, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
     """Return the last applied sequence of each producer in a bucket; 0 where it has none.
 
@@ -112,11 +123,7 @@ def seen(session: NodeSession, pairs: Iterable[tuple[int, int]]) -> dict[tuple[i
         pairs: (bucket, producer).
     """
     wanted = set(pairs)
-    buckets, producers = {b for b, _ in wanted}, {p for _, p in wanted}
-    found = session.rows(
-        "SELECT bucket, producer, seq FROM pipeline_producers"
-        f" WHERE bucket IN ({_list(buckets)}) AND producer IN ({_list(producers)})"
-    )
+    found = session.rows(f"SELECT bucket, producer, seq FROM pipeline_producers WHERE {sent_by(wanted)}")
     last = dict.fromkeys(wanted, 0)
     return last | {(b, p): seq for b, p, seq in found if (b, p) in wanted}
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pipeline.errors import NotMigrated
 from pipeline.model.op import Position
 from pipeline.shard.dialect import Dialect
-from pipeline.shard.records.ledger import LostRange, Mark, ops_in, text_literal
+from pipeline.shard.records.ledger import LostRange, Mark, ops_in, sent_by, text_literal
 from pipeline.shard.session import NodeSession
 
 
@@ -85,6 +85,15 @@ def marks_of(session: NodeSession, buckets: Iterable[int] | None = None) -> dict
     return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
 
 
+def positions_of(session: NodeSession) -> dict[int, Position]:
+    """Return how far each bucket is applied on a node.
+
+    Args:
+        session: of the node.
+    """
+    return {bucket: mark.position for bucket, mark in marks_of(session).items()}
+
+
 class Standing(NamedTuple):
     """How far a node is: its watermarks, and the server's time of the newest commit of ops among them, ms."""
 
@@ -111,11 +120,7 @@ def sequences(session: NodeSession, pairs: Iterable[tuple[int, int]]) -> dict[tu
         pairs: (bucket, producer).
     """
     wanted = set(pairs)
-    buckets, producers = ({str(pair[i]) for pair in wanted} for i in (0, 1))
-    found = session.query(
-        "SELECT bucket, producer, seq FROM pipeline_producers"
-        f" WHERE bucket IN ({', '.join(buckets)}) AND producer IN ({', '.join(producers)})"
-    )
+    found = session.query(f"SELECT bucket, producer, seq FROM pipeline_producers WHERE {sent_by(wanted)}")
     return {(bucket, producer): seq for bucket, producer, seq in found if (bucket, producer) in wanted}
 
 
@@ -187,10 +192,9 @@ def aside(session: NodeSession, ops: Iterable[tuple[int, int, int]]) -> list[tup
         ops: (bucket, producer, producer sequence).
     """
     wanted = set(ops)
-    buckets, producers = (", ".join({str(one[i]) for one in wanted}) for i in (0, 1))
     found = session.query(
         "SELECT bucket, producer, producer_seq, state, reason, code FROM pipeline_rejects"
-        f" WHERE bucket IN ({buckets}) AND producer IN ({producers}) ORDER BY rejected_ms, bucket, seq"
+        f" WHERE {sent_by(wanted)} ORDER BY rejected_ms, bucket, seq"
     )
     return [tuple(told) for bucket, producer, seq, *told in found if (bucket, producer, seq) in wanted]
 
@@ -215,11 +219,7 @@ def lost(session: NodeSession, ops: Iterable[tuple[int, int, int]]) -> list[tupl
         ops: (bucket, producer, producer sequence).
     """
     wanted = list(ops)
-    buckets, producers = (", ".join({str(one[i]) for one in wanted}) for i in (0, 1))
-    ranges = session.query(
-        "SELECT bucket, producer, first_seq, last_seq FROM pipeline_lost"
-        f" WHERE bucket IN ({buckets}) AND producer IN ({producers})"
-    )
+    ranges = session.query(f"SELECT bucket, producer, first_seq, last_seq FROM pipeline_lost WHERE {sent_by(wanted)}")
     return [op for op in wanted if any((b, p) == op[:2] and first <= op[2] <= last for b, p, first, last in ranges)]
 
 
