@@ -6,12 +6,12 @@ Invariant: a counter of the reserve is given to one process only, and that is on
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from pipeline import clock
 from pipeline.errors import IdsUsedUp
-from pipeline.per_process import PerProcess
 from pipeline.spool.sqlite_file import DRAINING_ROOM, SpoolFile
-from pipeline.spool.turns import HostLock
+from pipeline.spool.turns import HostLock, host_lock
 
 #: A reserve that is older is replaced, ms: rows that are inserted while Redis is away sort as if they were so old.
 RENEW_MS = 3_600_000
@@ -22,11 +22,14 @@ class IdReserve:
 
     Args:
         file: the spool's.
-        lock: held by the one process of the host that fills the reserve.
     """
 
-    def __init__(self, file: SpoolFile, lock: PerProcess[HostLock]):
-        self._file, self.lock = file, lock
+    def __init__(self, file: SpoolFile):
+        self._file = file
+
+    def lock(self) -> HostLock:
+        """Return the lock that is held by the one process of the host that fills the reserve."""
+        return host_lock(Path(f"{self._file.path}.reserving"))
 
     def due(self, bucket: int) -> bool:
         """Return whether a bucket has no reserve, or an old one."""

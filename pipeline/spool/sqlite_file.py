@@ -20,8 +20,7 @@ from weakref import WeakSet
 
 from pipeline import clock
 from pipeline.errors import PipelineFull, SpoolUnavailable
-from pipeline.per_process import PerProcess
-from pipeline.spool.turns import MODE, host_lock
+from pipeline.spool.turns import MODE, HostLock, host_lock
 
 #: How long a write waits for those of other processes, s; each takes about as long as one fsync.
 BUSY_S = 2.0
@@ -52,9 +51,13 @@ class SpoolFile:
         self._left_behind: list[sqlite3.Connection] = []  # a parent's: to close them here could end its locks
         self._db: sqlite3.Connection | None = None
         self._marker = f"{path}.waiting"
-        self._turn = PerProcess(lambda: host_lock(Path(f"{path}.turn")))
+        self._turns_at = Path(f"{path}.turn")
         self._reset()
         _files.add(self)
+
+    def _turn(self) -> HostLock:
+        """Return this process's lock for writing."""
+        return host_lock(self._turns_at)
 
     @property
     def there(self) -> bool:

@@ -19,7 +19,7 @@ from pipeline.model.op import new_producer
 from pipeline.per_process import PerProcess
 from pipeline.spool.id_reserve import IdReserve
 from pipeline.spool.sqlite_file import DRAINING_ROOM, SpoolFile
-from pipeline.spool.turns import GroupCommit, host_lock
+from pipeline.spool.turns import GroupCommit, HostLock, host_lock
 
 #: A bucket that idled longer goes on under another producer: Redis forgets one after two days, a shard after seven.
 FRESH_MS = 86_400_000
@@ -65,11 +65,13 @@ class Spool:
     def __init__(self, path: Path, max_bytes: int):
         self.path = path
         self.file = SpoolFile(path, max_bytes)
-        #: Held by the one process that drains.
-        self.lock = PerProcess(lambda: host_lock(Path(f"{path}.lock")))
-        self.reserve = IdReserve(self.file, PerProcess(lambda: host_lock(Path(f"{path}.reserving"))))
+        self.reserve = IdReserve(self.file)
         #: Threads of one process share an fsync.
         self._together = PerProcess(lambda: GroupCommit(self._take_in))
+
+    def lock(self) -> HostLock:
+        """Return the lock that is held by the one process that drains."""
+        return host_lock(Path(f"{self.path}.lock"))
 
     def waiting(self) -> bool:
         """Whether ops wait to be sent: then all others have to go behind them. About a microsecond."""
