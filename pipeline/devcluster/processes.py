@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -214,15 +215,36 @@ def _from_ps() -> list[ProcessEntry]:
     return [ProcessEntry(int(pid), int(group), state, born.strip()) for pid, group, state, born in rows]
 
 
+#: The descriptors of the ports of late, bound and not listened to: nobody else is given them before their servers have
+#: started. So many are kept.
+RESERVED = 200
+_reserved: deque[int] = deque()
+
+
 def free_ports(count: int) -> list[int]:
-    """Return *count* different ports on which nothing listens, sorted."""
-    found: set[int] = set()
+    """Return *count* different ports on which nothing listens, and which no other process is given now; sorted."""
+    found: list[int] = []
     for port in random.sample(range(FIRST_PORT, LAST_PORT), LAST_PORT - FIRST_PORT):
         if len(found) == count:
             return sorted(found)
-        if is_free(port):
-            found.add(port)
+        if _reserve(port):
+            found.append(port)
     raise ClusterFailed(f"fewer than {count} ports are free on {LOOPBACK} between {FIRST_PORT} and {LAST_PORT}")
+
+
+def _reserve(port: int) -> bool:
+    """Bind a port without listening, if nobody else has: a server that reuses addresses can listen nevertheless."""
+    reserving = socket.socket()
+    try:
+        reserving.bind((LOOPBACK, port))
+    except OSError:
+        reserving.close()
+        return False
+    reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _reserved.append(reserving.detach())
+    if len(_reserved) > RESERVED:
+        os.close(_reserved.popleft())
+    return True
 
 
 def is_free(port: int) -> bool:

@@ -116,6 +116,13 @@ def test_free_ports_differ_and_can_be_listened_on():
             assert not processes.is_free(port)
 
 
+def test_a_free_port_is_given_to_nobody_else_before_its_server_listens(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(processes, "FIRST_PORT", 31_900)
+    monkeypatch.setattr(processes, "LAST_PORT", 31_960)
+
+    assert not {*processes.free_ports(20)} & {*processes.free_ports(20)}
+
+
 def test_free_ports_lie_where_no_outgoing_connection_takes_them():
     assert all(port < 32_768 for port in processes.free_ports(20))
 
