@@ -112,7 +112,7 @@ class EpochCache:
         with self._raising:
             known = self.known.get(scope.name, 0)
             if known == stale:
-                known = self.known[scope.name] = self._authority.raise_epoch(scope)
+                known = self.known[scope.name] = self._authority.raise_epoch(scope, known)
                 self.learnt += stale > 0
                 if self._lineage_changed(scope, stale):
                     self._authority.renew()
@@ -137,11 +137,12 @@ class Authority:
     def __init__(self, log: Log, nodes: Nodes, topology: Topology, schemas: SchemaPublisher):
         self._log, self._nodes, self._topology, self._schemas = log, nodes, topology, schemas
 
-    def raise_epoch(self, scope: Scope) -> int:
+    def raise_epoch(self, scope: Scope, known: int = 0) -> int:
         """Return the scope's epoch on the server as it is now, raised if it was given out on another.
 
         Args:
             scope: whose epoch.
+            known: the last epoch that this process knows: a server that gives an older one went back in time.
 
         Raises:
             ShardUnavailable: the primary of a shard in the scope did not answer; nothing changed.
@@ -152,11 +153,11 @@ class Authority:
         for _ in clock.polls(RAISE_S, first_s=0.01):
             epoch, current, seen = log.epoch(scope.name)
             # after the epoch was read: a change of the fingerprint is noted before it raises the epochs
-            given = bool(epoch and current)
+            given = bool(epoch and current and epoch >= known)
             verify(log, self._nodes, self._topology, scope.shards, asking=not given)
             if given:
                 return epoch
-            new = new_epoch(self._nodes, scope, epoch)
+            new = new_epoch(self._nodes, scope, max(epoch, known))
             if log.raise_epoch(scope.name, seen, new):
                 level = logging.WARNING if epoch else logging.INFO
                 why, _, bucket = seen.rpartition(" ")[2].partition(":")

@@ -109,6 +109,21 @@ def test_a_server_that_went_back_in_time_without_a_restart_is_found(db: Any, box
     assert (skipped.status(), after.status()) == ("lost", "applied")
 
 
+def test_an_epoch_never_goes_back_with_its_server(db: Any, box: Sandbox):
+    [first] = buy(db, 0)
+    box.drain()
+    past = box.log.replica()
+    box.log._server.epochs.clear()
+    [under_another] = buy(db, 1)
+    box.log._server = past
+
+    after = buy(db, 2, 3)
+    box.drain()
+
+    assert (under_another.status(), bought(box)) == ("lost", [0, 2, 3])
+    assert min(receipt.position.epoch for receipt in after) > under_another.position.epoch > first.position.epoch
+
+
 def test_an_epoch_that_is_forgotten_alone_costs_nothing(db: Any, box: Sandbox):
     [first, _] = buy(db, 0, 1)
     box.drain()
