@@ -11,7 +11,7 @@ IN_MEMORY := $(if $(shell df -k --output=avail /dev/shm 2>/dev/null | awk 'NR ==
 # tests that start no servers that others use, or have a server per process
 AT_ONCE := -n auto --maxprocesses 8 --dist worksteal
 # tests that share servers within a file; they wait more than they compute. By name, not by number: few tests may take long
-BY_FILE := -n 3 --dist loadfile --no-loadscope-reorder
+BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo example-web2py load test check unit bench shape soak stale storm system clean
 .DELETE_ON_ERROR:
