@@ -101,7 +101,7 @@ def select(
     A query that fixes the shard key goes to its shard alone and may be any query of pyDAL.
 
     Args:
-        query: a pyDAL query, a table, or the name of one that is known.
+        query: a pyDAL query, `db(query)`, a table, or the name of one that is known.
         fields: of the result, as for pyDAL's `select`; none: all.
         partial: do without shards that do not answer; `rows.partial` and `rows.missing` tell.
         timeout_s: how long the whole may take, s.
@@ -141,7 +141,7 @@ def count(
     """Return how many rows of all shards match, or how many distinct values there are.
 
     Args:
-        query: a pyDAL query, a table, or the name of one that is known.
+        query: a pyDAL query, `db(query)`, a table, or the name of one that is known.
         distinct: a field, or several: their distinct values are counted; those with a NULL are left out.
         timeout_s: how long the whole may take, s.
         after, max_lag_s, wait_s, on_stale: as for `read`.

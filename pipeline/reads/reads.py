@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import clock
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
-from pipeline.dal.objects import kind_of, real_name
+from pipeline.dal.objects import kind_of, query_of, real_name
 from pipeline.errors import BadOp, BadRead, ShardUnavailable
 from pipeline.oplog.contract import Entries
 from pipeline.reads.connections import NodeReaders
@@ -263,6 +263,7 @@ class Reads:
     def _query(self, query: Any) -> Any:
         if isinstance(query, str):
             return self._table(query)
+        query = query_of(query)
         if kind_of(query) not in ("Query", "Table"):
             raise BadRead(f"expected a pyDAL query or a table, got {type(query).__name__}")
         return query
