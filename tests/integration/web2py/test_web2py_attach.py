@@ -32,6 +32,7 @@ db.define_table(
     Field("made_by", length=20, default="the shop", writable=False),
     migrate=False,
 )
+db.define_table("country", Field("name", length=60), migrate=False)
 pipeline = Pipeline(db, configuration)
 pipeline.attach(db.product)
 """
@@ -56,6 +57,20 @@ def grid():
 
 def names():
     return response.json([row.name for row in db(db.product).select()])
+
+def members():
+    db(db.country).count()  # as requires_membership reads its groups, before anything else
+    return response.json([row.name for row in db(db.product).select()])
+
+def create_and_list():
+    row_id = db.product.insert(name=request.args(0))
+    listed = db(db.product.name == request.args(0)).count()
+    db(db.product.id == row_id).update(qty=77)
+    return response.json([listed, [row.name for row in db(db.product.qty == 77).select()]])
+
+def create_list_and_fail():
+    db.product.insert(name=request.args(0))
+    assert not db(db.product.name == request.args(0)).count()
 
 def bulk():
     ids = db.product.bulk_insert([dict(name=name) for name in request.args])
@@ -111,6 +126,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         ini = folder / "private" / "appconfig.ini"
         ini.write_text(ini.read_text().replace(made.uri_of("one"), made.rig.primaries["s0"]))
         appadmin(folder)
+        # another name of the same host: a pool of connections of its own, which are at READ COMMITTED
+        own = made.application("own", {"default": ATTACHED}, "", model=ONE_DATABASE) / "private" / "appconfig.ini"
+        primary = made.rig.primaries["s0"].replace("127.0.0.1", "localhost")
+        own.write_text(own.read_text().replace(made.uri_of("own"), primary) + "reads = own\n")
         yield made
 
 
@@ -207,6 +226,43 @@ def test_a_page_of_an_attached_table_waits_for_its_users_own_row_and_for_nobody_
     assert waits
     assert "fresh" in for_ada
     assert "fresh" not in for_another
+
+
+def test_own_writes_are_there_though_the_page_reads_another_table_first(ada: Browser, shop: Shop):
+    with ThreadPoolExecutor(1) as pool:
+        with shop.rig.frozen():
+            ada.submit("create", {"name": "behind members"})
+            page = pool.submit(ada.get, "members")
+            waits = not wait([page], 0.3).done
+        names = page.result().json()
+
+    assert waits
+    assert "behind members" in names
+
+
+def test_a_page_that_reads_what_it_has_just_written_is_warned_of_or_right(site: Site, ada: Browser, shop: Shop):
+    by_default = ada.get("create_and_list/default").json()
+    own = site.browser("/own/default")
+    seen = [own.get(f"create_and_list/own{n}").json() for n in range(5)]
+
+    assert by_default == [0, []]
+    log = (shop.folder / "server.log").read_text()
+    assert log.count("one/default/create_and_list reads 'product', to which it has written") == 1
+    assert "own/default/create_and_list" not in log
+    assert [listed for listed, _ in seen] == [1] * 5
+    assert [set(names) >= {f"own{n}"} for n, (_, names) in enumerate(seen)] == [True] * 5
+
+
+def test_what_was_sent_for_a_read_stands_though_the_request_fails(site: Site, ada: Browser, shop: Shop):
+    ada.get("index")
+    owner = site.browser("/own/default", tickets=True)
+
+    answer = owner.get("create_list_and_fail/halfway")
+
+    assert answer.status == 500
+    assert len(site.forget_tickets()) == 1
+    assert products(shop, "name='halfway'", "name") == ["halfway"]
+    assert "own/default/create_list_and_fail failed or rolled back" in (shop.folder / "server.log").read_text()
 
 
 def test_a_form_deletes_its_row(ada: Browser, shop: Shop):
