@@ -36,6 +36,19 @@ db.define_table("country", Field("name", length=60), migrate=False)
 pipeline = Pipeline(db, configuration)
 pipeline.attach(db.product)
 """
+#: Each request has a connection of its own, on which something is read before the table is attached.
+READ_BEFORE = ONE_DATABASE.replace("pool_size=5", "pool_size=0, after_connection=at_read_committed").replace(
+    "pipeline.attach(db.product)", "db(db.country).count()\npipeline.attach(db.product, request.vars.reads)"
+)
+READ_BEFORE = (
+    """\
+def at_read_committed(adapter):
+    if request.vars.cured:
+        adapter.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+"""
+    + READ_BEFORE
+)
 ATTACHED = """\
 import io
 
@@ -130,6 +143,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         own = made.application("own", {"default": ATTACHED}, "", model=ONE_DATABASE) / "private" / "appconfig.ini"
         primary = made.rig.primaries["s0"].replace("127.0.0.1", "localhost")
         own.write_text(own.read_text().replace(made.uri_of("own"), primary) + "reads = own\n")
+        late = made.application("late", {"default": ATTACHED}, "", model=READ_BEFORE) / "private" / "appconfig.ini"
+        late.write_text(late.read_text().replace(made.uri_of("late"), made.rig.primaries["s0"]))
         yield made
 
 
@@ -226,43 +241,6 @@ def test_a_page_of_an_attached_table_waits_for_its_users_own_row_and_for_nobody_
     assert waits
     assert "fresh" in for_ada
     assert "fresh" not in for_another
-
-
-def test_own_writes_are_there_though_the_page_reads_another_table_first(ada: Browser, shop: Shop):
-    with ThreadPoolExecutor(1) as pool:
-        with shop.rig.frozen():
-            ada.submit("create", {"name": "behind members"})
-            page = pool.submit(ada.get, "members")
-            waits = not wait([page], 0.3).done
-        names = page.result().json()
-
-    assert waits
-    assert "behind members" in names
-
-
-def test_a_page_that_reads_what_it_has_just_written_is_warned_of_or_right(site: Site, ada: Browser, shop: Shop):
-    by_default = ada.get("create_and_list/default").json()
-    own = site.browser("/own/default")
-    seen = [own.get(f"create_and_list/own{n}").json() for n in range(5)]
-
-    assert by_default == [0, []]
-    log = (shop.folder / "server.log").read_text()
-    assert log.count("one/default/create_and_list reads 'product', to which it has written") == 1
-    assert "own/default/create_and_list" not in log
-    assert [listed for listed, _ in seen] == [1] * 5
-    assert [set(names) >= {f"own{n}"} for n, (_, names) in enumerate(seen)] == [True] * 5
-
-
-def test_what_was_sent_for_a_read_stands_though_the_request_fails(site: Site, ada: Browser, shop: Shop):
-    ada.get("index")
-    owner = site.browser("/own/default", tickets=True)
-
-    answer = owner.get("create_list_and_fail/halfway")
-
-    assert answer.status == 500
-    assert len(site.forget_tickets()) == 1
-    assert products(shop, "name='halfway'", "name") == ["halfway"]
-    assert "own/default/create_list_and_fail failed or rolled back" in (shop.folder / "server.log").read_text()
 
 
 def test_a_form_deletes_its_row(ada: Browser, shop: Shop):
@@ -373,3 +351,66 @@ def test_inputs_of_web2pys_list_widget_that_were_left_empty_are_no_items(ada: Br
 
     row_id = answer.location.rpartition("/")[2]
     assert products(shop, f"id={row_id}", "tags") == ["|red|blue|"]
+
+
+def test_own_writes_are_there_though_the_page_reads_another_table_first(ada: Browser, shop: Shop):
+    with ThreadPoolExecutor(1) as pool:
+        with shop.rig.frozen():
+            ada.submit("create", {"name": "behind members"})
+            page = pool.submit(ada.get, "members")
+            waits = not wait([page], 0.3).done
+        names = page.result().json()
+
+    assert waits
+    assert "behind members" in names
+
+
+def test_a_page_that_reads_what_it_has_just_written_is_warned_of_or_right(site: Site, ada: Browser, shop: Shop):
+    by_default = ada.get("create_and_list/default").json()
+    own = site.browser("/own/default")
+    seen = [own.get(f"create_and_list/own{n}").json() for n in range(5)]
+
+    assert by_default == [0, []]
+    log = (shop.folder / "server.log").read_text()
+    assert log.count("one/default/create_and_list reads 'product', to which it has written") == 1
+    assert "own/default/create_and_list" not in log
+    assert [listed for listed, _ in seen] == [1] * 5
+    assert [set(names) >= {f"own{n}"} for n, (_, names) in enumerate(seen)] == [True] * 5
+
+
+def test_what_was_sent_for_a_read_stands_though_the_request_fails(site: Site, ada: Browser, shop: Shop):
+    ada.get("index")
+    owner = site.browser("/own/default", tickets=True)
+
+    answer = owner.get("create_list_and_fail/halfway")
+
+    assert answer.status == 500
+    assert len(site.forget_tickets()) == 1
+    assert products(shop, "name='halfway'", "name") == ["halfway"]
+    assert "own/default/create_list_and_fail failed or rolled back" in (shop.folder / "server.log").read_text()
+
+
+def test_a_transaction_that_had_begun_before_its_table_was_attached_never_shows_an_older_state_in_silence(
+    site: Site, shop: Shop
+):
+    late = site.browser("/late/default", tickets=True)
+
+    refused = late.get("create_and_list/refused", reads="own")
+    told = "".join(site.forget_tickets())
+    cured = late.get("create_and_list/cured", reads="own", cured=1).json()
+    with ThreadPoolExecutor(1) as pool:
+        with shop.rig.frozen():
+            late.get("bulk/warned")
+            page = pool.submit(late.get, "names")
+            wait([page], 0.3)
+        page.result()
+
+    assert refused.status == 500
+    assert "the transaction had begun before 'product' was attached" in told
+    assert products(shop, "name='refused'") == []
+    assert cured[0] == 1
+    assert "cured" in cured[1]
+    assert (
+        "late/default/names has read or written before its tables were attached"
+        in (shop.folder / "server.log").read_text()
+    )
