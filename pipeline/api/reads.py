@@ -137,6 +137,7 @@ def count(
     max_lag_s: float | None = None,
     wait_s: float | None = None,
     on_stale: str | None = None,
+    cache: Any = None,
 ) -> int:
     """Return how many rows of all shards match, or how many distinct values there are.
 
@@ -145,12 +146,20 @@ def count(
         distinct: a field, or several: their distinct values are counted; those with a NULL are left out.
         timeout_s: how long the whole may take, s.
         after, max_lag_s, wait_s, on_stale: as for `read`.
+        cache: pyDAL's is refused: a kept number lacks what the reader must see.
 
     Raises:
         PartialResult: a shard did not answer. Else as for `read`.
     """
     return current().count(
-        query, distinct, after, timeout_s=timeout_s, max_lag_s=max_lag_s, wait_s=wait_s, on_stale=on_stale
+        query,
+        distinct,
+        after,
+        timeout_s=timeout_s,
+        max_lag_s=max_lag_s,
+        wait_s=wait_s,
+        on_stale=on_stale,
+        cache=cache,
     )
 
 
