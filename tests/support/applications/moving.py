@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from click.testing import CliRunner
 
 from pipeline import cli
@@ -50,7 +51,7 @@ class Placed:
         ground.create("s0", self.name)
         shutil.copytree(HERE / application.name, self.folder)
         (self.folder / "private" / "appconfig.ini").write_text(f"[db]\nuri = {self.uri}\n")
-        self.journey = Journey(lambda: site.browser(f"/{self.name}/default"))
+        self.journey = Journey(site, f"/{self.name}/default")
         site.browser().get(f"/{self.name}/default/index")  # creates the tables
         ground.spread_ids("s0", self.name)
 
@@ -136,3 +137,18 @@ def run(*arguments: str, exits: int = 0) -> str:
     done = CliRunner().invoke(cli.pipeline, arguments)
     assert done.exit_code == exits, f"{arguments}: {done.output} {done.exception!r}"
     return str(done.output)
+
+
+def known(visit: Journey, *names: str) -> None:
+    """Register users by web2py's own form, and log each of them in."""
+    for name in names:
+        told = {"first_name": name.title(), "last_name": "X", "email": f"{name}@example.com", "password": "secret-1"}
+        visit.send("nobody", "user/register", told, password_two="secret-1")
+        visit.post("nobody", "user/logout")
+        visit.send(name, "user/login", {"email": f"{name}@example.com", "password": "secret-1"})
+
+
+def nothing_differs(found: Sequence[str]) -> None:
+    """Fail with all that differs."""
+    if found:
+        pytest.fail("\n".join(found), pytrace=False)

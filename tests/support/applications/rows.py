@@ -67,7 +67,11 @@ class Copy:
         if value is not None and column in self._model.by_chance:
             return "by chance"
         parent = self._model.parent(table, column)
-        return self.word(parent, value) if parent and value is not None else value
+        if not parent or value is None:
+            return value
+        if isinstance(value, str):  # a list of references
+            return [self.word(parent, int(one)) for one in value.strip("|").split("|") if one]
+        return self.word(parent, value)
 
 
 def differing_rows(plain: Copy, moved: Copy) -> list[str]:
