@@ -30,6 +30,10 @@ class Ground:
         """Return the address of a database."""
         return f"mysql:pymysql://root@127.0.0.1:{self._ports[shard]}/{database}?set_encoding=utf8mb4"
 
+    def port(self, name: str) -> int:
+        """Return the port of a server."""
+        return self._ports[name]
+
     def redis(self, number: int) -> str:
         """Return the address of one of Redis's databases; 0 has the logs."""
         return f"redis://127.0.0.1:{self._ports['redis']}/{number}"

@@ -40,28 +40,21 @@ class Application(NamedTuple):
     tables: Mapping[int, str]
 
 
-class Placed:
+class Moving:
     """One copy of an application: its folder, its database, the shards that it has by now."""
 
-    def __init__(self, ground: Ground, site: Site, application: Application, kind: str):
-        self.ground, self.site, self.application = ground, site, application
+    def __init__(self, ground: Ground, application: Application, kind: str, applications: Path, private: str = "."):
+        self.ground, self.application = ground, application
         self.name = f"{application.name}_{kind}"
-        self.folder = site.folder / "applications" / self.name
+        self.folder = applications / self.name
+        self.config = self.folder / private / "pipeline.toml"
         self.shards = ["s0"]
         ground.create("s0", self.name)
         shutil.copytree(HERE / application.name, self.folder)
-        (self.folder / "private" / "appconfig.ini").write_text(f"[db]\nuri = {self.uri}\n")
-        self.journey = Journey(site, f"/{self.name}/default")
-        site.browser().get(f"/{self.name}/default/index")  # creates the tables
-        ground.spread_ids("s0", self.name)
 
     @property
     def uri(self) -> str:
         return self.ground.uri("s0", self.name)
-
-    @property
-    def config(self) -> Path:
-        return self.folder / "private" / "pipeline.toml"
 
     def adopt(self, shards: int) -> list[dict[str, Any]]:
         """Run `pipeline adopt` and its SQL; return what it found before."""
@@ -71,65 +64,81 @@ class Placed:
         run("adopt", self.uri, *count)
         return list(found["findings"])
 
-    def move(self, shards: int) -> None:
-        """Change the model, publish it, migrate, copy what is on every shard, check, start a worker."""
+    def change(self, shards: int) -> None:
+        """Write the configuration, and lay the files that change over the plain ones."""
         self.shards = [f"s{number}" for number in range(shards)]
         for shard in self.shards[1:]:
             self.ground.create(shard, self.name)
         uris = {shard: self.ground.uri(shard, self.name) for shard in self.shards}
         self.ground.configuration(self.config, uris, self.application.tables[shards])
-        ini = self.folder / "private" / "appconfig.ini"
-        ini.write_text(f"{ini.read_text()}[pipeline]\nconfig = pipeline.toml\n")
         for overlay in self.application.overlays[shards]:
             shutil.copytree(HERE / overlay, self.folder, dirs_exist_ok=True)
-        self._first_start()
+
+    def begin(self) -> None:
+        """Once the tables are published: migrate, copy what is on every shard, check, start a worker."""
         run("migrate", "--config", str(self.config))
-        self._copy_references()
+        for shard in self.shards[1:]:
+            for table in self.references:
+                self._copy_rows(table, shard)
         run("check", "--config", str(self.config))
         self.ground.start_worker(self.config)
 
-    def _first_start(self) -> None:
-        """Ask for a page with ids of 64 bits, while pyDAL believes what it finds; so the tables are published."""
-        model = self.folder / "models" / "db.py"
-        wide = model.read_text().replace("pool_size=5", "pool_size=5, bigint_id=True")
-        model.write_text(wide.replace("bigint_id=True", "bigint_id=True, fake_migrate_all=True"))
-        self.site.browser().get(f"/{self.name}/default/index")
-        model.write_text(wide)
-
-    @property
-    def references(self) -> list[str]:
-        """The tables of which each shard has a copy."""
-        return re.findall(r"\[tables\.(\w+)\]\s+reference", self.application.tables.get(len(self.shards), ""))
-
-    @property
-    def attached(self) -> list[str]:
-        """The tables that the pipeline writes."""
-        return [table for table in self.application.model.keys if not table.startswith("auth_")]
+    def copy(self) -> Copy:
+        """Return all rows, once everything that was queued is applied."""
+        if self.config.exists():
+            with closing(Client(self.config)) as client:
+                for table in self.application.model.keys:
+                    if not table.startswith("auth_"):
+                        client.barrier(table, 60)
+        places = [(shard, self.name) for shard in self.shards]
+        return Copy(self.ground, self.application.model, places, self.references)
 
     @property
     def refused(self) -> list[dict[str, Any]]:
         """The ops that the database has refused."""
         return list(json.loads(run("dead", "list", "--json", "--config", str(self.config))))
 
-    def _copy_references(self) -> None:
-        for shard in self.shards[1:]:
-            for table in self.references:
-                dump = [*self._client("mariadb-dump", "s0"), "--no-create-info", self.name, table]
-                text = subprocess.run(dump, capture_output=True, check=True, timeout=30).stdout
-                subprocess.run([*self._client("mariadb", shard), self.name], input=text, check=True, timeout=30)
+    @property
+    def references(self) -> list[str]:
+        """The tables of which each shard has a copy."""
+        return re.findall(r"\[tables\.(\w+)\]\s+reference", self.application.tables.get(len(self.shards), ""))
+
+    def _copy_rows(self, table: str, shard: str) -> None:
+        dump = [*self._client("mariadb-dump", "s0"), "--no-create-info", self.name, table]
+        text = subprocess.run(dump, capture_output=True, check=True, timeout=30).stdout
+        subprocess.run([*self._client("mariadb", shard), self.name], input=text, check=True, timeout=30)
 
     def _client(self, program: str, shard: str) -> list[str]:
-        port = self.ground.uri(shard, "x").partition("127.0.0.1:")[2].partition("/")[0]
+        port = self.ground.port(shard)
         return [program, "--no-defaults", "--protocol=tcp", "--host=127.0.0.1", f"--port={port}", "--user=root"]
 
-    def copy(self) -> Copy:
-        """Return all rows, once everything that was queued is applied."""
-        places = [(shard, self.name) for shard in self.shards]
-        if self.config.exists():
-            with closing(Client(self.config)) as client:
-                for table in self.attached:
-                    client.barrier(table, 60)
-        return Copy(self.ground, self.application.model, places, self.references)
+
+class Placed(Moving):
+    """A copy that the shared web2py serves."""
+
+    def __init__(self, ground: Ground, site: Site, application: Application, kind: str):
+        super().__init__(ground, application, kind, site.folder / "applications", "private")
+        self._site = site
+        (self.folder / "private").mkdir(exist_ok=True)
+        (self.folder / "private" / "appconfig.ini").write_text(f"[db]\nuri = {self.uri}\n")
+        self.journey = Journey(site, f"/{self.name}/default")
+        self._ask()  # creates the tables
+        ground.spread_ids("s0", self.name)
+
+    def move(self, shards: int) -> None:
+        """Take all steps behind `adopt`. At the first start pyDAL believes what it finds, and the tables are published."""
+        self.change(shards)
+        ini = self.folder / "private" / "appconfig.ini"
+        ini.write_text(f"{ini.read_text()}[pipeline]\nconfig = pipeline.toml\n")
+        model = self.folder / "models" / "db.py"
+        wide = model.read_text().replace("pool_size=5", "pool_size=5, bigint_id=True")
+        model.write_text(wide.replace("bigint_id=True", "bigint_id=True, fake_migrate_all=True"))
+        self._ask()
+        model.write_text(wide)
+        self.begin()
+
+    def _ask(self) -> None:
+        self._site.browser().get(f"/{self.name}/default/index")
 
 
 def run(*arguments: str, exits: int = 0) -> str:

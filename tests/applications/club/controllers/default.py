@@ -42,7 +42,7 @@ def page_new():
     if saved(form):
         names = [name for name in request.post_vars.named.split(",") if name]
         found = [db.tag(name=name) for name in names]
-        ids = [row.id if row else db.tag.insert(name=name) for name, row in zip(names, found)]
+        ids = [row.id if row else db.tag.insert(name=name) for name, row in zip(names, found, strict=True)]
         db(db.page.id == form.vars.id).update(tags=ids)
         auth.add_permission(auth.id_group(request.post_vars.group), "edit", db.page, form.vars.id)
         redirect(URL("page", args=form.vars.id))
