@@ -126,7 +126,7 @@ class Placed(Moving):
         ground.spread_ids("s0", self.name)
 
     def move(self, shards: int) -> None:
-        """Take all steps behind `adopt`. At the first start pyDAL believes what it finds, and the tables are published."""
+        """Take all steps behind `adopt`. At its first start pyDAL believes what it finds, and tables are published."""
         self.change(shards)
         ini = self.folder / "private" / "appconfig.ini"
         ini.write_text(f"{ini.read_text()}[pipeline]\nconfig = pipeline.toml\n")
