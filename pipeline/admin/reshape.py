@@ -142,11 +142,12 @@ def misplaced(pipeline: Client, schema: TableSchema) -> Iterator[Misplaced]:
         yield from _unequal(pipeline, schema)
         return
     topology, key = pipeline.topology, pipeline.topology.table(schema.name).shard_key or schema.id_name
-    final = checker(schema.name, schema.columns[schema.index[key]])
+    column = schema.columns[schema.index[key]]
+    final, placed = checker(schema.name, column), topology.placing(schema.name, column)
     for shard in topology.shards:
         for row_id, value in _keys_of(pipeline.nodes.primary(shard), schema, key):
             try:
-                belongs = topology.shard_of(topology.bucket_of(schema.name, final(value)))
+                belongs = topology.shard_of(placed(final(value)))
             except ShardKeyError as error:
                 belongs = f"nowhere ({error})"
             if belongs != shard:

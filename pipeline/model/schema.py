@@ -140,11 +140,19 @@ def schema_of(table: Any) -> TableSchema:
     Raises:
         BadOp: the table has no id column, or a column of a custom type.
     """
-    columns = tuple(_column(f) for f in table)
+    columns = tuple(column_of(f) for f in table)
     return TableSchema(table._tablename, columns, _own_rname(table._rname, table._tablename))
 
 
-def _column(f: Any) -> Column:
+def column_of(f: Any) -> Column:
+    """Return the column of a pyDAL field.
+
+    Args:
+        f: the field.
+
+    Raises:
+        BadOp: it has a custom type.
+    """
     if not isinstance(f.type, str):
         raise BadOp(f"field {f.name!r} has a type made by SQLCustomType, which the log cannot carry")
     length = f.length if f.type in ("string", "password", "upload") else None

@@ -220,8 +220,7 @@ class _Schedule:
         return ""
 
     def _clock(self) -> str:
-        # a host's clock that is set on shortens the ten minutes for which a shard without replicas keeps its log
-        if self.theme == "primary" or self.luck.random() < 0.5:
+        if self.luck.random() < 0.5:
             self.log.ahead_ms = self.luck.choice((-3_600_000, 0, 3_600_000))
             return "redis's clock steps"
         self.time.wall_off_s = self.luck.choice((-3600.0, 0.0, 3600.0))
