@@ -154,7 +154,7 @@ def _asked(
     """Yield the references of a definition for which the database does not do what pyDAL's `ondelete` says."""
     standing = {key.columns: key for key in table.constraints.parents}
     for column in schema.columns:
-        if not column.parent:
+        if not column.parent or _keeps_versions(schema, column, schemas.get(column.parent)):
             continue
         own, place = in_database(schema, column.name), f"{table.name}.{in_database(schema, column.name)}"
         key, why = standing.get((own,)), unheld(schema, column, schemas, evidence.topology, evidence.old_ids)
@@ -173,6 +173,12 @@ def _asked(
                 or f"{_added(schema, column, schemas)}; rows without their {column.parent} keep it from that"
             )
             yield Finding(WARNING, place, f"has no foreign key to {column.parent}, and {effect}", fix, (node.node,))
+
+
+def _keeps_versions(schema: TableSchema, column: Column, parent: TableSchema | None) -> bool:
+    """Return whether a column names the row of a version: versions are on the shard of their row, and may outlive it."""
+    named = column.name == "current_record" or schema.name == f"{column.parent}_archive"
+    return named and parent is not None and parent.index.keys() <= schema.index.keys()
 
 
 def _left(column: Column) -> str:
