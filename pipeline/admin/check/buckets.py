@@ -176,7 +176,7 @@ def _asked(
 
 
 def _keeps_versions(schema: TableSchema, column: Column, parent: TableSchema | None) -> bool:
-    """Return whether a column names the row of a version: versions are on the shard of their row, and may outlive it."""
+    """Return whether a column names a version's row: versions are on the shard of their row, and may outlive it."""
     named = column.name == "current_record" or schema.name == f"{column.parent}_archive"
     return named and parent is not None and parent.index.keys() <= schema.index.keys()
 
