@@ -144,6 +144,8 @@ def _foreign(case: Case) -> Iterator[Finding]:
                 else "whose rows may be on another shard"
             )
             what = f"has a foreign key to {key.parent}, {left}: such a row is rejected"
+            if key.on_delete in ("CASCADE", "SET NULL"):
+                what += f". Without the key nobody does its ON DELETE {key.on_delete}, if not the application"
             yield Finding(ERROR, place, what, repairs.drop_foreign_key(key.table, key.name))
         elif key.on_delete in ("CASCADE", "SET NULL"):
             what = (

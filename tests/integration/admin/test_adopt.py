@@ -51,6 +51,7 @@ MUST = {
     "a primary key of two columns": ("tag", "its primary key is (customer, word)"),
     "no primary key": ("hits", "has no primary key"),
     "a foreign key out of the shard": ("purchase.created_by", "which stays in this database"),
+    "what that key did": ("purchase.created_by", "nobody does its ON DELETE CASCADE"),
     "no shard key": ("item", "has no column customer"),
     "an id of any table": ("auth_permission.record_id", "holds ids by its name"),
     "an id by name and values": ("bookmark.item_ref", "holds ids of item (by its name and its values)"),
