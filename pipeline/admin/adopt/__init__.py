@@ -11,7 +11,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from pipeline.admin.adopt.changes import adoption_script, findings
-from pipeline.admin.adopt.shard_key_guess import Case, guess_shard_keys
+from pipeline.admin.adopt.shard_key_guess import Case, Soft, guess_shard_keys
 from pipeline.admin.adopt.soft_references import model_lines, soft_references
 from pipeline.admin.check.finding import ERROR, Finding, merged_findings
 from pipeline.config.settings import RedisSettings, Settings, ShardSettings, TableSettings
@@ -119,7 +119,10 @@ def _lines(case: Case, decided: Mapping[str, TableSettings]) -> Iterator[str]:
         yield f"# left in their database, written as ever: {', '.join(left)}"
     for table, column, _ in guess.added:
         yield f'# add to the model: {table}: Field("{column}", "bigint")'
-    for line in chain.from_iterable(map(model_lines, case.soft)):
+    narrow = case.narrow()
+    by_name = [ref for ref in guess.references if not ref.declared and (ref.table, ref.column) in narrow]
+    soft = [*case.soft, *(Soft(ref.table, ref.column, (ref.parent,), named=True) for ref in by_name)]
+    for line in chain.from_iterable(map(model_lines, soft)):
         yield f"# change in the model: {line}"
 
 

@@ -191,9 +191,9 @@ def _left(column: Column) -> str:
 
 
 def _cure(schema: TableSchema, column: Column, schemas: Mapping[str, TableSchema]) -> str:
-    by_hand = f"let the application change the rows before it deletes a {column.parent}"
+    by_hand = f"let the application change the rows before it deletes their {column.parent}"
     if column.parent not in schemas:
-        return f"attach {column.parent} too; or {by_hand}"
+        return f"{by_hand}; or attach {column.parent}, if it is no table of the framework"
     together = f'[tables.{schema.name}] shard_key = "{column.name}"; or [tables.{column.parent}] reference = true'
     return f"{together}; or {by_hand}"
 

@@ -160,6 +160,8 @@ def test_the_lines_of_the_model_that_must_change_are_printed(messy: tuple[str, s
         "  # behind auth.define_tables()",
         'bookmark: Field("item_ref", "reference item" or "bigint")',
         'bookmark: Field("about", "reference item" or "bigint")',
+        'tag: Field("customer", "reference customer" or "bigint")',
+        'visit: Field("customer", "reference customer" or "bigint")',
     ]
     assert not [one for one in found.findings if "facebook_id" in one.place or "stars" in one.place]
     assert [one.place for one in found.findings if "can be on the shard of one only" in one.what] == []
