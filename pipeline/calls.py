@@ -20,6 +20,7 @@ from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipt, Receipts
 from pipeline.reads.gather.gather import GATHER_S
 from pipeline.reads.node_dal import NodeDAL
+from pipeline.reads.read_place import bucket_of_key
 from pipeline.reads.session import ReadSession
 from pipeline.wait_budget import WaitBudget, WaitBudgets, in_all
 
@@ -288,14 +289,16 @@ class Calls(ABC):
         wait_s: float | None = None,
         on_stale: str | None = None,
         fresh: bool = True,
+        cache: Any = None,
     ) -> int:
         """Return how many rows match *query*, on all shards; see `pipeline.count`.
 
         Args:
             distinct, timeout_s: see `pipeline.count`.
             after, max_lag_s, wait_s, on_stale, fresh: see `read`.
+            cache: is refused.
         """
-        bounds: dict[str, Any] = {"max_lag_s": max_lag_s, "wait_s": wait_s, "on_stale": on_stale}
+        bounds: dict[str, Any] = {"cache": cache, "max_lag_s": max_lag_s, "wait_s": wait_s, "on_stale": on_stale}
         return self.client.reads.count(query, distinct, self._after(after, fresh), timeout_s=timeout_s, **bounds)
 
     def session_token(self, text: str | None = None) -> ReadSession:
@@ -305,7 +308,7 @@ class Calls(ABC):
     def get_db(self, table: Any, shard_key: Any) -> Any:
         """Return a DAL on the primary that has *shard_key*, with *table* defined; see `pipeline.get_db`."""
         client, table = self.client, self.client.op_builder.table(table)
-        [shard, *_] = client.topology.shards_of(client.topology.bucket_of(table._tablename, shard_key))
+        [shard, *_] = client.topology.shards_of(bucket_of_key(client.topology, table, shard_key))
         db = client.define_on(client.nodes.primary(shard).db, table)
         CallersFilters.on(db).of(table._db)
         return db

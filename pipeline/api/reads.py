@@ -31,7 +31,8 @@ def read(
 
     Args:
         table: a pyDAL table, or the name of one that is known.
-        shard_key: whose rows are to be read; not needed for a reference table, nor with a single shard.
+        shard_key: whose rows are to be read, spelt in any way that a write takes; not needed for a reference table,
+            nor with a single shard.
         after: what must be seen: a receipt, several, a session (see `session_token`), or the text of one.
         max_lag_s: how far behind the replica may be, s.
         wait_s: how long to wait for a replica, or for the op, in all, s.
@@ -40,7 +41,7 @@ def read(
     Raises:
         StaleRead: `after` could not be seen in time; `stage` tells how far it had come. Try again later.
         ShardUnavailable: no node answers.
-        BadRead, BadToken, UnknownTable: nothing was asked; the message says what to change.
+        BadRead, BadToken, BadValue, ShardKeyError, UnknownTable: nothing was asked; the message says what to change.
         ReadOnly: (inside the block) a write was tried.
     """
     return current().read(table, shard_key, after, max_lag_s=max_lag_s, wait_s=wait_s, on_stale=on_stale)
@@ -137,6 +138,7 @@ def count(
     max_lag_s: float | None = None,
     wait_s: float | None = None,
     on_stale: str | None = None,
+    cache: Any = None,
 ) -> int:
     """Return how many rows of all shards match, or how many distinct values there are.
 
@@ -145,12 +147,20 @@ def count(
         distinct: a field, or several: their distinct values are counted; those with a NULL are left out.
         timeout_s: how long the whole may take, s.
         after, max_lag_s, wait_s, on_stale: as for `read`.
+        cache: pyDAL's is refused: a kept number lacks what the reader must see.
 
     Raises:
         PartialResult: a shard did not answer. Else as for `read`.
     """
     return current().count(
-        query, distinct, after, timeout_s=timeout_s, max_lag_s=max_lag_s, wait_s=wait_s, on_stale=on_stale
+        query,
+        distinct,
+        after,
+        timeout_s=timeout_s,
+        max_lag_s=max_lag_s,
+        wait_s=wait_s,
+        on_stale=on_stale,
+        cache=cache,
     )
 
 

@@ -33,7 +33,7 @@ NOT_FOUND = (
 )
 #: A key that names another file instead; relative to the file that has it.
 ELSEWHERE = "config"
-KEYS = ("config", "redis", "broker", "prefix", "buckets", "replicas", "shard_keys", "references", "mode")
+KEYS = ("config", "redis", "broker", "prefix", "buckets", "replicas", "shard_keys", "references", "mode", "reads")
 _OF_A_SHARD = re.compile(r"(shard|replicas)_(?!keys$)([A-Za-z0-9_-]+)")
 _SEPARATOR = re.compile(r"[,\s]+")
 #: How the faults of the settings name a key, and how it is named here.
