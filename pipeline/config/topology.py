@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from hashlib import blake2b
 from typing import Any
 
@@ -53,6 +54,10 @@ class Topology:
         self._rules: dict[str, Rule] = {}
         self._placing: dict[tuple[str, Column], Rule] = {}
         self._finding: dict[tuple[str, Column], Rule] = {}
+
+    def ignores(self, table: str) -> bool:
+        """Return whether *table* is left to its database: by its name, or by a pattern."""
+        return any(fnmatchcase(table, pattern) for pattern in self._settings.ignore)
 
     def bucket_of(self, table: str, key: int | str) -> int:
         """Return the bucket of the rows of *table* with a *key* that is one form already, as an id or a number is.
