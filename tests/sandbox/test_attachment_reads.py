@@ -299,6 +299,62 @@ def test_a_read_through_the_pipeline_of_what_is_queued_is_warned_of(
 
 
 @pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(("reads", "rows"), [("own", [2]), ("next", [1, 2])])
+def test_what_looks_before_it_writes_finds_what_the_request_has_written(
+    box: Sandbox, db: Any, reads: str, rows: list[int]
+):
+    request = request_of(box, db, reads=reads)
+
+    for qty in (1, 2):
+        db.item.update_or_insert(db.item.name == "pen", name="pen", qty=qty)
+
+    request.finish()
+    box.drain()
+    assert sorted(row["qty"] for row in box.rows("item")) == rows
+
+
+@pytest.mark.usefixtures("worker")
+def test_whether_there_was_a_row_is_asked_before_the_write_whose_answer_counts_ops(box: Sandbox, db: Any):
+    request = request_of(box, db, reads="own")
+    pen, ink = db.item.insert(name="pen"), 5
+
+    answers = []
+    for row_id in (pen, ink):
+        found = db(db.item.id == row_id)
+        there = not found.isempty()  # as the documentation says to do
+        answers.append((found.update(qty=9), there))
+        answers.append((found.delete(), there))
+
+    request.finish()
+    assert answers == [(1, True), (1, True), (1, False), (1, False)]
+    assert box.drain().rejected == 0
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("reads", ["own", "next"])
+def test_old_style_virtual_fields_of_an_attached_table_are_on_rows_read_through_its_dal(
+    box: Sandbox, db: Any, reads: str
+):
+    class Doubled:
+        def twice(self) -> int:
+            return int(self.item.qty * 2)  # type: ignore[attr-defined]  # pyDAL puts the row there
+
+    db.item.virtualfields.append(Doubled())
+    request = request_of(box, db, reads=reads)
+    row_id = db.item.insert(qty=1)
+    db(db.item.id == row_id).update(qty=2)
+    db(db.item.qty > 5).select()
+    request.finish()
+    box.drain()
+
+    assert db.item[row_id].twice == 4
+    db(db.item).select().first().update_record(qty=3)
+    request.finish()
+    box.drain()
+    assert [row.twice for row in db(db.item).select()] == [6]
+
+
+@pytest.mark.usefixtures("worker")
 def test_a_request_that_fails_after_it_saw_its_own_writes_says_that_they_stand(
     box: Sandbox, db: Any, caplog: pytest.LogCaptureFixture
 ):
