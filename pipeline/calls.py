@@ -20,6 +20,7 @@ from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipt, Receipts
 from pipeline.reads.gather.gather import GATHER_S
 from pipeline.reads.node_dal import NodeDAL
+from pipeline.reads.read_place import bucket_of_key
 from pipeline.reads.session import ReadSession
 from pipeline.wait_budget import WaitBudget, WaitBudgets, in_all
 
@@ -307,7 +308,7 @@ class Calls(ABC):
     def get_db(self, table: Any, shard_key: Any) -> Any:
         """Return a DAL on the primary that has *shard_key*, with *table* defined; see `pipeline.get_db`."""
         client, table = self.client, self.client.op_builder.table(table)
-        [shard, *_] = client.topology.shards_of(client.topology.bucket_of(table._tablename, shard_key))
+        [shard, *_] = client.topology.shards_of(bucket_of_key(client.topology, table, shard_key))
         db = client.define_on(client.nodes.primary(shard).db, table)
         CallersFilters.on(db).of(table._db)
         return db

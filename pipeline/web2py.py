@@ -2,7 +2,7 @@
 
     # models/pipeline.py                     web2py runs models in the order of their names: db.py first
     from pipeline.web2py import Pipeline
-    pipeline = Pipeline(db, configuration)   # [pipeline] of private/appconfig.ini
+    pipeline = Pipeline(db)                  # [pipeline] of private/appconfig.ini
 
     # controllers/default.py
     def buy():
@@ -35,7 +35,7 @@ from pipeline.dal.objects import real_name
 from pipeline.enqueue.held_ops import HeldOps
 from pipeline.errors import ConfigError
 from pipeline.web import manual_commit
-from pipeline.web.clients import client_for, warm_up
+from pipeline.web.clients import client_for, configuration_of, warm_up
 from pipeline.web.outbox import Outbox
 from pipeline.web.request import MODES, Request
 
@@ -50,8 +50,8 @@ class Pipeline:
 
     Args:
         db: the application's DAL; its tables become known.
-        configuration: the application's AppConfig, with a section `[pipeline]`. Without it: `private/pipeline.toml`,
-            else what `pipeline.configure` has read.
+        configuration: the application's AppConfig, with a section `[pipeline]`. Without it: what `pipeline.configure`
+            has read, else `private/pipeline.toml`, else the section `[pipeline]` of `private/appconfig.ini`.
         redis_conn: web2py's `RConn(...)`, instead of the key `redis`.
         mode: when ops are sent: `on_commit` (after web2py has committed), `outbox` (the same, from a table in *db*,
             so that nothing is lost if the process dies in between) or `now` (at the call). Also a key of the section.
@@ -62,6 +62,7 @@ class Pipeline:
 
     def __init__(self, db: Any, configuration: Any = None, *, redis_conn: Any = None, mode: str | None = None):
         web = current.request
+        configuration = configuration_of(web.folder, configuration)
         client = client_for(web.folder, db, configuration, redis_conn)
         warm_up(client)
         client.define_tables(db)

@@ -31,7 +31,8 @@ def read(
 
     Args:
         table: a pyDAL table, or the name of one that is known.
-        shard_key: whose rows are to be read; not needed for a reference table, nor with a single shard.
+        shard_key: whose rows are to be read, spelt in any way that a write takes; not needed for a reference table,
+            nor with a single shard.
         after: what must be seen: a receipt, several, a session (see `session_token`), or the text of one.
         max_lag_s: how far behind the replica may be, s.
         wait_s: how long to wait for a replica, or for the op, in all, s.
@@ -40,7 +41,7 @@ def read(
     Raises:
         StaleRead: `after` could not be seen in time; `stage` tells how far it had come. Try again later.
         ShardUnavailable: no node answers.
-        BadRead, BadToken, UnknownTable: nothing was asked; the message says what to change.
+        BadRead, BadToken, BadValue, ShardKeyError, UnknownTable: nothing was asked; the message says what to change.
         ReadOnly: (inside the block) a write was tried.
     """
     return current().read(table, shard_key, after, max_lag_s=max_lag_s, wait_s=wait_s, on_stale=on_stale)
@@ -101,7 +102,7 @@ def select(
     A query that fixes the shard key goes to its shard alone and may be any query of pyDAL.
 
     Args:
-        query: a pyDAL query, a table, or the name of one that is known.
+        query: a pyDAL query, `db(query)`, a table, or the name of one that is known.
         fields: of the result, as for pyDAL's `select`; none: all.
         partial: do without shards that do not answer; `rows.partial` and `rows.missing` tell.
         timeout_s: how long the whole may take, s.
@@ -142,7 +143,7 @@ def count(
     """Return how many rows of all shards match, or how many distinct values there are.
 
     Args:
-        query: a pyDAL query, a table, or the name of one that is known.
+        query: a pyDAL query, `db(query)`, a table, or the name of one that is known.
         distinct: a field, or several: their distinct values are counted; those with a NULL are left out.
         timeout_s: how long the whole may take, s.
         after, max_lag_s, wait_s, on_stale: as for `read`.

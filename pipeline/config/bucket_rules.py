@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from importlib import import_module
@@ -21,19 +22,49 @@ from typing import Any
 from zlib import crc32
 
 from pipeline.config.settings import TableSettings
-from pipeline.errors import ConfigError, ShardKeyError
+from pipeline.errors import BadValue, ConfigError, ShardKeyError
 from pipeline.model.ids import END, SMALLEST
+from pipeline.model.schema import Column
+from pipeline.model.values import key_form, lenient
 
 Rule = Callable[[Any], int]
 
 
-def compile_rule(table: TableSettings, buckets: int) -> Rule:
-    """Return the function from a shard key of *table* to its bucket, 0 ≤ bucket < *buckets*.
+def compile_rule(table: TableSettings, buckets: int, column: Column | None = None) -> Rule:
+    """Return the function from a final shard key of *table* to its bucket, 0 ≤ bucket < *buckets*.
 
     The function raises `ShardKeyError` for a key that its rule cannot take.
+
+    Args:
+        table: the table's settings.
+        buckets: how many there are.
+        column: the shard key's. With it, keys that are equal there share a bucket, and the file may spell them in any
+            way that the column takes.
     """
     makers = {"hash": _hash, "modulo": _modulo, "range": _range, "lookup": _lookup}
-    return makers.get(table.rule, _own)(table, buckets)
+    make = makers.get(table.rule, _own)
+    if column is None:
+        return make(table, buckets)
+    form, rule = key_form(column), make(_spelt_by(column, table), buckets)
+    return rule if form is None else lambda key: rule(form(key))
+
+
+def _spelt_by(column: Column, table: TableSettings) -> TableSettings:
+    """Return the settings of a table, the keys that they list in the form that finds their rows."""
+    final, form = lenient(table.name, column), key_form(column)
+
+    def formed(key: Any) -> Any:
+        try:
+            found = final(key)
+        except BadValue as error:
+            raise ConfigError([f"[tables.{table.name}] {table.rule} lists the key {key!r}, but {error}"]) from None
+        return found if form is None else form(found)
+
+    lookup = {key if key == "*" else formed(key): bucket for key, bucket in table.lookup.items()}
+    if len(lookup) < len(table.lookup):
+        raise ConfigError([f"[tables.{table.name}] lookup lists two keys that are equal in {column.name!r}"])
+    bounds = tuple(bound if isinstance(bound, int) else formed(bound) for bound in table.bounds)
+    return replace(table, lookup=lookup, bounds=bounds)
 
 
 def canonical(key: Any, table: TableSettings) -> bytes:

@@ -7,6 +7,7 @@ reference bucket holds the ops of reference tables, and every shard applies it.
 from __future__ import annotations
 
 from collections.abc import Sized
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
@@ -16,6 +17,8 @@ from pipeline.config.settings import Settings, TableSettings
 from pipeline.config.uris import database_of, server_of
 from pipeline.model.fingerprint import BY_ID, Fingerprint
 from pipeline.model.ids import bucket_of, carries_bucket
+from pipeline.model.schema import Column
+from pipeline.model.values import lenient
 
 #: The longest list or table that a fingerprint has in full, characters.
 MOST_WORDS = 120
@@ -24,7 +27,17 @@ MOST_WORDS = 120
 class Topology:
     """The map of one deployment, as its settings draw it. Never changes; safe to share between threads."""
 
-    __slots__ = ("_owned", "_owners", "_rules", "_settings", "buckets", "reference_bucket", "shards")
+    __slots__ = (
+        "_finding",
+        "_owned",
+        "_owners",
+        "_placing",
+        "_rules",
+        "_settings",
+        "buckets",
+        "reference_bucket",
+        "shards",
+    )
 
     def __init__(self, settings: Settings):
         self._settings = settings
@@ -38,20 +51,51 @@ class Topology:
             owned[shard].append(bucket)
         self._owned = {name: tuple(own) for name, own in owned.items()}
         self._rules: dict[str, Rule] = {}
+        self._placing: dict[tuple[str, Column], Rule] = {}
+        self._finding: dict[tuple[str, Column], Rule] = {}
 
-    def bucket_of(self, table: str, key: Any) -> int:
-        """Return the bucket of the rows of *table* whose shard key is *key*; any key will do for a reference table.
+    def bucket_of(self, table: str, key: int | str) -> int:
+        """Return the bucket of the rows of *table* with a *key* that is one form already, as an id or a number is.
+
+        Any key will do for a reference table.
 
         Raises:
             ShardKeyError: the table's rule cannot take the key.
         """
-        return (self._rules.get(table) or self.rule_of(table))(key)
+        rule = self._rules.get(table)
+        return (rule or self._rules.setdefault(table, self._rule(self.table(table))))(key)
 
-    def rule_of(self, name: str) -> Rule:
-        """Return the function by which `bucket_of` finds the bucket of a key of the table *name*."""
-        table, everywhere = self.table(name), self.reference_bucket
-        rule = (lambda key: everywhere) if table.reference else compile_rule(table, self.buckets)
-        return self._rules.setdefault(name, rule)
+    def placing(self, name: str, column: Column) -> Rule:
+        """Return the function from a final value of the shard key to its bucket.
+
+        Args:
+            name: the table's.
+            column: the shard key's, or the id's where rows are spread by their ids.
+        """
+        found = self._placing.get((name, column))
+        return found or self._placing.setdefault((name, column), self._rule(self.table(name), column))
+
+    def finding(self, name: str, column: Column) -> Rule:
+        """Return the function from each spelling of a shard key to the bucket that `placing` gives its final value.
+
+        That function raises what a write of the value raises: `BadValue`, `ShardKeyError`.
+
+        Args:
+            name: the table's.
+            column: as for `placing`.
+        """
+        found = self._finding.get((name, column))
+        if found is None:
+            # a whole number that is no id names no row, and is no fault: one database finds nothing, too
+            spelt = replace(column, type="bigint") if column.kind in ("id", "reference") else column
+            final, place = lenient(name, spelt), self.placing(name, column)
+            rule = place if self.table(name).reference else lambda key: place(final(key))
+            found = self._finding.setdefault((name, column), rule)
+        return found
+
+    def _rule(self, table: TableSettings, column: Column | None = None) -> Rule:
+        everywhere = self.reference_bucket
+        return (lambda key: everywhere) if table.reference else compile_rule(table, self.buckets, column)
 
     def bucket_in(self, row_id: Any) -> int | None:
         """Return the bucket that *row_id* carries, or None if this deployment has not made the id."""

@@ -46,7 +46,7 @@ def bucket_of_new(
         raise ShardKeyError(f"table {schema.name!r} is sharded by {key!r}: the insert must give it a value")
     if shard_key is not None and compiled.check[key](shard_key) != own:
         raise ShardKeyError(f"shard_key= differs from the value of {schema.name}.{key}: leave it out")
-    bucket = topology.bucket_of(schema.name, own)
+    bucket = compiled.bucket_of(own)
     if row is not None and ids.carries_bucket(row) and ids.bucket_of(row) != bucket:
         raise ShardKeyError(
             f"the id given for {schema.name!r} carries bucket {ids.bucket_of(row)}, its shard key belongs to "
@@ -154,14 +154,14 @@ def _bucket_of_new_id(
     if shard_key is not None:
         raise ShardKeyError(f"table {name!r} is sharded by its own id: leave shard_key= out of an insert")
     if row is not None:
-        return topology.bucket_of(name, row)
+        return compiled.bucket_of(row)
     if idempotency_key is not None:  # a bucket knows its own keys only: the same key must find the same one
         return zlib.crc32(f"{name} {idempotency_key}".encode()) % topology.buckets
     return next(turn)
 
 
 def _named_by_id(compiled: CompiledTable, row: Any) -> set[int]:
-    return set() if row is None else {compiled.topology.bucket_of(compiled.schema.name, row)}
+    return set() if row is None else {compiled.bucket_of(row)}
 
 
 def _named_by_key(compiled: CompiledTable, where: Tree, row: Any, shard_key: Any) -> set[int]:
@@ -170,9 +170,9 @@ def _named_by_key(compiled: CompiledTable, where: Tree, row: Any, shard_key: Any
     if key not in compiled.column_of:
         raise ShardKeyError(f"table {name!r} has no field {key!r}, by which the settings shard it")
     value = pinned(where, compiled.column_of[key])
-    found = set() if value is None else {topology.bucket_of(name, value)}
+    found = set() if value is None else {compiled.bucket_of(value)}
     if shard_key is not None:
-        found.add(topology.bucket_of(name, compiled.check[key](shard_key)))
+        found.add(compiled.bucket_of(compiled.check[key](shard_key)))
     if (own := topology.bucket_in(row)) is not None:
         found.add(own)
     return found

@@ -34,11 +34,12 @@ class CompiledTable:
     Attributes:
         check: of each field, makes a given value final and exact; `lenient` does so with what pyDAL has made itself.
         column_of: of each field, the number of its column.
+        bucket_of: finds the bucket of a final shard key; of an id, where rows are spread by their ids.
         required: the fields that an insert must end up with.
         rules: the table's settings.
     """
 
-    __slots__ = ("check", "column_of", "lenient", "required", "rules", "schema", "topology")
+    __slots__ = ("bucket_of", "check", "column_of", "lenient", "required", "rules", "schema", "topology")
 
     def __init__(self, schema: TableSchema, topology: Topology):
         self.schema, self.topology = schema, topology
@@ -46,6 +47,8 @@ class CompiledTable:
         self.check: dict[str, Check] = {c.name: checker(schema.name, c) for c in schema.columns}
         self.lenient: dict[str, Check] = {c.name: lenient(schema.name, c) for c in schema.columns}
         self.column_of = schema.index
+        key = self.column_of.get(self.rules.shard_key or "", schema.id_index)
+        self.bucket_of = topology.placing(schema.name, schema.columns[key])
         self.required = frozenset(c.name for c in schema.columns if c.notnull and c.name != schema.id_name)
 
     def known(self, names: Iterable[str]) -> None:

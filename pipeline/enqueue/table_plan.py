@@ -42,7 +42,7 @@ class TablePlan:
 
     def __init__(self, table: Any, compiled: CompiledTable, row_ids: RowIds, turn: Iterator[int]):
         self.table, self.compiled, self.row_ids, self._turn = table, compiled, row_ids, turn
-        self._rule = compiled.topology.rule_of(compiled.schema.name)
+        self._rule = compiled.bucket_of
         self._row_plans: dict[tuple[str, ...], RowPlan] = {}
 
     def new_row(self, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None) -> Addressed:

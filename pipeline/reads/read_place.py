@@ -10,6 +10,8 @@ from pipeline.config.settings import TableSettings
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import conjuncts, field_table, kind_of, op_name, pinned_values, real_name
 from pipeline.errors import BadRead, BadToken, ShardKeyError
+from pipeline.model.schema import column_of
+from pipeline.model.values import TEXT_KINDS
 from pipeline.oplog.contract import Entries
 from pipeline.reads.session import Need, Token
 
@@ -21,28 +23,30 @@ class ReadPlace(NamedTuple):
     buckets: tuple[int, ...] | None
 
 
-def place_of_key(topology: Topology, table: str, shard_key: Any) -> ReadPlace:
+def place_of_key(topology: Topology, table: Any, shard_key: Any) -> ReadPlace:
     """Return the place of the rows of a table with a shard key.
 
     Args:
         topology: who has which bucket.
-        table: its name.
-        shard_key: the key; None: all rows of the table.
+        table: the pyDAL table.
+        shard_key: the key, in any spelling that a write takes; None: all rows of the table.
 
     Raises:
         BadRead: the rows are on several shards.
+        BadValue, ShardKeyError: a write would refuse the key, too.
     """
     reference = topology.reference_bucket
-    if topology.table(table).reference:
+    if _rules(topology, table).reference:
         return ReadPlace(random.choice(topology.shards), (reference,))
     if shard_key is not None:
-        bucket = _bucket_of(topology, table, shard_key)
+        bucket = bucket_of_key(topology, table, shard_key)
         # what else is read in the same block may be a reference table
         return ReadPlace(topology.shards_of(bucket)[0], (bucket, reference))
     if len(topology.shards) == 1:
         return ReadPlace(topology.shards[0], None)
     raise BadRead(
-        f"the rows of {table!r} are on {len(topology.shards)} shards: give shard_key=, or use pipeline.select"
+        f"the rows of {real_name(table)!r} are on {len(topology.shards)} shards: give shard_key=, "
+        "or use pipeline.select"
     )
 
 
@@ -55,14 +59,13 @@ def place_of_id(topology: Topology, table: Any, row_id: int, shard_key: Any) -> 
         row_id: the row's id.
         shard_key: the row's shard key, where the caller knows it.
     """
-    name = real_name(table)
-    rules = topology.table(name)
+    rules = _rules(topology, table)
     if rules.reference:
         return ReadPlace(random.choice(topology.shards), (topology.reference_bucket,))
     if shard_key is None and rules.shard_key in (None, "", table._id.name):
         shard_key = row_id
     if shard_key is not None:
-        bucket = _bucket_of(topology, name, shard_key)
+        bucket = bucket_of_key(topology, table, shard_key)
         return ReadPlace(topology.shards_of(bucket)[0], (bucket,))
     carried = topology.bucket_in(row_id)
     if carried is not None:
@@ -108,6 +111,23 @@ def places_of_query(
     return [ReadPlace(shard, (*topology.buckets_of(shard), *also)) for shard in topology.shards]
 
 
+def bucket_of_key(topology: Topology, table: Any, key: Any) -> int:
+    """Return the bucket of the rows of a table with a shard key.
+
+    Args:
+        topology: who has which bucket.
+        table: the pyDAL table.
+        key: in any spelling that a write takes.
+
+    Raises:
+        BadValue, ShardKeyError: a write would refuse the key, too.
+    """
+    name = _key_of(topology, table)
+    if name not in table.fields:
+        raise ShardKeyError(f"table {real_name(table)!r} has no field {name!r}, by which the settings shard it")
+    return topology.finding(real_name(table), column_of(table[name]))(key)
+
+
 def needs_at(topology: Topology, log: Entries, token: Token, place: ReadPlace) -> dict[int, Need]:
     """Return what a read must see, by bucket.
 
@@ -147,7 +167,10 @@ def _key_of(topology: Topology, table: Any) -> str:
 def _pinned(topology: Topology, query: Any, table: Any) -> int | None:
     """Return the bucket to which a query fixes the rows of a table."""
     name, key = real_name(table), _key_of(topology, table)
-    found = {_bucket_of(topology, name, value) for value in pinned_values(query, table, key)}
+    values = pinned_values(query, table, key)
+    if "" in values and column_of(table[key]).kind not in TEXT_KINDS:
+        values = [value for value in values if value != ""]  # pyDAL's NULL: no row of any shard is equal
+    found = {bucket_of_key(topology, table, value) for value in values}
     if not found and key != table._id.name:
         own = (topology.bucket_in(row_id) for row_id in pinned_values(query, table, table._id.name))
         found = {bucket for bucket in own if bucket is not None}
@@ -180,10 +203,3 @@ def _equal_fields(conditions: list[Any]) -> Iterator[tuple[Any, Any]]:
         for piece in conjuncts(part):
             if op_name(piece) == "eq" and kind_of(piece.first) == "Field" and kind_of(piece.second) == "Field":
                 yield piece.first, piece.second
-
-
-def _bucket_of(topology: Topology, table: str, key: Any) -> int:
-    try:
-        return topology.bucket_of(table, key)
-    except ShardKeyError as error:
-        raise BadRead(str(error)) from error

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import clock
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
-from pipeline.dal.objects import kind_of, real_name
+from pipeline.dal.objects import kind_of, query_of
 from pipeline.errors import BadOp, BadRead, ShardUnavailable
 from pipeline.oplog.contract import Entries
 from pipeline.reads.connections import NodeReaders
@@ -77,7 +77,7 @@ class Reads:
             max_lag_s, wait_s, on_stale: see `Bounds`.
         """
         table = self._table(table)
-        place, asked = place_of_key(self._topology, real_name(table), shard_key), after_of(after, self._seal)
+        place, asked = place_of_key(self._topology, table, shard_key), after_of(after, self._seal)
         bounds = self._bounds.changed(max_lag_s, wait_s, on_stale)
         needs = needs_at(self._topology, self._log, asked.token, place)
         read = self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets)
@@ -267,6 +267,7 @@ class Reads:
     def _query(self, query: Any) -> Any:
         if isinstance(query, str):
             return self._table(query)
+        query = query_of(query)
         if kind_of(query) not in ("Query", "Table"):
             raise BadRead(f"expected a pyDAL query or a table, got {type(query).__name__}")
         return query

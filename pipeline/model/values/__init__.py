@@ -56,6 +56,18 @@ def lenient(table: str, column: Column) -> Checker:
     return _build(table, column, cut=True)
 
 
+def key_form(column: Column) -> Checker | None:
+    """Return the function from a final value of a shard key to the form that places its row; None: the value itself.
+
+    All that finds a bucket goes through this form: writes, reads, `get_db`, filters, and the lists of the rules.
+    So values that the column takes for equal must have one form.
+
+    Args:
+        column: the shard key's.
+    """
+    return None
+
+
 def python_value(column: Column, canonical: Canonical) -> Any:
     """Return what pyDAL's `select` gives for the stored value: a Decimal, a date, a dict, …
 
