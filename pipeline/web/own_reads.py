@@ -26,10 +26,16 @@ _OLDER = (
     'reads %s, to which it has written, and sees it as it was before: attach(db.%s, reads="own") lets it see its own '
     "writes; or read in the next request, after a redirect"
 )
+_CHOSEN = (
+    "reads %r, to which it has written, on a node that read_db had chosen before, and sees it as it was: call read_db "
+    "after the writes, in the next request"
+)
 _TOO_LATE = (
     "has read or written before its tables were attached, so MySQL may show it an older state than its user has "
     'written: attach in a model, before anything is read, or with reads="own"'
 )
+#: Warnings that a process logs at most.
+MOST_WARNED = 10_000
 _warned: set[tuple[str, str]] = set()
 logger = logging.getLogger("pipeline.web")
 
@@ -89,6 +95,21 @@ class OwnReads(Calls):
         else:
             self._warn_of_older(tables)
 
+    def before_node(self, table: str, known: Set[str]) -> None:
+        """Warn of a read, on a node that was chosen earlier, of a *table* that this request has written since.
+
+        Args:
+            table: its name.
+            known: the tables that it had written, and sent, when the node was chosen.
+        """
+        if table in self._written and (table not in known or self.unsent(table)):
+            self._warn(_CHOSEN, table)
+
+    @property
+    def written(self) -> frozenset[str]:
+        """The tables that this request has written in its present transaction."""
+        return frozenset(self._written)
+
     def see_own(self, tables: Set[str], *, frozen: bool = False) -> None:
         """Send what this request has queued, and wait until it is applied: ahead of a read of *tables*.
 
@@ -142,7 +163,7 @@ class OwnReads(Calls):
 
     def _warn(self, text: str, *values: Any) -> None:
         """Log a warning about the action, once in this process."""
-        if (self._action, text) not in _warned:
+        if (self._action, text) not in _warned and len(_warned) < MOST_WARNED:
             _warned.add((self._action, text))
             logger.warning(f"%s {text}", self._action, *values)
 

@@ -47,7 +47,7 @@ class Request(OwnReads):
         client: Client,
         held: HeldOps | None = None,
         token: str | Callable[[], str | None] | None = None,
-        action: str = "a request",
+        action: str = "a script",
     ):
         self.client, self.wait_budgets, self._held = client, client.wait_budgets, held
         # a web request waits for Redis so long with all its calls together; in a script each call does
@@ -159,7 +159,7 @@ class Request(OwnReads):
         opened = self.read(chosen, shard_key, **options)
         node = opened.__enter__()
         self._at_end.append(lambda well: opened.__exit__(None, None, None))
-        return ReadDAL(node, db.tables, Refusal(self.client, shard_key is not None))
+        return ReadDAL(node, db.tables, Refusal(self, shard_key is not None))
 
     # the request's end, for the framework's object ----------------------------------------------------------
 

@@ -314,6 +314,42 @@ def test_what_looks_before_it_writes_finds_what_the_request_has_written(
 
 
 @pytest.mark.usefixtures("worker")
+def test_rows_that_a_write_must_look_for_are_found_among_the_requests_own(box: Sandbox, db: Any):
+    request = request_of(box, db, reads="own")
+    for qty in (1, 2):
+        db.item.insert(name="pen", qty=qty)
+
+    changed = db(db.item.qty > 1).update(name="ink")
+    deleted = db(db.item.name == "ink").delete()
+
+    request.finish()
+    box.drain()
+    assert (changed, deleted) == (1, 1)
+    assert [row["qty"] for row in box.rows("item")] == [1]
+
+
+@pytest.mark.parametrize("mode", ["now", "on_commit"])
+def test_a_page_on_a_node_that_was_chosen_before_its_request_wrote_is_warned_of(
+    box: Sandbox, db: Any, caplog: pytest.LogCaptureFixture, mode: str
+):
+    held = None if mode == "now" else box.client.held()
+    request = Request(box.client, held, action=f"shop/default/{mode}")
+    rdb = request.read_db(db)
+    rdb(db.item).count()
+    assert caplog.text == ""
+
+    request.enqueue_insert(db.item, qty=1)
+    rdb(db.item).count()
+
+    assert f"shop/default/{mode} reads 'item'" in caplog.text
+    request.finish()
+    caplog.clear()
+    box.drain()
+    assert request.read_db(db)(db.item).count() == 1
+    assert caplog.text == ""
+
+
+@pytest.mark.usefixtures("worker")
 def test_whether_there_was_a_row_is_asked_before_the_write_whose_answer_counts_ops(box: Sandbox, db: Any):
     request = request_of(box, db, reads="own")
     pen, ink = db.item.insert(name="pen"), 5
