@@ -32,7 +32,8 @@ _CHOSEN = (
 )
 _TOO_LATE = (
     "has read or written before its tables were attached, so MySQL may show it an older state than its user has "
-    'written: attach in a model, before anything is read, or with reads="own"'
+    "written: attach in a model, before anything is read, or let the connections of the DAL be at READ COMMITTED "
+    "(after_connection=, see docs/attach.md)"
 )
 #: Warnings that a process logs at most.
 MOST_WARNED = 10_000
@@ -61,8 +62,12 @@ class OwnReads(Calls):
         self._early = 0
 
     @abstractmethod
-    def _send(self) -> None:
-        """Send what waits for the commit."""
+    def _send(self, *, early: bool = False) -> None:
+        """Send what waits for the commit.
+
+        Raises:
+            BadRead: *early*, before the commit, and the ops' holder keeps them until then; nothing was sent.
+        """
 
     def before_read(self, reading: attachment.Reading) -> None:
         """Let a statement that reads through `db` come after what the user has written, or warn that it does not.
@@ -89,8 +94,7 @@ class OwnReads(Calls):
         tables = self._written & found.keys()
         if not any(map(self.unsent, tables)):
             return
-        rules = map(self.client.topology.table, tables)
-        if any(map(attachment.sees_own, found.values())) or any(one.reads == "own" for one in rules):
+        if any(map(attachment.sees_own, found.values())):
             self.see_own(tables)
         else:
             self._warn_of_older(tables)
@@ -118,8 +122,8 @@ class OwnReads(Calls):
             frozen: whether the transaction shows an older state all the same.
 
         Raises:
-            BadRead: in an atomic block, or *frozen*; nothing was sent. WaitTimeout: the workers are behind; the ops are
-                sent. Rejected: an op was refused.
+            BadRead: in an atomic block, in mode outbox, or *frozen*; nothing was sent. WaitTimeout: the workers are
+                behind; the ops are sent. Rejected: an op was refused.
         """
         if self._groups:
             raise BadRead(f"{_listed(tables)} has ops of an atomic block that is not over: read before or behind it")
@@ -130,8 +134,8 @@ class OwnReads(Calls):
                 '"SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")'
             )
         sent = list(self._unsent)
+        self._send(early=True)
         self._early += len(sent)
-        self._send()
         with self.wait_budgets.within(None):
             self.client.wait_all(sent, OWN_S)
             if not self._user.settle(OWN_S):

@@ -17,7 +17,7 @@ from pipeline.calls import Calls
 from pipeline.client import Client
 from pipeline.dal.objects import real_name
 from pipeline.enqueue.held_ops import HeldOps
-from pipeline.errors import Unavailable
+from pipeline.errors import BadRead, Unavailable
 from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipt as _Receipt
 from pipeline.model.receipt import Receipts
@@ -210,7 +210,9 @@ class Request(OwnReads):
 
     # parts --------------------------------------------------------------------------------------------------
 
-    def _send(self) -> None:
+    def _send(self, *, early: bool = False) -> None:
+        if early and self._held is not None and not self._held.early:
+            raise BadRead("in mode outbox nothing is sent before its commit, so the request cannot read its own writes")
         try:
             if self._held is not None:
                 with self.wait_budgets.within(self.budget):

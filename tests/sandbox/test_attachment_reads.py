@@ -15,6 +15,7 @@ from pipeline.attachment.forms import editing
 from pipeline.errors import BadOp, BadRead, Rejected, WaitTimeout
 from pipeline.testing import Sandbox, sandbox
 from pipeline.web import own_reads, user_session
+from pipeline.web.outbox import Outbox
 from pipeline.web.request import Request
 
 
@@ -443,6 +444,21 @@ def test_own_reads_are_refused_in_the_outbox_whose_ops_wait_for_their_commit(box
         attachment.reads_own(db.item, rules, "own", "outbox")
     with pytest.raises(BadOp, match="own, next"):
         attachment.reads_own(db.item, rules, "mine")
+
+
+def test_a_request_with_an_outbox_sends_nothing_early_whoever_attached_the_table(box: Sandbox, db: Any, tmp_path: Any):
+    own = DAL("sqlite:memory", folder=str(tmp_path), bigint_id=True)
+    request = Request(box.client, Outbox(own, box.client.publisher))
+    request.attach(db.item, reads="own")
+    db.item.insert(qty=1)
+
+    for read in (lambda: db(db.item).count(), lambda: request.count(db.item)):
+        with pytest.raises(BadRead, match="nothing is sent before its commit"):
+            read()
+
+    assert (request.waiting, box.enqueued()) == (1, [])
+    request.drop()
+    own.close()
 
 
 def test_a_table_may_be_set_to_be_read_so(tmp_path: Any):
