@@ -40,7 +40,7 @@ class Shop:
         authority: Any = self
         self.publisher = Publisher(self.log, TOPOLOGY, self.bell, authority)
 
-    def raise_epoch(self, scope: Scope) -> int:
+    def raise_epoch(self, scope: Scope, known: int = 0) -> int:
         if self.away:
             raise ShardUnavailable("s0", "away")
         self.raised.append(scope.name)
