@@ -75,11 +75,13 @@ class Reading:
     @cached_property
     def tables(self) -> frozenset[str]:
         """The attached tables that the statement names."""
-        text = _LITERAL.sub("", self._sql).casefold()
+        text = self._sql.casefold()
+        near = {name: one for name, one in self._attached.items() if one.written in text}
+        if not near:
+            return frozenset()
+        text = _LITERAL.sub("", text)
         plain, words = set(_NAME.findall(text)), set(_WORD.findall(text))
-        return frozenset(
-            name for name, one in self._attached.items() if one.written in (words if one.qualified else plain)
-        )
+        return frozenset(name for name, one in near.items() if one.written in (words if one.qualified else plain))
 
     @cached_property
     def frozen(self) -> bool:
