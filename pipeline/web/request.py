@@ -120,10 +120,10 @@ class Request(OwnReads):
     @wraps(Calls.read)
     def read(self, *args: Any, **options: Any) -> Iterator[NodeDAL]:  # noqa: D102
         with ExitStack() as stack:
-            yield self._entered(stack, *args, **options)
+            yield self._entered(*args, stack=stack, **options)
 
     @patient
-    def _entered(self, stack: ExitStack, *args: Any, **options: Any) -> NodeDAL:
+    def _entered(self, /, *args: Any, stack: ExitStack, **options: Any) -> NodeDAL:
         return stack.enter_context(super().read(*args, **options))
 
     def _after(self, value: Any, fresh: bool) -> Any:

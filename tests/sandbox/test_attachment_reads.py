@@ -309,6 +309,12 @@ def test_a_statement_names_a_table_and_no_column_or_text_that_is_called_so(db: A
         lambda request, db, row_id: request.select(db.item).first().qty,
         lambda request, db, row_id: request.count(db.item),
         lambda request, db, row_id: request.count("item"),
+        lambda request, db, row_id: request.get(table=db.item, row_id=row_id).qty,
+        lambda request, db, row_id: request.count(query="item"),
+        lambda request, db, row_id: on_a_node(request.read(db.item), db),
+        lambda request, db, row_id: on_a_node(request.read("item"), db),
+        lambda request, db, row_id: on_a_node(request.read(table="item"), db),
+        lambda request, db, row_id: request.read_db(db)(db.item).count(),
     ],
 )
 def test_reads_through_the_pipeline_see_it_too(box: Sandbox, db: Any, read: Any):
@@ -316,6 +322,11 @@ def test_reads_through_the_pipeline_see_it_too(box: Sandbox, db: Any, read: Any)
     row_id = db.item.insert(qty=1)
 
     assert read(request, db, row_id) == 1
+
+
+def on_a_node(read: Any, db: Any) -> int:
+    with read as node:
+        return int(node(db.item).count())
 
 
 def test_a_read_through_the_pipeline_of_what_is_queued_is_warned_of(
