@@ -87,10 +87,9 @@ class OwnReads(Calls):
         """Do the same for a read through the pipeline, which sees what was sent."""
         if not self._written:
             return
-        read, *fields = *args[:1], *(options[name] for name in ("table", "query") if name in options), None, *args[1:]
-        named = self.client.op_builder.table(read) if isinstance(read, str) else read
-        parts = [named, *fields, options.get("left"), options.get("join")]
-        found = {real_name(one): one for one in tables_in(parts)}
+        parts = [*args, *(options.get(name) for name in ("table", "query", "left", "join"))]
+        named = [self.client.op_builder.table(one) for one in parts if isinstance(one, str) and one in self._written]
+        found = {real_name(one): one for one in (*named, *tables_in(parts))}
         tables = self._written & found.keys()
         if not any(map(self.unsent, tables)):
             return
