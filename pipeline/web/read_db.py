@@ -13,6 +13,7 @@ from pipeline.client import Client
 from pipeline.dal.objects import real_name, tables_in
 from pipeline.errors import BadRead
 from pipeline.reads.node_dal import NodeDAL
+from pipeline.web.own_reads import OwnReads
 
 
 class ReadDAL:
@@ -58,11 +59,13 @@ class Refusal:
     """Refuses tables whose rows are not all on the node.
 
     Args:
+        request: reads; it warns of tables that it has written since the node was chosen.
         keyed: whether a shard key was given: then the caller means the rows with that key, and its neighbours.
     """
 
-    def __init__(self, client: Client, keyed: bool):
-        self._topology, self._keyed = client.topology, keyed
+    def __init__(self, request: OwnReads, keyed: bool):
+        self._request, self._topology, self._keyed = request, request.client.topology, keyed
+        self._written = request.written
 
     def __call__(self, name: str) -> None:
         """Refuse a table.
@@ -70,6 +73,7 @@ class Refusal:
         Raises:
             BadRead: naming what to use instead.
         """
+        self._request.before_node(name, self._written)
         shards = len(self._topology.shards)
         if self._keyed or shards == 1 or self._topology.table(name).reference:
             return
