@@ -29,9 +29,9 @@ load: system $(READY)  ## 50 users for 30 s against the shop: no error, no stale
 # crash tests meet the real disk; the second line of pyDAL runs what pyDAL takes part in
 test: export HYPOTHESIS_PROFILE = thorough
 test: system $(READY) $(READY3)  ## everything: real MariaDB, real Redis, real workers killed with SIGKILL
-	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) tests/pure tests/parts tests/model tests/storm/test_judge.py tests/sandbox tests/contract
-	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) -q tests/storm/test_sandbox_storm.py
+	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) tests/pure tests/parts tests/model tests/storm/test_judge.py tests/storm/test_sandbox_storm.py tests/sandbox tests/contract
 	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/integration tests/storm/test_server_storm.py
+	$(IN_MEMORY) $(BIN)/python -m pytest -q tests/applications
 	$(BIN)/python -m pytest $(BY_FILE) tests/crash
 	$(IN_MEMORY) $(VENV3)/bin/python -m pytest $(AT_ONCE) -q tests/pure/dal tests/sandbox tests/contract/shard
 

@@ -289,14 +289,16 @@ class Calls(ABC):
         wait_s: float | None = None,
         on_stale: str | None = None,
         fresh: bool = True,
+        cache: Any = None,
     ) -> int:
         """Return how many rows match *query*, on all shards; see `pipeline.count`.
 
         Args:
             distinct, timeout_s: see `pipeline.count`.
             after, max_lag_s, wait_s, on_stale, fresh: see `read`.
+            cache: is refused.
         """
-        bounds: dict[str, Any] = {"max_lag_s": max_lag_s, "wait_s": wait_s, "on_stale": on_stale}
+        bounds: dict[str, Any] = {"cache": cache, "max_lag_s": max_lag_s, "wait_s": wait_s, "on_stale": on_stale}
         return self.client.reads.count(query, distinct, self._after(after, fresh), timeout_s=timeout_s, **bounds)
 
     def session_token(self, text: str | None = None) -> ReadSession:

@@ -30,6 +30,7 @@ from pipeline import attachment
 from pipeline.calls import Calls
 from pipeline.client import Client as Client
 from pipeline.config import settings
+from pipeline.dal.objects import real_name
 from pipeline.enqueue.held_ops import HeldOps
 from pipeline.errors import ConfigError
 from pipeline.web import manual_commit, outbox
@@ -126,13 +127,20 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
             # not in on_request: what db restores for this thread comes after it
             self.client.define_tables(self.db)
             warm_up(self.client)
-            self.local.request = Request(self.client, self._holder(), self._recalled())
+            self.local.request = Request(self.client, self._holder(), self._recalled(), _action())
         made: Request = self.local.request
         return made
 
-    def attach(self, table: Any) -> None:
-        """Queue what pyDAL writes to a table; once, at import, for all requests. See the package's `attach`."""
-        attachment.attach(table, self._calls, lambda: self.client, self._catch_up)
+    def attach(self, table: Any, reads: str | None = None) -> None:
+        """Queue what pyDAL writes to a table; once, at import, for all requests. See the package's `attach`.
+
+        Args:
+            table: a table of *db*.
+            reads: `own`: a request's reads see its own writes of the table, which are sent and waited for before such a
+                read; `next`: the next request's do. By default as its settings say.
+        """
+        own = attachment.reads_own(table, self.client.topology.table(real_name(table)), reads, self.mode)
+        attachment.attach(table, self._calls, lambda: self.client, self._before_read, own=own)
         _watch_forms()
 
     def __getattr__(self, name: str) -> Any:
@@ -152,9 +160,9 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         """
         return self.request if self.is_valid() or _in_request() else self.client
 
-    def _catch_up(self) -> None:
+    def _before_read(self, reading: attachment.Reading) -> None:
         if self.is_valid():
-            self.request.catch_up()
+            self.request.before_read(reading)
 
     def _begun_here(self) -> list[Request]:
         return [self.local.request] if self.is_valid() and self.local.request is not None else []
@@ -217,6 +225,12 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
 def _in_request() -> bool:
     # the thread that imported py4web has an environment that is nobody's; one that has never served has none
     return "REQUEST_METHOD" in (request.environ or {})
+
+
+def _action() -> str:
+    """Return the rule of the request's route: what one action answers, whatever its arguments."""
+    route = getattr((request.environ or {}).get("ombott.route"), "route", None)
+    return str(getattr(route, "rule", request.path))
 
 
 def _watch_forms() -> None:

@@ -22,6 +22,7 @@ from pipeline.model.schema import TableSchema
 from pipeline.model.values import python_value
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
+from pipeline.shard.co_location import held
 from pipeline.shard.ddl import create_table
 
 
@@ -190,10 +191,12 @@ class Sandbox:
     def _create(self, definition: str) -> None:
         """Create a table on every shard when it is defined."""
         schema = TableSchema.from_json(definition)
+        known = {name: TableSchema.from_json(text) for name, text in self.log.newest_schemas().items()}
+        parents = held(schema, {**known, schema.name: schema}, self.client.topology)
         for shard in self.client.topology.shards:
             session = self.client.nodes.primary(shard)
             with session.translated(), session.transaction():
-                for sql in create_table(schema, self.client.topology, session.dialect):
+                for sql in create_table(schema, self.client.topology, session.dialect, parents):
                     session.execute(sql)
 
     def _shown(self, op: Op) -> Enqueued:

@@ -2,7 +2,7 @@
 
     # models/pipeline.py                     web2py runs models in the order of their names: db.py first
     from pipeline.web2py import Pipeline
-    pipeline = Pipeline(db, configuration)   # [pipeline] of private/appconfig.ini
+    pipeline = Pipeline(db)                  # [pipeline] of private/appconfig.ini
 
     # controllers/default.py
     def buy():
@@ -22,18 +22,20 @@ when the positions of the request's ops are not known; then the token, which is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gluon import current
 from gluon.sqlhtml import SQLFORM
 
+from pipeline import attachment
 from pipeline.attachment.forms import editing
 from pipeline.client import Client as Client
+from pipeline.dal.objects import real_name
 from pipeline.enqueue.held_ops import HeldOps
 from pipeline.errors import ConfigError
 from pipeline.web import manual_commit
-from pipeline.web.clients import client_for, warm_up
+from pipeline.web.clients import client_for, configuration_of, warm_up
 from pipeline.web.outbox import Outbox
 from pipeline.web.request import MODES, Request
 
@@ -48,8 +50,8 @@ class Pipeline:
 
     Args:
         db: the application's DAL; its tables become known.
-        configuration: the application's AppConfig, with a section `[pipeline]`. Without it: `private/pipeline.toml`,
-            else what `pipeline.configure` has read.
+        configuration: the application's AppConfig, with a section `[pipeline]`. Without it: what `pipeline.configure`
+            has read, else `private/pipeline.toml`, else the section `[pipeline]` of `private/appconfig.ini`.
         redis_conn: web2py's `RConn(...)`, instead of the key `redis`.
         mode: when ops are sent: `on_commit` (after web2py has committed), `outbox` (the same, from a table in *db*,
             so that nothing is lost if the process dies in between) or `now` (at the call). Also a key of the section.
@@ -60,21 +62,24 @@ class Pipeline:
 
     def __init__(self, db: Any, configuration: Any = None, *, redis_conn: Any = None, mode: str | None = None):
         web = current.request
+        configuration = configuration_of(web.folder, configuration)
         client = client_for(web.folder, db, configuration, redis_conn)
         warm_up(client)
         client.define_tables(db)
         self.db, self.mode = db, _mode(mode, configuration) if _in_request(web) else "now"
+        self._reads: str | None = _section(configuration).get("reads")
         self.request = self._begun(client) if _in_request(web) else Request(client)
 
     def _begun(self, client: Client) -> Request:
         """Return this request's pipeline, begun when first asked for: a model and a controller may both make one."""
-        response = current.response
+        response, web = current.response, current.request
         if response._pipelines is None:
             response._pipelines = {}
         begun: dict[tuple[int, str], Request] = response._pipelines
         made = begun.get((id(client), self.mode))
         if made is None:
-            made = begun[id(client), self.mode] = Request(client, self._holder(client), recalled)
+            action = f"{web.application}/{web.controller}/{web.function}"
+            made = begun[id(client), self.mode] = Request(client, self._holder(client), recalled, action)
             attend(made, self.db, keep, from_db=self.mode == "outbox")
             manual_commit.follow_commits(self.db, _begun_here)
         return made
@@ -84,14 +89,21 @@ class Pipeline:
             return None
         return client.held() if self.mode == "on_commit" else Outbox(self.db, client.publisher)
 
-    def attach(self, table: Any) -> None:
+    def attach(self, table: Any, reads: str | None = None) -> None:
         """Queue what pyDAL and its forms write to a table; an edit form ships what was changed. See `pipeline.attach`.
+
+        Args:
+            table: a table of the DAL.
+            reads: `own`: a request's reads see its own writes of the table, which are sent and waited for before such a
+                read; `next`: the next request's do. By default as its settings or the section say.
 
         Raises:
             BadOp: a table that must be written at once, such as `auth_user`; it says why.
         """
         watch_controllers()
-        self.request.attach(table)
+        rules = self.request.client.topology.table(real_name(table))
+        own = attachment.reads_own(table, rules, reads or rules.reads or self._reads, self.mode)
+        self.request.attach(table, "own" if own else "next")
 
     def __getattr__(self, name: str) -> Any:
         if name == "request":  # not made yet
@@ -113,9 +125,13 @@ def _in_request(web: Any) -> bool:
     return web.wsgi is not None and not (web.is_shell or web.is_scheduler)
 
 
-def _mode(given: str | None, configuration: Any) -> str:
+def _section(configuration: Any) -> Mapping[str, Any]:
     section = dict.get(configuration, "pipeline") if isinstance(configuration, dict) else None
-    mode = given or (section or {}).get("mode") or "on_commit"
+    return section or {}
+
+
+def _mode(given: str | None, configuration: Any) -> str:
+    mode = given or _section(configuration).get("mode") or "on_commit"
     if mode not in MODES:
         raise ConfigError([f"mode is one of {', '.join(MODES)}; got {mode!r}"])
     return str(mode)

@@ -24,6 +24,7 @@ from pipeline.enqueue.deployment import asked, restored
 from pipeline.errors import MigrationUnfinished, PipelineError, Unavailable, WrongDeployment
 from pipeline.model.schema import TableSchema
 from pipeline.shard import columns
+from pipeline.shard.co_location import held, old_ids_in
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.records.own_tables import own_tables, upgrades
 from pipeline.shard.session import NodeSession, brief
@@ -144,6 +145,10 @@ def expand_shard(pipeline: Client, shard: str) -> None:
 
 def _expansions(pipeline: Client) -> Iterator[Step | Fault]:
     topology, schemas = pipeline.topology, published(pipeline)
+    by_name = {schema.name: schema for schema in schemas}
+    primaries = map(pipeline.nodes.primary, topology.shards)
+    old_ids = set().union(*(old_ids_in(session, schemas, topology) for session in primaries))
+    held_by = {schema.name: held(schema, by_name, topology, old_ids) for schema in schemas}
     for shard in topology.shards:
         session = pipeline.nodes.primary(shard)
         fresh = set()
@@ -159,8 +164,7 @@ def _expansions(pipeline: Client) -> Iterator[Step | Fault]:
             yield Step(
                 shard, f"{_BUCKETS}{format_ranges(lacking)}", ledger_queries.buckets_sql(session.dialect, lacking)
             )
-        for schema in schemas:
-            yield from expand(session, shard, schema, topology)
+        yield from expand(session, shard, schemas, topology, held_by)
 
 
 def _contractions(pipeline: Client) -> Iterator[Step | Fault]:

@@ -24,9 +24,10 @@ from pipeline.model.fingerprint import Fingerprint, differences
 from pipeline.model.op import START
 from pipeline.model.schema import TableSchema
 from pipeline.model.values import checker
+from pipeline.shard.co_location import crossing
 from pipeline.shard.columns import columns_of, holds_rows
 from pipeline.shard.records import ledger_queries
-from pipeline.shard.row_copy import ROWS, copy_records, copy_table
+from pipeline.shard.row_copy import ROWS, copy_records, copy_table, unordered
 from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import bare_name, dotted_name
 
@@ -51,13 +52,15 @@ def add_shard(pipeline: Client, shard: str) -> int:
 
     Raises:
         WrongDeployment: the configuration differs in more than the shard.
-        PipelineError: the shard takes buckets that are in use, or its reference tables have rows.
+        PipelineError: the shard takes buckets that are in use, its reference tables have rows, or a foreign key that
+            is there would reach from one shard into another.
     """
     if shard not in pipeline.topology.shards:
         raise PipelineError(f"write [shards.{shard}] with its primary into {pipeline.settings.source} first")
     notes, noted = _noted(pipeline)
     if shard not in dict(noted.shards):
         _refuse_unless(notes, _grown(pipeline, noted, shard))
+        _refuse_crossing(pipeline, dict(noted.shards))
     session = pipeline.nodes.primary(shard)
     create_own_tables(session)
     taken = pipeline.topology.buckets_of(shard)
@@ -191,6 +194,17 @@ def _grown(pipeline: Client, noted: Fingerprint, shard: str) -> Fingerprint:
     return replace(noted, shards=(*kept, (shard, format_ranges(taken))))
 
 
+def _refuse_crossing(pipeline: Client, standing: Iterable[str]) -> None:
+    """Raise if a foreign key of a shard would refuse rows whose parents are on another shard from now on."""
+    sessions = [pipeline.nodes.primary(shard) for shard in standing]
+    if found := crossing(sessions, published(pipeline), pipeline.topology):
+        raise PipelineError(
+            f"foreign keys would reach from one shard into another: {'; '.join(found)}. Make the parents reference "
+            f"tables, or shard the tables by these fields; or drop the keys ({'; '.join(found.values())}), and let the "
+            "application do what ondelete did"
+        )
+
+
 def _give_up(pipeline: Client, noted: Fingerprint, taken: Iterable[int]) -> None:
     """Let the shards that own buckets give them up, if these were never used.
 
@@ -230,7 +244,7 @@ def _copy_reference(pipeline: Client, shard: str, target: NodeSession) -> int:
     with source.translated(), source.transaction():
         # a worker that would apply to a reference table passes over the bucket meanwhile
         source.rows(f"SELECT epoch FROM pipeline_watermarks WHERE bucket = {bucket}{source.dialect.hold}")
-        with target.translated(), target.transaction():
+        with target.translated(), target.transaction(), unordered(target):
             for name, schema in named.items():  # parents first
                 copied += copy_table(source, target, name, columns[name], _column(schema, schema.id_name))
             copy_records(source, target, bucket)

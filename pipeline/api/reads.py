@@ -102,7 +102,7 @@ def select(
     A query that fixes the shard key goes to its shard alone and may be any query of pyDAL.
 
     Args:
-        query: a pyDAL query, a table, or the name of one that is known.
+        query: a pyDAL query, `db(query)`, a table, or the name of one that is known.
         fields: of the result, as for pyDAL's `select`; none: all.
         partial: do without shards that do not answer; `rows.partial` and `rows.missing` tell.
         timeout_s: how long the whole may take, s.
@@ -139,20 +139,29 @@ def count(
     max_lag_s: float | None = None,
     wait_s: float | None = None,
     on_stale: str | None = None,
+    cache: Any = None,
 ) -> int:
     """Return how many rows of all shards match, or how many distinct values there are.
 
     Args:
-        query: a pyDAL query, a table, or the name of one that is known.
+        query: a pyDAL query, `db(query)`, a table, or the name of one that is known.
         distinct: a field, or several: their distinct values are counted; those with a NULL are left out.
         timeout_s: how long the whole may take, s.
         after, max_lag_s, wait_s, on_stale: as for `read`.
+        cache: pyDAL's is refused: a kept number lacks what the reader must see.
 
     Raises:
         PartialResult: a shard did not answer. Else as for `read`.
     """
     return current().count(
-        query, distinct, after, timeout_s=timeout_s, max_lag_s=max_lag_s, wait_s=wait_s, on_stale=on_stale
+        query,
+        distinct,
+        after,
+        timeout_s=timeout_s,
+        max_lag_s=max_lag_s,
+        wait_s=wait_s,
+        on_stale=on_stale,
+        cache=cache,
     )
 
 

@@ -117,7 +117,7 @@ def enqueue_update(
     """Queue an update: `enqueue_update(db.purchase.id == 5, qty=db.purchase.qty + 1)`, or `(db.purchase, 5, {...})`.
 
     Args:
-        target: a query that fixes the row's id or its shard key; or a table, or its name.
+        target: a query that fixes the row's id or its shard key, or `db(query)`; or a table, or its name.
         row_id_or_values: behind a table the id of the row; behind a query the values, or nothing.
         values: fields by name, behind a table and an id.
         shard_key: of the rows, where neither query nor id tells.
@@ -155,7 +155,7 @@ def enqueue_delete(
     """Queue a delete: `enqueue_delete(db.purchase.id == 5)`, or `(db.purchase, 5)`.
 
     Args:
-        target: a query that fixes the row's id or its shard key; or a table, or its name.
+        target: a query that fixes the row's id or its shard key, or `db(query)`; or a table, or its name.
         row_id: behind a table: the id of the row.
         shard_key: of the rows, where neither query nor id tells.
         idempotency_key, durability, again: as for `enqueue_insert`.

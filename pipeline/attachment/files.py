@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pipeline import clock
+from pipeline.attachment.reads import unheard
 from pipeline.attachment.versions import Notes, archives_of
 from pipeline.dal.objects import conjuncts, has_filters, kind_of, op_name
 from pipeline.errors import PipelineError
@@ -93,7 +94,8 @@ class _Removal:
         names = [f.name for f in table if f.type == "upload" and f.uploadfield is True and f.autodelete]
         # a version names its file as long as it is kept
         if names and not archives_of(table) and _is_of_one_row(dbset.query, table):
-            found = _Found(dbset, dbset.select(*(table[name] for name in names)))
+            with unheard():
+                found = _Found(dbset, dbset.select(*(table[name] for name in names)))
             _notes.put(dbset.query, fields, lambda: self._own(found, fields))
         return False
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from pipeline.attachment import files
 from pipeline.attachment.allowed import check_attachable, refuse_large
 from pipeline.attachment.changes import Changes
-from pipeline.attachment.reads import READS, wait_in_reads
+from pipeline.attachment.reads import Reading, watch_reads
 from pipeline.attachment.versions import (
     archives_of,
     keep_versions,
@@ -45,18 +45,28 @@ Pairs = Iterable[tuple[Any, Any]]
 
 
 class _Attached(NamedTuple):
-    """Whose calls an attached table makes; as for `attach`."""
+    """Whose calls an attached table makes; as for `attach`.
+
+    Attributes:
+        own: whether its readers see what their own request has written.
+        written: the table's name in SQL, in small letters; *qualified*: behind a schema's.
+    """
 
     calls: Callable[[], Calls]
     client: Callable[[], Client]
-    catch_up: Callable[[], object]
+    before_read: Callable[[Reading], object]
+    own: bool
+    written: str
+    qualified: bool
 
 
 def attach(
     table: Any,
     calls: Callable[[], Calls],
     client: Callable[[], Client],
-    catch_up: Callable[[], object] = lambda: None,
+    before_read: Callable[[Reading], object] = lambda reading: None,
+    *,
+    own: bool = False,
 ) -> None:
     """Queue what pyDAL would write to a table and to the archive of its versions. Again: its calls are replaced.
 
@@ -64,8 +74,9 @@ def attach(
         table: a table of the application's DAL.
         calls: returns who takes the table's writes, a web request or a client; called at each.
         client: returns the client behind them, also where writes are refused.
-        catch_up: called ahead of each read of the table: it gives the primaries the time to get what the user has
-            written. What a client sends is nobody's, so its readers wait for nothing.
+        before_read: called ahead of each statement that reads, of any table: it gives the primaries the time to get
+            what the user has written. What a client sends is nobody's, so its readers wait for nothing.
+        own: whether readers see what their own request has written: see `reads.reads_own`.
 
     Raises:
         BadOp: a table that must be written at once, or whose rows need what only its database knows; it says why.
@@ -79,7 +90,7 @@ def attach(
     def take_archive(archive: Archive) -> None:
         client().op_builder.check_archive(table, archive)
         refuse_callbacks(table, archive.table)
-        attach(archive.table, calls, client, catch_up)
+        attach(archive.table, calls, client, before_read, own=own)
 
     keep_versions(table, attached, take_archive)
     adapter = table._db._adapter
@@ -87,7 +98,8 @@ def attach(
         _replace(adapter)
         warn(table._db, lambda: vars(adapter).get(_ATTRIBUTE, ()))
         map_ids(table._db)
-    getattr(adapter, _ATTRIBUTE)[real_name(table)] = _Attached(calls, client, catch_up)
+    *schema, written = _WORDS.findall((table._rname or real_name(table)).casefold())
+    getattr(adapter, _ATTRIBUTE)[real_name(table)] = _Attached(calls, client, before_read, own, written, bool(schema))
     watch_enabling(table, _attach_again)
     files.delay_removal(table, attached)
     files.sweep()
@@ -104,7 +116,7 @@ def detach(table: Any) -> None:
         delattr(adapter, _ATTRIBUTE)
         unwarn(table._db)
         unmap(table._db)
-        for name in (*_METHODS, *READS):
+        for name in (*_METHODS, "execute"):
             delattr(adapter, name)
 
 
@@ -113,9 +125,16 @@ def attached(table: Any) -> bool:
     return real_name(table) in vars(table._db._adapter).get(_ATTRIBUTE, {})
 
 
+def sees_own(table: Any) -> bool:
+    """Return whether a table is attached so that a request's reads see its own writes."""
+    found = vars(table._db._adapter).get(_ATTRIBUTE, {}).get(real_name(table))
+    return found is not None and found.own
+
+
 def _attach_again(table: Any) -> None:
     if attached(table):
-        attach(table, *getattr(table._db._adapter, _ATTRIBUTE)[real_name(table)])
+        one = getattr(table._db._adapter, _ATTRIBUTE)[real_name(table)]
+        attach(table, one.calls, one.client, one.before_read, own=one.own)
 
 
 def _replace(adapter: Any) -> None:
@@ -123,7 +142,7 @@ def _replace(adapter: Any) -> None:
     writes = _Writes(adapter)
     for name in _METHODS:
         setattr(adapter, name, getattr(writes, name))
-    wait_in_reads(adapter, lambda name: writes.tables[name].catch_up() if name in writes.tables else None)
+    watch_reads(adapter, writes.tables)
     setattr(adapter, _ATTRIBUTE, writes.tables)
 
 

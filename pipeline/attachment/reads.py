@@ -1,44 +1,159 @@
-"""Let reads of an attached table through the application's own DAL wait for what its user has written.
+"""Let statements that read through the application's own DAL come after what their user has written.
 
-They see it where the DAL is on the primary, as with a single shard. A read waits for its user's own ops as long as a
-page does, then shows what there is. MySQL shows the state of a transaction's first read to its end: where the request
-has read other tables before, what is applied after that shows in the next request.
+A statement's text names its tables, whoever wrote it: pyDAL, a subselect, `executesql`. So the adapter's one method
+that runs statements is replaced. The user sees own writes where the DAL is on the primary, as with a single shard.
+
+MySQL shows the state of a transaction's first read to its end. So the first read of any table waits, not the first one
+of an attached table; and `reads = "own"` puts the connection at READ COMMITTED, where each statement has a state of its
+own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cached_property
 from typing import Any
 
-from pipeline.dal.objects import real_name, tables_in
+from pipeline.config.settings import TableSettings
+from pipeline.errors import BadOp
 
-READS = ("select", "iterselect", "count")
+#: What `reads=` of `attach` takes: a request's own writes are in its own reads, or in the next request's.
+READS = ("own", "next")
+_SELECT = re.compile(r"\bselect\b.*?\bfrom\b", re.IGNORECASE | re.DOTALL)
+_VALUES = re.compile(r"\s*insert\s+into\s+[^\s(]+\s*\([^)]*\)\s*values\b", re.IGNORECASE)
+_LITERAL = re.compile(r"'(?:[^']|'')*'")
+#: A name that is no column's: no dot before it.
+_NAME = re.compile(r"""(?<!\.)(?<!\.["`\[])\b\w+""")
+_WORD = re.compile(r"\w+")
+#: MySQL's answer to a change of a transaction that has begun.
+_BEGUN = 1568
+_SHOW = "SHOW SESSION VARIABLES WHERE Variable_name IN ('transaction_isolation', 'tx_isolation')"
+_EACH_ANEW = ("READ-COMMITTED", "READ-UNCOMMITTED")
+#: Where a connection keeps whether each of its statements has a state of its own.
+_MARK = "_pipeline_each_anew"
 
 
-def wait_in_reads(adapter: Any, catch_up: Callable[[str], object]) -> None:
-    """Let an adapter's reads wait for what is queued.
+def reads_own(table: Any, rules: TableSettings, reads: str | None, mode: str = "now") -> bool:
+    """Return whether a request's own writes of an attached table are to be in its own reads.
+
+    Args:
+        table: a pyDAL table.
+        rules: its settings.
+        reads: as given to `attach`; None: as its settings say.
+        mode: when the request's ops are sent.
+
+    Raises:
+        BadOp: there is no such value, or the mode does not allow it.
+    """
+    chosen, name = reads or rules.reads or "next", table._tablename
+    if chosen not in READS:
+        raise BadOp(f"reads of table {name!r} is one of {', '.join(READS)}; got {reads!r}")
+    if chosen == "own" and mode == "outbox":
+        raise BadOp(
+            f'table {name!r} has reads = "own", which sends ops before the commit, and mode = outbox, which promises '
+            'that an op is sent only if its transaction commits: use mode on_commit or now, or reads = "next"'
+        )
+    return chosen == "own"
+
+
+class Reading:
+    """A statement that reads, before it is run; an explicit read of the pipeline is one without text.
+
+    Attributes:
+        own: the names of the tables of which a request sees its own writes.
+    """
+
+    def __init__(self, adapter: Any, sql: str, attached: Mapping[str, Any]):
+        self._adapter, self._sql, self._attached = adapter, sql, attached
+        self.own = frozenset(name for name, one in attached.items() if one.own)
+
+    @cached_property
+    def tables(self) -> frozenset[str]:
+        """The attached tables that the statement names."""
+        text = _LITERAL.sub("", self._sql).casefold()
+        plain, words = set(_NAME.findall(text)), set(_WORD.findall(text))
+        return frozenset(
+            name for name, one in self._attached.items() if one.written in (words if one.qualified else plain)
+        )
+
+    @cached_property
+    def frozen(self) -> bool:
+        """Whether the transaction may show an older state than what is committed now."""
+        return self._adapter.dbengine == "mysql" and not _each_anew(self._adapter) and _has_begun(self._adapter)
+
+
+_unheard: ContextVar[bool] = ContextVar("pipeline_unheard", default=False)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Let statements of the block pass: they are the pipeline's own."""
+    before = _unheard.set(True)
+    try:
+        yield
+    finally:
+        _unheard.reset(before)
+
+
+def watch_reads(adapter: Any, attached: Mapping[str, Any]) -> None:
+    """Call each `before_read` of the attached tables ahead of every statement that reads.
 
     Args:
         adapter: of the application's DAL.
-        catch_up: gives the primaries the time to get what the user has written, if the table of that name is attached.
+        attached: by name; its tables may change.
     """
-    for name in READS:
-        setattr(adapter, name, _waiting(getattr(adapter, name), catch_up))
+    own: Callable[..., Any] = adapter.execute
+
+    def execute(*args: Any, **options: Any) -> Any:
+        sql = args[0] if args else ""
+        if not _unheard.get():
+            with unheard():
+                if any(one.own for one in attached.values()):
+                    _read_committed(adapter)
+                if _SELECT.search(sql) and not _VALUES.match(sql):
+                    reading = Reading(adapter, str(sql), attached)
+                    for before_read in {one.before_read for one in attached.values()}:
+                        before_read(reading)
+        return own(*args, **options)
+
+    adapter.execute = execute
 
 
-def _waiting(own: Callable[..., Any], catch_up: Callable[[str], object]) -> Callable[..., Any]:
-    def read(query: Any, *rest: Any, **options: Any) -> Any:
-        for name in _names(query, rest):
-            catch_up(name)
-        return own(query, *rest, **options)
+def _read_committed(adapter: Any) -> None:
+    """Let each statement of this connection have a state of its own, from its next transaction on at the latest."""
+    if adapter.dbengine != "mysql" or _each_anew(adapter):
+        return
+    if getattr(adapter.connection, _MARK, None) is None:
+        levels = [str(value).upper() for _, value in _rows(adapter, _SHOW)]
+        if levels and all(level in _EACH_ANEW for level in levels):
+            setattr(adapter.connection, _MARK, True)
+            return
+        _run(adapter, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    setattr(adapter.connection, _MARK, not _has_begun(adapter))
 
-    return read
+
+def _each_anew(adapter: Any) -> bool:
+    return bool(getattr(adapter.connection, _MARK, None))
 
 
-def _names(query: Any, rest: tuple[Any, ...]) -> set[str]:
-    """Return the tables of a query, of the fields asked for, and of joins."""
-    parts = [query, *(part for part in rest if not isinstance(part, dict))]
-    for attributes in rest:
-        if isinstance(attributes, dict):
-            parts += [attributes.get("join"), attributes.get("left")]
-    return {real_name(table) for part in parts for table in tables_in(part)}
+def _has_begun(adapter: Any) -> bool:
+    """Return whether a transaction is open on this connection: the server refuses to change one."""
+    try:
+        _run(adapter, "SET TRANSACTION READ WRITE")
+    except Exception as error:
+        if error.args[:1] == (_BEGUN,):
+            return True
+        raise
+    return False
+
+
+def _rows(adapter: Any, sql: str) -> list[Any]:
+    _run(adapter, sql)
+    return list(adapter.cursor.fetchall())
+
+
+def _run(adapter: Any, sql: str) -> None:
+    adapter.cursor.execute(sql)

@@ -8,8 +8,8 @@
     shard_keys  = purchase: customer, line: customer
     references  = country
 
-Without a `shard_…` the application's own database is the one shard, and `replicas` are its replicas. Settings without a
-key here have one in the TOML file, which `config = pipeline.toml` names.
+Without a `shard_…` the application's own database, `[db] uri`, is the one shard, and `replicas` are its replicas.
+Settings without a key here have one in the TOML file, which `config = pipeline.toml` names.
 """
 
 from __future__ import annotations
@@ -20,14 +20,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.uris import shard_address, with_all_characters
 from pipeline.errors import ConfigError, did_you_mean
 
 SECTION = "pipeline"
 #: The name of the one shard that is the application's own database.
 OWN = "s0"
+#: What to do where only the application's models know its database.
+NOT_FOUND = (
+    "Workers and the command line run no models: write the address that the model gives to DAL(...) as "
+    f"shard_{OWN} = mysql:pymysql://user:password@host/database, or as uri below [db]"
+)
 #: A key that names another file instead; relative to the file that has it.
 ELSEWHERE = "config"
-KEYS = ("config", "redis", "broker", "prefix", "buckets", "replicas", "shard_keys", "references", "mode")
+KEYS = ("config", "redis", "broker", "prefix", "buckets", "replicas", "shard_keys", "references", "mode", "reads")
 _OF_A_SHARD = re.compile(r"(shard|replicas)_(?!keys$)([A-Za-z0-9_-]+)")
 _SEPARATOR = re.compile(r"[,\s]+")
 #: How the faults of the settings name a key, and how it is named here.
@@ -51,26 +57,53 @@ def read_ini(path: Path) -> tuple[Mapping[str, Any], Path | None]:
     Raises:
         ConfigError: the file is no ini file, or its section is missing or wrong.
     """
+    found = read_sections(path)
+    if SECTION not in found:
+        raise ConfigError([f"{path} has no section [{SECTION}]"])
+    if elsewhere := found[SECTION].get(ELSEWHERE):
+        return {}, path.parent / elsewhere
+    own = found["db"].get("uri")
+    return sections(found[SECTION], str(path), own and own_address(own, path.parent.parent / "databases")), None
+
+
+def read_sections(path: Path) -> dict[str, dict[str, str]]:
+    """Return the section of the pipeline, if it is there, and the address of the application's own database.
+
+    Args:
+        path: the ini file.
+
+    Raises:
+        ConfigError: the file is no ini file.
+    """
     parser = configparser.ConfigParser()  # with web2py's own rules for '%'
     try:
         parser.read_string(path.read_text(encoding="utf-8"))
-        section = dict(parser[SECTION]) if SECTION in parser else None
         own = parser.get("db", "uri", fallback=None)
+        found = {SECTION: dict(parser[SECTION])} if SECTION in parser else {}
     except configparser.InterpolationError as error:
         fault = f"{path} [{error.section}] {error.option} has a lone '%': write '%%', as web2py wants it"
     except (configparser.Error, UnicodeDecodeError) as error:
         fault = f"{path} is not an ini file: {type(error).__name__}"
     else:
-        fault = f"{path} has no section [{SECTION}]"
-        if section is not None:
-            return _read(section, path, own)
+        return {**found, "db": {"uri": own} if own else {}}
     raise ConfigError([fault])  # out here: the errors carry the file's text, passwords included
 
 
-def _read(section: Mapping[str, str], path: Path, own: str | None) -> tuple[Mapping[str, Any], Path | None]:
-    if elsewhere := section.get(ELSEWHERE):
-        return {}, path.parent / elsewhere
-    return sections(section, str(path), own), None
+def own_address(uri: str, folder: str | Path | None) -> str:
+    """Return the address by which the pipeline opens an application's own database.
+
+    The application may leave the driver to pyDAL, and ask for fewer characters; a file of SQLite is in its folder.
+
+    Args:
+        uri: what the application gives to `DAL(...)`.
+        folder: where the application has its files of SQLite; None where nobody knows.
+    """
+    scheme, found, rest = uri.partition("://")
+    if scheme == "mysql":
+        scheme = "mysql:pymysql"
+    if scheme == "sqlite" and rest and folder:
+        rest = str(Path(folder).absolute() / rest)
+    return with_all_characters(scheme + found + rest)
 
 
 def sections(flat: Mapping[str, str], label: str, own_uri: str | None = None) -> dict[str, Any]:
@@ -79,7 +112,7 @@ def sections(flat: Mapping[str, str], label: str, own_uri: str | None = None) ->
     Args:
         flat: the section's keys and values, as written.
         label: names the file, for messages.
-        own_uri: the address of the application's own database.
+        own_uri: the address of the application's own database; see `own_address`.
 
     Raises:
         ConfigError: with every key that is wrong.
@@ -134,6 +167,10 @@ def _shards(flat: Mapping[str, str], own_uri: str | None, label: str, faults: li
         faults.append(f"{label} [{SECTION}] replicas does not say of which shard: write replicas_{next(iter(found))}")
     if not found and own_uri:
         found, replicas = {OWN: {"primary": own_uri}}, {OWN: _listed(flat.get("replicas") or ""), **replicas}
+        if why := shard_address(own_uri):
+            faults.append(f"{label} [db] uri, the one shard as there is no shard_…, {why}")
+    elif not found:
+        faults.append(f"{label} [{SECTION}] names no shard. {NOT_FOUND}")
     for name, uris in replicas.items():
         if name not in found:
             faults.append(f"{label} [{SECTION}] replicas_{name} has no shard_{name}{did_you_mean(name, found)}")

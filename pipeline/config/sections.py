@@ -162,6 +162,7 @@ class TableSettings:
     ids: str = "pipeline"
     on_reject: str = "park"
     reference: bool = False
+    reads: str | None = None
     unique: tuple[tuple[str, ...], ...] = ()
     bounds: tuple[Any, ...] = ()
     lookup: Mapping[Any, int] = field(default_factory=dict, hash=False)
@@ -173,6 +174,7 @@ class TableSettings:
         "ids": choice("pipeline", "database"),
         "on_reject": choice("park", "skip", "halt"),
         "reference": flag,
+        "reads": optional(choice("own", "next")),
         "unique": _COLUMN_LISTS,
         "bounds": ascending,
         "lookup": bucket_table,

@@ -54,18 +54,41 @@ _SECTIONS = ("pipeline", "redis", "shards", "tables", "reads", "apply", "spool")
 _T = TypeVar("_T")
 
 
-def load(source: str | Path | Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+def load(
+    source: str | Path | Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    file: Path | None = None,
+) -> Settings:
     """Return the settings of one deployment.
 
     Args:
         source: the path of a file, or a dict of the file's shape. None: the file that `$PIPELINE_CONFIG` names, else
             `./pipeline.toml`.
         environ: replaces each `${NAME}` in a text; a variable's own value is taken as it is.
+        file: the file that a dict was read from: messages name it, and the spool is beside it.
 
     Raises:
         ConfigError: with *every* fault, a sentence each.
     """
     raw, label = _written(source, environ)
+    label = str(file.absolute()) if file else label
+    try:
+        return _checked(raw, label, environ)
+    except ConfigError as error:
+        if label.endswith(".ini"):
+            raise ConfigError(ini.in_ini_names(error.faults, label)) from None
+        raise
+
+
+def _checked(raw: Mapping[str, Any], label: str, environ: Mapping[str, str]) -> Settings:
+    """Return the settings that sections are.
+
+    Args:
+        raw: as they were written.
+        label: the name of their file.
+        environ: as for `load`.
+    """
     faults: list[str] = []
     raw = _filled(raw, environ, faults)
     faults += [
@@ -165,7 +188,7 @@ def _written(
         return source, "a dict"
     path, named_by = _find(source, environ)
     if path.suffix == ".ini" and path.exists():
-        shape, elsewhere = ini.read_ini(path)
+        shape, elsewhere = ini.read_ini(path.absolute())
         if elsewhere is None:
             return shape, str(path.absolute())
         path, named_by = elsewhere, f"{path} [{ini.SECTION}] {ini.ELSEWHERE} names a file, but"

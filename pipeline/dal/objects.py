@@ -10,17 +10,35 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-_CLASSES = ("Table", "Field", "Query", "Expression", "Select", "SQLALL")
+from pipeline.errors import BadOp
+
+_CLASSES = ("Table", "Field", "Query", "Expression", "Select", "Set", "SQLALL")
 
 
 def kind_of(value: Any) -> str:
-    """Return Table, Field, Query, Expression, Select or SQLALL for a *value* of pyDAL's; else the empty string."""
+    """Return Table, Field, Query, Expression, Select, Set or SQLALL for a *value* of pyDAL's; else the empty string."""
     if isinstance(value, int | str | float | type(None)):
         return ""
     for cls in type(value).__mro__:
         if cls.__name__ in _CLASSES and cls.__module__.startswith("pydal.") and cls.__module__ != "pydal.ast":
             return cls.__name__
     return ""
+
+
+def query_of(target: Any) -> Any:
+    """Return the query of a set of rows, `db(query)`; any other value as it is.
+
+    Args:
+        target: what a caller gives to name rows.
+
+    Raises:
+        BadOp: a set of no table's rows.
+    """
+    if kind_of(target) != "Set":
+        return target
+    if target.query is None:
+        raise BadOp("db() names no rows: give a query, such as db.purchase.id == 5, or db(query)")
+    return target.query
 
 
 def op_name(part: Any) -> str:

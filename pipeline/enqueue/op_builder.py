@@ -10,7 +10,7 @@ from itertools import cycle
 from typing import Any
 
 from pipeline.config.topology import Topology
-from pipeline.dal.objects import kind_of
+from pipeline.dal.objects import kind_of, query_of
 from pipeline.dal.trees import Tree, is_query, table_of
 from pipeline.enqueue.final_values import CompiledTable
 from pipeline.enqueue.row_ids import RowIds
@@ -183,7 +183,8 @@ class OpBuilder:
     # parts --------------------------------------------------------------------------------------------------
 
     def _target(self, target: Any, row_id: Any) -> tuple[TablePlan, Tree]:
-        """Return the plan and the condition of `query`, or of `table, id`."""
+        """Return the plan and the condition of `query`, of `db(query)`, or of `table, id`."""
+        target = query_of(target)
         if not is_query(target):
             plan = self.plan(target)
             return plan, plan.where_id(row_id)

@@ -19,6 +19,8 @@ from pipeline.errors import BadOp
 
 #: pyDAL types that are kept exactly like another type. `big-` is pyDAL's own word for 64-bit keys.
 SAME_AS = {"password": "string", "upload": "string", "big-id": "id", "big-reference": "reference"}
+#: What pyDAL does to the rows that refer to a deleted one, where a field says nothing else.
+CASCADE = "CASCADE"
 _DECIMAL = re.compile(r"decimal\((\d+),\s*(\d+)\)")
 
 
@@ -48,7 +50,10 @@ class TableSchema:
 
     def to_json(self) -> str:
         """Return the schema as JSON, always the same text for the same schema."""
-        rows = [[c.name, c.type, c.length, int(c.notnull), int(c.unique), c.rname] for c in self.columns]
+        rows = [
+            [c.name, c.type, c.length, int(c.notnull), int(c.unique), c.rname, *({c.ondelete} - {CASCADE})]
+            for c in self.columns
+        ]
         return json.dumps({"table": self.name, "rname": self.rname, "columns": rows}, separators=(",", ":"))
 
     @classmethod
@@ -60,15 +65,18 @@ class TableSchema:
         """
         shape = json.loads(text)
         columns = (
-            Column(n, t, length, bool(notnull), bool(unique), rname)
-            for n, t, length, notnull, unique, rname in shape["columns"]
+            Column(n, t, length, bool(notnull), bool(unique), rname, *ondelete)
+            for n, t, length, notnull, unique, rname, *ondelete in shape["columns"]
         )
         return cls(shape["table"], tuple(columns), shape["rname"])
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table. `length` counts characters and limits string, password and upload only."""
+    """One column of a table. `length` counts characters and limits string, password and upload only.
+
+    `ondelete` is what a reference asks the database to do where the row that it refers to is deleted.
+    """
 
     name: str
     type: str
@@ -76,6 +84,7 @@ class Column:
     notnull: bool = False
     unique: bool = False
     rname: str | None = None
+    ondelete: str = CASCADE
 
     @property
     def kind(self) -> str:
@@ -90,6 +99,11 @@ class Column:
         if word.startswith("decimal"):
             return "decimal" if _DECIMAL.fullmatch(self.type) else "decimal(?)"
         return SAME_AS.get(word, word)
+
+    @property
+    def parent(self) -> str | None:
+        """The table whose ids the column holds; None where it holds none."""
+        return self.type.partition(" ")[2].strip() if self.kind == "reference" else None
 
     @property
     def digits(self) -> tuple[int, int]:
@@ -110,7 +124,11 @@ def signature_of(table: Any) -> tuple[Any, ...]:
     Args:
         table: a pyDAL table.
     """
-    return (table._tablename, table._rname, *((f.name, f.type, f.length, f.notnull, f.unique, f._rname) for f in table))
+    return (
+        table._tablename,
+        table._rname,
+        *((f.name, f.type, f.length, f.notnull, f.unique, f._rname, f.ondelete) for f in table),
+    )
 
 
 def schema_of(table: Any) -> TableSchema:
@@ -138,7 +156,10 @@ def column_of(f: Any) -> Column:
     if not isinstance(f.type, str):
         raise BadOp(f"field {f.name!r} has a type made by SQLCustomType, which the log cannot carry")
     length = f.length if f.type in ("string", "password", "upload") else None
-    return Column(f.name, f.type, length, bool(f.notnull), bool(f.unique), _own_rname(f._rname, f.name))
+    rname, ondelete = _own_rname(f._rname, f.name), CASCADE
+    if f.type.startswith(("reference ", "big-reference ")):
+        ondelete = str(f.ondelete or CASCADE).upper()
+    return Column(f.name, f.type, length, bool(f.notnull), bool(f.unique), rname, ondelete)
 
 
 def _own_rname(rname: str | None, name: str) -> str | None:

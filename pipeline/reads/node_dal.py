@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from pipeline.dal.objects import kind_of
-from pipeline.errors import UnknownTable
+from pipeline.errors import BadRead, UnknownTable
 from pipeline.reads.connections import NodeReader
 
 
@@ -48,6 +49,45 @@ def callers_names(names: Sequence[str], columns: Sequence[Any], fields: Sequence
             renamed[at] = str(field)
         at += 1
     return renamed
+
+
+def refuse_cache(cache: Any) -> None:
+    """Refuse pyDAL's `cache=` of a read: it would return rows of any age as if they were fresh.
+
+    Raises:
+        BadRead: it says what to do instead.
+    """
+    if cache:
+        raise BadRead(
+            "cache= would return rows that lack what the reader must see: leave it out, or keep a result of your own, "
+            "such as cache.ram(KEY, lambda: pipeline.select(...).as_list(), SECONDS)"
+        )
+
+
+@cache
+def _uncached(own: type[Any]) -> type[Any]:
+    """Return a class of sets, like pyDAL's *own*, that refuse `cache=`; so do the sets that are made of one."""
+
+    class Uncached(own):  # type: ignore[misc]  # of either line of pyDAL
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            return uncached(super().__call__(*args, **options))
+
+        def count(self, distinct: Any = None, cache: Any = None) -> Any:
+            refuse_cache(cache)
+            return super().count(distinct)
+
+        def select(self, *fields: Any, **options: Any) -> Any:
+            refuse_cache(options.get("cache"))
+            return super().select(*fields, **options)
+
+    return Uncached
+
+
+def uncached(found: Any) -> Any:
+    """Let a set of pyDAL's, just made, refuse `cache=`; return it."""
+    own: Any = type(found)
+    found.__class__ = _uncached(own)
+    return found
 
 
 class NodeDAL:
@@ -92,7 +132,7 @@ class NodeDAL:
 
     def __call__(self, query: Any = None, *args: Any, **options: Any) -> Any:
         """Return pyDAL's Set of a query."""
-        return self.reader.db(self.reader.own(query), *args, **options)
+        return uncached(self.reader.db(self.reader.own(query), *args, **options))
 
     def __getattr__(self, name: str) -> Any:
         db = self.reader.db

@@ -10,12 +10,12 @@ from typing import Any
 from pipeline import clock
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
-from pipeline.dal.objects import kind_of
+from pipeline.dal.objects import kind_of, query_of
 from pipeline.errors import BadOp, BadRead, ShardUnavailable
 from pipeline.oplog.contract import Entries
 from pipeline.reads.connections import NodeReaders
 from pipeline.reads.gather.gather import GATHER_S, Gather
-from pipeline.reads.node_dal import NodeDAL
+from pipeline.reads.node_dal import NodeDAL, refuse_cache
 from pipeline.reads.pending.pending_rows import CannotOverlay, Overlay
 from pipeline.reads.read_place import ReadPlace, needs_at, place_of_id, place_of_key
 from pipeline.reads.routing.health_cache import HealthCache
@@ -146,6 +146,7 @@ class Reads:
             max_lag_s, wait_s, on_stale: see `Bounds`.
             options: pyDAL's.
         """
+        refuse_cache(options.get("cache"))
         bounds = self._bounds.changed(max_lag_s, wait_s, on_stale)
         query, asked = self._query(query), after_of(after, self._seal)
         return self._gather.select(query, fields, asked, bounds, options, partial=partial, timeout_s=timeout_s)
@@ -159,6 +160,7 @@ class Reads:
         max_lag_s: float | None = None,
         wait_s: float | None = None,
         on_stale: str | None = None,
+        cache: Any = None,
     ) -> int:
         """Return how many rows of all shards match; see `pipeline.count`.
 
@@ -168,7 +170,9 @@ class Reads:
             after: what must be seen.
             timeout_s: of the whole.
             max_lag_s, wait_s, on_stale: see `Bounds`.
+            cache: is refused.
         """
+        refuse_cache(cache)
         bounds = self._bounds.changed(max_lag_s, wait_s, on_stale)
         return self._gather.count(
             self._query(query), distinct, after_of(after, self._seal), bounds, timeout_s=timeout_s
@@ -263,6 +267,7 @@ class Reads:
     def _query(self, query: Any) -> Any:
         if isinstance(query, str):
             return self._table(query)
+        query = query_of(query)
         if kind_of(query) not in ("Query", "Table"):
             raise BadRead(f"expected a pyDAL query or a table, got {type(query).__name__}")
         return query

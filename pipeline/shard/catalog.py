@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from pipeline.shard.foreign_keys import ForeignKey, foreign_keys_in
 from pipeline.shard.session import NodeSession, brief
 
 #: A catalog of many tables takes its time, s.
@@ -21,18 +22,6 @@ class CatalogColumn(NamedTuple):
     default: str | None
     automatic: bool
     comment: str
-
-
-class ForeignKey(NamedTuple):
-    """One foreign key with a single column or several."""
-
-    name: str
-    table: str
-    columns: tuple[str, ...]
-    parent: str
-    parent_columns: tuple[str, ...]
-    on_delete: str
-    on_update: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +71,9 @@ def catalog(uri: str, node: str = "database") -> Catalog:
         indexes = _indexes(session)
         tables = {name: _table(name, rows[name], columns[name], indexes.get(name, {})) for name in sorted(rows)}
         triggers = _ask(session, "event_object_table, trigger_name", "triggers", "1=1", "trigger_schema")
-        return Catalog(tables, _foreign_keys(session), sorted((str(a), str(b)) for a, b in triggers))
+        with session.translated():
+            keys = [key for _, key in foreign_keys_in(session, "table_schema = DATABASE()")]
+        return Catalog(tables, keys, sorted((str(a), str(b)) for a, b in triggers))
 
 
 def _table(
@@ -121,27 +112,6 @@ def _indexes(session: NodeSession) -> dict[str, dict[str, tuple[bool, list[str]]
     ):
         found.setdefault(table, {}).setdefault(index, (not int(many), []))[1].append(column)
     return found
-
-
-def _foreign_keys(session: NodeSession) -> list[ForeignKey]:
-    rules = {
-        (table, name): (str(on_delete), str(on_update))
-        for table, name, on_delete, on_update in _ask(
-            session, "table_name, constraint_name, delete_rule, update_rule", "referential_constraints", "1=1",
-            "constraint_schema",
-        )
-    }  # fmt: skip
-    found: dict[tuple[str, str], tuple[str, list[str], list[str]]] = {}
-    what = "table_name, constraint_name, referenced_table_name, column_name, referenced_column_name"
-    where = "referenced_table_name IS NOT NULL ORDER BY table_name, constraint_name, ordinal_position"
-    for table, name, parent, column, parent_column in _ask(session, what, "key_column_usage", where):
-        _, own, theirs = found.setdefault((table, name), (parent, [], []))
-        own.append(column)
-        theirs.append(parent_column)
-    return [
-        ForeignKey(name, table, tuple(own), parent, tuple(theirs), *rules[table, name])
-        for (table, name), (parent, own, theirs) in found.items()
-    ]
 
 
 def _ask(session: NodeSession, what: str, view: str, where: str, schema: str = "table_schema") -> list[tuple[Any, ...]]:

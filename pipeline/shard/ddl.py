@@ -5,7 +5,7 @@ Tables have bigint ids, utf8mb4, InnoDB and exact types.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from pipeline.config.topology import Topology
@@ -32,20 +32,25 @@ MYSQL = MySQL()
 _quote = MYSQL.quote
 
 
-def create_table(schema: TableSchema, topology: Topology, dialect: Dialect) -> Iterator[str]:
+def create_table(
+    schema: TableSchema, topology: Topology, dialect: Dialect, parents: Mapping[str, TableSchema] | None = None
+) -> Iterator[str]:
     """Yield the statements that create a table: its unique indexes too, and an index on its shard key.
-
-    No foreign keys: a parent row may live on another shard, and a cascade would write behind the watermark's back.
 
     Args:
         schema: the table's schema.
         topology: which columns are looked up by.
         dialect: of the database.
+        parents: the table that a reference gets a foreign key to, by the field's name; see `co_location.held`.
 
     Raises:
         PipelineError: a column has a type that cannot be created here.
     """
-    lines = ",\n  ".join(column_sql(schema, column, dialect) for column in schema.columns)
+    parents = parents or {}
+    columns = [column_sql(schema, column, dialect, parents.get(column.name)) for column in schema.columns]
+    if dialect.name == "mysql":
+        columns += [foreign_key(schema, schema.columns[schema.index[field]], of) for field, of in parents.items()]
+    lines = ",\n  ".join(columns)
     tail = " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci" if dialect.name == "mysql" else ""
     yield f"CREATE TABLE IF NOT EXISTS {schema.rname or dialect.quote(schema.name)} (\n  {lines}\n){tail}"
     for index in indexes(schema, topology):
@@ -111,13 +116,14 @@ def drop_index(schema: TableSchema, name: str, dialect: Dialect) -> str:
     return f"DROP INDEX {dialect.quote(database) + '.' if database else ''}{dialect.quote(name)}"
 
 
-def column_sql(schema: TableSchema, column: Column, dialect: Dialect) -> str:
+def column_sql(schema: TableSchema, column: Column, dialect: Dialect, parent: TableSchema | None = None) -> str:
     """Return a column as CREATE TABLE writes it.
 
     Args:
         schema: the table's schema.
         column: one of its columns.
         dialect: of the database.
+        parent: the table to which the column has a foreign key; SQLite takes it here or never.
 
     Raises:
         PipelineError: the column has a type that cannot be created here.
@@ -126,7 +132,24 @@ def column_sql(schema: TableSchema, column: Column, dialect: Dialect) -> str:
     if column.name == schema.id_name:
         mysql = dialect.name == "mysql"
         return f"{name} {kind} {'NOT NULL AUTO_INCREMENT PRIMARY KEY' if mysql else 'PRIMARY KEY AUTOINCREMENT'}"
-    return f"{name} {kind}{' NOT NULL' if column.notnull else ''}"
+    key = f" {_references(column, parent, dialect)}" if parent and dialect.name == "sqlite" else ""
+    return f"{name} {kind}{' NOT NULL' if column.notnull else ''}{key}"
+
+
+def foreign_key(schema: TableSchema, column: Column, parent: TableSchema) -> str:
+    """Return a foreign key as pyDAL writes it for MySQL and MariaDB: the server gives it a name.
+
+    Args:
+        schema: the table's schema.
+        column: the column that refers.
+        parent: the table that it refers to.
+    """
+    return f"FOREIGN KEY ({_quoted(schema, column.name, MYSQL)}) {_references(column, parent, MYSQL)}"
+
+
+def _references(column: Column, parent: TableSchema, dialect: Dialect) -> str:
+    table = parent.rname or dialect.quote(parent.name)
+    return f"REFERENCES {table} ({_quoted(parent, parent.id_name, dialect)}) ON DELETE {column.ondelete}"
 
 
 def column_type(schema: TableSchema, column: Column, dialect: Dialect) -> str:

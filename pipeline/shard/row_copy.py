@@ -6,7 +6,8 @@ driver gives them and written as literals: both shards have the same tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 
@@ -54,6 +55,20 @@ def copy_records(source: NodeSession, target: NodeSession, bucket: int) -> None:
         target.execute(f"DELETE FROM {table} WHERE bucket = {bucket}")
         if rows := source.rows(f"SELECT {columns} FROM {table} WHERE bucket = {bucket}"):
             _insert(target, table, columns, rows)
+
+
+@contextmanager
+def unordered(session: NodeSession) -> Iterator[None]:
+    """Let rows be written before those that they refer to: tables may refer to themselves, or to each other.
+
+    Args:
+        session: inside a transaction.
+    """
+    mysql = session.dialect.name == "mysql"
+    session.execute("SET SESSION foreign_key_checks = 0" if mysql else "PRAGMA defer_foreign_keys = ON")
+    yield
+    if mysql:  # after an error the connection goes
+        session.execute("SET SESSION foreign_key_checks = 1")
 
 
 def literal(value: object) -> str:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pipeline import clock
+from pipeline.config.topology import Topology
 from pipeline.errors import NotMigrated
+from pipeline.model.schema import TableSchema
 from pipeline.shard import survey_mysql
+from pipeline.shard.co_location import old_ids_in
 from pipeline.shard.columns import columns_of
 from pipeline.shard.likeness import Traits
 from pipeline.shard.records import ledger_queries
@@ -47,6 +50,7 @@ class Survey:
         marks: None where the table is missing or may not be read.
         replication: None on a primary.
         traits: what decides whether a replica shows what its primary has.
+        old_ids: of a primary, by `co_location.old_ids_in`.
     """
 
     node: str
@@ -63,6 +67,7 @@ class Survey:
     marks: Mapping[int, Mark] | None = None
     replication: survey_mysql.Replication | None = None
     traits: Traits | None = None
+    old_ids: frozenset[str] = frozenset()
 
     @property
     def release(self) -> tuple[str, tuple[int, ...]]:
@@ -72,7 +77,14 @@ class Survey:
 
 
 def survey(
-    node: str, uri: str, tables: Sequence[str], *, primary: bool, statement_s: float = BRIEF_STATEMENT_S
+    node: str,
+    uri: str,
+    tables: Sequence[str],
+    *,
+    primary: bool,
+    statement_s: float = BRIEF_STATEMENT_S,
+    schemas: Sequence[TableSchema] = (),
+    topology: Topology | None = None,
 ) -> Survey:
     """Survey one node.
 
@@ -82,6 +94,8 @@ def survey(
         tables: the names in the database of the tables to survey closely, each with its database or without.
         primary: whether the node is the primary, where writes are checked too; else its replication is.
         statement_s: the longest wait for the answer to a statement, seconds.
+        schemas: the published definitions; without a topology nothing is asked about their ids.
+        topology: the rules of all tables.
 
     Raises:
         ShardUnavailable: the node did not answer in time.
@@ -90,6 +104,7 @@ def survey(
     with brief(node, uri, read_only=not primary, statement_s=statement_s) as session:
         if session.dialect.name == "sqlite":
             return _sqlite(session, tables)
+        old_ids = old_ids_in(session, schemas, topology) if topology and primary else set()
         about = survey_mysql.about(session)
         with session.translated():
             found = _tables(session, tables, about["database"])
@@ -109,6 +124,7 @@ def survey(
             marks=None if ("SELECT", "pipeline_watermarks") in denied else _marks(session),
             replication=None if primary else survey_mysql.replication(session),
             traits=survey_mysql.traits(session),
+            old_ids=frozenset(old_ids),
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.model.schema import TableSchema
 from pipeline.shard.dialect import Dialect
+from pipeline.shard.foreign_keys import ForeignKey, descendants, foreign_keys_in, joined
 from pipeline.shard.literals import encoder
 from pipeline.shard.records.ledger import text_literal
 from pipeline.shard.session import NodeSession
@@ -55,10 +56,10 @@ class Facts:
     def parents(self) -> tuple[tuple[int | None, str], ...]:
         """(column, parent table) of each foreign key to a parent's id; column None where it is another kind."""
         found = []
-        for own, parent, theirs in self.constraints.parents:
-            numbers = self._numbers(own)
-            simple = numbers is not None and len(numbers) == 1 and theirs == ("id",)
-            found.append((numbers[0] if simple and numbers else None, parent))
+        for key in self.constraints.parents:
+            numbers = self._numbers(key.columns)
+            simple = numbers is not None and len(numbers) == 1 and key.parent_columns == ("id",)
+            found.append((numbers[0] if simple and numbers else None, key.parent))
         return tuple(found)
 
     @cached_property
@@ -154,12 +155,12 @@ class Constraints:
 
     Attributes:
         unique: the columns of each unique index, the primary key left out.
-        parents: (columns, parent table, parent columns) of each foreign key.
-        children: tables whose foreign keys point here.
+        parents: its foreign keys.
+        children: tables whose foreign keys point here, and their children: a delete may reach all of them.
     """
 
     unique: tuple[tuple[str, ...], ...] = ()
-    parents: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = ()
+    parents: tuple[ForeignKey, ...] = ()
     children: tuple[str, ...] = ()
 
 
@@ -192,17 +193,12 @@ def _mysql(session: NodeSession, tables: Sequence[str]) -> dict[str, Constraints
         f" WHERE {rows_about(tables)} AND non_unique = 0 AND index_name <> 'PRIMARY'"
         " ORDER BY index_name, seq_in_index"
     )
-    parents = session.rows(
-        "SELECT table_schema, table_name, constraint_name, column_name, referenced_table_name, referenced_column_name"
-        f" FROM information_schema.key_column_usage WHERE {rows_about(tables)}"
-        " AND referenced_table_name IS NOT NULL ORDER BY constraint_name, ordinal_position"
-    )
-    children = session.rows(
+    keys = foreign_keys_in(session, rows_about(tables))
+    pairs = session.rows(
         "SELECT DISTINCT referenced_table_schema, referenced_table_name, table_name"
-        " FROM information_schema.key_column_usage"
-        f" WHERE {rows_about(tables, 'referenced_table_schema', 'referenced_table_name')}"
+        " FROM information_schema.key_column_usage WHERE referenced_table_name IS NOT NULL"
     )
-    unique_of, parents_of, children_of = (_by_table(rows) for rows in (unique, parents, children))
+    unique_of, children_of = _by_table(unique), _by_table(pairs)
     found = {}
     for table in tables:
         place = ((database_of(table) or own).lower(), bare_name(table).lower())
@@ -211,8 +207,11 @@ def _mysql(session: NodeSession, tables: Sequence[str]) -> dict[str, Constraints
             indexes.setdefault(index, []).append(column)
         found[table] = Constraints(
             tuple(map(tuple, indexes.values())),
-            _foreign_keys(parents_of.get(place, ())),
-            tuple(child for (child,) in children_of.get(place, ())),
+            tuple(key for schema, key in keys if (schema.lower(), key.table.lower()) == place),
+            descendants(
+                bare_name(table),
+                {name: [c for (c,) in rows] for (of, name), rows in children_of.items() if of == place[0]},
+            ),
         )
     return found
 
@@ -231,13 +230,15 @@ def _sqlite(session: NodeSession, table: str) -> Constraints:
     for row in session.rows(about("index_list")):
         if row[2] and row[3] != "pk":
             unique.append(tuple(column[2] for column in session.rows(about("index_info", row[1]))))
-    parents = [(row[0], row[3], row[2], row[4] or "id") for row in session.rows(about("foreign_key_list"))]
-    children = []
+    keys = [
+        (row[0], bare_name(table), row[3], row[2], row[4] or "id", row[6], row[5])
+        for row in session.rows(about("foreign_key_list"))
+    ]
+    children: dict[str, list[str]] = {}
     for (other,) in session.rows("SELECT name FROM sqlite_master WHERE type = 'table'"):
-        rows = session.rows(pragma(session.dialect, other, "foreign_key_list"))
-        if any(row[2].lower() == bare_name(table).lower() for row in rows):
-            children.append(other)
-    return Constraints(tuple(unique), _foreign_keys(parents), tuple(children))
+        for row in session.rows(pragma(session.dialect, other, "foreign_key_list")):
+            children.setdefault(row[2].lower(), []).append(other)
+    return Constraints(tuple(unique), tuple(joined(keys, named=False)), descendants(bare_name(table), children))
 
 
 def pragma(dialect: Dialect, table: str, what: str, of: str | None = None) -> str:
@@ -252,12 +253,3 @@ def pragma(dialect: Dialect, table: str, what: str, of: str | None = None) -> st
     database = database_of(table)
     prefix = f"{dialect.quote(database)}." if database else ""
     return f"PRAGMA {prefix}{what}({dialect.quote(of or bare_name(table))})"
-
-
-def _foreign_keys(rows: Sequence[tuple[object, ...]]) -> tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...]:
-    keys: dict[object, tuple[list[str], str, list[str]]] = {}
-    for name, column, parent, parent_column in rows:
-        own, _, theirs = keys.setdefault(name, ([], str(parent), []))
-        own.append(str(column))
-        theirs.append(str(parent_column))
-    return tuple((tuple(own), parent, tuple(theirs)) for own, parent, theirs in keys.values())

@@ -11,23 +11,29 @@ freed when nothing refers to it, unless in a cycle.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pipeline
 from pipeline.client import Client
 from pipeline.config import ini
+from pipeline.config.settings import Settings, load
+from pipeline.config.uris import database_of
 from pipeline.errors import ConfigError
 
 _lock = threading.Lock()
 _clients: dict[Hashable, Client] = {}
+#: Sections of an application's ini file, by the path of that file.
+_read: dict[Path, Mapping[str, Any]] = {}
+logger = logging.getLogger("pipeline.web")
 
 
-def client_of(key: Hashable, source: Callable[[], Path | Mapping[str, Any]]) -> Client:
+def client_of(key: Hashable, source: Callable[[], Path | Mapping[str, Any] | Settings]) -> Client:
     """Return the process's client of a configuration.
 
     The first one also answers for the functions of `pipeline`, unless somebody has called `pipeline.configure`.
@@ -54,8 +60,27 @@ def close_clients() -> None:
             _clients.popitem()[1].close()
 
 
-#: The file that is looked for where no configuration is given.
-INI_FILE = "pipeline.toml"
+#: Files in an application's `private/` that are looked for where no configuration is given, in this order.
+TOML_FILE, INI_FILE = "pipeline.toml", "appconfig.ini"
+
+
+def configuration_of(folder: str, given: Any = None) -> Any:
+    """Return the configuration that an application means: what it gives, else the sections of its ini file.
+
+    Args:
+        folder: the application's; its files are in `private/`.
+        given: what the model gives; None for nothing, as older applications have no AppConfig.
+
+    Returns:
+        None where a TOML file or a call of `pipeline.configure` comes first, or nothing is there.
+    """
+    private = Path(folder, "private")
+    if given is not None or _configured_by_hand() or (private / TOML_FILE).exists():
+        return given
+    path = private / INI_FILE
+    if path not in _read and path.exists() and ini.SECTION in (found := ini.read_sections(path)):
+        _read[path] = found
+    return _read.get(path)
 
 
 def client_for(folder: str, db: Any, configuration: Any = None, redis_conn: Any = None) -> Client:
@@ -64,7 +89,8 @@ def client_for(folder: str, db: Any, configuration: Any = None, redis_conn: Any 
     Args:
         folder: the application's; its files are in `private/`.
         db: the application's DAL.
-        configuration: web2py's AppConfig, or anything else with sections that hold keys.
+        configuration: what `configuration_of` returns: web2py's AppConfig, or anything else with sections that hold
+            keys.
         redis_conn: web2py's `RConn(...)`: the logs go there, instead of to the key `redis`.
 
     Raises:
@@ -72,10 +98,7 @@ def client_for(folder: str, db: Any, configuration: Any = None, redis_conn: Any 
     """
     private = Path(folder, "private")
     if configuration is None and redis_conn is None:
-        path = private / INI_FILE
-        if pipeline.configured():
-            return pipeline.current()
-        return client_of(str(path), lambda: path) if path.exists() else pipeline.current()
+        return _client_beside(private)
     section = _section(configuration, private)
     if elsewhere := section.get(ini.ELSEWHERE):
         if redis_conn is not None:
@@ -83,13 +106,52 @@ def client_for(folder: str, db: Any, configuration: Any = None, redis_conn: Any 
         return client_of(str(private / elsewhere), lambda: private / elsewhere)
     if redis_conn is not None:
         section["redis"] = address_of(redis_conn)
-    own = db._uri if isinstance(db._uri, str) else None
-    key: Hashable = (folder, own, *sorted(section.items()))
-    label = f"{private / 'appconfig.ini'}"
+    uri = db._uri if isinstance(db._uri, str) else None
+    key: Hashable = (folder, uri, *sorted(section.items()))
+    return client_of(key, lambda: _settings(private, section, _own(db, uri, configuration)))
+
+
+def _client_beside(private: Path) -> Client:
+    """Return the client of the TOML file in an application's folder, else the one that the process has."""
+    path = private / TOML_FILE
+    if not _configured_by_hand() and path.exists():
+        return client_of(str(path), lambda: path)
     try:
-        return client_of(key, lambda: ini.sections(section, label, own))
+        return pipeline.current()
     except ConfigError as error:
-        raise ConfigError(ini.in_ini_names(error.faults, label)) from None
+        here = f"the application has neither [{ini.SECTION}] in {private / INI_FILE} nor {path}: write one of them"
+        raise ConfigError([*error.faults, here]) from None
+
+
+def _configured_by_hand() -> bool:
+    """Return whether the process's client is somebody's own, and not that of an application's file."""
+    return pipeline.configured() and pipeline.current() not in _clients.values()
+
+
+class _Own(NamedTuple):
+    """An application's own database: as `DAL(...)` has it, and as the ini file says it; empty where it is not said."""
+
+    uri: str
+    written: str
+
+
+def _own(db: Any, uri: str | None, configuration: Any) -> _Own:
+    written = (dict.get(configuration or {}, "db") or {}).get("uri")
+    databases = getattr(db, "_folder", None)
+    return _Own(*(ini.own_address(str(one), databases) if one else "" for one in (uri, written)))
+
+
+def _settings(private: Path, section: Mapping[str, str], own: _Own) -> Settings:
+    """Return the settings of a section, as workers and the command line read them from the same file."""
+    path = private / INI_FILE
+    shape = ini.sections(section, str(path), own.uri)
+    if not any(key.startswith("shard_") and key != "shard_keys" for key in section):
+        if not own.written:
+            logger.warning("%s [%s] names no shard, so it is db. %s", path, ini.SECTION, ini.NOT_FOUND)
+        elif database_of(own.written) != database_of(own.uri):
+            other = f"{path} [db] uri names another database than db, and workers read it there: write shard_{ini.OWN}"
+            raise ConfigError([other])
+    return load(shape, file=path if private.is_dir() else None)
 
 
 def address_of(redis_conn: Any) -> str:
@@ -118,7 +180,7 @@ def _section(configuration: Any, private: Path) -> dict[str, str]:
     # not its own get: AppConfig's turns "7" into 7 and "a, b" into an iterator
     section = dict.get(configuration, ini.SECTION) if isinstance(configuration, dict) else None
     if not isinstance(section, Mapping):
-        raise ConfigError([f"{private / 'appconfig.ini'} has no section [{ini.SECTION}]"])
+        raise ConfigError([f"{private / INI_FILE} has no section [{ini.SECTION}]"])
     return {str(key): str(value) for key, value in section.items()}
 
 

@@ -1,7 +1,7 @@
 """Make every call of `pipeline` for one web request: its ops wait for its commit, its reads see its user's own writes.
 
-Invariant: what is held is sent by `finish` or never. The framework's object calls `finish` once the framework has
-committed, and `drop` when the request failed.
+Invariant: what is held is sent by `finish`, ahead of a read with `reads = "own"`, or never. The framework's object
+calls `finish` once the framework has committed, and `drop` when the request failed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from typing import Any
 from pipeline import attachment
 from pipeline.calls import Calls
 from pipeline.client import Client
+from pipeline.dal.objects import real_name
 from pipeline.enqueue.held_ops import HeldOps
 from pipeline.errors import Unavailable
 from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipt as _Receipt
 from pipeline.model.receipt import Receipts
 from pipeline.reads.node_dal import NodeDAL
-from pipeline.reads.session import ReadSession, Token
+from pipeline.reads.session import ReadSession
+from pipeline.web.own_reads import OwnReads
 from pipeline.web.read_db import ReadDAL, Refusal, table_for
 from pipeline.web.user_session import UserSession, patient
 
@@ -30,27 +32,28 @@ MODES = ("now", "on_commit", "outbox")
 logger = logging.getLogger("pipeline.web")
 
 
-class Request(Calls):
+class Request(OwnReads):
     """The pipeline as one request sees it. Used by one thread at a time.
 
     Args:
         client: the process's.
         held: takes the ops until the commit; None sends each at its call.
         token: the text of the user's session, as the last request left it; or what returns it.
+        action: what the framework calls what it runs, for warnings.
     """
 
     def __init__(
-        self, client: Client, held: HeldOps | None = None, token: str | Callable[[], str | None] | None = None
+        self,
+        client: Client,
+        held: HeldOps | None = None,
+        token: str | Callable[[], str | None] | None = None,
+        action: str = "a request",
     ):
         self.client, self.wait_budgets, self._held = client, client.wait_budgets, held
         # a web request waits for Redis so long with all its calls together; in a script each call does
         self.budget = client.wait_budgets.budget() if held is not None or token is not None else None
-        self._user = UserSession(client, token)
         self._at_end: list[Callable[[bool], Any]] = []
-        self._unsent: list[_Receipt] = []
-        self._groups = 0
-        #: What the primaries were given time for.
-        self._settled: Token | None = None
+        super().__init__(UserSession(client, token), action)
 
     # writes -------------------------------------------------------------------------------------------------
 
@@ -58,12 +61,13 @@ class Request(Calls):
         with self._holding():
             receipt = self.client.dispatch.take(addressed, durability)
         self._unsent.append(receipt)
+        self._written.add(addressed.op.table)
         self._note_sent()
         return receipt
 
     def _take_many(self, made: Iterator[Addressed], durability: str) -> Receipts:
         with self._holding():
-            receipts = self.client._take_many(made, durability)
+            receipts = self.client._take_many(self._noted(made), durability)
         if self._waits:
             self._unsent.extend(receipts)
         else:
@@ -86,9 +90,16 @@ class Request(Calls):
         with self._holding():
             return self.client.unsent(table)
 
-    def attach(self, table: Any) -> None:
-        """Queue what pyDAL writes to *table*; see `pipeline.attach`."""
-        attachment.attach(table, lambda: self, lambda: self.client, self.catch_up)
+    def attach(self, table: Any, reads: str | None = None) -> None:
+        """Queue what pyDAL writes to *table*; see `pipeline.attach`.
+
+        Args:
+            table: a table of the application's DAL.
+            reads: `own`: this request's reads see its own writes of the table, which are sent and waited for before
+                such a read; `next`: the next request's do. By default as its settings say.
+        """
+        own = attachment.reads_own(table, self.client.topology.table(real_name(table)), reads)
+        attachment.attach(table, lambda: self, lambda: self.client, self.before_read, own=own)
 
     def enqueue_form(self, form: Any) -> _Receipt | None:
         """Queue what an accepted *form* says; see `pipeline.enqueue_form`."""
@@ -150,21 +161,6 @@ class Request(Calls):
         self._at_end.append(lambda well: opened.__exit__(None, None, None))
         return ReadDAL(node, db.tables, Refusal(self.client, shard_key is not None))
 
-    def catch_up(self) -> None:
-        """Give the primaries the time to get what the user has written before, ahead of a read through `db`.
-
-        Once, until the user writes again. A page does not fail for it: it may show an older state then.
-        """
-        token = self._user.known
-        if token is None or token is self._settled:
-            return
-        try:
-            if not self._user.settle():
-                logger.warning("the user may not see his own writes: the workers are behind")
-        except Unavailable as error:
-            logger.warning("the user may not see his own writes: %s", error)
-        self._settled = self._user.known
-
     # the request's end, for the framework's object ----------------------------------------------------------
 
     @property
@@ -173,9 +169,10 @@ class Request(Calls):
         return len(self._held) if self._held is not None else 0
 
     def forget(self) -> None:
-        """Drop what waits; the request goes on."""
+        """Drop what waits, since its transaction was rolled back; the request goes on."""
         if self._held is not None:
             self._held.drop()
+        self._rolled_back()
 
     def send(self) -> None:
         """Send what waits, once its transaction has been committed.
@@ -184,11 +181,10 @@ class Request(Calls):
             as the call that made the op would have: the database has committed then, the op is not sent.
         """
         try:
-            if self._held is not None:
-                with self.wait_budgets.within(self.budget):
-                    self._held.send()
+            with attachment.unheard():
+                self._send()
         finally:
-            self._note_sent(always=True)
+            self._transaction_over()
 
     def finish(self) -> str | None:
         """Send what still waits and end; return the session's text, None if it is as before.
@@ -213,6 +209,19 @@ class Request(Calls):
             logger.error("%d ops were never sent: the request ended without telling this object", self.waiting)
 
     # parts --------------------------------------------------------------------------------------------------
+
+    def _send(self) -> None:
+        try:
+            if self._held is not None:
+                with self.wait_budgets.within(self.budget):
+                    self._held.send()
+        finally:
+            self._note_sent(always=True)
+
+    def _noted(self, made: Iterator[Addressed]) -> Iterator[Addressed]:
+        for addressed in made:
+            self._written.add(addressed.op.table)
+            yield addressed
 
     def _end(self, *, well: bool) -> None:
         """Give back what was opened for the request, the last one first."""

@@ -55,13 +55,13 @@ class UserSession:
         """What the user has written and seen; None: nothing. The same object as long as nothing is added."""
         return self.session.token or None
 
-    def settle(self) -> bool:
-        """Wait until the primaries have it, as long as a page waits; whether they have.
+    def settle(self, timeout_s: float | None = None) -> bool:
+        """Wait until the primaries have it, by default as long as a page waits; whether they have.
 
         Raises:
             ShardUnavailable, LogUnavailable: it is unknown whether they have it.
         """
-        return self._client.reads.settle(self.session, QUEUED_S)
+        return self._client.reads.settle(self.session, QUEUED_S if timeout_s is None else timeout_s)
 
     def wrote(self, receipts: Any) -> None:
         """Let the next reads see the ops of *receipts*."""
@@ -89,6 +89,8 @@ def patient(call: Callable[Concatenate[Any, _Given], _Result]) -> Callable[Conca
 
     @wraps(call)
     def read(self: Any, /, *args: _Given.args, **options: _Given.kwargs) -> _Result:
+        if options.get("fresh", True):
+            self.before_call(args, options)
         if not options.get("fresh", True) or "wait_s" in options or "on_stale" in options:
             return call(self, *args, **options)
         for deadline in clock.polls(QUEUED_S):

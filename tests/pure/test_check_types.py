@@ -15,6 +15,7 @@ from pipeline.config.settings import load
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
+from pipeline.shard.foreign_keys import ForeignKey
 from pipeline.shard.survey import Survey, SurveyedColumn, SurveyedTable
 from pipeline.shard.table_facts import Constraints
 from pipeline.shard.widening import plain_type
@@ -77,16 +78,72 @@ def test_the_display_width_of_older_servers_makes_no_difference() -> None:
         ({}, True),
         ({"person": {"reference": True}}, False),
         ({"order": {"shard_key": "person"}}, False),  # a person's id carries its bucket
-        ({"order": {"shard_key": "person"}, "person": {"shard_key": "town"}}, True),
+        ({"order": {"shard_key": "person"}, "person": {"shard_key": "town"}}, True),  # ids made elsewhere carry nothing
         ({"order": {"shard_key": "town"}, "person": {"shard_key": "town"}}, False),
         ({"order": {"shard_key": "town", "rule": "modulo"}, "person": {"shard_key": "town"}}, True),
         ({"order": {"reference": True}}, True),
     ],
 )
 def test_a_foreign_key_must_stay_on_its_shard(tables: dict[str, Any], leaves: bool) -> None:
-    found = list(buckets.constraint_findings(evidence(tables)))
+    found = list(buckets.constraint_findings(evidence(tables, old_ids=frozenset(["person"]))))
 
     assert [f.where for f in found] == (["s0: order.person"] if leaves else [])
+
+
+def test_a_table_may_be_sharded_by_a_reference_whatever_its_parent_is_sharded_by_if_the_pipeline_made_its_ids() -> None:
+    tables = {"order": {"shard_key": "person"}, "person": {"shard_key": "town"}}
+
+    assert list(buckets.constraint_findings(evidence(tables))) == []
+
+
+@pytest.mark.parametrize(
+    ("tables", "told", "cure"),
+    [
+        ({}, [("person", "whose rows may be on another shard", "rows outlive the person")], 'shard_key = "person"'),
+        ({"order": {"shard_key": "person"}}, [("no foreign key to person", "does nothing", "outlive")], "FOREIGN KEY"),
+    ],
+)
+def test_a_reference_without_a_foreign_key_is_told_with_what_that_means_for_ondelete(
+    tables: dict[str, Any], told: list[tuple[str, ...]], cure: str
+) -> None:
+    found = list(buckets.constraint_findings(modelled(evidence(tables), Constraints())))
+
+    assert [(f.severity, f.place) for f in found] == [(WARNING, "order.person"), (WARNING, "order.clerk")]
+    assert all(word in found[0].what for words in told for word in words)
+    assert cure in found[0].fix
+    assert "clerk, which the pipeline does not write" in found[1].what
+    assert "keep the id of a clerk that is deleted" in found[1].what
+
+
+def test_a_foreign_key_that_does_something_else_than_the_model_says_is_told_with_the_statements() -> None:
+    standing = Constraints(parents=(ForeignKey(("person",), "person", table="order", name="of", on_delete="RESTRICT"),))
+    found = list(buckets.constraint_findings(modelled(evidence({"order": {"shard_key": "person"}}), standing)))
+
+    assert found[0].what == "refers to person ON DELETE RESTRICT, but the model says CASCADE"
+    assert found[0].fix.split("; ") == [
+        "ALTER TABLE `order` DROP FOREIGN KEY `of`",
+        "ALTER TABLE `order` ADD FOREIGN KEY (`person`) REFERENCES `person` (`id`) ON DELETE CASCADE",
+    ]
+
+
+def test_a_replica_without_the_foreign_key_of_its_primary_is_told_as_it_will_differ() -> None:
+    found = evidence({"order": {"shard_key": "person"}})
+    bare = Survey("s0-r0", "mysql", "10.11.0-MariaDB", tables={"order": SurveyedTable("order", "InnoDB", {})})
+    found = replace(found, nodes={**found.nodes, "s0-r0": bare}, primary_of=PRIMARY_OF)
+
+    [told] = buckets.constraint_findings(found)
+
+    assert told.where == "s0-r0: order.person"
+    assert "on its primary and not here" in told.what
+
+
+def modelled(found: Evidence, standing: Constraints) -> Evidence:
+    """Return evidence with the published model, in which `order` refers to `person`, and to a table of others."""
+    refers = (Column("person", "reference person"), Column("clerk", "reference clerk", ondelete="SET NULL"))
+    schemas = (TableSchema("order", (Column("id", "id"), *refers)), TableSchema("person", (Column("id", "id"),)))
+    order = SurveyedTable("order", "InnoDB", {}, standing)
+    node = Survey("s0", "mysql", "10.11.0-MariaDB", tables={"order": order})
+    return replace(found, schemas=schemas, nodes={"s0": node})
 
 
 def test_what_several_nodes_share_is_one_finding_and_errors_come_first() -> None:
@@ -145,12 +202,12 @@ def test_check_sends_to_migrate_only_for_what_migrate_does(there: str, fix: str)
 PRIMARY_OF = {"s0-r0": "s0", "s1-r0": "s1"}
 
 
-def evidence(tables: dict[str, Any]) -> Evidence:
+def evidence(tables: dict[str, Any], old_ids: frozenset[str] = frozenset()) -> Evidence:
     """Return two shards, on the first of which `order.person` refers to `person.id`."""
     shards = {name: {"primary": f"mysql:pymysql://app@{name}/shop"} for name in ("s0", "s1")}
     tables = {"order": {}, "person": {}, **tables}
     settings = load({"redis": {"url": "redis://localhost/0"}, "shards": shards, "tables": tables})
-    order = SurveyedTable("order", "InnoDB", {}, Constraints(parents=((("person",), "person", ("id",)),)))
-    node = Survey("s0", "mysql", "10.11.0-MariaDB", tables={"order": order})
+    order = SurveyedTable("order", "InnoDB", {}, Constraints(parents=(ForeignKey(("person",), "person"),)))
+    node = Survey("s0", "mysql", "10.11.0-MariaDB", tables={"order": order}, old_ids=old_ids)
     away = PipelineError("not asked")
     return Evidence(settings, Topology(settings), away, away, (), "", None, {"s0": node}, {})

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.apply.grouping import Item, grouped
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Entry, Op, Position
 from pipeline.model.schema import Column, TableSchema
+from pipeline.shard.foreign_keys import ForeignKey
 from pipeline.shard.table_facts import Constraints, Facts
 
 ID = Column("id", "id")
@@ -17,7 +18,7 @@ CHILD = TableSchema("child", (ID, Column("up", "reference one")))
 FREE = Constraints()
 UNIQUE_N = Constraints(unique=(("n",),))
 UNIQUE_T = Constraints(unique=(("t",),))
-OF_ONE = Constraints(parents=((("up",), "one", ("id",)),))
+OF_ONE = Constraints(parents=(ForeignKey(("up",), "one"),))
 
 
 def sizes(ops: Sequence[Op], **constraints: Constraints) -> list[tuple[str, int]]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import pytest
 from pydal import DAL, Field
 
-from pipeline import clock
+from pipeline import attachment, clock
 from pipeline.attachment.forms import editing
+from pipeline.errors import BadOp, BadRead, Rejected, WaitTimeout
 from pipeline.testing import Sandbox, sandbox
-from pipeline.web import user_session
+from pipeline.web import own_reads, user_session
 from pipeline.web.request import Request
 
 
 @pytest.fixture(autouse=True)
 def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(user_session, "QUEUED_S", 0.01)
+    monkeypatch.setattr(own_reads, "OWN_S", 0.01)
 
 
 @pytest.fixture
@@ -40,13 +44,19 @@ def db(box: Sandbox, tmp_path: Any) -> Iterator[Any]:
 def worker(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Apply everything as soon as somebody waits for it, however long that takes."""
     monkeypatch.setattr(user_session, "QUEUED_S", 60)
+    monkeypatch.setattr(own_reads, "OWN_S", 60)
     monkeypatch.setattr(clock, "sleep_s", lambda seconds: box.drain())
 
 
-def request_of(box: Sandbox, db: Any, token: str | None = None) -> Request:
-    """Begin a request of the user with that token, as its model would."""
-    request = Request(box.client, box.client.held(), token)
-    request.attach(db.item)
+_actions = count()
+
+
+def request_of(
+    box: Sandbox, db: Any, token: str | None = None, reads: str | None = None, action: str | None = None
+) -> Request:
+    """Begin a request of the user with that token, as its model would; by default of an action of its own."""
+    request = Request(box.client, box.client.held(), token, action or f"shop/default/action{next(_actions)}")
+    request.attach(db.item, reads)
     return request
 
 
@@ -124,6 +134,235 @@ def test_a_request_that_writes_at_once_sees_its_own(box: Sandbox, db: Any):
     db.item.insert(qty=2)
 
     assert (once, db(db.item).count()) == (1, 2)
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda db: db(db.other).count(),
+        lambda db: db().select(db.other.ALL),
+        lambda db: db.executesql("SELECT COUNT(*) FROM other"),
+    ],
+)
+def test_the_first_read_of_any_table_waits_since_mysql_shows_its_state_to_the_transactions_end(
+    box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch, read: Any
+):
+    db.define_table("other", Field("n", "integer"))
+    request = request_of(box, db)
+    db.item.insert(qty=1)
+    token = request.finish()
+    settle, asked = box.client.reads.settle, []
+    monkeypatch.setattr(box.client.reads, "settle", lambda *args: asked.append(settle(*args)) or asked[-1])
+    request_of(box, db, token)
+
+    read(db)  # as `requires_membership` reads its groups
+
+    assert asked == [True]
+    assert db(db.item).count() == 1
+    assert asked == [True]
+
+
+def test_a_request_that_only_writes_to_tables_of_its_own_database_waits_for_nothing(
+    box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch
+):
+    db.define_table("other", Field("n", "integer"), Field("words"))
+    request = request_of(box, db)
+    db.item.insert(qty=1)
+    token = request.finish()
+    asked: list[Any] = []
+    monkeypatch.setattr(box.client.reads, "settle", lambda *args: asked.append(args))
+    request_of(box, db, token)
+
+    db.other.insert(n=1, words="select it from here")
+
+    assert asked == []
+
+
+# what a request has written itself --------------------------------------------------------------------------------
+
+#: Each reads how many rows of `item` have qty 1, as applications do.
+OWN_READS = [
+    lambda db: db(db.item.qty == 1).count(),
+    lambda db: len(db(db.item.qty == 1).select()),
+    lambda db: len(list(db(db.item.qty == 1).iterselect())),
+    lambda db: int(not db(db.item.qty == 1).isempty()),
+    lambda db: int(db.item(qty=1) is not None),
+    lambda db: db.executesql("SELECT COUNT(*) FROM item WHERE qty = 1")[0][0],
+    lambda db: db(db.other.n.belongs(db(db.item.qty == 1)._select(db.item.qty))).count(),
+    lambda db: len(db(db.item.qty == 1).select(db.other.ALL, left=db.item.on(db.item.qty == db.other.n))),
+]
+
+
+@pytest.fixture
+def other(db: Any) -> Any:
+    """A table of the application's own, with one row."""
+    db.define_table("other", Field("n", "integer"), Field("item", "integer"))
+    db.other.insert(n=1)
+    db.commit()
+    return db.other
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+
+
+@pytest.mark.usefixtures("other")
+@pytest.mark.parametrize("read", OWN_READS)
+def test_a_request_that_reads_what_it_has_queued_is_warned_of_once_with_its_cure(
+    box: Sandbox, db: Any, caplog: pytest.LogCaptureFixture, read: Any
+):
+    request = request_of(box, db, action="shop/loans/pay")
+    own_reads._warned.clear()
+    db.item.insert(qty=1)
+
+    found = read(db), read(db)
+
+    assert found == (0, 0)
+    [told] = warnings(caplog)
+    assert told.startswith("shop/loans/pay reads 'item', to which it has written")
+    assert 'attach(db.item, reads="own")' in told
+    request.finish()
+    caplog.clear()
+
+    request_of(box, db, action="shop/loans/pay")
+    db.item.insert(qty=1)
+    read(db)
+    request_of(box, db, action="shop/loans/list")
+    db.item.insert(qty=1)
+    read(db)
+
+    assert [one.split()[0] for one in warnings(caplog) if "has written, and sees" in one] == ["shop/loans/list"]
+
+
+@pytest.mark.usefixtures("worker", "other")
+@pytest.mark.parametrize("read", OWN_READS)
+def test_a_request_sees_its_own_writes_where_the_table_is_attached_so(
+    box: Sandbox, db: Any, caplog: pytest.LogCaptureFixture, read: Any
+):
+    request = request_of(box, db, reads="own")
+    seen = []
+    row_id = db.item.insert(qty=1)
+    seen.append(read(db))  # the list below the form
+    db(db.item.id == row_id).update(qty=2)
+    seen.append(read(db))  # a loan that was paid is open no more
+    db(db.item.id == row_id).delete()
+    seen.append(read(db))
+
+    request.finish()
+
+    assert seen == [1, 0, 0]
+    assert [one.kind for one in box.enqueued("item")] == ["insert", "update", "delete"]
+    assert warnings(caplog) == []
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_read_of_what_a_request_has_not_written_sends_nothing(box: Sandbox, db: Any, other: Any):
+    request = request_of(box, db, reads="own")
+    db.item.insert(qty=1, name="a 'word'")
+
+    for query in (other, other.item == 5, other.n.belongs(db(other.item > 0)._select(other.n))):
+        db(query).select()
+    db.executesql("SELECT 'from item' FROM other")
+
+    assert box.enqueued() == []
+    request.finish()
+    assert len(box.enqueued()) == 1
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda request, db, row_id: request.get(db.item, row_id).qty,
+        lambda request, db, row_id: request.get(db.item, row_id, pending=True).qty,
+        lambda request, db, row_id: request.select(db.item).first().qty,
+        lambda request, db, row_id: request.count(db.item),
+        lambda request, db, row_id: request.count("item"),
+    ],
+)
+def test_reads_through_the_pipeline_see_it_too(box: Sandbox, db: Any, read: Any):
+    request = request_of(box, db, reads="own")
+    row_id = db.item.insert(qty=1)
+
+    assert read(request, db, row_id) == 1
+
+
+def test_a_read_through_the_pipeline_of_what_is_queued_is_warned_of(
+    box: Sandbox, db: Any, caplog: pytest.LogCaptureFixture
+):
+    request = request_of(box, db, action="shop/default/summary")
+    request.enqueue_insert(db.item, qty=1)
+
+    assert request.count(db.item) == 0
+    assert "shop/default/summary reads 'item'" in caplog.text
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_request_that_fails_after_it_saw_its_own_writes_says_that_they_stand(
+    box: Sandbox, db: Any, caplog: pytest.LogCaptureFixture
+):
+    request = request_of(box, db, reads="own", action="shop/default/half")
+    db.item.insert(qty=1)
+    db(db.item).count()
+    db.item.insert(qty=2)
+
+    request.drop()
+
+    assert [one.values["qty"] for one in box.enqueued("item")] == [1]
+    assert "shop/default/half failed or rolled back" in caplog.text
+    assert "the 1 ops that were sent for that stand" in caplog.text
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_op_that_the_database_refuses_is_an_error_of_the_read_that_waits_for_it(box: Sandbox, db: Any):
+    box.client.nodes.primary("s0").query("CREATE UNIQUE INDEX only_one ON item (qty)")
+    request_of(box, db, reads="own")
+    db.item.insert(qty=1)
+    db.item.insert(qty=1)
+
+    with pytest.raises(Rejected):
+        db(db.item).count()
+
+
+def test_a_read_of_own_writes_never_shows_an_older_state_when_the_workers_are_behind(box: Sandbox, db: Any):
+    request_of(box, db, reads="own")
+    db.item.insert(qty=1)
+
+    with pytest.raises(WaitTimeout):
+        db(db.item).count()
+
+
+def test_a_read_in_an_atomic_block_of_what_the_block_has_queued_is_refused(box: Sandbox, db: Any):
+    request = request_of(box, db, reads="own")
+
+    with request.atomic():
+        db.item.insert(qty=1)
+        with pytest.raises(BadRead, match="atomic block"):
+            db(db.item).count()
+
+    assert box.enqueued() == []
+
+
+def test_own_reads_are_refused_in_the_outbox_whose_ops_wait_for_their_commit(box: Sandbox, db: Any):
+    rules = box.client.topology.table("item")
+
+    with pytest.raises(BadOp, match="mode on_commit or now"):
+        attachment.reads_own(db.item, rules, "own", "outbox")
+    with pytest.raises(BadOp, match="own, next"):
+        attachment.reads_own(db.item, rules, "mine")
+
+
+def test_a_table_may_be_set_to_be_read_so(tmp_path: Any):
+    with sandbox({"item": {"reads": "own"}}, shards=1) as box:
+        db = DAL("sqlite:memory", bigint_id=True)
+        db.define_table("item", Field("qty", "integer"), migrate=False)
+        Request(box.client).attach(db.item)
+
+        assert attachment.sees_own(db.item)
+        Request(box.client).attach(db.item, reads="next")
+        assert not attachment.sees_own(db.item)
+        db.close()
 
 
 # what an edit form ships ------------------------------------------------------------------------------------------

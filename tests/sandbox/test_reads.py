@@ -277,6 +277,37 @@ def test_a_bad_call_says_what_to_change(box: Sandbox, db: Any, call: Any, error:
         call(db)
 
 
+def kept(key: str, make: Any, seconds: int, store: dict[str, Any] = {}) -> Any:  # noqa: B006 - it is to be kept
+    """A model of a cache, as web2py's `cache.ram`, whose time is never over."""
+    return store[key] if key in store else store.setdefault(key, make())
+
+
+@pytest.mark.parametrize("cacheable", [False, True])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda db, **options: pipeline.select(db.country.id > 0, **options),
+        lambda db, **options: pipeline.select(db.sale.id > 0, **options),
+        lambda db, **options: pipeline.select(db.sale.customer == 1, **options),
+        lambda db, **options: pipeline.count(db.country.id > 0, cache=options["cache"]),
+        lambda db, **options: on_a_node(lambda node: node(db.country).select(**options)),
+        lambda db, **options: on_a_node(lambda node: node(db.country)(db.country.name == "N").select(**options)),
+        lambda db, **options: on_a_node(lambda node: node(db.country).count(cache=options["cache"])),
+    ],
+)
+def test_rows_that_are_kept_by_a_cache_are_never_taken_for_fresh_ones(
+    box: Sandbox, db: Any, call: Any, cacheable: bool
+) -> None:
+    for cache in ((kept, 60), {"model": kept, "expiration": 60}):
+        with pytest.raises(BadRead, match=r"cache= would return rows that lack what the reader must see"):
+            call(db, cache=cache, cacheable=cacheable)
+
+
+def on_a_node(read: Any) -> Any:
+    with pipeline.read("country") as node:
+        return read(node)
+
+
 def test_threads_share_a_client_each_with_a_connection_of_its_own(box: Sandbox, db: Any) -> None:
     receipts = [pipeline.enqueue_insert(db.sale, customer=n, qty=n) for n in range(8)]
     box.drain()

@@ -240,3 +240,21 @@ def test_a_filter_that_the_log_cannot_carry_is_refused(db: Any):
 
     with pytest.raises(BadQuery, match="'like'"):
         pipeline.enqueue_delete(db.item.id == 5)
+
+
+def test_a_set_of_rows_means_its_query_in_writes_and_reads(box: Sandbox, db: Any):
+    row_id = pipeline.enqueue_insert(db.item, name="cup", qty=1).id
+    other_id = pipeline.enqueue_insert(db.item, name="pot", qty=1).id
+
+    pipeline.enqueue_update(db(db.item.id == row_id), qty=db.item.qty + 4)
+    pipeline.enqueue_delete(db(db.item.id == other_id))
+    box.drain()
+
+    mine = db(db.item.id == row_id)
+    assert [row.qty for row in pipeline.select(mine)] == [5]
+    assert pipeline.count(db(db.item)) == 1
+
+
+def test_a_set_of_all_rows_is_refused_by_what_it_lacks(db: Any):
+    with pytest.raises(BadOp, match=r"db\(\) names no rows"):
+        pipeline.enqueue_update(db(), qty=1)

@@ -11,12 +11,15 @@ import pytest
 import redis
 
 import pipeline
+from pipeline.config.settings import load
 from pipeline.errors import ConfigError
 from pipeline.testing import sandbox
 from pipeline.web import clients
-from pipeline.web.clients import address_of, client_for
+from pipeline.web.clients import address_of, client_for, configuration_of
 
 DB = SimpleNamespace(_uri="sqlite://storage.sqlite")
+INI = "/private/appconfig.ini"
+OWN_INI = "[db]\nuri = mysql://app:secret@db0/shop?set_encoding=utf8\n[pipeline]\nredis = redis://log:6379/0\n"
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +103,96 @@ def test_two_addresses_of_redis_are_one_too_many(tmp_path: Path):
 def test_a_section_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"appconfig.ini has no section \[pipeline\]"):
         client_for(folder(tmp_path), DB, {"db": {}})
+
+
+def written(where: Path, text: str) -> str:
+    """Write an application's ini file, and return the application's folder."""
+    made = folder(where)
+    (where / "private" / "appconfig.ini").write_text(text)
+    return made
+
+
+def meant(where: str, db: Any = DB) -> Any:
+    """Return the client of an application whose model has no AppConfig: `Pipeline(db)`."""
+    return client_for(where, db, configuration_of(where))
+
+
+def test_a_model_without_an_appconfig_means_the_section_of_its_ini_file(tmp_path: Path):
+    where = written(tmp_path, "[pipeline]\nredis = redis://log:6379/0\nshard_s0 = sqlite:///tmp/nowhere.sqlite\n")
+
+    client = meant(where)
+
+    assert client is meant(where)
+    assert client.settings.redis.url == "redis://log:6379/0"
+    assert client.settings.shards["s0"].primary == "sqlite:///tmp/nowhere.sqlite"
+
+
+def test_each_application_of_a_process_means_its_own_files(tmp_path: Path):
+    where = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        text = f"[pipeline]\nredis = redis://log\nprefix = {name}\nshard_s0 = sqlite:///tmp/nowhere.sqlite\n"
+        where.append(written(tmp_path / name, text))
+
+    assert [meant(one).settings.redis.prefix for one in where] == ["one", "two"]
+
+
+def test_web_processes_workers_and_commands_read_the_same_from_one_ini_file(tmp_path: Path):
+    where = written(tmp_path, OWN_INI)
+    db = SimpleNamespace(_uri="mysql://app:secret@db0/shop?set_encoding=utf8")
+
+    web, workers = meant(where, db).settings, load(where + INI, {})
+
+    assert web == workers
+    assert web.shards["s0"].primary == "mysql:pymysql://app:secret@db0/shop?set_encoding=utf8mb4"
+    assert (web.spool.enabled, web.spool.path) == (True, str(tmp_path / "private" / "appconfig.spool"))
+
+
+def test_a_file_of_sqlite_is_the_applications_own_for_all(tmp_path: Path):
+    where = written(tmp_path, "[db]\nuri = sqlite://storage.sqlite\n[pipeline]\nredis = redis://log:6379/0\n")
+    db = SimpleNamespace(_uri="sqlite://storage.sqlite", _folder=str(tmp_path / "databases"))
+
+    web, workers = meant(where, db).settings, load(where + INI, {})
+
+    assert web.shards["s0"].primary == workers.shards["s0"].primary == f"sqlite://{tmp_path}/databases/storage.sqlite"
+
+
+def test_an_address_that_only_the_model_has_is_asked_for_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    where = written(tmp_path, "[pipeline]\nredis = redis://log:6379/0\n")
+
+    client = meant(where, SimpleNamespace(_uri="mysql://app:secret@db0/shop"))
+
+    assert client.settings.shards["s0"].primary == "mysql:pymysql://app:secret@db0/shop"
+    assert client is meant(where, SimpleNamespace(_uri="mysql://app:secret@db0/shop"))
+    [said] = caplog.messages
+    assert "write the address that the model gives to DAL(...) as shard_s0 = mysql:pymysql://" in said
+    with pytest.raises(ConfigError, match=r"shard_s0 = mysql:pymysql://user:password@host/database"):
+        load(where + INI, {})
+
+
+def test_an_address_that_the_file_and_the_model_do_not_share_is_refused(tmp_path: Path):
+    where = written(tmp_path, OWN_INI)
+
+    with pytest.raises(ConfigError, match=r"appconfig.ini \[db\] uri names another database than db"):
+        meant(where, SimpleNamespace(_uri="mysql://app:secret@db1/shop"))
+
+
+def test_an_own_database_that_cannot_be_a_shard_is_named_as_it_is_written(tmp_path: Path):
+    where = written(tmp_path, "[db]\nuri = mongodb://db0/shop\n[pipeline]\nredis = redis://log:6379/0\n")
+
+    for read in (lambda: meant(where, SimpleNamespace(_uri="mongodb://db0/shop")), lambda: load(where + INI, {})):
+        with pytest.raises(ConfigError) as caught:
+            read()
+        assert f"{where}{INI} [db] uri, the one shard as there is no shard_…, has a scheme" in str(caught.value)
+        assert "primary" not in str(caught.value)
+
+
+def test_an_application_without_any_configuration_learns_where_to_write_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    where = folder(tmp_path)
+    monkeypatch.delenv("PIPELINE_CONFIG", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ConfigError, match=r"neither \[pipeline\] in .*appconfig.ini nor .*pipeline.toml"):
+        meant(where)

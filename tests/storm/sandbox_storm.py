@@ -1,11 +1,11 @@
 """A schedule in one process: the real code over a log in memory and SQLite shards, in virtual time.
 
-What runs next, and what fails, is drawn from the seed alone; what a thread does that
-asks for an epoch comes on the machine's own time.
+What runs next, and what fails, is drawn from the seed alone; no thread runs beside it.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import sqlite3
@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from storm.deeds import Caller, all_deeds, told_together
 from storm.judge import rows_of, verdict
 from storm.outcome import Outcome
@@ -27,8 +28,10 @@ from pipeline import testing
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.enqueue.acknowledged import Acknowledged
+from pipeline.enqueue.epochs import EpochCache
 from pipeline.enqueue.spooling.drain_thread import DrainThread
 from pipeline.errors import PipelineError, Unavailable
+from pipeline.reads.routing.health_cache import OLD_S, HealthCache
 from pipeline.testing import Sandbox
 from pipeline.wait_budget import WaitBudgets
 from workers.chores import Chores
@@ -43,7 +46,6 @@ TABLES = tomllib.loads(TABLES_TOML)["tables"]
 SPARED = 6
 #: A schedule has one of these themes: what Redis forgets may be lost, a primary that lags must lose nothing.
 THEMES = ("servers", "forgetting", "primary")
-_DB = define()
 
 
 class Killed(BaseException):
@@ -54,7 +56,7 @@ def run(seed: int, steps: int = STEPS) -> Outcome:
     """Run one schedule, and judge it."""
     folder = Path(tempfile.mkdtemp(prefix="storm-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     try:
-        with virtual_time() as time, _no_threads():
+        with virtual_time() as time, _no_threads(), _drawn_from(seed):
             return _Schedule(seed, folder, time).run(steps)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -62,17 +64,33 @@ def run(seed: int, steps: int = STEPS) -> Outcome:
 
 @contextmanager
 def _no_threads() -> Iterator[None]:
-    """Let nothing run in a thread of its own: what threads do is a step of the schedule."""
-    usual = DrainThread.wake, Acknowledged._keep_watch, WaitBudgets.aside, testing.MemoryLog
-    try:
-        DrainThread.wake = lambda self, *arguments, **options: None  # type: ignore[method-assign]
-        Acknowledged._keep_watch = lambda self: None  # type: ignore[method-assign]
-        WaitBudgets.aside = lambda self, work, **options: work()  # type: ignore[method-assign,assignment]
-        testing.MemoryLog = Switched  # type: ignore[misc]
+    """Let nothing run in a thread of its own: what threads do is a step of the schedule, or done at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DrainThread, "wake", lambda self, *arguments, **options: None)
+        patch.setattr(Acknowledged, "_keep_watch", lambda self: None)
+        patch.setattr(WaitBudgets, "aside", lambda self, work, **options: work())
+        patch.setattr(EpochCache, "_in_time", lambda self, what, work, scope: work())
+        patch.setattr(HealthCache, "_keep_fresh", _fetch_if_old)
+        patch.setattr(testing, "MemoryLog", Switched)
         yield
+
+
+@contextmanager
+def _drawn_from(seed: int) -> Iterator[None]:
+    """Draw numbers of producers, and the order in which a worker looks at buckets, from the seed as well."""
+    before, drawn = random.getstate(), random.Random(f"numbers {seed}")
+    random.seed(f"orders {seed}")
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "urandom", drawn.randbytes)
+            yield
     finally:
-        DrainThread.wake, Acknowledged._keep_watch = usual[:2]  # type: ignore[method-assign]
-        WaitBudgets.aside, testing.MemoryLog = usual[2:]  # type: ignore[method-assign,misc]
+        random.setstate(before)
+
+
+def _fetch_if_old(self: HealthCache, here: Any, now_s: float) -> None:
+    if now_s - here.fetched_at_s > OLD_S:
+        self._fetch(here)
 
 
 class _Schedule:
@@ -81,7 +99,10 @@ class _Schedule:
         self.outcome = Outcome("sandbox", seed)
         self.box = Sandbox(folder, TABLES, 2, BUCKETS)
         self.log: Any = self.box.log
-        self.box.client.define_tables(_DB)
+        self.db = (
+            define()
+        )  # not once for all: py4web, which another test imports, takes the defaults of fields that are there
+        self.box.client.define_tables(self.db)
         self.primaries = {name: shard.primary for name, shard in self.box.client.settings.shards.items()}
         self.clients = [self._client(f"{host}.spool") for host in ("a", "a", "b")]
         self._deadly = 0.0  # how likely the next step of a worker or drainer kills it
@@ -97,7 +118,7 @@ class _Schedule:
         shared = self._settled_rows()
         self.callers = [
             Caller(
-                f"c{n}", client, _DB, random.Random(self.luck.random()), shared,
+                f"c{n}", client, self.db, random.Random(self.luck.random()), shared,
                 self.luck.choice(("redis", "redis", "spooled")),
             )
             for n, client in enumerate(self.clients)
@@ -199,8 +220,7 @@ class _Schedule:
         return ""
 
     def _clock(self) -> str:
-        # a host's clock that is set on shortens the ten minutes for which a shard without replicas keeps its log
-        if self.theme == "primary" or self.luck.random() < 0.5:
+        if self.luck.random() < 0.5:
             self.log.ahead_ms = self.luck.choice((-3_600_000, 0, 3_600_000))
             return "redis's clock steps"
         self.time.wall_off_s = self.luck.choice((-3600.0, 0.0, 3600.0))
@@ -320,7 +340,7 @@ class _Schedule:
             log=self.log,
             bell=self.box.bell,
         )
-        made.define_tables(_DB)
+        made.define_tables(self.db)
         return made
 
     def _applier(self, shard: str) -> Applier:
@@ -335,7 +355,7 @@ class _Schedule:
 
     def _settled_rows(self) -> dict[int, int]:
         """Make the rows that all callers write to."""
-        made = {n: self.box.client.enqueue_insert(_DB.tally, owner=n, name="shared") for n in range(OWNERS)}
+        made = {n: self.box.client.enqueue_insert(self.db.tally, owner=n, name="shared") for n in range(OWNERS)}
         for applier in self.appliers.values():
             while applier.apply().left:
                 pass

@@ -27,3 +27,7 @@ def test_no_promise_is_broken_whatever_fails_in_one_process(first: int) -> None:
 
     assert {f"make storm KIND=sandbox SEED={one.seed}": one.broken for one in outcomes if one.broken} == {}
     assert all(one.ops["applied"] and one.faults for one in outcomes)
+
+
+def test_a_seed_replays_exactly() -> None:
+    assert run(105) == run(105)

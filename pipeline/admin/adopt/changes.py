@@ -13,7 +13,8 @@ from pipeline.admin.adopt.shard_key_guess import USABLE_NAME, Case
 from pipeline.admin.check import schemas, servers
 from pipeline.admin.check.finding import ERROR, WARNING, Finding
 from pipeline.shard import repairs
-from pipeline.shard.catalog import CatalogColumn, CatalogTable, ForeignKey
+from pipeline.shard.catalog import CatalogColumn, CatalogTable
+from pipeline.shard.foreign_keys import ForeignKey
 from pipeline.shard.survey import SurveyedTable
 
 #: A value that does not fit is refused, never cut; MySQL's zero dates pass unchanged.

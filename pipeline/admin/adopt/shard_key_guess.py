@@ -14,11 +14,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipeline.admin.check.buckets import together
 from pipeline.config.settings import TableSettings
 from pipeline.config.topology import Topology
-from pipeline.shard.catalog import Catalog, CatalogTable, ForeignKey
+from pipeline.shard.catalog import Catalog, CatalogTable
+from pipeline.shard.co_location import together
 from pipeline.shard.columns import holds_64_bits
+from pipeline.shard.foreign_keys import ForeignKey
 from pipeline.shard.survey import Survey
 
 #: Tables of web2py, py4web, Celery and of the pipeline itself stay in their database.

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Set
 
 from pipeline.admin.check.evidence import Evidence
-from pipeline.admin.check.finding import ERROR, Finding
+from pipeline.admin.check.finding import ERROR, WARNING, Finding
 from pipeline.config.bucket_ranges import format_ranges
-from pipeline.config.topology import Topology
-from pipeline.model.schema import TableSchema
-from pipeline.shard import repairs
+from pipeline.model.schema import Column, TableSchema
+from pipeline.shard import ddl, repairs
+from pipeline.shard.co_location import in_database, refused, together, unheld
 from pipeline.shard.survey import Survey, SurveyedTable
 from pipeline.shard.table_facts import bare_name, dotted_name
 
@@ -94,6 +94,11 @@ def constraint_findings(evidence: Evidence) -> Iterator[Finding]:
             if table is not None:
                 yield from _unique(evidence, name, schema, node, table)
                 yield from _foreign(evidence, name, node, table, schemas)
+                if schema is not None:
+                    yield from _asked(evidence, schema, node, table, schemas)
+        for node in evidence.surveys:
+            if (primary := evidence.nodes.get(evidence.primary_of.get(node.node, ""))) and isinstance(primary, Survey):
+                yield from _unlike(database_name.lower(), primary, node)
 
 
 def _unique(
@@ -102,7 +107,7 @@ def _unique(
     wanted = evidence.topology.table(name).unique
     there = [frozenset(column.lower() for column in columns) for columns in table.constraints.unique]
     for fields in wanted:
-        columns = [_column(schema, field) for field in fields]
+        columns = [in_database(schema, field) for field in fields]
         if frozenset(column.lower() for column in columns) not in there:
             yield Finding(
                 ERROR,
@@ -125,48 +130,93 @@ def _unique(
 def _foreign(
     evidence: Evidence, name: str, node: Survey, table: SurveyedTable, schemas: dict[str, TableSchema]
 ) -> Iterator[Finding]:
+    """Yield the foreign keys that may reach into another shard, or do not do what the model says."""
     by_database_name = {bare_name(schema.rname or schema.name).lower(): schema.name for schema in schemas.values()}
-    for own, parent, _ in table.constraints.parents:
-        parent_name = by_database_name.get(parent.lower(), parent)
-        if not together(evidence.topology, name, own, parent_name, schemas.get(name)):
+    schema = schemas.get(name)
+    for key in table.constraints.parents:
+        parent_name = by_database_name.get(key.parent.lower(), key.parent)
+        place = f"{table.name}.{', '.join(key.columns)}"
+        made_here = parent_name not in evidence.old_ids
+        if not together(evidence.topology, name, key.columns, parent_name, schema, made_here=made_here):
             yield Finding(
                 ERROR,
-                f"{table.name}.{', '.join(own)}",
-                f"has a foreign key to {parent}, whose rows may be on another shard: such rows are rejected",
-                f"drop the foreign key; or [tables.{parent_name}] reference = true; or shard both by one key",
+                place,
+                f"has a foreign key to {key.parent}, whose rows may be on another shard: such rows are rejected",
+                f"{repairs.drop_foreign_key(table.name, key.name)}; or [tables.{parent_name}] reference = true; or "
+                f'[tables.{name}] shard_key = "{_field(schema, key.columns[0])}"',
                 (node.node,),
             )
 
 
-def together(
-    topology: Topology, name: str, own: tuple[str, ...], parent_name: str, schema: TableSchema | None = None
-) -> bool:
-    """Return whether each row is always on the shard of the row that it refers to.
+def _asked(
+    evidence: Evidence, schema: TableSchema, node: Survey, table: SurveyedTable, schemas: dict[str, TableSchema]
+) -> Iterator[Finding]:
+    """Yield the references of a definition for which the database does not do what pyDAL's `ondelete` says."""
+    standing = {key.columns: key for key in table.constraints.parents}
+    for column in schema.columns:
+        if not column.parent:
+            continue
+        own, place = in_database(schema, column.name), f"{table.name}.{in_database(schema, column.name)}"
+        key, why = standing.get((own,)), unheld(schema, column, schemas, evidence.topology, evidence.old_ids)
+        effect = f"ondelete={column.ondelete!r} does nothing: {_left(column)}"
+        if key is not None:
+            if not why and _rule(key.on_delete) != _rule(column.ondelete) and node.engine == "mysql":
+                what = f"refers to {column.parent} ON DELETE {key.on_delete}, but the model says {column.ondelete}"
+                fix = f"{repairs.drop_foreign_key(table.name, key.name)}; {_added(schema, column, schemas)}"
+                yield Finding(WARNING, place, what, fix, (node.node,))
+        elif why:
+            what = f"refers to {column.parent}, {why}: it has no foreign key, and {effect}"
+            yield Finding(WARNING, place, what, _cure(schema, column, schemas), (node.node,))
+        elif node.engine == "mysql":
+            fix = (
+                refused(column)
+                or f"{_added(schema, column, schemas)}; rows without their {column.parent} keep it from that"
+            )
+            yield Finding(WARNING, place, f"has no foreign key to {column.parent}, and {effect}", fix, (node.node,))
 
-    Args:
-        topology: the rules of all tables.
-        name: the referring table.
-        own: the columns of the foreign key, by their names in the database.
-        parent_name: the table that is referred to.
-        schema: the referring table's published definition, where there is one.
-    """
-    child, parent = topology.table(name), topology.table(parent_name)
-    if parent.reference or len(topology.shards) == 1:
-        return True
-    if child.reference:
-        return False
-    if child.shard_key is None:
-        return False
-    same_rule = (child.rule, child.bounds, child.lookup) == (parent.rule, parent.bounds, parent.lookup)
-    if child.shard_key == parent.shard_key:
-        return same_rule
-    # an id carries its bucket, and the rule hash reads it from there
-    by_parent_id = own == (_column(schema, child.shard_key),)
-    return by_parent_id and parent.shard_key in (None, "id") and same_rule
+
+def _left(column: Column) -> str:
+    match column.ondelete:
+        case "CASCADE":
+            return f"rows outlive the {column.parent} that they refer to"
+        case "SET NULL":
+            return f"rows keep the id of a {column.parent} that is deleted"
+    return f"a {column.parent} to which rows refer can be deleted"
 
 
-def _column(schema: TableSchema | None, field: str) -> str:
-    """Return a field's name in the database."""
-    if schema is None or field not in schema.index:
-        return field
-    return bare_name(schema.columns[schema.index[field]].rname or field)
+def _cure(schema: TableSchema, column: Column, schemas: Mapping[str, TableSchema]) -> str:
+    by_hand = f"let the application change the rows before it deletes a {column.parent}"
+    if column.parent not in schemas:
+        return f"attach {column.parent} too; or {by_hand}"
+    together = f'[tables.{schema.name}] shard_key = "{column.name}"; or [tables.{column.parent}] reference = true'
+    return f"{together}; or {by_hand}"
+
+
+def _added(schema: TableSchema, column: Column, schemas: Mapping[str, TableSchema]) -> str:
+    table = schema.rname or ddl.MYSQL.quote(schema.name)
+    return f"ALTER TABLE {table} ADD {ddl.foreign_key(schema, column, schemas[column.parent or ''])}"
+
+
+def _rule(words: str) -> str:
+    """Return a rule by the name that means the same to InnoDB."""
+    return "RESTRICT" if words == "NO ACTION" else words
+
+
+def _unlike(table: str, primary: Survey, replica: Survey) -> Iterator[Finding]:
+    """Yield the foreign keys that a replica lacks: what they change is not in the binary log."""
+    if table not in primary.tables or table not in replica.tables:
+        return
+    there = {(key.columns, _rule(key.on_delete)) for key in replica.tables[table].constraints.parents}
+    for key in primary.tables[table].constraints.parents:
+        if (key.columns, _rule(key.on_delete)) not in there:
+            what = (
+                f"has a foreign key ON DELETE {key.on_delete} on its primary and not here, where its rows will differ"
+            )
+            place = f"{primary.tables[table].name}.{', '.join(key.columns)}"
+            yield Finding(ERROR, place, what, "rebuild the replica from its primary", (replica.node,))
+
+
+def _field(schema: TableSchema | None, column: str) -> str:
+    """Return a column's name in the model."""
+    fields = [field for field in schema.index if in_database(schema, field) == column] if schema else []
+    return fields[0] if fields else column

@@ -77,6 +77,11 @@ class Evidence:
         """The primaries that answered."""
         return [found for found in self.surveys if found.node not in self.primary_of]
 
+    @property
+    def old_ids(self) -> set[str]:
+        """The tables some of whose ids the pipeline has not made."""
+        return {name for node in self.primaries for name in node.old_ids}
+
 
 def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
     """Ask all servers side by side; a server that does not answer is an error in its place.
@@ -100,7 +105,16 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
     primary_of = {}
     answer_s = ASK_S + TABLE_S * len(names)
     for shard in settings.shards.values():
-        questions[shard.name] = partial(survey, shard.name, shard.primary, names, primary=True, statement_s=answer_s)
+        questions[shard.name] = partial(
+            survey,
+            shard.name,
+            shard.primary,
+            names,
+            primary=True,
+            statement_s=answer_s,
+            schemas=schemas,
+            topology=topology,
+        )
         for i, uri in enumerate(shard.replicas):
             primary_of[f"{shard.name}-r{i}"] = shard.name
             questions[f"{shard.name}-r{i}"] = partial(

@@ -17,6 +17,7 @@ from pipeline.shard import ddl
 from pipeline.shard.columns import DatabaseColumn, columns_of, indexes_of
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.session import NodeSession
+from pipeline.shard.table_facts import constraints_of
 from pipeline.shard.widening import Widening, plain_type, widening
 
 
@@ -80,6 +81,12 @@ def _dropped(
     named = {name for one in older for name in _own_names(one.schema)}
     gone = [there[name] for name in sorted(named - _own_names(schema)) if name in there]
     names, table = {column.name.lower() for column in gone}, table_sql(session, schema)
+    with session.translated():
+        keys = constraints_of(session, table_name(schema)).parents if gone else ()
+    for key in keys if session.dialect.name == "mysql" else ():
+        if names & {name.lower() for name in key.columns}:
+            sql = f"ALTER TABLE {table} DROP FOREIGN KEY {session.dialect.quote(key.name)}"
+            yield Step(shard, f"{schema.name}: drop foreign key {key.name}", sql, table, contracts=True)
     for index in indexes_of(session, table_name(schema)) if gone else ():
         if names & set(index.columns) and index.name != "PRIMARY":
             sql = ddl.drop_index(schema, index.name, session.dialect)

@@ -1,4 +1,4 @@
-"""Find what a shard lacks of the published definitions: tables, columns, room in columns, indexes. Nothing is run here.
+"""Find what a shard lacks of the published definitions: tables, columns, room, indexes, foreign keys; run nothing.
 
 Every step expands: whatever fitted before it fits after it. What cannot be done that way is a fault that says what to
 do, and keeps no other step.
@@ -6,7 +6,7 @@ do, and keeps no other step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.admin.check import types
@@ -14,9 +14,11 @@ from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard import ddl
+from pipeline.shard.co_location import in_database, refused
 from pipeline.shard.columns import DatabaseColumn, columns_of, holds_64_bits, indexes_of
 from pipeline.shard.session import NodeSession
-from pipeline.shard.widening import Widening, refused_type, widening
+from pipeline.shard.table_facts import constraints_of
+from pipeline.shard.widening import Widening, plain_type, refused_type, widening
 
 #: Where the definition does not say otherwise, a MODIFY keeps this of a column.
 _NOT_NULL = " NOT NULL"
@@ -51,19 +53,54 @@ class Fault(NamedTuple):
         return f"{self.shard}: {self.what}: {self.why}"
 
 
-def expand(session: NodeSession, shard: str, schema: TableSchema, topology: Topology) -> Iterator[Step | Fault]:
-    """Yield what a published table lacks: all of it, or columns, room and indexes.
+def expand(
+    session: NodeSession,
+    shard: str,
+    schemas: Sequence[TableSchema],
+    topology: Topology,
+    held: Mapping[str, Mapping[str, TableSchema]],
+) -> Iterator[Step | Fault]:
+    """Yield what the published tables lack; a foreign key that needs a later table comes when all are there.
 
     Args:
         session: of the shard's primary.
         shard: its name.
-        schema: the table's newest definition.
+        schemas: the newest definitions, parents first.
         topology: which columns are looked up by.
+        held: by table, what its references may refer to with a foreign key, by the field's name.
     """
+    later, created = {}, set[str]()
+    for schema in schemas:
+        there, parents = columns_of(session, table_name(schema)), held[schema.name]
+        created |= set() if there else {schema.name}
+        # SQLite takes a foreign key with its column only
+        first = {
+            field: parent
+            for field, parent in parents.items()
+            if session.dialect.name == "sqlite" or (not there and _ready(session, parent, created))
+        }
+        later[schema.name] = {field: parent for field, parent in parents.items() if field not in first}
+        yield from _table(session, shard, schema, topology, first)
+    for schema in schemas if session.dialect.name == "mysql" else ():
+        yield from _missing_keys(session, shard, schema, later[schema.name])
+
+
+def _ready(session: NodeSession, parent: TableSchema, created: Container[str]) -> bool:
+    stands = bool(columns_of(session, table_name(parent)))
+    return parent.name in created or (stands and _fits(session, parent))
+
+
+def _table(
+    session: NodeSession, shard: str, schema: TableSchema, topology: Topology, parents: Mapping[str, TableSchema]
+) -> Iterator[Step | Fault]:
+    """Yield what one table lacks: all of it, or columns, room and indexes; `parents` get a foreign key with it."""
+    for column in schema.columns:
+        if column.parent and (why := refused(column)):
+            yield Fault(shard, f"{schema.name}.{column.name}", f"no foreign key is created: {why}")
     there = {column.name.lower(): column for column in columns_of(session, table_name(schema))}
     if not there:
         try:
-            statements = list(ddl.create_table(schema, topology, session.dialect))
+            statements = list(ddl.create_table(schema, topology, session.dialect, parents))
         except PipelineError as error:
             why = f"{error}: give the field another type, or withdraw the table (pipeline tables forget {schema.name})"
             yield Fault(shard, schema.name, why)
@@ -72,7 +109,7 @@ def expand(session: NodeSession, shard: str, schema: TableSchema, topology: Topo
         return
     for column in schema.columns:
         own = ddl.own_name(schema, column.name)
-        yield from _column(session, shard, schema, column, there.get(own.lower()), topology)
+        yield from _column(session, shard, schema, column, there.get(own.lower()), topology, parents)
     yield from _indexes(session, shard, schema, topology)
 
 
@@ -133,11 +170,12 @@ def _column(
     column: Column,
     there: DatabaseColumn | None,
     topology: Topology,
+    parents: Mapping[str, TableSchema],
 ) -> Iterator[Step | Fault]:
     place, table = f"{schema.name}.{column.name}", table_sql(session, schema)
     try:
         wanted = ddl.column_type(schema, column, session.dialect)
-        sql = ddl.column_sql(schema, column, session.dialect)
+        sql = ddl.column_sql(schema, column, session.dialect, parents.get(column.name))
     except PipelineError as error:
         if there is None:
             yield Fault(shard, place, f"{error}: give the field another type, or take it out of the model")
@@ -197,3 +235,37 @@ def _indexes(session: NodeSession, shard: str, schema: TableSchema, topology: To
             kind = "unique index" if index.unique else "index"
             what = f"{schema.name}: {kind} on {', '.join(index.fields)}"
             yield Step(shard, what, ddl.create_index(schema, index, session.dialect), table_sql(session, schema))
+
+
+def _missing_keys(
+    session: NodeSession, shard: str, schema: TableSchema, parents: Mapping[str, TableSchema]
+) -> Iterator[Step]:
+    """Yield the foreign keys that a table lacks. Where rows refer already, none: some may refer to rows that are gone.
+
+    pyDAL as well adds a foreign key with its column only. `check` names those that are not there.
+    """
+    name, quote = table_name(schema), session.dialect.quote
+    there = {column.name.lower(): column for column in columns_of(session, name)}
+    with session.translated():
+        keyed = {key.columns for key in constraints_of(session, name).parents} if there else set()
+    for field, parent in parents.items():
+        own = in_database(schema, field)
+        found = there.get(own.lower())
+        alike = _fits(session, parent) and not (found and "unsigned" in found.type)
+        if (own,) in keyed or not alike or (found and _any(session, schema, f"WHERE {quote(own)} IS NOT NULL")):
+            continue
+        table = table_sql(session, schema)
+        sql = f"ALTER TABLE {table} ADD {ddl.foreign_key(schema, schema.columns[schema.index[field]], parent)}"
+        busy = bool(there) and _any(session, schema)
+        yield Step(shard, f"{schema.name}.{field}: foreign key to {parent.name}", sql, table if busy else "")
+
+
+def _any(session: NodeSession, schema: TableSchema, where: str = "") -> bool:
+    return bool(session.query(f"SELECT 1 FROM {table_sql(session, schema)} {where} LIMIT 1"))
+
+
+def _fits(session: NodeSession, parent: TableSchema) -> bool:
+    """Return whether a table's id, if the table is there, has the type of the columns that refer to it."""
+    there = {column.name.lower(): column for column in columns_of(session, table_name(parent))}
+    found = there.get(in_database(parent, parent.id_name).lower())
+    return found is None or plain_type(found.type) == "bigint"

@@ -269,7 +269,8 @@ class MemoryEntries(MemoryServer):
             notes = self._server.notes.setdefault(shard, [])
             if notes and notes[0][0] - now_ms > NOTE_MS:
                 notes.clear()
-            found = next((note for at, note in notes if now_ms - at >= older_than_ms), None)
+            old = notes[max(0, older_than_ms // NOTE_MS - 1) :]
+            found = next((note for at, note in old if now_ms - at >= older_than_ms), None)
             if not notes or now_ms - notes[0][0] >= NOTE_MS:
                 notes.insert(0, (now_ms, text))
                 del notes[older_than_ms // NOTE_MS + 2 :]

@@ -185,7 +185,8 @@ class RedisEntries(RedisServer):
         if not notes or now_ms - int(notes[0][0]) >= NOTE_MS:
             self._despite_oom("LPUSH", key, f"{now_ms} {text}")
             self._despite_oom("LTRIM", key, 0, older_than_ms // NOTE_MS + 1)
-        return next((note for at, _, note in notes if now_ms - int(at) >= older_than_ms), None)
+        old = notes[max(0, older_than_ms // NOTE_MS - 1) :]  # by their number, too: a clock may have been set on
+        return next((note for at, _, note in old if now_ms - int(at) >= older_than_ms), None)
 
     def _ends(self, command: str, ranges: Mapping[int, tuple[str, str]]) -> dict[int, Position]:
         """Return the first position that each log has in a range."""

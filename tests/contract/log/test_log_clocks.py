@@ -119,3 +119,16 @@ def test_what_a_shard_had_at_a_time_that_is_still_to_come_says_nothing(log: Log)
     then = log.note_marks("s0", now_ms + minute_ms, "later", older_than_ms=minute_ms)
 
     assert (first, then) == (None, "of then")
+
+
+def test_a_clock_that_is_set_on_makes_no_note_of_watermarks_older(log: Log) -> None:
+    minute_ms = 60_000
+    for minute in range(4):
+        log.note_marks("s0", minute * minute_ms, f"{minute}", older_than_ms=10 * minute_ms)
+
+    found = [
+        log.note_marks("s0", HOUR_MS + minute * minute_ms, f"{minute}", older_than_ms=10 * minute_ms)
+        for minute in range(4, 12)
+    ]
+
+    assert found == [None] * 6 + ["0", "1"]

@@ -56,6 +56,11 @@ one = DAL({primary!r}, folder=os.path.join(HERE, "databases"), pool_size=4, bigi
 one.define_table("country", Field("name", length=60), Field("capital", length=60, requires=[]))
 attached = Pipeline(one, {config!r}, broker=CELERY_BROKER)
 attached.attach(one.country)
+# another name of the same host: a pool of connections of its own, which are at READ COMMITTED
+own = DAL({primary!r}.replace("127.0.0.1", "localhost"), pool_size=4, bigint_id=True, migrate=False)
+own.define_table("country", Field("name", length=60), Field("capital", length=60))
+owned = Pipeline(own, {config!r}, broker=CELERY_BROKER)
+owned.attach(own.country, reads="own")
 
 
 def fields():
@@ -166,6 +171,7 @@ def login(user):
 @action("countries")
 @action.uses(session, attached, one)
 def countries():
+    one.executesql("SELECT COUNT(*) FROM sale")  # as auth.user reads its user, before anything else
     return dict(names=[row.name for row in one(one.country).select()])
 
 
@@ -173,6 +179,25 @@ def countries():
 @action.uses(one)
 def countries_of_all():
     return dict(names=[row.name for row in one(one.country).select()])
+
+
+def country_and_list(db, name):
+    row_id = db.country.insert(name=name)
+    listed = db(db.country.name == name).count()
+    db(db.country.id == row_id).update(capital="new")
+    return dict(listed=listed, names=[row.name for row in db(db.country.capital == "new").select()])
+
+
+@action("country_and_list/<name>")
+@action.uses(session, attached, one)
+def country_and_list_by_default(name):
+    return country_and_list(one, name)
+
+
+@action("country_and_list_own/<name>")
+@action.uses(session, owned, own)
+def country_and_list_own(name):
+    return country_and_list(own, name)
 
 
 @action("country_not_listed", method="POST")
@@ -431,6 +456,17 @@ def test_a_page_waits_for_its_users_own_row_and_one_without_the_fixture_just_rea
     assert waits
     assert "Sweden" in for_ada
     assert "Sweden" not in for_all
+
+
+def test_an_action_that_reads_what_it_has_just_written_is_warned_of_or_right(ada: Browser, site: Site):
+    by_default = [ada.get(f"country_and_list/plain{n}").json() for n in range(2)]
+    own = [ada.get(f"country_and_list_own/own{n}").json() for n in range(5)]
+
+    assert [one["listed"] for one in by_default] == [0, 0]
+    assert site.log.count("/shop/country_and_list/<name> reads 'country', to which it has written") == 1
+    assert site.log.count("to which it has written") == 1
+    assert [one["listed"] for one in own] == [1] * 5
+    assert [f"own{n}" in one["names"] for n, one in enumerate(own)] == [True] * 5
 
 
 def test_a_write_to_an_attached_table_without_the_fixture_is_an_error(site: Site, shop: Shop):

@@ -11,13 +11,13 @@ from support.web.web2py_server import Browser, Site
 
 pytestmark = pytest.mark.mariadb
 README = Path(__file__).parents[3] / "README.md"
-#: What every web2py application has: db, auth and AppConfig; a generic view.
+#: What every web2py application has: db and auth; a generic view. Older ones have no `configuration`.
 SCAFFOLD = """\
 from gluon.contrib.appconfig import AppConfig
 from gluon.tools import Auth
 
-configuration = AppConfig()
-db = DAL(configuration.take("db.uri"), pool_size=5, bigint_id=True)
+myconf = AppConfig()
+db = DAL(myconf.take("db.uri"), pool_size=5, bigint_id=True)
 auth = Auth(db)
 auth.define_tables(username=False, signature=False)
 response.generic_patterns = ["*"]

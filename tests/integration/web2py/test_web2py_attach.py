@@ -32,9 +32,23 @@ db.define_table(
     Field("made_by", length=20, default="the shop", writable=False),
     migrate=False,
 )
+db.define_table("country", Field("name", length=60), migrate=False)
 pipeline = Pipeline(db, configuration)
 pipeline.attach(db.product)
 """
+#: Each request has a connection of its own, on which something is read before the table is attached.
+READ_BEFORE = ONE_DATABASE.replace("pool_size=5", "pool_size=0, after_connection=at_read_committed").replace(
+    "pipeline.attach(db.product)", "db(db.country).count()\npipeline.attach(db.product, request.vars.reads)"
+)
+READ_BEFORE = (
+    """\
+def at_read_committed(adapter):
+    if request.vars.cured:
+        adapter.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+"""
+    + READ_BEFORE
+)
 ATTACHED = """\
 import io
 
@@ -56,6 +70,20 @@ def grid():
 
 def names():
     return response.json([row.name for row in db(db.product).select()])
+
+def members():
+    db(db.country).count()  # as requires_membership reads its groups, before anything else
+    return response.json([row.name for row in db(db.product).select()])
+
+def create_and_list():
+    row_id = db.product.insert(name=request.args(0))
+    listed = db(db.product.name == request.args(0)).count()
+    db(db.product.id == row_id).update(qty=77)
+    return response.json([listed, [row.name for row in db(db.product.qty == 77).select()]])
+
+def create_list_and_fail():
+    db.product.insert(name=request.args(0))
+    assert not db(db.product.name == request.args(0)).count()
 
 def bulk():
     ids = db.product.bulk_insert([dict(name=name) for name in request.args])
@@ -111,6 +139,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         ini = folder / "private" / "appconfig.ini"
         ini.write_text(ini.read_text().replace(made.uri_of("one"), made.rig.primaries["s0"]))
         appadmin(folder)
+        # another name of the same host: a pool of connections of its own, which are at READ COMMITTED
+        own = made.application("own", {"default": ATTACHED}, "", model=ONE_DATABASE) / "private" / "appconfig.ini"
+        primary = made.rig.primaries["s0"].replace("127.0.0.1", "localhost")
+        own.write_text(own.read_text().replace(made.uri_of("own"), primary) + "reads = own\n")
+        late = made.application("late", {"default": ATTACHED}, "", model=READ_BEFORE) / "private" / "appconfig.ini"
+        late.write_text(late.read_text().replace(made.uri_of("late"), made.rig.primaries["s0"]))
         yield made
 
 
@@ -317,3 +351,66 @@ def test_inputs_of_web2pys_list_widget_that_were_left_empty_are_no_items(ada: Br
 
     row_id = answer.location.rpartition("/")[2]
     assert products(shop, f"id={row_id}", "tags") == ["|red|blue|"]
+
+
+def test_own_writes_are_there_though_the_page_reads_another_table_first(ada: Browser, shop: Shop):
+    with ThreadPoolExecutor(1) as pool:
+        with shop.rig.frozen():
+            ada.submit("create", {"name": "behind members"})
+            page = pool.submit(ada.get, "members")
+            waits = not wait([page], 0.3).done
+        names = page.result().json()
+
+    assert waits
+    assert "behind members" in names
+
+
+def test_a_page_that_reads_what_it_has_just_written_is_warned_of_or_right(site: Site, ada: Browser, shop: Shop):
+    by_default = ada.get("create_and_list/default").json()
+    own = site.browser("/own/default")
+    seen = [own.get(f"create_and_list/own{n}").json() for n in range(5)]
+
+    assert by_default == [0, []]
+    log = (shop.folder / "server.log").read_text()
+    assert log.count("one/default/create_and_list reads 'product', to which it has written") == 1
+    assert "own/default/create_and_list" not in log
+    assert [listed for listed, _ in seen] == [1] * 5
+    assert [set(names) >= {f"own{n}"} for n, (_, names) in enumerate(seen)] == [True] * 5
+
+
+def test_what_was_sent_for_a_read_stands_though_the_request_fails(site: Site, ada: Browser, shop: Shop):
+    ada.get("index")
+    owner = site.browser("/own/default", tickets=True)
+
+    answer = owner.get("create_list_and_fail/halfway")
+
+    assert answer.status == 500
+    assert len(site.forget_tickets()) == 1
+    assert products(shop, "name='halfway'", "name") == ["halfway"]
+    assert "own/default/create_list_and_fail failed or rolled back" in (shop.folder / "server.log").read_text()
+
+
+def test_a_transaction_that_had_begun_before_its_table_was_attached_never_shows_an_older_state_in_silence(
+    site: Site, shop: Shop
+):
+    late = site.browser("/late/default", tickets=True)
+
+    refused = late.get("create_and_list/refused", reads="own")
+    told = "".join(site.forget_tickets())
+    cured = late.get("create_and_list/cured", reads="own", cured=1).json()
+    with ThreadPoolExecutor(1) as pool:
+        with shop.rig.frozen():
+            late.get("bulk/warned")
+            page = pool.submit(late.get, "names")
+            wait([page], 0.3)
+        page.result()
+
+    assert refused.status == 500
+    assert "the transaction had begun before 'product' was attached" in told
+    assert products(shop, "name='refused'") == []
+    assert cured[0] == 1
+    assert "cured" in cured[1]
+    assert (
+        "late/default/names has read or written before its tables were attached"
+        in (shop.folder / "server.log").read_text()
+    )

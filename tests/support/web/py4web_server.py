@@ -51,11 +51,11 @@ class Site:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Site]:
-    """Serve `folder/apps` until the end of the block."""
+def serving(folder: Path, python: str = sys.executable) -> Iterator[Site]:
+    """Serve `folder/apps` until the end of the block, with the packages of a Python."""
     (folder / "apps" / "__init__.py").touch()
     [port] = free_ports(1)
-    command = [sys.executable, "-m", "py4web", "run", "--host", "127.0.0.1", "--port", str(port)]
+    command = [python, "-m", "py4web", "run", "--host", "127.0.0.1", "--port", str(port)]
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(
             [*command, "--dashboard_mode", "none", "--watch", "off", "apps"],

@@ -2,5 +2,5 @@
 
 from pipeline.web2py import Pipeline
 
-pipeline = Pipeline(db, configuration)  # [pipeline] of private/appconfig.ini
+pipeline = Pipeline(db)  # [pipeline] of private/appconfig.ini
 pipeline.attach(db.item)  # its grid and its forms write through the queue, unchanged

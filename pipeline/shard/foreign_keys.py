@@ -1,0 +1,79 @@
+"""Read the foreign keys that a database enforces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from pipeline.shard.session import NodeSession
+
+
+class ForeignKey(NamedTuple):
+    """One foreign key, with a single column or several; names are the database's, and SQLite's have none."""
+
+    columns: tuple[str, ...]
+    parent: str
+    parent_columns: tuple[str, ...] = ("id",)
+    table: str = ""
+    name: str = ""
+    on_delete: str = "RESTRICT"
+    on_update: str = "RESTRICT"
+
+
+def foreign_keys_in(session: NodeSession, where: str) -> list[tuple[str, ForeignKey]]:
+    """Read foreign keys of MySQL or MariaDB, each with the database of its table.
+
+    Args:
+        session: of the node.
+        where: which, as a condition on the tables that have them; see `table_facts.rows_about`.
+    """
+    columns = session.rows(
+        "SELECT table_schema, table_name, constraint_name, column_name, referenced_table_name, referenced_column_name"
+        f" FROM information_schema.key_column_usage WHERE {where}"
+        " AND referenced_table_name IS NOT NULL ORDER BY table_name, constraint_name, ordinal_position"
+    )
+    rules = session.rows(
+        "SELECT constraint_schema, table_name, constraint_name, delete_rule, update_rule"
+        f" FROM information_schema.referential_constraints WHERE {where.replace('table_schema', 'constraint_schema')}"
+    ) if columns else []  # fmt: skip
+    rule_of = {(row[0], row[1], row[2]): row[3:] for row in rules}
+    return [
+        (schema, key)
+        for schema in dict.fromkeys(row[0] for row in columns)
+        for key in joined(
+            (name, table, own, parent, theirs, *rule_of.get((schema, table, name), ()))
+            for place, table, name, own, parent, theirs in columns
+            if place == schema
+        )
+    ]
+
+
+def joined(rows: Iterable[Sequence[Any]], *, named: bool = True) -> Iterator[ForeignKey]:
+    """Yield the foreign keys of rows: name, table, column, parent, its column, rules; a row is one of its columns.
+
+    Args:
+        rows: those of one foreign key side by side, in the order of its columns.
+        named: whether the name is the database's, or a number of this list.
+    """
+    for _, found in groupby(rows, key=lambda row: row[:2]):
+        parts = list(found)
+        name, table, _, parent, _, *rules = parts[0]
+        own, theirs = (tuple(str(part[at]) for part in parts) for at in (2, 4))
+        yield ForeignKey(own, str(parent), theirs, str(table), str(name) if named else "", *map(str, rules))
+
+
+def descendants(table: str, children: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
+    """Return the tables that a delete may reach through foreign keys: the children, and the children of those.
+
+    Args:
+        table: where rows are deleted; its bare name.
+        children: the tables with foreign keys to a table, by its name in lower case.
+    """
+    found: dict[str, None] = {}
+    waiting = [table]
+    while waiting:
+        new = [child for child in children.get(waiting.pop().lower(), ()) if child not in found]
+        found.update(dict.fromkeys(new))
+        waiting += new
+    return tuple(found)

@@ -1,0 +1,164 @@
+"""Let a request's reads see what its user has written, its own writes included, or say that they do not.
+
+A read through the application's DAL comes after what the user wrote in earlier requests. What this request has queued
+is sent at its commit; a read with `reads = "own"` sends it before, and waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+from pipeline import attachment
+from pipeline.calls import Calls
+from pipeline.dal.objects import real_name, tables_in
+from pipeline.errors import BadRead, Unavailable, WaitTimeout
+from pipeline.model.receipt import Receipt
+from pipeline.reads.session import Token
+from pipeline.web.user_session import UserSession
+
+#: How long a read with `reads = "own"` waits until what its request has written is applied, s.
+OWN_S = 5.0
+#: Warnings, behind the action's name.
+_OLDER = (
+    'reads %s, to which it has written, and sees it as it was before: attach(db.%s, reads="own") lets it see its own '
+    "writes; or read in the next request, after a redirect"
+)
+_TOO_LATE = (
+    "has read or written before its tables were attached, so MySQL may show it an older state than its user has "
+    'written: attach in a model, before anything is read, or with reads="own"'
+)
+_warned: set[tuple[str, str]] = set()
+logger = logging.getLogger("pipeline.web")
+
+
+class OwnReads(Calls):
+    """What a request does before it reads. Used by one thread at a time.
+
+    Args:
+        user: what its user has written and seen.
+        action: what the framework calls what it runs, for warnings.
+    """
+
+    def __init__(self, user: UserSession, action: str):
+        self._user, self._action = user, action
+        #: Of the ops that may not be sent yet; how many atomic blocks are open.
+        self._unsent: list[Receipt] = []
+        self._groups = 0
+        #: What the primaries were given time for, and whether this transaction has read before.
+        self._settled: Token | None = None
+        self._has_read = False
+        #: The tables of the ops of this transaction; how many of them were sent before its end.
+        self._written: set[str] = set()
+        self._early = 0
+
+    @abstractmethod
+    def _send(self) -> None:
+        """Send what waits for the commit."""
+
+    def before_read(self, reading: attachment.Reading) -> None:
+        """Let a statement that reads through `db` come after what the user has written, or warn that it does not.
+
+        Raises:
+            as `see_own`, where it reads an attached table with `reads = "own"`.
+        """
+        tables = self._written & reading.tables if self._written else frozenset()
+        if tables & reading.own:
+            self.see_own(tables, frozen=reading.frozen)
+            return
+        self._catch_up(reading)
+        if tables and (reading.frozen or any(map(self.unsent, tables))):
+            self._warn_of_older(tables)
+
+    def before_call(self, args: Sequence[Any], options: Mapping[str, Any]) -> None:
+        """Do the same for a read through the pipeline, which sees what was sent."""
+        if not self._written:
+            return
+        parts = [*args, options.get("left"), options.get("join")]
+        if isinstance(args[0], str):
+            parts[0] = self.client.op_builder.table(args[0])
+        found = {real_name(one): one for one in tables_in(parts)}
+        tables = self._written & found.keys()
+        if not any(map(self.unsent, tables)):
+            return
+        rules = map(self.client.topology.table, tables)
+        if any(map(attachment.sees_own, found.values())) or any(one.reads == "own" for one in rules):
+            self.see_own(tables)
+        else:
+            self._warn_of_older(tables)
+
+    def see_own(self, tables: Set[str], *, frozen: bool = False) -> None:
+        """Send what this request has queued, and wait until it is applied: ahead of a read of *tables*.
+
+        Args:
+            tables: names of those that the request has written.
+            frozen: whether the transaction shows an older state all the same.
+
+        Raises:
+            BadRead: in an atomic block, or *frozen*; nothing was sent. WaitTimeout: the workers are behind; the ops are
+                sent. Rejected: an op was refused.
+        """
+        if self._groups:
+            raise BadRead(f"{_listed(tables)} has ops of an atomic block that is not over: read before or behind it")
+        if frozen:
+            raise BadRead(
+                f"the transaction had begun before {_listed(tables)} was attached, and shows the state of then: attach "
+                "in a model, before anything is read, or give the DAL after_connection=lambda adapter: adapter.execute("
+                '"SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")'
+            )
+        sent = list(self._unsent)
+        self._early += len(sent)
+        self._send()
+        with self.wait_budgets.within(None):
+            self.client.wait_all(sent, OWN_S)
+            if not self._user.settle(OWN_S):
+                raise WaitTimeout("what this request has written", OWN_S, "queued")
+        self._settled, self._has_read = self._user.known, True
+        self._written.clear()
+
+    def _catch_up(self, reading: attachment.Reading) -> None:
+        """Give the primaries the time to get what the user has written before, ahead of a read through `db`.
+
+        MySQL freezes the state at a transaction's first read, so that one waits whatever it reads. A page does not fail
+        for it: it may show an older state then.
+        """
+        token, first = self._user.known, not self._has_read
+        self._has_read = True
+        if token is None or token is self._settled or not (first or reading.tables):
+            return
+        if first and reading.frozen:
+            self._warn(_TOO_LATE)
+        try:
+            if not self._user.settle():
+                logger.warning("the user may not see his own writes: the workers are behind")
+        except Unavailable as error:
+            logger.warning("the user may not see his own writes: %s", error)
+        self._settled = self._user.known
+
+    def _warn_of_older(self, tables: Set[str]) -> None:
+        self._warn(_OLDER, _listed(tables), min(tables))
+
+    def _warn(self, text: str, *values: Any) -> None:
+        """Log a warning about the action, once in this process."""
+        if (self._action, text) not in _warned:
+            _warned.add((self._action, text))
+            logger.warning(f"%s {text}", self._action, *values)
+
+    def _rolled_back(self) -> None:
+        if self._early:
+            logger.warning(
+                "%s failed or rolled back after it had read its own writes: the %d ops that were sent for that stand",
+                self._action,
+                self._early,
+            )
+        self._transaction_over()
+
+    def _transaction_over(self) -> None:
+        self._written.clear()
+        self._early, self._has_read = 0, False
+
+
+def _listed(tables: Set[str]) -> str:
+    return ", ".join(map(repr, sorted(tables)))

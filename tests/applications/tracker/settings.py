@@ -1,0 +1,3 @@
+"""Where the database is."""
+
+DB_URI = "sqlite://tracker.sqlite"

@@ -1,0 +1,93 @@
+"""Servers for applications: two MariaDB, Redis, and a database, a queue and a worker for each that is moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pymysql
+
+from pipeline.devcluster import celery, mariadb, startup
+from pipeline.devcluster.cluster import Cluster
+
+#: Each table of a plain application begins its ids elsewhere, so that a number on a page is a row of one table.
+IDS_OF_A_TABLE = 1_000_000
+
+
+class Ground:
+    """The servers that all applications share."""
+
+    def __init__(self, cluster: Cluster):
+        self.cluster = cluster
+        self._ports = {process.name: process.port or 0 for process in cluster.processes}
+        self._numbers = count(1)
+        self.until_the_end = ExitStack()
+
+    def uri(self, shard: str, database: str) -> str:
+        """Return the address of a database."""
+        return f"mysql:pymysql://root@127.0.0.1:{self._ports[shard]}/{database}?set_encoding=utf8mb4"
+
+    def port(self, name: str) -> int:
+        """Return the port of a server."""
+        return self._ports[name]
+
+    def redis(self, number: int) -> str:
+        """Return the address of one of Redis's databases; 0 has the logs."""
+        return f"redis://127.0.0.1:{self._ports['redis']}/{number}"
+
+    def ask(self, shard: str, database: str, sql: str) -> str:
+        """Run statements as root; with no *database* outside of all."""
+        return mariadb.run_statement(self._ports[shard], f"USE {database}; {sql}" if database else sql)
+
+    def create(self, shard: str, database: str) -> None:
+        self.ask(shard, "", f"CREATE DATABASE {database} CHARACTER SET utf8mb4")
+
+    def rows(self, shard: str, database: str, table: str) -> list[dict[str, Any]]:
+        """Return a table's rows in the order of their ids."""
+        with pymysql.connect(host="127.0.0.1", port=self._ports[shard], user="root", database=database) as connection:
+            cursor = connection.cursor(pymysql.cursors.DictCursor)
+            cursor.execute(f"SELECT * FROM `{table}` ORDER BY 1")
+            return list(cursor.fetchall())
+
+    def tables(self, shard: str, database: str) -> list[str]:
+        return self.ask(shard, database, "SHOW TABLES").split()[1:]
+
+    def spread_ids(self, shard: str, database: str) -> None:
+        """Let each table of a database begin with ids of its own."""
+        statements = (
+            f"ALTER TABLE `{table}` AUTO_INCREMENT = {number * IDS_OF_A_TABLE + 1}"
+            for number, table in enumerate(self.tables(shard, database), start=1)
+        )
+        self.ask(shard, database, "; ".join(statements))
+
+    def configuration(self, path: Path, shards: Mapping[str, str], tables: str) -> Path:
+        """Write a `pipeline.toml` with a prefix and a broker of its own, and return it."""
+        number = next(self._numbers)
+        lines = [
+            f'[pipeline]\nbuckets = 32\n[redis]\nurl = "{self.redis(0)}"\nbroker_url = "{self.redis(number)}"',
+            f'prefix = "app{number}"\ntimeout_s = 5.0',
+            *(f'[shards.{name}]\nprimary = "{uri}"' for name, uri in shards.items()),
+            tables,
+        ]
+        path.write_text("\n".join(lines))
+        return path
+
+    def start_worker(self, config: Path) -> None:
+        """Start a worker that runs until all is taken down; it need not be ready yet."""
+        number = next(self._numbers)
+        startup.launch(self.cluster.directory, [celery.worker(config, number, 1)])
+
+
+@contextmanager
+def ground_of(directory: Path) -> Iterator[Ground]:
+    """Bring the servers up, and down at the end."""
+    cluster = Cluster.up(directory, "mariadb", shards=2, replicas=0, workers=0, owned=True)
+    try:
+        ground = Ground(cluster)
+        with ground.until_the_end:
+            yield ground
+    finally:
+        cluster.down()

@@ -1,0 +1,163 @@
+"""The steps of docs/adopting.md from a plain web2py application to one on the pipeline, and what each of them said."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline import cli
+from pipeline.client import Client
+from support.applications.ground import Ground
+from support.applications.journey import Journey
+from support.applications.rows import Copy, Model
+from support.web.web2py_server import Site
+
+HERE = Path(__file__).parents[2] / "applications"
+
+
+class Application(NamedTuple):
+    """An application of `tests/applications`, and what is done to its copies.
+
+    Attributes:
+        name: its folder.
+        model: what identifies its rows.
+        overlays: by number of shards, the folders whose files are laid over the plain one's.
+        tables: by number of shards, the sections of `pipeline.toml`.
+    """
+
+    name: str
+    model: Model
+    overlays: Mapping[int, Sequence[str]]
+    tables: Mapping[int, str]
+
+
+class Moving:
+    """One copy of an application: its folder, its database, the shards that it has by now."""
+
+    def __init__(self, ground: Ground, application: Application, kind: str, applications: Path, private: str = "."):
+        self.ground, self.application = ground, application
+        self.name = f"{application.name}_{kind}"
+        self.folder = applications / self.name
+        self.config = self.folder / private / "pipeline.toml"
+        self.shards = ["s0"]
+        ground.create("s0", self.name)
+        shutil.copytree(HERE / application.name, self.folder)
+
+    @property
+    def uri(self) -> str:
+        return self.ground.uri("s0", self.name)
+
+    def adopt(self, shards: int) -> list[dict[str, Any]]:
+        """Run `pipeline adopt` and its SQL; return what it found before."""
+        count = ("--shards", str(shards))
+        found = json.loads(run("adopt", self.uri, "--json", *count, exits=1))
+        self.ground.ask("s0", self.name, run("adopt", self.uri, "--sql", *count, exits=1))
+        run("adopt", self.uri, *count)
+        return list(found["findings"])
+
+    def change(self, shards: int) -> None:
+        """Write the configuration, and lay the files that change over the plain ones."""
+        self.shards = [f"s{number}" for number in range(shards)]
+        for shard in self.shards[1:]:
+            self.ground.create(shard, self.name)
+        uris = {shard: self.ground.uri(shard, self.name) for shard in self.shards}
+        self.ground.configuration(self.config, uris, self.application.tables[shards])
+        for overlay in self.application.overlays[shards]:
+            shutil.copytree(HERE / overlay, self.folder, dirs_exist_ok=True)
+
+    def begin(self) -> None:
+        """Once the tables are published: migrate, copy what is on every shard, check, start a worker."""
+        run("migrate", "--config", str(self.config))
+        for shard in self.shards[1:]:
+            for table in self.references:
+                self._copy_rows(table, shard)
+        run("check", "--config", str(self.config))
+        self.ground.start_worker(self.config)
+
+    def copy(self) -> Copy:
+        """Return all rows, once everything that was queued is applied."""
+        if self.config.exists():
+            with closing(Client(self.config)) as client:
+                for table in self.application.model.keys:
+                    if not table.startswith("auth_"):
+                        client.barrier(table, 60)
+        places = [(shard, self.name) for shard in self.shards]
+        return Copy(self.ground, self.application.model, places, self.references)
+
+    @property
+    def refused(self) -> list[dict[str, Any]]:
+        """The ops that the database has refused."""
+        return list(json.loads(run("dead", "list", "--json", "--config", str(self.config))))
+
+    @property
+    def references(self) -> list[str]:
+        """The tables of which each shard has a copy."""
+        return re.findall(r"\[tables\.(\w+)\]\s+reference", self.application.tables.get(len(self.shards), ""))
+
+    def _copy_rows(self, table: str, shard: str) -> None:
+        dump = [*self._client("mariadb-dump", "s0"), "--no-create-info", self.name, table]
+        text = subprocess.run(dump, capture_output=True, check=True, timeout=30).stdout
+        subprocess.run([*self._client("mariadb", shard), self.name], input=text, check=True, timeout=30)
+
+    def _client(self, program: str, shard: str) -> list[str]:
+        port = self.ground.port(shard)
+        return [program, "--no-defaults", "--protocol=tcp", "--host=127.0.0.1", f"--port={port}", "--user=root"]
+
+
+class Placed(Moving):
+    """A copy that the shared web2py serves."""
+
+    def __init__(self, ground: Ground, site: Site, application: Application, kind: str):
+        super().__init__(ground, application, kind, site.folder / "applications", "private")
+        self._site = site
+        (self.folder / "private").mkdir(exist_ok=True)
+        (self.folder / "private" / "appconfig.ini").write_text(f"[db]\nuri = {self.uri}\n")
+        self.journey = Journey(site, f"/{self.name}/default")
+        self._ask()  # creates the tables
+        ground.spread_ids("s0", self.name)
+
+    def move(self, shards: int) -> None:
+        """Take all steps behind `adopt`. At its first start pyDAL believes what it finds, and tables are published."""
+        self.change(shards)
+        ini = self.folder / "private" / "appconfig.ini"
+        ini.write_text(f"{ini.read_text()}[pipeline]\nconfig = pipeline.toml\n")
+        model = self.folder / "models" / "db.py"
+        wide = model.read_text().replace("pool_size=5", "pool_size=5, bigint_id=True")
+        model.write_text(wide.replace("bigint_id=True", "bigint_id=True, fake_migrate_all=True"))
+        self._ask()
+        model.write_text(wide)
+        self.begin()
+
+    def _ask(self) -> None:
+        self._site.browser().get(f"/{self.name}/default/index")
+
+
+def run(*arguments: str, exits: int = 0) -> str:
+    """Run `pipeline` with some arguments and return what it printed."""
+    done = CliRunner().invoke(cli.pipeline, arguments)
+    assert done.exit_code == exits, f"{arguments}: {done.output} {done.exception!r}"
+    return str(done.output)
+
+
+def known(visit: Journey, *names: str) -> None:
+    """Register users by web2py's own form, and log each of them in."""
+    for name in names:
+        told = {"first_name": name.title(), "last_name": "X", "email": f"{name}@example.com", "password": "secret-1"}
+        visit.send("nobody", "user/register", told, password_two="secret-1")
+        visit.post("nobody", "user/logout")
+        visit.send(name, "user/login", {"email": f"{name}@example.com", "password": "secret-1"})
+
+
+def nothing_differs(found: Sequence[str]) -> None:
+    """Fail with all that differs."""
+    if found:
+        pytest.fail("\n".join(found), pytrace=False)
