@@ -12,7 +12,11 @@ from pipeline.reads.gather.merge import Aggregate, Merge, SortKey, Term
 from pipeline.reads.gather.over_shards import terms_of
 
 _AGGREGATES = ("SUM", "MIN", "MAX", "AVG")
-_TEXTS = ("string", "text", "password", "upload", "json", "list:")
+#: Columns of any other type may be texts, which compare by their collation.
+_NO_TEXTS = (
+    *("integer", "bigint", "id", "reference", "big-", "double", "float", "decimal", "date", "time", "boolean"),
+    *("blob", "geometry", "geography"),
+)
 
 
 class ShardQuery(NamedTuple):
@@ -133,8 +137,8 @@ class _Builder:
         return at
 
     def _weight(self, at: int, expression: Any) -> int | None:
-        """Return the column of a text's collation weight."""
-        if not str(expression.type).startswith(_TEXTS):
+        """Return the column of a text's collation weight; of a `case` and its like pyDAL does not know the type."""
+        if str(expression.type).startswith(_NO_TEXTS) and op_name(expression) != "coalesce":
             return None
         sql = self._reader.dialect.weight(self._sql(expression))
         if sql is None:
