@@ -63,20 +63,20 @@ def tables_in(part: Any, inner: bool = False) -> Iterator[Any]:
         part: the query, expression or list; any other value names no table.
         inner: whether those in subselects are meant, too.
     """
-    waiting = [part]
+    waiting, met = [part], set()
     while waiting:  # no recursion: a query may be deeper than Python's stack
         part = waiting.pop()
         kind = kind_of(part)
+        if kind in ("SQLALL", "Field"):
+            part = part._table if kind == "SQLALL" else field_table(part)
+            kind = kind_of(part) if inner else "Table"
         if kind == "Table":
             yield part
-        elif kind == "SQLALL":
-            yield part._table
-        elif kind == "Field":
-            yield field_table(part)
         elif kind in ("Query", "Expression"):
             waiting += (part.second, part.first)
-        elif kind == "Select" and inner:
-            waiting += (part._query, part._qfields, *part._attributes.values())
+        elif kind == "Select" and inner and id(part) not in met:
+            met.add(id(part))
+            waiting += (part._query, part._qfields, part._cte_recursive, *part._attributes.values())
         elif isinstance(part, list | tuple | set | frozenset):
             waiting += reversed(list(part))
 

@@ -10,7 +10,7 @@ import pytest
 from pydal import DAL, Field
 
 import pipeline
-from pipeline.errors import BadRead
+from pipeline.errors import BadRead, PartialResult, StaleRead
 from pipeline.testing import Sandbox, sandbox
 
 TABLES = {
@@ -335,6 +335,31 @@ def test_a_subselect_of_too_many_values_is_refused_before_they_fill_the_memory(
         pipeline.select(query)
     few = db.sale.qty.belongs(db(db.line.about > 0).nested_select(db.line.about, distinct=True))
     assert pipeline.count(few) > 0
+
+
+def test_a_subselect_of_a_reference_table_shows_what_its_reader_wrote(box: Sandbox, db: Any) -> None:
+    query = db.sale.land.belongs(db(db.country.code > 90).nested_select(db.country.code))
+    receipt = pipeline.enqueue_insert(db.country, code=91, name="new")
+
+    for asked in (query, (db.sale.customer == 4) & query):
+        with pytest.raises((StaleRead, PartialResult)):
+            pipeline.select(asked, after=receipt, wait_s=0)
+    box.drain()
+    assert pipeline.count(query, after=receipt) == 0
+    pipeline.enqueue_delete(db.country.id == receipt.id)
+    box.drain()
+
+
+def test_a_subselect_over_all_shards_shows_what_its_reader_wrote(box: Sandbox, db: Any) -> None:
+    query = (db.sale.customer == 4) & db.sale.qty.belongs(db(db.memo.text == "new").nested_select(db.memo.sale))
+    receipt = pipeline.enqueue_insert(db.memo, sale=4, text="new")
+
+    with pytest.raises((StaleRead, PartialResult)):
+        pipeline.select(query, after=receipt, wait_s=0)
+    box.drain()
+    assert pipeline.count(query, after=receipt) == pipeline.count((db.sale.customer == 4) & (db.sale.qty == 4)) > 0
+    pipeline.enqueue_delete(db.memo.id == receipt.id)
+    box.drain()
 
 
 def test_a_read_that_its_shard_key_sends_to_one_shard_may_have_texts_of_its_own_rows(db: Any, whole: Any) -> None:
