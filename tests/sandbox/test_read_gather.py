@@ -182,6 +182,7 @@ def test_an_expressions_value_is_found_under_the_callers_own_expression(box: San
         ({"orderby": "<random>"}, "takes fields"),
         ({"having": True}, "having= cannot be used"),
         ({"for_update": True}, "for_update= cannot be used"),
+        ({"distinct": Field("qty")}, "distinct= over several shards is True or False"),
         ({"timeout_s": -1}, "0 or more"),
         ({"max_lag_s": -1}, "0 or more"),
         ({"on_stale": "primry"}, "did you mean 'primary'"),
