@@ -197,10 +197,6 @@ def raw(db: Any, sql: str) -> Any:
     return type(db.sale.qty + 1)(db, sql)
 
 
-def dialects(db: Any, name: str) -> Any:
-    return getattr(db._adapter.dialect, name)
-
-
 #: By what is refused: what the message says, and what is asked: a query, fields, and perhaps options.
 REFUSED: dict[str, tuple[str, Callable[[Any], tuple[Any, ...]]]] = {
     "a subselect as a text": (
@@ -280,6 +276,10 @@ REFUSED: dict[str, tuple[str, Callable[[Any], tuple[Any, ...]]]] = {
                 db(db.memo.id > 0).nested_select(db.memo.sale, groupby=db.memo.sale, having=db.memo.id > 3)
             ),
         ),
+    ),
+    "a set": (
+        "a Set of pyDAL",
+        lambda db: (type(db.sale.qty > 1)(db, db._adapter.dialect.eq, db.sale.qty, db(db.memo.id > 0)),),
     ),
     "a union": (
         "with WITH or UNION",

@@ -158,7 +158,8 @@ def _part(part: Any, around: Around) -> Answered:
         for item in part:
             items.append((yield from _part(item, around)))
         return type(part)(items) if any(made is not item for made, item in zip(items, part, strict=True)) else part
-    if not kind and type(part).__module__.startswith("pydal.") and type(part).__name__ not in ("Reference", "Row"):
+    known = kind in ("Field", "Table", "SQLALL") or type(part).__name__ in ("Reference", "Row")
+    if not known and type(part).__module__.startswith("pydal."):
         raise _refused(f"a {type(part).__name__} of pyDAL", "use db(query).nested_select(field)")
     return part
 
