@@ -243,6 +243,7 @@ def test_a_number_that_is_no_id_finds_nothing_and_is_no_fault(box: Sandbox, db: 
     for number in (0, -1, "0"):
         assert len(pipeline.select(db.owner.id == number)) == 0
         assert len(pipeline.select(db.refer.key == number)) == 0
+    assert pipeline.get(db.owner, 2**70) is None
     with pytest.raises(BadValue, match=r"owner.id cannot take this str: it is not a whole number"):
         pipeline.select(db.owner.id == "abc")
 
