@@ -7,7 +7,10 @@ from datetime import date, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydal import DAL, Field
+from support.examples import examples
 
 import pipeline
 from pipeline.errors import BadRead, PartialResult, StaleRead
@@ -141,6 +144,52 @@ def test_belongs_of_a_subselect_finds_what_one_database_finds(db: Any, whole: An
     assert [row.day for row in nested] == [
         row.day for row in whole(whole.sale).select(whole.sale.day, orderby=[build(whole).case(1, 2), whole.sale.day])
     ]
+
+
+#: Of each table: its fields of whole numbers.
+WHOLE = {"sale": ("customer", "qty", "land"), "line": ("customer", "about"), "memo": ("sale",), "country": ("code",)}
+
+
+@st.composite
+def conditions(draw: st.DrawFn, table: str = "sale", deep: int = 3) -> Build:
+    """Draw a condition on a table, with subselects in subselects."""
+    at = draw(st.integers(0, len(WHOLE[table]) - 1))
+    shape = draw(st.sampled_from(["plain", "and", "or", "not", "in", "in"])) if deep else "plain"
+    if shape in ("and", "or"):
+        one, other = draw(conditions(table, deep - 1)), draw(conditions(table, deep - 1))
+        return lambda db: one(db) & other(db) if shape == "and" else one(db) | other(db)
+    if shape == "not":
+        one = draw(conditions(table, deep - 1))
+        return lambda db: ~one(db)
+    if shape == "plain":
+        value = draw(st.integers(0, 9))
+        equal = draw(st.booleans())
+        return lambda db: db[table][WHOLE[table][at]] == value if equal else db[table][WHOLE[table][at]] < value
+    inner = draw(st.sampled_from(sorted(WHOLE)))
+    field = draw(st.sampled_from(WHOLE[inner]))
+    where = draw(conditions(inner, deep - 1))
+    highest = draw(st.booleans()) and draw(st.booleans())
+
+    def build(db: Any) -> Any:
+        found = db[inner][field].max() if highest else db[inner][field]
+        chosen = db(where(db)).nested_select(found, correlated=False)
+        return db[table][WHOLE[table][at]].belongs(chosen)
+
+    return build
+
+
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(build=conditions())
+def test_any_nest_of_subselects_finds_what_one_database_finds(db: Any, whole: Any, build: Build) -> None:
+    expected = days(whole(build(whole)).select(whole.sale.day))
+
+    try:
+        found, refused = days(pipeline.select(build(db), db.sale.day)), "no row can match"
+    except BadRead as error:  # a key that is fixed to two values
+        found, refused = [], str(error)
+
+    assert found == expected
+    assert "no row can match" in refused
 
 
 def test_a_subselect_is_answered_wherever_it_stands(db: Any, whole: Any) -> None:
