@@ -28,7 +28,7 @@ MODEL = Model(
     references={("project", "lead"): "person", ("ticket", "opened_by"): "person"},
     by_chance=frozenset(),
 )
-TRACKER = Application("tracker", MODEL, {1: ["tracker_one_shard"]}, {1: ""})
+TRACKER = Application("tracker", MODEL, {1: ["tracker_one_shard"]}, {1: ""}, {1: []})
 
 
 class Person:
@@ -136,7 +136,7 @@ def tracked(ground: Ground, browser: Any, folder: Path, kinds: dict[str, int], p
     for kind, shards in kinds.items():
         if shards:
             copies[kind].adopt(shards)
-            copies[kind].change(shards)
+            copies[kind].change()
     with serving(folder, python) as site:
         for kind, copy in copies.items():
             if kinds[kind]:
@@ -157,16 +157,17 @@ def classic(ground: Ground, browser: Any, tmp_path_factory: pytest.TempPathFacto
     return tracked(ground, browser, tmp_path_factory.mktemp("py4web"), {"plain": 0, "one": 1}, sys.executable)
 
 
-OWN = "a request does not read what it has just written"
+#: Not strict: whether a child overtakes its parent is a matter of chance.
+EARLY = pytest.mark.xfail(reason="children overtake their parents and are rejected", strict=False)
 
 
-@pytest.mark.xfail(reason=OWN, raises=pytest.fail.Exception)
+@EARLY
 def test_on_one_shard_each_row_is_that_of_the_plain_copy(classic: dict[str, Tracked]) -> None:
     nothing_differs(differing_rows(classic["plain"].copy.copy(), classic["one"].copy.copy()))
     assert classic["one"].copy.refused == []
 
 
-@pytest.mark.xfail(reason=OWN, raises=pytest.fail.Exception)
+@EARLY
 def test_on_one_shard_each_page_is_that_of_the_plain_copy(classic: dict[str, Tracked]) -> None:
     nothing_differs(differing_screens(classic["plain"].seen, classic["one"].seen))
 

@@ -41,5 +41,9 @@ def turnover():
     return [(row.customer.name, row[orders], row[total]) for row in rows]
 
 
+def add_line(sale, customer, **values):
+    return db.sale_line.insert(sale=sale, **values)
+
+
 def saved(form):
     return form.process().accepted

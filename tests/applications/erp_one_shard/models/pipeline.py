@@ -4,4 +4,4 @@ from pipeline.web2py import Pipeline
 
 pipeline = Pipeline(db, configuration)
 for name in ("category", "supplier", "product", "product_category", "customer", "sale", "sale_line"):
-    pipeline.attach(db[name])
+    pipeline.attach(db[name], reads="own")
