@@ -1,4 +1,4 @@
-"""All tables of the trade are written through the pipeline; `db` is the one shard's primary and is read as ever."""
+"""All tables of the trade are written through the pipeline. A request reads what it has itself written."""
 
 from pipeline.web2py import Pipeline
 

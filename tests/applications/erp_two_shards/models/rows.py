@@ -23,7 +23,7 @@ def lines_of(sale):
 
 
 def total_of(sale):
-    total = (db.sale_line.qty * db.sale_line.price).sum()
+    total = (db.sale_line.price * db.sale_line.qty).sum()
     ours = (db.sale_line.customer == sale.customer) & (db.sale_line.sale == sale.id)
     return pipeline.select(ours, total).first()[total] or 0
 
