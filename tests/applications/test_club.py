@@ -39,7 +39,28 @@ MODEL = Model(
 )
 #: As `pipeline adopt` says: a column that holds ids of pages is as wide as they are.
 WIDE = ("models/db.py", 'Field("page_id", "integer")', 'Field("page_id", "bigint")')
-CLUB = Application("club", MODEL, {1: ["club_one_shard"]}, {1: ""}, {1: [WIDE]})
+RULE = 'rule = "placement:keep_old_rows"'
+TWO_SHARDS = "\n".join(
+    [
+        "[tables.tag]\nreference = true",
+        *(
+            f'[tables.{table}]\nshard_key = "{key}"\n{RULE}'
+            for table, key in {
+                "page": "id",
+                "page_archive": "current_record",
+                "remark": "page",
+                "bookmark": "page_id",
+            }.items()
+        ),
+    ]
+)
+CLUB = Application(
+    "club",
+    MODEL,
+    {1: ["club_one_shard"], 2: ["club_one_shard", "club_two_shards"]},
+    {1: "", 2: TWO_SHARDS},
+    {1: [WIDE], 2: [WIDE]},
+)
 
 
 def before(visit: Journey) -> None:
@@ -116,3 +137,24 @@ def test_on_one_shard_each_row_is_that_of_the_plain_copy(plain: Placed, one: Pla
 @pytest.mark.xfail(reason=PLAIN, raises=pytest.fail.Exception)
 def test_on_one_shard_each_page_is_that_of_the_plain_copy(plain: Placed, one: Placed) -> None:
     nothing_differs(differing_pages(plain.journey.pages, one.journey.pages))
+
+
+@pytest.fixture(scope="module")
+def two(ground: Ground, site: Site) -> Placed:
+    copy = Placed(ground, site, CLUB, "two")
+    before(copy.journey)
+    copy.adopt(2)
+    copy.move()
+    write(copy.journey)
+    return copy
+
+
+@pytest.mark.xfail(reason=PLAIN, raises=pytest.fail.Exception)
+def test_on_two_shards_each_row_is_that_of_the_plain_copy(plain: Placed, two: Placed) -> None:
+    nothing_differs(differing_rows(plain.copy(), two.copy()))
+    assert two.refused == []
+
+
+@pytest.mark.xfail(reason=PLAIN, raises=pytest.fail.Exception)
+def test_on_two_shards_each_page_is_that_of_the_plain_copy(plain: Placed, two: Placed) -> None:
+    nothing_differs(differing_pages(plain.journey.pages, two.journey.pages))
