@@ -6,12 +6,13 @@ tenant's rows must come from the present caller's own table, at each query.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from pipeline.dal.objects import real_name, rebuilt_on
+from pipeline.dal.objects import kind_of, real_name, rebuilt_on, tables_in
 
 
 def narrowed(query: Any, callers: Iterable[tuple[Any, Callable[[Any], Any]]]) -> Any:
@@ -25,6 +26,18 @@ def narrowed(query: Any, callers: Iterable[tuple[Any, Callable[[Any], Any]]]) ->
         for part in _limits(table, query):
             query = own(part) if query is None else query & own(part)
     return query
+
+
+def narrowed_here(query: Any) -> Any:
+    """Return *query* with the limits of its tables, asked for in this thread: another has no request, and no user."""
+    if kind_of(query) == "Table":
+        query = query._db(query).query
+    if getattr(query, "ignore_common_filters", False):
+        return query
+    tables = {table._tablename: table for table in tables_in(query)}
+    found = copy.copy(narrowed(query, ((table, lambda part: part) for table in tables.values())))
+    found.ignore_common_filters = True
+    return found
 
 
 def _limits(table: Any, query: Any) -> Iterator[Any]:

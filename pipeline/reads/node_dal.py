@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from pipeline.dal.objects import kind_of
+from pipeline.dal.objects import kind_of, tables_in
 from pipeline.errors import BadRead, UnknownTable
 from pipeline.reads.connections import NodeReader
+from pipeline.reads.onward import Onward
 
 
 class ReadInfo(NamedTuple):
@@ -96,14 +97,22 @@ class NodeDAL:
     Args:
         reader: the node.
         read_info: how it was chosen.
+        onward: where rows lead to.
         find_table: returns the caller's own table by its name: it may have another common filter than the last
             caller's. With it, tables may be named that this node has not been asked for yet.
     """
 
-    __slots__ = ("_find_table", "read_info", "reader")
+    __slots__ = ("_find_table", "_onward", "read_info", "reader")
 
-    def __init__(self, reader: NodeReader, read_info: ReadInfo, find_table: Callable[[str], Any] | None = None):
-        self.reader, self.read_info, self._find_table = reader, read_info, find_table
+    def __init__(
+        self,
+        reader: NodeReader,
+        read_info: ReadInfo,
+        onward: Onward,
+        find_table: Callable[[str], Any] | None = None,
+    ):
+        self.reader, self.read_info, self._onward, self._find_table = reader, read_info, onward, find_table
+        reader.come((), onward)
 
     def define(self, table: Any) -> Any:
         """Return the node's own table for a table of the caller's DAL.
@@ -132,6 +141,7 @@ class NodeDAL:
 
     def __call__(self, query: Any = None, *args: Any, **options: Any) -> Any:
         """Return pyDAL's Set of a query."""
+        self.reader.come(tables_in(query), self._onward)
         return uncached(self.reader.db(self.reader.own(query), *args, **options))
 
     def __getattr__(self, name: str) -> Any:
@@ -143,11 +153,16 @@ class NodeDAL:
     def __getitem__(self, name: str) -> Any:
         if self._find_table is not None:
             try:
-                return self.reader.table(self._find_table(name))
+                return self.reader.table(self._callers_own(name))
             except UnknownTable:
                 if name not in self.reader.db.tables:
                     raise AttributeError(f"table {name!r} is not defined here") from None
         return self.reader.db[name]
+
+    def _callers_own(self, name: str) -> Any:
+        """Return the table of that name of the caller's own DAL, or of another that this thread has defined."""
+        db = self._onward.db
+        return db[name] if name in db.tables or self._find_table is None else self._find_table(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self.reader.db

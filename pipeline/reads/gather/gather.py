@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pipeline import clock
 from pipeline.config.topology import Topology
+from pipeline.dal.filters import narrowed_here
 from pipeline.dal.objects import kind_of, op_name, real_name, tables_in
 from pipeline.errors import BadRead, PartialResult, ShardUnavailable, Unavailable
 from pipeline.oplog.contract import Entries
@@ -16,10 +17,10 @@ from pipeline.reads.connections import NodeReader
 from pipeline.reads.gather.merge import merged_rows
 from pipeline.reads.gather.shard_query import ShardQuery, check_options, shape_of
 from pipeline.reads.node_dal import NodeDAL, ReadInfo, callers_names
+from pipeline.reads.onward import Onward
 from pipeline.reads.read_place import ReadPlace, needs_at, places_of_query
-from pipeline.reads.routing.policy import Bounds, seconds
+from pipeline.reads.routing.policy import seconds
 from pipeline.reads.routing.router import Router
-from pipeline.reads.session import After
 
 #: How long a read over several shards may take in all, s; below the driver's own time-out.
 GATHER_S = 10.0
@@ -41,8 +42,7 @@ class SharedRead(NamedTuple):
     """What all parts of one read share; `ask` reads from one node."""
 
     ask: Callable[[NodeDAL], Any]
-    after: After
-    bounds: Bounds
+    onward: Onward
     timeout_s: float
     partial: bool = False
 
@@ -64,8 +64,7 @@ class Gather:
         self,
         query: Any,
         fields: Sequence[Any],
-        after: After,
-        bounds: Bounds,
+        onward: Onward,
         options: Mapping[str, Any],
         *,
         partial: bool = False,
@@ -76,8 +75,7 @@ class Gather:
         Args:
             query: of the caller's DAL.
             fields: of the result; none: all of the query's tables.
-            after: what must be seen, and the session that takes up what was seen.
-            bounds: of the read on each shard.
+            onward: what must be seen, the session that takes up what was seen, and the bounds on each shard.
             options: pyDAL's.
             partial: whether shards that do not answer may be missing.
             timeout_s: of the whole.
@@ -85,8 +83,7 @@ class Gather:
         places = self._where(query, fields, options)
         asked = SharedRead(
             lambda db: db.select(query, fields, options),
-            after,
-            bounds,
+            onward,
             seconds("timeout_s", timeout_s),
             partial,
         )
@@ -94,12 +91,14 @@ class Gather:
             (part,) = self._parts(places, asked)[0]
             return _marked(part.value, [part], {})
         check_options(options)
+        query = narrowed_here(query)
         parts, missing = self._parts(places, asked._replace(ask=_shaped(query, tuple(fields), options)))
         first: ShardQuery = parts[0].value[0]
         reader: NodeReader = parts[0].value[2]
         rows = merged_rows((part.value[1] for part in parts), first.merge)
         cacheable = bool(options.get("cacheable"))
         names = callers_names(first.names, first.columns, fields)
+        reader.come(tables_in([query, *fields, *options.values()]), onward)
         parsed = reader.adapter.parse(rows, first.columns, names, cacheable=cacheable)
         return _marked(parsed, parts, missing)
 
@@ -107,8 +106,7 @@ class Gather:
         self,
         query: Any,
         distinct: Any,
-        after: After,
-        bounds: Bounds,
+        onward: Onward,
         *,
         timeout_s: float = GATHER_S,
     ) -> int:
@@ -117,15 +115,15 @@ class Gather:
         Args:
             query: of the caller's DAL.
             distinct: a field or several, whose distinct values are counted; None: rows are.
-            after: what must be seen, and the session that takes up what was seen.
-            bounds: of the read on each shard.
+            onward: as for `select`.
             timeout_s: of the whole.
         """
         fields = () if distinct is None else tuple(distinct) if isinstance(distinct, list | tuple) else (distinct,)
         if any(kind_of(field) not in ("Field", "Expression") for field in fields):
             raise BadRead("distinct= of a count takes a field, or several")
         places = self._where(query, fields, {})
-        asked = SharedRead(lambda db: db(query).count(), after, bounds, timeout_s=seconds("timeout_s", timeout_s))
+        query = narrowed_here(query)
+        asked = SharedRead(lambda db: db(query).count(), onward, timeout_s=seconds("timeout_s", timeout_s))
         if not fields:
             parts, _ = self._parts(places, asked)
             return sum(part.value for part in parts)
@@ -204,11 +202,10 @@ class Gather:
         raise AssertionError
 
     def _read(self, place: ReadPlace, asked: SharedRead) -> Part:
-        needs = needs_at(self._topology, self._log, asked.after.token, place)
-        with self._router.open(
-            place.shard, needs, asked.bounds, session=asked.after.session, buckets=place.buckets
-        ) as read:
-            db = NodeDAL(read.reader, read.read_info)
+        after, bounds = asked.onward.after, asked.onward.bounds
+        needs = needs_at(self._topology, self._log, after.token, place)
+        with self._router.open(place.shard, needs, bounds, session=after.session, buckets=place.buckets) as read:
+            db = NodeDAL(read.reader, read.read_info, asked.onward)
             return Part(asked.ask(db), read.read_info, db)
 
     def _threads(self) -> ThreadPoolExecutor:
