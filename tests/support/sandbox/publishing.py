@@ -40,7 +40,7 @@ class Shop:
         authority: Any = self
         self.publisher = Publisher(self.log, TOPOLOGY, self.bell, authority)
 
-    def raise_epoch(self, scope: Scope) -> int:
+    def raise_epoch(self, scope: Scope, known: int = 0) -> int:
         if self.away:
             raise ShardUnavailable("s0", "away")
         self.raised.append(scope.name)
@@ -74,7 +74,7 @@ class Shop:
 
 def authority(shop: Shop) -> Any:
     """Return the authority of another publisher on the same log, which finds the first epoch raised."""
-    return SimpleNamespace(raise_epoch=lambda scope: 101, settle=shop.settle, renew=shop.renew)
+    return SimpleNamespace(raise_epoch=lambda scope, known: 101, settle=shop.settle, renew=shop.renew)
 
 
 def breaking(*where: str) -> Callable[[str], None]:
