@@ -7,12 +7,10 @@ tenant's rows must come from the present caller's own table, at each query.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Any
 
-from pipeline.dal.objects import kind_of, real_name, rebuilt_on, tables_in
+from pipeline.dal.objects import kind_of, tables_in
 
 
 def narrowed(query: Any, callers: Iterable[tuple[Any, Callable[[Any], Any]]]) -> Any:
@@ -46,44 +44,3 @@ def _limits(table: Any, query: Any) -> Iterator[Any]:
     tenant = table._db._request_tenant
     if tenant in table.fields and table[tenant].default is not None:
         yield table[tenant] == table[tenant].default
-
-
-class CallersFilters(threading.local):
-    """The `common_filter` of one shared DAL's adapter; each thread has its own caller."""
-
-    def __init__(self, db: Any):
-        self._db = db
-        self._callers: Any = None
-
-    @classmethod
-    def on(cls, db: Any) -> CallersFilters:
-        """Return the filters of a shared DAL, and install them at first.
-
-        Args:
-            db: the shared DAL.
-        """
-        found = vars(db._adapter).get("common_filter")
-        if not isinstance(found, cls):
-            found = db._adapter.common_filter = cls(db)
-        return found
-
-    def of(self, callers: Any) -> None:
-        """Let this thread's queries be narrowed as *callers* would narrow them, until another DAL is named."""
-        self._callers = callers
-
-    def __call__(self, query: Any, tables: Iterable[Any]) -> Any:
-        """Return what pyDAL runs for *query*: narrowed by the filters of the caller's own *tables*."""
-        return narrowed(query, self._asked(tables))
-
-    def _asked(self, tables: Iterable[Any]) -> Iterator[tuple[Any, Callable[[Any], Any]]]:
-        for table in tables:
-            own = self._db[table] if isinstance(table, str) else table
-            if self._callers is not None and (name := real_name(own)) in self._callers.tables:
-                yield self._callers[name], partial(self._ours, own)  # a lazy table is made now
-
-    def _ours(self, own: Any, part: Any) -> Any:
-        return rebuilt_on(part, self._db, lambda other: self._as(own, other))
-
-    def _as(self, own: Any, other: Any) -> Any:
-        """Return our table for the caller's: *own*, perhaps an alias, for the table that it is made from."""
-        return own if real_name(own) == real_name(other) else self._db[real_name(other)]

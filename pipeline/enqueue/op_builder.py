@@ -89,11 +89,6 @@ class OpBuilder:
             raise UnknownTable(table, self._latest)
         return db[table]
 
-    def siblings(self, table: Any) -> list[Any]:
-        """Return the tables of the same DAL, so that they can be joined; a lazy one only if it is the one asked for."""
-        db, lazy = table._db, getattr(table._db, "_LAZY_TABLES", {})
-        return [db[name] for name in db.tables if name not in lazy or name == table._tablename]
-
     def plan(self, table: Any) -> TablePlan:
         """Return the plan of a table, given as pyDAL's or by name; its definition is published before."""
         table = self.table(table)

@@ -76,10 +76,10 @@ class NodeReader:
         self.db: Any = self.session.db
         self.adapter: Any = self.session.adapter
         self._known = _Known()
-        self._tables = NodeTables(self.db)
+        self.tables = NodeTables(self.db)
         #: The node's own table for one of the caller's; a query, field or expression.
-        self.table, self.own, self.come = self._tables.table, self._tables.own, self._tables.come
-        self.callers, self.as_read = self._tables.callers, self._tables.as_read
+        self.table, self.own, self.come = self.tables.table, self.tables.own, self.tables.come
+        self.callers, self.as_read = self.tables.callers, self.tables.as_read
         self._row_queries: dict[int, _RowQuery] = {}
         self._newest_queries: dict[str, _RowQuery] = {}
         self._watch()
@@ -209,7 +209,7 @@ class NodeReader:
         if not found:
             return None
         own = vars(table)
-        return self._tables.parse(found, [own[name] for name in table.fields], query.names).first()
+        return self.tables.parse(found, [own[name] for name in table.fields], query.names).first()
 
     @property
     def dialect(self) -> Dialect:

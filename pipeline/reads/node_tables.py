@@ -10,11 +10,13 @@ import copy
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pipeline.dal.filters import narrowed
 from pipeline.dal.objects import for_all_threads, kind_of, real_name, rebuilt_on, referee, renamed
 from pipeline.model.schema import signature_of
+from pipeline.per_process import PerProcess
 from pipeline.reads.onward import Onward, Referee, Referrers, RowsDAL
 
 #: Tables that are remembered: web2py makes its own anew at each request.
@@ -23,6 +25,12 @@ MOST_MET = 1000
 NO_BEHAVIOUR = dict.fromkeys(("default", "update", "compute", "represent", "filter_in", "filter_out", "requires"))
 #: pyDAL's own tenant filter would take the tenant of whoever defined the table here; see `NodeTables.filtered`.
 NO_TENANT = "-"
+
+
+_making = PerProcess(threading.Lock)
+#: Where a table that has been bound carries the caller's.
+_CALLERS = "_pipeline_callers"
+_CALLBACKS = tuple(f"_{when}_{what}" for when in ("before", "after") for what in ("insert", "update", "delete"))
 
 
 class _Callers(threading.local):
@@ -52,7 +60,7 @@ class NodeTables:
     """
 
     def __init__(self, db: Any):
-        self._db = db
+        self.db = self._db = db
         self._lock = threading.RLock()
         #: For this thread, until its next call.
         self.callers = _Callers()
@@ -68,6 +76,17 @@ class NodeTables:
         adapter._add_operators_to_parsed_row = self._lead_on
         adapter.parser.adapter = _Referees(self.callers, db)
 
+    @classmethod
+    def on(cls, db: Any) -> NodeTables:
+        """Return the tables of a shared DAL, one object for all.
+
+        Args:
+            db: the shared DAL.
+        """
+        with _making():
+            found = getattr(vars(db._adapter).get("common_filter"), "__self__", None)
+            return found if isinstance(found, cls) else cls(db)
+
     def come(self, tables: Iterable[Any], onward: Onward) -> None:
         """Note, for this thread, whose rows are read next.
 
@@ -82,6 +101,11 @@ class NodeTables:
                 met[table._tablename] = table
             elif real_name(table) in onward.db.tables:
                 met.pop(table._tablename, None)  # of an earlier request, perhaps
+
+    def forget(self) -> None:
+        """Let this thread's next rows be those of no caller: as the columns have them."""
+        self.callers.tables.clear()
+        self.callers.onward = None
 
     def table(self, table: Any) -> Any:
         """Return this node's own table for a table of the caller's DAL, defined when first asked for.
@@ -102,6 +126,30 @@ class NodeTables:
             self._met.clear()
         self._met[id(table)] = (weakref.ref(table), own)
         return own
+
+    def bound(self, table: Any) -> Any:
+        """Return this node's own table for a table of the caller's DAL, with what the caller's fields do.
+
+        Args:
+            table: of the caller's DAL.
+        """
+        own = self.table(table)
+        made = copy.copy(own)
+        its = vars(made)
+        for field in own:
+            its[field.name] = table[field.name].clone(type=field.type, _itype=field._itype)
+            its[field.name].bind(made)
+        its["_id"] = its[own._id.name]
+        if "id" in its:
+            its["id"] = made._id
+        its["ALL"] = type(own.ALL)(made)
+        its.update((name, list(its[name])) for name in _CALLBACKS)
+        virtual = [*table._virtual_fields, *table._virtual_methods]
+        its.update((one.name, one) for one in virtual if one.name not in made.fields)
+        for name in ("_virtual_fields", "_virtual_methods", "virtualfields", "_format"):
+            its[name] = getattr(table, name)
+        its[_CALLERS] = table
+        return made
 
     def own(self, part: Any) -> Any:
         """Return a query, field or expression of the caller's DAL as one of this node's.
@@ -147,11 +195,19 @@ class NodeTables:
             tables: those that it asks, or their names.
         """
         own = (self._db[table] if isinstance(table, str) else table for table in tables)
-        callers = (self._callers_table(table) for table in own)
-        return narrowed(query, ((table, self.own) for table in callers if table is not None))
+        pairs = ((self._callers_table(table), partial(self._on, table)) for table in own)
+        return narrowed(query, ((callers, on) for callers, on in pairs if callers is not None))
+
+    def _on(self, own: Any, part: Any) -> Any:
+        """Return a part of a caller's query on *own*, perhaps an alias, for the table that it is made from."""
+        return rebuilt_on(
+            part, self._db, lambda other: own if real_name(own) == real_name(other) else self.table(other)
+        )
 
     def _callers_table(self, table: Any) -> Any:
         """Return the caller's table for one of this node's, or None where the caller has none."""
+        if (bound_from := vars(table).get(_CALLERS)) is not None and bound_from._tablename == table._tablename:
+            return bound_from
         name, met, onward = table._tablename, self.callers.tables, self.callers.onward
         if name not in met and onward is not None and real_name(table) in onward.db.tables:
             original = onward.db[real_name(table)]
@@ -209,6 +265,9 @@ class NodeTables:
         own = table if table._db is self._db else self._db[table._dalname]
         onward = self.callers.onward
         self._add_operators(row_id, own, row)
+        if onward is not None and onward.near is not None:
+            for name in self._db.record_operators:
+                getattr(row, name).db = onward.near
         if onward is None or own is table:
             return
         pattern = table._db._referee_name

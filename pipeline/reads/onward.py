@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import real_name, tables_in
 from pipeline.errors import BadRead
+from pipeline.reads.read_place import places_of_query
 from pipeline.reads.routing.policy import Bounds
 from pipeline.reads.session import After
 from pipeline.shard.driver_errors import no_such_table
@@ -26,6 +27,7 @@ class Onward(NamedTuple):
         db: the caller's DAL, of the present request.
         after, bounds: of the read that found the rows.
         pending: whether queued ops were laid over the row.
+        near: a `PrimaryDAL` where the rows were read in its transaction.
     """
 
     reads: Any
@@ -34,6 +36,7 @@ class Onward(NamedTuple):
     after: After
     bounds: Bounds
     pending: bool = False
+    near: Any = None
 
     def row(self, name: str, row_id: int) -> Any:
         """Return a row by its id, or None.
@@ -45,6 +48,8 @@ class Onward(NamedTuple):
         table, carries = self.db[name], self.topology.bucket_in(row_id) is not None
         if not self.topology.ours(name):
             return table[row_id]
+        if self.near is not None and self._is_near(table._id == row_id, ()):
+            return self.near(table._id == row_id).select().first()
         try:
             found = self.reads.get(table, row_id, pending=self.pending and carries, **self._options())
         except Exception as error:
@@ -65,6 +70,8 @@ class Onward(NamedTuple):
         """
         if self._stays(query, fields):
             return self.db(query).select(*fields, **options)
+        if self._is_near(query, fields):
+            return self.near(query).select(*fields, **options)
         return self.reads.select(query, *fields, **self._options(), **options)
 
     def number(self, query: Any, distinct: Any = None) -> Any:
@@ -76,6 +83,8 @@ class Onward(NamedTuple):
         """
         if self._stays(query, ()):
             return self.db(query).count(distinct)
+        if self._is_near(query, ()):
+            return self.near(query).count(distinct)
         return self.reads.count(query, distinct, **self._options())
 
     def _options(self) -> dict[str, Any]:
@@ -86,6 +95,15 @@ class Onward(NamedTuple):
             "wait_s": bounds.wait_s,
             "on_stale": bounds.on_stale,
         }
+
+    def _is_near(self, query: Any, fields: Any) -> bool:
+        """Return whether the rows of a query are all where the first ones were read in a transaction."""
+        if self.near is None:
+            return False
+        tables = list(tables_in([query, *fields]))
+        if all(self.topology.table(real_name(table)).reference for table in tables):
+            return True
+        return [place.shard for place in places_of_query(self.topology, query, tables)] == [self.near.shard]
 
     def _stays(self, query: Any, fields: Any) -> bool:
         """Return whether a query asks the application's own database alone."""

@@ -78,11 +78,11 @@ class Reads:
             max_lag_s, wait_s, on_stale: see `Bounds`.
         """
         table = self._table(table)
-        place, asked = place_of_key(self._topology, table, shard_key), after_of(after, self._seal)
-        bounds = self._bounds.changed(max_lag_s, wait_s, on_stale)
-        needs = needs_at(self._topology, self._log, asked.token, place)
-        read = self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets)
-        return self._opened(read, table, Onward(self, self._topology, table._db, asked, bounds))
+        place = place_of_key(self._topology, table, shard_key)
+        onward = self.onward(table._db, after, self._bounds.changed(max_lag_s, wait_s, on_stale))
+        asked, needs = onward.after, needs_at(self._topology, self._log, onward.after.token, place)
+        read = self._router.open(place.shard, needs, onward.bounds, session=asked.session, buckets=place.buckets)
+        return self._opened(read, table, onward)
 
     def get(
         self,
@@ -151,7 +151,7 @@ class Reads:
         refuse_cache(options.get("cache"))
         bounds = self._bounds.changed(max_lag_s, wait_s, on_stale)
         query = self._query(query)
-        onward = Onward(self, self._topology, query._db, after_of(after, self._seal), bounds)
+        onward = self.onward(query._db, after, bounds)
         return self._gather.select(query, fields, onward, options, partial=partial, timeout_s=timeout_s)
 
     def count(
@@ -178,8 +178,17 @@ class Reads:
         refuse_cache(cache)
         bounds = self._bounds.changed(max_lag_s, wait_s, on_stale)
         query = self._query(query)
-        onward = Onward(self, self._topology, query._db, after_of(after, self._seal), bounds)
+        onward = self.onward(query._db, after, bounds)
         return self._gather.count(query, distinct, onward, timeout_s=timeout_s)
+
+    def onward(self, db: Any, after: Any = None, bounds: Bounds | None = None) -> Onward:
+        """Return where the rows of a read lead to.
+
+        Args:
+            db: the caller's DAL.
+            after, bounds: of the read.
+        """
+        return Onward(self, self._topology, db, after_of(after, self._seal), bounds or self._bounds)
 
     def session(self, text: str | None = None) -> ReadSession:
         """Return a session.

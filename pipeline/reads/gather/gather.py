@@ -123,12 +123,12 @@ class Gather:
             raise BadRead("distinct= of a count takes a field, or several")
         places = self._where(query, fields, {})
         query = narrowed_here(query)
-        asked = SharedRead(lambda db: db(query).count(), onward, timeout_s=seconds("timeout_s", timeout_s))
+        asked = SharedRead(lambda db: db.where(query).count(), onward, timeout_s=seconds("timeout_s", timeout_s))
         if not fields:
             parts, _ = self._parts(places, asked)
             return sum(part.value for part in parts)
         if len(places) == 1:
-            asked = asked._replace(ask=lambda db: db(query).count(distinct=db.reader.own(fields)))
+            asked = asked._replace(ask=lambda db: db.where(query).count(distinct=db.reader.own(fields)))
             return int(self._parts(places, asked)[0][0].value)
         parts, _ = self._parts(places, asked._replace(ask=_shaped(query, fields, {"distinct": True})))
         rows = merged_rows((part.value[1] for part in parts), parts[0].value[0].merge)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipeline.dal.filters import narrowed
-from pipeline.dal.objects import real_name
+from pipeline.dal.filters import narrowed_here
+from pipeline.dal.objects import has_filters, real_name
 from pipeline.errors import NewerOp, NotAnOp, ShardUnavailable
 from pipeline.model.op import Entry, Op, Position, decode
 from pipeline.model.schema import TableSchema, schema_of
@@ -193,10 +193,9 @@ def _values(reader: NodeReader, table: Any, raw: tuple[Any, ...] | None) -> Valu
 
 def _shown(reader: NodeReader, table: Any, callers: Any, values: dict[str, Any]) -> bool:
     """Return whether the caller's filters would find a row with such values; the node says so, as for any row."""
-    query = narrowed(None, [(callers, reader.own)])
-    if query is None:
+    if not has_filters(callers):
         return True
-    adapter = reader.adapter
+    adapter, query = reader.adapter, reader.own(narrowed_here(callers._id == values[callers._id.name]))
     columns = ", ".join(field.sqlsafe for field in table)
     literals = ", ".join(str(adapter.represent(values.get(field.name), field.type)) for field in table)
     # the empty part gives each value its column's type and collation
