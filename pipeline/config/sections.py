@@ -241,6 +241,7 @@ class ApplySettings:
     buckets: int = 64
     statement_s: int = 10
     lock_wait_s: int = 3_600
+    early_wait_s: int = 10
     set_aside: int = 10_000
     breaker: bool = True
     replica_away_s: int = 21_600
@@ -252,6 +253,7 @@ class ApplySettings:
         "buckets": whole_number(1, MOST_BUCKETS + 1),
         "statement_s": whole_number(1, 15),
         "lock_wait_s": whole_number(1, 604_800),
+        "early_wait_s": whole_number(0, 3_600),
         "set_aside": whole_number(0, 10_000_000),
         "breaker": flag,
         "replica_away_s": whole_number(1, 31_536_000),
