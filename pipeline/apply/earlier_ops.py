@@ -15,7 +15,7 @@ from pipeline.errors import NewerOp, NotAnOp, PipelineError
 from pipeline.model.op import START, Entry, Position, decode
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
-from pipeline.shard.records import ledger_queries
+from pipeline.shard.records import ledger
 from pipeline.shard.session import NodeSession
 
 #: By how much the clocks of two hosts may differ, ms: an op that is younger by no more counts as enqueued before.
@@ -84,8 +84,11 @@ class EarlierOps:
 
     def _oldest_queued(self) -> float:
         """Return when the oldest op was enqueued that is queued in any bucket of the shard."""
-        after = {**ledger_queries.positions_of(self._session), **self._after}
-        behind = {bucket: after.get(bucket, START) for bucket in self._log.dirty(self._shard)}
+        dirty = self._log.dirty(self._shard)
+        if not dirty:
+            return inf
+        after = {**ledger.reached(self._session, dirty), **self._after}
+        behind = {bucket: after.get(bucket, START) for bucket in dirty}
         heads = self._log.read(behind, dict.fromkeys(behind, 1))
         return min((_sent_ms(entry) for found in heads.values() for entry in found), default=inf)
 
