@@ -187,14 +187,6 @@ class NodeDAL(CallersDAL):
         self.reader, self.read_info = reader, read_info
         super().__init__(reader.tables, onward, find_table)
 
-    def define(self, table: Any) -> Any:
-        """Return the node's own table for a table of the caller's DAL.
-
-        Args:
-            table: of the caller's DAL.
-        """
-        return self.reader.table(table)
-
     def where(self, query: Any) -> Any:
         """Return pyDAL's Set of a query of the caller's, in any thread: its fields do nothing but to name columns.
 
