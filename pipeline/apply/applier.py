@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 PAUSED_DELAY_MS = 1000
 #: A note holds until its bucket's watermark moves, or for so long, ms: a batch may take 4 tries of 5 s, and rest 5 s.
 NOTE_MS = 40_000
+#: How long a bucket whose next op may be early rests, ms: what it waits for is often being committed at this moment.
+EARLY_DELAY_MS, MOST_EARLY_DELAY_MS = 20, 500
 #: The longest detail that is noted, characters: a note is for each bucket.
 _DETAIL = 300
 logger = logging.getLogger("pipeline.apply")
@@ -58,6 +60,8 @@ class Applier(ShardTurns):
         transaction = ApplyTransaction(shard, session, log, settings, step, tables)
         super().__init__(shard, session, log, transaction)
         self._settings, self._failures = settings, 0
+        #: How many turns in a row had ops that may be early.
+        self._early = 0
         #: Whether the log went away in the last turn: what that turn noted, and could not take back, means nothing.
         self._log_failed = False
 
@@ -80,8 +84,14 @@ class Applier(ShardTurns):
                 return Outcome(left=len(due), waiting=paused.sentence(), ms=ms_since(started))
             if bell is not None and len(due) > limit:
                 bell.ring_now(self.shard, len(due))
+            early = self._early
             outcome = self._turn(Take(due, again=self._log_failed), started)
             self._failures, self._log_failed = 0, False
+            if self._early == early:
+                self._early = 0
+            else:  # others commit meanwhile what these wait for
+                clock.sleep_s(self._early_rest_s())
+                outcome.ring = True
         except Unavailable as error:
             self._failures += 1
             self._log_failed = isinstance(error, LogUnavailable)
@@ -93,6 +103,9 @@ class Applier(ShardTurns):
         outcome.ms = ms_since(started)
         rejections.tell(self.shard, outcome.refused)
         return outcome
+
+    def _early_rest_s(self) -> float:
+        return min(MOST_EARLY_DELAY_MS, EARLY_DELAY_MS * self._early) / 1000
 
     def _explain(self, bucket: int, reason: WaitReason, attempt: Attempt) -> None:
         note_waits(self._log, self.shard, {bucket: reason}, {bucket: attempt.after})
@@ -111,7 +124,11 @@ class Applier(ShardTurns):
             if restored:
                 self._log.note_attempts(self.shard, dict.fromkeys(restored, ""), anew=True)
                 self._log.postpone(self.shard, restored, SCHEMA_DELAY_MS)
-            if resting := {bucket: mark for bucket, mark in held.items() if bucket not in restored}:
+            early = {bucket: mark for bucket, mark in held.items() if batch.waiting[bucket].kind == "early"}
+            if early:
+                self._early += 1
+                self._log.finish(self.shard, early, delay_ms=round(1000 * self._early_rest_s()))
+            if resting := {bucket: mark for bucket, mark in held.items() if bucket not in (*restored, *early)}:
                 self._log.finish(self.shard, resting, delay_ms=SCHEMA_DELAY_MS)
             if held:
                 note_waits(self._log, self.shard, batch.waiting, held)

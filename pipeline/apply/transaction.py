@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch, FactBook
+from pipeline.apply.earlier_ops import EarlierOps, by_time
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import Item, grouped
 from pipeline.apply.held_rows import HeldRows, halted, record
@@ -78,6 +79,7 @@ class Take:
         suspects: the next attempt of each bucket that an earlier attempt failed with.
         noted: the attempts of the current try.
         ends: of each bucket that halts, the position behind which nothing is executed.
+        early: of each bucket, the position of its first op that may be early, and why that waits.
         again: whether an earlier try of this process failed in an orderly way, so that its notes mean nothing.
     """
 
@@ -86,6 +88,7 @@ class Take:
     suspects: dict[int, Attempt] = field(default_factory=dict)
     noted: dict[int, Attempt] = field(default_factory=dict)
     ends: dict[int, Position] = field(default_factory=dict)
+    early: dict[int, tuple[Position, WaitReason]] = field(default_factory=dict)
     again: bool = False
 
     @property
@@ -143,6 +146,8 @@ class ApplyTransaction:
         self.facts, self.stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
         self.pace = Pace(settings, log)
         self._lessons = Lessons()
+        #: None: a constraint's word is final.
+        self._earlier: EarlierOps | None = EarlierOps(shard, session, log, settings.early_wait_s)
 
     def run(self, take: Take, blocked: Mapping[str, WaitReason], *, last_try: bool) -> tuple[Outcome, Batch]:
         """Apply what *take* allows, inside the open transaction.
@@ -153,7 +158,7 @@ class ApplyTransaction:
             last_try: whether an error that no list names is believed now.
 
         Raises:
-            SchemaBehind, ConstraintsChanged, NeverSeen, Halt: the transaction must be rolled back and run again.
+            SchemaBehind, ConstraintsChanged, NeverSeen, Halt, Early: the transaction must be rolled back and run again.
             Unavailable: the log does not answer.
             Exception: the driver's own.
         """
@@ -186,7 +191,12 @@ class ApplyTransaction:
         )
         for bucket, found in entries.items():
             end = take.ends.get(bucket)
-            batch.take(found if end is None else [entry for entry in found if entry.position <= end])
+            found = found if end is None else [entry for entry in found if entry.position <= end]
+            if bucket in take.early:
+                first, reason = take.early[bucket]
+                found = [entry for entry in found if entry.position < first]
+                batch.waiting[bucket] = reason
+            batch.take(found)
         return batch, locked
 
     def _execute(self, batch: Batch, locked: Mapping[int, Mark], take: Take, *, last_try: bool) -> Executor:
@@ -195,17 +205,20 @@ class ApplyTransaction:
         every = (*batch.items, *(item for item, _ in batch.halted))
         rows.read(self._session, (one for one in every if locked[one.entry.bucket].state == HOLDING))
         stopped = rows.stop(batch.halted)
-        executor = self._executed(batch.items, rows, take, last_try=last_try)
+        if self._earlier is not None:
+            self._earlier.begin(batch.after)
+        executor = self._executed(by_time(batch.items), rows, take, last_try=last_try)
         executor.rejects += [*batch.unreadable, *stopped]
         return executor
 
     def _executed(self, items: Iterable[Item], rows: HeldRows, take: Take, *, last_try: bool) -> Executor:
         self.step("execute")
-        executor = Executor(self._session, self.facts.known, rows, self.step, self._lessons, last_try=last_try)
+        known, earlier = self.facts.known, self._earlier
+        executor = Executor(self._session, known, rows, self.step, self._lessons, earlier, last_try=last_try)
         if take.alone is not None and (verdict := self._verdict(take.alone)):
             executor.condemn(items, verdict)
         else:
-            executor.run(grouped(items, self.facts.known))
+            executor.run(grouped(items, known))
         return executor
 
     def _record(self, batch: Batch, executor: Executor, locked: Mapping[int, Mark], take: Take) -> None:

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from pipeline import clock
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch
+from pipeline.apply.earlier_ops import Early
 from pipeline.apply.executor import ConstraintsChanged, NeverSeen, SchemaBehind
 from pipeline.apply.held_rows import Halt
 from pipeline.apply.transaction import LOCK_REST_S, ApplyTransaction, Outcome, Take
@@ -171,6 +172,10 @@ class ShardTurns(ABC):
                 continue
             except Halt as error:  # each time a bucket ends earlier: no try is used up
                 take.ends[error.bucket] = error.position
+                take.again = True
+                continue
+            except Early as error:  # each time another bucket ends, or ends earlier: no try is used up
+                take.early |= error.ops
                 take.again = True
                 continue
             except ConstraintsChanged as error:

@@ -173,7 +173,7 @@ class _Writes:
             warn_narrow(table, fields := list(fields))
             return self._own["update"](table, query, fields)
         pairs = list(fields)
-        changes = Changes(found, table, noted(query, pairs))
+        changes = Changes(found, table, noted(query, pairs), own=sees_own(table))
         count = changes.update(query, _values(table, pairs))
         return _cleared(query, pairs, changes, count)
 
@@ -181,7 +181,7 @@ class _Writes:
         found = self._found(table)
         if found is None:
             return self._own["delete"](table, query)
-        changes = Changes(found, table)
+        changes = Changes(found, table, own=sees_own(table))
         return _cleared(query, None, changes, changes.delete(query))
 
     def truncate(self, table: Any, mode: str = "") -> Any:

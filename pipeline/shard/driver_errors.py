@@ -41,6 +41,10 @@ _MYSQL_PERMANENT = {
 #: What depends on other rows, and so on the order of ops: duplicate keys (1062, 1586), foreign keys. All others of the
 #: list are about the values of the row itself.
 _MYSQL_OTHER_ROWS = {1062, 1216, 1217, 1451, 1452, 1586, 1761, 1762}
+#: SIGNAL: a trigger may have looked at other rows, too.
+_MYSQL_SIGNAL = 1644
+#: What SQLite says of a row's own values, and of nothing else.
+_SQLITE_OWN_VALUES = ("NOT NULL constraint", "CHECK constraint", "datatype mismatch")
 #: Deadlock, lock wait, snapshot conflict, a lock that was not waited for: InnoDB rolled back (part of) the transaction.
 #: A table changed under the statement (1412, 1615). Retry all of the transaction.
 _MYSQL_LOCKED = {1205, 1213, 1020, 3572, 1412, 1615}
@@ -121,6 +125,17 @@ def is_about_other_rows(error: BaseException) -> bool:
     """
     code = code_of(error)
     return code is None or code in _MYSQL_OTHER_ROWS
+
+
+def may_be_early(error: BaseException) -> bool:
+    """Return whether an op that met *error* may be taken once others are applied that were enqueued before it.
+
+    Args:
+        error: as the driver raised it.
+    """
+    if code_of(error) is None:
+        return "IntegrityError" in _names(error) and not str(error).startswith(_SQLITE_OWN_VALUES)
+    return is_about_other_rows(error) or code_of(error) == _MYSQL_SIGNAL
 
 
 def code_of(error: BaseException) -> int | None:

@@ -65,6 +65,10 @@ def _storage(case: Case) -> Iterator[Finding]:
         yield from schemas.storage(case.survey, table, ERROR)
 
 
+def _moments(case: Case) -> Iterator[Finding]:
+    yield from schemas.moments(case.survey, case.guess.taken, WARNING)
+
+
 def _names(case: Case) -> Iterator[Finding]:
     for name in case.catalog.tables:
         if not USABLE_NAME.fullmatch(name):
@@ -204,7 +208,8 @@ def _taken(case: Case) -> Iterator[SurveyedTable]:
 
 
 _SUBJECTS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
-    _server, _names, _storage, _primary_keys, _narrow, _soft, _foreign, _torn, _keys, _unique, _triggers, _counters,
+    _server, _names, _storage, _moments, _primary_keys, _narrow, _soft, _foreign, _torn, _keys, _unique, _triggers,
+    _counters,
 )  # fmt: skip
 
 
