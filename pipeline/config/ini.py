@@ -126,6 +126,8 @@ def sections(flat: Mapping[str, str], label: str, own_uri: str | None = None) ->
     buckets = str(flat.get("buckets") or "")
     if buckets and not buckets.isdigit():
         faults.append(f"{label} [{SECTION}] buckets must be a whole number")
+    if (reads := flat.get("reads") or "next") not in ("own", "next"):
+        faults.append(f"{label} [{SECTION}] reads is own or next, not {reads!r}")
     shards = _shards(flat, own_uri, label, faults)
     tables = _tables(flat, label, faults)
     if faults:

@@ -91,12 +91,19 @@ class Topology:
         """
         found = self._finding.get((name, column))
         if found is None:
-            # a whole number that is no id names no row, and is no fault: one database finds nothing, too
-            spelt = replace(column, type="bigint") if column.kind in ("id", "reference") else column
-            final, place = lenient(name, spelt), self.placing(name, column)
-            rule = place if self.table(name).reference else lambda key: place(final(key))
-            found = self._finding.setdefault((name, column), rule)
+            found = self._finding.setdefault((name, column), self._spelt(name, column))
         return found
+
+    def _spelt(self, name: str, column: Column) -> Rule:
+        place = self.placing(name, column)
+        if self.table(name).reference:
+            return place
+        if column.kind in ("id", "reference"):
+            # a number that is no id names no row, and is no fault: one database finds nothing, too
+            number = lenient(name, replace(column, type="bigint"))
+            return lambda key: place(key if type(key) is int else number(key))
+        final = lenient(name, column)
+        return lambda key: place(final(key))
 
     def _rule(self, table: TableSettings, column: Column | None = None) -> Rule:
         everywhere = self.reference_bucket

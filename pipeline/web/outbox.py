@@ -59,6 +59,8 @@ class Outbox:
         committed: whether the request's framework will commit *db*.
     """
 
+    early = False
+
     def __init__(self, db: Any, publisher: Publisher, *, committed: bool = True):
         self._table, self._publisher, self._committed = defined(db), publisher, committed
         self.drop()

@@ -92,6 +92,18 @@ def lock(session: NodeSession, buckets: Iterable[int], limit: int) -> dict[int, 
     return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
 
 
+def reached(session: NodeSession, buckets: Iterable[int]) -> dict[int, Position]:
+    """Return how far buckets are applied, whoever holds them.
+
+    Args:
+        session: inside the apply transaction.
+        buckets: which; one at least.
+    """
+    where = f"bucket IN ({_list(buckets)})"
+    found = session.rows(f"SELECT bucket, epoch, seq FROM pipeline_watermarks WHERE {where}")
+    return {bucket: Position(epoch, seq) for bucket, epoch, seq in found}
+
+
 def move(session: NodeSession, marks: Mapping[int, Position]) -> None:
     """Move watermarks, whose rows exist and are locked.
 

@@ -184,7 +184,7 @@ PLANTS = {
         "ALTER TABLE visit DROP FOREIGN KEY away",
         "s0: visit.purchase",
         "foreign key to purchase",
-        "drop the foreign key",
+        "ALTER TABLE `visit` DROP FOREIGN KEY `away`; or [tables.purchase] reference = true",
     ),
     "a replica that takes writes": Plant(
         "s0-r0",
