@@ -128,7 +128,7 @@ def test_a_time_zone_and_tables_to_leave_alone_have_keys_of_their_own(tmp_path: 
 
     assert settings.shards["s0"].time_zone == "Europe/Berlin"
     assert zone_of(settings.shards["s0"].primary) == (OWN, "Europe/Berlin")
-    assert settings.ignore == ("a", "old_*")
+    assert settings.ignore == ("report", "old_*")
 
 
 def test_a_time_zone_that_is_none_is_named_by_its_key(tmp_path: Path):
