@@ -70,8 +70,9 @@ def variables(session: NodeSession) -> dict[str, str]:
     return {str(name).lower(): str(value).lower() for name, value in found}
 
 
-def columns(session: NodeSession, tables: Sequence[str]) -> list[tuple[str, str, str, str | None, bool]]:
-    """Return of each column: database.table in lower case, name, type, character set, whether INSERTs must name it.
+def columns(session: NodeSession, tables: Sequence[str]) -> list[tuple[str, str, str, str | None, bool, str | None]]:
+    """Return of each column: database.table in lower case, name, type, character set, whether INSERTs must name it,
+    collation.
 
     Args:
         session: of the node.
@@ -79,12 +80,13 @@ def columns(session: NodeSession, tables: Sequence[str]) -> list[tuple[str, str,
     """
     found = session.rows(
         f"SELECT {_NAME}, column_name, column_type, character_set_name, is_nullable = 'NO' AND column_default IS NULL"
-        " AND extra NOT LIKE '%auto_increment%' AND extra NOT LIKE '%GENERATED%'"
+        " AND extra NOT LIKE '%auto_increment%' AND extra NOT LIKE '%GENERATED%',"
+        " collation_name"
         f" FROM information_schema.columns WHERE {rows_about(tables)} ORDER BY ordinal_position"
     )
     return [
-        (str(table).lower(), name, str(kind).lower(), charset, bool(required))
-        for table, name, kind, charset, required in found
+        (str(table).lower(), name, str(kind).lower(), charset, bool(required), collation)
+        for table, name, kind, charset, required, collation in found
     ]
 
 
