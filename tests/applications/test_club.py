@@ -37,7 +37,7 @@ MODEL = Model(
     },
     by_chance=frozenset({"created_on", "modified_on", "password", "registration_id"}),
 )
-#: As `pipeline adopt` says: a column that holds ids of pages is as wide as they are.
+#: As `pipeline adopt` says: what holds ids of pages is as wide as they are.
 WIDE = ("models/db.py", 'Field("page_id", "integer")', 'Field("page_id", "bigint")')
 RULE = 'rule = "placement:keep_old_rows"'
 TWO_SHARDS = "\n".join(
@@ -54,12 +54,15 @@ TWO_SHARDS = "\n".join(
         ),
     ]
 )
+AUTH = "auth.define_tables(username=False, signature=False)\n"
+RECORD_ID = 'db.auth_permission.record_id.type, db.auth_permission.record_id.requires = "bigint", None\n'
+CHANGES = [WIDE, ("models/db.py", AUTH, AUTH + RECORD_ID)]
 CLUB = Application(
     "club",
     MODEL,
     {1: ["club_one_shard"], 2: ["club_one_shard", "club_two_shards"]},
     {1: "", 2: TWO_SHARDS},
-    {1: [WIDE], 2: [WIDE]},
+    {1: CHANGES, 2: CHANGES},
 )
 
 
