@@ -219,7 +219,7 @@ def test_check_sends_to_migrate_only_for_what_migrate_does(there: str, fix: str)
     ],
 )
 def test_a_shard_key_that_takes_texts_for_equal_is_named(collation: str, rules: dict[str, Any], found: bool) -> None:
-    note = SurveyedColumn("varchar(100)", "utf8mb4", False, collation)
+    note = SurveyedColumn("varchar(100)", "utf8mb4", False, "", collation)
     columns = {"id": SurveyedColumn("bigint", None, False), "note": note}
     node = Survey("s0", "mysql", "11.4-MariaDB", tables={"order": SurveyedTable("order", "InnoDB", columns)})
     schema = TableSchema("order", (Column("id", "id"), Column("note", "string", 100)))
