@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from pipeline.dal.objects import real_name, rebuilt_on
+from pipeline.dal.objects import has_filters, kind_of, real_name, rebuilt_on
 
 
 def narrowed(query: Any, callers: Iterable[tuple[Any, Callable[[Any], Any]]]) -> Any:
@@ -33,6 +33,20 @@ def _limits(table: Any, query: Any) -> Iterator[Any]:
     tenant = table._db._request_tenant
     if tenant in table.fields and table[tenant].default is not None:
         yield table[tenant] == table[tenant].default
+
+
+def limited(query: Any, tables: Iterable[Any]) -> Any:
+    """Return *query* narrowed by the filters of its caller's *tables*; pyDAL does not narrow the result again."""
+    if getattr(query, "ignore_common_filters", False):
+        return query
+    own = {table._tablename: table for table in tables if has_filters(table)}
+    if not own:
+        return query
+    if kind_of(query) == "Table":
+        query = query._db(query).query
+    found = narrowed(query, ((table, lambda part: part) for table in own.values()))
+    found.ignore_common_filters = True
+    return found
 
 
 class CallersFilters(threading.local):

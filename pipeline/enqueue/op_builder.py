@@ -61,6 +61,8 @@ class OpBuilder:
             self._latest[name] = db
             if name in lazy and name in self._seen_lazy:
                 continue
+            if self._topology.ignores(name):
+                continue
             if name in self._configured or not name.startswith(NOT_OURS):
                 if name in lazy:
                     self._seen_lazy.add(name)
@@ -197,6 +199,8 @@ class OpBuilder:
         signature = signature_of(table)
         compiled = self._compiled.get(signature)
         if compiled is None:
+            if self._topology.ignores(table._tablename):
+                raise BadOp(f"{table._tablename!r} is left to its database by [pipeline] ignore: write it through db")
             compiled = self._compiled[signature] = CompiledTable(schema_of(table), self._topology)
         return compiled
 

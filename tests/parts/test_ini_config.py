@@ -76,10 +76,12 @@ def test_a_toml_file_is_named_relative_to_the_ini_file(tmp_path: Path):
         ("no section at all", ["is not an ini file"]),
         (f"[pipeline]\nredis = redis://log\nshard_s0 = {OWN}\n", ["[pipeline] shard_s0 has a lone '%'"]),
         (
-            f"[db]\nuri = {WRITTEN}\n[pipeline]\nredis = redis://log\nbrokr = x\nbuckets = many\nshard_keys = a\n",
+            f"[db]\nuri = {WRITTEN}\n[pipeline]\nredis = redis://log\nbrokr = x\nbuckets = many\nshard_keys = a\n"
+            "reads = mine\n",
             [
                 "[pipeline] has an unknown key 'brokr'; did you mean 'broker'",
                 "[pipeline] buckets must be a whole number",
+                "[pipeline] reads is own or next, not 'mine'",
                 "[pipeline] shard_keys takes TABLE: FIELD, TABLE: FIELD; 'a' is neither",
             ],
         ),
