@@ -6,7 +6,7 @@ The two differ in where an op goes and in what a read must see. Options are docu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,9 @@ class Calls(ABC):
     @abstractmethod
     def unsent(self, table: str) -> bool:
         """Return whether ops for a table, given by name, are not sent yet: in an atomic block, or held."""
+
+    def see_own(self, tables: Set[str], *, frozen: bool = False) -> None:  # noqa: B027 - nothing waits in a client
+        """Send what waits for a commit ahead of a read of *tables*, and wait for it; a client sends at its calls."""
 
     # writes -------------------------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ class Client(Calls):
         redis = self.settings.redis
         self.spool = _spool_of(self.settings)
         # without a spool an op has nowhere else to go
-        self.wait_budgets = WaitBudgets(redis.timeout_s * FOR_REDIS if self.spool else math.inf)
+        self.wait_budgets = WaitBudgets(redis.timeout_s * FOR_REDIS if self.spool else math.inf, cold=True)
         self.log: Log = log or RedisLog(
             redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s, wait_budgets=self.wait_budgets
         )

@@ -52,7 +52,8 @@ class EarlierOps:
         self._shard, self._session, self._log, self._wait_s = shard, session, log, wait_s
         self._since: dict[tuple[int, Position], float] = {}
         self._after: Mapping[int, Position] = {}
-        self._oldest_ms: float | None = None
+        #: When the oldest queued op of each bucket was enqueued; None: not known yet.
+        self._oldest_ms: dict[int, float] | None = None
 
     def begin(self, after: Mapping[int, Position]) -> None:
         """Begin a transaction.
@@ -76,21 +77,22 @@ class EarlierOps:
             return None
         if self._oldest_ms is None:
             self._oldest_ms = self._oldest_queued()
-        if min(self._oldest_ms, left_ms) > item.op.at_ms + CLOCKS_MS:
+        others = (at_ms for bucket, at_ms in self._oldest_ms.items() if bucket != item.entry.bucket)
+        if min(others, default=inf) > item.op.at_ms + CLOCKS_MS < left_ms:
             return None
-        self._oldest_ms = min(self._oldest_ms, item.op.at_ms)  # this one is queued from now on
+        self._oldest_ms[item.entry.bucket] = item.op.at_ms  # this one is queued from now on
         detail = f"{item.entry.bucket}:{item.entry.position} for at most [apply] early_wait_s = {self._wait_s:g} s"
         return WaitReason("early", self._shard, self._shard, detail)
 
-    def _oldest_queued(self) -> float:
-        """Return when the oldest op was enqueued that is queued in any bucket of the shard."""
+    def _oldest_queued(self) -> dict[int, float]:
+        """Return when the oldest op was enqueued that is queued, of each bucket of the shard that has one."""
         dirty = self._log.dirty(self._shard)
         if not dirty:
-            return inf
+            return {}
         after = {**ledger.reached(self._session, dirty), **self._after}
         behind = {bucket: after.get(bucket, START) for bucket in dirty}
         heads = self._log.read(behind, dict.fromkeys(behind, 1))
-        return min((_sent_ms(entry) for found in heads.values() for entry in found), default=inf)
+        return {bucket: _sent_ms(found[0]) for bucket, found in heads.items() if found}
 
 
 def by_time(items: Iterable[Item]) -> list[Item]:

@@ -43,10 +43,11 @@ class Changes:
         calls: take them.
         table: the attached table.
         archive: where an update keeps each row as it was before. Then it is one op for each row, for each needs an id.
+        own: whether what the request has queued is sent, and waited for, where rows must be looked for.
     """
 
-    def __init__(self, calls: Calls, table: Any, archive: Archive | None = None):
-        self._calls, self._table, self._archive = calls, table, archive
+    def __init__(self, calls: Calls, table: Any, archive: Archive | None = None, *, own: bool = False):
+        self._calls, self._table, self._archive, self._own = calls, table, archive, own
         #: Of what was queued.
         self.receipts: list[Receipt] = []
         key = calls.client.topology.table(real_name(table)).shard_key
@@ -170,11 +171,13 @@ class Changes:
             )
 
     def _settle(self, name: str) -> None:
+        if self._own and self._calls.unsent(name):
+            self._calls.see_own({name})
         if self._calls.unsent(name):
             raise BadOp(
                 f"this write to {name!r} must look for its rows in the database, where those that the same request has "
-                "queued are not yet: fix the id or the shard key in the query with ==, call db.commit() before, or "
-                "write in another request"
+                "queued are not yet: fix the id or the shard key in the query with ==, attach the table with "
+                'reads="own", call db.commit() before, or write in another request'
             )
         self._calls.client.barrier(name, SETTLE_S)
 

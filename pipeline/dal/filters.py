@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pipeline.dal.objects import kind_of, tables_in
+from pipeline.dal.objects import has_filters, kind_of, tables_in
 
 
 def narrowed(query: Any, callers: Iterable[tuple[Any, Callable[[Any], Any]]]) -> Any:
@@ -26,14 +26,22 @@ def narrowed(query: Any, callers: Iterable[tuple[Any, Callable[[Any], Any]]]) ->
     return query
 
 
-def narrowed_here(query: Any) -> Any:
-    """Return *query* with the limits of its tables, asked for in this thread: another has no request, and no user."""
-    if kind_of(query) == "Table":
-        query = query._db(query).query
+def narrowed_here(query: Any, tables: Iterable[Any] | None = None) -> Any:
+    """Return *query* with the limits of its tables, asked for in this thread: another has no request, and no user.
+
+    Args:
+        query: pyDAL does not narrow the result again.
+        tables: those that count; None: all of the query.
+    """
     if getattr(query, "ignore_common_filters", False):
         return query
-    tables = {table._tablename: table for table in tables_in(query)}
-    found = copy.copy(narrowed(query, ((table, lambda part: part) for table in tables.values())))
+    named = tables_in(query) if tables is None else tables
+    own = {table._tablename: table for table in named if has_filters(table)}
+    if not own:
+        return query
+    if kind_of(query) == "Table":
+        query = query._db(query).query
+    found = copy.copy(narrowed(query, ((table, lambda part: part) for table in own.values())))
     found.ignore_common_filters = True
     return found
 

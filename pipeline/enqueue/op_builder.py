@@ -189,6 +189,8 @@ class OpBuilder:
         signature = signature_of(table)
         compiled = self._compiled.get(signature)
         if compiled is None:
+            if self._topology.ignores(table._tablename):
+                raise BadOp(f"{table._tablename!r} is left to its database by [pipeline] ignore: write it through db")
             compiled = self._compiled[signature] = CompiledTable(schema_of(table), self._topology)
         return compiled
 

@@ -146,11 +146,13 @@ class RowIds:
         log, lease, began_s = self._log, f"span:{shard}", clock.mono_s()
         for _ in clock.polls(SPAN_S, first_s=0.005):
             mine = log.take_lease(lease, int(SPAN_LEASE_S * 1000)) or clock.mono_s() - began_s > SPAN_LEASE_S
-            given = log.give_ids(shard, wanted)
-            if given.starts is None and mine:
-                given = log.give_ids(shard, wanted, self._new_span(shard, given))
-            if mine:
-                log.release_lease(lease, "1")
+            try:
+                given = log.give_ids(shard, wanted)
+                if given.starts is None and mine:
+                    given = log.give_ids(shard, wanted, self._new_span(shard, given))
+            finally:  # what one process meets, the others are not to wait for
+                if mine:
+                    log.release_lease(lease, "1")
             if given.starts is not None:
                 return given.starts
         raise LogUnavailable(f"shard {shard!r} got no span of ids", sent=False)

@@ -71,24 +71,42 @@ def _uncached(own: type[Any]) -> type[Any]:
     """Return a class of sets, like pyDAL's *own*, that refuse `cache=`; so do the sets that are made of one."""
 
     class Uncached(own):  # type: ignore[misc]  # of either line of pyDAL
-        def __call__(self, *args: Any, **options: Any) -> Any:
-            return uncached(super().__call__(*args, **options))
+        def __call__(self, query: Any, *args: Any, **options: Any) -> Any:
+            self._refuse(query, (), {})
+            return uncached(super().__call__(query, *args, **options), self._refuse)
 
         def count(self, distinct: Any = None, cache: Any = None) -> Any:
             refuse_cache(cache)
+            self._refuse(self.query, (distinct,), {})
             return super().count(distinct)
 
         def select(self, *fields: Any, **options: Any) -> Any:
             refuse_cache(options.get("cache"))
+            self._refuse(self.query, fields, options)
             return super().select(*fields, **options)
+
+        def iterselect(self, *fields: Any, **options: Any) -> Any:
+            refuse_cache(options.get("cache"))
+            self._refuse(self.query, fields, options)
+            return super().iterselect(*fields, **options)
 
     return Uncached
 
 
-def uncached(found: Any) -> Any:
-    """Let a set of pyDAL's, just made, refuse `cache=`; return it."""
+def _nothing(query: Any, fields: Sequence[Any], options: Mapping[str, Any]) -> None:
+    """Refuse no read."""
+
+
+def uncached(found: Any, refuse: Any = _nothing) -> Any:
+    """Let a set of pyDAL's, just made, refuse `cache=`; return it.
+
+    Args:
+        found: the set.
+        refuse: called with query, fields and options of each read of the set, before it is sent.
+    """
     own: Any = type(found)
-    found.__class__ = _uncached(own)
+    found.__class__ = own if own.__name__ == "Uncached" else _uncached(own)
+    found._refuse = refuse
     return found
 
 

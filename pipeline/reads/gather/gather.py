@@ -15,7 +15,8 @@ from pipeline.oplog.contract import Entries
 from pipeline.per_process import PerProcess
 from pipeline.reads.connections import NodeReader
 from pipeline.reads.gather.merge import merged_rows
-from pipeline.reads.gather.shard_query import ShardQuery, check_options, shape_of
+from pipeline.reads.gather.over_shards import answered, check_options
+from pipeline.reads.gather.shard_query import ShardQuery, shape_of
 from pipeline.reads.node_dal import NodeDAL, ReadInfo, callers_names
 from pipeline.reads.onward import Onward
 from pipeline.reads.read_place import ReadPlace, needs_at, places_of_query
@@ -26,6 +27,10 @@ from pipeline.reads.routing.router import Router
 GATHER_S = 10.0
 #: Reads over all shards that may run at a time in one process; more wait their turn.
 AT_A_TIME = 8
+#: The most values of a subselect that are put in its place.
+MOST_VALUES = 10_000
+#: Options of a subselect that pyDAL itself does not heed there.
+_OF_A_CACHE = ("cache", "cacheable", "processor")
 #: No process needs more threads than that.
 MOST_THREADS = 64
 
@@ -43,8 +48,17 @@ class SharedRead(NamedTuple):
 
     ask: Callable[[NodeDAL], Any]
     onward: Onward
-    timeout_s: float
+    deadline: clock.Deadline
     partial: bool = False
+
+
+class ReadyRead(NamedTuple):
+    """What is read, and where: each place has all rows that its part of the answer depends on."""
+
+    query: Any
+    fields: tuple[Any, ...]
+    options: Mapping[str, Any]
+    places: list[ReadPlace]
 
 
 class Gather:
@@ -80,19 +94,13 @@ class Gather:
             partial: whether shards that do not answer may be missing.
             timeout_s: of the whole.
         """
-        places = self._where(query, fields, options)
-        asked = SharedRead(
-            lambda db: db.select(query, fields, options),
-            onward,
-            seconds("timeout_s", timeout_s),
-            partial,
-        )
-        if len(places) == 1:
-            (part,) = self._parts(places, asked)[0]
+        deadline = clock.Deadline(seconds("timeout_s", timeout_s))
+        asked = SharedRead(lambda db: db.select(ready.query, ready.fields, ready.options), onward, deadline, partial)
+        ready = self._ready(query, fields, options, asked)
+        if len(ready.places) == 1:
+            (part,) = self._parts(ready.places, asked)[0]
             return _marked(part.value, [part], {})
-        check_options(options)
-        query = narrowed_here(query)
-        parts, missing = self._parts(places, asked._replace(ask=_shaped(query, tuple(fields), options)))
+        parts, missing = self._parts(ready.places, asked._replace(ask=_shaped(ready)))
         first: ShardQuery = parts[0].value[0]
         reader: NodeReader = parts[0].value[2]
         rows = merged_rows((part.value[1] for part in parts), first.merge)
@@ -121,16 +129,16 @@ class Gather:
         fields = () if distinct is None else tuple(distinct) if isinstance(distinct, list | tuple) else (distinct,)
         if any(kind_of(field) not in ("Field", "Expression") for field in fields):
             raise BadRead("distinct= of a count takes a field, or several")
-        places = self._where(query, fields, {})
-        query = narrowed_here(query)
-        asked = SharedRead(lambda db: db.where(query).count(), onward, timeout_s=seconds("timeout_s", timeout_s))
+        deadline = clock.Deadline(seconds("timeout_s", timeout_s))
+        asked = SharedRead(lambda db: db.where(ready.query).count(), onward, deadline)
+        ready = self._ready(query, fields, {"distinct": True} if fields else {}, asked)
         if not fields:
-            parts, _ = self._parts(places, asked)
+            parts, _ = self._parts(ready.places, asked)
             return sum(part.value for part in parts)
-        if len(places) == 1:
-            asked = asked._replace(ask=lambda db: db.where(query).count(distinct=db.reader.own(fields)))
-            return int(self._parts(places, asked)[0][0].value)
-        parts, _ = self._parts(places, asked._replace(ask=_shaped(query, fields, {"distinct": True})))
+        if len(ready.places) == 1:
+            asked = asked._replace(ask=lambda db: db.where(ready.query).count(distinct=db.reader.own(ready.fields)))
+            return int(self._parts(ready.places, asked)[0][0].value)
+        parts, _ = self._parts(ready.places, asked._replace(ask=_shaped(ready)))
         rows = merged_rows((part.value[1] for part in parts), parts[0].value[0].merge)
         # as COUNT(DISTINCT a, b) does, leave out what has a NULL
         return sum(None not in row for row in rows)
@@ -144,9 +152,50 @@ class Gather:
 
     # parts --------------------------------------------------------------------------------------------------
 
+    def _ready(self, query: Any, fields: Sequence[Any], options: Mapping[str, Any], asked: SharedRead) -> ReadyRead:
+        """Return a read without what a shard cannot answer alone."""
+        if len(self._topology.shards) == 1:
+            return ReadyRead(query, tuple(fields), options, self._where(query, fields, options))
+        query = narrowed_here(query)
+        places = self._where(query, fields, options)
+        if len(places) > 1:
+            check_options(options)
+        steps = answered(self._topology, places, query, fields, options)
+        try:
+            subselect = next(steps)
+            while True:
+                subselect = steps.send(self._values(subselect, asked))
+        except StopIteration as end:
+            query, fields, options = end.value
+        within = {real_name(table) for table in tables_in([query, *fields, *options.values()], inner=True)}
+        if any(self._topology.table(name).reference for name in within):
+            places = [place.also(self._topology.reference_bucket) for place in places]
+        return ReadyRead(query, tuple(fields), options, places)
+
+    def _values(self, select: Any, asked: SharedRead) -> list[Any]:
+        """Return the values of a subselect, of all shards."""
+        options = {name: value for name, value in select._attributes.items() if value and name not in _OF_A_CACHE}
+        check_options(options)
+        [field] = select._qfields
+        field = field.first if op_name(field) == "_as" else field
+        ready = self._ready(select._query, (field,), options, asked)
+        first, behind = options.get("limitby") or (0, MOST_VALUES + 1)
+        bound = {"limitby": (first, min(behind, first + MOST_VALUES + 1)), "orderby_on_limitby": False}
+        shaped = _shaped(ready._replace(options={**ready.options, **bound}))
+        parts, _ = self._parts(ready.places, asked._replace(ask=shaped, partial=False))
+        rows = merged_rows((part.value[1] for part in parts), parts[0].value[0].merge)
+        if len(rows) > MOST_VALUES:
+            raise BadRead(
+                f"a subselect of {field} finds more than {MOST_VALUES:,} values: narrow it, or give nested_select "
+                "distinct=True, or select the values first and read in parts"
+            )
+        return list(dict.fromkeys(row[0] for row in rows))
+
     def _where(self, query: Any, fields: Sequence[Any], options: Mapping[str, Any]) -> list[ReadPlace]:
         left, join = _listed(options.get("left")), _listed(options.get("join"))
-        tables = list(tables_in([query, *fields, *left, *join]))
+        tables = list(tables_in([query, *fields, *left, *join, options.get("orderby"), options.get("groupby")]))
+        if any(kind_of(table) == "Select" for table in tables):
+            raise BadRead("a subselect as a table cannot be read here: open a node with pipeline.read, or join tables")
         ons = [item.second for item in (*left, *join) if op_name(item) == "on"]
         places = places_of_query(self._topology, query, tables, ons)
         outer = {table._tablename for item in left for table in tables_in(getattr(item, "first", item))}
@@ -176,10 +225,9 @@ class Gather:
     def _all(self, places: Sequence[ReadPlace], asked: SharedRead) -> list[Part | Unavailable]:
         if len(places) == 1:
             return [self._one(places[0], asked)]
-        deadline = clock.Deadline(asked.timeout_s)
         futures: list[Future[Part | Unavailable]] = [self._pool().submit(self._one, place, asked) for place in places]
-        wait(futures, deadline.left_s)
-        late = f"no answer within {asked.timeout_s:.3g} s"
+        wait(futures, asked.deadline.left_s)
+        late = f"no answer within {asked.deadline.at - asked.deadline.started:.3g} s"
         outcomes: list[Part | Unavailable] = []
         for place, future in zip(places, futures, strict=True):
             if future.done():
@@ -213,9 +261,7 @@ class Gather:
         return ThreadPoolExecutor(threads, thread_name_prefix="pipeline-gather")
 
 
-def _shaped(
-    query: Any, fields: tuple[Any, ...], options: Mapping[str, Any]
-) -> Callable[[NodeDAL], tuple[ShardQuery, list[tuple[Any, ...]], NodeReader]]:
+def _shaped(ready: ReadyRead) -> Callable[[NodeDAL], tuple[ShardQuery, list[tuple[Any, ...]], NodeReader]]:
     """Return what each shard has to do; the statement is written once for all shards of a kind.
 
     Who has written it comes with it: only that reader is sure to know the tables, and so to read the rows.
@@ -226,7 +272,7 @@ def _shaped(
         kind = db.reader.dialect.name
         shaped = shapes.get(kind)
         if shaped is None:
-            shaped = shapes[kind] = shape_of(db.reader, query, fields, options), db.reader
+            shaped = shapes[kind] = shape_of(db.reader, *ready[:3]), db.reader
         shape, writer = shaped
         return shape, db.reader.rows(shape.sql), writer
 
