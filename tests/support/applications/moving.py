@@ -51,6 +51,7 @@ class Moving:
         self.folder = applications / self.name
         self.config = self.folder / private / "pipeline.toml"
         self.shards = ["s0"]
+        self.must: list[dict[str, Any]] = []
         ground.create("s0", self.name)
         shutil.copytree(HERE / application.name, self.folder)
 
@@ -58,8 +59,8 @@ class Moving:
     def uri(self) -> str:
         return self.ground.uri("s0", self.name)
 
-    def adopt(self, shards: int) -> list[dict[str, Any]]:
-        """Write the configuration, run `pipeline adopt` and its SQL; return what it found before."""
+    def adopt(self, shards: int) -> None:
+        """Write the configuration, run `pipeline adopt` and its SQL; keep what must change by its words."""
         self.shards = [f"s{number}" for number in range(shards)]
         for shard in self.shards[1:]:
             self.ground.create(shard, self.name)
@@ -69,7 +70,7 @@ class Moving:
         found = json.loads(run(*asked, "--json", exits=1))
         self.ground.ask("s0", self.name, run(*asked, "--sql", exits=1))
         run(*asked)
-        return list(found["findings"])
+        self.must = [one for one in found["findings"] if one["severity"] == "error"]
 
     def change(self) -> None:
         """Lay the files that change over the plain ones."""
