@@ -198,10 +198,11 @@ class IdsUsedUp(Unavailable):
 
 
 class NotMigrated(PipelineError):
-    """A shard lacks the pipeline's own tables."""
+    """A shard lacks the pipeline's own tables, or its user may not use them."""
 
     def __init__(self, node: str, why: str):
-        super().__init__(f"node {node!r} is not prepared ({why}); run: pipeline migrate")
+        cure = "GRANT its user what pipeline check names" if " denied " in why else "run: pipeline migrate"
+        super().__init__(f"node {node!r} is not prepared ({why}); {cure}")
         self.node = node
 
 

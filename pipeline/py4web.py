@@ -75,11 +75,13 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         self.client = _client(source, broker)
         if mode == "outbox":  # at import: what one thread defines in a request, others have not got
             outbox.defined(db)
+        #: How many tables are published.
+        self._known = 0
         self._watch_commits(db._adapter)
         manual_commit.follow_commits(db, self._begun_here)
 
     def on_request(self, context: dict[str, Any]) -> None:
-        """Begin a request; nothing is opened before the first call.
+        """Begin a request; the first one publishes the tables. Nothing else is opened before the first call.
 
         Raises:
             RuntimeError: the order of the fixtures would send ops before the database commits.
@@ -88,6 +90,10 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         earlier = fixtures[: fixtures.index(self)]
         if any(isinstance(one, DAL) for one in earlier):
             raise RuntimeError(_order(earlier))
+        if len(self.db.tables) != self._known:  # those of models.py, which imports db from beside this object
+            self._known = len(self.db.tables)
+            self.client.define_tables(self.db)
+            warm_up(self.client)
         Fixture.local_initialize(self)
         self.local.request = self.local.not_committed = None
         self.local.session = next((one for one in earlier if isinstance(one, Session)), None)

@@ -23,6 +23,9 @@ _Result = TypeVar("_Result")
 Given = ParamSpec("Given")
 #: A reply that took less than this share of the whole is not counted as waiting: a loop of many calls is no hang.
 HARDLY = 0.1
+#: A process that Redis has never answered waits at least so long, s: it has to import, to connect and to learn first,
+#: and on a busy machine eight such processes take a second.
+COLD_S = 2.0
 
 
 class WaitBudgetSpent(TimeoutError):
@@ -47,20 +50,24 @@ class WaitBudgets:
 
     Args:
         most_s: of one call, or of one request; `math.inf` where there is nowhere to go instead.
+        cold: whether this process has still to connect to Redis.
 
     Attributes:
+        cold: until Redis has taken an op of this process, or has failed one: its silence says little before.
         ended: called at the end of each thread that works aside: it closes what belongs to the thread.
     """
 
-    def __init__(self, most_s: float):
-        self.most_s = most_s
+    def __init__(self, most_s: float, *, cold: bool = False):
+        self.most_s, self.cold = most_s, cold
         self.hardly_s = most_s * HARDLY
         self.here = _Here()
         self.ended: Callable[[], object] = lambda: None
 
     def budget(self) -> WaitBudget | None:
         """Return a whole budget; all calls of a web request share one. None: there is no limit."""
-        return WaitBudget(self.most_s) if self.most_s < math.inf else None
+        if self.most_s == math.inf:
+            return None
+        return WaitBudget(max(self.most_s, COLD_S) if self.cold else self.most_s)
 
     @contextmanager
     def within(self, budget: WaitBudget | None) -> Iterator[None]:

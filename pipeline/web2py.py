@@ -152,6 +152,7 @@ def attend(request: Request, db: Any, keep: Callable[[str | None], None], *, fro
     rollback: Any = response._custom_rollback
 
     failed: list[Exception] = []
+    known = len(db.tables)
 
     def committed(adapter: Any) -> None:
         if adapter is not None:
@@ -166,6 +167,8 @@ def attend(request: Request, db: Any, keep: Callable[[str | None], None], *, fro
         if failed:
             request.drop()
             raise failed[0]
+        if len(db.tables) != known:  # by models that run after the pipeline's, or by the controller
+            request.client.define_tables(db)
         try:
             keep(request.finish())
         finally:

@@ -222,12 +222,13 @@ def _writing(pipeline: Client, shard: str) -> Iterator[NodeSession]:
 
 
 def published(pipeline: Client) -> list[TableSchema]:
-    """Return the newest definition of each table; one that others refer to comes before them.
+    """Return the newest definition of each table that is not ignored; one that others refer to comes before them.
 
     Args:
         pipeline: the deployment.
     """
-    return _parents_first([TableSchema.from_json(text) for _, text in sorted(pipeline.log.newest_schemas().items())])
+    newest, ignores = sorted(pipeline.log.newest_schemas().items()), pipeline.topology.ignores
+    return _parents_first([TableSchema.from_json(text) for name, text in newest if not ignores(name)])
 
 
 def _refuse_restored(pipeline: Client) -> None:

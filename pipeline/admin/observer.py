@@ -119,8 +119,8 @@ class Observer:
         behind = {bucket: marks[bucket] for bucket, ops in queued.items() if ops}
         heads = self._log.read(behind, dict.fromkeys(behind, 1)) if behind else {}
         sent_ms = [at_ms for entries in heads.values() for entry in entries if (at_ms := _sent_ms(entry)) is not None]
-        oldest_ms = max(0, clock.wall_ms() - min(sent_ms)) if sent_ms else None
-        queue = Queue(sum(queued.values()), unseen, oldest_ms, self._log.dirty(shard))
+        oldest_ms = max(0, clock.wall_ms() - int(min(sent_ms))) if sent_ms else None
+        queue = Queue(sum(queued.values()), unseen, oldest_ms, len(self._log.dirty(shard)))
         return _Queued(queue, behind, self._log.waits(shard))
 
     def _published(self, shard: str) -> dict[int, Position]:
@@ -171,7 +171,7 @@ def _ask(node: str, uri: str, *, primary: bool) -> _Node:
     return _Node(at_s, marks, standing.newest_ms, counts, stops)
 
 
-def _sent_ms(entry: Entry) -> int | None:
+def _sent_ms(entry: Entry) -> float | None:
     """Return when an op was enqueued; None of an entry that this release cannot read."""
     try:
         return decode(entry.payload).at_ms

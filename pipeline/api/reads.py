@@ -108,7 +108,8 @@ def select(
         timeout_s: how long the whole may take, s.
         after, max_lag_s, wait_s, on_stale: as for `read`; only the shards that *after* concerns wait.
         attributes: pyDAL's. Over several shards: `orderby`, `limitby` (with an orderby), `groupby`, `distinct`, the
-            aggregates sum, avg, min, max, count, and joins by the shard key or with reference tables.
+            aggregates sum, avg, min, max, count, and joins by the shard key or with reference tables. A `belongs` of
+            `db(query).nested_select(field)` is answered over all shards first.
 
     Returns:
         A pyDAL Rows; its `read_info` lists how each shard was read.

@@ -14,6 +14,7 @@ from pipeline.apply.attempt import Attempt
 from pipeline.apply.batch import Batch
 from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
 from pipeline.apply.turns import SCHEMA_DELAY_MS, ShardTurns, ms_since
+from pipeline.config.sections import MOST_BUCKETS
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.model.op import Position
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 PAUSED_DELAY_MS = 1000
 #: A note holds until its bucket's watermark moves, or for so long, ms: a batch may take 4 tries of 5 s, and rest 5 s.
 NOTE_MS = 40_000
+#: How long a bucket whose next op may be early rests, ms: what it waits for is often being committed at this moment.
+EARLY_DELAY_MS, MOST_EARLY_DELAY_MS = 20, 500
 #: The longest detail that is noted, characters: a note is for each bucket.
 _DETAIL = 300
 logger = logging.getLogger("pipeline.apply")
@@ -58,6 +61,10 @@ class Applier(ShardTurns):
         transaction = ApplyTransaction(shard, session, log, settings, step, tables)
         super().__init__(shard, session, log, transaction)
         self._settings, self._failures = settings, 0
+        #: How many turns in a row had ops that may be early.
+        self._early = 0
+        #: Whether ops need ops of other buckets, so that the oldest of all buckets are applied together: until all is.
+        self._whole = False
         #: Whether the log went away in the last turn: what that turn noted, and could not take back, means nothing.
         self._log_failed = False
 
@@ -70,9 +77,10 @@ class Applier(ShardTurns):
         """
         started = clock.mono_s()
         self._step("due")
-        limit = self._settings.buckets
-        due = self._log.due(self.shard, 2 * limit)
+        limit = MOST_BUCKETS + 1 if self._whole else self._settings.buckets
+        due = self._log.due(self.shard, limit if self._whole else 2 * limit)
         if not due:
+            self._whole = False
             return Outcome()
         try:
             if (paused := self._stopped.whole()) is not None:
@@ -80,8 +88,19 @@ class Applier(ShardTurns):
                 return Outcome(left=len(due), waiting=paused.sentence(), ms=ms_since(started))
             if bell is not None and len(due) > limit:
                 bell.ring_now(self.shard, len(due))
-            outcome = self._turn(Take(due, again=self._log_failed), started)
-            self._failures, self._log_failed = 0, False
+            early = self._early
+            take = Take(due, whole=self._whole, hurried=not self._whole, again=self._log_failed)
+            outcome = self._turn(take, started)
+            self._failures, self._log_failed = 0, outcome.crossed
+            self._whole |= outcome.crossed
+            if self._early == early:
+                self._early = 0
+                self._whole &= outcome.left > 0
+            else:
+                self._whole = True
+                if not outcome.ring:  # others commit meanwhile what these wait for
+                    clock.sleep_s(self._early_rest_s())
+                outcome.ring = True
         except Unavailable as error:
             self._failures += 1
             self._log_failed = isinstance(error, LogUnavailable)
@@ -93,6 +112,9 @@ class Applier(ShardTurns):
         outcome.ms = ms_since(started)
         rejections.tell(self.shard, outcome.refused)
         return outcome
+
+    def _early_rest_s(self) -> float:
+        return min(MOST_EARLY_DELAY_MS, EARLY_DELAY_MS * self._early) / 1000
 
     def _explain(self, bucket: int, reason: WaitReason, attempt: Attempt) -> None:
         note_waits(self._log, self.shard, {bucket: reason}, {bucket: attempt.after})
@@ -111,7 +133,11 @@ class Applier(ShardTurns):
             if restored:
                 self._log.note_attempts(self.shard, dict.fromkeys(restored, ""), anew=True)
                 self._log.postpone(self.shard, restored, SCHEMA_DELAY_MS)
-            if resting := {bucket: mark for bucket, mark in held.items() if bucket not in restored}:
+            early = {bucket: mark for bucket, mark in held.items() if batch.waiting[bucket].kind == "early"}
+            if early:
+                self._early += 1
+                self._log.finish(self.shard, early, delay_ms=round(1000 * self._early_rest_s()))
+            if resting := {bucket: mark for bucket, mark in held.items() if bucket not in (*restored, *early)}:
                 self._log.finish(self.shard, resting, delay_ms=SCHEMA_DELAY_MS)
             if held:
                 note_waits(self._log, self.shard, batch.waiting, held)

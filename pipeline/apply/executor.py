@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from pipeline.apply.earlier_ops import EarlierOps, Early
 from pipeline.apply.grouping import Group, Item
 from pipeline.apply.held_rows import HeldRows
 from pipeline.apply.pace import Lessons, Portion, accused, around, chunk, halves
 from pipeline.apply.versioned_update import versioned
 from pipeline.errors import PipelineError, Rejected
-from pipeline.model.op import COPY, GROUP, INSERT, UPSERT, Entry, Op
+from pipeline.model.op import COPY, GROUP, INSERT, UPSERT, Entry, Op, Position
+from pipeline.model.wait_reason import WaitReason
 from pipeline.shard.driver_errors import (
     Fault,
     code_of,
@@ -22,6 +24,7 @@ from pipeline.shard.driver_errors import (
     is_about_other_rows,
     is_driver_error,
     lacks_right,
+    may_be_early,
     required_column,
     sentence_of,
 )
@@ -74,7 +77,9 @@ class Executor:
         rows: which rows are held, and by what.
         step: called with the name of each step before it is taken.
         lessons: what earlier batches have taught.
+        earlier: tells which ops may be early; None: none is.
         last_try: whether such an error is believed now.
+        patient: whether the others are executed where one may be early, to find all that may be.
 
     Attributes:
         rejects: the ops that were rejected or parked.
@@ -88,14 +93,20 @@ class Executor:
         rows: HeldRows,
         step: Callable[[str], None],
         lessons: Lessons,
+        earlier: EarlierOps | None,
         *,
         last_try: bool,
+        patient: bool,
     ):
         self._session, self._known, self._rows, self._step = session, known, rows, step
-        self._lessons, self._last_try = lessons, last_try
+        self._lessons, self._earlier, self._last_try = lessons, earlier, last_try
+        self._patient = patient
         self._checked: set[str] = set()
         self._misled = False  # the server has named a row that was not the bad one
         self._limit = min(session.statement_bytes() - 1024, MOST_STATEMENT_BYTES)
+        #: What was refused, and is tried again after all else.
+        self._doubtful: list[Item] = []
+        self._early: dict[int, tuple[Position, WaitReason]] = {}
         self.rejects: list[Reject] = []
         self.ids: list[tuple[Entry, int]] = []
 
@@ -103,12 +114,12 @@ class Executor:
         """Execute *groups* in order.
 
         Raises:
-            SchemaBehind, ConstraintsChanged, NeverSeen, Halt: the transaction must be rolled back and run again.
+            SchemaBehind, ConstraintsChanged, NeverSeen, Halt, Early: the transaction must be rolled back and run again.
             Exception: the driver's own, if it is transient.
         """
         for group in groups:
             self._step("statement")
-            items, parked = self._rows.part(group.items)
+            items, parked = self._rows.part(self._on_time(group.items))
             self.rejects += parked
             if group.facts is None:
                 for item in items:
@@ -122,6 +133,10 @@ class Executor:
                     self._versioned(some)
                 else:
                     self._run(group.kind, some, group.facts)
+        if not self._early:
+            self._try_again()
+        if self._early:
+            raise Early(self._early)
 
     def condemn(self, items: Iterable[Item], why: str) -> None:
         """Reject ops without executing them.
@@ -137,7 +152,9 @@ class Executor:
         waiting = [Portion(items)]
         while waiting:
             part, fails, rest_of = waiting.pop()
-            refused = len(self.rejects)
+            if not (part := self._on_time(part)):
+                continue
+            refused = len(self.rejects) + len(self._early)
             if rest_of == refused and len(part) > 1:
                 waiting += reversed(halves(part, refused))
                 continue
@@ -150,7 +167,7 @@ class Executor:
                 if self._judge(error, facts) is None:
                     raise
                 if len(part) == 1:
-                    self._reject(part[0], error)
+                    self._refuse(part[0], error)
                 else:
                     self._lessons.learn(facts, failed=True)
                     bad = None if row is None else accused(kind, part, row)
@@ -176,7 +193,7 @@ class Executor:
     def _atomic(self, item: Item) -> None:
         failed = self._all_or_none([op] for op in item.op.ops)
         if failed:
-            self._reject(item, *failed)
+            self._refuse(item, *failed)
 
     def _all_or_none(self, statements: Iterable[Sequence[Op]]) -> tuple[Exception, Op] | None:
         """Execute statements, each of like ops. Where one fails for good, undo all and return why and the statement's
@@ -253,6 +270,41 @@ class Executor:
             raise NeverSeen(sentence_of(error)) from error
         self._check_constraints(facts)
         self._lessons.believed.add(known)
+
+    def _refuse(self, item: Item, error: Exception, member: Op | None = None) -> None:
+        """Reject an op; or let its bucket end before it, if what it needs may still come."""
+        if self._earlier is not None and may_be_early(error):
+            if (reason := self._earlier.awaited_by(item)) is not None:
+                self._early[item.entry.bucket] = item.entry.position, reason
+                if not self._patient:
+                    raise Early(self._early)
+                return
+            # another worker may have committed what the op needs between its refusal and the question what is queued
+            if self._taken(item):
+                if item.op.kind == INSERT and item.op.id is None:
+                    self._learn_ids([item])
+                return
+            if self._earlier.has_others(item):
+                self._doubtful.append(item)
+        self._reject(item, error, member)
+
+    def _taken(self, item: Item) -> bool:
+        return self._all_or_none([one] for one in item.op.ops or (item.op,)) is None
+
+    def _try_again(self) -> None:
+        """Try once after all else what was refused: clocks differ within a batch, too."""
+        for item in self._doubtful:
+            if self._earlier is not None and self._taken(item):
+                first = self._early.get(item.entry.bucket)
+                if first is None or item.entry.position < first[0]:
+                    self._early[item.entry.bucket] = item.entry.position, self._earlier.put_off(item)
+
+    def _on_time(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Leave out what is behind an early op in its bucket."""
+        if not self._early:
+            return items
+        early = self._early
+        return [it for it in items if it.entry.bucket not in early or it.entry.position < early[it.entry.bucket][0]]
 
     def _reject(self, item: Item, error: Exception, member: Op | None = None) -> None:
         op = member or item.op

@@ -6,13 +6,13 @@ writes, those that are held from then on and the state of each op are committed 
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.apply.attempt import Attempt
 from pipeline.apply.batch import Batch
+from pipeline.apply.earlier_ops import by_time
 from pipeline.apply.grouping import Item
 from pipeline.apply.held_rows import HeldRows
 from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
@@ -168,6 +168,7 @@ class ReplayTransaction(ApplyTransaction):
         self.todo = {bucket: set(own) for bucket, own in chosen.items()}
         self._heads = {(bucket, position) for bucket, own in self.todo.items() for position in own}
         self._who, self._drop = who, drop
+        self._earlier = None  # whoever replays an op has waited
 
     def settled(self) -> Replayed:
         """Strike what the last transaction took, and add what it made the first in all its rows; return what it did."""
@@ -274,7 +275,7 @@ class ReplayTransaction(ApplyTransaction):
         rows = HeldRows(self.facts.known, self._tables, None)
         rows.read(self._session, batch.items, without={op.place for op in ops})
         left += [rows.wait(item, keys[item.entry.bucket, item.entry.position], why) for item, why in late]
-        executor = self._executed(_by_time(batch.items), rows, take, last_try=last_try)
+        executor = self._executed(by_time(batch.items), rows, take, last_try=last_try)
         if executor.ids:
             ledger.keep_ids(self._session, executor.ids)
         return left + executor.rejects
@@ -284,14 +285,3 @@ def _became(op: Aside, left: Reject | None, dropped: bool) -> Became:
     if left is not None:
         return Became(op.place, op.table, left.state, left.reason)
     return Became(op.place, op.table, DROPPED if dropped else REPLAYED, "")
-
-
-def _by_time(items: Iterable[Item]) -> Iterable[Item]:
-    """Order ops of several buckets by the time of their calls, and keep the order within each bucket.
-
-    A row may refer to a row of another bucket, which was then made before.
-    """
-    buckets: dict[int, list[Item]] = {}
-    for item in items:
-        buckets.setdefault(item.entry.bucket, []).append(item)
-    return heapq.merge(*buckets.values(), key=lambda item: item.op.at_ms)

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch, FactBook
+from pipeline.apply.earlier_ops import EarlierOps, Early, by_time, oldest
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import Item, grouped
 from pipeline.apply.held_rows import HeldRows, halted, record
-from pipeline.apply.pace import Lessons, Pace
+from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.model.op import Entry, Position
@@ -27,6 +28,8 @@ from pipeline.shard.session import NodeSession
 
 #: The longest statement of a batch of many buckets, s: one that takes longer is run with its bucket alone.
 TOGETHER_S = 1
+#: How many times as many entries as it executes a transaction reads that takes the oldest of all buckets.
+OVER = 2
 #: The longest rest of a bucket whose next op waits for a lock, s.
 LOCK_REST_S = 5.0
 
@@ -44,6 +47,7 @@ class Outcome:
     ms: int = 0
     left: int = 0
     ring: bool = False
+    crossed: bool = False  # ops need what is in other workers' transactions
     waiting: str = ""  # why nothing, or not everything, was applied
     aside: str = ""  # why ops were set aside, where their table is stopped
     refused: list[Reject] = field(default_factory=list)  # the ops that were rejected
@@ -78,6 +82,9 @@ class Take:
         suspects: the next attempt of each bucket that an earlier attempt failed with.
         noted: the attempts of the current try.
         ends: of each bucket that halts, the position behind which nothing is executed.
+        early: of each bucket, the position of its first op that may be early, and why that waits.
+        whole: whether it takes the oldest ops of all due buckets, or nothing where another worker holds some.
+        hurried: whether it is given up for one that is `whole` where an op may be early.
         again: whether an earlier try of this process failed in an orderly way, so that its notes mean nothing.
     """
 
@@ -86,12 +93,20 @@ class Take:
     suspects: dict[int, Attempt] = field(default_factory=dict)
     noted: dict[int, Attempt] = field(default_factory=dict)
     ends: dict[int, Position] = field(default_factory=dict)
+    early: dict[int, tuple[Position, WaitReason]] = field(default_factory=dict)
+    whole: bool = False
+    hurried: bool = False
     again: bool = False
 
     @property
     def notes(self) -> dict[int, str]:
         """The notes of the current try, by bucket."""
         return {bucket: str(one) for bucket, one in self.noted.items()}
+
+    @property
+    def patient(self) -> bool:
+        """Whether it goes on without the ops that may be early."""
+        return not self.hurried
 
     @property
     def anew(self) -> bool:
@@ -143,6 +158,8 @@ class ApplyTransaction:
         self.facts, self.stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
         self.pace = Pace(settings, log)
         self._lessons = Lessons()
+        #: None: a constraint's word is final.
+        self._earlier: EarlierOps | None = EarlierOps(shard, session, log, settings.early_wait_s)
 
     def run(self, take: Take, blocked: Mapping[str, WaitReason], *, last_try: bool) -> tuple[Outcome, Batch]:
         """Apply what *take* allows, inside the open transaction.
@@ -153,7 +170,7 @@ class ApplyTransaction:
             last_try: whether an error that no list names is believed now.
 
         Raises:
-            SchemaBehind, ConstraintsChanged, NeverSeen, Halt: the transaction must be rolled back and run again.
+            SchemaBehind, ConstraintsChanged, NeverSeen, Halt, Early: the transaction must be rolled back and run again.
             Unavailable: the log does not answer.
             Exception: the driver's own.
         """
@@ -161,16 +178,32 @@ class ApplyTransaction:
         if not batch.after:
             return Outcome(buckets=len(batch.before), waiting=batch.why), batch
         batch.skip_seen(self._session)
-        executor = self._execute(batch, locked, take, last_try=last_try)
+        try:
+            executor = self._execute(batch, locked, take, last_try=last_try)
+        except Early:
+            self.note_ended(take)  # while the locks are held: whoever has them next finds no failed attempt
+            raise
         self.step("mark")
         self._record(batch, executor, locked, take)
         return self._outcome(batch, executor), batch
+
+    def note_ended(self, take: Take) -> None:
+        """Note that an attempt ended in an orderly way.
+
+        Args:
+            take: what it took.
+        """
+        notes = {b: "" if take.alone is None else str(one._replace(ended=True)) for b, one in take.noted.items()}
+        self._log.note_attempts(self.notes_at, notes, anew=True)
 
     def _take(self, take: Take, blocked: Mapping[str, WaitReason]) -> tuple[Batch, Mapping[int, Mark]]:
         """Lock watermarks, note the attempt, and read what is behind them."""
         self.step("lock")
         self._limit(take)
-        locked = ledger.lock(self._session, take.due, self._settings.buckets)
+        if take.whole:
+            locked = ledger.lock_all(self._session, take.due)
+        else:
+            locked = ledger.lock(self._session, take.due, self._settings.buckets)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.owned}
         waiting = halted(self._shard, locked)
         entries = self._read(take, {bucket: position for bucket, position in mine.items() if bucket not in waiting})
@@ -180,13 +213,18 @@ class ApplyTransaction:
             blocked,
             self.stopped.tables(),
             self.stopped.room,
-            self.pace.rows,
+            max(self.pace.rows, FIRST_ROWS) if take.whole else self.pace.rows,
             self._settings.max_bytes,
             waiting=waiting,
         )
         for bucket, found in entries.items():
             end = take.ends.get(bucket)
-            batch.take(found if end is None else [entry for entry in found if entry.position <= end])
+            found = found if end is None else [entry for entry in found if entry.position <= end]
+            if bucket in take.early:
+                first, reason = take.early[bucket]
+                found = [entry for entry in found if entry.position < first]
+                batch.waiting[bucket] = reason
+            batch.take(found)
         return batch, locked
 
     def _execute(self, batch: Batch, locked: Mapping[int, Mark], take: Take, *, last_try: bool) -> Executor:
@@ -195,17 +233,22 @@ class ApplyTransaction:
         every = (*batch.items, *(item for item, _ in batch.halted))
         rows.read(self._session, (one for one in every if locked[one.entry.bucket].state == HOLDING))
         stopped = rows.stop(batch.halted)
-        executor = self._executed(batch.items, rows, take, last_try=last_try)
+        if self._earlier is not None:
+            self._earlier.begin(batch.after)
+        executor = self._executed(by_time(batch.items), rows, take, last_try=last_try)
         executor.rejects += [*batch.unreadable, *stopped]
         return executor
 
     def _executed(self, items: Iterable[Item], rows: HeldRows, take: Take, *, last_try: bool) -> Executor:
         self.step("execute")
-        executor = Executor(self._session, self.facts.known, rows, self.step, self._lessons, last_try=last_try)
+        known, earlier = self.facts.known, self._earlier
+        executor = Executor(
+            self._session, known, rows, self.step, self._lessons, earlier, last_try=last_try, patient=take.patient
+        )
         if take.alone is not None and (verdict := self._verdict(take.alone)):
             executor.condemn(items, verdict)
         else:
-            executor.run(grouped(items, self.facts.known))
+            executor.run(grouped(items, known))
         return executor
 
     def _record(self, batch: Batch, executor: Executor, locked: Mapping[int, Mark], take: Take) -> None:
@@ -226,13 +269,15 @@ class ApplyTransaction:
             take.noted = {b: take.alone for b, position in mine.items() if position == take.alone.after}
             counts = {bucket: self.pace.most(bucket, one.after, one.entries) for bucket, one in take.noted.items()}
         else:
-            counts = self.pace.counts({b: after for b, after in mine.items() if b not in take.suspects}, take.due)
+            rows = max(self.pace.rows, FIRST_ROWS) * OVER if take.whole else self.pace.rows
+            counts = self.pace.counts({b: after for b, after in mine.items() if b not in take.suspects}, take.due, rows)
             take.noted = {bucket: Attempt(mine[bucket], count) for bucket, count in counts.items()}
         self.step("read")
         after = {bucket: mine[bucket] for bucket in counts}
         entries, earlier = self._log.read_noted(self.notes_at, after, counts, take.notes, anew=take.anew)
         take.suspect(earlier)
-        return {bucket: found for bucket, found in entries.items() if bucket in take.noted}
+        entries = {bucket: found for bucket, found in entries.items() if bucket in take.noted}
+        return oldest(entries, counts, max(self.pace.rows, FIRST_ROWS)) if take.whole else entries
 
     def _limit(self, take: Take) -> None:
         self._session.limit_statements(min(TOGETHER_S, self._longest_s) if take.alone is None else self._longest_s)

@@ -1,13 +1,20 @@
-"""Decide which tables must not be attached, and say why."""
+"""Decide which tables and values do not fit the pipeline, and say why."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.config.settings import TableSettings
 from pipeline.errors import BadOp, BadValue
+from pipeline.model.ids import carries_bucket
 
+logger = logging.getLogger("pipeline.attachment")
+#: The most digits of an id of the pipeline.
+_DIGITS = 16
+#: (table, field) of the columns that this process has warned about.
+_warned: set[tuple[str, str]] = set()
 #: By the start of a table's name: who owns it, and what it would break.
 OWNERS = {
     "auth_": "a login or a registration reads its row back in the same request",
@@ -62,3 +69,31 @@ def refuse_large(table: Any, values: Mapping[str, Any]) -> None:
                 f"takes files of at most {MOST_BYTES:,} bytes through the queue, not {len(value):,}: store files in a "
                 "folder (uploadfield=True), so that only their names travel",
             )
+
+
+def warn_narrow(table: Any, pairs: Iterable[tuple[Any, Any]]) -> None:
+    """Log, once a column and process, that an id of the pipeline goes into a column that cannot hold it.
+
+    Args:
+        table: a pyDAL table that its own database keeps.
+        pairs: the fields that are written, with their values.
+    """
+    for field, value in pairs:
+        if not _narrow(table, field.type):
+            continue
+        number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) <= _DIGITS else value
+        if not isinstance(number, int) or not carries_bucket(number):
+            continue
+        if (place := (table._tablename, field.name)) not in _warned:
+            _warned.add(place)
+            logger.warning(
+                "%s.%s is a column of 32 bits by its model and is given %d, an id of 53 bits that the pipeline made: "
+                "a server cuts it to 2147483647 or refuses it. Make the field `reference <table>` (with "
+                "DAL(…, bigint_id=True)) or `bigint`, and the column BIGINT; pipeline adopt prints both",
+                *place,
+                number,
+            )
+
+
+def _narrow(table: Any, kind: Any) -> bool:
+    return kind == "integer" or (isinstance(kind, str) and kind.startswith("reference ") and not table._db._bigint_id)

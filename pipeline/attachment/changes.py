@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 from pipeline.attachment.forms import changed
 from pipeline.calls import Calls
 from pipeline.client import Client
-from pipeline.dal.objects import conjuncts, op_name, pinned_values, real_name, rebuilt_on, with_filters
+from pipeline.dal.objects import conjuncts, op_name, pinned_values, real_name, with_filters
 from pipeline.enqueue.final_values import Final
 from pipeline.enqueue.version_copy import Archive
 from pipeline.errors import BadOp, ShardKeyError
 from pipeline.model.ids import carries_bucket
 from pipeline.model.receipt import Receipt
+from pipeline.reads.node_tables import NodeTables
 
 #: How long a write that must look for its rows waits for what was queued before it, s.
 SETTLE_S = 5.0
@@ -42,10 +43,11 @@ class Changes:
         calls: take them.
         table: the attached table.
         archive: where an update keeps each row as it was before. Then it is one op for each row, for each needs an id.
+        own: whether what the request has queued is sent, and waited for, where rows must be looked for.
     """
 
-    def __init__(self, calls: Calls, table: Any, archive: Archive | None = None):
-        self._calls, self._table, self._archive = calls, table, archive
+    def __init__(self, calls: Calls, table: Any, archive: Archive | None = None, *, own: bool = False):
+        self._calls, self._table, self._archive, self._own = calls, table, archive, own
         #: Of what was queued.
         self.receipts: list[Receipt] = []
         key = calls.client.topology.table(real_name(table)).shard_key
@@ -169,11 +171,13 @@ class Changes:
             )
 
     def _settle(self, name: str) -> None:
+        if self._own and self._calls.unsent(name):
+            self._calls.see_own({name})
         if self._calls.unsent(name):
             raise BadOp(
                 f"this write to {name!r} must look for its rows in the database, where those that the same request has "
-                "queued are not yet: fix the id or the shard key in the query with ==, call db.commit() before, or "
-                "write in another request"
+                "queued are not yet: fix the id or the shard key in the query with ==, attach the table with "
+                'reads="own", call db.commit() before, or write in another request'
             )
         self._calls.client.barrier(name, SETTLE_S)
 
@@ -209,8 +213,8 @@ def primary_rows(client: Client, table: Any, query: Any, fields: Iterable[Any], 
     for shard in topology.shards[:1] if topology.table(name).reference else topology.shards:
         session = client.nodes.primary(shard)
         with session.translated(), session.transaction():
-            db = client.define_on(session.db, table)
-            at = rebuilt_on(query, db, lambda other, db=db: db[real_name(other)])
-            at.ignore_common_filters = True  # the caller's are in the query; this DAL has those of an earlier request
-            found += db(at).select(*(db[name][field] for field in wanted), limitby=(0, most))
+            tables = NodeTables.on(session.db)
+            own, at = tables.table(table), tables.own(query)
+            at.ignore_common_filters = True  # they are in the query
+            found += session.db(at).select(*(own[field] for field in wanted), limitby=(0, most))
     return found

@@ -20,7 +20,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from pipeline.attachment import files
-from pipeline.attachment.allowed import check_attachable, refuse_large
+from pipeline.attachment.allowed import check_attachable, refuse_large, warn_narrow
 from pipeline.attachment.changes import Changes
 from pipeline.attachment.reads import Reading, watch_reads
 from pipeline.attachment.versions import (
@@ -158,6 +158,7 @@ class _Writes:
     def insert(self, table: Any, fields: Pairs) -> Any:
         found = self._found(table)
         if found is None:
+            warn_narrow(table, fields := list(fields))
             return self._own["insert"](table, fields)
         return reference_to(table, found.enqueue_insert(table, _values(table, fields)).id)
 
@@ -171,9 +172,10 @@ class _Writes:
     def update(self, table: Any, query: Any, fields: Pairs) -> Any:
         found = self._found(table)
         if found is None:
+            warn_narrow(table, fields := list(fields))
             return self._own["update"](table, query, fields)
         pairs = list(fields)
-        changes = Changes(found, table, noted(query, pairs))
+        changes = Changes(found, table, noted(query, pairs), own=sees_own(table))
         count = changes.update(query, _values(table, pairs))
         return _cleared(query, pairs, changes, count)
 
@@ -181,7 +183,7 @@ class _Writes:
         found = self._found(table)
         if found is None:
             return self._own["delete"](table, query)
-        changes = Changes(found, table)
+        changes = Changes(found, table, own=sees_own(table))
         return _cleared(query, None, changes, changes.delete(query))
 
     def truncate(self, table: Any, mode: str = "") -> Any:

@@ -31,9 +31,11 @@ _WORD = re.compile(r"\w+")
 #: MySQL's answer to a change of a transaction that has begun.
 _BEGUN = 1568
 _SHOW = "SHOW SESSION VARIABLES WHERE Variable_name IN ('transaction_isolation', 'tx_isolation')"
-_EACH_ANEW = ("READ-COMMITTED", "READ-UNCOMMITTED")
-#: Where a connection keeps whether each of its statements has a state of its own.
-_MARK = "_pipeline_each_anew"
+_EACH_ANEW = {"READ-COMMITTED", "READ-UNCOMMITTED"}
+#: Where a connection keeps which state its statements show: the present one; that one from the next transaction on;
+#: or that of their transaction's first read.
+_MARK = "_pipeline_shows"
+_ANEW, _SOON, _KEPT = "anew", "soon", "kept"
 
 
 def reads_own(table: Any, rules: TableSettings, reads: str | None, mode: str = "now") -> bool:
@@ -60,7 +62,7 @@ def reads_own(table: Any, rules: TableSettings, reads: str | None, mode: str = "
 
 
 class Reading:
-    """A statement that reads, before it is run; an explicit read of the pipeline is one without text.
+    """A statement that reads, before it is run.
 
     Attributes:
         own: the names of the tables of which a request sees its own writes.
@@ -73,16 +75,19 @@ class Reading:
     @cached_property
     def tables(self) -> frozenset[str]:
         """The attached tables that the statement names."""
-        text = _LITERAL.sub("", self._sql).casefold()
+        text = self._sql.casefold()
+        near = {name: one for name, one in self._attached.items() if one.written in text}
+        if not near:
+            return frozenset()
+        text = _LITERAL.sub("", text)
         plain, words = set(_NAME.findall(text)), set(_WORD.findall(text))
-        return frozenset(
-            name for name, one in self._attached.items() if one.written in (words if one.qualified else plain)
-        )
+        return frozenset(name for name, one in near.items() if one.written in (words if one.qualified else plain))
 
     @cached_property
     def frozen(self) -> bool:
         """Whether the transaction may show an older state than what is committed now."""
-        return self._adapter.dbengine == "mysql" and not _each_anew(self._adapter) and _has_begun(self._adapter)
+        adapter = self._adapter
+        return adapter.dbengine == "mysql" and _level(adapter) != _ANEW and _has_begun(adapter)
 
 
 _unheard: ContextVar[bool] = ContextVar("pipeline_unheard", default=False)
@@ -124,19 +129,22 @@ def watch_reads(adapter: Any, attached: Mapping[str, Any]) -> None:
 
 def _read_committed(adapter: Any) -> None:
     """Let each statement of this connection have a state of its own, from its next transaction on at the latest."""
-    if adapter.dbengine != "mysql" or _each_anew(adapter):
+    if adapter.dbengine != "mysql" or (level := _level(adapter)) == _ANEW:
         return
-    if getattr(adapter.connection, _MARK, None) is None:
-        levels = [str(value).upper() for _, value in _rows(adapter, _SHOW)]
-        if levels and all(level in _EACH_ANEW for level in levels):
-            setattr(adapter.connection, _MARK, True)
-            return
+    if level == _KEPT:
         _run(adapter, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
-    setattr(adapter.connection, _MARK, not _has_begun(adapter))
+    setattr(adapter.connection, _MARK, _SOON if _has_begun(adapter) else _ANEW)
 
 
-def _each_anew(adapter: Any) -> bool:
-    return bool(getattr(adapter.connection, _MARK, None))
+def _level(adapter: Any) -> str:
+    """Return what is known of this connection; the server is asked once."""
+    known: str | None = getattr(adapter.connection, _MARK, None)
+    if known is None:
+        _run(adapter, _SHOW)
+        levels = {str(value).upper() for _, value in adapter.cursor.fetchall()}
+        known = _ANEW if levels and levels <= _EACH_ANEW else _KEPT
+        setattr(adapter.connection, _MARK, known)
+    return known
 
 
 def _has_begun(adapter: Any) -> bool:
@@ -148,11 +156,6 @@ def _has_begun(adapter: Any) -> bool:
             return True
         raise
     return False
-
-
-def _rows(adapter: Any, sql: str) -> list[Any]:
-    _run(adapter, sql)
-    return list(adapter.cursor.fetchall())
 
 
 def _run(adapter: Any, sql: str) -> None:

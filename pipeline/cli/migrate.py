@@ -116,7 +116,8 @@ def list_command(config: str | None, as_json: bool) -> None:
 @tables.command("forget")
 @config_option
 @click.argument("name")
-def forget_command(config: str | None, name: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def forget_command(config: str | None, name: str, as_json: bool) -> None:
     """Withdraw the definition of NAME, which no model has any more; its rows stay where they are.
 
     Refused while an op that is not applied names the table. A process whose model has the table publishes it again.
@@ -126,7 +127,8 @@ def forget_command(config: str | None, name: str) -> None:
     Args:
         config: see `options.config_option`.
         name: the table's name in the model.
+        as_json: whether to print JSON.
     """
     with opened(config) as pipeline:
         forget(pipeline, name)
-    click.echo(f"{name} is no longer published; its rows stay")
+    click.echo(json.dumps({"forgotten": name}) if as_json else f"{name} is no longer published; its rows stay")

@@ -33,13 +33,17 @@ NOT_FOUND = (
 )
 #: A key that names another file instead; relative to the file that has it.
 ELSEWHERE = "config"
-KEYS = ("config", "redis", "broker", "prefix", "buckets", "replicas", "shard_keys", "references", "mode", "reads")
+KEYS = (
+    "config", "redis", "broker", "prefix", "buckets", "replicas", "shard_keys", "references", "mode", "reads",
+    "time_zone", "ignore",
+)  # fmt: skip
 _OF_A_SHARD = re.compile(r"(shard|replicas)_(?!keys$)([A-Za-z0-9_-]+)")
 _SEPARATOR = re.compile(r"[,\s]+")
 #: How the faults of the settings name a key, and how it is named here.
 _NAMES = (
     (re.compile(r"\[shards\.([A-Za-z0-9_-]+)\] primary"), r"shard_\1"),
     (re.compile(r"\[shards\.([A-Za-z0-9_-]+)\] replicas"), r"replicas_\1"),
+    (re.compile(r"\[shards\.[A-Za-z0-9_-]+\] time_zone"), "time_zone"),
     (re.compile(r"\[redis\] url"), "redis"),
     (re.compile(r"\[redis\] broker_url"), "broker"),
     (re.compile(r"\[redis\] prefix"), "prefix"),
@@ -122,12 +126,17 @@ def sections(flat: Mapping[str, str], label: str, own_uri: str | None = None) ->
     buckets = str(flat.get("buckets") or "")
     if buckets and not buckets.isdigit():
         faults.append(f"{label} [{SECTION}] buckets must be a whole number")
+    if (reads := flat.get("reads") or "next") not in ("own", "next"):
+        faults.append(f"{label} [{SECTION}] reads is own or next, not {reads!r}")
     shards = _shards(flat, own_uri, label, faults)
     tables = _tables(flat, label, faults)
     if faults:
         raise ConfigError(faults)
     return {
-        "pipeline": {"buckets": int(buckets)} if buckets else {},
+        "pipeline": {
+            **({"buckets": int(buckets)} if buckets else {}),
+            **({"ignore": _listed(flat["ignore"])} if flat.get("ignore") else {}),
+        },
         "redis": {
             "url": flat["redis"],
             **({"broker_url": flat["broker"]} if flat.get("broker") else {}),
@@ -176,6 +185,8 @@ def _shards(flat: Mapping[str, str], own_uri: str | None, label: str, faults: li
             faults.append(f"{label} [{SECTION}] replicas_{name} has no shard_{name}{did_you_mean(name, found)}")
         elif uris:
             found[name]["replicas"] = uris
+    if zone := flat.get("time_zone"):
+        found = {name: {**shard, "time_zone": zone} for name, shard in found.items()}
     return found
 
 

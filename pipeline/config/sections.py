@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.config.bucket_ranges import Ranges, parse_ranges, ranges
-from pipeline.config.uris import broker_address, redacted, redis_address, shard_address
+from pipeline.config.uris import broker_address, redacted, redis_address, shard_address, with_zone
 from pipeline.config.validators import (
     Validator,
     ascending,
@@ -21,10 +21,12 @@ from pipeline.config.validators import (
     number,
     optional,
     pattern,
+    raise_faults,
     refusal,
     whole_number,
+    zone_name,
 )
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.errors import did_you_mean
 
 #: An id has ten bits for its bucket.
 MOST_BUCKETS = 1024
@@ -79,11 +81,15 @@ def loads_of(replicas: Iterable[str | Mapping[str, Any]]) -> tuple[Load, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The section [pipeline]."""
+    """The section [pipeline]; `ignore` has names of tables that are left to their database, or patterns of them."""
 
     buckets: int = 256
+    ignore: tuple[str, ...] = ()
 
-    CHECKS: ClassVar[Mapping[str, Validator]] = {"buckets": whole_number(1, MOST_BUCKETS)}
+    CHECKS: ClassVar[Mapping[str, Validator]] = {
+        "buckets": whole_number(1, MOST_BUCKETS),
+        "ignore": each(pattern(r"[\w*?]+", "a table's name, in which * stands for anything"), "a list of names"),
+    }
 
     def __post_init__(self) -> None:
         raise_faults(faults_of("pipeline", self.CHECKS, self))
@@ -119,12 +125,13 @@ class RedisSettings:
 
 @dataclass(frozen=True, slots=True)
 class ShardSettings:
-    """One shard: the addresses of its nodes and, where the even split is not meant, its buckets."""
+    """One shard: the addresses of its nodes, its buckets where the even split is not meant, its sessions' time zone."""
 
     name: str
     primary: str
     replicas: tuple[str, ...] = ()
     buckets: Ranges | None = None
+    time_zone: str | None = None
     #: The load of each replica; the file writes it beside the address, `{ uri = "…", weight = 2, limit = 50 }`.
     loads: tuple[Load, ...] = field(default=(), init=False)
 
@@ -133,6 +140,7 @@ class ShardSettings:
         "primary": shard_address,
         "replicas": each(replica_fault, "a list of addresses"),
         "buckets": optional(ranges),
+        "time_zone": optional(zone_name),
     }
 
     def __post_init__(self) -> None:
@@ -141,7 +149,9 @@ class ShardSettings:
                 object.__setattr__(self, "buckets", parse_ranges(self.buckets))
         raise_faults(faults_of(f"shards.{self.name}", self.CHECKS, self))
         object.__setattr__(self, "loads", loads_of(self.replicas))
-        object.__setattr__(self, "replicas", uris_of(self.replicas))
+        object.__setattr__(self, "primary", with_zone(self.primary, self.time_zone))
+        replicas = tuple(with_zone(uri, self.time_zone) for uri in uris_of(self.replicas))
+        object.__setattr__(self, "replicas", replicas)
 
     def nodes(self) -> list[tuple[str, str]]:
         """Return the full key and the address of each node, the primary first."""
@@ -241,6 +251,7 @@ class ApplySettings:
     buckets: int = 64
     statement_s: int = 10
     lock_wait_s: int = 3_600
+    early_wait_s: int = 10
     set_aside: int = 10_000
     breaker: bool = True
     replica_away_s: int = 21_600
@@ -252,6 +263,7 @@ class ApplySettings:
         "buckets": whole_number(1, MOST_BUCKETS + 1),
         "statement_s": whole_number(1, 15),
         "lock_wait_s": whole_number(1, 604_800),
+        "early_wait_s": whole_number(0, 3_600),
         "set_aside": whole_number(0, 10_000_000),
         "breaker": flag,
         "replica_away_s": whole_number(1, 31_536_000),
@@ -288,9 +300,3 @@ class SpoolSettings:
             return replace(self, enabled=self.enabled and bool(self.path))
         path = Path(configuration)
         return replace(self, path=str(path.parent / (self.path or f"{path.stem}.spool")))
-
-
-def raise_faults(faults: Iterable[str]) -> None:
-    """Raise `ConfigError` if there are *faults*."""
-    if faults := list(faults):
-        raise ConfigError(faults)

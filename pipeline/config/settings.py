@@ -27,10 +27,9 @@ from pipeline.config.sections import (
     ShardSettings,
     SpoolSettings,
     TableSettings,
-    raise_faults,
 )
 from pipeline.config.uris import redact, same_database_faults
-from pipeline.config.validators import a
+from pipeline.config.validators import a, raise_faults
 from pipeline.errors import ConfigError, did_you_mean
 
 __all__ = [
@@ -105,6 +104,7 @@ def _checked(raw: Mapping[str, Any], label: str, environ: Mapping[str, str]) -> 
         raise ConfigError([*faults, *_joint_faults(head.buckets if head else None, shards, tables)])
     return Settings(
         buckets=head.buckets,
+        ignore=head.ignore,
         redis=redis,
         shards={name: shard for name, shard in shards.items() if shard},
         tables={name: table for name, table in tables.items() if table},
@@ -142,6 +142,7 @@ class Settings:
     apply: ApplySettings = field(default_factory=ApplySettings)
     spool: SpoolSettings = field(default_factory=lambda: SpoolSettings(enabled=False))
     buckets: int = 256
+    ignore: tuple[str, ...] = ()
     source: str = "a dict"
 
     def __post_init__(self) -> None:

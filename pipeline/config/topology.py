@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from hashlib import blake2b
 from typing import Any
 
@@ -20,6 +21,8 @@ from pipeline.model.ids import bucket_of, carries_bucket
 from pipeline.model.schema import Column
 from pipeline.model.values import lenient
 
+#: Tables of web2py itself, and our own: never published for being defined, only for being written to or configured.
+NOT_OURS = ("auth_", "web2py_session_", "scheduler_", "pipeline_")
 #: The longest list or table that a fingerprint has in full, characters.
 MOST_WORDS = 120
 
@@ -54,6 +57,10 @@ class Topology:
         self._placing: dict[tuple[str, Column], Rule] = {}
         self._finding: dict[tuple[str, Column], Rule] = {}
 
+    def ignores(self, table: str) -> bool:
+        """Return whether *table* is left to its database: by its name, or by a pattern."""
+        return any(fnmatchcase(table, pattern) for pattern in self._settings.ignore)
+
     def bucket_of(self, table: str, key: int | str) -> int:
         """Return the bucket of the rows of *table* with a *key* that is one form already, as an id or a number is.
 
@@ -86,12 +93,19 @@ class Topology:
         """
         found = self._finding.get((name, column))
         if found is None:
-            # a whole number that is no id names no row, and is no fault: one database finds nothing, too
-            spelt = replace(column, type="bigint") if column.kind in ("id", "reference") else column
-            final, place = lenient(name, spelt), self.placing(name, column)
-            rule = place if self.table(name).reference else lambda key: place(final(key))
-            found = self._finding.setdefault((name, column), rule)
+            found = self._finding.setdefault((name, column), self._spelt(name, column))
         return found
+
+    def _spelt(self, name: str, column: Column) -> Rule:
+        place = self.placing(name, column)
+        if self.table(name).reference:
+            return place
+        if column.kind in ("id", "reference"):
+            # a number that is no id names no row, and is no fault: one database finds nothing, too
+            number = lenient(name, replace(column, type="bigint"))
+            return lambda key: place(key if type(key) is int else number(key))
+        final = lenient(name, column)
+        return lambda key: place(final(key))
 
     def _rule(self, table: TableSettings, column: Column | None = None) -> Rule:
         everywhere = self.reference_bucket
@@ -134,6 +148,10 @@ class Topology:
     def configured(self) -> tuple[str, ...]:
         """The tables that the settings name."""
         return tuple(self._settings.tables)
+
+    def ours(self, name: str) -> bool:
+        """Return whether the table *name* is one for the pipeline, unless it stays in the application's database."""
+        return not self.ignores(name) and (name in self._settings.tables or not name.startswith(NOT_OURS))
 
     def table(self, name: str) -> TableSettings:
         """Return how the table *name* is spread: as configured, else by its own id, with the defaults."""

@@ -32,6 +32,9 @@ _DEFAULT_PORTS = {"mysql": "3306", "postgres": "5432"}
 #: One text names several Sentinels, with semicolons between them.
 _NEXT_URI = re.compile(r";(?=[a-z+]+://)")
 _ENCODING = re.compile(r"[?&]set_encoding=([^&;]*)")
+#: The zone of a session, unless a shard's setting says otherwise.
+UTC = "+00:00"
+_ZONE = "time_zone="
 _SECRET_ARGUMENT = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token)[^=&;]*=)[^&;]*")
 
 
@@ -99,6 +102,28 @@ def with_login_of(uri: str, other: str) -> str:
     if not at:
         return uri
     return scheme + found + login + at + rest.rpartition("@")[2]
+
+
+def with_zone(uri: str, zone: str | None) -> str:
+    """Return an address of MySQL or MariaDB that asks for sessions in a time zone; any other address as it is.
+
+    Args:
+        uri: pyDAL's URI.
+        zone: as MySQL writes it: `+02:00`, `Europe/Berlin`, or SYSTEM for the server's own. None changes nothing.
+    """
+    plain, _ = zone_of(uri)
+    zoned = zone and uri.startswith("mysql:")
+    return f"{plain}{'&' if '?' in plain else '?'}{_ZONE}{zone}" if zoned else uri
+
+
+def zone_of(uri: str) -> tuple[str, str]:
+    """Return an address as pyDAL reads it, and the time zone that `with_zone` has put into it; UTC without one.
+
+    Args:
+        uri: pyDAL's URI.
+    """
+    plain, _, zone = uri.partition(_ZONE)
+    return plain.rstrip("?&"), zone or UTC
 
 
 def same_database_faults(nodes: Iterable[tuple[str, str]]) -> Iterator[str]:

@@ -7,10 +7,10 @@ configured text, since any text may hold a password; numbers are shown.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 
-from pipeline.errors import did_you_mean
+from pipeline.errors import ConfigError, did_you_mean
 
 Validator = Callable[[object], str | None]
 
@@ -24,6 +24,12 @@ def faults_of(section: str, checks: Mapping[str, Validator], record: object) -> 
         record: a record of the section.
     """
     return [f"[{section}] {key} {fault}" for key, check in checks.items() if (fault := check(getattr(record, key)))]
+
+
+def raise_faults(faults: Iterable[str]) -> None:
+    """Raise `ConfigError` if there are *faults*."""
+    if faults := list(faults):
+        raise ConfigError(faults)
 
 
 def whole_number(low: int, high: int) -> Validator:
@@ -72,6 +78,10 @@ def pattern(regex: str, must: str) -> Validator:
         return None if isinstance(value, str) and compiled.fullmatch(value) else refusal(value, must)
 
     return check
+
+
+#: Accepts a time zone as MySQL takes one.
+zone_name = pattern(r"[+-]\d\d:\d\d|SYSTEM|[A-Z]\w+(/[\w+-]+)*", "+02:00, a name such as Europe/Berlin, or SYSTEM")
 
 
 def optional(check: Validator) -> Validator:

@@ -20,7 +20,7 @@ def kind_of(value: Any) -> str:
     if isinstance(value, int | str | float | type(None)):
         return ""
     for cls in type(value).__mro__:
-        if cls.__name__ in _CLASSES and cls.__module__.startswith("pydal."):
+        if cls.__name__ in _CLASSES and cls.__module__.startswith("pydal.") and cls.__module__ != "pydal.ast":
             return cls.__name__
     return ""
 
@@ -56,24 +56,27 @@ def field_table(field: Any) -> Any:
     return field._table if hasattr(field, "_table") else field.table
 
 
-def tables_in(part: Any) -> Iterator[Any]:
+def tables_in(part: Any, inner: bool = False) -> Iterator[Any]:
     """Yield the tables in a query, an expression, or a list of them, each as often as it is named.
 
     Args:
         part: the query, expression or list; any other value names no table.
+        inner: whether those in subselects are meant, too.
     """
-    waiting = [part]
+    waiting, met = [part], set()
     while waiting:  # no recursion: a query may be deeper than Python's stack
         part = waiting.pop()
         kind = kind_of(part)
+        if kind in ("SQLALL", "Field"):
+            part = part._table if kind == "SQLALL" else field_table(part)
+            kind = kind_of(part) if inner else "Table"
         if kind == "Table":
             yield part
-        elif kind == "SQLALL":
-            yield part._table
-        elif kind == "Field":
-            yield field_table(part)
         elif kind in ("Query", "Expression"):
             waiting += (part.second, part.first)
+        elif kind == "Select" and inner and id(part) not in met:
+            met.add(id(part))
+            waiting += (part._query, part._qfields, part._cte_recursive, *part._attributes.values())
         elif isinstance(part, list | tuple | set | frozenset):
             waiting += reversed(list(part))
 
@@ -196,6 +199,11 @@ def rebuilt_on(part: Any, db: Any, table: Any) -> Any:
         made.op = _op_of(part, db)
         made.first, made.second = rebuilt_on(part.first, db, table), rebuilt_on(part.second, db, table)
         return made
+    if kind == "Select":
+        options = {name: rebuilt_on(value, db, table) for name, value in part._attributes.items()}
+        fields = [rebuilt_on(field, db, table) for field in part._qfields]
+        query = rebuilt_on(part._query, db, table)
+        return db(query).nested_select(*fields, correlated=part._correlated, **options)
     if type(part) in (list, tuple):
         return type(part)(rebuilt_on(item, db, table) for item in part)
     return part

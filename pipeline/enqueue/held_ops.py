@@ -36,7 +36,13 @@ class HeldOp(NamedTuple):
 
 
 class HeldOps(Protocol):
-    """Keeps entries until a commit: `Held`, or an outbox in the request's database."""
+    """Keeps entries until a commit: `Held`, or an outbox in the request's database.
+
+    Attributes:
+        early: whether they may be sent before the commit.
+    """
+
+    early: bool
 
     def __len__(self) -> int: ...
     def add(self, entry: HeldOp) -> None: ...  # noqa: D102
@@ -52,6 +58,8 @@ class Held:
         send_all: sends entries that may share a round trip, in order per bucket.
         send_one: sends one entry by itself.
     """
+
+    early = True
 
     def __init__(self, send_all: Callable[[list[HeldOp]], None], send_one: Callable[[HeldOp], None]):
         self._send_all, self._send_one = send_all, send_one

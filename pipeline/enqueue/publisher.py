@@ -181,6 +181,7 @@ class Publisher(Acknowledged):
             self.idle.append(producer)
         else:
             self._put_back(producer)
+        self.away.wait_budgets.cold = False
         position, seq, ring = placed
         if ring:
             self._bell.ring(scope.shards, 1)
@@ -209,6 +210,7 @@ class Publisher(Acknowledged):
             self._end(producer)
             raise
         self._put_back(producer)
+        self.away.wait_budgets.cold = False
         return places
 
     def _send(self, producer: Producer, scope: Scope, shipment: Shipment) -> dict[int, OpPlace]:

@@ -51,7 +51,7 @@ class RowIds:
         self._log, self._topology, self._nodes, self._away = log, topology, nodes, away
         self._start()
 
-    def new(self, bucket: int, now_ms: int) -> int:
+    def new(self, bucket: int, now_ms: float) -> int:
         """Return a new id of a bucket.
 
         Args:
@@ -82,12 +82,12 @@ class RowIds:
     def _start(self) -> None:
         """Begin, in a child anew: a fork must not go on with its parent's blocks, nor wait for its locks."""
         self._pid, self._lock = os.getpid(), threading.Lock()
-        self._fresh_from_ms = self._fresh_until_ms = 0
+        self._fresh_from_ms = self._fresh_until_ms = 0.0
         self._blocks: dict[int, Iterator[int]] = {}
         self._sizes: dict[int, int] = {}  # of each bucket's last block; once it was dropped, how much of it was used
         self._reserve_due_s = 0.0
 
-    def _freshen(self, now_ms: int) -> None:
+    def _freshen(self, now_ms: float) -> None:
         """Drop what is left of the blocks, unless Redis is away: then they are used to the end."""
         if self._pid != os.getpid():
             self._start()
@@ -146,11 +146,13 @@ class RowIds:
         log, lease, began_s = self._log, f"span:{shard}", clock.mono_s()
         for _ in clock.polls(SPAN_S, first_s=0.005):
             mine = log.take_lease(lease, int(SPAN_LEASE_S * 1000)) or clock.mono_s() - began_s > SPAN_LEASE_S
-            given = log.give_ids(shard, wanted)
-            if given.starts is None and mine:
-                given = log.give_ids(shard, wanted, self._new_span(shard, given))
-            if mine:
-                log.release_lease(lease, "1")
+            try:
+                given = log.give_ids(shard, wanted)
+                if given.starts is None and mine:
+                    given = log.give_ids(shard, wanted, self._new_span(shard, given))
+            finally:  # what one process meets, the others are not to wait for
+                if mine:
+                    log.release_lease(lease, "1")
             if given.starts is not None:
                 return given.starts
         raise LogUnavailable(f"shard {shard!r} got no span of ids", sent=False)

@@ -132,7 +132,7 @@ class TablePlan:
         if key is not None:
             _checked_key(key)
         (columns, final, row), at, compiled = plan.row(values), plan.key_at, self.compiled
-        now_ms = clock.wall_ns() // 1_000_000  # as `wall_ms`, without a call of Python's per op
+        now_ms = clock.wall_ns() // 1000 / 1000  # to a microsecond: ops of a request keep their order
         id_given = row is not None
         if at is not None and row is None and shard_key is None and final[at] is not None:
             bucket = self._rule(final[at])  # nearly always
@@ -144,8 +144,8 @@ class TablePlan:
         op = Op(INSERT, schema.name, schema.hash, now_ms, row, columns, tuple(final), None, (), (), (), key)
         return Addressed(bucket, op, id_given)
 
-    def _head(self, row: int | None) -> tuple[str, str, int, int | None]:
-        return self.compiled.schema.name, self.compiled.schema.hash, clock.wall_ms(), row
+    def _head(self, row: int | None) -> tuple[str, str, float, int | None]:
+        return self.compiled.schema.name, self.compiled.schema.hash, clock.wall_ns() // 1000 / 1000, row
 
 
 class RowPlan:

@@ -87,7 +87,7 @@ class Op(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
     kind: str
     table: str
     schema: str
-    at_ms: int
+    at_ms: float  # when it was enqueued, by its host's clock, to a microsecond
     id: int | None = None
     columns: tuple[_Column, ...] = ()
     values: tuple[_Value, ...] = ()

@@ -52,6 +52,10 @@ KINDS = {
         "run pipeline.define_tables(db) in the application; then run: pipeline check",
     ),
     "database": Kind("the database of {shard} refused their batch ({detail})", "workers retry; run: pipeline check"),
+    "early": Kind(
+        "a constraint refuses the op at {detail}, and ops that were enqueued before it are still queued",
+        "workers apply these first, and then decide",
+    ),
     "locked": Kind("another transaction holds what they need ({detail})", "it ends or is killed; workers retry"),
     "overtime": Kind(
         "their statement takes too long ({detail})", "workers reject it after some tries, or raise [apply] statement_s"

@@ -10,8 +10,9 @@ from pipeline.config.settings import TableSettings
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import conjuncts, field_table, kind_of, op_name, pinned_values, real_name
 from pipeline.errors import BadRead, BadToken, ShardKeyError
-from pipeline.model.schema import column_of
+from pipeline.model.schema import Column, column_of
 from pipeline.model.values import TEXT_KINDS
+from pipeline.model.values.numbers import RANGES
 from pipeline.oplog.contract import Entries
 from pipeline.reads.session import Need, Token
 
@@ -21,6 +22,12 @@ class ReadPlace(NamedTuple):
 
     shard: str
     buckets: tuple[int, ...] | None
+
+    def also(self, bucket: int) -> ReadPlace:
+        """Return the place where a bucket matters, too."""
+        return (
+            self if self.buckets is None or bucket in self.buckets else ReadPlace(self.shard, (*self.buckets, bucket))
+        )
 
 
 def place_of_key(topology: Topology, table: Any, shard_key: Any) -> ReadPlace:
@@ -93,16 +100,16 @@ def places_of_query(
     if not sharded:
         return [ReadPlace(random.choice(topology.shards), (topology.reference_bucket,))]
     also = (topology.reference_bucket,) if len(sharded) < len(known) else ()
-    pins = [_pinned(topology, query, table) for table in sharded]
+    pins = [pinned_bucket(topology, query, table) for table in sharded]
     pinned = {bucket for bucket in pins if bucket is not None}
-    if pinned and (None not in pins or _kept_together(topology, conditions, sharded)):
+    if pinned and (None not in pins or kept_together(topology, conditions, sharded)):
         if len(pinned) > 1:
             raise BadRead("the query fixes shard keys that belong to two buckets: no row can match on one shard")
         (bucket,) = pinned
         return [ReadPlace(topology.shards_of(bucket)[0], (bucket, *also))]
     if len(topology.shards) == 1:
         return [ReadPlace(topology.shards[0], None)]
-    if not _kept_together(topology, conditions, sharded):
+    if not kept_together(topology, conditions, sharded):
         names = ", ".join(sorted(real_name(table) for table in sharded))
         raise BadRead(
             f"the tables {names} are not kept together: join them by the fields that shard them, or make one a "
@@ -164,8 +171,14 @@ def _key_of(topology: Topology, table: Any) -> str:
     return _rules(topology, table).shard_key or str(table._id.name)
 
 
-def _pinned(topology: Topology, query: Any, table: Any) -> int | None:
-    """Return the bucket to which a query fixes the rows of a table."""
+def pinned_bucket(topology: Topology, query: Any, table: Any) -> int | None:
+    """Return the bucket to which a query fixes the rows of a table, or None.
+
+    Args:
+        topology: who has which bucket.
+        query: of the caller's DAL.
+        table: the pyDAL table.
+    """
     name, key = real_name(table), _key_of(topology, table)
     values = pinned_values(query, table, key)
     if "" in values and column_of(table[key]).kind not in TEXT_KINDS:
@@ -179,8 +192,14 @@ def _pinned(topology: Topology, query: Any, table: Any) -> int | None:
     return next(iter(found), None)
 
 
-def _kept_together(topology: Topology, conditions: list[Any], tables: list[Any]) -> bool:
-    """Whether conditions join tables by the fields that shard them, so that matching rows share a bucket."""
+def kept_together(topology: Topology, conditions: list[Any], tables: list[Any]) -> bool:
+    """Return whether conditions join tables by the fields that shard them, so that matching rows share a bucket.
+
+    Args:
+        topology: who has which bucket.
+        conditions: of the caller's DAL.
+        tables: the tables; a reference table is none of them.
+    """
     groups = {table._tablename: {table._tablename} for table in tables}
     by_name = {table._tablename: table for table in tables}
     for one, other in _equal_fields(conditions):
@@ -190,6 +209,8 @@ def _kept_together(topology: Topology, conditions: list[Any], tables: list[Any])
         if one.name != _key_of(topology, by_name[pair[0]]) or other.name != _key_of(topology, by_name[pair[1]]):
             continue
         rules = [_rules(topology, by_name[name]) for name in pair]
+        if not _placed_alike(column_of(one), column_of(other)):
+            continue
         if [rules[0].rule, rules[0].bounds, rules[0].lookup] != [rules[1].rule, rules[1].bounds, rules[1].lookup]:
             continue
         merged = groups[pair[0]] | groups[pair[1]]
@@ -198,8 +219,28 @@ def _kept_together(topology: Topology, conditions: list[Any], tables: list[Any])
     return any(len(group) == len(tables) for group in groups.values())
 
 
+def _placed_alike(one: Column, other: Column) -> bool:
+    """Return whether values that are equal in two columns have one form, and so one bucket."""
+    kinds = {one.kind, other.kind}
+    return kinds <= set(RANGES) or kinds <= {"string", "text"} or one.type == other.type
+
+
 def _equal_fields(conditions: list[Any]) -> Iterator[tuple[Any, Any]]:
     for part in conditions:
         for piece in conjuncts(part):
             if op_name(piece) == "eq" and kind_of(piece.first) == "Field" and kind_of(piece.second) == "Field":
                 yield piece.first, piece.second
+
+
+def whole_id(table: Any, row_id: Any) -> int:
+    """Return the id of a row of *table* as a number.
+
+    Raises:
+        BadRead: it is none.
+    """
+    try:
+        if isinstance(row_id, bool | float):
+            raise ValueError
+        return int(row_id)
+    except (TypeError, ValueError):
+        raise BadRead(f"the id of a row of {table._tablename!r} is a whole number, not {row_id!r}") from None

@@ -38,6 +38,20 @@ def columns_of(session: NodeSession, table: str) -> list[DatabaseColumn]:
     return [DatabaseColumn(name, kind.lower(), nullable == "YES", *rest) for name, kind, nullable, *rest in found]
 
 
+def is_view(session: NodeSession, table: str) -> bool:
+    """Return whether what has a table's name is a view.
+
+    Args:
+        session: of the node.
+        table: its name in the database, perhaps with that of the database.
+    """
+    if session.dialect.name == "sqlite":
+        found = session.query("SELECT name FROM sqlite_master WHERE type = 'view'")
+        return bare_name(table) in {name for (name,) in found}
+    views = f"SELECT 1 FROM information_schema.tables WHERE {rows_about([table])} AND table_type LIKE '%VIEW'"
+    return bool(session.query(views))
+
+
 class DatabaseIndex(NamedTuple):
     """One index of a table, the primary key too; its columns in lower case."""
 

@@ -112,7 +112,7 @@ def drop_index(schema: TableSchema, name: str, dialect: Dialect) -> str:
     """
     table = schema.rname or dialect.quote(schema.name)
     if dialect.name == "mysql":
-        return f"DROP INDEX {dialect.quote(name)} ON {table}"
+        return f"ALTER TABLE {table} DROP INDEX {dialect.quote(name)}"  # MariaDB's DROP INDEX takes no ALGORITHM
     database = database_of(table)
     return f"DROP INDEX {dialect.quote(database) + '.' if database else ''}{dialect.quote(name)}"
 

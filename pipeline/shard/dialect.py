@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pymysql.connections import Connection
 
+from pipeline.config.uris import UTC, zone_of
+
 if TYPE_CHECKING:
     _Connection = Connection[Any]  # generic in its stubs only
 else:
@@ -27,7 +29,11 @@ Rows = Callable[[str], list[tuple[Any, ...]]]
 
 
 class MySQL:
-    """MySQL and MariaDB."""
+    """MySQL and MariaDB.
+
+    Args:
+        zone: the time zone of sessions.
+    """
 
     name = "mysql"
     begin = "START TRANSACTION"
@@ -35,8 +41,8 @@ class MySQL:
     lock = " FOR UPDATE SKIP LOCKED"
     #: Behind a SELECT whose rows must not change before the transaction ends.
     hold = " FOR UPDATE"
-    #: The server's clock in ms.
-    now_ms = "CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000 AS SIGNED)"
+    #: The server's clock in ms, in whatever time zone the session is.
+    now_ms = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) DIV 1000"
     #: The driver's argument that ends a transaction with each statement.
     autocommit: ClassVar[dict[str, Any]] = {"autocommit": True}
     #: Whether the server refuses writes, as a replica does; None where the engine has no such setting.
@@ -46,8 +52,12 @@ class MySQL:
     #: The size of the largest statement that old and new connections may send.
     most_bytes = "LEAST(@@max_allowed_packet, @@global.max_allowed_packet)"
 
+    def __init__(self, zone: str = UTC):
+        self.zone = zone
+
     def uri(self, uri: str) -> str:
         """Return *uri* with utf8mb4: pyDAL's default is three-byte UTF-8, in which an emoji becomes `?`."""
+        uri, _ = zone_of(uri)
         if "set_encoding=" in uri:
             return uri
         return f"{uri}{'&' if '?' in uri else '?'}set_encoding=utf8mb4"
@@ -86,7 +96,7 @@ class MySQL:
         modes = "STRICT_TRANS_TABLES,NO_BACKSLASH_ESCAPES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE"
         statements = [
             f"SET SESSION sql_mode='{modes},NO_ENGINE_SUBSTITUTION'",
-            "SET SESSION time_zone='+00:00'",
+            f"SET SESSION time_zone='{self.zone}'",
             self.limits(None),
             "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
         ]
@@ -265,7 +275,7 @@ def dialect_of(uri: str) -> Dialect:
     """
     scheme = uri.split(":", 1)[0]
     if scheme == "mysql":
-        return MySQL()
+        return MySQL(zone_of(uri)[1])
     if scheme == "sqlite":
         return SQLite()
     raise ValueError(f"databases of type {scheme!r} are not supported: use mysql:pymysql:// or sqlite://")

@@ -30,7 +30,8 @@ class Fault(Enum):
 #: column that the schema lacks, no right to write to the table or to a column.
 _MYSQL_NO_DEFAULT = 1364
 _MYSQL_NO_RIGHT = {1142, 1143}
-_MYSQL_SCHEMA = {1054, 1146, _MYSQL_NO_DEFAULT, *_MYSQL_NO_RIGHT}
+_MYSQL_NO_TABLE = 1146
+_MYSQL_SCHEMA = {1054, _MYSQL_NO_TABLE, _MYSQL_NO_DEFAULT, *_MYSQL_NO_RIGHT}
 #: Values: duplicate key, too long, out of range, NULL in NOT NULL, wrong value, foreign keys, bad JSON.
 #: Statements: out of range in an expression, CHECK (MySQL, MariaDB), packet too big, column count, division by zero,
 #: SIGNAL, syntax.
@@ -41,6 +42,10 @@ _MYSQL_PERMANENT = {
 #: What depends on other rows, and so on the order of ops: duplicate keys (1062, 1586), foreign keys. All others of the
 #: list are about the values of the row itself.
 _MYSQL_OTHER_ROWS = {1062, 1216, 1217, 1451, 1452, 1586, 1761, 1762}
+#: SIGNAL: a trigger may have looked at other rows, too.
+_MYSQL_SIGNAL = 1644
+#: What SQLite says of a row's own values, and of nothing else.
+_SQLITE_OWN_VALUES = ("NOT NULL constraint", "CHECK constraint", "datatype mismatch")
 #: Deadlock, lock wait, snapshot conflict, a lock that was not waited for: InnoDB rolled back (part of) the transaction.
 #: A table changed under the statement (1412, 1615). Retry all of the transaction.
 _MYSQL_LOCKED = {1205, 1213, 1020, 3572, 1412, 1615}
@@ -106,6 +111,11 @@ def _names(error: BaseException) -> set[str]:
     return {cls.__name__ for cls in type(error).__mro__}
 
 
+def no_such_table(error: BaseException) -> bool:
+    """Return whether *error*, as the driver raised it, says that a statement names a table that is not there."""
+    return code_of(error) == _MYSQL_NO_TABLE or (code_of(error) is None and "no such table" in str(error))
+
+
 def is_driver_error(error: BaseException) -> bool:
     """Return whether *error* is the database's or its driver's, not ours, and not a time limit of Celery's."""
     # sqlite3 raises ValueError for a NUL inside a statement
@@ -121,6 +131,17 @@ def is_about_other_rows(error: BaseException) -> bool:
     """
     code = code_of(error)
     return code is None or code in _MYSQL_OTHER_ROWS
+
+
+def may_be_early(error: BaseException) -> bool:
+    """Return whether an op that met *error* may be taken once others are applied that were enqueued before it.
+
+    Args:
+        error: as the driver raised it.
+    """
+    if code_of(error) is None:
+        return "IntegrityError" in _names(error) and not str(error).startswith(_SQLITE_OWN_VALUES)
+    return is_about_other_rows(error) or code_of(error) == _MYSQL_SIGNAL
 
 
 def code_of(error: BaseException) -> int | None:

@@ -16,6 +16,11 @@ def _table(name: str) -> str:
     return ".".join(map(_quote, name.split(".")))
 
 
+def ignore_it(table: str) -> str:
+    """Return how a table is left to its database, by its name in the model."""
+    return f'leave it to its database, [pipeline] ignore = ["{table}"], and run pipeline tables forget {table}'
+
+
 def wide_id(table: str, column: str) -> str:
     """Make the id column *column* of *table* hold 64 bits."""
     return f"ALTER TABLE {_table(table)} MODIFY {_quote(column)} BIGINT NOT NULL AUTO_INCREMENT"

@@ -21,11 +21,17 @@ from pipeline.shard.table_facts import Constraints, constraints_in, constraints_
 
 
 class SurveyedColumn(NamedTuple):
-    """One column. `required`: an INSERT that does not name it fails."""
+    """One column.
+
+    Attributes:
+        required: an INSERT that does not name it fails.
+        filled: what the database itself fills it with: `now`, `generated` from other columns, or the empty string.
+    """
 
     type: str
     charset: str | None
     required: bool
+    filled: str = ""
     collation: str | None = None
 
 
@@ -52,6 +58,8 @@ class Survey:
         replication: None on a primary.
         traits: what decides whether a replica shows what its primary has.
         old_ids: of a primary, by `co_location.old_ids_in`.
+        zone: the server's own time zone in winter and in summer, where the pipeline's sessions have another.
+        clocks: (table, trigger) of each trigger in the database that asks what time it is.
     """
 
     node: str
@@ -69,6 +77,8 @@ class Survey:
     replication: survey_mysql.Replication | None = None
     traits: Traits | None = None
     old_ids: frozenset[str] = frozenset()
+    zone: str = ""
+    clocks: Sequence[tuple[str, str]] = ()
 
     @property
     def release(self) -> tuple[str, tuple[int, ...]]:
@@ -125,6 +135,8 @@ def survey(
             marks=None if ("SELECT", "pipeline_watermarks") in denied else _marks(session),
             replication=None if primary else survey_mysql.replication(session),
             traits=survey_mysql.traits(session),
+            zone=survey_mysql.other_zone(session),
+            clocks=survey_mysql.clock_triggers(session),
             old_ids=frozenset(old_ids),
         )
 
@@ -143,8 +155,8 @@ def _sqlite(session: NodeSession, tables: Sequence[str]) -> Survey:
 def _tables(session: NodeSession, tables: Sequence[str], database: str) -> dict[str, SurveyedTable]:
     """Return the tables that are there: in a few queries, as an application may have hundreds."""
     columns: dict[str, dict[str, SurveyedColumn]] = {}
-    for place, name, kind, charset, required, collation in survey_mysql.columns(session, tables):
-        columns.setdefault(place, {})[name.lower()] = SurveyedColumn(kind, charset, required, collation)
+    for place, name, kind, charset, required, filled, collation in survey_mysql.columns(session, tables):
+        columns.setdefault(place, {})[name.lower()] = SurveyedColumn(kind, charset, required, filled, collation)
     engines = survey_mysql.engines(session, tables)
     places = {table: (table if "." in table else f"{database}.{table}").lower() for table in tables}
     there = [table for table in tables if places[table] in columns]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _DENIED = {1044, 1142, 1143, 1227}
 #: A year's two time offsets, as the server's own time zone has them: a name of a zone may stand for either.
 _CLOCK = ", ".join(f"CONVERT_TZ('2026-{month}-15 12:00', '+00:00', @@global.time_zone)" for month in ("01", "07"))
+#: SQL that asks what time it is in the session's time zone.
+_NOW = r"(current_?(time|date)|local_?time|sysdate|now *[(]|cur(date|time) *[(])"
 #: From here on the numbers are the client's: no connection, no answer.
 _CLIENT_ERRORS = 2000
 #: Statements that show whether a write is allowed: EXPLAIN checks privileges and runs nothing.
@@ -70,9 +72,11 @@ def variables(session: NodeSession) -> dict[str, str]:
     return {str(name).lower(): str(value).lower() for name, value in found}
 
 
-def columns(session: NodeSession, tables: Sequence[str]) -> list[tuple[str, str, str, str | None, bool, str | None]]:
+def columns(
+    session: NodeSession, tables: Sequence[str]
+) -> list[tuple[str, str, str, str | None, bool, str, str | None]]:
     """Return of each column: database.table in lower case, name, type, character set, whether INSERTs must name it,
-    collation.
+    what fills it, and its collation; see `survey.SurveyedColumn`.
 
     Args:
         session: of the node.
@@ -81,13 +85,46 @@ def columns(session: NodeSession, tables: Sequence[str]) -> list[tuple[str, str,
     found = session.rows(
         f"SELECT {_NAME}, column_name, column_type, character_set_name, is_nullable = 'NO' AND column_default IS NULL"
         " AND extra NOT LIKE '%auto_increment%' AND extra NOT LIKE '%GENERATED%',"
-        " collation_name"
+        " CASE WHEN COALESCE(generation_expression, '') <> '' THEN 'generated'"
+        f" WHEN CONCAT(COALESCE(column_default, ''), ' ', extra) REGEXP '{_NOW}' THEN 'now' ELSE '' END, collation_name"
         f" FROM information_schema.columns WHERE {rows_about(tables)} ORDER BY ordinal_position"
     )
     return [
-        (str(table).lower(), name, str(kind).lower(), charset, bool(required), collation)
-        for table, name, kind, charset, required, collation in found
+        (str(table).lower(), name, str(kind).lower(), charset, bool(required), filled, collation)
+        for table, name, kind, charset, required, filled, collation in found
     ]
+
+
+def other_zone(session: NodeSession) -> str:
+    """Return the server's own time zone, in winter and in summer, if the session has another; else the empty text.
+
+    Args:
+        session: of the node, in the zone of the pipeline's.
+    """
+    offsets = (_offset(scope, day) for scope in ("global", "session") for day in ("01-15", "07-15"))
+    [minutes] = session.query(f"SELECT {', '.join(offsets)}")
+    if minutes[:2] == minutes[2:]:
+        return ""
+    shown = (f"{'-' if one < 0 else '+'}{abs(one) // 60:02}:{abs(one) % 60:02}" for one in minutes[:2])
+    return " and ".join(dict.fromkeys(shown))
+
+
+def _offset(scope: str, day: str) -> str:
+    noon = f"'2026-{day} 12:00'"
+    return f"TIMESTAMPDIFF(MINUTE, {noon}, CONVERT_TZ({noon}, '+00:00', @@{scope}.time_zone))"
+
+
+def clock_triggers(session: NodeSession) -> list[tuple[str, str]]:
+    """Return (table, trigger) of each trigger that asks what time it is, as far as the user may see triggers.
+
+    Args:
+        session: of the node.
+    """
+    found = session.query(
+        "SELECT event_object_table, trigger_name FROM information_schema.triggers"
+        f" WHERE trigger_schema = DATABASE() AND action_statement REGEXP '{_NOW}' ORDER BY 1, 2"
+    )
+    return [(str(table), str(trigger)) for table, trigger in found]
 
 
 def engines(session: NodeSession, tables: Sequence[str]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from pipeline.client import Client
 from pipeline.config import ini
 from pipeline.config.settings import Settings, load
 from pipeline.config.uris import database_of
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 
 _lock = threading.Lock()
 _clients: dict[Hashable, Client] = {}
@@ -197,6 +197,10 @@ def warm_up(client: Client) -> None:
 
 
 def _warm(client: Client) -> None:
+    try:
+        client.publisher.warm()
+    except PipelineError as error:  # the first op meets the same, and says so
+        logger.info("not warm yet: %s", error)
     client.bell.prepare()
     gc.collect()
     gc.freeze()

@@ -59,6 +59,8 @@ class Outbox:
         committed: whether the request's framework will commit *db*.
     """
 
+    early = False
+
     def __init__(self, db: Any, publisher: Publisher, *, committed: bool = True):
         self._table, self._publisher, self._committed = defined(db), publisher, committed
         self.drop()
@@ -71,7 +73,7 @@ class Outbox:
         """Write the op of *entry* into the outbox.
 
         Raises:
-            BadOp: it asks for a durability that only a sender has, or nobody would commit the row.
+            BadOp: it asks for a durability that only a sender has, nobody would commit the row, or there is no table.
         """
         if not self._committed:
             raise BadOp("in mode outbox list db too, @action.uses(session, pipeline, db): nobody commits the op's row")
@@ -81,13 +83,13 @@ class Outbox:
             )
         seq = self._last[entry.bucket] = self._last.get(entry.bucket, 0) + 1
         payload = encode(entry.op)
-        row_id = self._table.insert(
-            made_ms=clock.wall_ms(),
-            producer=self._producer,
-            bucket=entry.bucket,
-            seq=seq,
-            payload=b64encode(payload).decode(),
-        )
+        row = {"made_ms": clock.wall_ms(), "producer": self._producer, "bucket": entry.bucket, "seq": seq}
+        try:
+            row_id = self._table.insert(**row, payload=b64encode(payload).decode())
+        except Exception as error:  # of any driver
+            if TABLE in str(error) and not _stands(self._table._db):
+                raise BadOp(f"db has no table {TABLE}: {_MAKE_IT}") from error
+            raise
         self._waiting.append((entry, Kept(int(row_id), self._producer, entry.bucket, seq, payload)))
 
     def holds(self, table: str) -> bool:
@@ -159,8 +161,13 @@ def _watch(adapter: Any) -> threading.local:
 
 
 def defined(db: Any) -> Any:
-    """Return the outbox of *db*, a DAL; it is defined when first used."""
+    """Return the outbox of *db*, a DAL; it is defined when first used.
+
+    An application that takes its tables for made (`fake_migrate_all`) does not mean this one, if it is not there.
+    """
     if TABLE not in db.tables:
+        before = db._fake_migrate_all
+        fake = db._fake_migrate_all = bool(before or db._fake_migrate) and _stands(db)
         db.define_table(
             TABLE,
             Field("made_ms", "bigint", notnull=True),
@@ -168,8 +175,22 @@ def defined(db: Any) -> Any:
             Field("bucket", "integer", notnull=True),
             Field("seq", "integer", notnull=True),
             Field("payload", "text", notnull=True),  # base64: pyDAL creates tables that hold no emoji
+            fake_migrate=fake,
         )
+        db._fake_migrate_all = before
     return db[TABLE]
+
+
+_MAKE_IT = "start once with migrate_enabled=True and migrate=True in DAL(...), by a user that may create tables"
+
+
+def _stands(db: Any) -> bool:
+    """Return whether the table is in the database."""
+    try:
+        db.executesql(f"SELECT id FROM {TABLE} WHERE 1=0")
+    except Exception:  # of any driver: there is no table, or no connection, which the next statement says
+        return False
+    return True
 
 
 def abandoned(table: Any, own: Sequence[Kept]) -> list[Kept]:

@@ -26,10 +26,17 @@ _OLDER = (
     'reads %s, to which it has written, and sees it as it was before: attach(db.%s, reads="own") lets it see its own '
     "writes; or read in the next request, after a redirect"
 )
+_CHOSEN = (
+    "reads %r, to which it has written, on a node that read_db had chosen before, and sees it as it was: call read_db "
+    "after the writes, in the next request"
+)
 _TOO_LATE = (
     "has read or written before its tables were attached, so MySQL may show it an older state than its user has "
-    'written: attach in a model, before anything is read, or with reads="own"'
+    "written: attach in a model, before anything is read, or let the connections of the DAL be at READ COMMITTED "
+    "(after_connection=, see docs/attach.md)"
 )
+#: Warnings that a process logs at most.
+MOST_WARNED = 10_000
 _warned: set[tuple[str, str]] = set()
 logger = logging.getLogger("pipeline.web")
 
@@ -55,8 +62,12 @@ class OwnReads(Calls):
         self._early = 0
 
     @abstractmethod
-    def _send(self) -> None:
-        """Send what waits for the commit."""
+    def _send(self, *, early: bool = False) -> None:
+        """Send what waits for the commit.
+
+        Raises:
+            BadRead: *early*, before the commit, and the ops' holder keeps them until then; nothing was sent.
+        """
 
     def before_read(self, reading: attachment.Reading) -> None:
         """Let a statement that reads through `db` come after what the user has written, or warn that it does not.
@@ -76,18 +87,31 @@ class OwnReads(Calls):
         """Do the same for a read through the pipeline, which sees what was sent."""
         if not self._written:
             return
-        parts = [*args, options.get("left"), options.get("join")]
-        if isinstance(args[0], str):
-            parts[0] = self.client.op_builder.table(args[0])
-        found = {real_name(one): one for one in tables_in(parts)}
+        parts = [*args, *(options.get(name) for name in ("table", "query", "left", "join"))]
+        named = [self.client.op_builder.table(one) for one in parts if isinstance(one, str) and one in self._written]
+        found = {real_name(one): one for one in (*named, *tables_in(parts))}
         tables = self._written & found.keys()
         if not any(map(self.unsent, tables)):
             return
-        rules = map(self.client.topology.table, tables)
-        if any(map(attachment.sees_own, found.values())) or any(one.reads == "own" for one in rules):
+        if any(map(attachment.sees_own, found.values())):
             self.see_own(tables)
         else:
             self._warn_of_older(tables)
+
+    def before_node(self, table: str, known: Set[str]) -> None:
+        """Warn of a read, on a node that was chosen earlier, of a *table* that this request has written since.
+
+        Args:
+            table: its name.
+            known: the tables that it had written, and sent, when the node was chosen.
+        """
+        if table in self._written and (table not in known or self.unsent(table)):
+            self._warn(_CHOSEN, table)
+
+    @property
+    def written(self) -> frozenset[str]:
+        """The tables that this request has written in its present transaction."""
+        return frozenset(self._written)
 
     def see_own(self, tables: Set[str], *, frozen: bool = False) -> None:
         """Send what this request has queued, and wait until it is applied: ahead of a read of *tables*.
@@ -97,8 +121,8 @@ class OwnReads(Calls):
             frozen: whether the transaction shows an older state all the same.
 
         Raises:
-            BadRead: in an atomic block, or *frozen*; nothing was sent. WaitTimeout: the workers are behind; the ops are
-                sent. Rejected: an op was refused.
+            BadRead: in an atomic block, in mode outbox, or *frozen*; nothing was sent. WaitTimeout: the workers are
+                behind; the ops are sent. Rejected: an op was refused.
         """
         if self._groups:
             raise BadRead(f"{_listed(tables)} has ops of an atomic block that is not over: read before or behind it")
@@ -109,8 +133,8 @@ class OwnReads(Calls):
                 '"SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")'
             )
         sent = list(self._unsent)
+        self._send(early=True)
         self._early += len(sent)
-        self._send()
         with self.wait_budgets.within(None):
             self.client.wait_all(sent, OWN_S)
             if not self._user.settle(OWN_S):
@@ -142,7 +166,7 @@ class OwnReads(Calls):
 
     def _warn(self, text: str, *values: Any) -> None:
         """Log a warning about the action, once in this process."""
-        if (self._action, text) not in _warned:
+        if (self._action, text) not in _warned and len(_warned) < MOST_WARNED:
             _warned.add((self._action, text))
             logger.warning(f"%s {text}", self._action, *values)
 

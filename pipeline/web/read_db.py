@@ -6,13 +6,19 @@ which shard is meant.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.client import Client
 from pipeline.dal.objects import real_name, tables_in
 from pipeline.errors import BadRead
-from pipeline.reads.node_dal import NodeDAL
+from pipeline.reads.gather.over_shards import answered
+from pipeline.reads.node_dal import NodeDAL, uncached
+from pipeline.reads.read_place import ReadPlace
+from pipeline.web.own_reads import OwnReads
+
+_WORD = re.compile(r"\w+")
 
 
 class ReadDAL:
@@ -31,9 +37,14 @@ class ReadDAL:
 
     def __call__(self, query: Any = None, *args: Any, **options: Any) -> Any:
         """Return pyDAL's Set of a query."""
-        for table in tables_in(query):
-            self._refuse(real_name(table))
-        return self._node(query, *args, **options)
+        self._refuse.read(query)
+        return uncached(self._node(query, *args, **options), self._refuse.read)
+
+    def executesql(self, query: str, *args: Any, **options: Any) -> Any:
+        """Run a statement, as pyDAL's method of the name does."""
+        for word in self._names.intersection(_WORD.findall(query)):
+            self._refuse(word)
+        return self._node.executesql(query, *args, **options)
 
     def __getattr__(self, name: str) -> Any:
         if name in self._names:  # the node itself may not have been asked for it yet
@@ -58,11 +69,29 @@ class Refusal:
     """Refuses tables whose rows are not all on the node.
 
     Args:
+        request: reads; it warns of tables that it has written since the node was chosen.
         keyed: whether a shard key was given: then the caller means the rows with that key, and its neighbours.
     """
 
-    def __init__(self, client: Client, keyed: bool):
-        self._topology, self._keyed = client.topology, keyed
+    def __init__(self, request: OwnReads, keyed: bool):
+        self._request, self._topology, self._written = request, request.client.topology, request.written
+        self._whole = keyed or len(self._topology.shards) == 1
+
+    def read(self, query: Any, fields: Sequence[Any] = (), options: Mapping[str, Any] = {}) -> None:
+        """Refuse a read that names such a table, in a subselect or a join too, or whose text may.
+
+        Raises:
+            BadRead: naming what to use instead.
+        """
+        if query is None:
+            return
+        for table in tables_in([query, *fields, *options.values()], inner=True):
+            self(real_name(table))
+        if self._whole:
+            return
+        place = ReadPlace(self._topology.shards[0], None)
+        for _ in answered(self._topology, [place], query, fields, options):
+            raise AssertionError("a subselect of tables that each shard has")
 
     def __call__(self, name: str) -> None:
         """Refuse a table.
@@ -70,8 +99,9 @@ class Refusal:
         Raises:
             BadRead: naming what to use instead.
         """
+        self._request.before_node(name, self._written)
         shards = len(self._topology.shards)
-        if self._keyed or shards == 1 or self._topology.table(name).reference:
+        if self._whole or self._topology.table(name).reference:
             return
         key = self._topology.table(name).shard_key or "id"
         raise BadRead(

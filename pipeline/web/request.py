@@ -17,7 +17,7 @@ from pipeline.calls import Calls
 from pipeline.client import Client
 from pipeline.dal.objects import real_name
 from pipeline.enqueue.held_ops import HeldOps
-from pipeline.errors import Unavailable
+from pipeline.errors import BadRead, Unavailable
 from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipt as _Receipt
 from pipeline.model.receipt import Receipts
@@ -47,7 +47,7 @@ class Request(OwnReads):
         client: Client,
         held: HeldOps | None = None,
         token: str | Callable[[], str | None] | None = None,
-        action: str = "a request",
+        action: str = "a script",
     ):
         self.client, self.wait_budgets, self._held = client, client.wait_budgets, held
         # a web request waits for Redis so long with all its calls together; in a script each call does
@@ -120,10 +120,10 @@ class Request(OwnReads):
     @wraps(Calls.read)
     def read(self, *args: Any, **options: Any) -> Iterator[NodeDAL]:  # noqa: D102
         with ExitStack() as stack:
-            yield self._entered(stack, *args, **options)
+            yield self._entered(*args, stack=stack, **options)
 
     @patient
-    def _entered(self, stack: ExitStack, *args: Any, **options: Any) -> NodeDAL:
+    def _entered(self, /, *args: Any, stack: ExitStack, **options: Any) -> NodeDAL:
         return stack.enter_context(super().read(*args, **options))
 
     def _after(self, value: Any, fresh: bool) -> Any:
@@ -159,7 +159,7 @@ class Request(OwnReads):
         opened = self.read(chosen, shard_key, **options)
         node = opened.__enter__()
         self._at_end.append(lambda well: opened.__exit__(None, None, None))
-        return ReadDAL(node, db.tables, Refusal(self.client, shard_key is not None))
+        return ReadDAL(node, db.tables, Refusal(self, shard_key is not None))
 
     # the request's end, for the framework's object ----------------------------------------------------------
 
@@ -210,7 +210,9 @@ class Request(OwnReads):
 
     # parts --------------------------------------------------------------------------------------------------
 
-    def _send(self) -> None:
+    def _send(self, *, early: bool = False) -> None:
+        if early and self._held is not None and not self._held.early:
+            raise BadRead("in mode outbox nothing is sent before its commit, so the request cannot read its own writes")
         try:
             if self._held is not None:
                 with self.wait_budgets.within(self.budget):

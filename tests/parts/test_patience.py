@@ -15,14 +15,17 @@ from hiredis import pack_command
 from support.servers.redis_stub import HANG_UP, Stub
 
 from pipeline import clock
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, LogUnavailable
+from pipeline.model.op import Position
+from pipeline.oplog.appends import Append, Scope
 from pipeline.oplog.redis.keys import Keys
 from pipeline.oplog.redis.line import FITS_BYTES, RedisLine
-from pipeline.wait_budget import WaitBudget, WaitBudgets, in_all, require_threads
+from pipeline.wait_budget import COLD_S, WaitBudget, WaitBudgets, in_all, require_threads
 
 PING = pack_command(("PING",))
 LONG = pack_command(("PING", b"x" * FITS_BYTES))
 ASIDE = "pipeline-aside"
+SCOPE = Scope("s0", ("s0",))
 #: Long enough for what does not hang, also on a busy machine.
 AMPLE_S = 30.0
 
@@ -226,6 +229,17 @@ def test_who_has_nowhere_to_go_instead_never_leaves():
     assert caller.seen == [None, None]
 
 
+def test_a_process_that_redis_has_never_answered_waits_longer_until_redis_has():
+    cold = WaitBudgets(0.1, cold=True)
+
+    first = cold.budget()
+    cold.cold = False
+    later, patient = cold.budget(), WaitBudgets(AMPLE_S, cold=True).budget()
+
+    assert [budget and budget.left_s for budget in (first, later, patient)] == [COLD_S, 0.1, AMPLE_S]
+    assert WaitBudgets(math.inf, cold=True).budget() is None
+
+
 # lines ------------------------------------------------------------------------------------------------------------
 
 
@@ -319,3 +333,31 @@ def test_a_server_that_hangs_up_is_no_reply_also_in_a_thread(stub: Stub, line: R
         line.ask(PING)
 
     assert stub.taken == 2
+
+
+@pytest.mark.parametrize("cold", [True, False])
+@pytest.mark.parametrize("most_s", [AMPLE_S, math.inf])
+def test_a_server_that_is_slow_at_first_is_asked_again_by_a_cold_process_only(stub: Stub, cold: bool, most_s: float):
+    pool = redis.ConnectionPool(host="127.0.0.1", port=stub.port, socket_timeout=0.05, protocol=2)
+    wait_budgets = WaitBudgets(most_s, cold=cold)
+    line = RedisLine(Keys("test"), pool, 0.02, wait_budgets)
+    stub.replies = [(), (), (), (b"$10\r\nok 1 0 7 0\r\n",)]
+
+    with wait_budgets.within(wait_budgets.budget()):
+        if cold:
+            [placed] = line.append(SCOPE, 7, 1, [Append(0, 1, (b"op",))], "", 0).placed
+            assert placed.position == Position(7, 0)
+        else:
+            with pytest.raises(LogUnavailable):
+                line.append(SCOPE, 7, 1, [Append(0, 1, (b"op",))], "", 0)
+    line.drop()
+    pool.disconnect()
+
+
+def test_a_server_that_is_not_there_keeps_a_cold_process_no_longer_than_another(stub: Stub):
+    stub.close()
+    pool = redis.ConnectionPool(host="127.0.0.1", port=stub.port, socket_timeout=AMPLE_S, protocol=2)
+    line = RedisLine(Keys("test"), pool, 0.02, WaitBudgets(math.inf, cold=True))
+
+    with pytest.raises(LogUnavailable, match="refused"):
+        line.append(SCOPE, 7, 1, [Append(0, 1, (b"op",))], "", 0)

@@ -115,6 +115,14 @@ def test_a_reference_without_a_foreign_key_is_told_with_what_that_means_for_onde
     assert "keep the id of a clerk that is deleted" in found[1].what
 
 
+def test_versions_may_outlive_their_row() -> None:
+    paper = TableSchema("paper", (Column("id", "id"), Column("title", "string")))
+    archive = TableSchema("paper_archive", (*paper.columns, Column("current_record", "reference paper")))
+    node = Survey("s0", "mysql", "11.4-MariaDB", tables={"paper_archive": SurveyedTable("paper_archive", "InnoDB", {})})
+
+    assert list(buckets.constraint_findings(replace(evidence({}), schemas=(paper, archive), nodes={"s0": node}))) == []
+
+
 def test_a_foreign_key_that_does_something_else_than_the_model_says_is_told_with_the_statements() -> None:
     standing = Constraints(parents=(ForeignKey(("person",), "person", table="order", name="of", on_delete="RESTRICT"),))
     found = list(buckets.constraint_findings(modelled(evidence({"order": {"shard_key": "person"}}), standing)))
@@ -211,7 +219,7 @@ def test_check_sends_to_migrate_only_for_what_migrate_does(there: str, fix: str)
     ],
 )
 def test_a_shard_key_that_takes_texts_for_equal_is_named(collation: str, rules: dict[str, Any], found: bool) -> None:
-    note = SurveyedColumn("varchar(100)", "utf8mb4", False, collation)
+    note = SurveyedColumn("varchar(100)", "utf8mb4", False, "", collation)
     columns = {"id": SurveyedColumn("bigint", None, False), "note": note}
     node = Survey("s0", "mysql", "11.4-MariaDB", tables={"order": SurveyedTable("order", "InnoDB", columns)})
     schema = TableSchema("order", (Column("id", "id"), Column("note", "string", 100)))

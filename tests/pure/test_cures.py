@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.admin.check.cures import database_cure, redis_cure
+from pipeline.errors import NotMigrated
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,10 @@ def test_a_refusal_of_redis_has_its_own_cure(why: str, cure: str):
 )
 def test_a_refusal_of_a_database_has_its_own_cure(why: str, cure: str):
     assert database_cure(why, "s0").startswith(cure)
+
+
+def test_a_right_that_is_missing_is_granted_and_no_table_is_made():
+    denied = "SELECT command denied to user 'reader'@'%' for table `shop`.`pipeline_watermarks`"
+
+    assert str(NotMigrated("s0", denied)).endswith("; GRANT its user what pipeline check names")
+    assert str(NotMigrated("s0", "Table 'shop.pipeline_ids' doesn't exist")).endswith("; run: pipeline migrate")

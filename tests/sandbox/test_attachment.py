@@ -565,3 +565,45 @@ def test_references_of_an_imported_database_follow_their_rows(box: Sandbox, db: 
     [part] = box.rows("part")
     assert (part["maker"], part["its"]) == (ids["Bob"], [ids["Ada"], ids["Bob"]])
     source.close()
+
+
+def test_an_id_of_the_pipeline_in_an_int_column_of_the_applications_own_table_is_warned_about_once(
+    box: Sandbox, db: Any, caplog: pytest.LogCaptureFixture
+):
+    db.define_table("permission", Field("record_id", "integer"), Field("of", "integer"), Field("wide", "bigint"))
+    row_id = db.item.insert(name="pen")
+
+    for value in (7, row_id, str(row_id), row_id):
+        db.permission.insert(record_id=value, wide=row_id)
+    db.permission.bulk_insert([{"record_id": row_id}, {"of": 7}])
+    assert [record.message for record in caplog.records] == [told("permission.record_id", row_id)]
+
+    db(db.permission.id > 0).update(of=row_id)
+    assert caplog.records[1].message == told("permission.of", row_id)
+    assert len(caplog.records) == 2
+    assert {row.wide for row in db(db.permission).select()} >= {row_id}
+
+
+def told(place: str, row_id: int) -> str:
+    return (
+        f"{place} is a column of 32 bits by its model and is given {row_id}, an id of 53 bits that the pipeline "
+        "made: a server cuts it to 2147483647 or refuses it. Make the field `reference <table>` (with "
+        "DAL(…, bigint_id=True)) or `bigint`, and the column BIGINT; pipeline adopt prints both"
+    )
+
+
+@pytest.mark.parametrize(("wide", "warned"), [(False, True), (True, False)])
+def test_a_reference_has_32_bits_where_the_dal_was_made_without_bigint_id(
+    box: Sandbox, caplog: pytest.LogCaptureFixture, tmp_path: Any, wide: bool, warned: bool
+):
+    db = DAL("sqlite:memory", folder=str(tmp_path), bigint_id=wide)
+    db.define_table("item", Field("name", length=20))
+    db.define_table(f"wish{wide}", Field("item", "reference item", ondelete="NO ACTION"))
+    pipeline.attach(db.item)
+    row_id = db.item.insert(name="pen")
+    db.executesql("PRAGMA foreign_keys=OFF")
+
+    db[f"wish{wide}"].insert(item=row_id)
+
+    assert ("wishFalse.item is a column of 32 bits" in caplog.text) == warned
+    db.close()

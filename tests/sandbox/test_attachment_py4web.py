@@ -1,4 +1,4 @@
-"""A table that py4web's fixture attaches at import, used where there is no request."""
+"""Tables that py4web's fixture attaches and publishes."""
 
 from __future__ import annotations
 
@@ -60,4 +60,17 @@ def test_a_table_that_all_threads_share_keeps_each_threads_versions(box: Sandbox
     for start, row_id in enumerate(ids):
         kept = [row["name"] for row in box.rows("item_archive") if row["current_record"] == row_id]
         assert kept == [f"{start}", *(f"v{n}" for n in range(10))]
+    db.close()
+
+
+def test_tables_that_are_defined_after_the_fixture_are_published_by_the_first_page_that_lists_it(
+    box: Sandbox, tmp_path: Any
+):
+    db = face.DAL(box.client.nodes.uri(box.client.nodes.primary_name("s0")), folder=str(tmp_path), bigint_id=True)
+    fixture = face.Pipeline(db)  # common.py
+    db.define_table("item", Field("name"), migrate=False)  # models.py, which imports db from common.py
+
+    fixture.on_request({"fixtures": [fixture, db]})  # an action that calls nothing
+
+    assert list(box.log.newest_schemas()) == ["item"]
     db.close()

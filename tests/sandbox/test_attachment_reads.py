@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
 import pytest
 from pydal import DAL, Field
 
+import pipeline
 from pipeline import attachment, clock
 from pipeline.attachment.forms import editing
 from pipeline.errors import BadOp, BadRead, Rejected, WaitTimeout
 from pipeline.testing import Sandbox, sandbox
 from pipeline.web import own_reads, user_session
+from pipeline.web.outbox import Outbox
 from pipeline.web.request import Request
 
 
@@ -270,6 +274,32 @@ def test_a_read_of_what_a_request_has_not_written_sends_nothing(box: Sandbox, db
     assert len(box.enqueued()) == 1
 
 
+@pytest.mark.parametrize(
+    ("sql", "named"),
+    [
+        ("SELECT `item`.`id` FROM `item`", {"item"}),
+        ("SELECT x.id FROM ITEM AS x", {"item"}),
+        ('SELECT "x"."id" FROM "item" AS "x", "other"', {"item"}),
+        ("SELECT * FROM other WHERE id IN (SELECT id FROM [item] WHERE 1)", {"item"}),
+        ("SELECT id FROM `shop`.`old`", {"old"}),
+        ("SELECT id FROM other JOIN item ON 1, shop.old", {"item", "old"}),
+        ("SELECT `other`.`item`, other.item FROM other", set()),
+        ("SELECT id FROM items, item_archive, my_item", set()),
+        ("SELECT id FROM other WHERE name = 'an item' OR name = 'it''s item' OR name = '\\'", set()),
+    ],
+)
+def test_a_statement_names_a_table_and_no_column_or_text_that_is_called_so(db: Any, sql: str, named: set[str]):
+    db.define_table("old", Field("n", "integer"), rname="`shop`.`old`", migrate=False)
+    seen: list[Any] = []
+    for table in (db.item, db.old):
+        attachment.attach(table, pipeline.current, pipeline.current, before_read=seen.append)
+
+    with suppress(sqlite3.Error):
+        db.executesql(sql)
+
+    assert [reading.tables for reading in seen] == [named]
+
+
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize(
     "read",
@@ -279,6 +309,12 @@ def test_a_read_of_what_a_request_has_not_written_sends_nothing(box: Sandbox, db
         lambda request, db, row_id: request.select(db.item).first().qty,
         lambda request, db, row_id: request.count(db.item),
         lambda request, db, row_id: request.count("item"),
+        lambda request, db, row_id: request.get(table=db.item, row_id=row_id).qty,
+        lambda request, db, row_id: request.count(query="item"),
+        lambda request, db, row_id: on_a_node(request.read(db.item), db),
+        lambda request, db, row_id: on_a_node(request.read("item"), db),
+        lambda request, db, row_id: on_a_node(request.read(table="item"), db),
+        lambda request, db, row_id: request.read_db(db)(db.item).count(),
     ],
 )
 def test_reads_through_the_pipeline_see_it_too(box: Sandbox, db: Any, read: Any):
@@ -286,6 +322,11 @@ def test_reads_through_the_pipeline_see_it_too(box: Sandbox, db: Any, read: Any)
     row_id = db.item.insert(qty=1)
 
     assert read(request, db, row_id) == 1
+
+
+def on_a_node(read: Any, db: Any) -> int:
+    with read as node:
+        return int(node(db.item).count())
 
 
 def test_a_read_through_the_pipeline_of_what_is_queued_is_warned_of(
@@ -296,6 +337,98 @@ def test_a_read_through_the_pipeline_of_what_is_queued_is_warned_of(
 
     assert request.count(db.item) == 0
     assert "shop/default/summary reads 'item'" in caplog.text
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(("reads", "rows"), [("own", [2]), ("next", [1, 2])])
+def test_what_looks_before_it_writes_finds_what_the_request_has_written(
+    box: Sandbox, db: Any, reads: str, rows: list[int]
+):
+    request = request_of(box, db, reads=reads)
+
+    for qty in (1, 2):
+        db.item.update_or_insert(db.item.name == "pen", name="pen", qty=qty)
+
+    request.finish()
+    box.drain()
+    assert sorted(row["qty"] for row in box.rows("item")) == rows
+
+
+@pytest.mark.usefixtures("worker")
+def test_rows_that_a_write_must_look_for_are_found_among_the_requests_own(box: Sandbox, db: Any):
+    request = request_of(box, db, reads="own")
+    for qty in (1, 2):
+        db.item.insert(name="pen", qty=qty)
+
+    changed = db(db.item.qty > 1).update(name="ink")
+    deleted = db(db.item.name == "ink").delete()
+
+    request.finish()
+    box.drain()
+    assert (changed, deleted) == (1, 1)
+    assert [row["qty"] for row in box.rows("item")] == [1]
+
+
+@pytest.mark.parametrize("mode", ["now", "on_commit"])
+def test_a_page_on_a_node_that_was_chosen_before_its_request_wrote_is_warned_of(
+    box: Sandbox, db: Any, caplog: pytest.LogCaptureFixture, mode: str
+):
+    held = None if mode == "now" else box.client.held()
+    request = Request(box.client, held, action=f"shop/default/{mode}")
+    rdb = request.read_db(db)
+    rdb(db.item).count()
+    assert caplog.text == ""
+
+    request.enqueue_insert(db.item, qty=1)
+    rdb(db.item).count()
+
+    assert f"shop/default/{mode} reads 'item'" in caplog.text
+    request.finish()
+    caplog.clear()
+    box.drain()
+    assert request.read_db(db)(db.item).count() == 1
+    assert caplog.text == ""
+
+
+@pytest.mark.usefixtures("worker")
+def test_whether_there_was_a_row_is_asked_before_the_write_whose_answer_counts_ops(box: Sandbox, db: Any):
+    request = request_of(box, db, reads="own")
+    pen, ink = db.item.insert(name="pen"), 5
+
+    answers = []
+    for row_id in (pen, ink):
+        found = db(db.item.id == row_id)
+        there = not found.isempty()  # as the documentation says to do
+        answers.append((found.update(qty=9), there))
+        answers.append((found.delete(), there))
+
+    request.finish()
+    assert answers == [(1, True), (1, True), (1, False), (1, False)]
+    assert box.drain().rejected == 0
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("reads", ["own", "next"])
+def test_old_style_virtual_fields_of_an_attached_table_are_on_rows_read_through_its_dal(
+    box: Sandbox, db: Any, reads: str
+):
+    class Doubled:
+        def twice(self) -> int:
+            return int(self.item.qty * 2)  # type: ignore[attr-defined]  # pyDAL puts the row there
+
+    db.item.virtualfields.append(Doubled())
+    request = request_of(box, db, reads=reads)
+    row_id = db.item.insert(qty=1)
+    db(db.item.id == row_id).update(qty=2)
+    db(db.item.qty > 5).select()
+    request.finish()
+    box.drain()
+
+    assert db.item[row_id].twice == 4
+    db(db.item).select().first().update_record(qty=3)
+    request.finish()
+    box.drain()
+    assert [row.twice for row in db(db.item).select()] == [6]
 
 
 @pytest.mark.usefixtures("worker")
@@ -351,6 +484,21 @@ def test_own_reads_are_refused_in_the_outbox_whose_ops_wait_for_their_commit(box
         attachment.reads_own(db.item, rules, "own", "outbox")
     with pytest.raises(BadOp, match="own, next"):
         attachment.reads_own(db.item, rules, "mine")
+
+
+def test_a_request_with_an_outbox_sends_nothing_early_whoever_attached_the_table(box: Sandbox, db: Any, tmp_path: Any):
+    own = DAL("sqlite:memory", folder=str(tmp_path), bigint_id=True)
+    request = Request(box.client, Outbox(own, box.client.publisher))
+    request.attach(db.item, reads="own")
+    db.item.insert(qty=1)
+
+    for read in (lambda: db(db.item).count(), lambda: request.count(db.item)):
+        with pytest.raises(BadRead, match="nothing is sent before its commit"):
+            read()
+
+    assert (request.waiting, box.enqueued()) == (1, [])
+    request.drop()
+    own.close()
 
 
 def test_a_table_may_be_set_to_be_read_so(tmp_path: Any):

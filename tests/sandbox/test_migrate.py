@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from pydal import DAL, Field
 
 import pipeline
-from pipeline.admin.migrate import migrate, plan_of
+from pipeline.admin.migrate import migrate, plan_of, published
 from pipeline.admin.migration.definitions import definitions, forget
-from pipeline.errors import MigrationUnfinished, PipelineError
+from pipeline.client import Client
+from pipeline.errors import BadOp, MigrationUnfinished, PipelineError
 from pipeline.model.schema import schema_of
 from pipeline.shard.columns import columns_of, indexes_of
 from pipeline.testing import Sandbox
@@ -97,8 +99,8 @@ def test_one_table_that_cannot_be_created_keeps_no_other(box: Sandbox) -> None:
     assert columns(box, "purchase") == ["id", "customer"]
     assert [fault.split(": ")[:2] for fault in raised.value.faults] == [
         ["s0", "aplace"],
-        ["s1", "aplace"],
         ["s0", "bview"],
+        ["s1", "aplace"],
         ["s1", "bview"],
     ]
 
@@ -112,6 +114,40 @@ def test_a_definition_that_no_model_has_any_more_can_be_withdrawn(box: Sandbox) 
     assert migrate(box.client) == 0
     with pytest.raises(PipelineError, match="no table 'plac' is published"):
         forget(box.client, "plac")
+
+
+def test_a_view_is_named_and_keeps_no_table_from_its_columns(box: Sandbox) -> None:
+    release("purchase", Field("customer", "integer"))
+    run(box, "CREATE VIEW report AS SELECT id, customer FROM purchase")
+    box.log.published = lambda definition: None
+    release("report", Field("customer", "integer"))
+    release("purchase", Field("customer", "integer"), Field("note"))
+
+    with pytest.raises(MigrationUnfinished) as caught:
+        migrate(box.client)
+
+    [fault] = [fault for fault in caught.value.faults if fault.startswith("s0")]
+    assert fault.startswith("s0: report: is a view")
+    assert 'leave it to its database, [pipeline] ignore = ["report"]' in fault
+    assert "note" in columns(box, "purchase")
+
+
+def test_a_table_that_is_left_to_its_database_is_neither_published_nor_touched_nor_written(box: Sandbox) -> None:
+    settings = replace(box.client.settings, ignore=("report", "old_*"))
+    client = Client(settings, log=box.log, bell=box.bell)
+    db = DAL(None)
+    for name in ("report", "old_price", "purchase"):
+        db.define_table(name, Field("customer", "integer"))
+
+    client.define_tables(db)
+    pipeline.define_tables(db)  # as a process with the older configuration does
+
+    assert client.op_builder.plan(db.purchase)
+    with pytest.raises(BadOp, match=r"'old_price' is left to its database by \[pipeline\] ignore"):
+        client.enqueue_insert(db.old_price, customer=7)
+    assert [schema.name for schema in published(client)] == ["purchase"]
+    assert {schema.name for schema in published(box.client)} == {"report", "old_price", "purchase"}
+    client.close()
 
 
 def test_a_definition_that_queued_ops_name_is_not_withdrawn(box: Sandbox) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -182,6 +182,7 @@ def test_an_expressions_value_is_found_under_the_callers_own_expression(box: San
         ({"orderby": "<random>"}, "takes fields"),
         ({"having": True}, "having= cannot be used"),
         ({"for_update": True}, "for_update= cannot be used"),
+        ({"distinct": Field("qty")}, "distinct= over several shards is True or False"),
         ({"timeout_s": -1}, "0 or more"),
         ({"max_lag_s": -1}, "0 or more"),
         ({"on_stale": "primry"}, "did you mean 'primary'"),
@@ -213,6 +214,28 @@ def test_texts_are_ordered_by_the_bytes_of_their_collation_and_padded_where_it_p
     found = merged_rows([rows, [tab]], Merge(1, (Term(SortKey(0, 1)),)))
 
     assert [row[0] for row in found] == ["a\t", "A", "a ", "b"]
+
+
+def test_days_that_python_has_not_are_ordered_as_their_digits_and_after_nothing() -> None:
+    days = [date(2024, 2, 29), "0000-00-00", date(1000, 1, 1), None, "2024-02-00"]
+    moments = [datetime(2024, 2, 29, 1), "0000-00-00 00:00:00", datetime(2024, 2, 29)]
+
+    for column in (days, moments):
+        rows = [(value,) for value in column]
+        found = merged_rows([rows[:2], rows[2:]], Merge(1, (Term(SortKey(0)),)))
+        assert [row[0] for row in found] == sorted(column, key=lambda value: "" if value is None else str(value))
+        highest = Merge(1, grouped=True, aggregates=(Aggregate("MIN", SortKey(0), 0),))
+        assert merged_rows([rows[:2], rows[2:]], highest) == [[column[1]]]
+
+
+def test_a_weight_counts_where_the_value_is_a_text_and_not_where_it_is_a_number() -> None:
+    texts = [("b", b"\x0e\x4a", None), ("A", b"\x0e\x33", None), (None, None, None)]
+    numbers = [(10, b"10", None), (9, b"9", None), (None, None, None)]
+
+    for rows, order in ((texts, [None, "A", "b"]), (numbers, [None, 9, 10])):
+        assert [row[0] for row in merged_rows([rows], Merge(1, (Term(SortKey(0, 1)),)))] == order
+    once = Merge(1, identity=(SortKey(0, 1),))
+    assert len(merged_rows([[(1, b"1", None)], [(2, b"1", None)]], once)) == 2
 
 
 def test_texts_that_their_collation_takes_for_equal_are_one_group() -> None:

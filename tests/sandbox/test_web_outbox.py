@@ -289,3 +289,38 @@ def test_a_durability_that_only_a_sender_has_is_refused(box: Sandbox, db: Any):
         request.enqueue_insert(db.tally, owner=7, durability="fsync")
 
     assert held(db) == 0
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_application_that_takes_its_tables_for_made_gets_the_outbox_all_the_same(
+    box: Sandbox, uri: str, tmp_path: Path, there: bool
+):
+    if there:  # made by another host, whose files this one has not
+        (tmp_path / "other").mkdir()
+        other = DAL(uri, folder=str(tmp_path / "other"), bigint_id=True)
+        defined(other)
+        other.commit()
+        other.close()
+    db = DAL(uri, folder=str(tmp_path), bigint_id=True, fake_migrate_all=True)
+    db.define_table("tally", Field("owner", "integer"), Field("trace", "text", default=""))
+
+    request = request_of(box, db)
+    request.enqueue_insert(db.tally, owner=7)
+    db.commit()
+    request.finish()
+
+    assert box.drain().applied == 1
+    assert held(db) == 0
+    assert db._fake_migrate_all
+    db.close()
+
+
+def test_an_application_that_may_not_make_tables_learns_which_one_is_missing(box: Sandbox, uri: str):
+    db = DAL(uri, bigint_id=True, migrate_enabled=False)
+    db.define_table("tally", Field("owner", "integer"), Field("trace", "text", default=""))
+    request = request_of(box, db)
+
+    with pytest.raises(BadOp, match=r"db has no table pipeline_outbox: start once with migrate_enabled=True"):
+        request.enqueue_insert(db.tally, owner=7)
+    request.drop()
+    db.close()

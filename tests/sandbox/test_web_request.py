@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -181,9 +182,33 @@ def test_a_page_on_one_node_is_refused_a_spread_table_by_every_way_to_name_it():
         request = Request(box.client)
         rdb = request.read_db(db)  # its node has not met the table yet
 
-        for way in (lambda: rdb.sale, lambda: rdb["sale"], lambda: rdb(db.sale.id > 0), lambda: rdb(db.sale)):
+        lands, inner = rdb(rdb.country), db(db.sale.id > 0).nested_select(db.sale.customer)
+        ways: list[Callable[[], Any]] = [
+            lambda: rdb.sale,
+            lambda: rdb["sale"],
+            lambda: rdb(db.sale.id > 0),
+            lambda: rdb(db.sale),
+            lambda: lands.select(db.sale.customer),
+            lambda: lands.select(left=db.sale.on(db.sale.customer == db.country.id)),
+            lambda: lands.select(orderby=db.sale.customer),
+            lambda: lands.iterselect(db.sale.ALL),
+            lambda: lands.count(distinct=db.sale.customer),
+            lambda: lands(db.sale.id > 0),
+            lambda: rdb(db.country.id.belongs(inner)),
+            lambda: rdb(db.country.name == "x").select(inner.with_alias("some").customer),
+            lambda: rdb.executesql("SELECT COUNT(*) FROM sale"),
+        ]
+        for way in ways:
             with pytest.raises(pipeline.errors.BadRead, match="'sale' are on 2 shards"):
                 way()
+        for text in (
+            db.country.id.belongs(db(db.sale.id > 0)._select(db.sale.customer)),
+            db.country.id.belongs(db.sale.customer > 0),
+        ):
+            with pytest.raises(pipeline.errors.BadRead, match="of a text"):
+                rdb(text)
+        assert rdb.executesql("SELECT COUNT(*) FROM country") == [(0,)]
+        assert len(rdb(rdb.country).select(rdb.country.ALL, orderby=rdb.country.name, limitby=(0, 3))) == 0
         assert rdb(rdb.country).count() == 0
         assert request.read_db(db, "sale", 7)(db.sale.customer == 7).count() == 0
         request.finish()

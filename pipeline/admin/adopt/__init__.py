@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import NamedTuple
 
 from pipeline.admin.adopt.changes import adoption_script, findings
-from pipeline.admin.adopt.shard_key_guess import Case, guess_shard_keys
+from pipeline.admin.adopt.shard_key_guess import Case, Soft, guess_shard_keys
+from pipeline.admin.adopt.soft_references import model_lines, soft_references
 from pipeline.admin.check.finding import ERROR, Finding, merged_findings
 from pipeline.config.settings import RedisSettings, Settings, ShardSettings, TableSettings
 from pipeline.config.topology import Topology
 from pipeline.errors import ConfigError
-from pipeline.shard.catalog import catalog
+from pipeline.shard.catalog import CATALOG_S, catalog
 from pipeline.shard.dialect import dialect_of
+from pipeline.shard.session import brief
 from pipeline.shard.survey import survey
 
 
@@ -71,7 +74,9 @@ def adopt(uri: str, shards: int = 2, decided: Mapping[str, TableSettings] | None
         shards={f"s{n}": ShardSettings(f"s{n}", f"sqlite://{n}") for n in range(shards)},
         tables=guess.tables,
     )
-    case = Case(known, found, guess, Topology(settings))
+    with brief("database", uri, statement_s=CATALOG_S) as session:
+        soft = tuple(soft_references(session, found, guess.references, guess.taken))
+    case = Case(known, found, guess, Topology(settings), soft)
     looked_at = f"{len(found.tables)} tables of {known.database}, {len(guess.taken)} of them for the pipeline"
     return Advice(merged_findings(_nameless(case)), adoption_script(case), suggestion(case, decided), looked_at)
 
@@ -95,13 +100,16 @@ def _lines(case: Case, decided: Mapping[str, TableSettings]) -> Iterator[str]:
     guess, tables = case.guess, case.guess.tables
     guessed = [name for name in guess.taken if name in tables and name not in decided]
     if guessed:
-        yield f"# A guess: most tables refer to {guess.anchor}, so all go by their {guess.anchor}. Yours to judge."
+        yield f"# A guess: most tables refer to {guess.anchor}, so they go by their {guess.anchor}. Any other goes with"
+        yield "# the table that it refers to. Yours to judge."
     for name in guessed:
         yield f"[tables.{name}]"
         if tables[name].reference:
             yield f"reference = true            # small ({case.catalog.tables[name].rows} rows), and others refer to it"
         else:
-            yield f'shard_key = "{tables[name].shard_key}"'
+            key = tables[name].shard_key
+            parent = next((ref.parent for ref in guess.references if ref[:2] == (name, key)), None)
+            yield f'shard_key = "{key}"{f"    # on the shard of its {parent}" if parent else ""}'
             if unique := _unique(case, name):
                 yield f"unique = {json.dumps([list(unique)])}"
         yield ""
@@ -111,6 +119,11 @@ def _lines(case: Case, decided: Mapping[str, TableSettings]) -> Iterator[str]:
         yield f"# left in their database, written as ever: {', '.join(left)}"
     for table, column, _ in guess.added:
         yield f'# add to the model: {table}: Field("{column}", "bigint")'
+    narrow = case.narrow()
+    by_name = [ref for ref in guess.references if not ref.declared and (ref.table, ref.column) in narrow]
+    soft = [*case.soft, *(Soft(ref.table, ref.column, (ref.parent,), named=True) for ref in by_name)]
+    for line in chain.from_iterable(map(model_lines, soft)):
+        yield f"# change in the model: {line}"
 
 
 def _unique(case: Case, name: str) -> tuple[str, ...] | None:

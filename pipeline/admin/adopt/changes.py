@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
-from pipeline.admin.adopt.shard_key_guess import USABLE_NAME, Case
+from pipeline.admin.adopt.shard_key_guess import USABLE_NAME, Case, Soft
+from pipeline.admin.adopt.soft_references import model_lines
 from pipeline.admin.check import schemas, servers
 from pipeline.admin.check.finding import ERROR, WARNING, Finding
 from pipeline.shard import repairs
@@ -70,6 +71,10 @@ def _storage(case: Case) -> Iterator[Finding]:
         yield from schemas.storage(case.survey, table, ERROR)
 
 
+def _moments(case: Case) -> Iterator[Finding]:
+    yield from schemas.moments(case.survey, case.guess.taken, WARNING)
+
+
 def _names(case: Case) -> Iterator[Finding]:
     for name in case.catalog.tables:
         if not USABLE_NAME.fullmatch(name):
@@ -93,6 +98,7 @@ def _primary_keys(case: Case) -> Iterator[Finding]:
 def _narrow(case: Case) -> Iterator[Finding]:
     ids = {(name, table.id) for name, table in case.catalog.tables.items()}
     refers = {(ref.table, ref.column): ref for ref in case.guess.references}
+    soft = {(one.table, one.column): one for one in case.soft}
     for (table, column), kind in case.narrow().items():
         found = case.catalog.tables[table].columns[column]
         ref = refers.get((table, column))
@@ -100,7 +106,40 @@ def _narrow(case: Case) -> Iterator[Finding]:
         if (table, column) not in ids and ref:
             what = f"is {found.type}, but refers to {ref.parent}, whose ids have 64 bits"
             what += "" if ref.declared else " (guessed by its name)"
+        elif found_soft := soft.get((table, column)):
+            what = f"is {found.type}, and holds {_whose(found_soft)}: an id of 53 bits is cut to 2147483647 or refused"
         yield Finding(ERROR, f"{table}.{column}", what, _widened(case.catalog.tables[table], column, kind))
+
+
+def _whose(soft: Soft) -> str:
+    if soft.parents:
+        return f"ids of {' or '.join(soft.parents)} (by its {'name and its ' if soft.named else ''}values)"
+    return "ids by its name"
+
+
+def _soft(case: Case) -> Iterator[Finding]:
+    for soft in case.soft:
+        if not soft.named:
+            table, parent = case.catalog.tables[soft.table], soft.parents[0]
+            what = f"is {table.columns[soft.column].type}, and all its values are ids of {parent}"
+            wider = "; ".join([_widened(table, soft.column, "BIGINT"), *model_lines(soft)])
+            fix = f"if it refers to {parent}: {wider}"
+            yield Finding(WARNING, f"{soft.table}.{soft.column}", what, fix)
+
+
+def _torn(case: Case) -> Iterator[Finding]:
+    """Yield the tables that refer to several tables of which they can be with one only."""
+    for name, (near, far) in case.torn().items():
+        others = list(dict.fromkeys(ref.parent for ref in far))
+        copies = [f"[tables.{one}] reference = true ({case.catalog.tables[one].rows} rows)" for one in others]
+        yield Finding(
+            WARNING,
+            f"{name} ({', '.join(ref.column for ref in [near, *far])})",
+            f"refers to {near.parent} and {' and '.join(others)}, and can be on the shard of one only: it goes with "
+            f"its {near.parent}. Nothing checks the other references, and their ondelete does nothing",
+            f"{'; or '.join(copies)}, which copies the table to every shard; or no foreign key, and the application "
+            "changes these rows before it deletes the row that they refer to",
+        )
 
 
 def _loose(case: Case) -> Iterator[Finding]:
@@ -125,6 +164,8 @@ def _foreign(case: Case) -> Iterator[Finding]:
                 else "whose rows may be on another shard"
             )
             what = f"has a foreign key to {key.parent}, {left}: such a row is rejected"
+            if key.on_delete in ("CASCADE", "SET NULL"):
+                what += f". Without the key nobody does its ON DELETE {key.on_delete}, if not the application"
             yield Finding(ERROR, place, what, repairs.drop_foreign_key(key.table, key.name))
         elif key.on_delete in ("CASCADE", "SET NULL"):
             what = (
@@ -183,7 +224,8 @@ def _taken(case: Case) -> Iterator[SurveyedTable]:
 
 
 _SUBJECTS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
-    _server, _names, _storage, _primary_keys, _narrow, _loose, _foreign, _keys, _unique, _triggers, _counters,
+    _server, _names, _storage, _moments, _primary_keys, _narrow, _soft, _loose, _foreign, _torn, _keys, _unique,
+    _triggers, _counters,
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 The anchor is the table that most others refer to (customer, account, tenant). It is sharded by its own id. A table that
 refers to the anchor, directly or through others, is sharded by the column that names the anchor. A small table that is
-referred to and refers to nothing is copied to every shard.
+referred to and refers to nothing is copied to every shard. Any other table goes with the table that it refers to.
 
 A `Case` holds one database, all that was read of it, and what follows for each column and each foreign key. No I/O.
 """
@@ -41,6 +41,20 @@ class Reference(NamedTuple):
     column: str
     parent: str
     declared: bool
+
+
+class Soft(NamedTuple):
+    """A column that seems to hold ids.
+
+    Attributes:
+        parents: the tables whose ids all its values are; empty where there are none, or a column beside it says which.
+        named: whether its name says so too: then it must be widened.
+    """
+
+    table: str
+    column: str
+    parents: tuple[str, ...]
+    named: bool
 
 
 class Added(NamedTuple):
@@ -88,19 +102,21 @@ def guess_shard_keys(catalog: Catalog, decided: Mapping[str, TableSettings], sha
     if shards == 1 or anchor is None:
         return ShardKeyGuess(taken, references, dict(decided), (), anchor)
     tables, added = dict(decided), []
-    key = _key_of(anchor, ours, decided)
+    root = {name: str(anchor) for name in decided}  # the table by whose ids each is sharded
     copied = {name for name in taken if name not in decided and _copied(catalog.tables[name], anchor, ours)}
     tables |= {name: TableSettings(name, reference=True) for name in copied}
     for name in _parents_first(taken, ours):
-        if name in tables or name == anchor:
+        if name in tables or name in (anchor, *root.values()):
             continue
         own = [ref for ref in ours if ref.table == name]
-        direct = next((ref.column for ref in own if ref.parent == anchor and USABLE_NAME.fullmatch(ref.column)), None)
-        via = next((ref for ref in own if ref.parent in tables and tables[ref.parent].shard_key), None)
-        if direct:
-            tables[name] = TableSettings(name, shard_key=direct)
+        via = _followed(own, anchor, tables)
+        if via and via.parent not in tables:
+            tables[name] = TableSettings(name, shard_key=via.column)
+            root[name] = via.parent
         elif via:
-            new = key if key not in catalog.tables[name].columns else f"{anchor}_{key}"
+            root[name] = root[via.parent]
+            key = _key_of(root[name], ours, decided if root[name] == anchor else {})
+            new = key if key not in catalog.tables[name].columns else f"{root[name]}_{key}"
             tables[name] = TableSettings(name, shard_key=new)
             added.append(Added(name, new, via))
     # shard keys that the configuration names and a table lacks
@@ -112,6 +128,15 @@ def guess_shard_keys(catalog: Catalog, decided: Mapping[str, TableSettings], sha
             ]
             added += [Added(name, column, ref) for ref in parents[:1]]
     return ShardKeyGuess(taken, references, tables, tuple(added), anchor)
+
+
+def _followed(own: list[Reference], anchor: str, tables: Mapping[str, TableSettings]) -> Reference | None:
+    """Return the reference to the row with which a table's row goes: the anchor's, else one that leads to a key."""
+    usable = [ref for ref in own if USABLE_NAME.fullmatch(ref.column)]
+    to_anchor = [ref for ref in usable if ref.parent == anchor]
+    to_key = [ref for ref in own if ref.parent in tables and tables[ref.parent].shard_key]
+    to_id = [ref for ref in usable if ref.parent not in tables]
+    return next(iter([*to_anchor, *to_key, *to_id]), None)
 
 
 def _references(catalog: Catalog) -> Iterable[Reference]:
@@ -174,6 +199,7 @@ class Case:
     catalog: Catalog
     guess: ShardKeyGuess
     topology: Topology
+    soft: tuple[Soft, ...] = ()
 
     def stays(self, foreign: ForeignKey) -> bool:
         """Return whether each row is always on the shard of the row that it refers to.
@@ -192,7 +218,8 @@ class Case:
         A foreign key that stays joins two columns of one type, so both columns need the same.
         """
         wide = {(name, key) for name in self.guess.taken if (key := self.catalog.tables[name].id)}
-        wide |= {(ref.table, ref.column) for ref in self.guess.references if ref.table in self.guess.taken}
+        wide |= {(ref.table, ref.column) for ref in self.guess.references if self._needs_wide(ref)}
+        wide |= {(soft.table, soft.column) for soft in self.soft if soft.named}
         joined = [
             ((key.table, key.columns[0]), (key.parent, key.parent_columns[0]))
             for key in self.catalog.foreign_keys
@@ -211,6 +238,23 @@ class Case:
             if "int" in kinds[place]
             and not (holds_64_bits(kinds[place]) and ("unsigned" in kinds[place]) == (place in unsigned))
         }
+
+    def _needs_wide(self, ref: Reference) -> bool:
+        """Return whether a column gets ids of the pipeline, or is one of its own; a table that stays gets them too."""
+        taken = self.guess.taken
+        return ref.table in taken or (ref.parent in taken and bool(USABLE_NAME.fullmatch(ref.table)))
+
+    def torn(self) -> dict[str, tuple[Reference, list[Reference]]]:
+        """Return by table the reference that it goes with, and those to rows that may be on another shard."""
+        found = {}
+        for name in self.guess.taken:
+            own = [ref for ref in self.guess.references if ref.table == name and ref.parent in self.guess.taken]
+            spread = [ref for ref in own if not self.topology.table(ref.parent).reference and ref.parent != name]
+            near = [ref for ref in spread if together(self.topology, name, (ref.column,), ref.parent)]
+            far = [ref for ref in spread if ref not in near]
+            if near and far:
+                found[name] = (near[0], far)
+        return found
 
     def _type(self, table: str, column: str) -> str:
         return self.catalog.tables[table].columns[column].type

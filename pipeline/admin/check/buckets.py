@@ -154,7 +154,7 @@ def _asked(
     """Yield the references of a definition for which the database does not do what pyDAL's `ondelete` says."""
     standing = {key.columns: key for key in table.constraints.parents}
     for column in schema.columns:
-        if not column.parent:
+        if not column.parent or _keeps_versions(schema, column, schemas.get(column.parent)):
             continue
         own, place = in_database(schema, column.name), f"{table.name}.{in_database(schema, column.name)}"
         key, why = standing.get((own,)), unheld(schema, column, schemas, evidence.topology, evidence.old_ids)
@@ -175,6 +175,12 @@ def _asked(
             yield Finding(WARNING, place, f"has no foreign key to {column.parent}, and {effect}", fix, (node.node,))
 
 
+def _keeps_versions(schema: TableSchema, column: Column, parent: TableSchema | None) -> bool:
+    """Return whether a column names a version's row: versions are on the shard of their row, and may outlive it."""
+    named = column.name == "current_record" or schema.name == f"{column.parent}_archive"
+    return named and parent is not None and parent.index.keys() <= schema.index.keys()
+
+
 def _left(column: Column) -> str:
     match column.ondelete:
         case "CASCADE":
@@ -185,9 +191,9 @@ def _left(column: Column) -> str:
 
 
 def _cure(schema: TableSchema, column: Column, schemas: Mapping[str, TableSchema]) -> str:
-    by_hand = f"let the application change the rows before it deletes a {column.parent}"
+    by_hand = f"let the application change the rows before it deletes their {column.parent}"
     if column.parent not in schemas:
-        return f"attach {column.parent} too; or {by_hand}"
+        return f"{by_hand}; or attach {column.parent}, if it is no table of the framework"
     together = f'[tables.{schema.name}] shard_key = "{column.name}"; or [tables.{column.parent}] reference = true'
     return f"{together}; or {by_hand}"
 

@@ -93,6 +93,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
     topology, redis = Topology(settings), settings.redis
     seen = ask_all({"log": lambda: _log(settings)})["log"]
     schemas, refusal, unfit, epochs = ((), "", {}, {}) if isinstance(seen, PipelineError) else seen[1:]
+    schemas = tuple(schema for schema in schemas if not topology.ignores(schema.name))
     names = [name for name, _ in own_tables("mysql")]
     names += [dotted_name(schema.rname or schema.name) for schema in schemas]
     published = {schema.name for schema in schemas}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from pipeline.admin.check import types
 from pipeline.admin.check.drift import MISSING, drift_of
@@ -46,6 +46,9 @@ def _everywhere(evidence: Evidence) -> Iterator[Finding]:
                 yield from _id(evidence, name, "id", node, node.tables[name.lower()])
         for table in node.tables.values():
             yield from storage(node, table, ERROR)
+        shard = evidence.settings.shards.get(evidence.primary_of.get(node.node, node.node))
+        if shard is not None and shard.time_zone is None:
+            yield from moments(node, node.tables, ERROR)
         for name, engine in node.others.items():
             yield from _engine(node, name, engine, WARNING)
 
@@ -94,6 +97,11 @@ def _published(evidence: Evidence, schema: TableSchema) -> Iterator[Finding]:
     yield from _missing(evidence, name, evidence.surveys, "is published, but missing here", MIGRATE)
     for node in present:
         table = node.tables[name.lower()]
+        if node.engine == "mysql" and not table.engine:
+            yield Finding(
+                ERROR, name, "is a view: rows are written to its tables", repairs.ignore_it(schema.name), (node.node,)
+            )
+            continue
         yield from _id(evidence, schema.name, _own(schema.columns[schema.id_index]), node, table)
         yield from _columns(evidence, schema, node, table)
     yield from _drifted(name, present, {_own(column).lower() for column in schema.columns})
@@ -120,6 +128,15 @@ def _columns(evidence: Evidence, schema: TableSchema, node: Survey, table: Surve
             yield Finding(ERROR, place, why, _wider(schema, column, found.type), (node.node,))
         elif text_key(schema, evidence.topology) == column and not tells_apart(found.collation):
             yield Finding(ERROR, place, loose(found.collation), MIGRATE, (node.node,))
+        if found is not None and found.filled == "generated":
+            what = "is computed by the database: an op that gives it a value is rejected"
+            yield Finding(
+                WARNING,
+                place,
+                what,
+                "give the field no default, update= or compute=, and write it nowhere",
+                (node.node,),
+            )
     for name, extra in table.columns.items():
         if name not in known and extra.required and node.engine == "mysql":
             yield Finding(
@@ -203,6 +220,36 @@ def storage(node: Survey, table: SurveyedTable, severity: str) -> Iterator[Findi
             repairs.utf8mb4(table.name),
             (node.node,),
         )
+
+
+def moments(node: Survey, names: Iterable[str], severity: str) -> Iterator[Finding]:
+    """Yield what the server's time zone decides, where sessions of the pipeline have another one.
+
+    Args:
+        node: what one server answered.
+        names: the tables.
+        severity: of each finding.
+    """
+    tables = {name.lower(): table for name in names if (table := node.tables.get(name.lower()))}
+    places = [
+        (f"{table.name}.{name}", _TIMESTAMP if column.type.startswith("timestamp") else _NOW)
+        for table in tables.values()
+        for name, column in table.columns.items()
+        if column.type.startswith("timestamp") or column.filled == "now"
+    ]
+    places += [(f"trigger {name} on {table}", _TRIGGER) for table, name in node.clocks if table.lower() in tables]
+    for place, what in places if node.zone else ():
+        zones = f"the pipeline's sessions are not, but the server is at {node.zone}, and so may the application be"
+        yield Finding(severity, place, f"{what}: {zones}", _SAME_ZONE, (node.node,))
+
+
+_TIMESTAMP = "is a TIMESTAMP, which the server converts from the zone of a session and to it"
+_NOW = "is filled by the database with the time in the zone of a session"
+_TRIGGER = "asks for the time in the zone of a session"
+_SAME_ZONE = (
+    "write the zone of the application's own sessions below its shard: time_zone = \"SYSTEM\" for the server's, "
+    'else such as "+00:00"'
+)
 
 
 def _engine(node: Survey, table: str, engine: str, severity: str) -> Iterator[Finding]:

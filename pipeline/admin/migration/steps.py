@@ -22,9 +22,11 @@ from pipeline.shard.columns import (
     columns_of,
     holds_64_bits,
     indexes_of,
+    is_view,
     tells_apart,
     text_key,
 )
+from pipeline.shard.repairs import ignore_it
 from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import constraints_of
 from pipeline.shard.widening import Widening, plain_type, refused_type, widening
@@ -109,12 +111,14 @@ def _table(
         if column.parent and (why := refused(column)):
             yield Fault(shard, f"{schema.name}.{column.name}", f"no foreign key is created: {why}")
     there = {column.name.lower(): column for column in columns_of(session, table_name(schema))}
+    if there and is_view(session, table_name(schema)):
+        yield Fault(shard, schema.name, f"is a view, and rows are written to its tables: {ignore_it(schema.name)}")
+        return
     if not there:
         try:
             statements = list(ddl.create_table(schema, topology, session.dialect, parents))
         except PipelineError as error:
-            why = f"{error}: give the field another type, or withdraw the table (pipeline tables forget {schema.name})"
-            yield Fault(shard, schema.name, why)
+            yield Fault(shard, schema.name, f"{error}: give the field another type; or {ignore_it(schema.name)}")
             return
         yield from (Step(shard, schema.name, sql) for sql in statements)
         return

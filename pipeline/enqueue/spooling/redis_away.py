@@ -49,6 +49,7 @@ class RedisAway:
         Raises:
             Unavailable: *error* itself, where there is no spool to go to.
         """
+        self.wait_budgets.cold = False
         if isinstance(self.spool, NullSpool):
             raise error
         if isinstance(error, LogUnavailable) and error.silent:

@@ -158,7 +158,8 @@ class RedisServer:
         wait_budgets = self._wait_budgets
         if wait_budgets is None or wait_budgets.here.budget is None:
             return work(self._client)
-        return wait_budgets.aside(lambda: work(self._quick))
+        # a cold process is slow itself: its caller's budget ends the wait, and no reply's time-out
+        return wait_budgets.aside(lambda: work(self._client if wait_budgets.cold else self._quick))
 
     def _run(self, name: str, keys: list[str], arguments: list[Any], client: redis.Redis | None = None) -> Any:
         client, (text, sha) = client or self._client, script(name)

@@ -28,7 +28,7 @@ from pipeline.oplog.redis.connection import script, translated
 from pipeline.oplog.redis.keys import Keys
 from pipeline.oplog.redis.wire import Wire
 from pipeline.oplog.ttls import BELL_MS, BIG_TTL_MS, IDEMPOTENCY_TTL_MS, PRODUCER_TTL_MS, ROOM_MS
-from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
+from pipeline.wait_budget import COLD_S, WaitBudgets, WaitBudgetSpent
 
 #: How often a producer's expiry is put off, s.
 RENEW_S = 3600
@@ -36,6 +36,8 @@ RENEW_S = 3600
 FITS_BYTES = 16_384
 #: One WAIT asks for this long, well below the socket's time-out; it is asked again until the caller's deadline.
 WAIT_MS = 20
+#: No answer in time, as the driver says it, and as the kernel does.
+_UNANSWERED = (redis.exceptions.TimeoutError, TimeoutError, BlockingIOError)
 _TRANSIENT = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.ReadOnlyError, OSError)
 
 
@@ -222,12 +224,16 @@ class RedisLine:
         if isinstance(error, _TRANSIENT):
             self.drop()
             self._renew_at = 0.0
-        try:
-            return self._call(command)
-        except _TRANSIENT as again:
-            self.drop()
-            silent = not isinstance(again, WaitBudgetSpent)
-            raise LogUnavailable(f"{type(again).__name__}: {again}", silent=silent) from again
+        cold = self._wait_budgets is not None and self._wait_budgets.cold
+        for waiting in clock.polls(COLD_S if cold else 0.0):
+            try:
+                return self._call(command)
+            except _TRANSIENT as again:
+                self.drop()
+                spent = isinstance(again, WaitBudgetSpent)
+                if waiting.passed or spent or not isinstance(again, _UNANSWERED):
+                    raise LogUnavailable(f"{type(again).__name__}: {again}", silent=not spent) from again
+        raise AssertionError
 
     def _call(self, command: Sequence[Any]) -> bytes:
         try:

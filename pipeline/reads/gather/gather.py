@@ -8,23 +8,29 @@ from typing import Any, NamedTuple
 
 from pipeline import clock
 from pipeline.config.topology import Topology
+from pipeline.dal.filters import narrowed_here
 from pipeline.dal.objects import kind_of, op_name, real_name, tables_in
 from pipeline.errors import BadRead, PartialResult, ShardUnavailable, Unavailable
 from pipeline.oplog.contract import Entries
 from pipeline.per_process import PerProcess
 from pipeline.reads.connections import NodeReader
 from pipeline.reads.gather.merge import merged_rows
-from pipeline.reads.gather.shard_query import ShardQuery, check_options, shape_of
+from pipeline.reads.gather.over_shards import answered, check_options
+from pipeline.reads.gather.shard_query import ShardQuery, shape_of
 from pipeline.reads.node_dal import NodeDAL, ReadInfo, callers_names
+from pipeline.reads.onward import Onward
 from pipeline.reads.read_place import ReadPlace, needs_at, places_of_query
-from pipeline.reads.routing.policy import Bounds, seconds
+from pipeline.reads.routing.policy import seconds
 from pipeline.reads.routing.router import Router
-from pipeline.reads.session import After
 
 #: How long a read over several shards may take in all, s; below the driver's own time-out.
 GATHER_S = 10.0
 #: Reads over all shards that may run at a time in one process; more wait their turn.
 AT_A_TIME = 8
+#: The most values of a subselect that are put in its place.
+MOST_VALUES = 10_000
+#: Options of a subselect that pyDAL itself does not heed there.
+_OF_A_CACHE = ("cache", "cacheable", "processor")
 #: No process needs more threads than that.
 MOST_THREADS = 64
 
@@ -41,10 +47,18 @@ class SharedRead(NamedTuple):
     """What all parts of one read share; `ask` reads from one node."""
 
     ask: Callable[[NodeDAL], Any]
-    after: After
-    bounds: Bounds
-    timeout_s: float
+    onward: Onward
+    deadline: clock.Deadline
     partial: bool = False
+
+
+class ReadyRead(NamedTuple):
+    """What is read, and where: each place has all rows that its part of the answer depends on."""
+
+    query: Any
+    fields: tuple[Any, ...]
+    options: Mapping[str, Any]
+    places: list[ReadPlace]
 
 
 class Gather:
@@ -64,8 +78,7 @@ class Gather:
         self,
         query: Any,
         fields: Sequence[Any],
-        after: After,
-        bounds: Bounds,
+        onward: Onward,
         options: Mapping[str, Any],
         *,
         partial: bool = False,
@@ -76,30 +89,24 @@ class Gather:
         Args:
             query: of the caller's DAL.
             fields: of the result; none: all of the query's tables.
-            after: what must be seen, and the session that takes up what was seen.
-            bounds: of the read on each shard.
+            onward: what must be seen, the session that takes up what was seen, and the bounds on each shard.
             options: pyDAL's.
             partial: whether shards that do not answer may be missing.
             timeout_s: of the whole.
         """
-        places = self._where(query, fields, options)
-        asked = SharedRead(
-            lambda db: db.select(query, fields, options),
-            after,
-            bounds,
-            seconds("timeout_s", timeout_s),
-            partial,
-        )
-        if len(places) == 1:
-            (part,) = self._parts(places, asked)[0]
+        deadline = clock.Deadline(seconds("timeout_s", timeout_s))
+        asked = SharedRead(lambda db: db.select(ready.query, ready.fields, ready.options), onward, deadline, partial)
+        ready = self._ready(query, fields, options, asked)
+        if len(ready.places) == 1:
+            (part,) = self._parts(ready.places, asked)[0]
             return _marked(part.value, [part], {})
-        check_options(options)
-        parts, missing = self._parts(places, asked._replace(ask=_shaped(query, tuple(fields), options)))
+        parts, missing = self._parts(ready.places, asked._replace(ask=_shaped(ready)))
         first: ShardQuery = parts[0].value[0]
         reader: NodeReader = parts[0].value[2]
         rows = merged_rows((part.value[1] for part in parts), first.merge)
         cacheable = bool(options.get("cacheable"))
         names = callers_names(first.names, first.columns, fields)
+        reader.come(tables_in([query, *fields, *options.values()]), onward)
         parsed = reader.adapter.parse(rows, first.columns, names, cacheable=cacheable)
         return _marked(parsed, parts, missing)
 
@@ -107,8 +114,7 @@ class Gather:
         self,
         query: Any,
         distinct: Any,
-        after: After,
-        bounds: Bounds,
+        onward: Onward,
         *,
         timeout_s: float = GATHER_S,
     ) -> int:
@@ -117,22 +123,22 @@ class Gather:
         Args:
             query: of the caller's DAL.
             distinct: a field or several, whose distinct values are counted; None: rows are.
-            after: what must be seen, and the session that takes up what was seen.
-            bounds: of the read on each shard.
+            onward: as for `select`.
             timeout_s: of the whole.
         """
         fields = () if distinct is None else tuple(distinct) if isinstance(distinct, list | tuple) else (distinct,)
         if any(kind_of(field) not in ("Field", "Expression") for field in fields):
             raise BadRead("distinct= of a count takes a field, or several")
-        places = self._where(query, fields, {})
-        asked = SharedRead(lambda db: db(query).count(), after, bounds, timeout_s=seconds("timeout_s", timeout_s))
+        deadline = clock.Deadline(seconds("timeout_s", timeout_s))
+        asked = SharedRead(lambda db: db.where(ready.query).count(), onward, deadline)
+        ready = self._ready(query, fields, {"distinct": True} if fields else {}, asked)
         if not fields:
-            parts, _ = self._parts(places, asked)
+            parts, _ = self._parts(ready.places, asked)
             return sum(part.value for part in parts)
-        if len(places) == 1:
-            asked = asked._replace(ask=lambda db: db(query).count(distinct=db.reader.own(fields)))
-            return int(self._parts(places, asked)[0][0].value)
-        parts, _ = self._parts(places, asked._replace(ask=_shaped(query, fields, {"distinct": True})))
+        if len(ready.places) == 1:
+            asked = asked._replace(ask=lambda db: db.where(ready.query).count(distinct=db.reader.own(ready.fields)))
+            return int(self._parts(ready.places, asked)[0][0].value)
+        parts, _ = self._parts(ready.places, asked._replace(ask=_shaped(ready)))
         rows = merged_rows((part.value[1] for part in parts), parts[0].value[0].merge)
         # as COUNT(DISTINCT a, b) does, leave out what has a NULL
         return sum(None not in row for row in rows)
@@ -146,9 +152,50 @@ class Gather:
 
     # parts --------------------------------------------------------------------------------------------------
 
+    def _ready(self, query: Any, fields: Sequence[Any], options: Mapping[str, Any], asked: SharedRead) -> ReadyRead:
+        """Return a read without what a shard cannot answer alone."""
+        if len(self._topology.shards) == 1:
+            return ReadyRead(query, tuple(fields), options, self._where(query, fields, options))
+        query = narrowed_here(query)
+        places = self._where(query, fields, options)
+        if len(places) > 1:
+            check_options(options)
+        steps = answered(self._topology, places, query, fields, options)
+        try:
+            subselect = next(steps)
+            while True:
+                subselect = steps.send(self._values(subselect, asked))
+        except StopIteration as end:
+            query, fields, options = end.value
+        within = {real_name(table) for table in tables_in([query, *fields, *options.values()], inner=True)}
+        if any(self._topology.table(name).reference for name in within):
+            places = [place.also(self._topology.reference_bucket) for place in places]
+        return ReadyRead(query, tuple(fields), options, places)
+
+    def _values(self, select: Any, asked: SharedRead) -> list[Any]:
+        """Return the values of a subselect, of all shards."""
+        options = {name: value for name, value in select._attributes.items() if value and name not in _OF_A_CACHE}
+        check_options(options)
+        [field] = select._qfields
+        field = field.first if op_name(field) == "_as" else field
+        ready = self._ready(select._query, (field,), options, asked)
+        first, behind = options.get("limitby") or (0, MOST_VALUES + 1)
+        bound = {"limitby": (first, min(behind, first + MOST_VALUES + 1)), "orderby_on_limitby": False}
+        shaped = _shaped(ready._replace(options={**ready.options, **bound}))
+        parts, _ = self._parts(ready.places, asked._replace(ask=shaped, partial=False))
+        rows = merged_rows((part.value[1] for part in parts), parts[0].value[0].merge)
+        if len(rows) > MOST_VALUES:
+            raise BadRead(
+                f"a subselect of {field} finds more than {MOST_VALUES:,} values: narrow it, or give nested_select "
+                "distinct=True, or select the values first and read in parts"
+            )
+        return list(dict.fromkeys(row[0] for row in rows))
+
     def _where(self, query: Any, fields: Sequence[Any], options: Mapping[str, Any]) -> list[ReadPlace]:
         left, join = _listed(options.get("left")), _listed(options.get("join"))
-        tables = list(tables_in([query, *fields, *left, *join]))
+        tables = list(tables_in([query, *fields, *left, *join, options.get("orderby"), options.get("groupby")]))
+        if any(kind_of(table) == "Select" for table in tables):
+            raise BadRead("a subselect as a table cannot be read here: open a node with pipeline.read, or join tables")
         ons = [item.second for item in (*left, *join) if op_name(item) == "on"]
         places = places_of_query(self._topology, query, tables, ons)
         outer = {table._tablename for item in left for table in tables_in(getattr(item, "first", item))}
@@ -178,10 +225,9 @@ class Gather:
     def _all(self, places: Sequence[ReadPlace], asked: SharedRead) -> list[Part | Unavailable]:
         if len(places) == 1:
             return [self._one(places[0], asked)]
-        deadline = clock.Deadline(asked.timeout_s)
         futures: list[Future[Part | Unavailable]] = [self._pool().submit(self._one, place, asked) for place in places]
-        wait(futures, deadline.left_s)
-        late = f"no answer within {asked.timeout_s:.3g} s"
+        wait(futures, asked.deadline.left_s)
+        late = f"no answer within {asked.deadline.at - asked.deadline.started:.3g} s"
         outcomes: list[Part | Unavailable] = []
         for place, future in zip(places, futures, strict=True):
             if future.done():
@@ -204,11 +250,10 @@ class Gather:
         raise AssertionError
 
     def _read(self, place: ReadPlace, asked: SharedRead) -> Part:
-        needs = needs_at(self._topology, self._log, asked.after.token, place)
-        with self._router.open(
-            place.shard, needs, asked.bounds, session=asked.after.session, buckets=place.buckets
-        ) as read:
-            db = NodeDAL(read.reader, read.read_info)
+        after, bounds = asked.onward.after, asked.onward.bounds
+        needs = needs_at(self._topology, self._log, after.token, place)
+        with self._router.open(place.shard, needs, bounds, session=after.session, buckets=place.buckets) as read:
+            db = NodeDAL(read.reader, read.read_info, asked.onward)
             return Part(asked.ask(db), read.read_info, db)
 
     def _threads(self) -> ThreadPoolExecutor:
@@ -216,9 +261,7 @@ class Gather:
         return ThreadPoolExecutor(threads, thread_name_prefix="pipeline-gather")
 
 
-def _shaped(
-    query: Any, fields: tuple[Any, ...], options: Mapping[str, Any]
-) -> Callable[[NodeDAL], tuple[ShardQuery, list[tuple[Any, ...]], NodeReader]]:
+def _shaped(ready: ReadyRead) -> Callable[[NodeDAL], tuple[ShardQuery, list[tuple[Any, ...]], NodeReader]]:
     """Return what each shard has to do; the statement is written once for all shards of a kind.
 
     Who has written it comes with it: only that reader is sure to know the tables, and so to read the rows.
@@ -229,7 +272,7 @@ def _shaped(
         kind = db.reader.dialect.name
         shaped = shapes.get(kind)
         if shaped is None:
-            shaped = shapes[kind] = shape_of(db.reader, query, fields, options), db.reader
+            shaped = shapes[kind] = shape_of(db.reader, *ready[:3]), db.reader
         shape, writer = shaped
         return shape, db.reader.rows(shape.sql), writer
 

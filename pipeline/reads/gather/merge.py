@@ -1,13 +1,15 @@
 """Merge the rows of several shards into those that one database would return: order, distinct, groups, aggregates.
 
 Pure. Rows are raw, as the driver returns them. A text compares by the bytes that its database compares by
-(`SortKey.weight`), so collations hold. NULL comes first, as in MySQL, MariaDB and SQLite.
+(`SortKey.weight`), so collations hold. NULL comes first, as in MySQL, MariaDB and SQLite; a day that Python has not, as
+0000-00-00, comes as a text, and compares as its digits do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import Any
 
@@ -20,7 +22,8 @@ class SortKey:
 
     Attributes:
         at: the column of the value.
-        weight: the column of its collation weight, and behind it that of the padding; None: the value is the key.
+        weight: the column of its collation weight, and behind it that of the padding, which count where the value is a
+            text; None: the value is the key.
     """
 
     at: int
@@ -94,10 +97,12 @@ def merged_rows(parts: Iterable[Iterable[_Row]], merge: Merge) -> list[_Row]:
 
 
 def _sort_key(key: SortKey, rows: Sequence[_Row]) -> Callable[[_Row], Any]:
-    if key.weight is None:
-        at = key.at
+    at, weight = key.at, key.weight
+    kinds = {type(row[at]) for row in rows} - {type(None)}
+    if kinds & {date, datetime} and str in kinds:
+        return lambda row: "" if row[at] is None else str(row[at])
+    if weight is None or str not in kinds:
         return lambda row: (row[at] is not None, row[at] if row[at] is not None else 0)
-    weight = key.weight
     longest = max((len(row[weight]) for row in rows if row[weight] is not None), default=0)
     return lambda row: b"" if row[weight] is None else b"\1" + _padded(row[weight], row[weight + 1], longest)
 
@@ -113,7 +118,7 @@ def _identity(row: _Row, keys: Iterable[SortKey]) -> tuple[Any, ...]:
 
 def _same(row: _Row, key: SortKey) -> Any:
     """Return what is equal for values that the database takes for equal."""
-    if key.weight is None:
+    if key.weight is None or not isinstance(row[key.at], str):
         return row[key.at]
     weight, pad = row[key.weight], row[key.weight + 1]
     if weight is None or not pad:

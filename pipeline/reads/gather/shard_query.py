@@ -9,13 +9,14 @@ from pipeline.dal.objects import kind_of, op_name
 from pipeline.errors import BadRead
 from pipeline.reads.connections import NodeReader
 from pipeline.reads.gather.merge import Aggregate, Merge, SortKey, Term
+from pipeline.reads.gather.over_shards import terms_of
 
-#: Options of `select` that make sense over several shards.
-SELECT_OPTIONS = frozenset(
-    ("orderby", "limitby", "groupby", "distinct", "left", "join", "cacheable", "orderby_on_limitby")
-)
 _AGGREGATES = ("SUM", "MIN", "MAX", "AVG")
-_TEXTS = ("string", "text", "password", "upload", "json", "list:")
+#: Columns of any other type may be texts, which compare by their collation.
+_NO_TEXTS = (
+    *("integer", "bigint", "id", "reference", "big-", "double", "float", "decimal", "date", "time", "boolean"),
+    *("blob", "geometry", "geography"),
+)
 
 
 class ShardQuery(NamedTuple):
@@ -30,32 +31,6 @@ class ShardQuery(NamedTuple):
     columns: list[Any]
     names: list[str]
     merge: Merge
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse what cannot be done over several shards.
-
-    Args:
-        options: of a `select`.
-
-    Raises:
-        BadRead: naming it.
-    """
-    unknown = sorted(name for name, value in options.items() if name not in SELECT_OPTIONS and value)
-    if unknown:
-        raise BadRead(f"{unknown[0]}= cannot be used over several shards: fix the shard key with ==, or leave it out")
-    limitby = options.get("limitby")
-    if limitby and not options.get("orderby"):
-        raise BadRead("limitby without orderby over several shards would give any rows: add orderby=")
-    if limitby and not (len(limitby) == 2 and 0 <= limitby[0] <= limitby[1]):
-        raise BadRead(f"limitby is (first, behind the last), not {limitby!r}")
-    if options.get("distinct") not in (None, False, True):
-        raise BadRead("distinct= over several shards is True or False")
-    if options.get("distinct") and options.get("groupby"):
-        raise BadRead("distinct and groupby cannot be used together over several shards")
-    for option in ("orderby", "groupby"):
-        if any(isinstance(term, str) for term in _terms(options.get(option))):
-            raise BadRead(f"{option}= over several shards takes fields and expressions, not a text such as '<random>'")
 
 
 def shape_of(reader: NodeReader, query: Any, fields: tuple[Any, ...], options: Mapping[str, Any]) -> ShardQuery:
@@ -73,10 +48,10 @@ def shape_of(reader: NodeReader, query: Any, fields: tuple[Any, ...], options: M
     tables = adapter.tables(query, *(own.get(name) for name in ("join", "left", "orderby", "groupby")))
     columns = adapter.expand_all([reader.own(field) for field in fields], tables)
     builder = _Builder(reader, columns)
-    groups = tuple(builder.key(term) for term in _terms(own.get("groupby")))
+    groups = tuple(builder.key(term) for term in terms_of(own.get("groupby")))
     for at, expression in enumerate(columns):
         builder.aggregate(at, expression)
-    order = tuple(builder.term(term) for term in _terms(own.get("orderby")))
+    order = tuple(builder.term(term) for term in terms_of(own.get("orderby")))
     distinct = bool(options.get("distinct"))
     if distinct and any(term.key.at >= len(columns) for term in order):
         raise BadRead("with distinct, orderby over several shards takes selected fields only")
@@ -87,7 +62,7 @@ def shape_of(reader: NodeReader, query: Any, fields: tuple[Any, ...], options: M
     attributes = dict(own)
     if grouped:
         attributes.pop("orderby", None)
-        by = [*_terms(own.get("groupby")), *builder.subgroups]
+        by = [*terms_of(own.get("groupby")), *builder.subgroups]
         attributes.pop("groupby", None)
         if by:
             attributes["groupby"] = by
@@ -162,8 +137,8 @@ class _Builder:
         return at
 
     def _weight(self, at: int, expression: Any) -> int | None:
-        """Return the column of a text's collation weight."""
-        if not str(expression.type).startswith(_TEXTS):
+        """Return the column of a text's collation weight; of a `case` and its like pyDAL does not know the type."""
+        if str(expression.type).startswith(_NO_TEXTS) and op_name(expression) != "coalesce":
             return None
         sql = self._reader.dialect.weight(self._sql(expression))
         if sql is None:
@@ -175,18 +150,6 @@ class _Builder:
 
     def _sql(self, expression: Any) -> str:
         return str(self._reader.adapter.expand(expression))
-
-
-def _terms(value: Any) -> Iterator[Any]:
-    """Yield the terms of an orderby or a groupby."""
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _terms(item)
-    elif kind_of(value) == "Expression" and op_name(value) == "comma":
-        yield from _terms(value.first)
-        yield from _terms(value.second)
-    elif value is not None and value is not False:
-        yield value
 
 
 def _bare(expression: Any) -> Any:

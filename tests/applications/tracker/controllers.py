@@ -97,6 +97,6 @@ def close():
     ticket = rows.ticket_of(request.json["ticket"])
     if ticket is None:
         raise HTTP(404)
-    ticket.update_record(state="closed")
+    db(db.ticket.id == ticket.id).update(state="closed")
     db.comment.insert(ticket=ticket.id, body="closed with %s votes" % ticket.votes, person=me())
     return {"closed": True}

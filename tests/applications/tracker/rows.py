@@ -17,7 +17,7 @@ def tickets_of(project):
 
 def comments_of(ticket):
     joined = (db.comment.ticket == ticket) & (db.comment.person == db.person.id)
-    return [(row.person.name, row.comment.body) for row in db(joined).select(orderby=db.comment.body)]
+    return [(row.person.name, row.comment.body) for row in db(joined).select(orderby=db.comment.body | db.person.name)]
 
 
 def votes_of(ticket, person=None):

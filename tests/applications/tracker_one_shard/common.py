@@ -17,5 +17,5 @@ db.commit()
 session = Session(secret="1a2b3c4d-5e6f-7a8b-9c0d-PlentyOfEntropy!")
 pipeline = Pipeline(db, os.path.join(FOLDER, "pipeline.toml"))
 for name in ("person", "project", "ticket", "comment", "vote"):
-    pipeline.attach(db[name])
+    pipeline.attach(db[name], reads="own")
 uses = (session, pipeline, db)

@@ -282,11 +282,16 @@ def test_constraints_are_read_from_the_database(session: NodeSession):
         "CREATE TABLE parent (id {id}, code VARCHAR(9) UNIQUE)".format(**kinds),
         "CREATE TABLE child (id {id}, up BIGINT, a INT, b INT, UNIQUE (a, b),"
         " FOREIGN KEY (up) REFERENCES parent (id))".format(**kinds),
+        "CREATE TABLE grandchild (id {id}, up BIGINT, FOREIGN KEY (up) REFERENCES child (id) ON DELETE CASCADE)".format(
+            **kinds
+        ),
         "CREATE INDEX plain ON child (b)",
     )
 
-    assert constraints_of(session, "parent") == Constraints((("code",),), (), ("child",))
-    assert constraints_of(session, "child") == Constraints((("a", "b"),), ((("up",), "parent", ("id",)),), ())
+    assert constraints_of(session, "parent") == Constraints((("code",),), (), ("child", "grandchild"))
+    child = constraints_of(session, "child")
+    assert (child.unique, child.children) == ((("a", "b"),), ("grandchild",))
+    assert [key[:4] for key in child.parents] == [(("up",), "parent", ("id",), "child")]
     assert constraints_of(session, "absent") == Constraints()
     names = ["parent", "child", "absent"]
     assert constraints_in(session, names) == {name: constraints_of(session, name) for name in names}

@@ -52,13 +52,17 @@ MUST = {
     "a primary key of two columns": ("tag", "its primary key is (customer, word)"),
     "no primary key": ("hits", "has no primary key"),
     "a foreign key out of the shard": ("purchase.created_by", "which stays in this database"),
+    "what that key did": ("purchase.created_by", "nobody does its ON DELETE CASCADE"),
     "no shard key": ("item", "has no column customer"),
+    "an id of any table": ("auth_permission.record_id", "holds ids by its name"),
+    "an id by name and values": ("bookmark.item_ref", "holds ids of item (by its name and its values)"),
 }
 NOTES = {
     "a unique index without the shard key": ("customer (name)", "holds within a shard only"),
     "a trigger": ("trigger noted on purchase", "runs when a worker applies"),
     "AUTO_INCREMENT": ("AUTO_INCREMENT of ", "goes on behind the largest id"),
     "a name that pyDAL cannot use": ("table 'odd$name'", "has a name"),
+    "an id by its values alone": ("bookmark.about", "all its values are ids of item"),
     "a cascade": ("item.purchase", "ON DELETE CASCADE"),
 }
 
@@ -160,6 +164,24 @@ def test_the_suggested_tables_are_a_configuration(messy: tuple[str, str]) -> Non
     }
 
 
+def test_the_lines_of_the_model_that_must_change_are_printed(messy: tuple[str, str]) -> None:
+    found = adopt(messy[1])
+
+    lines = [
+        line.removeprefix("# change in the model: ") for line in found.tables.splitlines() if "in the model" in line
+    ]
+    assert lines == [
+        'db.auth_permission.record_id.type, db.auth_permission.record_id.requires = "bigint", None'
+        "  # behind auth.define_tables()",
+        'bookmark: Field("item_ref", "reference item" or "bigint")',
+        'bookmark: Field("about", "reference item" or "bigint")',
+        'tag: Field("customer", "reference customer" or "bigint")',
+        'visit: Field("customer", "reference customer" or "bigint")',
+    ]
+    assert not [one for one in found.findings if "facebook_id" in one.place or "stars" in one.place]
+    assert [one.place for one in found.findings if "can be on the shard of one only" in one.what] == []
+
+
 def test_a_shard_of_the_configuration_is_looked_at_by_its_name_and_its_tables_are_no_guess(
     here: Servers, messy: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -180,7 +202,7 @@ def test_people_get_a_table_and_the_sql_unfolded(messy: tuple[str, str]) -> None
     shown = run(messy[1]).output
 
     assert "must" in shown
-    assert "things must change in 12 tables" in shown
+    assert "things must change in 14 tables" in shown
     sql = adopt(messy[1]).sql
     assert all(f"{statement};" in shown for statement in sql)
 
@@ -286,6 +308,7 @@ def rows(here: Servers, name: str) -> dict[str, str]:
         "purchase": "id, customer, note, price, created_by", "item": "id, purchase, qty",
         "visit": "id, customer, page, at", "tag": "customer, word", "hits": "page, n", "audit": "what, id",
         "old": "id, word, kind, born", "numbered": "page, n",
+        "auth_permission": "id, record_id", "bookmark": "id, item_ref, about, facebook_id, stars",
     }  # fmt: skip
     return {t: here.sql("s0", f"SELECT {c} FROM {name}.{t} ORDER BY {c}") for t, c in columns.items()}
 

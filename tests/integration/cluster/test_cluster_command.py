@@ -1,8 +1,12 @@
-"""`pipeline cluster up|status|down` as a user types it."""
+"""`pipeline cluster up|status|down` as a user types it, and the README's quick start in its printed order."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,3 +99,30 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path):
 )
 def test_wrong_usage_has_an_exit_code_of_its_own(words: list[str]):
     assert run(*words).exit_code == 2
+
+
+README = Path(__file__).parents[3] / "README.md"
+
+
+def test_the_readmes_quick_start_runs_in_its_printed_order(tmp_path: Path):
+    page = README.read_text(encoding="utf-8").partition("## Use it\n")[2]
+    for name, text in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.DOTALL):
+        (tmp_path / name).write_text(text)
+    [commands] = re.findall(r"```sh\npip install.*?\n(.*?)```", page, re.DOTALL)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+    try:
+        run = subprocess.run(
+            ["bash", "-e", "-c", commands],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    finally:
+        Cluster(tmp_path / "dev").down()
+
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert {file.name for file in tmp_path.glob("*.py")} == {"shop.py", "tables.py"}
+    assert "all primaries are prepared" in run.stdout

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from support.oracle import nodes
+from support.oracle.producer import environment
 from support.servers.rig import Rig
 
 from pipeline.client import Client
@@ -12,6 +17,25 @@ from pipeline.errors import PipelineError, WaitTimeout
 from pipeline.model.receipt import Receipt
 
 pytestmark = pytest.mark.mariadb
+
+#: Hosts of their own, which have no ids in reserve; their processes connect at once, and have never connected before.
+COLD = """
+import os, sys
+from pipeline.client import Client
+from support.tables import define
+
+db, pids = define(), []
+for config, owner in zip(sys.argv[1::2], sys.argv[2::2]):
+    pid = os.fork()
+    if pid == 0:
+        client = Client(config)
+        client.define_tables(db)
+        receipt = client.enqueue_insert(db.event, owner=int(owner), body="the first")
+        os.write(1, f"{receipt}\\n".encode())
+        os._exit(0)  # the sweeper rings
+    pids.append(pid)
+sys.exit(sum(os.waitpid(pid, 0)[1] for pid in pids))
+"""
 
 
 def test_wait_all_returns_when_every_row_is_there(mariadb: Rig) -> None:
@@ -36,6 +60,26 @@ def test_a_barrier_waits_for_what_other_producers_enqueued_too(mariadb: Rig) -> 
         assert len(ids(mariadb, "event", owners)) == 10
     finally:
         other.close()
+
+
+def test_eight_processes_on_fresh_hosts_reach_a_redis_that_is_well_with_their_first_op(
+    mariadb: Rig, tmp_path: Path
+) -> None:
+    spools = [f'[spool]\npath = "{tmp_path}/{nth}.spool"\n' for nth in range(8)]
+    configs = [mariadb.config_through({}, spool=spool, redis="[redis]\n") for spool in spools]
+
+    owners = mariadb.owners(8)
+    arguments = [word for config, owner in zip(configs, owners, strict=True) for word in (str(config), str(owner))]
+
+    run = subprocess.run(
+        [sys.executable, "-c", COLD, *arguments], env=environment(), stdout=subprocess.PIPE, text=True, timeout=120
+    )
+
+    receipts = [mariadb.client.parse(text) for text in run.stdout.splitlines()]
+    assert (run.returncode, len(receipts)) == (0, 8)
+    assert [receipt for receipt in receipts if receipt.position is None] == []
+    mariadb.client.wait_all(receipts, timeout_s=60)
+    assert len(ids(mariadb, "event", owners)) == 8
 
 
 def test_waiting_ends_at_its_timeout_while_no_worker_runs_and_the_op_stays_queued(mariadb: Rig) -> None:

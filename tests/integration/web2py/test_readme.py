@@ -23,6 +23,8 @@ auth.define_tables(username=False, signature=False)
 response.generic_patterns = ["*"]
 """
 VIEW = "{{from gluon.serializers import json}}{{=XML(json(response._vars))}}"
+#: A model that web2py runs after `models/pipeline.py`.
+LATER = 'db.define_table("visit", Field("page", length=40), migrate=False)\n'
 #: Beside the README's own: a user is logged in without a form.
 LOGIN = """
 def enter():
@@ -60,6 +62,7 @@ def readers(shop: Shop, site: Site) -> list[Browser]:
     ini = with_addresses(files["private/appconfig.ini"], shop)
     controllers = {"default": files["controllers/default.py"] + LOGIN}
     folder = shop.application("readme", controllers, files["models/pipeline.py"], ini, model=SCAFFOLD)
+    (folder / "models" / "tables.py").write_text(LATER)
     (folder / "views").mkdir()
     (folder / "views" / "generic.json").write_text(VIEW)
     shop.prepare(site, "/readme/default/mine.json")
@@ -91,3 +94,8 @@ def test_who_is_not_logged_in_buys_nothing(readers: list[Browser], shop: Shop, s
 
     assert answer.location.startswith("/readme/default/user")
     assert shop.ask("s0", "SELECT COUNT(*) FROM shop.purchase WHERE qty = 99").splitlines() == ["COUNT(*)", "0"]
+
+
+def test_tables_of_models_that_run_after_the_pipelines_are_published_too(readers: list[Browser], shop: Shop):
+    for shard in shop.rig.primaries:
+        assert shop.ask(shard, "SHOW TABLES FROM shop LIKE 'visit'").splitlines()[1:] == ["visit"]

@@ -40,6 +40,30 @@ def buy():
         idempotency_key=request.post_vars.once)
     redirect(URL("default", "purchase", args=receipt.id))
 """
+#: An application's front end: rows as JSON, and what it sends back as JSON.
+IDS = """\
+import json
+
+def make():
+    for n in range(20):
+        pipeline.enqueue_insert(db.customer, name="Numbered %i" % n)
+    return ""
+
+def rows():
+    found = pipeline.select(db.customer.name.startswith("Numbered"), orderby=db.customer.id)
+    return response.json([dict(id=row.id, name=row.name) for row in found])
+
+def names():
+    ids = json.loads(request.body.read())["ids"]
+    return response.json([pipeline.get(db.customer, id).name for id in ids])
+"""
+#: Read the rows, send their ids back, and return what was read, how the ids look there, and what was found by them.
+SEND_IDS_BACK = """async ([rows, names]) => {
+    const read = await fetch(rows).then((answer) => answer.json());
+    const body = JSON.stringify({ ids: read.map((row) => row.id) });
+    const found = await fetch(names, { method: "POST", body }).then((answer) => answer.json());
+    return [read.map((row) => row.name), read.map((row) => String(row.id)), found];
+}"""
 #: Two answers of the shop to one form: a browser that clicks twice may or may not send twice.
 SEND_TWICE = """() => {
     const form = document.querySelector("form.buy");
@@ -215,6 +239,19 @@ def test_a_form_that_is_sent_twice_leads_to_the_page_of_the_one_row_both_times(a
 
     [row] = rig.rows("purchase", f"customer={customer}", "id")
     assert answers == [f"{ada.base}/purchase/{row}"] * 2
+
+
+def test_ids_are_exact_through_json_in_a_browser_and_find_their_rows_when_they_are_sent_back(ada: User, rig: ShopRig):
+    (rig.shop.folder / "controllers" / "ids.py").write_text(IDS)
+    ids = f"{rig.shop.url}/ids"
+    assert ada.page.goto(f"{ids}/make").ok
+
+    names, shown, found = ada.page.evaluate(SEND_IDS_BACK, [f"{ids}/rows", f"{ids}/names"])
+
+    assert sorted(names) == sorted(f"Numbered {n}" for n in range(20))
+    assert found == names
+    assert sorted(shown) == sorted(rig.rows("customer", "name LIKE 'Numbered%'", "id"))
+    assert ada.page.evaluate("JSON.stringify(JSON.parse('[9007199254740993]'))") == "[9007199254740992]"
 
 
 def test_a_write_is_shown_as_it_becomes_durable_and_the_page_need_not_be_loaded_again(ada: User):

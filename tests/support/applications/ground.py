@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ class Ground:
         self.cluster = cluster
         self._ports = {process.name: process.port or 0 for process in cluster.processes}
         self._numbers = count(1)
-        self.until_the_end = ExitStack()
 
     def uri(self, shard: str, database: str) -> str:
         """Return the address of a database."""
@@ -75,10 +74,11 @@ class Ground:
         path.write_text("\n".join(lines))
         return path
 
-    def start_worker(self, config: Path) -> None:
-        """Start a worker that runs until all is taken down; it need not be ready yet."""
-        number = next(self._numbers)
-        startup.launch(self.cluster.directory, [celery.worker(config, number, 1)])
+    def start_worker(self, config: Path) -> Callable[[], None]:
+        """Start a worker that runs until all is taken down; return what waits until it is ready."""
+        directory = self.cluster.directory
+        started = startup.launch(directory, [celery.worker(config, next(self._numbers), 1)])
+        return lambda: startup.wait_ready(directory, started, lambda sentence: None)
 
 
 @contextmanager
@@ -86,8 +86,6 @@ def ground_of(directory: Path) -> Iterator[Ground]:
     """Bring the servers up, and down at the end."""
     cluster = Cluster.up(directory, "mariadb", shards=2, replicas=0, workers=0, owned=True)
     try:
-        ground = Ground(cluster)
-        with ground.until_the_end:
-            yield ground
+        yield Ground(cluster)
     finally:
         cluster.down()

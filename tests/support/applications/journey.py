@@ -68,7 +68,8 @@ class Journey:
             place = answer.location
             self.pages.append(Page(self._plain(f"{who}: {path}"), answer.status, self._plain(place)))
             answer = self._user(who).get(place)
-        text = "\n".join(self._site.forget_tickets()) if answer.status == 500 else answer.text
+        tickets = (line for ticket in self._site.forget_tickets() for line in ticket.splitlines()[-6:])
+        text = "\n".join(tickets) if answer.status == 500 else answer.text
         self.pages.append(Page(self._plain(f"{who}: {place}"), answer.status, self._plain(text)))
         return place.partition("?")[0].rpartition("/")[2], answer.text
 

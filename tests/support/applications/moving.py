@@ -32,12 +32,14 @@ class Application(NamedTuple):
         model: what identifies its rows.
         overlays: by number of shards, the folders whose files are laid over the plain one's.
         tables: by number of shards, the sections of `pipeline.toml`.
+        edits: by number of shards, what is changed in a file: its name, the text, the new text.
     """
 
     name: str
     model: Model
     overlays: Mapping[int, Sequence[str]]
     tables: Mapping[int, str]
+    edits: Mapping[int, Sequence[tuple[str, str, str]]]
 
 
 class Moving:
@@ -49,6 +51,7 @@ class Moving:
         self.folder = applications / self.name
         self.config = self.folder / private / "pipeline.toml"
         self.shards = ["s0"]
+        self.must: list[dict[str, Any]] = []
         ground.create("s0", self.name)
         shutil.copytree(HERE / application.name, self.folder)
 
@@ -56,32 +59,37 @@ class Moving:
     def uri(self) -> str:
         return self.ground.uri("s0", self.name)
 
-    def adopt(self, shards: int) -> list[dict[str, Any]]:
-        """Run `pipeline adopt` and its SQL; return what it found before."""
-        count = ("--shards", str(shards))
-        found = json.loads(run("adopt", self.uri, "--json", *count, exits=1))
-        self.ground.ask("s0", self.name, run("adopt", self.uri, "--sql", *count, exits=1))
-        run("adopt", self.uri, *count)
-        return list(found["findings"])
-
-    def change(self, shards: int) -> None:
-        """Write the configuration, and lay the files that change over the plain ones."""
+    def adopt(self, shards: int) -> None:
+        """Write the configuration, run `pipeline adopt` and its SQL; keep what must change by its words."""
         self.shards = [f"s{number}" for number in range(shards)]
         for shard in self.shards[1:]:
             self.ground.create(shard, self.name)
         uris = {shard: self.ground.uri(shard, self.name) for shard in self.shards}
         self.ground.configuration(self.config, uris, self.application.tables[shards])
-        for overlay in self.application.overlays[shards]:
+        asked = ("adopt", "s0", "--config", str(self.config))
+        found = json.loads(run(*asked, "--json", exits=1))
+        self.ground.ask("s0", self.name, run(*asked, "--sql", exits=1))
+        run(*asked)
+        self.must = [one for one in found["findings"] if one["severity"] == "error"]
+
+    def change(self) -> None:
+        """Lay the files that change over the plain ones."""
+        for overlay in self.application.overlays[len(self.shards)]:
             shutil.copytree(HERE / overlay, self.folder, dirs_exist_ok=True)
+        for file, old, new in self.application.edits[len(self.shards)]:
+            path = self.folder / file
+            assert path.read_text().count(old) == 1
+            path.write_text(path.read_text().replace(old, new))
 
     def begin(self) -> None:
-        """Once the tables are published: migrate, copy what is on every shard, check, start a worker."""
+        """Once the tables are published: migrate, copy what is on every shard, check; meanwhile a worker starts."""
         run("migrate", "--config", str(self.config))
+        ready = self.ground.start_worker(self.config)
         for shard in self.shards[1:]:
             for table in self.references:
                 self._copy_rows(table, shard)
         run("check", "--config", str(self.config))
-        self.ground.start_worker(self.config)
+        ready()
 
     def copy(self) -> Copy:
         """Return all rows, once everything that was queued is applied."""
@@ -125,9 +133,9 @@ class Placed(Moving):
         self._ask()  # creates the tables
         ground.spread_ids("s0", self.name)
 
-    def move(self, shards: int) -> None:
+    def move(self) -> None:
         """Take all steps behind `adopt`. At its first start pyDAL believes what it finds, and tables are published."""
-        self.change(shards)
+        self.change()
         ini = self.folder / "private" / "appconfig.ini"
         ini.write_text(f"{ini.read_text()}[pipeline]\nconfig = pipeline.toml\n")
         model = self.folder / "models" / "db.py"

@@ -19,6 +19,8 @@ class Plant(NamedTuple):
 
 #: Only on the node itself.
 OFF = "SET sql_log_bin = 0; "
+#: A server whose own time zone is not that of the pipeline's sessions.
+ZONED, UTC = "SET GLOBAL time_zone = '+02:00'; ", "SET GLOBAL time_zone = 'SYSTEM'; "
 PLANTS = {
     "an INT id column": Plant(
         "s0",
@@ -182,7 +184,7 @@ PLANTS = {
         "ALTER TABLE visit DROP FOREIGN KEY away",
         "s0: visit.purchase",
         "foreign key to purchase",
-        "drop the foreign key",
+        "ALTER TABLE `visit` DROP FOREIGN KEY `away`; or [tables.purchase] reference = true",
     ),
     "a replica that takes writes": Plant(
         "s0-r0",
@@ -278,5 +280,39 @@ PLANTS = {
         "s0: buckets",
         "3 have moved away",
         'buckets = "…"',
+    ),
+    "a TIMESTAMP on a server in another zone": Plant(
+        "s0",
+        f"{ZONED}ALTER TABLE visit ADD at TIMESTAMP NULL",
+        f"{UTC}ALTER TABLE visit DROP at",
+        "s0: visit.at",
+        "is a TIMESTAMP, which the server converts",
+        'time_zone = "SYSTEM"',
+    ),
+    "a column that is filled with the time of a server in another zone": Plant(
+        "s0",
+        f"{ZONED}ALTER TABLE visit ADD made DATETIME DEFAULT CURRENT_TIMESTAMP",
+        f"{UTC}ALTER TABLE visit DROP made",
+        "s0: visit.made",
+        "is filled by the database with the time in the zone of a session: the pipeline's sessions are not, but the "
+        "server is at +02:00",
+        'time_zone = "SYSTEM"',
+    ),
+    "a trigger that asks a server in another zone for the time": Plant(
+        "s0",
+        f"{ZONED}CREATE TRIGGER stamps BEFORE INSERT ON visit FOR EACH ROW SET @at = NOW()",
+        f"{UTC}DROP TRIGGER stamps",
+        "s0: trigger stamps on visit",
+        "asks for the time",
+        'time_zone = "SYSTEM"',
+    ),
+    "a column that the database computes": Plant(
+        "s0",
+        "ALTER TABLE purchase DROP weight, ADD weight DOUBLE AS (customer + 1) STORED",
+        "ALTER TABLE purchase DROP weight, ADD weight DOUBLE",
+        "s0: purchase.weight",
+        "is computed by the database",
+        "give the field no default",
+        severity="warning",
     ),
 }

@@ -78,6 +78,12 @@ CREATE TABLE old (id INT NOT NULL AUTO_INCREMENT PRIMARY KEY, word VARCHAR(255),
 INSERT INTO old (word) VALUES ('größer');
 CREATE TABLE numbered (page INT NOT NULL, n INT NOT NULL AUTO_INCREMENT, PRIMARY KEY (page, n)) ENGINE=MyISAM;
 INSERT INTO numbered (page) VALUES (1), (1), (2);
+CREATE TABLE auth_permission (id INT NOT NULL AUTO_INCREMENT PRIMARY KEY, name VARCHAR(50), table_name VARCHAR(50),
+    record_id INT DEFAULT 0);
+INSERT INTO auth_permission (name, table_name, record_id) VALUES ('update', 'purchase', 3), ('read', 'item', 0);
+CREATE TABLE bookmark (id INT NOT NULL AUTO_INCREMENT PRIMARY KEY, item_ref INT, about INT, facebook_id INT, stars INT);
+INSERT INTO bookmark (item_ref, about, facebook_id, stars) VALUES (1, 6, 90001, 1), (2, 7, 90002, 2), (3, 8, 90003, 1),
+    (9, 9, 90004, 2), (10, 10, 90005, 1);
 CREATE TABLE odd$name (id INT NOT NULL AUTO_INCREMENT PRIMARY KEY, customer INT);
 CREATE VIEW spent AS SELECT customer.name, purchase.price FROM customer
     JOIN purchase ON purchase.customer = customer.id;

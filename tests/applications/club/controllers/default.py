@@ -105,8 +105,8 @@ def bookmark():
 
 @auth.requires_login()
 def bookmarks():
-    found = db(db.bookmark.auth_user == auth.user_id).select()
-    return shown("Bookmarks", UL(*[LI(page_of(row.page_id).title) for row in found]))
+    titles = sorted(page_of(row.page_id).title for row in bookmarks_of(auth.user_id))
+    return shown("Bookmarks", UL(*[LI(title) for title in titles]))
 
 
 @auth.requires_membership("editors")

@@ -17,5 +17,9 @@ def versions_of(page):
     return db(db.page_archive.current_record == page.id).select(orderby=db.page_archive.id)
 
 
+def bookmarks_of(user):
+    return db(db.bookmark.auth_user == user).select()
+
+
 def saved(form):
     return form.process().accepted

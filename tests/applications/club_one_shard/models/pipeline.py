@@ -4,4 +4,4 @@ from pipeline.web2py import Pipeline
 
 pipeline = Pipeline(db, configuration)
 for name in ("tag", "page", "remark", "bookmark"):
-    pipeline.attach(db[name])
+    pipeline.attach(db[name], reads="own")

@@ -120,7 +120,8 @@ def sale_new():
         for position, text in enumerate(request.post_vars.basket.split(",")):
             sku, qty = text.split("*")
             row = db.product(sku=sku)
-            db.sale_line.insert(sale=form.vars.id, product=row.id, position=position + 1, qty=int(qty), price=row.price)
+            values = dict(product=row.id, position=position + 1, qty=int(qty), price=row.price)
+            add_line(form.vars.id, request.args(0), **values)
             total += int(qty) * row.price
         db(db.sale.id == form.vars.id).update(total=total)
         redirect(URL("sale", args=form.vars.id))
@@ -143,13 +144,8 @@ def line_new():
     """Another line; the total is what the lines then come to."""
     row = sale_of(request.args(0))
     found = db.product(sku=request.post_vars.sku)
-    db.sale_line.insert(
-        sale=row.id,
-        product=found.id,
-        position=len(lines_of(row)) + 1,
-        qty=int(request.post_vars.qty),
-        price=found.price,
-    )
+    values = dict(product=found.id, position=len(lines_of(row)) + 1, qty=int(request.post_vars.qty), price=found.price)
+    add_line(row.id, row.customer, **values)
     db(db.sale.id == row.id).update(total=total_of(row))
     redirect(URL("sale", args=row.id))
 
@@ -158,11 +154,13 @@ def line_new():
 def close():
     """Close an order, if all that it needs is there; two lines may name one product."""
     row = sale_of(request.args(0))
-    for line in lines_of(row):
+    lines, needed = lines_of(row), {}
+    for line in lines:
+        needed[line.product.id] = needed.get(line.product.id, 0) + line.sale_line.qty
+        if line.product.stock < needed[line.product.id]:
+            say("not enough of %s" % line.product.sku, "sale", row.id)
+    for line in lines:
         found = db.product(line.product.id)
-        if found.stock < line.sale_line.qty:
-            db.rollback()
-            say("not enough of %s" % found.sku, "sale", row.id)
         found.update_record(stock=found.stock - line.sale_line.qty)
     db(db.sale.id == row.id).update(status="closed", closed_on=request.now, total=total_of(row))
     redirect(URL("sale", args=row.id))

@@ -23,7 +23,7 @@ def lines_of(sale):
 
 
 def total_of(sale):
-    total = (db.sale_line.qty * db.sale_line.price).sum()
+    total = (db.sale_line.price * db.sale_line.qty).sum()
     return db(db.sale_line.sale == sale.id).select(total).first()[total] or 0
 
 
@@ -39,6 +39,10 @@ def turnover():
         orderby=db.customer.name,
     )
     return [(row.customer.name, row[orders], row[total]) for row in rows]
+
+
+def add_line(sale, customer, **values):
+    return db.sale_line.insert(sale=sale, **values)
 
 
 def saved(form):

@@ -1,7 +1,7 @@
-"""All tables of the trade are written through the pipeline; `db` is the one shard's primary and is read as ever."""
+"""All tables of the trade are written through the pipeline. A request reads what it has itself written."""
 
 from pipeline.web2py import Pipeline
 
 pipeline = Pipeline(db, configuration)
 for name in ("category", "supplier", "product", "product_category", "customer", "sale", "sale_line"):
-    pipeline.attach(db[name])
+    pipeline.attach(db[name], reads="own")

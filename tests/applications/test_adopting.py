@@ -1,0 +1,157 @@
+"""docs/adopting.md is walked as printed: each command is run, and what it prints is what the page says.
+
+After a change of a command's output, `ADOPTING=write pytest tests/applications/test_adopting.py` writes the page anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from support.applications.ground import Ground
+from support.web.web2py_server import ROOT, needs_web2py
+
+from pipeline.devcluster.processes import free_ports
+
+pytestmark = pytest.mark.mariadb
+
+PAGE = ROOT / "docs" / "adopting.md"
+BLOCK = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.DOTALL | re.MULTILINE)
+#: Lines that the page leaves out.
+LEFT_OUT = "…"
+#: Lines of an output above which the page has its beginning and its end.
+LONG = 20
+#: What is printed behind each command.
+DONE = "the command is done"
+#: What differs in each run, and the width of columns with it.
+BY_CHANCE = (
+    (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d+)?"), "moment"),
+    (re.compile(r"(?<=127\.0\.0\.1:)\d+"), "port"),
+    (re.compile(r"\b\d{10,16}\b"), "id"),
+    (re.compile(r"\b\d+(?:\.\d+)? ?(?:ms|s)\b"), "duration"),
+    (re.compile(r"(?<=at=)[\d:]+|(?<=rate=)\d+|(?<=count=)\d+"), "now"),
+    (re.compile(r"[ \t]+"), " "),
+)
+
+
+class Step(NamedTuple):
+    """A command, and what the page says that it prints."""
+
+    command: str
+    printed: str
+
+    @property
+    def text(self) -> str:
+        return self.saying(self.printed)
+
+    def saying(self, printed: str) -> str:
+        """Return the step as the page has it, with another output; of a long one its beginning and its end."""
+        lines = printed.splitlines()
+        if len(lines) > LONG:
+            lines = [*lines[: LONG // 2], LEFT_OUT, *lines[-LONG // 2 :]]
+        return "\n".join(["$ " + self.command.replace("\n", "\n> "), *lines, ""])
+
+
+def steps(page: str) -> list[Step]:
+    """Return the commands of the page in their order."""
+    found = []
+    for block in BLOCK.findall(page):
+        for part in re.split(r"(?m)^\$ ", block)[1:]:
+            command = re.match(r".*(?:\n>.*)*", part)
+            assert command
+            printed = part[command.end() :].removeprefix("\n").removesuffix("\n")
+            found.append(Step(re.sub(r"(?m)^> ?", "", command[0]), printed))
+    return found
+
+
+class Shell:
+    """One shell that runs all commands, as a reader's does."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]):
+        self._bash = subprocess.Popen(
+            ["bash", "--norc"],
+            cwd=folder,
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def run(self, command: str) -> str:
+        """Return what a command prints."""
+        assert self._bash.stdin
+        assert self._bash.stdout
+        self._bash.stdin.write(f"{command}\necho; echo {DONE}\n")
+        self._bash.stdin.flush()
+        lines = list(iter(self._bash.stdout.readline, f"{DONE}\n"))
+        assert lines, f"the shell ended at {command}"
+        text = "".join(line.rstrip() + "\n" for line in lines)
+        return re.sub(r"\n{2,}", "\n", text).strip("\n")
+
+    def close(self) -> None:
+        self.run("kill $(jobs -p); wait")
+        assert self._bash.stdin
+        assert self._bash.stdout
+        self._bash.stdin.close()
+        self._bash.stdout.close()
+        self._bash.wait(20)
+
+
+@contextmanager
+def shell(folder: Path, ground: Ground) -> Iterator[Shell]:
+    """Open the shell of somebody who has two database servers, a Redis and a checkout."""
+    [web] = free_ports(1)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "CHECKOUT": str(ROOT),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
+        "DB0": str(ground.port("s0")),
+        "DB1": str(ground.port("s1")),
+        "REDIS": str(ground.port("redis")),
+        "WEB": str(web),
+        "COLUMNS": "110",
+    }
+    made = Shell(folder, environment)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def without_chance(text: str) -> str:
+    for pattern, word in BY_CHANCE:
+        text = pattern.sub(word, text)
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip()
+
+
+def says(page: str, printed: str) -> bool:
+    """Return whether a page says what was printed, but for lines that it leaves out."""
+    parts = [re.escape(without_chance(part)) for part in re.split(rf"(?m)^{LEFT_OUT}$", page)]
+    return re.fullmatch(r"\s*(?:.*\n)*?\s*".join(parts), without_chance(printed)) is not None
+
+
+def test_each_command_of_the_page_prints_what_the_page_says(ground: Ground, tmp_path: Path) -> None:
+    needs_web2py()
+    page, differs, written = PAGE.read_text(encoding="utf-8"), [], ""
+
+    with shell(tmp_path, ground) as reader:
+        for step in steps(page):
+            printed = reader.run(step.command)
+            before, page = page.split(step.text, 1)
+            written += before + (step.text if says(step.printed, printed) else step.saying(printed))
+            if not says(step.printed, printed):
+                differs.append(f"$ {step.command}\n{printed}\n  the page says:\n{step.printed}")
+
+    if os.environ.get("ADOPTING") == "write":
+        PAGE.write_text(written + page, encoding="utf-8")
+    assert not differs, "\n\n".join(differs)
