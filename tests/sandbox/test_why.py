@@ -266,3 +266,37 @@ def test_a_rejected_op_does_not_wait_and_its_reason_is_given(box: Sandbox, event
 def test_a_name_that_is_nothing_is_refused(box: Sandbox, event: Any):
     with pytest.raises(BadOp, match="is no receipt, and no shard and no published table has the name 'evnt'"):
         asked(box, "evnt")
+
+
+def test_an_op_that_a_constraint_refuses_waits_for_what_was_enqueued_before_it(box: Sandbox, event: Any):
+    box.client.nodes.primary("s0").query("CREATE UNIQUE INDEX one ON event (note)")
+    has = pipeline.enqueue_insert(event, who=1, note="a")
+    applier = worker(box)
+    applier.apply()
+    frees = pipeline.enqueue_delete(event, has.id)
+    box.log.postpone("s0", [frees.bucket], 60_000)
+    other = next(n for n in range(2, 99) if bucket_of(box, n) != has.bucket)
+    takes = pipeline.enqueue_insert(event, who=other, note="a")
+
+    for _ in range(2):
+        applier.apply()
+
+    assert "because a constraint refuses the op at " in only(box, takes, "early")
+    assert takes.status() == "queued"
+    box.log.postpone("s0", [frees.bucket, takes.bucket], -1000)
+    assert [applier.apply().rejected for _ in range(3)] == [0, 0, 0]
+    assert {frees.status(), takes.status()} == {"applied"}
+
+
+def test_an_op_that_is_refused_while_nothing_older_is_queued_is_rejected_at_once(box: Sandbox, event: Any):
+    box.client.nodes.primary("s0").query("CREATE UNIQUE INDEX one ON event (note)")
+    for who in (1, 2):
+        pipeline.enqueue_insert(event, who=who, note="a")
+
+    outcome = worker(box).apply()
+
+    assert (outcome.applied, outcome.rejected, outcome.waiting) == (1, 1, "")
+
+
+def bucket_of(box: Sandbox, who: int) -> int:
+    return box.client.topology.bucket_of("event", who)
