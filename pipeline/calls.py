@@ -12,14 +12,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.clock import Deadline
-from pipeline.dal.filters import CallersFilters
 from pipeline.enqueue.held_ops import Validated, validated
 from pipeline.enqueue.op_builder import merged
 from pipeline.errors import BadOp
 from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipt, Receipts
 from pipeline.reads.gather.gather import GATHER_S
-from pipeline.reads.node_dal import NodeDAL
+from pipeline.reads.node_dal import NodeDAL, PrimaryDAL
+from pipeline.reads.node_tables import NodeTables
 from pipeline.reads.read_place import bucket_of_key
 from pipeline.reads.session import ReadSession
 from pipeline.wait_budget import WaitBudget, WaitBudgets, in_all
@@ -312,6 +312,5 @@ class Calls(ABC):
         """Return a DAL on the primary that has *shard_key*, with *table* defined; see `pipeline.get_db`."""
         client, table = self.client, self.client.op_builder.table(table)
         [shard, *_] = client.topology.shards_of(bucket_of_key(client.topology, table, shard_key))
-        db = client.define_on(client.nodes.primary(shard).db, table)
-        CallersFilters.on(db).of(table._db)
-        return db
+        onward = client.reads.onward(table._db, self._after(None, fresh=True))
+        return PrimaryDAL(NodeTables.on(client.nodes.primary(shard).db), shard, onward, client.op_builder.table)

@@ -13,7 +13,6 @@ from typing import Any
 from pipeline.calls import Calls
 from pipeline.config.settings import Settings, load
 from pipeline.config.topology import Topology
-from pipeline.dal.objects import for_all_threads, renamed
 from pipeline.enqueue.held_ops import Held, HeldOps
 from pipeline.enqueue.spooling.drain import Drainer
 from pipeline.enqueue.spooling.redis_away import RedisAway
@@ -154,17 +153,6 @@ class Client(Calls):
         if table not in known and table not in (published := self.log.newest_schemas()):
             raise UnknownTable(table, {*known, *published})
         return table
-
-    def define_on(self, db: Any, table: Any) -> Any:
-        """Define *table* and its siblings on *db*, the DAL of a node, and return the DAL."""
-        with self._lock():
-            for other in self.op_builder.siblings(table):
-                if other._tablename not in db.tables:
-                    rname = {"rname": other._rname} if renamed(other) else {}
-                    fields = [field.clone() for field in other]  # of the table itself pyDAL takes no id of another name
-                    for field in db.define_table(other._tablename, *fields, migrate=False, **rname):
-                        for_all_threads(field)
-        return db
 
     def _shared_secret(self) -> str:
         return shared_secret(self.log, self.spool, self.wait_budgets, lambda: self.away.open)

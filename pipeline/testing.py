@@ -22,6 +22,7 @@ from pipeline.model.schema import TableSchema
 from pipeline.model.values import python_value
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
+from pipeline.reads.node_tables import NodeTables
 from pipeline.shard.co_location import held
 from pipeline.shard.ddl import create_table
 
@@ -182,9 +183,11 @@ class Sandbox:
         topology, name = self.client.topology, table._tablename
         found = []
         for shard in topology.shards[:1] if topology.table(name).reference else topology.shards:
-            # the tables that it refers to are defined too: pyDAL reads a reference by its table
-            db = self.client.define_on(self.client.nodes.primary(shard).db, table)
-            found += db(db[name], ignore_common_filters=True).select().as_list()
+            db = self.client.nodes.primary(shard).db
+            tables = NodeTables.on(db)
+            own = tables.table(table)
+            tables.forget()
+            found += db(own, ignore_common_filters=True).select().as_list()
             db.rollback()
         return sorted(found, key=lambda row: row[table._id.name])
 

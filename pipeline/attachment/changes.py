@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 from pipeline.attachment.forms import changed
 from pipeline.calls import Calls
 from pipeline.client import Client
-from pipeline.dal.objects import conjuncts, op_name, pinned_values, real_name, rebuilt_on, with_filters
+from pipeline.dal.objects import conjuncts, op_name, pinned_values, real_name, with_filters
 from pipeline.enqueue.final_values import Final
 from pipeline.enqueue.version_copy import Archive
 from pipeline.errors import BadOp, ShardKeyError
 from pipeline.model.ids import carries_bucket
 from pipeline.model.receipt import Receipt
+from pipeline.reads.node_tables import NodeTables
 
 #: How long a write that must look for its rows waits for what was queued before it, s.
 SETTLE_S = 5.0
@@ -212,8 +213,8 @@ def primary_rows(client: Client, table: Any, query: Any, fields: Iterable[Any], 
     for shard in topology.shards[:1] if topology.table(name).reference else topology.shards:
         session = client.nodes.primary(shard)
         with session.translated(), session.transaction():
-            db = client.define_on(session.db, table)
-            at = rebuilt_on(query, db, lambda other, db=db: db[real_name(other)])
-            at.ignore_common_filters = True  # the caller's are in the query; this DAL has those of an earlier request
-            found += db(at).select(*(db[name][field] for field in wanted), limitby=(0, most))
+            tables = NodeTables.on(session.db)
+            own, at = tables.table(table), tables.own(query)
+            at.ignore_common_filters = True  # they are in the query
+            found += session.db(at).select(*(own[field] for field in wanted), limitby=(0, most))
     return found

@@ -21,6 +21,8 @@ from pipeline.model.ids import bucket_of, carries_bucket
 from pipeline.model.schema import Column
 from pipeline.model.values import lenient
 
+#: Tables of web2py itself, and our own: never published for being defined, only for being written to or configured.
+NOT_OURS = ("auth_", "web2py_session_", "scheduler_", "pipeline_")
 #: The longest list or table that a fingerprint has in full, characters.
 MOST_WORDS = 120
 
@@ -146,6 +148,10 @@ class Topology:
     def configured(self) -> tuple[str, ...]:
         """The tables that the settings name."""
         return tuple(self._settings.tables)
+
+    def ours(self, name: str) -> bool:
+        """Return whether the table *name* is one for the pipeline, unless it stays in the application's database."""
+        return not self.ignores(name) and (name in self._settings.tables or not name.startswith(NOT_OURS))
 
     def table(self, name: str) -> TableSettings:
         """Return how the table *name* is spread: as configured, else by its own id, with the defaults."""

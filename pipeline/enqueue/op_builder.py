@@ -22,8 +22,6 @@ from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipt
 from pipeline.model.schema import schema_of, signature_of
 
-#: Tables of web2py itself, and our own: never published for being defined, only for being written to or configured.
-NOT_OURS = ("auth_", "web2py_session_", "scheduler_", "pipeline_")
 #: Where a table object carries its plan. web2py makes its tables anew at each request: in the builder, plans would
 #: outlive them. A thousand of them made each of web2py's garbage collections, one per 100 requests, take 50 ms.
 PLAN = "_pipeline_plan"
@@ -41,7 +39,6 @@ class OpBuilder:
 
     def __init__(self, topology: Topology, row_ids: RowIds, schemas: SchemaPublisher):
         self._topology, self._row_ids, self._schemas = topology, row_ids, schemas
-        self._configured = frozenset(topology.configured)
         self._compiled: dict[tuple[Any, ...], CompiledTable] = {}
         self._ready: set[CompiledTable] = set()
         self._tables = threading.local()
@@ -61,9 +58,7 @@ class OpBuilder:
             self._latest[name] = db
             if name in lazy and name in self._seen_lazy:
                 continue
-            if self._topology.ignores(name):
-                continue
-            if name in self._configured or not name.startswith(NOT_OURS):
+            if self._topology.ours(name):
                 if name in lazy:
                     self._seen_lazy.add(name)
                 try:
@@ -93,11 +88,6 @@ class OpBuilder:
         if db is None:
             raise UnknownTable(table, self._latest)
         return db[table]
-
-    def siblings(self, table: Any) -> list[Any]:
-        """Return the tables of the same DAL, so that they can be joined; a lazy one only if it is the one asked for."""
-        db, lazy = table._db, getattr(table._db, "_LAZY_TABLES", {})
-        return [db[name] for name in db.tables if name not in lazy or name == table._tablename]
 
     def plan(self, table: Any) -> TablePlan:
         """Return the plan of a table, given as pyDAL's or by name; its definition is published before."""

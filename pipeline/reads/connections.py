@@ -16,6 +16,7 @@ from pipeline.errors import ReadOnly, ShardUnavailable
 from pipeline.model.op import Position
 from pipeline.per_process import PerProcess
 from pipeline.reads.node_tables import MOST_MET, NodeTables
+from pipeline.reads.onward import Onward
 from pipeline.reads.session import Need
 from pipeline.shard.dialect import Dialect
 from pipeline.shard.driver_errors import connection_lost, refused_write, sentence_of
@@ -55,7 +56,6 @@ class _RowQuery(NamedTuple):
     own: Any
     head: str
     tail: str
-    fields: list[Any]
     names: list[str]
 
 
@@ -76,9 +76,10 @@ class NodeReader:
         self.db: Any = self.session.db
         self.adapter: Any = self.session.adapter
         self._known = _Known()
-        self._tables = NodeTables(self.db)
+        self.tables = NodeTables(self.db)
         #: The node's own table for one of the caller's; a query, field or expression.
-        self.table, self.own = self._tables.table, self._tables.own
+        self.table, self.own, self.come = self.tables.table, self.tables.own, self.tables.come
+        self.callers, self.as_read = self.tables.callers, self.tables.as_read
         self._row_queries: dict[int, _RowQuery] = {}
         self._newest_queries: dict[str, _RowQuery] = {}
         self._watch()
@@ -187,23 +188,28 @@ class NodeReader:
         """
         return self.session.rows(sql)
 
-    def row(self, table: Any, row_id: int) -> Any:
+    def row(self, table: Any, row_id: int, onward: Onward) -> Any:
         """Return one row by its id, or None.
 
         Args:
             table: of the caller's DAL.
             row_id: the row's id.
+            onward: where the row leads to.
         """
+        self.callers.onward = onward
         if table._common_filter is not None or table._db._request_tenant in table.fields:
             own = self.table(table)
             return self.db(own._id == row_id).select().first()
         query, adapter = self._row_queries.get(id(table)), self.adapter
         if query is None or query.table() is not table:
             query = self._row_query(table)
-        self._tables.callers.tables[table._tablename] = table
+        self.callers.tables[table._tablename] = table
         adapter.execute(f"{query.head}{row_id}{query.tail}")
         found = adapter.cursor.fetchall()
-        return adapter.parse(found, query.fields, query.names).first() if found else None
+        if not found:
+            return None
+        own = vars(table)
+        return self.tables.parse(found, [own[name] for name in table.fields], query.names).first()
 
     @property
     def dialect(self) -> Dialect:
@@ -216,10 +222,9 @@ class NodeReader:
         own, met = self.table(table), weakref.ref(table)
         query = self._newest_queries.get(own._tablename)
         if query is None or query.own is not own:
-            fields = list(own)
-            names, sql = self.adapter._select_wcols(own._id == 0, fields)
+            names, sql = self.adapter._select_wcols(own._id == 0, list(own))
             head, _, tail = sql.rpartition("0")
-            query = self._newest_queries[own._tablename] = _RowQuery(met, own, head, tail, fields, names)
+            query = self._newest_queries[own._tablename] = _RowQuery(met, own, head, tail, names)
         if len(self._row_queries) >= MOST_MET:
             self._row_queries.clear()
         query = self._row_queries[id(table)] = query._replace(table=met)

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from pipeline.dal.objects import kind_of
+from pipeline.dal.objects import kind_of, rebuilt_on, tables_in
 from pipeline.errors import BadRead, UnknownTable
 from pipeline.reads.connections import NodeReader
+from pipeline.reads.node_tables import NodeTables
+from pipeline.reads.onward import Onward
 
 
 class ReadInfo(NamedTuple):
@@ -108,28 +110,109 @@ def uncached(found: Any, refuse: Any = _nothing) -> Any:
     return found
 
 
-class NodeDAL:
+class CallersDAL:
+    """A DAL that all threads share, as one caller's: with the caller's tables, fields and filters.
+
+    Args:
+        tables: of the shared DAL.
+        onward: where rows lead to.
+        find_table: returns a table of this thread's by its name, where the caller's own DAL has none. Without it, only
+            tables that the shared DAL has been asked for may be named.
+    """
+
+    __slots__ = ("_bound", "_db", "_find_table", "_onward", "_tables")
+
+    def __init__(self, tables: NodeTables, onward: Onward, find_table: Callable[[str], Any] | None = None):
+        self._tables, self._db, self._onward, self._find_table = tables, tables.db, onward, find_table
+        self._bound: dict[str, Any] = {}
+        tables.come((), onward)
+
+    def __call__(self, query: Any = None, *args: Any, **options: Any) -> Any:
+        """Return pyDAL's Set of a query."""
+        self._tables.come(tables_in(query), self._onward)
+        return self._db(rebuilt_on(query, self._db, self._own), *args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        db = self._db
+        if name in db.tables or not hasattr(db, name):
+            return self[name]
+        return getattr(db, name)
+
+    def __getitem__(self, name: str) -> Any:
+        if self._find_table is not None:
+            try:
+                return self._own(self._callers_own(name))
+            except UnknownTable:
+                if name not in self._db.tables:
+                    raise AttributeError(f"table {name!r} is not defined here") from None
+        return self._db[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._db
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[name] for name in self._db.tables)
+
+    def _callers_own(self, name: str) -> Any:
+        db = self._onward.db
+        return db[name] if name in db.tables or self._find_table is None else self._find_table(name)
+
+    def _own(self, table: Any) -> Any:
+        """Return the shared DAL's table for one of the caller's, with what the caller's fields do."""
+        name = table._tablename
+        if table._db is self._db:
+            return self._bound.get(name, table)
+        if name not in self._bound:
+            self._bound[name] = self._tables.bound(table)
+        return self._bound[name]
+
+
+class PrimaryDAL(CallersDAL):
+    """The primary of one shard, in a transaction that is its caller's to end.
+
+    Args:
+        tables: of the primary's DAL.
+        shard: its name.
+        onward: where rows lead to; what this shard alone has is read here, in the transaction.
+        find_table: as for `CallersDAL`.
+    """
+
+    __slots__ = ("shard",)
+
+    def __init__(self, tables: NodeTables, shard: str, onward: Onward, find_table: Callable[[str], Any]):
+        self.shard = shard
+        super().__init__(tables, onward._replace(near=self), find_table)
+
+
+class NodeDAL(CallersDAL):
     """A read-only pyDAL DAL. Tables and queries of the caller's own DAL may be used with it.
 
     Args:
         reader: the node.
         read_info: how it was chosen.
-        find_table: returns the caller's own table by its name: it may have another common filter than the last
-            caller's. With it, tables may be named that this node has not been asked for yet.
+        onward, find_table: as for `CallersDAL`.
     """
 
-    __slots__ = ("_find_table", "read_info", "reader")
+    __slots__ = ("read_info", "reader")
 
-    def __init__(self, reader: NodeReader, read_info: ReadInfo, find_table: Callable[[str], Any] | None = None):
-        self.reader, self.read_info, self._find_table = reader, read_info, find_table
+    def __init__(
+        self,
+        reader: NodeReader,
+        read_info: ReadInfo,
+        onward: Onward,
+        find_table: Callable[[str], Any] | None = None,
+    ):
+        self.reader, self.read_info = reader, read_info
+        super().__init__(reader.tables, onward, find_table)
 
-    def define(self, table: Any) -> Any:
-        """Return the node's own table for a table of the caller's DAL.
+    def where(self, query: Any) -> Any:
+        """Return pyDAL's Set of a query of the caller's, in any thread: its fields do nothing but to name columns.
 
         Args:
-            table: of the caller's DAL.
+            query: of the caller's DAL.
         """
-        return self.reader.table(table)
+        self._tables.come(tables_in(query), self._onward)
+        return self._db(self._tables.own(query))
 
     def select(self, query: Any, fields: Sequence[Any], options: Mapping[str, Any]) -> Any:
         """Return the rows that a query of the caller's finds, with expressions named as the caller's own DAL does.
@@ -146,32 +229,11 @@ class NodeDAL:
             return parse(rows, columns, callers_names(names, columns, fields), cacheable=cacheable)
 
         own.setdefault("processor", named)
-        return self(query).select(*[self.reader.own(field) for field in fields], **own)
+        return self.where(query).select(*[self.reader.own(field) for field in fields], **own)
 
     def __call__(self, query: Any = None, *args: Any, **options: Any) -> Any:
         """Return pyDAL's Set of a query."""
-        return uncached(self.reader.db(self.reader.own(query), *args, **options))
-
-    def __getattr__(self, name: str) -> Any:
-        db = self.reader.db
-        if name in db.tables or not hasattr(db, name):
-            return self[name]
-        return getattr(db, name)
-
-    def __getitem__(self, name: str) -> Any:
-        if self._find_table is not None:
-            try:
-                return self.reader.table(self._find_table(name))
-            except UnknownTable:
-                if name not in self.reader.db.tables:
-                    raise AttributeError(f"table {name!r} is not defined here") from None
-        return self.reader.db[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.reader.db
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.reader.db)
+        return uncached(super().__call__(query, *args, **options))
 
     def __repr__(self) -> str:
         return f"<DAL of node {self.read_info.node}, read-only>"

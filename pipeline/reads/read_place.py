@@ -230,3 +230,17 @@ def _equal_fields(conditions: list[Any]) -> Iterator[tuple[Any, Any]]:
         for piece in conjuncts(part):
             if op_name(piece) == "eq" and kind_of(piece.first) == "Field" and kind_of(piece.second) == "Field":
                 yield piece.first, piece.second
+
+
+def whole_id(table: Any, row_id: Any) -> int:
+    """Return the id of a row of *table* as a number.
+
+    Raises:
+        BadRead: it is none.
+    """
+    try:
+        if isinstance(row_id, bool | float):
+            raise ValueError
+        return int(row_id)
+    except (TypeError, ValueError):
+        raise BadRead(f"the id of a row of {table._tablename!r} is a whole number, not {row_id!r}") from None

@@ -16,11 +16,12 @@ from pipeline.oplog.contract import Entries
 from pipeline.reads.connections import NodeReaders
 from pipeline.reads.gather.gather import GATHER_S, Gather
 from pipeline.reads.node_dal import NodeDAL, refuse_cache
+from pipeline.reads.onward import Onward
 from pipeline.reads.pending.pending_rows import CannotOverlay, Overlay
-from pipeline.reads.read_place import ReadPlace, needs_at, place_of_id, place_of_key
+from pipeline.reads.read_place import ReadPlace, needs_at, place_of_id, place_of_key, whole_id
 from pipeline.reads.routing.health_cache import HealthCache
 from pipeline.reads.routing.policy import Bounds
-from pipeline.reads.routing.router import Read, Router
+from pipeline.reads.routing.router import Router
 from pipeline.reads.session import After, ReadSession, Token, after_of
 from pipeline.reads.token_cookie import Seal
 from pipeline.shard.nodes import Nodes
@@ -77,11 +78,9 @@ class Reads:
             max_lag_s, wait_s, on_stale: see `Bounds`.
         """
         table = self._table(table)
-        place, asked = place_of_key(self._topology, table, shard_key), after_of(after, self._seal)
-        bounds = self._bounds.changed(max_lag_s, wait_s, on_stale)
-        needs = needs_at(self._topology, self._log, asked.token, place)
-        read = self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets)
-        return self._opened(read, table)
+        place = place_of_key(self._topology, table, shard_key)
+        onward = self.onward(table._db, after, max_lag_s, wait_s, on_stale)
+        return self._opened(table, place, onward)
 
     def get(
         self,
@@ -111,17 +110,20 @@ class Reads:
         table, bounds = self._table(table), self._bounds
         if not (max_lag_s is None and wait_s is None and on_stale is None):
             bounds = bounds.changed(max_lag_s, wait_s, on_stale)
-        number = _row_id(table, row_id)
+        number = whole_id(table, row_id)
         place, asked = place_of_id(self._topology, table, number, shard_key), after_of(after, self._seal)
+        onward = Onward(self, self._topology, table._db, asked, bounds, pending)
+        if pending and (place is None or place.buckets is None or len(place.buckets) != 1):
+            raise BadRead(f"pending=True needs an id that tells its bucket: give shard_key= as well for {number}")
         if place is None:
-            return self._row_anywhere(table, number, asked, pending, bounds)
+            return self._row_anywhere(table, number, onward)
         if pending:
             try:
-                return tried_on(partial(self._row_with_pending, table, number, place, bounds))
+                return tried_on(partial(self._row_with_pending, table, number, place, onward))
             except CannotOverlay:
                 # what is queued cannot be computed here: wait for it instead
-                asked = After(Token(rest=True), asked.session)
-        return tried_on(partial(self._row, table, number, place, asked, bounds))
+                onward = onward._replace(after=After(Token(rest=True), asked.session))
+        return tried_on(partial(self._row, table, number, place, onward))
 
     def select(
         self,
@@ -147,9 +149,9 @@ class Reads:
             options: pyDAL's.
         """
         refuse_cache(options.get("cache"))
-        bounds = self._bounds.changed(max_lag_s, wait_s, on_stale)
-        query, asked = self._query(query), after_of(after, self._seal)
-        return self._gather.select(query, fields, asked, bounds, options, partial=partial, timeout_s=timeout_s)
+        query = self._query(query)
+        onward = self.onward(query._db, after, max_lag_s, wait_s, on_stale)
+        return self._gather.select(query, fields, onward, options, partial=partial, timeout_s=timeout_s)
 
     def count(
         self,
@@ -173,10 +175,19 @@ class Reads:
             cache: is refused.
         """
         refuse_cache(cache)
-        bounds = self._bounds.changed(max_lag_s, wait_s, on_stale)
-        return self._gather.count(
-            self._query(query), distinct, after_of(after, self._seal), bounds, timeout_s=timeout_s
-        )
+        query = self._query(query)
+        onward = self.onward(query._db, after, max_lag_s, wait_s, on_stale)
+        return self._gather.count(query, distinct, onward, timeout_s=timeout_s)
+
+    def onward(self, db: Any, after: Any, *bounds: Any) -> Onward:
+        """Return where the rows of a read lead to.
+
+        Args:
+            db: the caller's DAL.
+            after: what the read must see.
+            bounds: max_lag_s, wait_s and on_stale; see `Bounds`.
+        """
+        return Onward(self, self._topology, db, after_of(after, self._seal), self._bounds.changed(*bounds))
 
     def session(self, text: str | None = None) -> ReadSession:
         """Return a session.
@@ -226,33 +237,33 @@ class Reads:
         return Overlay(self._log)
 
     @contextmanager
-    def _opened(self, read: Read, table: Any) -> Iterator[NodeDAL]:
-        with read:
-            db = NodeDAL(read.reader, read.read_info, self._find_table)
-            db.define(table)
-            yield db
+    def _opened(self, table: Any, place: ReadPlace, onward: Onward) -> Iterator[NodeDAL]:
+        needs = needs_at(self._topology, self._log, onward.after.token, place)
+        with self._router.open(
+            place.shard, needs, onward.bounds, session=onward.after.session, buckets=place.buckets
+        ) as read:
+            read.reader.table(table)
+            yield NodeDAL(read.reader, read.read_info, onward, self._find_table)
 
-    def _row_anywhere(self, table: Any, row_id: int, asked: After, pending: bool, bounds: Bounds) -> Any:
+    def _row_anywhere(self, table: Any, row_id: int, onward: Onward) -> Any:
         """Return the row with an id that does not carry its shard: all are asked."""
-        if pending:
-            raise BadRead(f"pending=True needs an id that tells its bucket: give shard_key= as well for {row_id}")
-        rows = self._gather.select(table._id == row_id, (), asked, bounds, {})
+        rows = self._gather.select(table._id == row_id, (), onward, {})
         if len(rows) > 1:
             raise BadRead(
                 f"{len(rows)} shards have a row of {table._tablename!r} with the id {row_id}: give shard_key="
             )
         return rows.first()
 
-    def _row(self, table: Any, row_id: int, place: ReadPlace, asked: After, bounds: Bounds) -> Any:
-        needs = needs_at(self._topology, self._log, asked.token, place)
-        with self._router.open(place.shard, needs, bounds, session=asked.session, buckets=place.buckets) as read:
-            return read.reader.row(table, row_id)
+    def _row(self, table: Any, row_id: int, place: ReadPlace, onward: Onward) -> Any:
+        after, bounds = onward.after, onward.bounds
+        needs = needs_at(self._topology, self._log, after.token, place)
+        with self._router.open(place.shard, needs, bounds, session=after.session, buckets=place.buckets) as read:
+            return read.reader.row(table, row_id, onward)
 
-    def _row_with_pending(self, table: Any, row_id: int, place: ReadPlace, bounds: Bounds) -> Any:
-        if place.buckets is None or len(place.buckets) != 1:
-            raise BadRead(f"pending=True needs an id that tells its bucket: give shard_key= as well for {row_id}")
-        with self._router.open(place.shard, {}, bounds) as read:
-            return self._overlay.row(read.reader, read.reader.table(table), row_id, place.buckets[0])
+    def _row_with_pending(self, table: Any, row_id: int, place: ReadPlace, onward: Onward) -> Any:
+        [bucket] = place.buckets or ()
+        with self._router.open(place.shard, {}, onward.bounds) as read:
+            return self._overlay.row(read.reader, table, row_id, bucket, onward)
 
     def _table(self, table: Any) -> Any:
         if kind_of(table) == "Table":
@@ -289,12 +300,3 @@ def tried_on(call: Callable[[], Any]) -> Any:
             if tried and clock.mono_s() - started_s >= AT_ONCE_S:
                 raise
     return call()
-
-
-def _row_id(table: Any, row_id: Any) -> int:
-    try:
-        if isinstance(row_id, bool | float):
-            raise ValueError
-        return int(row_id)
-    except (TypeError, ValueError):
-        raise BadRead(f"the id of a row of {table._tablename!r} is a whole number, not {row_id!r}") from None

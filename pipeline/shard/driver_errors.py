@@ -30,7 +30,8 @@ class Fault(Enum):
 #: column that the schema lacks, no right to write to the table or to a column.
 _MYSQL_NO_DEFAULT = 1364
 _MYSQL_NO_RIGHT = {1142, 1143}
-_MYSQL_SCHEMA = {1054, 1146, _MYSQL_NO_DEFAULT, *_MYSQL_NO_RIGHT}
+_MYSQL_NO_TABLE = 1146
+_MYSQL_SCHEMA = {1054, _MYSQL_NO_TABLE, _MYSQL_NO_DEFAULT, *_MYSQL_NO_RIGHT}
 #: Values: duplicate key, too long, out of range, NULL in NOT NULL, wrong value, foreign keys, bad JSON.
 #: Statements: out of range in an expression, CHECK (MySQL, MariaDB), packet too big, column count, division by zero,
 #: SIGNAL, syntax.
@@ -108,6 +109,11 @@ def _of_text(error: BaseException) -> Fault:
 
 def _names(error: BaseException) -> set[str]:
     return {cls.__name__ for cls in type(error).__mro__}
+
+
+def no_such_table(error: BaseException) -> bool:
+    """Return whether *error*, as the driver raised it, says that a statement names a table that is not there."""
+    return code_of(error) == _MYSQL_NO_TABLE or (code_of(error) is None and "no such table" in str(error))
 
 
 def is_driver_error(error: BaseException) -> bool:

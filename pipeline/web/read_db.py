@@ -83,10 +83,12 @@ class Refusal:
         Raises:
             BadRead: naming what to use instead.
         """
-        if self._whole or query is None:
+        if query is None:
             return
         for table in tables_in([query, *fields, *options.values()], inner=True):
             self(real_name(table))
+        if self._whole:
+            return
         place = ReadPlace(self._topology.shards[0], None)
         for _ in answered(self._topology, [place], query, fields, options):
             raise AssertionError("a subselect of tables that each shard has")

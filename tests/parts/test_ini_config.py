@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.settings import load
+from pipeline.config.uris import zone_of
 from pipeline.errors import ConfigError
 
 OWN = "mysql:pymysql://app:secret%23@db0/shop"
@@ -116,3 +117,22 @@ def test_the_documented_configuration_is_one(tmp_path: Path):
     assert list(settings.shards) == ["s0", "s1"]
     assert len(settings.shards["s0"].replicas) == 2
     assert list(settings.tables) == ["purchase", "line", "country", "currency"]
+
+
+def test_a_time_zone_and_tables_to_leave_alone_have_keys_of_their_own(tmp_path: Path):
+    text = (
+        f"[db]\nuri = {WRITTEN}\n[pipeline]\nredis = redis://log\ntime_zone = Europe/Berlin\nignore = report, old_*\n"
+    )
+
+    settings = load(written(tmp_path, text), {})
+
+    assert settings.shards["s0"].time_zone == "Europe/Berlin"
+    assert zone_of(settings.shards["s0"].primary) == (OWN, "Europe/Berlin")
+    assert settings.ignore == ("report", "old_*")
+
+
+def test_a_time_zone_that_is_none_is_named_by_its_key(tmp_path: Path):
+    text = f"[db]\nuri = {WRITTEN}\n[pipeline]\nredis = redis://log\ntime_zone = 2 hours\n"
+
+    with pytest.raises(ConfigError, match=r"appconfig.ini: \[pipeline\] time_zone is a text; it must be \+02:00"):
+        load(written(tmp_path, text), {})

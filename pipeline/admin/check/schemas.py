@@ -46,7 +46,8 @@ def _everywhere(evidence: Evidence) -> Iterator[Finding]:
                 yield from _id(evidence, name, "id", node, node.tables[name.lower()])
         for table in node.tables.values():
             yield from storage(node, table, ERROR)
-        if evidence.settings.shards[evidence.primary_of.get(node.node, node.node)].time_zone is None:
+        shard = evidence.settings.shards.get(evidence.primary_of.get(node.node, node.node))
+        if shard is not None and shard.time_zone is None:
             yield from moments(node, node.tables, ERROR)
         for name, engine in node.others.items():
             yield from _engine(node, name, engine, WARNING)

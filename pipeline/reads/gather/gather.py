@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pipeline import clock
 from pipeline.config.topology import Topology
-from pipeline.dal.filters import limited
+from pipeline.dal.filters import narrowed_here
 from pipeline.dal.objects import kind_of, op_name, real_name, tables_in
 from pipeline.errors import BadRead, PartialResult, ShardUnavailable, Unavailable
 from pipeline.oplog.contract import Entries
@@ -18,10 +18,10 @@ from pipeline.reads.gather.merge import merged_rows
 from pipeline.reads.gather.over_shards import answered, check_options
 from pipeline.reads.gather.shard_query import ShardQuery, shape_of
 from pipeline.reads.node_dal import NodeDAL, ReadInfo, callers_names
+from pipeline.reads.onward import Onward
 from pipeline.reads.read_place import ReadPlace, needs_at, places_of_query
-from pipeline.reads.routing.policy import Bounds, seconds
+from pipeline.reads.routing.policy import seconds
 from pipeline.reads.routing.router import Router
-from pipeline.reads.session import After
 
 #: How long a read over several shards may take in all, s; below the driver's own time-out.
 GATHER_S = 10.0
@@ -47,8 +47,7 @@ class SharedRead(NamedTuple):
     """What all parts of one read share; `ask` reads from one node."""
 
     ask: Callable[[NodeDAL], Any]
-    after: After
-    bounds: Bounds
+    onward: Onward
     deadline: clock.Deadline
     partial: bool = False
 
@@ -79,8 +78,7 @@ class Gather:
         self,
         query: Any,
         fields: Sequence[Any],
-        after: After,
-        bounds: Bounds,
+        onward: Onward,
         options: Mapping[str, Any],
         *,
         partial: bool = False,
@@ -91,16 +89,13 @@ class Gather:
         Args:
             query: of the caller's DAL.
             fields: of the result; none: all of the query's tables.
-            after: what must be seen, and the session that takes up what was seen.
-            bounds: of the read on each shard.
+            onward: what must be seen, the session that takes up what was seen, and the bounds on each shard.
             options: pyDAL's.
             partial: whether shards that do not answer may be missing.
             timeout_s: of the whole.
         """
         deadline = clock.Deadline(seconds("timeout_s", timeout_s))
-        asked = SharedRead(
-            lambda db: db.select(ready.query, ready.fields, ready.options), after, bounds, deadline, partial
-        )
+        asked = SharedRead(lambda db: db.select(ready.query, ready.fields, ready.options), onward, deadline, partial)
         ready = self._ready(query, fields, options, asked)
         if len(ready.places) == 1:
             (part,) = self._parts(ready.places, asked)[0]
@@ -111,6 +106,7 @@ class Gather:
         rows = merged_rows((part.value[1] for part in parts), first.merge)
         cacheable = bool(options.get("cacheable"))
         names = callers_names(first.names, first.columns, fields)
+        reader.come(tables_in([query, *fields, *options.values()]), onward)
         parsed = reader.adapter.parse(rows, first.columns, names, cacheable=cacheable)
         return _marked(parsed, parts, missing)
 
@@ -118,8 +114,7 @@ class Gather:
         self,
         query: Any,
         distinct: Any,
-        after: After,
-        bounds: Bounds,
+        onward: Onward,
         *,
         timeout_s: float = GATHER_S,
     ) -> int:
@@ -128,21 +123,20 @@ class Gather:
         Args:
             query: of the caller's DAL.
             distinct: a field or several, whose distinct values are counted; None: rows are.
-            after: what must be seen, and the session that takes up what was seen.
-            bounds: of the read on each shard.
+            onward: as for `select`.
             timeout_s: of the whole.
         """
         fields = () if distinct is None else tuple(distinct) if isinstance(distinct, list | tuple) else (distinct,)
         if any(kind_of(field) not in ("Field", "Expression") for field in fields):
             raise BadRead("distinct= of a count takes a field, or several")
         deadline = clock.Deadline(seconds("timeout_s", timeout_s))
-        asked = SharedRead(lambda db: db(ready.query).count(), after, bounds, deadline)
+        asked = SharedRead(lambda db: db.where(ready.query).count(), onward, deadline)
         ready = self._ready(query, fields, {"distinct": True} if fields else {}, asked)
         if not fields:
             parts, _ = self._parts(ready.places, asked)
             return sum(part.value for part in parts)
         if len(ready.places) == 1:
-            asked = asked._replace(ask=lambda db: db(ready.query).count(distinct=db.reader.own(ready.fields)))
+            asked = asked._replace(ask=lambda db: db.where(ready.query).count(distinct=db.reader.own(ready.fields)))
             return int(self._parts(ready.places, asked)[0][0].value)
         parts, _ = self._parts(ready.places, asked._replace(ask=_shaped(ready)))
         rows = merged_rows((part.value[1] for part in parts), parts[0].value[0].merge)
@@ -162,7 +156,7 @@ class Gather:
         """Return a read without what a shard cannot answer alone."""
         if len(self._topology.shards) == 1:
             return ReadyRead(query, tuple(fields), options, self._where(query, fields, options))
-        query = limited(query, tables_in(query))
+        query = narrowed_here(query)
         places = self._where(query, fields, options)
         if len(places) > 1:
             check_options(options)
@@ -256,11 +250,10 @@ class Gather:
         raise AssertionError
 
     def _read(self, place: ReadPlace, asked: SharedRead) -> Part:
-        needs = needs_at(self._topology, self._log, asked.after.token, place)
-        with self._router.open(
-            place.shard, needs, asked.bounds, session=asked.after.session, buckets=place.buckets
-        ) as read:
-            db = NodeDAL(read.reader, read.read_info)
+        after, bounds = asked.onward.after, asked.onward.bounds
+        needs = needs_at(self._topology, self._log, after.token, place)
+        with self._router.open(place.shard, needs, bounds, session=after.session, buckets=place.buckets) as read:
+            db = NodeDAL(read.reader, read.read_info, asked.onward)
             return Part(asked.ask(db), read.read_info, db)
 
     def _threads(self) -> ThreadPoolExecutor:

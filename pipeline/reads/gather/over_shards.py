@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from pipeline.config.topology import Topology
-from pipeline.dal.filters import limited
+from pipeline.dal.filters import narrowed_here
 from pipeline.dal.objects import kind_of, op_name, real_name, tables_in
 from pipeline.errors import BadRead
 from pipeline.model.schema import Column
@@ -180,7 +180,7 @@ def _expression(part: Any, around: Around) -> Answered:
             "use belongs(db(query).nested_select(field)), or select the values first",
         )
     if name == "on" and kind_of(second) == "Query":
-        second = limited(second, [first])
+        second = narrowed_here(second, [first])
     if name == "belongs" and kind_of(second) == "Select":
         second = yield from _subselect(second, around, first)
     else:
@@ -221,7 +221,7 @@ def _subselect(select: Any, around: Around, listed: Any = None) -> Answered:
     """
     if getattr(select, "_cte_recursive", None) or getattr(select, "is_cte", False):
         raise _refused("a subselect with WITH or UNION", "select the values first, each in a read of its own")
-    query = limited(select._query, tables_in(select._query))
+    query = narrowed_here(select._query)
     joins = [select._attributes.get(name) for name in ("left", "join")]
     tables = {table._tablename: table for table in tables_in([query, *select._qfields, *joins])}
     outer = around.tables & tables.keys() if select._correlated else frozenset()

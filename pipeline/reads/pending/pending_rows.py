@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipeline.dal.objects import real_name
+from pipeline.dal.filters import narrowed_here
+from pipeline.dal.objects import has_filters, real_name
 from pipeline.errors import NewerOp, NotAnOp, ShardUnavailable
 from pipeline.model.op import Entry, Op, Position, decode
 from pipeline.model.schema import TableSchema, schema_of
 from pipeline.oplog.contract import Entries
 from pipeline.reads.connections import NodeReader
+from pipeline.reads.onward import Onward
 from pipeline.reads.pending.op_effect import Unforeseeable, Values, row_after
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.records.ledger import HOLDING, Mark, known_keys
@@ -42,20 +44,24 @@ class Overlay:
         self._log = log
         self._schemas: dict[str, TableSchema] = {}
 
-    def row(self, reader: NodeReader, table: Any, row_id: int, bucket: int) -> Any:
+    def row(self, reader: NodeReader, callers: Any, row_id: int, bucket: int, onward: Onward) -> Any:
         """Return a row with the queued ops of its bucket laid over it, or None if it is not there then.
+
+        A row that the present request's filters hide is not there.
 
         A row that they touch has `pending` True (`_pending`, where the table has a field of that name).
 
         Args:
             reader: the node.
-            table: the node's own.
+            callers: the table, of the caller's DAL.
             row_id: the row's id.
             bucket: the bucket of the row.
+            onward: where the row leads to.
 
         Raises:
             CannotOverlay: too many entries, an unknown schema, or an effect that only the database can compute.
         """
+        table = reader.table(callers)
         for _ in range(OVERLAY_TRIES):
             snapshot = _snapshot(reader, table, row_id, bucket)
             (mark, state), raw = snapshot
@@ -76,9 +82,12 @@ class Overlay:
                             values = row_after(member, self._schema(member, table), row_id, values)
             except Unforeseeable as error:
                 raise CannotOverlay(str(error)) from error
-            if values is stored:
-                return _parsed(reader, table, raw)
-            return _row(reader, table, values)
+            if values is None or not _shown(reader, table, callers, values):
+                return None
+            row = reader.as_read(callers, values, onward)
+            if values is not stored:
+                row["_pending" if "pending" in table.fields else "pending"] = True
+            return row
         raise CannotOverlay("the bucket moves too fast")
 
     def _behind(self, mark: Position, bucket: int) -> list[Entry]:
@@ -182,19 +191,13 @@ def _values(reader: NodeReader, table: Any, raw: tuple[Any, ...] | None) -> Valu
     return {field.name: parse(value, field._itype, field.type) for field, value in zip(table, raw, strict=True)}
 
 
-def _parsed(reader: NodeReader, table: Any, raw: tuple[Any, ...] | None) -> Any:
-    if raw is None:
-        return None
-    names = [reader.adapter._colexpand(field, {}) for field in table]
-    return reader.adapter.parse([raw], list(table), names).first()
-
-
-def _row(reader: NodeReader, table: Any, values: Values) -> Any:
-    if values is None:
-        return None
-    row = reader.db.Row()
-    for field in table:
-        value = values.get(field.name)
-        row[field.name] = field.filter_out(value) if field.filter_out else value
-    row["_pending" if "pending" in table.fields else "pending"] = True
-    return row
+def _shown(reader: NodeReader, table: Any, callers: Any, values: dict[str, Any]) -> bool:
+    """Return whether the caller's filters would find a row with such values; the node says so, as for any row."""
+    if not has_filters(callers):
+        return True
+    adapter, query = reader.adapter, reader.own(narrowed_here(callers._id == values[callers._id.name]))
+    columns = ", ".join(field.sqlsafe for field in table)
+    literals = ", ".join(str(adapter.represent(values.get(field.name), field.type)) for field in table)
+    # the empty part gives each value its column's type and collation
+    row = f"SELECT {columns} FROM {table.sql_fullref} WHERE 1=0 UNION ALL SELECT {literals}"
+    return bool(reader.rows(f"SELECT 1 FROM ({row}) AS {table.sql_shortref} WHERE {adapter.expand(query)}"))

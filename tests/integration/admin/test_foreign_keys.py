@@ -42,9 +42,9 @@ class Case:
         name = f"keys{next(_numbers)}"
         self.uris = {s: uri.replace("/shop", f"/{name}") for s, uri in [*rig.primaries.items()][:shards]}
         self.plain = rig.primaries["s0"].replace("/shop", f"/{name}plain")
-        for uri in rig.primaries.values():
-            for database in (name, f"{name}plain"):
-                nodes.rows(uri, f"CREATE DATABASE {database} CHARACTER SET utf8mb4")
+        for shard in self.uris:
+            nodes.rows(rig.primaries[shard], f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+        nodes.rows(rig.primaries["s0"], f"CREATE DATABASE {name}plain CHARACTER SET utf8mb4")
         self.client = Client(
             {
                 "pipeline": {"buckets": 16},

@@ -12,10 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydal import DAL, Field
 
+from pipeline import clock
+from pipeline.config.settings import ShardSettings
 from pipeline.errors import BadValue
 from pipeline.model.schema import Column
 from pipeline.model.values import checker, python_value
 from pipeline.shard.literals import encoder
+from pipeline.shard.session import NodeSession
 
 pytestmark = [
     pytest.mark.mariadb,
@@ -152,6 +155,31 @@ def test_any_value_is_refused_or_read_back_equal(db: Any, name: str, value: Any)
     found = stored(db, column, encoder(db._adapter, column)(canonical))
 
     assert found == python_value(column, canonical)
+
+
+@pytest.mark.parametrize("zone", ["+02:00", "-09:30"])
+def test_in_the_applications_zone_moments_are_its_own_also_those_that_the_database_fills_in(
+    db: Any, mariadb_uri: str, zone: str
+):
+    db.executesql(f"SET SESSION time_zone='{zone}'")  # as the application's sessions have it
+    db.executesql("DROP TABLE IF EXISTS moments")
+    db.executesql(
+        "CREATE TABLE moments (id INT PRIMARY KEY, at TIMESTAMP NULL, made DATETIME DEFAULT CURRENT_TIMESTAMP)"
+    )
+    settings = ShardSettings("s0", mariadb_uri.replace("/shop", "/typed"), time_zone=zone)
+    worker = NodeSession("s0", settings.primary)
+    with worker.transaction():
+        worker.execute("INSERT INTO moments (id, at) VALUES (1, '2026-07-01 12:00:00')")
+
+    db.executesql("INSERT INTO moments (id, at) VALUES (2, '2026-07-01 12:00:00')")
+    db.commit()
+
+    app = db.executesql("SELECT id, at, ABS(TIMESTAMPDIFF(MINUTE, made, NOW())) < 30 FROM moments ORDER BY id")
+    assert list(app) == [(row, datetime(2026, 7, 1, 12), 1) for row in (1, 2)]
+    assert [at for (at,) in worker.query("SELECT at FROM moments")] == [datetime(2026, 7, 1, 12)] * 2
+    assert abs(int(worker.query(f"SELECT {worker.dialect.now_ms}")[0][0]) - clock.wall_ms()) < 60_000
+    worker.discard()
+    db.executesql("SET SESSION time_zone='SYSTEM'")
 
 
 @pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.name)

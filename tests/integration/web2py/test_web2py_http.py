@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -131,6 +132,18 @@ def add_country():
 def fresh_row():
     pdb = pipeline.get_db("sale", request.args(0, cast=int))
     return response.json(pdb(pdb.sale.customer == request.args(0, cast=int)).count())
+
+def seen_by():
+    user = auth.user_id
+    db.sale.reader = Field.Virtual("reader", lambda row: user)
+    db.sale.name.filter_out = lambda name: "%s for %s" % (name, user)
+    db.sale._common_filter = lambda query: db.sale.created_by == user
+    row_id, customer = request.args(0, cast=int), request.args(1, cast=int)
+    pdb, rdb = pipeline.get_db(db.sale, customer), pipeline.read_db(db, "sale", customer)
+    rows = [pipeline.get(db.sale, row_id), pipeline.get(db.sale, row_id, pending=True),
+        pipeline.select(db.sale, orderby=~db.sale.id).first(), pipeline.select(db.sale.customer == customer).first(),
+        pdb(pdb.sale.customer == customer).select().first(), rdb(rdb.sale.customer == customer).select().first()]
+    return response.json([row and [row.reader, row.name, row.created_by.email] for row in rows])
 
 def cost():
     from pipeline.web2py import Pipeline
@@ -309,6 +322,23 @@ def test_each_user_sees_his_own_and_need_not_wait_for_the_others(ada: Browser, s
 
     assert (for_ada, for_bob, careless) == (1, 0, None)
     shop.settle()
+
+
+def test_rows_are_read_as_the_present_request_and_its_user_read_them(site: Site, shop: Shop, customer: int):
+    users = {name: site.browser("/shop/default") for name in ("ada", "bob")}
+    ids = {name: int(browser.post("login", email=f"{name}@{customer}").json()) for name, browser in users.items()}
+    sale = users["ada"].post("add", customer=customer, name="pen").json()["id"]
+    queued = users["bob"].get(f"seen_by/{sale}/{customer}").json()
+    shop.settle()
+    page = f"seen_by/{sale}/{customer}"
+    with ThreadPoolExecutor(2) as threads:  # at once, in threads of the server that have read for the other before
+        seen = {name: [threads.submit(lambda b=b: b.get(page).json()) for _ in range(6)] for name, b in users.items()}
+
+    assert queued[:2] == [None, None]
+    for answer in (future.result() for future in seen["ada"]):
+        assert answer == [[ids["ada"], f"pen for {ids['ada']}", f"ada@{customer}"]] * 6
+    for answer in (future.result() for future in seen["bob"]):
+        assert answer == [None] * 6
 
 
 def test_a_double_submit_with_an_idempotency_key_makes_one_row(ada: Browser, site: Site, shop: Shop, customer: int):

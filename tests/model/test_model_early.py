@@ -1,0 +1,72 @@
+"""Every run of the model of ops that need ops of other buckets: clean, and a disaster without any rule."""
+
+from __future__ import annotations
+
+import pytest
+from model.early import NEVER, RULES, STOPPED, Bounds, Op
+from model.early import model as model_of
+from model.search import search
+from support.examples import THOROUGH
+
+FAMILY = (Op(1, 1), Op(0, 3, needs=0), Op(1, 5, needs=1))
+FOLLOWED = (Op(1, 1), Op(0, 3, needs=0), Op(0, 5))
+CROSSED = (Op(0, 1), Op(1, 3), Op(0, 5, needs=1), Op(1, 7, needs=0))
+#: What another host enqueues after it has seen the parent carries an earlier time.
+SKEWED = (Op(1, 2), Op(0, 1, needs=0))
+SKEWED_CHAIN = (Op(0, 2), Op(1, 3, needs=0), Op(2, 2, needs=1))
+BOTH_BAD = (Op(0, 1, NEVER), Op(1, 1, NEVER), Op(0, 2), Op(1, 2))
+BAD = (Op(0, 1, NEVER), Op(0, 2), Op(1, 3))
+PARENT_AFTERWARDS = (Op(0, 1, needs=1), Op(1, 2), Op(0, 3))
+BEHIND_A_STOP = (Op(0, 1, STOPPED), Op(0, 2), Op(1, 3, needs=1), Op(1, 4))
+#: Bucket 2 is the reference bucket: both shards apply it.
+REFERENCE = Bounds((Op(2, 1), Op(0, 3, needs=0), Op(1, 3, needs=0)), (frozenset({0, 2}), frozenset({1, 2})))
+
+CLEAN = (
+    Bounds(FAMILY),
+    Bounds(FAMILY, deaths=2),
+    Bounds(FAMILY, failovers=1),
+    Bounds(FAMILY, workers=3, queued=True),
+    Bounds(FAMILY, workers=1, whole=True),
+    Bounds(FOLLOWED, deaths=1, failovers=1),
+    Bounds(CROSSED, queued=True),
+    Bounds(SKEWED, deaths=1, failovers=1),
+    Bounds(SKEWED_CHAIN, queued=True, workers=3),
+    Bounds(BOTH_BAD, deaths=1, queued=True),
+    Bounds(BOTH_BAD, buckets=1),
+    Bounds(BAD, deaths=1),
+    Bounds(PARENT_AFTERWARDS),
+    Bounds(BEHIND_A_STOP, deaths=1),
+    REFERENCE,
+)
+THOROUGHLY_CLEAN = (
+    Bounds(CROSSED, workers=3),
+    Bounds(CROSSED, deaths=1, failovers=1),
+    Bounds(SKEWED_CHAIN, workers=3, failovers=1),
+    Bounds(BOTH_BAD, workers=3, deaths=1),
+)
+#: What shows the need of each rule.
+NEEDED = {
+    "by time": Bounds(FAMILY, workers=1, whole=True),
+    "waits": Bounds(FAMILY),
+    "every bucket": Bounds(FAMILY),
+    "the log": Bounds(FAMILY, failovers=1),
+    "own watermark": REFERENCE,
+    "tried again": Bounds(FAMILY),
+    "clocks": Bounds(SKEWED),
+    "a second": Bounds(BOTH_BAD, buckets=1),
+    "at most": Bounds(BEHIND_A_STOP),
+    "bucket ends": Bounds(FOLLOWED),
+}
+
+
+@pytest.mark.parametrize("bounds", CLEAN + (THOROUGHLY_CLEAN if THOROUGH else ()), ids=str)
+def test_with_all_rules_no_op_is_rejected_that_follows_what_it_needs_and_every_run_ends(bounds: Bounds) -> None:
+    assert search(model_of(bounds)).disaster is None
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_without_a_rule_there_is_a_disaster(rule: str) -> None:
+    disaster = search(model_of(NEEDED[rule], frozenset({rule}))).disaster
+
+    assert disaster is not None, f"nothing goes wrong without: {RULES[rule]}"
+    print(f"without “{RULES[rule]}”:\n{disaster}")
