@@ -14,6 +14,7 @@ from pipeline.apply.attempt import Attempt
 from pipeline.apply.batch import Batch
 from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
 from pipeline.apply.turns import SCHEMA_DELAY_MS, ShardTurns, ms_since
+from pipeline.config.sections import MOST_BUCKETS
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.model.op import Position
@@ -62,6 +63,8 @@ class Applier(ShardTurns):
         self._settings, self._failures = settings, 0
         #: How many turns in a row had ops that may be early.
         self._early = 0
+        #: Whether ops need ops of other buckets, so that the oldest of all buckets are applied together: until all is.
+        self._whole = False
         #: Whether the log went away in the last turn: what that turn noted, and could not take back, means nothing.
         self._log_failed = False
 
@@ -74,9 +77,10 @@ class Applier(ShardTurns):
         """
         started = clock.mono_s()
         self._step("due")
-        limit = self._settings.buckets
-        due = self._log.due(self.shard, 2 * limit)
+        limit = MOST_BUCKETS + 1 if self._whole else self._settings.buckets
+        due = self._log.due(self.shard, limit if self._whole else 2 * limit)
         if not due:
+            self._whole = False
             return Outcome()
         try:
             if (paused := self._stopped.whole()) is not None:
@@ -85,12 +89,17 @@ class Applier(ShardTurns):
             if bell is not None and len(due) > limit:
                 bell.ring_now(self.shard, len(due))
             early = self._early
-            outcome = self._turn(Take(due, again=self._log_failed), started)
-            self._failures, self._log_failed = 0, False
+            take = Take(due, whole=self._whole, hurried=not self._whole, again=self._log_failed)
+            outcome = self._turn(take, started)
+            self._failures, self._log_failed = 0, outcome.crossed
+            self._whole |= outcome.crossed
             if self._early == early:
                 self._early = 0
-            else:  # others commit meanwhile what these wait for
-                clock.sleep_s(self._early_rest_s())
+                self._whole &= outcome.left > 0
+            else:
+                self._whole = True
+                if not outcome.ring:  # others commit meanwhile what these wait for
+                    clock.sleep_s(self._early_rest_s())
                 outcome.ring = True
         except Unavailable as error:
             self._failures += 1

@@ -8,7 +8,6 @@ An atomic group runs under a savepoint, and so do versioned updates together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import inf
 
 from pipeline.apply.earlier_ops import EarlierOps, Early
 from pipeline.apply.grouping import Group, Item
@@ -80,6 +79,7 @@ class Executor:
         lessons: what earlier batches have taught.
         earlier: tells which ops may be early; None: none is.
         last_try: whether such an error is believed now.
+        patient: whether the others are executed where one may be early, to find all that may be.
 
     Attributes:
         rejects: the ops that were rejected or parked.
@@ -96,27 +96,28 @@ class Executor:
         earlier: EarlierOps | None,
         *,
         last_try: bool,
+        patient: bool,
     ):
         self._session, self._known, self._rows, self._step = session, known, rows, step
         self._lessons, self._earlier, self._last_try = lessons, earlier, last_try
+        self._patient = patient
         self._checked: set[str] = set()
         self._misled = False  # the server has named a row that was not the bad one
         self._limit = min(session.statement_bytes() - 1024, MOST_STATEMENT_BYTES)
-        self._left: Sequence[Group] = ()  # what is executed after the present group, last first
+        #: What was refused, and is tried again after all else.
+        self._doubtful: list[Item] = []
         self._early: dict[int, tuple[Position, WaitReason]] = {}
         self.rejects: list[Reject] = []
         self.ids: list[tuple[Entry, int]] = []
 
-    def run(self, groups: Sequence[Group]) -> None:
+    def run(self, groups: Iterable[Group]) -> None:
         """Execute *groups* in order.
 
         Raises:
             SchemaBehind, ConstraintsChanged, NeverSeen, Halt, Early: the transaction must be rolled back and run again.
             Exception: the driver's own, if it is transient.
         """
-        self._left = left = list(reversed(groups))
-        while left:
-            group = left.pop()
+        for group in groups:
             self._step("statement")
             items, parked = self._rows.part(self._on_time(group.items))
             self.rejects += parked
@@ -132,6 +133,8 @@ class Executor:
                     self._versioned(some)
                 else:
                     self._run(group.kind, some, group.facts)
+        if not self._early:
+            self._try_again()
         if self._early:
             raise Early(self._early)
 
@@ -271,13 +274,30 @@ class Executor:
     def _refuse(self, item: Item, error: Exception, member: Op | None = None) -> None:
         """Reject an op; or let its bucket end before it, if what it needs may still come."""
         if self._earlier is not None and may_be_early(error):
-            # grouping knows what indexes and foreign keys ask for, and not what a trigger does
-            left = () if is_about_other_rows(error) else self._left
-            left_ms = min((one.op.at_ms for group in left for one in self._on_time(group.items)), default=inf)
-            if (reason := self._earlier.awaited_by(item, left_ms)) is not None:
+            if (reason := self._earlier.awaited_by(item)) is not None:
                 self._early[item.entry.bucket] = item.entry.position, reason
+                if not self._patient:
+                    raise Early(self._early)
                 return
+            # another worker may have committed what the op needs between its refusal and the question what is queued
+            if self._taken(item):
+                if item.op.kind == INSERT and item.op.id is None:
+                    self._learn_ids([item])
+                return
+            if self._earlier.has_others(item):
+                self._doubtful.append(item)
         self._reject(item, error, member)
+
+    def _taken(self, item: Item) -> bool:
+        return self._all_or_none([one] for one in item.op.ops or (item.op,)) is None
+
+    def _try_again(self) -> None:
+        """Try once after all else what was refused: clocks differ within a batch, too."""
+        for item in self._doubtful:
+            if self._earlier is not None and self._taken(item):
+                first = self._early.get(item.entry.bucket)
+                if first is None or item.entry.position < first[0]:
+                    self._early[item.entry.bucket] = item.entry.position, self._earlier.put_off(item)
 
     def _on_time(self, items: Sequence[Item]) -> Sequence[Item]:
         """Leave out what is behind an early op in its bucket."""

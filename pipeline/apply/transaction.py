@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch, FactBook
-from pipeline.apply.earlier_ops import EarlierOps, by_time
+from pipeline.apply.earlier_ops import EarlierOps, Early, by_time, oldest
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import Item, grouped
 from pipeline.apply.held_rows import HeldRows, halted, record
-from pipeline.apply.pace import Lessons, Pace
+from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.model.op import Entry, Position
@@ -28,6 +28,8 @@ from pipeline.shard.session import NodeSession
 
 #: The longest statement of a batch of many buckets, s: one that takes longer is run with its bucket alone.
 TOGETHER_S = 1
+#: How many times as many entries as it executes a transaction reads that takes the oldest of all buckets.
+OVER = 2
 #: The longest rest of a bucket whose next op waits for a lock, s.
 LOCK_REST_S = 5.0
 
@@ -45,6 +47,7 @@ class Outcome:
     ms: int = 0
     left: int = 0
     ring: bool = False
+    crossed: bool = False  # ops need what is in other workers' transactions
     waiting: str = ""  # why nothing, or not everything, was applied
     aside: str = ""  # why ops were set aside, where their table is stopped
     refused: list[Reject] = field(default_factory=list)  # the ops that were rejected
@@ -80,6 +83,8 @@ class Take:
         noted: the attempts of the current try.
         ends: of each bucket that halts, the position behind which nothing is executed.
         early: of each bucket, the position of its first op that may be early, and why that waits.
+        whole: whether it takes the oldest ops of all due buckets, or nothing where another worker holds some.
+        hurried: whether it is given up for one that is `whole` where an op may be early.
         again: whether an earlier try of this process failed in an orderly way, so that its notes mean nothing.
     """
 
@@ -89,12 +94,19 @@ class Take:
     noted: dict[int, Attempt] = field(default_factory=dict)
     ends: dict[int, Position] = field(default_factory=dict)
     early: dict[int, tuple[Position, WaitReason]] = field(default_factory=dict)
+    whole: bool = False
+    hurried: bool = False
     again: bool = False
 
     @property
     def notes(self) -> dict[int, str]:
         """The notes of the current try, by bucket."""
         return {bucket: str(one) for bucket, one in self.noted.items()}
+
+    @property
+    def patient(self) -> bool:
+        """Whether it goes on without the ops that may be early."""
+        return not self.hurried
 
     @property
     def anew(self) -> bool:
@@ -166,16 +178,32 @@ class ApplyTransaction:
         if not batch.after:
             return Outcome(buckets=len(batch.before), waiting=batch.why), batch
         batch.skip_seen(self._session)
-        executor = self._execute(batch, locked, take, last_try=last_try)
+        try:
+            executor = self._execute(batch, locked, take, last_try=last_try)
+        except Early:
+            self.note_ended(take)  # while the locks are held: whoever has them next finds no failed attempt
+            raise
         self.step("mark")
         self._record(batch, executor, locked, take)
         return self._outcome(batch, executor), batch
+
+    def note_ended(self, take: Take) -> None:
+        """Note that an attempt ended in an orderly way.
+
+        Args:
+            take: what it took.
+        """
+        notes = {b: "" if take.alone is None else str(one._replace(ended=True)) for b, one in take.noted.items()}
+        self._log.note_attempts(self.notes_at, notes, anew=True)
 
     def _take(self, take: Take, blocked: Mapping[str, WaitReason]) -> tuple[Batch, Mapping[int, Mark]]:
         """Lock watermarks, note the attempt, and read what is behind them."""
         self.step("lock")
         self._limit(take)
-        locked = ledger.lock(self._session, take.due, self._settings.buckets)
+        if take.whole:
+            locked = ledger.lock_all(self._session, take.due)
+        else:
+            locked = ledger.lock(self._session, take.due, self._settings.buckets)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.owned}
         waiting = halted(self._shard, locked)
         entries = self._read(take, {bucket: position for bucket, position in mine.items() if bucket not in waiting})
@@ -185,7 +213,7 @@ class ApplyTransaction:
             blocked,
             self.stopped.tables(),
             self.stopped.room,
-            self.pace.rows,
+            max(self.pace.rows, FIRST_ROWS) if take.whole else self.pace.rows,
             self._settings.max_bytes,
             waiting=waiting,
         )
@@ -214,7 +242,9 @@ class ApplyTransaction:
     def _executed(self, items: Iterable[Item], rows: HeldRows, take: Take, *, last_try: bool) -> Executor:
         self.step("execute")
         known, earlier = self.facts.known, self._earlier
-        executor = Executor(self._session, known, rows, self.step, self._lessons, earlier, last_try=last_try)
+        executor = Executor(
+            self._session, known, rows, self.step, self._lessons, earlier, last_try=last_try, patient=take.patient
+        )
         if take.alone is not None and (verdict := self._verdict(take.alone)):
             executor.condemn(items, verdict)
         else:
@@ -239,13 +269,15 @@ class ApplyTransaction:
             take.noted = {b: take.alone for b, position in mine.items() if position == take.alone.after}
             counts = {bucket: self.pace.most(bucket, one.after, one.entries) for bucket, one in take.noted.items()}
         else:
-            counts = self.pace.counts({b: after for b, after in mine.items() if b not in take.suspects}, take.due)
+            rows = max(self.pace.rows, FIRST_ROWS) * OVER if take.whole else self.pace.rows
+            counts = self.pace.counts({b: after for b, after in mine.items() if b not in take.suspects}, take.due, rows)
             take.noted = {bucket: Attempt(mine[bucket], count) for bucket, count in counts.items()}
         self.step("read")
         after = {bucket: mine[bucket] for bucket in counts}
         entries, earlier = self._log.read_noted(self.notes_at, after, counts, take.notes, anew=take.anew)
         take.suspect(earlier)
-        return {bucket: found for bucket, found in entries.items() if bucket in take.noted}
+        entries = {bucket: found for bucket, found in entries.items() if bucket in take.noted}
+        return oldest(entries, counts, max(self.pace.rows, FIRST_ROWS)) if take.whole else entries
 
     def _limit(self, take: Take) -> None:
         self._session.limit_statements(min(TOGETHER_S, self._longest_s) if take.alone is None else self._longest_s)

@@ -50,6 +50,12 @@ class Contended(PipelineError):
         self.locked = fault_of(error) is Fault.LOCKED
 
 
+class Crossed(PipelineError):
+    """Ops need ops of buckets that the transaction did not take."""
+
+    retryable = True
+
+
 class ShardTurns(ABC):
     """Turns of transactions on one shard; what they take, and what follows a commit, is a subclass's.
 
@@ -99,7 +105,15 @@ class ShardTurns(ABC):
         started = clock.mono_s()
         try:
             outcome, batch = self._with_retries(take)
+        except Crossed:
+            return Outcome(left=len(take.due), ring=True, crossed=True)
         except Contended as error:
+            if error.locked and take.whole and not take.noted:
+                return Outcome(left=len(take.due), ring=True, crossed=True)  # a transaction of another worker is long
+            if error.locked and not take.whole and any(facts.parents for facts in self._facts.known.values()):
+                self._transaction.note_ended(take)
+                # a child waits for its parent in another worker's transaction, and that one for a parent in ours
+                return Outcome(left=len(take.due), ring=True, crossed=True)
             logger.warning("each of %d buckets is tried alone, shard=%s: %s", len(take.noted), self.shard, error)
             self._transaction.pace.learn(0, ms_since(started))  # a slow server is asked for less the next time
             take.suspects |= {bucket: attempt.failed() for bucket, attempt in take.noted.items()}
@@ -107,7 +121,9 @@ class ShardTurns(ABC):
         if batch.before:
             self._finish(batch, outcome)
             if batch.items:
-                self._transaction.pace.learn(len(batch.items), ms_since(started))
+                # a whole take is cut to the oldest ops: that it is short says nothing
+                rows = self._transaction.pace.rows if take.whole else len(batch.items)
+                self._transaction.pace.learn(rows, ms_since(started))
         elif not take.suspects:
             # the worker that holds these buckets rings when it is done; a bell from here would repeat until then
             return Outcome(left=len(take.due), waiting="held by another worker")
@@ -175,6 +191,8 @@ class ShardTurns(ABC):
                 take.again = True
                 continue
             except Early as error:  # each time another bucket ends, or ends earlier: no try is used up
+                if take.hurried:
+                    raise Crossed from error
                 take.early |= error.ops
                 take.again = True
                 continue
@@ -220,8 +238,7 @@ class ShardTurns(ABC):
         if is_driver_error(failure) and fault_of(failure) is Fault.LOCKED:
             return Contended(failure)
         if take.again:  # orderly
-            notes = {b: "" if take.alone is None else str(one._replace(ended=True)) for b, one in take.noted.items()}
-            self._log.note_attempts(self._transaction.notes_at, notes, anew=True)
+            self._transaction.note_ended(take)
         return ShardUnavailable(self.shard, sentence_of(failure))
 
     def _blocked(self) -> dict[str, WaitReason]:

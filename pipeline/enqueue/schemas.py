@@ -1,4 +1,4 @@
-"""Publish the schema of a table before its first op; refuse one whose id column cannot hold the ids."""
+"""Publish the schema of a table before its first op; refuse one whose id or shard key the database cannot keep."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("pipeline.publish")
 
 
 class SchemaPublisher:
-    """Publishes definitions, and looks once whether the ids of a table will fit its id column."""
+    """Publishes definitions, and looks once whether a table can keep its ids and its shard key."""
 
     def __init__(self, log: Entries, nodes: Nodes, topology: Topology, away: RedisAway):
         self._log, self._nodes, self._topology, self._away = log, nodes, topology, away
@@ -70,29 +70,27 @@ class SchemaPublisher:
         """Ask one shard that answers; where the table is not there yet, migrate will make it right.
 
         Where none answers within half of the caller's wait budget, the op is taken. A worker, whose database does
-        answer, rejects the op with the database's reason if the id does not fit.
+        answer, rejects the op with the database's reason if the id does not fit; the shard key's collation is then for
+        `check` to find.
 
         Raises:
-            BadOp: the table keeps its ids in an INT column, where a 53-bit id does not fit.
+            BadOp: the table keeps its ids in an INT column, where a 53-bit id does not fit; or its shard key in a
+                column that takes different texts for equal.
         """
-        if self._topology.table(schema.name).ids != "pipeline":
+        if self._topology.table(schema.name).ids != "pipeline" and not columns.text_key(schema, self._topology):
             return
         try:
-            kind = self._away.wait_budgets.aside(lambda: self._id_type(schema), share=0.5)
+            why = self._away.wait_budgets.aside(lambda: self._refused(schema), share=0.5)
         except (Unavailable, WaitBudgetSpent) as error:
             logger.warning("whether ids fit their column in %s the workers will tell: %s", schema.name, error)
             return
-        if kind is not None and not columns.holds_64_bits(kind):
-            raise BadOp(
-                f"table {schema.name!r} keeps its ids in a column of type {kind}, which cannot hold a 53-bit id: "
-                f"run ALTER TABLE {schema.name} MODIFY {schema.id_name} BIGINT NOT NULL AUTO_INCREMENT, "
-                f'or set [tables.{schema.name}] ids = "database"'
-            )
+        if why is not None:
+            raise BadOp(why)
 
-    def _id_type(self, schema: TableSchema) -> str | None:
+    def _refused(self, schema: TableSchema) -> str | None:
         for shard in self._topology.shards:
             try:
-                return columns.id_type(self._nodes.primary(shard), schema)
+                return columns.refused(self._nodes.primary(shard), schema, self._topology)
             except Unavailable as error:
                 unreachable = error
         raise unreachable

@@ -5,18 +5,20 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-from pipeline.model.schema import TableSchema
+from pipeline.config.topology import Topology
+from pipeline.model.schema import Column, TableSchema
 from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import bare_name, pragma, rows_about
 
 
 class DatabaseColumn(NamedTuple):
-    """One column of a table: type in lower case as the database writes it, character set or None."""
+    """One column of a table: type in lower case as the database writes it; character set and collation of a text."""
 
     name: str
     type: str
     nullable: bool
     charset: str | None
+    collation: str | None
 
 
 def columns_of(session: NodeSession, table: str) -> list[DatabaseColumn]:
@@ -28,12 +30,12 @@ def columns_of(session: NodeSession, table: str) -> list[DatabaseColumn]:
     """
     if session.dialect.name == "sqlite":
         found = session.query(pragma(session.dialect, table, "table_info"))
-        return [DatabaseColumn(row[1], str(row[2]).lower(), not row[3], None) for row in found]
+        return [DatabaseColumn(row[1], str(row[2]).lower(), not row[3], None, None) for row in found]
     found = session.query(
-        "SELECT column_name, column_type, is_nullable, character_set_name FROM information_schema.columns"
-        f" WHERE {rows_about([table])} ORDER BY ordinal_position"
+        "SELECT column_name, column_type, is_nullable, character_set_name, collation_name"
+        f" FROM information_schema.columns WHERE {rows_about([table])} ORDER BY ordinal_position"
     )
-    return [DatabaseColumn(name, kind.lower(), nullable == "YES", charset) for name, kind, nullable, charset in found]
+    return [DatabaseColumn(name, kind.lower(), nullable == "YES", *rest) for name, kind, nullable, *rest in found]
 
 
 def is_view(session: NodeSession, table: str) -> bool:
@@ -83,18 +85,59 @@ def indexes_of(session: NodeSession, table: str) -> list[DatabaseIndex]:
     return [DatabaseIndex(name, unique, tuple(columns)) for name, (unique, columns) in indexes.items()]
 
 
-def id_type(session: NodeSession, schema: TableSchema) -> str | None:
-    """Return the type of a table's id column, or None where the table is missing.
+#: The collation of a text by which rows are spread: all others take different texts for equal.
+EXACT = "CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+_TEXTS = ("string", "text", "json")
+
+
+def text_key(schema: TableSchema, topology: Topology) -> Column | None:
+    """Return the column by which a table's rows are spread, if it is a text; else None.
+
+    Args:
+        schema: the table's schema.
+        topology: the rules of all tables.
+    """
+    at = schema.index.get(topology.table(schema.name).shard_key or "")
+    return schema.columns[at] if at is not None and schema.columns[at].kind in _TEXTS else None
+
+
+def tells_apart(collation: str | None) -> bool:
+    """Return whether a collation finds only the same characters equal, blanks at the end aside.
+
+    Args:
+        collation: its name; None where the column is no text, or the database knows no collations.
+    """
+    return collation is None or collation.endswith("_bin")
+
+
+def refused(session: NodeSession, schema: TableSchema, topology: Topology) -> str | None:
+    """Return why no op of a table can be taken, and what to do; None where one can, or the table is missing.
 
     Args:
         session: of the node.
         schema: the table's schema.
+        topology: the rules of all tables.
     """
-    name = bare_name(schema.columns[schema.id_index].rname or schema.id_name).lower()
-    for column in columns_of(session, schema.rname or schema.name):
-        if column.name.lower() == name:
-            return column.type
-    return None
+    found = {column.name.lower(): column for column in columns_of(session, schema.rname or schema.name)}
+
+    def of(column: Column) -> DatabaseColumn | None:
+        return found.get(bare_name(column.rname or column.name).lower())
+
+    name, id = schema.name, of(schema.columns[schema.id_index])
+    if id and topology.table(name).ids == "pipeline" and not holds_64_bits(id.type):
+        return (
+            f"table {name!r} keeps its ids in a column of type {id.type}, which cannot hold a 53-bit id: "
+            f"run ALTER TABLE {name} MODIFY {schema.id_name} BIGINT NOT NULL AUTO_INCREMENT, "
+            f'or set [tables.{name}] ids = "database"'
+        )
+    key = text_key(schema, topology)
+    there = of(key) if key else None
+    if key is None or there is None or tells_apart(there.collation):
+        return None
+    return (
+        f"{name}.{key.name} is the shard key, and its collation {there.collation} takes different texts for equal: "
+        f"their rows would be in different buckets. Run pipeline migrate, which makes the column {EXACT}"
+    )
 
 
 def holds_rows(session: NodeSession, table: str) -> bool:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
+from pipeline.shard import columns
 from pipeline.shard.dialect import Dialect, MySQL
 from pipeline.shard.table_facts import bare_name, database_of
 
@@ -47,10 +48,10 @@ def create_table(
         PipelineError: a column has a type that cannot be created here.
     """
     parents = parents or {}
-    columns = [column_sql(schema, column, dialect, parents.get(column.name)) for column in schema.columns]
+    parts = [column_sql(schema, column, topology, dialect, parents.get(column.name)) for column in schema.columns]
     if dialect.name == "mysql":
-        columns += [foreign_key(schema, schema.columns[schema.index[field]], of) for field, of in parents.items()]
-    lines = ",\n  ".join(columns)
+        parts += [foreign_key(schema, schema.columns[schema.index[field]], of) for field, of in parents.items()]
+    lines = ",\n  ".join(parts)
     tail = " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci" if dialect.name == "mysql" else ""
     yield f"CREATE TABLE IF NOT EXISTS {schema.rname or dialect.quote(schema.name)} (\n  {lines}\n){tail}"
     for index in indexes(schema, topology):
@@ -91,14 +92,14 @@ def create_index(schema: TableSchema, index: Index, dialect: Dialect) -> str:
     """
     kind = "UNIQUE " if index.unique else ""
     name = dialect.quote(index_name(schema.name, "uk" if index.unique else "ix", index.fields))
-    columns = ", ".join(_quoted(schema, field, dialect) for field in index.fields)
+    on = ", ".join(_quoted(schema, field, dialect) for field in index.fields)
     table = schema.rname or dialect.quote(schema.name)
     if dialect.name == "mysql":
-        return f"CREATE {kind}INDEX {name} ON {table} ({columns})"
+        return f"CREATE {kind}INDEX {name} ON {table} ({on})"
     # SQLite takes the database before the index, not before the table
     if database := database_of(table):
         name, table = f"{dialect.quote(database)}.{name}", dialect.quote(bare_name(table))
-    return f"CREATE {kind}INDEX IF NOT EXISTS {name} ON {table} ({columns})"
+    return f"CREATE {kind}INDEX IF NOT EXISTS {name} ON {table} ({on})"
 
 
 def drop_index(schema: TableSchema, name: str, dialect: Dialect) -> str:
@@ -116,12 +117,15 @@ def drop_index(schema: TableSchema, name: str, dialect: Dialect) -> str:
     return f"DROP INDEX {dialect.quote(database) + '.' if database else ''}{dialect.quote(name)}"
 
 
-def column_sql(schema: TableSchema, column: Column, dialect: Dialect, parent: TableSchema | None = None) -> str:
+def column_sql(
+    schema: TableSchema, column: Column, topology: Topology, dialect: Dialect, parent: TableSchema | None = None
+) -> str:
     """Return a column as CREATE TABLE writes it.
 
     Args:
         schema: the table's schema.
         column: one of its columns.
+        topology: which column is the shard key.
         dialect: of the database.
         parent: the table to which the column has a foreign key; SQLite takes it here or never.
 
@@ -133,7 +137,8 @@ def column_sql(schema: TableSchema, column: Column, dialect: Dialect, parent: Ta
         mysql = dialect.name == "mysql"
         return f"{name} {kind} {'NOT NULL AUTO_INCREMENT PRIMARY KEY' if mysql else 'PRIMARY KEY AUTOINCREMENT'}"
     key = f" {_references(column, parent, dialect)}" if parent and dialect.name == "sqlite" else ""
-    return f"{name} {kind}{' NOT NULL' if column.notnull else ''}{key}"
+    exact = dialect.name == "mysql" and columns.text_key(schema, topology) == column
+    return f"{name} {kind}{f' {columns.EXACT}' if exact else ''}{' NOT NULL' if column.notnull else ''}{key}"
 
 
 def foreign_key(schema: TableSchema, column: Column, parent: TableSchema) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from pydal import DAL
 
 from pipeline.config.settings import redact
-from pipeline.errors import NotMigrated, ShardUnavailable
+from pipeline.errors import NotMigrated, PipelineError, ShardUnavailable, Unavailable
 from pipeline.shard.dialect import Dialect, dialect_of
 from pipeline.shard.driver_errors import NOT_THE_PRIMARY, Fault, code_of, fault_of, row_in, sentence_of
 
@@ -161,7 +161,10 @@ class NodeSession:
             yield self
         except BaseException as error:
             self.suspect |= code_of(error) in NOT_THE_PRIMARY
-            self.discard()
+            if isinstance(error, PipelineError) and not isinstance(error, Unavailable):
+                self._roll_back()  # it ends in an orderly way, and is perhaps run again at once
+            else:
+                self.discard()
             raise
         try:
             self.adapter.commit()
@@ -169,6 +172,12 @@ class NodeSession:
             self.suspect = True
             self.discard()
             raise ShardUnavailable(self.node, f"the answer to COMMIT was lost ({sentence_of(error)})") from error
+
+    def _roll_back(self) -> None:
+        try:
+            self.adapter.rollback()
+        except Exception:
+            self.discard()
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Run a query in a transaction of its own.

@@ -32,6 +32,7 @@ class SurveyedColumn(NamedTuple):
     charset: str | None
     required: bool
     filled: str = ""
+    collation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +155,8 @@ def _sqlite(session: NodeSession, tables: Sequence[str]) -> Survey:
 def _tables(session: NodeSession, tables: Sequence[str], database: str) -> dict[str, SurveyedTable]:
     """Return the tables that are there: in a few queries, as an application may have hundreds."""
     columns: dict[str, dict[str, SurveyedColumn]] = {}
-    for place, name, kind, charset, required, filled in survey_mysql.columns(session, tables):
-        columns.setdefault(place, {})[name.lower()] = SurveyedColumn(kind, charset, required, filled)
+    for place, name, kind, charset, required, filled, collation in survey_mysql.columns(session, tables):
+        columns.setdefault(place, {})[name.lower()] = SurveyedColumn(kind, charset, required, filled, collation)
     engines = survey_mysql.engines(session, tables)
     places = {table: (table if "." in table else f"{database}.{table}").lower() for table in tables}
     there = [table for table in tables if places[table] in columns]

@@ -72,9 +72,11 @@ def variables(session: NodeSession) -> dict[str, str]:
     return {str(name).lower(): str(value).lower() for name, value in found}
 
 
-def columns(session: NodeSession, tables: Sequence[str]) -> list[tuple[str, str, str, str | None, bool, str]]:
-    """Return of each column: database.table in lower case, name, type, character set, whether INSERTs must name it, and
-    what fills it; see `survey.SurveyedColumn`.
+def columns(
+    session: NodeSession, tables: Sequence[str]
+) -> list[tuple[str, str, str, str | None, bool, str, str | None]]:
+    """Return of each column: database.table in lower case, name, type, character set, whether INSERTs must name it,
+    what fills it, and its collation; see `survey.SurveyedColumn`.
 
     Args:
         session: of the node.
@@ -84,12 +86,12 @@ def columns(session: NodeSession, tables: Sequence[str]) -> list[tuple[str, str,
         f"SELECT {_NAME}, column_name, column_type, character_set_name, is_nullable = 'NO' AND column_default IS NULL"
         " AND extra NOT LIKE '%auto_increment%' AND extra NOT LIKE '%GENERATED%',"
         " CASE WHEN COALESCE(generation_expression, '') <> '' THEN 'generated'"
-        f" WHEN CONCAT(COALESCE(column_default, ''), ' ', extra) REGEXP '{_NOW}' THEN 'now' ELSE '' END"
+        f" WHEN CONCAT(COALESCE(column_default, ''), ' ', extra) REGEXP '{_NOW}' THEN 'now' ELSE '' END, collation_name"
         f" FROM information_schema.columns WHERE {rows_about(tables)} ORDER BY ordinal_position"
     )
     return [
-        (str(table).lower(), name, str(kind).lower(), charset, bool(required), filled)
-        for table, name, kind, charset, required, filled in found
+        (str(table).lower(), name, str(kind).lower(), charset, bool(required), filled, collation)
+        for table, name, kind, charset, required, filled, collation in found
     ]
 
 

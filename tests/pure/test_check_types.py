@@ -207,6 +207,29 @@ def test_check_sends_to_migrate_only_for_what_migrate_does(there: str, fix: str)
     assert [f.fix.split(":")[0] for f in found if f.place == "order.note"] == [fix]
 
 
+@pytest.mark.parametrize(
+    ("collation", "rules", "found"),
+    [
+        ("utf8mb4_general_ci", {"shard_key": "note"}, True),
+        ("utf8mb4_0900_as_cs", {"shard_key": "note"}, True),
+        ("utf8mb4_general_ci", {"shard_key": "id"}, False),
+        ("utf8mb4_bin", {"shard_key": "note"}, False),
+        ("utf8mb4_nopad_bin", {"shard_key": "note"}, False),
+        ("ascii_bin", {"shard_key": "note"}, False),
+    ],
+)
+def test_a_shard_key_that_takes_texts_for_equal_is_named(collation: str, rules: dict[str, Any], found: bool) -> None:
+    note = SurveyedColumn("varchar(100)", "utf8mb4", False, "", collation)
+    columns = {"id": SurveyedColumn("bigint", None, False), "note": note}
+    node = Survey("s0", "mysql", "11.4-MariaDB", tables={"order": SurveyedTable("order", "InnoDB", columns)})
+    schema = TableSchema("order", (Column("id", "id"), Column("note", "string", 100)))
+
+    about = schemas.schema_findings(replace(evidence({"order": rules}), schemas=(schema,), nodes={"s0": node}))
+
+    named = [one for one in about if one.place == "order.note" and collation in one.what]
+    assert [(one.severity, one.fix) for one in named] == ([(ERROR, "pipeline migrate")] if found else [])
+
+
 PRIMARY_OF = {"s0-r0": "s0", "s1-r0": "s1"}
 
 

@@ -174,8 +174,11 @@ WRITTEN: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], list[Any]]]] = 
     "day": (DAYS, day_spellings),
     "moment": (MOMENTS, moment_spellings),
     "hour": (st.times().map(lambda t: t.replace(microsecond=0)), lambda t: [t, t.isoformat(), t.isoformat() + ".0"]),
-    "name": (TEXTS, lambda text: [text, lazyT(text), *([int(text)] if text == "9" else [])]),
-    "words": (st.one_of(TEXTS, st.sampled_from(Word)), lambda text: [text, lazyT(str.__str__(text))]),
+    "name": (TEXTS, lambda text: [text, text + " ", lazyT(text), *([int(text)] if text == "9" else [])]),
+    "words": (
+        st.one_of(TEXTS, st.sampled_from(Word)),
+        lambda text: [text, str.__str__(text) + "  ", lazyT(str.__str__(text))],
+    ),
     "raw": (st.binary(min_size=1, max_size=30), blob_spellings),
     "config": (st.recursive(st.none() | st.integers() | TEXTS, st.lists, max_leaves=4), lambda value: [value]),
 }

@@ -21,6 +21,7 @@ from pipeline.errors import (
     ShardUnavailable,
     WaitTimeout,
 )
+from pipeline.shard.columns import DatabaseColumn
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.session import NodeSession
 
@@ -261,7 +262,7 @@ def test_a_primary_that_does_not_answer_keeps_no_op_from_being_taken(
         assert how == "refuses" or go_on.wait(30)
         raise ShardUnavailable("s0", "on purpose")
 
-    monkeypatch.setattr("pipeline.shard.columns.id_type", ask)
+    monkeypatch.setattr("pipeline.shard.columns.columns_of", ask)
 
     receipt = shop.buy(1, shop.another())
     go_on.set()
@@ -273,12 +274,12 @@ def test_a_primary_that_does_not_answer_keeps_no_op_from_being_taken(
 def test_a_refusal_is_the_answer_of_one_primary_and_not_of_one_that_is_away(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ):
-    def ask(session: NodeSession, *rest: Any) -> str:
+    def ask(session: NodeSession, *rest: Any) -> list[DatabaseColumn]:
         if session.node == "s0":
             raise ShardUnavailable("s0", "on purpose")
-        return "int(11)"
+        return [DatabaseColumn("id", "int(11)", False, None, None)]
 
-    monkeypatch.setattr("pipeline.shard.columns.id_type", ask)
+    monkeypatch.setattr("pipeline.shard.columns.columns_of", ask)
 
     with pytest.raises(BadOp, match="cannot hold a 53-bit id"):
         shop.buy(1, shop.another())

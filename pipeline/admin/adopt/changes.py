@@ -15,11 +15,16 @@ from pipeline.admin.check import schemas, servers
 from pipeline.admin.check.finding import ERROR, WARNING, Finding
 from pipeline.shard import repairs
 from pipeline.shard.catalog import CatalogColumn, CatalogTable
+from pipeline.shard.columns import EXACT, tells_apart
 from pipeline.shard.foreign_keys import ForeignKey
 from pipeline.shard.survey import SurveyedTable
 
 #: A value that does not fit is refused, never cut; MySQL's zero dates pass unchanged.
 STRICT = "SET SESSION sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION'"
+
+
+#: A boolean of pyDAL, which holds T or F.
+_FLAG = "char(1)"
 
 
 def findings(case: Case) -> Iterator[Finding]:
@@ -46,6 +51,7 @@ def adoption_script(case: Case) -> list[str]:
     steps = [
         *(repairs.drop_foreign_key(key.table, key.name) for key in [*crossing, *moved]),
         *altered.values(),
+        *(finding.fix for finding in _loose(case)),  # behind what converts the whole table
         *chain.from_iterable(_key_fixes(case).values()),
         *map(_readded, moved),
         *(finding.fix for finding in schemas.database(case.survey)),
@@ -136,6 +142,16 @@ def _torn(case: Case) -> Iterator[Finding]:
         )
 
 
+def _loose(case: Case) -> Iterator[Finding]:
+    for name in case.guess.taken:
+        found = case.survey.tables.get(name.lower())
+        column = found and found.columns.get((case.topology.table(name).shard_key or "").lower())
+        if found and column and column.type != _FLAG and not tells_apart(column.collation):
+            key = str(case.topology.table(name).shard_key)
+            fix = _widened(case.catalog.tables[name], key, f"{column.type.upper()} {EXACT}")
+            yield Finding(ERROR, f"{name}.{key}", schemas.loose(column.collation), fix)
+
+
 def _foreign(case: Case) -> Iterator[Finding]:
     for key in case.catalog.foreign_keys:
         if not {key.table, key.parent} & set(case.guess.taken):
@@ -208,8 +224,8 @@ def _taken(case: Case) -> Iterator[SurveyedTable]:
 
 
 _SUBJECTS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
-    _server, _names, _storage, _moments, _primary_keys, _narrow, _soft, _foreign, _torn, _keys, _unique, _triggers,
-    _counters,
+    _server, _names, _storage, _moments, _primary_keys, _narrow, _soft, _loose, _foreign, _torn, _keys, _unique,
+    _triggers, _counters,
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from pipeline.admin.check.finding import ERROR, WARNING, Finding, without_copies
 from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard import ddl, repairs
-from pipeline.shard.columns import holds_64_bits
+from pipeline.shard.columns import holds_64_bits, tells_apart, text_key
 from pipeline.shard.records.own_tables import own_columns, own_tables
 from pipeline.shard.survey import Survey, SurveyedTable
 from pipeline.shard.table_facts import bare_name, dotted_name
@@ -126,6 +126,8 @@ def _columns(evidence: Evidence, schema: TableSchema, node: Survey, table: Surve
             yield Finding(ERROR, place, "is missing here: ops that name it wait", cause or MIGRATE, (node.node,))
         elif node.engine == "mysql" and column.name != schema.id_name and (why := types.fault(column, found.type)):
             yield Finding(ERROR, place, why, _wider(schema, column, found.type), (node.node,))
+        elif text_key(schema, evidence.topology) == column and not tells_apart(found.collation):
+            yield Finding(ERROR, place, loose(found.collation), MIGRATE, (node.node,))
         if found is not None and found.filled == "generated":
             what = "is computed by the database: an op that gives it a value is rejected"
             yield Finding(
@@ -144,6 +146,15 @@ def _columns(evidence: Evidence, schema: TableSchema, node: Survey, table: Surve
                 f"{repairs.default_for(table.name, name, extra.type)}; or add the field to the model",
                 (node.node,),
             )
+
+
+def loose(collation: str | None) -> str:
+    """Return what is wrong with the collation of a shard key; the sentence continues after the column's name.
+
+    Args:
+        collation: its name.
+    """
+    return f"is the shard key, and {collation} takes different texts for equal: their rows are in different buckets"
 
 
 def _wider(schema: TableSchema, column: Column, there: str) -> str:

@@ -6,6 +6,7 @@ do, and keeps no other step.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,16 @@ from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard import ddl
 from pipeline.shard.co_location import in_database, refused
-from pipeline.shard.columns import DatabaseColumn, columns_of, holds_64_bits, indexes_of, is_view
+from pipeline.shard.columns import (
+    EXACT,
+    DatabaseColumn,
+    columns_of,
+    holds_64_bits,
+    indexes_of,
+    is_view,
+    tells_apart,
+    text_key,
+)
 from pipeline.shard.repairs import ignore_it
 from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import constraints_of
@@ -23,6 +33,8 @@ from pipeline.shard.widening import Widening, plain_type, refused_type, widening
 
 #: Where the definition does not say otherwise, a MODIFY keeps this of a column.
 _NOT_NULL = " NOT NULL"
+#: What SHOW CREATE TABLE says of a text, right behind its type.
+_COLLATED = re.compile(r"^( CHARACTER SET \w+)?( COLLATE \w+)?")
 
 
 class Step(NamedTuple):
@@ -135,7 +147,15 @@ def table_sql(session: NodeSession, schema: TableSchema) -> str:
     return schema.rname or session.dialect.quote(schema.name)
 
 
-def modify(session: NodeSession, schema: TableSchema, column: DatabaseColumn, kind: str, *, null: bool | None) -> str:
+def modify(
+    session: NodeSession,
+    schema: TableSchema,
+    column: DatabaseColumn,
+    kind: str,
+    *,
+    null: bool | None,
+    exact: bool = False,
+) -> str:
     """Return the MODIFY that gives a column another type and keeps all else: default, collation, comment.
 
     Args:
@@ -144,8 +164,11 @@ def modify(session: NodeSession, schema: TableSchema, column: DatabaseColumn, ki
         column: the column as it is.
         kind: the new type.
         null: whether the column may be NULL; None to leave that.
+        exact: whether the column gets the collation of a shard key.
     """
     rest = definition(session, schema, column)[len(column.type) :]
+    if exact:
+        rest = f" {EXACT}{_COLLATED.sub('', rest, count=1)}"
     if null is not None:
         rest = rest.replace(_NOT_NULL, "", 1).replace(" DEFAULT NULL", "", 1) + ("" if null else _NOT_NULL)
     return f"ALTER TABLE {table_sql(session, schema)} MODIFY {session.dialect.quote(column.name)} {kind.upper()}{rest}"
@@ -178,7 +201,7 @@ def _column(
     place, table = f"{schema.name}.{column.name}", table_sql(session, schema)
     try:
         wanted = ddl.column_type(schema, column, session.dialect)
-        sql = ddl.column_sql(schema, column, session.dialect, parents.get(column.name))
+        sql = ddl.column_sql(schema, column, topology, session.dialect, parents.get(column.name))
     except PipelineError as error:
         if there is None:
             yield Fault(shard, place, f"{error}: give the field another type, or take it out of the model")
@@ -220,10 +243,11 @@ def _room(
     # NOT NULL with a default was made by hand; without one it is what migrate makes
     opens = not (there.nullable or column.notnull or is_id)
     opens = opens and " DEFAULT " not in definition(session, schema, there)
-    if narrow or opens:
+    loose = text_key(schema, topology) == column and not tells_apart(there.collation)
+    if narrow or opens or loose:
         kind = wanted if narrow else there.type
-        sql = modify(session, schema, there, kind, null=True if opens else None)
-        change = f"{there.type} to {kind}" if narrow else "may be NULL"
+        sql = modify(session, schema, there, kind, null=True if opens else None, exact=loose)
+        change = f"{there.type} to {kind}" if narrow else "may be NULL" if opens else f"{there.collation} to {EXACT}"
         yield Step(shard, f"{place}: {change}", sql, table_sql(session, schema))
 
 

@@ -13,6 +13,7 @@ from base64 import b64decode
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
+from operator import methodcaller
 from typing import Any
 
 from pipeline.errors import BadValue, Refused
@@ -60,12 +61,16 @@ def key_form(column: Column) -> Checker | None:
     """Return the function from a final value of a shard key to the form that places its row; None: the value itself.
 
     All that finds a bucket goes through this form: writes, reads, `get_db`, filters, and the lists of the rules.
-    So values that the column takes for equal must have one form.
+    So values that the column takes for equal must have one form. Texts are compared by their characters, for `migrate`
+    sees to the collation (`shard/columns`), and blanks at the end count for nothing, as in `utf8mb4_bin`.
 
     Args:
         column: the shard key's.
     """
-    return None
+    return _unpadded if column.kind in ("string", "text") else None
+
+
+_unpadded: Checker = methodcaller("rstrip", " ")
 
 
 def python_value(column: Column, canonical: Canonical) -> Any:

@@ -92,16 +92,32 @@ def lock(session: NodeSession, buckets: Iterable[int], limit: int) -> dict[int, 
     return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
 
 
-def reached(session: NodeSession, buckets: Iterable[int]) -> dict[int, Position]:
-    """Return how far buckets are applied, whoever holds them.
+def lock_all(session: NodeSession, buckets: Iterable[int]) -> dict[int, Mark]:
+    """Lock all watermarks of *buckets*, and wait for who holds one; none where another worker does the same.
+
+    The lowest watermark of the shard is the turn: who has it may wait, since nobody waits for whoever waits.
 
     Args:
         session: inside the apply transaction.
-        buckets: which; one at least.
+        buckets: which to lock.
     """
-    where = f"bucket IN ({_list(buckets)})"
-    found = session.rows(f"SELECT bucket, epoch, seq FROM pipeline_watermarks WHERE {where}")
-    return {bucket: Position(epoch, seq) for bucket, epoch, seq in found}
+    read = "SELECT bucket, epoch, seq, state FROM pipeline_watermarks WHERE bucket"
+    [[lowest]] = session.rows("SELECT MIN(bucket) FROM pipeline_watermarks")
+    if not session.rows(f"{read} = {lowest}{session.dialect.lock}"):
+        return {}
+    wait = session.dialect.lock.replace(" SKIP LOCKED", "")
+    found = session.rows(f"{read} IN ({_list(buckets)}) ORDER BY bucket{wait}")
+    return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
+
+
+def marks(session: NodeSession) -> dict[int, Mark]:
+    """Return all watermarks, as they are committed by now or moved by this transaction.
+
+    Args:
+        session: inside the apply transaction.
+    """
+    found = session.rows("SELECT bucket, epoch, seq, state FROM pipeline_watermarks")
+    return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
 
 
 def move(session: NodeSession, marks: Mapping[int, Position]) -> None:

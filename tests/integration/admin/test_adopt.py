@@ -20,6 +20,7 @@ from pipeline.admin.adopt import adopt
 from pipeline.admin.check import check
 from pipeline.admin.migrate import migrate
 from pipeline.apply.applier import Applier
+from pipeline.config.settings import TableSettings
 from pipeline.errors import PipelineError
 from pipeline.shard.session import NodeSession
 
@@ -122,6 +123,20 @@ def test_the_printed_sql_makes_adopt_and_check_content_and_keeps_every_row(here:
     assert here.sql("s0", f"SELECT DISTINCT p.customer = i.customer AS alike FROM {name}.item i JOIN {name}.purchase p"
                     " ON p.id = i.purchase").split()[1:] == ["1"]  # fmt: skip
     assert checked(here, name, suggested) == []
+
+
+def test_a_text_by_which_rows_shall_be_spread_must_tell_all_texts_apart(here: Servers) -> None:
+    name, uri = legacy(here, tidy=True)
+    decided = {"customer": TableSettings("customer", shard_key="name")}
+    advice = adopt(uri, decided=decided)
+    [told] = [one for one in advice.findings if one.place == "customer.name" and "shard key" in one.what]
+
+    here.sql("s0", f"USE {name}; {'; '.join(advice.sql)}")
+
+    assert told.fix in advice.sql
+    assert [one for one in adopt(uri, decided=decided).findings if one.place == "customer.name"] == []
+    shown = here.sql("s0", f"SHOW CREATE TABLE {name}.customer")
+    assert "varchar(512) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin" in shown
 
 
 def test_a_single_shard_keeps_its_foreign_keys(here: Servers) -> None:

@@ -17,7 +17,7 @@ from pipeline.admin.migrate import migrate, plan_of
 from pipeline.admin.migration.replica_lag import Behind
 from pipeline.client import Client
 from pipeline.clock import polls
-from pipeline.errors import MigrationUnfinished
+from pipeline.errors import BadOp, MigrationUnfinished
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.shard.table_facts import constraints_of
@@ -39,6 +39,7 @@ class Case:
                 "pipeline": {"buckets": 16},
                 "redis": {"url": "redis://away.invalid/0"},
                 "reads": {"max_lag_s": 0.5},
+                "tables": {"person": {"shard_key": "name"}},
                 "shards": {"s0": {"primary": self.primary, "replicas": [self.replica]}},
             },
             log=MemoryLog(),
@@ -89,6 +90,30 @@ def test_what_the_server_can_do_online_is_done_and_what_copies_the_table_waits_t
     assert case.type_of("n").startswith("bigint")
     assert case.sql("SELECT note, n, more FROM thing") == [("a", 7, None)]
     assert plan_of(case.client) == ([], [])
+
+
+def test_a_text_by_which_rows_are_spread_comes_to_tell_all_texts_apart(case: Case) -> None:
+    case.sql(
+        "CREATE TABLE person (id BIGINT AUTO_INCREMENT PRIMARY KEY, name VARCHAR(40) CHARACTER SET latin1"
+        " COLLATE latin1_german2_ci NOT NULL DEFAULT 'none' COMMENT 'kept', UNIQUE KEY (name))"
+    )
+    case.sql("INSERT INTO person (name) VALUES ('J\u00e9r\u00f4me')")
+    db = DAL(None, migrate=False)
+    db.define_table("person", Field("name", length=40, notnull=True))
+    with pytest.raises(BadOp, match=r"person\.name is the shard key, and its collation latin1_german2_ci"):
+        case.client.enqueue_insert(db.person, name="Ann")
+    case.client.define_tables(db)
+
+    assert migrate(case.client, offline=True) > 0
+
+    shown = case.sql("SHOW CREATE TABLE person")[0][1]
+    assert (
+        "`name` varchar(40) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL DEFAULT 'none' COMMENT 'kept'" in shown
+    )
+    case.sql("INSERT INTO person (name) VALUES ('jerome')")
+    assert case.sql("SELECT name FROM person WHERE name = 'J\u00e9r\u00f4me'") == [("J\u00e9r\u00f4me",)]
+    assert plan_of(case.client) == ([], [])
+    case.client.enqueue_insert(db.person, name="Ann")
 
 
 def test_a_change_that_is_no_widening_is_named_and_left_alone(case: Case) -> None:

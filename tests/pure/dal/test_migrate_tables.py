@@ -74,6 +74,17 @@ def test_what_is_looked_up_by_or_must_be_unique_gets_one_index(
     assert [tuple(index) for index in indexes(schema(*fields), topology(rules))] == wanted
 
 
+def test_a_text_by_which_rows_are_spread_tells_all_texts_apart_and_no_other_column_does() -> None:
+    fields = schema(Field("name", length=40, notnull=True), Field("other", length=40, unique=True))
+
+    [mysql, *_] = create_table(fields, topology({"shard_key": "name"}), MySQL())
+    [sqlite, *_] = create_table(fields, topology({"shard_key": "name"}), SQLite())
+
+    assert "`name` VARCHAR(40) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL" in mysql
+    assert "`other` VARCHAR(40)\n" in mysql
+    assert "COLLATE" not in sqlite
+
+
 def test_a_type_that_cannot_be_created_is_named() -> None:
     with pytest.raises(PipelineError, match=r"thing\.at: a column of type 'geometry\(\)'"):
         list(create_table(schema(Field("at", "geometry()")), topology(), MySQL()))
