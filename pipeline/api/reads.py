@@ -182,7 +182,7 @@ def session_token(text: str | None = None) -> ReadSession:
 def get_db(table: Any, shard_key: Any) -> Any:
     """Return a pyDAL DAL on the primary of a row's shard, for reads that must be fresh.
 
-    All callers share it. Common filters are those of the table's own DAL, in this thread, until its next call.
+    The connection is this thread's; tables, defaults, virtual fields and filters are those of the table's own DAL.
 
     Args:
         table: a pyDAL table, or the name of one that is known.

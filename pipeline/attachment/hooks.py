@@ -16,6 +16,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from pipeline.attachment import files
@@ -36,6 +37,7 @@ from pipeline.dal.objects import kind_of, real_name, reference_to
 from pipeline.enqueue.final_values import Final
 from pipeline.enqueue.version_copy import Archive
 from pipeline.errors import BadOp, Unavailable
+from pipeline.model.values.numbers import rounded
 
 #: Where the adapter keeps its attached tables, and whose calls each makes.
 _ATTRIBUTE = "_pipeline_attached"
@@ -215,11 +217,20 @@ def _cleared(query: Any, pairs: Any, changes: Changes, count: int) -> int:
 
 
 def _values(table: Any, fields: Pairs) -> Final:
-    values = Final((field.name, value) for field, value in fields)
+    values = Final(
+        (field.name, rounded(field.type, value) if isinstance(value, _ROUNDED) and _is_decimal(field) else value)
+        for field, value in fields
+    )
     refuse_large(table, values)
     return values
 
 
+def _is_decimal(field: Any) -> bool:
+    return isinstance(field.type, str) and field.type.startswith("decimal(")
+
+
+#: Values of these types pyDAL leaves to MySQL, which rounds them to a decimal's digits.
+_ROUNDED = (Decimal, float, str)
 _WRITES = re.compile(r"\s*(insert|replace|update|delete|truncate|load)\b", re.IGNORECASE)
 _WORDS = re.compile(r"\w+")
 logger = logging.getLogger("pipeline.attachment")

@@ -90,7 +90,7 @@ class SchemaPublisher:
     def _refused(self, schema: TableSchema) -> str | None:
         for shard in self._topology.shards:
             try:
-                return columns.refused(self._nodes.primary(shard), schema, self._topology)
+                return columns.unusable(self._nodes.primary(shard), schema, self._topology)
             except Unavailable as error:
                 unreachable = error
         raise unreachable

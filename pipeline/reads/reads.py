@@ -184,8 +184,7 @@ class Reads:
 
         Args:
             db: the caller's DAL.
-            after: what the read must see.
-            bounds: max_lag_s, wait_s and on_stale; see `Bounds`.
+            after, bounds: what the read must see; max_lag_s, wait_s and on_stale, see `Bounds`.
         """
         return Onward(self, self._topology, db, after_of(after, self._seal), self._bounds.changed(*bounds))
 
@@ -249,9 +248,8 @@ class Reads:
         """Return the row with an id that does not carry its shard: all are asked."""
         rows = self._gather.select(table._id == row_id, (), onward, {})
         if len(rows) > 1:
-            raise BadRead(
-                f"{len(rows)} shards have a row of {table._tablename!r} with the id {row_id}: give shard_key="
-            )
+            name = table._tablename
+            raise BadRead(f"{len(rows)} shards have a row of {name!r} with the id {row_id}: give shard_key=")
         return rows.first()
 
     def _row(self, table: Any, row_id: int, place: ReadPlace, onward: Onward) -> Any:

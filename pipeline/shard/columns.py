@@ -110,7 +110,7 @@ def tells_apart(collation: str | None) -> bool:
     return collation is None or collation.endswith("_bin")
 
 
-def refused(session: NodeSession, schema: TableSchema, topology: Topology) -> str | None:
+def unusable(session: NodeSession, schema: TableSchema, topology: Topology) -> str | None:
     """Return why no op of a table can be taken, and what to do; None where one can, or the table is missing.
 
     Args:

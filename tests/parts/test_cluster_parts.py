@@ -117,10 +117,10 @@ def test_free_ports_differ_and_can_be_listened_on():
 
 
 def test_a_free_port_is_given_to_nobody_else_before_its_server_listens(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(processes, "FIRST_PORT", 31_900)
-    monkeypatch.setattr(processes, "LAST_PORT", 31_960)
+    monkeypatch.setattr(processes, "FIRST_PORT", 31_000)
+    monkeypatch.setattr(processes, "LAST_PORT", 31_400)
 
-    assert not {*processes.free_ports(20)} & {*processes.free_ports(20)}
+    assert not {*processes.free_ports(60)} & {*processes.free_ports(60)}
 
 
 def test_free_ports_lie_where_no_outgoing_connection_takes_them():

@@ -242,3 +242,20 @@ def evidence(tables: dict[str, Any], old_ids: frozenset[str] = frozenset()) -> E
     node = Survey("s0", "mysql", "10.11.0-MariaDB", tables={"order": order}, old_ids=old_ids)
     away = PipelineError("not asked")
     return Evidence(settings, Topology(settings), away, away, (), "", None, {"s0": node}, {})
+
+
+@pytest.mark.parametrize(("zone", "found"), [("", 0), ("+01:00 and +02:00", 3)])
+def test_what_the_zone_of_a_session_decides_is_told_where_the_server_is_in_another(zone: str, found: int) -> None:
+    columns = {
+        "at": SurveyedColumn("timestamp", None, False),
+        "made": SurveyedColumn("datetime", None, False, "now"),
+        "day": SurveyedColumn("date", None, False),
+    }
+    tables = {name: SurveyedTable(name, "InnoDB", columns) for name in ("visit", "hits")}
+    node = Survey("s0", "mysql", "10.11", tables=tables, zone=zone, clocks=[("visit", "stamps"), ("hits", "counts")])
+
+    told = list(schemas.moments(node, ["visit"], WARNING))
+
+    places = ["visit.at", "visit.made", "trigger stamps on visit"]
+    assert [one.place for one in told] == places[:found]
+    assert all("the server is at +01:00 and +02:00" in one.what and "time_zone" in one.fix for one in told)

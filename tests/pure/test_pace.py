@@ -69,7 +69,7 @@ def test_what_is_read_is_at_most_a_batch_and_one_op_and_nothing_waits_for_ever(
     pace = Pace(SETTINGS, log_of(sizes))
     after = dict.fromkeys(data.draw(st.permutations(list(due))), START)
 
-    counts = pace.counts(after, due)
+    counts = pace.counts(after, due, pace.rows)
 
     read = [size for bucket, count in counts.items() for size in sizes[bucket][:count]]
     assert sum(read) < SETTINGS.max_bytes + max(largest.values()) + 64 * BIG_BYTES
@@ -81,10 +81,10 @@ def test_what_is_read_is_at_most_a_batch_and_one_op_and_nothing_waits_for_ever(
 def test_small_ops_of_many_buckets_fill_the_batch_in_rows():
     due = dict.fromkeys(range(20), 0)
 
-    counts = Pace(SETTINGS, MemoryLog()).counts(dict.fromkeys(due, START), due)
+    counts = Pace(SETTINGS, MemoryLog()).counts(dict.fromkeys(due, START), due, 1000)
 
     assert counts == dict.fromkeys(due, SETTINGS.max_bytes // (20 * BIG_BYTES))
-    assert Pace(SETTINGS, MemoryLog()).counts({}, due) == {}
+    assert Pace(SETTINGS, MemoryLog()).counts({}, due, 1000) == {}
 
 
 @pytest.mark.parametrize("most", [1, 49, 500])

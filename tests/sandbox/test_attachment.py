@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 from pydal import DAL, Field
@@ -32,8 +35,16 @@ def db(box: Sandbox, tmp_path: Any) -> Iterator[Any]:
     db.define_table("sale", Field("customer", "integer", notnull=True), Field("qty", "integer"))
     db.define_table("odd", Field("name"))
     db.define_table("auth_user", Field("email"))
+    db.define_table(
+        "loose",
+        Field("words", "text"),
+        Field("tags", "list:string"),
+        Field("config", "json"),
+        Field("money", "decimal(10,2)"),
+    )
     pipeline.define_tables(db)
     pipeline.attach(db.item)
+    pipeline.attach(db.loose)
     pipeline.attach(db.sale)
     yield db
     db.close()
@@ -121,7 +132,80 @@ def test_a_whole_number_is_a_text_of_its_digits_as_pydal_stores_it(box: Sandbox,
     box.drain()
     assert [(row["name"], row["note"]) for row in box.rows("item")] == [("1024", f"{row_id:d}")]
     with pytest.raises(BadValue, match=r"item\.name"):
-        db.item.insert(name=True)
+        pipeline.enqueue_insert(db.item, name=1024, qty=1)
+
+
+MOMENT = datetime(2024, 5, 1, 9, 30, 0, 7)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "stored"),
+    [
+        ("words", "caf\u00e9".encode(), "caf\u00e9"),
+        ("words", bytearray(b"ab"), "ab"),
+        ("words", 1.5, "1.5"),
+        ("words", Decimal("1.10"), "1.10"),
+        ("words", True, "True"),
+        ("words", date(2024, 5, 1), "2024-05-01"),
+        ("words", MOMENT, "2024-05-01 09:30:00.000007"),
+        ("words", time(9, 30), "09:30:00"),
+        ("words", UUID(int=5), str(UUID(int=5))),
+        ("tags", [7, 1.5, "a|b", Decimal("2.50")], ["7", "1.5", "a|b", "2.50"]),
+        ("tags", 7, ["7"]),
+        (
+            "config",
+            {"a": Decimal("1.50"), "b": [MOMENT, date(2024, 5, 1)]},
+            {"a": "1.50", "b": ["2024-05-01 09:30:00", "2024-05-01"]},
+        ),
+        ("config", (1, (2,)), [1, [2]]),
+        ("money", Decimal(10) / 3, 3.33),
+        ("money", Decimal("-2.345"), -2.35),
+        ("money", 2.675, 2.68),
+        ("money", "0.005", 0.01),
+    ],
+)
+def test_what_pydal_stores_without_loss_is_stored_on_an_attached_table_and_refused_by_an_explicit_call(
+    box: Sandbox, db: Any, field: str, value: Any, stored: Any
+):
+    row_id = db.loose.insert(**{field: value})
+    changed = db.loose.insert()
+    db(db.loose.id == changed).update(**{field: value})
+
+    box.drain()
+
+    assert {row["id"]: row[field] for row in box.rows("loose")} == {row_id: stored, changed: stored}
+    with pytest.raises(BadValue, match=f"loose.{field}"):
+        pipeline.enqueue_insert(db.loose, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("words", b"\xff", "not UTF-8"),
+        ("words", [1], "send a str"),
+        ("words", {"a": 1}, "send a str"),
+        ("tags", [b"ab"], "send bytes"),
+        ("tags", 0, "empty list"),
+        ("tags", [None], "send a str"),
+        ("config", {1: 2}, "JSON must be made of"),
+        ("config", {"s"}, "JSON must be made of"),
+        ("config", float("nan"), "JSON must be made of"),
+        ("config", [MOMENT.replace(tzinfo=timezone(timedelta(hours=2)))], "time zone"),
+        ("money", Decimal("NaN"), "NaN"),
+        ("money", Decimal("123456789.00"), "cannot hold all its digits"),
+    ],
+)
+def test_what_pydal_would_bend_is_refused_on_an_attached_table(box: Sandbox, db: Any, field: str, value: Any, why: str):
+    with pytest.raises(BadValue, match=why):
+        db.loose.insert(**{field: value})
+
+
+def test_a_condition_is_never_rounded(box: Sandbox, db: Any):
+    row_id = db.loose.insert(money=Decimal("3.33"))
+    box.drain()
+
+    with pytest.raises(BadValue, match="cannot hold all its digits"):
+        db((db.loose.id == row_id) & (db.loose.money == Decimal("3.333"))).update(words="changed")
 
 
 def test_the_shortcuts_of_pydal_see_success(box: Sandbox, db: Any):

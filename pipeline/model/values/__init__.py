@@ -47,8 +47,9 @@ def checker(table: str, column: Column) -> Checker:
 def lenient(table: str, column: Column) -> Checker:
     """Return a `checker` that bends as pyDAL does where nothing that matters is lost.
 
-    Moments are cut to what the column holds, for `default=request.now` has microseconds. A whole number is the text of
-    its digits. Blank items of a list are left out, since pyDAL drops them on reading.
+    Moments are cut to what the column holds, for `default=request.now` has microseconds. Numbers, moments, UUIDs and
+    UTF-8 bytes are texts where the column is a text. Blank items of a list are left out, since pyDAL drops them on
+    reading. A decimal is not rounded: the value may be part of a condition; see `numbers.rounded`.
 
     Args:
         table: the table's name, for messages.
@@ -214,7 +215,7 @@ _CONVERTERS: Mapping[str, Callable[[Column, bool], Checker]] = {
     "string": texts.string,
     "text": lambda column, cut: texts.plain(cut),
     "blob": lambda column, cut: texts.blob,
-    "json": lambda column, cut: texts.json_text,
+    "json": lambda column, cut: texts.json_text(cut),
     "date": lambda column, cut: moments.day(cut),
     "time": lambda column, cut: moments.clock_time(cut),
     "datetime": lambda column, cut: moments.moment(cut),

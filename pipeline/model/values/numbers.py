@@ -10,7 +10,7 @@ import operator
 import re
 import sys
 from collections.abc import Callable
-from decimal import Context, Decimal, Inexact, InvalidOperation
+from decimal import ROUND_HALF_UP, Context, Decimal, Inexact, InvalidOperation
 
 from pipeline.errors import Refused
 from pipeline.model.schema import Column
@@ -26,6 +26,8 @@ RANGES = {
 FLOAT_DIGITS = 6
 #: The range of normal IEEE 754 singles, to six digits.
 FLOAT_RANGE = (1.17550e-38, 3.40282e38)
+#: DECIMAL has up to 65 digits.
+_WIDEST = Context(prec=65)
 _WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,400}(\.[0-9]{0,400})?|\.[0-9]{1,400})([eE][+-]?[0-9]{1,3})?")
 
@@ -78,6 +80,23 @@ def decimal(column: Column) -> Callable[[object], str]:
         return format(fitted if fitted else abs(fitted), "f")
 
     return convert
+
+
+def rounded(type_: str, value: object) -> object:
+    """Return a value for a decimal column with the digits that MySQL keeps: a half is rounded away from zero.
+
+    What is no finite number, or too large, comes back as it is.
+
+    Args:
+        type_: pyDAL's, such as `decimal(10,2)`.
+        value: what pyDAL would write.
+    """
+    unit = Decimal(1).scaleb(-Column("", type_).digits[1])
+    try:
+        number = _decimal(value)
+        return number.quantize(unit, ROUND_HALF_UP, _WIDEST) if number.is_finite() else value
+    except (Refused, InvalidOperation):
+        return value
 
 
 def _whole(value: object) -> int:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Callable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from pipeline.errors import Refused
 from pipeline.model.schema import Column
@@ -23,6 +26,10 @@ LAZY_TEXTS = frozenset({"lazyT", "LazyCrypt"})
 #: pyDAL stores as True.
 BOOLEANS = {"T": True, "True": True, "true": True, "1": True, "on": True}
 BOOLEANS |= {"F": False, "False": False, "false": False, "0": False}
+#: What pyDAL stores as its `str` where the column is a text: the text says all of it.
+_PRINTED = frozenset((bool, int, float, Decimal, date, datetime, time, UUID))
+#: pyDAL writes of a moment within JSON what this many characters hold: no microseconds, no time zone.
+JSON_MOMENT = len("2024-05-01 09:30:00")
 #: pyDAL puts this beside a `|` at an item's end, and strips it there on reading.
 UNIT_SEPARATOR = "\x1f"
 
@@ -42,27 +49,39 @@ def text(value: object) -> str:
     return plain
 
 
-def plain(digits: bool) -> Callable[[object], str]:
+def plain(printed: bool) -> Callable[[object], str]:
     """Return the converter of a text column.
 
     Args:
-        digits: whether a whole number is taken, as the text of its digits.
+        printed: whether numbers, moments, UUIDs and UTF-8 bytes are taken as pyDAL takes them: as their text.
     """
-    return _or_digits if digits else text
+    return _printed if printed else text
 
 
-def _or_digits(value: object) -> str:
-    return int.__repr__(value) if isinstance(value, int) and not isinstance(value, bool) else text(value)
+def _printed(value: object) -> str:
+    if isinstance(value, bytes | bytearray):
+        try:
+            return bytes(value).decode()
+        except UnicodeDecodeError:
+            raise Refused(value, "these bytes are not UTF-8, so no text; declare the field 'blob'") from None
+    return _printed_item(value)
 
 
-def string(column: Column, digits: bool) -> Callable[[object], str]:
+def _printed_item(value: object) -> str:
+    """Return the text of a list's item: to pyDAL bytes in a list are the text of their repr, so they are refused."""
+    if type(value) in _PRINTED:
+        return str(value)
+    return int.__repr__(value) if isinstance(value, int) else text(value)  # a Reference is its id
+
+
+def string(column: Column, printed: bool) -> Callable[[object], str]:
     """Return the converter of a string, password or upload column.
 
     Args:
         column: its `length` limits the text, in characters.
-        digits: whether a whole number is taken, as the text of its digits.
+        printed: as for `plain`.
     """
-    longest, to_text = column.length, plain(digits)
+    longest, to_text = column.length, plain(printed)
 
     def convert(value: object) -> str:
         plain = to_text(value)
@@ -96,14 +115,41 @@ def boolean(value: object) -> bool:
     return known
 
 
-def json_text(value: object) -> str:
-    """Convert *value* to the JSON text that pyDAL stores; a str is a JSON string, as it is for pyDAL.
+def json_text(printed: bool) -> Callable[[object], str]:
+    """Return the converter of a json column: to the JSON text that pyDAL stores; a str is a JSON string.
 
     What JSON would bend (a tuple, a date, a key that is no str) is refused: a read must give what was sent.
+
+    Args:
+        printed: whether tuples, Decimals and moments are taken as pyDAL takes them; a key is a str all the same.
     """
+    return (lambda value: _json(value, _json_part)) if printed else _exact_json
+
+
+def _exact_json(value: object) -> str:
+    return _json(value, lambda same: same)
+
+
+def _json_part(value: object) -> object:
+    """Return a part of JSON as pyDAL writes it: a Decimal as its text, a moment without microseconds."""
+    if isinstance(value, dict):
+        return {key: _json_part(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_part(part) for part in value]
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, datetime | time) and value.tzinfo is not None and value.utcoffset() != timedelta():
+        raise Refused(value, "pyDAL drops its time zone within JSON; send value.isoformat()")
+    if isinstance(value, date | time):
+        return value.isoformat()[:JSON_MOMENT].replace("T", " ")
+    return value
+
+
+def _json(value: object, part: Callable[[object], object]) -> str:
     try:
-        plain = json.dumps(value, allow_nan=False)
-        exact = json.loads(plain) == value
+        given = part(value)
+        plain = json.dumps(given, allow_nan=False)
+        exact = json.loads(plain) == given
     except (TypeError, ValueError, RecursionError):
         exact = False
     if not exact:
@@ -117,12 +163,15 @@ def items(column: Column, no_blanks: bool = False) -> Callable[[object], list[An
 
     Args:
         column: of a `list:` type.
-        no_blanks: whether blank items are left out; else they are refused.
+        no_blanks: whether blank items are left out, and items are taken as `plain` takes texts, bytes aside; else
+            they are refused.
     """
-    convert_item = _item(column)
+    convert_item = _item(column, no_blanks)
 
     def convert(value: object) -> list[Any]:
         given = value if isinstance(value, list | tuple) else [value]
+        if no_blanks and given is not value and not value and not isinstance(value, str):
+            raise Refused(value, "pyDAL stores an empty list for it; send a list")
         return [convert_item(item) for item in given if not (no_blanks and is_blank(item))]
 
     return convert
@@ -133,9 +182,9 @@ def is_blank(item: object) -> bool:
     return isinstance(item, str) and not item.strip()
 
 
-def _item(column: Column) -> Callable[[object], object]:
+def _item(column: Column, printed: bool) -> Callable[[object], object]:
     if column.kind == "list:string":
-        return _string_item
+        return (lambda value: _string_item(_printed_item(value))) if printed else _string_item
     return numbers.whole(Column(column.name, "bigint" if column.kind == "list:integer" else "reference"))
 
 

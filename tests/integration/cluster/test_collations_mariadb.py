@@ -88,7 +88,7 @@ def test_texts_that_the_column_takes_for_equal_share_a_bucket(session: NodeSessi
     create(session, schema, collation)
 
     assert split_keys(session, column, some_texts(MANY, latin="latin1" in collation)) == []
-    assert columns.refused(session, schema, topology()) is None
+    assert columns.unusable(session, schema, topology()) is None
 
 
 @pytest.mark.parametrize("collation", LOOSE)
@@ -96,7 +96,7 @@ def test_a_column_whose_equal_texts_are_in_several_buckets_is_refused_by_name(se
     schema = TableSchema("keyed", (Column("id", "id"), KINDS[0]))
     create(session, schema, collation)
 
-    refused = columns.refused(session, schema, topology())
+    refused = columns.unusable(session, schema, topology())
 
     assert split_keys(session, KINDS[0], some_texts(FEW, latin="latin1" in collation))
     assert refused is not None
@@ -110,4 +110,4 @@ def test_only_a_text_by_which_rows_are_spread_needs_that(session: NodeSession):
     create(session, schema, "utf8mb4_general_ci")
 
     for rules in ({"shard_key": "n"}, {"shard_key": "flag"}, {"shard_key": None}):
-        assert columns.refused(session, schema, topology(**rules)) is None
+        assert columns.unusable(session, schema, topology(**rules)) is None

@@ -281,13 +281,26 @@ def test_a_value_that_the_column_cannot_hold_exactly_is_refused_by_name(
         lambda: op_builder.insert(db.purchase, {"customer": 7, field: value}),
         lambda: op_builder.update(db.purchase.customer == 7, None, {field: value}),
     ]
-    if field not in ("at", "day"):  # moments of a query are cut, and those in UTC are taken
+    # moments of a query are cut, those in UTC are taken, and bytes of UTF-8 are the text that pyDAL compares with
+    if field not in ("at", "day") and not isinstance(value, bytes):
         calls.append(lambda: op_builder.delete((db.purchase.customer == 7) & (db.purchase[field] == value), None))
     for call in calls:
         with pytest.raises(BadValue, match=advice) as raised:
             call()
         assert str(raised.value).startswith(f"purchase.{field} ")
         assert not raised.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [("caf\u00e9".encode(), "caf\u00e9"), (1.5, "1.5"), (True, "True"), (7, "7")]
+)
+def test_a_text_in_a_query_is_what_pydal_compares_with(db: Any, op_builder: OpBuilder, value: object, text: str):
+    made = op_builder.delete((db.purchase.customer == 7) & (db.purchase.note == value), None)
+
+    note = op_builder.plan(db.purchase).compiled.column_of["note"]
+    assert made.op.where[2] == ["=", note, text]
+    with pytest.raises(BadValue, match="bytes"):
+        op_builder.delete((db.purchase.customer == 7) & (db.purchase.note == b"\xff"), None)
 
 
 def test_a_moment_in_a_query_is_cut_as_pydal_cuts_it(db: Any, op_builder: OpBuilder):
