@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,8 +52,8 @@ TRACKER = Application(
 class Person:
     """Somebody at the tracker's page; what each step has shown."""
 
-    def __init__(self, page: Any, base: str, name: str):
-        self._page, self._steps = page, 1
+    def __init__(self, page: Any, base: str, name: str, settle: Callable[[], None]):
+        self._page, self._steps, self._settle = page, 1, settle
         self.seen: list[str] = []
         page.goto(f"{base}/index")
         self._shown()
@@ -90,15 +90,17 @@ class Person:
         self._shown(1)
 
     def _shown(self, more: int = 0) -> None:
+        """Keep what the page shows after a step, and let the next one begin once all is applied."""
         self._steps += more
         self._page.wait_for_function(f"window.steps === {self._steps}")
         self.seen.append(self._page.inner_text("main"))
+        self._settle()
 
 
-def before(base: str, browser: Any) -> list[str]:
+def before(base: str, browser: Any, settle: Callable[[], None]) -> list[str]:
     """What is there when the application moves."""
     with visitor(browser) as page:
-        ada = Person(page, base, "ada")
+        ada = Person(page, base, "ada", settle)
         ada.post("projects", name="Old")
         ada.click("Old")
         ada.open("An old one", "Old")
@@ -107,10 +109,10 @@ def before(base: str, browser: Any) -> list[str]:
     return ada.seen
 
 
-def track(base: str, browser: Any) -> list[str]:
+def track(base: str, browser: Any, settle: Callable[[], None]) -> list[str]:
     """What is done after it has moved."""
     with visitor(browser) as hers, visitor(browser) as his:
-        ada, bob = Person(hers, base, "ada"), Person(his, base, "bob")
+        ada, bob = Person(hers, base, "ada", settle), Person(his, base, "bob", settle)
         ada.post("projects", name="New")
         bob.click("Old")
         bob.at("An old one", "vote")
@@ -148,7 +150,7 @@ def tracked(ground: Ground, browser: Any, folder: Path, kinds: dict[str, int], p
     with serving(folder, python) as site:
         for kind, copy in copies.items():
             ground.spread_ids("s0", copy.name)
-            seen[kind] = before(f"{site.url}/{copy.name}", browser)
+            seen[kind] = before(f"{site.url}/{copy.name}", browser, copy.settle)
     for kind, shards in kinds.items():
         if shards:
             copies[kind].adopt(shards)
@@ -157,7 +159,7 @@ def tracked(ground: Ground, browser: Any, folder: Path, kinds: dict[str, int], p
         for kind, copy in copies.items():
             if kinds[kind]:
                 copy.begin()
-            seen[kind] += track(f"{site.url}/{copy.name}", browser)
+            seen[kind] += track(f"{site.url}/{copy.name}", browser, copy.settle)
     return {kind: Tracked(copy, seen[kind]) for kind, copy in copies.items()}
 
 

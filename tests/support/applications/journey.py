@@ -7,7 +7,7 @@ copies of an application are alike if, and only if, the ids of one map to those 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import unified_diff
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -36,6 +36,9 @@ class Journey:
 
     def __init__(self, site: Any, base: str):
         self._site, self._base = site, base
+        self._last = ""
+        #: Called when it is another user's turn: a page waits for its own user's writes, and for nobody else's.
+        self.settle: Callable[[], None] = lambda: None
         self._users: dict[str, Browser] = {}
         self._ids: dict[str, int] = {}
         self.pages: list[Page] = []
@@ -57,6 +60,9 @@ class Journey:
         return self._seen(who, path, self._user(who).post(path, fields, **more))[0]
 
     def _user(self, who: str) -> Browser:
+        if who != self._last:
+            self.settle()
+            self._last = who
         if who not in self._users:
             self._users[who] = self._site.browser(self._base, tickets=True)
         return self._users[who]

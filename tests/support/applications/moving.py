@@ -91,13 +91,17 @@ class Moving:
         run("check", "--config", str(self.config))
         ready()
 
-    def copy(self) -> Copy:
-        """Return all rows, once everything that was queued is applied."""
+    def settle(self) -> None:
+        """Wait until everything that was queued is applied."""
         if self.config.exists():
             with closing(Client(self.config)) as client:
                 for table in self.application.model.keys:
                     if not table.startswith("auth_"):
                         client.barrier(table, 60)
+
+    def copy(self) -> Copy:
+        """Return all rows, once everything that was queued is applied."""
+        self.settle()
         places = [(shard, self.name) for shard in self.shards]
         return Copy(self.ground, self.application.model, places, self.references)
 
@@ -144,6 +148,7 @@ class Placed(Moving):
         self._ask()
         model.write_text(wide)
         self.begin()
+        self.journey.settle = self.settle
 
     def _ask(self) -> None:
         self._site.browser().get(f"/{self.name}/default/index")
