@@ -160,10 +160,10 @@ class CallersDAL:
     def _own(self, table: Any) -> Any:
         """Return the shared DAL's table for one of the caller's, with what the caller's fields do."""
         name = table._tablename
-        if table._db is self._db:
+        if self._tables.is_own(table):
             return self._bound.get(name, table)
         if name not in self._bound:
-            self._bound[name] = self._tables.bound(table)
+            self._bound[name] = self._tables.bound(table, self)
         return self._bound[name]
 
 

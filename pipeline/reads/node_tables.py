@@ -97,7 +97,7 @@ class NodeTables:
         self.callers.onward = onward
         met = self.callers.tables
         for table in tables:
-            if table._db is not self._db:
+            if not self.is_own(table):
                 met[table._tablename] = table
             elif real_name(table) in onward.db.tables:
                 met.pop(table._tablename, None)  # of an earlier request, perhaps
@@ -113,7 +113,7 @@ class NodeTables:
         Args:
             table: of the caller's DAL; one of the node's own comes back as it is.
         """
-        if table._db is self._db:
+        if self.is_own(table):
             return table
         self.callers.tables[table._tablename] = table
         met = self._met.get(id(table))
@@ -127,15 +127,21 @@ class NodeTables:
         self._met[id(table)] = (weakref.ref(table), own)
         return own
 
-    def bound(self, table: Any) -> Any:
+    def is_own(self, table: Any) -> bool:
+        """Return whether a table is one of this node's, bound or not."""
+        return table._db is self._db or _CALLERS in vars(table)
+
+    def bound(self, table: Any, db: Any) -> Any:
         """Return this node's own table for a table of the caller's DAL, with what the caller's fields do.
 
         Args:
             table: of the caller's DAL.
+            db: the DAL that has such tables by their names: web2py's grids take a table's DAL, and ask it for the table.
         """
         own = self.table(table)
         made = copy.copy(own)
         its = vars(made)
+        its["_db"] = db
         for field in own:
             its[field.name] = table[field.name].clone(type=field.type, _itype=field._itype)
             its[field.name].bind(made)
@@ -252,7 +258,7 @@ class NodeTables:
 
     def _callers_own(self, fields: Sequence[Any]) -> list[Any]:
         return [
-            self._callers_field(field) if kind_of(field) == "Field" and field._db is self._db else field
+            self._callers_field(field) if kind_of(field) == "Field" and self.is_own(field._table) else field
             for field in fields
         ]
 
@@ -262,7 +268,7 @@ class NodeTables:
 
     def _lead_on(self, row_id: int, table: Any, row: Any) -> None:
         """Give a row what changes it, which a node refuses, and the rows that refer to it."""
-        own = table if table._db is self._db else self._db[table._dalname]
+        own = table if self.is_own(table) else self._db[table._dalname]
         onward = self.callers.onward
         self._add_operators(row_id, own, row)
         if onward is not None and onward.near is not None:

@@ -140,3 +140,17 @@ def test_what_the_primarys_dal_writes_is_stamped_by_the_present_request(box: San
         pdb.rollback()
 
     assert stamps == ["Ada", "Bob"]
+
+
+def test_a_grid_that_asks_a_tables_dal_for_the_table_gets_the_present_requests(rows: Any):
+    (ada, _), (bob, _) = rows["Ada"], rows["Bob"]
+    for user, owner, hidden in (("Ada", ada, bob), ("Bob", bob, ada)):
+        db = model(user)
+        with pipeline.read(db.item, shard_key=owner) as node:
+            table = node.item
+            its = table._db
+            found = its(its[table._tablename].id > 0, ignore_common_filters=None).select(its.item.ALL, orderby=table.id)
+
+            assert its["item"] is table
+            assert {row.owner for row in found} == {owner}
+            assert its(its.item.owner == hidden).isempty()

@@ -47,7 +47,7 @@ def test_where_no_primary_answers_the_door_the_workers_reject_it_with_the_databa
     def away(*arguments: Any) -> str:
         raise ShardUnavailable("s0", "on purpose")
 
-    monkeypatch.setattr("pipeline.shard.columns.id_type", away)
+    monkeypatch.setattr("pipeline.shard.columns.columns_of", away)
 
     receipt = client.enqueue_insert(narrow, n=1)
 
