@@ -136,7 +136,7 @@ class NodeTables:
 
         Args:
             table: of the caller's DAL.
-            db: the DAL that has such tables by their names: web2py's grids take a table's DAL, and ask it for the table.
+            db: has such tables by their names. web2py's grids take a table's DAL, and ask it for the table.
         """
         own = self.table(table)
         made = copy.copy(own)

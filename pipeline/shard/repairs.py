@@ -106,12 +106,13 @@ def add_foreign_key(table: str, name: str, own: Iterable[str], parent: str, thei
     )
 
 
-def add_key(table: str, column: str, via: str, parent: str, parent_id: str, parent_column: str) -> list[str]:
+def add_key(table: str, column: str, kind: str, via: str, parent: str, parent_id: str, parent_column: str) -> list[str]:
     """Add a shard key to a table, filled from the rows that its rows refer to, and index it.
 
     Args:
         table: the table that gets the key.
         column: the name of the key.
+        kind: its type, as SQL.
         via: the column of *table* that refers to the parent.
         parent: the table referred to.
         parent_id: the column that *via* refers to.
@@ -119,7 +120,7 @@ def add_key(table: str, column: str, via: str, parent: str, parent_id: str, pare
     """
     own, key = _table(table), _quote(column)
     return [
-        f"ALTER TABLE {own} ADD COLUMN {key} BIGINT",
+        f"ALTER TABLE {own} ADD COLUMN {key} {kind}",
         f"UPDATE {own} JOIN {_table(parent)} ON {own}.{_quote(via)} = {_table(parent)}.{_quote(parent_id)}"
         f" SET {own}.{key} = {_table(parent)}.{_quote(parent_column)}",
         f"CREATE INDEX {_quote(index_name(table, 'ix', (column,)))} ON {own} ({key})",

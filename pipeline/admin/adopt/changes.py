@@ -6,6 +6,7 @@ altered, keys on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
@@ -259,13 +260,22 @@ def _id_fixes(table: CatalogTable) -> Iterator[str]:
 
 def _key_fixes(case: Case) -> dict[str, list[str]]:
     """Return by table what gives it the shard key that it lacks, parents before children."""
-    found = {}
+    found, kinds = {}, dict[str, str]()
     for table, column, via in case.guess.added:
         parent = case.catalog.tables[via.parent]
         source = case.guess.tables[via.parent].shard_key
         if parent.id and source:
-            found[table] = repairs.add_key(table, column, via.column, via.parent, parent.id, source)
+            there = parent.columns.get(source)
+            kinds[table] = kind = _key_kind(there.type) if there else kinds.get(via.parent, "BIGINT")
+            found[table] = repairs.add_key(table, column, kind, via.column, via.parent, parent.id, source)
     return found
+
+
+def _key_kind(kind: str) -> str:
+    """Return the type of a copy of a shard key."""
+    if "int" in kind.lower():
+        return "BIGINT"
+    return f"{kind.upper()} {EXACT}" if re.match(r"(?i)(var)?char|\w*text", kind) else kind
 
 
 def _widened(table: CatalogTable, column: str, kind: str) -> str:
