@@ -128,9 +128,6 @@ def one(ground: Ground, site: Site) -> Placed:
     return copy
 
 
-REQUEST = "a read of a table with list:reference fails, and rows have the virtual fields of the first request"
-
-
 @pytest.mark.parametrize("place", ["auth_permission.record_id", "bookmark.page_id", "remark.page"])
 def test_each_column_that_holds_ids_is_named_before(one: Placed, place: str) -> None:
     assert [finding["what"] for finding in one.must if finding["place"] == place and "int(11)" in finding["what"]]
@@ -155,12 +152,10 @@ def two(ground: Ground, site: Site) -> Placed:
     return copy
 
 
-@pytest.mark.xfail(reason=REQUEST, raises=pytest.fail.Exception)
 def test_on_two_shards_each_row_is_that_of_the_plain_copy(plain: Placed, two: Placed) -> None:
     nothing_differs(differing_rows(plain.copy(), two.copy()))
     assert two.refused == []
 
 
-@pytest.mark.xfail(reason=REQUEST, raises=pytest.fail.Exception)
 def test_on_two_shards_each_page_is_that_of_the_plain_copy(plain: Placed, two: Placed) -> None:
     nothing_differs(differing_pages(plain.journey.pages, two.journey.pages))
