@@ -31,7 +31,7 @@ test: export HYPOTHESIS_PROFILE = thorough
 test: system $(READY) $(READY3)  ## everything: real MariaDB, real Redis, real workers killed with SIGKILL
 	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) tests/pure tests/parts tests/model tests/storm/test_judge.py tests/storm/test_sandbox_storm.py tests/sandbox tests/contract
 	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/integration tests/storm/test_server_storm.py
-	$(IN_MEMORY) $(BIN)/python -m pytest -q tests/applications
+	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/applications
 	$(BIN)/python -m pytest $(BY_FILE) tests/crash
 	$(IN_MEMORY) $(VENV3)/bin/python -m pytest $(AT_ONCE) -q tests/pure/dal tests/sandbox tests/contract/shard
 

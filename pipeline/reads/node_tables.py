@@ -97,7 +97,7 @@ class NodeTables:
         self.callers.onward = onward
         met = self.callers.tables
         for table in tables:
-            if not self.is_own(table):
+            if table._db is not self._db and _CALLERS not in vars(table):  # as `is_own`, once per read
                 met[table._tablename] = table
             elif real_name(table) in onward.db.tables:
                 met.pop(table._tablename, None)  # of an earlier request, perhaps
@@ -113,7 +113,7 @@ class NodeTables:
         Args:
             table: of the caller's DAL; one of the node's own comes back as it is.
         """
-        if self.is_own(table):
+        if table._db is self._db or _CALLERS in vars(table):  # as `is_own`, once per read
             return table
         self.callers.tables[table._tablename] = table
         met = self._met.get(id(table))
