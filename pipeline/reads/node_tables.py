@@ -268,7 +268,8 @@ class NodeTables:
 
     def _lead_on(self, row_id: int, table: Any, row: Any) -> None:
         """Give a row what changes it, which a node refuses, and the rows that refer to it."""
-        own = table if self.is_own(table) else self._db[table._dalname]
+        near = table._db is self._db or _CALLERS in vars(table)  # as `is_own`, once per row
+        own = table if near else self._db[table._dalname]
         onward = self.callers.onward
         self._add_operators(row_id, own, row)
         if onward is not None and onward.near is not None:
