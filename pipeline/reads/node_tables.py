@@ -141,10 +141,11 @@ class NodeTables:
         own = self.table(table)
         made = copy.copy(own)
         its = vars(made)
-        its["_db"] = db
         for field in own:
             its[field.name] = table[field.name].clone(type=field.type, _itype=field._itype)
             its[field.name].bind(made)
+            its[field.name].db = its[field.name]._db = db  # not before: pyDAL asks for what a reference refers to
+        its["_db"] = db
         its["_id"] = its[own._id.name]
         if "id" in its:
             its["id"] = made._id

@@ -154,3 +154,13 @@ def test_a_grid_that_asks_a_tables_dal_for_the_table_gets_the_present_requests(r
             assert its["item"] is table
             assert {row.owner for row in found} == {owner}
             assert its(its.item.owner == hidden).isempty()
+
+
+def test_a_table_that_refers_to_itself_is_bound(box: Sandbox):
+    db = model("Ada")
+    db.define_table("node", Field("up", "reference node"), Field("name"))
+    pipeline.define_tables(db)
+
+    with pipeline.read(db.item, shard_key=7) as node:
+        assert node._own(db.node)._db is node
+        assert node._own(db.node).up.referenced_table() is node._own(db.node)
