@@ -120,7 +120,7 @@ class Observer:
         heads = self._log.read(behind, dict.fromkeys(behind, 1)) if behind else {}
         sent_ms = [at_ms for entries in heads.values() for entry in entries if (at_ms := _sent_ms(entry)) is not None]
         oldest_ms = max(0, clock.wall_ms() - int(min(sent_ms))) if sent_ms else None
-        queue = Queue(sum(queued.values()), unseen, oldest_ms, len(self._log.dirty(shard)))
+        queue = Queue(sum(queued.values()), unseen, oldest_ms, self._log.dirty(shard))
         return _Queued(queue, behind, self._log.waits(shard))
 
     def _published(self, shard: str) -> dict[int, Position]:

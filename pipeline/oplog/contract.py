@@ -6,7 +6,7 @@ with `Waits` (see `waits`); what processes share beside the ops is `SharedState`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from pipeline.model.ids import Given
@@ -225,8 +225,8 @@ class Work(Entries, Waits, Protocol):
         """
         ...
 
-    def dirty(self, shard: str) -> Set[int]:
-        """Return the buckets that are marked dirty.
+    def dirty(self, shard: str) -> int:
+        """Return how many buckets are marked dirty.
 
         Args:
             shard: the shard's name.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from pipeline import clock
@@ -362,9 +362,9 @@ class MemoryWork(MemoryEntries):
             dirty = self._server.dirty.get(shard, {})
             dirty |= {bucket: self.now_ms() + delay_ms for bucket in buckets if bucket in dirty}
 
-    def dirty(self, shard: str) -> Set[int]:
+    def dirty(self, shard: str) -> int:
         with self._lock:
-            return set(self._server.dirty.get(shard, ()))
+            return len(self._server.dirty.get(shard, {}))
 
 
 class MemoryLog(MemoryAppends, MemoryWork, MemoryWaits, MemorySharedState):

@@ -7,7 +7,7 @@ a hash of texts by their hashes, and one of hashes by table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -262,10 +262,9 @@ class RedisWork(RedisEntries):
             seconds, micros = self._client.time()
         self._rest(shard, "XX", seconds * 1000 + micros // 1000 + delay_ms, buckets)
 
-    def dirty(self, shard: str) -> Set[int]:
+    def dirty(self, shard: str) -> int:
         with translated():
-            found: Any = self._client.zrange(self.keys.dirty(shard), 0, -1)
-            return set(map(int, found))
+            return int(self._client.zcard(self.keys.dirty(shard)))
 
     def _rest(self, shard: str, which: str, until_ms: int, buckets: Iterable[int]) -> None:
         pairs = [word for bucket in buckets for word in (until_ms, bucket)]
