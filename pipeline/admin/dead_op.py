@@ -114,7 +114,7 @@ def edit(
     found = _one(pipeline, place, shard)
     primary = pipeline.nodes.primary(found.shard)
     with primary.translated(), primary.transaction():
-        replays.lock_buckets(primary, [place[0]])
+        ledger.lock_buckets(primary, [place[0]])
         again = replays.ops_where(primary, Where((place,)).sql(set_aside.ASIDE))
         op = _decoded(DeadOp(found.shard, again[0])) if again else None
         if op is None:

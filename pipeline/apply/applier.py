@@ -65,8 +65,8 @@ class Applier(ShardTurns):
         self._early = 0
         #: Whether ops need ops of other buckets, so that the oldest of all buckets are applied together: until all is.
         self._whole = False
-        #: Whether the log went away in the last turn: what that turn noted, and could not take back, means nothing.
-        self._log_failed = False
+        #: Whether what the last turn noted means nothing: the log went away, or the turn was given up for a whole one.
+        self._void = False
 
     def apply(self, bell: Bell | SilentBell | None = None) -> Outcome:
         """Apply one batch of what is due. Never raises for a fault that a retry may cure.
@@ -89,9 +89,9 @@ class Applier(ShardTurns):
             if bell is not None and len(due) > limit:
                 bell.ring_now(self.shard, len(due))
             early = self._early
-            take = Take(due, whole=self._whole, hurried=not self._whole, again=self._log_failed)
+            take = Take(due, whole=self._whole, again=self._void)
             outcome = self._turn(take, started)
-            self._failures, self._log_failed = 0, outcome.crossed
+            self._failures, self._void = 0, outcome.crossed
             self._whole |= outcome.crossed
             if self._early == early:
                 self._early = 0
@@ -103,7 +103,7 @@ class Applier(ShardTurns):
                 outcome.ring = True
         except Unavailable as error:
             self._failures += 1
-            self._log_failed = isinstance(error, LogUnavailable)
+            self._void = isinstance(error, LogUnavailable)
             self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
             reason = WaitReason("database", self.shard, self.shard, str(error))
             note_waits(self._log, self.shard, dict.fromkeys(due, reason), {})

@@ -50,7 +50,7 @@ class Pace:
         elif rows >= self.rows * 0.8:
             self.rows = min(self._settings.max_rows, self.rows + FIRST_ROWS // 2)
 
-    def counts(self, after: Mapping[int, Position], largest_bytes: Mapping[int, int], rows: int = 0) -> dict[int, int]:
+    def counts(self, after: Mapping[int, Position], largest_bytes: Mapping[int, int], rows: int) -> dict[int, int]:
         """Return how many entries to read of each bucket. Buckets for which there is no room are left out.
 
         What has been due for the longest time goes first: what is left out now comes first in the next batch.
@@ -58,10 +58,10 @@ class Pace:
         Args:
             after: of each bucket that is locked, its watermark.
             largest_bytes: of each due bucket the size of its largest op of late, 0 if none is large; the oldest first.
-            rows: how many in all; 0: as many as the pace says.
+            rows: how many in all.
         """
         order = [bucket for bucket in largest_bytes if bucket in after]
-        share = max(1, -(-(rows or self.rows) // max(1, len(order))))
+        share = max(1, -(-rows // max(1, len(order))))
         room = self._settings.max_bytes
         large = {bucket: after[bucket] for bucket in order if largest_bytes[bucket]}
         small = [bucket for bucket in order if bucket not in large]

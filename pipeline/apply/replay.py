@@ -238,7 +238,7 @@ class ReplayTransaction(ApplyTransaction):
         """Lock watermarks. To wait for a worker's batch says nothing about the ops that are to be replayed."""
         for _ in range(LOCK_TRIES):
             try:
-                replays.lock_buckets(self._session, buckets)
+                ledger.lock_buckets(self._session, buckets)
                 return
             except Exception as error:
                 if fault_of(error) is not Fault.LOCKED or passes_by_itself(error):

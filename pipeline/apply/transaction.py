@@ -84,7 +84,6 @@ class Take:
         ends: of each bucket that halts, the position behind which nothing is executed.
         early: of each bucket, the position of its first op that may be early, and why that waits.
         whole: whether it takes the oldest ops of all due buckets, or nothing where another worker holds some.
-        hurried: whether it is given up for one that is `whole` where an op may be early.
         again: whether an earlier try of this process failed in an orderly way, so that its notes mean nothing.
     """
 
@@ -95,7 +94,6 @@ class Take:
     ends: dict[int, Position] = field(default_factory=dict)
     early: dict[int, tuple[Position, WaitReason]] = field(default_factory=dict)
     whole: bool = False
-    hurried: bool = False
     again: bool = False
 
     @property
@@ -105,8 +103,8 @@ class Take:
 
     @property
     def patient(self) -> bool:
-        """Whether it goes on without the ops that may be early."""
-        return not self.hurried
+        """Whether it goes on without the ops that may be early; else it is given up for one that is `whole`."""
+        return self.whole or self.alone is not None
 
     @property
     def anew(self) -> bool:
@@ -213,7 +211,7 @@ class ApplyTransaction:
             blocked,
             self.stopped.tables(),
             self.stopped.room,
-            max(self.pace.rows, FIRST_ROWS) if take.whole else self.pace.rows,
+            self._rows(take),
             self._settings.max_bytes,
             waiting=waiting,
         )
@@ -269,7 +267,7 @@ class ApplyTransaction:
             take.noted = {b: take.alone for b, position in mine.items() if position == take.alone.after}
             counts = {bucket: self.pace.most(bucket, one.after, one.entries) for bucket, one in take.noted.items()}
         else:
-            rows = max(self.pace.rows, FIRST_ROWS) * OVER if take.whole else self.pace.rows
+            rows = self._rows(take) * (OVER if take.whole else 1)
             counts = self.pace.counts({b: after for b, after in mine.items() if b not in take.suspects}, take.due, rows)
             take.noted = {bucket: Attempt(mine[bucket], count) for bucket, count in counts.items()}
         self.step("read")
@@ -277,7 +275,11 @@ class ApplyTransaction:
         entries, earlier = self._log.read_noted(self.notes_at, after, counts, take.notes, anew=take.anew)
         take.suspect(earlier)
         entries = {bucket: found for bucket, found in entries.items() if bucket in take.noted}
-        return oldest(entries, counts, max(self.pace.rows, FIRST_ROWS)) if take.whole else entries
+        return oldest(entries, counts, self._rows(take)) if take.whole else entries
+
+    def _rows(self, take: Take) -> int:
+        """Return how many entries a transaction executes at most."""
+        return max(self.pace.rows, FIRST_ROWS) if take.whole else self.pace.rows
 
     def _limit(self, take: Take) -> None:
         self._session.limit_statements(min(TOGETHER_S, self._longest_s) if take.alone is None else self._longest_s)

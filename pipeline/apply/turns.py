@@ -191,7 +191,7 @@ class ShardTurns(ABC):
                 take.again = True
                 continue
             except Early as error:  # each time another bucket ends, or ends earlier: no try is used up
-                if take.hurried:
+                if not take.patient:
                     raise Crossed from error
                 take.early |= error.ops
                 take.again = True

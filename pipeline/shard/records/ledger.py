@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.model.op import Entry, Position
 from pipeline.shard.session import NodeSession
 
 #: The longest reason for which a node is unfit, characters: as wide as its column.
 MOST_WHY = 1000
+READ_MARKS = "SELECT bucket, epoch, seq, state FROM pipeline_watermarks"
 #: States of a bucket: applied; applied, and ops set aside hold rows; not applied behind a rejected op.
 ACTIVE, HOLDING, HALTED = "active", "holding", "halted"
 
@@ -85,11 +86,20 @@ def lock(session: NodeSession, buckets: Iterable[int], limit: int) -> dict[int, 
     """
     # from a random end, so that no bucket is always the last under a steady load
     order = random.choice(("", " DESC"))
-    found = session.rows(
-        f"SELECT bucket, epoch, seq, state FROM pipeline_watermarks WHERE bucket IN ({_list(buckets)})"
-        f" ORDER BY bucket{order} LIMIT {limit}{session.dialect.lock}"
+    which = f"bucket IN ({_list(buckets)}) ORDER BY bucket{order} LIMIT {limit}{session.dialect.lock}"
+    return marks_in(session.rows(f"{READ_MARKS} WHERE {which}"))
+
+
+def lock_buckets(session: NodeSession, buckets: Iterable[int]) -> dict[int, Mark]:
+    """Lock the watermarks of *buckets*; wait for a worker that holds one.
+
+    Args:
+        session: inside the transaction.
+        buckets: which to lock.
+    """
+    return marks_in(
+        session.rows(f"{READ_MARKS} WHERE bucket IN ({_list(buckets)}) ORDER BY bucket{session.dialect.hold}")
     )
-    return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
 
 
 def lock_all(session: NodeSession, buckets: Iterable[int]) -> dict[int, Mark]:
@@ -101,13 +111,10 @@ def lock_all(session: NodeSession, buckets: Iterable[int]) -> dict[int, Mark]:
         session: inside the apply transaction.
         buckets: which to lock.
     """
-    read = "SELECT bucket, epoch, seq, state FROM pipeline_watermarks WHERE bucket"
     [[lowest]] = session.rows("SELECT MIN(bucket) FROM pipeline_watermarks")
-    if not session.rows(f"{read} = {lowest}{session.dialect.lock}"):
+    if not session.rows(f"{READ_MARKS} WHERE bucket = {lowest}{session.dialect.lock}"):
         return {}
-    wait = session.dialect.lock.replace(" SKIP LOCKED", "")
-    found = session.rows(f"{read} IN ({_list(buckets)}) ORDER BY bucket{wait}")
-    return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
+    return lock_buckets(session, buckets)
 
 
 def marks(session: NodeSession) -> dict[int, Mark]:
@@ -116,8 +123,16 @@ def marks(session: NodeSession) -> dict[int, Mark]:
     Args:
         session: inside the apply transaction.
     """
-    found = session.rows("SELECT bucket, epoch, seq, state FROM pipeline_watermarks")
-    return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
+    return marks_in(session.rows(READ_MARKS))
+
+
+def marks_in(rows: Iterable[tuple[Any, ...]]) -> dict[int, Mark]:
+    """Return watermarks by their buckets.
+
+    Args:
+        rows: of `READ_MARKS`.
+    """
+    return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in rows}
 
 
 def move(session: NodeSession, marks: Mapping[int, Position]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pipeline.errors import NotMigrated
 from pipeline.model.op import Position
 from pipeline.shard.dialect import Dialect
-from pipeline.shard.records.ledger import LostRange, Mark, ops_in, sent_by, text_literal
+from pipeline.shard.records.ledger import READ_MARKS, LostRange, Mark, marks_in, ops_in, sent_by, text_literal
 from pipeline.shard.session import NodeSession
 
 
@@ -81,8 +81,7 @@ def marks_of(session: NodeSession, buckets: Iterable[int] | None = None) -> dict
         buckets: whose; None for all.
     """
     some = "" if buckets is None else f" WHERE bucket IN ({', '.join(map(str, buckets))})"
-    found = session.query(f"SELECT bucket, epoch, seq, state FROM pipeline_watermarks{some}")
-    return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
+    return marks_in(session.query(f"{READ_MARKS}{some}"))
 
 
 def positions_of(session: NodeSession) -> dict[int, Position]:

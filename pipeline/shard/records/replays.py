@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pipeline.model.op import Entry, Position
 from pipeline.shard.records import set_aside
-from pipeline.shard.records.ledger import ACTIVE, HALTED, HOLDING, Mark, Reject, text_literal
+from pipeline.shard.records.ledger import ACTIVE, HALTED, HOLDING, Reject, text_literal
 from pipeline.shard.records.set_aside import ASIDE, PARKED, WAITING
 from pipeline.shard.session import NodeSession
 
@@ -39,20 +39,6 @@ class Aside(NamedTuple):
     def place(self) -> Place:
         """Where the op is."""
         return self.entry.bucket, self.entry.position
-
-
-def lock_buckets(session: NodeSession, buckets: Iterable[int]) -> dict[int, Mark]:
-    """Lock the watermarks of *buckets*; wait for a worker that holds one.
-
-    Args:
-        session: inside the transaction.
-        buckets: which to lock.
-    """
-    found = session.rows(
-        "SELECT bucket, epoch, seq, state FROM pipeline_watermarks"
-        f" WHERE bucket IN ({', '.join(map(str, buckets))}) ORDER BY bucket{session.dialect.hold}"
-    )
-    return {bucket: Mark(Position(epoch, seq), state) for bucket, epoch, seq, state in found}
 
 
 def behind(session: NodeSession, bucket: int, chosen: Sequence[Position], most: int) -> dict[Place, frozenset[str]]:
