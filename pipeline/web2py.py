@@ -28,7 +28,6 @@ from typing import Any
 from gluon import current
 from gluon.sqlhtml import SQLFORM
 
-from pipeline import attachment
 from pipeline.attachment.forms import editing
 from pipeline.client import Client as Client
 from pipeline.dal.objects import real_name
@@ -102,8 +101,7 @@ class Pipeline:
         """
         watch_controllers()
         rules = self.request.client.topology.table(real_name(table))
-        own = attachment.reads_own(table, rules, reads or rules.reads or self._reads, self.mode)
-        self.request.attach(table, "own" if own else "next")
+        self.request.attach(table, reads or rules.reads or self._reads, self.mode)
 
     def __getattr__(self, name: str) -> Any:
         if name == "request":  # not made yet

@@ -11,8 +11,8 @@ from pipeline.admin.questions import ask_all
 from pipeline.admin.status import Queue, RedisStatus, ReplicaStatus, ShardStatus, Status, StatusNews, news_of, with_news
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
-from pipeline.errors import NewerOp, NotAnOp, PipelineError
-from pipeline.model.op import START, Entry, Position, decode
+from pipeline.errors import PipelineError
+from pipeline.model.op import START, Position, enqueued_ms
 from pipeline.model.wait_reason import WaitReason, reasons_of
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S
@@ -118,8 +118,8 @@ class Observer:
         queued = self._log.queued(marks)
         behind = {bucket: marks[bucket] for bucket, ops in queued.items() if ops}
         heads = self._log.read(behind, dict.fromkeys(behind, 1)) if behind else {}
-        sent_ms = [at_ms for entries in heads.values() for entry in entries if (at_ms := _sent_ms(entry)) is not None]
-        oldest_ms = max(0, clock.wall_ms() - int(min(sent_ms))) if sent_ms else None
+        sent = [at_ms for found in heads.values() for one in found if (at_ms := enqueued_ms(one.payload)) is not None]
+        oldest_ms = max(0, clock.wall_ms() - int(min(sent))) if sent else None
         queue = Queue(sum(queued.values()), unseen, oldest_ms, self._log.dirty(shard))
         return _Queued(queue, behind, self._log.waits(shard))
 
@@ -169,14 +169,6 @@ def _ask(node: str, uri: str, *, primary: bool) -> _Node:
         stops = stop_reasons(session, node) if primary else ()
     marks = {bucket: mark.position for bucket, mark in standing.marks.items() if mark.owned}
     return _Node(at_s, marks, standing.newest_ms, counts, stops)
-
-
-def _sent_ms(entry: Entry) -> float | None:
-    """Return when an op was enqueued; None of an entry that this release cannot read."""
-    try:
-        return decode(entry.payload).at_ms
-    except (NewerOp, NotAnOp):
-        return None
 
 
 def _why(node: str, error: PipelineError) -> str:

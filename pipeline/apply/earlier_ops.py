@@ -13,8 +13,8 @@ from math import inf
 
 from pipeline import clock
 from pipeline.apply.grouping import Item
-from pipeline.errors import NewerOp, NotAnOp, PipelineError
-from pipeline.model.op import Entry, Position, decode
+from pipeline.errors import PipelineError
+from pipeline.model.op import Entry, Position, enqueued_ms
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
@@ -157,7 +157,4 @@ def by_time(items: Iterable[Item]) -> list[Item]:
 
 def _sent_ms(entry: Entry) -> float:
     """Return when an op was enqueued; of one that this release cannot read, that it was before all others."""
-    try:
-        return decode(entry.payload).at_ms
-    except (NewerOp, NotAnOp):
-        return 0.0
+    return enqueued_ms(entry.payload) or 0.0

@@ -189,6 +189,18 @@ def decode(payload: bytes) -> Op:
     raise NewerOp(_version(fields), VERSION, " ".join(news))
 
 
+def enqueued_ms(payload: bytes) -> float | None:
+    """Return when an op was enqueued, ms since 1970; None of one that this release cannot read.
+
+    Args:
+        payload: of an entry.
+    """
+    try:
+        return decode(payload).at_ms
+    except (NewerOp, NotAnOp):
+        return None
+
+
 def _fields(payload: bytes) -> list[Any]:
     """Return what is in a JSON array; nothing where the bytes are none."""
     try:

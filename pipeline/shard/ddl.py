@@ -152,6 +152,15 @@ def foreign_key(schema: TableSchema, column: Column, parent: TableSchema) -> str
     return f"FOREIGN KEY ({_quoted(schema, column.name, MYSQL)}) {_references(column, parent, MYSQL)}"
 
 
+def add_foreign_key(schema: TableSchema, column: Column, parent: TableSchema) -> str:
+    """Return the statement that gives a table of MySQL or MariaDB a foreign key.
+
+    Args:
+        schema, column, parent: as for `foreign_key`.
+    """
+    return f"ALTER TABLE {schema.rname or _quote(schema.name)} ADD {foreign_key(schema, column, parent)}"
+
+
 def _references(column: Column, parent: TableSchema, dialect: Dialect) -> str:
     table = parent.rname or dialect.quote(parent.name)
     return f"REFERENCES {table} ({_quoted(parent, parent.id_name, dialect)}) ON DELETE {column.ondelete}"

@@ -90,15 +90,16 @@ class Request(OwnReads):
         with self._holding():
             return self.client.unsent(table)
 
-    def attach(self, table: Any, reads: str | None = None) -> None:
+    def attach(self, table: Any, reads: str | None = None, mode: str = "now") -> None:
         """Queue what pyDAL writes to *table*; see `pipeline.attach`.
 
         Args:
             table: a table of the application's DAL.
             reads: `own`: this request's reads see its own writes of the table, which are sent and waited for before
                 such a read; `next`: the next request's do. By default as its settings say.
+            mode: when the request's ops are sent.
         """
-        own = attachment.reads_own(table, self.client.topology.table(real_name(table)), reads)
+        own = attachment.reads_own(table, self.client.topology.table(real_name(table)), reads, mode)
         attachment.attach(table, lambda: self, lambda: self.client, self.before_read, own=own)
 
     def enqueue_form(self, form: Any) -> _Receipt | None:

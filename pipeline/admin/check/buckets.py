@@ -159,19 +159,17 @@ def _asked(
         own, place = in_database(schema, column.name), f"{table.name}.{in_database(schema, column.name)}"
         key, why = standing.get((own,)), unheld(schema, column, schemas, evidence.topology, evidence.old_ids)
         effect = f"ondelete={column.ondelete!r} does nothing: {_left(column)}"
+        added = "" if why else ddl.add_foreign_key(schema, column, schemas[column.parent])
         if key is not None:
             if not why and _rule(key.on_delete) != _rule(column.ondelete) and node.engine == "mysql":
                 what = f"refers to {column.parent} ON DELETE {key.on_delete}, but the model says {column.ondelete}"
-                fix = f"{repairs.drop_foreign_key(table.name, key.name)}; {_added(schema, column, schemas)}"
+                fix = f"{repairs.drop_foreign_key(table.name, key.name)}; {added}"
                 yield Finding(WARNING, place, what, fix, (node.node,))
         elif why:
             what = f"refers to {column.parent}, {why}: it has no foreign key, and {effect}"
             yield Finding(WARNING, place, what, _cure(schema, column, schemas), (node.node,))
         elif node.engine == "mysql":
-            fix = (
-                refused(column)
-                or f"{_added(schema, column, schemas)}; rows without their {column.parent} keep it from that"
-            )
+            fix = refused(column) or f"{added}; rows without their {column.parent} keep it from that"
             yield Finding(WARNING, place, f"has no foreign key to {column.parent}, and {effect}", fix, (node.node,))
 
 
@@ -196,11 +194,6 @@ def _cure(schema: TableSchema, column: Column, schemas: Mapping[str, TableSchema
         return f"{by_hand}; or attach {column.parent}, if it is no table of the framework"
     together = f'[tables.{schema.name}] shard_key = "{column.name}"; or [tables.{column.parent}] reference = true'
     return f"{together}; or {by_hand}"
-
-
-def _added(schema: TableSchema, column: Column, schemas: Mapping[str, TableSchema]) -> str:
-    table = schema.rname or ddl.MYSQL.quote(schema.name)
-    return f"ALTER TABLE {table} ADD {ddl.foreign_key(schema, column, schemas[column.parent or ''])}"
 
 
 def _rule(words: str) -> str:

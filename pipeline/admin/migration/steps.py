@@ -282,7 +282,7 @@ def _missing_keys(
         if (own,) in keyed or not alike or (found and _any(session, schema, f"WHERE {quote(own)} IS NOT NULL")):
             continue
         table = table_sql(session, schema)
-        sql = f"ALTER TABLE {table} ADD {ddl.foreign_key(schema, schema.columns[schema.index[field]], parent)}"
+        sql = ddl.add_foreign_key(schema, schema.columns[schema.index[field]], parent)
         busy = bool(there) and _any(session, schema)
         yield Step(shard, f"{schema.name}.{field}: foreign key to {parent.name}", sql, table if busy else "")
 
