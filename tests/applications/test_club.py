@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from support.applications.ground import Ground
-from support.applications.journey import Journey, differing_pages
-from support.applications.moving import Application, Placed, known, nothing_differs
-from support.applications.rows import Model, differing_rows
+from support.applications.journey import Journey
+from support.applications.moving import Application, Placed, known, same_pages, same_rows
+from support.applications.rows import Model
 from support.web.web2py_server import Site
 
 pytestmark = pytest.mark.mariadb
@@ -112,20 +112,12 @@ def write(visit: Journey) -> None:
 
 @pytest.fixture(scope="module")
 def plain(ground: Ground, site: Site) -> Placed:
-    copy = Placed(ground, site, CLUB, "plain")
-    before(copy.journey)
-    write(copy.journey)
-    return copy
+    return Placed(ground, site, CLUB, "plain").lived(before, write)
 
 
 @pytest.fixture(scope="module")
 def one(ground: Ground, site: Site) -> Placed:
-    copy = Placed(ground, site, CLUB, "one")
-    before(copy.journey)
-    copy.adopt(1)
-    copy.move()
-    write(copy.journey)
-    return copy
+    return Placed(ground, site, CLUB, "one").lived(before, write, shards=1)
 
 
 @pytest.mark.parametrize("place", ["auth_permission.record_id", "bookmark.page_id", "remark.page"])
@@ -134,28 +126,21 @@ def test_each_column_that_holds_ids_is_named_before(one: Placed, place: str) -> 
 
 
 def test_on_one_shard_each_row_is_that_of_the_plain_copy(plain: Placed, one: Placed) -> None:
-    nothing_differs(differing_rows(plain.copy(), one.copy()))
-    assert one.refused == []
+    same_rows(plain, one)
 
 
 def test_on_one_shard_each_page_is_that_of_the_plain_copy(plain: Placed, one: Placed) -> None:
-    nothing_differs(differing_pages(plain.journey.pages, one.journey.pages))
+    same_pages(plain, one)
 
 
 @pytest.fixture(scope="module")
 def two(ground: Ground, site: Site) -> Placed:
-    copy = Placed(ground, site, CLUB, "two")
-    before(copy.journey)
-    copy.adopt(2)
-    copy.move()
-    write(copy.journey)
-    return copy
+    return Placed(ground, site, CLUB, "two").lived(before, write, shards=2)
 
 
 def test_on_two_shards_each_row_is_that_of_the_plain_copy(plain: Placed, two: Placed) -> None:
-    nothing_differs(differing_rows(plain.copy(), two.copy()))
-    assert two.refused == []
+    same_rows(plain, two)
 
 
 def test_on_two_shards_each_page_is_that_of_the_plain_copy(plain: Placed, two: Placed) -> None:
-    nothing_differs(differing_pages(plain.journey.pages, two.journey.pages))
+    same_pages(plain, two)

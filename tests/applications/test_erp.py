@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from support.applications.ground import Ground
-from support.applications.journey import Journey, differing_pages
-from support.applications.moving import Application, Placed, known, nothing_differs
-from support.applications.rows import Model, differing_rows
+from support.applications.journey import Journey
+from support.applications.moving import Application, Placed, known, same_pages, same_rows
+from support.applications.rows import Model
 from support.web.web2py_server import Site
 
 pytestmark = pytest.mark.mariadb
@@ -118,48 +118,33 @@ def trade(visit: Journey) -> None:
 
 @pytest.fixture(scope="module")
 def plain(ground: Ground, site: Site) -> Placed:
-    copy = Placed(ground, site, ERP, "plain")
-    before(copy.journey)
-    trade(copy.journey)
-    return copy
+    return Placed(ground, site, ERP, "plain").lived(before, trade)
 
 
 @pytest.fixture(scope="module")
 def one(ground: Ground, site: Site) -> Placed:
-    copy = Placed(ground, site, ERP, "one")
-    before(copy.journey)
-    copy.adopt(1)
-    copy.move()
-    trade(copy.journey)
-    return copy
+    return Placed(ground, site, ERP, "one").lived(before, trade, shards=1)
 
 
 def test_on_one_shard_each_row_is_that_of_the_plain_copy(plain: Placed, one: Placed) -> None:
-    nothing_differs(differing_rows(plain.copy(), one.copy()))
-    assert one.refused == []
+    same_rows(plain, one)
 
 
 def test_on_one_shard_each_page_is_that_of_the_plain_copy(plain: Placed, one: Placed) -> None:
-    nothing_differs(differing_pages(plain.journey.pages, one.journey.pages))
+    same_pages(plain, one)
 
 
 @pytest.fixture(scope="module")
 def two(ground: Ground, site: Site) -> Placed:
-    copy = Placed(ground, site, ERP, "two")
-    before(copy.journey)
-    copy.adopt(2)
-    copy.move()
-    trade(copy.journey)
-    return copy
+    return Placed(ground, site, ERP, "two").lived(before, trade, shards=2)
 
 
 def test_on_two_shards_each_row_is_that_of_the_plain_copy(plain: Placed, two: Placed) -> None:
-    nothing_differs(differing_rows(plain.copy(), two.copy()))
-    assert two.refused == []
+    same_rows(plain, two)
 
 
 def test_on_two_shards_each_page_is_that_of_the_plain_copy(plain: Placed, two: Placed) -> None:
-    nothing_differs(differing_pages(plain.journey.pages, two.journey.pages))
+    same_pages(plain, two)
 
 
 def test_on_two_shards_rows_are_on_both(two: Placed, ground: Ground) -> None:

@@ -67,12 +67,18 @@ def tickets(project):
     }
 
 
-@action("api/comments", method="POST")
-@action.uses(*uses)
-def comment():
+def named_ticket():
+    """The ticket that the request is about."""
     ticket = rows.ticket_of(request.json["ticket"])
     if ticket is None:
         raise HTTP(404)
+    return ticket
+
+
+@action("api/comments", method="POST")
+@action.uses(*uses)
+def comment():
+    ticket = named_ticket()
     return {"id": db.comment.insert(ticket=ticket.id, body=request.json["body"], person=me())}
 
 
@@ -80,9 +86,7 @@ def comment():
 @action.uses(*uses)
 def vote():
     """A second vote of a person takes the first one back."""
-    ticket = rows.ticket_of(request.json["ticket"])
-    if ticket is None:
-        raise HTTP(404)
+    ticket = named_ticket()
     if rows.votes_of(ticket.id, me()):
         db((db.vote.ticket == ticket.id) & (db.vote.person == me())).delete()
     else:
@@ -94,9 +98,7 @@ def vote():
 @action("api/close", method="POST")
 @action.uses(*uses)
 def close():
-    ticket = rows.ticket_of(request.json["ticket"])
-    if ticket is None:
-        raise HTTP(404)
+    ticket = named_ticket()
     db(db.ticket.id == ticket.id).update(state="closed")
     db.comment.insert(ticket=ticket.id, body="closed with %s votes" % ticket.votes, person=me())
     return {"closed": True}

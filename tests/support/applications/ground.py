@@ -63,10 +63,13 @@ class Ground:
         self.ask(shard, database, "; ".join(statements))
 
     def configuration(self, path: Path, shards: Mapping[str, str], tables: str) -> Path:
-        """Write a `pipeline.toml` with a prefix and a broker of its own, and return it."""
+        """Write a `pipeline.toml` with a prefix and a broker of its own, and return it.
+
+        With four buckets three new rows in turn, such as customers, are on both of two shards.
+        """
         number = next(self._numbers)
         lines = [
-            f'[pipeline]\nbuckets = 32\n[redis]\nurl = "{self.redis(0)}"\nbroker_url = "{self.redis(number)}"',
+            f'[pipeline]\nbuckets = 4\n[redis]\nurl = "{self.redis(0)}"\nbroker_url = "{self.redis(number)}"',
             f'prefix = "app{number}"\ntimeout_s = 5.0',
             *(f'[shards.{name}]\nprimary = "{uri}"' for name, uri in shards.items()),
             tables,

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,12 @@ from click.testing import CliRunner
 from pipeline import cli
 from pipeline.client import Client
 from support.applications.ground import Ground
-from support.applications.journey import Journey
-from support.applications.rows import Copy, Model
+from support.applications.journey import Journey, differing_pages
+from support.applications.rows import Copy, Model, differing_rows
 from support.web.web2py_server import Site
 
+#: What is done with an application.
+Visit = Callable[[Journey], None]
 HERE = Path(__file__).parents[2] / "applications"
 
 
@@ -150,6 +152,15 @@ class Placed(Moving):
         self.begin()
         self.journey.settle = self.settle
 
+    def lived(self, before: Visit, after: Visit, shards: int = 0) -> Placed:
+        """Do what is done before the application moves and what is done then; it moves to so many shards, or stays."""
+        before(self.journey)
+        if shards:
+            self.adopt(shards)
+            self.move()
+        after(self.journey)
+        return self
+
     def _ask(self) -> None:
         self._site.browser().get(f"/{self.name}/default/index")
 
@@ -168,6 +179,17 @@ def known(visit: Journey, *names: str) -> None:
         visit.send("nobody", "user/register", told, password_two="secret-1")
         visit.post("nobody", "user/logout")
         visit.send(name, "user/login", {"email": f"{name}@example.com", "password": "secret-1"})
+
+
+def same_rows(plain: Moving, moved: Moving) -> None:
+    """Fail with all rows that differ, or with what the database has refused."""
+    nothing_differs(differing_rows(plain.copy(), moved.copy()))
+    assert moved.refused == []
+
+
+def same_pages(plain: Placed, moved: Placed) -> None:
+    """Fail with all pages that differ."""
+    nothing_differs(differing_pages(plain.journey.pages, moved.journey.pages))
 
 
 def nothing_differs(found: Sequence[str]) -> None:
