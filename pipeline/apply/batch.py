@@ -6,7 +6,7 @@ Invariant: a batch leaves no gap in a bucket. Entries are taken in order up to t
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.apply.grouping import Item
@@ -44,7 +44,7 @@ class Batch:
         halted: the ops to set aside among `taken`, and what stops each; filled by `skip_seen`.
         last: of each bucket and producer, the last sequence that is applied or rejected after this batch.
         losses: what the logs have lost before the entries taken.
-        keys: (bucket, scoped idempotency key) of `items`.
+        keys: (bucket, scoped idempotency key) of `taken`: no two ops of a batch share one.
         waiting: the buckets that were cut short, and why.
         unreadable: the entries among `taken` to reject, since no release makes such ops; filled by `skip_seen`.
         aside: the ops among `taken` that are set aside, once the batch is executed.
@@ -65,7 +65,7 @@ class Batch:
     halted: list[tuple[Item, WaitReason]] = field(default_factory=list)
     last: dict[tuple[int, int], int] = field(default_factory=dict)
     losses: list[LostRange] = field(default_factory=list)
-    keys: list[tuple[int, str]] = field(default_factory=list)
+    keys: set[tuple[int, str]] = field(default_factory=set)
     waiting: dict[int, WaitReason] = field(default_factory=dict)
     unreadable: list[Reject] = field(default_factory=list)
     aside: list[Reject] = field(default_factory=list)
@@ -105,6 +105,8 @@ class Batch:
             if puzzle is not None:
                 self.waiting[bucket] = puzzle
                 break
+            if isinstance(one, Item) and not self.is_first(one):
+                break
             # a gap before an entry is lost whether or not the entry can be decoded
             if (gap := _gap(entry, before)) is not None:
                 self._lose(gap)
@@ -113,6 +115,20 @@ class Batch:
             self.size_bytes += len(entry.payload)
         if before is not self.before[bucket]:
             self.after[bucket] = before
+
+    def is_first(self, item: Item) -> bool:
+        """Note an op's idempotency key; return whether no earlier op of the batch has it.
+
+        A batch ends before a second one: what becomes of the first decides whether the second is to be done.
+
+        Args:
+            item: the next op.
+        """
+        key = _key_of(item)
+        if key is None or key in self.keys:
+            return key is None
+        self.keys.add(key)
+        return True
 
     def skip_seen(self, session: NodeSession) -> None:
         """Keep the entries that the shard has not seen under another position: after a failover, or after a resend.
@@ -124,7 +140,6 @@ class Batch:
             return
         senders = [(one.entry.bucket, one.entry.producer) for one in self.taken if one.entry.producer]
         self.last = ledger.seen(session, senders) if senders else {}
-        used = self._used_keys(session)
         for one in self.taken:
             entry = one.entry
             if not entry.producer and isinstance(one, Reject):
@@ -143,23 +158,36 @@ class Batch:
             if isinstance(one, Reject):
                 self.unreadable.append(one)
                 continue
-            if one.op.idempotency_key is not None:
-                key = one.op.scoped_key
-                if (entry.bucket, key) in used:
-                    self.seen += 1
-                    continue
-                used.add((entry.bucket, key))
-                self.keys.append((entry.bucket, key))
             if self.stopped and (stop := self.stop(one.op)) is not None:
                 self.halted.append((one, stop))
             else:
                 self.items.append(one)
+        self.skip_used(session)
 
-    def _used_keys(self, session: NodeSession) -> set[tuple[int, str]]:
-        """Return which idempotency keys of the ops taken the shard has applied before."""
-        ops = (one for one in self.taken if isinstance(one, Item) and one.op.idempotency_key is not None)
-        named = [(one.entry.bucket, one.op.scoped_key) for one in ops]
-        return ledger.known_keys(session, named) if named else set()
+    def skip_used(self, session: NodeSession) -> None:
+        """Drop the ops whose idempotency key another op has used up.
+
+        Args:
+            session: of the shard's primary, inside the transaction.
+        """
+        if self.keys:
+            used = ledger.known_keys(session, self.keys)
+            every = self.items
+            self.items = [item for item in every if _key_of(item) not in used]
+            self.seen += len(every) - len(self.items)
+
+    def use_keys(self, session: NodeSession, aside: Iterable[Reject]) -> None:
+        """Record the idempotency keys of the ops that took effect: what is set aside uses none up.
+
+        Args:
+            session: inside the transaction.
+            aside: what is set aside.
+        """
+        if self.keys:
+            places = {(one.entry.bucket, one.entry.position) for one in aside}
+            done = (item for item in self.items if (item.entry.bucket, item.entry.position) not in places)
+            if used := [key for item in done if (key := _key_of(item)) is not None]:
+                ledger.keep_keys(session, used)
 
     def _lose(self, lost: LostRange) -> None:
         self.losses.append(lost)
@@ -279,6 +307,10 @@ class FactBook:
 
 def _junk(entry: Entry, why: str = "not an op: the entry has not the fields that a producer writes") -> Reject:
     return Reject(entry, "?", "?", None, why)
+
+
+def _key_of(item: Item) -> tuple[int, str] | None:
+    return None if item.op.idempotency_key is None else (item.entry.bucket, item.op.scoped_key)
 
 
 def _gap(entry: Entry, before: Position) -> LostRange | None:

@@ -196,6 +196,8 @@ class ReplayTransaction(ApplyTransaction):
         batch = Batch(before, self.facts, blocked, stops, 0, self._settings.max_rows, self._settings.max_bytes)
         dropped = {op.place for op in ops if self._drop and op.place in self._heads}
         left = self._replay(batch, ops, places, dropped, take, last_try=last_try)
+        ops = ops[: len(batch.taken)]
+        dropped &= {op.place for op in ops}
         unsettled = {(one.entry.bucket, one.entry.position): one for one in left}
         replayed = [op.place for op in ops if op.place not in unsettled.keys() | dropped]
         rows = {(op.entry.bucket, key) for op in ops for key in places[op.place]}
@@ -263,6 +265,8 @@ class ReplayTransaction(ApplyTransaction):
                 batch.taken.append(as_it_was)
                 continue
             one, puzzle = batch.understood(op.entry)
+            if isinstance(one, Item) and not batch.is_first(one):
+                break  # the next transaction takes it, and all behind it
             batch.taken.append(one)
             if isinstance(one, Reject):
                 left.append(as_it_was)
@@ -272,12 +276,14 @@ class ReplayTransaction(ApplyTransaction):
                 late.append((one, puzzle.sentence()))
             else:
                 batch.items.append(one)
+        batch.skip_used(self._session)
         rows = HeldRows(self.facts.known, self._tables, None)
-        rows.read(self._session, batch.items, without={op.place for op in ops})
+        rows.read(self._session, batch.items, without={op.place for op in ops[: len(batch.taken)]})
         left += [rows.wait(item, keys[item.entry.bucket, item.entry.position], why) for item, why in late]
         executor = self._executed(by_time(batch.items), rows, take, last_try=last_try)
         if executor.ids:
             ledger.keep_ids(self._session, executor.ids)
+        batch.use_keys(self._session, executor.rejects)
         return left + executor.rejects
 
 

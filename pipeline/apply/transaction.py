@@ -255,8 +255,7 @@ class ApplyTransaction:
             ledger.remember(self._session, batch.last)
         record(self._session, executor.rejects, locked, take.ends)
         ledger.lose(self._session, batch.losses)
-        if batch.keys:
-            ledger.keep_keys(self._session, batch.keys)
+        batch.use_keys(self._session, executor.rejects)
         if executor.ids:
             ledger.keep_ids(self._session, executor.ids)
         ledger.move(self._session, batch.after)

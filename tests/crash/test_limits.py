@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from pymysql.constants import ER
+from pymysql.err import OperationalError
 from support.chance import SOAK
 from support.oracle import nodes
 from support.oracle.trial import Trial
@@ -93,7 +95,11 @@ def limit_packets(uri: str, limit_bytes: int) -> None:
     nodes.rows(uri, f"SET GLOBAL max_allowed_packet = {limit_bytes}")
     mine = "AND user = 'root' AND id <> CONNECTION_ID()"
     for (id,) in nodes.rows(uri, f"SELECT id FROM information_schema.processlist WHERE command <> 'Daemon' {mine}"):
-        nodes.rows(uri, f"KILL {id}")
+        try:
+            nodes.rows(uri, f"KILL {id}")
+        except OperationalError as error:
+            if error.args[0] != ER.NO_SUCH_THREAD:  # it has ended by itself
+                raise
 
 
 def fate(receipt: Receipt) -> str:

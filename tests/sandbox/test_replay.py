@@ -18,6 +18,7 @@ from pipeline.apply.applier import Applier
 from pipeline.apply.replay import Replay, Replayed
 from pipeline.config.settings import ApplySettings
 from pipeline.model.op import Position
+from pipeline.model.receipt import Receipt
 from pipeline.shard.records import ledger_queries
 from pipeline.testing import Sandbox, sandbox
 
@@ -205,6 +206,70 @@ def test_an_op_of_a_table_that_skips_is_replayed_after_the_later_ops_of_its_row(
 
     assert done == Replayed(1, 0, 0, 0, 1)
     assert [(found["n"], found["trace"]) for found in box.rows("loose")] == [(-1, "ba")]
+
+
+def redis_forgets_the_keys(box: Sandbox) -> None:
+    """Let the log forget idempotency keys, as it does after a day."""
+    claims = box.log._server.keys  # type: ignore[attr-defined]
+    for name in [name for name in claims if name.startswith("claim:")]:
+        del claims[name]
+
+
+def under_key(db: Any, box: Sandbox, n: int, times: int = 1) -> list[Receipt]:
+    receipts = []
+    for _ in range(times):
+        redis_forgets_the_keys(box)
+        receipts.append(box.client.enqueue_insert(db.event, who=3, n=n, trace="once", idempotency_key="form 1"))
+    return receipts
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_an_op_that_was_refused_uses_no_idempotency_key_up(db: Any, box: Sandbox, together: bool):
+    define(db, box)
+    refused = under_key(db, box, -1, times=2 if together else 1)
+    box.drain()
+    if not together:
+        refused += under_key(db, box, -1)
+        box.drain()
+    assert [receipt.status() for receipt in refused] == ["rejected", "rejected"], "neither took effect"
+
+    allow(box, "event")
+    [taken] = under_key(db, box, -1)
+    box.drain()
+
+    assert taken.status() == "applied"
+    replay(box)
+    assert [row["id"] for row in box.rows("event")] == [taken.id], "a replay doubles nothing"
+    assert [receipt.status() for receipt in refused] == ["replayed", "replayed"]
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_rows": 1}])
+def test_of_two_ops_with_one_key_a_replay_takes_one(db: Any, box: Sandbox, limits: dict[str, int]):
+    define(db, box)
+    under_key(db, box, -1, times=2)
+    box.drain()
+    allow(box, "event")
+
+    replay(box, **limits)
+
+    assert states(box) == ["replayed", "replayed"]
+    assert len(box.rows("event")) == 1
+    under_key(db, box, -1)
+    box.drain()
+    assert len(box.rows("event")) == 1, "the replay has used the key up"
+
+
+def test_a_dropped_op_uses_no_key_up_and_each_op_of_a_key_is_dropped(db: Any, box: Sandbox):
+    define(db, box)
+    under_key(db, box, -1, times=2)
+    box.drain()
+
+    replay(box, drop=True)
+
+    assert states(box) == ["dropped", "dropped"]
+    under_key(db, box, 1)
+    box.drain()
+    assert len(box.rows("event")) == 1
 
 
 def test_what_was_settled_a_week_ago_is_forgotten_and_what_is_set_aside_never(db: Any, box: Sandbox):
