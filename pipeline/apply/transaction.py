@@ -6,7 +6,7 @@ or not at all. After a crash the next worker reads the watermark and continues f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
@@ -237,7 +237,7 @@ class ApplyTransaction:
         executor.rejects += [*batch.unreadable, *stopped]
         return executor
 
-    def _executed(self, items: Iterable[Item], rows: HeldRows, take: Take, *, last_try: bool) -> Executor:
+    def _executed(self, items: Sequence[Item], rows: HeldRows, take: Take, *, last_try: bool) -> Executor:
         self.step("execute")
         known, earlier = self.facts.known, self._earlier
         executor = Executor(
