@@ -212,7 +212,7 @@ class Calls(ABC):
 
     def parse(self, text: str) -> Receipt:
         """Return the receipt that was printed as *text*."""
-        return Receipt.parse(text, self.client.follower)
+        return Receipt.parse(text, self.client.follower.seal, self.client.follower)
 
     # reads --------------------------------------------------------------------------------------------------
 
