@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pipeline.dal.objects import has_filters, kind_of, tables_in
+from pipeline.dal.sql_texts import check_query
 
 
 def narrowed(query: Any, callers: Iterable[tuple[Any, Callable[[Any], Any]]]) -> Any:
@@ -22,6 +23,7 @@ def narrowed(query: Any, callers: Iterable[tuple[Any, Callable[[Any], Any]]]) ->
     """
     for table, own in callers:
         for part in limits_of(table, query):
+            check_query(part)
             query = own(part) if query is None else query & own(part)
     return query
 
