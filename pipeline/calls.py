@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.clock import Deadline
+from pipeline.dal.sql_texts import raw
 from pipeline.enqueue.held_ops import Validated, validated
 from pipeline.enqueue.op_builder import merged
 from pipeline.errors import BadOp
@@ -215,6 +216,8 @@ class Calls(ABC):
         return Receipt.parse(text, self.client.follower.seal, self.client.follower)
 
     # reads --------------------------------------------------------------------------------------------------
+
+    raw = staticmethod(raw)
 
     def read(
         self,
