@@ -105,7 +105,7 @@ class Batch:
             if puzzle is not None:
                 self.waiting[bucket] = puzzle
                 break
-            if isinstance(one, Item) and not self.is_first(one):
+            if isinstance(one, Item) and one.op.idempotency_key is not None and not self.is_first(one):
                 break
             # a gap before an entry is lost whether or not the entry can be decoded
             if (gap := _gap(entry, before)) is not None:
@@ -125,9 +125,10 @@ class Batch:
             item: the next op.
         """
         key = _key_of(item)
-        if key is None or key in self.keys:
-            return key is None
-        self.keys.add(key)
+        if key in self.keys:
+            return False
+        if key is not None:
+            self.keys.add(key)
         return True
 
     def skip_seen(self, session: NodeSession) -> None:

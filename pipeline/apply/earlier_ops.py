@@ -7,8 +7,8 @@ order within one bucket. So a constraint's word is final once what was enqueued 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, groupby
 from math import inf
 
 from pipeline import clock
@@ -139,20 +139,20 @@ def oldest(entries: Mapping[int, Sequence[Entry]], counts: Mapping[int, int], mo
     return {bucket: list(found[: bisect_right(times[bucket], end_ms)]) for bucket, found in entries.items()}
 
 
-def by_time(items: Iterable[Item]) -> list[Item]:
+def by_time(items: Sequence[Item]) -> list[Item]:
     """Order ops of several buckets by the time of their calls, and keep the order within each bucket.
 
     Args:
-        items: of each bucket in order.
+        items: bucket by bucket, of each in order.
     """
-    latest: dict[int, float] = {}
+    sent_ms: list[float] = []
+    for _, own in groupby(items, key=_bucket):
+        sent_ms += accumulate((item.op.at_ms for item in own), max)  # a clock may have been set back
+    return [items[n] for n in sorted(range(len(items)), key=sent_ms.__getitem__)]
 
-    def not_before(item: Item) -> float:
-        bucket = item.entry.bucket
-        latest[bucket] = at_ms = max(item.op.at_ms, latest.get(bucket, 0.0))  # a clock may have been set back
-        return at_ms
 
-    return sorted(items, key=not_before)
+def _bucket(item: Item) -> int:
+    return item.entry.bucket
 
 
 def _sent_ms(entry: Entry) -> float:

@@ -6,7 +6,7 @@ or not at all. After a crash the next worker reads the watermark and continues f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
@@ -29,7 +29,7 @@ from pipeline.shard.session import NodeSession
 #: The longest statement of a batch of many buckets, s: one that takes longer is run with its bucket alone.
 TOGETHER_S = 1
 #: How many times as many entries as it executes a transaction reads that takes the oldest of all buckets.
-OVER = 2
+OVER = 1.5
 #: The longest rest of a bucket whose next op waits for a lock, s.
 LOCK_REST_S = 5.0
 
@@ -237,7 +237,7 @@ class ApplyTransaction:
         executor.rejects += [*batch.unreadable, *stopped]
         return executor
 
-    def _executed(self, items: Iterable[Item], rows: HeldRows, take: Take, *, last_try: bool) -> Executor:
+    def _executed(self, items: Sequence[Item], rows: HeldRows, take: Take, *, last_try: bool) -> Executor:
         self.step("execute")
         known, earlier = self.facts.known, self._earlier
         executor = Executor(
@@ -266,7 +266,7 @@ class ApplyTransaction:
             take.noted = {b: take.alone for b, position in mine.items() if position == take.alone.after}
             counts = {bucket: self.pace.most(bucket, one.after, one.entries) for bucket, one in take.noted.items()}
         else:
-            rows = self._rows(take) * (OVER if take.whole else 1)
+            rows = int(self._rows(take) * (OVER if take.whole else 1))
             counts = self.pace.counts({b: after for b, after in mine.items() if b not in take.suspects}, take.due, rows)
             take.noted = {bucket: Attempt(mine[bucket], count) for bucket, count in counts.items()}
         self.step("read")
