@@ -16,6 +16,7 @@ from pydal import DAL, Field
 from support.examples import examples
 
 import pipeline
+from pipeline.admin.dead import HEADS, Where, chosen, replay
 from pipeline.attachment import attached, detach
 from pipeline.errors import BadOp, StaleRead
 from pipeline.testing import Sandbox, sandbox
@@ -24,6 +25,7 @@ from pipeline.web.request import Request
 TABLES: dict[str, dict[str, Any]] = {
     "note": {"shard_key": "name", "unique": [["name", "request_tenant"]]},
     "page": {"shard_key": "name", "unique": [["name"]]},
+    "place": {"shard_key": "name", "unique": [["name", "slot"]]},
     "sale": {"shard_key": "name"},
     "visit": {"shard_key": "name"},
 }
@@ -46,6 +48,13 @@ def model(tenant: str | None, common: Any = None) -> Any:
     )
     db.define_table("page", Field("name", length=20, notnull=True), Field("owner", length=20), common_filter=common)
     db.define_table("memo", Field("text"), Field("request_tenant", length=20, default=tenant))
+    db.define_table(
+        "place",
+        Field("name", length=20, notnull=True),
+        Field("slot", "integer"),
+        Field("n", "integer"),
+        Field("request_tenant", length=20, default=tenant),
+    )
     pipeline.define_tables(db)
     return db
 
@@ -98,6 +107,109 @@ def test_an_upsert_by_an_id_or_with_one_beside_its_key_takes_no_row_of_another_t
     box.drain()
     assert [row["text"] for row in box.rows(a.memo)] == ["x"]
     assert [row["n"] for row in box.rows(a.note)] == [1]
+
+
+# what leads on from a row, and what writes by other doors -----------------------------------------------------------
+
+
+def linked(tenant: str) -> Any:
+    """Return a DAL whose notes are of tenants, and whose links refer to notes."""
+    db = DAL("sqlite:memory", migrate=False, bigint_id=True)
+    db.define_table("memo", Field("text"), Field("request_tenant", length=20, default=tenant))
+    db.define_table("link", Field("memo", "reference memo"))
+    pipeline.define_tables(db)
+    return db
+
+
+def test_a_reference_leads_to_no_row_of_another_tenant(box: Sandbox) -> None:
+    a, b = linked("a"), linked("b")
+    theirs = pipeline.enqueue_insert(a.memo, text="secret").id
+    link = pipeline.enqueue_insert(b.link, memo=theirs).id
+    box.drain()
+
+    found = pipeline.get(b.link, link)
+
+    with pytest.raises(RuntimeError, match="broken reference"):  # pyDAL's own words for a row that is not there
+        print(found.memo.text)
+    assert pipeline.get(a.link, link).memo.text == "secret"
+
+
+def test_rows_that_refer_to_a_row_are_the_tenants_own(box: Sandbox) -> None:
+    def refers(tenant: str) -> Any:
+        db = DAL("sqlite:memory", migrate=False, bigint_id=True)
+        db.define_table("link", Field("text"))
+        db.define_table("memo", Field("link", "reference link"), Field("request_tenant", default=tenant))
+        pipeline.define_tables(db)
+        return db
+
+    a, b = refers("a"), refers("b")
+    link = pipeline.enqueue_insert(a.link, text="x").id
+    mine = {db.memo.request_tenant.default: pipeline.enqueue_insert(db.memo, link=link).id for db in (a, b)}
+    box.drain()
+
+    for db in (a, b):
+        row = pipeline.get(db.link, link)
+        assert [one.id for one in row.memo.select()] == [mine[db.memo.request_tenant.default]]
+        assert row.memo.count() == 1
+
+
+def test_what_is_written_through_the_primarys_dal_keeps_to_the_tenants_rows(box: Sandbox) -> None:
+    a, b = model("a"), model("b")
+    theirs = pipeline.enqueue_insert(a.note, name="x", n=1).id
+    box.drain()
+
+    pdb = pipeline.get_db(b.note, "x")
+    changed = [pdb(pdb.note.id == theirs).update(n=2), pdb(pdb.note.name == "x").delete()]
+    pdb.commit()
+
+    assert (changed, [row["n"] for row in box.rows(a.note)]) == ([0, 0], [1])
+
+
+def versioned(tenant: str) -> Any:
+    db = DAL("sqlite:memory", bigint_id=True)
+    db.define_table(
+        "memo",
+        Field("text"),
+        Field("request_tenant", length=20, default=tenant),
+        Field("is_active", "boolean", default=True),
+    )
+    db.memo._enable_record_versioning()
+    pipeline.define_tables(db)
+    pipeline.attach(db.memo)
+    return db
+
+
+def test_no_version_of_another_tenants_row_is_kept_or_shown(box: Sandbox) -> None:
+    a, b = versioned("a"), versioned("b")
+    theirs = a.memo.insert(text="one")
+    a(a.memo.id == theirs).update(text="two")
+    b(b.memo.id == theirs).update(text="stolen")
+    b(b.memo.id == theirs).delete()
+    with pytest.raises(BadOp, match="filters hide"):
+        pipeline.enqueue_upsert(b.memo, key="id", id=theirs, text="stolen")
+    box.drain()
+
+    assert [(row["text"], row["is_active"]) for row in box.rows(a.memo)] == [("two", True)]
+    assert [row["text"] for row in box.rows(a.memo_archive)] == ["one"]
+    assert [row.text for row in pipeline.select(a.memo_archive)] == ["one"]
+    assert list(pipeline.select(b.memo_archive)) == []
+
+
+def test_a_replayed_op_keeps_to_the_rows_of_the_tenant_that_enqueued_it(box: Sandbox) -> None:
+    a, b = model("a"), model("b")
+    for db, slot in ((a, 1), (b, 2)):
+        pipeline.enqueue_insert(db.place, name="x", slot=slot, n=0)
+    pipeline.enqueue_update(b.place.name == "x", slot=1, n=9)  # the other tenant's row has the slot
+    box.drain()
+    pipeline.enqueue_update(a.place.name == "x", slot=3)
+    box.drain()
+    dead = chosen(box.client, Where(), HEADS)
+
+    list(replay(box.client, dead))
+
+    assert sum(len(positions) for buckets in dead.values() for positions in buckets.values()) == 1
+    rows = {row["request_tenant"]: (row["slot"], row["n"]) for row in box.rows(a.place)}
+    assert rows == {"a": (3, 0), "b": (1, 9)}
 
 
 # every verb: pyDAL on one database is the model -------------------------------------------------------------------
