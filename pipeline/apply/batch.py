@@ -211,7 +211,7 @@ class Batch:
             return _junk(entry), self._reason("newer", op_at)
         except NotAnOp as error:
             return _junk(entry, str(error)), None
-        if not self.blocked and is_like(op, self.facts.fitting.get(op.schema, ())):
+        if not self.blocked and is_like(op, self.facts.fitting.get(op.schema, {})):
             return Item(entry, op), None
         plain = not (op.ops or op.source) and op.schema in self.facts.known
         if not plain and not all(one.schema.isalnum() for one in op.named):
@@ -253,8 +253,8 @@ class FactBook:
         self.shard, self._session, self._log = shard, session, log
         #: By the schema's hash.
         self.known: dict[str, Facts] = {}
-        #: The columns of inserts that fitted, by the schema's hash; bounded by `_MOST_SHAPES`.
-        self.fitting: dict[str, set[tuple[int, ...]]] = {}
+        #: The columns of inserts that fitted, each with its table, by the schema's hash; bounded by `_MOST_SHAPES`.
+        self.fitting: dict[str, dict[tuple[int, ...], str]] = {}
 
     def learn(self, hash: str) -> bool:
         """Make the facts of a schema known if they are not; return False while no process has published the schema.
@@ -275,9 +275,9 @@ class FactBook:
         Args:
             op: the insert.
         """
-        shapes = self.fitting.setdefault(op.schema, set())
+        shapes = self.fitting.setdefault(op.schema, {})
         if len(shapes) < _MOST_SHAPES:
-            shapes.add(op.columns)
+            shapes[op.columns] = op.table
 
     def follows(self, entry: Entry, before: Position) -> bool:
         """Return False where the log has deleted what is between a watermark and the next entry, as applied.
