@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from pipeline.apply.grouping import Item
 from pipeline.apply.misfits import is_like, misfit
-from pipeline.errors import NewerOp, NotAnOp
+from pipeline.errors import BadOp, NewerOp, NotAnOp
 from pipeline.model.op import INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
-from pipeline.model.schema import TableSchema
+from pipeline.model.schema import TableSchema, is_hash, is_hash_of
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Entries
 from pipeline.shard.records import ledger
@@ -214,10 +214,14 @@ class Batch:
         if not self.blocked and is_like(op, self.facts.fitting.get(op.schema, {})):
             return Item(entry, op), None
         plain = not (op.ops or op.source) and op.schema in self.facts.known
-        if not plain and not all(one.schema.isalnum() for one in op.named):
+        if not plain and not all(is_hash(one.schema) for one in op.named):
             return Reject(entry, op.table, "?", None, "not an op of its schema: the schema has no hash"), None
-        puzzle = self._puzzle(op) if self.blocked or not plain else None
-        if puzzle is None and (fault := misfit(op, self.facts.known)):
+        try:
+            puzzle = self._puzzle(op) if self.blocked or not plain else None
+            fault = misfit(op, self.facts.known) if puzzle is None else ""
+        except BadOp as error:
+            puzzle, fault = None, str(error)
+        if fault:
             return Reject(entry, op.table, "?", None, f"not an op of its schema: {fault}"), None
         if puzzle is None and op.kind == INSERT:
             self.facts.learn_shape(op)
@@ -261,13 +265,18 @@ class FactBook:
 
         Args:
             hash: the schema's hash.
+
+        Raises:
+            BadOp: no table of ours has the schema.
         """
         if hash in self.known:
             return True
-        text = self._log.schema(hash) or ledger.stored_schema(self._session, hash)
+        text = self._log.schema(hash)
+        if text is None or not is_hash_of(hash, text):  # another text under the hash is as good as none
+            text = ledger.stored_schema(self._session, hash)
         if text:
-            self.known[hash] = facts_of(self._session, TableSchema.from_json(text))
-        return bool(text)
+            self.known[hash] = facts_of(self._session, TableSchema.from_json(text, hash))
+        return text is not None
 
     def learn_shape(self, op: Op) -> None:
         """Remember the columns of an insert that fits its schema: the commonest op is checked once per shape.

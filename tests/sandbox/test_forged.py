@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from msgspec import structs
 from pydal import DAL, Field
 
 import pipeline
+from pipeline.admin.migrate import migrate
+from pipeline.errors import PipelineError
 from pipeline.model.op import COPY, READ, Op, Position, decode, encode
 from pipeline.model.receipt import Receipt
 from pipeline.model.schema import TableSchema
@@ -314,3 +318,49 @@ def test_mutants_of_real_ops_run_no_sql_and_stop_no_other(db: Any, box: Sandbox)
     assert [row["name"] for row in box.rows("secret")] == ["hidden"]
     assert dict(sql(box, "SELECT name, sql FROM sqlite_master")) == tables
     assert {table: sql(box, f"SELECT * FROM {table}") for table in own} == own
+
+
+# definitions --------------------------------------------------------------------------------------------------------
+
+
+def hash_of_text(text: str) -> str:
+    return urlsafe_b64encode(sha256(text.encode()).digest()).decode().rstrip("=")
+
+
+@pytest.mark.parametrize("rname", ["pipeline_watermarks", "PIPELINE_REJECTS", "main.secret", "sqlite_master", "a` b"])
+def test_an_op_of_a_definition_that_names_no_table_of_the_application_is_set_aside(db: Any, box: Sandbox, rname: str):
+    pipeline.enqueue_insert(db.event, name="first")
+    text = json.dumps({**json.loads(box.log.newest_schemas()["event"]), "rname": rname}, separators=(",", ":"))
+    box.log._server.schemas[hash_of_text(text)] = text
+    box.drain()
+    marks = sql(box, "SELECT bucket, state FROM pipeline_watermarks")
+
+    before, forged, behind = (pipeline.enqueue_insert(db.event, name="kept") for _ in range(3))
+    forge(box, forged, schema=hash_of_text(text))
+
+    assert box.drain() == Drained(2, 1)
+    assert [receipt.status() for receipt in (before, forged, behind)] == ["applied", "rejected", "applied"]
+    assert sql(box, "SELECT bucket, state FROM pipeline_watermarks") == marks
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["nowhere else", "also by the shard"])
+def test_a_definition_under_the_hash_of_another_swaps_no_columns(db: Any, box: Sandbox, known: bool):
+    receipt = pipeline.enqueue_insert(db.secret, who=1, name="x")
+    own, text = hash_of(box, "secret"), box.log.newest_schemas()["secret"]
+    if known:
+        migrate(box.client)
+    shape = json.loads(text)
+    shape["columns"][1][0], shape["columns"][2][0] = "name", "who"
+    box.log._server.schemas[own] = json.dumps(shape, separators=(",", ":"))
+
+    if known:
+        assert box.drain() == Drained(1, 0)
+    else:
+        with pytest.raises(PipelineError, match="no process has published the schema of secret"):
+            box.drain()
+        assert receipt.status() == "queued"
+        box.log._server.schemas[own] = text
+        box.log.mark_dirty("s0", [0])
+        box.log._server.dirty["s0"][0] = 0
+        box.drain()
+    assert [(row["who"], row["name"]) for row in box.rows("secret")] == [(1, "x")]
