@@ -9,9 +9,9 @@ repeats a part: any may be a password in the wrong place.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from pipeline.errors import did_you_mean
 
@@ -91,6 +91,29 @@ class Address:
         if self.scheme != "rediss" and not any(given.values()):
             return None
         return TLS(given["ssl_ca"], given["ssl_cert"], given["ssl_key"], given["ssl_verify"] != "false")
+
+    @property
+    def on_socket(self) -> bool:
+        """Whether the address is of a Redis behind a Unix socket."""
+        return self.scheme in _SOCKETS
+
+    @property
+    def number(self) -> int:
+        """The number of Redis's database."""
+        if self.on_socket:
+            return int(next(iter(self.arguments.values()), 0))
+        return int((self.path.partition("/")[2] if self.scheme == "sentinel" else self.path) or 0)
+
+    @property
+    def master(self) -> str:
+        """The name by which Sentinels know their master."""
+        return self.path.partition("/")[0]
+
+    @property
+    def login(self) -> str:
+        """User and password, quoted, and the `@` behind them; empty without both."""
+        secret = "" if self.password is None else f":{quote(self.password, safe='')}"
+        return f"{quote(self.user or '', safe='')}{secret}@" if self.user or secret else ""
 
 
 def parse(uri: str) -> Address:
@@ -175,12 +198,12 @@ def _text(part: str) -> str:
     return text
 
 
-def host_of(hosts: Sequence[tuple[str, int | None]], port: int) -> str:
-    """Return the first host and its port as an address writes them.
+def host_of(host: tuple[str, int | None], port: int) -> str:
+    """Return a host and its port as an address writes them.
 
     Args:
-        hosts: as in `Address`.
-        port: where the address has none.
+        host: as in `Address`.
+        port: where the address gives none.
     """
-    name, given = hosts[0]
+    name, given = host
     return f"{f'[{name}]' if ':' in name else name}:{given or port}"

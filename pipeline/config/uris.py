@@ -107,7 +107,7 @@ def database_of(uri: str) -> str:
         return f"sqlite {rest}"
     if engine == "mysql" and (address := _parts(uri)):
         socket = address.arguments.get("unix_socket")
-        host = f"unix_socket={socket}" if socket else host_of(address.hosts, _MYSQL_PORT).lower()
+        host = f"unix_socket={socket}" if socket else host_of(address.hosts[0], _MYSQL_PORT).lower()
         return f"mysql {host} {address.path}"
     host, _, name = rest.rpartition("@")[2].partition("?")[0].partition("/")
     if engine == "postgres" and not re.search(r":\d+$", host):
@@ -196,7 +196,7 @@ def _redis(value: object, schemes: tuple[str, ...]) -> str | None:
 
 
 def _redis_fault(address: Address) -> str | None:
-    if address.scheme in ("unix", "redis+socket"):
+    if address.on_socket:
         if address.path in ("", "/") or address.hosts[0][0]:
             return f"names no socket; write {address.scheme}:///path"
         numbers = tuple(address.arguments.values())

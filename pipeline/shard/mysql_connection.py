@@ -57,7 +57,7 @@ class Target:
             "unix_socket": address.arguments.get("unix_socket"),
             "charset": "utf8mb4",
         }
-        place = host_of(((host or "localhost", port),), _PORT)
+        place = host_of((host or "localhost", port), _PORT)
         self.uri = (
             f"{address.scheme}://{quote(address.user or '', safe='')}@{place}/{quote(address.path, safe='')}"
             "?set_encoding=utf8mb4"
