@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from pipeline import clock
 from pipeline.config.address import Address, host_of, parse
-from pipeline.oplog.redis.connection import connect, default_port, tls_options
+from pipeline.oplog.redis.connection import connect, default_port, tls_options, to_sentinels
 from pipeline.per_process import PerProcess
 
 #: The task that drains a shard. Rung by name: the web process never imports the workers.
@@ -232,7 +232,7 @@ def broker_settings(url: str, prefix: str, shards: Iterable[str]) -> dict[str, A
         # beside the address: for a bare rediss:// kombu verifies nothing
         **({"broker_use_ssl": secure} if secure else {}),
         "broker_transport_options": {
-            **(_sentinel_options(address, secure) if address.scheme == "sentinel" else {}),
+            **(_of_sentinels(address) if address.scheme == "sentinel" else {}),
             "global_keyprefix": f"{prefix}:celery:",
             # a killed worker's doorbell comes back after this; the sweeper has rung long before
             "visibility_timeout": 300,
@@ -266,7 +266,5 @@ def _broker_url(address: Address) -> str:
     return ";".join(f"{address.scheme}://{address.login}{host}/{address.number}" for host in hosts)
 
 
-def _sentinel_options(address: Address, secure: dict[str, Any]) -> dict[str, Any]:
-    """Return what kombu has to know of Sentinels beyond their addresses."""
-    to_sentinels = {"socket_timeout": _CONNECT_S, "socket_connect_timeout": _CONNECT_S, "ssl": bool(secure), **secure}
-    return {"master_name": address.master, "sentinel_kwargs": to_sentinels}
+def _of_sentinels(address: Address) -> dict[str, Any]:
+    return {"master_name": address.master, "sentinel_kwargs": to_sentinels(address.tls, _CONNECT_S)}

@@ -55,10 +55,10 @@ def connect(url: str, *, read_s: float, connect_s: float) -> redis.Redis:
     options |= {"socket_connect_timeout": connect_s, "socket_keepalive": True}
     secure = tls_options(address.tls)
     if address.scheme == "sentinel":
-        ask: dict[str, Any] = {"socket_timeout": connect_s, "socket_connect_timeout": connect_s}
-        ssl = {"ssl": True, **secure} if secure else {}
         hosts = [(host, port or default_port(address)) for host, port in address.hosts]
-        sentinel: Any = Sentinel(hosts, sentinel_kwargs=ask | ssl, **options, **ssl)  # type: ignore[no-untyped-call]
+        sentinel: Any = Sentinel(
+            hosts, sentinel_kwargs=to_sentinels(address.tls, connect_s), ssl=bool(secure), **options, **secure
+        )  # type: ignore[no-untyped-call]
         client: redis.Redis = sentinel.master_for(address.master)
         return client
     host, port = address.hosts[0]
@@ -90,6 +90,17 @@ def tls_options(tls: TLS | None) -> dict[str, Any]:
         "ssl_check_hostname": tls.verify,
         **{name: path for name, path in files.items() if path},
     }
+
+
+def to_sentinels(tls: TLS | None, wait_s: float) -> dict[str, Any]:
+    """Return the options of connections to Sentinels: each is asked once, where redis-py would ask for seconds.
+
+    Args:
+        tls: what the address says.
+        wait_s: the longest wait for one of them.
+    """
+    waits = {"socket_timeout": wait_s, "socket_connect_timeout": wait_s, "retry": Retry(NoBackoff(), 0)}
+    return {**waits, "ssl": tls is not None, **tls_options(tls)}
 
 
 def default_port(address: Address) -> int:
