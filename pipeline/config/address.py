@@ -206,4 +206,5 @@ def host_of(host: tuple[str, int | None], port: int) -> str:
         port: where the address gives none.
     """
     name, given = host
-    return f"{f'[{name}]' if ':' in name else name}:{given or port}"
+    quoted = quote(name, safe=":")
+    return f"{f'[{quoted}]' if ':' in name else quoted}:{given or port}"

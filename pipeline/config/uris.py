@@ -48,7 +48,7 @@ def redact(uri: str) -> str:
     if head not in _KNOWN_SCHEMES:  # then what looks like a scheme may be a part of the password
         head, found, rest = "", "", uri
     user, at, address = rest.rpartition("@")
-    if not at and head not in _FILES and not _PLACE.fullmatch(address):
+    if not at and head not in _FILES and ("://" in address or not _PLACE.fullmatch(address)):
         return f"{head}{found}***"
     # From the first ':' or '/' up to the last '@': a password may hold any of the three.
     name = re.split("[:/]", user, maxsplit=1)[0]
