@@ -57,7 +57,7 @@ class SqliteFiles:
     def prepare(self) -> Iterable[Service]:
         """Make the files, all in WAL mode, which a file keeps; no step has to be run."""
         for name in self.folders:
-            (self._directory / name).mkdir()
+            (self._directory / name).mkdir(mode=0o700)
             with closing(sqlite3.connect(self._directory / name / FILE, timeout=5)) as connection:
                 connection.execute("PRAGMA journal_mode = wal")
         return ()

@@ -130,7 +130,7 @@ def test_a_redis_user_that_may_not_write_is_found_and_its_password_is_not_shown(
 
 def test_servers_that_refuse_are_found_with_the_cure_of_their_own_refusal(here: Servers) -> None:
     config = here.config()
-    config["shards"]["s0"]["primary"] = config["shards"]["s0"]["primary"].replace("root@", "nobody:hush-hush@")
+    config["shards"]["s0"]["primary"] = config["shards"]["s0"]["primary"].replace("//root:", "//nobody:hush-hush")
     with here.redis() as client:
         client.execute_command("REPLICAOF", "127.0.0.1", "1")
         try:
@@ -146,7 +146,7 @@ def test_servers_that_refuse_are_found_with_the_cure_of_their_own_refusal(here: 
 
 def test_a_primary_user_that_may_only_read_is_found_with_the_grant_it_needs(here: Servers) -> None:
     config = here.config()
-    config["shards"]["s0"]["primary"] = config["shards"]["s0"]["primary"].replace("root@", "reader@")
+    config["shards"]["s0"]["primary"] = config["shards"]["s0"]["primary"].replace("//root:", "//reader:")
 
     found = check.check(config).findings
 
