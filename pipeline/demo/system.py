@@ -205,7 +205,7 @@ def count_batches(environment: Mapping[str, str]) -> int | None:
     Args:
         environment: variables that name the configuration and the import path.
     """
-    command = [sys.executable, "-m", "celery", "-A", "workers", "inspect", "stats", "--json"]
+    command = [sys.executable, "-P", "-m", "celery", "-A", "workers", "inspect", "stats", "--json"]
     try:
         answer = subprocess.run(
             [*command, "--timeout", str(INSPECT_S)],

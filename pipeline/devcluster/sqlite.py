@@ -122,7 +122,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def _refresher(directory: Path, primary: str, follower: str) -> Service:
     source, target = (str(directory / node / FILE) for node in (primary, follower))
-    argv = (sys.executable, "-m", "pipeline.devcluster.sqlite", source, target)
+    argv = (sys.executable, "-P", "-m", "pipeline.devcluster.sqlite", source, target)
     return Service(follower, "sqlite-replica", argv, environment=import_path())
 
 
