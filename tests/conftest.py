@@ -35,7 +35,7 @@ class LogServer:
 
     def __init__(self, command: tuple[str, ...], directory: Path):
         [self.port] = free_ports(1)
-        redis_server.prepare(directory, PASSWORD)
+        redis_server.keep_password(directory, PASSWORD)
         self._argv = (*redis_server.service(directory, command, self.port).argv, *OPTIONS)
         self._process: subprocess.Popen[bytes] | None = None
         self.start()

@@ -19,7 +19,7 @@ LOG_SERVER = "redis"
 PASSWORD_FILE = "password.conf"
 
 
-def prepare(directory: Path, password: str) -> None:
+def keep_password(directory: Path, password: str) -> None:
     """Make the server's folder, and the file with its password.
 
     Args:

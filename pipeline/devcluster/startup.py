@@ -84,7 +84,7 @@ def construct(directory: Path, options: ClusterOptions, report: Progress) -> Non
     _remember(directory, entries=(redis_server.LOG_SERVER, CONFIG_FILE, *databases.folders))
 
     password = state.read_state(directory).password
-    redis_server.prepare(directory, password)
+    redis_server.keep_password(directory, password)
     started = launch(directory, [redis])
     for step in databases.prepare():
         _run_step(directory, step)

@@ -148,7 +148,7 @@ class Replicated:
         self._front, self._link = Proxy(primary), Proxy(primary)
         service = redis_server.service(folder, redis_server.bundled(), self._port)
         password = trial.rig.cluster.password
-        redis_server.prepare(folder, password)
+        redis_server.keep_password(folder, password)
         trial.rig.redis.config_set("repl-diskless-sync-delay", 0)
         self._server = subprocess.Popen(
             [*service.argv, "--replicaof", f"127.0.0.1 {self._link.port}"], stdout=subprocess.DEVNULL

@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from pipeline import clock
 from pipeline.admin.check import surroundings
 from pipeline.admin.check.evidence import Evidence
+from pipeline.cli import pipeline
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
@@ -136,6 +138,19 @@ def test_a_command_imports_none_of_the_modules_in_its_working_directory(planted:
     assert "spool" in output(planted, str(PIPELINE), "spool", "status")
 
     assert traces(planted) == []
+
+
+def test_a_configuration_that_others_may_write_has_to_be_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("PIPELINE_CONFIG", raising=False)
+    folder.chmod(0o1777)
+    (folder / "pipeline.toml").chmod(0o666)
+
+    found = CliRunner().invoke(pipeline, ["spool", "status"])
+    named = CliRunner().invoke(pipeline, ["spool", "status", "--config", "pipeline.toml"])
+
+    assert "pipeline.toml may be written by every user; if you mean it, name it: --config" in str(found.exception)
+    assert "[spool] is not enabled here" in str(named.exception)
 
 
 @pytest.mark.parametrize("whose", ["every user", "another user", "a group", "the folder above"])

@@ -21,6 +21,7 @@ from pipeline.oplog.doorbell import queue_of
 from pipeline.oplog.redis.server_info import Health
 from pipeline.owners import HOME
 from pipeline.shard.statements import MOST_STATEMENT_BYTES
+from pipeline.spool.private_files import folder_fault
 
 #: The least number of buckets per shard that lets a new shard get an even part.
 BUCKETS_PER_SHARD = 16
@@ -172,6 +173,8 @@ def spool_findings(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             ERROR, _PLACE, f"its folder {path.parent} is not there", "create it, for the web user and workers"
         )
+    elif fault := folder_fault(path):
+        yield Finding(ERROR, _PLACE, *fault)
     elif not all(os.access(one, os.W_OK) for one in (path.parent, path) if one.exists()):
         yield Finding(
             ERROR,
