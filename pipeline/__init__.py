@@ -30,6 +30,7 @@ from pipeline.api.writes import (
     save_data,
 )
 from pipeline.apply.rejections import Rejection, on_reject
+from pipeline.dal.sql_texts import raw
 from pipeline.model.receipt import Receipts
 
 # grouped by purpose, not sorted
@@ -65,4 +66,5 @@ __all__ = [  # noqa: RUF022
     "count",
     "session_token",
     "get_db",
+    "raw",
 ]

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.clock import Deadline
+from pipeline.dal.sql_texts import raw
 from pipeline.enqueue.held_ops import Validated, validated
 from pipeline.enqueue.op_builder import merged
 from pipeline.errors import BadOp
@@ -212,9 +213,11 @@ class Calls(ABC):
 
     def parse(self, text: str) -> Receipt:
         """Return the receipt that was printed as *text*."""
-        return Receipt.parse(text, self.client.follower)
+        return Receipt.parse(text, self.client.follower.seal, self.client.follower)
 
     # reads --------------------------------------------------------------------------------------------------
+
+    raw = staticmethod(raw)
 
     def read(
         self,

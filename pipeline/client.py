@@ -27,7 +27,7 @@ from pipeline.per_process import PerProcess
 from pipeline.reads.reads import Reads
 from pipeline.reads.routing.accounting import Counters
 from pipeline.reads.routing.health_cache import HealthCache
-from pipeline.reads.token_cookie import Seal, shared_secret
+from pipeline.reads.token_cookie import TokenSeal, shared_secret
 from pipeline.shard.nodes import Nodes
 from pipeline.spool.store import Spool
 from pipeline.wait_budget import WaitBudgets, require_threads
@@ -69,7 +69,9 @@ class Client(Calls):
         self.nodes = Nodes(self.settings, health)
         self.wait_budgets.ended = self.nodes.close
         self.away = RedisAway(self.spool, self.wait_budgets)
-        wired = wire_writes(self.log, self.nodes, self.topology, self.bell, self.away)
+        deployment = f"{redis.prefix} {self.topology.buckets}"
+        self.seal = TokenSeal(self.settings.reads.secret or self._shared_secret, deployment)
+        wired = wire_writes(self.log, self.nodes, self.topology, self.bell, self.away, self.seal)
         self.op_builder, self.dispatch, self.publisher = wired.op_builder, wired.dispatch, wired.publisher
         self.follower, self.row_ids, self.drain_thread = wired.follower, wired.row_ids, wired.drain_thread
         self._take = self.dispatch.take
@@ -79,9 +81,9 @@ class Client(Calls):
     def reads(self) -> Reads:
         """What reads; made when first used, since many processes only write."""
         with self._lock():
-            seal, find_table = Seal(self.settings.reads.secret or self._shared_secret), self.op_builder.table
+            find_table = self.op_builder.table
             made: Reads = self.__dict__.get("reads") or Reads(
-                self.settings, self.topology, self.log, self.nodes, self.health, find_table, seal
+                self.settings, self.topology, self.log, self.nodes, self.health, find_table, self.seal
             )
             self.__dict__["reads"] = made  # before another thread, which waits for the lock, makes one too
             return made

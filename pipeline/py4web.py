@@ -43,6 +43,12 @@ KEY = "_pipeline"
 COOKIE = {"path": "/", "httponly": True, "samesite": "Lax"}
 
 
+class _Request(Request):
+    def brought(self) -> Mapping[str, Any]:
+        posted = request.json
+        return {**request.query, **request.forms, **(posted if isinstance(posted, dict) else {})}
+
+
 class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
     """The pipeline of each request that lists it: every function of `pipeline`, sent after *db* has committed.
 
@@ -133,7 +139,7 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
             # not in on_request: what db restores for this thread comes after it
             self.client.define_tables(self.db)
             warm_up(self.client)
-            self.local.request = Request(self.client, self._holder(), self._recalled(), _action())
+            self.local.request = _Request(self.client, self._holder(), self._recalled(), _action())
         made: Request = self.local.request
         return made
 

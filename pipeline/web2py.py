@@ -41,6 +41,11 @@ from pipeline.web.request import MODES, Request
 __all__ = ["Pipeline"]
 
 
+class _Request(Request):
+    def brought(self) -> Mapping[str, Any]:
+        return current.request.vars or {}
+
+
 class Pipeline:
     """The pipeline of this request: every function of `pipeline`, and what web2py adds to it.
 
@@ -78,7 +83,7 @@ class Pipeline:
         made = begun.get((id(client), self.mode))
         if made is None:
             action = f"{web.application}/{web.controller}/{web.function}"
-            made = begun[id(client), self.mode] = Request(client, self._holder(client), recalled, action)
+            made = begun[id(client), self.mode] = _Request(client, self._holder(client), recalled, action)
             attend(made, self.db, keep, from_db=self.mode == "outbox")
             manual_commit.follow_commits(self.db, _begun_here)
         return made

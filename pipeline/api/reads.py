@@ -198,7 +198,7 @@ class Receipt(_Receipt):
     """A receipt; `Receipt.parse(text)` reads a printed one, for the configured pipeline."""
 
     @classmethod
-    def parse(cls, text: str, source: Source | None = None) -> _Receipt:
+    def parse(cls, text: str, source: Source | None = None) -> _Receipt:  # type: ignore[override]
         """Read what `str(receipt)` wrote.
 
         Args:
@@ -206,9 +206,10 @@ class Receipt(_Receipt):
             source: who answers for it; by default this process's client.
 
         Raises:
-            BadToken: the text is not a receipt, or was cut on its way.
+            BadToken: the text is not a receipt of this deployment, or was cut or changed on its way.
         """
-        return _Receipt.parse(text, source or current().follower)
+        source = source or current().follower
+        return _Receipt.parse(text, source.seal, source)
 
 
 def wait_all(receipts: Iterable[_Receipt], timeout_s: float = 30.0) -> None:

@@ -96,13 +96,16 @@ class _Planner:
         self._record(print_, at)
 
     def add_plain_insert(self, item: Item, facts: Facts) -> None:
-        """Do what `add` does, for the commonest op: an insert that can conflict on its id only."""
+        """Do what `add` does, for the commonest op: an insert that can conflict on its id and its parents' ids only."""
         op, table = item.op, facts.database_name
         key = (table, op.id)
         floor = self._touched.get(key, -1) + 1
         classes = self._classes.setdefault(table, {})
         if len(classes) > (ROW in classes):
-            floor = max(floor, *(at + 1 for name, at in classes.items() if name != ROW))
+            floor = max(floor, _behind_all(classes))
+        read = [(parent, op.values[op.columns.index(c)]) for c, parent in facts.parents if c in op.columns]
+        for ref in read:
+            floor = max(floor, self._written.get(ref, -1) + 1, _behind_all(self._classes.setdefault(ref[0], {})))
         shape = (INSERT, op.schema, op.columns)
         opened = self._open.get(shape)
         at = opened[0] if opened and opened[0] >= floor else self._place(INSERT, facts, shape, floor)
@@ -110,6 +113,10 @@ class _Planner:
         self._touched[key] = self._written[key] = at
         if classes.get(ROW, -1) < at:
             classes[ROW] = at
+        for ref in read:
+            self._touched[ref] = max(at, self._touched.get(ref, -1))
+            parents = self._classes[ref[0]]
+            parents[ROW] = max(at, parents.get(ROW, -1))
 
     def add_alone(self, item: Item, facts: Facts | None, prints: list[Footprint]) -> None:
         """Add an atomic group or a copy: a group of its own, behind every op that conflicts with it."""
@@ -154,6 +161,11 @@ class _Planner:
         for table, cls in print_.claims:
             classes = self._classes.setdefault(table, {})
             classes[cls] = max(at, classes.get(cls, -1))
+
+
+def _behind_all(classes: Mapping[ConflictKey, int]) -> int:
+    """Return the first group behind all ops on a table that know less than which row they touch."""
+    return max((at + 1 for name, at in classes.items() if name != ROW), default=0)
 
 
 def _prints(op: Op, known: Mapping[str, Facts]) -> list[Footprint]:

@@ -29,7 +29,7 @@ from pipeline.shard.session import NodeSession
 #: The longest statement of a batch of many buckets, s: one that takes longer is run with its bucket alone.
 TOGETHER_S = 1
 #: How many times as many entries as it executes a transaction reads that takes the oldest of all buckets.
-OVER = 2
+OVER = 1.5
 #: The longest rest of a bucket whose next op waits for a lock, s.
 LOCK_REST_S = 5.0
 
@@ -266,7 +266,7 @@ class ApplyTransaction:
             take.noted = {b: take.alone for b, position in mine.items() if position == take.alone.after}
             counts = {bucket: self.pace.most(bucket, one.after, one.entries) for bucket, one in take.noted.items()}
         else:
-            rows = self._rows(take) * (OVER if take.whole else 1)
+            rows = int(self._rows(take) * (OVER if take.whole else 1))
             counts = self.pace.counts({b: after for b, after in mine.items() if b not in take.suspects}, take.due, rows)
             take.noted = {bucket: Attempt(mine[bucket], count) for bucket, count in counts.items()}
         self.step("read")

@@ -34,6 +34,7 @@ from pipeline.attachment.versions import (
 from pipeline.calls import Calls
 from pipeline.client import Client
 from pipeline.dal.objects import kind_of, real_name, reference_to
+from pipeline.dal.sql_texts import guard, unguard
 from pipeline.enqueue.final_values import Final
 from pipeline.enqueue.version_copy import Archive
 from pipeline.errors import BadOp, Unavailable
@@ -120,6 +121,7 @@ def detach(table: Any) -> None:
         unmap(table._db)
         for name in (*_METHODS, "execute"):
             delattr(adapter, name)
+        unguard(adapter)
 
 
 def attached(table: Any) -> bool:
@@ -145,6 +147,7 @@ def _replace(adapter: Any) -> None:
     for name in _METHODS:
         setattr(adapter, name, getattr(writes, name))
     watch_reads(adapter, writes.tables)
+    guard(adapter, writes.tables)
     setattr(adapter, _ATTRIBUTE, writes.tables)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pipeline.dal.objects import has_filters, kind_of, tables_in
+from pipeline.dal.sql_texts import check_query
 
 
 def narrowed(query: Any, callers: Iterable[tuple[Any, Callable[[Any], Any]]]) -> Any:
@@ -21,7 +22,8 @@ def narrowed(query: Any, callers: Iterable[tuple[Any, Callable[[Any], Any]]]) ->
         callers: each table, as it is now, and what makes a query on it one of our DAL.
     """
     for table, own in callers:
-        for part in _limits(table, query):
+        for part in limits_of(table, query):
+            check_query(part)
             query = own(part) if query is None else query & own(part)
     return query
 
@@ -46,7 +48,13 @@ def narrowed_here(query: Any, tables: Iterable[Any] | None = None) -> Any:
     return found
 
 
-def _limits(table: Any, query: Any) -> Iterator[Any]:
+def limits_of(table: Any, query: Any) -> Iterator[Any]:
+    """Yield the limits to a table's rows, as they are now.
+
+    Args:
+        table: of the caller's DAL.
+        query: what is asked of the table; None: all rows.
+    """
     if table._common_filter is not None:
         yield table._common_filter(query)
     tenant = table._db._request_tenant

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import and_
 from typing import Any
 
+from pipeline.dal.filters import limits_of
+from pipeline.dal.objects import conjuncts, pinned_values
 from pipeline.dal.trees import Tree, pinned
 from pipeline.enqueue.final_values import CompiledTable
 from pipeline.errors import BadOp, CrossBucket, ShardKeyError
@@ -120,6 +124,11 @@ def check_upsert_key(compiled: CompiledTable, fields: tuple[str, ...], values: M
         raise BadOp(
             f"an upsert into {name!r} needs a value for each of its key fields" + (f": {absent}" if absent else "")
         )
+    if schema.id_name not in fields and values.get(schema.id_name) is not None:
+        raise BadOp(
+            f"an upsert into {name!r} by ({', '.join(fields)}) cannot give an id too: the database would update the "
+            "row that has the id, whatever its key; leave the id out, or give key='id' alone"
+        )
     single = len(fields) == 1 and (fields[0] == schema.id_name or schema.columns[schema.index[fields[0]]].unique)
     if not single and set(fields) not in [set(group) for group in rules.unique]:
         raise BadOp(
@@ -137,6 +146,33 @@ def check_upsert_key(compiled: CompiledTable, fields: tuple[str, ...], values: M
         raise ShardKeyError(f"the key of an upsert into {name!r} must contain its shard key {key!r}")
     if not key and not rules.reference and fields != (schema.id_name,):
         raise ShardKeyError(f"table {name!r} is sharded by its id, so it can be upserted by its id only")
+
+
+def check_upsert_filters(compiled: CompiledTable, table: Any, key: Mapping[str, Any]) -> None:
+    """Refuse an upsert whose key may find a row that the table's filters hide: another tenant's would be overwritten.
+
+    Args:
+        compiled: the row's table.
+        table: the pyDAL table, with the filters of the present request.
+        key: the final values of the key's fields.
+
+    Raises:
+        BadOp: a filter asks for more than for equal values of key fields.
+    """
+    asked = reduce(and_, (table[name] == value for name, value in key.items()))
+    for limit in limits_of(table, asked):
+        if not all(_fixed_by(part, compiled, table, key) for part in conjuncts(limit)):
+            raise BadOp(
+                f"an upsert into {compiled.schema.name!r} by ({', '.join(key)}) may overwrite a row that the table's "
+                "filters hide, such as another tenant's: put each field that the filters fix into the key, with that "
+                "value; or look the row up, then use enqueue_update or enqueue_insert"
+            )
+
+
+def _fixed_by(part: Any, compiled: CompiledTable, table: Any, key: Mapping[str, Any]) -> bool:
+    """Return whether a part of a filter holds for every row with a key: it says nothing but a field of the key."""
+    name = getattr(part.first, "name", "")
+    return name in key and [compiled.lenient[name](value) for value in pinned_values(part, table, name)] == [key[name]]
 
 
 def _other_unique(compiled: CompiledTable, fields: tuple[str, ...]) -> list[str]:

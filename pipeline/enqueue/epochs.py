@@ -21,6 +21,7 @@ from pipeline.enqueue.deployment import verify
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.shipment import Acked, Sender
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
+from pipeline.model.seal import Seal
 from pipeline.oplog.appends import Appends, Scope
 from pipeline.oplog.contract import Log
 from pipeline.shard.nodes import Nodes
@@ -132,10 +133,12 @@ class Authority:
         nodes: the databases.
         topology: which shards hold a bucket.
         schemas: have to publish anew what a new server has forgotten.
+        seal: its secret is learnt with the first epoch, so that receipts are printed also while Redis is away.
     """
 
-    def __init__(self, log: Log, nodes: Nodes, topology: Topology, schemas: SchemaPublisher):
+    def __init__(self, log: Log, nodes: Nodes, topology: Topology, schemas: SchemaPublisher, seal: Seal):
         self._log, self._nodes, self._topology, self._schemas = log, nodes, topology, schemas
+        self._seal = seal
 
     def raise_epoch(self, scope: Scope, known: int = 0) -> int:
         """Return the scope's epoch on the server as it is now, raised if it was given out on another.
@@ -155,6 +158,7 @@ class Authority:
             # after the epoch was read: a change of the fingerprint is noted before it raises the epochs
             given = bool(epoch and current and epoch >= known)
             verify(log, self._nodes, self._topology, scope.shards, asking=not given)
+            self._seal.learn()
             if given:
                 return epoch
             new = new_epoch(self._nodes, scope, max(epoch, known))

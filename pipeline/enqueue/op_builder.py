@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import kind_of, query_of
+from pipeline.dal.sql_texts import vouch_for_selects
 from pipeline.dal.trees import Tree, is_query, table_of
 from pipeline.enqueue.final_values import CompiledTable
 from pipeline.enqueue.row_ids import RowIds
@@ -52,6 +53,7 @@ class OpBuilder:
     def define(self, db: Any) -> None:
         """Remember a DAL, so that its tables may be named by text. Lazy tables are looked at once per process."""
         self._tables.db = db
+        vouch_for_selects(db._adapter)
         lazy = getattr(db, "_LAZY_TABLES", {})
         schemas = []
         for name in db.tables:

@@ -11,6 +11,7 @@ from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import LogUnavailable, Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
 from pipeline.model.op import START, Position
 from pipeline.model.receipt import Receipt
+from pipeline.model.seal import Seal
 from pipeline.model.wait_reason import WaitReason, reasons_of
 from pipeline.oplog.contract import Log
 from pipeline.shard.nodes import Nodes
@@ -35,9 +36,12 @@ _WORST = ("lost", "rejected", "dropped", "parked", "queued", "replayed")
 
 
 class Follower:
-    """Answers for receipts."""
+    """Answers for receipts, which its `seal` signs."""
 
-    def __init__(self, topology: Topology, nodes: Nodes, log: Log, spool: Spool | NullSpool, publisher: Publisher):
+    def __init__(
+        self, topology: Topology, nodes: Nodes, log: Log, spool: Spool | NullSpool, publisher: Publisher, seal: Seal
+    ):
+        self.seal = seal
         self._topology, self._nodes, self._log, self._spool = topology, nodes, log, spool
         self._publisher = publisher
 

@@ -8,7 +8,13 @@ from typing import Any
 from pipeline import clock
 from pipeline.dal.objects import has_filters, with_filters
 from pipeline.dal.trees import Tree, condition
-from pipeline.enqueue.bucket_choice import bucket_of_new, bucket_of_rows, check_upsert_key, keeps_its_place
+from pipeline.enqueue.bucket_choice import (
+    bucket_of_new,
+    bucket_of_rows,
+    check_upsert_filters,
+    check_upsert_key,
+    keeps_its_place,
+)
 from pipeline.enqueue.final_values import (
     FUNCTIONS,
     CompiledTable,
@@ -95,6 +101,8 @@ class TablePlan:
         """Make an insert that becomes an update where a row with the same values of *fields* is there."""
         compiled, column_of = self.compiled, self.compiled.column_of
         check_upsert_key(compiled, fields, values)
+        if has_filters(self.table):
+            check_upsert_filters(compiled, self.table, {name: compiled.check[name](values[name]) for name in fields})
         inserted = self._new_row(RowPlan(compiled, self.table, values), values, shard_key, key)
         renewed, _ = update_values(compiled, self.table, {k: v for k, v in values.items() if k not in fields})
         op, extra = inserted.op, {column_of[name]: value for name, value in renewed.items()}

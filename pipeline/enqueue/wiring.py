@@ -17,6 +17,7 @@ from pipeline.enqueue.spooling.drain import Drainer
 from pipeline.enqueue.spooling.drain_thread import DrainThread
 from pipeline.enqueue.spooling.fallback import Fallback
 from pipeline.enqueue.spooling.redis_away import RedisAway
+from pipeline.model.seal import Seal
 from pipeline.oplog.contract import Log
 from pipeline.oplog.doorbell import Bell, SilentBell
 from pipeline.per_process import PerProcess
@@ -44,7 +45,9 @@ class Writes(NamedTuple):
     drain_thread: PerProcess[DrainThread] | None
 
 
-def wire_writes(log: Log, nodes: Nodes, topology: Topology, bell: Bell | SilentBell, away: RedisAway) -> Writes:
+def wire_writes(
+    log: Log, nodes: Nodes, topology: Topology, bell: Bell | SilentBell, away: RedisAway, seal: Seal
+) -> Writes:
     """Return the write path of one process.
 
     Args:
@@ -53,12 +56,13 @@ def wire_writes(log: Log, nodes: Nodes, topology: Topology, bell: Bell | SilentB
         topology: where rows belong.
         bell: rung for the workers.
         away: where ops go while Redis does not answer, and how long a call may wait for it.
+        seal: signs receipts.
     """
     schemas = SchemaPublisher(log, nodes, topology, away)
     row_ids = RowIds(log, topology, nodes, away)
-    authority = Authority(log, nodes, topology, schemas)
+    authority = Authority(log, nodes, topology, schemas, seal)
     publisher = Publisher(log, topology, bell, authority, away=away)
-    follower = Follower(topology, nodes, log, away.spool, publisher)
+    follower = Follower(topology, nodes, log, away.spool, publisher, seal)
     op_builder = OpBuilder(topology, row_ids, schemas)
     if not isinstance(away.spool, Spool):
         dispatch = Dispatch(publisher, follower, away.wait_budgets, log)

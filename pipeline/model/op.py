@@ -143,6 +143,18 @@ class Entry(NamedTuple):
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Op)
 
+
+class _Head(msgspec.Struct, frozen=True, array_like=True):
+    """The fields with which every op begins, whatever its version."""
+
+    kind: str
+    table: str
+    schema: str
+    at_ms: float
+
+
+_head_decoder = msgspec.json.Decoder(_Head)
+
 encode = _encoder.encode
 
 
@@ -190,14 +202,14 @@ def decode(payload: bytes) -> Op:
 
 
 def enqueued_ms(payload: bytes) -> float | None:
-    """Return when an op was enqueued, ms since 1970; None of one that this release cannot read.
+    """Return when an op was enqueued, ms since 1970; None where the bytes are no op of any version.
 
     Args:
         payload: of an entry.
     """
     try:
-        return decode(payload).at_ms
-    except (NewerOp, NotAnOp):
+        return _head_decoder.decode(payload).at_ms
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return None
 
 

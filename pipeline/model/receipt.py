@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+import hmac
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, overload
 
@@ -10,10 +10,17 @@ import msgspec
 
 from pipeline.errors import BadToken, PipelineError
 from pipeline.model.op import Position
+from pipeline.model.seal import Seal
 
 
 class Source(Protocol):
-    """What answers for a receipt: the client."""
+    """What answers for a receipt: the client.
+
+    Attributes:
+        seal: signs what is printed.
+    """
+
+    seal: Seal
 
     def status(self, receipt: Receipt) -> str: ...  # noqa: D102
     def wait(self, receipt: Receipt, timeout_s: float) -> str: ...  # noqa: D102
@@ -22,6 +29,8 @@ class Source(Protocol):
 
 #: First letter of every printed receipt; a new layout gets a new letter. A spooled op has no position yet.
 VERSION, SPOOLED = "r", "s"
+#: No receipt is longer, characters: what is longer is not looked at.
+MOST_CHARACTERS = 200
 
 
 class Receipt(msgspec.Struct, eq=False):
@@ -97,29 +106,25 @@ class Receipt(msgspec.Struct, eq=False):
             raise PipelineError("the op has not been sent yet, so its receipt cannot be printed")
         row = self._id + 1 if self._id is not None and self._id > 0 else 0
         numbers = (self.bucket, *(self.position or ()), self.producer, self.producer_seq, row)
-        body = ".".join(_base36(n) for n in numbers)
-        return f"{SPOOLED if self.position is None else VERSION}{body}.{_check(body)}"
+        body = f"{SPOOLED if self.position is None else VERSION}{'.'.join(map(_base36, numbers))}"
+        return f"{body}.{self._asked().seal.sign_text(_KIND, body)}"
 
     @classmethod
-    def parse(cls, text: str, source: Source | None = None) -> Receipt:
+    def parse(cls, text: str, seal: Seal | None, source: Source | None = None) -> Receipt:
         """Read a receipt from the text that `str` makes of one.
 
         Args:
             text: the whole text.
+            seal: of the deployment that has printed it; None: whoever gives the text is trusted with every receipt.
             source: what answers for the receipt; without one it has no status.
 
         Raises:
-            BadToken: the text is not a receipt, or was cut or changed on its way.
+            BadToken: the text is not a receipt of this deployment, or was cut or changed on its way.
         """
-        body, _, check = text[1:].rpartition(".")
-        parts = body.split(".")
-        if {VERSION: 6, SPOOLED: 4}.get(text[:1]) != len(parts) or check != _check(body):
-            raise BadToken("this text is not a receipt, or was cut on its way; pass the whole of str(receipt)")
-        try:
-            bucket, *place, producer, producer_seq, id = (int(part, 36) for part in parts)
-        except ValueError as error:
-            raise BadToken("this text is not a receipt") from error
-        return cls(bucket, Position(*place) if place else None, id - 1 if id else None, producer, producer_seq, source)
+        body, numbers = _opened(text, seal)
+        bucket, *place, producer, producer_seq, id = numbers
+        position = Position(*place) if body[0] == VERSION else None
+        return cls(bucket, position, id - 1 if id else None, producer, producer_seq, source)
 
     def __repr__(self) -> str:
         return f"<Receipt bucket={self.bucket} position={self.position} id={self._id}>"
@@ -170,5 +175,27 @@ def _base36(number: int) -> str:
             return digits
 
 
-def _check(body: str) -> str:
-    return _base36(zlib.crc32(body.encode()) % 1296)
+#: What a seal calls a receipt.
+_KIND = b"receipt"
+
+
+def _opened(text: str, seal: Seal | None) -> tuple[str, list[int]]:
+    """Return what was signed of a printed receipt, and its numbers.
+
+    Raises:
+        BadToken: it is no receipt, or the seal has not signed it.
+    """
+    if not isinstance(text, str) or len(text) > MOST_CHARACTERS or not text.isascii():
+        raise BadToken("this is not a receipt; pass the text that str(receipt) made")
+    body, _, signature = text.rpartition(".")
+    parts = body[1:].split(".")
+    if {VERSION: 6, SPOOLED: 4}.get(body[:1]) != len(parts) or not all(map(str.isalnum, parts)):
+        raise BadToken("this text is not a receipt, or was cut on its way; pass the whole of str(receipt)")
+    if seal is not None and not hmac.compare_digest(signature, seal.sign_text(_KIND, body)):
+        raise BadToken(
+            "this receipt was changed on its way, or another deployment signed it, or [reads] secret has changed since"
+        )
+    try:
+        return body, [int(part, 36) for part in parts]
+    except ValueError as error:
+        raise BadToken("this text is not a receipt") from error

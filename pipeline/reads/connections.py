@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pipeline import clock
-from pipeline.errors import ReadOnly, ShardUnavailable
+from pipeline.errors import BadRead, ReadOnly, ShardUnavailable
 from pipeline.model.op import Position
 from pipeline.per_process import PerProcess
 from pipeline.reads.node_tables import MOST_MET, NodeTables
@@ -258,6 +258,8 @@ class NodeReader:
         if connection_lost(error):
             self.discard()
             return ShardUnavailable(self.node, f"{type(error).__name__}: {sentence_of(error)}")
+        if isinstance(error, ValueError):  # half a character, or for SQLite a NUL
+            return BadRead(f"the driver cannot send a text of this read: {error}")
         return error
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.dal.filters import narrowed
 from pipeline.dal.objects import for_all_threads, kind_of, real_name, rebuilt_on, referee, renamed
+from pipeline.dal.sql_texts import guard
 from pipeline.model.schema import signature_of
 from pipeline.per_process import PerProcess
 from pipeline.reads.onward import Onward, Referee, Referrers, RowsDAL
@@ -75,6 +76,7 @@ class NodeTables:
         adapter.common_filter, adapter.parse, adapter.iterparse = self.filtered, self._parsed, self._iterparsed
         adapter._add_operators_to_parsed_row = self._lead_on
         adapter.parser.adapter = _Referees(self.callers, db)
+        guard(adapter)
 
     @classmethod
     def on(cls, db: Any) -> NodeTables:

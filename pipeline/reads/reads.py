@@ -23,7 +23,7 @@ from pipeline.reads.routing.health_cache import HealthCache
 from pipeline.reads.routing.policy import Bounds
 from pipeline.reads.routing.router import Router
 from pipeline.reads.session import After, ReadSession, Token, after_of
-from pipeline.reads.token_cookie import Seal
+from pipeline.reads.token_cookie import TokenSeal
 from pipeline.shard.nodes import Nodes
 
 #: A read that failed twice is retried while no more time than that has passed, s. And how often at most: each of a
@@ -52,7 +52,7 @@ class Reads:
         nodes: Nodes,
         health: HealthCache,
         find_table: Callable[[Any], Any],
-        seal: Seal,
+        seal: TokenSeal,
     ):
         self._topology, self._log, self._find_table, self._seal = topology, log, find_table, seal
         reads = settings.reads

@@ -26,7 +26,7 @@ class ReadSession:
 
     Args:
         token: what the reader has written and seen so far.
-        seal: prints the token: a `token_cookie.Seal`.
+        seal: prints the token: a `token_cookie.TokenSeal`.
     """
 
     def __init__(self, token: Token, seal: Any):
@@ -240,7 +240,7 @@ def after_of(value: Any, seal: Any) -> After:
 
     Args:
         value: None, a receipt, several, a session, a token, or the text of a receipt or a session.
-        seal: reads the text of a session: a `token_cookie.Seal`.
+        seal: reads the text of a session: a `token_cookie.TokenSeal`.
 
     Raises:
         BadRead: it is nothing of the kind. BadToken: a text that was changed, or is another deployment's.
@@ -254,7 +254,7 @@ def after_of(value: Any, seal: Any) -> After:
     if isinstance(value, Token):
         return After(value)
     if isinstance(value, str):
-        return After(seal.read(value) if value[:1] == VERSION else token_of([Receipt.parse(value)]))
+        return After(seal.read(value) if value[:1] == VERSION else token_of([Receipt.parse(value, seal)]))
     try:
         return After(token_of([value] if looks_like_receipt(value) else value))
     except (TypeError, AttributeError):

@@ -14,12 +14,13 @@ import logging
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
-from hashlib import sha256
+from dataclasses import dataclass
 
 import msgspec
 
 from pipeline.errors import BadToken, Unavailable
 from pipeline.model.op import Position
+from pipeline.model.seal import SIGNATURE_BYTES, Seal
 from pipeline.oplog.contract import SharedState
 from pipeline.reads.session import VERSION, Need, Sequences, Token
 from pipeline.spool.store import Spool
@@ -27,19 +28,12 @@ from pipeline.wait_budget import WaitBudgets
 
 #: A browser keeps 4 KB per cookie, with its name and attributes.
 MOST_CHARACTERS = 3000
-_WHO_BYTES, _SIGNATURE_BYTES = 4, 12
+_WHO_BYTES = 4
 
 
-class Seal:
-    """Prints tokens and reads them back.
-
-    Args:
-        secret: the deployment's, or what returns it: called once, when first needed.
-    """
-
-    def __init__(self, secret: str | Callable[[], str]):
-        self._secret = secret
-        self._key = b""
+@dataclass(frozen=True)
+class TokenSeal(Seal):
+    """Prints tokens and reads them back, and signs a deployment's receipts; see `Seal`."""
 
     def print(self, token: Token) -> str:
         """Return a token as text of at most `MOST_CHARACTERS`; what has no room is asked for more coarsely.
@@ -63,17 +57,14 @@ class Seal:
         Raises:
             BadToken: it was cut or changed on its way, or another deployment signed it.
         """
-        try:
-            raw = urlsafe_b64decode(text[1:] + "=" * (-len(text[1:]) % 4)) if text[:1] == VERSION else b""
-        except ValueError:
-            raw = b""
-        who, raw = raw[:_WHO_BYTES], raw[_WHO_BYTES:]
-        signature, body = raw[:_SIGNATURE_BYTES], raw[_SIGNATURE_BYTES:]
+        raw = _raw(text)
+        who, signature = raw[:_WHO_BYTES], raw[_WHO_BYTES : _WHO_BYTES + SIGNATURE_BYTES]
+        body = raw[_WHO_BYTES + SIGNATURE_BYTES :]
         if not body:
             raise BadToken("this text is not a session token, or was cut on its way; pass the whole text")
         if who != self._who():
             raise BadToken("this session token was signed by another deployment, or its secret has changed since")
-        if not hmac.compare_digest(signature, self._signature(body)):
+        if not hmac.compare_digest(signature, self.sign(b"token", body)):
             raise BadToken("this session token was changed on its way: its signature is broken")
         rest, epochs, flat = msgspec.msgpack.decode(body, type=tuple[bool, list[int], list[int]])
         return Token(dict(_needs(epochs, iter(flat))), rest=rest)
@@ -92,20 +83,21 @@ class Seal:
                     flat += pair
             before = bucket
         body = msgspec.msgpack.encode((token.rest, epochs, flat))
-        raw = self._who() + self._signature(body) + body
+        raw = self._who() + self.sign(b"token", body) + body
         return VERSION + urlsafe_b64encode(raw).decode().rstrip("=")
 
     def _who(self) -> bytes:
-        return self._digest(b"who")[:_WHO_BYTES]
+        return self.sign(b"who", b"")[:_WHO_BYTES]
 
-    def _signature(self, body: bytes) -> bytes:
-        return self._digest(b"token" + body)[:_SIGNATURE_BYTES]
 
-    def _digest(self, body: bytes) -> bytes:
-        if not self._key:
-            secret = self._secret
-            self._key = (secret if isinstance(secret, str) else secret()).encode()
-        return hmac.digest(self._key, body, sha256)
+def _raw(text: str) -> bytes:
+    """Return the bytes of a printed token; none of what is no such text."""
+    if not isinstance(text, str) or not 0 < len(text) <= MOST_CHARACTERS or text[0] != VERSION:
+        return b""
+    try:
+        return urlsafe_b64decode(text[1:] + "=" * (-len(text[1:]) % 4))
+    except ValueError:
+        return b""
 
 
 def _needs(epochs: list[int], flat: Iterator[int]) -> Iterator[tuple[int, Need]]:

@@ -69,8 +69,8 @@ class Facts:
 
     @cached_property
     def plain(self) -> bool:
-        """Whether nothing but the primary key can make two inserts conflict."""
-        return not (self.unique or self.hidden_unique or self.parents)
+        """Whether an insert can conflict on nothing but its id and the ids of its parents."""
+        return not (self.unique or self.hidden_unique or any(column is None for column, _ in self.parents))
 
     def has(self, column: str | None) -> bool:
         """Return whether the schema has a column.

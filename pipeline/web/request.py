@@ -7,7 +7,7 @@ calls `finish` once the framework has committed, and `drop` when the request fai
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import wraps
 from typing import Any
@@ -26,6 +26,7 @@ from pipeline.reads.session import ReadSession
 from pipeline.web.own_reads import OwnReads
 from pipeline.web.read_db import ReadDAL, Refusal, table_for
 from pipeline.web.user_session import UserSession, patient
+from pipeline.web.visitors_values import from_code
 
 #: When the ops of a request are sent: at each call, after its commit, or after its commit from a table in its database.
 MODES = ("now", "on_commit", "outbox")
@@ -56,6 +57,15 @@ class Request(OwnReads):
         super().__init__(UserSession(client, token), action)
 
     # writes -------------------------------------------------------------------------------------------------
+
+    enqueue_insert = from_code(Calls.enqueue_insert)
+    enqueue_update = from_code(Calls.enqueue_update)
+    enqueue_upsert = from_code(Calls.enqueue_upsert)
+    enqueue_validated_insert = from_code(Calls.enqueue_validated_insert)
+
+    def brought(self) -> Mapping[str, Any]:
+        """Return what the visitor sent, by name: the framework's object knows."""
+        return {}
 
     def _take(self, addressed: Addressed, durability: str) -> _Receipt:
         with self._holding():

@@ -13,7 +13,7 @@ from pipeline.model.op import Position
 from pipeline.model.receipt import Receipt
 from pipeline.reads.routing.replicas import least_marks
 from pipeline.reads.session import Need, ReadSession, Token, token_of
-from pipeline.reads.token_cookie import MOST_CHARACTERS, Seal
+from pipeline.reads.token_cookie import MOST_CHARACTERS, TokenSeal
 
 POSITIONS = st.builds(Position, st.integers(1, 4), st.integers(0, 50))
 SEQUENCES = st.dictionaries(st.integers(1, 2**62), st.integers(1, 2**40), max_size=3)
@@ -22,7 +22,7 @@ TOKENS = st.builds(
     st.dictionaries(st.integers(0, 1024), st.builds(Need, POSITIONS, SEQUENCES, SEQUENCES), max_size=8),
     st.booleans(),
 )
-SEAL = Seal("a secret of this deployment")
+SEAL = TokenSeal("a secret of this deployment")
 
 
 def receipt(bucket: int, epoch: int, seq: int, producer: int = 7, producer_seq: int = 1) -> Receipt:
@@ -103,7 +103,7 @@ def test_a_text_that_is_no_token_is_refused(text: str) -> None:
 
 def test_a_token_of_another_deployment_is_refused_as_such() -> None:
     with pytest.raises(BadToken, match="another deployment"):
-        SEAL.read(Seal("another secret").print(token_of([receipt(1, 5, 10)])))
+        SEAL.read(TokenSeal("another secret").print(token_of([receipt(1, 5, 10)])))
 
 
 def test_a_token_that_has_no_room_in_a_cookie_asks_for_more_and_never_for_less() -> None:

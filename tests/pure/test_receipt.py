@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 import pipeline
 from pipeline.errors import BadToken, PipelineError
 from pipeline.model.op import START, Position
-from pipeline.model.receipt import Receipt, Receipts
+from pipeline.model.receipt import Receipt, Receipts, _base36
+from pipeline.model.seal import Seal
 
 receipts = st.builds(
     Receipt,
@@ -21,21 +23,46 @@ receipts = st.builds(
     st.integers(0, 2**63 - 1),
     st.integers(1, 2**50),
 )
+SEAL = Seal("a secret of this deployment", "pl 256")
+
+
+class Source:
+    """Answers for receipts."""
+
+    seal = SEAL
+
+    def status(self, receipt: Receipt) -> str:
+        return f"asked for {receipt.position}"
+
+    def wait(self, receipt: Receipt, timeout_s: float) -> str:
+        return self.status(receipt)
+
+    def row_id(self, receipt: Receipt) -> int | None:
+        return None
+
+
+def printed(receipt: Receipt, seal: Seal = SEAL) -> str:
+    """Return the text that a deployment makes of a receipt."""
+    receipt.source = Source()
+    receipt.source.seal = seal
+    return str(receipt)
+
+
 ONE = Receipt(3, Position(1_700_000_000, 12), 2**62 + 1, 2**62 + 7, 5)
 
 
 @given(receipt=receipts)
 def test_a_printed_receipt_reads_back_the_same(receipt: Receipt):
-    found = Receipt.parse(str(receipt))
+    found = Receipt.parse(printed(receipt), SEAL)
 
     assert found == receipt
-    assert (found.bucket, found.position, found.id) == (receipt.bucket, receipt.position, receipt.id)
+    assert (found.bucket, found.position, found.row) == (receipt.bucket, receipt.position, receipt.row)
     assert (found.producer, found.producer_seq) == (receipt.producer, receipt.producer_seq)
 
 
 @given(receipt=receipts)
 def test_a_printed_receipt_may_stand_in_a_url_and_a_cookie(receipt: Receipt):
-    text = str(receipt)
+    text = printed(receipt)
 
     assert quote(text) == text
     assert len(text) < 80
@@ -44,7 +71,48 @@ def test_a_printed_receipt_may_stand_in_a_url_and_a_cookie(receipt: Receipt):
 @given(receipt=receipts, cut=st.integers(1, 80))
 def test_a_receipt_that_was_cut_is_refused(receipt: Receipt, cut: int):
     with pytest.raises(BadToken):
-        Receipt.parse(str(receipt)[:-cut])
+        Receipt.parse(printed(receipt)[:-cut], SEAL)
+
+
+def numbers_of(text: str) -> tuple[list[str], str]:
+    """Return the numbers of a printed receipt, and its signature."""
+    *numbers, signature = text[1:].split(".")
+    return numbers, signature
+
+
+@pytest.mark.parametrize("at", range(6))
+@pytest.mark.parametrize("step", [1, -1, 1000])
+def test_a_receipt_of_another_op_cannot_be_made_by_counting(at: int, step: int):
+    numbers, signature = numbers_of(printed(ONE))
+    numbers[at] = _base36(abs(int(numbers[at], 36) + step))
+
+    with pytest.raises(BadToken, match="changed on its way"):
+        Receipt.parse(f"r{'.'.join(numbers)}.{signature}", SEAL)
+
+
+def test_a_receipt_does_not_pass_for_one_of_a_spooled_op_nor_for_a_token():
+    spooled = printed(Receipt(3, None, 5, 7, 8))
+    numbers, signature = numbers_of(spooled)
+
+    assert Receipt.parse(spooled, SEAL).position is None
+    with pytest.raises(BadToken):
+        Receipt.parse(f"r{'.'.join([numbers[0], '1', '0', *numbers[1:]])}.{signature}", SEAL)
+    assert SEAL.sign_text(b"token", "r1") != SEAL.sign_text(b"receipt", "r1")
+
+
+@pytest.mark.parametrize(
+    "seal",
+    [Seal("another secret of theirs", "pl 256"), Seal("a secret of this deployment", "shop 256"), Seal("", "pl 256")],
+)
+def test_a_receipt_of_another_deployment_is_refused_also_with_the_same_secret(seal: Seal):
+    with pytest.raises(BadToken, match="another deployment"):
+        Receipt.parse(printed(ONE, seal), SEAL)
+
+
+@pytest.mark.parametrize("text", [None, b"r1.2.3.4.5.6.0", 5, 5.0, [], {}, True, ["r1.2.3.4.5.6.0"]])
+def test_what_is_no_text_is_refused_as_no_receipt(text: Any):
+    with pytest.raises(BadToken, match="not a receipt"):
+        Receipt.parse(text, SEAL)
 
 
 @pytest.mark.parametrize(
@@ -53,25 +121,45 @@ def test_a_receipt_that_was_cut_is_refused(receipt: Receipt, cut: int):
         "",
         "r",
         "hello",
-        "x" + str(ONE)[1:],
-        str(ONE).replace("3.", "4.", 1),
-        str(ONE).upper(),
-        f"{ONE}0",
-        "r1.2.3.4.5.6.0",
+        "x" + printed(ONE)[1:],
+        printed(ONE).upper(),
+        "r-1.2.3.4.5.6." + SEAL.sign_text(b"receipt", "r-1.2.3.4.5.6"),
+        "r1_0.2.3.4.5.6." + SEAL.sign_text(b"receipt", "r1_0.2.3.4.5.6"),
+        "r 1.2.3.4.5.6." + SEAL.sign_text(b"receipt", "r 1.2.3.4.5.6"),
+        "r\u0661.2.3.4.5.6.0",
+        "r\ud800.2.3.4.5.6.0",
+        "r" + "9" * 10_000_000 + ".2.3.4.5.6.0",
+        "r" + ".1" * 100_000,
     ],
 )
 def test_what_is_no_receipt_is_refused(text: str):
     with pytest.raises(BadToken, match="not a receipt"):
-        Receipt.parse(text)
+        Receipt.parse(text, SEAL)
 
 
-def test_a_text_with_a_right_check_but_no_numbers_is_refused():
-    from pipeline.model.receipt import _check
+@pytest.mark.parametrize("text", ["r1.2.3.4.5.6.0", "r1.2.3.4.5.6.", f"{printed(ONE)}0", f"{printed(ONE)[:-1]}!"])
+def test_a_receipt_that_nobody_signed_is_refused(text: str):
+    with pytest.raises(BadToken, match="changed on its way"):
+        Receipt.parse(text, SEAL)
 
-    body = "a.b.c.d.e.%"
 
+@given(text=st.text(max_size=80) | st.from_regex(r"[rs]([0-9a-z_+\- ]{1,8}\.){4,6}[0-9A-Za-z_-]{0,16}"))
+def test_no_text_from_outside_is_taken_or_raises_anything_else(text: str):
     with pytest.raises(BadToken):
-        Receipt.parse(f"r{body}.{_check(body)}")
+        Receipt.parse(text, SEAL)
+
+
+def test_the_secret_is_asked_for_once_however_many_receipts_are_printed():
+    asked: list[int] = []
+
+    def secret() -> str:
+        asked.append(1)
+        return "a secret of this deployment"
+
+    seal = Seal(secret, "pl 256")
+
+    assert {printed(ONE, seal) for _ in range(100)} == {printed(ONE)}
+    assert len(asked) == 1
 
 
 def test_an_op_that_has_not_been_sent_has_an_id_but_no_receipt_to_print():
@@ -84,22 +172,18 @@ def test_an_op_that_has_not_been_sent_has_an_id_but_no_receipt_to_print():
 
 def test_a_receipt_of_no_pipeline_says_how_to_read_it():
     with pytest.raises(PipelineError, match=r"pipeline\.Receipt\.parse"):
-        ONE.status()
+        Receipt.parse(printed(ONE), SEAL).status()
 
 
 def test_the_facade_reads_receipts_for_the_configured_pipeline():
-    class Source:
-        def status(self, receipt: Receipt) -> str:
-            return f"asked for {receipt.position}"
-
-    receipt = pipeline.Receipt.parse(str(ONE), Source())
+    receipt = pipeline.Receipt.parse(printed(ONE), Source())
 
     assert receipt.status() == "asked for 1700000000-12"
 
 
 @pytest.mark.parametrize("row", [0, -1, -5])
 def test_a_row_whose_number_is_no_id_prints_without_it(row: int):
-    assert Receipt.parse(str(Receipt(3, Position(1, 2), row, 4, 5))).id is None
+    assert Receipt.parse(printed(Receipt(3, Position(1, 2), row, 4, 5)), SEAL).id is None
 
 
 def test_receipts_are_made_when_they_are_looked_at():

@@ -17,7 +17,16 @@ from pipeline.admin.migrate import migrate
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.enqueue.receipt_status import REMEMBERED_S
-from pipeline.errors import Lost, NotDurable, PipelineError, Rejected, ShardUnavailable, UnknownTable, WaitTimeout
+from pipeline.errors import (
+    BadToken,
+    Lost,
+    NotDurable,
+    PipelineError,
+    Rejected,
+    ShardUnavailable,
+    UnknownTable,
+    WaitTimeout,
+)
 from pipeline.model.op import Position
 from pipeline.model.schema import schema_of
 from pipeline.oplog.appends import Append
@@ -60,6 +69,45 @@ def test_a_printed_receipt_tells_the_same(db: Any, box: Sandbox):
     box.drain()
 
     assert receipt.status() == "applied"
+
+
+def test_a_strangers_receipt_cannot_be_made_by_counting_ones_own_up(db: Any, box: Sandbox):
+    box.drain()
+    own = str(pipeline.enqueue_insert(db.purchase, customer=7, day=1))
+    pipeline.enqueue_insert(db.purchase, customer=7, day=1)  # a stranger's, which is rejected
+    box.drain()
+    bucket, epoch, seq, producer, number, row, signature = own[1:].split(".")
+
+    for text in (f"r{bucket}.{epoch}.{int(seq) + 1}.{producer}.{int(number) + 1}.{row}.{signature}", own[:-1], "r1"):
+        with pytest.raises(BadToken):
+            pipeline.Receipt.parse(text)
+
+
+@pytest.mark.parametrize("letter", ["r", "s"])
+def test_a_forged_receipt_of_the_future_makes_no_read_wait(db: Any, box: Sandbox, letter: str):
+    own = str(pipeline.enqueue_insert(db.purchase, customer=7, day=1))
+    box.drain()
+    bucket, epoch, _, producer, *rest = own[1:].split(".")
+    place = f"{epoch}.zzzzz." if letter == "r" else ""
+    forged = f"{letter}{bucket}.{place}{producer}.{'.'.join(rest[-3:])}"
+
+    assert len(pipeline.select(db.purchase.customer == 7, after=own)) == 1
+    for read in (
+        lambda: pipeline.get(db.purchase, 1, after=forged),
+        lambda: pipeline.select(db.purchase, after=forged),
+        lambda: pipeline.count(db.purchase, after=forged),
+        lambda: pipeline.read("purchase", shard_key=7, after=forged).__enter__(),
+    ):
+        with pytest.raises(BadToken):
+            read()
+
+
+def test_a_receipt_that_one_process_prints_is_read_by_another_of_the_same_deployment(db: Any, box: Sandbox):
+    text = str(pipeline.enqueue_insert(db.purchase, customer=7))
+    other = Client(box.client.settings, log=box.client.log, bell=SilentBell())
+
+    assert other.parse(text).status() == "queued"
+    other.close()
 
 
 def test_a_wait_that_ends_too_early_says_how_long_and_at_which_stage(db: Any, box: Sandbox):

@@ -230,7 +230,7 @@ def test_what_might_be_doubled_is_left_until_somebody_says_so(
 def test_a_second_request_with_an_idempotency_key_knows_the_first_ones_row(box: Sandbox, db: Any):
     def requested() -> Any:
         request = request_of(box, db)
-        receipt = request.enqueue_insert(db.tally, owner=7, idempotency_key="form 1")
+        receipt = request.enqueue_insert(db.tally, {"owner": 7}, idempotency_key="form 1")
         db.commit()
         request.finish()
         return receipt.id
@@ -251,7 +251,7 @@ def test_of_two_requests_in_flight_with_one_key_both_know_the_id_of_the_row(box:
     first, second = (request_of(box, db) for db in dals)
     receipts = []
     for request, db, trace in ((first, dals[0], "first"), (second, dals[1], "second")):
-        receipts.append(request.enqueue_insert(db.tally, owner=7, trace=trace, idempotency_key="form 1").id)
+        receipts.append(request.enqueue_insert(db.tally, {"owner": 7, "trace": trace}, idempotency_key="form 1").id)
         (db.rollback if ticket and request is first else db.commit)()
     for request in (second, first):
         request.finish()
@@ -272,12 +272,12 @@ def test_redis_learns_the_id_under_a_key_with_the_rows_if_it_was_away_at_the_cal
         raise LogUnavailable("away on purpose", sent=False)
 
     box.log.claim_key = away  # type: ignore[method-assign]  # our own double
-    first = request.enqueue_insert(db.tally, owner=7, idempotency_key="form 1").id
+    first = request.enqueue_insert(db.tally, {"owner": 7}, idempotency_key="form 1").id
     box.log.claim_key = claim_key  # type: ignore[method-assign]
     db.commit()
     request.finish()
 
-    second = request_of(box, db).enqueue_insert(db.tally, owner=7, idempotency_key="form 1").id
+    second = request_of(box, db).enqueue_insert(db.tally, {"owner": 7}, idempotency_key="form 1").id
 
     assert first == second
 
@@ -286,7 +286,7 @@ def test_a_durability_that_only_a_sender_has_is_refused(box: Sandbox, db: Any):
     request = request_of(box, db)
 
     with pytest.raises(BadOp, match="for mode now"):
-        request.enqueue_insert(db.tally, owner=7, durability="fsync")
+        request.enqueue_insert(db.tally, {"owner": 7}, durability="fsync")
 
     assert held(db) == 0
 

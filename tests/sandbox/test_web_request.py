@@ -9,7 +9,7 @@ import pytest
 from pydal import DAL, Field
 
 import pipeline
-from pipeline.errors import LogUnavailable, UnknownField
+from pipeline.errors import BadOp, LogUnavailable, UnknownField
 from pipeline.testing import Sandbox, sandbox
 from pipeline.web.manual_commit import follow_commits
 from pipeline.web.request import Request
@@ -322,3 +322,107 @@ def test_a_request_that_ended_without_a_word_is_heard_of(box: Sandbox, db: Any, 
     del request
 
     assert "1 ops were never sent" in caplog.text
+
+
+# what a visitor may have put into a call ----------------------------------------------------------------------------
+
+
+class Visited(Request):
+    """A request that brought something."""
+
+    sent: dict[str, Any] = {}  # noqa: RUF012 - replaced, never changed
+
+    def brought(self) -> dict[str, Any]:
+        return self.sent
+
+
+@pytest.fixture
+def account(box: Sandbox) -> Any:
+    db = DAL("sqlite:memory", bigint_id=True, migrate=False)
+    fields = Field("customer", "integer"), Field("name"), Field("role", default="guest", writable=False)
+    db.define_table("sale", *fields)
+    box.client.define_tables(db)
+    return db.sale
+
+
+def visited(box: Sandbox, **sent: Any) -> Visited:
+    made = Visited(box.client, box.client.held(), None)
+    made.sent = sent
+    return made
+
+
+OPTIONS = {"durability": "applied", "idempotency_key": "theirs", "shard_key": "8", "again": "r1"}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("call", ["enqueue_insert", "enqueue_validated_insert", "enqueue_upsert", "enqueue_update"])
+def test_an_option_among_the_fields_of_a_request_is_refused_with_the_mapping_form(
+    box: Sandbox, account: Any, call: str, option: str
+):
+    request_vars = {"name": "Ann", option: OPTIONS[option]}
+    key = {"key": ["customer"]} if call == "enqueue_upsert" else {}
+    target = account.customer == 7 if call == "enqueue_update" else account
+
+    for given in (request_vars, {option: OPTIONS[option]}):
+        request = visited(box, **given)
+        for before in ((), ({"customer": 7},)) if given is request_vars else ((),):
+            with pytest.raises(BadOp, match=rf"{call}\(….*{{'field': value}}, {option}="):
+                getattr(request, call)(target, *before, **key, **given)
+        request.finish()
+    assert box.enqueued() == []
+
+
+def test_options_stand_beside_a_mapping_whose_every_key_is_a_field(box: Sandbox, account: Any):
+    request = visited(box, name="Ann", durability="applied")
+
+    with pytest.raises(UnknownField, match="durability"):
+        request.enqueue_insert(account, {**request.brought(), "customer": 7}, idempotency_key="mine")
+    first = request.enqueue_insert(account, {"name": "Ann", "customer": 7}, idempotency_key="mine")
+    request.enqueue_update(account.id == first.id, {"name": "Eve"}, shard_key=7)
+    request.finish()
+
+    box.drain()
+    [row] = box.rows("sale")
+    assert (row["id"], row["name"], row["role"]) == (first.id, "Eve", "guest")
+
+
+@pytest.mark.parametrize("name", ["role", "id"])
+@pytest.mark.parametrize("form", ["keywords", "mapping", "upsert", "by name"])
+def test_a_protected_field_takes_no_value_that_the_request_brought(box: Sandbox, account: Any, name: str, form: str):
+    sent = {"name": "Ann", name: "".join(["9", "9"])}
+    request = visited(box, **sent)
+    table = "sale" if form == "by name" else account
+
+    given = {"upsert": ((table, sent), {"key": ["customer"]}), "mapping": ((table, sent), {})}
+    args, named = given.get(form, ((table,), sent))
+
+    with pytest.raises(BadOp, match=f"the request brought the value of '{name}'"):
+        (request.enqueue_upsert if form == "upsert" else request.enqueue_insert)(*args, **named)
+
+
+def test_a_protected_field_is_not_updated_by_a_request(box: Sandbox, account: Any):
+    request = visited(box, name="Ann", role="admin")
+
+    for target in (account.id == 5, account._db(account.customer == 7)):
+        with pytest.raises(BadOp, match="the request brought the value of 'role'"):
+            request.enqueue_update(target, **request.brought())
+
+
+def test_a_protected_field_takes_what_the_code_gives(box: Sandbox, account: Any):
+    request = visited(box, name="Ann", customer="7", role="admin", id="5")
+
+    request.enqueue_insert(account, name="Ann", customer=7, role="member", id=6)
+    request.finish()
+
+    box.drain()
+    [row] = box.rows("sale")
+    assert (row["id"], row["role"]) == (6, "member")
+
+
+def test_a_validated_insert_names_the_protected_fields_as_pydal_does(box: Sandbox, account: Any):
+    request = visited(box, name="Ann", role="admin", id="5", other="x")
+
+    found = request.enqueue_validated_insert(account, **request.brought())
+
+    assert set(found.errors) == {"role", "id", "other"}
+    assert found.receipt is None

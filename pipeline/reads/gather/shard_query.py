@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pipeline.dal.objects import kind_of, op_name
+from pipeline.dal.sql_texts import raw
 from pipeline.errors import BadRead
 from pipeline.reads.connections import NodeReader
 from pipeline.reads.gather.merge import Aggregate, Merge, SortKey, Term
@@ -145,7 +146,7 @@ class _Builder:
             return None
         if at not in self._weights:
             self._weights[at] = len(self.asked)
-            self.asked += self._reader.adapter.expand_all(list(sql), {})
+            self.asked += self._reader.adapter.expand_all(list(map(raw, sql)), {})
         return self._weights[at]
 
     def _sql(self, expression: Any) -> str:

@@ -26,7 +26,7 @@ def authority(session: NodeSession, log: MemoryLog, replicas: Sequence[NodeSessi
         primary=lambda shard: session, replicas=lambda shard: replicas, unfit=lambda node: node == "unfit"
     )
     unused: Any = None
-    return Authority(log, nodes, unused, unused)
+    return Authority(log, nodes, unused, unused, unused)
 
 
 def emptied() -> MemoryLog:

@@ -161,7 +161,7 @@ def test_a_receipt_of_no_pipeline_cannot_be_asked(mariadb: Rig) -> None:
     [owner] = mariadb.owners(1)
     receipt = mariadb.client.enqueue_insert(mariadb.db.event, owner=owner, body="x")
 
-    stray = Receipt.parse(str(receipt))
+    stray = Receipt.parse(str(receipt), mariadb.client.seal)
 
     with pytest.raises(PipelineError, match="belongs to no pipeline"):
         stray.status()

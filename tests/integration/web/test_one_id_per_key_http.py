@@ -15,6 +15,7 @@ pytestmark = pytest.mark.mariadb
 
 MODEL = f"""\
 {MEET}
+from pipeline.errors import BadOp
 pipeline = Pipeline(db, configuration, mode=request.args(0) if request.function == "add" else "on_commit")
 """
 CONTROLLER = """\
@@ -31,6 +32,12 @@ def add():
         1 / 0
     redirect(URL("show", args=receipt.id))
 
+def give():
+    try:
+        pipeline.enqueue_insert(db.sale, **request.vars)
+    except BadOp as error:
+        return str(error)
+
 def show():
     row = pipeline.get(db.sale, request.args(0, cast=int), wait_s=10)
     return response.json(dict(id=str(row.id), qty=row.qty) if row else None)
@@ -38,6 +45,7 @@ def show():
 APPLICATION = """
 import os
 from py4web import DAL, URL, Field, Session, action, redirect, request
+from pipeline.errors import BadOp
 from pipeline.py4web import Pipeline
 
 {meet}
@@ -63,6 +71,15 @@ def index():
 def show(row):
     found = modes["on_commit"].get(db.sale, row, wait_s=10)
     return dict(id=str(found.id), qty=found.qty)
+
+
+@action("give", method="POST")
+@action.uses(session, modes["on_commit"], db)
+def give():
+    try:
+        modes["on_commit"].enqueue_insert(db.sale, **request.json or request.forms)
+    except BadOp as error:
+        return str(error)
 
 
 def adding(mode):
@@ -136,3 +153,14 @@ def test_a_ticket_of_the_first_leaves_the_row_to_the_second_under_the_id_that_bo
     [ticket] = sites.forget_tickets()
     assert "division by zero" in ticket
     the_second_wrote_the_row(pair, answers, shop, customer)
+
+
+@pytest.mark.parametrize("name", ["durability", "idempotency_key", "shard_key", "id"])
+def test_what_a_visitor_adds_to_a_form_is_no_option_and_no_id(sites: Sites, shop: Shop, customer: int, name: str):
+    [user] = sites.users(0)
+
+    answer = user.post("give", {"customer": customer}, qty=1, **{name: customer})
+
+    assert answer.status == 200
+    assert f"{name}=…" in answer.text or "the request brought the value of 'id'" in answer.text
+    assert shop.sales(f"customer={customer}", "id") == []

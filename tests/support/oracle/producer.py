@@ -47,7 +47,7 @@ class Producer:
         """What was acknowledged to it so far."""
         whole = [line for line in self.output.read_text().splitlines(keepends=True) if line.endswith("\n")]
         pairs = [json.loads(line) for line in whole]
-        return [Acknowledged.of(Receipt.parse(text), deed) for text, deed in pairs]
+        return [Acknowledged.of(Receipt.parse(text, None), deed) for text, deed in pairs]
 
 
 def environment() -> dict[str, str]:
