@@ -152,7 +152,7 @@ def test_a_command_that_a_log_needs_is_missed_before_the_first_op_misses_it(
 
 def test_servers_that_refuse_are_found_with_the_cure_of_their_own_refusal(here: Servers) -> None:
     config = here.config()
-    config["shards"]["s0"]["primary"] = config["shards"]["s0"]["primary"].replace("root@", "nobody:hush-hush@")
+    config["shards"]["s0"]["primary"] = config["shards"]["s0"]["primary"].replace("//root:", "//nobody:hush-hush")
     with here.redis() as client:
         client.execute_command("REPLICAOF", "127.0.0.1", "1")
         try:
@@ -168,7 +168,7 @@ def test_servers_that_refuse_are_found_with_the_cure_of_their_own_refusal(here: 
 
 def test_a_primary_user_that_may_only_read_is_found_with_the_grant_it_needs(here: Servers) -> None:
     config = here.config()
-    config["shards"]["s0"]["primary"] = config["shards"]["s0"]["primary"].replace("root@", "reader@")
+    config["shards"]["s0"]["primary"] = config["shards"]["s0"]["primary"].replace("//root:", "//reader:")
 
     found = check.check(config).findings
 
