@@ -20,8 +20,11 @@ _TEXT = ("string", "text")
 MOST_LEVELS = 200
 #: The deepest that a worker takes: narrowing a query to a row adds levels to what a caller gave.
 _MOST_LEVELS_TAKEN = 300
-_JOINS = ("and", "or", "not", "||", *_ARITHMETIC.values())
-_ALONE = ("c", "null")
+#: What follows the first word of a tree; `value` is for the encoder of the column to judge.
+_CONDITIONS = {"and": "trees", "or": "trees", "not": "tree", "null": "column", "in": "column list"}
+_CONDITIONS |= dict.fromkeys(("same", *_COMPARISONS.values()), "column value")
+_EXPRESSIONS = {"c": "column", "v": "operand", **dict.fromkeys(("||", *_ARITHMETIC.values()), "tree tree")}
+_MAY_BE = {"list": (list,), "operand": (int, float, str), "value": (type(None), bool, int, float, str, list)}
 
 
 def is_query(value: Any) -> bool:
@@ -142,23 +145,44 @@ def expression(value: Any, target: str, schema: TableSchema, check: Mapping[str,
     return walk(value, 1)
 
 
-def is_tree(tree: Any, width: int) -> bool:
-    """Return whether a value from the log has the shape of a condition or an expression that a worker can render.
+def is_condition_tree(tree: Any, width: int) -> bool:
+    """Return whether a value from the log is a condition of a form that `condition` makes.
 
     Args:
         tree: the value.
         width: how many columns the table has.
     """
+    return _is_tree(tree, _CONDITIONS, width)
+
+
+def is_expression_tree(tree: Any, width: int) -> bool:
+    """Return whether a value from the log is an expression of a form that `expression` makes.
+
+    Args:
+        tree: the value.
+        width: how many columns the table has.
+    """
+    return _is_tree(tree, _EXPRESSIONS, width)
+
+
+def _is_tree(tree: Any, grammar: Mapping[str, str], width: int) -> bool:
     waiting = [(tree, 1)]
     while waiting:
         part, levels = waiting.pop()
-        if type(part) is not list or len(part) < 2 or levels > _MOST_LEVELS_TAKEN:
+        if type(part) is not list or not part or type(part[0]) is not str or levels > _MOST_LEVELS_TAKEN:
             return False
-        head, first = part[0], part[1]
-        if head in _JOINS:
-            waiting += ((one, levels + 1) for one in part[1:])
-        elif head != "v" and not (type(first) is int and 0 <= first < width and (len(part) > 2 or head in _ALONE)):
+        form, rest = grammar.get(part[0], ""), part[1:]
+        if form == "trees" and rest:
+            waiting += ((one, levels + 1) for one in rest)
+            continue
+        wanted = form.split()
+        if len(wanted) != len(rest) or not wanted:
             return False
+        for word, one in zip(wanted, rest, strict=True):
+            if word == "tree":
+                waiting.append((one, levels + 1))
+            elif not (type(one) is int and 0 <= one < width if word == "column" else type(one) in _MAY_BE[word]):
+                return False
     return True
 
 
