@@ -104,7 +104,7 @@ class RedisAppends(RedisServer):
                 return row_id
             raise
         claimed = numbers_of(text_of(found).rpartition(" ")[2], " ", 1) if found is not None else None
-        return claimed[0] or row_id if claimed else row_id
+        return claimed[0] or row_id if claimed and claimed[0] < 2**63 else row_id
 
 
 class RedisEntries(RedisServer):

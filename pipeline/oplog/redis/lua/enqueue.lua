@@ -48,8 +48,10 @@ end
 if full then return 'full ' .. full end
 if KEYS[4] ~= KEYS[5] then
   local claim = call('MGET', KEYS[4])[1]  -- nothing, where there is no text
+  if claim and (#claim > 100 or string.find(claim, string.rep('%d', 20))) then claim = nil end  -- no numbers of ours
   local sent = claim and string.match(claim, '^%d+ %d+ %d+ %d+ %d+$')
-  if sent or (claim and ARGV[4] ~= '0' and claim ~= ARGV[4] and string.match(claim, '^%d+$')) then
+  if sent or (claim and ARGV[4] ~= '0' and claim ~= ARGV[4] and string.match(claim, '^%d+$')
+      and (#claim < 19 or (#claim == 19 and claim <= '9223372036854775807'))) then
     return 'claimed ' .. claim
   end
 end
