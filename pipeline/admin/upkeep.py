@@ -151,6 +151,9 @@ def trim(pipeline: Client, shard: str) -> int:
     with primary.translated(), primary.transaction():
         ledger.forget_producers(primary, REMEMBERED_S, waiting)
         replays.forget_settled(primary, REMEMBERED_S)
+        days = pipeline.settings.apply.rejects_days
+        if dropped := replays.drop_old_rejects(primary, days):
+            logger.warning("gave up %d ops of %s that were refused over %d days ago", dropped, shard, days)
     return trimmed
 
 
