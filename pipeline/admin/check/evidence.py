@@ -64,10 +64,10 @@ class Evidence:
     broker: Health | PipelineError
     schemas: tuple[TableSchema, ...]
     refusal: str
-    untrimmed: str
     listened: set[str] | None
     nodes: dict[str, Survey | PipelineError]
     primary_of: dict[str, str]
+    untrimmed: str = ""
     unfit: Mapping[str, str] = field(default_factory=dict)
     epochs: Mapping[str, int] = field(default_factory=dict)
     uwsgi: tuple[str, ...] = ()
