@@ -9,6 +9,7 @@ from functools import partial
 from pipeline import clock
 from pipeline.admin.questions import ask_all
 from pipeline.admin.status import Queue, RedisStatus, ReplicaStatus, ShardStatus, Status, StatusNews, news_of, with_news
+from pipeline.admin.strange_keys import every_strange_key
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
@@ -67,7 +68,7 @@ class Observer:
 
     def look(self) -> Status:
         """Ask every node and Redis at once, and return the status."""
-        answers = ask_all({**self._nodes, _REDIS: lambda: RedisStatus(self._log.memory_share(), self._log.full())})
+        answers = ask_all({**self._nodes, _REDIS: self._redis})
         redis = answers.pop(_REDIS)
         nodes = {name: found for name, found in answers.items() if not isinstance(found, RedisStatus)}
         if not isinstance(redis, RedisStatus):
@@ -80,6 +81,10 @@ class Observer:
             queues = ask_all({shard: partial(self._queue, shard, nodes[shard]) for shard in shards})
         rows = tuple(self._shard(shard, nodes, queues[shard], news) for shard in shards)
         return Status(clock.wall_ms(), redis, rows, news.reads if news is not None else None)
+
+    def _redis(self) -> RedisStatus:
+        strange = every_strange_key(self._log, self._topology)
+        return RedisStatus(self._log.memory_share(), self._log.full(), strange=strange)
 
     def close(self) -> None:
         """Close the connection to Redis."""

@@ -6,14 +6,13 @@ published about each node, and how often reads went to each node for each reason
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.redis.log import RedisLog
-from pipeline.reads.health.report import NodeState, Report
+from pipeline.reads.health.report import NodeState, Report, unfit_of
 from pipeline.reads.routing.accounting import Chosen
 
 
@@ -90,11 +89,13 @@ class RedisStatus:
         memory: the used share of its limit, 0.0 without a limit.
         full: why no op is accepted; None while ops are accepted.
         why: why it is unknown.
+        strange: keys under our names that nobody of ours has written.
     """
 
     memory: float | None = None
     full: str | None = None
     why: str = ""
+    strange: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,9 @@ class ReadCount:
 
 #: The age from which on a waiting op is a fault, unless an operator says otherwise, s.
 MAX_AGE_S = 60.0
+#: How many keys a fault names.
+MOST_NAMED = 5
+_STRANGE = "in Redis: not of the pipeline's making, by its type, size or expiry"
 
 
 class OpFault(NamedTuple):
@@ -156,7 +160,10 @@ class Status:
         Args:
             max_age_s: the age from which on an op is too old.
         """
-        return [fault for shard in self.shards for fault in _faults(shard, max_age_s)]
+        names = ", ".join(self.redis.strange[:MOST_NAMED]) + ", …" * (len(self.redis.strange) > MOST_NAMED)
+        strange = OpFault("redis", names, _STRANGE, "start workers: they delete that; and find out who writes there")
+        of_shards = (fault for shard in self.shards for fault in _faults(shard, max_age_s))
+        return [*((strange,) if names else ()), *of_shards]
 
     def as_json(self, max_age_s: float) -> dict[str, object]:
         """Return the status for programs: these fields by these names, null for what is unknown.
@@ -214,7 +221,7 @@ def news_of(log: RedisLog) -> StatusNews:
     """
     now_ms, published = log.health()
     nodes = {node: (at_ms, Report.from_json(text)) for node, (at_ms, text) in published.items()}
-    unfit = {node: why for text in log.unfit().values() for node, why in json.loads(text).items()}
+    unfit = {node: why for text in log.unfit().values() for node, why in unfit_of(text).items()}
     counted = {Chosen.parse(text): reads for text, reads in log.reads().items()}
     reads = tuple(ReadCount(*choice, reads) for choice, reads in sorted(counted.items()))
     return StatusNews(now_ms, nodes, unfit, reads)

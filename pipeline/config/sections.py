@@ -255,6 +255,7 @@ class ApplySettings:
     set_aside: int = 10_000
     breaker: bool = True
     replica_away_s: int = 21_600
+    rejects_days: int = 90
 
     CHECKS: ClassVar[Mapping[str, Validator]] = {
         "target_ms": whole_number(1, 10_000),
@@ -267,6 +268,7 @@ class ApplySettings:
         "set_aside": whole_number(0, 10_000_000),
         "breaker": flag,
         "replica_away_s": whole_number(1, 31_536_000),
+        "rejects_days": whole_number(0, 36_500),
     }
 
     def __post_init__(self) -> None:

@@ -24,6 +24,10 @@ from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
 
 #: A socket may idle this long behind a firewall before the next use checks it, s.
 HEALTH_CHECK_S = 30
+#: Digits of a number of ours at most: it is below 2**63. What has more was put there by somebody else.
+MOST_DIGITS = 19
+#: A reason why nothing is taken is shorter, characters.
+MOST_REASON = 300
 
 
 def connect(url: str, *, read_s: float, connect_s: float) -> redis.Redis:
@@ -212,7 +216,41 @@ def text_of(value: Any) -> str:
     Args:
         value: the reply.
     """
-    return value.decode() if isinstance(value, bytes) else value or ""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value or ""
+
+
+def numbers_of(text: str, separator: str, count: int) -> tuple[int, ...] | None:
+    """Return whole numbers that a key of ours keeps as text; None where anybody else has put something there.
+
+    Args:
+        text: the value.
+        separator: stands between the numbers.
+        count: how many there are.
+    """
+    parts = text.split(separator)
+    fit = len(parts) == count and all(
+        part.isascii() and part.isdecimal() and len(part) <= MOST_DIGITS for part in parts
+    )
+    return tuple(map(int, parts)) if fit else None
+
+
+def by_bucket(found: Mapping[Any, Any]) -> dict[int, str]:
+    """Return a hash as texts by bucket, without fields that are no bucket.
+
+    Args:
+        found: the reply.
+    """
+    return {int(key): text for key, text in hash_of(found).items() if numbers_of(key, " ", 1)}
+
+
+def position_or_none(text: str) -> Position | None:
+    """Return a position that a key of ours keeps as text; None where anybody else has put something there.
+
+    Args:
+        text: the value.
+    """
+    numbers = numbers_of(text.replace("--1", "-0", 1), "-", 2)
+    return Position.parse(text) if numbers else None
 
 
 def hash_of(found: Mapping[Any, Any]) -> dict[str, str]:

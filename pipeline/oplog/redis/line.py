@@ -24,7 +24,7 @@ from pipeline.oplog.appends import (
     claimed_id,
     is_receipt,
 )
-from pipeline.oplog.redis.connection import script, translated
+from pipeline.oplog.redis.connection import MOST_REASON, script, translated
 from pipeline.oplog.redis.keys import Keys
 from pipeline.oplog.redis.wire import Wire
 from pipeline.oplog.ttls import BELL_MS, BIG_TTL_MS, IDEMPOTENCY_TTL_MS, PRODUCER_TTL_MS, ROOM_MS
@@ -86,7 +86,7 @@ class RedisLine:
         except (redis.exceptions.RedisError, OSError) as error:
             words = self._asked_again((*self._one(scope, epoch, producer, bucket), seq, payload), error).split()
         if words[0] == b"full":
-            raise PipelineFull(b" ".join(words[1:]).decode())
+            raise PipelineFull(b" ".join(words[1:]).decode(errors="replace")[:MOST_REASON])
         if words[0] == b"room":
             return self._one_by_append(scope, epoch, producer, bucket, seq, payload)
         return (Position(int(words[1]), int(words[2])), words[0] == b"1") if words[0] != b"no" else None
@@ -301,11 +301,11 @@ class _Answer(NamedTuple):
 
 
 def _read_reply(text: bytes | str, scope: Scope) -> Appended:
-    words = (text.decode() if isinstance(text, bytes) else text).split(" ")
+    words = (text.decode(errors="replace") if isinstance(text, bytes) else text).split(" ")
     if words[0] == "epoch":
         raise EpochStale
     if words[0] == "full":
-        raise PipelineFull(" ".join(words[1:]))
+        raise PipelineFull(" ".join(words[1:])[:MOST_REASON])
     if words[0] == "claimed":
         claim = " ".join(words[1:])
         if is_receipt(claim):

@@ -7,21 +7,24 @@ a hash of texts by their hashes, and one of hashes by table.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import redis
 
-from pipeline.errors import PipelineFull
+from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model.op import Entry, Position
-from pipeline.oplog.appends import claimed_id
 from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.redis.connection import (
     RedisServer,
+    by_bucket,
     entries_of,
     hash_of,
+    numbers_of,
     position_of,
+    position_or_none,
     ring_of,
     script,
     text_of,
@@ -31,6 +34,10 @@ from pipeline.oplog.redis.line import RedisLine
 from pipeline.oplog.redis.shared_state import RedisSharedState, RedisWaits
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, MOST_AHEAD_MS, NOTE_MS
 
+#: What an epoch key begins with, as in `raise_epoch.lua`.
+_EPOCH = re.compile(r"\d{1,15} [\w:]{1,60}", re.ASCII)
+#: What a note of past watermarks begins with, see `admin/upkeep`.
+_NOTE = re.compile(r"\d{1,15} .*", re.ASCII | re.DOTALL)
 #: Names of keys in one answer of Redis, which does nothing else meanwhile.
 SCAN = 500
 
@@ -45,10 +52,12 @@ class RedisAppends(RedisServer):
 
     def epoch(self, scope: str) -> tuple[int, bool, str]:
         with translated():
-            given, info = self._soon(lambda redis: (redis.get(self.keys.epoch(scope)), redis.info("replication")))
+            given, info = self._soon(lambda redis: (redis.mget([self.keys.epoch(scope)])[0], redis.info("replication")))
         epoch, given_on, *_ = [*text_of(given).split(" "), "", ""]
         replid: str = info["master_replid"]
-        return int(epoch or 0), given_on == replid, f"{replid} {epoch} {given_on}".rstrip()
+        if not _EPOCH.fullmatch(f"{epoch} {given_on}"):  # nobody of ours has written it: `raise_epoch` replaces it
+            return 0, False, replid
+        return int(epoch), given_on == replid, f"{replid} {epoch} {given_on}"
 
     def raise_epoch(self, scope: str, seen: str, epoch: int) -> bool:
         replid, _, value = seen.partition(" ")
@@ -56,10 +65,12 @@ class RedisAppends(RedisServer):
 
     def deployment(self) -> str:
         with translated():
-            return text_of(self._soon(lambda redis: redis.get(self.keys.deployment)))
+            found: Any = self._soon(lambda redis: redis.mget([self.keys.deployment])[0])
+        return str(found, errors="surrogateescape") if found is not None else ""
 
     def note_deployment(self, seen: str, text: str) -> bool:
-        return bool(self._run("note_deployment", [self.keys.deployment], [seen, text]))
+        known = seen.encode(errors="surrogateescape")  # byte by byte, whatever it is
+        return bool(self._run("note_deployment", [self.keys.deployment], [known, text]))
 
     def audit(self, scope: str, marks: Mapping[int, Position]) -> str:
         words = [word for bucket, (epoch, seq) in marks.items() for word in (bucket, epoch, seq)]
@@ -73,9 +84,10 @@ class RedisAppends(RedisServer):
                 for name in names:
                     pipe.hgetall(name)
                 for name, sent in zip(names, pipe.execute(), strict=True):
-                    words = {int(bucket): text_of(value).split() for bucket, value in sent.items()}
-                    known = {bucket: (int(seq), int(epoch)) for bucket, (seq, epoch, _) in words.items()}
-                    yield int(text_of(name).rpartition(":")[2]), known
+                    words = {b: numbers_of(value, " ", 3) for b, value in by_bucket(sent).items()}
+                    producer = numbers_of(text_of(name).rpartition(":")[2], " ", 1)
+                    if producer:
+                        yield producer[0], {b: (of[0], of[1]) for b, of in words.items() if of}
 
     def claim_key(self, bucket: int, idempotency_key: str, row_id: int) -> int:
         name = self.keys.claim(bucket, idempotency_key)
@@ -87,7 +99,12 @@ class RedisAppends(RedisServer):
                 found = self._soon(lambda redis: redis.get(name))
             if found is None:
                 raise
-        return claimed_id(text_of(found)) or row_id if found is not None else row_id
+        except LogUnavailable as error:
+            if "WRONGTYPE" in str(error):  # no claim of ours; `enqueue.lua` writes over it
+                return row_id
+            raise
+        claimed = numbers_of(text_of(found).rpartition(" ")[2], " ", 1) if found is not None else None
+        return claimed[0] or row_id if claimed and claimed[0] < 2**63 else row_id
 
 
 class RedisEntries(RedisServer):
@@ -168,18 +185,21 @@ class RedisEntries(RedisServer):
     def marks(self, shard: str) -> dict[int, Position]:
         with translated():
             found = hash_of(self._client.hgetall(self.keys.marks(shard)))
-        return {int(bucket): Position.parse(text) for bucket, text in found.items()}
+        marks = {bucket: position_or_none(text) for bucket, text in by_bucket(found).items()}
+        return {bucket: mark for bucket, mark in marks.items() if mark is not None}
 
     def mark(self, shard: str, bucket: int) -> Position | None:
         with translated():
             found = self._client.hget(self.keys.marks(shard), str(bucket))
-        return Position.parse(text_of(found)) if found is not None else None
+        return position_or_none(text_of(found))
 
     def note_marks(self, shard: str, now_ms: int, text: str, *, older_than_ms: int) -> str | None:
         key = self.keys.notes(shard)
         with translated():
-            notes = [text_of(note).partition(" ") for note in self._client.lrange(key, 0, -1)]
-        if notes and int(notes[0][0]) - now_ms > NOTE_MS:  # of before the clock was set back: its age is not known
+            found = [text_of(note) for note in self._client.lrange(key, 0, -1)]
+        notes = [note.partition(" ") for note in found if _NOTE.fullmatch(note)]
+        # of before the clock was set back, so that its age is not known; or put there by somebody else
+        if len(notes) != len(found) or (notes and int(notes[0][0]) - now_ms > NOTE_MS):
             self._despite_oom("DEL", key)
             notes = []
         if not notes or now_ms - int(notes[0][0]) >= NOTE_MS:
@@ -205,7 +225,8 @@ class RedisWork(RedisEntries):
 
     def due(self, shard: str, limit: int) -> dict[int, int]:
         flat = self._run("due", [self.keys.dirty(shard), self.keys.bell(shard)], [limit, self.keys.bigs])
-        return {int(flat[i]): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+        due = {text_of(flat[i]): numbers_of(text_of(flat[i + 1]), " ", 1) for i in range(0, len(flat), 2)}
+        return {int(bucket): size[0] if size else 0 for bucket, size in due.items()}
 
     def sizes(self, after: Mapping[int, Position], count: int, most_bytes: int) -> dict[int, list[int]]:
         begins = [f"{epoch}-{seq + 1}" for epoch, seq in after.values()]
@@ -248,7 +269,7 @@ class RedisWork(RedisEntries):
 
     def attempts(self, shard: str) -> dict[int, str]:
         with translated():
-            return {int(b): note for b, note in hash_of(self._client.hgetall(self.keys.attempts(shard))).items()}
+            return by_bucket(self._client.hgetall(self.keys.attempts(shard)))
 
     def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
         keys = [self.keys.dirty(shard), self.keys.bell(shard), self.keys.room, self.keys.full]
