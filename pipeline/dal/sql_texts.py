@@ -36,7 +36,8 @@ def raw(sql: str) -> Raw:
 #: What pyDAL may write for a number, or for a quoted text.
 _LITERAL = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*|True|False|'([^']|'')*'", re.ASCII)
 _ALIAS = re.compile(r"""[^\W\d]\w*|"[\w ]+"|`[\w ]+`""")
-_NAME = r"""(?:["`]?(\w+)["`]?\.)?["`]?(\w+)["`]?"""
+_QUOTED = r"""("\w+"|`\w+`|\w+)"""
+_NAME = rf"(?:{_QUOTED}\.)?{_QUOTED}"
 #: A column, perhaps within an aggregate: `name`, `item.name`, `"item"."name"`, `MAX(item.qty)`, `count(*)`.
 _COLUMN = re.compile(rf"(?:count|sum|min|max|avg)\((?:{_NAME}|\*)\)|{_NAME}", re.IGNORECASE)
 _DIRECTION = re.compile(r"\s+(asc|desc)\s*$", re.IGNORECASE)
@@ -125,8 +126,8 @@ def check_columns(text: str, where: str, tables: Iterable[Any]) -> None:
     known = {name for table in tables for field in getattr(table, "fields", ()) for name in (field, f"{table}.{field}")}
     for term in map(_bare, text.split(",")):
         found = _COLUMN.fullmatch(term)
-        table, column = (found[1] or found[3], found[2] or found[4]) if found else (None, None)
-        if found is None or (column is not None and (f"{table}.{column}" if table else column) not in known):
+        column = found and ".".join(part.strip('"`') for part in found.groups() if part)
+        if found is None or (column and column not in known):
             raise _refused(text, where, "give fields and expressions of pyDAL")
 
 
