@@ -9,6 +9,7 @@ Values are checked where the adapter writes them, texts by the shape of a query,
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Container, Iterable, Mapping
 from decimal import Decimal
@@ -34,7 +35,7 @@ def raw(sql: str) -> Raw:
 
 
 #: What pyDAL may write for a number, or for a quoted text.
-_LITERAL = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*|True|False|'([^']|'')*'", re.ASCII)
+_LITERAL = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*|True|False|'(?:[^']|'')*'", re.ASCII)
 _ALIAS = re.compile(r"""[^\W\d]\w*|"[\w ]+"|`[\w ]+`""")
 _QUOTED = r"""("\w+"|`\w+`|\w+)"""
 _NAME = rf"(?:{_QUOTED}\.)?{_QUOTED}"
@@ -217,7 +218,8 @@ def _checked(own: Any) -> Any:
 
     def write(value: Any, type_: str) -> Any:
         written = own(value, type_)
-        if not _LITERAL.fullmatch(str(written)):
+        found = _LITERAL.fullmatch(str(written))
+        if found is None or (found[1] and math.isinf(float(found[1]))):
             raise BadRead(f"a column of type {type_} is compared with {_brief(value)}, which is no number")
         return written
 
