@@ -107,9 +107,8 @@ def check_limits(limits: Any) -> None:
     Raises:
         BadRead: naming it.
     """
-    if limits and not (
-        isinstance(limits, list | tuple) and len(limits) == 2 and all(isinstance(one, int) for one in limits)
-    ):
+    pair = isinstance(limits, list | tuple) and len(limits) == 2
+    if limits and not (pair and all(isinstance(one, int) for one in limits)):
         raise BadRead(f"limitby is (first, behind the last), two whole numbers, not {_brief(limits)}")
 
 
@@ -167,10 +166,9 @@ def guard(adapter: Any, among: Container[str] | None = None) -> None:
         return written("_count", query, distinct)
 
     def expand_all(fields: Any, tables: Mapping[str, Any]) -> Any:
-        texts = [field for field in fields if isinstance(field, str) and type(field) is not Raw]
-        if texts and guarded(tables.values()):
-            for text in texts:
-                check_columns(text, "a field", tables.values())
+        texts = _texts_of(list(fields))
+        for text in texts if texts and guarded(tables.values()) else ():
+            check_columns(text, "a field", tables.values())
         return own["expand_all"](fields, tables)
 
     for replacing in (_select_wcols, _count, expand_all):

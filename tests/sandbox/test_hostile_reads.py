@@ -163,7 +163,11 @@ def test_a_hostile_text_is_read_exactly_or_refused(db: Any, part: int) -> None:
 
 
 @settings(max_examples=examples(60), deadline=None)
-@given(text=st.lists(st.one_of(st.sampled_from(TEXTS), st.text(max_size=8)), max_size=3).map("".join))
+@given(
+    text=st.lists(
+        st.one_of(st.sampled_from([text for text in TEXTS if len(text) < 200]), st.text(max_size=8)), max_size=3
+    ).map("".join)
+)
 def test_any_text_is_read_exactly_or_refused(db: Any, text: str) -> None:
     check(db, text)
 

@@ -195,7 +195,9 @@ def test_a_hostile_text_stays_a_value_of_its_statement(db: Any, shapes: Any) -> 
         check_texts(db, text)
 
 
-PARTS = st.lists(st.one_of(st.sampled_from(HOSTILE_TEXTS), st.text(max_size=8)), min_size=1, max_size=3).map("".join)
+#: Not the long ones: hypothesis prints what fails.
+SHORT = [text for text in HOSTILE_TEXTS if len(text) < 200]
+PARTS = st.lists(st.one_of(st.sampled_from(SHORT), st.text(max_size=8)), min_size=1, max_size=3).map("".join)
 
 
 @settings(max_examples=examples(500), deadline=None)
