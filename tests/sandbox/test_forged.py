@@ -16,9 +16,10 @@ from pydal import DAL, Field
 import pipeline
 from pipeline.admin.migrate import migrate
 from pipeline.errors import PipelineError
-from pipeline.model.op import COPY, READ, Op, Position, decode, encode
+from pipeline.model.op import COPY, FORGED, READ, Entry, Op, Position, decode, encode
 from pipeline.model.receipt import Receipt
 from pipeline.model.schema import TableSchema
+from pipeline.shard.records.ledger_queries import counts
 from pipeline.testing import Drained, Sandbox, sandbox
 
 
@@ -364,3 +365,24 @@ def test_a_definition_under_the_hash_of_another_swaps_no_columns(db: Any, box: S
         box.log._server.dirty["s0"][0] = 0
         box.drain()
     assert [(row["who"], row["name"]) for row in box.rows("secret")] == [(1, "x")]
+
+
+# signatures ---------------------------------------------------------------------------------------------------------
+
+
+def test_entries_without_a_right_signature_are_counted_and_fill_no_table(db: Any, box: Sandbox):
+    receipts = []
+    for nth in range(300):
+        receipts.append(pipeline.enqueue_insert(db.event, name="kept"))
+        entries = box.log._server.logs[0]
+        strange = b'["p","5","s","1","o","%d"]' % nth
+        again = Position(entries[-1].position.epoch, entries[-1].position.seq + 1)
+        entries.append(Entry(0, again, 0, FORGED, strange))
+        box.log._server.last[0] = again
+
+    assert box.drain() == Drained(300, 300)
+
+    assert {receipt.status() for receipt in receipts} == {"applied"}
+    assert sql(box, "SELECT COUNT(*) FROM pipeline_rejects") == [(0,)]
+    assert sql(box, "SELECT bucket, entries, entry FROM pipeline_forged") == [(0, 300, '["p","5","s","1","o","299"]')]
+    assert counts(box.client.nodes.primary("s0"))["forged"] == 300
