@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.dal.objects import field_table, kind_of, op_name, tables_in
-from pipeline.errors import BadQuery, UnknownField
+from pipeline.errors import BadQuery, UnknownField, shown
 from pipeline.model.schema import TableSchema
 
 Tree = list[Any]
@@ -68,9 +68,9 @@ def condition(query: Any, schema: TableSchema, check: Mapping[str, Any], levels:
     if name == "_not":
         return ["not", condition(query.first, schema, check, inner)]
     if name not in _COMPARISONS and name != "belongs":
-        raise BadQuery(f"a queued write cannot carry the operator {name!r}: {_INSTEAD}")
+        raise BadQuery(f"a queued write cannot carry the operator {shown(name)}: {_INSTEAD}")
     if kind_of(query.first) == "Expression":
-        raise BadQuery(f"a queued write cannot carry the operator {op_name(query.first)!r} in a query: {_INSTEAD}")
+        raise BadQuery(f"a queued write cannot carry the operator {shown(op_name(query.first))} in a query: {_INSTEAD}")
     column, field = _column(query.first, schema)
     if is_expression(query.second) or is_query(query.second) or hasattr(type(query.second), "_select"):
         raise BadQuery("a queued write compares a field with a value, not with another field or a subselect")
@@ -136,7 +136,7 @@ def expression(value: Any, target: str, schema: TableSchema, check: Mapping[str,
             sign = operators.get(op_name(part))
             if sign is None:
                 raise BadQuery(
-                    f"the expression for {schema.name}.{target} uses {op_name(part)!r}; the log carries "
+                    f"the expression for {schema.name}.{target} uses {shown(op_name(part))}; the log carries "
                     "+, -, *, /, % on own number columns and + on own text columns: compute it before you enqueue"
                 )
             return [sign, walk(part.first, inner), walk(part.second, inner)]

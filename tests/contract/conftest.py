@@ -1,16 +1,20 @@
 """Every log there is, in this process, over Redis 7.0 and over Valkey; and a shard's sessions, as `kind` says.
 
+Over a server the log has the rights that deploy/ gives to workers, and no other.
+
 A claim of `contract` is tested over all logs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from support.sandbox.logs import ALL, EPOCH, S0, raise_to
 from support.sandbox.sessions import other, session, shard, uri
+from support.servers.log_users import as_shipped
 
 from pipeline.oplog.appends import Line
 from pipeline.oplog.contract import Log
@@ -27,7 +31,8 @@ def log(request: pytest.FixtureRequest, log_server: Callable[[str], object]) -> 
     if request.param == "memory":
         log = MemoryLog()
     else:
-        log = RedisLog(log_server(request.param).url, prefix=f"t{uuid4().hex[:12]}", timeout_s=5)  # type: ignore[attr-defined]
+        server: Any = log_server(request.param)
+        log = RedisLog(as_shipped(server, "worker"), prefix=f"pl:t{uuid4().hex[:12]}", timeout_s=5)
     for scope in (S0, ALL):
         raise_to(log, scope, EPOCH)
     yield log

@@ -218,7 +218,7 @@ class RedisLine:
         names = self._heads.get((scope.name, producer))
         if names is None:
             keys = self._keys
-            names = [keys.epoch(scope.name), keys.full, keys.producer(producer), "", keys.room]
+            names = [keys.epoch(scope.name), keys.full, keys.producer(producer), keys.room, keys.room]
             for shard in scope.shards:
                 names += (keys.dirty(shard), keys.bell(shard))
             self._heads[scope.name, producer] = names

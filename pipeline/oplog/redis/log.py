@@ -31,7 +31,7 @@ from pipeline.oplog.redis.connection import (
 )
 from pipeline.oplog.redis.line import RedisLine
 from pipeline.oplog.redis.shared_state import RedisSharedState, RedisWaits
-from pipeline.oplog.redis.signature import DEFINITION, opened, signed
+from pipeline.oplog.redis.signature import DEFINITION, signed, verified
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, MOST_AHEAD_MS, NOTE_MS
 
 logger = logging.getLogger("pipeline.log")
@@ -171,7 +171,7 @@ class RedisEntries(RedisServer):
 
     def _definition(self, found: bytes | None) -> str | None:
         """Return the text of a definition, None where there is none of this deployment."""
-        text = opened(self._sign_keys, DEFINITION, found, unsigned=self._unsigned) if found is not None else None
+        text = verified(self._sign_keys, DEFINITION, found, unsigned=self._unsigned) if found is not None else None
         return text.decode("utf-8", "replace") if text is not None else None
 
     def newest_schemas(self) -> dict[str, str]:

@@ -58,7 +58,7 @@ def has_signature(found: bytes) -> bool:
     return found[_MARK:-_BYTES] == b"\n"
 
 
-def opened(keys: Sequence[bytes], about: bytes, found: bytes, *, unsigned: bool) -> bytes | None:
+def verified(keys: Sequence[bytes], about: bytes, found: bytes, *, unsigned: bool) -> bytes | None:
     """Return the text in what was found, or None where another has written that.
 
     Without keys a signature is cut off: processes get their keys one after the other.

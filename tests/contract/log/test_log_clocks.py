@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from support.sandbox.logs import append, entries
+from support.servers.log_users import admin_of
 
 from pipeline import clock
 from pipeline.oplog.appends import Line
@@ -23,18 +24,18 @@ def step(log: Log, by_ms: int) -> None:
         log.ahead_ms += by_ms
         return
     assert isinstance(log, RedisLog)
-    redis = log._client
-    for key in redis.scan_iter(f"{log.keys.prefix}:*"):
-        left_ms = redis.pttl(key)
-        if left_ms > 0:
-            redis.pexpire(key, left_ms - by_ms)  # one that is over by then is deleted
-    for bucket in redis.zrange(log.keys.dirty("s0"), 0, -1):
-        redis.zincrby(log.keys.dirty("s0"), -by_ms, bucket)
-    for key in (log.keys.waits("s0"), log.keys.health):
-        for field, text in hash_of(redis.hgetall(key)).items():
-            stamps, words = text.split(" ", 3), 2 if key == log.keys.waits("s0") else 1
-            moved = [str(int(stamp) - by_ms) for stamp in stamps[:words]]
-            redis.hset(key, field, " ".join([*moved, *stamps[words:]]))
+    with admin_of(log) as redis:
+        for key in redis.scan_iter(f"{log.keys.prefix}:*"):
+            left_ms = redis.pttl(key)
+            if left_ms > 0:
+                redis.pexpire(key, left_ms - by_ms)  # one that is over by then is deleted
+        for bucket in redis.zrange(log.keys.dirty("s0"), 0, -1):
+            redis.zincrby(log.keys.dirty("s0"), -by_ms, bucket)
+        for key in (log.keys.waits("s0"), log.keys.health):
+            for field, text in hash_of(redis.hgetall(key)).items():
+                stamps, words = text.split(" ", 3), 2 if key == log.keys.waits("s0") else 1
+                moved = [str(int(stamp) - by_ms) for stamp in stamps[:words]]
+                redis.hset(key, field, " ".join([*moved, *stamps[words:]]))
 
 
 @pytest.mark.parametrize("by_ms", [-HOUR_MS, HOUR_MS])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.sandbox.logs import EPOCH, MINUTE_MS, PRODUCER, S0, append, entries, sequences
+from support.servers.log_users import admin_of
 
 from pipeline import clock
 from pipeline.clock import polls
@@ -157,9 +158,10 @@ def memory_used(log: Any, share: float) -> Iterator[None]:
         yield
         log.limit_bytes = 0
     else:
-        log._client.config_set("maxmemory", int(log._client.info("memory")["used_memory"] / share))
-        yield
-        log._client.config_set("maxmemory", 0)
+        with admin_of(log) as admin:
+            admin.config_set("maxmemory", int(admin.info("memory")["used_memory"] / share))
+            yield
+            admin.config_set("maxmemory", 0)
 
 
 def append_soon(log: Any, line: Line, seq: int, single: bool) -> bool:

@@ -72,7 +72,9 @@ def test_what_was_signed_is_read_as_it_was_sent_alone_in_runs_and_sent_again(her
     assert [placed.position for placed in again.placed] == [found[1].position]
     assert [entry.payload for entry in found] == [OP, OP + b" ", OP]
     assert senders(found) == [(5, 1), (5, 2), (5, 3)]
-    assert OP not in [fields[b"o"] for _, fields in here.raw.execute_command("XRANGE", f"{here.prefix}:log:3", "-", "+")]
+    assert OP not in [
+        fields[b"o"] for _, fields in here.raw.execute_command("XRANGE", f"{here.prefix}:log:3", "-", "+")
+    ]
 
 
 def test_what_another_writes_changes_or_repeats_elsewhere_is_forged_and_nothing_else_is(here: Deployment):

@@ -31,7 +31,7 @@ class Case:
     def __init__(self, rig: Rig):
         self.name = f"grow{next(_numbers)}"
         self.primary = rig.primaries["s0"].replace("/shop", f"/{self.name}")
-        self.replica = f"mysql:pymysql://root@127.0.0.1:{rig.port('s0-r0')}/{self.name}"
+        self.replica = rig.replicas["s0"].replace("//reader:", "//root:").replace("/shop", f"/{self.name}")
         nodes.rows(rig.primaries["s0"], f"CREATE DATABASE {self.name} CHARACTER SET utf8mb4")
         self.client = Client(
             {

@@ -7,7 +7,7 @@
 --       2 full                    string  a reason; there while the pipeline takes nothing
 --       3 producer                hash    bucket -> "<last producer seq> <epoch> <seq>"; expires when idle
 --       4 claim                   string  the receipt of the first op with the idempotency key, or a row's id alone;
---                                         '' for no key
+--                                         the name of 5 for no key: a user's rights end at the prefix, and '' has none
 --       5 room                    string  there for a moment after memory was measured and found enough
 --       6.. per shard: dirty      zset    bucket -> ms from when on it may be applied
 --                      bell       string  there while a Celery message for this shard is on its way
@@ -46,7 +46,7 @@ if not full and not head[3] then
   call('SET', full and KEYS[2] or KEYS[5], full or '1', 'PX', ARGV[11])
 end
 if full then return 'full ' .. full end
-if KEYS[4] ~= '' then
+if KEYS[4] ~= KEYS[5] then
   local claim = call('GET', KEYS[4])
   if claim and (string.find(claim, ' ', 1, true) or (ARGV[4] ~= '0' and claim ~= ARGV[4])) then
     return 'claimed ' .. claim
@@ -98,7 +98,7 @@ while at <= #ARGV do
       local largest = math.max(big, tonumber(call('GET', ARGV[6] .. bucket) or 0))
       call('SET', ARGV[6] .. bucket, format('%d', largest), 'PX', ARGV[10])
     end
-    if KEYS[4] ~= '' then
+    if KEYS[4] ~= KEYS[5] then
       local receipt = format('%s %s %s %s %s', epoch, seq, producer, ARGV[at + 1], ARGV[4])
       call('SET', KEYS[4], receipt, 'PX', ARGV[9])
     end
