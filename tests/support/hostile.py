@@ -8,7 +8,7 @@ from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,9 @@ def corpus() -> list[Any]:
     return [*found["as they are"], *(_MAKE[kind](given) for one in found["made"] for kind, given in one.items())]
 
 
-def attack(client: Client, db: Any, values: Iterable[Any], names: Iterable[str], first_id: int) -> Iterator[Attempt]:
+def attack(
+    client: Client, db: Any, values: Iterable[Any], names: Iterable[str], first_id: int, *, in_turn: bool = False
+) -> Iterator[Attempt]:
     """Give each value to each field by every verb; yield what the door took.
 
     Args:
@@ -67,11 +69,12 @@ def attack(client: Client, db: Any, values: Iterable[Any], names: Iterable[str],
         values: what to give.
         names: of the fields.
         first_id: rows get ids from here on.
+        in_turn: whether each value and field have one verb, the next one of all.
     """
-    ids, names = count(first_id), tuple(names)
+    ids, names, turn = count(first_id), tuple(names), cycle(VERBS)
     for value in values:
         for name in names:
-            for verb in VERBS:
+            for verb in [next(turn)] if in_turn else VERBS:
                 row = next(ids)
                 try:
                     receipt = VERBS[verb](client, db, row, name, value)
