@@ -55,7 +55,7 @@ class Observer:
 
     def __init__(self, settings: Settings):
         self._topology, redis = Topology(settings), settings.redis
-        self._log = RedisLog(redis.url, prefix=redis.prefix, read_s=ANSWER_S)
+        self._log = RedisLog.of(redis, read_s=ANSWER_S)
         self._before: dict[str, _Node] = {}
         self._replicas: dict[str, list[str]] = {}
         self._nodes: dict[str, Callable[[], _Node | RedisStatus]] = {}
@@ -109,7 +109,8 @@ class Observer:
         counts = primary.counts
         noted = queued.noted
         waits = reasons_of(shard, queued.behind, primary.stops, noted.notes, noted.alive)
-        return ShardStatus(shard, queued.queue, rate, counts["rejected"], counts["lost"], replicas, waits=waits)
+        rejected, lost, forged = counts["rejected"], counts["lost"], counts["forged"]
+        return ShardStatus(shard, queued.queue, rate, rejected, lost, replicas, waits=waits, forged=forged)
 
     def _news(self) -> StatusNews | None:
         try:

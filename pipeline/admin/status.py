@@ -67,6 +67,7 @@ class ShardStatus:
     Attributes:
         rate: ops applied a second between two readings; None at the first.
         rejected, lost: ops, since the tables were made.
+        forged: entries of the log whose signature was missing or wrong, since then.
         why: why something of the primary is unknown.
         waits: what of the shard is stopped, and why.
     """
@@ -79,6 +80,7 @@ class ShardStatus:
     replicas: tuple[ReplicaStatus, ...] = ()
     why: str = ""
     waits: tuple[WaitReason, ...] = ()
+    forged: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +186,10 @@ def _faults(shard: ShardStatus, max_age_s: float) -> Iterator[OpFault]:
         yield OpFault(shard.shard, *_ops(shard.rejected, "refused for good"), "run: pipeline dead list")
     if shard.lost:
         yield OpFault(shard.shard, *_ops(shard.lost, "lost by Redis"), "enqueue again what pipeline_lost names")
+    if shard.forged:
+        entries = f"{shard.forged:,} entr{'y' if shard.forged == 1 else 'ies'} of the log"
+        fix = "find who writes to Redis; pipeline_forged has the last; see docs/configuration.md on sign_key"
+        yield OpFault(shard.shard, entries, "came without a right signature, and no op was made of them", fix)
     if shard.queue.oldest_ms is not None and shard.queue.oldest_ms > max_age_s * 1000:
         age = f"has waited {shard.queue.oldest_ms / 1000:,.0f} s, more than {max_age_s:g} s"
         yield OpFault(shard.shard, "the oldest op", age, f"run: pipeline why {shard.shard}")

@@ -157,7 +157,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
 
 
 def _misfits(settings: Settings, topology: Topology) -> tuple[str, ...]:
-    log, nodes = RedisLog(settings.redis.url, prefix=settings.redis.prefix, read_s=ANSWER_S), Nodes(settings)
+    log, nodes = RedisLog.of(settings.redis, read_s=ANSWER_S), Nodes(settings)
     try:
         return tuple(misfits_of(log, nodes, topology))
     finally:
@@ -175,7 +175,7 @@ def _op_faults(settings: Settings, max_age_s: float) -> tuple[OpFault, ...]:
 
 def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, str, dict[str, str], dict[str, int]]:
     health = health_of(settings.redis.url)
-    log = RedisLog(settings.redis.url, prefix=settings.redis.prefix, read_s=ANSWER_S)
+    log = RedisLog.of(settings.redis, read_s=ANSWER_S)
     try:
         refusal = _refusal(settings, log)
         if refusal:

@@ -7,6 +7,7 @@ a hash of texts by their hashes, and one of hashes by table.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -14,8 +15,9 @@ from typing import Any
 
 import redis
 
-from pipeline.errors import LogUnavailable, PipelineFull
+from pipeline.errors import BadOp, LogUnavailable, PipelineFull
 from pipeline.model.op import Entry, Position
+from pipeline.model.schema import TableSchema
 from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.redis.connection import (
     RedisServer,
@@ -32,8 +34,10 @@ from pipeline.oplog.redis.connection import (
 )
 from pipeline.oplog.redis.line import RedisLine
 from pipeline.oplog.redis.shared_state import RedisSharedState, RedisWaits
+from pipeline.oplog.redis.signature import DEFINITION, signed, verified
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, MOST_AHEAD_MS, NOTE_MS
 
+logger = logging.getLogger("pipeline.log")
 #: What an epoch key begins with, as in `raise_epoch.lua`.
 _EPOCH = re.compile(r"\d{1,15} [\w:]{1,60}", re.ASCII)
 #: What a note of past watermarks begins with, see `admin/upkeep`.
@@ -47,8 +51,8 @@ class RedisAppends(RedisServer):
 
     def line(self, *, patient: bool = False) -> RedisLine:
         if patient:
-            return RedisLine(self.keys, self._leisurely)
-        return RedisLine(self.keys, self._lines, self._reply_s, self._wait_budgets)
+            return RedisLine(self.keys, self._leisurely, sign_keys=self._sign_keys)
+        return RedisLine(self.keys, self._lines, self._reply_s, self._wait_budgets, self._sign_keys)
 
     def epoch(self, scope: str) -> tuple[int, bool, str]:
         with translated():
@@ -114,7 +118,12 @@ class RedisEntries(RedisServer):
         with translated():
             pipe: Any = self._client.pipeline(transaction=False)
             replies = self._ranges(pipe, after, count).execute()
-        return {bucket: entries_of(bucket, reply) for bucket, reply in zip(after, replies, strict=True)}
+        return self._entries(after, replies)
+
+    def _entries(self, buckets: Iterable[int], replies: Iterable[Any]) -> dict[int, list[Entry]]:
+        keys, unsigned = self._sign_keys, self._unsigned
+        pairs = zip(buckets, replies, strict=True)
+        return {bucket: entries_of(bucket, reply, keys, unsigned=unsigned) for bucket, reply in pairs}
 
     def _ranges(self, pipe: Any, after: Mapping[int, Position], count: Mapping[int, int]) -> Any:
         for bucket, (epoch, seq) in after.items():
@@ -160,7 +169,8 @@ class RedisEntries(RedisServer):
 
         def publish(redis: redis.Redis) -> None:
             pipe = redis.pipeline()
-            pipe.hset(self.keys.schemas, mapping={hash: text for _, hash, text in found})
+            texts: Any = {hash: signed(self._sign_keys, DEFINITION, text.encode()) for _, hash, text in found}
+            pipe.hset(self.keys.schemas, mapping=texts)
             pipe.hset(self.keys.newest_schemas, mapping={name: hash for name, hash, _ in found})
             pipe.execute()
 
@@ -173,14 +183,25 @@ class RedisEntries(RedisServer):
 
     def schema(self, hash: str) -> str | None:
         with translated():
-            found = self._soon(lambda redis: redis.hget(self.keys.schemas, hash))
-        return text_of(found) if found is not None else None
+            found: Any = self._soon(lambda redis: redis.hget(self.keys.schemas, hash))
+        return self._definition(found)
+
+    def _definition(self, found: bytes | None) -> str | None:
+        """Return the text of a definition, None where there is none of this deployment."""
+        text = verified(self._sign_keys, DEFINITION, found, unsigned=self._unsigned) if found is not None else None
+        return text.decode("utf-8", "replace") if text is not None else None
 
     def newest_schemas(self) -> dict[str, str]:
         with translated():
             names = hash_of(self._client.hgetall(self.keys.newest_schemas))
-            texts = self._client.hmget(self.keys.schemas, list(names.values())) if names else []
-        return {name: text_of(text) for name, text in zip(names, texts, strict=True) if text is not None}
+            texts: Any = self._client.hmget(self.keys.schemas, list(names.values())) if names else []
+        found: dict[str, str] = {}
+        for (name, hash), text in zip(names.items(), map(self._definition, texts), strict=True):
+            if text is not None and (fault := _fault_of(name, hash, text)):
+                logger.warning("the newest definition of %.80r in Redis is passed over: %s", name, fault)
+            elif text is not None:
+                found[name] = text
+        return found
 
     def marks(self, shard: str) -> dict[int, Position]:
         with translated():
@@ -264,8 +285,7 @@ class RedisWork(RedisEntries):
             except redis.exceptions.NoScriptError:
                 kept = self.note_attempts(shard, notes, anew=anew)
                 return self.read(after, count), kept
-        found = {bucket: entries_of(bucket, reply) for bucket, reply in zip(after, replies, strict=True)}
-        return found, _notes_of(earlier)
+        return self._entries(after, replies), _notes_of(earlier)
 
     def attempts(self, shard: str) -> dict[int, str]:
         with translated():
@@ -298,6 +318,15 @@ class RedisLog(RedisAppends, RedisWork, RedisWaits, RedisSharedState):
 
     The roles inherit so that their methods are the log's own, as the contract wants them; none overrides another's.
     """
+
+
+def _fault_of(name: str, hash: str, text: str) -> str:
+    """Return what is wrong with a published definition, or the empty text: others may write to Redis."""
+    try:
+        schema = TableSchema.from_json(text, hash)
+    except BadOp as error:
+        return str(error)
+    return "" if schema.name == name else f"it is of the table {schema.name!r}"
 
 
 def _noting(notes: Mapping[int, str], *, anew: bool) -> list[Any]:
