@@ -19,7 +19,7 @@ def own_write_floor(rig: ReadRig, rounds: int) -> None:
     shard = rig.client.topology.shards[0]
     rig.ask(shard, "CREATE TABLE shop.floor (id INT PRIMARY KEY, n INT); INSERT INTO shop.floor VALUES (1, 0)")
     times: tuple[list[float], list[float]] = ([], [])
-    with cursor(rig.port(shard)) as primary, cursor(rig.port(f"{shard}-r0")) as replica:
+    with cursor(rig, shard) as primary, cursor(rig, f"{shard}-r0") as replica:
         for number in range(2 * rounds):
             primary.execute(f"UPDATE shop.floor SET n = {number}")
             primary.execute("SELECT @@last_gtid")
@@ -40,7 +40,7 @@ def own_write_floor(rig: ReadRig, rounds: int) -> None:
 def together(rig: ReadRig, statements: dict[str, str]) -> Iterator[list[Call]]:
     """Yield calls that send a statement to each node: to all at once, in threads; and to each alone."""
     with ExitStack() as open_, ThreadPoolExecutor(len(statements)) as threads:
-        cursors = {node: open_.enter_context(cursor(rig.port(node))) for node in statements}
+        cursors = {node: open_.enter_context(cursor(rig, node)) for node in statements}
 
         def ask(node: str) -> None:
             cursors[node].execute(statements[node])
@@ -53,7 +53,8 @@ def together(rig: ReadRig, statements: dict[str, str]) -> Iterator[list[Call]]:
 
 
 @contextmanager
-def cursor(port: int) -> Iterator[Any]:
+def cursor(rig: ReadRig, node: str) -> Iterator[Any]:
     """Yield a cursor of a connection of its own."""
-    with pymysql.connect(host="127.0.0.1", port=port, user="root", database="shop", autocommit=True) as connection:
+    account = {"port": rig.port(node), "user": "root", "password": rig.cluster.password}
+    with pymysql.connect(host="127.0.0.1", database="shop", autocommit=True, **account) as connection:
         yield connection.cursor()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import redis
 import support.examples  # noqa: F401  # sets how many examples hypothesis takes
 
 from pipeline.clock import polls
+from pipeline.config.settings import load
 from pipeline.devcluster import redis_server
 from pipeline.devcluster.cluster import Cluster
 from pipeline.devcluster.processes import free_ports
@@ -24,6 +26,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 START_TIMEOUT_S = 20
 #: What was acknowledged outlives a kill; a replica need not wait for others to join it.
+PASSWORD = secrets.token_hex(16)
 OPTIONS = ("--appendfsync", "always", "--repl-diskless-sync-delay", "0")
 
 
@@ -32,17 +35,18 @@ class LogServer:
 
     def __init__(self, command: tuple[str, ...], directory: Path):
         [self.port] = free_ports(1)
-        (directory / redis_server.LOG_SERVER).mkdir(parents=True, exist_ok=True)
+        redis_server.keep_password(directory, PASSWORD)
         self._argv = (*redis_server.service(directory, command, self.port).argv, *OPTIONS)
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return redis_server.address(self.port, PASSWORD)
 
     def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port, socket_timeout=5, socket_connect_timeout=2, decode_responses=True)
+        limits = {"socket_timeout": 5, "socket_connect_timeout": 2}
+        return redis.Redis(port=self.port, password=PASSWORD, decode_responses=True, **limits)
 
     def start(self) -> None:
         """Start, and wait until it answers; does nothing while it runs."""
@@ -50,7 +54,7 @@ class LogServer:
             return
         self._process = subprocess.Popen(self._argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in polls(START_TIMEOUT_S):
-            if redis_server.answers(self.port):
+            if redis_server.answers(self.port, PASSWORD):
                 return
             assert self._process.poll() is None, f"{self._argv[0]} ended with {self._process.returncode}"
         pytest.fail(f"{self._argv[0]} did not answer within {START_TIMEOUT_S} s")
@@ -114,7 +118,6 @@ def mariadb_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         tmp_path_factory.mktemp("mariadb") / "cluster", "mariadb", shards=1, replicas=0, workers=0, owned=True
     )
     try:
-        [port] = [process.port for process in cluster.processes if process.name == "s0"]
-        yield f"mysql:pymysql://root@127.0.0.1:{port}/shop?set_encoding=utf8mb4"
+        yield load(cluster.config).shards["s0"].primary
     finally:
         cluster.down()

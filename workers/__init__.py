@@ -1,8 +1,19 @@
-"""Make the Celery app of `celery -A workers worker` and `celery -A workers flower`; no SQL here."""
+"""Make the Celery app of `celery -A workers worker` and `celery -A workers flower`; no SQL here.
+
+Celery puts the working directory first in Python's path while it imports an app, and at each later import. Whoever can
+write there would be the worker: so nothing is imported from there, and this file takes it out before all else.
+"""
+# ruff: noqa: E402
 
 from __future__ import annotations
 
+import os
 import sys
+
+_meant = [os.path.dirname(os.path.dirname(__file__)), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+if os.getcwd() not in map(os.path.abspath, _meant):
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", os.getcwd())]
+
 from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
@@ -17,7 +28,7 @@ HOME = Path(__file__).resolve().parents[1]
 
 
 def _ours(name: str) -> ModuleType:
-    """Import the module beside this package: Celery puts the working directory first."""
+    """Import the module beside this package, whatever else has its name."""
     spec = PathFinder.find_spec(name, [str(HOME)])
     if spec is None or spec.loader is None:
         raise ImportError(f"{HOME} holds {__name__} but not {name}: install pydal-write-pipeline anew", name=name)
@@ -31,7 +42,17 @@ def _ours(name: str) -> ModuleType:
 
 
 class Loader(AppLoader):
-    """Takes Celery's settings from the module beside this package, at their first use."""
+    """Takes Celery's settings from the module beside this package, at their first use; imports as Python does."""
+
+    def import_from_cwd(self, module: str, imp: Any = None, package: str | None = None) -> Any:
+        """Import a module as any other: never from the working directory.
+
+        Args:
+            module: its name.
+            imp: what imports it.
+            package: what a relative name begins at.
+        """
+        return (imp or self.import_module)(module, package=package)
 
     def config_from_object(self, obj: Any, silent: bool = False) -> bool:
         """Take the settings.
@@ -46,12 +67,18 @@ class Loader(AppLoader):
 if "pipeline" not in sys.modules:
     _ours("pipeline")
 
+from pipeline.owners import unsafe_import
+
+if unsafe := unsafe_import():
+    sys.exit(f"this process does not start: {unsafe}")
+
 app = Celery("workers", loader=Loader, config_source="celeryconfig")
 
 # the app's settings module has to be importable first
-from workers import signals as signals  # noqa: E402
-from workers.broker import outlive_collected_channels  # noqa: E402
-from workers.threads import Threads  # noqa: E402
+from workers import flower as flower
+from workers import signals as signals
+from workers.broker import outlive_collected_channels
+from workers.threads import Threads
 
 outlive_collected_channels()
 app.steps["worker"].add(Threads)

@@ -17,6 +17,7 @@ from pipeline.cli.migrate import migrate_command, tables
 from pipeline.cli.status import status_command, top
 from pipeline.cli.stops import drain_command, pause_command, resume_command, why_command
 from pipeline.errors import PipelineError
+from pipeline.owners import unsafe_import
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,6 +52,8 @@ for command in (
 
 def main() -> None:
     """Run the command; print an error of ours as a sentence on stderr, without a traceback."""
+    if unsafe := unsafe_import():
+        sys.exit(f"not run: {unsafe}")
     try:
         pipeline()
     except PipelineError as error:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import click
 
 from pipeline.admin.status import MAX_AGE_S
 from pipeline.client import Client
+from pipeline.config.settings import DEFAULT_PATH, VARIABLE
+from pipeline.errors import ConfigError
+from pipeline.owners import stranger
+
+
+def _meant(_context: click.Context, _option: click.Parameter, given: str | None) -> str | None:
+    """Refuse a file that is only found, not named, and that others may write: it names servers, and code to run."""
+    found = Path(DEFAULT_PATH)
+    if given is None and VARIABLE not in os.environ and found.exists() and (who := stranger(found)):
+        raise ConfigError([f"{found.absolute()} may be written by {who}; if you mean it, name it: --config {found}"])
+    return given
+
 
 config_option = click.option(
     "--config",
     type=click.Path(dir_okay=False),
+    callback=_meant,
     help="The configuration; by default $PIPELINE_CONFIG, else ./pipeline.toml.",
 )
 max_age_option = click.option(

@@ -175,23 +175,22 @@ def _bind(cluster: Any, engine: str) -> System:
         place=lambda table, key: topology.shard_of(topology.bucket_of(table, key)),
         create_tables=create_tables,
         count_batches=lambda: count_batches({**import_path(), "PIPELINE_CONFIG": str(cluster.config)}),
-        held_up=lambda shard: _held_up(cluster, engine, [f"{shard}-r{i}" for i in range(REPLICAS)], ports),
+        held_up=lambda shard: _held_up(cluster, engine, [f"{shard}-r{i}" for i in range(REPLICAS)]),
         lags=lags,
         reads=lambda: {(*choice,): n for choice, n in pipeline.current().counters.counts().items()},
     )
 
 
 @contextmanager
-def _held_up(cluster: Any, engine: str, replicas: Iterable[str], ports: Mapping[str, int | None]) -> Iterator[None]:
+def _held_up(cluster: Any, engine: str, replicas: Iterable[str]) -> Iterator[None]:
     """Hold up replicas in the block: they answer, but receive nothing."""
-    from pipeline.devcluster import mariadb
 
     def order(sql: str, number: signal.Signals) -> None:
         for name in replicas:
             if engine == "embedded":
                 cluster.stop(name, number)
             else:
-                mariadb.run_statement(ports[name] or 0, sql)
+                cluster.sql(name, sql)
 
     order("STOP SLAVE SQL_THREAD", signal.SIGSTOP)
     try:
@@ -206,7 +205,7 @@ def count_batches(environment: Mapping[str, str]) -> int | None:
     Args:
         environment: variables that name the configuration and the import path.
     """
-    command = [sys.executable, "-m", "celery", "-A", "workers", "inspect", "stats", "--json"]
+    command = [sys.executable, "-P", "-m", "celery", "-A", "workers", "inspect", "stats", "--json"]
     try:
         answer = subprocess.run(
             [*command, "--timeout", str(INSPECT_S)],

@@ -67,7 +67,7 @@ def import_path() -> dict[str, str]:
 def _celery() -> tuple[str, ...]:
     if importlib.util.find_spec("workers") is None and not (ROOT / "workers").is_dir():
         raise ClusterFailed(f"the package 'workers' is not installed beside 'pipeline' in {ROOT}")
-    return (sys.executable, "-m", "celery", "-A", "workers")
+    return (sys.executable, "-P", "-m", "celery", "-A", "workers")
 
 
 def _environment(config: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.devcluster import owner_guard, processes, state
+from pipeline.devcluster import mariadb, owner_guard, processes, state
 from pipeline.devcluster.processes import uninterrupted
 from pipeline.devcluster.startup import CONFIG_FILE, ClusterOptions, Progress, construct, relaunch, wait_ready
 from pipeline.devcluster.state import ClusterFailed, Process
@@ -108,6 +108,24 @@ class Cluster:
     def config(self) -> Path:
         """The `pipeline.toml` of this cluster."""
         return self.directory / CONFIG_FILE
+
+    @property
+    def password(self) -> str:
+        """The password of every account of this cluster, Redis's too: random, and in files of its user's only."""
+        return state.read_state(self.directory).password
+
+    def sql(self, node: str, statements: str) -> str:
+        """Run statements on a MariaDB node as root, and return a line of column names, then the rows.
+
+        Args:
+            node: the node's name, such as `s0-r0`.
+            statements: SQL, separated by semicolons.
+
+        Raises:
+            ClusterFailed: the server gave no answer within 10 s, or refused a statement.
+        """
+        known = state.read_state(self.directory)
+        return mariadb.run_statement(known.service(node).port or 0, known.password, statements)
 
     @property
     def processes(self) -> list[Process]:

@@ -12,16 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.clock import polls
-from pipeline.devcluster import redis_server
+from pipeline.devcluster import redis_server, state
 from pipeline.devcluster.layout import Shard, node_names
 from pipeline.devcluster.processes import LOOPBACK, accepts, free_ports
-from pipeline.devcluster.state import ClusterFailed, Service
+from pipeline.devcluster.state import ClusterFailed, Service, write_private
 
 SCHEMA = "shop"
 
 #: The data directory that is made once and copied for each node.
 TEMPLATE = "template"
 TMP = "tmp"
+#: The accounts with their password, in the template's folder for temporary tables.
+ACCOUNTS = "accounts.sql"
 
 #: How long a replica may take to connect to its primary, s.
 LINK_TIMEOUT_S = 20.0
@@ -30,6 +32,7 @@ LINK_TIMEOUT_S = 20.0
 OPTIONS = (
     f"--bind-address={LOOPBACK}",
     "--skip-name-resolve",
+    "--local-infile=0",
     "--performance-schema=OFF",
     "--character-set-server=utf8mb4",
     "--innodb-buffer-pool-size=64M",
@@ -61,7 +64,7 @@ class MariadbServers:
         names = node_names(shards, replicas)
         nodes = [node for primary, followers in names.items() for node in (primary, *followers)]
         ports = dict(zip(nodes, free_ports(len(nodes)), strict=True))
-        self._directory, self._ports = directory, ports
+        self._directory, self._ports, self._password = directory, ports, state.read_state(directory).password
         self.log_server = redis_server.installed()
         self.folders = (TEMPLATE, TMP, *nodes)
         self.services = tuple(
@@ -71,7 +74,7 @@ class MariadbServers:
             for server_id, node in enumerate(nodes, start=1)
         )
         self.shards = tuple(
-            Shard(name, _uri("root", ports[name]), tuple(_uri("reader", ports[follower]) for follower in followers))
+            Shard(name, self._uri("root", name), tuple(self._uri("reader", follower) for follower in followers))
             for name, followers in names.items()
         )
 
@@ -82,9 +85,14 @@ class MariadbServers:
             The step that the caller runs, to a good end, before it takes the next one.
         """
         template = self._directory / TEMPLATE
+        (self._directory / TMP).mkdir(mode=0o700)
         for name in (TEMPLATE, *self._ports):
-            _tmp(self._directory / name).mkdir(parents=True)
+            _tmp(self._directory / name).mkdir(mode=0o700)
+        accounts = _tmp(template) / ACCOUNTS
+        sql = Path(__file__).with_name(ACCOUNTS).read_text(encoding="utf-8")
+        write_private(accounts, sql.replace("${PASSWORD}", self._password).encode())
         yield _installation(template)
+        accounts.unlink()
         for name in self._ports:
             shutil.copytree(template, self._directory / name)
         shutil.rmtree(template)
@@ -99,46 +107,59 @@ class MariadbServers:
         for name, port in pending.items():
             run_statement(
                 port,
+                self._password,
                 f"CHANGE MASTER TO MASTER_HOST='{LOOPBACK}', MASTER_PORT={self._ports[name.partition('-')[0]]}, "
-                "MASTER_USER='replicator', MASTER_CONNECT_RETRY=1, MASTER_USE_GTID=slave_pos; START SLAVE",
+                f"MASTER_USER='replicator', MASTER_PASSWORD='{self._password}', "
+                "MASTER_CONNECT_RETRY=1, MASTER_USE_GTID=slave_pos; START SLAVE",
             )
         for _ in polls(LINK_TIMEOUT_S):
-            pending = {name: port for name, port in pending.items() if not replicates(port)}
+            pending = {name: port for name, port in pending.items() if not self._replicates(port)}
             if not pending:
                 return
         name, port = next(iter(pending.items()))
-        raise ClusterFailed(f"{name} does not follow its primary after {LINK_TIMEOUT_S:.0f} s", _replica_status(port))
+        raise ClusterFailed(f"{name} does not follow its primary after {LINK_TIMEOUT_S:.0f} s", self._status(port))
+
+    def _replicates(self, port: int) -> bool:
+        return follows(self._status(port))
+
+    def _status(self, port: int) -> str:
+        return run_statement(port, self._password, "SHOW SLAVE STATUS\\G")
+
+    def _uri(self, user: str, node: str) -> str:
+        where = f"{user}:{self._password}@{LOOPBACK}:{self._ports[node]}"
+        return f"mysql:pymysql://{where}/{SCHEMA}?set_encoding=utf8mb4"
 
 
-def takes_statements(port: int) -> bool:
+def takes_statements(port: int, password: str) -> bool:
     """Return whether the server runs a statement.
 
     Args:
         port: the server's port on the loopback interface.
+        password: the cluster's.
     """
     if not accepts(port):
         return False
     try:
-        return run_statement(port, "SELECT 1 AS answer").split() == ["answer", "1"]
+        return run_statement(port, password, "SELECT 1 AS answer").split() == ["answer", "1"]
     except ClusterFailed:
         return False
 
 
-def replicates(port: int) -> bool:
+def follows(status: str) -> bool:
     """Return whether both threads of a replica run.
 
     Args:
-        port: the replica's port on the loopback interface.
+        status: what `SHOW SLAVE STATUS` gave.
     """
-    status = _replica_status(port)
     return "Slave_IO_Running: Yes" in status and "Slave_SQL_Running: Yes" in status
 
 
-def run_statement(port: int, statements: str) -> str:
+def run_statement(port: int, password: str, statements: str) -> str:
     """Run statements as root and return the client's output: a line of column names, then the rows.
 
     Args:
         port: the server's port on the loopback interface.
+        password: the cluster's.
         statements: SQL, separated by semicolons.
 
     Raises:
@@ -146,21 +167,15 @@ def run_statement(port: int, statements: str) -> str:
     """
     argv = [_program("mariadb"), "--no-defaults", "--protocol=tcp", f"--host={LOOPBACK}", f"--port={port}"]
     argv += ["--user=root", "--connect-timeout=2", "--batch", "--execute", statements]
+    # by the environment, which other users cannot read; they can read arguments
+    own = {**os.environ, "MYSQL_PWD": password}
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=10, check=False)
+        done = subprocess.run(argv, env=own, capture_output=True, text=True, errors="replace", timeout=10, check=False)
     except subprocess.TimeoutExpired:
         raise ClusterFailed(f"the server on port {port} did not answer within 10 s") from None
     if done.returncode:
         raise ClusterFailed(f"the server on port {port} refused: {done.stderr.strip()}")
     return done.stdout
-
-
-def _replica_status(port: int) -> str:
-    return run_statement(port, "SHOW SLAVE STATUS\\G")
-
-
-def _uri(user: str, port: int) -> str:
-    return f"mysql:pymysql://{user}@{LOOPBACK}:{port}/{SCHEMA}?set_encoding=utf8mb4"
 
 
 def _installation(template: Path) -> Service:
@@ -172,7 +187,7 @@ def _installation(template: Path) -> Service:
         "--auth-root-authentication-method=normal",
         "--skip-test-db",
         "--skip-name-resolve",
-        f"--extra-file={Path(__file__).with_name('accounts.sql')}",
+        f"--extra-file={_tmp(template) / ACCOUNTS}",
         "--innodb-log-file-size=64M",
         *_user(),
     )
@@ -180,9 +195,11 @@ def _installation(template: Path) -> Service:
 
 
 def _argv(folder: Path, port: int, server_id: int, *, primary: bool) -> tuple[str, ...]:
-    own = (f"--datadir={folder}", f"--port={port}", f"--server-id={server_id}", f"--tmpdir={_tmp(folder)}")
+    own = (f"--datadir={folder}", f"--port={port}", f"--server-id={server_id}")
+    # no statement reads or writes a file elsewhere
+    places = (f"--tmpdir={_tmp(folder)}", f"--secure-file-priv={_tmp(folder)}")
     role = () if primary else ("--read-only=1",)
-    return (_program("mariadbd"), "--no-defaults", *own, *role, *OPTIONS, *_user())
+    return (_program("mariadbd"), "--no-defaults", *own, *places, *role, *OPTIONS, *_user())
 
 
 def _tmp(folder: Path) -> Path:

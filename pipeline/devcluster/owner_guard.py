@@ -25,7 +25,7 @@ def post(directory: Path) -> subprocess.Popen[bytes]:
         directory: the cluster's directory.
     """
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.devcluster.owner_guard", str(directory)],
+        [sys.executable, "-P", "-m", "pipeline.devcluster.owner_guard", str(directory)],
         env={**os.environ, **import_path()},
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

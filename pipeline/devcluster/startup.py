@@ -7,7 +7,6 @@ log.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +83,8 @@ def construct(directory: Path, options: ClusterOptions, report: Progress) -> Non
     redis = redis_server.service(directory, databases.log_server, redis_port)
     _remember(directory, entries=(redis_server.LOG_SERVER, CONFIG_FILE, *databases.folders))
 
-    (directory / redis_server.LOG_SERVER).mkdir()
+    password = state.read_state(directory).password
+    redis_server.keep_password(directory, password)
     started = launch(directory, [redis])
     for step in databases.prepare():
         _run_step(directory, step)
@@ -92,7 +92,8 @@ def construct(directory: Path, options: ClusterOptions, report: Progress) -> Non
     wait_ready(directory, started, report)
     databases.link()
 
-    text = config_text(databases.shards, redis_port=redis_port, buckets=options.buckets, tables=options.tables)
+    addresses = [redis_server.address(redis_port, password, database) for database in (0, 1)]
+    text = config_text(databases.shards, redis=addresses, buckets=options.buckets, tables=options.tables)
     config = write_config(directory, text)
     wait_ready(directory, launch(directory, _workforce(config, options)), report)
 
@@ -138,20 +139,20 @@ def _workforce(config: Path, options: ClusterOptions) -> list[Service]:
     return services
 
 
-def config_text(shards: Iterable[Shard], *, redis_port: int, buckets: int, tables: str = "") -> str:
+def config_text(shards: Iterable[Shard], *, redis: Sequence[str], buckets: int, tables: str = "") -> str:
     """Return the text of `pipeline.toml`.
 
     Args:
         shards: the cluster's shards, in order.
-        redis_port: the log server's port.
+        redis: the addresses of the log and of the broker.
         buckets: the number of buckets.
         tables: TOML that is appended as given.
     """
-    redis = f"redis://{LOOPBACK}:{redis_port}"
+    log, broker = map(_quote, redis)
     parts = [
         f"[pipeline]\nbuckets = {buckets}\n",
-        f"[redis]\nurl = {_quote(redis + '/0')}\nbroker_url = {_quote(redis + '/1')}\n",
-        '[spool]\npath = "run/pipeline.spool"\n',
+        f"[redis]\nurl = {log}\nbroker_url = {broker}\n",
+        '[spool]\npath = "spool/pipeline.spool"\n',
     ]
     for shard in shards:
         replicas = ", ".join(map(_quote, shard.replicas))
@@ -167,8 +168,7 @@ def write_config(directory: Path, text: str) -> Path:
         text: the whole file.
     """
     path = directory / CONFIG_FILE
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
+    state.write_private(path, text.encode())
     return path
 
 
@@ -227,8 +227,10 @@ def is_ready(directory: Path, service: Service, process: Process) -> bool:
     """
     if service.kind in ("worker", "sqlite-replica"):
         return READY_WORDS in log_text(directory, process)
-    probes = {"redis": redis_server.answers, "mariadb": mariadb.takes_statements, "flower": celery.flower_answers}
-    return service.port is not None and probes[service.kind](service.port)
+    if service.kind == "flower":
+        return celery.flower_answers(service.port or 0)
+    probes = {"redis": redis_server.answers, "mariadb": mariadb.takes_statements}
+    return service.port is not None and probes[service.kind](service.port, state.read_state(directory).password)
 
 
 def _failed(directory: Path, process: Process, why: str) -> ClusterFailed:

@@ -7,6 +7,7 @@ a start.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from pipeline.errors import PipelineError
 STATE_FILE = "cluster.json"
 #: The file of the next state, until it is complete.
 UNFINISHED = "cluster.json.new"
+#: The folders of each cluster: what its processes print, where they run, and its spool.
+FOLDERS = ("logs", "run", "spool")
 
 ProcessKind = Literal["redis", "mariadb", "sqlite-replica", "worker", "flower", "step"]
 
@@ -60,13 +63,14 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class ClusterState:
-    """Everything that is up, and every entry that `down` removes."""
+    """Everything that is up, and every entry that `down` removes; *password* is of all accounts, Redis's too."""
 
     engine: str
     made_folders: tuple[str, ...] = ()
     entries: tuple[str, ...] = ()
     services: tuple[Service, ...] = ()
     processes: tuple[Process, ...] = ()
+    password: str = field(default="", repr=False)
 
     def service(self, name: str) -> Service:
         """Return the service of that name, or raise an error that lists the names there are.
@@ -126,14 +130,14 @@ class ClusterState:
 
 
 def claim(directory: Path, engine: str) -> None:
-    """Make the directory this cluster's own, or refuse one that holds anything.
+    """Make the directory this cluster's own, for its user only, or refuse one that holds anything.
 
     Args:
         directory: missing folders are made.
         engine: the engine's name, for the state.
 
     Raises:
-        ClusterFailed: the directory holds something, or another cluster is being started in it.
+        ClusterFailed: the directory holds something or is another user's, or another cluster is being started in it.
     """
     if (directory / STATE_FILE).exists():
         raise ClusterFailed(f"{directory} already holds a cluster; run: pipeline cluster down --dir {directory}")
@@ -141,16 +145,22 @@ def claim(directory: Path, engine: str) -> None:
         raise ClusterFailed(f"{directory} is not a directory")
     if directory.exists() and any(directory.iterdir()):
         raise ClusterFailed(f"{directory} is not empty; a cluster needs an empty or a new directory")
+    if directory.exists() and directory.stat().st_uid != os.geteuid():
+        raise ClusterFailed(
+            f"{directory} is another user's, who could read and replace all in it; give one of your own"
+        )
     missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     for folder in reversed(missing):
         folder.mkdir(mode=0o700)
     made = tuple(str(folder) for folder in missing)
+    directory.chmod(0o700)
     try:
-        write(directory, ClusterState(engine, made, ("logs", "run")), new=True)
+        fresh = ClusterState(engine, made, FOLDERS, password=secrets.token_hex(16))
+        write(directory, fresh, new=True)
     except FileExistsError:
         raise ClusterFailed(f"another cluster is being started in {directory}") from None
-    for name in ("logs", "run"):
-        (directory / name).mkdir()
+    for name in FOLDERS:
+        (directory / name).mkdir(mode=0o700)
 
 
 def exists(directory: Path) -> bool:
@@ -203,8 +213,22 @@ def write(directory: Path, state: ClusterState, *, new: bool = False) -> None:
     path = directory / STATE_FILE
     target = path if new else directory / UNFINISHED
     text = msgspec.json.format(msgspec.json.encode(state))
-    flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL if new else os.O_TRUNC)
-    with open(os.open(target, flags, 0o600), "wb") as file:
-        file.write(text)
+    write_private(target, text, new=new)
     if not new:
         target.replace(path)
+
+
+def write_private(path: Path, data: bytes, *, new: bool = False) -> None:
+    """Write a file that its owner only may read.
+
+    Args:
+        path: the file; a link in its place is refused.
+        data: the whole contents.
+        new: whether there must be no file yet.
+
+    Raises:
+        FileExistsError: *new* is true, and there is a file.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_EXCL if new else os.O_TRUNC)
+    with open(os.open(path, flags, 0o600), "wb") as file:
+        file.write(data)

@@ -20,7 +20,8 @@ from weakref import WeakSet
 
 from pipeline import clock
 from pipeline.errors import PipelineFull, SpoolUnavailable
-from pipeline.spool.turns import MODE, HostLock, host_lock
+from pipeline.spool.private_files import open_private, refuse_planted
+from pipeline.spool.turns import HostLock, host_lock
 
 #: How long a write waits for those of other processes, s; each takes about as long as one fsync.
 BUSY_S = 2.0
@@ -73,7 +74,7 @@ class SpoolFile:
         """Make the marker, also for after a power failure; call this before the commit of what waits."""
         if self.marked:
             return
-        os.close(os.open(self._marker, os.O_CREAT | os.O_WRONLY, MODE))
+        os.close(open_private(Path(self._marker), self.path))
         folder = os.open(self.path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -149,6 +150,16 @@ class SpoolFile:
         with self._one_at_a_time(), self._translated():
             yield self._connected()
 
+    def shed(self) -> None:
+        """Empty the journal, where what was deleted could still be read, unless somebody uses it just now."""
+        with self.alone():
+            db = self._connected()
+            db.execute("PRAGMA busy_timeout = 0")
+            try:
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                db.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
+
     def close(self) -> None:
         """Close this process's connection."""
         with self._one_at_a_time():
@@ -220,11 +231,13 @@ class SpoolFile:
         if not self.there:  # SQLite must not take what was beside the old one for the new one's
             for suffix in BESIDE:
                 Path(f"{self.path}{suffix}").unlink(missing_ok=True)
-        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, MODE))
+        os.close(open_private(self.path, self.path))
+        refuse_planted([Path(f"{self.path}{suffix}") for suffix in (*BESIDE, "-journal")], self.path)
         db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA secure_delete = ON")  # what was sent, or replaced, is overwritten
             if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'rescued'").fetchone():
                 sql = (files("pipeline.spool") / "tables.sql").read_text(encoding="utf-8")
                 own = int.from_bytes(os.urandom(4), "big") >> 1

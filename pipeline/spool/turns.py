@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from pipeline import clock
+from pipeline.errors import SpoolUnavailable
 from pipeline.per_process import PerProcess
+from pipeline.spool.private_files import open_private
 
-#: The data are the application's: for its user and group only.
-MODE = 0o660
 #: How often a process tries a lock before it queues for it, and the pause between two tries, s.
 TRIES, TRY_S = 20, 0.001
 Commit = TypeVar("Commit")
@@ -153,7 +153,7 @@ class HostLock:
                 turn.set_result(None)
             else:  # nobody waits for it any more
                 fcntl.lockf(self._file, fcntl.LOCK_UN)
-        except OSError as error:
+        except (OSError, SpoolUnavailable) as error:
             turn.set_exception(error)
 
     @contextmanager
@@ -170,7 +170,7 @@ class HostLock:
         """Whether the lock was free and is taken now; a lock that this process cannot have is never free."""
         try:
             return self._taken()
-        except OSError:
+        except (OSError, SpoolUnavailable):
             return False
 
     def _taken(self) -> bool:
@@ -184,7 +184,7 @@ class HostLock:
     def _opened(self) -> int:
         """Return the lock's file, opened anew where somebody has removed it."""
         if self._file < 0 or not os.fstat(self._file).st_nlink:
-            self._file = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, MODE)
+            self._file = open_private(self._path, self._path.with_suffix(""))
         return self._file
 
 

@@ -117,6 +117,7 @@ def shell(folder: Path, ground: Ground) -> Iterator[Shell]:
         "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
         "DB0": str(ground.port("s0")),
         "DB1": str(ground.port("s1")),
+        "PASSWORD": ground.cluster.password,
         "REDIS": str(ground.port("redis")),
         "WEB": str(web),
         "COLUMNS": "110",

@@ -147,12 +147,13 @@ class Replicated:
         [self._port] = free_ports(1)
         self._front, self._link = Proxy(primary), Proxy(primary)
         service = redis_server.service(folder, redis_server.bundled(), self._port)
-        (folder / redis_server.LOG_SERVER).mkdir()
+        password = trial.rig.cluster.password
+        redis_server.keep_password(folder, password)
         trial.rig.redis.config_set("repl-diskless-sync-delay", 0)
         self._server = subprocess.Popen(
             [*service.argv, "--replicaof", f"127.0.0.1 {self._link.port}"], stdout=subprocess.DEVNULL
         )
-        self._redis = connect(f"redis://127.0.0.1:{self._port}/0", read_s=5, connect_s=2)
+        self._redis = connect(redis_server.address(self._port, password), read_s=5, connect_s=2)
         self.config = trial.rig.config_through({primary: self._front.port})
         self.client = Client(self.config)
         self.client.define_tables(trial.rig.db)

@@ -83,7 +83,7 @@ def test_no_acknowledged_op_is_lost_or_doubled_when_the_primary_dies_with_what_w
 
     one.cluster.kill("s0")
     if redis == "forgets all":
-        with connect(f"redis://127.0.0.1:{one.port('redis')}/0", read_s=5, connect_s=5) as client:
+        with connect(one.client.settings.redis.url, read_s=5, connect_s=5) as client:
             client.flushall()
     producers.more(20)
     behind, promoted = REPLICAS  # the one that was stopped last has the most

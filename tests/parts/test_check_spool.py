@@ -38,6 +38,12 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     assert what == f"its folder {tmp_path / 'none'} is not there"
 
 
+def test_a_folder_in_which_every_user_may_write_is_an_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+
+    assert found(path=str(tmp_path / "app.spool")) == [("error", f"every user of this machine may write in {tmp_path}")]
+
+
 def test_a_file_that_this_user_cannot_write_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "pipeline.spool"
     path.touch()

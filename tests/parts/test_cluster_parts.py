@@ -22,12 +22,17 @@ SHARD = Shard("s0", 'sqlite:///a "b"\\c/shop.sqlite', ("sqlite:///r0", "sqlite:/
 
 
 def test_the_configuration_holds_the_servers_and_the_added_tables_exactly():
-    text = config_text([SHARD], redis_port=20001, buckets=64, tables='[tables.x]\nshard_key = "é"')
+    text = config_text(
+        [SHARD],
+        redis=("redis://:p@127.0.0.1:20001/0", "redis://:p@127.0.0.1:20001/1"),
+        buckets=64,
+        tables='[tables.x]\nshard_key = "é"',
+    )
 
     assert tomllib.loads(text) == {
         "pipeline": {"buckets": 64},
-        "redis": {"url": "redis://127.0.0.1:20001/0", "broker_url": "redis://127.0.0.1:20001/1"},
-        "spool": {"path": "run/pipeline.spool"},
+        "redis": {"url": "redis://:p@127.0.0.1:20001/0", "broker_url": "redis://:p@127.0.0.1:20001/1"},
+        "spool": {"path": "spool/pipeline.spool"},
         "shards": {"s0": {"primary": SHARD.primary, "replicas": list(SHARD.replicas)}},
         "tables": {"x": {"shard_key": "é"}},
     }

@@ -180,7 +180,7 @@ class Nemesis:
 
     @contextmanager
     def _replication_stopped(self) -> Iterator[None]:
-        uri = self._rig.replicas[self._any_shard()].replace("//reader@", "//root@")
+        uri = self._rig.replicas[self._any_shard()].replace("//reader:", "//root:")
         with nodes.connection(uri) as made:
             nodes.fetch(made, "STOP SLAVE SQL_THREAD")
         try:

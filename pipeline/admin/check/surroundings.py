@@ -19,7 +19,9 @@ from pipeline.admin.check.finding import ERROR, WARNING, Finding
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.oplog.doorbell import queue_of
 from pipeline.oplog.redis.server_info import Health
+from pipeline.owners import HOME
 from pipeline.shard.statements import MOST_STATEMENT_BYTES
+from pipeline.spool.private_files import folder_fault
 
 #: The least number of buckets per shard that lets a new shard get an even part.
 BUCKETS_PER_SHARD = 16
@@ -27,8 +29,6 @@ BUCKETS_PER_SHARD = 16
 LEAST_VERSIONS = (7, 0)
 #: The largest difference of two clocks that drift explains, ms.
 MOST_SKEW_MS = 2_000
-#: The folder that holds `pipeline`, `workers` and `celeryconfig.py`.
-HOME = Path(__file__).resolve().parents[3]
 _PLACE = "[spool] path"
 #: The place at the start of a fault's sentence: a section of the file, and perhaps a key.
 _KEY = re.compile(r"(\[[^\]]+\](?: (?!has |is )[a-z_]+)?)(?: (.*))?")
@@ -98,6 +98,11 @@ def redis_findings(evidence: Evidence) -> Iterator[Finding]:
         yield from _log(log)
     if evidence.refusal:
         yield Finding(ERROR, "writes", evidence.refusal, redis_cure(evidence.refusal, "[redis] url"), ("redis",))
+    if evidence.untrimmed:
+        cure = f"nothing, if this is a web host's user; else {redis_cure(evidence.untrimmed, '[redis] url')}"
+        yield Finding(WARNING, "trim", f"this user may not trim the logs: {evidence.untrimmed}", cure, ("redis",))
+    for shard, why in evidence.untaken.items():
+        yield Finding(ERROR, "an op", why, redis_cure(why, "[redis] url"), (shard,))
     if isinstance(broker, PipelineError):
         if not (isinstance(log, PipelineError) and evidence.settings.redis.url == evidence.settings.redis.broker_url):
             yield _unreachable("broker", "[redis] broker_url", broker)
@@ -173,6 +178,8 @@ def spool_findings(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             ERROR, _PLACE, f"its folder {path.parent} is not there", "create it, for the web user and workers"
         )
+    elif fault := folder_fault(path):
+        yield Finding(ERROR, _PLACE, *fault)
     elif not all(os.access(one, os.W_OK) for one in (path.parent, path) if one.exists()):
         yield Finding(
             ERROR,

@@ -90,6 +90,8 @@ class Drainer:
                     break
             if done.sent:
                 self._spool.file.sync()
+                if done.empty:
+                    self._spool.file.shed()
         return done
 
     def warm(self) -> None:
@@ -106,7 +108,10 @@ class Drainer:
                 lowest = self._on_every_node(shard, mine)
                 for pair in mine:
                     reached[pair] = min(reached.get(pair, lowest.get(pair, 0)), lowest.get(pair, 0))
-        return self._spool.forget({pair: seq for pair, seq in reached.items() if seq})
+        forgotten = self._spool.forget({pair: seq for pair, seq in reached.items() if seq})
+        if forgotten:
+            self._spool.file.shed()
+        return forgotten
 
     # parts --------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ class Proxy:
         self.lose = 0
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
+        self.port = self._listener.getsockname()[1]
         self._ends: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -88,9 +88,9 @@ def proxy(server: Any) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def far(log: RedisLog, proxy: Proxy) -> Iterator[Line]:
+def far(server: Any, log: RedisLog, proxy: Proxy) -> Iterator[Line]:
     """A line whose replies may be lost, that is connected."""
-    distant = RedisLog(proxy.url, prefix=log.keys.prefix, timeout_s=5)
+    distant = RedisLog(server.url.replace(str(server.port), str(proxy.port)), prefix=log.keys.prefix, timeout_s=5)
     line = distant.line()
     append(line, 1, b"first")
     yield line

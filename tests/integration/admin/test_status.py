@@ -212,7 +212,7 @@ def test_without_redis_the_queue_is_unknown_and_the_replicas_are_not(here: Serve
 
 
 def test_entries_are_counted_exactly_across_epochs(here: Servers) -> None:
-    log = RedisLog(f"redis://127.0.0.1:{here.ports['redis']}/0", prefix="epochs")
+    log = RedisLog(here.config()["redis"]["url"], prefix="epochs")
     with here.redis() as client:
         for id in ("3-0", "3-1", "3-2", "7-0", "9-0", "9-1"):
             client.xadd(log.keys.log(0), {"p": 1, "s": 1, "o": "x"}, id=id)

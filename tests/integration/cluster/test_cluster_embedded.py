@@ -76,6 +76,12 @@ def test_the_configuration_names_the_files_and_the_log_server(cluster: Cluster):
         assert client.ping()
 
 
+def test_its_folders_are_for_their_user_only(cluster: Cluster):
+    folders = [cluster.directory, *(path for path in cluster.directory.iterdir() if path.is_dir())]
+
+    assert {oct(folder.stat().st_mode & 0o777) for folder in folders} == {"0o700"}
+
+
 def test_the_log_survives_a_stop_of_its_server_on_the_same_port(cluster: Cluster):
     url = tomllib.loads(cluster.config.read_text())["redis"]["url"]
     with closing(redis.Redis.from_url(url, socket_timeout=5)) as client:

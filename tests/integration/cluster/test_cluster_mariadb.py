@@ -37,9 +37,9 @@ def _table(cluster: Cluster) -> None:
 
 def run(cluster: Cluster, node: str, sql: str, user: str = "root") -> list[tuple[Any, ...]]:
     [port] = [process.port for process in cluster.processes if process.name == node]
-    options = {"host": "127.0.0.1", "port": port, "user": user, "database": "shop", "autocommit": True}
+    options = {"host": "127.0.0.1", "port": port, "user": user, "password": cluster.password, "database": "shop"}
     limits = {"connect_timeout": 5, "read_timeout": 10, "write_timeout": 10}
-    with closing(pymysql.connect(**options, **limits)) as connection, connection.cursor() as cursor:
+    with closing(pymysql.connect(**options, **limits, autocommit=True)) as connection, connection.cursor() as cursor:
         cursor.execute(sql)
         return list(cursor.fetchall())
 

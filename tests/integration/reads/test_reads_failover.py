@@ -92,7 +92,8 @@ def test_a_primary_that_was_made_read_only_is_left_for_the_one_that_takes_writes
     receipts = additions(one, row.id, 1, 3)
     until(lambda: tallies(one, "s0-r0") == [0])
     one.promote("s0-r0")
-    one.sql("s0", "CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_USER='replicator', MASTER_USE_GTID=slave_pos")
+    account = f"MASTER_USER='replicator', MASTER_PASSWORD='{one.cluster.password}'"
+    one.sql("s0", f"CHANGE MASTER TO MASTER_HOST='127.0.0.1', {account}, MASTER_USE_GTID=slave_pos")
     one.follow("s0", one.port("s0-r0"))
 
     one.client.wait_all(receipts)

@@ -192,7 +192,9 @@ def test_while_its_primary_has_no_connection_left_a_replica_serves_reads(one: Sh
     try:
         with suppress(pymysql.err.OperationalError):
             while len(taken) < 20:
-                taken.append(pymysql.connect(host="127.0.0.1", port=one.port("s0"), user="app"))
+                taken.append(
+                    pymysql.connect(host="127.0.0.1", port=one.port("s0"), user="app", password=one.cluster.password)
+                )
         assert len(taken) < 20
         # no replica is known to be near enough
         assert reader.get(one.db.tally, receipt.id, max_lag_s=0) is not None

@@ -48,13 +48,13 @@ def with_addresses(ini: str, shop: Shop) -> str:
     """Return the printed configuration with the addresses of the servers that are there."""
     addresses = {f"shard_{name}": uri for name, uri in shop.rig.primaries.items()}
     addresses |= {f"replicas_{name}": uri for name, uri in shop.rig.replicas.items()}
-    addresses["redis"] = f"redis://127.0.0.1:{shop.rig.port('redis')}/0"
+    addresses["redis"] = shop.rig.client.settings.redis.url
     for key, address in addresses.items():
         ini = re.sub(rf"^({key}\s*=).*", rf"\1 {address}", ini, flags=re.MULTILINE)
     assert "secret" not in ini
     # the deployment has tables of other applications, too
     ini = ini.replace("purchase: customer", "purchase: customer, sale: customer")
-    return f"{ini}broker = redis://127.0.0.1:{shop.rig.port('redis')}/1\nbuckets = 32\n"
+    return f"{ini}broker = {shop.rig.client.settings.redis.broker_url}\nbuckets = 32\n"
 
 
 @pytest.fixture(scope="module")

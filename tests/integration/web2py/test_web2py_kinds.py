@@ -114,7 +114,7 @@ print(receipt.position is not None, receipt.wait(20))
 """
 RCONN = """\
 from gluon.contrib.redis_utils import RConn
-pipeline = Pipeline(db, configuration, redis_conn=RConn(host="127.0.0.1", port=REDIS_PORT, db=0))
+pipeline = Pipeline(db, configuration, redis_conn=RConn(host="127.0.0.1", port=REDIS_PORT, password="PASSWORD", db=0))
 """
 BROKEN = "[pipeline]\nredis = http://nowhere\nbrokr = redis://localhost\nshard_keys = sale\n"
 
@@ -125,9 +125,9 @@ def _applications(shop: Shop, site: Site) -> None:
     shop.application("kept", {"default": SHOW}, IN_DATABASE)
     flat = "[pipeline]\n" + "".join(f"shard_{name} = {uri}\n" for name, uri in shop.rig.primaries.items())
     flat += "".join(f"replicas_{name} = {uri}\n" for name, uri in shop.rig.replicas.items())
-    flat += f"broker = redis://127.0.0.1:{shop.rig.port('redis')}/1\nbuckets = 32\n"
+    flat += f"broker = {shop.rig.client.settings.redis.broker_url}\nbuckets = 32\n"
     flat += "shard_keys = sale: customer\nreferences = country\n"
-    model = RCONN.replace("REDIS_PORT", str(shop.rig.port("redis")))
+    model = RCONN.replace("REDIS_PORT", str(shop.rig.port("redis"))).replace("PASSWORD", shop.rig.cluster.password)
     shop.application("flat", {"default": SHOW}, model, flat)
     shop.application("hooked", {"default": NOTES}, HOOKED)
     shop.application("compiled", {"default": NOTES}, "pipeline = Pipeline(db, configuration)\n")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pymysql
 
-from pipeline.devcluster import celery, mariadb, startup
+from pipeline.devcluster import celery, redis_server, startup
 from pipeline.devcluster.cluster import Cluster
 
 #: Each table of a plain application begins its ids elsewhere, so that a number on a page is a row of one table.
@@ -27,7 +27,8 @@ class Ground:
 
     def uri(self, shard: str, database: str) -> str:
         """Return the address of a database."""
-        return f"mysql:pymysql://root@127.0.0.1:{self._ports[shard]}/{database}?set_encoding=utf8mb4"
+        where = f"root:{self.cluster.password}@127.0.0.1:{self._ports[shard]}"
+        return f"mysql:pymysql://{where}/{database}?set_encoding=utf8mb4"
 
     def port(self, name: str) -> int:
         """Return the port of a server."""
@@ -35,18 +36,19 @@ class Ground:
 
     def redis(self, number: int) -> str:
         """Return the address of one of Redis's databases; 0 has the logs."""
-        return f"redis://127.0.0.1:{self._ports['redis']}/{number}"
+        return redis_server.address(self._ports["redis"], self.cluster.password, number)
 
     def ask(self, shard: str, database: str, sql: str) -> str:
         """Run statements as root; with no *database* outside of all."""
-        return mariadb.run_statement(self._ports[shard], f"USE {database}; {sql}" if database else sql)
+        return self.cluster.sql(shard, f"USE {database}; {sql}" if database else sql)
 
     def create(self, shard: str, database: str) -> None:
         self.ask(shard, "", f"CREATE DATABASE {database} CHARACTER SET utf8mb4")
 
     def rows(self, shard: str, database: str, table: str) -> list[dict[str, Any]]:
         """Return a table's rows in the order of their ids."""
-        with pymysql.connect(host="127.0.0.1", port=self._ports[shard], user="root", database=database) as connection:
+        where = {"host": "127.0.0.1", "port": self._ports[shard], "password": self.cluster.password}
+        with pymysql.connect(user="root", database=database, **where) as connection:
             cursor = connection.cursor(pymysql.cursors.DictCursor)
             cursor.execute(f"SELECT * FROM `{table}` ORDER BY 1")
             return list(cursor.fetchall())

@@ -52,16 +52,16 @@ class Servers:
         """Return the configuration as a dict, for a test to change."""
         config = tomllib.loads(self.cluster.config.read_text(encoding="utf-8"))
         # a dict has no folder of its own, from which the spool's path would be read
-        config["spool"] = {**config.get("spool", {}), "path": str(self.cluster.directory / "run" / "pipeline.spool")}
+        config["spool"] = {**config.get("spool", {}), "path": str(self.cluster.directory / "spool" / "pipeline.spool")}
         return config
 
     def sql(self, node: str, statements: str) -> str:
         """Run statements on a node as root, in the application's database."""
-        return mariadb.run_statement(self.ports[node], f"USE {mariadb.SCHEMA}; {statements}")
+        return self.cluster.sql(node, f"USE {mariadb.SCHEMA}; {statements}")
 
     def redis(self) -> redis.Redis:
         """Return a client of the log's server."""
-        return redis.Redis(port=self.ports["redis"], socket_timeout=5)
+        return redis.Redis(port=self.ports["redis"], password=self.cluster.password, socket_timeout=5)
 
     def client(self, config: dict[str, Any] | None = None) -> Client:
         """Return a client that rings nobody."""

@@ -36,7 +36,7 @@ class Shard:
         )
         # root is above read_only: only an ordinary user is refused by a replica
         self.config = directory / "app.toml"
-        self.config.write_text(self.cluster.config.read_text().replace("root@", "app@"))
+        self.config.write_text(self.cluster.config.read_text().replace("//root:", "//app:"))
         self.db = DAL("sqlite:memory", bigint_id=True, migrate=False)
         self.db.define_table("tally", Field("owner", "integer"), Field("n", "integer"))
         self.client = Client(self.config)
@@ -49,7 +49,7 @@ class Shard:
         return port
 
     def sql(self, node: str, statements: str) -> str:
-        return mariadb.run_statement(self.port(node), statements)
+        return self.cluster.sql(node, statements)
 
     def report(self, node: str) -> Report:
         return self.client.health.report(node)
@@ -62,7 +62,7 @@ class Shard:
     def follow(self, replica: str, port: int) -> None:
         """Make a replica follow the server on a port."""
         self.sql(replica, f"STOP SLAVE; CHANGE MASTER TO MASTER_PORT={port}; START SLAVE")
-        until(lambda: mariadb.replicates(self.port(replica)))
+        until(lambda: mariadb.follows(self.sql(replica, "SHOW SLAVE STATUS\\G")))
 
     def promote(self, replica: str) -> None:
         self.sql(replica, "STOP SLAVE; RESET SLAVE ALL; SET GLOBAL read_only=0")

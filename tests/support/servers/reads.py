@@ -13,7 +13,6 @@ from pydal import DAL, Field
 from pipeline.admin.migrate import migrate
 from pipeline.client import Client
 from pipeline.clock import polls
-from pipeline.devcluster import mariadb
 from pipeline.devcluster.cluster import Cluster
 from pipeline.reads.health.report import NodeState
 
@@ -85,7 +84,7 @@ class ReadRig:
 
     def ask(self, node: str, sql: str) -> str:
         """Run statements on a node as root."""
-        return mariadb.run_statement(self.port(node), sql)
+        return self.cluster.sql(node, sql)
 
     def replicas(self, shard: str) -> list[str]:
         """Return the names of a shard's replicas, as they were at first."""

@@ -51,12 +51,12 @@ class Rig:
     @cached_property
     def redis(self) -> Any:
         """A plain client of the log server."""
-        return connect(f"redis://127.0.0.1:{self.port('redis')}/0", read_s=5, connect_s=5)
+        return connect(self.client.settings.redis.url, read_s=5, connect_s=5)
 
     @cached_property
     def broker(self) -> Any:
         """A plain client of the broker."""
-        return connect(f"redis://127.0.0.1:{self.port('redis')}/1", read_s=5, connect_s=5)
+        return connect(self.client.settings.redis.broker_url, read_s=5, connect_s=5)
 
     @property
     def primaries(self) -> dict[str, str]:

@@ -9,7 +9,6 @@ from typing import Any
 
 from examples.web2py.running import Shop, in_rotation, running_shop
 from pipeline.client import Client
-from pipeline.devcluster import mariadb
 from support.web.web2py_server import tickets
 
 
@@ -30,19 +29,19 @@ class ShopRig:
     def lagging(self) -> Iterator[None]:
         """Let no replica apply anything in the block; at its end all are in rotation again."""
         for node in self.replicas:
-            mariadb.run_statement(self.ports[node], "STOP SLAVE SQL_THREAD")
+            self.shop.cluster.sql(node, "STOP SLAVE SQL_THREAD")
         try:
             yield
         finally:
             for node in self.replicas:
-                mariadb.run_statement(self.ports[node], "START SLAVE")
+                self.shop.cluster.sql(node, "START SLAVE")
             in_rotation(self.client)
 
     def rows(self, table: str, where: str, fields: str = "id") -> list[str]:
         """Return what the primaries hold, a line per row, once everything that was queued is applied."""
         self.client.barrier(table, 30)
         sql = f"SELECT {fields} FROM shop.{table} WHERE {where}"
-        found = [mariadb.run_statement(self.ports[shard], sql) for shard in self.client.topology.shards]
+        found = [self.shop.cluster.sql(shard, sql) for shard in self.client.topology.shards]
         return sorted(line for text in found for line in text.splitlines()[1:])
 
     def tickets(self) -> list[str]:

@@ -10,7 +10,6 @@ from pydal import DAL
 
 from pipeline.admin.migrate import migrate
 from pipeline.clock import polls
-from pipeline.devcluster import mariadb
 from pipeline.reads.health.report import NodeState
 from support.servers.rig import Rig, rig_of
 from support.web.web2py_server import Site
@@ -117,7 +116,7 @@ class Shop:
 
     def ask(self, node: str, sql: str) -> str:
         """Run statements on a node as root."""
-        return mariadb.run_statement(self.rig.port(node), sql)
+        return self.rig.cluster.sql(node, sql)
 
     def sales(self, where: str = "1=1", fields: str = "qty") -> list[str]:
         """Return what the primaries hold, a line per row, once everything that was queued is applied."""
@@ -152,7 +151,7 @@ def shop_of(directory: Path) -> Iterator[Shop]:
 
     def define(rig: Rig) -> None:
         rig.db = DAL("sqlite:memory", migrate=False)  # the application publishes its own
-        mariadb.run_statement(rig.port("s0"), "CREATE DATABASE own_web CHARACTER SET utf8mb4")
+        rig.cluster.sql("s0", "CREATE DATABASE own_web CHARACTER SET utf8mb4")
 
     with rig_of(directory / "cluster", "mariadb", before=define, tables=TABLES_TOML, workers=1) as rig:
         folder = directory / "site"
