@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+#: Characters of what a caller gave that a message repeats.
+MOST_SHOWN = 80
+
 
 class PipelineError(Exception):
     """The root of all errors of this package."""
@@ -56,7 +59,7 @@ class UnknownTable(BadOp):
 
     def __init__(self, table: str, known: Iterable[str] = ()):
         hint = did_you_mean(table, known)
-        super().__init__(f"table {table!r} is not defined here{hint}; call pipeline.define_tables(db) first")
+        super().__init__(f"table {shown(table)} is not defined here{hint}; call pipeline.define_tables(db) first")
         self.table = table
 
 
@@ -64,7 +67,7 @@ class UnknownField(BadOp):
     """A field that the table does not have."""
 
     def __init__(self, table: str, field: str, known: Iterable[str]):
-        super().__init__(f"table {table!r} has no field {field!r}{did_you_mean(field, known)}")
+        super().__init__(f"table {table!r} has no field {shown(field)}{did_you_mean(field, known)}")
         self.table, self.field = table, field
 
 
@@ -295,6 +298,19 @@ _STAGES = {
 }
 
 
+def shown(value: object) -> str:
+    """Return a name or a value from outside as it may appear in a message: cut, or its type where it is no text.
+
+    Args:
+        value: what a caller gave.
+    """
+    if not isinstance(value, str):
+        return str(value) if isinstance(value, int) and abs(value) < 2**64 else f"a {type(value).__name__}"
+    if len(printed := repr(value[: MOST_SHOWN + 1])) <= MOST_SHOWN + 2:
+        return printed
+    return f"{printed[:MOST_SHOWN]}… ({len(value):,} characters)"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest known word, or the empty string.
 
@@ -302,5 +318,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         word: what was written.
         known: the words that would be right.
     """
+    if not isinstance(word, str) or len(word) > MOST_SHOWN:
+        return ""
     near = get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -253,7 +253,7 @@ def _schema(pipeline: Client, primary: NodeSession, op: Op) -> TableSchema:
     text = pipeline.log.schema(op.schema) or ledger.stored_schema(primary, op.schema)
     if text is None:
         raise BadOp(f"schema {op.schema} of table {op.table} is not known: define the table in a process first")
-    return TableSchema.from_json(text)
+    return TableSchema.from_json(text, op.schema)
 
 
 def _text(place: Place) -> str:

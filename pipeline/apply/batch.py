@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from pipeline.apply.grouping import Item
 from pipeline.apply.misfits import is_like, misfit
-from pipeline.errors import NewerOp, NotAnOp
+from pipeline.errors import BadOp, NewerOp, NotAnOp
 from pipeline.model.op import INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
-from pipeline.model.schema import TableSchema
+from pipeline.model.schema import TableSchema, is_hash, is_hash_of
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Entries
 from pipeline.shard.records import ledger
@@ -211,13 +211,17 @@ class Batch:
             return _junk(entry), self._reason("newer", op_at)
         except NotAnOp as error:
             return _junk(entry, str(error)), None
-        if not self.blocked and is_like(op, self.facts.fitting.get(op.schema, ())):
+        if not self.blocked and is_like(op, self.facts.fitting.get(op.schema, {})):
             return Item(entry, op), None
         plain = not (op.ops or op.source) and op.schema in self.facts.known
-        if not plain and not all(one.schema.isalnum() for one in op.named):
+        if not plain and not all(is_hash(one.schema) for one in op.named):
             return Reject(entry, op.table, "?", None, "not an op of its schema: the schema has no hash"), None
-        puzzle = self._puzzle(op) if self.blocked or not plain else None
-        if puzzle is None and (fault := misfit(op, self.facts.known)):
+        try:
+            puzzle = self._puzzle(op) if self.blocked or not plain else None
+            fault = misfit(op, self.facts.known) if puzzle is None else ""
+        except BadOp as error:
+            puzzle, fault = None, str(error)
+        if fault:
             return Reject(entry, op.table, "?", None, f"not an op of its schema: {fault}"), None
         if puzzle is None and op.kind == INSERT:
             self.facts.learn_shape(op)
@@ -253,21 +257,26 @@ class FactBook:
         self.shard, self._session, self._log = shard, session, log
         #: By the schema's hash.
         self.known: dict[str, Facts] = {}
-        #: The columns of inserts that fitted, by the schema's hash; bounded by `_MOST_SHAPES`.
-        self.fitting: dict[str, set[tuple[int, ...]]] = {}
+        #: The columns of inserts that fitted, each with its table, by the schema's hash; bounded by `_MOST_SHAPES`.
+        self.fitting: dict[str, dict[tuple[int, ...], str]] = {}
 
     def learn(self, hash: str) -> bool:
         """Make the facts of a schema known if they are not; return False while no process has published the schema.
 
         Args:
             hash: the schema's hash.
+
+        Raises:
+            BadOp: no table of ours has the schema.
         """
         if hash in self.known:
             return True
-        text = self._log.schema(hash) or ledger.stored_schema(self._session, hash)
+        text = self._log.schema(hash)
+        if text is None or not is_hash_of(hash, text):  # another text under the hash is as good as none
+            text = ledger.stored_schema(self._session, hash)
         if text:
-            self.known[hash] = facts_of(self._session, TableSchema.from_json(text))
-        return bool(text)
+            self.known[hash] = facts_of(self._session, TableSchema.from_json(text, hash))
+        return text is not None
 
     def learn_shape(self, op: Op) -> None:
         """Remember the columns of an insert that fits its schema: the commonest op is checked once per shape.
@@ -275,9 +284,9 @@ class FactBook:
         Args:
             op: the insert.
         """
-        shapes = self.fitting.setdefault(op.schema, set())
+        shapes = self.fitting.setdefault(op.schema, {})
         if len(shapes) < _MOST_SHAPES:
-            shapes.add(op.columns)
+            shapes[op.columns] = op.table
 
     def follows(self, entry: Entry, before: Position) -> bool:
         """Return False where the log has deleted what is between a watermark and the next entry, as applied.

@@ -234,7 +234,7 @@ class Executor:
         except PipelineError:
             raise
         except Exception as error:
-            raise CannotRender(f"the op does not fit its schema ({type(error).__name__}: {error})") from error
+            raise CannotRender(f"not an op of its schema: {type(error).__name__}: {error}") from error
 
     def _judge(self, error: Exception, facts: Facts) -> Fault | None:
         """Return PERMANENT, or None where the op is not at fault."""

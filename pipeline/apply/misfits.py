@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from pipeline.dal.trees import is_tree
-from pipeline.model.op import COPY, GROUP, INSERT, READ, ROW_WRITES, UPSERT, Op
-from pipeline.model.schema import Column
+from pipeline.dal.trees import is_condition_tree, is_expression_tree
+from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, ROW_WRITES, UPDATE, UPSERT, Op
+from pipeline.model.schema import Column, TableSchema
 from pipeline.shard.table_facts import Facts
 
 
@@ -24,15 +24,15 @@ def misfit(op: Op, known: Mapping[str, Facts]) -> str:
     return next((fault for member in op.ops if (fault := _row_misfit(member, known))), "")
 
 
-def is_like(op: Op, shapes: Container[tuple[int, ...]]) -> bool:
+def is_like(op: Op, shapes: Mapping[tuple[int, ...], str]) -> bool:
     """Return whether an op is an insert of plain values for columns that fit its schema.
 
     Args:
         op: of any kind.
-        shapes: the columns of inserts that fitted.
+        shapes: the columns of inserts that fitted, and the table of the schema.
     """
     return (
-        op.columns in shapes
+        shapes.get(op.columns) == op.table
         and op.kind == INSERT
         and len(op.columns) == len(op.values)
         and not (op.ops or op.key or op.renew or op.expressions)
@@ -47,17 +47,14 @@ def _row_misfit(op: Op, known: Mapping[str, Facts]) -> str:
         return f"a {op.kind!r} with members, with a source or without one"
     if len(op.columns) != len(op.values):
         return f"{len(op.columns)} columns with {len(op.values)} values"
-    columns = known[op.schema].schema.columns
-    width = len(columns)
-    if max(op.columns, default=-1) >= width:
-        return f"column {max(op.columns)} of a table that has {width}"
-    if list in map(type, op.values) and (odd := _odd_list(op, columns)):
+    schema = known[op.schema].schema
+    if op.table != schema.name:
+        return f"an op of {op.table!r} with the schema of {schema.name!r}"
+    if fault := _columns_misfit(op, schema):
+        return fault
+    if list in map(type, op.values) and (odd := _odd_list(op, schema.columns)):
         return f"a list for the column {odd!r}"
-    if op.kind == UPSERT and not op.key:
-        return "an upsert without a key"
-    if op.key or op.renew or op.expressions or op.where is not None or op.source is not None:
-        return _rare_misfit(op, width, known)
-    return ""
+    return _rare_misfit(op, schema, known)
 
 
 def _odd_list(op: Op, columns: Sequence[Column]) -> str:
@@ -66,17 +63,52 @@ def _odd_list(op: Op, columns: Sequence[Column]) -> str:
     return next((c.name for c, value in given if type(value) is list and not c.type.startswith("list:")), "")
 
 
-def _rare_misfit(op: Op, width: int, known: Mapping[str, Facts]) -> str:
-    """Check what a plain insert has not. The expressions of a copy are about the columns of its source."""
-    named = (*op.key, *op.renew, *(column for column, _ in op.expressions))
-    if named and max(named) >= width:
+def _columns_misfit(op: Op, schema: TableSchema) -> str:
+    """Check the numbers of columns: each is of the table, and none is written twice. The id is a field of its own."""
+    written = (*op.columns, *(column for column, _ in op.expressions))
+    width, named = len(schema.columns), (*written, *op.key, *op.renew)
+    if max(named, default=-1) >= width:
         return f"column {max(named)} of a table that has {width}"
-    read = op.source
-    theirs = width if read is None else len(known[read.schema].schema.columns)
-    if read is not None and (read.kind != READ or not (read.where is None or is_tree(read.where, theirs))):
-        return "a copy whose source is no row"
-    if not (op.where is None or is_tree(op.where, width)):
+    if len(set(written)) < len(written) or schema.id_index in written:
+        return "a column that is written twice, or the id as a column"
+    if op.kind == UPDATE and not written:
+        return "an update of nothing"
+    if op.kind == UPSERT and not (op.key and {*op.key, *op.renew} <= {*op.columns, schema.id_index}):
+        return "an upsert without a key, or without its values"
+    if op.kind != UPSERT and (op.key or op.renew):
+        return f"a {op.kind!r} with the key of an upsert"
+    if op.kind not in (UPDATE, COPY) and op.expressions:
+        return f"a {op.kind!r} with expressions"
+    return ""
+
+
+def _rare_misfit(op: Op, schema: TableSchema, known: Mapping[str, Facts]) -> str:
+    """Check what a plain insert has not."""
+    width = len(schema.columns)
+    if op.kind in (UPDATE, DELETE) and op.id is None and op.where is None:
+        return f"a {op.kind!r} of no row"
+    if not (op.where is None or (op.kind in (UPDATE, DELETE) and is_condition_tree(op.where, width))):
         return "a condition that is none, or is too deep"
-    if not all(is_tree(tree, theirs) for _, tree in op.expressions):
+    if op.source is not None:
+        return _copy_misfit(op, op.source, schema, known[op.source.schema].schema)
+    if not all(is_expression_tree(tree, width) for _, tree in op.expressions):
         return "an expression that is none, or is too deep"
+    return ""
+
+
+def _copy_misfit(op: Op, read: Op, archive: TableSchema, source: TableSchema) -> str:
+    """Check that a copy reads the table whose archive its own table is, and each column into the column of its name."""
+    width = len(source.columns)
+    if read.kind != READ or read.table != source.name or (read.id is None) is (read.where is None):
+        return "a copy whose source is no row"
+    if read.where is not None and not is_condition_tree(read.where, width):
+        return "a copy under a condition that is none, or is too deep"
+    for number, tree in op.expressions:
+        if not is_expression_tree(tree, width) or tree[0] != "c":
+            return "a copy that computes"
+        column, theirs = archive.columns[number], source.columns[tree[1]]
+        if theirs.name != column.name and not (tree[1] == source.id_index and column.parent == source.name):
+            return f"a copy of {source.name}.{theirs.name} into {archive.name}.{column.name}"
+    if not any(tree == ["c", source.id_index] for _, tree in op.expressions):
+        return f"a copy from {source.name!r}, of which {archive.name!r} is no archive"
     return ""

@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from pipeline.config.uris import shard_address, with_all_characters
 from pipeline.errors import ConfigError, did_you_mean
@@ -38,6 +39,9 @@ KEYS = (
     "time_zone", "ignore",
 )  # fmt: skip
 _OF_A_SHARD = re.compile(r"(shard|replicas)_(?!keys$)([A-Za-z0-9_-]+)")
+#: An address of MySQL's as pyDAL reads it: user, password, host, database and arguments.
+_AS_PYDAL = re.compile(r"([^:@]+)(:[^@]*)?@([^/]*)/([^?]+)(\?.*)?", re.DOTALL)
+_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SEPARATOR = re.compile(r"[,\s]+")
 #: How the faults of the settings name a key, and how it is named here.
 _NAMES = (
@@ -67,6 +71,13 @@ def read_ini(path: Path) -> tuple[Mapping[str, Any], Path | None]:
     if elsewhere := found[SECTION].get(ELSEWHERE):
         return {}, path.parent / elsewhere
     own = found["db"].get("uri")
+    if own and _in_doubt(own) and not any(map(_OF_A_SHARD.fullmatch, found[SECTION])):
+        raise ConfigError(
+            [
+                f"{path} [db] uri has an escape such as %40 in its login, and only the model knows whether it gives "
+                f"decode_credentials=True to DAL(...): write the address for the workers as [{SECTION}] shard_{OWN}"
+            ]
+        )
     return sections(found[SECTION], str(path), own and own_address(own, path.parent.parent / "databases")), None
 
 
@@ -93,21 +104,38 @@ def read_sections(path: Path) -> dict[str, dict[str, str]]:
     raise ConfigError([fault])  # out here: the errors carry the file's text, passwords included
 
 
-def own_address(uri: str, folder: str | Path | None) -> str:
+def own_address(uri: str, folder: str | Path | None, *, decoded: bool = False) -> str:
     """Return the address by which the pipeline opens an application's own database.
 
     The application may leave the driver to pyDAL, and ask for fewer characters; a file of SQLite is in its folder.
+    pyDAL reads a user's name, a password and a database's name as they stand, and the pipeline percent-encoded.
 
     Args:
         uri: what the application gives to `DAL(...)`.
         folder: where the application has its files of SQLite; None where nobody knows.
+        decoded: whether it gives `decode_credentials=True` too.
     """
     scheme, found, rest = uri.partition("://")
     if scheme == "mysql":
         scheme = "mysql:pymysql"
     if scheme == "sqlite" and rest and folder:
         rest = str(Path(folder).absolute() / rest)
+    if scheme.startswith("mysql:") and (own := _AS_PYDAL.fullmatch(rest)):
+        user, password, host, database, arguments = own.groups(default="")
+        meant = unquote if decoded else str
+        login = f"{_quoted(meant(user))}{password[:1]}{_quoted(meant(password[1:]))}"
+        rest = f"{login}@{host}/{_quoted(database)}{arguments}"
     return with_all_characters(scheme + found + rest)
+
+
+def _quoted(text: str) -> str:
+    return quote(text, safe="")
+
+
+def _in_doubt(uri: str) -> bool:
+    """Return whether only the application knows what the login in its own address is."""
+    login, at, _ = uri.partition("://")[2].rpartition("@")
+    return bool(at) and uri.startswith("mysql") and _ESCAPE.search(login) is not None
 
 
 def sections(flat: Mapping[str, str], label: str, own_uri: str | None = None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from pipeline.config import ini
 from pipeline.config.bucket_ranges import placement_faults
+from pipeline.config.lines import with_lines
 from pipeline.config.sections import (
     ApplySettings,
     Head,
@@ -75,9 +76,8 @@ def load(
     try:
         return _checked(raw, label, environ)
     except ConfigError as error:
-        if label.endswith(".ini"):
-            raise ConfigError(ini.in_ini_names(error.faults, label)) from None
-        raise
+        faults = ini.in_ini_names(error.faults, label) if label.endswith(".ini") else error.faults
+        raise ConfigError(with_lines(faults, label)) from None
 
 
 def _checked(raw: Mapping[str, Any], label: str, environ: Mapping[str, str]) -> Settings:

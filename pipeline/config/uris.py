@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any
 
-from pipeline.config.validators import refusal
+from pipeline.config.address import ZONE, Address, host_of, parse
+from pipeline.config.validators import refusal, zone_name
 from pipeline.errors import did_you_mean
 
 #: The SQL databases that both pyDAL lines speak, by the word before `://`. pyDAL's NoSQL databases cannot lock
@@ -26,21 +27,33 @@ SHARD_SCHEMES = frozenset(
 REDIS_SCHEMES = ("redis", "rediss", "sentinel", "unix")
 #: What Celery calls a socket differs from what redis-py calls it.
 BROKER_SCHEMES = ("redis", "rediss", "sentinel", "redis+socket")
-_MYSQL = re.compile(r"[^:@]+(:[^@]*)?@([^:/@]+|\[[^\]@]+\])(:\d+)?/[^?@]+(\?.*)?")
 _KNOWN_SCHEMES = SHARD_SCHEMES.union(REDIS_SCHEMES, BROKER_SCHEMES, {"mysql"})
-_DEFAULT_PORTS = {"mysql": "3306", "postgres": "5432"}
-#: One text names several Sentinels, with semicolons between them.
-_NEXT_URI = re.compile(r";(?=[a-z+]+://)")
-_ENCODING = re.compile(r"[?&]set_encoding=([^&;]*)")
+#: Databases that are files: no part of their addresses is a password.
+_FILES = frozenset({"sqlite", "spatialite"})
+#: Hosts with their ports, and what follows; a text that is nothing like it may be a password.
+_HOST = r"(\[[^\]]*\]|[^:/?,\[]+)(:\d*)?"
+_PLACE = re.compile(rf"({_HOST}(,{_HOST})*)?([/?].*)?", re.DOTALL)
+_MYSQL_PORT, _POSTGRES_PORT = 3306, "5432"
+_ENCODING = re.compile(r"[?&]set_encoding=[^&]*")
 #: The zone of a session, unless a shard's setting says otherwise.
 UTC = "+00:00"
-_ZONE = "time_zone="
+#: The arguments that belong to a user, as its password does.
+_CERTIFICATE = ("ssl_cert=", "ssl_key=")
 _SECRET_ARGUMENT = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token)[^=&;]*=)[^&;]*")
 
 
 def redact(uri: str) -> str:
-    """Return *uri* with each password replaced by `***`; also one that is not well formed."""
-    return ";".join(_redact_one(one) for one in _NEXT_URI.split(uri))
+    """Return *uri* with its password replaced by `***`; also one that is not well formed."""
+    head, found, rest = uri.partition("://")
+    if head not in _KNOWN_SCHEMES:  # then what looks like a scheme may be a part of the password
+        head, found, rest = "", "", uri
+    user, at, address = rest.rpartition("@")
+    if not at and head not in _FILES and ("://" in address or not _PLACE.fullmatch(address)):
+        return f"{head}{found}***"
+    # From the first ':' or '/' up to the last '@': a password may hold any of the three.
+    name = re.split("[:/]", user, maxsplit=1)[0]
+    hidden = ":***" if name != user else ""
+    return head + found + name + hidden + at + _SECRET_ARGUMENT.sub(r"\1***", address)
 
 
 def shard_address(value: object) -> str | None:
@@ -57,11 +70,21 @@ def shard_address(value: object) -> str | None:
         return f"is a text without a scheme or an address; it must be {must}"
     if scheme not in SHARD_SCHEMES:
         return f"has a scheme that cannot hold a shard{did_you_mean(scheme, SHARD_SCHEMES)}; it must be {must}"
-    if scheme.startswith("mysql:") and not _MYSQL.fullmatch(rest):
-        return f"cannot be read (a password may hold no '@'); it must be {must}"
-    if scheme.startswith("mysql:") and (other := _other_characters(rest)):
+    return _mysql_fault(value, must) if scheme.startswith("mysql:") else None
+
+
+def _mysql_fault(uri: str, must: str) -> str | None:
+    asked = _ENCODING.search(uri.rpartition("@")[2])
+    if asked and (other := asked.group().partition("=")[2]).lower() != "utf8mb4":
         return f"has set_encoding={other}, in which characters are lost; write set_encoding=utf8mb4, or leave it out"
-    return None
+    try:
+        address = parse(uri)
+    except ValueError as error:
+        return f"{error}; it must be {must}"
+    if not (address.user and address.path and (address.hosts[0][0] or "unix_socket" in address.arguments)):
+        return f"cannot be read (it names a user, a host and a database); it must be {must}"
+    zone = address.arguments.get(ZONE)
+    return f"has a {ZONE} that {fault}" if zone and (fault := zone_name(zone)) else None
 
 
 def redis_address(value: object) -> str | None:
@@ -80,28 +103,40 @@ def database_of(uri: str) -> str:
     """Return what names the database in *uri*, without driver, user, password and options."""
     scheme, _, rest = uri.partition("://")
     engine = re.sub(r"\d*n?$", "", scheme.partition(":")[0])
-    path, _, options = rest.rpartition("@")[2].partition("?")
-    if "sqlite" in engine or "spatialite" in engine:
+    if engine in _FILES:
         return f"sqlite {rest}"
-    host, _, name = path.partition("/")
-    if engine in _DEFAULT_PORTS and not re.search(r":\d+$", host):
-        host += ":" + _DEFAULT_PORTS[engine]
-    socket = re.search(r"unix_socket=[^&]*", options)
-    return f"{engine} {socket.group() if socket else host.lower()} {name}"
+    if engine == "mysql" and (address := _parts(uri)):
+        socket = address.arguments.get("unix_socket")
+        host = f"unix_socket={socket}" if socket else host_of(address.hosts[0], _MYSQL_PORT).lower()
+        return f"mysql {host} {address.path}"
+    host, _, name = rest.rpartition("@")[2].partition("?")[0].partition("/")
+    if engine == "postgres" and not re.search(r":\d+$", host):
+        host += f":{_POSTGRES_PORT}"
+    return f"{engine} {host.lower()} {name}"
+
+
+def _parts(uri: str) -> Address | None:
+    try:
+        return parse(uri)
+    except ValueError:
+        return None
 
 
 def server_of(url: str) -> str:
     """Return what names the Redis in *url*, without scheme, user, password and options."""
-    return ";".join(one.partition("://")[2].rpartition("@")[2].partition("?")[0] for one in _NEXT_URI.split(url))
+    return url.partition("://")[2].rpartition("@")[2].partition("?")[0]
 
 
 def with_login_of(uri: str, other: str) -> str:
-    """Return *uri* with the user and password of *other*: a promoted replica is written to as its primary was."""
+    """Return *uri* with the login of *other*, its certificate too: a promoted replica is written to as its primary."""
     scheme, found, rest = uri.partition("://")
-    login, at, _ = other.partition("://")[2].rpartition("@")
+    login, at, theirs = other.partition("://")[2].rpartition("@")
     if not at:
         return uri
-    return scheme + found + login + at + rest.rpartition("@")[2]
+    place, _, own = rest.rpartition("@")[2].partition("?")
+    arguments = [one for one in theirs.partition("?")[2].split("&") if one.startswith(_CERTIFICATE)]
+    arguments += [one for one in own.split("&") if one and not one.startswith(_CERTIFICATE)]
+    return f"{scheme}{found}{login}{at}{place}{'?' if arguments else ''}{'&'.join(arguments)}"
 
 
 def with_zone(uri: str, zone: str | None) -> str:
@@ -113,7 +148,7 @@ def with_zone(uri: str, zone: str | None) -> str:
     """
     plain, _ = zone_of(uri)
     zoned = zone and uri.startswith("mysql:")
-    return f"{plain}{'&' if '?' in plain else '?'}{_ZONE}{zone}" if zoned else uri
+    return f"{plain}{'&' if '?' in plain else '?'}{ZONE}={zone}" if zoned else uri
 
 
 def zone_of(uri: str) -> tuple[str, str]:
@@ -122,8 +157,12 @@ def zone_of(uri: str) -> tuple[str, str]:
     Args:
         uri: pyDAL's URI.
     """
-    plain, _, zone = uri.partition(_ZONE)
-    return plain.rstrip("?&"), zone or UTC
+    place, _, query = uri.partition("?")
+    zones = [one for one in query.split("&") if one.startswith(f"{ZONE}=")]
+    if not zones:
+        return uri, UTC
+    plain = "&".join(one for one in query.split("&") if one not in zones)
+    return f"{place}{'?' if plain else ''}{plain}", zones[-1].partition("=")[2]
 
 
 def same_database_faults(nodes: Iterable[tuple[str, str]]) -> Iterator[str]:
@@ -150,7 +189,25 @@ def _redis(value: object, schemes: tuple[str, ...]) -> str | None:
         return f"is a text without a scheme or an address; it must be {must}"
     if scheme not in schemes:
         return f"has an unknown scheme{did_you_mean(scheme, schemes)}; it must be {must}"
-    return None
+    try:
+        return _redis_fault(parse(value))
+    except ValueError as error:
+        return str(error)
+
+
+def _redis_fault(address: Address) -> str | None:
+    if address.on_socket:
+        if address.path in ("", "/") or address.hosts[0][0]:
+            return f"names no socket; write {address.scheme}:///path"
+        numbers = tuple(address.arguments.values())
+    elif address.scheme == "sentinel":
+        master, _, number = address.path.partition("/")
+        if not master or not all(name for name, _ in address.hosts):
+            return "must name its hosts and its master: sentinel://user:password@host:26379,host:26379/master/0"
+        numbers = (number,)
+    else:
+        numbers = (address.path,)
+    return None if all(one == "" or one.isdecimal() for one in numbers) else "names a database that is no number"
 
 
 def with_all_characters(uri: str) -> str:
@@ -159,24 +216,8 @@ def with_all_characters(uri: str) -> str:
     Args:
         uri: pyDAL's URI of an application's database.
     """
-    return _ENCODING.sub(lambda asked: f"{asked[0][:1]}set_encoding=utf8mb4", uri)
-
-
-def _other_characters(rest: str) -> str | None:
-    """Return the character set that an address asks for, if it is not utf8mb4."""
-    found = _ENCODING.search(rest.rpartition("@")[2])
-    return found[1] if found and found[1].lower() != "utf8mb4" else None
-
-
-def _redact_one(uri: str) -> str:
-    head, found, rest = uri.partition("://")
-    if head not in _KNOWN_SCHEMES:  # then what looks like a scheme may be a part of the password
-        head, found, rest = "", "", uri
-    user, at, address = rest.rpartition("@")
-    # From the first ':' or '/' up to the last '@': a password may hold any of the three.
-    name = re.split("[:/]", user, maxsplit=1)[0]
-    hidden = ":***" if name != user else ""
-    return head + found + name + hidden + at + _SECRET_ARGUMENT.sub(r"\1***", address)
+    login, at, place = uri.rpartition("@")
+    return login + at + _ENCODING.sub(lambda asked: f"{asked[0][:1]}set_encoding=utf8mb4", place)
 
 
 def redacted(record: Any) -> str:

@@ -77,7 +77,8 @@ def tables_in(part: Any, inner: bool = False) -> Iterator[Any]:
         elif kind == "Select" and inner and id(part) not in met:
             met.add(id(part))
             waiting += (part._query, part._qfields, part._cte_recursive, *part._attributes.values())
-        elif isinstance(part, list | tuple | set | frozenset):
+        elif isinstance(part, list | tuple | set | frozenset) and id(part) not in met:
+            met.add(id(part))  # a list may be in itself
             waiting += reversed(list(part))
 
 

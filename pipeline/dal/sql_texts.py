@@ -96,8 +96,18 @@ def check_read(query: Any, options: Mapping[str, Any]) -> None:
                 _check_condition(text)
             elif (option, text) != ("orderby", "<random>"):
                 check_columns(text, f"{option}=", tables)
-    limits = options.get("limitby")
-    if limits and not (len(limits) == 2 and all(isinstance(one, int) for one in limits)):
+    check_limits(options.get("limitby"))
+
+
+def check_limits(limits: Any) -> None:
+    """Refuse a `limitby` that is not two whole numbers.
+
+    Raises:
+        BadRead: naming it.
+    """
+    if limits and not (
+        isinstance(limits, list | tuple) and len(limits) == 2 and all(isinstance(one, int) for one in limits)
+    ):
         raise BadRead(f"limitby is (first, behind the last), two whole numbers, not {_brief(limits)}")
 
 

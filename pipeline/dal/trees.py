@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.dal.objects import field_table, kind_of, op_name, tables_in
-from pipeline.errors import BadQuery, UnknownField
+from pipeline.errors import BadQuery, UnknownField, shown
 from pipeline.model.schema import TableSchema
 
 Tree = list[Any]
@@ -20,8 +20,11 @@ _TEXT = ("string", "text")
 MOST_LEVELS = 200
 #: The deepest that a worker takes: narrowing a query to a row adds levels to what a caller gave.
 _MOST_LEVELS_TAKEN = 300
-_JOINS = ("and", "or", "not", "||", *_ARITHMETIC.values())
-_ALONE = ("c", "null")
+#: What follows the first word of a tree; `value` is for the encoder of the column to judge.
+_CONDITIONS = {"and": "trees", "or": "trees", "not": "tree", "null": "column", "in": "column list"}
+_CONDITIONS |= dict.fromkeys(("same", *_COMPARISONS.values()), "column value")
+_EXPRESSIONS = {"c": "column", "v": "operand", **dict.fromkeys(("||", *_ARITHMETIC.values()), "tree tree")}
+_MAY_BE = {"list": (list,), "operand": (int, float, str), "value": (type(None), bool, int, float, str, list)}
 
 
 def is_query(value: Any) -> bool:
@@ -65,9 +68,9 @@ def condition(query: Any, schema: TableSchema, check: Mapping[str, Any], levels:
     if name == "_not":
         return ["not", condition(query.first, schema, check, inner)]
     if name not in _COMPARISONS and name != "belongs":
-        raise BadQuery(f"a queued write cannot carry the operator {name!r}: {_INSTEAD}")
+        raise BadQuery(f"a queued write cannot carry the operator {shown(name)}: {_INSTEAD}")
     if kind_of(query.first) == "Expression":
-        raise BadQuery(f"a queued write cannot carry the operator {op_name(query.first)!r} in a query: {_INSTEAD}")
+        raise BadQuery(f"a queued write cannot carry the operator {shown(op_name(query.first))} in a query: {_INSTEAD}")
     column, field = _column(query.first, schema)
     if is_expression(query.second) or is_query(query.second) or hasattr(type(query.second), "_select"):
         raise BadQuery("a queued write compares a field with a value, not with another field or a subselect")
@@ -133,7 +136,7 @@ def expression(value: Any, target: str, schema: TableSchema, check: Mapping[str,
             sign = operators.get(op_name(part))
             if sign is None:
                 raise BadQuery(
-                    f"the expression for {schema.name}.{target} uses {op_name(part)!r}; the log carries "
+                    f"the expression for {schema.name}.{target} uses {shown(op_name(part))}; the log carries "
                     "+, -, *, /, % on own number columns and + on own text columns: compute it before you enqueue"
                 )
             return [sign, walk(part.first, inner), walk(part.second, inner)]
@@ -142,23 +145,44 @@ def expression(value: Any, target: str, schema: TableSchema, check: Mapping[str,
     return walk(value, 1)
 
 
-def is_tree(tree: Any, width: int) -> bool:
-    """Return whether a value from the log has the shape of a condition or an expression that a worker can render.
+def is_condition_tree(tree: Any, width: int) -> bool:
+    """Return whether a value from the log is a condition of a form that `condition` makes.
 
     Args:
         tree: the value.
         width: how many columns the table has.
     """
+    return _is_tree(tree, _CONDITIONS, width)
+
+
+def is_expression_tree(tree: Any, width: int) -> bool:
+    """Return whether a value from the log is an expression of a form that `expression` makes.
+
+    Args:
+        tree: the value.
+        width: how many columns the table has.
+    """
+    return _is_tree(tree, _EXPRESSIONS, width)
+
+
+def _is_tree(tree: Any, grammar: Mapping[str, str], width: int) -> bool:
     waiting = [(tree, 1)]
     while waiting:
         part, levels = waiting.pop()
-        if type(part) is not list or len(part) < 2 or levels > _MOST_LEVELS_TAKEN:
+        if type(part) is not list or not part or type(part[0]) is not str or levels > _MOST_LEVELS_TAKEN:
             return False
-        head, first = part[0], part[1]
-        if head in _JOINS:
-            waiting += ((one, levels + 1) for one in part[1:])
-        elif head != "v" and not (type(first) is int and 0 <= first < width and (len(part) > 2 or head in _ALONE)):
+        form, rest = grammar.get(part[0], ""), part[1:]
+        if form == "trees" and rest:
+            waiting += ((one, levels + 1) for one in rest)
+            continue
+        wanted = form.split()
+        if len(wanted) != len(rest) or not wanted:
             return False
+        for word, one in zip(wanted, rest, strict=True):
+            if word == "tree":
+                waiting.append((one, levels + 1))
+            elif not (type(one) is int and 0 <= one < width if word == "column" else type(one) in _MAY_BE[word]):
+                return False
     return True
 
 

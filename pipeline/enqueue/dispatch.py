@@ -12,7 +12,7 @@ from pipeline.enqueue.producer import DURABLE_S
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.shipment import UNCHECKED_BYTES, OpPlace, Shipment, check_size
 from pipeline.enqueue.spooling.fallback import Fallback
-from pipeline.errors import BadOp, InDoubt, NotDurable, Unavailable
+from pipeline.errors import BadOp, InDoubt, NotDurable, Unavailable, shown
 from pipeline.model.op import UPSERT, Addressed, Op, encode, id_of, id_of_new, with_id
 from pipeline.model.receipt import Receipt, Receipts
 from pipeline.oplog.appends import KeyClaimed
@@ -86,6 +86,8 @@ class Dispatch:
         bucket, op = addressed.bucket, addressed.op
         if op.idempotency_key is not None:  # which is as exact, and known to more
             return self.take(addressed, durability)
+        if not isinstance(again, Receipt):
+            raise BadOp(f"again= takes the receipt that the same call raised, not {shown(again)}")
         if not again.producer or again.bucket != bucket:
             raise BadOp(
                 f"again= takes the receipt that the same call raised: this op on {op.table!r} belongs to bucket "
@@ -174,7 +176,7 @@ class Dispatch:
             BadOp: there is not, or it needs the spool, which is not there.
         """
         if durability not in DURABILITIES:
-            raise BadOp(f"durability is one of {', '.join(DURABILITIES)}; got {durability!r}")
+            raise BadOp(f"durability is one of {', '.join(DURABILITIES)}; got {shown(durability)}")
         if durability == "spooled" and not isinstance(self._publisher, Fallback):
             raise BadOp('durability="spooled" needs the spool: set [spool] enabled = true and a path, or use "fsync"')
         return durability

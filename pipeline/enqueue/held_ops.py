@@ -223,7 +223,10 @@ def validated(table: Any, fields: Mapping[str, Any], insert: Callable[[dict[str,
         fields: by name; a field that is unknown, not writable or computed is an error, as in pyDAL.
         insert: queues the insert of the validated values.
     """
-    errors, values = table._validate_fields(dict(fields))
+    try:
+        errors, values = table._validate_fields(dict(fields))
+    except (RecursionError, OverflowError, ValueError) as error:  # of a value that is too large or too deep for it
+        raise BadOp(f"a validator of {table._tablename!r} cannot take the values: {error}") from error
     if errors:
         return Validated(None, dict(errors))
     try:

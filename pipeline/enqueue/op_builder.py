@@ -18,7 +18,7 @@ from pipeline.enqueue.row_ids import RowIds
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.table_plan import TablePlan
 from pipeline.enqueue.version_copy import Archive, check_archive, copy_before, row_of
-from pipeline.errors import BadOp, BadQuery, Unavailable, UnknownTable
+from pipeline.errors import BadOp, BadQuery, Unavailable, UnknownTable, shown
 from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipt
 from pipeline.model.schema import schema_of, signature_of
@@ -26,6 +26,8 @@ from pipeline.model.schema import schema_of, signature_of
 #: Where a table object carries its plan. web2py makes its tables anew at each request: in the builder, plans would
 #: outlive them. A thousand of them made each of web2py's garbage collections, one per 100 requests, take 50 ms.
 PLAN = "_pipeline_plan"
+#: Definitions that are kept: a program that defines tables of its users' names has no end of them.
+MOST_DEFINITIONS = 2000
 logger = logging.getLogger("pipeline.door")
 
 
@@ -123,6 +125,8 @@ class OpBuilder:
         self, table: Any, values: Mapping[str, Any], again: Receipt, shard_key: Any = None, key: str | None = None
     ) -> Addressed:
         """Make an insert that may be queued already, for the same row; see `Dispatch.take_again`."""
+        if not isinstance(again, Receipt):
+            raise BadOp(f"again= takes the receipt that the same call raised, not {shown(again)}")
         id_name = self.plan(table).compiled.schema.id_name
         row = {} if again.row is None or key is not None else {id_name: again.row}
         return self.insert(table, {**values, **row}, shard_key, key)
@@ -193,6 +197,9 @@ class OpBuilder:
         if compiled is None:
             if self._topology.ignores(table._tablename):
                 raise BadOp(f"{table._tablename!r} is left to its database by [pipeline] ignore: write it through db")
+            if len(self._compiled) >= MOST_DEFINITIONS:
+                self._compiled.clear()
+                self._ready.clear()
             compiled = self._compiled[signature] = CompiledTable(schema_of(table), self._topology)
         return compiled
 

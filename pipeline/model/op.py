@@ -28,6 +28,8 @@ ROW_WRITES = frozenset((INSERT, UPDATE, DELETE, UPSERT, COPY))
 VERSION = 1
 
 _Column = Annotated[int, msgspec.Meta(ge=0)]
+#: Databases keep ids in 64 bits with a sign, and give 0 a number of their own.
+_Id = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 _Value = None | bool | int | float | str | list[int | str]
 
 
@@ -88,7 +90,7 @@ class Op(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
     table: str
     schema: str
     at_ms: float  # when it was enqueued, by its host's clock, to a microsecond
-    id: int | None = None
+    id: _Id | None = None
     columns: tuple[_Column, ...] = ()
     values: tuple[_Value, ...] = ()
     where: list[Any] | None = None

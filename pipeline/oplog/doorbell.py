@@ -15,9 +15,11 @@ import threading
 from collections.abc import Iterable
 from queue import SimpleQueue
 from typing import Any
+from urllib.parse import quote
 
 from pipeline import clock
-from pipeline.oplog.redis.connection import connect, sentinel_parts
+from pipeline.config.address import Address, host_of, parse
+from pipeline.oplog.redis.connection import connect, default_port, tls_options, to_sentinels
 from pipeline.per_process import PerProcess
 
 #: The task that drains a shard. Rung by name: the web process never imports the workers.
@@ -26,6 +28,8 @@ APPLY_TASK = "pipeline.apply"
 QUIET_S = 0.005
 #: With this many messages waiting for a shard, another adds nothing; keeps the queue short while no worker is there.
 ENOUGH = 8
+#: How long Celery waits for a connection to the broker, s.
+_CONNECT_S = 2
 #: What the thread is asked for: to ring shards for so many ops, to note that it has, or to end.
 _Wish = tuple[Iterable[str], int] | threading.Event | None
 logger = logging.getLogger("pipeline.bell")
@@ -221,11 +225,14 @@ def broker_settings(url: str, prefix: str, shards: Iterable[str]) -> dict[str, A
     """
     from kombu import Queue
 
-    broker_url, options = _broker_url(url)
+    address = parse(url)
+    secure = tls_options(address.tls)
     return {
-        "broker_url": broker_url,
+        "broker_url": _broker_url(address),
+        # beside the address: for a bare rediss:// kombu verifies nothing
+        **({"broker_use_ssl": secure} if secure else {}),
         "broker_transport_options": {
-            **options,
+            **(_of_sentinels(address) if address.scheme == "sentinel" else {}),
             "global_keyprefix": f"{prefix}:celery:",
             # a killed worker's doorbell comes back after this; the sweeper has rung long before
             "visibility_timeout": 300,
@@ -235,7 +242,7 @@ def broker_settings(url: str, prefix: str, shards: Iterable[str]) -> dict[str, A
             "priority_steps": [0],
             # without it a publish on a dead connection hangs the web request for ever
             "socket_timeout": 10,
-            "socket_connect_timeout": 2,
+            "socket_connect_timeout": _CONNECT_S,
             "socket_keepalive": True,
             "health_check_interval": 10,
             "client_name": "pipeline-celery",
@@ -251,10 +258,13 @@ def broker_settings(url: str, prefix: str, shards: Iterable[str]) -> dict[str, A
     }
 
 
-def _broker_url(url: str) -> tuple[str, dict[str, Any]]:
-    if not url.startswith("sentinel://"):
-        return url.replace("unix://", "redis+socket://", 1), {}
-    hosts, master, login = sentinel_parts(url)
-    password = f":{login['password']}@" if login.get("password") else ""
-    urls = ";".join(f"sentinel://{password}{host}:{port}/{login['db']}" for host, port in hosts)
-    return urls, {"master_name": master}
+def _broker_url(address: Address) -> str:
+    """Return an address as kombu takes it; of several Sentinels each is an address of its own."""
+    if address.on_socket:
+        return f"redis+socket://{address.login}{quote(address.path)}?virtual_host={address.number}"
+    hosts = (host_of(host, default_port(address)) for host in address.hosts)
+    return ";".join(f"{address.scheme}://{address.login}{host}/{address.number}" for host in hosts)
+
+
+def _of_sentinels(address: Address) -> dict[str, Any]:
+    return {"master_name": address.master, "sentinel_kwargs": to_sentinels(address.tls, _CONNECT_S)}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pipeline.config.settings import TableSettings
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import conjuncts, field_table, kind_of, op_name, pinned_values, real_name
-from pipeline.errors import BadRead, BadToken, ShardKeyError
+from pipeline.errors import BadRead, BadToken, ShardKeyError, shown
 from pipeline.model.schema import Column, column_of
 from pipeline.model.values import TEXT_KINDS
 from pipeline.model.values.numbers import RANGES
@@ -243,4 +243,4 @@ def whole_id(table: Any, row_id: Any) -> int:
             raise ValueError
         return int(row_id)
     except (TypeError, ValueError):
-        raise BadRead(f"the id of a row of {table._tablename!r} is a whole number, not {row_id!r}") from None
+        raise BadRead(f"the id of a row of {table._tablename!r} is a whole number, not {shown(row_id)}") from None

@@ -53,7 +53,7 @@ def create_table(
         parts += [foreign_key(schema, schema.columns[schema.index[field]], of) for field, of in parents.items()]
     lines = ",\n  ".join(parts)
     tail = " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci" if dialect.name == "mysql" else ""
-    yield f"CREATE TABLE IF NOT EXISTS {schema.rname or dialect.quote(schema.name)} (\n  {lines}\n){tail}"
+    yield f"CREATE TABLE IF NOT EXISTS {dialect.quote(schema.name_there)} (\n  {lines}\n){tail}"
     for index in indexes(schema, topology):
         yield create_index(schema, index, dialect)
 
@@ -93,7 +93,7 @@ def create_index(schema: TableSchema, index: Index, dialect: Dialect) -> str:
     kind = "UNIQUE " if index.unique else ""
     name = dialect.quote(index_name(schema.name, "uk" if index.unique else "ix", index.fields))
     on = ", ".join(_quoted(schema, field, dialect) for field in index.fields)
-    table = schema.rname or dialect.quote(schema.name)
+    table = dialect.quote(schema.name_there)
     if dialect.name == "mysql":
         return f"CREATE {kind}INDEX {name} ON {table} ({on})"
     # SQLite takes the database before the index, not before the table
@@ -110,7 +110,7 @@ def drop_index(schema: TableSchema, name: str, dialect: Dialect) -> str:
         name: the index.
         dialect: of the database.
     """
-    table = schema.rname or dialect.quote(schema.name)
+    table = dialect.quote(schema.name_there)
     if dialect.name == "mysql":
         return f"ALTER TABLE {table} DROP INDEX {dialect.quote(name)}"  # MariaDB's DROP INDEX takes no ALGORITHM
     database = database_of(table)
@@ -158,11 +158,11 @@ def add_foreign_key(schema: TableSchema, column: Column, parent: TableSchema) ->
     Args:
         schema, column, parent: as for `foreign_key`.
     """
-    return f"ALTER TABLE {schema.rname or _quote(schema.name)} ADD {foreign_key(schema, column, parent)}"
+    return f"ALTER TABLE {_quote(schema.name_there)} ADD {foreign_key(schema, column, parent)}"
 
 
 def _references(column: Column, parent: TableSchema, dialect: Dialect) -> str:
-    table = parent.rname or dialect.quote(parent.name)
+    table = dialect.quote(parent.name_there)
     return f"REFERENCES {table} ({_quoted(parent, parent.id_name, dialect)}) ON DELETE {column.ondelete}"
 
 
@@ -211,4 +211,4 @@ def own_name(schema: TableSchema, field: str) -> str:
 
 def _quoted(schema: TableSchema, field: str, dialect: Dialect) -> str:
     column = schema.columns[schema.index[field]]
-    return column.rname or dialect.quote(column.name)
+    return dialect.quote(column.name_there)

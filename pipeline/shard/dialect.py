@@ -1,26 +1,12 @@
-"""Hold what differs between the databases beyond what pyDAL's own `expand` does: a dialect per engine.
-
-PyMySQL's connections of this process share what TLS needs of the machine.
-
-PyMySQL (1.2) speaks TLS with a server that offers it, and verifies no certificate unless it is configured to. PyMySQL
-prepares for that at each connect, before it knows whether the server offers TLS, and reads all certificates that the
-machine trusts. That takes 28 ms of processor time, where all the rest of a connect takes 1.5 ms. The result is always
-the same.
-"""
+"""Hold what differs between the databases beyond what pyDAL's own `expand` does: a dialect per engine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
-
-from pymysql.connections import Connection
+from typing import Any, ClassVar
 
 from pipeline.config.uris import UTC, zone_of
-
-if TYPE_CHECKING:
-    _Connection = Connection[Any]  # generic in its stubs only
-else:
-    _Connection = Connection
+from pipeline.shard.mysql_connection import Target
 
 #: How long a statement of the pipeline waits for a lock, seconds.
 LOCK_WAIT_S = 1
@@ -32,6 +18,7 @@ class MySQL:
     """MySQL and MariaDB.
 
     Args:
+        target: what to connect to; None where only SQL is wanted.
         zone: the time zone of sessions.
     """
 
@@ -52,15 +39,12 @@ class MySQL:
     #: The size of the largest statement that old and new connections may send.
     most_bytes = "LEAST(@@max_allowed_packet, @@global.max_allowed_packet)"
 
-    def __init__(self, zone: str = UTC):
-        self.zone = zone
+    def __init__(self, target: Target | None = None, zone: str = UTC):
+        self.target, self.zone = target, zone
 
     def uri(self, uri: str) -> str:
-        """Return *uri* with utf8mb4: pyDAL's default is three-byte UTF-8, in which an emoji becomes `?`."""
-        uri, _ = zone_of(uri)
-        if "set_encoding=" in uri:
-            return uri
-        return f"{uri}{'&' if '?' in uri else '?'}set_encoding=utf8mb4"
+        """Return what pyDAL reads in place of *uri*: without a password, which pyDAL would show and not decode."""
+        return self.target.uri if self.target else uri
 
     def driver_args(self, connect_s: float, statement_s: float, found_rows: int) -> dict[str, Any]:
         """Return the driver's arguments.
@@ -78,12 +62,14 @@ class MySQL:
         }
 
     def connect(self, args: dict[str, Any]) -> Any:
-        """Return a new connection that does not read the machine's certificates.
+        """Return a new connection.
 
         Args:
             args: the driver's arguments, pyDAL's and ours.
         """
-        return SharedTLS(**args)
+        if self.target is None:
+            raise ValueError("no address to connect to")
+        return self.target.connect(args)
 
     def session(self, read_only: bool) -> Sequence[str]:
         """Return the statements to run after each connect, after pyDAL's own.
@@ -275,24 +261,7 @@ def dialect_of(uri: str) -> Dialect:
     """
     scheme = uri.split(":", 1)[0]
     if scheme == "mysql":
-        return MySQL(zone_of(uri)[1])
+        return MySQL(Target(uri) if "://" in uri else None, zone_of(uri)[1])
     if scheme == "sqlite":
         return SQLite()
     raise ValueError(f"databases of type {scheme!r} are not supported: use mysql:pymysql:// or sqlite://")
-
-
-_shared: list[Any] = []
-
-
-class SharedTLS(_Connection):
-    """PyMySQL's connection with a shared TLS context. If PyMySQL renames what is overridden here, connects are only
-    slower.
-    """
-
-    def _create_ssl_ctx(self, given: Any) -> Any:
-        made = super()._create_ssl_ctx  # type: ignore[misc]  # PyMySQL's own, which the stubs leave out
-        if given:
-            return made(given)
-        if not _shared:  # two threads may both make one, which does no harm; a lock could be held across a fork
-            _shared.append(made(given))
-        return _shared[0]

@@ -1,5 +1,8 @@
 """Write literals: from the canonical form of a value to the SQL text of one database.
 
+Values come out of the log, where others may have written them. So each closure takes the canonical form of its column's
+type, and refuses everything else: no value can leave its literal.
+
 pyDAL's `expand` knows every dialect, but costs microseconds a value. So each column gets a short closure that must
 first give the text of `expand` for a list of probes. Where it does not, `expand` stays. MySQL sessions must run with
 NO_BACKSLASH_ESCAPES: to double the quote is the whole escape.
@@ -8,8 +11,11 @@ NO_BACKSLASH_ESCAPES: to double the quote is the whole escape.
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64decode, b64encode
+from binascii import a2b_base64
 from collections.abc import Callable, Sequence
+from datetime import date, datetime, time
 from typing import Any
 
 from pipeline.errors import Rejected
@@ -26,17 +32,35 @@ def encoder(adapter: Any, column: Column) -> Encode:
     """Return the function from a canonical value of *column* to a literal for *adapter* (`db._adapter`).
 
     Raises:
+        ValueError, TypeError: (the returned function) the value is not of the column's canonical form.
         Rejected: (the returned function) the value passed its checker, but this database cannot hold it exactly.
     """
     slow = _expanding(adapter, column)
+    candidates = _candidates(column, slow)
+    if not candidates:
+        return _only_null
     probes = _probes(column)
-    if len(probes) == 1:
-        return slow  # an unknown type: no checker lets a value of such a type through
     literals = [slow(probe) for probe in probes]
-    for fast in _candidates(column, slow):
+    for fast in candidates:
         if [fast(probe) for probe in probes] == literals:
             return _limited(adapter, column, fast)
-    return _limited(adapter, column, slow)
+    return _limited(adapter, column, _both(candidates[-1], slow))
+
+
+def _only_null(value: Any) -> str:
+    if value is not None:
+        raise ValueError("no value of such a type is ever queued")
+    return "NULL"
+
+
+def _both(strict: Encode, slow: Encode) -> Encode:
+    """Return *slow* for the values that *strict* takes."""
+
+    def encode(canonical: Canonical) -> str:
+        strict(canonical)
+        return slow(canonical)
+
+    return encode
 
 
 def _expanding(adapter: Any, column: Column) -> Encode:
@@ -68,6 +92,8 @@ def _limited(adapter: Any, column: Column, encode: Encode) -> Encode:
         return _refusing(where, encode, _too_many_digits, f"SQLite keeps {SQLITE_DIGITS} digits of a decimal")
     if column.kind in ("string", "text", "list:string"):
         return _refusing(where, encode, _has_nul, "SQLite takes no NUL character in a literal")
+    if column.kind in ("integer", "bigint", "id", "reference"):
+        return _refusing(where, encode, _too_long, "SQLite keeps whole numbers of 64 bits")
     return encode
 
 
@@ -83,12 +109,16 @@ def _refusing(where: str, encode: Encode, is_bad: Callable[[str], bool], reason:
 
 def _long_float(value: Any) -> str:
     """Write 18 digits: SQLite 3.40 rounds twice and read 4 of 200,000 shortest literals as the neighbouring double."""
-    return "NULL" if value is None else f"{value:.17e}"
+    return f"{value:.17e}" if type(value) is float else _null(value, "a value of type float")
 
 
 def _too_near_zero(literal: str) -> bool:
     exponent = literal.partition("e-")[2]
     return len(exponent) == 3 and exponent > "280"
+
+
+def _too_long(literal: str) -> bool:
+    return len(literal) > len("NULL") and not -(2**63) <= int(literal.strip("'")) < 2**63
 
 
 def _has_nul(literal: str) -> bool:
@@ -103,35 +133,75 @@ def _too_many_digits(literal: str) -> bool:
 
 
 def _candidates(column: Column, slow: Encode) -> Sequence[Encode]:
-    if column.kind == "boolean":
+    """Return closures for the values of a column; none where the pipeline carries no value of such a type."""
+    kind = column.kind
+    if kind == "boolean":
         flags: dict[Any, str] = {flag: slow(flag) for flag in (None, True, False)}
         return [flags.__getitem__]
-    if column.kind.startswith("list:"):
-        return [_bars]
-    return [_bare, _quoted_number] if column.kind in _NUMBERS else [_bare_text, _quoted]
+    if kind == "decimal":
+        return [_decimal(column), _decimal(column, "'")]
+    return _BY_KIND.get(kind, ())
 
 
-def _bare(value: Any) -> str:
-    return "NULL" if value is None else repr(value)
+def _number(kind: type, quote: str = "") -> Encode:
+    def encode(value: Any) -> str:
+        if type(value) is kind:
+            return repr(value) if not quote else f"'{value!r}'"
+        return _null(value, f"a value of type {kind.__name__}")
+
+    return encode
 
 
-def _quoted_number(value: Any) -> str:
-    return "NULL" if value is None else f"'{value!r}'"
+def _decimal(column: Column, quote: str = "") -> Encode:
+    precision, scale = column.digits
+    point = rf"\.[0-9]{{{scale}}}" if scale else ""
+    fits = re.compile(rf"-?[0-9]{{1,{max(1, precision - scale)}}}{point}").fullmatch
+
+    def encode(value: Any) -> str:
+        if type(value) is str and fits(value):
+            return value if not quote else f"'{value}'"
+        return _null(value, f"the digits of a {column.type}")
+
+    return encode
 
 
-def _bare_text(value: Any) -> str:
-    return "NULL" if value is None else str(value)
+def _moment(kind: type[date | time], length: int, marks: str, at: slice) -> Encode:
+    """Return the closure for one form of moments, told by its length and by what stands between its numbers."""
+    parse = kind.fromisoformat
+
+    def encode(value: Any) -> str:
+        if type(value) is str and len(value) == length and value[at] == marks and parse(value):
+            return f"'{value}'"
+        return _null(value, "a date or a time")
+
+    return encode
 
 
 def _quoted(value: Any) -> str:
     return "NULL" if value is None else "'" + value.replace("'", "''") + "'"
 
 
-def _bars(value: Any) -> str:
-    """Write pyDAL's `|a|b|`: a bar inside is doubled, and a unit separator sets it off from the delimiter."""
-    if value is None:
-        return "NULL"
-    return _quoted("|" + "|".join(map(_bar_item, value)) + "|")
+def _blob(value: Any) -> str:
+    if value is not None:
+        a2b_base64(value, strict_mode=True)
+    return _quoted(value)
+
+
+def _json(value: Any) -> str:
+    if value is not None:
+        _decode_json(value)
+    return _quoted(value)
+
+
+def _bars(item: type) -> Encode:
+    """Return the closure for pyDAL's `|a|b|`: a bar inside is doubled, and set off from the delimiter."""
+
+    def encode(value: Any) -> str:
+        if type(value) is list and {item}.issuperset(map(type, value)):
+            return _quoted("|" + "|".join(map(_bar_item, value)) + "|")
+        return _null(value, f"a list of {item.__name__}")
+
+    return encode
 
 
 def _bar_item(item: object) -> str:
@@ -142,17 +212,45 @@ def _bar_item(item: object) -> str:
     return ("\x1f" if text[0] == "|" else "") + text + ("\x1f" if text[-1] == "|" else "")
 
 
+def _null(value: Any, instead: str) -> str:
+    if value is not None:
+        raise ValueError(f"{instead} is wanted, not {value!r:.80}")
+    return "NULL"
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+_decode_json = json.JSONDecoder(parse_constant=_no_number).decode
+_WHOLE = (_number(int), _number(int, "'"))
+_DOUBLE = (_number(float), _number(float, "'"))
+_BY_KIND: dict[str, Sequence[Encode]] = {
+    **dict.fromkeys(("integer", "bigint", "id", "reference"), _WHOLE),
+    **dict.fromkeys(("double", "float"), _DOUBLE),
+    **dict.fromkeys(("string", "text"), (_quoted,)),
+    "date": (_moment(date, 10, "--", slice(4, 8, 3)),),
+    "time": (_moment(time, 8, "::", slice(2, 6, 3)),),
+    "datetime": (_moment(datetime, 19, "-- ::", slice(4, 17, 3)),),
+    "blob": (_blob,),
+    "json": (_json,),
+    "list:string": (_bars(str),),
+    **dict.fromkeys(("list:integer", "list:reference"), (_bars(int),)),
+}
+
+
 # probes: every value that needs care somewhere ---------------------------------------------------------
 
 
 def _probes(column: Column) -> list[Canonical]:
     kind = column.kind
     if kind == "decimal":
-        return [None, *(f"{n:.{column.digits[1]}f}" for n in (0, 1, -1, 0.125, 12345678))]
+        precision, scale = column.digits
+        largest = 12345678 % 10 ** max(1, precision - scale)
+        return [None, *(f"{n:.{scale}f}" for n in (0, 1, -1, 0.125, largest))]
     return [None, *_PROBES.get(kind, ())]
 
 
-_NUMBERS = frozenset({"integer", "bigint", "id", "reference", "double", "float"})
 _WHOLES = (0, 1, -1, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63))
 _FLOATS = (0.0, 1.0, -1.5, 0.1, 1e16, 1e-7, 1e22, 5e-324, 1.7976931348623157e308)
 _QUOTES = ("it's", "''", '"', "`", "\\", "\\'", "a\\")

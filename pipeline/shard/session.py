@@ -236,7 +236,7 @@ class NodeSession:
                 self.adapter.execute(self.dialect.begin)
 
     def __repr__(self) -> str:
-        return f"<Session {self.node} {redact(self.dialect.uri(str(self.db._uri)))}>"
+        return f"<Session {self.node} {redact(str(self.db._uri))}>"
 
 
 @contextmanager

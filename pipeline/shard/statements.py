@@ -170,10 +170,11 @@ def _expression(tree: Any, column: int, facts: Facts, dialect: Dialect) -> str:
     """Render `["+", ["c", 3], ["v", 1]]` and the like; a value that is no number takes the column's encoder."""
     head, *rest = tree
     if head == "c":
-        return facts.names[int(rest[0])]
+        number: int = rest[0]
+        return facts.names[number]
     if head == "v":
         (value,) = rest
-        return repr(value) if isinstance(value, int | float) else facts.encode[column](value)
+        return repr(value) if type(value) in (int, float) else facts.encode[column](value)
     if head in _ARITHMETIC:
         return f"({f' {head} '.join(_expression(part, column, facts, dialect) for part in _operands(tree))})"
     left, right = (_expression(part, column, facts, dialect) for part in rest)

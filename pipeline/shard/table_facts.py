@@ -98,8 +98,8 @@ def facts_of(session: NodeSession, schema: TableSchema) -> Facts:
         schema,
         constraints_of(session, schema.rname or schema.name),
         tuple(encoder(session.adapter, column) for column in schema.columns),
-        tuple(column.rname or quote(column.name) for column in schema.columns),
-        schema.rname or quote(schema.name),
+        tuple(quote(column.name_there) for column in schema.columns),
+        quote(schema.name_there),
     )
 
 

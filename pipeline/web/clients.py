@@ -16,12 +16,14 @@ import os
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
+from ssl import CERT_NONE
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pipeline
 from pipeline.client import Client
 from pipeline.config import ini
+from pipeline.config.address import Address, host_of
 from pipeline.config.settings import Settings, load
 from pipeline.config.uris import database_of
 from pipeline.errors import ConfigError, PipelineError
@@ -138,7 +140,8 @@ class _Own(NamedTuple):
 def _own(db: Any, uri: str | None, configuration: Any) -> _Own:
     written = (dict.get(configuration or {}, "db") or {}).get("uri")
     databases = getattr(db, "_folder", None)
-    return _Own(*(ini.own_address(str(one), databases) if one else "" for one in (uri, written)))
+    decoded = getattr(db, "_decode_credentials", False)
+    return _Own(*(ini.own_address(str(one), databases, decoded=decoded) if one else "" for one in (uri, written)))
 
 
 def _settings(private: Path, section: Mapping[str, str], own: _Own) -> Settings:
@@ -164,14 +167,23 @@ def address_of(redis_conn: Any) -> str:
     given: Mapping[str, Any] | None = getattr(pool, "connection_kwargs", None)
     if given is None or not ("host" in given or "path" in given):
         raise ConfigError(["redis_conn= is no RConn(...) with a host: write the address as the key redis instead"])
-    name = quote(given.get("username") or "", safe="")
-    secret = quote(str(given.get("password") or ""), safe="")
-    user = f"{name}:{secret}@" if secret else ""
-    number = given.get("db") or 0
-    if "path" in given:
-        return f"unix://{user}{given['path']}?db={number}"
     secure = "SSL" in getattr(pool, "connection_class", type(None)).__name__
-    return f"{'rediss' if secure else 'redis'}://{user}{given['host']}:{given.get('port') or 6379}/{number}"
+    user, secret = given.get("username") or None, given.get("password") or None
+    text = secret.decode() if isinstance(secret, bytes) else secret
+    login = Address("", user, None if text is None else str(text)).login
+    if "path" in given:
+        return f"unix://{login}{quote(given['path'])}?db={given.get('db') or 0}"
+    host = host_of((given["host"], given.get("port")), 6379)
+    return f"{'rediss' if secure else 'redis'}://{login}{host}/{given.get('db') or 0}{_tls(given) if secure else ''}"
+
+
+def _tls(given: Mapping[str, Any]) -> str:
+    """Return the arguments of an address that say of TLS what a redis-py client does."""
+    files = {"ssl_ca": "ssl_ca_certs", "ssl_cert": "ssl_certfile", "ssl_key": "ssl_keyfile"}
+    found = [f"{ours}={quote(str(given[theirs]))}" for ours, theirs in files.items() if given.get(theirs)]
+    if given.get("ssl_cert_reqs", "required") in (None, "none", CERT_NONE):
+        found.append("ssl_verify=false")
+    return f"?{'&'.join(found)}" if found else ""
 
 
 def _section(configuration: Any, private: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from pipeline.config.uris import zone_of
 from pipeline.errors import ConfigError
 
 OWN = "mysql:pymysql://app:secret%23@db0/shop"
+PLAIN = "mysql:pymysql://app:secret@db0/shop"
 WRITTEN = OWN.replace("%", "%%")
 FULL = """\
 [db]
@@ -53,11 +54,11 @@ def test_flat_keys_are_a_whole_configuration(tmp_path: Path):
 
 
 def test_without_shards_the_applications_own_database_is_the_one_shard(tmp_path: Path):
-    text = f"[db]\nuri = {WRITTEN}\n[pipeline]\nredis = redis://log\nreplicas = mysql:pymysql://ro:x@db0-r1/shop\n"
+    text = f"[db]\nuri = {PLAIN}\n[pipeline]\nredis = redis://log\nreplicas = mysql:pymysql://ro:x@db0-r1/shop\n"
 
     [shard] = load(written(tmp_path, text), {}).shards.values()
 
-    assert (shard.name, shard.primary) == ("s0", OWN)
+    assert (shard.name, shard.primary) == ("s0", PLAIN)
     assert shard.replicas == ("mysql:pymysql://ro:x@db0-r1/shop",)
 
 
@@ -77,7 +78,7 @@ def test_a_toml_file_is_named_relative_to_the_ini_file(tmp_path: Path):
         ("no section at all", ["is not an ini file"]),
         (f"[pipeline]\nredis = redis://log\nshard_s0 = {OWN}\n", ["[pipeline] shard_s0 has a lone '%'"]),
         (
-            f"[db]\nuri = {WRITTEN}\n[pipeline]\nredis = redis://log\nbrokr = x\nbuckets = many\nshard_keys = a\n"
+            f"[db]\nuri = {PLAIN}\n[pipeline]\nredis = redis://log\nbrokr = x\nbuckets = many\nshard_keys = a\n"
             "reads = mine\n",
             [
                 "[pipeline] has an unknown key 'brokr'; did you mean 'broker'",
@@ -120,19 +121,43 @@ def test_the_documented_configuration_is_one(tmp_path: Path):
 
 
 def test_a_time_zone_and_tables_to_leave_alone_have_keys_of_their_own(tmp_path: Path):
-    text = (
-        f"[db]\nuri = {WRITTEN}\n[pipeline]\nredis = redis://log\ntime_zone = Europe/Berlin\nignore = report, old_*\n"
-    )
+    text = f"[db]\nuri = {PLAIN}\n[pipeline]\nredis = redis://log\ntime_zone = Europe/Berlin\nignore = report, old_*\n"
 
     settings = load(written(tmp_path, text), {})
 
     assert settings.shards["s0"].time_zone == "Europe/Berlin"
-    assert zone_of(settings.shards["s0"].primary) == (OWN, "Europe/Berlin")
+    assert zone_of(settings.shards["s0"].primary) == (PLAIN, "Europe/Berlin")
     assert settings.ignore == ("report", "old_*")
 
 
 def test_a_time_zone_that_is_none_is_named_by_its_key(tmp_path: Path):
-    text = f"[db]\nuri = {WRITTEN}\n[pipeline]\nredis = redis://log\ntime_zone = 2 hours\n"
+    text = f"[db]\nuri = {PLAIN}\n[pipeline]\nredis = redis://log\ntime_zone = 2 hours\n"
 
     with pytest.raises(ConfigError, match=r"appconfig.ini: \[pipeline\] time_zone is a text; it must be \+02:00"):
         load(written(tmp_path, text), {})
+
+
+def test_an_escape_in_the_applications_own_login_is_never_guessed_at(tmp_path: Path):
+    text = f"[db]\nuri = {WRITTEN}\n[pipeline]\nredis = redis://log\n"
+
+    with pytest.raises(ConfigError, match=r"\[db\] uri has an escape such as %40 in its login") as caught:
+        load(written(tmp_path, text), {})
+
+    assert "secret" not in str(caught.value)
+    assert load(written(tmp_path, f"{text}shard_s0 = {WRITTEN}\n"), {}).shards["s0"].primary == OWN
+
+
+def test_an_argument_that_no_address_takes_is_named_with_its_line(tmp_path: Path):
+    text = f"[db]\nuri = x\n[pipeline]\nredis = rediss://log?ssl_ca_certs=/ca\nshard_s0 = {PLAIN}?ssl_cax=/ca\n"
+
+    with pytest.raises(ConfigError) as caught:
+        load(written(tmp_path, text), {})
+
+    redis, shard = sorted(caught.value.faults)
+    assert (
+        "[pipeline] redis has an unknown argument 'ssl_ca_certs'; write ssl_ca; an address of rediss:// takes" in redis
+    )
+    assert "(appconfig.ini, line 4)" in redis
+    assert "[pipeline] shard_s0 has an unknown argument 'ssl_cax'; did you mean 'ssl_ca'?; an address" in shard
+    assert "set_encoding, unix_socket, ssl_ca, ssl_cert, ssl_key, ssl_verify" in shard
+    assert "(appconfig.ini, line 5)" in shard

@@ -28,7 +28,7 @@ def test_no_login_is_in_it_and_one_server_has_one_name() -> None:
     fingerprint = made()
 
     assert "s3cret" not in fingerprint.to_json()
-    assert fingerprint.redis == ("redis:6379/0",) == made("rediss://u:p@redis:6379/0?ssl_cert_reqs=none").redis
+    assert fingerprint.redis == ("redis:6379/0",) == made("rediss://u:p@redis:6379/0?ssl_verify=false").redis
     assert fingerprint.databases == (("s0", ("mysql db0:3306 shop",)),)
     assert fingerprint.databases == made(primary="mysql:MySQLdb://other:pw@db0:3306/shop").databases
 

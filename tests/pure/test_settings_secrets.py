@@ -38,11 +38,15 @@ def test_no_fault_of_a_shard_repeats_a_text(key: str, scheme: str) -> None:
         ("mysql:pymysql://app:p@s/s:w@db0/shop", "mysql:pymysql://app:***@db0/shop"),
         ("redis://:pw@h:6379/0", "redis://:***@h:6379/0"),
         ("redis://h/0?password=pw&db=1", "redis://h/0?password=***&db=1"),
-        ("sentinel://:pw@h1;sentinel://:pw@h2/0", "sentinel://:***@h1;sentinel://:***@h2/0"),
+        ("sentinel://:pw@h1;sentinel://:pw@h2/0", "sentinel://:***@h2/0"),
         ("oracle://scott/pw@orcl", "oracle://scott:***@orcl"),
         ("sqlite:///var/s0.sqlite", "sqlite:///var/s0.sqlite"),
         ("app:pw@db0/shop", "app:***@db0/shop"),
         ("app:p://w@db0/shop", "app:***@db0/shop"),
+        ("redis://:pw", "redis://***"),
+        ("mysql:pymysql://app:pw/shop", "mysql:pymysql://***"),
+        ("redis://:x;redis://pw@h/0", "redis://:***@h/0"),
+        ("sentinel://h1:26379,[::1]:26379/m/0", "sentinel://h1:26379,[::1]:26379/m/0"),
     ],
 )
 def test_redact_hides_the_password_and_nothing_else(uri: str, shown: str) -> None:
@@ -51,7 +55,7 @@ def test_redact_hides_the_password_and_nothing_else(uri: str, shown: str) -> Non
 
 @given(
     st.sampled_from(sorted(SHARD_SCHEMES | {"redis", "rediss", "unix"})),
-    st.text(st.characters(exclude_characters=";", codec="utf-8"), min_size=0),
+    st.text(st.characters(codec="utf-8")),
 )
 def test_redact_hides_any_password(scheme: str, tail: str) -> None:
     password = "Pa55" + tail

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ssl
 
-from pipeline.shard.dialect import SharedTLS
+from pipeline.config.address import TLS
+from pipeline.shard.mysql_connection import NodeConnection
 
 
 def test_connections_share_one_context_so_the_machine_s_certificates_are_read_once() -> None:
-    one, other = SharedTLS(defer_connect=True), SharedTLS(defer_connect=True)
+    one, other = NodeConnection(defer_connect=True), NodeConnection(defer_connect=True)
 
     assert one.ctx is other.ctx
     assert not one._ssl_required
@@ -16,8 +17,8 @@ def test_connections_share_one_context_so_the_machine_s_certificates_are_read_on
 
 
 def test_who_asks_for_verified_certificates_gets_a_context_of_his_own() -> None:
-    verifying = SharedTLS(defer_connect=True, ssl_verify_identity=True, ssl_ca=ssl.get_default_verify_paths().cafile)
+    verifying = NodeConnection(defer_connect=True, tls=TLS())
 
-    assert verifying.ctx is not SharedTLS(defer_connect=True).ctx
+    assert verifying.ctx is not NodeConnection(defer_connect=True).ctx
     assert verifying.ctx.verify_mode is ssl.CERT_REQUIRED
     assert verifying.ctx.check_hostname

@@ -281,15 +281,15 @@ def test_a_read_of_what_a_request_has_not_written_sends_nothing(box: Sandbox, db
         ("SELECT x.id FROM ITEM AS x", {"item"}),
         ('SELECT "x"."id" FROM "item" AS "x", "other"', {"item"}),
         ("SELECT * FROM other WHERE id IN (SELECT id FROM [item] WHERE 1)", {"item"}),
-        ("SELECT id FROM `shop`.`old`", {"old"}),
-        ("SELECT id FROM other JOIN item ON 1, shop.old", {"item", "old"}),
+        ("SELECT id FROM `bought`", {"old"}),
+        ("SELECT id FROM other JOIN item ON 1, bought", {"item", "old"}),
         ("SELECT `other`.`item`, other.item FROM other", set()),
         ("SELECT id FROM items, item_archive, my_item", set()),
         ("SELECT id FROM other WHERE name = 'an item' OR name = 'it''s item' OR name = '\\'", set()),
     ],
 )
 def test_a_statement_names_a_table_and_no_column_or_text_that_is_called_so(db: Any, sql: str, named: set[str]):
-    db.define_table("old", Field("n", "integer"), rname="`shop`.`old`", migrate=False)
+    db.define_table("old", Field("n", "integer"), rname="`bought`", migrate=False)
     seen: list[Any] = []
     for table in (db.item, db.old):
         attachment.attach(table, pipeline.current, pipeline.current, before_read=seen.append)

@@ -241,15 +241,16 @@ def test_nothing_is_dropped_while_something_else_cannot_be_done(box: Sandbox) ->
     assert "note" in columns(box, "purchase")
 
 
-# names with a database ------------------------------------------------------------------------------------------
+# names in the database ------------------------------------------------------------------------------------------
 
 
-def test_a_table_that_names_its_database_is_like_any_other(box: Sandbox) -> None:
-    release("purchase", Field("customer", "integer"), Field("code", unique=True), rname='"main"."bought"')
+@pytest.mark.parametrize("rname", ['"bought"', "`bought`", "[bought]", "bought"])
+def test_a_table_of_another_name_in_the_database_is_like_any_other(box: Sandbox, rname: str) -> None:
+    release("purchase", Field("customer", "integer"), Field("code", unique=True), rname=rname)
 
     assert migrate(box.client) == 0
 
-    assert ("code",) in [index.columns for index in indexes_of(primary(box), '"main"."bought"') if index.unique]
+    assert ("code",) in [index.columns for index in indexes_of(primary(box), "bought") if index.unique]
     for _ in range(20):
         receipt = pipeline.enqueue_insert("purchase", customer=7, code="a")
         pipeline.enqueue_delete(box.client.op_builder.table("purchase").id == receipt.id, shard_key=7)

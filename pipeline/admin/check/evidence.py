@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from pipeline.admin.check.probe import APPLIED_S, probe
 from pipeline.admin.check.uwsgi import servers_without_threads
 from pipeline.admin.observer import Observer
 from pipeline.admin.questions import ASK_S, ask_all
@@ -22,6 +23,7 @@ from pipeline.model.op import START
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.doorbell import Bell
 from pipeline.oplog.redis.log import RedisLog
+from pipeline.oplog.redis.rehearsal import rehearse
 from pipeline.oplog.redis.server_info import ANSWER_S, Health, health_of
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records.own_tables import own_tables
@@ -30,6 +32,8 @@ from pipeline.shard.table_facts import dotted_name
 
 #: How long workers may take to answer which queues they listen to, s.
 LISTEN_S = 1.0
+#: How long the op may take in all that tries the way to each shard, s.
+PROBE_S = APPLIED_S + 5.0
 #: How much more than `ASK_S` a table adds, s: four statements ask for the user's rights, each a round trip.
 TABLE_S = 0.02
 
@@ -42,6 +46,7 @@ class Evidence:
         log, broker: the two Redis servers.
         schemas: the newest published definitions.
         refusal: what Redis forbids this user; empty if everything is allowed.
+        untrimmed: what Redis says where this user may not trim a log: right for a web host's, wrong for a worker's.
         listened: the shards that some worker listens for; None if the broker did not answer.
         nodes: by name, in the order of the file, each primary before its replicas.
         primary_of: the primary of every replica.
@@ -50,6 +55,7 @@ class Evidence:
         uwsgi: command lines of this host's uWSGI servers that name no threads.
         faults: what has gone wrong with ops, by `Status.faults`.
         misfits: where the configuration does not fit the deployment, a sentence each.
+        untaken: by shard, how the op failed that was sent to try its way.
     """
 
     settings: Settings
@@ -58,6 +64,7 @@ class Evidence:
     broker: Health | PipelineError
     schemas: tuple[TableSchema, ...]
     refusal: str
+    untrimmed: str
     listened: set[str] | None
     nodes: dict[str, Survey | PipelineError]
     primary_of: dict[str, str]
@@ -66,6 +73,7 @@ class Evidence:
     uwsgi: tuple[str, ...] = ()
     faults: tuple[OpFault, ...] = ()
     misfits: tuple[str, ...] = ()
+    untaken: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def surveys(self) -> list[Survey]:
@@ -92,7 +100,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
     """
     topology, redis = Topology(settings), settings.redis
     seen = ask_all({"log": lambda: _log(settings)})["log"]
-    schemas, refusal, unfit, epochs = ((), "", {}, {}) if isinstance(seen, PipelineError) else seen[1:]
+    schemas, refusal, untrimmed, unfit, epochs = ((), "", "", {}, {}) if isinstance(seen, PipelineError) else seen[1:]
     schemas = tuple(schema for schema in schemas if not topology.ignores(schema.name))
     names = [name for name, _ in own_tables("mysql")]
     names += [dotted_name(schema.rname or schema.name) for schema in schemas]
@@ -123,6 +131,11 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
             )
     answers = ask_all(questions, answer_s)
     broker, listened, misfits = (answers.pop(name) for name in ("broker ", "workers ", "deployment "))
+    alive = [shard for shard in settings.shards if isinstance(answers[shard], Survey)]
+    tried: Callable[[], dict[str, str]] = partial(
+        probe, settings, schemas, [shard for shard in alive if isinstance(listened, set) and shard in listened]
+    )
+    untaken = {} if isinstance(seen, PipelineError) or misfits else ask_all({"": tried}, PROBE_S)[""]
     return Evidence(
         settings=settings,
         topology=topology,
@@ -130,6 +143,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
         broker=broker if isinstance(broker, Health | PipelineError) else PipelineError("no answer"),
         schemas=schemas,
         refusal=refusal,
+        untrimmed=untrimmed,
         listened=listened if isinstance(listened, set) else None,
         nodes={name: found for name, found in answers.items() if isinstance(found, Survey | PipelineError)},
         primary_of=primary_of,
@@ -138,6 +152,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
         uwsgi=servers_without_threads(),
         faults=_op_faults(settings, max_age_s),
         misfits=misfits if isinstance(misfits, tuple) else (),
+        untaken=dict.fromkeys(alive, str(untaken)) if isinstance(untaken, PipelineError) else untaken,
     )
 
 
@@ -158,28 +173,44 @@ def _op_faults(settings: Settings, max_age_s: float) -> tuple[OpFault, ...]:
         observer.close()
 
 
-def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, dict[str, str], dict[str, int]]:
+def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, str, dict[str, str], dict[str, int]]:
     health = health_of(settings.redis.url)
     log = RedisLog(settings.redis.url, prefix=settings.redis.prefix, read_s=ANSWER_S)
     try:
-        refusal = _refusal(log)
+        refusal = _refusal(settings, log)
         if refusal:
-            return health, (), refusal, {}, {}
+            return health, (), refusal, "", {}, {}
         schemas = tuple(TableSchema.from_json(text) for _, text in sorted(log.newest_schemas().items()))
         unfit = {node: why for text in log.unfit().values() for node, why in json.loads(text).items()}
         told = {shard: log.epoch(shard) for shard in settings.shards}
-        return health, schemas, "", unfit, {shard: epoch for shard, (epoch, current, _) in told.items() if current}
+        return (
+            health,
+            schemas,
+            "",
+            _trim_refusal(log),
+            unfit,
+            {shard: epoch for shard, (epoch, current, _) in told.items() if current},
+        )
     finally:
         log.close()
 
 
-def _refusal(log: RedisLog) -> str:
+def _refusal(settings: Settings, log: RedisLog) -> str:
     """Try what the pipeline does to Redis, on keys without meaning; return the server's message if it refuses."""
     try:
+        rehearse(settings.redis.url, settings.redis.prefix, ANSWER_S)
         log.take_lease("check", for_ms=1)
         log.sweep("check", due_ms=0)
         log.queued({0: START})
         log.marks("check")
+    except PipelineError as error:
+        return str(error)
+    return ""
+
+
+def _trim_refusal(log: RedisLog) -> str:
+    try:
+        log.trim({-1: START})
     except PipelineError as error:
         return str(error)
     return ""

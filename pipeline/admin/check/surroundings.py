@@ -98,6 +98,11 @@ def redis_findings(evidence: Evidence) -> Iterator[Finding]:
         yield from _log(log)
     if evidence.refusal:
         yield Finding(ERROR, "writes", evidence.refusal, redis_cure(evidence.refusal, "[redis] url"), ("redis",))
+    if evidence.untrimmed:
+        cure = f"nothing, if this is a web host's user; else {redis_cure(evidence.untrimmed, '[redis] url')}"
+        yield Finding(WARNING, "trim", f"this user may not trim the logs: {evidence.untrimmed}", cure, ("redis",))
+    for shard, why in evidence.untaken.items():
+        yield Finding(ERROR, "an op", why, redis_cure(why, "[redis] url"), (shard,))
     if isinstance(broker, PipelineError):
         if not (isinstance(log, PipelineError) and evidence.settings.redis.url == evidence.settings.redis.broker_url):
             yield _unreachable("broker", "[redis] broker_url", broker)

@@ -144,7 +144,7 @@ def table_sql(session: NodeSession, schema: TableSchema) -> str:
         session: of the node.
         schema: the table's definition.
     """
-    return schema.rname or session.dialect.quote(schema.name)
+    return session.dialect.quote(schema.name_there)
 
 
 def modify(

@@ -70,7 +70,10 @@ def _printed(value: object) -> str:
 def _printed_item(value: object) -> str:
     """Return the text of a list's item: to pyDAL bytes in a list are the text of their repr, so they are refused."""
     if type(value) in _PRINTED:
-        return str(value)
+        try:
+            return str(value)
+        except ValueError as error:  # an int beyond Python's limit
+            raise Refused(value, str(error)) from None
     return int.__repr__(value) if isinstance(value, int) else text(value)  # a Reference is its id
 
 

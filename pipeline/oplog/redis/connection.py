@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
+from ssl import CERT_NONE, CERT_REQUIRED
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from pipeline.config.address import TLS, Address, parse
 from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model.op import TOO_LARGE, Entry, Position
 from pipeline.oplog.redis.keys import Keys
@@ -28,51 +29,83 @@ HEALTH_CHECK_S = 30
 def connect(url: str, *, read_s: float, connect_s: float) -> redis.Redis:
     """Return a client of `redis://`, `rediss://`, `unix://` or `sentinel://host:port,host:port/master/db`.
 
-    Nothing is sent yet. The driver retries no command: only the caller knows what may be sent twice.
+    Nothing is sent yet. The driver retries no command: only the caller knows what may be sent twice. A server with TLS
+    is verified, unless the address says `ssl_verify=false`.
 
     Args:
-        url: the address.
+        url: the address; see `pipeline.config.address`.
         read_s: the longest wait for a reply.
         connect_s: the longest wait for a connection.
+
+    Raises:
+        ValueError: the address cannot be read.
     """
+    address = parse(url)
     options: dict[str, Any] = {
+        "username": address.user,
+        "password": address.password,
+        "db": address.number,
         "socket_timeout": read_s,
-        "socket_connect_timeout": connect_s,
-        "socket_keepalive": True,
         "health_check_interval": HEALTH_CHECK_S,
         "retry": Retry(NoBackoff(), 0),
         "client_name": "pipeline",
     }
-    url = url.replace("redis+socket://", "unix://", 1)  # kombu's word for the same
-    if not url.startswith("sentinel://"):
-        if url.startswith("unix://"):
-            options.pop("socket_connect_timeout")
-            options.pop("socket_keepalive")
-        return redis.Redis.from_url(url, **options)
-    hosts, master, login = sentinel_parts(url)
-    sentinel: Any = Sentinel(hosts, sentinel_kwargs={"socket_timeout": connect_s}, **options)  # type: ignore[no-untyped-call]
-    client: redis.Redis = sentinel.master_for(master, **login)
+    if address.on_socket:
+        return _client(options | {"connection_class": redis.UnixDomainSocketConnection, "path": address.path})
+    options |= {"socket_connect_timeout": connect_s, "socket_keepalive": True}
+    secure = tls_options(address.tls)
+    if address.scheme == "sentinel":
+        hosts = [(host, port or default_port(address)) for host, port in address.hosts]
+        sentinel: Any = Sentinel(
+            hosts, sentinel_kwargs=to_sentinels(address.tls, connect_s), ssl=bool(secure), **options, **secure
+        )  # type: ignore[no-untyped-call]
+        client: redis.Redis = sentinel.master_for(address.master)
+        return client
+    host, port = address.hosts[0]
+    kind = redis.SSLConnection if secure else redis.Connection
+    return _client(
+        options
+        | secure
+        | {"connection_class": kind, "host": host or "localhost", "port": port or default_port(address)}
+    )
+
+
+def _client(options: Mapping[str, Any]) -> redis.Redis:
+    client = redis.Redis(connection_pool=redis.ConnectionPool(**options))
+    client.auto_close_connection_pool = True
     return client
 
 
-def sentinel_parts(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:
-    """Return the hosts with their ports, the master's name, and the options of the master's client.
+def tls_options(tls: TLS | None) -> dict[str, Any]:
+    """Return what redis-py, and Celery's transport over it, take for TLS; nothing without it.
 
     Args:
-        url: `sentinel://[user:password@]host:port,host:port/master/db`.
+        tls: what the address says.
     """
-    parts = urlsplit(url)
-    login, _, netloc = parts.netloc.rpartition("@")
-    hosts = []
-    for host in netloc.split(","):
-        name, _, port = host.partition(":")
-        hosts.append((name, int(port or 26379)))
-    master, _, db = parts.path.strip("/").partition("/")
-    options: dict[str, Any] = {"db": int(db or 0), **dict(parse_qsl(parts.query))}
-    if login:
-        user, _, password = login.partition(":")
-        options |= {"username": unquote(user) or None, "password": unquote(password) or None}
-    return hosts, master, options
+    if tls is None:
+        return {}
+    files = {"ssl_ca_certs": tls.ca, "ssl_certfile": tls.cert, "ssl_keyfile": tls.key}
+    return {
+        "ssl_cert_reqs": CERT_REQUIRED if tls.verify else CERT_NONE,
+        "ssl_check_hostname": tls.verify,
+        **{name: path for name, path in files.items() if path},
+    }
+
+
+def to_sentinels(tls: TLS | None, wait_s: float) -> dict[str, Any]:
+    """Return the options of connections to Sentinels: each is asked once, where redis-py would ask for seconds.
+
+    Args:
+        tls: what the address says.
+        wait_s: the longest wait for one of them.
+    """
+    waits = {"socket_timeout": wait_s, "socket_connect_timeout": wait_s, "retry": Retry(NoBackoff(), 0)}
+    return {**waits, "ssl": tls is not None, **tls_options(tls)}
+
+
+def default_port(address: Address) -> int:
+    """Return the port of a host that an address gives none."""
+    return 26379 if address.scheme == "sentinel" else 6379
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import redis
 
@@ -60,7 +59,7 @@ def health_of(url: str) -> Health:
         LogUnavailable: the server did not answer in time, or refused.
     """
     try:
-        client = connect(_driver_url(url), read_s=ANSWER_S, connect_s=ANSWER_S)
+        client = connect(url, read_s=ANSWER_S, connect_s=ANSWER_S)
     except ValueError as error:
         raise LogUnavailable("its address cannot be read", sent=False) from error
     try:
@@ -98,13 +97,3 @@ def setting(client: redis.Redis, name: str) -> str | None:
         return str(found.get(name) or "") or None
     except redis.exceptions.ResponseError:
         return None
-
-
-def _driver_url(url: str) -> str:
-    """Return the address with the driver's scheme for a socket in place of Celery's."""
-    if not url.startswith("redis+socket://"):
-        return url
-    parts = urlsplit(url)
-    database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
-    login = f"{parts.netloc}@" if parts.netloc and not parts.netloc.endswith("@") else parts.netloc
-    return f"unix://{login}{parts.path}?db={database}"

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from pipeline.config.topology import Topology
 from pipeline.dal.filters import narrowed_here
 from pipeline.dal.objects import kind_of, op_name, real_name, tables_in
+from pipeline.dal.sql_texts import check_limits
 from pipeline.errors import BadRead
 from pipeline.model.schema import Column
 from pipeline.reads.read_place import ReadPlace, kept_together, pinned_bucket
@@ -78,9 +79,10 @@ def check_options(options: Mapping[str, Any]) -> None:
     if unknown:
         raise BadRead(f"{unknown[0]}= cannot be used over several shards: fix the shard key with ==, or leave it out")
     limitby = options.get("limitby")
+    check_limits(limitby)
     if limitby and not options.get("orderby"):
         raise BadRead("limitby without orderby over several shards would give any rows: add orderby=")
-    if limitby and not (len(limitby) == 2 and 0 <= limitby[0] <= limitby[1]):
+    if limitby and not 0 <= limitby[0] <= limitby[1]:
         raise BadRead(f"limitby is (first, behind the last), not {limitby!r}")
     if not isinstance(options.get("distinct"), bool | None):  # a field is equal to anything
         raise BadRead("distinct= over several shards is True or False")

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.dal.filters import narrowed_here
 from pipeline.dal.objects import has_filters, real_name
-from pipeline.errors import NewerOp, NotAnOp, ShardUnavailable
+from pipeline.errors import BadOp, NewerOp, NotAnOp, ShardUnavailable
 from pipeline.model.op import Entry, Op, Position, decode
 from pipeline.model.schema import TableSchema, schema_of
 from pipeline.oplog.contract import Entries
@@ -124,7 +124,10 @@ class Overlay:
                 text = self._log.schema(op.schema)
                 if text is None:
                     raise CannotOverlay(f"definition {op.schema} of table {op.table} is not known")
-                schema = TableSchema.from_json(text)
+                try:
+                    schema = TableSchema.from_json(text, op.schema)
+                except BadOp as error:
+                    raise CannotOverlay(str(error)) from error
             self._schemas[op.schema] = schema
         return schema
 

@@ -128,6 +128,28 @@ def test_a_redis_user_that_may_not_write_is_found_and_its_password_is_not_shown(
     assert "hush-hush" not in shown(found)
 
 
+@pytest.mark.parametrize(
+    ("denied", "place", "severity"), [("xadd", "redis: writes", "error"), ("xtrim", "redis: trim", "warning")]
+)
+def test_a_command_that_a_log_needs_is_missed_before_the_first_op_misses_it(
+    here: Servers, denied: str, place: str, severity: str
+) -> None:
+    config = here.config()
+    config["redis"]["url"] = f"redis://narrow:hush-hush@127.0.0.1:{here.ports['redis']}/0"
+    with here.redis() as client:
+        client.execute_command("ACL", "SETUSER", "narrow", "on", ">hush-hush", "~pl:*", "+@all", f"-{denied}")
+        try:
+            found = check.check(config).findings
+            left = client.keys("pl:*check*")
+        finally:
+            client.execute_command("ACL", "DELUSER", "narrow")
+
+    [told] = [one for one in found if one.where == place]
+    assert told.severity == severity
+    assert "deploy/redis/log.acl" in told.fix
+    assert left == [], "what was tried is gone"
+
+
 def test_servers_that_refuse_are_found_with_the_cure_of_their_own_refusal(here: Servers) -> None:
     config = here.config()
     config["shards"]["s0"]["primary"] = config["shards"]["s0"]["primary"].replace("//root:", "//nobody:hush-hush")

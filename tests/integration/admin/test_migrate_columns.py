@@ -20,7 +20,6 @@ from pipeline.clock import polls
 from pipeline.errors import BadOp, MigrationUnfinished
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
-from pipeline.shard.table_facts import constraints_of
 
 pytestmark = pytest.mark.mariadb
 _numbers = count(1)
@@ -169,23 +168,6 @@ def test_a_row_that_is_too_large_keeps_no_other_table(case: Case) -> None:
 
     assert len(refused.value.faults) == 1
     assert case.type_of("n").startswith("int")
-
-
-def test_a_table_in_another_database_has_its_indexes_and_is_made_once(case: Case) -> None:
-    other = f"{case.name}_other"
-    case.sql(f"CREATE DATABASE {other}")
-    try:
-        case.release(Field("code", length=20, unique=True), rname=f"`{other}`.`t`")
-
-        assert migrate(case.client) > 0
-        assert migrate(case.client) == 0
-
-        session = case.client.nodes.primary("s0")
-        with session.transaction():
-            assert constraints_of(session, f"`{other}`.`t`").unique == (("code",),)
-            assert constraints_of(session, "t").unique == ()
-    finally:
-        case.sql(f"DROP DATABASE {other}")
 
 
 def test_an_alter_waits_for_the_replicas_and_says_so(case: Case) -> None:

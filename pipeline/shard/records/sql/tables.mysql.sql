@@ -112,7 +112,7 @@ CREATE TABLE IF NOT EXISTS pipeline_ids (
 
 -- Schemas by hash, for the case that Redis has lost them; kept_ms: when migrate first stored it here.
 CREATE TABLE IF NOT EXISTS pipeline_schemas (
-  hash CHAR(12) NOT NULL PRIMARY KEY,
+  hash CHAR(43) NOT NULL PRIMARY KEY,
   table_name VARCHAR(128) NOT NULL,
   definition LONGTEXT NOT NULL,
   kept_ms BIGINT NULL

@@ -85,7 +85,7 @@ CREATE TABLE IF NOT EXISTS pipeline_ids (
 );
 
 CREATE TABLE IF NOT EXISTS pipeline_schemas (
-  hash CHAR(12) NOT NULL PRIMARY KEY,
+  hash CHAR(43) NOT NULL PRIMARY KEY,
   table_name VARCHAR(128) NOT NULL,
   definition TEXT NOT NULL,
   kept_ms INTEGER NULL
