@@ -1,6 +1,6 @@
 #!/bin/sh
-# Make the passwords and fill the templates that need them: .env (for compose and as EnvironmentFile), secrets/*.acl,
-# secrets/*.sql. Run it once, before the first start. It never overwrites: delete .env and secrets/ to begin anew.
+# Make the passwords and fill the templates that need them: .env (for compose), secrets/*.acl, secrets/*.sql, and a
+# secrets/*.env for each kind of process: pipeline (workers), web, flower. Run it once, before the first start. It never overwrites: delete .env and secrets/ to begin anew.
 # Usage: ./prepare.sh [DIRECTORY]      (default: beside this script)
 set -eu
 umask 077
@@ -30,13 +30,16 @@ fill() {
 mkdir -p "$target/secrets"
 cat > "$target/.env" <<EOF
 DB_NAME=${DB_NAME:-shop}
-DB_USER=app
+DB_USER=worker
 DB_PASSWORD=$(password)
+WEB_DB_PASSWORD=$(password)
 READER_PASSWORD=$(password)
 MIGRATE_PASSWORD=$(password)
 REPLICATION_PASSWORD=$(password)
 MARIADB_ROOT_PASSWORD=$(password)
+REDIS_USER=worker
 REDIS_PASSWORD=$(password)
+REDIS_WEB_PASSWORD=$(password)
 BROKER_PASSWORD=$(password)
 REDIS_ADMIN_PASSWORD=$(password)
 FLOWER_BASIC_AUTH=operator:$(password)
@@ -48,10 +51,14 @@ PRIMARY_PORT=${PRIMARY_PORT:-3306}
 fill "$here/redis/log.acl" > "$target/secrets/log.acl"
 fill "$here/redis/broker.acl" > "$target/secrets/broker.acl"
 fill "$here/mariadb/accounts.sql" > "$target/secrets/accounts.sql"
+fill "$here/mariadb/web.sql" > "$target/secrets/web.sql"
 for shard in ${SHARDS:-s0 s1}; do
     PRIMARY_HOST=$shard
     fill "$here/mariadb/replicate.sql" > "$target/secrets/replicate-$shard.sql"
 done
 # Containers read these files under their own user ids; the directory above keeps other people out.
 chmod 644 "$target"/secrets/*
+for process in pipeline web flower; do
+    fill "$here/systemd/$process.env.example" > "$target/secrets/$process.env"
+done
 echo "prepare.sh: wrote $target/.env and $target/secrets/"

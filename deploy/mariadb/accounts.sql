@@ -3,13 +3,17 @@
 --
 -- '%' is any address: narrow it to your network ('10.1.%'), and add REQUIRE SSL where the network is not yours.
 -- An underscore in a database's name is a wildcard in GRANT: write my\_shop.
--- A server made without --skip-test-db has accounts with no name that catch app@localhost: DROP USER ''@'localhost'.
+-- A server made without --skip-test-db has accounts with no name that catch web@localhost: DROP USER ''@'localhost'.
 
 CREATE DATABASE IF NOT EXISTS `${DB_NAME}` CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci;
 
--- Workers and web processes, on primaries: rows, never tables.
-CREATE USER IF NOT EXISTS 'app'@'%' IDENTIFIED BY '${DB_PASSWORD}';
-GRANT SELECT, INSERT, UPDATE, DELETE ON `${DB_NAME}`.* TO 'app'@'%';
+-- Workers and the operator's commands, on primaries: rows, never tables.
+CREATE USER IF NOT EXISTS 'worker'@'%' IDENTIFIED BY '${DB_PASSWORD}';
+GRANT SELECT, INSERT, UPDATE, DELETE ON `${DB_NAME}`.* TO 'worker'@'%';
+
+-- Web processes, on primaries: reads. What they write themselves is granted by web.sql, once `pipeline migrate` has run.
+CREATE USER IF NOT EXISTS 'web'@'%' IDENTIFIED BY '${WEB_DB_PASSWORD}';
+GRANT SELECT ON `${DB_NAME}`.* TO 'web'@'%';
 
 -- Reads and the lag probe, on replicas. The probe reads the watermark table; it needs no monitoring privilege.
 CREATE USER IF NOT EXISTS 'reader'@'%' IDENTIFIED BY '${READER_PASSWORD}';

@@ -2,59 +2,20 @@
 
 from __future__ import annotations
 
-import getpass
-import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pymysql
 import pytest
-from support.servers.deploying import CALL_S, DEPLOY, STARTUP_S, child, needs, run, within
+from support.servers.deploying import DEPLOY, needs, run, within
+from support.servers.shipped import Node, mariadb_node
 
 from pipeline.devcluster.processes import free_ports
 
-ACCESS_DENIED = {1044, 1045, 1142, 1227}
-
-
 READ_ONLY = 1290
-
-
-@dataclass(frozen=True)
-class Node:
-    port: int
-    socket: Path
-    passwords: dict[str, str]
-
-    def connect(self, user: str, password: str | None = None) -> pymysql.Connection:
-        where = {"unix_socket": str(self.socket)} if user == "root" else {"host": "127.0.0.1", "port": self.port}
-        word = password if password is not None else self.passwords[user]
-        return pymysql.connect(user=user, password=word, connect_timeout=5, read_timeout=10, autocommit=True, **where)
-
-    def rows(self, user: str, sql: str) -> tuple[tuple, ...]:
-        connection = self.connect(user)
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(sql)
-                return cursor.fetchall()
-        finally:
-            connection.close()
-
-    def refuses(self, user: str, sql: str) -> bool:
-        """Whether *user* lacks the privilege; any other error is raised."""
-        try:
-            self.rows(user, sql)
-        except pymysql.MySQLError as error:
-            if error.args[0] in ACCESS_DENIED:
-                return True
-            raise
-        return False
-
-    def script(self, path: Path) -> None:
-        client = ["mariadb", "--no-defaults", "--user=root", f"--socket={self.socket}"]
-        subprocess.run(client, input=path.read_bytes(), check=True, timeout=60, capture_output=True)
 
 
 @dataclass(frozen=True)
@@ -69,7 +30,8 @@ def shard(secrets: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) ->
     words = secrets.words
     passwords = {
         "root": "",
-        "app": words["DB_PASSWORD"],
+        "worker": words["DB_PASSWORD"],
+        "web": words["WEB_DB_PASSWORD"],
         "reader": words["READER_PASSWORD"],
         "migrate": words["MIGRATE_PASSWORD"],
         "replicator": words["REPLICATION_PASSWORD"],
@@ -81,7 +43,7 @@ def shard(secrets: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) ->
         replica = stack.enter_context(mariadb_node(home / "r", free_ports(1)[0], "replica", 11, passwords))
         replica.script(secrets.target / "secrets" / "replicate-127.0.0.1.sql")
         primary.rows("migrate", "CREATE TABLE shop.thing (id BIGINT PRIMARY KEY, label VARCHAR(3)) ENGINE=InnoDB")
-        primary.rows("app", "INSERT INTO shop.thing VALUES (1, 'one')")
+        primary.rows("worker", "INSERT INTO shop.thing VALUES (1, 'one')")
         assert within(30, lambda: has_row(replica)), "the replica did not replicate"
         yield Shard(primary, replica)
 
@@ -91,32 +53,6 @@ def has_row(replica: Node) -> bool:
         return replica.rows("reader", "SELECT label FROM shop.thing") == (("one",),)
     except pymysql.MySQLError:
         return False
-
-
-@contextmanager
-def mariadb_node(home: Path, port: int, role: str, server_id: int, passwords: dict[str, str]) -> Iterator[Node]:
-    home.mkdir()
-    options = home / "my.cnf"
-    options.write_text(f"!include {DEPLOY}/mariadb/node.cnf\n!include {DEPLOY}/mariadb/{role}.cnf\n")
-    (home / "tmp").mkdir()  # a starting server deletes all temporary tables it finds: not those of another's, in /tmp
-    common = [f"--defaults-file={options}", f"--datadir={home}/data", f"--user={getpass.getuser()}"]
-    common.append(f"--tmpdir={home}/tmp")
-    install = ["mariadb-install-db", *common, "--auth-root-authentication-method=normal", "--skip-test-db"]
-    # As the container image does: else the installation itself is in the binary log, and the replica has it already.
-    run(*install, "--skip-log-bin", timeout_s=STARTUP_S)
-    sock = Path("/tmp") / f"deploy-test-{port}.sock"  # a socket's path may have 107 characters at most
-    own = [f"--socket={sock}", f"--pid-file={home}/pid", f"--server-id={server_id}", "--bind-address=127.0.0.1"]
-    small = ["--innodb-buffer-pool-size=32M", "--performance-schema=OFF"]
-    node = Node(port, sock, passwords)
-    with child(["mariadbd", *common, *own, *small, f"--port={port}"], home / "log", lambda: answers(node)):
-        yield node
-    sock.unlink(missing_ok=True)
-
-
-def answers(node: Node) -> bool:
-    # Not PyMySQL: where nobody listens yet, it leaves its socket open, and that is a warning.
-    ping = ["mariadb-admin", "--no-defaults", "--user=root", f"--socket={node.socket}", "ping"]
-    return not subprocess.run(ping, capture_output=True, timeout=CALL_S, check=False).returncode
 
 
 @pytest.mark.mariadb
@@ -179,10 +115,10 @@ def test_the_reader_only_reads(shard: Shard) -> None:
 
 @pytest.mark.mariadb
 @needs("mariadbd")
-def test_the_application_writes_rows_and_nothing_else(shard: Shard) -> None:
-    shard.primary.rows("app", "INSERT INTO shop.thing VALUES (5, 'x')")
-    shard.primary.rows("app", "SELECT id FROM shop.thing WHERE id = 5 FOR UPDATE SKIP LOCKED")
-    shard.primary.rows("app", "DELETE FROM shop.thing WHERE id = 5")
+def test_a_worker_writes_rows_and_nothing_else(shard: Shard) -> None:
+    shard.primary.rows("worker", "INSERT INTO shop.thing VALUES (5, 'x')")
+    shard.primary.rows("worker", "SELECT id FROM shop.thing WHERE id = 5 FOR UPDATE SKIP LOCKED")
+    shard.primary.rows("worker", "DELETE FROM shop.thing WHERE id = 5")
 
     for sql in (
         "DROP DATABASE shop",
@@ -192,7 +128,7 @@ def test_the_application_writes_rows_and_nothing_else(shard: Shard) -> None:
         "SELECT * FROM mysql.user",
         "SET GLOBAL read_only = 0",
     ):
-        assert shard.primary.refuses("app", sql), sql
+        assert shard.primary.refuses("worker", sql), sql
 
 
 @pytest.mark.mariadb
@@ -209,7 +145,7 @@ def test_migrate_makes_and_alters_tables_but_drops_none(shard: Shard) -> None:
 @needs("mariadbd")
 def test_a_replica_takes_writes_from_its_primary_only(shard: Shard) -> None:
     with pytest.raises(pymysql.MySQLError) as caught:
-        shard.replica.rows("app", "INSERT INTO shop.thing VALUES (3, 'x')")
+        shard.replica.rows("worker", "INSERT INTO shop.thing VALUES (3, 'x')")
 
     assert caught.value.args[0] == READ_ONLY
 
@@ -226,4 +162,4 @@ def test_a_value_that_does_not_fit_is_refused(shard: Shard) -> None:
 def test_the_accounts_can_be_made_twice(shard: Shard, secrets: SimpleNamespace) -> None:
     shard.primary.script(secrets.target / "secrets" / "accounts.sql")
 
-    assert shard.primary.rows("app", "SELECT 1") == ((1,),)
+    assert shard.primary.rows("worker", "SELECT 1") == ((1,),)

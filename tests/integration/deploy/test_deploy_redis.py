@@ -10,14 +10,14 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import redis
 from support.servers.deploying import CALL_S, DEPLOY, child, needs, within
+from support.servers.shipped import redis_client, redis_server
 
 from pipeline.devcluster.processes import free_ports
 
@@ -25,36 +25,6 @@ from pipeline.devcluster.processes import free_ports
 @pytest.fixture(params=["log", "broker"])
 def redis_role(request: pytest.FixtureRequest) -> str:
     return request.param
-
-
-@contextmanager
-def redis_server(role: str, secrets: SimpleNamespace, home: Path) -> Iterator[int]:
-    [port] = free_ports(1)
-    acl = secrets.target / "secrets" / f"{role}.acl"
-    own = ["--port", str(port), "--dir", str(home), "--aclfile", str(acl), "--bind", "127.0.0.1"]
-    command = ["redis-server", str(DEPLOY / "redis" / f"redis-{role}.conf"), *own]
-    with child(command, home / "log", lambda: redis_answers(port)):
-        yield port
-
-
-def redis_answers(port: int) -> bool:
-    """Ask as compose's health check does."""
-    done = subprocess.run(
-        ["redis-cli", "-u", f"redis://health:none@127.0.0.1:{port}", "ping"],
-        capture_output=True, text=True, timeout=CALL_S, check=False,
-    )  # fmt: skip
-    return "PONG" in done.stdout
-
-
-@contextmanager
-def redis_client(port: int, user: str, password: str) -> Iterator[redis.Redis]:
-    client = redis.Redis(
-        port=port, username=user, password=password, socket_timeout=CALL_S, socket_connect_timeout=CALL_S
-    )
-    try:
-        yield client
-    finally:
-        client.close()
 
 
 @needs("redis-server")
@@ -66,7 +36,7 @@ def test_redis_has_every_value_of_its_file(redis_role: str, secrets: SimpleNames
         del wanted[given_by_this_test]
 
     with (
-        redis_server(redis_role, secrets, tmp_path) as port,
+        redis_server(redis_role, secrets.target / "secrets", tmp_path) as port,
         redis_client(port, "admin", secrets.words["REDIS_ADMIN_PASSWORD"]) as client,
     ):
         have = client.config_get("*")
@@ -80,8 +50,8 @@ def test_redis_has_every_value_of_its_file(redis_role: str, secrets: SimpleNames
 @needs("redis-server")
 def test_the_pipelines_redis_user_has_the_logs_commands_only(secrets: SimpleNamespace, tmp_path: Path) -> None:
     with (
-        redis_server("log", secrets, tmp_path) as port,
-        redis_client(port, "pipeline", secrets.words["REDIS_PASSWORD"]) as client,
+        redis_server("log", secrets.target / "secrets", tmp_path) as port,
+        redis_client(port, "worker", secrets.words["REDIS_PASSWORD"]) as client,
     ):
         client.xadd("pl:log:1", {"op": "x"}, id="5-*")
         digest = client.script_load("return redis.call('XADD', KEYS[1], '5-*', 'op', 'y')")
@@ -110,7 +80,7 @@ REFUSED_BY_LOG = (
 
 @needs("redis-server")
 def test_nobody_enters_redis_without_a_password(redis_role: str, secrets: SimpleNamespace, tmp_path: Path) -> None:
-    with redis_server(redis_role, secrets, tmp_path) as port:
+    with redis_server(redis_role, secrets.target / "secrets", tmp_path) as port:
         with redis_client(port, "health", "none") as health:
             assert health.ping()
             with pytest.raises(redis.exceptions.NoPermissionError):
@@ -137,7 +107,7 @@ def apply(shard, ops):
 def test_celery_and_flower_work_with_the_brokers_user(secrets: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "demoapp.py").write_text(APP)
     with ExitStack() as stack:
-        port = stack.enter_context(redis_server("broker", secrets, tmp_path))
+        port = stack.enter_context(redis_server("broker", secrets.target / "secrets", tmp_path))
         [web], login = free_ports(1), secrets.words["FLOWER_BASIC_AUTH"]
         environ = {
             **os.environ,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -50,12 +51,12 @@ def within(timeout_s: float, holds: Callable[[], bool]) -> bool:
 
 @contextmanager
 def child(
-    command: list[str], log: Path, ready: Callable[[], bool], env: dict[str, str] | None = None, cwd: Path | None = None
+    command: list[str], log: Path, ready: Callable[[], bool], env: dict[str, str] | None = None, **more: Any
 ) -> Iterator[None]:
-    """Run *command* until the end of the block; enter when it is ready."""
+    """Run *command* until the end of the block; enter when it is ready. *more* is for `Popen`."""
     environ = {**(env or os.environ), "PATH": PATH}
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environ, cwd=cwd)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environ, **more)
     try:
         up = within(STARTUP_S, lambda: process.poll() is not None or ready())
         assert up, f"{command[0]} was not ready in {STARTUP_S} s"

@@ -1,0 +1,268 @@
+"""What deploy/ ships is run whole: its servers, accounts, units and users; every call and command has its rights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from support.servers.deploying import DEPLOY, PATH, needs, within
+from support.servers.shipped import Node, install_mariadb, mariadb_node, redis_client, redis_server
+from support.servers.units import PIPELINE, WEB, Host, install_pipeline
+
+from pipeline.devcluster.processes import free_ports
+
+pytestmark = [
+    pytest.mark.mariadb,
+    needs("mariadbd"),
+    needs("redis-server"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes as the units' users"),
+]
+SHARDS = ("s0", "s1")
+WEB_CODE = Path(__file__).parents[2] / "support" / "servers" / "boot_web.py"
+
+
+IN_ONE = """
+import json, sys
+from pipeline.cli import pipeline
+for words in json.loads(sys.argv[1]):
+    print(words, flush=True)
+    try:
+        pipeline(words)
+    except SystemExit as end:
+        if end.code not in (None, 0, 1):
+            raise
+"""
+
+
+class Deployment:
+    """A machine with all that deploy/ ships, up."""
+
+    def __init__(self, home: Path, host: Host, nodes: dict[str, Node], words: dict[str, str]):
+        self.home, self.host, self.nodes, self.words = home, host, nodes, words
+
+    def admin(self, role: str) -> Any:
+        """Connect to a Redis as its administrator."""
+        return redis_client(self.host.ports[ADDRESSES[role]], "admin", self.words["REDIS_ADMIN_PASSWORD"])
+
+    def web(self, what: str) -> dict[str, Any]:
+        """Let the web application do something, as its user."""
+        done = self.host.run(WEB, "web.env", f"{self.host.opt}/bin/python", str(WEB_CODE), what, str(self.home / "web"))
+        assert done.returncode == 0, done.stderr[-6000:]
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    def command(self, *words: str, exits: int = 0, **more: str) -> str:
+        """Run a command as the operator does: as the user `pipeline`, with the workers' environment."""
+        done = self.host.run(PIPELINE, "pipeline.env", f"{self.host.opt}/bin/pipeline", *words, **more)
+        assert done.returncode == exits, f"{words}: {done.returncode}\n{done.stdout[-5000:]}\n{done.stderr[-5000:]}"
+        return done.stdout + done.stderr
+
+    def commands(self, *each: list[str]) -> None:
+        """Run commands one after the other in one process, which is quicker; each may find faults, and none fails."""
+        done = self.host.run(PIPELINE, "pipeline.env", f"{self.host.opt}/bin/python", "-c", IN_ONE, json.dumps(each))
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+
+
+CHECKERS = (("log", "worker"), ("broker", "pipeline"))
+ADDRESSES = {"log": "redis-log:6379", "broker": "redis-broker:6380"}
+
+
+@pytest.fixture(scope="module")
+def deployed() -> Iterator[Deployment]:
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="boot-")))
+        home.chmod(0o755)  # as / is: other users pass
+        yield boot(stack, home)
+
+
+def boot(stack: ExitStack, home: Path) -> Deployment:
+    """Follow deploy/README.md."""
+    names = [f"{shard}{role}" for shard in SHARDS for role in ("", "-r0")]
+    ports = dict(zip([f"{name}:3306" for name in names], free_ports(len(names)), strict=True))
+    prepared = prepare(home, ports)
+    words = dict(line.split("=", 1) for line in (home / "prepared" / ".env").read_text().splitlines())
+    passwords = {"root": "", "worker": words["DB_PASSWORD"], "web": words["WEB_DB_PASSWORD"]}
+    with ThreadPoolExecutor() as pool:
+        pool.submit(install_mariadb, home / "empty").result()
+        started = {
+            name: pool.submit(
+                stack.enter_context,
+                mariadb_node(
+                    home / name, ports[f"{name}:3306"], "replica" if "-" in name else "primary", i, passwords,
+                    empty=home / "empty",
+                ),
+            )
+            for i, name in enumerate(names, 10)
+        }  # fmt: skip
+        nodes = {name: one.result() for name, one in started.items()}
+    for shard in SHARDS:
+        nodes[shard].script(prepared / "accounts.sql")
+        nodes[f"{shard}-r0"].script(prepared / f"replicate-{shard}.sql")
+    for role, address in ADDRESSES.items():
+        (home / role).mkdir()
+        ports[address] = stack.enter_context(redis_server(role, prepared, home / role))
+    [ports["5555"]] = free_ports(1)
+    host = Host(home / "opt", home / "etc", home / "state", ports)
+    install(host, prepared)
+    (home / "web").mkdir()
+    os.chown(home / "web", WEB, WEB)
+    made = Deployment(home, host, nodes, words)
+    made.web("publish")
+    made.command("migrate", DB_USER="migrate", DB_PASSWORD=words["MIGRATE_PASSWORD"])
+    for shard in SHARDS:
+        nodes[shard].script(prepared / "web.sql")
+    for shard in SHARDS:
+        log = home / f"worker-{shard}"
+        stack.enter_context(
+            host.unit("pipeline-worker@.service", shard, log, lambda log=log: " ready." in log.read_text())
+        )
+    log = home / "flower"
+    stack.enter_context(host.unit("pipeline-flower.service", "", log, lambda: "Connected to" in log.read_text()))
+    return made
+
+
+def prepare(home: Path, ports: dict[str, int]) -> Path:
+    """Run prepare.sh, and give each replica its primary's port."""
+    (home / "prepared").mkdir(mode=0o700)
+    environ = {"PATH": PATH, "SHARDS": " ".join(SHARDS)}
+    subprocess.run([DEPLOY / "prepare.sh", home / "prepared"], env=environ, check=True, timeout=30, capture_output=True)
+    for shard in SHARDS:
+        file = home / "prepared" / "secrets" / f"replicate-{shard}.sql"
+        text = file.read_text().replace(f"'{shard}'", "'127.0.0.1'").replace("3306", str(ports[f"{shard}:3306"]))
+        file.write_text(text)
+    return home / "prepared" / "secrets"
+
+
+def install(host: Host, prepared: Path) -> None:
+    """Put each file where the README puts it, with its owner and mode."""
+    install_pipeline(host.opt)
+    host.etc.mkdir(mode=0o750)
+    host.state.mkdir()
+    os.chown(host.etc, 0, PIPELINE)
+    text = host.local((DEPLOY / "pipeline.example.toml").read_text())
+    text = text.replace('# unique = [["customer"', 'unique = [["customer"')
+    files = {"pipeline.toml": text, "flowerconfig.py": (DEPLOY / "flowerconfig.py").read_text()}
+    for name, content in files.items():
+        (host.etc / name).write_text(content)
+        (host.etc / name).chmod(0o640)
+        os.chown(host.etc / name, 0, PIPELINE)
+    for name in ("pipeline.env", "web.env", "flower.env"):
+        shutil.copy(prepared / name, host.etc / name)
+        (host.etc / name).chmod(0o600)
+
+
+def denied(deployed: Deployment) -> list[str]:
+    """Return what the two Redis have denied to anybody since they were last asked."""
+    found = []
+    for role in ADDRESSES:
+        with deployed.admin(role) as admin:
+            found += [f"{role}: {one['username']} {one['reason']} {one['object']}" for one in admin.acl_log()]
+            admin.acl_log_reset()
+    return found
+
+
+def test_every_call_and_command_has_the_rights_that_it_needs(deployed: Deployment) -> None:
+    wrote = deployed.web("write")
+    with redis_answering_nobody(deployed):
+        spooled = deployed.web("spool")
+    deployed.command("spool", "drain")
+    checked = deployed.command("check")
+
+    assert wrote | {"node": "", "receipt": ""} == {
+        "pending": "queued", "status": "applied", "got": 5, "upserted": [9], "same": True, "count": 35, "primary": 1,
+        "node": "", "receipt": "",
+    }  # fmt: skip
+    assert spooled == {"status": "spooled"}
+    assert "warning" not in checked
+    deployed.web("refused")
+    deployed.commands(
+        ["status", "--max-age", "60"], ["why", wrote["receipt"]], ["why", "s0"], ["pause", "purchase"],
+        ["resume", "purchase"], ["drain", "s0"], ["resume", "s0"], ["tables", "list"], ["spool", "status"],
+        ["migrate", "--plan"],
+    )  # fmt: skip
+    assert within(30, lambda: len(set_aside(deployed)) > 0)
+    deployed.commands(["dead", "replay", "--all"], ["dead", "drop", "--all"])
+    assert set_aside(deployed) == []
+    # `check` asks for the settings, and does without where it may not read them
+    assert set(denied(deployed)) <= {f"{role}: {user} command config|get" for role, user in CHECKERS}
+
+
+def set_aside(deployed: Deployment) -> list[Any]:
+    """Return the ops that are set aside."""
+    done = deployed.host.run(PIPELINE, "pipeline.env", f"{deployed.host.opt}/bin/pipeline", "dead", "list", "--json")
+    found: list[Any] = json.loads(done.stdout)
+    return found
+
+
+@contextmanager
+def redis_answering_nobody(deployed: Deployment) -> Iterator[None]:
+    with deployed.admin("log") as admin:
+        admin.client_pause(60_000, all=False)  # of writes: what ends it is heard
+    try:
+        yield
+    finally:
+        with deployed.admin("log") as admin:
+            admin.client_unpause()
+
+
+NEIGHBOURLY = (
+    "FLUSHALL", "FLUSHDB", "KEYS *", "CONFIG GET *", "CONFIG SET maxmemory 1", "SHUTDOWN NOSAVE", "DEBUG SLEEP 0",
+    "GET other:x", "SET other:x 1", "SET pl 1", "SET plx:y 1", "DEL celery", "ACL LIST", "MONITOR", "REPLICAOF NO ONE",
+    "SCRIPT FLUSH", "FUNCTION FLUSH", "CLIENT KILL TYPE normal", "CLIENT PAUSE 1", "SUBSCRIBE x", "PUBLISH x y", "SAVE",
+    "BGREWRITEAOF", "SWAPDB 0 1", "RANDOMKEY", "MODULE LIST", "SLOWLOG GET", "RENAME pl:a pl:b", "FLUSHALL ASYNC",
+)  # fmt: skip
+FOREIGN_SCRIPTS = ("redis.call('FLUSHALL')", "redis.call('SET', 'other:x', '1')", "redis.call('CONFIG', 'GET', '*')")
+
+
+@pytest.mark.parametrize("user", ["web", "worker"])
+def test_a_user_of_the_log_reaches_nothing_but_the_log(deployed: Deployment, user: str) -> None:
+    password = deployed.words["REDIS_WEB_PASSWORD" if user == "web" else "REDIS_PASSWORD"]
+    more = ("SCAN 0", "XTRIM pl:log:0 MAXLEN 0") if user == "web" else ()
+    with redis_client(deployed.host.ports[ADDRESSES["log"]], user, password) as client:
+        for command in (*NEIGHBOURLY, *more):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*command.split())
+        for script in FOREIGN_SCRIPTS:
+            with pytest.raises(redis.exceptions.ResponseError, match=r"(?i)permission|acl failure|can't run"):
+                client.eval(script, 0)
+        assert client.set("pl:mine", "1", px=1)
+    denied(deployed)
+
+
+def test_the_web_side_writes_no_row_and_reads_no_password_of_a_worker(deployed: Deployment) -> None:
+    primary, database = deployed.nodes["s0"], deployed.words["DB_NAME"]
+    for sql in (
+        f"INSERT INTO {database}.purchase (id) VALUES (1)",
+        f"UPDATE {database}.purchase SET qty = 9",
+        f"DELETE FROM {database}.purchase",
+        f"DELETE FROM {database}.pipeline_epochs",
+        f"UPDATE {database}.pipeline_watermarks SET seq = 0",
+        f"DROP TABLE {database}.purchase",
+    ):
+        assert primary.refuses("web", sql), sql
+
+    for file in ("pipeline.env", "flower.env"):
+        read = deployed.host.run(WEB, "web.env", "cat", str(deployed.host.etc / file))
+        assert "Permission denied" in read.stderr, file
+
+
+def test_flower_asks_for_its_login_on_loopback(deployed: Deployment) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"http://127.0.0.1:{deployed.host.ports['5555']}/workers", timeout=5)
+
+
+def test_what_every_node_has_is_trimmed(deployed: Deployment) -> None:
+    with deployed.admin("log") as admin:
+        assert within(40, lambda: sum(admin.xlen(key) for key in admin.scan_iter("pl:log:*")) == 0), "never trimmed"
