@@ -13,7 +13,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard import columns
 from pipeline.shard.dialect import Dialect, MySQL
-from pipeline.shard.table_facts import bare_name, database_of
+from pipeline.shard.table_facts import bare_name, database_in
 
 #: pyDAL's types. FLOAT is made DOUBLE: MariaDB gives back only 6 digits of a FLOAT.
 _MYSQL = {
@@ -97,7 +97,7 @@ def create_index(schema: TableSchema, index: Index, dialect: Dialect) -> str:
     if dialect.name == "mysql":
         return f"CREATE {kind}INDEX {name} ON {table} ({on})"
     # SQLite takes the database before the index, not before the table
-    if database := database_of(table):
+    if database := database_in(table):
         name, table = f"{dialect.quote(database)}.{name}", dialect.quote(bare_name(table))
     return f"CREATE {kind}INDEX IF NOT EXISTS {name} ON {table} ({on})"
 
@@ -113,7 +113,7 @@ def drop_index(schema: TableSchema, name: str, dialect: Dialect) -> str:
     table = dialect.quote(schema.name_there)
     if dialect.name == "mysql":
         return f"ALTER TABLE {table} DROP INDEX {dialect.quote(name)}"  # MariaDB's DROP INDEX takes no ALGORITHM
-    database = database_of(table)
+    database = database_in(table)
     return f"DROP INDEX {dialect.quote(database) + '.' if database else ''}{dialect.quote(name)}"
 
 

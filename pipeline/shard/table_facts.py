@@ -121,7 +121,7 @@ def dotted_name(name: str) -> str:
     return ".".join(_parts(name))
 
 
-def database_of(name: str) -> str | None:
+def database_in(name: str) -> str | None:
     """Return the database that a table's *name* names; None for the session's own."""
     return _parts(name)[-2] if len(_parts(name)) > 1 else None
 
@@ -136,7 +136,7 @@ def rows_about(names: Iterable[str], schema: str = "table_schema", table: str = 
     """
     by_database: dict[str | None, list[str]] = {}
     for name in names:
-        by_database.setdefault(database_of(name), []).append(text_literal(bare_name(name)))
+        by_database.setdefault(database_in(name), []).append(text_literal(bare_name(name)))
     groups = [
         f"{schema} = {'DATABASE()' if database is None else text_literal(database)} AND {table} "
         + (f"= {found[0]}" if len(found) == 1 else f"IN ({', '.join(found)})")
@@ -201,7 +201,7 @@ def _mysql(session: NodeSession, tables: Sequence[str]) -> dict[str, Constraints
     unique_of, children_of = _by_table(unique), _by_table(pairs)
     found = {}
     for table in tables:
-        place = ((database_of(table) or own).lower(), bare_name(table).lower())
+        place = ((database_in(table) or own).lower(), bare_name(table).lower())
         indexes: dict[str, list[str]] = {}
         for index, column in unique_of.get(place, ()):
             indexes.setdefault(index, []).append(column)
@@ -250,6 +250,6 @@ def pragma(dialect: Dialect, table: str, what: str, of: str | None = None) -> st
         what: such as `table_info`.
         of: the index; None for the table.
     """
-    database = database_of(table)
+    database = database_in(table)
     prefix = f"{dialect.quote(database)}." if database else ""
     return f"PRAGMA {prefix}{what}({dialect.quote(of or bare_name(table))})"

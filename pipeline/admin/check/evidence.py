@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from pipeline.admin.check.probe import APPLIED_S, probe
+from pipeline.admin.check.probe import APPLIED_S, failed_probes
 from pipeline.admin.check.uwsgi import servers_without_threads
 from pipeline.admin.observer import Observer
 from pipeline.admin.questions import ASK_S, ask_all
@@ -133,7 +133,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
     broker, listened, misfits = (answers.pop(name) for name in ("broker ", "workers ", "deployment "))
     alive = [shard for shard in settings.shards if isinstance(answers[shard], Survey)]
     tried: Callable[[], dict[str, str]] = partial(
-        probe, settings, schemas, [shard for shard in alive if isinstance(listened, set) and shard in listened]
+        failed_probes, settings, schemas, [shard for shard in alive if isinstance(listened, set) and shard in listened]
     )
     untaken = {} if isinstance(seen, PipelineError) or misfits else ask_all({"": tried}, PROBE_S)[""]
     return Evidence(

@@ -22,7 +22,7 @@ from pipeline.model.schema import TableSchema
 APPLIED_S = 2.0
 
 
-def probe(settings: Settings, schemas: Iterable[TableSchema], shards: Iterable[str]) -> dict[str, str]:
+def failed_probes(settings: Settings, schemas: Iterable[TableSchema], shards: Iterable[str]) -> dict[str, str]:
     """Append an op to each shard, and wait until it is applied; return by shard what failed.
 
     Args:
