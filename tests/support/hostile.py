@@ -48,6 +48,8 @@ HOSTILE_TEXTS = [
     "null",
     "true",
     "TRUE OR TRUE",
+    "True",
+    "False",
     "DEFAULT",
     "x'41'",
     "0x41",
