@@ -35,7 +35,7 @@ def raw(sql: str) -> Raw:
 
 
 #: What pyDAL may write for a number, or for a quoted text.
-_LITERAL = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*|True|False|'(?:[^']|'')*'", re.ASCII)
+_LITERAL = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*|'(?:[^']|'')*'", re.ASCII)
 _ALIAS = re.compile(r"""[^\W\d]\w*|"[\w ]+"|`[\w ]+`""")
 _QUOTED = r"""("\w+"|`\w+`|\w+)"""
 _NAME = rf"(?:{_QUOTED}\.)?{_QUOTED}"
@@ -217,7 +217,7 @@ def _checked(own: Any) -> Any:
     def write(value: Any, type_: str) -> Any:
         written = own(value, type_)
         found = _LITERAL.fullmatch(str(written))
-        if found is None or (found[1] and math.isinf(float(found[1]))):
+        if not isinstance(value, bool) and (found is None or (found[1] and math.isinf(float(found[1])))):
             raise BadRead(f"a column of type {type_} is compared with {_brief(value)}, which is no number")
         return written
 

@@ -33,10 +33,10 @@ def test_a_public_function_says_what_it_does_and_names_what_it_takes(name: str):
     assert "args" not in inspect.signature(function).parameters
 
 
-def test_a_public_function_is_a_method_of_the_client_unless_it_is_about_the_process_a_framework_or_a_text():
+def test_a_public_function_is_a_method_of_the_client_unless_it_is_about_the_process_or_a_framework():
     of_the_client = {name for name in FUNCTIONS if hasattr(Client, name)}
 
-    assert set(FUNCTIONS) - of_the_client == {"configure", "current", "attach", "enqueue_form", "on_reject", "raw"}
+    assert set(FUNCTIONS) - of_the_client == {"configure", "current", "attach", "enqueue_form", "on_reject"}
 
 
 @pytest.mark.parametrize("name", sorted({name for name in FUNCTIONS if hasattr(Calls, name)}))

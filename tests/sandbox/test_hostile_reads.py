@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydal import DAL, Field
 from support.examples import examples
-from support.hostile import HOSTILE_TEXTS
+from support.hostile_texts import HOSTILE_TEXTS
 
 import pipeline
 from pipeline.attachment import detach

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydal import DAL, Field
 from support.examples import examples
-from support.hostile import HOSTILE_TEXTS
+from support.hostile_texts import HOSTILE_TEXTS
 
 from pipeline.dal.sql_texts import guard
 from pipeline.errors import BadRead

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from pydal import DAL, Field
-from support.hostile import HOSTILE_TEXTS
+from support.hostile_texts import HOSTILE_TEXTS
 from support.oracle import nodes
 from support.servers.rig import Rig
 
