@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # the other line of pyDAL: a rewrite that pip passes over, since its version number is lower
 VENV3 := .venv-pydal3
+# tools of single commands, which nothing else depends on
+TOOLS := .venv-tools
 READY3 := $(VENV3)/.ready
 # what the tests write, where there are 8 GB for it: an fsync costs nothing there (as `mariadb-test-run --mem`)
 IN_MEMORY := $(if $(shell df -k --output=avail /dev/shm 2>/dev/null | awk 'NR == 2 && $$1 > 8000000'),TMPDIR=/dev/shm)
@@ -13,7 +15,7 @@ AT_ONCE := -n auto --maxprocesses 8 --dist worksteal
 # tests that share servers within a file; they wait more than they compute. By name, not by number: few tests may take long
 BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo example-web2py load test check unit bench shape soak stale storm system clean
+.PHONY: demo example-web2py load lock audit test check unit bench shape soak stale storm system clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)  ## the whole system on this machine with real data and a checked result
@@ -75,6 +77,17 @@ $(READY3): $(READY)
 	$(VENV3)/bin/pip install --quiet --disable-pip-version-check -e '.[dev,embedded]' 'pydal>=3,<4'
 	touch $@
 
+lock: $(TOOLS)/.ready  ## deploy/*.lock and the bill of materials anew, from the newest versions that fit pyproject.toml
+	$(TOOLS)/bin/python .ci/lock.py
+
+audit: $(TOOLS)/.ready  ## whether the lock files still resolve, and what is known against a pinned version
+	$(TOOLS)/bin/python .ci/lock.py --check
+
+$(TOOLS)/.ready: .ci/tools.txt
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check -r .ci/tools.txt
+	touch $@
+
 # Debian's packages; nothing is started as a service, the tests start their own on free ports
 system:
 	@missing=""; \
@@ -88,4 +101,4 @@ system:
 	fi
 
 clean:
-	rm -rf $(VENV) $(VENV3) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) $(VENV3) $(TOOLS) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -61,9 +61,7 @@ class Client(Calls):
         self.spool = _spool_of(self.settings)
         # without a spool an op has nowhere else to go
         self.wait_budgets = WaitBudgets(redis.timeout_s * FOR_REDIS if self.spool else math.inf, cold=True)
-        self.log: Log = log or RedisLog(
-            redis.url, prefix=redis.prefix, timeout_s=redis.timeout_s, wait_budgets=self.wait_budgets
-        )
+        self.log: Log = log or RedisLog.of(redis, timeout_s=redis.timeout_s, wait_budgets=self.wait_budgets)
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
         self.health = health = HealthCache(self.log)
         self.nodes = Nodes(self.settings, health)

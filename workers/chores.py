@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 
+from pipeline import clock
 from pipeline.admin import upkeep
+from pipeline.admin.strange_keys import strange_keys
 from pipeline.client import Client
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.oplog.appends import EVERYWHERE, Scope
@@ -26,6 +28,8 @@ CHORES = {
     "trim": (upkeep.trim, 10),
     "release": (upkeep.release_waiting, 15),
 }
+#: The time between two searches for keys that nobody of ours has written, s.
+MEND_S = 5.0
 #: The time between two checks whether Redis is the server that gave out a scope's epoch, ms.
 LINEAGE_MS = 900
 
@@ -40,11 +44,13 @@ class Chores:
 
     def __init__(self, client: Client, scope: Scope):
         self._client, self._scope = client, scope
+        self._mend_at_s = 0.0
 
     def turn(self) -> float:
         """Do what is due and whose lease is free; return the seconds to the next turn."""
         log, scope = self._client.log, self._scope
         try:
+            self._mend()
             if log.take_lease(f"lineage:{scope.name}", LINEAGE_MS):
                 # before a request needs the epoch: it may lack the time to raise it
                 self._client.publisher.epoch_of(scope)
@@ -55,6 +61,15 @@ class Chores:
         for name in CHORES if scope.name != EVERYWHERE else ():
             self._do(name, scope.name)
         return TURN_S
+
+    def _mend(self) -> None:
+        """Delete what somebody else has put under names of ours: a lease may be among them, so all workers do it."""
+        if clock.mono_s() < self._mend_at_s:
+            return
+        self._mend_at_s = clock.mono_s() + MEND_S
+        names = strange_keys(self._client.log, self._client.topology, self._scope, CHORES, delete=True)
+        if names:
+            logger.warning("deleted %d keys of Redis that nobody of ours has written: %s", len(names), ", ".join(names))
 
     def close(self) -> None:
         """Close this thread's connections."""

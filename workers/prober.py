@@ -22,9 +22,8 @@ class Watch:
     """
 
     def __init__(self, settings: Settings):
-        redis = settings.redis
         self._settings, self._nodes = settings, Nodes(settings)
-        self._log = RedisLog(redis.url, prefix=redis.prefix, read_s=READ_S)
+        self._log = RedisLog.of(settings.redis, read_s=READ_S)
         self._duty = Duty(self._log, self._engage)
 
     def turn(self) -> float:

@@ -69,7 +69,7 @@ class Sweep:
     def __init__(self, settings: Settings, pulse: Pulse, served: Collection[str] = ()):
         redis = settings.redis
         self._shards, self._pulse, self._served = Topology(settings).shards, pulse, served
-        self._log = RedisLog(redis.url, prefix=redis.prefix, read_s=1.0)
+        self._log = RedisLog.of(redis, read_s=1.0)
         self._bell = Bell(redis.broker_url, redis.prefix, self._shards)
         self._alone = Child(settings.source)
         self._spool = HostDrain(settings)

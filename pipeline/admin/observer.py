@@ -9,6 +9,7 @@ from functools import partial
 from pipeline import clock
 from pipeline.admin.questions import ask_all
 from pipeline.admin.status import Queue, RedisStatus, ReplicaStatus, ShardStatus, Status, StatusNews, news_of, with_news
+from pipeline.admin.strange_keys import every_strange_key
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
@@ -54,7 +55,7 @@ class Observer:
 
     def __init__(self, settings: Settings):
         self._topology, redis = Topology(settings), settings.redis
-        self._log = RedisLog(redis.url, prefix=redis.prefix, read_s=ANSWER_S)
+        self._log = RedisLog.of(redis, read_s=ANSWER_S)
         self._before: dict[str, _Node] = {}
         self._replicas: dict[str, list[str]] = {}
         self._nodes: dict[str, Callable[[], _Node | RedisStatus]] = {}
@@ -67,7 +68,7 @@ class Observer:
 
     def look(self) -> Status:
         """Ask every node and Redis at once, and return the status."""
-        answers = ask_all({**self._nodes, _REDIS: lambda: RedisStatus(self._log.memory_share(), self._log.full())})
+        answers = ask_all({**self._nodes, _REDIS: self._redis})
         redis = answers.pop(_REDIS)
         nodes = {name: found for name, found in answers.items() if not isinstance(found, RedisStatus)}
         if not isinstance(redis, RedisStatus):
@@ -80,6 +81,10 @@ class Observer:
             queues = ask_all({shard: partial(self._queue, shard, nodes[shard]) for shard in shards})
         rows = tuple(self._shard(shard, nodes, queues[shard], news) for shard in shards)
         return Status(clock.wall_ms(), redis, rows, news.reads if news is not None else None)
+
+    def _redis(self) -> RedisStatus:
+        strange = every_strange_key(self._log, self._topology)
+        return RedisStatus(self._log.memory_share(), self._log.full(), strange=strange)
 
     def close(self) -> None:
         """Close the connection to Redis."""
@@ -104,7 +109,8 @@ class Observer:
         counts = primary.counts
         noted = queued.noted
         waits = reasons_of(shard, queued.behind, primary.stops, noted.notes, noted.alive)
-        return ShardStatus(shard, queued.queue, rate, counts["rejected"], counts["lost"], replicas, waits=waits)
+        rejected, lost, forged = counts["rejected"], counts["lost"], counts["forged"]
+        return ShardStatus(shard, queued.queue, rate, rejected, lost, replicas, waits=waits, forged=forged)
 
     def _news(self) -> StatusNews | None:
         try:

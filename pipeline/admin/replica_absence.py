@@ -168,7 +168,10 @@ def _looked_at(
     pipeline: Client, primary: NodeSession, replica: NodeSession, target: Marks, there: Marks | None
 ) -> LastSeen:
     noted, now_ms = pipeline.log.seen(replica.node), clock.wall_ms()
-    before = msgspec.json.decode(noted, type=LastSeen) if noted else None
+    try:
+        before = msgspec.json.decode(noted, type=LastSeen) if noted else None
+    except (msgspec.MsgspecError, UnicodeError):  # no upkeep has written it
+        before = None
     seen = look(before, now_ms, target, there)
     # a clock that was set back ends no comparison later
     if there is not None and not 0 <= now_ms - seen.compared_ms < COMPARED_MS:

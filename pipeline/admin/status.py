@@ -6,14 +6,13 @@ published about each node, and how often reads went to each node for each reason
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.redis.log import RedisLog
-from pipeline.reads.health.report import NodeState, Report
+from pipeline.reads.health.report import NodeState, Report, unfit_of
 from pipeline.reads.routing.accounting import Chosen
 
 
@@ -68,6 +67,7 @@ class ShardStatus:
     Attributes:
         rate: ops applied a second between two readings; None at the first.
         rejected, lost: ops, since the tables were made.
+        forged: entries of the log whose signature was missing or wrong, since then.
         why: why something of the primary is unknown.
         waits: what of the shard is stopped, and why.
     """
@@ -80,6 +80,7 @@ class ShardStatus:
     replicas: tuple[ReplicaStatus, ...] = ()
     why: str = ""
     waits: tuple[WaitReason, ...] = ()
+    forged: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +91,13 @@ class RedisStatus:
         memory: the used share of its limit, 0.0 without a limit.
         full: why no op is accepted; None while ops are accepted.
         why: why it is unknown.
+        strange: keys under our names that nobody of ours has written.
     """
 
     memory: float | None = None
     full: str | None = None
     why: str = ""
+    strange: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,9 @@ class ReadCount:
 
 #: The age from which on a waiting op is a fault, unless an operator says otherwise, s.
 MAX_AGE_S = 60.0
+#: How many keys a fault names.
+MOST_NAMED = 5
+_STRANGE = "in Redis: not of the pipeline's making, by its type, size or expiry"
 
 
 class OpFault(NamedTuple):
@@ -156,7 +162,10 @@ class Status:
         Args:
             max_age_s: the age from which on an op is too old.
         """
-        return [fault for shard in self.shards for fault in _faults(shard, max_age_s)]
+        names = ", ".join(self.redis.strange[:MOST_NAMED]) + ", …" * (len(self.redis.strange) > MOST_NAMED)
+        strange = OpFault("redis", names, _STRANGE, "start workers: they delete that; and find out who writes there")
+        of_shards = (fault for shard in self.shards for fault in _faults(shard, max_age_s))
+        return [*((strange,) if names else ()), *of_shards]
 
     def as_json(self, max_age_s: float) -> dict[str, object]:
         """Return the status for programs: these fields by these names, null for what is unknown.
@@ -177,6 +186,10 @@ def _faults(shard: ShardStatus, max_age_s: float) -> Iterator[OpFault]:
         yield OpFault(shard.shard, *_ops(shard.rejected, "refused for good"), "run: pipeline dead list")
     if shard.lost:
         yield OpFault(shard.shard, *_ops(shard.lost, "lost by Redis"), "enqueue again what pipeline_lost names")
+    if shard.forged:
+        entries = f"{shard.forged:,} entr{'y' if shard.forged == 1 else 'ies'} of the log"
+        fix = "find who writes to Redis; pipeline_forged has the last; see docs/configuration.md on sign_key"
+        yield OpFault(shard.shard, entries, "came without a right signature, and no op was made of them", fix)
     if shard.queue.oldest_ms is not None and shard.queue.oldest_ms > max_age_s * 1000:
         age = f"has waited {shard.queue.oldest_ms / 1000:,.0f} s, more than {max_age_s:g} s"
         yield OpFault(shard.shard, "the oldest op", age, f"run: pipeline why {shard.shard}")
@@ -214,7 +227,7 @@ def news_of(log: RedisLog) -> StatusNews:
     """
     now_ms, published = log.health()
     nodes = {node: (at_ms, Report.from_json(text)) for node, (at_ms, text) in published.items()}
-    unfit = {node: why for text in log.unfit().values() for node, why in json.loads(text).items()}
+    unfit = {node: why for text in log.unfit().values() for node, why in unfit_of(text).items()}
     counted = {Chosen.parse(text): reads for text, reads in log.reads().items()}
     reads = tuple(ReadCount(*choice, reads) for choice, reads in sorted(counted.items()))
     return StatusNews(now_ms, nodes, unfit, reads)

@@ -7,6 +7,8 @@ import logging
 import socket
 from collections.abc import Mapping
 
+import msgspec
+
 from pipeline import clock
 from pipeline.admin import release, replica_absence
 from pipeline.client import Client
@@ -149,6 +151,9 @@ def trim(pipeline: Client, shard: str) -> int:
     with primary.translated(), primary.transaction():
         ledger.forget_producers(primary, REMEMBERED_S, waiting)
         replays.forget_settled(primary, REMEMBERED_S)
+        days = pipeline.settings.apply.rejects_days
+        if dropped := replays.drop_old_rejects(primary, days):
+            logger.warning("gave up %d ops of %s that were refused over %d days ago", dropped, shard, days)
     return trimmed
 
 
@@ -172,8 +177,10 @@ def _replicated(pipeline: Client, shard: str) -> dict[int, Position]:
 def _knows_all_shards(pipeline: Client) -> bool:
     """Return whether this process's configuration names every shard: one may have been added since it started."""
     text = pipeline.log.deployment()
-    noted = Fingerprint.from_json(text).shards if text else ()
-    return {name for name, _ in noted} <= {*pipeline.topology.shards}
+    fingerprint = Fingerprint.noted(text)
+    if fingerprint is None:
+        return not text
+    return {name for name, _ in fingerprint.shards} <= {*pipeline.topology.shards}
 
 
 def _reached(pipeline: Client, shard: str, bucket: int) -> Position | None:
@@ -203,4 +210,8 @@ def _as_of(pipeline: Client, shard: str, now: dict[int, Position]) -> dict[int, 
     """Return the watermarks of `FLOOR_S` ago, from notes in the log; add a note of today's."""
     text = json.dumps({bucket: str(position) for bucket, position in now.items()})
     noted = pipeline.log.note_marks(shard, clock.wall_ms(), text, older_than_ms=FLOOR_S * 1000)
-    return {int(b): Position.parse(p) for b, p in json.loads(noted).items()} if noted else {}
+    try:
+        then = msgspec.json.decode(noted or "{}", type=dict[int, str])
+        return {bucket: Position.parse(position) for bucket, position in then.items()}
+    except (msgspec.MsgspecError, ValueError):  # nobody of ours has noted it: nothing is known to be so old
+        return {}

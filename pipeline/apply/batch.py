@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pipeline.apply.grouping import Item
 from pipeline.apply.misfits import is_like, misfit
 from pipeline.errors import BadOp, NewerOp, NotAnOp
-from pipeline.model.op import INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
+from pipeline.model.op import FORGED, INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
 from pipeline.model.schema import TableSchema, is_hash, is_hash_of
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Entries
@@ -23,6 +23,7 @@ from pipeline.shard.table_facts import Facts, facts_of
 
 #: Inserts name columns in few orders; a visitor may make any number of them.
 _MOST_SHAPES = 1000
+_FORGED = "not an op of this deployment: its signature is missing or wrong"
 logger = logging.getLogger("pipeline.apply")
 
 
@@ -203,7 +204,7 @@ class Batch:
         if entry.position.epoch >= TOO_LARGE or entry.position.seq >= TOO_LARGE:
             return _junk(entry), self._reason("misplaced", f"{entry.position} of bucket {entry.bucket}")
         if not entry.producer:
-            return _junk(entry), None
+            return _junk(entry, _FORGED) if entry.producer_seq == FORGED else _junk(entry), None
         try:
             op = decode(entry.payload)
         except NewerOp as error:

@@ -90,7 +90,7 @@ def lines(status: Status, max_age_s: float) -> Iterator[str]:
         yield (
             f"shard={shard.shard} queued={_count(queue.ops, '<=' * queue.at_most)} oldest={_age(queue)}"
             f" rate={_rate(shard)} dirty={_count(queue.dirty)} rejected={_count(shard.rejected)}"
-            f" lost={_count(shard.lost)}"
+            f" lost={_count(shard.lost)} forged={_count(shard.forged)}"
         )
         for replica in shard.replicas:
             yield (

@@ -36,6 +36,7 @@ _RULE = pattern(
     r"hash|modulo|range|lookup|[A-Za-z_][\w.]*:[A-Za-z_]\w*", "hash, modulo, range, lookup or module:function"
 )
 _SHARD_NAME = pattern(r"[A-Za-z0-9_-]{1,32}", "at most 32 letters, digits, '-' and '_' (it names a queue)")
+_SIGN_KEYS = pattern(r"([!-~]{32,256}( [!-~]{32,256})?)?", "one or two keys of 32 to 256 characters, a blank between")
 #: The keys of a replica that is written as a table, and what each may be.
 _REPLICA: dict[str, Validator] = {
     "uri": shard_address,
@@ -97,18 +98,25 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class RedisSettings:
-    """Where the logs and Celery's messages are. `timeout_s` limits one call that a web request makes."""
+    """Where the logs and Celery's messages are. `timeout_s` limits one call that a web request makes.
+
+    With a `sign_key`, entries and definitions are signed, and those of others are refused. The first of two keys signs.
+    """
 
     url: str
     broker_url: str = ""
     prefix: str = "pl"
     timeout_s: float = 0.25
+    sign_key: str = field(default="", repr=False)
+    accept_unsigned: bool = False
 
     CHECKS: ClassVar[Mapping[str, Validator]] = {
         "url": redis_address,
         "broker_url": broker_address,
         "prefix": pattern(r"[A-Za-z0-9_.-]{1,32}", "at most 32 letters, digits, '.', '-' and '_'"),
         "timeout_s": number(0.01, 60),
+        "sign_key": _SIGN_KEYS,
+        "accept_unsigned": flag,
     }
 
     def __post_init__(self) -> None:
@@ -255,6 +263,7 @@ class ApplySettings:
     set_aside: int = 10_000
     breaker: bool = True
     replica_away_s: int = 21_600
+    rejects_days: int = 90
 
     CHECKS: ClassVar[Mapping[str, Validator]] = {
         "target_ms": whole_number(1, 10_000),
@@ -267,6 +276,7 @@ class ApplySettings:
         "set_aside": whole_number(0, 10_000_000),
         "breaker": flag,
         "replica_away_s": whole_number(1, 31_536_000),
+        "rejects_days": whole_number(0, 36_500),
     }
 
     def __post_init__(self) -> None:

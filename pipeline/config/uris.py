@@ -228,5 +228,5 @@ def redacted(record: Any) -> str:
             return tuple(map(shown, value))
         return redact(value) if isinstance(value, str) else value
 
-    parts = (f"{one.name}={shown(getattr(record, one.name))!r}" for one in fields(record))
+    parts = (f"{one.name}={shown(getattr(record, one.name))!r}" for one in fields(record) if one.repr)
     return f"{type(record).__name__}({', '.join(parts)})"

@@ -9,6 +9,7 @@ Values are checked where the adapter writes them, texts by the shape of a query,
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Container, Iterable, Mapping
 from decimal import Decimal
@@ -34,9 +35,10 @@ def raw(sql: str) -> Raw:
 
 
 #: What pyDAL may write for a number, or for a quoted text.
-_LITERAL = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*|True|False|'([^']|'')*'", re.ASCII)
+_LITERAL = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*|True|False|'(?:[^']|'')*'", re.ASCII)
 _ALIAS = re.compile(r"""[^\W\d]\w*|"[\w ]+"|`[\w ]+`""")
-_NAME = r"""(?:["`]?(\w+)["`]?\.)?["`]?(\w+)["`]?"""
+_QUOTED = r"""("\w+"|`\w+`|\w+)"""
+_NAME = rf"(?:{_QUOTED}\.)?{_QUOTED}"
 #: A column, perhaps within an aggregate: `name`, `item.name`, `"item"."name"`, `MAX(item.qty)`, `count(*)`.
 _COLUMN = re.compile(rf"(?:count|sum|min|max|avg)\((?:{_NAME}|\*)\)|{_NAME}", re.IGNORECASE)
 _DIRECTION = re.compile(r"\s+(asc|desc)\s*$", re.IGNORECASE)
@@ -105,9 +107,8 @@ def check_limits(limits: Any) -> None:
     Raises:
         BadRead: naming it.
     """
-    if limits and not (
-        isinstance(limits, list | tuple) and len(limits) == 2 and all(isinstance(one, int) for one in limits)
-    ):
+    pair = isinstance(limits, list | tuple) and len(limits) == 2
+    if limits and not (pair and all(isinstance(one, int) for one in limits)):
         raise BadRead(f"limitby is (first, behind the last), two whole numbers, not {_brief(limits)}")
 
 
@@ -125,8 +126,8 @@ def check_columns(text: str, where: str, tables: Iterable[Any]) -> None:
     known = {name for table in tables for field in getattr(table, "fields", ()) for name in (field, f"{table}.{field}")}
     for term in map(_bare, text.split(",")):
         found = _COLUMN.fullmatch(term)
-        table, column = (found[1] or found[3], found[2] or found[4]) if found else (None, None)
-        if found is None or (column is not None and (f"{table}.{column}" if table else column) not in known):
+        column = found and ".".join(part.strip('"`') for part in found.groups() if part)
+        if found is None or (column and column not in known):
             raise _refused(text, where, "give fields and expressions of pyDAL")
 
 
@@ -165,10 +166,9 @@ def guard(adapter: Any, among: Container[str] | None = None) -> None:
         return written("_count", query, distinct)
 
     def expand_all(fields: Any, tables: Mapping[str, Any]) -> Any:
-        texts = [field for field in fields if isinstance(field, str) and type(field) is not Raw]
-        if texts and guarded(tables.values()):
-            for text in texts:
-                check_columns(text, "a field", tables.values())
+        texts = _texts_of(list(fields))
+        for text in texts if texts and guarded(tables.values()) else ():
+            check_columns(text, "a field", tables.values())
         return own["expand_all"](fields, tables)
 
     for replacing in (_select_wcols, _count, expand_all):
@@ -216,7 +216,8 @@ def _checked(own: Any) -> Any:
 
     def write(value: Any, type_: str) -> Any:
         written = own(value, type_)
-        if not _LITERAL.fullmatch(str(written)):
+        found = _LITERAL.fullmatch(str(written))
+        if found is None or (found[1] and math.isinf(float(found[1]))):
             raise BadRead(f"a column of type {type_} is compared with {_brief(value)}, which is no number")
         return written
 

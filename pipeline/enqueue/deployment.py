@@ -47,7 +47,7 @@ class Agreement:
     def __init__(self, log: Log, nodes: Nodes, topology: Topology):
         self._log, self._nodes, self.mine = log, nodes, topology.fingerprint
         self._seen = log.deployment()
-        self.redis = Fingerprint.from_json(self._seen) if self._seen else None
+        self.redis = Fingerprint.noted(self._seen)
         self.shards: dict[str, Fingerprint | None] = {}
         self._names: dict[str, str] = {}
 

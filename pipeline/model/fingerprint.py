@@ -53,6 +53,18 @@ class Fingerprint(msgspec.Struct, frozen=True):
         """
         return msgspec.json.decode(text, type=cls)
 
+    @classmethod
+    def noted(cls, text: str) -> Fingerprint | None:
+        """Read what Redis keeps; None where it has none of ours.
+
+        Args:
+            text: the value.
+        """
+        try:
+            return cls.from_json(text)
+        except (msgspec.MsgspecError, UnicodeError):
+            return None
+
     def spread(self, table: str) -> str:
         """Return how a table is spread, in words.
 

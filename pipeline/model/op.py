@@ -125,6 +125,8 @@ class Op(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
         return tuple(one for member in self.members for one in (member, member.source) if one is not None)
 
 
+#: The sequence number that stands for: none of this deployment wrote the entry. The producer is 0.
+FORGED = -1
 #: Positions and numbers of producers are below: databases keep them in 64 bits with a sign.
 TOO_LARGE = 2**63
 
@@ -132,7 +134,8 @@ TOO_LARGE = 2**63
 class Entry(NamedTuple):
     """One entry of a log: payload bytes, position, producer, and the producer's sequence number.
 
-    An entry that no producer wrote has the producer 0, and its fields as a JSON array in place of an op.
+    An entry that no producer wrote has the producer 0, and its fields as a JSON array in place of an op. If its
+    signature is missing or wrong, its sequence is `FORGED`.
     """
 
     bucket: int

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from pipeline.model.ids import Given
 from pipeline.model.op import Entry, Position
-from pipeline.oplog.appends import Appends
+from pipeline.oplog.appends import Appends, Scope
 from pipeline.oplog.waits import Waits
 
 #: The lease on the chore that compares a shard's watermarks with its logs.
@@ -273,6 +273,19 @@ class SharedState(Protocol):
             wanted: of each bucket, how many: fewer than a span has.
             new_span: from now on counters are given of this span, if it is above the one in use. Its database gave it
                 a moment ago, for this call alone.
+        """
+        ...
+
+    def mend(self, scope: Scope, buckets: Iterable[int], leases: Iterable[str], *, delete: bool) -> list[str]:
+        """Return the names of keys that no process of ours has written, by their type, size and expiry.
+
+        What is deleted is as what a Redis forgets: the databases know it, or it is made anew.
+
+        Args:
+            scope: whose keys are judged, beside those of the whole deployment.
+            buckets: whose logs are judged.
+            leases: names of chores.
+            delete: whether to delete them.
         """
         ...
 

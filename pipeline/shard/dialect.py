@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 from pipeline.config.uris import UTC, zone_of
-from pipeline.shard.mysql_connection import Target
+from pipeline.shard.mysql_connection import Endpoint
 
 #: How long a statement of the pipeline waits for a lock, seconds.
 LOCK_WAIT_S = 1
@@ -18,7 +18,7 @@ class MySQL:
     """MySQL and MariaDB.
 
     Args:
-        target: what to connect to; None where only SQL is wanted.
+        endpoint: what to connect to; None where only SQL is wanted.
         zone: the time zone of sessions.
     """
 
@@ -39,12 +39,12 @@ class MySQL:
     #: The size of the largest statement that old and new connections may send.
     most_bytes = "LEAST(@@max_allowed_packet, @@global.max_allowed_packet)"
 
-    def __init__(self, target: Target | None = None, zone: str = UTC):
-        self.target, self.zone = target, zone
+    def __init__(self, endpoint: Endpoint | None = None, zone: str = UTC):
+        self.endpoint, self.zone = endpoint, zone
 
     def uri(self, uri: str) -> str:
         """Return what pyDAL reads in place of *uri*: without a password, which pyDAL would show and not decode."""
-        return self.target.uri if self.target else uri
+        return self.endpoint.uri if self.endpoint else uri
 
     def driver_args(self, connect_s: float, statement_s: float, found_rows: int) -> dict[str, Any]:
         """Return the driver's arguments.
@@ -67,9 +67,9 @@ class MySQL:
         Args:
             args: the driver's arguments, pyDAL's and ours.
         """
-        if self.target is None:
+        if self.endpoint is None:
             raise ValueError("no address to connect to")
-        return self.target.connect(args)
+        return self.endpoint.connect(args)
 
     def session(self, read_only: bool) -> Sequence[str]:
         """Return the statements to run after each connect, after pyDAL's own.
@@ -261,7 +261,7 @@ def dialect_of(uri: str) -> Dialect:
     """
     scheme = uri.split(":", 1)[0]
     if scheme == "mysql":
-        return MySQL(Target(uri) if "://" in uri else None, zone_of(uri)[1])
+        return MySQL(Endpoint(uri) if "://" in uri else None, zone_of(uri)[1])
     if scheme == "sqlite":
         return SQLite()
     raise ValueError(f"databases of type {scheme!r} are not supported: use mysql:pymysql:// or sqlite://")

@@ -16,6 +16,7 @@ from base64 import b64decode, b64encode
 from binascii import a2b_base64
 from collections.abc import Callable, Sequence
 from datetime import date, datetime, time
+from functools import lru_cache
 from typing import Any
 
 from pipeline.errors import Rejected
@@ -24,6 +25,8 @@ from pipeline.model.values import Canonical, python_value
 
 Encode = Callable[[Any], str]
 
+#: Prices and moments repeat: one that was checked lately costs 0.2 µs, as much as one that is not checked.
+KNOWN = 2_048
 #: What SQLite keeps exactly of a decimal, which it turns into a binary float: DBL_DIG.
 SQLITE_DIGITS = 15
 
@@ -157,6 +160,7 @@ def _decimal(column: Column, quote: str = "") -> Encode:
     point = rf"\.[0-9]{{{scale}}}" if scale else ""
     fits = re.compile(rf"-?[0-9]{{1,{max(1, precision - scale)}}}{point}").fullmatch
 
+    @lru_cache(KNOWN)
     def encode(value: Any) -> str:
         if type(value) is str and fits(value):
             return value if not quote else f"'{value}'"
@@ -169,6 +173,7 @@ def _moment(kind: type[date | time], length: int, marks: str, at: slice) -> Enco
     """Return the closure for one form of moments, told by its length and by what stands between its numbers."""
     parse = kind.fromisoformat
 
+    @lru_cache(KNOWN)
     def encode(value: Any) -> str:
         if type(value) is str and len(value) == length and value[at] == marks and parse(value):
             return f"'{value}'"

@@ -33,7 +33,7 @@ _TELLING = ("mysql_clear_password", "dialog", "sha256_password", "caching_sha2_p
 _UNCHECKED = TLS(verify=False)
 
 
-class Target:
+class Endpoint:
     """A database that connections are made to, as its address says.
 
     Args:

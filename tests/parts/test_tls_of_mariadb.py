@@ -16,7 +16,7 @@ from pymysql.constants import CLIENT
 from pymysql.err import OperationalError
 from support.servers.certificates import Authority, Certificate, self_signed
 
-from pipeline.shard.mysql_connection import Target
+from pipeline.shard.mysql_connection import Endpoint
 
 PASSWORD = "s3cr3t-pass"
 TLS_OFFERED = CLIENT.CAPABILITIES | CLIENT.SSL | CLIENT.PLUGIN_AUTH | CLIENT.SECURE_CONNECTION
@@ -102,9 +102,9 @@ def running(server: Server) -> Iterator[Server]:
 
 def attempt(server: Server, arguments: str, host: str = "127.0.0.1") -> str:
     """Connect, and return what the driver says; the small server lets nobody in."""
-    target = Target(f"mysql:pymysql://app:{PASSWORD}@{host}:{server.port}/shop{arguments}")
+    endpoint = Endpoint(f"mysql:pymysql://app:{PASSWORD}@{host}:{server.port}/shop{arguments}")
     with pytest.raises(OperationalError) as caught:
-        target.connect({"connect_timeout": 5, "read_timeout": 5})
+        endpoint.connect({"connect_timeout": 5, "read_timeout": 5})
     assert PASSWORD not in str(caught.value)
     return str(caught.value)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.sandbox.configurations import SECRET, faults_of
 
-from pipeline.config.settings import redact
+from pipeline.config.settings import RedisSettings, redact
 from pipeline.config.uris import SHARD_SCHEMES
 
 
@@ -64,3 +64,27 @@ def test_redact_hides_any_password(scheme: str, tail: str) -> None:
 
     assert "Pa55" not in shown
     assert shown == f"{scheme}://app:***@host/name"
+
+
+KEY = "k" * 32
+
+
+@pytest.mark.parametrize("key", [KEY, f"{KEY} {KEY}", ""])
+def test_one_key_or_two_sign_and_are_shown_nowhere(key: str) -> None:
+    settings = RedisSettings("redis://h/0", sign_key=key)
+
+    assert settings.sign_key == key
+    assert not settings.accept_unsigned
+    assert "kkkk" not in repr(settings) + str(settings)
+
+
+@pytest.mark.parametrize(
+    "key", [SECRET, f"{KEY} {SECRET}", f"{KEY} {KEY} {KEY}", f"{KEY}  {KEY}", 5, SECRET + " " * 40]
+)
+def test_a_key_that_is_too_short_is_refused_without_being_repeated(key: object) -> None:
+    faults = faults_of(redis={"url": "redis://h/0", "sign_key": key})
+
+    assert len(faults) == 1
+    assert faults[0].startswith("[redis] sign_key")
+    assert SECRET not in faults[0]
+    assert "kkkk" not in faults[0]

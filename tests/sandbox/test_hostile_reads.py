@@ -6,6 +6,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from pipeline.errors import PipelineError
 from pipeline.testing import Sandbox, sandbox
 from pipeline.web.request import Request
 
+#: The line 3 of pyDAL writes this as it is, and no database takes it.
+TEXTS = [text for text in HOSTILE_TEXTS if text != "<random>" or find_spec("pydal.ast") is None]
 SECRET = "the-secret-of-the-vault"
 PRICES = ("1.50", "-1.5", "1000", "0")
 
@@ -155,12 +158,16 @@ def check(db: Any, text: str) -> None:
 
 @pytest.mark.parametrize("part", range(4))
 def test_a_hostile_text_is_read_exactly_or_refused(db: Any, part: int) -> None:
-    for text in HOSTILE_TEXTS[part::4]:
+    for text in TEXTS[part::4]:
         check(db, text)
 
 
 @settings(max_examples=examples(60), deadline=None)
-@given(text=st.lists(st.one_of(st.sampled_from(HOSTILE_TEXTS), st.text(max_size=8)), max_size=3).map("".join))
+@given(
+    text=st.lists(
+        st.one_of(st.sampled_from([text for text in TEXTS if len(text) < 200]), st.text(max_size=8)), max_size=3
+    ).map("".join)
+)
 def test_any_text_is_read_exactly_or_refused(db: Any, text: str) -> None:
     check(db, text)
 
@@ -172,6 +179,8 @@ def test_any_text_is_read_exactly_or_refused(db: Any, text: str) -> None:
     "order", ["item.name", "name DESC, item.owner", '"item"."name" desc', "<random>", "`name`", "item.price, item.id"]
 )
 def test_columns_by_their_names_order_a_read_as_in_pydal(box: Sandbox, db: Any, order: str) -> None:
+    if order == "<random>" and order not in TEXTS:
+        pytest.skip("the line 3 of pyDAL has no random order")
     with pipeline.read(db.item, 1) as node:
         assert found(node(db.item.owner == 1).select(orderby=order))
 
@@ -232,7 +241,7 @@ ATTACHED: dict[str, tuple[Callable[[Any, str], Any], Callable[[str], Answer]]] =
 
 
 def test_an_attached_table_is_read_exactly_or_the_text_is_refused(own: Any) -> None:
-    for text in HOSTILE_TEXTS:
+    for text in TEXTS:
         for way, (read, may_show) in ATTACHED.items():
             try:
                 answer = read(own, text)

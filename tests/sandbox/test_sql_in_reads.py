@@ -154,17 +154,23 @@ def asked(db: Any, field: Any, place: str, text: str) -> str | None:
     return written(lambda: db(VALUES[place](field, text))._select(db.item.id))
 
 
-@pytest.fixture(scope="module")
-def shapes(db: Any) -> dict[tuple[str, str], set[str | None]]:
+class Shapes(dict[tuple[str, str], set[str | None]]):
     """What a statement looks like with harmless values, for each column and place."""
-    return {
-        (field.name, place): {asked(db, field, place, one) for one in ("1", "", "a", "2024-02-29")}
+
+    def __repr__(self) -> str:  # hypothesis prints what a test is given
+        return f"<{len(self)} shapes>"
+
+
+@pytest.fixture(scope="module")
+def shapes(db: Any) -> Shapes:
+    return Shapes(
+        ((field.name, place), {asked(db, field, place, one) for one in ("1", "", "a", "2024-02-29")})
         for field in db.item
         for place in VALUES
-    }
+    )
 
 
-def check_values(db: Any, shapes: dict[tuple[str, str], set[str | None]], text: str, turn: int) -> None:
+def check_values(db: Any, shapes: Shapes, text: str, turn: int) -> None:
     """Write the text in every place, each with another column: by *turn* they meet."""
     fields = list(db.item)
     for at, place in enumerate(VALUES):
@@ -189,17 +195,19 @@ def check_texts(db: Any, text: str) -> None:
             assert re.fullmatch(r"[\w\s.,()*\"`]*|<random>", text), (name, text)
 
 
-def test_a_hostile_text_stays_a_value_of_its_statement(db: Any, shapes: Any) -> None:
+def test_a_hostile_text_stays_a_value_of_its_statement(db: Any, shapes: Shapes) -> None:
     for turn, text in enumerate(HOSTILE_TEXTS):
         check_values(db, shapes, text, turn)
         check_texts(db, text)
 
 
-PARTS = st.lists(st.one_of(st.sampled_from(HOSTILE_TEXTS), st.text(max_size=8)), min_size=1, max_size=3).map("".join)
+#: Not the long ones: hypothesis prints what fails.
+SHORT = [text for text in HOSTILE_TEXTS if len(text) < 200]
+PARTS = st.lists(st.one_of(st.sampled_from(SHORT), st.text(max_size=8)), min_size=1, max_size=3).map("".join)
 
 
 @settings(max_examples=examples(500), deadline=None)
 @given(text=PARTS, turn=st.integers(0, 40))
-def test_any_text_stays_a_value_of_its_statement(db: Any, shapes: Any, text: str, turn: int) -> None:
+def test_any_text_stays_a_value_of_its_statement(db: Any, shapes: Shapes, text: str, turn: int) -> None:
     check_values(db, shapes, text, turn)
     check_texts(db, text)

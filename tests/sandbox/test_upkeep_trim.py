@@ -127,3 +127,28 @@ def test_a_shard_that_is_away_stops_no_trimming_but_that_of_reference_tables(
 
 def away(shard: str) -> Any:
     raise ShardUnavailable(shard, "it is away")
+
+
+def test_what_was_refused_long_ago_and_holds_no_row_is_given_up_and_what_holds_one_stays():
+    rules = {"shard_key": "owner", "unique": [["owner", "name"]]}
+    tables = {"loose": {**rules, "on_reject": "skip"}, "held": rules}
+    db = DAL("sqlite:memory", bigint_id=True)
+    for name in tables:
+        db.define_table(name, Field("owner", "integer"), Field("name"))
+    with sandbox(tables, shards=1) as box:
+        box.client.define_tables(db)
+        made = {name: [box.client.enqueue_insert(db[name], owner=7, name="x") for _ in range(2)] for name in tables}
+        box.drain()
+        refused = {name: receipts[1] for name, receipts in made.items()}
+        later = box.client.enqueue_update(db.held.id == refused["held"].id, name="y")
+        box.drain()
+        session = box.client.nodes.primary("s0")
+
+        for days in (89, 2):  # 91 in all
+            trim(box.client, "s0")
+            assert [one.status() for one in (*refused.values(), later)] == ["rejected", "rejected", "parked"]
+            session.execute(f"UPDATE pipeline_rejects SET changed_ms = changed_ms - {days * 86_400_000}")
+            session.db.commit()
+        trim(box.client, "s0")
+
+        assert [one.status() for one in (*refused.values(), later)] == ["dropped", "rejected", "parked"]

@@ -5,7 +5,6 @@ All servers are asked side by side. A dead one costs the time-out once, and the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +24,7 @@ from pipeline.oplog.doorbell import Bell
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.rehearsal import rehearse
 from pipeline.oplog.redis.server_info import ANSWER_S, Health, health_of
+from pipeline.reads.health.report import unfit_of
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records.own_tables import own_tables
 from pipeline.shard.survey import Survey, survey
@@ -64,10 +64,10 @@ class Evidence:
     broker: Health | PipelineError
     schemas: tuple[TableSchema, ...]
     refusal: str
-    untrimmed: str
     listened: set[str] | None
     nodes: dict[str, Survey | PipelineError]
     primary_of: dict[str, str]
+    untrimmed: str = ""
     unfit: Mapping[str, str] = field(default_factory=dict)
     epochs: Mapping[str, int] = field(default_factory=dict)
     uwsgi: tuple[str, ...] = ()
@@ -157,7 +157,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
 
 
 def _misfits(settings: Settings, topology: Topology) -> tuple[str, ...]:
-    log, nodes = RedisLog(settings.redis.url, prefix=settings.redis.prefix, read_s=ANSWER_S), Nodes(settings)
+    log, nodes = RedisLog.of(settings.redis, read_s=ANSWER_S), Nodes(settings)
     try:
         return tuple(misfits_of(log, nodes, topology))
     finally:
@@ -175,13 +175,13 @@ def _op_faults(settings: Settings, max_age_s: float) -> tuple[OpFault, ...]:
 
 def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, str, dict[str, str], dict[str, int]]:
     health = health_of(settings.redis.url)
-    log = RedisLog(settings.redis.url, prefix=settings.redis.prefix, read_s=ANSWER_S)
+    log = RedisLog.of(settings.redis, read_s=ANSWER_S)
     try:
         refusal = _refusal(settings, log)
         if refusal:
             return health, (), refusal, "", {}, {}
         schemas = tuple(TableSchema.from_json(text) for _, text in sorted(log.newest_schemas().items()))
-        unfit = {node: why for text in log.unfit().values() for node, why in json.loads(text).items()}
+        unfit = {node: why for text in log.unfit().values() for node, why in unfit_of(text).items()}
         told = {shard: log.epoch(shard) for shard in settings.shards}
         return (
             health,

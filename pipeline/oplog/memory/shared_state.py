@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pipeline import clock
 from pipeline.model.ids import SPAN, Given, counter_at
+from pipeline.oplog.appends import Scope
 from pipeline.oplog.memory.server import MemoryServer, Timed
 from pipeline.oplog.waits import ALIVE, Note, Noted
 
@@ -40,6 +41,9 @@ class MemorySharedState(MemoryServer):
                 return Given(span, now // SPAN, None)
             server.ids |= {bucket: start + wanted[bucket] for bucket, start in starts.items()}
             return Given(span, now // SPAN, starts)
+
+    def mend(self, scope: Scope, buckets: Iterable[int], leases: Iterable[str], *, delete: bool) -> list[str]:
+        return []
 
     def set_full(self, reason: str | None, for_ms: int = 5000) -> None:
         with self._lock:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from ssl import CERT_NONE, CERT_REQUIRED
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
@@ -17,13 +17,19 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from pipeline.config.address import TLS, Address, parse
+from pipeline.config.settings import RedisSettings
 from pipeline.errors import LogUnavailable, PipelineFull
-from pipeline.model.op import TOO_LARGE, Entry, Position
+from pipeline.model.op import FORGED, TOO_LARGE, Entry, Position
 from pipeline.oplog.redis.keys import Keys
+from pipeline.oplog.redis.signature import has_signature, keys_of, place, verified
 from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
 
 #: A socket may idle this long behind a firewall before the next use checks it, s.
 HEALTH_CHECK_S = 30
+#: Digits of a number of ours at most: it is below 2**63. What has more was put there by somebody else.
+MOST_DIGITS = 19
+#: A reason why nothing is taken is shorter, characters.
+MOST_REASON = 300
 
 
 def connect(url: str, *, read_s: float, connect_s: float) -> redis.Redis:
@@ -156,6 +162,8 @@ class RedisServer:
         read_s: the longest that any other call may take.
         wait_budgets: of the callers, if there is a spool: they also end what a web request needs beside appends, which
             is schemas, ids and epochs.
+        sign_key: as in the settings; signs ops and definitions, and tells those of others.
+        accept_unsigned: whether what has no signature is taken all the same.
     """
 
     def __init__(
@@ -166,8 +174,11 @@ class RedisServer:
         timeout_s: float = 0.25,
         read_s: float = 5.0,
         wait_budgets: WaitBudgets | None = None,
+        sign_key: str = "",
+        accept_unsigned: bool = False,
     ):
         self.keys = Keys(prefix)
+        self._sign_keys, self._unsigned = keys_of(sign_key, prefix), accept_unsigned
         self._client = connect(url, read_s=read_s, connect_s=min(read_s, 2.0))
         # raw replies: the driver would make a dict of every entry
         for command in ("XRANGE", "XREVRANGE"):
@@ -178,6 +189,17 @@ class RedisServer:
         self._quick = connect(url, read_s=self._reply_s, connect_s=timeout_s * 0.2)
         self._lines = self._quick.connection_pool
         self._wait_budgets = wait_budgets
+
+    @classmethod
+    def of(cls, redis: RedisSettings, **times: Any) -> Self:
+        """Return the server that a deployment's settings name.
+
+        Args:
+            redis: the settings.
+            times: as for the class.
+        """
+        key, lenient = redis.sign_key, redis.accept_unsigned
+        return cls(redis.url, prefix=redis.prefix, sign_key=key, accept_unsigned=lenient, **times)
 
     def close(self) -> None:
         """Close all connections."""
@@ -212,7 +234,41 @@ def text_of(value: Any) -> str:
     Args:
         value: the reply.
     """
-    return value.decode() if isinstance(value, bytes) else value or ""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value or ""
+
+
+def numbers_of(text: str, separator: str, count: int) -> tuple[int, ...] | None:
+    """Return whole numbers that a key of ours keeps as text; None where anybody else has put something there.
+
+    Args:
+        text: the value.
+        separator: stands between the numbers.
+        count: how many there are.
+    """
+    parts = text.split(separator)
+    fit = len(parts) == count and all(
+        part.isascii() and part.isdecimal() and len(part) <= MOST_DIGITS for part in parts
+    )
+    return tuple(map(int, parts)) if fit else None
+
+
+def by_bucket(found: Mapping[Any, Any]) -> dict[int, str]:
+    """Return a hash as texts by bucket, without fields that are no bucket.
+
+    Args:
+        found: the reply.
+    """
+    return {int(key): text for key, text in hash_of(found).items() if numbers_of(key, " ", 1)}
+
+
+def position_or_none(text: str) -> Position | None:
+    """Return a position that a key of ours keeps as text; None where anybody else has put something there.
+
+    Args:
+        text: the value.
+    """
+    numbers = numbers_of(text.replace("--1", "-0", 1), "-", 2)
+    return Position.parse(text) if numbers else None
 
 
 def hash_of(found: Mapping[Any, Any]) -> dict[str, str]:
@@ -243,12 +299,14 @@ def position_of(id: Any) -> Position:
     return Position.parse(text_of(id))
 
 
-def entries_of(bucket: int, reply: Any) -> list[Entry]:
+def entries_of(bucket: int, reply: Any, keys: Sequence[bytes] = (), *, unsigned: bool = False) -> list[Entry]:
     """Return what XRANGE found.
 
     Args:
         bucket: the log's bucket.
         reply: of XRANGE.
+        keys: of the deployment, see `signature`; none: ops need no signature.
+        unsigned: whether an op needs none all the same.
     """
     entries = []
     for id, fields in reply:
@@ -261,6 +319,11 @@ def entries_of(bucket: int, reply: Any) -> list[Entry]:
             sender = number = 0
         if not (0 < sender < TOO_LARGE and 0 < number < TOO_LARGE):
             sender, number, payload = 0, 0, _strange(fields)
+        elif keys or has_signature(payload):
+            text = verified(keys, place(bucket, sender, number), payload, unsigned=unsigned)
+            if text is None:
+                sender, number, text = 0, FORGED, _strange(fields)
+            payload = text
         entries.append(Entry(bucket, position, sender, number, payload))
     return entries
 

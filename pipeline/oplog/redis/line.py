@@ -24,8 +24,9 @@ from pipeline.oplog.appends import (
     claimed_id,
     is_receipt,
 )
-from pipeline.oplog.redis.connection import script, translated
+from pipeline.oplog.redis.connection import MOST_REASON, script, translated
 from pipeline.oplog.redis.keys import Keys
+from pipeline.oplog.redis.signature import place, signed
 from pipeline.oplog.redis.wire import Wire
 from pipeline.oplog.ttls import BELL_MS, BIG_TTL_MS, IDEMPOTENCY_TTL_MS, PRODUCER_TTL_MS, ROOM_MS
 from pipeline.wait_budget import COLD_S, WaitBudgets, WaitBudgetSpent
@@ -49,10 +50,19 @@ class RedisLine:
         pool: makes the connections.
         reply_s: how long the pool's connections wait for a reply.
         wait_budgets: None: no caller leaves earlier than the connection's own time-outs.
+        sign_keys: sign each op; none: ops are not signed.
     """
 
-    def __init__(self, keys: Keys, pool: Any, reply_s: float = 0, wait_budgets: WaitBudgets | None = None):
+    def __init__(
+        self,
+        keys: Keys,
+        pool: Any,
+        reply_s: float = 0,
+        wait_budgets: WaitBudgets | None = None,
+        sign_keys: Sequence[bytes] = (),
+    ):
         self._keys, self._pool, self._reply_s, self._wait_budgets = keys, pool, reply_s, wait_budgets
+        self._sign_keys = sign_keys
         self._wire: Wire | None = None
         self._renew_at = 0.0
         self._heads: dict[tuple[str, int], list[str]] = {}
@@ -80,13 +90,14 @@ class RedisLine:
         if at != epoch or whose != producer:
             head = self._head_of_one(scope, epoch, producer, bucket)
         number = b"%d" % seq
-        packed = b"%b%d\r\n%b\r\n$%d\r\n%b\r\n" % (head, len(number), number, len(payload), payload)
+        value = signed(self._sign_keys, place(bucket, producer, seq), payload) if self._sign_keys else payload
+        packed = b"%b%d\r\n%b\r\n$%d\r\n%b\r\n" % (head, len(number), number, len(value), value)
         try:  # as `_asked`, but for what does not happen
             words = self.ask(packed).split()
         except (redis.exceptions.RedisError, OSError) as error:
-            words = self._asked_again((*self._one(scope, epoch, producer, bucket), seq, payload), error).split()
+            words = self._asked_again((*self._one(scope, epoch, producer, bucket), seq, value), error).split()
         if words[0] == b"full":
-            raise PipelineFull(b" ".join(words[1:]).decode())
+            raise PipelineFull(b" ".join(words[1:]).decode(errors="replace")[:MOST_REASON])
         if words[0] == b"room":
             return self._one_by_append(scope, epoch, producer, bucket, seq, payload)
         return (Position(int(words[1]), int(words[2])), words[0] == b"1") if words[0] != b"no" else None
@@ -162,6 +173,8 @@ class RedisLine:
         rest: list[Any] = []
         biggest = 0
         for bucket, first, payloads in appends:
+            if signs := self._sign_keys:
+                payloads = [signed(signs, place(bucket, producer, first + n), p) for n, p in enumerate(payloads)]
             names.append(keys.log(bucket))
             rest += (bucket, first, len(payloads), *payloads)
             biggest = max(biggest, *map(len, payloads)) if len(payloads) > 1 else max(biggest, len(payloads[0]))
@@ -301,11 +314,11 @@ class _Answer(NamedTuple):
 
 
 def _read_reply(text: bytes | str, scope: Scope) -> Appended:
-    words = (text.decode() if isinstance(text, bytes) else text).split(" ")
+    words = (text.decode(errors="replace") if isinstance(text, bytes) else text).split(" ")
     if words[0] == "epoch":
         raise EpochStale
     if words[0] == "full":
-        raise PipelineFull(" ".join(words[1:]))
+        raise PipelineFull(" ".join(words[1:])[:MOST_REASON])
     if words[0] == "claimed":
         claim = " ".join(words[1:])
         if is_receipt(claim):

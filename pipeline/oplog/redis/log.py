@@ -7,21 +7,26 @@ a hash of texts by their hashes, and one of hashes by table.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import redis
 
-from pipeline.errors import PipelineFull
+from pipeline.errors import BadOp, LogUnavailable, PipelineFull
 from pipeline.model.op import Entry, Position
-from pipeline.oplog.appends import claimed_id
+from pipeline.model.schema import TableSchema
 from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.redis.connection import (
     RedisServer,
+    by_bucket,
     entries_of,
     hash_of,
+    numbers_of,
     position_of,
+    position_or_none,
     ring_of,
     script,
     text_of,
@@ -29,8 +34,14 @@ from pipeline.oplog.redis.connection import (
 )
 from pipeline.oplog.redis.line import RedisLine
 from pipeline.oplog.redis.shared_state import RedisSharedState, RedisWaits
+from pipeline.oplog.redis.signature import DEFINITION, signed, verified
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, MOST_AHEAD_MS, NOTE_MS
 
+logger = logging.getLogger("pipeline.log")
+#: What an epoch key begins with, as in `raise_epoch.lua`.
+_EPOCH = re.compile(r"\d{1,15} [\w:]{1,60}", re.ASCII)
+#: What a note of past watermarks begins with, see `admin/upkeep`.
+_NOTE = re.compile(r"\d{1,15} .*", re.ASCII | re.DOTALL)
 #: Names of keys in one answer of Redis, which does nothing else meanwhile.
 SCAN = 500
 
@@ -40,15 +51,17 @@ class RedisAppends(RedisServer):
 
     def line(self, *, patient: bool = False) -> RedisLine:
         if patient:
-            return RedisLine(self.keys, self._leisurely)
-        return RedisLine(self.keys, self._lines, self._reply_s, self._wait_budgets)
+            return RedisLine(self.keys, self._leisurely, sign_keys=self._sign_keys)
+        return RedisLine(self.keys, self._lines, self._reply_s, self._wait_budgets, self._sign_keys)
 
     def epoch(self, scope: str) -> tuple[int, bool, str]:
         with translated():
-            given, info = self._soon(lambda redis: (redis.get(self.keys.epoch(scope)), redis.info("replication")))
+            given, info = self._soon(lambda redis: (redis.mget([self.keys.epoch(scope)])[0], redis.info("replication")))
         epoch, given_on, *_ = [*text_of(given).split(" "), "", ""]
         replid: str = info["master_replid"]
-        return int(epoch or 0), given_on == replid, f"{replid} {epoch} {given_on}".rstrip()
+        if not _EPOCH.fullmatch(f"{epoch} {given_on}"):  # nobody of ours has written it: `raise_epoch` replaces it
+            return 0, False, replid
+        return int(epoch), given_on == replid, f"{replid} {epoch} {given_on}"
 
     def raise_epoch(self, scope: str, seen: str, epoch: int) -> bool:
         replid, _, value = seen.partition(" ")
@@ -56,10 +69,12 @@ class RedisAppends(RedisServer):
 
     def deployment(self) -> str:
         with translated():
-            return text_of(self._soon(lambda redis: redis.get(self.keys.deployment)))
+            found: Any = self._soon(lambda redis: redis.mget([self.keys.deployment])[0])
+        return str(found, errors="surrogateescape") if found is not None else ""
 
     def note_deployment(self, seen: str, text: str) -> bool:
-        return bool(self._run("note_deployment", [self.keys.deployment], [seen, text]))
+        known = seen.encode(errors="surrogateescape")  # byte by byte, whatever it is
+        return bool(self._run("note_deployment", [self.keys.deployment], [known, text]))
 
     def audit(self, scope: str, marks: Mapping[int, Position]) -> str:
         words = [word for bucket, (epoch, seq) in marks.items() for word in (bucket, epoch, seq)]
@@ -73,9 +88,10 @@ class RedisAppends(RedisServer):
                 for name in names:
                     pipe.hgetall(name)
                 for name, sent in zip(names, pipe.execute(), strict=True):
-                    words = {int(bucket): text_of(value).split() for bucket, value in sent.items()}
-                    known = {bucket: (int(seq), int(epoch)) for bucket, (seq, epoch, _) in words.items()}
-                    yield int(text_of(name).rpartition(":")[2]), known
+                    words = {b: numbers_of(value, " ", 3) for b, value in by_bucket(sent).items()}
+                    producer = numbers_of(text_of(name).rpartition(":")[2], " ", 1)
+                    if producer:
+                        yield producer[0], {b: (of[0], of[1]) for b, of in words.items() if of}
 
     def claim_key(self, bucket: int, idempotency_key: str, row_id: int) -> int:
         name = self.keys.claim(bucket, idempotency_key)
@@ -87,7 +103,12 @@ class RedisAppends(RedisServer):
                 found = self._soon(lambda redis: redis.get(name))
             if found is None:
                 raise
-        return claimed_id(text_of(found)) or row_id if found is not None else row_id
+        except LogUnavailable as error:
+            if "WRONGTYPE" in str(error):  # no claim of ours; `enqueue.lua` writes over it
+                return row_id
+            raise
+        claimed = numbers_of(text_of(found).rpartition(" ")[2], " ", 1) if found is not None else None
+        return claimed[0] or row_id if claimed and claimed[0] < 2**63 else row_id
 
 
 class RedisEntries(RedisServer):
@@ -97,7 +118,12 @@ class RedisEntries(RedisServer):
         with translated():
             pipe: Any = self._client.pipeline(transaction=False)
             replies = self._ranges(pipe, after, count).execute()
-        return {bucket: entries_of(bucket, reply) for bucket, reply in zip(after, replies, strict=True)}
+        return self._entries(after, replies)
+
+    def _entries(self, buckets: Iterable[int], replies: Iterable[Any]) -> dict[int, list[Entry]]:
+        keys, unsigned = self._sign_keys, self._unsigned
+        pairs = zip(buckets, replies, strict=True)
+        return {bucket: entries_of(bucket, reply, keys, unsigned=unsigned) for bucket, reply in pairs}
 
     def _ranges(self, pipe: Any, after: Mapping[int, Position], count: Mapping[int, int]) -> Any:
         for bucket, (epoch, seq) in after.items():
@@ -143,7 +169,8 @@ class RedisEntries(RedisServer):
 
         def publish(redis: redis.Redis) -> None:
             pipe = redis.pipeline()
-            pipe.hset(self.keys.schemas, mapping={hash: text for _, hash, text in found})
+            texts: Any = {hash: signed(self._sign_keys, DEFINITION, text.encode()) for _, hash, text in found}
+            pipe.hset(self.keys.schemas, mapping=texts)
             pipe.hset(self.keys.newest_schemas, mapping={name: hash for name, hash, _ in found})
             pipe.execute()
 
@@ -156,30 +183,44 @@ class RedisEntries(RedisServer):
 
     def schema(self, hash: str) -> str | None:
         with translated():
-            found = self._soon(lambda redis: redis.hget(self.keys.schemas, hash))
-        return text_of(found) if found is not None else None
+            found: Any = self._soon(lambda redis: redis.hget(self.keys.schemas, hash))
+        return self._definition(found)
+
+    def _definition(self, found: bytes | None) -> str | None:
+        """Return the text of a definition, None where there is none of this deployment."""
+        text = verified(self._sign_keys, DEFINITION, found, unsigned=self._unsigned) if found is not None else None
+        return text.decode("utf-8", "replace") if text is not None else None
 
     def newest_schemas(self) -> dict[str, str]:
         with translated():
             names = hash_of(self._client.hgetall(self.keys.newest_schemas))
-            texts = self._client.hmget(self.keys.schemas, list(names.values())) if names else []
-        return {name: text_of(text) for name, text in zip(names, texts, strict=True) if text is not None}
+            texts: Any = self._client.hmget(self.keys.schemas, list(names.values())) if names else []
+        found: dict[str, str] = {}
+        for (name, hash), text in zip(names.items(), map(self._definition, texts), strict=True):
+            if text is not None and (fault := _fault_of(name, hash, text)):
+                logger.warning("the newest definition of %.80r in Redis is passed over: %s", name, fault)
+            elif text is not None:
+                found[name] = text
+        return found
 
     def marks(self, shard: str) -> dict[int, Position]:
         with translated():
             found = hash_of(self._client.hgetall(self.keys.marks(shard)))
-        return {int(bucket): Position.parse(text) for bucket, text in found.items()}
+        marks = {bucket: position_or_none(text) for bucket, text in by_bucket(found).items()}
+        return {bucket: mark for bucket, mark in marks.items() if mark is not None}
 
     def mark(self, shard: str, bucket: int) -> Position | None:
         with translated():
             found = self._client.hget(self.keys.marks(shard), str(bucket))
-        return Position.parse(text_of(found)) if found is not None else None
+        return position_or_none(text_of(found))
 
     def note_marks(self, shard: str, now_ms: int, text: str, *, older_than_ms: int) -> str | None:
         key = self.keys.notes(shard)
         with translated():
-            notes = [text_of(note).partition(" ") for note in self._client.lrange(key, 0, -1)]
-        if notes and int(notes[0][0]) - now_ms > NOTE_MS:  # of before the clock was set back: its age is not known
+            found = [text_of(note) for note in self._client.lrange(key, 0, -1)]
+        notes = [note.partition(" ") for note in found if _NOTE.fullmatch(note)]
+        # of before the clock was set back, so that its age is not known; or put there by somebody else
+        if len(notes) != len(found) or (notes and int(notes[0][0]) - now_ms > NOTE_MS):
             self._despite_oom("DEL", key)
             notes = []
         if not notes or now_ms - int(notes[0][0]) >= NOTE_MS:
@@ -205,7 +246,8 @@ class RedisWork(RedisEntries):
 
     def due(self, shard: str, limit: int) -> dict[int, int]:
         flat = self._run("due", [self.keys.dirty(shard), self.keys.bell(shard)], [limit, self.keys.bigs])
-        return {int(flat[i]): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+        due = {text_of(flat[i]): numbers_of(text_of(flat[i + 1]), " ", 1) for i in range(0, len(flat), 2)}
+        return {int(bucket): size[0] if size else 0 for bucket, size in due.items()}
 
     def sizes(self, after: Mapping[int, Position], count: int, most_bytes: int) -> dict[int, list[int]]:
         begins = [f"{epoch}-{seq + 1}" for epoch, seq in after.values()]
@@ -243,12 +285,11 @@ class RedisWork(RedisEntries):
             except redis.exceptions.NoScriptError:
                 kept = self.note_attempts(shard, notes, anew=anew)
                 return self.read(after, count), kept
-        found = {bucket: entries_of(bucket, reply) for bucket, reply in zip(after, replies, strict=True)}
-        return found, _notes_of(earlier)
+        return self._entries(after, replies), _notes_of(earlier)
 
     def attempts(self, shard: str) -> dict[int, str]:
         with translated():
-            return {int(b): note for b, note in hash_of(self._client.hgetall(self.keys.attempts(shard))).items()}
+            return by_bucket(self._client.hgetall(self.keys.attempts(shard)))
 
     def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
         keys = [self.keys.dirty(shard), self.keys.bell(shard), self.keys.room, self.keys.full]
@@ -277,6 +318,15 @@ class RedisLog(RedisAppends, RedisWork, RedisWaits, RedisSharedState):
 
     The roles inherit so that their methods are the log's own, as the contract wants them; none overrides another's.
     """
+
+
+def _fault_of(name: str, hash: str, text: str) -> str:
+    """Return what is wrong with a published definition, or the empty text: others may write to Redis."""
+    try:
+        schema = TableSchema.from_json(text, hash)
+    except BadOp as error:
+        return str(error)
+    return "" if schema.name == name else f"it is of the table {schema.name!r}"
 
 
 def _noting(notes: Mapping[int, str], *, anew: bool) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import redis
@@ -10,10 +10,31 @@ import redis
 from pipeline import clock
 from pipeline.errors import LogUnavailable
 from pipeline.model.ids import EPOCH_MS, PER_MS, SPAN, Given, counter_at
-from pipeline.oplog.redis.connection import RedisServer, hash_of, text_of, translated
+from pipeline.oplog.appends import Scope
+from pipeline.oplog.redis.connection import (
+    MOST_REASON,
+    RedisServer,
+    by_bucket,
+    hash_of,
+    numbers_of,
+    text_of,
+    translated,
+)
 from pipeline.oplog.redis.server_info import setting
 from pipeline.oplog.ttls import READS_MS
 from pipeline.oplog.waits import ALIVE, Note, Noted
+
+#: A secret of ours is as long at least, and as `MOST_REASON` at most, bytes.
+LEAST_SECRET = 16
+#: Bytes of a text, or fields of a hash, that none of ours has.
+MOST_OURS = 1_000_000
+#: Types of the keys of a deployment, of a shard, and of a bucket, by their names in `Keys`; see `mend.lua`.
+_TYPES = {"schemas": "hash", "newest_schemas": "hash", "ids": "hash", "full": "string!", "room": "string!"}
+_TYPES |= {"reads": "hash", "unfit": "hash", "seen": "hash", "health": "hash!"}
+_TYPES |= {"deployment": "string", "secret": "string"}
+_OF_SHARD = {"epoch": "string", "dirty": "zset", "bell": "string!", "marks": "hash", "attempts": "hash"}
+_OF_SHARD |= {"notes": "list", "waits": "hash!"}
+_OF_BUCKET = {"log": "stream"}
 
 
 class RedisSharedState(RedisServer):
@@ -45,6 +66,15 @@ class RedisSharedState(RedisServer):
             span, due, *starts = self._soon(ask)
         return Given(span, due, dict(zip(wanted, starts, strict=True)) if len(starts) == len(wanted) else None)
 
+    def mend(self, scope: Scope, buckets: Iterable[int], leases: Iterable[str], *, delete: bool) -> list[str]:
+        keys = self.keys
+        types = {getattr(keys, name): kind for name, kind in _TYPES.items()}
+        types |= {getattr(keys, name)(scope.name): kind for name, kind in _OF_SHARD.items()}
+        types |= {getattr(keys, name)(bucket): kind for name, kind in _OF_BUCKET.items() for bucket in buckets}
+        types |= {keys.lease(name): "string!" for name in leases}
+        found = self._run("mend", list(types), [int(delete), MOST_OURS, *types.values()])
+        return [text_of(name) for name in found]
+
     def set_full(self, reason: str | None, for_ms: int = 5000) -> None:
         if reason is None:
             self._despite_oom("DEL", self.keys.full)
@@ -53,8 +83,8 @@ class RedisSharedState(RedisServer):
 
     def full(self) -> str | None:
         with translated():
-            found = self._client.get(self.keys.full)
-        return text_of(found) if found is not None else None
+            found = self._client.mget([self.keys.full])[0]
+        return text_of(found)[:MOST_REASON] if found is not None else None
 
     def memory_share(self) -> float:
         with translated():
@@ -69,11 +99,16 @@ class RedisSharedState(RedisServer):
         def first(redis: redis.Redis) -> Any:
             pipe: Any = redis.pipeline(transaction=False)
             pipe.set(self.keys.secret, proposed, nx=True)
-            pipe.get(self.keys.secret)
-            return pipe.execute()[1]
+            pipe.mget([self.keys.secret])
+            return pipe.execute()[1][0]
 
         with translated():
-            return text_of(self._soon(first))
+            found = self._soon(first)
+        if found is None or not LEAST_SECRET <= len(found) <= MOST_REASON:  # nobody of ours has written it
+            self._run("note_deployment", [self.keys.secret], [found or "", proposed])
+            with translated():
+                found = self._soon(first)
+        return text_of(found)
 
     def publish_health(self, nodes: Mapping[str, str], for_ms: int) -> None:
         self._run("publish_health", [self.keys.health], [for_ms, *(part for pair in nodes.items() for part in pair)])
@@ -82,12 +117,15 @@ class RedisSharedState(RedisServer):
         with translated():
             found, time = self._exchanged(counted)
         reports = {node: text.partition(" ") for node, text in hash_of(found).items()}
+        stamped = {node: (numbers_of(at, " ", 1), text) for node, (at, _, text) in reports.items()}
         seconds, micros = time
-        return seconds * 1000 + micros // 1000, {node: (int(at), text) for node, (at, _, text) in reports.items()}
+        return seconds * 1000 + micros // 1000, {node: (at[0], text) for node, (at, text) in stamped.items() if at}
 
     def reads(self) -> dict[str, int]:
         with translated():
-            return {what: int(n) for what, n in hash_of(self._client.hgetall(self.keys.reads)).items()}
+            counted = hash_of(self._client.hgetall(self.keys.reads)).items()
+        whole = {what: numbers_of(n, " ", 1) for what, n in counted if what.count(" ") == 2}
+        return {what: n[0] for what, n in whole.items() if n}
 
     def seen(self, node: str) -> str | None:
         with translated():
@@ -135,6 +173,6 @@ class RedisWaits(RedisServer):
             pipe.time()
             alive, found, (seconds, micros) = pipe.execute()
         now_ms = seconds * 1000 + micros // 1000
-        parts = {int(bucket): text.split(" ", 3) for bucket, text in hash_of(found).items()}
-        notes = {b: Note(int(since), text) for b, (ends, since, _, text) in parts.items() if int(ends) > now_ms}
-        return Noted(bool(alive), notes)
+        parts = {bucket: [*text.split(" ", 3), "", "", "", ""] for bucket, text in by_bucket(found).items()}
+        spans = {bucket: numbers_of(f"{ends} {since}", " ", 2) for bucket, (ends, since, *_) in parts.items()}
+        return Noted(bool(alive), {b: Note(at[1], parts[b][3]) for b, at in spans.items() if at and at[0] > now_ms})

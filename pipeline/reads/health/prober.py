@@ -6,7 +6,6 @@ many processes read from it.
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable
@@ -15,7 +14,7 @@ from pipeline import clock
 from pipeline.errors import PipelineError
 from pipeline.oplog.contract import SharedState
 from pipeline.reads.health.probe import NodeProbe
-from pipeline.reads.health.report import Report
+from pipeline.reads.health.report import Report, unfit_of
 from pipeline.reads.health.shard_health import ShardHealth
 from pipeline.shard.nodes import Nodes
 
@@ -96,7 +95,7 @@ class Prober:
         unfit = self._log.unfit()
         for health in self._shards:
             if health.shard in unfit:
-                health.unfit = json.loads(unfit[health.shard])
+                health.unfit = unfit_of(unfit[health.shard])
 
     def close(self) -> None:
         """Close all connections."""

@@ -71,7 +71,11 @@ class Report(msgspec.Struct, frozen=True):
             text: the JSON.
             published_s: when it was published, by this process's steady clock; left out where that does not matter.
         """
-        return msgspec.structs.replace(_decoder.decode(text), published_s=published_s)
+        try:
+            told = _decoder.decode(text)
+        except (msgspec.MsgspecError, UnicodeError):  # no prober has written it: nothing is known
+            told = cls()
+        return msgspec.structs.replace(told, published_s=published_s)
 
     def to_json(self) -> str:
         """Return the report as JSON."""
@@ -119,3 +123,15 @@ _decoder = msgspec.json.Decoder(Report)
 
 #: The report of a node about which nothing is published.
 NO_REPORT = Report()
+
+
+def unfit_of(text: str) -> dict[str, str]:
+    """Return a shard's unfit nodes as upkeep publishes them, each with the reason; none where nobody of ours has.
+
+    Args:
+        text: JSON.
+    """
+    try:
+        return msgspec.json.decode(text, type=dict[str, str])
+    except (msgspec.MsgspecError, UnicodeError):
+        return {}

@@ -223,7 +223,7 @@ def lost(session: NodeSession, ops: Iterable[tuple[int, int, int]]) -> list[tupl
 
 
 def counts(session: NodeSession) -> dict[str, int]:
-    """Return how many ops are rejected, wait behind those, and are lost.
+    """Return how many ops are rejected, wait behind those, and are lost; and how many entries strangers wrote.
 
     Args:
         session: of the node.
@@ -232,7 +232,8 @@ def counts(session: NodeSession) -> dict[str, int]:
     parked = sum(states.get(state, 0) for state in ("parked", "waiting"))
     ranges = session.query("SELECT bucket, epoch, producer, first_seq, last_seq FROM pipeline_lost")
     lost = ops_in(LostRange(*one) for one in ranges)
-    return {"rejected": states.get("rejected", 0), "parked": parked, "lost": lost}
+    forged = int(session.query("SELECT COALESCE(SUM(entries), 0) FROM pipeline_forged")[0][0])
+    return {"rejected": states.get("rejected", 0), "parked": parked, "lost": lost, "forged": forged}
 
 
 def keep_schemas(session: NodeSession, schemas: Mapping[str, tuple[str, str]]) -> None:

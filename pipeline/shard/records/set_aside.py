@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from msgspec import structs
 
 from pipeline.errors import NewerOp, NotAnOp
-from pipeline.model.op import Position, decode, encode
+from pipeline.model.op import FORGED, Entry, Position, decode, encode
 from pipeline.shard.records.ledger import HALTED, HOLDING, Reject, text_literal
 from pipeline.shard.session import NodeSession
 
@@ -36,6 +37,8 @@ _COLUMNS = (
     "bucket, epoch, seq, producer, producer_seq, state, table_name, row_key, code, reason, op, rejected_ms, changed_ms"
 )
 
+#: So much of a forged entry is kept, characters.
+MOST_FORGED = 4_000
 _T = TypeVar("_T")
 
 
@@ -46,10 +49,30 @@ def set_aside(session: NodeSession, ops: Iterable[Reject]) -> None:
         session: inside the apply transaction.
         ops: what is set aside, with reasons.
     """
-    ops = list(ops)
+    every = list(ops)
+    ops = [op for op in every if op.entry.producer_seq != FORGED]
+    if len(ops) < len(every):
+        _count_forged(session, [op.entry for op in every if op.entry.producer_seq == FORGED])
     for values in _statements(session, ops):
         session.execute(f"INSERT INTO pipeline_rejects ({_COLUMNS}) VALUES {', '.join(values)}")
     hold(session, ops)
+
+
+def _count_forged(session: NodeSession, entries: Sequence[Entry]) -> None:
+    """Count entries of strangers, and keep the last of each bucket: whoever makes them makes any number."""
+    buckets = {entry.bucket: entry for entry in entries}
+    which = f"bucket IN ({', '.join(map(str, buckets))})"
+    before = dict(session.rows(f"SELECT bucket, entries FROM pipeline_forged WHERE {which}"))
+    counts = Counter(entry.bucket for entry in entries)
+    rows = [
+        f"({bucket}, {before.get(bucket, 0) + counts[bucket]}, {last.position.epoch}, {last.position.seq},"
+        f" {cut(last.payload.decode(), MOST_FORGED)}, {session.dialect.now_ms})"
+        for bucket, last in buckets.items()
+    ]
+    renewed = session.dialect.on_conflict(["bucket"], ["entries", "epoch", "seq", "entry", "seen_ms"])
+    session.execute(
+        f"INSERT INTO pipeline_forged (bucket, entries, epoch, seq, entry, seen_ms) VALUES {', '.join(rows)}{renewed}"
+    )
 
 
 def hold(session: NodeSession, ops: Iterable[Reject]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from support.sandbox.logs import EPOCH, S0, append, cut, entries, raise_to
 
 from pipeline.model.op import START, Position
+from pipeline.model.schema import Column, TableSchema
 from pipeline.oplog.appends import APPENDED, Line, Placed
 from pipeline.oplog.contract import Log
 from pipeline.oplog.ttls import NOTE_MS
@@ -127,25 +128,31 @@ def test_notes_do_not_pile_up_and_a_text_may_hold_blanks(log: Log):
     assert log.note_marks("s0", 41 * NOTE_MS, "now", older_than_ms=30 * NOTE_MS) is None
 
 
+def published(name: str, *fields: str) -> tuple[str, str, str]:
+    schema = TableSchema(name, (Column("id", "id"), *(Column(field, "integer") for field in fields)))
+    return name, schema.hash, schema.to_json()
+
+
 def test_schemas_are_found_by_hash_and_the_newest_by_table(log: Log):
-    log.publish_schemas([("purchase", "h1", '{"v": 1}')])
-    log.publish_schemas([("purchase", "h2", '{"v": "é"}'), ("person", "h3", "{}")])
+    older, newer, other = published("purchase"), published("purchase", "é"), published("person")
+    log.publish_schemas([older])
+    log.publish_schemas([newer, other])
     log.publish_schemas([])
 
-    assert log.schema("h1") == '{"v": 1}'
-    assert log.schema("h2") == '{"v": "é"}'
+    assert {hash: log.schema(hash) for _, hash, _ in (older, newer)} == {hash: text for _, hash, text in (older, newer)}
     assert log.schema("h4") is None
-    assert log.newest_schemas() == {"purchase": '{"v": "é"}', "person": "{}"}
+    assert log.newest_schemas() == {"purchase": newer[2], "person": other[2]}
 
 
 def test_a_schema_that_is_withdrawn_is_no_longer_the_newest_but_ops_that_name_it_are_understood(log: Log):
-    log.publish_schemas([("purchase", "h1", "{}"), ("person", "h3", "{}")])
+    purchase, person = published("purchase"), published("person")
+    log.publish_schemas([purchase, person])
 
     log.withdraw_schema("purchase")
     log.withdraw_schema("nobody")
 
-    assert log.newest_schemas() == {"person": "{}"}
-    assert log.schema("h1") == "{}"
+    assert log.newest_schemas() == {"person": person[2]}
+    assert log.schema(purchase[1]) == purchase[2]
 
 
 def test_there_are_no_schemas_at_first(log: Log):

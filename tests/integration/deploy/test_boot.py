@@ -218,7 +218,7 @@ def redis_answering_nobody(deployed: Deployment) -> Iterator[None]:
 
 
 NEIGHBOURLY = (
-    "FLUSHALL", "FLUSHDB", "KEYS *", "CONFIG GET *", "CONFIG SET maxmemory 1", "SHUTDOWN NOSAVE", 
+    "FLUSHALL", "FLUSHDB", "KEYS *", "CONFIG GET *", "CONFIG SET maxmemory 1", "SHUTDOWN NOSAVE",
     "GET other:x", "SET other:x 1", "SET pl 1", "SET plx:y 1", "DEL celery", "ACL LIST", "MONITOR", "REPLICAOF NO ONE",
     "SCRIPT FLUSH", "FUNCTION FLUSH", "CLIENT KILL TYPE normal", "CLIENT PAUSE 1", "SUBSCRIBE x", "PUBLISH x y", "SAVE",
     "BGREWRITEAOF", "SWAPDB 0 1", "RANDOMKEY", "MODULE LIST", "SLOWLOG GET", "RENAME pl:a pl:b", "FLUSHALL ASYNC",

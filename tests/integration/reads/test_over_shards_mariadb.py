@@ -9,18 +9,25 @@ from typing import Any, NamedTuple
 
 import pytest
 from pydal import DAL, Field
+from support.hostile import HOSTILE_TEXTS
 from support.oracle import nodes
 from support.servers.rig import Rig
 
 from pipeline.admin.migrate import migrate
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
+from pipeline.errors import BadOp, BadRead
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
 
 pytestmark = pytest.mark.mariadb
 TEXTS = ["", "a", "A", "a ", "ä", "b", "B", "ß", "ss", "Z", "é", None]
-TABLES = {"sale": {"shard_key": "customer"}, "line": {"shard_key": "customer"}, "country": {"reference": True}}
+TABLES = {
+    "sale": {"shard_key": "customer"},
+    "line": {"shard_key": "customer"},
+    "country": {"reference": True},
+    "pref": {"shard_key": "customer", "unique": [["customer", "request_tenant"]]},
+}
 
 
 class Both(NamedTuple):
@@ -29,6 +36,7 @@ class Both(NamedTuple):
     db: Any
     whole: Any
     client: Client
+    drain: Callable[[], None]
 
 
 def define(db: Any) -> Any:
@@ -48,6 +56,9 @@ def define(db: Any) -> Any:
     db.define_table("memo", Field("price", "decimal(10,2)"), Field("weight", "double"), Field("day", "date"))
     db.define_table("feast", Field("n", "integer"), Field("day", "date"))
     db.define_table("country", Field("qty", "integer"))
+    db.define_table(
+        "pref", Field("customer", "integer", notnull=True), Field("n", "integer"), Field("request_tenant", length=20)
+    )
     return db
 
 
@@ -88,11 +99,16 @@ def both(mariadb: Rig) -> Iterator[Both]:
         client.enqueue_insert(db[table], **row)
         whole[table].insert(**row)
     whole.commit()
-    for shard in client.topology.shards:
-        applier = Applier(shard, client.nodes.primary(shard), log, client.settings.apply, tables=client.settings.tables)
-        while applier.apply().left:
-            pass
-    yield Both(db, whole, client)
+
+    def drain() -> None:
+        for shard in client.topology.shards:
+            settings = client.settings
+            applier = Applier(shard, client.nodes.primary(shard), log, settings.apply, tables=settings.tables)
+            while applier.apply().left:
+                pass
+
+    drain()
+    yield Both(db, whole, client, drain)
     whole.close()
     client.close()
     for name in uris:
@@ -185,3 +201,45 @@ def test_days_that_python_has_not_come_first_as_in_one_database(both: Both, mari
 
     assert here == ask(both.whole, lambda q, *fields, **how: both.whole(q).select(*fields, **how))
     assert here[0][:3] == [4, 2, 5]
+
+
+def test_hostile_texts_find_what_they_name_or_are_refused(both: Both) -> None:
+    sale, whole = both.db.sale, both.whole
+    for text in HOSTILE_TEXTS:
+        for make in (
+            lambda table: table.price == text,  # noqa: B023 - called at once
+            lambda table: table.price.belongs([text, "0.25"]),  # noqa: B023
+            lambda table: table.name == text,  # noqa: B023
+            lambda table: (table.id > 0).case("a", "b") == text,  # noqa: B023
+        ):
+            try:
+                found = days(both.client.select(make(sale), sale.day))
+            except BadRead:
+                continue
+            assert found == days(whole(make(whole.sale)).select(whole.sale.day)), text
+            assert len(found) < 48, text
+        if text not in ("", "id", "price", "<random>"):
+            for options in ({"orderby": text}, {"groupby": text}, {"left": text}, {"limitby": (0, text)}):
+                with pytest.raises(BadRead):
+                    both.client.select(sale.customer == 3, **options)
+
+
+def test_an_upsert_of_one_tenant_leaves_the_rows_of_another(both: Both) -> None:
+    pref, client, key = both.db.pref, both.client, ["customer", "request_tenant"]
+    ids = {}
+    for tenant in ("a", "b"):
+        pref.request_tenant.default = tenant
+        ids[tenant] = client.enqueue_insert(pref, customer=1, n=0).id
+    both.drain()
+
+    client.enqueue_upsert(pref, key=key, customer=1, request_tenant="b", n=5)
+    with pytest.raises(BadOp, match="filters hide"):
+        client.enqueue_upsert(pref, key=key, customer=1, request_tenant="a", n=6)
+    with pytest.raises(BadOp, match="leave the id out"):
+        client.enqueue_upsert(pref, key=key, id=ids["a"], customer=1, request_tenant="b", n=7)
+    both.drain()
+
+    seen = [(row.id, row.n) for row in client.select(pref)]
+    pref.request_tenant.default = "a"
+    assert (seen, client.get(pref, ids["a"]).n, client.get(pref, ids["b"])) == ([(ids["b"], 5)], 0, None)
+    pref.request_tenant.default = None

@@ -36,8 +36,8 @@ def form():
 
 def buy():
     session._unlock(response)
-    receipt = pipeline.enqueue_insert(db.purchase, customer=request.args(0, cast=int), item="once", price=1,
-        idempotency_key=request.post_vars.once)
+    bought = dict(customer=request.args(0, cast=int), item="once", price=1)
+    receipt = pipeline.enqueue_insert(db.purchase, bought, idempotency_key=request.post_vars.once)
     redirect(URL("default", "purchase", args=receipt.id))
 """
 #: An application's front end: rows as JSON, and what it sends back as JSON.

@@ -56,6 +56,6 @@ def shop_rig(directory: Path) -> Iterator[ShopRig]:
         rig = ShopRig(shop)
         try:
             yield rig
-            assert rig.tickets() == []
+            assert not (failed := rig.tickets()), "\n".join(failed)
         finally:
             rig.client.close()

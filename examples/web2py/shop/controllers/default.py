@@ -86,10 +86,7 @@ def buy():
     item = {item.name: item for item in _items()}.get(request.post_vars.item) or _not_found()
     receipt = pipeline.enqueue_insert(
         db.purchase,
-        customer=customer,
-        item=item.name,
-        price=item.price,
-        qty=int(request.post_vars.qty or 1),
+        dict(customer=customer, item=item.name, price=item.price, qty=int(request.post_vars.qty or 1)),
         idempotency_key="buy-%s" % once,
     )
     follow("%s bought" % item.name, receipt)

@@ -9,6 +9,13 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local buckets, bigs, reply = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1]), {}, {}
 if #buckets == 0 then return reply end
+for i = #buckets, 1, -1 do
+  if not string.match(buckets[i], '^%d+$') or tonumber(buckets[i]) > 1024 then  -- nobody of ours has added it
+    redis.call('ZREM', KEYS[1], buckets[i])
+    table.remove(buckets, i)
+  end
+end
+if #buckets == 0 then return reply end
 for i, bucket in ipairs(buckets) do bigs[i] = ARGV[2] .. bucket end
 bigs = redis.call('MGET', unpack(bigs))
 for i, bucket in ipairs(buckets) do

@@ -47,8 +47,11 @@ if not full and not head[3] then
 end
 if full then return 'full ' .. full end
 if KEYS[4] ~= KEYS[5] then
-  local claim = call('GET', KEYS[4])
-  if claim and (string.find(claim, ' ', 1, true) or (ARGV[4] ~= '0' and claim ~= ARGV[4])) then
+  local claim = call('MGET', KEYS[4])[1]  -- nothing, where there is no text
+  if claim and (#claim > 100 or string.find(claim, string.rep('%d', 20))) then claim = nil end  -- no numbers of ours
+  local sent = claim and string.match(claim, '^%d+ %d+ %d+ %d+ %d+$')
+  if sent or (claim and ARGV[4] ~= '0' and claim ~= ARGV[4] and string.match(claim, '^%d+$')
+      and (#claim < 19 or (#claim == 19 and claim <= '9223372036854775807'))) then
     return 'claimed ' .. claim
   end
 end
@@ -56,6 +59,10 @@ end
 local function ends(log, bucket, id, behind)
   -- return why the epoch ends, if an entry that was just appended says so; note a log that begins
   if type(id) == 'table' then
+    if string.find(id.err, 'WRONGTYPE', 1, true) then
+      call('DEL', log)
+      return epoch .. ' forgot:' .. bucket
+    end
     local info, top = redis.pcall('XINFO', 'STREAM', log)
     for i = 1, #info do if info[i] == 'last-generated-id' then top = string.match(info[i + 1], '%d+') + 0 end end
     return top and top > epoch + 0 and top < 2 ^ 53 and format('%.0f ahead:%s', top, bucket)
@@ -74,12 +81,11 @@ local reply, wrote, ended
 local key, at = 6 + 2 * shards, 13
 while at <= #ARGV do
   local bucket, first, count = ARGV[at], ARGV[at + 1] + 0, ARGV[at + 2] + 0
-  local seen = call('HGET', KEYS[3], bucket)
-  local last, last_epoch, last_seq, placed = 0, '0', 0, nil
-  if seen then
-    last, last_epoch, last_seq = string.match(seen, '(%d+) (%d+) (%d+)')
-    last = last + 0
-  end
+  local seen = redis.pcall('HGET', KEYS[3], bucket)
+  if type(seen) == 'table' then call('DEL', KEYS[3]) end  -- no producer of ours
+  local last, last_epoch, last_seq = string.match(type(seen) == 'string' and seen or '', '^(%d+) (%d+) (%d+)$')
+  local placed
+  last, last_epoch, last_seq = (last or 0) + 0, last_epoch or '0', last_seq or 0
   if first + count - 1 <= last and last_epoch == epoch then
     placed = '1 ' .. last_epoch .. ' ' .. format('%d', last_seq - (last - first))
   elseif first > last + 1 or (first <= last and last_epoch == epoch) then
@@ -95,7 +101,7 @@ while at <= #ARGV do
     local seq = string.sub(id, #epoch + 2)
     call('HSET', KEYS[3], bucket, format('%d ', first + count - 1) .. epoch .. ' ' .. seq)
     if big > 0 then
-      local largest = math.max(big, tonumber(call('GET', ARGV[6] .. bucket) or 0))
+      local largest = math.max(big, tonumber(call('MGET', ARGV[6] .. bucket)[1] or 0) or 0)
       call('SET', ARGV[6] .. bucket, format('%d', largest), 'PX', ARGV[10])
     end
     if KEYS[4] ~= KEYS[5] then
@@ -118,7 +124,10 @@ else
   local now, dirty = time[1] * 1000 + math.floor(time[2] / 1000), {}
   for i, bucket in ipairs(wrote) do dirty[2 * i - 1], dirty[2 * i] = now, bucket end
   for shard = 0, shards - 1 do
-    call('ZADD', KEYS[6 + 2 * shard], 'NX', unpack(dirty))
+    if type(redis.pcall('ZADD', KEYS[6 + 2 * shard], 'NX', unpack(dirty))) == 'table' then
+      call('DEL', KEYS[6 + 2 * shard])  -- no dirty set of ours
+      call('ZADD', KEYS[6 + 2 * shard], 'NX', unpack(dirty))
+    end
     bits = bits .. (not ended and call('SET', KEYS[7 + 2 * shard], '1', 'NX', 'PX', ARGV[8]) and '1' or '0')
   end
 end

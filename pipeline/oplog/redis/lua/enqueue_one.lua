@@ -19,9 +19,10 @@ end
 if head[2] then return 'full ' .. head[2] end
 if not head[4] then return 'room' end
 
-local seen, behind = call('HGET', KEYS[3], bucket), -1
+local seen, behind = redis.pcall('HGET', KEYS[3], bucket), -1
 if seen then
-  local last, last_epoch, last_seq = string.match(seen, '(%d+) (%d+) (%d+)')
+  local last, last_epoch, last_seq = string.match(type(seen) == 'string' and seen or '', '^(%d+) (%d+) (%d+)$')
+  if not last then return 'no' end
   if last_epoch == epoch then
     if last == seq then return '0 ' .. last_epoch .. ' ' .. last_seq end
     behind = last_seq + 0
@@ -46,6 +47,10 @@ if at == '0' or at + 0 <= behind then
 end
 call('HSET', KEYS[3], bucket, seq .. ' ' .. epoch .. ' ' .. at)
 local time = call('TIME')
-call('ZADD', KEYS[4], 'NX', time[1] * 1000 + math.floor(time[2] / 1000), bucket)
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if type(redis.pcall('ZADD', KEYS[4], 'NX', now, bucket)) == 'table' then
+  call('DEL', KEYS[4])  -- no dirty set of ours
+  call('ZADD', KEYS[4], 'NX', now, bucket)
+end
 local ring = not head[3] and call('SET', KEYS[5], '1', 'NX', 'PX', ARGV[4])
 return (ring and '1 ' or '0 ') .. epoch .. ' ' .. at

@@ -10,6 +10,7 @@ local call, size, replies = redis.call, ARGV[3] + 0, {}
 local span, given_on = string.match(call('HGET', KEYS[1], ARGV[1]) or '', '(%d+) (%x+)')
 local replid = string.match(call('INFO', 'replication'), 'master_replid:(%x+)')
 span = tonumber(span or 0)
+if span >= 2 ^ 31 then span, given_on = 0, nil end  -- nobody of ours has written it
 if ARGV[2] + 0 > span then
   span, given_on = ARGV[2] + 0, replid
   call('HSET', KEYS[1], ARGV[1], string.format('%d %s', span, replid))
@@ -24,7 +25,13 @@ for i = 7, #ARGV, 2 do buckets[#buckets + 1] = ARGV[i] end
 if #buckets == 0 then return replies end
 local nexts = call('HMGET', KEYS[1], unpack(buckets))
 for i, bucket in ipairs(buckets) do
-  local count, from = ARGV[6 + 2 * i] + 0, math.max(tonumber(nexts[i] or 0), span * size)
+  local next = tonumber(nexts[i] or 0) or -1
+  if next < 0 or next >= 2 ^ 53 then
+    -- nobody of ours has written it, so what was given is not known: the shard's database gives a new span
+    call('HDEL', KEYS[1], bucket, ARGV[1])
+    return { replies[1], replies[2] }
+  end
+  local count, from = ARGV[6 + 2 * i] + 0, math.max(next, span * size)
   local start = math.max(from, now)
   if start + count > (span + 1) * size then start = from end
   if start + count > (span + 1) * size then return { replies[1], replies[2] } end

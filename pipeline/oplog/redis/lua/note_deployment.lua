@@ -4,6 +4,6 @@
 -- KEYS  1 deployment   string  the fingerprint as JSON
 -- ARGV  1 the text seen ('' for none)  2 the new text
 -- Returns 1 if noted, 0 if the caller must read it again.
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+if (redis.call('MGET', KEYS[1])[1] or '') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
 return 1

@@ -11,7 +11,7 @@ for i = 2, #ARGV, 3 do
   if old then
     local ends, began, before = string.match(old, '^(%d+) (%d+) (%S+) ')
     -- what ends later than it could was noted before the clock was set back
-    local left = ends - now
+    local left = (ends or now) - now
     if before == cause and left > 0 and left <= tonumber(ARGV[1]) then since = math.min(began + 0, now) end
   end
   redis.call('HSET', KEYS[1], ARGV[i], string.format('%d %d %s %s', now + ARGV[1], since, cause, ARGV[i + 2]))

@@ -5,7 +5,9 @@
 -- ARGV  1 the first two words of the value seen ('' for none)  2 new epoch  3 master_replid seen
 -- Returns 1 if set, 0 if the caller must read it again.
 local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
-local value = string.match(redis.call('GET', KEYS[1]) or '', '^%S+ %S+') or ''
+local number, given_on = string.match(redis.call('MGET', KEYS[1])[1] or '', '^(%d+) (%S+)')
+local ours = number and #number <= 15 and #given_on <= 60 and string.match(given_on, '^[%w_:]+$')
+local value = ours and number .. ' ' .. given_on or ''
 if replid ~= ARGV[3] or value ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2] .. ' ' .. replid .. ' ')
 return 1

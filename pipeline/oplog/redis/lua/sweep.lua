@@ -9,7 +9,8 @@
 local time = redis.call('TIME')
 local now, most = time[1] * 1000 + math.floor(time[2] / 1000), tonumber(ARGV[3])
 for i = 2, 4 do
-  if redis.call('PTTL', KEYS[i]) > most then redis.call('DEL', KEYS[i]) end
+  local left = redis.call('PTTL', KEYS[i])
+  if left > most or left == -1 then redis.call('DEL', KEYS[i]) end  -- ours all expire
 end
 local dirty, ring = redis.call('ZCARD', KEYS[1]), 0
 if dirty > 0 then

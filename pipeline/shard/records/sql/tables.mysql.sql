@@ -72,6 +72,17 @@ CREATE TABLE IF NOT EXISTS pipeline_actions (
   KEY (bucket, epoch, seq)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
+-- Entries whose signature is missing or wrong: how many a bucket has had, and the last. No op of this deployment is
+-- among these. One row a bucket, so that a stranger fills no table.
+CREATE TABLE IF NOT EXISTS pipeline_forged (
+  bucket INT NOT NULL PRIMARY KEY,
+  entries BIGINT NOT NULL,
+  epoch BIGINT NOT NULL,
+  seq BIGINT NOT NULL,
+  entry TEXT NOT NULL,
+  seen_ms BIGINT NOT NULL
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
 -- Proof of loss: positions that the log skipped (producer 0), or sequences of a producer that Redis forgot.
 CREATE TABLE IF NOT EXISTS pipeline_lost (
   bucket INT NOT NULL,

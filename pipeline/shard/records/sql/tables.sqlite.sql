@@ -53,6 +53,15 @@ CREATE TABLE IF NOT EXISTS pipeline_actions (
   op_before TEXT NULL
 );
 
+CREATE TABLE IF NOT EXISTS pipeline_forged (
+  bucket INTEGER NOT NULL PRIMARY KEY,
+  entries INTEGER NOT NULL,
+  epoch INTEGER NOT NULL,
+  seq INTEGER NOT NULL,
+  entry TEXT NOT NULL,
+  seen_ms INTEGER NOT NULL
+);
+
 CREATE TABLE IF NOT EXISTS pipeline_lost (
   bucket INTEGER NOT NULL,
   epoch INTEGER NOT NULL,
