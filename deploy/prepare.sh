@@ -40,7 +40,9 @@ MARIADB_ROOT_PASSWORD=$(password)
 REDIS_USER=worker
 REDIS_PASSWORD=$(password)
 REDIS_WEB_PASSWORD=$(password)
+BROKER_USER=pipeline
 BROKER_PASSWORD=$(password)
+BROKER_WEB_PASSWORD=$(password)
 REDIS_ADMIN_PASSWORD=$(password)
 FLOWER_BASIC_AUTH=operator:$(password)
 EOF

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 import support.examples  # noqa: F401  # sets how many examples hypothesis takes
+from support.servers.log_users import PASSWORD
 
 from pipeline.clock import polls
 from pipeline.config.settings import load
@@ -26,7 +26,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 START_TIMEOUT_S = 20
 #: What was acknowledged outlives a kill; a replica need not wait for others to join it.
-PASSWORD = secrets.token_hex(16)
 OPTIONS = ("--appendfsync", "always", "--repl-diskless-sync-delay", "0")
 
 

@@ -32,7 +32,7 @@ def ops(draw: st.DrawFn) -> Op:
         draw(st.text(min_size=1, max_size=10)),
         draw(st.text("0123456789abcdef", min_size=12, max_size=12)),
         draw(st.integers(0, 2**45)),
-        draw(st.none() | st.integers(0, 2**63 - 1)),
+        draw(st.none() | st.integers(1, 2**63 - 1)),
         columns,
         tuple(draw(values) for _ in columns),
         draw(st.none() | trees),

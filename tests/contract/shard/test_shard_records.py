@@ -90,7 +90,7 @@ def test_a_reject_is_kept_whole_with_the_databases_reason(shard: NodeSession):
     assert ledger_queries.aside(shard, [(3, PRODUCER, 9), (3, PRODUCER, 10)]) == [
         ("rejected", "Duplicate entry 'x'", 1062)
     ]
-    assert ledger_queries.counts(shard) == {"rejected": 1, "parked": 0, "lost": 0}
+    assert ledger_queries.counts(shard) == {"rejected": 1, "parked": 0, "lost": 0, "forged": 0}
 
 
 @both

@@ -247,6 +247,20 @@ def test_a_user_of_the_log_reaches_nothing_but_the_log(deployed: Deployment, use
     denied(deployed)
 
 
+def test_the_web_side_rings_and_commands_no_worker(deployed: Deployment) -> None:
+    password = deployed.words["BROKER_WEB_PASSWORD"]
+    with redis_client(deployed.host.ports[ADDRESSES["broker"]], "web", password) as client:
+        for command in (
+            *NEIGHBOURLY, "PUBLISH pl:celery:/0.celery.pidbox x", "SUBSCRIBE pl:celery:/0.celeryev/worker.online",
+            "BRPOP pl:celery:shard.s0 1", "LRANGE pl:celery:shard.s0 0 9", "DEL pl:celery:shard.s0",
+            "EVAL return(1) 0",
+        ):  # fmt: skip
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*command.split())
+        assert client.llen("pl:celery:shard.s0") >= 0
+    denied(deployed)
+
+
 def test_the_web_side_writes_no_row_and_reads_no_password_of_a_worker(deployed: Deployment) -> None:
     primary, database = deployed.nodes["s0"], deployed.words["DB_NAME"]
     for sql in (

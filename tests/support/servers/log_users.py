@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from redis import Redis
 
 from support.servers.deploying import DEPLOY
+
+#: Of the servers of the log that tests start.
+PASSWORD = secrets.token_hex(16)
 
 
 def as_shipped(server: Any, user: str) -> str:
@@ -24,5 +28,5 @@ def as_shipped(server: Any, user: str) -> str:
 def admin_of(log: Any) -> Iterator[Redis]:
     """Connect to a log's server as one who may do everything there."""
     port = log._client.connection_pool.connection_kwargs["port"]
-    with Redis(port=port, socket_timeout=5, socket_connect_timeout=2) as admin:
+    with Redis(port=port, password=PASSWORD, socket_timeout=5, socket_connect_timeout=2) as admin:
         yield admin
