@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterator
+
+from pipeline.chance import chance
 
 
 def wall_ms() -> int:
@@ -78,4 +79,4 @@ def backoff_s(attempt: int, *, first_s: float = 0.1, most_s: float = 5.0) -> flo
         first_s: the pause before the first retry, without jitter.
         most_s: the longest pause.
     """
-    return float(min(most_s, first_s * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
+    return float(min(most_s, first_s * 2 ** (attempt - 1)) * chance.uniform(0.5, 1.0))

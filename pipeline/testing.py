@@ -38,7 +38,8 @@ def sandbox(
         shards: how many SQLite databases.
         buckets: the number of buckets.
     """
-    with TemporaryDirectory(prefix="pipeline-sandbox-") as folder:
+    # a thread that warms a client up may still make a file while the folder goes
+    with TemporaryDirectory(prefix="pipeline-sandbox-", ignore_cleanup_errors=True) as folder:
         box = Sandbox(Path(folder), tables or {}, shards, buckets)
         pipeline.configure(box.client)
         try:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import gc
 import os
-import random
 import signal
 
 from pipeline.apply.applier import Applier
+from pipeline.chance import chance
 from pipeline.client import Client
 from pipeline.enqueue.deployment import verify
 from pipeline.per_process import PerProcess
@@ -48,5 +48,5 @@ def applier(shard: str) -> Applier:
 
 def step(name: str) -> None:
     """Kill the process if the environment asks for a crash at the step *name*."""
-    if name == _at and random.random() < float(_share or 1):
+    if name == _at and chance.random() < float(_share or 1):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -10,7 +10,6 @@ Also here: free loopback ports for servers, and a block that Ctrl-C, SIGTERM and
 from __future__ import annotations
 
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from pipeline.chance import chance
 from pipeline.clock import polls
 from pipeline.devcluster.state import ClusterFailed, Process, Service
 
@@ -225,7 +225,7 @@ _reserved: deque[int] = deque()
 def free_ports(count: int) -> list[int]:
     """Return *count* different ports on which nothing listens, and which no other process is given now; sorted."""
     found: list[int] = []
-    for port in random.sample(range(FIRST_PORT, LAST_PORT), LAST_PORT - FIRST_PORT):
+    for port in chance.sample(range(FIRST_PORT, LAST_PORT), LAST_PORT - FIRST_PORT):
         if len(found) == count:
             return sorted(found)
         if _reserve(port):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import cycle
 from typing import Any
 
+from pipeline.chance import chance
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import kind_of, query_of
 from pipeline.dal.sql_texts import vouch_for_selects
@@ -47,7 +47,7 @@ class OpBuilder:
         self._tables = threading.local()
         self._latest: dict[str, Any] = {}
         self._seen_lazy: set[str] = set()
-        start = random.randrange(topology.buckets)
+        start = chance.randrange(topology.buckets)
         self._turn = cycle((*range(start, topology.buckets), *range(start)))
 
     # tables -------------------------------------------------------------------------------------------------

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from pipeline.chance import chance
 from pipeline.config.settings import TableSettings
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import conjuncts, field_table, kind_of, op_name, pinned_values, real_name
@@ -44,7 +44,7 @@ def place_of_key(topology: Topology, table: Any, shard_key: Any) -> ReadPlace:
     """
     reference = topology.reference_bucket
     if _rules(topology, table).reference:
-        return ReadPlace(random.choice(topology.shards), (reference,))
+        return ReadPlace(chance.choice(topology.shards), (reference,))
     if shard_key is not None:
         bucket = bucket_of_key(topology, table, shard_key)
         # what else is read in the same block may be a reference table
@@ -68,7 +68,7 @@ def place_of_id(topology: Topology, table: Any, row_id: int, shard_key: Any) -> 
     """
     rules = _rules(topology, table)
     if rules.reference:
-        return ReadPlace(random.choice(topology.shards), (topology.reference_bucket,))
+        return ReadPlace(chance.choice(topology.shards), (topology.reference_bucket,))
     if shard_key is None and rules.shard_key in (None, "", table._id.name):
         shard_key = row_id
     if shard_key is not None:
@@ -98,7 +98,7 @@ def places_of_query(
     known = {table._tablename: table for table in tables}
     sharded = [table for table in known.values() if not _rules(topology, table).reference]
     if not sharded:
-        return [ReadPlace(random.choice(topology.shards), (topology.reference_bucket,))]
+        return [ReadPlace(chance.choice(topology.shards), (topology.reference_bucket,))]
     also = (topology.reference_bucket,) if len(sharded) < len(known) else ()
     pins = [pinned_bucket(topology, query, table) for table in sharded]
     pinned = {bucket for bucket in pins if bucket is not None}

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from pipeline import clock
+from pipeline.chance import chance
 from pipeline.errors import SpoolUnavailable
 from pipeline.per_process import PerProcess
 from pipeline.spool.private_files import open_private
@@ -134,7 +134,7 @@ class HostLock:
         A turn is short, so a few tries come first: on a busy machine each place in the queue costs its thread's start.
         """
         for _ in range(TRIES):
-            clock.sleep_s(TRY_S * random.uniform(0.5, 1.5))
+            clock.sleep_s(TRY_S * chance.uniform(0.5, 1.5))
             if self._taken():
                 return
         turn: Future[None] = Future()

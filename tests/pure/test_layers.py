@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = {
     # words
     "pipeline.errors": 0,
+    "pipeline.chance": 0,
     "pipeline.clock": 0,
     "pipeline.owners": 0,
     "pipeline.per_process": 0,
@@ -141,7 +142,7 @@ def test_the_words_need_nothing_but_the_standard_library():
 
     roots = {name.split(".")[0] for path in words for name in imports_of(path)}
 
-    assert len(words) == 5
+    assert len(words) == 6
     assert roots - {"pipeline"} <= sys.stdlib_module_names
 
 
@@ -179,6 +180,12 @@ def test_pydal_is_imported_by_its_top_level_names_only_since_two_lines_of_it_exi
 def test_the_package_never_imports_the_workers():
     found = [module_of(p) for p in FILES if module_of(p).startswith("pipeline") for n in imports_of(p)
              if n.split(".")[0] in ("workers", "celeryconfig")]  # fmt: skip
+
+    assert found == []
+
+
+def test_nobody_draws_from_the_generator_of_the_application():
+    found = [module_of(p) for p in FILES for n in imports_of(p) if n == "random" and module_of(p) != "pipeline.chance"]
 
     assert found == []
 

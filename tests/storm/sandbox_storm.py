@@ -26,6 +26,7 @@ from support.tables import TABLES_TOML, define
 
 from pipeline import testing
 from pipeline.apply.applier import Applier
+from pipeline.chance import chance
 from pipeline.client import Client
 from pipeline.enqueue.acknowledged import Acknowledged
 from pipeline.enqueue.epochs import EpochCache
@@ -78,14 +79,14 @@ def _no_threads() -> Iterator[None]:
 @contextmanager
 def _drawn_from(seed: int) -> Iterator[None]:
     """Draw numbers of producers, and the order in which a worker looks at buckets, from the seed as well."""
-    before, drawn = random.getstate(), random.Random(f"numbers {seed}")
-    random.seed(f"orders {seed}")
+    before, drawn = chance.getstate(), random.Random(f"numbers {seed}")
+    chance.seed(f"orders {seed}")
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "urandom", drawn.randbytes)
             yield
     finally:
-        random.setstate(before)
+        chance.setstate(before)
 
 
 def _fetch_if_old(self: HealthCache, here: Any, now_s: float) -> None:

@@ -5,11 +5,11 @@ Invariant: a read with a token never answers from a node that is not known to ha
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 
 from pipeline import clock
+from pipeline.chance import chance
 from pipeline.config.sections import Load
 from pipeline.errors import ShardUnavailable, StaleRead
 from pipeline.model.op import Position
@@ -50,7 +50,7 @@ class Router:
         self.replicas = Replicas(nodes, readers, health, loads)
         self.in_flight = PerProcess(InFlight)
         self._limit = primary_limit or None
-        self._jitter = random.random
+        self._jitter = chance.random
 
     def open(
         self,

@@ -6,10 +6,10 @@ with the rows that it is about.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pipeline.chance import chance
 from pipeline.model.op import Entry, Position
 from pipeline.shard.session import NodeSession
 
@@ -85,7 +85,7 @@ def lock(session: NodeSession, buckets: Iterable[int], limit: int) -> dict[int, 
         limit: the most watermarks.
     """
     # from a random end, so that no bucket is always the last under a steady load
-    order = random.choice(("", " DESC"))
+    order = chance.choice(("", " DESC"))
     which = f"bucket IN ({_list(buckets)}) ORDER BY bucket{order} LIMIT {limit}{session.dialect.lock}"
     return marks_in(session.rows(f"{READ_MARKS} WHERE {which}"))
 
