@@ -13,7 +13,7 @@ _REDIS = (
     (("WRONGPASS", "NOAUTH", "Authentication", "invalid username-password"), "correct user and password in {key}"),
     (
         ("NOPERM", "no permissions", "NoPermission", "this user has no", "can't run this command"),
-        "ACL SETUSER with the rights of `web` or `worker` in deploy/redis/log.acl, and ~<prefix>:* of [redis] prefix",
+        "ACL SETUSER as its user in deploy/redis/log.acl, or broker.acl, with ~<prefix>:* of [redis] prefix",
     ),
     (("MISCONF",), "make room on the disk of this Redis: it cannot save, so it refuses to write"),
     (("NOREPLICAS", "good replicas"), "start the replicas of this Redis, or lower min-replicas-to-write"),

@@ -186,6 +186,10 @@ def test_every_call_and_command_has_the_rights_that_it_needs(deployed: Deploymen
     }  # fmt: skip
     assert spooled == {"status": "spooled"}
     assert "warning" not in checked
+    on_web_host = deployed.host.run(WEB, "web.env", f"{deployed.host.opt}/bin/pipeline", "check")
+    assert on_web_host.returncode == 0, on_web_host.stdout
+    assert "if this is a web host's user" in on_web_host.stdout
+    denied(deployed)
     deployed.web("refused")
     deployed.commands(
         ["status", "--max-age", "60"], ["why", wrote["receipt"]], ["why", "s0"], ["pause", "purchase"],
