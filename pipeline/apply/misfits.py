@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from pipeline.dal.trees import is_condition_tree, is_expression_tree
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, ROW_WRITES, UPDATE, UPSERT, Op
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard.table_facts import Facts
+
+Numbers = tuple[int, ...]
 
 
 def misfit(op: Op, known: Mapping[str, Facts]) -> str:
@@ -50,7 +53,8 @@ def _row_misfit(op: Op, known: Mapping[str, Facts]) -> str:
     schema = known[op.schema].schema
     if op.table != schema.name:
         return f"an op of {op.table!r} with the schema of {schema.name!r}"
-    if fault := _columns_misfit(op, schema):
+    computed, width = tuple(column for column, _ in op.expressions), len(schema.columns)
+    if fault := _columns_misfit(op.kind, op.columns, computed, op.key, op.renew, width, schema.id_index):
         return fault
     if list in map(type, op.values) and (odd := _odd_list(op, schema.columns)):
         return f"a list for the column {odd!r}"
@@ -63,22 +67,25 @@ def _odd_list(op: Op, columns: Sequence[Column]) -> str:
     return next((c.name for c, value in given if type(value) is list and not c.type.startswith("list:")), "")
 
 
-def _columns_misfit(op: Op, schema: TableSchema) -> str:
+@lru_cache(maxsize=2000)
+def _columns_misfit(
+    kind: str, columns: Numbers, computed: Numbers, key: Numbers, renew: Numbers, width: int, id_index: int
+) -> str:
     """Check the numbers of columns: each is of the table, and none is written twice. The id is a field of its own."""
-    written = (*op.columns, *(column for column, _ in op.expressions))
-    width, named = len(schema.columns), (*written, *op.key, *op.renew)
-    if max(named, default=-1) >= width:
-        return f"column {max(named)} of a table that has {width}"
-    if len(set(written)) < len(written) or schema.id_index in written:
+    written = (*columns, *computed)
+    highest = max((*written, *key, *renew), default=-1)
+    if highest >= width:
+        return f"column {highest} of a table that has {width}"
+    if len(set(written)) < len(written) or id_index in written:
         return "a column that is written twice, or the id as a column"
-    if op.kind == UPDATE and not written:
+    if kind == UPDATE and not written:
         return "an update of nothing"
-    if op.kind == UPSERT and not (op.key and {*op.key, *op.renew} <= {*op.columns, schema.id_index}):
+    if kind == UPSERT and not (key and {*key, *renew} <= {*columns, id_index}):
         return "an upsert without a key, or without its values"
-    if op.kind != UPSERT and (op.key or op.renew):
-        return f"a {op.kind!r} with the key of an upsert"
-    if op.kind not in (UPDATE, COPY) and op.expressions:
-        return f"a {op.kind!r} with expressions"
+    if kind != UPSERT and (key or renew):
+        return f"a {kind!r} with the key of an upsert"
+    if kind not in (UPDATE, COPY) and computed:
+        return f"a {kind!r} with expressions"
     return ""
 
 

@@ -20,11 +20,21 @@ _TEXT = ("string", "text")
 MOST_LEVELS = 200
 #: The deepest that a worker takes: narrowing a query to a row adds levels to what a caller gave.
 _MOST_LEVELS_TAKEN = 300
-#: What follows the first word of a tree; `value` is for the encoder of the column to judge.
-_CONDITIONS = {"and": "trees", "or": "trees", "not": "tree", "null": "column", "in": "column list"}
-_CONDITIONS |= dict.fromkeys(("same", *_COMPARISONS.values()), "column value")
-_EXPRESSIONS = {"c": "column", "v": "operand", **dict.fromkeys(("||", *_ARITHMETIC.values()), "tree tree")}
-_MAY_BE = {"list": (list,), "operand": (int, float, str), "value": (type(None), bool, int, float, str, list)}
+_TREE, _COLUMN = "tree", "column"
+_VALUES, _OPERANDS = frozenset((type(None), bool, int, float, str, list)), frozenset((int, float, str))
+#: What follows the first word of a tree, or None for one tree and more; a value's type is for its column's encoder.
+_CONDITIONS: Mapping[str, tuple[Any, ...] | None] = {
+    **dict.fromkeys(("and", "or")),
+    "not": (_TREE,),
+    "null": (_COLUMN,),
+    "in": (_COLUMN, (list,)),
+    **dict.fromkeys(("same", *_COMPARISONS.values()), (_COLUMN, _VALUES)),
+}
+_EXPRESSIONS: Mapping[str, tuple[Any, ...] | None] = {
+    "c": (_COLUMN,),
+    "v": (_OPERANDS,),
+    **dict.fromkeys(("||", *_ARITHMETIC.values()), (_TREE, _TREE)),
+}
 
 
 def is_query(value: Any) -> bool:
@@ -165,24 +175,35 @@ def is_expression_tree(tree: Any, width: int) -> bool:
     return _is_tree(tree, _EXPRESSIONS, width)
 
 
-def _is_tree(tree: Any, grammar: Mapping[str, str], width: int) -> bool:
-    waiting = [(tree, 1)]
-    while waiting:
-        part, levels = waiting.pop()
-        if type(part) is not list or not part or type(part[0]) is not str or levels > _MOST_LEVELS_TAKEN:
-            return False
-        form, rest = grammar.get(part[0], ""), part[1:]
-        if form == "trees" and rest:
-            waiting += ((one, levels + 1) for one in rest)
-            continue
-        wanted = form.split()
-        if len(wanted) != len(rest) or not wanted:
-            return False
-        for word, one in zip(wanted, rest, strict=True):
-            if word == "tree":
-                waiting.append((one, levels + 1))
-            elif not (type(one) is int and 0 <= one < width if word == "column" else type(one) in _MAY_BE[word]):
+def _is_tree(tree: Any, grammar: Mapping[str, tuple[Any, ...] | None], width: int) -> bool:
+    level = [tree]
+    for _ in range(_MOST_LEVELS_TAKEN):
+        below: list[Any] = []
+        for part in level:
+            if type(part) is not list or not part or type(part[0]) is not str:
                 return False
+            form = grammar.get(part[0], ())
+            if form is None and len(part) > 1:
+                below += part[1:]
+            elif not form or len(form) != len(part) - 1 or not _is_form(part, form, width, below):
+                return False
+        if not below:
+            return True
+        level = below
+    return False
+
+
+def _is_form(part: list[Any], form: tuple[Any, ...], width: int, below: list[Any]) -> bool:
+    """Return whether what follows the first word is as its form says; trees in there are added to *below*."""
+    for n, wanted in enumerate(form, 1):
+        one = part[n]
+        if wanted is _TREE:
+            below.append(one)
+        elif wanted is _COLUMN:
+            if type(one) is not int or not 0 <= one < width:
+                return False
+        elif type(one) not in wanted:
+            return False
     return True
 
 
