@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
@@ -33,6 +34,11 @@ class Ground:
     def port(self, name: str) -> int:
         """Return the port of a server."""
         return self._ports[name]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What MariaDB's own programs need to be let in."""
+        return {**os.environ, "MYSQL_PWD": self.cluster.password}
 
     def redis(self, number: int) -> str:
         """Return the address of one of Redis's databases; 0 has the logs."""

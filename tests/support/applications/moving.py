@@ -118,9 +118,9 @@ class Moving:
         return re.findall(r"\[tables\.(\w+)\]\s+reference", self.application.tables.get(len(self.shards), ""))
 
     def _copy_rows(self, table: str, shard: str) -> None:
-        dump = [*self._client("mariadb-dump", "s0"), "--no-create-info", self.name, table]
-        text = subprocess.run(dump, capture_output=True, check=True, timeout=30).stdout
-        subprocess.run([*self._client("mariadb", shard), self.name], input=text, check=True, timeout=30)
+        dump, own = [*self._client("mariadb-dump", "s0"), "--no-create-info", self.name, table], self.ground.environment
+        text = subprocess.run(dump, capture_output=True, check=True, timeout=30, env=own).stdout
+        subprocess.run([*self._client("mariadb", shard), self.name], input=text, check=True, timeout=30, env=own)
 
     def _client(self, program: str, shard: str) -> list[str]:
         port = self.ground.port(shard)
