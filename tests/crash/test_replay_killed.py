@@ -30,24 +30,29 @@ STEPS, FEW = 40, ApplySettings(max_rows=9)
 
 
 @pytest.fixture
-def session(mariadb_uri: str) -> Iterator[NodeSession]:
+def uri(mariadb_uri: str) -> str:
     name = f"t{uuid4().hex[:8]}"
     root = NodeSession("root", mariadb_uri)
     root.query(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
     root.discard()
-    session = NodeSession("s0", mariadb_uri.replace("/shop", f"/{name}"))
+    return mariadb_uri.replace("/shop", f"/{name}")
+
+
+@pytest.fixture
+def session(uri: str) -> Iterator[NodeSession]:
+    session = NodeSession("s0", uri)
     yield session
     session.discard()
 
 
-def test_a_replay_that_is_killed_anywhere_applies_each_op_once(session: NodeSession):
+def test_a_replay_that_is_killed_anywhere_applies_each_op_once(session: NodeSession, uri: str):
     log = _set_aside(session)
     kills = 0
     for round_ in range(20):
         for step in range(1 + round_ % 2, STEPS, 2):
             if not _heads(session):
                 break
-            kills += _replay_in_child(session, log, step)
+            kills += _replay_in_child(session, uri, log, step)
             rows = dict(session.query("SELECT id, n FROM tally"))
             assert rows == _replayed(session, rows), f"killed at step {step}"
 
@@ -87,9 +92,9 @@ def _set_aside(session: NodeSession) -> MemoryLog:
     return log
 
 
-def _replay_in_child(session: NodeSession, log: MemoryLog, step: int) -> bool:
+def _replay_in_child(session: NodeSession, uri: str, log: MemoryLog, step: int) -> bool:
     """Replay in a process that kills itself before its step number *step*; return whether it did."""
-    heads, uri = _heads(session), str(session.db._uri)
+    heads = _heads(session)
     session.discard()
     if (child := os.fork()) == 0:
         try:

@@ -179,8 +179,8 @@ def test_a_worker_drains_the_spool_of_processes_that_have_gone(spooled: Spooled)
     receipts = [spooled.bump() for _ in range(20)]
     spooled.client.close()
     spooled.client = Client(spooled.rig.config)
-    receipts = [spooled.client.parse(str(receipt)) for receipt in receipts]
     spooled.rig.cluster.start("redis")
+    receipts = [spooled.client.parse(str(receipt)) for receipt in receipts]
 
     with spooled.rig.worker(spooled.config):
         for receipt in receipts:

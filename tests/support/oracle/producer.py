@@ -82,7 +82,7 @@ def _main(config: str, output: str, options: dict[str, Any]) -> None:
     file = os.open(output, os.O_WRONLY | os.O_APPEND)
     for _ in range(ops):
         noted = load.send()
-        receipt = Receipt(noted.bucket, noted.position, None, noted.producer, noted.seq)
+        receipt = Receipt(noted.bucket, noted.position, None, noted.producer, noted.seq, client.follower)
         os.write(file, json.dumps([str(receipt), noted.deed]).encode() + b"\n")
     for _ in polls(SETTLE_S):  # what it knows of losses is written down while it lives
         if client.publisher.settle():
