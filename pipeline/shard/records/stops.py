@@ -9,6 +9,7 @@ from typing import NamedTuple
 from pipeline.errors import NotMigrated, PipelineError
 from pipeline.model.wait_reason import WaitReason
 from pipeline.shard.records.ledger import text_literal
+from pipeline.shard.records.set_aside import ASIDE
 from pipeline.shard.session import NodeSession
 
 #: The scope of a stop of the whole shard; no table has this name.
@@ -73,6 +74,17 @@ def stopped_tables(session: NodeSession) -> set[str]:
         session: of the shard's primary, inside a transaction.
     """
     return {scope for (scope,) in session.rows("SELECT scope FROM pipeline_stops") if scope != WHOLE}
+
+
+def tables_that_wait(session: NodeSession) -> set[str]:
+    """Return the names of the tables that are stopped or have ops set aside; `WHOLE` where the shard is stopped.
+
+    Args:
+        session: of the shard's primary, outside a transaction.
+    """
+    aside = ", ".join(f"'{state}'" for state in ASIDE)
+    found = f"SELECT scope FROM pipeline_stops UNION SELECT table_name FROM pipeline_rejects WHERE state IN ({aside})"
+    return {name for (name,) in session.query(found)}
 
 
 def stop_reasons(session: NodeSession, shard: str) -> list[WaitReason]:

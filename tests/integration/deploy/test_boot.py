@@ -190,6 +190,9 @@ def test_every_call_and_command_has_the_rights_that_it_needs(deployed: Deploymen
     assert on_web_host.returncode == 0, on_web_host.stdout
     assert "if this is a web host's user" in on_web_host.stdout
     denied(deployed)
+    deployed.commands(["pause", "purchase"], ["check"])
+    assert set_aside(deployed) == [], "check has sent an op to a table that is stopped"
+    deployed.commands(["resume", "purchase"])
     deployed.web("refused")
     deployed.commands(
         ["status", "--max-age", "60"], ["why", wrote["receipt"]], ["why", "s0"], ["pause", "purchase"],
