@@ -16,7 +16,6 @@ from pipeline.model.op import Position
 from pipeline.model.schema import TableSchema
 from pipeline.shard.records import replays
 from pipeline.shard.records.stops import BREAKER, WHOLE, Stop, definition_of, lift, note_definition, stops_of
-from pipeline.shard.table_facts import bare_name
 
 #: The most ops that one query names: what waits behind them is replayed with them.
 _HEADS = 5000
@@ -105,4 +104,4 @@ def try_changed(pipeline: Client, shard: str, who: str) -> list[str]:
 
 def _database_names(pipeline: Client) -> dict[str, str]:
     schemas = map(TableSchema.from_json, pipeline.log.newest_schemas().values())
-    return {schema.name: bare_name(schema.rname or schema.name) for schema in schemas}
+    return {schema.name: schema.name_there for schema in schemas}

@@ -29,7 +29,6 @@ from pipeline.shard.columns import columns_of, holds_rows
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.row_copy import ROWS, copy_records, copy_table, unordered
 from pipeline.shard.session import NodeSession
-from pipeline.shard.table_facts import bare_name, dotted_name
 
 
 class Misplaced(NamedTuple):
@@ -236,7 +235,7 @@ def _copy_reference(pipeline: Client, shard: str, target: NodeSession) -> int:
     if ledger_queries.marks_of(target, [bucket]):
         return 0
     everywhere = [one for one in published(pipeline) if pipeline.topology.table(one.name).reference]
-    named = {dotted_name(one.rname or one.name): one for one in everywhere}
+    named = {one.name_there: one for one in everywhere}
     if full := [name for name in named if holds_rows(target, name)]:
         raise PipelineError(f"{full[0]} on {target.node} has rows already: empty it, and give the command again")
     columns = {name: [column.name for column in columns_of(source, name)] for name in named}
@@ -262,7 +261,7 @@ def _refuse_queued(pipeline: Client) -> None:
 
 def _keys_of(session: NodeSession, schema: TableSchema, key: str) -> Iterator[tuple[Any, Any]]:
     """Yield id and shard key of each row of a table on a shard."""
-    quote, table = session.dialect.quote, dotted_name(schema.rname or schema.name)
+    quote, table = session.dialect.quote, schema.name_there
     if not columns_of(session, table):
         return
     name = ".".join(map(quote, table.split(".")))
@@ -286,4 +285,4 @@ def _unequal(pipeline: Client, schema: TableSchema) -> Iterator[Misplaced]:
 
 def _column(schema: TableSchema, field: str) -> str:
     """Return a field's name in the database."""
-    return bare_name(schema.columns[schema.index[field]].rname or field)
+    return schema.columns[schema.index[field]].name_there

@@ -23,7 +23,6 @@ from pipeline.shard.columns import columns_of, holds_rows
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.session import NodeSession
-from pipeline.shard.table_facts import dotted_name
 
 #: How often a comparison begins anew because another process noted something meanwhile.
 TRIES = 5
@@ -164,7 +163,7 @@ class Agreement:
         if not found:
             return []
         published = {name: TableSchema.from_json(text) for name, text in self._log.newest_schemas().items()}
-        named = {name: dotted_name(published[name].rname or name) if name in published else name for name in found}
+        named = {name: published[name].name_there if name in published else name for name in found}
         primaries = [self._nodes.primary(shard) for shard in self._nodes.shards]
         return [why for name, why in found.items() if any(holds_rows(one, named[name]) for one in primaries)]
 

@@ -15,7 +15,7 @@ from pipeline.model.schema import Column, TableSchema
 from pipeline.shard import repairs
 from pipeline.shard.columns import columns_of
 from pipeline.shard.session import NodeSession
-from pipeline.shard.table_facts import bare_name, constraints_of, dotted_name
+from pipeline.shard.table_facts import constraints_of
 
 #: What pyDAL's `ondelete` may say that a server takes.
 RULES = ("CASCADE", "SET NULL", "RESTRICT", "NO ACTION")
@@ -115,16 +115,16 @@ def crossing(sessions: Sequence[NodeSession], schemas: Sequence[TableSchema], to
         topology: the rules of all tables.
     """
     old_ids, found = set().union(*(old_ids_in(one, schemas, topology) for one in sessions)), dict[str, str]()
-    names = {bare_name(schema.rname or schema.name).lower(): schema.name for schema in schemas}
+    names = {schema.name_there.lower(): schema.name for schema in schemas}
     for schema, session in product(schemas, sessions):
         with session.translated():
-            keys = constraints_of(session, schema.rname or schema.name).parents
+            keys = constraints_of(session, schema.name_there).parents
         for key in keys:
             parent = names.get(key.parent.lower(), key.parent)
             made_here = parent not in old_ids
             if not together(topology, schema.name, key.columns, parent, schema, made_here=made_here):
                 place = f"{schema.name}.{', '.join(key.columns)} to {parent}"
-                found[place] = repairs.drop_foreign_key(dotted_name(schema.rname or schema.name), key.name)
+                found[place] = repairs.drop_foreign_key(schema.name_there, key.name)
     return found
 
 
@@ -153,7 +153,7 @@ def old_ids_in(session: NodeSession, schemas: Iterable[TableSchema], topology: T
 
 
 def _has_old_ids(session: NodeSession, schema: TableSchema) -> bool:
-    name, quote = dotted_name(schema.rname or schema.name), session.dialect.quote
+    name, quote = schema.name_there, session.dialect.quote
     if not columns_of(session, name):
         return False
     table = ".".join(map(quote, name.split(".")))
@@ -170,4 +170,4 @@ def in_database(schema: TableSchema | None, field: str) -> str:
     """
     if schema is None or field not in schema.index:
         return field
-    return bare_name(schema.columns[schema.index[field]].rname or field)
+    return schema.columns[schema.index[field]].name_there

@@ -118,10 +118,10 @@ def unusable(session: NodeSession, schema: TableSchema, topology: Topology) -> s
         schema: the table's schema.
         topology: the rules of all tables.
     """
-    found = {column.name.lower(): column for column in columns_of(session, schema.rname or schema.name)}
+    found = {column.name.lower(): column for column in columns_of(session, schema.name_there)}
 
     def of(column: Column) -> DatabaseColumn | None:
-        return found.get(bare_name(column.rname or column.name).lower())
+        return found.get(column.name_there.lower())
 
     name, id = schema.name, of(schema.columns[schema.id_index])
     if id and topology.table(name).ids == "pipeline" and not holds_64_bits(id.type):

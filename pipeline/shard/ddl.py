@@ -13,7 +13,6 @@ from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard import columns
 from pipeline.shard.dialect import Dialect, MySQL
-from pipeline.shard.table_facts import bare_name, database_in
 
 #: pyDAL's types. FLOAT is made DOUBLE: MariaDB gives back only 6 digits of a FLOAT.
 _MYSQL = {
@@ -96,9 +95,6 @@ def create_index(schema: TableSchema, index: Index, dialect: Dialect) -> str:
     table = dialect.quote(schema.name_there)
     if dialect.name == "mysql":
         return f"CREATE {kind}INDEX {name} ON {table} ({on})"
-    # SQLite takes the database before the index, not before the table
-    if database := database_in(table):
-        name, table = f"{dialect.quote(database)}.{name}", dialect.quote(bare_name(table))
     return f"CREATE {kind}INDEX IF NOT EXISTS {name} ON {table} ({on})"
 
 
@@ -113,8 +109,7 @@ def drop_index(schema: TableSchema, name: str, dialect: Dialect) -> str:
     table = dialect.quote(schema.name_there)
     if dialect.name == "mysql":
         return f"ALTER TABLE {table} DROP INDEX {dialect.quote(name)}"  # MariaDB's DROP INDEX takes no ALGORITHM
-    database = database_in(table)
-    return f"DROP INDEX {dialect.quote(database) + '.' if database else ''}{dialect.quote(name)}"
+    return f"DROP INDEX {dialect.quote(name)}"
 
 
 def column_sql(
@@ -206,7 +201,7 @@ def own_name(schema: TableSchema, field: str) -> str:
         schema: the table's schema.
         field: the field's name in the model.
     """
-    return bare_name(schema.columns[schema.index[field]].rname or field)
+    return schema.columns[schema.index[field]].name_there
 
 
 def _quoted(schema: TableSchema, field: str, dialect: Dialect) -> str:

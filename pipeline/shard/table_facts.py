@@ -65,7 +65,7 @@ class Facts:
     @cached_property
     def database_name(self) -> str:
         """The table's name in the database, for conflict keys."""
-        return bare_name(self.schema.rname or self.schema.name)
+        return self.schema.name_there
 
     @cached_property
     def plain(self) -> bool:
@@ -81,7 +81,7 @@ class Facts:
         return column is not None and self._numbers((column,)) is not None
 
     def _numbers(self, columns: tuple[str, ...]) -> tuple[int, ...] | None:
-        by_name = {bare_name(c.rname or c.name).lower(): i for i, c in enumerate(self.schema.columns)}
+        by_name = {c.name_there.lower(): i for i, c in enumerate(self.schema.columns)}
         numbers = [by_name.get(column.lower()) for column in columns]
         return None if None in numbers else tuple(n for n in numbers if n is not None)
 
@@ -96,7 +96,7 @@ def facts_of(session: NodeSession, schema: TableSchema) -> Facts:
     quote = session.dialect.quote
     return Facts(
         schema,
-        constraints_of(session, schema.rname or schema.name),
+        constraints_of(session, schema.name_there),
         tuple(encoder(session.adapter, column) for column in schema.columns),
         tuple(quote(column.name_there) for column in schema.columns),
         quote(schema.name_there),
@@ -110,15 +110,6 @@ _PART = re.compile(r"""`((?:``|[^`])+)`|"((?:""|[^"])+)"|'([^']+)'|\[([^\]]+)\]|
 def bare_name(name: str) -> str:
     """Return the identifier *name* without its quotes and its database."""
     return _parts(name)[-1]
-
-
-def dotted_name(name: str) -> str:
-    """Return a table's name without quotes: `t`, or `other.t` where it names its database.
-
-    Args:
-        name: as a model's rname writes it.
-    """
-    return ".".join(_parts(name))
 
 
 def database_in(name: str) -> str | None:

@@ -15,7 +15,6 @@ from pipeline.model.schema import Column, TableSchema
 from pipeline.shard import ddl, repairs
 from pipeline.shard.co_location import in_database, refused, together, unheld
 from pipeline.shard.survey import Survey, SurveyedTable
-from pipeline.shard.table_facts import bare_name, dotted_name
 
 _MAP = 'write the map as it is: buckets = "…" under each [shards.…]'
 
@@ -88,7 +87,7 @@ def constraint_findings(evidence: Evidence) -> Iterator[Finding]:
     schemas = {schema.name: schema for schema in evidence.schemas}
     for name in dict.fromkeys([*schemas, *evidence.topology.configured]):
         schema = schemas.get(name)
-        database_name = dotted_name(schema.rname or name) if schema else name
+        database_name = schema.name_there if schema else name
         for node in evidence.primaries:
             table = node.tables.get(database_name.lower())
             if table is not None:
@@ -131,7 +130,7 @@ def _foreign(
     evidence: Evidence, name: str, node: Survey, table: SurveyedTable, schemas: dict[str, TableSchema]
 ) -> Iterator[Finding]:
     """Yield the foreign keys that may reach into another shard, or do not do what the model says."""
-    by_database_name = {bare_name(schema.rname or schema.name).lower(): schema.name for schema in schemas.values()}
+    by_database_name = {schema.name_there.lower(): schema.name for schema in schemas.values()}
     schema = schemas.get(name)
     for key in table.constraints.parents:
         parent_name = by_database_name.get(key.parent.lower(), key.parent)

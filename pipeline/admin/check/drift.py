@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from pipeline.admin.check.evidence import Evidence
 from pipeline.shard.survey import Survey
-from pipeline.shard.table_facts import dotted_name
 from pipeline.shard.widening import plain_type
 
 MISSING = "missing"
@@ -49,7 +48,7 @@ def drift_lines(evidence: Evidence) -> list[str]:
     Args:
         evidence: what the servers answered.
     """
-    names = [dotted_name(schema.rname or schema.name) for schema in evidence.schemas]
+    names = [schema.name_there for schema in evidence.schemas]
     found = [drift for name in names for drift in drift_of(name, evidence.surveys)]
     places = [f"{drift.table}.{drift.column}" for drift in found]
     width = max(map(len, places), default=0)

@@ -28,7 +28,6 @@ from pipeline.reads.health.report import unfit_of
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records.own_tables import own_tables
 from pipeline.shard.survey import Survey, survey
-from pipeline.shard.table_facts import dotted_name
 
 #: How long workers may take to answer which queues they listen to, s.
 LISTEN_S = 1.0
@@ -103,7 +102,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
     schemas, refusal, untrimmed, unfit, epochs = ((), "", "", {}, {}) if isinstance(seen, PipelineError) else seen[1:]
     schemas = tuple(schema for schema in schemas if not topology.ignores(schema.name))
     names = [name for name, _ in own_tables("mysql")]
-    names += [dotted_name(schema.rname or schema.name) for schema in schemas]
+    names += [schema.name_there for schema in schemas]
     published = {schema.name for schema in schemas}
     names += [name for name in topology.configured if name not in published]
     questions: dict[str, Callable[[], object]] = {

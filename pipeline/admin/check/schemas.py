@@ -14,7 +14,6 @@ from pipeline.shard import ddl, repairs
 from pipeline.shard.columns import holds_64_bits, tells_apart, text_key
 from pipeline.shard.records.own_tables import own_columns, own_tables
 from pipeline.shard.survey import Survey, SurveyedTable
-from pipeline.shard.table_facts import bare_name, dotted_name
 from pipeline.shard.widening import Widening, refused_type, widening
 
 MIGRATE = "pipeline migrate"
@@ -87,7 +86,7 @@ def _own_tables(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _published(evidence: Evidence, schema: TableSchema) -> Iterator[Finding]:
-    name = dotted_name(schema.rname or schema.name)
+    name = schema.name_there
     present = [node for node in evidence.surveys if name.lower() in node.tables]
     if not present:
         what = "is published, but exists on no shard: its ops wait"
@@ -275,4 +274,4 @@ def _has(node: Survey | None, table: str, column: str | None = None) -> bool:
 
 
 def _own(column: Column) -> str:
-    return bare_name(column.rname or column.name)
+    return column.name_there

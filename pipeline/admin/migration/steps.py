@@ -134,7 +134,7 @@ def table_name(schema: TableSchema) -> str:
     Args:
         schema: the table's definition.
     """
-    return schema.rname or schema.name
+    return schema.name_there
 
 
 def table_sql(session: NodeSession, schema: TableSchema) -> str:

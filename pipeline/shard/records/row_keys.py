@@ -15,7 +15,6 @@ from typing import Any
 from pipeline.dal.trees import pinned
 from pipeline.model.op import UPSERT, Op
 from pipeline.model.schema import TableSchema
-from pipeline.shard.table_facts import bare_name
 
 #: The longest key, bytes: InnoDB's oldest row format indexes 767 bytes, 191 characters of utf8mb4.
 MOST_BYTES = 190
@@ -42,7 +41,7 @@ def table_keys(op: Op) -> frozenset[str]:
 
 
 def _keys(op: Op, schema: TableSchema) -> Iterator[str]:
-    table = bare_name(schema.rname or schema.name)
+    table = schema.name_there
     row = pinned(op.where, schema.id_index) if op.id is None and op.where else op.id
     if type(row) is int:
         yield _short(f"{table} {row}")
