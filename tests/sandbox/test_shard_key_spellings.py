@@ -22,12 +22,6 @@ from pipeline.errors import BadOp, BadValue, ConfigError, ShardKeyError
 from pipeline.reads.read_place import place_of_id, place_of_key, places_of_query
 from pipeline.testing import Sandbox, sandbox
 
-#: A thread of another test's client may wait, with a random pause, while values are drawn here; hypothesis would blame
-#: the strategies, which use no `random`.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning"
-)
-
 #: How many values each type gets in each of two tests: 10,800 in the thorough profile.
 EACH = 400 if THOROUGH else 40
 TYPES = {
