@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pipeline
+from pipeline import api
 from pipeline.admin.migrate import migrate
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
@@ -33,6 +34,8 @@ def sandbox(
 ) -> Iterator[Sandbox]:
     """Configure `pipeline` with a deployment of its own for the length of a `with` block, and leave nothing behind.
 
+    A client that was configured before, such as another sandbox's, is put back at the end.
+
     Args:
         tables: the section `[tables]` of the configuration.
         shards: how many SQLite databases.
@@ -41,11 +44,13 @@ def sandbox(
     # a thread that warms a client up may still make a file while the folder goes
     with TemporaryDirectory(prefix="pipeline-sandbox-", ignore_cleanup_errors=True) as folder:
         box = Sandbox(Path(folder), tables or {}, shards, buckets)
+        before, api.client = api.client, None
         pipeline.configure(box.client)
         try:
             yield box
         finally:
             pipeline.close()
+            api.client = before
 
 
 class Drained(NamedTuple):

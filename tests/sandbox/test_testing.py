@@ -113,3 +113,13 @@ def test_a_sandbox_leaves_neither_files_nor_a_client_behind(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     with pytest.raises(pipeline.errors.ConfigError):
         pipeline.current()
+
+
+def test_a_sandbox_within_another_leaves_that_one_as_it_was():
+    with sandbox(shards=1) as outer:
+        with sandbox(shards=1) as inner:
+            assert pipeline.current() is inner.client
+
+        assert pipeline.current() is outer.client
+        assert outer.drain() == (0, 0)
+    assert not pipeline.configured()
