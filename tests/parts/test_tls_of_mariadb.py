@@ -5,16 +5,14 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from pymysql.constants import CLIENT
 from pymysql.err import OperationalError
-from support.servers.certificates import Authority, Certificate, self_signed
+from support.servers.certificates import Authority, Certificate, listening, self_signed
 
 from pipeline.shard.mysql_connection import Endpoint
 
@@ -34,7 +32,7 @@ class Server:
     port: int = 0
 
     def serve(self, listening: socket.socket) -> None:
-        with suppress(OSError), listening:
+        with suppress(OSError):
             sock, _ = listening.accept()
             with sock:
                 sock.settimeout(5)
@@ -87,19 +85,6 @@ class Server:
         sock.sendall(len(body).to_bytes(3, "little") + bytes([number]) + body)
 
 
-@contextmanager
-def running(server: Server) -> Iterator[Server]:
-    listening = socket.create_server(("127.0.0.1", 0))
-    server.port = listening.getsockname()[1]
-    thread = threading.Thread(target=server.serve, args=(listening,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        listening.close()
-        thread.join(10)
-
-
 def attempt(server: Server, arguments: str, host: str = "127.0.0.1") -> str:
     """Connect, and return what the driver says; the small server lets nobody in."""
     endpoint = Endpoint(f"mysql:pymysql://app:{PASSWORD}@{host}:{server.port}/shop{arguments}")
@@ -120,7 +105,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 def test_the_right_server_gets_the_login(authority: Authority):
-    with running(Server(authority.signs("right"))) as server:
+    with listening(Server(authority.signs("right"))) as server:
         attempt(server, f"?ssl_ca={authority.ca}")
 
     assert server.encrypted
@@ -137,7 +122,7 @@ def test_a_server_with_a_wrong_certificate_gets_nothing(
         "another name": lambda: authority.signs("other", ("db9.example.org",)),
         "expired": lambda: authority.signs("old", days=-2),
     }[wrong]()
-    with running(Server(certificate)) as server:
+    with listening(Server(certificate)) as server:
         told = attempt(server, f"?ssl_ca={authority.ca}")
 
     assert "CERTIFICATE_VERIFY_FAILED" in told
@@ -148,7 +133,7 @@ def test_a_server_with_a_wrong_certificate_gets_nothing(
 def test_a_server_without_tls_gets_nothing_where_the_address_asks_for_it(authority: Authority, arguments: str):
     own = authority.signs("client")
     given = arguments.format(ca=authority.ca) if "cert" not in arguments else f"ssl_cert={own.cert}&ssl_key={own.key}"
-    with running(Server(None)) as server:
+    with listening(Server(None)) as server:
         told = attempt(server, f"?{given}")
 
     assert "TLS" in told or "SSL" in told
@@ -156,7 +141,7 @@ def test_a_server_without_tls_gets_nothing_where_the_address_asks_for_it(authori
 
 
 def test_a_machine_that_does_not_know_the_authority_refuses_its_server(authority: Authority):
-    with running(Server(authority.signs("right"))) as server:
+    with listening(Server(authority.signs("right"))) as server:
         assert "CERTIFICATE_VERIFY_FAILED" in attempt(server, "?ssl_verify=true")
 
     assert not any(b"app\0" in packet for packet in server.heard)
@@ -167,7 +152,7 @@ def test_a_machine_that_does_not_know_the_authority_refuses_its_server(authority
 def test_no_server_gets_the_password_by_asking_unless_the_address_trusts_it(
     authority: Authority, plugin: bytes, tls: bool
 ):
-    with running(Server(authority.signs("any") if tls else None, switch_to=plugin)) as server:
+    with listening(Server(authority.signs("any") if tls else None, switch_to=plugin)) as server:
         told = attempt(server, "")
 
     assert server.encrypted is tls
@@ -179,7 +164,7 @@ def test_no_server_gets_the_password_by_asking_unless_the_address_trusts_it(
 def test_a_server_whose_default_plugin_is_a_telling_one_gets_no_password_in_the_first_packet(
     authority: Authority, tls: bool
 ):
-    with running(Server(authority.signs("any") if tls else None, default_plugin="sha256_password")) as server:
+    with listening(Server(authority.signs("any") if tls else None, default_plugin="sha256_password")) as server:
         attempt(server, "")
 
     assert server.encrypted is tls
@@ -188,7 +173,7 @@ def test_a_server_whose_default_plugin_is_a_telling_one_gets_no_password_in_the_
 
 
 def test_a_verified_server_may_ask_for_the_password(authority: Authority):
-    with running(Server(authority.signs("right"), switch_to=b"mysql_clear_password")) as server:
+    with listening(Server(authority.signs("right"), switch_to=b"mysql_clear_password")) as server:
         attempt(server, f"?ssl_ca={authority.ca}")
 
     assert PASSWORD.encode() + b"\0" in server.heard
@@ -199,7 +184,7 @@ def test_a_file_that_is_missing_or_no_certificate_is_named(authority: Authority,
     path = tmp_path / "ca.pem"
     if file == "no certificate":
         path.write_text("not a certificate")
-    with running(Server(authority.signs("right"))) as server:
+    with listening(Server(authority.signs("right"))) as server:
         told = attempt(server, f"?ssl_ca={path}")
 
     assert f"ssl_ca={path} cannot be used" in told
@@ -209,9 +194,9 @@ def test_a_file_that_is_missing_or_no_certificate_is_named(authority: Authority,
 def test_a_renewed_authority_is_read_without_a_restart(authority: Authority, stranger: Authority, tmp_path: Path):
     path = tmp_path / "ca.pem"
     path.write_bytes(stranger.ca.read_bytes())
-    with running(Server(authority.signs("right"))) as server:
+    with listening(Server(authority.signs("right"))) as server:
         assert "CERTIFICATE_VERIFY_FAILED" in attempt(server, f"?ssl_ca={path}")
     path.write_bytes(authority.ca.read_bytes())
 
-    with running(Server(authority.signs("right"))) as server:
+    with listening(Server(authority.signs("right"))) as server:
         assert "CERTIFICATE_VERIFY_FAILED" not in attempt(server, f"?ssl_ca={path}")

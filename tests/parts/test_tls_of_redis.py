@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from flower.utils.broker import Broker
-from support.servers.certificates import Authority, Certificate, self_signed
+from support.servers.certificates import Authority, Certificate, listening, self_signed
 
 from pipeline.oplog.doorbell import broker_settings
 from pipeline.oplog.redis.connection import connect
@@ -47,20 +46,6 @@ class Server:
                     continue
                 with context.wrap_socket(sock, server_side=True) as secure:
                     self.heard.append(secure.recv(4096))
-
-
-@contextmanager
-def running(certificate: Certificate | None) -> Iterator[Server]:
-    server, listening = Server(certificate), socket.create_server(("127.0.0.1", 0))
-    server.port = listening.getsockname()[1]
-    thread = threading.Thread(target=server.serve, args=(listening,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        listening.shutdown(socket.SHUT_RDWR)
-        listening.close()
-        thread.join(10)
 
 
 def _log(url: str) -> None:
@@ -122,7 +107,7 @@ def wrong(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> dic
 @CLIENTS
 @SCHEMES
 def test_the_right_server_is_spoken_to(authority: Authority, client: Callable[[str], None], scheme: str):
-    with running(authority.signs("right")) as server:
+    with listening(Server(authority.signs("right"))) as server:
         assert "CERTIFICATE" not in told(client, scheme, server, f"?ssl_ca={authority.ca}")
 
     heard = b"".join(server.heard)
@@ -135,7 +120,7 @@ def test_the_right_server_is_spoken_to(authority: Authority, client: Callable[[s
 def test_a_wrong_server_hears_nothing(
     authority: Authority, wrong: dict[str, Any], client: Callable[[str], None], scheme: str, how: str
 ):
-    with running(wrong[how]) as server:
+    with listening(Server(wrong[how])) as server:
         told(client, scheme, server, f"?ssl_ca={authority.ca}")
 
     assert not any(PASSWORD.encode() in packet or b"*" in packet[:1] for packet in server.heard)
@@ -145,7 +130,7 @@ def test_a_wrong_server_hears_nothing(
 def test_without_any_argument_a_server_of_an_unknown_authority_hears_nothing(
     authority: Authority, client: Callable[[str], None]
 ):
-    with running(authority.signs("right")) as server:
+    with listening(Server(authority.signs("right"))) as server:
         assert "CERTIFICATE_VERIFY_FAILED" in told(client, "rediss", server, "")
 
     assert not any(server.heard)
@@ -153,7 +138,7 @@ def test_without_any_argument_a_server_of_an_unknown_authority_hears_nothing(
 
 @CLIENTS
 def test_who_says_so_speaks_to_a_server_unverified(tmp_path: Path, client: Callable[[str], None]):
-    with running(self_signed(tmp_path, "right")) as server:
+    with listening(Server(self_signed(tmp_path, "right"))) as server:
         told(client, "rediss", server, "?ssl_verify=false")
 
     assert PASSWORD.encode() in b"".join(server.heard)

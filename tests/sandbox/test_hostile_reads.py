@@ -34,8 +34,7 @@ def box(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def db(box: Sandbox) -> Any:
+def model() -> Any:
     db = DAL("sqlite:memory", bigint_id=True)
     db.define_table("vault", Field("secret"))
     db.define_table(
@@ -45,6 +44,12 @@ def db(box: Sandbox) -> Any:
         Field("price", "decimal(12,4)"),
         Field("facts", "json"),
     )
+    return db
+
+
+@pytest.fixture(scope="module")
+def db(box: Sandbox) -> Any:
+    db = model()
     pipeline.define_tables(db)
     pipeline.enqueue_insert(db.vault, secret=SECRET)
     for n, name in enumerate(STORED):
@@ -209,15 +214,7 @@ def test_the_selects_that_pydal_writes_itself_are_no_texts_of_a_stranger(box: Sa
 @pytest.fixture
 def own(box: Sandbox) -> Iterator[Any]:
     """A DAL with the same rows in its own database."""
-    db = DAL("sqlite:memory", bigint_id=True)
-    db.define_table("vault", Field("secret"))
-    db.define_table(
-        "item",
-        Field("owner", "integer"),
-        Field("name", "text"),
-        Field("price", "decimal(12,4)"),
-        Field("facts", "json"),
-    )
+    db = model()
     db.vault.insert(secret=SECRET)
     for n, name in enumerate(STORED):
         db.item.insert(owner=n % 3, name=name, price=PRICES[n % len(PRICES)])

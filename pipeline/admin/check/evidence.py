@@ -130,11 +130,8 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
             )
     answers = ask_all(questions, answer_s)
     broker, listened, misfits = (answers.pop(name) for name in ("broker ", "workers ", "deployment "))
-    alive = [shard for shard in settings.shards if isinstance(answers[shard], Survey)]
-    tried: Callable[[], dict[str, str]] = partial(
-        failed_probes, settings, schemas, [shard for shard in alive if isinstance(listened, set) and shard in listened]
-    )
-    untaken = {} if isinstance(seen, PipelineError) or misfits else ask_all({"": tried}, PROBE_S)[""]
+    heard = listened if isinstance(listened, set) else None
+    served = [shard for shard in settings.shards if heard and shard in heard and isinstance(answers[shard], Survey)]
     return Evidence(
         settings=settings,
         topology=topology,
@@ -143,7 +140,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
         schemas=schemas,
         refusal=refusal,
         untrimmed=untrimmed,
-        listened=listened if isinstance(listened, set) else None,
+        listened=heard,
         nodes={name: found for name, found in answers.items() if isinstance(found, Survey | PipelineError)},
         primary_of=primary_of,
         unfit=unfit,
@@ -151,8 +148,16 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
         uwsgi=servers_without_threads(),
         faults=_op_faults(settings, max_age_s),
         misfits=misfits if isinstance(misfits, tuple) else (),
-        untaken=dict.fromkeys(alive, str(untaken)) if isinstance(untaken, PipelineError) else untaken,
+        untaken={} if misfits or not schemas else _untaken(settings, schemas, served),
     )
+
+
+def _untaken(settings: Settings, schemas: tuple[TableSchema, ...], shards: list[str]) -> dict[str, str]:
+    """Send an op to each of some shards; return by shard how that failed."""
+    if not shards:
+        return {}
+    failed = ask_all({"": partial(failed_probes, settings, schemas, shards)}, PROBE_S)[""]
+    return dict.fromkeys(shards, str(failed)) if isinstance(failed, PipelineError) else failed
 
 
 def _misfits(settings: Settings, topology: Topology) -> tuple[str, ...]:
@@ -182,14 +187,8 @@ def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, str,
         schemas = tuple(TableSchema.from_json(text) for _, text in sorted(log.newest_schemas().items()))
         unfit = {node: why for text in log.unfit().values() for node, why in unfit_of(text).items()}
         told = {shard: log.epoch(shard) for shard in settings.shards}
-        return (
-            health,
-            schemas,
-            "",
-            _trim_refusal(log),
-            unfit,
-            {shard: epoch for shard, (epoch, current, _) in told.items() if current},
-        )
+        epochs = {shard: epoch for shard, (epoch, current, _) in told.items() if current}
+        return health, schemas, "", _trim_refusal(log), unfit, epochs
     finally:
         log.close()
 

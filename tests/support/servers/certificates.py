@@ -1,11 +1,16 @@
-"""Authorities and certificates, made for one test: right ones, and wrong in one way each."""
+"""Authorities and certificates, made for one test: right ones, and wrong in one way each; and who serves with them."""
 
 from __future__ import annotations
 
 import datetime
 import ipaddress
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -82,3 +87,18 @@ def _written(path: Path, made: x509.Certificate, key: ec.EllipticCurvePrivateKey
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return files
+
+
+@contextmanager
+def listening(server: Any) -> Iterator[Any]:
+    """Let a small server of a test serve a port of this machine, which it knows as its `port`."""
+    door = socket.create_server(("127.0.0.1", 0))
+    server.port = door.getsockname()[1]
+    thread = threading.Thread(target=server.serve, args=(door,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        door.shutdown(socket.SHUT_RDWR)  # wakes who waits for a client
+        door.close()
+        thread.join(10)
