@@ -141,7 +141,12 @@ def extreme_row(end: int) -> dict[str, Any]:
 
 
 def comparable(value: Any) -> Any:
-    """Return a value so that what pyDAL reads compares with what was given: it reads a blob of plain text as text."""
+    """Return a value so that what pyDAL reads compares with what was given: it reads a blob that is UTF-8 as text."""
     if isinstance(value, list):
         return [comparable(one) for one in value] or None
-    return value.decode("latin-1") if isinstance(value, bytes) and value.isascii() else value
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
