@@ -12,8 +12,11 @@ READY3 := $(VENV3)/.ready
 IN_MEMORY := $(if $(shell df -k --output=avail /dev/shm 2>/dev/null | awk 'NR == 2 && $$1 > 8000000'),TMPDIR=/dev/shm)
 # tests that start no servers that others use, or have a server per process
 AT_ONCE := -n auto --maxprocesses 8 --dist worksteal
-# tests that share servers within a file; they wait more than they compute. By name, not by number: few tests may take long
-BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
+# tests that share servers within a file; they wait more than they compute, so there is one more than two cores. By name,
+# not by number: few tests may take long
+BY_FILE := -n 3 --dist loadfile --no-loadscope-reorder
+# each of some thousand processes would compile all modules again: half of its start
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo example-web2py load lock audit test check unit bench shape soak stale storm system clean
 .DELETE_ON_ERROR:
@@ -32,8 +35,7 @@ load: system $(READY)  ## 50 users for 30 s against the shop: no error, no stale
 test: export HYPOTHESIS_PROFILE = thorough
 test: system $(READY) $(READY3)  ## everything: real MariaDB, real Redis, real workers killed with SIGKILL
 	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) tests/pure tests/parts tests/model tests/storm/test_judge.py tests/storm/test_sandbox_storm.py tests/sandbox tests/contract
-	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/integration tests/storm/test_server_storm.py
-	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/applications
+	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/integration tests/storm/test_server_storm.py tests/applications
 	$(BIN)/python -m pytest $(BY_FILE) tests/crash
 	$(IN_MEMORY) $(VENV3)/bin/python -m pytest $(AT_ONCE) -q tests/pure/dal tests/sandbox tests/contract/shard
 

@@ -1,4 +1,4 @@
-"""Run the threads of a worker's main process, which runs no tasks: the prober, the sweeper, and chores for each scope.
+"""Run the threads of a worker's main process, which runs no tasks: prober, sweeper, recorder, and chores by scope.
 
 A thread waits for no task, no event loop and no broker. So what has to happen now and then does happen while tasks
 crowd their queue, and while Celery tries to reach the broker.
@@ -16,6 +16,7 @@ from celery import bootsteps
 
 from pipeline import clock
 from pipeline.admin.check.surroundings import foreign_modules
+from pipeline.admin.observe.recorder import Recorder
 from pipeline.client import Client
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
@@ -67,6 +68,7 @@ class Threads(bootsteps.StartStopStep):
         client = process_client()
         compare_configuration(client)
         works: dict[str, Work] = {"prober": Watch(settings), "sweeper": Sweep(settings, pulse, served)}
+        works["observer"] = Recorder(settings)
         for scope in scopes_of(shards).values():
             works[f"chores-{scope.name}"] = Chores(client, scope)
         self._threads = [Turns(name, work) for name, work in works.items()]
