@@ -4,63 +4,58 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from workers.metrics import deployment, exposition
+from pipeline.admin.observe.published import Newest
+from pipeline.admin.observe.record import HostRecord, NodeRecord, ReadCount, Record, RedisRecord, ShardRecord
+from pipeline.model.wait_reason import WaitReason
+from pipeline.reads.health.report import NodeState
+from workers.metrics.deployment import of_record
+from workers.metrics.exposition import shown
+from workers.metrics.families import FAMILIES, OF_ALL
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-NOW_MS = 1_800_000_000_000
-NODE = {
-    "node": "s0-r0",
-    "role": "replica",
-    "state": "in",
-    "lag_ms": 1500,
-    "lag_ops": 12,
-    "reading_ms": None,
-    "age_ms": 900,
-}
-SHARD = {
-    "shard": "s0", "depth": 30, "oldest_ms": 2500, "dirty": 3, "rejected": 2, "parked": 1, "lost": 0, "forged": 0,
-    "poison": [], "waits": [{"kind": "early"}, {"kind": "early"}, {"kind": "breaker"}], "nodes": [NODE],
-    "why": "",
-}  # fmt: skip
-AWAY = {
-    "shard": "s1", "depth": None, "oldest_ms": None, "dirty": None, "rejected": None, "parked": None, "lost": None,
-    "forged": None, "poison": [], "waits": [], "nodes": [], "why": "it does not answer",
-}  # fmt: skip
-RECORD = {
-    "version": 1, "at_ms": NOW_MS - 1200, "known": False, "faults": [{}, {}],
-    "redis": {"memory_share": 0.25, "memory_bytes": 1_000_000, "full": None, "why": ""},
-    "deployment": {"fingerprint": "ab12", "buckets": 256, "shards": 2}, "shards": [SHARD, AWAY],
-    "hosts": [{"host": "web1", "kind": "web", "spooled": 7, "bytes": 4096, "oldest_ms": 61_000}],
-}  # fmt: skip
-#: What Flower, and Prometheus' own client, show by themselves.
-OTHERS = re.compile(r"flower_|process_")
+NODE = NodeRecord("s0-r0", "replica", NodeState.IN, lag_ops=12, lag_ms=1500, age_ms=900)
+WAITS = tuple(WaitReason(kind, "s0", scope) for kind, scope in (("early", "s0"), ("early", "t"), ("breaker", "t")))
+S0 = ShardRecord(
+    "s0", depth=30, oldest_ms=2500, dirty=3, rejected=2, parked=1, lost=0, forged=0, nodes=(NODE,), waits=WAITS
+)
+AWAY = ShardRecord("s1", queue_why="it does not answer", why="it does not answer")
+RECORD = Record(
+    0,
+    RedisRecord(0.25, 1_000_000),
+    (S0, AWAY),
+    (ReadCount("s0-r0", "replica", "fresh", 12),),
+    fingerprint="ab12",
+    buckets=256,
+    hosts=(HostRecord("web1", "web", 0, 7, 4096, 61_000),),
+)
 
 
-def record_of(**changes: Any) -> Any:
-    return json.loads(json.dumps({**RECORD, **changes}), object_hook=lambda found: SimpleNamespace(**found))
+def metrics(**changes: Any) -> list[Metric]:
+    return list(of_record(Newest(replace(RECORD, **changes), 1200)))
 
 
 class Shown:
     """Collects families."""
 
-    def __init__(self, *metrics: Any):
-        self._metrics = metrics
+    def __init__(self, *shown: Metric):
+        self._shown = shown
 
     def collect(self) -> Any:
-        return self._metrics
+        return self._shown
 
 
-def exposed(*metrics: Any) -> dict[str, float]:
+def exposed(*shown: Metric) -> dict[str, float]:
     """Return what Prometheus would read: each value by its series, the labels in the order of their names."""
     registry = CollectorRegistry()
-    registry.register(Shown(*metrics))
+    registry.register(Shown(*shown))
     found = {}
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         for one in family.samples:
@@ -70,7 +65,7 @@ def exposed(*metrics: Any) -> dict[str, float]:
 
 
 def test_a_record_becomes_gauges_in_seconds_bytes_and_ops():
-    found = exposed(*deployment.of_record(record_of(), NOW_MS))
+    found = exposed(*metrics())
 
     assert found["pipeline_record_age_seconds"] == 1.2
     assert found["pipeline_deployment_info{buckets=256,fingerprint=ab12,shards=2}"] == 1
@@ -84,22 +79,23 @@ def test_a_record_becomes_gauges_in_seconds_bytes_and_ops():
     assert found["pipeline_waits{kind=early,shard=s0}"] == 2
     assert found["pipeline_waits{kind=paused,shard=s0}"] == 0
     assert found["pipeline_ops_lost_total{shard=s0}"] == 0
+    assert found["pipeline_reads_total{kind=replica,node=s0-r0,reason=fresh}"] == 12
 
 
 def test_what_is_unknown_is_left_out_and_never_zero():
-    found = exposed(*deployment.of_record(record_of(), NOW_MS))
+    found = exposed(*metrics())
 
     assert found["pipeline_known"] == 0
     assert not any("shard=s1" in series for series in found)
     assert "pipeline_node_reading_seconds{node=s0-r0,role=replica,shard=s0}" not in found
-    silent = {"memory_share": None, "memory_bytes": None, "full": None, "why": "it does not answer"}
-    assert not any("redis" in series for series in exposed(*deployment.of_record(record_of(redis=silent), NOW_MS)))
+    silent = RedisRecord(why="it does not answer")
+    assert not any("redis" in series for series in exposed(*metrics(redis=silent)))
 
 
 def test_a_shard_that_does_not_answer_shows_the_reason_that_is_known():
-    away = {**AWAY, "waits": [{"kind": "primary-away"}], "depth": 9}
+    away = replace(AWAY, waits=(WaitReason("primary-away", "s1", "s1"),), depth=9)
 
-    found = exposed(*deployment.of_record(record_of(shards=[away]), NOW_MS))
+    found = exposed(*metrics(shards=(away,)))
 
     assert {series for series in found if "shard=s1" in series} == {
         "pipeline_waits{kind=primary-away,shard=s1}",
@@ -108,9 +104,9 @@ def test_a_shard_that_does_not_answer_shows_the_reason_that_is_known():
 
 
 def test_nothing_queued_has_an_age_of_zero_so_that_an_alert_ends():
-    empty = {**SHARD, "depth": 0, "oldest_ms": None}
+    empty = replace(S0, depth=0, oldest_ms=None)
 
-    found = exposed(*deployment.of_record(record_of(shards=[empty]), NOW_MS))
+    found = exposed(*metrics(shards=(empty,)))
 
     assert found["pipeline_queue_oldest_seconds{shard=s0}"] == 0
 
@@ -118,7 +114,8 @@ def test_nothing_queued_has_an_age_of_zero_so_that_an_alert_ends():
 def names_shown() -> set[str]:
     """Return the names of all series: of a histogram, with the ends that it gives them."""
     found = set()
-    for metric in (*deployment.of_record(record_of(), NOW_MS), *exposition.shown({}, "pipeline_worker_")):
+    counted = (*shown(FAMILIES | OF_ALL, {}, "pipeline_"), *shown(FAMILIES, {}, "pipeline_worker_"))
+    for metric in (*metrics(), *counted):
         ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(metric.type, ("",))
         found |= {metric.name + end for end in ends}
     return found

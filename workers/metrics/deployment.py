@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from pipeline.admin.observe.published import Newest
+from pipeline.admin.observe.record import NodeRecord, ShardRecord
 
 _SHARD, _NODE, _HOST = ("shard",), ("shard", "node", "role"), ("host", "kind")
 #: What a record shows, each with its labels and help; a name in `COUNTERS` is of a counter.
 FAMILIES: dict[str, tuple[tuple[str, ...], str]] = {
     "record_age_seconds": ((), "Age of what the other gauges show."),
     "known": ((), "Whether every server answered; 0: some gauges are missing."),
-    "faults": ((), "What an operator has to mend; pipeline status names each."),
     "deployment_info": (("fingerprint", "buckets", "shards"), "What all processes agree on."),
     "redis_memory_bytes": ((), "Memory that the log's Redis uses."),
     "redis_memory_ratio": ((), "The used share of its maxmemory; 0 without a limit."),
@@ -32,11 +33,12 @@ FAMILIES: dict[str, tuple[tuple[str, ...], str]] = {
     "node_reading_seconds": (_NODE, "The bound of a replica's lag that readers go by."),
     "node_report_age_seconds": (_NODE, "Age of the prober's report of a node."),
     "node_state": ((*_NODE, "state"), "1 for the state that readers treat a node by."),
+    "reads": (("node", "kind", "reason"), "Reads by the node that was chosen and why; of refused ones, it is a shard."),
     "spool_ops": (_HOST, "Ops that wait in a host's spool."),
     "spool_bytes": (_HOST, "Size of a host's spool."),
     "spool_oldest_seconds": (_HOST, "Age of the oldest op in a host's spool; 0 where there is none."),
 }
-COUNTERS = frozenset(("ops_lost", "entries_forged"))
+COUNTERS = frozenset(("ops_lost", "entries_forged", "reads"))
 #: Reasons of which each shard always has a number, so that an alert sees 0 before 1.
 ALWAYS = ("primary-away", "restored", "paused", "breaker", "no-worker", "schema", "right")
 
@@ -66,32 +68,33 @@ class Metrics:
         return iter(self._made.values())
 
 
-def of_record(record: Any, now_ms: int) -> Metrics:
+def of_record(newest: Newest) -> Metrics:
     """Return the metrics of a record.
 
     Args:
-        record: the newest.
-        now_ms: the time, ms since 1970.
+        newest: the record, and its age.
     """
-    made, redis, one = Metrics(), record.redis, record.deployment
-    made.put("record_age_seconds", max(0, now_ms - record.at_ms), per=1000)
-    made.put("known", record.known)
-    made.put("faults", len(record.faults))
-    made.put("deployment_info", 1, one.fingerprint, str(one.buckets), str(one.shards))
+    made, record = Metrics(), newest.record
+    redis, shards = record.redis, str(len(record.shards))
+    made.put("record_age_seconds", newest.age_ms, per=1000)
+    made.put("known", not record.unknown)
+    made.put("deployment_info", 1, record.fingerprint, str(record.buckets), shards)
     made.put("redis_memory_bytes", redis.memory_bytes)
     made.put("redis_memory_ratio", redis.memory_share)
     made.put("redis_full", None if redis.why else redis.full is not None)
+    for read in record.reads or ():
+        made.put("reads", read.reads, read.node, read.kind, read.reason)
     for shard in record.shards:
         _shard(made, shard)
     for host in record.hosts:
         of = (host.host, host.kind)
         made.put("spool_ops", host.spooled, *of)
         made.put("spool_bytes", host.bytes, *of)
-        made.put("spool_oldest_seconds", host.oldest_ms if host.spooled else 0, *of, per=1000)
+        made.put("spool_oldest_seconds", 0 if host.spooled == 0 else host.oldest_ms, *of, per=1000)
     return made
 
 
-def _shard(made: Metrics, shard: Any) -> None:
+def _shard(made: Metrics, shard: ShardRecord) -> None:
     of = shard.shard
     made.put("queue_ops", shard.depth, of)
     made.put("queue_oldest_seconds", 0 if shard.depth == 0 else shard.oldest_ms, of, per=1000)
@@ -108,7 +111,7 @@ def _shard(made: Metrics, shard: Any) -> None:
         _node(made, of, node)
 
 
-def _node(made: Metrics, shard: str, node: Any) -> None:
+def _node(made: Metrics, shard: str, node: NodeRecord) -> None:
     of = (shard, node.node, node.role)
     made.put("node_lag_seconds", node.lag_ms, *of, per=1000)
     made.put("node_lag_ops", node.lag_ops, *of)

@@ -8,18 +8,19 @@ from itertools import accumulate
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
-from workers.metrics.families import FAMILIES, Family
+from workers.metrics.families import Family
 from workers.metrics.tally import Name
 
 
-def shown(totals: Mapping[Name, float], prefix: str) -> Iterator[Metric]:
-    """Yield all families with their numbers; one that has none is there, and empty.
+def shown(families: Mapping[str, Family], totals: Mapping[Name, float], prefix: str) -> Iterator[Metric]:
+    """Yield families with their numbers; one that has none is there, and empty.
 
     Args:
+        families: by name.
         totals: by the family's name and the values of its labels; of a histogram by its bucket too.
         prefix: begins each metric's name.
     """
-    for name, family in FAMILIES.items():
+    for name, family in families.items():
         if family.bounds:
             yield _histogram(prefix + name, family, name, totals)
             continue

@@ -33,6 +33,11 @@ FAMILIES = {
     "batch_ops": Family("Ops applied by one batch.", _SHARD, OPS),
     "commit_seconds": Family("Time of one COMMIT on the primary.", _SHARD, SECONDS),
 }
+#: What processes of the whole deployment count beside that.
+OF_ALL = {
+    "ops_enqueued": Family("Ops that calls have enqueued, by way: direct, or through the spool.", ("shard", "way")),
+    "enqueue_seconds": Family("Time that a call took to enqueue.", ("way",), SECONDS),
+}
 
 
 def observe(page: Page, name: str, labels: Name, value: float) -> None:
