@@ -14,6 +14,7 @@ from pipeline.chance import chance
 from pipeline.client import Client
 from pipeline.enqueue.deployment import verify
 from pipeline.per_process import PerProcess
+from workers.metrics.batches import timed
 
 #: This process's client.
 process_client = PerProcess(Client)
@@ -42,7 +43,9 @@ def applier(shard: str) -> Applier:
         gc.freeze()  # what Celery and the model have made stays: no collection looks at it
     if known is None or known.node != primary.node:
         verify(here.log, here.nodes, here.topology, (shard,), asking=True)
-        known = appliers[shard] = Applier(shard, primary, here.log, here.settings.apply, step, here.settings.tables)
+        known = appliers[shard] = Applier(
+            shard, primary, here.log, here.settings.apply, timed(shard, step), here.settings.tables
+        )
     return known
 
 

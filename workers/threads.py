@@ -10,7 +10,7 @@ import logging
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from celery import bootsteps
 
@@ -25,12 +25,19 @@ from pipeline.errors import Unavailable, WrongDeployment
 from pipeline.oplog.appends import scopes_of
 from pipeline.oplog.doorbell import queue_of
 from workers.chores import Chores
+from workers.metrics import batches
+from workers.metrics.tally import Tally
 from workers.prober import Watch
 from workers.process import process_client
 from workers.sweeper import Pulse, Sweep
 
+if TYPE_CHECKING:
+    from workers.metrics.port import Port
+
 #: How long a stopping worker waits for the current turns of all threads, s.
 STOP_S = 3.0
+#: How many pool processes beyond the worker's concurrency are counted: a pool may grow.
+SPARE_PAGES = 8
 #: The time to the next turn after one that failed, s.
 FAILED_S = 1.0
 logger = logging.getLogger("pipeline.worker")
@@ -45,6 +52,7 @@ class Threads(bootsteps.StartStopStep):
         super().__init__(parent, **options)
         self._threads: list[Turns] = []
         self._beats: Any = None
+        self._port = metrics_port(parent)
 
     def start(self, parent: Any) -> None:
         """Start all threads, before the worker meets its broker.
@@ -66,6 +74,8 @@ class Threads(bootsteps.StartStopStep):
         self._threads = [Turns(name, work) for name, work in works.items()]
         for thread in self._threads:
             thread.start()
+        if self._port is not None:
+            self._port.start()
 
     def stop(self, parent: Any) -> None:
         """Stop all threads, so that another worker takes their leases.
@@ -75,6 +85,8 @@ class Threads(bootsteps.StartStopStep):
         """
         if self._beats is not None:
             self._beats.cancel()
+        if self._port is not None:
+            self._port.close()
         for thread in self._threads:
             thread.ask_to_stop()
         deadline = clock.Deadline(STOP_S)
@@ -82,6 +94,22 @@ class Threads(bootsteps.StartStopStep):
             thread.stop(deadline.left_s)
 
     terminate = stop
+
+
+def metrics_port(parent: Any) -> Port | None:
+    """Return the server of the worker's metrics, where the configuration has a port; the pool is not forked yet.
+
+    Args:
+        parent: Celery's worker.
+    """
+    settings = load().metrics
+    if not settings.port:
+        return None
+    from workers.metrics.port import Port  # 0.3 s that a worker without a port does without
+
+    most = max(parent.concurrency, getattr(parent, "max_concurrency", 0) or 0)
+    batches.tally = Tally(most + SPARE_PAGES)
+    return Port(settings, batches.tally, parent.hostname)
 
 
 def say_what_is_used(folder: Path) -> None:
