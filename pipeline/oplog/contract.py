@@ -141,7 +141,9 @@ class Work(Entries, Waits, Protocol):
         """
         ...
 
-    def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
+    def finish(
+        self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0, counts: Mapping[str, int] = {}
+    ) -> tuple[bool, int]:
         """Publish watermarks, un-dirty drained buckets, forget their attempts; return whether to ring and how many are
         dirty.
 
@@ -151,6 +153,15 @@ class Work(Entries, Waits, Protocol):
             shard: the shard's name.
             marks: of each bucket, its watermark.
             delay_ms: how long a bucket with entries left rests; then no process is to ring.
+            counts: is added to the shard's counters, see `oplog/counts`.
+        """
+        ...
+
+    def counts(self, shard: str) -> dict[str, int]:
+        """Return the counters of a shard: what the processes of the deployment have added up.
+
+        Args:
+            shard: the shard's name.
         """
         ...
 

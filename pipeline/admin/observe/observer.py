@@ -7,18 +7,17 @@ as long as its last position is away from its watermark.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
-from heapq import nlargest
 
 from pipeline import clock
 from pipeline.admin.observe.news import News, news_of, with_news
 from pipeline.admin.observe.published import read_record
+from pipeline.admin.observe.queues import Queue, Queues
+from pipeline.admin.observe.rates import Window, batch_of, counters_of, tables_of, with_reads
 from pipeline.admin.observe.record import (
     BY_WORKERS,
-    DEEPEST,
     OWN_LOOK,
-    BucketRecord,
     NodeRecord,
     Record,
     RedisRecord,
@@ -30,11 +29,10 @@ from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.model.fingerprint import Fingerprint
-from pipeline.model.op import START, Position, enqueued_ms
+from pipeline.model.op import START, Position
 from pipeline.model.wait_reason import WaitReason, reasons_of
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S
-from pipeline.oplog.waits import Noted
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.records.stops import stop_reasons
 from pipeline.shard.session import brief
@@ -65,23 +63,6 @@ class _Node:
     lag_ms: int | None = None
 
 
-#: Where Redis does not answer, no worker is said to be missing.
-_NOTHING = Noted(True, {})
-
-
-@dataclass(frozen=True, slots=True)
-class _Queue:
-    """A shard's queue, the watermark of each bucket that has ops behind it, and the workers' notes on them."""
-
-    depth: int | None = None
-    oldest_ms: int | None = None
-    dirty: int | None = None
-    deepest: tuple[BucketRecord, ...] = ()
-    behind: Mapping[int, Position] = field(default_factory=dict)
-    noted: Noted = _NOTHING
-    why: str = ""
-
-
 class Observer:
     """Makes the record of a deployment again and again; rates are known from the second time on."""
 
@@ -89,10 +70,10 @@ class Observer:
         self._topology = Topology(settings)
         self._log = RedisLog.of(settings.redis, read_s=ANSWER_S)
         self._before: dict[str, tuple[_Node, int | None]] = {}
-        #: By shard and bucket: the watermark, and when the op behind it was enqueued.
-        self._heads: dict[tuple[str, int], tuple[Position, float | None]] = {}
         self._counts: dict[str, _Counts | PipelineError] = {}
         self._counted_s = -COUNTS_S
+        self._reads = Window()
+        self._queues_of = Queues(self._log)
         self._uris: dict[str, dict[str, str]] = {}
         for shard in settings.shards.values():
             replicas = {f"{shard.name}-r{i}": uri for i, uri in enumerate(shard.replicas)}
@@ -154,7 +135,9 @@ class Observer:
         counts: Mapping[str, _Counts | PipelineError],
         news: News | None,
     ) -> Record:
-        queues = dict.fromkeys(primaries, _Queue(why=redis.why))
+        if news is not None and news.reads is not None:
+            self._reads.add(clock.mono_s(), counters_of(news.reads))
+        queues = dict.fromkeys(primaries, Queue(why=redis.why))
         if not redis.why:
             # after the watermarks: an op applied in between counts as queued, and no count is below zero
             queues = self._queues({shard: nodes[primary] for shard, primary in primaries.items()})
@@ -176,7 +159,7 @@ class Observer:
         primary: str,
         nodes: Mapping[str, _Node | PipelineError],
         counted: _Counts | PipelineError,
-        queue: _Queue,
+        queue: Queue,
         news: News | None,
     ) -> ShardRecord:
         at = nodes[primary]
@@ -186,6 +169,10 @@ class Observer:
         whys = [_why(primary, one) for one in (at, counted) if isinstance(one, PipelineError)]
         names = [primary, *(node for node in self._uris[shard] if node != primary)]
         found = [self._node(node, nodes[node], at) for node in names]
+        reads = with_reads(found, self._reads)
+        found = [replace(node, reads_per_s=reads[node.node][0], reads_share=reads[node.node][1]) for node in found]
+        waits = reasons_of(shard, queue.behind, stops, queue.noted.notes, queue.noted.alive) if not whys else ()
+        window = self._queues_of.window(shard)
         return ShardRecord(
             shard,
             clock.wall_ms(),
@@ -201,7 +188,10 @@ class Observer:
             forged=counts.get("forged"),
             buckets=queue.deepest,
             nodes=with_news(found, news),
-            waits=reasons_of(shard, queue.behind, stops, queue.noted.notes, queue.noted.alive) if not whys else (),
+            waits=waits,
+            batch=batch_of(window) if not queue.why else None,
+            tables=tables_of(window, queue.counters, waits),
+            poison=queue.poison,
             queue_why=queue.why,
             why=whys[0] if whys else "",
         )
@@ -212,31 +202,12 @@ class Observer:
         except PipelineError:
             return None
 
-    def _queues(self, primaries: Mapping[str, _Node | PipelineError]) -> dict[str, _Queue]:
+    def _queues(self, primaries: Mapping[str, _Node | PipelineError]) -> dict[str, Queue]:
         try:
             marks = {shard: self._marks(shard, primary) for shard, primary in primaries.items()}
-            return {shard: self._queue(shard, marks[shard]) for shard in marks}
+            return {shard: self._queues_of.queue(shard, marks[shard]) for shard in marks}
         except PipelineError as error:
-            return dict.fromkeys(primaries, _Queue(why=str(error)))
-
-    def _queue(self, shard: str, marks: Mapping[int, Position]) -> _Queue:
-        queued = self._log.queued(marks)
-        behind = {bucket: marks[bucket] for bucket, ops in queued.items() if ops}
-        oldest_ms = self._oldest_ms(shard, behind)
-        deepest = nlargest(DEEPEST, ((ops, -bucket) for bucket, ops in queued.items() if ops))
-        buckets = tuple(BucketRecord(-bucket, ops) for ops, bucket in deepest)
-        dirty, noted = self._log.dirty(shard), self._log.waits(shard)
-        return _Queue(sum(queued.values()), oldest_ms, dirty, buckets, behind, noted)
-
-    def _oldest_ms(self, shard: str, behind: Mapping[int, Position]) -> int | None:
-        """Return the age of the oldest op behind some watermarks. An op is read again only once its watermark moved."""
-        known = {bucket: self._heads.get((shard, bucket)) for bucket in behind}
-        new = {bucket: mark for bucket, mark in behind.items() if (known[bucket] or (None,))[0] != mark}
-        for bucket, entries in (self._log.read(new, dict.fromkeys(new, 1)) if new else {}).items():
-            sent_ms = enqueued_ms(entries[0].payload) if entries else None
-            known[bucket] = self._heads[shard, bucket] = behind[bucket], sent_ms
-        sent = [one[1] for one in known.values() if one is not None and one[1] is not None]
-        return max(0, clock.wall_ms() - int(min(sent))) if sent else None
+            return dict.fromkeys(primaries, Queue(why=str(error)))
 
     def _marks(self, shard: str, primary: _Node | PipelineError) -> Mapping[int, Position]:
         """Return a primary's watermarks, or those that workers published: never ahead of what was committed."""

@@ -22,6 +22,7 @@
 <prefix>:record:<shard>     string  "<ms> <record as JSON>", `*` for the deployment; expires. See `admin/observe`
 <prefix>:recent:<shard>     list    points of the last 15 minutes, the newest first; expires
 <prefix>:day:<shard>        list    points of the last 24 hours, the newest first; expires
+<prefix>:counts:<shard>     hash    counter -> n, of all processes; see `oplog/counts`
 <prefix>:reads              hash    "<node> <kind> <reason>" -> reads of all processes; expires when idle
 <prefix>:unfit              hash    shard -> its unfit nodes as JSON, a copy of pipeline_unfit
 <prefix>:seen               hash    node -> what upkeep last saw of it, as JSON; see `admin/replica_absence`
@@ -134,6 +135,10 @@ class Keys:
     def waits(self, shard: str) -> str:
         """Return the notes on why buckets of a shard wait."""
         return f"{self.prefix}:waits:{shard}"
+
+    def counts(self, shard: str) -> str:
+        """Return the counters of a shard."""
+        return f"{self.prefix}:counts:{shard}"
 
     def record(self, shard: str) -> str:
         """Return the published record of a shard."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pipeline.model.op import Position
 from pipeline.oplog.contract import Log
+from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.ttls import MOST_OF_DAY, MOST_RECENT
 
 
@@ -31,3 +33,17 @@ def test_an_empty_point_adds_none(log: Log):
     log.publish_records({"s0": "x"}, {"s0": ("only recent", "")})
 
     assert log.history("s0") == (["only recent"], [])
+
+
+def test_counters_add_up_with_what_is_finished_and_are_bounded(log: Log):
+    log.finish("s0", {4: Position(1, 0)}, counts={"applied insert my table": 3, "batches": 1})
+    log.finish("s0", {}, counts={"applied insert my table": 2})
+    log.finish("s0", {}, counts={f"rejected t{n}": 1 for n in range(MOST_COUNTERS)})
+    log.finish("s0", {}, counts={"batches": 1, "one too many": 1})
+
+    found = log.counts("s0")
+
+    assert found["applied insert my table"] == 5
+    assert found["batches"] == 2
+    assert len(found) == MOST_COUNTERS
+    assert log.counts("s1") == {}

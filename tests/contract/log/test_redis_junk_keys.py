@@ -162,7 +162,7 @@ def planted(keys: Keys) -> dict[str, str]:
         "secret",
     )
     found = {name: getattr(keys, name) for name in of_all}
-    of_shard = ("epoch", "dirty", "bell", "marks", "attempts", "notes", "waits", "record", "recent", "day")
+    of_shard = ("epoch", "dirty", "bell", "marks", "attempts", "notes", "waits", "counts", "record", "recent", "day")
     found |= {name: getattr(keys, name)("s0") for name in of_shard}
     found |= {
         "epoch of all": keys.epoch(EVERYWHERE),
