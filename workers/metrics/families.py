@@ -33,8 +33,8 @@ FAMILIES = {
     "batch_ops": Family("Ops applied by one batch.", _SHARD, OPS),
     "commit_seconds": Family("Time of one COMMIT on the primary.", _SHARD, SECONDS),
 }
-#: What processes of the whole deployment count beside that.
-OF_ALL = {
+#: What processes of the whole deployment count; what was lost is in the record.
+OF_ALL = {name: family for name, family in FAMILIES.items() if name not in ("ops_lost", "batches")} | {
     "ops_enqueued": Family("Ops that calls have enqueued, by way: direct, or through the spool.", ("shard", "way")),
     "enqueue_seconds": Family("Time that a call took to enqueue.", ("way",), SECONDS),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -287,17 +288,22 @@ def test_the_web_side_writes_no_row_and_reads_no_password_of_a_worker(deployed: 
         assert "Permission denied" in read.stderr, file
 
 
-def test_flower_asks_for_its_login_on_loopback(deployed: Deployment) -> None:
+@pytest.mark.parametrize("path", ["workers", "metrics"])
+def test_flower_asks_for_its_login_on_loopback(deployed: Deployment, path: str) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"http://127.0.0.1:{deployed.host.ports['5555']}/workers", timeout=5)
+        urllib.request.urlopen(f"http://127.0.0.1:{deployed.host.ports['5555']}/{path}", timeout=5)
 
 
 def scraped(address: str, **headers: str) -> dict[tuple[str, ...], float]:
-    """Return what is at an address: by a metric's name and the values of its labels."""
+    """Return what is at an address: by a metric's name and its labels' values, in the order of the labels' names."""
     with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=10) as answer:
         text = answer.read().decode()
     families = text_string_to_metric_families(text)
-    return {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
+    return {
+        (one.name, *(value for _, value in sorted(one.labels.items()))): one.value
+        for family in families
+        for one in family.samples
+    }
 
 
 def workers_metrics(deployed: Deployment) -> dict[tuple[str, ...], float]:
@@ -318,3 +324,34 @@ def test_each_worker_shows_what_its_processes_have_applied(deployed: Deployment)
     [shard, *_] = [name[1] for name in found if name[0] == "pipeline_worker_ops_applied_total"]
     assert found["pipeline_worker_ops_applied_total", shard] > 0
     assert found["pipeline_worker_commit_seconds_count", shard] > 0
+
+
+def test_flower_shows_the_deployments_metrics_with_its_own_rights(deployed: Deployment) -> None:
+    denied(deployed)
+    login = base64.b64encode(deployed.words["FLOWER_BASIC_AUTH"].encode()).decode()
+    address = f"http://127.0.0.1:{deployed.host.ports['5555']}/metrics"
+    found: dict[tuple[str, ...], float] = {}
+
+    def complete() -> bool:
+        found.update(scraped(address, Authorization=f"Basic {login}"))
+        return found.get(("pipeline_known",)) == 1
+
+    assert within(30, complete), found
+    for shard in SHARDS:
+        assert ("pipeline_queue_ops", shard) in found
+        assert ("pipeline_node_state", f"{shard}-r0", "replica", shard, "in") in found
+    assert any(name == "flower_events_total" for name, *_ in found)
+    assert denied(deployed) == []
+
+
+def test_flowers_user_reads_no_op_and_writes_nothing(deployed: Deployment) -> None:
+    password = deployed.words["REDIS_FLOWER_PASSWORD"]
+    with redis_client(deployed.host.ports[ADDRESSES["log"]], "flower", password) as client:
+        for command in (
+            *NEIGHBOURLY, "XRANGE pl:log:0 - +", "GET pl:secret", "SET pl:record:s0 1", "LPUSH pl:recent:s0 1",
+            "DEL pl:record:s0", "EVAL return(1) 0", "INFO",
+        ):  # fmt: skip
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*command.split())
+        assert client.get("pl:record:s0")
+    denied(deployed)
