@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-
-import pytest
-from prometheus_client import CollectorRegistry, generate_latest
 from support.servers.deploying import DEPLOY, needs, run
-from support.servers.scraping import Shown, every_metric
 
 RULES = DEPLOY / "prometheus" / "alerts.yml"
 
