@@ -17,7 +17,7 @@ from pipeline.admin.observe.record import HostRecord, NodeRecord, ReadCount, Rec
 from pipeline.model.wait_reason import WaitReason
 from pipeline.reads.health.report import NodeState
 from workers.metrics.deployment import of_record
-from workers.metrics.exposition import shown
+from workers.metrics.exposition import families_of
 from workers.metrics.families import FAMILIES, OF_ALL
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -114,7 +114,7 @@ def test_nothing_queued_has_an_age_of_zero_so_that_an_alert_ends():
 def names_shown() -> set[str]:
     """Return the names of all series: of a histogram, with the ends that it gives them."""
     found = set()
-    counted = (*shown(OF_ALL, {}, "pipeline_"), *shown(FAMILIES, {}, "pipeline_worker_"))
+    counted = (*families_of(OF_ALL, {}, "pipeline_"), *families_of(FAMILIES, {}, "pipeline_worker_"))
     for metric in (*metrics(), *counted):
         ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(metric.type, ("",))
         found |= {metric.name + end for end in ends}

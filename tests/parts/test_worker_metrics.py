@@ -81,9 +81,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Tally:
 
 
 def test_a_batch_is_counted_by_what_it_did(counted: Tally):
-    batches.count("s0", Outcome(applied=7, rejected=1, parked=2, seen=3, lost=4, buckets=2, ms=20))
-    batches.count("s0", Outcome(left=3, crossed=True))
-    batches.count("s1", Outcome())
+    batches.count_batch("s0", Outcome(applied=7, rejected=1, parked=2, seen=3, lost=4, buckets=2, ms=20))
+    batches.count_batch("s0", Outcome(left=3, crossed=True))
+    batches.count_batch("s1", Outcome())
 
     found = counted.totals()
 
@@ -97,20 +97,19 @@ def test_a_batch_is_counted_by_what_it_did(counted: Tally):
     assert found["batch_seconds.sum", "s0"] == 0.02
 
 
-def test_the_time_of_a_commit_is_counted_and_each_step_is_still_taken(counted: Tally):
-    steps: list[str] = []
-    step = batches.timed("s0", steps.append)
+def test_the_time_of_a_commit_is_counted(counted: Tally):
+    watch = batches.stopwatch("s0")
+    assert watch is not None
 
     for name in ("lock", "commit", "committed"):
-        step(name)
+        watch(name)
 
-    assert steps == ["lock", "commit", "committed"]
     assert counted.totals()["commit_seconds.sum", "s0"] > 0
 
 
 def test_without_a_port_nothing_is_counted_and_no_step_is_wrapped():
-    assert batches.timed("s0", print) is print
-    batches.count("s0", Outcome(applied=1))
+    assert batches.stopwatch("s0") is None
+    batches.count_batch("s0", Outcome(applied=1))
     assert batches.page() is None
 
 

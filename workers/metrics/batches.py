@@ -24,7 +24,7 @@ def _own_page() -> Page | None:
 page = PerProcess(_own_page)
 
 
-def count(shard: str, outcome: Outcome) -> None:
+def count_batch(shard: str, outcome: Outcome) -> None:
     """Count one batch.
 
     Args:
@@ -44,23 +44,21 @@ def count(shard: str, outcome: Outcome) -> None:
         observe(own, "batch_ops", (shard,), outcome.applied)
 
 
-def timed(shard: str, step: Callable[[str], None]) -> Callable[[str], None]:
-    """Return what an applier calls before each step: *step*, which also counts how long commits take.
+def stopwatch(shard: str) -> Callable[[str], None] | None:
+    """Return what counts how long commits take, told the name of each step before it; None without metrics.
 
     Args:
         shard: the shard's name.
-        step: takes the step's name.
     """
     own, began_s = page(), 0.0
     if own is None:
-        return step
+        return None
 
-    def timed_step(name: str) -> None:
+    def watch(name: str) -> None:
         nonlocal began_s
-        step(name)
         if name == "commit":
             began_s = clock.mono_s()
         elif name == "committed":
             observe(own, "commit_seconds", (shard,), clock.mono_s() - began_s)
 
-    return timed_step
+    return watch

@@ -12,7 +12,7 @@ from workers.metrics.families import Family
 from workers.metrics.tally import Name
 
 
-def shown(families: Mapping[str, Family], totals: Mapping[Name, float], prefix: str) -> Iterator[Metric]:
+def families_of(families: Mapping[str, Family], totals: Mapping[Name, float], prefix: str) -> Iterator[Metric]:
     """Yield families with their numbers; one that has none is there, and empty.
 
     Args:

@@ -15,7 +15,7 @@ from prometheus_client.core import InfoMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
 from pipeline.config.settings import MetricsSettings
-from workers.metrics.exposition import shown
+from workers.metrics.exposition import families_of
 from workers.metrics.families import FAMILIES
 from workers.metrics.tally import Tally
 
@@ -40,7 +40,7 @@ class Worker:
     def collect(self) -> Iterator[Metric]:
         """Yield the worker's metrics."""
         yield InfoMetricFamily("pipeline_worker", "The worker that is scraped.", {"worker": self._name})
-        yield from shown(FAMILIES, self._tally.totals(), "pipeline_worker_")
+        yield from families_of(FAMILIES, self._tally.totals(), "pipeline_worker_")
 
 
 class Port:
