@@ -16,9 +16,8 @@ from pipeline.admin.observe.published import Newest
 from pipeline.admin.observe.record import HostRecord, NodeRecord, ReadCount, Record, RedisRecord, ShardRecord
 from pipeline.model.wait_reason import WaitReason
 from pipeline.reads.health.report import NodeState
+from workers.metrics.counters import Tables, metrics_of
 from workers.metrics.deployment import of_record
-from workers.metrics.exposition import families_of
-from workers.metrics.families import FAMILIES, OF_ALL
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NODE = NodeRecord("s0-r0", "replica", NodeState.IN, lag_ops=12, lag_ms=1500, age_ms=900)
@@ -114,7 +113,7 @@ def test_nothing_queued_has_an_age_of_zero_so_that_an_alert_ends():
 def names_shown() -> set[str]:
     """Return the names of all series: of a histogram, with the ends that it gives them."""
     found = set()
-    counted = (*families_of(OF_ALL, {}, "pipeline_"), *families_of(FAMILIES, {}, "pipeline_worker_"))
+    counted = (metric for prefix in ("pipeline_", "pipeline_worker_") for metric in metrics_of({}, prefix, Tables()))
     for metric in (*metrics(), *counted):
         ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(metric.type, ("",))
         found |= {metric.name + end for end in ends}

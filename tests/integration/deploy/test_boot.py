@@ -317,12 +317,16 @@ def workers_metrics(deployed: Deployment) -> dict[tuple[str, ...], float]:
 
 def test_each_worker_shows_what_its_processes_have_applied(deployed: Deployment) -> None:
     deployed.web("spool")  # Redis answers: one op
+    inserts = [("pipeline_worker_ops_applied_total", "insert", shard, "purchase") for shard in SHARDS]
+    found: dict[tuple[str, ...], float] = {}
 
-    assert within(30, lambda: any("ops_applied_total" in name for name, *_ in workers_metrics(deployed)))
-    found = workers_metrics(deployed)
-    assert {name[1].split(".")[0] for name in found if name[0] == "pipeline_worker_info"} == set(SHARDS)
-    [shard, *_] = [name[1] for name in found if name[0] == "pipeline_worker_ops_applied_total"]
-    assert found["pipeline_worker_ops_applied_total", shard] > 0
+    def shown() -> bool:
+        found.update(workers_metrics(deployed))
+        return any(applied in found for applied in inserts)
+
+    assert within(30, shown), found
+    assert {labels[0].split(".")[0] for name, *labels in found if name == "pipeline_worker_info"} == set(SHARDS)
+    shard = next(applied[2] for applied in inserts if applied in found)
     assert found["pipeline_worker_commit_seconds_count", shard] > 0
 
 
