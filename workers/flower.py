@@ -29,9 +29,9 @@ def show_metrics(handlers: list[Any]) -> None:
     Args:
         handlers: Flower's own list, of tuples and URLSpecs.
     """
-    from workers.metrics.at_flower import Metrics  # only Flower's process needs it
+    from workers.metrics.at_flower import MetricsPage  # only Flower's process needs it
 
-    handlers[:] = [(path, Metrics) if (path := _path_of(one)) == "/metrics" else one for one in handlers]
+    handlers[:] = [(path, MetricsPage) if (path := _path_of(one)) == "/metrics" else one for one in handlers]
 
 
 def _path_of(handler: Any) -> str:

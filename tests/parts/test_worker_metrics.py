@@ -39,9 +39,9 @@ def in_a_fork(work: Callable[[], None]) -> None:
 def test_the_main_process_reads_the_sum_of_what_forked_processes_counted():
     pages = Tally(2)
 
-    in_a_fork(lambda: page_of(pages, 0).add("s0", "applied insert t", 3))
-    in_a_fork(lambda: page_of(pages, 1).add("s0", "applied insert t", 4))
-    in_a_fork(lambda: page_of(pages, 1).add("s1", "rejected größe", 5))
+    in_a_fork(lambda: page_of(pages, 0).add("s0", {"applied insert t": 3}))
+    in_a_fork(lambda: page_of(pages, 1).add("s0", {"applied insert t": 4}))
+    in_a_fork(lambda: page_of(pages, 1).add("s1", {"rejected größe": 5}))
 
     assert pages.totals() == {"s0": {"applied insert t": 7}, "s1": {"rejected größe": 5}}
 
@@ -50,7 +50,7 @@ def test_a_process_that_takes_the_place_of_another_goes_on_with_its_numbers():
     pages = Tally(1)
 
     for _ in range(3):
-        in_a_fork(lambda: page_of(pages, 0).add("s0", "batches", 2))
+        in_a_fork(lambda: page_of(pages, 0).add("s0", {"batches": 2}))
 
     assert pages.totals() == {"s0": {"batches": 6}}
 
@@ -63,8 +63,8 @@ def test_a_full_page_shows_no_new_number_and_keeps_the_others(
     first, second = page_of(pages, 0), page_of(pages, 1)
 
     for name in ("one", "two", "three", "three", "one"):
-        first.add("s0", name, 1)
-    second.add("s0", "one", 5)
+        first.add("s0", {name: 1})
+    second.add("s0", {"one": 5})
 
     assert pages.totals() == {"s0": {"one": 7, "two": 1}}
     assert caplog.text.count("no room for the counter s0 three") == 1
@@ -122,12 +122,12 @@ def value_of(samples: list[Sample], name: str, **labels: str) -> float:
 
 def test_a_scrape_has_every_number_by_its_name_in_prometheus(counted: Tally, port: int):
     page = page_of(counted, 0)
-    for name, number in {
+    counts = {
         "applied insert t": 7, "rejected a b": 2, "held early": 3, "seen": 1,
         "batch_ms 1": 1, "batch_ms 100": 1, "batch_ms inf": 1, "batch_sum_ms": 9100,
         "commit_ms 1": 1, "commit_sum_us": 5,
-    }.items():  # fmt: skip
-        page.add("s0", name, number)
+    }  # fmt: skip
+    page.add("s0", counts)
 
     samples = scraped(port)
 
@@ -148,14 +148,14 @@ def test_a_scrape_has_every_number_by_its_name_in_prometheus(counted: Tally, por
 def test_so_many_tables_are_told_apart_and_a_table_keeps_its_label(counted: Tally, port: int):
     page = page_of(counted, 0)
     for n in range(MOST_TABLES + 5):
-        page.add("s0", f"applied insert t{n}", 100 - n)
+        page.add("s0", {f"applied insert t{n}": 100 - n})
 
     def by_table() -> dict[str, float]:
         name = "pipeline_worker_ops_applied_total"
         return {one.labels["table"]: one.value for one in scraped(port) if one.name == name}
 
     first = by_table()
-    page.add("s0", f"applied insert t{MOST_TABLES}", 1000)
+    page.add("s0", {f"applied insert t{MOST_TABLES}": 1000})
 
     assert first == {f"t{n}": 100 - n for n in range(MOST_TABLES)} | {"other": sum(range(76, 81))}
     assert by_table() == first | {"other": first["other"] + 1000}

@@ -52,7 +52,7 @@ class Deployment:
 deployment = PerProcess(Deployment)
 
 
-class Metrics(FlowersMetrics):
+class MetricsPage(FlowersMetrics):
     """Flower's own page, with the deployment's metrics behind Flower's."""
 
     @authenticated

@@ -28,5 +28,4 @@ def count_batch(shard: str, outcome: Outcome) -> None:
         outcome: what the batch did.
     """
     if (own := page()) is not None:
-        for name, number in outcome.counts.items():
-            own.add(shard, name, number)
+        own.add(shard, outcome.counts)

@@ -33,7 +33,7 @@ class Counted(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
-class Timed(NamedTuple):
+class Duration(NamedTuple):
     """A histogram, its labels, the counter of its sum, and how many of that counter's units are a second."""
 
     name: str
@@ -52,8 +52,8 @@ COUNTERS = {
     HELD: Counted("buckets_held", "How often a batch left a bucket waiting, by the reason's kind.", ("kind",)),
 }
 HISTOGRAMS = {
-    BATCH_MS: Timed("batch_seconds", "Time of a batch's transaction.", BATCH_SUM_MS, 1000),
-    COMMIT_MS: Timed("commit_seconds", "Time of a batch's COMMIT.", COMMIT_SUM_US, 1_000_000),
+    BATCH_MS: Duration("batch_seconds", "Time of a batch's transaction.", BATCH_SUM_MS, 1000),
+    COMMIT_MS: Duration("commit_seconds", "Time of a batch's COMMIT.", COMMIT_SUM_US, 1_000_000),
 }
 
 
@@ -107,7 +107,7 @@ def _counter(
     return made
 
 
-def _histogram(word: str, timed: Timed, counts: Mapping[str, Mapping[str, int]], prefix: str) -> HistogramMetricFamily:
+def _histogram(word: str, timed: Duration, counts: Mapping[str, Mapping[str, int]], prefix: str) -> Metric:
     made = HistogramMetricFamily(prefix + timed.name, timed.help, labels=("shard",))
     bounds = [*(str(ms / 1000) for ms in timed.bounds_ms), "+Inf"]
     for shard, numbers in counts.items():

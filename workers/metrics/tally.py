@@ -11,7 +11,7 @@ import logging
 import mmap
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 #: The size of one page, bytes; the kernel gives memory to what is used of it. A shard takes up to 10 kB.
 PAGE = 1 << 19
@@ -62,27 +62,27 @@ class Page:
     def __init__(self, memory: mmap.mmap, start: int):
         self._memory, self._end = memory, start + PAGE
         #: By shard and name: where the number stands, and the number.
-        self._known: dict[tuple[str, str], tuple[int, int]] = {}
+        self._known: dict[str, dict[str, tuple[int, int]]] = {}
         self._next = start
         self._writing = threading.Lock()  # a pool of threads is one process
         for (shard, _, name), at, value in _read(memory, start):
-            self._known[shard, name] = at, value
+            self._known.setdefault(shard, {})[name] = at, value
             self._next = at + _NUMBER.size
 
-    def add(self, shard: str, name: str, by: int) -> None:
-        """Add to a counter; one that is new begins at 0.
+    def add(self, shard: str, counts: Mapping[str, int]) -> None:
+        """Add to counters; one that is new begins at 0.
 
         Args:
             shard: the shard's name, which has no blank.
-            name: the counter's.
-            by: how much, 0 or more.
+            counts: by the counter's name, how much, 0 or more.
         """
-        key = shard, name
         with self._writing:
-            at, value = self._known.get(key) or self._new(f"{shard} {name}")
-            self._known[key] = at, value + by
-            if at:
-                _NUMBER.pack_into(self._memory, at, value + by)
+            known, write = self._known.setdefault(shard, {}), _NUMBER.pack_into
+            for name, by in counts.items():
+                at, value = known.get(name) or self._new(f"{shard} {name}")
+                known[name] = at, value + by
+                if at:
+                    write(self._memory, at, value + by)
 
     def _new(self, name: str) -> tuple[int, int]:
         """Return where a new number stands; 0 where the page is full, and the number is not shown."""
