@@ -144,3 +144,12 @@ def test_every_alert_says_what_to_run():
     for rule in rules:
         assert re.search(r"^ +command: pipeline why( {{ \$labels\.shard }})?$", rule, re.MULTILINE), rule
         assert re.search(r"labels: { severity: (critical|warning) }", rule), rule
+
+
+def test_the_manual_names_every_metric_and_no_other():
+    manual = (DEPLOY.parent / "docs" / "operations.md").read_text().partition("### Metrics\n")[2].partition("\n## ")[0]
+    rows = "".join(line for line in manual.splitlines() if line.startswith("| `pipeline_"))
+
+    ends = re.compile("_(bucket|sum|count)$")
+
+    assert names_in(rows) == {ends.sub("", name) for name in names_shown() if not name.startswith("pipeline_worker_")}
