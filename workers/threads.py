@@ -21,6 +21,7 @@ from pipeline.config.settings import load
 from pipeline.config.topology import Topology
 from pipeline.enqueue.deployment import compare_all
 from pipeline.errors import Unavailable, WrongDeployment
+from pipeline.events import Event
 from pipeline.oplog.appends import scopes_of
 from pipeline.oplog.doorbell import queue_of
 from workers.chores import Chores
@@ -88,9 +89,9 @@ def say_what_is_used(folder: Path) -> None:
     Args:
         folder: the working directory.
     """
-    logger.info("Celery's settings are %s", sys.modules["celeryconfig"].__file__)
+    logger.info(Event("settings_of_celery", path=sys.modules["celeryconfig"].__file__))
     for file in foreign_modules(folder).values():
-        logger.warning("%s is not ours, and is not used: the names of our modules are taken", file)
+        logger.warning(Event("module_not_used", path=file, text="the names of our modules are taken"))
 
 
 def compare_configuration(client: Client) -> None:
@@ -102,10 +103,10 @@ def compare_configuration(client: Client) -> None:
     try:
         compare_all(client.log, client.nodes, client.topology)
     except WrongDeployment as error:
-        logger.critical("this worker does not start: %s", error)
+        logger.critical(Event("worker_not_started", error=error))
         sys.exit(1)
     except Unavailable as error:
-        logger.warning("the configuration is not compared with the deployment's yet: %s", error)
+        logger.warning(Event("configuration_not_compared", error=error))
     finally:
         client.nodes.close()
 
@@ -159,6 +160,6 @@ class Turns:
             try:
                 pause_s = self._work.turn()
             except Exception:  # the outermost loop: the thread goes on after any error
-                logger.exception("a turn of %s failed", self._thread.name)
+                logger.exception(Event("turn_failed", thread=self._thread.name))
                 pause_s = FAILED_S
         self._work.close()

@@ -23,6 +23,7 @@ from pipeline.config.sections import (
     ApplySettings,
     Head,
     Load,
+    LogSettings,
     ReadSettings,
     RedisSettings,
     ShardSettings,
@@ -35,6 +36,7 @@ from pipeline.errors import ConfigError, did_you_mean
 
 __all__ = [
     "ApplySettings",
+    "LogSettings",
     "ReadSettings",
     "RedisSettings",
     "Settings",
@@ -50,7 +52,7 @@ VARIABLE = "PIPELINE_CONFIG"
 DEFAULT_PATH = "pipeline.toml"
 #: `${NAME}`; without its brace it is a fault, not a text.
 _REFERENCE = re.compile(r"\$\{([^}]*)(\})?")
-_SECTIONS = ("pipeline", "redis", "shards", "tables", "reads", "apply", "spool")
+_SECTIONS = ("pipeline", "redis", "shards", "tables", "reads", "apply", "spool", "log")
 _T = TypeVar("_T")
 
 
@@ -100,7 +102,8 @@ def _checked(raw: Mapping[str, Any], label: str, environ: Mapping[str, str]) -> 
     reads = _section(ReadSettings, raw.get("reads", {}), "reads", faults)
     apply = _section(ApplySettings, raw.get("apply", {}), "apply", faults)
     spool = _section(SpoolSettings, raw.get("spool", {}), "spool", faults)
-    if faults or not (head and redis and reads and apply and spool):
+    log = _section(LogSettings, raw.get("log", {}), "log", faults)
+    if faults or not (head and redis and reads and apply and spool and log):
         raise ConfigError([*faults, *_joint_faults(head.buckets if head else None, shards, tables)])
     return Settings(
         buckets=head.buckets,
@@ -111,6 +114,7 @@ def _checked(raw: Mapping[str, Any], label: str, environ: Mapping[str, str]) -> 
         reads=reads,
         apply=apply,
         spool=spool.beside(label if label != "a dict" else ""),
+        log=log,
         source=label,
     )
 
@@ -141,6 +145,7 @@ class Settings:
     reads: ReadSettings = field(default_factory=ReadSettings)
     apply: ApplySettings = field(default_factory=ApplySettings)
     spool: SpoolSettings = field(default_factory=lambda: SpoolSettings(enabled=False))
+    log: LogSettings = field(default_factory=LogSettings)
     buckets: int = 256
     ignore: tuple[str, ...] = ()
     source: str = "a dict"

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from pipeline import clock
 from pipeline.config.address import Address, host_of, parse
+from pipeline.events import Event
 from pipeline.oplog.redis.connection import connect, default_port, tls_options, to_sentinels
 from pipeline.per_process import PerProcess
 
@@ -78,7 +79,7 @@ class Bell:
                 queue=queue_of(shard),
             )
         except Exception as error:  # the broker may fail in many ways, and none may reach a web request
-            logger.warning("ring failed shard=%s error=%s: %s", shard, type(error).__name__, error)
+            logger.warning(Event("ring_failed", shard=shard, error=error))
             return False
         return True
 
@@ -95,7 +96,7 @@ class Bell:
         try:
             replies = self._celery().control.inspect(timeout=timeout_s).active_queues() or {}
         except Exception as error:  # the broker may fail in many ways
-            logger.debug("no answer from the broker: %s: %s", type(error).__name__, error)
+            logger.debug(Event("broker_silent", error=error))
             return None
         queues = {queue["name"] for listening in replies.values() for queue in listening or ()}
         return {shard for shard in self._shards if queue_of(shard) in queues}

@@ -101,7 +101,7 @@ def test_prepare_never_overwrites_a_password(secrets: SimpleNamespace) -> None:
 def test_the_example_configuration_is_toml_with_the_sections_of_the_manual() -> None:
     example = tomllib.loads((DEPLOY / "pipeline.example.toml").read_text())
 
-    assert set(example) == {"pipeline", "redis", "shards", "tables", "reads", "apply", "spool"}
+    assert set(example) == {"pipeline", "redis", "shards", "tables", "reads", "apply", "spool", "log"}
 
 
 def test_the_example_configuration_is_accepted_and_shows_every_key(secrets: SimpleNamespace) -> None:
