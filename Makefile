@@ -102,6 +102,7 @@ system:
 	  echo "installing$$missing"; \
 	  $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq $$missing >/dev/null; \
 	fi
+	@command -v promtool >/dev/null || .ci/promtool
 
 clean:
 	rm -rf $(VENV) $(VENV3) $(TOOLS) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -40,6 +40,7 @@ MARIADB_ROOT_PASSWORD=$(password)
 REDIS_USER=worker
 REDIS_PASSWORD=$(password)
 REDIS_WEB_PASSWORD=$(password)
+REDIS_FLOWER_PASSWORD=$(password)
 BROKER_USER=pipeline
 BROKER_PASSWORD=$(password)
 BROKER_WEB_PASSWORD=$(password)

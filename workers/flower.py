@@ -1,6 +1,7 @@
 """Let Flower listen on this machine only, unless it asks for a login: its pages show what is written and where.
 
-By itself Flower listens on every address of the machine, to everybody.
+By itself Flower listens on every address of the machine, to everybody. Also here: the metrics of the deployment, which
+its `/metrics` shows behind its own, and which need its login as all pages do.
 """
 
 from __future__ import annotations
@@ -17,10 +18,34 @@ VARIABLE = "FLOWER_ADDRESS"
 os.environ.setdefault(VARIABLE, "127.0.0.1")
 
 
+def is_flower() -> bool:
+    """Return whether this process is to be Flower: Celery's command loads Flower's for each of its commands."""
+    return "flower.command" in sys.modules and "flower" in sys.argv
+
+
+def show_metrics(handlers: list[Any]) -> None:
+    """Replace Flower's page of metrics, before Flower makes its application.
+
+    Args:
+        handlers: Flower's own list, of tuples and URLSpecs.
+    """
+    from workers.metrics.at_flower import MetricsPage  # only Flower's process needs it
+
+    handlers[:] = [(path, MetricsPage) if (path := _path_of(one)) == "/metrics" else one for one in handlers]
+
+
+def _path_of(handler: Any) -> str:
+    return handler[0] if isinstance(handler, tuple) else str(handler.regex.pattern)
+
+
+if is_flower():
+    show_metrics(sys.modules["flower.urls"].handlers)
+
+
 @import_modules.connect
 def refuse_strangers(**_: Any) -> None:
     """End Flower before it listens beyond this machine without a login; its app imports its modules before."""
-    if "flower.command" not in sys.modules or "flower" not in sys.argv:
+    if not is_flower():
         return
     options = sys.modules["tornado.options"].options
     if options.unix_socket or is_loopback(options.address) or options.auth or any(options.basic_auth or ()):

@@ -8,6 +8,7 @@ from pipeline.admin import upkeep
 from pipeline.errors import Unavailable
 from pipeline.oplog.doorbell import APPLY_TASK
 from workers import app
+from workers.metrics.batches import count_batch
 from workers.process import applier, process_client
 
 
@@ -24,6 +25,7 @@ def apply(shard: str, ops: int = 1) -> dict[str, Any]:
     """
     bell = process_client().bell
     outcome = applier(shard).apply(bell)
+    count_batch(shard, outcome)
     if outcome.ring:
         bell.ring_now(shard, outcome.left)
     return outcome.summary()

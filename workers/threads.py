@@ -1,4 +1,4 @@
-"""Run the threads of a worker's main process, which runs no tasks: the prober, the sweeper, and chores for each scope.
+"""Run the threads of a worker's main process, which runs no tasks: prober, sweeper, recorder, and chores by scope.
 
 A thread waits for no task, no event loop and no broker. So what has to happen now and then does happen while tasks
 crowd their queue, and while Celery tries to reach the broker.
@@ -10,12 +10,13 @@ import logging
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from celery import bootsteps
 
 from pipeline import clock
 from pipeline.admin.check.surroundings import foreign_modules
+from pipeline.admin.observe.recorder import Recorder
 from pipeline.client import Client
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
@@ -25,12 +26,19 @@ from pipeline.events import Event
 from pipeline.oplog.appends import scopes_of
 from pipeline.oplog.doorbell import queue_of
 from workers.chores import Chores
+from workers.metrics import batches
+from workers.metrics.tally import Tally
 from workers.prober import Watch
 from workers.process import process_client
 from workers.sweeper import Pulse, Sweep
 
+if TYPE_CHECKING:
+    from workers.metrics.port import Port
+
 #: How long a stopping worker waits for the current turns of all threads, s.
 STOP_S = 3.0
+#: How many pool processes beyond the worker's concurrency are counted: a pool may grow.
+SPARE_PAGES = 8
 #: The time to the next turn after one that failed, s.
 FAILED_S = 1.0
 logger = logging.getLogger("pipeline.worker")
@@ -45,6 +53,7 @@ class Threads(bootsteps.StartStopStep):
         super().__init__(parent, **options)
         self._threads: list[Turns] = []
         self._beats: Any = None
+        self._port = metrics_port(parent)
 
     def start(self, parent: Any) -> None:
         """Start all threads, before the worker meets its broker.
@@ -60,11 +69,14 @@ class Threads(bootsteps.StartStopStep):
         client = process_client()
         compare_configuration(client)
         works: dict[str, Work] = {"prober": Watch(settings), "sweeper": Sweep(settings, pulse, served)}
+        works["observer"] = Recorder(settings)
         for scope in scopes_of(shards).values():
             works[f"chores-{scope.name}"] = Chores(client, scope)
         self._threads = [Turns(name, work) for name, work in works.items()]
         for thread in self._threads:
             thread.start()
+        if self._port is not None:
+            self._port.start()
 
     def stop(self, parent: Any) -> None:
         """Stop all threads, so that another worker takes their leases.
@@ -74,6 +86,8 @@ class Threads(bootsteps.StartStopStep):
         """
         if self._beats is not None:
             self._beats.cancel()
+        if self._port is not None:
+            self._port.close()
         for thread in self._threads:
             thread.ask_to_stop()
         deadline = clock.Deadline(STOP_S)
@@ -81,6 +95,22 @@ class Threads(bootsteps.StartStopStep):
             thread.stop(deadline.left_s)
 
     terminate = stop
+
+
+def metrics_port(parent: Any) -> Port | None:
+    """Return the server of the worker's metrics, where the configuration has a port; the pool is not forked yet.
+
+    Args:
+        parent: Celery's worker.
+    """
+    settings = load().metrics
+    if not settings.port:
+        return None
+    from workers.metrics.port import Port  # 0.3 s that a worker without a port does without
+
+    most = max(parent.concurrency, getattr(parent, "max_concurrency", 0) or 0)
+    batches.tally = Tally(most + SPARE_PAGES)
+    return Port(settings, batches.tally, parent.hostname)
 
 
 def say_what_is_used(folder: Path) -> None:

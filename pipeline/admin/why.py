@@ -1,7 +1,8 @@
-"""Answer why something waits: an op, a shard or a table."""
+"""Answer why something waits: an op, a shard, a table, or anything of the deployment."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from pipeline.admin.stops import Target, target_of
@@ -17,7 +18,7 @@ class Answer(NamedTuple):
     """What was found.
 
     Attributes:
-        what: the op, the shard or the table.
+        what: the op, the shard, the table or the deployment.
         state: of an op, its status; `waiting` or `fine` of a shard or a table.
         reasons: why it waits, what stops the most first.
         sentences: the same for people; one that says so where nothing waits.
@@ -29,27 +30,32 @@ class Answer(NamedTuple):
     sentences: tuple[str, ...]
 
 
-def why(pipeline: Client, name: str) -> Answer:
+def why(pipeline: Client, name: str = "") -> Answer:
     """Return why something waits.
 
     Args:
         pipeline: the deployment.
-        name: a receipt's text, or the name of a shard or a table.
+        name: a receipt's text, or the name of a shard or a table; without one, what waits on any shard.
 
     Raises:
         BadOp: it is none of them.
     """
+    if not name:
+        return _of(pipeline, "the deployment", pipeline.topology.shards, "")
     try:
         receipt = _receipt(pipeline, name)
     except BadToken:
         target = _target(pipeline, name)
-        found = [reason for shard in target.shards for reason in _reasons(pipeline, shard)]
-        reasons = tuple(sorted(found, key=lambda reason: reason.scope != target.name))
-        sentences = tuple(dict.fromkeys(reason.sentence() for reason in reasons))
-        return Answer(
-            str(target), "waiting" if reasons else "fine", reasons, sentences or (f"nothing of {target} waits",)
-        )
+        return _of(pipeline, str(target), target.shards, target.name)
     return _of_op(pipeline, receipt)
+
+
+def _of(pipeline: Client, what: str, shards: Iterable[str], first: str) -> Answer:
+    """Return why ops of shards wait; reasons of the scope *first* come first."""
+    found = [reason for shard in shards for reason in _reasons(pipeline, shard)]
+    reasons = tuple(sorted(found, key=lambda reason: reason.scope != first))
+    sentences = tuple(dict.fromkeys(reason.sentence() for reason in reasons))
+    return Answer(what, "waiting" if reasons else "fine", reasons, sentences or (f"nothing of {what} waits",))
 
 
 def _receipt(pipeline: Client, text: str) -> Receipt:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,7 @@ from pipeline.events import Event
 from pipeline.model.op import Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
+from pipeline.oplog.counts import APPLIED, BATCH_MS, BATCHES, BOUNDS_MS, REJECTED, bound_of
 from pipeline.oplog.waits import Waits
 from pipeline.shard.session import NodeSession
 
@@ -35,6 +38,8 @@ NOTE_MS = 40_000
 EARLY_DELAY_MS, MOST_EARLY_DELAY_MS = 20, 500
 #: The longest detail that is noted, characters: a note is for each bucket.
 _DETAIL = 300
+#: By what an applied op is counted.
+_WHAT = attrgetter("op.kind", "op.table")
 logger = logging.getLogger("pipeline.apply")
 
 
@@ -142,13 +147,33 @@ class Applier(ShardTurns):
                 self._log.finish(self.shard, resting, delay_ms=SCHEMA_DELAY_MS)
             if held:
                 note_waits(self._log, self.shard, batch.waiting, held)
-            outcome.ring, outcome.left = self._log.finish(self.shard, done)
+            outcome.ring, outcome.left = self._log.finish(self.shard, done, counts=counts_of(batch, outcome))
         except Unavailable as error:
             logger.warning(Event("commit_not_published", shard=self.shard, error=error))
         self._stopped.room -= len(batch.halted)
         if self._settings.breaker:
             for reject in self._stopped.breaker.learn(batch.items, batch.aside):
                 self._stopped.halt(reject, self._facts.database_name(reject.table))
+
+
+def counts_of(batch: Batch, outcome: Outcome) -> dict[str, int]:
+    """Return what a transaction adds to its shard's counters; see `oplog/counts`.
+
+    Args:
+        batch: what it took.
+        outcome: what it did, with the time that it took.
+    """
+    if not batch.taken:
+        return {}
+    aside = {(one.entry.bucket, one.entry.position) for one in batch.aside}
+    done = batch.items
+    if aside:
+        done = [item for item in done if (item.entry.bucket, item.entry.position) not in aside]
+    counts = {f"{APPLIED} {kind} {table}": n for (kind, table), n in Counter(map(_WHAT, done)).items()}
+    for reject in outcome.refused:
+        name = f"{REJECTED} {reject.table}"
+        counts[name] = counts.get(name, 0) + 1
+    return counts | {BATCHES: 1, f"{BATCH_MS} {bound_of(outcome.ms, BOUNDS_MS)}": 1}
 
 
 def note_waits(log: Waits, shard: str, reasons: Mapping[int, WaitReason], marks: Mapping[int, Position]) -> None:

@@ -181,10 +181,12 @@ class ShardTurns(ABC):
     def _with_retries(self, take: Take) -> tuple[Outcome, Batch]:
         blocked, attempt, met = self._blocked(), 1, 1
         while True:
+            started = clock.mono_s()
             try:
                 with self._session.transaction():
                     result = self._transaction.run(take, blocked, last_try=met >= LAST_TRY)
                     self._step("commit")
+                result[0].ms = ms_since(started)
                 self._step("committed")
                 return result
             except SchemaBehind as error:  # each time another schema is left out: no try is used up

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.live import Live
 
 from pipeline import clock
-from pipeline.admin.observer import Observer
+from pipeline.admin.observe.observer import Observer
+from pipeline.admin.observe.record import OWN_LOOK
 from pipeline.cli.options import config_option, max_age_option
 from pipeline.cli.status_screen import lines, screen
 from pipeline.config.settings import load
@@ -44,8 +45,9 @@ APART_S = 1.0
 def status_command(context: click.Context, config: str | None, as_json: bool, max_age_s: float) -> None:
     """Show what is wrong, what waits and why, how fast ops are applied, and how far the replicas are.
 
-    Takes a second, to measure a rate. Exits with 1 if a server does not answer, if ops were refused or lost, if a table
-    is halted, or if an op is older than --max-age.
+    Shows the record that workers publish each second. Where none run, it asks all servers itself, and takes a second
+    to measure a rate. Exits with 1 if a server does not answer, if ops were refused or lost, if a table is halted, or
+    if an op is older than --max-age.
 
     \f
 
@@ -57,9 +59,10 @@ def status_command(context: click.Context, config: str | None, as_json: bool, ma
     """
     console = Console()
     with _observer(config) as observer:
-        observer.look()
-        clock.sleep_s(APART_S)
-        found = observer.look()
+        found = observer.newest()
+        if found.source == OWN_LOOK:
+            clock.sleep_s(APART_S)
+            found = observer.look()
     if as_json:
         click.echo(json.dumps(found.as_json(max_age_s), indent=2))
     elif console.is_terminal:
@@ -92,17 +95,17 @@ def top(config: str | None, every_s: float, max_age_s: float) -> None:
                 _live(observer, console, pressed, every_s, max_age_s)
             else:
                 while True:
-                    click.echo("\n".join(lines(observer.look(), max_age_s)))
+                    click.echo("\n".join(lines(observer.newest(), max_age_s)))
                     clock.sleep_s(every_s)
         except KeyboardInterrupt:
             return
 
 
 def _live(observer: Observer, console: Console, pressed: Pressed, every_s: float, max_age_s: float) -> None:
-    first = screen(observer.look(), console, max_age_s, live=True)
+    first = screen(observer.newest(), console, max_age_s, live=True)
     with Live(first, console=console, screen=True, auto_refresh=False) as live:
         while pressed(every_s) not in ("q", "Q"):
-            live.update(screen(observer.look(), console, max_age_s, live=True), refresh=True)
+            live.update(screen(observer.newest(), console, max_age_s, live=True), refresh=True)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.admin.status import Queue, ReplicaStatus, ShardStatus, Status
+from pipeline.admin.observe.record import NodeRecord, Record, ShardRecord
 from pipeline.reads.health.report import NodeState
 
 UNKNOWN = "unknown"
@@ -28,7 +28,7 @@ _STYLES = {"replica": "green", "primary": "", "stale": "yellow", "error": "bold 
 _WORDS = {"replica": "replica", "primary": "primary", "stale": "stale, marked", "error": "refused"}
 
 
-def screen(status: Status, console: Console, max_age_s: float, *, live: bool = False) -> RenderableType:
+def screen(status: Record, console: Console, max_age_s: float, *, live: bool = False) -> RenderableType:
     """Return what is wrong, then the tables: one where it fits, else one of shards and one of replicas.
 
     Args:
@@ -48,7 +48,7 @@ def screen(status: Status, console: Console, max_age_s: float, *, live: bool = F
     return Group(*parts)
 
 
-def _notices(status: Status, max_age_s: float, *, utf8: bool) -> Table:
+def _notices(status: Record, max_age_s: float, *, utf8: bool) -> Table:
     """Return a line on each thing that is wrong, or that waits; the worst first."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(width=3, justify="right", no_wrap=True)
@@ -70,7 +70,7 @@ def _notices(status: Status, max_age_s: float, *, utf8: bool) -> Table:
     return grid
 
 
-def lines(status: Status, max_age_s: float) -> Iterator[str]:
+def lines(status: Record, max_age_s: float) -> Iterator[str]:
     """Yield what is wrong, then the status as plain lines of key=value.
 
     Args:
@@ -82,14 +82,14 @@ def lines(status: Status, max_age_s: float) -> Iterator[str]:
     for sentence in _waits(status):
         yield f"waiting: {sentence}"
     redis = status.redis
-    memory = UNKNOWN if redis.memory is None else f"{redis.memory:.0%}" if redis.memory else "unlimited"
+    share = redis.memory_share
+    memory = UNKNOWN if share is None else f"{share:.0%}" if share else "unlimited"
     full = UNKNOWN if redis.why else "no" if redis.full is None else f"yes ({redis.full})"
     yield f"at={_clock(status.at_ms)} redis_memory={memory} full={full}"
     for shard in status.shards:
-        queue = shard.queue
         yield (
-            f"shard={shard.shard} queued={_count(queue.ops, '<=' * queue.at_most)} oldest={_age(queue)}"
-            f" rate={_rate(shard)} dirty={_count(queue.dirty)} rejected={_count(shard.rejected)}"
+            f"shard={shard.shard} queued={_count(shard.depth, '<=' * shard.at_most)} oldest={_age(shard)}"
+            f" rate={_rate(shard)} dirty={_count(shard.dirty)} rejected={_count(shard.rejected)}"
             f" lost={_count(shard.lost)} forged={_count(shard.forged)}"
         )
         for replica in shard.replicas:
@@ -125,26 +125,26 @@ def reads_table(counts: Iterable[tuple[str, str, str, int]]) -> Table:
     return table
 
 
-def _waits(status: Status) -> list[str]:
+def _waits(status: Record) -> list[str]:
     """Return a sentence on each thing that waits, once where it waits on several shards."""
     return list(dict.fromkeys(reason.sentence() for shard in status.shards for reason in shard.waits))
 
 
-def _unfit(status: Status) -> list[tuple[str, str]]:
+def _unfit(status: Record) -> list[tuple[str, str]]:
     replicas = (replica for shard in status.shards for replica in shard.replicas)
     return [(replica.node, replica.unfit) for replica in replicas if replica.unfit]
 
 
-def _head(status: Status) -> Text:
+def _head(status: Record) -> Text:
     redis = status.redis
-    if redis.memory is None:
+    if redis.memory_share is None:
         memory = (UNKNOWN, "bold red")
     else:
-        memory = (f"{redis.memory:.0%} of its limit" if redis.memory else "has no limit", "")
+        memory = (f"{redis.memory_share:.0%} of its limit" if redis.memory_share else "has no limit", "")
     return Text.assemble(("  pipeline ", "bold"), _clock(status.at_ms), ("   Redis' memory ", "dim"), memory)
 
 
-def _tables(status: Status, console: Console, sign: str) -> list[Table]:
+def _tables(status: Record, console: Console, sign: str) -> list[Table]:
     """Return the shards with their replicas beside them, or below them where that is too wide."""
     whole = _table((*_OF_SHARDS, *_OF_REPLICAS))
     shards, replicas = _table(_OF_SHARDS), _table(_OF_REPLICAS)
@@ -168,15 +168,14 @@ def _table(columns: tuple[str, ...]) -> Table:
     return table
 
 
-def _shard_cells(shard: ShardStatus, sign: str) -> list[Text]:
-    queue = shard.queue
-    late = queue.oldest_ms is not None and queue.oldest_ms > LATE_MS
+def _shard_cells(shard: ShardRecord, sign: str) -> list[Text]:
+    late = shard.oldest_ms is not None and shard.oldest_ms > LATE_MS
     return [
         Text(shard.shard, style="bold red" if shard.why else "bold"),
-        _cell(_count(queue.ops, sign * queue.at_most)),
-        _cell(_age(queue), "yellow" if late else ""),
+        _cell(_count(shard.depth, sign * shard.at_most)),
+        _cell(_age(shard), "yellow" if late else ""),
         _cell(_rate(shard), "cyan"),
-        _cell(_count(queue.dirty)),
+        _cell(_count(shard.dirty)),
         *(
             _cell(_count(number), style if number else "dim")
             for number, style in ((shard.rejected, "yellow"), (shard.lost, "bold red"))
@@ -184,7 +183,7 @@ def _shard_cells(shard: ShardStatus, sign: str) -> list[Text]:
     ]
 
 
-def _replica_cells(replica: ReplicaStatus | None) -> list[Text]:
+def _replica_cells(replica: NodeRecord | None) -> list[Text]:
     if replica is None:
         return [Text("none", style="dim"), Text(), Text(), Text()]
     late = "yellow" if (replica.lag_ms or 0) > LATE_MS else ""
@@ -196,7 +195,7 @@ def _replica_cells(replica: ReplicaStatus | None) -> list[Text]:
     ]
 
 
-def _reading_cell(replica: ReplicaStatus) -> Text:
+def _reading_cell(replica: NodeRecord) -> Text:
     """Return what readers go by: the upper bound of the lag, or why there is none."""
     if replica.state is NodeState.IN and replica.reading_ms is not None and replica.age_ms is not None:
         bound_ms = replica.reading_ms + replica.age_ms
@@ -204,7 +203,7 @@ def _reading_cell(replica: ReplicaStatus) -> Text:
     return Text(_SHORT.get(replica.state, replica.state), style="bold red")
 
 
-def _reads(status: Status) -> RenderableType | None:
+def _reads(status: Record) -> RenderableType | None:
     """Return the reads of all processes by node and reason."""
     if not status.reads:
         return None
@@ -219,13 +218,13 @@ def _count(number: int | None, sign: str = "") -> str:
     return UNKNOWN if number is None else f"{sign}{number:,}"
 
 
-def _age(queue: Queue) -> str:
-    if queue.ops is None:
+def _age(shard: ShardRecord) -> str:
+    if shard.depth is None:
         return UNKNOWN
-    return "-" if queue.oldest_ms is None else _ms(queue.oldest_ms)
+    return "-" if shard.oldest_ms is None else _ms(shard.oldest_ms)
 
 
-def _rate(shard: ShardStatus) -> str:
+def _rate(shard: ShardRecord) -> str:
     if shard.why:
         return UNKNOWN
     return "-" if shard.rate is None else f"{shard.rate:,.0f}"

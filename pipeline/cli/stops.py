@@ -108,18 +108,20 @@ def drain_command(context: click.Context, config: str | None, name: str, reason:
 
 @click.command("why")
 @config_option
-@click.argument("name", metavar="RECEIPT|SHARD|TABLE")
+@click.argument("name", metavar="[RECEIPT|SHARD|TABLE]", default="")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_context
 def why_command(context: click.Context, config: str | None, name: str, as_json: bool) -> None:
     """Say what waits, since when, because of what, and the command that mends it. Exits with 1 if something waits.
+
+    Without a name it says what waits anywhere.
 
     \f
 
     Args:
         context: Click's context, for the exit code.
         config: see `options.config_option`.
-        name: a receipt's text, or the name of a shard or a table.
+        name: a receipt's text, or the name of a shard or a table; empty for all shards.
         as_json: whether to print JSON.
     """
     with opened(config) as pipeline:

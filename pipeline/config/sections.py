@@ -323,3 +323,19 @@ class SpoolSettings:
             return replace(self, enabled=self.enabled and bool(self.path))
         path = Path(configuration)
         return replace(self, path=str(path.parent / (self.path or f"{path.stem}.spool")))
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsSettings:
+    """Where a worker shows its metrics; with port 0 nowhere, and nothing is counted for them."""
+
+    port: int = 0
+    host: str = "127.0.0.1"
+
+    CHECKS: ClassVar[Mapping[str, Validator]] = {
+        "port": whole_number(0, 65_535),
+        "host": pattern(r"[A-Za-z0-9.:-]+", "an address of this machine, such as 127.0.0.1"),
+    }
+
+    def __post_init__(self) -> None:
+        raise_faults(faults_of("metrics", self.CHECKS, self))

@@ -24,6 +24,7 @@ from pipeline.config.sections import (
     Head,
     Load,
     LogSettings,
+    MetricsSettings,
     ReadSettings,
     RedisSettings,
     ShardSettings,
@@ -37,6 +38,7 @@ from pipeline.errors import ConfigError, did_you_mean
 __all__ = [
     "ApplySettings",
     "LogSettings",
+    "MetricsSettings",
     "ReadSettings",
     "RedisSettings",
     "Settings",
@@ -52,7 +54,7 @@ VARIABLE = "PIPELINE_CONFIG"
 DEFAULT_PATH = "pipeline.toml"
 #: `${NAME}`; without its brace it is a fault, not a text.
 _REFERENCE = re.compile(r"\$\{([^}]*)(\})?")
-_SECTIONS = ("pipeline", "redis", "shards", "tables", "reads", "apply", "spool", "log")
+_SECTIONS = ("pipeline", "redis", "shards", "tables", "reads", "apply", "spool", "log", "metrics")
 _T = TypeVar("_T")
 
 
@@ -103,7 +105,8 @@ def _checked(raw: Mapping[str, Any], label: str, environ: Mapping[str, str]) -> 
     apply = _section(ApplySettings, raw.get("apply", {}), "apply", faults)
     spool = _section(SpoolSettings, raw.get("spool", {}), "spool", faults)
     log = _section(LogSettings, raw.get("log", {}), "log", faults)
-    if faults or not (head and redis and reads and apply and spool and log):
+    metrics = _section(MetricsSettings, raw.get("metrics", {}), "metrics", faults)
+    if faults or not (head and redis and reads and apply and spool and log and metrics):
         raise ConfigError([*faults, *_joint_faults(head.buckets if head else None, shards, tables)])
     return Settings(
         buckets=head.buckets,
@@ -115,6 +118,7 @@ def _checked(raw: Mapping[str, Any], label: str, environ: Mapping[str, str]) -> 
         apply=apply,
         spool=spool.beside(label if label != "a dict" else ""),
         log=log,
+        metrics=metrics,
         source=label,
     )
 
@@ -146,6 +150,7 @@ class Settings:
     apply: ApplySettings = field(default_factory=ApplySettings)
     spool: SpoolSettings = field(default_factory=lambda: SpoolSettings(enabled=False))
     log: LogSettings = field(default_factory=LogSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     buckets: int = 256
     ignore: tuple[str, ...] = ()
     source: str = "a dict"

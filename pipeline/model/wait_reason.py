@@ -121,6 +121,11 @@ class WaitReason:
             return f"{'has' + since if self.since_ms else 'waits'} because {because}; {mend}"
         return f"{'have' + since if self.since_ms else 'wait'} because {because}; {mend}"
 
+    @property
+    def command(self) -> str:
+        """What mends it: a command, or what happens by itself."""
+        return KINDS[self.kind].mend.format(scope=self.scope, shard=self.shard, detail=self.detail)
+
     def to_json(self) -> str:
         """Return the reason as a note for other processes."""
         return msgspec.json.encode(self).decode()

@@ -141,7 +141,9 @@ class Work(Entries, Waits, Protocol):
         """
         ...
 
-    def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
+    def finish(
+        self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0, counts: Mapping[str, int] = {}
+    ) -> tuple[bool, int]:
         """Publish watermarks, un-dirty drained buckets, forget their attempts; return whether to ring and how many are
         dirty.
 
@@ -151,6 +153,15 @@ class Work(Entries, Waits, Protocol):
             shard: the shard's name.
             marks: of each bucket, its watermark.
             delay_ms: how long a bucket with entries left rests; then no process is to ring.
+            counts: is added to the shard's counters, see `oplog/counts`.
+        """
+        ...
+
+    def counts(self, shard: str) -> dict[str, int]:
+        """Return the counters of a shard: what the processes of the deployment have added up.
+
+        Args:
+            shard: the shard's name.
         """
         ...
 
@@ -302,8 +313,8 @@ class SharedState(Protocol):
         """Return why appends are refused, or None while they are accepted."""
         ...
 
-    def memory_share(self) -> float:
-        """Return used memory as a share of the limit; 0.0 if there is no limit."""
+    def memory(self) -> tuple[float, int]:
+        """Return used memory as a share of the limit, 0.0 if there is no limit, and in bytes."""
         ...
 
     def largest_bytes(self) -> int:
@@ -337,6 +348,31 @@ class SharedState(Protocol):
 
     def reads(self) -> dict[str, int]:
         """Return the counts of reads of all processes."""
+        ...
+
+    def publish_records(self, records: Mapping[str, str], points: Mapping[str, tuple[str, str]] = {}) -> None:
+        """Publish records at the server's time, each in place of the one before; and add points to their histories.
+
+        Args:
+            records: by name, the record: of each shard, or `EVERYWHERE`.
+            points: by the same names, a point for the last minutes and one for the last hours; empty: none.
+        """
+        ...
+
+    def records(self, names: Iterable[str]) -> tuple[int, dict[str, tuple[int, str]]]:
+        """Return the server's time in ms and, of each record there is, when it was published and the record.
+
+        Args:
+            names: of the records.
+        """
+        ...
+
+    def history(self, name: str) -> tuple[list[str], list[str]]:
+        """Return the points of a record's last minutes and of its last hours, the oldest first.
+
+        Args:
+            name: of the record.
+        """
         ...
 
     def seen(self, node: str) -> str | None:

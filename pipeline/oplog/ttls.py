@@ -20,3 +20,7 @@ BIG_TTL_MS = 7 * _DAY_MS
 NOTE_MS = 60_000
 #: Counts of reads are forgotten when no process reads for so long.
 READS_MS = _DAY_MS
+#: A record of a shard is shown, with its age, for so long; its history outlives the day that it shows.
+RECORD_MS, HISTORY_MS = 600_000, _DAY_MS + 3_600_000
+#: Points of a history: 15 minutes at 5 s, and 24 hours at 5 minutes.
+MOST_RECENT, MOST_OF_DAY = 180, 288

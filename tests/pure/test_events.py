@@ -26,7 +26,7 @@ SENTENCES = {
         "Incorrect integer value for column `shop`.`sale`.`qty` at row 3",
     f"Truncated incorrect DECIMAL value: '{MARK}'": "Truncated incorrect DECIMAL value",
     f"BIGINT value is out of range in '({MARK} + 1)'": "BIGINT value is out of range",
-    f"You have an error in your SQL syntax near '{MARK}' at line 1": "You have an error in your SQL syntax near at line 1",
+    f"an error in your SQL syntax near '{MARK}' at line 1": "an error in your SQL syntax near at line 1",
     f"cannot connect to mysql:pymysql://app:{MARK}@db0/shop": "cannot connect to mysql:pymysql://app:***@db0/shop",
     f"redis://h/0?password={MARK}".replace("'", ""): "redis://h/0?password=***",
     "Data too long for column 'note' at row 1": "Data too long for column 'note' at row 1",

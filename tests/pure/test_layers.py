@@ -71,6 +71,7 @@ FENCES = {
     "pymysql": ("pipeline.shard", *FACES),
     "celery": ("pipeline.oplog.doorbell", "pipeline.oplog.doorbell", "workers"),
     "kombu": ("pipeline.oplog.doorbell", "pipeline.oplog.doorbell", "workers"),
+    "prometheus_client": ("workers.metrics",),
     "gluon": ("pipeline.web2py",),
     "py4web": ("pipeline.py4web",),
     "click": ("pipeline.cli",),

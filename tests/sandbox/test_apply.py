@@ -306,3 +306,22 @@ def test_a_summary_shows_what_a_person_wants_to_see_and_no_noughts(db: Any, box:
 
     assert list(summary) == ["applied", "rejected", "ms", "buckets"]
     assert (summary["applied"], summary["rejected"], summary["buckets"]) == (1, 0, 1)
+
+
+def test_what_is_applied_and_refused_is_counted_by_kind_and_table(db: Any, box: Sandbox):
+    first = pipeline.enqueue_insert(db.event, who=7, note="same")
+    for note in ("a", "b", "same"):
+        pipeline.enqueue_insert(db.event, who=7, note=note)
+    pipeline.enqueue_update(db.event, first.id, {"n": 3}, shard_key=7)
+    applier(box).apply()
+
+    counts = box.log.counts("s0")
+
+    assert {name: n for name, n in counts.items() if not name.startswith("batch")} == {
+        "applied insert event": 3,
+        "applied update event": 1,
+        "rejected event": 1,
+    }
+    assert counts["batches"] == sum(n for name, n in counts.items() if name.startswith("batch_ms ")) == 1
+    assert applier(box).apply().applied == 0
+    assert box.log.counts("s0") == counts

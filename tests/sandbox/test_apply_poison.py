@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pymysql
@@ -11,6 +12,7 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline.admin import stops, upkeep
+from pipeline.admin.observe.queues import Queues
 from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
 from pipeline.apply.transaction import Outcome
@@ -18,6 +20,7 @@ from pipeline.config.settings import ApplySettings
 from pipeline.errors import LogUnavailable
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.waits import ALIVE, ALIVE_TOKEN
+from pipeline.shard.records import ledger_queries
 from pipeline.shard.session import NodeSession
 from pipeline.testing import Sandbox, sandbox
 
@@ -124,6 +127,24 @@ def test_an_op_that_kills_its_worker_is_rejected_and_all_others_are_applied(db: 
     assert 3 < deaths <= 8
     [[reason]] = box.client.nodes.primary("s0").query("SELECT reason FROM pipeline_rejects")
     assert reason.startswith("poison: alone, it ended the worker")
+
+
+def test_the_record_names_the_bucket_under_test(db: Any, box: Sandbox, meet: Meet):
+    bad, _, _ = queue(db, "poison")
+    meet("poison", Died)
+    found = []
+
+    for _ in range(20):
+        with suppress(Died):
+            applier(box).apply()
+        box.log.ahead_ms += LATER_MS
+        marks = ledger_queries.standing(box.client.nodes.primary("s0")).marks
+        positions = {bucket: mark.position for bucket, mark in marks.items()}
+        found += Queues(box.log).queue("s0", positions).poison
+
+    assert {one.bucket for one in found} == {bad.bucket}
+    assert max(one.attempts for one in found) == 2
+    assert Queues(box.log).queue("s0", positions).poison == ()
 
 
 def test_an_op_that_kills_its_replay_is_rejected_as_poison_and_the_others_are_replayed(

@@ -60,6 +60,7 @@ def test_where_nothing_waits_it_says_so(box: Sandbox, event: Any):
 
     assert asked(box, "s0") == Answer("shard s0", "fine", (), ("nothing of shard s0 waits",))
     assert asked(box, "event").sentences == ("nothing of table event waits",)
+    assert asked(box, "").sentences == ("nothing of the deployment waits",)
     assert asked(box, receipt).sentences == (
         f"the op at {receipt.bucket}:{receipt.position} does not wait: it is applied",
     )
@@ -73,6 +74,7 @@ def test_an_op_that_has_not_had_its_turn_is_queued(box: Sandbox, event: Any):
         "waits because workers apply what came before (2 ops in its bucket); wait, or start more workers"
     )
     assert "(3 ops are queued)" in only(box, "s0", "queued")
+    assert only(box, "", "queued") == only(box, "s0", "queued")
 
 
 def test_a_paused_shard_is_named_by_its_ops_too(box: Sandbox, event: Any):

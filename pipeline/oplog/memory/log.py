@@ -24,6 +24,7 @@ from pipeline.oplog.appends import (
     is_receipt,
 )
 from pipeline.oplog.contract import RECONCILE
+from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.memory.server import GivenOut, MemoryServer, Sent
 from pipeline.oplog.memory.shared_state import MemorySharedState, MemoryWaits
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS, MOST_AHEAD_MS, NOTE_MS
@@ -300,8 +301,14 @@ class MemoryWork(MemoryEntries):
                 most_bytes -= found[bucket][-1]
         return found
 
-    def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
+    def finish(
+        self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0, counts: Mapping[str, int] = {}
+    ) -> tuple[bool, int]:
         with self._lock:
+            counted = self._server.counts.setdefault(shard, {})
+            for name, more in counts.items():
+                if len(counted) < MOST_COUNTERS or name in counted:
+                    counted[name] = counted.get(name, 0) + more
             published = self._server.marks.setdefault(shard, {})
             dirty, tails = self._server.dirty.setdefault(shard, {}), self._server.tails(marks)
             for bucket, (epoch, seq) in marks.items():
@@ -316,6 +323,10 @@ class MemoryWork(MemoryEntries):
                     dirty[bucket] = self.now_ms() + delay_ms
             due = delay_ms == 0 and any(at <= self.now_ms() for at in dirty.values())
             return due and self._take(f"bell:{shard}", BELL_MS), len(dirty)
+
+    def counts(self, shard: str) -> dict[str, int]:
+        with self._lock:
+            return dict(self._server.counts.get(shard, {}))
 
     def note_attempts(self, shard: str, notes: Mapping[int, str], *, anew: bool = False) -> dict[int, str]:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -66,7 +67,9 @@ class ServerState:
     ids: dict[int, int] = field(default_factory=dict)  # bucket -> the next counter of its ids
     health: dict[str, Timed] = field(default_factory=dict)  # node -> report, and when it was published
     health_until_ms: int = 0
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # shard -> counter -> n
     reads: dict[str, int] = field(default_factory=dict)
+    history: dict[str, tuple[deque[str], deque[str]]] = field(default_factory=dict)  # name -> minutes, hours
     seen: dict[str, str] = field(default_factory=dict)
     unfit: dict[str, str] = field(default_factory=dict)
     keys: dict[str, Timed] = field(default_factory=dict)  # bells, claims, leases, full

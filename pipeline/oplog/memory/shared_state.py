@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 
 from pipeline import clock
 from pipeline.model.ids import SPAN, Given, counter_at
 from pipeline.oplog.appends import Scope
 from pipeline.oplog.memory.server import MemoryServer, Timed
+from pipeline.oplog.ttls import MOST_OF_DAY, MOST_RECENT, RECORD_MS
 from pipeline.oplog.waits import ALIVE, Note, Noted
 
 
@@ -56,9 +58,10 @@ class MemorySharedState(MemoryServer):
         with self._lock:
             return self._get("full")
 
-    def memory_share(self) -> float:
+    def memory(self) -> tuple[float, int]:
         with self._lock:
-            return self._size_bytes() / self.limit_bytes if self.limit_bytes else 0.0
+            used = self._size_bytes()
+            return used / self.limit_bytes if self.limit_bytes else 0.0, used
 
     def largest_bytes(self) -> int:
         with self._lock:
@@ -83,6 +86,24 @@ class MemorySharedState(MemoryServer):
     def reads(self) -> dict[str, int]:
         with self._lock:
             return dict(self._server.reads)
+
+    def publish_records(self, records: Mapping[str, str], points: Mapping[str, tuple[str, str]] = {}) -> None:
+        with self._lock:
+            for name, text in records.items():
+                self._set(f"record:{name}", f"{self.now_ms()} {text}", RECORD_MS)
+                kept = self._server.history.setdefault(name, (deque(maxlen=MOST_RECENT), deque(maxlen=MOST_OF_DAY)))
+                for points_of, point in zip(kept, points.get(name, ("", "")), strict=True):
+                    points_of.extend([point] if point else [])
+
+    def records(self, names: Iterable[str]) -> tuple[int, dict[str, tuple[int, str]]]:
+        with self._lock:
+            texts = {name: text.partition(" ") for name in names if (text := self._get(f"record:{name}")) is not None}
+            return self.now_ms(), {name: (int(at), text) for name, (at, _, text) in texts.items()}
+
+    def history(self, name: str) -> tuple[list[str], list[str]]:
+        with self._lock:
+            recent, day = self._server.history.get(name, ((), ()))
+            return [*recent], [*day]
 
     def seen(self, node: str) -> str | None:
         with self._lock:

@@ -19,6 +19,10 @@
 <prefix>:room             string  there while enough memory is left, as measured of late; expires
 <prefix>:chore:<name>       string  lease of a chore, "<token> <for how long, ms>"; expires
 <prefix>:health             hash    node -> "<ms> <report as JSON>"; expires
+<prefix>:record:<shard>     string  "<ms> <record as JSON>", `*` for the deployment; expires. See `admin/observe`
+<prefix>:recent:<shard>     list    points of the last 15 minutes, the newest first; expires
+<prefix>:day:<shard>        list    points of the last 24 hours, the newest first; expires
+<prefix>:counts:<shard>     hash    counter -> n, of all processes; see `oplog/counts`
 <prefix>:reads              hash    "<node> <kind> <reason>" -> reads of all processes; expires when idle
 <prefix>:unfit              hash    shard -> its unfit nodes as JSON, a copy of pipeline_unfit
 <prefix>:seen               hash    node -> what upkeep last saw of it, as JSON; see `admin/replica_absence`
@@ -131,6 +135,22 @@ class Keys:
     def waits(self, shard: str) -> str:
         """Return the notes on why buckets of a shard wait."""
         return f"{self.prefix}:waits:{shard}"
+
+    def counts(self, shard: str) -> str:
+        """Return the counters of a shard."""
+        return f"{self.prefix}:counts:{shard}"
+
+    def record(self, shard: str) -> str:
+        """Return the published record of a shard."""
+        return f"{self.prefix}:record:{shard}"
+
+    def recent(self, shard: str) -> str:
+        """Return the points of a shard's last minutes."""
+        return f"{self.prefix}:recent:{shard}"
+
+    def day(self, shard: str) -> str:
+        """Return the points of a shard's last hours."""
+        return f"{self.prefix}:day:{shard}"
 
     def producer(self, producer: int | str) -> str:
         """Return the sequences of a producer; of all for `*`."""

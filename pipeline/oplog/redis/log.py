@@ -20,6 +20,7 @@ from pipeline.events import Event
 from pipeline.model.op import Entry, Position
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.contract import RECONCILE
+from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.redis.connection import (
     RedisServer,
     by_bucket,
@@ -255,13 +256,23 @@ class RedisWork(RedisEntries):
         found = self._run("sizes", list(map(self.keys.log, after)), [most_bytes, count, *begins])
         return dict(zip(after, found, strict=False))
 
-    def finish(self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0) -> tuple[bool, int]:
+    def finish(
+        self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0, counts: Mapping[str, int] = {}
+    ) -> tuple[bool, int]:
         own = (self.keys.dirty(shard), self.keys.bell(shard), self.keys.marks(shard), self.keys.attempts(shard))
-        keys = [*own, self.keys.lease(RECONCILE.format(shard)), *map(self.keys.log, marks)]
-        arguments: list[Any] = [BELL_MS, delay_ms]
+        counted = (self.keys.lease(RECONCILE.format(shard)), self.keys.counts(shard))
+        keys = [*own, *counted, *map(self.keys.log, marks)]
+        arguments: list[Any] = [BELL_MS, delay_ms, MOST_COUNTERS]
         for bucket, (epoch, seq) in marks.items():
             arguments += (bucket, epoch, max(seq, 0) if epoch else 0)
+        arguments += (word for pair in counts.items() for word in pair)
         return ring_of(self._run("finish", keys, arguments))
+
+    def counts(self, shard: str) -> dict[str, int]:
+        with translated():
+            counted = hash_of(self._client.hgetall(self.keys.counts(shard))).items()
+        whole = {name: numbers_of(n, " ", 1) for name, n in counted}
+        return {name: n[0] for name, n in whole.items() if n}
 
     def note_attempts(self, shard: str, notes: Mapping[int, str], *, anew: bool = False) -> dict[int, str]:
         flat = self._run("note_attempts", [self.keys.attempts(shard)], _noting(notes, anew=anew))

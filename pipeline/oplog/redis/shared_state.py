@@ -21,7 +21,7 @@ from pipeline.oplog.redis.connection import (
     translated,
 )
 from pipeline.oplog.redis.server_info import setting
-from pipeline.oplog.ttls import READS_MS
+from pipeline.oplog.ttls import HISTORY_MS, MOST_OF_DAY, MOST_RECENT, READS_MS, RECORD_MS
 from pipeline.oplog.waits import ALIVE, Note, Noted
 
 #: A secret of ours is as long at least, and as `MOST_REASON` at most, bytes.
@@ -33,7 +33,8 @@ _TYPES = {"schemas": "hash", "newest_schemas": "hash", "ids": "hash", "full": "s
 _TYPES |= {"reads": "hash", "unfit": "hash", "seen": "hash", "health": "hash!"}
 _TYPES |= {"deployment": "string", "secret": "string"}
 _OF_SHARD = {"epoch": "string", "dirty": "zset", "bell": "string!", "marks": "hash", "attempts": "hash"}
-_OF_SHARD |= {"notes": "list", "waits": "hash!"}
+_OF_SHARD |= {"notes": "list", "waits": "hash!", "counts": "hash"}
+_OF_SHARD |= {"record": "string!", "recent": "list!", "day": "list!"}
 _OF_BUCKET = {"log": "stream"}
 
 
@@ -86,10 +87,11 @@ class RedisSharedState(RedisServer):
             found = self._client.mget([self.keys.full])[0]
         return text_of(found)[:MOST_REASON] if found is not None else None
 
-    def memory_share(self) -> float:
+    def memory(self) -> tuple[float, int]:
         with translated():
             memory = self._client.info("memory")
-        return memory["used_memory"] / memory["maxmemory"] if memory.get("maxmemory") else 0.0
+        used, most = memory["used_memory"], memory.get("maxmemory")
+        return used / most if most else 0.0, used
 
     def largest_bytes(self) -> int:
         with translated():
@@ -126,6 +128,31 @@ class RedisSharedState(RedisServer):
             counted = hash_of(self._client.hgetall(self.keys.reads)).items()
         whole = {what: numbers_of(n, " ", 1) for what, n in counted if what.count(" ") == 2}
         return {what: n[0] for what, n in whole.items() if n}
+
+    def publish_records(self, records: Mapping[str, str], points: Mapping[str, tuple[str, str]] = {}) -> None:
+        names = (self.keys.record, self.keys.recent, self.keys.day)
+        words = [word for name, text in records.items() for word in (text, *points.get(name, ("", "")))]
+        fixed = (RECORD_MS, HISTORY_MS, MOST_RECENT, MOST_OF_DAY)
+        self._run("publish_records", [key(name) for name in records for key in names], [*fixed, *words])
+
+    def records(self, names: Iterable[str]) -> tuple[int, dict[str, tuple[int, str]]]:
+        wanted = list(names)
+        with translated():
+            pipe: Any = self._client.pipeline(transaction=False)
+            pipe.mget([self.keys.record(name) for name in wanted])
+            pipe.time()
+            found, (seconds, micros) = pipe.execute()
+        texts = {name: text_of(one).partition(" ") for name, one in zip(wanted, found, strict=True) if one is not None}
+        stamped = {name: (numbers_of(at, " ", 1), text) for name, (at, _, text) in texts.items()}
+        return seconds * 1000 + micros // 1000, {name: (at[0], text) for name, (at, text) in stamped.items() if at}
+
+    def history(self, name: str) -> tuple[list[str], list[str]]:
+        with translated():
+            pipe: Any = self._client.pipeline(transaction=False)
+            pipe.lrange(self.keys.recent(name), 0, MOST_RECENT - 1)
+            pipe.lrange(self.keys.day(name), 0, MOST_OF_DAY - 1)
+            recent, day = pipe.execute()
+        return [text_of(one) for one in reversed(recent)], [text_of(one) for one in reversed(day)]
 
     def seen(self, node: str) -> str | None:
         with translated():

@@ -77,7 +77,7 @@ def test_a_lease_on_a_chore_ends_by_itself(log: Log):
 
 
 def test_without_a_limit_the_memory_share_is_nought(log: Log):
-    assert log.memory_share() == 0.0
+    assert log.memory()[0] == 0.0
 
 
 def test_a_lease_is_held_by_one_renewed_by_its_holder_and_free_when_it_ends(log: Log):

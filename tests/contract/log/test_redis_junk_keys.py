@@ -12,7 +12,9 @@ from pydal import DAL, Field
 
 from pipeline.admin.check import check
 from pipeline.admin.migrate import migrate
-from pipeline.admin.observer import Observer
+from pipeline.admin.observe.observer import Observer
+from pipeline.admin.observe.published import read_history
+from pipeline.admin.observe.recorder import Recorder
 from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
@@ -89,6 +91,8 @@ class Deployment:
             "select": lambda: client.select(db.event.owner == 7, wait_s=0.0, on_stale="stale"),
             "why": lambda: why(client, "shard:s0"),
             "look": self.look,
+            "newest": self.newest,
+            "history": lambda: read_history(client.log, "s0"),
             "define": lambda: client.define_tables(db),
         }
 
@@ -114,11 +118,20 @@ class Deployment:
         finally:
             observer.close()
 
+    def newest(self) -> Any:
+        observer = Observer(self.client.settings)
+        try:
+            return observer.newest()
+        finally:
+            observer.close()
+
     def worker_turn(self) -> None:
         """Do what the threads and tasks of a worker do within some seconds."""
         for scope in scopes_of(("s0",)).values():
             chores.Chores(self.client, scope).turn()
-        log = self.client.log
+        log, recorder = self.client.log, Recorder(self.client.settings)
+        recorder.turn()
+        recorder.close()
         log.sweep("s0", due_ms=0)
         assert self.client.drainer is not None
         self.client.drainer.drain()
@@ -149,12 +162,17 @@ def planted(keys: Keys) -> dict[str, str]:
         "secret",
     )
     found = {name: getattr(keys, name) for name in of_all}
-    of_shard = ("epoch", "dirty", "bell", "marks", "attempts", "notes", "waits")
+    of_shard = ("epoch", "dirty", "bell", "marks", "attempts", "notes", "waits", "counts", "record", "recent", "day")
     found |= {name: getattr(keys, name)("s0") for name in of_shard}
-    found |= {"epoch of all": keys.epoch(EVERYWHERE), "log": keys.log(7), "big": f"{keys.bigs}7"}
+    found |= {
+        "epoch of all": keys.epoch(EVERYWHERE),
+        "record of all": keys.record(EVERYWHERE),
+        "log": keys.log(7),
+        "big": f"{keys.bigs}7",
+    }
     scoped = Op(INSERT, "event", "", 0.0, idempotency_key="planted").scoped_key
     found |= {"claim": keys.claim(7, scoped)}
-    leases = ("lineage:s0", "trim:s0", "reconcile:s0", "alive:s0", "probe", "span:s0")
+    leases = ("lineage:s0", "trim:s0", "reconcile:s0", "alive:s0", "probe", "observe", "span:s0")
     return found | {name: keys.lease(name) for name in leases}
 
 
@@ -199,7 +217,7 @@ def test_no_call_crashes_on_junk_in_any_key_and_workers_mend_it(deployment: Depl
     deployment.worker_turn()
     assert len(set(deployment.acknowledged)) == len(deployment.acknowledged) > 20
     [shard] = deployment.look().shards
-    assert (shard.queue.ops, shard.rejected, shard.lost) == (0, 0, 0)
+    assert (shard.depth, shard.rejected, shard.lost) == (0, 0, 0)
     rows = deployment.rows()
     assert rows.keys() >= set(deployment.acknowledged)
     assert [*rows.values()].count("planted") == 1

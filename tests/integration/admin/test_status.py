@@ -19,8 +19,8 @@ from support.servers.admin import Servers, model, servers
 
 from pipeline import cli
 from pipeline.admin import check, upkeep
-from pipeline.admin.observer import Observer
-from pipeline.admin.status import ShardStatus, Status
+from pipeline.admin.observe.observer import Observer
+from pipeline.admin.observe.record import Record, ShardRecord
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.clock import Deadline, polls
@@ -63,11 +63,11 @@ def test_queued_ops_are_counted_until_they_are_applied(pipeline: Client, observe
     drain(pipeline)
     after = observer.look()
 
-    assert total(before, lambda shard: shard.queue.ops) == OPS
-    assert all(shard.queue.oldest_ms is not None and shard.queue.dirty for shard in before.shards)
+    assert total(before, lambda shard: shard.depth) == OPS
+    assert all(shard.oldest_ms is not None and shard.dirty for shard in before.shards)
     assert all(shard.rate is None for shard in before.shards)
-    assert total(after, lambda shard: shard.queue.ops) == 0
-    assert all(shard.queue.oldest_ms is None and shard.queue.dirty == 0 for shard in after.shards)
+    assert total(after, lambda shard: shard.depth) == 0
+    assert all(shard.oldest_ms is None and shard.dirty == 0 for shard in after.shards)
     assert all(shard.rate for shard in after.shards)
     assert not after.unknown
 
@@ -79,7 +79,7 @@ def test_a_replica_that_stands_is_as_many_ops_behind_as_were_applied(
     here.sql("s0-r0", "STOP SLAVE SQL_THREAD")
     try:
         enqueue(pipeline, OPS)
-        waiting = {shard.shard: shard.queue.ops for shard in observer.look().shards}
+        waiting = {shard.shard: shard.depth for shard in observer.look().shards}
         drain(pipeline)
         [behind] = observer.look().shards[0].replicas
     finally:
@@ -128,8 +128,8 @@ def test_a_paused_shard_is_named_with_who_and_why(here: Servers, pipeline: Clien
     assert json.loads(asked.output)["reasons"][0]["kind"] == "paused"
     assert "because s0 is paused (by " in outcome.waiting
     assert "a disk swap" in outcome.waiting
-    assert paused.queue.ops
-    assert total(observer.look(), lambda shard: shard.queue.ops) == 0
+    assert paused.depth
+    assert total(observer.look(), lambda shard: shard.depth) == 0
     assert ask(here, "why", "s0") == "nothing of shard s0 waits"
     assert ask(here, "drain", "s1").endswith("its ops wait until: pipeline resume s1")
     assert ask(here, "resume", "s1") == "shard s1 goes on"
@@ -187,12 +187,12 @@ def test_a_node_that_does_not_answer_is_unknown_and_never_nought(here: Servers, 
 
     assert run.exit_code == plain.exit_code == 1
     first, second = json.loads(run.output)["shards"]
-    assert (first["replicas"][0]["lag_ops"], first["replicas"][0]["lag_ms"]) == (None, None)
+    assert (first["nodes"][1]["lag_ops"], first["nodes"][1]["lag_ms"]) == (None, None)
     assert first["rejected"] is not None
-    assert (second["rejected"], second["rate"], second["replicas"][0]["lag_ops"]) == (None, None, None)
+    assert (second["rejected"], second["rate"], second["nodes"][1]["lag_ops"]) == (None, None, None)
     # the workers' last word is in Redis: a dead primary's queue can still be told, as a limit
-    assert second["queue"]["at_most"] is True
-    assert first["queue"]["ops"] + second["queue"]["ops"] == OPS
+    assert second["at_most"] is True
+    assert first["depth"] + second["depth"] == OPS
     assert "replica=s0-r0 lag_ops=unknown lag=unknown" in plain.output
     assert "shard=s1 queued=<=" in plain.output
 
@@ -207,7 +207,7 @@ def test_without_redis_the_queue_is_unknown_and_the_replicas_are_not(here: Serve
     observer.close()
 
     assert {name for name, _ in status.unknown} == {"redis"}
-    assert [shard.queue.ops for shard in status.shards] == [None, None]
+    assert [shard.depth for shard in status.shards] == [None, None]
     assert [replica.lag_ops for shard in status.shards for replica in shard.replicas] == [0, 0]
 
 
@@ -283,7 +283,7 @@ def settle_with(here: Servers) -> None:
     observer.close()
 
 
-def total(status: Status, figure: Callable[[ShardStatus], int | None]) -> int:
+def total(status: Record, figure: Callable[[ShardRecord], int | None]) -> int:
     numbers = [figure(shard) for shard in status.shards]
     assert None not in numbers
     return sum(number or 0 for number in numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -11,17 +12,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from prometheus_client.parser import text_string_to_metric_families
 from support.servers.deploying import DEPLOY, PATH, needs, within
 from support.servers.shipped import Node, install_mariadb, mariadb_node, redis_client, redis_server
 from support.servers.units import PIPELINE, WEB, Host, install_pipeline
 
 from pipeline.devcluster.processes import free_ports
+from workers.metrics.port import PORTS
 
 pytestmark = [
     pytest.mark.mariadb,
@@ -113,7 +116,7 @@ def boot(stack: ExitStack, home: Path) -> Deployment:
     for role, address in ADDRESSES.items():
         (home / role).mkdir()
         ports[address] = stack.enter_context(redis_server(role, prepared, home / role))
-    [ports["5555"]] = free_ports(1)
+    ports["5555"], ports["9540"] = free_ports(2)
     host = Host(home / "opt", home / "etc", home / "state", ports)
     install(host, prepared)
     (home / "web").mkdir()
@@ -152,7 +155,7 @@ def install(host: Host, prepared: Path) -> None:
     host.state.mkdir()
     os.chown(host.etc, 0, PIPELINE)
     text = host.local((DEPLOY / "pipeline.example.toml").read_text())
-    text = text.replace('# unique = [["customer"', 'unique = [["customer"')
+    text = text.replace('# unique = [["customer"', 'unique = [["customer"').replace("# port =", "port =")
     files = {"pipeline.toml": text, "flowerconfig.py": (DEPLOY / "flowerconfig.py").read_text()}
     for name, content in files.items():
         (host.etc / name).write_text(content)
@@ -285,6 +288,70 @@ def test_the_web_side_writes_no_row_and_reads_no_password_of_a_worker(deployed: 
         assert "Permission denied" in read.stderr, file
 
 
-def test_flower_asks_for_its_login_on_loopback(deployed: Deployment) -> None:
+@pytest.mark.parametrize("path", ["workers", "metrics"])
+def test_flower_asks_for_its_login_on_loopback(deployed: Deployment, path: str) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"http://127.0.0.1:{deployed.host.ports['5555']}/workers", timeout=5)
+        urllib.request.urlopen(f"http://127.0.0.1:{deployed.host.ports['5555']}/{path}", timeout=5)
+
+
+def scraped(address: str, **headers: str) -> dict[tuple[str, ...], float]:
+    """Return what is at an address: by a metric's name and its labels' values, in the order of the labels' names."""
+    with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=10) as answer:
+        text = answer.read().decode()
+    families = text_string_to_metric_families(text)
+    return {
+        (one.name, *(value for _, value in sorted(one.labels.items()))): one.value
+        for family in families
+        for one in family.samples
+    }
+
+
+def workers_metrics(deployed: Deployment) -> dict[tuple[str, ...], float]:
+    """Return what all workers show; each worker has one shard."""
+    first, found = deployed.host.ports["9540"], {}
+    for port in range(first, first + PORTS):
+        with suppress(urllib.error.URLError):
+            found |= scraped(f"http://127.0.0.1:{port}/metrics")
+    return found
+
+
+def test_each_worker_shows_what_its_processes_have_applied(deployed: Deployment) -> None:
+    deployed.web("spool")  # Redis answers: one op
+
+    assert within(30, lambda: any("ops_applied_total" in name for name, *_ in workers_metrics(deployed)))
+    found = workers_metrics(deployed)
+    assert {name[1].split(".")[0] for name in found if name[0] == "pipeline_worker_info"} == set(SHARDS)
+    [shard, *_] = [name[1] for name in found if name[0] == "pipeline_worker_ops_applied_total"]
+    assert found["pipeline_worker_ops_applied_total", shard] > 0
+    assert found["pipeline_worker_commit_seconds_count", shard] > 0
+
+
+def test_flower_shows_the_deployments_metrics_with_its_own_rights(deployed: Deployment) -> None:
+    denied(deployed)
+    login = base64.b64encode(deployed.words["FLOWER_BASIC_AUTH"].encode()).decode()
+    address = f"http://127.0.0.1:{deployed.host.ports['5555']}/metrics"
+    found: dict[tuple[str, ...], float] = {}
+
+    def complete() -> bool:
+        found.update(scraped(address, Authorization=f"Basic {login}"))
+        return found.get(("pipeline_known",)) == 1
+
+    assert within(30, complete), found
+    for shard in SHARDS:
+        assert ("pipeline_queue_ops", shard) in found
+        assert ("pipeline_node_state", f"{shard}-r0", "replica", shard, "in") in found
+    assert any(name == "flower_events_total" for name, *_ in found)
+    assert denied(deployed) == []
+
+
+def test_flowers_user_reads_no_op_and_writes_nothing(deployed: Deployment) -> None:
+    password = deployed.words["REDIS_FLOWER_PASSWORD"]
+    with redis_client(deployed.host.ports[ADDRESSES["log"]], "flower", password) as client:
+        for command in (
+            *NEIGHBOURLY, "XRANGE pl:log:0 - +", "GET pl:secret", "SET pl:record:s0 1", "LPUSH pl:recent:s0 1",
+            "DEL pl:record:s0", "EVAL return(1) 0", "INFO",
+        ):  # fmt: skip
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*command.split())
+        assert client.get("pl:record:s0")
+    denied(deployed)

@@ -1,0 +1,1 @@
+"""Show how a deployment is doing: the one record that every screen reads, and who makes it."""

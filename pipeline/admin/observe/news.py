@@ -1,0 +1,74 @@
+"""Read what is published in Redis about the nodes and the reads, and add it to what is known of each node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from pipeline.admin.observe.record import NodeRecord, ReadCount
+from pipeline.oplog.redis.log import RedisLog
+from pipeline.reads.health.report import NodeState, Report, unfit_of
+from pipeline.reads.routing.accounting import Chosen
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What is published in Redis about nodes and reads.
+
+    Attributes:
+        now_ms: Redis's clock.
+        nodes: by node: when the last report was published, and the report.
+        unfit: each unfit node, and why.
+        reads: counts of all processes.
+    """
+
+    now_ms: int
+    nodes: Mapping[str, tuple[int, Report]]
+    unfit: Mapping[str, str]
+    reads: tuple[ReadCount, ...]
+
+    def age_ms(self, node: str) -> int | None:
+        """Return how old a node's report is; None where there is none.
+
+        Args:
+            node: its name.
+        """
+        return max(0, self.now_ms - self.nodes[node][0]) if node in self.nodes else None
+
+
+def news_of(log: RedisLog) -> News:
+    """Read what is published about nodes and reads.
+
+    Args:
+        log: a log over Redis.
+
+    Raises:
+        LogUnavailable: Redis does not answer.
+    """
+    now_ms, published = log.health()
+    nodes = {node: (at_ms, Report.from_json(text)) for node, (at_ms, text) in published.items()}
+    unfit = {node: why for text in log.unfit().values() for node, why in unfit_of(text).items()}
+    counted = {Chosen.parse(text): reads for text, reads in log.reads().items()}
+    reads = tuple(ReadCount(*choice, reads) for choice, reads in sorted(counted.items()))
+    return News(now_ms, nodes, unfit, reads)
+
+
+def with_news(nodes: Iterable[NodeRecord], news: News | None) -> tuple[NodeRecord, ...]:
+    """Return nodes with what is published about each.
+
+    Args:
+        nodes: what the nodes themselves answered.
+        news: what is published; None where Redis does not answer.
+    """
+    return tuple(nodes if news is None else (_with(node, news) for node in nodes))
+
+
+def _with(node: NodeRecord, news: News) -> NodeRecord:
+    if node.node not in news.nodes:
+        node = replace(node, state=NodeState.NO_PROBER)
+    else:
+        report = news.nodes[node.node][1]
+        node = replace(node, state=report.state, reading_ms=report.lag_ms, age_ms=news.age_ms(node.node))
+    if node.node in news.unfit:
+        return replace(node, state=NodeState.UNFIT, unfit=news.unfit[node.node])
+    return node

@@ -1,0 +1,298 @@
+"""Make records: ask every node and Redis side by side, or follow what the prober has published about the nodes.
+
+What does not answer in time is unknown. Nothing here reads a log from end to end: positions are dense, so a queue is
+as long as its last position is away from its watermark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from pipeline import clock
+from pipeline.admin.observe.news import News, news_of, with_news
+from pipeline.admin.observe.published import read_record
+from pipeline.admin.observe.queues import Queue, Queues
+from pipeline.admin.observe.rates import Window, batch_of, counters_of, tables_of, with_reads
+from pipeline.admin.observe.record import (
+    BY_WORKERS,
+    OWN_LOOK,
+    NodeRecord,
+    Record,
+    RedisRecord,
+    ShardRecord,
+)
+from pipeline.admin.questions import ask_all
+from pipeline.admin.strange_keys import every_strange_key
+from pipeline.config.settings import Settings
+from pipeline.config.topology import Topology
+from pipeline.errors import PipelineError, Unavailable
+from pipeline.model.fingerprint import Fingerprint
+from pipeline.model.op import START, Position
+from pipeline.model.wait_reason import WaitReason, reasons_of
+from pipeline.oplog.redis.log import RedisLog
+from pipeline.oplog.redis.server_info import ANSWER_S
+from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.stops import stop_reasons
+from pipeline.shard.session import brief
+
+#: Redis's name among the nodes; no node can have it.
+_REDIS = "redis "
+#: A prober's report that is older says nothing of how far its node is now, ms.
+SILENT_MS = 5_000
+#: The time between two questions to a primary for what only it knows, s: counting 100,000 rejects takes it 20 ms.
+COUNTS_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """What only a shard's primary knows: how many ops are set aside or lost, and what is stopped."""
+
+    counts: Mapping[str, int]
+    stops: Sequence[WaitReason]
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """How far one node is: the watermarks of its active buckets; the time of its newest op or its lag, where known."""
+
+    at_s: float
+    marks: Mapping[int, Position]
+    newest_ms: int | None = None
+    lag_ms: int | None = None
+
+
+class Observer:
+    """Makes the record of a deployment again and again; rates are known from the second time on."""
+
+    def __init__(self, settings: Settings):
+        self._topology = Topology(settings)
+        self._log = RedisLog.of(settings.redis, read_s=ANSWER_S)
+        self._before: dict[str, tuple[_Node, int | None]] = {}
+        self._counts: dict[str, _Counts | PipelineError] = {}
+        self._counted_s = -COUNTS_S
+        self._reads = Window()
+        self._queues_of = Queues(self._log)
+        self._uris: dict[str, dict[str, str]] = {}
+        for shard in settings.shards.values():
+            replicas = {f"{shard.name}-r{i}": uri for i, uri in enumerate(shard.replicas)}
+            self._uris[shard.name] = {shard.name: shard.primary, **replicas}
+
+    def newest(self) -> Record:
+        """Return the record that workers publish; where that is not fresh, look by oneself."""
+        try:
+            published = read_record(self._log, tuple(self._uris))
+        except PipelineError:
+            published = None
+        return published.record if published is not None and published.fresh else self.look()
+
+    def look(self) -> Record:
+        """Ask every node and Redis at once, and return the record."""
+        nodes: dict[str, Callable[[], object]] = {}
+        for shard, uris in self._uris.items():
+            nodes |= {node: partial(_ask, node, uri) for node, uri in uris.items()}
+            nodes[f"{shard} "] = partial(_count, shard, uris[shard])
+        answers = ask_all({**nodes, _REDIS: self._redis})
+        redis = answers.pop(_REDIS)
+        if not isinstance(redis, RedisRecord):
+            redis = RedisRecord(why=str(redis))
+        found = {name: one for name, one in answers.items() if isinstance(one, (_Node, PipelineError))}
+        counts = {shard: _counts_of(answers[f"{shard} "]) for shard in self._uris}
+        news = self._news() if not redis.why else None
+        return self._record(OWN_LOOK, redis, {shard: shard for shard in self._uris}, found, counts, news)
+
+    def follow(self) -> Record:
+        """Return the record by what the prober has published; ask only Redis, and primaries every other second.
+
+        Raises:
+            LogUnavailable: Redis does not answer.
+        """
+        redis, news = self._redis(), news_of(self._log)
+        found = {node: _reported(node, news) for uris in self._uris.values() for node in uris}
+        primaries = {shard: _writing(shard, uris, news) for shard, uris in self._uris.items()}
+        if clock.mono_s() - self._counted_s >= COUNTS_S:
+            asked = {s: partial(_count, s, self._uris[s][node]) for s, node in primaries.items()}
+            self._counts = {shard: _counts_of(answer) for shard, answer in ask_all(asked).items()}
+            self._counted_s = clock.mono_s()
+        return self._record(BY_WORKERS, redis, primaries, found, self._counts, news)
+
+    def close(self) -> None:
+        """Close the connection to Redis."""
+        self._log.close()
+
+    def _redis(self) -> RedisRecord:
+        strange = every_strange_key(self._log, self._topology)
+        share, used = self._log.memory()
+        return RedisRecord(share, used, self._log.full(), strange)
+
+    def _record(
+        self,
+        source: str,
+        redis: RedisRecord,
+        primaries: Mapping[str, str],
+        nodes: Mapping[str, _Node | PipelineError],
+        counts: Mapping[str, _Counts | PipelineError],
+        news: News | None,
+    ) -> Record:
+        if news is not None and news.reads is not None:
+            self._reads.add(clock.mono_s(), counters_of(news.reads))
+        queues = dict.fromkeys(primaries, Queue(why=redis.why))
+        if not redis.why:
+            # after the watermarks: an op applied in between counts as queued, and no count is below zero
+            queues = self._queues({shard: nodes[primary] for shard, primary in primaries.items()})
+        rows = tuple(self._shard(s, primaries[s], nodes, counts[s], queues[s], news) for s in primaries)
+        deployment = Fingerprint.noted(self._log.deployment()) if news is not None else None
+        return Record(
+            clock.wall_ms(),
+            redis,
+            rows,
+            news.reads if news is not None else None,
+            source,
+            deployment.deployment if deployment is not None else "",
+            self._topology.fingerprint.buckets,
+        )
+
+    def _shard(
+        self,
+        shard: str,
+        primary: str,
+        nodes: Mapping[str, _Node | PipelineError],
+        counted: _Counts | PipelineError,
+        queue: Queue,
+        news: News | None,
+    ) -> ShardRecord:
+        at = nodes[primary]
+        rate, enqueue_rate = self._rates(shard, at, queue.depth)
+        stops = counted.stops if isinstance(counted, _Counts) else ()
+        counts = counted.counts if isinstance(counted, _Counts) else {}
+        whys = [_why(primary, one) for one in (at, counted) if isinstance(one, PipelineError)]
+        names = [primary, *(node for node in self._uris[shard] if node != primary)]
+        found = [self._node(node, nodes[node], at) for node in names]
+        reads = with_reads(found, self._reads)
+        found = [replace(node, reads_per_s=reads[node.node][0], reads_share=reads[node.node][1]) for node in found]
+        waits = reasons_of(shard, queue.behind, stops, queue.noted.notes, queue.noted.alive) if not whys else ()
+        window = self._queues_of.window(shard)
+        return ShardRecord(
+            shard,
+            clock.wall_ms(),
+            depth=queue.depth,
+            at_most=isinstance(at, PipelineError),
+            oldest_ms=queue.oldest_ms,
+            dirty=queue.dirty,
+            rate=rate,
+            enqueue_rate=enqueue_rate,
+            rejected=counts.get("rejected"),
+            parked=counts.get("parked"),
+            lost=counts.get("lost"),
+            forged=counts.get("forged"),
+            buckets=queue.deepest,
+            nodes=with_news(found, news),
+            waits=waits,
+            batch=batch_of(window) if not queue.why else None,
+            tables=tables_of(window, queue.counters, waits),
+            poison=queue.poison,
+            queue_why=queue.why,
+            why=whys[0] if whys else "",
+        )
+
+    def _news(self) -> News | None:
+        try:
+            return news_of(self._log)
+        except PipelineError:
+            return None
+
+    def _queues(self, primaries: Mapping[str, _Node | PipelineError]) -> dict[str, Queue]:
+        try:
+            marks = {shard: self._marks(shard, primary) for shard, primary in primaries.items()}
+            return {shard: self._queues_of.queue(shard, marks[shard]) for shard in marks}
+        except PipelineError as error:
+            return dict.fromkeys(primaries, Queue(why=str(error)))
+
+    def _marks(self, shard: str, primary: _Node | PipelineError) -> Mapping[int, Position]:
+        """Return a primary's watermarks, or those that workers published: never ahead of what was committed."""
+        if not isinstance(primary, PipelineError):
+            return primary.marks
+        mine = (*self._topology.buckets_of(shard), self._topology.reference_bucket)
+        return dict.fromkeys(mine, START) | self._log.marks(shard)
+
+    def _node(self, node: str, found: _Node | PipelineError, primary: _Node | PipelineError) -> NodeRecord:
+        if found is primary:
+            return NodeRecord(node, "primary", why="")
+        if isinstance(found, PipelineError):
+            return NodeRecord(node, why=_why(node, found))
+        if isinstance(primary, PipelineError):
+            return NodeRecord(node, why="its primary does not answer, so its lag is unknown")
+        try:
+            ops = self._between(found.marks, primary.marks)
+        except PipelineError as error:
+            return NodeRecord(node, why=f"its lag spans a failover of Redis, which does not answer ({error})")
+        known = found.newest_ms is not None and primary.newest_ms is not None
+        lag_ms = max(0, (primary.newest_ms or 0) - (found.newest_ms or 0)) if known else found.lag_ms
+        return NodeRecord(node, lag_ops=ops, lag_ms=lag_ms)
+
+    def _rates(self, shard: str, now: _Node | PipelineError, depth: int | None) -> tuple[float | None, float | None]:
+        """Return how many ops were applied and appended a second since the record before."""
+        if isinstance(now, PipelineError):
+            self._before.pop(shard, None)
+            return None, None
+        before, self._before[shard] = self._before.get(shard), (now, depth)
+        if before is None or now.at_s <= before[0].at_s:
+            return None, None
+        try:
+            applied = self._between(before[0].marks, now.marks)
+        except PipelineError:
+            return None, None
+        passed_s = now.at_s - before[0].at_s
+        if depth is None or before[1] is None:
+            return applied / passed_s, None
+        return applied / passed_s, max(0.0, (applied + depth - before[1]) / passed_s)
+
+    def _between(self, low: Mapping[int, Position], high: Mapping[int, Position]) -> int:
+        """Return how many ops lie between two sets of watermarks."""
+        apart = {b: (low.get(b, START), top) for b, top in high.items() if top > low.get(b, START)}
+        ops = sum(top.seq - bottom.seq for bottom, top in apart.values() if top.epoch == bottom.epoch)
+        across = {b: pair for b, pair in apart.items() if pair[0].epoch != pair[1].epoch}
+        if across:
+            behind_low = self._log.queued({b: bottom for b, (bottom, _) in across.items()})
+            behind_high = self._log.queued({b: top for b, (_, top) in across.items()})
+            ops += sum(max(behind_low[b] - behind_high[b], 0) for b in across)
+        return ops
+
+
+def _ask(node: str, uri: str) -> _Node:
+    with brief(node, uri) as session:
+        standing = ledger_queries.standing(session)
+        at_s = clock.mono_s()
+    marks = {bucket: mark.position for bucket, mark in standing.marks.items() if mark.owned}
+    return _Node(at_s, marks, standing.newest_ms)
+
+
+def _count(node: str, uri: str) -> _Counts:
+    with brief(node, uri) as session:
+        return _Counts(ledger_queries.counts(session), stop_reasons(session, node))
+
+
+def _counts_of(answer: object) -> _Counts | PipelineError:
+    return answer if isinstance(answer, _Counts | PipelineError) else Unavailable(f"{answer!r} is no answer")
+
+
+def _writing(shard: str, nodes: Mapping[str, str], news: News) -> str:
+    """Return the node that takes writes by the prober's reports; if they name not one, the configured one."""
+    taking = [node for node in nodes if node in news.nodes and news.nodes[node][1].takes_writes]
+    return taking[0] if len(taking) == 1 else shard
+
+
+def _reported(node: str, news: News) -> _Node | PipelineError:
+    """Return how far a node is by its report, or why nothing is known."""
+    age_ms = news.age_ms(node)
+    if age_ms is None or age_ms > SILENT_MS:
+        return Unavailable("no prober has reported it within the last seconds")
+    report = news.nodes[node][1]
+    if report.why:
+        return Unavailable(report.why)
+    return _Node(clock.mono_s() - age_ms / 1000, report.marks, lag_ms=report.lag_ms)
+
+
+def _why(node: str, error: PipelineError) -> str:
+    return str(error).removeprefix(f"node {node!r}: ")

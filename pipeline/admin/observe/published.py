@@ -1,0 +1,179 @@
+"""Publish records through Redis, and read what is published: the newest record, and the points of its history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import msgspec
+
+from pipeline.admin.observe.record import BY_WORKERS, Record, RedisRecord, ShardRecord
+from pipeline.oplog.appends import EVERYWHERE
+from pipeline.oplog.contract import SharedState
+
+#: A record that is older is not what is now: no worker publishes, ms.
+FRESH_MS = 5_000
+
+
+class Point(NamedTuple):
+    """What a shard was like at one moment, or within a span: the most that was queued, the mean of the rates.
+
+    Attributes:
+        at_ms: ms since 1970.
+        depth, oldest_ms, rate, enqueue_rate, rejected: as in `ShardRecord`.
+        lag_ms: of the replica that lagged most; None where no lag is known.
+    """
+
+    at_ms: int
+    depth: int | None
+    oldest_ms: int | None
+    rate: float | None
+    enqueue_rate: float | None
+    rejected: int | None
+    lag_ms: int | None
+
+
+class History(NamedTuple):
+    """The points of one shard, the oldest first: of 15 minutes at 5 s, and of 24 hours at 5 minutes."""
+
+    recent: tuple[Point, ...] = ()
+    day: tuple[Point, ...] = ()
+
+
+class Newest(NamedTuple):
+    """The newest record of each shard, and how old it is.
+
+    Attributes:
+        record: what workers published.
+        age_ms: of its oldest part, by Redis's clock.
+    """
+
+    record: Record
+    age_ms: int
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it says what is now."""
+        return self.age_ms <= FRESH_MS
+
+
+_record_of = msgspec.json.Decoder(Record)
+_shard_of = msgspec.json.Decoder(ShardRecord)
+_point_of = msgspec.json.Decoder(Point)
+
+
+def point_of(shard: ShardRecord) -> Point:
+    """Return the point that a shard's record is.
+
+    Args:
+        shard: the record.
+    """
+    lags = [node.lag_ms for node in shard.replicas if node.lag_ms is not None]
+    lag_ms = max(lags, default=None)
+    rate, appended = (None if one is None else round(one, 1) for one in (shard.rate, shard.enqueue_rate))
+    return Point(shard.at_ms, shard.depth, shard.oldest_ms, rate, appended, shard.rejected, lag_ms)
+
+
+def summary(points: Sequence[Point]) -> Point:
+    """Return one point for a span: the newest time, the most that was queued, the mean of the rates.
+
+    Args:
+        points: of the span, the oldest first, at least one.
+    """
+    columns = list(zip(*points, strict=True))
+    depth, oldest_ms, rejected, lag_ms = (_most(columns[n]) for n in (1, 2, 5, 6))
+    rate, appended = (_mean(columns[n]) for n in (3, 4))
+    return Point(points[-1].at_ms, depth, oldest_ms, rate, appended, rejected, lag_ms)
+
+
+def publish(log: SharedState, record: Record, points: Mapping[str, tuple[Point | None, Point | None]]) -> None:
+    """Publish a record, and points of its history.
+
+    Args:
+        log: takes them.
+        record: the newest.
+        points: of each shard, one for the last minutes and one for the last hours; None: none.
+
+    Raises:
+        LogUnavailable: Redis does not answer.
+    """
+    texts = {shard.shard: _text(shard) for shard in record.shards}
+    whole = {EVERYWHERE: _text(replace(record, shards=()))}
+    words = {shard: ("" if a is None else _text(a), "" if b is None else _text(b)) for shard, (a, b) in points.items()}
+    log.publish_records(texts | whole, words)
+
+
+def read_record(log: SharedState, shards: Sequence[str]) -> Newest | None:
+    """Return what workers published last; None where they have published nothing, or something in newer words.
+
+    A shard that nobody has published is in the record, and unknown.
+
+    Args:
+        log: has it.
+        shards: the names of all shards, in the order in which they are shown.
+
+    Raises:
+        LogUnavailable: Redis does not answer.
+    """
+    now_ms, found = log.records((EVERYWHERE, *shards))
+    if EVERYWHERE not in found:
+        return None
+    try:
+        whole = _record_of.decode(found[EVERYWHERE][1])
+        known = {shard: _shard_of.decode(found[shard][1]) for shard in shards if shard in found}
+    except msgspec.MsgspecError:
+        return None
+    unknown = "no worker has published it"
+    rows = tuple(known.get(shard) or ShardRecord(shard, queue_why=unknown, why=unknown) for shard in shards)
+    age_ms = max(now_ms - at_ms for at_ms, _ in found.values())
+    return Newest(replace(whole, shards=rows, source=BY_WORKERS), max(0, age_ms))
+
+
+def read_history(log: SharedState, shard: str) -> History:
+    """Return the points of a shard's history; what another version wrote in other words is left out.
+
+    Args:
+        log: has them.
+        shard: the shard's name.
+
+    Raises:
+        LogUnavailable: Redis does not answer.
+    """
+    recent, day = log.history(shard)
+    return History(_points(recent), _points(day))
+
+
+def without_redis(why: str, at_ms: int, shards: Sequence[str]) -> Record:
+    """Return the record of a deployment whose Redis does not answer: nothing is known.
+
+    Args:
+        why: the reason.
+        at_ms: ms since 1970.
+        shards: their names.
+    """
+    rows = tuple(ShardRecord(shard, at_ms, queue_why=why, why=why) for shard in shards)
+    return Record(at_ms, RedisRecord(why=why), rows, source=BY_WORKERS)
+
+
+def _points(texts: Sequence[str]) -> tuple[Point, ...]:
+    points = []
+    for text in texts:
+        try:
+            points.append(_point_of.decode(text))
+        except msgspec.MsgspecError:
+            continue
+    return tuple(points)
+
+
+def _text(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _most(numbers: Sequence[int | None]) -> int | None:
+    return max((one for one in numbers if one is not None), default=None)
+
+
+def _mean(numbers: Sequence[float | None]) -> float | None:
+    known = [one for one in numbers if one is not None]
+    return round(sum(known) / len(known), 1) if known else None

@@ -1,0 +1,300 @@
+"""Define the record of a deployment: what is queued, how old, how fast it is applied, how far each node is.
+
+Every screen shows a record: `status`, `top`, the pages and the metrics. Workers publish one a second through Redis.
+None means unknown: a server did not answer. An unknown number is never shown as zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+from pipeline.model.wait_reason import WaitReason
+from pipeline.reads.health.report import NodeState
+
+#: Raised with each change of the JSON that a program could stumble over.
+RECORD_VERSION = 1
+#: Who made a record: workers, or the command that shows it, where no worker publishes one.
+BY_WORKERS, OWN_LOOK = "workers", "own look"
+#: How many tables, buckets and hosts a record names at most: the hottest, the deepest, the fullest.
+HOTTEST = DEEPEST = 20
+FULLEST = 200
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """One node of a shard.
+
+    Attributes:
+        role: `primary` or `replica`.
+        state: how readers treat the node, by the prober's report; see `NodeState`.
+        lag_ops: ops that the primary has committed and the replica has not; None for a primary.
+        lag_ms: how much older the replica's newest op is, or an upper bound of that; None for a primary.
+        reading_ms: the upper bound of its lag in the prober's report.
+        age_ms: the age of that report.
+        reads_per_s: reads of all processes that the node served; None at the first record.
+        reads_share: its share of the reads that the shard's nodes served lately, 0.0 to 1.0; None where there was none.
+        unfit: why it is unfit, and what to do; empty where it is fit.
+        why: why something is unknown.
+    """
+
+    node: str
+    role: str = "replica"
+    state: NodeState = NodeState.UNKNOWN
+    lag_ops: int | None = None
+    lag_ms: int | None = None
+    reading_ms: int | None = None
+    age_ms: int | None = None
+    reads_per_s: float | None = None
+    reads_share: float | None = None
+    unfit: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """The transactions of a shard's workers of late.
+
+    Attributes:
+        per_s: how many there were a second.
+        ops_mean: how many ops one had.
+        ms_p50, ms_p95: how long one took, ms.
+    """
+
+    per_s: float
+    ops_mean: float
+    ms_p50: float | None = None
+    ms_p95: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TableRecord:
+    """One table on a shard: ops applied a second, ops refused in all, and why the table is halted or paused."""
+
+    table: str
+    rate: float | None = None
+    rejected: int | None = None
+    halted: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BucketRecord:
+    """One bucket that has ops queued."""
+
+    bucket: int
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoisonRecord:
+    """A bucket whose next ops ended a worker, a server or their time, and are tried again in smaller parts."""
+
+    bucket: int
+    attempts: int
+    since_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecord:
+    """One shard.
+
+    Attributes:
+        shard: its name.
+        at_ms: when this was found, ms since 1970.
+        depth: ops behind the watermarks.
+        at_most: whether *depth* is an upper bound: the primary did not answer, and the watermarks are Redis' copy.
+        oldest_ms: the age of the oldest of them, ms; None where there is none.
+        dirty: buckets that are marked as having work.
+        rate: ops applied a second; None at the first record.
+        enqueue_rate: ops appended a second; None at the first record.
+        rejected, parked, lost: ops, since the tables were made; *parked* ones wait behind a refused one.
+        forged: entries of the log whose signature was missing or wrong, since then.
+        batch: the workers' transactions of late.
+        tables: the hottest tables.
+        buckets: the deepest buckets.
+        nodes: the primary first.
+        waits: what is paused, halted or waits, and why; what stops the most first.
+        poison: what is tried again in smaller parts.
+        queue_why: why the queue is unknown.
+        why: why something of the primary is unknown.
+    """
+
+    shard: str
+    at_ms: int = 0
+    depth: int | None = None
+    at_most: bool = False
+    oldest_ms: int | None = None
+    dirty: int | None = None
+    rate: float | None = None
+    enqueue_rate: float | None = None
+    rejected: int | None = None
+    parked: int | None = None
+    lost: int | None = None
+    forged: int | None = None
+    batch: BatchRecord | None = None
+    tables: tuple[TableRecord, ...] = ()
+    buckets: tuple[BucketRecord, ...] = ()
+    nodes: tuple[NodeRecord, ...] = ()
+    waits: tuple[WaitReason, ...] = ()
+    poison: tuple[PoisonRecord, ...] = ()
+    queue_why: str = ""
+    why: str = ""
+
+    @property
+    def replicas(self) -> tuple[NodeRecord, ...]:
+        """The nodes that are not the primary."""
+        return tuple(node for node in self.nodes if node.role == "replica")
+
+
+@dataclass(frozen=True, slots=True)
+class RedisRecord:
+    """The log's server.
+
+    Attributes:
+        memory_share: the used share of its limit, 0.0 without a limit.
+        memory_bytes: what it uses.
+        full: why no op is accepted; None while ops are accepted.
+        strange: keys under our names that nobody of ours has written.
+        why: why it is unknown.
+    """
+
+    memory_share: float | None = None
+    memory_bytes: int | None = None
+    full: str | None = None
+    strange: tuple[str, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostRecord:
+    """A host's spool: ops that wait there for Redis, their bytes, the age of the oldest; or why that is unknown."""
+
+    host: str
+    kind: str
+    at_ms: int
+    spooled: int | None = None
+    bytes: int | None = None
+    oldest_ms: int | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadCount:
+    """How many reads of all processes went to a node for a reason; of refused ones, the node is their shard."""
+
+    node: str
+    kind: str
+    reason: str
+    reads: int
+
+
+#: The age from which on a waiting op is a fault, unless an operator says otherwise, s.
+MAX_AGE_S = 60.0
+#: How many keys a fault names.
+MOST_NAMED = 5
+_STRANGE = "in Redis: not of the pipeline's making, by its type, size or expiry"
+
+
+class OpFault(NamedTuple):
+    """What is wrong on a shard, and what mends it.
+
+    Attributes:
+        shard: its name.
+        subject: the ops or the table concerned.
+        what: what happened to the subject; the sentence continues after it.
+        fix: the command.
+    """
+
+    shard: str
+    subject: str
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.subject} {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The whole deployment at one moment.
+
+    Attributes:
+        at_ms: ms since 1970, by the clock of whoever made it.
+        source: `BY_WORKERS` or `OWN_LOOK`.
+        redis: the log's server.
+        fingerprint: of the deployment, as the configuration of whoever made this says.
+        buckets: how many the deployment has.
+        shards: all of them, in the order of the configuration.
+        hosts: those of late whose spools are known.
+        reads: of all processes; None where Redis does not answer.
+    """
+
+    at_ms: int
+    redis: RedisRecord
+    shards: tuple[ShardRecord, ...]
+    reads: tuple[ReadCount, ...] | None = None
+    source: str = OWN_LOOK
+    fingerprint: str = ""
+    buckets: int = 0
+    hosts: tuple[HostRecord, ...] = ()
+    version: int = RECORD_VERSION
+
+    @property
+    def unknown(self) -> list[tuple[str, str]]:
+        """The name of each server that did not answer, and why."""
+        lines = [("redis", self.redis.why)]
+        for shard in self.shards:
+            lines.append((shard.shard, shard.why))
+            if shard.queue_why != self.redis.why:
+                lines.append((f"{shard.shard}'s queue", shard.queue_why))
+            lines += [(replica.node, replica.why) for replica in shard.replicas]
+        return [(name, why) for name, why in lines if why]
+
+    def faults(self, max_age_s: float = MAX_AGE_S) -> list[OpFault]:
+        """Return what an operator has to mend; an op that merely waits is none before its time.
+
+        Args:
+            max_age_s: the age from which on an op is too old.
+        """
+        names = ", ".join(self.redis.strange[:MOST_NAMED]) + ", …" * (len(self.redis.strange) > MOST_NAMED)
+        strange = OpFault("redis", names, _STRANGE, "start workers: they delete that; and find out who writes there")
+        of_shards = (fault for shard in self.shards for fault in _faults(shard, max_age_s))
+        return [*((strange,) if names else ()), *of_shards]
+
+    def as_json(self, max_age_s: float = MAX_AGE_S) -> dict[str, Any]:
+        """Return the record for programs: these fields by these names, null for what is unknown.
+
+        Args:
+            max_age_s: see `faults`.
+        """
+        faults = self.faults(max_age_s)
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        for shard, known in zip(found["shards"], self.shards, strict=True):
+            for told, reason in zip(shard["waits"], known.waits, strict=True):
+                told |= {"sentence": reason.sentence(), "command": reason.command}
+        told_faults = [fault._asdict() for fault in faults]
+        return {"ok": not (faults or self.unknown), "known": not self.unknown, "faults": told_faults, **found}
+
+
+def _faults(shard: ShardRecord, max_age_s: float) -> Iterator[OpFault]:
+    for reason in shard.waits:
+        if reason.kind == "breaker":
+            yield OpFault(shard.shard, reason.scope, f"is halted: {reason.detail}", f"run: pipeline why {reason.scope}")
+    if shard.rejected:
+        yield OpFault(shard.shard, *_ops(shard.rejected, "refused for good"), "run: pipeline dead list")
+    if shard.lost:
+        yield OpFault(shard.shard, *_ops(shard.lost, "lost by Redis"), "enqueue again what pipeline_lost names")
+    if shard.forged:
+        entries = f"{shard.forged:,} entr{'y' if shard.forged == 1 else 'ies'} of the log"
+        fix = "find who writes to Redis; pipeline_forged has the last; see docs/configuration.md on sign_key"
+        yield OpFault(shard.shard, entries, "came without a right signature, and no op was made of them", fix)
+    if shard.oldest_ms is not None and shard.oldest_ms > max_age_s * 1000:
+        age = f"has waited {shard.oldest_ms / 1000:,.0f} s, more than {max_age_s:g} s"
+        yield OpFault(shard.shard, "the oldest op", age, f"run: pipeline why {shard.shard}")
+
+
+def _ops(count: int, what: str) -> tuple[str, str]:
+    return f"{count:,} op{'s' * (count != 1)}", f"{'was' if count == 1 else 'were'} {what}"

@@ -1,0 +1,48 @@
+"""Name the counters that the processes of a deployment add up in Redis, in a hash for each shard.
+
+A counter only grows, until Redis forgets it. Its name is words with a blank between: what is counted, then the labels;
+the last label may hold blanks.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+
+#: `applied <kind> <table>`: ops.
+APPLIED = "applied"
+#: `rejected <table>`: ops.
+REJECTED = "rejected"
+#: Transactions, and `batch_ms <bound>`: those that took so long at most, by the least bound that holds.
+BATCHES, BATCH_MS = "batches", "batch_ms"
+#: Upper bounds of the histogram of a batch, ms; a longer batch counts under `inf`.
+BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+#: The most counters of one shard: more tables than that are not told apart.
+MOST_COUNTERS = 2000
+
+
+def bound_of(value: float, bounds: Sequence[float]) -> str:
+    """Return the least bound that a value does not pass, as text; `inf` where it passes all.
+
+    Args:
+        value: such as ms.
+        bounds: in ascending order.
+    """
+    n = bisect_left(bounds, value)
+    return f"{bounds[n]:g}" if n < len(bounds) else "inf"
+
+
+def quantile(counted: Mapping[str, int], share: float) -> float | None:
+    """Return the bound that holds for a share of what a histogram counted; None for nothing, inf behind the last bound.
+
+    Args:
+        counted: how many by bound, as `bound_of` gives it.
+        share: 0.0 to 1.0.
+    """
+    ordered = sorted((float(bound), n) for bound, n in counted.items() if n > 0)
+    left = share * sum(n for _, n in ordered)
+    for bound, n in ordered:
+        left -= n
+        if left <= 0:
+            return bound
+    return None

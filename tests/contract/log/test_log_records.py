@@ -1,0 +1,49 @@
+"""Records and their histories are published and read back with their age; what there is too much of goes."""
+
+from __future__ import annotations
+
+from pipeline.model.op import Position
+from pipeline.oplog.contract import Log
+from pipeline.oplog.counts import MOST_COUNTERS
+from pipeline.oplog.ttls import MOST_OF_DAY, MOST_RECENT
+
+
+def test_a_record_replaces_the_one_before_and_has_an_age(log: Log):
+    log.publish_records({"s0": "old", "*": "all"})
+    log.publish_records({"s0": "new words"})
+
+    now_ms, found = log.records(["*", "s0", "s1"])
+
+    assert {name: text for name, (_, text) in found.items()} == {"*": "all", "s0": "new words"}
+    assert all(0 <= now_ms - at_ms < 60_000 for at_ms, _ in found.values())
+
+
+def test_the_points_of_a_history_come_in_order_and_are_bounded(log: Log):
+    for n in range(MOST_OF_DAY + 5):
+        log.publish_records({"s0": "x", "s1": "y"}, {"s0": (f"recent {n}", f"day {n}")})
+
+    recent, day = log.history("s0")
+
+    assert recent == [f"recent {n}" for n in range(MOST_OF_DAY + 5 - MOST_RECENT, MOST_OF_DAY + 5)]
+    assert day == [f"day {n}" for n in range(5, MOST_OF_DAY + 5)]
+    assert log.history("s1") == ([], [])
+
+
+def test_an_empty_point_adds_none(log: Log):
+    log.publish_records({"s0": "x"}, {"s0": ("only recent", "")})
+
+    assert log.history("s0") == (["only recent"], [])
+
+
+def test_counters_add_up_with_what_is_finished_and_are_bounded(log: Log):
+    log.finish("s0", {4: Position(1, 0)}, counts={"applied insert my table": 3, "batches": 1})
+    log.finish("s0", {}, counts={"applied insert my table": 2})
+    log.finish("s0", {}, counts={f"rejected t{n}": 1 for n in range(MOST_COUNTERS)})
+    log.finish("s0", {}, counts={"batches": 1, "one too many": 1})
+
+    found = log.counts("s0")
+
+    assert found["applied insert my table"] == 5
+    assert found["batches"] == 2
+    assert len(found) == MOST_COUNTERS
+    assert log.counts("s1") == {}

@@ -1,0 +1,124 @@
+"""The record of a deployment goes through Redis and into JSON with nothing lost, and what is unknown stays unknown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from pipeline.admin.observe.published import FRESH_MS, Point, publish, read_history, read_record, summary
+from pipeline.admin.observe.record import (
+    BatchRecord,
+    BucketRecord,
+    NodeRecord,
+    PoisonRecord,
+    ReadCount,
+    Record,
+    RedisRecord,
+    ShardRecord,
+    TableRecord,
+)
+from pipeline.admin.observe.recorder import DAY_S, RECENT_S, Spans
+from pipeline.model.wait_reason import WaitReason
+from pipeline.oplog.memory.log import MemoryLog
+from pipeline.reads.health.report import NodeState
+
+PAUSED = WaitReason("paused", "s0", "s0", "by ann: a disk swap", 1_000, buckets=3)
+S0 = ShardRecord(
+    "s0",
+    5_000,
+    depth=7,
+    oldest_ms=120,
+    rate=3.25,
+    rejected=1,
+    batch=BatchRecord(2.0, 3.5, 8.0, 20.0),
+    tables=(TableRecord("event", 3.25, 1, "halted"),),
+    buckets=(BucketRecord(9, 7),),
+    nodes=(NodeRecord("s0", "primary", NodeState.IN), NodeRecord("s0-r0", lag_ops=3, lag_ms=400, reads_share=0.75)),
+    waits=(PAUSED,),
+    poison=(PoisonRecord(9, 2, 4_000),),
+)
+RECORD = Record(5_000, RedisRecord(0.25, 1 << 30), (S0,), (ReadCount("s0-r0", "replica", "fresh", 12),), "workers")
+
+
+def test_a_published_record_is_read_back_equal():
+    log = MemoryLog()
+
+    publish(log, RECORD, {})
+
+    found = read_record(log, ["s0"])
+    assert found is not None
+    assert found.record == RECORD
+    assert found.fresh
+
+
+def test_a_record_that_nobody_renews_is_not_fresh_and_then_is_gone():
+    log = MemoryLog()
+    publish(log, RECORD, {})
+
+    log.ahead_ms += FRESH_MS + 1
+    old = read_record(log, ["s0"])
+    log.ahead_ms += 3_600_000
+    gone = read_record(log, ["s0"])
+
+    assert old is not None
+    assert not old.fresh
+    assert FRESH_MS < old.age_ms < 2 * FRESH_MS
+    assert gone is None
+
+
+def test_a_shard_that_nobody_has_published_is_unknown_and_not_empty():
+    log = MemoryLog()
+    publish(log, RECORD, {})
+
+    found = read_record(log, ["s0", "s1"])
+
+    assert found is not None
+    s0, s1 = found.record.shards
+    assert s0 == S0
+    assert (s1.shard, s1.depth, s1.rejected) == ("s1", None, None)
+    assert ("s1", "no worker has published it") in found.record.unknown
+
+
+def test_words_of_another_version_are_no_record():
+    log = MemoryLog()
+    publish(log, RECORD, {})
+    log.publish_records({"s0": '{"shard": 5}'}, {"s0": ("[1]", "junk")})
+
+    assert read_record(log, ["s0"]) is None
+    assert read_history(log, "s0") == ((), ())
+
+
+def test_the_json_has_every_field_and_says_what_mends_a_wait():
+    told = json.loads(json.dumps(RECORD.as_json()))
+
+    assert told["version"] == 1
+    assert told["ok"] is False
+    assert told["faults"][0]["fix"] == "run: pipeline dead list"
+    [shard] = told["shards"]
+    assert shard["nodes"][1]["lag_ms"] == 400
+    assert shard["lost"] is None
+    assert shard["waits"][0]["sentence"] == PAUSED.sentence()
+    assert shard["waits"][0]["command"] == "run: pipeline resume s0"
+
+
+def test_a_span_keeps_the_most_that_was_queued_and_the_mean_of_the_rates():
+    first, second = Point(1, 5, 900, 10.0, None, 0, None), Point(2, 9, None, 20.0, None, 1, 40)
+    third = Point(3, None, 7, None, 4.0, 1, 9)
+
+    assert summary([first, second, third]) == Point(3, 9, 900, 15.0, 4.0, 1, 40)
+    assert summary([Point(1, *[None] * 6)]) == Point(1, *[None] * 6)
+
+
+def test_a_history_has_a_point_for_each_span_and_keeps_the_newest():
+    log, spans, now_s = MemoryLog(), Spans(0.0), 0.0
+
+    while now_s < 2 * DAY_S:
+        now_s += 1.0
+        record = replace(RECORD, shards=(replace(S0, at_ms=int(now_s), depth=int(now_s) % 100),))
+        publish(log, record, spans.add(record, now_s))
+
+    found = read_history(log, "s0")
+    assert [point.at_ms for point in found.day] == [DAY_S, 2 * DAY_S]
+    assert [point.depth for point in found.day] == [99, 99]
+    assert len(found.recent) == 2 * DAY_S / RECENT_S
+    assert found.recent[-1].at_ms == 2 * DAY_S

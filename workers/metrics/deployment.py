@@ -1,0 +1,120 @@
+"""Show the whole deployment to Prometheus, from the record that its workers publish; what is unknown is left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from pipeline.admin.observe.published import Newest
+from pipeline.admin.observe.record import NodeRecord, ShardRecord
+
+_SHARD, _NODE, _HOST = ("shard",), ("shard", "node", "role"), ("host", "kind")
+#: What a record shows, each with its labels and help; a name in `COUNTERS` is of a counter.
+FAMILIES: dict[str, tuple[tuple[str, ...], str]] = {
+    "record_age_seconds": ((), "Age of what the other gauges show."),
+    "known": ((), "Whether every server answered; 0: some gauges are missing."),
+    "deployment_info": (("fingerprint", "buckets", "shards"), "What all processes agree on."),
+    "redis_memory_bytes": ((), "Memory that the log's Redis uses."),
+    "redis_memory_ratio": ((), "The used share of its maxmemory; 0 without a limit."),
+    "redis_full": ((), "Whether Redis refuses new ops."),
+    "queue_ops": (_SHARD, "Ops in the log that are not applied."),
+    "queue_oldest_seconds": (_SHARD, "Age of the oldest op in the log; 0 where there is none."),
+    "dirty_buckets": (_SHARD, "Buckets that are marked as having work."),
+    "rejected_ops": (_SHARD, "Ops that are set aside because the database refused them."),
+    "parked_ops": (_SHARD, "Ops that are set aside behind a rejected op, or because their table is stopped."),
+    "poison_buckets": (_SHARD, "Buckets whose ops are tried alone, since one ended its worker or server."),
+    "ops_lost": (_SHARD, "Ops that Redis had acknowledged and then lost."),
+    "entries_forged": (_SHARD, "Entries of the log without a right signature."),
+    "waits": (("shard", "kind"), "Reasons for which ops wait, as pipeline why says them."),
+    "node_lag_seconds": (_NODE, "How far a replica is behind its primary."),
+    "node_lag_ops": (_NODE, "Ops that the primary has and the replica has not."),
+    "node_reading_seconds": (_NODE, "The bound of a replica's lag that readers go by."),
+    "node_report_age_seconds": (_NODE, "Age of the prober's report of a node."),
+    "node_state": ((*_NODE, "state"), "1 for the state that readers treat a node by."),
+    "reads": (("node", "kind", "reason"), "Reads by the node that was chosen and why; of refused ones, it is a shard."),
+    "spool_ops": (_HOST, "Ops that wait in a host's spool."),
+    "spool_bytes": (_HOST, "Size of a host's spool."),
+    "spool_oldest_seconds": (_HOST, "Age of the oldest op in a host's spool; 0 where there is none."),
+}
+COUNTERS = frozenset(("ops_lost", "entries_forged", "reads"))
+#: Reasons of which each shard always has a number, so that an alert sees 0 before 1.
+ALWAYS = ("primary-away", "restored", "paused", "breaker", "no-worker", "schema", "right")
+
+
+class Metrics:
+    """The families of one scrape."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for name, (labels, text) in FAMILIES.items():
+            kind = CounterMetricFamily if name in COUNTERS else GaugeMetricFamily
+            self._made[name] = kind(f"pipeline_{name}", text, labels=labels)
+
+    def put(self, name: str, value: float | None, *labels: str, per: int = 1) -> None:
+        """Take a number, unless it is unknown.
+
+        Args:
+            name: of the family.
+            value: the number; None: unknown.
+            labels: the values of the family's labels.
+            per: how many of its units are one of the family's.
+        """
+        if value is not None:
+            self._made[name].add_metric(labels, value / per)
+
+    def __iter__(self) -> Iterator[Metric]:
+        return iter(self._made.values())
+
+
+def of_record(newest: Newest) -> Metrics:
+    """Return the metrics of a record.
+
+    Args:
+        newest: the record, and its age.
+    """
+    made, record = Metrics(), newest.record
+    redis, shards = record.redis, str(len(record.shards))
+    made.put("record_age_seconds", newest.age_ms, per=1000)
+    made.put("known", not record.unknown)
+    made.put("deployment_info", 1, record.fingerprint, str(record.buckets), shards)
+    made.put("redis_memory_bytes", redis.memory_bytes)
+    made.put("redis_memory_ratio", redis.memory_share)
+    made.put("redis_full", None if redis.why else redis.full is not None)
+    for read in record.reads or ():
+        made.put("reads", read.reads, read.node, read.kind, read.reason)
+    for shard in record.shards:
+        _shard(made, shard)
+    for host in record.hosts:
+        of = (host.host, host.kind)
+        made.put("spool_ops", host.spooled, *of)
+        made.put("spool_bytes", host.bytes, *of)
+        made.put("spool_oldest_seconds", 0 if host.spooled == 0 else host.oldest_ms, *of, per=1000)
+    return made
+
+
+def _shard(made: Metrics, shard: ShardRecord) -> None:
+    of = shard.shard
+    made.put("queue_ops", shard.depth, of)
+    made.put("queue_oldest_seconds", 0 if shard.depth == 0 else shard.oldest_ms, of, per=1000)
+    made.put("dirty_buckets", shard.dirty, of)
+    made.put("rejected_ops", shard.rejected, of)
+    made.put("parked_ops", shard.parked, of)
+    made.put("poison_buckets", None if shard.why else len(shard.poison), of)
+    made.put("ops_lost", shard.lost, of)
+    made.put("entries_forged", shard.forged, of)
+    waits = Counter(wait.kind for wait in shard.waits)
+    for kind in waits if shard.why else {*ALWAYS, *waits}:
+        made.put("waits", waits[kind], of, kind)
+    for node in shard.nodes:
+        _node(made, of, node)
+
+
+def _node(made: Metrics, shard: str, node: NodeRecord) -> None:
+    of = (shard, node.node, node.role)
+    made.put("node_lag_seconds", node.lag_ms, *of, per=1000)
+    made.put("node_lag_ops", node.lag_ops, *of)
+    made.put("node_reading_seconds", node.reading_ms, *of, per=1000)
+    made.put("node_report_age_seconds", node.age_ms, *of, per=1000)
+    made.put("node_state", 1, *of, str(node.state))
