@@ -83,6 +83,14 @@ class Bell:
             return False
         return True
 
+    def waiting(self) -> int | None:
+        """Return how many messages wait in the broker for the shards; None if it does not answer."""
+        try:
+            return sum(int(self._broker().llen(f"{self._prefix}:celery:{queue_of(one)}")) for one in self._shards)
+        except Exception as error:  # the broker may fail in many ways
+            logger.debug(Event("broker_silent", error=error))
+            return None
+
     def prepare(self) -> None:
         """Import what the first ring needs: 0.1 s of work that no request has to wait for then."""
         self._celery()
