@@ -97,7 +97,13 @@ def show(pipeline: Client, place: Place, shard: str | None = None) -> Shown:
 
 
 def edit(
-    pipeline: Client, place: Place, values: Mapping[str, Any], *, shard: str | None = None, member: int = 0
+    pipeline: Client,
+    place: Place,
+    values: Mapping[str, Any],
+    *,
+    shard: str | None = None,
+    member: int = 0,
+    by: str = "",
 ) -> DeadOp:
     """Change values of an op that is set aside; a replay applies them. Return the op as it is now.
 
@@ -107,6 +113,7 @@ def edit(
         values: by field; each passes the checks of a call.
         shard: where; needed for a reference table only.
         member: which row write of an atomic group, from 0.
+        by: who orders it, for the record of actions; by default the user of this process.
 
     Raises:
         BadOp: there is no such op, or a value or a field is refused; nothing is changed.
@@ -122,7 +129,7 @@ def edit(
         changed = _edited(pipeline, primary, op, values, member)
         actions.change_op(primary, place, encode(changed))
         before = {place: again[0].entry.payload.decode()}
-        actions.note_actions(primary, who(), "edit", {place: again[0].state}, before)
+        actions.note_actions(primary, by or who(), "edit", {place: again[0].state}, before)
     return _one(pipeline, place, found.shard)
 
 
