@@ -16,8 +16,9 @@ from pipeline.errors import LogUnavailable, NewerOp, NotAnOp, PipelineError, Sha
 from pipeline.model.op import START, Entry, Op, Position, decode, may_come_again
 from pipeline.model.receipt import Receipt
 from pipeline.model.wait_reason import utc_text
+from pipeline.oplog.batches import Committed, committed_in
 from pipeline.shard.records import ledger_queries
-from pipeline.shard.records.one_op import Action, KeptOfOp, kept_of
+from pipeline.shard.records.one_op import ActionOnOp, KeptOfOp, kept_of
 from pipeline.shard.session import NodeSession
 
 #: The version of the JSON.
@@ -88,7 +89,7 @@ class OnShard:
     reason: str | None = None
     aside_ms: int | None = None
     changed_ms: int | None = None
-    actions: tuple[Action, ...] = ()
+    actions: tuple[ActionOnOp, ...] = ()
     why: str = ""
 
 
@@ -157,7 +158,7 @@ def story(pipeline: Client, text: str) -> Story:
         position = position or aside.position
     payload = entry.payload if entry is not None else aside.payload if aside is not None else None
     status = _status(receipt)
-    shards = tuple(_on_shard(shard, one, receipt, position) for shard, one in kept.items())
+    shards = tuple(_on_shard(pipeline, shard, one, receipt, position) for shard, one in kept.items())
     replicas = tuple(one for shard in kept for one in _on_replicas(pipeline, shard, receipt))
     place = Place(receipt.bucket, str(position) if position is not None else None, there)
     return Story(
@@ -216,17 +217,28 @@ def _kept(pipeline: Client, shard: str, receipt: Receipt, position: Position | N
         return error
 
 
-def _on_shard(shard: str, kept: KeptOfOp | ShardUnavailable, receipt: Receipt, position: Position | None) -> OnShard:
+def _on_shard(
+    pipeline: Client, shard: str, kept: KeptOfOp | ShardUnavailable, receipt: Receipt, position: Position | None
+) -> OnShard:
     if isinstance(kept, ShardUnavailable):
         return OnShard(shard, None, why=str(kept))
     reached = _reached(kept.fate, receipt, position)
     aside = kept.aside
     state = "lost" if kept.fate.lost else "applied" if reached else "queued"
-    before_ms = kept.mark_ms if reached and kept.exact_ms is None else None
+    noted = _noted(pipeline, shard, receipt.bucket, position) if reached else None
+    worker, at_ms = (noted.worker, kept.exact_ms or noted.at_ms) if noted is not None else (None, kept.exact_ms)
     if aside is None:
-        return OnShard(shard, state, kept.exact_ms if reached else None, before_ms, actions=kept.actions)
+        before_ms = kept.mark_ms if reached and at_ms is None else None
+        return OnShard(shard, state, at_ms if reached else None, before_ms, worker, actions=kept.actions)
     state, told = _SHOWN.get(aside.state, aside.state), (aside.code, aside.reason, aside.aside_ms, aside.changed_ms)
-    return OnShard(shard, state, kept.exact_ms, None, None, *told, kept.actions)
+    return OnShard(shard, state, at_ms, None, worker, *told, kept.actions)
+
+
+def _noted(pipeline: Client, shard: str, bucket: int, position: Position | None) -> Committed | None:
+    try:
+        return committed_in(pipeline.log.batches(shard), bucket, position) if position is not None else None
+    except LogUnavailable:
+        return None
 
 
 def _reached(fate: ledger_queries.Fate, receipt: Receipt, position: Position | None) -> bool:

@@ -21,6 +21,7 @@ from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.model.op import Position
 from pipeline.model.wait_reason import WaitReason
+from pipeline.oplog.batches import note_of
 from pipeline.oplog.contract import Work
 from pipeline.oplog.counts import APPLIED, BATCH_MS, BATCHES, BOUNDS_MS, REJECTED, bound_of
 from pipeline.oplog.waits import Waits
@@ -146,7 +147,9 @@ class Applier(ShardTurns):
                 self._log.finish(self.shard, resting, delay_ms=SCHEMA_DELAY_MS)
             if held:
                 note_waits(self._log, self.shard, batch.waiting, held)
-            outcome.ring, outcome.left = self._log.finish(self.shard, done, counts=counts_of(batch, outcome))
+            note = note_of(clock.wall_ms(), batch.before, batch.after)
+            counts = counts_of(batch, outcome)
+            outcome.ring, outcome.left = self._log.finish(self.shard, done, counts=counts, note=note)
         except Unavailable as error:
             logger.warning("committed, but not published in Redis shard=%s: %s", self.shard, error)
         self._stopped.room -= len(batch.halted)

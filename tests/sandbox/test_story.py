@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 from pydal import DAL, Field
 
 import pipeline
+from pipeline import clock
 from pipeline.admin import dead
 from pipeline.admin.dead import Where
 from pipeline.admin.stops import who
@@ -92,11 +94,25 @@ def test_an_applied_op_names_the_commit_that_its_watermark_proves(db: Any, box: 
     assert (found["state"], found["committed_ms"], found["before_ms"]) == ("applied", committed_ms, None)
 
 
+def test_a_batch_of_late_names_its_worker_and_its_time_though_others_followed(db: Any, box: Sandbox):
+    receipt = pipeline.enqueue_insert(db.sale, customer=7)
+    box.drain()
+    pipeline.enqueue_insert(db.sale, customer=7)
+    box.drain()
+
+    found = on_shard(receipt)
+
+    assert found["worker"].endswith(f":{os.getpid()}")
+    assert found["committed_ms"] <= clock.wall_ms()
+    assert f"by {found['worker']}" in run(str(receipt)).output
+
+
 def test_what_nobody_keeps_is_null_and_said_to_be_so(db: Any, box: Sandbox):
     receipt = pipeline.enqueue_insert(db.sale, customer=7)
     box.drain()
     pipeline.enqueue_insert(db.sale, customer=7)
     box.drain()
+    box.log._server.batches.clear()
     box.log._server.logs[receipt.bucket].clear()  # as upkeep trims what every node has
 
     found, text = told(receipt), run(str(receipt)).output

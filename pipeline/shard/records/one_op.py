@@ -33,7 +33,7 @@ class SetAside(NamedTuple):
     payload: bytes
 
 
-class Action(NamedTuple):
+class ActionOnOp(NamedTuple):
     """What an operator did to an op; `result` is the state that the action left."""
 
     at_ms: int
@@ -57,7 +57,7 @@ class KeptOfOp(NamedTuple):
     mark_ms: int | None
     exact_ms: int | None
     aside: SetAside | None
-    actions: tuple[Action, ...]
+    actions: tuple[ActionOnOp, ...]
 
 
 def kept_of(session: NodeSession, bucket: int, position: Position, producer: int, producer_seq: int) -> KeptOfOp:
@@ -90,5 +90,5 @@ def kept_of(session: NodeSession, bucket: int, position: Position, producer: int
         next((int(row[2]) for row in marks), None) or None,
         exact[0] if exact else None,
         aside,
-        tuple(Action(*row) for row in done),
+        tuple(ActionOnOp(*row) for row in done),
     )
