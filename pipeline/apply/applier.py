@@ -22,6 +22,7 @@ from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.events import Event
 from pipeline.model.op import Position
 from pipeline.model.wait_reason import WaitReason
+from pipeline.oplog.batches import note_of
 from pipeline.oplog.contract import Work
 from pipeline.oplog.counts import (
     APPLIED,
@@ -161,7 +162,8 @@ class Applier(ShardTurns):
                 self._log.finish(self.shard, resting, delay_ms=SCHEMA_DELAY_MS)
             if held:
                 note_waits(self._log, self.shard, batch.waiting, held)
-            outcome.ring, outcome.left = self._log.finish(self.shard, done, counts=outcome.counts)
+            note = note_of(clock.wall_ms(), batch.before, batch.after)
+            outcome.ring, outcome.left = self._log.finish(self.shard, done, counts=outcome.counts, note=note)
         except Unavailable as error:
             logger.warning(Event("commit_not_published", shard=self.shard, error=error))
         self._stopped.room -= len(batch.halted)

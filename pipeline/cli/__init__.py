@@ -17,6 +17,7 @@ from pipeline.cli.maintenance import outbox, rebuilt_command, spool
 from pipeline.cli.migrate import migrate_command, tables
 from pipeline.cli.status import status_command, top
 from pipeline.cli.stops import drain_command, pause_command, resume_command, why_command
+from pipeline.cli.trace import trace_command
 from pipeline.errors import PipelineError
 from pipeline.owners import unsafe_import
 
@@ -47,6 +48,7 @@ for command in (
     status_command,
     tables,
     top,
+    trace_command,
     why_command,
 ):
     pipeline.add_command(command)
