@@ -34,13 +34,14 @@ class Counted(NamedTuple):
 
 
 class Duration(NamedTuple):
-    """A histogram, its labels, the counter of its sum, and how many of that counter's units are a second."""
+    """A histogram: the first word of its sums' counters, how many of their units are a second, and its own labels."""
 
     name: str
     help: str
     sum: str
     per_s: int
-    bounds_ms: tuple[int, ...] = BOUNDS_MS
+    bounds_ms: tuple[float, ...] = BOUNDS_MS
+    labels: tuple[str, ...] = ()
 
 
 #: By the first word of a counter.
@@ -108,11 +109,16 @@ def _counter(
 
 
 def _histogram(word: str, timed: Duration, counts: Mapping[str, Mapping[str, int]], prefix: str) -> Metric:
-    made = HistogramMetricFamily(prefix + timed.name, timed.help, labels=("shard",))
-    bounds = [*(str(ms / 1000) for ms in timed.bounds_ms), "+Inf"]
+    made = HistogramMetricFamily(prefix + timed.name, timed.help, labels=("shard", *timed.labels))
+    bounds = {f"{ms:g}": str(ms / 1000) for ms in timed.bounds_ms} | {"inf": "+Inf"}
     for shard, numbers in counts.items():
-        each = [numbers.get(f"{word} {bound:g}", 0) for bound in (*timed.bounds_ms, float("inf"))]
-        if any(each):
-            buckets = list(zip(bounds, map(float, accumulate(each)), strict=True))
-            made.add_metric([shard], buckets, numbers.get(timed.sum, 0) / timed.per_s)
+        found: dict[tuple[str, ...], dict[str, int]] = {}
+        for name, number in numbers.items():
+            first, *labels = name.split(" ")
+            if first == word:
+                found.setdefault(tuple(labels[:-1]), {})[labels[-1]] = number
+        for key, counted in found.items():
+            each = accumulate(counted.get(bound, 0) for bound in bounds)
+            total = numbers.get(" ".join((timed.sum, *key)), 0) / timed.per_s
+            made.add_metric([shard, *key], list(zip(bounds.values(), map(float, each), strict=True)), total)
     return made
