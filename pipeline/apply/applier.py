@@ -19,8 +19,10 @@ from pipeline.apply.turns import SCHEMA_DELAY_MS, ShardTurns, ms_since
 from pipeline.config.sections import MOST_BUCKETS
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import LogUnavailable, Unavailable
+from pipeline.events import Event
 from pipeline.model.op import Position
 from pipeline.model.wait_reason import WaitReason
+from pipeline.oplog.batches import note_of
 from pipeline.oplog.contract import Work
 from pipeline.oplog.counts import (
     APPLIED,
@@ -125,7 +127,7 @@ class Applier(ShardTurns):
             self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
             reason = WaitReason("database", self.shard, self.shard, str(error))
             note_waits(self._log, self.shard, dict.fromkeys(due, reason), {})
-            logger.warning("batch postponed shard=%s buckets=%d: %s", self.shard, len(due), error)
+            logger.warning(Event("batch_postponed", shard=self.shard, buckets=len(due), error=error))
             outcome = Outcome(left=len(due), waiting=reason.sentence())
         outcome.ms = ms_since(started)
         rejections.tell(self.shard, outcome.refused)
@@ -160,9 +162,10 @@ class Applier(ShardTurns):
                 self._log.finish(self.shard, resting, delay_ms=SCHEMA_DELAY_MS)
             if held:
                 note_waits(self._log, self.shard, batch.waiting, held)
-            outcome.ring, outcome.left = self._log.finish(self.shard, done, counts=outcome.counts)
+            note = note_of(clock.wall_ms(), batch.before, batch.after)
+            outcome.ring, outcome.left = self._log.finish(self.shard, done, counts=outcome.counts, note=note)
         except Unavailable as error:
-            logger.warning("committed, but not published in Redis shard=%s: %s", self.shard, error)
+            logger.warning(Event("commit_not_published", shard=self.shard, error=error))
         self._stopped.room -= len(batch.halted)
         if self._settings.breaker:
             for reject in self._stopped.breaker.learn(batch.items, batch.aside):
@@ -214,4 +217,4 @@ def note_waits(log: Waits, shard: str, reasons: Mapping[int, WaitReason], marks:
         if notes:
             log.note_waits(shard, notes, NOTE_MS)
     except Unavailable as error:
-        logger.info("not noted why %d buckets of shard %s wait: %s", len(notes), shard, error)
+        logger.info(Event("waits_not_noted", shard=shard, buckets=len(notes), error=error))

@@ -20,7 +20,7 @@ from pipeline.admin.observe.published import publish
 from pipeline.admin.observe.record import Record, RedisRecord, ShardRecord
 from pipeline.errors import LogUnavailable
 from pipeline.oplog.memory.log import MemoryLog
-from workers.flower import show_metrics
+from workers.flower import put_ours
 from workers.metrics import at_flower
 from workers.metrics.counters import Tables
 
@@ -42,7 +42,7 @@ class Page:
 
     def __init__(self) -> None:
         handlers = list(flower.urls.handlers)
-        show_metrics(handlers)
+        put_ours(handlers)
         [pages] = [[one] for one in handlers if not hasattr(one, "regex") and one[0] == "/metrics"]
         self.app: Any = Application(pages, login_url="/login", cookie_secret="x")
         self.app.options = SimpleNamespace(basic_auth=[], auth="")

@@ -174,7 +174,7 @@ def test_a_worker_without_any_free_port_goes_on_and_says_so(
     server.start()
     server.close()
 
-    assert f"[metrics] host and ports {port} to {port}: Address already in use" in caplog.text
+    assert f'metrics_not_served host=127.0.0.1 port={port} last={port} why="Address already in use"' in caplog.text
     assert PORTS > 1
 
 
