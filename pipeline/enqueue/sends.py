@@ -14,6 +14,7 @@ from pipeline.config.topology import Topology
 from pipeline.enqueue.shipment import OpPlace
 from pipeline.enqueue.spooling.host_news import HostNews
 from pipeline.errors import PipelineError
+from pipeline.events import Event
 from pipeline.model.op import Op
 from pipeline.oplog.contract import Log
 from pipeline.oplog.counts import DIRECT, ENQUEUE_BOUNDS_MS, ENQUEUE_MS, ENQUEUE_SUM_US, ENQUEUED, SPOOLED, bound_of
@@ -89,7 +90,7 @@ class Sends(Later):
                 self._log.finish(shard, {}, delay_ms=1, counts=self._counts[shard])
                 del self._counts[shard]
         except PipelineError as error:
-            logger.info("what was enqueued is counted later: %s", error)
+            logger.info(Event("enqueued_counted_later", error=error))
             return
         self._news.publish(self._log)
 

@@ -33,7 +33,7 @@ _TYPES = {"schemas": "hash", "newest_schemas": "hash", "ids": "hash", "full": "s
 _TYPES |= {"reads": "hash", "unfit": "hash", "seen": "hash", "health": "hash!", "hosts": "hash!"}
 _TYPES |= {"deployment": "string", "secret": "string"}
 _OF_SHARD = {"epoch": "string", "dirty": "zset", "bell": "string!", "marks": "hash", "attempts": "hash"}
-_OF_SHARD |= {"notes": "list", "waits": "hash!", "counts": "hash"}
+_OF_SHARD |= {"notes": "list", "waits": "hash!", "counts": "hash", "batches": "list"}
 _OF_SHARD |= {"record": "string!", "recent": "list!", "day": "list!"}
 _OF_BUCKET = {"log": "stream"}
 

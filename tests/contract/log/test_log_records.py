@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.model.op import Position
+from pipeline.oplog.batches import MOST_NOTES
 from pipeline.oplog.contract import Log
 from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.ttls import MOST_HOSTS, MOST_OF_DAY, MOST_RECENT
@@ -47,6 +48,19 @@ def test_counters_add_up_with_what_is_finished_and_are_bounded(log: Log):
     assert found["batches"] == 2
     assert len(found) == MOST_COUNTERS
     assert log.counts("s1") == {}
+
+
+def test_notes_of_batches_are_kept_the_newest_first_and_bounded(log: Log):
+    log.finish("s0", {4: Position(1, 0)}, note="0 old")
+    log.finish("s0", {4: Position(1, 1)}, counts={"batches": 1})
+    for n in range(MOST_NOTES):
+        log.finish("s0", {}, note=f"{n} note")
+
+    found = log.batches("s0")
+
+    assert (len(found), found[0], found[-1]) == (MOST_NOTES, f"{MOST_NOTES - 1} note", "0 note")
+    assert log.counts("s0") == {"batches": 1}
+    assert log.batches("s1") == []
 
 
 def test_hosts_say_what_waits_with_the_time_and_are_bounded(log: Log):
