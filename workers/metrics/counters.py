@@ -15,6 +15,10 @@ from pipeline.oplog.counts import (
     BOUNDS_MS,
     COMMIT_MS,
     COMMIT_SUM_US,
+    ENQUEUE_BOUNDS_MS,
+    ENQUEUE_MS,
+    ENQUEUE_SUM_US,
+    ENQUEUED,
     HELD,
     PARKED,
     REJECTED,
@@ -40,11 +44,13 @@ class Duration(NamedTuple):
     help: str
     sum: str
     per_s: int
-    bounds_ms: tuple[int, ...] = BOUNDS_MS
+    bounds_ms: tuple[float, ...] = BOUNDS_MS
+    labels: tuple[str, ...] = ()
 
 
 #: By the first word of a counter.
 COUNTERS = {
+    ENQUEUED: Counted("ops_enqueued", "Ops that processes enqueued, by the way they took.", ("way", "kind", "table")),
     APPLIED: Counted("ops_applied", "Ops whose effects were committed.", ("kind", "table")),
     REJECTED: Counted("ops_rejected", "Ops that the database refused for good.", ("table",)),
     PARKED: Counted("ops_parked", "Ops set aside behind a refused op, or because their table is stopped."),
@@ -54,6 +60,14 @@ COUNTERS = {
 HISTOGRAMS = {
     BATCH_MS: Duration("batch_seconds", "Time of a batch's transaction.", BATCH_SUM_MS, 1000),
     COMMIT_MS: Duration("commit_seconds", "Time of a batch's COMMIT.", COMMIT_SUM_US, 1_000_000),
+    ENQUEUE_MS: Duration(
+        "enqueue_seconds",
+        "Time until the log or the spool had a call's ops.",
+        ENQUEUE_SUM_US,
+        1_000_000,
+        ENQUEUE_BOUNDS_MS,
+        ("way",),
+    ),
 }
 
 
@@ -108,11 +122,13 @@ def _counter(
 
 
 def _histogram(word: str, timed: Duration, counts: Mapping[str, Mapping[str, int]], prefix: str) -> Metric:
-    made = HistogramMetricFamily(prefix + timed.name, timed.help, labels=("shard",))
+    made = HistogramMetricFamily(prefix + timed.name, timed.help, labels=("shard", *timed.labels))
     bounds = [*(str(ms / 1000) for ms in timed.bounds_ms), "+Inf"]
     for shard, numbers in counts.items():
-        each = [numbers.get(f"{word} {bound:g}", 0) for bound in (*timed.bounds_ms, float("inf"))]
-        if any(each):
+        begins = {name.rpartition(" ")[0] for name in numbers if name.partition(" ")[0] == word}
+        for begin in sorted(begins):  # the word, and the values of the labels
+            each = [numbers.get(f"{begin} {bound:g}", 0) for bound in (*timed.bounds_ms, float("inf"))]
+            labels = begin.split(" ")[1:]
             buckets = list(zip(bounds, map(float, accumulate(each)), strict=True))
-            made.add_metric([shard], buckets, numbers.get(timed.sum, 0) / timed.per_s)
+            made.add_metric([shard, *labels], buckets, numbers.get(" ".join([timed.sum, *labels]), 0) / timed.per_s)
     return made
