@@ -15,6 +15,10 @@ from pipeline.oplog.counts import (
     BOUNDS_MS,
     COMMIT_MS,
     COMMIT_SUM_US,
+    ENQUEUE_BOUNDS_MS,
+    ENQUEUE_MS,
+    ENQUEUE_SUM_US,
+    ENQUEUED,
     HELD,
     PARKED,
     REJECTED,
@@ -48,6 +52,7 @@ class Duration(NamedTuple):
 
 #: By the first word of a counter.
 COUNTERS = {
+    ENQUEUED: Counted("ops_enqueued", "Ops that processes enqueued, by the way they took.", ("way", "kind", "table")),
     APPLIED: Counted("ops_applied", "Ops whose effects were committed.", ("kind", "table")),
     REJECTED: Counted("ops_rejected", "Ops that the database refused for good.", ("table",)),
     PARKED: Counted("ops_parked", "Ops set aside behind a refused op, or because their table is stopped."),
@@ -57,6 +62,14 @@ COUNTERS = {
 HISTOGRAMS = {
     BATCH_MS: Duration("batch_seconds", "Time of a batch's transaction.", BATCH_SUM_MS, 1000),
     COMMIT_MS: Duration("commit_seconds", "Time of a batch's COMMIT.", COMMIT_SUM_US, 1_000_000),
+    ENQUEUE_MS: Duration(
+        "enqueue_seconds",
+        "Time until the log or the spool had a call's ops.",
+        ENQUEUE_SUM_US,
+        1_000_000,
+        ENQUEUE_BOUNDS_MS,
+        ("way",),
+    ),
 }
 
 
