@@ -19,6 +19,7 @@ from pathlib import Path
 from pipeline import clock
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
+from pipeline.events import Event
 from pipeline.oplog.doorbell import Bell
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.waits import ALIVE, ALIVE_MS, ALIVE_TOKEN
@@ -86,10 +87,10 @@ class Sweep:
                 if ring and (unheard or not self._bell.ring_now(shard, dirty) or self._pulse.still):
                     unheard.append(shard)
             if unheard and self._alone.start("workers", *unheard):
-                logger.warning("no bell can be rung or heard: applying without the broker: %s", ", ".join(unheard))
+                logger.warning(Event("applying_without_broker", shards=unheard, why="no bell can be rung or heard"))
             self._spool.start_if_due()
         except Exception as error:  # the outermost loop: sweeping goes on after a failed turn
-            logger.warning("sweep failed: %s: %s", type(error).__name__, error)
+            logger.warning(Event("sweep_failed", error=error))
         return SWEEP_S
 
     def close(self) -> None:
@@ -126,7 +127,7 @@ class HostDrain:
         if self._child.runs:
             return
         if self._spool.waiting() or self._keeps_ops(self._spool):
-            logger.info("draining the spool %s", self._spool.path)
+            logger.info(Event("spool_draining", path=self._spool.path))
             self._child.start("pipeline", "spool", "drain", "--timeout", str(DRAIN_S))
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from pipeline.cli.cluster import cluster
 from pipeline.cli.dead import dead_group
 from pipeline.cli.demo import demo
 from pipeline.cli.deployment import adopt_rows_command, restore_command, shard_group
+from pipeline.cli.healthcheck import healthcheck
 from pipeline.cli.maintenance import outbox, rebuilt_command, spool
 from pipeline.cli.migrate import migrate_command, tables
 from pipeline.cli.status import status_command, top
@@ -35,6 +36,7 @@ for command in (
     dead_group,
     demo,
     drain_command,
+    healthcheck,
     migrate_command,
     outbox,
     pause_command,

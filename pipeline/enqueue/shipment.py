@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from pipeline.errors import BadOp, PipelineError, Unavailable
+from pipeline.events import Event
 from pipeline.model.op import Position
 from pipeline.oplog.contract import SharedState
 from pipeline.shard.statements import MOST_STATEMENT_BYTES
@@ -121,7 +122,7 @@ def _nodes(log: SharedState, wait_budgets: WaitBudgets) -> Iterator[tuple[int, s
     try:
         reports = wait_budgets.aside(log.health, share=0.5)[1]
     except (Unavailable, WaitBudgetSpent) as error:
-        logger.warning("how large a statement the nodes take is not known now: %s", error)
+        logger.warning(Event("statement_limit_unknown", error=error))
         return
     for node, (_, text) in reports.items():
         if takes := msgspec.json.decode(text, type=_Takes).statement_bytes:
@@ -136,4 +137,4 @@ def _redis(needs: int, log: SharedState, wait_budgets: WaitBudgets) -> Iterator[
         if takes := wait_budgets.aside(log.largest_bytes, share=0.5):
             yield takes, "proto-max-bulk-len of Redis"
     except (Unavailable, WaitBudgetSpent) as error:
-        logger.warning("how large an op Redis takes is not known now: %s", error)
+        logger.warning(Event("op_limit_unknown", error=error))

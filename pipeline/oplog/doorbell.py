@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from pipeline import clock
 from pipeline.config.address import Address, host_of, parse
+from pipeline.events import Event
 from pipeline.oplog.redis.connection import connect, default_port, tls_options, to_sentinels
 from pipeline.per_process import PerProcess
 
@@ -78,9 +79,17 @@ class Bell:
                 queue=queue_of(shard),
             )
         except Exception as error:  # the broker may fail in many ways, and none may reach a web request
-            logger.warning("ring failed shard=%s error=%s: %s", shard, type(error).__name__, error)
+            logger.warning(Event("ring_failed", shard=shard, error=error))
             return False
         return True
+
+    def waiting(self) -> int | None:
+        """Return how many messages wait in the broker for the shards; None if it does not answer."""
+        try:
+            return sum(int(self._broker().llen(f"{self._prefix}:celery:{queue_of(one)}")) for one in self._shards)
+        except Exception as error:  # the broker may fail in many ways
+            logger.debug(Event("broker_silent", error=error))
+            return None
 
     def prepare(self) -> None:
         """Import what the first ring needs: 0.1 s of work that no request has to wait for then."""
@@ -95,7 +104,7 @@ class Bell:
         try:
             replies = self._celery().control.inspect(timeout=timeout_s).active_queues() or {}
         except Exception as error:  # the broker may fail in many ways
-            logger.debug("no answer from the broker: %s: %s", type(error).__name__, error)
+            logger.debug(Event("broker_silent", error=error))
             return None
         queues = {queue["name"] for listening in replies.values() for queue in listening or ()}
         return {shard for shard in self._shards if queue_of(shard) in queues}

@@ -12,6 +12,7 @@ from pipeline import clock
 from pipeline.enqueue.spooling.drain import Drainer
 from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import PipelineError, WaitTimeout
+from pipeline.events import Event
 from pipeline.spool.store import Spool
 
 #: Pause between two passes while something waits, s; after failures it grows.
@@ -89,11 +90,11 @@ class DrainThread:
         try:
             done = self.drainer.drain(PASS_S, patient=True)
         except PipelineError as error:
-            logger.warning("the spool could not be drained: %s", error)
+            logger.warning(Event("spool_not_drained", error=error))
             return False
         if done.sent:
             self._away.close()
-            logger.info("spool drained ops=%d", done.sent)
+            logger.info(Event("spool_drained", ops=done.sent))
         return done.empty or (not done.mine and not self._spool.waiting())
 
     def _warm_up(self) -> threading.Thread:
@@ -106,7 +107,7 @@ class DrainThread:
         try:
             self.drainer.warm()
         except PipelineError as error:
-            logger.info("not ready for the direct way yet: %s", error)
+            logger.info(Event("direct_way_not_ready", error=error))
 
     def _tended(self, before_s: float) -> bool:
         """Forget what every node has; whether something is still kept."""
@@ -115,5 +116,5 @@ class DrainThread:
                 self.drainer.forget()
             return bool(self._spool.pairs())
         except PipelineError as error:
-            logger.warning("the spool could not be looked after: %s", error)
+            logger.warning(Event("spool_not_kept", error=error))
             return True

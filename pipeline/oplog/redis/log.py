@@ -16,6 +16,7 @@ from typing import Any
 import redis
 
 from pipeline.errors import BadOp, LogUnavailable, PipelineFull
+from pipeline.events import Event
 from pipeline.model.op import Entry, Position
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.batches import MOST_NOTES
@@ -200,7 +201,7 @@ class RedisEntries(RedisServer):
         found: dict[str, str] = {}
         for (name, hash), text in zip(names.items(), map(self._definition, texts), strict=True):
             if text is not None and (fault := _fault_of(name, hash, text)):
-                logger.warning("the newest definition of %.80r in Redis is passed over: %s", name, fault)
+                logger.warning(Event("definition_passed_over", table=f"{name:.80}", error=fault))
             elif text is not None:
                 found[name] = text
         return found
