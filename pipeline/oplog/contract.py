@@ -365,6 +365,19 @@ class SharedState(Protocol):
         """Return the counts of reads of all processes."""
         ...
 
+    def note_host(self, host: str, text: str) -> None:
+        """Note what a host says of its spool, also while memory is full; hosts that are silent for a day are forgotten.
+
+        Args:
+            host: what kind of host it is, a blank, and its name.
+            text: what it says.
+        """
+        ...
+
+    def hosts(self) -> dict[str, tuple[int, str]]:
+        """Return what each host has said last, and when, ms since 1970 by the log's clock."""
+        ...
+
     def publish_records(self, records: Mapping[str, str], points: Mapping[str, tuple[str, str]] = {}) -> None:
         """Publish records at the server's time, each in place of the one before; and add points to their histories.
 
