@@ -26,6 +26,7 @@ LAYERS = {
     # the deployment's settings; pyDAL's objects
     "pipeline.config": 2,
     "pipeline.dal": 2,
+    "pipeline.tracing": 2,
     # stores
     "pipeline.oplog": 3,
     "pipeline.spool": 3,
@@ -71,6 +72,7 @@ FENCES = {
     "pymysql": ("pipeline.shard", *FACES),
     "celery": ("pipeline.oplog.doorbell", "pipeline.oplog.doorbell", "workers"),
     "kombu": ("pipeline.oplog.doorbell", "pipeline.oplog.doorbell", "workers"),
+    "opentelemetry": ("pipeline.tracing",),
     "prometheus_client": ("workers.metrics",),
     "gluon": ("pipeline.web2py",),
     "py4web": ("pipeline.py4web",),

@@ -72,6 +72,7 @@ def test_a_queued_op_says_who_enqueued_it_where_it_is_and_why_it_waits(db: Any, 
     call = found["enqueued"]
     assert (found["status"], call["kind"], call["table"], call["way"]) == ("queued", "insert", "sale", "direct")
     assert (call["producer"], call["producer_seq"]) == (receipt.producer, 2)
+    assert call["by"].endswith(f":{os.getpid()}")
     assert found["place"]["position"] == str(receipt.position)
     assert found["place"]["there"] is True
     assert found["shards"][0]["state"] == "queued"
