@@ -19,6 +19,7 @@ from pathlib import Path
 from pipeline import clock
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
+from pipeline.enqueue.spooling.host_news import HostNews
 from pipeline.events import Event
 from pipeline.oplog.doorbell import Bell
 from pipeline.oplog.redis.log import RedisLog
@@ -89,6 +90,7 @@ class Sweep:
             if unheard and self._alone.start("workers", *unheard):
                 logger.warning(Event("applying_without_broker", shards=unheard, why="no bell can be rung or heard"))
             self._spool.start_if_due()
+            self._spool.news.publish(self._log)
         except Exception as error:  # the outermost loop: sweeping goes on after a failed turn
             logger.warning(Event("sweep_failed", error=error))
         return SWEEP_S
@@ -110,11 +112,16 @@ class Sweep:
 
 
 class HostDrain:
-    """Runs `pipeline spool drain` when there is something to drain on this host."""
+    """Runs `pipeline spool drain` when there is something to drain on this host.
+
+    Attributes:
+        news: says what waits in the spool.
+    """
 
     def __init__(self, settings: Settings):
         spool = settings.spool
         self._spool = Spool(Path(spool.path), spool.max_mb * 1_000_000) if spool.enabled else None
+        self.news = HostNews(self._spool, "worker")
         self._child = Child(settings.source)
         self._next_s = 0.0
         self._next_kept_s = 0.0

@@ -35,12 +35,14 @@ class Cell:
     Attributes:
         column: its name.
         now: what the database has now, None where there is no row or the rows are not known.
-        new: what the op would write, as text; None: it leaves the column alone.
+        new: what the op would write, for people; None: it leaves the column alone.
+        typed: the same as `typed_values` reads it; None: it is no value that an edit may change.
     """
 
     column: str
     now: Any
     new: str | None
+    typed: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,12 @@ def _write(primary: NodeSession, op: Op, schema: TableSchema) -> RowWrite:
     now = known[0] if known else None
     if op.id is not None and op.kind in (INSERT, UPSERT):
         new[schema.id_index] = str(op.id)
-    cells = tuple(Cell(column.name, now[i] if now else None, new.get(i)) for i, column in enumerate(schema.columns))
+    typed = {
+        column: v if isinstance(v, str) else json.dumps(v) for column, v in zip(op.columns, op.values, strict=True)
+    }
+    cells = tuple(
+        Cell(column.name, now[i] if now else None, new.get(i), typed.get(i)) for i, column in enumerate(schema.columns)
+    )
     return RowWrite(op.table, op.kind, row, None if known is None else bool(known), cells)
 
 

@@ -53,7 +53,7 @@ class _Attached(NamedTuple):
 
     Attributes:
         own: whether its readers see what their own request has written.
-        written: the table's name in SQL, in small letters; *qualified*: behind a schema's.
+        written: the table's name in SQL, in small letters; *qualified*: the last of its words.
     """
 
     calls: Callable[[], Calls]

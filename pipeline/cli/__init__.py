@@ -18,6 +18,7 @@ from pipeline.cli.migrate import migrate_command, tables
 from pipeline.cli.status import status_command
 from pipeline.cli.stops import drain_command, pause_command, resume_command, why_command
 from pipeline.cli.top import top_command
+from pipeline.cli.trace import trace_command
 from pipeline.errors import PipelineError
 from pipeline.owners import unsafe_import
 
@@ -48,6 +49,7 @@ for command in (
     status_command,
     tables,
     top_command,
+    trace_command,
     why_command,
 ):
     pipeline.add_command(command)

@@ -76,4 +76,4 @@ def wire_writes(
 def _drain_thread(
     spool: Spool, publisher: Publisher, log: Log, nodes: Nodes, topology: Topology, away: RedisAway
 ) -> DrainThread:
-    return DrainThread(spool, Drainer(spool, publisher, log, nodes, topology), away)
+    return DrainThread(spool, Drainer(spool, publisher, log, nodes, topology), away, log)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipeline.admin.dead import AsideCount
 from pipeline.admin.observe.record import NodeRecord, Record, RedisRecord, ShardRecord, TableRecord
-from pipeline.cli.top.board import Board, Order, Question, Seen, heard, pressed
+from pipeline.cli.top.board import Board, Order, Question, Sight, heard, pressed
 from pipeline.cli.top.keyboard import keys_in
 from pipeline.cli.top.screens import TopScreen
 from pipeline.model.wait_reason import WaitReason
@@ -26,7 +26,7 @@ S0 = ShardRecord(
 S1 = ShardRecord("s1", 0, 0, False, None, 0, 0.0, rejected=0, lost=0)
 RECORD = Record(1_764_322_222_000, RedisRecord(0.31), (S0, S1), source="workers")
 ASIDE = (AsideCount("s0", "purchase", "rejected", 1062, 17, 1_764_322_000_000),)
-SEEN = Board(Seen(RECORD, 0.3, ASIDE))
+SEEN = Board(Sight(RECORD, 0.3, ASIDE))
 
 
 def keys(board: Board, *names: str) -> tuple[Board, list[Order]]:
@@ -124,8 +124,8 @@ SCREENS = {
     "one": replace(SEEN, opened="s0", row=1),
     "asked": replace(SEEN, opened="s0", question=QUESTION),
     "said": replace(SEEN, said="17 replayed, 0 refused again, 0 still wait"),
-    "many": Board(Seen(replace(RECORD, shards=tuple(replace(S0, shard=f"s{n}") for n in range(64)))), row=40),
-    "unknown": Board(Seen(replace(RECORD, shards=(ShardRecord("s0", why="Can't connect " * 9),)), aside="no answer")),
+    "many": Board(Sight(replace(RECORD, shards=tuple(replace(S0, shard=f"s{n}") for n in range(64)))), row=40),
+    "unknown": Board(Sight(replace(RECORD, shards=(ShardRecord("s0", why="Can't connect " * 9),)), aside="no answer")),
 }
 
 
@@ -148,7 +148,7 @@ def test_without_colours_the_selected_row_its_state_and_an_old_record_are_seen()
     assert "9 s old: a server is slow" in found[0]
 
 
-def replace_found(age_s: float) -> Seen:
+def replace_found(age_s: float) -> Sight:
     return SEEN.found._replace(age_s=age_s)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from html import escape
 from typing import NamedTuple
 
@@ -22,7 +23,8 @@ class Curve(NamedTuple):
     values: Values
 
 
-def sparkline(values: Values, title: str) -> str:
+@lru_cache(maxsize=1000)
+def sparkline(values: tuple[float | None, ...], title: str) -> str:
     """Return a line without axes, for a cell of a table.
 
     Args:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from urllib.parse import quote
 
 from pipeline.admin.observe.published import FRESH_MS, History, Point
 from pipeline.admin.observe.record import NodeRecord, Record, ShardRecord
@@ -23,17 +22,17 @@ PASSING = frozenset(("early", "locked", "testing", "queued", "database"))
 _UNKNOWN = '<span class="pl-unknown">unknown</span>'
 
 
-def overview(seen: Seen, prefix: str) -> dict[str, str]:
+def overview(seen: Seen) -> dict[str, str]:
     """Return the parts of the overview.
 
     Args:
         seen: what is shown.
-        prefix: of all addresses.
     """
     record = seen.record
     parts = {"pl-faults": whats_wrong(seen), "pl-cards": cards(record), "pl-fresh": freshness(seen)}
     for n, shard in enumerate(record.shards):
-        parts[f"pl-row-{n}"] = row(shard, seen.histories.get(shard.shard, History()), prefix)
+        cells = row(shard, seen.histories.get(shard.shard, History()))
+        parts |= {f"pl-{n}-{name}": html for name, html in cells.items()}
     return parts
 
 
@@ -147,32 +146,30 @@ def cards(record: Record) -> str:
     )
 
 
-def row(shard: ShardRecord, history: History, prefix: str) -> str:
-    """Return a shard's cells of the overview.
+def row(shard: ShardRecord, history: History) -> dict[str, str]:
+    """Return a shard's cells of the overview, each by its name: a cell is sent again only if it has changed.
 
     Args:
         shard: the newest record.
         history: of the shard.
-        prefix: of all addresses.
     """
     word, style = state_of(shard)
     lags = [node.lag_ms for node in shard.replicas]
     lag = None if not lags or None in lags else max(one for one in lags if one is not None)
     shares = [node.reads_share for node in shard.replicas if node.reads_share is not None]
-    rates = sparkline([point.rate for point in history.recent], f"applied a second on {shard.shard}, 15 minutes")
-    depths = sparkline([point.depth for point in history.recent], f"queued on {shard.shard}, 15 minutes")
-    name = escape(shard.shard)
-    return _row(
-        f'<a id="pl-link-{name}" href="{prefix}/pipeline/shard/{quote(shard.shard)}">{name}</a>',
-        f'<span class="pl-state pl-{style}">{escape(word)}</span>',
-        f"{_number(shard.depth, sign='≤ ' * shard.at_most)}{depths}",
-        _age(shard.oldest_ms, none="–" if shard.depth is not None else None),
-        f"{_rate(shard.rate)}{rates}",
-        "no replica" if not lags else _age(lag, none=None),
-        "–" if not shares else f"{sum(shares):.0%}",
-        _number(shard.rejected, bad=bool(shard.rejected)),
-        _number(shard.lost, bad=bool(shard.lost)),
-    )
+    rates, depths = tuple(p.rate for p in history.recent), tuple(p.depth for p in history.recent)
+    return {
+        "state": f'<span class="pl-state pl-{style}">{escape(word)}</span>',
+        "depth": _number(shard.depth, sign="≤ " * shard.at_most),
+        "depths": sparkline(depths, f"queued on {shard.shard}, 15 minutes"),
+        "oldest": _age(shard.oldest_ms, none="–" if shard.depth is not None else None),
+        "rate": _rate(shard.rate),
+        "rates": sparkline(rates, f"applied a second on {shard.shard}, 15 minutes"),
+        "lag": "no replica" if not lags else _age(lag, none=None),
+        "reads": "–" if not shares else f"{sum(shares):.0%}",
+        "rejected": _number(shard.rejected, bad=bool(shard.rejected)),
+        "lost": _number(shard.lost, bad=bool(shard.lost)),
+    }
 
 
 def state_of(shard: ShardRecord) -> tuple[str, str]:

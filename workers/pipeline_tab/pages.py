@@ -88,7 +88,7 @@ class OverviewPage(TabPage):
 
     def parts(self, seen: Seen) -> Mapping[str, str]:
         """See `TabPage.parts`."""
-        return fragments.overview(seen, self.prefix)
+        return fragments.overview(seen)
 
     @authenticated
     async def get(self, live: str | None = None) -> None:

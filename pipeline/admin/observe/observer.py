@@ -154,6 +154,7 @@ class Observer:
             source,
             deployment.deployment if deployment is not None else "",
             self._topology.fingerprint.buckets,
+            news.hosts if news is not None else (),
         )
 
     def _shard(

@@ -40,7 +40,7 @@ class Question(NamedTuple):
     order: Order
 
 
-class Seen(NamedTuple):
+class Sight(NamedTuple):
     """What the watcher has found.
 
     Attributes:
@@ -55,7 +55,7 @@ class Seen(NamedTuple):
 
 
 #: Before the first look.
-NOTHING = Seen()
+NOTHING = Sight()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Board:
         ended: whether the operator has had enough.
     """
 
-    found: Seen = NOTHING
+    found: Sight = NOTHING
     row: int = 0
     opened: str | None = None
     question: Question | None = None
@@ -114,7 +114,7 @@ def page_tables(shard: ShardRecord) -> list[str]:
     return list(dict.fromkeys((*stopped, *(one.table for one in shard.tables))))
 
 
-def heard(board: Board, found: Seen, news: list[Question | str]) -> Board:
+def heard(board: Board, found: Sight, news: list[Question | str]) -> Board:
     """Return the board with what the threads have found and done.
 
     Args:

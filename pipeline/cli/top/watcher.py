@@ -12,7 +12,7 @@ from pipeline.admin.dead import HEADS, AsideCount, Where, chosen, replay, tally,
 from pipeline.admin.observe.observer import Observer
 from pipeline.admin.observe.record import Record
 from pipeline.admin.release import release
-from pipeline.cli.top.board import Order, Question, Seen
+from pipeline.cli.top.board import Order, Question, Sight
 from pipeline.client import Client
 from pipeline.errors import PipelineError
 
@@ -39,13 +39,13 @@ class Watcher:
         for work in (self._look, self._count):
             threading.Thread(target=work, name="pipeline-top", daemon=True).start()
 
-    def found(self) -> Seen:
+    def found(self) -> Sight:
         """Return what is known now; never waits."""
         of, aside = self._aside
         if self._record is None:
-            return Seen()
+            return Sight()
         record, at_s = self._record
-        return Seen(record, clock.mono_s() - at_s, aside if of == self.shard else ())
+        return Sight(record, clock.mono_s() - at_s, aside if of == self.shard else ())
 
     def _look(self) -> None:
         observer = Observer(self._pipeline.settings)

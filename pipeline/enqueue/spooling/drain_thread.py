@@ -10,9 +10,11 @@ import threading
 
 from pipeline import clock
 from pipeline.enqueue.spooling.drain import Drainer
+from pipeline.enqueue.spooling.host_news import HostNews
 from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import PipelineError, WaitTimeout
 from pipeline.events import Event
+from pipeline.oplog.contract import SharedState
 from pipeline.spool.store import Spool
 
 #: Pause between two passes while something waits, s; after failures it grows.
@@ -31,10 +33,12 @@ class DrainThread:
         spool: of this host.
         drainer: sends what is in it.
         away: is closed once Redis takes ops again.
+        log: is told what waits.
     """
 
-    def __init__(self, spool: Spool, drainer: Drainer, away: RedisAway):
+    def __init__(self, spool: Spool, drainer: Drainer, away: RedisAway, log: SharedState):
         self.drainer, self._spool, self._away, self._ended = drainer, spool, away, False
+        self._log, self._news = log, HostNews(spool, "web")
         self._called, self._starting = threading.Event(), threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -74,6 +78,7 @@ class DrainThread:
         while not self._ended:
             called.clear()
             quiet = self._pass()
+            self._news.publish(self._log)
             if not quiet and not self._warming.is_alive():
                 self._warm_up()
             failures = 0 if quiet else failures + 1

@@ -23,6 +23,7 @@ from pipeline.oplog.appends import (
     claimed_id,
     is_receipt,
 )
+from pipeline.oplog.batches import MOST_NOTES
 from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.memory.server import GivenOut, MemoryServer, Sent
@@ -302,9 +303,17 @@ class MemoryWork(MemoryEntries):
         return found
 
     def finish(
-        self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0, counts: Mapping[str, int] = {}
+        self,
+        shard: str,
+        marks: Mapping[int, Position],
+        *,
+        delay_ms: int = 0,
+        counts: Mapping[str, int] = {},
+        note: str = "",
     ) -> tuple[bool, int]:
         with self._lock:
+            if note:
+                self._server.batches[shard] = [note, *self._server.batches.get(shard, ())][:MOST_NOTES]
             counted = self._server.counts.setdefault(shard, {})
             for name, more in counts.items():
                 if len(counted) < MOST_COUNTERS or name in counted:
@@ -323,6 +332,10 @@ class MemoryWork(MemoryEntries):
                     dirty[bucket] = self.now_ms() + delay_ms
             due = delay_ms == 0 and any(at <= self.now_ms() for at in dirty.values())
             return due and self._take(f"bell:{shard}", BELL_MS), len(dirty)
+
+    def batches(self, shard: str) -> list[str]:
+        with self._lock:
+            return list(self._server.batches.get(shard, ()))
 
     def counts(self, shard: str) -> dict[str, int]:
         with self._lock:

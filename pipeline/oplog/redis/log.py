@@ -19,6 +19,7 @@ from pipeline.errors import BadOp, LogUnavailable, PipelineFull
 from pipeline.events import Event
 from pipeline.model.op import Entry, Position
 from pipeline.model.schema import TableSchema
+from pipeline.oplog.batches import MOST_NOTES
 from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.redis.connection import (
@@ -257,16 +258,26 @@ class RedisWork(RedisEntries):
         return dict(zip(after, found, strict=False))
 
     def finish(
-        self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0, counts: Mapping[str, int] = {}
+        self,
+        shard: str,
+        marks: Mapping[int, Position],
+        *,
+        delay_ms: int = 0,
+        counts: Mapping[str, int] = {},
+        note: str = "",
     ) -> tuple[bool, int]:
         own = (self.keys.dirty(shard), self.keys.bell(shard), self.keys.marks(shard), self.keys.attempts(shard))
-        counted = (self.keys.lease(RECONCILE.format(shard)), self.keys.counts(shard))
+        counted = (self.keys.lease(RECONCILE.format(shard)), self.keys.counts(shard), self.keys.batches(shard))
         keys = [*own, *counted, *map(self.keys.log, marks)]
-        arguments: list[Any] = [BELL_MS, delay_ms, MOST_COUNTERS]
+        arguments: list[Any] = [BELL_MS, delay_ms, MOST_COUNTERS, note, MOST_NOTES]
         for bucket, (epoch, seq) in marks.items():
             arguments += (bucket, epoch, max(seq, 0) if epoch else 0)
         arguments += (word for pair in counts.items() for word in pair)
         return ring_of(self._run("finish", keys, arguments))
+
+    def batches(self, shard: str) -> list[str]:
+        with translated():
+            return [text_of(note) for note in self._client.lrange(self.keys.batches(shard), 0, MOST_NOTES - 1)]
 
     def counts(self, shard: str) -> dict[str, int]:
         with translated():
