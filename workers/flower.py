@@ -1,7 +1,7 @@
 """Let Flower listen on this machine only, unless it asks for a login: its pages show what is written and where.
 
 By itself Flower listens on every address of the machine, to everybody. Also here: the metrics of the deployment, which
-its `/metrics` shows behind its own, and which need its login as all pages do.
+its `/metrics` shows behind its own, and the Pipeline tab. Both need Flower's login as all pages do.
 """
 
 from __future__ import annotations
@@ -38,8 +38,21 @@ def _path_of(handler: Any) -> str:
     return handler[0] if isinstance(handler, tuple) else str(handler.regex.pattern)
 
 
+def show_tab(handlers: list[Any], settings: dict[str, Any]) -> None:
+    """Add the Pipeline tab, before Flower makes its application.
+
+    Args:
+        handlers: Flower's own list.
+        settings: of Flower's application.
+    """
+    from workers.pipeline_tab.install import add_tab  # only Flower's process needs it
+
+    add_tab(handlers, settings)
+
+
 if is_flower():
     show_metrics(sys.modules["flower.urls"].handlers)
+    show_tab(sys.modules["flower.urls"].handlers, sys.modules["flower.urls"].settings)
 
 
 @import_modules.connect

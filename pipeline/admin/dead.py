@@ -171,7 +171,12 @@ def chosen(pipeline: Client, where: Where, states: Iterable[str]) -> dict[str, d
 
 
 def replay(
-    pipeline: Client, ops: Mapping[str, Mapping[int, Iterable[Position]]], *, drop: bool = False, trial: bool = False
+    pipeline: Client,
+    ops: Mapping[str, Mapping[int, Iterable[Position]]],
+    *,
+    drop: bool = False,
+    trial: bool = False,
+    by: str = "",
 ) -> Iterator[Progress]:
     """Replay or drop ops, and replay what waits behind them; what a turn did is committed when it is yielded.
 
@@ -180,6 +185,7 @@ def replay(
         ops: the positions by shard and bucket, as `chosen` returns them.
         drop: give the ops up instead.
         trial: roll each transaction back; `Progress.ops` says what would become of each op.
+        by: who orders it, for the record of actions; by default the user of this process.
 
     Raises:
         Unavailable: a shard does not answer; what was yielded is done, the rest is as it was.
@@ -187,7 +193,7 @@ def replay(
     settings = pipeline.settings
     for shard, buckets in ops.items():
         worker = Replay(shard, pipeline.nodes.primary(shard), pipeline.log, settings.apply, settings.tables)
-        for done in worker.run(buckets, who(), drop=drop, trial=trial):
+        for done in worker.run(buckets, by or who(), drop=drop, trial=trial):
             yield Progress(shard, done, tuple(worker.became))
         if worker.left:
             yield Progress(shard, Replayed(), left=tuple(sorted(set(worker.left.values()))))

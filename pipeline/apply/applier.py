@@ -22,7 +22,20 @@ from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.model.op import Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
-from pipeline.oplog.counts import APPLIED, BATCH_MS, BATCHES, BOUNDS_MS, REJECTED, bound_of
+from pipeline.oplog.counts import (
+    APPLIED,
+    BATCH_MS,
+    BATCH_SUM_MS,
+    BATCHES,
+    BOUNDS_MS,
+    COMMIT_MS,
+    COMMIT_SUM_US,
+    HELD,
+    PARKED,
+    REJECTED,
+    SEEN,
+    bound_of,
+)
 from pipeline.oplog.waits import Waits
 from pipeline.shard.session import NodeSession
 
@@ -130,6 +143,7 @@ class Applier(ShardTurns):
     def _finish(self, batch: Batch, outcome: Outcome) -> None:
         """Publish watermarks and clean the dirty set. Rows are committed, so a failure here is for the sweeper."""
         self._step("finish")
+        outcome.counts = counts_of(batch, outcome)
         done = batch.before | batch.after
         held = {bucket: done.pop(bucket) for bucket in batch.waiting}
         # the published watermark is the proof that the database was restored: it is not replaced
@@ -146,7 +160,7 @@ class Applier(ShardTurns):
                 self._log.finish(self.shard, resting, delay_ms=SCHEMA_DELAY_MS)
             if held:
                 note_waits(self._log, self.shard, batch.waiting, held)
-            outcome.ring, outcome.left = self._log.finish(self.shard, done, counts=counts_of(batch, outcome))
+            outcome.ring, outcome.left = self._log.finish(self.shard, done, counts=outcome.counts)
         except Unavailable as error:
             logger.warning("committed, but not published in Redis shard=%s: %s", self.shard, error)
         self._stopped.room -= len(batch.halted)
@@ -155,24 +169,31 @@ class Applier(ShardTurns):
                 self._stopped.halt(reject, self._facts.database_name(reject.table))
 
 
-def counts_of(batch: Batch, outcome: Outcome) -> dict[str, int]:
+def counts_of(batch: Batch, outcome: Outcome) -> Counter[str]:
     """Return what a transaction adds to its shard's counters; see `oplog/counts`.
 
     Args:
         batch: what it took.
         outcome: what it did, with the time that it took.
     """
+    counts = Counter(f"{HELD} {reason.kind}" for reason in batch.waiting.values())
     if not batch.taken:
-        return {}
+        return counts
     aside = {(one.entry.bucket, one.entry.position) for one in batch.aside}
     done = batch.items
     if aside:
         done = [item for item in done if (item.entry.bucket, item.entry.position) not in aside]
-    counts = {f"{APPLIED} {kind} {table}": n for (kind, table), n in Counter(map(_WHAT, done)).items()}
+    for (kind, table), n in Counter(map(_WHAT, done)).items():
+        counts[f"{APPLIED} {kind} {table}"] = n
     for reject in outcome.refused:
-        name = f"{REJECTED} {reject.table}"
-        counts[name] = counts.get(name, 0) + 1
-    return counts | {BATCHES: 1, f"{BATCH_MS} {bound_of(outcome.ms, BOUNDS_MS)}": 1}
+        counts[f"{REJECTED} {reject.table}"] += 1
+    for name, n in ((PARKED, outcome.parked), (SEEN, outcome.seen)):
+        if n:
+            counts[name] = n
+    counts[BATCHES] = counts[f"{BATCH_MS} {bound_of(outcome.ms, BOUNDS_MS)}"] = 1
+    counts[f"{COMMIT_MS} {bound_of(outcome.commit_us / 1000, BOUNDS_MS)}"] = 1
+    counts[BATCH_SUM_MS], counts[COMMIT_SUM_US] = outcome.ms, outcome.commit_us
+    return counts
 
 
 def note_waits(log: Waits, shard: str, reasons: Mapping[int, WaitReason], marks: Mapping[int, Position]) -> None:

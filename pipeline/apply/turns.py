@@ -185,7 +185,8 @@ class ShardTurns(ABC):
                 with self._session.transaction():
                     result = self._transaction.run(take, blocked, last_try=met >= LAST_TRY)
                     self._step("commit")
-                result[0].ms = ms_since(started)
+                    committing = clock.mono_s()
+                result[0].ms, result[0].commit_us = ms_since(started), round((clock.mono_s() - committing) * 1e6)
                 self._step("committed")
                 return result
             except SchemaBehind as error:  # each time another schema is left out: no try is used up

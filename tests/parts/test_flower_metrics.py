@@ -22,6 +22,7 @@ from pipeline.errors import LogUnavailable
 from pipeline.oplog.memory.log import MemoryLog
 from workers.flower import show_metrics
 from workers.metrics import at_flower
+from workers.metrics.counters import Tables
 
 SHARD = ShardRecord("s0", depth=30, oldest_ms=2500)
 
@@ -31,7 +32,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> MemoryLog:
     """What Flower reads."""
     log = MemoryLog()
     shown = object.__new__(at_flower.Deployment)
-    shown._log, shown._shards = log, ("s0",)  # type: ignore[assignment]
+    shown._log, shown._shards, shown._tables = log, ("s0",), Tables()  # type: ignore[assignment]
     monkeypatch.setattr(at_flower, "deployment", lambda: shown)
     return log
 
@@ -79,10 +80,12 @@ def login(words: str) -> dict[str, str]:
 
 def test_the_page_has_flowers_numbers_and_the_deployments(page: Page, log: MemoryLog):
     publish(log, Record(0, RedisRecord(0.5), (SHARD,)), {})
+    log.finish("s0", {}, counts={"applied insert t": 3})
 
     code, text = page.get()
 
     assert code == 200
+    assert 'pipeline_ops_applied_total{kind="insert",shard="s0",table="t"} 3.0' in text
     assert 'pipeline_queue_ops{shard="s0"} 30.0' in text
     assert {"pipeline_queue_oldest_seconds", "python_info"} <= names(text)
 
@@ -107,7 +110,7 @@ def test_where_no_worker_publishes_flowers_own_numbers_are_there(page: Page):
 
     assert code == 200
     assert "python_info" in names(text)
-    assert not any(name.startswith("pipeline_") for name in names(text))
+    assert "pipeline_record_age_seconds" not in names(text)
 
 
 def test_a_redis_that_is_away_takes_nothing_from_flowers_page(

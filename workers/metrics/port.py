@@ -15,8 +15,7 @@ from prometheus_client.core import InfoMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
 from pipeline.config.settings import MetricsSettings
-from workers.metrics.exposition import families_of
-from workers.metrics.families import FAMILIES
+from workers.metrics.counters import Tables, metrics_of
 from workers.metrics.tally import Tally
 
 #: How many ports a worker tries, from the configured one on: so many workers of one configuration fit on a host.
@@ -35,12 +34,12 @@ class Worker:
     """
 
     def __init__(self, tally: Tally, name: str):
-        self._tally, self._name = tally, name
+        self._tally, self._name, self._tables = tally, name, Tables()
 
     def collect(self) -> Iterator[Metric]:
         """Yield the worker's metrics."""
         yield InfoMetricFamily("pipeline_worker", "The worker that is scraped.", {"worker": self._name})
-        yield from families_of(FAMILIES, self._tally.totals(), "pipeline_worker_")
+        yield from metrics_of(self._tally.totals(), "pipeline_worker_", self._tables)
 
 
 class Port:

@@ -6,6 +6,7 @@ as long as its last position is away from its watermark.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,6 +44,8 @@ _REDIS = "redis "
 SILENT_MS = 5_000
 #: The time between two questions to a primary for what only it knows, s: counting 100,000 rejects takes it 20 ms.
 COUNTS_S = 2.0
+#: The time over which rates are taken, s: reports of the prober and looks at the logs do not come at one moment.
+RATE_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class Observer:
     def __init__(self, settings: Settings):
         self._topology = Topology(settings)
         self._log = RedisLog.of(settings.redis, read_s=ANSWER_S)
-        self._before: dict[str, tuple[_Node, int | None]] = {}
+        self._before: dict[str, deque[tuple[_Node, int | None]]] = {}
         self._counts: dict[str, _Counts | PipelineError] = {}
         self._counted_s = -COUNTS_S
         self._reads = Window()
@@ -232,21 +235,26 @@ class Observer:
         return NodeRecord(node, lag_ops=ops, lag_ms=lag_ms)
 
     def _rates(self, shard: str, now: _Node | PipelineError, depth: int | None) -> tuple[float | None, float | None]:
-        """Return how many ops were applied and appended a second since the record before."""
+        """Return how many ops were applied and appended a second within the last seconds."""
         if isinstance(now, PipelineError):
             self._before.pop(shard, None)
             return None, None
-        before, self._before[shard] = self._before.get(shard), (now, depth)
-        if before is None or now.at_s <= before[0].at_s:
+        kept = self._before.setdefault(shard, deque())
+        if not kept or now.at_s > kept[-1][0].at_s:  # else the prober has reported nothing new
+            kept.append((now, depth))
+        while len(kept) > 2 and now.at_s - kept[1][0].at_s >= RATE_S:
+            kept.popleft()
+        (first, first_depth), (last, last_depth) = kept[0], kept[-1]
+        passed_s = last.at_s - first.at_s
+        if not passed_s:
             return None, None
         try:
-            applied = self._between(before[0].marks, now.marks)
+            applied = self._between(first.marks, last.marks)
         except PipelineError:
             return None, None
-        passed_s = now.at_s - before[0].at_s
-        if depth is None or before[1] is None:
+        if first_depth is None or last_depth is None:
             return applied / passed_s, None
-        return applied / passed_s, max(0.0, (applied + depth - before[1]) / passed_s)
+        return applied / passed_s, max(0.0, (applied + last_depth - first_depth) / passed_s)
 
     def _between(self, low: Mapping[int, Position], high: Mapping[int, Position]) -> int:
         """Return how many ops lie between two sets of watermarks."""
