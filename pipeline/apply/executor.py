@@ -141,7 +141,7 @@ class Executor:
             raise Early(self._early)
 
     def _hold_deletes(self, groups: Iterable[Group]) -> None:
-        """Let the delete of a row to which others may refer wait for older ops: these may be children that came late."""
+        """Let the delete of a row to which others may refer wait for older ops: children may be among them."""
         if self._earlier is None:
             return
         for group in groups:
