@@ -13,7 +13,7 @@ V = TypeVar("V")
 MOST_DEFINITIONS = 2000
 
 
-def keep(cache: dict[K, V], key: K, value: V, most: int = MOST_DEFINITIONS) -> V:
+def keep_newest(cache: dict[K, V], key: K, value: V, most: int = MOST_DEFINITIONS) -> V:
     """Put a value into a cache, and return it; from a full one the oldest goes, and is made anew when it is needed.
 
     Threads may share the cache. What is looked up stays no longer for that: a look-up costs what a dict's does.

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline.caches import keep
+from pipeline.caches import keep_newest
 from pipeline.config.settings import TableSettings
 from pipeline.errors import BadOp, BadValue
 from pipeline.model.ids import carries_bucket
@@ -86,7 +86,7 @@ def warn_narrow(table: Any, pairs: Iterable[tuple[Any, Any]]) -> None:
         if not isinstance(number, int) or not carries_bucket(number):
             continue
         if (place := (table._tablename, field.name)) not in _warned:
-            keep(_warned, place, True)
+            keep_newest(_warned, place, True)
             logger.warning(
                 "%s.%s is a column of 32 bits by its model and is given %d, an id of 53 bits that the pipeline made: "
                 "a server cuts it to 2147483647 or refuses it. Make the field `reference <table>` (with "

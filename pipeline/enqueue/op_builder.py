@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import cycle
 from typing import Any
 
-from pipeline.caches import MOST_DEFINITIONS, keep
+from pipeline.caches import MOST_DEFINITIONS, keep_newest
 from pipeline.chance import chance
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import kind_of, query_of
@@ -60,12 +60,12 @@ class OpBuilder:
         schemas = []
         self._most = max(self._most, 2 * len(db.tables))  # one DAL's tables push each other out of no cache
         for name in db.tables:
-            keep(self._latest, name, db, self._most)
+            keep_newest(self._latest, name, db, self._most)
             if name in lazy and name in self._seen_lazy:
                 continue
             if self._topology.ours(name):
                 if name in lazy:
-                    keep(self._seen_lazy, name, True, self._most)
+                    keep_newest(self._seen_lazy, name, True, self._most)
                 try:
                     schemas.append(self._compiled_of(db[name]).schema)
                 except BadOp as error:
@@ -104,7 +104,7 @@ class OpBuilder:
             if compiled not in self._ready:
                 self._schemas.publish([compiled.schema])
                 self._schemas.approve(compiled.schema)
-                keep(self._ready, compiled, True, self._most)
+                keep_newest(self._ready, compiled, True, self._most)
             plan = TablePlan(table, compiled, self._row_ids, self._turn)
             setattr(table, PLAN, plan)
         return plan
@@ -198,7 +198,9 @@ class OpBuilder:
         if compiled is None:
             if self._topology.ignores(table._tablename):
                 raise BadOp(f"{table._tablename!r} is left to its database by [pipeline] ignore: write it through db")
-            compiled = keep(self._compiled, signature, CompiledTable(schema_of(table), self._topology), self._most)
+            compiled = keep_newest(
+                self._compiled, signature, CompiledTable(schema_of(table), self._topology), self._most
+            )
         return compiled
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pipeline import clock
-from pipeline.caches import keep
+from pipeline.caches import keep_newest
 from pipeline.errors import BadRead, ReadOnly, ShardUnavailable
 from pipeline.model.op import Position
 from pipeline.per_process import PerProcess
@@ -227,8 +227,8 @@ class NodeReader:
         if query is None or query.own is not own:
             names, sql = self.adapter._select_wcols(own._id == 0, list(own))
             head, _, tail = sql.rpartition("0")
-            query = keep(self._newest_queries, own._tablename, _RowQuery(met, own, head, tail, names), MOST_MET)
-        return keep(self._row_queries, id(table), query._replace(table=met), MOST_MET)
+            query = keep_newest(self._newest_queries, own._tablename, _RowQuery(met, own, head, tail, names), MOST_MET)
+        return keep_newest(self._row_queries, id(table), query._replace(table=met), MOST_MET)
 
     def _watch(self) -> None:
         """Note when a connection is made and used, and turn the driver's errors into ours, for every statement."""
