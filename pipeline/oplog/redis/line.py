@@ -9,6 +9,7 @@ import redis
 from hiredis import pack_command
 
 from pipeline import clock
+from pipeline.caches import keep_newest
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.model.op import Position
 from pipeline.oplog.appends import (
@@ -233,7 +234,7 @@ class RedisLine:
             names = [keys.epoch(scope.name), keys.full, keys.producer(producer), keys.room, keys.room]
             for shard in scope.shards:
                 names += (keys.dirty(shard), keys.bell(shard))
-            self._heads[scope.name, producer] = names
+            keep_newest(self._heads, (scope.name, producer), names)
         return names
 
     # replies ------------------------------------------------------------------------------------------------
