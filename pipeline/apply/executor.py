@@ -259,7 +259,7 @@ class Executor:
         """See that the batch was grouped by the constraints that the table has now, once per table and batch."""
         if facts.schema.hash not in self._checked:
             self._checked.add(facts.schema.hash)
-            if constraints_of(self._session, facts.table) != facts.constraints:
+            if constraints_of(self._session, facts.schema.name_there) != facts.constraints:
                 raise ConstraintsChanged(f"the constraints of {facts.schema.name} have changed")
 
     def _believe(self, error: Exception, facts: Facts) -> None:
