@@ -69,11 +69,11 @@ def wire_writes(
     follower = Follower(topology, nodes, log, away.spool, publisher, seal)
     op_builder = OpBuilder(topology, row_ids, schemas)
     if not isinstance(away.spool, Spool):
-        dispatch = Dispatch(publisher, follower, away.wait_budgets, log)
+        dispatch = Dispatch(publisher, follower, away, log, bell, topology)
         return Writes(op_builder, dispatch, publisher, follower, row_ids, None)
     drain_thread = PerProcess(partial(_drain_thread, away.spool, publisher, log, nodes, topology, away))
     fallback = (TracedFallback if traced else Fallback)(publisher, away, drain_thread, schemas)
-    dispatch = Dispatch(fallback, follower, away.wait_budgets, log)
+    dispatch = Dispatch(fallback, follower, away, log, bell, topology)
     return Writes(op_builder, dispatch, publisher, follower, row_ids, drain_thread)
 
 
