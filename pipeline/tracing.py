@@ -32,16 +32,13 @@ def on() -> bool:
 
 def recording() -> bool:
     """Return whether a span is open in this thread that is recorded and exported."""
-    return otel is not None and bool(traceparent())
+    return otel is not None and _is_exported(otel.get_current_span())
 
 
 def traceparent() -> str:
     """Return the open span as W3C writes it; empty where none is recorded and exported."""
     span = otel.get_current_span()
-    context = span.get_span_context()
-    if not (span.is_recording() and context.trace_flags.sampled):
-        return ""
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    return parent_of(span) if _is_exported(span) else ""
 
 
 def carried(payload: bytes) -> bytes:
@@ -122,6 +119,10 @@ def failed(made: Any, error: BaseException | None = None) -> None:
     if error is not None:
         made.set_attribute("error.type", type(error).__name__)
     made.set_status(otel.StatusCode.ERROR)
+
+
+def _is_exported(span: Any) -> bool:
+    return bool(span.is_recording() and span.get_span_context().trace_flags.sampled)
 
 
 def _context_of(parent: str) -> Any:

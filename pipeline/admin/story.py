@@ -25,6 +25,8 @@ from pipeline.shard.session import NodeSession
 VERSION = 1
 #: Entries of a bucket among which an op is looked for whose position no receipt says.
 _MOST_READ = 10_000
+#: Where the text of a line begins, characters.
+INDENT = 9
 #: What a receipt calls a state of an op that was set aside, where it has another word.
 _SHOWN = {"waiting": "parked"}
 
@@ -139,6 +141,8 @@ class Story(NamedTuple):
             yield f"replica  {_replica_text(replica)}"
         if self.waits:
             yield f"waits    {self.waits}"
+        if self.status in ("rejected", "parked") and place.position is not None:
+            yield f"next     pipeline dead show {place.bucket}:{place.position}"
 
 
 def story(pipeline: Client, text: str) -> Story:

@@ -136,6 +136,7 @@ def test_a_refused_op_says_why_and_what_an_operator_did(db: Any, box: Sandbox):
     assert refused["committed_ms"] == refused["aside_ms"]
     assert text.exit_code == 1
     assert "set aside at " in text.output
+    assert f"pipeline dead show {receipt.bucket}:{receipt.position}" in text.output
 
     place = (receipt.bucket, receipt.position)
     list(dead.replay(box.client, dead.chosen(box.client, Where((place,)), dead.HEADS), drop=True))
