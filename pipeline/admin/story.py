@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pipeline.admin.why import receipt_of
 from pipeline.client import Client
 from pipeline.errors import LogUnavailable, NewerOp, NotAnOp, PipelineError, ShardUnavailable
+from pipeline.events import without_values
 from pipeline.model.op import START, Entry, Op, Position, decode, may_come_again
 from pipeline.model.receipt import Receipt
 from pipeline.model.wait_reason import utc_text
@@ -248,7 +249,10 @@ def _on_shard(
     if aside is None:
         before_ms = kept.mark_ms if reached and at_ms is None else None
         return OnShard(shard, state, at_ms if reached else None, before_ms, worker, actions=kept.actions)
-    state, told = _SHOWN.get(aside.state, aside.state), (aside.code, aside.reason, aside.aside_ms, aside.changed_ms)
+    state, told = (
+        _SHOWN.get(aside.state, aside.state),
+        (aside.code, without_values(aside.reason), aside.aside_ms, aside.changed_ms),
+    )
     return OnShard(shard, state, at_ms, None, worker, *told, kept.actions)
 
 
