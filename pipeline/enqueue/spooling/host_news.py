@@ -9,6 +9,7 @@ import msgspec
 
 from pipeline import clock
 from pipeline.errors import PipelineError
+from pipeline.events import Event
 from pipeline.model.op import enqueued_ms
 from pipeline.oplog.contract import SharedState
 from pipeline.spool.null_spool import NullSpool
@@ -43,7 +44,7 @@ class HostNews:
         try:
             log.note_host(f"{self._kind} {socket.gethostname()}", self._told(self._spool))
         except PipelineError as error:
-            logger.info("the state of the spool could not be published: %s", error)
+            logger.info(Event("host_not_published", error=error))
 
     def _told(self, spool: Spool) -> str:
         """Return the spool's state as JSON: a `HostRecord` of `pipeline status`."""
