@@ -14,7 +14,7 @@ from contextlib import suppress
 from celery.worker import state
 
 from pipeline import clock
-from pipeline.admin.health.sign import Beat, Sign, fault_of, forget_killed, forget_sign, write_sign
+from pipeline.admin.health.sign import Beat, Sign, forget_killed, forget_sign, sickness_of, write_sign
 from pipeline.config.settings import Settings
 from pipeline.events import Event
 from pipeline.oplog.doorbell import Bell
@@ -91,7 +91,7 @@ class SignOfLife:
             self._name, os.getpid(), self._served, clock.mono_s(), threads,
             self._pool.taken, self._pool.untaken_s, self._unheard_s,
         )  # fmt: skip
-        if not fault_of(sign, sign.at_s):
+        if not sickness_of(sign, sign.at_s):
             to_systemd(b"WATCHDOG=1")
         try:
             if self._spool:

@@ -15,8 +15,9 @@ from pipeline.cli.deployment import adopt_rows_command, restore_command, shard_g
 from pipeline.cli.healthcheck import healthcheck
 from pipeline.cli.maintenance import outbox, rebuilt_command, spool
 from pipeline.cli.migrate import migrate_command, tables
-from pipeline.cli.status import status_command, top
+from pipeline.cli.status import status_command
 from pipeline.cli.stops import drain_command, pause_command, resume_command, why_command
+from pipeline.cli.top import top_command
 from pipeline.cli.trace import trace_command
 from pipeline.errors import PipelineError
 from pipeline.owners import unsafe_import
@@ -47,7 +48,7 @@ for command in (
     spool,
     status_command,
     tables,
-    top,
+    top_command,
     trace_command,
     why_command,
 ):

@@ -45,10 +45,10 @@ def worker_command(config: str | None, shard: str | None, within_s: float, as_js
     spool = load(config).spool.path
     found = [one for one in sign.signs(spool) if shard is None or shard in one.shards]
     now_s = clock.mono_s()
-    faults = [sign.fault_of(one, now_s, within_s) for one in found]
+    faults = [sign.sickness_of(one, now_s, within_s) for one in found]
     names = {f"{one.name} ({one.pid})": why for one, why in zip(found, faults, strict=True)}
     workers = [_plain(one, now_s, why) for one, why in zip(found, faults, strict=True)]
-    _say(sign.answer(names, shard, spool), as_json, workers=workers)
+    _say(sign.judge_workers(names, shard, spool), as_json, workers=workers)
 
 
 @healthcheck.command("web")
@@ -63,7 +63,7 @@ def web_command(config: str | None, as_json: bool) -> None:
         config: see `options.config_option`.
         as_json: whether to print JSON.
     """
-    _say(web.answer(load(config)), as_json)
+    _say(web.judge_web(load(config)), as_json)
 
 
 @healthcheck.command("flower")
@@ -80,7 +80,7 @@ def flower_command(config: str | None, url: str, as_json: bool) -> None:
         url: where it listens.
         as_json: whether to print JSON.
     """
-    _say(flower.answer(load(config), url), as_json)
+    _say(flower.judge_flower(load(config), url), as_json)
 
 
 def _plain(one: sign.Sign, now_s: float, why: str) -> dict[str, Any]:

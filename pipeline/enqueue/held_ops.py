@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from pipeline.model.receipt import Source
 
 
+#: The most ops of one atomic group: a worker applies it in one transaction, and every row waits for its end.
+MOST_MEMBERS = 10_000
+
+
 class HeldOp(NamedTuple):
     """One entry of a log to be: an op or a sealed group, and the receipts that wait for its position."""
 
@@ -138,6 +142,10 @@ class Atomic:
             )
         if op.idempotency_key is not None:
             raise BadOp("an op in an atomic group takes no idempotency_key of its own")
+        if len(self._ops) >= MOST_MEMBERS:
+            raise BadOp(
+                f"an atomic group has at most {MOST_MEMBERS:,} ops, since it is one transaction: divide it into groups"
+            )
         self._bucket = bucket
         self._ops.append(op)
         self.receipts.append(receipt)

@@ -151,12 +151,12 @@ def test_a_pool_that_does_not_take_what_it_is_handed_makes_the_worker_red_until_
     pool.beat()
     one.turn()
 
-    assert any("takes nothing" in sign.fault_of(turned(one, settings), mono_s(), 0.05) for _ in polls(10))
+    assert any("takes nothing" in sign.sickness_of(turned(one, settings), mono_s(), 0.05) for _ in polls(10))
     state.active_requests.add(handed)
     state.all_total_count[0] += 1
     pool.beat()
     assert (pool.taken, pool.untaken_s) == (1, None)
-    assert sign.fault_of(turned(one, settings), mono_s(), 5) == ""
+    assert sign.sickness_of(turned(one, settings), mono_s(), 5) == ""
     one.close()
 
 
@@ -274,7 +274,7 @@ def test_a_spool_that_nobody_empties_although_all_servers_answer_is_red(
 
     if leave:
         taken.start()
-    found = web.answer(settings, watch_s=20 if leave else 0.1)
+    found = web.judge_web(settings, watch_s=20 if leave else 0.1)
 
     assert found[0] is well, found
     spool.close()
@@ -326,7 +326,7 @@ def test_flower_is_well_where_it_hears_the_workers_that_run(
     monkeypatch.setattr(flower, "_worker_runs", lambda _: runs)
     page.text = text
 
-    assert flower.answer(settings, page.url, watch_s=0.0)[0] is well
+    assert flower.judge_flower(settings, page.url, watch_s=0.0)[0] is well
 
 
 def test_flower_is_red_where_it_does_not_answer_and_not_because_redis_is_away(config: Path, page: SimpleNamespace):

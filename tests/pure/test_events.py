@@ -27,6 +27,8 @@ SENTENCES = {
     f"Truncated incorrect DECIMAL value: '{MARK}'": "Truncated incorrect DECIMAL value",
     f"BIGINT value is out of range in '({MARK} + 1)'": "BIGINT value is out of range",
     f"an error in your SQL syntax near '{MARK}' at line 1": "an error in your SQL syntax near at line 1",
+    f'waits behind the op at 3:1-2, which holds the row sale {{"code": "{MARK}"}}':
+        "waits behind the op at 3:1-2, which holds the row sale",
     f"cannot connect to mysql:pymysql://app:{MARK}@db0/shop": "cannot connect to mysql:pymysql://app:***@db0/shop",
     f"redis://h/0?password={MARK}".replace("'", ""): "redis://h/0?password=***",
     "Data too long for column 'note' at row 1": "Data too long for column 'note' at row 1",

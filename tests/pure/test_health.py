@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from pipeline.admin.health.sign import Beat, Sign, answer, fault_of
+from pipeline.admin.health.sign import Beat, Sign, judge_workers, sickness_of
 
 NOW_S = 10_000.0
 WELL = Sign(
@@ -22,7 +22,7 @@ WELL = Sign(
     replace(WELL, at_s=NOW_S + 0.1, untaken_s=NOW_S + 0.2),  # written while it was read
 ])  # fmt: skip
 def test_a_worker_that_consumes_or_has_nothing_to_do_is_well(sign: Sign):
-    assert fault_of(sign, NOW_S) == ""
+    assert sickness_of(sign, NOW_S) == ""
 
 
 @pytest.mark.parametrize(("sign", "why"), [
@@ -35,17 +35,17 @@ def test_a_worker_that_consumes_or_has_nothing_to_do_is_well(sign: Sign):
     (replace(WELL, unheard_s=NOW_S - 61), "hears no doorbell: some have waited in the broker for 61 s"),
 ])  # fmt: skip
 def test_a_worker_that_does_not_consume_is_sick_and_it_is_said_why(sign: Sign, why: str):
-    assert fault_of(sign, NOW_S).startswith(why)
+    assert sickness_of(sign, NOW_S).startswith(why)
 
 
 def test_the_time_that_it_may_do_nothing_is_the_operator_s():
-    assert fault_of(replace(WELL, untaken_s=NOW_S - 5), NOW_S, within_s=4)
-    assert not fault_of(replace(WELL, untaken_s=NOW_S - 5), NOW_S, within_s=6)
+    assert sickness_of(replace(WELL, untaken_s=NOW_S - 5), NOW_S, within_s=4)
+    assert not sickness_of(replace(WELL, untaken_s=NOW_S - 5), NOW_S, within_s=6)
 
 
 def test_the_sentence_names_the_sick_or_counts_the_well():
-    assert answer({"a": "", "b": ""}, None, "x.spool") == (True, "2 workers consume or have nothing to do")
-    assert answer({"a": "", "b": "hangs"}, None, "x.spool") == (False, "worker b hangs")
-    well, sentence = answer({}, "s0", "x.spool")
+    assert judge_workers({"a": "", "b": ""}, None, "x.spool") == (True, "2 workers consume or have nothing to do")
+    assert judge_workers({"a": "", "b": "hangs"}, None, "x.spool") == (False, "worker b hangs")
+    well, sentence = judge_workers({}, "s0", "x.spool")
     assert not well
     assert sentence.startswith("no worker of shard s0 of this host gives a sign of life beside x.spool")

@@ -20,7 +20,7 @@ HEARD_S = 30.0
 WATCH_S = 6.0
 
 
-def answer(settings: Settings, url: str, watch_s: float = WATCH_S) -> tuple[bool, str]:
+def judge_flower(settings: Settings, url: str, watch_s: float = WATCH_S) -> tuple[bool, str]:
     """Return whether all is well, and the sentence that says so.
 
     Args:

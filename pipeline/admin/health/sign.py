@@ -61,7 +61,7 @@ class Sign(msgspec.Struct, frozen=True):
     version: int = 1
 
 
-def fault_of(sign: Sign, now_s: float, within_s: float = WITHIN_S) -> str:
+def sickness_of(sign: Sign, now_s: float, within_s: float = WITHIN_S) -> str:
     """Return why a worker does not consume, as a clause; empty where it does, or has nothing to do.
 
     Args:
@@ -147,7 +147,7 @@ def signs(spool: str) -> list[Sign]:
     return sorted((sign for _, sign in _found(spool)), key=lambda sign: (sign.name, sign.pid))
 
 
-def answer(found: Mapping[str, str], shard: str | None, spool: str) -> tuple[bool, str]:
+def judge_workers(found: Mapping[str, str], shard: str | None, spool: str) -> tuple[bool, str]:
     """Return whether all is well, and the sentence that says so.
 
     Args:

@@ -19,7 +19,7 @@ from pipeline.spool.store import Spool
 WATCH_S = 8.0
 
 
-def answer(settings: Settings, watch_s: float = WATCH_S) -> tuple[bool, str]:
+def judge_web(settings: Settings, watch_s: float = WATCH_S) -> tuple[bool, str]:
     """Return whether all is well, and the sentence that says so. Sends nothing, and makes no file.
 
     Args:

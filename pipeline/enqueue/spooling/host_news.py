@@ -44,7 +44,7 @@ class HostNews:
         try:
             log.note_host(f"{self._kind} {socket.gethostname()}", self._told(self._spool))
         except PipelineError as error:
-            logger.info(Event("spool_not_published", error=error))
+            logger.info(Event("host_not_published", error=error))
 
     def _told(self, spool: Spool) -> str:
         """Return the spool's state as JSON: a `HostRecord` of `pipeline status`."""
