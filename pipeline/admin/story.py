@@ -26,6 +26,8 @@ from pipeline.shard.session import NodeSession
 VERSION = 1
 #: Entries of a bucket among which an op is looked for whose position no receipt says.
 _MOST_READ = 10_000
+#: Where the text of a line begins, characters.
+INDENT = 9
 #: What a receipt calls a state of an op that was set aside, where it has another word.
 _SHOWN = {"waiting": "parked"}
 
@@ -38,6 +40,7 @@ class CallOfOp:
         at_ms: by the clock of the caller's host; None where nobody keeps the op any more.
         way: `direct` into the log; `kept`: sent by what may send it again, a spool, an outbox or a repeated call;
             `spooled`: it waits in the spool of this host.
+        by: host and process that sent it to the log; None: not kept, or not sent yet.
         table, kind: of the op; a group has its first member's table.
         members: row writes of the op.
     """
@@ -45,6 +48,7 @@ class CallOfOp:
     producer: int
     producer_seq: int
     way: str
+    by: str | None = None
     at_ms: float | None = None
     table: str | None = None
     kind: str | None = None
@@ -138,6 +142,8 @@ class Story(NamedTuple):
             yield f"replica  {_replica_text(replica)}"
         if self.waits:
             yield f"waits    {self.waits}"
+        if self.status in ("rejected", "parked") and place.position is not None:
+            yield f"next     pipeline dead show {place.bucket}:{place.position}"
 
 
 def story(pipeline: Client, text: str) -> Story:
@@ -163,7 +169,12 @@ def story(pipeline: Client, text: str) -> Story:
     replicas = tuple(one for shard in kept for one in _on_replicas(pipeline, shard, receipt))
     place = Place(receipt.bucket, str(position) if position is not None else None, there)
     return Story(
-        status, _enqueued(receipt, status, payload), place, shards, replicas, _waits(pipeline, receipt, status)
+        status,
+        _enqueued(pipeline, receipt, status, payload),
+        place,
+        shards,
+        replicas,
+        _waits(pipeline, receipt, status),
     )
 
 
@@ -194,13 +205,20 @@ def _entry(pipeline: Client, receipt: Receipt) -> tuple[Entry | None, bool | Non
     return entry, entry is not None
 
 
-def _enqueued(receipt: Receipt, status: str, payload: bytes | None) -> CallOfOp:
+def _enqueued(pipeline: Client, receipt: Receipt, status: str, payload: bytes | None) -> CallOfOp:
     way = "spooled" if status == "spooled" else "kept" if may_come_again(receipt.producer) else "direct"
-    op = _decoded(payload)
+    op, by = _decoded(payload), _sender(pipeline, receipt.producer)
     if op is None:
-        return CallOfOp(receipt.producer, receipt.producer_seq, way)
+        return CallOfOp(receipt.producer, receipt.producer_seq, way, by)
     first = op.members[0]
-    return CallOfOp(receipt.producer, receipt.producer_seq, way, op.at_ms, first.table, op.kind, len(op.members))
+    return CallOfOp(receipt.producer, receipt.producer_seq, way, by, op.at_ms, first.table, op.kind, len(op.members))
+
+
+def _sender(pipeline: Client, producer: int) -> str | None:
+    try:
+        return pipeline.log.sender(producer)
+    except LogUnavailable:
+        return None
 
 
 def _decoded(payload: bytes | None) -> Op | None:
@@ -284,7 +302,8 @@ def _enqueued_text(one: CallOfOp) -> str:
         "kept": "by what may send it again: a spool, an outbox or a repeated call",
         "spooled": "into the spool of this host, where it waits",
     }[one.way]
-    return f"{what}, {when}, {way}; producer {one.producer}, its op {one.producer_seq} of this bucket"
+    by = f"sent by {one.by}" if one.by else "sent by a process that is not kept"
+    return f"{what}, {when}, {way}, {by}; producer {one.producer}, its op {one.producer_seq} of this bucket"
 
 
 def _place_text(place: Place) -> str:

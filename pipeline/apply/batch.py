@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from pipeline.apply.grouping import Item
 from pipeline.apply.misfits import is_like, misfit
+from pipeline.caches import MOST_DEFINITIONS
 from pipeline.errors import BadOp, NewerOp, NotAnOp
 from pipeline.events import Event
 from pipeline.model.op import FORGED, INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
@@ -310,6 +311,11 @@ class FactBook:
             table: its name in the model.
         """
         return next((one.database_name for one in self.known.values() if one.schema.name == table), table)
+
+    def bound(self) -> None:
+        """Forget all where it is too much: whoever writes to Redis may publish definitions without end."""
+        if len(self.known) > MOST_DEFINITIONS:
+            self.forget()
 
     def forget(self) -> None:
         """Forget all constraints: the schema of the database may have changed."""

@@ -14,8 +14,9 @@ from pipeline.apply.grouping import Group, Item
 from pipeline.apply.held_rows import HeldRows
 from pipeline.apply.pace import Lessons, Portion, accused, around, chunk, halves
 from pipeline.apply.versioned_update import versioned
+from pipeline.caches import keep_newest
 from pipeline.errors import PipelineError, Rejected
-from pipeline.model.op import COPY, GROUP, INSERT, UPSERT, Entry, Op, Position
+from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPSERT, Entry, Op, Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.shard.driver_errors import (
     Fault,
@@ -117,6 +118,8 @@ class Executor:
             SchemaBehind, ConstraintsChanged, NeverSeen, Halt, Early: the transaction must be rolled back and run again.
             Exception: the driver's own, if it is transient.
         """
+        groups = list(groups)
+        self._hold_deletes(groups)
         for group in groups:
             self._step("statement")
             items, parked = self._rows.part(self._on_time(group.items))
@@ -137,6 +140,23 @@ class Executor:
             self._try_again()
         if self._early:
             raise Early(self._early)
+
+    def _hold_deletes(self, groups: Iterable[Group]) -> None:
+        """Let the delete of a row to which others may refer wait for older ops: children may be among them."""
+        if self._earlier is None:
+            return
+        for group in groups:
+            for item in group.items if self._may_reach_children(group) else ():
+                if item.entry.bucket not in self._early and (reason := self._earlier.awaited_by(item, 0)) is not None:
+                    self._early[item.entry.bucket] = item.entry.position, reason
+        if self._early:
+            raise Early(self._early)
+
+    def _may_reach_children(self, group: Group) -> bool:
+        if group.facts is not None:
+            return group.kind == DELETE and bool(group.facts.constraints.children)
+        members = (op for item in group.items for op in item.op.ops)
+        return any(op.kind == DELETE and self._known[op.schema].constraints.children for op in members)
 
     def condemn(self, items: Iterable[Item], why: str) -> None:
         """Reject ops without executing them.
@@ -259,7 +279,7 @@ class Executor:
         """See that the batch was grouped by the constraints that the table has now, once per table and batch."""
         if facts.schema.hash not in self._checked:
             self._checked.add(facts.schema.hash)
-            if constraints_of(self._session, facts.table) != facts.constraints:
+            if constraints_of(self._session, facts.database_name) != facts.constraints:
                 raise ConstraintsChanged(f"the constraints of {facts.schema.name} have changed")
 
     def _believe(self, error: Exception, facts: Facts) -> None:
@@ -269,7 +289,7 @@ class Executor:
         if not self._last_try:
             raise NeverSeen(sentence_of(error)) from error
         self._check_constraints(facts)
-        self._lessons.believed.add(known)
+        keep_newest(self._lessons.believed, known, True)
 
     def _refuse(self, item: Item, error: Exception, member: Op | None = None) -> None:
         """Reject an op; or let its bucket end before it, if what it needs may still come."""

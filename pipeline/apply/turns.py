@@ -180,6 +180,7 @@ class ShardTurns(ABC):
 
     def _with_retries(self, take: Take) -> tuple[Outcome, Batch]:
         blocked, attempt, met = self._blocked(), 1, 1
+        self._facts.bound()
         while True:
             started = clock.mono_s()
             try:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pipeline.caches import keep_newest
 from pipeline.config.settings import TableSettings
 from pipeline.errors import BadOp, BadValue
 from pipeline.events import Event
@@ -15,7 +16,7 @@ logger = logging.getLogger("pipeline.attachment")
 #: The most digits of an id of the pipeline.
 _DIGITS = 16
 #: (table, field) of the columns that this process has warned about.
-_warned: set[tuple[str, str]] = set()
+_warned: dict[tuple[str, str], bool] = {}
 #: By the start of a table's name: who owns it, and what it would break.
 OWNERS = {
     "auth_": "a login or a registration reads its row back in the same request",
@@ -86,7 +87,7 @@ def warn_narrow(table: Any, pairs: Iterable[tuple[Any, Any]]) -> None:
         if not isinstance(number, int) or not carries_bucket(number):
             continue
         if (place := (table._tablename, field.name)) not in _warned:
-            _warned.add(place)
+            keep_newest(_warned, place, True)
             logger.warning(
                 Event(
                     "narrow_column",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
+from textwrap import wrap
 
 import click
+from rich.console import Console
 
-from pipeline.admin.story import story
+from pipeline.admin.story import INDENT, story
 from pipeline.cli.options import config_option, opened
 
 
@@ -31,6 +34,19 @@ def trace_command(context: click.Context, config: str | None, receipt: str, as_j
     """
     with opened(config) as pipeline:
         told = story(pipeline, receipt)
-    click.echo(json.dumps(told.as_json(), indent=2) if as_json else "\n".join(told.lines()))
+    click.echo(json.dumps(told.as_json(), indent=2) if as_json else "\n".join(_fitted(told.lines())))
     if told.status in ("rejected", "dropped", "lost", "unknown"):
         context.exit(1)
+
+
+def _fitted(lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines as a terminal shows them, broken between words under their text; to a pipe as they are."""
+    console = Console()
+    for line in lines:
+        if console.is_terminal:
+            indent = " " * INDENT
+            yield from wrap(
+                line, console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+            )
+        else:
+            yield line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from weakref import WeakValueDictionary
 
 from pipeline.config.topology import Topology
 from pipeline.enqueue.spooling.redis_away import RedisAway
@@ -23,7 +24,8 @@ class SchemaPublisher:
 
     def __init__(self, log: Entries, nodes: Nodes, topology: Topology, away: RedisAway):
         self._log, self._nodes, self._topology, self._away = log, nodes, topology, away
-        self._published: dict[str, TableSchema] = {}
+        #: Those that a plan still uses: what no table has any more needs to be published no more.
+        self._published = WeakValueDictionary[str, TableSchema]()
         self._spooled: set[str] = set()
 
     def publish(self, schemas: Iterable[TableSchema]) -> None:
@@ -42,15 +44,15 @@ class SchemaPublisher:
             self._away.spool.keep_definitions(kept, wait=True)
             self._spooled |= new.keys()
         self._published |= new
+        self._spooled &= set(self._published)
 
     def keep(self) -> None:
         """Keep all definitions of this process in the spool: who drains it may be another."""
-        new = self._published.keys() - self._spooled
+        new = [schema for schema in list(self._published.values()) if schema.hash not in self._spooled]
         if new:
-            schemas = [self._published[hash] for hash in new]
-            kept = [(schema.hash, schema.name, schema.to_json()) for schema in schemas]
+            kept = [(schema.hash, schema.name, schema.to_json()) for schema in new]
             self._away.spool.keep_definitions(kept, wait=False)
-            self._spooled |= new
+            self._spooled |= {schema.hash for schema in new}
 
     def republish(self) -> None:
         """Publish all anew, after Redis may have forgotten them."""

@@ -9,7 +9,7 @@ import msgspec
 
 from pipeline.errors import BadOp, PipelineError, Unavailable
 from pipeline.events import Event
-from pipeline.model.op import Position
+from pipeline.model.op import Op, Position, encode, id_of_new
 from pipeline.oplog.contract import SharedState
 from pipeline.shard.statements import MOST_STATEMENT_BYTES
 from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
@@ -52,6 +52,17 @@ class Shipment(msgspec.Struct, frozen=True):
     def part(self, runs: Mapping[int, Sequence[bytes]]) -> Shipment:
         """Return a shipment of some of the ops."""
         return Shipment(runs, self.key, self.row_id, self.durability, self.numbered)
+
+
+def shipment_of(bucket: int, op: Op, durability: str) -> Shipment:
+    """Return a shipment of one op, with its idempotency key.
+
+    Args:
+        bucket: the op's.
+        op: the op.
+        durability: see `Shipment`.
+    """
+    return Shipment({bucket: (encode(op),)}, op.scoped_key, id_of_new(op), durability)
 
 
 class OpPlace(msgspec.Struct, frozen=True):

@@ -21,6 +21,11 @@ MOST_NOTES, MOST_NOTED = 500, 64
 _HOST = socket.gethostname()[:64]
 
 
+def this_process() -> str:
+    """Return host and process, for people."""
+    return f"{_HOST}:{os.getpid()}"
+
+
 class Committed(NamedTuple):
     """Who committed a batch, as host and process, and when by that host's clock, ms since 1970."""
 
@@ -53,7 +58,7 @@ def note_of(now_ms: int, before: Mapping[int, Position], after: Mapping[int, Pos
     if len(before) > MOST_NOTED:
         after = dict(islice(after.items(), MOST_NOTED))
         before = {bucket: before[bucket] for bucket in after}
-    return _encoder.encode(_Note(now_ms, f"{_HOST}:{os.getpid()}", before, after)).decode()
+    return _encoder.encode(_Note(now_ms, this_process(), before, after)).decode()
 
 
 def committed_in(notes: Iterable[str], bucket: int, position: Position) -> Committed | None:

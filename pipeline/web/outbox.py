@@ -27,6 +27,7 @@ from pipeline.events import Event
 from pipeline.model.op import Position, encode, id_of_new, new_producer
 from pipeline.model.receipt import Receipt
 from pipeline.shard.session import brief
+from pipeline.tracing import carried
 
 TABLE = "pipeline_outbox"
 #: Rows that are sent in one go besides a request's own.
@@ -83,7 +84,7 @@ class Outbox:
                 f'durability="{entry.durability}" is for mode now: in an outbox an op is as safe as its database'
             )
         seq = self._last[entry.bucket] = self._last.get(entry.bucket, 0) + 1
-        payload = encode(entry.op)
+        payload = carried(encode(entry.op))
         row = {"made_ms": clock.wall_ms(), "producer": self._producer, "bucket": entry.bucket, "seq": seq}
         try:
             row_id = self._table.insert(**row, payload=b64encode(payload).decode())

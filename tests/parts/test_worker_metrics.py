@@ -67,7 +67,7 @@ def test_a_full_page_shows_no_new_number_and_keeps_the_others(
     second.add("s0", {"one": 5})
 
     assert pages.totals() == {"s0": {"one": 7, "two": 1}}
-    assert caplog.text.count("no room for the counter s0 three") == 1
+    assert caplog.text.count('metric_not_counted metric="s0 three"') == 1
 
 
 def test_a_process_beyond_all_pages_is_not_counted():

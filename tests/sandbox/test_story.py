@@ -72,6 +72,7 @@ def test_a_queued_op_says_who_enqueued_it_where_it_is_and_why_it_waits(db: Any, 
     call = found["enqueued"]
     assert (found["status"], call["kind"], call["table"], call["way"]) == ("queued", "insert", "sale", "direct")
     assert (call["producer"], call["producer_seq"]) == (receipt.producer, 2)
+    assert call["by"].endswith(f":{os.getpid()}")
     assert found["place"]["position"] == str(receipt.position)
     assert found["place"]["there"] is True
     assert found["shards"][0]["state"] == "queued"
@@ -135,6 +136,7 @@ def test_a_refused_op_says_why_and_what_an_operator_did(db: Any, box: Sandbox):
     assert refused["committed_ms"] == refused["aside_ms"]
     assert text.exit_code == 1
     assert "set aside at " in text.output
+    assert f"pipeline dead show {receipt.bucket}:{receipt.position}" in text.output
 
     place = (receipt.bucket, receipt.position)
     list(dead.replay(box.client, dead.chosen(box.client, Where((place,)), dead.HEADS), drop=True))

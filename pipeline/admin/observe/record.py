@@ -22,6 +22,8 @@ BY_WORKERS, OWN_LOOK = "workers", "own look"
 #: How many tables, buckets and hosts a record names at most: the hottest, the deepest, the fullest.
 HOTTEST = DEEPEST = 20
 FULLEST = 200
+#: How many reasons to wait a shard's record has at most, the worst; and how many strange keys.
+MOST_WAITS, MOST_STRANGE = 50, 100
 
 
 @dataclass(frozen=True, slots=True)

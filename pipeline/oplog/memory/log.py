@@ -23,7 +23,7 @@ from pipeline.oplog.appends import (
     claimed_id,
     is_receipt,
 )
-from pipeline.oplog.batches import MOST_NOTES
+from pipeline.oplog.batches import MOST_NOTES, this_process
 from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.memory.server import GivenOut, MemoryServer, Sent
@@ -102,6 +102,8 @@ class MemoryAppends(MemoryServer):
             for bucket, first, _ in wrote if key else ():
                 last = self._server.last[bucket]
                 self._set(name, f"{last.epoch} {last.seq} {producer} {first} {row_id}", IDEMPOTENCY_TTL_MS)
+            if wrote and producer not in self._server.senders:
+                self._server.senders[producer] = this_process()
             ring = [shard for shard in scope.shards if wrote and self._wake(shard, [a.bucket for a in wrote])]
             if len(placed) < len(appends):
                 raise EpochStale
@@ -112,6 +114,10 @@ class MemoryAppends(MemoryServer):
             known = {producer: dict(sent) for producer, sent in self._server.producers.items()}
         for producer, buckets in known.items():
             yield producer, {bucket: (sent.seq, sent.position.epoch) for bucket, sent in buckets.items()}
+
+    def sender(self, producer: int) -> str | None:
+        with self._lock:
+            return self._server.senders.get(producer)
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
         """See `appends.Line.pass_hole`."""

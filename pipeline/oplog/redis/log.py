@@ -23,6 +23,7 @@ from pipeline.oplog.batches import MOST_NOTES
 from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.redis.connection import (
+    MOST_REASON,
     RedisServer,
     by_bucket,
     entries_of,
@@ -95,6 +96,11 @@ class RedisAppends(RedisServer):
                     producer = numbers_of(text_of(name).rpartition(":")[2], " ", 1)
                     if producer:
                         yield producer[0], {b: (of[0], of[1]) for b, of in words.items() if of}
+
+    def sender(self, producer: int) -> str | None:
+        with translated():
+            found: Any = self._client.hget(self.keys.producer(producer), "who")
+        return text_of(found)[:MOST_REASON] if found is not None else None
 
     def claim_key(self, bucket: int, idempotency_key: str, row_id: int) -> int:
         name = self.keys.claim(bucket, idempotency_key)
