@@ -8,14 +8,13 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Callable
 
 from pipeline.apply.applier import Applier
+from pipeline.apply.traced import applier_type
 from pipeline.chance import chance
 from pipeline.client import Client
 from pipeline.enqueue.deployment import verify
 from pipeline.per_process import PerProcess
-from workers.metrics.batches import stopwatch
 
 #: This process's client.
 process_client = PerProcess(Client)
@@ -44,27 +43,10 @@ def applier(shard: str) -> Applier:
         gc.freeze()  # what Celery and the model have made stays: no collection looks at it
     if known is None or known.node != primary.node:
         verify(here.log, here.nodes, here.topology, (shard,), asking=True)
-        known = appliers[shard] = Applier(
-            shard, primary, here.log, here.settings.apply, steps_of(shard), here.settings.tables
+        known = appliers[shard] = applier_type()(
+            shard, primary, here.log, here.settings.apply, step, here.settings.tables
         )
     return known
-
-
-def steps_of(shard: str) -> Callable[[str], None]:
-    """Return what an applier of a shard calls before each step.
-
-    Args:
-        shard: the shard's name.
-    """
-    watch = stopwatch(shard)
-    if watch is None:
-        return step
-
-    def watched(name: str) -> None:
-        step(name)
-        watch(name)
-
-    return watched
 
 
 def step(name: str) -> None:

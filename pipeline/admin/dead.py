@@ -152,6 +152,33 @@ def dead_ops(pipeline: Client, where: Where, *, states: Iterable[str] = ASIDE, m
         yield from (DeadOp(shard, op) for op in found)
 
 
+class AsideCount(NamedTuple):
+    """How many ops of a table are set aside in one state after one error, and since when, ms since 1970."""
+
+    shard: str
+    table: str
+    state: str
+    code: int | None
+    ops: int
+    since_ms: int
+
+
+def tally(pipeline: Client, where: Where, *, states: Iterable[str] = ASIDE) -> Iterator[AsideCount]:
+    """Yield how many ops are set aside, by table, state and error, the most first on each shard.
+
+    Args:
+        pipeline: the deployment.
+        where: which ops.
+        states: their states, where *where* leaves that open.
+    """
+    for shard in where.shards(pipeline):
+        rows = pipeline.nodes.primary(shard).query(
+            "SELECT table_name, state, code, COUNT(*), MIN(rejected_ms) FROM pipeline_rejects "
+            f"WHERE {where.sql(states)} GROUP BY table_name, state, code ORDER BY 4 DESC, 1, 2 LIMIT 20"
+        )
+        yield from (AsideCount(shard, *row) for row in rows)
+
+
 def chosen(pipeline: Client, where: Where, states: Iterable[str]) -> dict[str, dict[int, list[Position]]]:
     """Return the positions of ops by shard and bucket.
 
@@ -171,7 +198,12 @@ def chosen(pipeline: Client, where: Where, states: Iterable[str]) -> dict[str, d
 
 
 def replay(
-    pipeline: Client, ops: Mapping[str, Mapping[int, Iterable[Position]]], *, drop: bool = False, trial: bool = False
+    pipeline: Client,
+    ops: Mapping[str, Mapping[int, Iterable[Position]]],
+    *,
+    drop: bool = False,
+    trial: bool = False,
+    by: str = "",
 ) -> Iterator[Progress]:
     """Replay or drop ops, and replay what waits behind them; what a turn did is committed when it is yielded.
 
@@ -180,6 +212,7 @@ def replay(
         ops: the positions by shard and bucket, as `chosen` returns them.
         drop: give the ops up instead.
         trial: roll each transaction back; `Progress.ops` says what would become of each op.
+        by: who orders it, for the record of actions; by default the user of this process.
 
     Raises:
         Unavailable: a shard does not answer; what was yielded is done, the rest is as it was.
@@ -187,7 +220,7 @@ def replay(
     settings = pipeline.settings
     for shard, buckets in ops.items():
         worker = Replay(shard, pipeline.nodes.primary(shard), pipeline.log, settings.apply, settings.tables)
-        for done in worker.run(buckets, who(), drop=drop, trial=trial):
+        for done in worker.run(buckets, by or who(), drop=drop, trial=trial):
             yield Progress(shard, done, tuple(worker.became))
         if worker.left:
             yield Progress(shard, Replayed(), left=tuple(sorted(set(worker.left.values()))))

@@ -35,12 +35,14 @@ class Cell:
     Attributes:
         column: its name.
         now: what the database has now, None where there is no row or the rows are not known.
-        new: what the op would write, as text; None: it leaves the column alone.
+        new: what the op would write, for people; None: it leaves the column alone.
+        typed: the same as `typed_values` reads it; None: it is no value that an edit may change.
     """
 
     column: str
     now: Any
     new: str | None
+    typed: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,13 @@ def show(pipeline: Client, place: Place, shard: str | None = None) -> Shown:
 
 
 def edit(
-    pipeline: Client, place: Place, values: Mapping[str, Any], *, shard: str | None = None, member: int = 0
+    pipeline: Client,
+    place: Place,
+    values: Mapping[str, Any],
+    *,
+    shard: str | None = None,
+    member: int = 0,
+    by: str = "",
 ) -> DeadOp:
     """Change values of an op that is set aside; a replay applies them. Return the op as it is now.
 
@@ -107,6 +115,7 @@ def edit(
         values: by field; each passes the checks of a call.
         shard: where; needed for a reference table only.
         member: which row write of an atomic group, from 0.
+        by: who orders it, for the record of actions; by default the user of this process.
 
     Raises:
         BadOp: there is no such op, or a value or a field is refused; nothing is changed.
@@ -122,7 +131,7 @@ def edit(
         changed = _edited(pipeline, primary, op, values, member)
         actions.change_op(primary, place, encode(changed))
         before = {place: again[0].entry.payload.decode()}
-        actions.note_actions(primary, who(), "edit", {place: again[0].state}, before)
+        actions.note_actions(primary, by or who(), "edit", {place: again[0].state}, before)
     return _one(pipeline, place, found.shard)
 
 
@@ -197,7 +206,12 @@ def _write(primary: NodeSession, op: Op, schema: TableSchema) -> RowWrite:
     now = known[0] if known else None
     if op.id is not None and op.kind in (INSERT, UPSERT):
         new[schema.id_index] = str(op.id)
-    cells = tuple(Cell(column.name, now[i] if now else None, new.get(i)) for i, column in enumerate(schema.columns))
+    typed = {
+        column: v if isinstance(v, str) else json.dumps(v) for column, v in zip(op.columns, op.values, strict=True)
+    }
+    cells = tuple(
+        Cell(column.name, now[i] if now else None, new.get(i), typed.get(i)) for i, column in enumerate(schema.columns)
+    )
     return RowWrite(op.table, op.kind, row, None if known is None else bool(known), cells)
 
 

@@ -59,13 +59,14 @@ def target_of(pipeline: Client, name: str) -> Target:
     raise BadOp(f"no shard and no published table has the name {bare!r}{did_you_mean(bare, {*shards, *tables})}")
 
 
-def pause(pipeline: Client, target: Target, reason: str = "") -> None:
+def pause(pipeline: Client, target: Target, reason: str = "", by: str = "") -> None:
     """Stop a target on all of its shards. Workers obey within a second, after their current batch.
 
     Args:
         pipeline: the deployment.
         target: what to stop.
         reason: shown wherever its ops are seen to wait.
+        by: who orders it, shown there too; by default the user of this process.
 
     Raises:
         PipelineError: a primary did not answer; the message names it. The other shards are paused: repeat the call.
@@ -73,7 +74,7 @@ def pause(pipeline: Client, target: Target, reason: str = "") -> None:
     failed = {}
     for shard in target.shards:
         try:
-            give(pipeline.nodes.primary(shard), Stop(target.scope, PAUSED, reason, 0, who()))
+            give(pipeline.nodes.primary(shard), Stop(target.scope, PAUSED, reason, 0, by or who()))
         except PipelineError as error:
             failed[shard] = error
     _report(target, failed)

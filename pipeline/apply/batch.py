@@ -13,6 +13,7 @@ from pipeline.apply.grouping import Item
 from pipeline.apply.misfits import is_like, misfit
 from pipeline.caches import MOST_DEFINITIONS
 from pipeline.errors import BadOp, NewerOp, NotAnOp
+from pipeline.events import Event
 from pipeline.model.op import FORGED, INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
 from pipeline.model.schema import TableSchema, is_hash, is_hash_of
 from pipeline.model.wait_reason import WaitReason
@@ -194,7 +195,7 @@ class Batch:
 
     def _lose(self, lost: LostRange) -> None:
         self.losses.append(lost)
-        logger.error("Redis lost %d ops: %s", lost.last - lost.first + 1, lost)
+        logger.error(Event("ops_lost", ops=lost.last - lost.first + 1, **lost._asdict()))
 
     def understood(self, entry: Entry) -> tuple[Item | Reject, WaitReason | None]:
         """Return what an entry holds, and why it waits: junk is set aside, what a newer release made waits.

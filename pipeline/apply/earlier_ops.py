@@ -1,7 +1,8 @@
 """Order the ops of several buckets by time, and tell whether an op that a constraint refuses is early.
 
 A database enforces order across buckets: a child's row needs its parent's, a unique value has to be free. A log keeps
-order within one bucket. So a constraint's word is final once what was enqueued before the op is applied or set aside.
+order within one bucket. So a constraint's word is final once what was enqueued before the op is applied or set aside;
+and a row to which others may refer is deleted then.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, groupby
 from math import inf
+from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.apply.grouping import Item
@@ -23,8 +25,10 @@ from pipeline.shard.session import NodeSession
 #: By how much the clocks of two hosts may differ, ms: an op that is younger by no more counts as enqueued before, for
 #: so long, s. Two that are both refused for good must not wait for each other.
 CLOCKS_MS, CLOCKS_S = 250.0, 1.0
-#: How many refused ops a process keeps in mind before it forgets those that are decided.
+#: How many waiting ops a process keeps in mind before it forgets those that are decided.
 MOST_NOTED = 1_000
+#: The most that one look at a waiting op adds to how long it has waited, s: a server that was away proves nothing.
+LOOK_S = 1.0
 
 
 class Early(PipelineError):
@@ -41,6 +45,26 @@ class Early(PipelineError):
         self.ops = ops
 
 
+class Wait(NamedTuple):
+    """How long an op has waited while nothing moved.
+
+    Attributes:
+        seen_s: when it was looked at last.
+        waited_s: how long it had waited then.
+        heads: of each bucket with older ops, when the oldest queued one was enqueued, ms; of a drained one infinity.
+    """
+
+    seen_s: float
+    waited_s: float
+    heads: Mapping[int, float]
+
+    def looked(self, now_s: float, heads: Mapping[int, float]) -> Wait:
+        """Return the wait at the next look: it begins again where older ops have moved since."""
+        after = {bucket: max(at_ms, heads.get(bucket, inf)) for bucket, at_ms in self.heads.items()}
+        waited_s = self.waited_s + min(now_s - self.seen_s, LOOK_S) if after == self.heads else 0.0
+        return Wait(now_s, waited_s, {**heads, **after})
+
+
 class EarlierOps:
     """Tells what was enqueued before an op, and is neither applied on the shard nor in the open transaction.
 
@@ -48,12 +72,12 @@ class EarlierOps:
         shard: its name.
         session: of the shard's primary.
         log: the logs.
-        wait_s: how long an op waits at most, from when this process first saw it refused.
+        wait_s: how long an op waits at most, while this process looks at it and nothing older moves.
     """
 
     def __init__(self, shard: str, session: NodeSession, log: Work, wait_s: float):
         self._shard, self._session, self._log, self._wait_s = shard, session, log, wait_s
-        self._since: dict[tuple[int, Position], float] = {}
+        self._waits: dict[tuple[int, Position], Wait] = {}
         self._put_off: set[tuple[int, Position]] = set()
         self._after: Mapping[int, Position] = {}
         self._queued: dict[int, float] | None = None
@@ -66,29 +90,35 @@ class EarlierOps:
         """
         self._after, self._queued = after, None
 
-    def awaited_by(self, item: Item) -> WaitReason | None:
-        """Return why an op that a constraint refuses waits; None where it is final once the op is refused again.
+    def awaited_by(self, item: Item, younger_ms: float = CLOCKS_MS) -> WaitReason | None:
+        """Return why an op that a constraint refuses, or that deletes, waits; None where it has its turn.
 
         Args:
             item: the op.
+            younger_ms: what is younger by no more counts for a second.
         """
-        place, now_s = (item.entry.bucket, item.entry.position), clock.mono_s()
-        if len(self._since) > MOST_NOTED:
-            self._since = {one: at for one, at in self._since.items() if now_s - at < 2 * self._wait_s}
-        waited_s = now_s - self._since.setdefault(place, now_s)
-        if waited_s >= self._wait_s:
-            return None
         if self._queued is None:
             self._queued = self._oldest_queued()
         at_ms, bucket = item.op.at_ms, item.entry.bucket
-        if waited_s < CLOCKS_S:
-            before = any(sent_ms <= at_ms + CLOCKS_MS for other, sent_ms in self._queued.items() if other != bucket)
-        else:
-            before = any(sent_ms < at_ms for other, sent_ms in self._queued.items() if other != bucket)
-        if not before:
+        near = {
+            one: sent_ms for one, sent_ms in self._queued.items() if one != bucket and sent_ms <= at_ms + younger_ms
+        }
+        if not near:
+            return None
+        older = {one: sent_ms for one, sent_ms in near.items() if sent_ms < at_ms}
+        waited_s = self._waited_s((bucket, item.entry.position), older)
+        if waited_s >= self._wait_s or not (older or waited_s < CLOCKS_S):
             return None
         self._queued[bucket] = min(at_ms, self._queued.get(bucket, at_ms))  # this one is queued from now on
         return self._reason(item)
+
+    def _waited_s(self, place: tuple[int, Position], older: Mapping[int, float]) -> float:
+        now_s = clock.mono_s()
+        if len(self._waits) > MOST_NOTED:
+            self._waits = {one: wait for one, wait in self._waits.items() if now_s - wait.seen_s < 2 * self._wait_s}
+        wait = self._waits.get(place)
+        self._waits[place] = Wait(now_s, 0.0, older) if wait is None else wait.looked(now_s, older)
+        return self._waits[place].waited_s
 
     def has_others(self, item: Item) -> bool:
         """Return whether ops of other buckets in the transaction may help a refused op that was not put off before.

@@ -16,7 +16,7 @@ from pipeline.apply.pace import Lessons, Portion, accused, around, chunk, halves
 from pipeline.apply.versioned_update import versioned
 from pipeline.caches import keep_newest
 from pipeline.errors import PipelineError, Rejected
-from pipeline.model.op import COPY, GROUP, INSERT, UPSERT, Entry, Op, Position
+from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPSERT, Entry, Op, Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.shard.driver_errors import (
     Fault,
@@ -118,6 +118,8 @@ class Executor:
             SchemaBehind, ConstraintsChanged, NeverSeen, Halt, Early: the transaction must be rolled back and run again.
             Exception: the driver's own, if it is transient.
         """
+        groups = list(groups)
+        self._hold_deletes(groups)
         for group in groups:
             self._step("statement")
             items, parked = self._rows.part(self._on_time(group.items))
@@ -138,6 +140,23 @@ class Executor:
             self._try_again()
         if self._early:
             raise Early(self._early)
+
+    def _hold_deletes(self, groups: Iterable[Group]) -> None:
+        """Let the delete of a row to which others may refer wait for older ops: children may be among them."""
+        if self._earlier is None:
+            return
+        for group in groups:
+            for item in group.items if self._may_reach_children(group) else ():
+                if item.entry.bucket not in self._early and (reason := self._earlier.awaited_by(item, 0)) is not None:
+                    self._early[item.entry.bucket] = item.entry.position, reason
+        if self._early:
+            raise Early(self._early)
+
+    def _may_reach_children(self, group: Group) -> bool:
+        if group.facts is not None:
+            return group.kind == DELETE and bool(group.facts.constraints.children)
+        members = (op for item in group.items for op in item.op.ops)
+        return any(op.kind == DELETE and self._known[op.schema].constraints.children for op in members)
 
     def condemn(self, items: Iterable[Item], why: str) -> None:
         """Reject ops without executing them.

@@ -82,8 +82,17 @@ def grouped(items: Iterable[Item], known: Mapping[str, Facts]) -> list[Group]:
     return planner.groups
 
 
+class _InsertPlan(NamedTuple):
+    """What plain inserts of one shape share: their table, its classes, and (parent, value's number, its classes)."""
+
+    table: str
+    classes: dict[ConflictKey, int]
+    parents: list[tuple[str, int, dict[ConflictKey, int]]]
+
+
 class _Planner:
     def __init__(self) -> None:
+        self._plans: dict[StatementShape, _InsertPlan] = {}
         self.groups: list[Group] = []
         self._open: dict[StatementShape, list[int]] = {}
         self._written: dict[ConflictKey, int] = {}
@@ -97,26 +106,37 @@ class _Planner:
 
     def add_plain_insert(self, item: Item, facts: Facts) -> None:
         """Do what `add` does, for the commonest op: an insert that can conflict on its id and its parents' ids only."""
-        op, table = item.op, facts.database_name
-        key = (table, op.id)
-        floor = self._touched.get(key, -1) + 1
-        classes = self._classes.setdefault(table, {})
+        op, touched = item.op, self._touched
+        shape = (INSERT, op.schema, op.columns)
+        plan = self._plans.get(shape) or self._planned(shape, facts, op.columns)
+        key, classes = (plan.table, op.id), plan.classes
+        floor = touched.get(key, -1) + 1
         if len(classes) > (ROW in classes):
             floor = max(floor, _behind_all(classes))
-        read = [(parent, op.values[op.columns.index(c)]) for c, parent in facts.parents if c in op.columns]
-        for ref in read:
-            floor = max(floor, self._written.get(ref, -1) + 1, _behind_all(self._classes.setdefault(ref[0], {})))
-        shape = (INSERT, op.schema, op.columns)
+        read = [(parent, op.values[index]) for parent, index, _ in plan.parents]
+        for ref, (_, _, of_parent) in zip(read, plan.parents, strict=True):
+            floor = max(floor, self._written.get(ref, -1) + 1)
+            if len(of_parent) > (ROW in of_parent):
+                floor = max(floor, _behind_all(of_parent))
         opened = self._open.get(shape)
         at = opened[0] if opened and opened[0] >= floor else self._place(INSERT, facts, shape, floor)
         self.groups[at].items.append(item)
-        self._touched[key] = self._written[key] = at
+        touched[key] = self._written[key] = at
         if classes.get(ROW, -1) < at:
             classes[ROW] = at
-        for ref in read:
-            self._touched[ref] = max(at, self._touched.get(ref, -1))
-            parents = self._classes[ref[0]]
-            parents[ROW] = max(at, parents.get(ROW, -1))
+        for ref, (_, _, of_parent) in zip(read, plan.parents, strict=True):
+            if touched.get(ref, -1) < at:
+                touched[ref] = at
+            if of_parent.get(ROW, -1) < at:
+                of_parent[ROW] = at
+
+    def _planned(self, shape: StatementShape, facts: Facts, columns: tuple[int, ...]) -> _InsertPlan:
+        """Look up once per shape what each of its inserts needs."""
+        classes = self._classes
+        parents = [(p, columns.index(c), classes.setdefault(p, {})) for c, p in facts.parents if c in columns]
+        table = facts.database_name
+        plan = self._plans[shape] = _InsertPlan(table, classes.setdefault(table, {}), parents)
+        return plan
 
     def add_alone(self, item: Item, facts: Facts | None, prints: list[Footprint]) -> None:
         """Add an atomic group or a copy: a group of its own, behind every op that conflicts with it."""

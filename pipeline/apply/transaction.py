@@ -6,6 +6,7 @@ or not at all. After a crash the next worker reads the watermark and continues f
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -45,12 +46,14 @@ class Outcome:
     lost: int = 0
     buckets: int = 0
     ms: int = 0
+    commit_us: int = 0  # of that, the COMMIT
     left: int = 0
     ring: bool = False
     crossed: bool = False  # ops need what is in other workers' transactions
     waiting: str = ""  # why nothing, or not everything, was applied
     aside: str = ""  # why ops were set aside, where their table is stopped
     refused: list[Reject] = field(default_factory=list)  # the ops that were rejected
+    counts: Counter[str] = field(default_factory=Counter)  # what it adds to the shard's counters, see `oplog/counts`
 
     def summary(self) -> dict[str, int | str]:
         """Return what Flower shows of the outcome, without what is zero."""
@@ -66,7 +69,7 @@ class Outcome:
         Args:
             other: its outcome.
         """
-        for name in ("applied", "rejected", "parked", "seen", "lost", "buckets", "refused"):
+        for name in ("applied", "rejected", "parked", "seen", "lost", "buckets", "refused", "counts"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.left, self.ring = other.left, other.ring or self.ring
         self.waiting, self.aside = self.waiting or other.waiting, self.aside or other.aside

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.caches import keep_newest
 from pipeline.config.settings import TableSettings
 from pipeline.errors import BadOp, BadValue
+from pipeline.events import Event
 from pipeline.model.ids import carries_bucket
 
 logger = logging.getLogger("pipeline.attachment")
@@ -88,11 +89,15 @@ def warn_narrow(table: Any, pairs: Iterable[tuple[Any, Any]]) -> None:
         if (place := (table._tablename, field.name)) not in _warned:
             keep_newest(_warned, place, True)
             logger.warning(
-                "%s.%s is a column of 32 bits by its model and is given %d, an id of 53 bits that the pipeline made: "
-                "a server cuts it to 2147483647 or refuses it. Make the field `reference <table>` (with "
-                "DAL(…, bigint_id=True)) or `bigint`, and the column BIGINT; pipeline adopt prints both",
-                *place,
-                number,
+                Event(
+                    "narrow_column",
+                    table=place[0],
+                    column=place[1],
+                    id=number,
+                    text="by its model the column has 32 bits and is given an id of 53 bits that the pipeline made: a "
+                    "server cuts it to 2147483647 or refuses it. Make the field `reference <table>` (with "
+                    "DAL(…, bigint_id=True)) or `bigint`, and the column BIGINT; pipeline adopt prints both",
+                )
             )
 
 

@@ -20,6 +20,7 @@ from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.table_plan import TablePlan
 from pipeline.enqueue.version_copy import Archive, check_archive, copy_before, row_of
 from pipeline.errors import BadOp, BadQuery, Unavailable, UnknownTable, shown
+from pipeline.events import Event
 from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipt
 from pipeline.model.schema import schema_of, signature_of
@@ -69,12 +70,12 @@ class OpBuilder:
                 try:
                     schemas.append(self._compiled_of(db[name]).schema)
                 except BadOp as error:
-                    logger.warning("table %s is not published: %s", name, error)
+                    logger.warning(Event("table_not_published", table=name, error=error))
         try:
             self._schemas.publish(schemas)
         except (Unavailable, BadOp) as error:
             # a page that only reads must not fail for it; the first op of a table tries again, and raises
-            logger.warning("no table of %d is published yet: %s", len(schemas), error)
+            logger.warning(Event("tables_not_published", tables=len(schemas), error=error))
 
     @property
     def names(self) -> Iterable[str]:

@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 from pipeline.config.topology import Topology
 from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import BadOp, LogUnavailable, PipelineFull, Unavailable
+from pipeline.events import Event
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.contract import Entries
 from pipeline.shard import columns
@@ -84,7 +85,14 @@ class SchemaPublisher:
         try:
             why = self._away.wait_budgets.aside(lambda: self._refused(schema), share=0.5)
         except (Unavailable, WaitBudgetSpent) as error:
-            logger.warning("whether ids fit their column in %s the workers will tell: %s", schema.name, error)
+            logger.warning(
+                Event(
+                    "id_column_not_checked",
+                    table=schema.name,
+                    error=error,
+                    text="the workers will tell whether ids fit",
+                )
+            )
             return
         if why is not None:
             raise BadOp(why)

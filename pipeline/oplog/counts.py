@@ -15,8 +15,20 @@ APPLIED = "applied"
 REJECTED = "rejected"
 #: Transactions, and `batch_ms <bound>`: those that took so long at most, by the least bound that holds.
 BATCHES, BATCH_MS = "batches", "batch_ms"
+#: `commit_ms <bound>`: the same of their COMMITs alone; and the sums of both.
+COMMIT_MS, BATCH_SUM_MS, COMMIT_SUM_US = "commit_ms", "batch_sum_ms", "commit_sum_us"
+#: Ops that were set aside without being refused; ops that the shard had already.
+PARKED, SEEN = "parked", "seen"
+#: `held <kind>`: how often a batch left a bucket waiting, by the kind of the reason.
+HELD = "held"
 #: Upper bounds of the histogram of a batch, ms; a longer batch counts under `inf`.
 BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+#: `enqueued <way> <kind> <table>`: ops that processes have enqueued, by the way that they took first.
+ENQUEUED, DIRECT, SPOOLED = "enqueued", "direct", "spool"
+#: `enqueue_ms <way> <bound>`: calls, by the time until the log or the spool had their ops; and the sums.
+ENQUEUE_MS, ENQUEUE_SUM_US = "enqueue_ms", "enqueue_sum_us"
+#: Upper bounds of that histogram, ms.
+ENQUEUE_BOUNDS_MS = (0.1, 0.2, 0.5, *BOUNDS_MS)
 #: The most counters of one shard: more tables than that are not told apart.
 MOST_COUNTERS = 2000
 

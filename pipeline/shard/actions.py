@@ -6,8 +6,10 @@ The functions run inside the transaction of the action.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from pipeline.errors import BadOp
+from pipeline.model.op import Position
 from pipeline.shard.records import replays, set_aside
 from pipeline.shard.records.ledger import text_literal
 from pipeline.shard.records.replays import Place
@@ -30,6 +32,29 @@ def change_op(session: NodeSession, place: Place, payload: bytes) -> None:
     session.execute(
         f"UPDATE pipeline_rejects SET op = {op}, changed_ms = {session.dialect.now_ms} WHERE {replays.at([place])}"
     )
+
+
+class Action(NamedTuple):
+    """What somebody did to an op, and the state in which that left it."""
+
+    at_ms: int
+    who: str
+    action: str
+    place: Place
+    result: str
+
+
+def last_actions(session: NodeSession, most: int) -> list[Action]:
+    """Return the last actions on a shard, the newest first.
+
+    Args:
+        session: of the shard's primary.
+        most: how many at most.
+    """
+    found = session.query(
+        f"SELECT at_ms, who, action, bucket, epoch, seq, result FROM pipeline_actions ORDER BY id DESC LIMIT {most}"
+    )
+    return [Action(at, by, what, (b, Position(epoch, seq)), state) for at, by, what, b, epoch, seq, state in found]
 
 
 def note_actions(

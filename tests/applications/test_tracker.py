@@ -1,4 +1,4 @@
-"""A tracker in py4web whose front end reads ids from JSON, in a real browser; plain, and on one shard."""
+"""A tracker in py4web whose front end reads ids from JSON, in a real browser; plain, on one shard and on two."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def rewritten(ground: Ground, browser: Any, tmp_path_factory: pytest.TempPathFac
     """A copy that is served with pyDAL's rewrite."""
     if not REWRITE.exists():
         missing(".venv-pydal3")
-    return tracked(ground, browser, tmp_path_factory.mktemp("py4web"), {"rewrite": 1}, str(REWRITE))
+    return tracked(ground, browser, tmp_path_factory.mktemp("py4web"), {"rewrite": 2}, str(REWRITE))
 
 
 @pytest.mark.parametrize("kind", ["one", "two"])

@@ -6,7 +6,7 @@ freed. What a database refuses then is early, if it was enqueued afterwards, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import NamedTuple
@@ -30,15 +30,21 @@ RULES = {
     "a second": "what is younger counts for a second, so that two that are both bad do not wait for each other",
     "at most": "an op waits for so long at most",
     "bucket ends": "what follows an early op in its bucket waits with it",
+    "deletes wait": "an op that deletes a row to which others may refer is early like one that is refused",
+    "moves": "how long an op waits at most is counted while nothing moves that was enqueued before it",
 }
 
 
 class Op(NamedTuple):
-    """An op: its bucket, the time by its host's clock, and which op it needs. Ops are in the order of their enqueue."""
+    """An op: its bucket, the time by its host's clock, which op it needs, and which op's row it deletes.
+
+    Ops are in the order of their enqueue.
+    """
 
     bucket: int
     at: int
     needs: int | None = None
+    deletes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,11 @@ class Bounds:
     queued: bool = False  # workers begin once all is enqueued
     deaths: int = 0  # of workers
     failovers: int = 0  # of the database, to a replica that lags
+    cascade: bool = True  # a row that is deleted takes with it the rows that need it; else it is refused
 
 
 class Take(NamedTuple):
-    """A transaction, and how far it is: taken, run, asked."""
+    """A transaction, and how far it is: taken, cleared, run, asked."""
 
     shard: int
     ops: tuple[int, ...]
@@ -98,12 +105,26 @@ class _Shards:
     def _kept_one_by_one(self) -> set[int]:
         """Return the ops that one database takes which gets them one by one, in the order of their enqueue."""
         kept, ended = set[int](), set[int]()
-        for n, (bucket, _, needs) in enumerate(self.ops):
+        for n, (bucket, _, needs, _) in enumerate(self.ops):
             if needs == STOPPED:
                 ended.add(bucket)
-            if bucket not in ended and (needs is None or needs in kept):
+            if bucket not in ended and self._takes(n, kept):
                 kept.add(n)
         return kept
+
+    def _takes(self, n: int, applied: Set[int]) -> bool:
+        """Return whether the database takes an op once others are applied."""
+        needs, deletes = self.ops[n].needs, self.ops[n].deletes
+        if deletes is not None and not self.bounds.cascade:
+            return not any(self.ops[one].needs == deletes and self._has_row(one, applied) for one in applied)
+        return needs is None or self._has_row(needs, applied)
+
+    def _has_row(self, n: int, applied: Set[int]) -> bool:
+        """Return whether the row of an op is there: not deleted, nor that of an op that it needs."""
+        if n not in applied or any(self.ops[one].deletes == n for one in applied):
+            return False
+        needs = self.ops[n].needs
+        return needs is None or self._has_row(needs, applied)
 
     def describe(self, s: State) -> str:
         """Return what a state shows to a reader."""
@@ -136,7 +157,8 @@ class _Shards:
         if len(s.takes) < self.bounds.workers and not (self.bounds.queued and s.enqueued < len(self.ops)):
             yield from self._begun(s)
         for take in s.takes:
-            yield from {"taken": self._runs, "run": self._asks, "asked": self._commits}[take.step](s, take)
+            step = {"taken": self._clears, "cleared": self._runs, "run": self._asks, "asked": self._commits}[take.step]
+            yield from step(s, take)
             if s.deaths:
                 gone = s._replace(takes=_without(s.takes, take), deaths=s.deaths - 1)
                 yield Move(f"the worker with {take.ops} dies", gone, work=False)
@@ -156,28 +178,41 @@ class _Shards:
                         takes = tuple(sorted((*s.takes, Take(shard, taken))))
                         yield Move(f"a worker takes {taken} on shard {shard}", s._replace(takes=takes))
 
+    def _clears(self, s: State, take: Take) -> Iterator[Move]:
+        """Let deletes wait for what is queued, before anything is executed."""
+        deletes = [n for n in self._on_time(take) if self.ops[n].deletes is not None and self._on("deletes wait")]
+        if deletes and (early := self._early(s, take, deletes)):
+            yield self._cut(s, take, early)
+        elif deletes:
+            yield Move(f"deletes {deletes} have their turn", _put(s, take, step="cleared"))
+        else:
+            yield from self._runs(s, take)
+
     def _runs(self, s: State, take: Take) -> Iterator[Move]:
         refused = tuple(self._refused(s, take, self._on_time(take)))
         yield Move(f"{refused or 'none'} of {take.ops} refused", _put(s, take, refused=refused, step="run"))
 
     def _asks(self, s: State, take: Take) -> Iterator[Move]:
         """Ask what is queued, and let refused ops wait for that."""
-        queued = self._queued(s, take)
-        early = set[int]()
-        for n in take.refused:
-            if self._waits(s, take.shard, n, queued):
-                early.add(n)
-                queued.add(n)
-        if early:
+        if early := self._early(s, take, take.refused):
             yield self._cut(s, take, early)
         else:
             yield Move(f"none of {take.refused} waits", _put(s, take, step="asked"))
+
+    def _early(self, s: State, take: Take, ops: Iterable[int]) -> set[int]:
+        """Return which of some ops wait for what is queued, or for one of them."""
+        queued, early = self._queued(s, take), set[int]()
+        for n in ops:
+            if self._waits(s, take.shard, n, queued, refused=n in take.refused):
+                early.add(n)
+                queued.add(n)
+        return early
 
     def _commits(self, s: State, take: Take) -> Iterator[Move]:
         shard, ops = take.shard, self._on_time(take)
         if self._on("tried again"):
             there = {n for n, row in enumerate(s.rows[shard]) if row == "applied"} | (set(ops) - set(take.refused))
-            if taken := {n for n in take.refused if self.ops[n].needs in there}:
+            if taken := {n for n in take.refused if self._takes(n, there)}:
                 yield self._cut(s, take, taken)
                 return
         rows = list(s.rows[shard])
@@ -208,7 +243,7 @@ class _Shards:
         """Return what the database refuses of ops that run after what is committed by now."""
         there = {n for n, row in enumerate(s.rows[take.shard]) if row == "applied"}
         for n in sorted(ops, key=lambda n: self.ops[n].at) if self._on("by time") else ops:
-            if self.ops[n].needs is None or self.ops[n].needs in there:
+            if self._takes(n, there):
                 there.add(n)
             else:
                 yield n
@@ -228,13 +263,13 @@ class _Shards:
             queued &= set(take.ops)
         return queued - set(mine)
 
-    def _waits(self, s: State, shard: int, n: int, queued: Iterable[int]) -> bool:
-        """Return whether an op that is refused waits for others that are queued."""
+    def _waits(self, s: State, shard: int, n: int, queued: Iterable[int], *, refused: bool) -> bool:
+        """Return whether an op that is refused, or deletes, waits for others that are queued."""
         if not self._on("waits") or (shard, n) in s.overdue:
             return False
         at = self.ops[n].at
         others = [self.ops[one].at for one in queued if self.ops[one].bucket != self.ops[n].bucket]
-        younger = self._on("clocks") and (shard, n) not in s.seconds
+        younger = refused and self._on("clocks") and (shard, n) not in s.seconds
         return any(one < at or (younger and one <= at + CLOCKS) for one in others)
 
     # what passes --------------------------------------------------------------------------------------------
@@ -242,6 +277,8 @@ class _Shards:
     def _time(self, s: State) -> Iterator[Move]:
         """Let time pass where workers have nothing else to do: a second is long for what is ready."""
         for shard, n in sorted(s.early):
+            if not self._on("moves") and (shard, n) not in s.overdue:
+                yield Move(f"op {n} has waited for as long as it may", s._replace(overdue=s.overdue | {(shard, n)}))
             if not self._quiet(s, shard):
                 continue
             if (shard, n) not in s.seconds:
@@ -256,10 +293,14 @@ class _Shards:
             return False
         heads = [found[0] for bucket in self.bounds.shards[shard] if (found := self._open(s, shard, bucket))]
         queued = {n for n in range(s.enqueued) if s.rows[shard][n] == "queued"}
+        applied = {n for n, row in enumerate(s.rows[shard]) if row == "applied"}
         return all(
             (shard, n) in s.early
-            and self.ops[n].needs not in {one for one, row in enumerate(s.rows[shard]) if row == "applied"}
-            and self._waits(s, shard, n, queued)
+            and (
+                self._waits(s, shard, n, queued, refused=False)
+                if self.ops[n].deletes is not None and self._takes(n, applied)
+                else not self._takes(n, applied) and self._waits(s, shard, n, queued, refused=True)
+            )
             for n in heads
         )
 

@@ -18,6 +18,14 @@ BOTH_BAD = (Op(0, 1, NEVER), Op(1, 1, NEVER), Op(0, 2), Op(1, 2))
 BAD = (Op(0, 1, NEVER), Op(0, 2), Op(1, 3))
 PARENT_AFTERWARDS = (Op(0, 1, needs=1), Op(1, 2), Op(0, 3))
 BEHIND_A_STOP = (Op(0, 1, STOPPED), Op(0, 2), Op(1, 3, needs=1), Op(1, 4))
+#: A child, and a delete of its parent that is enqueued afterwards; the same where the child is deleted first.
+PARENT_DELETED = (Op(0, 1), Op(1, 3, needs=0), Op(0, 5, deletes=0))
+BOTH_DELETED = (Op(0, 1), Op(1, 3, needs=0), Op(1, 5, deletes=1), Op(0, 7, deletes=0))
+TWO_DELETED = (Op(0, 1), Op(1, 3), Op(0, 5, needs=1), Op(1, 7, deletes=1), Op(0, 9, deletes=0))
+DELETES_BEHIND_A_STOP = (Op(0, 1, STOPPED), Op(1, 2), Op(1, 3, deletes=1))
+DELETED_AT_ONCE = (Op(0, 1), Op(1, 1), Op(0, 3, deletes=0), Op(1, 3, deletes=1))
+#: The parent's host has a clock that is behind.
+DELETED_SKEWED = (Op(0, 1), Op(1, 4, needs=0), Op(0, 3, deletes=0))
 #: Bucket 2 is the reference bucket: both shards apply it.
 REFERENCE = Bounds((Op(2, 1), Op(0, 3, needs=0), Op(1, 3, needs=0)), (frozenset({0, 2}), frozenset({1, 2})))
 
@@ -36,6 +44,14 @@ CLEAN = (
     Bounds(BAD, deaths=1),
     Bounds(PARENT_AFTERWARDS),
     Bounds(BEHIND_A_STOP, deaths=1),
+    Bounds(PARENT_DELETED, deaths=1),
+    Bounds(PARENT_DELETED, failovers=1),
+    Bounds(PARENT_DELETED, workers=1, whole=True),
+    Bounds(BOTH_DELETED, cascade=False),
+    Bounds(BOTH_DELETED, queued=True, workers=3, cascade=False),
+    Bounds(TWO_DELETED, queued=True),
+    Bounds(DELETES_BEHIND_A_STOP),
+    Bounds(DELETED_AT_ONCE, deaths=1),
     REFERENCE,
 )
 THOROUGHLY_CLEAN = (
@@ -56,6 +72,8 @@ NEEDED = {
     "a second": Bounds(BOTH_BAD, buckets=1),
     "at most": Bounds(BEHIND_A_STOP),
     "bucket ends": Bounds(FOLLOWED),
+    "deletes wait": Bounds(PARENT_DELETED),
+    "moves": Bounds(FAMILY),
 }
 
 
@@ -70,3 +88,8 @@ def test_without_a_rule_there_is_a_disaster(rule: str) -> None:
 
     assert disaster is not None, f"nothing goes wrong without: {RULES[rule]}"
     print(f"without “{RULES[rule]}”:\n{disaster}")
+
+
+def test_where_clocks_differ_a_child_may_be_rejected_behind_the_delete_of_its_parent() -> None:
+    """What `docs/notes/20-early-ops.md` names as given up."""
+    assert search(model_of(Bounds(DELETED_SKEWED))).disaster is not None

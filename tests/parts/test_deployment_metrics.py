@@ -16,9 +16,8 @@ from pipeline.admin.observe.published import Newest
 from pipeline.admin.observe.record import HostRecord, NodeRecord, ReadCount, Record, RedisRecord, ShardRecord
 from pipeline.model.wait_reason import WaitReason
 from pipeline.reads.health.report import NodeState
+from workers.metrics.counters import Tables, metrics_of
 from workers.metrics.deployment import of_record
-from workers.metrics.exposition import families_of
-from workers.metrics.families import FAMILIES, OF_ALL
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NODE = NodeRecord("s0-r0", "replica", NodeState.IN, lag_ops=12, lag_ms=1500, age_ms=900)
@@ -114,7 +113,7 @@ def test_nothing_queued_has_an_age_of_zero_so_that_an_alert_ends():
 def names_shown() -> set[str]:
     """Return the names of all series: of a histogram, with the ends that it gives them."""
     found = set()
-    counted = (*families_of(OF_ALL, {}, "pipeline_"), *families_of(FAMILIES, {}, "pipeline_worker_"))
+    counted = (metric for prefix in ("pipeline_", "pipeline_worker_") for metric in metrics_of({}, prefix, Tables()))
     for metric in (*metrics(), *counted):
         ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(metric.type, ("",))
         found |= {metric.name + end for end in ends}
@@ -145,3 +144,12 @@ def test_every_alert_says_what_to_run():
     for rule in rules:
         assert re.search(r"^ +command: pipeline why( {{ \$labels\.shard }})?$", rule, re.MULTILINE), rule
         assert re.search(r"labels: { severity: (critical|warning) }", rule), rule
+
+
+def test_the_manual_names_every_metric_and_no_other():
+    manual = (DEPLOY.parent / "docs" / "operations.md").read_text().partition("### Metrics\n")[2].partition("\n## ")[0]
+    rows = "".join(line for line in manual.splitlines() if line.startswith("| `pipeline_"))
+
+    ends = re.compile("_(bucket|sum|count)$")
+
+    assert names_in(rows) == {ends.sub("", name) for name in names_shown() if not name.startswith("pipeline_worker_")}

@@ -6,6 +6,7 @@ import multiprocessing
 import socket
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -16,7 +17,7 @@ from pipeline.apply.transaction import Outcome
 from pipeline.config.settings import MetricsSettings
 from pipeline.per_process import PerProcess
 from workers.metrics import batches, tally
-from workers.metrics.families import FAMILIES, observe
+from workers.metrics.counters import MOST_TABLES
 from workers.metrics.port import PORTS, Port
 from workers.metrics.tally import Page, Tally
 
@@ -38,33 +39,35 @@ def in_a_fork(work: Callable[[], None]) -> None:
 def test_the_main_process_reads_the_sum_of_what_forked_processes_counted():
     pages = Tally(2)
 
-    in_a_fork(lambda: page_of(pages, 0).add(("ops_applied", "s0"), 3))
-    in_a_fork(lambda: page_of(pages, 1).add(("ops_applied", "s0"), 4))
-    in_a_fork(lambda: page_of(pages, 1).add(("ops_applied", "straße"), 0.5))
+    in_a_fork(lambda: page_of(pages, 0).add("s0", {"applied insert t": 3}))
+    in_a_fork(lambda: page_of(pages, 1).add("s0", {"applied insert t": 4}))
+    in_a_fork(lambda: page_of(pages, 1).add("s1", {"rejected größe": 5}))
 
-    assert pages.totals() == {("ops_applied", "s0"): 7.0, ("ops_applied", "straße"): 0.5}
+    assert pages.totals() == {"s0": {"applied insert t": 7}, "s1": {"rejected größe": 5}}
 
 
 def test_a_process_that_takes_the_place_of_another_goes_on_with_its_numbers():
     pages = Tally(1)
 
     for _ in range(3):
-        in_a_fork(lambda: page_of(pages, 0).add(("ops_applied", "s0"), 2))
+        in_a_fork(lambda: page_of(pages, 0).add("s0", {"batches": 2}))
 
-    assert pages.totals() == {("ops_applied", "s0"): 6.0}
+    assert pages.totals() == {"s0": {"batches": 6}}
 
 
-def test_a_full_page_loses_new_numbers_and_keeps_the_others(monkeypatch: pytest.MonkeyPatch):
+def test_a_full_page_shows_no_new_number_and_keeps_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     monkeypatch.setattr(tally, "PAGE", 64)
     pages = Tally(2)
     first, second = page_of(pages, 0), page_of(pages, 1)
 
-    for name in ("first", "second", "third", "third"):
-        first.add((name,))
-    first.add(("first",))
-    second.add(("first",), 5)
+    for name in ("one", "two", "three", "three", "one"):
+        first.add("s0", {name: 1})
+    second.add("s0", {"one": 5})
 
-    assert pages.totals() == {("first",): 7.0, ("second",): 1.0}
+    assert pages.totals() == {"s0": {"one": 7, "two": 1}}
+    assert caplog.text.count('metric_not_counted metric="s0 three"') == 1
 
 
 def test_a_process_beyond_all_pages_is_not_counted():
@@ -81,35 +84,16 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Tally:
 
 
 def test_a_batch_is_counted_by_what_it_did(counted: Tally):
-    batches.count_batch("s0", Outcome(applied=7, rejected=1, parked=2, seen=3, lost=4, buckets=2, ms=20))
-    batches.count_batch("s0", Outcome(left=3, crossed=True))
+    batches.count_batch("s0", Outcome(counts=Counter({"applied insert t": 7, "batches": 1})))
+    batches.count_batch("s0", Outcome(counts=Counter({"applied insert t": 1})))
     batches.count_batch("s1", Outcome())
 
-    found = counted.totals()
-
-    assert [found[f"ops_{name}", "s0"] for name in ("applied", "rejected", "parked", "seen", "lost")] == [7, 1, 2, 3, 4]
-    assert [found["batches", "s0", "applied"], found["batches", "s0", "waiting"], found["batches", "s1", "empty"]] == [
-        1,
-        1,
-        1,
-    ]
-    assert found["early_waits", "s0"] == 1
-    assert found["batch_seconds.sum", "s0"] == 0.02
+    assert counted.totals() == {"s0": {"applied insert t": 8, "batches": 1}}
 
 
-def test_the_time_of_a_commit_is_counted(counted: Tally):
-    watch = batches.stopwatch("s0")
-    assert watch is not None
+def test_without_a_port_nothing_is_counted():
+    batches.count_batch("s0", Outcome(counts=Counter({"batches": 1})))
 
-    for name in ("lock", "commit", "committed"):
-        watch(name)
-
-    assert counted.totals()["commit_seconds.sum", "s0"] > 0
-
-
-def test_without_a_port_nothing_is_counted_and_no_step_is_wrapped():
-    assert batches.stopwatch("s0") is None
-    batches.count_batch("s0", Outcome(applied=1))
     assert batches.page() is None
 
 
@@ -138,20 +122,43 @@ def value_of(samples: list[Sample], name: str, **labels: str) -> float:
 
 def test_a_scrape_has_every_number_by_its_name_in_prometheus(counted: Tally, port: int):
     page = page_of(counted, 0)
-    page.add(("ops_applied", "s0"), 7)
-    for seconds in (0.0005, 0.1, 999.0):
-        observe(page, "batch_seconds", ("s0",), seconds)
+    counts = {
+        "applied insert t": 7, "rejected a b": 2, "held early": 3, "seen": 1,
+        "batch_ms 1": 1, "batch_ms 100": 1, "batch_ms inf": 1, "batch_sum_ms": 9100,
+        "commit_ms 1": 1, "commit_sum_us": 5,
+    }  # fmt: skip
+    page.add("s0", counts)
 
     samples = scraped(port)
 
     assert value_of(samples, "pipeline_worker_info", worker="w@host") == 1
-    assert value_of(samples, "pipeline_worker_ops_applied_total", shard="s0") == 7
+    assert value_of(samples, "pipeline_worker_ops_applied_total", shard="s0", kind="insert", table="t") == 7
+    assert value_of(samples, "pipeline_worker_ops_rejected_total", shard="s0", table="a b") == 2
+    assert value_of(samples, "pipeline_worker_buckets_held_total", shard="s0", kind="early") == 3
+    assert value_of(samples, "pipeline_worker_ops_seen_total", shard="s0") == 1
     assert value_of(samples, "pipeline_worker_batch_seconds_bucket", shard="s0", le="0.001") == 1
     assert value_of(samples, "pipeline_worker_batch_seconds_bucket", shard="s0", le="0.05") == 1
     assert value_of(samples, "pipeline_worker_batch_seconds_bucket", shard="s0", le="0.1") == 2
     assert value_of(samples, "pipeline_worker_batch_seconds_count", shard="s0") == 3
-    assert value_of(samples, "pipeline_worker_batch_seconds_sum", shard="s0") == pytest.approx(999.1005)
+    assert value_of(samples, "pipeline_worker_batch_seconds_sum", shard="s0") == 9.1
+    assert value_of(samples, "pipeline_worker_commit_seconds_sum", shard="s0") == 0.000005
     assert any(one.name == "process_resident_memory_bytes" for one in samples)
+
+
+def test_so_many_tables_are_told_apart_and_a_table_keeps_its_label(counted: Tally, port: int):
+    page = page_of(counted, 0)
+    for n in range(MOST_TABLES + 5):
+        page.add("s0", {f"applied insert t{n}": 100 - n})
+
+    def by_table() -> dict[str, float]:
+        name = "pipeline_worker_ops_applied_total"
+        return {one.labels["table"]: one.value for one in scraped(port) if one.name == name}
+
+    first = by_table()
+    page.add("s0", {f"applied insert t{MOST_TABLES}": 1000})
+
+    assert first == {f"t{n}": 100 - n for n in range(MOST_TABLES)} | {"other": sum(range(76, 81))}
+    assert by_table() == first | {"other": first["other"] + 1000}
 
 
 def test_a_worker_whose_port_is_taken_has_one_of_the_next(port: int):
@@ -167,15 +174,10 @@ def test_a_worker_without_any_free_port_goes_on_and_says_so(
     server.start()
     server.close()
 
-    assert f"[metrics] host and ports {port} to {port}: Address already in use" in caplog.text
+    assert f'metrics_not_served host=127.0.0.1 port={port} last={port} why="Address already in use"' in caplog.text
     assert PORTS > 1
 
 
 def test_nothing_else_is_served(port: int):
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10)
-
-
-def test_each_name_says_its_unit_and_no_counter_is_called_total_here():
-    assert all(not name.endswith("_total") for name in FAMILIES)
-    assert all(name.endswith(("_seconds", "_ops")) for name, family in FAMILIES.items() if family.bounds)

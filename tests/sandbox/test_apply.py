@@ -317,11 +317,13 @@ def test_what_is_applied_and_refused_is_counted_by_kind_and_table(db: Any, box: 
 
     counts = box.log.counts("s0")
 
-    assert {name: n for name, n in counts.items() if not name.startswith("batch")} == {
+    assert {name: n for name, n in counts.items() if not name.startswith(("batch", "commit"))} == {
         "applied insert event": 3,
         "applied update event": 1,
         "rejected event": 1,
     }
     assert counts["batches"] == sum(n for name, n in counts.items() if name.startswith("batch_ms ")) == 1
+    assert counts["batches"] == sum(n for name, n in counts.items() if name.startswith("commit_ms "))
+    assert 0 < counts["commit_sum_us"] < 1000 * (counts["batch_sum_ms"] + 1)
     assert applier(box).apply().applied == 0
     assert box.log.counts("s0") == counts

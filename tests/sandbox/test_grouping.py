@@ -10,6 +10,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
+from support.oracle.families import astray
 from support.oracle.grouping import CHILD, MANY, PARENT, TWO, Database, Maker, difference
 
 from pipeline.model.op import GROUP, INSERT, UPDATE, Op
@@ -53,6 +54,12 @@ def test_a_server_that_names_wrong_rows_changes_no_result(database: Database, se
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NodeSession, "bad_row", lambda self, error: random.choice((None, 0, 1, 2, 3, 40)))
         assert difference(database, ops) == ""
+
+
+@settings(max_examples=examples(100), deadline=None, phases=[Phase.reuse, Phase.generate])
+@given(seed=st.integers(0, 2**32))
+def test_families_in_several_buckets_become_what_they_become_in_one(database: Database, seed: int):
+    assert astray(database, Random(seed)) == ""
 
 
 def test_an_update_that_computes_a_reference_stays_before_the_parent_that_it_lacks(database: Database):

@@ -13,9 +13,11 @@ from tornado.web import authenticated
 from pipeline.admin.observe.published import read_record
 from pipeline.config.settings import load
 from pipeline.errors import PipelineError
+from pipeline.events import Event
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S
 from pipeline.per_process import PerProcess
+from workers.metrics.counters import Tables, metrics_of
 from workers.metrics.deployment import of_record
 
 logger = logging.getLogger("pipeline.metrics")
@@ -27,17 +29,19 @@ class Deployment:
     def __init__(self) -> None:
         settings = load()
         self._shards = tuple(settings.shards)
-        self._log = RedisLog.of(settings.redis, read_s=ANSWER_S)
+        self._log, self._tables = RedisLog.of(settings.redis, read_s=ANSWER_S), Tables()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the newest record's metrics."""
+        """Yield the metrics of the newest record, and all counters."""
         try:
             newest = read_record(self._log, self._shards)
+            counts = {shard: self._log.counts(shard) for shard in self._shards}
         except PipelineError as error:
-            logger.warning("no metrics of the deployment: %s", error)
+            logger.warning(Event("metrics_unknown", error=error))
             return
         if newest is not None:
             yield from of_record(newest)
+        yield from metrics_of(counts, "pipeline_", self._tables)
 
     def text(self) -> bytes:
         """Return the metrics as Prometheus reads them."""

@@ -43,7 +43,7 @@ COUNTERS = frozenset(("ops_lost", "entries_forged", "reads"))
 ALWAYS = ("primary-away", "restored", "paused", "breaker", "no-worker", "schema", "right")
 
 
-class Metrics:
+class Gauges:
     """The families of one scrape."""
 
     def __init__(self) -> None:
@@ -68,13 +68,13 @@ class Metrics:
         return iter(self._made.values())
 
 
-def of_record(newest: Newest) -> Metrics:
+def of_record(newest: Newest) -> Gauges:
     """Return the metrics of a record.
 
     Args:
         newest: the record, and its age.
     """
-    made, record = Metrics(), newest.record
+    made, record = Gauges(), newest.record
     redis, shards = record.redis, str(len(record.shards))
     made.put("record_age_seconds", newest.age_ms, per=1000)
     made.put("known", not record.unknown)
@@ -94,7 +94,7 @@ def of_record(newest: Newest) -> Metrics:
     return made
 
 
-def _shard(made: Metrics, shard: ShardRecord) -> None:
+def _shard(made: Gauges, shard: ShardRecord) -> None:
     of = shard.shard
     made.put("queue_ops", shard.depth, of)
     made.put("queue_oldest_seconds", 0 if shard.depth == 0 else shard.oldest_ms, of, per=1000)
@@ -111,7 +111,7 @@ def _shard(made: Metrics, shard: ShardRecord) -> None:
         _node(made, of, node)
 
 
-def _node(made: Metrics, shard: str, node: NodeRecord) -> None:
+def _node(made: Gauges, shard: str, node: NodeRecord) -> None:
     of = (shard, node.node, node.role)
     made.put("node_lag_seconds", node.lag_ms, *of, per=1000)
     made.put("node_lag_ops", node.lag_ops, *of)

@@ -6,6 +6,7 @@ as long as its last position is away from its watermark.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +18,8 @@ from pipeline.admin.observe.queues import Queue, Queues
 from pipeline.admin.observe.rates import Window, batch_of, counters_of, tables_of, with_reads
 from pipeline.admin.observe.record import (
     BY_WORKERS,
+    MOST_STRANGE,
+    MOST_WAITS,
     OWN_LOOK,
     NodeRecord,
     Record,
@@ -41,8 +44,11 @@ from pipeline.shard.session import brief
 _REDIS = "redis "
 #: A prober's report that is older says nothing of how far its node is now, ms.
 SILENT_MS = 5_000
-#: The time between two questions to a primary for what only it knows, s: counting 100,000 rejects takes it 20 ms.
+#: The time between two questions to a primary for what only it knows, s: counting 100,000 rejects takes it 20 ms. And
+#: between two searches for strange keys.
 COUNTS_S = 2.0
+#: The time over which rates are taken, s: reports of the prober and looks at the logs do not come at one moment.
+RATE_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +75,10 @@ class Observer:
     def __init__(self, settings: Settings):
         self._topology = Topology(settings)
         self._log = RedisLog.of(settings.redis, read_s=ANSWER_S)
-        self._before: dict[str, tuple[_Node, int | None]] = {}
+        self._before: dict[str, deque[tuple[_Node, int | None]]] = {}
         self._counts: dict[str, _Counts | PipelineError] = {}
         self._counted_s = -COUNTS_S
+        self._strange: tuple[str, ...] = ()
         self._reads = Window()
         self._queues_of = Queues(self._log)
         self._uris: dict[str, dict[str, str]] = {}
@@ -122,9 +129,10 @@ class Observer:
         self._log.close()
 
     def _redis(self) -> RedisRecord:
-        strange = every_strange_key(self._log, self._topology)
+        if clock.mono_s() - self._counted_s >= COUNTS_S:  # a quarter of the time of a record of 64 shards
+            self._strange = every_strange_key(self._log, self._topology)[:MOST_STRANGE]
         share, used = self._log.memory()
-        return RedisRecord(share, used, self._log.full(), strange)
+        return RedisRecord(share, used, self._log.full(), self._strange)
 
     def _record(
         self,
@@ -151,6 +159,7 @@ class Observer:
             source,
             deployment.deployment if deployment is not None else "",
             self._topology.fingerprint.buckets,
+            news.hosts if news is not None else (),
         )
 
     def _shard(
@@ -171,7 +180,7 @@ class Observer:
         found = [self._node(node, nodes[node], at) for node in names]
         reads = with_reads(found, self._reads)
         found = [replace(node, reads_per_s=reads[node.node][0], reads_share=reads[node.node][1]) for node in found]
-        waits = reasons_of(shard, queue.behind, stops, queue.noted.notes, queue.noted.alive) if not whys else ()
+        waits = () if whys else reasons_of(shard, queue.behind, stops, queue.noted.notes, queue.noted.alive)
         window = self._queues_of.window(shard)
         return ShardRecord(
             shard,
@@ -188,7 +197,7 @@ class Observer:
             forged=counts.get("forged"),
             buckets=queue.deepest,
             nodes=with_news(found, news),
-            waits=waits,
+            waits=waits[:MOST_WAITS],
             batch=batch_of(window) if not queue.why else None,
             tables=tables_of(window, queue.counters, waits),
             poison=queue.poison,
@@ -232,21 +241,26 @@ class Observer:
         return NodeRecord(node, lag_ops=ops, lag_ms=lag_ms)
 
     def _rates(self, shard: str, now: _Node | PipelineError, depth: int | None) -> tuple[float | None, float | None]:
-        """Return how many ops were applied and appended a second since the record before."""
+        """Return how many ops were applied and appended a second within the last seconds."""
         if isinstance(now, PipelineError):
             self._before.pop(shard, None)
             return None, None
-        before, self._before[shard] = self._before.get(shard), (now, depth)
-        if before is None or now.at_s <= before[0].at_s:
+        kept = self._before.setdefault(shard, deque())
+        if not kept or now.at_s > kept[-1][0].at_s:  # else the prober has reported nothing new
+            kept.append((now, depth))
+        while len(kept) > 2 and now.at_s - kept[1][0].at_s >= RATE_S:
+            kept.popleft()
+        (first, first_depth), (last, last_depth) = kept[0], kept[-1]
+        passed_s = last.at_s - first.at_s
+        if not passed_s:
             return None, None
         try:
-            applied = self._between(before[0].marks, now.marks)
+            applied = self._between(first.marks, last.marks)
         except PipelineError:
             return None, None
-        passed_s = now.at_s - before[0].at_s
-        if depth is None or before[1] is None:
+        if first_depth is None or last_depth is None:
             return applied / passed_s, None
-        return applied / passed_s, max(0.0, (applied + depth - before[1]) / passed_s)
+        return applied / passed_s, max(0.0, (applied + last_depth - first_depth) / passed_s)
 
     def _between(self, low: Mapping[int, Position], high: Mapping[int, Position]) -> int:
         """Return how many ops lie between two sets of watermarks."""

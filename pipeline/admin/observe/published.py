@@ -144,8 +144,8 @@ def read_history(log: SharedState, shard: str) -> History:
     return History(_points(recent), _points(day))
 
 
-def without_redis(why: str, at_ms: int, shards: Sequence[str]) -> Record:
-    """Return the record of a deployment whose Redis does not answer: nothing is known.
+def nothing_known(why: str, at_ms: int, shards: Sequence[str]) -> Record:
+    """Return the record of a deployment of which nothing is known: Redis does not answer, or no worker publishes.
 
     Args:
         why: the reason.

@@ -294,10 +294,14 @@ def test_flower_asks_for_its_login_on_loopback(deployed: Deployment, path: str) 
         urllib.request.urlopen(f"http://127.0.0.1:{deployed.host.ports['5555']}/{path}", timeout=5)
 
 
-def scraped(address: str, **headers: str) -> dict[tuple[str, ...], float]:
-    """Return what is at an address: by a metric's name and its labels' values, in the order of the labels' names."""
+def scrape(address: str, **headers: str) -> str:
     with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=10) as answer:
-        text = answer.read().decode()
+        text: str = answer.read().decode()
+    return text
+
+
+def scraped(text: str) -> dict[tuple[str, ...], float]:
+    """Return what a text says: by a metric's name and its labels' values, in the order of the labels' names."""
     families = text_string_to_metric_families(text)
     return {
         (one.name, *(value for _, value in sorted(one.labels.items()))): one.value
@@ -311,32 +315,52 @@ def workers_metrics(deployed: Deployment) -> dict[tuple[str, ...], float]:
     first, found = deployed.host.ports["9540"], {}
     for port in range(first, first + PORTS):
         with suppress(urllib.error.URLError):
-            found |= scraped(f"http://127.0.0.1:{port}/metrics")
+            found |= scraped(scrape(f"http://127.0.0.1:{port}/metrics"))
     return found
 
 
 def test_each_worker_shows_what_its_processes_have_applied(deployed: Deployment) -> None:
     deployed.web("spool")  # Redis answers: one op
+    inserts = [("pipeline_worker_ops_applied_total", "insert", shard, "purchase") for shard in SHARDS]
+    found: dict[tuple[str, ...], float] = {}
 
-    assert within(30, lambda: any("ops_applied_total" in name for name, *_ in workers_metrics(deployed)))
-    found = workers_metrics(deployed)
-    assert {name[1].split(".")[0] for name in found if name[0] == "pipeline_worker_info"} == set(SHARDS)
-    [shard, *_] = [name[1] for name in found if name[0] == "pipeline_worker_ops_applied_total"]
-    assert found["pipeline_worker_ops_applied_total", shard] > 0
+    def shown() -> bool:
+        found.update(workers_metrics(deployed))
+        return any(applied in found for applied in inserts)
+
+    assert within(30, shown), found
+    assert {labels[0].split(".")[0] for name, *labels in found if name == "pipeline_worker_info"} == set(SHARDS)
+    shard = next(applied[2] for applied in inserts if applied in found)
     assert found["pipeline_worker_commit_seconds_count", shard] > 0
+
+
+def flowers_metrics(deployed: Deployment) -> str:
+    login = base64.b64encode(deployed.words["FLOWER_BASIC_AUTH"].encode()).decode()
+    return scrape(f"http://127.0.0.1:{deployed.host.ports['5555']}/metrics", Authorization=f"Basic {login}")
+
+
+@needs("promtool")
+def test_promtool_has_nothing_to_say_of_any_name(deployed: Deployment) -> None:
+    assert within(30, lambda: "pipeline_queue_ops{" in flowers_metrics(deployed))
+    ours = "".join(f"{line}\n" for line in flowers_metrics(deployed).splitlines() if "pipeline_" in line)
+
+    done = subprocess.run(["promtool", "check", "metrics"], input=ours, capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_flower_shows_the_deployments_metrics_with_its_own_rights(deployed: Deployment) -> None:
     denied(deployed)
-    login = base64.b64encode(deployed.words["FLOWER_BASIC_AUTH"].encode()).decode()
-    address = f"http://127.0.0.1:{deployed.host.ports['5555']}/metrics"
+    deployed.web("spool")
     found: dict[tuple[str, ...], float] = {}
+    enqueued = [("pipeline_ops_enqueued_total", "insert", shard, "purchase", "direct") for shard in SHARDS]
 
     def complete() -> bool:
-        found.update(scraped(address, Authorization=f"Basic {login}"))
-        return found.get(("pipeline_known",)) == 1
+        found.update(scraped(flowers_metrics(deployed)))
+        return found.get(("pipeline_known",)) == 1 and any(one in found for one in enqueued)
 
     assert within(30, complete), found
+    assert any(name == "pipeline_enqueue_seconds_bucket" for name, *_ in found)
     for shard in SHARDS:
         assert ("pipeline_queue_ops", shard) in found
         assert ("pipeline_node_state", f"{shard}-r0", "replica", shard, "in") in found

@@ -5,12 +5,15 @@ Used over SQLite and over MariaDB. Ids, values and texts come from small pools, 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
 import msgspec
 
 from pipeline.apply.applier import Applier
+from pipeline.clock import polls
 from pipeline.config.settings import ApplySettings
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op, encode
 from pipeline.model.schema import Column, TableSchema
@@ -20,7 +23,7 @@ from pipeline.shard.records import ledger_queries
 from pipeline.shard.records.own_tables import own_tables
 from pipeline.shard.session import NodeSession
 
-BUCKET, EPOCH, PRODUCER = 0, 1, 77
+BUCKET, BUCKETS, EPOCH, PRODUCER = 0, 5, 1, 77
 #: More than an example has ops: all in one batch.
 MANY = 10_000
 SCOPE = Scope("s0", ("s0",))
@@ -245,19 +248,15 @@ class Database:
             self._run(sql)
         for sql in CREATE:
             self._run(sql.format(id=ID_TYPES[self.session.dialect.name]) + (COLLATED if self._mysql else ""))
-        self._run(ledger_queries.buckets_sql(self.session.dialect, [BUCKET]))
+        self._run(ledger_queries.buckets_sql(self.session.dialect, range(BUCKETS)))
 
     def apply(self, ops: list[Op], *, at_once: int, settled: int = 0) -> dict[str, Any]:
         """Apply ops to empty tables, so many in one batch at most; return all that is in the tables afterwards.
 
         The *settled* first ones come one by one in any case: so there are rows of which the batch knows nothing.
         """
-        self._empty()
-        log = MemoryLog()
-        for schema in TABLES:
-            log.publish_schemas([(schema.name, schema.hash, schema.to_json())])
-        log.raise_epoch("s0", log.epoch("s0")[2], EPOCH)
-        line, first = log.line(), 1
+        log, first = self._begun(), 1
+        line = log.line()
         for part, most in ((ops[:settled], 1), (ops[settled:], at_once)):
             if part:
                 line.append(SCOPE, EPOCH, PRODUCER, [Append(BUCKET, first, [encode(op) for op in part])], "", 0)
@@ -267,6 +266,31 @@ class Database:
                 outcome = applier.apply()
                 assert not outcome.waiting, outcome.waiting
         return self._found()
+
+    def spread(self, ops: Sequence[Op], appliers: Sequence[ApplySettings]) -> dict[str, Any]:
+        """Apply ops that have ids, each in the bucket of its id, by appliers in turn; return all that is then there."""
+        log, counts = self._begun(), Counter[int]()
+        line = log.line()
+        for op in ops:
+            bucket = op.members[0].id % BUCKETS
+            counts[bucket] += 1
+            line.append(SCOPE, EPOCH, PRODUCER, [Append(bucket, counts[bucket], [encode(op)])], "", 0)
+        workers = [Applier("s0", self.session, log, settings) for settings in appliers]
+        for _ in polls(60):
+            for worker in workers:
+                worker.apply()
+            if not any(log.queued(ledger_queries.positions_of(self.session)).values()):
+                return self._found()
+        raise AssertionError("not all is applied")
+
+    def _begun(self) -> MemoryLog:
+        """Return a log for empty tables."""
+        self._empty()
+        log = MemoryLog()
+        for schema in TABLES:
+            log.publish_schemas([(schema.name, schema.hash, schema.to_json())])
+        log.raise_epoch("s0", log.epoch("s0")[2], EPOCH)
+        return log
 
     def _empty(self) -> None:
         with self.session.transaction() as session:

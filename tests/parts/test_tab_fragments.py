@@ -1,0 +1,143 @@
+"""What the Pipeline tab shows: the worst first, what mends it, nothing unknown as zero, nothing unescaped."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from pipeline.admin.observe.published import History, Point, nothing_known
+from pipeline.admin.observe.record import (
+    BucketRecord,
+    HostRecord,
+    NodeRecord,
+    Record,
+    RedisRecord,
+    ShardRecord,
+    TableRecord,
+)
+from pipeline.model.wait_reason import WaitReason
+from pipeline.reads.health.report import NodeState
+from workers.pipeline_tab import fragments
+from workers.pipeline_tab.charts import Curve, chart, sparkline
+from workers.pipeline_tab.feed import Seen
+
+BAD = "<script>alert(1)</script>\"'&"
+NODES = (
+    NodeRecord("s0", "primary", NodeState.IN),
+    NodeRecord("s0-r0", "replica", NodeState.IN, 0, 7, reads_share=0.9),
+)
+FINE = ShardRecord(
+    "s0", 1, depth=12, oldest_ms=40, rate=99.5, enqueue_rate=98.0, rejected=0, parked=0, lost=0, forged=0, nodes=NODES
+)
+REDIS = RedisRecord(0.2, 1 << 20)
+POINTS = tuple(Point(n * 5000, n, None if n == 3 else n * 10, 5.0, 4.0, 0, 20) for n in range(20))
+
+
+def seen(*shards: ShardRecord, redis: RedisRecord = REDIS, age_ms: int | None = 100) -> Seen:
+    record = Record(1, redis, shards, fingerprint="abc", buckets=64)
+    return Seen(1, record, age_ms, {shard.shard: History(POINTS, POINTS) for shard in shards})
+
+
+def text(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+def cells(parts: dict[str, str]) -> list[str]:
+    names = ("state", "depth", "oldest", "rate", "lag", "reads", "rejected", "lost")
+    return [text(parts[f"pl-0-{name}"]) for name in names]
+
+
+def test_where_nothing_is_wrong_it_says_so():
+    parts = fragments.overview(seen(FINE))
+
+    assert text(parts["pl-faults"]) == "✓ Nothing is wrong."
+    assert cells(parts) == ["fine", "12", "40 ms", "100", "7 ms", "90%", "0", "0"]
+    assert text(parts["pl-fresh"]) == "live"
+
+
+def test_what_is_unknown_is_never_shown_as_zero():
+    parts = fragments.overview(seen(ShardRecord("s0", queue_why="no", why="no"), redis=RedisRecord(why="no")))
+
+    assert text(parts["pl-cards"]).count("unknown") == 5
+    assert " 0" not in text(parts["pl-cards"])
+    assert cells(parts) == [*["unknown"] * 4, "no replica", "–", "unknown", "unknown"]
+
+
+def test_a_deployment_of_which_nothing_is_known_says_why_once():
+    record = nothing_known("no worker has published a record", 1, ["s0", "s1"])
+
+    parts = fragments.overview(Seen(1, record, None, {}))
+
+    assert text(parts["pl-faults"]) == "Nothing is known no worker has published a record"
+    assert text(parts["pl-fresh"]) == "nothing is known"
+
+
+def test_an_old_record_says_how_old_it_is():
+    assert text(fragments.freshness(seen(FINE, age_ms=90_000))) == "90.0 s old: no worker publishes"
+
+
+def test_a_stopped_shard_has_the_sentence_and_the_command():
+    wait = WaitReason("schema", "s0", "purchase", "Unknown column 'note'", 1_764_322_222_000, buckets=3)
+    shard = replace(FINE, waits=(wait,), rejected=3, oldest_ms=80_000)
+
+    parts = fragments.overview(seen(shard))
+
+    assert fragments.state_of(shard) == ("schema", "bad")
+    faults = text(parts["pl-faults"])
+    assert faults.index("3 ops were refused for good pipeline dead list") < faults.index("s0 is behind the schema")
+    assert "have waited since 2025-11-28 09:30:22 UTC because" in faults
+    assert "pipeline migrate" in faults
+    assert "has waited 80 s, more than 60 s pipeline why s0" in faults
+
+
+def test_what_waits_on_many_shards_for_one_reason_is_told_once():
+    waits = [WaitReason("paused", f"s{n}", "purchase", "by maria", 1_764_322_222_000 + n) for n in range(9)]
+
+    parts = fragments.overview(seen(*(replace(FINE, shard=one.shard, waits=(one,)) for one in waits)))
+
+    faults = text(parts["pl-faults"])
+    assert faults.count("purchase is paused") == 1
+    assert "The same on 8 other shards: s1, s2, s3, s4, s5, … pipeline resume purchase" in faults
+    assert text(parts["pl-0-state"]) == "a table is paused"
+
+
+def test_of_many_faults_some_are_named_and_the_others_counted():
+    parts = fragments.overview(seen(*(replace(FINE, shard=f"s{n}", rejected=1) for n in range(64))))
+
+    assert parts["pl-faults"].count("<li>") == 13
+    assert text(parts["pl-faults"]).endswith("52 more pipeline status")
+
+
+def test_what_only_passes_stops_no_shard():
+    assert fragments.state_of(replace(FINE, waits=(WaitReason("early", "s0", "event", "1:2-3"),))) == ("fine", "good")
+
+
+def test_no_text_from_outside_is_taken_for_html():
+    wait = WaitReason("paused", "s0", BAD, BAD)
+    node = NodeRecord(BAD, "replica", NodeState.OUT, unfit=BAD)
+    shard = replace(
+        FINE, shard=BAD, waits=(wait,), nodes=(node,), tables=(TableRecord(BAD, 1.0, 2, BAD),), why=BAD,
+        buckets=(BucketRecord(1, 2),),
+    )  # fmt: skip
+    found = seen(shard, redis=RedisRecord(0.1, 1, BAD, strange=(BAD,)))
+    found = found._replace(record=replace(found.record, hosts=(HostRecord(BAD, BAD, 1, 2, 3, 4, BAD),)))
+
+    parts = fragments.overview(found) | fragments.shard_page(found, BAD) | fragments.hosts(found)
+
+    assert "<script" not in "".join(parts.values())
+    assert 'alert(1)</script>"' not in "".join(parts.values())
+
+
+def test_a_chart_has_a_gap_where_nothing_is_known():
+    curve = Curve("oldest", 2, [point.oldest_ms for point in POINTS])
+
+    drawn = chart([curve], [point.at_ms for point in POINTS], "Age", ["9", "4"])
+
+    assert drawn.count("<polyline") == 2
+    assert 'aria-label="Age: oldest, at most 9"' in drawn
+    assert "nothing is recorded yet" in chart([], [], "Age", ["", ""])
+    assert sparkline((None, None), "x").count("<polyline") == 0
+
+
+def test_a_part_is_the_same_text_while_nothing_changes():
+    assert fragments.shard_page(seen(FINE), "s0") == fragments.shard_page(seen(FINE), "s0")

@@ -1,0 +1,1 @@
+"""The Pipeline tab of Flower: what the whole deployment does, live, from the record that workers publish."""
