@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from pipeline.events import without_values
+
 #: Characters of what a caller gave that a message repeats.
 MOST_SHOWN = 80
 
@@ -213,10 +215,15 @@ class NotMigrated(PipelineError):
 
 
 class Rejected(PipelineError):
-    """The database refused the op for good, or an operator dropped it; `reason` is the database's own sentence."""
+    """The database refused the op for good, or an operator dropped it.
+
+    Attributes:
+        reason: the database's own sentence, which may quote the values of the row; the message leaves these out.
+        code: the database's number of the error.
+    """
 
     def __init__(self, where: str, reason: str, code: int | None = None):
-        super().__init__(f"{where} was rejected: {reason}")
+        super().__init__(f"{where} was rejected: {without_values(reason)}")
         self.reason, self.code = reason, code
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pipeline
 from pipeline import api
 from pipeline.admin.migrate import migrate
-from pipeline.apply.applier import Applier
+from pipeline.apply.traced import applier_type
 from pipeline.client import Client
 from pipeline.errors import PipelineError
 from pipeline.model.op import START, Op, decode
@@ -105,7 +105,7 @@ class Sandbox:
         }
         self.client = Client(configuration, log=self.log, bell=self.bell)
         self._appliers = {
-            shard: Applier(
+            shard: applier_type()(
                 shard,
                 self.client.nodes.primary(shard),
                 self.log,

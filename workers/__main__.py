@@ -10,6 +10,8 @@ import sys
 import threading
 
 from pipeline import clock
+from pipeline.config.settings import load
+from pipeline.events import Event, log_to_stderr
 from workers.process import applier
 
 #: How long one run may take, s: by then the broker may be back, and its tasks are shown in Flower.
@@ -23,7 +25,7 @@ def main(shards: list[str]) -> None:
     Args:
         shards: their names.
     """
-    logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s/%(name)s] %(message)s")
+    log_to_stderr(load().log.format, logging.INFO)
     threads = [threading.Thread(target=apply_due, args=(shard,), name=f"pipeline-{shard}") for shard in shards]
     for thread in threads:
         thread.start()
@@ -45,8 +47,8 @@ def apply_due(shard: str) -> None:
             if not (outcome.applied or outcome.rejected or outcome.seen or outcome.lost):
                 break
     except Exception as error:  # the outermost loop: one shard's error stops no other's thread
-        logger.warning("shard %s: %s: %s", shard, type(error).__name__, error)
-    logger.info("applied without the broker shard=%s ops=%d", shard, applied)
+        logger.warning(Event("apply_failed", shard=shard, error=error))
+    logger.info(Event("applied_without_broker", shard=shard, ops=applied))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pipeline.admin import upkeep
 from pipeline.admin.strange_keys import strange_keys
 from pipeline.client import Client
 from pipeline.errors import PipelineError, Unavailable
+from pipeline.events import Event
 from pipeline.oplog.appends import EVERYWHERE, Scope
 from pipeline.oplog.contract import SharedState
 
@@ -57,7 +58,7 @@ class Chores:
                 if scope.name != EVERYWHERE:
                     self._client.row_ids.follow(scope.name)
         except PipelineError as error:
-            logger.warning("the epoch or the ids of %s could not be raised: %s", scope.name, error)
+            logger.warning(Event("epoch_not_raised", scope=scope.name, error=error))
         for name in CHORES if scope.name != EVERYWHERE else ():
             self._do(name, scope.name)
         return TURN_S
@@ -69,7 +70,7 @@ class Chores:
         self._mend_at_s = clock.mono_s() + MEND_S
         names = strange_keys(self._client.log, self._client.topology, self._scope, CHORES, delete=True)
         if names:
-            logger.warning("deleted %d keys of Redis that nobody of ours has written: %s", len(names), ", ".join(names))
+            logger.warning(Event("strange_keys_deleted", keys=len(names), names=names))
 
     def close(self) -> None:
         """Close this thread's connections."""
@@ -85,9 +86,9 @@ class Chores:
             except Unavailable:  # a dead primary is noticed by one failure; the second try finds its successor
                 found = work(self._client, shard)
             if found:
-                logger.info("%s shard=%s found=%d", name, shard, found)
+                logger.info(Event("chore_done", chore=name, shard=shard, found=found))
         except Exception as error:  # the outermost loop: one chore that fails stops no other
-            logger.warning("%s of shard %s failed: %s: %s", name, shard, type(error).__name__, error)
+            logger.warning(Event("chore_failed", chore=name, shard=shard, error=error))
         # another worker may do the next; trimming asks every shard, and each thread has connections of its own
         self._client.nodes.close()
 

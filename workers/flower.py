@@ -1,7 +1,8 @@
 """Let Flower listen on this machine only, unless it asks for a login: its pages show what is written and where.
 
 By itself Flower listens on every address of the machine, to everybody. Also here: the metrics of the deployment, which
-its `/metrics` shows behind its own, and the Pipeline tab. Both need Flower's login as all pages do.
+its `/metrics` shows behind its own, and the Pipeline tab. Both need Flower's login as all pages do. `/healthcheck` does
+not, and says when Flower last heard a worker.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ def is_flower() -> bool:
     return "flower.command" in sys.modules and "flower" in sys.argv
 
 
-def show_metrics(handlers: list[Any]) -> None:
-    """Replace Flower's page of metrics, before Flower makes its application.
+def put_ours(handlers: list[Any]) -> None:
+    """Replace Flower's pages of metrics and of its health, before Flower makes its application.
 
     Args:
         handlers: Flower's own list, of tuples and URLSpecs.
     """
-    from workers.metrics.at_flower import MetricsPage  # only Flower's process needs it
+    from workers.flower_health import HealthPage  # only Flower's process needs them
+    from workers.metrics.at_flower import MetricsPage
 
-    handlers[:] = [(path, MetricsPage) if (path := _path_of(one)) == "/metrics" else one for one in handlers]
+    ours: dict[str, Any] = {"/metrics": MetricsPage, "/healthcheck": HealthPage}
+    handlers[:] = [(path, ours[path]) if (path := _path_of(one)) in ours else one for one in handlers]
 
 
 def _path_of(handler: Any) -> str:
@@ -51,7 +54,7 @@ def show_tab(handlers: list[Any], settings: dict[str, Any]) -> None:
 
 
 if is_flower():
-    show_metrics(sys.modules["flower.urls"].handlers)
+    put_ours(sys.modules["flower.urls"].handlers)
     show_tab(sys.modules["flower.urls"].handlers, sys.modules["flower.urls"].settings)
 
 

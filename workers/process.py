@@ -10,6 +10,7 @@ import os
 import signal
 
 from pipeline.apply.applier import Applier
+from pipeline.apply.traced import applier_type
 from pipeline.chance import chance
 from pipeline.client import Client
 from pipeline.enqueue.deployment import verify
@@ -42,7 +43,9 @@ def applier(shard: str) -> Applier:
         gc.freeze()  # what Celery and the model have made stays: no collection looks at it
     if known is None or known.node != primary.node:
         verify(here.log, here.nodes, here.topology, (shard,), asking=True)
-        known = appliers[shard] = Applier(shard, primary, here.log, here.settings.apply, step, here.settings.tables)
+        known = appliers[shard] = applier_type()(
+            shard, primary, here.log, here.settings.apply, step, here.settings.tables
+        )
     return known
 
 

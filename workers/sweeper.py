@@ -19,6 +19,8 @@ from pathlib import Path
 from pipeline import clock
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
+from pipeline.enqueue.spooling.host_news import HostNews
+from pipeline.events import Event
 from pipeline.oplog.doorbell import Bell
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.waits import ALIVE, ALIVE_MS, ALIVE_TOKEN
@@ -86,10 +88,11 @@ class Sweep:
                 if ring and (unheard or not self._bell.ring_now(shard, dirty) or self._pulse.still):
                     unheard.append(shard)
             if unheard and self._alone.start("workers", *unheard):
-                logger.warning("no bell can be rung or heard: applying without the broker: %s", ", ".join(unheard))
+                logger.warning(Event("applying_without_broker", shards=unheard, why="no bell can be rung or heard"))
             self._spool.start_if_due()
+            self._spool.news.publish(self._log)
         except Exception as error:  # the outermost loop: sweeping goes on after a failed turn
-            logger.warning("sweep failed: %s: %s", type(error).__name__, error)
+            logger.warning(Event("sweep_failed", error=error))
         return SWEEP_S
 
     def close(self) -> None:
@@ -109,11 +112,16 @@ class Sweep:
 
 
 class HostDrain:
-    """Runs `pipeline spool drain` when there is something to drain on this host."""
+    """Runs `pipeline spool drain` when there is something to drain on this host.
+
+    Attributes:
+        news: says what waits in the spool.
+    """
 
     def __init__(self, settings: Settings):
         spool = settings.spool
         self._spool = Spool(Path(spool.path), spool.max_mb * 1_000_000) if spool.enabled else None
+        self.news = HostNews(self._spool, "worker")
         self._child = Child(settings.source)
         self._next_s = 0.0
         self._next_kept_s = 0.0
@@ -126,7 +134,7 @@ class HostDrain:
         if self._child.runs:
             return
         if self._spool.waiting() or self._keeps_ops(self._spool):
-            logger.info("draining the spool %s", self._spool.path)
+            logger.info(Event("spool_draining", path=self._spool.path))
             self._child.start("pipeline", "spool", "drain", "--timeout", str(DRAIN_S))
 
     def close(self) -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
 
@@ -22,6 +21,7 @@ from pipeline.config.settings import load
 from pipeline.config.topology import Topology
 from pipeline.enqueue.deployment import compare_all
 from pipeline.errors import Unavailable, WrongDeployment
+from pipeline.events import Event
 from pipeline.oplog.appends import scopes_of
 from pipeline.oplog.doorbell import queue_of
 from workers.chores import Chores
@@ -29,17 +29,15 @@ from workers.metrics import batches
 from workers.metrics.tally import Tally
 from workers.prober import Watch
 from workers.process import process_client
+from workers.sign_of_life import PoolWatch, SignOfLife
 from workers.sweeper import Pulse, Sweep
+from workers.turns import STOP_S, Turns, Work
 
 if TYPE_CHECKING:
     from workers.metrics.port import Port
 
-#: How long a stopping worker waits for the current turns of all threads, s.
-STOP_S = 3.0
 #: How many pool processes beyond the worker's concurrency are counted: a pool may grow.
 SPARE_PAGES = 8
-#: The time to the next turn after one that failed, s.
-FAILED_S = 1.0
 logger = logging.getLogger("pipeline.worker")
 
 
@@ -51,7 +49,7 @@ class Threads(bootsteps.StartStopStep):
     def __init__(self, parent: Any, **options: Any):
         super().__init__(parent, **options)
         self._threads: list[Turns] = []
-        self._beats: Any = None
+        self._beats: list[Any] = []
         self._port = metrics_port(parent)
 
     def start(self, parent: Any) -> None:
@@ -64,14 +62,18 @@ class Threads(bootsteps.StartStopStep):
         settings, pulse = load(), Pulse()
         shards, queues = Topology(settings).shards, parent.app.amqp.queues.consume_from
         served = [shard for shard in shards if queue_of(shard) in queues]
-        self._beats = parent.timer.call_repeatedly(1.0, pulse.beat)
+        self._beats = [parent.timer.call_repeatedly(1.0, pulse.beat)]
         client = process_client()
         compare_configuration(client)
         works: dict[str, Work] = {"prober": Watch(settings), "sweeper": Sweep(settings, pulse, served)}
         works["observer"] = Recorder(settings)
         for scope in scopes_of(shards).values():
             works[f"chores-{scope.name}"] = Chores(client, scope)
-        self._threads = [Turns(name, work) for name, work in works.items()]
+        threads = {name: Turns(name, work) for name, work in works.items()}
+        pool = PoolWatch()
+        self._beats += [parent.timer.call_repeatedly(1.0, pool.beat)]
+        sign = Turns("sign", SignOfLife(settings, parent.hostname, served, pool, threads))
+        self._threads = [*threads.values(), sign]
         for thread in self._threads:
             thread.start()
         if self._port is not None:
@@ -83,8 +85,8 @@ class Threads(bootsteps.StartStopStep):
         Args:
             parent: Celery's worker.
         """
-        if self._beats is not None:
-            self._beats.cancel()
+        for beats in self._beats:
+            beats.cancel()
         if self._port is not None:
             self._port.close()
         for thread in self._threads:
@@ -118,9 +120,9 @@ def say_what_is_used(folder: Path) -> None:
     Args:
         folder: the working directory.
     """
-    logger.info("Celery's settings are %s", sys.modules["celeryconfig"].__file__)
+    logger.info(Event("settings_of_celery", path=sys.modules["celeryconfig"].__file__))
     for file in foreign_modules(folder).values():
-        logger.warning("%s is not ours, and is not used: the names of our modules are taken", file)
+        logger.warning(Event("module_not_used", path=file, text="the names of our modules are taken"))
 
 
 def compare_configuration(client: Client) -> None:
@@ -132,63 +134,9 @@ def compare_configuration(client: Client) -> None:
     try:
         compare_all(client.log, client.nodes, client.topology)
     except WrongDeployment as error:
-        logger.critical("this worker does not start: %s", error)
+        logger.critical(Event("worker_not_started", error=error))
         sys.exit(1)
     except Unavailable as error:
-        logger.warning("the configuration is not compared with the deployment's yet: %s", error)
+        logger.warning(Event("configuration_not_compared", error=error))
     finally:
         client.nodes.close()
-
-
-class Work(Protocol):
-    """What a thread does, turn by turn."""
-
-    def turn(self) -> float:
-        """Do what is due, and return the seconds to the next turn."""
-        ...
-
-    def close(self) -> None:
-        """End, and close this thread's connections."""
-        ...
-
-
-class Turns:
-    """A thread at its work.
-
-    Args:
-        name: of the thread, and in its log.
-        work: what it does.
-    """
-
-    def __init__(self, name: str, work: Work):
-        self._work = work
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"pipeline-{name}", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def ask_to_stop(self) -> None:
-        """Let the current turn be the last."""
-        self._ended.set()
-
-    def stop(self, within_s: float = STOP_S) -> None:
-        """Stop the thread after its current turn.
-
-        Args:
-            within_s: how long to wait for that.
-        """
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join(within_s)
-
-    def _run(self) -> None:
-        pause_s = 0.0
-        while not self._ended.wait(pause_s):
-            try:
-                pause_s = self._work.turn()
-            except Exception:  # the outermost loop: the thread goes on after any error
-                logger.exception("a turn of %s failed", self._thread.name)
-                pause_s = FAILED_S
-        self._work.close()

@@ -152,6 +152,33 @@ def dead_ops(pipeline: Client, where: Where, *, states: Iterable[str] = ASIDE, m
         yield from (DeadOp(shard, op) for op in found)
 
 
+class AsideCount(NamedTuple):
+    """How many ops of a table are set aside in one state after one error, and since when, ms since 1970."""
+
+    shard: str
+    table: str
+    state: str
+    code: int | None
+    ops: int
+    since_ms: int
+
+
+def tally(pipeline: Client, where: Where, *, states: Iterable[str] = ASIDE) -> Iterator[AsideCount]:
+    """Yield how many ops are set aside, by table, state and error, the most first on each shard.
+
+    Args:
+        pipeline: the deployment.
+        where: which ops.
+        states: their states, where *where* leaves that open.
+    """
+    for shard in where.shards(pipeline):
+        rows = pipeline.nodes.primary(shard).query(
+            "SELECT table_name, state, code, COUNT(*), MIN(rejected_ms) FROM pipeline_rejects "
+            f"WHERE {where.sql(states)} GROUP BY table_name, state, code ORDER BY 4 DESC, 1, 2 LIMIT 20"
+        )
+        yield from (AsideCount(shard, *row) for row in rows)
+
+
 def chosen(pipeline: Client, where: Where, states: Iterable[str]) -> dict[str, dict[int, list[Position]]]:
     """Return the positions of ops by shard and bucket.
 

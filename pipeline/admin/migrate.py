@@ -22,6 +22,7 @@ from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
 from pipeline.enqueue.deployment import asked, restored
 from pipeline.errors import MigrationUnfinished, PipelineError, Unavailable, WrongDeployment
+from pipeline.events import Event
 from pipeline.model.schema import TableSchema
 from pipeline.shard import columns
 from pipeline.shard.co_location import held, old_ids_in
@@ -122,7 +123,7 @@ def _give_ids(pipeline: Client) -> None:
         try:
             pipeline.row_ids.follow(shard)
         except Unavailable as error:
-            logger.warning("the first ids of shard %s are left to the workers: %s", shard, error)
+            logger.warning(Event("ids_left_to_workers", shard=shard, error=error))
 
 
 def expand_shard(pipeline: Client, shard: str) -> None:

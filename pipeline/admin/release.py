@@ -12,6 +12,7 @@ from dataclasses import replace
 from pipeline.apply.replay import Replay
 from pipeline.client import Client
 from pipeline.errors import ShardUnavailable
+from pipeline.events import Event
 from pipeline.model.op import Position
 from pipeline.model.schema import TableSchema
 from pipeline.shard.records import replays
@@ -47,7 +48,7 @@ def release(pipeline: Client, shard: str, who: str) -> Iterator[int]:
     for result in replay.run(chosen, who):
         yield result.replayed + result.refused
     if replay.left:
-        logger.warning("shard %s: %d buckets are not released: %s", shard, len(replay.left), min(replay.left.values()))
+        logger.warning(Event("release_stopped", shard=shard, buckets=len(replay.left), why=min(replay.left.values())))
 
 
 def try_one(pipeline: Client, shard: str, stop: Stop, who: str) -> bool:
@@ -71,7 +72,7 @@ def try_one(pipeline: Client, shard: str, stop: Stop, who: str) -> bool:
         bucket, position = heads[0]
         result = next(replay.run({bucket: [position]}, who))
         if not result.replayed:
-            logger.warning("shard %s: an op of %s was refused again: it stays halted", shard, stop.scope)
+            logger.warning(Event("table_stays_halted", shard=shard, table=stop.scope))
             return False
     return lift(session, stop.scope, BREAKER)
 
@@ -98,7 +99,7 @@ def try_changed(pipeline: Client, shard: str, who: str) -> list[str]:
             else:
                 note_definition(session, stop.scope, definition)
         except ShardUnavailable as error:  # other tables are released all the same
-            logger.warning("shard %s: no op of %s could be tried: %s", shard, stop.scope, error)
+            logger.warning(Event("table_not_tried", shard=shard, table=stop.scope, error=error))
     return done
 
 

@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from pipeline import clock
 from pipeline.client import Client
 from pipeline.errors import NotMigrated, PipelineError, Unavailable
+from pipeline.events import Event
 from pipeline.model.op import Position
 from pipeline.model.wait_reason import utc_text
 from pipeline.shard.likeness import Difference, differences
@@ -111,7 +112,7 @@ def fit_replicas(pipeline: Client, shard: str, primary: Marks) -> list[tuple[Nod
             continue
         if away or seen.lasting:
             mark_unfit(session, replica.node, seen.with_primary_ms, why)
-            logger.error("node %s is unfit from now on: %s", replica.node, why)
+            logger.error(Event("node_unfit", node=replica.node, why=why))
         unfit[replica.node] = why
     pipeline.log.publish_unfit(shard, json.dumps(unfit))
     return counting
@@ -160,7 +161,7 @@ def _marks_of(replica: NodeSession) -> Marks | None:
     try:
         return ledger_queries.positions_of(replica)
     except (Unavailable, NotMigrated) as error:
-        logger.warning("%s is away: %s", replica.node, error)
+        logger.warning(Event("replica_away", node=replica.node, error=error))
         return None
 
 
@@ -187,15 +188,17 @@ def _compared(before: LastSeen, primary: NodeSession, replica: NodeSession) -> L
         here = traits(replica)
         found = list(differences(here, traits(primary)))
     except Unavailable as error:
-        logger.warning("%s could not be compared with its primary: %s", node, error)
+        logger.warning(Event("replica_not_compared", node=node, error=error))
         return before
     if not (here.seen or before.compared_ms):
-        logger.warning("node %s does not show its replication to this user: filters may go unseen", node)
+        logger.warning(Event("replication_not_shown", node=node, text="filters of its replication may go unseen"))
     lasting = any(one.lasting for one in found)
     unlike = _sentence(found) + (f"; then rebuild it from its primary, and run pipeline rebuilt {node}" * lasting)
     if unlike != before.unlike:
-        what = f"not like its primary: {unlike}" if unlike else "like its primary again"
-        logger.log(logging.ERROR if unlike else logging.INFO, "node %s is %s", node, what)
+        logger.log(
+            logging.ERROR if unlike else logging.INFO,
+            Event("replica_unlike", node=node, why=unlike) if unlike else Event("replica_alike", node=node),
+        )
     return replace(before, compared_ms=before.looked_ms, unlike=unlike, lasting=lasting)
 
 

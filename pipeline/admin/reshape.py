@@ -264,7 +264,7 @@ def _keys_of(session: NodeSession, schema: TableSchema, key: str) -> Iterator[tu
     quote, table = session.dialect.quote, schema.name_there
     if not columns_of(session, table):
         return
-    name = ".".join(map(quote, table.split(".")))
+    name = quote(table)
     row_id, of_key = quote(_column(schema, schema.id_name)), quote(_column(schema, key))
     behind = ""
     while rows := session.query(f"SELECT {row_id}, {of_key} FROM {name}{behind} ORDER BY {row_id} LIMIT {ROWS}"):

@@ -14,6 +14,7 @@ from pipeline.admin import release, replica_absence
 from pipeline.client import Client
 from pipeline.enqueue.receipt_status import REMEMBERED_S
 from pipeline.errors import NotMigrated, Unavailable
+from pipeline.events import Event
 from pipeline.model.fingerprint import Fingerprint
 from pipeline.model.op import Position, may_come_again
 from pipeline.oplog.appends import EVERYWHERE
@@ -127,11 +128,11 @@ def _report_other_deployments(
         epoch, current, _ = epochs[pipeline.publisher.scope_of(bucket)]
         if current and epoch < mine[bucket].epoch:
             logger.error(
-                "another deployment applies ops to shard %s: the watermark of bucket %d is of epoch %d, "
-                "this Redis gives out %d. Ops are taken for applied that are not. "
-                "Give each [redis] url and prefix databases of its own",
-                shard, bucket, mine[bucket].epoch, epoch,
-            )  # fmt: skip
+                Event(
+                    "another_deployment", shard=shard, bucket=bucket, mark_epoch=mine[bucket].epoch, epoch=epoch,
+                    text="another deployment applies ops to this shard: ops are taken for applied that are not; "
+                    "give each [redis] url and prefix databases of its own",
+                ))  # fmt: skip
             return
 
 
@@ -153,7 +154,7 @@ def trim(pipeline: Client, shard: str) -> int:
         replays.forget_settled(primary, REMEMBERED_S)
         days = pipeline.settings.apply.rejects_days
         if dropped := replays.drop_old_rejects(primary, days):
-            logger.warning("gave up %d ops of %s that were refused over %d days ago", dropped, shard, days)
+            logger.warning(Event("rejects_forgotten", shard=shard, ops=dropped, days=days))
     return trimmed
 
 
@@ -188,7 +189,7 @@ def _reached(pipeline: Client, shard: str, bucket: int) -> Position | None:
     try:
         return _on_every_node(pipeline, shard).get(bucket)
     except Unavailable as error:  # a shard that is away keeps the log that all share, and no other
-        logger.warning("the log of reference tables is not trimmed: %s", error)
+        logger.warning(Event("reference_log_not_trimmed", shard=shard, error=error))
         return None
 
 
@@ -200,7 +201,7 @@ def _on_every_node(pipeline: Client, shard: str) -> dict[int, Position]:
     for replica, there in counting:
         if there is None:
             # the replica may return and be promoted: keep every entry that it may still need
-            logger.warning("nothing is trimmed on %s while %s is away", shard, replica.node)
+            logger.warning(Event("not_trimmed", shard=shard, node=replica.node, why="the node is away"))
             return {}
         lowest = {b: min(p, there[b]) for b, p in lowest.items() if b in there}
     return lowest

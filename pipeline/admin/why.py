@@ -43,7 +43,7 @@ def why(pipeline: Client, name: str = "") -> Answer:
     if not name:
         return _of(pipeline, "the deployment", pipeline.topology.shards, "")
     try:
-        receipt = _receipt(pipeline, name)
+        receipt = receipt_of(pipeline, name)
     except BadToken:
         target = _target(pipeline, name)
         return _of(pipeline, str(target), target.shards, target.name)
@@ -58,11 +58,18 @@ def _of(pipeline: Client, what: str, shards: Iterable[str], first: str) -> Answe
     return Answer(what, "waiting" if reasons else "fine", reasons, sentences or (f"nothing of {what} waits",))
 
 
-def _receipt(pipeline: Client, text: str) -> Receipt:
+def receipt_of(pipeline: Client, text: str) -> Receipt:
     """Return the receipt that was printed as *text*.
 
     Where neither Redis nor this host has the secret, the text is taken as it is: who may run this command reads the
     databases themselves.
+
+    Args:
+        pipeline: the deployment.
+        text: a printed receipt.
+
+    Raises:
+        BadToken: it is none of this deployment.
     """
     follower = pipeline.follower
     try:

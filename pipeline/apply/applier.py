@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -14,13 +13,16 @@ from pipeline import clock
 from pipeline.apply import rejections
 from pipeline.apply.attempt import Attempt
 from pipeline.apply.batch import Batch
+from pipeline.apply.grouping import Item
 from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
 from pipeline.apply.turns import SCHEMA_DELAY_MS, ShardTurns, ms_since
 from pipeline.config.sections import MOST_BUCKETS
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import LogUnavailable, Unavailable
+from pipeline.events import Event
 from pipeline.model.op import Position
 from pipeline.model.wait_reason import WaitReason
+from pipeline.oplog.batches import note_of
 from pipeline.oplog.contract import Work
 from pipeline.oplog.counts import (
     APPLIED,
@@ -53,8 +55,6 @@ EARLY_DELAY_MS, MOST_EARLY_DELAY_MS = 20, 500
 WHOLE_S = 10.0
 #: The longest detail that is noted, characters: a note is for each bucket.
 _DETAIL = 300
-#: By what an applied op is counted.
-_WHAT = attrgetter("op.kind", "op.table")
 logger = logging.getLogger("pipeline.apply")
 
 
@@ -132,7 +132,7 @@ class Applier(ShardTurns):
             self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
             reason = WaitReason("database", self.shard, self.shard, str(error))
             note_waits(self._log, self.shard, dict.fromkeys(due, reason), {})
-            logger.warning("batch postponed shard=%s buckets=%d: %s", self.shard, len(due), error)
+            logger.warning(Event("batch_postponed", shard=self.shard, buckets=len(due), error=error))
             outcome = Outcome(left=len(due), waiting=reason.sentence())
         outcome.ms = ms_since(started)
         rejections.tell(self.shard, outcome.refused)
@@ -167,9 +167,10 @@ class Applier(ShardTurns):
                 self._log.finish(self.shard, resting, delay_ms=SCHEMA_DELAY_MS)
             if held:
                 note_waits(self._log, self.shard, batch.waiting, held)
-            outcome.ring, outcome.left = self._log.finish(self.shard, done, counts=outcome.counts)
+            note = note_of(clock.wall_ms(), batch.before, batch.after)
+            outcome.ring, outcome.left = self._log.finish(self.shard, done, counts=outcome.counts, note=note)
         except Unavailable as error:
-            logger.warning("committed, but not published in Redis shard=%s: %s", self.shard, error)
+            logger.warning(Event("commit_not_published", shard=self.shard, error=error))
         self._stopped.room -= len(batch.halted)
         if self._settings.breaker:
             for reject in self._stopped.breaker.learn(batch.items, batch.aside):
@@ -190,7 +191,7 @@ def counts_of(batch: Batch, outcome: Outcome) -> Counter[str]:
     done = batch.items
     if aside:
         done = [item for item in done if (item.entry.bucket, item.entry.position) not in aside]
-    for (kind, table), n in Counter(map(_WHAT, done)).items():
+    for (kind, table), n in _by_what(done).items():
         counts[f"{APPLIED} {kind} {table}"] = n
     for reject in outcome.refused:
         counts[f"{REJECTED} {reject.table}"] += 1
@@ -201,6 +202,15 @@ def counts_of(batch: Batch, outcome: Outcome) -> Counter[str]:
     counts[f"{COMMIT_MS} {bound_of(outcome.commit_us / 1000, BOUNDS_MS)}"] = 1
     counts[BATCH_SUM_MS], counts[COMMIT_SUM_US] = outcome.ms, outcome.commit_us
     return counts
+
+
+def _by_what(items: Iterable[Item]) -> dict[tuple[str, str], int]:
+    """Return how many ops there are by kind and table: two thirds of the time that a Counter takes, and per op."""
+    found: dict[tuple[str, str], int] = {}
+    for item in items:
+        what = (op := item.op).kind, op.table
+        found[what] = found.get(what, 0) + 1
+    return found
 
 
 def note_waits(log: Waits, shard: str, reasons: Mapping[int, WaitReason], marks: Mapping[int, Position]) -> None:
@@ -221,4 +231,4 @@ def note_waits(log: Waits, shard: str, reasons: Mapping[int, WaitReason], marks:
         if notes:
             log.note_waits(shard, notes, NOTE_MS)
     except Unavailable as error:
-        logger.info("not noted why %d buckets of shard %s wait: %s", len(notes), shard, error)
+        logger.info(Event("waits_not_noted", shard=shard, buckets=len(notes), error=error))

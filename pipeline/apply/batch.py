@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 from pipeline.apply.grouping import Item
 from pipeline.apply.misfits import is_like, misfit
+from pipeline.caches import MOST_DEFINITIONS
 from pipeline.errors import BadOp, NewerOp, NotAnOp
+from pipeline.events import Event
 from pipeline.model.op import FORGED, INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
 from pipeline.model.schema import TableSchema, is_hash, is_hash_of
 from pipeline.model.wait_reason import WaitReason
@@ -193,7 +195,7 @@ class Batch:
 
     def _lose(self, lost: LostRange) -> None:
         self.losses.append(lost)
-        logger.error("Redis lost %d ops: %s", lost.last - lost.first + 1, lost)
+        logger.error(Event("ops_lost", ops=lost.last - lost.first + 1, **lost._asdict()))
 
     def understood(self, entry: Entry) -> tuple[Item | Reject, WaitReason | None]:
         """Return what an entry holds, and why it waits: junk is set aside, what a newer release made waits.
@@ -309,6 +311,11 @@ class FactBook:
             table: its name in the model.
         """
         return next((one.database_name for one in self.known.values() if one.schema.name == table), table)
+
+    def bound(self) -> None:
+        """Forget all where it is too much: whoever writes to Redis may publish definitions without end."""
+        if len(self.known) > MOST_DEFINITIONS:
+            self.forget()
 
     def forget(self) -> None:
         """Forget all constraints: the schema of the database may have changed."""

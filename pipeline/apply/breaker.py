@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import repeat
 
 from pipeline.apply.grouping import Item
+from pipeline.caches import keep_newest
 from pipeline.shard.records.ledger import Reject
 from pipeline.shard.records.set_aside import REJECTED
 
@@ -57,7 +58,8 @@ class Breaker:
         self._refused.pop(table, None)
 
     def _of(self, table: str) -> deque[bool]:
-        return self._refused.setdefault(table, deque(maxlen=WINDOW))
+        found = self._refused.get(table)
+        return keep_newest(self._refused, table, deque(maxlen=WINDOW)) if found is None else found
 
     def _halts(self, refused: deque[bool]) -> bool:
         count = sum(refused)

@@ -14,6 +14,7 @@ from pipeline.apply.grouping import Group, Item
 from pipeline.apply.held_rows import HeldRows
 from pipeline.apply.pace import Lessons, Portion, accused, around, chunk, halves
 from pipeline.apply.versioned_update import versioned
+from pipeline.caches import keep_newest
 from pipeline.errors import PipelineError, Rejected
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPSERT, Entry, Op, Position
 from pipeline.model.wait_reason import WaitReason
@@ -278,7 +279,7 @@ class Executor:
         """See that the batch was grouped by the constraints that the table has now, once per table and batch."""
         if facts.schema.hash not in self._checked:
             self._checked.add(facts.schema.hash)
-            if constraints_of(self._session, facts.table) != facts.constraints:
+            if constraints_of(self._session, facts.database_name) != facts.constraints:
                 raise ConstraintsChanged(f"the constraints of {facts.schema.name} have changed")
 
     def _believe(self, error: Exception, facts: Facts) -> None:
@@ -288,7 +289,7 @@ class Executor:
         if not self._last_try:
             raise NeverSeen(sentence_of(error)) from error
         self._check_constraints(facts)
-        self._lessons.believed.add(known)
+        keep_newest(self._lessons.believed, known, True)
 
     def _refuse(self, item: Item, error: Exception, member: Op | None = None) -> None:
         """Reject an op; or let its bucket end before it, if what it needs may still come."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.apply.grouping import Item
+from pipeline.caches import keep_newest
 from pipeline.config.settings import ApplySettings
 from pipeline.model.op import INSERT, UPSERT, Position
 from pipeline.oplog.appends import BIG_BYTES
@@ -106,7 +107,7 @@ class Lessons:
     """
 
     def __init__(self) -> None:
-        self.believed: set[tuple[str, int | None]] = set()
+        self.believed: dict[tuple[str, int | None], bool] = {}
         #: Of each schema of which an op was refused of late, how many rows a statement has.
         self._rows: dict[str, int] = {}
 
@@ -128,7 +129,7 @@ class Lessons:
         """
         rows = self._rows.get(facts.schema.hash)
         if failed:
-            self._rows[facts.schema.hash] = FEW_ROWS
+            keep_newest(self._rows, facts.schema.hash, FEW_ROWS)
         elif rows is not None and rows < MAX_ROWS:
             self._rows[facts.schema.hash] = rows + MORE_ROWS
 

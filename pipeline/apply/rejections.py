@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import NewerOp, NotAnOp
+from pipeline.events import Event
 from pipeline.model.op import Op, decode
 
 if TYPE_CHECKING:
@@ -79,13 +80,15 @@ def tell(shard: str, rejects: Iterable[Reject]) -> None:
     if not (_functions and rejects):
         return
     if _running is not None and _running.is_alive():
-        logger.error("on_reject still runs for an earlier batch: %d rejections are not told", len(rejects))
+        logger.error(
+            Event("on_reject_busy", shard=shard, ops=len(rejects), text="the rejections of this batch are not told")
+        )
         return
     _running = threading.Thread(target=_call, args=(shard, rejects), name="pipeline-on-reject", daemon=True)
     _running.start()
     _running.join(MOST_S)
     if _running.is_alive():
-        logger.error("on_reject takes longer than %g s for %d rejections; the worker goes on", MOST_S, len(rejects))
+        logger.error(Event("on_reject_slow", shard=shard, ops=len(rejects), after_s=MOST_S, text="the worker goes on"))
 
 
 def _call(shard: str, rejects: list[Reject]) -> None:
@@ -94,7 +97,7 @@ def _call(shard: str, rejects: list[Reject]) -> None:
             try:
                 function(rejection)
             except Exception:
-                logger.exception("on_reject failed for %s", rejection.place)
+                logger.exception(Event("on_reject_failed", shard=rejection.shard, op=rejection.place))
 
 
 def _rejection(shard: str, reject: Reject) -> Rejection:

@@ -8,6 +8,7 @@ import socket
 from pipeline import clock
 from pipeline.apply.breaker import Breaker
 from pipeline.errors import NotMigrated, Unavailable
+from pipeline.events import Event
 from pipeline.model.wait_reason import WaitReason
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.records.ledger import Reject
@@ -66,7 +67,7 @@ class Stopped:
             definition = definition_of(self._session, database_name)
             give(self._session, Stop(reject.table, BREAKER, reject.reason, 0, socket.gethostname(), definition))
         except (Unavailable, NotMigrated) as error:  # the next refused op tries again
-            logger.warning("shard %s: table %s does not halt: %s", self._shard, reject.table, error)
+            logger.warning(Event("table_not_halted", shard=self._shard, table=reject.table, error=error))
         self._read_at_s = -READ_EVERY_S
 
     def _read(self) -> None:
@@ -78,7 +79,7 @@ class Stopped:
         except NotMigrated as error:  # workers are newer than the tables: nothing can be stopped yet
             self._stops = []
             if not self._warned:
-                logger.warning("shard %s: nothing can be paused: %s", self._shard, error)
+                logger.warning(Event("stops_not_read", shard=self._shard, error=error))
             self._warned = True
         self._read_at_s = clock.mono_s()
         for scope in {stop.scope for stop in before} - {stop.scope for stop in self._stops}:
@@ -87,4 +88,12 @@ class Stopped:
             self.room = self._most - ledger_queries.counts(self._session)["parked"]
         for stop in self._stops:
             if stop not in before:
-                logger.warning("%s", stop.reason_on(self._shard).sentence())
+                logger.warning(
+                    Event(
+                        "stopped",
+                        shard=self._shard,
+                        scope=stop.scope,
+                        kind=stop.kind,
+                        text=stop.reason_on(self._shard).sentence(),
+                    )
+                )

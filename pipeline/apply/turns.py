@@ -20,6 +20,7 @@ from pipeline.apply.executor import ConstraintsChanged, NeverSeen, SchemaBehind
 from pipeline.apply.held_rows import Halt
 from pipeline.apply.transaction import LOCK_REST_S, ApplyTransaction, Outcome, Take
 from pipeline.errors import NotMigrated, PipelineError, ShardUnavailable, Unavailable
+from pipeline.events import Event
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.driver_errors import (
@@ -121,7 +122,7 @@ class ShardTurns(ABC):
                 self._transaction.note_ended(take)
                 # a child waits for its parent in another worker's transaction, and that one for a parent in ours
                 return Outcome(left=len(take.due), ring=True, crossed=True)
-            logger.warning("each of %d buckets is tried alone, shard=%s: %s", len(take.noted), self.shard, error)
+            logger.warning(Event("buckets_tried_alone", shard=self.shard, buckets=len(take.noted), error=error))
             self._transaction.pace.learn(0, ms_since(started))  # a slow server is asked for less the next time
             take.suspects |= {bucket: attempt.failed() for bucket, attempt in take.noted.items()}
             return Outcome()
@@ -170,7 +171,7 @@ class ShardTurns(ABC):
         outcome.waiting = reason.sentence()
         rest_s = clock.backoff_s(again.waits + again.deaths, most_s=LOCK_REST_S)
         self._rest(bucket, rest_s)
-        logger.warning("bucket %d rests %.1f s, shard=%s: %s", bucket, rest_s, self.shard, error)
+        logger.warning(Event("bucket_rests", shard=self.shard, bucket=bucket, rest_s=rest_s, error=error))
         return None
 
     def _note_ended(self, bucket: int, attempt: Attempt) -> None:
@@ -179,6 +180,7 @@ class ShardTurns(ABC):
 
     def _with_retries(self, take: Take) -> tuple[Outcome, Batch]:
         blocked, attempt, met = self._blocked(), 1, 1
+        self._facts.bound()
         while True:
             started = clock.mono_s()
             try:
@@ -193,7 +195,9 @@ class ShardTurns(ABC):
                 self._facts.forget()
                 blocked[error.schema] = reason = WaitReason(error.kind, self.shard, error.table, error.why)
                 self._behind[error.schema] = (clock.mono_s() + SCHEMA_DELAY_MS / 1000, reason)
-                logger.warning("%s", reason.sentence())
+                logger.warning(
+                    Event("ops_wait", shard=self.shard, kind=reason.kind, scope=reason.scope, text=reason.sentence())
+                )
                 take.again = True
                 continue
             except Halt as error:  # each time a bucket ends earlier: no try is used up
@@ -211,7 +215,7 @@ class ShardTurns(ABC):
                 failure: Exception = error
                 take.again = True
             except NeverSeen as error:
-                logger.warning("an error that no list names, shard=%s try=%d: %s", self.shard, met, error)
+                logger.warning(Event("unknown_error", shard=self.shard, tries=met, error=error))
                 clock.sleep_s(clock.backoff_s(met, first_s=0.01, most_s=0.1))
                 met += 1  # its own count: a deadlock is no reason to believe it
                 take.again = True

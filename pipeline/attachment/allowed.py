@@ -6,15 +6,17 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pipeline.caches import keep_newest
 from pipeline.config.settings import TableSettings
 from pipeline.errors import BadOp, BadValue
+from pipeline.events import Event
 from pipeline.model.ids import carries_bucket
 
 logger = logging.getLogger("pipeline.attachment")
 #: The most digits of an id of the pipeline.
 _DIGITS = 16
 #: (table, field) of the columns that this process has warned about.
-_warned: set[tuple[str, str]] = set()
+_warned: dict[tuple[str, str], bool] = {}
 #: By the start of a table's name: who owns it, and what it would break.
 OWNERS = {
     "auth_": "a login or a registration reads its row back in the same request",
@@ -85,13 +87,17 @@ def warn_narrow(table: Any, pairs: Iterable[tuple[Any, Any]]) -> None:
         if not isinstance(number, int) or not carries_bucket(number):
             continue
         if (place := (table._tablename, field.name)) not in _warned:
-            _warned.add(place)
+            keep_newest(_warned, place, True)
             logger.warning(
-                "%s.%s is a column of 32 bits by its model and is given %d, an id of 53 bits that the pipeline made: "
-                "a server cuts it to 2147483647 or refuses it. Make the field `reference <table>` (with "
-                "DAL(…, bigint_id=True)) or `bigint`, and the column BIGINT; pipeline adopt prints both",
-                *place,
-                number,
+                Event(
+                    "narrow_column",
+                    table=place[0],
+                    column=place[1],
+                    id=number,
+                    text="by its model the column has 32 bits and is given an id of 53 bits that the pipeline made: a "
+                    "server cuts it to 2147483647 or refuses it. Make the field `reference <table>` (with "
+                    "DAL(…, bigint_id=True)) or `bigint`, and the column BIGINT; pipeline adopt prints both",
+                )
             )
 
 

@@ -38,6 +38,7 @@ from pipeline.dal.sql_texts import guard, unguard
 from pipeline.enqueue.final_values import Final
 from pipeline.enqueue.version_copy import Archive
 from pipeline.errors import BadOp, Unavailable
+from pipeline.events import Event
 from pipeline.model.values.numbers import rounded
 
 #: Where the adapter keeps its attached tables, and whose calls each makes.
@@ -52,7 +53,7 @@ class _Attached(NamedTuple):
 
     Attributes:
         own: whether its readers see what their own request has written.
-        written: the table's name in SQL, in small letters; *qualified*: behind a schema's.
+        written: the table's name in SQL, in small letters; *qualified*: the last of its words.
     """
 
     calls: Callable[[], Calls]
@@ -252,9 +253,13 @@ def warn(db: Any, attached: Callable[[], Iterable[str]]) -> None:
         if _WRITES.match(str(query)):
             for name in sorted(set(attached()) & set(_WORDS.findall(str(query)))):
                 logger.warning(
-                    "executesql writes to %r around the pipeline: ops that are queued for its rows come after it, and "
-                    "other shards and the users' own reads know nothing of it; use enqueue_update or enqueue_delete",
-                    name,
+                    Event(
+                        "write_around",
+                        table=name,
+                        text="executesql writes around the pipeline: ops that are queued for its rows come after it, "
+                        "and other shards and the users' own reads know nothing of it; use enqueue_update or "
+                        "enqueue_delete",
+                    )
                 )
         return own(query, *rest, **options)
 

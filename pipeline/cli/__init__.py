@@ -12,10 +12,13 @@ from pipeline.cli.cluster import cluster
 from pipeline.cli.dead import dead_group
 from pipeline.cli.demo import demo
 from pipeline.cli.deployment import adopt_rows_command, restore_command, shard_group
+from pipeline.cli.healthcheck import healthcheck
 from pipeline.cli.maintenance import outbox, rebuilt_command, spool
 from pipeline.cli.migrate import migrate_command, tables
-from pipeline.cli.status import status_command, top
+from pipeline.cli.status import status_command
 from pipeline.cli.stops import drain_command, pause_command, resume_command, why_command
+from pipeline.cli.top import top_command
+from pipeline.cli.trace import trace_command
 from pipeline.errors import PipelineError
 from pipeline.owners import unsafe_import
 
@@ -34,6 +37,7 @@ for command in (
     dead_group,
     demo,
     drain_command,
+    healthcheck,
     migrate_command,
     outbox,
     pause_command,
@@ -44,7 +48,8 @@ for command in (
     spool,
     status_command,
     tables,
-    top,
+    top_command,
+    trace_command,
     why_command,
 ):
     pipeline.add_command(command)

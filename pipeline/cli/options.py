@@ -14,6 +14,7 @@ from pipeline.admin.observe.record import MAX_AGE_S
 from pipeline.client import Client
 from pipeline.config.settings import DEFAULT_PATH, VARIABLE
 from pipeline.errors import ConfigError
+from pipeline.events import log_to_stderr
 from pipeline.owners import stranger
 
 
@@ -49,6 +50,7 @@ def opened(config: str | None) -> Iterator[Client]:
         config: the path of the configuration; None for the default.
     """
     client = Client(config)
+    log_to_stderr(client.settings.log.format)
     try:
         yield client
     finally:

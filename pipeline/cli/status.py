@@ -1,19 +1,13 @@
-"""Run `pipeline status` and `pipeline top`: print how far each shard is, once or live.
-
-While `top` runs, the terminal gives single keys without Enter; its mode is restored at the end.
-"""
+"""Run `pipeline status`: print how far each shard is."""
 
 from __future__ import annotations
 
 import json
-import select
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
 from rich.console import Console
-from rich.live import Live
 
 from pipeline import clock
 from pipeline.admin.observe.observer import Observer
@@ -21,17 +15,7 @@ from pipeline.admin.observe.record import OWN_LOOK
 from pipeline.cli.options import config_option, max_age_option
 from pipeline.cli.status_screen import lines, screen
 from pipeline.config.settings import load
-
-try:
-    import termios
-    import tty
-
-    _POSIX = True
-except ImportError:  # Windows
-    _POSIX = False
-
-#: Waits so many seconds for a key, and returns the key, or nothing.
-Pressed = Callable[[float], str]
+from pipeline.events import log_to_stderr
 
 #: The time between two looks, s: long enough for a rate, short enough for a waiting person.
 APART_S = 1.0
@@ -74,68 +58,12 @@ def status_command(context: click.Context, config: str | None, as_json: bool, ma
         context.exit(1)
 
 
-@click.command()
-@config_option
-@click.option("--every", "every_s", type=click.FloatRange(0.2, 60), default=APART_S, show_default=True, help="Seconds.")
-@max_age_option
-def top(config: str | None, every_s: float, max_age_s: float) -> None:
-    """Show the status live, until q or Ctrl-C; without a terminal, as lines of text.
-
-    \f
-
-    Args:
-        config: see `options.config_option`.
-        every_s: seconds between two looks.
-        max_age_s: see `options.max_age_option`.
-    """
-    console = Console()
-    with _observer(config) as observer, keyboard() as pressed:
-        try:
-            if console.is_terminal:
-                _live(observer, console, pressed, every_s, max_age_s)
-            else:
-                while True:
-                    click.echo("\n".join(lines(observer.newest(), max_age_s)))
-                    clock.sleep_s(every_s)
-        except KeyboardInterrupt:
-            return
-
-
-def _live(observer: Observer, console: Console, pressed: Pressed, every_s: float, max_age_s: float) -> None:
-    first = screen(observer.newest(), console, max_age_s, live=True)
-    with Live(first, console=console, screen=True, auto_refresh=False) as live:
-        while pressed(every_s) not in ("q", "Q"):
-            live.update(screen(observer.newest(), console, max_age_s, live=True), refresh=True)
-
-
 @contextmanager
 def _observer(config: str | None) -> Iterator[Observer]:
-    observer = Observer(load(config))
+    settings = load(config)
+    log_to_stderr(settings.log.format)
+    observer = Observer(settings)
     try:
         yield observer
     finally:
         observer.close()
-
-
-@contextmanager
-def keyboard() -> Iterator[Pressed]:
-    """Yield a function that waits for a key; where there is no terminal, it waits and returns no key."""
-    if not (_POSIX and sys.stdin.isatty()):
-        yield _wait
-        return
-    before = termios.tcgetattr(sys.stdin)
-    try:
-        tty.setcbreak(sys.stdin)
-        yield _key
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
-
-
-def _wait(seconds: float) -> str:
-    clock.sleep_s(seconds)
-    return ""
-
-
-def _key(seconds: float) -> str:
-    ready, _, _ = select.select([sys.stdin], [], [], seconds)
-    return sys.stdin.read(1) if ready else ""

@@ -20,6 +20,7 @@ UNKNOWN = "unknown"
 LATE_MS = 5_000
 _OF_SHARDS = ("shard", "queued", "oldest", "applied/s", "dirty", "rejected", "lost")
 _OF_REPLICAS = ("replica", "behind", "lag", "reading")
+_LEFT = ("shard", "replica", "reading", "node", "role", "state")
 #: States that are too long for the table.
 _SHORT = {NodeState.UNKNOWN: "?", NodeState.NO_PROBER: "?", NodeState.NO_READING: "none"}
 #: Any answer but a plain success is highlighted.
@@ -28,28 +29,36 @@ _STYLES = {"replica": "green", "primary": "", "stale": "yellow", "error": "bold 
 _WORDS = {"replica": "replica", "primary": "primary", "stale": "stale, marked", "error": "refused"}
 
 
-def screen(status: Record, console: Console, max_age_s: float, *, live: bool = False) -> RenderableType:
+def screen(status: Record, console: Console, max_age_s: float) -> RenderableType:
     """Return what is wrong, then the tables: one where it fits, else one of shards and one of replicas.
 
     Args:
         status: what to show.
         console: where it is shown; without UTF-8 signs are ASCII.
         max_age_s: the age from which on an op is too old, seconds.
-        live: whether to say how to end.
     """
-    utf8 = console.encoding.startswith("utf")
-    parts: list[RenderableType] = [Text(), _head(status), Text(), _notices(status, max_age_s, utf8=utf8), Text()]
-    for table in _tables(status, console, sign="≤ " if utf8 else "<= "):
+    utf8 = utf8_of(console)
+    parts: list[RenderableType] = [Text(), head(status), Text(), notices(status, max_age_s, utf8=utf8), Text()]
+    for table in _tables(status, console):
         parts += [table, Text()]
     if (reads := _reads(status)) is not None:
         parts += [reads, Text()]
-    if live:
-        parts.append(Text("  q ends", style="dim"))
     return Group(*parts)
 
 
-def _notices(status: Record, max_age_s: float, *, utf8: bool) -> Table:
-    """Return a line on each thing that is wrong, or that waits; the worst first."""
+def utf8_of(console: Console) -> bool:
+    """Return whether a console shows signs that are not ASCII."""
+    return console.encoding.startswith("utf")
+
+
+def notices(status: Record, max_age_s: float, *, utf8: bool) -> Table:
+    """Return a line on each thing that is wrong, or that waits; the worst first.
+
+    Args:
+        status: of which.
+        max_age_s: the age from which on an op is too old, seconds.
+        utf8: whether signs may be other than ASCII.
+    """
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(width=3, justify="right", no_wrap=True)
     grid.add_column()
@@ -135,7 +144,8 @@ def _unfit(status: Record) -> list[tuple[str, str]]:
     return [(replica.node, replica.unfit) for replica in replicas if replica.unfit]
 
 
-def _head(status: Record) -> Text:
+def head(status: Record) -> Text:
+    """Return the first line: the time, and how full Redis is."""
     redis = status.redis
     if redis.memory_share is None:
         memory = (UNKNOWN, "bold red")
@@ -144,17 +154,82 @@ def _head(status: Record) -> Text:
     return Text.assemble(("  pipeline ", "bold"), _clock(status.at_ms), ("   Redis' memory ", "dim"), memory)
 
 
-def _tables(status: Record, console: Console, sign: str) -> list[Table]:
+def shards_table(shards: Iterable[ShardRecord], console: Console, selected: int) -> Table:
+    """Return a table of shards, one of which is marked.
+
+    Args:
+        shards: in order.
+        console: where it is shown.
+        selected: which row is marked; -1 for none.
+    """
+    utf8 = utf8_of(console)
+    table = _table(("shard", "state", "queued", "oldest", "applied/s", "rejected", "lost", "lag"))
+    for n, shard in enumerate(shards):
+        name, queued, oldest, rate, _, rejected, lost = _shard_cells(shard, _sign(console))
+        mark = Text(("▸ " if utf8 else "> ") if n == selected else "  ", style="bold")
+        lags = [replica.lag_ms for replica in shard.replicas]
+        worst = None if None in lags else max((lag for lag in lags if lag is not None), default=-1)
+        lag = _cell("-" if worst == -1 else _ms(worst), "yellow" if (worst or 0) > LATE_MS else "")
+        table.add_row(mark + name, _state_of(shard), queued, oldest, rate, rejected, lost, lag)
+    return table
+
+
+def _state_of(shard: ShardRecord) -> Text:
+    """Return in a word what stops a shard the most; without colours it is all there is to see."""
+    kinds = {reason.kind for reason in shard.waits}
+    if shard.why or shard.queue_why:
+        return Text("?", style="bold red")
+    if any(reason.kind == "paused" and reason.scope == shard.shard for reason in shard.waits):
+        return Text("paused", style="bold yellow")
+    if "breaker" in kinds or "halted" in kinds:
+        return Text("halted", style="bold red")
+    return Text("waits", style="yellow") if kinds else Text("goes on", style="green")
+
+
+def replicas_table(shards: Iterable[ShardRecord]) -> Table:
+    """Return a table of the shards' replicas.
+
+    Args:
+        shards: in order.
+    """
+    table = _table(_OF_REPLICAS)
+    for shard in shards:
+        for replica in shard.replicas:
+            table.add_row(*_replica_cells(replica))
+    return table
+
+
+def nodes_table(shard: ShardRecord) -> Table:
+    """Return a table of a shard's nodes, the primary first: how readers treat each, and how far it is.
+
+    Args:
+        shard: the shard.
+    """
+    table = _table(("node", "role", "state", "behind", "lag", "reading", "reads/s"))
+    for node in shard.nodes:
+        bad = node.state not in (NodeState.IN, NodeState.UNKNOWN)
+        name, behind, lag, reading = _replica_cells(node)
+        far = (Text(), Text(), Text()) if node.role == "primary" else (behind, lag, reading)
+        reads = "-" if node.reads_per_s is None else f"{node.reads_per_s:,.0f}"
+        table.add_row(name, Text(node.role), Text(node.state, "bold red" if bad else ""), *far, Text(reads))
+    return table
+
+
+def _sign(console: Console) -> str:
+    """Return the sign of an upper bound."""
+    return "≤ " if utf8_of(console) else "<= "
+
+
+def _tables(status: Record, console: Console) -> list[Table]:
     """Return the shards with their replicas beside them, or below them where that is too wide."""
+    sign = _sign(console)
     whole = _table((*_OF_SHARDS, *_OF_REPLICAS))
-    shards, replicas = _table(_OF_SHARDS), _table(_OF_REPLICAS)
+    shards, replicas = _table(_OF_SHARDS), replicas_table(status.shards)
     for shard in status.shards:
         own = _shard_cells(shard, sign)
         shards.add_row(*own)
         for i, replica in enumerate([*shard.replicas] or [None]):
             whole.add_row(*(own if i == 0 else [Text()] * len(own)), *_replica_cells(replica))
-            if replica is not None:
-                replicas.add_row(*_replica_cells(replica))
     unlimited = console.options.update(max_width=10 * console.width)
     if console.measure(whole, options=unlimited).maximum <= console.width:
         return [whole]
@@ -164,7 +239,7 @@ def _tables(status: Record, console: Console, sign: str) -> list[Table]:
 def _table(columns: tuple[str, ...]) -> Table:
     table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
     for name in columns:
-        table.add_column(name, justify="left" if name in ("shard", "replica", "reading") else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=True)
     return table
 
 

@@ -27,6 +27,7 @@ from pipeline.config.validators import (
     zone_name,
 )
 from pipeline.errors import did_you_mean
+from pipeline.events import FORMATS
 
 #: An id has ten bits for its bucket.
 MOST_BUCKETS = 1024
@@ -281,6 +282,18 @@ class ApplySettings:
 
     def __post_init__(self) -> None:
         raise_faults(faults_of("apply", self.CHECKS, self))
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """How workers and commands print their log; an application prints its own."""
+
+    format: str = "text"
+
+    CHECKS: ClassVar[Mapping[str, Validator]] = {"format": choice(*FORMATS)}
+
+    def __post_init__(self) -> None:
+        raise_faults(faults_of("log", self.CHECKS, self))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from pipeline.config.sections import (
     ApplySettings,
     Head,
     Load,
+    LogSettings,
     MetricsSettings,
     ReadSettings,
     RedisSettings,
@@ -36,6 +37,7 @@ from pipeline.errors import ConfigError, did_you_mean
 
 __all__ = [
     "ApplySettings",
+    "LogSettings",
     "MetricsSettings",
     "ReadSettings",
     "RedisSettings",
@@ -52,7 +54,7 @@ VARIABLE = "PIPELINE_CONFIG"
 DEFAULT_PATH = "pipeline.toml"
 #: `${NAME}`; without its brace it is a fault, not a text.
 _REFERENCE = re.compile(r"\$\{([^}]*)(\})?")
-_SECTIONS = ("pipeline", "redis", "shards", "tables", "reads", "apply", "spool", "metrics")
+_SECTIONS = ("pipeline", "redis", "shards", "tables", "reads", "apply", "spool", "log", "metrics")
 _T = TypeVar("_T")
 
 
@@ -102,8 +104,9 @@ def _checked(raw: Mapping[str, Any], label: str, environ: Mapping[str, str]) -> 
     reads = _section(ReadSettings, raw.get("reads", {}), "reads", faults)
     apply = _section(ApplySettings, raw.get("apply", {}), "apply", faults)
     spool = _section(SpoolSettings, raw.get("spool", {}), "spool", faults)
+    log = _section(LogSettings, raw.get("log", {}), "log", faults)
     metrics = _section(MetricsSettings, raw.get("metrics", {}), "metrics", faults)
-    if faults or not (head and redis and reads and apply and spool and metrics):
+    if faults or not (head and redis and reads and apply and spool and log and metrics):
         raise ConfigError([*faults, *_joint_faults(head.buckets if head else None, shards, tables)])
     return Settings(
         buckets=head.buckets,
@@ -114,6 +117,7 @@ def _checked(raw: Mapping[str, Any], label: str, environ: Mapping[str, str]) -> 
         reads=reads,
         apply=apply,
         spool=spool.beside(label if label != "a dict" else ""),
+        log=log,
         metrics=metrics,
         source=label,
     )
@@ -145,6 +149,7 @@ class Settings:
     reads: ReadSettings = field(default_factory=ReadSettings)
     apply: ApplySettings = field(default_factory=ApplySettings)
     spool: SpoolSettings = field(default_factory=lambda: SpoolSettings(enabled=False))
+    log: LogSettings = field(default_factory=LogSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     buckets: int = 256
     ignore: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from hashlib import blake2b
 from typing import Any
 
+from pipeline.caches import keep_newest
 from pipeline.config.bucket_ranges import format_ranges, owners
 from pipeline.config.bucket_rules import Rule, compile_rule
 from pipeline.config.settings import Settings, TableSettings
@@ -70,7 +71,7 @@ class Topology:
             ShardKeyError: the table's rule cannot take the key.
         """
         rule = self._rules.get(table)
-        return (rule or self._rules.setdefault(table, self._rule(self.table(table))))(key)
+        return (rule or keep_newest(self._rules, table, self._rule(self.table(table))))(key)
 
     def placing(self, name: str, column: Column) -> Rule:
         """Return the function from a final value of the shard key to its bucket.
@@ -80,7 +81,7 @@ class Topology:
             column: the shard key's, or the id's where rows are spread by their ids.
         """
         found = self._placing.get((name, column))
-        return found or self._placing.setdefault((name, column), self._rule(self.table(name), column))
+        return found or keep_newest(self._placing, (name, column), self._rule(self.table(name), column))
 
     def finding(self, name: str, column: Column) -> Rule:
         """Return the function from each spelling of a shard key to the bucket that `placing` gives its final value.
@@ -93,7 +94,7 @@ class Topology:
         """
         found = self._finding.get((name, column))
         if found is None:
-            found = self._finding.setdefault((name, column), self._spelt(name, column))
+            found = keep_newest(self._finding, (name, column), self._spelt(name, column))
         return found
 
     def _spelt(self, name: str, column: Column) -> Rule:

@@ -34,15 +34,18 @@ def raw(sql: str) -> Raw:
     return Raw(sql)
 
 
+#: What all databases take for a blank; Python's own blanks are more: U+001F is one.
+_BLANKS = " \t\n\r"
+_BLANK = f"[{_BLANKS}]"
 #: What pyDAL may write for a number, or for a quoted text.
-_LITERAL = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*|'(?:[^']|'')*'", re.ASCII)
+_LITERAL = re.compile(rf"{_BLANK}*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?){_BLANK}*|'(?:[^']|'')*'", re.ASCII)
 _ALIAS = re.compile(r"""[^\W\d]\w*|"[\w ]+"|`[\w ]+`""")
 _QUOTED = r"""("\w+"|`\w+`|\w+)"""
 _NAME = rf"(?:{_QUOTED}\.)?{_QUOTED}"
 #: A column, perhaps within an aggregate: `name`, `item.name`, `"item"."name"`, `MAX(item.qty)`, `count(*)`.
 _COLUMN = re.compile(rf"(?:count|sum|min|max|avg)\((?:{_NAME}|\*)\)|{_NAME}", re.IGNORECASE)
-_DIRECTION = re.compile(r"\s+(asc|desc)\s*$", re.IGNORECASE)
-_NAMED = re.compile(r"\s+as\s+(\w+)\s*$", re.IGNORECASE)
+_DIRECTION = re.compile(rf"{_BLANK}+(asc|desc){_BLANK}*$", re.IGNORECASE)
+_NAMED = re.compile(rf"{_BLANK}+as{_BLANK}+(\w+){_BLANK}*$", re.IGNORECASE)
 _COMPARISONS = frozenset(("eq", "ne", "lt", "lte", "le", "gt", "gte", "ge"))
 #: pyDAL writes a value beside these as one of the type of the left side.
 _TYPED = _COMPARISONS | {"belongs", "add", "sub", "mul", "div", "mod", "coalesce"}
@@ -278,7 +281,7 @@ def _texts_of(terms: Any) -> list[str]:
 
 def _bare(term: str) -> str:
     """Return a term without its direction and its name."""
-    return _NAMED.sub("", _DIRECTION.sub("", term)).strip()
+    return _NAMED.sub("", _DIRECTION.sub("", term)).strip(_BLANKS)
 
 
 def _check_condition(text: Any) -> None:

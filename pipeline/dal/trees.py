@@ -20,6 +20,8 @@ _TEXT = ("string", "text")
 MOST_LEVELS = 200
 #: The deepest that a worker takes: narrowing a query to a row adds levels to what a caller gave.
 _MOST_LEVELS_TAKEN = 300
+#: The most values of a `belongs` that is queued: all its rows are locked in one transaction.
+MOST_NAMED = 10_000
 _TREE, _COLUMN = "tree", "column"
 _VALUES, _OPERANDS = frozenset((type(None), bool, int, float, str, list)), frozenset((int, float, str))
 #: What follows the first word of a tree, or None for one tree and more; a value's type is for its column's encoder.
@@ -87,6 +89,10 @@ def condition(query: Any, schema: TableSchema, check: Mapping[str, Any], levels:
     if name == "belongs":
         if not isinstance(query.second, list | tuple | set | frozenset):
             raise BadQuery("a queued write cannot carry a subselect: select the values first, and give them as a list")
+        if len(query.second) > MOST_NAMED:
+            raise BadQuery(
+                f"belongs of a queued write takes at most {MOST_NAMED:,} values, not {len(query.second):,}: divide them"
+            )
         return ["in", column, [check[field](value) for value in query.second]]
     if query.second is None:
         return ["null", column] if name == "eq" else ["not", ["null", column]]

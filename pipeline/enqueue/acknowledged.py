@@ -19,6 +19,7 @@ from pipeline.enqueue.epochs import Authority, EpochCache
 from pipeline.enqueue.shipment import Acked, Sender
 from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import PipelineError
+from pipeline.events import Event
 from pipeline.model.op import Position
 from pipeline.oplog.appends import EVERYWHERE, Appends, Scope, scopes_of
 
@@ -98,7 +99,7 @@ class Acknowledged:
                 epoch, current, _ = self._log.epoch(scope.name)
                 done |= self._authority.settle(scope, epoch if current else 0, share)
         except PipelineError as error:
-            logger.warning("whether Redis has lost ops is judged later: %s", error)
+            logger.warning(Event("losses_judged_later", error=error))
         return done
 
     def close(self) -> None:
@@ -138,7 +139,7 @@ class Acknowledged:
             for name in list(self._epochs.known):
                 self._epochs.asked(self.scopes[name])
         except PipelineError as error:
-            logger.warning("whether Redis has lost ops is not known now: %s", error)
+            logger.warning(Event("losses_not_known", error=error))
             return False
         return True
 
@@ -152,7 +153,7 @@ class Acknowledged:
         try:
             return self.settle()
         except Exception as error:  # the outermost loop: the thread goes on
-            logger.warning("what Redis has lost is not judged now: %s: %s", type(error).__name__, error)
+            logger.warning(Event("losses_not_judged", error=error))
             return False
 
     def _watch(self) -> None:

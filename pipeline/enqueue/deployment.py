@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from pipeline.config.bucket_ranges import format_ranges
 from pipeline.config.topology import Topology
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable, WrongDeployment
+from pipeline.events import Event
 from pipeline.model.fingerprint import Fingerprint, differences, newest, strangers, table_differences
 from pipeline.model.op import Position, deleted_behind
 from pipeline.model.schema import TableSchema
@@ -239,7 +240,7 @@ def _ask_if_there(notes: Agreement, shard: str) -> None:
     try:
         notes.ask(shard)
     except Unavailable as error:
-        logger.warning("the configuration is not compared with shard %s yet: %s", shard, error)
+        logger.warning(Event("configuration_not_compared", shard=shard, error=error))
 
 
 def misfits_of(log: Log, nodes: Nodes, topology: Topology) -> list[str]:
@@ -256,7 +257,7 @@ def misfits_of(log: Log, nodes: Nodes, topology: Topology) -> list[str]:
             notes.ask(shard)
             found.append(restored(log, nodes, topology, shard))
         except Unavailable as error:
-            logger.info("the configuration is not compared with shard %s: %s", shard, error)
+            logger.info(Event("configuration_not_compared", shard=shard, error=error))
     return [*notes.faults(), *filter(None, found)]
 
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from os import getpid
 from typing import TYPE_CHECKING
 
-from pipeline.enqueue.held_ops import Atomic, Chunk, Held, HeldOp, HeldOps
+from pipeline import clock
+from pipeline.config.topology import Topology
+from pipeline.enqueue.held_ops import Atomic, Chunk, Held, HeldOp, HeldOps, fill, fill_like
 from pipeline.enqueue.producer import DURABLE_S
 from pipeline.enqueue.publisher import Publisher
-from pipeline.enqueue.shipment import UNCHECKED_BYTES, OpPlace, Shipment, check_size
+from pipeline.enqueue.sends import Sends, What, what_of
+from pipeline.enqueue.shipment import UNCHECKED_BYTES, OpPlace, Shipment, check_size, shipment_of
 from pipeline.enqueue.spooling.fallback import Fallback
+from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import BadOp, InDoubt, NotDurable, Unavailable, shown
 from pipeline.model.op import UPSERT, Addressed, Op, encode, id_of, id_of_new, with_id
 from pipeline.model.receipt import Receipt, Receipts
 from pipeline.oplog.appends import KeyClaimed
-from pipeline.oplog.contract import SharedState
-from pipeline.wait_budget import WaitBudget, WaitBudgets, in_all
+from pipeline.oplog.contract import Log
+from pipeline.oplog.doorbell import Bell, SilentBell
+from pipeline.wait_budget import WaitBudget, in_all
 
 if TYPE_CHECKING:
     from pipeline.model.receipt import Source
@@ -33,21 +39,33 @@ class Dispatch:
     Args:
         publisher: sends.
         source: who answers for the receipts.
-        wait_budgets: how long one call may wait for Redis, beside what its durability asks for.
-        log: knows how large an op may be.
+        away: how long one call may wait for Redis, beside what its durability asks for; and the spool.
+        log: knows how large an op may be, and counts.
+        bell: its thread counts what was sent.
+        topology: which shards apply a bucket.
     """
 
     budget: WaitBudget | None = None
 
-    def __init__(self, publisher: Publisher | Fallback, source: Source, wait_budgets: WaitBudgets, log: SharedState):
-        self._publisher, self._source, self.wait_budgets, self._log = publisher, source, wait_budgets, log
+    def __init__(
+        self,
+        publisher: Publisher | Fallback,
+        source: Source,
+        away: RedisAway,
+        log: Log,
+        bell: Bell | SilentBell,
+        topology: Topology,
+    ):
+        self._publisher, self._source, self._log, self._bell = publisher, source, log, bell
+        self._away, self.wait_budgets, self._topology = away, away.wait_budgets, topology
         self._here = threading.local()
+        self._sends: Sends | None = None
 
     # taking -------------------------------------------------------------------------------------------------
 
     def take(self, addressed: Addressed, durability: str) -> Receipt:
         """Take an op that was built, and return its receipt."""
-        bucket, op = addressed.bucket, addressed.op
+        bucket, op, started_s = addressed.bucket, addressed.op, clock.mono_s()
         payload = encode(op)
         if len(payload) > UNCHECKED_BYTES:
             check_size(payload, op.table, self._log, self.wait_budgets)
@@ -61,6 +79,13 @@ class Dispatch:
             except Unavailable as error:
                 self._raise_in_doubt(error, bucket, [Receipt(bucket, None, id_of(op), source=self._source)])
                 raise
+            # here, and not by `_count`: a call more, on the path of every request
+            sends = self._sends
+            if sends is None or sends.pid != getpid():
+                sends = self._new_sends()
+            sends.taken.append(({(bucket, op.kind, op.table): 1}, {bucket: place}, clock.mono_s() - started_s))
+            if not sends.asked:
+                sends.ask(self._bell)
             row_id = place.row_id or (op.id if op.kind != UPSERT else None)
             return Receipt(bucket, place.position, row_id, place.producer, place.seq, self._source)
         self.known_durability(durability)
@@ -185,7 +210,7 @@ class Dispatch:
 
     def send_chunk(self, chunk: Chunk, durability: str) -> Chunk:
         """Send a bulk call's chunk; its receipts can be made then."""
-        chunk.placed(places := self._publisher.ship(Shipment(chunk.payloads, durability=durability)))
+        places = self._ship(chunk, durability)
         if not all(place.durable for place in places.values()):
             raise NotDurable(durability, DURABLE_S, chunk.receipt(0, self._source))
         return chunk
@@ -199,6 +224,27 @@ class Dispatch:
                 there = chunk.queued(error.numbered, self._source)
                 raise InDoubt(error, [*self._receipts(before), *there]) from error
             raise
+
+    def _ship(self, chunk: Chunk, durability: str) -> Mapping[int, OpPlace]:
+        started_s = clock.mono_s()
+        places = self._publisher.ship(Shipment(chunk.payloads, durability=durability))
+        chunk.placed(places)
+        self._count(chunk.what, places, started_s)
+        return places
+
+    def _count(self, what: What, places: Mapping[int, OpPlace], started_s: float) -> None:
+        """Note what was sent; see `take`, which does the same without a call."""
+        sends = self._sends
+        if sends is None or sends.pid != getpid():
+            sends = self._new_sends()
+        sends.taken.append((what, places, clock.mono_s() - started_s))
+        if not sends.asked:
+            sends.ask(self._bell)
+
+    def _new_sends(self) -> Sends:
+        """Count anew in a new process; what its parent has noted is the parent's."""
+        self._sends = Sends(self._log, self._topology, self._away.spool)
+        return self._sends
 
     def _raise_in_doubt(self, error: Unavailable, bucket: int, receipts: list[Receipt]) -> None:
         """Number the receipts of an op that may be queued, and raise; return where it is certainly not queued.
@@ -215,14 +261,14 @@ class Dispatch:
         """Send an op whose id no caller has seen; return the op with the id that its key has claimed."""
         bucket, op = addressed.bucket, addressed.op
         try:
-            return op, self._publisher.ship(_shipment(bucket, op, "redis"))[bucket]
+            return op, self._publisher.ship(shipment_of(bucket, op, "redis"))[bucket]
         except KeyClaimed as reserved:
             op = with_id(addressed, reserved.row_id)
         return op, self._sent(bucket, op, "redis")
 
     def _sent(self, bucket: int, op: Op, durability: str) -> OpPlace:
         """Send an op whose id a caller may have seen: the id is final."""
-        shipment = _shipment(bucket, op, durability)
+        shipment = shipment_of(bucket, op, durability)
         try:
             return self._publisher.ship(shipment)[bucket]
         except KeyClaimed:
@@ -240,17 +286,19 @@ class Dispatch:
     @in_all
     def _send(self, entry: HeldOp) -> None:
         bucket, op, durability, receipts = entry
+        started_s = clock.mono_s()
         try:
             place = self._sent(bucket, op, durability)
         except Unavailable as error:
             self._raise_in_doubt(error, bucket, receipts)
             raise
+        self._count(what_of(bucket, op), {bucket: place}, started_s)
         self._follow(place, durability, receipts)
 
     def _follow(self, place: OpPlace, durability: str, receipts: list[Receipt]) -> None:
         """Note where an op stands, and see that it is as durable as was asked."""
         for receipt in receipts:
-            _fill(receipt, place)
+            fill(receipt, place)
         if not place.durable:
             raise NotDurable(durability, DURABLE_S, receipts[0])
         if durability == "applied":
@@ -268,31 +316,14 @@ class Dispatch:
             for entry in part:
                 chunk.add(entry.bucket, entry.op)
             try:
-                chunk.placed(self._publisher.ship(Shipment(chunk.payloads)))
+                self._ship(chunk, "redis")
             except Unavailable as error:
                 there = chunk.queued(error.numbered, self._source)
                 for entry, made in zip(part, there, strict=True):
-                    _move(made, entry.receipts)
+                    fill_like(made, entry.receipts)
                 if error.numbered or start:
                     given = [one for entry in entries for one in entry.receipts]
                     raise InDoubt(error, [one if one.sent else None for one in given]) from error
                 raise
             for nth, entry in enumerate(part):
-                _move(chunk.receipt(nth, self._source), entry.receipts)
-
-
-def _shipment(bucket: int, op: Op, durability: str) -> Shipment:
-    return Shipment({bucket: (encode(op),)}, op.scoped_key, id_of_new(op), durability)
-
-
-def _move(made: Receipt | None, receipts: Iterable[Receipt]) -> None:
-    """Note in the receipts of an entry where it stands; None: it was not taken."""
-    if made is not None:
-        for receipt in receipts:
-            receipt.position, receipt.producer, receipt.producer_seq = made.position, made.producer, made.producer_seq
-
-
-def _fill(receipt: Receipt, place: OpPlace) -> None:
-    receipt.position, receipt.producer, receipt.producer_seq = place.position, place.producer, place.seq
-    if place.row_id is not None:
-        receipt.name_row(place.row_id)
+                fill_like(chunk.receipt(nth, self._source), entry.receipts)

@@ -21,6 +21,7 @@ from pipeline.enqueue.deployment import verify
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.shipment import Acked, Sender
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
+from pipeline.events import Event
 from pipeline.model.seal import Seal
 from pipeline.oplog.appends import Appends, Scope
 from pipeline.oplog.contract import Log
@@ -165,8 +166,18 @@ class Authority:
             if log.raise_epoch(scope.name, seen, new):
                 level = logging.WARNING if epoch else logging.INFO
                 why, _, bucket = seen.rpartition(" ")[2].partition(":")
-                said = f": bucket {bucket} {_ENDED[why]}" if bucket else ""
-                logger.log(level, "new lineage scope=%s epoch=%d (was %d)%s", scope.name, new, epoch, said)
+                said = _ENDED[why] if bucket else None
+                logger.log(
+                    level,
+                    Event(
+                        "epoch_raised",
+                        scope=scope.name,
+                        epoch=new,
+                        before=epoch,
+                        bucket=bucket or None,
+                        why=said,
+                    ),
+                )
                 self.renew()
                 return new
         raise LogUnavailable(f"the epoch of {scope.name!r} could not be raised", sent=False)
@@ -205,7 +216,7 @@ class Authority:
                 with session.translated(), session.transaction():
                     losses = self._judge(session, scope, epoch, bucket, here)
                 for lost in losses:
-                    logger.error("Redis lost %d ops: %s", lost.last - lost.first + 1, lost)
+                    logger.error(Event("ops_lost", ops=lost.last - lost.first + 1, **lost._asdict()))
         return done
 
     def _on_replica(self, replica: NodeSession, last: Mapping[Sender, int]) -> set[Sender]:
@@ -215,7 +226,7 @@ class Authority:
         try:
             there = ledger_queries.sequences(replica, last)
         except (Unavailable, NotMigrated) as error:
-            logger.info("all that %s may lack stays in mind: %s", replica.node, error)
+            logger.info(Event("acknowledged_kept", node=replica.node, error=error))
             return set()
         return {pair for pair, seq in last.items() if there.get(pair, 0) >= seq}
 
@@ -262,7 +273,7 @@ def new_epoch(nodes: Nodes, scope: Scope, known: int) -> int:
             except NotMigrated:
                 continue  # a replica without our tables has no watermark
             except Unavailable as error:
-                logger.warning("raising the epoch without asking %s: %s", replica.node, error)
+                logger.warning(Event("epoch_without_node", node=replica.node, error=error))
     for shard in scope.shards:
         primary = nodes.primary(shard)
         known = ledger_queries.give_epoch(primary, scope.name, known, clock.wall_ms() // 1000) - 1

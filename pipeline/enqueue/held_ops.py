@@ -9,7 +9,7 @@ A validated insert: the table's validators first, as pyDAL's `validate_and_inser
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pipeline.enqueue.shipment import OpPlace
@@ -19,6 +19,10 @@ from pipeline.model.receipt import Receipt
 
 if TYPE_CHECKING:
     from pipeline.model.receipt import Source
+
+
+#: The most ops of one atomic group: a worker applies it in one transaction, and every row waits for its end.
+MOST_MEMBERS = 10_000
 
 
 class HeldOp(NamedTuple):
@@ -138,6 +142,10 @@ class Atomic:
             )
         if op.idempotency_key is not None:
             raise BadOp("an op in an atomic group takes no idempotency_key of its own")
+        if len(self._ops) >= MOST_MEMBERS:
+            raise BadOp(
+                f"an atomic group has at most {MOST_MEMBERS:,} ops, since it is one transaction: divide it into groups"
+            )
         self._bucket = bucket
         self._ops.append(op)
         self.receipts.append(receipt)
@@ -159,10 +167,12 @@ class Atomic:
 class Chunk:
     """Ops in the caller's order, sorted by bucket for sending."""
 
-    __slots__ = ("_at", "_ids", "_places", "payloads")
+    __slots__ = ("_at", "_ids", "_places", "payloads", "what")
 
     def __init__(self) -> None:
         self.payloads: dict[int, list[bytes]] = {}
+        #: How many ops there are of each bucket, kind and table.
+        self.what: dict[tuple[int, str, str], int] = {}
         self._at: list[tuple[int, int]] = []  # per row: bucket, and its how-manieth there
         self._ids: list[int | None] = []
         self._places: Mapping[int, OpPlace] = {}
@@ -173,6 +183,9 @@ class Chunk:
         self._at.append((bucket, len(run)))
         self._ids.append(op.id)
         run.append(payload := encode(op))
+        for member in op.members if op.ops else (op,):
+            kind = bucket, member.kind, member.table
+            self.what[kind] = self.what.get(kind, 0) + 1
         return payload
 
     def __len__(self) -> int:
@@ -233,3 +246,27 @@ def validated(table: Any, fields: Mapping[str, Any], insert: Callable[[dict[str,
         return Validated(insert(values), {})
     except BadValue as error:
         return Validated(None, {error.field: error.why})
+
+
+def fill_like(made: Receipt | None, receipts: Iterable[Receipt]) -> None:
+    """Note in the receipts of an entry where it stands.
+
+    Args:
+        made: a receipt of the same entry; None: it was not taken.
+        receipts: those that callers have.
+    """
+    if made is not None:
+        for receipt in receipts:
+            receipt.position, receipt.producer, receipt.producer_seq = made.position, made.producer, made.producer_seq
+
+
+def fill(receipt: Receipt, place: OpPlace) -> None:
+    """Note in a receipt where its op stands.
+
+    Args:
+        receipt: of the op.
+        place: of the op.
+    """
+    receipt.position, receipt.producer, receipt.producer_seq = place.position, place.producer, place.seq
+    if place.row_id is not None:
+        receipt.name_row(place.row_id)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import cycle
 from typing import Any
 
+from pipeline.caches import MOST_DEFINITIONS, keep_newest
 from pipeline.chance import chance
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import kind_of, query_of
@@ -19,6 +20,7 @@ from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.table_plan import TablePlan
 from pipeline.enqueue.version_copy import Archive, check_archive, copy_before, row_of
 from pipeline.errors import BadOp, BadQuery, Unavailable, UnknownTable, shown
+from pipeline.events import Event
 from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipt
 from pipeline.model.schema import schema_of, signature_of
@@ -26,8 +28,6 @@ from pipeline.model.schema import schema_of, signature_of
 #: Where a table object carries its plan. web2py makes its tables anew at each request: in the builder, plans would
 #: outlive them. A thousand of them made each of web2py's garbage collections, one per 100 requests, take 50 ms.
 PLAN = "_pipeline_plan"
-#: Definitions that are kept: a program that defines tables of its users' names has no end of them.
-MOST_DEFINITIONS = 2000
 logger = logging.getLogger("pipeline.door")
 
 
@@ -43,10 +43,11 @@ class OpBuilder:
     def __init__(self, topology: Topology, row_ids: RowIds, schemas: SchemaPublisher):
         self._topology, self._row_ids, self._schemas = topology, row_ids, schemas
         self._compiled: dict[tuple[Any, ...], CompiledTable] = {}
-        self._ready: set[CompiledTable] = set()
+        self._ready: dict[CompiledTable, bool] = {}
         self._tables = threading.local()
         self._latest: dict[str, Any] = {}
-        self._seen_lazy: set[str] = set()
+        self._seen_lazy: dict[str, bool] = {}
+        self._most = MOST_DEFINITIONS
         start = chance.randrange(topology.buckets)
         self._turn = cycle((*range(start, topology.buckets), *range(start)))
 
@@ -58,22 +59,23 @@ class OpBuilder:
         vouch_for_selects(db._adapter)
         lazy = getattr(db, "_LAZY_TABLES", {})
         schemas = []
+        self._most = max(self._most, 2 * len(db.tables))  # one DAL's tables push each other out of no cache
         for name in db.tables:
-            self._latest[name] = db
+            keep_newest(self._latest, name, db, self._most)
             if name in lazy and name in self._seen_lazy:
                 continue
             if self._topology.ours(name):
                 if name in lazy:
-                    self._seen_lazy.add(name)
+                    keep_newest(self._seen_lazy, name, True, self._most)
                 try:
                     schemas.append(self._compiled_of(db[name]).schema)
                 except BadOp as error:
-                    logger.warning("table %s is not published: %s", name, error)
+                    logger.warning(Event("table_not_published", table=name, error=error))
         try:
             self._schemas.publish(schemas)
         except (Unavailable, BadOp) as error:
             # a page that only reads must not fail for it; the first op of a table tries again, and raises
-            logger.warning("no table of %d is published yet: %s", len(schemas), error)
+            logger.warning(Event("tables_not_published", tables=len(schemas), error=error))
 
     @property
     def names(self) -> Iterable[str]:
@@ -103,7 +105,7 @@ class OpBuilder:
             if compiled not in self._ready:
                 self._schemas.publish([compiled.schema])
                 self._schemas.approve(compiled.schema)
-                self._ready.add(compiled)
+                keep_newest(self._ready, compiled, True, self._most)
             plan = TablePlan(table, compiled, self._row_ids, self._turn)
             setattr(table, PLAN, plan)
         return plan
@@ -197,10 +199,9 @@ class OpBuilder:
         if compiled is None:
             if self._topology.ignores(table._tablename):
                 raise BadOp(f"{table._tablename!r} is left to its database by [pipeline] ignore: write it through db")
-            if len(self._compiled) >= MOST_DEFINITIONS:
-                self._compiled.clear()
-                self._ready.clear()
-            compiled = self._compiled[signature] = CompiledTable(schema_of(table), self._topology)
+            compiled = keep_newest(
+                self._compiled, signature, CompiledTable(schema_of(table), self._topology), self._most
+            )
         return compiled
 
 

@@ -19,6 +19,7 @@ from pipeline.enqueue.producer import FRESH_S, Producer, Run, resend
 from pipeline.enqueue.shipment import OpPlace, Shipment, queued
 from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import LogUnavailable, PipelineFull, Unavailable
+from pipeline.events import Event
 from pipeline.model.op import Position
 from pipeline.oplog.appends import HOLE, Appends, EpochStale, Scope
 from pipeline.oplog.doorbell import Bell, SilentBell
@@ -116,7 +117,14 @@ class Publisher(Acknowledged):
         try:
             return self._log.claim_key(bucket, key, row_id)
         except (LogUnavailable, PipelineFull) as error:
-            logger.warning("two calls with one idempotency key may tell two ids: %s", error)
+            logger.warning(
+                Event(
+                    "key_not_claimed",
+                    bucket=bucket,
+                    error=error,
+                    text="two calls with one idempotency key may tell two ids",
+                )
+            )
             if isinstance(error, LogUnavailable):
                 self.away.claim_failed(error)
             return row_id

@@ -15,6 +15,7 @@ from pipeline import clock
 from pipeline.config.topology import Topology
 from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import IdsUsedUp, LogUnavailable, Unavailable
+from pipeline.events import Event
 from pipeline.model.ids import FIRST_SPAN, SPANS, Given, ids_of
 from pipeline.oplog.contract import SharedState
 from pipeline.shard.nodes import Nodes
@@ -161,7 +162,7 @@ class RowIds:
         span = ledger_queries.give_span(self._nodes.primary(shard), given.span, max(given.due, FIRST_SPAN))
         if span >= SPANS:
             raise IdsUsedUp(f"shard {shard!r} has given out all of its ids")
-        logger.info("new span of ids shard=%s span=%d (was %d)", shard, span, given.span)
+        logger.info(Event("ids_span", shard=shard, span=span, before=given.span))
         return span
 
     def _reserved(self, bucket: int, most: int) -> dict[int, range] | None:
@@ -178,7 +179,7 @@ class RowIds:
             try:
                 return self._asked(shard, {bucket: most})
             except Unavailable as error:
-                logger.warning("no ids from Redis: %s", error)
+                logger.warning(Event("ids_not_given", shard=shard, error=error))
         return {bucket: self._away.spool.reserve.take(bucket, most)}
 
     def _see_to_the_reserve(self) -> None:
@@ -190,7 +191,7 @@ class RowIds:
         try:
             away.wait_budgets.aside(lambda: self._renew(spool.reserve), share=RESERVE_SHARE)
         except WaitBudgetSpent:
-            logger.info("the host's reserve of ids is being renewed")
+            logger.info(Event("ids_reserve_renewing"))
 
     def _renew(self, reserve: IdReserve) -> None:
         with reserve.lock().tried() as mine:
@@ -200,4 +201,4 @@ class RowIds:
                     if any(map(reserve.due, buckets[:1])):
                         reserve.keep(self._asked(shard, dict.fromkeys(buckets, RESERVE)))
                 except Unavailable as error:
-                    logger.warning("no ids of shard %s in reserve for when Redis is away: %s", shard, error)
+                    logger.warning(Event("ids_not_reserved", shard=shard, error=error))

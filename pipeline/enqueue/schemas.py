@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from weakref import WeakValueDictionary
 
 from pipeline.config.topology import Topology
 from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import BadOp, LogUnavailable, PipelineFull, Unavailable
+from pipeline.events import Event
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.contract import Entries
 from pipeline.shard import columns
@@ -22,7 +24,8 @@ class SchemaPublisher:
 
     def __init__(self, log: Entries, nodes: Nodes, topology: Topology, away: RedisAway):
         self._log, self._nodes, self._topology, self._away = log, nodes, topology, away
-        self._published: dict[str, TableSchema] = {}
+        #: Those that a plan still uses: what no table has any more needs to be published no more.
+        self._published = WeakValueDictionary[str, TableSchema]()
         self._spooled: set[str] = set()
 
     def publish(self, schemas: Iterable[TableSchema]) -> None:
@@ -41,15 +44,15 @@ class SchemaPublisher:
             self._away.spool.keep_definitions(kept, wait=True)
             self._spooled |= new.keys()
         self._published |= new
+        self._spooled &= set(self._published)
 
     def keep(self) -> None:
         """Keep all definitions of this process in the spool: who drains it may be another."""
-        new = self._published.keys() - self._spooled
+        new = [schema for schema in list(self._published.values()) if schema.hash not in self._spooled]
         if new:
-            schemas = [self._published[hash] for hash in new]
-            kept = [(schema.hash, schema.name, schema.to_json()) for schema in schemas]
+            kept = [(schema.hash, schema.name, schema.to_json()) for schema in new]
             self._away.spool.keep_definitions(kept, wait=False)
-            self._spooled |= new
+            self._spooled |= {schema.hash for schema in new}
 
     def republish(self) -> None:
         """Publish all anew, after Redis may have forgotten them."""
@@ -82,7 +85,14 @@ class SchemaPublisher:
         try:
             why = self._away.wait_budgets.aside(lambda: self._refused(schema), share=0.5)
         except (Unavailable, WaitBudgetSpent) as error:
-            logger.warning("whether ids fit their column in %s the workers will tell: %s", schema.name, error)
+            logger.warning(
+                Event(
+                    "id_column_not_checked",
+                    table=schema.name,
+                    error=error,
+                    text="the workers will tell whether ids fit",
+                )
+            )
             return
         if why is not None:
             raise BadOp(why)

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from pipeline.errors import BadOp, PipelineError, Unavailable
-from pipeline.model.op import Position
+from pipeline.events import Event
+from pipeline.model.op import Op, Position, encode, id_of_new
 from pipeline.oplog.contract import SharedState
 from pipeline.shard.statements import MOST_STATEMENT_BYTES
 from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
@@ -51,6 +52,17 @@ class Shipment(msgspec.Struct, frozen=True):
     def part(self, runs: Mapping[int, Sequence[bytes]]) -> Shipment:
         """Return a shipment of some of the ops."""
         return Shipment(runs, self.key, self.row_id, self.durability, self.numbered)
+
+
+def shipment_of(bucket: int, op: Op, durability: str) -> Shipment:
+    """Return a shipment of one op, with its idempotency key.
+
+    Args:
+        bucket: the op's.
+        op: the op.
+        durability: see `Shipment`.
+    """
+    return Shipment({bucket: (encode(op),)}, op.scoped_key, id_of_new(op), durability)
 
 
 class OpPlace(msgspec.Struct, frozen=True):
@@ -121,7 +133,7 @@ def _nodes(log: SharedState, wait_budgets: WaitBudgets) -> Iterator[tuple[int, s
     try:
         reports = wait_budgets.aside(log.health, share=0.5)[1]
     except (Unavailable, WaitBudgetSpent) as error:
-        logger.warning("how large a statement the nodes take is not known now: %s", error)
+        logger.warning(Event("statement_limit_unknown", error=error))
         return
     for node, (_, text) in reports.items():
         if takes := msgspec.json.decode(text, type=_Takes).statement_bytes:
@@ -136,4 +148,4 @@ def _redis(needs: int, log: SharedState, wait_budgets: WaitBudgets) -> Iterator[
         if takes := wait_budgets.aside(log.largest_bytes, share=0.5):
             yield takes, "proto-max-bulk-len of Redis"
     except (Unavailable, WaitBudgetSpent) as error:
-        logger.warning("how large an op Redis takes is not known now: %s", error)
+        logger.warning(Event("op_limit_unknown", error=error))

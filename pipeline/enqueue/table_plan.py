@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline import clock
+from pipeline.caches import keep_newest
 from pipeline.dal.objects import has_filters, with_filters
 from pipeline.dal.trees import Tree, condition
 from pipeline.enqueue.bucket_choice import (
@@ -60,9 +61,7 @@ class TablePlan:
         if plan is None or isinstance(values, Final) or plan.outdated():
             plan = RowPlan(self.compiled, self.table, values, self.compiled.rules.shard_key)
             if not plan.final:
-                if len(self._row_plans) >= MOST_PLANS:
-                    self._row_plans.clear()
-                self._row_plans[names] = plan
+                keep_newest(self._row_plans, names, plan, MOST_PLANS)
         return self._new_row(plan, values, shard_key, key)
 
     def new_rows(self, rows: Iterable[Mapping[str, Any]], shard_key: Any = None) -> Iterator[Addressed]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
+from pipeline import tracing
 from pipeline.config.topology import Topology
 from pipeline.enqueue.dispatch import Dispatch
 from pipeline.enqueue.epochs import Authority
@@ -17,6 +18,7 @@ from pipeline.enqueue.spooling.drain import Drainer
 from pipeline.enqueue.spooling.drain_thread import DrainThread
 from pipeline.enqueue.spooling.fallback import Fallback
 from pipeline.enqueue.spooling.redis_away import RedisAway
+from pipeline.enqueue.traced import TracedFallback, TracedPublisher
 from pipeline.model.seal import Seal
 from pipeline.oplog.contract import Log
 from pipeline.oplog.doorbell import Bell, SilentBell
@@ -61,19 +63,21 @@ def wire_writes(
     schemas = SchemaPublisher(log, nodes, topology, away)
     row_ids = RowIds(log, topology, nodes, away)
     authority = Authority(log, nodes, topology, schemas, seal)
-    publisher = Publisher(log, topology, bell, authority, away=away)
+    traced, spools = tracing.on(), isinstance(away.spool, Spool)
+    made = TracedPublisher if traced and not spools else Publisher
+    publisher = made(log, topology, bell, authority, away=away)
     follower = Follower(topology, nodes, log, away.spool, publisher, seal)
     op_builder = OpBuilder(topology, row_ids, schemas)
     if not isinstance(away.spool, Spool):
-        dispatch = Dispatch(publisher, follower, away.wait_budgets, log)
+        dispatch = Dispatch(publisher, follower, away, log, bell, topology)
         return Writes(op_builder, dispatch, publisher, follower, row_ids, None)
     drain_thread = PerProcess(partial(_drain_thread, away.spool, publisher, log, nodes, topology, away))
-    fallback = Fallback(publisher, away, drain_thread, schemas)
-    dispatch = Dispatch(fallback, follower, away.wait_budgets, log)
+    fallback = (TracedFallback if traced else Fallback)(publisher, away, drain_thread, schemas)
+    dispatch = Dispatch(fallback, follower, away, log, bell, topology)
     return Writes(op_builder, dispatch, publisher, follower, row_ids, drain_thread)
 
 
 def _drain_thread(
     spool: Spool, publisher: Publisher, log: Log, nodes: Nodes, topology: Topology, away: RedisAway
 ) -> DrainThread:
-    return DrainThread(spool, Drainer(spool, publisher, log, nodes, topology), away)
+    return DrainThread(spool, Drainer(spool, publisher, log, nodes, topology), away, log)

@@ -25,7 +25,9 @@ COPY = "copy"
 READ = "read"
 ROW_WRITES = frozenset((INSERT, UPDATE, DELETE, UPSERT, COPY))
 #: The newest ops that this release understands.
-VERSION = 1
+VERSION = 2
+#: The first version that understands `TracedOp`.
+_TRACED = 2
 
 _Column = Annotated[int, msgspec.Meta(ge=0)]
 #: Databases keep ids in 64 bits with a sign, and give 0 a number of their own.
@@ -125,6 +127,15 @@ class Op(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
         return tuple(one for member in self.members for one in (member, member.source) if one is not None)
 
 
+class TracedOp(Op, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An op that names the span of the call that enqueued it, as W3C's `traceparent`; it is applied as any other.
+
+    Only such ops have the field: an op that no trace has met has no byte more.
+    """
+
+    traceparent: Annotated[str, msgspec.Meta(pattern="^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")] = ""
+
+
 #: The sequence number that stands for: none of this deployment wrote the entry. The producer is 0.
 FORGED = -1
 #: Positions and numbers of producers are below: databases keep them in 64 bits with a sign.
@@ -146,7 +157,7 @@ class Entry(NamedTuple):
 
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Op)
+_decoder, _traced_decoder = msgspec.json.Decoder(Op), msgspec.json.Decoder(TracedOp)
 
 
 class _Head(msgspec.Struct, frozen=True, array_like=True):
@@ -197,13 +208,46 @@ def decode(payload: bytes) -> Op:
             return op
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         fields = _fields(payload)
+        if len(fields) == len(TracedOp.__struct_fields__) and (traced := _traced(payload)) is not None:
+            return traced
         if _version(fields) <= VERSION:
             raise NotAnOp(f"not an op of this version: {error}") from error
     else:
         fields = _fields(payload)
     news = [] if fields[0] in (*ROW_WRITES, GROUP) else [f"of the kind {fields[0]!r}"]
-    news += [f"with {len(fields)} fields"] if len(fields) > len(Op.__struct_fields__) else []
+    news += [f"with {len(fields)} fields"] if len(fields) > len(TracedOp.__struct_fields__) else []
     raise NewerOp(_version(fields), VERSION, " ".join(news))
+
+
+def with_trace(payload: bytes, traceparent: str) -> bytes:
+    """Return an op that names the span of its call.
+
+    Args:
+        payload: from `encode`.
+        traceparent: as W3C writes it, version 00.
+    """
+    head, _, version = payload[:-1].rpartition(b",")
+    if not version.isdigit():  # it names one already
+        return payload
+    return b'%b,%d,"%b"]' % (head, max(_TRACED, int(version)), traceparent.encode())
+
+
+def _traced(payload: bytes) -> TracedOp | None:
+    try:
+        op = _traced_decoder.decode(payload)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
+    return op if _TRACED <= op.version <= VERSION else None
+
+
+def head_of(payload: bytes) -> tuple[str, str]:
+    """Return kind and table of an op.
+
+    Args:
+        payload: from `encode`.
+    """
+    head = _head_decoder.decode(payload)
+    return head.kind, head.table
 
 
 def enqueued_ms(payload: bytes) -> float | None:

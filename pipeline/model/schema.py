@@ -38,7 +38,7 @@ _ON_DELETE = (CASCADE, "NO ACTION", "RESTRICT", "SET NULL", "SET DEFAULT")
 NOT_FOR_OPS = {"pipeline_": "belongs to the pipeline", "sqlite_": "belongs to SQLite"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class TableSchema:
     """One table's schema. `rname` is the table's name in the database, without quotes, where that differs.
 

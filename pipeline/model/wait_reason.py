@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from pipeline.events import without_values
 from pipeline.model.op import Position
 
 
@@ -85,7 +86,7 @@ class WaitReason:
         kind: a key of `KINDS`.
         shard: the shard whose ops wait.
         scope: the shard, table or node that the reason is about.
-        detail: who or what caused it, in its own words.
+        detail: who or what caused it, in its own words, but for the values that a database quotes.
         since_ms: since when, ms since 1970; 0: unknown.
         after: the watermark at which a bucket waits, as text; empty: unknown. Once it has moved, the reason is gone.
         buckets: how many buckets wait for this; 0: all of the scope.
@@ -98,6 +99,9 @@ class WaitReason:
     since_ms: int = 0
     after: str = ""
     buckets: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", without_values(self.detail))
 
     def sentence(self, what: str = "") -> str:
         """Return the whole sentence.

@@ -173,6 +173,14 @@ class Appends(Protocol):
         """
         ...
 
+    def sender(self, producer: int) -> str | None:
+        """Return host and process that send as a producer; None where the log does not know it any more.
+
+        Args:
+            producer: its number.
+        """
+        ...
+
     def line(self, *, patient: bool = False) -> Line:
         """Return a line of its own for one producer.
 

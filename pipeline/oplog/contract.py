@@ -142,7 +142,13 @@ class Work(Entries, Waits, Protocol):
         ...
 
     def finish(
-        self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0, counts: Mapping[str, int] = {}
+        self,
+        shard: str,
+        marks: Mapping[int, Position],
+        *,
+        delay_ms: int = 0,
+        counts: Mapping[str, int] = {},
+        note: str = "",
     ) -> tuple[bool, int]:
         """Publish watermarks, un-dirty drained buckets, forget their attempts; return whether to ring and how many are
         dirty.
@@ -154,6 +160,15 @@ class Work(Entries, Waits, Protocol):
             marks: of each bucket, its watermark.
             delay_ms: how long a bucket with entries left rests; then no process is to ring.
             counts: is added to the shard's counters, see `oplog/counts`.
+            note: of the batch, see `oplog/batches`; empty: none.
+        """
+        ...
+
+    def batches(self, shard: str) -> list[str]:
+        """Return the notes of a shard's newest batches, the newest first; see `oplog/batches`.
+
+        Args:
+            shard: the shard's name.
         """
         ...
 
@@ -348,6 +363,19 @@ class SharedState(Protocol):
 
     def reads(self) -> dict[str, int]:
         """Return the counts of reads of all processes."""
+        ...
+
+    def note_host(self, host: str, text: str) -> None:
+        """Note what a host says of its spool, also while memory is full; hosts that are silent for a day are forgotten.
+
+        Args:
+            host: what kind of host it is, a blank, and its name.
+            text: what it says.
+        """
+        ...
+
+    def hosts(self) -> dict[str, tuple[int, str]]:
+        """Return what each host has said last, and when, ms since 1970 by the log's clock."""
         ...
 
     def publish_records(self, records: Mapping[str, str], points: Mapping[str, tuple[str, str]] = {}) -> None:

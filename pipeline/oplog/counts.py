@@ -23,6 +23,12 @@ PARKED, SEEN = "parked", "seen"
 HELD = "held"
 #: Upper bounds of the histogram of a batch, ms; a longer batch counts under `inf`.
 BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+#: `enqueued <way> <kind> <table>`: ops that processes have enqueued, by the way that they took first.
+ENQUEUED, DIRECT, SPOOLED = "enqueued", "direct", "spool"
+#: `enqueue_ms <way> <bound>`: calls, by the time until the log or the spool had their ops; and the sums.
+ENQUEUE_MS, ENQUEUE_SUM_US = "enqueue_ms", "enqueue_sum_us"
+#: Upper bounds of that histogram, ms.
+ENQUEUE_BOUNDS_MS = (0.1, 0.2, 0.5, *BOUNDS_MS)
 #: The most counters of one shard: more tables than that are not told apart.
 MOST_COUNTERS = 2000
 

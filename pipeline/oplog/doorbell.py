@@ -13,12 +13,13 @@ import atexit
 import logging
 import threading
 from collections.abc import Iterable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import quote
 
 from pipeline import clock
 from pipeline.config.address import Address, host_of, parse
+from pipeline.events import Event
 from pipeline.oplog.redis.connection import connect, default_port, tls_options, to_sentinels
 from pipeline.per_process import PerProcess
 
@@ -30,9 +31,25 @@ QUIET_S = 0.005
 ENOUGH = 8
 #: How long Celery waits for a connection to the broker, s.
 _CONNECT_S = 2
-#: What the thread is asked for: to ring shards for so many ops, to note that it has, or to end.
-_Wish = tuple[Iterable[str], int] | threading.Event | None
+#: What is done later is prepared so often, s, and done so long after it was asked for.
+PREPARE_S, LATER_S = 0.2, 2.0
 logger = logging.getLogger("pipeline.bell")
+
+
+class Later:
+    """What the bell's thread does a while after it was asked to, beside ringing."""
+
+    __slots__ = ()
+
+    def gather(self) -> None:
+        """Prepare it, so that it does not become much."""
+
+    def publish(self) -> None:
+        """Do it."""
+
+
+#: What the thread is asked for: to ring shards for so many ops, to do something later, to note that it has, or to end.
+_Wish = tuple[Iterable[str], int] | Later | threading.Event | None
 
 
 class Bell:
@@ -60,6 +77,17 @@ class Bell:
             self._start(mine)
         mine.wishes.put((shards, ops))
 
+    def later(self, work: Later) -> None:
+        """Have something done within seconds, or as the bell is flushed; never raises, never waits.
+
+        Args:
+            work: is to be done; of one process there is one at a time.
+        """
+        mine = self._mine()
+        if mine.thread is None:
+            self._start(mine)
+        mine.wishes.put(work)
+
     def ring_now(self, shard: str, ops: int) -> bool:
         """Send the message; return whether it was sent.
 
@@ -78,9 +106,17 @@ class Bell:
                 queue=queue_of(shard),
             )
         except Exception as error:  # the broker may fail in many ways, and none may reach a web request
-            logger.warning("ring failed shard=%s error=%s: %s", shard, type(error).__name__, error)
+            logger.warning(Event("ring_failed", shard=shard, error=error))
             return False
         return True
+
+    def waiting(self) -> int | None:
+        """Return how many messages wait in the broker for the shards; None if it does not answer."""
+        try:
+            return sum(int(self._broker().llen(f"{self._prefix}:celery:{queue_of(one)}")) for one in self._shards)
+        except Exception as error:  # the broker may fail in many ways
+            logger.debug(Event("broker_silent", error=error))
+            return None
 
     def prepare(self) -> None:
         """Import what the first ring needs: 0.1 s of work that no request has to wait for then."""
@@ -95,7 +131,7 @@ class Bell:
         try:
             replies = self._celery().control.inspect(timeout=timeout_s).active_queues() or {}
         except Exception as error:  # the broker may fail in many ways
-            logger.debug("no answer from the broker: %s: %s", type(error).__name__, error)
+            logger.debug(Event("broker_silent", error=error))
             return None
         queues = {queue["name"] for listening in replies.values() for queue in listening or ()}
         return {shard for shard in self._shards if queue_of(shard) in queues}
@@ -128,21 +164,22 @@ class Bell:
                 atexit.register(self.flush)
 
     def _run(self, asked: SimpleQueue[_Wish]) -> None:
-        ended = False
+        ended, later, due_s = False, None, 0.0
         while not ended:
-            wishes = [asked.get()]
-            while not asked.empty():
-                wishes.append(asked.get())
+            wishes = _wishes(asked, None if later is None else PREPARE_S)
             wanted: dict[str, int] = {}
             for shards, ops in (wish for wish in wishes if isinstance(wish, tuple)):
                 for shard in shards:
                     wanted[shard] = wanted.get(shard, 0) + ops
             for shard, ops in wanted.items():
                 self.ring_now(shard, ops)
-            for wish in wishes:
-                if isinstance(wish, threading.Event):
-                    wish.set()
-            ended = None in wishes
+            for work in (wish for wish in wishes if later is None and isinstance(wish, Later)):
+                later, due_s = work, clock.mono_s() + LATER_S
+            flushed, ended = [wish for wish in wishes if isinstance(wish, threading.Event)], None in wishes
+            if later is not None and _done(later, at_once=bool(flushed) or ended or clock.mono_s() >= due_s):
+                later = None
+            for wish in flushed:
+                wish.set()
             clock.sleep_s(QUIET_S)
 
     def _celery(self) -> Any:
@@ -181,11 +218,35 @@ class _Ringer:
             self.client.close()
 
 
+def _wishes(asked: SimpleQueue[_Wish], within_s: float | None) -> list[_Wish]:
+    """Return what the thread is asked for: nothing, if that takes too long."""
+    try:
+        wishes = [asked.get(timeout=within_s)]
+        while not asked.empty():
+            wishes.append(asked.get())
+    except Empty:
+        return []
+    return wishes
+
+
+def _done(work: Later, *, at_once: bool) -> bool:
+    """Do something now, or prepare it; whether it is done. Whatever fails in it, rings go on."""
+    try:
+        if at_once:
+            work.publish()
+        else:
+            work.gather()
+    except Exception as error:  # the outermost loop of a thread
+        logger.warning(Event("not_counted", error=error))
+    return at_once
+
+
 class SilentBell:
     """A bell that only notes which shards were rung, for tests and for draining in this process."""
 
     def __init__(self) -> None:
         self.rung: list[str] = []
+        self._later: list[Later] = []
 
     def ring(self, shards: Iterable[str], ops: int = 1) -> None:
         """Note the shards."""
@@ -196,11 +257,17 @@ class SilentBell:
         self.rung.append(shard)
         return True
 
+    def later(self, work: Later) -> None:
+        """Note what is to be done."""
+        self._later.append(work)
+
     def prepare(self) -> None:
         """Do nothing."""
 
     def flush(self, timeout_s: float = 0.5) -> None:
-        """Do nothing."""
+        """Do what is to be done."""
+        while self._later:
+            self._later.pop().publish()
 
     def close(self) -> None:
         """Do nothing."""

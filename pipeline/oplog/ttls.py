@@ -22,5 +22,7 @@ NOTE_MS = 60_000
 READS_MS = _DAY_MS
 #: A record of a shard is shown, with its age, for so long; its history outlives the day that it shows.
 RECORD_MS, HISTORY_MS = 600_000, _DAY_MS + 3_600_000
+#: What a host said of its spool is kept for so long after it fell silent, and of so many hosts at most.
+HOST_MS, MOST_HOSTS = _DAY_MS, 500
 #: Points of a history: 15 minutes at 5 s, and 24 hours at 5 minutes.
 MOST_RECENT, MOST_OF_DAY = 180, 288

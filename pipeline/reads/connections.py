@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pipeline import clock
+from pipeline.caches import keep_newest
 from pipeline.errors import BadRead, ReadOnly, ShardUnavailable
 from pipeline.model.op import Position
 from pipeline.per_process import PerProcess
@@ -26,6 +27,8 @@ from pipeline.shard.session import NodeSession
 
 #: A connection that was idle for longer is tried before it is relied on, s.
 IDLE_S = 1.0
+#: Every server takes a statement of so many characters: the smallest default of `max_allowed_packet` was 1 MB.
+UNCHECKED_CHARACTERS = 250_000
 #: How long a read may wait for a server to connect, and to answer, s.
 CONNECT_S, STATEMENT_S = 1.0, 20.0
 _NOWHERE = Position(-1, -1)
@@ -224,11 +227,8 @@ class NodeReader:
         if query is None or query.own is not own:
             names, sql = self.adapter._select_wcols(own._id == 0, list(own))
             head, _, tail = sql.rpartition("0")
-            query = self._newest_queries[own._tablename] = _RowQuery(met, own, head, tail, names)
-        if len(self._row_queries) >= MOST_MET:
-            self._row_queries.clear()
-        query = self._row_queries[id(table)] = query._replace(table=met)
-        return query
+            query = keep_newest(self._newest_queries, own._tablename, _RowQuery(met, own, head, tail, names), MOST_MET)
+        return keep_newest(self._row_queries, id(table), query._replace(table=met), MOST_MET)
 
     def _watch(self) -> None:
         """Note when a connection is made and used, and turn the driver's errors into ours, for every statement."""
@@ -241,6 +241,8 @@ class NodeReader:
             known.connected, known.opened_at_s = True, clock.mono_s()
 
         def execute(*args: Any, **kwargs: Any) -> Any:
+            if args and len(args[0]) > UNCHECKED_CHARACTERS:
+                self._check_size(str(args[0]))
             try:
                 result = executing(*args, **kwargs)
             except Exception as error:
@@ -251,6 +253,19 @@ class NodeReader:
             return result
 
         self.adapter.after_connection, self.adapter.execute = after_connection, execute
+
+    def _check_size(self, sql: str) -> None:
+        """Refuse a statement at which the server would end the connection, as if it were away.
+
+        Raises:
+            BadRead: naming the limit.
+        """
+        size, limit = len(sql.encode("utf-8", "surrogatepass")), self.session.statement_bytes()
+        if size >= limit:
+            raise BadRead(
+                f"this read makes a statement of {size:,} bytes, and max_allowed_packet of node {self.node!r} is "
+                f"{limit:,}: read in parts, or give belongs a query, db(query).nested_select(field)"
+            )
 
     def _translated(self, error: Exception) -> Exception:
         if refused_write(error):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from pipeline.caches import keep_newest
 from pipeline.dal.filters import narrowed
 from pipeline.dal.objects import for_all_threads, kind_of, real_name, rebuilt_on, referee, renamed
 from pipeline.dal.sql_texts import guard
@@ -124,9 +125,7 @@ class NodeTables:
         own = self._define(table)
         if table._tablename != real_name(table):
             return own.with_alias(table._tablename)
-        if len(self._met) >= MOST_MET:
-            self._met.clear()
-        self._met[id(table)] = (weakref.ref(table), own)
+        keep_newest(self._met, id(table), (weakref.ref(table), own), MOST_MET)
         return own
 
     def is_own(self, table: Any) -> bool:

@@ -21,7 +21,7 @@ from pipeline.reads.pending.pending_rows import CannotOverlay, Overlay
 from pipeline.reads.read_place import ReadPlace, needs_at, place_of_id, place_of_key, whole_id
 from pipeline.reads.routing.health_cache import HealthCache
 from pipeline.reads.routing.policy import Bounds
-from pipeline.reads.routing.router import Router
+from pipeline.reads.routing.traced import router_type
 from pipeline.reads.session import After, ReadSession, Token, after_of
 from pipeline.reads.token_cookie import TokenSeal
 from pipeline.shard.nodes import Nodes
@@ -56,7 +56,7 @@ class Reads:
     ):
         self._topology, self._log, self._find_table, self._seal = topology, log, find_table, seal
         reads = settings.reads
-        self._router = router = Router(nodes, NodeReaders(nodes), health, reads.primary_limit, settings.loads())
+        self._router = router = router_type()(nodes, NodeReaders(nodes), health, reads.primary_limit, settings.loads())
         self._bounds = Bounds(reads.max_lag_s, reads.wait_s, reads.on_stale)  # type: ignore[arg-type]
         self._gather = Gather(router, topology, log)
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import msgspec
 
 from pipeline.errors import BadToken, Unavailable
+from pipeline.events import Event
 from pipeline.model.op import Position
 from pipeline.model.seal import SIGNATURE_BYTES, Seal
 from pipeline.oplog.contract import SharedState
@@ -151,7 +152,7 @@ def _kept(spool: Spool) -> str | None:
     try:
         return spool.secret()
     except Unavailable as error:
-        logger.warning("the secret that this host keeps cannot be read: %s", error)
+        logger.warning(Event("secret_not_read", error=error))
         return None
 
 
@@ -159,4 +160,6 @@ def _keep(spool: Spool, found: str) -> None:
     try:
         spool.keep_secret(found)
     except Unavailable as error:
-        logger.warning("session tokens cannot be read here while Redis is away: %s", error)
+        logger.warning(
+            Event("secret_not_kept", error=error, text="session tokens cannot be read here while Redis is away")
+        )

@@ -72,7 +72,7 @@ def catalog(uri: str, node: str = "database") -> Catalog:
         tables = {name: _table(name, rows[name], columns[name], indexes.get(name, {})) for name in sorted(rows)}
         triggers = _ask(session, "event_object_table, trigger_name", "triggers", "1=1", "trigger_schema")
         with session.translated():
-            keys = [key for _, key in foreign_keys_in(session, "table_schema = DATABASE()")]
+            keys = foreign_keys_in(session, "table_schema = DATABASE()")
         return Catalog(tables, keys, sorted((str(a), str(b)) for a, b in triggers))
 
 

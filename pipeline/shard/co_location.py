@@ -156,7 +156,7 @@ def _has_old_ids(session: NodeSession, schema: TableSchema) -> bool:
     name, quote = schema.name_there, session.dialect.quote
     if not columns_of(session, name):
         return False
-    table = ".".join(map(quote, name.split(".")))
+    table = quote(name)
     of_id = quote(in_database(schema, schema.id_name))
     return bool(session.query(f"SELECT 1 FROM {table} WHERE {of_id} < {SMALLEST} LIMIT 1"))
 

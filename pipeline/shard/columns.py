@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pipeline.config.topology import Topology
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard.session import NodeSession
-from pipeline.shard.table_facts import bare_name, pragma, rows_about
+from pipeline.shard.table_facts import pragma, rows_about
 
 
 class DatabaseColumn(NamedTuple):
@@ -26,7 +26,7 @@ def columns_of(session: NodeSession, table: str) -> list[DatabaseColumn]:
 
     Args:
         session: of the node.
-        table: its name in the database, perhaps with that of the database.
+        table: its name in the database.
     """
     if session.dialect.name == "sqlite":
         found = session.query(pragma(session.dialect, table, "table_info"))
@@ -43,11 +43,11 @@ def is_view(session: NodeSession, table: str) -> bool:
 
     Args:
         session: of the node.
-        table: its name in the database, perhaps with that of the database.
+        table: its name in the database.
     """
     if session.dialect.name == "sqlite":
         found = session.query("SELECT name FROM sqlite_master WHERE type = 'view'")
-        return bare_name(table) in {name for (name,) in found}
+        return table in {name for (name,) in found}
     views = f"SELECT 1 FROM information_schema.tables WHERE {rows_about([table])} AND table_type LIKE '%VIEW'"
     return bool(session.query(views))
 
@@ -65,7 +65,7 @@ def indexes_of(session: NodeSession, table: str) -> list[DatabaseIndex]:
 
     Args:
         session: of the node.
-        table: its name in the database, perhaps with that of the database.
+        table: its name in the database.
     """
     if session.dialect.name == "sqlite":
         about = partial(pragma, session.dialect, table)
@@ -145,11 +145,11 @@ def holds_rows(session: NodeSession, table: str) -> bool:
 
     Args:
         session: of the node.
-        table: its name in the database, perhaps with that of the database.
+        table: its name in the database.
     """
     if not columns_of(session, table):
         return False
-    name = ".".join(map(session.dialect.quote, table.split(".")))
+    name = session.dialect.quote(table)
     return bool(session.query(f"SELECT 1 FROM {name} LIMIT 1"))
 
 

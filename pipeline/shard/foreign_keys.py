@@ -21,32 +21,29 @@ class ForeignKey(NamedTuple):
     on_update: str = "RESTRICT"
 
 
-def foreign_keys_in(session: NodeSession, where: str) -> list[tuple[str, ForeignKey]]:
-    """Read foreign keys of MySQL or MariaDB, each with the database of its table.
+def foreign_keys_in(session: NodeSession, where: str) -> list[ForeignKey]:
+    """Read foreign keys of the session's database, MySQL or MariaDB.
 
     Args:
         session: of the node.
         where: which, as a condition on the tables that have them; see `table_facts.rows_about`.
     """
     columns = session.rows(
-        "SELECT table_schema, table_name, constraint_name, column_name, referenced_table_name, referenced_column_name"
+        "SELECT table_name, constraint_name, column_name, referenced_table_name, referenced_column_name"
         f" FROM information_schema.key_column_usage WHERE {where}"
         " AND referenced_table_name IS NOT NULL ORDER BY table_name, constraint_name, ordinal_position"
     )
     rules = session.rows(
-        "SELECT constraint_schema, table_name, constraint_name, delete_rule, update_rule"
+        "SELECT table_name, constraint_name, delete_rule, update_rule"
         f" FROM information_schema.referential_constraints WHERE {where.replace('table_schema', 'constraint_schema')}"
     ) if columns else []  # fmt: skip
-    rule_of = {(row[0], row[1], row[2]): row[3:] for row in rules}
-    return [
-        (schema, key)
-        for schema in dict.fromkeys(row[0] for row in columns)
-        for key in joined(
-            (name, table, own, parent, theirs, *rule_of.get((schema, table, name), ()))
-            for place, table, name, own, parent, theirs in columns
-            if place == schema
+    rule_of = {(row[0], row[1]): row[2:] for row in rules}
+    return list(
+        joined(
+            (name, table, own, parent, theirs, *rule_of.get((table, name), ()))
+            for table, name, own, parent, theirs in columns
         )
-    ]
+    )
 
 
 def joined(rows: Iterable[Sequence[Any]], *, named: bool = True) -> Iterator[ForeignKey]:

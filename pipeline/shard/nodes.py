@@ -15,6 +15,7 @@ from pipeline import clock
 from pipeline.config.settings import Settings
 from pipeline.config.uris import with_login_of
 from pipeline.errors import PipelineError, ShardUnavailable
+from pipeline.events import Event
 from pipeline.per_process import PerProcess
 from pipeline.shard.session import NodeSession
 
@@ -111,7 +112,7 @@ class Nodes:
         else:
             return current
         if found is not None and found != current:
-            logger.warning("the primary of shard %s is %s now (was %s)", shard, found, current)
+            logger.warning(Event("primary_changed", shard=shard, node=found, before=current))
             self._follow(shard, found)
             return found
         return current
@@ -213,7 +214,7 @@ def _probe_one(node: str, uri: str) -> bool | None:
     try:
         return takes_writes(session)
     except PipelineError as error:
-        logger.info("probe for the primary: %s", error)
+        logger.info(Event("primary_probe_failed", node=node, error=error))
         return None
     finally:
         session.discard()

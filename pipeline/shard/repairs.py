@@ -6,14 +6,8 @@ from collections.abc import Iterable
 
 from pipeline.shard.ddl import MYSQL, index_name
 from pipeline.shard.dialect import dialect_of
-from pipeline.shard.table_facts import bare_name
 
 _quote = MYSQL.quote
-
-
-def _table(name: str) -> str:
-    """Quote a table's name, which may have that of its database before it."""
-    return ".".join(map(_quote, name.split(".")))
 
 
 def ignore_it(table: str) -> str:
@@ -23,22 +17,22 @@ def ignore_it(table: str) -> str:
 
 def wide_id(table: str, column: str) -> str:
     """Make the id column *column* of *table* hold 64 bits."""
-    return f"ALTER TABLE {_table(table)} MODIFY {_quote(column)} BIGINT NOT NULL AUTO_INCREMENT"
+    return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} BIGINT NOT NULL AUTO_INCREMENT"
 
 
 def innodb(table: str) -> str:
     """Make *table* transactional."""
-    return f"ALTER TABLE {_table(table)} ENGINE=InnoDB"
+    return f"ALTER TABLE {_quote(table)} ENGINE=InnoDB"
 
 
 def utf8mb4(table: str) -> str:
     """Make all texts of *table* hold every character."""
-    return f"ALTER TABLE {_table(table)} CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci"
+    return f"ALTER TABLE {_quote(table)} CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci"
 
 
 def dynamic(table: str) -> str:
     """Let indexes of *table* be as long as utf8mb4 needs; rows of tables from MySQL 5.6 and before allow 767 bytes."""
-    return f"ALTER TABLE {_table(table)} ROW_FORMAT=DYNAMIC"
+    return f"ALTER TABLE {_quote(table)} ROW_FORMAT=DYNAMIC"
 
 
 def database_utf8mb4(database: str) -> str:
@@ -48,12 +42,12 @@ def database_utf8mb4(database: str) -> str:
 
 def widen_to_double(table: str, column: str) -> str:
     """Make *column* of *table*, a FLOAT, give back what was stored."""
-    return f"ALTER TABLE {_table(table)} MODIFY {_quote(column)} DOUBLE"
+    return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} DOUBLE"
 
 
 def default_for(table: str, column: str, kind: str) -> str:
     """Let an INSERT into *table* leave out *column*, of the type *kind*."""
-    return f"ALTER TABLE {_table(table)} MODIFY {_quote(column)} {kind.upper()} NULL"
+    return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} {kind.upper()} NULL"
 
 
 def wide_reference(table: str, column: str, kind: str, rest: str) -> str:
@@ -65,7 +59,7 @@ def wide_reference(table: str, column: str, kind: str, rest: str) -> str:
         kind: the column's new type.
         rest: the rest of the column's definition.
     """
-    return f"ALTER TABLE {_table(table)} MODIFY {_quote(column)} {kind}{rest}"
+    return f"ALTER TABLE {_quote(table)} MODIFY {_quote(column)} {kind}{rest}"
 
 
 def primary_key(table: str, column: str) -> str:
@@ -78,14 +72,14 @@ def new_id(table: str, old: Iterable[str]) -> str:
     added = "ADD COLUMN `id` BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY FIRST"
     old = tuple(old)
     if not old:
-        return f"ALTER TABLE {_table(table)} {added}"
+        return f"ALTER TABLE {_quote(table)} {added}"
     unique = f"ADD UNIQUE INDEX {_quote(index_name(table, 'uk', old))} ({', '.join(map(_quote, old))})"
-    return f"ALTER TABLE {_table(table)} DROP PRIMARY KEY, {added}, {unique}"
+    return f"ALTER TABLE {_quote(table)} DROP PRIMARY KEY, {added}, {unique}"
 
 
 def drop_foreign_key(table: str, name: str) -> str:
     """Drop the foreign key *name*, so that rows of *table* may refer to rows that are missing."""
-    return f"ALTER TABLE {_table(table)} DROP FOREIGN KEY {_quote(name)}"
+    return f"ALTER TABLE {_quote(table)} DROP FOREIGN KEY {_quote(name)}"
 
 
 def add_foreign_key(table: str, name: str, own: Iterable[str], parent: str, theirs: Iterable[str], rules: str) -> str:
@@ -101,8 +95,8 @@ def add_foreign_key(table: str, name: str, own: Iterable[str], parent: str, thei
     """
     columns, parents = ", ".join(map(_quote, own)), ", ".join(map(_quote, theirs))
     return (
-        f"ALTER TABLE {_table(table)} ADD CONSTRAINT {_quote(name)} FOREIGN KEY ({columns})"
-        f" REFERENCES {_table(parent)} ({parents}){rules}"
+        f"ALTER TABLE {_quote(table)} ADD CONSTRAINT {_quote(name)} FOREIGN KEY ({columns})"
+        f" REFERENCES {_quote(parent)} ({parents}){rules}"
     )
 
 
@@ -118,11 +112,11 @@ def add_key(table: str, column: str, kind: str, via: str, parent: str, parent_id
         parent_id: the column that *via* refers to.
         parent_column: the parent's own key.
     """
-    own, key = _table(table), _quote(column)
+    own, key = _quote(table), _quote(column)
     return [
         f"ALTER TABLE {own} ADD COLUMN {key} {kind}",
-        f"UPDATE {own} JOIN {_table(parent)} ON {own}.{_quote(via)} = {_table(parent)}.{_quote(parent_id)}"
-        f" SET {own}.{key} = {_table(parent)}.{_quote(parent_column)}",
+        f"UPDATE {own} JOIN {_quote(parent)} ON {own}.{_quote(via)} = {_quote(parent)}.{_quote(parent_id)}"
+        f" SET {own}.{key} = {_quote(parent)}.{_quote(parent_column)}",
         f"CREATE INDEX {_quote(index_name(table, 'ix', (column,)))} ON {own} ({key})",
     ]
 
@@ -137,8 +131,8 @@ def unique_index(table: str, fields: Iterable[str], engine: str) -> str:
     """
     quote, fields = dialect_of(f"{engine}:").quote, tuple(fields)
     columns = ", ".join(map(quote, fields))
-    name = quote(index_name(bare_name(table), "uk", fields))
-    return f"CREATE UNIQUE INDEX {name} ON {'.'.join(map(quote, table.split('.')))} ({columns})"
+    name = quote(index_name(table, "uk", fields))
+    return f"CREATE UNIQUE INDEX {name} ON {quote(table)} ({columns})"
 
 
 def grant(verbs: Iterable[str], database: str, account: str) -> str:

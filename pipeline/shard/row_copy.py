@@ -27,12 +27,12 @@ def copy_table(source: NodeSession, target: NodeSession, table: str, columns: Se
     Args:
         source: of the shard that has them.
         target: of the shard that gets them.
-        table: its name in the database, perhaps with that of the database.
+        table: its name in the database.
         columns: their names in the database.
         id_name: the name of the id column among them.
     """
     quote = source.dialect.quote
-    name = ".".join(map(quote, table.split(".")))
+    name = quote(table)
     listed, at = ", ".join(map(quote, columns)), [column.lower() for column in columns].index(id_name.lower())
     behind, copied = "", 0
     while rows := source.rows(f"SELECT {listed} FROM {name}{behind} ORDER BY {quote(id_name)} LIMIT {ROWS}"):

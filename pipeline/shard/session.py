@@ -15,6 +15,7 @@ from pydal import DAL
 
 from pipeline.config.settings import redact
 from pipeline.errors import NotMigrated, PipelineError, ShardUnavailable, Unavailable
+from pipeline.events import Event
 from pipeline.shard.dialect import Dialect, dialect_of
 from pipeline.shard.driver_errors import NOT_THE_PRIMARY, Fault, code_of, fault_of, row_in, sentence_of
 
@@ -222,7 +223,7 @@ class NodeSession:
         try:
             self._close("rollback")
         except Exception as error:
-            logger.debug("closing a dead connection node=%s: %s", self.node, error)
+            logger.debug(Event("connection_dropped", node=self.node, error=error))
 
     def _open(self) -> None:
         """Begin; a connection that broke while idle is replaced once."""

@@ -102,7 +102,7 @@ def survey(
     Args:
         node: its name, for messages.
         uri: pyDAL's URI.
-        tables: the names in the database of the tables to survey closely, each with its database or without.
+        tables: the names in the database of the tables to survey closely.
         primary: whether the node is the primary, where writes are checked too; else its replication is.
         statement_s: the longest wait for the answer to a statement, seconds.
         schemas: the published definitions; without a topology nothing is asked about their ids.
@@ -118,7 +118,7 @@ def survey(
         old_ids = old_ids_in(session, schemas, topology) if topology and primary else set()
         about = survey_mysql.about(session)
         with session.translated():
-            found = _tables(session, tables, about["database"])
+            found = _tables(session, tables)
         denied = survey_mysql.denied(session, tables, found, writes=primary)
         return Survey(
             node,
@@ -152,17 +152,16 @@ def _sqlite(session: NodeSession, tables: Sequence[str]) -> Survey:
     return Survey(session.node, "sqlite", version, tables=found, marks=_marks(session))
 
 
-def _tables(session: NodeSession, tables: Sequence[str], database: str) -> dict[str, SurveyedTable]:
+def _tables(session: NodeSession, tables: Sequence[str]) -> dict[str, SurveyedTable]:
     """Return the tables that are there: in a few queries, as an application may have hundreds."""
     columns: dict[str, dict[str, SurveyedColumn]] = {}
-    for place, name, kind, charset, required, filled, collation in survey_mysql.columns(session, tables):
-        columns.setdefault(place, {})[name.lower()] = SurveyedColumn(kind, charset, required, filled, collation)
+    for table, name, kind, charset, required, filled, collation in survey_mysql.columns(session, tables):
+        columns.setdefault(table, {})[name.lower()] = SurveyedColumn(kind, charset, required, filled, collation)
     engines = survey_mysql.engines(session, tables)
-    places = {table: (table if "." in table else f"{database}.{table}").lower() for table in tables}
-    there = [table for table in tables if places[table] in columns]
+    there = [table for table in tables if table.lower() in columns]
     constraints = constraints_in(session, there)
     return {
-        table.lower(): SurveyedTable(table, engines.get(places[table], ""), columns[places[table]], constraints[table])
+        table.lower(): SurveyedTable(table, engines.get(table.lower(), ""), columns[table.lower()], constraints[table])
         for table in there
     }
 

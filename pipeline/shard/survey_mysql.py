@@ -35,10 +35,6 @@ _VARIABLES = (
 )  # fmt: skip
 
 
-#: A table with its database.
-_NAME = "CONCAT(table_schema, '.', table_name)"
-
-
 class Replication(NamedTuple):
     """Whether a replica follows; None where the user may not see that. `why` are the server's words."""
 
@@ -75,15 +71,15 @@ def variables(session: NodeSession) -> dict[str, str]:
 def columns(
     session: NodeSession, tables: Sequence[str]
 ) -> list[tuple[str, str, str, str | None, bool, str, str | None]]:
-    """Return of each column: database.table in lower case, name, type, character set, whether INSERTs must name it,
+    """Return of each column: table in lower case, name, type, character set, whether INSERTs must name it,
     what fills it, and its collation; see `survey.SurveyedColumn`.
 
     Args:
         session: of the node.
-        tables: their names, each with its database or without.
+        tables: their names in the database.
     """
     found = session.rows(
-        f"SELECT {_NAME}, column_name, column_type, character_set_name, is_nullable = 'NO' AND column_default IS NULL"
+        "SELECT table_name, column_name, column_type, character_set_name, is_nullable = 'NO' AND column_default IS NULL"
         " AND extra NOT LIKE '%auto_increment%' AND extra NOT LIKE '%GENERATED%',"
         " CASE WHEN COALESCE(generation_expression, '') <> '' THEN 'generated'"
         f" WHEN CONCAT(COALESCE(column_default, ''), ' ', extra) REGEXP '{_NOW}' THEN 'now' ELSE '' END, collation_name"
@@ -128,13 +124,13 @@ def clock_triggers(session: NodeSession) -> list[tuple[str, str]]:
 
 
 def engines(session: NodeSession, tables: Sequence[str]) -> dict[str, str]:
-    """Return each table's storage engine by its name with its database in lower case; the empty string for a view.
+    """Return each table's storage engine by its name in lower case; the empty string for a view.
 
     Args:
         session: of the node.
-        tables: their names, each with its database or without.
+        tables: their names in the database.
     """
-    found = session.rows(f"SELECT {_NAME}, engine FROM information_schema.tables WHERE {rows_about(tables)}")
+    found = session.rows(f"SELECT table_name, engine FROM information_schema.tables WHERE {rows_about(tables)}")
     return {str(table).lower(): str(engine or "") for table, engine in found}
 
 
@@ -160,13 +156,13 @@ def denied(
 
     Args:
         session: of the node.
-        tables: their names, each with its database or without.
+        tables: their names in the database.
         there: what the user sees of them, by their names in lower case.
         writes: whether the pipeline writes here.
     """
     refused = []
     for table in tables:
-        name = ".".join(map(session.dialect.quote, table.split(".")))
+        name = session.dialect.quote(table)
         if _refused(session, f"SELECT * FROM {name} LIMIT 0"):
             refused.append(("SELECT", table))
         elif writes and table.lower() in there:

@@ -6,7 +6,6 @@ index that was added by hand counts too.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -103,41 +102,14 @@ def facts_of(session: NodeSession, schema: TableSchema) -> Facts:
     )
 
 
-#: One part of a name, in the quotes of any database or in none.
-_PART = re.compile(r"""`((?:``|[^`])+)`|"((?:""|[^"])+)"|'([^']+)'|\[([^\]]+)\]|([^.`"'\[\]]+)""")
-
-
-def bare_name(name: str) -> str:
-    """Return the identifier *name* without its quotes and its database."""
-    return _parts(name)[-1]
-
-
-def database_in(name: str) -> str | None:
-    """Return the database that a table's *name* names; None for the session's own."""
-    return _parts(name)[-2] if len(_parts(name)) > 1 else None
-
-
-def rows_about(names: Iterable[str], schema: str = "table_schema", table: str = "table_name") -> str:
-    """Return the condition on a view of information_schema for the rows of some tables.
+def rows_about(names: Iterable[str]) -> str:
+    """Return the condition on a view of information_schema for the rows of some tables of the session's database.
 
     Args:
-        names: the tables, each with its database or without.
-        schema: the view's column with the database.
-        table: the view's column with the table.
+        names: the tables.
     """
-    by_database: dict[str | None, list[str]] = {}
-    for name in names:
-        by_database.setdefault(database_in(name), []).append(text_literal(bare_name(name)))
-    groups = [
-        f"{schema} = {'DATABASE()' if database is None else text_literal(database)} AND {table} "
-        + (f"= {found[0]}" if len(found) == 1 else f"IN ({', '.join(found)})")
-        for database, found in by_database.items()
-    ]
-    return "(" + " OR ".join(groups or ["1=0"]) + ")"
-
-
-def _parts(name: str) -> list[str]:
-    return ["".join(part) for part in _PART.findall(name)] or [name]
+    texts = ", ".join(map(text_literal, names))
+    return f"table_schema = DATABASE() AND table_name IN ({texts})" if texts else "1=0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +132,7 @@ def constraints_of(session: NodeSession, table: str) -> Constraints:
 
     Args:
         session: of the node.
-        table: its name, with its database or without.
+        table: its name in the database.
     """
     return constraints_in(session, [table])[table]
 
@@ -170,7 +142,7 @@ def constraints_in(session: NodeSession, tables: Sequence[str]) -> dict[str, Con
 
     Args:
         session: of the node.
-        tables: their names, each with its database or without.
+        tables: their names in the database.
     """
     if session.dialect.name == "sqlite":
         return {table: _sqlite(session, table) for table in tables}
@@ -178,41 +150,30 @@ def constraints_in(session: NodeSession, tables: Sequence[str]) -> dict[str, Con
 
 
 def _mysql(session: NodeSession, tables: Sequence[str]) -> dict[str, Constraints]:
-    own = str(session.rows("SELECT DATABASE()")[0][0])
     unique = session.rows(
-        "SELECT table_schema, table_name, index_name, column_name FROM information_schema.statistics"
+        "SELECT table_name, index_name, column_name FROM information_schema.statistics"
         f" WHERE {rows_about(tables)} AND non_unique = 0 AND index_name <> 'PRIMARY'"
         " ORDER BY index_name, seq_in_index"
     )
     keys = foreign_keys_in(session, rows_about(tables))
     pairs = session.rows(
-        "SELECT DISTINCT referenced_table_schema, referenced_table_name, table_name"
-        " FROM information_schema.key_column_usage WHERE referenced_table_name IS NOT NULL"
+        "SELECT DISTINCT referenced_table_name, table_name FROM information_schema.key_column_usage"
+        " WHERE referenced_table_schema = DATABASE() AND referenced_table_name IS NOT NULL"
     )
-    unique_of, children_of = _by_table(unique), _by_table(pairs)
-    found = {}
-    for table in tables:
-        place = ((database_in(table) or own).lower(), bare_name(table).lower())
-        indexes: dict[str, list[str]] = {}
-        for index, column in unique_of.get(place, ()):
-            indexes.setdefault(index, []).append(column)
-        found[table] = Constraints(
-            tuple(map(tuple, indexes.values())),
-            tuple(key for schema, key in keys if (schema.lower(), key.table.lower()) == place),
-            descendants(
-                bare_name(table),
-                {name: [c for (c,) in rows] for (of, name), rows in children_of.items() if of == place[0]},
-            ),
+    children: dict[str, list[str]] = {}
+    for parent, child in pairs:
+        children.setdefault(parent.lower(), []).append(child)
+    indexes: dict[str, dict[str, list[str]]] = {}
+    for table, index, column in unique:
+        indexes.setdefault(table.lower(), {}).setdefault(index, []).append(column)
+    return {
+        table: Constraints(
+            tuple(map(tuple, indexes.get(table.lower(), {}).values())),
+            tuple(key for key in keys if key.table.lower() == table.lower()),
+            descendants(table, children),
         )
-    return found
-
-
-def _by_table(rows: Iterable[tuple[Any, ...]]) -> dict[tuple[str, str], list[tuple[Any, ...]]]:
-    """Return the rest of each row by its database and table."""
-    found: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
-    for database, table, *rest in rows:
-        found.setdefault((database.lower(), table.lower()), []).append(tuple(rest))
-    return found
+        for table in tables
+    }
 
 
 def _sqlite(session: NodeSession, table: str) -> Constraints:
@@ -222,14 +183,14 @@ def _sqlite(session: NodeSession, table: str) -> Constraints:
         if row[2] and row[3] != "pk":
             unique.append(tuple(column[2] for column in session.rows(about("index_info", row[1]))))
     keys = [
-        (row[0], bare_name(table), row[3], row[2], row[4] or "id", row[6], row[5])
+        (row[0], table, row[3], row[2], row[4] or "id", row[6], row[5])
         for row in session.rows(about("foreign_key_list"))
     ]
     children: dict[str, list[str]] = {}
     for (other,) in session.rows("SELECT name FROM sqlite_master WHERE type = 'table'"):
         for row in session.rows(pragma(session.dialect, other, "foreign_key_list")):
             children.setdefault(row[2].lower(), []).append(other)
-    return Constraints(tuple(unique), tuple(joined(keys, named=False)), descendants(bare_name(table), children))
+    return Constraints(tuple(unique), tuple(joined(keys, named=False)), descendants(table, children))
 
 
 def pragma(dialect: Dialect, table: str, what: str, of: str | None = None) -> str:
@@ -237,10 +198,8 @@ def pragma(dialect: Dialect, table: str, what: str, of: str | None = None) -> st
 
     Args:
         dialect: SQLite's.
-        table: its name, with its database or without.
+        table: its name in the database.
         what: such as `table_info`.
         of: the index; None for the table.
     """
-    database = database_in(table)
-    prefix = f"{dialect.quote(database)}." if database else ""
-    return f"PRAGMA {prefix}{what}({dialect.quote(of or bare_name(table))})"
+    return f"PRAGMA {what}({dialect.quote(of or table)})"

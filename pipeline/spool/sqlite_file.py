@@ -20,6 +20,7 @@ from weakref import WeakSet
 
 from pipeline import clock
 from pipeline.errors import PipelineFull, SpoolUnavailable
+from pipeline.events import Event
 from pipeline.spool.private_files import open_private, refuse_planted
 from pipeline.spool.turns import HostLock, host_lock
 
@@ -260,7 +261,7 @@ class SpoolFile:
         for suffix in ("", *BESIDE):
             with suppress(FileNotFoundError):
                 os.rename(f"{self.path}{suffix}", f"{aside}{suffix}")
-        logger.error("the spool %s is damaged: it is %s now, and a new one takes its place", self.path, aside)
+        logger.error(Event("spool_damaged", path=self.path, moved_to=aside, text="a new one takes its place"))
         return sqlite3.connect(f"file:{quote(aside)}?mode=ro", uri=True, isolation_level=None)
 
     def _rescue(self, old: sqlite3.Connection, new: sqlite3.Connection) -> None:
@@ -280,12 +281,14 @@ class SpoolFile:
                             f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})", row
                         ).rowcount
         except sqlite3.Error as error:
-            logger.error("not all of the spool %s that was before could be read: %s", self.path, error)
+            logger.error(
+                Event("spool_not_recovered", path=self.path, error=error, text="not all of the spool could be read")
+            )
         finally:
             if new.in_transaction:
                 new.execute("COMMIT")
             old.close()
-        logger.warning("%d rows of the spool %s that was before go on in the new one", taken, self.path)
+        logger.warning(Event("spool_recovered", path=self.path, rows=taken))
 
     # errors -------------------------------------------------------------------------------------------------
 

@@ -108,7 +108,7 @@ class Spool:
         with self.file.reading() as db:
             return [row[0] for row in db.execute("SELECT DISTINCT bucket FROM entries")]
 
-    def head(self, buckets: Iterable[int] | None = None) -> list[Spooled]:
+    def head(self, buckets: Iterable[int] | None = None, most: int = HEAD_OPS) -> list[Spooled]:
         """Return the first ops of these buckets, or of all, that wait to be sent; they are on the disk.
 
         Else their numbers could be given again after a power failure, while Redis already knows them.
@@ -118,7 +118,7 @@ class Spool:
         with self.file.reading() as db:
             query = "SELECT id, bucket, producer, seq, payload FROM entries WHERE sent = 0"
             size_bytes = 0
-            for row in db.execute(f"{query} {some} ORDER BY id LIMIT {HEAD_OPS}"):
+            for row in db.execute(f"{query} {some} ORDER BY id LIMIT {most}"):
                 found.append(Spooled(*row))
                 size_bytes += len(row[4])
                 if size_bytes >= HEAD_BYTES:

@@ -27,6 +27,7 @@ from pipeline.config.address import Address, host_of
 from pipeline.config.settings import Settings, load
 from pipeline.config.uris import database_of
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.events import Event
 
 _lock = threading.Lock()
 _clients: dict[Hashable, Client] = {}
@@ -150,7 +151,14 @@ def _settings(private: Path, section: Mapping[str, str], own: _Own) -> Settings:
     shape = ini.sections(section, str(path), own.uri)
     if not any(key.startswith("shard_") and key != "shard_keys" for key in section):
         if not own.written:
-            logger.warning("%s [%s] names no shard, so it is db. %s", path, ini.SECTION, ini.NOT_FOUND)
+            logger.warning(
+                Event(
+                    "no_shard_named",
+                    path=path,
+                    section=ini.SECTION,
+                    text=f"names no shard, so it is db. {ini.NOT_FOUND}",
+                )
+            )
         elif database_of(own.written) != database_of(own.uri):
             other = f"{path} [db] uri names another database than db, and workers read it there: write shard_{ini.OWN}"
             raise ConfigError([other])
@@ -212,7 +220,7 @@ def _warm(client: Client) -> None:
     try:
         client.publisher.warm()
     except PipelineError as error:  # the first op meets the same, and says so
-        logger.info("not warm yet: %s", error)
+        logger.info(Event("not_warm_yet", error=error))
     client.bell.prepare()
     gc.collect()
     gc.freeze()

@@ -23,9 +23,11 @@ from pipeline.enqueue.held_ops import HeldOp
 from pipeline.enqueue.producer import Run
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import BadOp, Unavailable
+from pipeline.events import Event
 from pipeline.model.op import Position, encode, id_of_new, new_producer
 from pipeline.model.receipt import Receipt
 from pipeline.shard.session import brief
+from pipeline.tracing import carried
 
 TABLE = "pipeline_outbox"
 #: Rows that are sent in one go besides a request's own.
@@ -82,7 +84,7 @@ class Outbox:
                 f'durability="{entry.durability}" is for mode now: in an outbox an op is as safe as its database'
             )
         seq = self._last[entry.bucket] = self._last.get(entry.bucket, 0) + 1
-        payload = encode(entry.op)
+        payload = carried(encode(entry.op))
         row = {"made_ms": clock.wall_ms(), "producer": self._producer, "bucket": entry.bucket, "seq": seq}
         try:
             row_id = self._table.insert(**row, payload=b64encode(payload).decode())
@@ -117,7 +119,7 @@ class Outbox:
         try:
             reached = sent(self._publisher, rows, patient=False)
         except Unavailable as error:
-            logger.warning("%d ops stay in the outbox for now: %s", len(own), error)
+            logger.warning(Event("outbox_waits", ops=len(own), error=error))
             return []
         if delete(self._table, rows):
             given_up(self._publisher, rows, reached)
@@ -237,7 +239,7 @@ def delete(table: Any, rows: Iterable[Kept]) -> bool:
         table._db(table.id.belongs([row.id for row in rows])).delete()
         table._db._adapter.commit()  # not as if by the application's hand
     except Exception as error:  # of any driver: the request has committed, and must not fail for this
-        logger.warning("rows stay in the outbox, to be sent again: %s: %s", type(error).__name__, error)
+        logger.warning(Event("outbox_not_emptied", error=error, text="the rows are sent again"))
         table._db._adapter.rollback()
         return False
     return True

@@ -15,6 +15,7 @@ from pipeline import attachment
 from pipeline.calls import Calls
 from pipeline.dal.objects import real_name, tables_in
 from pipeline.errors import BadRead, Unavailable, WaitTimeout
+from pipeline.events import Event
 from pipeline.model.receipt import Receipt
 from pipeline.reads.session import Token
 from pipeline.web.user_session import UserSession
@@ -156,9 +157,9 @@ class OwnReads(Calls):
             self._warn(_TOO_LATE)
         try:
             if not self._user.settle():
-                logger.warning("the user may not see his own writes: the workers are behind")
+                logger.warning(Event("own_writes_unseen", action=self._action, why="the workers are behind"))
         except Unavailable as error:
-            logger.warning("the user may not see his own writes: %s", error)
+            logger.warning(Event("own_writes_unseen", action=self._action, error=error))
         self._settled = self._user.known
 
     def _warn_of_older(self, tables: Set[str]) -> None:
@@ -168,14 +169,18 @@ class OwnReads(Calls):
         """Log a warning about the action, once in this process."""
         if (self._action, text) not in _warned and len(_warned) < MOST_WARNED:
             _warned.add((self._action, text))
-            logger.warning(f"%s {text}", self._action, *values)
+            logger.warning(Event("own_read_of_older", action=self._action, text=text % values))
 
     def _rolled_back(self) -> None:
         if self._early:
             logger.warning(
-                "%s failed or rolled back after it had read its own writes: the %d ops that were sent for that stand",
-                self._action,
-                self._early,
+                Event(
+                    "rolled_back_after_send",
+                    action=self._action,
+                    ops=self._early,
+                    text="the action failed or rolled back after it had read its own writes; "
+                    "the ops that were sent for that stand",
+                )
             )
         self._transaction_over()
 

@@ -18,6 +18,7 @@ from pipeline.client import Client
 from pipeline.dal.objects import real_name
 from pipeline.enqueue.held_ops import HeldOps
 from pipeline.errors import BadRead, Unavailable
+from pipeline.events import Event
 from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipt as _Receipt
 from pipeline.model.receipt import Receipts
@@ -217,7 +218,9 @@ class Request(OwnReads):
 
     def __del__(self) -> None:
         if getattr(self, "_held", None) is not None and self.waiting:
-            logger.error("%d ops were never sent: the request ended without telling this object", self.waiting)
+            logger.error(
+                Event("ops_never_sent", ops=self.waiting, text="the request ended without telling this object")
+            )
 
     # parts --------------------------------------------------------------------------------------------------
 
@@ -242,7 +245,7 @@ class Request(OwnReads):
             try:
                 self._at_end.pop()(well)
             except Unavailable as error:  # it is gone by itself
-                logger.warning("a node went away before the request's end: %s", error)
+                logger.warning(Event("node_went_away", error=error))
 
     @property
     def _waits(self) -> bool:

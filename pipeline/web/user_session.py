@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from pipeline import clock
 from pipeline.client import Client
 from pipeline.errors import BadToken, PartialResult, StaleRead, Unavailable
+from pipeline.events import Event
 from pipeline.reads.session import ReadSession, Token
 
 _Given = ParamSpec("_Given")
@@ -43,10 +44,10 @@ class UserSession:
             try:
                 self._session = self._client.session_token(self._text)
             except BadToken as error:
-                logger.warning("the user's session begins anew: %s", error)
+                logger.warning(Event("session_begins_anew", error=error))
                 self._session = self._client.session_token()
             except Unavailable as error:  # a page must not fail for it; what it cannot read it must not replace
-                logger.warning("what the user has written before is not known: %s", error)
+                logger.warning(Event("session_not_read", error=error))
                 self._session, self._unread = self._client.session_token(), True
         return self._session
 
@@ -75,7 +76,7 @@ class UserSession:
         try:
             text = str(session) if session.token else ""
         except Unavailable as error:  # a page must not fail for what the next one would like to know
-            logger.warning("the user's session is not kept: %s", error)
+            logger.warning(Event("session_not_kept", error=error))
             return None
         return None if text == (self._text or "") else text
 

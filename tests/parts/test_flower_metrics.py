@@ -20,7 +20,7 @@ from pipeline.admin.observe.published import publish
 from pipeline.admin.observe.record import Record, RedisRecord, ShardRecord
 from pipeline.errors import LogUnavailable
 from pipeline.oplog.memory.log import MemoryLog
-from workers.flower import show_metrics
+from workers.flower import put_ours
 from workers.metrics import at_flower
 from workers.metrics.counters import Tables
 
@@ -42,7 +42,7 @@ class Page:
 
     def __init__(self) -> None:
         handlers = list(flower.urls.handlers)
-        show_metrics(handlers)
+        put_ours(handlers)
         [pages] = [[one] for one in handlers if not hasattr(one, "regex") and one[0] == "/metrics"]
         self.app: Any = Application(pages, login_url="/login", cookie_secret="x")
         self.app.options = SimpleNamespace(basic_auth=[], auth="")
@@ -88,6 +88,19 @@ def test_the_page_has_flowers_numbers_and_the_deployments(page: Page, log: Memor
     assert 'pipeline_ops_applied_total{kind="insert",shard="s0",table="t"} 3.0' in text
     assert 'pipeline_queue_ops{shard="s0"} 30.0' in text
     assert {"pipeline_queue_oldest_seconds", "python_info"} <= names(text)
+
+
+def test_what_processes_enqueue_is_shown_by_way(page: Page, log: MemoryLog):
+    counts = {"enqueued spool insert my table": 2, "enqueue_ms spool 0.5": 1, "enqueue_ms spool 5": 2}
+    log.finish("s0", {}, counts={**counts, "enqueue_sum_us spool": 7_400, "enqueue_ms direct inf": 1})
+
+    _, text = page.get()
+
+    assert 'pipeline_ops_enqueued_total{kind="insert",shard="s0",table="my table",way="spool"} 2.0' in text
+    assert 'pipeline_enqueue_seconds_bucket{le="0.0005",shard="s0",way="spool"} 1.0' in text
+    assert 'pipeline_enqueue_seconds_bucket{le="+Inf",shard="s0",way="spool"} 3.0' in text
+    assert 'pipeline_enqueue_seconds_sum{shard="s0",way="spool"} 0.0074' in text
+    assert 'pipeline_enqueue_seconds_count{shard="s0",way="direct"} 1.0' in text
 
 
 def test_where_a_login_is_asked_for_the_metrics_need_it_too(page: Page, log: MemoryLog):

@@ -193,9 +193,9 @@ def test_a_folder_of_which_others_are_only_readers_is_no_stranger_s(tmp_path: Pa
 def test_a_worker_says_what_it_found_and_which_settings_it_uses(folder: Path, lines_of_a_worker: list[str]) -> None:
     said = "".join(lines_of_a_worker)
 
-    assert f"Celery's settings are {ROOT / 'celeryconfig.py'}" in said
-    assert f"{folder / 'celeryconfig.py'} is not ours, and is not used" in said
-    assert f"{folder / 'pipeline.py'} is not ours, and is not used" in said
+    assert f"event=settings_of_celery path={ROOT / 'celeryconfig.py'}" in said
+    assert f"event=module_not_used path={folder / 'celeryconfig.py'}" in said
+    assert f"event=module_not_used path={folder / 'pipeline.py'}" in said
     assert traces(folder) == []
 
 

@@ -90,6 +90,24 @@ def test_a_stopped_shard_has_the_sentence_and_the_command():
     assert "has waited 80 s, more than 60 s pipeline why s0" in faults
 
 
+def test_what_waits_on_many_shards_for_one_reason_is_told_once():
+    waits = [WaitReason("paused", f"s{n}", "purchase", "by maria", 1_764_322_222_000 + n) for n in range(9)]
+
+    parts = fragments.overview(seen(*(replace(FINE, shard=one.shard, waits=(one,)) for one in waits)))
+
+    faults = text(parts["pl-faults"])
+    assert faults.count("purchase is paused") == 1
+    assert "The same on 8 other shards: s1, s2, s3, s4, s5, … pipeline resume purchase" in faults
+    assert text(parts["pl-0-state"]) == "a table is paused"
+
+
+def test_of_many_faults_some_are_named_and_the_others_counted():
+    parts = fragments.overview(seen(*(replace(FINE, shard=f"s{n}", rejected=1) for n in range(64))))
+
+    assert parts["pl-faults"].count("<li>") == 13
+    assert text(parts["pl-faults"]).endswith("52 more pipeline status")
+
+
 def test_what_only_passes_stops_no_shard():
     assert fragments.state_of(replace(FINE, waits=(WaitReason("early", "s0", "event", "1:2-3"),))) == ("fine", "good")
 

@@ -67,7 +67,7 @@ def test_a_full_page_shows_no_new_number_and_keeps_the_others(
     second.add("s0", {"one": 5})
 
     assert pages.totals() == {"s0": {"one": 7, "two": 1}}
-    assert caplog.text.count("no room for the counter s0 three") == 1
+    assert caplog.text.count('metric_not_counted metric="s0 three"') == 1
 
 
 def test_a_process_beyond_all_pages_is_not_counted():
@@ -174,7 +174,7 @@ def test_a_worker_without_any_free_port_goes_on_and_says_so(
     server.start()
     server.close()
 
-    assert f"[metrics] host and ports {port} to {port}: Address already in use" in caplog.text
+    assert f'metrics_not_served host=127.0.0.1 port={port} last={port} why="Address already in use"' in caplog.text
     assert PORTS > 1
 
 

@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[2]
 LAYERS = {
     # words
     "pipeline.errors": 0,
+    "pipeline.events": 0,
+    "pipeline.caches": 0,
     "pipeline.chance": 0,
     "pipeline.clock": 0,
     "pipeline.owners": 0,
@@ -25,6 +27,7 @@ LAYERS = {
     # the deployment's settings; pyDAL's objects
     "pipeline.config": 2,
     "pipeline.dal": 2,
+    "pipeline.tracing": 2,
     # stores
     "pipeline.oplog": 3,
     "pipeline.spool": 3,
@@ -70,6 +73,7 @@ FENCES = {
     "pymysql": ("pipeline.shard", *FACES),
     "celery": ("pipeline.oplog.doorbell", "pipeline.oplog.doorbell", "workers"),
     "kombu": ("pipeline.oplog.doorbell", "pipeline.oplog.doorbell", "workers"),
+    "opentelemetry": ("pipeline.tracing",),
     "prometheus_client": ("workers.metrics",),
     "gluon": ("pipeline.web2py",),
     "py4web": ("pipeline.py4web",),
@@ -143,7 +147,7 @@ def test_the_words_need_nothing_but_the_standard_library():
 
     roots = {name.split(".")[0] for path in words for name in imports_of(path)}
 
-    assert len(words) == 6
+    assert len(words) == 7
     assert roots - {"pipeline"} <= sys.stdlib_module_names
 
 

@@ -11,7 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import NewerOp, NotAnOp
-from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op, decode, encode
+from pipeline.model.op import (
+    COPY,
+    DELETE,
+    GROUP,
+    INSERT,
+    READ,
+    UPDATE,
+    UPSERT,
+    Op,
+    TracedOp,
+    decode,
+    encode,
+    with_trace,
+)
+
+PARENT = f"00-{'0a' * 16}-{'0b' * 8}-01"
 
 whole = st.integers(-(2**63), 2**63 - 1)
 scalars = st.none() | st.booleans() | whole | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -111,11 +126,14 @@ def test_bytes_that_are_no_op_are_an_error(payload: bytes):
     ("payload", "words"),
     [
         (
-            b'["merge", "t", "h", 1, null, [], [], null, [], [], [], null, [], null, 2]',
-            "version 2, of the kind 'merge';",
+            b'["merge", "t", "h", 1, null, [], [], null, [], [], [], null, [], null, 3]',
+            "version 3, of the kind 'merge';",
         ),
-        (b'["insert", "t", "h", 1, 5, [], [], null, [], [], [], null, [], null, 3, "x"]', "version 3, with 16 fields;"),
-        (b'["insert", "t", "h", 1, {"new": 1}, [], [], null, [], [], [], null, [], null, 2]', "version 2;"),
+        (
+            b'["insert", "t", "h", 1, 5, [], [], null, [], [], [], null, [], null, 3, "x", 1]',
+            "version 3, with 17 fields;",
+        ),
+        (b'["insert", "t", "h", 1, {"new": 1}, [], [], null, [], [], [], null, [], null, 3]', "version 3;"),
     ],
 )
 def test_an_op_of_a_newer_release_is_told_from_bytes_that_are_no_op(payload: bytes, words: str):
@@ -131,12 +149,25 @@ def test_what_no_release_makes_is_no_op_however_it_looks():
         b'["insert", "t", "h", 1, 5, [1], [[[1]]]]',
         b'["insert", "t", "h", 1, 5, [], [], null, [], [], [], null, [], null, 1, "field"]',
         b'["insert", "t", "h", 1, 5, [], [], null, [], [], [], null, [], null, "2"]',
+        b'["insert", "t", "h", 1, 5, [], [], null, [], [], [], null, [], null, 2, "a value"]',
         b'["insert", "t", "h", 1, 5, [1], ["\\ud800"]]',
         b'["delete", "t", "h", 1, null, [], [], ' + deep + b"]",
         deep,
     ):
         with pytest.raises(NotAnOp):
             decode(payload)
+
+
+@given(op=ops())
+def test_a_traced_op_is_the_same_op_and_waits_at_workers_that_do_not_know_it(op: Op):
+    traced = decode(with_trace(encode(op), PARENT))
+
+    assert isinstance(traced, TracedOp)
+    assert traced.traceparent == PARENT
+    assert msgspec.structs.astuple(traced)[:-2] == msgspec.structs.astuple(op)[:-1]
+    assert traced.version == 2
+    assert decode(encode(traced)) == traced
+    assert with_trace(encode(traced), PARENT.replace("a", "b")) == encode(traced)
 
 
 def test_an_op_of_an_older_version_that_lacks_the_last_fields_is_read():

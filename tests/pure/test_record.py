@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pipeline.admin.observe.published import FRESH_MS, Point, publish, read_history, read_record, summary
+from pipeline.admin.observe.queues import Queues
 from pipeline.admin.observe.record import (
+    DEEPEST,
+    HOTTEST,
+    MOST_WAITS,
     BatchRecord,
     BucketRecord,
     NodeRecord,
@@ -18,8 +23,11 @@ from pipeline.admin.observe.record import (
     TableRecord,
 )
 from pipeline.admin.observe.recorder import DAY_S, RECENT_S, Spans
+from pipeline.model.op import INSERT, START, Entry, Op, Position, encode
 from pipeline.model.wait_reason import WaitReason
+from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.memory.log import MemoryLog
+from pipeline.oplog.ttls import MOST_OF_DAY, MOST_RECENT
 from pipeline.reads.health.report import NodeState
 
 PAUSED = WaitReason("paused", "s0", "s0", "by ann: a disk swap", 1_000, buckets=3)
@@ -122,3 +130,48 @@ def test_a_history_has_a_point_for_each_span_and_keeps_the_newest():
     assert [point.depth for point in found.day] == [99, 99]
     assert len(found.recent) == 2 * DAY_S / RECENT_S
     assert found.recent[-1].at_ms == 2 * DAY_S
+
+
+def test_all_that_is_published_of_a_shard_keeps_to_two_megabytes():
+    log, name, wide = MemoryLog(), "\U0001f375" * 64, 2**53  # the longest name that MariaDB takes
+    text, point = name * 16, Point(wide, wide, wide, wide / 10, wide / 10, wide, wide)
+    shard = replace(
+        S0,
+        tables=(TableRecord(name, wide / 10, wide, text),) * HOTTEST,
+        buckets=(BucketRecord(wide, wide),) * DEEPEST,
+        nodes=(NodeRecord(name, unfit=text, why=text),) * 16,
+        waits=(WaitReason("breaker", name, name, text, wide, after=text),) * MOST_WAITS,
+        poison=(PoisonRecord(wide, wide, wide),) * DEEPEST,
+        why=text,
+    )
+    for _ in range(MOST_OF_DAY):
+        publish(log, replace(RECORD, shards=(shard,)), {"s0": (point, point)})
+    log.finish("s0", {}, counts={f"enqueued direct insert {n} {name}": wide for n in range(MOST_COUNTERS)})
+
+    recent, day = log.history("s0")
+    texts = [log.records(["s0"])[1]["s0"][1], *recent, *day, *(f"{k}{n}" for k, n in log.counts("s0").items())]
+
+    assert len(texts) == 1 + MOST_RECENT + MOST_OF_DAY + MOST_COUNTERS
+    assert sum(len(one.encode()) for one in texts) < 2_000_000
+
+
+def test_a_queue_of_any_length_is_measured_by_its_ends_and_its_head_read_once():
+    class Spied(MemoryLog):
+        wanted = 0
+
+        def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:
+            self.wanted += sum(count[bucket] for bucket in after)
+            return super().read(after, count)
+
+    log, payload = Spied(), encode(Op(INSERT, "t", "0" * 64, 1_000.0, id=1))
+    for bucket in range(DEEPEST + 10):
+        log._server.logs[bucket] = [Entry(bucket, Position(1, n), 0, 0, payload) for n in range(1, bucket + 100)]
+    marks = dict.fromkeys(range(DEEPEST + 20), START)
+    queues = Queues(log)
+
+    first, again = queues.queue("s0", marks), queues.queue("s0", marks)
+
+    assert first.depth == again.depth == sum(bucket + 99 for bucket in range(DEEPEST + 10))
+    assert [one.bucket for one in first.deepest] == list(range(DEEPEST + 9, 9, -1))
+    assert first.oldest_ms is not None
+    assert log.wanted == DEEPEST + 10

@@ -126,7 +126,7 @@ def test_a_page_does_not_fail_when_the_workers_are_behind(box: Sandbox, db: Any,
     request_of(box, db, token)
 
     assert db(db.item).count() == 0
-    assert "may not see" in caplog.text
+    assert "own_writes_unseen" in caplog.text
 
 
 @pytest.mark.usefixtures("worker")
@@ -224,8 +224,8 @@ def test_a_request_that_reads_what_it_has_queued_is_warned_of_once_with_its_cure
 
     assert found == (0, 0)
     [told] = warnings(caplog)
-    assert told.startswith("shop/loans/pay reads 'item', to which it has written")
-    assert 'attach(db.item, reads="own")' in told
+    assert told.startswith("own_read_of_older action=shop/loans/pay text=\"reads 'item', to which it has written")
+    assert r"attach(db.item, reads=\"own\")" in told
     request.finish()
     caplog.clear()
 
@@ -236,7 +236,7 @@ def test_a_request_that_reads_what_it_has_queued_is_warned_of_once_with_its_cure
     db.item.insert(qty=1)
     read(db)
 
-    assert [one.split()[0] for one in warnings(caplog) if "has written, and sees" in one] == ["shop/loans/list"]
+    assert [one.split()[1] for one in warnings(caplog) if "has written, and sees" in one] == ["action=shop/loans/list"]
 
 
 @pytest.mark.usefixtures("worker", "other")
@@ -336,7 +336,7 @@ def test_a_read_through_the_pipeline_of_what_is_queued_is_warned_of(
     request.enqueue_insert(db.item, qty=1)
 
     assert request.count(db.item) == 0
-    assert "shop/default/summary reads 'item'" in caplog.text
+    assert "action=shop/default/summary text=\"reads 'item'" in caplog.text
 
 
 @pytest.mark.usefixtures("worker")
@@ -382,7 +382,7 @@ def test_a_page_on_a_node_that_was_chosen_before_its_request_wrote_is_warned_of(
     request.enqueue_insert(db.item, qty=1)
     rdb(db.item).count()
 
-    assert f"shop/default/{mode} reads 'item'" in caplog.text
+    assert f"action=shop/default/{mode} text=\"reads 'item'" in caplog.text
     request.finish()
     caplog.clear()
     box.drain()
@@ -443,8 +443,7 @@ def test_a_request_that_fails_after_it_saw_its_own_writes_says_that_they_stand(
     request.drop()
 
     assert [one.values["qty"] for one in box.enqueued("item")] == [1]
-    assert "shop/default/half failed or rolled back" in caplog.text
-    assert "the 1 ops that were sent for that stand" in caplog.text
+    assert "rolled_back_after_send action=shop/default/half ops=1" in caplog.text
 
 
 @pytest.mark.usefixtures("worker")

@@ -125,7 +125,7 @@ def test_one_op_is_shown_beside_the_row_as_it_is(db: Any, box: Sandbox):
     assert ["qty", "5", "qty", "+", "1"] in lines
     assert "ops that wait behind it: 1" in result.output
     shown = json.loads(run("show", place(receipt), "--json").output)
-    assert shown["writes"][0]["cells"][2] == {"column": "code", "now": "A1", "new": "'B2'"}
+    assert shown["writes"][0]["cells"][2] == {"column": "code", "now": "A1", "new": "'B2'", "typed": "B2"}
 
 
 def test_an_edited_op_is_applied_as_edited_and_what_waited_follows(db: Any, box: Sandbox, refused: Receipt):

@@ -171,8 +171,8 @@ def test_the_log_names_as_lost_what_was_not_applied_before(db: Any, box: Sandbox
 
     assert [receipt.status() for receipt in receipts] == ["applied"] * 2 + ["lost"] * 4
     [said] = [record.getMessage() for record in caplog.records if "lost" in record.getMessage()]
-    assert said.startswith("Redis lost 4 ops: ")
-    assert said.endswith(" seq=3..6")
+    assert said.startswith("ops_lost ops=4 ")
+    assert said.endswith(" first=3 last=6")
 
 
 def test_an_op_that_redis_lost_after_it_was_applied_is_applied(db: Any, box: Sandbox):

@@ -84,7 +84,7 @@ def test_a_log_that_is_gone_is_found_although_no_op_comes(db: Any, box: Sandbox,
 
     epoch, current, _ = box.log.epoch(shard)
     assert (epoch > before, current) == (True, True)
-    assert f"bucket {gone.bucket} has forgotten entries" in caplog.text
+    assert f'bucket={gone.bucket} why="has forgotten entries"' in caplog.text
     caplog.clear()
     reconcile(box.client, shard)
     assert box.log.epoch(shard)[0] == epoch, "once is enough"

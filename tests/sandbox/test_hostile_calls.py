@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from itertools import islice, permutations
@@ -11,7 +12,7 @@ import pytest
 from pydal import DAL, Field
 
 import pipeline
-from pipeline.enqueue.op_builder import MOST_DEFINITIONS, PLAN
+from pipeline.enqueue.op_builder import PLAN
 from pipeline.enqueue.table_plan import MOST_PLANS
 from pipeline.errors import BadOp, BadValue, PipelineError
 from pipeline.testing import Sandbox
@@ -146,15 +147,33 @@ def test_plans_do_not_grow_with_the_orders_in_which_a_caller_names_fields(box: S
     assert len(box.rows("sale")) == 5 * MOST_PLANS
 
 
-def test_definitions_do_not_grow_with_the_tables_that_a_program_defines(box: Sandbox, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pipeline.enqueue.op_builder.MOST_DEFINITIONS", 5)
-    assert MOST_DEFINITIONS > 1000
+@pytest.mark.parametrize("name", ["sale", "sale{}"])
+def test_definitions_do_not_grow_with_the_tables_that_a_program_defines(box: Sandbox, name: str):
+    builder = box.client.op_builder
+    assert builder._most > 1000
+    builder._most = 5
     for nth in range(12):
         db = DAL("sqlite:memory", bigint_id=True, migrate=False)
-        db.define_table("sale", Field("customer", "integer"), Field("name", length=10 + nth))
-        pipeline.enqueue_insert(db.sale, customer=7, name="x")
+        table = db.define_table(name.format(nth), Field("customer", "integer"), Field("name", length=10 + nth))
+        pipeline.define_tables(db)
+        pipeline.enqueue_insert(table, customer=7, name="x")
+        db.close()
+        del db, table
+    gc.collect()
 
-    builder = box.client.op_builder
-    assert len(builder._compiled) <= 5
-    assert len(builder._ready) <= 5
+    caches = (builder._compiled, builder._ready, builder._latest, builder._schemas._published)
+    assert [len(cache) for cache in caches] == [5, 5, 5 if "{" in name else 1, 5]
     assert len(box.enqueued()) == 12
+
+
+def test_a_table_that_lives_on_is_published_anew_however_many_definitions_came_since(box: Sandbox, db: Any):
+    box.client.op_builder._most = 3
+    pipeline.enqueue_insert(db.sale, customer=7)
+    for nth in range(9):
+        other = DAL("sqlite:memory", bigint_id=True, migrate=False)
+        pipeline.enqueue_insert(other.define_table(f"t{nth}", Field("customer", "integer")), customer=7)
+
+    box.log._server.schemas.clear()
+    box.client.op_builder._schemas.republish()
+
+    assert "sale" in box.log.newest_schemas()

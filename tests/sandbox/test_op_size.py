@@ -98,6 +98,26 @@ def test_a_group_is_as_large_as_its_members_together(db: Any, box: Sandbox):
     assert box.enqueued() == []
 
 
+def test_a_group_has_at_most_ten_thousand_ops(db: Any, box: Sandbox):
+    with pytest.raises(BadOp, match="at most 10,000 ops"), pipeline.atomic():
+        pipeline.enqueue_bulk_insert(db.page, [{"who": 7}] * 10_001)
+
+    assert box.enqueued() == []
+    with pipeline.atomic():
+        pipeline.enqueue_bulk_insert(db.page, [{"who": 7}] * 10_000)
+    assert box.drain() == Drained(1, 0)
+    assert len(box.rows("page")) == 10_000
+
+
+def test_a_write_names_at_most_ten_thousand_values(db: Any, box: Sandbox):
+    for call in (pipeline.enqueue_delete, lambda query: pipeline.enqueue_update(query, body="x")):
+        with pytest.raises(BadOp, match="at most 10,000 values, not 10,001"):
+            call((db.page.who == 7) & db.page.id.belongs(list(range(1, 10_002))))
+        call((db.page.who == 7) & db.page.id.belongs(list(range(1, 10_001))))
+
+    assert box.drain() == Drained(2, 0)
+
+
 @pytest.mark.parametrize("silent", [False, True], ids=["nothing is published", "Redis does not answer"])
 def test_without_a_report_the_limit_of_a_worker_holds(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, silent: bool

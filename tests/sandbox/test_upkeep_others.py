@@ -29,7 +29,7 @@ def test_a_second_redis_that_applies_to_the_same_database_is_named(tmp_path: Pat
     reconcile(ours.client, "s0")
 
     assert len(ours.rows("sale")) == 2  # the third is taken for applied
-    assert "another deployment applies ops to shard s0" in caplog.text
+    assert "another_deployment shard=s0" in caplog.text
     caplog.clear()
     reconcile(others.client, "s0")
     assert caplog.text == ""
@@ -52,4 +52,4 @@ def test_a_redis_that_lost_its_epochs_is_no_other_deployment(
 
     reconcile(box.client, "s0")
 
-    assert "another deployment" not in caplog.text
+    assert "another_deployment" not in caplog.text

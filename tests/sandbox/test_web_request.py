@@ -321,7 +321,7 @@ def test_a_request_that_ended_without_a_word_is_heard_of(box: Sandbox, db: Any, 
 
     del request
 
-    assert "1 ops were never sent" in caplog.text
+    assert "ops_never_sent ops=1" in caplog.text
 
 
 # what a visitor may have put into a call ----------------------------------------------------------------------------

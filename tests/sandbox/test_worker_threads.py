@@ -18,10 +18,10 @@ from pipeline.oplog.appends import EVERYWHERE
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.testing import Sandbox, sandbox
-from workers import sweeper, threads
+from workers import sweeper, turns
 from workers.chores import CHORES, Chores, hasten
 from workers.sweeper import Child, Pulse, Sweep
-from workers.threads import Turns
+from workers.turns import Turns
 
 SHARDS = {"s0": {"primary": "sqlite://s0.sqlite"}, "s1": {"primary": "sqlite://s1.sqlite"}}
 
@@ -197,7 +197,7 @@ def test_a_primary_that_has_died_is_noticed_by_one_failure_and_its_successor_is_
 
 
 def test_a_thread_goes_on_after_a_turn_that_failed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(threads, "FAILED_S", 0.0)
+    monkeypatch.setattr(turns, "FAILED_S", 0.0)
     work = Failing()
     thread = Turns("test", work)
 

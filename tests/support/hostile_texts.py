@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 HOSTILE_TEXTS = [
+    "id\x1f",
+    "id\x0b",
+    "id\xa0desc",
+    "5\x1c",
     # SQL where a value is expected
     "1 OR 1=1",
     "1) OR (1=1",

@@ -13,6 +13,7 @@ from tornado.web import authenticated
 from pipeline.admin.observe.published import read_record
 from pipeline.config.settings import load
 from pipeline.errors import PipelineError
+from pipeline.events import Event
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S
 from pipeline.per_process import PerProcess
@@ -36,7 +37,7 @@ class Deployment:
             newest = read_record(self._log, self._shards)
             counts = {shard: self._log.counts(shard) for shard in self._shards}
         except PipelineError as error:
-            logger.warning("no metrics of the deployment: %s", error)
+            logger.warning(Event("metrics_unknown", error=error))
             return
         if newest is not None:
             yield from of_record(newest)

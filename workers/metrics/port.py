@@ -15,6 +15,7 @@ from prometheus_client.core import InfoMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
 from pipeline.config.settings import MetricsSettings
+from pipeline.events import Event
 from workers.metrics.counters import Tables, metrics_of
 from workers.metrics.tally import Tally
 
@@ -63,7 +64,8 @@ class Port:
         self._server = _bound(self._settings, self._registry)
         if self._server is not None:
             threading.Thread(target=self._server.serve_forever, name="pipeline-metrics", daemon=True).start()
-            logger.info("metrics are at http://%s:%d/metrics", *self._server.server_address[:2])
+            host, port = self._server.server_address[:2]
+            logger.info(Event("metrics_served", host=str(host), port=port))
 
     def close(self) -> None:
         """Serve no more."""
@@ -114,5 +116,13 @@ def _bound(settings: MetricsSettings, registry: CollectorRegistry) -> _Server | 
             return _Server((settings.host, port), registry)
         except OSError as error:
             failure = error
-    logger.error("no metrics: [metrics] host and ports %d to %d: %s", settings.port, last - 1, failure.strerror)
+    logger.error(
+        Event(
+            "metrics_not_served",
+            host=settings.host,
+            port=settings.port,
+            last=last - 1,
+            why=failure.strerror,
+        )
+    )
     return None

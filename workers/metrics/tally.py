@@ -13,6 +13,8 @@ import struct
 import threading
 from collections.abc import Iterator, Mapping
 
+from pipeline.events import Event
+
 #: The size of one page, bytes; the kernel gives memory to what is used of it. A shard takes up to 10 kB.
 PAGE = 1 << 19
 #: What stands before a number: the length of its name, 0 where the page ends. Numbers stand at multiples of 8.
@@ -37,7 +39,7 @@ class Tally:
             number: of the process in its pool, from 0.
         """
         if number >= self._pages:
-            logger.warning("pool process %d is not counted in the metrics: the pool began smaller", number)
+            logger.warning(Event("process_not_counted", process=number, why="the pool began smaller"))
             return None
         return Page(self._memory, number * PAGE)
 
@@ -90,7 +92,7 @@ class Page:
         size = len(text) + -len(text) % 8
         at = self._next + _HEAD.size + size
         if at + _NUMBER.size + _HEAD.size > self._end:
-            logger.warning("no room for the counter %s in this worker's metrics", name)
+            logger.warning(Event("metric_not_counted", metric=name, why="there is no room"))
             return 0, 0
         _NUMBER.pack_into(self._memory, at, 0)
         self._memory[self._next + _HEAD.size : at] = text.ljust(size, b"\0")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from html import escape
 from typing import NamedTuple
 
@@ -23,8 +22,7 @@ class Curve(NamedTuple):
     values: Values
 
 
-@lru_cache(maxsize=1000)
-def sparkline(values: tuple[float | None, ...], title: str) -> str:
+def sparkline(values: Values, title: str) -> str:
     """Return a line without axes, for a cell of a table.
 
     Args:

@@ -6,6 +6,7 @@ Every text from outside goes through `escape`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from html import escape
 
 from pipeline.admin.observe.published import FRESH_MS, History, Point
@@ -19,6 +20,10 @@ from workers.pipeline_tab.feed import Seen
 LATE_MS = 5_000
 #: What only passes, by the kind of its reason; all else stops ops until somebody mends it.
 PASSING = frozenset(("early", "locked", "testing", "queued", "database"))
+#: How many points a small line has: it is no wider than this in the page.
+_LINE_POINTS = 60
+#: How many faults a page names.
+_MOST_FAULTS = 12
 _UNKNOWN = '<span class="pl-unknown">unknown</span>'
 
 
@@ -108,11 +113,29 @@ def whats_wrong(seen: Seen) -> str:
     if record.redis.full is not None:
         items.append(("Redis takes no new ops", record.redis.full, "start workers, or raise maxmemory"))
     told = {wait.scope for shard in record.shards for wait in shard.waits if wait.kind == "breaker"}
-    every = {wait.sentence(): wait for shard in record.shards for wait in shard.waits}
-    items += [(wait_head(one), one.detail, one.command) for one in every.values() if one.scope not in told]
+    items += [item for wait, item in _waits(record) if wait.scope not in told]
     if not items:
         return '<p class="pl-fine"><span aria-hidden="true">✓</span> Nothing is wrong.</p>'
-    return f"<ul>{''.join(f'<li>{_fault(*item)}</li>' for item in items)}</ul>"
+    shown = [_fault(*item) for item in items[:_MOST_FAULTS]]
+    if len(items) > _MOST_FAULTS:
+        shown.append(_fault(f"{len(items) - _MOST_FAULTS:,} more", "", "run: pipeline status"))
+    return f"<ul>{''.join(f'<li>{one}</li>' for one in shown)}</ul>"
+
+
+def _waits(record: Record) -> list[tuple[WaitReason, tuple[str, str, str]]]:
+    """Return what waits, once where the same waits on several shards for the same reason."""
+    same: dict[tuple[str, str, str], list[WaitReason]] = {}
+    for shard in record.shards:
+        for wait in shard.waits:
+            same.setdefault((wait.kind, wait.scope, wait.detail), []).append(wait)
+    found = []
+    for waits in same.values():
+        first = min(waits, key=lambda wait: wait.since_ms)
+        others = sorted({wait.shard for wait in waits} - {first.shard})
+        names = ", ".join(others[:5]) + ", …" * (len(others) > 5)
+        more = f"The same on {len(others):,} other shard{'s' * (len(others) > 1)}: {names}" if others else first.detail
+        found.append((first, (wait_head(first), more, first.command)))
+    return found
 
 
 def wait_head(wait: WaitReason) -> str:
@@ -157,19 +180,29 @@ def row(shard: ShardRecord, history: History) -> dict[str, str]:
     lags = [node.lag_ms for node in shard.replicas]
     lag = None if not lags or None in lags else max(one for one in lags if one is not None)
     shares = [node.reads_share for node in shard.replicas if node.reads_share is not None]
-    rates, depths = tuple(p.rate for p in history.recent), tuple(p.depth for p in history.recent)
+    depths, rates = _lines(history.recent, shard.shard)
     return {
         "state": f'<span class="pl-state pl-{style}">{escape(word)}</span>',
         "depth": _number(shard.depth, sign="≤ " * shard.at_most),
-        "depths": sparkline(depths, f"queued on {shard.shard}, 15 minutes"),
+        "depths": depths,
         "oldest": _age(shard.oldest_ms, none="–" if shard.depth is not None else None),
         "rate": _rate(shard.rate),
-        "rates": sparkline(rates, f"applied a second on {shard.shard}, 15 minutes"),
+        "rates": rates,
         "lag": "no replica" if not lags else _age(lag, none=None),
         "reads": "–" if not shares else f"{sum(shares):.0%}",
         "rejected": _number(shard.rejected, bad=bool(shard.rejected)),
         "lost": _number(shard.lost, bad=bool(shard.lost)),
     }
+
+
+@lru_cache(maxsize=200)
+def _lines(points: tuple[Point, ...], shard: str) -> tuple[str, str]:
+    """Return the lines of what was queued and of what was applied; points come every 5 s, the page asks each second."""
+    every = points[:: -len(points) // _LINE_POINTS or -1][::-1]
+    return (
+        sparkline([point.depth for point in every], f"queued on {shard}, 15 minutes"),
+        sparkline([point.rate for point in every], f"applied a second on {shard}, 15 minutes"),
+    )
 
 
 def state_of(shard: ShardRecord) -> tuple[str, str]:
@@ -183,7 +216,9 @@ def state_of(shard: ShardRecord) -> tuple[str, str]:
     stopping = [wait for wait in shard.waits if wait.kind not in PASSING]
     if stopping:
         first = stopping[0]
-        return {"breaker": "halted", "no-worker": "no worker"}.get(first.kind, first.kind.replace("-", " ")), "bad"
+        word = {"breaker": "halted", "no-worker": "no worker"}.get(first.kind, first.kind.replace("-", " "))
+        part = first.kind in ("breaker", "paused") and first.scope != shard.shard
+        return f"{'a table is ' * part}{word}", "bad"
     if shard.oldest_ms is not None and shard.oldest_ms > LATE_MS:
         return "late", "warn"
     if shard.rejected or shard.lost:
@@ -231,7 +266,8 @@ def waits(shard: ShardRecord) -> str:
     return f"<ul>{''.join(f'<li>{_fault(*item)}</li>' for item in items)}</ul>"
 
 
-def charts(points: Sequence[Point]) -> str:
+@lru_cache(maxsize=64)
+def charts(points: tuple[Point, ...]) -> str:
     """Return the charts of a history.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Any
 from tornado.template import Loader, Template
 from tornado.web import StaticFileHandler, url
 
+from pipeline.events import Event
 from workers.pipeline_tab.dead import DeadOpPage, DeadPage, Stopping
 from workers.pipeline_tab.pages import HostsPage, OverviewPage, ShardPage
 
@@ -44,7 +45,7 @@ class TabLoader(Loader):
             return made
         text = Path(self.root, name).read_text("utf-8")
         if _BEHIND not in text:
-            logger.warning("this Flower has another navigation: the tab is at /pipeline, and no entry leads there")
+            logger.warning(Event("tab_not_in_menu", path="/pipeline", why="this Flower has another navigation"))
             return made
         return Template(text.replace(_BEHIND, _BEHIND + _ENTRY, 1), name=name, loader=self)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, ClassVar
 
 from flower.views import BaseHandler
 from tornado.iostream import StreamClosedError
@@ -63,7 +64,7 @@ class TabPage(BaseHandler):
         told = self.get_secure_cookie(TOLD)
         if told:
             self.clear_cookie(TOLD)
-        words |= {"fresh": fragments.freshness(seen), "told": (told or b"").decode()}
+        words |= {"now": f"{datetime.now(UTC):%H:%M:%S}", "told": (told or b"").decode()}
         self.render(template, parts=self.parts(seen), record=record, prefix=self.prefix, read_only=read_only, **words)
 
     async def stream(self) -> None:
@@ -84,11 +85,15 @@ class TabPage(BaseHandler):
 
 
 class OverviewPage(TabPage):
-    """All shards."""
+    """All shards. All browsers share what is made of one reading."""
+
+    _made: ClassVar[tuple[int, Mapping[str, str]]] = (-1, {})
 
     def parts(self, seen: Seen) -> Mapping[str, str]:
         """See `TabPage.parts`."""
-        return fragments.overview(seen)
+        if self._made[0] != seen.number:
+            OverviewPage._made = seen.number, fragments.overview(seen)
+        return self._made[1]
 
     @authenticated
     async def get(self, live: str | None = None) -> None:

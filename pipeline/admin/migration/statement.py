@@ -113,5 +113,6 @@ def _patiently(session: NodeSession, sql: str) -> None:
 
 
 def _rows(session: NodeSession, table: str) -> str:
-    found = session.query(f"SELECT table_rows FROM information_schema.tables WHERE {rows_about([table])}")
+    where = rows_about([table.strip("`")])
+    found = session.query(f"SELECT table_rows FROM information_schema.tables WHERE {where}")
     return f"{int(found[0][0]):,}" if found and found[0][0] is not None else "all"

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from pipeline.admin.observe.record import NodeRecord, ReadCount
+import msgspec
+
+from pipeline.admin.observe.record import FULLEST, HostRecord, NodeRecord, ReadCount
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.reads.health.report import NodeState, Report, unfit_of
 from pipeline.reads.routing.accounting import Chosen
+
+#: A host that said so long ago that its spool is empty is not shown, ms.
+SILENT_MS = 600_000
+_host_of = msgspec.json.Decoder(HostRecord)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +26,14 @@ class News:
         nodes: by node: when the last report was published, and the report.
         unfit: each unfit node, and why.
         reads: counts of all processes.
+        hosts: those whose spools are known, the fullest first.
     """
 
     now_ms: int
     nodes: Mapping[str, tuple[int, Report]]
     unfit: Mapping[str, str]
     reads: tuple[ReadCount, ...]
+    hosts: tuple[HostRecord, ...] = ()
 
     def age_ms(self, node: str) -> int | None:
         """Return how old a node's report is; None where there is none.
@@ -50,7 +58,34 @@ def news_of(log: RedisLog) -> News:
     unfit = {node: why for text in log.unfit().values() for node, why in unfit_of(text).items()}
     counted = {Chosen.parse(text): reads for text, reads in log.reads().items()}
     reads = tuple(ReadCount(*choice, reads) for choice, reads in sorted(counted.items()))
-    return News(now_ms, nodes, unfit, reads)
+    return News(now_ms, nodes, unfit, reads, hosts_of(log.hosts(), now_ms))
+
+
+def hosts_of(told: Mapping[str, tuple[int, str]], now_ms: int) -> tuple[HostRecord, ...]:
+    """Return what hosts say of their spools, the fullest first.
+
+    What waits has grown older since. A silent host is left out after ten minutes, unless ops may wait in its spool.
+
+    Args:
+        told: of each host, when it was published, ms since 1970, and the text.
+        now_ms: the time by the same clock.
+    """
+    hosts: dict[tuple[str, str], HostRecord] = {}
+    for at_ms, text in sorted(told.values()):
+        try:
+            host = _host_of.decode(text)
+        except msgspec.MsgspecError:
+            continue
+        silent_ms = max(0, now_ms - at_ms)
+        if host.spooled == 0 and silent_ms > SILENT_MS:
+            continue
+        oldest_ms = None if host.oldest_ms is None else host.oldest_ms + silent_ms
+        before = hosts.get((host.host, host.path))
+        # workers and a web server of one machine share its spool, which counts once
+        kind = before.kind if before is not None and before.kind == "web" else host.kind
+        hosts[host.host, host.path] = replace(host, kind=kind, at_ms=at_ms, oldest_ms=oldest_ms)
+    fullest = sorted(hosts.values(), key=lambda host: (host.spooled is not None, -(host.spooled or 0), host.host))
+    return tuple(fullest[:FULLEST])
 
 
 def with_news(nodes: Iterable[NodeRecord], news: News | None) -> tuple[NodeRecord, ...]:

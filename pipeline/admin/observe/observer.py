@@ -18,6 +18,8 @@ from pipeline.admin.observe.queues import Queue, Queues
 from pipeline.admin.observe.rates import Window, batch_of, counters_of, tables_of, with_reads
 from pipeline.admin.observe.record import (
     BY_WORKERS,
+    MOST_STRANGE,
+    MOST_WAITS,
     OWN_LOOK,
     NodeRecord,
     Record,
@@ -42,7 +44,8 @@ from pipeline.shard.session import brief
 _REDIS = "redis "
 #: A prober's report that is older says nothing of how far its node is now, ms.
 SILENT_MS = 5_000
-#: The time between two questions to a primary for what only it knows, s: counting 100,000 rejects takes it 20 ms.
+#: The time between two questions to a primary for what only it knows, s: counting 100,000 rejects takes it 20 ms. And
+#: between two searches for strange keys.
 COUNTS_S = 2.0
 #: The time over which rates are taken, s: reports of the prober and looks at the logs do not come at one moment.
 RATE_S = 4.0
@@ -75,6 +78,7 @@ class Observer:
         self._before: dict[str, deque[tuple[_Node, int | None]]] = {}
         self._counts: dict[str, _Counts | PipelineError] = {}
         self._counted_s = -COUNTS_S
+        self._strange: tuple[str, ...] = ()
         self._reads = Window()
         self._queues_of = Queues(self._log)
         self._uris: dict[str, dict[str, str]] = {}
@@ -125,9 +129,10 @@ class Observer:
         self._log.close()
 
     def _redis(self) -> RedisRecord:
-        strange = every_strange_key(self._log, self._topology)
+        if clock.mono_s() - self._counted_s >= COUNTS_S:  # a quarter of the time of a record of 64 shards
+            self._strange = every_strange_key(self._log, self._topology)[:MOST_STRANGE]
         share, used = self._log.memory()
-        return RedisRecord(share, used, self._log.full(), strange)
+        return RedisRecord(share, used, self._log.full(), self._strange)
 
     def _record(
         self,
@@ -154,6 +159,7 @@ class Observer:
             source,
             deployment.deployment if deployment is not None else "",
             self._topology.fingerprint.buckets,
+            news.hosts if news is not None else (),
         )
 
     def _shard(
@@ -174,7 +180,7 @@ class Observer:
         found = [self._node(node, nodes[node], at) for node in names]
         reads = with_reads(found, self._reads)
         found = [replace(node, reads_per_s=reads[node.node][0], reads_share=reads[node.node][1]) for node in found]
-        waits = reasons_of(shard, queue.behind, stops, queue.noted.notes, queue.noted.alive) if not whys else ()
+        waits = () if whys else reasons_of(shard, queue.behind, stops, queue.noted.notes, queue.noted.alive)
         window = self._queues_of.window(shard)
         return ShardRecord(
             shard,
@@ -191,7 +197,7 @@ class Observer:
             forged=counts.get("forged"),
             buckets=queue.deepest,
             nodes=with_news(found, news),
-            waits=waits,
+            waits=waits[:MOST_WAITS],
             batch=batch_of(window) if not queue.why else None,
             tables=tables_of(window, queue.counters, waits),
             poison=queue.poison,

@@ -22,6 +22,8 @@ BY_WORKERS, OWN_LOOK = "workers", "own look"
 #: How many tables, buckets and hosts a record names at most: the hottest, the deepest, the fullest.
 HOTTEST = DEEPEST = 20
 FULLEST = 200
+#: How many reasons to wait a shard's record has at most, the worst; and how many strange keys.
+MOST_WAITS, MOST_STRANGE = 50, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +176,12 @@ class HostRecord:
 
     host: str
     kind: str
-    at_ms: int
+    at_ms: int = 0
     spooled: int | None = None
     bytes: int | None = None
     oldest_ms: int | None = None
     why: str = ""
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +265,8 @@ class Record:
         names = ", ".join(self.redis.strange[:MOST_NAMED]) + ", …" * (len(self.redis.strange) > MOST_NAMED)
         strange = OpFault("redis", names, _STRANGE, "start workers: they delete that; and find out who writes there")
         of_shards = (fault for shard in self.shards for fault in _faults(shard, max_age_s))
-        return [*((strange,) if names else ()), *of_shards]
+        late = (host for host in self.hosts if (host.oldest_ms or 0) > max_age_s * 1000)
+        return [*((strange,) if names else ()), *of_shards, *map(_late, late)]
 
     def as_json(self, max_age_s: float = MAX_AGE_S) -> dict[str, Any]:
         """Return the record for programs: these fields by these names, null for what is unknown.
@@ -294,6 +298,11 @@ def _faults(shard: ShardRecord, max_age_s: float) -> Iterator[OpFault]:
     if shard.oldest_ms is not None and shard.oldest_ms > max_age_s * 1000:
         age = f"has waited {shard.oldest_ms / 1000:,.0f} s, more than {max_age_s:g} s"
         yield OpFault(shard.shard, "the oldest op", age, f"run: pipeline why {shard.shard}")
+
+
+def _late(host: HostRecord) -> OpFault:
+    what = f"in the spool for {(host.oldest_ms or 0) / 1000:,.0f} s"
+    return OpFault(host.host, *_ops(host.spooled or 0, what), "run there: pipeline spool drain")
 
 
 def _ops(count: int, what: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from pipeline.admin.observe.published import Point, point_of, publish, summary
 from pipeline.admin.observe.record import Record
 from pipeline.config.settings import Settings
 from pipeline.errors import PipelineError
+from pipeline.events import Event
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.server_info import ANSWER_S
 
@@ -84,7 +85,7 @@ class Recorder:
             record = self._observer.follow()
             publish(self._log, record, self._spans.add(record, started_s))
         except PipelineError as error:
-            logger.warning("no record was published: %s", error)
+            logger.warning(Event("record_not_published", error=error))
         return max(0.1, started_s + EVERY_S - clock.mono_s())
 
     def close(self) -> None:
@@ -95,7 +96,7 @@ class Recorder:
             if held:
                 self._log.release_lease(LEASE, self._token)
         except PipelineError as error:
-            logger.info("the lease ends by itself: %s", error)
+            logger.info(Event("lease_not_released", lease=LEASE, error=error))
         self._log.close()
 
     def _stand_down(self) -> None:

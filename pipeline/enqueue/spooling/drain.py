@@ -18,6 +18,7 @@ from pipeline.config.topology import Topology
 from pipeline.enqueue.producer import Run
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
+from pipeline.events import Event
 from pipeline.oplog.appends import EpochStale, Scope
 from pipeline.oplog.contract import Entries
 from pipeline.shard.nodes import Nodes
@@ -174,7 +175,7 @@ class Drainer:
                 continue
             except Unavailable as error:
                 done.why = str(error)
-                logger.info("spool waits scope=%s: %s", scope.name, error)
+                logger.info(Event("spool_waits", scope=scope.name, error=error))
                 return
         done.why = str(LogUnavailable("the server's lineage keeps changing", sent=False))
 
@@ -190,7 +191,7 @@ class Drainer:
                     self._budgets.aside(lambda: self._send_last(last))
             except (WaitBudgetSpent, EpochStale, Unavailable) as error:
                 done.why = f"the last ops wait: {type(error).__name__}: {error}"
-                logger.info("the spool: %s", done.why)
+                logger.info(Event("spool_waits", error=error))
                 return False
             for op in last:
                 sent.setdefault(self._reminded[self._publisher.scope_of(op.bucket).name], []).append(op)
@@ -217,7 +218,7 @@ class Drainer:
             try:
                 there = ledger_queries.sequences(session, pairs)
             except (Unavailable, NotMigrated) as error:
-                logger.info("the spool keeps all of %s while %s is away: %s", shard, session.node, error)
+                logger.info(Event("spool_keeps", shard=shard, node=session.node, error=error))
                 return {}
             lowest = there if lowest is None else {p: min(seq, there[p]) for p, seq in lowest.items() if p in there}
         return lowest or {}

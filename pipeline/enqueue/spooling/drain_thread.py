@@ -10,8 +10,11 @@ import threading
 
 from pipeline import clock
 from pipeline.enqueue.spooling.drain import Drainer
+from pipeline.enqueue.spooling.host_news import HostNews
 from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import PipelineError, WaitTimeout
+from pipeline.events import Event
+from pipeline.oplog.contract import SharedState
 from pipeline.spool.store import Spool
 
 #: Pause between two passes while something waits, s; after failures it grows.
@@ -30,10 +33,12 @@ class DrainThread:
         spool: of this host.
         drainer: sends what is in it.
         away: is closed once Redis takes ops again.
+        log: is told what waits.
     """
 
-    def __init__(self, spool: Spool, drainer: Drainer, away: RedisAway):
+    def __init__(self, spool: Spool, drainer: Drainer, away: RedisAway, log: SharedState):
         self.drainer, self._spool, self._away, self._ended = drainer, spool, away, False
+        self._log, self._news = log, HostNews(spool, "web")
         self._called, self._starting = threading.Event(), threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -73,6 +78,7 @@ class DrainThread:
         while not self._ended:
             called.clear()
             quiet = self._pass()
+            self._news.publish(self._log)
             if not quiet and not self._warming.is_alive():
                 self._warm_up()
             failures = 0 if quiet else failures + 1
@@ -89,11 +95,11 @@ class DrainThread:
         try:
             done = self.drainer.drain(PASS_S, patient=True)
         except PipelineError as error:
-            logger.warning("the spool could not be drained: %s", error)
+            logger.warning(Event("spool_not_drained", error=error))
             return False
         if done.sent:
             self._away.close()
-            logger.info("spool drained ops=%d", done.sent)
+            logger.info(Event("spool_drained", ops=done.sent))
         return done.empty or (not done.mine and not self._spool.waiting())
 
     def _warm_up(self) -> threading.Thread:
@@ -106,7 +112,7 @@ class DrainThread:
         try:
             self.drainer.warm()
         except PipelineError as error:
-            logger.info("not ready for the direct way yet: %s", error)
+            logger.info(Event("direct_way_not_ready", error=error))
 
     def _tended(self, before_s: float) -> bool:
         """Forget what every node has; whether something is still kept."""
@@ -115,5 +121,5 @@ class DrainThread:
                 self.drainer.forget()
             return bool(self._spool.pairs())
         except PipelineError as error:
-            logger.warning("the spool could not be looked after: %s", error)
+            logger.warning(Event("spool_not_kept", error=error))
             return True

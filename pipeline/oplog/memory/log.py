@@ -23,6 +23,7 @@ from pipeline.oplog.appends import (
     claimed_id,
     is_receipt,
 )
+from pipeline.oplog.batches import MOST_NOTES, this_process
 from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.memory.server import GivenOut, MemoryServer, Sent
@@ -101,6 +102,8 @@ class MemoryAppends(MemoryServer):
             for bucket, first, _ in wrote if key else ():
                 last = self._server.last[bucket]
                 self._set(name, f"{last.epoch} {last.seq} {producer} {first} {row_id}", IDEMPOTENCY_TTL_MS)
+            if wrote and producer not in self._server.senders:
+                self._server.senders[producer] = this_process()
             ring = [shard for shard in scope.shards if wrote and self._wake(shard, [a.bucket for a in wrote])]
             if len(placed) < len(appends):
                 raise EpochStale
@@ -111,6 +114,10 @@ class MemoryAppends(MemoryServer):
             known = {producer: dict(sent) for producer, sent in self._server.producers.items()}
         for producer, buckets in known.items():
             yield producer, {bucket: (sent.seq, sent.position.epoch) for bucket, sent in buckets.items()}
+
+    def sender(self, producer: int) -> str | None:
+        with self._lock:
+            return self._server.senders.get(producer)
 
     def pass_hole(self, producer: int, bucket: int, seen: int, last: int) -> bool:
         """See `appends.Line.pass_hole`."""
@@ -302,9 +309,17 @@ class MemoryWork(MemoryEntries):
         return found
 
     def finish(
-        self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0, counts: Mapping[str, int] = {}
+        self,
+        shard: str,
+        marks: Mapping[int, Position],
+        *,
+        delay_ms: int = 0,
+        counts: Mapping[str, int] = {},
+        note: str = "",
     ) -> tuple[bool, int]:
         with self._lock:
+            if note:
+                self._server.batches[shard] = [note, *self._server.batches.get(shard, ())][:MOST_NOTES]
             counted = self._server.counts.setdefault(shard, {})
             for name, more in counts.items():
                 if len(counted) < MOST_COUNTERS or name in counted:
@@ -323,6 +338,10 @@ class MemoryWork(MemoryEntries):
                     dirty[bucket] = self.now_ms() + delay_ms
             due = delay_ms == 0 and any(at <= self.now_ms() for at in dirty.values())
             return due and self._take(f"bell:{shard}", BELL_MS), len(dirty)
+
+    def batches(self, shard: str) -> list[str]:
+        with self._lock:
+            return list(self._server.batches.get(shard, ()))
 
     def counts(self, shard: str) -> dict[str, int]:
         with self._lock:

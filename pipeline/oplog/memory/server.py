@@ -67,7 +67,10 @@ class ServerState:
     ids: dict[int, int] = field(default_factory=dict)  # bucket -> the next counter of its ids
     health: dict[str, Timed] = field(default_factory=dict)  # node -> report, and when it was published
     health_until_ms: int = 0
+    senders: dict[int, str] = field(default_factory=dict)  # producer -> host and process
+    batches: dict[str, list[str]] = field(default_factory=dict)  # shard -> notes, the newest first
     counts: dict[str, dict[str, int]] = field(default_factory=dict)  # shard -> counter -> n
+    hosts: dict[str, tuple[int, str]] = field(default_factory=dict)  # kind and host -> when, what
     reads: dict[str, int] = field(default_factory=dict)
     history: dict[str, tuple[deque[str], deque[str]]] = field(default_factory=dict)  # name -> minutes, hours
     seen: dict[str, str] = field(default_factory=dict)

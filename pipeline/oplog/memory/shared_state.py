@@ -9,7 +9,7 @@ from pipeline import clock
 from pipeline.model.ids import SPAN, Given, counter_at
 from pipeline.oplog.appends import Scope
 from pipeline.oplog.memory.server import MemoryServer, Timed
-from pipeline.oplog.ttls import MOST_OF_DAY, MOST_RECENT, RECORD_MS
+from pipeline.oplog.ttls import HOST_MS, MOST_HOSTS, MOST_OF_DAY, MOST_RECENT, RECORD_MS
 from pipeline.oplog.waits import ALIVE, Note, Noted
 
 
@@ -86,6 +86,18 @@ class MemorySharedState(MemoryServer):
     def reads(self) -> dict[str, int]:
         with self._lock:
             return dict(self._server.reads)
+
+    def note_host(self, host: str, text: str) -> None:
+        with self._lock:
+            now_ms, known = self.now_ms(), self._server.hosts
+            for name in [name for name, (at_ms, _) in known.items() if now_ms - at_ms > HOST_MS]:
+                del known[name]
+            if len(known) < MOST_HOSTS or host in known:
+                known[host] = now_ms, text
+
+    def hosts(self) -> dict[str, tuple[int, str]]:
+        with self._lock:
+            return dict(self._server.hosts)
 
     def publish_records(self, records: Mapping[str, str], points: Mapping[str, tuple[str, str]] = {}) -> None:
         with self._lock:

@@ -10,7 +10,7 @@
 <prefix>:attempts:<shard>   hash    bucket -> what a worker is about to apply; see `apply/attempt`
 <prefix>:notes:<shard>      list    "<ms> <watermarks as JSON>", the newest first, one a minute; see `admin/upkeep`
 <prefix>:waits:<shard>      hash    bucket -> why it waits and since when; expires. See `oplog/waits`
-<prefix>:producer:<id>      hash    bucket -> "<last seq> <epoch> <seq>"; expires when idle
+<prefix>:producer:<id>      hash    bucket -> "<last seq> <epoch> <seq>"; who -> host and process; expires when idle
 <prefix>:same:<bucket>:<k>  string  claim of a scoped idempotency key: the first op's receipt, or a row's id; expires
 <prefix>:schemas            hash    hash -> schema as JSON
 <prefix>:tables             hash    table -> hash of its newest schema
@@ -23,6 +23,8 @@
 <prefix>:recent:<shard>     list    points of the last 15 minutes, the newest first; expires
 <prefix>:day:<shard>        list    points of the last 24 hours, the newest first; expires
 <prefix>:counts:<shard>     hash    counter -> n, of all processes; see `oplog/counts`
+<prefix>:batches:<shard>    list    notes of the newest batches, the newest first; see `oplog/batches`
+<prefix>:hosts              hash    "<kind> <host>" -> "<ms> <its spool as JSON>"; expires. See `spooling/host_news`
 <prefix>:reads              hash    "<node> <kind> <reason>" -> reads of all processes; expires when idle
 <prefix>:unfit              hash    shard -> its unfit nodes as JSON, a copy of pipeline_unfit
 <prefix>:seen               hash    node -> what upkeep last saw of it, as JSON; see `admin/replica_absence`
@@ -78,6 +80,11 @@ class Keys:
     def reads(self) -> str:
         """The counts of reads."""
         return f"{self.prefix}:reads"
+
+    @property
+    def hosts(self) -> str:
+        """What hosts say of their spools."""
+        return f"{self.prefix}:hosts"
 
     @property
     def unfit(self) -> str:
@@ -139,6 +146,10 @@ class Keys:
     def counts(self, shard: str) -> str:
         """Return the counters of a shard."""
         return f"{self.prefix}:counts:{shard}"
+
+    def batches(self, shard: str) -> str:
+        """The notes of the newest batches of a shard."""
+        return f"{self.prefix}:batches:{shard}"
 
     def record(self, shard: str) -> str:
         """Return the published record of a shard."""

@@ -9,6 +9,7 @@ import redis
 from hiredis import pack_command
 
 from pipeline import clock
+from pipeline.caches import keep_newest
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.model.op import Position
 from pipeline.oplog.appends import (
@@ -24,6 +25,7 @@ from pipeline.oplog.appends import (
     claimed_id,
     is_receipt,
 )
+from pipeline.oplog.batches import this_process
 from pipeline.oplog.redis.connection import MOST_REASON, script, translated
 from pipeline.oplog.redis.keys import Keys
 from pipeline.oplog.redis.signature import place, signed
@@ -179,8 +181,19 @@ class RedisLine:
             rest += (bucket, first, len(payloads), *payloads)
             biggest = max(biggest, *map(len, payloads)) if len(payloads) > 1 else max(biggest, len(payloads[0]))
         big = biggest if biggest >= BIG_BYTES else 0
-        spans = (self._renewal(), BELL_MS, IDEMPOTENCY_TTL_MS, BIG_TTL_MS, ROOM_MS)
-        fixed = (epoch, len(shards), producer, row_id, big, keys.bigs, *spans, FULL_SHARE)
+        renewal = self._renewal()
+        spans = (renewal, BELL_MS, IDEMPOTENCY_TTL_MS, BIG_TTL_MS, ROOM_MS)
+        fixed = (
+            epoch,
+            len(shards),
+            producer,
+            row_id,
+            big,
+            keys.bigs,
+            *spans,
+            FULL_SHARE,
+            this_process() if renewal else "",
+        )
         return ["EVALSHA", self._sha, len(names), *names, *fixed, *rest]
 
     def _one(self, scope: Scope, epoch: int, producer: int, bucket: int) -> tuple[Any, ...]:
@@ -221,7 +234,7 @@ class RedisLine:
             names = [keys.epoch(scope.name), keys.full, keys.producer(producer), keys.room, keys.room]
             for shard in scope.shards:
                 names += (keys.dirty(shard), keys.bell(shard))
-            self._heads[scope.name, producer] = names
+            keep_newest(self._heads, (scope.name, producer), names)
         return names
 
     # replies ------------------------------------------------------------------------------------------------

@@ -16,11 +16,14 @@ from typing import Any
 import redis
 
 from pipeline.errors import BadOp, LogUnavailable, PipelineFull
+from pipeline.events import Event
 from pipeline.model.op import Entry, Position
 from pipeline.model.schema import TableSchema
+from pipeline.oplog.batches import MOST_NOTES
 from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.redis.connection import (
+    MOST_REASON,
     RedisServer,
     by_bucket,
     entries_of,
@@ -93,6 +96,11 @@ class RedisAppends(RedisServer):
                     producer = numbers_of(text_of(name).rpartition(":")[2], " ", 1)
                     if producer:
                         yield producer[0], {b: (of[0], of[1]) for b, of in words.items() if of}
+
+    def sender(self, producer: int) -> str | None:
+        with translated():
+            found: Any = self._client.hget(self.keys.producer(producer), "who")
+        return text_of(found)[:MOST_REASON] if found is not None else None
 
     def claim_key(self, bucket: int, idempotency_key: str, row_id: int) -> int:
         name = self.keys.claim(bucket, idempotency_key)
@@ -199,7 +207,7 @@ class RedisEntries(RedisServer):
         found: dict[str, str] = {}
         for (name, hash), text in zip(names.items(), map(self._definition, texts), strict=True):
             if text is not None and (fault := _fault_of(name, hash, text)):
-                logger.warning("the newest definition of %.80r in Redis is passed over: %s", name, fault)
+                logger.warning(Event("definition_passed_over", table=f"{name:.80}", error=fault))
             elif text is not None:
                 found[name] = text
         return found
@@ -256,16 +264,26 @@ class RedisWork(RedisEntries):
         return dict(zip(after, found, strict=False))
 
     def finish(
-        self, shard: str, marks: Mapping[int, Position], *, delay_ms: int = 0, counts: Mapping[str, int] = {}
+        self,
+        shard: str,
+        marks: Mapping[int, Position],
+        *,
+        delay_ms: int = 0,
+        counts: Mapping[str, int] = {},
+        note: str = "",
     ) -> tuple[bool, int]:
         own = (self.keys.dirty(shard), self.keys.bell(shard), self.keys.marks(shard), self.keys.attempts(shard))
-        counted = (self.keys.lease(RECONCILE.format(shard)), self.keys.counts(shard))
+        counted = (self.keys.lease(RECONCILE.format(shard)), self.keys.counts(shard), self.keys.batches(shard))
         keys = [*own, *counted, *map(self.keys.log, marks)]
-        arguments: list[Any] = [BELL_MS, delay_ms, MOST_COUNTERS]
+        arguments: list[Any] = [BELL_MS, delay_ms, MOST_COUNTERS, note, MOST_NOTES]
         for bucket, (epoch, seq) in marks.items():
             arguments += (bucket, epoch, max(seq, 0) if epoch else 0)
         arguments += (word for pair in counts.items() for word in pair)
         return ring_of(self._run("finish", keys, arguments))
+
+    def batches(self, shard: str) -> list[str]:
+        with translated():
+            return [text_of(note) for note in self._client.lrange(self.keys.batches(shard), 0, MOST_NOTES - 1)]
 
     def counts(self, shard: str) -> dict[str, int]:
         with translated():

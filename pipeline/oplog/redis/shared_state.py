@@ -21,7 +21,7 @@ from pipeline.oplog.redis.connection import (
     translated,
 )
 from pipeline.oplog.redis.server_info import setting
-from pipeline.oplog.ttls import HISTORY_MS, MOST_OF_DAY, MOST_RECENT, READS_MS, RECORD_MS
+from pipeline.oplog.ttls import HISTORY_MS, HOST_MS, MOST_HOSTS, MOST_OF_DAY, MOST_RECENT, READS_MS, RECORD_MS
 from pipeline.oplog.waits import ALIVE, Note, Noted
 
 #: A secret of ours is as long at least, and as `MOST_REASON` at most, bytes.
@@ -30,10 +30,10 @@ LEAST_SECRET = 16
 MOST_OURS = 1_000_000
 #: Types of the keys of a deployment, of a shard, and of a bucket, by their names in `Keys`; see `mend.lua`.
 _TYPES = {"schemas": "hash", "newest_schemas": "hash", "ids": "hash", "full": "string!", "room": "string!"}
-_TYPES |= {"reads": "hash", "unfit": "hash", "seen": "hash", "health": "hash!"}
+_TYPES |= {"reads": "hash", "unfit": "hash", "seen": "hash", "health": "hash!", "hosts": "hash!"}
 _TYPES |= {"deployment": "string", "secret": "string"}
 _OF_SHARD = {"epoch": "string", "dirty": "zset", "bell": "string!", "marks": "hash", "attempts": "hash"}
-_OF_SHARD |= {"notes": "list", "waits": "hash!", "counts": "hash"}
+_OF_SHARD |= {"notes": "list", "waits": "hash!", "counts": "hash", "batches": "list"}
 _OF_SHARD |= {"record": "string!", "recent": "list!", "day": "list!"}
 _OF_BUCKET = {"log": "stream"}
 
@@ -128,6 +128,16 @@ class RedisSharedState(RedisServer):
             counted = hash_of(self._client.hgetall(self.keys.reads)).items()
         whole = {what: numbers_of(n, " ", 1) for what, n in counted if what.count(" ") == 2}
         return {what: n[0] for what, n in whole.items() if n}
+
+    def note_host(self, host: str, text: str) -> None:
+        self._run("note_host", [self.keys.hosts], [HOST_MS, MOST_HOSTS, host, text])
+
+    def hosts(self) -> dict[str, tuple[int, str]]:
+        with translated():
+            found = hash_of(self._client.hgetall(self.keys.hosts))
+        parts = {host: text.partition(" ") for host, text in found.items()}
+        stamped = {host: (numbers_of(at, " ", 1), text) for host, (at, _, text) in parts.items()}
+        return {host: (at[0], text) for host, (at, text) in stamped.items() if at}
 
     def publish_records(self, records: Mapping[str, str], points: Mapping[str, tuple[str, str]] = {}) -> None:
         names = (self.keys.record, self.keys.recent, self.keys.day)

@@ -22,6 +22,7 @@ from pipeline.reads.onward import Onward
 from pipeline.reads.read_place import ReadPlace, needs_at, places_of_query
 from pipeline.reads.routing.policy import seconds
 from pipeline.reads.routing.router import Router
+from pipeline.tracing import in_this_trace
 
 #: How long a read over several shards may take in all, s; below the driver's own time-out.
 GATHER_S = 10.0
@@ -225,7 +226,9 @@ class Gather:
     def _all(self, places: Sequence[ReadPlace], asked: SharedRead) -> list[Part | Unavailable]:
         if len(places) == 1:
             return [self._one(places[0], asked)]
-        futures: list[Future[Part | Unavailable]] = [self._pool().submit(self._one, place, asked) for place in places]
+        futures: list[Future[Part | Unavailable]] = [
+            self._pool().submit(in_this_trace(self._one), place, asked) for place in places
+        ]
         wait(futures, asked.deadline.left_s)
         late = f"no answer within {asked.deadline.at - asked.deadline.started:.3g} s"
         outcomes: list[Part | Unavailable] = []

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from pipeline import clock
 from pipeline.errors import PipelineError
+from pipeline.events import Event
 from pipeline.oplog.contract import SharedState
 from pipeline.reads.health.probe import NodeProbe
 from pipeline.reads.health.report import Report, unfit_of
@@ -138,10 +139,10 @@ class Duty:
                 return PROBE_EVERY_S / 2
             if self._prober is None:
                 self._prober = self._engage(self._known_out())
-                logger.info("probing the nodes from here")
+                logger.info(Event("probing"))
             self._prober.probe()
         except PipelineError as error:
-            logger.warning("no report of the nodes was published: %s", error)
+            logger.warning(Event("report_not_published", error=error))
         self._probe_due_s = started + PROBE_EVERY_S
         return max(0.0, started + BEAT_S - clock.mono_s())
 
@@ -153,7 +154,7 @@ class Duty:
         try:
             self._log.release_lease("probe", self._token)
         except PipelineError as error:
-            logger.info("the lease ends by itself: %s", error)
+            logger.info(Event("lease_not_released", lease="probe", error=error))
 
     def _known_out(self) -> list[str]:
         return [node for node, (_, text) in self._log.health()[1].items() if Report.from_json(text).out]

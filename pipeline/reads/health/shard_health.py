@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Collection, Mapping
 
 from pipeline.errors import ShardUnavailable
+from pipeline.events import Event
 from pipeline.reads.health.probe import LagMeter, NoResult, ProbeResult
 from pipeline.reads.health.report import Report
 from pipeline.shard.nodes import writable_of
@@ -54,7 +55,10 @@ class ShardHealth:
         for node, result in results.items():
             refused = isinstance(result, NoResult) and result.refused
             if self._judges[node].see(isinstance(result, ProbeResult), refused=refused):
-                logger.warning("node %s is %s: %s", node, *self._verdict(node, result))
+                out = self._judges[node].out
+                logger.warning(
+                    Event("node_out" if out else "node_back", shard=self.shard, node=node, why=self._why(node, result))
+                )
         self.primary = self._find_primary()
         primary = results[self.primary]
         if isinstance(primary, ProbeResult) and self._meter.add(self.primary, primary, asked_at_s):
@@ -119,17 +123,17 @@ class ShardHealth:
         try:
             found = writable_of(self.shard, takes_writes)
         except ShardUnavailable as error:
-            logger.error("%s", error)
+            logger.error(Event("primary_unclear", shard=self.shard, error=error))
             return self.primary
         if found is not None and found != self.primary:
-            logger.warning("the primary of shard %s is %s now (was %s)", self.shard, found, self.primary)
+            logger.warning(Event("primary_changed", shard=self.shard, node=found, before=self.primary))
         return found or self.primary
 
-    def _verdict(self, node: str, result: ProbeResult | NoResult) -> tuple[str, str]:
+    def _why(self, node: str, result: ProbeResult | NoResult) -> str:
         judge = self._judges[node]
         if judge.out:
-            return "out of rotation", result.why if isinstance(result, NoResult) else ""
-        return "back", f"it answers; next time it takes {judge.needed} good probes in a row"
+            return result.why if isinstance(result, NoResult) else ""
+        return f"it answers; next time it takes {judge.needed} good probes in a row"
 
 
 #: Failed probes in a row that take a node out: one alone may be a lost packet.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pipeline.caches import keep_newest
 from pipeline.dal.filters import narrowed_here
 from pipeline.dal.objects import has_filters, real_name
 from pipeline.errors import BadOp, NewerOp, NotAnOp, ShardUnavailable
@@ -128,7 +129,7 @@ class Overlay:
                     schema = TableSchema.from_json(text, op.schema)
                 except BadOp as error:
                     raise CannotOverlay(str(error)) from error
-            self._schemas[op.schema] = schema
+            keep_newest(self._schemas, op.schema, schema)
         return schema
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from pipeline import clock
 from pipeline.errors import PipelineError
+from pipeline.events import Event
 from pipeline.oplog.contract import SharedState
 from pipeline.per_process import PerProcess
 from pipeline.reads.health.prober import PROBE_EVERY_S
@@ -155,7 +156,7 @@ class HealthCache:
             }
             reports = {node: Report.from_json(text, published_s[node]) for node, (_, text) in found.items()}
         except (PipelineError, ValueError) as error:
-            logger.warning("no reports of the nodes: %s", error)
+            logger.warning(Event("reports_unknown", error=error))
             return PROBE_EVERY_S
         here.reports, here.fetched_at_s = reports, asked_at_s
         newest_s = max(published_s.values(), default=asked_at_s)

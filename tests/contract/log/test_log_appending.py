@@ -9,6 +9,7 @@ from support.sandbox.logs import EPOCH, PRODUCER, S0, append, entries, raise_to,
 
 from pipeline.model.op import Entry, Position
 from pipeline.oplog.appends import APPENDED, HOLE, SEEN, Appended, EpochStale, Line, Placed, Scope
+from pipeline.oplog.batches import this_process
 from pipeline.oplog.contract import Log
 
 
@@ -209,3 +210,12 @@ def test_a_producer_that_the_log_has_forgotten_is_let_on_too(log: Log, line: Lin
     assert line.pass_hole(PRODUCER, 3, 0, 4)
 
     assert append(line, (3, 5, [b"e"])).placed == [Placed(APPENDED, Position(EPOCH, 0))]
+
+
+def test_the_log_knows_which_process_sends_as_a_producer(log: Log, line: Line):
+    append(line, (3, 1, [b"a"]))
+    append(line, (4, 1, [b"b"]))
+
+    assert log.sender(PRODUCER) == this_process()
+    assert log.sender(8) is None
+    assert dict(log.senders())[PRODUCER].keys() == {3, 4}

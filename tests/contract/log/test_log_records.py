@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pipeline.model.op import Position
+from pipeline.oplog.batches import MOST_NOTES
 from pipeline.oplog.contract import Log
 from pipeline.oplog.counts import MOST_COUNTERS
-from pipeline.oplog.ttls import MOST_OF_DAY, MOST_RECENT
+from pipeline.oplog.ttls import MOST_HOSTS, MOST_OF_DAY, MOST_RECENT
 
 
 def test_a_record_replaces_the_one_before_and_has_an_age(log: Log):
@@ -47,3 +48,33 @@ def test_counters_add_up_with_what_is_finished_and_are_bounded(log: Log):
     assert found["batches"] == 2
     assert len(found) == MOST_COUNTERS
     assert log.counts("s1") == {}
+
+
+def test_notes_of_batches_are_kept_the_newest_first_and_bounded(log: Log):
+    log.finish("s0", {4: Position(1, 0)}, note="0 old")
+    log.finish("s0", {4: Position(1, 1)}, counts={"batches": 1})
+    for n in range(MOST_NOTES):
+        log.finish("s0", {}, note=f"{n} note")
+
+    found = log.batches("s0")
+
+    assert (len(found), found[0], found[-1]) == (MOST_NOTES, f"{MOST_NOTES - 1} note", "0 note")
+    assert log.counts("s0") == {"batches": 1}
+    assert log.batches("s1") == []
+
+
+def test_hosts_say_what_waits_with_the_time_and_are_bounded(log: Log):
+    log.note_host("web w1", "old")
+    log.note_host("web w1", "new words")
+    log.note_host("worker w1", "{}")
+    for n in range(MOST_HOSTS):
+        log.note_host(f"web h{n}", "more")
+    log.note_host("web w1", "known ones go on")
+
+    now_ms, _ = log.records([])
+    found = log.hosts()
+
+    assert found["web w1"][1] == "known ones go on"
+    assert found["worker w1"][1] == "{}"
+    assert all(0 <= now_ms - at_ms < 60_000 for at_ms, _ in found.values())
+    assert len(found) == MOST_HOSTS

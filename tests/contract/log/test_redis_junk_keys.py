@@ -156,6 +156,7 @@ def planted(keys: Keys) -> dict[str, str]:
         "room",
         "reads",
         "unfit",
+        "hosts",
         "seen",
         "health",
         "deployment",

@@ -229,7 +229,7 @@ POSITIONS = [START, *(Position(*pair) for pair in ((3, 0), (3, 2), (7, 0), (9, 0
 def test_the_screen_fits_into_a_hundred_columns(here: Servers, pipeline: Client) -> None:
     enqueue(pipeline, OPS)
 
-    output = on_a_terminal(here, "status", keys=b"")[1]
+    output = on_a_terminal(here, "status")[1]
 
     assert "applied/s" in output
     assert "s1-r0" in output
@@ -238,11 +238,28 @@ def test_the_screen_fits_into_a_hundred_columns(here: Servers, pipeline: Client)
 
 @pytest.mark.parametrize("leave", [b"q", b"\x03"], ids=["q", "Ctrl-C"])
 def test_top_ends_with(here: Servers, leave: bytes) -> None:
-    code, output = on_a_terminal(here, "top", keys=leave)
+    code, output = on_a_terminal(here, "top", ("s1-r0", leave))
 
     assert code == 0
     assert "s1-r0" in output
     assert "Traceback" not in output
+
+
+def test_top_pauses_resumes_and_opens_a_shard_by_its_keys(here: Servers, pipeline: Client) -> None:
+    code, output = on_a_terminal(
+        here,
+        "top",
+        ("s1-r0", b"p"),
+        ("pause shard s0?", b"y"),
+        ("shard s0 is paused", b"\x1b[B\x1b[Ar"),
+        ("resume shard s0?", b"y"),
+        ("shard s0 goes on", b"\r"),
+        ("no op is set aside", b"x"),
+        ("nothing of s0 is set aside", b"q"),
+    )
+
+    assert code == 0, output[-3000:]
+    assert ask(here, "why", "s0") == "nothing of shard s0 waits"
 
 
 def enqueue(pipeline: Client, ops: int) -> None:
@@ -289,24 +306,24 @@ def total(status: Record, figure: Callable[[ShardRecord], int | None]) -> int:
     return sum(number or 0 for number in numbers)
 
 
-def on_a_terminal(here: Servers, command: str, keys: bytes) -> tuple[int, str]:
-    """Run a command on a terminal of a hundred columns; press keys once the table is there."""
+def on_a_terminal(here: Servers, command: str, *steps: tuple[str, bytes]) -> tuple[int, str]:
+    """Run a command on a terminal of a hundred columns; press the keys of each step once its words are there."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "COLUMNS": "100", "LINES": "30", "TERM": "xterm"}
     argv = [sys.executable, "-m", "pipeline", command, "--config", str(here.cluster.config)]
     terminal: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
     with subprocess.Popen(argv, env=environment, start_new_session=True, preexec_fn=own_terminal, **terminal) as run:
         os.close(theirs)
-        output, pressed, deadline = b"", False, Deadline(30)
+        output, seen, to_do, deadline = b"", 0, list(steps), Deadline(30)
         while not deadline.passed:
             if select.select([ours], [], [], 0.2)[0]:
                 try:
                     output += os.read(ours, 65_536)
                 except OSError:  # how Linux says that the other end is closed
                     break
-            if keys and not pressed and b"s1-r0" in output:
-                os.write(ours, keys)
-                pressed = True
+            if to_do and (at := output.find(to_do[0][0].encode(), seen)) >= 0:
+                os.write(ours, to_do.pop(0)[1])
+                seen = at + 1
         os.close(ours)
         return run.wait(10), output.decode()
 

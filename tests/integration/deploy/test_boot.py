@@ -351,13 +351,16 @@ def test_promtool_has_nothing_to_say_of_any_name(deployed: Deployment) -> None:
 
 def test_flower_shows_the_deployments_metrics_with_its_own_rights(deployed: Deployment) -> None:
     denied(deployed)
+    deployed.web("spool")
     found: dict[tuple[str, ...], float] = {}
+    enqueued = [("pipeline_ops_enqueued_total", "insert", shard, "purchase", "direct") for shard in SHARDS]
 
     def complete() -> bool:
         found.update(scraped(flowers_metrics(deployed)))
-        return found.get(("pipeline_known",)) == 1
+        return found.get(("pipeline_known",)) == 1 and any(one in found for one in enqueued)
 
     assert within(30, complete), found
+    assert any(name == "pipeline_enqueue_seconds_bucket" for name, *_ in found)
     for shard in SHARDS:
         assert ("pipeline_queue_ops", shard) in found
         assert ("pipeline_node_state", f"{shard}-r0", "replica", shard, "in") in found

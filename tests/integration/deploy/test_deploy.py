@@ -101,7 +101,7 @@ def test_prepare_never_overwrites_a_password(secrets: SimpleNamespace) -> None:
 def test_the_example_configuration_is_toml_with_the_sections_of_the_manual() -> None:
     example = tomllib.loads((DEPLOY / "pipeline.example.toml").read_text())
 
-    assert set(example) == {"pipeline", "redis", "shards", "tables", "reads", "apply", "spool", "metrics"}
+    assert set(example) == {"pipeline", "redis", "shards", "tables", "reads", "apply", "spool", "log", "metrics"}
 
 
 def test_the_example_configuration_is_accepted_and_shows_every_key(secrets: SimpleNamespace) -> None:
@@ -111,7 +111,7 @@ def test_the_example_configuration_is_accepted_and_shows_every_key(secrets: Simp
 
     shown = set(re.findall(r"^(?:# )?([a-z_]+) = ", path.read_text(), re.MULTILINE))
     records = (sections.RedisSettings, sections.ShardSettings, sections.TableSettings, sections.ReadSettings)
-    more = (sections.ApplySettings, sections.SpoolSettings, sections.MetricsSettings)
+    more = (sections.ApplySettings, sections.SpoolSettings, sections.LogSettings, sections.MetricsSettings)
     # a replica's load is written beside its address
     keys = {field.name for record in (*records, *more) for field in fields(record)} - {"name", "loads"}
     assert shown == keys

@@ -243,3 +243,14 @@ def test_an_upsert_of_one_tenant_leaves_the_rows_of_another(both: Both) -> None:
     pref.request_tenant.default = "a"
     assert (seen, client.get(pref, ids["a"]).n, client.get(pref, ids["b"])) == ([(ids["b"], 5)], 0, None)
     pref.request_tenant.default = None
+
+
+def test_a_read_that_is_larger_than_the_server_takes_is_refused_with_the_servers_limit(both: Both) -> None:
+    [(limit,)] = both.client.nodes.primary("s0").query("SELECT @@max_allowed_packet")
+    sale = both.db.sale
+    assert len(both.client.select(sale.name == "x" * 1_000_000)) == 0
+
+    with pytest.raises(BadRead, match=rf"statement of [\d,]+ bytes, and max_allowed_packet of .* is {limit:,}"):
+        both.client.select(sale.name == "é" * (limit // 2))
+    with pytest.raises(BadRead, match="max_allowed_packet"), both.client.read(sale, 1) as node:
+        node((sale.customer == 1) & (sale.name == "x" * limit)).select()

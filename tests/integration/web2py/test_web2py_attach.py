@@ -387,7 +387,7 @@ def test_what_was_sent_for_a_read_stands_though_the_request_fails(site: Site, ad
     assert answer.status == 500
     assert len(site.forget_tickets()) == 1
     assert products(shop, "name='halfway'", "name") == ["halfway"]
-    assert "own/default/create_list_and_fail failed or rolled back" in (shop.folder / "server.log").read_text()
+    assert "rolled_back_after_send action=own/default/create_list_and_fail" in (shop.folder / "server.log").read_text()
 
 
 def test_a_transaction_that_had_begun_before_its_table_was_attached_never_shows_an_older_state_in_silence(
@@ -411,6 +411,6 @@ def test_a_transaction_that_had_begun_before_its_table_was_attached_never_shows_
     assert cured[0] == 1
     assert "cured" in cured[1]
     assert (
-        "late/default/names has read or written before its tables were attached"
+        'action=late/default/names text="has read or written before its tables were attached'
         in (shop.folder / "server.log").read_text()
     )

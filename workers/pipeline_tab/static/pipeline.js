@@ -21,13 +21,27 @@
   if (page.dataset.live !== "yes") { return; }
 
   var path = window.location.pathname.replace(/\/$/, "") + "/live";
-  var source = new EventSource(path);
-  source.onmessage = function (event) {
-    var parts = JSON.parse(event.data);
-    Object.keys(parts).forEach(function (id) { put(id, parts[id]); });
-    document.body.setAttribute("data-pl-told", String(Date.now()));
-  };
-  source.onerror = function () {
-    fresh.innerHTML = '<span class="status-dot status-dot-error" aria-hidden="true"></span> Flower does not answer';
-  };
+  var source = null;
+
+  function listen() {
+    source = new EventSource(path);
+    source.onmessage = function (event) {
+      var parts = JSON.parse(event.data);
+      Object.keys(parts).forEach(function (id) { put(id, parts[id]); });
+      document.body.setAttribute("data-pl-told", String(Date.now()));
+    };
+    source.onerror = function () {
+      fresh.innerHTML = '<span class="status-dot status-dot-error" aria-hidden="true"></span> Flower does not answer';
+    };
+  }
+
+  // A browser has six connections for one server: tabs that nobody sees must not hold them all.
+  function follow() {
+    var seen = document.visibilityState === "visible";
+    if (seen && !source) { listen(); }
+    if (!seen && source) { source.close(); source = null; }
+  }
+
+  document.addEventListener("visibilitychange", follow);
+  follow();
 }());

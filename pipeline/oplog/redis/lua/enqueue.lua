@@ -5,7 +5,8 @@
 --                                         entries of the epoch; or why it has ended: "<epoch> forgot:<bucket>",
 --                                         "<epoch> ahead:<bucket>"
 --       2 full                    string  a reason; there while the pipeline takes nothing
---       3 producer                hash    bucket -> "<last producer seq> <epoch> <seq>"; expires when idle
+--       3 producer                hash    bucket -> "<last producer seq> <epoch> <seq>", and who: the process that
+--                                         sends; expires when idle
 --       4 claim                   string  the receipt of the first op with the idempotency key, or a row's id alone;
 --                                         the name of 5 for no key: a user's rights end at the prefix, and '' has none
 --       5 room                    string  there for a moment after memory was measured and found enough
@@ -17,6 +18,7 @@
 --       7 ms until the producer expires, 0: leave its expiry  8 ms until the bell counts as lost
 --       9 ms until the claim expires  10 ms until the bytes of the largest op expire
 --       11 ms until memory is measured again  12 the share of memory above which nothing is taken
+--       13 the process that sends, noted where the expiry is put off
 --       then per log: bucket, first producer seq, count, and the ops themselves
 -- Returns one string:
 --       "epoch"          raise the epoch first: the lineage changed; or a log has forgotten entries of the epoch, or has
@@ -78,7 +80,7 @@ end
 
 local prefix = epoch .. '-*'
 local reply, wrote, ended
-local key, at = 6 + 2 * shards, 13
+local key, at = 6 + 2 * shards, 14
 while at <= #ARGV do
   local bucket, first, count = ARGV[at], ARGV[at + 1] + 0, ARGV[at + 2] + 0
   local seen = redis.pcall('HGET', KEYS[3], bucket)
@@ -119,7 +121,10 @@ local bits = ''
 if not wrote then
   bits = string.rep('0', shards)
 else
-  if ARGV[7] ~= '0' then call('PEXPIRE', KEYS[3], ARGV[7]) end
+  if ARGV[7] ~= '0' then
+    call('HSET', KEYS[3], 'who', ARGV[13])
+    call('PEXPIRE', KEYS[3], ARGV[7])
+  end
   local time = call('TIME')
   local now, dirty = time[1] * 1000 + math.floor(time[2] / 1000), {}
   for i, bucket in ipairs(wrote) do dirty[2 * i - 1], dirty[2 * i] = now, bucket end

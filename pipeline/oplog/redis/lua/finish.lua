@@ -5,15 +5,17 @@
 -- Runs although memory is full: draining must never need free memory.
 --
 -- KEYS  1 dirty  2 bell  3 marks (hash bucket -> "<epoch>-<seq>", a copy for readers)  4 attempts
---       5 lease on the shard's reconcile  6 counts (hash counter -> n)  then one log per bucket
+--       5 lease on the shard's reconcile  6 counts (hash counter -> n)  7 batches (list of notes, newest first)
+--       then one log per bucket
 -- ARGV  1 ms until the bell counts as lost  2 delay ms of the buckets that are left  3 most counters
+--       4 a note of the batch, empty: none  5 most notes
 --       then per log: bucket, epoch, seq  then counters, each with what is added
 -- Returns "<ring: 0|1> <buckets still dirty>".
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local buckets, marks = {}, {}
-for i = 7, #KEYS do
-  local at = 3 * (i - 7) + 4
+for i = 8, #KEYS do
+  local at = 3 * (i - 8) + 6
   local bucket, epoch, seq = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   buckets[#buckets + 1] = bucket
   marks[#marks + 1] = bucket
@@ -37,7 +39,11 @@ if #buckets > 0 then
   redis.call('HSET', KEYS[3], unpack(marks))
   redis.call('HDEL', KEYS[4], unpack(buckets))
 end
-for at = 3 * (#KEYS - 6) + 4, #ARGV, 2 do
+if ARGV[4] ~= '' then
+  redis.call('LPUSH', KEYS[7], ARGV[4])
+  redis.call('LTRIM', KEYS[7], 0, ARGV[5] - 1)
+end
+for at = 3 * (#KEYS - 7) + 6, #ARGV, 2 do
   if redis.call('HLEN', KEYS[6]) < tonumber(ARGV[3]) or redis.call('HGET', KEYS[6], ARGV[at]) then
     redis.call('HINCRBY', KEYS[6], ARGV[at], ARGV[at + 1])
   end

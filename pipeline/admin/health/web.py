@@ -1,0 +1,88 @@
+"""Judge whether what this host enqueues leaves it: to Redis, or into the spool, and out of the spool again."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+from pipeline import clock
+from pipeline.admin.questions import ask_all
+from pipeline.config.settings import Settings
+from pipeline.errors import LogUnavailable, PipelineError, SpoolUnavailable
+from pipeline.oplog.redis.log import RedisLog
+from pipeline.shard.session import brief
+from pipeline.spool.private_files import folder_fault
+from pipeline.spool.store import Spool
+
+#: How long a spool is watched whose ops wait although all servers answer, s: drains are two seconds apart.
+WATCH_S = 8.0
+
+
+def judge_web(settings: Settings, watch_s: float = WATCH_S) -> tuple[bool, str]:
+    """Return whether all is well, and the sentence that says so. Sends nothing, and makes no file.
+
+    Args:
+        settings: name Redis, the shards and the spool.
+        watch_s: how long a spool is watched that does not move, seconds.
+    """
+    redis = _redis(settings)
+    if not settings.spool.enabled:
+        return True, f"{redis or 'Redis takes ops'}; there is no spool"
+    path = Path(settings.spool.path)
+    spool = Spool(path, settings.spool.max_mb * 1_000_000)
+    try:
+        if why := _unusable(path):
+            raise SpoolUnavailable(path, why)
+        found = spool.counts()
+        if found.bytes >= settings.spool.max_mb * 1_000_000:
+            why = f"holds {found.bytes / 1e6:.0f} MB of {settings.spool.max_mb}, and takes no more"
+            return False, f"the spool {path} {why}: see pipeline spool drain"
+        if not found.waiting:
+            return True, f"{redis or 'Redis takes ops'}; the spool is ready and empty"
+        waiting = f"{found.waiting:,} ops wait in the spool"
+        if why := redis or _primaries(settings):
+            return True, f"{waiting}: {why}"
+        first = [one.id for one in spool.head()[:1]]
+        for _ in clock.polls(watch_s, first_s=0.05, most_s=0.5):
+            if [one.id for one in spool.head()[:1]] != first:
+                return True, f"{waiting}, and they leave"
+    except PipelineError as error:
+        return False, str(error)
+    finally:
+        spool.close()
+    return False, f"{waiting} although all servers answer, and none leaves: run: pipeline spool drain"
+
+
+def _redis(settings: Settings) -> str:
+    """Return why Redis takes no ops; empty where it does."""
+    log = RedisLog.of(settings.redis, read_s=1.0)
+    try:
+        full = log.full()
+        return f"Redis lets nothing in ({full})" if full is not None else ""
+    except LogUnavailable:
+        return "Redis does not answer"
+    finally:
+        log.close()
+
+
+def _primaries(settings: Settings) -> str:
+    """Return which shard's primary does not answer: a drain may need it. Empty where all do."""
+    found = ask_all({name: partial(_ask, name, shard.primary) for name, shard in settings.shards.items()})
+    away = [name for name, told in found.items() if isinstance(told, PipelineError)]
+    return f"the primary of {', '.join(away)} does not answer" if away else ""
+
+
+def _ask(node: str, uri: str) -> int:
+    with brief(node, uri) as session:
+        return len(session.query("SELECT 1"))
+
+
+def _unusable(path: Path) -> str:
+    """Return why this process cannot use a spool; the file may be missing until the first op needs it."""
+    if not path.parent.is_dir():
+        return "its folder is missing"
+    if fault := folder_fault(path):
+        return "; ".join(fault)
+    needed = path if path.exists() else path.parent
+    return "" if os.access(needed, os.W_OK) else f"this process may not write {needed}"

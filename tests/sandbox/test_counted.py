@@ -1,0 +1,184 @@
+"""What a process enqueues is counted by table, kind and way, once, and reaches the log within seconds."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydal import DAL, Field
+from support.sandbox.spooling import Shop
+
+import pipeline
+from pipeline.clock import polls
+from pipeline.config.settings import load
+from pipeline.config.topology import Topology
+from pipeline.enqueue.sends import Sends
+from pipeline.enqueue.shipment import OpPlace
+from pipeline.errors import LogUnavailable
+from pipeline.oplog.doorbell import Bell
+from pipeline.oplog.memory.log import MemoryLog
+from pipeline.spool.null_spool import NullSpool
+from pipeline.testing import Sandbox, sandbox
+
+CONFIGURATION = {"redis": {"url": "redis://r.invalid/0"}, "shards": {"s0": {"primary": "sqlite:///s0.sqlite"}}}
+TOPOLOGY = Topology(load(CONFIGURATION))
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    box: Sandbox
+    db: Any
+
+    def counts(self, shard: str = "s0") -> dict[str, int]:
+        """Return the counters after what this process has noted is published."""
+        self.box.bell.flush()
+        return self.box.log.counts(shard)
+
+    def enqueued(self, shard: str = "s0") -> dict[str, int]:
+        return {name: n for name, n in self.counts(shard).items() if name.startswith("enqueued ")}
+
+
+@pytest.fixture
+def here() -> Iterator[Here]:
+    with sandbox({"thing": {"shard_key": "owner"}, "sort": {"reference": True}}) as box:
+        db = DAL("sqlite:memory")
+        db.define_table("thing", Field("owner", "integer"), Field("name"))
+        db.define_table("sort", Field("name"))
+        pipeline.define_tables(db)
+        yield Here(box, db)
+        db.close()
+
+
+def test_each_way_to_enqueue_is_counted_by_table_and_kind(here: Here):
+    thing = here.db.thing
+    first = pipeline.enqueue_insert(thing, owner=7, name="a")
+    pipeline.enqueue_insert(thing, owner=7, name="b", idempotency_key="once")
+    pipeline.enqueue_insert(thing, owner=7, name="b", idempotency_key="once")
+    pipeline.enqueue_bulk_insert(thing, [{"owner": 7, "name": f"n{n}"} for n in range(1500)])
+    here.box.drain()
+    pipeline.enqueue_update(thing, first.id, name="c")
+    with pipeline.atomic():
+        pipeline.enqueue_update(thing, first.id, name="d")
+        pipeline.enqueue_delete(thing, first.id)
+
+    found = here.counts()
+
+    assert {name: n for name, n in found.items() if name.startswith("enqueued ")} == {
+        "enqueued direct insert thing": 1502,
+        "enqueued direct update thing": 2,
+        "enqueued direct delete thing": 1,
+    }
+    calls = sum(n for name, n in found.items() if name.startswith("enqueue_ms direct "))
+    assert calls == 6  # a bulk call of 1,500 rows sends twice
+    assert found["enqueue_sum_us direct"] > 0
+    assert here.counts() == found
+
+
+def test_an_op_for_every_shard_counts_on_each(here: Here):
+    pipeline.enqueue_insert(here.db.sort, name="tea")
+
+    assert here.enqueued("s0") == here.enqueued("s1") == {"enqueued direct insert sort": 1}
+
+
+def test_an_op_that_redis_does_not_take_counts_by_the_way_of_the_spool_and_not_again_when_it_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shop = Shop(tmp_path, monkeypatch)
+    shop.buy(1)
+    shop.log.away = True
+    shop.buy(2)
+    with shop.client.holding(shop.client.held()) as held:
+        shop.buy(3)
+        shop.buy(4)
+    held.send()
+    shop.log.away = False
+    shop.drain()
+    shop.box.bell.flush()
+
+    found = {name: n for shard in ("s0", "s1") for name, n in shop.log.counts(shard).items()}
+
+    assert found["enqueued direct insert purchase"] == 1
+    assert found["enqueued spool insert purchase"] == 3
+    assert sum(n for name, n in found.items() if name.startswith("enqueue_ms spool ")) == 2
+    assert [text for _, text in shop.log.hosts().values()]
+    shop.client.close()
+    shop.box.client.close()
+    shop.db.close()
+
+
+def test_what_redis_does_not_take_is_counted_later_and_once(here: Here, monkeypatch: pytest.MonkeyPatch):
+    def away(*arguments: Any, **options: Any) -> None:
+        raise LogUnavailable("away on purpose")
+
+    pipeline.enqueue_insert(here.db.thing, owner=7, name="a")
+    with monkeypatch.context() as patched:
+        patched.setattr(here.box.log, "finish", away)
+        here.box.bell.flush()
+    assert here.enqueued() == here.enqueued("s1") == {}
+    pipeline.enqueue_insert(here.db.thing, owner=7, name="b")
+
+    assert here.counts()["enqueued direct insert thing"] == 2
+    pipeline.enqueue_insert(here.db.thing, owner=7, name="c")
+    assert here.counts()["enqueued direct insert thing"] == 3
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_counts_its_own_ops_and_not_its_parents(here: Here):
+    pipeline.enqueue_insert(here.db.thing, owner=7, name="parent")
+
+    child = os.fork()
+    if child == 0:
+        pipeline.enqueue_insert(here.db.thing, owner=7, name="child")
+        own = here.box.client.dispatch._sends
+        assert own is not None
+        os._exit(len(own.taken))
+    _, status = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 1
+
+
+def test_the_thread_of_a_bell_publishes_by_itself_and_again_for_what_comes_later():
+    log, bell = MemoryLog(), Bell("redis://127.0.0.1:1/0", "pl", ["s0"])
+    sends = Sends(log, TOPOLOGY, NullSpool())
+
+    for ops in (1, 2):
+        sends.taken.append(({(3, "insert", "thing"): 1}, {3: OpPlace(None, 1, 1)}, 0.004))
+        sends.ask(bell)
+        for _ in polls(30):
+            if log.counts("s0").get("enqueued spool insert thing") == ops:
+                break
+
+        assert log.counts("s0")["enqueued spool insert thing"] == ops
+    assert log.counts("s0")["enqueue_ms spool 5"] == 2
+    bell.close()
+
+
+def test_a_flush_waits_until_what_was_enqueued_is_counted():
+    log, bell = MemoryLog(), Bell("redis://127.0.0.1:1/0", "pl", ["s0"])
+    sends = Sends(log, TOPOLOGY, NullSpool())
+    sends.taken.append(({(3, "insert", "thing"): 5}, {3: OpPlace(None, 1, 1)}, 0.004))
+    sends.ask(bell)
+
+    bell.flush(timeout_s=30)
+
+    assert log.counts("s0")["enqueued spool insert thing"] == 5
+    bell.close()
+
+
+def test_threads_lose_no_count(here: Here):
+    def enqueue() -> None:
+        for _ in range(50):
+            pipeline.enqueue_insert(here.db.thing, owner=7, name="x")
+
+    threads = [threading.Thread(target=enqueue) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert here.counts()["enqueued direct insert thing"] == 400
