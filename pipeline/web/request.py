@@ -7,7 +7,7 @@ calls `finish` once the framework has committed, and `drop` when the request fai
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import wraps
 from typing import Any
@@ -27,7 +27,7 @@ from pipeline.reads.session import ReadSession
 from pipeline.web.own_reads import OwnReads
 from pipeline.web.read_db import ReadDAL, Refusal, table_for
 from pipeline.web.user_session import UserSession, patient
-from pipeline.web.visitors_values import from_code
+from pipeline.web.visitors_values import from_code, rows_from_code
 
 #: When the ops of a request are sent: at each call, after its commit, or after its commit from a table in its database.
 MODES = ("now", "on_commit", "outbox")
@@ -63,6 +63,10 @@ class Request(OwnReads):
     enqueue_update = from_code(Calls.enqueue_update)
     enqueue_upsert = from_code(Calls.enqueue_upsert)
     enqueue_validated_insert = from_code(Calls.enqueue_validated_insert)
+
+    def enqueue_bulk_insert(self, table: Any, rows: Iterable[Mapping[str, Any]], **options: Any) -> Receipts:
+        """Queue an insert of each of *rows* into *table*; see `pipeline.enqueue_bulk_insert`."""
+        return super().enqueue_bulk_insert(table, rows_from_code(self, table, rows), **options)
 
     def brought(self) -> Mapping[str, Any]:
         """Return what the visitor sent, by name: the framework's object knows."""

@@ -6,7 +6,7 @@ mapping: there every key is a field. A field with `writable=False`, and the id, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -41,6 +41,24 @@ def from_code(call: Callable[Concatenate[Any, _Given], _Result]) -> Callable[Con
         return call(self, *args, **named)
 
     return write
+
+
+def rows_from_code(request: Any, table: Any, rows: Any) -> Any:
+    """Yield the rows of a bulk call, each with its protected fields from the code only; what is no rows as it is.
+
+    Args:
+        request: whose call it is.
+        table: pyDAL's, or its name.
+        rows: a mapping of fields each.
+    """
+
+    def checked() -> Iterator[Any]:
+        for row in rows:
+            if isinstance(row, Mapping):
+                _refuse_protected(request, table, row)
+            yield row
+
+    return checked() if isinstance(rows, Iterable) else rows
 
 
 def _keyword_form(call: str, option: str) -> str:

@@ -387,17 +387,19 @@ def test_options_stand_beside_a_mapping_whose_every_key_is_a_field(box: Sandbox,
 
 
 @pytest.mark.parametrize("name", ["role", "id"])
-@pytest.mark.parametrize("form", ["keywords", "mapping", "upsert", "by name"])
+@pytest.mark.parametrize("form", ["keywords", "mapping", "upsert", "by name", "bulk"])
 def test_a_protected_field_takes_no_value_that_the_request_brought(box: Sandbox, account: Any, name: str, form: str):
     sent = {"name": "Ann", name: "".join(["9", "9"])}
     request = visited(box, **sent)
     table = "sale" if form == "by name" else account
 
     given = {"upsert": ((table, sent), {"key": ["customer"]}), "mapping": ((table, sent), {})}
+    given["bulk"] = (table, iter([{"name": "Bob", "customer": 7}, sent])), {}
     args, named = given.get(form, ((table,), sent))
+    calls = {"upsert": request.enqueue_upsert, "bulk": request.enqueue_bulk_insert}
 
     with pytest.raises(BadOp, match=f"the request brought the value of '{name}'"):
-        (request.enqueue_upsert if form == "upsert" else request.enqueue_insert)(*args, **named)
+        calls.get(form, request.enqueue_insert)(*args, **named)
 
 
 def test_a_protected_field_is_not_updated_by_a_request(box: Sandbox, account: Any):
