@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pipeline
-from pipeline import api
+from pipeline import api, clock
 from pipeline.admin.migrate import migrate
 from pipeline.apply.traced import applier_type
 from pipeline.client import Client
@@ -51,6 +51,10 @@ def sandbox(
         finally:
             pipeline.close()
             api.client = before
+
+
+#: A drain looks again after so long where buckets rest, s, and so often in a row at most.
+REST_S, MOST_RESTS = 0.01, 50
 
 
 class Drained(NamedTuple):
@@ -128,12 +132,18 @@ class Sandbox:
         """
         applied = rejected = 0
         for applier in self._appliers.values():
+            rests = 0
             while True:
                 outcome = applier.apply()
                 applied, rejected = applied + outcome.applied, rejected + outcome.rejected
                 if outcome.waiting and not outcome.ring:
                     raise PipelineError(f"ops on shard {applier.shard!r} wait: {outcome.waiting}")
-                if not outcome.left:
+                if outcome.left:
+                    rests = 0
+                elif self.log.dirty(applier.shard) and rests < MOST_RESTS:
+                    rests += 1
+                    clock.sleep_s(REST_S)  # on a busy machine a statement may take too long: its bucket rests
+                else:
                     break
         return Drained(applied, rejected)
 

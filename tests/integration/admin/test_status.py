@@ -150,7 +150,7 @@ def test_a_table_that_halts_is_resumed_and_what_waited_is_applied(here: Servers,
     after = (waiting.status(), visit.status())
     here.sql(shard, "DELETE FROM pipeline_rejects")
 
-    assert f"fault: {shard}: purchase is halted: Duplicate entry '-2-2021-01-01'" in found.output
+    assert f"fault: {shard}: purchase is halted: Duplicate entry for key" in found.output
     assert after[0] in ("replayed", "durable")
     assert after[1] in ("applied", "durable")
     assert before == 0, "the one that was tried was the only one"
@@ -246,6 +246,7 @@ def test_top_ends_with(here: Servers, leave: bytes) -> None:
 
 
 def test_top_pauses_resumes_and_opens_a_shard_by_its_keys(here: Servers, pipeline: Client) -> None:
+    here.sql("s0", "DELETE FROM pipeline_rejects")
     code, output = on_a_terminal(
         here,
         "top",

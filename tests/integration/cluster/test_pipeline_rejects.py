@@ -65,7 +65,7 @@ def test_a_refused_group_undoes_all_of_it_and_an_operator_mends_it_with_what_wai
     assert last.status() == "parked"
     config = ["--config", str(mariadb.config)]
     shown = CliRunner().invoke(dead_group, ["show", place, "--json", *config])
-    assert json.loads(shown.output)["writes"][0]["cells"][3] == {"column": "n", "now": 0, "new": "n + 1"}
+    assert json.loads(shown.output)["writes"][0]["cells"][3] == {"column": "n", "now": 0, "new": "n + 1", "typed": None}
     listed = CliRunner().invoke(
         dead_group, ["list", "--where", "code=1062", "--where", f"bucket={clash.bucket}", *config]
     )

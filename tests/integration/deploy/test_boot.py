@@ -335,8 +335,12 @@ def test_each_worker_shows_what_its_processes_have_applied(deployed: Deployment)
 
 
 def flowers_metrics(deployed: Deployment) -> str:
+    return flowers_page(deployed, "metrics")
+
+
+def flowers_page(deployed: Deployment, path: str) -> str:
     login = base64.b64encode(deployed.words["FLOWER_BASIC_AUTH"].encode()).decode()
-    return scrape(f"http://127.0.0.1:{deployed.host.ports['5555']}/metrics", Authorization=f"Basic {login}")
+    return scrape(f"http://127.0.0.1:{deployed.host.ports['5555']}/{path}", Authorization=f"Basic {login}")
 
 
 @needs("promtool")
@@ -366,6 +370,17 @@ def test_flower_shows_the_deployments_metrics_with_its_own_rights(deployed: Depl
         assert ("pipeline_node_state", f"{shard}-r0", "replica", shard, "in") in found
     assert any(name == "flower_events_total" for name, *_ in found)
     assert denied(deployed) == []
+
+
+def test_the_pipeline_tab_shows_the_shards_with_flowers_rights_and_says_what_it_may_not(deployed: Deployment) -> None:
+    denied(deployed)
+    pages = {path: flowers_page(deployed, path) for path in ("pipeline", "pipeline/shard/s0", "pipeline/hosts")}
+
+    assert ">s0</a>" in pages["pipeline"]
+    assert "s0-r0" in pages["pipeline/shard/s0"]
+    assert denied(deployed) == []
+    assert "The account of Flower needs a worker's rights here" in flowers_page(deployed, "pipeline/dead")
+    denied(deployed)
 
 
 def test_flowers_user_reads_no_op_and_writes_nothing(deployed: Deployment) -> None:

@@ -463,7 +463,7 @@ def test_an_action_that_reads_what_it_has_just_written_is_warned_of_or_right(ada
     own = [ada.get(f"country_and_list_own/own{n}").json() for n in range(5)]
 
     assert [one["listed"] for one in by_default] == [0, 0]
-    assert site.log.count("/shop/country_and_list/<name> reads 'country', to which it has written") == 1
+    assert site.log.count("/shop/country_and_list/<name> text=\"reads 'country', to which it has written") == 1
     assert site.log.count("to which it has written") == 1
     assert [one["listed"] for one in own] == [1] * 5
     assert [f"own{n}" in one["names"] for n, one in enumerate(own)] == [True] * 5

@@ -96,7 +96,7 @@ def test_a_killed_replica_is_taken_out_and_comes_back_by_good_looks(mended: Shar
     assert mended.report("s0-r0").why
     assert mended.report("s0-r0").marks == {}
     assert chosen(mended) == "s0-r1"
-    states = {replica["node"]: replica for replica in status(mended)["shards"][0]["replicas"]}
+    states = {replica["node"]: replica for replica in status(mended)["shards"][0]["nodes"]}
     assert states["s0-r0"]["state"] == "out"
     assert states["s0-r1"]["state"] == "in"
     assert states["s0-r1"]["reading_ms"] is not None

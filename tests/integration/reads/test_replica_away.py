@@ -216,5 +216,5 @@ def read_node(client: Client) -> str:
 
 def told_of(one: Shard, node: str) -> dict[str, object]:
     run = CliRunner().invoke(cli.pipeline, ["status", "--json", "--config", str(one.config)])
-    [found] = [replica for replica in json.loads(run.output)["shards"][0]["replicas"] if replica["node"] == node]
+    [found] = [replica for replica in json.loads(run.output)["shards"][0]["nodes"] if replica["node"] == node]
     return dict(found)

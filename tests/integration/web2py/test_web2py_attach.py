@@ -372,7 +372,7 @@ def test_a_page_that_reads_what_it_has_just_written_is_warned_of_or_right(site: 
 
     assert by_default == [0, []]
     log = (shop.folder / "server.log").read_text()
-    assert log.count("one/default/create_and_list reads 'product', to which it has written") == 1
+    assert log.count("one/default/create_and_list text=\"reads 'product', to which it has written") == 1
     assert "own/default/create_and_list" not in log
     assert [listed for listed, _ in seen] == [1] * 5
     assert [set(names) >= {f"own{n}"} for n, (_, names) in enumerate(seen)] == [True] * 5
