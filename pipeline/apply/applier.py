@@ -50,6 +50,9 @@ PAUSED_DELAY_MS = 1000
 NOTE_MS = 40_000
 #: How long a bucket whose next op may be early rests, ms: what it waits for is often being committed at this moment.
 EARLY_DELAY_MS, MOST_EARLY_DELAY_MS = 20, 500
+#: How long the oldest ops of all buckets are applied together after the last that needed it, s. Ops that need others
+#: are seldom the last of their kind, and each time that is learnt a transaction is for nothing.
+WHOLE_S = 10.0
 #: The longest detail that is noted, characters: a note is for each bucket.
 _DETAIL = 300
 logger = logging.getLogger("pipeline.apply")
@@ -83,6 +86,8 @@ class Applier(ShardTurns):
         self._early = 0
         #: Whether ops need ops of other buckets, so that the oldest of all buckets are applied together: until all is.
         self._whole = False
+        #: Until when it is so for what comes next, s.
+        self._whole_until_s = 0.0
         #: Whether what the last turn noted means nothing: the log went away, or the turn was given up for a whole one.
         self._void = False
 
@@ -98,7 +103,7 @@ class Applier(ShardTurns):
         limit = MOST_BUCKETS + 1 if self._whole else self._settings.buckets
         due = self._log.due(self.shard, limit if self._whole else 2 * limit)
         if not due:
-            self._whole = False
+            self._whole = clock.mono_s() < self._whole_until_s
             return Outcome()
         try:
             if (paused := self._stopped.whole()) is not None:
@@ -111,9 +116,11 @@ class Applier(ShardTurns):
             outcome = self._turn(take, started)
             self._failures, self._void = 0, outcome.crossed
             self._whole |= outcome.crossed
+            if outcome.crossed or self._early != early:
+                self._whole_until_s = clock.mono_s() + WHOLE_S
             if self._early == early:
                 self._early = 0
-                self._whole &= outcome.left > 0
+                self._whole &= outcome.left > 0 or clock.mono_s() < self._whole_until_s
             else:
                 self._whole = True
                 if not outcome.ring:  # others commit meanwhile what these wait for

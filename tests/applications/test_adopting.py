@@ -108,8 +108,8 @@ class Shell:
 
 @contextmanager
 def shell(folder: Path, ground: Ground) -> Iterator[Shell]:
-    """Open the shell of somebody who has two database servers, a Redis, a checkout, and ports for more."""
-    web, replica, new = free_ports(3)
+    """Open the shell of somebody who has two database servers, a Redis and a checkout."""
+    [web] = free_ports(1)
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -120,8 +120,6 @@ def shell(folder: Path, ground: Ground) -> Iterator[Shell]:
         "PASSWORD": ground.cluster.password,
         "REDIS": str(ground.port("redis")),
         "WEB": str(web),
-        "REPLICA": str(replica),
-        "NEW": str(new),
         "COLUMNS": "110",
     }
     made = Shell(folder, environment)

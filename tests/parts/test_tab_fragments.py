@@ -108,6 +108,16 @@ def test_of_many_faults_some_are_named_and_the_others_counted():
     assert text(parts["pl-faults"]).endswith("52 more pipeline status")
 
 
+def test_a_replica_that_is_away_is_named_and_is_not_all_that_there_is():
+    out = NodeRecord("s0-r0", "replica", NodeState.OUT, unfit="it is not like its primary")
+    silent = NodeRecord("s1-r0", "replica", NodeState.OUT, why="connection refused")
+
+    one, other = (fragments.overview(seen(replace(FINE, nodes=(node,))))["pl-faults"] for node in (out, silent))
+
+    assert text(one) == "s0-r0 is out: reads go elsewhere it is not like its primary"
+    assert text(other) == "s1-r0 is unknown connection refused"
+
+
 def test_what_only_passes_stops_no_shard():
     assert fragments.state_of(replace(FINE, waits=(WaitReason("early", "s0", "event", "1:2-3"),))) == ("fine", "good")
 

@@ -19,13 +19,16 @@ from pipeline.testing import Sandbox, sandbox
 def db() -> Iterator[Any]:
     db = DAL("sqlite:memory")
     db.define_table("event", Field("who", "integer"), Field("note", unique=True))
+    db.define_table("parent", Field("who", "integer"))
+    db.define_table("child", Field("who", "integer"), Field("up", "reference parent"))
     yield db
     db.close()
 
 
 @pytest.fixture
 def box(db: Any) -> Iterator[Sandbox]:
-    with sandbox({"event": {"shard_key": "who"}}, shards=1, buckets=4) as box:
+    tables = {name: {"shard_key": "who"} for name in ("event", "parent", "child")}
+    with sandbox(tables, shards=1, buckets=4) as box:
         pipeline.define_tables(db)
         yield box
 
@@ -53,6 +56,26 @@ def test_an_op_is_not_rejected_because_its_server_was_away_for_longer_than_it_ma
 
     assert renewed.status() == "applied"
     assert [row["note"] for row in box.rows("event")] == ["a"]
+
+
+def test_a_worker_whose_ops_needed_others_takes_all_buckets_together_the_next_time_at_once(
+    db: Any, box: Sandbox
+) -> None:
+    places = two_buckets(box)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(buckets=1))
+
+    def given_up() -> int:
+        """Return how many transactions are given up until families of two buckets are applied."""
+        for n in range(8):
+            parent = pipeline.enqueue_insert(db.parent, who=places[n % 2])
+            pipeline.enqueue_insert(db.child, who=places[1 - n % 2], up=parent.id)
+        crossed = 0
+        while box.log.dirty("s0"):
+            crossed += worker.apply().crossed
+        return crossed
+
+    assert [given_up() > 0, given_up() > 0] == [True, False]
+    assert [len(box.rows(name)) for name in ("parent", "child")] == [16, 16]
 
 
 def two_buckets(box: Sandbox) -> tuple[int, int]:

@@ -24,6 +24,8 @@ PASSING = frozenset(("early", "locked", "testing", "queued", "database"))
 _LINE_POINTS = 60
 #: How many faults a page names.
 _MOST_FAULTS = 12
+#: A replica that gets nothing new or is away: reads go to others.
+_GONE = (NodeState.STALLED, NodeState.OUT, NodeState.UNFIT)
 _UNKNOWN = '<span class="pl-unknown">unknown</span>'
 
 
@@ -107,13 +109,15 @@ def whats_wrong(seen: Seen) -> str:
     """
     record = seen.record
     items = [(f"{name} is unknown", why, "") for name, why in dict.fromkeys(record.unknown)]
-    if len({why for _, why, _ in items}) == 1:
+    if len({why for _, why, _ in items}) == 1 and all(shard.why for shard in record.shards):
         items = [("Nothing is known", items[0][1], "")]
     items += [(str(fault), "", fault.fix) for fault in record.faults()]
     if record.redis.full is not None:
         items.append(("Redis takes no new ops", record.redis.full, "start workers, or raise maxmemory"))
     told = {wait.scope for shard in record.shards for wait in shard.waits if wait.kind == "breaker"}
     items += [item for wait, item in _waits(record) if wait.scope not in told]
+    gone = [node for shard in record.shards for node in shard.replicas if node.state in _GONE and not node.why]
+    items += [(f"{node.node} is {node.state}: reads go elsewhere", node.unfit, "") for node in gone]
     if not items:
         return '<p class="pl-fine"><span aria-hidden="true">✓</span> Nothing is wrong.</p>'
     shown = [_fault(*item) for item in items[:_MOST_FAULTS]]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from uuid import uuid4
+
+import pytest
+from support.servers.log_users import as_shipped
+
 from pipeline.model.op import Position
 from pipeline.oplog.batches import MOST_NOTES
 from pipeline.oplog.contract import Log
 from pipeline.oplog.counts import MOST_COUNTERS
+from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.ttls import MOST_HOSTS, MOST_OF_DAY, MOST_RECENT
 
 
@@ -78,3 +85,17 @@ def test_hosts_say_what_waits_with_the_time_and_are_bounded(log: Log):
     assert found["worker w1"][1] == "{}"
     assert all(0 <= now_ms - at_ms < 60_000 for at_ms, _ in found.values())
     assert len(found) == MOST_HOSTS
+
+
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+def test_the_shipped_rights_of_web_processes_are_enough_to_count_and_to_say_what_waits(
+    kind: str, log_server: Callable[[str], object]
+):
+    log = RedisLog(as_shipped(log_server(kind), "web"), prefix=f"pl:t{uuid4().hex[:12]}", timeout_s=5)
+
+    log.finish("s0", {}, delay_ms=1, counts={"enqueued direct insert t": 2})
+    log.note_host("web w1", "{}")
+
+    assert log.counts("s0") == {"enqueued direct insert t": 2}
+    assert log.hosts()["web w1"][1] == "{}"
+    log.close()

@@ -91,6 +91,25 @@ def test_the_tab_is_in_flowers_navigation_and_shows_new_ops_without_a_reload(her
         assert page.locator("#pl-nodes tr").count() == 2
 
 
+def test_a_page_that_nobody_sees_holds_no_connection(here: Deployment, browser: Any):
+    with visitor(browser) as page:
+        page.add_init_script(
+            "window.Real = EventSource; window.sources = [];"
+            "window.EventSource = function (path) { sources.push(this.it = new Real(path)); return this.it; };"
+            "window.look = function (how) { Object.defineProperty(document, 'visibilityState',"
+            " {value: how, configurable: true}); document.dispatchEvent(new Event('visibilitychange')); };"
+        )
+        page.goto(f"{here.base}/pipeline")
+        page.locator("body[data-pl-told]").wait_for()
+        page.evaluate("look('hidden'); document.body.removeAttribute('data-pl-told')")
+        closed = page.evaluate("sources.map((one) => one.readyState === Real.CLOSED)")
+        page.evaluate("look('visible')")
+        page.locator("body[data-pl-told]").wait_for()
+
+        assert closed == [True]
+        assert page.evaluate("sources.length") == 2
+
+
 def test_what_is_wrong_comes_with_what_mends_it_and_a_shard_is_paused_and_resumed(here: Deployment, browser: Any):
     with visitor(browser) as page:
         page.goto(f"{here.base}/pipeline/shard/s0")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
+from support.oracle.families import astray
 from support.oracle.grouping import MANY, PLAIN, TWO, Database, Maker, difference
 
 from pipeline.model.op import INSERT, UPDATE, Op
@@ -38,6 +39,12 @@ def test_versioned_updates_together_equal_one_by_one(database: Database, seed: i
     ops = Maker(Random(seed), numbered=False, versioned=True).ops()
 
     assert difference(database, ops) == ""
+
+
+@settings(max_examples=examples(20), deadline=None, phases=[Phase.reuse, Phase.generate])
+@given(seed=st.integers(0, 2**32))
+def test_families_in_several_buckets_become_what_they_become_in_one(database: Database, seed: int):
+    assert astray(database, Random(seed)) == ""
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 from click.testing import CliRunner
@@ -24,6 +25,7 @@ def test_the_record_of_the_workers_is_what_the_servers_say(mariadb: Rig) -> None
     client.define_tables(mariadb.db)
     owners = mariadb.owners(6)
     before = sum(len(read_history(client.log, shard).recent) for shard in client.topology.shards)
+    counted = counts(client)
 
     receipts = [client.enqueue_insert(mariadb.db.tally, owner=owner, name="seen", n=1) for owner in owners]
     client.wait_all(receipts, timeout_s=30)
@@ -38,6 +40,10 @@ def test_the_record_of_the_workers_is_what_the_servers_say(mariadb: Rig) -> None
         assert [(node.node, node.role) for node in theirs.nodes] == [(node.node, node.role) for node in ours.nodes]
         assert theirs.rate is not None
         assert theirs.enqueue_rate is not None
+    for _ in polls(30):
+        if counts(client) - counted == Counter({"enqueued direct insert tally": 6, "applied insert tally": 6}):
+            break
+    assert counts(client) - counted == Counter({"enqueued direct insert tally": 6, "applied insert tally": 6})
     told = json.loads(CliRunner().invoke(cli.pipeline, ["status", "--json", "--config", str(mariadb.config)]).output)
     assert (told["version"], told["source"], told["known"]) == (1, "workers", True)
     assert told["fingerprint"]
@@ -46,6 +52,12 @@ def test_the_record_of_the_workers_is_what_the_servers_say(mariadb: Rig) -> None
             break
     assert sum(len(read_history(client.log, shard).recent) for shard in client.topology.shards) > before
     client.close()
+
+
+def counts(client: Client) -> Counter[str]:
+    """Return how many ops of a table the deployment's processes have counted, over all shards."""
+    found = (Counter(client.log.counts(shard)) for shard in client.topology.shards)
+    return Counter({name: n for name, n in sum(found, Counter()).items() if name.endswith(" insert tally")})
 
 
 def settled(client: Client) -> Record:

@@ -50,14 +50,16 @@ class Storm(threading.Thread):
         """Write until `ended` is set."""
         db = DAL("sqlite:memory", bigint_id=True, migrate=False)
         define(db)
+        earlier: Any = []
         for n in range(1_000_000):
             size = int(80 + 60 * math.sin(n / 40))
             rows = [{"customer": n * 7 + one, "qty": one % 9 + 1} for one in range(size)]
-            self._client.enqueue_bulk_insert(db.purchase, rows)
+            receipts = self._client.enqueue_bulk_insert(db.purchase, rows)
             for one in range(size // 8):
                 self._client.enqueue_insert(db.visit, customer=one, page="/shoes")
-            for customer in range(0, 200, 20):
-                self._client.get(db.purchase, n * 7 + customer)
+            for receipt in earlier[:10]:
+                self._client.get(db.purchase, receipt.id)
+            earlier = receipts
             if n % 120 == 3:
                 for code in ("A-1001", "A-1001", "B-2002", "B-2002"):
                     self._client.enqueue_insert(db.purchase, customer=7, qty=1, code=code)
