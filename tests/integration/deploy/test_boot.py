@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 import urllib.error
@@ -33,6 +32,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes as the units' users"),
 ]
 SHARDS = ("s0", "s1")
+#: Every process of the deployment signs, and takes what is signed only.
+SIGN_KEY = "k" * 40
 WEB_CODE = Path(__file__).parents[2] / "support" / "servers" / "boot_web.py"
 
 
@@ -156,13 +157,14 @@ def install(host: Host, prepared: Path) -> None:
     os.chown(host.etc, 0, PIPELINE)
     text = host.local((DEPLOY / "pipeline.example.toml").read_text())
     text = text.replace('# unique = [["customer"', 'unique = [["customer"').replace("# port =", "port =")
+    text = text.replace("# sign_key =", "sign_key =")
     files = {"pipeline.toml": text, "flowerconfig.py": (DEPLOY / "flowerconfig.py").read_text()}
     for name, content in files.items():
         (host.etc / name).write_text(content)
         (host.etc / name).chmod(0o640)
         os.chown(host.etc / name, 0, PIPELINE)
     for name in ("pipeline.env", "web.env", "flower.env"):
-        shutil.copy(prepared / name, host.etc / name)
+        (host.etc / name).write_text(f"{(prepared / name).read_text()}\nPIPELINE_SIGN_KEY={SIGN_KEY}\n")
         (host.etc / name).chmod(0o600)
 
 
@@ -255,6 +257,25 @@ def test_a_user_of_the_log_reaches_nothing_but_the_log(deployed: Deployment, use
                 client.eval(script, 0)
         assert client.set("pl:mine", "1", px=1)
     denied(deployed)
+
+
+def test_workers_with_the_key_apply_nothing_that_was_written_by_hand(deployed: Deployment) -> None:
+    deployed.web("spool")  # Redis answers: one op
+    with deployed.admin("log") as admin:
+        for log in admin.scan_iter("pl:log:*"):
+            epoch = admin.xinfo_stream(log)["last-generated-id"].partition(b"-")[0].decode()
+            admin.execute_command("XADD", log, f"{epoch}-*", "p", "5", "s", "1", "o", '["delete","purchase","h",1.5,1]')
+    deployed.web("spool")  # behind what is forged
+
+    assert within(30, lambda: forged(deployed) > 0)
+    assert set_aside(deployed) == []
+    denied(deployed)
+
+
+def forged(deployed: Deployment) -> int:
+    """Return how many entries without a right signature the shards have met."""
+    done = deployed.host.run(PIPELINE, "pipeline.env", f"{deployed.host.opt}/bin/pipeline", "status", "--json")
+    return sum(one["forged"] or 0 for one in json.loads(done.stdout)["shards"])
 
 
 def test_the_web_side_rings_and_commands_no_worker(deployed: Deployment) -> None:
