@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 from collections.abc import Iterator
+from types import NoneType
 from typing import Any
 
 from pipeline.errors import BadOp
@@ -217,6 +219,20 @@ def _op_of(part: Any, db: Any) -> Any:
     if type(op).__name__ == "DialectOp":  # of the line 3: bound to a DAL, not to its dialect
         return type(op)(db, op_name(part))
     return getattr(db._adapter.dialect, op_name(part))
+
+
+def compile_in_each_thread(adapter: Any) -> None:
+    """Give each thread a compiler of its own, on an adapter that threads share.
+
+    The compiler of pyDAL's newer line keeps the values and tables of the statement that it is making. Of two threads
+    at once, one got a statement without tables, or could get the other's values.
+
+    Args:
+        adapter: of either line; the older has no compiler.
+    """
+    if (kind := type(getattr(adapter, "compiler", None))) is not NoneType:
+        # a local object is made anew, by the same call, in each thread
+        adapter.compiler = type(kind.__name__, (threading.local, kind), {})(adapter)
 
 
 def for_all_threads(field: Any) -> Any:

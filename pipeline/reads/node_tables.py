@@ -15,7 +15,15 @@ from typing import Any
 
 from pipeline.caches import keep_newest
 from pipeline.dal.filters import narrowed
-from pipeline.dal.objects import for_all_threads, kind_of, real_name, rebuilt_on, referee, renamed
+from pipeline.dal.objects import (
+    compile_in_each_thread,
+    for_all_threads,
+    kind_of,
+    real_name,
+    rebuilt_on,
+    referee,
+    renamed,
+)
 from pipeline.dal.sql_texts import guard
 from pipeline.model.schema import signature_of
 from pipeline.per_process import PerProcess
@@ -77,6 +85,7 @@ class NodeTables:
         adapter.common_filter, adapter.parse, adapter.iterparse = self.filtered, self._parsed, self._iterparsed
         adapter._add_operators_to_parsed_row = self._lead_on
         adapter.parser.adapter = _Referees(self.callers, db)
+        compile_in_each_thread(adapter)
         guard(adapter)
 
     @classmethod

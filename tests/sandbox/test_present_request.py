@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, local
@@ -164,3 +165,23 @@ def test_a_table_that_refers_to_itself_is_bound(box: Sandbox):
     with pipeline.read(db.item, shard_key=7) as node:
         assert node._own(db.node)._db is node
         assert node._own(db.node).up.referenced_table() is node._own(db.node)
+
+
+def test_threads_that_make_statements_at_once_do_not_mix_them_up(rows: Any):
+    together, before = Barrier(2, timeout=30), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def page(user: str) -> None:
+        owner, row_id = rows[user]
+        own = pipeline.get_db(model(user).item, owner)
+        together.wait()
+        for _ in range(300):
+            found = own((own.item.owner == owner) & (own.item.id == row_id)).select(own.item.id, own.item.owner)
+            assert [(row.id, row.owner) for row in found] == [(row_id, owner)]
+
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            for future in [threads.submit(page, user) for user in ("Ada", "Bob")]:
+                future.result()
+    finally:
+        sys.setswitchinterval(before)
