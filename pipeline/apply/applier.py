@@ -187,11 +187,7 @@ def counts_of(batch: Batch, outcome: Outcome) -> Counter[str]:
     counts = Counter(f"{HELD} {reason.kind}" for reason in batch.waiting.values())
     if not batch.taken:
         return counts
-    aside = {(one.entry.bucket, one.entry.position) for one in batch.aside}
-    done = batch.items
-    if aside:
-        done = [item for item in done if (item.entry.bucket, item.entry.position) not in aside]
-    for (kind, table), n in _by_what(done).items():
+    for (kind, table), n in _by_what(batch.done(batch.aside)).items():
         counts[f"{APPLIED} {kind} {table}"] = n
     for reject in outcome.refused:
         counts[f"{REJECTED} {reject.table}"] += 1

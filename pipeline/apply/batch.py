@@ -188,10 +188,19 @@ class Batch:
             aside: what is set aside.
         """
         if self.keys:
-            places = {(one.entry.bucket, one.entry.position) for one in aside}
-            done = (item for item in self.items if (item.entry.bucket, item.entry.position) not in places)
-            if used := [key for item in done if (key := _key_of(item)) is not None]:
+            if used := [key for item in self.done(aside) if (key := _key_of(item)) is not None]:
                 ledger.keep_keys(session, used)
+
+    def done(self, aside: Iterable[Reject]) -> list[Item]:
+        """Return the ops to apply that took effect.
+
+        Args:
+            aside: what is set aside.
+        """
+        places = {(one.entry.bucket, one.entry.position) for one in aside}
+        if not places:
+            return self.items
+        return [item for item in self.items if (item.entry.bucket, item.entry.position) not in places]
 
     def _lose(self, lost: LostRange) -> None:
         self.losses.append(lost)

@@ -118,10 +118,8 @@ class RedisSharedState(RedisServer):
     def health(self, counted: Mapping[str, int] = {}) -> tuple[int, dict[str, tuple[int, str]]]:
         with translated():
             found, time = self._exchanged(counted)
-        reports = {node: text.partition(" ") for node, text in hash_of(found).items()}
-        stamped = {node: (numbers_of(at, " ", 1), text) for node, (at, _, text) in reports.items()}
         seconds, micros = time
-        return seconds * 1000 + micros // 1000, {node: (at[0], text) for node, (at, text) in stamped.items() if at}
+        return seconds * 1000 + micros // 1000, _stamped(hash_of(found))
 
     def reads(self) -> dict[str, int]:
         with translated():
@@ -135,9 +133,7 @@ class RedisSharedState(RedisServer):
     def hosts(self) -> dict[str, tuple[int, str]]:
         with translated():
             found = hash_of(self._client.hgetall(self.keys.hosts))
-        parts = {host: text.partition(" ") for host, text in found.items()}
-        stamped = {host: (numbers_of(at, " ", 1), text) for host, (at, _, text) in parts.items()}
-        return {host: (at[0], text) for host, (at, text) in stamped.items() if at}
+        return _stamped(found)
 
     def publish_records(self, records: Mapping[str, str], points: Mapping[str, tuple[str, str]] = {}) -> None:
         names = (self.keys.record, self.keys.recent, self.keys.day)
@@ -152,9 +148,8 @@ class RedisSharedState(RedisServer):
             pipe.mget([self.keys.record(name) for name in wanted])
             pipe.time()
             found, (seconds, micros) = pipe.execute()
-        texts = {name: text_of(one).partition(" ") for name, one in zip(wanted, found, strict=True) if one is not None}
-        stamped = {name: (numbers_of(at, " ", 1), text) for name, (at, _, text) in texts.items()}
-        return seconds * 1000 + micros // 1000, {name: (at[0], text) for name, (at, text) in stamped.items() if at}
+        texts = {name: text_of(one) for name, one in zip(wanted, found, strict=True) if one is not None}
+        return seconds * 1000 + micros // 1000, _stamped(texts)
 
     def history(self, name: str) -> tuple[list[str], list[str]]:
         with translated():
@@ -213,3 +208,10 @@ class RedisWaits(RedisServer):
         parts = {bucket: [*text.split(" ", 3), "", "", "", ""] for bucket, text in by_bucket(found).items()}
         spans = {bucket: numbers_of(f"{ends} {since}", " ", 2) for bucket, (ends, since, *_) in parts.items()}
         return Noted(bool(alive), {b: Note(at[1], parts[b][3]) for b, at in spans.items() if at and at[0] > now_ms})
+
+
+def _stamped(texts: Mapping[str, str]) -> dict[str, tuple[int, str]]:
+    """Split texts that begin with a time in ms; what nobody of ours has written is left out."""
+    parts = {name: text.partition(" ") for name, text in texts.items()}
+    stamped = {name: (numbers_of(at, " ", 1), text) for name, (at, _, text) in parts.items()}
+    return {name: (at[0], text) for name, (at, text) in stamped.items() if at}
