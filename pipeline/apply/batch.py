@@ -187,9 +187,9 @@ class Batch:
             session: inside the transaction.
             aside: what is set aside.
         """
-        if self.keys:
-            if used := [key for item in self.done(aside) if (key := _key_of(item)) is not None]:
-                ledger.keep_keys(session, used)
+        keys = (_key_of(item) for item in self.done(aside)) if self.keys else ()
+        if used := [key for key in keys if key is not None]:
+            ledger.keep_keys(session, used)
 
     def done(self, aside: Iterable[Reject]) -> list[Item]:
         """Return the ops to apply that took effect.
