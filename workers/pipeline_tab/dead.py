@@ -68,8 +68,12 @@ class Acting(TabPage):
         self.redirect(f"{self.prefix}{path}", status=303)
 
     def given(self, name: str) -> str:
-        """Return a text of the request as it was sent; empty where it is missing."""
-        return str(super().get_argument(name, "", strip=True, escape=False) or "")
+        """Return a text of the request as it was sent, with its blanks; empty where it is missing."""
+        return str(super().get_argument(name, "", strip=False, escape=False) or "")
+
+    def filters(self) -> dict[str, str]:
+        """Return what the request says of which ops are meant."""
+        return {name: text for name in FILTERS if (text := self.given(name).strip())}
 
     def many(self, name: str) -> list[str]:
         """Return all texts of a name."""
@@ -82,7 +86,7 @@ class DeadPage(Acting):
     @authenticated
     async def get(self) -> None:
         """List them."""
-        filters = {name: text for name in FILTERS if (text := self.given(name))}
+        filters = self.filters()
         words: dict[str, Any] = {"filters": filters, "listed": acts.Listed((), False), "actions": [], "fault": ""}
         shards = tuple(shard.shard for shard in (await feed().newest()).record.shards)
         try:
@@ -97,7 +101,7 @@ class DeadPage(Acting):
     async def post(self) -> None:
         """Try an order on the chosen ops, or give it."""
         self.refuse_if_read_only()
-        filters = {name: text for name in FILTERS if (text := self.given(name))}
+        filters = self.filters()
         chosen, drop, trial = self.many("op"), self.given("act") == "drop", self.given("sure") != "yes"
         every = self.given("every") == "yes"
         words: dict[str, Any] = {"filters": filters, "listed": acts.Listed((), False), "actions": [], "fault": ""}

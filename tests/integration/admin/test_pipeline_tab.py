@@ -24,7 +24,9 @@ from pipeline.devcluster.processes import free_ports
 
 TABLES = '[tables.event]\nshard_key = "owner"\n'
 #: A text that would run a script, were it not escaped.
-HOSTILE = "<img src=x onerror=\"document.title='taken'\">&lt;'"
+HOSTILE = " <img src=x onerror=\"document.title='taken'\">&lt;' "
+#: A text that no field of one line can hold.
+LINES = "two\r\nlines\t "
 
 
 class Deployment:
@@ -36,12 +38,14 @@ class Deployment:
         self.base = f"http://127.0.0.1:{port}"
         self.client = Client(self.cluster.config)
         self.db = DAL("sqlite:memory", bigint_id=True, migrate=False)
-        self.db.define_table("event", Field("owner", "integer"), Field("body"), Field("code", unique=True))
+        self.db.define_table(
+            "event", Field("owner", "integer"), Field("body"), Field("code", unique=True), Field("note", "text")
+        )
         self.client.define_tables(self.db)
         migrate(self.client)
 
     def insert(self, code: str, body: str = "x", owner: int = 7) -> Any:
-        return self.client.enqueue_insert(self.db.event, owner=owner, body=body, code=code)
+        return self.client.enqueue_insert(self.db.event, owner=owner, body=body, code=code, note=LINES)
 
     def refuse(self, code: str, body: str = "x") -> str:
         """Have an op refused; return its place."""
@@ -156,8 +160,8 @@ def test_a_refused_op_is_seen_tried_edited_and_replayed_and_who_did_it_is_listed
         assert "edit" in str(actions)
         assert page.title() != "taken"
     shards = here.client.topology.shards
-    rows = [row for s in shards for row in here.client.nodes.primary(s).query("SELECT body, code FROM event")]
-    assert (HOSTILE, "now unique") in rows
+    rows = [row for s in shards for row in here.client.nodes.primary(s).query("SELECT body, code, note FROM event")]
+    assert (HOSTILE, "now unique", LINES) in rows
 
 
 def test_all_that_match_are_dropped_after_a_trial(here: Deployment, browser: Any):
