@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 
-from pipeline.admin.observe.record import HOTTEST, BatchRecord, NodeRecord, ReadCount, TableRecord
+from pipeline.admin.observe.record import HOTTEST, BatchRecord, NodeRecord, ReadCount, TableRecord, stopped_in
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.counts import APPLIED, BATCH_MS, BATCHES, REJECTED, quantile
 
@@ -76,7 +76,7 @@ def tables_of(window: Window, counts: Mapping[str, int], waits: Iterable[WaitRea
             rates[table] = rates.get(table, 0.0) + n / window.span_s
     refused = {name.partition(" ")[2]: n for name, n in counts.items() if name.startswith(f"{REJECTED} ")}
     known = {name.split(" ", 2)[2] for name in counts if name.startswith(f"{APPLIED} ")} | refused.keys()
-    stopped = {reason.scope: reason.sentence() for reason in waits if reason.kind in ("breaker", "paused")}
+    stopped = {scope: reason.sentence() for scope, reason in stopped_in(waits).items()}
     order = sorted(known, key=lambda table: (table not in stopped, -rates.get(table, 0.0), table))
     measured = window.span_s > 0
     return tuple(

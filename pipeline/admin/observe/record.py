@@ -6,7 +6,7 @@ None means unknown: a server did not answer. An unknown number is never shown as
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import msgspec
 
 from pipeline.model.wait_reason import WaitReason
 from pipeline.reads.health.report import NodeState
+from pipeline.shard.records.stops import BREAKER, PAUSED
 
 #: Raised with each change of the JSON that a program could stumble over.
 RECORD_VERSION = 1
@@ -146,9 +147,23 @@ class ShardRecord:
     why: str = ""
 
     @property
+    def stopped(self) -> dict[str, WaitReason]:
+        """What is paused or halted there, by its name: the shard's, or a table's."""
+        return stopped_in(self.waits)
+
+    @property
     def replicas(self) -> tuple[NodeRecord, ...]:
         """The nodes that are not the primary."""
         return tuple(node for node in self.nodes if node.role == "replica")
+
+
+def stopped_in(waits: Iterable[WaitReason]) -> dict[str, WaitReason]:
+    """Return what somebody has paused or a breaker has halted, by the name of the shard or the table.
+
+    Args:
+        waits: of one shard.
+    """
+    return {reason.scope: reason for reason in waits if reason.kind in (PAUSED, BREAKER)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +300,7 @@ class Record:
 
 def _faults(shard: ShardRecord, max_age_s: float) -> Iterator[OpFault]:
     for reason in shard.waits:
-        if reason.kind == "breaker":
+        if reason.kind == BREAKER:
             yield OpFault(shard.shard, reason.scope, f"is halted: {reason.detail}", f"run: pipeline why {reason.scope}")
     if shard.rejected:
         yield OpFault(shard.shard, *_ops(shard.rejected, "refused for good"), "run: pipeline dead list")

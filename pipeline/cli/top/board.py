@@ -110,7 +110,7 @@ def page_tables(shard: ShardRecord) -> list[str]:
     Args:
         shard: the shard.
     """
-    stopped = [one.scope for one in shard.waits if one.kind in ("paused", "breaker") and one.scope != shard.shard]
+    stopped = [scope for scope in shard.stopped if scope != shard.shard]
     return list(dict.fromkeys((*stopped, *(one.table for one in shard.tables))))
 
 

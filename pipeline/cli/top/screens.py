@@ -92,7 +92,7 @@ class TopScreen:
     def _tables(self, shard: ShardRecord, console: Console) -> Table:
         """Return the tables of a shard: whether each goes on, and how fast."""
         known = {one.table: one for one in shard.tables}
-        stopped = {one.scope: one.kind for one in shard.waits if one.kind in ("paused", "breaker")}
+        stopped = {scope: reason.kind for scope, reason in shard.stopped.items()}
         table = _grid("table", "state", "applied/s", "rejected")
         mark, names = "▸ " if utf8_of(console) else "> ", page_tables(shard)
         first, last = _window(len(names), self.board.row - 1, MOST_TABLES)
