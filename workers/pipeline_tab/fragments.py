@@ -5,7 +5,7 @@ Every text from outside goes through `escape`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from html import escape
 
@@ -13,11 +13,24 @@ from pipeline.admin.observe.published import FRESH_MS, History, Point
 from pipeline.admin.observe.record import NodeRecord, Record, ShardRecord
 from pipeline.model.wait_reason import WaitReason
 from pipeline.reads.health.report import NodeState
+from pipeline.shard.records.stops import BREAKER, PAUSED
+from workers.pipeline_tab.cells import (
+    LATE_MS,
+    UNKNOWN,
+    age_text,
+    empty_row,
+    fault_item,
+    number_card,
+    number_text,
+    rate_text,
+    size_text,
+    span,
+    sum_known,
+    table_row,
+)
 from workers.pipeline_tab.charts import Curve, chart, greatest, sparkline
 from workers.pipeline_tab.feed import Seen
 
-#: An op that waits longer, or a replica that lags more, is shown as late, ms.
-LATE_MS = 5_000
 #: What only passes, by the kind of its reason; all else stops ops until somebody mends it.
 PASSING = frozenset(("early", "locked", "testing", "queued", "database"))
 #: How many points a small line has: it is no wider than this in the page.
@@ -26,7 +39,6 @@ _LINE_POINTS = 60
 _MOST_FAULTS = 12
 #: A replica that gets nothing new or is away: reads go to others.
 _GONE = (NodeState.STALLED, NodeState.OUT, NodeState.UNFIT)
-_UNKNOWN = '<span class="pl-unknown">unknown</span>'
 
 
 def overview(seen: Seen) -> dict[str, str]:
@@ -72,17 +84,17 @@ def hosts(seen: Seen) -> dict[str, str]:
     """
     found = sorted(seen.record.hosts, key=lambda host: (-(host.spooled or 0), host.host))
     body = "".join(
-        _cells(
+        table_row(
             escape(host.host),
             escape(host.kind),
-            _number(host.spooled, bad=bool(host.spooled)),
-            _size(host.bytes),
-            _age(host.oldest_ms, none="–"),
+            number_text(host.spooled, bad=bool(host.spooled)),
+            size_text(host.bytes),
+            age_text(host.oldest_ms, none="–"),
             escape(host.why) or "–",
         )
         for host in found
     )
-    return {"pl-fresh": freshness(seen), "pl-hosts": body or _empty(6, "no host has reported its spool")}
+    return {"pl-fresh": freshness(seen), "pl-hosts": body or empty_row(6, "no host has reported its spool")}
 
 
 def freshness(seen: Seen) -> str:
@@ -114,15 +126,15 @@ def whats_wrong(seen: Seen) -> str:
     items += [(str(fault), "", fault.fix) for fault in record.faults()]
     if record.redis.full is not None:
         items.append(("Redis takes no new ops", record.redis.full, "start workers, or raise maxmemory"))
-    told = {wait.scope for shard in record.shards for wait in shard.waits if wait.kind == "breaker"}
+    told = {wait.scope for shard in record.shards for wait in shard.waits if wait.kind == BREAKER}
     items += [item for wait, item in _waits(record) if wait.scope not in told]
     gone = [node for shard in record.shards for node in shard.replicas if node.state in _GONE and not node.why]
     items += [(f"{node.node} is {node.state}: reads go elsewhere", node.unfit, "") for node in gone]
     if not items:
         return '<p class="pl-fine"><span aria-hidden="true">✓</span> Nothing is wrong.</p>'
-    shown = [_fault(*item) for item in items[:_MOST_FAULTS]]
+    shown = [fault_item(*item) for item in items[:_MOST_FAULTS]]
     if len(items) > _MOST_FAULTS:
-        shown.append(_fault(f"{len(items) - _MOST_FAULTS:,} more", "", "run: pipeline status"))
+        shown.append(fault_item(f"{len(items) - _MOST_FAULTS:,} more", "", "run: pipeline status"))
     return f"<ul>{''.join(f'<li>{one}</li>' for one in shown)}</ul>"
 
 
@@ -159,16 +171,17 @@ def cards(record: Record) -> str:
     """
     shards = record.shards
     oldest = [one.oldest_ms for one in shards if one.oldest_ms is not None]
-    dead = _sum(one.rejected for one in shards)
+    dead = sum_known(one.rejected for one in shards)
     memory = record.redis.memory_share
+    used = UNKNOWN if memory is None else f"{memory:.0%}" if memory else "no limit"
     return "".join(
         (
-            _card("Queued ops", _number(_sum(one.depth for one in shards)), "active"),
-            _card("Oldest op", _age(max(oldest, default=None), none="–"), "active"),
-            _card("Applied a second", _rate(_sum_of_rates(one.rate for one in shards)), "success"),
-            _card("Enqueued a second", _rate(_sum_of_rates(one.enqueue_rate for one in shards)), "success"),
-            _card("Refused ops", _number(dead, bad=bool(dead)), "danger" if dead else ""),
-            _card("Memory of Redis", _UNKNOWN if memory is None else f"{memory:.0%}" if memory else "no limit", ""),
+            number_card("Queued ops", number_text(sum_known(one.depth for one in shards)), "active"),
+            number_card("Oldest op", age_text(max(oldest, default=None), none="–"), "active"),
+            number_card("Applied a second", rate_text(sum_known(one.rate for one in shards)), "success"),
+            number_card("Enqueued a second", rate_text(sum_known(one.enqueue_rate for one in shards)), "success"),
+            number_card("Refused ops", number_text(dead, bad=bool(dead)), "danger" if dead else ""),
+            number_card("Memory of Redis", used, ""),
         )
     )
 
@@ -187,15 +200,15 @@ def row(shard: ShardRecord, history: History) -> dict[str, str]:
     depths, rates = _lines(history.recent, shard.shard)
     return {
         "state": f'<span class="pl-state pl-{style}">{escape(word)}</span>',
-        "depth": _number(shard.depth, sign="≤ " * shard.at_most),
+        "depth": number_text(shard.depth, sign="≤ " * shard.at_most),
         "depths": depths,
-        "oldest": _age(shard.oldest_ms, none="–" if shard.depth is not None else None),
-        "rate": _rate(shard.rate),
+        "oldest": age_text(shard.oldest_ms, none="–" if shard.depth is not None else None),
+        "rate": rate_text(shard.rate),
         "rates": rates,
-        "lag": "no replica" if not lags else _age(lag, none=None),
+        "lag": "no replica" if not lags else age_text(lag, none=None),
         "reads": "–" if not shares else f"{sum(shares):.0%}",
-        "rejected": _number(shard.rejected, bad=bool(shard.rejected)),
-        "lost": _number(shard.lost, bad=bool(shard.lost)),
+        "rejected": number_text(shard.rejected, bad=bool(shard.rejected)),
+        "lost": number_text(shard.lost, bad=bool(shard.lost)),
     }
 
 
@@ -220,8 +233,8 @@ def state_of(shard: ShardRecord) -> tuple[str, str]:
     stopping = [wait for wait in shard.waits if wait.kind not in PASSING]
     if stopping:
         first = stopping[0]
-        word = {"breaker": "halted", "no-worker": "no worker"}.get(first.kind, first.kind.replace("-", " "))
-        part = first.kind in ("breaker", "paused") and first.scope != shard.shard
+        word = {BREAKER: "halted", "no-worker": "no worker"}.get(first.kind, first.kind.replace("-", " "))
+        part = first.kind in (PAUSED, BREAKER) and first.scope != shard.shard
         return f"{'a table is ' * part}{word}", "bad"
     if shard.oldest_ms is not None and shard.oldest_ms > LATE_MS:
         return "late", "warn"
@@ -241,17 +254,19 @@ def shard_cards(shard: ShardRecord) -> str:
     took = "–" if batch is None or batch.ms_p50 is None else f"≤ {span(int(batch.ms_p50))}"
     longest = "–" if batch is None or batch.ms_p95 is None else f"95 % ≤ {span(int(batch.ms_p95))}"
     sizes = "" if batch is None else f"{batch.per_s:,.1f} a second, {batch.ops_mean:,.1f} ops each"
+    enqueued = f"enqueued {rate_text(shard.enqueue_rate)}"
+    refused = number_text(shard.rejected, bad=bool(shard.rejected))
+    behind = f"behind these {number_text(shard.parked)}, lost {number_text(shard.lost, bad=bool(shard.lost))}"
     return "".join(
         (
-            _card("State", f'<span class="pl-state pl-{style}">{escape(word)}</span>', ""),
-            _card("Queued ops", _number(shard.depth, sign="≤ " * shard.at_most), "active"),
-            _card("Oldest op", _age(shard.oldest_ms, none="–"), "active"),
-            _card("Applied a second", _rate(shard.rate), "success", f"enqueued {_rate(shard.enqueue_rate)}"),
-            _card("Batch, half of them", took, "success", f"{longest}<br>{sizes}"),
-            _card("Refused ops", _number(shard.rejected, bad=bool(shard.rejected)), "danger" if shard.rejected else "",
-                  f"behind these {_number(shard.parked)}, lost {_number(shard.lost, bad=bool(shard.lost))}"),
+            number_card("State", f'<span class="pl-state pl-{style}">{escape(word)}</span>', ""),
+            number_card("Queued ops", number_text(shard.depth, sign="≤ " * shard.at_most), "active"),
+            number_card("Oldest op", age_text(shard.oldest_ms, none="–"), "active"),
+            number_card("Applied a second", rate_text(shard.rate), "success", enqueued),
+            number_card("Batch, half of them", took, "success", f"{longest}<br>{sizes}"),
+            number_card("Refused ops", refused, "danger" if shard.rejected else "", behind),
         )
-    )  # fmt: skip
+    )
 
 
 def waits(shard: ShardRecord) -> str:
@@ -267,7 +282,7 @@ def waits(shard: ShardRecord) -> str:
         items.append((tries, "", "workers reject the op after the last try"))
     if not items:
         return '<p class="pl-fine"><span aria-hidden="true">✓</span> Nothing waits.</p>'
-    return f"<ul>{''.join(f'<li>{_fault(*item)}</li>' for item in items)}</ul>"
+    return f"<ul>{''.join(f'<li>{fault_item(*item)}</li>' for item in items)}</ul>"
 
 
 @lru_cache(maxsize=64)
@@ -295,7 +310,7 @@ def nodes(shard: ShardRecord) -> str:
     Args:
         shard: the newest record.
     """
-    return "".join(_node(node) for node in shard.nodes) or _empty(7, "unknown")
+    return "".join(_node(node) for node in shard.nodes) or empty_row(7, "unknown")
 
 
 def hot_tables(shard: ShardRecord) -> str:
@@ -305,15 +320,15 @@ def hot_tables(shard: ShardRecord) -> str:
         shard: the newest record.
     """
     found = (
-        _cells(
+        table_row(
             escape(one.table),
-            _rate(one.rate),
-            _number(one.rejected, bad=bool(one.rejected)),
+            rate_text(one.rate),
+            number_text(one.rejected, bad=bool(one.rejected)),
             f'<span class="pl-state pl-bad">stopped</span> {escape(one.halted)}' if one.halted else "–",
         )
         for one in shard.tables
     )
-    return "".join(found) or _empty(4, "nothing was applied yet")
+    return "".join(found) or empty_row(4, "nothing was applied yet")
 
 
 def buckets(shard: ShardRecord) -> str:
@@ -326,31 +341,17 @@ def buckets(shard: ShardRecord) -> str:
     return f'<ul class="pl-buckets">{found}</ul>' if found else '<p class="pl-none">No bucket waits.</p>'
 
 
-def span(ms: int) -> str:
-    """Return a length of time for people.
-
-    Args:
-        ms: milliseconds.
-    """
-    if ms < 1_000:
-        return f"{ms} ms"
-    seconds = ms / 1_000
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def _node(node: NodeRecord) -> str:
     good = node.state is NodeState.IN
     state = f'<span class="pl-state pl-{"good" if good else "bad"}">{escape(node.state)}</span>'
     primary = node.role == "primary"
-    return _cells(
+    return table_row(
         escape(node.node),
         node.role,
         state,
-        "–" if primary else _age(node.lag_ms, none=None),
-        "–" if primary else _number(node.lag_ops),
-        "–" if node.reads_share is None else f"{node.reads_share:.0%} ({_rate(node.reads_per_s)} a second)",
+        "–" if primary else age_text(node.lag_ms, none=None),
+        "–" if primary else number_text(node.lag_ops),
+        "–" if node.reads_share is None else f"{node.reads_share:.0%} ({rate_text(node.reads_per_s)} a second)",
         escape(node.unfit or node.why) or "–",
     )
 
@@ -361,67 +362,3 @@ def _figure(title: str, lines: Sequence[Curve], at_ms: Sequence[int], *, ms: boo
     drawn = chart(lines, at_ms, title, words)
     keys = "".join(f'<span class="pl-key pl-key{line.style}">{line.name}</span>' for line in lines)
     return f'<figure class="pl-figure"><figcaption>{title} {keys}</figcaption>{drawn}</figure>'
-
-
-def _fault(head: str, detail: str, fix: str) -> str:
-    more = f' <span class="pl-detail">{escape(detail)}</span>' if detail and detail not in head else ""
-    command = fix.removeprefix("run: ")
-    mend = f' <code class="pl-fix">{escape(command)}</code>' if fix.startswith("run: ") else ""
-    said = f' <span class="pl-fix-words">{escape(fix)}</span>' if fix and not mend else ""
-    return f"<strong>{escape(head)}</strong>{more}{mend}{said}"
-
-
-def _card(label: str, value: str, style: str, more: str = "") -> str:
-    below = f'<p class="pl-more">{more}</p>' if more else ""
-    kind = f" metric-card-{style}" if style else ""
-    return (
-        f'<article class="metric-card{kind}"><p class="metric-label">{label}</p>'
-        f'<p class="metric-value">{value}</p>{below}</article>'
-    )
-
-
-def _row(*cells: str) -> str:
-    head, *rest = cells
-    return f'<th scope="row">{head}</th>' + "".join(f"<td>{cell}</td>" for cell in rest)
-
-
-def _cells(*cells: str) -> str:
-    return f"<tr>{_row(*cells)}</tr>"
-
-
-def _empty(columns: int, words: str) -> str:
-    return f'<tr><td colspan="{columns}" class="pl-none">{words}</td></tr>'
-
-
-def _number(number: int | None, sign: str = "", *, bad: bool = False) -> str:
-    if number is None:
-        return _UNKNOWN
-    return f'<span class="pl-alarm">{number:,}</span>' if bad else f"{sign}{number:,}"
-
-
-def _rate(rate: float | None) -> str:
-    if rate is None:
-        return _UNKNOWN
-    return f"{rate:,.0f}" if rate >= 10 or not rate else f"{rate:,.1f}"
-
-
-def _age(ms: int | None, *, none: str | None) -> str:
-    """Return an age; *none* where there is nothing to be old, None: then it is unknown."""
-    if ms is None:
-        return _UNKNOWN if none is None else none
-    return f'<span class="pl-late">{span(ms)}</span>' if ms > LATE_MS else span(ms)
-
-
-def _size(number: int | None) -> str:
-    return _UNKNOWN if number is None else f"{number / 1e6:,.1f} MB"
-
-
-def _sum(numbers: Iterable[int | None]) -> int | None:
-    """Return a sum; None where a part is unknown."""
-    found = list(numbers)
-    return None if None in found else sum(one for one in found if one is not None)
-
-
-def _sum_of_rates(numbers: Iterable[float | None]) -> float | None:
-    found = list(numbers)
-    return None if None in found else sum(one for one in found if one is not None)
