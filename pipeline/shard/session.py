@@ -80,6 +80,8 @@ class NodeSession:
         def after_connection() -> None:
             pydals_own()
             self._statement_bytes, self._limit_s = 0, None
+            for name, function in self.dialect.functions.items():
+                self.adapter.connection.create_function(name, 1, function, deterministic=True)
             for sql in self.dialect.session(read_only):
                 self.adapter.execute(sql)
 
