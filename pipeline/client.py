@@ -63,7 +63,7 @@ class Client(Calls):
         self.wait_budgets = WaitBudgets(redis.timeout_s * FOR_REDIS if self.spool else math.inf, cold=True)
         self.log: Log = log or RedisLog.of(redis, timeout_s=redis.timeout_s, wait_budgets=self.wait_budgets)
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
-        self.health = health = HealthCache(self.log)
+        self.health = health = HealthCache(self.log, self.topology)
         self.nodes = Nodes(self.settings, health)
         self.wait_budgets.ended = self.nodes.close
         self.away = RedisAway(self.spool, self.wait_budgets)

@@ -23,6 +23,7 @@ from pipeline.shard.dialect import Dialect
 from pipeline.shard.driver_errors import connection_lost, refused_write, sentence_of
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.ledger import Mark
 from pipeline.shard.session import NodeSession
 
 #: A connection that was idle for longer is tried before it is relied on, s.
@@ -175,6 +176,18 @@ class NodeReader:
         marks = {bucket: mark.position for bucket, mark in found.items()}
         self._known.marks.update(marks)
         return marks
+
+    def states(self, buckets: Iterable[int] | None = None) -> dict[int, Mark]:
+        """Ask the node for watermarks and states.
+
+        Args:
+            buckets: those that are wanted; None: all.
+
+        Raises:
+            ShardUnavailable: the node does not answer.
+        """
+        self.ready()
+        return ledger_queries.marks_of(self.session, buckets)
 
     def connected_for_s(self) -> float:
         """Return the age of this thread's connection, s; 0 where there is none."""

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping
 
 from pipeline import clock
+from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
 from pipeline.events import Event
 from pipeline.oplog.contract import SharedState
@@ -66,10 +67,11 @@ class HealthCache:
 
     Args:
         log: which has the reports; the process's counts of reads go there in the round trip of a fetch.
+        topology: hears of the map with each fetch.
     """
 
-    def __init__(self, log: SharedState):
-        self._log = log
+    def __init__(self, log: SharedState, topology: Topology | None = None):
+        self._log, self._topology = log, topology
         self._closed = False
         #: What this process counts.
         self.counters = PerProcess(Counters)
@@ -159,6 +161,8 @@ class HealthCache:
             logger.warning(Event("reports_unknown", error=error))
             return PROBE_EVERY_S
         here.reports, here.fetched_at_s = reports, asked_at_s
+        if self._topology is not None:
+            self._topology.heard_at_s = asked_at_s
         newest_s = max(published_s.values(), default=asked_at_s)
         due_s = newest_s + PROBE_EVERY_S + AFTER_S - clock.mono_s()
         # a prober that is gone need not be asked for so often
