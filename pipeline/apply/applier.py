@@ -39,6 +39,7 @@ from pipeline.oplog.counts import (
     bound_of,
 )
 from pipeline.oplog.waits import Waits
+from pipeline.shard.records import moves
 from pipeline.shard.session import NodeSession
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class Applier(ShardTurns):
             take = Take(due, whole=self._whole, again=self._void)
             outcome = self._turn(take, started)
             self._failures, self._void = 0, outcome.crossed
+            self._hand_on()
             self._whole |= outcome.crossed
             if outcome.crossed or self._early != early:
                 self._whole_until_s = clock.mono_s() + WHOLE_S
@@ -137,6 +139,15 @@ class Applier(ShardTurns):
         outcome.ms = ms_since(started)
         rejections.tell(self.shard, outcome.refused)
         return outcome
+
+    def _hand_on(self) -> None:
+        """Leave buckets that have moved to the shard that they have gone to: a producer did not know it yet."""
+        left, self._transaction.left = self._transaction.left, set()
+        if not left:
+            return
+        for bucket, leg in moves.legs(self._session, left).items():
+            self._log.mark_dirty(leg.target, [bucket])
+        self._log.mark_clean(self.shard, left)
 
     def _early_rest_s(self) -> float:
         return min(MOST_EARLY_DELAY_MS, EARLY_DELAY_MS * self._early) / 1000

@@ -26,6 +26,7 @@ from pipeline.shard import actions
 from pipeline.shard.driver_errors import Fault, fault_of, passes_by_itself
 from pipeline.shard.records import ledger, replays
 from pipeline.shard.records.ledger import Reject
+from pipeline.shard.records.moves import moving
 from pipeline.shard.records.replays import DROPPED, REPLAYED, Aside, Place
 from pipeline.shard.records.set_aside import REJECTED
 from pipeline.shard.records.stops import stopped_tables
@@ -118,6 +119,7 @@ class Replay(ShardTurns):
         while self._work.todo:
             self._done, self.became = Replayed(), []
             self._turn(Take(dict.fromkeys(sorted(self._work.todo), 0)), clock.mono_s())
+            self.left |= self._work.refused
             yield self._done
 
     def _before(self, step: str) -> None:
@@ -149,6 +151,7 @@ class ReplayTransaction(ApplyTransaction):
     Attributes:
         todo: the positions that are left, by bucket.
         result, became: of the last transaction.
+        refused: why, of each bucket in which nothing may be replayed now.
         despite: a table of which ops are replayed although it is stopped.
     """
 
@@ -169,6 +172,7 @@ class ReplayTransaction(ApplyTransaction):
         self._heads = {(bucket, position) for bucket, own in self.todo.items() for position in own}
         self._who, self._drop = who, drop
         self._earlier = None  # whoever replays an op has waited
+        self.refused = dict[int, str]()
 
     def settled(self) -> Replayed:
         """Strike what the last transaction took, and add what it made the first in all its rows; return what it did."""
@@ -224,6 +228,10 @@ class ReplayTransaction(ApplyTransaction):
         buckets = sorted((take.due.keys() & self.todo.keys()) - take.suspects.keys())[: self._settings.buckets]
         if buckets:
             self._lock(buckets)
+        for bucket in moving(self._session, self._shard, buckets):
+            buckets.remove(bucket)
+            del self.todo[bucket]
+            self.refused[bucket] = f"bucket {bucket} is being moved: wait for that, or run: pipeline move give-up {bucket}"
         found: dict[int, dict[Place, frozenset[str]]] = {}
         room = self._settings.max_rows if take.alone is None else min(take.alone.entries, self._settings.max_rows)
         for bucket in buckets:

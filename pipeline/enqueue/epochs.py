@@ -17,6 +17,7 @@ from concurrent.futures import Future
 
 from pipeline import clock
 from pipeline.config.topology import Topology
+from pipeline.enqueue import bucket_map
 from pipeline.enqueue.deployment import verify
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.shipment import Acked, Sender
@@ -26,7 +27,7 @@ from pipeline.model.seal import Seal
 from pipeline.oplog.appends import Appends, Scope
 from pipeline.oplog.contract import Log
 from pipeline.shard.nodes import Nodes
-from pipeline.shard.records import ledger, ledger_queries
+from pipeline.shard.records import ledger, ledger_queries, moves
 from pipeline.shard.records.ledger import LostRange, Mark
 from pipeline.shard.session import NodeSession
 from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent, perform, waited
@@ -160,6 +161,8 @@ class Authority:
             given = bool(epoch and current and epoch >= known)
             verify(log, self._nodes, self._topology, scope.shards, asking=not given)
             self._seal.learn()
+            # after the epoch, too: a change of the map is noted before it raises the epochs
+            bucket_map.follow(log, self._nodes, self._topology, anew=not given)
             if given:
                 return epoch
             new = new_epoch(self._nodes, scope, max(epoch, known))
@@ -214,7 +217,7 @@ class Authority:
             for bucket in {bucket for bucket, _ in missing}:
                 here = {pair: one for pair, one in missing.items() if pair[0] == bucket}
                 with session.translated(), session.transaction():
-                    losses = self._judge(session, scope, epoch, bucket, here)
+                    losses = self._judge(session, shard, scope, epoch, bucket, here)
                 for lost in losses:
                     logger.error(Event("ops_lost", ops=lost.last - lost.first + 1, **lost._asdict()))
         return done
@@ -231,12 +234,12 @@ class Authority:
         return {pair for pair, seq in last.items() if there.get(pair, 0) >= seq}
 
     def _judge(
-        self, session: NodeSession, scope: Scope, epoch: int, bucket: int, acked: Mapping[Sender, Acked]
+        self, session: NodeSession, shard: str, scope: Scope, epoch: int, bucket: int, acked: Mapping[Sender, Acked]
     ) -> list[LostRange]:
         """Record what one bucket has lost, under the lock of its watermark: no worker applies anything there then."""
         mark = ledger.lock(session, [bucket], 1).get(bucket)
-        if mark is None or not mark.owned:
-            return []  # a worker holds it
+        if mark is None or not mark.owned or moves.moving(session, shard, [bucket]):
+            return []  # a worker holds it, or nothing may change it beside its log while it moves
         over = mark.position.epoch
         if any(over <= under < epoch for _, under in acked.values()) and self._all_applied(scope, epoch, bucket, mark):
             over = epoch

@@ -57,7 +57,7 @@ class Sends(Later):
         self.pid, self.asked = os.getpid(), False
         self.taken: deque[Sent] = deque(maxlen=MOST_TAKEN)
         self._log, self._news = log, HostNews(spool, "web")
-        self._shards = {bucket: topology.shards_of(bucket) for bucket in range(topology.reference_bucket + 1)}
+        self._shards = topology.shards_of
         self._ops: dict[tuple[Way, str, str], int] = {}
         self._calls: dict[tuple[Way, int], int] = {}
         self._took_s: dict[Way, float] = {}
@@ -83,7 +83,7 @@ class Sends(Later):
                 place = places[bucket]
                 if place.row_id is not None:
                     continue  # an earlier op with its key is there
-                way = self._shards[bucket], place.position is None
+                way = self._shards(bucket), place.position is None
                 key = way, kind, table
                 ops[key] = ops.get(key, 0) + n
                 if way != seen:  # of a bulk call, once for each run of ops of one shard

@@ -154,6 +154,19 @@ class Appends(Protocol):
         """
         ...
 
+    def placement(self) -> str:
+        """Return the map of buckets that have moved, as JSON; empty where there is none. See `config/placement`."""
+        ...
+
+    def note_placement(self, seen: str, text: str) -> bool:
+        """Note a map if no other process did meanwhile; return whether it was noted.
+
+        Args:
+            seen: what `placement` returned.
+            text: the map as JSON.
+        """
+        ...
+
     def audit(self, scope: str, marks: Mapping[int, Position]) -> str:
         """End a scope's epoch if a log has forgotten entries of it, or if a log or a watermark is ahead of it.
 

@@ -59,6 +59,16 @@ class MemoryAppends(MemoryServer):
             self._server.deployment = text if noted else self._server.deployment
             return noted
 
+    def placement(self) -> str:
+        with self._lock:
+            return self._server.placement
+
+    def note_placement(self, seen: str, text: str) -> bool:
+        with self._lock:
+            noted = self._server.placement == seen
+            self._server.placement = text if noted else self._server.placement
+            return noted
+
     def audit(self, scope: str, marks: Mapping[int, Position]) -> str:
         with self._lock:
             return self._server.audit(self._given(scope), marks)
@@ -386,6 +396,11 @@ class MemoryWork(MemoryEntries):
             dirty = self._server.dirty.setdefault(shard, {})
             for bucket in buckets:
                 dirty.setdefault(bucket, 0)
+
+    def mark_clean(self, shard: str, buckets: Iterable[int]) -> None:
+        with self._lock:
+            for bucket in buckets:
+                self._server.dirty.get(shard, {}).pop(bucket, None)
 
     def postpone(self, shard: str, buckets: Iterable[int], delay_ms: int) -> None:
         with self._lock:

@@ -80,6 +80,15 @@ class RedisAppends(RedisServer):
         known = seen.encode(errors="surrogateescape")  # byte by byte, whatever it is
         return bool(self._run("note_deployment", [self.keys.deployment], [known, text]))
 
+    def placement(self) -> str:
+        with translated():
+            found: Any = self._soon(lambda redis: redis.mget([self.keys.map])[0])
+        return str(found, errors="surrogateescape") if found is not None else ""
+
+    def note_placement(self, seen: str, text: str) -> bool:
+        known = seen.encode(errors="surrogateescape")
+        return bool(self._run("note_deployment", [self.keys.map], [known, text]))
+
     def audit(self, scope: str, marks: Mapping[int, Position]) -> str:
         words = [word for bucket, (epoch, seq) in marks.items() for word in (bucket, epoch, seq)]
         return text_of(self._run("audit", [self.keys.epoch(scope), *map(self.keys.log, marks)], words))
@@ -326,6 +335,11 @@ class RedisWork(RedisEntries):
 
     def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
         self._rest(shard, "NX", 0, buckets)
+
+    def mark_clean(self, shard: str, buckets: Iterable[int]) -> None:
+        words = list(buckets)
+        if words:
+            self._despite_oom("ZREM", self.keys.dirty(shard), *words)
 
     def postpone(self, shard: str, buckets: Iterable[int], delay_ms: int) -> None:
         with translated():
