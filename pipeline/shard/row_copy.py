@@ -6,10 +6,12 @@ driver gives them and written as literals: both shards have the same tables.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from math import copysign, isfinite
 
 from pipeline.shard.records.ledger import text_literal
 from pipeline.shard.records.own_tables import own_columns, own_tables
@@ -36,7 +38,7 @@ def copy_table(source: NodeSession, target: NodeSession, table: str, columns: Se
     listed, at = ", ".join(map(quote, columns)), [column.lower() for column in columns].index(id_name.lower())
     behind, copied = "", 0
     while rows := source.rows(f"SELECT {listed} FROM {name}{behind} ORDER BY {quote(id_name)} LIMIT {ROWS}"):
-        _insert(target, name, ", ".join(map(target.dialect.quote, columns)), rows)
+        insert(target, name, ", ".join(map(target.dialect.quote, columns)), rows)
         behind, copied = f" WHERE {quote(id_name)} > {int(rows[-1][at])}", copied + len(rows)
     return copied
 
@@ -54,7 +56,7 @@ def copy_records(source: NodeSession, target: NodeSession, bucket: int) -> None:
         columns = ", ".join(own_columns(creates[table]))
         target.execute(f"DELETE FROM {table} WHERE bucket = {bucket}")
         if rows := source.rows(f"SELECT {columns} FROM {table} WHERE bucket = {bucket}"):
-            _insert(target, table, columns, rows)
+            insert(target, table, columns, rows)
 
 
 @contextmanager
@@ -76,8 +78,10 @@ def literal(value: object) -> str:
     match value:
         case None:
             return "NULL"
-        case bool() | int() | float():
-            return repr(int(value)) if isinstance(value, bool) else repr(value)
+        case bool() | int():
+            return repr(int(value))
+        case float():  # 18 digits: see `literals`; SQLite alone has infinite ones
+            return f"{value:.17e}" if isfinite(value) else f"{copysign(9, value)}e999"
         case Decimal():
             return f"{value:f}"
         case bytes() | bytearray() | memoryview():
@@ -91,6 +95,16 @@ def literal(value: object) -> str:
     return text_literal(str(value))
 
 
+def _mysql(value: object) -> str:
+    """Return `literal`, but of bytes in fewer characters than two each: a value may fill most of a packet."""
+    if not isinstance(value, bytes):
+        return literal(value)
+    try:
+        return f"_binary{text_literal(value.decode())}"
+    except UnicodeDecodeError:
+        return f"FROM_BASE64('{b64encode(value).decode()}')"
+
+
 def _clock(value: timedelta) -> str:
     """Return MySQL's TIME, which PyMySQL reads as a timedelta."""
     micros = abs(value) // timedelta(microseconds=1)
@@ -99,11 +113,20 @@ def _clock(value: timedelta) -> str:
     return f"{sign}{minutes // 60:02}:{minutes % 60:02}:{seconds:02}.{micros % 1_000_000:06}"
 
 
-def _insert(target: NodeSession, name: str, columns: str, rows: Iterable[Sequence[object]]) -> None:
+def insert(target: NodeSession, name: str, columns: str, rows: Iterable[Sequence[object]]) -> None:
+    """Insert at least one row, in statements of a bounded size.
+
+    Args:
+        target: inside a transaction.
+        name: the table, quoted.
+        columns: the columns, quoted.
+        rows: their values, as the driver gave them.
+    """
+    write = _mysql if target.dialect.name == "mysql" else literal
     statement: list[str] = []
     size = 0
     for row in rows:
-        text = f"({', '.join(map(literal, row))})"
+        text = f"({', '.join(map(write, row))})"
         if statement and size + len(text) > STATEMENT:
             target.execute(f"INSERT INTO {name} ({columns}) VALUES {', '.join(statement)}")
             statement, size = [], 0
