@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import pytest
+
 from pipeline.admin.observe.published import History, Point, nothing_known
 from pipeline.admin.observe.record import (
     BucketRecord,
@@ -15,7 +17,7 @@ from pipeline.admin.observe.record import (
     ShardRecord,
     TableRecord,
 )
-from pipeline.model.wait_reason import WaitReason
+from pipeline.model.wait_reason import KINDS, WaitReason
 from pipeline.reads.health.report import NodeState
 from workers.pipeline_tab import fragments
 from workers.pipeline_tab.charts import Curve, chart, sparkline
@@ -99,6 +101,15 @@ def test_what_waits_on_many_shards_for_one_reason_is_told_once():
     assert faults.count("purchase is paused") == 1
     assert "The same on 8 other shards: s1, s2, s3, s4, s5, … pipeline resume purchase" in faults
     assert text(parts["pl-0-state"]) == "a table is paused"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_mends_a_wait_stands_once_beside_what_waits(kind: str):
+    wait = WaitReason(kind, "s0", "s0", "by maria", 1_764_322_222_000)
+
+    waits = text(fragments.shard_page(seen(replace(FINE, waits=(wait,))), "s0")["pl-waits"])
+
+    assert waits == wait.sentence().replace(f"; {wait.command}", f" {wait.command.removeprefix('run: ')}")
 
 
 def test_of_many_faults_some_are_named_and_the_others_counted():

@@ -150,17 +150,8 @@ def _waits(record: Record) -> list[tuple[WaitReason, tuple[str, str, str]]]:
         others = sorted({wait.shard for wait in waits} - {first.shard})
         names = ", ".join(others[:5]) + ", …" * (len(others) > 5)
         more = f"The same on {len(others):,} other shard{'s' * (len(others) > 1)}: {names}" if others else first.detail
-        found.append((first, (wait_head(first), more, first.command)))
+        found.append((first, (first.head, more, first.command)))
     return found
-
-
-def wait_head(wait: WaitReason) -> str:
-    """Return what waits, since when and why, without the command.
-
-    Args:
-        wait: the reason.
-    """
-    return wait.sentence().rpartition("; ")[0] or wait.sentence()
 
 
 def cards(record: Record) -> str:
@@ -276,7 +267,7 @@ def waits(shard: ShardRecord) -> str:
         shard: the newest record.
     """
     items = [(one, "", "") for one in (shard.why, shard.queue_why if shard.queue_why != shard.why else "") if one]
-    items += [(wait_head(wait), "", wait.command) for wait in shard.waits]
+    items += [(wait.head, "", wait.command) for wait in shard.waits]
     for one in shard.poison:
         tries = f"bucket {one.bucket} is tried in smaller parts: {one.attempts} attempts with one op alone have failed"
         items.append((tries, "", "workers reject the op after the last try"))
