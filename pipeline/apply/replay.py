@@ -231,7 +231,9 @@ class ReplayTransaction(ApplyTransaction):
         for bucket in moving(self._session, self._shard, buckets):
             buckets.remove(bucket)
             del self.todo[bucket]
-            self.refused[bucket] = f"bucket {bucket} is being moved: wait for that, or run: pipeline move give-up {bucket}"
+            self.refused[bucket] = (
+                f"bucket {bucket} is being moved: wait for that, or run: pipeline move give-up {bucket}"
+            )
         found: dict[int, dict[Place, frozenset[str]]] = {}
         room = self._settings.max_rows if take.alone is None else min(take.alone.entries, self._settings.max_rows)
         for bucket in buckets:

@@ -213,5 +213,3 @@ def _note(text: str) -> Note:
 
 def _list(values: Iterable[int]) -> str:
     return ", ".join(map(str, values))
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from pipeline import clock
@@ -115,30 +115,30 @@ def survey(
     with brief(node, uri, read_only=not primary, statement_s=statement_s) as session:
         if session.dialect.name == "sqlite":
             return _sqlite(session, tables)
-        old_ids = old_ids_in(session, schemas, topology) if topology and primary else set()
-        about = mysql.about(session)
-        with session.translated():
-            found = _tables(session, tables)
-        denied = mysql.denied(session, tables, found, writes=primary)
-        return Survey(
-            node,
-            "mysql",
-            about["version"],
-            account=about["account"],
-            database=about["database"],
-            charset=about["charset"],
-            variables=mysql.variables(session),
-            skew_ms=_skew_ms(session),
-            tables=found,
-            others=mysql.unsafe_engines(session, tables),
-            denied=denied,
-            marks=None if ("SELECT", "pipeline_watermarks") in denied else _marks(session),
-            replication=None if primary else mysql.replication(session),
-            traits=mysql.traits(session),
-            zone=mysql.other_zone(session),
-            clocks=mysql.clock_triggers(session),
-            old_ids=frozenset(old_ids),
-        )
+        found = _mysql(session, tables, primary)
+        old_ids = old_ids_in(session, schemas, topology) if topology and primary else ()
+        return replace(found, old_ids=frozenset(old_ids))
+
+
+def _mysql(session: NodeSession, tables: Sequence[str], primary: bool) -> Survey:
+    with session.translated():
+        found = _tables(session, tables)
+    denied = mysql.denied(session, tables, found, writes=primary)
+    return Survey(
+        session.node,
+        "mysql",
+        **mysql.about(session),
+        variables=mysql.variables(session),
+        skew_ms=_skew_ms(session),
+        tables=found,
+        others=mysql.unsafe_engines(session, tables),
+        denied=denied,
+        marks=None if ("SELECT", "pipeline_watermarks") in denied else _marks(session),
+        replication=None if primary else mysql.replication(session),
+        traits=mysql.traits(session),
+        zone=mysql.other_zone(session),
+        clocks=mysql.clock_triggers(session),
+    )
 
 
 def _sqlite(session: NodeSession, tables: Sequence[str]) -> Survey:

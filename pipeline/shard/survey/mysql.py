@@ -44,7 +44,7 @@ class Replication(NamedTuple):
 
 
 def about(session: NodeSession) -> dict[str, Any]:
-    """Return version, account, database and the database's character set.
+    """Return version, account, database and the database's character set, by their names in `Survey`.
 
     Args:
         session: of the node.
