@@ -40,6 +40,7 @@ from pipeline.oplog.counts import (
 )
 from pipeline.oplog.waits import Waits
 from pipeline.shard.records import moves
+from pipeline.shard.records.ledger import GONE, MOVED
 from pipeline.shard.session import NodeSession
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ PAUSED_DELAY_MS = 1000
 NOTE_MS = 40_000
 #: How long a bucket whose next op may be early rests, ms: what it waits for is often being committed at this moment.
 EARLY_DELAY_MS, MOST_EARLY_DELAY_MS = 20, 500
+#: How long a bucket rests that is on its way to the shard, ms; the move ends the rest.
+ARRIVING_DELAY_MS = 1000
 #: How long the oldest ops of all buckets are applied together after the last that needed it, s. Ops that need others
 #: are seldom the last of their kind, and each time that is learnt a transaction is for nothing.
 WHOLE_S = 10.0
@@ -141,13 +144,14 @@ class Applier(ShardTurns):
         return outcome
 
     def _hand_on(self) -> None:
-        """Leave buckets that have moved to the shard that they have gone to: a producer did not know it yet."""
-        left, self._transaction.left = self._transaction.left, set()
-        if not left:
-            return
-        for bucket, leg in moves.legs(self._session, left).items():
+        """Leave buckets to the shard that they have gone to, as a producer did not know it yet; let others arrive."""
+        met, self._transaction.elsewhere = self._transaction.elsewhere, {}
+        left = [bucket for bucket, state in met.items() if state in (MOVED, GONE)]
+        for bucket, leg in moves.legs(self._session, left).items() if left else ():
             self._log.mark_dirty(leg.target, [bucket])
         self._log.mark_clean(self.shard, left)
+        if arriving := met.keys() - left:
+            self._log.postpone(self.shard, arriving, ARRIVING_DELAY_MS)
 
     def _early_rest_s(self) -> float:
         return min(MOST_EARLY_DELAY_MS, EARLY_DELAY_MS * self._early) / 1000

@@ -32,6 +32,11 @@ class MySQL:
 
     name = "mysql"
     begin = "START TRANSACTION"
+    #: Begin a transaction that sees the database as it is at this moment.
+    snapshot = (
+        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+        "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY",
+    )
     #: Behind a SELECT of watermark rows: lock what is free, skip what another worker holds.
     lock = " FOR UPDATE SKIP LOCKED"
     #: Behind a SELECT whose rows must not change before the transaction ends.
@@ -189,6 +194,7 @@ class SQLite:
 
     name = "sqlite"
     begin = "BEGIN IMMEDIATE"
+    snapshot = ("BEGIN", "SELECT 1 FROM sqlite_master LIMIT 1")
     lock = hold = ""
     now_ms = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
     autocommit: ClassVar[dict[str, Any]] = {"isolation_level": None}

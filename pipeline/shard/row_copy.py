@@ -21,6 +21,8 @@ from pipeline.shard.session import NodeSession
 ROWS, STATEMENT = 1_000, 500_000
 #: What the pipeline keeps of a bucket. What its log has lost is told by the shard that found it.
 OF_BUCKET = ("pipeline_watermarks", "pipeline_producers", "pipeline_idempotency", "pipeline_rejects", "pipeline_held")
+#: What goes along with a bucket that moves. Its watermark is written by itself.
+GOES_ALONG = (*OF_BUCKET[1:], "pipeline_ids", "pipeline_lost", "pipeline_forged", "pipeline_actions")
 
 
 def copy_table(source: NodeSession, target: NodeSession, table: str, columns: Sequence[str], id_name: str) -> int:
@@ -43,20 +45,35 @@ def copy_table(source: NodeSession, target: NodeSession, table: str, columns: Se
     return copied
 
 
-def copy_records(source: NodeSession, target: NodeSession, bucket: int) -> None:
-    """Copy what the pipeline keeps of a bucket, its watermark too. Both sessions are inside a transaction.
+def copy_records(source: NodeSession, target: NodeSession, bucket: int, tables: Sequence[str] = OF_BUCKET) -> None:
+    """Copy what the pipeline keeps of a bucket. Both sessions are inside a transaction.
 
     Args:
-        source: of the shard that has it, which holds the watermark.
-        target: of the shard that gets it.
+        source: of the shard that has it.
+        target: of the shard that gets it; what it has of the bucket goes.
         bucket: its number.
+        tables: which of the pipeline's own tables.
     """
-    creates = dict(own_tables(source.dialect.name))
-    for table in OF_BUCKET:
-        columns = ", ".join(own_columns(creates[table]))
+    for table in tables:
         target.execute(f"DELETE FROM {table} WHERE bucket = {bucket}")
-        if rows := source.rows(f"SELECT {columns} FROM {table} WHERE bucket = {bucket}"):
+        columns, rows = records_of(source, table, bucket)
+        if rows:
             insert(target, table, columns, rows)
+
+
+def records_of(session: NodeSession, table: str, bucket: int, which: str = "") -> tuple[str, list[tuple[object, ...]]]:
+    """Return what one of the pipeline's own tables keeps of a bucket: the columns, and the rows.
+
+    Args:
+        session: inside a transaction.
+        table: its name.
+        bucket: which.
+        which: a further condition, beginning with AND.
+    """
+    creates = dict(own_tables(session.dialect.name))
+    # a number that the database gives counts for one shard only
+    columns = ", ".join(name for name in own_columns(creates[table]) if name != "id")
+    return columns, session.rows(f"SELECT {columns} FROM {table} WHERE bucket = {bucket}{which}")
 
 
 @contextmanager

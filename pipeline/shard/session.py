@@ -176,6 +176,17 @@ class NodeSession:
             self.discard()
             raise ShardUnavailable(self.node, f"the answer to COMMIT was lost ({sentence_of(error)})") from error
 
+    @contextmanager
+    def snapshot(self) -> Iterator[NodeSession]:
+        """Show the database as it is now for as long as this lasts; the connection is closed at the end."""
+        with self.translated():
+            for sql in self.dialect.snapshot:
+                self.adapter.execute(sql)
+        try:
+            yield self
+        finally:
+            self.discard()
+
     def _roll_back(self) -> None:
         try:
             self.adapter.rollback()

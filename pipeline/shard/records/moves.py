@@ -26,16 +26,20 @@ class Note(msgspec.Struct, frozen=True):
     Attributes:
         table: that is copied or compared.
         rows, bytes: copied so far.
-        verified: the watermark at which both shards were found equal; empty: not yet.
+        attempt: the number of the last attempt to copy: chunks of an earlier one are not written any more.
+        verified: whether both shards were found equal at one watermark.
         mapped: whether the map and the epochs say that the target owns the bucket.
+        cleaned: whether this shard has no rows of the bucket any more.
         trouble: why the move has ended, or does not go on, with what to do; empty: nothing is wrong.
     """
 
     table: str = ""
     rows: int = 0
     bytes: int = 0
-    verified: str = ""
+    attempt: int = 0
+    verified: bool = False
     mapped: bool = False
+    cleaned: bool = False
     trouble: str = ""
 
 
@@ -64,9 +68,9 @@ class Leg(NamedTuple):
         Args:
             shard: which.
         """
-        if shard == self.source:
-            return self.state != GONE
-        return self.state in ON_THE_WAY
+        if self.state == GONE:
+            return not self.note.cleaned
+        return shard == self.source or self.state in ON_THE_WAY
 
 
 def legs(session: NodeSession, buckets: Iterable[int] | None = None) -> dict[int, Leg]:
@@ -120,10 +124,10 @@ def begin(session: NodeSession, leg: Leg) -> None:
 
 
 def note(session: NodeSession, buckets: Iterable[int], move: int, text: Note) -> None:
-    """Store how far a move is; committed when this returns.
+    """Store how far a move is, or what a shard has of it; committed when this returns.
 
     Args:
-        session: of the target's primary, outside a transaction.
+        session: of a primary, outside a transaction.
         buckets: of the move.
         move: its number.
         text: how far it is.
@@ -155,6 +159,20 @@ def step(session: NodeSession, buckets: Collection[int], move: int, before: Coll
         if held:
             _set_state(session, (bucket for (bucket,) in held), HOLDING)
     return True
+
+
+def fence(session: NodeSession, buckets: Collection[int], move: int, attempt: int) -> bool:
+    """Return whether an attempt to copy still counts, and let it count until the transaction ends.
+
+    Args:
+        session: of the target, inside a transaction.
+        buckets: of the move.
+        move: its number.
+        attempt: its number.
+    """
+    marks = lock_buckets(session, buckets)
+    mine = [leg for leg in legs_within(session, buckets).values() if (leg.move, leg.note.attempt) == (move, attempt)]
+    return len(mine) == len(buckets) and all(bucket in marks and marks[bucket].state == COPYING for bucket in buckets)
 
 
 def forget(session: NodeSession, buckets: Collection[int], move: int) -> None:

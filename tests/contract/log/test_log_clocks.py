@@ -106,7 +106,7 @@ def test_since_when_a_bucket_waits_is_never_in_the_future(log: Log) -> None:
     step(log, -HOUR_MS)
     log.note_waits("s0", {3: ("schema/1-4", "words")}, 60_000)
 
-    note, (now_ms, _) = log.waits("s0").notes[3], log.health()
+    note, (now_ms, _, _) = log.waits("s0").notes[3], log.health()
     assert note.since_ms <= now_ms
 
 
