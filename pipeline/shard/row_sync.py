@@ -15,7 +15,7 @@ from pipeline.model.schema import TableSchema
 from pipeline.shard.columns import DatabaseColumn
 from pipeline.shard.driver_errors import Fault, fault_of, is_about_other_rows
 from pipeline.shard.session import NodeSession
-from pipeline.shard.stored_rows import WRITE_ROWS, RangeTotal, RowIds, StoredRows, as_it_is
+from pipeline.shard.stored_rows import WRITE_ROWS, RangeTotal, StoredIds, StoredRows, as_it_is
 
 #: Rows of the first chunk and of the largest, and how long a chunk may take to compare, seconds.
 FIRST, MOST, CHUNK_S = 200, 20_000, 0.1
@@ -151,7 +151,7 @@ def delete_rows(
         condition_sql: which rows.
         most_ms: how long a chunk may take, about, ms.
     """
-    keys, pace, after = RowIds(session, table, id_name, condition_sql), _Pace(most_ms / 1000), None
+    keys, pace, after = StoredIds(session, table, id_name, condition_sql), _Pace(most_ms / 1000), None
     while True:
         with pace.timed():
             with session.transaction():

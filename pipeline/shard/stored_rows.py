@@ -77,7 +77,7 @@ class RangeTotal(NamedTuple):
     bytes: int
 
 
-class RowIds:
+class StoredIds:
     """The ids of a table's rows for which a condition holds, on one shard."""
 
     def __init__(self, session: NodeSession, table: str, id_name: str, condition_sql: str):
@@ -112,7 +112,7 @@ class RowIds:
         return f"{self._id} IN ({', '.join(map(str, ids))})"
 
 
-class StoredRows(RowIds):
+class StoredRows(StoredIds):
     """The rows of a table for which a condition holds, on one shard."""
 
     def __init__(

@@ -141,6 +141,23 @@ def test_a_copy_that_was_broken_off_sends_nothing_twice(session: NodeSession, ta
     assert rest[-1].last_id is None
 
 
+@mariadb
+def test_a_copy_sees_one_snapshot_whatever_is_written_meanwhile(
+    session: NodeSession, target: NodeSession, other: NodeSession
+) -> None:
+    simple_tables(session, target)
+    fill(session, ["id", "v"], [[str(id), "'a'"] for id in range(20)])
+    sync = sync_of(session, target)
+
+    with session.transaction():
+        session.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        session.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+        for chunk in sync.sync():
+            run(other, f"INSERT INTO t VALUES ({200 + 2 * (chunk.last_id or 0)}, 'b')", "UPDATE t SET v = 'b'")
+
+    assert stored(target, ["v"]) == [(id, "a") for id in range(0, 20, 2)]
+
+
 @both
 def test_differences_name_a_few_ids_of_each_chunk(session: NodeSession, target: NodeSession) -> None:
     simple_tables(session, target)
