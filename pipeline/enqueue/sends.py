@@ -18,7 +18,15 @@ from pipeline.errors import PipelineError
 from pipeline.events import Event
 from pipeline.model.op import Op
 from pipeline.oplog.contract import Log
-from pipeline.oplog.counts import DIRECT, ENQUEUE_BOUNDS_MS, ENQUEUE_MS, ENQUEUE_SUM_US, ENQUEUED, SPOOLED
+from pipeline.oplog.counts import (
+    DIRECT,
+    ENQUEUE_BOUNDS_MS,
+    ENQUEUE_MS,
+    ENQUEUE_SUM_US,
+    ENQUEUED,
+    MOST_COUNTERS,
+    SPOOLED,
+)
 from pipeline.oplog.doorbell import Bell, Later, SilentBell
 from pipeline.spool.null_spool import NullSpool
 from pipeline.spool.store import Spool
@@ -119,7 +127,9 @@ class Sends(Later):
 
     def _add(self, shards: tuple[str, ...], name: str, n: int) -> None:
         for shard in shards:
-            self._counts.setdefault(shard, Counter())[name] += n
+            counts = self._counts.setdefault(shard, Counter())
+            if name in counts or len(counts) < MOST_COUNTERS:  # as the log does
+                counts[name] += n
 
 
 def what_of(bucket: int, op: Op) -> What:

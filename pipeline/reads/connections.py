@@ -32,6 +32,8 @@ IDLE_S = 1.0
 UNCHECKED_CHARACTERS = 250_000
 #: How long a read may wait for a server to connect, and to answer, s.
 CONNECT_S, STATEMENT_S = 1.0, 20.0
+#: Producers of one bucket whose sequences a thread remembers: each process that ever wrote there has its own.
+MOST_PRODUCERS = 1000
 _NOWHERE = Position(-1, -1)
 
 
@@ -162,8 +164,9 @@ class NodeReader:
         pairs = [(bucket, producer) for bucket, sequences in asked.items() for producer in sequences]
         if pairs:
             found = ledger_queries.sequences(self.session, pairs)
+            most = max(MOST_PRODUCERS, len(pairs))
             for (bucket, producer), seq in found.items():
-                self._known.sequences.setdefault(bucket, {})[producer] = seq
+                keep_newest(self._known.sequences.setdefault(bucket, {}), producer, seq, most)
         return self.has(needs)
 
     def marks(self, buckets: Iterable[int] | None = None) -> dict[int, Position]:

@@ -17,6 +17,7 @@ import pipeline
 from pipeline.clock import polls
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
+from pipeline.enqueue import sends
 from pipeline.enqueue.sends import Sends
 from pipeline.enqueue.shipment import OpPlace
 from pipeline.errors import LogUnavailable
@@ -125,6 +126,21 @@ def test_what_redis_does_not_take_is_counted_later_and_once(here: Here, monkeypa
     assert here.counts()["enqueued direct insert thing"] == 2
     pipeline.enqueue_insert(here.db.thing, owner=7, name="c")
     assert here.counts()["enqueued direct insert thing"] == 3
+
+
+def test_while_redis_is_away_a_process_keeps_no_more_counters_than_the_log_does(monkeypatch: pytest.MonkeyPatch):
+    def away(*arguments: Any, **options: Any) -> None:
+        raise LogUnavailable("away on purpose")
+
+    monkeypatch.setattr(sends, "MOST_COUNTERS", 10)
+    log = MemoryLog()
+    own = Sends(log, TOPOLOGY, NullSpool())
+    monkeypatch.setattr(log, "finish", away)
+    for n in range(30):
+        own.taken.append(({(0, "insert", f"notes_{n}"): 1}, {0: OpPlace(None, 1, 1)}, 0.001))
+        own.publish()
+
+    assert [len(counts) for counts in own._counts.values()] == [10]
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
