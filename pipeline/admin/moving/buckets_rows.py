@@ -18,6 +18,7 @@ from pipeline.model.op import Position
 from pipeline.model.schema import TableSchema
 from pipeline.shard.bucket_sql import bucket_sql
 from pipeline.shard.columns import DatabaseColumn, columns_of
+from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
 from pipeline.shard.records import ledger, moves
 from pipeline.shard.row_copy import GOES_ALONG, copy_records, records_of
 from pipeline.shard.row_sync import Compared, RowSync, delete_rows
@@ -119,8 +120,28 @@ def copy_rows(source: NodeSession, target: FencedSession, tables: list[MovedTabl
         tables: of which rows move.
     """
     for table in tables:
-        for chunk in RowSync(source, target, table.schema, table.columns, table.condition).sync():
-            yield table.schema.name, chunk
+        try:
+            for chunk in RowSync(source, target, table.schema, table.columns, table.condition).sync():
+                yield table.schema.name, chunk
+        except Exception as error:
+            if not is_driver_error(error) or fault_of(error) not in (Fault.PERMANENT, Fault.UNKNOWN):
+                raise
+            why = sentence_of(error)
+            raise Different(
+                f"{target.node} refuses a row of {table.schema.name!r}, such as for a unique value: {why}"
+            ) from error
+
+
+def rows_in(session: NodeSession, tables: list[MovedTable]) -> dict[str, int]:
+    """Return how many rows of each table are to move.
+
+    Args:
+        session: of the source's primary.
+        tables: of which rows move.
+    """
+    quote = session.dialect.quote
+    counts = (session.query(f"SELECT COUNT(*) FROM {quote(t.schema.name_there)} WHERE {t.condition}") for t in tables)
+    return {table.schema.name: int(found[0][0]) for table, found in zip(tables, counts, strict=True)}
 
 
 def compare_rows(source: NodeSession, target: NodeSession, tables: list[MovedTable]) -> Iterator[tuple[str, Compared]]:

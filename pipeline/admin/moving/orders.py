@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
 
 from pipeline import clock
-from pipeline.admin.moving.buckets_rows import moved_tables
+from pipeline.admin.moving.buckets_rows import moved_tables, rows_in
 from pipeline.admin.moving.mover import Mover
 from pipeline.chance import chance
 from pipeline.client import Client
@@ -16,6 +17,9 @@ from pipeline.shard.records import ledger, moves
 from pipeline.shard.records.ledger import ACTIVE, HOLDING
 from pipeline.shard.records.moves import Leg
 
+#: What people are told of each stage; see `Mover.stage`.
+_STATES = {"begin": "beginning", "copy": "copying", "catch": "catching up", "finish": "stopping", "publish": "waiting"}
+_STATES |= {"clean": "cleaning", "undo": "cleaning", "over": "done"}
 #: How long rows of the source are kept once the target goes on, s: readers may have the map of before.
 KEEP_S = 60
 
@@ -82,6 +86,21 @@ def source_of(client: Client, buckets: Collection[int], target: str) -> str:
     return owners.pop()
 
 
+def rows_to_move(client: Client, buckets: Collection[int], target: str) -> dict[str, int]:
+    """Return how many rows of each table would move.
+
+    Args:
+        client: the deployment.
+        buckets: which; all on one shard.
+        target: the name of the shard that they would move to.
+
+    Raises:
+        PipelineError: they cannot be moved, with what to change.
+    """
+    source = source_of(client, buckets, target)
+    return rows_in(client.nodes.primary(source), moved_tables(client, buckets, source, target))
+
+
 def under_way(client: Client) -> Iterator[Mover]:
     """Yield a mover of each move that is not over.
 
@@ -112,3 +131,65 @@ def of_buckets(client: Client, buckets: Iterable[int]) -> list[Mover]:
     if not found:
         raise PipelineError(f"none of the buckets {format_ranges(wanted)} is being moved: see pipeline move list")
     return found
+
+
+class Known(NamedTuple):
+    """A move as people are shown it.
+
+    Attributes:
+        buckets: as ranges.
+        state: how far it is, or `done`.
+        rows: that were copied.
+        trouble: why it ended, or the empty text.
+    """
+
+    move: int
+    buckets: str
+    source: str
+    target: str
+    state: str
+    rows: int
+    who: str
+    began_ms: int
+    trouble: str
+
+
+def known(client: Client) -> list[Known]:
+    """Return the last move of each bucket that has moved or was to, by move, the newest first.
+
+    Args:
+        client: the deployment.
+    """
+    found: dict[int, dict[int, Leg]] = {}
+    for shard in client.topology.shards:
+        for bucket, leg in moves.legs(client.nodes.primary(shard)).items():
+            # what the target says of rows and of trouble counts
+            if shard == leg.target or bucket not in found.get(leg.move, {}):
+                found.setdefault(leg.move, {})[bucket] = leg
+    return sorted((_shown(client, legs) for legs in found.values()), key=lambda one: -one.began_ms)
+
+
+def _shown(client: Client, legs: dict[int, Leg]) -> Known:
+    leg = next(iter(legs.values()))
+    stage = Mover(client, leg, tuple(legs)).stage()
+    state = "given up" if leg.note.trouble else _STATES[stage]
+    about = (leg.move, format_ranges(legs), leg.source, leg.target)
+    return Known(*about, state, leg.note.rows, leg.who, leg.began_ms, leg.note.trouble)
+
+
+def came_from(client: Client, buckets: Collection[int]) -> str:
+    """Return the shard from which the last move of some buckets began.
+
+    Args:
+        client: the deployment.
+        buckets: which.
+
+    Raises:
+        PipelineError: they have not moved, or from several shards, or the move is not that far.
+    """
+    owners = {client.topology.shard_of(bucket) for bucket in buckets}
+    legs = [moves.legs(client.nodes.primary(owner), buckets) for owner in owners]
+    sources = {leg.source for found in legs for leg in found.values()} - owners
+    if len(owners) != 1 or len(legs[0]) != len({*buckets}) or len(sources) != 1:
+        raise PipelineError(f"the buckets {format_ranges(buckets)} have no move of all of them to send back")
+    return sources.pop()
