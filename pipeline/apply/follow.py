@@ -15,9 +15,9 @@ from pipeline.apply.executor import Executor
 from pipeline.apply.held_rows import HeldRows
 from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
 from pipeline.apply.turns import ShardTurns
-from pipeline.config.settings import ApplySettings
+from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import PipelineError
-from pipeline.model.op import Position
+from pipeline.model.op import INSERT, Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
@@ -46,11 +46,20 @@ class Follow(ShardTurns):
         session: of its primary.
         log: has the entries and the schemas.
         settings: what one transaction may take.
+        tables: what the configuration says of tables, by name.
         move: the number of the move.
     """
 
-    def __init__(self, shard: str, session: NodeSession, log: Work, settings: ApplySettings, move: int):
-        self._work = FollowTransaction(shard, session, log, settings, lambda step: None, {})
+    def __init__(
+        self,
+        shard: str,
+        session: NodeSession,
+        log: Work,
+        settings: ApplySettings,
+        tables: Mapping[str, TableSettings],
+        move: int,
+    ):
+        self._work = FollowTransaction(shard, session, log, settings, lambda step: None, tables)
         self._work.move = move
         super().__init__(shard, session, log, self._work)
 
@@ -111,6 +120,10 @@ class FollowTransaction(ApplyTransaction):
     def _execute(self, batch: Batch, locked: Mapping[int, Mark], take: Take, *, last_try: bool) -> Executor:
         aside = {(bucket, Position(*at)) for bucket, kept in self.theirs.items() for at in _places(kept)}
         batch.items = [item for item in batch.items if (item.entry.bucket, item.entry.position) not in aside]
+        for op in (member for item in batch.items for member in item.op.members):
+            rules = self._tables.get(op.table)
+            if op.kind == INSERT and rules is not None and rules.ids == "database":
+                raise Differs(f"a row of {op.table!r} would get another id: its ids are the database's")
         rows = HeldRows(self.facts.known, self._tables, take.ends)
         executor = self._executed(batch.items, rows, take, last_try=last_try)
         if executor.rejects:

@@ -11,9 +11,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from pipeline import clock
-from pipeline.admin.dead import who
 from pipeline.admin.moving import orders
 from pipeline.admin.moving.mover import Mover
+from pipeline.admin.stops import who
 from pipeline.cli.options import config_option, opened
 from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
 from pipeline.errors import PipelineError, Unavailable
@@ -90,8 +90,9 @@ def back_command(config: str | None, buckets: str, keep_s: int) -> None:
     wanted = _numbers(buckets)
     with opened(config) as client:
         came_from = orders.came_from(client, wanted)
+        rows = orders.rows_to_move(client, wanted, came_from)
         mover = orders.begin(client, wanted, came_from, who(), keep_s)
-        _watched(mover, sum(orders.rows_to_move(client, wanted, came_from).values()))
+        _watched(mover, sum(rows.values()))
         click.echo(f"{mover.leg.target} has {format_ranges(mover.buckets)}")
 
 

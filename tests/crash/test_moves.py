@@ -1,4 +1,4 @@
-"""Buckets move to and fro under load while movers, workers and primaries are killed: nothing lost, doubled, or owned twice."""
+"""Buckets move to and fro under load while movers, workers and primaries are killed: nothing is lost or doubled."""
 
 from __future__ import annotations
 

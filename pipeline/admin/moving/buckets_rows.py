@@ -82,13 +82,15 @@ def moved_tables(client: Client, buckets: Collection[int], source: str, target: 
         rules = client.topology.table(schema.name)
         if rules.reference or not columns_of(here, schema.name_there):
             continue
-        if rules.ids == "database":
-            raise PipelineError(
-                f"[tables.{schema.name}] has ids = 'database': another database would give its rows other ids, so its "
-                "buckets cannot be moved"
-            )
         which = bucket_sql(here.dialect, rules, schema, client.topology.buckets)
         condition = f"{which} IN ({', '.join(map(str, sorted(buckets)))})"
+        if rules.ids == "database" and here.query(
+            f"SELECT 1 FROM {here.dialect.quote(schema.name_there)} WHERE {condition} LIMIT 1"
+        ):
+            raise PipelineError(
+                f"[tables.{schema.name}] has ids = 'database': another database has given these ids to other rows, so "
+                "buckets with rows of the table cannot be moved"
+            )
         found.append(MovedTable(schema, copied_columns(here, there, schema), condition))
     return found
 
@@ -126,10 +128,8 @@ def copy_rows(source: NodeSession, target: FencedSession, tables: list[MovedTabl
         except Exception as error:
             if not is_driver_error(error) or fault_of(error) not in (Fault.PERMANENT, Fault.UNKNOWN):
                 raise
-            why = sentence_of(error)
-            raise Different(
-                f"{target.node} refuses a row of {table.schema.name!r}, such as for a unique value: {why}"
-            ) from error
+            name = table.schema.name
+            raise Different(f"{target.node} refuses a row of {name!r}: {sentence_of(error)}") from error
 
 
 def rows_in(session: NodeSession, tables: list[MovedTable]) -> dict[str, int]:

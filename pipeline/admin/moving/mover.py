@@ -26,10 +26,11 @@ from pipeline.apply.follow import Behind, Differs, Follow
 from pipeline.chance import chance
 from pipeline.client import Client
 from pipeline.enqueue import bucket_map
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, ShardUnavailable
 from pipeline.events import Event
 from pipeline.model.op import START, Position
 from pipeline.reads.routing.moving import OLD_MAP_S
+from pipeline.shard.driver_errors import is_driver_error, sentence_of
 from pipeline.shard.records import ledger, ledger_queries, moves
 from pipeline.shard.records.ledger import ACTIVE, CATCHING, COPYING, GONE, HALTED, HOLDING, MOVED
 from pipeline.shard.records.moves import Leg
@@ -99,6 +100,11 @@ class Mover:
                 raise MoveEnded(
                     f"the move of bucket {self._named} was given up, and {self.leg.source} goes on as before: {error}"
                 ) from error
+            except Exception as error:
+                if not is_driver_error(error):
+                    raise
+                both = f"{self.leg.source} or {self.leg.target}"
+                raise ShardUnavailable(both, sentence_of(error)) from error
         yield Step("over")
 
     def stage(self) -> str:
@@ -107,8 +113,8 @@ class Mover:
         left, came = {leg.state for leg in here.values()}, {leg.state for leg in there.values()}
         if there and came == {GONE}:
             return "over" if all(leg.note.cleaned for leg in there.values()) else "undo"
-        if len(here) != len(self.buckets):
-            return "over"
+        if not here:
+            return "abandon" if there and came <= {COPYING, CATCHING} else "over"
         if not there:
             return "begin"
         if came <= {COPYING}:
@@ -228,6 +234,13 @@ class Mover:
         yield from self._deleted(self._source, self.leg.source)
         moves.note(self._source, self.buckets, self.leg.move, moves.Note(cleaned=True))
         self._follow_map()
+
+    def _abandon(self) -> Iterator[Step]:
+        """Give up what the source knows nothing of any more: it failed over, or whoever gave up has died."""
+        if self._step(self._target, [COPYING, CATCHING], GONE):
+            note = replace(self._note, trouble=self._note.trouble or "its source knows nothing of it", cleaned=False)
+            moves.note(self._target, self.buckets, self.leg.move, note)
+        yield Step("cleaning", self.leg.target)
 
     def _undo(self) -> Iterator[Step]:
         note = self._note
@@ -351,7 +364,8 @@ class Mover:
 
     def _follow(self) -> Follow:
         client = self._client
-        return Follow(self.leg.target, self._target, client.log, client.settings.apply, self.leg.move)
+        settings = client.settings
+        return Follow(self.leg.target, self._target, client.log, settings.apply, settings.tables, self.leg.move)
 
     def _tables(self) -> list[MovedTable]:
         return buckets_rows.moved_tables(self._client, self.buckets, self.leg.source, self.leg.target)
