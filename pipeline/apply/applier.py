@@ -202,8 +202,7 @@ def counts_of(batch: Batch, outcome: Outcome) -> Counter[str]:
     counts = Counter(f"{HELD} {reason.kind}" for reason in batch.waiting.values())
     if not batch.taken:
         return counts
-    for (kind, table), n in _by_what(batch.done(batch.aside)).items():
-        counts[f"{APPLIED} {kind} {table}"] = n
+    counts += applied_counts(batch.done(batch.aside))
     for reject in outcome.refused:
         counts[f"{REJECTED} {reject.table}"] += 1
     for name, n in ((PARKED, outcome.parked), (SEEN, outcome.seen)):
@@ -215,13 +214,17 @@ def counts_of(batch: Batch, outcome: Outcome) -> Counter[str]:
     return counts
 
 
-def _by_what(items: Iterable[Item]) -> dict[tuple[str, str], int]:
-    """Return how many ops there are by kind and table: two thirds of the time that a Counter takes, and per op."""
-    found: dict[tuple[str, str], int] = {}
+def applied_counts(items: Iterable[Item]) -> Counter[str]:
+    """Return what ops that took effect add to their shard's counters.
+
+    Args:
+        items: the ops.
+    """
+    found: dict[tuple[str, str], int] = {}  # two thirds of the time that a Counter takes, and per op
     for item in items:
         what = (op := item.op).kind, op.table
         found[what] = found.get(what, 0) + 1
-    return found
+    return Counter({f"{APPLIED} {kind} {table}": n for (kind, table), n in found.items()})
 
 
 def note_waits(log: Waits, shard: str, reasons: Mapping[int, WaitReason], marks: Mapping[int, Position]) -> None:

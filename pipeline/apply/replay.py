@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from pipeline import clock
+from pipeline.apply.applier import applied_counts
 from pipeline.apply.attempt import Attempt
 from pipeline.apply.batch import Batch
 from pipeline.apply.earlier_ops import by_time
@@ -137,6 +138,8 @@ class Replay(ShardTurns):
         self._done = Replayed(*map(sum, zip(self._done, self._work.settled(), strict=True)))
         self.became += self._work.became
         self._log.note_attempts(self._transaction.notes_at, dict.fromkeys(batch.before, ""), anew=True)
+        if not self._trial:
+            self._log.finish(self.shard, {}, delay_ms=1, counts=outcome.counts)  # no bucket: no bell either
 
     def _explain(self, bucket: int, reason: WaitReason, attempt: Attempt) -> None:
         self.left[bucket] = reason.sentence()
@@ -213,7 +216,8 @@ class ReplayTransaction(ApplyTransaction):
         refused = sum(one.state == REJECTED for one in left)
         self._did = Replayed(len(replayed), len(dropped), refused, len(left) - refused, len(acted) + len(gone))
         batch.after = {bucket: self._next(bucket) for bucket in before}
-        self.result = Outcome(applied=len(replayed), rejected=refused, buckets=len(before)), batch
+        counts = applied_counts(batch.done(left))
+        self.result = Outcome(applied=len(replayed), rejected=refused, buckets=len(before), counts=counts), batch
         return self.result
 
     def _next(self, bucket: int) -> Position:

@@ -56,14 +56,16 @@ class Sends(Later):
     Attributes:
         pid: of the process.
         taken: notes of calls.
+        noted: other ops to count, with the first words of their counters' names; see `oplog/counts`.
         asked: whether the bell's thread is to add them up.
     """
 
-    __slots__ = ("_calls", "_counts", "_log", "_news", "_ops", "_shards", "_took_s", "asked", "pid", "taken")
+    __slots__ = ("_calls", "_counts", "_log", "_news", "_ops", "_shards", "_took_s", "asked", "noted", "pid", "taken")
 
     def __init__(self, log: Log, topology: Topology, spool: Spool | NullSpool):
         self.pid, self.asked = os.getpid(), False
         self.taken: deque[Sent] = deque(maxlen=MOST_TAKEN)
+        self.noted: deque[tuple[str, What]] = deque(maxlen=MOST_TAKEN)
         self._log, self._news = log, HostNews(spool, "web")
         self._shards = topology.shards_of
         self._ops: dict[tuple[Way, str, str], int] = {}
@@ -98,6 +100,10 @@ class Sends(Later):
                     seen = way
                     calls[way, bound] = calls.get((way, bound), 0) + 1
                     took[way] = took.get(way, 0.0) + took_s
+        while self.noted:
+            words, what = self.noted.popleft()
+            for (bucket, kind, table), n in what.items():
+                self._add(self._shards[bucket], f"{words} {kind} {table}", n)
 
     def publish(self) -> None:
         """Send the counters; what a Redis that is away does not take is sent later."""
