@@ -1,8 +1,8 @@
 """Change what a deployment is fixed on, by command: its shards, and how a table with rows is spread.
 
 Each change is noted in Redis and in every shard, and then the epochs are raised. So each process that runs meets a new
-epoch at its next op, compares its configuration anew, and is refused where it is of before the change. A command that
-was killed is given again.
+epoch at its next op, compares its configuration anew, and is refused where it is of before the change. Only a shard
+that is added with no bucket disturbs nobody: what runs goes on without it. A command that was killed is given again.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def add_shard(pipeline: Client, shard: str) -> int:
     expand_shard(pipeline, shard)
     copied = _copy_reference(pipeline, next(one for one in dict(noted.shards) if one != shard), session)
     migrate(pipeline)
-    renew_epochs(pipeline)
+    if taken:
+        renew_epochs(pipeline)
     return copied
 
 

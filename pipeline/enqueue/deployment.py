@@ -86,25 +86,32 @@ class Agreement:
         text, self._names[shard] = ledger_queries.fingerprint_of(self._nodes.primary(shard))
         self.shards[shard] = Fingerprint.from_json(text) if text else None
 
-    def faults(self) -> list[str]:
-        """Return what does not fit, a sentence each; see `model.fingerprint`."""
+    def faults(self, *, running: bool = False) -> list[str]:
+        """Return what does not fit, a sentence each; see `model.fingerprint`.
+
+        Args:
+            running: whether a shard may be missing that owns no bucket: one is added while processes run.
+        """
         noted = self.noted
         if noted is None:
             return []
-        found = self.strangers()
-        return found or [*differences(self.mine, noted), *self.standing(noted)]
+        mine = self.mine.beside(noted) if running else self.mine
+        return self.strangers() or [*differences(mine, noted), *self.standing(noted)]
 
     def strangers(self) -> list[str]:
         """Return a sentence for each server that belongs to another deployment, or that nobody knows."""
         return strangers(self.mine, self.redis, self.shards, self._names)
 
-    def refuse(self) -> None:
+    def refuse(self, *, running: bool = False) -> None:
         """Raise where something does not fit.
+
+        Args:
+            running: see `faults`.
 
         Raises:
             WrongDeployment: with a sentence for each fault.
         """
-        if found := self.faults():
+        if found := self.faults(running=running):
             raise WrongDeployment(found)
 
     @property
@@ -208,7 +215,7 @@ def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str], *,
                 notes.ask(shard)
             elif notes.by_another_name:
                 _ask_if_there(notes, shard)
-        notes.refuse()
+        notes.refuse(running=True)
         if notes.noted is None:
             raise NotMigrated(", ".join(shards), "it keeps no fingerprint")
         if notes.keep(notes.settled()):
@@ -231,7 +238,7 @@ def compare_all(log: Log, nodes: Nodes, topology: Topology) -> None:
     notes = Agreement(log, nodes, topology)
     for shard in topology.shards:
         _ask_if_there(notes, shard)
-    notes.refuse()
+    notes.refuse(running=True)
     if None not in notes.shards.values():
         notes.keep(notes.settled())
 

@@ -120,6 +120,18 @@ class Fingerprint(msgspec.Struct, frozen=True):
         redis = tuple(sorted({*self.redis, *other.redis}))
         return msgspec.structs.replace(self, databases=databases, redis=redis)
 
+    def beside(self, noted: Fingerprint) -> Fingerprint:
+        """Return this fingerprint with the shards of the deployment that it lacks and that own no bucket.
+
+        A process may run without such a shard: no row of the shard is there that another has not.
+
+        Args:
+            noted: the deployment's.
+        """
+        mine = dict(self.shards)
+        empty = tuple(pair for pair in noted.shards if pair[0] not in mine and not pair[1])
+        return msgspec.structs.replace(self, shards=(*self.shards, *empty))
+
 
 def table_differences(mine: Fingerprint, noted: Fingerprint) -> dict[str, str]:
     """Return a sentence for each table that is spread otherwise.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import pytest
 from support.sandbox.deployments import (
     BY_CUSTOMER,
@@ -23,6 +26,7 @@ from pipeline.admin import restore as restoring
 from pipeline.admin.migrate import migrate
 from pipeline.client import Client
 from pipeline.errors import PipelineError, WrongDeployment
+from pipeline.model.fingerprint import Fingerprint
 from pipeline.oplog.memory.log import MemoryLog
 
 __all__ = ["site"]
@@ -52,17 +56,54 @@ def test_a_new_shard_gets_the_reference_rows_at_one_watermark_and_reports_no_los
     countries(new, *(f"d{n:02}" for n in range(20)))
     assert [len(names_on(new, shard)) for shard in GROWN] == [40, 40, 40]
     assert new.nodes.primary("s2").query("SELECT * FROM pipeline_lost") == []
-    with pytest.raises(WrongDeployment, match=r"\[shards\.s2\] is missing"):
-        insert(old)
+    assert insert(old).status() == "queued"
 
 
-def test_a_producer_that_knows_the_old_shards_is_refused_at_its_next_op(site: Site) -> None:
+def test_producers_go_on_without_a_shard_that_is_added_with_no_bucket(site: Site) -> None:
     old = run(site, 7)
-    insert(old)
+    stop, sent, failed = threading.Event(), list[Any](), list[Exception]()
 
+    def produce() -> None:
+        while not stop.is_set():
+            try:
+                sent.append(insert(old, len(sent)))
+            except PipelineError as error:
+                failed.append(error)
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    try:
+        reshape.add_shard(site.client(shards=GROWN), "s2")
+        before = len(sent)
+        assert any(len(sent) > before or failed for _ in clock.polls(30))
+    finally:
+        stop.set()
+        producer.join()
+    assert failed == []
+
+
+def test_a_process_that_lacks_an_empty_shard_may_start_and_may_not_migrate(site: Site) -> None:
+    run(site, 7)
     reshape.add_shard(site.client(shards=GROWN), "s2")
+    late = site.client(file="late.toml")
 
-    with pytest.raises(WrongDeployment, match=r"\[shards\.s2\] is missing"):
+    insert(late)
+    reshape.renew_epochs(late)
+    insert(late)
+
+    assert dict(Fingerprint.from_json(site.log.deployment()).shards)["s2"] == ""
+    with pytest.raises(WrongDeployment, match=r"\[shards\.s2\] is missing in late\.toml, but holds no bucket"):
+        migrate(late)
+
+
+def test_a_producer_of_before_a_shard_took_buckets_is_refused_at_its_next_op(site: Site) -> None:
+    old = run(site)
+    insert(old)
+    spare = next(b for b in range(31, 0, -1) if b != old.topology.bucket_of("purchase", 7))
+
+    reshape.add_shard(site.client(shards={"s0": spared(0, 32, spare), "s1": "32-63", "s2": str(spare)}), "s2")
+
+    with pytest.raises(WrongDeployment, match=rf"\[shards\.s2\] is missing in .*, but holds buckets {spare} "):
         insert(old)
 
 
