@@ -30,7 +30,7 @@ from pipeline.shard.session import NodeSession
 Aside = Mapping[str, tuple[str, Sequence[Sequence[object]]]]
 
 
-class Behind(PipelineError):
+class CopyBehind(PipelineError):
     """The log does not continue where the copy stands: the bucket has to be copied again."""
 
 
@@ -71,7 +71,7 @@ class Follow(ShardTurns):
             aside: of each bucket, what the source keeps of ops that it has set aside up to there.
 
         Raises:
-            Behind, Differs: nothing was applied.
+            CopyBehind, Differs: nothing was applied.
             Unavailable: the log or the database does not answer.
         """
         self._work.ends, self._work.theirs = ends, aside
@@ -113,7 +113,7 @@ class FollowTransaction(ApplyTransaction):
             entries = [entry for entry in found if entry.position <= self.ends[bucket]]
             at = before[bucket]
             if at < self.ends[bucket] and (not entries or entries[0].position != Position(at.epoch, at.seq + 1)):
-                raise Behind(f"the log of bucket {bucket} does not go on at {at}")
+                raise CopyBehind(f"the log of bucket {bucket} does not go on at {at}")
             batch.take([entry for entry in entries if entry.position.epoch == at.epoch])
         return batch, locked
 

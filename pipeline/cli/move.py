@@ -68,7 +68,7 @@ def begin_command(config: str | None, buckets: str, target: str, keep_s: int, dr
                 click.echo(f"{count:>12,} rows of {table}")
             click.echo(f"{sum(rows.values()):>12,} rows in all; nothing refuses to move")
             return
-        mover = orders.begin(client, wanted, target, who(), keep_s)
+        mover = orders.order_move(client, wanted, target, who(), keep_s)
         _watched(mover, sum(rows.values()))
         click.echo(f"{mover.leg.target} has {format_ranges(mover.buckets)}")
 
@@ -91,7 +91,7 @@ def back_command(config: str | None, buckets: str, keep_s: int) -> None:
     with opened(config) as client:
         came_from = orders.came_from(client, wanted)
         rows = orders.rows_to_move(client, wanted, came_from)
-        mover = orders.begin(client, wanted, came_from, who(), keep_s)
+        mover = orders.order_move(client, wanted, came_from, who(), keep_s)
         _watched(mover, sum(rows.values()))
         click.echo(f"{mover.leg.target} has {format_ranges(mover.buckets)}")
 
@@ -117,7 +117,7 @@ def give_up_command(config: str | None, buckets: str) -> None:
 @move_group.command("list")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def list_command(config: str | None, as_json: bool) -> None:
+def list_moves_command(config: str | None, as_json: bool) -> None:
     """List the moves under way, and the last one of each bucket that has moved.
 
     \f

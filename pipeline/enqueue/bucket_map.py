@@ -38,7 +38,7 @@ def follow(log: Log, nodes: Nodes, topology: Topology, *, anew: bool = False) ->
         LogUnavailable: Redis did not answer.
     """
     text = log.placement()
-    known = read(text)
+    known = read_map(text)
     if known is None or anew:
         drawn, whole = draw(nodes, topology, known or topology.placement)
         # what some shard has not said yet is not written down: the next process asks again
@@ -50,7 +50,7 @@ def follow(log: Log, nodes: Nodes, topology: Topology, *, anew: bool = False) ->
     return known
 
 
-def read(text: str) -> Placement | None:
+def read_map(text: str) -> Placement | None:
     """Return the map that Redis has; None where it has none of ours.
 
     Args:

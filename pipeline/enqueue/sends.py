@@ -103,7 +103,7 @@ class Sends(Later):
         while self.noted:
             words, what = self.noted.popleft()
             for (bucket, kind, table), n in what.items():
-                self._add(self._shards[bucket], f"{words} {kind} {table}", n)
+                self._add(self._shards(bucket), f"{words} {kind} {table}", n)
 
     def publish(self) -> None:
         """Send the counters; what a Redis that is away does not take is sent later."""

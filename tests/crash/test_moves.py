@@ -48,7 +48,7 @@ def test_buckets_move_under_load_while_anything_is_killed(trial: Trial) -> None:
 def begin(trial: Trial, bucket: int, target: str) -> None:
     for _ in polls(MOVE_S):
         try:
-            orders.begin(trial.rig.client, [bucket], target, "test", keep_s=0)
+            orders.order_move(trial.rig.client, [bucket], target, "test", keep_s=0)
             return
         except Unavailable:
             continue

@@ -51,7 +51,7 @@ def test_a_bucket_moves_with_its_rows(client: Client) -> None:
     bucket = bucket_with_rows(client, "s0")
     before = rows_on(client, "s0") + rows_on(client, "s1")
 
-    stages = finished(orders.begin(client, [bucket], "s1", "me", keep_s=0))
+    stages = finished(orders.order_move(client, [bucket], "s1", "me", keep_s=0))
 
     assert [*dict.fromkeys(stages)] == ["copying", "comparing", "stopping", "cleaning", "over"]
     assert states_of(client, bucket) == ["gone", "active"]
@@ -65,7 +65,7 @@ def test_ops_of_the_bucket_arrive_at_every_step(client: Client, site: Site) -> N
     bucket = bucket_with_rows(client, "s0")
     customer = next(one for one in CUSTOMERS if client.topology.bucket_of("purchase", one) == bucket)
     other, sent = site.client(), 0
-    for _ in orders.begin(client, [bucket], "s1", "me", keep_s=0).steps():
+    for _ in orders.order_move(client, [bucket], "s1", "me", keep_s=0).steps():
         insert(other, customer)
         sent += 1
         drain(client)
@@ -82,7 +82,7 @@ def test_a_move_goes_on_when_its_mover_dies_at_any_step(client: Client) -> None:
     bucket, target = bucket_with_rows(client, "s0"), "s1"
     before = sorted(rows_on(client, "s0") + rows_on(client, "s1"))
     steps = 0
-    orders.begin(client, [bucket], target, "me", keep_s=0)
+    orders.order_move(client, [bucket], target, "me", keep_s=0)
     while found := [*orders.under_way(client)]:
         steps += 1
         insert(client, 1000 + steps)
@@ -95,11 +95,11 @@ def test_a_move_goes_on_when_its_mover_dies_at_any_step(client: Client) -> None:
 
 def test_buckets_move_together_and_back(client: Client) -> None:
     before = sorted(rows_on(client, "s0")), sorted(rows_on(client, "s1"))
-    finished(orders.begin(client, range(32), "s1", "me", keep_s=0))
+    finished(orders.order_move(client, range(32), "s1", "me", keep_s=0))
     assert rows_on(client, "s0") == []
 
     insert(client, 3)
-    finished(orders.begin(client, range(32), "s0", "me", keep_s=0))
+    finished(orders.order_move(client, range(32), "s0", "me", keep_s=0))
     drain(client)
 
     now = sorted(rows_on(client, "s0") + rows_on(client, "s1"))
@@ -113,7 +113,7 @@ def test_buckets_move_together_and_back(client: Client) -> None:
 def test_a_move_that_is_given_up_leaves_the_source_as_it_was(client: Client) -> None:
     bucket = bucket_with_rows(client, "s0")
     before = rows_on(client, "s0"), rows_on(client, "s1")
-    mover = orders.begin(client, [bucket], "s1", "me")
+    mover = orders.order_move(client, [bucket], "s1", "me")
     for step in mover.steps():
         if step.stage == "comparing":
             break
@@ -125,14 +125,14 @@ def test_a_move_that_is_given_up_leaves_the_source_as_it_was(client: Client) -> 
     assert (rows_on(client, "s0"), rows_on(client, "s1")) == before
     assert states_of(client, bucket) == ["active", "gone"]
     assert [*orders.under_way(client)] == []
-    finished(orders.begin(client, [bucket], "s1", "me", keep_s=0))
+    finished(orders.order_move(client, [bucket], "s1", "me", keep_s=0))
     assert states_of(client, bucket) == ["gone", "active"]
 
 
 def test_a_difference_ends_the_move(client: Client) -> None:
     bucket = bucket_with_rows(client, "s0")
     customer = next(one for one in CUSTOMERS if client.topology.bucket_of("purchase", one) == bucket)
-    mover = orders.begin(client, [bucket], "s1", "me")
+    mover = orders.order_move(client, [bucket], "s1", "me")
     target = client.nodes.primary("s1")
 
     def meddle() -> None:
@@ -148,20 +148,20 @@ def test_a_difference_ends_the_move(client: Client) -> None:
     assert states_of(client, bucket) == ["active", "gone"]
 
 
-def _meddled(client: Client, customer: int) -> movers.Step:
+def _meddled(client: Client, customer: int) -> movers.MoveStep:
     target = client.nodes.primary("s1")
     with target.transaction():
         target.execute(f"UPDATE purchase SET qty = 99 WHERE customer = {customer}")
-    return movers.Step("copying")
+    return movers.MoveStep("copying")
 
 
 def test_what_cannot_move_is_refused_before(client: Client) -> None:
     with pytest.raises(PipelineError, match="s1 owns 40 already"):
-        orders.begin(client, [40], "s1", "me")
+        orders.order_move(client, [40], "s1", "me")
     with pytest.raises(PipelineError, match="no shard 's7'"):
-        orders.begin(client, [1], "s7", "me")
+        orders.order_move(client, [1], "s7", "me")
     with pytest.raises(PipelineError, match=r"the buckets 1,40 are on s0, s1"):
-        orders.begin(client, [1, 40], "s2" if "s2" in client.topology.shards else "s1", "me")
-    orders.begin(client, [1], "s1", "me")
+        orders.order_move(client, [1, 40], "s2" if "s2" in client.topology.shards else "s1", "me")
+    orders.order_move(client, [1], "s1", "me")
     with pytest.raises(PipelineError, match="is being moved already"):
-        orders.begin(client, [1], "s1", "me")
+        orders.order_move(client, [1], "s1", "me")

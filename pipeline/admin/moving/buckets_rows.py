@@ -183,7 +183,7 @@ def compare_records(source: NodeSession, target: NodeSession, buckets: Collectio
                 raise Different(f"{table} differs in bucket {bucket}")
 
 
-def take_over(source: NodeSession, target: FencedSession, marks: dict[int, Position], state: str) -> None:
+def take_records(source: NodeSession, target: FencedSession, marks: dict[int, Position], state: str) -> None:
     """Copy what the pipeline keeps of buckets, and write their watermarks: the copy is whole with this commit.
 
     Args:

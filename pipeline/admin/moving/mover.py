@@ -22,7 +22,7 @@ from pipeline import clock
 from pipeline.admin.moving import buckets_rows
 from pipeline.admin.moving.buckets_rows import Different, MovedTable, apart
 from pipeline.admin.reshape import renew_epochs
-from pipeline.apply.follow import Behind, Differs, Follow
+from pipeline.apply.follow import CopyBehind, Differs, Follow
 from pipeline.chance import chance
 from pipeline.client import Client
 from pipeline.enqueue import bucket_map
@@ -49,7 +49,7 @@ _OWNED = (ACTIVE, HOLDING)
 logger = logging.getLogger("pipeline.moves")
 
 
-class Step(NamedTuple):
+class MoveStep(NamedTuple):
     """What a mover has just done.
 
     Attributes:
@@ -81,7 +81,7 @@ class Mover:
         self._client, self.leg, self.buckets = client, leg, buckets
         self._lease, self._token = f"move:{leg.move}", f"{chance.getrandbits(63)}"
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[MoveStep]:
         """Go on until the move is over; yield what was done.
 
         Raises:
@@ -91,10 +91,10 @@ class Mover:
         while (stage := self.stage()) != "over":
             try:
                 yield from getattr(self, f"_{stage}")()
-            except (Behind, buckets_rows.CopyVoid) as error:
+            except (CopyBehind, buckets_rows.CopyVoid) as error:
                 logger.info(Event("copy_void", move=self.leg.move, error=error))
                 self._step(self._target, [CATCHING], COPYING)
-                yield Step("waiting", f"to copy again: {error}")
+                yield MoveStep("waiting", f"to copy again: {error}")
             except (Different, Differs) as error:
                 self.give_up(str(error))
                 raise MoveEnded(
@@ -105,7 +105,7 @@ class Mover:
                     raise
                 both = f"{self.leg.source} or {self.leg.target}"
                 raise ShardUnavailable(both, sentence_of(error)) from error
-        yield Step("over")
+        yield MoveStep("over")
 
     def stage(self) -> str:
         """Return what is to be done next."""
@@ -140,15 +140,15 @@ class Mover:
             marks = ledger.lock_buckets(source, self.buckets)
             if any(mark.state not in (*_OWNED, HALTED) for mark in marks.values()):
                 raise PipelineError(f"{self.leg.source} has stopped: let the move end, then run: pipeline move back")
-            moves.forget(source, self.buckets, self.leg.move)
+            moves.forget_legs(source, self.buckets, self.leg.move)
         self._step(target, [COPYING, CATCHING], GONE)
-        note = next((leg.note for leg in self._legs(target).values()), moves.Note())
+        note = next((leg.note for leg in self._legs(target).values()), moves.MoveNote())
         moves.note(target, self.buckets, self.leg.move, replace(note, trouble=why, cleaned=False))
         logger.warning(Event("move_given_up", move=self.leg.move, buckets=len(self.buckets), why=why))
 
     # the stages ---------------------------------------------------------------------------------------------
 
-    def _begin(self) -> Iterator[Step]:
+    def _begin(self) -> Iterator[MoveStep]:
         """Let the target expect the buckets; from now on nothing but the log changes them on the source."""
         target = self._target
         with target.translated(), target.transaction():
@@ -156,15 +156,15 @@ class Mover:
             if any(mark.owned for mark in marks.values()):
                 raise PipelineError(f"{self.leg.target} owns bucket {self._named} already")
             for bucket in self.buckets:
-                moves.begin(target, self.leg._replace(bucket=bucket, note=moves.Note()))
+                moves.write_leg(target, self.leg._replace(bucket=bucket, note=moves.MoveNote()))
                 moves.place_mark(target, bucket, START, COPYING)
         self._follow_map()
         yield from self._pause(HEARD_S, "until all readers know of the move")
 
-    def _copy(self) -> Iterator[Step]:
+    def _copy(self) -> Iterator[MoveStep]:
         client, attempt = self._client, chance.getrandbits(62)
         self._follow_map()
-        note = moves.Note(attempt=attempt)
+        note = moves.MoveNote(attempt=attempt)
         moves.note(self._target, self.buckets, self.leg.move, note)
         tables = self._tables()
         with apart(client, self.leg.source) as source, apart(client, self.leg.target, writing=True) as target:
@@ -176,17 +176,17 @@ class Mover:
                 for table, chunk in buckets_rows.copy_rows(source, target, tables):
                     self._hold()
                     rows, size = rows + chunk.rows, size + chunk.bytes
-                    yield Step("copying", table, rows, size)
+                    yield MoveStep("copying", table, rows, size)
                 while not self._source_has(begun):
                     yield from self._pause(SHORT_S, "for every node of the source to have what was copied")
                 # the same connections as at the beginning: neither shard has failed over since
                 source.rows("SELECT 1")
                 if _connection(target) is not connection:
                     raise buckets_rows.CopyVoid("the target was restarted meanwhile")
-                buckets_rows.take_over(source, target, begun, CATCHING)
+                buckets_rows.take_records(source, target, begun, CATCHING)
         moves.note(self._target, self.buckets, self.leg.move, replace(note, rows=rows, bytes=size))
 
-    def _catch(self) -> Iterator[Step]:
+    def _catch(self) -> Iterator[MoveStep]:
         follow = self._follow()
         yield from self._caught_up(follow)
         if not self._note.verified:
@@ -199,18 +199,18 @@ class Mover:
         yield from self._caught_up(follow)
         self._hold()
         with self._source.translated(), self._source.transaction():
-            stopped = moves.step(self._source, self.buckets, self.leg.move, _OWNED, MOVED)
+            stopped = moves.change_state(self._source, self.buckets, self.leg.move, _OWNED, MOVED)
         if stopped:
-            yield Step("stopping", f"{self.leg.source} has stopped")
+            yield MoveStep("stopping", f"{self.leg.source} has stopped")
 
-    def _finish(self) -> Iterator[Step]:
+    def _finish(self) -> Iterator[MoveStep]:
         """Go on to exactly where the source has stopped, then begin."""
         ends = self._positions(self._source)
         for _ in clock.polls(WAIT_S, first_s=0.005):
             if self._source_says(MOVED, ends):
                 break
         else:
-            yield Step("waiting", "for every node of the source to have stopped")
+            yield MoveStep("waiting", "for every node of the source to have stopped")
             return
         follow = self._follow()
         while self._positions(self._target) != ends:
@@ -218,10 +218,10 @@ class Mover:
         self._give_span()
         with self._target.translated(), self._target.transaction():
             if _positions_in(self._target, self.buckets) == ends:
-                moves.step(self._target, self.buckets, self.leg.move, [CATCHING], ACTIVE)
+                moves.change_state(self._target, self.buckets, self.leg.move, [CATCHING], ACTIVE)
         yield from self._map()
 
-    def _publish(self) -> Iterator[Step]:
+    def _publish(self) -> Iterator[MoveStep]:
         if not self._note.mapped:
             yield from self._map()
         while not self._target_owns():
@@ -230,19 +230,19 @@ class Mover:
         if self._target_owns():
             self._step(self._source, [MOVED], GONE)
 
-    def _clean(self) -> Iterator[Step]:
+    def _clean(self) -> Iterator[MoveStep]:
         yield from self._deleted(self._source, self.leg.source)
-        moves.note(self._source, self.buckets, self.leg.move, moves.Note(cleaned=True))
+        moves.note(self._source, self.buckets, self.leg.move, moves.MoveNote(cleaned=True))
         self._follow_map()
 
-    def _abandon(self) -> Iterator[Step]:
+    def _abandon(self) -> Iterator[MoveStep]:
         """Give up what the source knows nothing of any more: it failed over, or whoever gave up has died."""
         if self._step(self._target, [COPYING, CATCHING], GONE):
             note = replace(self._note, trouble=self._note.trouble or "its source knows nothing of it", cleaned=False)
             moves.note(self._target, self.buckets, self.leg.move, note)
-        yield Step("cleaning", self.leg.target)
+        yield MoveStep("cleaning", self.leg.target)
 
-    def _undo(self) -> Iterator[Step]:
+    def _undo(self) -> Iterator[MoveStep]:
         note = self._note
         yield from self._deleted(self._target, self.leg.target)
         moves.note(self._target, self.buckets, self.leg.move, replace(note, cleaned=True))
@@ -250,7 +250,7 @@ class Mover:
 
     # parts --------------------------------------------------------------------------------------------------
 
-    def _map(self) -> Iterator[Step]:
+    def _map(self) -> Iterator[MoveStep]:
         """Let all processes know who owns the buckets, and let no process act on the map of before."""
         client = self._client
         self._follow_map()
@@ -259,9 +259,9 @@ class Mover:
         client.log.postpone(self.leg.target, self.buckets, 0)
         client.bell.ring_now(self.leg.target, len(self.buckets))
         moves.note(self._target, self.buckets, self.leg.move, replace(self._note, mapped=True))
-        yield Step("stopping", f"{self.leg.target} goes on")
+        yield MoveStep("stopping", f"{self.leg.target} goes on")
 
-    def _verify(self, follow: Follow) -> Iterator[Step]:
+    def _verify(self, follow: Follow) -> Iterator[MoveStep]:
         """Compare both shards at one watermark of each bucket."""
         client, tables = self._client, self._tables()
         with apart(client, self.leg.source) as source, apart(client, self.leg.target) as target, source.snapshot():
@@ -278,11 +278,11 @@ class Mover:
                 for table, chunk in buckets_rows.compare_rows(source, target, tables):
                     self._hold()
                     rows, size = rows + chunk.rows, size + chunk.bytes
-                    yield Step("comparing", table, rows, size)
+                    yield MoveStep("comparing", table, rows, size)
                 buckets_rows.compare_records(source, target, self.buckets)
         moves.note(self._target, self.buckets, self.leg.move, replace(self._note, verified=True))
 
-    def _caught_up(self, follow: Follow) -> Iterator[Step]:
+    def _caught_up(self, follow: Follow) -> Iterator[MoveStep]:
         """Follow the source until little is left, as far as every node of the source has it."""
         applied = 0
         while True:
@@ -291,7 +291,7 @@ class Mover:
             if all(_is_near(here[bucket], ends[bucket]) for bucket in self.buckets):
                 return
             applied += self._follow_once(follow, ends)
-            yield Step("catching up", "", applied)
+            yield MoveStep("catching up", "", applied)
 
     def _follow_once(self, follow: Follow, ends: dict[int, Position]) -> int:
         """Apply one batch; where the target refuses an op, try for a while: its reference tables may be behind."""
@@ -315,21 +315,21 @@ class Mover:
                 return
         raise PipelineError(f"{self.leg.target} is behind {self.leg.source} in reference tables: see pipeline why")
 
-    def _pause(self, for_s: float, what: str) -> Iterator[Step]:
+    def _pause(self, for_s: float, what: str) -> Iterator[MoveStep]:
         """Wait, and say for what."""
         deadline = clock.Deadline(for_s)
         while not deadline.passed:
             left_s = max(0.0, deadline.left_s)
-            yield Step("waiting", f"{left_s:.0f} s {what}" if for_s > SHORT_S else what)
+            yield MoveStep("waiting", f"{left_s:.0f} s {what}" if for_s > SHORT_S else what)
             clock.sleep_s(min(1.0, left_s))
             self._hold()
 
-    def _deleted(self, session: NodeSession, shard: str) -> Iterator[Step]:
+    def _deleted(self, session: NodeSession, shard: str) -> Iterator[MoveStep]:
         rows = 0
         for more in buckets_rows.delete_bucket_rows(session, self._tables(), self.buckets):
             self._hold()
             rows += more
-            yield Step("cleaning", shard, rows)
+            yield MoveStep("cleaning", shard, rows)
 
     def _hold(self) -> None:
         """Say that this mover is at work: no other one begins."""
@@ -348,7 +348,7 @@ class Mover:
         bucket_map.follow(client.log, client.nodes, client.topology, anew=True)
 
     def _map_is_known(self) -> bool:
-        known = bucket_map.read(self._client.log.placement())
+        known = bucket_map.read_map(self._client.log.placement())
         if known is None or any(bucket not in known.moves for bucket in self.buckets):
             self._follow_map()
             return False
@@ -360,7 +360,7 @@ class Mover:
 
     def _step(self, session: NodeSession, before: list[str], after: str) -> bool:
         with session.translated(), session.transaction():
-            return moves.step(session, self.buckets, self.leg.move, before, after)
+            return moves.change_state(session, self.buckets, self.leg.move, before, after)
 
     def _follow(self) -> Follow:
         client = self._client
@@ -383,7 +383,7 @@ class Mover:
         return self._client.nodes.primary(self.leg.target)
 
     @property
-    def _note(self) -> moves.Note:
+    def _note(self) -> moves.MoveNote:
         return next(iter(self._legs(self._target).values())).note
 
     def _legs(self, session: NodeSession) -> dict[int, Leg]:

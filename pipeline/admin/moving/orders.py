@@ -24,7 +24,7 @@ _STATES |= {"clean": "cleaning", "undo": "cleaning", "over": "done"}
 KEEP_S = 60
 
 
-def begin(client: Client, buckets: Collection[int], target: str, who: str, keep_s: int = KEEP_S) -> Mover:
+def order_move(client: Client, buckets: Collection[int], target: str, who: str, keep_s: int = KEEP_S) -> Mover:
     """Order that buckets of one shard move to another; return the mover, whose `steps` do it.
 
     Args:
@@ -53,9 +53,9 @@ def begin(client: Client, buckets: Collection[int], target: str, who: str, keep_
                 )
             if bucket in found and found[bucket].under_way(source) and found[bucket].source == source:
                 raise PipelineError(f"bucket {bucket} is being moved already: see pipeline move list")
-        leg = Leg(wanted[0], number, source, target, clock.wall_ms(), keep_s, who[:128], moves.Note(), None, None)
+        leg = Leg(wanted[0], number, source, target, clock.wall_ms(), keep_s, who[:128], moves.MoveNote(), None, None)
         for bucket in wanted:
-            moves.begin(session, leg._replace(bucket=bucket))
+            moves.write_leg(session, leg._replace(bucket=bucket))
     return Mover(client, leg, wanted)
 
 
@@ -133,7 +133,7 @@ def of_buckets(client: Client, buckets: Iterable[int]) -> list[Mover]:
     return found
 
 
-class Known(NamedTuple):
+class KnownMove(NamedTuple):
     """A move as people are shown it.
 
     Attributes:
@@ -154,7 +154,7 @@ class Known(NamedTuple):
     trouble: str
 
 
-def known(client: Client) -> list[Known]:
+def known(client: Client) -> list[KnownMove]:
     """Return the last move of each bucket that has moved or was to, by move, the newest first.
 
     Args:
@@ -169,12 +169,12 @@ def known(client: Client) -> list[Known]:
     return sorted((_shown(client, legs) for legs in found.values()), key=lambda one: -one.began_ms)
 
 
-def _shown(client: Client, legs: dict[int, Leg]) -> Known:
+def _shown(client: Client, legs: dict[int, Leg]) -> KnownMove:
     leg = next(iter(legs.values()))
     stage = Mover(client, leg, tuple(legs)).stage()
     state = "given up" if leg.note.trouble else _STATES[stage]
     about = (leg.move, format_ranges(legs), leg.source, leg.target)
-    return Known(*about, state, leg.note.rows, leg.who, leg.began_ms, leg.note.trouble)
+    return KnownMove(*about, state, leg.note.rows, leg.who, leg.began_ms, leg.note.trouble)
 
 
 def came_from(client: Client, buckets: Collection[int]) -> str:

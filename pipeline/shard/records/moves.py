@@ -20,7 +20,7 @@ from pipeline.shard.session import NodeSession
 ON_THE_WAY = (COPYING, CATCHING)
 
 
-class Note(msgspec.Struct, frozen=True):
+class MoveNote(msgspec.Struct, frozen=True):
     """What the target's row says of a move's progress.
 
     Attributes:
@@ -58,7 +58,7 @@ class Leg(NamedTuple):
     began_ms: int
     keep_s: int
     who: str
-    note: Note
+    note: MoveNote
     state: str | None
     position: Position | None
 
@@ -107,7 +107,7 @@ def moving(session: NodeSession, shard: str, buckets: Collection[int]) -> set[in
     return {b for b, leg in legs_within(session, buckets).items() if leg.under_way(shard)} if buckets else set()
 
 
-def begin(session: NodeSession, leg: Leg) -> None:
+def write_leg(session: NodeSession, leg: Leg) -> None:
     """Write the row of a move; one of an earlier move goes.
 
     Args:
@@ -123,7 +123,7 @@ def begin(session: NodeSession, leg: Leg) -> None:
     )
 
 
-def note(session: NodeSession, buckets: Iterable[int], move: int, text: Note) -> None:
+def note(session: NodeSession, buckets: Iterable[int], move: int, text: MoveNote) -> None:
     """Store how far a move is, or what a shard has of it; committed when this returns.
 
     Args:
@@ -139,7 +139,9 @@ def note(session: NodeSession, buckets: Iterable[int], move: int, text: Note) ->
         )
 
 
-def step(session: NodeSession, buckets: Collection[int], move: int, before: Collection[str], after: str) -> bool:
+def change_state(
+    session: NodeSession, buckets: Collection[int], move: int, before: Collection[str], after: str
+) -> bool:
     """Change the state of buckets, if each is of the move and in one of some states; return whether it was done.
 
     Args:
@@ -175,7 +177,7 @@ def fence(session: NodeSession, buckets: Collection[int], move: int, attempt: in
     return len(mine) == len(buckets) and all(bucket in marks and marks[bucket].state == COPYING for bucket in buckets)
 
 
-def forget(session: NodeSession, buckets: Collection[int], move: int) -> None:
+def forget_legs(session: NodeSession, buckets: Collection[int], move: int) -> None:
     """Delete the rows of a move that was given up.
 
     Args:
@@ -222,11 +224,11 @@ def _legs(rows: Iterable[tuple[Any, ...]]) -> dict[int, Leg]:
     return found
 
 
-def _note(text: str) -> Note:
+def _note(text: str) -> MoveNote:
     try:
-        return msgspec.json.decode(text, type=Note)
+        return msgspec.json.decode(text, type=MoveNote)
     except msgspec.MsgspecError:
-        return Note()
+        return MoveNote()
 
 
 def _list(values: Iterable[int]) -> str:
