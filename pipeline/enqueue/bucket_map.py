@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 from pipeline.config.placement import Placement
 from pipeline.config.topology import Topology
-from pipeline.errors import Unavailable
+from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.events import Event
+from pipeline.oplog.appends import Appends
 from pipeline.oplog.contract import Log
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import moves
@@ -48,6 +49,24 @@ def follow(log: Log, nodes: Nodes, topology: Topology, *, anew: bool = False) ->
     if known != topology.placement:
         topology.follow(known)
     return known
+
+
+def follow_noted(log: Appends, topology: Topology) -> None:
+    """Let a command act on the map that Redis has; without Redis, or a map there, buckets are where they began.
+
+    Args:
+        log: has the map.
+        topology: follows the map.
+
+    Raises:
+        WrongDeployment: buckets have moved to a shard that the configuration lacks.
+    """
+    try:
+        known = read_map(log.placement())
+    except LogUnavailable:
+        return
+    if known is not None and known != topology.placement:
+        topology.follow(known)
 
 
 def read_map(text: str) -> Placement | None:

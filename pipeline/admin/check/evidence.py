@@ -16,6 +16,7 @@ from pipeline.admin.observe.record import MAX_AGE_S, OpFault
 from pipeline.admin.questions import ASK_S, ask_all
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
+from pipeline.enqueue.bucket_map import follow_noted
 from pipeline.enqueue.deployment import misfits_of
 from pipeline.errors import PipelineError
 from pipeline.model.op import START
@@ -98,7 +99,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
         max_age_s: the age from which on a waiting op is a fault, seconds.
     """
     topology, redis = Topology(settings), settings.redis
-    seen = ask_all({"log": lambda: _log(settings)})["log"]
+    seen = ask_all({"log": lambda: _log(settings, topology)})["log"]
     schemas, refusal, untrimmed, unfit, epochs = ((), "", "", {}, {}) if isinstance(seen, PipelineError) else seen[1:]
     schemas = tuple(schema for schema in schemas if not topology.ignores(schema.name))
     names = [name for name, _ in own_tables("mysql")]
@@ -177,13 +178,16 @@ def _op_faults(settings: Settings, max_age_s: float) -> tuple[OpFault, ...]:
         observer.close()
 
 
-def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, str, dict[str, str], dict[str, int]]:
+def _log(
+    settings: Settings, topology: Topology
+) -> tuple[Health, tuple[TableSchema, ...], str, str, dict[str, str], dict[str, int]]:
     health = health_of(settings.redis.url)
     log = RedisLog.of(settings.redis, read_s=ANSWER_S)
     try:
         refusal = _refusal(settings, log)
         if refusal:
             return health, (), refusal, "", {}, {}
+        follow_noted(log, topology)
         schemas = tuple(TableSchema.from_json(text) for _, text in sorted(log.newest_schemas().items()))
         unfit = {node: why for text in log.unfit().values() for node, why in unfit_of(text).items()}
         told = {shard: log.epoch(shard) for shard in settings.shards}

@@ -30,6 +30,7 @@ from pipeline.admin.questions import ask_all
 from pipeline.admin.strange_keys import every_strange_key
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
+from pipeline.enqueue.bucket_map import follow_noted
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.model.fingerprint import Fingerprint
 from pipeline.model.op import START, Position
@@ -106,6 +107,7 @@ class Observer:
         self._log.close()
 
     def _redis(self) -> RedisRecord:
+        follow_noted(self._log, self._topology)
         if clock.mono_s() - self._counted_s >= COUNTS_S:  # a quarter of the time of a record of 64 shards
             self._strange = every_strange_key(self._log, self._topology)[:MOST_STRANGE]
         share, used = self._log.memory()
