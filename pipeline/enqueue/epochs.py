@@ -158,7 +158,7 @@ class Authority:
             epoch, current, seen = log.epoch(scope.name)
             # after the epoch was read: a change of the fingerprint is noted before it raises the epochs
             given = bool(epoch and current and epoch >= known)
-            verify(log, self._nodes, self._topology, scope.shards, asking=not given)
+            verify(log, self._nodes, self._topology, scope, asking=not given)
             self._seal.learn()
             if given:
                 return epoch

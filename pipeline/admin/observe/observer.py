@@ -34,7 +34,7 @@ from pipeline.errors import PipelineError, Unavailable
 from pipeline.model.fingerprint import Fingerprint
 from pipeline.model.op import START, Position
 from pipeline.model.wait_reason import WaitReason, reasons_of
-from pipeline.oplog.redis.log import RedisLog
+from pipeline.oplog.groups import log_of
 from pipeline.oplog.redis.server_info import ANSWER_S
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.records.stops import stop_reasons
@@ -74,7 +74,7 @@ class Observer:
 
     def __init__(self, settings: Settings):
         self._topology = Topology(settings)
-        self._log = RedisLog.of(settings.redis, read_s=ANSWER_S)
+        self._log = log_of(settings, read_s=ANSWER_S)
         self._before: dict[str, deque[tuple[_Node, int | None]]] = {}
         self._counts: dict[str, _Counts | PipelineError] = {}
         self._counted_s = -COUNTS_S

@@ -19,6 +19,7 @@ from pipeline.errors import BadOp, LogUnavailable, PipelineFull
 from pipeline.events import Event
 from pipeline.model.op import Entry, Position
 from pipeline.model.schema import TableSchema
+from pipeline.oplog.appends import EVERYWHERE
 from pipeline.oplog.batches import MOST_NOTES
 from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.counts import MOST_COUNTERS
@@ -71,12 +72,12 @@ class RedisAppends(RedisServer):
         replid, _, value = seen.partition(" ")
         return bool(self._run("raise_epoch", [self.keys.epoch(scope)], [value, epoch, replid]))
 
-    def deployment(self) -> str:
+    def deployment(self, scope: str = EVERYWHERE) -> str:
         with translated():
             found: Any = self._soon(lambda redis: redis.mget([self.keys.deployment])[0])
         return str(found, errors="surrogateescape") if found is not None else ""
 
-    def note_deployment(self, seen: str, text: str) -> bool:
+    def note_deployment(self, seen: str, text: str, scope: str = EVERYWHERE) -> bool:
         known = seen.encode(errors="surrogateescape")  # byte by byte, whatever it is
         return bool(self._run("note_deployment", [self.keys.deployment], [known, text]))
 
@@ -84,7 +85,7 @@ class RedisAppends(RedisServer):
         words = [word for bucket, (epoch, seq) in marks.items() for word in (bucket, epoch, seq)]
         return text_of(self._run("audit", [self.keys.epoch(scope), *map(self.keys.log, marks)], words))
 
-    def senders(self) -> Iterator[tuple[int, dict[int, tuple[int, int]]]]:
+    def senders(self, scope: str = EVERYWHERE) -> Iterator[tuple[int, dict[int, tuple[int, int]]]]:
         with translated():
             every = self._client.scan_iter(self.keys.producer("*"), count=SCAN)
             while names := list(islice(every, SCAN)):
