@@ -8,9 +8,10 @@ are in every Redis, so that none is lost with one of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from pipeline import clock
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
 from pipeline.errors import LogUnavailable
@@ -22,6 +23,9 @@ from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.waits import Noted
 
 _T = TypeVar("_T")
+#: How long the reference log's Redis may keep the work of a shard that has its logs elsewhere waiting, s; and for how
+#: long it is not asked again.
+BESIDE_S, SILENT_S = 0.25, 2.0
 
 
 def log_of(settings: Settings, **times: Any) -> RedisLog:
@@ -51,10 +55,12 @@ class GroupedLog(RedisLog):
         self.first = RedisLog(redis.url, **alike)
         others = {name: RedisLog(group.url, **alike) for name, group in settings.groups.items()}
         self._logs = {"": self.first, **others}
+        self._beside = RedisLog(redis.url, **{**alike, "read_s": BESIDE_S})
+        self._silent_until_s: dict[RedisLog, float] = {}
 
     def close(self) -> None:
         super().close()
-        for log in self._logs.values():
+        for log in (*self._logs.values(), self._beside):
             log.close()
 
     def at(self, scope: str) -> RedisLog:
@@ -77,6 +83,22 @@ class GroupedLog(RedisLog):
     def _at_chore(self, name: str) -> RedisLog:
         """Return where the lease on a chore is: beside the logs of the shard that the name has behind its colon."""
         return self.at([*name.split(":"), ""][1])
+
+    def _is_silent(self, log: RedisLog) -> bool:
+        """Return whether a Redis did not answer a moment ago."""
+        return clock.mono_s() < self._silent_until_s.get(log, 0.0)
+
+    def _is_asked_beside(self, shard: str) -> bool:
+        """Return whether to look for work of a shard beside the reference log, too."""
+        return self.at(shard) is not self.first and not self._is_silent(self._beside)
+
+    @contextmanager
+    def _unless_silent(self) -> Iterator[None]:
+        """Let the reference log wait for its Redis: the shard's own logs do not."""
+        try:
+            yield
+        except LogUnavailable:
+            self._silent_until_s[self._beside] = clock.mono_s() + SILENT_S
 
     def _split(self, of_buckets: Mapping[int, _T]) -> dict[RedisLog, dict[int, _T]]:
         parts: dict[RedisLog, dict[int, _T]] = {}
@@ -149,11 +171,12 @@ class GroupedLog(RedisLog):
 
     def schema(self, hash: str) -> str | None:
         failed: LogUnavailable | None = None
-        for log in self._logs.values():
+        for log in sorted(self._logs.values(), key=self._is_silent):
             try:
                 if (text := log.schema(hash)) is not None:
                     return text
             except LogUnavailable as error:
+                self._silent_until_s[log] = clock.mono_s() + SILENT_S
                 failed = error
         if failed is not None:
             raise failed
@@ -184,9 +207,9 @@ class GroupedLog(RedisLog):
 
     def due(self, shard: str, limit: int) -> dict[int, int]:
         found = self.at(shard).due(shard, limit)
-        if self.at(shard) is not self.first:
-            with suppress(LogUnavailable):  # the reference log waits for its Redis, the shard's own logs do not
-                found |= self.first.due(shard, 1)
+        if self._is_asked_beside(shard):
+            with self._unless_silent():
+                found |= self._beside.due(shard, 1)
         return found
 
     def sizes(self, after: Mapping[int, Position], count: int, most_bytes: int) -> dict[int, list[int]]:
@@ -244,9 +267,9 @@ class GroupedLog(RedisLog):
 
     def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
         ring, dirty = self.at(shard).sweep(shard, due_ms=due_ms)
-        if self.at(shard) is not self.first:
-            with suppress(LogUnavailable):
-                more, others = self.first.sweep(shard, due_ms=due_ms)
+        if self._is_asked_beside(shard):
+            with self._unless_silent():
+                more, others = self._beside.sweep(shard, due_ms=due_ms)
                 ring, dirty = ring or more, dirty + others
         return ring, dirty
 

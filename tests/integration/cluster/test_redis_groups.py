@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.sandbox.deployments import drain, model, rows_of
+from support.sandbox.deployments import apply, drain, model, rows_of
 
 from pipeline.admin.migrate import migrate
 from pipeline.admin.restore import take_queue
@@ -76,29 +76,33 @@ def test_each_redis_has_the_logs_of_its_shards_and_all_is_applied(two: Two):
     assert client.log.dirty("s0") == client.log.dirty("s1") == 0
 
 
-def test_a_redis_that_is_away_delays_the_ops_of_its_own_shards(two: Two):
-    client = two.client(spool=True)
-    client.enqueue_insert(model().purchase, customer=0, qty=1)
-    client.enqueue_insert(model().purchase, customer=4, qty=1)
+@pytest.mark.parametrize(
+    ("gone", "how"), [("second", signal.SIGKILL), ("first", signal.SIGKILL), ("first", signal.SIGSTOP)]
+)
+def test_a_redis_that_is_away_delays_the_ops_of_its_own_shards(two: Two, gone: str, how: int):
+    client, server, shards = two.client(spool=True), getattr(two, gone), {0: "s0", 4: "s1"}
+    away, there = (0, 4) if gone == "first" else (4, 0)
+    for customer in (0, 4):
+        client.enqueue_insert(model().purchase, customer=customer, qty=1)
     drain(client)
-    two.second.stop(signal.SIGKILL)
+    leave(server, how)
 
-    for customer in (5, 1, 4, 0):
+    for customer in (away + 1, there + 1, away, there):
         client.enqueue_insert(model().purchase, customer=customer, qty=2)
     for _ in polls(SOON_S):
-        drain_only(client, "s0")
-        if len(rows_of_shard(client, "s0")) == 3:
+        drain_only(client, shards[there])
+        if len(customers_on(client, shards[there])) == 3:
             break
-    assert [row[1] for row in rows_of_shard(client, "s0")] == [0, 0, 1]
-    assert [row[1] for row in rows_of_shard(client, "s1")] == [4]
+    assert customers_on(client, shards[there]) == [there, there, there + 1]
+    assert customers_on(client, shards[away]) == [away]
 
-    two.second.start()
+    come_back(server, how)
     assert client.drain_thread is not None
     client.drain_thread().wait_empty(SOON_S)
     drain(client)
 
-    assert [row[1] for row in rows_of_shard(client, "s1")] == [4, 4, 5]
-    assert [row[1] for row in rows_of_shard(client, "s0")] == [0, 0, 1]
+    assert customers_on(client, shards[away]) == [away, away, away + 1]
+    assert customers_on(client, shards[there]) == [there, there, there + 1]
 
 
 def test_a_redis_that_forgot_all_is_given_definitions_and_epochs_anew(two: Two):
@@ -111,7 +115,7 @@ def test_a_redis_that_forgot_all_is_given_definitions_and_epochs_anew(two: Two):
     client.enqueue_insert(model().purchase, customer=4, qty=2)
     drain(two.client())
 
-    assert [row[1] for row in rows_of_shard(client, "s1")] == [4, 4]
+    assert customers_on(client, "s1") == [4, 4]
 
 
 def test_a_file_that_looks_for_a_shards_logs_in_another_redis_is_refused(two: Two):
@@ -135,18 +139,37 @@ def test_a_wrong_address_of_a_group_is_refused_and_check_names_it(two: Two, log_
     [misfit] = misfits_of(wrong.log, wrong.nodes, wrong.topology)
     assert misfit.startswith("[redis.two] url")
 
+    take_queue(wrong)  # the second Redis is gone for good
+    fresh = two.client(url=wrong.settings.groups["two"].url)
+    fresh.enqueue_insert(model().purchase, customer=4, qty=3)
+    drain(fresh)
+    assert customers_on(fresh, "s1") == [4]
+
 
 def logs_of(server: Any) -> set[int]:
     with server.client() as redis:
         return {int(name.rpartition(":")[2]) for name in redis.scan_iter("pl:log:*")}
 
 
-def rows_of_shard(client: Client, shard: str) -> list[Any]:
-    return sorted(client.nodes.primary(shard).query("SELECT id, customer FROM purchase"), key=lambda row: row[1])
+def customers_on(client: Client, shard: str) -> list[int]:
+    return sorted(customer for (customer,) in client.nodes.primary(shard).query("SELECT customer FROM purchase"))
+
+
+def leave(server: Any, how: int) -> None:
+    """Let a server end, or stand still."""
+    if how == signal.SIGKILL:
+        server.stop(how)
+    else:
+        server._process.send_signal(how)
+
+
+def come_back(server: Any, how: int) -> None:
+    if how == signal.SIGKILL:
+        server.start()
+    else:
+        server._process.send_signal(signal.SIGCONT)
 
 
 def drain_only(client: Client, shard: str) -> None:
-    from support.sandbox.deployments import apply
-
     while apply(client, shard).left:
         pass
