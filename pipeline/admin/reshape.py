@@ -185,7 +185,7 @@ def _noted(pipeline: Client) -> tuple[Agreement, Fingerprint]:
 
 def _refuse_unless(notes: Agreement, expected: Fingerprint) -> None:
     """Raise where the configuration differs from what it is expected to be after the change."""
-    if found := [*notes.strangers(), *differences(notes.mine, expected), *notes.standing(expected)]:
+    if found := [*notes.strangers(), *notes.apart(), *differences(notes.mine, expected), *notes.standing(expected)]:
         raise WrongDeployment(found)
 
 

@@ -74,7 +74,7 @@ def name_losses(pipeline: Client, shard: str) -> int:
         if not current or not log.take_lease(done, JUDGED_MS):
             continue
         unsure = 0
-        for producer, sent in log.senders():
+        for producer, sent in log.senders(scope):
             over = {
                 (bucket, producer): one
                 for bucket, one in sent.items()

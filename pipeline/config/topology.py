@@ -184,6 +184,21 @@ class Topology:
         """
         return self._owned[shard]
 
+    def group_of(self, shard: str) -> str:
+        """Return the name of the Redis that has the logs of *shard*; the empty name is that of [redis].
+
+        Raises:
+            KeyError: there is no such shard.
+        """
+        return self._settings.shards[shard].redis
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """By name, the address of each Redis that has logs of some shard, beside the first."""
+        settings = self._settings
+        named = {self.group_of(shard) for shard in self.shards}
+        return {name: server_of(group.url) for name, group in settings.groups.items() if name in named}
+
     def ranges_of(self, shard: str) -> str:
         """Return the buckets that the settings give to *shard*, as the file would say it: `0-127`."""
         return format_ranges(bucket for bucket, name in enumerate(self._began) if name == shard)
@@ -213,7 +228,8 @@ class Topology:
             tables=tuple((name, spread) for name, spread in spreads if spread != BY_ID),
             prefix=settings.redis.prefix,
             source=settings.source,
-            redis=(server_of(settings.redis.url),),
+            redis=(server_of(settings.redis.url), *self.groups.values()),
+            groups=tuple((name, shard.redis) for name, shard in settings.shards.items() if shard.redis),
             databases=tuple(nodes),
         )
 

@@ -24,7 +24,7 @@ from pipeline.enqueue.shipment import Acked, Sender
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.events import Event
 from pipeline.model.seal import Seal
-from pipeline.oplog.appends import Appends, Scope
+from pipeline.oplog.appends import EVERYWHERE, Appends, Scope
 from pipeline.oplog.contract import Log
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger, ledger_queries, moves
@@ -123,7 +123,8 @@ class EpochCache:
 
     def _lineage_changed(self, scope: Scope, stale: int) -> bool:
         """Whether the server is another than the one that took what this process has sent so far."""
-        other = next((name for name in self.known if name != scope.name), None)
+        together = self._authority.together
+        other = next((name for name in self.known if name != scope.name and together(name, scope.name)), None)
         return stale > 0 or (other is not None and self._log.epoch(other)[:2] != (self.known[other], True))
 
 
@@ -159,7 +160,7 @@ class Authority:
             epoch, current, seen = log.epoch(scope.name)
             # after the epoch was read: a change of the fingerprint is noted before it raises the epochs
             given = bool(epoch and current and epoch >= known)
-            verify(log, self._nodes, self._topology, scope.shards, asking=not given)
+            verify(log, self._nodes, self._topology, scope, asking=not given)
             self._seal.learn()
             # after the epoch, too: a change of the map is noted before it raises the epochs
             bucket_map.follow(log, self._nodes, self._topology, anew=not given)
@@ -184,6 +185,16 @@ class Authority:
                 self.renew()
                 return new
         raise LogUnavailable(f"the epoch of {scope.name!r} could not be raised", sent=False)
+
+    def together(self, one: str, other: str) -> bool:
+        """Return whether one Redis has the logs of both scopes.
+
+        Args:
+            one: the name of a scope.
+            other: that of another.
+        """
+        groups = {self._topology.group_of(name) if name != EVERYWHERE else "" for name in (one, other)}
+        return len(groups) == 1
 
     def renew(self) -> None:
         """Give a new server what it may have forgotten: the schemas of this process."""

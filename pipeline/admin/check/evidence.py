@@ -22,6 +22,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.op import START
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.doorbell import Bell
+from pipeline.oplog.groups import log_of
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.rehearsal import rehearse
 from pipeline.oplog.redis.server_info import ANSWER_S, Health, health_of
@@ -44,6 +45,7 @@ class Evidence:
 
     Attributes:
         log, broker: the two Redis servers.
+        groups: by name, the Redis of each [redis.NAME].
         schemas: the newest published definitions.
         refusal: what Redis forbids this user; empty if everything is allowed.
         untrimmed: what Redis says where this user may not trim a log: right for a web host's, wrong for a worker's.
@@ -74,6 +76,7 @@ class Evidence:
     faults: tuple[OpFault, ...] = ()
     misfits: tuple[str, ...] = ()
     untaken: Mapping[str, str] = field(default_factory=dict)
+    groups: Mapping[str, Health | PipelineError] = field(default_factory=dict)
 
     @property
     def surveys(self) -> list[Survey]:
@@ -111,6 +114,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
         "workers ": lambda: _listened(settings, topology),
         "deployment ": lambda: _misfits(settings, topology),
     }
+    questions |= {f"redis {name}": partial(_group, settings, name) for name in topology.groups}
     primary_of = {}
     answer_s = ASK_S + TABLE_S * len(names)
     for shard in settings.shards.values():
@@ -131,13 +135,14 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
             )
     answers = ask_all(questions, answer_s)
     broker, listened, misfits = (answers.pop(name) for name in ("broker ", "workers ", "deployment "))
+    groups = {name: _health(answers.pop(f"redis {name}")) for name in topology.groups}
     heard = listened if isinstance(listened, set) else None
     served = [shard for shard in settings.shards if heard and shard in heard and isinstance(answers[shard], Survey)]
     return Evidence(
         settings=settings,
         topology=topology,
         log=seen if isinstance(seen, PipelineError) else seen[0],
-        broker=broker if isinstance(broker, Health | PipelineError) else PipelineError("no answer"),
+        broker=_health(broker),
         schemas=schemas,
         refusal=refusal,
         untrimmed=untrimmed,
@@ -148,6 +153,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
         epochs=epochs,
         uwsgi=servers_without_threads(),
         faults=_op_faults(settings, max_age_s),
+        groups=groups,
         misfits=misfits if isinstance(misfits, tuple) else (),
         untaken={} if misfits or not schemas else _untaken(settings, schemas, served),
     )
@@ -162,7 +168,7 @@ def _untaken(settings: Settings, schemas: tuple[TableSchema, ...], shards: list[
 
 
 def _misfits(settings: Settings, topology: Topology) -> tuple[str, ...]:
-    log, nodes = RedisLog.of(settings.redis, read_s=ANSWER_S), Nodes(settings)
+    log, nodes = log_of(settings, read_s=ANSWER_S), Nodes(settings)
     try:
         return tuple(misfits_of(log, nodes, topology))
     finally:
@@ -182,7 +188,7 @@ def _log(
     settings: Settings, topology: Topology
 ) -> tuple[Health, tuple[TableSchema, ...], str, str, dict[str, str], dict[str, int]]:
     health = health_of(settings.redis.url)
-    log = RedisLog.of(settings.redis, read_s=ANSWER_S)
+    log = log_of(settings, read_s=ANSWER_S)
     try:
         refusal = _refusal(settings, log)
         if refusal:
@@ -195,6 +201,22 @@ def _log(
         return health, schemas, "", _trim_refusal(log), unfit, epochs
     finally:
         log.close()
+
+
+def _health(answer: object) -> Health | PipelineError:
+    return answer if isinstance(answer, Health | PipelineError) else PipelineError("no answer")
+
+
+def _group(settings: Settings, name: str) -> Health:
+    """Ask the Redis of a group, with this user's own rights there.
+
+    Raises:
+        PipelineError: it does not answer, or refuses what the pipeline does.
+    """
+    url = settings.groups[name].url
+    health = health_of(url)
+    rehearse(url, settings.redis.prefix, ANSWER_S)
+    return health
 
 
 def _refusal(settings: Settings, log: RedisLog) -> str:

@@ -83,7 +83,10 @@ def source_of(client: Client, buckets: Collection[int], target: str) -> str:
         raise PipelineError(
             f"the buckets {format_ranges(buckets)} are on {', '.join(sorted(owners))}: move each shard's"
         )
-    return owners.pop()
+    source = owners.pop()
+    if topology.group_of(source) != topology.group_of(target):
+        raise PipelineError(f"{source} and {target} have their logs in two Redis: buckets move within one only")
+    return source
 
 
 def rows_to_move(client: Client, buckets: Collection[int], target: str) -> dict[str, int]:

@@ -35,7 +35,7 @@ from pipeline.errors import PipelineError, Unavailable
 from pipeline.model.fingerprint import Fingerprint
 from pipeline.model.op import START, Position
 from pipeline.model.wait_reason import reasons_of
-from pipeline.oplog.redis.log import RedisLog
+from pipeline.oplog.groups import log_of
 from pipeline.oplog.redis.server_info import ANSWER_S
 
 #: Redis's name among the nodes; no node can have it.
@@ -52,7 +52,7 @@ class Observer:
 
     def __init__(self, settings: Settings):
         self._topology = Topology(settings)
-        self._log = RedisLog.of(settings.redis, read_s=ANSWER_S)
+        self._log = log_of(settings, read_s=ANSWER_S)
         self._before: dict[str, deque[tuple[Reached, int | None]]] = {}
         self._counts: dict[str, OnPrimary | PipelineError] = {}
         self._counted_s = -COUNTS_S

@@ -10,6 +10,7 @@ from pipeline.model.op import START, Entry, Position
 from pipeline.oplog.appends import (
     APPENDED,
     BIG_BYTES,
+    EVERYWHERE,
     FULL_SHARE,
     HOLE,
     SEEN,
@@ -45,11 +46,11 @@ class MemoryAppends(MemoryServer):
             self._server.epochs[scope] = GivenOut(epoch, self._server.lineage)
             return True
 
-    def deployment(self) -> str:
+    def deployment(self, scope: str = EVERYWHERE) -> str:
         with self._lock:
             return self._server.deployment
 
-    def note_deployment(self, seen: str, text: str) -> bool:
+    def note_deployment(self, seen: str, text: str, scope: str = EVERYWHERE) -> bool:
         with self._lock:
             noted = self._server.deployment == seen
             self._server.deployment = text if noted else self._server.deployment
@@ -115,7 +116,7 @@ class MemoryAppends(MemoryServer):
                 raise EpochStale
             return Appended(placed, ring)
 
-    def senders(self) -> Iterator[tuple[int, dict[int, tuple[int, int]]]]:
+    def senders(self, scope: str = EVERYWHERE) -> Iterator[tuple[int, dict[int, tuple[int, int]]]]:
         with self._lock:
             known = {producer: dict(sent) for producer, sent in self._server.producers.items()}
         for producer, buckets in known.items():

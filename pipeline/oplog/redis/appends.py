@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model.op import Position
+from pipeline.oplog.appends import EVERYWHERE
 from pipeline.oplog.redis.connection import MOST_REASON, RedisServer, by_bucket, numbers_of, text_of, translated
 from pipeline.oplog.redis.line import RedisLine
 from pipeline.oplog.ttls import IDEMPOTENCY_TTL_MS
@@ -44,12 +45,12 @@ class RedisAppends(RedisServer):
         replid, _, value = seen.partition(" ")
         return bool(self._run("raise_epoch", [self.keys.epoch(scope)], [value, epoch, replid]))
 
-    def deployment(self) -> str:
+    def deployment(self, scope: str = EVERYWHERE) -> str:
         with translated():
             found: Any = self._soon(lambda redis: redis.mget([self.keys.deployment])[0])
         return str(found, errors="surrogateescape") if found is not None else ""
 
-    def note_deployment(self, seen: str, text: str) -> bool:
+    def note_deployment(self, seen: str, text: str, scope: str = EVERYWHERE) -> bool:
         known = seen.encode(errors="surrogateescape")  # byte by byte, whatever it is
         return bool(self._run("note_deployment", [self.keys.deployment], [known, text]))
 
@@ -66,7 +67,7 @@ class RedisAppends(RedisServer):
         words = [word for bucket, (epoch, seq) in marks.items() for word in (bucket, epoch, seq)]
         return text_of(self._run("audit", [self.keys.epoch(scope), *map(self.keys.log, marks)], words))
 
-    def senders(self) -> Iterator[tuple[int, dict[int, tuple[int, int]]]]:
+    def senders(self, scope: str = EVERYWHERE) -> Iterator[tuple[int, dict[int, tuple[int, int]]]]:
         with translated():
             every = self._client.scan_iter(self.keys.producer("*"), count=SCAN)
             while names := list(islice(every, SCAN)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.sandbox.logs import append, entries
+from support.sandbox.logs import append, entries, servers_of
 from support.servers.log_users import admin_of
 
 from pipeline import clock
@@ -24,6 +24,11 @@ def step(log: Log, by_ms: int) -> None:
         log.ahead_ms += by_ms
         return
     assert isinstance(log, RedisLog)
+    for one in servers_of(log):
+        _stamp_anew(one, by_ms)
+
+
+def _stamp_anew(log: RedisLog, by_ms: int) -> None:
     with admin_of(log) as redis:
         for key in redis.scan_iter(f"{log.keys.prefix}:*"):
             left_ms = redis.pttl(key)
