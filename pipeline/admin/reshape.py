@@ -17,6 +17,7 @@ from pipeline.admin.migrate import expand_shard, migrate, published
 from pipeline.admin.restore import create_own_tables
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
+from pipeline.enqueue.bucket_map import follow_noted
 from pipeline.enqueue.deployment import Agreement, asked
 from pipeline.enqueue.epochs import RAISE_S, new_epoch
 from pipeline.errors import LogUnavailable, PipelineError, ShardKeyError, WrongDeployment, did_you_mean
@@ -87,13 +88,14 @@ def remove_shard(pipeline: Client, shard: str) -> None:
         PipelineError: the shard owns buckets, is not known, or is still in the configuration.
     """
     notes, noted = _noted(pipeline)
+    follow_noted(pipeline.log, pipeline.topology)  # raises where buckets have moved to a shard that goes
     held = dict(noted.shards)
     if shard not in held:
         raise PipelineError(f"no shard {shard!r} is in this deployment{did_you_mean(shard, held)}")
     if held[shard]:
         raise PipelineError(
-            f"shard {shard!r} owns the buckets {held[shard]}, and buckets with rows cannot be moved yet: write "
-            f"[shards.{shard}] into {pipeline.settings.source} again"
+            f"the buckets {held[shard]} began on shard {shard!r}, which the file goes on to say also once they have "
+            f"moved: write [shards.{shard}] into {pipeline.settings.source} again"
         )
     if shard in pipeline.topology.shards:
         raise PipelineError(f"take [shards.{shard}] out of {pipeline.settings.source} first")
@@ -226,8 +228,8 @@ def _give_up(pipeline: Client, noted: Fingerprint, taken: Iterable[int]) -> None
             )
             if in_use := {bucket for (bucket,) in found} | (mine & used):
                 raise PipelineError(
-                    f"the buckets {format_ranges(in_use)} of {shard} are in use, and buckets with ops cannot be moved "
-                    'yet: write the map as it is, and buckets = "" under the new shard'
+                    f"the buckets {format_ranges(in_use)} of {shard} are in use: write the map as it is, and "
+                    'buckets = "" under the new shard; then run: pipeline move'
                 )
             session.execute(f"UPDATE pipeline_watermarks SET state = 'moved' WHERE bucket IN ({listed})")
 

@@ -7,11 +7,14 @@ from collections import Counter
 import pytest
 from support.sandbox.deployments import Site, drain, insert, run, site
 
+from pipeline.admin import reshape
 from pipeline.admin.moving import mover as movers
 from pipeline.admin.moving import orders
 from pipeline.admin.moving.mover import MoveEnded, Mover
+from pipeline.apply.replay import Replay
 from pipeline.client import Client
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, WrongDeployment
+from pipeline.model.op import Position
 from pipeline.shard.records import ledger_queries
 
 __all__ = ["site"]
@@ -133,15 +136,6 @@ def test_a_difference_ends_the_move(client: Client) -> None:
     bucket = bucket_with_rows(client, "s0")
     customer = next(one for one in CUSTOMERS if client.topology.bucket_of("purchase", one) == bucket)
     mover = orders.order_move(client, [bucket], "s1", "me")
-    target = client.nodes.primary("s1")
-
-    def meddle() -> None:
-        for step in mover.steps():
-            if step.stage == "copying":
-                continue
-            with target.transaction():
-                target.execute(f"UPDATE purchase SET qty = 99 WHERE customer = {customer}")
-
     mover._copy = lambda own=mover._copy: (yield from (*own(), *[_meddled(client, customer)]))  # type: ignore[method-assign]
     with pytest.raises(MoveEnded, match=r"1 rows of 'purchase' differ, such as id \d+"):
         finished(mover)
@@ -161,7 +155,32 @@ def test_what_cannot_move_is_refused_before(client: Client) -> None:
     with pytest.raises(PipelineError, match="no shard 's7'"):
         orders.order_move(client, [1], "s7", "me")
     with pytest.raises(PipelineError, match=r"the buckets 1,40 are on s0, s1"):
-        orders.order_move(client, [1, 40], "s2" if "s2" in client.topology.shards else "s1", "me")
+        orders.order_move(client, [1, 40], "s1", "me")
     orders.order_move(client, [1], "s1", "me")
     with pytest.raises(PipelineError, match="is being moved already"):
         orders.order_move(client, [1], "s1", "me")
+
+
+def test_a_shard_to_which_buckets_have_moved_is_not_removed(client: Client, site: Site) -> None:
+    three = {"s0": "0-31", "s1": "32-63", "s2": ""}
+    reshape.add_shard(site.client(shards=three), "s2")
+    finished(orders.order_move(site.client(shards=three), [3], "s2", "me", keep_s=0))
+
+    with pytest.raises(WrongDeployment, match=r"\[shards\.s2\] is missing .* but owns buckets"):
+        insert(site.client(shards={"s0": "0-31", "s1": "32-63"}), 3)
+    with pytest.raises(WrongDeployment, match=r"\[shards\.s2\] is missing"):
+        reshape.remove_shard(site.client(shards={"s0": "0-31", "s1": "32-63"}), "s2")
+
+
+def test_nothing_is_replayed_while_its_bucket_moves(client: Client) -> None:
+    bucket = bucket_with_rows(client, "s0")
+    mover = orders.order_move(client, [bucket], "s1", "me", keep_s=0)
+    next(mover.steps())
+    session = client.nodes.primary("s0")
+    worker = Replay("s0", session, client.log, client.settings.apply, client.settings.tables)
+
+    list(worker.run({bucket: [Position(1, 0)]}, "me"))
+
+    assert worker.left == {
+        bucket: f"bucket {bucket} is being moved: wait for that, or run: pipeline move give-up {bucket}"
+    }

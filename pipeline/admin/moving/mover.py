@@ -112,7 +112,7 @@ class Mover:
         here, there = self._legs(self._source), self._legs(self._target)
         left, came = {leg.state for leg in here.values()}, {leg.state for leg in there.values()}
         if there and came == {GONE}:
-            return "over" if all(leg.note.cleaned for leg in there.values()) else "undo"
+            return "over" if not here and all(leg.note.cleaned for leg in there.values()) else "undo"
         if not here:
             return "abandon" if there and came <= {COPYING, CATCHING} else "over"
         if not there:
@@ -134,13 +134,8 @@ class Mover:
         Raises:
             PipelineError: the source has stopped: go on, then move the bucket back.
         """
-        source, target = self._source, self._target
-        with source.translated(), source.transaction():
-            # first, so that no mover stops the source while its target is emptied
-            marks = ledger.lock_buckets(source, self.buckets)
-            if any(mark.state not in (*_OWNED, HALTED) for mark in marks.values()):
-                raise PipelineError(f"{self.leg.source} has stopped: let the move end, then run: pipeline move back")
-            moves.forget_legs(source, self.buckets, self.leg.move)
+        target = self._target
+        self._forget_on_source()  # first, so that no mover stops the source while its target is emptied
         self._step(target, [COPYING, CATCHING], GONE)
         note = next((leg.note for leg in self._legs(target).values()), moves.MoveNote())
         moves.note(target, self.buckets, self.leg.move, replace(note, trouble=why, cleaned=False))
@@ -244,9 +239,18 @@ class Mover:
 
     def _undo(self) -> Iterator[MoveStep]:
         note = self._note
+        self._forget_on_source()  # once more: the source may have failed over since
         yield from self._deleted(self._target, self.leg.target)
         moves.note(self._target, self.buckets, self.leg.move, replace(note, cleaned=True))
         self._follow_map()
+
+    def _forget_on_source(self) -> None:
+        source = self._source
+        with source.translated(), source.transaction():
+            marks = ledger.lock_buckets(source, self.buckets)
+            if any(mark.state not in (*_OWNED, HALTED) for mark in marks.values()):
+                raise PipelineError(f"{self.leg.source} has stopped: let the move end, then run: pipeline move back")
+            moves.forget_legs(source, self.buckets, self.leg.move)
 
     # parts --------------------------------------------------------------------------------------------------
 
