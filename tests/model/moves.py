@@ -55,6 +55,8 @@ class _Bucket:
         nodes = [shard.primary for shard in s.shards]
         if all(node.state == ACTIVE for node in nodes):
             return "two owners"
+        if all(node.state in (MOVED, GONE) for shard in s.shards for node in shard[:2]):
+            return "nobody owns the bucket, and nobody will"
         for name, node in zip(NAMES, nodes, strict=True):
             if node.state in (ACTIVE, MOVED, CATCHING) and (why := self._wrong_rows(s, node)):
                 return f"{name}: {why}"

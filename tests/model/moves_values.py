@@ -89,7 +89,7 @@ class Node(NamedTuple):
     @property
     def content(self) -> tuple[object, ...]:
         """What a bucket is made of."""
-        return self.seen, self.rows, self.aside, self.dropped
+        return self.seen, self.rows, tuple(map(abs, self.aside)), self.dropped
 
 
 class Shard(NamedTuple):

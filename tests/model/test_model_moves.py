@@ -17,13 +17,13 @@ EARLY = (Op(needs=True),)
 
 CLEAN = (
     Bounds(REFUSABLE, failovers=1),
-    Bounds((Op(),), failovers=1, given_up=1),
     Bounds(PARKING_BESIDE, actions=1),
     Bounds(REFUSABLE, backs=1, forgets=1),
     Bounds(EARLY, failovers=1),
 )
 THOROUGHLY_CLEAN = (
     Bounds(failovers=1),
+    Bounds((Op(),), failovers=1, given_up=1),
     Bounds(REFUSABLE, again=1, failovers=1),
     Bounds(REFUSABLE, failovers=1, movers=1),
     Bounds(REFUSABLE, failovers=1, forgets=1),
@@ -32,14 +32,14 @@ THOROUGHLY_CLEAN = (
 )
 #: What shows the need of each rule.
 NEEDED = {
-    "watermark replicated": Bounds(failovers=1),
-    "source stays": Bounds(failovers=1),
+    "watermark replicated": Bounds(REFUSABLE, failovers=1),
+    "source stays": Bounds(REFUSABLE, failovers=1),
     "copying first": Bounds(),
     "one snapshot": Bounds(movers=1),
     "chunks fenced": Bounds(movers=1),
     "producers along": Bounds(again=1),
     "held along": Bounds(PARKING),
-    "follow replicated": Bounds(failovers=1),
+    "follow replicated": Bounds(REFUSABLE, failovers=1),
     "follow outcomes": Bounds(),
     "one epoch": Bounds(forgets=1),
     "parents first": Bounds(EARLY),
@@ -55,7 +55,7 @@ NEEDED = {
     "given up everywhere": Bounds((Op(),), failovers=1, given_up=1),
     "clean replicated": Bounds(REFUSABLE, failovers=1),
     "clean fenced": Bounds(REFUSABLE, backs=1),
-    "back replicated": Bounds(REFUSABLE, failovers=1, backs=1),
+    "back replicated": Bounds((Op(),), failovers=1, backs=1),
     "back unbroken": Bounds(REFUSABLE, failovers=1, actions=1, backs=1),
 }
 

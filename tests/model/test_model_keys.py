@@ -1,0 +1,23 @@
+"""Every run of the model of a shard key that gets a bucket of its own: clean, and a disaster without any rule."""
+
+from __future__ import annotations
+
+import pytest
+from model.keys import RULES, Bounds, model
+from model.search import search
+
+#: What shows the need of a rule, where more than two ops have to happen.
+NEEDED = {"held along": Bounds(refusals=1), "asked first": Bounds(doubts=1)}
+
+
+@pytest.mark.parametrize("bounds", [Bounds(4, refusals=1), Bounds(3, doubts=2, refusals=1)], ids=str)
+def test_with_all_rules_a_keys_ops_are_applied_once_and_in_order(bounds: Bounds) -> None:
+    assert search(model(bounds)).disaster is None
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_without_a_rule_there_is_a_disaster(rule: str) -> None:
+    disaster = search(model(NEEDED.get(rule, Bounds()), frozenset({rule}))).disaster
+
+    assert disaster is not None, f"nothing goes wrong without: {RULES[rule]}"
+    print(f"without “{RULES[rule]}”:\n{disaster}")
