@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from itertools import islice
+from operator import attrgetter
+from sys import maxsize
 
 from pipeline.model.op import START, Entry, Position
 from pipeline.oplog.batches import MOST_NOTES
@@ -20,9 +22,7 @@ class MemoryEntries(MemoryServer):
 
     def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:
         with self._lock:
-            logs = self._server.logs
-            found = {b: [e for e in logs.get(b, ()) if e.position > position] for b, position in after.items()}
-            return {bucket: entries[: count[bucket]] for bucket, entries in found.items()}
+            return {bucket: self._behind(bucket, mark, count[bucket]) for bucket, mark in after.items()}
 
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
         with self._lock:
@@ -30,8 +30,7 @@ class MemoryEntries(MemoryServer):
 
     def queued(self, after: Mapping[int, Position]) -> dict[int, int]:
         with self._lock:
-            logs = self._server.logs
-            return {b: sum(entry.position > mark for entry in logs.get(b, [])) for b, mark in after.items()}
+            return {bucket: len(self._behind(bucket, mark)) for bucket, mark in after.items()}
 
     def trim(self, behind: Mapping[int, Position]) -> int:
         with self._lock:
@@ -86,6 +85,11 @@ class MemoryEntries(MemoryServer):
                 del notes[older_than_ms // NOTE_MS + 2 :]
             return found
 
+    def _behind(self, bucket: int, mark: Position, most: int = maxsize) -> list[Entry]:
+        entries = self._server.logs.get(bucket, [])
+        begins = bisect_right(entries, mark, key=attrgetter("position"))
+        return entries[begins : begins + most]
+
     def _count(self) -> int:
         return sum(map(len, self._server.logs.values()))
 
@@ -103,8 +107,7 @@ class MemoryWork(MemoryEntries):
     def sizes(self, after: Mapping[int, Position], count: int, most_bytes: int) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}
         for bucket, position in after.items():
-            entries = (entry for entry in self._server.logs.get(bucket, ()) if entry.position > position)
-            sizes = [len(entry.payload) for entry in islice(entries, count)]
+            sizes = [len(entry.payload) for entry in self._behind(bucket, position, count)]
             while most_bytes > 0 and len(found.setdefault(bucket, [])) < len(sizes):
                 found[bucket].append(sizes[len(found[bucket])])
                 most_bytes -= found[bucket][-1]
