@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
+import socket
+import struct
 import subprocess
 import tempfile
 import urllib.error
@@ -51,7 +54,13 @@ for words in json.loads(sys.argv[1]):
 
 
 class Deployment:
-    """A machine with all that deploy/ ships, up."""
+    """A machine with all that deploy/ ships, up.
+
+    Attributes:
+        manager: where the worker of s0 finds the service manager.
+    """
+
+    manager: socket.socket
 
     def __init__(self, home: Path, host: Host, nodes: dict[str, Node], words: dict[str, str]):
         self.home, self.host, self.nodes, self.words = home, host, nodes, words
@@ -80,6 +89,8 @@ class Deployment:
 
 
 CHECKERS = (("log", "worker"), ("broker", "pipeline"))
+#: What the kernel says of a sender: process, user, group.
+CREDENTIALS = struct.Struct("3i")
 ADDRESSES = {"log": "redis-log:6379", "broker": "redis-broker:6380"}
 
 
@@ -127,10 +138,17 @@ def boot(stack: ExitStack, home: Path) -> Deployment:
     made.command("migrate", DB_USER="migrate", DB_PASSWORD=words["MIGRATE_PASSWORD"])
     for shard in SHARDS:
         nodes[shard].script(prepared / "web.sql")
+    made.manager = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    made.manager.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # systemd asks who says so, too
+    made.manager.bind(str(home / "notify"))
+    (home / "notify").chmod(0o777)
+    words_to = {"s0": {"NOTIFY_SOCKET": str(home / "notify")}, "s1": {}}
     for shard in SHARDS:
         log = home / f"worker-{shard}"
         stack.enter_context(
-            host.unit("pipeline-worker@.service", shard, log, lambda log=log: " ready." in log.read_text())
+            host.unit(
+                "pipeline-worker@.service", shard, log, lambda log=log: " ready." in log.read_text(), **words_to[shard]
+            )
         )
     log = home / "flower"
     stack.enter_context(host.unit("pipeline-flower.service", "", log, lambda: "Connected to" in log.read_text()))
@@ -353,6 +371,33 @@ def test_each_worker_shows_what_its_processes_have_applied(deployed: Deployment)
     assert {labels[0].split(".")[0] for name, *labels in found if name == "pipeline_worker_info"} == set(SHARDS)
     shard = next(applied[2] for applied in inserts if applied in found)
     assert found["pipeline_worker_commit_seconds_count", shard] > 0
+
+
+def heard(manager: socket.socket, within_s: float) -> int | None:
+    """Return the process that says next that it consumes; None where none does."""
+    manager.settimeout(within_s)
+    try:
+        words, extra, _, _ = manager.recvmsg(99, socket.CMSG_SPACE(CREDENTIALS.size))
+    except TimeoutError:
+        return None
+    assert words == b"WATCHDOG=1"
+    pid: int = CREDENTIALS.unpack(extra[0][2])[0]
+    return pid
+
+
+def test_the_units_worker_feeds_the_watchdog_until_it_hangs_and_again_when_it_goes_on(deployed: Deployment) -> None:
+    worker = heard(deployed.manager, 30)
+    assert worker is not None
+    assert "-Q\0shard.s0" in Path(f"/proc/{worker}/cmdline").read_text(), "NotifyAccess=main takes no child's word"
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        while heard(deployed.manager, 0.5) is not None:
+            pass  # what was said before
+        assert heard(deployed.manager, 4) is None
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+    assert heard(deployed.manager, 30) == worker
 
 
 def flowers_metrics(deployed: Deployment) -> str:

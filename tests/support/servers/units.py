@@ -59,10 +59,10 @@ class Host:
         lines = (self.etc / name).read_text().splitlines()
         return dict(line.split("=", 1) for line in lines if line and line[0] != "#")
 
-    def unit(self, name: str, instance: str, log: Path, ready: Any) -> AbstractContextManager[None]:
-        """Run a unit until the end of the block; enter when it is ready."""
+    def unit(self, name: str, instance: str, log: Path, ready: Any, **more: str) -> AbstractContextManager[None]:
+        """Run a unit until the end of the block; enter when it is ready. *more* is of the environment."""
         said = _read(DEPLOY / "systemd" / name, instance)
-        environ = self._environ()
+        environ = self._environ() | more
         for line in said["Environment"]:
             environ |= dict(pair.split("=", 1) for pair in shlex.split(self.local(line)))
         for file in said["EnvironmentFile"]:
