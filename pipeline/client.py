@@ -22,7 +22,7 @@ from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipts
 from pipeline.oplog.contract import Log
 from pipeline.oplog.doorbell import Bell, SilentBell
-from pipeline.oplog.redis.log import RedisLog
+from pipeline.oplog.groups import log_of
 from pipeline.per_process import PerProcess
 from pipeline.reads.reads import Reads
 from pipeline.reads.routing.accounting import Counters
@@ -61,9 +61,9 @@ class Client(Calls):
         self.spool = _spool_of(self.settings)
         # without a spool an op has nowhere else to go
         self.wait_budgets = WaitBudgets(redis.timeout_s * FOR_REDIS if self.spool else math.inf, cold=True)
-        self.log: Log = log or RedisLog.of(redis, timeout_s=redis.timeout_s, wait_budgets=self.wait_budgets)
+        self.log: Log = log or log_of(self.settings, timeout_s=redis.timeout_s, wait_budgets=self.wait_budgets)
         self.bell = bell or Bell(redis.broker_url, redis.prefix, self.topology.shards)
-        self.health = health = HealthCache(self.log)
+        self.health = health = HealthCache(self.log, self.topology)
         self.nodes = Nodes(self.settings, health)
         self.wait_budgets.ended = self.nodes.close
         self.away = RedisAway(self.spool, self.wait_budgets)

@@ -184,7 +184,7 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
             return None
         if self.mode == "on_commit":
             return self.client.held()
-        return outbox.Outbox(self.db, self.client.publisher, committed=self.local.commits)
+        return outbox.Outbox(self.db, self.client, committed=self.local.commits)
 
     def _finished(self, made: Request) -> str | None:
         """Send what waits; rows of an outbox over a connection of db's pool, since db has given its own back."""

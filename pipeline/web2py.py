@@ -91,7 +91,7 @@ class Pipeline:
     def _holder(self, client: Client) -> HeldOps | None:
         if self.mode == "now":
             return None
-        return client.held() if self.mode == "on_commit" else Outbox(self.db, client.publisher)
+        return client.held() if self.mode == "on_commit" else Outbox(self.db, client)
 
     def attach(self, table: Any, reads: str | None = None) -> None:
         """Queue what pyDAL and its forms write to a table; an edit form ships what was changed. See `pipeline.attach`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from pipeline.config.settings import Settings
-from pipeline.oplog.redis.log import RedisLog
+from pipeline.oplog.groups import log_of
 from pipeline.reads.health.prober import Duty, Prober
 from pipeline.shard.nodes import Nodes
 from workers.chores import hasten
@@ -23,7 +23,7 @@ class Watch:
 
     def __init__(self, settings: Settings):
         self._settings, self._nodes = settings, Nodes(settings)
-        self._log = RedisLog.of(settings.redis, read_s=READ_S)
+        self._log = log_of(settings, read_s=READ_S)
         self._duty = Duty(self._log, self._engage)
 
     def turn(self) -> float:

@@ -42,7 +42,7 @@ def applier(shard: str) -> Applier:
     if known is None:
         gc.freeze()  # what Celery and the model have made stays: no collection looks at it
     if known is None or known.node != primary.node:
-        verify(here.log, here.nodes, here.topology, (shard,), asking=True)
+        verify(here.log, here.nodes, here.topology, here.publisher.scopes[shard], asking=True)
         known = appliers[shard] = applier_type()(
             shard, primary, here.log, here.settings.apply, step, here.settings.tables
         )

@@ -20,9 +20,10 @@ from pipeline import clock
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
 from pipeline.enqueue.spooling.host_news import HostNews
+from pipeline.errors import LogUnavailable
 from pipeline.events import Event
 from pipeline.oplog.doorbell import Bell
-from pipeline.oplog.redis.log import RedisLog
+from pipeline.oplog.groups import log_of
 from pipeline.oplog.waits import ALIVE, ALIVE_MS, ALIVE_TOKEN
 from pipeline.spool.store import Spool
 from workers import HOME
@@ -70,8 +71,10 @@ class Sweep:
 
     def __init__(self, settings: Settings, pulse: Pulse, served: Collection[str] = ()):
         redis = settings.redis
-        self._shards, self._pulse, self._served = Topology(settings).shards, pulse, served
-        self._log = RedisLog.of(redis, read_s=1.0)
+        topology = Topology(settings)
+        self._shards, self._pulse, self._served = topology.shards, pulse, served
+        self._group_of = topology.group_of
+        self._log = log_of(settings, read_s=1.0)
         self._bell = Bell(redis.broker_url, redis.prefix, self._shards)
         self._alone = Child(settings.source)
         self._spool = HostDrain(settings)
@@ -80,13 +83,7 @@ class Sweep:
     def turn(self) -> float:
         """Ring for what was lost, or have it applied here; return the seconds to the next turn. Never raises."""
         try:
-            self._say_alive()
-            unheard: list[str] = []
-            for shard in self._shards:
-                ring, dirty = self._log.sweep(shard, due_ms=DUE_MS)
-                # a broker that does not answer is asked once per turn, not once per shard
-                if ring and (unheard or not self._bell.ring_now(shard, dirty) or self._pulse.still):
-                    unheard.append(shard)
+            unheard = self._unheard()
             if unheard and self._alone.start("workers", *unheard):
                 logger.warning(Event("applying_without_broker", shards=unheard, why="no bell can be rung or heard"))
             self._spool.start_if_due()
@@ -102,13 +99,39 @@ class Sweep:
         self._alone.close()
         self._spool.close()
 
-    def _say_alive(self) -> None:
-        """Let others know, every other second, which shards have a worker: `pipeline why` says where none runs."""
-        if clock.mono_s() < self._alive_s:
-            return
-        self._alive_s = clock.mono_s() + ALIVE_EVERY_S
-        for shard in self._served:
-            self._log.hold_lease(ALIVE.format(shard), ALIVE_TOKEN, ALIVE_MS)
+    def _unheard(self) -> list[str]:
+        """Ring for what was lost; return the shards for which no bell can be rung or heard.
+
+        Raises:
+            LogUnavailable: every Redis that was asked is away; one that is delays no shard of another.
+        """
+        unheard, away, sign = list[str](), dict[str, LogUnavailable](), self._sign_is_due()
+        for shard in self._shards:
+            group = self._group_of(shard)
+            if group in away:
+                continue
+            try:
+                if sign and shard in self._served:
+                    self._log.hold_lease(ALIVE.format(shard), ALIVE_TOKEN, ALIVE_MS)
+                ring, dirty = self._log.sweep(shard, due_ms=DUE_MS)
+            except LogUnavailable as error:
+                away[group] = error
+                continue
+            # a broker that does not answer is asked once per turn, not once per shard
+            if ring and (unheard or not self._bell.ring_now(shard, dirty) or self._pulse.still):
+                unheard.append(shard)
+        for group, why in away.items():
+            if len(away) == len({*map(self._group_of, self._shards)}):
+                raise why
+            logger.warning(Event("sweep_failed", redis=group or "[redis]", error=why))
+        return unheard
+
+    def _sign_is_due(self) -> bool:
+        """Return, every other second, True: others know then which shards have a worker, as `pipeline why` says."""
+        due = clock.mono_s() >= self._alive_s
+        if due:
+            self._alive_s = clock.mono_s() + ALIVE_EVERY_S
+        return due
 
 
 class HostDrain:

@@ -27,6 +27,7 @@ from pipeline.oplog.doorbell import queue_of
 from workers.chores import Chores
 from workers.metrics import batches
 from workers.metrics.tally import Tally
+from workers.moves import Moves
 from workers.prober import Watch
 from workers.process import process_client
 from workers.sign_of_life import PoolWatch, SignOfLife
@@ -67,6 +68,7 @@ class Threads(bootsteps.StartStopStep):
         compare_configuration(client)
         works: dict[str, Work] = {"prober": Watch(settings), "sweeper": Sweep(settings, pulse, served)}
         works["observer"] = Recorder(settings)
+        works["mover"] = Moves(client)
         for scope in scopes_of(shards).values():
             works[f"chores-{scope.name}"] = Chores(client, scope)
         threads = {name: Turns(name, work) for name, work in works.items()}

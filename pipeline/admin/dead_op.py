@@ -22,6 +22,7 @@ from pipeline.model.schema import TableSchema
 from pipeline.model.values import TEXT_KINDS, python_value
 from pipeline.shard import actions
 from pipeline.shard.records import ledger, replays, set_aside
+from pipeline.shard.records.moves import moving
 from pipeline.shard.records.replays import Place
 from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import row_named
@@ -124,6 +125,8 @@ def edit(
     primary = pipeline.nodes.primary(found.shard)
     with primary.translated(), primary.transaction():
         ledger.lock_buckets(primary, [place[0]])
+        if moving(primary, found.shard, [place[0]]):
+            raise BadOp(f"bucket {place[0]} is being moved: wait for that, or run: pipeline move give-up {place[0]}")
         again = replays.ops_where(primary, Where((place,)).sql(set_aside.ASIDE))
         op = _decoded(DeadOp(found.shard, again[0])) if again else None
         if op is None:

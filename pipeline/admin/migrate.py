@@ -95,20 +95,9 @@ def migrate(
     _refuse_moved(pipeline)
     _refuse_restored(pipeline)
     steps, faults = plan_of(pipeline, contracts=contracts)
-    kept = {schema.hash: (schema.name, schema.to_json()) for schema in published(pipeline)}
     ran: list[Step] = []
-    for shard in pipeline.topology.shards:
-        own = [step for step in steps if step.shard == shard and not step.contracts]
-        for event in _run(pipeline, shard, own, ran, faults, offline=offline, kept=kept):
-            report(event)
-    narrowing = [step for step in steps if step.contracts]
-    if narrowing and faults:
-        faults.append(Fault(narrowing[0].shard, narrowing[0].what, "nothing is dropped before all else is done"))
-        narrowing = []
-    for shard in dict.fromkeys(step.shard for step in narrowing):
-        own = [step for step in narrowing if step.shard == shard]
-        for event in _run(pipeline, shard, own, ran, faults, offline=offline, kept={}):
-            report(event)
+    for event in _run_all(pipeline, steps, ran, faults, offline=offline):
+        report(event)
     if all(columns.columns_of(pipeline.nodes.primary(shard), "pipeline_deployment") for shard in notes.shards):
         notes.publish(notes.settled())
         _give_ids(pipeline)
@@ -177,6 +166,23 @@ def _contractions(pipeline: Client) -> Iterator[Step | Fault]:
             known = known_definitions(session)
             for schema in published(pipeline):
                 yield from contract(session, shard, schema, known.get(schema.name, []), queued)
+
+
+def _run_all(
+    pipeline: Client, steps: list[Step], ran: list[Step], faults: list[Fault], *, offline: bool
+) -> Iterator[Step | Behind]:
+    """Expand all shards; then contract, if nothing is left to expand. As `_run`."""
+    kept = {schema.hash: (schema.name, schema.to_json()) for schema in published(pipeline)}
+    for shard in pipeline.topology.shards:
+        own = [step for step in steps if step.shard == shard and not step.contracts]
+        yield from _run(pipeline, shard, own, ran, faults, offline=offline, kept=kept)
+    narrowing = [step for step in steps if step.contracts]
+    if narrowing and faults:
+        faults.append(Fault(narrowing[0].shard, narrowing[0].what, "nothing is dropped before all else is done"))
+        return
+    for shard in dict.fromkeys(step.shard for step in narrowing):
+        own = [step for step in narrowing if step.shard == shard]
+        yield from _run(pipeline, shard, own, ran, faults, offline=offline, kept={})
 
 
 def _run(

@@ -9,8 +9,8 @@ of what the replica lacks. A replica stays unfit until an operator declares it r
 replica that skipped what it missed has newer ones all the same.
 
 The same holds for a replica with a filter, or one that passes over errors: rows may be missing there for good. Another
-difference (`shard/likeness`) makes a replica unfit for as long as it lasts. What the account may not see is no proof: a
-warning names the node.
+difference (`shard/survey/likeness`) makes a replica unfit for as long as it lasts. What the account may not see is no
+proof: a warning names the node.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from pipeline.errors import NotMigrated, PipelineError, Unavailable
 from pipeline.events import Event
 from pipeline.model.op import Position
 from pipeline.model.wait_reason import utc_text
-from pipeline.shard.likeness import Difference, differences
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.records.ledger import mark_fit, mark_unfit, unfit_nodes
 from pipeline.shard.session import NodeSession
-from pipeline.shard.survey_mysql import traits
+from pipeline.shard.survey.likeness import Difference, differences
+from pipeline.shard.survey.mysql import traits
 
 #: Upkeep checks every 10 s; a longer gap between two checks does not count as absence, ms.
 GAP_MS = 60_000

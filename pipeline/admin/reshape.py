@@ -154,16 +154,18 @@ def misplaced(pipeline: Client, schema: TableSchema) -> Iterator[Misplaced]:
                 yield Misplaced(shard, row_id, belongs)
 
 
-def renew_epochs(pipeline: Client) -> None:
-    """Raise the epochs of all scopes, above all of them: each process compares its configuration before its next op.
+def renew_epochs(pipeline: Client, among: Iterable[str] = ()) -> None:
+    """Raise epochs, each above all of them: each process compares its configuration before its next op.
 
     Args:
         pipeline: the deployment.
+        among: the names of scopes; none: of all.
 
     Raises:
         ShardUnavailable: a primary did not answer.
     """
-    log, scopes = pipeline.log, pipeline.publisher.scopes
+    log, every = pipeline.log, pipeline.publisher.scopes
+    scopes = {name: every[name] for name in among or every}
     known = max(log.epoch(name)[0] for name in scopes)
     for name, scope in scopes.items():
         for _ in clock.polls(RAISE_S, first_s=0.01):
@@ -183,7 +185,7 @@ def _noted(pipeline: Client) -> tuple[Agreement, Fingerprint]:
 
 def _refuse_unless(notes: Agreement, expected: Fingerprint) -> None:
     """Raise where the configuration differs from what it is expected to be after the change."""
-    if found := [*notes.strangers(), *differences(notes.mine, expected), *notes.standing(expected)]:
+    if found := [*notes.strangers(), *notes.apart(), *differences(notes.mine, expected), *notes.standing(expected)]:
         raise WrongDeployment(found)
 
 

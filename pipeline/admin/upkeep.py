@@ -18,7 +18,7 @@ from pipeline.events import Event
 from pipeline.model.fingerprint import Fingerprint
 from pipeline.model.op import Position, may_come_again
 from pipeline.oplog.appends import EVERYWHERE
-from pipeline.shard.records import ledger, ledger_queries, replays
+from pipeline.shard.records import ledger, ledger_queries, moves, replays
 
 #: What was sent under older epochs is judged once in so long, ms; Redis forgets producers after two days.
 JUDGED_MS = 86_400_000
@@ -74,7 +74,7 @@ def name_losses(pipeline: Client, shard: str) -> int:
         if not current or not log.take_lease(done, JUDGED_MS):
             continue
         unsure = 0
-        for producer, sent in log.senders():
+        for producer, sent in log.senders(scope):
             over = {
                 (bucket, producer): one
                 for bucket, one in sent.items()
@@ -172,7 +172,23 @@ def _replicated(pipeline: Client, shard: str) -> dict[int, Position]:
                     lowest.pop(reference, None)
                     break
                 lowest[reference] = min(lowest[reference], there)
+    lowest = _not_moving(pipeline, shard, lowest)
     return {bucket: position for bucket, position in lowest.items() if position.epoch > 0}
+
+
+def _not_moving(pipeline: Client, shard: str, lowest: dict[int, Position]) -> dict[int, Position]:
+    """Return the positions up to which nobody needs the log either who copies a bucket, or has it from a move."""
+    primary = pipeline.nodes.primary(shard)
+    marks = ledger_queries.marks_of(primary)
+    for bucket, leg in moves.legs(primary).items():
+        there = None
+        if marks[bucket].owned and leg.under_way(shard):
+            there = _reached(pipeline, leg.target, bucket)
+        if there is not None:
+            lowest[bucket] = min(lowest.get(bucket, there), there)
+        elif leg.under_way(shard) or not marks[bucket].owned:
+            lowest.pop(bucket, None)
+    return lowest
 
 
 def _knows_all_shards(pipeline: Client) -> bool:

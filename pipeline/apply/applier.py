@@ -39,6 +39,8 @@ from pipeline.oplog.counts import (
     bound_of,
 )
 from pipeline.oplog.waits import Waits
+from pipeline.shard.records import moves
+from pipeline.shard.records.ledger import GONE, MOVED
 from pipeline.shard.session import NodeSession
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ PAUSED_DELAY_MS = 1000
 NOTE_MS = 40_000
 #: How long a bucket whose next op may be early rests, ms: what it waits for is often being committed at this moment.
 EARLY_DELAY_MS, MOST_EARLY_DELAY_MS = 20, 500
+#: How long a bucket rests that is on its way to the shard, ms; the move ends the rest.
+ARRIVING_DELAY_MS = 1000
 #: How long the oldest ops of all buckets are applied together after the last that needed it, s. Ops that need others
 #: are seldom the last of their kind, and each time that is learnt a transaction is for nothing.
 WHOLE_S = 10.0
@@ -115,6 +119,7 @@ class Applier(ShardTurns):
             take = Take(due, whole=self._whole, again=self._void)
             outcome = self._turn(take, started)
             self._failures, self._void = 0, outcome.crossed
+            self._hand_on()
             self._whole |= outcome.crossed
             if outcome.crossed or self._early != early:
                 self._whole_until_s = clock.mono_s() + WHOLE_S
@@ -137,6 +142,16 @@ class Applier(ShardTurns):
         outcome.ms = ms_since(started)
         rejections.tell(self.shard, outcome.refused)
         return outcome
+
+    def _hand_on(self) -> None:
+        """Leave buckets to the shard that they have gone to, as a producer did not know it yet; let others arrive."""
+        met, self._transaction.elsewhere = self._transaction.elsewhere, {}
+        left = [bucket for bucket, state in met.items() if state in (MOVED, GONE)]
+        for bucket, leg in moves.legs(self._session, left).items() if left else ():
+            self._log.mark_dirty(leg.target, [bucket])
+        self._log.mark_clean(self.shard, left)
+        if arriving := met.keys() - left:
+            self._log.postpone(self.shard, arriving, ARRIVING_DELAY_MS)
 
     def _early_rest_s(self) -> float:
         return min(MOST_EARLY_DELAY_MS, EARLY_DELAY_MS * self._early) / 1000
@@ -187,8 +202,7 @@ def counts_of(batch: Batch, outcome: Outcome) -> Counter[str]:
     counts = Counter(f"{HELD} {reason.kind}" for reason in batch.waiting.values())
     if not batch.taken:
         return counts
-    for (kind, table), n in _by_what(batch.done(batch.aside)).items():
-        counts[f"{APPLIED} {kind} {table}"] = n
+    counts += applied_counts(batch.done(batch.aside))
     for reject in outcome.refused:
         counts[f"{REJECTED} {reject.table}"] += 1
     for name, n in ((PARKED, outcome.parked), (SEEN, outcome.seen)):
@@ -200,13 +214,17 @@ def counts_of(batch: Batch, outcome: Outcome) -> Counter[str]:
     return counts
 
 
-def _by_what(items: Iterable[Item]) -> dict[tuple[str, str], int]:
-    """Return how many ops there are by kind and table: two thirds of the time that a Counter takes, and per op."""
-    found: dict[tuple[str, str], int] = {}
+def applied_counts(items: Iterable[Item]) -> Counter[str]:
+    """Return what ops that took effect add to their shard's counters.
+
+    Args:
+        items: the ops.
+    """
+    found: dict[tuple[str, str], int] = {}  # two thirds of the time that a Counter takes, and per op
     for item in items:
         what = (op := item.op).kind, op.table
         found[what] = found.get(what, 0) + 1
-    return found
+    return Counter({f"{APPLIED} {kind} {table}": n for (kind, table), n in found.items()})
 
 
 def note_waits(log: Waits, shard: str, reasons: Mapping[int, WaitReason], marks: Mapping[int, Position]) -> None:

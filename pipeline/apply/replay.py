@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from pipeline import clock
+from pipeline.apply.applier import applied_counts
 from pipeline.apply.attempt import Attempt
 from pipeline.apply.batch import Batch
 from pipeline.apply.earlier_ops import by_time
@@ -26,6 +27,7 @@ from pipeline.shard import actions
 from pipeline.shard.driver_errors import Fault, fault_of, passes_by_itself
 from pipeline.shard.records import ledger, replays
 from pipeline.shard.records.ledger import Reject
+from pipeline.shard.records.moves import moving
 from pipeline.shard.records.replays import DROPPED, REPLAYED, Aside, Place
 from pipeline.shard.records.set_aside import REJECTED
 from pipeline.shard.records.stops import stopped_tables
@@ -118,6 +120,7 @@ class Replay(ShardTurns):
         while self._work.todo:
             self._done, self.became = Replayed(), []
             self._turn(Take(dict.fromkeys(sorted(self._work.todo), 0)), clock.mono_s())
+            self.left |= self._work.refused
             yield self._done
 
     def _before(self, step: str) -> None:
@@ -135,6 +138,8 @@ class Replay(ShardTurns):
         self._done = Replayed(*map(sum, zip(self._done, self._work.settled(), strict=True)))
         self.became += self._work.became
         self._log.note_attempts(self._transaction.notes_at, dict.fromkeys(batch.before, ""), anew=True)
+        if not self._trial:
+            self._log.finish(self.shard, {}, delay_ms=1, counts=outcome.counts)  # no bucket: no bell either
 
     def _explain(self, bucket: int, reason: WaitReason, attempt: Attempt) -> None:
         self.left[bucket] = reason.sentence()
@@ -149,6 +154,7 @@ class ReplayTransaction(ApplyTransaction):
     Attributes:
         todo: the positions that are left, by bucket.
         result, became: of the last transaction.
+        refused: why, of each bucket in which nothing may be replayed now.
         despite: a table of which ops are replayed although it is stopped.
     """
 
@@ -169,6 +175,7 @@ class ReplayTransaction(ApplyTransaction):
         self._heads = {(bucket, position) for bucket, own in self.todo.items() for position in own}
         self._who, self._drop = who, drop
         self._earlier = None  # whoever replays an op has waited
+        self.refused = dict[int, str]()
 
     def settled(self) -> Replayed:
         """Strike what the last transaction took, and add what it made the first in all its rows; return what it did."""
@@ -209,7 +216,8 @@ class ReplayTransaction(ApplyTransaction):
         refused = sum(one.state == REJECTED for one in left)
         self._did = Replayed(len(replayed), len(dropped), refused, len(left) - refused, len(acted) + len(gone))
         batch.after = {bucket: self._next(bucket) for bucket in before}
-        self.result = Outcome(applied=len(replayed), rejected=refused, buckets=len(before)), batch
+        counts = applied_counts(batch.done(left))
+        self.result = Outcome(applied=len(replayed), rejected=refused, buckets=len(before), counts=counts), batch
         return self.result
 
     def _next(self, bucket: int) -> Position:
@@ -224,6 +232,12 @@ class ReplayTransaction(ApplyTransaction):
         buckets = sorted((take.due.keys() & self.todo.keys()) - take.suspects.keys())[: self._settings.buckets]
         if buckets:
             self._lock(buckets)
+        for bucket in moving(self._session, self._shard, buckets):
+            buckets.remove(bucket)
+            del self.todo[bucket]
+            self.refused[bucket] = (
+                f"bucket {bucket} is being moved: wait for that, or run: pipeline move give-up {bucket}"
+            )
         found: dict[int, dict[Place, frozenset[str]]] = {}
         room = self._settings.max_rows if take.alone is None else min(take.alone.entries, self._settings.max_rows)
         for bucket in buckets:

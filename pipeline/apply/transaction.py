@@ -142,6 +142,7 @@ class ApplyTransaction:
         pace: how much one transaction takes.
         notes_at: where attempts are noted.
         step: called with the name of each step before it is taken.
+        elsewhere: the state of the buckets that the last transaction met, and that another shard owns.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class ApplyTransaction:
         tables: Mapping[str, TableSettings],
     ):
         self._shard, self._session, self._log, self._tables = shard, session, log, tables
-        self.notes_at = shard
+        self.notes_at, self.elsewhere = shard, dict[int, str]()
         self._settings, self.step, self._longest_s = settings, step, settings.statement_s
         self.facts, self.stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
         self.pace = Pace(settings, log)
@@ -206,6 +207,7 @@ class ApplyTransaction:
         else:
             locked = ledger.lock(self._session, take.due, self._settings.buckets)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.owned}
+        self.elsewhere = {bucket: mark.state for bucket, mark in locked.items() if not mark.owned}
         waiting = halted(self._shard, locked)
         entries = self._read(take, {bucket: position for bucket, position in mine.items() if bucket not in waiting})
         batch = Batch(

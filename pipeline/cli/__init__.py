@@ -15,6 +15,7 @@ from pipeline.cli.deployment import adopt_rows_command, restore_command, shard_g
 from pipeline.cli.healthcheck import healthcheck
 from pipeline.cli.maintenance import outbox, rebuilt_command, spool
 from pipeline.cli.migrate import migrate_command, tables
+from pipeline.cli.move import move_group
 from pipeline.cli.status import status_command
 from pipeline.cli.stops import drain_command, pause_command, resume_command, why_command
 from pipeline.cli.top import top_command
@@ -39,6 +40,7 @@ for command in (
     drain_command,
     healthcheck,
     migrate_command,
+    move_group,
     outbox,
     pause_command,
     rebuilt_command,

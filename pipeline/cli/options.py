@@ -13,6 +13,7 @@ import click
 from pipeline.admin.observe.record import MAX_AGE_S
 from pipeline.client import Client
 from pipeline.config.settings import DEFAULT_PATH, VARIABLE
+from pipeline.enqueue.bucket_map import follow_noted
 from pipeline.errors import ConfigError
 from pipeline.events import log_to_stderr
 from pipeline.owners import stranger
@@ -52,6 +53,7 @@ def opened(config: str | None) -> Iterator[Client]:
     client = Client(config)
     log_to_stderr(client.settings.log.format)
     try:
+        follow_noted(client.log, client.topology)
         yield client
     finally:
         client.close()

@@ -9,7 +9,8 @@ from textwrap import wrap
 import click
 from rich.console import Console
 
-from pipeline.admin.story import INDENT, story
+from pipeline.admin.story import INDENT
+from pipeline.admin.trace import story
 from pipeline.cli.options import config_option, opened
 
 

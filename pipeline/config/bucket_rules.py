@@ -45,11 +45,11 @@ def compile_rule(table: TableSettings, buckets: int, column: Column | None = Non
     make = makers.get(table.rule, _own)
     if column is None:
         return make(table, buckets)
-    form, rule = key_form(column), make(_spelt_by(column, table), buckets)
+    form, rule = key_form(column), make(spelt_by(column, table), buckets)
     return rule if form is None else lambda key: rule(form(key))
 
 
-def _spelt_by(column: Column, table: TableSettings) -> TableSettings:
+def spelt_by(column: Column, table: TableSettings) -> TableSettings:
     """Return the settings of a table, the keys that they list in the form that finds their rows."""
     final, form = lenient(table.name, column), key_form(column)
 

@@ -37,6 +37,8 @@ _RULE = pattern(
     r"hash|modulo|range|lookup|[A-Za-z_][\w.]*:[A-Za-z_]\w*", "hash, modulo, range, lookup or module:function"
 )
 _SHARD_NAME = pattern(r"[A-Za-z0-9_-]{1,32}", "at most 32 letters, digits, '-' and '_' (it names a queue)")
+_GROUP_NAME = pattern(r"[A-Za-z0-9_-]{1,32}", "at most 32 letters, digits, '-' and '_'")
+_NAMED_GROUP = pattern(r"[A-Za-z0-9_-]{0,32}", "the name of a section [redis.NAME]")
 _SIGN_KEYS = pattern(r"([!-~]{32,256}( [!-~]{32,256})?)?", "one or two keys of 32 to 256 characters, a blank between")
 #: The keys of a replica that is written as a table, and what each may be.
 _REPLICA: dict[str, Validator] = {
@@ -133,6 +135,22 @@ class RedisSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RedisGroup:
+    """A section [redis.NAME]: one more Redis, for the logs of the shards that name it; all else is as in [redis]."""
+
+    name: str
+    url: str
+
+    CHECKS: ClassVar[Mapping[str, Validator]] = {"name": _GROUP_NAME, "url": redis_address}
+
+    def __post_init__(self) -> None:
+        raise_faults(faults_of(f"redis.{self.name}", self.CHECKS, self))
+
+    def __repr__(self) -> str:
+        return redacted(self)
+
+
+@dataclass(frozen=True, slots=True)
 class ShardSettings:
     """One shard: the addresses of its nodes, its buckets where the even split is not meant, its sessions' time zone."""
 
@@ -141,6 +159,8 @@ class ShardSettings:
     replicas: tuple[str, ...] = ()
     buckets: Ranges | None = None
     time_zone: str | None = None
+    #: The name of the [redis.NAME] that has the shard's logs; empty: [redis] has them.
+    redis: str = ""
     #: The load of each replica; the file writes it beside the address, `{ uri = "…", weight = 2, limit = 50 }`.
     loads: tuple[Load, ...] = field(default=(), init=False)
 
@@ -150,6 +170,7 @@ class ShardSettings:
         "replicas": each(replica_fault, "a list of addresses"),
         "buckets": optional(ranges),
         "time_zone": optional(zone_name),
+        "redis": _NAMED_GROUP,
     }
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,12 +26,13 @@ from pipeline.config.sections import (
     LogSettings,
     MetricsSettings,
     ReadSettings,
+    RedisGroup,
     RedisSettings,
     ShardSettings,
     SpoolSettings,
     TableSettings,
 )
-from pipeline.config.uris import redact, same_database_faults
+from pipeline.config.uris import redact, same_database_faults, server_of
 from pipeline.config.validators import a, raise_faults
 from pipeline.errors import ConfigError, did_you_mean
 
@@ -98,7 +99,9 @@ def _checked(raw: Mapping[str, Any], label: str, environ: Mapping[str, str]) -> 
         f"[{name}] is an unknown section{did_you_mean(name, _SECTIONS)}" for name in raw if name not in _SECTIONS
     ]
     head = _section(Head, raw.get("pipeline", {}), "pipeline", faults)
-    redis = _section(RedisSettings, raw.get("redis", {}), "redis", faults)
+    first, more = _groups_apart(raw.get("redis", {}))
+    redis = _section(RedisSettings, first, "redis", faults)
+    groups = _group(RedisGroup, more, "redis", faults)
     shards = _group(ShardSettings, raw.get("shards", {}), "shards", faults)
     tables = _group(TableSettings, raw.get("tables", {}), "tables", faults)
     reads = _section(ReadSettings, raw.get("reads", {}), "reads", faults)
@@ -107,11 +110,13 @@ def _checked(raw: Mapping[str, Any], label: str, environ: Mapping[str, str]) -> 
     log = _section(LogSettings, raw.get("log", {}), "log", faults)
     metrics = _section(MetricsSettings, raw.get("metrics", {}), "metrics", faults)
     if faults or not (head and redis and reads and apply and spool and log and metrics):
-        raise ConfigError([*faults, *_joint_faults(head.buckets if head else None, shards, tables)])
+        every = {"": redis, **groups}
+        raise ConfigError([*faults, *_joint_faults(head.buckets if head else None, shards, tables, every)])
     return Settings(
         buckets=head.buckets,
         ignore=head.ignore,
         redis=redis,
+        groups={name: group for name, group in groups.items() if group},
         shards={name: shard for name, shard in shards.items() if shard},
         tables={name: table for name, table in tables.items() if table},
         reads=reads,
@@ -145,6 +150,7 @@ class Settings:
     _: KW_ONLY
     redis: RedisSettings
     shards: Mapping[str, ShardSettings] = field(hash=False)
+    groups: Mapping[str, RedisGroup] = field(default_factory=dict, hash=False)
     tables: Mapping[str, TableSettings] = field(default_factory=dict, hash=False)
     reads: ReadSettings = field(default_factory=ReadSettings)
     apply: ApplySettings = field(default_factory=ApplySettings)
@@ -157,19 +163,51 @@ class Settings:
 
     def __post_init__(self) -> None:
         head = Head(self.buckets)
-        raise_faults(_joint_faults(head.buckets, self.shards, self.tables))
+        raise_faults(_joint_faults(head.buckets, self.shards, self.tables, {"": self.redis, **self.groups}))
 
     def loads(self) -> dict[str, Load]:
         """Return the load of each replica, by its node's name."""
         return {f"{name}-r{i}": load for name, shard in self.shards.items() for i, load in enumerate(shard.loads)}
 
 
+def _groups_apart(raw: object) -> tuple[object, dict[str, Any]]:
+    """Return the keys of [redis], and the sections below it."""
+    if not isinstance(raw, Mapping):
+        return raw, {}
+    groups = {name: value for name, value in raw.items() if isinstance(value, Mapping)}
+    return {key: value for key, value in raw.items() if key not in groups}, groups
+
+
+def _group_faults(
+    shards: Mapping[str, ShardSettings | None], redis: Mapping[str, RedisSettings | RedisGroup | None]
+) -> Iterator[str]:
+    """Yield a fault for each shard whose Redis has no section, and for each Redis that is named twice.
+
+    Args:
+        shards: the sections [shards.NAME].
+        redis: by name, the sections [redis.NAME]; by the empty name, [redis].
+    """
+    for name, shard in shards.items():
+        if shard and shard.redis not in redis:
+            yield f"[shards.{name}] redis names no section [redis.NAME]{did_you_mean(shard.redis, filter(None, redis))}"
+    known: dict[str, str] = {}
+    for name, one in redis.items():
+        at = f"[redis.{name}]" if name else "[redis]"
+        before = known.setdefault(server_of(one.url), at) if one else at
+        if before != at:
+            yield f"{at} url is the Redis of {before}: two logs of one bucket would share its keys; name another"
+
+
 def _joint_faults(
-    buckets: int | None, shards: Mapping[str, ShardSettings | None], tables: Mapping[str, TableSettings | None]
+    buckets: int | None,
+    shards: Mapping[str, ShardSettings | None],
+    tables: Mapping[str, TableSettings | None],
+    redis: Mapping[str, RedisSettings | RedisGroup | None],
 ) -> list[str]:
     """Return the faults of sections taken together; a section that is None has its own faults already."""
     faults = [] if shards else ["[shards] is empty; at least one shard is needed: [shards.s0] with its primary"]
     faults += same_database_faults(node for shard in shards.values() if shard for node in shard.nodes())
+    faults += _group_faults(shards, redis)
     if buckets is None:
         return faults
     placed = {name: shard.buckets for name, shard in shards.items() if shard}

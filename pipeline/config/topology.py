@@ -6,6 +6,7 @@ reference bucket holds the ops of reference tables, and every shard applies it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sized
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -15,8 +16,10 @@ from typing import Any
 from pipeline.caches import keep_newest
 from pipeline.config.bucket_ranges import format_ranges, owners
 from pipeline.config.bucket_rules import Rule, compile_rule
+from pipeline.config.placement import NOWHERE, Placement
 from pipeline.config.settings import Settings, TableSettings
 from pipeline.config.uris import database_of, server_of
+from pipeline.errors import WrongDeployment
 from pipeline.model.fingerprint import BY_ID, Fingerprint
 from pipeline.model.ids import bucket_of, carries_bucket
 from pipeline.model.schema import Column
@@ -29,16 +32,25 @@ MOST_WORDS = 120
 
 
 class Topology:
-    """The map of one deployment, as its settings draw it. Never changes; safe to share between threads."""
+    """Who has which bucket in one deployment: as its settings draw it, and its map says. Safe to share between threads.
+
+    Attributes:
+        owners: the shard of each bucket, `*` for the reference bucket; another tuple once a map is followed.
+        placement: the map that is followed.
+        heard_at_s: when Redis was last asked for the map, and had it, by this process's steady clock.
+    """
 
     __slots__ = (
+        "_began",
         "_finding",
         "_owned",
-        "_owners",
         "_placing",
         "_rules",
         "_settings",
         "buckets",
+        "heard_at_s",
+        "owners",
+        "placement",
         "reference_bucket",
         "shards",
     )
@@ -49,14 +61,45 @@ class Topology:
         self.reference_bucket = settings.buckets
         #: In the order of the file.
         self.shards = tuple(settings.shards)
-        self._owners = owners(self.buckets, {name: shard.buckets for name, shard in settings.shards.items()})
-        owned: dict[str, list[int]] = {name: [] for name in self.shards}
-        for bucket, shard in enumerate(self._owners):
-            owned[shard].append(bucket)
-        self._owned = {name: tuple(own) for name, own in owned.items()}
+        self.heard_at_s = -math.inf
+        self._began = owners(self.buckets, {name: shard.buckets for name, shard in settings.shards.items()})
+        self.follow(NOWHERE)
         self._rules: dict[str, Rule] = {}
         self._placing: dict[tuple[str, Column], Rule] = {}
         self._finding: dict[tuple[str, Column], Rule] = {}
+
+    def follow(self, placement: Placement) -> None:
+        """Act on a map from now on.
+
+        Args:
+            placement: the map.
+
+        Raises:
+            WrongDeployment: it names a shard or a bucket that the configuration lacks; nothing was changed.
+        """
+        if strangers := {*placement.owners.values()} - {*self.shards}:
+            name = min(strangers)
+            raise WrongDeployment(
+                [
+                    f"[shards.{name}] is missing in {self._settings.source}, but owns buckets of this deployment by "
+                    "now; restart with the configuration that names it"
+                ]
+            )
+        now = list(self._began)
+        for bucket, shard in placement.owners.items():
+            if not 0 <= bucket < self.buckets:
+                raise WrongDeployment([f"the map names the bucket {bucket}; there are {self.buckets}"])
+            now[bucket] = shard
+        owned: dict[str, list[int]] = {name: [] for name in self.shards}
+        for bucket, shard in enumerate(now):
+            owned[shard].append(bucket)
+        self._owned = {name: tuple(own) for name, own in owned.items()}
+        self.owners = (*now, "*")
+        self.placement = placement
+
+    def began(self, bucket: int) -> str:
+        """Return the shard where the settings put *bucket*."""
+        return self._began[bucket]
 
     def ignores(self, table: str) -> bool:
         """Return whether *table* is left to its database: by its name, or by a pattern."""
@@ -125,7 +168,7 @@ class Topology:
             ValueError: there is no such bucket, or it is the reference bucket, which every shard owns.
         """
         if 0 <= bucket < self.buckets:
-            return self._owners[bucket]
+            return self.owners[bucket]
         which = "is the reference bucket, of every shard" if bucket == self.reference_bucket else "does not exist"
         raise ValueError(f"bucket {bucket} {which}; the others are 0-{self.buckets - 1}")
 
@@ -141,9 +184,24 @@ class Topology:
         """
         return self._owned[shard]
 
+    def group_of(self, shard: str) -> str:
+        """Return the name of the Redis that has the logs of *shard*; the empty name is that of [redis].
+
+        Raises:
+            KeyError: there is no such shard.
+        """
+        return self._settings.shards[shard].redis
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """By name, the address of each Redis that has logs of some shard, beside the first."""
+        settings = self._settings
+        named = {self.group_of(shard) for shard in self.shards}
+        return {name: server_of(group.url) for name, group in settings.groups.items() if name in named}
+
     def ranges_of(self, shard: str) -> str:
-        """Return the buckets that *shard* owns as the file would say it: `0-127`."""
-        return format_ranges(self._owned[shard])
+        """Return the buckets that the settings give to *shard*, as the file would say it: `0-127`."""
+        return format_ranges(bucket for bucket, name in enumerate(self._began) if name == shard)
 
     @property
     def configured(self) -> tuple[str, ...]:
@@ -170,7 +228,8 @@ class Topology:
             tables=tuple((name, spread) for name, spread in spreads if spread != BY_ID),
             prefix=settings.redis.prefix,
             source=settings.source,
-            redis=(server_of(settings.redis.url),),
+            redis=(server_of(settings.redis.url), *self.groups.values()),
+            groups=tuple((name, shard.redis) for name, shard in settings.shards.items() if shard.redis),
             databases=tuple(nodes),
         )
 

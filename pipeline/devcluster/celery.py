@@ -24,7 +24,8 @@ def worker(config: Path, number: int, concurrency: int) -> Service:
         concurrency: how many child processes the worker has.
     """
     name = f"worker-{number}"
-    options = ("worker", "-n", f"{name}@%h", "-c", str(concurrency), "-l", "INFO")
+    # a worker waits a second for what its neighbours have revoked, and nobody revokes a bell
+    options = ("worker", "-n", f"{name}@%h", "-c", str(concurrency), "-l", "INFO", "--without-mingle")
     return Service(name, "worker", (*_celery(), *options), environment=_environment(config))
 
 

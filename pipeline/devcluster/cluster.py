@@ -186,19 +186,23 @@ class Cluster:
         """
         processes.end([self._process(name)])
 
-    def down(self) -> list[str]:
-        """End all processes, remove all files, and return the names of what was running. Does nothing when down."""
+    def down(self, *, grace_s: float = WORKER_GRACE_S) -> list[str]:
+        """End all processes, remove all files, and return the names of what was running. Does nothing when down.
+
+        Args:
+            grace_s: how long workers and Flower may take to end by themselves; 0: they are killed.
+        """
         with self._lock, uninterrupted():
-            names = self._take_down() if state.exists(self.directory) else []
+            names = self._take_down(grace_s) if state.exists(self.directory) else []
             self._disown()
         return names
 
-    def _take_down(self) -> list[str]:
+    def _take_down(self, grace_s: float) -> list[str]:
         known = state.read_state(self.directory)
         running = [process.name for process in known.processes if processes.is_alive(process)]
         kinds = {service.name: service.kind for service in known.services}
         polite = [process for process in known.processes if kinds[process.name] in ("worker", "flower")]
-        processes.end(polite, grace_s=WORKER_GRACE_S)
+        processes.end(polite, grace_s=grace_s)
         # Servers need no grace period: their files go next.
         processes.end([process for process in known.processes if process not in polite])
         for entry in known.entries:

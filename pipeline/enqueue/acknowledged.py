@@ -37,14 +37,14 @@ class Acknowledged:
 
     Attributes:
         scopes: all scopes by name.
+        topology: says which scope a bucket is of.
     """
 
     def __init__(self, log: Appends, topology: Topology, authority: Authority, away: RedisAway):
         self._log, self._authority, self.away = log, authority, away
         self.scopes = scopes_of(topology.shards)
         self._reference = self.scopes[EVERYWHERE]
-        self._scope_of = [self.scopes[topology.shard_of(bucket)] for bucket in range(topology.buckets)]
-        self._scope_of.append(self._reference)
+        self.topology = topology
         self._epochs = EpochCache(log, authority, away.wait_budgets)
         self._watching: threading.Thread | None = None
         self._start()
@@ -76,7 +76,7 @@ class Acknowledged:
             for pair in self.judge(self._in_mind):
                 del self._in_mind[pair]
             known = self._epochs.known
-            over = (under < known.get(self._scope_of[pair[0]].name, 0) for pair, (_, under) in self._in_mind.items())
+            over = (under < known.get(self.topology.owners[pair[0]], 0) for pair, (_, under) in self._in_mind.items())
             self._settled = learnt and not any(over)
             return self._settled
 
@@ -94,7 +94,7 @@ class Acknowledged:
         try:
             for (bucket, producer), one in acked.items():
                 if not self.away.spool.keeps(bucket, producer, one[0]):  # else it is sent again
-                    shares.setdefault(self._scope_of[bucket], {})[bucket, producer] = one
+                    shares.setdefault(self.scopes[self.topology.owners[bucket]], {})[bucket, producer] = one
             for scope, share in shares.items():
                 epoch, current, _ = self._log.epoch(scope.name)
                 done |= self._authority.settle(scope, epoch if current else 0, share)

@@ -7,7 +7,6 @@ forgotten the fingerprint, or does not know the database's address. A table with
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from uuid import uuid4
 
 from msgspec.structs import replace
@@ -19,6 +18,7 @@ from pipeline.events import Event
 from pipeline.model.fingerprint import Fingerprint, differences, newest, strangers, table_differences
 from pipeline.model.op import Position, deleted_behind
 from pipeline.model.schema import TableSchema
+from pipeline.oplog.appends import EVERYWHERE, Scope
 from pipeline.oplog.contract import Log
 from pipeline.shard.columns import columns_of, holds_rows
 from pipeline.shard.nodes import Nodes
@@ -37,6 +37,7 @@ class Agreement:
         log: has Redis's copy.
         nodes: the databases.
         topology: the configuration.
+        scope: the name of a scope: Redis is the one that has its logs.
 
     Attributes:
         mine: this process's own.
@@ -44,9 +45,13 @@ class Agreement:
         shards: what each database that was asked keeps, if anything.
     """
 
-    def __init__(self, log: Log, nodes: Nodes, topology: Topology):
+    def __init__(self, log: Log, nodes: Nodes, topology: Topology, scope: str = EVERYWHERE):
         self._log, self._nodes, self.mine = log, nodes, topology.fingerprint
-        self._seen = log.deployment()
+        self._scope, self._scopes = scope, scopes_of_servers(topology)
+        group = topology.group_of(scope) if scope != EVERYWHERE else ""
+        self._groups = topology.groups
+        self._redis = self._groups.get(group, self.mine.redis[0])
+        self._seen = log.deployment(scope)
         self.redis = Fingerprint.noted(self._seen)
         self.shards: dict[str, Fingerprint | None] = {}
         self._names: dict[str, str] = {}
@@ -72,7 +77,7 @@ class Agreement:
     @property
     def by_another_name(self) -> bool:
         """Whether this process calls Redis by an address that is not noted: after a wipe only the address is left."""
-        return self.redis is not None and not {*self.mine.redis} <= {*self.redis.redis}
+        return self.redis is not None and self._redis not in self.redis.redis
 
     def ask(self, shard: str) -> None:
         """Read what the database of a shard keeps.
@@ -100,7 +105,29 @@ class Agreement:
 
     def strangers(self) -> list[str]:
         """Return a sentence for each server that belongs to another deployment, or that nobody knows."""
-        return strangers(self.mine, self.redis, self.shards, self._names)
+        here = replace(self.mine, redis=(self._redis,))
+        return strangers(here, self.redis, self.shards, self._names)
+
+    def apart(self) -> list[str]:
+        """Return a sentence for each Redis of a group that is another deployment's, or that nobody knows."""
+        noted, found = self.noted, list[str]()
+        if noted is None:
+            return found
+        for scope in self._scopes[1:]:
+            group = dict(self.mine.groups)[scope]
+            there, url = Fingerprint.noted(self._log.deployment(scope)), self._groups[group]
+            if there is not None and there.deployment != noted.deployment:
+                found.append(
+                    f"[redis.{group}] url and prefix {self.mine.prefix!r} in {self.mine.source} are the queue of "
+                    f"{there.source}; give {self.mine.source} a [redis] prefix of its own, or another url there"
+                )
+            elif there is None and url not in noted.redis and group in dict(noted.groups).values():
+                found.append(
+                    f"[redis.{group}] url in {self.mine.source} is {url}, which knows nothing of this deployment; "
+                    "write the url of before; if that Redis is gone for good, stop what uses it and run: pipeline "
+                    "restore --redis"
+                )
+        return found
 
     def refuse(self, *, running: bool = False) -> None:
         """Raise where something does not fit.
@@ -128,7 +155,7 @@ class Agreement:
         noted, mine = self.noted, self.named
         if noted is None:
             return replace(mine, deployment=uuid4().hex)
-        met = noted.meeting(mine)
+        met = noted.meeting(replace(mine, redis=(self._redis,)))  # the other Redis are met with their own scopes
         return met if met.tables == mine.tables else replace(met, tables=mine.tables, version=met.version + 1)
 
     def keep(self, new: Fingerprint) -> bool:
@@ -141,13 +168,24 @@ class Agreement:
             Whether it is kept; False where another process has noted another one meanwhile.
         """
         text, changes = new.to_json(), self.noted is not None and new.version > self.noted.version
-        if self.redis != new and not self._log.note_deployment(self._seen, text):
+        if self.redis != new and not self._log.note_deployment(self._seen, text, self._scope):
             return False
+        if changes:
+            self._note_elsewhere(text)
         for shard in self._nodes.shards if changes else self.shards:
             if changes or self.shards[shard] != new:
                 ledger_queries.keep_fingerprint(self._nodes.primary(shard), text)
         self._seen, self.redis = text, new
         return True
+
+    def _note_elsewhere(self, text: str) -> None:
+        """Note a change in the Redis of every other group, unless that is another deployment's."""
+        for scope in self._scopes:
+            seen = self._log.deployment(scope)
+            there = Fingerprint.noted(seen)
+            ours = there is None or self.noted is None or there.deployment == self.noted.deployment
+            if seen != text and not (ours and self._log.note_deployment(seen, text, scope)):
+                raise WrongDeployment([f"the Redis of {scope} keeps another deployment's queue under this prefix"])
 
     def publish(self, new: Fingerprint) -> None:
         """Store a fingerprint, as `keep` does.
@@ -193,14 +231,24 @@ def asked(log: Log, nodes: Nodes, topology: Topology) -> Agreement:
     return notes
 
 
-def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str], *, asking: bool = False) -> None:
+def scopes_of_servers(topology: Topology) -> list[str]:
+    """Return one scope of each Redis that has logs.
+
+    Args:
+        topology: the configuration.
+    """
+    groups = {topology.group_of(shard): shard for shard in topology.shards}
+    return [EVERYWHERE, *(shard for group, shard in groups.items() if group)]
+
+
+def verify(log: Log, nodes: Nodes, topology: Topology, scope: Scope, *, asking: bool = False) -> None:
     """Raise unless the configuration fits the deployment; give Redis what it has forgotten, or has not known.
 
     Args:
         log: has Redis's copy of the fingerprint.
         nodes: the databases.
         topology: the configuration.
-        shards: those that are about to be written to.
+        scope: what is about to be written to; its Redis is asked, and its shards.
         asking: whether to ask their databases, too, that Redis knows.
 
     Raises:
@@ -209,15 +257,18 @@ def verify(log: Log, nodes: Nodes, topology: Topology, shards: Iterable[str], *,
         ShardUnavailable: a database that has to be asked did not answer.
     """
     for _ in range(TRIES):
-        notes = Agreement(log, nodes, topology)
-        for shard in shards:
+        notes = Agreement(log, nodes, topology, scope.name)
+        for shard in scope.shards:
             if asking or notes.unknown(shard):
                 notes.ask(shard)
             elif notes.by_another_name:
                 _ask_if_there(notes, shard)
+        if scope.name != EVERYWHERE and notes.faults(running=True):
+            for shard in scope.shards:  # a change may not have reached this copy
+                notes.ask(shard)
         notes.refuse(running=True)
         if notes.noted is None:
-            raise NotMigrated(", ".join(shards), "it keeps no fingerprint")
+            raise NotMigrated(", ".join(scope.shards), "it keeps no fingerprint")
         if notes.keep(notes.settled()):
             return
     raise LogUnavailable("the deployment's fingerprint keeps changing", sent=False)
@@ -265,7 +316,7 @@ def misfits_of(log: Log, nodes: Nodes, topology: Topology) -> list[str]:
             found.append(restored(log, nodes, topology, shard))
         except Unavailable as error:
             logger.info(Event("configuration_not_compared", shard=shard, error=error))
-    return [*notes.faults(), *filter(None, found)]
+    return [*notes.faults(), *notes.apart(), *filter(None, found)]
 
 
 def known_positions(session: NodeSession) -> dict[int, Position]:

@@ -17,11 +17,22 @@ from pipeline.enqueue.sends import Sends, What, what_of
 from pipeline.enqueue.shipment import UNCHECKED_BYTES, OpPlace, Shipment, check_size, shipment_of
 from pipeline.enqueue.spooling.fallback import Fallback
 from pipeline.enqueue.spooling.redis_away import RedisAway
-from pipeline.errors import BadOp, InDoubt, NotDurable, Unavailable, shown
+from pipeline.errors import (
+    BadOp,
+    InDoubt,
+    LogUnavailable,
+    NotDurable,
+    PipelineFull,
+    ShardUnavailable,
+    SpoolUnavailable,
+    Unavailable,
+    shown,
+)
 from pipeline.model.op import UPSERT, Addressed, Op, encode, id_of, id_of_new, with_id
 from pipeline.model.receipt import Receipt, Receipts
 from pipeline.oplog.appends import KeyClaimed
 from pipeline.oplog.contract import Log
+from pipeline.oplog.counts import REFUSED
 from pipeline.oplog.doorbell import Bell, SilentBell
 from pipeline.wait_budget import WaitBudget, in_all
 
@@ -29,6 +40,8 @@ if TYPE_CHECKING:
     from pipeline.model.receipt import Source
 
 DURABILITIES = ("redis", "replica", "fsync", "spooled", "applied")
+#: What a counter of refused ops calls the error of their caller.
+_REASONS = {PipelineFull: "full", SpoolUnavailable: "spool", ShardUnavailable: "shard", LogUnavailable: "redis"}
 #: Ops of one round trip of a bulk call. More gain little, and block Redis for longer than 5 ms.
 BULK_ROWS = 1000
 
@@ -77,7 +90,7 @@ class Dispatch:
                 else:
                     place = self._publisher.ship(Shipment({bucket: (payload,)}))[bucket]
             except Unavailable as error:
-                self._raise_in_doubt(error, bucket, [Receipt(bucket, None, id_of(op), source=self._source)])
+                self._raise_in_doubt(error, bucket, op, [Receipt(bucket, None, id_of(op), source=self._source)])
                 raise
             # here, and not by `_count`: a call more, on the path of every request
             sends = self._sends
@@ -126,7 +139,7 @@ class Dispatch:
             place = self._publisher.ship(shipment)[bucket]
         except Unavailable as error:
             error.numbered = numbered
-            self._raise_in_doubt(error, bucket, [receipt])
+            self._raise_in_doubt(error, bucket, op, [receipt])
             raise
         self._follow(place, durability, [receipt])
         return receipt
@@ -220,6 +233,7 @@ class Dispatch:
         try:
             return self.send_chunk(chunk, durability)
         except Unavailable as error:
+            self._count_refused(error, chunk.what)
             if not isinstance(error, NotDurable) and (error.numbered or before):
                 there = chunk.queued(error.numbered, self._source)
                 raise InDoubt(error, [*self._receipts(before), *there]) from error
@@ -241,17 +255,40 @@ class Dispatch:
         if not sends.asked:
             sends.ask(self._bell)
 
+    def count(self, words: str, what: What) -> None:
+        """Count ops that were not sent here; by the bell's thread, as all counting.
+
+        Args:
+            words: the first of their counters' names, such as `enqueued outbox`; see `oplog/counts`.
+            what: how many there are.
+        """
+        sends = self._sends
+        if sends is None or sends.pid != getpid():
+            sends = self._new_sends()
+        sends.noted.append((words, what))
+        if not sends.asked:
+            sends.ask(self._bell)
+
+    def _count_refused(self, error: Unavailable, what: What) -> None:
+        """Count ops whose caller gets an error: those that may be queued nevertheless by a reason of their own."""
+        if isinstance(error, NotDurable):
+            return  # it is queued
+        reason = next((name for kind, name in _REASONS.items() if isinstance(error, kind)), "other")
+        for one, n in what.items():
+            self.count(f"{REFUSED} {'doubt' if one[0] in error.numbered else reason}", {one: n})
+
     def _new_sends(self) -> Sends:
         """Count anew in a new process; what its parent has noted is the parent's."""
         self._sends = Sends(self._log, self._topology, self._away.spool)
         return self._sends
 
-    def _raise_in_doubt(self, error: Unavailable, bucket: int, receipts: list[Receipt]) -> None:
-        """Number the receipts of an op that may be queued, and raise; return where it is certainly not queued.
+    def _raise_in_doubt(self, error: Unavailable, bucket: int, op: Op, receipts: list[Receipt]) -> None:
+        """Count an op that was not taken; raise with numbered receipts, or return where it is certainly not queued.
 
         Raises:
             InDoubt: it may be.
         """
+        self._count_refused(error, what_of(bucket, op))
         if bucket in error.numbered and not isinstance(error, NotDurable):
             for receipt in receipts:
                 receipt.producer, receipt.producer_seq = error.numbered[bucket]
@@ -290,7 +327,7 @@ class Dispatch:
         try:
             place = self._sent(bucket, op, durability)
         except Unavailable as error:
-            self._raise_in_doubt(error, bucket, receipts)
+            self._raise_in_doubt(error, bucket, op, receipts)
             raise
         self._count(what_of(bucket, op), {bucket: place}, started_s)
         self._follow(place, durability, receipts)
@@ -318,6 +355,7 @@ class Dispatch:
             try:
                 self._ship(chunk, "redis")
             except Unavailable as error:
+                self._count_refused(error, chunk.what)
                 there = chunk.queued(error.numbered, self._source)
                 for entry, made in zip(part, there, strict=True):
                     fill_like(made, entry.receipts)

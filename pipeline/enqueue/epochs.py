@@ -17,16 +17,17 @@ from concurrent.futures import Future
 
 from pipeline import clock
 from pipeline.config.topology import Topology
+from pipeline.enqueue import bucket_map
 from pipeline.enqueue.deployment import verify
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.shipment import Acked, Sender
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.events import Event
 from pipeline.model.seal import Seal
-from pipeline.oplog.appends import Appends, Scope
+from pipeline.oplog.appends import EVERYWHERE, Appends, Scope
 from pipeline.oplog.contract import Log
 from pipeline.shard.nodes import Nodes
-from pipeline.shard.records import ledger, ledger_queries
+from pipeline.shard.records import ledger, ledger_queries, moves
 from pipeline.shard.records.ledger import LostRange, Mark
 from pipeline.shard.session import NodeSession
 from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent, perform, waited
@@ -122,7 +123,8 @@ class EpochCache:
 
     def _lineage_changed(self, scope: Scope, stale: int) -> bool:
         """Whether the server is another than the one that took what this process has sent so far."""
-        other = next((name for name in self.known if name != scope.name), None)
+        together = self._authority.together
+        other = next((name for name in self.known if name != scope.name and together(name, scope.name)), None)
         return stale > 0 or (other is not None and self._log.epoch(other)[:2] != (self.known[other], True))
 
 
@@ -158,8 +160,10 @@ class Authority:
             epoch, current, seen = log.epoch(scope.name)
             # after the epoch was read: a change of the fingerprint is noted before it raises the epochs
             given = bool(epoch and current and epoch >= known)
-            verify(log, self._nodes, self._topology, scope.shards, asking=not given)
+            verify(log, self._nodes, self._topology, scope, asking=not given)
             self._seal.learn()
+            # after the epoch, too: a change of the map is noted before it raises the epochs
+            bucket_map.follow(log, self._nodes, self._topology, anew=not given)
             if given:
                 return epoch
             new = new_epoch(self._nodes, scope, max(epoch, known))
@@ -181,6 +185,16 @@ class Authority:
                 self.renew()
                 return new
         raise LogUnavailable(f"the epoch of {scope.name!r} could not be raised", sent=False)
+
+    def together(self, one: str, other: str) -> bool:
+        """Return whether one Redis has the logs of both scopes.
+
+        Args:
+            one: the name of a scope.
+            other: that of another.
+        """
+        groups = {self._topology.group_of(name) if name != EVERYWHERE else "" for name in (one, other)}
+        return len(groups) == 1
 
     def renew(self) -> None:
         """Give a new server what it may have forgotten: the schemas of this process."""
@@ -214,7 +228,7 @@ class Authority:
             for bucket in {bucket for bucket, _ in missing}:
                 here = {pair: one for pair, one in missing.items() if pair[0] == bucket}
                 with session.translated(), session.transaction():
-                    losses = self._judge(session, scope, epoch, bucket, here)
+                    losses = self._judge(session, shard, scope, epoch, bucket, here)
                 for lost in losses:
                     logger.error(Event("ops_lost", ops=lost.last - lost.first + 1, **lost._asdict()))
         return done
@@ -231,12 +245,12 @@ class Authority:
         return {pair for pair, seq in last.items() if there.get(pair, 0) >= seq}
 
     def _judge(
-        self, session: NodeSession, scope: Scope, epoch: int, bucket: int, acked: Mapping[Sender, Acked]
+        self, session: NodeSession, shard: str, scope: Scope, epoch: int, bucket: int, acked: Mapping[Sender, Acked]
     ) -> list[LostRange]:
         """Record what one bucket has lost, under the lock of its watermark: no worker applies anything there then."""
         mark = ledger.lock(session, [bucket], 1).get(bucket)
-        if mark is None or not mark.owned:
-            return []  # a worker holds it
+        if mark is None or not mark.owned or moves.moving(session, shard, [bucket]):
+            return []  # a worker holds it, or nothing may change it beside its log while it moves
         over = mark.position.epoch
         if any(over <= under < epoch for _, under in acked.values()) and self._all_applied(scope, epoch, bucket, mark):
             over = epoch

@@ -18,11 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline import clock
-from pipeline.enqueue.epochs import EpochCache
 from pipeline.enqueue.shipment import Acked, OpPlace, Shipment, parse_claim
 from pipeline.errors import LogUnavailable
 from pipeline.model.op import Position, new_producer
-from pipeline.oplog.appends import HOLE, Append, Appended, EpochStale, Line, Scope
+from pipeline.oplog.appends import HOLE, Append, Appended, Line, Scope
 
 #: A producer that is older ends, and another begins: Redis forgets its sequences after two days, a shard after seven.
 FRESH_S = 86_400
@@ -136,36 +135,17 @@ class Run(NamedTuple):
 
 
 def resend(
-    line: Line,
-    epochs: EpochCache,
-    scope: Scope,
-    producer: int,
-    runs: Mapping[int, Run],
-    only: int,
+    line: Line, epoch: int, scope: Scope, producer: int, runs: Mapping[int, Run]
 ) -> tuple[dict[int, Position], set[str]]:
-    """Append what the log has not seen, under the epoch *only*, or under the current one where that is 0.
+    """Append what the log has not seen, under an epoch.
 
     Returns:
         Of each bucket, where its last op stands at the latest; and the shards to ring.
 
     Raises:
-        EpochStale: the epoch is not *only* any more.
+        EpochStale: the epoch is not that any more.
         the other errors of `Line.append`.
     """
-    for _ in range(EPOCHS):
-        epoch = only or epochs.of(scope)
-        try:
-            return _under(epoch, line, scope, producer, runs)
-        except EpochStale:
-            if only:
-                raise
-            epochs.after(scope, epoch)
-    raise LogUnavailable("the server's lineage keeps changing")
-
-
-def _under(
-    epoch: int, line: Line, scope: Scope, producer: int, runs: Mapping[int, Run]
-) -> tuple[dict[int, Position], set[str]]:
     left, reached, ring = dict(runs), dict[int, Position](), set[str]()
     for _ in range(ROUNDS):
         answer = line.append(scope, epoch, producer, [Append(bucket, *run) for bucket, run in left.items()], "", 0)

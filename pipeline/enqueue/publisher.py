@@ -15,7 +15,7 @@ from pipeline import clock
 from pipeline.config.topology import Topology
 from pipeline.enqueue.acknowledged import Acknowledged
 from pipeline.enqueue.epochs import Authority
-from pipeline.enqueue.producer import FRESH_S, Producer, Run, resend
+from pipeline.enqueue.producer import EPOCHS, FRESH_S, Producer, Run, resend
 from pipeline.enqueue.shipment import OpPlace, Shipment, queued
 from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import LogUnavailable, PipelineFull, Unavailable
@@ -70,15 +70,15 @@ class Publisher(Acknowledged):
             return self._ship_again(shipment)
         if len(runs) == 1 and not shipment.key and shipment.durability == "redis":
             [(bucket, payloads)] = runs.items()
-            scope = self._scope_of[bucket]
+            scope = self.scopes[self.topology.owners[bucket]]
             if len(payloads) == 1 and scope is not self._reference:
                 return {bucket: self._ship_one(scope, bucket, payloads[0])}
         places: dict[int, OpPlace] = {}
-        for scope, share in self.by_scope(runs).items():
+        for share in self.by_scope(runs).values():
             part = shipment.part(share)
             patient = self.away.wait_budgets.here.budget is None and part.size > FEW
             try:
-                places |= self._ship_by(self._take(patient=patient), scope, part)
+                places |= self._ship_by(self._take(patient=patient), part)
             except Unavailable as error:
                 error.numbered = queued(places, error)
                 raise
@@ -104,10 +104,23 @@ class Publisher(Acknowledged):
                 holds them no more, it calls `remember`.
         """
         reached: dict[int, Position] = {}
-        for scope, share in self.by_scope(runs).items():
-            with closing(self._log.line(patient=patient)) as line:
-                positions, ring = resend(line, self._epochs, scope, producer, share, epoch)
+        left, stale = dict(runs), 0
+        while left:
+            scope, share = next(iter(self.by_scope(left).items()))
+            under = epoch or self._epochs.of(scope)
+            try:
+                with closing(self._log.line(patient=patient)) as line:
+                    positions, ring = resend(line, under, scope, producer, share)
+            except EpochStale as error:
+                stale += 1
+                if epoch:
+                    raise
+                if stale == EPOCHS:
+                    raise LogUnavailable("the server's lineage keeps changing") from error
+                self._epochs.after(scope, under)
+                continue
             reached |= positions
+            left = {bucket: run for bucket, run in left.items() if bucket not in reached}
             if ring:
                 self._bell.ring(ring, sum(len(run.payloads) for run in share.values()))
         return reached
@@ -131,7 +144,7 @@ class Publisher(Acknowledged):
 
     def scope_of(self, bucket: int) -> Scope:
         """Return the scope of a bucket's log."""
-        return self._scope_of[bucket]
+        return self.scopes[self.topology.owners[bucket]]
 
     def epoch_of(self, scope: Scope) -> int:
         """Ask the server for a scope's epoch; raise it if it was given out on another.
@@ -161,8 +174,9 @@ class Publisher(Acknowledged):
     def by_scope(self, runs: Mapping[int, Share]) -> dict[Scope, dict[int, Share]]:
         """Sort buckets by scope."""
         shares: dict[Scope, dict[int, Share]] = {}
+        owners = self.topology.owners
         for bucket, run in runs.items():
-            shares.setdefault(self._scope_of[bucket], {})[bucket] = run
+            shares.setdefault(self.scopes[owners[bucket]], {})[bucket] = run
         return shares
 
     def close(self) -> None:
@@ -184,7 +198,7 @@ class Publisher(Acknowledged):
             self._end(producer)
             raise
         if placed is None:  # the same producer goes on: its first try may have been taken, and its answer lost
-            return self._ship_by(producer, scope, Shipment({bucket: (payload,)}))[bucket]
+            return self._ship_by(producer, Shipment({bucket: (payload,)}))[bucket]
         if producer.lineages == epochs.learnt:
             self.idle.append(producer)
         else:
@@ -209,9 +223,9 @@ class Publisher(Acknowledged):
             raise
         return places
 
-    def _ship_by(self, producer: Producer, scope: Scope, shipment: Shipment) -> dict[int, OpPlace]:
+    def _ship_by(self, producer: Producer, shipment: Shipment) -> dict[int, OpPlace]:
         try:
-            places = self._send(producer, scope, shipment)
+            places = self._send(producer, shipment)
             if not producer.reached(shipment.durability):
                 places = {bucket: replace(place, durable=False) for bucket, place in places.items()}
         except BaseException:
@@ -221,32 +235,36 @@ class Publisher(Acknowledged):
         self.away.wait_budgets.cold = False
         return places
 
-    def _send(self, producer: Producer, scope: Scope, shipment: Shipment) -> dict[int, OpPlace]:
+    def _send(self, producer: Producer, shipment: Shipment) -> dict[int, OpPlace]:
         numbers, places, left = producer.numbers(shipment.runs), dict[int, OpPlace](), shipment
         doubt: dict[int, Number] = {}
         try:
             for _ in range(SEND_ROUNDS):
-                epoch = self._epochs.of(scope)
+                # each time anew: whoever learns an epoch learns the map with it, and buckets may have moved
+                scope, share = next(iter(self.by_scope(left.runs).items()))
+                epoch, part = self._epochs.of(scope), left if len(share) == len(left.runs) else left.part(share)
                 try:
-                    answer, first = producer.send(scope, epoch, left)
+                    answer, first = producer.send(scope, epoch, part)
                 except EpochStale:
                     doubt = numbers  # a first try may have been taken, and its answer lost
                     self._question()
                     self._epochs.after(scope, epoch)
                     continue
                 if answer.ring:
-                    self._bell.ring(answer.ring, left.size)
+                    self._bell.ring(answer.ring, part.size)
                 if answer.claim is not None:
-                    return {bucket: producer.claimed(answer.claim, bucket) for bucket in left.runs}
-                placed = dict(zip(left.runs, answer.placed, strict=True))
+                    return {bucket: producer.claimed(answer.claim, bucket) for bucket in part.runs}
+                placed = dict(zip(part.runs, answer.placed, strict=True))
                 places |= {b: OpPlace(at, producer.producer, first[b]) for b, (_, at) in placed.items()}
                 holes = {bucket: at.seq for bucket, (code, at) in placed.items() if code == HOLE}
-                if not holes:
+                rest = {bucket: run for bucket, run in left.runs.items() if bucket in holes or bucket not in placed}
+                if not rest:
                     return places
-                # the log knows less of this producer than it acknowledged: the ops go on under their numbers
-                doubt = numbers
-                producer.pass_holes(holes)
-                left = left.part({bucket: left.runs[bucket] for bucket in holes})
+                if holes:
+                    # the log knows less of this producer than it acknowledged: the ops go on under their numbers
+                    doubt = numbers
+                    producer.pass_holes(holes)
+                left = left.part(rest)
             raise LogUnavailable("the server's lineage keeps changing", sent=False)
         except Unavailable as error:
             error.numbered = {**doubt, **error.numbered}

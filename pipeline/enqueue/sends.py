@@ -18,7 +18,15 @@ from pipeline.errors import PipelineError
 from pipeline.events import Event
 from pipeline.model.op import Op
 from pipeline.oplog.contract import Log
-from pipeline.oplog.counts import DIRECT, ENQUEUE_BOUNDS_MS, ENQUEUE_MS, ENQUEUE_SUM_US, ENQUEUED, SPOOLED
+from pipeline.oplog.counts import (
+    DIRECT,
+    ENQUEUE_BOUNDS_MS,
+    ENQUEUE_MS,
+    ENQUEUE_SUM_US,
+    ENQUEUED,
+    MOST_COUNTERS,
+    SPOOLED,
+)
 from pipeline.oplog.doorbell import Bell, Later, SilentBell
 from pipeline.spool.null_spool import NullSpool
 from pipeline.spool.store import Spool
@@ -48,16 +56,18 @@ class Sends(Later):
     Attributes:
         pid: of the process.
         taken: notes of calls.
+        noted: other ops to count, with the first words of their counters' names; see `oplog/counts`.
         asked: whether the bell's thread is to add them up.
     """
 
-    __slots__ = ("_calls", "_counts", "_log", "_news", "_ops", "_shards", "_took_s", "asked", "pid", "taken")
+    __slots__ = ("_calls", "_counts", "_log", "_news", "_ops", "_shards", "_took_s", "asked", "noted", "pid", "taken")
 
     def __init__(self, log: Log, topology: Topology, spool: Spool | NullSpool):
         self.pid, self.asked = os.getpid(), False
         self.taken: deque[Sent] = deque(maxlen=MOST_TAKEN)
+        self.noted: deque[tuple[str, What]] = deque(maxlen=MOST_TAKEN)
         self._log, self._news = log, HostNews(spool, "web")
-        self._shards = {bucket: topology.shards_of(bucket) for bucket in range(topology.reference_bucket + 1)}
+        self._shards = topology.shards_of
         self._ops: dict[tuple[Way, str, str], int] = {}
         self._calls: dict[tuple[Way, int], int] = {}
         self._took_s: dict[Way, float] = {}
@@ -83,13 +93,17 @@ class Sends(Later):
                 place = places[bucket]
                 if place.row_id is not None:
                     continue  # an earlier op with its key is there
-                way = self._shards[bucket], place.position is None
+                way = self._shards(bucket), place.position is None
                 key = way, kind, table
                 ops[key] = ops.get(key, 0) + n
                 if way != seen:  # of a bulk call, once for each run of ops of one shard
                     seen = way
                     calls[way, bound] = calls.get((way, bound), 0) + 1
                     took[way] = took.get(way, 0.0) + took_s
+        while self.noted:
+            words, what = self.noted.popleft()
+            for (bucket, kind, table), n in what.items():
+                self._add(self._shards(bucket), f"{words} {kind} {table}", n)
 
     def publish(self) -> None:
         """Send the counters; what a Redis that is away does not take is sent later."""
@@ -119,7 +133,9 @@ class Sends(Later):
 
     def _add(self, shards: tuple[str, ...], name: str, n: int) -> None:
         for shard in shards:
-            self._counts.setdefault(shard, Counter())[name] += n
+            counts = self._counts.setdefault(shard, Counter())
+            if name in counts or len(counts) < MOST_COUNTERS:  # as the log does
+                counts[name] += n
 
 
 def what_of(bucket: int, op: Op) -> What:

@@ -28,6 +28,7 @@ class Fingerprint(msgspec.Struct, frozen=True):
         redis: the addresses by which its Redis is known.
         databases: of each shard, the addresses by which its databases are known, and the names that they give
             themselves; in a process's own the primary's address comes first.
+        groups: of each shard whose logs are not in the first Redis, the name of the Redis that has them.
     """
 
     buckets: int
@@ -39,6 +40,7 @@ class Fingerprint(msgspec.Struct, frozen=True):
     version: int = 1
     redis: tuple[str, ...] = ()
     databases: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    groups: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> str:
         """Return the fingerprint as canonical JSON."""
@@ -106,6 +108,7 @@ class Fingerprint(msgspec.Struct, frozen=True):
             tables=mine.tables,
             prefix=mine.prefix,
             source=mine.source,
+            groups=mine.groups,
             version=self.version + 1,
         )
 
@@ -171,7 +174,26 @@ def differences(mine: Fingerprint, noted: Fingerprint) -> list[str]:
             f"[pipeline] buckets is {mine.buckets} {here}, but {noted.buckets} {there}; write buckets = "
             f"{noted.buckets}: the number is fixed for life, since it has placed the rows that stand",
         ]
+    found += _group_differences(mine, noted, here, there)
     return [*found, *_shard_differences(dict(mine.shards), dict(noted.shards), here, there)]
+
+
+def _group_differences(mine: Fingerprint, noted: Fingerprint, here: str, there: str) -> Iterable[str]:
+    """Yield a sentence for each shard whose logs would be looked for in another Redis than the one that has them."""
+    ours, theirs = dict(mine.groups), dict(noted.groups)
+    both = dict(mine.shards).keys() & dict(noted.shards).keys()
+    for name in sorted(both):
+        if ours.get(name, "") != theirs.get(name, ""):
+            was = theirs.get(name, "")
+            cure = f'write redis = "{was}" under [shards.{name}]' if was else f"take redis out of [shards.{name}]"
+            yield (
+                f"[shards.{name}] has its logs in {_redis_of(ours.get(name))} {here}, but in {_redis_of(was)} {there}; "
+                f"{cure}: ops that wait there would never be applied; a shard's Redis is chosen before its first op"
+            )
+
+
+def _redis_of(group: str | None) -> str:
+    return f"[redis.{group}]" if group else "[redis]"
 
 
 def _shard_differences(mine: Mapping[str, str], noted: Mapping[str, str], here: str, there: str) -> Iterable[str]:

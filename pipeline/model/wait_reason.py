@@ -117,18 +117,17 @@ class WaitReason:
         Args:
             one: whether one thing waits, or many.
         """
-        words = {"scope": self.scope, "shard": self.shard, "detail": self.detail}
-        kind = KINDS[self.kind]
-        because, mend = (text.format(**words).replace(" ()", "") for text in (kind.because, kind.mend))
-        since = f" waited since {utc_text(self.since_ms)}"
-        if one:
-            return f"{'has' + since if self.since_ms else 'waits'} because {because}; {mend}"
-        return f"{'have' + since if self.since_ms else 'wait'} because {because}; {mend}"
+        return f"{self._because(one)}; {self.command}"
+
+    @property
+    def head(self) -> str:
+        """The whole sentence without what mends it."""
+        return f"{self._what()} {self._because(one=False)}"
 
     @property
     def command(self) -> str:
         """What mends it: a command, or what happens by itself."""
-        return KINDS[self.kind].mend.format(scope=self.scope, shard=self.shard, detail=self.detail)
+        return KINDS[self.kind].mend.format(scope=self.scope, shard=self.shard)
 
     def to_json(self) -> str:
         """Return the reason as a note for other processes."""
@@ -146,6 +145,14 @@ class WaitReason:
         except msgspec.MsgspecError:
             return None
         return found if found.kind in KINDS else None
+
+    def _because(self, one: bool) -> str:
+        words = {"scope": self.scope, "shard": self.shard, "detail": self.detail}
+        because = KINDS[self.kind].because.format(**words).replace(" ()", "")
+        since = f" waited since {utc_text(self.since_ms)}"
+        if one:
+            return f"{'has' + since if self.since_ms else 'waits'} because {because}"
+        return f"{'have' + since if self.since_ms else 'wait'} because {because}"
 
     def _what(self) -> str:
         if self.buckets:

@@ -141,16 +141,34 @@ class Appends(Protocol):
         """
         ...
 
-    def deployment(self) -> str:
-        """Return the fingerprint of the deployment that these logs belong to, as JSON; empty where none is noted."""
+    def deployment(self, scope: str = EVERYWHERE) -> str:
+        """Return the fingerprint of the deployment that these logs belong to, as JSON; empty where none is noted.
+
+        Args:
+            scope: of the logs; the server that has them keeps a copy.
+        """
         ...
 
-    def note_deployment(self, seen: str, text: str) -> bool:
+    def note_deployment(self, seen: str, text: str, scope: str = EVERYWHERE) -> bool:
         """Note a fingerprint if no other process did meanwhile; return whether it was noted.
 
         Args:
             seen: what `deployment` returned.
             text: the fingerprint as JSON.
+            scope: as for `deployment`.
+        """
+        ...
+
+    def placement(self) -> str:
+        """Return the map of buckets that have moved, as JSON; empty where there is none. See `config/placement`."""
+        ...
+
+    def note_placement(self, seen: str, text: str) -> bool:
+        """Note a map if no other process did meanwhile; return whether it was noted.
+
+        Args:
+            seen: what `placement` returned.
+            text: the map as JSON.
         """
         ...
 
@@ -166,10 +184,13 @@ class Appends(Protocol):
         """
         ...
 
-    def senders(self) -> Iterator[tuple[int, dict[int, tuple[int, int]]]]:
+    def senders(self, scope: str = EVERYWHERE) -> Iterator[tuple[int, dict[int, tuple[int, int]]]]:
         """Yield each producer that the log knows: of each bucket the last sequence, and the epoch that it stands under.
 
         The epoch is 0 where the producer has passed a hole and sent nothing since.
+
+        Args:
+            scope: the server that has its logs is asked; buckets of other scopes may be there, too.
         """
         ...
 

@@ -241,6 +241,15 @@ class Work(Entries, Waits, Protocol):
         """
         ...
 
+    def mark_clean(self, shard: str, buckets: Iterable[int]) -> None:
+        """Mark buckets as none of a shard's: another shard has them.
+
+        Args:
+            shard: the shard's name.
+            buckets: the buckets.
+        """
+        ...
+
     def postpone(self, shard: str, buckets: Iterable[int], delay_ms: int) -> None:
         """Let dirty buckets rest, because their database does not answer.
 
@@ -353,8 +362,8 @@ class SharedState(Protocol):
         """
         ...
 
-    def health(self, counted: Mapping[str, int] = {}) -> tuple[int, dict[str, tuple[int, str]]]:
-        """Return the server's time in ms and, of each node, when its report was published and the report.
+    def health(self, counted: Mapping[str, int] = {}) -> tuple[int, dict[str, tuple[int, str]], str]:
+        """Return the server's time in ms; of each node, when its report was published and the report; and the map.
 
         Args:
             counted: is added to `reads` in the same round trip; a full server drops it.

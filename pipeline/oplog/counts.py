@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 #: `applied <kind> <table>`: ops.
 APPLIED = "applied"
-#: `rejected <table>`: ops.
+#: `rejected <table>`: ops; one that a replay tries again is not refused a second time.
 REJECTED = "rejected"
 #: Transactions, and `batch_ms <bound>`: those that took so long at most, by the least bound that holds.
 BATCHES, BATCH_MS = "batches", "batch_ms"
@@ -24,7 +24,9 @@ HELD = "held"
 #: Upper bounds of the histogram of a batch, ms; a longer batch counts under `inf`.
 BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 #: `enqueued <way> <kind> <table>`: ops that processes have enqueued, by the way that they took first.
-ENQUEUED, DIRECT, SPOOLED = "enqueued", "direct", "spool"
+ENQUEUED, DIRECT, SPOOLED, OUTBOX = "enqueued", "direct", "spool", "outbox"
+#: `refused <reason> <kind> <table>`: ops that a process could not enqueue, so that their caller got an error.
+REFUSED = "refused"
 #: `enqueue_ms <way> <bound>`: calls, by the time until the log or the spool had their ops; and the sums.
 ENQUEUE_MS, ENQUEUE_SUM_US = "enqueue_ms", "enqueue_sum_us"
 #: Upper bounds of that histogram, ms.

@@ -23,6 +23,7 @@ from pipeline.shard.dialect import Dialect
 from pipeline.shard.driver_errors import connection_lost, refused_write, sentence_of
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.ledger import Mark
 from pipeline.shard.session import NodeSession
 
 #: A connection that was idle for longer is tried before it is relied on, s.
@@ -31,6 +32,8 @@ IDLE_S = 1.0
 UNCHECKED_CHARACTERS = 250_000
 #: How long a read may wait for a server to connect, and to answer, s.
 CONNECT_S, STATEMENT_S = 1.0, 20.0
+#: Producers of one bucket whose sequences a thread remembers: each process that ever wrote there has its own.
+MOST_PRODUCERS = 1000
 _NOWHERE = Position(-1, -1)
 
 
@@ -161,8 +164,9 @@ class NodeReader:
         pairs = [(bucket, producer) for bucket, sequences in asked.items() for producer in sequences]
         if pairs:
             found = ledger_queries.sequences(self.session, pairs)
+            most = max(MOST_PRODUCERS, len(pairs))
             for (bucket, producer), seq in found.items():
-                self._known.sequences.setdefault(bucket, {})[producer] = seq
+                keep_newest(self._known.sequences.setdefault(bucket, {}), producer, seq, most)
         return self.has(needs)
 
     def marks(self, buckets: Iterable[int] | None = None) -> dict[int, Position]:
@@ -175,6 +179,18 @@ class NodeReader:
         marks = {bucket: mark.position for bucket, mark in found.items()}
         self._known.marks.update(marks)
         return marks
+
+    def states(self, buckets: Iterable[int] | None = None) -> dict[int, Mark]:
+        """Ask the node for watermarks and states.
+
+        Args:
+            buckets: those that are wanted; None: all.
+
+        Raises:
+            ShardUnavailable: the node does not answer.
+        """
+        self.ready()
+        return ledger_queries.marks_of(self.session, buckets)
 
     def connected_for_s(self) -> float:
         """Return the age of this thread's connection, s; 0 where there is none."""

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from pipeline.dal.objects import kind_of, rebuilt_on, tables_in
+from pipeline.dal.sql_texts import raw
 from pipeline.errors import BadRead, UnknownTable
 from pipeline.reads.connections import NodeReader
 from pipeline.reads.node_tables import NodeTables
@@ -51,6 +52,18 @@ def callers_names(names: Sequence[str], columns: Sequence[Any], fields: Sequence
             renamed[at] = str(field)
         at += 1
     return renamed
+
+
+def besides(query: Any, left_out: str) -> Any:
+    """Return a query narrowed by a text of SQL; pyDAL narrows it by filters where it would have before.
+
+    Args:
+        query: of a node's DAL.
+        left_out: the further condition.
+    """
+    made = query & raw(left_out)
+    made.ignore_common_filters = getattr(query, "ignore_common_filters", False)
+    return made
 
 
 def refuse_cache(cache: Any) -> None:
@@ -191,9 +204,10 @@ class NodeDAL(CallersDAL):
         reader: the node.
         read_info: how it was chosen.
         onward, find_table: as for `CallersDAL`.
+        excluded: the buckets of which the node may have rows that another shard serves, where that shard is read, too.
     """
 
-    __slots__ = ("read_info", "reader")
+    __slots__ = ("excluded", "read_info", "reader")
 
     def __init__(
         self,
@@ -201,18 +215,21 @@ class NodeDAL(CallersDAL):
         read_info: ReadInfo,
         onward: Onward,
         find_table: Callable[[str], Any] | None = None,
+        excluded: tuple[int, ...] = (),
     ):
-        self.reader, self.read_info = reader, read_info
+        self.reader, self.read_info, self.excluded = reader, read_info, excluded
         super().__init__(reader.tables, onward, find_table)
 
-    def where(self, query: Any) -> Any:
+    def where(self, query: Any, left_out: str = "") -> Any:
         """Return pyDAL's Set of a query of the caller's, in any thread: its fields do nothing but to name columns.
 
         Args:
             query: of the caller's DAL.
+            left_out: SQL of a further condition.
         """
         self._tables.come(tables_in(query), self._onward)
-        return self._db(self._tables.own(query))
+        found = self._db(self._tables.own(query))
+        return self._db(besides(found.query, left_out)) if left_out else found
 
     def select(self, query: Any, fields: Sequence[Any], options: Mapping[str, Any]) -> Any:
         """Return the rows that a query of the caller's finds, with expressions named as the caller's own DAL does.

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pipeline.caches import keep_newest
+from pipeline.caches import MOST_DEFINITIONS, keep_newest
 from pipeline.dal.filters import narrowed
 from pipeline.dal.objects import (
     compile_in_each_thread,
@@ -108,6 +108,8 @@ class NodeTables:
         """
         self.callers.onward = onward
         met = self.callers.tables
+        if len(met) > MOST_DEFINITIONS:
+            met.clear()  # of requests that are over: nobody else removes them
         for table in tables:
             if table._db is not self._db and _CALLERS not in vars(table):  # as `is_own`, once per read
                 met[table._tablename] = table
@@ -182,11 +184,11 @@ class NodeTables:
             if self._defined.get(name) != signature:
                 original = getattr(table._db, name, table) if table._tablename != name else table
                 options = {"rname": original._rname} if renamed(original) else {}
+                self._make_room(name)
                 self._db.define_table(
                     name,
                     *[self._field(field, original) for field in original],
                     migrate=False,
-                    redefine=name in self._defined,
                     format=original._format,
                     **options,
                 )
@@ -196,6 +198,37 @@ class NodeTables:
                     if other not in self._db.tables:
                         self._define(original._db[other])
             return self._db[name]
+
+    def _make_room(self, name: str) -> None:
+        """Forget a table's former definition, and the oldest tables where there are too many."""
+        if name in self._defined:
+            self._undefine(name)
+        while len(self._defined) >= MOST_DEFINITIONS:
+            self._undefine(next(iter(self._defined)))
+
+    def _undefine(self, name: str) -> None:
+        """Forget a table; a thread that reads it at this moment has the object, and `_named` makes it anew by name."""
+        own = self._db[name]
+        del self._defined[name]
+        for field in own:
+            if (referent := getattr(field, "referent", None)) is not None:
+                parent = referent._table
+                parent._referenced_by = [other for other in parent._referenced_by if other._table is not own]
+                parent._referenced_by_list = [other for other in parent._referenced_by_list if other._table is not own]
+        for met, (_, found) in [*self._met.items()]:
+            if found is own:
+                self._met.pop(met, None)
+        self._db.tables.remove(name)
+        del self._db[name]
+
+    def _named(self, name: str) -> Any:
+        """Return this node's own table by its name, made anew from the caller's where it had to make room."""
+        try:
+            return self._db[name]
+        except AttributeError:
+            if name not in self.callers.tables:
+                raise
+            return self._define(self.callers.tables[name])
 
     def _field(self, field: Any, table: Any) -> Any:
         """Return a field of one's own; a reference to a table that the caller has not defined is a number."""
@@ -211,7 +244,7 @@ class NodeTables:
             query: None for all rows.
             tables: those that it asks, or their names.
         """
-        own = (self._db[table] if isinstance(table, str) else table for table in tables)
+        own = (self._named(table) if isinstance(table, str) else table for table in tables)
         pairs = ((self._callers_table(table), partial(self._on, table)) for table in own)
         return narrowed(query, ((callers, on) for callers, on in pairs if callers is not None))
 
@@ -280,7 +313,10 @@ class NodeTables:
     def _lead_on(self, row_id: int, table: Any, row: Any) -> None:
         """Give a row what changes it, which a node refuses, and the rows that refer to it."""
         near = table._db is self._db or _CALLERS in vars(table)  # as `is_own`, once per row
-        own = table if near else self._db[table._dalname]
+        try:
+            own = table if near else self._db[table._dalname]
+        except AttributeError:  # it had to make room
+            own = self._define(table)
         onward = self.callers.onward
         self._add_operators(row_id, own, row)
         if onward is not None and onward.near is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from pipeline.chance import chance
+from pipeline.config.placement import NOWHERE, Placement
 from pipeline.config.settings import TableSettings
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import conjuncts, field_table, kind_of, op_name, pinned_values, real_name
@@ -18,16 +19,16 @@ from pipeline.reads.session import Need, Token
 
 
 class ReadPlace(NamedTuple):
-    """A shard, and the buckets that matter there; None stands for all of them."""
+    """A shard, and the buckets that matter there; None stands for all of them. `seen` is the map that says so."""
 
     shard: str
     buckets: tuple[int, ...] | None
+    seen: Placement = NOWHERE
 
     def also(self, bucket: int) -> ReadPlace:
         """Return the place where a bucket matters, too."""
-        return (
-            self if self.buckets is None or bucket in self.buckets else ReadPlace(self.shard, (*self.buckets, bucket))
-        )
+        known = self.buckets is None or bucket in self.buckets
+        return self if known else self._replace(buckets=(*(self.buckets or ()), bucket))
 
 
 def place_of_key(topology: Topology, table: Any, shard_key: Any) -> ReadPlace:
@@ -42,15 +43,15 @@ def place_of_key(topology: Topology, table: Any, shard_key: Any) -> ReadPlace:
         BadRead: the rows are on several shards.
         BadValue, ShardKeyError: a write would refuse the key, too.
     """
-    reference = topology.reference_bucket
+    seen, reference = topology.placement, topology.reference_bucket
     if _rules(topology, table).reference:
-        return ReadPlace(chance.choice(topology.shards), (reference,))
+        return ReadPlace(chance.choice(topology.shards), (reference,), seen)
     if shard_key is not None:
         bucket = bucket_of_key(topology, table, shard_key)
         # what else is read in the same block may be a reference table
-        return ReadPlace(topology.shards_of(bucket)[0], (bucket, reference))
+        return ReadPlace(topology.shards_of(bucket)[0], (bucket, reference), seen)
     if len(topology.shards) == 1:
-        return ReadPlace(topology.shards[0], None)
+        return ReadPlace(topology.shards[0], None, seen)
     raise BadRead(
         f"the rows of {real_name(table)!r} are on {len(topology.shards)} shards: give shard_key=, "
         "or use pipeline.select"
@@ -66,18 +67,18 @@ def place_of_id(topology: Topology, table: Any, row_id: int, shard_key: Any) -> 
         row_id: the row's id.
         shard_key: the row's shard key, where the caller knows it.
     """
-    rules = _rules(topology, table)
+    seen, rules = topology.placement, _rules(topology, table)
     if rules.reference:
-        return ReadPlace(chance.choice(topology.shards), (topology.reference_bucket,))
+        return ReadPlace(chance.choice(topology.shards), (topology.reference_bucket,), seen)
     if shard_key is None and rules.shard_key in (None, "", table._id.name):
         shard_key = row_id
     if shard_key is not None:
         bucket = bucket_of_key(topology, table, shard_key)
-        return ReadPlace(topology.shards_of(bucket)[0], (bucket,))
+        return ReadPlace(topology.shards_of(bucket)[0], (bucket,), seen)
     carried = topology.bucket_in(row_id)
     if carried is not None:
-        return ReadPlace(topology.shard_of(carried), (carried,))
-    return ReadPlace(topology.shards[0], None) if len(topology.shards) == 1 else None
+        return ReadPlace(topology.owners[carried], (carried,), seen)
+    return ReadPlace(topology.shards[0], None, seen) if len(topology.shards) == 1 else None
 
 
 def places_of_query(
@@ -94,11 +95,11 @@ def places_of_query(
     Raises:
         BadRead: it joins tables whose rows are not kept together.
     """
-    conditions = [query, *joins]
+    seen, conditions = topology.placement, [query, *joins]
     known = {table._tablename: table for table in tables}
     sharded = [table for table in known.values() if not _rules(topology, table).reference]
     if not sharded:
-        return [ReadPlace(chance.choice(topology.shards), (topology.reference_bucket,))]
+        return [ReadPlace(chance.choice(topology.shards), (topology.reference_bucket,), seen)]
     also = (topology.reference_bucket,) if len(sharded) < len(known) else ()
     pins = [pinned_bucket(topology, query, table) for table in sharded]
     pinned = {bucket for bucket in pins if bucket is not None}
@@ -106,16 +107,16 @@ def places_of_query(
         if len(pinned) > 1:
             raise BadRead("the query fixes shard keys that belong to two buckets: no row can match on one shard")
         (bucket,) = pinned
-        return [ReadPlace(topology.shards_of(bucket)[0], (bucket, *also))]
+        return [ReadPlace(topology.shards_of(bucket)[0], (bucket, *also), seen)]
     if len(topology.shards) == 1:
-        return [ReadPlace(topology.shards[0], None)]
+        return [ReadPlace(topology.shards[0], None, seen)]
     if not kept_together(topology, conditions, sharded):
         names = ", ".join(sorted(real_name(table) for table in sharded))
         raise BadRead(
             f"the tables {names} are not kept together: join them by the fields that shard them, or make one a "
             "reference table, or read them one after the other"
         )
-    return [ReadPlace(shard, (*topology.buckets_of(shard), *also)) for shard in topology.shards]
+    return [ReadPlace(shard, (*topology.buckets_of(shard), *also), seen) for shard in topology.shards]
 
 
 def bucket_of_key(topology: Topology, table: Any, key: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property, partial
 from typing import Any
 
@@ -20,15 +20,19 @@ from pipeline.reads.onward import Onward
 from pipeline.reads.pending.pending_rows import CannotOverlay, Overlay
 from pipeline.reads.read_place import ReadPlace, needs_at, place_of_id, place_of_key, whole_id
 from pipeline.reads.routing.health_cache import HealthCache
+from pipeline.reads.routing.moving import Elsewhere, MovingRead
 from pipeline.reads.routing.policy import Bounds
+from pipeline.reads.routing.router import Read
 from pipeline.reads.routing.traced import router_type
-from pipeline.reads.session import After, ReadSession, Token, after_of
+from pipeline.reads.session import NOTHING, After, ReadSession, Token, after_of
 from pipeline.reads.token_cookie import TokenSeal
 from pipeline.shard.nodes import Nodes
 
 #: A read that failed twice is retried while no more time than that has passed, s. And how often at most: each of a
 #: primary and two replicas may have closed an idle connection.
 AT_ONCE_S, MOST_TRIES = 0.1, 4
+#: How often a read is sent to another shard: there and back for each replica that has not heard of a move's end.
+MOST_SENT = 10
 
 
 class Reads:
@@ -56,7 +60,9 @@ class Reads:
     ):
         self._topology, self._log, self._find_table, self._seal = topology, log, find_table, seal
         reads = settings.reads
-        self._router = router = router_type()(nodes, NodeReaders(nodes), health, reads.primary_limit, settings.loads())
+        self._router = router = router_type()(
+            nodes, NodeReaders(nodes), health, topology, reads.primary_limit, settings.loads()
+        )
         self._bounds = Bounds(reads.max_lag_s, reads.wait_s, reads.on_stale)  # type: ignore[arg-type]
         self._gather = Gather(router, topology, log)
 
@@ -237,12 +243,18 @@ class Reads:
 
     @contextmanager
     def _opened(self, table: Any, place: ReadPlace, onward: Onward) -> Iterator[NodeDAL]:
-        needs = needs_at(self._topology, self._log, onward.after.token, place)
-        with self._router.open(
-            place.shard, needs, onward.bounds, session=onward.after.session, buckets=place.buckets
-        ) as read:
+        with ExitStack() as leaving:
+            read = tried_on(lambda: leaving.enter_context(self._open(place, onward)), Elsewhere)
             read.reader.table(table)
             yield NodeDAL(read.reader, read.read_info, onward, self._find_table)
+
+    def _open(self, place: ReadPlace, onward: Onward) -> Read | MovingRead:
+        """Return a read of the shard that serves the buckets of a place now."""
+        served, after = self._router.served, onward.after
+        if served.found or place.seen is not self._topology.placement:
+            place = served.place(place)
+        needs = needs_at(self._topology, self._log, after.token, place)
+        return self._router.open(place, needs, onward.bounds, session=after.session)
 
     def _row_anywhere(self, table: Any, row_id: int, onward: Onward) -> Any:
         """Return the row with an id that does not carry its shard: all are asked."""
@@ -253,14 +265,12 @@ class Reads:
         return rows.first()
 
     def _row(self, table: Any, row_id: int, place: ReadPlace, onward: Onward) -> Any:
-        after, bounds = onward.after, onward.bounds
-        needs = needs_at(self._topology, self._log, after.token, place)
-        with self._router.open(place.shard, needs, bounds, session=after.session, buckets=place.buckets) as read:
+        with self._open(place, onward) as read:
             return read.reader.row(table, row_id, onward)
 
     def _row_with_pending(self, table: Any, row_id: int, place: ReadPlace, onward: Onward) -> Any:
         [bucket] = place.buckets or ()
-        with self._router.open(place.shard, {}, onward.bounds) as read:
+        with self._open(place, onward._replace(after=NOTHING)) as read:
             return self._overlay.row(read.reader, table, row_id, bucket, onward)
 
     def _table(self, table: Any) -> Any:
@@ -282,19 +292,25 @@ class Reads:
         return query
 
 
-def tried_on(call: Callable[[], Any]) -> Any:
+def tried_on(call: Callable[[], Any], of: type[ShardUnavailable] = ShardUnavailable) -> Any:
     """Call, and once more if a node failed: the node is skipped then, so another one is chosen.
 
     While failures come at once the call is repeated: the connections to all nodes may have died since they were used.
+    So it is while a bucket is found to be elsewhere: each time the next try goes there.
 
     Args:
         call: reads.
+        of: the failures that count; others go through.
     """
-    started_s = clock.mono_s()
-    for tried in range(MOST_TRIES - 1):
+    started_s, tried, sent = clock.mono_s(), 0, 0
+    while True:
         try:
             return call()
-        except ShardUnavailable:
-            if tried and clock.mono_s() - started_s >= AT_ONCE_S:
+        except of as error:
+            if isinstance(error, Elsewhere):
+                sent += 1
+            else:
+                tried += 1
+            late = tried > 1 and clock.mono_s() - started_s >= AT_ONCE_S
+            if late or tried >= MOST_TRIES or sent >= MOST_SENT:
                 raise
-    return call()

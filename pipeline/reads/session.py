@@ -216,7 +216,8 @@ class Token(Mapping[int, Need]):
         return Token(dict(kept), rest=True)
 
 
-_NOTHING = After(Token())
+#: Of a read that asks for nothing.
+NOTHING = After(Token())
 
 
 def token_of(receipts: Iterable[Receipt]) -> Token:
@@ -246,7 +247,7 @@ def after_of(value: Any, seal: Any) -> After:
         BadRead: it is nothing of the kind. BadToken: a text that was changed, or is another deployment's.
     """
     if value is None:
-        return _NOTHING
+        return NOTHING
     if isinstance(value, After):
         return value
     if isinstance(value, ReadSession):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
+from zlib import crc32
 
 from pipeline.config.uris import UTC, zone_of
 from pipeline.shard.mysql_connection import Endpoint
@@ -12,6 +13,13 @@ from pipeline.shard.mysql_connection import Endpoint
 LOCK_WAIT_S = 1
 #: Runs a query inside the open transaction.
 Rows = Callable[[str], list[tuple[Any, ...]]]
+
+
+def _crc32(value: object) -> int | None:
+    """Return MySQL's CRC32: of the bytes of a blob or of a text in UTF-8, and of the digits of a number."""
+    if value is None:
+        return None
+    return crc32(value if isinstance(value, bytes) else str(value).encode())
 
 
 class MySQL:
@@ -24,6 +32,11 @@ class MySQL:
 
     name = "mysql"
     begin = "START TRANSACTION"
+    #: Begin a transaction that sees the database as it is at this moment.
+    snapshot = (
+        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+        "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY",
+    )
     #: Behind a SELECT of watermark rows: lock what is free, skip what another worker holds.
     lock = " FOR UPDATE SKIP LOCKED"
     #: Behind a SELECT whose rows must not change before the transaction ends.
@@ -38,6 +51,8 @@ class MySQL:
     own_name = "CONCAT('mysql ', @@hostname, ':', @@port, ' ', DATABASE())"
     #: The size of the largest statement that old and new connections may send.
     most_bytes = "LEAST(@@max_allowed_packet, @@global.max_allowed_packet)"
+    #: The server has what the pipeline uses.
+    functions: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, endpoint: Endpoint | None = None, zone: str = UTC):
         self.endpoint, self.zone = endpoint, zone
@@ -179,12 +194,15 @@ class SQLite:
 
     name = "sqlite"
     begin = "BEGIN IMMEDIATE"
+    snapshot = ("BEGIN", "SELECT 1 FROM sqlite_master LIMIT 1")
     lock = hold = ""
     now_ms = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
     autocommit: ClassVar[dict[str, Any]] = {"isolation_level": None}
     read_only: str | None = None
     own_name = "''"
     most_bytes = "1000000"
+    #: What connections get beside SQLite's own functions, by name: of one value, NULL gives NULL.
+    functions: ClassVar[dict[str, Any]] = {"CRC32": _crc32}
     #: pyDAL's own way to connect serves.
     connect: None = None
 

@@ -80,6 +80,8 @@ class NodeSession:
         def after_connection() -> None:
             pydals_own()
             self._statement_bytes, self._limit_s = 0, None
+            for name, function in self.dialect.functions.items():
+                self.adapter.connection.create_function(name, 1, function, deterministic=True)
             for sql in self.dialect.session(read_only):
                 self.adapter.execute(sql)
 
@@ -173,6 +175,17 @@ class NodeSession:
             self.suspect = True
             self.discard()
             raise ShardUnavailable(self.node, f"the answer to COMMIT was lost ({sentence_of(error)})") from error
+
+    @contextmanager
+    def snapshot(self) -> Iterator[NodeSession]:
+        """Show the database as it is now for as long as this lasts; the connection is closed at the end."""
+        with self.translated():
+            for sql in self.dialect.snapshot:
+                self.adapter.execute(sql)
+        try:
+            yield self
+        finally:
+            self.discard()
 
     def _roll_back(self) -> None:
         try:

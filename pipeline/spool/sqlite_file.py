@@ -7,7 +7,6 @@ A damaged file is moved aside, and what can be read of it goes on.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sqlite3
 import threading
@@ -15,13 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
-from urllib.parse import quote
 from weakref import WeakSet
 
-from pipeline import clock
 from pipeline.errors import PipelineFull, SpoolUnavailable
-from pipeline.events import Event
 from pipeline.spool.private_files import open_private, refuse_planted
+from pipeline.spool.rescue import BESIDE, moved_aside, take_over
 from pipeline.spool.turns import HostLock, host_lock
 
 #: How long a write waits for those of other processes, s; each takes about as long as one fsync.
@@ -30,36 +27,29 @@ BUSY_S = 2.0
 DRAINING_ROOM = 1.25
 #: A disk with less room than that is full, bytes.
 NO_ROOM_BYTES = 1_000_000
-#: What SQLite writes beside the file, by the end of its name.
-BESIDE = ("-wal", "-shm")
 #: The codes of SQLite that mean that the file is no spool, or is one no more.
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-#: What a removed or damaged file has that nothing else has, by table. Its numbers are never given again.
-_RESCUED = {
-    "definitions": "hash, table_name, text, waits",
-    "entries": "bucket, producer, seq, kept, sent, payload",
-}
-logger = logging.getLogger("pipeline.spool")
 
 
 class SpoolFile:
     """A SQLite file, and its journal."""
 
-    _room: float
-    _page_bytes: int
-
     def __init__(self, path: Path, max_bytes: int):
         self.path, self._max_bytes = path, max_bytes
         self._left_behind: list[sqlite3.Connection] = []  # a parent's: to close them here could end its locks
-        self._db: sqlite3.Connection | None = None
         self._marker = f"{path}.waiting"
-        self._turns_at = Path(f"{path}.turn")
         self._reset()
         _files.add(self)
 
+    def _reset(self) -> None:
+        self._pid, self._lock = os.getpid(), threading.RLock()
+        self._db: sqlite3.Connection | None = None
+        self._room = 0.0
+        self._inode = self._damaged = 0
+
     def _turn(self) -> HostLock:
         """Return this process's lock for writing."""
-        return host_lock(self._turns_at)
+        return host_lock(Path(f"{self.path}.turn"))
 
     @property
     def there(self) -> bool:
@@ -134,7 +124,8 @@ class SpoolFile:
         with self.alone():
             db = self._connected()
             if room != self._room:
-                db.execute(f"PRAGMA max_page_count = {int(self._max_bytes * room) // self._page_bytes}")
+                [page_bytes] = db.execute("PRAGMA page_size").fetchone()
+                db.execute(f"PRAGMA max_page_count = {int(self._max_bytes * room) // page_bytes}")
                 self._room = room
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -193,13 +184,6 @@ class SpoolFile:
         with self._lock:
             yield
 
-    def _reset(self) -> None:
-        self._pid, self._lock = os.getpid(), threading.RLock()
-        self._db = None
-        self._room = 0.0
-        self._page_bytes = 4096
-        self._inode = self._damaged = 0
-
     # the connection -----------------------------------------------------------------------------------------
 
     def _connected(self) -> sqlite3.Connection:
@@ -212,7 +196,7 @@ class SpoolFile:
         """Connect, while no other process writes, makes or moves the file."""
         old, self._db = self._db, None  # of a file that somebody has removed or replaced
         if self._damaged == self._inode_there():
-            old = self._moved_aside()
+            old = moved_aside(self.path)
         try:
             db = self._opened()
         except sqlite3.DatabaseError as error:
@@ -220,10 +204,10 @@ class SpoolFile:
                 raise
             if not self.marked and not os.path.exists(f"{self.path}.lock"):  # never a file of somebody else
                 raise SpoolUnavailable(self.path, f"it is no spool ({error})", "give another [spool] path") from error
-            old, db = self._moved_aside(), self._opened()
-        self._db, self._room, self._inode = db, 0.0, self._inode_there()
+            old, db = moved_aside(self.path), self._opened()
+        self._db, self._room, self._inode, self._damaged = db, 0.0, self._inode_there(), 0
         if old is not None:
-            self._rescue(old, db)
+            take_over(old, db, self.path)
         if db.execute("SELECT 1 FROM entries WHERE sent = 0 LIMIT 1").fetchone():
             self.mark()  # a power failure may have taken the marker
         return db
@@ -243,7 +227,6 @@ class SpoolFile:
                 sql = (files("pipeline.spool") / "tables.sql").read_text(encoding="utf-8")
                 own = int.from_bytes(os.urandom(4), "big") >> 1
                 db.executescript(f"BEGIN IMMEDIATE;\nPRAGMA user_version = {own};\n{sql}\nCOMMIT;")
-            self._page_bytes = db.execute("PRAGMA page_size").fetchone()[0]
         except BaseException:
             db.close()
             raise
@@ -254,41 +237,6 @@ class SpoolFile:
             return os.stat(self.path).st_ino
         except FileNotFoundError:
             return -1
-
-    def _moved_aside(self) -> sqlite3.Connection:
-        """Move the damaged file aside for good, and return a connection to it."""
-        aside, self._damaged = f"{self.path}.damaged-{clock.wall_ms()}", 0
-        for suffix in ("", *BESIDE):
-            with suppress(FileNotFoundError):
-                os.rename(f"{self.path}{suffix}", f"{aside}{suffix}")
-        logger.error(Event("spool_damaged", path=self.path, moved_to=aside, text="a new one takes its place"))
-        return sqlite3.connect(f"file:{quote(aside)}?mode=ro", uri=True, isolation_level=None)
-
-    def _rescue(self, old: sqlite3.Connection, new: sqlite3.Connection) -> None:
-        """Take over what another file holds, as far as it can be read. One process does, at once: later would double.
-
-        To send an op again is harmless for as long as Redis or the shard know its number.
-        """
-        taken = 0
-        try:
-            [own] = old.execute("PRAGMA user_version").fetchone()
-            new.execute("BEGIN IMMEDIATE")
-            if new.execute("INSERT OR IGNORE INTO rescued VALUES (?)", (own,)).rowcount:
-                for table, columns in _RESCUED.items():
-                    for row in old.execute(f"SELECT {columns} FROM {table} ORDER BY rowid"):
-                        marks = ", ".join("?" * len(row))
-                        taken += new.execute(
-                            f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})", row
-                        ).rowcount
-        except sqlite3.Error as error:
-            logger.error(
-                Event("spool_not_recovered", path=self.path, error=error, text="not all of the spool could be read")
-            )
-        finally:
-            if new.in_transaction:
-                new.execute("COMMIT")
-            old.close()
-        logger.warning(Event("spool_recovered", path=self.path, rows=taken))
 
     # errors -------------------------------------------------------------------------------------------------
 

@@ -141,7 +141,7 @@ class Spool:
             if not db.execute(f"SELECT 1 FROM entries WHERE {some} LIMIT 1").fetchone():
                 return 0
         with self.file.writing(room=DRAINING_ROOM, synced=False) as db:
-            self._mark()
+            self.file.mark()
             return db.execute(f"UPDATE entries SET sent = 0 WHERE {some}").rowcount
 
     def settle(self) -> bool:
@@ -149,7 +149,7 @@ class Spool:
         with self.file.writing(room=DRAINING_ROOM, synced=False) as db:
             waiting = "SELECT 1 FROM entries WHERE sent = 0 UNION ALL SELECT 1 FROM definitions WHERE waits LIMIT 1"
             if db.execute(waiting).fetchone():
-                self._mark()
+                self.file.mark()
                 return False
             self.file.unmark()
             return True
@@ -202,7 +202,7 @@ class Spool:
             insert = f"INSERT INTO definitions VALUES (?, ?, ?, {int(wait)}) ON CONFLICT (hash) DO NOTHING"
             db.executemany(insert, definitions)
             if wait:
-                self._mark()
+                self.file.mark()
 
     def definitions(self) -> list[Definition]:
         """Return the definitions that were kept."""
@@ -238,16 +238,13 @@ class Spool:
                 for wish in wishes:
                     wish.taken = self.waiting() or not wish.behind
                     if wish.taken:
-                        self._mark()
+                        self.file.mark()
                         wish.insert(db)
             committed = True
             self.file.sync()
         except BaseException as error:
             for wish in wishes:
                 wish.error, wish.committed = error, committed
-
-    def _mark(self) -> None:
-        self.file.mark()
 
 
 @dataclass(slots=True)

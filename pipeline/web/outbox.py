@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from base64 import b64decode, b64encode
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -22,10 +23,12 @@ from pipeline.client import Client
 from pipeline.enqueue.held_ops import HeldOp
 from pipeline.enqueue.producer import Run
 from pipeline.enqueue.publisher import Publisher
+from pipeline.enqueue.sends import what_of
 from pipeline.errors import BadOp, Unavailable
 from pipeline.events import Event
-from pipeline.model.op import Position, encode, id_of_new, new_producer
+from pipeline.model.op import Position, decode, encode, id_of_new, new_producer
 from pipeline.model.receipt import Receipt
+from pipeline.oplog.counts import ENQUEUED, OUTBOX
 from pipeline.shard.session import brief
 from pipeline.tracing import carried
 
@@ -58,13 +61,14 @@ class Outbox:
 
     Args:
         db: the application's DAL; the table is defined, and created if it may migrate.
+        client: sends.
         committed: whether the request's framework will commit *db*.
     """
 
     early = False
 
-    def __init__(self, db: Any, publisher: Publisher, *, committed: bool = True):
-        self._table, self._publisher, self._committed = defined(db), publisher, committed
+    def __init__(self, db: Any, client: Client, *, committed: bool = True):
+        self._table, self._client, self._committed = defined(db), client, committed
         self.drop()
         _watch(db._adapter).outbox = self
 
@@ -117,12 +121,12 @@ class Outbox:
         before = abandoned(self._table, own)
         rows = before if len(before) == MOST_ROWS_A_REQUEST else [*before, *own]
         try:
-            reached = sent(self._publisher, rows, patient=False)
+            reached = sent(self._client.publisher, rows, patient=False)
         except Unavailable as error:
             logger.warning(Event("outbox_waits", ops=len(own), error=error))
             return []
         if delete(self._table, rows):
-            given_up(self._publisher, rows, reached)
+            given_up(self._client, rows, reached)
         self._reserve_keys(entry for entry, _ in waiting)
         return [receipt for entry, kept in waiting for receipt in _placed(entry, kept, reached)]
 
@@ -130,7 +134,7 @@ class Outbox:
         """Let Redis know the ids under idempotency keys: it may have been away when they were told."""
         for bucket, op, _, _ in entries:
             if op.idempotency_key is not None and (row_id := id_of_new(op)) is not None:
-                self._publisher.claim(bucket, op.scoped_key, row_id)
+                self._client.publisher.claim(bucket, op.scoped_key, row_id)
 
 
 def _placed(entry: HeldOp, kept: Kept, reached: Reached) -> Iterator[Receipt]:
@@ -245,17 +249,23 @@ def delete(table: Any, rows: Iterable[Kept]) -> bool:
     return True
 
 
-def given_up(publisher: Publisher, rows: Iterable[Kept], reached: Reached) -> None:
-    """Let this process name the ops of deleted *rows* if Redis loses them: nobody can send them again.
+def given_up(client: Client, rows: Sequence[Kept], reached: Reached) -> None:
+    """Count the ops of deleted *rows*, and let this process name them if Redis loses them: nobody sends them again.
+
+    Of two processes that sent and deleted one row at once, both count it.
 
     Args:
-        publisher: keeps them in mind.
+        client: counts, and keeps them in mind.
         rows: that were sent.
         reached: where they are.
     """
+    what: Counter[tuple[int, str, str]] = Counter()
+    for row in rows:
+        what.update(what_of(row.bucket, decode(row.payload)))
+    client.dispatch.count(f"{ENQUEUED} {OUTBOX}", what)
     last = {(row.producer, row.bucket): row.seq for row in rows}
     for (producer, bucket), position in reached.items():
-        publisher.remember(producer, {bucket: (last[producer, bucket], position)})
+        client.publisher.remember(producer, {bucket: (last[producer, bucket], position)})
 
 
 class Relayed(NamedTuple):
@@ -285,6 +295,6 @@ def resend_outbox(client: Client, uri: str, *, old: bool = False) -> Relayed:
             reached = sent(client.publisher, rows)
             if not delete(table, rows):
                 break
-            given_up(client.publisher, rows, reached)
+            given_up(client, rows, reached)
             count += len(rows)
         return Relayed(count, session.db(table).count())

@@ -74,41 +74,63 @@ def search(model: Model[State], most: int = 2_000_000) -> Result:
     Raises:
         TooManyStates: there are more; nothing is proved.
     """
-    came: dict[State, tuple[State, str] | None] = {model.start: None}
-    before: dict[State, list[State]] = {}  # who leads here by work alone
-    ends, queue = list[State](), deque([model.start])
-    while queue:
-        state = queue.popleft()
+    graph = _Graph(model.start)
+    ends = list[int]()
+    for number, state in enumerate(graph.states):  # which grows meanwhile
         if why := model.wrong(state):
-            return Result(Disaster(why, _trace(came, state)), len(came))
+            return Result(Disaster(why, graph.trace(number)), len(graph.states))
         if model.done(state):
-            ends.append(state)
+            ends.append(number)
         for name, after, work in model.moves(state):
-            if work:
-                before.setdefault(after, []).append(state)
-            if after not in came:
-                if len(came) >= most:
-                    raise TooManyStates(f"more than {most:,}")
-                came[after] = state, name
-                queue.append(after)
-    stuck = _first_stuck(came, before, ends)
-    return Result(_hopeless(model, came, stuck) if stuck is not None else None, len(came))
+            graph.add(number, name, after, work=work)
+        if len(graph.states) > most:
+            raise TooManyStates(f"more than {most:,}")
+    stuck = graph.first_stuck(ends)
+    return Result(_hopeless(model, graph, stuck) if stuck is not None else None, len(graph.states))
 
 
-def _first_stuck(came: dict[State, object], before: dict[State, list[State]], ends: list[State]) -> State | None:
-    """Return the first state, in the order of the search, from which no work leads to a good end."""
-    fine, queue = set(ends), deque(ends)
-    while queue:
-        for state in before.get(queue.popleft(), ()):
-            if state not in fine:
-                fine.add(state)
-                queue.append(state)
-    return next((state for state in came if state not in fine), None)
+class _Graph(Generic[State]):
+    """What has been seen. States have numbers: to hash one costs more than all else."""
+
+    def __init__(self, start: State):
+        self.states = [start]
+        self._numbers = {start: 0}
+        self._came: list[tuple[int, str] | None] = [None]
+        self._before: list[list[int]] = [[]]  # who leads here by work alone
+
+    def add(self, number: int, name: str, after: State, *, work: bool) -> None:
+        """Note a step from a state."""
+        found = self._numbers.setdefault(after, len(self.states))
+        if found == len(self.states):
+            self.states.append(after)
+            self._came.append((number, name))
+            self._before.append([])
+        if work:
+            self._before[found].append(number)
+
+    def trace(self, number: int) -> tuple[str, ...]:
+        """Return the steps to a state."""
+        names = []
+        while (step := self._came[number]) is not None:
+            number, name = step
+            names.append(name)
+        return tuple(reversed(names))
+
+    def first_stuck(self, ends: list[int]) -> int | None:
+        """Return the first state, in the order of the search, from which no work leads to a good end."""
+        fine, queue = set(ends), deque(ends)
+        while queue:
+            for number in self._before[queue.popleft()]:
+                if number not in fine:
+                    fine.add(number)
+                    queue.append(number)
+        return next((number for number in range(len(self.states)) if number not in fine), None)
 
 
-def _hopeless(model: Model[State], came: dict[State, tuple[State, str] | None], state: State) -> Disaster:
+def _hopeless(model: Model[State], graph: _Graph[State], number: int) -> Disaster:
     """Go on from a stuck state for as long as work brings anything new, so that a reader sees where it ends."""
-    steps, seen = list(_trace(came, state)), {state}
+    steps, state = list(graph.trace(number)), graph.states[number]
+    seen = {state}
     while True:
         further = next((move for move in model.moves(state) if move.work and move.state not in seen), None)
         if further is None:
@@ -116,11 +138,3 @@ def _hopeless(model: Model[State], came: dict[State, tuple[State, str] | None], 
         steps.append(further.name)
         state = further.state  # type: ignore[assignment]
         seen.add(state)
-
-
-def _trace(came: dict[State, tuple[State, str] | None], state: State) -> tuple[str, ...]:
-    names = []
-    while (step := came[state]) is not None:
-        state, name = step
-        names.append(name)
-    return tuple(reversed(names))

@@ -10,7 +10,7 @@ from threading import Barrier, Thread, local
 from typing import Any
 
 import pytest
-from support.sandbox.routing import BOUNDS, HAS, LACKS, NEEDS, Deployment, lagging
+from support.sandbox.routing import BOUNDS, HAS, LACKS, NEEDS, S0, Deployment, lagging
 
 from pipeline import clock
 from pipeline.config.sections import Load
@@ -18,6 +18,7 @@ from pipeline.errors import ShardUnavailable, StaleRead
 from pipeline.model.op import Position
 from pipeline.reads import reads
 from pipeline.reads.health.report import Report
+from pipeline.reads.read_place import ReadPlace
 from pipeline.reads.routing.policy import Bounds
 from pipeline.reads.session import ReadSession, Token
 
@@ -73,7 +74,7 @@ def test_a_read_waits_for_a_replica_that_catches_up_in_time(there: Deployment) -
 
 def test_when_no_replica_gets_it_in_time_the_primary_serves_within_its_limit(there: Deployment) -> None:
     with ExitStack() as running:
-        served = [running.enter_context(there.router.open("s0", NEEDS, BOUNDS)).read_info.role for _ in range(2)]
+        served = [running.enter_context(there.router.open(S0, NEEDS, BOUNDS)).read_info.role for _ in range(2)]
         with pytest.raises(StaleRead) as caught:
             there.read(NEEDS)
 
@@ -114,7 +115,7 @@ def test_lagging_replicas_send_reads_to_the_primary_up_to_its_limit_at_once(ther
 
     assert {there.read().role for _ in range(10)} == {"primary"}  # one after the other
     with ExitStack() as running:
-        infos = [running.enter_context(there.router.open("s0", {}, BOUNDS)).read_info for _ in range(3)]
+        infos = [running.enter_context(there.router.open(S0, {}, BOUNDS)).read_info for _ in range(3)]
 
     assert [(i.role, i.stale) for i in infos] == [("primary", False), ("primary", False), ("replica", True)]
     assert (infos[2].node, infos[2].lag_s, infos[2].reason) == ("s0-r1", pytest.approx(8.0, abs=1.0), "over-limit")
@@ -208,7 +209,7 @@ def together(there: Deployment, needs: dict[int, Any]) -> Counter[tuple[str, boo
 
     def read() -> None:
         try:
-            with there.router.open("s0", needs, BOUNDS) as db:
+            with there.router.open(S0, needs, BOUNDS) as db:
                 served[db.read_info.node, db.read_info.stale] += 1
                 all_in.wait(10)
         except StaleRead:
@@ -242,7 +243,7 @@ def test_with_all_nodes_away_the_error_names_one_and_the_primary_is_suspected(th
 
 
 def test_a_failure_in_the_middle_of_a_read_keeps_the_next_read_off_that_node(there: Deployment) -> None:
-    with pytest.raises(ShardUnavailable), there.router.open("s0", {}, BOUNDS) as db:
+    with pytest.raises(ShardUnavailable), there.router.open(S0, {}, BOUNDS) as db:
         raise ShardUnavailable(db.read_info.node, "it went away")
 
     assert there.read().node != db.read_info.node
@@ -253,7 +254,7 @@ def test_a_session_takes_up_what_the_node_has_after_the_answer(there: Deployment
     there.readers["s0-r0"].marks_now = {3: Position(1, 9)}
     there.published = {"s0-r0": lagging(0.1)}
 
-    with there.router.open("s0", {}, BOUNDS, session=session, buckets=(3,)):
+    with there.router.open(ReadPlace("s0", (3,)), {}, BOUNDS, session=session):
         there.readers["s0-r0"].marks_now = {3: Position(1, 12)}  # applied while the read ran
 
     assert session.token[3].position == Position(1, 12)
@@ -264,7 +265,7 @@ def test_a_replica_takes_no_more_reads_at_once_than_its_limit_and_then_again(
 ) -> None:
     there.loads |= {"s0-r0": Load(limit=1), "s0-r1": Load(limit=2)}
     with ExitStack() as running:
-        served = [running.enter_context(there.router.open("s0", {}, BOUNDS)).read_info for _ in range(4)]
+        served = [running.enter_context(there.router.open(S0, {}, BOUNDS)).read_info for _ in range(4)]
 
     assert sorted(info.node for info in served[:3]) == ["s0-r0", "s0-r1", "s0-r1"]
     assert (served[3].node, served[3].reason) == ("s0", "all-busy")
@@ -284,7 +285,7 @@ def test_threads_that_choose_at_the_same_time_keep_to_the_limit_together(there: 
     there.router._jitter = choose_together
 
     def read() -> None:
-        with there.router.open("s0", {}, BOUNDS) as db:
+        with there.router.open(S0, {}, BOUNDS) as db:
             served[db.read_info.node] += 1
             all_in.wait(10)
 
@@ -327,7 +328,7 @@ def test_a_read_on_the_primary_gives_its_place_back_however_it_ends(
             patch.setattr(there, "primary_name", _second(there.primary_name, ShardUnavailable("s0", "on purpose")))
         elif broken == "its reader fails":
             patch.setattr(there.readers["s0"], "ready", _second(lambda: None, ValueError("on purpose"), at=1))
-        with pytest.raises((ShardUnavailable, ValueError)), there.router.open("s0", {}, BOUNDS):
+        with pytest.raises((ShardUnavailable, ValueError)), there.router.open(S0, {}, BOUNDS):
             raise ValueError("the user's own")
 
     assert there.busy() == 0
@@ -360,7 +361,7 @@ def test_a_read_goes_by_the_newest_news_and_by_the_lag_as_it_has_grown_since(the
 
 def test_a_fork_begins_with_no_reads_running(there: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     there.loads |= {"s0-r0": Load(limit=1), "s0-r1": Load(limit=1)}
-    with there.router.open("s0", {}, BOUNDS), there.router.open("s0", {}, BOUNDS):
+    with there.router.open(S0, {}, BOUNDS), there.router.open(S0, {}, BOUNDS):
         monkeypatch.setattr("os.getpid", lambda: -1)
         assert there.read().role == "replica"
 

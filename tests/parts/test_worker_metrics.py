@@ -70,6 +70,19 @@ def test_a_full_page_shows_no_new_number_and_keeps_the_others(
     assert caplog.text.count('metric_not_counted metric="s0 three"') == 1
 
 
+def test_a_full_page_remembers_no_name_that_it_does_not_show_and_says_once_that_it_is_full(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(tally, "PAGE", 64)
+    page = page_of(Tally(1), 0)
+
+    for n in range(1000):
+        page.add("s0", {f"applied insert notes_{n}": 1})
+
+    assert sum(map(len, page._known.values())) <= 2
+    assert caplog.text.count("metric_not_counted") == 1
+
+
 def test_a_process_beyond_all_pages_is_not_counted():
     assert Tally(2).page(2) is None
 

@@ -19,7 +19,7 @@ def window(*readings: dict[str, int]) -> Window:
 
 def test_before_the_second_reading_no_rate_is_known():
     assert batch_of(window({"batches": 5})) is None
-    assert with_reads([NodeRecord("s0")], window({"s0": 5})) == {"s0": (None, None)}
+    assert with_reads([NodeRecord("s0")], window({"s0": 5})) == [NodeRecord("s0")]
     assert tables_of(window({}), {"applied insert event": 5}, ()) == (TableRecord("event", None, 0, None),)
 
 
@@ -55,8 +55,9 @@ def test_a_share_is_of_the_reads_of_the_shard_and_refused_ones_do_not_count():
 
     found = with_reads([NodeRecord("s0"), NodeRecord("s0-r0")], window({}, counters_of(reads)))
 
-    assert found == {"s0": (5.0, 0.25), "s0-r0": (15.0, 0.75)}
-    assert with_reads([NodeRecord("s1")], window({}, counters_of(reads))) == {"s1": (0.0, None)}
+    assert [(one.reads_per_s, one.reads_share) for one in found] == [(5.0, 0.25), (15.0, 0.75)]
+    [unread] = with_reads([NodeRecord("s1")], window({}, counters_of(reads)))
+    assert (unread.reads_per_s, unread.reads_share) == (0.0, None)
 
 
 @pytest.mark.parametrize(("ms", "bound"), [(0, "1"), (1, "1"), (1.5, "2"), (5000, "5000"), (5001, "inf")])

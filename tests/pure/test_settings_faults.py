@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.sandbox.configurations import only_fault_of, small
+from support.sandbox.configurations import faults_of, only_fault_of, small
 
 from pipeline.config.settings import ReadSettings, RedisSettings, Settings, ShardSettings, load
 from pipeline.errors import ConfigError
@@ -202,3 +202,26 @@ def test_a_value_is_checked_where_it_is_made_too() -> None:
 
 def test_what_follows_a_rejected_op_is_to_park_later_ops_of_its_row_by_default() -> None:
     assert load(small(tables={"sale": {}}), {}).tables["sale"].on_reject == "park"
+
+
+def test_a_shard_names_a_redis_that_has_a_section() -> None:
+    fault = only_fault_of(redis={"url": "redis://h/0", "two": {"url": "redis://h/1"}}, shards=shards_in("tow"))
+
+    assert fault == "[shards.s0] redis names no section [redis.NAME]; did you mean 'two'?"
+
+
+def test_two_names_of_one_redis_are_refused() -> None:
+    fault = only_fault_of(redis={"url": "redis://h/0", "two": {"url": "redis://:x@h/0"}}, shards=shards_in("two"))
+
+    assert fault.startswith("[redis.two] url is the Redis of [redis]: ")
+
+
+def test_a_redis_of_a_group_has_an_address_and_nothing_else() -> None:
+    unknown, without = faults_of(redis={"url": "redis://h/0", "two": {"url": "h/1", "prefix": "x"}})
+
+    assert unknown.startswith("[redis.two] has an unknown key 'prefix'")
+    assert without.startswith("[redis.two] url ")
+
+
+def shards_in(group: str) -> dict[str, dict[str, str]]:
+    return {"s0": {"primary": "sqlite://s0.sqlite", "redis": group}}

@@ -487,7 +487,7 @@ def test_own_reads_are_refused_in_the_outbox_whose_ops_wait_for_their_commit(box
 
 def test_a_request_with_an_outbox_sends_nothing_early_whoever_attached_the_table(box: Sandbox, db: Any, tmp_path: Any):
     own = DAL("sqlite:memory", folder=str(tmp_path), bigint_id=True)
-    request = Request(box.client, Outbox(own, box.client.publisher))
+    request = Request(box.client, Outbox(own, box.client))
     request.attach(db.item, reads="own")
     db.item.insert(qty=1)
 

@@ -465,7 +465,7 @@ def test_a_queued_copy_tells_what_it_reads(box: Sandbox, db: Any, paper: Any):
 
 def test_a_version_goes_through_the_outbox_in_one_row_with_its_update(box: Sandbox, db: Any, paper: Any):
     row_id = paper.insert(title="a")
-    request = Request(box.client, Outbox(db, box.client.publisher))
+    request = Request(box.client, Outbox(db, box.client))
     request.attach(paper)
 
     db(paper.id == row_id).update(title="b")

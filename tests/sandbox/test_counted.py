@@ -17,9 +17,10 @@ import pipeline
 from pipeline.clock import polls
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
+from pipeline.enqueue import sends
 from pipeline.enqueue.sends import Sends
 from pipeline.enqueue.shipment import OpPlace
-from pipeline.errors import LogUnavailable
+from pipeline.errors import LogUnavailable, PipelineFull, Unavailable
 from pipeline.oplog.doorbell import Bell
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.spool.null_spool import NullSpool
@@ -125,6 +126,47 @@ def test_what_redis_does_not_take_is_counted_later_and_once(here: Here, monkeypa
     assert here.counts()["enqueued direct insert thing"] == 2
     pipeline.enqueue_insert(here.db.thing, owner=7, name="c")
     assert here.counts()["enqueued direct insert thing"] == 3
+
+
+@pytest.mark.parametrize(
+    ("why", "reason"), [(LogUnavailable("away", sent=False), "redis"), (PipelineFull("on purpose"), "full")]
+)
+def test_an_op_that_its_caller_could_not_enqueue_is_counted_with_what_was_not_there(
+    here: Here, monkeypatch: pytest.MonkeyPatch, why: Unavailable, reason: str
+):
+    def refusing(*arguments: Any, **options: Any) -> None:
+        raise why
+
+    rows = [{"owner": 7, "name": f"n{n}"} for n in range(30)]
+    with monkeypatch.context() as patched:
+        patched.setattr(here.box.client.publisher, "ship", refusing)
+        for write in (
+            lambda: pipeline.enqueue_insert(here.db.thing, owner=7, name="a"),
+            lambda: pipeline.enqueue_insert(here.db.thing, owner=7, name="a", durability="fsync"),
+            lambda: pipeline.enqueue_bulk_insert(here.db.thing, rows),
+        ):
+            with pytest.raises(type(why)):
+                write()
+
+    counts = here.counts() | here.counts("s1")
+    assert {name: n for name, n in counts.items() if not name.startswith("enqueue")} == {
+        f"refused {reason} insert thing": 32
+    }
+
+
+def test_while_redis_is_away_a_process_keeps_no_more_counters_than_the_log_does(monkeypatch: pytest.MonkeyPatch):
+    def away(*arguments: Any, **options: Any) -> None:
+        raise LogUnavailable("away on purpose")
+
+    monkeypatch.setattr(sends, "MOST_COUNTERS", 10)
+    log = MemoryLog()
+    own = Sends(log, TOPOLOGY, NullSpool())
+    monkeypatch.setattr(log, "finish", away)
+    for n in range(30):
+        own.taken.append(({(0, "insert", f"notes_{n}"): 1}, {0: OpPlace(None, 1, 1)}, 0.001))
+        own.publish()
+
+    assert [len(counts) for counts in own._counts.values()] == [10]
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

@@ -200,8 +200,8 @@ def test_what_another_process_notes_meanwhile_is_read_again(site: Site, monkeypa
     client = site.client(redis={"url": "redis://proxy.invalid/0"})
     noting, refused = site.log.note_deployment, [True]
 
-    def note(seen: str, text: str) -> bool:
-        return False if refused and refused.pop() else noting(seen, text)
+    def note(seen: str, text: str, scope: str) -> bool:
+        return False if refused and refused.pop() else noting(seen, text, scope)
 
     monkeypatch.setattr(site.log, "note_deployment", note)
 

@@ -293,3 +293,19 @@ def test_an_edit_that_is_queued_twice_is_shown_once(box: Sandbox, db: Any, appli
     assert pipeline.get(db.purchase, row, pending=True).qty == 2
     box.drain()
     assert [one["qty"] for one in box.rows("purchase")] == [2]
+
+
+def test_a_bulk_insert_and_an_op_of_a_group_take_no_key_and_queue_nothing(db: Any, box: Sandbox):
+    with pytest.raises(BadOp, match="a bulk insert takes no idempotency_key"):
+        pipeline.enqueue_bulk_insert(db.purchase, [{"customer": 1, "qty": 1}], idempotency_key="k")
+
+    def group() -> None:
+        with pipeline.atomic():
+            pipeline.enqueue_insert(db.purchase, customer=1, qty=1)
+            pipeline.enqueue_insert(db.purchase, customer=1, qty=2, idempotency_key="k")
+
+    with pytest.raises(BadOp, match="an op in an atomic group takes no idempotency_key"):
+        group()
+
+    box.drain()
+    assert box.rows(db.purchase) == []

@@ -116,6 +116,24 @@ def test_a_replayed_head_is_followed_by_all_that_waited_behind_it_in_order(db: A
     assert (ask(box, "SELECT * FROM pipeline_held"), bucket_states(box)) == ([], {"active"})
 
 
+def test_what_a_replay_applies_counts_as_applied_and_a_trial_counts_nothing(db: Any, box: Sandbox):
+    define(db, box)
+    rows = [pipeline.enqueue_insert(db.event, who=7, n=n) for n in (-1, -2)]
+    pipeline.enqueue_update(db.event.id == rows[0].id, trace="x")
+    box.drain()
+    allow(box, "event")
+
+    def applied() -> dict[str, int]:
+        return {name: n for name, n in box.log.counts("s0").items() if name.startswith("applied ")}
+
+    replay(box, trial=True)
+    assert applied() == {}
+    replay(box)
+
+    assert applied() == {"applied insert event": 2, "applied update event": 1}
+    assert box.log.counts("s0")["rejected event"] == 2
+
+
 def test_what_is_refused_again_stays_a_head_and_what_waits_behind_it_stays_parked(db: Any, box: Sandbox):
     define(db, box)
     rows = [pipeline.enqueue_insert(db.event, who=7, n=n).id for n in (-1, -2)]

@@ -21,7 +21,7 @@ from pipeline import cli
 from pipeline.admin import stops
 from pipeline.admin.observe.published import Newest
 from pipeline.admin.observe.record import Record, RedisRecord, ShardRecord
-from pipeline.admin.story import story
+from pipeline.admin.trace import story
 from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
 from pipeline.client import Client

@@ -34,7 +34,7 @@ def db(box: Sandbox, uri: str) -> Iterator[Any]:
 
 
 def request_of(box: Sandbox, db: Any) -> Request:
-    return Request(box.client, Outbox(db, box.client.publisher))
+    return Request(box.client, Outbox(db, box.client))
 
 
 def note(request: Request, db: Any, letter: str) -> None:
@@ -324,3 +324,30 @@ def test_an_application_that_may_not_make_tables_learns_which_one_is_missing(box
         request.enqueue_insert(db.tally, owner=7)
     request.drop()
     db.close()
+
+
+def counted(box: Sandbox) -> dict[str, int]:
+    box.bell.flush()
+    every = {name: n for shard in box.client.topology.shards for name, n in box.log.counts(shard).items()}
+    return {name: n for name, n in every.items() if name.startswith("enqueued outbox ")}
+
+
+def test_a_requests_ops_count_as_enqueued_by_way_of_the_outbox_when_their_rows_are_sent(box: Sandbox, db: Any):
+    request = request_of(box, db)
+    request.enqueue_insert(db.tally, owner=7, trace="a")
+    note(request, db, "b")
+    assert counted(box) == {}
+
+    request.finish()
+
+    assert counted(box) == {"enqueued outbox insert tally": 1, "enqueued outbox update tally": 1}
+
+
+@pytest.mark.usefixtures("row")
+def test_what_is_relayed_counts_as_enqueued_once(box: Sandbox, db: Any, uri: str):
+    died(box, db, "a", "b")
+
+    for _ in range(2):
+        resend_outbox(box.client, uri)
+
+    assert counted(box) == {"enqueued outbox update tally": 2}

@@ -13,7 +13,7 @@ from pipeline.admin import stops, upkeep
 from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.config.settings import load
-from pipeline.errors import ShardUnavailable
+from pipeline.errors import LogUnavailable, ShardUnavailable
 from pipeline.oplog.appends import EVERYWHERE
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
@@ -24,6 +24,8 @@ from workers.sweeper import Child, Pulse, Sweep
 from workers.turns import Turns
 
 SHARDS = {"s0": {"primary": "sqlite://s0.sqlite"}, "s1": {"primary": "sqlite://s1.sqlite"}}
+REDIS_OF_TWO = {"url": "redis://localhost/0", "two": {"url": "redis://localhost/1"}}
+IN_TWO = {name: {**shard, "redis": group} for (name, shard), group in zip(SHARDS.items(), ("", "two"), strict=True)}
 
 
 class DeafBroker(SilentBell):
@@ -93,6 +95,29 @@ def test_where_no_bell_can_be_rung_all_that_is_due_is_applied_without_the_broker
 
     assert alone.commands == [("workers", "s0", "s1")]
     assert bell.rung == ["s0"]
+
+
+class HalfAway(MemoryLog):
+    """A log whose Redis of the shard s0 is away."""
+
+    def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
+        if shard == "s0":
+            raise LogUnavailable("away")
+        return super().sweep(shard, due_ms=due_ms)
+
+
+def test_a_redis_that_is_away_keeps_no_other_redis_from_being_swept():
+    log, bell = HalfAway(), SilentBell()
+    log.mark_dirty("s1", [3])
+    made: Any = Sweep(load(small(redis=REDIS_OF_TWO, shards=IN_TWO, spool={"enabled": False}), {}), Pulse(), ("s1",))
+    made._log.close()
+    made._bell.close()
+    made._log, made._bell, made._alone = log, bell, Started()
+
+    made.turn()
+
+    assert bell.rung == ["s1"]
+    assert log.waits("s1").alive
 
 
 def test_a_worker_whose_event_loop_stands_still_hears_no_bell_and_applies_without_the_broker(

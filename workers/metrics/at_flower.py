@@ -14,7 +14,7 @@ from pipeline.admin.observe.published import read_record
 from pipeline.config.settings import load
 from pipeline.errors import PipelineError
 from pipeline.events import Event
-from pipeline.oplog.redis.log import RedisLog
+from pipeline.oplog.groups import log_of
 from pipeline.oplog.redis.server_info import ANSWER_S
 from pipeline.per_process import PerProcess
 from workers.metrics.counters import Tables, metrics_of
@@ -29,7 +29,7 @@ class Deployment:
     def __init__(self) -> None:
         settings = load()
         self._shards = tuple(settings.shards)
-        self._log, self._tables = RedisLog.of(settings.redis, read_s=ANSWER_S), Tables()
+        self._log, self._tables = log_of(settings, read_s=ANSWER_S), Tables()
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of the newest record, and all counters."""

@@ -21,6 +21,7 @@ from pipeline.oplog.counts import (
     ENQUEUED,
     HELD,
     PARKED,
+    REFUSED,
     REJECTED,
     SEEN,
 )
@@ -53,6 +54,9 @@ class Duration(NamedTuple):
 #: By the first word of a counter.
 COUNTERS = {
     ENQUEUED: Counted("ops_enqueued", "Ops that processes enqueued, by the way they took.", ("way", "kind", "table")),
+    REFUSED: Counted(
+        "ops_refused", "Ops that no process could enqueue, by what was not there.", ("reason", "kind", "table")
+    ),
     APPLIED: Counted("ops_applied", "Ops whose effects were committed.", ("kind", "table")),
     REJECTED: Counted("ops_rejected", "Ops that the database refused for good.", ("table",)),
     PARKED: Counted("ops_parked", "Ops set aside behind a refused op, or because their table is stopped."),

@@ -65,7 +65,7 @@ class Page:
         self._memory, self._end = memory, start + PAGE
         #: By shard and name: where the number stands, and the number.
         self._known: dict[str, dict[str, tuple[int, int]]] = {}
-        self._next = start
+        self._next, self._full = start, False
         self._writing = threading.Lock()  # a pool of threads is one process
         for (shard, _, name), at, value in _read(memory, start):
             self._known.setdefault(shard, {})[name] = at, value
@@ -82,8 +82,8 @@ class Page:
             known, write = self._known.setdefault(shard, {}), _NUMBER.pack_into
             for name, by in counts.items():
                 at, value = known.get(name) or self._new(f"{shard} {name}")
-                known[name] = at, value + by
                 if at:
+                    known[name] = at, value + by
                     write(self._memory, at, value + by)
 
     def _new(self, name: str) -> tuple[int, int]:
@@ -92,7 +92,9 @@ class Page:
         size = len(text) + -len(text) % 8
         at = self._next + _HEAD.size + size
         if at + _NUMBER.size + _HEAD.size > self._end:
-            logger.warning(Event("metric_not_counted", metric=name, why="there is no room"))
+            if not self._full:  # once: who makes tables without end would fill the log
+                logger.warning(Event("metric_not_counted", metric=name, why="there is no room"))
+            self._full = True
             return 0, 0
         _NUMBER.pack_into(self._memory, at, 0)
         self._memory[self._next + _HEAD.size : at] = text.ljust(size, b"\0")

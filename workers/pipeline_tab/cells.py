@@ -29,14 +29,18 @@ def span(ms: int) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def fault_item(head: str, detail: str, fix: str) -> str:
-    """Return what is wrong, and what mends it.
+def fault_list(items: Iterable[tuple[str, str, str]], fine: str) -> str:
+    """Return what is wrong, each with what mends it.
 
     Args:
-        head: the sentence.
-        detail: more, unless the sentence has it.
-        fix: what mends it; behind `run: ` a command.
+        items: of each its sentence, more unless the sentence has it, and what mends it; behind `run: ` a command.
+        fine: the sentence where nothing is.
     """
+    found = "".join(f"<li>{_fault_item(*item)}</li>" for item in items)
+    return f"<ul>{found}</ul>" if found else f'<p class="pl-fine"><span aria-hidden="true">✓</span> {fine}</p>'
+
+
+def _fault_item(head: str, detail: str, fix: str) -> str:
     more = f' <span class="pl-detail">{escape(detail)}</span>' if detail and detail not in head else ""
     command = fix.removeprefix("run: ")
     mend = f' <code class="pl-fix">{escape(command)}</code>' if fix.startswith("run: ") else ""

@@ -11,7 +11,7 @@ from pipeline.admin.observe.published import History, nothing_known, read_histor
 from pipeline.admin.observe.record import Record
 from pipeline.config.settings import load
 from pipeline.errors import PipelineError
-from pipeline.oplog.redis.log import RedisLog
+from pipeline.oplog.groups import log_of
 from pipeline.oplog.redis.server_info import ANSWER_S
 from pipeline.per_process import PerProcess
 
@@ -42,7 +42,7 @@ class Feed:
     def __init__(self) -> None:
         settings = load()
         self._shards = tuple(settings.shards)
-        self._log = RedisLog.of(settings.redis, read_s=ANSWER_S)
+        self._log = log_of(settings, read_s=ANSWER_S)
         self._lock = asyncio.Lock()
         self._seen: Seen | None = None
         self._read_s = self._history_s = -HISTORY_S

@@ -12,7 +12,7 @@ from flower.views import BaseHandler
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, authenticated
 
-from workers.pipeline_tab import fragments
+from workers.pipeline_tab import one_shard, overview
 from workers.pipeline_tab.feed import Seen, feed
 
 #: The time between two messages to a browser, s.
@@ -92,7 +92,7 @@ class OverviewPage(TabPage):
     def parts(self, seen: Seen) -> Mapping[str, str]:
         """See `TabPage.parts`."""
         if self._made[0] != seen.number:
-            OverviewPage._made = seen.number, fragments.overview(seen)
+            OverviewPage._made = seen.number, overview.overview(seen)
         return self._made[1]
 
     @authenticated
@@ -115,7 +115,7 @@ class ShardPage(TabPage):
 
     def parts(self, seen: Seen) -> Mapping[str, str]:
         """See `TabPage.parts`."""
-        return fragments.shard_page(seen, self._name)
+        return one_shard.shard_page(seen, self._name)
 
     @authenticated
     async def get(self, name: str, live: str | None = None) -> None:
@@ -140,7 +140,7 @@ class HostsPage(TabPage):
 
     def parts(self, seen: Seen) -> Mapping[str, str]:
         """See `TabPage.parts`."""
-        return fragments.hosts(seen)
+        return overview.hosts(seen)
 
     @authenticated
     async def get(self, live: str | None = None) -> None:

@@ -16,11 +16,13 @@ from pipeline.admin.observe.record import MAX_AGE_S, OpFault
 from pipeline.admin.questions import ASK_S, ask_all
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
+from pipeline.enqueue.bucket_map import follow_noted
 from pipeline.enqueue.deployment import misfits_of
 from pipeline.errors import PipelineError
 from pipeline.model.op import START
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.doorbell import Bell
+from pipeline.oplog.groups import log_of
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.redis.rehearsal import rehearse
 from pipeline.oplog.redis.server_info import ANSWER_S, Health, health_of
@@ -43,6 +45,7 @@ class Evidence:
 
     Attributes:
         log, broker: the two Redis servers.
+        groups: by name, the Redis of each [redis.NAME].
         schemas: the newest published definitions.
         refusal: what Redis forbids this user; empty if everything is allowed.
         untrimmed: what Redis says where this user may not trim a log: right for a web host's, wrong for a worker's.
@@ -73,6 +76,7 @@ class Evidence:
     faults: tuple[OpFault, ...] = ()
     misfits: tuple[str, ...] = ()
     untaken: Mapping[str, str] = field(default_factory=dict)
+    groups: Mapping[str, Health | PipelineError] = field(default_factory=dict)
 
     @property
     def surveys(self) -> list[Survey]:
@@ -98,7 +102,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
         max_age_s: the age from which on a waiting op is a fault, seconds.
     """
     topology, redis = Topology(settings), settings.redis
-    seen = ask_all({"log": lambda: _log(settings)})["log"]
+    seen = ask_all({"log": lambda: _log(settings, topology)})["log"]
     schemas, refusal, untrimmed, unfit, epochs = ((), "", "", {}, {}) if isinstance(seen, PipelineError) else seen[1:]
     schemas = tuple(schema for schema in schemas if not topology.ignores(schema.name))
     names = [name for name, _ in own_tables("mysql")]
@@ -110,6 +114,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
         "workers ": lambda: _listened(settings, topology),
         "deployment ": lambda: _misfits(settings, topology),
     }
+    questions |= {f"redis {name}": partial(_group, settings, name) for name in topology.groups}
     primary_of = {}
     answer_s = ASK_S + TABLE_S * len(names)
     for shard in settings.shards.values():
@@ -130,13 +135,14 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
             )
     answers = ask_all(questions, answer_s)
     broker, listened, misfits = (answers.pop(name) for name in ("broker ", "workers ", "deployment "))
+    groups = {name: _health(answers.pop(f"redis {name}")) for name in topology.groups}
     heard = listened if isinstance(listened, set) else None
     served = [shard for shard in settings.shards if heard and shard in heard and isinstance(answers[shard], Survey)]
     return Evidence(
         settings=settings,
         topology=topology,
         log=seen if isinstance(seen, PipelineError) else seen[0],
-        broker=broker if isinstance(broker, Health | PipelineError) else PipelineError("no answer"),
+        broker=_health(broker),
         schemas=schemas,
         refusal=refusal,
         untrimmed=untrimmed,
@@ -147,6 +153,7 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
         epochs=epochs,
         uwsgi=servers_without_threads(),
         faults=_op_faults(settings, max_age_s),
+        groups=groups,
         misfits=misfits if isinstance(misfits, tuple) else (),
         untaken={} if misfits or not schemas else _untaken(settings, schemas, served),
     )
@@ -161,7 +168,7 @@ def _untaken(settings: Settings, schemas: tuple[TableSchema, ...], shards: list[
 
 
 def _misfits(settings: Settings, topology: Topology) -> tuple[str, ...]:
-    log, nodes = RedisLog.of(settings.redis, read_s=ANSWER_S), Nodes(settings)
+    log, nodes = log_of(settings, read_s=ANSWER_S), Nodes(settings)
     try:
         return tuple(misfits_of(log, nodes, topology))
     finally:
@@ -177,13 +184,16 @@ def _op_faults(settings: Settings, max_age_s: float) -> tuple[OpFault, ...]:
         observer.close()
 
 
-def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, str, dict[str, str], dict[str, int]]:
+def _log(
+    settings: Settings, topology: Topology
+) -> tuple[Health, tuple[TableSchema, ...], str, str, dict[str, str], dict[str, int]]:
     health = health_of(settings.redis.url)
-    log = RedisLog.of(settings.redis, read_s=ANSWER_S)
+    log = log_of(settings, read_s=ANSWER_S)
     try:
         refusal = _refusal(settings, log)
         if refusal:
             return health, (), refusal, "", {}, {}
+        follow_noted(log, topology)
         schemas = tuple(TableSchema.from_json(text) for _, text in sorted(log.newest_schemas().items()))
         unfit = {node: why for text in log.unfit().values() for node, why in unfit_of(text).items()}
         told = {shard: log.epoch(shard) for shard in settings.shards}
@@ -191,6 +201,22 @@ def _log(settings: Settings) -> tuple[Health, tuple[TableSchema, ...], str, str,
         return health, schemas, "", _trim_refusal(log), unfit, epochs
     finally:
         log.close()
+
+
+def _health(answer: object) -> Health | PipelineError:
+    return answer if isinstance(answer, Health | PipelineError) else PipelineError("no answer")
+
+
+def _group(settings: Settings, name: str) -> Health:
+    """Ask the Redis of a group, with this user's own rights there.
+
+    Raises:
+        PipelineError: it does not answer, or refuses what the pipeline does.
+    """
+    url = settings.groups[name].url
+    health = health_of(url)
+    rehearse(url, settings.redis.prefix, ANSWER_S)
+    return health
 
 
 def _refusal(settings: Settings, log: RedisLog) -> str:

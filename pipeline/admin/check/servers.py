@@ -14,8 +14,8 @@ from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.check.finding import ERROR, WARNING, Finding
 from pipeline.errors import PipelineError
 from pipeline.shard import repairs
-from pipeline.shard.likeness import differences
 from pipeline.shard.survey import Survey
+from pipeline.shard.survey.likeness import differences
 
 #: The first releases with SELECT … FOR UPDATE SKIP LOCKED.
 LEAST_SERVERS = {"mariadb": (10, 6), "mysql": (8, 0)}

@@ -96,6 +96,11 @@ def redis_findings(evidence: Evidence) -> Iterator[Finding]:
         yield _unreachable("redis", "[redis] url", log)
     else:
         yield from _log(log)
+    for name, found in evidence.groups.items():
+        if isinstance(found, PipelineError):
+            yield _unreachable(f"redis.{name}", f"[redis.{name}] url", found)
+        else:
+            yield from _log(found, f"redis.{name}")
     if evidence.refusal:
         yield Finding(ERROR, "writes", evidence.refusal, redis_cure(evidence.refusal, "[redis] url"), ("redis",))
     if evidence.untrimmed:
@@ -229,9 +234,9 @@ def _unreachable(node: str, key: str, error: PipelineError) -> Finding:
     return Finding(ERROR, "", f"cannot be asked: {why}", redis_cure(why, key), (node,))
 
 
-def _log(log: Health) -> Iterator[Finding]:
+def _log(log: Health, node: str = "redis") -> Iterator[Finding]:
     def found(severity: str, place: str, what: str, fix: str) -> Finding:
-        return Finding(severity, place, what, fix, ("redis",))
+        return Finding(severity, place, what, fix, (node,))
 
     if log.release < LEAST_VERSIONS:
         yield found(ERROR, "version", f"is {log.version}, which cannot number the logs", "install Redis 7 or Valkey")

@@ -18,7 +18,8 @@ def transport_findings(evidence: Evidence) -> Iterator[Finding]:
     """
     settings = evidence.settings
     redis = settings.redis
-    addresses = {"[redis] url": redis.url, "[redis] broker_url": redis.broker_url}
+    logs = {"[redis] url": redis.url} | {f"[redis.{name}] url": one.url for name, one in settings.groups.items()}
+    addresses = {**logs, "[redis] broker_url": redis.broker_url}
     for shard in settings.shards.values():
         addresses[f"[shards.{shard.name}] primary"] = shard.primary
         addresses |= {f"[shards.{shard.name}] replicas, {n}": uri for n, uri in enumerate(shard.replicas, 1)}
@@ -27,7 +28,7 @@ def transport_findings(evidence: Evidence) -> Iterator[Finding]:
             fix = "add ?ssl_ca=FILE" if uri.startswith("mysql") else "write rediss://, or add ?ssl_ca=FILE"
             what = "is of another machine, and has no TLS: who is between reads and changes what passes"
             yield Finding(WARNING, place, what, f"{fix}; nothing, where a tunnel or the network itself encrypts")
-    if _is_remote(redis.url) and not redis.sign_key:
+    if any(map(_is_remote, logs.values())) and not redis.sign_key:
         what = "is not set, and the log is on another machine: who writes to that Redis enqueues any op"
         fix = "one key for all processes; see docs/configuration.md on signing"
         yield Finding(WARNING, "[redis] sign_key", what, fix)

@@ -10,7 +10,7 @@ from pipeline import clock
 from pipeline.config.settings import Settings
 from pipeline.errors import LogUnavailable
 from pipeline.oplog.doorbell import Bell
-from pipeline.oplog.redis.log import RedisLog
+from pipeline.oplog.groups import log_of
 
 #: How long Flower may take for its page, s.
 ANSWER_S = 3.0
@@ -53,7 +53,7 @@ def _heard_s(url: str) -> float | None:
 
 def _worker_runs(settings: Settings) -> bool | None:
     """Return whether a worker gives a sign of life to Redis; None if Redis, or the broker, does not answer."""
-    log = RedisLog.of(settings.redis, read_s=1.0)
+    log = log_of(settings, read_s=1.0)
     broker = Bell(settings.redis.broker_url, settings.redis.prefix, settings.shards)
     try:
         if broker.waiting() is None:

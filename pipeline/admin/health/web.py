@@ -10,7 +10,7 @@ from pipeline import clock
 from pipeline.admin.questions import ask_all
 from pipeline.config.settings import Settings
 from pipeline.errors import LogUnavailable, PipelineError, SpoolUnavailable
-from pipeline.oplog.redis.log import RedisLog
+from pipeline.oplog.groups import log_of
 from pipeline.shard.session import brief
 from pipeline.spool.private_files import folder_fault
 from pipeline.spool.store import Spool
@@ -56,7 +56,7 @@ def judge_web(settings: Settings, watch_s: float = WATCH_S) -> tuple[bool, str]:
 
 def _redis(settings: Settings) -> str:
     """Return why Redis takes no ops; empty where it does."""
-    log = RedisLog.of(settings.redis, read_s=1.0)
+    log = log_of(settings, read_s=1.0)
     try:
         full = log.full()
         return f"Redis lets nothing in ({full})" if full is not None else ""

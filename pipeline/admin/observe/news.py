@@ -53,7 +53,7 @@ def news_of(log: RedisLog) -> News:
     Raises:
         LogUnavailable: Redis does not answer.
     """
-    now_ms, published = log.health()
+    now_ms, published, _ = log.health()
     nodes = {node: (at_ms, Report.from_json(text)) for node, (at_ms, text) in published.items()}
     unfit = {node: why for text in log.unfit().values() for node, why in unfit_of(text).items()}
     counted = {Chosen.parse(text): reads for text, reads in log.reads().items()}

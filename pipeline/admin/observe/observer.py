@@ -7,8 +7,7 @@ as long as its last position is away from its watermark.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from pipeline import clock
@@ -16,6 +15,7 @@ from pipeline.admin.observe.news import News, news_of, with_news
 from pipeline.admin.observe.published import read_record
 from pipeline.admin.observe.queues import Queue, Queues
 from pipeline.admin.observe.rates import Window, batch_of, counters_of, tables_of, with_reads
+from pipeline.admin.observe.reached import OnPrimary, Reached, ask_node, ask_primary, reported, writing
 from pipeline.admin.observe.record import (
     BY_WORKERS,
     MOST_STRANGE,
@@ -30,20 +30,16 @@ from pipeline.admin.questions import ask_all
 from pipeline.admin.strange_keys import every_strange_key
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
+from pipeline.enqueue.bucket_map import follow_noted
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.model.fingerprint import Fingerprint
 from pipeline.model.op import START, Position
-from pipeline.model.wait_reason import WaitReason, reasons_of
-from pipeline.oplog.redis.log import RedisLog
+from pipeline.model.wait_reason import reasons_of
+from pipeline.oplog.groups import log_of
 from pipeline.oplog.redis.server_info import ANSWER_S
-from pipeline.shard.records import ledger_queries
-from pipeline.shard.records.stops import stop_reasons
-from pipeline.shard.session import brief
 
 #: Redis's name among the nodes; no node can have it.
 _REDIS = "redis "
-#: A prober's report that is older says nothing of how far its node is now, ms.
-SILENT_MS = 5_000
 #: The time between two questions to a primary for what only it knows, s: counting 100,000 rejects takes it 20 ms. And
 #: between two searches for strange keys.
 COUNTS_S = 2.0
@@ -51,32 +47,14 @@ COUNTS_S = 2.0
 RATE_S = 4.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Counts:
-    """What only a shard's primary knows: how many ops are set aside or lost, and what is stopped."""
-
-    counts: Mapping[str, int]
-    stops: Sequence[WaitReason]
-
-
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """How far one node is: the watermarks of its active buckets; the time of its newest op or its lag, where known."""
-
-    at_s: float
-    marks: Mapping[int, Position]
-    newest_ms: int | None = None
-    lag_ms: int | None = None
-
-
 class Observer:
     """Makes the record of a deployment again and again; rates are known from the second time on."""
 
     def __init__(self, settings: Settings):
         self._topology = Topology(settings)
-        self._log = RedisLog.of(settings.redis, read_s=ANSWER_S)
-        self._before: dict[str, deque[tuple[_Node, int | None]]] = {}
-        self._counts: dict[str, _Counts | PipelineError] = {}
+        self._log = log_of(settings, read_s=ANSWER_S)
+        self._before: dict[str, deque[tuple[Reached, int | None]]] = {}
+        self._counts: dict[str, OnPrimary | PipelineError] = {}
         self._counted_s = -COUNTS_S
         self._strange: tuple[str, ...] = ()
         self._reads = Window()
@@ -98,13 +76,13 @@ class Observer:
         """Ask every node and Redis at once, and return the record."""
         nodes: dict[str, Callable[[], object]] = {}
         for shard, uris in self._uris.items():
-            nodes |= {node: partial(_ask, node, uri) for node, uri in uris.items()}
-            nodes[f"{shard} "] = partial(_count, shard, uris[shard])
+            nodes |= {node: partial(ask_node, node, uri) for node, uri in uris.items()}
+            nodes[f"{shard} "] = partial(ask_primary, shard, uris[shard])
         answers = ask_all({**nodes, _REDIS: self._redis})
         redis = answers.pop(_REDIS)
         if not isinstance(redis, RedisRecord):
             redis = RedisRecord(why=str(redis))
-        found = {name: one for name, one in answers.items() if isinstance(one, (_Node, PipelineError))}
+        found = {name: one for name, one in answers.items() if isinstance(one, Reached | PipelineError)}
         counts = {shard: _counts_of(answers[f"{shard} "]) for shard in self._uris}
         news = self._news() if not redis.why else None
         return self._record(OWN_LOOK, redis, {shard: shard for shard in self._uris}, found, counts, news)
@@ -116,10 +94,10 @@ class Observer:
             LogUnavailable: Redis does not answer.
         """
         redis, news = self._redis(), news_of(self._log)
-        found = {node: _reported(node, news) for uris in self._uris.values() for node in uris}
-        primaries = {shard: _writing(shard, uris, news) for shard, uris in self._uris.items()}
+        found = {node: reported(node, news) for uris in self._uris.values() for node in uris}
+        primaries = {shard: writing(shard, uris, news) for shard, uris in self._uris.items()}
         if clock.mono_s() - self._counted_s >= COUNTS_S:
-            asked = {s: partial(_count, s, self._uris[s][node]) for s, node in primaries.items()}
+            asked = {s: partial(ask_primary, s, self._uris[s][node]) for s, node in primaries.items()}
             self._counts = {shard: _counts_of(answer) for shard, answer in ask_all(asked).items()}
             self._counted_s = clock.mono_s()
         return self._record(BY_WORKERS, redis, primaries, found, self._counts, news)
@@ -129,6 +107,7 @@ class Observer:
         self._log.close()
 
     def _redis(self) -> RedisRecord:
+        follow_noted(self._log, self._topology)
         if clock.mono_s() - self._counted_s >= COUNTS_S:  # a quarter of the time of a record of 64 shards
             self._strange = every_strange_key(self._log, self._topology)[:MOST_STRANGE]
         share, used = self._log.memory()
@@ -139,11 +118,11 @@ class Observer:
         source: str,
         redis: RedisRecord,
         primaries: Mapping[str, str],
-        nodes: Mapping[str, _Node | PipelineError],
-        counts: Mapping[str, _Counts | PipelineError],
+        nodes: Mapping[str, Reached | PipelineError],
+        counts: Mapping[str, OnPrimary | PipelineError],
         news: News | None,
     ) -> Record:
-        if news is not None and news.reads is not None:
+        if news is not None:
             self._reads.add(clock.mono_s(), counters_of(news.reads))
         queues = dict.fromkeys(primaries, Queue(why=redis.why))
         if not redis.why:
@@ -166,20 +145,18 @@ class Observer:
         self,
         shard: str,
         primary: str,
-        nodes: Mapping[str, _Node | PipelineError],
-        counted: _Counts | PipelineError,
+        nodes: Mapping[str, Reached | PipelineError],
+        counted: OnPrimary | PipelineError,
         queue: Queue,
         news: News | None,
     ) -> ShardRecord:
         at = nodes[primary]
         rate, enqueue_rate = self._rates(shard, at, queue.depth)
-        stops = counted.stops if isinstance(counted, _Counts) else ()
-        counts = counted.counts if isinstance(counted, _Counts) else {}
+        stops = counted.stops if isinstance(counted, OnPrimary) else ()
+        counts = counted.counts if isinstance(counted, OnPrimary) else {}
         whys = [_why(primary, one) for one in (at, counted) if isinstance(one, PipelineError)]
         names = [primary, *(node for node in self._uris[shard] if node != primary)]
-        found = [self._node(node, nodes[node], at) for node in names]
-        reads = with_reads(found, self._reads)
-        found = [replace(node, reads_per_s=reads[node.node][0], reads_share=reads[node.node][1]) for node in found]
+        found = with_reads([self._node(node, nodes[node], at) for node in names], self._reads)
         waits = () if whys else reasons_of(shard, queue.behind, stops, queue.noted.notes, queue.noted.alive)
         window = self._queues_of.window(shard)
         return ShardRecord(
@@ -211,21 +188,21 @@ class Observer:
         except PipelineError:
             return None
 
-    def _queues(self, primaries: Mapping[str, _Node | PipelineError]) -> dict[str, Queue]:
+    def _queues(self, primaries: Mapping[str, Reached | PipelineError]) -> dict[str, Queue]:
         try:
             marks = {shard: self._marks(shard, primary) for shard, primary in primaries.items()}
             return {shard: self._queues_of.queue(shard, marks[shard]) for shard in marks}
         except PipelineError as error:
             return dict.fromkeys(primaries, Queue(why=str(error)))
 
-    def _marks(self, shard: str, primary: _Node | PipelineError) -> Mapping[int, Position]:
+    def _marks(self, shard: str, primary: Reached | PipelineError) -> Mapping[int, Position]:
         """Return a primary's watermarks, or those that workers published: never ahead of what was committed."""
         if not isinstance(primary, PipelineError):
             return primary.marks
         mine = (*self._topology.buckets_of(shard), self._topology.reference_bucket)
         return dict.fromkeys(mine, START) | self._log.marks(shard)
 
-    def _node(self, node: str, found: _Node | PipelineError, primary: _Node | PipelineError) -> NodeRecord:
+    def _node(self, node: str, found: Reached | PipelineError, primary: Reached | PipelineError) -> NodeRecord:
         if found is primary:
             return NodeRecord(node, "primary", why="")
         if isinstance(found, PipelineError):
@@ -240,7 +217,7 @@ class Observer:
         lag_ms = max(0, (primary.newest_ms or 0) - (found.newest_ms or 0)) if known else found.lag_ms
         return NodeRecord(node, lag_ops=ops, lag_ms=lag_ms)
 
-    def _rates(self, shard: str, now: _Node | PipelineError, depth: int | None) -> tuple[float | None, float | None]:
+    def _rates(self, shard: str, now: Reached | PipelineError, depth: int | None) -> tuple[float | None, float | None]:
         """Return how many ops were applied and appended a second within the last seconds."""
         if isinstance(now, PipelineError):
             self._before.pop(shard, None)
@@ -274,38 +251,8 @@ class Observer:
         return ops
 
 
-def _ask(node: str, uri: str) -> _Node:
-    with brief(node, uri) as session:
-        standing = ledger_queries.standing(session)
-        at_s = clock.mono_s()
-    marks = {bucket: mark.position for bucket, mark in standing.marks.items() if mark.owned}
-    return _Node(at_s, marks, standing.newest_ms)
-
-
-def _count(node: str, uri: str) -> _Counts:
-    with brief(node, uri) as session:
-        return _Counts(ledger_queries.counts(session), stop_reasons(session, node))
-
-
-def _counts_of(answer: object) -> _Counts | PipelineError:
-    return answer if isinstance(answer, _Counts | PipelineError) else Unavailable(f"{answer!r} is no answer")
-
-
-def _writing(shard: str, nodes: Mapping[str, str], news: News) -> str:
-    """Return the node that takes writes by the prober's reports; if they name not one, the configured one."""
-    taking = [node for node in nodes if node in news.nodes and news.nodes[node][1].takes_writes]
-    return taking[0] if len(taking) == 1 else shard
-
-
-def _reported(node: str, news: News) -> _Node | PipelineError:
-    """Return how far a node is by its report, or why nothing is known."""
-    age_ms = news.age_ms(node)
-    if age_ms is None or age_ms > SILENT_MS:
-        return Unavailable("no prober has reported it within the last seconds")
-    report = news.nodes[node][1]
-    if report.why:
-        return Unavailable(report.why)
-    return _Node(clock.mono_s() - age_ms / 1000, report.marks, lag_ms=report.lag_ms)
+def _counts_of(answer: object) -> OnPrimary | PipelineError:
+    return answer if isinstance(answer, OnPrimary | PipelineError) else Unavailable(f"{answer!r} is no answer")
 
 
 def _why(node: str, error: PipelineError) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from pipeline.admin.observe.record import HOTTEST, BatchRecord, NodeRecord, ReadCount, TableRecord, stopped_in
 from pipeline.model.wait_reason import WaitReason
@@ -100,17 +101,20 @@ def counters_of(reads: Iterable[ReadCount]) -> dict[str, int]:
     return served
 
 
-def with_reads(nodes: Iterable[NodeRecord], window: Window) -> dict[str, tuple[float | None, float | None]]:
-    """Return of each node its reads a second, and its share of the reads of them all; None for what is not known.
+def with_reads(nodes: Sequence[NodeRecord], window: Window) -> list[NodeRecord]:
+    """Return nodes with their reads a second, and their shares of the reads of them all; None for what is not known.
 
     Args:
         nodes: of one shard.
         window: of the reads by node.
     """
-    names = [node.node for node in nodes]
     if not window.span_s:
-        return dict.fromkeys(names, (None, None))
+        return list(nodes)
     grown = window.grown()
-    total = sum(grown.get(name, 0) for name in names)
-    shares = {name: round(grown.get(name, 0) / total, 3) if total else None for name in names}
-    return {name: (round(grown.get(name, 0) / window.span_s, 1), shares[name]) for name in names}
+    total = sum(grown.get(node.node, 0) for node in nodes)
+    found = []
+    for node in nodes:
+        reads = grown.get(node.node, 0)
+        share = round(reads / total, 3) if total else None
+        found.append(replace(node, reads_per_s=round(reads / window.span_s, 1), reads_share=share))
+    return found

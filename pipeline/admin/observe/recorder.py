@@ -12,7 +12,7 @@ from pipeline.admin.observe.record import Record
 from pipeline.config.settings import Settings
 from pipeline.errors import PipelineError
 from pipeline.events import Event
-from pipeline.oplog.redis.log import RedisLog
+from pipeline.oplog.groups import log_of
 from pipeline.oplog.redis.server_info import ANSWER_S
 
 logger = logging.getLogger("pipeline.observer")
@@ -69,7 +69,7 @@ class Recorder:
 
     def __init__(self, settings: Settings):
         self._settings, self._token = settings, secrets.token_hex(8)
-        self._log = RedisLog.of(settings.redis, read_s=ANSWER_S)
+        self._log = log_of(settings, read_s=ANSWER_S)
         self._observer: Observer | None = None
         self._spans = Spans(clock.mono_s())
 

@@ -19,7 +19,7 @@ from pipeline.enqueue.producer import Run
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.events import Event
-from pipeline.oplog.appends import EpochStale, Scope
+from pipeline.oplog.appends import EVERYWHERE, EpochStale, Scope
 from pipeline.oplog.contract import Entries
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
@@ -81,9 +81,10 @@ class Drainer:
                 done.mine = False
                 return done
             while True:
-                probe = WaitBudget(PROBE_S)
+                probes: dict[str, WaitBudget] = {}
                 if self._definitions_first(done):
                     for scope, buckets in self._scopes().items():
+                        probe = probes.setdefault(self._server_of(scope), WaitBudget(PROBE_S))
                         self._drain(scope, buckets, done, deadline, patient, report, probe)
                 self._step("settle")
                 done.empty = self._last_sent(done)
@@ -121,6 +122,10 @@ class Drainer:
         for bucket in self._spool.buckets():
             scopes.setdefault(self._publisher.scope_of(bucket), []).append(bucket)
         return scopes
+
+    def _server_of(self, scope: Scope) -> str:
+        """Return the name of the Redis that has a scope's logs: one that is silent delays no ops of another."""
+        return self._topology.group_of(scope.name) if scope.name != EVERYWHERE else ""
 
     def _definitions_first(self, done: DrainResult) -> bool:
         """Publish the definitions that Redis has never had; whether it took them."""

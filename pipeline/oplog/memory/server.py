@@ -56,6 +56,7 @@ class ServerState:
     producers: dict[int, dict[int, Sent]] = field(default_factory=dict)
     epochs: dict[str, GivenOut] = field(default_factory=dict)
     deployment: str = ""
+    placement: str = ""
     dirty: dict[str, dict[int, int]] = field(default_factory=dict)
     marks: dict[str, dict[int, Position]] = field(default_factory=dict)
     notes: dict[str, list[tuple[int, str]]] = field(default_factory=dict)

@@ -76,12 +76,13 @@ class MemorySharedState(MemoryServer):
             self._server.health = {node: Timed(text, self.now_ms()) for node, text in nodes.items()}
             self._server.health_until_ms = self.now_ms() + for_ms
 
-    def health(self, counted: Mapping[str, int] = {}) -> tuple[int, dict[str, tuple[int, str]]]:
+    def health(self, counted: Mapping[str, int] = {}) -> tuple[int, dict[str, tuple[int, str]], str]:
         with self._lock:
             for what, more in counted.items():
                 self._server.reads[what] = self._server.reads.get(what, 0) + more
             known = self._server.health if self.now_ms() < self._server.health_until_ms else {}
-            return self.now_ms(), {node: (report.until_ms, report.value) for node, report in known.items()}
+            told = {node: (report.until_ms, report.value) for node, report in known.items()}
+            return self.now_ms(), told, self._server.placement
 
     def reads(self) -> dict[str, int]:
         with self._lock:

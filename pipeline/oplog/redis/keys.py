@@ -4,6 +4,7 @@
 <prefix>:big:<bucket>       string  bytes of the largest op of late, where ops are large
 <prefix>:epoch:<scope>      string  "<epoch> <master_replid> <map>", or why the epoch has ended
 <prefix>:deployment         string  the deployment's fingerprint as JSON; see `model/fingerprint`
+<prefix>:map                string  where buckets are that have moved, as JSON; see `config/placement`
 <prefix>:dirty:<shard>      zset    bucket -> ms from when on it may be applied
 <prefix>:bell:<shard>       string  there while a Celery message is on its way
 <prefix>:marks:<shard>      hash    bucket -> watermark, a copy for readers
@@ -105,6 +106,11 @@ class Keys:
     def deployment(self) -> str:
         """The fingerprint of the deployment."""
         return f"{self.prefix}:deployment"
+
+    @property
+    def map(self) -> str:
+        """Where buckets are that have moved."""
+        return f"{self.prefix}:map"
 
     @property
     def secret(self) -> str:

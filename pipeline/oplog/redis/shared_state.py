@@ -31,7 +31,7 @@ MOST_OURS = 1_000_000
 #: Types of the keys of a deployment, of a shard, and of a bucket, by their names in `Keys`; see `mend.lua`.
 _TYPES = {"schemas": "hash", "newest_schemas": "hash", "ids": "hash", "full": "string!", "room": "string!"}
 _TYPES |= {"reads": "hash", "unfit": "hash", "seen": "hash", "health": "hash!", "hosts": "hash!"}
-_TYPES |= {"deployment": "string", "secret": "string"}
+_TYPES |= {"deployment": "string", "map": "string", "secret": "string"}
 _OF_SHARD = {"epoch": "string", "dirty": "zset", "bell": "string!", "marks": "hash", "attempts": "hash"}
 _OF_SHARD |= {"notes": "list", "waits": "hash!", "counts": "hash", "batches": "list"}
 _OF_SHARD |= {"record": "string!", "recent": "list!", "day": "list!"}
@@ -115,11 +115,11 @@ class RedisSharedState(RedisServer):
     def publish_health(self, nodes: Mapping[str, str], for_ms: int) -> None:
         self._run("publish_health", [self.keys.health], [for_ms, *(part for pair in nodes.items() for part in pair)])
 
-    def health(self, counted: Mapping[str, int] = {}) -> tuple[int, dict[str, tuple[int, str]]]:
+    def health(self, counted: Mapping[str, int] = {}) -> tuple[int, dict[str, tuple[int, str]], str]:
         with translated():
-            found, time = self._exchanged(counted)
-        seconds, micros = time
-        return seconds * 1000 + micros // 1000, _stamped(hash_of(found))
+            found, (seconds, micros), [placement] = self._exchanged(counted)
+        text = str(placement, errors="surrogateescape") if placement is not None else ""
+        return seconds * 1000 + micros // 1000, _stamped(hash_of(found)), text
 
     def reads(self) -> dict[str, int]:
         with translated():
@@ -173,21 +173,22 @@ class RedisSharedState(RedisServer):
     def publish_unfit(self, shard: str, text: str) -> None:
         self._despite_oom("HSET", self.keys.unfit, shard, text)
 
-    def _exchanged(self, counted: Mapping[str, int]) -> tuple[Any, Any]:
-        """Add counts of reads, return the reports and the server's time, in one round trip."""
+    def _exchanged(self, counted: Mapping[str, int]) -> tuple[Any, Any, Any]:
+        """Add counts of reads, return the reports, the server's time and the map, in one round trip."""
         pipe: Any = self._client.pipeline(transaction=False)
         pipe.hgetall(self.keys.health)
         pipe.time()
+        pipe.mget([self.keys.map])
         for what, more in counted.items():
             pipe.hincrby(self.keys.reads, what, more)
         if counted:
             pipe.pexpire(self.keys.reads, READS_MS)
         # a full server refuses the counts: no reason to do without the reports
-        found, time, *_ = pipe.execute(raise_on_error=False)
-        for failed in (found, time):
+        found, time, placement, *_ = pipe.execute(raise_on_error=False)
+        for failed in (found, time, placement):
             if isinstance(failed, Exception):
                 raise failed
-        return found, time
+        return found, time, placement
 
 
 class RedisWaits(RedisServer):

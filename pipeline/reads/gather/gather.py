@@ -16,10 +16,11 @@ from pipeline.per_process import PerProcess
 from pipeline.reads.connections import NodeReader
 from pipeline.reads.gather.merge import merged_rows
 from pipeline.reads.gather.over_shards import answered, check_options
-from pipeline.reads.gather.shard_query import ShardQuery, shape_of
+from pipeline.reads.gather.shard_query import ReadyRead, ShardQuery, shaped
 from pipeline.reads.node_dal import NodeDAL, ReadInfo, callers_names
 from pipeline.reads.onward import Onward
 from pipeline.reads.read_place import ReadPlace, needs_at, places_of_query
+from pipeline.reads.routing.moving import Elsewhere
 from pipeline.reads.routing.policy import seconds
 from pipeline.reads.routing.router import Router
 from pipeline.tracing import in_this_trace
@@ -45,21 +46,13 @@ class Part(NamedTuple):
 
 
 class SharedRead(NamedTuple):
-    """What all parts of one read share; `ask` reads from one node."""
+    """What all parts of one read share; `ask` reads from one node, and there are `several`."""
 
     ask: Callable[[NodeDAL], Any]
     onward: Onward
     deadline: clock.Deadline
     partial: bool = False
-
-
-class ReadyRead(NamedTuple):
-    """What is read, and where: each place has all rows that its part of the answer depends on."""
-
-    query: Any
-    fields: tuple[Any, ...]
-    options: Mapping[str, Any]
-    places: list[ReadPlace]
+    several: bool = False
 
 
 class Gather:
@@ -101,7 +94,7 @@ class Gather:
         if len(ready.places) == 1:
             (part,) = self._parts(ready.places, asked)[0]
             return _marked(part.value, [part], {})
-        parts, missing = self._parts(ready.places, asked._replace(ask=_shaped(ready)))
+        parts, missing = self._parts(ready.places, asked._replace(ask=shaped(ready)))
         first: ShardQuery = parts[0].value[0]
         reader: NodeReader = parts[0].value[2]
         rows = merged_rows((part.value[1] for part in parts), first.merge)
@@ -131,7 +124,7 @@ class Gather:
         if any(kind_of(field) not in ("Field", "Expression") for field in fields):
             raise BadRead("distinct= of a count takes a field, or several")
         deadline = clock.Deadline(seconds("timeout_s", timeout_s))
-        asked = SharedRead(lambda db: db.where(ready.query).count(), onward, deadline)
+        asked = SharedRead(lambda db: db.where(ready.query, ready.left_out(db)).count(), onward, deadline)
         ready = self._ready(query, fields, {"distinct": True} if fields else {}, asked)
         if not fields:
             parts, _ = self._parts(ready.places, asked)
@@ -139,7 +132,7 @@ class Gather:
         if len(ready.places) == 1:
             asked = asked._replace(ask=lambda db: db.where(ready.query).count(distinct=db.reader.own(ready.fields)))
             return int(self._parts(ready.places, asked)[0][0].value)
-        parts, _ = self._parts(ready.places, asked._replace(ask=_shaped(ready)))
+        parts, _ = self._parts(ready.places, asked._replace(ask=shaped(ready)))
         rows = merged_rows((part.value[1] for part in parts), parts[0].value[0].merge)
         # as COUNT(DISTINCT a, b) does, leave out what has a NULL
         return sum(None not in row for row in rows)
@@ -156,7 +149,7 @@ class Gather:
     def _ready(self, query: Any, fields: Sequence[Any], options: Mapping[str, Any], asked: SharedRead) -> ReadyRead:
         """Return a read without what a shard cannot answer alone."""
         if len(self._topology.shards) == 1:
-            return ReadyRead(query, tuple(fields), options, self._where(query, fields, options))
+            return ReadyRead(query, tuple(fields), options, self._where(query, fields, options), self._topology)
         query = narrowed_here(query)
         places = self._where(query, fields, options)
         if len(places) > 1:
@@ -171,7 +164,7 @@ class Gather:
         within = {real_name(table) for table in tables_in([query, *fields, *options.values()], inner=True)}
         if any(self._topology.table(name).reference for name in within):
             places = [place.also(self._topology.reference_bucket) for place in places]
-        return ReadyRead(query, tuple(fields), options, places)
+        return ReadyRead(query, tuple(fields), options, places, self._topology)
 
     def _values(self, select: Any, asked: SharedRead) -> list[Any]:
         """Return the values of a subselect, of all shards."""
@@ -182,8 +175,8 @@ class Gather:
         ready = self._ready(select._query, (field,), options, asked)
         first, behind = options.get("limitby") or (0, MOST_VALUES + 1)
         bound = {"limitby": (first, min(behind, first + MOST_VALUES + 1)), "orderby_on_limitby": False}
-        shaped = _shaped(ready._replace(options={**ready.options, **bound}))
-        parts, _ = self._parts(ready.places, asked._replace(ask=shaped, partial=False))
+        bounded = ready._replace(options={**ready.options, **bound})
+        parts, _ = self._parts(ready.places, asked._replace(ask=shaped(bounded), partial=False))
         rows = merged_rows((part.value[1] for part in parts), parts[0].value[0].merge)
         if len(rows) > MOST_VALUES:
             raise BadRead(
@@ -214,7 +207,7 @@ class Gather:
         Raises:
             PartialResult: something is missing, and the caller did not say that this will do.
         """
-        outcomes = self._all(places, asked)
+        outcomes = self._served(places, asked)
         parts = [outcome for outcome in outcomes if isinstance(outcome, Part)]
         missing = {p.shard: o for p, o in zip(places, outcomes, strict=True) if not isinstance(o, Part)}
         if len(places) == 1 and missing:
@@ -222,6 +215,15 @@ class Gather:
         if missing and not (asked.partial and parts):
             raise PartialResult(missing)
         return parts, missing
+
+    def _served(self, places: Sequence[ReadPlace], asked: SharedRead) -> list[Part | Unavailable]:
+        """Read at all places, and again where buckets were found to be served elsewhere; see `routing.moving`."""
+        while True:
+            places = self._router.served.places(places)
+            asked = asked._replace(several=len(places) > 1)
+            outcomes = self._all(places, asked)
+            if asked.deadline.passed or not any(isinstance(outcome, Elsewhere) for outcome in outcomes):
+                return outcomes
 
     def _all(self, places: Sequence[ReadPlace], asked: SharedRead) -> list[Part | Unavailable]:
         if len(places) == 1:
@@ -246,7 +248,7 @@ class Gather:
             try:
                 return self._read(place, asked)
             except ShardUnavailable as error:
-                if not again:
+                if not again or isinstance(error, Elsewhere):
                     return error
             except Unavailable as error:
                 return error
@@ -254,32 +256,17 @@ class Gather:
 
     def _read(self, place: ReadPlace, asked: SharedRead) -> Part:
         after, bounds = asked.onward.after, asked.onward.bounds
-        needs = needs_at(self._topology, self._log, after.token, place)
-        with self._router.open(place.shard, needs, bounds, session=after.session, buckets=place.buckets) as read:
-            db = NodeDAL(read.reader, read.read_info, asked.onward)
-            return Part(asked.ask(db), read.read_info, db)
+        needs, router = needs_at(self._topology, self._log, after.token, place), self._router
+        with router.open(place, needs, bounds, session=after.session, part=asked.several) as read:
+            db = NodeDAL(read.reader, read.read_info, asked.onward, excluded=read.excluded)
+            part = Part(asked.ask(db), read.read_info, db)
+        if asked.several and router.served.changed(read):
+            raise Elsewhere(0, place.shard)
+        return part
 
     def _threads(self) -> ThreadPoolExecutor:
         threads = min(MOST_THREADS, AT_A_TIME * len(self._topology.shards))
         return ThreadPoolExecutor(threads, thread_name_prefix="pipeline-gather")
-
-
-def _shaped(ready: ReadyRead) -> Callable[[NodeDAL], tuple[ShardQuery, list[tuple[Any, ...]], NodeReader]]:
-    """Return what each shard has to do; the statement is written once for all shards of a kind.
-
-    Who has written it comes with it: only that reader is sure to know the tables, and so to read the rows.
-    """
-    shapes: dict[str, tuple[ShardQuery, NodeReader]] = {}
-
-    def read(db: NodeDAL) -> tuple[ShardQuery, list[tuple[Any, ...]], NodeReader]:
-        kind = db.reader.dialect.name
-        shaped = shapes.get(kind)
-        if shaped is None:
-            shaped = shapes[kind] = shape_of(db.reader, *ready[:3]), db.reader
-        shape, writer = shaped
-        return shape, db.reader.rows(shape.sql), writer
-
-    return read
 
 
 def _marked(rows: Any, parts: Sequence[Part], missing: dict[str, Unavailable]) -> Any:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from pipeline.dal.objects import kind_of, op_name
+from pipeline.config.topology import Topology
+from pipeline.dal.objects import kind_of, op_name, real_name, tables_in
 from pipeline.dal.sql_texts import raw
 from pipeline.errors import BadRead
+from pipeline.model.schema import schema_of
 from pipeline.reads.connections import NodeReader
 from pipeline.reads.gather.merge import Aggregate, Merge, SortKey, Term
 from pipeline.reads.gather.over_shards import terms_of
+from pipeline.reads.node_dal import NodeDAL, besides
+from pipeline.reads.read_place import ReadPlace
+from pipeline.shard.bucket_sql import bucket_sql
 
 _AGGREGATES = ("SUM", "MIN", "MAX", "AVG")
 #: Columns of any other type may be texts, which compare by their collation.
@@ -34,7 +39,9 @@ class ShardQuery(NamedTuple):
     merge: Merge
 
 
-def shape_of(reader: NodeReader, query: Any, fields: tuple[Any, ...], options: Mapping[str, Any]) -> ShardQuery:
+def shape_of(
+    reader: NodeReader, query: Any, fields: tuple[Any, ...], options: Mapping[str, Any], left_out: str = ""
+) -> ShardQuery:
     """Return what to ask a shard; every shard of a dialect returns the same merge.
 
     Args:
@@ -42,9 +49,11 @@ def shape_of(reader: NodeReader, query: Any, fields: tuple[Any, ...], options: M
         query: of the caller's DAL.
         fields: of the result, of the caller's DAL.
         options: of the `select`.
+        left_out: SQL of which rows are left out; see `ReadyRead`.
     """
     own = {name: reader.own(options[name]) for name in ("orderby", "groupby", "left", "join") if options.get(name)}
     query = reader.db(reader.own(query)).query
+    query = besides(query, left_out) if left_out else query
     adapter = reader.adapter
     tables = adapter.tables(query, *(own.get(name) for name in ("join", "left", "orderby", "groupby")))
     columns = adapter.expand_all([reader.own(field) for field in fields], tables)
@@ -71,6 +80,57 @@ def shape_of(reader: NodeReader, query: Any, fields: tuple[Any, ...], options: M
         attributes["limitby"] = (0, limitby[1])
     names, sql = adapter._select_wcols(query, builder.asked, distinct=distinct, **attributes)
     return ShardQuery(sql, columns, names[: len(columns)], merge)
+
+
+class ReadyRead(NamedTuple):
+    """What is read, and where: each place has all rows that its part of the answer depends on."""
+
+    query: Any
+    fields: tuple[Any, ...]
+    options: Mapping[str, Any]
+    places: list[ReadPlace]
+    topology: Topology
+
+    def left_out(self, db: NodeDAL) -> str:
+        """Return the SQL that leaves out rows of buckets that another shard serves; empty where there are none.
+
+        Args:
+            db: of the node that is asked.
+
+        Raises:
+            PipelineError: the database cannot compute the bucket of a row.
+        """
+        if not db.excluded:
+            return ""
+        buckets, found = ", ".join(map(str, db.excluded)), {}
+        for table in tables_in([self.query, *self.fields, *self.options.values()]):
+            settings = self.topology.table(real_name(table))
+            if not settings.reference:
+                there = db.reader.table(table).sql_shortref
+                bucket = bucket_sql(db.reader.dialect, settings, schema_of(table), self.topology.buckets, there)
+                found[table._tablename] = f"({bucket} IN ({buckets})) IS NOT TRUE"
+        return f"({' AND '.join(found.values())})"
+
+
+def shaped(ready: ReadyRead) -> Callable[[NodeDAL], tuple[ShardQuery, list[tuple[Any, ...]], NodeReader]]:
+    """Return what each shard has to do; the statement is written once for all shards of a kind that leave out nothing.
+
+    Who has written it comes with it: only that reader is sure to know the tables, and so to read the rows.
+
+    Args:
+        ready: what is read.
+    """
+    shapes: dict[tuple[str, tuple[int, ...]], tuple[ShardQuery, NodeReader]] = {}
+
+    def read(db: NodeDAL) -> tuple[ShardQuery, list[tuple[Any, ...]], NodeReader]:
+        kind = db.reader.dialect.name, db.excluded
+        found = shapes.get(kind)
+        if found is None:
+            found = shapes[kind] = shape_of(db.reader, *ready[:3], ready.left_out(db)), db.reader
+        shape, writer = found
+        return shape, db.reader.rows(shape.sql), writer
+
+    return read
 
 
 class _Builder:

@@ -11,7 +11,9 @@ import threading
 from collections.abc import Mapping
 
 from pipeline import clock
-from pipeline.errors import PipelineError
+from pipeline.config.placement import Placement
+from pipeline.config.topology import Topology
+from pipeline.errors import PipelineError, WrongDeployment
 from pipeline.events import Event
 from pipeline.oplog.contract import SharedState
 from pipeline.per_process import PerProcess
@@ -66,10 +68,11 @@ class HealthCache:
 
     Args:
         log: which has the reports; the process's counts of reads go there in the round trip of a fetch.
+        topology: hears of the map with each fetch.
     """
 
-    def __init__(self, log: SharedState):
-        self._log = log
+    def __init__(self, log: SharedState, topology: Topology | None = None):
+        self._log, self._topology = log, topology
         self._closed = False
         #: What this process counts.
         self.counters = PerProcess(Counters)
@@ -142,13 +145,27 @@ class HealthCache:
                     here.thread = None
                     return
 
+    def _follow(self, text: str, asked_at_s: float) -> None:
+        """Follow the map that Redis has. One that is missing is none: whoever writes next makes it anew."""
+        topology = self._topology
+        if topology is None:
+            return
+        try:
+            placement = Placement.from_json(text)
+            if placement != topology.placement:
+                topology.follow(placement)
+        except (ValueError, WrongDeployment) as error:
+            logger.info(Event("map_unknown", error=error))
+            return
+        topology.heard_at_s = asked_at_s
+
     def _fetch(self, here: _Fetched) -> float:
         """Fetch the reports; return in how many seconds the next ones are due."""
         asked_at_s = clock.mono_s()
         counters = self.counters()
         try:
             counted = counters.unsent()
-            now_ms, found = self._log.health(counted)
+            now_ms, found, placement = self._log.health(counted)
             counters.sent(counted)
             found = {node: told for node, told in found.items() if told[0] - now_ms < SET_BACK_MS}
             published_s = {
@@ -159,6 +176,7 @@ class HealthCache:
             logger.warning(Event("reports_unknown", error=error))
             return PROBE_EVERY_S
         here.reports, here.fetched_at_s = reports, asked_at_s
+        self._follow(placement, asked_at_s)
         newest_s = max(published_s.values(), default=asked_at_s)
         due_s = newest_s + PROBE_EVERY_S + AFTER_S - clock.mono_s()
         # a prober that is gone need not be asked for so often

@@ -5,21 +5,24 @@ Invariant: a read with a token never answers from a node that is not known to ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from pipeline import clock
 from pipeline.chance import chance
 from pipeline.config.sections import Load
+from pipeline.config.topology import Topology
 from pipeline.errors import ShardUnavailable, StaleRead
 from pipeline.model.op import Position
 from pipeline.per_process import PerProcess
 from pipeline.reads.connections import NodeReader, NodeReaders
 from pipeline.reads.node_dal import ReadInfo
+from pipeline.reads.read_place import ReadPlace
 from pipeline.reads.routing import policy
 from pipeline.reads.routing.accounting import InFlight
 from pipeline.reads.routing.catch_up import first_with
 from pipeline.reads.routing.health_cache import HealthCache
+from pipeline.reads.routing.moving import OLD_MAP_S, MovingRead, Served, check_served
 from pipeline.reads.routing.policy import Bounds, Candidate, Choice, choose, fall_back, fresh_among, over_limit
 from pipeline.reads.routing.replicas import AWAY_S, BROKEN_S, Replicas
 from pipeline.reads.session import Need, ReadSession
@@ -35,6 +38,7 @@ class Router:
         health: what the prober has published of them; each choice is counted there.
         primary_limit: reads of this process that may run on a primary at once because a replica is merely behind; 0:
             any number.
+        topology: who has which bucket, by the map that `health` has heard of.
         loads: what each replica is to carry, by node.
     """
 
@@ -43,10 +47,12 @@ class Router:
         nodes: Nodes,
         readers: NodeReaders,
         health: HealthCache,
+        topology: Topology,
         primary_limit: int = 0,
         loads: Mapping[str, Load] = {},
     ):
-        self.nodes, self.readers, self.health = nodes, readers, health
+        self.nodes, self.readers, self.health, self.topology = nodes, readers, health, topology
+        self.served = Served(topology)
         self.replicas = Replicas(nodes, readers, health, loads)
         self.in_flight = PerProcess(InFlight)
         self._limit = primary_limit or None
@@ -54,23 +60,30 @@ class Router:
 
     def open(
         self,
-        shard: str,
+        place: ReadPlace,
         needs: Mapping[int, Need],
         bounds: Bounds,
         *,
         session: ReadSession | None = None,
-        buckets: Iterable[int] | None = None,
-    ) -> Read:
+        part: bool = False,
+        kind: type[Read] | None = None,
+    ) -> Read | MovingRead:
         """Return a read of a shard, to be entered.
 
         Args:
-            shard: its name.
+            place: the shard, and the buckets that the read is about.
             needs: what the read must see, by bucket.
             bounds: how fresh it must be, and how long it may wait.
-            session: takes up what the node had of the *buckets*.
-            buckets: those that the read is about; None: all.
+            session: takes up what the node had of these buckets.
+            part: whether other shards have the rest of what is read.
+            kind: of the read; None: `Read`.
         """
-        return Read(self, shard, needs, bounds, session, buckets)
+        read, topology = (kind or Read)(self, place, needs, bounds, session), self.topology
+        if clock.mono_s() - topology.heard_at_s > OLD_MAP_S:
+            self.health.reports()  # the map comes with them
+        elif not topology.placement.moves:
+            return read
+        return MovingRead(read, self.served, part=part)
 
     def primary_has(self, shard: str, needs: Mapping[int, Need], deadline: clock.Deadline) -> bool:
         """Wait until the primary of a shard has it all, as far as there is time; return whether it has.
@@ -161,13 +174,16 @@ class Read:
     """One read of one shard, as a context manager that is used once: it enters a node, and leaves it.
 
     Attributes:
+        place: the shard, and the buckets that the read is about.
         reader: the node that serves, once the read is entered.
         read_info: which node that is, and why.
+        excluded: the buckets of which the node may have rows that another shard serves, where that shard is read, too.
+        checked: whether the states of all buckets are compared, since the map may be old.
     """
 
     __slots__ = (
-        "_buckets", "_in_flight", "_limited", "_relied_on", "_router", "_session", "_started_s",
-        "bounds", "needs", "read_info", "reader", "shard",
+        "_in_flight", "_limited", "_relied_on", "_session", "_started_s",
+        "bounds", "checked", "excluded", "needs", "place", "read_info", "reader", "router", "shard",
     )  # fmt: skip
     reader: NodeReader
     read_info: ReadInfo
@@ -175,14 +191,15 @@ class Read:
     def __init__(
         self,
         router: Router,
-        shard: str,
+        place: ReadPlace,
         needs: Mapping[int, Need],
         bounds: Bounds,
         session: ReadSession | None,
-        buckets: Iterable[int] | None,
     ):
-        self._router, self._session, self._buckets = router, session, buckets
-        self.shard, self.needs, self.bounds = shard, needs, bounds
+        self.router, self._session, self.place = router, session, place
+        self.shard, self.needs, self.bounds = place.shard, needs, bounds
+        self.excluded: tuple[int, ...] = ()
+        self.checked = False
 
     def __enter__(self) -> Read:
         """Choose a node and open it; choose another while that fails.
@@ -191,7 +208,7 @@ class Read:
             StaleRead: no node has what the read must see, in time, or may serve it.
             ShardUnavailable: no node answers that has what the read must see.
         """
-        router, shard = self._router, self.shard
+        router, shard = self.router, self.shard
         self._started_s = clock.mono_s()
         self._in_flight = router.in_flight()
         failure: ShardUnavailable | None = None
@@ -220,10 +237,12 @@ class Read:
         """Give the node back, and note in the session what it had."""
         self.reader.relied(self._relied_on)
         try:
+            if failure is None and self.place.seen is not self.router.topology.placement:
+                check_served(self)
             if failure is None and self._session is not None:
                 # asked afterwards: rows may be newer than a mark that was asked for before
-                marks = self.reader.marks(self._buckets)
-                self._session.saw(marks, self._router.passed(self.shard), stale=self.read_info.stale)
+                marks = self.reader.marks(self.place.buckets)
+                self._session.saw(marks, self.router.passed(self.shard), stale=self.read_info.stale)
         except ShardUnavailable as late:
             failure = late
             raise
@@ -240,8 +259,8 @@ class Read:
             raise self._refusal(choice.reason)
         in_flight, entered, self._limited = self._in_flight, False, choice.limited
         try:
-            node = choice.node or self._router.nodes.primary_name(self.shard)
-            limit = self._router.replicas.limit(node) if choice.node else None
+            node = choice.node or self.router.nodes.primary_name(self.shard)
+            limit = self.router.replicas.limit(node) if choice.node else None
             entered = in_flight.enter(in_flight.by_node, node, limit)
             if entered:
                 self._open(choice, node)
@@ -254,7 +273,7 @@ class Read:
         return entered
 
     def _open(self, choice: Choice, node: str) -> None:
-        router, needs, kind = self._router, self.needs, choice.kind
+        router, needs, kind = self.router, self.needs, choice.kind
         lag_s: float | None = 0.0
         self.reader = reader = router.readers[node]
         reader.ready()
@@ -282,7 +301,7 @@ class Read:
 
     def _refusal(self, reason: str) -> StaleRead:
         """Count the read as refused."""
-        self._router.health.counters().count(self.shard, "error", reason)
+        self.router.health.counters().count(self.shard, "error", reason)
         stage = "replicating" if self.needs and reason in (policy.NOT_REACHED, policy.OVER_LIMIT) else "lagging"
         return StaleRead(self.shard, stage, reason, clock.mono_s() - self._started_s if self.needs else 0.0)
 
@@ -290,7 +309,7 @@ class Read:
         in_flight, node = self._in_flight, self.read_info.node
         try:
             if isinstance(failure, ShardUnavailable) and failure.node == node:
-                self._router.failed(self.shard, node, BROKEN_S)
+                self.router.failed(self.shard, node, BROKEN_S)
         finally:
             in_flight.leave(in_flight.by_node, node)
             if self._limited:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from types import TracebackType
+from typing import Any
 
 from pipeline import clock, tracing
-from pipeline.reads.routing.policy import Bounds
+from pipeline.reads.routing.moving import MovingRead
 from pipeline.reads.routing.router import Read, Router
-from pipeline.reads.session import Need, ReadSession
 
 
 class TracedRead(Read):
@@ -45,18 +44,9 @@ class TracedRead(Read):
 class TracedRouter(Router):
     """A router whose reads join the open trace."""
 
-    def open(
-        self,
-        shard: str,
-        needs: Mapping[int, Need],
-        bounds: Bounds,
-        *,
-        session: ReadSession | None = None,
-        buckets: Iterable[int] | None = None,
-    ) -> Read:
+    def open(self, *args: Any, **options: Any) -> Read | MovingRead:
         """Return a read of a shard, to be entered; see `Router.open`."""
-        kind = TracedRead if tracing.recording() else Read
-        return kind(self, shard, needs, bounds, session, buckets)
+        return super().open(*args, **options, kind=TracedRead if tracing.recording() else Read)
 
 
 def router_type() -> type[Router]:

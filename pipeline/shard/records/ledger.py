@@ -18,6 +18,8 @@ MOST_WHY = 1000
 READ_MARKS = "SELECT bucket, epoch, seq, state FROM pipeline_watermarks"
 #: States of a bucket: applied; applied, and ops set aside hold rows; not applied behind a rejected op.
 ACTIVE, HOLDING, HALTED = "active", "holding", "halted"
+#: States of a bucket that moves, on the shard that it comes to, and on the one that it has left.
+COPYING, CATCHING, MOVED, GONE = "copying", "catching", "moved", "gone"
 
 
 class Mark(NamedTuple):

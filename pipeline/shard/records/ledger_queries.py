@@ -172,6 +172,16 @@ def give_span(session: NodeSession, above: int, least: int) -> int:
     return _give(session, "*ids", above, least)
 
 
+def last_span(session: NodeSession) -> int:
+    """Return the last span of row ids that a shard has given out; 0: none.
+
+    Args:
+        session: of the shard's primary.
+    """
+    found = session.query("SELECT epoch FROM pipeline_epochs WHERE scope = '*ids'")
+    return int(found[0][0]) if found else 0
+
+
 def _give(session: NodeSession, name: str, above: int, least: int) -> int:
     with session.translated(), session.transaction():
         row = session.rows(

@@ -5,6 +5,7 @@ Each call is a transaction of its own.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeline.model.op import Position
@@ -33,7 +34,8 @@ class SetAside(NamedTuple):
     payload: bytes
 
 
-class ActionOnOp(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ActionOnOp:
     """What an operator did to an op; `result` is the state that the action left."""
 
     at_ms: int

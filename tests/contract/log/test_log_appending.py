@@ -148,7 +148,7 @@ def test_the_log_tells_what_each_producer_has_sent_and_under_which_epoch(log: Lo
     for producer in range(1000, 1600):
         append(line, (3, 1, [b"x"]), epoch=EPOCH + 5, producer=producer)
 
-    known = dict(log.senders())
+    known = dict(log.senders("s0"))
 
     assert (known[PRODUCER], known[9]) == ({3: (3, EPOCH + 5), 4: (1, EPOCH)}, {4: (7, 0)})
     assert len(known) == 602, "also where they are more than one answer of Redis names"
@@ -218,4 +218,4 @@ def test_the_log_knows_which_process_sends_as_a_producer(log: Log, line: Line):
 
     assert log.sender(PRODUCER) == this_process()
     assert log.sender(8) is None
-    assert dict(log.senders())[PRODUCER].keys() == {3, 4}
+    assert dict(log.senders("s0"))[PRODUCER].keys() == {3, 4}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.sandbox.logs import append, entries
+from support.sandbox.logs import append, entries, servers_of
 from support.servers.log_users import admin_of
 
 from pipeline import clock
@@ -24,6 +24,11 @@ def step(log: Log, by_ms: int) -> None:
         log.ahead_ms += by_ms
         return
     assert isinstance(log, RedisLog)
+    for one in servers_of(log):
+        _stamp_anew(one, by_ms)
+
+
+def _stamp_anew(log: RedisLog, by_ms: int) -> None:
     with admin_of(log) as redis:
         for key in redis.scan_iter(f"{log.keys.prefix}:*"):
             left_ms = redis.pttl(key)
@@ -106,7 +111,7 @@ def test_since_when_a_bucket_waits_is_never_in_the_future(log: Log) -> None:
     step(log, -HOUR_MS)
     log.note_waits("s0", {3: ("schema/1-4", "words")}, 60_000)
 
-    note, (now_ms, _) = log.waits("s0").notes[3], log.health()
+    note, (now_ms, _, _) = log.waits("s0").notes[3], log.health()
     assert note.since_ms <= now_ms
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from support.sandbox.logs import EPOCH, PRODUCER, S0, append, cut, entries, raise_to
+from support.sandbox.logs import EPOCH, PRODUCER, S0, append, cut, entries, raise_to, server_of
 
 from pipeline.model.op import Position
 from pipeline.oplog.appends import APPENDED, EpochStale, Line, Placed
@@ -137,4 +138,5 @@ def test_a_worker_that_finds_a_log_behind_its_watermark_makes_reconcile_due(log:
 def trim_all(log: Log, bucket: int, to: Position) -> None:
     log.trim({bucket: to})
     if hasattr(log, "keys"):  # over Redis a trim leaves up to a hundred
-        log._client.xtrim(log.keys.log(bucket), minid=f"{to.epoch}-{to.seq + 1}", approximate=False)  # type: ignore[attr-defined]
+        one: Any = server_of(log, bucket)  # type: ignore[arg-type]
+        one._client.xtrim(one.keys.log(bucket), minid=f"{to.epoch}-{to.seq + 1}", approximate=False)

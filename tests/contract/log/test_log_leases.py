@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
-from support.sandbox.logs import EPOCH, MINUTE_MS, PRODUCER, S0, append, entries, sequences
+from support.sandbox.logs import EPOCH, MINUTE_MS, PRODUCER, S0, append, entries, sequences, servers_of
 from support.servers.log_users import admin_of
 
 from pipeline import clock
@@ -159,16 +159,20 @@ def memory_used(log: Any, share: float) -> Iterator[None]:
         yield
         log.limit_bytes = 0
     else:
-        with admin_of(log) as admin:
-            admin.config_set("maxmemory", int(admin.info("memory")["used_memory"] / share))
+        with ExitStack() as stack:
+            admins = [stack.enter_context(admin_of(one)) for one in servers_of(log)]
+            for admin in admins:
+                admin.config_set("maxmemory", int(admin.info("memory")["used_memory"] / share))
             yield
-            admin.config_set("maxmemory", 0)
+            for admin in admins:
+                admin.config_set("maxmemory", 0)
 
 
 def append_soon(log: Any, line: Line, seq: int, single: bool) -> bool:
     """Append an op when what is known of the memory is out of date."""
     if not isinstance(log, MemoryLog):
-        log._client.delete(log.keys.room, log.keys.full)
+        for one in servers_of(log):
+            one._client.delete(one.keys.room, one.keys.full)
     if single:
         return line.append_one(S0, EPOCH, PRODUCER, 3, seq, b"y" * 100) is not None
     return append(line, (3, seq, [b"y" * 100])).placed[0].code == APPENDED

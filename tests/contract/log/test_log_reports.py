@@ -10,7 +10,7 @@ def test_what_was_told_of_a_node_comes_with_the_server_s_time_and_is_replaced_as
     log.publish_health({"s0": "one", "s0-r0": "two words"}, 60_000)
     log.publish_health({"s0": "three words more"}, 60_000)
 
-    now_ms, told = log.health()
+    now_ms, told, _ = log.health()
 
     assert set(told) == {"s0"}
     at_ms, text = told["s0"]

@@ -60,7 +60,7 @@ class Deployment:
     def close(self) -> None:
         self.client.close()
         self.db.close()
-        self.cluster.down()
+        self.cluster.down(grace_s=0)
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ class Ground:
     def rows(self, shard: str, database: str, table: str) -> list[dict[str, Any]]:
         """Return a table's rows in the order of their ids."""
         where = {"host": "127.0.0.1", "port": self._ports[shard], "password": self.cluster.password}
-        with pymysql.connect(user="root", database=database, **where) as connection:
+        with pymysql.connect(user="root", database=database, ssl_disabled=True, **where) as connection:
             cursor = connection.cursor(pymysql.cursors.DictCursor)
             cursor.execute(f"SELECT * FROM `{table}` ORDER BY 1")
             return list(cursor.fetchall())

@@ -37,6 +37,7 @@ def connection(uri: str) -> Iterator[Any]:
         connect_timeout=TIMEOUT_S,
         read_timeout=TIMEOUT_S,
         write_timeout=TIMEOUT_S,
+        ssl_disabled=True,  # PyMySQL would read all certificates of the machine for each connection: 50 ms
     )
     with closing(made):
         yield made

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.model.op import START, Entry, Position
 from pipeline.oplog.appends import Append, Appended, Line, Scope
 from pipeline.oplog.contract import Log
+from pipeline.oplog.groups import GroupedLog
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.oplog.redis.log import RedisLog
 
@@ -33,11 +34,21 @@ def append(
 
 def sequences(log: Log, producer: int) -> dict[int, int]:
     """Return the last sequence that the log knows of a producer, by bucket."""
-    return {bucket: seq for bucket, (seq, _) in dict(log.senders()).get(producer, {}).items()}
+    return {bucket: seq for bucket, (seq, _) in dict(log.senders("s0")).get(producer, {}).items()}
 
 
 def entries(log: Log, bucket: int, after: Position = START, count: int = 100_000) -> list[Entry]:
     return log.read({bucket: after}, {bucket: count})[bucket]
+
+
+def server_of(log: RedisLog, bucket: int) -> RedisLog:
+    """Return the log over the one Redis that has a bucket's log."""
+    return log.at_bucket(bucket) if isinstance(log, GroupedLog) else log
+
+
+def servers_of(log: RedisLog) -> list[RedisLog]:
+    """Return a log over each of the Redis that a log is over."""
+    return [*log._logs.values()] if isinstance(log, GroupedLog) else [log]
 
 
 def cut(log: Log, bucket: int, keep: int = 0) -> None:
@@ -46,6 +57,7 @@ def cut(log: Log, bucket: int, keep: int = 0) -> None:
         log.forget(bucket, keep)
         return
     assert isinstance(log, RedisLog)
+    log = server_of(log, bucket)
     name = log.keys.log(bucket)
     kept = log._client.xrange(name, count=keep) if keep else []
     log._client.delete(name)

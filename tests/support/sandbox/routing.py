@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline import clock
 from pipeline.config.sections import Load
+from pipeline.config.settings import load
+from pipeline.config.topology import Topology
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import Position
 from pipeline.reads.health.report import Report
+from pipeline.reads.read_place import ReadPlace
 from pipeline.reads.routing.policy import Bounds
 from pipeline.reads.routing.router import Router
 from pipeline.reads.session import Need
 
+S0 = ReadPlace("s0", None)
 BOUNDS = Bounds(max_lag_s=5.0, wait_s=0.03, on_stale="primary")
 
 
@@ -76,7 +81,11 @@ class Deployment:
         self.suspected = 0
         self.reasons: list[tuple[str, str]] = []
         self.loads: dict[str, Load] = {}
-        self.router = Router(self, self.readers, self, 2, self.loads)  # type: ignore[arg-type]
+        topology = Topology(
+            load({"redis": {"url": "redis://fake.invalid/0"}, "shards": {"s0": {"primary": "sqlite://s0.db"}}})
+        )
+        topology.heard_at_s = math.inf
+        self.router = Router(self, self.readers, self, topology, 2, self.loads)  # type: ignore[arg-type]
         self.router._jitter = lambda: 0.5
 
     def primary_name(self, shard: str) -> str:
@@ -106,5 +115,5 @@ class Deployment:
         self.reasons.append((kind, reason))
 
     def read(self, needs: Mapping[int, Need] = {}, bounds: Bounds = BOUNDS, **options: Any) -> Any:
-        with self.router.open("s0", needs, bounds, **options) as db:
+        with self.router.open(S0, needs, bounds, **options) as db:
             return db.read_info

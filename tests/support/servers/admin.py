@@ -38,7 +38,7 @@ def servers(directory: Path, *, replicas: int = 1) -> Iterator[Servers]:
     try:
         yield Servers(cluster)
     finally:
-        cluster.down()
+        cluster.down(grace_s=0)
 
 
 class Servers:

@@ -91,7 +91,7 @@ def attached(db: Any) -> None:
 def outbox(db: Any) -> None:
     """Write by a table of the application's own database, sent after its commit."""
     client = api.current()
-    request = Request(client, Outbox(db, client.publisher))
+    request = Request(client, Outbox(db, client))
     receipt = request.enqueue_insert("purchase", customer=42, qty=1)
     db.commit()
     request.send()

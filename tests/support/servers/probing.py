@@ -88,7 +88,7 @@ class Shard:
     def close(self) -> None:
         self.client.close()
         self.db.close()
-        self.cluster.down()
+        self.cluster.down(grace_s=0)
 
 
 TABLES = '[tables.tally]\nshard_key = "owner"\n'

@@ -135,7 +135,7 @@ class ReadRig:
     def close(self) -> None:
         """Take all down."""
         self.client.close()
-        self.cluster.down()
+        self.cluster.down(grace_s=0)
 
     def _delay(self, seconds: int, nodes: tuple[str, ...]) -> None:
         for node in nodes:
@@ -162,4 +162,4 @@ def read_rig(directory: Path, **options: Any) -> Iterator[ReadRig]:
         yield rig
         rig.client.close()
     finally:
-        cluster.down()
+        cluster.down(grace_s=0)

@@ -149,7 +149,7 @@ class Rig:
         self.client.close()
         for client in (self.redis, self.broker):
             client.close()
-        self.cluster.down()
+        self.cluster.down(grace_s=0)
 
     def _process(self, name: str) -> state.Process:
         [process] = [process for process in self.cluster.processes if process.name == name]
@@ -170,4 +170,4 @@ def rig_of(
         yield rig
         rig.close()
     finally:
-        cluster.down()
+        cluster.down(grace_s=0)

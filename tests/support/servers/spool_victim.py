@@ -15,6 +15,7 @@ from typing import Any
 def _main(config: str, output: str, step: str, row: int, owner: int) -> None:
     from pipeline import clock
     from pipeline.client import Client
+    from pipeline.spool.sqlite_file import SpoolFile
     from pipeline.spool.store import Spool
     from support.tables import define
 
@@ -31,12 +32,14 @@ def _main(config: str, output: str, step: str, row: int, owner: int) -> None:
             die("spooled")
             return numbers
 
-        def _mark(self) -> None:
-            super()._mark()
+    class MortalFile(SpoolFile):
+        def mark(self) -> None:
+            super().mark()
             die("marked")
 
     client, db = Client(config), define()
     client.spool.__class__ = Mortal  # type: ignore[union-attr]  # the configuration has a spool
+    client.spool.file.__class__ = MortalFile  # type: ignore[union-attr]
     client.drainer._step = die  # type: ignore[union-attr]
     client.define_tables(db)
     file = os.open(output, os.O_WRONLY | os.O_APPEND)

@@ -5,7 +5,8 @@
 
 -- The watermarks: everything up to (epoch, seq) of this bucket's log has been applied here.
 -- Written in the transaction of the rows themselves. state: active; holding (applied too, and ops set aside hold rows);
--- halted (nothing is applied until the op at the watermark is replayed or dropped). Workers skip any other state.
+-- halted (nothing is applied until the op at the watermark is replayed or dropped). Workers skip any other state:
+-- copying, catching (the bucket is on its way here), moved (it has left, its rows are here yet), gone.
 CREATE TABLE IF NOT EXISTS pipeline_watermarks (
   bucket INT NOT NULL PRIMARY KEY,
   epoch BIGINT NOT NULL,
@@ -153,6 +154,20 @@ CREATE TABLE IF NOT EXISTS pipeline_stops (
   by_whom VARCHAR(128) NOT NULL,
   definition VARCHAR(64) NOT NULL,
   PRIMARY KEY (scope, kind)
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- Moves of buckets, on the shard that a bucket leaves and on the one that it goes to: how far each is says the state of
+-- its watermark. A row stays when the move is over: it says where the bucket went. move: one number for all buckets that
+-- move together. note: progress and trouble, for people.
+CREATE TABLE IF NOT EXISTS pipeline_moves (
+  bucket INT NOT NULL PRIMARY KEY,
+  move BIGINT NOT NULL,
+  source VARCHAR(64) NOT NULL,
+  target VARCHAR(64) NOT NULL,
+  began_ms BIGINT NOT NULL,
+  keep_s INT NOT NULL,
+  who VARCHAR(128) NOT NULL,
+  note TEXT NOT NULL
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
 -- One row: the fingerprint of the deployment that this database belongs to; see pipeline/model/fingerprint.py.

@@ -121,6 +121,17 @@ CREATE TABLE IF NOT EXISTS pipeline_stops (
   PRIMARY KEY (scope, kind)
 );
 
+CREATE TABLE IF NOT EXISTS pipeline_moves (
+  bucket INTEGER NOT NULL PRIMARY KEY,
+  move INTEGER NOT NULL,
+  source VARCHAR(64) NOT NULL,
+  target VARCHAR(64) NOT NULL,
+  began_ms INTEGER NOT NULL,
+  keep_s INTEGER NOT NULL,
+  who VARCHAR(128) NOT NULL,
+  note TEXT NOT NULL
+);
+
 CREATE TABLE IF NOT EXISTS pipeline_deployment (
   id INTEGER NOT NULL PRIMARY KEY,
   fingerprint TEXT NOT NULL

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.config.topology import Topology
 from pipeline.errors import NotMigrated
 from pipeline.model.schema import TableSchema
-from pipeline.shard import survey_mysql
 from pipeline.shard.co_location import old_ids_in
 from pipeline.shard.columns import columns_of
-from pipeline.shard.likeness import Traits
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.records.ledger import Mark
 from pipeline.shard.session import BRIEF_STATEMENT_S, NodeSession, brief
+from pipeline.shard.survey import mysql
+from pipeline.shard.survey.likeness import Traits
 from pipeline.shard.table_facts import Constraints, constraints_in, constraints_of
 
 
@@ -74,7 +74,7 @@ class Survey:
     others: Mapping[str, str] = field(default_factory=dict)
     denied: Sequence[tuple[str, str]] = ()
     marks: Mapping[int, Mark] | None = None
-    replication: survey_mysql.Replication | None = None
+    replication: mysql.Replication | None = None
     traits: Traits | None = None
     old_ids: frozenset[str] = frozenset()
     zone: str = ""
@@ -115,30 +115,30 @@ def survey(
     with brief(node, uri, read_only=not primary, statement_s=statement_s) as session:
         if session.dialect.name == "sqlite":
             return _sqlite(session, tables)
-        old_ids = old_ids_in(session, schemas, topology) if topology and primary else set()
-        about = survey_mysql.about(session)
-        with session.translated():
-            found = _tables(session, tables)
-        denied = survey_mysql.denied(session, tables, found, writes=primary)
-        return Survey(
-            node,
-            "mysql",
-            about["version"],
-            account=about["account"],
-            database=about["database"],
-            charset=about["charset"],
-            variables=survey_mysql.variables(session),
-            skew_ms=_skew_ms(session),
-            tables=found,
-            others=survey_mysql.unsafe_engines(session, tables),
-            denied=denied,
-            marks=None if ("SELECT", "pipeline_watermarks") in denied else _marks(session),
-            replication=None if primary else survey_mysql.replication(session),
-            traits=survey_mysql.traits(session),
-            zone=survey_mysql.other_zone(session),
-            clocks=survey_mysql.clock_triggers(session),
-            old_ids=frozenset(old_ids),
-        )
+        found = _mysql(session, tables, primary)
+        old_ids = old_ids_in(session, schemas, topology) if topology and primary else ()
+        return replace(found, old_ids=frozenset(old_ids))
+
+
+def _mysql(session: NodeSession, tables: Sequence[str], primary: bool) -> Survey:
+    with session.translated():
+        found = _tables(session, tables)
+    denied = mysql.denied(session, tables, found, writes=primary)
+    return Survey(
+        session.node,
+        "mysql",
+        **mysql.about(session),
+        variables=mysql.variables(session),
+        skew_ms=_skew_ms(session),
+        tables=found,
+        others=mysql.unsafe_engines(session, tables),
+        denied=denied,
+        marks=None if ("SELECT", "pipeline_watermarks") in denied else _marks(session),
+        replication=None if primary else mysql.replication(session),
+        traits=mysql.traits(session),
+        zone=mysql.other_zone(session),
+        clocks=mysql.clock_triggers(session),
+    )
 
 
 def _sqlite(session: NodeSession, tables: Sequence[str]) -> Survey:
@@ -155,9 +155,9 @@ def _sqlite(session: NodeSession, tables: Sequence[str]) -> Survey:
 def _tables(session: NodeSession, tables: Sequence[str]) -> dict[str, SurveyedTable]:
     """Return the tables that are there: in a few queries, as an application may have hundreds."""
     columns: dict[str, dict[str, SurveyedColumn]] = {}
-    for table, name, kind, charset, required, filled, collation in survey_mysql.columns(session, tables):
+    for table, name, kind, charset, required, filled, collation in mysql.columns(session, tables):
         columns.setdefault(table, {})[name.lower()] = SurveyedColumn(kind, charset, required, filled, collation)
-    engines = survey_mysql.engines(session, tables)
+    engines = mysql.engines(session, tables)
     there = [table for table in tables if table.lower() in columns]
     constraints = constraints_in(session, there)
     return {

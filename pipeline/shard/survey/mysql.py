@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import PipelineError
 from pipeline.shard.driver_errors import code_of, sentence_of
-from pipeline.shard.likeness import Traits
 from pipeline.shard.records.ledger import text_literal
 from pipeline.shard.session import NodeSession
+from pipeline.shard.survey.likeness import Traits
 from pipeline.shard.table_facts import rows_about
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Replication(NamedTuple):
 
 
 def about(session: NodeSession) -> dict[str, Any]:
-    """Return version, account, database and the database's character set.
+    """Return version, account, database and the database's character set, by their names in `Survey`.
 
     Args:
         session: of the node.

@@ -1,7 +1,7 @@
 """Judge whether a replica is like its primary: each row gets there, only replication writes, texts and times are equal.
 
 A replica's watermarks say what was applied. They prove nothing of rows that a filter left out, or whose errors were
-passed over: the watermarks moved all the same. Pure; `survey_mysql.traits` reads what is judged here.
+passed over: the watermarks moved all the same. Pure; `survey.mysql.traits` reads what is judged here.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import pytest
+
 from pipeline.admin.observe.published import History, Point, nothing_known
 from pipeline.admin.observe.record import (
     BucketRecord,
@@ -15,9 +17,9 @@ from pipeline.admin.observe.record import (
     ShardRecord,
     TableRecord,
 )
-from pipeline.model.wait_reason import WaitReason
+from pipeline.model.wait_reason import KINDS, WaitReason
 from pipeline.reads.health.report import NodeState
-from workers.pipeline_tab import fragments
+from workers.pipeline_tab import one_shard, overview
 from workers.pipeline_tab.charts import Curve, chart, sparkline
 from workers.pipeline_tab.feed import Seen
 
@@ -48,7 +50,7 @@ def cells(parts: dict[str, str]) -> list[str]:
 
 
 def test_where_nothing_is_wrong_it_says_so():
-    parts = fragments.overview(seen(FINE))
+    parts = overview.overview(seen(FINE))
 
     assert text(parts["pl-faults"]) == "✓ Nothing is wrong."
     assert cells(parts) == ["fine", "12", "40 ms", "100", "7 ms", "90%", "0", "0"]
@@ -56,7 +58,7 @@ def test_where_nothing_is_wrong_it_says_so():
 
 
 def test_what_is_unknown_is_never_shown_as_zero():
-    parts = fragments.overview(seen(ShardRecord("s0", queue_why="no", why="no"), redis=RedisRecord(why="no")))
+    parts = overview.overview(seen(ShardRecord("s0", queue_why="no", why="no"), redis=RedisRecord(why="no")))
 
     assert text(parts["pl-cards"]).count("unknown") == 5
     assert " 0" not in text(parts["pl-cards"])
@@ -66,23 +68,23 @@ def test_what_is_unknown_is_never_shown_as_zero():
 def test_a_deployment_of_which_nothing_is_known_says_why_once():
     record = nothing_known("no worker has published a record", 1, ["s0", "s1"])
 
-    parts = fragments.overview(Seen(1, record, None, {}))
+    parts = overview.overview(Seen(1, record, None, {}))
 
     assert text(parts["pl-faults"]) == "Nothing is known no worker has published a record"
     assert text(parts["pl-fresh"]) == "nothing is known"
 
 
 def test_an_old_record_says_how_old_it_is():
-    assert text(fragments.freshness(seen(FINE, age_ms=90_000))) == "90.0 s old: no worker publishes"
+    assert text(overview.freshness(seen(FINE, age_ms=90_000))) == "90.0 s old: no worker publishes"
 
 
 def test_a_stopped_shard_has_the_sentence_and_the_command():
     wait = WaitReason("schema", "s0", "purchase", "Unknown column 'note'", 1_764_322_222_000, buckets=3)
     shard = replace(FINE, waits=(wait,), rejected=3, oldest_ms=80_000)
 
-    parts = fragments.overview(seen(shard))
+    parts = overview.overview(seen(shard))
 
-    assert fragments.state_of(shard) == ("schema", "bad")
+    assert overview.state_of(shard) == ("schema", "bad")
     faults = text(parts["pl-faults"])
     assert faults.index("3 ops were refused for good pipeline dead list") < faults.index("s0 is behind the schema")
     assert "have waited since 2025-11-28 09:30:22 UTC because" in faults
@@ -93,7 +95,7 @@ def test_a_stopped_shard_has_the_sentence_and_the_command():
 def test_what_waits_on_many_shards_for_one_reason_is_told_once():
     waits = [WaitReason("paused", f"s{n}", "purchase", "by maria", 1_764_322_222_000 + n) for n in range(9)]
 
-    parts = fragments.overview(seen(*(replace(FINE, shard=one.shard, waits=(one,)) for one in waits)))
+    parts = overview.overview(seen(*(replace(FINE, shard=one.shard, waits=(one,)) for one in waits)))
 
     faults = text(parts["pl-faults"])
     assert faults.count("purchase is paused") == 1
@@ -101,8 +103,17 @@ def test_what_waits_on_many_shards_for_one_reason_is_told_once():
     assert text(parts["pl-0-state"]) == "a table is paused"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_mends_a_wait_stands_once_beside_what_waits(kind: str):
+    wait = WaitReason(kind, "s0", "s0", "by maria", 1_764_322_222_000)
+
+    waits = text(one_shard.shard_page(seen(replace(FINE, waits=(wait,))), "s0")["pl-waits"])
+
+    assert waits == wait.sentence().replace(f"; {wait.command}", f" {wait.command.removeprefix('run: ')}")
+
+
 def test_of_many_faults_some_are_named_and_the_others_counted():
-    parts = fragments.overview(seen(*(replace(FINE, shard=f"s{n}", rejected=1) for n in range(64))))
+    parts = overview.overview(seen(*(replace(FINE, shard=f"s{n}", rejected=1) for n in range(64))))
 
     assert parts["pl-faults"].count("<li>") == 13
     assert text(parts["pl-faults"]).endswith("52 more pipeline status")
@@ -112,14 +123,14 @@ def test_a_replica_that_is_away_is_named_and_is_not_all_that_there_is():
     out = NodeRecord("s0-r0", "replica", NodeState.OUT, unfit="it is not like its primary")
     silent = NodeRecord("s1-r0", "replica", NodeState.OUT, why="connection refused")
 
-    one, other = (fragments.overview(seen(replace(FINE, nodes=(node,))))["pl-faults"] for node in (out, silent))
+    one, other = (overview.overview(seen(replace(FINE, nodes=(node,))))["pl-faults"] for node in (out, silent))
 
     assert text(one) == "s0-r0 is out: reads go elsewhere it is not like its primary"
     assert text(other) == "s1-r0 is unknown connection refused"
 
 
 def test_what_only_passes_stops_no_shard():
-    assert fragments.state_of(replace(FINE, waits=(WaitReason("early", "s0", "event", "1:2-3"),))) == ("fine", "good")
+    assert overview.state_of(replace(FINE, waits=(WaitReason("early", "s0", "event", "1:2-3"),))) == ("fine", "good")
 
 
 def test_no_text_from_outside_is_taken_for_html():
@@ -132,7 +143,7 @@ def test_no_text_from_outside_is_taken_for_html():
     found = seen(shard, redis=RedisRecord(0.1, 1, BAD, strange=(BAD,)))
     found = found._replace(record=replace(found.record, hosts=(HostRecord(BAD, BAD, 1, 2, 3, 4, BAD),)))
 
-    parts = fragments.overview(found) | fragments.shard_page(found, BAD) | fragments.hosts(found)
+    parts = overview.overview(found) | one_shard.shard_page(found, BAD) | overview.hosts(found)
 
     assert "<script" not in "".join(parts.values())
     assert 'alert(1)</script>"' not in "".join(parts.values())
@@ -150,4 +161,4 @@ def test_a_chart_has_a_gap_where_nothing_is_known():
 
 
 def test_a_part_is_the_same_text_while_nothing_changes():
-    assert fragments.shard_page(seen(FINE), "s0") == fragments.shard_page(seen(FINE), "s0")
+    assert one_shard.shard_page(seen(FINE), "s0") == one_shard.shard_page(seen(FINE), "s0")

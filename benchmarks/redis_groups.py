@@ -1,0 +1,133 @@
+"""Measure what single enqueues cost one Redis, and two of which each has a shard's logs.
+
+One Redis is full when its core is. So what a deployment can take is the number of ops by the CPU of its busiest Redis,
+on however few cores this machine has.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+from pydal import DAL, Field
+
+from pipeline.admin.migrate import migrate
+from pipeline.client import Client
+from pipeline.clock import polls
+from pipeline.config.settings import load
+from pipeline.devcluster import redis_server
+from pipeline.devcluster.processes import free_ports
+from pipeline.oplog.doorbell import SilentBell
+
+#: Single enqueues of one round, after so many that make connections and blocks of ids.
+OPS, WARM = 20_000, 500
+#: Ops of one turn.
+STEP = 250
+ROUNDS = 3
+PASSWORD = "bench"
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    """Print the rates and their ratio, round by round."""
+    ratios = []
+    for nth in range(ROUNDS):
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            one, two = (Measured(Path(folder) / str(groups), groups, stack) for groups in (1, 2))
+            for _ in range(OPS // STEP):  # by turns: what else the machine does meets both
+                one.enqueue(STEP)
+                two.enqueue(STEP)
+            ratios.append(two.rate() / one.rate())
+            print(f"round {nth + 1}: one Redis {one.rate():,.0f} ops/s of its core, two {two.rate():,.0f}", end="")
+            print(f": {ratios[-1]:.2f} ×", flush=True)
+    print(f"median {sorted(ratios)[ROUNDS // 2]:.2f} ×")
+
+
+class Measured:
+    """A deployment of two shards, and the CPU time of its Redis.
+
+    Args:
+        folder: of its files.
+        groups: how many Redis it has: 1 or 2.
+        stack: ends what it starts.
+    """
+
+    def __init__(self, folder: Path, groups: int, stack: ExitStack):
+        folder.mkdir()
+        servers = [stack.enter_context(running(folder / f"server{n}")) for n in range(groups)]
+        self._client = client_of(folder, [url for _, url in servers])
+        stack.callback(self._client.close)
+        self._db = DAL("sqlite:memory", bigint_id=True, migrate=False)
+        self._db.define_table("purchase", Field("customer", "integer"), Field("qty", "integer"))
+        self._client.define_tables(self._db)
+        migrate(self._client)
+        self._customers, self._done = count(), 0
+        self.enqueue(WARM)
+        self._done, self._before_s = 0, {pid: cpu_s(pid) for pid, _ in servers}
+
+    def enqueue(self, ops: int) -> None:
+        """Enqueue one op a call; customers alternate between the shards."""
+        for customer in islice(self._customers, ops):
+            self._client.enqueue_insert(self._db.purchase, customer=customer, qty=1)
+        self._done += ops
+
+    def rate(self) -> float:
+        """Return how many single enqueues a second the busiest Redis takes at one full core."""
+        return self._done / max(cpu_s(pid) - was for pid, was in self._before_s.items())
+
+
+def client_of(folder: Path, urls: list[str]) -> Client:
+    """Return a process's client; with two addresses, the second Redis has the logs of the second shard."""
+    group: Mapping[str, Any] = {"two": {"url": urls[1]}} if len(urls) > 1 else {}
+    named = {"redis": "two"} if group else {}
+    settings = {
+        "redis": {"url": urls[0], "timeout_s": 2, **group},
+        "shards": {
+            "s0": {"primary": f"sqlite://{folder}/s0.sqlite", "buckets": evens(0)},
+            "s1": {"primary": f"sqlite://{folder}/s1.sqlite", "buckets": evens(1), **named},
+        },
+        "tables": {"purchase": {"shard_key": "customer", "rule": "modulo"}},
+        "spool": {"enabled": False},
+    }
+    return Client(load(settings), bell=SilentBell())
+
+
+def evens(first: int) -> str:
+    """Return every second bucket, as the file says it."""
+    return ",".join(map(str, range(first, 256, 2)))
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[tuple[int, str]]:
+    """Run a Redis; yield its process and its address."""
+    [port] = free_ports(1)
+    redis_server.keep_password(folder, PASSWORD)
+    argv = redis_server.service(folder, redis_server.installed(), port).argv
+    server = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for waiting in polls(20):
+            if redis_server.answers(port, PASSWORD):
+                break
+            if waiting.passed:
+                sys.exit(f"{argv[0]} did not answer")
+        yield server.pid, redis_server.address(port, PASSWORD)
+    finally:
+        server.kill()
+        server.wait()
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time of a process, its threads included."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / _TICKS
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Find the rows of buckets that move, in each table; copy, compare and delete them.
+
+A copy is an attempt: each of its chunks is written only while the attempt counts, so that a mover that was thought
+dead writes nothing into the copy of its successor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from pipeline.admin.migrate import published
+from pipeline.apply.follow import Aside
+from pipeline.client import Client
+from pipeline.errors import PipelineError
+from pipeline.model.op import Position
+from pipeline.model.schema import TableSchema
+from pipeline.shard.bucket_sql import bucket_sql
+from pipeline.shard.columns import DatabaseColumn, columns_of
+from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
+from pipeline.shard.records import ledger, moves
+from pipeline.shard.row_copy import GOES_ALONG, copy_records, records_of
+from pipeline.shard.row_sync import Compared, RowSync, delete_rows
+from pipeline.shard.session import NodeSession
+from pipeline.shard.stored_rows import copied_columns, id_column
+
+#: The longest statement of a copy, s: what a chunk may take is bounded where chunks are made.
+STATEMENT_S = 30.0
+
+
+class CopyVoid(PipelineError):
+    """Another mover has begun to copy anew, or the move was given up."""
+
+    retryable = True
+
+
+class Different(PipelineError):
+    """Rows of the two shards differ at one watermark."""
+
+
+class MovedTable(NamedTuple):
+    """A table of which rows move, and which rows these are in SQL."""
+
+    schema: TableSchema
+    columns: list[DatabaseColumn]
+    condition: str
+
+
+class FencedSession(NodeSession):
+    """A session of the target whose transactions take place only while an attempt to copy counts."""
+
+    fence: tuple[Collection[int], int, int] = ((), 0, 0)
+
+    @contextmanager
+    def transaction(self) -> Iterator[NodeSession]:
+        """Begin, and commit at the end; see `NodeSession.transaction`.
+
+        Raises:
+            CopyVoid: the attempt does not count any more; nothing was done.
+        """
+        with super().transaction():
+            if not moves.fence(self, *self.fence):
+                raise CopyVoid("another mover copies these buckets, or the move was given up")
+            yield self
+
+
+def moved_tables(client: Client, buckets: Collection[int], source: str, target: str) -> list[MovedTable]:
+    """Return the tables that have rows of buckets, parents first.
+
+    Args:
+        client: the deployment.
+        buckets: that move.
+        source, target: the shards.
+
+    Raises:
+        PipelineError: a table cannot be moved, with what to change.
+    """
+    here, there = client.nodes.primary(source), client.nodes.primary(target)
+    found = []
+    for schema in published(client):
+        rules = client.topology.table(schema.name)
+        if rules.reference or not columns_of(here, schema.name_there):
+            continue
+        which = bucket_sql(here.dialect, rules, schema, client.topology.buckets)
+        condition = f"{which} IN ({', '.join(map(str, sorted(buckets)))})"
+        if rules.ids == "database" and here.query(
+            f"SELECT 1 FROM {here.dialect.quote(schema.name_there)} WHERE {condition} LIMIT 1"
+        ):
+            raise PipelineError(
+                f"[tables.{schema.name}] has ids = 'database': another database has given these ids to other rows, so "
+                "buckets with rows of the table cannot be moved"
+            )
+        found.append(MovedTable(schema, copied_columns(here, there, schema), condition))
+    return found
+
+
+@contextmanager
+def apart(client: Client, shard: str, *, writing: bool = False) -> Iterator[FencedSession]:
+    """Yield a session of a shard's primary with a connection of its own, which is closed at the end.
+
+    Args:
+        client: the deployment.
+        shard: its name.
+        writing: whether it writes.
+    """
+    node = client.nodes.primary_name(shard)
+    uri = client.nodes.uri(node, writing=writing)
+    session = FencedSession(node, uri, read_only=not writing, statement_s=STATEMENT_S)
+    try:
+        yield session
+    finally:
+        session.discard()
+
+
+def copy_rows(source: NodeSession, target: FencedSession, tables: list[MovedTable]) -> Iterator[tuple[str, Compared]]:
+    """Make the target's rows equal to a snapshot of the source's; yield each chunk with its table.
+
+    Args:
+        source: in a snapshot.
+        target: fenced.
+        tables: of which rows move.
+    """
+    for table in tables:
+        try:
+            for chunk in RowSync(source, target, table.schema, table.columns, table.condition).sync():
+                yield table.schema.name, chunk
+        except Exception as error:
+            if not is_driver_error(error) or fault_of(error) not in (Fault.PERMANENT, Fault.UNKNOWN):
+                raise
+            name = table.schema.name
+            raise Different(f"{target.node} refuses a row of {name!r}: {sentence_of(error)}") from error
+
+
+def rows_in(session: NodeSession, tables: list[MovedTable]) -> dict[str, int]:
+    """Return how many rows of each table are to move.
+
+    Args:
+        session: of the source's primary.
+        tables: of which rows move.
+    """
+    quote = session.dialect.quote
+    counts = (session.query(f"SELECT COUNT(*) FROM {quote(t.schema.name_there)} WHERE {t.condition}") for t in tables)
+    return {table.schema.name: int(found[0][0]) for table, found in zip(tables, counts, strict=True)}
+
+
+def compare_rows(source: NodeSession, target: NodeSession, tables: list[MovedTable]) -> Iterator[tuple[str, Compared]]:
+    """Compare snapshots of both shards; yield each chunk with its table.
+
+    Args:
+        source, target: in snapshots at the same watermarks.
+        tables: of which rows move.
+
+    Raises:
+        Different: naming the first rows that differ.
+    """
+    for table in tables:
+        for chunk in RowSync(source, target, table.schema, table.columns, table.condition).compare():
+            if chunk.wrong:
+                ids = ", ".join(map(str, chunk.examples))
+                raise Different(f"{chunk.wrong} rows of {table.schema.name!r} differ, such as id {ids}")
+            yield table.schema.name, chunk
+
+
+def compare_records(source: NodeSession, target: NodeSession, buckets: Collection[int]) -> None:
+    """Compare what both shards keep of producers and of ops that are set aside.
+
+    Args:
+        source, target: in snapshots at the same watermarks.
+        buckets: that move.
+
+    Raises:
+        Different: naming the table and the bucket.
+    """
+    for bucket in buckets:
+        for table, columns in (
+            ("pipeline_producers", "producer, seq"),
+            ("pipeline_rejects", "epoch, seq, producer, producer_seq, state"),
+            ("pipeline_held", "row_key, epoch, seq"),
+        ):
+            sql = f"SELECT {columns} FROM {table} WHERE bucket = {bucket}"
+            if {*source.rows(sql)} != {*target.rows(sql)}:
+                raise Different(f"{table} differs in bucket {bucket}")
+
+
+def take_records(source: NodeSession, target: FencedSession, marks: dict[int, Position], state: str) -> None:
+    """Copy what the pipeline keeps of buckets, and write their watermarks: the copy is whole with this commit.
+
+    Args:
+        source: in the snapshot of the copy.
+        target: fenced.
+        marks: the watermark of each bucket in that snapshot.
+        state: of the buckets from then on.
+    """
+    with target.translated(), target.transaction():
+        for bucket, position in marks.items():
+            copy_records(source, target, bucket, GOES_ALONG)
+            moves.place_mark(target, bucket, position, state)
+
+
+def set_aside_behind(source: NodeSession, after: dict[int, Position]) -> dict[int, Aside]:
+    """Return what the source keeps of ops that it has set aside behind some watermarks.
+
+    Args:
+        source: of its primary, outside a transaction.
+        after: by bucket.
+    """
+    found = dict[int, Aside]()
+    with source.translated(), source.transaction():
+        for bucket, (epoch, seq) in after.items():
+            which = f" AND (epoch > {epoch} OR (epoch = {epoch} AND seq > {seq}))"
+            tables = ("pipeline_rejects", "pipeline_held")
+            found[bucket] = {table: records_of(source, table, bucket, which) for table in tables}
+    return found
+
+
+def delete_bucket_rows(session: NodeSession, tables: list[MovedTable], buckets: Collection[int]) -> Iterator[int]:
+    """Delete the rows and the records of buckets, chunk by chunk; yield how many rows each chunk had.
+
+    Args:
+        session: of the primary of a shard that does not own them.
+        tables: that may have rows.
+        buckets: which.
+    """
+    for table in reversed(tables):
+        yield from delete_rows(session, table.schema.name_there, id_column(table.schema), table.condition)
+    for bucket in buckets:
+        with session.translated(), session.transaction():
+            if ledger.lock_buckets(session, [bucket])[bucket].state != ledger.GONE:
+                raise CopyVoid(f"bucket {bucket} is being moved again")
+            for name in GOES_ALONG:
+                session.execute(f"DELETE FROM {name} WHERE bucket = {bucket}")

@@ -1,0 +1,198 @@
+"""Order moves of buckets, and find those that are under way."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
+
+from pipeline import clock
+from pipeline.admin.moving.buckets_rows import moved_tables, rows_in
+from pipeline.admin.moving.mover import Mover
+from pipeline.chance import chance
+from pipeline.client import Client
+from pipeline.config.bucket_ranges import format_ranges
+from pipeline.enqueue import bucket_map
+from pipeline.errors import PipelineError, did_you_mean
+from pipeline.shard.records import ledger, moves
+from pipeline.shard.records.ledger import ACTIVE, HOLDING
+from pipeline.shard.records.moves import Leg
+
+#: What people are told of each stage; see `Mover.stage`.
+_STATES = {"begin": "beginning", "copy": "copying", "catch": "catching up", "finish": "stopping", "publish": "waiting"}
+_STATES |= {"clean": "cleaning", "undo": "cleaning", "over": "done"}
+#: How long rows of the source are kept once the target goes on, s: readers may have the map of before.
+KEEP_S = 60
+
+
+def order_move(client: Client, buckets: Collection[int], target: str, who: str, keep_s: int = KEEP_S) -> Mover:
+    """Order that buckets of one shard move to another; return the mover, whose `steps` do it.
+
+    Args:
+        client: the deployment.
+        buckets: which; all on one shard.
+        target: the name of the shard that they move to.
+        who: for the record.
+        keep_s: how long the source keeps its rows once the target goes on, s.
+
+    Raises:
+        PipelineError: they cannot be moved, with what to change; nothing was changed.
+    """
+    source = source_of(client, buckets, target)
+    moved_tables(client, buckets, source, target)
+    session, wanted = client.nodes.primary(source), tuple(sorted(buckets))
+    number = chance.getrandbits(62)
+    with session.translated(), session.transaction():
+        marks = ledger.lock_buckets(session, wanted)
+        found = moves.legs_within(session, wanted)
+        for bucket in wanted:
+            if bucket not in marks or marks[bucket].state not in (ACTIVE, HOLDING):
+                state = marks[bucket].state if bucket in marks else "unknown"
+                raise PipelineError(
+                    f"bucket {bucket} on {source} is {state}: see pipeline why; a halted one goes on once its first op "
+                    "is replayed or dropped"
+                )
+            if bucket in found and found[bucket].under_way(source) and found[bucket].source == source:
+                raise PipelineError(f"bucket {bucket} is being moved already: see pipeline move list")
+        leg = Leg(wanted[0], number, source, target, clock.wall_ms(), keep_s, who[:128], moves.MoveNote(), None, None)
+        for bucket in wanted:
+            moves.write_leg(session, leg._replace(bucket=bucket))
+    return Mover(client, leg, wanted)
+
+
+def source_of(client: Client, buckets: Collection[int], target: str) -> str:
+    """Return the shard that owns some buckets.
+
+    Args:
+        client: the deployment.
+        buckets: which.
+        target: the shard that they are to move to.
+
+    Raises:
+        PipelineError: they are on several shards, on the target, or there are no such buckets or shard.
+    """
+    topology = client.topology
+    if target not in topology.shards:
+        raise PipelineError(f"no shard {target!r} is in this deployment{did_you_mean(target, topology.shards)}")
+    if strange := [bucket for bucket in buckets if not 0 <= bucket < topology.buckets] or not buckets:
+        raise PipelineError(f"no buckets {strange or ''}: there are 0-{topology.buckets - 1}")
+    bucket_map.follow(client.log, client.nodes, topology, anew=True)
+    owners = {topology.shard_of(bucket) for bucket in buckets}
+    if owners == {target}:
+        raise PipelineError(f"{target} owns {format_ranges(buckets)} already")
+    if len(owners) > 1:
+        raise PipelineError(
+            f"the buckets {format_ranges(buckets)} are on {', '.join(sorted(owners))}: move each shard's"
+        )
+    source = owners.pop()
+    if topology.group_of(source) != topology.group_of(target):
+        raise PipelineError(f"{source} and {target} have their logs in two Redis: buckets move within one only")
+    return source
+
+
+def rows_to_move(client: Client, buckets: Collection[int], target: str) -> dict[str, int]:
+    """Return how many rows of each table would move.
+
+    Args:
+        client: the deployment.
+        buckets: which; all on one shard.
+        target: the name of the shard that they would move to.
+
+    Raises:
+        PipelineError: they cannot be moved, with what to change.
+    """
+    source = source_of(client, buckets, target)
+    return rows_in(client.nodes.primary(source), moved_tables(client, buckets, source, target))
+
+
+def under_way(client: Client) -> Iterator[Mover]:
+    """Yield a mover of each move that is not over.
+
+    Args:
+        client: the deployment.
+    """
+    found: dict[int, dict[int, Leg]] = {}
+    for shard in client.topology.shards:
+        for bucket, leg in moves.legs(client.nodes.primary(shard)).items():
+            if leg.under_way(shard):
+                found.setdefault(leg.move, {})[bucket] = leg
+    for legs in found.values():
+        yield Mover(client, next(iter(legs.values())), tuple(sorted(legs)))
+
+
+def of_buckets(client: Client, buckets: Iterable[int]) -> list[Mover]:
+    """Return the movers of the moves under way that some buckets are part of.
+
+    Args:
+        client: the deployment.
+        buckets: which.
+
+    Raises:
+        PipelineError: none of them moves.
+    """
+    wanted = {*buckets}
+    found = [mover for mover in under_way(client) if wanted & {*mover.buckets}]
+    if not found:
+        raise PipelineError(f"none of the buckets {format_ranges(wanted)} is being moved: see pipeline move list")
+    return found
+
+
+class KnownMove(NamedTuple):
+    """A move as people are shown it.
+
+    Attributes:
+        buckets: as ranges.
+        state: how far it is, or `done`.
+        rows: that were copied.
+        trouble: why it ended, or the empty text.
+    """
+
+    move: int
+    buckets: str
+    source: str
+    target: str
+    state: str
+    rows: int
+    who: str
+    began_ms: int
+    trouble: str
+
+
+def known(client: Client) -> list[KnownMove]:
+    """Return the last move of each bucket that has moved or was to, by move, the newest first.
+
+    Args:
+        client: the deployment.
+    """
+    found: dict[int, dict[int, Leg]] = {}
+    for shard in client.topology.shards:
+        for bucket, leg in moves.legs(client.nodes.primary(shard)).items():
+            # what the target says of rows and of trouble counts
+            if shard == leg.target or bucket not in found.get(leg.move, {}):
+                found.setdefault(leg.move, {})[bucket] = leg
+    return sorted((_shown(client, legs) for legs in found.values()), key=lambda one: -one.began_ms)
+
+
+def _shown(client: Client, legs: dict[int, Leg]) -> KnownMove:
+    leg = next(iter(legs.values()))
+    stage = Mover(client, leg, tuple(legs)).stage()
+    state = "given up" if leg.note.trouble else _STATES[stage]
+    about = (leg.move, format_ranges(legs), leg.source, leg.target)
+    return KnownMove(*about, state, leg.note.rows, leg.who, leg.began_ms, leg.note.trouble)
+
+
+def came_from(client: Client, buckets: Collection[int]) -> str:
+    """Return the shard from which the last move of some buckets began.
+
+    Args:
+        client: the deployment.
+        buckets: which.
+
+    Raises:
+        PipelineError: they have not moved, or from several shards, or the move is not that far.
+    """
+    owners = {client.topology.shard_of(bucket) for bucket in buckets}
+    legs = [moves.legs(client.nodes.primary(owner), buckets) for owner in owners]
+    sources = {leg.source for found in legs for leg in found.values()} - owners
+    if len(owners) != 1 or len(legs[0]) != len({*buckets}) or len(sources) != 1:
+        raise PipelineError(f"the buckets {format_ranges(buckets)} have no move of all of them to send back")
+    return sources.pop()

@@ -1,0 +1,102 @@
+"""Learn how far each node is: ask the node itself, or take the prober's report. What does not answer is unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline import clock
+from pipeline.admin.observe.news import News
+from pipeline.errors import PipelineError, Unavailable
+from pipeline.model.op import Position
+from pipeline.model.wait_reason import WaitReason
+from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.stops import stop_reasons
+from pipeline.shard.session import brief
+
+#: A prober's report that is older says nothing of how far its node is now, ms.
+REPORTED_MS = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class OnPrimary:
+    """What only a shard's primary knows: how many ops are set aside or lost, and what is stopped."""
+
+    counts: Mapping[str, int]
+    stops: Sequence[WaitReason]
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """How far one node is.
+
+    Attributes:
+        at_s: when it was so, by this process's steady clock.
+        marks: the watermarks of its active buckets.
+        newest_ms: the time of its newest op; None: not known.
+        lag_ms: by its report; None: not known.
+    """
+
+    at_s: float
+    marks: Mapping[int, Position]
+    newest_ms: int | None = None
+    lag_ms: int | None = None
+
+
+def ask_node(node: str, uri: str) -> Reached:
+    """Return how far a node is by its own word.
+
+    Args:
+        node: its name.
+        uri: its address.
+
+    Raises:
+        ShardUnavailable: it does not answer in time.
+    """
+    with brief(node, uri) as session:
+        standing = ledger_queries.standing(session)
+        at_s = clock.mono_s()
+    marks = {bucket: mark.position for bucket, mark in standing.marks.items() if mark.owned}
+    return Reached(at_s, marks, standing.newest_ms)
+
+
+def ask_primary(shard: str, uri: str) -> OnPrimary:
+    """Return what only a primary knows.
+
+    Args:
+        shard: its name.
+        uri: the address of the node that takes its writes.
+
+    Raises:
+        ShardUnavailable: it does not answer in time.
+    """
+    with brief(shard, uri) as session:
+        return OnPrimary(ledger_queries.counts(session), stop_reasons(session, shard))
+
+
+def reported(node: str, news: News) -> Reached | PipelineError:
+    """Return how far a node is by its report, or why nothing is known.
+
+    Args:
+        node: its name.
+        news: what is published.
+    """
+    age_ms = news.age_ms(node)
+    if age_ms is None or age_ms > REPORTED_MS:
+        return Unavailable("no prober has reported it within the last seconds")
+    report = news.nodes[node][1]
+    if report.why:
+        return Unavailable(report.why)
+    return Reached(clock.mono_s() - age_ms / 1000, report.marks, lag_ms=report.lag_ms)
+
+
+def writing(shard: str, nodes: Mapping[str, str], news: News) -> str:
+    """Return the node that takes writes by the prober's reports; if they name not one, the configured one.
+
+    Args:
+        shard: its name, which is the configured primary's.
+        nodes: the addresses of its nodes by name.
+        news: what is published.
+    """
+    taking = [node for node in nodes if node in news.nodes and news.nodes[node][1].takes_writes]
+    return taking[0] if len(taking) == 1 else shard

@@ -1,0 +1,182 @@
+"""Run `pipeline move`: buckets to another shard while ops arrive; list moves, give one up, send buckets back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline import clock
+from pipeline.admin.moving import orders
+from pipeline.admin.moving.mover import Mover
+from pipeline.admin.stops import who
+from pipeline.cli.options import config_option, opened
+from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
+from pipeline.errors import PipelineError, Unavailable
+
+#: The time between two looks at a move that a worker goes on with, or at a server that did not answer, s.
+LOOK_S = 1.0
+_buckets = click.argument("buckets", metavar="BUCKETS")
+
+
+class _MoveGroup(click.Group):
+    """A group whose arguments are those of `begin` where they name no other command."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the name of the command in front."""
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args.insert(0, "begin")
+        return super().parse_args(ctx, args)
+
+
+@click.group("move", cls=_MoveGroup)
+def move_group() -> None:
+    """Move buckets to another shard while ops arrive: pipeline move 0-15,40 --to s2.
+
+    The rows are copied and compared before the move counts. The writes to these buckets pause for less than a second;
+    nothing else does. A worker goes on with a move whose command was killed.
+    """
+
+
+@move_group.command("begin")
+@config_option
+@_buckets
+@click.option("--to", "target", required=True, metavar="SHARD", help="Where they go.")
+@click.option("--keep", "keep_s", type=click.IntRange(min=0), default=orders.KEEP_S, show_default=True, help="Seconds.")
+@click.option("--dry-run", is_flag=True, help="Only say how many rows would move, and what would refuse.")
+def begin_command(config: str | None, buckets: str, target: str, keep_s: int, dry_run: bool) -> None:
+    """Move buckets to a shard. The rows that they leave are deleted after --keep.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        buckets: ranges of buckets.
+        target: the name of the shard.
+        keep_s: how long the source keeps its rows once the target goes on, s.
+        dry_run: whether to move nothing.
+    """
+    wanted = _numbers(buckets)
+    with opened(config) as client:
+        rows = orders.rows_to_move(client, wanted, target)
+        if dry_run:
+            for table, count in rows.items():
+                click.echo(f"{count:>12,} rows of {table}")
+            click.echo(f"{sum(rows.values()):>12,} rows in all; nothing refuses to move")
+            return
+        mover = orders.order_move(client, wanted, target, who(), keep_s)
+        _watched(mover, sum(rows.values()))
+        click.echo(f"{mover.leg.target} has {format_ranges(mover.buckets)}")
+
+
+@move_group.command("back")
+@config_option
+@_buckets
+@click.option("--keep", "keep_s", type=click.IntRange(min=0), default=orders.KEEP_S, show_default=True, help="Seconds.")
+def back_command(config: str | None, buckets: str, keep_s: int) -> None:
+    """Send buckets back to where their last move began. Rows that still stand there are compared, not copied.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        buckets: ranges of buckets.
+        keep_s: as for a move.
+    """
+    wanted = _numbers(buckets)
+    with opened(config) as client:
+        came_from = orders.came_from(client, wanted)
+        rows = orders.rows_to_move(client, wanted, came_from)
+        mover = orders.order_move(client, wanted, came_from, who(), keep_s)
+        _watched(mover, sum(rows.values()))
+        click.echo(f"{mover.leg.target} has {format_ranges(mover.buckets)}")
+
+
+@move_group.command("give-up")
+@config_option
+@_buckets
+def give_up_command(config: str | None, buckets: str) -> None:
+    """End the moves that buckets are part of; their shard goes on as before. Possible until it has stopped.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        buckets: ranges of buckets.
+    """
+    with opened(config) as client:
+        for mover in orders.of_buckets(client, _numbers(buckets)):
+            mover.give_up(f"given up by {who()}")
+            click.echo(f"{mover.leg.source} keeps {format_ranges(mover.buckets)}; {mover.leg.target} is being cleaned")
+
+
+@move_group.command("list")
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def list_moves_command(config: str | None, as_json: bool) -> None:
+    """List the moves under way, and the last one of each bucket that has moved.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        as_json: whether to print JSON.
+    """
+    with opened(config) as client:
+        found = orders.known(client)
+    if as_json:
+        click.echo(json.dumps([one._asdict() for one in found], indent=2))
+        return
+    if not found:
+        click.echo("no bucket has moved")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("buckets", "from", "to", "state", "rows", "by"):
+        table.add_column(column, justify="right" if column == "rows" else "left")
+    for one in found:
+        table.add_row(one.buckets, one.source, one.target, one.state, f"{one.rows:,}", one.who)
+        if one.trouble:
+            table.add_row("", "", "", one.trouble)
+    Console().print(table)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return sorted({*numbers(parse_ranges(text))})
+    except ValueError:
+        raise PipelineError(f"{text!r} is no list of buckets: write numbers and ranges, such as 0-15,40") from None
+
+
+def _watched(mover: Mover, rows: int) -> None:
+    """Go on with a move until it is over, and show how far it is."""
+    columns = (
+        TextColumn("{task.description:32}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"),
+    )
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        bar = progress.add_task("begins", total=max(1, rows))
+        while True:
+            try:
+                for description, done in _steps(mover):
+                    progress.update(bar, description=description, completed=done if done is not None else None)
+                return
+            except Unavailable as error:
+                progress.update(bar, description=f"waits: {error}"[:60])
+                clock.sleep_s(LOOK_S)
+
+
+def _steps(mover: Mover) -> Iterable[tuple[str, int | None]]:
+    while not mover.taken():
+        yield "a worker is at it", None
+        clock.sleep_s(LOOK_S)
+    try:
+        for step in mover.steps():
+            counted = step.rows if step.stage in ("copying", "comparing") else None
+            yield f"{step.stage} {step.text}".strip(), counted
+    finally:
+        mover.release()

@@ -1,0 +1,127 @@
+"""Follow the map of buckets that have moved; make it anew from the shards where Redis has lost it.
+
+Each shard says in the state of a watermark whether it owns a bucket. The map in Redis is a copy of that.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from pipeline.config.placement import Placement
+from pipeline.config.topology import Topology
+from pipeline.errors import LogUnavailable, Unavailable
+from pipeline.events import Event
+from pipeline.oplog.appends import Appends
+from pipeline.oplog.contract import Log
+from pipeline.shard.nodes import Nodes
+from pipeline.shard.records import moves
+from pipeline.shard.records.ledger import ACTIVE, GONE, HALTED, HOLDING, MOVED
+from pipeline.shard.records.moves import Leg
+
+#: The last move of each bucket, by the shards that have answered.
+Told = Mapping[str, Mapping[int, Leg]]
+_OWNED = (ACTIVE, HOLDING, HALTED)
+logger = logging.getLogger("pipeline.moves")
+
+
+def follow(log: Log, nodes: Nodes, topology: Topology, *, anew: bool = False) -> Placement:
+    """Let a process act on the map of its deployment; return the map.
+
+    Args:
+        log: has the map.
+        nodes: the databases, asked where Redis has no map.
+        topology: follows the map.
+        anew: whether to ask the databases in any case: this Redis may be of another time.
+
+    Raises:
+        WrongDeployment: buckets have moved to a shard that the configuration lacks.
+        LogUnavailable: Redis did not answer.
+    """
+    text = log.placement()
+    known = read_map(text)
+    if known is None or anew:
+        drawn, whole = draw(nodes, topology, known or topology.placement)
+        # what some shard has not said yet is not written down: the next process asks again
+        if whole and drawn != known:
+            log.note_placement(text, drawn.to_json())
+        known = drawn
+    if known != topology.placement:
+        topology.follow(known)
+    return known
+
+
+def follow_noted(log: Appends, topology: Topology) -> None:
+    """Let a command act on the map that Redis has; without Redis, or a map there, buckets are where they began.
+
+    Args:
+        log: has the map.
+        topology: follows the map.
+
+    Raises:
+        WrongDeployment: buckets have moved to a shard that the configuration lacks.
+    """
+    try:
+        known = read_map(log.placement())
+    except LogUnavailable:
+        return
+    if known is not None and known != topology.placement:
+        topology.follow(known)
+
+
+def read_map(text: str) -> Placement | None:
+    """Return the map that Redis has; None where it has none of ours.
+
+    Args:
+        text: its JSON.
+    """
+    try:
+        return Placement.from_json(text)
+    except ValueError:
+        return None
+
+
+def draw(nodes: Nodes, topology: Topology, known: Placement) -> tuple[Placement, bool]:
+    """Return the map as the shards say it, and whether all of them have answered.
+
+    Args:
+        nodes: the databases.
+        topology: where buckets began.
+        known: the map of before, for the buckets of shards that do not answer.
+    """
+    told: dict[str, Mapping[int, Leg]] = {}
+    for shard in topology.shards:
+        try:
+            told[shard] = moves.legs(nodes.primary(shard))
+        except Unavailable as error:
+            logger.warning(Event("map_without_shard", shard=shard, error=error))
+    silent = [shard for shard in topology.shards if shard not in told]
+    buckets = {bucket for found in told.values() for bucket in found}
+    owners = {bucket: _owner(bucket, told, topology) for bucket in buckets}
+    under_way = {
+        bucket: (leg.source, leg.target)
+        for shard, found in told.items()
+        for bucket, leg in found.items()
+        if leg.under_way(shard)
+    }
+    if silent:
+        owners = {**{b: shard for b, shard in known.owners.items() if shard in silent}, **owners}
+        under_way = {**{b: pair for b, pair in known.moves.items() if {*pair} & {*silent}}, **under_way}
+    elsewhere = {bucket: shard for bucket, shard in sorted(owners.items()) if shard != topology.began(bucket)}
+    version = known.version + (elsewhere != dict(known.owners))
+    return Placement(version, elsewhere, dict(sorted(under_way.items()))), not silent
+
+
+def _owner(bucket: int, told: Told, topology: Topology) -> str:
+    """Return the shard that owns a bucket, or will go on with it: one that has stopped is followed by its target."""
+    for shard, found in told.items():
+        if bucket in found and found[bucket].state in _OWNED:
+            return shard
+    shard = topology.began(bucket)
+    for _ in topology.shards:
+        leg = told[shard].get(bucket) if shard in told else None
+        if leg is None or leg.state != GONE or leg.target not in topology.shards:
+            break
+        shard = leg.target
+    stopped = (one for one, found in told.items() if bucket in found and found[bucket].state == MOVED)
+    return next(stopped, shard)

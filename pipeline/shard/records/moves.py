@@ -1,0 +1,235 @@
+"""Read and write what a shard keeps of moves of buckets: the row of the move, and the state of the bucket's watermark.
+
+A bucket that moves has a row on both shards. How far it is says the state of its watermark on each, so that anybody may
+go on with a move whose mover died. The row stays when the move is over, and says where the bucket has gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from pipeline.errors import NotMigrated
+from pipeline.model.op import Position
+from pipeline.shard.records.ledger import ACTIVE, CATCHING, COPYING, GONE, HOLDING, lock_buckets, text_literal
+from pipeline.shard.session import NodeSession
+
+#: The states on the target of a bucket that is on its way.
+ON_THE_WAY = (COPYING, CATCHING)
+
+
+class MoveNote(msgspec.Struct, frozen=True):
+    """What the target's row says of a move's progress.
+
+    Attributes:
+        table: that is copied or compared.
+        rows, bytes: copied so far.
+        attempt: the number of the last attempt to copy: chunks of an earlier one are not written any more.
+        verified: whether both shards were found equal at one watermark.
+        mapped: whether the map and the epochs say that the target owns the bucket.
+        cleaned: whether this shard has no rows of the bucket any more.
+        trouble: why the move has ended, or does not go on, with what to do; empty: nothing is wrong.
+    """
+
+    table: str = ""
+    rows: int = 0
+    bytes: int = 0
+    attempt: int = 0
+    verified: bool = False
+    mapped: bool = False
+    cleaned: bool = False
+    trouble: str = ""
+
+
+class Leg(NamedTuple):
+    """A bucket's row of a move on one shard.
+
+    Attributes:
+        move: the number of the move.
+        state, position: of the bucket's watermark there; None: it has none.
+    """
+
+    bucket: int
+    move: int
+    source: str
+    target: str
+    began_ms: int
+    keep_s: int
+    who: str
+    note: MoveNote
+    state: str | None
+    position: Position | None
+
+    def under_way(self, shard: str) -> bool:
+        """Return whether the move goes on, or has left rows behind, as the row on a shard shows it.
+
+        Args:
+            shard: which.
+        """
+        if self.state == GONE:
+            return not self.note.cleaned
+        return shard == self.source or self.state in ON_THE_WAY
+
+
+def legs(session: NodeSession, buckets: Iterable[int] | None = None) -> dict[int, Leg]:
+    """Return the row of the last move of each bucket that has ever moved; none where the table is not there yet.
+
+    Args:
+        session: of a node, outside a transaction.
+        buckets: which; None: all.
+    """
+    try:
+        return _legs(session.query(_legs_sql(buckets)))
+    except NotMigrated:
+        return {}
+
+
+def legs_within(session: NodeSession, buckets: Iterable[int]) -> dict[int, Leg]:
+    """Return the same within an open transaction.
+
+    Args:
+        session: inside a transaction.
+        buckets: which.
+    """
+    return _legs(session.rows(_legs_sql(buckets)))
+
+
+def moving(session: NodeSession, shard: str, buckets: Collection[int]) -> set[int]:
+    """Return those of some buckets that are being moved: nothing may change them beside their logs.
+
+    Args:
+        session: inside a transaction that holds their watermarks.
+        shard: its shard.
+        buckets: which.
+    """
+    return {b for b, leg in legs_within(session, buckets).items() if leg.under_way(shard)} if buckets else set()
+
+
+def write_leg(session: NodeSession, leg: Leg) -> None:
+    """Write the row of a move; one of an earlier move goes.
+
+    Args:
+        session: inside a transaction that holds the bucket's watermark.
+        leg: the row.
+    """
+    note = text_literal(msgspec.json.encode(leg.note).decode())
+    values = f"{leg.bucket}, {leg.move}, {text_literal(leg.source)}, {text_literal(leg.target)}, {leg.began_ms}"
+    session.execute(f"DELETE FROM pipeline_moves WHERE bucket = {leg.bucket}")
+    session.execute(
+        "INSERT INTO pipeline_moves (bucket, move, source, target, began_ms, keep_s, who, note)"
+        f" VALUES ({values}, {leg.keep_s}, {text_literal(leg.who)}, {note})"
+    )
+
+
+def note(session: NodeSession, buckets: Iterable[int], move: int, text: MoveNote) -> None:
+    """Store how far a move is, or what a shard has of it; committed when this returns.
+
+    Args:
+        session: of a primary, outside a transaction.
+        buckets: of the move.
+        move: its number.
+        text: how far it is.
+    """
+    with session.translated(), session.transaction():
+        session.execute(
+            f"UPDATE pipeline_moves SET note = {text_literal(msgspec.json.encode(text).decode())}"
+            f" WHERE move = {move} AND bucket IN ({_list(buckets)})"
+        )
+
+
+def change_state(
+    session: NodeSession, buckets: Collection[int], move: int, before: Collection[str], after: str
+) -> bool:
+    """Change the state of buckets, if each is of the move and in one of some states; return whether it was done.
+
+    Args:
+        session: inside a transaction.
+        buckets: of the move.
+        move: its number.
+        before: the states of which one is to be found.
+        after: the new state; `active` becomes `holding` where ops that are set aside hold rows.
+    """
+    marks = lock_buckets(session, buckets)
+    mine = {bucket for bucket, leg in legs_within(session, buckets).items() if leg.move == move}
+    if mine != {*buckets} or any(bucket not in marks or marks[bucket].state not in before for bucket in buckets):
+        return False
+    _set_state(session, buckets, after)
+    if after == ACTIVE:
+        held = session.rows(f"SELECT DISTINCT bucket FROM pipeline_held WHERE bucket IN ({_list(buckets)})")
+        if held:
+            _set_state(session, (bucket for (bucket,) in held), HOLDING)
+    return True
+
+
+def fence(session: NodeSession, buckets: Collection[int], move: int, attempt: int) -> bool:
+    """Return whether an attempt to copy still counts, and let it count until the transaction ends.
+
+    Args:
+        session: of the target, inside a transaction.
+        buckets: of the move.
+        move: its number.
+        attempt: its number.
+    """
+    marks = lock_buckets(session, buckets)
+    mine = [leg for leg in legs_within(session, buckets).values() if (leg.move, leg.note.attempt) == (move, attempt)]
+    return len(mine) == len(buckets) and all(bucket in marks and marks[bucket].state == COPYING for bucket in buckets)
+
+
+def forget_legs(session: NodeSession, buckets: Collection[int], move: int) -> None:
+    """Delete the rows of a move that was given up.
+
+    Args:
+        session: inside a transaction.
+        buckets: of the move.
+        move: its number.
+    """
+    session.execute(f"DELETE FROM pipeline_moves WHERE move = {move} AND bucket IN ({_list(buckets)})")
+
+
+def place_mark(session: NodeSession, bucket: int, position: Position, state: str) -> None:
+    """Write a bucket's watermark, whatever it was.
+
+    Args:
+        session: inside a transaction.
+        bucket: which.
+        position: the watermark.
+        state: of the bucket.
+    """
+    values = f"{bucket}, {position.epoch}, {position.seq}, '{state}', {session.dialect.now_ms}"
+    tail = session.dialect.on_conflict(["bucket"], ["epoch", "seq", "state", "committed_ms"])
+    session.execute(
+        f"INSERT INTO pipeline_watermarks (bucket, epoch, seq, state, committed_ms) VALUES ({values}){tail}"
+    )
+
+
+def _set_state(session: NodeSession, buckets: Iterable[int], state: str) -> None:
+    session.execute(f"UPDATE pipeline_watermarks SET state = '{state}' WHERE bucket IN ({_list(buckets)})")
+
+
+def _legs_sql(buckets: Iterable[int] | None) -> str:
+    which = "" if buckets is None else f" WHERE m.bucket IN ({_list(buckets)})"
+    return (
+        "SELECT m.bucket, m.move, m.source, m.target, m.began_ms, m.keep_s, m.who, m.note, w.state, w.epoch, w.seq"
+        f" FROM pipeline_moves m LEFT JOIN pipeline_watermarks w ON w.bucket = m.bucket{which}"
+    )
+
+
+def _legs(rows: Iterable[tuple[Any, ...]]) -> dict[int, Leg]:
+    found = {}
+    for bucket, move, source, target, began_ms, keep_s, who, text, state, epoch, seq in rows:
+        position = Position(epoch, seq) if state else None
+        found[bucket] = Leg(bucket, move, source, target, began_ms, keep_s, who, _note(text), state, position)
+    return found
+
+
+def _note(text: str) -> MoveNote:
+    try:
+        return msgspec.json.decode(text, type=MoveNote)
+    except msgspec.MsgspecError:
+        return MoveNote()
+
+
+def _list(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,242 @@
+"""Read, compare, write and delete rows of one shard as they are stored, by ranges of their ids.
+
+A digest is over values as they are stored, whatever collations say. Floats count with all their digits, and NULL is no
+empty text. Sessions are set so that a row is written as it was read: zero dates, the id 0, rows whose parents are not
+there yet, moments in UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import NamedTuple
+
+from pipeline.errors import PipelineError
+from pipeline.model.schema import TableSchema
+from pipeline.shard.columns import DatabaseColumn, columns_of, indexes_of
+from pipeline.shard.records.ledger import text_literal
+from pipeline.shard.row_copy import insert
+from pipeline.shard.session import NodeSession
+from pipeline.shard.table_facts import pragma, rows_about
+
+#: The longest statement, seconds, and how many rows one transaction writes or deletes at most.
+LONGEST_S, WRITE_ROWS = 10, 500
+#: What MySQL writes as one text without a comma, and always the same for the same value.
+_PLAIN = ("tinyint", "smallint", "mediumint", "int", "bigint", "decimal", "double", "date", "time", "year")
+_AS_IT_IS = (
+    # kept once per connection: a statement that was interrupted leaves these settings as they are
+    "SET @pipeline_mode = COALESCE(@pipeline_mode, @@sql_mode), @pipeline_zone = COALESCE(@pipeline_zone, @@time_zone),"
+    " SESSION time_zone = '+00:00', SESSION foreign_key_checks = 0, SESSION sql_mode = "
+    "'STRICT_TRANS_TABLES,NO_BACKSLASH_ESCAPES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,NO_ENGINE_SUBSTITUTION'"
+)
+_AS_BEFORE = "SET SESSION time_zone = @pipeline_zone, SESSION sql_mode = @pipeline_mode, SESSION foreign_key_checks = 1"
+
+
+def copied_columns(source: NodeSession, target: NodeSession, schema: TableSchema) -> list[DatabaseColumn]:
+    """Return the columns of a table that are copied from one shard to another: all but generated ones.
+
+    Args:
+        source: of the shard that has the rows; like *target* outside a transaction, which a query would end.
+        target: of the shard that gets them.
+        schema: the table's definition.
+
+    Raises:
+        PipelineError: the tables cannot be compared row by row, with what to change.
+    """
+    table, id_name = schema.name_there, id_column(schema)
+    for session in (source, target):
+        if _primary(session, table) != (id_name.lower(),):
+            raise PipelineError(f"{table}.{id_name} on {session.node} is not the primary key: make it that, alone")
+    here, there = _stored(source, table), _stored(target, table)
+    if unlike := _unlike(here, there):
+        raise PipelineError(
+            f"table {table!r} differs on {source.node} and {target.node} in {unlike}: run pipeline migrate, or ALTER "
+            "TABLE on one of them"
+        )
+    for name in _triggers(target, table):
+        raise PipelineError(
+            f"the trigger {name} of table {table!r} on {target.node} would act again on rows that are copied: drop it "
+            "there until the move is over"
+        )
+    return here
+
+
+class Row(NamedTuple):
+    """What tells a row from another: a digest of its values, and about how many bytes these have."""
+
+    digest: str
+    bytes: int
+
+
+class RangeTotal(NamedTuple):
+    """What tells two ranges of rows apart: how many they are, and a checksum; and about how many bytes they have."""
+
+    rows: int
+    checksum: object
+    bytes: int
+
+
+class StoredIds:
+    """The ids of a table's rows for which a condition holds, on one shard."""
+
+    def __init__(self, session: NodeSession, table: str, id_name: str, condition_sql: str):
+        self.session, self._condition = session, condition_sql
+        self._table, self._id = session.dialect.quote(table), session.dialect.quote(id_name)
+
+    def end(self, after: int | None, rows: int) -> int | None:
+        """Return the id of the last of the next rows, of all that the table has; None where there are fewer."""
+        self.session.limit_statements(LONGEST_S)
+        where = "" if after is None else f" WHERE {self._id} > {after}"
+        sql = f"SELECT {self._id} FROM {self._table}{where} ORDER BY {self._id} LIMIT 1 OFFSET {rows - 1}"
+        found = self.session.rows(sql)
+        return int(found[0][0]) if found else None
+
+    def ids(self, after: int | None, upto: int | None) -> list[int]:
+        """Return the ids in a range."""
+        sql = f"SELECT {self._id} FROM {self._table} WHERE {self._between(after, upto)}"
+        return [int(id) for (id,) in self.session.rows(sql)]
+
+    def delete(self, ids: Sequence[int]) -> None:
+        """Delete rows by their ids, so that no other row is locked."""
+        for some in _batches(ids):
+            with written(self.session):
+                self.session.execute(f"DELETE FROM {self._table} WHERE {self._among(some)}")
+
+    def _between(self, after: int | None, upto: int | None) -> str:
+        above = [] if after is None else [f"{self._id} > {after}"]
+        below = [] if upto is None else [f"{self._id} <= {upto}"]
+        return " AND ".join((*above, *below, f"({self._condition})"))
+
+    def _among(self, ids: Sequence[int]) -> str:
+        return f"{self._id} IN ({', '.join(map(str, ids))})"
+
+
+class StoredRows(StoredIds):
+    """The rows of a table for which a condition holds, on one shard."""
+
+    def __init__(
+        self, session: NodeSession, schema: TableSchema, columns: Sequence[DatabaseColumn], condition_sql: str
+    ):
+        super().__init__(session, schema.name_there, id_column(schema), condition_sql)
+        quote, mysql = session.dialect.quote, session.dialect.name == "mysql"
+        self._names = ", ".join(quote(column.name) for column in columns)
+        self._values = ", ".join(_value(quote(column.name), column, mysql) for column in columns)
+        if mysql:
+            digest = f"MD5(CONCAT_WS(',', {', '.join(_digest(quote(column.name), column) for column in columns)}))"
+            self._total = "BIT_XOR(CAST(CONV(LEFT(d, 16), 16, 10) AS UNSIGNED))"
+        else:
+            digest = " || ',' || ".join(f"QUOTE({quote(column.name)})" for column in columns)
+            self._total = "GROUP_CONCAT(d, ';')"
+        size = " + ".join(f"COALESCE(LENGTH({quote(column.name)}), 0)" for column in columns)
+        self._each = f"SELECT {self._id} AS k, {digest} AS d, {size} AS s FROM {self._table}"
+
+    def total(self, after: int | None, upto: int | None) -> RangeTotal:
+        """Return the count, the bytes and the checksum of the rows in a range."""
+        each = f"{self._each} WHERE {self._between(after, upto)} ORDER BY {self._id}"
+        [(rows, size, checksum)] = self.session.rows(
+            f"SELECT COUNT(*), SUM(s), {self._total} FROM ({each}) AS each_row"
+        )
+        return RangeTotal(int(rows), checksum, int(size or 0))
+
+    def each(self, after: int | None, upto: int | None) -> dict[int, Row]:
+        """Return the digest and the bytes of each row in a range, by its id."""
+        rows = self.session.rows(f"{self._each} WHERE {self._between(after, upto)} ORDER BY {self._id}")
+        return {int(id): Row(digest, int(size)) for id, digest, size in rows}
+
+    def read(self, ids: Sequence[int]) -> list[tuple[object, ...]]:
+        """Return rows by their ids."""
+        with as_it_is(self.session):
+            return self.session.rows(f"SELECT {self._values} FROM {self._table} WHERE {self._among(ids)}")
+
+    def insert(self, rows: Sequence[Sequence[object]]) -> None:
+        """Insert rows in a transaction of their own."""
+        with written(self.session):
+            insert(self.session, self._table, self._names, rows)
+
+
+@contextmanager
+def as_it_is(session: NodeSession) -> Iterator[None]:
+    """Let values be read and written as they are stored. After an error the connection goes, and its settings."""
+    mysql = session.dialect.name == "mysql"
+    if mysql:
+        session.execute(_AS_IT_IS)
+    yield
+    if mysql:
+        session.execute(_AS_BEFORE)
+
+
+@contextmanager
+def written(session: NodeSession) -> Iterator[None]:
+    """Run a transaction in which foreign keys neither refuse nor delete; SQLite takes that only before it begins."""
+    sqlite = session.dialect.name == "sqlite"
+    try:
+        if sqlite:
+            session.execute("PRAGMA foreign_keys = OFF")
+        with session.transaction(), as_it_is(session):
+            yield
+    finally:
+        if sqlite:
+            session.execute("PRAGMA foreign_keys = ON")
+
+
+def _value(name: str, column: DatabaseColumn, mysql: bool) -> str:
+    """Return the SQL that reads a value: with all digits of a float, without what pyDAL makes of SQLite's dates."""
+    if not mysql:
+        return f"+{name}"
+    return f"{name} + 0e0" if column.type.startswith("float") else name
+
+
+def _digest(name: str, column: DatabaseColumn) -> str:
+    """Return MySQL's SQL of a text without a comma for a value; a text in UTF-8 whatever its column's charset is."""
+    if column.type.startswith("float"):
+        return f"IFNULL({name} + 0e0, 'N')"
+    if column.type.startswith(_PLAIN):
+        return f"IFNULL({name}, 'N')"
+    return f"IFNULL(MD5({f'CONVERT({name} USING utf8mb4)' if column.charset else name}), 'N')"
+
+
+def _batches(ids: Iterable[int]) -> Iterator[list[int]]:
+    rest = iter(ids)
+    while some := list(islice(rest, WRITE_ROWS)):
+        yield some
+
+
+def _stored(session: NodeSession, table: str) -> list[DatabaseColumn]:
+    """Return a table's columns, without those that the database computes."""
+    found = columns_of(session, table)
+    if session.dialect.name == "sqlite":  # which does not list them
+        return found
+    computed = session.query(
+        f"SELECT column_name FROM information_schema.columns WHERE {rows_about([table])} AND extra LIKE '% GENERATED%'"
+    )
+    return [column for column in found if (column.name,) not in computed]
+
+
+def _unlike(here: Sequence[DatabaseColumn], there: Sequence[DatabaseColumn]) -> str:
+    """Return which columns two tables do not share, as a list; their order may differ."""
+    mine, theirs = ({(column.name.lower(), column.type) for column in columns} for columns in (here, there))
+    return ", ".join(sorted({name for name, _ in mine ^ theirs}))
+
+
+def _primary(session: NodeSession, table: str) -> tuple[str, ...]:
+    """Return the columns of a table's primary key, in lower case."""
+    if session.dialect.name == "sqlite":
+        rows = session.query(pragma(session.dialect, table, "table_info"))
+        return tuple(str(row[1]).lower() for row in rows if row[5])
+    return next((index.columns for index in indexes_of(session, table) if index.name == "PRIMARY"), ())
+
+
+def _triggers(session: NodeSession, table: str) -> list[str]:
+    """Return the triggers of a table, as far as the user may see them."""
+    if session.dialect.name == "sqlite":
+        found = session.query("SELECT tbl_name, name FROM sqlite_master WHERE type = 'trigger'")
+        return [name for owner, name in found if owner.lower() == table.lower()]
+    of_table = f"event_object_schema = DATABASE() AND event_object_table = {text_literal(table)}"
+    found = session.query(f"SELECT trigger_name FROM information_schema.triggers WHERE {of_table}")
+    return [str(name) for (name,) in found]
+
+
+def id_column(schema: TableSchema) -> str:
+    """Return the name of a table's id in the database."""
+    return schema.columns[schema.id_index].name_there

@@ -1,0 +1,167 @@
+"""Buckets move from one shard to another while ops arrive: whole, once, in order, and back."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from support.sandbox.deployments import Site, drain, insert, run, site
+
+from pipeline.admin.moving import mover as movers
+from pipeline.admin.moving import orders
+from pipeline.admin.moving.mover import MoveEnded, Mover
+from pipeline.client import Client
+from pipeline.errors import PipelineError
+from pipeline.shard.records import ledger_queries
+
+__all__ = ["site"]
+
+CUSTOMERS = range(40)
+
+
+@pytest.fixture(autouse=True)
+def known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(movers, "HEARD_S", 0.0)
+
+
+def rows_on(client: Client, shard: str) -> list[tuple[int, int]]:
+    return sorted(client.nodes.primary(shard).query("SELECT customer, qty FROM purchase"))
+
+
+def states_of(client: Client, bucket: int) -> list[str | None]:
+    found = (ledger_queries.marks_of(client.nodes.primary(s), [bucket]).get(bucket) for s in client.topology.shards)
+    return [mark.state if mark else None for mark in found]
+
+
+def bucket_with_rows(client: Client, shard: str) -> int:
+    counts = Counter(client.topology.bucket_of("purchase", customer) for customer in CUSTOMERS)
+    return next(bucket for bucket, _ in counts.most_common() if client.topology.shard_of(bucket) == shard)
+
+
+def finished(mover: Mover) -> list[str]:
+    return [step.stage for step in mover.steps()]
+
+
+@pytest.fixture
+def client(site: Site) -> Client:
+    return run(site, *CUSTOMERS)
+
+
+def test_a_bucket_moves_with_its_rows(client: Client) -> None:
+    bucket = bucket_with_rows(client, "s0")
+    before = rows_on(client, "s0") + rows_on(client, "s1")
+
+    stages = finished(orders.order_move(client, [bucket], "s1", "me", keep_s=0))
+
+    assert [*dict.fromkeys(stages)] == ["copying", "comparing", "stopping", "cleaning", "over"]
+    assert states_of(client, bucket) == ["gone", "active"]
+    assert sorted(rows_on(client, "s0") + rows_on(client, "s1")) == sorted(before)
+    assert all(client.topology.bucket_of("purchase", customer) != bucket for customer, _ in rows_on(client, "s0"))
+    assert client.topology.shard_of(bucket) == "s1"
+    assert client.topology.placement.moves == {}
+
+
+def test_ops_of_the_bucket_arrive_at_every_step(client: Client, site: Site) -> None:
+    bucket = bucket_with_rows(client, "s0")
+    customer = next(one for one in CUSTOMERS if client.topology.bucket_of("purchase", one) == bucket)
+    other, sent = site.client(), 0
+    for _ in orders.order_move(client, [bucket], "s1", "me", keep_s=0).steps():
+        insert(other, customer)
+        sent += 1
+        drain(client)
+    drain(client)
+    drain(other)
+
+    assert sent > 4
+    assert [one for one, _ in rows_on(client, "s0") if one == customer] == []
+    assert [one for one, _ in rows_on(client, "s1") if one == customer] == [customer] * (sent + 1)
+    assert other.topology.shard_of(bucket) == "s1"
+
+
+def test_a_move_goes_on_when_its_mover_dies_at_any_step(client: Client) -> None:
+    bucket, target = bucket_with_rows(client, "s0"), "s1"
+    before = sorted(rows_on(client, "s0") + rows_on(client, "s1"))
+    steps = 0
+    orders.order_move(client, [bucket], target, "me", keep_s=0)
+    while found := [*orders.under_way(client)]:
+        steps += 1
+        insert(client, 1000 + steps)
+        for _ in zip(range(steps), found[0].steps(), strict=False):
+            pass  # and dies
+        drain(client)
+    assert states_of(client, bucket) == ["gone", "active"]
+    assert len(rows_on(client, "s0") + rows_on(client, "s1")) == len(before) + steps
+
+
+def test_buckets_move_together_and_back(client: Client) -> None:
+    before = sorted(rows_on(client, "s0")), sorted(rows_on(client, "s1"))
+    finished(orders.order_move(client, range(32), "s1", "me", keep_s=0))
+    assert rows_on(client, "s0") == []
+
+    insert(client, 3)
+    finished(orders.order_move(client, range(32), "s0", "me", keep_s=0))
+    drain(client)
+
+    now = sorted(rows_on(client, "s0") + rows_on(client, "s1"))
+    assert now == sorted([*before[0], *before[1], (3, 1)])
+    assert rows_on(client, "s1") == [
+        pair for pair in now if client.topology.shard_of(client.topology.bucket_of("purchase", pair[0])) == "s1"
+    ]
+    assert client.topology.placement.owners == {}
+
+
+def test_a_move_that_is_given_up_leaves_the_source_as_it_was(client: Client) -> None:
+    bucket = bucket_with_rows(client, "s0")
+    before = rows_on(client, "s0"), rows_on(client, "s1")
+    mover = orders.order_move(client, [bucket], "s1", "me")
+    for step in mover.steps():
+        if step.stage == "comparing":
+            break
+    assert rows_on(client, "s1") != before[1]
+
+    mover.give_up("enough")
+    finished(next(orders.under_way(client)))
+
+    assert (rows_on(client, "s0"), rows_on(client, "s1")) == before
+    assert states_of(client, bucket) == ["active", "gone"]
+    assert [*orders.under_way(client)] == []
+    finished(orders.order_move(client, [bucket], "s1", "me", keep_s=0))
+    assert states_of(client, bucket) == ["gone", "active"]
+
+
+def test_a_difference_ends_the_move(client: Client) -> None:
+    bucket = bucket_with_rows(client, "s0")
+    customer = next(one for one in CUSTOMERS if client.topology.bucket_of("purchase", one) == bucket)
+    mover = orders.order_move(client, [bucket], "s1", "me")
+    target = client.nodes.primary("s1")
+
+    def meddle() -> None:
+        for step in mover.steps():
+            if step.stage == "copying":
+                continue
+            with target.transaction():
+                target.execute(f"UPDATE purchase SET qty = 99 WHERE customer = {customer}")
+
+    mover._copy = lambda own=mover._copy: (yield from (*own(), *[_meddled(client, customer)]))  # type: ignore[method-assign]
+    with pytest.raises(MoveEnded, match=r"1 rows of 'purchase' differ, such as id \d+"):
+        finished(mover)
+    assert states_of(client, bucket) == ["active", "gone"]
+
+
+def _meddled(client: Client, customer: int) -> movers.MoveStep:
+    target = client.nodes.primary("s1")
+    with target.transaction():
+        target.execute(f"UPDATE purchase SET qty = 99 WHERE customer = {customer}")
+    return movers.MoveStep("copying")
+
+
+def test_what_cannot_move_is_refused_before(client: Client) -> None:
+    with pytest.raises(PipelineError, match="s1 owns 40 already"):
+        orders.order_move(client, [40], "s1", "me")
+    with pytest.raises(PipelineError, match="no shard 's7'"):
+        orders.order_move(client, [1], "s7", "me")
+    with pytest.raises(PipelineError, match=r"the buckets 1,40 are on s0, s1"):
+        orders.order_move(client, [1, 40], "s2" if "s2" in client.topology.shards else "s1", "me")
+    orders.order_move(client, [1], "s1", "me")
+    with pytest.raises(PipelineError, match="is being moved already"):
+        orders.order_move(client, [1], "s1", "me")

@@ -1,0 +1,196 @@
+"""Make the parts of the lists of shards and hosts that change, by their ids, and what is wrong anywhere.
+
+Every text from outside goes through `escape`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from html import escape
+
+from pipeline.admin.observe.published import FRESH_MS, History, Point
+from pipeline.admin.observe.record import Record, ShardRecord
+from pipeline.model.wait_reason import WaitReason
+from pipeline.reads.health.report import NodeState
+from pipeline.shard.records.stops import BREAKER, PAUSED
+from workers.pipeline_tab.cells import (
+    LATE_MS,
+    UNKNOWN,
+    age_text,
+    empty_row,
+    fault_list,
+    number_card,
+    number_text,
+    rate_text,
+    size_text,
+    span,
+    sum_known,
+    table_row,
+)
+from workers.pipeline_tab.charts import sparkline
+from workers.pipeline_tab.feed import Seen
+
+#: What only passes, by the kind of its reason; all else stops ops until somebody mends it.
+_PASSING = frozenset(("early", "locked", "testing", "queued", "database"))
+#: How many points a small line has: it is no wider than this in the page.
+_LINE_POINTS = 60
+#: How many faults a page names.
+_MOST_FAULTS = 12
+#: A replica that gets nothing new or is away: reads go to others.
+_GONE = (NodeState.STALLED, NodeState.OUT, NodeState.UNFIT)
+
+
+def overview(seen: Seen) -> dict[str, str]:
+    """Return the parts of the overview.
+
+    Args:
+        seen: what is shown.
+    """
+    record = seen.record
+    parts = {"pl-faults": _whats_wrong(seen), "pl-cards": _cards(record), "pl-fresh": freshness(seen)}
+    for n, shard in enumerate(record.shards):
+        cells = _row(shard, seen.histories.get(shard.shard, History()))
+        parts |= {f"pl-{n}-{name}": html for name, html in cells.items()}
+    return parts
+
+
+def hosts(seen: Seen) -> dict[str, str]:
+    """Return the parts of the page of hosts.
+
+    Args:
+        seen: what is shown.
+    """
+    found = sorted(seen.record.hosts, key=lambda host: (-(host.spooled or 0), host.host))
+    body = "".join(
+        table_row(
+            escape(host.host),
+            escape(host.kind),
+            number_text(host.spooled, bad=bool(host.spooled)),
+            size_text(host.bytes),
+            age_text(host.oldest_ms, none="–"),
+            escape(host.why) or "–",
+        )
+        for host in found
+    )
+    return {"pl-fresh": freshness(seen), "pl-hosts": body or empty_row(6, "no host has reported its spool")}
+
+
+def freshness(seen: Seen) -> str:
+    """Return whether what is shown is of now.
+
+    Args:
+        seen: what is shown.
+    """
+    if seen.age_ms is None:
+        return '<span class="status-dot status-dot-error" aria-hidden="true"></span> nothing is known'
+    if seen.age_ms > FRESH_MS:
+        return (
+            '<span class="status-dot status-dot-error" aria-hidden="true"></span>'
+            f" {span(seen.age_ms)} old: no worker publishes"
+        )
+    return '<span class="status-dot status-dot-live" aria-hidden="true"></span> live'
+
+
+def _whats_wrong(seen: Seen) -> str:
+    """Return what is wrong, the worst first, each with what mends it."""
+    record = seen.record
+    items = [(f"{name} is unknown", why, "") for name, why in dict.fromkeys(record.unknown)]
+    if len({why for _, why, _ in items}) == 1 and all(shard.why for shard in record.shards):
+        items = [("Nothing is known", items[0][1], "")]
+    items += [(str(fault), "", fault.fix) for fault in record.faults()]
+    if record.redis.full is not None:
+        items.append(("Redis takes no new ops", record.redis.full, "start workers, or raise maxmemory"))
+    told = {wait.scope for shard in record.shards for wait in shard.waits if wait.kind == BREAKER}
+    items += [item for wait, item in _waits(record) if wait.scope not in told]
+    gone = [node for shard in record.shards for node in shard.replicas if node.state in _GONE and not node.why]
+    items += [(f"{node.node} is {node.state}: reads go elsewhere", node.unfit, "") for node in gone]
+    if len(items) > _MOST_FAULTS:
+        items[_MOST_FAULTS:] = [(f"{len(items) - _MOST_FAULTS:,} more", "", "run: pipeline status")]
+    return fault_list(items, "Nothing is wrong.")
+
+
+def _waits(record: Record) -> list[tuple[WaitReason, tuple[str, str, str]]]:
+    """Return what waits, once where the same waits on several shards for the same reason."""
+    same: dict[tuple[str, str, str], list[WaitReason]] = {}
+    for shard in record.shards:
+        for wait in shard.waits:
+            same.setdefault((wait.kind, wait.scope, wait.detail), []).append(wait)
+    found = []
+    for waits in same.values():
+        first = min(waits, key=lambda wait: wait.since_ms)
+        others = sorted({wait.shard for wait in waits} - {first.shard})
+        names = ", ".join(others[:5]) + ", …" * (len(others) > 5)
+        more = f"The same on {len(others):,} other shard{'s' * (len(others) > 1)}: {names}" if others else first.detail
+        found.append((first, (first.head, more, first.command)))
+    return found
+
+
+def _cards(record: Record) -> str:
+    """Return the numbers of the whole deployment."""
+    shards = record.shards
+    oldest = [one.oldest_ms for one in shards if one.oldest_ms is not None]
+    dead = sum_known(one.rejected for one in shards)
+    memory = record.redis.memory_share
+    used = UNKNOWN if memory is None else f"{memory:.0%}" if memory else "no limit"
+    return "".join(
+        (
+            number_card("Queued ops", number_text(sum_known(one.depth for one in shards)), "active"),
+            number_card("Oldest op", age_text(max(oldest, default=None), none="–"), "active"),
+            number_card("Applied a second", rate_text(sum_known(one.rate for one in shards)), "success"),
+            number_card("Enqueued a second", rate_text(sum_known(one.enqueue_rate for one in shards)), "success"),
+            number_card("Refused ops", number_text(dead, bad=bool(dead)), "danger" if dead else ""),
+            number_card("Memory of Redis", used, ""),
+        )
+    )
+
+
+def _row(shard: ShardRecord, history: History) -> dict[str, str]:
+    """Return a shard's cells of the overview, each by its name: a cell is sent again only if it has changed."""
+    word, style = state_of(shard)
+    lags = [node.lag_ms for node in shard.replicas]
+    lag = None if not lags or None in lags else max(one for one in lags if one is not None)
+    shares = [node.reads_share for node in shard.replicas if node.reads_share is not None]
+    depths, rates = _lines(history.recent, shard.shard)
+    return {
+        "state": f'<span class="pl-state pl-{style}">{escape(word)}</span>',
+        "depth": number_text(shard.depth, sign="≤ " * shard.at_most),
+        "depths": depths,
+        "oldest": age_text(shard.oldest_ms, none="–" if shard.depth is not None else None),
+        "rate": rate_text(shard.rate),
+        "rates": rates,
+        "lag": "no replica" if not lags else age_text(lag, none=None),
+        "reads": "–" if not shares else f"{sum(shares):.0%}",
+        "rejected": number_text(shard.rejected, bad=bool(shard.rejected)),
+        "lost": number_text(shard.lost, bad=bool(shard.lost)),
+    }
+
+
+@lru_cache(maxsize=200)
+def _lines(points: tuple[Point, ...], shard: str) -> tuple[str, str]:
+    """Return the lines of what was queued and of what was applied; points come every 5 s, the page asks each second."""
+    every = points[:: -len(points) // _LINE_POINTS or -1][::-1]
+    return (
+        sparkline([point.depth for point in every], f"queued on {shard}, 15 minutes"),
+        sparkline([point.rate for point in every], f"applied a second on {shard}, 15 minutes"),
+    )
+
+
+def state_of(shard: ShardRecord) -> tuple[str, str]:
+    """Return a shard's state in a word, and its style.
+
+    Args:
+        shard: the newest record.
+    """
+    if shard.why or shard.queue_why:
+        return "unknown", "bad"
+    stopping = [wait for wait in shard.waits if wait.kind not in _PASSING]
+    if stopping:
+        first = stopping[0]
+        word = {BREAKER: "halted", "no-worker": "no worker"}.get(first.kind, first.kind.replace("-", " "))
+        part = first.kind in (PAUSED, BREAKER) and first.scope != shard.shard
+        return f"{'a table is ' * part}{word}", "bad"
+    if shard.oldest_ms is not None and shard.oldest_ms > LATE_MS:
+        return "late", "warn"
+    if shard.rejected or shard.lost:
+        return "refused ops", "warn"
+    return "fine", "good"
