@@ -17,6 +17,7 @@ from pipeline.admin.migrate import expand_shard, migrate, published
 from pipeline.admin.restore import create_own_tables
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
+from pipeline.enqueue import bucket_map
 from pipeline.enqueue.deployment import Agreement, asked
 from pipeline.enqueue.epochs import RAISE_S, new_epoch
 from pipeline.errors import LogUnavailable, PipelineError, ShardKeyError, WrongDeployment, did_you_mean
@@ -84,7 +85,8 @@ def remove_shard(pipeline: Client, shard: str) -> None:
 
     Raises:
         WrongDeployment: the configuration differs in more than the shard.
-        PipelineError: the shard owns buckets, is not known, or is still in the configuration.
+        PipelineError: the shard owns buckets by the configuration or by the map, is part of a move, is not known, or
+            is still in the configuration.
     """
     notes, noted = _noted(pipeline)
     held = dict(noted.shards)
@@ -92,11 +94,14 @@ def remove_shard(pipeline: Client, shard: str) -> None:
         raise PipelineError(f"no shard {shard!r} is in this deployment{did_you_mean(shard, held)}")
     if held[shard]:
         raise PipelineError(
-            f"shard {shard!r} owns the buckets {held[shard]}, and buckets with rows cannot be moved yet: write "
-            f"[shards.{shard}] into {pipeline.settings.source} again"
+            f"shard {shard!r} owns the buckets {held[shard]} by the configuration, and stays in it, also once they "
+            f"have moved: write [shards.{shard}] into {pipeline.settings.source} again"
         )
     if shard in pipeline.topology.shards:
         raise PipelineError(f"take [shards.{shard}] out of {pipeline.settings.source} first")
+    placement = bucket_map.follow(pipeline.log, pipeline.nodes, pipeline.topology, anew=True)
+    if any(shard in pair for pair in placement.moves.values()):
+        raise PipelineError(f"buckets move from or to {shard!r}: wait for them, see pipeline move list")
     _refuse_unless(notes, replace(noted, shards=tuple(pair for pair in noted.shards if pair[0] != shard)))
     notes.publish(noted.changed(notes.named))
     renew_epochs(pipeline)
