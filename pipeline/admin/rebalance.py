@@ -8,12 +8,14 @@ fewer moves is as even.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from pipeline.admin.migrate import published
 from pipeline.admin.reshape import keys_of
 from pipeline.client import Client
+from pipeline.enqueue import bucket_map
+from pipeline.errors import PipelineError
 from pipeline.model.values import checker
 
 #: A shard this near to its share stays as it is.
@@ -91,7 +93,28 @@ def planned(pipeline: Client) -> tuple[list[Step], Counter[int]]:
 
     Args:
         pipeline: the deployment.
+
+    Raises:
+        PipelineError: buckets move right now: their rows are on two shards.
     """
-    topology, rows = pipeline.topology, rows_per_bucket(pipeline)
+    topology = pipeline.topology
+    if bucket_map.follow(pipeline.log, pipeline.nodes, topology, anew=True).moves:
+        raise PipelineError("buckets move right now; wait until they have, see: pipeline move list")
+    rows = rows_per_bucket(pipeline)
     owners = {bucket: name for name in topology.shards for bucket in topology.buckets_of(name)}
     return plan(rows, owners, dict.fromkeys(topology.shards, 1.0)), rows
+
+
+def together(steps: Iterable[Step], most: int) -> Iterator[tuple[str, str, list[int]]]:
+    """Yield source, target and buckets of each move that does a part of a plan.
+
+    Args:
+        steps: the plan.
+        most: how many buckets move together at most.
+    """
+    pairs: dict[tuple[str, str], list[int]] = {}
+    for bucket, source, target in steps:
+        pairs.setdefault((source, target), []).append(bucket)
+    for (source, target), buckets in pairs.items():
+        for first in range(0, len(buckets), most):
+            yield source, target, sorted(buckets[first : first + most])
