@@ -7,9 +7,9 @@ from collections import Counter
 
 import click
 
-from pipeline.admin.dead import who
 from pipeline.admin.moving import orders
 from pipeline.admin.rebalance import Step, planned, together
+from pipeline.admin.stops import who
 from pipeline.cli.move import watched
 from pipeline.cli.options import config_option, opened
 from pipeline.config.bucket_ranges import format_ranges
@@ -48,7 +48,10 @@ def rebalance_command(config: str | None, only_plan: bool, most: int, as_json: b
         for line in _lines(steps, rows):
             click.echo(line)
         for _, target, buckets in [] if only_plan else moves:
-            watched(orders.order_move(client, buckets, target, who()), sum(rows[bucket] for bucket in buckets))
+            watched(
+                orders.order_move(client, buckets, target, who(), orders.KEEP_S),
+                sum(rows[bucket] for bucket in buckets),
+            )
             click.echo(f"{target} has {format_ranges(buckets)}")
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
+from click.testing import CliRunner
 from support.sandbox.deployments import Site, insert, rows_of, run, site
 
 from pipeline.admin import rebalance, reshape
 from pipeline.admin.moving import mover as movers
 from pipeline.admin.moving import orders
+from pipeline.cli import pipeline as command
+from pipeline.cli import rebalance as face
 from pipeline.client import Client
+from pipeline.config.bucket_ranges import format_ranges
 from pipeline.errors import PipelineError, WrongDeployment
 
 __all__ = ["site"]
@@ -75,6 +81,20 @@ def test_a_shard_to_which_buckets_have_moved_is_not_removed_until_they_are_back(
     reshape.remove_shard(site.client(shards=OLD), "s2")
 
     insert(site.client(shards=OLD))
+
+
+def test_the_command_prints_its_plan_and_does_it(new: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(face, "opened", lambda config: nullcontext(new))
+    monkeypatch.setattr(orders, "KEEP_S", 0)
+
+    plan = json.loads(CliRunner().invoke(command, ["rebalance", "--plan", "--json"]).output)
+    printed = CliRunner().invoke(command, ["rebalance", "--plan"]).output
+    done = CliRunner().invoke(command, ["rebalance", "--max", "64"])
+
+    assert {"bucket", "source", "target", "rows"} == set(plan[0])
+    assert printed.splitlines()[0].startswith(format_ranges(one["bucket"] for one in plan if one["source"] == "s0"))
+    assert done.exit_code == 0, done.output
+    assert {new.topology.shard_of(one["bucket"]) for one in plan} == {"s2"}
 
 
 def test_nothing_is_planned_while_buckets_move(new: Client) -> None:
