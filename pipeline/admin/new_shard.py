@@ -61,7 +61,7 @@ def grown(settings: Settings, shard: str, primary: str, replicas: Sequence[str])
     return Grown(path, text, load(tomllib.loads(text), file=path), shard)
 
 
-def take(one: Grown) -> tuple[int, str]:
+def take_shard(one: Grown) -> tuple[int, str]:
     """Take the new shard into the deployment; see `add`.
 
     Args:

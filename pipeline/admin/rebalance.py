@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from pipeline.admin.migrate import published
-from pipeline.admin.reshape import keys_of
+from pipeline.admin.reshape import shard_keys_of
 from pipeline.client import Client
 from pipeline.enqueue import bucket_map
 from pipeline.errors import PipelineError
@@ -22,7 +22,7 @@ from pipeline.model.values import checker
 TOLERANCE = 0.05
 
 
-class Step(NamedTuple):
+class Transfer(NamedTuple):
     """A bucket that moves from a shard to another."""
 
     bucket: int
@@ -32,7 +32,7 @@ class Step(NamedTuple):
 
 def plan(
     weights: Mapping[int, float], owners: Mapping[int, str], shards: Mapping[str, float], tolerance: float = TOLERANCE
-) -> list[Step]:
+) -> list[Transfer]:
     """Return the moves that even out shards, in order; after each of them it is more even than before.
 
     Args:
@@ -48,7 +48,7 @@ def plan(
     for bucket, name in owners.items():
         over[name] += weights.get(bucket, 0.0)
         left[name][bucket] = weights.get(bucket, 0.0)
-    steps: list[Step] = []
+    steps: list[Transfer] = []
     while True:
         source, target = max(over, key=over.__getitem__), min(over, key=over.__getitem__)
         if over[source] <= tolerance * share[source] and -over[target] <= tolerance * share[target]:
@@ -59,7 +59,7 @@ def plan(
         if not fit:
             return steps
         bucket = min(fit, key=lambda one: (abs(fit[one] - gap / 2), one))
-        steps.append(Step(bucket, source, target))
+        steps.append(Transfer(bucket, source, target))
         del left[source][bucket]
         over[source], over[target] = over[source] - fit[bucket], over[target] + fit[bucket]
 
@@ -83,12 +83,12 @@ def rows_per_bucket(pipeline: Client) -> Counter[int]:
         column = schema.columns[schema.index[key]]
         final, placed = checker(schema.name, column), topology.placing(schema.name, column)
         for shard in topology.shards:
-            rows = keys_of(pipeline.nodes.primary(shard), schema, key)
+            rows = shard_keys_of(pipeline.nodes.primary(shard), schema, key)
             found.update(placed(final(value)) for _, value in rows)
     return found
 
 
-def planned(pipeline: Client) -> tuple[list[Step], Counter[int]]:
+def planned(pipeline: Client) -> tuple[list[Transfer], Counter[int]]:
     """Return the moves that even out the rows of all shards, and the rows of each bucket.
 
     Args:
@@ -105,7 +105,7 @@ def planned(pipeline: Client) -> tuple[list[Step], Counter[int]]:
     return plan(rows, owners, dict.fromkeys(topology.shards, 1.0)), rows
 
 
-def together(steps: Iterable[Step], most: int) -> Iterator[tuple[str, str, list[int]]]:
+def joined_moves(steps: Iterable[Transfer], most: int) -> Iterator[tuple[str, str, list[int]]]:
     """Yield source, target and buckets of each move that does a part of a plan.
 
     Args:

@@ -150,7 +150,7 @@ def misplaced(pipeline: Client, schema: TableSchema) -> Iterator[Misplaced]:
     column = schema.columns[schema.index[key]]
     final, placed = checker(schema.name, column), topology.placing(schema.name, column)
     for shard in topology.shards:
-        for row_id, value in keys_of(pipeline.nodes.primary(shard), schema, key):
+        for row_id, value in shard_keys_of(pipeline.nodes.primary(shard), schema, key):
             try:
                 belongs = topology.shard_of(placed(final(value)))
             except ShardKeyError as error:
@@ -267,7 +267,7 @@ def _refuse_queued(pipeline: Client) -> None:
             raise PipelineError(f"{waiting} ops of {shard} wait; stop the writers, run: pipeline drain {shard}")
 
 
-def keys_of(session: NodeSession, schema: TableSchema, key: str) -> Iterator[tuple[Any, Any]]:
+def shard_keys_of(session: NodeSession, schema: TableSchema, key: str) -> Iterator[tuple[Any, Any]]:
     """Yield id and shard key of each row of a table on a shard."""
     quote, table = session.dialect.quote, schema.name_there
     if not columns_of(session, table):
@@ -283,7 +283,7 @@ def keys_of(session: NodeSession, schema: TableSchema, key: str) -> Iterator[tup
 def _unequal(pipeline: Client, schema: TableSchema) -> Iterator[Misplaced]:
     """Yield the ids that some shard lacks: a reference table has all rows on each."""
     ids = {
-        shard: {row_id for row_id, _ in keys_of(pipeline.nodes.primary(shard), schema, schema.id_name)}
+        shard: {row_id for row_id, _ in shard_keys_of(pipeline.nodes.primary(shard), schema, schema.id_name)}
         for shard in pipeline.topology.shards
     }
     every = set().union(*ids.values())

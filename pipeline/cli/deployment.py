@@ -50,7 +50,7 @@ def add_command(config: str | None, name: str, primary: str | None, replicas: tu
         raise click.UsageError("--replicas and --print go with --primary")
     with opened(config) as pipeline:
         grown = new_shard.grown(pipeline.settings, name, primary, replicas) if primary else None
-        copied, owned = new_shard.take(grown) if grown else new_shard.add(pipeline, name)
+        copied, owned = new_shard.take_shard(grown) if grown else new_shard.add(pipeline, name)
     if grown and not prints:
         replace_file(grown.path, grown.text)
     elif grown:

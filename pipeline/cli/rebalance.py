@@ -8,7 +8,7 @@ from collections import Counter
 import click
 
 from pipeline.admin.moving import orders
-from pipeline.admin.rebalance import Step, planned, together
+from pipeline.admin.rebalance import Transfer, joined_moves, planned
 from pipeline.admin.stops import who
 from pipeline.cli.move import watched
 from pipeline.cli.options import config_option, opened
@@ -41,7 +41,7 @@ def rebalance_command(config: str | None, only_plan: bool, most: int, as_json: b
         raise click.UsageError("--json goes with --plan")
     with opened(config) as client:
         steps, rows = planned(client)
-        moves = list(together(steps, most))
+        moves = list(joined_moves(steps, most))
         if as_json:
             click.echo(json.dumps([step._asdict() | {"rows": rows[step.bucket]} for step in steps]))
             return
@@ -55,10 +55,10 @@ def rebalance_command(config: str | None, only_plan: bool, most: int, as_json: b
             click.echo(f"{target} has {format_ranges(buckets)}")
 
 
-def _lines(steps: list[Step], rows: Counter[int]) -> list[str]:
+def _lines(steps: list[Transfer], rows: Counter[int]) -> list[str]:
     if not steps:
         return ["each shard has its share; nothing moves"]
     return [
         f"{format_ranges(buckets)} from {source} to {target}: {sum(rows[bucket] for bucket in buckets):,} rows"
-        for source, target, buckets in together(steps, len(steps))
+        for source, target, buckets in joined_moves(steps, len(steps))
     ]

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.admin.rebalance import Step, plan
+from pipeline.admin.rebalance import Transfer, plan
 
 SHARDS = ["s0", "s1", "s2", "s3"]
 owned = st.dictionaries(st.integers(0, 63), st.sampled_from(SHARDS), min_size=1)
@@ -64,5 +64,5 @@ def test_an_empty_shard_gets_its_share_and_a_larger_one_more() -> None:
 def test_one_bucket_that_has_nearly_everything_moves_once_and_nothing_moves_for_nothing() -> None:
     owners, weights = dict.fromkeys(range(4), "s0"), {0: 1_000, 1: 10, 2: 10, 3: 10}
 
-    assert plan(weights, owners, {"s0": 1, "s1": 1}) == [Step(0, "s0", "s1")]
+    assert plan(weights, owners, {"s0": 1, "s1": 1}) == [Transfer(0, "s0", "s1")]
     assert plan({}, owners, {"s0": 1, "s1": 1}) == []

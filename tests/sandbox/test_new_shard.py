@@ -57,7 +57,7 @@ def test_the_file_that_is_made_is_taken_over_by_those_who_start_with_it(
     path.chmod(0o640)
     made = new_shard.grown(load(path), "s2", "sqlite://${HOME_OF_IT}/s2.sqlite", ())
 
-    assert new_shard.take(made) == (1, "")
+    assert new_shard.take_shard(made) == (1, "")
     assert path.read_text() == TEXT.format(site.folder)
     replace_file(path, made.text)
 
@@ -77,7 +77,7 @@ def test_a_shard_whose_server_does_not_answer_changes_nothing(path: Path, deploy
     made = new_shard.grown(load(path), "s2", "mysql:pymysql://app:x@127.0.0.1:9/shop", ())
 
     with pytest.raises(PipelineError, match=r"\[shards\.s2\] primary cannot be asked: "):
-        new_shard.take(made)
+        new_shard.take_shard(made)
 
     assert deployment.log.deployment() == before
 

@@ -37,8 +37,8 @@ def new(site: Site, old: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
     return grown
 
 
-def moved(client: Client, steps: list[rebalance.Step]) -> None:
-    for _, target, buckets in rebalance.together(steps, 8):
+def moved(client: Client, steps: list[rebalance.Transfer]) -> None:
+    for _, target, buckets in rebalance.joined_moves(steps, 8):
         assert len(buckets) <= 8
         for _ in orders.order_move(client, buckets, target, "me", keep_s=0).steps():
             pass
@@ -77,7 +77,7 @@ def test_a_shard_to_which_buckets_have_moved_is_not_removed_until_they_are_back(
 
     with pytest.raises(WrongDeployment, match=r"\[shards\.s2\] is missing in .*; restart with"):
         reshape.remove_shard(site.client(shards=OLD), "s2")
-    moved(new, [rebalance.Step(steps[0].bucket, "s2", steps[0].source)])
+    moved(new, [rebalance.Transfer(steps[0].bucket, "s2", steps[0].source)])
     reshape.remove_shard(site.client(shards=OLD), "s2")
 
     insert(site.client(shards=OLD))
