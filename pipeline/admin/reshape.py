@@ -17,7 +17,7 @@ from pipeline.admin.migrate import expand_shard, migrate, published
 from pipeline.admin.restore import create_own_tables
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
-from pipeline.enqueue.bucket_map import follow_noted
+from pipeline.enqueue import bucket_map
 from pipeline.enqueue.deployment import Agreement, asked
 from pipeline.enqueue.epochs import RAISE_S, new_epoch
 from pipeline.errors import LogUnavailable, PipelineError, ShardKeyError, WrongDeployment, did_you_mean
@@ -85,20 +85,23 @@ def remove_shard(pipeline: Client, shard: str) -> None:
 
     Raises:
         WrongDeployment: the configuration differs in more than the shard.
-        PipelineError: the shard owns buckets, is not known, or is still in the configuration.
+        PipelineError: the shard owns buckets by the configuration or by the map, is part of a move, is not known, or
+            is still in the configuration.
     """
     notes, noted = _noted(pipeline)
-    follow_noted(pipeline.log, pipeline.topology)  # raises where buckets have moved to a shard that goes
     held = dict(noted.shards)
     if shard not in held:
         raise PipelineError(f"no shard {shard!r} is in this deployment{did_you_mean(shard, held)}")
     if held[shard]:
         raise PipelineError(
-            f"the buckets {held[shard]} began on shard {shard!r}, which the file goes on to say also once they have "
-            f"moved: write [shards.{shard}] into {pipeline.settings.source} again"
+            f"shard {shard!r} owns the buckets {held[shard]} by the configuration, and stays in it, also once they "
+            f"have moved: write [shards.{shard}] into {pipeline.settings.source} again"
         )
     if shard in pipeline.topology.shards:
         raise PipelineError(f"take [shards.{shard}] out of {pipeline.settings.source} first")
+    placement = bucket_map.follow(pipeline.log, pipeline.nodes, pipeline.topology, anew=True)
+    if any(shard in pair for pair in placement.moves.values()):
+        raise PipelineError(f"buckets move from or to {shard!r}: wait for them, see pipeline move list")
     _refuse_unless(notes, replace(noted, shards=tuple(pair for pair in noted.shards if pair[0] != shard)))
     notes.publish(noted.changed(notes.named))
     renew_epochs(pipeline)
@@ -147,7 +150,7 @@ def misplaced(pipeline: Client, schema: TableSchema) -> Iterator[Misplaced]:
     column = schema.columns[schema.index[key]]
     final, placed = checker(schema.name, column), topology.placing(schema.name, column)
     for shard in topology.shards:
-        for row_id, value in _keys_of(pipeline.nodes.primary(shard), schema, key):
+        for row_id, value in shard_keys_of(pipeline.nodes.primary(shard), schema, key):
             try:
                 belongs = topology.shard_of(placed(final(value)))
             except ShardKeyError as error:
@@ -264,7 +267,7 @@ def _refuse_queued(pipeline: Client) -> None:
             raise PipelineError(f"{waiting} ops of {shard} wait; stop the writers, run: pipeline drain {shard}")
 
 
-def _keys_of(session: NodeSession, schema: TableSchema, key: str) -> Iterator[tuple[Any, Any]]:
+def shard_keys_of(session: NodeSession, schema: TableSchema, key: str) -> Iterator[tuple[Any, Any]]:
     """Yield id and shard key of each row of a table on a shard."""
     quote, table = session.dialect.quote, schema.name_there
     if not columns_of(session, table):
@@ -280,7 +283,7 @@ def _keys_of(session: NodeSession, schema: TableSchema, key: str) -> Iterator[tu
 def _unequal(pipeline: Client, schema: TableSchema) -> Iterator[Misplaced]:
     """Yield the ids that some shard lacks: a reference table has all rows on each."""
     ids = {
-        shard: {row_id for row_id, _ in _keys_of(pipeline.nodes.primary(shard), schema, schema.id_name)}
+        shard: {row_id for row_id, _ in shard_keys_of(pipeline.nodes.primary(shard), schema, schema.id_name)}
         for shard in pipeline.topology.shards
     }
     every = set().union(*ids.values())

@@ -16,6 +16,7 @@ from pipeline.cli.healthcheck import healthcheck
 from pipeline.cli.maintenance import outbox, rebuilt_command, spool
 from pipeline.cli.migrate import migrate_command, tables
 from pipeline.cli.move import move_group
+from pipeline.cli.rebalance import rebalance_command
 from pipeline.cli.status import status_command
 from pipeline.cli.stops import drain_command, pause_command, resume_command, why_command
 from pipeline.cli.top import top_command
@@ -43,6 +44,7 @@ for command in (
     move_group,
     outbox,
     pause_command,
+    rebalance_command,
     rebuilt_command,
     restore_command,
     resume_command,

@@ -6,9 +6,10 @@ import json
 
 import click
 
-from pipeline.admin import reshape
+from pipeline.admin import new_shard, reshape
 from pipeline.admin.restore import Restored, restoration_of, restore, take_queue
 from pipeline.cli.options import config_option, opened
+from pipeline.config.shard_section import replace_file
 
 #: Rows that are listed; more are counted.
 SHOWN = 20
@@ -23,24 +24,39 @@ def shard_group() -> None:
 @shard_group.command("add")
 @config_option
 @click.argument("name", metavar="SHARD")
-def add_command(config: str | None, name: str) -> None:
-    """Take SHARD, which the configuration names, into the deployment: its tables, and the rows of reference tables.
+@click.option("--primary", metavar="URI", help="Its primary; the section is written into the configuration.")
+@click.option("--replicas", metavar="URI", multiple=True, help="A replica; may be given several times.")
+@click.option("--print", "prints", is_flag=True, help="Print the new configuration instead of writing it.")
+def add_command(config: str | None, name: str, primary: str | None, replicas: tuple[str, ...], prints: bool) -> None:
+    """Take SHARD into the deployment: its tables, and the rows of reference tables.
 
-    SHARD may own buckets that were never used; with buckets = "" it owns none. Buckets with ops stay where they are.
-    Restart all processes with the new configuration afterwards: the older one is refused.
+    With --primary SHARD owns no bucket, and its section is written into the configuration. Quote the address, so that
+    ${NAME} stays a variable there. All processes go on; restart them, the workers first, before buckets move to SHARD.
+
+    Without --primary the configuration names SHARD already. SHARD may own buckets that were never used; buckets with
+    ops stay where they are. Restart all processes with the new configuration afterwards: if SHARD owns buckets, the
+    older one is refused.
 
     \f
 
     Args:
         config: see `options.config_option`.
         name: the shard's name.
+        primary: the address of its primary; None where the configuration names the shard.
+        replicas: the addresses of its replicas.
+        prints: whether to print the new configuration.
     """
+    if primary is None and (replicas or prints):
+        raise click.UsageError("--replicas and --print go with --primary")
     with opened(config) as pipeline:
-        copied = reshape.add_shard(pipeline, name)
-        owned = pipeline.topology.ranges_of(name) or "none"
-    click.echo(
-        f"{name} is a shard now: buckets {owned}, {copied} rows of reference tables copied; restart all processes"
-    )
+        grown = new_shard.grown(pipeline.settings, name, primary, replicas) if primary else None
+        copied, owned = new_shard.take_shard(grown) if grown else new_shard.add(pipeline, name)
+    if grown and not prints:
+        replace_file(grown.path, grown.text)
+    elif grown:
+        click.echo(grown.text, nl=False)
+    done = f"{name} is a shard now: buckets {owned or 'none'}, {copied} rows of reference tables copied; "
+    click.echo(f"{done}restart all processes, the workers first", err=prints)
 
 
 @shard_group.command("remove")

@@ -69,7 +69,7 @@ def begin_command(config: str | None, buckets: str, target: str, keep_s: int, dr
             click.echo(f"{sum(rows.values()):>12,} rows in all; nothing refuses to move")
             return
         mover = orders.order_move(client, wanted, target, who(), keep_s)
-        _watched(mover, sum(rows.values()))
+        watched(mover, sum(rows.values()))
         click.echo(f"{mover.leg.target} has {format_ranges(mover.buckets)}")
 
 
@@ -92,7 +92,7 @@ def back_command(config: str | None, buckets: str, keep_s: int) -> None:
         came_from = orders.came_from(client, wanted)
         rows = orders.rows_to_move(client, wanted, came_from)
         mover = orders.order_move(client, wanted, came_from, who(), keep_s)
-        _watched(mover, sum(rows.values()))
+        watched(mover, sum(rows.values()))
         click.echo(f"{mover.leg.target} has {format_ranges(mover.buckets)}")
 
 
@@ -151,8 +151,13 @@ def _numbers(text: str) -> list[int]:
         raise PipelineError(f"{text!r} is no list of buckets: write numbers and ranges, such as 0-15,40") from None
 
 
-def _watched(mover: Mover, rows: int) -> None:
-    """Go on with a move until it is over, and show how far it is."""
+def watched(mover: Mover, rows: int) -> None:
+    """Go on with a move until it is over, and show how far it is.
+
+    Args:
+        mover: of the move.
+        rows: how many it copies.
+    """
     columns = (
         TextColumn("{task.description:32}"),
         BarColumn(),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from pipeline.config.placement import Placement
 from pipeline.config.topology import Topology
-from pipeline.errors import LogUnavailable, Unavailable
+from pipeline.errors import LogUnavailable, Unavailable, WrongDeployment
 from pipeline.events import Event
 from pipeline.oplog.appends import Appends
 from pipeline.oplog.contract import Log
@@ -88,6 +88,9 @@ def draw(nodes: Nodes, topology: Topology, known: Placement) -> tuple[Placement,
         nodes: the databases.
         topology: where buckets began.
         known: the map of before, for the buckets of shards that do not answer.
+
+    Raises:
+        WrongDeployment: a bucket has left for a shard that the configuration lacks.
     """
     told: dict[str, Mapping[int, Leg]] = {}
     for shard in topology.shards:
@@ -95,6 +98,7 @@ def draw(nodes: Nodes, topology: Topology, known: Placement) -> tuple[Placement,
             told[shard] = moves.legs(nodes.primary(shard))
         except Unavailable as error:
             logger.warning(Event("map_without_shard", shard=shard, error=error))
+    _refuse_unknown(told, topology)
     silent = [shard for shard in topology.shards if shard not in told]
     buckets = {bucket for found in told.values() for bucket in found}
     owners = {bucket: _owner(bucket, told, topology) for bucket in buckets}
@@ -110,6 +114,19 @@ def draw(nodes: Nodes, topology: Topology, known: Placement) -> tuple[Placement,
     elsewhere = {bucket: shard for bucket, shard in sorted(owners.items()) if shard != topology.began(bucket)}
     version = known.version + (elsewhere != dict(known.owners))
     return Placement(version, elsewhere, dict(sorted(under_way.items()))), not silent
+
+
+def _refuse_unknown(told: Told, topology: Topology) -> None:
+    """Raise if a bucket has left for a shard that is not asked: this process cannot say who owns the bucket."""
+    owned = {bucket for found in told.values() for bucket, leg in found.items() if leg.state in _OWNED}
+    for leg in (leg for found in told.values() for leg in found.values()):
+        if leg.state in (MOVED, GONE) and leg.bucket not in owned and leg.target not in topology.shards:
+            raise WrongDeployment(
+                [
+                    f"[shards.{leg.target}] is missing in {topology.fingerprint.source}, but bucket {leg.bucket} has "
+                    "left for it; restart with the configuration that names it"
+                ]
+            )
 
 
 def _owner(bucket: int, told: Told, topology: Topology) -> str:

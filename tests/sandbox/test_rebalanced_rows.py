@@ -1,0 +1,104 @@
+"""A shard that was added gets its share of the rows, and what knows nothing of the shard is refused from then on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from contextlib import nullcontext
+
+import pytest
+from click.testing import CliRunner
+from support.sandbox.deployments import Site, insert, rows_of, run, site
+
+from pipeline.admin import rebalance, reshape
+from pipeline.admin.moving import mover as movers
+from pipeline.admin.moving import orders
+from pipeline.cli import pipeline as command
+from pipeline.cli import rebalance as face
+from pipeline.client import Client
+from pipeline.config.bucket_ranges import format_ranges
+from pipeline.errors import PipelineError, WrongDeployment
+
+__all__ = ["site"]
+CUSTOMERS = range(150)
+OLD = {"s0": "0-31", "s1": "32-63"}
+
+
+@pytest.fixture
+def old(site: Site) -> Client:
+    return run(site, *CUSTOMERS)
+
+
+@pytest.fixture
+def new(site: Site, old: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
+    monkeypatch.setattr(movers, "HEARD_S", 0.0)
+    grown = site.client(shards={**OLD, "s2": ""})
+    reshape.add_shard(grown, "s2")
+    return grown
+
+
+def moved(client: Client, steps: list[rebalance.Transfer]) -> None:
+    for _, target, buckets in rebalance.joined_moves(steps, 8):
+        assert len(buckets) <= 8
+        for _ in orders.order_move(client, buckets, target, "me", keep_s=0).steps():
+            pass
+
+
+def test_the_rows_of_all_buckets_are_counted_and_an_empty_shard_gets_a_third_of_them(old: Client, new: Client) -> None:
+    before = rows_of(new)
+
+    steps, rows = rebalance.planned(new)
+    moved(new, steps)
+
+    assert rows == Counter(old.topology.bucket_of("purchase", customer) for customer in CUSTOMERS)
+    held = {shard: len(new.nodes.primary(shard).query("SELECT id FROM purchase")) for shard in new.topology.shards}
+    assert {name: abs(count - 50) <= 6 for name, count in held.items()} == dict.fromkeys(held, True), held
+    assert rows_of(new) == before
+    assert rebalance.planned(new)[0] == []
+
+
+def test_a_process_without_the_shard_is_refused_once_buckets_are_there_also_by_a_redis_that_forgot_the_map(
+    site: Site, old: Client, new: Client
+) -> None:
+    insert(old)
+    moved(new, rebalance.planned(new)[0])
+
+    with pytest.raises(WrongDeployment, match=r"\[shards\.s2\] is missing in worker\.toml, but .*; restart with"):
+        insert(old)
+    site.log.note_placement(site.log.placement(), "")
+    with pytest.raises(WrongDeployment, match=r"\[shards\.s2\] is missing in .*; restart with"):
+        insert(site.client(shards=OLD))
+    insert(new)
+
+
+def test_a_shard_to_which_buckets_have_moved_is_not_removed_until_they_are_back(site: Site, new: Client) -> None:
+    steps, _ = rebalance.planned(new)
+    moved(new, steps[:1])
+
+    with pytest.raises(WrongDeployment, match=r"\[shards\.s2\] is missing in .*; restart with"):
+        reshape.remove_shard(site.client(shards=OLD), "s2")
+    moved(new, [rebalance.Transfer(steps[0].bucket, "s2", steps[0].source)])
+    reshape.remove_shard(site.client(shards=OLD), "s2")
+
+    insert(site.client(shards=OLD))
+
+
+def test_the_command_prints_its_plan_and_does_it(new: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(face, "opened", lambda config: nullcontext(new))
+    monkeypatch.setattr(orders, "KEEP_S", 0)
+
+    plan = json.loads(CliRunner().invoke(command, ["rebalance", "--plan", "--json"]).output)
+    printed = CliRunner().invoke(command, ["rebalance", "--plan"]).output
+    done = CliRunner().invoke(command, ["rebalance", "--max", "64"])
+
+    assert {"bucket", "source", "target", "rows"} == set(plan[0])
+    assert printed.splitlines()[0].startswith(format_ranges(one["bucket"] for one in plan if one["source"] == "s0"))
+    assert done.exit_code == 0, done.output
+    assert {new.topology.shard_of(one["bucket"]) for one in plan} == {"s2"}
+
+
+def test_nothing_is_planned_while_buckets_move(new: Client) -> None:
+    orders.order_move(new, [1], "s2", "me")
+
+    with pytest.raises(PipelineError, match="buckets move right now"):
+        rebalance.planned(new)
