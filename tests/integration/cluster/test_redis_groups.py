@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from support.sandbox.deployments import apply, drain, model, rows_of
 
+from pipeline.admin.check.evidence import gather
+from pipeline.admin.check.finding import ERROR, WARNING
+from pipeline.admin.check.surroundings import redis_findings
 from pipeline.admin.migrate import migrate
 from pipeline.admin.restore import take_queue
 from pipeline.client import Client
@@ -144,6 +147,18 @@ def test_a_wrong_address_of_a_group_is_refused_and_check_names_it(two: Two, log_
     fresh.enqueue_insert(model().purchase, customer=4, qty=3)
     drain(fresh)
     assert customers_on(fresh, "s1") == [4]
+
+
+def test_check_asks_each_redis_with_this_users_rights(two: Two):
+    settings = two.client().settings
+    with two.second.client() as admin:
+        admin.config_set("appendonly", "no")
+    assert ("redis.two: appendonly", WARNING) in [(one.where, one.severity) for one in redis_findings(gather(settings))]
+
+    two.second.stop(signal.SIGKILL)
+
+    [found] = [one for one in redis_findings(gather(settings)) if one.nodes == ("redis.two",)]
+    assert (found.severity, found.what[:16]) == (ERROR, "cannot be asked:")
 
 
 def logs_of(server: Any) -> set[int]:
