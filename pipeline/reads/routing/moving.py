@@ -71,7 +71,9 @@ class Served:
             bucket: not the reference bucket.
         """
         placement, shard = self.found.get(bucket, (None, ""))
-        return shard if placement is self.topology.placement else self.topology.shard_of(bucket)
+        # of a bucket that does not move, a map that is news knows more than what was found before
+        counts = placement is self.topology.placement and (bucket in self.topology.placement.moves or self.old)
+        return shard if counts else self.topology.shard_of(bucket)
 
     def note(self, bucket: int, shard: str) -> None:
         """Let the next reads of a bucket go to a shard, until there is another map.

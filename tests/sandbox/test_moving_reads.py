@@ -1,0 +1,409 @@
+"""Reads of a bucket that moves, for each pair of states of its two shards: no row is missed, old, or there twice."""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from pydal import DAL, Field
+
+import pipeline
+from pipeline.config.placement import NOWHERE, Placement
+from pipeline.reads.routing.moving import Elsewhere
+from pipeline.testing import Sandbox, sandbox
+
+#: The states of the source and of the target, and which of them has the truth.
+PAIRS = {
+    **{(state, other): 0 for state in ("active", "holding", "halted") for other in ("", "copying", "catching", "gone")},
+    ("moved", "catching"): 0,
+    ("moved", "active"): 1,
+    ("gone", "active"): 1,
+    ("gone", "holding"): 1,
+}
+#: What stands in the target in each state of its: a copy is a part of an old one, and has a row that is deleted by now.
+TARGETS = {"": {}, "copying": {0: 90, 3: 93}, "catching": {0: 90, 1: 91}, "gone": {3: 93}}
+
+
+class World:
+    """Two shards, a customer of the first whose bucket moves to the second, and others that stay."""
+
+    def __init__(self, box: Sandbox):
+        self.box, self.topology = box, box.client.topology
+        self.db: Any = DAL("sqlite:memory", migrate=False)
+        self.db.define_table("sale", Field("customer", "integer", notnull=True), Field("qty", "integer"))
+        self.db.define_table("line", Field("customer", "integer", notnull=True), Field("sale", "reference sale"))
+        self.db.define_table("country", Field("name"))
+        pipeline.define_tables(self.db)
+        self.customer = self._customer("s0", 0)
+        self.bucket = self.topology.bucket_of("sale", self.customer)
+        self.stays = [self._customer("s0", 1), self._customer("s1", 0)]
+        self.ids = [pipeline.enqueue_insert(self.db.sale, customer=self.customer, qty=n).id for n in range(4)]
+        self.lines = [pipeline.enqueue_insert(self.db.line, customer=self.customer, sale=one).id for one in self.ids]
+        for customer in self.stays:
+            one = pipeline.enqueue_insert(self.db.sale, customer=customer, qty=50)
+            pipeline.enqueue_insert(self.db.line, customer=customer, sale=one.id)
+        pipeline.enqueue_insert(self.db.country, name="no")
+        box.drain()
+        of_bucket = f"WHERE bucket = {self.bucket}"
+        #: Where the customer's log ends.
+        [self.mark] = box.client.nodes.primary("s0").query(f"SELECT epoch, seq FROM pipeline_watermarks {of_bucket}")
+
+    def _customer(self, shard: str, nth: int) -> int:
+        buckets = self.topology.buckets_of(shard)
+        return next(n for n in range(1, 999) if self.topology.bucket_of("sale", n) == buckets[nth])
+
+    def stand(self, states: tuple[str, str]) -> dict[int, int]:
+        """Make both shards as they are in these states; return which rows of the customer there are in truth."""
+        truth = PAIRS.get(states)
+        for at, (shard, state) in enumerate(zip(("s0", "s1"), states, strict=True)):
+            self.state(shard, state)
+            self.rows(shard, self._rows(at, state, truth))
+        return {} if truth is None else self._rows(truth, states[truth], truth)
+
+    def _rows(self, at: int, state: str, truth: int | None) -> dict[int, int]:
+        if at == truth:
+            return {0: 10 + at, 1: 11 + at, 2: 12 + at}
+        if at == 0:
+            return {0: 70, 1: 71, 3: 73} if state == "moved" else {1: 71}
+        return TARGETS.get(state, {})
+
+    def state(self, shard: str, state: str) -> None:
+        """Let the bucket have a state on a shard; an empty one: no watermark."""
+        session = self.box.client.nodes.primary(shard)
+        with session.transaction():
+            session.execute(f"DELETE FROM pipeline_watermarks WHERE bucket = {self.bucket}")
+            if state:
+                into = "INSERT INTO pipeline_watermarks (bucket, epoch, seq, state, committed_ms)"
+                session.execute(f"{into} VALUES ({self.bucket}, {self.mark[0]}, {self.mark[1]}, '{state}', 0)")
+
+    def rows(self, shard: str, rows: dict[int, int]) -> None:
+        """Let these be the customer's rows on a shard, by their numbers, each with a line."""
+        session, customer = self.box.client.nodes.primary(shard), self.customer
+        with session.transaction():
+            session.execute(f"DELETE FROM sale WHERE customer = {customer}")
+            session.execute(f"DELETE FROM line WHERE customer = {customer}")
+            for n, qty in rows.items():
+                sale, line = self.ids[n], self.lines[n]
+                session.execute(f"INSERT INTO sale (id, customer, qty) VALUES ({sale}, {customer}, {qty})")
+                session.execute(f"INSERT INTO line (id, customer, sale) VALUES ({line}, {customer}, {sale})")
+
+    def map(self, owner: str, *, moves: bool = True) -> None:
+        """Let readers act on a map."""
+        moving = {self.bucket: ("s0", "s1")} if moves else {}
+        self.topology.follow(Placement(9, {self.bucket: owner} if owner == "s1" else {}, moving))
+
+    def forget_news(self) -> None:
+        """Let nothing have been heard of the map for long."""
+        self.topology.heard_at_s = -math.inf
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[Sandbox]:
+    tables = {"sale": {"shard_key": "customer"}, "line": {"shard_key": "customer"}, "country": {"reference": True}}
+    with sandbox(tables, shards=2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def made(box: Sandbox) -> World:
+    return World(box)
+
+
+@pytest.fixture
+def world(made: World) -> Iterator[World]:
+    # no thread of the client's decides when there is news
+    made.box.client.health._topology, made.topology.heard_at_s = None, math.inf
+    yield made
+    made.topology.follow(NOWHERE)
+    made.stand(("active", ""))
+
+
+def _got(world: World, **options: Any) -> dict[int, int]:
+    rows = ((n, pipeline.get(world.db.sale, row_id, **options)) for n, row_id in enumerate(world.ids))
+    return {n: row.qty for n, row in rows if row is not None}
+
+
+def _within(world: World) -> dict[int, int]:
+    with pipeline.read(world.db.sale, world.customer) as node:
+        return _by_n(world, node(node.sale.customer == world.customer).select())
+
+
+def _by_n(world: World, rows: Any) -> dict[int, int]:
+    found = [(world.ids.index(row.id), row.qty) for row in rows if row.id in world.ids]
+    assert len(found) == len(dict(found)), f"twice: {found}"
+    return dict(found)
+
+
+def _led_to(world: World) -> dict[int, int]:
+    """By the references of the customer's lines."""
+    lines = pipeline.select(world.db.line.customer == world.customer)
+    return {world.ids.index(int(line.sale)): line.sale.qty for line in lines}
+
+
+def _joined(world: World) -> dict[int, int]:
+    sale, line = world.db.sale, world.db.line
+    query = (sale.customer == line.customer) & (line.sale == sale.id)
+    return _by_n(world, [row.sale for row in pipeline.select(query, sale.ALL, line.id)])
+
+
+def _left_joined(world: World) -> dict[int, int]:
+    sale, line = world.db.sale, world.db.line
+    left = line.on((sale.customer == line.customer) & (line.sale == sale.id) & (line.id == 5))
+    return _by_n(world, [row.sale for row in pipeline.select(sale, sale.ALL, line.id, left=left)])
+
+
+def _aliased(world: World) -> dict[int, int]:
+    other = world.db.sale.with_alias("other")
+    return _by_n(world, pipeline.select(other.qty >= 0))
+
+
+#: Which rows of the customer each kind of read finds.
+ROWS: dict[str, Callable[[World], dict[int, int]]] = {
+    "get": _got,
+    "get with its key": lambda world: _got(world, shard_key=world.customer),
+    "get pending": lambda world: _got(world, pending=True),
+    "read": _within,
+    "select of a key": lambda world: _by_n(world, pipeline.select(world.db.sale.customer == world.customer)),
+    "references": _led_to,
+    "select": lambda world: _by_n(world, pipeline.select(world.db.sale)),
+    "select in order": lambda world: _by_n(
+        world, pipeline.select(world.db.sale, orderby=world.db.sale.qty, limitby=(0, 99))
+    ),
+    "select of ids": lambda world: _by_n(world, pipeline.select(world.db.sale.id.belongs(world.ids))),
+    "join": _joined,
+    "left join": _left_joined,
+    "alias": _aliased,
+}
+
+
+def _grouped(world: World) -> int:
+    sale = world.db.sale
+    total = sale.qty.sum()
+    rows = pipeline.select(sale, sale.customer, total, groupby=sale.customer)
+    assert len(rows) == 3
+    return int(sum(row[total] for row in rows))
+
+
+def _subselected(world: World) -> int:
+    sale, line = world.db.sale, world.db.line
+    named = world.db(line.id > 0).nested_select(line.sale)
+    return int(pipeline.select(sale.id.belongs(named), sale.qty.sum()).first()[sale.qty.sum()])
+
+
+#: The sum of all rows' qty, of all customers.
+SUMS: dict[str, Callable[[World], int]] = {
+    "sum": lambda world: int(pipeline.select(world.db.sale, world.db.sale.qty.sum()).first()[world.db.sale.qty.sum()]),
+    "groups": _grouped,
+    "subselect": _subselected,
+}
+
+#: How many rows there are, of all customers.
+COUNTS: dict[str, Callable[[World], int]] = {
+    "count": lambda world: pipeline.count(world.db.sale),
+    "count of a condition": lambda world: pipeline.count(world.db.sale.qty >= 0),
+    "count distinct": lambda world: pipeline.count(world.db.sale, distinct=world.db.sale.id),
+}
+
+
+def assert_true(world: World, truth: dict[int, int], about: str) -> None:
+    for kind, read in ROWS.items():
+        assert read(world) == truth, f"{kind}, {about}"
+    for kind, summed in SUMS.items():
+        assert summed(world) == sum(truth.values()) + 100, f"{kind}, {about}"
+    for kind, counted in COUNTS.items():
+        assert counted(world) == len(truth) + 2, f"{kind}, {about}"
+
+
+@pytest.mark.parametrize("states", PAIRS, ids="-".join)
+def test_each_read_finds_each_row_once_whatever_the_states_and_the_owner_by_the_map(
+    world: World, states: tuple[str, str]
+) -> None:
+    truth = world.stand(states)
+    for owner in ("s0", "s1"):
+        world.map(owner)
+
+        assert_true(world, truth, f"the map says {owner}")
+
+
+@pytest.mark.parametrize("states", PAIRS, ids="-".join)
+def test_a_process_that_hears_of_no_map_finds_each_row_once(world: World, states: tuple[str, str]) -> None:
+    truth = world.stand(states)
+    world.forget_news()
+    for owner, moves in (("s0", False), ("s1", False), ("s0", True), ("s1", True)):
+        world.map(owner, moves=moves)
+
+        assert_true(world, truth, f"the map of old says {owner}, {moves=}")
+
+
+# while states change -------------------------------------------------------------------------------------------------
+
+BEFORE, AFTER = {0: 10, 1: 11, 2: 12}, {0: 20, 2: 22, 3: 23}
+
+
+class Mover:
+    """Goes on with a move between the statements of a read; a reader hears of the map as late as it may.
+
+    Args:
+        world: whose bucket moves.
+        dice: decides when.
+        deaf: whether the reader hears nothing.
+    """
+
+    def __init__(self, world: World, dice: random.Random, *, deaf: bool):
+        self.world, self._dice, self._deaf, self._lock = world, dice, deaf, threading.Lock()
+        self.step, self._going = 0, False
+        self._published, self._heard = NOWHERE, NOWHERE
+        move = {world.bucket: ("s0", "s1")}
+        self._steps: list[tuple[Callable[..., None], Any]] = [
+            (self._publish, Placement(9, {}, move)),
+            (self._state, ("s1", "copying")),
+            (self._rows, ("s1", {0: 90, 3: 93})),
+            (self._rows, ("s1", {0: 90, 1: 91, 2: 12})),
+            (self._state, ("s1", "catching")),
+            (self._rows, ("s1", BEFORE)),
+            (self._state, ("s0", "moved")),
+            (self._state, ("s1", "active")),
+            (self._rows, ("s1", AFTER)),
+            (self._publish, Placement(10, {world.bucket: "s1"}, move)),
+            (self._state, ("s0", "gone")),
+            (self._rows, ("s0", {1: 11})),
+            (self._rows, ("s0", {})),
+            (self._publish, Placement(11, {world.bucket: "s1"}, {})),
+        ]
+        world.topology.follow(NOWHERE)
+        for shard, rows, state in (("s0", BEFORE, "active"), ("s1", {}, "")):
+            self._state(shard, state)
+            self._rows(shard, rows)
+
+    def truths(self, first: int) -> list[dict[int, int]]:
+        """Return which rows there were at some time since a step."""
+        return [BEFORE] * (first <= 8) + [AFTER] * (self.step > 8)
+
+    def go(self, steps: int) -> None:
+        """Do the next steps."""
+        with self._lock:
+            for act, told in self._steps[self.step : self.step + steps]:
+                # so long waits each mover before it copies, and before it deletes, that all have heard
+                if told in (("s1", {0: 90, 3: 93}), ("s0", "gone")):
+                    self._hear()
+                act(told) if act == self._publish else act(*told)
+                self.step += 1
+            if self._dice.random() < 0.3:
+                self._hear()
+
+    def between(self) -> None:
+        """Go on, or not, before a statement of a read."""
+        if self._going:
+            self.go(self._dice.choice((0, 0, 1, 3, 5, 14)))
+
+    def during(self, read: Callable[[World], Any]) -> Any:
+        """Return what a read finds while the move goes on."""
+        self._going = True
+        try:
+            return read(self.world)
+        finally:
+            self._going = False
+
+    def _publish(self, placement: Placement) -> None:
+        self._published = placement
+
+    def _hear(self) -> None:
+        if not self._deaf and self._heard is not self._published:
+            self._heard = self._published
+            self.world.topology.follow(self._published)
+
+    def _state(self, shard: str, state: str) -> None:
+        self.world.state(shard, state)
+
+    def _rows(self, shard: str, rows: dict[int, int]) -> None:
+        self.world.rows(shard, rows)
+
+
+@pytest.mark.parametrize("deaf", [False, True], ids=["by the map", "without a map"])
+@pytest.mark.parametrize("seed", range(60))
+def test_a_read_finds_what_was_true_at_some_time_while_it_ran(
+    world: World, monkeypatch: pytest.MonkeyPatch, seed: int, deaf: bool
+) -> None:
+    """Where the mover goes on between any two statements, and the reader hears of it late."""
+    dice = random.Random(seed)
+    mover = Mover(world, dice, deaf=deaf)
+    if deaf:
+        world.forget_news()
+    for node in ("s0", "s1"):
+        adapter = world.box.client.reads._router.readers[node].adapter
+        monkeypatch.setattr(adapter, "execute", _after(mover.between, adapter.execute))
+    mover.go(dice.choice((0, dice.randrange(14))))
+    while mover.step < 14:
+        kind, first = dice.choice([*MOMENTS]), mover.step
+
+        read, expected = MOMENTS[kind]
+
+        found = mover.during(read)
+
+        assert found in map(expected, mover.truths(first)), f"{kind} from step {first} to {mover.step}"
+        mover.go(1)
+
+
+def _after(before: Callable[[], None], then: Callable[..., Any]) -> Callable[..., Any]:
+    def both(*args: Any, **options: Any) -> Any:
+        before()
+        return then(*args, **options)
+
+    return both
+
+
+def _read_again(world: World) -> dict[int, int]:
+    """In a block; one that has been open while the bucket left says so at its end."""
+    for _ in range(20):
+        try:
+            return _within(world)
+        except Elsewhere:
+            continue
+    raise AssertionError("it never ends")
+
+
+def _row(n: int, **options: Any) -> tuple[Callable[[World], Any], Callable[[dict[int, int]], Any]]:
+    def read(world: World) -> int | None:
+        found = pipeline.get(world.db.sale, world.ids[n], **options)
+        return found and found.qty
+
+    return read, lambda truth: truth.get(n)
+
+
+def _sum(truth: dict[int, int]) -> int:
+    return sum(truth.values()) + 100
+
+
+def _count(truth: dict[int, int]) -> int:
+    return len(truth) + 2
+
+
+#: Reads of one moment, and what each finds by the customer's rows.
+MOMENTS: dict[str, tuple[Callable[[World], Any], Callable[[dict[int, int]], Any]]] = {
+    **{name: (read, dict) for name, read in ROWS.items() if "get" not in name and name not in ("references", "read")},
+    "read": (_read_again, dict),
+    **{f"get {n}": _row(n) for n in range(4)},
+    **{f"get {n} pending": _row(n, pending=True) for n in range(4)},
+    **{name: (SUMS[name], _sum) for name in ("sum", "groups")},
+    **{name: (read, _count) for name, read in COUNTS.items()},
+}
+
+
+@pytest.mark.parametrize("steps", [3, 6, 14])
+@pytest.mark.parametrize("kind", ["select", "count", "sum", "read"])
+@pytest.mark.parametrize("node", ["s0", "s1"])
+def test_a_move_that_begins_within_a_read_is_noticed_behind_its_rows(
+    world: World, monkeypatch: pytest.MonkeyPatch, node: str, kind: str, steps: int
+) -> None:
+    mover = Mover(world, random.Random(1), deaf=False)
+    (read, expected), once = MOMENTS[kind], iter([steps])
+    adapter = world.box.client.reads._router.readers[node].adapter
+    monkeypatch.setattr(adapter, "execute", _after(lambda: mover.go(next(once, 0)), adapter.execute))
+
+    found = read(world)
+
+    assert found in map(expected, mover.truths(0))
