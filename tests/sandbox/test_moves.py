@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from support.sandbox.deployments import Site, drain, insert, run, site
@@ -15,6 +16,7 @@ from pipeline.apply.replay import Replay
 from pipeline.client import Client
 from pipeline.errors import PipelineError, WrongDeployment
 from pipeline.model.op import Position
+from pipeline.shard import stored_rows
 from pipeline.shard.records import ledger_queries
 
 __all__ = ["site"]
@@ -184,3 +186,54 @@ def test_nothing_is_replayed_while_its_bucket_moves(client: Client) -> None:
     assert worker.left == {
         bucket: f"bucket {bucket} is being moved: wait for that, or run: pipeline move give-up {bucket}"
     }
+
+
+def test_a_target_that_refuses_an_op_after_the_source_has_stopped_lets_the_source_go_on(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(movers, "REFUSED_S", 0.0)
+    monkeypatch.setattr(stored_rows, "_triggers", lambda session, table: ())  # would be refused before
+    bucket = bucket_with_rows(client, "s0")
+    customer = next(one for one in CUSTOMERS if client.topology.bucket_of("purchase", one) == bucket)
+    before = rows_on(client, "s1")
+    mover = orders.order_move(client, [bucket], "s1", "me", keep_s=0)
+    caught_up = mover._caught_up
+
+    def one_more(follow: Any) -> Any:
+        yield from caught_up(follow)
+        insert(client, customer)
+        drain(client)
+
+    monkeypatch.setattr(mover, "_caught_up", one_more)
+    with client.nodes.primary("s1").transaction():
+        client.nodes.primary("s1").execute(
+            "CREATE TRIGGER no BEFORE INSERT ON purchase WHEN (SELECT state FROM pipeline_watermarks"
+            f" WHERE bucket = {bucket}) = 'catching' BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+    with pytest.raises(MoveEnded, match="refuses the op"):
+        finished(mover)
+    for left in orders.under_way(client):
+        finished(left)
+
+    assert states_of(client, bucket) == ["active", "gone"]
+    assert rows_on(client, "s1") == before
+    insert(client, customer)
+    drain(client)
+    assert [one for one, _ in rows_on(client, "s0")].count(customer) >= 3
+
+
+def test_a_mover_that_was_thought_dead_deletes_nothing_of_a_bucket_that_came_back(client: Client) -> None:
+    bucket = bucket_with_rows(client, "s0")
+    before = rows_on(client, "s0")
+    late = orders.order_move(client, [bucket], "s1", "me", keep_s=0).steps()
+    while client.nodes.primary("s0").query(f"SELECT state FROM pipeline_watermarks WHERE bucket = {bucket}") != [
+        ("gone",)
+    ]:
+        next(late)
+
+    finished(orders.order_move(client, [bucket], "s0", "me", keep_s=0))
+    for _ in late:
+        pass
+
+    assert rows_on(client, "s0") == before
+    assert states_of(client, bucket) == ["active", "gone"]

@@ -19,7 +19,8 @@ from pipeline.model.schema import TableSchema
 from pipeline.shard.bucket_sql import bucket_sql
 from pipeline.shard.columns import DatabaseColumn, columns_of
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
-from pipeline.shard.records import ledger, moves
+from pipeline.shard.records import moves
+from pipeline.shard.records.moves import Fence
 from pipeline.shard.row_copy import GOES_ALONG, copy_records, records_of
 from pipeline.shard.row_sync import Compared, RowSync, delete_rows
 from pipeline.shard.session import NodeSession
@@ -48,20 +49,20 @@ class MovedTable(NamedTuple):
 
 
 class FencedSession(NodeSession):
-    """A session of the target whose transactions take place only while an attempt to copy counts."""
+    """A session whose transactions take place only while a move is where its mover takes it to be."""
 
-    fence: tuple[Collection[int], int, int] = ((), 0, 0)
+    fence = Fence()
 
     @contextmanager
     def transaction(self) -> Iterator[NodeSession]:
         """Begin, and commit at the end; see `NodeSession.transaction`.
 
         Raises:
-            CopyVoid: the attempt does not count any more; nothing was done.
+            CopyVoid: it is not there any more; nothing was done.
         """
         with super().transaction():
-            if not moves.fence(self, *self.fence):
-                raise CopyVoid("another mover copies these buckets, or the move was given up")
+            if not self.fence.holds(self):
+                raise CopyVoid("another mover is at these buckets, or they are moved anew, or the move was given up")
             yield self
 
 
@@ -214,11 +215,11 @@ def set_aside_behind(source: NodeSession, after: dict[int, Position]) -> dict[in
     return found
 
 
-def delete_bucket_rows(session: NodeSession, tables: list[MovedTable], buckets: Collection[int]) -> Iterator[int]:
+def delete_bucket_rows(session: FencedSession, tables: list[MovedTable], buckets: Collection[int]) -> Iterator[int]:
     """Delete the rows and the records of buckets, chunk by chunk; yield how many rows each chunk had.
 
     Args:
-        session: of the primary of a shard that does not own them.
+        session: of the primary of a shard that does not own them; fenced.
         tables: that may have rows.
         buckets: which.
     """
@@ -226,7 +227,5 @@ def delete_bucket_rows(session: NodeSession, tables: list[MovedTable], buckets: 
         yield from delete_rows(session, table.schema.name_there, id_column(table.schema), table.condition)
     for bucket in buckets:
         with session.translated(), session.transaction():
-            if ledger.lock_buckets(session, [bucket])[bucket].state != ledger.GONE:
-                raise CopyVoid(f"bucket {bucket} is being moved again")
             for name in GOES_ALONG:
                 session.execute(f"DELETE FROM {name} WHERE bucket = {bucket}")

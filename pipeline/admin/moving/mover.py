@@ -33,7 +33,7 @@ from pipeline.reads.routing.moving import OLD_MAP_S
 from pipeline.shard.driver_errors import is_driver_error, sentence_of
 from pipeline.shard.records import ledger, ledger_queries, moves
 from pipeline.shard.records.ledger import ACTIVE, CATCHING, COPYING, GONE, HALTED, HOLDING, MOVED
-from pipeline.shard.records.moves import Leg
+from pipeline.shard.records.moves import Fence, Leg
 from pipeline.shard.session import NodeSession
 
 #: For so long a move is in the map before rows are copied, s: readers with an older map look at states themselves.
@@ -126,17 +126,21 @@ class Mover:
         return "over" if all(leg.note.cleaned for leg in here.values()) else "clean"
 
     def give_up(self, why: str) -> None:
-        """End a move whose source has not stopped; the source is as it was.
+        """End a move whose target has not begun; the source goes on as it was.
 
         Args:
             why: for people.
 
         Raises:
-            PipelineError: the source has stopped: go on, then move the bucket back.
+            PipelineError: the target has begun: let the move end, then move the bucket back.
         """
         target = self._target
-        self._forget_on_source()  # first, so that no mover stops the source while its target is emptied
+        if not self._stopped():
+            self._forget_on_source()  # first, so that no mover stops the source while its target is emptied
+        elif not self._step(target, [COPYING, CATCHING], GONE):
+            raise PipelineError(f"{self.leg.target} has begun: let the move end, then run: pipeline move back")
         self._step(target, [COPYING, CATCHING], GONE)
+        self._resume_source()
         note = next((leg.note for leg in self._legs(target).values()), moves.MoveNote())
         moves.note(target, self.buckets, self.leg.move, replace(note, trouble=why, cleaned=False))
         logger.warning(Event("move_given_up", move=self.leg.move, buckets=len(self.buckets), why=why))
@@ -163,7 +167,7 @@ class Mover:
         moves.note(self._target, self.buckets, self.leg.move, note)
         tables = self._tables()
         with apart(client, self.leg.source) as source, apart(client, self.leg.target, writing=True) as target:
-            target.fence = (self.buckets, self.leg.move, attempt)
+            target.fence = Fence(self.buckets, self.leg.move, COPYING, attempt)
             connection = _connection(target)
             with source.snapshot():
                 begun = _positions_in(source, self.buckets)
@@ -226,7 +230,7 @@ class Mover:
             self._step(self._source, [MOVED], GONE)
 
     def _clean(self) -> Iterator[MoveStep]:
-        yield from self._deleted(self._source, self.leg.source)
+        yield from self._deleted(self.leg.source)
         moves.note(self._source, self.buckets, self.leg.move, moves.MoveNote(cleaned=True))
         self._follow_map()
 
@@ -239,18 +243,32 @@ class Mover:
 
     def _undo(self) -> Iterator[MoveStep]:
         note = self._note
-        self._forget_on_source()  # once more: the source may have failed over since
-        yield from self._deleted(self._target, self.leg.target)
+        self._resume_source()  # once more: the source may have failed over since
+        yield from self._deleted(self.leg.target)
         moves.note(self._target, self.buckets, self.leg.move, replace(note, cleaned=True))
         self._follow_map()
+
+    def _stopped(self) -> bool:
+        return any(leg.state == MOVED for leg in self._legs(self._source).values())
+
+    def _resume_source(self) -> None:
+        """Let the source go on once no node of the target can begin, and forget the move."""
+        if self._stopped():
+            for _ in clock.polls(WAIT_S, first_s=0.005):
+                every = (self._legs(session) for session in self._nodes_of(self.leg.target))
+                if all({leg.state for leg in one.values()} == {GONE} for one in every):
+                    break
+            else:
+                raise PipelineError(f"a replica of {self.leg.target} does not follow: {self.leg.source} waits for it")
+            self._step(self._source, [MOVED], ACTIVE)
+        self._forget_on_source()
 
     def _forget_on_source(self) -> None:
         source = self._source
         with source.translated(), source.transaction():
             marks = ledger.lock_buckets(source, self.buckets)
-            if any(mark.state not in (*_OWNED, HALTED) for mark in marks.values()):
-                raise PipelineError(f"{self.leg.source} has stopped: let the move end, then run: pipeline move back")
-            moves.forget_legs(source, self.buckets, self.leg.move)
+            if all(mark.state in (*_OWNED, HALTED) for mark in marks.values()):
+                moves.forget_legs(source, self.buckets, self.leg.move)
 
     # parts --------------------------------------------------------------------------------------------------
 
@@ -328,12 +346,14 @@ class Mover:
             clock.sleep_s(min(1.0, left_s))
             self._hold()
 
-    def _deleted(self, session: NodeSession, shard: str) -> Iterator[MoveStep]:
-        rows = 0
-        for more in buckets_rows.delete_bucket_rows(session, self._tables(), self.buckets):
-            self._hold()
-            rows += more
-            yield MoveStep("cleaning", shard, rows)
+    def _deleted(self, shard: str) -> Iterator[MoveStep]:
+        rows, tables = 0, self._tables()
+        with apart(self._client, shard, writing=True) as session:
+            session.fence = Fence(self.buckets, self.leg.move, GONE)
+            for more in buckets_rows.delete_bucket_rows(session, tables, self.buckets):
+                self._hold()
+                rows += more
+                yield MoveStep("cleaning", shard, rows)
 
     def _hold(self) -> None:
         """Say that this mover is at work: no other one begins."""

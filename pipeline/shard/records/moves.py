@@ -163,18 +163,36 @@ def change_state(
     return True
 
 
-def fence(session: NodeSession, buckets: Collection[int], move: int, attempt: int) -> bool:
-    """Return whether an attempt to copy still counts, and let it count until the transaction ends.
+class Fence(NamedTuple):
+    """What must hold in each transaction that writes or deletes rows of a move.
 
-    Args:
-        session: of the target, inside a transaction.
+    Attributes:
         buckets: of the move.
         move: its number.
-        attempt: its number.
+        state: of the buckets.
+        attempt: the number of the attempt to copy; None: any.
     """
-    marks = lock_buckets(session, buckets)
-    mine = [leg for leg in legs_within(session, buckets).values() if (leg.move, leg.note.attempt) == (move, attempt)]
-    return len(mine) == len(buckets) and all(bucket in marks and marks[bucket].state == COPYING for bucket in buckets)
+
+    buckets: Collection[int] = ()
+    move: int = 0
+    state: str = COPYING
+    attempt: int | None = None
+
+    def holds(self, session: NodeSession) -> bool:
+        """Return whether it holds, and let it hold until the transaction ends.
+
+        Args:
+            session: inside a transaction.
+        """
+        marks, legs = lock_buckets(session, self.buckets), legs_within(session, self.buckets)
+        return all(
+            bucket in marks
+            and marks[bucket].state == self.state
+            and bucket in legs
+            and legs[bucket].move == self.move
+            and self.attempt in (None, legs[bucket].note.attempt)
+            for bucket in self.buckets
+        )
 
 
 def forget_legs(session: NodeSession, buckets: Collection[int], move: int) -> None:
