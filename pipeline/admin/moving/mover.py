@@ -178,10 +178,11 @@ class Mover:
                     yield MoveStep("copying", table, rows, size)
                 while not self._source_has(begun):
                     yield from self._pause(SHORT_S, "for every node of the source to have what was copied")
-                # the same connections as at the beginning: neither shard has failed over since
+                # the same connections to the same primaries as at the beginning: neither shard has failed over since
                 source.rows("SELECT 1")
-                if _connection(target) is not connection:
-                    raise buckets_rows.CopyVoid("the target was restarted meanwhile")
+                primaries = client.nodes.primary_name(self.leg.source), client.nodes.primary_name(self.leg.target)
+                if _connection(target) is not connection or primaries != (source.node, target.node):
+                    raise buckets_rows.CopyVoid("a database failed over meanwhile")
                 buckets_rows.take_records(source, target, begun, CATCHING)
         moves.note(self._target, self.buckets, self.leg.move, replace(note, rows=rows, bytes=size))
 
