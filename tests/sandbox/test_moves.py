@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support.sandbox.deployments import Site, drain, insert, run, site
+from support.sandbox.deployments import Site, drain, file_of, insert, run, site
 
 from pipeline.admin import reshape
 from pipeline.admin.moving import mover as movers
@@ -18,6 +20,7 @@ from pipeline.errors import PipelineError, WrongDeployment
 from pipeline.model.op import Position
 from pipeline.shard import stored_rows
 from pipeline.shard.records import ledger_queries
+from pipeline.shard.session import NodeSession
 
 __all__ = ["site"]
 
@@ -237,3 +240,29 @@ def test_a_mover_that_was_thought_dead_deletes_nothing_of_a_bucket_that_came_bac
 
     assert rows_on(client, "s0") == before
     assert states_of(client, bucket) == ["active", "gone"]
+
+
+def test_the_map_names_a_move_until_no_replica_has_rows_of_it(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = bucket_with_rows(client, "s0")
+    mover = orders.order_move(client, [bucket], "s1", "me", keep_s=0)
+    steps, nodes_of = mover.steps(), mover._nodes_of
+    while next(steps).stage != "cleaning":
+        pass
+    behind = sqlite3.connect(tmp_path / "behind.sqlite")
+    with sqlite3.connect(file_of(client, "s0")) as primary:
+        primary.backup(behind)
+    behind.execute("UPDATE pipeline_moves SET note = '{}'")
+    behind.commit()
+    replica = NodeSession("s0-r0", f"sqlite://{tmp_path}/behind.sqlite")
+    monkeypatch.setattr(mover, "_nodes_of", lambda shard: [*nodes_of(shard), *([replica] if shard == "s0" else [])])
+
+    for _ in range(5):
+        assert next(steps).stage in ("cleaning", "waiting")
+    assert bucket in client.topology.placement.moves
+
+    behind.execute("""UPDATE pipeline_moves SET note = '{"emptied": true}'""")
+    behind.commit()
+    assert [step.stage for step in steps][-1] == "over"
+    assert client.topology.placement.moves == {}

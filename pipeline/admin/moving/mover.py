@@ -231,9 +231,7 @@ class Mover:
             self._step(self._source, [MOVED], GONE)
 
     def _clean(self) -> Iterator[MoveStep]:
-        yield from self._deleted(self.leg.source)
-        moves.note(self._source, self.buckets, self.leg.move, moves.MoveNote(cleaned=True))
-        self._follow_map()
+        yield from self._deleted(self.leg.source, moves.MoveNote())
 
     def _abandon(self) -> Iterator[MoveStep]:
         """Give up what the source knows nothing of any more: it failed over, or whoever gave up has died."""
@@ -245,9 +243,7 @@ class Mover:
     def _undo(self) -> Iterator[MoveStep]:
         note = self._note
         self._resume_source()  # once more: the source may have failed over since
-        yield from self._deleted(self.leg.target)
-        moves.note(self._target, self.buckets, self.leg.move, replace(note, cleaned=True))
-        self._follow_map()
+        yield from self._deleted(self.leg.target, note)
 
     def _stopped(self) -> bool:
         return any(leg.state == MOVED for leg in self._legs(self._source).values())
@@ -347,14 +343,20 @@ class Mover:
             clock.sleep_s(min(1.0, left_s))
             self._hold()
 
-    def _deleted(self, shard: str) -> Iterator[MoveStep]:
-        rows, tables = 0, self._tables()
+    def _deleted(self, shard: str, note: moves.MoveNote) -> Iterator[MoveStep]:
+        """Delete the rows; the map names the move until no replica has them, for readers leave them out till then."""
+        rows, tables, primary = 0, self._tables(), self._client.nodes.primary(shard)
         with apart(self._client, shard, writing=True) as session:
             session.fence = Fence(self.buckets, self.leg.move, GONE)
             for more in buckets_rows.delete_bucket_rows(session, tables, self.buckets):
                 self._hold()
                 rows += more
                 yield MoveStep("cleaning", shard, rows)
+        moves.note(primary, self.buckets, self.leg.move, replace(note, emptied=True))
+        while not all(leg.note.emptied for node in self._nodes_of(shard) for leg in self._legs(node).values()):
+            yield from self._pause(SHORT_S, f"for every node of {shard} to have deleted its rows")
+        moves.note(primary, self.buckets, self.leg.move, replace(note, emptied=True, cleaned=True))
+        self._follow_map()
 
     def _hold(self) -> None:
         """Say that this mover is at work: no other one begins."""

@@ -29,7 +29,8 @@ class MoveNote(msgspec.Struct, frozen=True):
         attempt: the number of the last attempt to copy: chunks of an earlier one are not written any more.
         verified: whether both shards were found equal at one watermark.
         mapped: whether the map and the epochs say that the target owns the bucket.
-        cleaned: whether this shard has no rows of the bucket any more.
+        emptied: whether this node has no rows of the bucket any more.
+        cleaned: whether no node of this shard has any.
         trouble: why the move has ended, or does not go on, with what to do; empty: nothing is wrong.
     """
 
@@ -39,6 +40,7 @@ class MoveNote(msgspec.Struct, frozen=True):
     attempt: int = 0
     verified: bool = False
     mapped: bool = False
+    emptied: bool = False
     cleaned: bool = False
     trouble: str = ""
 
