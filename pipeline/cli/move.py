@@ -37,8 +37,8 @@ class _MoveGroup(click.Group):
 def move_group() -> None:
     """Move buckets to another shard while ops arrive: pipeline move 0-15,40 --to s2.
 
-    The rows are copied and compared before the move counts. The writes to these buckets pause for less than a second;
-    nothing else does. A worker goes on with a move whose command was killed.
+    The rows are copied and compared before the move counts. The ops of these buckets wait for a moment at its end; no
+    others do. A worker goes on with a move whose command was killed.
     """
 
 
