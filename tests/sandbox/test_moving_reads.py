@@ -13,7 +13,10 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline.config.placement import NOWHERE, Placement
+from pipeline.errors import PartialResult, ShardUnavailable
+from pipeline.model.op import Position
 from pipeline.reads.routing.moving import Elsewhere
+from pipeline.reads.session import Need, Token
 from pipeline.testing import Sandbox, sandbox
 
 #: The states of the source and of the target, and which of them has the truth.
@@ -393,17 +396,89 @@ MOMENTS: dict[str, tuple[Callable[[World], Any], Callable[[dict[int, int]], Any]
 }
 
 
+@pytest.mark.parametrize("deaf", [False, True], ids=["by the map", "without a map"])
 @pytest.mark.parametrize("steps", [3, 6, 14])
 @pytest.mark.parametrize("kind", ["select", "count", "sum", "read"])
 @pytest.mark.parametrize("node", ["s0", "s1"])
 def test_a_move_that_begins_within_a_read_is_noticed_behind_its_rows(
-    world: World, monkeypatch: pytest.MonkeyPatch, node: str, kind: str, steps: int
+    world: World, monkeypatch: pytest.MonkeyPatch, node: str, kind: str, steps: int, deaf: bool
 ) -> None:
-    mover = Mover(world, random.Random(1), deaf=False)
-    (read, expected), once = MOMENTS[kind], iter([steps])
+    mover = Mover(world, random.Random(1), deaf=deaf)
+    # without a map the first statement asks for states
+    (read, expected), goes = MOMENTS[kind], iter([0, steps] if deaf else [steps])
+    if deaf:
+        world.forget_news()
     adapter = world.box.client.reads._router.readers[node].adapter
-    monkeypatch.setattr(adapter, "execute", _after(lambda: mover.go(next(once, 0)), adapter.execute))
+    monkeypatch.setattr(adapter, "execute", _after(lambda: mover.go(next(goes, 0)), adapter.execute))
 
     found = read(world)
 
     assert found in map(expected, mover.truths(0))
+
+
+@pytest.fixture
+def sent(world: World, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The statements that readers send, each with its node."""
+    found: list[tuple[str, str]] = []
+    for node in ("s0", "s1"):
+        adapter = world.box.client.reads._router.readers[node].adapter
+
+        def execute(sql: str, *rest: Any, node: str = node, then: Any = adapter.execute, **options: Any) -> Any:
+            if sql != "SELECT 1":  # a connection is tried after a second's rest
+                found.append((node, sql))
+            return then(sql, *rest, **options)
+
+        monkeypatch.setattr(adapter, "execute", execute)
+    return found
+
+
+def test_while_nothing_moves_a_read_sends_its_own_statement_alone(world: World, sent: list[tuple[str, str]]) -> None:
+    pipeline.get(world.db.sale, world.ids[1])
+    pipeline.count(world.db.sale)
+    with pipeline.read(world.db.sale, world.customer) as node:
+        node(node.sale.customer == world.customer).select()
+
+    assert sorted(node for node, _ in sent) == ["s0", "s0", "s0", "s1"]
+    assert not any("pipeline_watermarks" in sql or "CRC32" in sql for _, sql in sent)
+
+
+def test_while_a_bucket_moves_reads_of_others_send_nothing_more(world: World, sent: list[tuple[str, str]]) -> None:
+    world.stand(("active", "copying"))
+    world.map("s0")
+
+    for customer in world.stays:
+        assert len(pipeline.select(world.db.sale.customer == customer)) == 1
+
+    assert [node for node, _ in sent] == ["s0", "s1"]
+    assert not any("pipeline_watermarks" in sql for _, sql in sent)
+
+
+def test_what_the_source_will_never_have_is_not_waited_for_there(world: World, sent: list[tuple[str, str]]) -> None:
+    """The map of the reader is of before the target began."""
+    world.stand(("moved", "active"))
+    world.map("s0")
+    epoch, seq = world.mark
+    session = world.box.client.nodes.primary("s1")
+    with session.transaction():
+        session.execute(f"UPDATE pipeline_watermarks SET seq = {seq + 1} WHERE bucket = {world.bucket}")
+    later = Token({world.bucket: Need(Position(epoch, seq + 1))})
+
+    row = pipeline.get(world.db.sale, world.ids[0], after=later, wait_s=1)
+
+    assert row.qty == 11
+    assert {node for node, _ in sent} == {"s1"}
+
+
+@pytest.mark.parametrize("deaf", [False, True], ids=["by the map", "without a map"])
+def test_where_no_shard_serves_a_bucket_a_read_fails_and_finds_no_part(world: World, deaf: bool) -> None:
+    world.stand(("gone", "catching"))
+    world.map("s0")
+    if deaf:
+        world.forget_news()
+
+    with pytest.raises(ShardUnavailable, match="read again"):
+        pipeline.get(world.db.sale, world.ids[1])
+    with pytest.raises(ShardUnavailable), pipeline.read(world.db.sale, world.customer):
+        pass
+    with pytest.raises(PartialResult):
+        pipeline.count(world.db.sale, timeout_s=0.2)
