@@ -85,7 +85,8 @@ class SignOfLife:
     def turn(self) -> float:
         """Write the sign, and let systemd know if this worker consumes; return the seconds to the next turn."""
         self._listen()
-        threads = {name: Beat(one.alive, None if name.startswith("chores") else one.turn_s)
+        # a turn of chores or of a move may take minutes
+        threads = {name: Beat(one.alive, None if name.startswith(("chores", "mover")) else one.turn_s)
                    for name, one in self._threads.items()}  # fmt: skip
         sign = Sign(
             self._name, os.getpid(), self._served, clock.mono_s(), threads,
