@@ -17,7 +17,7 @@ class Placement(NamedTuple):
     """A map.
 
     Attributes:
-        version: the epoch above which it came into force; 0: nothing has moved yet.
+        version: grows with each change of the owners; 0: nothing has moved yet.
         owners: the shard of each bucket that is not where the configuration puts it.
         moves: of each bucket that is under way or has left rows behind, the shards from and to which it moves.
     """
@@ -31,16 +31,16 @@ class Placement(NamedTuple):
         return msgspec.json.encode({**self._asdict(), "owners": dict(self.owners), "moves": dict(self.moves)}).decode()
 
     @classmethod
-    def from_json(cls, text: str) -> Placement:
-        """Return a map.
+    def noted(cls, text: str) -> Placement | None:
+        """Return the map that Redis has; None where nobody of ours has written it.
 
         Args:
-            text: what `to_json` returned.
-
-        Raises:
-            ValueError: it is not that.
+            text: the value.
         """
-        found = msgspec.json.decode(text, type=_Written)
+        try:
+            found = msgspec.json.decode(text, type=_Written)
+        except ValueError:
+            return None
         return cls(found.version, dict(found.owners), dict(found.moves))
 
 

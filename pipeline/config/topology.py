@@ -63,13 +63,13 @@ class Topology:
         self.shards = tuple(settings.shards)
         self.heard_at_s = -math.inf
         self._began = owners(self.buckets, {name: shard.buckets for name, shard in settings.shards.items()})
-        self.follow(NOWHERE)
+        self._act_on(NOWHERE)
         self._rules: dict[str, Rule] = {}
         self._placing: dict[tuple[str, Column], Rule] = {}
         self._finding: dict[tuple[str, Column], Rule] = {}
 
     def follow(self, placement: Placement) -> None:
-        """Act on a map from now on.
+        """Act on a map from now on; one that is equal changes nothing, so that what was found under it counts on.
 
         Args:
             placement: the map.
@@ -77,6 +77,10 @@ class Topology:
         Raises:
             WrongDeployment: it names a shard or a bucket that the configuration lacks; nothing was changed.
         """
+        if placement != self.placement:
+            self._act_on(placement)
+
+    def _act_on(self, placement: Placement) -> None:
         if strangers := {*placement.owners.values()} - {*self.shards}:
             name = min(strangers)
             raise WrongDeployment(
@@ -184,13 +188,14 @@ class Topology:
         """
         return self._owned[shard]
 
-    def group_of(self, shard: str) -> str:
-        """Return the name of the Redis that has the logs of *shard*; the empty name is that of [redis].
+    def group_of(self, scope: str) -> str:
+        """Return the name of the Redis that has the logs of a scope; the empty name is that of [redis].
 
-        Raises:
-            KeyError: there is no such shard.
+        Args:
+            scope: a shard's name; any other is the reference log's, or one that nothing is configured for.
         """
-        return self._settings.shards[shard].redis
+        shard = self._settings.shards.get(scope)
+        return shard.redis if shard is not None else ""
 
     @property
     def groups(self) -> dict[str, str]:

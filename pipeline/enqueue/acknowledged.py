@@ -49,6 +49,10 @@ class Acknowledged:
         self._watching: threading.Thread | None = None
         self._start()
 
+    def scope_of(self, bucket: int) -> Scope:
+        """Return the scope of a bucket's log."""
+        return self.scopes[self.topology.owners[bucket]]
+
     def remember(self, producer: int, reached: Mapping[int, tuple[int, Position]]) -> None:
         """Keep in mind what `resend` has sent and nobody holds any more: this process has it named if it is lost.
 
@@ -94,7 +98,7 @@ class Acknowledged:
         try:
             for (bucket, producer), one in acked.items():
                 if not self.away.spool.keeps(bucket, producer, one[0]):  # else it is sent again
-                    shares.setdefault(self.scopes[self.topology.owners[bucket]], {})[bucket, producer] = one
+                    shares.setdefault(self.scope_of(bucket), {})[bucket, producer] = one
             for scope, share in shares.items():
                 epoch, current, _ = self._log.epoch(scope.name)
                 done |= self._authority.settle(scope, epoch if current else 0, share)

@@ -16,12 +16,11 @@ from pipeline.oplog.appends import Appends
 from pipeline.oplog.contract import Log
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import moves
-from pipeline.shard.records.ledger import ACTIVE, GONE, HALTED, HOLDING, MOVED
+from pipeline.shard.records.ledger import GONE, MOVED, OWNED
 from pipeline.shard.records.moves import Leg
 
 #: The last move of each bucket, by the shards that have answered.
 Told = Mapping[str, Mapping[int, Leg]]
-_OWNED = (ACTIVE, HOLDING, HALTED)
 logger = logging.getLogger("pipeline.moves")
 
 
@@ -39,15 +38,14 @@ def follow(log: Log, nodes: Nodes, topology: Topology, *, anew: bool = False) ->
         LogUnavailable: Redis did not answer.
     """
     text = log.placement()
-    known = read_map(text)
+    known = Placement.noted(text)
     if known is None or anew:
         drawn, whole = draw(nodes, topology, known or topology.placement)
         # what some shard has not said yet is not written down: the next process asks again
         if whole and drawn != known:
             log.note_placement(text, drawn.to_json())
         known = drawn
-    if known != topology.placement:
-        topology.follow(known)
+    topology.follow(known)
     return known
 
 
@@ -62,23 +60,11 @@ def follow_noted(log: Appends, topology: Topology) -> None:
         WrongDeployment: buckets have moved to a shard that the configuration lacks.
     """
     try:
-        known = read_map(log.placement())
+        known = Placement.noted(log.placement())
     except LogUnavailable:
         return
-    if known is not None and known != topology.placement:
+    if known is not None:
         topology.follow(known)
-
-
-def read_map(text: str) -> Placement | None:
-    """Return the map that Redis has; None where it has none of ours.
-
-    Args:
-        text: its JSON.
-    """
-    try:
-        return Placement.from_json(text)
-    except ValueError:
-        return None
 
 
 def draw(nodes: Nodes, topology: Topology, known: Placement) -> tuple[Placement, bool]:
@@ -118,7 +104,7 @@ def draw(nodes: Nodes, topology: Topology, known: Placement) -> tuple[Placement,
 
 def _refuse_unknown(told: Told, topology: Topology) -> None:
     """Raise if a bucket has left for a shard that is not asked: this process cannot say who owns the bucket."""
-    owned = {bucket for found in told.values() for bucket, leg in found.items() if leg.state in _OWNED}
+    owned = {bucket for found in told.values() for bucket, leg in found.items() if leg.state in OWNED}
     for leg in (leg for found in told.values() for leg in found.values()):
         if leg.state in (MOVED, GONE) and leg.bucket not in owned and leg.target not in topology.shards:
             raise WrongDeployment(
@@ -132,7 +118,7 @@ def _refuse_unknown(told: Told, topology: Topology) -> None:
 def _owner(bucket: int, told: Told, topology: Topology) -> str:
     """Return the shard that owns a bucket, or will go on with it: one that has stopped is followed by its target."""
     for shard, found in told.items():
-        if bucket in found and found[bucket].state in _OWNED:
+        if bucket in found and found[bucket].state in OWNED:
             return shard
     shard = topology.began(bucket)
     for _ in topology.shards:

@@ -48,7 +48,7 @@ class Agreement:
     def __init__(self, log: Log, nodes: Nodes, topology: Topology, scope: str = EVERYWHERE):
         self._log, self._nodes, self.mine = log, nodes, topology.fingerprint
         self._scope, self._scopes = scope, scopes_of_servers(topology)
-        group = topology.group_of(scope) if scope != EVERYWHERE else ""
+        group = topology.group_of(scope)
         self._groups = topology.groups
         self._redis = self._groups.get(group, self.mine.redis[0])
         self._seen = log.deployment(scope)

@@ -24,7 +24,7 @@ from pipeline.enqueue.shipment import Acked, Sender
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.events import Event
 from pipeline.model.seal import Seal
-from pipeline.oplog.appends import EVERYWHERE, Appends, Scope
+from pipeline.oplog.appends import Appends, Scope
 from pipeline.oplog.contract import Log
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger, ledger_queries, moves
@@ -193,8 +193,7 @@ class Authority:
             one: the name of a scope.
             other: that of another.
         """
-        groups = {self._topology.group_of(name) if name != EVERYWHERE else "" for name in (one, other)}
-        return len(groups) == 1
+        return self._topology.group_of(one) == self._topology.group_of(other)
 
     def renew(self) -> None:
         """Give a new server what it may have forgotten: the schemas of this process."""

@@ -142,10 +142,6 @@ class Publisher(Acknowledged):
                 self.away.claim_failed(error)
             return row_id
 
-    def scope_of(self, bucket: int) -> Scope:
-        """Return the scope of a bucket's log."""
-        return self.scopes[self.topology.owners[bucket]]
-
     def epoch_of(self, scope: Scope) -> int:
         """Ask the server for a scope's epoch; raise it if it was given out on another.
 

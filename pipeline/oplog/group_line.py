@@ -62,7 +62,7 @@ class GroupedLine:
             line.close()
 
     def _to(self, scope: str) -> RedisLine:
-        group = self._topology.group_of(scope) if scope in self._topology.shards else ""
+        group = self._topology.group_of(scope)
         if group not in self._lines:
             self._lines[group] = self._logs[group].line(patient=self._patient)
         line = self._of_scope[scope] = self._lines[group]

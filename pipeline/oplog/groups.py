@@ -69,7 +69,7 @@ class GroupedLog(RedisLog):
         Args:
             scope: its name; that of a shard, or `EVERYWHERE`.
         """
-        return self._logs[self._topology.group_of(scope)] if scope in self._topology.shards else self.first
+        return self._logs[self._topology.group_of(scope)]
 
     def at_bucket(self, bucket: int) -> RedisLog:
         """Return the log over the one Redis that has a bucket's log.

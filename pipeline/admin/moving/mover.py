@@ -25,6 +25,7 @@ from pipeline.admin.reshape import renew_epochs
 from pipeline.apply.follow import CopyBehind, Differs, Follow
 from pipeline.chance import chance
 from pipeline.client import Client
+from pipeline.config.placement import Placement
 from pipeline.enqueue import bucket_map
 from pipeline.errors import PipelineError, ShardUnavailable
 from pipeline.events import Event
@@ -32,7 +33,7 @@ from pipeline.model.op import START, Position
 from pipeline.reads.routing.moving import OLD_MAP_S
 from pipeline.shard.driver_errors import is_driver_error, sentence_of
 from pipeline.shard.records import ledger, ledger_queries, moves
-from pipeline.shard.records.ledger import ACTIVE, CATCHING, COPYING, GONE, HALTED, HOLDING, MOVED
+from pipeline.shard.records.ledger import ACTIVE, APPLYING, CATCHING, COPYING, GONE, MOVED, OWNED
 from pipeline.shard.records.moves import Fence, Leg
 from pipeline.shard.session import NodeSession
 
@@ -45,7 +46,6 @@ NEAR = 200
 WAIT_S, REFUSED_S, SHORT_S = 30.0, 15.0, 0.05
 #: How long a mover's lease lasts from each step, ms.
 LEASE_MS = 15_000
-_OWNED = (ACTIVE, HOLDING)
 logger = logging.getLogger("pipeline.moves")
 
 
@@ -199,7 +199,7 @@ class Mover:
         yield from self._caught_up(follow)
         self._hold()
         with self._source.translated(), self._source.transaction():
-            stopped = moves.change_state(self._source, self.buckets, self.leg.move, _OWNED, MOVED)
+            stopped = moves.change_state(self._source, self.buckets, self.leg.move, APPLYING, MOVED)
         if stopped:
             yield MoveStep("stopping", f"{self.leg.source} has stopped")
 
@@ -264,7 +264,7 @@ class Mover:
         source = self._source
         with source.translated(), source.transaction():
             marks = ledger.lock_buckets(source, self.buckets)
-            if all(mark.state in (*_OWNED, HALTED) for mark in marks.values()):
+            if all(mark.owned for mark in marks.values()):
                 moves.forget_legs(source, self.buckets, self.leg.move)
 
     # parts --------------------------------------------------------------------------------------------------
@@ -375,7 +375,7 @@ class Mover:
         bucket_map.follow(client.log, client.nodes, client.topology, anew=True)
 
     def _map_is_known(self) -> bool:
-        known = bucket_map.read_map(self._client.log.placement())
+        known = Placement.noted(self._client.log.placement())
         if known is None or any(bucket not in known.moves for bucket in self.buckets):
             self._follow_map()
             return False
@@ -454,8 +454,7 @@ class Mover:
 
     def _target_owns(self) -> bool:
         every = (self._legs(session) for session in self._nodes_of(self.leg.target))
-        owned = (*_OWNED, HALTED)
-        return all(len(one) == len(self.buckets) and all(leg.state in owned for leg in one.values()) for one in every)
+        return all(len(one) == len(self.buckets) and all(leg.state in OWNED for leg in one.values()) for one in every)
 
 
 def _positions_in(session: NodeSession, buckets: tuple[int, ...]) -> dict[int, Position]:

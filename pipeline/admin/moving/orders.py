@@ -14,7 +14,7 @@ from pipeline.config.bucket_ranges import format_ranges
 from pipeline.enqueue import bucket_map
 from pipeline.errors import PipelineError, did_you_mean
 from pipeline.shard.records import ledger, moves
-from pipeline.shard.records.ledger import ACTIVE, HOLDING
+from pipeline.shard.records.ledger import APPLYING
 from pipeline.shard.records.moves import Leg
 
 #: What people are told of each stage; see `Mover.stage`.
@@ -45,7 +45,7 @@ def order_move(client: Client, buckets: Collection[int], target: str, who: str, 
         marks = ledger.lock_buckets(session, wanted)
         found = moves.legs_within(session, wanted)
         for bucket in wanted:
-            if bucket not in marks or marks[bucket].state not in (ACTIVE, HOLDING):
+            if bucket not in marks or marks[bucket].state not in APPLYING:
                 state = marks[bucket].state if bucket in marks else "unknown"
                 raise PipelineError(
                     f"bucket {bucket} on {source} is {state}: see pipeline why; a halted one goes on once its first op "

@@ -19,7 +19,7 @@ from pipeline.enqueue.producer import Run
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.events import Event
-from pipeline.oplog.appends import EVERYWHERE, EpochStale, Scope
+from pipeline.oplog.appends import EpochStale, Scope
 from pipeline.oplog.contract import Entries
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
@@ -84,7 +84,8 @@ class Drainer:
                 probes: dict[str, WaitBudget] = {}
                 if self._definitions_first(done):
                     for scope, buckets in self._scopes().items():
-                        probe = probes.setdefault(self._server_of(scope), WaitBudget(PROBE_S))
+                        # a Redis that is silent delays no ops of another
+                        probe = probes.setdefault(self._topology.group_of(scope.name), WaitBudget(PROBE_S))
                         self._drain(scope, buckets, done, deadline, patient, report, probe)
                 self._step("settle")
                 done.empty = self._last_sent(done)
@@ -122,10 +123,6 @@ class Drainer:
         for bucket in self._spool.buckets():
             scopes.setdefault(self._publisher.scope_of(bucket), []).append(bucket)
         return scopes
-
-    def _server_of(self, scope: Scope) -> str:
-        """Return the name of the Redis that has a scope's logs: one that is silent delays no ops of another."""
-        return self._topology.group_of(scope.name) if scope.name != EVERYWHERE else ""
 
     def _definitions_first(self, done: DrainResult) -> bool:
         """Publish the definitions that Redis has never had; whether it took them."""

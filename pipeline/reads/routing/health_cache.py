@@ -147,14 +147,12 @@ class HealthCache:
 
     def _follow(self, text: str, asked_at_s: float) -> None:
         """Follow the map that Redis has. One that is missing is none: whoever writes next makes it anew."""
-        topology = self._topology
-        if topology is None:
+        topology, placement = self._topology, Placement.noted(text)
+        if topology is None or placement is None:
             return
         try:
-            placement = Placement.from_json(text)
-            if placement != topology.placement:
-                topology.follow(placement)
-        except (ValueError, WrongDeployment) as error:
+            topology.follow(placement)
+        except WrongDeployment as error:
             logger.info(Event("map_unknown", error=error))
             return
         topology.heard_at_s = asked_at_s

@@ -18,6 +18,9 @@ MOST_WHY = 1000
 READ_MARKS = "SELECT bucket, epoch, seq, state FROM pipeline_watermarks"
 #: States of a bucket: applied; applied, and ops set aside hold rows; not applied behind a rejected op.
 ACTIVE, HOLDING, HALTED = "active", "holding", "halted"
+#: The states of a bucket on the shard that owns it, and those in which its ops are applied.
+APPLYING = (ACTIVE, HOLDING)
+OWNED = (*APPLYING, HALTED)
 #: States of a bucket that moves, on the shard that it comes to, and on the one that it has left.
 COPYING, CATCHING, MOVED, GONE = "copying", "catching", "moved", "gone"
 
@@ -31,7 +34,7 @@ class Mark(NamedTuple):
     @property
     def owned(self) -> bool:
         """Whether this shard owns the bucket."""
-        return self.state in (ACTIVE, HOLDING, HALTED)
+        return self.state in OWNED
 
 
 class Reject(NamedTuple):
