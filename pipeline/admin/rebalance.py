@@ -12,11 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from pipeline.admin.migrate import published
-from pipeline.admin.reshape import shard_keys_of
+from pipeline.admin.reshape import placing_of, shard_keys_of
 from pipeline.client import Client
 from pipeline.enqueue import bucket_map
 from pipeline.errors import PipelineError
-from pipeline.model.values import checker
 
 #: A shard this near to its share stays as it is.
 TOLERANCE = 0.05
@@ -76,15 +75,11 @@ def rows_per_bucket(pipeline: Client) -> Counter[int]:
     """
     topology, found = pipeline.topology, Counter[int]()
     for schema in published(pipeline):
-        settings = topology.table(schema.name)
-        if settings.reference:
+        if topology.table(schema.name).reference:
             continue
-        key = settings.shard_key or schema.id_name
-        column = schema.columns[schema.index[key]]
-        final, placed = checker(schema.name, column), topology.placing(schema.name, column)
+        key, bucket_of = placing_of(topology, schema)
         for shard in topology.shards:
-            rows = shard_keys_of(pipeline.nodes.primary(shard), schema, key)
-            found.update(placed(final(value)) for _, value in rows)
+            found.update(bucket_of(value) for _, value in shard_keys_of(pipeline.nodes.primary(shard), schema, key))
     return found
 
 

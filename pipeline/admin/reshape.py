@@ -17,6 +17,8 @@ from pipeline.admin.migrate import expand_shard, migrate, published
 from pipeline.admin.restore import create_own_tables
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
+from pipeline.config.bucket_rules import Rule
+from pipeline.config.topology import Topology
 from pipeline.enqueue import bucket_map
 from pipeline.enqueue.deployment import Agreement, asked
 from pipeline.enqueue.epochs import RAISE_S, new_epoch
@@ -146,13 +148,11 @@ def misplaced(pipeline: Client, schema: TableSchema) -> Iterator[Misplaced]:
     if pipeline.topology.table(schema.name).reference:
         yield from _unequal(pipeline, schema)
         return
-    topology, key = pipeline.topology, pipeline.topology.table(schema.name).shard_key or schema.id_name
-    column = schema.columns[schema.index[key]]
-    final, placed = checker(schema.name, column), topology.placing(schema.name, column)
+    topology, (key, bucket_of) = pipeline.topology, placing_of(pipeline.topology, schema)
     for shard in topology.shards:
         for row_id, value in shard_keys_of(pipeline.nodes.primary(shard), schema, key):
             try:
-                belongs = topology.shard_of(placed(final(value)))
+                belongs = topology.shard_of(bucket_of(value))
             except ShardKeyError as error:
                 belongs = f"nowhere ({error})"
             if belongs != shard:
@@ -265,6 +265,21 @@ def _refuse_queued(pipeline: Client) -> None:
         behind = {b: mark.position if mark.position.epoch else START for b, mark in marks.items() if mark.owned}
         if waiting := sum(pipeline.log.queued(behind).values()):
             raise PipelineError(f"{waiting} ops of {shard} wait; stop the writers, run: pipeline drain {shard}")
+
+
+def placing_of(topology: Topology, schema: TableSchema) -> tuple[str, Rule]:
+    """Return the field by which the rows of a table are spread, and the function from its stored value to the bucket.
+
+    That function raises what a write of the value raises: `BadValue`, `ShardKeyError`.
+
+    Args:
+        topology: the configuration.
+        schema: of a table that is no reference table.
+    """
+    key = topology.table(schema.name).shard_key or schema.id_name
+    column = schema.columns[schema.index[key]]
+    final, placed = checker(schema.name, column), topology.placing(schema.name, column)
+    return key, lambda value: placed(final(value))
 
 
 def shard_keys_of(session: NodeSession, schema: TableSchema, key: str) -> Iterator[tuple[Any, Any]]:

@@ -178,15 +178,12 @@ def _replicated(pipeline: Client, shard: str) -> dict[int, Position]:
 
 def _not_moving(pipeline: Client, shard: str, lowest: dict[int, Position]) -> dict[int, Position]:
     """Return the positions up to which nobody needs the log either who copies a bucket, or has it from a move."""
-    primary = pipeline.nodes.primary(shard)
-    marks = ledger_queries.marks_of(primary)
-    for bucket, leg in moves.legs(primary).items():
-        there = None
-        if marks[bucket].owned and leg.under_way(shard):
-            there = _reached(pipeline, leg.target, bucket)
+    for bucket, leg in moves.legs(pipeline.nodes.primary(shard)).items():
+        owned = leg.state in ledger.OWNED
+        there = _reached(pipeline, leg.target, bucket) if owned and leg.under_way(shard) else None
         if there is not None:
             lowest[bucket] = min(lowest.get(bucket, there), there)
-        elif leg.under_way(shard) or not marks[bucket].owned:
+        elif leg.under_way(shard) or not owned:
             lowest.pop(bucket, None)
     return lowest
 

@@ -146,6 +146,8 @@ class Applier(ShardTurns):
     def _hand_on(self) -> None:
         """Leave buckets to the shard that they have gone to, as a producer did not know it yet; let others arrive."""
         met, self._transaction.elsewhere = self._transaction.elsewhere, {}
+        if not met:
+            return
         left = [bucket for bucket, state in met.items() if state in (MOVED, GONE)]
         for bucket, leg in moves.legs(self._session, left).items() if left else ():
             self._log.mark_dirty(leg.target, [bucket])

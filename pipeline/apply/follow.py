@@ -7,6 +7,7 @@ this database refuses and the source's has taken ends the move: a shard decides 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.apply.attempt import Attempt
@@ -26,8 +27,16 @@ from pipeline.shard.records.moves import legs_within
 from pipeline.shard.row_copy import insert
 from pipeline.shard.session import NodeSession
 
-#: What is kept of ops that are set aside, by table: columns, and a row for each op or row that it holds.
-Aside = Mapping[str, tuple[str, Sequence[Sequence[object]]]]
+
+class KeptRows(NamedTuple):
+    """Rows that one of the pipeline's own tables keeps of ops that are set aside, each with the position of its op."""
+
+    columns: str
+    rows: Sequence[tuple[Position, Sequence[object]]]
+
+
+#: What is kept of ops that are set aside: `pipeline_rejects` and `pipeline_held`, by their names.
+Aside = Mapping[str, KeptRows]
 
 
 class CopyBehind(PipelineError):
@@ -118,7 +127,7 @@ class FollowTransaction(ApplyTransaction):
         return batch, locked
 
     def _execute(self, batch: Batch, locked: Mapping[int, Mark], take: Take, *, last_try: bool) -> Executor:
-        aside = {(bucket, Position(*at)) for bucket, kept in self.theirs.items() for at in _places(kept)}
+        aside = {(bucket, at) for bucket, kept in self.theirs.items() for at, _ in kept["pipeline_rejects"].rows}
         batch.items = [item for item in batch.items if (item.entry.bucket, item.entry.position) not in aside]
         for op in (member for item in batch.items for member in item.op.members):
             rules = self._tables.get(op.table)
@@ -137,17 +146,7 @@ class FollowTransaction(ApplyTransaction):
     def _record(self, batch: Batch, executor: Executor, locked: Mapping[int, Mark], take: Take) -> None:
         for bucket, before in batch.before.items():
             after = batch.after.get(bucket, before)
-            for table, (columns, rows) in self.theirs.get(bucket, {}).items():
-                names = columns.split(", ")
-                at = names.index("epoch"), names.index("seq")
-                now = [row for row in rows if before < Position(row[at[0]], row[at[1]]) <= after]  # type: ignore[arg-type]
-                if now:
-                    insert(self._session, table, columns, now)
+            for table, kept in self.theirs[bucket].items():
+                if now := [row for at, row in kept.rows if before < at <= after]:
+                    insert(self._session, table, kept.columns, now)
         super()._record(batch, executor, locked, take)
-
-
-def _places(kept: Aside) -> list[tuple[int, int]]:
-    columns, rows = kept.get("pipeline_rejects", ("epoch, seq", ()))
-    names = columns.split(", ")
-    at = names.index("epoch"), names.index("seq")
-    return [(row[at[0]], row[at[1]]) for row in rows]  # type: ignore[misc]

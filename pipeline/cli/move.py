@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import click
 from rich.console import Console
@@ -15,6 +15,7 @@ from pipeline.admin.moving import orders
 from pipeline.admin.moving.mover import Mover
 from pipeline.admin.stops import who
 from pipeline.cli.options import config_option, opened
+from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
 from pipeline.errors import PipelineError, Unavailable
 
@@ -68,9 +69,7 @@ def begin_command(config: str | None, buckets: str, target: str, keep_s: int, dr
                 click.echo(f"{count:>12,} rows of {table}")
             click.echo(f"{sum(rows.values()):>12,} rows in all; nothing refuses to move")
             return
-        mover = orders.order_move(client, wanted, target, who(), keep_s)
-        watched(mover, sum(rows.values()))
-        click.echo(f"{mover.leg.target} has {format_ranges(mover.buckets)}")
+        carry_out(client, wanted, target, sum(rows.values()), keep_s)
 
 
 @move_group.command("back")
@@ -91,16 +90,14 @@ def back_command(config: str | None, buckets: str, keep_s: int) -> None:
     with opened(config) as client:
         came_from = orders.came_from(client, wanted)
         rows = orders.rows_to_move(client, wanted, came_from)
-        mover = orders.order_move(client, wanted, came_from, who(), keep_s)
-        watched(mover, sum(rows.values()))
-        click.echo(f"{mover.leg.target} has {format_ranges(mover.buckets)}")
+        carry_out(client, wanted, came_from, sum(rows.values()), keep_s)
 
 
 @move_group.command("give-up")
 @config_option
 @_buckets
 def give_up_command(config: str | None, buckets: str) -> None:
-    """End the moves that buckets are part of; their shard goes on as before. Possible until it has stopped.
+    """End the moves that buckets are part of; their shard goes on as before. Possible until the other has begun.
 
     \f
 
@@ -151,13 +148,21 @@ def _numbers(text: str) -> list[int]:
         raise PipelineError(f"{text!r} is no list of buckets: write numbers and ranges, such as 0-15,40") from None
 
 
-def watched(mover: Mover, rows: int) -> None:
-    """Go on with a move until it is over, and show how far it is.
+def carry_out(client: Client, buckets: Collection[int], target: str, rows: int, keep_s: int) -> None:
+    """Order a move, show how far it is until it is over, and say who has the buckets.
 
     Args:
-        mover: of the move.
-        rows: how many it copies.
+        client: the deployment.
+        buckets: which; all on one shard.
+        target: the name of the shard that they move to.
+        rows: how many there are to copy.
+        keep_s: how long the source keeps its rows once the target goes on, s.
     """
+    _watch(orders.order_move(client, buckets, target, who(), keep_s), rows)
+    click.echo(f"{target} has {format_ranges(buckets)}")
+
+
+def _watch(mover: Mover, rows: int) -> None:
     columns = (
         TextColumn("{task.description:32}"),
         BarColumn(),
@@ -176,7 +181,7 @@ def watched(mover: Mover, rows: int) -> None:
 
 
 def _steps(mover: Mover) -> Iterable[tuple[str, int | None]]:
-    while not mover.taken():
+    while not mover.hold():
         yield "a worker is at it", None
         clock.sleep_s(LOOK_S)
     try:

@@ -9,8 +9,7 @@ import click
 
 from pipeline.admin.moving import orders
 from pipeline.admin.rebalance import Transfer, joined_moves, planned
-from pipeline.admin.stops import who
-from pipeline.cli.move import watched
+from pipeline.cli.move import carry_out
 from pipeline.cli.options import config_option, opened
 from pipeline.config.bucket_ranges import format_ranges
 
@@ -48,11 +47,7 @@ def rebalance_command(config: str | None, only_plan: bool, most: int, as_json: b
         for line in _lines(steps, rows):
             click.echo(line)
         for _, target, buckets in [] if only_plan else moves:
-            watched(
-                orders.order_move(client, buckets, target, who(), orders.KEEP_S),
-                sum(rows[bucket] for bucket in buckets),
-            )
-            click.echo(f"{target} has {format_ranges(buckets)}")
+            carry_out(client, buckets, target, sum(rows[bucket] for bucket in buckets), orders.KEEP_S)
 
 
 def _lines(steps: list[Transfer], rows: Counter[int]) -> list[str]:

@@ -41,8 +41,9 @@ def follow(log: Log, nodes: Nodes, topology: Topology, *, anew: bool = False) ->
     known = Placement.noted(text)
     if known is None or anew:
         drawn, whole = draw(nodes, topology, known or topology.placement)
-        # what some shard has not said yet is not written down: the next process asks again
-        if whole and drawn != known:
+        # of a shard that is silent the map says on what it said. Without a map of before, what such a shard owns is not
+        # known: nothing is written down, and the next process asks again
+        if drawn != known and (whole or known is not None):
             log.note_placement(text, drawn.to_json())
         known = drawn
     topology.follow(known)

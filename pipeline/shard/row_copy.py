@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from math import copysign, isfinite
+from typing import Any
 
 from pipeline.shard.records.ledger import text_literal
 from pipeline.shard.records.own_tables import own_columns, own_tables
@@ -61,7 +62,7 @@ def copy_records(source: NodeSession, target: NodeSession, bucket: int, tables: 
             insert(target, table, columns, rows)
 
 
-def records_of(session: NodeSession, table: str, bucket: int, which: str = "") -> tuple[str, list[tuple[object, ...]]]:
+def records_of(session: NodeSession, table: str, bucket: int, which: str = "") -> tuple[str, list[tuple[Any, ...]]]:
     """Return what one of the pipeline's own tables keeps of a bucket: the columns, and the rows.
 
     Args:

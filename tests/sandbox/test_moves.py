@@ -16,11 +16,13 @@ from pipeline.admin.moving import orders
 from pipeline.admin.moving.mover import MoveEnded, Mover
 from pipeline.apply.replay import Replay
 from pipeline.client import Client
-from pipeline.errors import PipelineError, WrongDeployment
+from pipeline.enqueue import bucket_map
+from pipeline.errors import PipelineError, ShardUnavailable, WrongDeployment
 from pipeline.model.op import Position
 from pipeline.shard import stored_rows
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.session import NodeSession
+from workers.moves import Moves
 
 __all__ = ["site"]
 
@@ -247,7 +249,7 @@ def test_the_map_names_a_move_until_no_replica_has_rows_of_it(
 ) -> None:
     bucket = bucket_with_rows(client, "s0")
     mover = orders.order_move(client, [bucket], "s1", "me", keep_s=0)
-    steps, nodes_of = mover.steps(), mover._nodes_of
+    steps, nodes_of = mover.steps(), mover.sides.nodes_of
     while next(steps).stage != "cleaning":
         pass
     behind = sqlite3.connect(tmp_path / "behind.sqlite")
@@ -256,7 +258,8 @@ def test_the_map_names_a_move_until_no_replica_has_rows_of_it(
     behind.execute("UPDATE pipeline_moves SET note = '{}'")
     behind.commit()
     replica = NodeSession("s0-r0", f"sqlite://{tmp_path}/behind.sqlite")
-    monkeypatch.setattr(mover, "_nodes_of", lambda shard: [*nodes_of(shard), *([replica] if shard == "s0" else [])])
+    more = {"s0": [replica], "s1": []}
+    monkeypatch.setattr(mover.sides, "nodes_of", lambda shard: [*nodes_of(shard), *more[shard]])
 
     for _ in range(5):
         assert next(steps).stage in ("cleaning", "waiting")
@@ -266,3 +269,50 @@ def test_the_map_names_a_move_until_no_replica_has_rows_of_it(
     behind.commit()
     assert [step.stage for step in steps][-1] == "over"
     assert client.topology.placement.moves == {}
+
+
+def test_a_shard_that_is_away_stops_the_moves_of_no_other(
+    site: Site, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three = {"s0": "0-31", "s1": "32-63", "s2": ""}
+    reshape.add_shard(site.client(shards=three), "s2")
+    grown = site.client(shards=three)
+    orders.order_move(grown, [3], "s2", "me", keep_s=0)
+    orders.order_move(grown, [5], "s1", "me", keep_s=0)
+    primary = grown.nodes.primary
+
+    def without_s2(shard: str) -> Any:
+        if shard == "s2":
+            raise ShardUnavailable(shard, "away")
+        return primary(shard)
+
+    monkeypatch.setattr(grown.nodes, "primary", without_s2)
+    Moves(grown).turn()
+    assert [(one.buckets, one.state) for one in orders.known(grown)] == [("5", "done"), ("3", "not known")]
+
+    monkeypatch.setattr(grown.nodes, "primary", primary)
+    grown.log.release_lease("moves", "1")
+    Moves(grown).turn()
+    assert {(one.buckets, one.state) for one in orders.known(grown)} == {("5", "done"), ("3", "done")}
+
+
+def test_a_map_that_redis_has_lost_is_not_written_down_without_a_shard(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished(orders.order_move(client, [3], "s1", "me", keep_s=0))
+    noted, primary = client.log.placement(), client.nodes.primary
+    assert client.log.note_placement(noted, "")
+
+    def without_s1(shard: str) -> Any:
+        if shard == "s1":
+            raise ShardUnavailable(shard, "away")
+        return primary(shard)
+
+    monkeypatch.setattr(client.nodes, "primary", without_s1)
+    bucket_map.follow(client.log, client.nodes, client.topology)
+    assert client.log.placement() == ""
+    assert client.topology.shard_of(3) == "s1"
+
+    monkeypatch.setattr(client.nodes, "primary", primary)
+    bucket_map.follow(client.log, client.nodes, client.topology)
+    assert client.log.placement() == noted

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.admin.migrate import published
-from pipeline.apply.follow import Aside
+from pipeline.apply.follow import Aside, KeptRows
 from pipeline.client import Client
 from pipeline.errors import PipelineError
 from pipeline.model.op import Position
@@ -208,11 +208,16 @@ def set_aside_behind(source: NodeSession, after: dict[int, Position]) -> dict[in
     """
     found = dict[int, Aside]()
     with source.translated(), source.transaction():
-        for bucket, (epoch, seq) in after.items():
-            which = f" AND (epoch > {epoch} OR (epoch = {epoch} AND seq > {seq}))"
+        for bucket, position in after.items():
+            which = f" AND (epoch > {position.epoch} OR (epoch = {position.epoch} AND seq > {position.seq}))"
             tables = ("pipeline_rejects", "pipeline_held")
-            found[bucket] = {table: records_of(source, table, bucket, which) for table in tables}
+            found[bucket] = {table: _placed(*records_of(source, table, bucket, which)) for table in tables}
     return found
+
+
+def _placed(columns: str, rows: list[tuple[Any, ...]]) -> KeptRows:
+    epoch, seq = (columns.split(", ").index(name) for name in ("epoch", "seq"))
+    return KeptRows(columns, [(Position(row[epoch], row[seq]), row) for row in rows])
 
 
 def delete_bucket_rows(session: FencedSession, tables: list[MovedTable], buckets: Collection[int]) -> Iterator[int]:

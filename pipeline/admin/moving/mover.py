@@ -13,7 +13,7 @@ mover, and two movers do no harm. The states, by source and target:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from pipeline import clock
 from pipeline.admin.moving import buckets_rows
 from pipeline.admin.moving.buckets_rows import Different, MovedTable, apart
+from pipeline.admin.moving.sides import Sides
 from pipeline.admin.reshape import renew_epochs
 from pipeline.apply.follow import CopyBehind, Differs, Follow
 from pipeline.chance import chance
@@ -55,13 +56,12 @@ class MoveStep(NamedTuple):
     Attributes:
         stage: copying, catching up, comparing, stopping, waiting, cleaning or over.
         text: more of it, for people.
-        rows, bytes: of the stage so far.
+        rows: of the stage so far.
     """
 
     stage: str
     text: str = ""
     rows: int = 0
-    bytes: int = 0
 
 
 class MoveEnded(PipelineError):
@@ -78,7 +78,7 @@ class Mover:
     """
 
     def __init__(self, client: Client, leg: Leg, buckets: tuple[int, ...]):
-        self._client, self.leg, self.buckets = client, leg, buckets
+        self._client, self.leg, self.buckets, self.sides = client, leg, buckets, Sides(client, leg, buckets)
         self._lease, self._token = f"move:{leg.move}", f"{chance.getrandbits(63)}"
 
     def steps(self) -> Iterator[MoveStep]:
@@ -93,7 +93,7 @@ class Mover:
                 yield from getattr(self, f"_{stage}")()
             except (CopyBehind, buckets_rows.CopyVoid) as error:
                 logger.info(Event("copy_void", move=self.leg.move, error=error))
-                self._step(self._target, [CATCHING], COPYING)
+                self._step(self.sides.target, [CATCHING], COPYING)
                 yield MoveStep("waiting", f"to copy again: {error}")
             except (Different, Differs) as error:
                 self.give_up(str(error))
@@ -109,7 +109,7 @@ class Mover:
 
     def stage(self) -> str:
         """Return what is to be done next."""
-        here, there = self._legs(self._source), self._legs(self._target)
+        here, there = self.sides.legs(self.sides.source), self.sides.legs(self.sides.target)
         left, came = {leg.state for leg in here.values()}, {leg.state for leg in there.values()}
         if there and came == {GONE}:
             return "over" if not here and all(leg.note.cleaned for leg in there.values()) else "undo"
@@ -134,14 +134,14 @@ class Mover:
         Raises:
             PipelineError: the target has begun: let the move end, then move the bucket back.
         """
-        target = self._target
+        target = self.sides.target
         if not self._stopped():
             self._forget_on_source()  # first, so that no mover stops the source while its target is emptied
         elif not self._step(target, [COPYING, CATCHING], GONE):
             raise PipelineError(f"{self.leg.target} has begun: let the move end, then run: pipeline move back")
         self._step(target, [COPYING, CATCHING], GONE)
         self._resume_source()
-        note = next((leg.note for leg in self._legs(target).values()), moves.MoveNote())
+        note = next((leg.note for leg in self.sides.legs(target).values()), moves.MoveNote())
         moves.note(target, self.buckets, self.leg.move, replace(note, trouble=why, cleaned=False))
         logger.warning(Event("move_given_up", move=self.leg.move, buckets=len(self.buckets), why=why))
 
@@ -149,7 +149,7 @@ class Mover:
 
     def _begin(self) -> Iterator[MoveStep]:
         """Let the target expect the buckets; from now on nothing but the log changes them on the source."""
-        target = self._target
+        target = self.sides.target
         with target.translated(), target.transaction():
             marks = ledger.lock_buckets(target, self.buckets)
             if any(mark.owned for mark in marks.values()):
@@ -164,19 +164,19 @@ class Mover:
         client, attempt = self._client, chance.getrandbits(62)
         self._follow_map()
         note = moves.MoveNote(attempt=attempt)
-        moves.note(self._target, self.buckets, self.leg.move, note)
+        moves.note(self.sides.target, self.buckets, self.leg.move, note)
         tables = self._tables()
         with apart(client, self.leg.source) as source, apart(client, self.leg.target, writing=True) as target:
-            target.fence = Fence(self.buckets, self.leg.move, COPYING, attempt)
+            target.fence = self._fence((COPYING,), attempt)
             connection = _connection(target)
             with source.snapshot():
                 begun = _positions_in(source, self.buckets)
-                rows = size = 0
+                rows = 0
                 for table, chunk in buckets_rows.copy_rows(source, target, tables):
-                    self._hold()
-                    rows, size = rows + chunk.rows, size + chunk.bytes
-                    yield MoveStep("copying", table, rows, size)
-                while not self._source_has(begun):
+                    self.hold()
+                    rows += chunk.rows
+                    yield MoveStep("copying", table, rows)
+                while not self.sides.source_has(begun):
                     yield from self._pause(SHORT_S, "for every node of the source to have what was copied")
                 # the same connections to the same primaries as at the beginning: neither shard has failed over since
                 source.rows("SELECT 1")
@@ -184,84 +184,82 @@ class Mover:
                 if _connection(target) is not connection or primaries != (source.node, target.node):
                     raise buckets_rows.CopyVoid("a database failed over meanwhile")
                 buckets_rows.take_records(source, target, begun, CATCHING)
-        moves.note(self._target, self.buckets, self.leg.move, replace(note, rows=rows, bytes=size))
+        moves.note(self.sides.target, self.buckets, self.leg.move, replace(note, rows=rows))
 
     def _catch(self) -> Iterator[MoveStep]:
         follow = self._follow()
         yield from self._caught_up(follow)
-        if not self._note.verified:
+        if not self.sides.note.verified:
             yield from self._verify(follow)
             return
-        while not self._target_has_copy():
+        while not self.sides.target_says((CATCHING,)):
             yield from self._pause(SHORT_S, "for every node of the target to have the copy")
         while not self._map_is_known():
             yield from self._pause(HEARD_S, "until all readers know of the move")
         yield from self._caught_up(follow)
-        self._hold()
-        with self._source.translated(), self._source.transaction():
-            stopped = moves.change_state(self._source, self.buckets, self.leg.move, APPLYING, MOVED)
-        if stopped:
+        self.hold()
+        if self._step(self.sides.source, APPLYING, MOVED):
             yield MoveStep("stopping", f"{self.leg.source} has stopped")
 
     def _finish(self) -> Iterator[MoveStep]:
         """Go on to exactly where the source has stopped, then begin."""
-        ends = self._positions(self._source)
+        ends = self.sides.positions(self.sides.source)
         for _ in clock.polls(WAIT_S, first_s=0.005):
-            if self._source_says(MOVED, ends):
+            if self.sides.source_stands(MOVED, ends):
                 break
         else:
             yield MoveStep("waiting", "for every node of the source to have stopped")
             return
         follow = self._follow()
-        while self._positions(self._target) != ends:
+        while self.sides.positions(self.sides.target) != ends:
             self._follow_once(follow, ends)
         self._give_span()
-        with self._target.translated(), self._target.transaction():
-            if _positions_in(self._target, self.buckets) == ends:
-                moves.change_state(self._target, self.buckets, self.leg.move, [CATCHING], ACTIVE)
+        with self.sides.target.translated(), self.sides.target.transaction():
+            if _positions_in(self.sides.target, self.buckets) == ends:
+                moves.change_state(self.sides.target, self._fence((CATCHING,)), ACTIVE)
         yield from self._map()
 
     def _publish(self) -> Iterator[MoveStep]:
-        if not self._note.mapped:
+        if not self.sides.note.mapped:
             yield from self._map()
-        while not self._target_owns():
+        while not self.sides.target_says(OWNED):
             yield from self._pause(SHORT_S, "for every node of the target to own the buckets")
         yield from self._pause(self.leg.keep_s, f"before rows of {self.leg.source} are deleted")
-        if self._target_owns():
-            self._step(self._source, [MOVED], GONE)
+        if self.sides.target_says(OWNED):
+            self._step(self.sides.source, [MOVED], GONE)
 
     def _clean(self) -> Iterator[MoveStep]:
         yield from self._deleted(self.leg.source, moves.MoveNote())
 
     def _abandon(self) -> Iterator[MoveStep]:
         """Give up what the source knows nothing of any more: it failed over, or whoever gave up has died."""
-        if self._step(self._target, [COPYING, CATCHING], GONE):
-            note = replace(self._note, trouble=self._note.trouble or "its source knows nothing of it", cleaned=False)
-            moves.note(self._target, self.buckets, self.leg.move, note)
+        if self._step(self.sides.target, [COPYING, CATCHING], GONE):
+            note = self.sides.note
+            note = replace(note, trouble=note.trouble or "its source knows nothing of it", cleaned=False)
+            moves.note(self.sides.target, self.buckets, self.leg.move, note)
         yield MoveStep("cleaning", self.leg.target)
 
     def _undo(self) -> Iterator[MoveStep]:
-        note = self._note
+        note = self.sides.note
         self._resume_source()  # once more: the source may have failed over since
         yield from self._deleted(self.leg.target, note)
 
     def _stopped(self) -> bool:
-        return any(leg.state == MOVED for leg in self._legs(self._source).values())
+        return any(leg.state == MOVED for leg in self.sides.legs(self.sides.source).values())
 
     def _resume_source(self) -> None:
         """Let the source go on once no node of the target can begin, and forget the move."""
         if self._stopped():
             for _ in clock.polls(WAIT_S, first_s=0.005):
-                every = (self._legs(session) for session in self._nodes_of(self.leg.target))
-                if all({leg.state for leg in one.values()} == {GONE} for one in every):
+                if self.sides.target_says((GONE,)):
                     break
             else:
                 raise PipelineError(f"a replica of {self.leg.target} does not follow: {self.leg.source} waits for it")
-            self._step(self._source, [MOVED], ACTIVE)
+            self._step(self.sides.source, [MOVED], ACTIVE)
         self._forget_on_source()
 
     def _forget_on_source(self) -> None:
-        source = self._source
+        source = self.sides.source
         with source.translated(), source.transaction():
             marks = ledger.lock_buckets(source, self.buckets)
             if all(mark.owned for mark in marks.values()):
@@ -277,7 +275,7 @@ class Mover:
         client.log.mark_dirty(self.leg.target, self.buckets)
         client.log.postpone(self.leg.target, self.buckets, 0)
         client.bell.ring_now(self.leg.target, len(self.buckets))
-        moves.note(self._target, self.buckets, self.leg.move, replace(self._note, mapped=True))
+        moves.note(self.sides.target, self.buckets, self.leg.move, replace(self.sides.note, mapped=True))
         yield MoveStep("stopping", f"{self.leg.target} goes on")
 
     def _verify(self, follow: Follow) -> Iterator[MoveStep]:
@@ -285,28 +283,28 @@ class Mover:
         client, tables = self._client, self._tables()
         with apart(client, self.leg.source) as source, apart(client, self.leg.target) as target, source.snapshot():
             at = _positions_in(source, self.buckets)
-            while not self._source_has(at):
+            while not self.sides.source_has(at):
                 yield from self._pause(SHORT_S, "for every node of the source to have what is compared")
-            while self._positions(self._target) != at:
-                self._hold()
-                if any(self._positions(self._target)[bucket] > at[bucket] for bucket in self.buckets):
+            while self.sides.positions(self.sides.target) != at:
+                self.hold()
+                if any(self.sides.positions(self.sides.target)[bucket] > at[bucket] for bucket in self.buckets):
                     return  # another mover is at it
                 self._follow_once(follow, at)
             with target.snapshot():
-                rows = size = 0
+                rows = 0
                 for table, chunk in buckets_rows.compare_rows(source, target, tables):
-                    self._hold()
-                    rows, size = rows + chunk.rows, size + chunk.bytes
-                    yield MoveStep("comparing", table, rows, size)
+                    self.hold()
+                    rows += chunk.rows
+                    yield MoveStep("comparing", table, rows)
                 buckets_rows.compare_records(source, target, self.buckets)
-        moves.note(self._target, self.buckets, self.leg.move, replace(self._note, verified=True))
+        moves.note(self.sides.target, self.buckets, self.leg.move, replace(self.sides.note, verified=True))
 
     def _caught_up(self, follow: Follow) -> Iterator[MoveStep]:
         """Follow the source until little is left, as far as every node of the source has it."""
         applied = 0
         while True:
-            self._hold()
-            ends, here = self._lowest(), self._positions(self._target)
+            self.hold()
+            ends, here = self.sides.lowest(), self.sides.positions(self.sides.target)
             if all(_is_near(here[bucket], ends[bucket]) for bucket in self.buckets):
                 return
             applied += self._follow_once(follow, ends)
@@ -314,12 +312,12 @@ class Mover:
 
     def _follow_once(self, follow: Follow, ends: dict[int, Position]) -> int:
         """Apply one batch; where the target refuses an op, try for a while: its reference tables may be behind."""
-        here = self._positions(self._target)
+        here = self.sides.positions(self.sides.target)
         self._await_reference()
         deadline = clock.Deadline(REFUSED_S)
         while True:
             try:
-                return follow.upto(ends, buckets_rows.set_aside_behind(self._source, here))
+                return follow.upto(ends, buckets_rows.set_aside_behind(self.sides.source, here))
             except Differs:
                 if deadline.passed:
                     raise
@@ -328,9 +326,9 @@ class Mover:
     def _await_reference(self) -> None:
         """Wait until the target has of reference tables what the source had when its watermarks were read."""
         reference = self._client.topology.reference_bucket
-        there = ledger_queries.positions_of(self._source).get(reference, START)
+        there = ledger_queries.positions_of(self.sides.source).get(reference, START)
         for _ in clock.polls(WAIT_S, first_s=0.01):
-            if ledger_queries.positions_of(self._target).get(reference, START) >= there:
+            if ledger_queries.positions_of(self.sides.target).get(reference, START) >= there:
                 return
         raise PipelineError(f"{self.leg.target} is behind {self.leg.source} in reference tables: see pipeline why")
 
@@ -341,29 +339,25 @@ class Mover:
             left_s = max(0.0, deadline.left_s)
             yield MoveStep("waiting", f"{left_s:.0f} s {what}" if for_s > SHORT_S else what)
             clock.sleep_s(min(1.0, left_s))
-            self._hold()
+            self.hold()
 
     def _deleted(self, shard: str, note: moves.MoveNote) -> Iterator[MoveStep]:
         """Delete the rows; the map names the move until no replica has them, for readers leave them out till then."""
         rows, tables, primary = 0, self._tables(), self._client.nodes.primary(shard)
         with apart(self._client, shard, writing=True) as session:
-            session.fence = Fence(self.buckets, self.leg.move, GONE)
+            session.fence = self._fence((GONE,))
             for more in buckets_rows.delete_bucket_rows(session, tables, self.buckets):
-                self._hold()
+                self.hold()
                 rows += more
                 yield MoveStep("cleaning", shard, rows)
         moves.note(primary, self.buckets, self.leg.move, replace(note, emptied=True))
-        while not all(leg.note.emptied for node in self._nodes_of(shard) for leg in self._legs(node).values()):
+        while not self.sides.emptied(shard):
             yield from self._pause(SHORT_S, f"for every node of {shard} to have deleted its rows")
         moves.note(primary, self.buckets, self.leg.move, replace(note, emptied=True, cleaned=True))
         self._follow_map()
 
-    def _hold(self) -> None:
-        """Say that this mover is at work: no other one begins."""
-        self._client.log.hold_lease(self._lease, self._token, LEASE_MS)
-
-    def taken(self) -> bool:
-        """Return whether this mover may go on: no other one is at it."""
+    def hold(self) -> bool:
+        """Say that this mover is at work, so that no other one begins; return whether no other one is at it."""
         return self._client.log.hold_lease(self._lease, self._token, LEASE_MS)
 
     def release(self) -> None:
@@ -383,16 +377,19 @@ class Mover:
 
     def _give_span(self) -> None:
         """Let the target give no span of row ids that the source may have given."""
-        ledger_queries.give_span(self._target, ledger_queries.last_span(self._source), 0)
+        ledger_queries.give_span(self.sides.target, ledger_queries.last_span(self.sides.source), 0)
 
-    def _step(self, session: NodeSession, before: list[str], after: str) -> bool:
+    def _fence(self, states: Collection[str], attempt: int | None = None) -> Fence:
+        return Fence(self.buckets, self.leg.move, states, attempt)
+
+    def _step(self, session: NodeSession, before: Collection[str], after: str) -> bool:
         with session.translated(), session.transaction():
-            return moves.change_state(session, self.buckets, self.leg.move, before, after)
+            return moves.change_state(session, self._fence(before), after)
 
     def _follow(self) -> Follow:
         client = self._client
         settings = client.settings
-        return Follow(self.leg.target, self._target, client.log, settings.apply, settings.tables, self.leg.move)
+        return Follow(self.leg.target, self.sides.target, client.log, settings.apply, settings.tables, self.leg.move)
 
     def _tables(self) -> list[MovedTable]:
         return buckets_rows.moved_tables(self._client, self.buckets, self.leg.source, self.leg.target)
@@ -400,61 +397,6 @@ class Mover:
     @property
     def _named(self) -> str:
         return ", ".join(map(str, self.buckets))
-
-    @property
-    def _source(self) -> NodeSession:
-        return self._client.nodes.primary(self.leg.source)
-
-    @property
-    def _target(self) -> NodeSession:
-        return self._client.nodes.primary(self.leg.target)
-
-    @property
-    def _note(self) -> moves.MoveNote:
-        return next(iter(self._legs(self._target).values())).note
-
-    def _legs(self, session: NodeSession) -> dict[int, Leg]:
-        return {b: leg for b, leg in moves.legs(session, self.buckets).items() if leg.move == self.leg.move}
-
-    def _positions(self, session: NodeSession) -> dict[int, Position]:
-        found = ledger_queries.marks_of(session, self.buckets)
-        return {bucket: found[bucket].position for bucket in self.buckets}
-
-    # what nodes have ----------------------------------------------------------------------------------------
-
-    def _nodes_of(self, shard: str) -> list[NodeSession]:
-        nodes = self._client.nodes
-        return [nodes.primary(shard), *(one for one in nodes.replicas(shard) if not nodes.unfit(one.node))]
-
-    def _lowest(self) -> dict[int, Position]:
-        """Return the watermarks that every node of the source has."""
-        every = [self._positions(session) for session in self._nodes_of(self.leg.source)]
-        return {bucket: min(one[bucket] for one in every) for bucket in self.buckets}
-
-    def _source_has(self, begun: dict[int, Position]) -> bool:
-        """Whether every node of the source has some watermarks, and knows of the move."""
-        for session in self._nodes_of(self.leg.source):
-            if len(self._legs(session)) != len(self.buckets):
-                return False
-        lowest = self._lowest()
-        return all(lowest[bucket] >= position for bucket, position in begun.items())
-
-    def _source_says(self, state: str, ends: dict[int, Position]) -> bool:
-        for session in self._nodes_of(self.leg.source):
-            legs = self._legs(session)
-            if {bucket: (leg.state, leg.position) for bucket, leg in legs.items()} != {
-                bucket: (state, position) for bucket, position in ends.items()
-            }:
-                return False
-        return True
-
-    def _target_has_copy(self) -> bool:
-        every = (self._legs(session) for session in self._nodes_of(self.leg.target))
-        return all(len(one) == len(self.buckets) and {leg.state for leg in one.values()} == {CATCHING} for one in every)
-
-    def _target_owns(self) -> bool:
-        every = (self._legs(session) for session in self._nodes_of(self.leg.target))
-        return all(len(one) == len(self.buckets) and all(leg.state in OWNED for leg in one.values()) for one in every)
 
 
 def _positions_in(session: NodeSession, buckets: tuple[int, ...]) -> dict[int, Position]:

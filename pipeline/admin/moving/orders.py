@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
@@ -12,16 +13,18 @@ from pipeline.chance import chance
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
 from pipeline.enqueue import bucket_map
-from pipeline.errors import PipelineError, did_you_mean
+from pipeline.errors import PipelineError, Unavailable, did_you_mean
+from pipeline.events import Event
 from pipeline.shard.records import ledger, moves
 from pipeline.shard.records.ledger import APPLYING
 from pipeline.shard.records.moves import Leg
 
 #: What people are told of each stage; see `Mover.stage`.
 _STATES = {"begin": "beginning", "copy": "copying", "catch": "catching up", "finish": "stopping", "publish": "waiting"}
-_STATES |= {"clean": "cleaning", "undo": "cleaning", "over": "done"}
+_STATES |= {"clean": "cleaning", "undo": "cleaning", "abandon": "cleaning", "over": "done"}
 #: How long rows of the source are kept once the target goes on, s: readers may have the map of before.
 KEEP_S = 60
+logger = logging.getLogger("pipeline.moves")
 
 
 def order_move(client: Client, buckets: Collection[int], target: str, who: str, keep_s: int = KEEP_S) -> Mover:
@@ -105,18 +108,28 @@ def rows_to_move(client: Client, buckets: Collection[int], target: str) -> dict[
 
 
 def under_way(client: Client) -> Iterator[Mover]:
-    """Yield a mover of each move that is not over.
+    """Yield a mover of each move that is not over, as far as the shards that answer say it.
 
     Args:
         client: the deployment.
     """
-    found: dict[int, dict[int, Leg]] = {}
+    for told in _told(client).values():
+        if legs := [leg for shard, leg in told if leg.under_way(shard)]:
+            yield Mover(client, legs[0], tuple(sorted({leg.bucket for leg in legs})))
+
+
+def _told(client: Client) -> dict[int, list[tuple[str, Leg]]]:
+    """Return of each move what the shards say of it: the shard, and its row of a bucket."""
+    found: dict[int, list[tuple[str, Leg]]] = {}
     for shard in client.topology.shards:
-        for bucket, leg in moves.legs(client.nodes.primary(shard)).items():
-            if leg.under_way(shard):
-                found.setdefault(leg.move, {})[bucket] = leg
-    for legs in found.values():
-        yield Mover(client, next(iter(legs.values())), tuple(sorted(legs)))
+        try:
+            legs = moves.legs(client.nodes.primary(shard))
+        except Unavailable as error:  # a shard that is away hides no move of others
+            logger.warning(Event("moves_unknown", shard=shard, error=error))
+            continue
+        for leg in legs.values():
+            found.setdefault(leg.move, []).append((shard, leg))
+    return found
 
 
 def of_buckets(client: Client, buckets: Iterable[int]) -> list[Mover]:
@@ -141,7 +154,7 @@ class KnownMove(NamedTuple):
 
     Attributes:
         buckets: as ranges.
-        state: how far it is, or `done`.
+        state: how far it is, `done`, or `not known` where a shard does not answer.
         rows: that were copied.
         trouble: why it ended, or the empty text.
     """
@@ -163,20 +176,18 @@ def known(client: Client) -> list[KnownMove]:
     Args:
         client: the deployment.
     """
-    found: dict[int, dict[int, Leg]] = {}
-    for shard in client.topology.shards:
-        for bucket, leg in moves.legs(client.nodes.primary(shard)).items():
-            # what the target says of rows and of trouble counts
-            if shard == leg.target or bucket not in found.get(leg.move, {}):
-                found.setdefault(leg.move, {})[bucket] = leg
-    return sorted((_shown(client, legs) for legs in found.values()), key=lambda one: -one.began_ms)
+    return sorted((_shown(client, told) for told in _told(client).values()), key=lambda one: -one.began_ms)
 
 
-def _shown(client: Client, legs: dict[int, Leg]) -> KnownMove:
-    leg = next(iter(legs.values()))
-    stage = Mover(client, leg, tuple(legs)).stage()
-    state = "given up" if leg.note.trouble else _STATES[stage]
-    about = (leg.move, format_ranges(legs), leg.source, leg.target)
+def _shown(client: Client, told: list[tuple[str, Leg]]) -> KnownMove:
+    # what the target says of rows and of trouble counts
+    leg = next((leg for shard, leg in told if shard == leg.target), told[0][1])
+    buckets = tuple(sorted({leg.bucket for _, leg in told}))
+    try:
+        state = "given up" if leg.note.trouble else _STATES[Mover(client, leg, buckets).stage()]
+    except Unavailable:
+        state = "not known"
+    about = (leg.move, format_ranges(buckets), leg.source, leg.target)
     return KnownMove(*about, state, leg.note.rows, leg.who, leg.began_ms, leg.note.trouble)
 
 

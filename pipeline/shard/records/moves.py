@@ -24,8 +24,7 @@ class MoveNote(msgspec.Struct, frozen=True):
     """What the target's row says of a move's progress.
 
     Attributes:
-        table: that is copied or compared.
-        rows, bytes: copied so far.
+        rows: that were copied.
         attempt: the number of the last attempt to copy: chunks of an earlier one are not written any more.
         verified: whether both shards were found equal at one watermark.
         mapped: whether the map and the epochs say that the target owns the bucket.
@@ -34,9 +33,7 @@ class MoveNote(msgspec.Struct, frozen=True):
         trouble: why the move has ended, or does not go on, with what to do; empty: nothing is wrong.
     """
 
-    table: str = ""
     rows: int = 0
-    bytes: int = 0
     attempt: int = 0
     verified: bool = False
     mapped: bool = False
@@ -141,43 +138,19 @@ def note(session: NodeSession, buckets: Iterable[int], move: int, text: MoveNote
         )
 
 
-def change_state(
-    session: NodeSession, buckets: Collection[int], move: int, before: Collection[str], after: str
-) -> bool:
-    """Change the state of buckets, if each is of the move and in one of some states; return whether it was done.
-
-    Args:
-        session: inside a transaction.
-        buckets: of the move.
-        move: its number.
-        before: the states of which one is to be found.
-        after: the new state; `active` becomes `holding` where ops that are set aside hold rows.
-    """
-    marks = lock_buckets(session, buckets)
-    mine = {bucket for bucket, leg in legs_within(session, buckets).items() if leg.move == move}
-    if mine != {*buckets} or any(bucket not in marks or marks[bucket].state not in before for bucket in buckets):
-        return False
-    _set_state(session, buckets, after)
-    if after == ACTIVE:
-        held = session.rows(f"SELECT DISTINCT bucket FROM pipeline_held WHERE bucket IN ({_list(buckets)})")
-        if held:
-            _set_state(session, (bucket for (bucket,) in held), HOLDING)
-    return True
-
-
 class Fence(NamedTuple):
-    """What must hold in each transaction that writes or deletes rows of a move.
+    """What must hold in a transaction that goes on with a move.
 
     Attributes:
         buckets: of the move.
         move: its number.
-        state: of the buckets.
+        states: those of which each bucket has one.
         attempt: the number of the attempt to copy; None: any.
     """
 
     buckets: Collection[int] = ()
     move: int = 0
-    state: str = COPYING
+    states: Collection[str] = (COPYING,)
     attempt: int | None = None
 
     def holds(self, session: NodeSession) -> bool:
@@ -189,12 +162,30 @@ class Fence(NamedTuple):
         marks, legs = lock_buckets(session, self.buckets), legs_within(session, self.buckets)
         return all(
             bucket in marks
-            and marks[bucket].state == self.state
+            and marks[bucket].state in self.states
             and bucket in legs
             and legs[bucket].move == self.move
             and self.attempt in (None, legs[bucket].note.attempt)
             for bucket in self.buckets
         )
+
+
+def change_state(session: NodeSession, fence: Fence, after: str) -> bool:
+    """Change the state of a move's buckets; return whether it was done.
+
+    Args:
+        session: inside a transaction.
+        fence: is to hold before.
+        after: the new state; `active` becomes `holding` where ops that are set aside hold rows.
+    """
+    if not fence.holds(session):
+        return False
+    _set_state(session, fence.buckets, after)
+    if after == ACTIVE:
+        held = session.rows(f"SELECT DISTINCT bucket FROM pipeline_held WHERE bucket IN ({_list(fence.buckets)})")
+        if held:
+            _set_state(session, (bucket for (bucket,) in held), HOLDING)
+    return True
 
 
 def forget_legs(session: NodeSession, buckets: Collection[int], move: int) -> None:
