@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.sandbox.deployments import Site, drain, file_of, insert, run, site
+from support.sandbox.deployments import Site, apply, drain, file_of, insert, model, run, site
 
-from pipeline.admin import reshape
+from pipeline.admin import reshape, upkeep
 from pipeline.admin.moving import mover as movers
 from pipeline.admin.moving import orders
 from pipeline.admin.moving.mover import MoveEnded, Mover
@@ -21,6 +21,7 @@ from pipeline.errors import PipelineError, ShardUnavailable, WrongDeployment
 from pipeline.model.op import Position
 from pipeline.shard import stored_rows
 from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.ledger_queries import positions_of
 from pipeline.shard.session import NodeSession
 from workers.moves import Moves
 
@@ -229,19 +230,90 @@ def test_a_target_that_refuses_an_op_after_the_source_has_stopped_lets_the_sourc
 
 def test_a_mover_that_was_thought_dead_deletes_nothing_of_a_bucket_that_came_back(client: Client) -> None:
     bucket = bucket_with_rows(client, "s0")
-    before = rows_on(client, "s0")
+    before, producers = rows_on(client, "s0"), f"SELECT producer, seq FROM pipeline_producers WHERE bucket = {bucket}"
+    known = client.nodes.primary("s0").query(producers)
     late = orders.order_move(client, [bucket], "s1", "me", keep_s=0).steps()
-    while client.nodes.primary("s0").query(f"SELECT state FROM pipeline_watermarks WHERE bucket = {bucket}") != [
-        ("gone",)
-    ]:
-        next(late)
+    while next(late).stage != "cleaning":
+        pass
 
     finished(orders.order_move(client, [bucket], "s0", "me", keep_s=0))
     for _ in late:
         pass
 
     assert rows_on(client, "s0") == before
+    assert client.nodes.primary("s0").query(producers) == known
     assert states_of(client, bucket) == ["active", "gone"]
+
+
+def test_a_mover_that_was_thought_dead_writes_nothing_into_the_copy_of_its_successor(client: Client) -> None:
+    bucket = bucket_with_rows(client, "s0")
+    customer = next(one for one in CUSTOMERS if client.topology.bucket_of("purchase", one) == bucket)
+    late = orders.order_move(client, [bucket], "s1", "me", keep_s=0).steps()
+    while next(late).stage != "copying":
+        pass
+
+    [successor] = orders.under_way(client)
+    finished(successor)
+    insert(client, customer)
+    drain(client)
+    now = rows_on(client, "s1")
+    for _ in late:
+        pass
+
+    assert rows_on(client, "s1") == now
+    assert states_of(client, bucket) == ["gone", "active"]
+
+
+def test_a_bucket_that_is_dirty_where_it_has_left_is_handed_on(client: Client) -> None:
+    bucket = bucket_with_rows(client, "s0")
+    finished(orders.order_move(client, [bucket], "s1", "me", keep_s=0))
+    drain(client)
+    client.log.mark_clean("s1", [bucket])
+    client.log.mark_dirty("s0", [bucket])
+
+    apply(client, "s0")
+
+    assert (client.log.dirty("s0"), client.log.dirty("s1")) == (0, 1)
+
+
+def test_what_the_source_sets_aside_comes_along_and_is_not_decided_anew(client: Client) -> None:
+    bucket = bucket_with_rows(client, "s0")
+    customer = next(one for one in CUSTOMERS if client.topology.bucket_of("purchase", one) == bucket)
+    [(row_id,)] = client.nodes.primary("s0").query(f"SELECT id FROM purchase WHERE customer = {customer}")
+    purchase, aside = model().purchase, f"SELECT state, producer_seq FROM pipeline_rejects WHERE bucket = {bucket}"
+    steps = orders.order_move(client, [bucket], "s1", "me", keep_s=0).steps()
+    while next(steps).stage != "copying":
+        pass
+
+    client.enqueue_insert(purchase, id=row_id, customer=customer, qty=5)
+    client.enqueue_update(purchase.id == row_id, shard_key=customer, qty=6)
+    drain(client)
+    there = client.nodes.primary("s0").query(aside)
+    for _ in steps:
+        pass
+
+    assert [state for state, _ in there] == ["rejected", "parked"]
+    assert client.nodes.primary("s1").query(aside) == there
+    assert states_of(client, bucket) == ["gone", "holding"]
+
+
+def test_the_log_of_a_bucket_that_moves_is_kept_for_its_target(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = bucket_with_rows(client, "s0")
+    monkeypatch.setattr(upkeep, "_on_every_node", lambda client, shard: positions_of(client.nodes.primary(shard)))
+    free, steps = upkeep._replicated(client, "s0"), orders.order_move(client, [bucket], "s1", "me", keep_s=0).steps()
+    kept: list[tuple[str, bool, bool]] = []
+    for step in steps:
+        kept += [(step.stage, bucket in upkeep._replicated(client, "s0"), bucket in upkeep._replicated(client, "s1"))]
+
+    assert bucket in free
+    assert [*dict.fromkeys(kept)] == [
+        ("copying", False, False),
+        ("comparing", True, False),
+        ("stopping", False, False),
+        ("stopping", False, True),
+        ("cleaning", False, True),
+        ("over", False, True),
+    ]
 
 
 def test_the_map_names_a_move_until_no_replica_has_rows_of_it(
