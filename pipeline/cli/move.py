@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pipeline import clock
@@ -63,13 +63,13 @@ def begin_command(config: str | None, buckets: str, target: str, keep_s: int, dr
     """
     wanted = _numbers(buckets)
     with opened(config) as client:
-        rows = orders.rows_to_move(client, wanted, target)
         if dry_run:
+            rows = orders.rows_to_move(client, wanted, target)
             for table, count in rows.items():
                 click.echo(f"{count:>12,} rows of {table}")
             click.echo(f"{sum(rows.values()):>12,} rows in all; nothing refuses to move")
             return
-        carry_out(client, wanted, target, sum(rows.values()), keep_s)
+        carry_out(client, wanted, target, _counted(client, wanted, target), keep_s)
 
 
 @move_group.command("back")
@@ -89,8 +89,7 @@ def back_command(config: str | None, buckets: str, keep_s: int) -> None:
     wanted = _numbers(buckets)
     with opened(config) as client:
         came_from = orders.came_from(client, wanted)
-        rows = orders.rows_to_move(client, wanted, came_from)
-        carry_out(client, wanted, came_from, sum(rows.values()), keep_s)
+        carry_out(client, wanted, came_from, _counted(client, wanted, came_from), keep_s)
 
 
 @move_group.command("give-up")
@@ -148,32 +147,36 @@ def _numbers(text: str) -> list[int]:
         raise PipelineError(f"{text!r} is no list of buckets: write numbers and ranges, such as 0-15,40") from None
 
 
-def carry_out(client: Client, buckets: Collection[int], target: str, rows: int, keep_s: int) -> None:
+def _counted(client: Client, buckets: Collection[int], target: str) -> int | None:
+    """Return how many rows are to move; None where counting takes too long, which keeps none from moving."""
+    try:
+        return sum(orders.rows_to_move(client, buckets, target).values())
+    except Unavailable:
+        return None
+
+
+def carry_out(client: Client, buckets: Collection[int], target: str, rows: int | None, keep_s: int) -> None:
     """Order a move, show how far it is until it is over, and say who has the buckets.
 
     Args:
         client: the deployment.
         buckets: which; all on one shard.
         target: the name of the shard that they move to.
-        rows: how many there are to copy.
+        rows: how many there are to copy; None: not known.
         keep_s: how long the source keeps its rows once the target goes on, s.
     """
     _watch(orders.order_move(client, buckets, target, who(), keep_s), rows)
     click.echo(f"{target} has {format_ranges(buckets)}")
 
 
-def _watch(mover: Mover, rows: int) -> None:
-    columns = (
-        TextColumn("{task.description:32}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"),
-    )
+def _watch(mover: Mover, rows: int | None) -> None:
+    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        bar = progress.add_task("begins", total=max(1, rows))
+        bar = progress.add_task("begins", total=rows)
         while True:
             try:
                 for description, done in _steps(mover):
-                    progress.update(bar, description=description, completed=done if done is not None else None)
+                    progress.update(bar, description=description, completed=done)
                 return
             except Unavailable as error:
                 progress.update(bar, description=f"waits: {error}"[:60])
