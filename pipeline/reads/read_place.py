@@ -18,6 +18,10 @@ from pipeline.oplog.contract import Entries
 from pipeline.reads.session import Need, Token
 
 
+class NoRowMatches(BadRead):
+    """A query contradicts itself."""
+
+
 class ReadPlace(NamedTuple):
     """A shard, and the buckets that matter there; None stands for all of them. `seen` is the map that says so."""
 
@@ -189,7 +193,7 @@ def pinned_bucket(topology: Topology, query: Any, table: Any) -> int | None:
         own = (topology.bucket_in(row_id) for row_id in pinned_values(query, table, table._id.name))
         found = {bucket for bucket in own if bucket is not None}
     if len(found) > 1:
-        raise BadRead(f"the query fixes the shard key of {name!r} to two values, of two buckets: no row can match")
+        raise NoRowMatches(f"the query fixes the shard key of {name!r} to two values, of two buckets: no row can match")
     return next(iter(found), None)
 
 

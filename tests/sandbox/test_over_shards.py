@@ -192,6 +192,17 @@ def test_any_nest_of_subselects_finds_what_one_database_finds(db: Any, whole: An
     assert "no row can match" in refused
 
 
+@pytest.mark.parametrize("highest", [False, True])
+def test_a_subselect_that_contradicts_itself_finds_what_one_database_finds(db: Any, whole: Any, highest: bool) -> None:
+    def neither(db: Any) -> Any:
+        found = db.line.customer.max() if highest else db.line.customer
+        none = db((db.line.customer == 0) & (db.line.customer == 1)).nested_select(found, correlated=False)
+        return ~db.sale.customer.belongs(none)
+
+    assert days(pipeline.select(neither(db), db.sale.day)) == days(whole(neither(whole)).select(whole.sale.day))
+    assert pipeline.count(neither(db) | (db.sale.qty < 3)) == whole(neither(whole) | (whole.sale.qty < 3)).count()
+
+
 def test_a_subselect_is_answered_wherever_it_stands(db: Any, whole: Any) -> None:
     def few(db: Any) -> Any:
         return db.sale.qty.belongs(db(db.memo.sale > 3).nested_select(db.memo.sale))

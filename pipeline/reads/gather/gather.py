@@ -19,7 +19,7 @@ from pipeline.reads.gather.over_shards import answered, check_options
 from pipeline.reads.gather.shard_query import ReadyRead, ShardQuery, shaped
 from pipeline.reads.node_dal import NodeDAL, ReadInfo, callers_names
 from pipeline.reads.onward import Onward
-from pipeline.reads.read_place import ReadPlace, needs_at, places_of_query
+from pipeline.reads.read_place import NoRowMatches, ReadPlace, needs_at, places_of_query
 from pipeline.reads.routing.moving import Elsewhere
 from pipeline.reads.routing.policy import seconds
 from pipeline.reads.routing.router import Router
@@ -172,7 +172,11 @@ class Gather:
         check_options(options)
         [field] = select._qfields
         field = field.first if op_name(field) == "_as" else field
-        ready = self._ready(select._query, (field,), options, asked)
+        try:
+            ready = self._ready(select._query, (field,), options, asked)
+        except NoRowMatches:  # any shard finds none, and makes of nothing what a database makes of it
+            nowhere = [ReadPlace(self._topology.shards[0], ())]
+            ready = ReadyRead(select._query, (field,), options, nowhere, self._topology)
         first, behind = options.get("limitby") or (0, MOST_VALUES + 1)
         bound = {"limitby": (first, min(behind, first + MOST_VALUES + 1)), "orderby_on_limitby": False}
         bounded = ready._replace(options={**ready.options, **bound})
