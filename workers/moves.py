@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 from pipeline.admin.moving import orders
-from pipeline.admin.moving.mover import MoveEnded, Mover
+from pipeline.admin.moving.mover import MoveEnded, Mover, MoveStep
 from pipeline.client import Client
+from pipeline.clock import Deadline
 from pipeline.errors import PipelineError
 from pipeline.events import Event
 
@@ -14,6 +16,8 @@ logger = logging.getLogger("pipeline.moves")
 
 #: The time between two looks for such moves, s.
 LOOK_S = 3.0
+#: How long one move is gone on with while others wait for their turn, s; less than a third of a mover's lease.
+SLICE_S = 3.0
 #: The lease on a look: of all workers one looks.
 LEASE = "moves"
 
@@ -21,43 +25,63 @@ LEASE = "moves"
 class Moves:
     """The turns of one worker's mover. A thread of its own, since a copy takes minutes.
 
+    Several moves take turns: one that keeps the rows of its source for a day holds up no other.
+
     Args:
         client: the deployment; threads share it.
     """
 
     def __init__(self, client: Client):
         self._client = client
+        self._held: dict[int, tuple[Mover, Iterator[MoveStep]]] = {}
 
     def turn(self) -> float:
-        """Go on with each move that nobody is at; return the seconds to the next turn."""
+        """Go on with each move that nobody else is at, for a while; return the seconds to the next turn."""
         try:
             if self._client.log.take_lease(LEASE, round(LOOK_S * 1000)):
-                for mover in orders.under_way(self._client):
-                    self._go_on(mover)
+                self._find()
+            for mover, steps in [*self._held.values()]:
+                self._go_on(mover, steps)
         except PipelineError as error:
             logger.warning(Event("move_waits", error=error))
-        finally:
-            self._client.nodes.close()
+        if self._held:
+            return 0.0
+        self._client.nodes.close()
         return LOOK_S
 
-    def _go_on(self, mover: Mover) -> None:
-        """Go on with one move; whatever stops it stops no other."""
-        try:
-            if not mover.hold():
-                return
+    def _find(self) -> None:
+        """Take the moves that nobody is at."""
+        for mover in orders.under_way(self._client):
             leg = mover.leg
-            about = {"move": leg.move, "buckets": len(mover.buckets), "source": leg.source, "target": leg.target}
-            logger.info(Event("move_goes_on", **about))
-            try:
-                for _ in mover.steps():
-                    pass
-            finally:
-                mover.release()
+            if leg.move not in self._held and mover.hold():
+                about = {"move": leg.move, "buckets": len(mover.buckets), "source": leg.source, "target": leg.target}
+                logger.info(Event("move_goes_on", **about))
+                self._held[leg.move] = mover, mover.steps()
+
+    def _go_on(self, mover: Mover, steps: Iterator[MoveStep]) -> None:
+        """Go on with one move until it waits, or others have waited; whatever stops it stops no other."""
+        shift = Deadline(SLICE_S / len(self._held))
+        try:
+            if mover.hold():
+                for step in steps:
+                    # while a source has stopped, ops of its buckets wait
+                    if step.stage == "waiting" or (shift.passed and step.stage != "stopping"):
+                        return
         except MoveEnded:
             pass  # it is logged, and noted where the buckets are
         except PipelineError as error:
             logger.warning(Event("move_waits", error=error))
+        self._let_go(mover)
+
+    def _let_go(self, mover: Mover) -> None:
+        del self._held[mover.leg.move]
+        mover.release()
 
     def close(self) -> None:
-        """Close this thread's connections."""
+        """Let others go on with the moves, and close this thread's connections."""
+        for mover, _ in [*self._held.values()]:
+            try:
+                self._let_go(mover)
+            except PipelineError as error:
+                logger.info(Event("lease_not_released", lease=LEASE, error=error))
         self._client.nodes.close()
