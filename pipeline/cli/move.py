@@ -45,24 +45,30 @@ def move_group() -> None:
 
 @move_group.command("begin")
 @config_option
-@_buckets
+@click.argument("buckets", metavar="BUCKETS", default="")
+@click.option("--key", metavar="TABLE=VALUE", help="The bucket of this shard key, in place of BUCKETS.")
 @click.option("--to", "target", required=True, metavar="SHARD", help="Where they go.")
 @click.option("--keep", "keep_s", type=click.IntRange(min=0), default=orders.KEEP_S, show_default=True, help="Seconds.")
 @click.option("--dry-run", is_flag=True, help="Only say how many rows would move, and what would refuse.")
-def begin_command(config: str | None, buckets: str, target: str, keep_s: int, dry_run: bool) -> None:
+def begin_command(config: str | None, buckets: str, key: str | None, target: str, keep_s: int, dry_run: bool) -> None:
     """Move buckets to a shard. The rows that they leave are deleted after --keep.
+
+    With --key purchase=4711 the bucket moves that has the rows of this shard key; its other keys move along.
 
     \f
 
     Args:
         config: see `options.config_option`.
-        buckets: ranges of buckets.
+        buckets: ranges of buckets; empty where a key is given.
+        key: a table and a shard key of it.
         target: the name of the shard.
         keep_s: how long the source keeps its rows once the target goes on, s.
         dry_run: whether to move nothing.
     """
-    wanted = _numbers(buckets)
+    if (key is None) == (buckets == ""):
+        raise PipelineError("say what is to move: either BUCKETS, such as 0-15,40, or --key TABLE=VALUE")
     with opened(config) as client:
+        wanted = _numbers(buckets) if key is None else [_bucket_of(client, key)]
         if dry_run:
             rows = orders.rows_to_move(client, wanted, target)
             for table, count in rows.items():
@@ -145,6 +151,16 @@ def _numbers(text: str) -> list[int]:
         return sorted({*numbers(parse_ranges(text))})
     except ValueError:
         raise PipelineError(f"{text!r} is no list of buckets: write numbers and ranges, such as 0-15,40") from None
+
+
+def _bucket_of(client: Client, key: str) -> int:
+    """Return the bucket of a shard key, and say who shares it."""
+    place = orders.find_key(client, key)
+    along = ", and no other key of the table"
+    if place.others:
+        along = f"; {place.others:,} other keys with {place.along:,} rows move along"
+    click.echo(f"{key} is in bucket {place.bucket} with {place.rows:,} rows{along}", err=True)
+    return place.bucket
 
 
 def _counted(client: Client, buckets: Collection[int], target: str) -> int | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from support.sandbox.deployments import Site, apply, drain, file_of, insert, model, run, site
 
 from pipeline.admin import reshape, upkeep
@@ -15,6 +17,8 @@ from pipeline.admin.moving import mover as movers
 from pipeline.admin.moving import orders
 from pipeline.admin.moving.mover import MoveEnded, Mover
 from pipeline.apply.replay import Replay
+from pipeline.cli import move as face
+from pipeline.cli import pipeline as command
 from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.enqueue import bucket_map
@@ -385,6 +389,51 @@ def test_a_move_that_keeps_its_source_for_long_holds_up_no_other(client: Client)
         if {one.buckets: one.state for one in orders.known(client)} == {"3": "waiting", "5": "done"}:
             break
     assert {one.buckets: one.state for one in orders.known(client)} == {"3": "waiting", "5": "done"}
+
+
+@pytest.mark.parametrize("key", ["purchase=7", "purchase=007"])
+def test_a_key_is_moved_with_its_bucket_and_the_command_says_who_comes_along(
+    client: Client, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr(face, "opened", lambda config: nullcontext(client))
+    bucket = client.topology.bucket_of("purchase", 7)
+    along = [one for one in CUSTOMERS if client.topology.bucket_of("purchase", one) == bucket and one != 7]
+    target = "s1" if client.topology.shard_of(bucket) == "s0" else "s0"
+    insert(client, *along[:1])
+    drain(client)
+
+    done = CliRunner().invoke(command, ["move", "--key", key, "--to", target, "--keep", "0"])
+
+    assert done.exit_code == 0, done.output
+    rows = len(along) + len(along[:1])
+    said = f"; {len(along)} other keys with {rows} rows move along" if along else ", and no other key of the table"
+    assert f"{key} is in bucket {bucket} with 1 rows{said}\n" in done.output
+    assert client.topology.shard_of(bucket) == target
+    assert {7, *along} <= {customer for customer, _ in rows_on(client, target)}
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--key", "purchse=7"], "did you mean 'purchase'"),
+        (["--key", "purchase"], "write TABLE=VALUE"),
+        (["--key", "country=7"], "each shard has all its rows"),
+        (["--key", "purchase=abc"], "customer"),
+        (["3", "--key", "purchase=7"], "either BUCKETS"),
+        ([], "either BUCKETS"),
+    ],
+)
+def test_what_names_no_key_and_no_bucket_moves_nothing(
+    client: Client, monkeypatch: pytest.MonkeyPatch, words: list[str], error: str
+) -> None:
+    monkeypatch.setattr(face, "opened", lambda config: nullcontext(client))
+    before = dict(client.topology.placement.owners)
+
+    done = CliRunner().invoke(command, ["move", *words, "--to", "s1"])
+
+    assert done.exit_code != 0
+    assert error in f"{done.output} {done.exception}"
+    assert before == dict(client.topology.placement.owners)
 
 
 def test_a_worker_that_stops_lets_another_go_on_with_its_moves(client: Client, site: Site) -> None:

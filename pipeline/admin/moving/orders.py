@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from pipeline import clock
+from pipeline.admin.migrate import published
 from pipeline.admin.moving.buckets_rows import moved_tables, rows_in
 from pipeline.admin.moving.mover import Mover
 from pipeline.chance import chance
@@ -15,6 +16,8 @@ from pipeline.config.bucket_ranges import format_ranges
 from pipeline.enqueue import bucket_map
 from pipeline.errors import PipelineError, Unavailable, did_you_mean
 from pipeline.events import Event
+from pipeline.model.values import key_form, lenient
+from pipeline.shard.bucket_sql import bucket_sql
 from pipeline.shard.records import ledger, moves
 from pipeline.shard.records.ledger import APPLYING
 from pipeline.shard.records.moves import Leg
@@ -105,6 +108,53 @@ def rows_to_move(client: Client, buckets: Collection[int], target: str) -> dict[
     """
     source = source_of(client, buckets, target)
     return rows_in(client.nodes.primary(source), moved_tables(client, buckets, source, target))
+
+
+class KeyPlace(NamedTuple):
+    """Where a shard key is, and with whom.
+
+    Attributes:
+        bucket: its bucket; a key has none of its own, see docs/notes/26-moves.md.
+        rows: how many rows of the table have the key.
+        others: how many other keys the table has in the bucket.
+        along: how many rows of the table have one of these.
+    """
+
+    bucket: int
+    rows: int
+    others: int
+    along: int
+
+
+def find_key(client: Client, text: str) -> KeyPlace:
+    """Return where a shard key is.
+
+    Args:
+        client: the deployment.
+        text: the table and the key, in any spelling that a write takes: `purchase=4711`.
+
+    Raises:
+        PipelineError: there is no such table, it is not spread by keys, or they are none of its column.
+    """
+    name, _, key = text.partition("=")
+    tables = {schema.name: schema for schema in published(client)}
+    if name not in tables or not key:
+        near = did_you_mean(name, tables)
+        raise PipelineError(f"{text!r} names no key: write TABLE=VALUE, with a table of this deployment{near}")
+    topology, schema, rules = client.topology, tables[name], client.topology.table(name)
+    if rules.reference:
+        raise PipelineError(f"table {name!r} is a reference table: each shard has all its rows")
+    column = schema.columns[schema.index[rules.shard_key or schema.id_name]]
+    bucket, final = topology.finding(name, column)(key), lenient(name, column)
+    bucket_map.follow(client.log, client.nodes, topology, anew=True)
+    session = client.nodes.primary(topology.shard_of(bucket))
+    stored, table = session.dialect.quote(column.name_there), session.dialect.quote(schema.name_there)
+    which = bucket_sql(session.dialect, rules, schema, topology.buckets)
+    found = session.query(f"SELECT {stored}, COUNT(*) FROM {table} WHERE {which} = {bucket} GROUP BY {stored}")
+    form = key_form(column) or final
+    own = form(final(key))
+    along = [count for value, count in found if form(final(value)) != own]
+    return KeyPlace(bucket, sum(count for _, count in found) - sum(along), len(along), sum(along))
 
 
 def under_way(client: Client) -> Iterator[Mover]:
