@@ -19,8 +19,9 @@ from redis.sentinel import Sentinel
 from pipeline.config.address import TLS, Address, parse
 from pipeline.config.settings import RedisSettings
 from pipeline.errors import LogUnavailable, PipelineFull
-from pipeline.model.op import FORGED, TOO_LARGE, Entry, Position
+from pipeline.model.op import FORGED, START, TOO_LARGE, Entry, Position
 from pipeline.oplog.redis.keys import Keys
+from pipeline.oplog.redis.packs import unpacked
 from pipeline.oplog.redis.signature import has_signature, keys_of, place, verified
 from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
 
@@ -299,33 +300,67 @@ def position_of(id: Any) -> Position:
     return Position.parse(text_of(id))
 
 
-def entries_of(bucket: int, reply: Any, keys: Sequence[bytes] = (), *, unsigned: bool = False) -> list[Entry]:
-    """Return what XRANGE found.
+def entries_of(
+    bucket: int,
+    reply: Any,
+    keys: Sequence[bytes] = (),
+    *,
+    unsigned: bool = False,
+    after: Position = START,
+    most: int = TOO_LARGE,
+) -> list[Entry]:
+    """Return the entries that XRANGE found, one for each op.
 
     Args:
         bucket: the log's bucket.
         reply: of XRANGE.
         keys: of the deployment, see `signature`; none: ops need no signature.
         unsigned: whether an op needs none all the same.
+        after: ops up to this position are left out.
+        most: how many to return at most.
     """
-    entries = []
+    entries: list[Entry] = []
+    ops: Sequence[bytes]
     for id, fields in reply:
         epoch, _, nth = id.partition(b"-")
         position = Position(int(epoch), int(nth))
         try:
-            _, producer, _, seq, _, payload = fields  # p <producer> s <producer seq> o <op>, always in this order
+            _, producer, _, seq, _, text = fields  # p <producer> s <producer seq> o <text>, always in this order
             sender, number = int(producer), int(seq)
         except ValueError:
             sender = number = 0
         if not (0 < sender < TOO_LARGE and 0 < number < TOO_LARGE):
-            sender, number, payload = 0, 0, _strange(fields)
-        elif keys or has_signature(payload):
-            text = verified(keys, place(bucket, sender, number), payload, unsigned=unsigned)
-            if text is None:
-                sender, number, text = 0, FORGED, _strange(fields)
-            payload = text
-        entries.append(Entry(bucket, position, sender, number, payload))
+            ops, sender, number = [_strange(fields)], 0, 0
+        elif (keys or has_signature(text)) and (
+            text := verified(keys, place(bucket, sender, number), text, unsigned=unsigned)
+        ) is None:
+            ops, sender, number = [_strange(fields)], 0, FORGED
+        elif not (ops := unpacked(text)) or len(ops) > position.seq + 1:
+            ops, sender, number = [_strange(fields)], 0, 0
+        _singly(entries, Entry(bucket, position, sender, number, b""), ops, after, most)
+        if len(entries) == most:
+            break
     return entries
+
+
+def _singly(entries: list[Entry], last: Entry, ops: Sequence[bytes], after: Position, most: int) -> None:
+    """Add the ops of one entry of the stream, each with its place.
+
+    Args:
+        entries: at most *most* of them.
+        last: with the position of the last op, and the sequence of the first.
+        ops: in order.
+        after: ops up to this position are left out.
+        most: how many entries there may be.
+    """
+    bucket, (epoch, seq), sender, number, _ = last
+    after = entries[-1].position if entries and entries[-1].position > after else after
+    first = seq - len(ops) + 1
+    begin = max(0, after.seq + 1 - first) if epoch == after.epoch else 0 if epoch > after.epoch else len(ops)
+    for n in range(begin, min(len(ops), begin + most - len(entries))):
+        entries.append(
+            Entry(bucket, Position(epoch, first + n), sender, number + n if sender else number, bytes(ops[n]))
+        )
 
 
 def _strange(fields: Sequence[bytes]) -> bytes:

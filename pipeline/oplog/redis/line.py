@@ -28,6 +28,7 @@ from pipeline.oplog.appends import (
 from pipeline.oplog.batches import this_process
 from pipeline.oplog.redis.connection import MOST_REASON, script, translated
 from pipeline.oplog.redis.keys import Keys
+from pipeline.oplog.redis.packs import packed
 from pipeline.oplog.redis.signature import place, signed
 from pipeline.oplog.redis.wire import Wire
 from pipeline.oplog.ttls import BELL_MS, BIG_TTL_MS, IDEMPOTENCY_TTL_MS, PRODUCER_TTL_MS, ROOM_MS
@@ -175,11 +176,13 @@ class RedisLine:
         rest: list[Any] = []
         biggest = 0
         for bucket, first, payloads in appends:
-            if signs := self._sign_keys:
-                payloads = [signed(signs, place(bucket, producer, first + n), p) for n, p in enumerate(payloads)]
             names.append(keys.log(bucket))
-            rest += (bucket, first, len(payloads), *payloads)
-            biggest = max(biggest, *map(len, payloads)) if len(payloads) > 1 else max(biggest, len(payloads[0]))
+            rest += (bucket, first, len(payloads), 0)
+            entries, at = len(rest) - 1, first
+            for ops, text in packed(payloads):
+                rest += (ops, signed(self._sign_keys, place(bucket, producer, at), text))
+                at, biggest = at + ops, max(biggest, len(text))
+            rest[entries] = (len(rest) - entries) // 2
         big = biggest if biggest >= BIG_BYTES else 0
         renewal = self._renewal()
         spans = (renewal, BELL_MS, IDEMPOTENCY_TTL_MS, BIG_TTL_MS, ROOM_MS)

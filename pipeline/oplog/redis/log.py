@@ -30,11 +30,14 @@ from pipeline.oplog.redis.connection import (
     text_of,
     translated,
 )
+from pipeline.oplog.redis.packs import MOST_OPS
 from pipeline.oplog.redis.shared_state import RedisSharedState, RedisWaits
 from pipeline.oplog.redis.signature import DEFINITION, signed, verified
 from pipeline.oplog.ttls import BELL_MS, MOST_AHEAD_MS, NOTE_MS
 
 logger = logging.getLogger("pipeline.log")
+#: How many entries of a log are asked for before it is known how many ops they hold.
+FIRST_ENTRIES = 128
 #: What a note of past watermarks begins with, see `admin/upkeep`.
 _NOTE = re.compile(r"\d{1,15} .*", re.ASCII | re.DOTALL)
 
@@ -42,20 +45,52 @@ _NOTE = re.compile(r"\d{1,15} .*", re.ASCII | re.DOTALL)
 class RedisEntries(RedisServer):
     """See `contract.Entries`."""
 
+    #: How many ops an entry had that was read of late.
+    _ops_an_entry = 1
+
     def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:
+        asked = self._asked(after, count)
+        return self._read_on(after, count, asked, self._ranges(after, asked))
+
+    def _asked(self, after: Iterable[int], count: Mapping[int, int]) -> dict[int, int]:
+        """Return how many entries of each log to ask for at first: each has one op or many, see `packs`."""
+        dense = self._ops_an_entry
+        return {bucket: min(FIRST_ENTRIES, -(-count[bucket] // dense) + (count[bucket] > 1)) for bucket in after}
+
+    def _read_on(
+        self, after: Mapping[int, Position], count: Mapping[int, int], asked: Mapping[int, int], replies: Iterable[Any]
+    ) -> dict[int, list[Entry]]:
+        """Return the ops of entries that were asked for; ask for more where they hold too few."""
+        found: dict[int, list[Entry]] = {bucket: [] for bucket in after}
+        ends, keys = dict(after), self._sign_keys
+        while asked:
+            entries, ops, full = 0, 0, []
+            for (bucket, most), reply in zip(asked.items(), replies, strict=True):
+                known, room = found[bucket], count[bucket] - len(found[bucket])
+                more = entries_of(bucket, reply, keys, unsigned=self._unsigned, after=ends[bucket], most=room)
+                known += more
+                if not reply:
+                    continue
+                last = position_of(reply[-1][0])
+                entries, ops = entries + len(reply), ops + (last.seq - more[0].position.seq + 1 if more else 1)
+                if len(reply) == most and len(more) < room:
+                    ends[bucket] = last
+                    full.append(bucket)
+            if entries:
+                self._ops_an_entry = max(1, ops // entries)
+            asked = {bucket: -(-(count[bucket] - len(found[bucket])) // self._ops_an_entry) for bucket in full}
+            replies = self._ranges(ends, asked)
+        return found
+
+    def _ranges(self, after: Mapping[int, Position], asked: Mapping[int, int]) -> list[Any]:
         with translated():
             pipe: Any = self._client.pipeline(transaction=False)
-            replies = self._ranges(pipe, after, count).execute()
-        return self._entries(after, replies)
+            return list(self._asking(pipe, after, asked).execute()) if asked else []
 
-    def _entries(self, buckets: Iterable[int], replies: Iterable[Any]) -> dict[int, list[Entry]]:
-        keys, unsigned = self._sign_keys, self._unsigned
-        pairs = zip(buckets, replies, strict=True)
-        return {bucket: entries_of(bucket, reply, keys, unsigned=unsigned) for bucket, reply in pairs}
-
-    def _ranges(self, pipe: Any, after: Mapping[int, Position], count: Mapping[int, int]) -> Any:
-        for bucket, (epoch, seq) in after.items():
-            pipe.execute_command("XRANGE", self.keys.log(bucket), f"{epoch}-{seq + 1}", "+", "COUNT", count[bucket])
+    def _asking(self, pipe: Any, after: Mapping[int, Position], asked: Mapping[int, int]) -> Any:
+        for bucket, most in asked.items():
+            epoch, seq = after[bucket]
+            pipe.execute_command("XRANGE", self.keys.log(bucket), f"{epoch}-{seq + 1}", "+", "COUNT", most)
         return pipe
 
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
@@ -69,10 +104,11 @@ class RedisEntries(RedisServer):
             lasts = self._ends("XREVRANGE", {b: (end, "-") for b, end in ends.items()})
             lasts = {b: last for b, last in lasts.items() if last > after[b]}
             older = {b: (f"{last.epoch}-0", "+") for b, last in lasts.items() if last.epoch > after[b].epoch}
-            firsts = self._ends("XRANGE", older)
+            firsts = {b: entries_of(b, reply) for b, reply in self._found("XRANGE", older).items()}
             for bucket, last in lasts.items():
-                counted[bucket] += last.seq - (firsts[bucket].seq - 1 if bucket in firsts else after[bucket].seq)
-            ends = {bucket: f"({first}" for bucket, first in firsts.items()}
+                first = firsts[bucket][0].position.seq - 1 if bucket in firsts else after[bucket].seq
+                counted[bucket] += last.seq - first
+            ends = {bucket: f"({ops[-1].position}" for bucket, ops in firsts.items()}
         return counted
 
     def trim(self, behind: Mapping[int, Position]) -> int:
@@ -158,7 +194,11 @@ class RedisEntries(RedisServer):
         return next((note for at, _, note in old if now_ms - int(at) >= older_than_ms), None)
 
     def _ends(self, command: str, ranges: Mapping[int, tuple[str, str]]) -> dict[int, Position]:
-        """Return the first position that each log has in a range."""
+        """Return where the first entry stands that each log has in a range."""
+        return {bucket: position_of(reply[0][0]) for bucket, reply in self._found(command, ranges).items()}
+
+    def _found(self, command: str, ranges: Mapping[int, tuple[str, str]]) -> dict[int, Any]:
+        """Return the first entry that each log has in a range, as its server gives it."""
         if not ranges:
             return {}
         with translated():
@@ -166,7 +206,7 @@ class RedisEntries(RedisServer):
             for bucket, (start, end) in ranges.items():
                 pipe.execute_command(command, self.keys.log(bucket), start, end, "COUNT", 1)
             replies = pipe.execute()
-        return {bucket: position_of(reply[0][0]) for bucket, reply in zip(ranges, replies, strict=True) if reply}
+        return {bucket: reply for bucket, reply in zip(ranges, replies, strict=True) if reply}
 
 
 class RedisWork(RedisEntries):
@@ -179,7 +219,7 @@ class RedisWork(RedisEntries):
 
     def sizes(self, after: Mapping[int, Position], count: int, most_bytes: int) -> dict[int, list[int]]:
         begins = [f"{epoch}-{seq + 1}" for epoch, seq in after.values()]
-        found = self._run("sizes", list(map(self.keys.log, after)), [most_bytes, count, *begins])
+        found = self._run("sizes", list(map(self.keys.log, after)), [most_bytes, count, MOST_OPS, *begins])
         return dict(zip(after, found, strict=False))
 
     def finish(
@@ -227,13 +267,14 @@ class RedisWork(RedisEntries):
             return {}, {}
         pipe: Any = self._client.pipeline(transaction=False)
         pipe.evalsha(script("note_attempts")[1], 1, self.keys.attempts(shard), *_noting(notes, anew=anew))
+        asked = self._asked(after, count)
         with translated():
             try:
-                earlier, *replies = self._ranges(pipe, after, count).execute()
+                earlier, *replies = self._asking(pipe, after, asked).execute()
             except redis.exceptions.NoScriptError:
                 kept = self.note_attempts(shard, notes, anew=anew)
                 return self.read(after, count), kept
-        return self._entries(after, replies), _notes_of(earlier)
+        return self._read_on(after, count, asked, replies), _notes_of(earlier)
 
     def attempts(self, shard: str) -> dict[int, str]:
         with translated():

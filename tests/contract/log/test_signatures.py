@@ -9,13 +9,13 @@ from uuid import uuid4
 import pytest
 from support.sandbox.logs import EPOCH, S0, raise_to
 
-from pipeline.model.op import FORGED, START, Entry
+from pipeline.model.op import FORGED, START, Entry, Op, encode
 from pipeline.model.schema import Column, TableSchema
 from pipeline.oplog.appends import Append
 from pipeline.oplog.redis.log import RedisLog
 
 OLD, NEW = "o" * 32, "n" * 40
-OP = b'["insert","t","h",1.5]'
+OP, OTHER = (encode(Op("insert", "t", "h", 1.5, row)) for row in (1, 2))
 PURCHASE = TableSchema("purchase", (Column("id", "id"), Column("n", "integer")))
 PERSON = TableSchema("person", (Column("id", "id"), Column("name", "string", 20)))
 
@@ -61,8 +61,8 @@ def senders(entries: list[Entry]) -> list[tuple[int, int]]:
 
 def test_what_was_signed_is_read_as_it_was_sent_alone_in_runs_and_sent_again(here: Deployment):
     line = here.log(OLD).line()
-    here.write(OLD, OP, OP + b" ")
-    again = line.append(S0, EPOCH, 5, [Append(3, 2, [OP + b" "])], "", 0)
+    here.write(OLD, OP, OTHER)
+    again = line.append(S0, EPOCH, 5, [Append(3, 2, [OTHER])], "", 0)
     one = line.append_one(S0, EPOCH, 5, 3, 3, OP)
     line.close()
 
@@ -70,7 +70,7 @@ def test_what_was_signed_is_read_as_it_was_sent_alone_in_runs_and_sent_again(her
 
     assert one is not None
     assert [placed.position for placed in again.placed] == [found[1].position]
-    assert [entry.payload for entry in found] == [OP, OP + b" ", OP]
+    assert [entry.payload for entry in found] == [OP, OTHER, OP]
     assert senders(found) == [(5, 1), (5, 2), (5, 3)]
     assert OP not in [
         fields[b"o"] for _, fields in here.raw.execute_command("XRANGE", f"{here.prefix}:log:3", "-", "+")
@@ -125,7 +125,8 @@ def test_a_key_of_another_deployment_on_the_same_server_signs_nothing_here(here:
 
 def test_processes_get_their_key_one_after_the_other(here: Deployment):
     here.write("", OP)
-    here.write(OLD, *[OP] * 599, first=2)  # a signature may end in any byte
+    for seq in range(2, 601):
+        here.write(OLD, OP, first=seq)  # a signature may end in any byte
 
     without, with_key = here.read(), here.read(OLD, accept_unsigned=True)
 

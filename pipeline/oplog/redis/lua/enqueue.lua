@@ -12,14 +12,16 @@
 --       5 room                    string  there for a moment after memory was measured and found enough
 --       6.. per shard: dirty      zset    bucket -> ms from when on it may be applied
 --                      bell       string  there while a Celery message for this shard is on its way
---       then per log:  log        stream  entries <epoch>-<dense seq>: p producer, s producer seq, o op
+--       then per log:  log        stream  entries <epoch>-<dense seq>: p producer, s producer seq, o op; an entry of
+--                                         several ops has the seq of its last op, and the producer seq of its first
 -- ARGV  1 epoch  2 shards  3 producer  4 row id  5 bytes of the largest op if it is large, else 0
 --       6 prefix of the keys that hold the bytes of a bucket's largest op of late
 --       7 ms until the producer expires, 0: leave its expiry  8 ms until the bell counts as lost
 --       9 ms until the claim expires  10 ms until the bytes of the largest op expire
 --       11 ms until memory is measured again  12 the share of memory above which nothing is taken
 --       13 the process that sends, noted where the expiry is put off
---       then per log: bucket, first producer seq, count, and the ops themselves
+--       then per log: bucket, first producer seq, how many ops, how many entries, and of each entry its ops' number and
+--       its text
 -- Returns one string:
 --       "epoch"          raise the epoch first: the lineage changed; or a log has forgotten entries of the epoch, or has
 --                        later ones: then other logs of this call may have taken theirs
@@ -58,18 +60,24 @@ if KEYS[4] ~= KEYS[5] then
   end
 end
 
-local function ends(log, bucket, id, behind)
-  -- return why the epoch ends, if an entry that was just appended says so; note a log that begins
+local function last_of(log)
+  -- return epoch and seq of the last id that a log has given out; nothing where there is no log
+  local info = redis.pcall('XINFO', 'STREAM', log)
+  for i = 1, #info do if info[i] == 'last-generated-id' then return string.match(info[i + 1], '(%d+)-(%d+)') end end
+end
+
+local function ends(log, bucket, id, at, behind)
+  -- return why the epoch ends, if an entry that was just appended says so, its first op at seq `at`; note a log that
+  -- begins
   if type(id) == 'table' then
     if string.find(id.err, 'WRONGTYPE', 1, true) then
       call('DEL', log)
       return epoch .. ' forgot:' .. bucket
     end
-    local info, top = redis.pcall('XINFO', 'STREAM', log)
-    for i = 1, #info do if info[i] == 'last-generated-id' then top = string.match(info[i + 1], '%d+') + 0 end end
+    local top = tonumber((last_of(log)))
     return top and top > epoch + 0 and top < 2 ^ 53 and format('%.0f ahead:%s', top, bucket)
   end
-  local at, map = string.sub(id, #epoch + 2) + 0, #epoch + 42 + bucket
+  local map = #epoch + 42 + bucket
   if at > behind and (at > 0 or string.sub(given_out, map + 1, map + 1) ~= '1') then
     if at == 0 then call('SETRANGE', KEYS[1], map, '1') end
     return
@@ -93,12 +101,23 @@ while at <= #ARGV do
   elseif first > last + 1 or (first <= last and last_epoch == epoch) then
     placed = '2 0 ' .. format('%d', last)
   else
-    local id = redis.pcall('XADD', KEYS[key], prefix, 'p', producer, 's', format('%d', first), 'o', ARGV[at + 3])
-    ended = ends(KEYS[key], bucket, id, last_epoch == epoch and last_seq + 0 or -1)
+    local text, name, from = at + 5, prefix, nil
+    if count > 1 then
+      local e, s = last_of(KEYS[key])
+      from = e == epoch and s + 1 or 0
+      name = format('%s-%.0f', epoch, from + ARGV[text - 1] - 1)
+    end
+    local id = redis.pcall('XADD', KEYS[key], name, 'p', producer, 's', format('%d', first), 'o', ARGV[text])
+    if not from and type(id) ~= 'table' then from = string.sub(id, #epoch + 2) + 0 end
+    ended = ends(KEYS[key], bucket, id, from, last_epoch == epoch and last_seq + 0 or -1)
     if ended then break end
     if type(id) == 'table' then return id end
-    for i = 1, count - 1 do
-      id = call('XADD', KEYS[key], prefix, 'p', producer, 's', format('%d', first + i), 'o', ARGV[at + 3 + i])
+    local done = ARGV[text - 1] + 0
+    for _ = 2, ARGV[at + 3] + 0 do
+      text = text + 2
+      name = format('%s-%.0f', epoch, from + done + ARGV[text - 1] - 1)
+      id = call('XADD', KEYS[key], name, 'p', producer, 's', format('%d', first + done), 'o', ARGV[text])
+      done = done + ARGV[text - 1]
     end
     local seq = string.sub(id, #epoch + 2)
     call('HSET', KEYS[3], bucket, format('%d ', first + count - 1) .. epoch .. ' ' .. seq)
@@ -114,7 +133,7 @@ while at <= #ARGV do
     if wrote then wrote[#wrote + 1] = bucket else wrote = { bucket } end
   end
   reply = reply and reply .. ' ' .. placed or placed
-  at, key = at + 3 + count, key + 1
+  at, key = at + 4 + 2 * ARGV[at + 3], key + 1
 end
 
 local bits = ''
