@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, islice
 from os import getpid
 from typing import TYPE_CHECKING
 
@@ -42,8 +44,6 @@ if TYPE_CHECKING:
 DURABILITIES = ("redis", "replica", "fsync", "spooled", "applied")
 #: What a counter of refused ops calls the error of their caller.
 _REASONS = {PipelineFull: "full", SpoolUnavailable: "spool", ShardUnavailable: "shard", LogUnavailable: "redis"}
-#: Ops of one round trip of a bulk call. More gain little, and block Redis for longer than 5 ms.
-BULK_ROWS = 1000
 
 
 class Dispatch:
@@ -145,7 +145,7 @@ class Dispatch:
         return receipt
 
     def take_many(self, made: Iterable[Addressed], durability: str) -> Receipts:
-        """Take many ops, one round trip per thousand and shard; return their receipts, each made when looked at."""
+        """Take many ops, one round trip per chunk and shard; return their receipts, each made when looked at."""
         self.known_durability(durability)
         if self.gathering:
             single = [self.take(addressed, durability) for addressed in made]
@@ -156,7 +156,7 @@ class Dispatch:
             payload = chunk.add(addressed.bucket, addressed.op)
             if len(payload) > UNCHECKED_BYTES:
                 check_size(payload, addressed.op.table, self._log, self.wait_budgets)
-            if len(chunk) == BULK_ROWS:
+            if chunk.full:
                 chunks.append(self._sent_chunk(chunk, durability, chunks))
                 chunk = Chunk()
         if len(chunk):
@@ -164,7 +164,13 @@ class Dispatch:
         return self._receipts(chunks)
 
     def _receipts(self, chunks: Sequence[Chunk]) -> Receipts:
-        return Receipts(lambda i: chunks[i // BULK_ROWS].receipt(i % BULK_ROWS, self._source), sum(map(len, chunks)))
+        ends = [*accumulate(map(len, chunks))]
+
+        def receipt(row: int) -> Receipt:
+            nth = bisect_right(ends, row)
+            return chunks[nth].receipt(row - (ends[nth - 1] if nth else 0), self._source)
+
+        return Receipts(receipt, ends[-1] if ends else 0)
 
     @property
     def gathering(self) -> bool:
@@ -348,10 +354,14 @@ class Dispatch:
         if len(entries) == 1:
             self._send(entries[0])
             return
-        for start in range(0, len(entries), BULK_ROWS):
-            chunk, part = Chunk(), entries[start : start + BULK_ROWS]
-            for entry in part:
+        start = 0
+        while start < len(entries):
+            chunk = Chunk()
+            for entry in islice(entries, start, None):
                 chunk.add(entry.bucket, entry.op)
+                if chunk.full:
+                    break
+            part = entries[start : start + len(chunk)]
             try:
                 self._ship(chunk, "redis")
             except Unavailable as error:
@@ -365,3 +375,4 @@ class Dispatch:
                 raise
             for nth, entry in enumerate(part):
                 fill_like(chunk.receipt(nth, self._source), entry.receipts)
+            start += len(chunk)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 #: The most ops of one atomic group: a worker applies it in one transaction, and every row waits for its end.
 MOST_MEMBERS = 10_000
+#: Ops and bytes of one round trip of a bulk call. The more ops of a bucket go together, the fewer entries hold them;
+#: more than these block Redis for longer than 5 ms.
+CHUNK_ROWS, CHUNK_BYTES = 4_000, 1_000_000
 
 
 class HeldOp(NamedTuple):
@@ -167,9 +170,10 @@ class Atomic:
 class Chunk:
     """Ops in the caller's order, sorted by bucket for sending."""
 
-    __slots__ = ("_at", "_ids", "_places", "payloads", "what")
+    __slots__ = ("_at", "_bytes", "_ids", "_places", "payloads", "what")
 
     def __init__(self) -> None:
+        self._bytes = 0
         self.payloads: dict[int, list[bytes]] = {}
         #: How many ops there are of each bucket, kind and table.
         self.what: dict[tuple[int, str, str], int] = {}
@@ -183,6 +187,7 @@ class Chunk:
         self._at.append((bucket, len(run)))
         self._ids.append(op.id)
         run.append(payload := encode(op))
+        self._bytes += len(payload)
         for member in op.members if op.ops else (op,):
             kind = bucket, member.kind, member.table
             self.what[kind] = self.what.get(kind, 0) + 1
@@ -190,6 +195,11 @@ class Chunk:
 
     def __len__(self) -> int:
         return len(self._at)
+
+    @property
+    def full(self) -> bool:
+        """Whether it is to be sent before more is added."""
+        return len(self._at) >= CHUNK_ROWS or self._bytes >= CHUNK_BYTES
 
     def placed(self, places: Mapping[int, OpPlace]) -> None:
         """Note where the ops stand, and let the payloads go."""

@@ -17,7 +17,7 @@ import pipeline
 from pipeline.clock import polls
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
-from pipeline.enqueue import sends
+from pipeline.enqueue import held_ops, sends
 from pipeline.enqueue.sends import Sends
 from pipeline.enqueue.shipment import OpPlace
 from pipeline.errors import LogUnavailable, PipelineFull, Unavailable
@@ -55,7 +55,8 @@ def here() -> Iterator[Here]:
         db.close()
 
 
-def test_each_way_to_enqueue_is_counted_by_table_and_kind(here: Here):
+def test_each_way_to_enqueue_is_counted_by_table_and_kind(here: Here, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(held_ops, "CHUNK_ROWS", 1000)
     thing = here.db.thing
     first = pipeline.enqueue_insert(thing, owner=7, name="a")
     pipeline.enqueue_insert(thing, owner=7, name="b", idempotency_key="once")

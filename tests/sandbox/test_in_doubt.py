@@ -11,6 +11,7 @@ import pytest
 from support.sandbox.spooling import Shop
 
 from pipeline.client import Client
+from pipeline.enqueue import held_ops
 from pipeline.errors import BadOp, InDoubt, LogUnavailable, PipelineFull, SpoolUnavailable
 
 
@@ -199,7 +200,7 @@ def test_an_op_that_was_certainly_not_taken_is_in_no_doubt(shop: Shop, monkeypat
         shop.buy(2)
 
 
-def test_a_bulk_call_that_is_refused_behind_its_first_thousand_names_those_that_are_queued(
+def test_a_bulk_call_that_is_refused_behind_its_first_chunk_names_those_that_are_queued(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ):
     def refuse(*arguments: Any, **options: Any) -> Any:
@@ -212,12 +213,36 @@ def test_a_bulk_call_that_is_refused_behind_its_first_thousand_names_those_that_
             yield {"customer": 7, "qty": n}
 
     monkeypatch.setattr(shop.client.spool, "add", refuse)
+    monkeypatch.setattr(held_ops, "CHUNK_ROWS", 1000)
     with pytest.raises(InDoubt) as raised:
         shop.client.enqueue_bulk_insert(shop.db.purchase, rows())
 
     receipts = raised.value.receipts
     assert [receipt is not None for receipt in receipts] == [True] * 1000 + [False] * 500
     assert receipts[999].status() == "queued"
+
+
+@pytest.mark.parametrize(("most_rows", "most_bytes"), [(7, 1_000_000), (1000, 1500)])
+@pytest.mark.parametrize("held", [False, True])
+def test_each_receipt_of_a_bulk_call_is_of_its_row_wherever_the_chunks_end(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, most_rows: int, most_bytes: int, held: bool
+):
+    monkeypatch.setattr(held_ops, "CHUNK_ROWS", most_rows)
+    monkeypatch.setattr(held_ops, "CHUNK_BYTES", most_bytes)
+    rows = [{"customer": n % 5, "qty": n} for n in range(40)]
+
+    if held:
+        with shop.client.holding(ops := shop.client.held()):
+            receipts = list(shop.client.enqueue_bulk_insert(shop.db.purchase, rows))
+        ops.send()
+    else:
+        receipts = list(shop.client.enqueue_bulk_insert(shop.db.purchase, rows))
+    shop.box.drain()
+
+    stored = {row["id"]: row["qty"] for row in shop.box.rows("purchase")}
+    assert [stored[receipt.id] for receipt in receipts] == [row["qty"] for row in rows]
+    assert {receipt.status() for receipt in receipts} == {"applied"}
+    assert len({(receipt.bucket, receipt.position) for receipt in receipts}) == 40
 
 
 def test_the_receipt_of_another_op_is_refused(shop: Shop):
