@@ -54,6 +54,12 @@ def rss_bytes(group_id: int) -> int:
     return sum(_resident_pages(pid) for pid in _members(group_id)) * page_bytes
 
 
+def cpu_s(*group_ids: int) -> float:
+    """Return the processor time of living processes and of the process groups that they lead, in user and system, s."""
+    ticks = sum(_ticks(pid) for group_id in group_ids for pid in {group_id, *_members(group_id)})
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _start(target: Target, command: list[str], output: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
@@ -91,3 +97,11 @@ def _resident_pages(process_id: int) -> int:
         return int(Path(f"/proc/{process_id}/statm").read_text().split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return 0
+
+
+def _ticks(process_id: int) -> int:
+    try:
+        fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(fields[11]) + int(fields[12])

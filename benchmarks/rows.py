@@ -12,6 +12,8 @@ from typing import Any
 from pydal import DAL, Field
 
 TABLE = "purchase"
+#: A table whose rows are upserted by a unique index.
+TALLY = "tally"
 COLUMNS = ("customer", "qty", "price", "note", "created_on")
 CREATE_TABLE = f"""
 CREATE TABLE IF NOT EXISTS {TABLE} (

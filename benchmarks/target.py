@@ -16,7 +16,7 @@ import pymysql
 from pydal import DAL
 from redis import Redis
 
-from benchmarks.rows import TABLE, define_purchase
+from benchmarks.rows import TABLE, TALLY, define_purchase
 
 #: Redis databases of the peers, apart from the pipeline's own (0 and 1 in a local cluster). Sixteen exist by default.
 CELERY_DATABASE, DRAMATIQ_DATABASE, HUEY_DATABASE, LPUSH_DATABASE = 12, 13, 14, 15
@@ -24,7 +24,8 @@ CELERY_DATABASE, DRAMATIQ_DATABASE, HUEY_DATABASE, LPUSH_DATABASE = 12, 13, 14, 
 TIMEOUT_S = 30
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_PURCHASE = f'\n[tables.{TABLE}]\nshard_key = "customer"\n'
+_TABLES = "".join(f'\n[tables.{table}]\nshard_key = "customer"\n' for table in (TABLE, TALLY))
+_TABLES += 'unique = [["customer", "sku"]]\n'
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Target:
         text = os.path.expandvars(config.read_text())
         settings = tomllib.loads(text)
         if TABLE not in settings.get("tables", {}):
-            config.write_text(config.read_text() + _PURCHASE)
+            config.write_text(config.read_text() + _TABLES)
         primaries = tuple(shard["primary"] for shard in settings["shards"].values())
         url = settings["redis"]["url"]
         target = cls(config.resolve(), primaries, url, settings["redis"].get("broker_url", url))
