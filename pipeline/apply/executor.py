@@ -2,12 +2,12 @@
 
 A failed statement changes nothing: InnoDB and SQLite undo it. So a group is split until the bad op is alone: around the
 row that the server names, or into parts. The op must fail alone, so a wrong row costs statements and changes no result.
-An atomic group runs under a savepoint, and so do versioned updates together.
+Atomic groups run under a savepoint: many under one, and halved where one of them fails. So do versioned updates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from pipeline.apply.earlier_ops import EarlierOps, Early
 from pipeline.apply.grouping import Group, Item
@@ -31,7 +31,7 @@ from pipeline.shard.driver_errors import (
 )
 from pipeline.shard.records.ledger import Reject
 from pipeline.shard.session import NodeSession
-from pipeline.shard.statements import MOST_STATEMENT_BYTES, CannotRender, copy_statement, statement
+from pipeline.shard.statements import MOST_STATEMENT_BYTES, CannotRender, copy_statement, most, statement
 from pipeline.shard.table_facts import Facts, constraints_of
 
 
@@ -122,20 +122,15 @@ class Executor:
         self._hold_deletes(groups)
         for group in groups:
             self._step("statement")
-            items, parked = self._rows.part(self._on_time(group.items))
-            self.rejects += parked
-            if group.facts is None:
-                for item in items:
-                    self._atomic(item)
-                continue
-            start = 0
+            items, start = group.items, 0
+            facts = group.facts or self._known[items[0].op.ops[0].schema]
             while start < len(items):
-                some = chunk(items, start, self._lessons.rows(group.kind, group.facts))
+                some = chunk(items, start, self._lessons.rows(group.kind, facts))
                 start += len(some)
                 if group.kind == GROUP:
-                    self._versioned(some)
+                    self._atomic(some, group, facts)
                 else:
-                    self._run(group.kind, some, group.facts)
+                    self._run(group.kind, some, facts)
         if not self._early:
             self._try_again()
         if self._early:
@@ -172,7 +167,7 @@ class Executor:
         waiting = [Portion(items)]
         while waiting:
             part, fails, rest_of = waiting.pop()
-            if not (part := self._on_time(part)):
+            if not (part := self._free(part, waiting)):
                 continue
             refused = len(self.rejects) + len(self._early)
             if rest_of == refused and len(part) > 1:
@@ -199,21 +194,40 @@ class Executor:
             if kind == INSERT and part[0].op.id is None:
                 self._learn_ids(part)
 
-    def _versioned(self, items: Sequence[Item]) -> None:
-        """Keep and update rows in two statements; where one fails, narrow down the bad op."""
-        if len(items) == 1:
-            self._atomic(items[0])
-            return
-        pairs = [pair for item in items if (pair := versioned(item.op, self._known)) is not None]
-        assert len(pairs) == len(items), "the planner joins versioned updates only"
-        if self._all_or_none(([pair.copy for pair in pairs], [pair.update for pair in pairs])):
-            for part in halves(items, 0):
-                self._versioned(part.items)
+    def _atomic(self, items: Sequence[Item], group: Group, facts: Facts) -> None:
+        """Execute atomic groups together; where one fails, narrow it down."""
+        waiting = [Portion(items)]
+        while waiting:
+            part, _, rest_of = waiting.pop()
+            if not (part := self._free(part, waiting)):
+                continue
+            refused = len(self.rejects) + len(self._early)
+            if rest_of == refused and len(part) > 1:
+                waiting += reversed(halves(part, refused))
+                continue
+            failed = self._all_or_none(self._members(part, group))
+            if failed and len(part) == 1:
+                self._refuse(part[0], *failed)
+            elif failed:
+                self._lessons.learn(facts, failed=True)
+                waiting += reversed(halves(part, refused))
+            elif part is items:
+                self._lessons.learn(facts, failed=False)
 
-    def _atomic(self, item: Item) -> None:
-        failed = self._all_or_none([op] for op in item.op.ops)
-        if failed:
-            self._refuse(item, *failed)
+    def _members(self, items: Sequence[Item], group: Group) -> Iterable[Sequence[Op]]:
+        """Return the members of some of the atomic groups of *group*, statement by statement."""
+        if len(items) == 1:
+            return [[op] for op in items[0].op.ops]
+        if not group.members:
+            pairs = [pair for item in items if (pair := versioned(item.op, self._known)) is not None]
+            return [pair.copy for pair in pairs], [pair.update for pair in pairs]
+        entries = {id(item.entry) for item in items}
+        whole = len(items) == len(group.items)
+        return [
+            [item.op for item in part if whole or id(item.entry) in entries]
+            for one in group.members
+            for part in _parts(one)
+        ]
 
     def _all_or_none(self, statements: Iterable[Sequence[Op]]) -> tuple[Exception, Op] | None:
         """Execute statements, each of like ops. Where one fails for good, undo all and return why and the statement's
@@ -222,6 +236,8 @@ class Executor:
         session = self._session
         session.execute("SAVEPOINT pipeline_group")
         for ops in statements:
+            if not ops:
+                continue
             facts = self._known[ops[0].schema]
             try:
                 self._statement(ops[0].kind, ops, facts)
@@ -319,6 +335,18 @@ class Executor:
                 if first is None or item.entry.position < first[0]:
                     self._early[item.entry.bucket] = item.entry.position, self._earlier.put_off(item)
 
+    def _free(self, items: Sequence[Item], waiting: list[Portion]) -> Sequence[Item]:
+        """Return what to execute now: leave out what is behind an early op in its bucket, park what is behind a held
+        row, and put off what is to be judged after that.
+
+        Asked before each statement: ops of one group may be of one row, and the first of them may have been refused.
+        """
+        free, parked, rest = self._rows.part(self._on_time(items))
+        self.rejects += parked
+        if rest:
+            waiting.append(Portion(rest))
+        return free
+
     def _on_time(self, items: Sequence[Item]) -> Sequence[Item]:
         """Leave out what is behind an early op in its bucket."""
         if not self._early:
@@ -336,6 +364,15 @@ class Executor:
         """Note the ids that the database gave: consecutive within one INSERT of known rows."""
         first, step = self._session.last_ids(len(items))
         self.ids.extend((item.entry, first + i * step) for i, item in enumerate(items))
+
+
+def _parts(group: Group) -> Iterator[Sequence[Item]]:
+    """Yield the ops of each statement of a group."""
+    start, rows = 0, most(group.kind)
+    while start < len(group.items):
+        some = chunk(group.items, start, rows)
+        start += len(some)
+        yield some
 
 
 def _check_upsert(op: Op, facts: Facts) -> None:

@@ -1,7 +1,7 @@
 """Keep the order of each row across ops that are set aside, within one transaction.
 
-An op that meets a held row is parked, and holds its own rows from then on. Ops that conflict are in different groups,
-so what one group holds is known before the next is executed.
+An op that meets a held row is parked, and holds its own rows from then on. Ops of one group may be of one row: what the
+first of them holds is known before the next is parked.
 """
 
 from __future__ import annotations
@@ -67,22 +67,31 @@ class HeldRows:
             if (row[0], first) not in without:
                 self.held[row] = first
 
-    def part(self, items: Sequence[Item]) -> tuple[Sequence[Item], list[Reject]]:
-        """Return the ops of one group that may be executed, and those that are parked.
+    def part(self, items: Sequence[Item]) -> tuple[Sequence[Item], list[Reject], Sequence[Item]]:
+        """Return the first ops that may be executed, those that are parked, and the rest.
+
+        The rest begins with an op that is behind another, and of a row of one that may be executed: whether that one
+        holds its row is to be known before.
 
         Args:
-            items: ops that do not conflict with each other.
+            items: ops in order.
         """
         if not self.held:
-            return items, []
-        free, parked = [], []
-        for item in items:
+            return items, [], ()
+        free: list[Item] = []
+        parked: list[Reject] = []
+        rows: set[tuple[int, str]] = set()
+        for n, item in enumerate(items):
+            own = {(item.entry.bucket, key) for key in self._keys(item)}
             behind = self._behind(item)
             if behind is None:
                 free.append(item)
-            else:
+                rows |= own
+            elif rows.isdisjoint(own):
                 parked.append(self.park(item, *behind))
-        return free, parked
+            else:
+                return free, parked, items[n:]
+        return free, parked, ()
 
     def park(self, item: Item, key: str, first: Position) -> Reject:
         """Set an op aside behind another.

@@ -18,6 +18,9 @@ from pipeline.shard.literals import encoder
 from pipeline.shard.records.ledger import text_literal
 from pipeline.shard.session import NodeSession
 
+#: What a collation compares.
+_TEXTS = frozenset(("string", "text", "json", "list:string"))
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -50,6 +53,11 @@ class Facts:
     def unique_columns(self) -> frozenset[int]:
         """The columns that take part in a unique index."""
         return frozenset(column for columns in self.unique for column in columns)
+
+    @cached_property
+    def texts(self) -> frozenset[int]:
+        """The columns with texts: only the collation knows which of these are equal."""
+        return frozenset(number for number, column in enumerate(self.schema.columns) if column.kind in _TEXTS)
 
     @cached_property
     def parents(self) -> tuple[tuple[int | None, str], ...]:

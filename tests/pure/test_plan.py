@@ -169,8 +169,22 @@ def test_a_parents_delete_waits_for_its_children_and_they_for_it():
     assert sizes(ops, one=Constraints(children=("child",)), child=OF_ONE) == [("delete", 1)] * 3
 
 
-def test_upserts_group_by_their_key_and_never_pass_an_insert():
-    assert sizes([upsert(1, 5), upsert(2, 6), upsert(3, 5)], one=UNIQUE_N) == [("upsert", 2), ("upsert", 1)]
+def test_upserts_of_one_row_are_one_statement_which_takes_its_rows_in_order():
+    assert sizes([upsert(1, 5), upsert(2, 6), upsert(3, 5), upsert(4, 6)], one=UNIQUE_N) == [("upsert", 4)]
+
+
+def test_upserts_of_two_shapes_join_what_they_may_and_keep_their_order_on_one_row():
+    def other(row: int, n: int) -> Op:
+        return Op(UPSERT, "one", ONE.hash, 0, row, (1, 2), (n, "x"), key=(1,))
+
+    ops = [upsert(1, 5), other(2, 6), upsert(3, 7), other(4, 8)]
+    of_one_row = [upsert(1, 5), other(2, 5), upsert(3, 5), other(4, 6), upsert(5, 7)]
+
+    assert sizes(ops, one=UNIQUE_N) == [("upsert", 2), ("upsert", 2)]
+    assert sizes(of_one_row, one=UNIQUE_N) == [("upsert", 2), ("upsert", 2), ("upsert", 1)]
+
+
+def test_upserts_never_pass_an_insert():
     assert sizes([upsert(1, 5), insert(2, n=5), upsert(3, 6)], one=UNIQUE_N) == [
         ("upsert", 1),
         ("insert", 1),
@@ -178,10 +192,45 @@ def test_upserts_group_by_their_key_and_never_pass_an_insert():
     ]
 
 
-def test_an_atomic_group_stands_alone_behind_all_and_holds_back_only_what_it_touches():
-    group = Op(GROUP, "one", ONE.hash, 0, ops=(insert(2), update(1, n=1)))
+def group(*members: Op) -> Op:
+    return Op(GROUP, "one", ONE.hash, 0, ops=members)
 
-    assert sizes([insert(1), group, insert(3), insert(2)]) == [("insert", 2), ("group", 1), ("insert", 1)]
+
+def test_an_atomic_group_is_no_statement_with_others_and_holds_back_only_what_it_touches():
+    ops = [insert(1), group(insert(2), update(1, n=1)), insert(3), insert(2)]
+
+    assert sizes(ops) == [("insert", 2), ("group", 1), ("insert", 1)]
+
+
+def test_atomic_groups_are_executed_together_also_where_they_touch_one_row():
+    ops = [group(insert(n), update(1, n=n), insert(n, OTHER)) for n in range(2, 9)]
+
+    assert sizes(ops) == [("group", 7)]
+
+
+def test_an_atomic_group_joins_the_first_run_behind_or_in_which_is_what_it_conflicts_with():
+    first, second, third = (group(insert(n, OTHER), insert(n)) for n in (2, 3, 4))
+    again = group(update(2, n=1), update(3, n=1))
+
+    assert sizes([first, update(2, n=1), second]) == [("group", 2), ("update", 1)]
+    assert sizes([first, update(2, n=1), again, third]) == [("group", 2), ("update", 1), ("group", 1)]
+    assert sizes([update(2, n=1), again, first]) == [("update", 1), ("group", 2)]
+    assert sizes([first, update(None, n=1), second]) == [("group", 1), ("update", 1), ("group", 1)]
+
+
+def test_rows_that_the_database_numbers_keep_their_order_also_in_atomic_groups():
+    numbered = group(insert(None, n=2), insert(4, OTHER))
+
+    assert sizes([group(insert(2, OTHER)), insert(None, n=1), numbered]) == [
+        ("group", 1), ("insert", 1), ("group", 1)
+    ]  # fmt: skip
+
+
+def test_so_many_atomic_groups_run_together_as_are_worth_executing_twice():
+    assert sizes([group(insert(n)) for n in range(250)]) == [("group", 100), ("group", 100), ("group", 50)]
+    assert sizes([update(900, n=1), *(group(insert(n)) for n in range(150))]) == [
+        ("update", 1), ("group", 100), ("group", 50)
+    ]  # fmt: skip
 
 
 def test_an_op_never_changes_places_with_one_that_it_conflicts_with():

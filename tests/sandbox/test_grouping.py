@@ -11,9 +11,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 from support.oracle.families import astray
-from support.oracle.grouping import CHILD, MANY, PARENT, TWO, Database, Maker, difference
+from support.oracle.grouping import CHILD, DAY, MANY, PARENT, PLAIN, TWO, Database, Maker, difference
 
-from pipeline.model.op import GROUP, INSERT, UPDATE, Op
+from pipeline.model.op import GROUP, INSERT, UPDATE, UPSERT, Op
 from pipeline.model.schema import TableSchema
 from pipeline.shard.dialect import SQLite
 from pipeline.shard.session import NodeSession
@@ -93,6 +93,60 @@ def test_rows_that_the_database_numbers_keep_the_order_of_their_ops(database: Da
         (1, None), (2, 1), (3, None), (4, 2), (9, 3), (10, 4), (11, None)
     ]  # fmt: skip
     assert found["ids"] == [(1, 1), (2, 2), (5, 10), (6, 11)]
+
+
+def test_atomic_groups_run_under_few_savepoints_though_they_are_of_one_row(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    counter = Op(UPDATE, "plain", PLAIN.hash, 0, 500, expressions=((1, ["-", ["c", 1], ["v", 1]]),))
+    ops = [insert(PLAIN, 500, {1: 0}), *(group(insert(PLAIN, row, {1: 1}), counter) for row in range(1, 41))]
+    sent = statements(database, monkeypatch)
+
+    found = database.apply(ops, at_once=MANY)
+
+    assert found["plain"][-1] == (500, -40, None)
+    assert found["rejects"] == []
+    assert sum(sql.startswith("SAVEPOINT") for sql in sent) == 1
+    assert sum(sql.startswith('INSERT INTO "plain"') for sql in sent) == 2
+
+
+def test_a_bad_atomic_group_among_many_is_found_by_halves_and_leaves_nothing_behind(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    numbers = {row: 9 if row == 7 else 1 for row in range(1, 65)}
+    ops = [group(insert(PLAIN, row, {1: 1}), insert(PLAIN, 100 + row, {1: n})) for row, n in numbers.items()]
+    sent = statements(database, monkeypatch)
+
+    found = database.apply(ops, at_once=MANY)
+
+    kept = [row for row in numbers if row != 7]
+    assert [row for row, *_ in found["plain"]] == [*kept, *(100 + row for row in kept)]
+    assert found["aside"] == [(7, "rejected", "CHECK constraint failed: n <> 9")]
+    assert sum(sql.startswith("SAVEPOINT") for sql in sent) <= 13
+
+
+def test_what_follows_a_refused_upsert_of_its_row_in_one_statement_is_parked_behind_it(database: Database):
+    def upsert(row: int, who: str, n: int) -> Op:
+        return Op(UPSERT, "day", DAY.hash, 0, row, (1, 2, 3), (who, 1, n), key=(1, 2), renew=(3,))
+
+    ops = [upsert(1, "a", 1), upsert(2, "b", 2**70), upsert(3, "a", 3), upsert(4, "b", 4), upsert(5, "a", 5)]
+
+    found = database.apply(ops, at_once=MANY)
+
+    assert found["day"] == [(1, "a", 1, 5)]
+    assert [(number, state) for number, state, _ in found["aside"]] == [(2, "rejected"), (4, "parked")]
+
+
+def statements(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the list that the statements of the session are added to."""
+    sent: list[str] = []
+    execute = database.session.execute
+    monkeypatch.setattr(database.session, "execute", lambda sql: sent.append(sql) or execute(sql))
+    return sent
+
+
+def group(*members: Op) -> Op:
+    return Op(GROUP, members[0].table, members[0].schema, 0, ops=members)
 
 
 def insert(schema: TableSchema, row: int | None, values: dict[int, Any]) -> Op:

@@ -62,6 +62,8 @@ def alike(value: Any) -> Any:
         return tuple(map(alike, value))
     if not isinstance(value, str):
         return value
+    if value.isascii():
+        return value.lower().rstrip()
     bare = unicodedata.normalize("NFKD", value).casefold().rstrip()
     return "".join(c for c in bare if not unicodedata.combining(c))
 

@@ -97,7 +97,7 @@ class Maker:
         self._weights = {kind: random.choice((0, 1, 4)) for kind in (INSERT, UPDATE, DELETE, UPSERT)}
         self._weights[INSERT] = random.choice((2, 4, 8))
         self._weights[COPY] = random.choice((1, 4))
-        self._grouped = random.choice((0.0, 0.0, 0.1))
+        self._grouped = random.choice((0.0, 0.0, 0.1, 0.6))
         kept = any(schema.name in COPIES for schema in self._tables)
         self._versioned = random.choice((0.5, 0.8) if versioned else (0.0, 0.2)) if kept else 0.0
         self._shapes = {schema.name: self._two_shapes(schema) for schema in self._tables}
