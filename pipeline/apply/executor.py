@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from pipeline.apply.earlier_ops import EarlierOps, Early
+from pipeline.apply.footprint import versioned
 from pipeline.apply.grouping import Group, Item
 from pipeline.apply.held_rows import HeldRows
 from pipeline.apply.pace import Lessons, Portion, accused, around, chunk, halves
-from pipeline.apply.versioned_update import versioned
 from pipeline.caches import keep_newest
 from pipeline.errors import PipelineError, Rejected
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPSERT, Entry, Op, Position

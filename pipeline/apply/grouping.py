@@ -6,7 +6,7 @@ op touches (an update by query, an old unique value), the op conflicts with all 
 another table, so it conflicts with every write to that row.
 
 Two kinds of groups have ops that conflict with each other: upserts of one key, since an INSERT takes its rows in order;
-and atomic groups, whose members the executor groups by these same rules.
+and atomic groups, whose members are grouped by these same rules.
 
 Debezium and Confluent batch by kind, and so reorder ops (kafka-connect-jdbc#1562); this rule avoids that.
 """
@@ -14,18 +14,26 @@ Debezium and Confluent batch by kind, and so reorder ops (kafka-connect-jdbc#156
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pipeline.apply.versioned_update import Versioned, shape, versioned, with_known_link
-from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPDATE, UPSERT, Entry, Op
-from pipeline.shard.records.row_keys import alike
+from pipeline.apply.footprint import (
+    ANY,
+    ROW,
+    ConflictKey,
+    Footprint,
+    StatementShape,
+    is_plain,
+    prints_of,
+    statement_shape,
+    versioned,
+    versioned_print,
+    versioned_shape,
+)
+from pipeline.model.op import COPY, GROUP, Entry, Op
 from pipeline.shard.statements import most
 from pipeline.shard.table_facts import Facts
-
-ConflictKey = Hashable
-StatementShape = Hashable
 
 
 class Item(NamedTuple):
@@ -46,21 +54,6 @@ class Group:
     members: list[Group] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class Footprint:
-    """What an op touches. `claims` are (thing, class): ops of different classes on a table keep their order."""
-
-    writes: list[ConflictKey] = field(default_factory=list)
-    reads: list[ConflictKey] = field(default_factory=list)
-    claims: list[tuple[ConflictKey, ConflictKey]] = field(default_factory=list)
-
-
-#: The class of ops that know exactly which row they touch. Ops of a class that is a text need no order for it.
-ROW = "row"
-#: The class of ops of which nothing is known: they conflict with everything on their table.
-ANY = None
-
-
 def grouped(items: Iterable[Item], known: Mapping[str, Facts]) -> list[Group]:
     """Return groups whose execution in order has the effect of the ops one by one.
 
@@ -75,9 +68,9 @@ def grouped(items: Iterable[Item], known: Mapping[str, Facts]) -> list[Group]:
             if (pair := versioned(op, known)) is None:
                 planner.add_atomic(item, known)
             else:
-                planner.add(item, known[pair.update.schema], _versioned_print(pair, known), shape(pair))
+                planner.add(item, known[pair.update.schema], versioned_print(pair, known), versioned_shape(pair))
         elif op.id is None or not planner.add_plain(item, known[op.schema]):
-            planner.add_one(item, known[op.schema], _prints(op, known))
+            planner.add_one(item, known[op.schema], prints_of(op, known))
     return planner.groups
 
 
@@ -103,7 +96,7 @@ class _Planner:
     def add_one(self, item: Item, facts: Facts, prints: list[Footprint]) -> None:
         """Add an op that is no atomic group. A copy is a group of its own, behind every op that conflicts with it."""
         if item.op.kind != COPY:
-            self.add(item, facts, prints[0], _shape(item.op))
+            self.add(item, facts, prints[0], statement_shape(item.op))
             return
         at = self._new(Group(COPY, facts, [item]), None)
         for print_ in prints:
@@ -149,7 +142,7 @@ class _Planner:
     def _planned(self, shape: StatementShape, facts: Facts, op: Op) -> _Plan | None:
         """Look up once per shape what each of its ops needs; None where one may conflict on more than ids."""
         classes, columns, plan = self._classes, op.columns, None
-        if _is_plain(op, facts):
+        if is_plain(op, facts):
             kept = [(columns.index(c), p) for c, p in facts.parents if c in columns]
             parents = [(p, number, classes.setdefault(p, {})) for number, p in kept]
             plan = _Plan(facts.database_name, classes.setdefault(facts.database_name, {}), parents)
@@ -171,12 +164,12 @@ class _Planner:
         for op in item.op.ops:
             facts, member = known[op.schema], Item(item.entry, op)
             if op.id is None or not run.add_plain(member, facts):
-                run.add_one(member, facts, _prints(op, known))
+                run.add_one(member, facts, prints_of(op, known))
         for print_ in prints:
             self._record(print_, at)
 
     def _prints_of(self, item: Item, known: Mapping[str, Facts]) -> list[Footprint]:
-        return [print_ for op in item.op.ops for print_ in _prints(op, known)]
+        return [print_ for op in item.op.ops for print_ in prints_of(op, known)]
 
     def _new(self, group: Group, shape: StatementShape | None) -> int:
         self.groups.append(group)
@@ -219,152 +212,6 @@ class _Planner:
             classes[cls] = max(at, classes.get(cls, -1))
 
 
-def _is_plain(op: Op, facts: Facts) -> bool:
-    """Return whether an op with an id can conflict on nothing but its id, and the ids of parents among its values."""
-    if op.kind == INSERT:
-        return facts.plain
-    if facts.hidden_unique:
-        return False
-    if op.kind == DELETE:
-        return not (facts.unique or facts.constraints.children)
-    computed = {column for column, _ in op.expressions}
-    changed = computed | set(op.columns)
-    return (
-        op.kind == UPDATE
-        and facts.unique_columns.isdisjoint(changed)
-        and all(column is not None and column not in computed for column, _ in facts.parents)
-    )
-
-
 def _behind_all(classes: Mapping[ConflictKey, int]) -> int:
     """Return the first group behind all ops on a table that know less than which row they touch."""
     return max((at + 1 for name, at in classes.items() if name != ROW), default=0)
-
-
-def _prints(op: Op, known: Mapping[str, Facts]) -> list[Footprint]:
-    """Return what an op touches, and what it reads if it is a copy."""
-    prints = [footprint(op, known[op.schema])]
-    return prints if op.source is None else [*prints, _read(op.source, known[op.source.schema])]
-
-
-def _versioned_print(pair: Versioned, known: Mapping[str, Facts]) -> Footprint:
-    """Return what a versioned update touches in all."""
-    source = known[pair.update.schema]
-    copy = with_known_link(pair, source.schema.id_index)
-    prints = (footprint(copy, known[copy.schema]), footprint(pair.update, source))
-    return Footprint(
-        [key for print_ in prints for key in print_.writes],
-        [key for print_ in prints for key in print_.reads],
-        [claim for print_ in prints for claim in print_.claims],
-    )
-
-
-def _read(read: Op, facts: Facts) -> Footprint:
-    """Return what a copy touches of its source: a write to the row keeps its order with the copy."""
-    table = facts.database_name
-    if read.id is None:
-        return Footprint(claims=[(table, ANY)])
-    return Footprint(reads=[(table, read.id)], claims=[(table, ROW)])
-
-
-def footprint(op: Op, facts: Facts) -> Footprint:
-    """Return what an op touches on a shard.
-
-    Args:
-        op: a row write.
-        facts: of the op's table.
-    """
-    print_, table = Footprint(), facts.database_name
-    if op.id is not None:
-        print_.writes.append((table, op.id))
-    given = dict(zip(op.columns, op.values, strict=True))
-    changed = set(given) | {column for column, _ in op.expressions}
-    if op.kind != DELETE:
-        _parents(print_, facts, given, changed)
-    if op.kind == COPY:
-        # only the database knows the values
-        print_.claims.append((table, ANY if facts.unique or facts.hidden_unique else ROW))
-    elif op.kind == INSERT:
-        print_.claims.append((table, ANY if facts.hidden_unique else _insert_class(op)))
-        _unique_values(print_, facts, op, given)
-    elif op.kind == UPSERT:
-        _upsert(print_, facts, op, given)
-    elif op.kind == UPDATE:
-        known = op.id is not None and not facts.hidden_unique and not changed & facts.unique_columns
-        print_.claims.append((table, ROW if known else ANY))
-    else:
-        _delete(print_, facts, op)
-    return print_
-
-
-def _insert_class(op: Op) -> ConflictKey:
-    """Return the class of an insert: the database numbers rows in their order, above all ids that callers gave."""
-    return ROW if op.id is not None else ("numbered", op.columns)
-
-
-def _upsert(print_: Footprint, facts: Facts, op: Op, given: dict[int, Any]) -> None:
-    table = facts.database_name
-    if op.key == (facts.schema.id_index,):
-        print_.claims.append((table, ANY if facts.unique or facts.hidden_unique else ROW))
-        return
-    if op.id is None:
-        print_.claims.append((table, ("upsert", op.key, op.columns, op.renew)))
-    else:
-        print_.claims.append((table, f"upsert {op.key}"))
-    values = tuple(alike(given.get(column)) for column in op.key)
-    print_.claims.append(((table, op.key, values), _shape(op)))
-    _keep_turn(print_, facts, op, op.key)
-
-
-def _delete(print_: Footprint, facts: Facts, op: Op) -> None:
-    table = facts.database_name
-    if op.id is None:
-        cls: ConflictKey = ANY
-    elif facts.unique or facts.hidden_unique:
-        cls = DELETE  # frees a unique value that is not known
-    else:
-        cls = ROW
-    print_.claims.append((table, cls))
-    for child in facts.constraints.children:
-        print_.claims.append((child, ("cascade", table) if op.id is not None else ANY))
-
-
-def _unique_values(print_: Footprint, facts: Facts, op: Op, given: dict[int, Any]) -> None:
-    for columns in facts.unique:
-        values = tuple(alike(given.get(column)) for column in columns)
-        if None not in values:
-            print_.writes.append((facts.database_name, columns, values))
-            _keep_turn(print_, facts, op, columns)
-
-
-def _keep_turn(print_: Footprint, facts: Facts, op: Op, columns: tuple[int, ...]) -> None:
-    """Keep the order of ops of different shapes where texts are unique: only the collation knows which texts are equal.
-
-    To utf8mb4_unicode_ci all emojis are equal, and control characters are nothing. Within a shape ops keep their order.
-    """
-    if not facts.texts.isdisjoint(columns):
-        print_.claims.append(((facts.database_name, columns), _shape(op)))
-
-
-def _parents(print_: Footprint, facts: Facts, given: dict[int, Any], changed: set[int]) -> None:
-    for column, parent in facts.parents:
-        if column is None:
-            print_.claims.append((parent, ("child", facts.database_name)))
-        elif column in changed:
-            # an upserted parent's row may have kept an older id, so the child waits for all upserts of the parent too
-            print_.reads.append((parent, given.get(column)))
-            # the id of a parent that is computed is not known
-            print_.claims.append((parent, ROW if column in given else ("child", facts.database_name)))
-
-
-def _shape(op: Op) -> StatementShape | None:
-    """Return what ops must share to be one statement, or None for an op that takes a statement of its own."""
-    if op.kind == INSERT:
-        return (INSERT, op.schema, op.columns, op.id is None)
-    if op.kind == UPSERT:
-        return (UPSERT, op.schema, op.columns, op.key, op.renew, op.id is None)
-    if op.id is None:
-        return None
-    if op.kind == UPDATE:
-        return (UPDATE, op.schema, op.columns, tuple(column for column, _ in op.expressions))
-    return (DELETE, op.schema)

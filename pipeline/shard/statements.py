@@ -50,7 +50,7 @@ def copy_statement(ops: Sequence[Op], facts: Facts, source: Facts, dialect: Dial
     """Return the SQL of copies: rows of one table from rows of another, which stay as they are until the commit.
 
     Args:
-        ops: one, or several that `apply.versioned_update` found to be of one shape and of different rows.
+        ops: one, or several that `apply.footprint` found to be of one shape and of different rows.
         facts: of the table that gets the rows.
         source: of the table that is read.
         dialect: of the database.

@@ -1,0 +1,262 @@
+"""Tell what ops touch: rows, values of unique indexes, parents. Ops that touch nothing in common may change places.
+
+Where it is unknown what an op touches (an update by query, an old unique value), the op touches all of its table.
+
+A versioned update is an atomic group that copies a row and updates just that row. Many become two statements, and those
+of different rows may change places: each copies and updates its own row only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from msgspec.structs import replace
+
+from pipeline.dal.trees import pinned
+from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPDATE, UPSERT, Op
+from pipeline.shard.records.row_keys import alike
+from pipeline.shard.table_facts import Facts
+
+ConflictKey = Hashable
+StatementShape = Hashable
+
+
+@dataclass(slots=True)
+class Footprint:
+    """What an op touches. `claims` are (thing, class): ops of different classes on a table keep their order."""
+
+    writes: list[ConflictKey] = field(default_factory=list)
+    reads: list[ConflictKey] = field(default_factory=list)
+    claims: list[tuple[ConflictKey, ConflictKey]] = field(default_factory=list)
+
+
+#: The class of ops that know exactly which row they touch. Ops of a class that is a text need no order for it.
+ROW = "row"
+#: The class of ops of which nothing is known: they conflict with everything on their table.
+ANY = None
+
+
+def is_plain(op: Op, facts: Facts) -> bool:
+    """Return whether an op with an id can conflict on nothing but its id, and the ids of parents among its values.
+
+    Args:
+        op: a row write.
+        facts: of its table.
+    """
+    if op.kind == INSERT:
+        return facts.plain
+    if facts.hidden_unique:
+        return False
+    if op.kind == DELETE:
+        return not (facts.unique or facts.constraints.children)
+    computed = {column for column, _ in op.expressions}
+    changed = computed | set(op.columns)
+    return (
+        op.kind == UPDATE
+        and facts.unique_columns.isdisjoint(changed)
+        and all(column is not None and column not in computed for column, _ in facts.parents)
+    )
+
+
+def prints_of(op: Op, known: Mapping[str, Facts]) -> list[Footprint]:
+    """Return what an op touches, and what it reads if it is a copy.
+
+    Args:
+        op: a row write.
+        known: the facts of every schema that the op names, by hash.
+    """
+    prints = [footprint(op, known[op.schema])]
+    return prints if op.source is None else [*prints, _read(op.source, known[op.source.schema])]
+
+
+def versioned_print(pair: Versioned, known: Mapping[str, Facts]) -> Footprint:
+    """Return what a versioned update touches in all.
+
+    Args:
+        pair: the versioned update.
+        known: the facts of every schema that it names, by hash.
+    """
+    source = known[pair.update.schema]
+    copy = with_known_link(pair, source.schema.id_index)
+    prints = (footprint(copy, known[copy.schema]), footprint(pair.update, source))
+    return Footprint(
+        [key for print_ in prints for key in print_.writes],
+        [key for print_ in prints for key in print_.reads],
+        [claim for print_ in prints for claim in print_.claims],
+    )
+
+
+def _read(read: Op, facts: Facts) -> Footprint:
+    """Return what a copy touches of its source: a write to the row keeps its order with the copy."""
+    table = facts.database_name
+    if read.id is None:
+        return Footprint(claims=[(table, ANY)])
+    return Footprint(reads=[(table, read.id)], claims=[(table, ROW)])
+
+
+def footprint(op: Op, facts: Facts) -> Footprint:
+    """Return what an op touches on a shard.
+
+    Args:
+        op: a row write.
+        facts: of the op's table.
+    """
+    print_, table = Footprint(), facts.database_name
+    if op.id is not None:
+        print_.writes.append((table, op.id))
+    given = dict(zip(op.columns, op.values, strict=True))
+    changed = set(given) | {column for column, _ in op.expressions}
+    if op.kind != DELETE:
+        _parents(print_, facts, given, changed)
+    if op.kind == COPY:
+        # only the database knows the values
+        print_.claims.append((table, ANY if facts.unique or facts.hidden_unique else ROW))
+    elif op.kind == INSERT:
+        print_.claims.append((table, ANY if facts.hidden_unique else _insert_class(op)))
+        _unique_values(print_, facts, op, given)
+    elif op.kind == UPSERT:
+        _upsert(print_, facts, op, given)
+    elif op.kind == UPDATE:
+        known = op.id is not None and not facts.hidden_unique and not changed & facts.unique_columns
+        print_.claims.append((table, ROW if known else ANY))
+    else:
+        _delete(print_, facts, op)
+    return print_
+
+
+def _insert_class(op: Op) -> ConflictKey:
+    """Return the class of an insert: the database numbers rows in their order, above all ids that callers gave."""
+    return ROW if op.id is not None else ("numbered", op.columns)
+
+
+def _upsert(print_: Footprint, facts: Facts, op: Op, given: dict[int, Any]) -> None:
+    table = facts.database_name
+    if op.key == (facts.schema.id_index,):
+        print_.claims.append((table, ANY if facts.unique or facts.hidden_unique else ROW))
+        return
+    if op.id is None:
+        print_.claims.append((table, ("upsert", op.key, op.columns, op.renew)))
+    else:
+        print_.claims.append((table, f"upsert {op.key}"))
+    values = tuple(alike(given.get(column)) for column in op.key)
+    print_.claims.append(((table, op.key, values), statement_shape(op)))
+    _keep_turn(print_, facts, op, op.key)
+
+
+def _delete(print_: Footprint, facts: Facts, op: Op) -> None:
+    table = facts.database_name
+    if op.id is None:
+        cls: ConflictKey = ANY
+    elif facts.unique or facts.hidden_unique:
+        cls = DELETE  # frees a unique value that is not known
+    else:
+        cls = ROW
+    print_.claims.append((table, cls))
+    for child in facts.constraints.children:
+        print_.claims.append((child, ("cascade", table) if op.id is not None else ANY))
+
+
+def _unique_values(print_: Footprint, facts: Facts, op: Op, given: dict[int, Any]) -> None:
+    for columns in facts.unique:
+        values = tuple(alike(given.get(column)) for column in columns)
+        if None not in values:
+            print_.writes.append((facts.database_name, columns, values))
+            _keep_turn(print_, facts, op, columns)
+
+
+def _keep_turn(print_: Footprint, facts: Facts, op: Op, columns: tuple[int, ...]) -> None:
+    """Keep the order of ops of different shapes where texts are unique: only the collation knows which texts are equal.
+
+    To utf8mb4_unicode_ci all emojis are equal, and control characters are nothing. Within a shape ops keep their order.
+    """
+    if not facts.texts.isdisjoint(columns):
+        print_.claims.append(((facts.database_name, columns), statement_shape(op)))
+
+
+def _parents(print_: Footprint, facts: Facts, given: dict[int, Any], changed: set[int]) -> None:
+    for column, parent in facts.parents:
+        if column is None:
+            print_.claims.append((parent, ("child", facts.database_name)))
+        elif column in changed:
+            # an upserted parent's row may have kept an older id, so the child waits for all upserts of the parent too
+            print_.reads.append((parent, given.get(column)))
+            # the id of a parent that is computed is not known
+            print_.claims.append((parent, ROW if column in given else ("child", facts.database_name)))
+
+
+def statement_shape(op: Op) -> StatementShape | None:
+    """Return what ops must share to be one statement, or None for an op that takes a statement of its own.
+
+    Args:
+        op: a row write.
+    """
+    if op.kind == INSERT:
+        return (INSERT, op.schema, op.columns, op.id is None)
+    if op.kind == UPSERT:
+        return (UPSERT, op.schema, op.columns, op.key, op.renew, op.id is None)
+    if op.id is None:
+        return None
+    if op.kind == UPDATE:
+        return (UPDATE, op.schema, op.columns, tuple(column for column, _ in op.expressions))
+    return (DELETE, op.schema)
+
+
+class Versioned(NamedTuple):
+    """The two ops of a versioned update. Both name the row by its id, and may narrow it by a condition."""
+
+    copy: Op
+    update: Op
+
+
+def versioned(op: Op, known: Mapping[str, Facts]) -> Versioned | None:
+    """Return the copy and the update of a versioned update, or None for any other op.
+
+    Args:
+        op: an atomic group of one copy and one update, about one row with a known id; or another op.
+        known: the facts of the update's schema, by hash.
+    """
+    if op.kind != GROUP or [member.kind for member in op.ops] != [COPY, UPDATE]:
+        return None
+    copy, update = op.ops
+    if copy.source is None or copy.id is None or copy.source.schema != update.schema:
+        return None
+    id_index = known[update.schema].schema.id_index
+    row = _row(update, id_index)
+    if row is None or row != _row(copy.source, id_index):
+        return None
+    return Versioned(replace(copy, source=replace(copy.source, id=row)), replace(update, id=row))
+
+
+def versioned_shape(pair: Versioned) -> Hashable:
+    """Return what versioned updates must share to be two statements together.
+
+    Args:
+        pair: one versioned update.
+    """
+    copy, update = pair
+    into = (copy.schema, copy.columns, repr((copy.values, copy.expressions)))
+    return (GROUP, into, update.schema, update.columns, tuple(column for column, _ in update.expressions))
+
+
+def with_known_link(pair: Versioned, id_index: int) -> Op:
+    """Return the copy with the row's id as a value wherever it copies that id, so that its parent is known.
+
+    Args:
+        pair: one versioned update.
+        id_index: the number of the id column of the row's table.
+    """
+    copy, row = pair.copy, pair.update.id
+    links = tuple(column for column, tree in copy.expressions if tree == ["c", id_index])
+    return replace(
+        copy,
+        columns=(*copy.columns, *links),
+        values=(*copy.values, *(row for _ in links)),
+        expressions=tuple(one for one in copy.expressions if one[0] not in links),
+    )
+
+
+def _row(op: Op, id_index: int) -> int | None:
+    row = op.id if op.where is None else pinned(op.where, id_index)
+    return row if type(row) is int else None
