@@ -36,6 +36,14 @@ class Footprint:
 ROW = "row"
 #: The class of ops of which nothing is known: they conflict with everything on their table.
 ANY = None
+#: The events of which an op's statement fires triggers.
+_EVENTS = {
+    INSERT: ("INSERT",),
+    COPY: ("INSERT",),
+    UPSERT: ("INSERT", "UPDATE"),
+    UPDATE: ("UPDATE",),
+    DELETE: ("DELETE",),
+}
 
 
 def is_plain(op: Op, facts: Facts) -> bool:
@@ -47,7 +55,7 @@ def is_plain(op: Op, facts: Facts) -> bool:
     """
     if op.kind == INSERT:
         return facts.plain
-    if facts.hidden_unique:
+    if facts.hidden_unique or facts.constraints.fired(op.kind.upper()):
         return False
     if op.kind == DELETE:
         return not (facts.unique or facts.constraints.children)
@@ -123,7 +131,18 @@ def footprint(op: Op, facts: Facts) -> Footprint:
         print_.claims.append((table, ROW if known else ANY))
     else:
         _delete(print_, facts, op)
+    if facts.constraints.triggers:
+        _fire(print_, facts, op)
     return print_
+
+
+def _fire(print_: Footprint, facts: Facts, op: Op) -> None:
+    """Keep the order of an op with all ops on tables that its triggers may read or write.
+
+    An INSERT fires triggers row by row, in the order of its ops; an UPDATE or a DELETE in the order of the rows.
+    """
+    shape = ("fires", statement_shape(op)) if op.kind in (INSERT, UPSERT) else ANY
+    print_.claims += [(table, shape) for table in facts.constraints.fired(*_EVENTS[op.kind])]
 
 
 def _insert_class(op: Op) -> ConflictKey:

@@ -11,9 +11,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 from support.oracle.families import astray
-from support.oracle.grouping import CHILD, DAY, MANY, PARENT, PLAIN, TWO, Database, Maker, difference
+from support.oracle.grouping import CHILD, DAY, LOUD, MANY, PARENT, PLAIN, TWO, Database, Maker, difference
 
-from pipeline.model.op import GROUP, INSERT, UPDATE, UPSERT, Op
+from pipeline.model.op import DELETE, GROUP, INSERT, UPDATE, UPSERT, Op
 from pipeline.model.schema import TableSchema
 from pipeline.shard.dialect import SQLite
 from pipeline.shard.session import NodeSession
@@ -93,6 +93,18 @@ def test_rows_that_the_database_numbers_keep_the_order_of_their_ops(database: Da
         (1, None), (2, 1), (3, None), (4, 2), (9, 3), (10, 4), (11, None)
     ]  # fmt: skip
     assert found["ids"] == [(1, 1), (2, 2), (5, 10), (6, 11)]
+
+
+def test_an_op_never_passes_one_whose_trigger_writes_its_row(database: Database):
+    def update(n: int) -> Op:
+        return Op(UPDATE, "plain", PLAIN.hash, 0, 5, (1,), (n,))
+
+    ops = [insert(LOUD, 1, {1: 4}), insert(PLAIN, 5, {1: 0}), update(1), insert(LOUD, 2, {1: 5}), update(4)]
+    ops += [insert(LOUD, 3, {1: 5}), Op(DELETE, "loud", LOUD.hash, 0, 9)]
+
+    found = database.apply(ops, at_once=MANY)
+
+    assert found["plain"] == [(5, 5, None)]
 
 
 def test_atomic_groups_run_under_few_savepoints_though_they_are_of_one_row(

@@ -297,6 +297,39 @@ def test_constraints_are_read_from_the_database(session: NodeSession):
     assert constraints_in(session, names) == {name: constraints_of(session, name) for name in names}
 
 
+@both
+def test_a_trigger_reaches_what_it_names_and_what_that_reaches(session: NodeSession):
+    tables = ("shelf", "box", "lid", "sum", "other")
+    keyed = {"lid": ", FOREIGN KEY (up) REFERENCES box (id)"}
+    fires = "CREATE TRIGGER {} AFTER {} ON {} FOR EACH ROW BEGIN {}; END"
+    run(
+        session,
+        *(f"CREATE TABLE {table} (id INT PRIMARY KEY, up INT{keyed.get(table, '')})" for table in tables),
+        fires.format("a", "INSERT", "shelf", "DELETE FROM box WHERE id = NEW.id"),
+        fires.format("b", "DELETE", "box", "UPDATE sum SET up = up - 1"),
+        fires.format("c", "UPDATE", "shelf", "UPDATE box SET up = 1 WHERE id = NEW.id"),
+    )
+
+    found = constraints_of(session, "shelf")
+
+    assert found.fired("INSERT") == found.fired("UPDATE") == {"box", "lid", "sum"}
+    assert constraints_of(session, "box").fired("INSERT", "DELETE") == {"sum"}
+    assert constraints_of(session, "other").triggers == constraints_of(session, "sum").triggers == ()
+
+
+@mariadb
+def test_of_a_trigger_that_calls_a_routine_nothing_is_known(session: NodeSession):
+    run(
+        session,
+        "CREATE TABLE t (id INT PRIMARY KEY, a INT)",
+        "CREATE TABLE u (id INT PRIMARY KEY)",
+        "CREATE FUNCTION more(a INT) RETURNS INT DETERMINISTIC MODIFIES SQL DATA BEGIN INSERT INTO u VALUES (a); RETURN a + 1; END",
+        "CREATE TRIGGER b BEFORE INSERT ON t FOR EACH ROW SET NEW.a = more(NEW.id)",
+    )
+
+    assert constraints_of(session, "t").fired("INSERT") == {"t", "u"}
+
+
 @mariadb
 def test_a_table_of_the_same_name_in_another_database_is_not_seen(session: NodeSession, uri: str):
     [(own,)] = session.query("SELECT DATABASE()")

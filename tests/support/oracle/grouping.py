@@ -38,11 +38,14 @@ DAY = TableSchema("day", (ID, Column("who", "string", 20), Column("d", "integer"
 #: Copies of rows of `plain`: with a foreign key to their source, and with a unique value of their own.
 PAST = TableSchema("past", (ID, Column("up", "reference plain"), Column("n", "integer"), Column("t", "string", 20)))
 ONCE = TableSchema("once", (ID, Column("up", "bigint"), Column("a", "string", 10, unique=True), Column("n", "integer")))
+#: Whose triggers write rows of `plain`, and refuse what these refuse.
+LOUD = TableSchema("loud", (ID, Column("n", "integer"), Column("t", "string", 20)))
 #: Parents first, so that they are dropped last.
-TABLES = (PLAIN, PARENT, CHILD, ITEM, NODE, TWO, DAY, PAST, ONCE)
+TABLES = (PLAIN, PARENT, CHILD, ITEM, NODE, TWO, DAY, PAST, ONCE, LOUD)
 #: What an example is about.
 FAMILIES = (
-    (PLAIN,), (PARENT, CHILD), (PARENT, ITEM), (PARENT, NODE), (TWO,), (DAY,), (PLAIN, PAST), (PLAIN, ONCE), TABLES
+    (PLAIN,), (PARENT, CHILD), (PARENT, ITEM), (PARENT, NODE), (TWO,), (DAY,), (PLAIN, PAST), (PLAIN, ONCE),
+    (PLAIN, LOUD), TABLES,
 )  # fmt: skip
 #: What an example of versioned updates is about.
 VERSIONED = ((PLAIN, PAST), (PLAIN, ONCE), (PLAIN, PAST, ONCE))
@@ -52,7 +55,7 @@ COPIES = {
     "once": (PLAIN, ((1, ["c", 0]), (2, ["c", 2]), (3, ["c", 1]))),
 }
 #: By which columns a table's rows are upserted; into `two` that is ambiguous, and rejected.
-UPSERT_KEYS = {"plain": (0,), "parent": (1,), "two": (1,), "day": (1, 2)}
+UPSERT_KEYS = {"plain": (0,), "loud": (0,), "parent": (1,), "two": (1,), "day": (1, 2)}
 #: `plain` refuses an n of 9, so that the database rejects updates too.
 CREATE = (
     "CREATE TABLE plain (id {id}, n INT, t VARCHAR(20), CHECK (n <> 9))",
@@ -65,6 +68,12 @@ CREATE = (
     "CREATE TABLE past (id {id}, up BIGINT, n INT, t VARCHAR(20), "
     "FOREIGN KEY (up) REFERENCES plain (id) ON DELETE CASCADE, CHECK (n <> 7))",
     "CREATE TABLE once (id {id}, up BIGINT, a VARCHAR(10) UNIQUE, n INT)",
+    "CREATE TABLE loud (id {id}, n INT, t VARCHAR(20))",
+)
+TRIGGERS = (
+    "CREATE TRIGGER made AFTER INSERT ON loud FOR EACH ROW BEGIN UPDATE plain SET n = n + 1 WHERE id = NEW.n; END",
+    "CREATE TRIGGER changed AFTER UPDATE ON loud FOR EACH ROW BEGIN UPDATE plain SET n = n * 2 WHERE id > NEW.n; END",
+    "CREATE TRIGGER gone AFTER DELETE ON loud FOR EACH ROW BEGIN DELETE FROM plain WHERE id = OLD.n; END",
 )
 ID_TYPES = {"sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT", "mysql": "BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY"}
 
@@ -248,6 +257,8 @@ class Database:
             self._run(sql)
         for sql in CREATE:
             self._run(sql.format(id=ID_TYPES[self.session.dialect.name]) + (COLLATED if self._mysql else ""))
+        for sql in TRIGGERS:
+            self._run(sql)
         self._run(ledger_queries.buckets_sql(self.session.dialect, range(BUCKETS)))
 
     def apply(self, ops: list[Op], *, at_once: int, settled: int = 0) -> dict[str, Any]:
