@@ -8,8 +8,9 @@ of different rows may change places: each copies and updates its own row only.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
@@ -115,8 +116,8 @@ def footprint(op: Op, facts: Facts) -> Footprint:
     if op.id is not None:
         print_.writes.append((table, op.id))
     given = dict(zip(op.columns, op.values, strict=True))
-    changed = set(given) | {column for column, _ in op.expressions}
-    if op.kind != DELETE:
+    changed = {*op.columns, *(column for column, _ in op.expressions)} if op.expressions else given.keys()
+    if facts.parents and op.kind != DELETE:
         _parents(print_, facts, given, changed)
     if op.kind == COPY:
         # only the database knows the values
@@ -158,10 +159,15 @@ def _upsert(print_: Footprint, facts: Facts, op: Op, given: dict[int, Any]) -> N
     if op.id is None:
         print_.claims.append((table, ("upsert", op.key, op.columns, op.renew)))
     else:
-        print_.claims.append((table, f"upsert {op.key}"))
-    values = tuple(alike(given.get(column)) for column in op.key)
+        print_.claims.append((table, _upsert_class(op.key)))
+    values = tuple([alike(given.get(column)) for column in op.key])
     print_.claims.append(((table, op.key, values), statement_shape(op)))
     _keep_turn(print_, facts, op, op.key)
+
+
+@lru_cache(maxsize=1000)
+def _upsert_class(key: tuple[int, ...]) -> str:
+    return f"upsert {key}"
 
 
 def _delete(print_: Footprint, facts: Facts, op: Op) -> None:
@@ -179,7 +185,7 @@ def _delete(print_: Footprint, facts: Facts, op: Op) -> None:
 
 def _unique_values(print_: Footprint, facts: Facts, op: Op, given: dict[int, Any]) -> None:
     for columns in facts.unique:
-        values = tuple(alike(given.get(column)) for column in columns)
+        values = tuple([alike(given.get(column)) for column in columns])
         if None not in values:
             print_.writes.append((facts.database_name, columns, values))
             _keep_turn(print_, facts, op, columns)
@@ -194,7 +200,7 @@ def _keep_turn(print_: Footprint, facts: Facts, op: Op, columns: tuple[int, ...]
         print_.claims.append(((facts.database_name, columns), statement_shape(op)))
 
 
-def _parents(print_: Footprint, facts: Facts, given: dict[int, Any], changed: set[int]) -> None:
+def _parents(print_: Footprint, facts: Facts, given: dict[int, Any], changed: Set[int]) -> None:
     for column, parent in facts.parents:
         if column is None:
             print_.claims.append((parent, ("child", facts.database_name)))

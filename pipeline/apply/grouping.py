@@ -82,6 +82,9 @@ class _Plan(NamedTuple):
     parents: list[tuple[str, int, dict[ConflictKey, int]]]
 
 
+_NOTHING: Mapping[ConflictKey, int] = {}
+
+
 class _Planner:
     def __init__(self) -> None:
         self._plans: dict[StatementShape, _Plan | None] = {}
@@ -189,27 +192,36 @@ class _Planner:
         """Return the first group that an op may join; *ordered*: the first behind all that the op may not pass."""
         floor = 0
         for key in print_.writes:
-            floor = max(floor, self._touched.get(key, -1) + 1)
+            if (at := self._touched.get(key, -1)) >= floor:
+                floor = at + 1
         for key in print_.reads:
-            floor = max(floor, self._written.get(key, -1) + 1)
+            if (at := self._written.get(key, -1)) >= floor:
+                floor = at + 1
         for table, cls in print_.claims:
-            for other, at in self._classes.get(table, {}).items():
+            for other, at in self._classes.get(table, _NOTHING).items():
+                if at < floor:
+                    continue
                 if other != cls or cls is ANY:
-                    floor = max(floor, at + 1)
+                    floor = at + 1
                 elif not isinstance(cls, str):
                     # within a class order counts: the database numbers rows, texts are unique, upserts are of one row
-                    floor = max(floor, at + ordered)
+                    floor = at + ordered
         return floor
 
     def _record(self, print_: Footprint, at: int) -> None:
+        written, touched = self._written, self._touched
         for key in print_.writes:
-            self._written[key] = max(at, self._written.get(key, -1))
-            self._touched[key] = max(at, self._touched.get(key, -1))
+            if written.get(key, -1) < at:
+                written[key] = at
+            if touched.get(key, -1) < at:
+                touched[key] = at
         for key in print_.reads:
-            self._touched[key] = max(at, self._touched.get(key, -1))
+            if touched.get(key, -1) < at:
+                touched[key] = at
         for table, cls in print_.claims:
             classes = self._classes.setdefault(table, {})
-            classes[cls] = max(at, classes.get(cls, -1))
+            if classes.get(cls, -1) < at:
+                classes[cls] = at
 
 
 def _behind_all(classes: Mapping[ConflictKey, int]) -> int:
