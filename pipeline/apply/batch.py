@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.apply.grouping import Item
-from pipeline.apply.misfits import is_like, misfit
+from pipeline.apply.misfits import Shape, is_like, misfit, shape_in
 from pipeline.caches import MOST_DEFINITIONS
 from pipeline.errors import BadOp, NewerOp, NotAnOp
 from pipeline.events import Event
-from pipeline.model.op import FORGED, INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
+from pipeline.model.op import FORGED, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
 from pipeline.model.schema import TableSchema, is_hash, is_hash_of
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Entries
@@ -23,7 +23,7 @@ from pipeline.shard.records.ledger import LostRange, Reject
 from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import Facts, facts_of
 
-#: Inserts name columns in few orders; a visitor may make any number of them.
+#: Ops name columns in few orders; a visitor may make any number of them.
 _MOST_SHAPES = 1000
 _FORGED = "not an op of this deployment: its signature is missing or wrong"
 logger = logging.getLogger("pipeline.apply")
@@ -223,7 +223,7 @@ class Batch:
             return _junk(entry), self._reason("newer", op_at)
         except NotAnOp as error:
             return _junk(entry, str(error)), None
-        if not self.blocked and is_like(op, self.facts.fitting.get(op.schema, {})):
+        if not self.blocked and is_like(op, self.facts.fitting):
             return Item(entry, op), None
         plain = not (op.ops or op.source) and op.schema in self.facts.known
         if not plain and not all(is_hash(one.schema) for one in op.named):
@@ -235,8 +235,8 @@ class Batch:
             puzzle, fault = None, str(error)
         if fault:
             return Reject(entry, op.table, "?", None, f"not an op of its schema: {fault}"), None
-        if puzzle is None and op.kind == INSERT:
-            self.facts.learn_shape(op)
+        if puzzle is None:
+            self.facts.learn_shapes(op)
         return Item(entry, op), puzzle
 
     def _reason(self, kind: str, detail: str) -> WaitReason:
@@ -269,8 +269,8 @@ class FactBook:
         self.shard, self._session, self._log = shard, session, log
         #: By the schema's hash.
         self.known: dict[str, Facts] = {}
-        #: The columns of inserts that fitted, each with its table, by the schema's hash; bounded by `_MOST_SHAPES`.
-        self.fitting: dict[str, dict[tuple[int, ...], str]] = {}
+        #: The shapes of ops that fitted, each with its table, by the schema's hash; bounded by `_MOST_SHAPES`.
+        self.fitting: dict[str, dict[Shape, str]] = {}
 
     def learn(self, hash: str) -> bool:
         """Make the facts of a schema known if they are not; return False while no process has published the schema.
@@ -290,15 +290,17 @@ class FactBook:
             self.known[hash] = facts_of(self._session, TableSchema.from_json(text, hash))
         return text is not None
 
-    def learn_shape(self, op: Op) -> None:
-        """Remember the columns of an insert that fits its schema: the commonest op is checked once per shape.
+    def learn_shapes(self, op: Op) -> None:
+        """Remember the shapes of an op that fits its schema: the usual ones are checked once per shape.
 
         Args:
-            op: the insert.
+            op: a row write or a group.
         """
-        shapes = self.fitting.setdefault(op.schema, {})
-        if len(shapes) < _MOST_SHAPES:
-            shapes[op.columns] = op.table
+        for one in op.members:
+            shapes = self.fitting.setdefault(one.schema, {})
+            # a shape says nothing of expressions, and an update without any may be one of nothing
+            if not (one.expressions or one.source) and len(shapes) < _MOST_SHAPES:
+                shapes[shape_in(one)] = one.table
 
     def follows(self, entry: Entry, before: Position) -> bool:
         """Return False where the log has deleted what is between a watermark and the next entry, as applied.

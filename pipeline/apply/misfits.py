@@ -11,6 +11,8 @@ from pipeline.model.schema import Column, TableSchema
 from pipeline.shard.table_facts import Facts
 
 Numbers = tuple[int, ...]
+#: A kind, the columns with values, the key and the columns to renew.
+Shape = tuple[str, Numbers, Numbers, Numbers]
 
 
 def misfit(op: Op, known: Mapping[str, Facts]) -> str:
@@ -27,22 +29,35 @@ def misfit(op: Op, known: Mapping[str, Facts]) -> str:
     return next((fault for member in op.ops if (fault := _row_misfit(member, known))), "")
 
 
-def is_like(op: Op, shapes: Mapping[tuple[int, ...], str]) -> bool:
-    """Return whether an op is an insert of plain values for columns that fit its schema.
+def is_like(op: Op, fitting: Mapping[str, Mapping[Shape, str]]) -> bool:
+    """Return whether an op is of plain values, and of a shape that fits its schema; or a group of such ops.
 
     Args:
         op: of any kind.
-        shapes: the columns of inserts that fitted, and the table of the schema.
+        fitting: the shapes that fitted, each with the table of the schema, by the schema's hash.
     """
+    if op.ops:
+        return op.kind == GROUP and op.source is None and all(not one.ops and is_like(one, fitting) for one in op.ops)
+    shapes = fitting.get(op.schema)
     return (
-        shapes.get(op.columns) == op.table
-        and op.kind == INSERT
+        shapes is not None
+        and shapes.get(shape_in(op)) == op.table
         and len(op.columns) == len(op.values)
-        and not (op.ops or op.key or op.renew or op.expressions)
+        and not op.expressions
         and op.where is None
         and op.source is None
+        and (op.id is not None or op.kind in (INSERT, UPSERT))
         and list not in map(type, op.values)
     )
+
+
+def shape_in(op: Op) -> Shape:
+    """Return what decides whether a row write of plain values fits its schema.
+
+    Args:
+        op: a row write.
+    """
+    return op.kind, op.columns, op.key, op.renew
 
 
 def _row_misfit(op: Op, known: Mapping[str, Facts]) -> str:

@@ -187,6 +187,30 @@ def test_an_op_that_fits_no_release_is_set_aside_and_the_others_are_applied(
     assert strange.status() == "rejected"
 
 
+def test_that_ops_of_its_shape_fitted_makes_no_misfit_fit(db: Any, box: Sandbox):
+    row = pipeline.enqueue_insert(db.event, who=7, n=0)
+
+    def both() -> Receipt:
+        with pipeline.atomic():
+            pipeline.enqueue_update(db.event.id == row.id, n=db.event.n + 1, shard_key=7)
+            return pipeline.enqueue_update(db.event.id == row.id, n=5, shard_key=7)
+
+    computed = [pipeline.enqueue_update(db.event.id == row.id, n=db.event.n + 1, shard_key=7) for _ in range(2)]
+    groups = [both() for _ in range(2)]
+    for receipt, change in ((computed[1], {"expressions": ()}), (groups[1], {"values": (["x"],)})):
+        [entry] = [e for e in box.log._server.logs[receipt.bucket] if e.position == receipt.position]
+        op = decode(entry.payload)
+        changed = structs.replace(op, ops=(op.ops[0], structs.replace(op.ops[1], **change))) if op.ops else None
+        make_strange(box, receipt, encode(changed or structs.replace(op, **change)))
+
+    assert box.drain() == Drained(3, 2)
+
+    assert [reason for *_, reason, _ in rejects(box)] == [
+        "not an op of its schema: an update of nothing",
+        "not an op of its schema: a list for the column 'n'",
+    ]
+
+
 def test_an_entry_that_no_producer_wrote_is_set_aside_and_counted_each_time(db: Any, box: Sandbox):
     before, one, other, after = (pipeline.enqueue_insert(db.event, who=7, n=n) for n in range(4))
     for receipt in (one, other):
