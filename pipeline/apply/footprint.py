@@ -140,10 +140,11 @@ def footprint(op: Op, facts: Facts) -> Footprint:
 def _fire(print_: Footprint, facts: Facts, op: Op) -> None:
     """Keep the order of an op with all ops on tables that its triggers may read or write.
 
-    An INSERT fires triggers row by row, in the order of its ops; an UPDATE or a DELETE in the order of the rows.
+    An INSERT fires triggers row by row, in the order of its ops. An UPDATE or a DELETE does where it can be told to.
     """
-    shape = ("fires", statement_shape(op)) if op.kind in (INSERT, UPSERT) else ANY
-    print_.claims += [(table, shape) for table in facts.constraints.fired(*_EVENTS[op.kind])]
+    joined = op.kind in (INSERT, UPSERT) or (op.kind != COPY and op.id is not None and facts.in_order)
+    cls = ("fires", statement_shape(op)) if joined else ANY
+    print_.claims += [(table, cls) for table in facts.constraints.fired(*_EVENTS[op.kind])]
 
 
 def _insert_class(op: Op) -> ConflictKey:

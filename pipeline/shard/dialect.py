@@ -160,6 +160,15 @@ class MySQL:
         sets = ", ".join(f"{name}=VALUES({name})" for name in renew) or "{0}={0}".format(next(iter(key)))
         return f" ON DUPLICATE KEY UPDATE {sets}"
 
+    def in_order(self, name: str, ids: str) -> str:
+        """Return the tail by which an UPDATE or a DELETE meets its rows in a given order.
+
+        Args:
+            name: the id column, quoted.
+            ids: in this order, separated by commas.
+        """
+        return f" ORDER BY FIELD({name}, {ids})"
+
     def concat(self, left: str, right: str) -> str:
         """Return the SQL that joins the texts *left* and *right*."""
         return f"CONCAT({left}, {right})"
@@ -244,6 +253,9 @@ class SQLite:
         """Return the tail by which an INSERT that meets *key* sets *renew*, all quoted."""
         sets = ", ".join(f"{name}=excluded.{name}" for name in renew)
         return f" ON CONFLICT ({', '.join(key)}) DO {f'UPDATE SET {sets}' if sets else 'NOTHING'}"
+
+    #: SQLite is usually built without the clause: it meets rows as it likes.
+    in_order: None = None
 
     def concat(self, left: str, right: str) -> str:
         """Return the SQL that joins the texts *left* and *right*."""

@@ -131,7 +131,15 @@ def _update(ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
         if any(value != sql for value in values):
             sql = _by_row(ops, values, facts)
         parts.append(f"{facts.names[column]}={sql}")
-    return f"UPDATE {facts.table} SET {', '.join(parts)} WHERE {_rows(ops, facts, dialect)}"
+    where = _rows(ops, facts, dialect) + _order("UPDATE", ops, facts, dialect)
+    return f"UPDATE {facts.table} SET {', '.join(parts)} WHERE {where}"
+
+
+def _order(event: str, ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
+    """Return the tail by which a statement fires triggers in the order of its ops, where that matters."""
+    if dialect.in_order is None or len(ops) == 1 or not facts.constraints.fired(event):
+        return ""
+    return dialect.in_order(facts.names[facts.schema.id_index], _ids(ops))
 
 
 def _by_row(ops: Sequence[Op], values: Sequence[str], facts: Facts) -> str:
@@ -154,7 +162,8 @@ def _delete(ops: Sequence[Op], facts: Facts, dialect: Dialect) -> str:
     first = ops[0]
     if first.id is None:
         return f"DELETE FROM {facts.table} WHERE {_condition(first.where, facts, dialect)}"
-    return f"DELETE FROM {facts.table} WHERE {facts.names[facts.schema.id_index]} IN ({_ids(ops)})"
+    where = f"{facts.names[facts.schema.id_index]} IN ({_ids(ops)}){_order('DELETE', ops, facts, dialect)}"
+    return f"DELETE FROM {facts.table} WHERE {where}"
 
 
 def _ids(ops: Sequence[Op]) -> str:

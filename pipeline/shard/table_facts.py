@@ -33,6 +33,7 @@ class Facts:
         encode: the encoder of each column.
         names: the columns' names, quoted.
         table: the table's name, quoted.
+        in_order: whether an UPDATE or a DELETE can meet its rows in the order of its ops.
     """
 
     schema: TableSchema
@@ -40,6 +41,7 @@ class Facts:
     encode: tuple[Callable[[Any], str], ...]
     names: tuple[str, ...]  # quoted as the database wants them
     table: str  # quoted
+    in_order: bool = False
 
     @cached_property
     def unique(self) -> tuple[tuple[int, ...], ...]:
@@ -115,6 +117,7 @@ def facts_of(session: NodeSession, schema: TableSchema) -> Facts:
         tuple(encoder(session.adapter, column) for column in schema.columns),
         tuple(quote(column.name_there) for column in schema.columns),
         quote(schema.name_there),
+        session.dialect.in_order is not None,
     )
 
 

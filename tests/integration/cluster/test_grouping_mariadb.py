@@ -10,7 +10,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 from support.oracle.families import astray
-from support.oracle.grouping import MANY, PLAIN, TWO, Database, Maker, difference
+from support.oracle.grouping import LOUD, MANY, PLAIN, TWO, Database, Maker, difference
 
 from pipeline.model.op import INSERT, UPDATE, Op
 
@@ -83,3 +83,18 @@ def test_texts_that_only_the_collation_finds_equal_keep_their_order(database: Da
 
     assert [row[0] for row in found["two"]] == [1, 2]
     assert found["rejects"] == [(3,)]
+
+
+def test_updates_and_deletes_fire_triggers_in_the_order_of_their_ops_and_still_share_statements(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    rows = [Op(INSERT, "loud", LOUD.hash, 0, n, (1,), (None,)) for n in range(1, 8)]
+    ops = [Op(INSERT, "plain", PLAIN.hash, 0, 5, (1,), (1,)), *rows]
+    ops += [Op(UPDATE, "loud", LOUD.hash, 0, n, (1,), (4,)) for n in (6, 1, 4, 3)]
+    sent, execute = [], database.session.execute
+    monkeypatch.setattr(database.session, "execute", lambda sql: sent.append(sql) or execute(sql))
+
+    found = database.apply(ops, at_once=MANY)
+
+    assert found["plain"] == [(5, (((1 * 2 + 0) * 2 + 1) * 2 + 0) * 2 + 1, None)]
+    assert sum(sql.startswith("UPDATE `loud`") for sql in sent) == 1
