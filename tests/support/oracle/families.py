@@ -74,7 +74,9 @@ def astray(database: Database, random: Random) -> str:
     refused = {number for (number,) in alone["rejects"]}
     kept = [op for number, op in enumerate(ops, 1) if number not in refused]
     several = [
-        ApplySettings(buckets=random.randint(1, BUCKETS), max_rows=random.choice((1, 3, 1_000)), target_ms=10_000)
+        ApplySettings(
+            buckets=random.randint(1, BUCKETS), max_rows=random.choice((1, 3, 1_000)), target_ms=10_000, breaker=False
+        )
         for _ in range(2)
     ]
     together = database.spread(kept, several)

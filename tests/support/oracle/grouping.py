@@ -273,7 +273,7 @@ class Database:
             if part:
                 line.append(SCOPE, EPOCH, PRODUCER, [Append(BUCKET, first, [encode(op) for op in part])], "", 0)
             first += len(part)
-            applier = Applier("s0", self.session, log, ApplySettings(max_rows=most, target_ms=10_000))
+            applier = Applier("s0", self.session, log, ApplySettings(max_rows=most, target_ms=10_000, breaker=False))
             while log.due("s0", 1):
                 outcome = applier.apply()
                 assert not outcome.waiting, outcome.waiting
