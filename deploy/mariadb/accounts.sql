@@ -7,9 +7,10 @@
 
 CREATE DATABASE IF NOT EXISTS `${DB_NAME}` CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci;
 
--- Workers and the operator's commands, on primaries: rows, never tables.
+-- Workers and the operator's commands, on primaries: rows, never tables. TRIGGER lets them see which tables a trigger
+-- writes: ops on these keep their order then.
 CREATE USER IF NOT EXISTS 'worker'@'%' IDENTIFIED BY '${DB_PASSWORD}';
-GRANT SELECT, INSERT, UPDATE, DELETE ON `${DB_NAME}`.* TO 'worker'@'%';
+GRANT SELECT, INSERT, UPDATE, DELETE, TRIGGER ON `${DB_NAME}`.* TO 'worker'@'%';
 
 -- Web processes, on primaries: reads. What they write themselves is granted by web.sql, once `pipeline migrate` has run.
 CREATE USER IF NOT EXISTS 'web'@'%' IDENTIFIED BY '${WEB_DB_PASSWORD}';
