@@ -141,17 +141,20 @@ class Executor:
         if self._earlier is None:
             return
         for group in groups:
-            for item in group.items if self._may_reach_children(group) else ():
+            for item in self._reaching_children(group):
                 if item.entry.bucket not in self._early and (reason := self._earlier.awaited_by(item, 0)) is not None:
                     self._early[item.entry.bucket] = item.entry.position, reason
         if self._early:
             raise Early(self._early)
 
-    def _may_reach_children(self, group: Group) -> bool:
+    def _reaching_children(self, group: Group) -> Sequence[Item]:
+        """Return the ops that delete a row to which others may refer."""
         if group.facts is not None:
-            return group.kind == DELETE and bool(group.facts.constraints.children)
-        members = (op for item in group.items for op in item.op.ops)
-        return any(op.kind == DELETE and self._known[op.schema].constraints.children for op in members)
+            return group.items if group.kind == DELETE and group.facts.constraints.children else ()
+        return [item for item in group.items if any(map(self._may_reach_children, item.op.ops))]
+
+    def _may_reach_children(self, op: Op) -> bool:
+        return op.kind == DELETE and bool(self._known[op.schema].constraints.children)
 
     def condemn(self, items: Iterable[Item], why: str) -> None:
         """Reject ops without executing them.

@@ -13,6 +13,7 @@ from support.examples import examples
 from support.oracle.families import astray
 from support.oracle.grouping import CHILD, DAY, LOUD, MANY, PARENT, PLAIN, TWO, Database, Maker, difference
 
+from pipeline.apply.earlier_ops import EarlierOps
 from pipeline.model.op import DELETE, GROUP, INSERT, UPDATE, UPSERT, Op
 from pipeline.model.schema import TableSchema
 from pipeline.shard.dialect import SQLite
@@ -135,6 +136,19 @@ def test_a_bad_atomic_group_among_many_is_found_by_halves_and_leaves_nothing_beh
     assert [row for row, *_ in found["plain"]] == [*kept, *(100 + row for row in kept)]
     assert found["aside"] == [(7, "rejected", "CHECK constraint failed: n <> 9")]
     assert sum(sql.startswith("SAVEPOINT") for sql in sent) <= 13
+
+
+def test_of_atomic_groups_only_those_wait_for_older_ops_that_delete_a_row_with_children(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[Op] = []
+    monkeypatch.setattr(EarlierOps, "awaited_by", lambda self, item, younger_ms: asked.append(item.op))
+    deletes = group(insert(PLAIN, 2, {1: 1}), Op(DELETE, "parent", PARENT.hash, 0, 1))
+    ops = [group(insert(PLAIN, 1, {1: 1})), deletes, group(insert(PLAIN, 3, {1: 1}))]
+
+    database.apply(ops, at_once=MANY)
+
+    assert asked == [deletes]
 
 
 def test_what_follows_a_refused_upsert_of_its_row_in_one_statement_is_parked_behind_it(database: Database):
