@@ -224,10 +224,10 @@ class Executor:
         if not group.members:
             pairs = [pair for item in items if (pair := versioned(item.op, self._known)) is not None]
             return [pair.copy for pair in pairs], [pair.update for pair in pairs]
-        entries = {id(item.entry) for item in items}
+        places = {(item.entry.bucket, item.entry.position) for item in items}
         whole = len(items) == len(group.items)
         return [
-            [item.op for item in part if whole or id(item.entry) in entries]
+            [item.op for item in part if whole or (item.entry.bucket, item.entry.position) in places]
             for one in group.members
             for part in _parts(one)
         ]
