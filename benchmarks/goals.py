@@ -91,6 +91,9 @@ GOALS: tuple[Goal, ...] = (
     Goal("op applied after a lost bell", plain("lost bell"), 2, "s"),
     Goal("op of another bucket beside a bad op", longest("beside "), 2, "s"),
     Goal("rate with one op in 1,000 refused / none", plain("one in 1,000 refused"), 0.9, "×", True),
+    Goal("processor time of an update by id, one at a time", plain("cpu, updates in all"), 120, "µs"),
+    Goal("processor time of an upsert, one at a time", plain("cpu, upserts in all"), 130, "µs"),
+    Goal("processor time of an atomic group of three", plain("cpu, atomic groups in all"), 200, "µs"),
     Goal("worker memory, 100 % / 20 % of the ops", plain("worker memory growth"), FLAT_GROWTH, "×"),
     Goal("Redis per queued op beyond its payload", plain("Redis beyond payload"), 150, "bytes"),
 )
