@@ -323,7 +323,8 @@ def test_of_a_trigger_that_calls_a_routine_nothing_is_known(session: NodeSession
         session,
         "CREATE TABLE t (id INT PRIMARY KEY, a INT)",
         "CREATE TABLE u (id INT PRIMARY KEY)",
-        "CREATE FUNCTION more(a INT) RETURNS INT DETERMINISTIC MODIFIES SQL DATA BEGIN INSERT INTO u VALUES (a); RETURN a + 1; END",
+        "CREATE FUNCTION more(a INT) RETURNS INT DETERMINISTIC MODIFIES SQL DATA"
+        " BEGIN INSERT INTO u VALUES (a); RETURN a + 1; END",
         "CREATE TRIGGER b BEFORE INSERT ON t FOR EACH ROW SET NEW.a = more(NEW.id)",
     )
 
