@@ -8,9 +8,12 @@ from collections import Counter
 import click
 
 from pipeline.admin.moving import orders
+from pipeline.admin.moving.mover import Mover
 from pipeline.admin.rebalance import Transfer, joined_moves, planned
-from pipeline.cli.move import carry_out
+from pipeline.admin.stops import who
+from pipeline.cli.move import watch
 from pipeline.cli.options import config_option, opened
+from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
 
 #: How many buckets move together where nobody says.
@@ -21,12 +24,13 @@ TOGETHER = 16
 @config_option
 @click.option("--plan", "only_plan", is_flag=True, help="Print what would move; move nothing.")
 @click.option("--max", "most", type=click.IntRange(min=1), default=TOGETHER, show_default=True, help="At a time.")
+@click.option("--keep", "keep_s", type=click.IntRange(min=0), default=orders.KEEP_S, show_default=True, help="Seconds.")
 @click.option("--json", "as_json", is_flag=True, help="For programs; with --plan.")
-def rebalance_command(config: str | None, only_plan: bool, most: int, as_json: bool) -> None:
+def rebalance_command(config: str | None, only_plan: bool, most: int, keep_s: int, as_json: bool) -> None:
     """Move buckets until each shard has its share of the rows, at most --max of them at a time.
 
-    The key of every row is read for it. A shard within 5 % of its share stays as it is. A command that was killed is
-    given again once its last move is over: pipeline move list.
+    The key of every row is read for it. A shard within 5 % of its share stays as it is. The rows that buckets leave are
+    deleted after --keep. A command that was killed is given again once its last move is over: pipeline move list.
 
     \f
 
@@ -34,6 +38,7 @@ def rebalance_command(config: str | None, only_plan: bool, most: int, as_json: b
         config: see `options.config_option`.
         only_plan: whether to move nothing.
         most: how many buckets move together at most.
+        keep_s: how long a shard keeps the rows of buckets that have left, s.
         as_json: whether to print JSON.
     """
     if as_json and not only_plan:
@@ -46,8 +51,18 @@ def rebalance_command(config: str | None, only_plan: bool, most: int, as_json: b
             return
         for line in _lines(steps, rows):
             click.echo(line)
-        for _, target, buckets in [] if only_plan else moves:
-            carry_out(client, buckets, target, sum(rows[bucket] for bucket in buckets), orders.KEEP_S)
+        begun = [] if only_plan else [_begin(client, one, rows, keep_s) for one in moves]
+        for mover in begun:
+            watch(mover, None)
+
+
+def _begin(client: Client, move: tuple[str, str, list[int]], rows: Counter[int], keep_s: int) -> Mover:
+    """Move some buckets until their new shard goes on; what the old one keeps of them holds up no other move."""
+    source, target, buckets = move
+    mover = orders.order_move(client, buckets, target, who(), keep_s)
+    watch(mover, sum(rows[bucket] for bucket in buckets), begun=True)
+    click.echo(f"{target} has {format_ranges(buckets)}, which {source} deletes after {keep_s} s")
+    return mover
 
 
 def _lines(steps: list[Transfer], rows: Counter[int]) -> list[str]:

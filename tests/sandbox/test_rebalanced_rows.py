@@ -85,16 +85,29 @@ def test_a_shard_to_which_buckets_have_moved_is_not_removed_until_they_are_back(
 
 def test_the_command_prints_its_plan_and_does_it(new: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(face, "opened", lambda config: nullcontext(new))
-    monkeypatch.setattr(orders, "KEEP_S", 0)
 
     plan = json.loads(CliRunner().invoke(command, ["rebalance", "--plan", "--json"]).output)
     printed = CliRunner().invoke(command, ["rebalance", "--plan"]).output
-    done = CliRunner().invoke(command, ["rebalance", "--max", "64"])
+    done = CliRunner().invoke(command, ["rebalance", "--max", "64", "--keep", "0"])
 
     assert {"bucket", "source", "target", "rows"} == set(plan[0])
     assert printed.splitlines()[0].startswith(format_ranges(one["bucket"] for one in plan if one["source"] == "s0"))
     assert done.exit_code == 0, done.output
     assert {new.topology.shard_of(one["bucket"]) for one in plan} == {"s2"}
+
+
+def test_a_move_begins_while_the_rows_of_the_one_before_are_kept(new: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(face, "opened", lambda config: nullcontext(new))
+    done, order, clean = list[str](), orders.order_move, movers.Mover._clean
+    monkeypatch.setattr(orders, "order_move", lambda *about: done.append("ordered") or order(*about))
+    monkeypatch.setattr(movers.Mover, "_clean", lambda mover: done.append("cleaned") or clean(mover))
+
+    result = CliRunner().invoke(command, ["rebalance", "--max", "8", "--keep", "0"])
+
+    assert result.exit_code == 0, result.output
+    assert done == ["ordered"] * (len(done) // 2) + ["cleaned"] * (len(done) // 2)
+    assert len(done) > 4
+    assert new.topology.placement.moves == {}
 
 
 def test_nothing_is_planned_while_buckets_move(new: Client) -> None:
