@@ -199,7 +199,7 @@ def watch(mover: Mover, rows: int | None, *, begun: bool = False) -> None:
         bar = progress.add_task("begins", total=rows)
         while True:
             try:
-                with closing(_steps(mover)) as steps:
+                with closing(steps_of(mover)) as steps:
                     for description, done in steps:
                         progress.update(bar, description=description, completed=done)
                         if begun and mover.begun:
@@ -210,7 +210,15 @@ def watch(mover: Mover, rows: int | None, *, begun: bool = False) -> None:
                 clock.sleep_s(LOOK_S)
 
 
-def _steps(mover: Mover) -> Generator[tuple[str, int | None], None, None]:
+def steps_of(mover: Mover) -> Generator[tuple[str, int | None], None, None]:
+    """Go on with a move, or look at who does, until it is over; yield words and the rows of that stage so far.
+
+    Args:
+        mover: of the move.
+
+    Raises:
+        MoveEnded, Unavailable: as `Mover.steps`.
+    """
     while not mover.hold():
         yield "a worker is at it", None
         clock.sleep_s(LOOK_S)
