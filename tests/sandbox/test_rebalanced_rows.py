@@ -8,15 +8,16 @@ from contextlib import nullcontext
 
 import pytest
 from click.testing import CliRunner
-from support.sandbox.deployments import Site, insert, rows_of, run, site
+from support.sandbox.deployments import Site, drain, insert, rows_of, run, site
 
-from pipeline.admin import rebalance, reshape
+from pipeline.admin import new_shard, rebalance, reshape
 from pipeline.admin.moving import mover as movers
 from pipeline.admin.moving import orders
 from pipeline.cli import pipeline as command
 from pipeline.cli import rebalance as face
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
+from pipeline.enqueue import bucket_map
 from pipeline.errors import PipelineError, WrongDeployment
 
 __all__ = ["site"]
@@ -76,11 +77,48 @@ def test_a_shard_to_which_buckets_have_moved_is_not_removed_until_they_are_back(
     moved(new, steps[:1])
 
     with pytest.raises(WrongDeployment, match=r"\[shards\.s2\] is missing in .*; restart with"):
-        reshape.remove_shard(site.client(shards=OLD), "s2")
+        new_shard.remove_shard(site.client(shards=OLD), "s2")
     moved(new, [rebalance.Transfer(steps[0].bucket, "s2", steps[0].source)])
-    reshape.remove_shard(site.client(shards=OLD), "s2")
+    new_shard.remove_shard(site.client(shards=OLD), "s2")
 
     insert(site.client(shards=OLD))
+
+
+def test_a_shard_with_buckets_in_the_file_is_removed_once_they_have_moved(site: Site, old: Client, new: Client) -> None:
+    before = rows_of(new)
+    moved(new, [rebalance.Transfer(bucket, "s0", "s2") for bucket in range(20)])
+    fewer = {"s1": "32-63", "s2": "0-31"}
+    with pytest.raises(PipelineError, match="puts the buckets 20-31 where they are not"):
+        new_shard.remove_shard(site.client(shards=fewer), "s0")
+    moved(new, [rebalance.Transfer(bucket, "s0", "s1") for bucket in range(20, 32)])
+
+    with pytest.raises(PipelineError, match="puts the buckets 20-31 where they are not"):
+        new_shard.remove_shard(site.client(shards=fewer), "s0")
+    left = site.client(shards={"s1": "20-63", "s2": "0-19"})
+    new_shard.remove_shard(left, "s0")
+
+    with pytest.raises(WrongDeployment, match=r"\[shards"):
+        insert(new)
+    assert [new.topology.shard_of(bucket) for bucket in (0, 20, 32)] == ["s2", "s1", "s1"]
+    assert rows_of(left) == before
+    receipts = [insert(left, customer) for customer in CUSTOMERS]
+    drain(left)
+    assert {receipt.status() for receipt in receipts} == {"applied"}
+    # who reads by the older file, and a Redis that has lost the map, still find what has moved
+    site.log.note_placement(site.log.placement(), "")
+    bucket_map.follow(site.log, left.nodes, left.topology)
+    bucket_map.follow_noted(site.log, new.topology)
+    assert [new.topology.shard_of(bucket) for bucket in (0, 20, 32)] == ["s2", "s1", "s1"]
+
+
+def test_a_shard_is_not_removed_while_its_rows_are_kept(site: Site, new: Client) -> None:
+    moved(new, [rebalance.Transfer(bucket, "s0", "s1") for bucket in range(1, 32)])
+    steps = orders.order_move(new, [0], "s1", "me", keep_s=0).steps()
+    while "cleaning" not in next(steps).stage:
+        pass
+
+    with pytest.raises(PipelineError, match="buckets move from or to 's0'"):
+        new_shard.remove_shard(site.client(shards={"s1": "0-63", "s2": ""}), "s0")
 
 
 def test_the_command_prints_its_plan_and_does_it(new: Client, monkeypatch: pytest.MonkeyPatch) -> None:
