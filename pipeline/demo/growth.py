@@ -33,6 +33,8 @@ KEEP_S = round(OLD_MAP_S) + 2
 PACE, LASTS_S = 2_000.0, 75.0
 #: How long the demo's own process may take to take the new configuration, s: it does so between two ops.
 TAKEN_S = 60.0
+#: For how long the load of each bucket is counted, s.
+SAMPLE_LOAD_S = 5.0
 #: The time between two samples of the rows of each shard, s.
 SAMPLE_S = 1.0
 
@@ -166,10 +168,10 @@ class Growth:
         client = Client(self._cluster.config)
         try:
             self.stage = "counting"
-            steps, rows = planned(client)
+            steps, weights = planned(client, SAMPLE_LOAD_S)
             movers = []
             for source, target, buckets in joined_moves(steps, TOGETHER):
-                started_s, self.rows, self.total = mono_s(), 0, sum(rows[bucket] for bucket in buckets)
+                started_s, self.rows, self.total = mono_s(), 0, sum(weights.rows[bucket] for bucket in buckets)
                 mover = orders.order_move(client, buckets, target, "demo", KEEP_S)
                 self._follow(mover, begun=True)
                 self.moved += len(buckets)

@@ -48,21 +48,46 @@ def moved(client: Client, steps: list[rebalance.Transfer]) -> None:
 def test_the_rows_of_all_buckets_are_counted_and_an_empty_shard_gets_a_third_of_them(old: Client, new: Client) -> None:
     before = rows_of(new)
 
-    steps, rows = rebalance.planned(new)
+    steps, weights = rebalance.planned(new, 0)
     moved(new, steps)
 
-    assert rows == Counter(old.topology.bucket_of("purchase", customer) for customer in CUSTOMERS)
+    assert weights.rows == Counter(old.topology.bucket_of("purchase", customer) for customer in CUSTOMERS)
     held = {shard: len(new.nodes.primary(shard).query("SELECT id FROM purchase")) for shard in new.topology.shards}
     assert {name: abs(count - 50) <= 6 for name, count in held.items()} == dict.fromkeys(held, True), held
     assert rows_of(new) == before
-    assert rebalance.planned(new)[0] == []
+    assert rebalance.planned(new, 0)[0] == []
+
+
+def test_a_bucket_that_is_written_to_counts_for_its_load(
+    old: Client, new: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = old.topology.bucket_of("purchase", 7)
+
+    def sample(seconds: float) -> None:
+        assert 0 < seconds <= 5
+        for _ in range(500):
+            insert(new, 7)
+        drain(new)
+
+    monkeypatch.setattr(rebalance.clock, "sleep_s", sample)
+    steps, weights = rebalance.planned(new, 5.0)
+
+    assert weights.load == {**dict.fromkeys(range(64), 0), busy: 500}
+    assert steps[0] == rebalance.Transfer(busy, new.topology.began(busy), "s2")
+    monkeypatch.undo()
+    assert busy not in [step.bucket for step in rebalance.plan(weights.together(["rows"]), *about(new))][:1]
+
+
+def about(client: Client) -> tuple[dict[int, str], dict[str, float]]:
+    topology = client.topology
+    return {bucket: topology.shard_of(bucket) for bucket in range(64)}, dict.fromkeys(topology.shards, 1.0)
 
 
 def test_a_process_without_the_shard_is_refused_once_buckets_are_there_also_by_a_redis_that_forgot_the_map(
     site: Site, old: Client, new: Client
 ) -> None:
     insert(old)
-    moved(new, rebalance.planned(new)[0])
+    moved(new, rebalance.planned(new, 0)[0])
 
     with pytest.raises(WrongDeployment, match=r"\[shards\.s2\] is missing in worker\.toml, but .*; restart with"):
         insert(old)
@@ -73,7 +98,7 @@ def test_a_process_without_the_shard_is_refused_once_buckets_are_there_also_by_a
 
 
 def test_a_shard_to_which_buckets_have_moved_is_not_removed_until_they_are_back(site: Site, new: Client) -> None:
-    steps, _ = rebalance.planned(new)
+    steps, _ = rebalance.planned(new, 0)
     moved(new, steps[:1])
 
     with pytest.raises(WrongDeployment, match=r"\[shards\.s2\] is missing in .*; restart with"):
@@ -124,11 +149,11 @@ def test_a_shard_is_not_removed_while_its_rows_are_kept(site: Site, new: Client)
 def test_the_command_prints_its_plan_and_does_it(new: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(face, "opened", lambda config: nullcontext(new))
 
-    plan = json.loads(CliRunner().invoke(command, ["rebalance", "--plan", "--json"]).output)
-    printed = CliRunner().invoke(command, ["rebalance", "--plan"]).output
-    done = CliRunner().invoke(command, ["rebalance", "--max", "64", "--keep", "0"])
+    plan = json.loads(CliRunner().invoke(command, ["rebalance", "--plan", "--json", "--sample", "0"]).output)
+    printed = CliRunner().invoke(command, ["rebalance", "--plan", "--sample", "0"]).output
+    done = CliRunner().invoke(command, ["rebalance", "--max", "64", "--keep", "0", "--sample", "0"])
 
-    assert {"bucket", "source", "target", "rows"} == set(plan[0])
+    assert {"bucket", "source", "target", "rows", "bytes", "load"} == set(plan[0])
     assert printed.splitlines()[0].startswith(format_ranges(one["bucket"] for one in plan if one["source"] == "s0"))
     assert done.exit_code == 0, done.output
     assert {new.topology.shard_of(one["bucket"]) for one in plan} == {"s2"}
@@ -140,7 +165,7 @@ def test_a_move_begins_while_the_rows_of_the_one_before_are_kept(new: Client, mo
     monkeypatch.setattr(orders, "order_move", lambda *about: done.append("ordered") or order(*about))
     monkeypatch.setattr(movers.Mover, "_clean", lambda mover: done.append("cleaned") or clean(mover))
 
-    result = CliRunner().invoke(command, ["rebalance", "--max", "8", "--keep", "0"])
+    result = CliRunner().invoke(command, ["rebalance", "--max", "8", "--keep", "0", "--sample", "0"])
 
     assert result.exit_code == 0, result.output
     assert done == ["ordered"] * (len(done) // 2) + ["cleaned"] * (len(done) // 2)
@@ -152,4 +177,4 @@ def test_nothing_is_planned_while_buckets_move(new: Client) -> None:
     orders.order_move(new, [1], "s2", "me")
 
     with pytest.raises(PipelineError, match="buckets move right now"):
-        rebalance.planned(new)
+        rebalance.planned(new, 0)

@@ -18,6 +18,7 @@ from support.oracle.trial import Trial
 from support.servers.rig import Rig, rig_of
 from support.servers.systemctl import stand_in
 
+from pipeline.admin.rebalance import weigh
 from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.devcluster.cluster import Cluster
@@ -64,6 +65,8 @@ def test_the_documented_commands_add_a_shard_to_two_under_load_and_even_out(rig:
     assert accounts["lost"] == 0
     assert list(rig.primaries) == ["s0", "s1", "s2"]
     assert events_of(rig.client, rig.primaries) == before
+    weights = weigh(rig.client, 0)
+    assert {bucket for bucket, size in weights.bytes.items() if size > 10} == {*weights.rows}
     held = {shard: len(events_of(rig.client, {shard: uri})) for shard, uri in rig.primaries.items()}
     assert all(abs(rows - ROWS / 3) < 0.15 * ROWS / 3 for rows in held.values()), held
     assert bucket_map.follow(rig.client.log, rig.client.nodes, rig.client.topology, anew=True).moves == {}
