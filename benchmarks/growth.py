@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +29,7 @@ text{fill:var(--ink)}.m{fill:var(--dim);font-size:12px}.h{font-weight:bold}.e{te
 .in{stroke:var(--dim);stroke-width:1.4;stroke-dasharray:4 3}.out{stroke:var(--d)}.t0{fill:var(--a)}.t1{fill:var(--b)}
 .t2{fill:var(--c)}.t3{fill:var(--d)}.c{text-anchor:middle}"""
 #: What the stages of a move are to a reader.
-PHASES = {"adding": "added", "workers": "workers restart", "cleaning": "rows left behind are deleted"}
+PHASES = {"adding": "added", "workers": "restarts", "cleaning": "cleaning"}
 
 
 class Scale(NamedTuple):
@@ -78,7 +79,7 @@ def picture(result: dict[str, Any]) -> str:
             for at in range(0, int(samples[-1]["at_s"]) + 1, 20)
         ),
         f'<text class="m" x="{LEFT}" y="{height - 10}">pipeline demo --grow, {result["engine"]} engine, '
-        f"this one machine; sampled once a second</text>",
+        f"all of it on {os.cpu_count()} cores; sampled once a second</text>",
         "</svg>",
     ]
     return "\n".join(lines) + "\n"
@@ -146,9 +147,9 @@ def _line(kind: str, points: Iterable[tuple[float, float]]) -> str:
 
 
 def _round_up(most: float) -> float:
-    """Return a round number that is at least so large, and divides by four."""
-    step = 10 ** (len(str(int(most))) - 1) / 5
-    return step * 4 * -(-most // (step * 4))
+    """Return four times a round number, at least so large."""
+    tens = 10 ** (len(str(int(most / 4))) - 1)
+    return next(4 * part * tens for part in (1, 2, 2.5, 5, 10) if 4 * part * tens >= most)
 
 
 if __name__ == "__main__":
