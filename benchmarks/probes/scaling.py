@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
+from threading import Barrier, Thread
 from typing import Any, NamedTuple
 
 import pipeline
@@ -27,6 +28,8 @@ from benchmarks.target import Target
 COUNTS = (1, 2, 4)
 #: Part of the run's rows of each round, and of the round with one op per call.
 SHARE, SINGLE_SHARE, ROUNDS = 0.3, 0.1, 3
+#: Threads of a web process that enqueue and read at once.
+THREADS = 8
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -73,9 +76,15 @@ def _combination(target: Target, table: Table, servers: dict[str, int], workers:
         for _ in range(ROUNDS):
             rates.append(_through(table, purchase, many, DRAIN_S))
         spent = cpu().since(before, ROUNDS * len(many))
-        connections = _connections(target)
+        databases, redis = _connections(target)
         name = f"{workers} workers × {shards} shards" if workers > 1 or shards > 1 else "1 worker × 1 shard"
-        yield Figure(name, median(rates), "ops/s", f"CPU: {spent}; {connections}", tuple(rates))
+        yield Figure(
+            name,
+            median(rates),
+            "ops/s",
+            f"CPU: {spent}; connections: {databases} of a primary, {redis} of Redis",
+            tuple(rates),
+        )
         if workers == shards == 2:
             before = cpu()
             started_s = time.perf_counter()
@@ -84,6 +93,7 @@ def _combination(target: Target, table: Table, servers: dict[str, int], workers:
             rate = len(few) / (time.perf_counter() - started_s)
             table.drained_at(len(few) + len(many), DRAIN_S)
             yield Figure("one op per call", rate, "ops/s", f"CPU: {cpu().since(before, len(few))}")
+            yield _of_threads(target, purchase)
         table.empty()
 
 
@@ -94,15 +104,40 @@ def _through(table: Table, purchase: Any, rows: list[dict[str, Any]], timeout_s:
     return len(rows) / (table.drained_at(len(rows), timeout_s) - started_s)
 
 
-def _connections(target: Target) -> str:
-    """Return how many connections a primary and Redis have, without this run's own."""
+def _connections(target: Target) -> tuple[int, int]:
+    """Return how many connections the primary with most has, and Redis, without those of this count."""
     counts = []
     for shard in range(len(target.primaries)):
         with target.connect(shard) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT COUNT(*) FROM information_schema.processlist WHERE db IS NOT NULL")
             counts.append(int(cursor.fetchone()[0]) - 2)  # type: ignore[index]  # this one, and the table's
     with target.redis() as redis:
-        return f"connections: {max(counts)} of a primary, {redis.info('clients')['connected_clients'] - 1} of Redis"
+        return max(counts), redis.info("clients")["connected_clients"] - 1
+
+
+def _of_threads(target: Target, purchase: Any) -> Figure:
+    """Return what the threads of one web process add, which all enqueue and read at once, on every shard."""
+    before, meeting, after = _connections(target), Barrier(THREADS + 1), list[tuple[int, int]]()
+
+    def work(n: int) -> None:
+        meeting.wait()
+        for customer in range(n * 20, n * 20 + 20):
+            receipt = pipeline.enqueue_insert(purchase, customer=customer, qty=1)
+            pipeline.get(purchase, receipt.id, after=receipt)
+        meeting.wait()  # all connections are open
+        meeting.wait()
+
+    threads = [Thread(target=work, args=(n,)) for n in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    meeting.wait()
+    meeting.wait()
+    after.append(_connections(target))
+    meeting.wait()
+    for thread in threads:
+        thread.join()
+    databases, redis = (now - was for now, was in zip(after[0], before, strict=True))
+    return Figure(f"a process of {THREADS} threads", databases, "connections of a primary", f"{redis} of Redis")
 
 
 @contextmanager

@@ -33,8 +33,6 @@ KEEP_S = round(OLD_MAP_S) + 2
 PACE, LASTS_S = 2_000.0, 75.0
 #: How long the demo's own process may take to take the new configuration, s: it does so between two ops.
 TAKEN_S = 60.0
-#: For how long the load of each bucket is counted, s.
-SAMPLE_LOAD_S = 5.0
 #: The time between two samples of the rows of each shard, s.
 SAMPLE_S = 1.0
 
@@ -168,7 +166,8 @@ class Growth:
         client = Client(self._cluster.config)
         try:
             self.stage = "counting"
-            steps, weights = planned(client, SAMPLE_LOAD_S)
+            # the load of a moment, an hour's weather of one airport, is not that of the minutes to come
+            steps, weights = planned(client, 0.0, ["rows"])
             movers = []
             for source, target, buckets in joined_moves(steps, TOGETHER):
                 started_s, self.rows, self.total = mono_s(), 0, sum(weights.rows[bucket] for bucket in buckets)
