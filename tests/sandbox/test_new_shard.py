@@ -124,3 +124,20 @@ def test_a_shard_that_owns_nothing_by_the_map_is_taken_out_of_the_file_which_the
         deployment.enqueue_insert(model().purchase, customer=7, qty=1)
     again = runner.invoke(command, remove)
     assert "no shard 's1' is in this deployment" in str(again.exception or again.output)
+
+
+def test_a_removal_that_is_refused_leaves_the_file_as_it_was(
+    path: Path, deployment: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(movers, "HEARD_S", 0.0)
+    monkeypatch.setattr(options, "Client", lambda config: new_shard.Client(load(path)))
+    for _ in orders.order_move(deployment, range(32, 64), "s0", "me", keep_s=0).steps():
+        pass
+    path.write_text(path.read_text().replace('"customer"', '"qty"'))
+    text = path.read_text()
+
+    done = CliRunner().invoke(command, ["shard", "remove", "s1", "--config", str(path)])
+
+    assert done.exit_code == 1
+    assert "shard_key" in str(done.exception or done.output)
+    assert path.read_text() == text
