@@ -77,14 +77,10 @@ def _combination(target: Target, table: Table, servers: dict[str, int], workers:
             rates.append(_through(table, purchase, many, DRAIN_S))
         spent = cpu().since(before, ROUNDS * len(many))
         databases, redis = _connections(target)
-        name = f"{workers} workers × {shards} shards" if workers > 1 or shards > 1 else "1 worker × 1 shard"
-        yield Figure(
-            name,
-            median(rates),
-            "ops/s",
-            f"CPU: {spent}; connections: {databases} of a primary, {redis} of Redis",
-            tuple(rates),
-        )
+        name = f"{workers} worker{'s' * (workers > 1)} × {shards} shard{'s' * (shards > 1)}"
+        cores = sum(spent) * median(rates) / 1e6
+        detail = f"CPU: {spent}, {cores:.1f} cores; connections: {databases} of a primary, {redis} of Redis"
+        yield Figure(name, median(rates), "ops/s", detail, tuple(rates))
         if workers == shards == 2:
             before = cpu()
             started_s = time.perf_counter()
@@ -151,6 +147,7 @@ def _cluster(shards: int) -> Iterator[tuple[Target, dict[str, int]]]:
             folder / "cluster", "mariadb", shards=shards, replicas=0, workers=0, buckets=256, owned=True
         )
         stack.callback(cluster.down)
+        stack.callback(pipeline.close)  # before its servers end
         yield Target.load(cluster.config), {process.name: process.pid for process in cluster.processes}
 
 
