@@ -6,7 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.figure import Figure
-from benchmarks.probes import containment, kinds, latency, producer, recovery, spool, versions, visible, worker_memory
+from benchmarks.probes import (
+    containment,
+    kinds,
+    latency,
+    producer,
+    recovery,
+    scaling,
+    spool,
+    versions,
+    visible,
+    worker_memory,
+)
 from benchmarks.table import Table
 from benchmarks.target import Target
 
@@ -30,5 +41,6 @@ PROBES: tuple[Probe, ...] = (
     Probe("killed worker", recovery.measure_killed_worker),
     Probe("lost bell", recovery.measure_lost_bell),
     Probe("containment", containment.measure),
+    Probe("scaling", scaling.measure),
     Probe("refused ops", containment.measure_refused),
 )

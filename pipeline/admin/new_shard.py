@@ -1,6 +1,7 @@
-"""Add a shard that the configuration does not name yet: look at its servers, take it, and make the new file's text.
+"""Add a shard that the configuration does not name yet, or take one out of both: the deployment, and the file's text.
 
-The shard is taken before the file is written: a process that starts with the new file finds a shard that is known.
+A shard is taken before the file is written: a process that starts with the new file finds a shard that is known. One
+that goes is taken out of the file first: the command that was killed in between is given again.
 """
 
 from __future__ import annotations
@@ -11,25 +12,32 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from pipeline.admin import reshape
 from pipeline.admin.check.finding import ERROR
 from pipeline.admin.check.servers import server
 from pipeline.client import Client
+from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
+from pipeline.config.placement import Placement
 from pipeline.config.settings import Settings, ShardSettings, load
-from pipeline.config.shard_section import with_shard
+from pipeline.config.shard_section import with_shard, without_shard
 from pipeline.config.topology import Topology
-from pipeline.errors import ConfigError, PipelineError, Unavailable
+from pipeline.enqueue import bucket_map
+from pipeline.errors import ConfigError, PipelineError, Unavailable, did_you_mean
+from pipeline.model.fingerprint import Fingerprint
+from pipeline.shard.records import ledger_queries
 from pipeline.shard.survey import survey
 
 
 class Grown(NamedTuple):
-    """A configuration with one shard more, which is not written yet.
+    """A configuration with one shard more, or less, which is not written yet.
 
     Attributes:
         path: of the file.
         text: the file's new text.
         settings: what the new text says.
-        shard: the new shard's name.
+        shard: the name of the shard.
     """
 
     path: Path
@@ -50,15 +58,85 @@ def grown(settings: Settings, shard: str, primary: str, replicas: Sequence[str])
     Raises:
         ConfigError: the file cannot be edited, it names the shard, or the new one is wrong.
     """
-    path = Path(settings.source)
-    if path.suffix == ".ini":
-        raise ConfigError([f"{path} is no TOML file: name one there, config = pipeline.toml, and move the settings"])
+    path = _toml(settings)
     if shard in settings.shards:
         raise ConfigError([f"[shards.{shard}] is in {path} already; leave --primary out to take it as it is there"])
     topology = Topology(settings)
     owned = {name: topology.ranges_of(name) for name in topology.shards}
     text = with_shard(path.read_bytes().decode(), shard, primary, replicas, owned)
     return Grown(path, text, load(tomllib.loads(text), file=path), shard)
+
+
+def shrunk(pipeline: Client, shard: str) -> Grown:
+    """Return the configuration with a shard less, in which each other has the buckets that it owns; change nothing.
+
+    Args:
+        pipeline: the deployment, with the configuration that names the shard.
+        shard: its name.
+
+    Raises:
+        ConfigError: the file cannot be edited.
+        PipelineError: the shard owns buckets, or some move from or to it.
+    """
+    path, topology = _toml(pipeline.settings), pipeline.topology
+    moves = bucket_map.follow(pipeline.log, pipeline.nodes, topology, anew=True).moves
+    if owned := topology.buckets_of(shard):
+        raise PipelineError(f"{shard!r} owns the buckets {format_ranges(owned)}: move them first, see pipeline move")
+    if any(shard in pair for pair in moves.values()):
+        raise PipelineError(f"buckets move from or to {shard!r}: wait for them, see pipeline move list")
+    others = {name: format_ranges(topology.buckets_of(name)) for name in topology.shards if name != shard}
+    text = without_shard(path.read_bytes().decode(), shard, others)
+    return Grown(path, text, load(tomllib.loads(text), file=path), shard)
+
+
+def give_away(one: Grown) -> None:
+    """Take a shard out of the deployment, by the configuration that lacks it; see `remove_shard`.
+
+    Args:
+        one: the configuration.
+    """
+    with closing(Client(one.settings)) as client:
+        remove_shard(client, one.shard)
+
+
+def remove_shard(pipeline: Client, shard: str) -> None:
+    """Take a shard that owns no bucket out of the deployment; its database is left as it is.
+
+    Args:
+        pipeline: the deployment, with a configuration that lacks the shard. Where that gave buckets to the shard, it
+            gives them to those who own them now; it may do so for others that have moved.
+        shard: its name.
+
+    Raises:
+        WrongDeployment: the configuration differs in more than the shard, and owners.
+        PipelineError: a bucket is not owned where the configuration puts it by now, the shard is part of a move, is not
+            known, or is still in the configuration.
+    """
+    notes, noted = reshape.noted_of(pipeline)
+    held = dict(noted.shards)
+    if shard not in held:
+        raise PipelineError(f"no shard {shard!r} is in this deployment{did_you_mean(shard, held)}")
+    if shard in pipeline.topology.shards:
+        raise PipelineError(f"take [shards.{shard}] out of {pipeline.settings.source} first")
+    _refuse_moving(pipeline, shard)
+    if astray := _owned_elsewhere(pipeline, noted):
+        raise PipelineError(
+            f"{pipeline.settings.source} puts the buckets {format_ranges(astray)} where they are not: write "
+            f"[shards.{shard}] and buckets as they were, move what {shard} owns, see pipeline move, and let pipeline "
+            "shard remove write the file"
+        )
+    others = [name for name in held if name != shard]
+    rebased = tuple((name, dict(notes.mine.shards).get(name, "")) for name in others)
+    reshape.refuse_unless(notes, replace(noted, shards=rebased))
+    notes.publish(noted.changed(notes.named))
+    reshape.renew_epochs(pipeline)
+
+
+def _toml(settings: Settings) -> Path:
+    path = Path(settings.source)
+    if path.suffix == ".ini":
+        raise ConfigError([f"{path} is no TOML file: name one there, config = pipeline.toml, and move the settings"])
+    return path
 
 
 def take_shard(one: Grown) -> tuple[int, str]:
@@ -85,6 +163,27 @@ def add(client: Client, shard: str) -> tuple[int, str]:
         shard: its name.
     """
     return reshape.add_shard(client, shard), client.topology.ranges_of(shard)
+
+
+def _refuse_moving(pipeline: Client, shard: str) -> None:
+    """Raise where a move from or to a shard is not over: as Redis knows it, since the shard is not asked any more."""
+    noted = Placement.noted(pipeline.log.placement())
+    drawn = bucket_map.follow(pipeline.log, pipeline.nodes, pipeline.topology, anew=True)
+    moves = [*drawn.moves.values(), *(noted.moves.values() if noted else ())]
+    if any(shard in pair for pair in moves):
+        raise PipelineError(f"buckets move from or to {shard!r}: wait for them, see pipeline move list")
+
+
+def _owned_elsewhere(pipeline: Client, noted: Fingerprint) -> list[int]:
+    """Return the buckets that are not on the shard where the configuration puts them, other than the fingerprint."""
+    began = {bucket: shard for shard, own in noted.shards for bucket in numbers(parse_ranges(own))}
+    found = []
+    for shard, own in pipeline.topology.fingerprint.shards:
+        taken = [bucket for bucket in numbers(parse_ranges(own)) if began.get(bucket) != shard]
+        if taken:
+            marks = ledger_queries.marks_of(pipeline.nodes.primary(shard), taken)
+            found += [bucket for bucket in taken if bucket not in marks or not marks[bucket].owned]
+    return found
 
 
 def _unfit(shard: ShardSettings) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Plan which buckets move, so that each shard has its share of the rows; a plan changes nothing.
+"""Plan which buckets move, so that each shard has its share of rows, bytes and load; a plan changes nothing.
 
 The plan takes a bucket from the shard that is furthest above its share to the one that is furthest below it, again and
 again. Each such move makes the two more even. No bucket moves twice. Where all buckets are alike, no plan with
@@ -11,12 +11,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from pipeline import clock
 from pipeline.admin.migrate import published
 from pipeline.admin.reshape import placing_of, shard_keys_of
 from pipeline.client import Client
 from pipeline.enqueue import bucket_map
 from pipeline.errors import PipelineError
+from pipeline.model.op import START, Position
+from pipeline.shard.columns import bytes_of
+from pipeline.shard.records.ledger_queries import positions_of
 
+#: What is evened out.
+KINDS = ("rows", "bytes", "load")
+#: For how long applied ops are counted where nobody says, s.
+SAMPLE_S = 10.0
 #: A shard this near to its share stays as it is.
 TOLERANCE = 0.05
 
@@ -63,31 +71,73 @@ def plan(
         over[source], over[target] = over[source] - fit[bucket], over[target] + fit[bucket]
 
 
-def rows_per_bucket(pipeline: Client) -> Counter[int]:
-    """Return how many rows each bucket has: the key of every row of every sharded table is read.
+class Weights(NamedTuple):
+    """What each bucket has, and takes.
+
+    Attributes:
+        rows: how many, of all sharded tables.
+        bytes: of these rows: the size of each table by the part of its rows that are the bucket's; none on SQLite.
+        load: how many ops were applied to it while a sample was taken.
+    """
+
+    rows: Counter[int]
+    bytes: Counter[int]
+    load: Counter[int]
+
+    def together(self, by: Iterable[str] = KINDS) -> dict[int, float]:
+        """Return of each bucket its part of all, between 0 and 1: the mean of its parts of each kind.
+
+        Args:
+            by: kinds that count; one of which nothing is known does not.
+        """
+        kinds = [(kind, kind.total()) for kind in (getattr(self, name) for name in by) if kind.total()]
+        buckets = {bucket for kind, _ in kinds for bucket in kind}
+        return {bucket: sum(kind[bucket] / total for kind, total in kinds) / len(kinds) for bucket in buckets}
+
+
+def weigh(pipeline: Client, sample_s: float = SAMPLE_S) -> Weights:
+    """Return what each bucket has: the key of every row of every sharded table is read.
 
     Args:
         pipeline: the deployment; its primaries are read.
+        sample_s: for how long applied ops are counted at least, s.
 
     Raises:
         ShardUnavailable: a primary did not answer.
         ShardKeyError, BadValue: a row has a key that its table's rule does not take.
     """
-    topology, found = pipeline.topology, Counter[int]()
+    topology, found, sample = pipeline.topology, Weights(Counter(), Counter(), Counter()), clock.Deadline(sample_s)
+    before = {shard: positions_of(pipeline.nodes.primary(shard)) for shard in topology.shards}
     for schema in published(pipeline):
         if topology.table(schema.name).reference:
             continue
         key, bucket_of = placing_of(topology, schema)
         for shard in topology.shards:
-            found.update(bucket_of(value) for _, value in shard_keys_of(pipeline.nodes.primary(shard), schema, key))
+            session = pipeline.nodes.primary(shard)
+            rows = Counter(bucket_of(value) for _, value in shard_keys_of(session, schema, key))
+            found.rows.update(rows)
+            size = bytes_of(session, schema.name_there) if rows else 0
+            found.bytes.update({bucket: size * count // rows.total() for bucket, count in rows.items()})
+    clock.sleep_s(sample.left_s)
+    for shard, marks in before.items():
+        now = positions_of(pipeline.nodes.primary(shard))
+        owned = {*topology.buckets_of(shard)} & now.keys()
+        found.load.update({bucket: applied_since(marks.get(bucket, START), now[bucket]) for bucket in owned})
     return found
 
 
-def planned(pipeline: Client) -> tuple[list[Transfer], Counter[int]]:
-    """Return the moves that even out the rows of all shards, and the rows of each bucket.
+def applied_since(before: Position, now: Position) -> int:
+    """Return how many entries are between two watermarks; of a new epoch those are counted that are of it."""
+    return now.seq - before.seq if now.epoch == before.epoch else now.seq + 1
+
+
+def planned(pipeline: Client, sample_s: float = SAMPLE_S, by: Iterable[str] = KINDS) -> tuple[list[Transfer], Weights]:
+    """Return the moves that even out all shards, and what each bucket has.
 
     Args:
         pipeline: the deployment.
+        sample_s: for how long applied ops are counted at least, s.
+        by: kinds of weight that count.
 
     Raises:
         PipelineError: buckets move right now: their rows are on two shards.
@@ -95,9 +145,9 @@ def planned(pipeline: Client) -> tuple[list[Transfer], Counter[int]]:
     topology = pipeline.topology
     if bucket_map.follow(pipeline.log, pipeline.nodes, topology, anew=True).moves:
         raise PipelineError("buckets move right now; wait until they have, see: pipeline move list")
-    rows = rows_per_bucket(pipeline)
+    found = weigh(pipeline, sample_s)
     owners = {bucket: name for name in topology.shards for bucket in topology.buckets_of(name)}
-    return plan(rows, owners, dict.fromkeys(topology.shards, 1.0)), rows
+    return plan(found.together(by), owners, dict.fromkeys(topology.shards, 1.0)), found
 
 
 def joined_moves(steps: Iterable[Transfer], most: int) -> Iterator[tuple[str, str, list[int]]]:

@@ -19,7 +19,6 @@ from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
 from pipeline.config.bucket_rules import Rule
 from pipeline.config.topology import Topology
-from pipeline.enqueue import bucket_map
 from pipeline.enqueue.deployment import Agreement, asked
 from pipeline.enqueue.epochs import RAISE_S, new_epoch
 from pipeline.errors import LogUnavailable, PipelineError, ShardKeyError, WrongDeployment, did_you_mean
@@ -59,9 +58,9 @@ def add_shard(pipeline: Client, shard: str) -> int:
     """
     if shard not in pipeline.topology.shards:
         raise PipelineError(f"write [shards.{shard}] with its primary into {pipeline.settings.source} first")
-    notes, noted = _noted(pipeline)
+    notes, noted = noted_of(pipeline)
     if shard not in dict(noted.shards):
-        _refuse_unless(notes, _grown(pipeline, noted, shard))
+        refuse_unless(notes, _grown(pipeline, noted, shard))
         _refuse_crossing(pipeline, dict(noted.shards))
     session = pipeline.nodes.primary(shard)
     create_own_tables(session)
@@ -78,37 +77,6 @@ def add_shard(pipeline: Client, shard: str) -> int:
     return copied
 
 
-def remove_shard(pipeline: Client, shard: str) -> None:
-    """Take a shard that owns no bucket out of the deployment; its database is left as it is.
-
-    Args:
-        pipeline: the deployment, with the configuration that no longer names the shard.
-        shard: its name.
-
-    Raises:
-        WrongDeployment: the configuration differs in more than the shard.
-        PipelineError: the shard owns buckets by the configuration or by the map, is part of a move, is not known, or
-            is still in the configuration.
-    """
-    notes, noted = _noted(pipeline)
-    held = dict(noted.shards)
-    if shard not in held:
-        raise PipelineError(f"no shard {shard!r} is in this deployment{did_you_mean(shard, held)}")
-    if held[shard]:
-        raise PipelineError(
-            f"shard {shard!r} owns the buckets {held[shard]} by the configuration, and stays in it, also once they "
-            f"have moved: write [shards.{shard}] into {pipeline.settings.source} again"
-        )
-    if shard in pipeline.topology.shards:
-        raise PipelineError(f"take [shards.{shard}] out of {pipeline.settings.source} first")
-    placement = bucket_map.follow(pipeline.log, pipeline.nodes, pipeline.topology, anew=True)
-    if any(shard in pair for pair in placement.moves.values()):
-        raise PipelineError(f"buckets move from or to {shard!r}: wait for them, see pipeline move list")
-    _refuse_unless(notes, replace(noted, shards=tuple(pair for pair in noted.shards if pair[0] != shard)))
-    notes.publish(noted.changed(notes.named))
-    renew_epochs(pipeline)
-
-
 def adopt_rows(pipeline: Client, table: str) -> list[Misplaced]:
     """Accept how the configuration spreads a table, if each of its rows is on the shard where it belongs by that.
 
@@ -123,13 +91,13 @@ def adopt_rows(pipeline: Client, table: str) -> list[Misplaced]:
         WrongDeployment: the configuration differs in more than this table.
         PipelineError: no such table is published, or ops wait in the logs.
     """
-    notes, noted = _noted(pipeline)
+    notes, noted = noted_of(pipeline)
     tables = pipeline.log.newest_schemas()
     if table not in tables:
         raise PipelineError(f"no table {table!r} is published{did_you_mean(table, tables)}")
     schema = TableSchema.from_json(tables[table])
     spreads = {**dict(noted.tables), table: notes.mine.spread(table)}
-    _refuse_unless(notes, replace(noted, tables=tuple(sorted(spreads.items()))))
+    refuse_unless(notes, replace(noted, tables=tuple(sorted(spreads.items()))))
     _refuse_queued(pipeline)
     if found := list(misplaced(pipeline, schema)):
         return found
@@ -181,15 +149,31 @@ def renew_epochs(pipeline: Client, among: Iterable[str] = ()) -> None:
             raise LogUnavailable(f"the epoch of {name!r} could not be raised", sent=False)
 
 
-def _noted(pipeline: Client) -> tuple[Agreement, Fingerprint]:
+def noted_of(pipeline: Client) -> tuple[Agreement, Fingerprint]:
+    """Return what all shards and Redis have noted, and the newest of that.
+
+    Args:
+        pipeline: the deployment.
+
+    Raises:
+        PipelineError: nothing is noted: these databases belong to no deployment yet.
+    """
     notes = asked(pipeline.log, pipeline.nodes, pipeline.topology)
     if notes.noted is None:
         raise PipelineError("these databases belong to no deployment yet; run: pipeline migrate")
     return notes, notes.noted
 
 
-def _refuse_unless(notes: Agreement, expected: Fingerprint) -> None:
-    """Raise where the configuration differs from what it is expected to be after the change."""
+def refuse_unless(notes: Agreement, expected: Fingerprint) -> None:
+    """Raise where the configuration differs from what it is expected to be after a change.
+
+    Args:
+        notes: has the configuration's own fingerprint.
+        expected: the other.
+
+    Raises:
+        WrongDeployment: with a sentence for each difference.
+    """
     if found := [*notes.strangers(), *notes.apart(), *differences(notes.mine, expected), *notes.standing(expected)]:
         raise WrongDeployment(found)
 

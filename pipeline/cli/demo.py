@@ -32,16 +32,24 @@ FEWEST_ROWS = 1_000
     help="Where the cluster's files go.  [default: a temporary directory]",
 )
 @click.option("--flower-port", type=click.IntRange(1, 65_535), help="Flower's port.  [default: a free one]")
+@click.option("--grow", is_flag=True, help="Add a third shard in the middle of the load, and even out.")
 @click.option("--keep", is_flag=True, help="Leave the cluster up, to look at it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON; the rest goes to stderr.")
 def demo(
-    rows: int | None, engine: str, directory: Path | None, flower_port: int | None, keep: bool, as_json: bool
+    rows: int | None,
+    engine: str,
+    directory: Path | None,
+    flower_port: int | None,
+    grow: bool,
+    keep: bool,
+    as_json: bool,
 ) -> None:
     """Send a year of flights through the pipeline and check every row.
 
     Starts two shards with a replica each, Valkey or Redis, two Celery workers and Flower on this machine. Sends
     inserts, updates, upserts and deletes, then compares counts and checksums on each shard with those of the file.
-    Exits with 0 only if all are equal. Everything is stopped and removed at the end, also on Ctrl-C.
+    With --grow the two shards become three in the middle of that. Exits with 0 only if all are equal. Everything is
+    stopped and removed at the end, also on Ctrl-C.
 
     \f
 
@@ -50,6 +58,7 @@ def demo(
         engine: `embedded` or `mariadb`.
         directory: the cluster's directory; None for a temporary one.
         flower_port: None for a free port.
+        grow: whether a third shard is added.
         keep: whether the cluster stays up.
         as_json: whether to print JSON.
     """
@@ -59,7 +68,7 @@ def demo(
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        summary = run(DemoOptions(engine, rows, directory, flower_port, keep), Screen(Console(stderr=as_json)))
+        summary = run(DemoOptions(engine, rows, directory, flower_port, keep, grow), Screen(Console(stderr=as_json)))
     except PipelineError as error:
         raise click.ClickException(str(error)) from error
     finally:

@@ -10,6 +10,7 @@ from pipeline.admin import new_shard, reshape
 from pipeline.admin.restore import Restored, restoration_of, restore, take_queue
 from pipeline.cli.options import config_option, opened
 from pipeline.config.shard_section import replace_file
+from pipeline.errors import PipelineError
 
 #: Rows that are listed; more are counted.
 SHOWN = 20
@@ -62,20 +63,37 @@ def add_command(config: str | None, name: str, primary: str | None, replicas: tu
 @shard_group.command("remove")
 @config_option
 @click.argument("name", metavar="SHARD")
-def remove_command(config: str | None, name: str) -> None:
-    """Take SHARD, which owns no bucket, out of the deployment. Its database is left as it is.
+@click.option("--print", "prints", is_flag=True, help="Print the new configuration instead of writing it.")
+def remove_command(config: str | None, name: str, prints: bool) -> None:
+    """Take SHARD, which owns no bucket any more, out of the deployment. Its database is left as it is.
 
-    Take it out of the configuration first, and restart all processes afterwards.
+    Its section is taken out of the configuration, and each other shard gets the buckets written down that it owns by
+    now. Restart all processes afterwards: those with the older configuration are refused. Then stop its servers.
 
     \f
 
     Args:
         config: see `options.config_option`.
         name: the shard's name.
+        prints: whether to print the new configuration.
     """
     with opened(config) as pipeline:
-        reshape.remove_shard(pipeline, name)
-    click.echo(f"{name} is no shard any more; restart all processes")
+        shrunk = new_shard.shrunk(pipeline, name) if name in pipeline.settings.shards else None
+        if shrunk is None:  # the command was killed, or somebody has written the file by hand
+            new_shard.remove_shard(pipeline, name)
+    if shrunk:
+        before = shrunk.path.read_bytes().decode()
+        if not prints:
+            replace_file(shrunk.path, shrunk.text)
+        try:
+            new_shard.give_away(shrunk)
+        except PipelineError:
+            if not prints:
+                replace_file(shrunk.path, before)
+            raise
+        if prints:
+            click.echo(shrunk.text, nl=False)
+    click.echo(f"{name} is no shard any more; restart all processes", err=prints)
 
 
 @click.command("restore")

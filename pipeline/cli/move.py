@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Generator
+from contextlib import closing
 
 import click
 from rich.console import Console
@@ -181,25 +182,43 @@ def carry_out(client: Client, buckets: Collection[int], target: str, rows: int |
         rows: how many there are to copy; None: not known.
         keep_s: how long the source keeps its rows once the target goes on, s.
     """
-    _watch(orders.order_move(client, buckets, target, who(), keep_s), rows)
+    watch(orders.order_move(client, buckets, target, who(), keep_s), rows)
     click.echo(f"{target} has {format_ranges(buckets)}")
 
 
-def _watch(mover: Mover, rows: int | None) -> None:
+def watch(mover: Mover, rows: int | None, *, begun: bool = False) -> None:
+    """Go on with a move, or look at who does, and show how far it is until it is over.
+
+    Args:
+        mover: of the move.
+        rows: how many there are to copy; None: not known.
+        begun: whether to return as soon as the target goes on; a worker then deletes what the source keeps.
+    """
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         bar = progress.add_task("begins", total=rows)
         while True:
             try:
-                for description, done in _steps(mover):
-                    progress.update(bar, description=description, completed=done)
+                with closing(steps_of(mover)) as steps:
+                    for description, done in steps:
+                        progress.update(bar, description=description, completed=done)
+                        if begun and mover.begun:
+                            return
                 return
             except Unavailable as error:
                 progress.update(bar, description=f"waits: {error}"[:60])
                 clock.sleep_s(LOOK_S)
 
 
-def _steps(mover: Mover) -> Iterable[tuple[str, int | None]]:
+def steps_of(mover: Mover) -> Generator[tuple[str, int | None], None, None]:
+    """Go on with a move, or look at who does, until it is over; yield words and the rows of that stage so far.
+
+    Args:
+        mover: of the move.
+
+    Raises:
+        MoveEnded, Unavailable: as `Mover.steps`.
+    """
     while not mover.hold():
         yield "a worker is at it", None
         clock.sleep_s(LOOK_S)

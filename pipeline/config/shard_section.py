@@ -1,6 +1,7 @@
-"""Write one shard more into the text of a configuration: comments stay, and so does each variable `${NAME}`.
+"""Write one shard more, or one less, into the text of a configuration: comments stay, and so does each `${NAME}`.
 
-Where the shards share the buckets evenly, each gets the buckets that it has: one shard more would change the split.
+Where the shards share the buckets evenly, each gets the buckets that it has: another number of shards would change the
+split. With one shard less, each other gets the buckets that it has by the map.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import os
 import re
 import tempfile
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from pipeline.errors import ConfigError
 
 #: The first line of a shard's section.
 _HEADER = re.compile(r"(?m)^[ \t]*\[[ \t]*shards[ \t]*\.[ \t]*[\"']?([A-Za-z0-9_-]+)[\"']?[ \t]*\][^\n]*(?:\n|\Z)")
+
+#: The line of a section that names its buckets.
+_BUCKETS = re.compile(r"(?m)^[ \t]*buckets[ \t]*=[ \t]*(\"[^\"\n]*\"|'[^'\n]*')")
 
 
 def with_shard(text: str, name: str, primary: str, replicas: Sequence[str], owned: Mapping[str, str]) -> str:
@@ -54,6 +59,52 @@ def with_shard(text: str, name: str, primary: str, replicas: Sequence[str], owne
             return made
     by_hand = [f'buckets = "{ranges}" under [shards.{one}]' for one, ranges in silent.items()]
     raise ConfigError([f"the file cannot be edited by a program; write {', '.join(by_hand)}, and [shards.{name}]"])
+
+
+def without_shard(text: str, name: str, owned: Mapping[str, str]) -> str:
+    """Return the text of a TOML file with a section less, in which each other shard has the buckets that it owns.
+
+    Args:
+        text: the file's.
+        name: of the shard whose section goes.
+        owned: of each other shard its buckets as ranges.
+
+    Raises:
+        ConfigError: the shards are written in a way that cannot be edited; it says what to write by hand.
+    """
+    before = tomllib.loads(text)
+    parts = ((shard, body) for shard, body in _parts(text) if shard != name)
+    made = "".join(body if shard is None else _with_buckets(body, owned[shard]) for shard, body in parts)
+    wanted = {one: {**section, "buckets": owned[one]} for one, section in before["shards"].items() if one != name}
+    with suppress(tomllib.TOMLDecodeError):
+        if tomllib.loads(made) == {**before, "shards": wanted}:
+            return made
+    by_hand = [f'buckets = "{ranges}" under [shards.{one}]' for one, ranges in owned.items()]
+    raise ConfigError([f"the file cannot be edited by a program; take out [shards.{name}], write {', '.join(by_hand)}"])
+
+
+def _parts(text: str) -> Iterator[tuple[str | None, str]]:
+    """Yield a text in pieces with the shard whose section each is; the comments above a header are no shard's."""
+    shard: str | None = None
+    lines: list[str] = []
+    for line in text.splitlines(keepends=True):
+        if not line.lstrip().startswith("["):
+            lines.append(line)
+            continue
+        above = list(takewhile(lambda one: not one.strip() or one.lstrip().startswith("#"), reversed(lines)))
+        yield shard, "".join(lines[: len(lines) - len(above)])
+        yield None, "".join(reversed(above))
+        header = _HEADER.fullmatch(line)
+        shard, lines = header[1] if header else None, [line]
+    yield shard, "".join(lines)
+
+
+def _with_buckets(section: str, ranges: str) -> str:
+    """Return a shard's section with other buckets: in the place of its line, or in a line below the header."""
+    line = f'buckets = "{ranges}"'
+    made, count = _BUCKETS.subn(line, section, count=1)
+    header, end, rest = section.partition("\n")
+    return made if count else f"{header}\n{line}{end}{rest}"
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -7,17 +7,20 @@ from contextlib import ExitStack, closing
 from pipeline.clock import mono_s, sleep_s
 from pipeline.demo import data
 from pipeline.demo.data import COLUMNS, Correction, Dataset, find_dataset, shard_key
+from pipeline.demo.growth import Growth
 from pipeline.demo.meter import LOOK_S, Meter
 from pipeline.demo.reads import Mixed, OwnWrite, read_mixed, read_own_write
 from pipeline.demo.screen import Screen
 from pipeline.demo.summary import Summary
 from pipeline.demo.system import DemoOptions, System, require_server, running_system
-from pipeline.demo.traffic import Traffic
+from pipeline.demo.traffic import CHUNK_ROWS, Traffic
 from pipeline.demo.verify import Comparison, compare, expected_digests
 from pipeline.errors import PipelineError, WaitTimeout
 
 #: The demo gives up after so long without an applied op, s: thirty times the longest stall of a killed worker.
 STALL_S = 60.0
+#: Rows of one bulk call beside a growth, whose load comes at a pace: a tenth of a second's and more.
+FEW_ROWS = 250
 
 
 def run(options: DemoOptions, screen: Screen) -> Summary:
@@ -41,7 +44,7 @@ def run(options: DemoOptions, screen: Screen) -> Summary:
         if system.flower_url:
             screen.note(f"each batch is a task in Flower: {system.flower_url}")
         try:
-            summary = play(system, dataset, screen, options.engine)
+            summary = play(system, dataset, screen, options.engine, grow=options.grow)
         except PipelineError:
             if options.keep:
                 screen.kept(system.directory)
@@ -52,7 +55,7 @@ def run(options: DemoOptions, screen: Screen) -> Summary:
         return summary
 
 
-def play(system: System, dataset: Dataset, screen: Screen, engine: str) -> Summary:
+def play(system: System, dataset: Dataset, screen: Screen, engine: str, *, grow: bool = False) -> Summary:
     """Play all scenes and return what came of them.
 
     Args:
@@ -60,9 +63,11 @@ def play(system: System, dataset: Dataset, screen: Screen, engine: str) -> Summa
         dataset: the flights, planes and weather to send.
         screen: shows each scene.
         engine: the engine's name, for the summary.
+        grow: whether a third shard is added in the middle of the load.
 
     Raises:
         WaitTimeout: the workers stopped applying.
+        PipelineError: the third shard could not be added.
     """
     with closing(data.define()) as db:
         with screen.scene("Tables") as say:
@@ -70,7 +75,8 @@ def play(system: System, dataset: Dataset, screen: Screen, engine: str) -> Summa
             say(f"flight and plane by tailnum, weather by origin, on {' and '.join(system.shards)}")
         meter = Meter()
         traffic = Traffic(system.pipeline, db, meter)
-        flight = _send(traffic, dataset, screen)
+        growth = Growth(system.cluster, meter, dataset.count("flight") // 2) if grow and system.cluster else None
+        flight, system = _send(system, traffic, dataset, screen, growth)
         ops, seconds = meter.enqueued, mono_s() - meter.started_s
         own_write = _read_own_write(traffic, flight, screen)
         mixed = _read_mixed(system, traffic, flight, screen)
@@ -87,35 +93,69 @@ def play(system: System, dataset: Dataset, screen: Screen, engine: str) -> Summa
         own_write=own_write,
         mixed=mixed,
         comparisons=tuple(comparisons),
+        growth=growth,
     )
 
 
-def _send(traffic: Traffic, dataset: Dataset, screen: Screen) -> Correction:
-    """Send everything and wait until it is applied; return one correction that was not sent."""
+def _send(
+    system: System, traffic: Traffic, dataset: Dataset, screen: Screen, growth: Growth | None
+) -> tuple[Correction, System]:
+    """Send everything and wait until it is applied; return one correction that was not sent, and the system by then."""
     meter = traffic.meter
-    with screen.bars(meter) as move:
-        traffic.tick = lambda: meter.look() and move(_total(traffic, dataset))
-        with screen.scene("Schedule") as say:
-            traffic.publish(dataset.rows("flight"))
-            say(f"{dataset.count('flight'):,} flights inserted, in bulk, delays not known yet")
-        held_back = traffic.corrections.pop()
-        with screen.scene("Weather") as say:
-            traffic.observe(dataset.rows("weather"))
-            say(f"{dataset.count('weather'):,} hours inserted, in bulk")
-        with screen.scene("Planes") as say:
-            traffic.register(dataset.rows("plane"))
-            traffic.refit(dataset.rows("plane"))
-            say(f"{dataset.count('plane'):,} upserted, every second one twice with other seats")
-        with screen.scene("Corrections") as say:
-            traffic.correct(traffic.corrections)
-            say(f"{len(traffic.corrections):,} delays updated, half of them in three steps: set, * 2, + n")
-        with screen.scene("Cancelled") as say:
-            traffic.cancel()
-            say(f"{len(traffic.cancelled):,} flights deleted")
+    with screen.bars(meter, growth) as move:
+
+        def tick() -> None:
+            nonlocal system
+            if meter.look():
+                move(_total(traffic, dataset))
+            while growth is not None and growth.turn(_total(traffic, dataset)):
+                system = system.taken_anew(traffic.db)
+                meter.read_anew()
+                growth.taken()
+            while growth is not None and growth.ahead:
+                sleep_s(LOOK_S / 4)
+                if meter.look():
+                    move(_total(traffic, dataset))
+
+        traffic.tick = tick
+        traffic.chunk_rows = CHUNK_ROWS if growth is None else FEW_ROWS
+        held_back = _send_all(traffic, dataset, screen)
+        if growth is not None:
+            _end(growth, traffic)
         with screen.scene("Applied") as say:
             _drain(traffic)
             say(f"all {meter.enqueued:,} ops are in the shards' databases")
     traffic.tick = lambda: None
+    return held_back, system
+
+
+def _end(growth: Growth, traffic: Traffic) -> None:
+    """Wait until a growth is over, and what has been sent by its pace is all there was."""
+    traffic.tick()
+    while growth.under_way:
+        sleep_s(LOOK_S)
+        traffic.tick()
+    growth.end()
+
+
+def _send_all(traffic: Traffic, dataset: Dataset, screen: Screen) -> Correction:
+    with screen.scene("Schedule") as say:
+        traffic.publish(dataset.rows("flight"))
+        say(f"{dataset.count('flight'):,} flights inserted, in bulk, delays not known yet")
+    held_back = traffic.corrections.pop()
+    with screen.scene("Weather") as say:
+        traffic.observe(dataset.rows("weather"))
+        say(f"{dataset.count('weather'):,} hours inserted, in bulk")
+    with screen.scene("Planes") as say:
+        traffic.register(dataset.rows("plane"))
+        traffic.refit(dataset.rows("plane"))
+        say(f"{dataset.count('plane'):,} upserted, every second one twice with other seats")
+    with screen.scene("Corrections") as say:
+        traffic.correct(traffic.corrections)
+        say(f"{len(traffic.corrections):,} delays updated, half of them in three steps: set, * 2, + n")
+    with screen.scene("Cancelled") as say:
+        traffic.cancel()
+        say(f"{len(traffic.cancelled):,} flights deleted")
     return held_back
 
 

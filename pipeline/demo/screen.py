@@ -15,11 +15,14 @@ from rich.text import Text
 
 from pipeline.cli.status_screen import reads_table
 from pipeline.clock import mono_s
+from pipeline.demo.growth import Growth
 from pipeline.demo.meter import Meter
 from pipeline.demo.summary import Summary
 
 #: Columns where there is no terminal; rich would fold lines at 80.
 LOG_WIDTH = 100
+#: Columns of the words of a scene's line; fewer on a narrow terminal.
+WORDS_WIDTH = 71
 #: Seconds between two lines of progress where there is no terminal.
 PLAIN_EVERY_S = 5.0
 
@@ -72,22 +75,28 @@ class Screen:
         self._line(name, words, mono_s() - started_s, said_well)
 
     @contextmanager
-    def bars(self, meter: Meter) -> Iterator[Callable[[int], None]]:
+    def bars(self, meter: Meter, growth: Growth | None = None) -> Iterator[Callable[[int], None]]:
         """Show enqueued and applied ops side by side; yield a function that moves the bars, given the total.
 
         Args:
             meter: has the numbers.
+            growth: what else goes on, if anything: a bar over the rows that move, and a line for all that is done.
         """
         with self._progress() as progress:
             enqueued, applied = (progress.add_task(name, total=None, rate=0.0) for name in ("enqueued", "applied"))
+            moving = progress.add_task("", total=None, rate=0.0, visible=False)
 
             def move(total: int) -> None:
                 seconds = max(mono_s() - meter.started_s, 1e-3)
                 progress.update(enqueued, total=total, completed=meter.enqueued, rate=meter.enqueued / seconds)
                 progress.update(applied, total=total, completed=meter.applied, rate=meter.applied / seconds)
-                self._say(meter, seconds)
+                if growth is not None:
+                    progress.update(moving, total=growth.total or None, completed=growth.rows)
+                    progress.update(moving, description=growth.stage, visible=bool(growth.stage))
+                self._say(meter, seconds, growth)
 
             yield move
+        self._say_done(growth)
 
     @contextmanager
     def pages(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -162,16 +171,24 @@ class Screen:
 
     def _line(self, name: str, words: str, seconds: float, well: bool) -> None:
         mark = (f"  {self.tick_mark} ", "green") if well else ("  ! ", "bold red")
-        line = Text.assemble(mark, (f"{name:<12}", "bold"), f"{words:<71}", f"{seconds:6.1f} s")
+        width = min(WORDS_WIDTH, self.console.width - 25)
+        line = Text.assemble(mark, (f"{name:<12}", "bold"), f"{words:<{width}}", f"{seconds:6.1f} s")
         self.console.print(line, soft_wrap=True)
 
-    def _say(self, meter: Meter, seconds: float) -> None:
+    def _say_done(self, growth: Growth | None) -> None:
+        while growth is not None and growth.done:
+            done = growth.done.pop(0)
+            self._line(done.name, done.words, done.seconds, True)
+
+    def _say(self, meter: Meter, seconds: float, growth: Growth | None) -> None:
+        self._say_done(growth)
         if self._moves or mono_s() - self._said_s < PLAIN_EVERY_S:
             return
         self._said_s = mono_s()
         self.note(
             f"enqueued {meter.enqueued:,} ({meter.enqueued / seconds:,.0f}/s), "
             f"applied {meter.applied:,} ({meter.applied / seconds:,.0f}/s)"
+            + (f", {growth.stage}: {growth.rows:,} rows" if growth is not None and growth.stage else "")
         )
 
     def _checked(self, summary: Summary) -> Table:
@@ -194,13 +211,15 @@ class _Done(ProgressColumn):
     """How many are done, of how many."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.completed:>9,.0f} of {task.total or 0:>7,.0f}")
+        return Text(f"{task.completed:>9,.0f} of {task.total:>7,.0f}" if task.total else "")
 
 
 class _Rate(ProgressColumn):
     """Ops a second since the start: the mean that the summary prints."""
 
     def render(self, task: Task) -> Text:
+        if not task.fields["rate"]:
+            return Text("")
         return Text(f"{task.fields['rate']:>9,.0f}/s", style="cyan")
 
 
@@ -223,6 +242,9 @@ def _lines(summary: Summary, kept: bool) -> Iterator[tuple[str, str]]:
             "one enqueue",
             f"p50 {p50 / 1e3:.2f} ms, p99 {p99 / 1e3:.2f} ms, while the workers use the same processors",
         )
+    if summary.growth is not None:
+        grown = summary.growth
+        yield "growth", f"{grown.moved} buckets moved to a third shard while {grown.ops:,} ops were enqueued"
     yield "read", str(summary.own_write)
     if summary.flower_url:
         yield "Flower", summary.flower_url + ("" if kept else " until this command ends; --keep leaves it up")

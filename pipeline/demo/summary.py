@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.demo.growth import Growth
 from pipeline.demo.reads import Mixed, OwnWrite
 from pipeline.demo.verify import Comparison
 
@@ -25,6 +26,7 @@ class Summary:
     own_write: OwnWrite
     mixed: Mixed
     comparisons: tuple[Comparison, ...]
+    growth: Growth | None = None
 
     @property
     def ops_per_s(self) -> float:
@@ -39,6 +41,8 @@ class Summary:
             wrong.append(f"a read did not see its own write: {self.own_write}")
         if self.mixed.wrong:
             wrong.append(f"{self.mixed.wrong} of the mixed reads did not see their own write")
+        if self.growth is not None and not self.growth.moved:
+            wrong.append("no bucket has moved to the third shard")
         return wrong
 
     def as_json(self) -> dict[str, Any]:
@@ -76,7 +80,16 @@ class Summary:
                 }
                 for one in self.comparisons
             ],
+            **({"growth": _grown(self.growth)} if self.growth else {}),
         }
+
+
+def _grown(growth: Growth) -> dict[str, Any]:
+    return {
+        "buckets_moved": growth.moved,
+        "ops_meanwhile": growth.ops,
+        "samples": [asdict(one) for one in growth.samples],
+    }
 
 
 def _rounded(number: float | None) -> int | None:

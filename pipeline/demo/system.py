@@ -13,14 +13,17 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.demo.data import TABLES_TOML, DemoDataMissing
 from pipeline.demo.verify import Where
 from pipeline.devcluster.startup import Progress
+
+if TYPE_CHECKING:
+    from pipeline.devcluster.cluster import Cluster
 
 #: Two shards with a replica each and a worker per core of a small machine: the smallest system that shows everything.
 SHARDS, REPLICAS, WORKERS, BUCKETS = 2, 1, 2, 64
@@ -39,6 +42,7 @@ class DemoOptions:
     directory: Path | None = None
     flower_port: int | None = None
     keep: bool = False
+    grow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,19 @@ class System:
     lags: Callable[[str, float], bool]
     #: How often this process has made each choice of a node, for each reason.
     reads: Callable[[], Mapping[tuple[str, str, str], int]]
+    #: The local cluster that it is; None where there is none, which cannot grow.
+    cluster: Cluster | None = None
+
+    def taken_anew(self, db: Any) -> System:
+        """Take the configuration anew, as a process does that is restarted; return the system that it names.
+
+        Args:
+            db: the DAL with the demo's tables.
+        """
+        assert self.cluster is not None
+        client = self.pipeline.configure(self.cluster.config)
+        self.pipeline.define_tables(db)
+        return replace(self, shards=client.topology.shards)
 
     def primaries(self, keys: Iterable[str]) -> dict[str, Any]:
         """Return a DAL on the primary of each shard.
@@ -172,13 +189,21 @@ def _bind(cluster: Any, engine: str) -> System:
         shards=topology.shards,
         processes=tuple(ports),
         flower_url=f"http://127.0.0.1:{ports['flower']}" if ports.get("flower") else None,
-        place=lambda table, key: topology.shard_of(topology.bucket_of(table, key)),
+        place=_placed,
         create_tables=create_tables,
         count_batches=lambda: count_batches({**import_path(), "PIPELINE_CONFIG": str(cluster.config)}),
         held_up=lambda shard: _held_up(cluster, engine, [f"{shard}-r{i}" for i in range(REPLICAS)]),
         lags=lags,
         reads=lambda: {(*choice,): n for choice, n in pipeline.current().counters.counts().items()},
+        cluster=cluster,
     )
+
+
+def _placed(table: str, key: str) -> str:
+    from pipeline import current
+
+    topology = current().topology
+    return topology.shard_of(topology.bucket_of(table, key))
 
 
 @contextmanager

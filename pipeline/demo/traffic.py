@@ -33,12 +33,14 @@ class Traffic:
         db: the DAL with the demo's tables.
         meter: counts what is sent.
         tick: called every few hundred ops.
+        chunk_rows: rows of one bulk call.
         corrections, cancelled: what `publish` found in the schedule: corrections, and ids of flights.
     """
 
     def __init__(self, pipeline: Any, db: Any, meter: Meter):
         self.pipeline, self.db, self.meter = pipeline, db, meter
         self.tick: Callable[[], object] = lambda: None
+        self.chunk_rows = CHUNK_ROWS
         #: What `publish` found, for later methods.
         self.corrections: list[Correction] = []
         self.cancelled: list[int] = []
@@ -50,7 +52,7 @@ class Traffic:
             flights: rows in the file's order.
         """
         numbered = enumerate(flights)
-        while chunk := list(islice(numbered, CHUNK_ROWS)):
+        while chunk := list(islice(numbered, self.chunk_rows)):
             rows = [{**flight, "dep_delay": None, "arr_delay": None} for _, flight in chunk]
             receipts = self.pipeline.enqueue_bulk_insert(self.db.flight, rows)
             self._remember(chunk, receipts)
@@ -58,7 +60,7 @@ class Traffic:
 
     def observe(self, weather: Iterable[DataRow]) -> None:
         """Insert the hours of *weather*."""
-        for rows in _chunks(weather, CHUNK_ROWS):
+        for rows in _chunks(weather, self.chunk_rows):
             receipts = self.pipeline.enqueue_bulk_insert(self.db.weather, rows)
             self._count(receipts[-1], len(rows))
 

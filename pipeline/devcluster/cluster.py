@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pipeline.devcluster import mariadb, owner_guard, processes, state
 from pipeline.devcluster.processes import uninterrupted
-from pipeline.devcluster.startup import CONFIG_FILE, ClusterOptions, Progress, construct, relaunch, wait_ready
-from pipeline.devcluster.state import ClusterFailed, Process
+from pipeline.devcluster.startup import CONFIG_FILE, ClusterOptions, Progress, construct, one_more, relaunch, wait_ready
+from pipeline.devcluster.state import ClusterFailed, Process, Shard
 
 #: How long workers may finish their batch when the cluster goes down, s.
 WORKER_GRACE_S = 5.0
@@ -131,6 +131,18 @@ class Cluster:
     def processes(self) -> list[Process]:
         """Every process that was started and not taken down, dead or alive; none when the cluster is down."""
         return list(state.read_state(self.directory).processes) if state.exists(self.directory) else []
+
+    def add_shard(self, report: Progress | None = None) -> Shard:
+        """Start the servers of one shard more, and return its addresses; the deployment does not know it yet.
+
+        Args:
+            report: called with a sentence about each step.
+
+        Raises:
+            ClusterFailed: something could not be started; what was is taken down with the cluster.
+        """
+        with self._lock:
+            return one_more(self.directory, report or _silent)
 
     def is_alive(self, name: str) -> bool:
         """Return whether a process runs.

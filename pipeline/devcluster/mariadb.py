@@ -13,9 +13,8 @@ from pathlib import Path
 
 from pipeline.clock import polls
 from pipeline.devcluster import redis_server, state
-from pipeline.devcluster.layout import Shard, node_names
 from pipeline.devcluster.processes import LOOPBACK, accepts, free_ports
-from pipeline.devcluster.state import ClusterFailed, Service, write_private
+from pipeline.devcluster.state import ClusterFailed, Service, Shard, node_names, write_private
 
 SCHEMA = "shop"
 
@@ -60,8 +59,8 @@ class MariadbServers:
         folders: what `prepare` makes in the cluster's directory.
     """
 
-    def __init__(self, directory: Path, shards: int, replicas: int):
-        names = node_names(shards, replicas)
+    def __init__(self, directory: Path, shards: int, replicas: int, first: int = 0):
+        names = node_names(shards, replicas, first)
         nodes = [node for primary, followers in names.items() for node in (primary, *followers)]
         ports = dict(zip(nodes, free_ports(len(nodes)), strict=True))
         self._directory, self._ports, self._password = directory, ports, state.read_state(directory).password
@@ -71,7 +70,7 @@ class MariadbServers:
             Service(
                 node, "mariadb", _argv(directory / node, ports[node], server_id, primary=node in names), ports[node]
             )
-            for server_id, node in enumerate(nodes, start=1)
+            for server_id, node in enumerate(nodes, start=first * (1 + replicas) + 1)
         )
         self.shards = tuple(
             Shard(name, self._uri("root", name), tuple(self._uri("reader", follower) for follower in followers))
@@ -85,9 +84,9 @@ class MariadbServers:
             The step that the caller runs, to a good end, before it takes the next one.
         """
         template = self._directory / TEMPLATE
-        (self._directory / TMP).mkdir(mode=0o700)
+        (self._directory / TMP).mkdir(mode=0o700, exist_ok=True)
         for name in (TEMPLATE, *self._ports):
-            _tmp(self._directory / name).mkdir(mode=0o700)
+            _tmp(self._directory / name).mkdir(mode=0o700, exist_ok=True)
         accounts = _tmp(template) / ACCOUNTS
         sql = Path(__file__).with_name(ACCOUNTS).read_text(encoding="utf-8")
         write_private(accounts, sql.replace("${PASSWORD}", self._password).encode())

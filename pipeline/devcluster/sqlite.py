@@ -16,8 +16,7 @@ from pathlib import Path
 from pipeline.clock import Deadline, sleep_s
 from pipeline.devcluster import redis_server
 from pipeline.devcluster.celery import import_path
-from pipeline.devcluster.layout import Shard, node_names
-from pipeline.devcluster.state import Service
+from pipeline.devcluster.state import Service, Shard, node_names
 
 FILE = "shop.sqlite"
 
@@ -41,8 +40,8 @@ class SqliteFiles:
         folders: what `prepare` makes in the cluster's directory, one per node.
     """
 
-    def __init__(self, directory: Path, shards: int, replicas: int):
-        names = node_names(shards, replicas)
+    def __init__(self, directory: Path, shards: int, replicas: int, first: int = 0):
+        names = node_names(shards, replicas, first)
         self._directory = directory
         self.log_server = redis_server.bundled()
         self.folders = tuple(node for primary, followers in names.items() for node in (primary, *followers))

@@ -7,13 +7,13 @@ log.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.clock import polls
 from pipeline.devcluster import celery, mariadb, redis_server, state
-from pipeline.devcluster.layout import Shard
 from pipeline.devcluster.mariadb import MariadbServers
 from pipeline.devcluster.processes import (
     LOOPBACK,
@@ -27,7 +27,7 @@ from pipeline.devcluster.processes import (
     uninterrupted,
 )
 from pipeline.devcluster.sqlite import SqliteFiles
-from pipeline.devcluster.state import ClusterFailed, Process, Service
+from pipeline.devcluster.state import ClusterFailed, Process, Service, Shard
 
 ENGINES: dict[str, type[SqliteFiles | MariadbServers]] = {"embedded": SqliteFiles, "mariadb": MariadbServers}
 
@@ -81,21 +81,48 @@ def construct(directory: Path, options: ClusterOptions, report: Progress) -> Non
     databases = ENGINES[options.engine](directory, options.shards, options.replicas)
     [redis_port] = free_ports(1)
     redis = redis_server.service(directory, databases.log_server, redis_port)
-    _remember(directory, entries=(redis_server.LOG_SERVER, CONFIG_FILE, *databases.folders))
+    _remember(directory, entries=(redis_server.LOG_SERVER, CONFIG_FILE))
 
     password = state.read_state(directory).password
     redis_server.keep_password(directory, password)
-    started = launch(directory, [redis])
-    for step in databases.prepare():
-        _run_step(directory, step)
-    started += launch(directory, databases.services)
-    wait_ready(directory, started, report)
-    databases.link()
+    _bring_up(directory, databases, launch(directory, [redis]), report)
 
     addresses = [redis_server.address(redis_port, password, database) for database in (0, 1)]
     text = config_text(databases.shards, redis=addresses, buckets=options.buckets, tables=options.tables)
     config = write_config(directory, text)
     wait_ready(directory, launch(directory, _workforce(config, options)), report)
+
+
+def one_more(directory: Path, report: Progress) -> Shard:
+    """Bring up the servers of one shard more, with as many replicas as the first has; `pipeline.toml` stays as it is.
+
+    Args:
+        directory: of a cluster that is up.
+        report: takes a sentence about each service that is ready.
+
+    Raises:
+        ClusterFailed: a service could not be started.
+    """
+    known = state.read_state(directory)
+    nodes = [entry for entry in known.entries if re.fullmatch(r"s\d+(-r\d+)?", entry)]
+    replicas = sum(node.startswith("s0-r") for node in nodes)
+    databases = ENGINES[known.engine](directory, 1, replicas, len(nodes) // (1 + replicas))
+    _bring_up(directory, databases, [], report)
+    return databases.shards[0]
+
+
+def _bring_up(
+    directory: Path,
+    databases: SqliteFiles | MariadbServers,
+    started: list[tuple[Service, Process]],
+    report: Progress,
+) -> None:
+    """Start database servers, wait until they and what was started before work, and let replicas follow."""
+    _remember(directory, entries=databases.folders)
+    for step in databases.prepare():
+        _run_step(directory, step)
+    wait_ready(directory, [*started, *launch(directory, databases.services)], report)
+    databases.link()
 
 
 def launch(directory: Path, services: Sequence[Service]) -> list[tuple[Service, Process]]:

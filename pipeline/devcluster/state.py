@@ -1,4 +1,4 @@
-"""Store what a cluster's directory holds and what runs: `cluster.json`, the only record of both.
+"""Store what a cluster's directory holds and what runs: `cluster.json`, the only record of both; name its shards.
 
 The file is written before each thing that it names exists. So `down` finds all there is to remove, whatever interrupted
 a start.
@@ -37,6 +37,27 @@ class ClusterFailed(PipelineError):
     def __init__(self, why: str, log_tail: str = ""):
         super().__init__(f"{why}; its log ends with:\n{log_tail}" if log_tail else why)
         self.log_tail = log_tail
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A shard as `pipeline.toml` names it: pyDAL URIs of its primary and replicas."""
+
+    name: str
+    primary: str
+    replicas: tuple[str, ...]
+
+
+def node_names(shards: int, replicas: int, first: int = 0) -> dict[str, tuple[str, ...]]:
+    """Return the name of each shard, which is also its primary's, with the names of its replicas.
+
+    Args:
+        shards: how many shards: 1 gives `s0`, 2 gives `s0` and `s1`.
+        replicas: how many replicas each shard has: 2 gives `s0-r0` and `s0-r1`.
+        first: the number of the first shard.
+    """
+    numbers = range(first, first + shards)
+    return {f"s{i}": tuple(f"s{i}-r{j}" for j in range(replicas)) for i in numbers}
 
 
 @dataclass(frozen=True, slots=True)

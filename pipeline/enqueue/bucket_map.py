@@ -98,7 +98,8 @@ def draw(nodes: Nodes, topology: Topology, known: Placement) -> tuple[Placement,
     if silent:
         owners = {**{b: shard for b, shard in known.owners.items() if shard in silent}, **owners}
         under_way = {**{b: pair for b, pair in known.moves.items() if {*pair} & {*silent}}, **under_way}
-    elsewhere = {bucket: shard for bucket, shard in sorted(owners.items()) if shard != topology.began(bucket)}
+    # also those that are where the file puts them: an older file puts them elsewhere
+    elsewhere = dict(sorted(owners.items()))
     version = known.version + (elsewhere != dict(known.owners))
     return Placement(version, elsewhere, dict(sorted(under_way.items()))), not silent
 

@@ -52,6 +52,19 @@ def is_view(session: NodeSession, table: str) -> bool:
     return bool(session.query(views))
 
 
+def bytes_of(session: NodeSession, table: str) -> int:
+    """Return how large a table is with its indexes, as its database estimates it; 0 where the database does not say.
+
+    Args:
+        session: of the node.
+        table: its name in the database.
+    """
+    if session.dialect.name == "sqlite":
+        return 0
+    sizes = f"SELECT SUM(data_length + index_length) FROM information_schema.tables WHERE {rows_about([table])}"
+    return int(session.query(sizes)[0][0] or 0)
+
+
 class DatabaseIndex(NamedTuple):
     """One index of a table, the primary key too; its columns in lower case."""
 

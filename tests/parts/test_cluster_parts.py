@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.devcluster import processes, state
-from pipeline.devcluster.layout import Shard
 from pipeline.devcluster.processes import uninterrupted
 from pipeline.devcluster.startup import ClusterOptions, config_text, write_config
-from pipeline.devcluster.state import ClusterFailed, Process, Service
+from pipeline.devcluster.state import ClusterFailed, Process, Service, Shard
 
 SHARD = Shard("s0", 'sqlite:///a "b"\\c/shop.sqlite', ("sqlite:///r0", "sqlite:///r1"))
 

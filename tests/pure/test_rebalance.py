@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.admin.rebalance import Transfer, plan
+from pipeline.admin.rebalance import Transfer, Weights, applied_since, plan
+from pipeline.model.op import Position
 
 SHARDS = ["s0", "s1", "s2", "s3"]
 owned = st.dictionaries(st.integers(0, 63), st.sampled_from(SHARDS), min_size=1)
@@ -66,3 +68,18 @@ def test_one_bucket_that_has_nearly_everything_moves_once_and_nothing_moves_for_
 
     assert plan(weights, owners, {"s0": 1, "s1": 1}) == [Transfer(0, "s0", "s1")]
     assert plan({}, owners, {"s0": 1, "s1": 1}) == []
+
+
+def test_a_bucket_weighs_the_mean_of_its_parts_and_what_is_not_known_counts_for_nothing() -> None:
+    weights = Weights(Counter({0: 30, 1: 10}), Counter({0: 100, 1: 300}), Counter({1: 5}))
+
+    assert weights.together() == pytest.approx({0: (0.75 + 0.25 + 0) / 3, 1: (0.25 + 0.75 + 1) / 3})
+    assert weights.together(["rows"]) == pytest.approx({0: 0.75, 1: 0.25})
+    assert weights._replace(bytes=Counter(), load=Counter()).together() == pytest.approx({0: 0.75, 1: 0.25})
+    assert Weights(Counter(), Counter(), Counter()).together() == {}
+
+
+def test_ops_are_counted_over_the_begin_of_an_epoch() -> None:
+    assert applied_since(Position(3, 4), Position(3, 9)) == 5
+    assert applied_since(Position(3, 4), Position(4, 1)) == 2
+    assert applied_since(Position(3, 4), Position(3, 4)) == 0

@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from pipeline.config.settings import load
-from pipeline.config.shard_section import with_shard
+from pipeline.config.shard_section import with_shard, without_shard
 from pipeline.config.topology import Topology
 from pipeline.errors import ConfigError
 
@@ -64,3 +64,30 @@ def test_buckets_that_the_file_names_stay_as_they_are() -> None:
 def test_a_file_that_cannot_be_edited_is_named_with_what_to_write(shards: str) -> None:
     with pytest.raises(ConfigError, match=r'write buckets = "0-63" under \[shards\.s0\], and \[shards\.s2\]'):
         with_shard(shards, "s2", URI, [], {"s0": "0-63"})
+
+
+def test_a_section_goes_and_the_others_get_what_they_own() -> None:
+    named = TEXT.replace("primary =", 'buckets = "0-31"  # half\nprimary =', 1)
+
+    for text in (TEXT, named):
+        made = without_shard(text, "s1", {"s0": "0-63"})
+
+        gone = ['[shards."s1"]', "# bought in May", 'primary = "mysql:pymysql://app:${DB_PASSWORD}@db1/shop"']
+        kept = [line for line in text.splitlines() if line not in gone and "buckets =" not in line]
+        assert [line for line in made.splitlines() if line in kept] == kept
+        assert tomllib.loads(made)["shards"] == {
+            "s0": {"primary": "mysql:pymysql://app:${DB_PASSWORD}@db0/shop"} | {"buckets": "0-63"}
+        }
+    assert '"0-63"  # half' in made
+
+
+def test_comments_above_the_section_that_follows_stay() -> None:
+    made = without_shard(TEXT.replace("[tables", "# what all have\n[tables"), "s1", {"s0": "0-63"})
+
+    assert made.endswith("\n# what all have\n[tables.country]\nreference = true")
+    assert "bought" not in made
+
+
+def test_a_file_whose_section_cannot_be_taken_out_is_named_with_what_to_write() -> None:
+    with pytest.raises(ConfigError, match=r'take out \[shards.s1\], write buckets = "0-63" under \[shards\.s0\]'):
+        without_shard('[shards]\ns0.primary = "a"\ns1.primary = "b"', "s1", {"s0": "0-63"})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from typing import Any
+import re
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
@@ -128,6 +130,26 @@ def test_what_is_no_terminal_gets_plain_lines_of_a_hundred_columns(dataset: Data
     assert "\x1b" not in output.getvalue()
     assert max(map(len, output.getvalue().splitlines())) <= 100
     assert "are exactly what the file says" in output.getvalue()
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_bars_beside_a_growth_fit_a_terminal_and_what_was_done_is_printed_once(columns: int) -> None:
+    output = io.StringIO()
+    screen = Screen(Console(file=output, force_terminal=True, width=columns, color_system=None))
+    growth = SimpleNamespace(stage="comparing", rows=1_234_567, total=7_654_321, done=[])
+    done = SimpleNamespace(name="To s2", words="11 buckets of s0, 57,012 rows copied and compared", seconds=12.7)
+
+    with screen.bars(meter.Meter(), cast("Any", growth)) as move:
+        move(1_000_000)
+        growth.done.append(done)
+        move(1_000_000)
+        move(1_000_000)
+
+    printed = re.sub(r"\x1b\[[0-9?]*[a-zA-Z]", "", output.getvalue())
+    lines = [line for line in re.split(r"[\r\n]+", printed) if line.strip()]
+    assert sum("To s2" in line for line in lines) == 1
+    assert any("comparing" in line and "1,234,567 of 7,654,321" in line for line in lines)
+    assert max(map(len, lines)) <= columns
 
 
 def test_an_ascii_terminal_is_no_reason_to_fail(dataset: Dataset) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ from click.testing import CliRunner
 from support.sandbox.deployments import Site, drain, model, run, site
 
 from pipeline.admin import new_shard
+from pipeline.admin.moving import mover as movers
+from pipeline.admin.moving import orders
+from pipeline.cli import options
 from pipeline.cli import pipeline as command
 from pipeline.client import Client
 from pipeline.config.settings import load
 from pipeline.config.shard_section import replace_file
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, PipelineError, WrongDeployment
 
 __all__ = ["site"]
 TEXT = """\
@@ -92,3 +96,48 @@ def test_options_of_a_new_section_need_the_address_of_its_primary(path: Path) ->
 
     assert result.exit_code == 2
     assert "go with --primary" in result.output
+
+
+def test_a_shard_that_owns_nothing_by_the_map_is_taken_out_of_the_file_which_then_says_who_owns_what(
+    site: Site, path: Path, deployment: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(movers, "HEARD_S", 0.0)
+    monkeypatch.setattr(options, "Client", lambda config: new_shard.Client(load(path)))
+    runner, remove = CliRunner(), ["shard", "remove", "s1", "--config", str(path)]
+    text = path.read_text()
+
+    refused = runner.invoke(command, remove)
+    assert (refused.exit_code, path.read_text()) == (1, text)
+    assert "'s1' owns the buckets 32-63" in str(refused.exception or refused.output)
+    for _ in orders.order_move(deployment, range(32, 64), "s0", "me", keep_s=0).steps():
+        pass
+    done = runner.invoke(command, remove)
+
+    assert done.exit_code == 0, done.output
+    assert tomllib.loads(path.read_text())["shards"] == {
+        "s0": {"primary": f"sqlite://{site.folder}/s0.sqlite", "buckets": "0-63"}
+    }
+    assert "# the old ones" in path.read_text()
+    after = new_shard.Client(load(path))
+    assert after.enqueue_insert(model().purchase, customer=7, qty=1).status() == "queued"
+    with pytest.raises(WrongDeployment):
+        deployment.enqueue_insert(model().purchase, customer=7, qty=1)
+    again = runner.invoke(command, remove)
+    assert "no shard 's1' is in this deployment" in str(again.exception or again.output)
+
+
+def test_a_removal_that_is_refused_leaves_the_file_as_it_was(
+    path: Path, deployment: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(movers, "HEARD_S", 0.0)
+    monkeypatch.setattr(options, "Client", lambda config: new_shard.Client(load(path)))
+    for _ in orders.order_move(deployment, range(32, 64), "s0", "me", keep_s=0).steps():
+        pass
+    path.write_text(path.read_text().replace('"customer"', '"qty"'))
+    text = path.read_text()
+
+    done = CliRunner().invoke(command, ["shard", "remove", "s1", "--config", str(path)])
+
+    assert done.exit_code == 1
+    assert "shard_key" in str(done.exception or done.output)
+    assert path.read_text() == text

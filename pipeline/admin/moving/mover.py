@@ -125,6 +125,11 @@ class Mover:
             return "publish"
         return "over" if all(leg.note.cleaned for leg in here.values()) else "clean"
 
+    @property
+    def begun(self) -> bool:
+        """Whether the target owns the buckets, and every process learns so with its next epoch."""
+        return any(leg.note.mapped for leg in self.sides.legs(self.sides.target).values())
+
     def give_up(self, why: str) -> None:
         """End a move whose target has not begun; the source goes on as it was.
 

@@ -1,0 +1,116 @@
+"""A third shard for two that are under load: the commands that docs/operations.md prints, on real MariaDB."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.fixtures import needs_mariadb
+from support.oracle import nodes
+from support.oracle.load import Load
+from support.oracle.producer import environment
+from support.oracle.trial import Trial
+from support.servers.rig import Rig, rig_of
+from support.servers.systemctl import stand_in
+
+from pipeline.admin.rebalance import weigh
+from pipeline.client import Client
+from pipeline.clock import polls
+from pipeline.devcluster.cluster import Cluster
+from pipeline.enqueue import bucket_map
+
+pytestmark = pytest.mark.mariadb
+DOCUMENT = Path(__file__).parents[3] / "docs" / "operations.md"
+#: Rows that are there before, and customers who have them.
+ROWS, OWNERS = 12_000, 600
+#: How long all the commands may take.
+COMMANDS_S = 300
+
+
+@pytest.fixture
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    needs_mariadb()
+    with rig_of(tmp_path / "cluster", "mariadb", buckets=64) as made:
+        for name, value in {
+            "DB_USER": "app",
+            "DB_PASSWORD": made.cluster.password,
+            "READER_PASSWORD": made.cluster.password,
+            "PIPELINE_CONFIG": str(made.cluster.config),
+        }.items():
+            monkeypatch.setenv(name, value)
+        made.config = made.cluster.config
+        yield made
+
+
+def test_the_documented_commands_add_a_shard_to_two_under_load_and_even_out(rig: Rig, tmp_path: Path) -> None:
+    trial, commands = Trial(rig, "growth", tmp_path), printed_commands(rig.cluster)
+    before = events_of(fill(rig), rig.primaries)
+    load = trial.load(owners=trial.choose_owners(60), weights={"insert": 2, "bump": 8, "upsert": 1, "delete": 1})
+
+    assert len(commands) <= 4
+    for command in commands:
+        run_under(trial, load, command, tmp_path)
+        if "restart" in command:  # what the last word of it does to a site
+            rig.client.close()
+            rig.client = Client(rig.cluster.config)
+            load = trial.load(owners=trial.owners)
+    trial.send(load, 50)
+
+    accounts = trial.holds()
+    assert accounts["lost"] == 0
+    assert list(rig.primaries) == ["s0", "s1", "s2"]
+    assert events_of(rig.client, rig.primaries) == before
+    weights = weigh(rig.client, 0)
+    assert {bucket for bucket, size in weights.bytes.items() if size > 10} == {*weights.rows}
+    held = {shard: len(events_of(rig.client, {shard: uri})) for shard, uri in rig.primaries.items()}
+    assert all(abs(rows - ROWS / 3) < 0.15 * ROWS / 3 for rows in held.values()), held
+    assert bucket_map.follow(rig.client.log, rig.client.nodes, rig.client.topology, anew=True).moves == {}
+
+
+def printed_commands(cluster: Cluster) -> list[str]:
+    """Return the lines of the section's first block, on the servers that a cluster has started for the third shard."""
+    text = DOCUMENT.read_text().split("\n## Add a shard\n")[1]
+    [block] = re.findall(r"\n```sh\n(.*?)```", text.split("\n## ")[0], re.DOTALL)
+    added = cluster.add_shard()
+    for name, uri in zip(("s2", "s2-r0"), (added.primary, *added.replicas), strict=True):
+        [port] = re.findall(r"@127\.0\.0\.1:(\d+)/", uri)
+        assert f"@{name}:3306/" in block
+        block = block.replace(f"@{name}:3306/", f"@127.0.0.1:{port}/")
+    return block.strip().splitlines()
+
+
+def run_under(trial: Trial, load: Load, command: str, folder: Path) -> None:
+    """Run a command while ops arrive."""
+    found = folder / "bin"
+    if not found.exists():
+        found.mkdir()
+        stand_in(found, trial.rig.cluster)
+    own = {**environment(), "PATH": os.pathsep.join([str(found), str(Path(sys.executable).parent), os.environ["PATH"]])}
+    with (folder / "said").open("w+") as said:
+        running = subprocess.Popen(["bash", "-c", command], env=own, stdout=said, stderr=subprocess.STDOUT)
+        for _ in polls(COMMANDS_S, first_s=0.02, most_s=0.02):
+            trial.send(load, 2)
+            if running.poll() is not None:
+                break
+        else:
+            running.kill()
+        said.seek(0)
+        assert running.wait() == 0, f"{command}:\n{said.read()[-4000:]}"
+
+
+def fill(rig: Rig) -> Client:
+    client: Client = rig.client
+    rows = [{"owner": 10_000 + n % OWNERS, "body": f"event {n}"} for n in range(ROWS)]
+    client.enqueue_bulk_insert(rig.db.event, rows)
+    client.barrier("event", timeout_s=60)
+    return client
+
+
+def events_of(client: Client, primaries: dict[str, str]) -> list[tuple[object, ...]]:
+    """Return the rows of primaries; one that is on two shards is there twice."""
+    return sorted(row for uri in primaries.values() for row in nodes.rows(uri, "SELECT id, owner, body FROM event"))
