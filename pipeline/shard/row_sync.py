@@ -17,7 +17,7 @@ from pipeline.shard.driver_errors import Fault, fault_of, is_about_other_rows
 from pipeline.shard.session import NodeSession
 from pipeline.shard.stored_rows import WRITE_ROWS, RangeTotal, StoredIds, StoredRows, as_it_is
 
-#: Rows of the first chunk and of the largest, and how long a chunk may take to compare, seconds.
+#: Rows of the first chunk and of the largest, and how long a chunk may take to compare, copy or delete, seconds.
 FIRST, MOST, CHUNK_S = 200, 20_000, 0.1
 #: How many bytes of rows one transaction writes, if these are not of one row.
 WRITE_BYTES = 1_000_000
@@ -77,11 +77,7 @@ class RowSync:
             Exception: of the driver, where the target refuses a row, as for a unique value that a row of its own has.
         """
         self._cleared = False
-        for found in self._walk(after, alone=True):
-            self._target.delete(found.stale)
-            for ids in _portions(found.missing):
-                self._write(self._source.read(ids), found.upto)
-            yield found.chunk
+        yield from (found.chunk for found in self._walk(after, alone=True, writing=True))
 
     def compare(self, after: int | None = None) -> Iterator[Compared]:
         """Compare only, and yield each chunk; both sessions are inside a transaction with a snapshot.
@@ -95,11 +91,16 @@ class RowSync:
         """Compare all, and yield the chunks that differ."""
         return (chunk for chunk in self.compare() if chunk.wrong)
 
-    def _walk(self, after: int | None, alone: bool) -> Iterator[_Found]:
+    def _walk(self, after: int | None, alone: bool, *, writing: bool = False) -> Iterator[_Found]:
         pace = _Pace(CHUNK_S)
         while True:
-            with pace.timed(), self._target.session.transaction() if alone else nullcontext():
-                found = self._look(after, pace)
+            with pace.timed():  # what is written counts: nothing holds a mover back within a chunk
+                with self._target.session.transaction() if alone else nullcontext():
+                    found = self._look(after, pace)
+                if writing:
+                    self._target.delete(found.stale)
+                    for ids in _portions(found.missing):
+                        self._write(self._source.read(ids), found.upto)
             yield found
             if found.upto is None:
                 return

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from support.sandbox.deployments import Site, apply, drain, file_of, insert, model, run, site
 
 from pipeline.admin import reshape, upkeep
+from pipeline.admin.moving import carrier, orders
 from pipeline.admin.moving import mover as movers
-from pipeline.admin.moving import orders
 from pipeline.admin.moving.mover import MoveEnded, Mover
 from pipeline.apply.replay import Replay
 from pipeline.cli import move as face
@@ -155,11 +155,11 @@ def test_a_difference_ends_the_move(client: Client) -> None:
     assert states_of(client, bucket) == ["active", "gone"]
 
 
-def _meddled(client: Client, customer: int) -> movers.MoveStep:
+def _meddled(client: Client, customer: int) -> carrier.MoveStep:
     target = client.nodes.primary("s1")
     with target.transaction():
         target.execute(f"UPDATE purchase SET qty = 99 WHERE customer = {customer}")
-    return movers.MoveStep("copying")
+    return carrier.MoveStep("copying")
 
 
 def test_what_cannot_move_is_refused_before(client: Client) -> None:
@@ -202,20 +202,20 @@ def test_nothing_is_replayed_while_its_bucket_moves(client: Client) -> None:
 def test_a_target_that_refuses_an_op_after_the_source_has_stopped_lets_the_source_go_on(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(movers, "REFUSED_S", 0.0)
+    monkeypatch.setattr(carrier, "REFUSED_S", 0.0)
     monkeypatch.setattr(stored_rows, "_triggers", lambda session, table: ())  # would be refused before
     bucket = bucket_with_rows(client, "s0")
     customer = next(one for one in CUSTOMERS if client.topology.bucket_of("purchase", one) == bucket)
     before = rows_on(client, "s1")
     mover = orders.order_move(client, [bucket], "s1", "me", keep_s=0)
-    caught_up = mover._caught_up
+    catch_up = mover._carrier.catch_up
 
     def one_more(follow: Any) -> Any:
-        yield from caught_up(follow)
+        yield from catch_up(follow)
         insert(client, customer)
         drain(client)
 
-    monkeypatch.setattr(mover, "_caught_up", one_more)
+    monkeypatch.setattr(mover._carrier, "catch_up", one_more)
     with client.nodes.primary("s1").transaction():
         client.nodes.primary("s1").execute(
             "CREATE TRIGGER no BEFORE INSERT ON purchase WHEN (SELECT state FROM pipeline_watermarks"

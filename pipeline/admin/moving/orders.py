@@ -20,7 +20,7 @@ from pipeline.model.values import key_form, lenient
 from pipeline.shard.bucket_sql import bucket_sql
 from pipeline.shard.records import ledger, moves
 from pipeline.shard.records.ledger import APPLYING
-from pipeline.shard.records.moves import Leg
+from pipeline.shard.records.moves import DEFAULTS, Leg, MoveNote
 
 #: What people are told of each stage; see `Mover.stage`.
 _STATES = {"begin": "beginning", "copy": "copying", "catch": "catching up", "finish": "stopping", "publish": "waiting"}
@@ -30,7 +30,14 @@ KEEP_S = 60
 logger = logging.getLogger("pipeline.moves")
 
 
-def order_move(client: Client, buckets: Collection[int], target: str, who: str, keep_s: int = KEEP_S) -> Mover:
+def order_move(
+    client: Client,
+    buckets: Collection[int],
+    target: str,
+    who: str,
+    keep_s: int = KEEP_S,
+    note: MoveNote = DEFAULTS,
+) -> Mover:
     """Order that buckets of one shard move to another; return the mover, whose `steps` do it.
 
     Args:
@@ -39,6 +46,7 @@ def order_move(client: Client, buckets: Collection[int], target: str, who: str, 
         target: the name of the shard that they move to.
         who: for the record.
         keep_s: how long the source keeps its rows once the target goes on, s.
+        note: has the limits of the copy, and how many rows there are.
 
     Raises:
         PipelineError: they cannot be moved, with what to change; nothing was changed.
@@ -59,7 +67,7 @@ def order_move(client: Client, buckets: Collection[int], target: str, who: str, 
                 )
             if bucket in found and found[bucket].under_way(source) and found[bucket].source == source:
                 raise PipelineError(f"bucket {bucket} is being moved already: see pipeline move list")
-        leg = Leg(wanted[0], number, source, target, clock.wall_ms(), keep_s, who[:128], moves.MoveNote(), None, None)
+        leg = Leg(wanted[0], number, source, target, clock.wall_ms(), keep_s, who[:128], note, None, None)
         for bucket in wanted:
             moves.write_leg(session, leg._replace(bucket=bucket))
     return Mover(client, leg, wanted)
@@ -205,8 +213,11 @@ class KnownMove(NamedTuple):
     Attributes:
         buckets: as ranges.
         state: how far it is, `done`, or `not known` where a shard does not answer.
-        rows: that were copied.
+        rows: that were copied so far.
         trouble: why it ended, or the empty text.
+        total: about how many rows there are to copy; 0: not known.
+        left_s: about how long the copy takes from now, s; None: not known, or it is over.
+        waits: what the mover waits for; empty: for nothing.
     """
 
     move: int
@@ -218,6 +229,9 @@ class KnownMove(NamedTuple):
     who: str
     began_ms: int
     trouble: str
+    total: int
+    left_s: int | None
+    waits: str
 
 
 def known(client: Client) -> list[KnownMove]:
@@ -237,8 +251,20 @@ def _shown(client: Client, told: list[tuple[str, Leg]]) -> KnownMove:
         state = "given up" if leg.note.trouble else _STATES[Mover(client, leg, buckets).stage()]
     except Unavailable:
         state = "not known"
-    about = (leg.move, format_ranges(buckets), leg.source, leg.target)
-    return KnownMove(*about, state, leg.note.rows, leg.who, leg.began_ms, leg.note.trouble)
+    about, note = (leg.move, format_ranges(buckets), leg.source, leg.target), leg.note
+    left_s, waits = (
+        (_left_s(note) if state == "copying" else None),
+        ("" if state in ("done", "given up") else note.waits),
+    )
+    return KnownMove(*about, state, note.rows, leg.who, leg.began_ms, note.trouble, note.total, left_s, waits)
+
+
+def _left_s(note: MoveNote) -> int | None:
+    """Return how long a copy takes from now, at the rate that it has had so far; waits count."""
+    took_ms = note.told_ms - note.copied_from_ms
+    if not note.rows or took_ms <= 0 or note.total <= note.rows:
+        return None
+    return round((note.total - note.rows) * took_ms / note.rows / 1000)
 
 
 def came_from(client: Client, buckets: Collection[int]) -> str:

@@ -250,6 +250,32 @@ def test_a_statement_that_takes_too_long_makes_the_chunk_smaller(
 
 
 @both
+def test_a_chunk_is_as_large_as_its_rows_are_fast_to_write(
+    session: NodeSession, target: NodeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simple_tables(session, target)
+    fill(session, ["id", "v"], [[str(id), "'a'"] for id in range(400)])
+    monkeypatch.setattr(row_sync, "CHUNK_S", 10.0)
+    monkeypatch.setattr(row_sync, "MOST", 1000)
+    monkeypatch.setattr(row_sync, "FIRST", 100)
+    sync, now_s = sync_of(session, target), [0.0]
+    monkeypatch.setattr(row_sync, "mono_s", lambda: now_s[0])
+    insert = sync._target.insert
+
+    def slow(rows: Any) -> None:
+        insert(rows)
+        now_s[0] += len(rows)  # a second a row
+
+    monkeypatch.setattr(sync._target, "insert", slow)
+    with session.transaction():
+        chunks = [chunk.rows for chunk in sync.sync()]
+
+    assert chunks[0] == 50
+    assert max(chunks[1:]) <= 11
+    assert sum(chunks) == 200
+
+
+@both
 @pytest.mark.parametrize(
     ("here", "there", "after", "words"),
     [
