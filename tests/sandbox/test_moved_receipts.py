@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import pytest
-from support.sandbox.deployments import Site, drain, insert, run, site
+from support.sandbox.deployments import Site, apply, drain, insert, run, site
 
 from pipeline.admin.moving import mover as movers
 from pipeline.admin.moving import orders
+from pipeline.admin.moving.carrier import MoveStep
 from pipeline.client import Client
 from pipeline.enqueue import receipt_status
 
@@ -90,3 +93,35 @@ def test_what_redis_has_of_both_shards_ends_the_wait_for_an_op(
     assert receipt.wait(timeout_s=1) == "applied"
 
     assert asked[:2] == [source, *{*other.topology.shards} - {source}]
+
+
+def test_a_bucket_that_arrives_while_a_worker_lets_it_rest_is_applied_at_once(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mover ends a rest that has not begun yet: then nobody would end it."""
+    steps = iter_moved(client)
+    receipt = insert(client, CUSTOMER)
+    shard, bucket, postpone = client.topology.shard_of(receipt.bucket), receipt.bucket, client.log.postpone
+    [target] = {*client.topology.shards} - {shard}
+    while next(steps).text != f"{shard} has stopped":
+        pass
+    client.log.mark_dirty(target, [bucket])
+
+    def late(shard: str, buckets: Iterable[int], delay_ms: int) -> None:
+        monkeypatch.setattr(client.log, "postpone", postpone)
+        for _ in steps:
+            pass
+        postpone(shard, buckets, delay_ms)
+
+    monkeypatch.setattr(client.log, "postpone", late)
+
+    assert apply(client, target).ring
+    apply(client, target)
+
+    assert receipt.wait(timeout_s=0) == "applied"
+
+
+def iter_moved(client: Client) -> Iterator[MoveStep]:
+    bucket = client.topology.bucket_of("purchase", CUSTOMER)
+    [target] = {*client.topology.shards} - {client.topology.shard_of(bucket)}
+    return orders.order_move(client, [bucket], target, "me", keep_s=0).steps()
