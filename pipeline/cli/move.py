@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import click
 from msgspec.structs import replace
@@ -14,7 +14,8 @@ from rich.table import Table
 
 from pipeline import clock
 from pipeline.admin.moving import orders
-from pipeline.admin.moving.mover import Mover
+from pipeline.admin.moving.buckets_rows import Size
+from pipeline.admin.moving.mover import HEARD_S, Mover
 from pipeline.admin.stops import who
 from pipeline.cli.options import config_option, opened
 from pipeline.client import Client
@@ -72,7 +73,7 @@ def move_group() -> None:
 @_keep
 @_max_lag
 @_max_load
-@click.option("--dry-run", is_flag=True, help="Only say how many rows would move, and what would refuse.")
+@click.option("--dry-run", is_flag=True, help="Only say what would move, for how long, and what refuses.")
 def begin_command(
     config: str | None,
     buckets: str,
@@ -104,10 +105,7 @@ def begin_command(
     with opened(config) as client:
         wanted = _numbers(buckets) if key is None else [_bucket_of(client, key)]
         if dry_run:
-            rows = orders.rows_to_move(client, wanted, target)
-            for table, count in rows.items():
-                click.echo(f"{count:>12,} rows of {table}")
-            click.echo(f"{sum(rows.values()):>12,} rows in all; nothing refuses to move")
+            _print_sizes(orders.sizes(client, wanted, target), target)
             return
         limits = MoveNote(max_lag_s=max_lag_s, max_load=max_load)
         carry_out(client, wanted, target, _counted(client, wanted, target), keep_s, limits)
@@ -186,11 +184,59 @@ def list_moves_command(config: str | None, as_json: bool) -> None:
     Console().print(table)
 
 
+def _print_sizes(found: list[Size], target: str) -> None:
+    rows, size, copy_s = (sum(getattr(one, name) for one in found) for name in ("rows", "bytes", "copy_s"))
+    for one in (*found, Size("all", rows, size, any(one.about for one in found), copy_s)):
+        count = f"{'about ' if one.about else ''}{one.rows:,}"
+        click.echo(f"{count:>20} rows, {one.bytes / 1e6:,.1f} MB {'in' if one.table == 'all' else 'of'} {one.table}")
+    takes = timedelta(seconds=round(HEARD_S + copy_s))
+    click.echo(f"nothing refuses to move; {target} goes on after about {takes}, by how long the source took to read.")
+    click.echo(f"{HEARD_S:.0f} s of that are for readers to hear of the move; limits that are passed add to it")
+
+
 def _rows_of(one: orders.KnownMove) -> str:
     """Return how many rows were copied, of how many, and how long the rest takes."""
     of = f" of {one.total:,}" if one.total > one.rows else ""
     left = "" if one.left_s is None else f", about {timedelta(seconds=one.left_s)} left"
     return f"{one.rows:,}{of}{left}"
+
+
+@move_group.command("show")
+@config_option
+@_buckets
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def show_move_command(config: str | None, buckets: str, as_json: bool) -> None:
+    """Show the last move of buckets: how far it is, its limits, and what each node of both shards says.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        buckets: ranges of buckets.
+        as_json: whether to print JSON.
+    """
+    wanted = {*_numbers(buckets)}
+    with opened(config) as client:
+        found = [one for one in orders.known(client) if wanted & {*_numbers(one.buckets)}]
+        if not found:
+            raise PipelineError(f"none of the buckets {format_ranges(wanted)} has moved: see pipeline move list")
+        told = {one.move: orders.on_nodes(client, one) for one in found}
+    if as_json:
+        shown = [one._asdict() | {"nodes": [node._asdict() for node in told[one.move]]} for one in found]
+        click.echo(json.dumps(shown, indent=2))
+        return
+    for one in found:
+        began = datetime.fromtimestamp(one.began_ms / 1000, UTC)
+        click.echo(f"{one.buckets} from {one.source} to {one.target}: {one.state}, {_rows_of(one)} rows copied")
+        click.echo(f"ordered by {one.who} at {began:%Y-%m-%d %H:%M:%S} UTC; {one.limits}")
+        for more in filter(None, (one.trouble, one.waits and f"waits: {one.waits}")):
+            click.echo(more)
+        for node in told[one.move]:
+            click.echo(f"  bucket {node.bucket:<5} {node.node:<10} {node.state:<16} {node.watermark}")
+        if one.state in ("beginning", "copying", "catching up"):
+            click.echo(f"to end it: pipeline move give-up {one.buckets}")
+        elif one.state in ("waiting", "cleaning", "done"):
+            click.echo(f"to send them back: pipeline move back {one.buckets}")
 
 
 def _numbers(text: str) -> list[int]:

@@ -165,6 +165,59 @@ def delete_rows(
         after = upto
 
 
+class Sample(NamedTuple):
+    """What the beginning of a table has, and how long it takes to read.
+
+    Attributes:
+        looked: how many rows of the table were looked at.
+        rows: for how many of these the condition holds.
+        bytes: of these, about.
+        took_s: how long it took to find, digest and read them, seconds.
+        whole: whether that is all of the table.
+        table_rows: about how many rows the table has.
+    """
+
+    looked: int
+    rows: int
+    bytes: int
+    took_s: float
+    whole: bool
+    table_rows: int
+
+
+def sample(
+    session: NodeSession, schema: TableSchema, columns: Sequence[DatabaseColumn], condition_sql: str, for_s: float
+) -> Sample:
+    """Read a table from its beginning as a copy does, for a while; nothing is written.
+
+    Args:
+        session: inside a transaction with a snapshot.
+        schema: the table's definition.
+        columns: what would be copied.
+        condition_sql: which rows would be.
+        for_s: for how long, seconds.
+    """
+    stored, pace, started = StoredRows(session, schema, columns, condition_sql), _Pace(CHUNK_S), mono_s()
+    looked = rows = size = 0
+    after: int | None = None
+    while True:
+        with pace.timed():
+            step, upto = pace.rows, stored.end(after, pace.rows)
+            with as_it_is(session):
+                found = stored.each(after, upto)
+            for ids in _portions({id: row.bytes for id, row in found.items()}):
+                stored.read(ids)
+        rows, size, looked, after = (
+            rows + len(found),
+            size + sum(one.bytes for one in found.values()),
+            looked + step,
+            upto,
+        )
+        took_s = mono_s() - started
+        if after is None or took_s >= for_s:
+            return Sample(looked, rows, size, took_s, after is None, stored.about())
+
+
 class _Found(NamedTuple):
     """What a look at a chunk found; `missing` has the bytes of each row to copy, `stale` the rows to delete before."""
 

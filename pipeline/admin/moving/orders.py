@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.admin.migrate import published
-from pipeline.admin.moving.buckets_rows import moved_tables, rows_in
+from pipeline.admin.moving.buckets_rows import Size, apart, moved_tables, rows_in, size_of
 from pipeline.admin.moving.mover import Mover
 from pipeline.chance import chance
 from pipeline.client import Client
-from pipeline.config.bucket_ranges import format_ranges
+from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
 from pipeline.enqueue import bucket_map
 from pipeline.errors import PipelineError, Unavailable, did_you_mean
 from pipeline.events import Event
 from pipeline.model.values import key_form, lenient
 from pipeline.shard.bucket_sql import bucket_sql
-from pipeline.shard.records import ledger, moves
-from pipeline.shard.records.ledger import APPLYING
+from pipeline.shard.records import ledger, ledger_queries, moves
+from pipeline.shard.records.ledger import APPLYING, Mark
 from pipeline.shard.records.moves import DEFAULTS, Leg, MoveNote
+from pipeline.shard.session import brief
 
 #: What people are told of each stage; see `Mover.stage`.
 _STATES = {"begin": "beginning", "copy": "copying", "catch": "catching up", "finish": "stopping", "publish": "waiting"}
@@ -58,19 +59,24 @@ def order_move(
     with session.translated(), session.transaction():
         marks = ledger.lock_buckets(session, wanted)
         found = moves.legs_within(session, wanted)
-        for bucket in wanted:
-            if bucket not in marks or marks[bucket].state not in APPLYING:
-                state = marks[bucket].state if bucket in marks else "unknown"
-                raise PipelineError(
-                    f"bucket {bucket} on {source} is {state}: see pipeline why; a halted one goes on once its first op "
-                    "is replayed or dropped"
-                )
-            if bucket in found and found[bucket].under_way(source) and found[bucket].source == source:
-                raise PipelineError(f"bucket {bucket} is being moved already: see pipeline move list")
+        _refuse_busy(source, wanted, marks, found)
         leg = Leg(wanted[0], number, source, target, clock.wall_ms(), keep_s, who[:128], note, None, None)
         for bucket in wanted:
             moves.write_leg(session, leg._replace(bucket=bucket))
     return Mover(client, leg, wanted)
+
+
+def _refuse_busy(source: str, wanted: Iterable[int], marks: Mapping[int, Mark], found: Mapping[int, Leg]) -> None:
+    """Raise where a bucket is halted, or moves already."""
+    for bucket in wanted:
+        if bucket not in marks or marks[bucket].state not in APPLYING:
+            state = marks[bucket].state if bucket in marks else "unknown"
+            raise PipelineError(
+                f"bucket {bucket} on {source} is {state}: see pipeline why; a halted one goes on once its first op is "
+                "replayed or dropped"
+            )
+        if bucket in found and found[bucket].under_way(source) and found[bucket].source == source:
+            raise PipelineError(f"bucket {bucket} is being moved already: see pipeline move list")
 
 
 def source_of(client: Client, buckets: Collection[int], target: str) -> str:
@@ -165,6 +171,27 @@ def find_key(client: Client, text: str) -> KeyPlace:
     return KeyPlace(bucket, sum(count for _, count in found) - sum(along), len(along), sum(along))
 
 
+def sizes(client: Client, buckets: Collection[int], target: str) -> list[Size]:
+    """Return what would move, and how long that would take; nothing is changed on either shard.
+
+    The beginning of each table is read as a copy reads it, for a second or two.
+
+    Args:
+        client: the deployment.
+        buckets: which; all on one shard.
+        target: the name of the shard that they would move to.
+
+    Raises:
+        PipelineError: they cannot be moved, with what to change.
+    """
+    source = source_of(client, buckets, target)
+    session = client.nodes.primary(source)
+    _refuse_busy(source, buckets, ledger_queries.marks_of(session, buckets), moves.legs(session, buckets))
+    tables = moved_tables(client, buckets, source, target)
+    with apart(client, source) as reader, reader.snapshot():
+        return [size_of(reader, table) for table in tables]
+
+
 def under_way(client: Client) -> Iterator[Mover]:
     """Yield a mover of each move that is not over, as far as the shards that answer say it.
 
@@ -218,6 +245,7 @@ class KnownMove(NamedTuple):
         total: about how many rows there are to copy; 0: not known.
         left_s: about how long the copy takes from now, s; None: not known, or it is over.
         waits: what the mover waits for; empty: for nothing.
+        limits: as options of the command.
     """
 
     move: int
@@ -232,6 +260,7 @@ class KnownMove(NamedTuple):
     total: int
     left_s: int | None
     waits: str
+    limits: str
 
 
 def known(client: Client) -> list[KnownMove]:
@@ -256,7 +285,8 @@ def _shown(client: Client, told: list[tuple[str, Leg]]) -> KnownMove:
         (_left_s(note) if state == "copying" else None),
         ("" if state in ("done", "given up") else note.waits),
     )
-    return KnownMove(*about, state, note.rows, leg.who, leg.began_ms, note.trouble, note.total, left_s, waits)
+    limits = f"--keep {leg.keep_s} --max-lag {note.max_lag_s:g} --max-load {note.max_load}"
+    return KnownMove(*about, state, note.rows, leg.who, leg.began_ms, note.trouble, note.total, left_s, waits, limits)
 
 
 def _left_s(note: MoveNote) -> int | None:
@@ -283,3 +313,31 @@ def came_from(client: Client, buckets: Collection[int]) -> str:
     if len(owners) != 1 or len(legs[0]) != len({*buckets}) or len(sources) != 1:
         raise PipelineError(f"the buckets {format_ranges(buckets)} have no move of all of them to send back")
     return sources.pop()
+
+
+class OnNode(NamedTuple):
+    """What a node says of a bucket that has moved, or moves."""
+
+    bucket: int
+    node: str
+    state: str
+    watermark: str
+
+
+def on_nodes(client: Client, one: KnownMove) -> list[OnNode]:
+    """Return what each node of both shards of a move says of its buckets; a silent one says `does not answer`.
+
+    Args:
+        client: the deployment.
+        one: the move.
+    """
+    buckets, found = [*numbers(parse_ranges(one.buckets))], []
+    for node in (node for shard in (one.source, one.target) for node in client.nodes.names(shard)):
+        with brief(node, client.nodes.uri(node)) as session:
+            try:
+                marks = ledger_queries.marks_of(session, buckets)
+            except Unavailable:
+                found += [OnNode(bucket, node, "does not answer", "") for bucket in buckets]
+                continue
+        found += [OnNode(bucket, node, marks[bucket].state, str(marks[bucket].position)) for bucket in marks]
+    return sorted(found, key=lambda told: told.bucket)
