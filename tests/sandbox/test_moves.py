@@ -15,6 +15,7 @@ from support.sandbox.deployments import Site, apply, drain, file_of, insert, mod
 from pipeline.admin import reshape, upkeep
 from pipeline.admin.moving import carrier, orders
 from pipeline.admin.moving import mover as movers
+from pipeline.admin.moving.buckets_rows import CopyVoid
 from pipeline.admin.moving.mover import MoveEnded, Mover
 from pipeline.apply.replay import Replay
 from pipeline.cli import move as face
@@ -468,3 +469,50 @@ def test_a_map_that_redis_has_lost_is_not_written_down_without_a_shard(
     monkeypatch.setattr(client.nodes, "primary", primary)
     bucket_map.follow(client.log, client.nodes, client.topology)
     assert client.log.placement() == noted
+
+
+def test_a_move_that_its_target_has_forgotten_begins_anew(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target's primary fails over just as the mover is at it."""
+    bucket = bucket_with_rows(client, "s0")
+    mover = orders.order_move(client, [bucket], "s1", "me", keep_s=0)
+    catch_up = mover._carrier.catch_up
+
+    def forgotten(follow: Any) -> Any:
+        monkeypatch.setattr(mover._carrier, "catch_up", catch_up)
+        target = client.nodes.primary("s1")
+        with target.transaction():
+            target.execute("DELETE FROM pipeline_moves")
+            target.execute(f"DELETE FROM pipeline_watermarks WHERE bucket = {bucket}")
+        return iter(())
+
+    monkeypatch.setattr(mover._carrier, "catch_up", forgotten)
+
+    stages = finished(mover)
+
+    assert stages.count("copying") > 1
+    assert states_of(client, bucket) == ["gone", "active"]
+
+
+@pytest.mark.parametrize("then", ["began", "was given up"])
+def test_a_mover_that_stands_still_at_the_cut_follows_no_more_when_another(client: Client, then: str) -> None:
+    bucket = bucket_with_rows(client, "s0")
+    customer = next(one for one in CUSTOMERS if client.topology.bucket_of("purchase", one) == bucket)
+    late = orders.order_move(client, [bucket], "s1", "me", keep_s=0)
+    follow_once, steps = late._carrier.follow_once, late.steps()
+    while next(steps).text != "s0 has stopped":
+        pass
+
+    [other] = orders.under_way(client)
+    if then == "began":
+        for step in other.steps():
+            if step.text == "s1 goes on":
+                break
+        insert(client, customer)
+        drain(client)
+    else:
+        other.give_up("enough")
+
+    with pytest.raises(CopyVoid, match="does not follow any more"):
+        follow_once(late._carrier.follow(), {bucket: Position(1, 0)})
+    assert [step.stage for step in steps][-1] == "over"
+    assert states_of(client, bucket) == (["gone", "active"] if then == "began" else ["active", "gone"])

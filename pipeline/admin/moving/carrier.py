@@ -152,8 +152,13 @@ class Carrier:
 
         Raises:
             Differs: the target refuses what the source has taken.
+            CopyVoid: the target does not follow any more.
         """
-        here = self._sides.positions(self._sides.target)
+        legs = self._sides.legs(self._sides.target)
+        here = {bucket: leg.position for bucket, leg in legs.items() if leg.position and leg.state == CATCHING}
+        if len(here) != len(self._buckets):
+            why = "another mover was faster, the move was given up, or the shard has failed over"
+            raise buckets_rows.CopyVoid(f"{self._leg.target} does not follow any more: {why}")
         self._await_reference()
         deadline = clock.Deadline(REFUSED_S)
         while True:

@@ -10,7 +10,7 @@ from types import TracebackType
 from pipeline import clock
 from pipeline.admin.migration.replica_lag import Behind, ReplicaLag, lag_of
 from pipeline.client import Client
-from pipeline.model.op import Position
+from pipeline.model.op import START, Position
 from pipeline.shard.records import ledger, ledger_queries, moves
 from pipeline.shard.records.moves import Fence, Leg
 from pipeline.shard.session import NodeSession
@@ -49,12 +49,12 @@ class Sides:
         return self.note_of(self.target)
 
     def note_of(self, session: NodeSession) -> moves.MoveNote:
-        """Return what a node notes of the move.
+        """Return what a node notes of the move; nothing where it has failed over, or has given the move up.
 
         Args:
-            session: of the node, which has a row of the move.
+            session: of the node.
         """
-        return next(iter(self.legs(session).values())).note
+        return next((leg.note for leg in self.legs(session).values()), moves.DEFAULTS)
 
     def fence(self, states: Collection[str], attempt: int | None = None) -> Fence:
         """Return what must hold in a transaction that goes on with the move.
@@ -85,13 +85,13 @@ class Sides:
         return {b: leg for b, leg in moves.legs(session, self._buckets).items() if leg.move == self._leg.move}
 
     def positions(self, session: NodeSession) -> dict[int, Position]:
-        """Return a node's watermark of each bucket.
+        """Return a node's watermark of each bucket; the first position where it has none.
 
         Args:
             session: of the node.
         """
         found = ledger_queries.marks_of(session, self._buckets)
-        return {bucket: found[bucket].position for bucket in self._buckets}
+        return {bucket: found[bucket].position if bucket in found else START for bucket in self._buckets}
 
     def positions_in(self, session: NodeSession) -> dict[int, Position]:
         """Return the watermark of each bucket within a session's open transaction.
