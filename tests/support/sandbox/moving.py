@@ -375,6 +375,7 @@ def _main() -> None:
         with storm(seed) as made:
             made.run(given.each)
             assert not (said := made.broken()), f"seed {seed}: {said[:5]}"
+            assert not made.faults["mover: MoveEnded"], f"seed {seed}: a move ended for a difference"
         faults, ops, steps = faults + made.faults, ops + len(made.ledger), steps + made.steps
     print(json.dumps({"moves": given.moves, "ops": ops, "steps": steps, **dict(sorted(faults.items()))}, indent=1))
 
