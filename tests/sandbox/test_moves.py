@@ -15,7 +15,7 @@ from support.sandbox.deployments import Site, apply, drain, file_of, insert, mod
 from pipeline.admin import reshape, upkeep
 from pipeline.admin.moving import carrier, orders
 from pipeline.admin.moving import mover as movers
-from pipeline.admin.moving.buckets_rows import CopyVoid
+from pipeline.admin.moving.buckets_rows import CopyVoid, FencedSession
 from pipeline.admin.moving.mover import MoveEnded, Mover
 from pipeline.apply.replay import Replay
 from pipeline.cli import move as face
@@ -516,3 +516,28 @@ def test_a_mover_that_stands_still_at_the_cut_follows_no_more_when_another(clien
         follow_once(late._carrier.follow(), {bucket: Position(1, 0)})
     assert [step.stage for step in steps][-1] == "over"
     assert states_of(client, bucket) == (["gone", "active"] if then == "began" else ["active", "gone"])
+
+
+def test_a_copy_that_begins_anew_is_no_difference_to_another_mover(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = bucket_with_rows(client, "s0")
+    customer = next(one for one in CUSTOMERS if client.topology.bucket_of("purchase", one) == bucket)
+    snapshot = FencedSession.snapshot
+
+    def late(session: FencedSession) -> Any:
+        state = states_of(client, bucket)[1]
+        if session.node == "s1" and state == "catching":  # the target is compared
+            monkeypatch.setattr(FencedSession, "snapshot", snapshot)
+            target = client.nodes.primary("s1")
+            with target.transaction():
+                target.execute(f"UPDATE pipeline_watermarks SET state = 'copying' WHERE bucket = {bucket}")
+                target.execute(f"DELETE FROM purchase WHERE customer = {customer}")
+        return snapshot(session)
+
+    monkeypatch.setattr(FencedSession, "snapshot", late)
+
+    finished(orders.order_move(client, [bucket], "s1", "me", keep_s=0))
+
+    assert states_of(client, bucket) == ["gone", "active"]
+    assert customer in [one for one, _ in rows_on(client, "s1")]

@@ -120,6 +120,8 @@ class Carrier:
                     return  # another mover is at it
                 yield MoveStep("catching up", "", self.follow_once(follow, at))
             with target.snapshot():
+                if not self._follows_at(target, at):
+                    return  # another mover copies anew: what is not there yet is no difference
                 rows = 0
                 for table, chunk in buckets_rows.compare_rows(source, target, tables):
                     rows += chunk.rows
@@ -198,6 +200,13 @@ class Carrier:
         while not sides.emptied(shard):
             yield from paused(SHORT_S, f"for every node of {shard} to have deleted its rows")
         moves.note(primary, self._buckets, self._leg.move, replace(note, emptied=True, cleaned=True))
+
+    def _follows_at(self, target: NodeSession, at: dict[int, Position]) -> bool:
+        """Return whether the target follows, and stands at some watermarks, as a snapshot of it has it."""
+        found = {
+            bucket: leg[-2:] for bucket, leg in moves.legs_within(target, at).items() if leg.move == self._leg.move
+        }
+        return found == {bucket: (CATCHING, position) for bucket, position in at.items()}
 
     def _await_reference(self) -> None:
         """Wait until the target has of reference tables what the source had when its watermarks were read."""
