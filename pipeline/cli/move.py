@@ -16,6 +16,7 @@ from pipeline import clock
 from pipeline.admin.moving import orders
 from pipeline.admin.moving.buckets_rows import Size
 from pipeline.admin.moving.mover import HEARD_S, Mover
+from pipeline.admin.moving.sides import on_nodes
 from pipeline.admin.stops import who
 from pipeline.cli.options import config_option, opened
 from pipeline.client import Client
@@ -220,7 +221,7 @@ def show_move_command(config: str | None, buckets: str, as_json: bool) -> None:
         found = [one for one in orders.known(client) if wanted & {*_numbers(one.buckets)}]
         if not found:
             raise PipelineError(f"none of the buckets {format_ranges(wanted)} has moved: see pipeline move list")
-        told = {one.move: orders.on_nodes(client, one) for one in found}
+        told = {one.move: on_nodes(client, (one.source, one.target), _numbers(one.buckets)) for one in found}
     if as_json:
         shown = [one._asdict() | {"nodes": [node._asdict() for node in told[one.move]]} for one in found]
         click.echo(json.dumps(shown, indent=2))

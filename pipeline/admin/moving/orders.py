@@ -12,7 +12,7 @@ from pipeline.admin.moving.buckets_rows import Size, apart, moved_tables, rows_i
 from pipeline.admin.moving.mover import Mover
 from pipeline.chance import chance
 from pipeline.client import Client
-from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
+from pipeline.config.bucket_ranges import format_ranges
 from pipeline.enqueue import bucket_map
 from pipeline.errors import PipelineError, Unavailable, did_you_mean
 from pipeline.events import Event
@@ -21,7 +21,6 @@ from pipeline.shard.bucket_sql import bucket_sql
 from pipeline.shard.records import ledger, ledger_queries, moves
 from pipeline.shard.records.ledger import APPLYING, Mark
 from pipeline.shard.records.moves import DEFAULTS, Leg, MoveNote
-from pipeline.shard.session import brief
 
 #: What people are told of each stage; see `Mover.stage`.
 _STATES = {"begin": "beginning", "copy": "copying", "catch": "catching up", "finish": "stopping", "publish": "waiting"}
@@ -281,20 +280,10 @@ def _shown(client: Client, told: list[tuple[str, Leg]]) -> KnownMove:
     except Unavailable:
         state = "not known"
     about, note = (leg.move, format_ranges(buckets), leg.source, leg.target), leg.note
-    left_s, waits = (
-        (_left_s(note) if state == "copying" else None),
-        ("" if state in ("done", "given up") else note.waits),
-    )
+    left_s = note.left_s if state == "copying" else None
+    waits = "" if state in ("done", "given up") else note.waits
     limits = f"--keep {leg.keep_s} --max-lag {note.max_lag_s:g} --max-load {note.max_load}"
     return KnownMove(*about, state, note.rows, leg.who, leg.began_ms, note.trouble, note.total, left_s, waits, limits)
-
-
-def _left_s(note: MoveNote) -> int | None:
-    """Return how long a copy takes from now, at the rate that it has had so far; waits count."""
-    took_ms = note.told_ms - note.copied_from_ms
-    if not note.rows or took_ms <= 0 or note.total <= note.rows:
-        return None
-    return round((note.total - note.rows) * took_ms / note.rows / 1000)
 
 
 def came_from(client: Client, buckets: Collection[int]) -> str:
@@ -313,31 +302,3 @@ def came_from(client: Client, buckets: Collection[int]) -> str:
     if len(owners) != 1 or len(legs[0]) != len({*buckets}) or len(sources) != 1:
         raise PipelineError(f"the buckets {format_ranges(buckets)} have no move of all of them to send back")
     return sources.pop()
-
-
-class OnNode(NamedTuple):
-    """What a node says of a bucket that has moved, or moves."""
-
-    bucket: int
-    node: str
-    state: str
-    watermark: str
-
-
-def on_nodes(client: Client, one: KnownMove) -> list[OnNode]:
-    """Return what each node of both shards of a move says of its buckets; a silent one says `does not answer`.
-
-    Args:
-        client: the deployment.
-        one: the move.
-    """
-    buckets, found = [*numbers(parse_ranges(one.buckets))], []
-    for node in (node for shard in (one.source, one.target) for node in client.nodes.names(shard)):
-        with brief(node, client.nodes.uri(node)) as session:
-            try:
-                marks = ledger_queries.marks_of(session, buckets)
-            except Unavailable:
-                found += [OnNode(bucket, node, "does not answer", "") for bucket in buckets]
-                continue
-        found += [OnNode(bucket, node, marks[bucket].state, str(marks[bucket].position)) for bucket in marks]
-    return sorted(found, key=lambda told: told.bucket)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
+from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.admin.migration.replica_lag import Behind, ReplicaLag, lag_of
 from pipeline.client import Client
+from pipeline.errors import Unavailable
 from pipeline.model.op import START, Position
 from pipeline.shard.records import ledger, ledger_queries, moves
 from pipeline.shard.records.moves import Fence, Leg
-from pipeline.shard.session import NodeSession
+from pipeline.shard.session import NodeSession, brief
 
 #: The time between two looks at lag and load, s: as pt-online-schema-change's `--check-interval`.
 CHECK_S = 1.0
@@ -154,6 +156,35 @@ class Sides:
             shard: its name.
         """
         return all(leg.note.emptied for node in self.nodes_of(shard) for leg in self.legs(node).values())
+
+
+class OnNode(NamedTuple):
+    """What a node says of a bucket that has moved, or moves."""
+
+    bucket: int
+    node: str
+    state: str
+    watermark: str
+
+
+def on_nodes(client: Client, shards: Iterable[str], buckets: Collection[int]) -> list[OnNode]:
+    """Return what each node of some shards says of buckets; a silent one says `does not answer`.
+
+    Args:
+        client: the deployment.
+        shards: both of a move.
+        buckets: which.
+    """
+    found = []
+    for node in (node for shard in shards for node in client.nodes.names(shard)):
+        with brief(node, client.nodes.uri(node)) as session:
+            try:
+                marks = ledger_queries.marks_of(session, buckets)
+            except Unavailable:
+                found += [OnNode(bucket, node, "does not answer", "") for bucket in buckets]
+                continue
+        found += [OnNode(bucket, node, marks[bucket].state, str(marks[bucket].position)) for bucket in marks]
+    return sorted(found, key=lambda told: told.bucket)
 
 
 class Throttle:
