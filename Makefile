@@ -56,7 +56,7 @@ shape: $(READY)  ## how many files, calls, objects and names; fails while a limi
 	@$(BIN)/python -m benchmarks.shape
 
 soak: system $(READY)  ## the crash tests with ten times the load
-	PIPELINE_SOAK=10 $(BIN)/python -m pytest tests/crash
+	PIPELINE_SOAK=10 $(BIN)/python -m pytest tests/crash tests/sandbox/test_moves_storm.py
 
 screenshots: system $(READY)  ## the pictures of the Pipeline tab in docs/img/, of a local cluster under load; look at them
 	PYTHONPATH=tests $(BIN)/python -m support.web.screenshots

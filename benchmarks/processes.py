@@ -56,7 +56,7 @@ def rss_bytes(group_id: int) -> int:
 
 def cpu_s(*group_ids: int) -> float:
     """Return the processor time of living processes and of the process groups that they lead, in user and system, s."""
-    ticks = sum(_ticks(pid) for group_id in group_ids for pid in {group_id, *_members(group_id)})
+    ticks = sum(_ticks(pid) for group_id in group_ids for pid in {group_id, *members(group_id)})
     return ticks / os.sysconf("SC_CLK_TCK")
 
 

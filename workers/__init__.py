@@ -76,7 +76,6 @@ app = Celery("workers", loader=Loader, config_source="celeryconfig")
 
 # the app's settings module has to be importable first
 from workers import flower as flower
-from workers import log_lines as log_lines
 from workers import signals as signals
 from workers.broker import outlive_collected_channels
 from workers.threads import Threads

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Iterator
 
 from pipeline.admin.moving import orders
-from pipeline.admin.moving.mover import MoveEnded, Mover, MoveStep
+from pipeline.admin.moving.carrier import MoveStep
+from pipeline.admin.moving.mover import MoveEnded, Mover
 from pipeline.client import Client
 from pipeline.clock import Deadline
 from pipeline.errors import PipelineError

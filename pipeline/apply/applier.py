@@ -39,7 +39,7 @@ from pipeline.oplog.counts import (
     bound_of,
 )
 from pipeline.oplog.waits import Waits
-from pipeline.shard.records import moves
+from pipeline.shard.records import ledger_queries, moves
 from pipeline.shard.records.ledger import GONE, MOVED
 from pipeline.shard.session import NodeSession
 
@@ -119,7 +119,7 @@ class Applier(ShardTurns):
             take = Take(due, whole=self._whole, again=self._void)
             outcome = self._turn(take, started)
             self._failures, self._void = 0, outcome.crossed
-            self._hand_on()
+            outcome.ring |= self._hand_on()
             self._whole |= outcome.crossed
             if outcome.crossed or self._early != early:
                 self._whole_until_s = clock.mono_s() + WHOLE_S
@@ -143,17 +143,26 @@ class Applier(ShardTurns):
         rejections.tell(self.shard, outcome.refused)
         return outcome
 
-    def _hand_on(self) -> None:
-        """Leave buckets to the shard that they have gone to, as a producer did not know it yet; let others arrive."""
+    def _hand_on(self) -> bool:
+        """Leave buckets to the shard that they have gone to, as a producer did not know it yet; let others arrive.
+
+        Returns whether one of these has arrived meanwhile.
+        """
         met, self._transaction.elsewhere = self._transaction.elsewhere, {}
         if not met:
-            return
+            return False
         left = [bucket for bucket, state in met.items() if state in (MOVED, GONE)]
         for bucket, leg in moves.legs(self._session, left).items() if left else ():
             self._log.mark_dirty(leg.target, [bucket])
         self._log.mark_clean(self.shard, left)
-        if arriving := met.keys() - left:
-            self._log.postpone(self.shard, arriving, ARRIVING_DELAY_MS)
+        if not (arriving := met.keys() - left):
+            return False
+        self._log.postpone(self.shard, arriving, ARRIVING_DELAY_MS)
+        # the mover may have ended the rest before it began; nobody else would until it is over
+        here = [bucket for bucket, mark in ledger_queries.marks_of(self._session, arriving).items() if mark.owned]
+        if here:
+            self._log.postpone(self.shard, here, 0)
+        return bool(here)
 
     def _early_rest_s(self) -> float:
         return min(MOST_EARLY_DELAY_MS, EARLY_DELAY_MS * self._early) / 1000

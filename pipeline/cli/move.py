@@ -5,24 +5,47 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Generator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 
 import click
+from msgspec.structs import replace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pipeline import clock
 from pipeline.admin.moving import orders
-from pipeline.admin.moving.mover import Mover
+from pipeline.admin.moving.buckets_rows import Size
+from pipeline.admin.moving.mover import HEARD_S, Mover
+from pipeline.admin.moving.sides import on_nodes
 from pipeline.admin.stops import who
 from pipeline.cli.options import config_option, opened
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
 from pipeline.errors import PipelineError, Unavailable
+from pipeline.shard.records.moves import DEFAULTS, MAX_LAG_S, MAX_LOAD, MoveNote
 
 #: The time between two looks at a move that a worker goes on with, or at a server that did not answer, s.
 LOOK_S = 1.0
 _buckets = click.argument("buckets", metavar="BUCKETS")
+_keep = click.option(
+    "--keep", "keep_s", type=click.IntRange(min=0), default=orders.KEEP_S, show_default=True, help="Seconds."
+)
+_max_lag = click.option(
+    "--max-lag",
+    "max_lag_s",
+    type=click.FloatRange(min=1.0),
+    default=MAX_LAG_S,
+    show_default=True,
+    help="Wait while a replica of either shard is further behind, seconds.",
+)
+_max_load = click.option(
+    "--max-load",
+    type=click.IntRange(min=1),
+    default=MAX_LOAD,
+    show_default=True,
+    help="Wait while a primary of either shard runs more threads (Threads_running).",
+)
 
 
 class _MoveGroup(click.Group):
@@ -49,9 +72,20 @@ def move_group() -> None:
 @click.argument("buckets", metavar="BUCKETS", default="")
 @click.option("--key", metavar="TABLE=VALUE", help="The bucket of this shard key, in place of BUCKETS.")
 @click.option("--to", "target", required=True, metavar="SHARD", help="Where they go.")
-@click.option("--keep", "keep_s", type=click.IntRange(min=0), default=orders.KEEP_S, show_default=True, help="Seconds.")
-@click.option("--dry-run", is_flag=True, help="Only say how many rows would move, and what would refuse.")
-def begin_command(config: str | None, buckets: str, key: str | None, target: str, keep_s: int, dry_run: bool) -> None:
+@_keep
+@_max_lag
+@_max_load
+@click.option("--dry-run", is_flag=True, help="Only say what would move, for how long, and what refuses.")
+def begin_command(
+    config: str | None,
+    buckets: str,
+    key: str | None,
+    target: str,
+    keep_s: int,
+    max_lag_s: float,
+    max_load: int,
+    dry_run: bool,
+) -> None:
     """Move buckets to a shard. The rows that they leave are deleted after --keep.
 
     With --key purchase=4711 the bucket moves that has the rows of this shard key; its other keys move along.
@@ -64,6 +98,8 @@ def begin_command(config: str | None, buckets: str, key: str | None, target: str
         key: a table and a shard key of it.
         target: the name of the shard.
         keep_s: how long the source keeps its rows once the target goes on, s.
+        max_lag_s: how far a replica may be behind while rows are copied or deleted, s.
+        max_load: how many threads a primary may run meanwhile.
         dry_run: whether to move nothing.
     """
     if (key is None) == (buckets == ""):
@@ -71,19 +107,19 @@ def begin_command(config: str | None, buckets: str, key: str | None, target: str
     with opened(config) as client:
         wanted = _numbers(buckets) if key is None else [_bucket_of(client, key)]
         if dry_run:
-            rows = orders.rows_to_move(client, wanted, target)
-            for table, count in rows.items():
-                click.echo(f"{count:>12,} rows of {table}")
-            click.echo(f"{sum(rows.values()):>12,} rows in all; nothing refuses to move")
+            _print_sizes(orders.sizes(client, wanted, target), target)
             return
-        carry_out(client, wanted, target, _counted(client, wanted, target), keep_s)
+        limits = MoveNote(max_lag_s=max_lag_s, max_load=max_load)
+        carry_out(client, wanted, target, _counted(client, wanted, target), keep_s, limits)
 
 
 @move_group.command("back")
 @config_option
 @_buckets
-@click.option("--keep", "keep_s", type=click.IntRange(min=0), default=orders.KEEP_S, show_default=True, help="Seconds.")
-def back_command(config: str | None, buckets: str, keep_s: int) -> None:
+@_keep
+@_max_lag
+@_max_load
+def back_command(config: str | None, buckets: str, keep_s: int, max_lag_s: float, max_load: int) -> None:
     """Send buckets back to where their last move began. Rows that still stand there are compared, not copied.
 
     \f
@@ -92,11 +128,14 @@ def back_command(config: str | None, buckets: str, keep_s: int) -> None:
         config: see `options.config_option`.
         buckets: ranges of buckets.
         keep_s: as for a move.
+        max_lag_s: as for a move.
+        max_load: as for a move.
     """
     wanted = _numbers(buckets)
     with opened(config) as client:
         came_from = orders.came_from(client, wanted)
-        carry_out(client, wanted, came_from, _counted(client, wanted, came_from), keep_s)
+        limits = MoveNote(max_lag_s=max_lag_s, max_load=max_load)
+        carry_out(client, wanted, came_from, _counted(client, wanted, came_from), keep_s, limits)
 
 
 @move_group.command("give-up")
@@ -141,10 +180,65 @@ def list_moves_command(config: str | None, as_json: bool) -> None:
     for column in ("buckets", "from", "to", "state", "rows", "by"):
         table.add_column(column, justify="right" if column == "rows" else "left")
     for one in found:
-        table.add_row(one.buckets, one.source, one.target, one.state, f"{one.rows:,}", one.who)
-        if one.trouble:
-            table.add_row("", "", "", one.trouble)
+        table.add_row(one.buckets, one.source, one.target, one.state, _rows_of(one), one.who)
+        for more in filter(None, (one.trouble, one.waits and f"waits: {one.waits}")):
+            table.add_row("", "", "", more)
     Console().print(table)
+
+
+def _print_sizes(found: list[Size], target: str) -> None:
+    rows, size, copy_s = (sum(getattr(one, name) for one in found) for name in ("rows", "bytes", "copy_s"))
+    for one in (*found, Size("all", rows, size, any(one.about for one in found), copy_s)):
+        count = f"{'about ' if one.about else ''}{one.rows:,}"
+        click.echo(f"{count:>20} rows, {one.bytes / 1e6:,.1f} MB {'in' if one.table == 'all' else 'of'} {one.table}")
+    takes = timedelta(seconds=round(HEARD_S + copy_s))
+    click.echo(f"nothing refuses to move; {target} goes on after about {takes}, by how long the source took to read.")
+    click.echo(f"{HEARD_S:.0f} s of that are for readers to hear of the move; limits that are passed add to it")
+
+
+def _rows_of(one: orders.KnownMove) -> str:
+    """Return how many rows were copied, of how many, and how long the rest takes."""
+    of = f" of {one.total:,}" if one.total > one.rows else ""
+    left = "" if one.left_s is None else f", about {timedelta(seconds=one.left_s)} left"
+    return f"{one.rows:,}{of}{left}"
+
+
+@move_group.command("show")
+@config_option
+@_buckets
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def show_move_command(config: str | None, buckets: str, as_json: bool) -> None:
+    """Show the last move of buckets: how far it is, its limits, and what each node of both shards says.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        buckets: ranges of buckets.
+        as_json: whether to print JSON.
+    """
+    wanted = {*_numbers(buckets)}
+    with opened(config) as client:
+        found = [one for one in orders.known(client) if wanted & {*_numbers(one.buckets)}]
+        if not found:
+            raise PipelineError(f"none of the buckets {format_ranges(wanted)} has moved: see pipeline move list")
+        told = {one.move: on_nodes(client, (one.source, one.target), _numbers(one.buckets)) for one in found}
+    if as_json:
+        shown = [one._asdict() | {"nodes": [node._asdict() for node in told[one.move]]} for one in found]
+        click.echo(json.dumps(shown, indent=2))
+        return
+    for one in found:
+        began = datetime.fromtimestamp(one.began_ms / 1000, UTC)
+        click.echo(f"{one.buckets} from {one.source} to {one.target}: {one.state}, {_rows_of(one)} rows copied")
+        click.echo(f"ordered by {one.who} at {began:%Y-%m-%d %H:%M:%S} UTC; {one.limits}")
+        for more in filter(None, (one.trouble, one.waits and f"waits: {one.waits}")):
+            click.echo(more)
+        for node in told[one.move]:
+            click.echo(f"  bucket {node.bucket:<5} {node.node:<10} {node.state:<16} {node.watermark}")
+        if one.state in ("beginning", "copying", "catching up"):
+            click.echo(f"to end it: pipeline move give-up {one.buckets}")
+        elif one.state in ("waiting", "cleaning", "done"):
+            click.echo(f"to send them back: pipeline move back {one.buckets}")
 
 
 def _numbers(text: str) -> list[int]:
@@ -172,7 +266,14 @@ def _counted(client: Client, buckets: Collection[int], target: str) -> int | Non
         return None
 
 
-def carry_out(client: Client, buckets: Collection[int], target: str, rows: int | None, keep_s: int) -> None:
+def carry_out(
+    client: Client,
+    buckets: Collection[int],
+    target: str,
+    rows: int | None,
+    keep_s: int,
+    limits: MoveNote = DEFAULTS,
+) -> None:
     """Order a move, show how far it is until it is over, and say who has the buckets.
 
     Args:
@@ -181,8 +282,10 @@ def carry_out(client: Client, buckets: Collection[int], target: str, rows: int |
         target: the name of the shard that they move to.
         rows: how many there are to copy; None: not known.
         keep_s: how long the source keeps its rows once the target goes on, s.
+        limits: those of the copy.
     """
-    watch(orders.order_move(client, buckets, target, who(), keep_s), rows)
+    note = replace(limits, total=rows or 0)
+    watch(orders.order_move(client, buckets, target, who(), keep_s, note), rows)
     click.echo(f"{target} has {format_ranges(buckets)}")
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pipeline import clock
 from pipeline.config.topology import Topology
+from pipeline.enqueue import bucket_map
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import LogUnavailable, Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
 from pipeline.model.op import START, Position
@@ -16,6 +17,7 @@ from pipeline.model.wait_reason import WaitReason, reasons_of
 from pipeline.oplog.contract import Log
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.ledger import GONE, MOVED
 from pipeline.shard.records.ledger_queries import Fate
 from pipeline.shard.records.stops import stop_reasons
 from pipeline.shard.session import NodeSession
@@ -58,11 +60,9 @@ class Follower:
 
     def wait(self, receipt: Receipt, timeout_s: float) -> str:
         """Wait until an op is applied; see `Receipt.wait`."""
-        shards = self._topology.shards_of(receipt.bucket)
         asked_at, state = 0.0, "queued"
         for deadline in clock.polls(timeout_s):
-            hinted = all(self._hint(shard, receipt) for shard in shards)
-            if hinted or deadline.passed or clock.mono_s() - asked_at > STATUS_S:
+            if self._hinted(receipt) or deadline.passed or clock.mono_s() - asked_at > STATUS_S:
                 try:
                     asked_at, state = clock.mono_s(), self._state(receipt)
                 except ShardUnavailable:
@@ -125,17 +125,16 @@ class Follower:
             WaitTimeout: it was not, in time.
         """
         rules, topology = self._topology.table(table), self._topology
-        whole = (topology.reference_bucket,) if rules.reference else range(topology.buckets)
-        tails = self._log.tails(whole)
-        ahead: dict[str, set[int]] = {}
-        for bucket in tails:
-            for shard in topology.shards_of(bucket):
-                ahead.setdefault(shard, set()).add(bucket)
+        tails = self._log.tails((topology.reference_bucket,) if rules.reference else range(topology.buckets))
+        behind = {*tails}
         for _ in clock.polls(timeout_s, first_s=0.005):
-            ahead = {shard: left for shard, own in ahead.items() if (left := self._behind(shard, own, tails))}
-            if not ahead:
+            ahead: dict[str, set[int]] = {}
+            for bucket in behind:
+                for shard in topology.shards_of(bucket):
+                    ahead.setdefault(shard, set()).add(bucket)
+            behind = set().union(*(self._behind(shard, own, tails) for shard, own in ahead.items()))
+            if not behind:
                 return
-        behind = set().union(*ahead.values())
         raise WaitTimeout(f"the barrier of {table!r}: {len(behind)} buckets", timeout_s, "queued")
 
     def row_id(self, receipt: Receipt) -> int | None:
@@ -215,8 +214,13 @@ class Follower:
         return WaitReason(state, shard, table, reason.removeprefix("waits behind the op at "))
 
     def _fate(self, shard: str, receipt: Receipt) -> Fate:
-        session, position = self._nodes.primary(shard), receipt.position or START
-        return ledger_queries.fate(session, receipt.bucket, position, receipt.producer, receipt.producer_seq)
+        """Return what a shard knows of an op; where the bucket has left it, what the shard knows that has it now."""
+        found = _fate_on(self._nodes.primary(shard), receipt)
+        if found.state in (MOVED, GONE):
+            bucket_map.follow_noted(self._log, self._topology)
+            owner = self._topology.shard_of(receipt.bucket)
+            found = found if owner == shard else _fate_on(self._nodes.primary(owner), receipt)
+        return found
 
     def _reached(self, fate: Fate, receipt: Receipt) -> bool:
         """Whether an op, or its refusal, is committed on a node; one that was spooled is known by its sequence only."""
@@ -260,20 +264,20 @@ class Follower:
             counting = [one for one in self._nodes.replicas(shard) if not self._nodes.unfit(one.node)]
             if not counting:
                 return False
-            for session in counting:
-                try:
-                    position = receipt.position or START
-                    fate = ledger_queries.fate(
-                        session, receipt.bucket, position, receipt.producer, receipt.producer_seq
-                    )
-                except (Unavailable, PipelineError):
+            try:
+                if not all(self._reached(_fate_on(session, receipt), receipt) for session in counting):
                     return False
-                if not self._reached(fate, receipt):
-                    return False
+            except PipelineError:
+                return False
         return True
 
+    def _hinted(self, receipt: Receipt) -> bool:
+        """Whether what Redis has of the watermarks is worth asking the databases for."""
+        target = self._topology.placement.moves.get(receipt.bucket, ("", ""))[1]  # may go on with the bucket already
+        shards = self._topology.shards_of(receipt.bucket)
+        return all(self._hint(one, receipt) for one in shards) or bool(target and self._hint(target, receipt))
+
     def _hint(self, shard: str, receipt: Receipt) -> bool:
-        """Whether Redis's copy of the watermark is worth asking the database for."""
         if receipt.position is None:
             return True
         try:
@@ -283,8 +287,10 @@ class Follower:
         return mark is not None and mark >= receipt.position
 
     def _behind(self, shard: str, buckets: set[int], tails: Mapping[int, Position]) -> set[int]:
-        """Return those of a shard's buckets that its primary has not applied so far."""
+        """Return the buckets of which a shard has not applied all; hear where those have gone that it has no more."""
         found = ledger_queries.marks_of(self._nodes.primary(shard), buckets)
+        if any(mark.state in (MOVED, GONE) for mark in found.values()):
+            bucket_map.follow_noted(self._log, self._topology)
         if missing := buckets - found.keys():
             raise ShardUnavailable(shard, f"it has no watermark of bucket {min(missing)}: run pipeline migrate")
         return {bucket for bucket in buckets if found[bucket].position < tails[bucket]}
@@ -293,3 +299,8 @@ class Follower:
 def _is_young(epoch: int) -> bool:
     """Whether a shard remembers all producers of an epoch: an epoch is the time of its beginning, or later."""
     return clock.wall_ms() / 1000 - epoch <= REMEMBERED_S
+
+
+def _fate_on(session: NodeSession, receipt: Receipt) -> Fate:
+    position = receipt.position or START
+    return ledger_queries.fate(session, receipt.bucket, position, receipt.producer, receipt.producer_seq)

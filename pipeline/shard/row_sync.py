@@ -17,7 +17,7 @@ from pipeline.shard.driver_errors import Fault, fault_of, is_about_other_rows
 from pipeline.shard.session import NodeSession
 from pipeline.shard.stored_rows import WRITE_ROWS, RangeTotal, StoredIds, StoredRows, as_it_is
 
-#: Rows of the first chunk and of the largest, and how long a chunk may take to compare, seconds.
+#: Rows of the first chunk and of the largest, and how long a chunk may take to compare, copy or delete, seconds.
 FIRST, MOST, CHUNK_S = 200, 20_000, 0.1
 #: How many bytes of rows one transaction writes, if these are not of one row.
 WRITE_BYTES = 1_000_000
@@ -77,11 +77,7 @@ class RowSync:
             Exception: of the driver, where the target refuses a row, as for a unique value that a row of its own has.
         """
         self._cleared = False
-        for found in self._walk(after, alone=True):
-            self._target.delete(found.stale)
-            for ids in _portions(found.missing):
-                self._write(self._source.read(ids), found.upto)
-            yield found.chunk
+        yield from (found.chunk for found in self._walk(after, alone=True, writing=True))
 
     def compare(self, after: int | None = None) -> Iterator[Compared]:
         """Compare only, and yield each chunk; both sessions are inside a transaction with a snapshot.
@@ -95,11 +91,16 @@ class RowSync:
         """Compare all, and yield the chunks that differ."""
         return (chunk for chunk in self.compare() if chunk.wrong)
 
-    def _walk(self, after: int | None, alone: bool) -> Iterator[_Found]:
+    def _walk(self, after: int | None, alone: bool, *, writing: bool = False) -> Iterator[_Found]:
         pace = _Pace(CHUNK_S)
         while True:
-            with pace.timed(), self._target.session.transaction() if alone else nullcontext():
-                found = self._look(after, pace)
+            with pace.timed():  # what is written counts: nothing holds a mover back within a chunk
+                with self._target.session.transaction() if alone else nullcontext():
+                    found = self._look(after, pace)
+                if writing:
+                    self._target.delete(found.stale)
+                    for ids in _portions(found.missing):
+                        self._write(self._source.read(ids), found.upto)
             yield found
             if found.upto is None:
                 return
@@ -162,6 +163,59 @@ def delete_rows(
         if upto is None:
             return
         after = upto
+
+
+class Sample(NamedTuple):
+    """What the beginning of a table has, and how long it takes to read.
+
+    Attributes:
+        looked: how many rows of the table were looked at.
+        rows: for how many of these the condition holds.
+        bytes: of these, about.
+        took_s: how long it took to find, digest and read them, seconds.
+        whole: whether that is all of the table.
+        table_rows: about how many rows the table has.
+    """
+
+    looked: int
+    rows: int
+    bytes: int
+    took_s: float
+    whole: bool
+    table_rows: int
+
+
+def sample(
+    session: NodeSession, schema: TableSchema, columns: Sequence[DatabaseColumn], condition_sql: str, for_s: float
+) -> Sample:
+    """Read a table from its beginning as a copy does, for a while; nothing is written.
+
+    Args:
+        session: inside a transaction with a snapshot.
+        schema: the table's definition.
+        columns: what would be copied.
+        condition_sql: which rows would be.
+        for_s: for how long, seconds.
+    """
+    stored, pace, started = StoredRows(session, schema, columns, condition_sql), _Pace(CHUNK_S), mono_s()
+    looked = rows = size = 0
+    after: int | None = None
+    while True:
+        with pace.timed():
+            step, upto = pace.rows, stored.end(after, pace.rows)
+            with as_it_is(session):
+                found = stored.each(after, upto)
+            for ids in _portions({id: row.bytes for id, row in found.items()}):
+                stored.read(ids)
+        rows, size, looked, after = (
+            rows + len(found),
+            size + sum(one.bytes for one in found.values()),
+            looked + step,
+            upto,
+        )
+        took_s = mono_s() - started
+        if after is None or took_s >= for_s:
+            return Sample(looked, rows, size, took_s, after is None, stored.about())
 
 
 class _Found(NamedTuple):

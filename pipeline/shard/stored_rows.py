@@ -82,7 +82,7 @@ class StoredIds:
 
     def __init__(self, session: NodeSession, table: str, id_name: str, condition_sql: str):
         self.session, self._condition = session, condition_sql
-        self._table, self._id = session.dialect.quote(table), session.dialect.quote(id_name)
+        self._name, self._table, self._id = table, session.dialect.quote(table), session.dialect.quote(id_name)
 
     def end(self, after: int | None, rows: int) -> int | None:
         """Return the id of the last of the next rows, of all that the table has; None where there are fewer."""
@@ -91,6 +91,13 @@ class StoredIds:
         sql = f"SELECT {self._id} FROM {self._table}{where} ORDER BY {self._id} LIMIT 1 OFFSET {rows - 1}"
         found = self.session.rows(sql)
         return int(found[0][0]) if found else None
+
+    def about(self) -> int:
+        """Return about how many rows the table has in all."""
+        sql = f"SELECT COUNT(*) FROM {self._table}"
+        if self.session.dialect.name == "mysql":  # whose count reads the whole index
+            sql = f"SELECT table_rows FROM information_schema.tables WHERE {rows_about([self._name])}"
+        return int(self.session.rows(sql)[0][0] or 0)
 
     def ids(self, after: int | None, upto: int | None) -> list[int]:
         """Return the ids in a range."""

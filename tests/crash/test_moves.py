@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from support.chance import SOAK
+from support.oracle.producer import environment
 from support.oracle.trial import Trial
 
 from pipeline import clock
@@ -43,6 +47,29 @@ def test_buckets_move_under_load_while_anything_is_killed(trial: Trial) -> None:
         owned = [shard for shard in topology.shards if states(trial, shard, bucket) in ("active", "holding")]
         assert owned == [topology.shard_of(bucket)]
     assert rig.client.topology.placement.moves == {}
+
+
+@pytest.mark.parametrize("state", ["copying", "catching up"])
+def test_workers_go_on_with_a_move_whose_command_was_killed(trial: Trial, state: str) -> None:
+    client, topology = trial.rig.client, trial.rig.client.topology
+    bucket = topology.bucket_of("tally", trial.choose_owners(1)[0])
+    target = next(shard for shard in topology.shards if shard != topology.shard_of(bucket))
+    trial.producer(600 * SOAK)
+
+    command = ["-m", "pipeline", "move", str(bucket), "--to", target, "--keep", "0", "--config", str(trial.rig.config)]
+    child = subprocess.Popen([sys.executable, *command], env=environment(), stderr=subprocess.DEVNULL)
+    for _ in polls(MOVE_S, first_s=0.01):
+        if states(trial, target, bucket) == {"copying": "copying", "catching up": "catching"}[state]:
+            break
+    child.kill()
+    child.wait()
+
+    for _ in polls(MOVE_S, most_s=0.5):
+        if not [one for one in orders.under_way(client) if bucket in one.buckets]:
+            break
+    trial.join()
+    assert states(trial, target, bucket) in ("active", "holding")
+    trial.holds()
 
 
 def begin(trial: Trial, bucket: int, target: str) -> None:

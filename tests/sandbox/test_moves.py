@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from support.sandbox.deployments import Site, apply, drain, file_of, insert, model, run, site
 
 from pipeline.admin import new_shard, reshape, upkeep
+from pipeline.admin.moving import carrier, orders
 from pipeline.admin.moving import mover as movers
-from pipeline.admin.moving import orders
+from pipeline.admin.moving.buckets_rows import CopyVoid, FencedSession
 from pipeline.admin.moving.mover import MoveEnded, Mover
 from pipeline.apply.replay import Replay
 from pipeline.cli import move as face
@@ -155,11 +156,11 @@ def test_a_difference_ends_the_move(client: Client) -> None:
     assert states_of(client, bucket) == ["active", "gone"]
 
 
-def _meddled(client: Client, customer: int) -> movers.MoveStep:
+def _meddled(client: Client, customer: int) -> carrier.MoveStep:
     target = client.nodes.primary("s1")
     with target.transaction():
         target.execute(f"UPDATE purchase SET qty = 99 WHERE customer = {customer}")
-    return movers.MoveStep("copying")
+    return carrier.MoveStep("copying")
 
 
 def test_what_cannot_move_is_refused_before(client: Client) -> None:
@@ -202,20 +203,20 @@ def test_nothing_is_replayed_while_its_bucket_moves(client: Client) -> None:
 def test_a_target_that_refuses_an_op_after_the_source_has_stopped_lets_the_source_go_on(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(movers, "REFUSED_S", 0.0)
+    monkeypatch.setattr(carrier, "REFUSED_S", 0.0)
     monkeypatch.setattr(stored_rows, "_triggers", lambda session, table: ())  # would be refused before
     bucket = bucket_with_rows(client, "s0")
     customer = next(one for one in CUSTOMERS if client.topology.bucket_of("purchase", one) == bucket)
     before = rows_on(client, "s1")
     mover = orders.order_move(client, [bucket], "s1", "me", keep_s=0)
-    caught_up = mover._caught_up
+    catch_up = mover._carrier.catch_up
 
     def one_more(follow: Any) -> Any:
-        yield from caught_up(follow)
+        yield from catch_up(follow)
         insert(client, customer)
         drain(client)
 
-    monkeypatch.setattr(mover, "_caught_up", one_more)
+    monkeypatch.setattr(mover._carrier, "catch_up", one_more)
     with client.nodes.primary("s1").transaction():
         client.nodes.primary("s1").execute(
             "CREATE TRIGGER no BEFORE INSERT ON purchase WHEN (SELECT state FROM pipeline_watermarks"
@@ -468,3 +469,75 @@ def test_a_map_that_redis_has_lost_is_not_written_down_without_a_shard(
     monkeypatch.setattr(client.nodes, "primary", primary)
     bucket_map.follow(client.log, client.nodes, client.topology)
     assert client.log.placement() == noted
+
+
+def test_a_move_that_its_target_has_forgotten_begins_anew(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target's primary fails over just as the mover is at it."""
+    bucket = bucket_with_rows(client, "s0")
+    mover = orders.order_move(client, [bucket], "s1", "me", keep_s=0)
+    catch_up = mover._carrier.catch_up
+
+    def forgotten(follow: Any) -> Any:
+        monkeypatch.setattr(mover._carrier, "catch_up", catch_up)
+        target = client.nodes.primary("s1")
+        with target.transaction():
+            target.execute("DELETE FROM pipeline_moves")
+            target.execute(f"DELETE FROM pipeline_watermarks WHERE bucket = {bucket}")
+        return iter(())
+
+    monkeypatch.setattr(mover._carrier, "catch_up", forgotten)
+
+    stages = finished(mover)
+
+    assert stages.count("copying") > 1
+    assert states_of(client, bucket) == ["gone", "active"]
+
+
+@pytest.mark.parametrize("then", ["began", "was given up"])
+def test_a_mover_that_stands_still_at_the_cut_follows_no_more_when_another(client: Client, then: str) -> None:
+    bucket = bucket_with_rows(client, "s0")
+    customer = next(one for one in CUSTOMERS if client.topology.bucket_of("purchase", one) == bucket)
+    late = orders.order_move(client, [bucket], "s1", "me", keep_s=0)
+    follow_once, steps = late._carrier.follow_once, late.steps()
+    while next(steps).text != "s0 has stopped":
+        pass
+
+    [other] = orders.under_way(client)
+    if then == "began":
+        for step in other.steps():
+            if step.text == "s1 goes on":
+                break
+        insert(client, customer)
+        drain(client)
+    else:
+        other.give_up("enough")
+
+    with pytest.raises(CopyVoid, match="does not follow any more"):
+        follow_once(late._carrier.follow(), {bucket: Position(1, 0)})
+    assert [step.stage for step in steps][-1] == "over"
+    assert states_of(client, bucket) == (["gone", "active"] if then == "began" else ["active", "gone"])
+
+
+def test_a_copy_that_begins_anew_is_no_difference_to_another_mover(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = bucket_with_rows(client, "s0")
+    customer = next(one for one in CUSTOMERS if client.topology.bucket_of("purchase", one) == bucket)
+    snapshot = FencedSession.snapshot
+
+    def late(session: FencedSession) -> Any:
+        state = states_of(client, bucket)[1]
+        if session.node == "s1" and state == "catching":  # the target is compared
+            monkeypatch.setattr(FencedSession, "snapshot", snapshot)
+            target = client.nodes.primary("s1")
+            with target.transaction():
+                target.execute(f"UPDATE pipeline_watermarks SET state = 'copying' WHERE bucket = {bucket}")
+                target.execute(f"DELETE FROM purchase WHERE customer = {customer}")
+        return snapshot(session)
+
+    monkeypatch.setattr(FencedSession, "snapshot", late)
+
+    finished(orders.order_move(client, [bucket], "s1", "me", keep_s=0))
+
+    assert states_of(client, bucket) == ["gone", "active"]
+    assert customer in [one for one, _ in rows_on(client, "s1")]

@@ -64,7 +64,7 @@ class ReplicaLag:
         """
         shown_s = -SHOW_S
         for waiting in clock.polls(math.inf, first_s=AGAIN_S / 10, most_s=AGAIN_S) if self._replicas else ():
-            lags = self._lags()
+            lags = self.lags()
             away = [one for one in lags if one.lag_s is None and one.node not in self._away]
             self._away |= {one.node for one in away}
             yield from away
@@ -75,7 +75,8 @@ class ReplicaLag:
                 yield behind
                 shown_s = waiting.waited_s
 
-    def _lags(self) -> list[Behind]:
+    def lags(self) -> list[Behind]:
+        """Return how far behind each replica is, after a heartbeat on the primary."""
         asked_s = clock.mono_s()
         beat(self._primary)
         self._meter.add(self._shard, probe(self._primary), asked_s)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.admin.migrate import published
-from pipeline.admin.moving.buckets_rows import moved_tables, rows_in
+from pipeline.admin.moving.buckets_rows import Size, apart, moved_tables, rows_in, size_of
 from pipeline.admin.moving.mover import Mover
 from pipeline.chance import chance
 from pipeline.client import Client
@@ -18,9 +18,9 @@ from pipeline.errors import PipelineError, Unavailable, did_you_mean
 from pipeline.events import Event
 from pipeline.model.values import key_form, lenient
 from pipeline.shard.bucket_sql import bucket_sql
-from pipeline.shard.records import ledger, moves
-from pipeline.shard.records.ledger import APPLYING
-from pipeline.shard.records.moves import Leg
+from pipeline.shard.records import ledger, ledger_queries, moves
+from pipeline.shard.records.ledger import APPLYING, Mark
+from pipeline.shard.records.moves import DEFAULTS, Leg, MoveNote
 
 #: What people are told of each stage; see `Mover.stage`.
 _STATES = {"begin": "beginning", "copy": "copying", "catch": "catching up", "finish": "stopping", "publish": "waiting"}
@@ -30,7 +30,14 @@ KEEP_S = 60
 logger = logging.getLogger("pipeline.moves")
 
 
-def order_move(client: Client, buckets: Collection[int], target: str, who: str, keep_s: int = KEEP_S) -> Mover:
+def order_move(
+    client: Client,
+    buckets: Collection[int],
+    target: str,
+    who: str,
+    keep_s: int = KEEP_S,
+    note: MoveNote = DEFAULTS,
+) -> Mover:
     """Order that buckets of one shard move to another; return the mover, whose `steps` do it.
 
     Args:
@@ -39,6 +46,7 @@ def order_move(client: Client, buckets: Collection[int], target: str, who: str, 
         target: the name of the shard that they move to.
         who: for the record.
         keep_s: how long the source keeps its rows once the target goes on, s.
+        note: has the limits of the copy, and how many rows there are.
 
     Raises:
         PipelineError: they cannot be moved, with what to change; nothing was changed.
@@ -50,19 +58,24 @@ def order_move(client: Client, buckets: Collection[int], target: str, who: str, 
     with session.translated(), session.transaction():
         marks = ledger.lock_buckets(session, wanted)
         found = moves.legs_within(session, wanted)
-        for bucket in wanted:
-            if bucket not in marks or marks[bucket].state not in APPLYING:
-                state = marks[bucket].state if bucket in marks else "unknown"
-                raise PipelineError(
-                    f"bucket {bucket} on {source} is {state}: see pipeline why; a halted one goes on once its first op "
-                    "is replayed or dropped"
-                )
-            if bucket in found and found[bucket].under_way(source) and found[bucket].source == source:
-                raise PipelineError(f"bucket {bucket} is being moved already: see pipeline move list")
-        leg = Leg(wanted[0], number, source, target, clock.wall_ms(), keep_s, who[:128], moves.MoveNote(), None, None)
+        _refuse_busy(source, wanted, marks, found)
+        leg = Leg(wanted[0], number, source, target, clock.wall_ms(), keep_s, who[:128], note, None, None)
         for bucket in wanted:
             moves.write_leg(session, leg._replace(bucket=bucket))
     return Mover(client, leg, wanted)
+
+
+def _refuse_busy(source: str, wanted: Iterable[int], marks: Mapping[int, Mark], found: Mapping[int, Leg]) -> None:
+    """Raise where a bucket is halted, or moves already."""
+    for bucket in wanted:
+        if bucket not in marks or marks[bucket].state not in APPLYING:
+            state = marks[bucket].state if bucket in marks else "unknown"
+            raise PipelineError(
+                f"bucket {bucket} on {source} is {state}: see pipeline why; a halted one goes on once its first op is "
+                "replayed or dropped"
+            )
+        if bucket in found and found[bucket].under_way(source) and found[bucket].source == source:
+            raise PipelineError(f"bucket {bucket} is being moved already: see pipeline move list")
 
 
 def source_of(client: Client, buckets: Collection[int], target: str) -> str:
@@ -157,6 +170,27 @@ def find_key(client: Client, text: str) -> KeyPlace:
     return KeyPlace(bucket, sum(count for _, count in found) - sum(along), len(along), sum(along))
 
 
+def sizes(client: Client, buckets: Collection[int], target: str) -> list[Size]:
+    """Return what would move, and how long that would take; nothing is changed on either shard.
+
+    The beginning of each table is read as a copy reads it, for a second or two.
+
+    Args:
+        client: the deployment.
+        buckets: which; all on one shard.
+        target: the name of the shard that they would move to.
+
+    Raises:
+        PipelineError: they cannot be moved, with what to change.
+    """
+    source = source_of(client, buckets, target)
+    session = client.nodes.primary(source)
+    _refuse_busy(source, buckets, ledger_queries.marks_of(session, buckets), moves.legs(session, buckets))
+    tables = moved_tables(client, buckets, source, target)
+    with apart(client, source) as reader, reader.snapshot():
+        return [size_of(reader, table) for table in tables]
+
+
 def under_way(client: Client) -> Iterator[Mover]:
     """Yield a mover of each move that is not over, as far as the shards that answer say it.
 
@@ -205,8 +239,12 @@ class KnownMove(NamedTuple):
     Attributes:
         buckets: as ranges.
         state: how far it is, `done`, or `not known` where a shard does not answer.
-        rows: that were copied.
+        rows: that were copied so far.
         trouble: why it ended, or the empty text.
+        total: about how many rows there are to copy; 0: not known.
+        left_s: about how long the copy takes from now, s; None: not known, or it is over.
+        waits: what the mover waits for; empty: for nothing.
+        limits: as options of the command.
     """
 
     move: int
@@ -218,6 +256,10 @@ class KnownMove(NamedTuple):
     who: str
     began_ms: int
     trouble: str
+    total: int
+    left_s: int | None
+    waits: str
+    limits: str
 
 
 def known(client: Client) -> list[KnownMove]:
@@ -237,8 +279,11 @@ def _shown(client: Client, told: list[tuple[str, Leg]]) -> KnownMove:
         state = "given up" if leg.note.trouble else _STATES[Mover(client, leg, buckets).stage()]
     except Unavailable:
         state = "not known"
-    about = (leg.move, format_ranges(buckets), leg.source, leg.target)
-    return KnownMove(*about, state, leg.note.rows, leg.who, leg.began_ms, leg.note.trouble)
+    about, note = (leg.move, format_ranges(buckets), leg.source, leg.target), leg.note
+    left_s = note.left_s if state == "copying" else None
+    waits = "" if state in ("done", "given up") else note.waits
+    limits = f"--keep {leg.keep_s} --max-lag {note.max_lag_s:g} --max-load {note.max_load}"
+    return KnownMove(*about, state, note.rows, leg.who, leg.began_ms, note.trouble, note.total, left_s, waits, limits)
 
 
 def came_from(client: Client, buckets: Collection[int]) -> str:

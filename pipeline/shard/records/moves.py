@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from pipeline import clock
 from pipeline.errors import NotMigrated
 from pipeline.model.op import Position
 from pipeline.shard.records.ledger import ACTIVE, CATCHING, COPYING, GONE, HOLDING, lock_buckets, text_literal
@@ -18,6 +19,10 @@ from pipeline.shard.session import NodeSession
 
 #: The states on the target of a bucket that is on its way.
 ON_THE_WAY = (COPYING, CATCHING)
+#: Where nobody says: a replica is behind by no more than readers put up with, s (`[reads] max_lag_s`); a primary runs
+#: no more threads than pt-online-schema-change lets it (`--max-load Threads_running=25`). A handful of workers run few;
+#: a primary that runs more has statements that wait for each other.
+MAX_LAG_S, MAX_LOAD = 5.0, 25
 
 
 class MoveNote(msgspec.Struct, frozen=True):
@@ -31,6 +36,12 @@ class MoveNote(msgspec.Struct, frozen=True):
         emptied: whether this node has no rows of the bucket any more.
         cleaned: whether no node of this shard has any.
         trouble: why the move has ended, or does not go on, with what to do; empty: nothing is wrong.
+        max_lag_s: how far a replica of either shard may be behind while rows are copied or deleted, s.
+        max_load: how many threads a primary of either shard may run meanwhile.
+        total: about how many rows there are to copy; 0: not known.
+        copied_from_ms: when the copy began, ms since 1970.
+        told_ms: when `rows` and `waits` were noted last, ms since 1970.
+        waits: what the mover waits for; empty: it goes on.
     """
 
     rows: int = 0
@@ -40,6 +51,24 @@ class MoveNote(msgspec.Struct, frozen=True):
     emptied: bool = False
     cleaned: bool = False
     trouble: str = ""
+    max_lag_s: float = MAX_LAG_S
+    max_load: int = MAX_LOAD
+    total: int = 0
+    copied_from_ms: int = 0
+    told_ms: int = 0
+    waits: str = ""
+
+    @property
+    def left_s(self) -> int | None:
+        """How long the copy takes from now, s, at the rate that it has had; None where that is not known."""
+        took_ms = self.told_ms - self.copied_from_ms
+        if not self.rows or took_ms <= 0 or self.total <= self.rows:
+            return None
+        return round((self.total - self.rows) * took_ms / self.rows / 1000)
+
+
+#: The note of a move for which nobody says more.
+DEFAULTS = MoveNote()
 
 
 class Leg(NamedTuple):
@@ -113,12 +142,11 @@ def write_leg(session: NodeSession, leg: Leg) -> None:
         session: inside a transaction that holds the bucket's watermark.
         leg: the row.
     """
-    note = text_literal(msgspec.json.encode(leg.note).decode())
     values = f"{leg.bucket}, {leg.move}, {text_literal(leg.source)}, {text_literal(leg.target)}, {leg.began_ms}"
     session.execute(f"DELETE FROM pipeline_moves WHERE bucket = {leg.bucket}")
     session.execute(
         "INSERT INTO pipeline_moves (bucket, move, source, target, began_ms, keep_s, who, note)"
-        f" VALUES ({values}, {leg.keep_s}, {text_literal(leg.who)}, {note})"
+        f" VALUES ({values}, {leg.keep_s}, {text_literal(leg.who)}, {_literal(leg.note)})"
     )
 
 
@@ -133,9 +161,29 @@ def note(session: NodeSession, buckets: Iterable[int], move: int, text: MoveNote
     """
     with session.translated(), session.transaction():
         session.execute(
-            f"UPDATE pipeline_moves SET note = {text_literal(msgspec.json.encode(text).decode())}"
-            f" WHERE move = {move} AND bucket IN ({_list(buckets)})"
+            f"UPDATE pipeline_moves SET note = {_literal(text)} WHERE move = {move} AND bucket IN ({_list(buckets)})"
         )
+
+
+def note_progress(session: NodeSession, buckets: Collection[int], move: int, waits: str, rows: int | None) -> None:
+    """Note what a mover is at. What anybody else notes meanwhile stays, and this is not noted.
+
+    Args:
+        session: of the target's primary, outside a transaction.
+        buckets: of the move.
+        move: its number.
+        waits: what it waits for; empty: for nothing.
+        rows: that were copied so far; None: as noted before.
+    """
+    for bucket, leg in legs(session, buckets).items():
+        if leg.move == move:
+            before, rows = leg.note, leg.note.rows if rows is None else rows
+            after = msgspec.structs.replace(before, waits=waits, rows=rows, told_ms=clock.wall_ms())
+            with session.translated(), session.transaction():
+                session.execute(
+                    f"UPDATE pipeline_moves SET note = {_literal(after)}"
+                    f" WHERE move = {move} AND bucket = {bucket} AND note = {_literal(before)}"
+                )
 
 
 class Fence(NamedTuple):
@@ -233,6 +281,10 @@ def _legs(rows: Iterable[tuple[Any, ...]]) -> dict[int, Leg]:
         position = Position(epoch, seq) if state else None
         found[bucket] = Leg(bucket, move, source, target, began_ms, keep_s, who, _note(text), state, position)
     return found
+
+
+def _literal(note: MoveNote) -> str:
+    return text_literal(msgspec.json.encode(note).decode())
 
 
 def _note(text: str) -> MoveNote:

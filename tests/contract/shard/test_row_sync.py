@@ -16,7 +16,7 @@ from support.sandbox.sessions import both, empty_schema, mariadb, run
 from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard import row_sync, stored_rows
-from pipeline.shard.row_sync import Compared, RowSync, delete_rows
+from pipeline.shard.row_sync import Compared, RowSync, delete_rows, sample
 from pipeline.shard.session import NodeSession
 from pipeline.shard.stored_rows import copied_columns
 
@@ -247,6 +247,52 @@ def test_a_statement_that_takes_too_long_makes_the_chunk_smaller(
     assert sum(chunk.wrong for chunk in synced(session, target)) == 4
     assert limits[:2] == ["2", "0"]
     assert strict(session)
+
+
+@both
+def test_a_sample_reads_from_the_beginning_and_says_whether_that_was_all(
+    session: NodeSession, target: NodeSession
+) -> None:
+    simple_tables(session, target)
+    fill(session, ["id", "v"], [[str(id), "'abc'"] for id in range(10)])
+    columns = copied_columns(session, target, SCHEMA)
+    if kind_of(session) == "mysql":
+        run(session, "ANALYZE TABLE t")
+
+    with session.transaction():
+        whole = sample(session, SCHEMA, columns, EVEN, 600)
+        begun = sample(session, SCHEMA, columns, EVEN, 0)
+
+    assert (whole.rows, whole.whole, begun.rows, begun.looked, begun.whole) == (5, True, 2, 3, False)
+    assert begun.table_rows == 10
+    assert whole.bytes > begun.bytes > 0
+    assert strict(session)
+
+
+@both
+def test_a_chunk_is_as_large_as_its_rows_are_fast_to_write(
+    session: NodeSession, target: NodeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simple_tables(session, target)
+    fill(session, ["id", "v"], [[str(id), "'a'"] for id in range(400)])
+    monkeypatch.setattr(row_sync, "CHUNK_S", 10.0)
+    monkeypatch.setattr(row_sync, "MOST", 1000)
+    monkeypatch.setattr(row_sync, "FIRST", 100)
+    sync, now_s = sync_of(session, target), [0.0]
+    monkeypatch.setattr(row_sync, "mono_s", lambda: now_s[0])
+    insert = sync._target.insert
+
+    def slow(rows: Any) -> None:
+        insert(rows)
+        now_s[0] += len(rows)  # a second a row
+
+    monkeypatch.setattr(sync._target, "insert", slow)
+    with session.transaction():
+        chunks = [chunk.rows for chunk in sync.sync()]
+
+    assert chunks[0] == 50
+    assert max(chunks[1:]) <= 11
+    assert sum(chunks) == 200
 
 
 @both
