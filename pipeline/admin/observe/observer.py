@@ -7,7 +7,7 @@ as long as its last position is away from its watermark.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from pipeline import clock
@@ -15,7 +15,17 @@ from pipeline.admin.observe.news import News, news_of, with_news
 from pipeline.admin.observe.published import read_record
 from pipeline.admin.observe.queues import Queue, Queues
 from pipeline.admin.observe.rates import Window, batch_of, counters_of, tables_of, with_reads
-from pipeline.admin.observe.reached import OnPrimary, Reached, ask_node, ask_primary, reported, writing
+from pipeline.admin.observe.reached import (
+    OnPrimary,
+    Reached,
+    ask_node,
+    ask_primary,
+    highest,
+    of_owned,
+    owned_by,
+    reported,
+    writing,
+)
 from pipeline.admin.observe.record import (
     BY_WORKERS,
     MOST_STRANGE,
@@ -124,10 +134,15 @@ class Observer:
     ) -> Record:
         if news is not None:
             self._reads.add(clock.mono_s(), counters_of(news.reads))
+        told = {shard: one.legs for shard, one in counts.items() if isinstance(one, OnPrimary)}
+        least = self._least([nodes[p] for p in primaries.values()], owned_by(self._topology, told))
+        nodes = {
+            node: of_owned(nodes[node], least[s], node == primaries[s]) for s, u in self._uris.items() for node in u
+        }
         queues = dict.fromkeys(primaries, Queue(why=redis.why))
         if not redis.why:
             # after the watermarks: an op applied in between counts as queued, and no count is below zero
-            queues = self._queues({shard: nodes[primary] for shard, primary in primaries.items()})
+            queues = self._queues({shard: nodes[primary] for shard, primary in primaries.items()}, least)
         rows = tuple(self._shard(s, primaries[s], nodes, counts[s], queues[s], news) for s in primaries)
         deployment = Fingerprint.noted(self._log.deployment()) if news is not None else None
         return Record(
@@ -188,19 +203,34 @@ class Observer:
         except PipelineError:
             return None
 
-    def _queues(self, primaries: Mapping[str, Reached | PipelineError]) -> dict[str, Queue]:
+    def _least(
+        self, primaries: Iterable[Reached | PipelineError], owned: Mapping[str, set[int]]
+    ) -> dict[str, dict[int, Position]]:
+        """Return by shard the least watermark of each of its buckets: a shard that had a bucket before has one, too."""
+        reached, reference = (
+            (one.marks for one in primaries if isinstance(one, Reached)),
+            self._topology.reference_bucket,
+        )
+        top = highest(reached) | {reference: START}
+        return {shard: {bucket: top.get(bucket, START) for bucket in mine} for shard, mine in owned.items()}
+
+    def _queues(
+        self, primaries: Mapping[str, Reached | PipelineError], least: Mapping[str, Mapping[int, Position]]
+    ) -> dict[str, Queue]:
         try:
-            marks = {shard: self._marks(shard, primary) for shard, primary in primaries.items()}
+            marks = {shard: self._marks(shard, primary, least[shard]) for shard, primary in primaries.items()}
             return {shard: self._queues_of.queue(shard, marks[shard]) for shard in marks}
         except PipelineError as error:
             return dict.fromkeys(primaries, Queue(why=str(error)))
 
-    def _marks(self, shard: str, primary: Reached | PipelineError) -> Mapping[int, Position]:
+    def _marks(
+        self, shard: str, primary: Reached | PipelineError, least: Mapping[int, Position]
+    ) -> Mapping[int, Position]:
         """Return a primary's watermarks, or those that workers published: never ahead of what was committed."""
         if not isinstance(primary, PipelineError):
             return primary.marks
-        mine = (*self._topology.buckets_of(shard), self._topology.reference_bucket)
-        return dict.fromkeys(mine, START) | self._log.marks(shard)
+        published = self._log.marks(shard)
+        return {bucket: max(at, published.get(bucket, START)) for bucket, at in least.items()}
 
     def _node(self, node: str, found: Reached | PipelineError, primary: Reached | PipelineError) -> NodeRecord:
         if found is primary:
@@ -232,7 +262,8 @@ class Observer:
         if not passed_s:
             return None, None
         try:
-            applied = self._between(first.marks, last.marks)
+            # a bucket that has come meanwhile was applied elsewhere before
+            applied = self._between(first.marks, {b: at for b, at in last.marks.items() if b in first.marks})
         except PipelineError:
             return None, None
         if first_depth is None or last_depth is None:

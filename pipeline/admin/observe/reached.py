@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from pipeline import clock
 from pipeline.admin.observe.news import News
+from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError, Unavailable
-from pipeline.model.op import Position
+from pipeline.model.op import START, Position
 from pipeline.model.wait_reason import WaitReason
-from pipeline.shard.records import ledger_queries
+from pipeline.shard.records import ledger_queries, moves
+from pipeline.shard.records.ledger import OWNED
+from pipeline.shard.records.moves import Leg
 from pipeline.shard.records.stops import stop_reasons
 from pipeline.shard.session import brief
 
@@ -20,10 +23,11 @@ REPORTED_MS = 5_000
 
 @dataclass(frozen=True, slots=True)
 class OnPrimary:
-    """What only a shard's primary knows: how many ops are set aside or lost, and what is stopped."""
+    """What only a shard's primary knows: how many ops are set aside or lost, what is stopped, and what has moved."""
 
     counts: Mapping[str, int]
     stops: Sequence[WaitReason]
+    legs: Mapping[int, Leg] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class Reached:
 
     Attributes:
         at_s: when it was so, by this process's steady clock.
-        marks: the watermarks of its active buckets.
+        marks: its watermarks; a bucket that has moved, or is on its way, has one too.
         newest_ms: the time of its newest op; None: not known.
         lag_ms: by its report; None: not known.
     """
@@ -56,8 +60,7 @@ def ask_node(node: str, uri: str) -> Reached:
     with brief(node, uri) as session:
         standing = ledger_queries.standing(session)
         at_s = clock.mono_s()
-    marks = {bucket: mark.position for bucket, mark in standing.marks.items() if mark.owned}
-    return Reached(at_s, marks, standing.newest_ms)
+    return Reached(at_s, {bucket: mark.position for bucket, mark in standing.marks.items()}, standing.newest_ms)
 
 
 def ask_primary(shard: str, uri: str) -> OnPrimary:
@@ -71,7 +74,7 @@ def ask_primary(shard: str, uri: str) -> OnPrimary:
         ShardUnavailable: it does not answer in time.
     """
     with brief(shard, uri) as session:
-        return OnPrimary(ledger_queries.counts(session), stop_reasons(session, shard))
+        return OnPrimary(ledger_queries.counts(session), stop_reasons(session, shard), moves.legs(session))
 
 
 def reported(node: str, news: News) -> Reached | PipelineError:
@@ -100,3 +103,46 @@ def writing(shard: str, nodes: Mapping[str, str], news: News) -> str:
     """
     taking = [node for node in nodes if node in news.nodes and news.nodes[node][1].takes_writes]
     return taking[0] if len(taking) == 1 else shard
+
+
+def owned_by(topology: Topology, told: Mapping[str, Mapping[int, Leg]]) -> dict[str, set[int]]:
+    """Return the buckets of each shard, the reference bucket included: as shards say it, else as the map does.
+
+    Args:
+        topology: follows the map.
+        told: by shard that has answered, the last move of each bucket that has moved.
+    """
+    owners = {bucket: shard for shard in topology.shards for bucket in topology.buckets_of(shard)}
+    owners |= {b: shard for shard, legs in told.items() for b, leg in legs.items() if leg.state in OWNED}
+    found = {shard: {topology.reference_bucket} for shard in topology.shards}
+    for bucket, shard in owners.items():
+        found[shard].add(bucket)
+    return found
+
+
+def of_owned(
+    found: Reached | PipelineError, least: Mapping[int, Position], is_primary: bool
+) -> Reached | PipelineError:
+    """Return how far a node is in the buckets of its shard: one that has left is another's.
+
+    Args:
+        found: how far it is in all, or why that is not known.
+        least: of each bucket of its shard, the least watermark that its primary can have.
+        is_primary: whether it is that.
+    """
+    if isinstance(found, PipelineError):
+        return found
+    marks = {bucket: found.marks.get(bucket, START) for bucket in least}
+    return replace(found, marks={b: max(at, least[b]) for b, at in marks.items()} if is_primary else marks)
+
+
+def highest(marks: Iterable[Mapping[int, Position]]) -> dict[int, Position]:
+    """Return the highest watermark of each bucket. Where it has moved, its owner's may be of a moment before.
+
+    Args:
+        marks: of each shard.
+    """
+    found = dict[int, Position]()
+    for each in marks:
+        found |= {bucket: position for bucket, position in each.items() if position > found.get(bucket, START)}
+    return found
